@@ -1,0 +1,1 @@
+"""Frozen networks. The only room that knows timm (law L1)."""

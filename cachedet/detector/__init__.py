@@ -1,0 +1,1 @@
+"""What is trained: necks and heads on features. Knows nothing of disks."""

@@ -1,0 +1,81 @@
+"""Everything cachedet raises on purpose.
+
+    CachedetError
+    ├── InputError            the user's arguments or files
+    │   ├── DatasetError      an annotation file or image folder that cannot be used
+    │   └── BadImageError     a picture that cannot be decoded
+    ├── ConfigError           a config key or value
+    ├── BackboneError         an unknown backbone, or weights that do not fit it
+    ├── StoreError            the feature store on disk
+    │   ├── StoreMismatchError   extracted from other inputs than the ones given
+    │   ├── MissingFeatureError  asked for features that were never committed
+    │   ├── CorruptBlockError    committed bytes that are no longer what was written
+    │   └── CodecError           a value the codec cannot represent
+    ├── CheckpointError       a run folder or checkpoint that cannot be used
+    └── NonFiniteLossError    training stopped before the optimiser moved
+
+A message says what was expected, what came, where, and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class CachedetError(Exception):
+    """Parent of all errors a user can cause; the command line prints it without a traceback."""
+
+
+class InputError(CachedetError, ValueError):
+    """An argument or file of the user's that cannot be used."""
+
+
+class DatasetError(InputError):
+    """An annotation file or image folder that is not a usable COCO data set."""
+
+
+class BadImageError(InputError):
+    """A picture that cannot be decoded, or whose size contradicts its annotations."""
+
+
+class ConfigError(CachedetError, ValueError):
+    """A config key that does not exist, or a value out of range."""
+
+
+class BackboneError(CachedetError, ValueError):
+    """An unknown backbone name, or weights that do not fit it."""
+
+
+class StoreError(CachedetError):
+    """The feature store cannot be created, opened or written."""
+
+
+class StoreMismatchError(StoreError, ValueError):
+    """The store was extracted from other inputs; names the fields that differ."""
+
+
+class MissingFeatureError(StoreError, LookupError):
+    """Features that were never committed (law L4: a hole is never zeros)."""
+
+
+class CorruptBlockError(StoreError, ValueError):
+    """Committed bytes that are no longer what was written; names the file."""
+
+
+class CodecError(StoreError, ValueError):
+    """A feature value the codec cannot represent; names the picture."""
+
+
+class CheckpointError(CachedetError, ValueError):
+    """A run folder or checkpoint that does not exist or does not fit."""
+
+
+class NonFiniteLossError(CachedetError, ArithmeticError):
+    """A loss or gradient is NaN or Inf; names the step, the pictures and the levels."""
+
+
+def nearest_names(wanted: str, known: Iterable[str], *, most: int = 3) -> str:
+    """The known names closest to `wanted` as the end of a message: ``; nearest: 'a', 'b'``."""
+    close = get_close_matches(wanted, list(known), n=most, cutoff=0.4)
+    return f"; nearest: {', '.join(repr(name) for name in close)}" if close else ""

@@ -1,0 +1,1 @@
+"""The feature cache on disk. Knows nothing of detection."""
