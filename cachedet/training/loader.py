@@ -91,9 +91,7 @@ class FeatureLoader:
 
     def plan(self, epoch: int) -> list[NDArray[np.int64]]:
         """The batches of `epoch` as (view index, row) pairs; see `plan_epoch`."""
-        return plan_epoch(
-            self._buckets, batch_size=self._batch_size, seed=self._seed, epoch=epoch
-        )
+        return plan_epoch(self._buckets, batch_size=self._batch_size, seed=self._seed, epoch=epoch)
 
     def batches(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from number `skip` on (a resumed epoch starts in its middle)."""

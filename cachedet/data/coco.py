@@ -1,0 +1,260 @@
+"""COCO JSON (LVIS files too) into arrays: the only place that reads xywh boxes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachedet.errors import DatasetError
+from cachedet.structures import CategoryMap, Truth
+
+_SECTIONS = ("images", "annotations", "categories")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CocoDataset:
+    """A data set on disk: a folder of pictures and the truth about them."""
+
+    images: Path
+    truth: Truth
+    counts: dict[str, int]  # what was read and what was dropped, by name
+
+    def path_of(self, row: int) -> Path:
+        """The picture file of a row."""
+        return self.images / self.truth.file_names[row]
+
+
+def read_coco(*, annotations: Path, images: Path) -> CocoDataset:
+    """Read a COCO annotation file. The picture files themselves are not opened here.
+
+    Labels follow the order of category ids. Crowd boxes are kept and flagged, pictures without
+    boxes are kept as negatives. Boxes without area, with NaN or Inf, or wholly outside their
+    picture are dropped and counted.
+
+    Raises:
+        DatasetError: a missing file, folder or key, a duplicate id, an annotation of an unknown
+            picture or category, a path that leaves the image folder, or no pictures at all.
+    """
+    _require_folder(images)
+    content = _load_json(annotations)
+    categories = _read_categories(content["categories"], annotations)
+    rows = content["images"]
+    if not rows:
+        raise DatasetError(f"{annotations}: `images` is empty, expected at least one picture")
+    image_ids = _ids(rows, "images", annotations)
+    file_names = tuple(_file_name(row, index, annotations) for index, row in enumerate(rows))
+    _require_unique(file_names, "file_name", "images", annotations)
+    _require_inside(file_names, images, annotations)
+    sizes_hw = np.array(
+        [_size(row, index, annotations) for index, row in enumerate(rows)], dtype=np.int64
+    )
+    boxes = _Boxes.read(content["annotations"], image_ids, categories, annotations)
+    kept, dropped = boxes.usable(sizes_hw)
+    order = np.flatnonzero(kept)[np.argsort(boxes.rows[kept], kind="stable")]
+    per_picture = np.bincount(boxes.rows[order], minlength=len(rows))
+    truth = Truth(
+        image_ids=image_ids,
+        file_names=file_names,
+        sizes_hw=sizes_hw,
+        offsets=np.concatenate([[0], np.cumsum(per_picture)]).astype(np.int64),
+        boxes=boxes.xyxy[order],
+        labels=boxes.labels[order],
+        crowd=boxes.crowd[order],
+        areas=boxes.areas[order],
+        categories=categories,
+    )
+    counts = {
+        "pictures": len(rows),
+        "boxes": len(order),
+        "crowd boxes": int(truth.crowd.sum()),
+        "pictures without boxes": int((per_picture == 0).sum()),
+        **dropped,
+    }
+    return CocoDataset(images=images, truth=truth, counts=counts)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Boxes:
+    """All annotations as columns, in the order of the file."""
+
+    rows: NDArray[np.int64]  # (M,) picture
+    labels: NDArray[np.int64]
+    xyxy: NDArray[np.float64]  # (M, 4)
+    areas: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
+
+    @classmethod
+    def read(
+        cls,
+        entries: Sequence[dict[str, Any]],
+        image_ids: NDArray[np.int64],
+        categories: CategoryMap,
+        where: Path,
+    ) -> _Boxes:
+        ids = _ids(entries, "annotations", where)
+        row_of = {int(image_id): row for row, image_id in enumerate(image_ids)}
+        label_of = categories.label_of()
+        xywh = _xywh(entries, where)
+        return cls(
+            rows=_look_up(entries, "image_id", row_of, ids, where),
+            labels=_look_up(entries, "category_id", label_of, ids, where),
+            xyxy=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
+            areas=np.array(
+                [
+                    entry.get("area") if entry.get("area") is not None else box[2] * box[3]
+                    for entry, box in zip(entries, xywh, strict=True)
+                ],
+                dtype=np.float64,
+            ),
+            crowd=np.array([bool(entry.get("iscrowd", 0)) for entry in entries], dtype=np.bool_),
+        )
+
+    def usable(self, sizes_hw: NDArray[np.int64]) -> tuple[NDArray[np.bool_], dict[str, int]]:
+        """Which boxes can be learnt from, and how many cannot, by reason."""
+        x1, y1, x2, y2 = self.xyxy.T
+        height, width = sizes_hw[self.rows].T
+        solid = np.isfinite(self.xyxy).all(axis=1) & (x2 > x1) & (y2 > y1)
+        inside = (x2 > 0) & (y2 > 0) & (x1 < width) & (y1 < height)
+        partly = solid & inside & ((x1 < 0) | (y1 < 0) | (x2 > width) | (y2 > height))
+        counts = {
+            "degenerate boxes dropped": int((~solid).sum()),
+            "boxes outside the picture dropped": int((solid & ~inside).sum()),
+            "boxes partly outside": int(partly.sum()),
+        }
+        return solid & inside, counts
+
+
+def _require_folder(images: Path) -> None:
+    if not images.is_dir():
+        raise DatasetError(f"--images expects a folder of pictures; there is no folder {images}")
+    if next(images.iterdir(), None) is None:
+        raise DatasetError(f"--images {images} is an empty folder, expected pictures in it")
+
+
+def _load_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise DatasetError(f"--annotations expects a COCO JSON file; there is no file {path}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{path} is not JSON in UTF-8: {error}") from error
+    if not isinstance(content, dict):
+        raise DatasetError(
+            f"{path} is not COCO: expected an object with {', '.join(_SECTIONS)}, "
+            f"got a {type(content).__name__}"
+        )
+    for section in _SECTIONS:
+        if not isinstance(content.get(section), list):
+            keys = ", ".join(map(str, list(content)[:10])) or "no keys"
+            raise DatasetError(
+                f"{path} is not COCO: the list `{section}` is missing; it has {keys}"
+            )
+        for index, entry in enumerate(content[section]):
+            if not isinstance(entry, dict):
+                raise DatasetError(f"{path}: {section}[{index}] is not an object, got {entry!r}")
+    return content
+
+
+def _read_categories(entries: Sequence[dict[str, Any]], where: Path) -> CategoryMap:
+    if not entries:
+        raise DatasetError(f"{where}: `categories` is empty, expected at least one class")
+    ids = _ids(entries, "categories", where)
+    order = np.argsort(ids)
+    names = [str(entry.get("name", entry["id"])) for entry in entries]
+    return CategoryMap(
+        ids=tuple(int(ids[i]) for i in order), names=tuple(names[int(i)] for i in order)
+    )
+
+
+def _ids(entries: Sequence[dict[str, Any]], section: str, where: Path) -> NDArray[np.int64]:
+    ids = [entry.get("id") for entry in entries]
+    for index, value in enumerate(ids):
+        if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
+            raise DatasetError(f"{where}: {section}[{index}] needs an integer `id`, got {value!r}")
+    _require_unique(ids, "id", section, where)
+    return np.array(ids, dtype=np.int64)
+
+
+def _require_unique(values: Iterable[Any], key: str, section: str, where: Path) -> None:
+    seen: set[Any] = set()
+    for value in values:
+        if value in seen:
+            raise DatasetError(f"{where}: {section} holds {key} {value!r} more than once")
+        seen.add(value)
+
+
+def _file_name(entry: dict[str, Any], index: int, where: Path) -> str:
+    name = entry.get("file_name")
+    if name is None and isinstance(entry.get("coco_url"), str):
+        name = "/".join(entry["coco_url"].split("/")[-2:])  # LVIS: .../train2017/000000391895.jpg
+    if not isinstance(name, str) or not name or any(ord(character) < 32 for character in name):
+        raise DatasetError(
+            f"{where}: images[{index}] (id {entry.get('id')}) needs a `file_name`, got {name!r}"
+        )
+    return name
+
+
+def _require_inside(file_names: Iterable[str], images: Path, where: Path) -> None:
+    """No picture may lie outside the folder, be it by `..`, an absolute path or a link."""
+    root = images.resolve()
+    folders = {PurePosixPath(name).parent for name in file_names}
+    for folder in folders:
+        if not (root / folder).resolve().is_relative_to(root):
+            raise DatasetError(f"{where}: file_name in {str(folder)!r} leaves the folder {images}")
+    for name in file_names:
+        path = root / name
+        if path.name == ".." or (path.is_symlink() and not path.resolve().is_relative_to(root)):
+            raise DatasetError(f"{where}: file_name {name!r} leaves the folder {images}")
+
+
+def _size(entry: dict[str, Any], index: int, where: Path) -> tuple[int, int]:
+    size = entry.get("height"), entry.get("width")
+    if not all(isinstance(side, int) and side > 0 for side in size):
+        raise DatasetError(
+            f"{where}: images[{index}] (id {entry['id']}) needs `height` and `width` in pixels, "
+            f"got height={size[0]!r}, width={size[1]!r}"
+        )
+    return entry["height"], entry["width"]
+
+
+def _look_up(
+    entries: Sequence[dict[str, Any]],
+    key: str,
+    places: dict[int, int],
+    ids: NDArray[np.int64],
+    where: Path,
+) -> NDArray[np.int64]:
+    found = np.fromiter(
+        (places.get(entry.get(key), -1) for entry in entries), dtype=np.int64, count=len(entries)
+    )
+    unknown = np.flatnonzero(found < 0)
+    if len(unknown):
+        first = int(unknown[0])
+        raise DatasetError(
+            f"{where}: annotation id {ids[first]} has {key} {entries[first].get(key)!r}, which is "
+            f"not in the file; {len(unknown)} annotations are like this"
+        )
+    return found
+
+
+def _xywh(entries: Sequence[dict[str, Any]], where: Path) -> NDArray[np.float64]:
+    for entry in entries:
+        box = entry.get("bbox")
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+            raise DatasetError(
+                f"{where}: annotation id {entry['id']} needs `bbox` [x, y, width, height], "
+                f"got {box!r}"
+            )
+    numbers = chain.from_iterable(entry["bbox"] for entry in entries)
+    return np.fromiter(numbers, dtype=np.float64, count=4 * len(entries)).reshape(-1, 4)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,189 @@
+"""Picture files: the one rule from any file to RGB pixels, and from pixels to backbone input.
+
+The rule: the first frame, decoded strictly (a truncated file is an error, never half a picture);
+turned upright by its EXIF orientation (a broken orientation counts as upright and is reported);
+16-bit greys divided by 257, not clipped; palette, grey, 1-bit and CMYK converted by Pillow;
+transparent pixels laid over black. The annotation file's width and height must be those of the
+upright picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from cachedet.data.coco import CocoDataset
+from cachedet.data.views import Geometry
+from cachedet.errors import BadImageError
+from cachedet.structures import Preprocessing
+
+MAX_PIXELS = 200_000_000
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_LISTED = 20  # bad files named in one message
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Survey:
+    """What one reading of all picture files found."""
+
+    contents: NDArray[np.uint64]  # (N,) hash of each file's bytes; 0 where it cannot be read
+    bad: tuple[tuple[int, str], ...]  # row, reason
+    remarks: tuple[tuple[int, str], ...]  # row, what was noticed; the picture is used
+
+
+def decode_picture(path: Path) -> NDArray[np.uint8]:
+    """Pixels (H, W, 3) RGB by the rule of this module. Raises BadImageError naming the file."""
+    try:
+        pixels, _ = decode_bytes(path.read_bytes())
+    except OSError as error:
+        raise BadImageError(f"{path}: {error.strerror or error}") from error
+    except BadImageError as error:
+        raise BadImageError(f"{path}: {error}") from error
+    return pixels
+
+
+def decode_bytes(content: bytes) -> tuple[NDArray[np.uint8], str | None]:
+    """Pixels (H, W, 3) RGB, and a remark where something was odd but harmless.
+
+    Raises BadImageError (without the file's name): not a picture, truncated, or too large.
+    """
+    if not content:
+        raise BadImageError("the file is empty")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of what is checked or reported here
+        try:
+            with Image.open(io.BytesIO(content)) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    size = f"{picture.width}x{picture.height}"
+                    raise BadImageError(f"{size} pixels are more than the limit of {MAX_PIXELS}")
+                picture.load()
+                orientation, remark = _orientation(picture)
+                upright = _to_rgb(picture)
+        except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise BadImageError(_first_line(error, "not a picture")) from error
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            if isinstance(error, BadImageError):
+                raise
+            raise BadImageError(_first_line(error, "it cannot be decoded")) from error
+    if orientation in _UPRIGHT:
+        upright = upright.transpose(_UPRIGHT[orientation])
+    return np.asarray(upright), remark
+
+
+def make_input(
+    pixels: NDArray[np.uint8], geometry: Geometry, preprocessing: Preprocessing
+) -> Tensor:
+    """Pixels (H, W, 3) -> normalised input (3, *geometry.padded_hw) float32, padded with zeros."""
+    height, width = geometry.resized_hw
+    resample = Image.Resampling[preprocessing.interpolation.upper()]
+    resized = np.asarray(Image.fromarray(pixels).resize((width, height), resample))
+    if geometry.flip:
+        resized = resized[:, ::-1]
+    values = torch.from_numpy(np.ascontiguousarray(resized)).permute(2, 0, 1).float().div_(255)
+    mean = torch.tensor(preprocessing.mean).view(3, 1, 1)
+    std = torch.tensor(preprocessing.std).view(3, 1, 1)
+    padded = torch.zeros(3, *geometry.padded_hw)
+    padded[:, :height, :width] = (values - mean) / std
+    return padded
+
+
+def survey_pictures(
+    dataset: CocoDataset, *, workers: int, on_progress: Callable[[int], None] | None = None
+) -> Survey:
+    """Read and decode every picture once, in threads: hashes, and all bad files at once."""
+    num_pictures = len(dataset.truth)
+    contents = np.zeros(num_pictures, dtype=np.uint64)
+    bad: list[tuple[int, str]] = []
+    remarks: list[tuple[int, str]] = []
+    with ThreadPoolExecutor(workers, thread_name_prefix="survey") as readers:
+        findings = readers.map(lambda row: _inspect(dataset, row), range(num_pictures))
+        for row, (content_hash, fault, remark) in enumerate(findings):
+            contents[row] = content_hash
+            if fault is not None:
+                bad.append((row, fault))
+            if remark is not None:
+                remarks.append((row, remark))
+            if on_progress is not None:
+                on_progress(1)
+    return Survey(contents=contents, bad=tuple(bad), remarks=tuple(remarks))
+
+
+def require_good(dataset: CocoDataset, survey: Survey) -> None:
+    """Raises BadImageError that lists the bad files, if there are any."""
+    if not survey.bad:
+        return
+    listed = [f"\n  {dataset.path_of(row)}: {fault}" for row, fault in survey.bad[:_LISTED]]
+    more = len(survey.bad) - len(listed)
+    raise BadImageError(
+        f"{len(survey.bad)} of {len(dataset.truth)} pictures cannot be used:"
+        + "".join(listed)
+        + (f"\n  and {more} more" if more else "")
+        + "\nNothing was written. Mend the files, or leave them out with --on-bad-image skip"
+    )
+
+
+def _inspect(dataset: CocoDataset, row: int) -> tuple[int, str | None, str | None]:
+    """Content hash, fault and remark of one picture file."""
+    try:
+        content = dataset.path_of(row).read_bytes()
+    except OSError as error:
+        return 0, error.strerror or str(error), None
+    content_hash = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+    try:
+        pixels, remark = decode_bytes(content)
+    except BadImageError as error:
+        return content_hash, str(error), None
+    height, width = dataset.truth.size_of(row)
+    if pixels.shape[:2] != (height, width):
+        found = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        return content_hash, f"annotated as {width}x{height}, the upright file is {found}", remark
+    return content_hash, None, remark
+
+
+def _orientation(picture: Image.Image) -> tuple[int, str | None]:
+    try:
+        orientation = picture.getexif().get(_ORIENTATION, 1)
+    except Exception as error:  # broken EXIF makes Pillow raise many types
+        return 1, f"EXIF cannot be read ({type(error).__name__}); taken as upright"
+    if orientation == 1 or orientation in _UPRIGHT:
+        return orientation, None
+    return 1, f"EXIF orientation {orientation!r} is invalid (1 to 8); taken as upright"
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I") or picture.mode == "F":
+        greys = np.asarray(picture, dtype=np.float64)
+        scale = 257.0 if picture.mode.startswith("I") else 1.0
+        picture = Image.fromarray((greys / scale).clip(0, 255).round().astype(np.uint8))
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        over_black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
+        return Image.alpha_composite(over_black, rgba).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _first_line(error: Exception, otherwise: str) -> str:
+    text = str(error).strip().splitlines()
+    if isinstance(error, UnidentifiedImageError) or not text:
+        return otherwise
+    return text[0]

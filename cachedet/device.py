@@ -1,0 +1,27 @@
+"""Which device a stage runs on."""
+
+from __future__ import annotations
+
+import torch
+
+from cachedet.errors import ConfigError
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` -> CUDA, MPS or the CPU, in this order; else the device named.
+
+    Raises ConfigError where the device does not exist on this machine.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device {name!r} cannot be used here: {reason}; try --device auto"
+        ) from error
+    return device

@@ -1,0 +1,113 @@
+"""Stage 3: score a run on a store."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cachedet.config import EvalConfig
+from cachedet.detector.build import build_detector, choose_levels
+from cachedet.detector.retinanet import RetinaNet
+from cachedet.device import choose_device
+from cachedet.errors import CheckpointError
+from cachedet.evaluation.inference import detect_store
+from cachedet.evaluation.metrics import CocoScores, coco_results, score_detections
+from cachedet.progress import StageProgress
+from cachedet.store.reader import FeatureStore
+from cachedet.structures import Detections
+from cachedet.training.checkpoint import Checkpoint, load_checkpoint
+from cachedet.training.run_folder import RunFolder
+from cachedet.version import __version__
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EvalReport:
+    """Scores of a run, with the detections they were computed from."""
+
+    scores: CocoScores
+    detections: list[Detections]  # pixels of the pictures, in the order of the store's rows
+    seconds: float
+    results: Path
+    coco_file: Path
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.scores.to_json(), "seconds": self.seconds, "detections": str(self.coco_file)}
+
+
+def evaluate(run: Path, *, store: Path, config: EvalConfig | None = None) -> EvalReport:
+    """Score the run's detector; writes results.json and a COCO results file into the run folder.
+
+    Raises:
+        CheckpointError: no such run, or its features are not those of the store.
+        StoreError: the store is incomplete or damaged.
+    """
+    config = config or EvalConfig()
+    folder = RunFolder.open(run)
+    checkpoint = load_checkpoint(folder.weights(config.weights))
+    features = FeatureStore.open(store)
+    features.require_complete()
+    _require_fits(checkpoint, features)
+    device = choose_device(config.device)
+    started = time.perf_counter()
+    with StageProgress("eval", total=len(features), unit="pictures") as progress:
+        detections = detect_store(
+            load_detector(checkpoint, device=device),
+            features,
+            levels=choose_levels(checkpoint.config.detector, features.manifest.spec).names,
+            batch_size=config.batch_size,
+            device=device,
+            on_progress=progress.advance,
+        )
+    report = EvalReport(
+        scores=score_detections(features.truth, detections),
+        detections=detections,
+        seconds=time.perf_counter() - started,
+        results=folder.results,
+        coco_file=folder.detections,
+    )
+    _write_results(report, features, checkpoint, run=run, store_path=store)
+    return report
+
+
+def load_detector(checkpoint: Checkpoint, *, device: torch.device) -> RetinaNet:
+    """The trained detector of a checkpoint, in eval mode."""
+    detector = build_detector(
+        checkpoint.config.detector,
+        spec=checkpoint.manifest.spec,
+        num_classes=len(checkpoint.categories),
+    )
+    detector.load_state_dict(checkpoint.heads)
+    return detector.to(device).eval()
+
+
+def _require_fits(checkpoint: Checkpoint, store: FeatureStore) -> None:
+    trained, found = checkpoint.manifest, store.manifest
+    for field in ("backbone", "weights_digest", "spec", "preprocessing", "categories"):
+        if getattr(trained, field) != getattr(found, field):
+            raise CheckpointError(
+                f"the run was trained on features with {field} = {getattr(trained, field)}, "
+                f"the store has {getattr(found, field)}; evaluate on a store extracted with the "
+                "same backbone, weights and classes"
+            )
+
+
+def _write_results(
+    report: EvalReport, store: FeatureStore, checkpoint: Checkpoint, *, run: Path, store_path: Path
+) -> None:
+    rows = coco_results(store.truth, report.detections)
+    report.coco_file.write_text(json.dumps(rows), encoding="utf-8")
+    results = {
+        **report.to_json(),
+        "run": str(run),
+        "store": str(store_path),
+        "step": checkpoint.step,
+        "store_fingerprint": store.manifest.fingerprint(),
+        "evaluator": "pycocotools",
+        "cachedet": __version__,
+    }
+    report.results.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,177 @@
+"""The manifest: what a store holds, of which inputs, in which format.
+
+Its fingerprint covers everything that changes features (weights content, preprocessing, views,
+codec, pictures, annotations), never workers or device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachedet.errors import StoreError
+from cachedet.structures import CategoryMap, FeatureSpec, Preprocessing, Truth
+from cachedet.version import __version__
+
+FORMAT_VERSION = 1
+_LIBRARIES = ("torch", "torchvision", "timm", "zarr", "numpy", "pillow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Identity and description of a store."""
+
+    spec: FeatureSpec
+    preprocessing: Preprocessing
+    backbone: str  # timm name
+    weights: str  # where they came from, in words; not part of the identity
+    weights_digest: str
+    image_size: int  # long side of the base view in pixels
+    views: tuple[str, ...]
+    codec: str
+    block_size: int
+    batch_size: int
+    truth_digest: str
+    pictures_digest: str
+    categories: CategoryMap
+    skipped: tuple[tuple[str, str], ...]  # file name, reason
+    versions: dict[str, str]  # for people; not part of the identity
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide which features the store holds."""
+        return {
+            "backbone": self.backbone,
+            "weights_digest": self.weights_digest,
+            "preprocessing": self.preprocessing.to_json(),
+            "spec": self.spec.to_json(),
+            "image_size": self.image_size,
+            "views": list(self.views),
+            "codec": self.codec,
+            "block_size": self.block_size,
+            "batch_size": self.batch_size,
+            "truth_digest": self.truth_digest,
+            "pictures_digest": self.pictures_digest,
+            "categories": {
+                "ids": list(self.categories.ids),
+                "names": list(self.categories.names),
+            },
+        }
+
+    def fingerprint(self) -> str:
+        """sha256 over the identity fields."""
+        return digest_json(self.identity())
+
+    def differing_fields(self, other: Manifest) -> list[str]:
+        """``"codec: 'fp16' here, 'fp32' there"`` for each identity field that differs."""
+        ours, theirs = self.identity(), other.identity()
+        return [
+            f"{field}: {_short(ours[field])} in the store, {_short(theirs[field])} now"
+            for field in ours
+            if ours[field] != theirs[field]
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format_version": FORMAT_VERSION,
+            **self.identity(),
+            "weights": self.weights,
+            "skipped": [list(pair) for pair in self.skipped],
+            "versions": self.versions,
+            "fingerprint": self.fingerprint(),
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], *, where: str) -> Manifest:
+        """Raises StoreError: newer format, missing or malformed field, altered identity."""
+        found = values.get("format_version")
+        if not isinstance(found, int) or found > FORMAT_VERSION:
+            raise StoreError(
+                f"{where} has store format {found}, this cachedet {__version__} reads up to "
+                f"{FORMAT_VERSION}; upgrade cachedet to read it"
+            )
+        try:
+            manifest = cls(
+                spec=FeatureSpec.from_json(values["spec"]),
+                preprocessing=Preprocessing.from_json(values["preprocessing"]),
+                backbone=values["backbone"],
+                weights=values["weights"],
+                weights_digest=values["weights_digest"],
+                image_size=values["image_size"],
+                views=tuple(values["views"]),
+                codec=values["codec"],
+                block_size=values["block_size"],
+                batch_size=values["batch_size"],
+                truth_digest=values["truth_digest"],
+                pictures_digest=values["pictures_digest"],
+                categories=CategoryMap(
+                    ids=tuple(values["categories"]["ids"]),
+                    names=tuple(values["categories"]["names"]),
+                ),
+                skipped=tuple((name, reason) for name, reason in values["skipped"]),
+                versions=dict(values["versions"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"{where} is not a manifest of cachedet: {error!r}") from error
+        if manifest.fingerprint() != values.get("fingerprint"):
+            raise StoreError(f"{where} was altered: its fields do not give its own fingerprint")
+        return manifest
+
+
+def truth_digest(truth: Truth) -> str:
+    """sha256 over pictures, boxes and categories."""
+    digest = hashlib.sha256()
+    for array in truth_arrays(truth).values():
+        digest.update(f"{array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update(json.dumps([truth.categories.ids, truth.categories.names]).encode())
+    return digest.hexdigest()
+
+
+def truth_arrays(truth: Truth) -> dict[str, NDArray[Any]]:
+    """The arrays of `truth`; file names as UTF-8 bytes with newlines between."""
+    names = "\n".join(truth.file_names).encode()
+    return {
+        "image_ids": truth.image_ids,
+        "file_names": np.frombuffer(names, dtype=np.uint8),
+        "sizes_hw": truth.sizes_hw,
+        "offsets": truth.offsets,
+        "boxes": truth.boxes,
+        "labels": truth.labels,
+        "crowd": truth.crowd,
+        "areas": truth.areas,
+    }
+
+
+def pictures_digest(contents: NDArray[np.uint64]) -> str:
+    """sha256 over the content hash of every picture file, in the order of the rows."""
+    return hashlib.sha256(contents.astype("<u8").tobytes()).hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """sha256 of a JSON value with sorted keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """What wrote the store, for people who ask later."""
+    found = {name: version(name) for name in _LIBRARIES}
+    return {"cachedet": __version__, "python": platform.python_version(), **found}
+
+
+def _short(value: Any, *, most: int = 120) -> str:
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def names_from_bytes(encoded: NDArray[np.uint8]) -> Sequence[str]:
+    """Inverse of the file names in `truth_arrays`."""
+    text = encoded.tobytes().decode()
+    return text.split("\n") if text else []
