@@ -129,8 +129,8 @@ def _require_space(store: Path, needed: int) -> None:
     if needed > free:
         raise StoreError(
             f"{store}: {needed / 1e9:.2f} GB are still to be written, the disk has "
-            f"{free / 1e9:.2f} GB free. Free space, choose another --store, a smaller --image-size, "
-            "fewer --views or a smaller --codec"
+            f"{free / 1e9:.2f} GB free. Free space, choose another --store, "
+            "a smaller --image-size, fewer --views or a smaller --codec"
         )
 
 

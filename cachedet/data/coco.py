@@ -227,7 +227,7 @@ def _size(entry: dict[str, Any], index: int, where: Path) -> tuple[int, int]:
 def _look_up(
     entries: Sequence[dict[str, Any]],
     key: str,
-    places: dict[int, int],
+    places: dict[Any, int],
     ids: NDArray[np.int64],
     where: Path,
 ) -> NDArray[np.int64]:

@@ -1,0 +1,117 @@
+"""Anchors and the truth they are matched to.
+
+Letters: L levels, A anchors per cell, h w cells of a level, T anchors of all levels, M gt boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from cachedet.detector.boxes import covered_fraction
+from cachedet.structures import Features
+
+BACKGROUND = -1
+IGNORED = -2
+_CROWD_COVER = 0.5  # an anchor this much inside a crowd region teaches nothing
+_CACHED_SHAPES = 64  # a store has few buckets, so few combinations of map shapes occur
+
+
+class AnchorGenerator:
+    """Reference boxes for each cell of each level (PAPER 2.2, RetinaNet arXiv 1708.02002 4).
+
+    Args:
+        strides: of the levels, fine to coarse.
+        size_factor: side of the smallest square anchor, in strides of its level.
+        scales_per_octave: sizes between one level and the next.
+        aspect_ratios: height / width.
+    """
+
+    def __init__(
+        self,
+        *,
+        strides: Sequence[int],
+        size_factor: float = 4.0,
+        scales_per_octave: int = 3,
+        aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+    ) -> None:
+        self.strides = tuple(strides)
+        self.num_anchors = scales_per_octave * len(aspect_ratios)
+        scales = [size_factor * 2 ** (i / scales_per_octave) for i in range(scales_per_octave)]
+        self._shapes_hw = torch.tensor(
+            [
+                [scale * ratio**0.5, scale / ratio**0.5]
+                for scale in scales
+                for ratio in aspect_ratios
+            ],
+            dtype=torch.float64,
+        )
+        self._cache: dict[tuple[object, ...], Tensor] = {}
+
+    def __call__(self, features: Features) -> Tensor:
+        """Anchors (T, 4) for these maps: levels fine to coarse, cells row by row, A per cell."""
+        maps = list(features.values())
+        key = (*(tuple(level.shape[-2:]) for level in maps), maps[0].device)
+        if key not in self._cache:
+            if len(self._cache) >= _CACHED_SHAPES:
+                self._cache.clear()
+            anchors = [
+                self._of_level(level.shape[-2], level.shape[-1], stride)
+                for level, stride in zip(maps, self.strides, strict=True)
+            ]
+            self._cache[key] = torch.cat(anchors).float().to(maps[0].device)
+        return self._cache[key]
+
+    def _of_level(self, height: int, width: int, stride: int) -> Tensor:
+        """(h * w * A, 4), centred on the cells."""
+        center_y = (torch.arange(height, dtype=torch.float64) + 0.5) * stride
+        center_x = (torch.arange(width, dtype=torch.float64) + 0.5) * stride
+        grid_y, grid_x = torch.meshgrid(center_y, center_x, indexing="ij")
+        centers = torch.stack([grid_x, grid_y, grid_x, grid_y], dim=-1)
+        half_hw = self._shapes_hw * stride / 2
+        corners = torch.stack([-half_hw[:, 1], -half_hw[:, 0], half_hw[:, 1], half_hw[:, 0]], -1)
+        return (centers[:, :, None] + corners).reshape(-1, 4)
+
+
+def match_anchors(
+    anchors: Tensor,
+    gt_boxes: Tensor,
+    *,
+    foreground_iou: float = 0.5,
+    background_iou: float = 0.5,
+) -> Tensor:
+    """Which gt box each anchor shall learn (PAPER 2.2).
+
+    An anchor takes the box it overlaps most if the IoU is at least `foreground_iou`; below
+    `background_iou` it is BACKGROUND, between the two IGNORED. The best anchors of every box are
+    forced to it, so that no box goes untaught.
+
+    Args:
+        anchors: (T, 4).
+        gt_boxes: (M, 4), may be empty.
+        foreground_iou: least IoU of a positive.
+        background_iou: IoU below which an anchor is background; at most `foreground_iou`.
+
+    Returns:
+        (T,) int64 index into gt_boxes, BACKGROUND or IGNORED.
+    """
+    if len(gt_boxes) == 0:
+        return anchors.new_full((len(anchors),), BACKGROUND, dtype=torch.int64)
+    iou = box_iou(gt_boxes, anchors)  # (M, T)
+    best_iou, matched = iou.max(dim=0)
+    matched = torch.where(best_iou < foreground_iou, IGNORED, matched)
+    matched = torch.where(best_iou < background_iou, BACKGROUND, matched)
+    is_best_of_box = (iou == iou.amax(dim=1, keepdim=True)) & (iou > 0)
+    forced_iou, forcing_box = torch.where(is_best_of_box, iou, 0.0).max(dim=0)
+    return torch.where(forced_iou > 0, forcing_box, matched)
+
+
+def ignore_crowd(matched: Tensor, anchors: Tensor, crowd_boxes: Tensor) -> Tensor:
+    """Background anchors that lie in a crowd region become IGNORED: (T,) -> (T,)."""
+    if len(crowd_boxes) == 0:
+        return matched
+    covered = covered_fraction(anchors, crowd_boxes).amax(dim=1) >= _CROWD_COVER
+    return torch.where((matched == BACKGROUND) & covered, IGNORED, matched)

@@ -1,0 +1,160 @@
+"""Pictures where people would rather look than read: boxes on photographs, curves of a run."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+# Okabe and Ito's colours, told apart by colour-blind people too; classes beyond take them in turn.
+PALETTE = (
+    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66),
+    (0, 114, 178), (213, 94, 0), (204, 121, 167), (255, 255, 255),
+)  # fmt: skip
+_CELL = 300  # pixels of the long side of one picture on a sheet
+_GAP = 10
+_CAPTION = 22
+_PAPER = (250, 250, 250)
+_INK = (40, 40, 40)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Drawing:
+    """Boxes to draw on one picture."""
+
+    boxes: NDArray[np.float64]  # (M, 4) xyxy pixels of the picture
+    labels: NDArray[np.int64]  # (M,)
+    captions: tuple[str, ...]  # M texts such as "cat 0.93"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SheetRow:
+    """One picture of a contact sheet: its truth beside what was predicted."""
+
+    name: str
+    pixels: NDArray[np.uint8]  # (H, W, 3)
+    truth: Drawing
+    prediction: Drawing
+
+
+def draw_boxes(pixels: NDArray[np.uint8], drawing: Drawing) -> Image.Image:
+    """The picture (H, W, 3) with boxes and captions; captions stay inside the picture."""
+    picture = Image.fromarray(pixels).convert("RGB")
+    canvas = ImageDraw.Draw(picture)
+    long_side = max(picture.size)
+    width = max(2, round(long_side / 250))
+    font = ImageFont.load_default(max(11, round(long_side / 40)))
+    for box, label in zip(drawing.boxes, drawing.labels, strict=True):
+        _outline(canvas, box, colour_of(int(label)), width)
+    for box, label, caption in zip(drawing.boxes, drawing.labels, drawing.captions, strict=True):
+        _tag(canvas, box, caption, colour_of(int(label)), font, picture.size)
+    return picture
+
+
+def contact_sheet(rows: Sequence[SheetRow], path: Path, *, pairs_per_line: int = 2) -> None:
+    """Write a PNG with truth beside prediction for each row."""
+    pairs = [_pair(row) for row in rows]
+    lines = [pairs[i : i + pairs_per_line] for i in range(0, len(pairs), pairs_per_line)]
+    heights = [max(pair.height for pair in line) for line in lines]
+    pair_width = 2 * _CELL + _GAP // 2
+    columns = min(pairs_per_line, len(pairs))
+    width = columns * (pair_width + 2 * _GAP) + 2 * _GAP
+    sheet = Image.new("RGB", (width, sum(heights) + _GAP * (len(lines) + 1)), _PAPER)
+    y = _GAP
+    for line, height in zip(lines, heights, strict=True):
+        for place, pair in enumerate(line):
+            sheet.paste(pair, (2 * _GAP + place * (pair_width + 2 * _GAP), y))
+        y += height + _GAP
+    sheet.save(path)
+
+
+def plot_training(metrics: Path, path: Path) -> None:
+    """Loss and learning rate over steps, and validation AP, from metrics.csv."""
+    with metrics.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    losses, scores = figure.subplots(2, 1, sharex=True)
+    for column, name in (("loss", "total"), ("loss_class", "class"), ("loss_box", "box")):
+        losses.plot(*_series(rows, column), label=name, linewidth=1.4)
+    losses.set_ylabel("training loss")
+    losses.set_yscale("log")
+    for column, name in (("val_ap", "AP"), ("val_ap50", "AP50")):
+        scores.plot(*_series(rows, column), label=name, marker="o", markersize=3, linewidth=1.4)
+    scores.set_ylabel("validation")
+    scores.set_xlabel("step")
+    scores.set_ylim(0, 1)
+    for axes in (losses, scores):
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def colour_of(label: int) -> tuple[int, int, int]:
+    return PALETTE[label % len(PALETTE)]
+
+
+def _pair(row: SheetRow) -> Image.Image:
+    """Caption line above truth and prediction side by side."""
+    scale = _CELL / max(row.pixels.shape[:2])
+    height = round(row.pixels.shape[0] * scale)
+    pair = Image.new("RGB", (2 * _CELL + _GAP // 2, height + _CAPTION), _PAPER)
+    canvas = ImageDraw.Draw(pair)
+    font = ImageFont.load_default(13)
+    for place, (title, drawing) in enumerate(
+        ((f"{row.name}: truth", row.truth), ("prediction", row.prediction))
+    ):
+        x = place * (_CELL + _GAP // 2)
+        canvas.text((x, 3), title, fill=_INK, font=font)
+        size = (round(row.pixels.shape[1] * scale), height)
+        small = np.asarray(Image.fromarray(row.pixels).resize(size, Image.Resampling.LANCZOS))
+        scaled = Drawing(
+            boxes=drawing.boxes * scale, labels=drawing.labels, captions=drawing.captions
+        )
+        pair.paste(draw_boxes(small, scaled), (x, _CAPTION))
+    return pair
+
+
+def _outline(
+    canvas: ImageDraw.ImageDraw,
+    box: NDArray[np.float64],
+    colour: tuple[int, int, int],
+    width: int,
+) -> None:
+    x1, y1, x2, y2 = (float(value) for value in box)
+    # A dark rim keeps the line visible on a background of its own colour.
+    canvas.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=(0, 0, 0), width=width + 2)
+    canvas.rectangle((x1, y1, x2, y2), outline=colour, width=width)
+
+
+def _tag(
+    canvas: ImageDraw.ImageDraw,
+    box: NDArray[np.float64],
+    caption: str,
+    colour: tuple[int, int, int],
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    size: tuple[int, int],
+) -> None:
+    if not caption:
+        return
+    left, top, right, bottom = canvas.textbbox((0, 0), caption, font=font)
+    width, height = right - left + 4, bottom - top + 4
+    x = min(max(float(box[0]), 0), max(size[0] - width, 0))
+    above = float(box[1]) - height
+    y = above if above >= 0 else min(float(box[1]), size[1] - height)
+    canvas.rectangle((x, y, x + width, y + height), fill=colour)
+    dark = sum(colour) > 330
+    canvas.text(
+        (x + 2 - left, y + 2 - top), caption, font=font, fill=(0,) * 3 if dark else (255,) * 3
+    )
+
+
+def _series(rows: Sequence[dict[str, str]], column: str) -> tuple[list[int], list[float]]:
+    filled = [row for row in rows if row[column]]
+    return [int(row["step"]) for row in filled], [float(row[column]) for row in filled]

@@ -1,0 +1,100 @@
+"""One progress line for long work, on standard error: standard output belongs to results."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+_PLAIN_INTERVAL = 15.0  # seconds between lines where the output is no terminal
+
+
+class StageProgress:
+    """Bar, count, rate, MB/s where bytes move, a note, ETA and end time of one stage.
+
+    On a terminal one line is redrawn; elsewhere (a log file, CI) a plain line appears at most
+    every 15 seconds and once at the end.
+
+    Args:
+        name: of the stage.
+        total: units of work in all.
+        unit: their name, in plural.
+        done: units an earlier call has done already.
+    """
+
+    def __init__(self, name: str, *, total: int, unit: str, done: int = 0) -> None:
+        self.name = name
+        self.total = total
+        self.unit = unit
+        self._first = done
+        self._done = done
+        self._nbytes = 0
+        self._note = ""
+        self._started = self._printed = time.monotonic()
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description:<14}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            console=console,
+            disable=not console.is_terminal,
+            transient=False,
+        )
+        self._task = self._bar.add_task(name, total=total, completed=done, status="")
+
+    def __enter__(self) -> StageProgress:
+        self._bar.start()
+        self._started = self._printed = time.monotonic()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.update(self._task, status=self.status())
+        self._bar.stop()
+        if self._bar.disable and self._done > self._first:
+            self._print()
+
+    def advance(self, count: int = 1, *, nbytes: int = 0, note: str | None = None) -> None:
+        """`count` more units are done, `nbytes` more bytes were moved."""
+        self._done += count
+        self._nbytes += nbytes
+        self._note = self._note if note is None else note
+        self._bar.update(self._task, completed=self._done, status=self.status())
+        if self._bar.disable and time.monotonic() - self._printed >= _PLAIN_INTERVAL:
+            self._print()
+
+    def status(self) -> str:
+        """Rate, bytes, note, elapsed and remaining time, as shown."""
+        elapsed = max(time.monotonic() - self._started, 1e-6)
+        rate = (self._done - self._first) / elapsed
+        parts = [f"{rate:.1f} {self.unit}/s"]
+        if self._nbytes:
+            parts.append(f"{self._nbytes / elapsed / 1e6:.1f} MB/s")
+        if self._note:
+            parts.append(self._note)
+        parts.append(f"{format_seconds(elapsed)} gone")
+        left = self.total - self._done
+        if left > 0 and rate > 0:
+            end = datetime.datetime.now() + datetime.timedelta(seconds=left / rate)
+            parts.append(f"{format_seconds(left / rate)} left, ends {end:%H:%M}")
+        return "  ".join(parts)
+
+    def _print(self) -> None:
+        self._printed = time.monotonic()
+        print(f"{self.name}: {self._done}/{self.total}  {self.status()}", file=sys.stderr)
+
+
+def format_seconds(seconds: float) -> str:
+    """``75`` -> ``1:15``; ``3700`` -> ``1:01:40``."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

@@ -1,0 +1,51 @@
+"""The learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+_WARMUP_FROM = 0.0067 / 0.32  # share of the peak the warm-up starts at (PAPER 2.2)
+_DROP = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRate:
+    """Linear warm-up, then cosine to zero, or steps of a tenth.
+
+    Attributes:
+        peak: reached after the warm-up.
+        total_steps: of the run.
+        warmup_steps: counted in total_steps.
+        kind: "cosine" or "step".
+        drops: "step" only: shares of total_steps at which the rate falls to a tenth.
+    """
+
+    peak: float
+    total_steps: int
+    warmup_steps: int
+    kind: Literal["cosine", "step"]
+    drops: Sequence[float] = ()
+
+    def __post_init__(self) -> None:
+        if self.peak <= 0 or self.total_steps < 1:
+            raise ValueError(
+                f"expected peak > 0 and total_steps >= 1, got {self.peak} and {self.total_steps}"
+            )
+        if not 0 <= self.warmup_steps <= self.total_steps:
+            raise ValueError(
+                f"warmup_steps must lie in 0..{self.total_steps}, got {self.warmup_steps}"
+            )
+
+    def at(self, step: int) -> float:
+        """Rate of step number `step`, counted from 0."""
+        if step < self.warmup_steps:
+            return self.peak * (_WARMUP_FROM + (1 - _WARMUP_FROM) * step / self.warmup_steps)
+        if self.kind == "step":
+            passed = sum(step >= drop * self.total_steps for drop in self.drops)
+            return float(self.peak * _DROP**passed)
+        rest = max(self.total_steps - self.warmup_steps, 1)
+        share = min((step - self.warmup_steps) / rest, 1.0)
+        return self.peak * (1 + math.cos(math.pi * share)) / 2
