@@ -147,6 +147,11 @@ def make_extract_config(values: dict[str, Any]) -> ExtractConfig:
     return _validated(ExtractConfig, values, where="extract")
 
 
+def make_eval_config(values: dict[str, Any]) -> EvalConfig:
+    """Validate the options of `eval`. Raises ConfigError."""
+    return _validated(EvalConfig, values, where="eval")
+
+
 def dump_config(config: BaseModel) -> str:
     """The fully resolved config as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -206,7 +206,7 @@ def load_input(
 def run_backbone(backbone: FrozenBackbone, images: Tensor, *, batch_size: int) -> Features:
     """(n, 3, H, W) -> CPU maps (n, C, h, w), in batches that depend on nothing but the block."""
     device = next(backbone.parameters()).device
-    parts = [backbone(batch.to(device)) for batch in images.split(batch_size)]
+    parts = [backbone(batch.to(device)) for batch in torch.split(images, batch_size)]
     return {name: torch.cat([part[name].cpu() for part in parts]) for name in backbone.spec.names}
 
 

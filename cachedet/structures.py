@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -198,3 +198,10 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def above(self, min_score: float) -> Detections:
+        """Only those with at least this score."""
+        kept = self.scores >= min_score
+        return replace(
+            self, boxes=self.boxes[kept], scores=self.scores[kept], labels=self.labels[kept]
+        )

@@ -69,7 +69,7 @@ class Trainer:
         losses = self.detector(batch.features, batch.targets)
         total = torch.stack(list(losses.values())).sum()
         if bool(torch.isfinite(total)):
-            total.backward()
+            torch.autograd.backward(total)
         norm = nn.utils.clip_grad_norm_(
             self.detector.parameters(), self.clip_norm if self.clip_norm > 0 else float("inf")
         )

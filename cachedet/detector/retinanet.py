@@ -52,8 +52,7 @@ class RetinaNetHead(nn.Module):
         self.box_deltas = nn.Conv2d(channels, num_anchors * 4, 3, padding=1)
         for predictor in (self.class_logits, self.box_deltas):
             _init_conv(predictor, std=1e-5)  # PAPER 2.5
-        with torch.no_grad():
-            self.class_logits.bias += math.log(_PRIOR / (1 - _PRIOR))
+        nn.init.constant_(cast(Tensor, self.class_logits.bias), math.log(_PRIOR / (1 - _PRIOR)))
 
     def forward(self, features: Features) -> tuple[Tensor, Tensor]:
         """P levels (N, C, h, w) -> class logits (N, T, K) and box deltas (N, T, 4)."""

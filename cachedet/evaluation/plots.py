@@ -149,10 +149,8 @@ def _tag(
     above = float(box[1]) - height
     y = above if above >= 0 else min(float(box[1]), size[1] - height)
     canvas.rectangle((x, y, x + width, y + height), fill=colour)
-    dark = sum(colour) > 330
-    canvas.text(
-        (x + 2 - left, y + 2 - top), caption, font=font, fill=(0,) * 3 if dark else (255,) * 3
-    )
+    ink = (0, 0, 0) if sum(colour) > 330 else (255, 255, 255)
+    canvas.text((x + 2 - left, y + 2 - top), caption, font=font, fill=ink)
 
 
 def _series(rows: Sequence[dict[str, str]], column: str) -> tuple[list[int], list[float]]:

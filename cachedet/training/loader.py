@@ -59,8 +59,8 @@ def plan_epoch(
     rng = np.random.default_rng([seed, epoch])
     num_views, num_rows = buckets.shape
     rows = rng.permutation(num_rows)
-    views = rng.integers(num_views, size=num_rows)
-    drawn = buckets[views, rows]
+    views: NDArray[np.int64] = rng.integers(num_views, size=num_rows)
+    drawn: NDArray[np.int64] = np.asarray(buckets[views, rows])
     batches = []
     for bucket in np.unique(drawn):
         members = np.flatnonzero(drawn == bucket)

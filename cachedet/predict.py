@@ -1,0 +1,172 @@
+"""Detect in picture files: the one verb that joins backbone and heads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cachedet.backbone.frozen import FrozenBackbone, load_backbone
+from cachedet.data.images import decode_picture, make_input
+from cachedet.data.views import VIEWS, make_geometry
+from cachedet.detector.retinanet import RetinaNet
+from cachedet.device import choose_device
+from cachedet.errors import BackboneError, InputError
+from cachedet.evaluate import load_detector
+from cachedet.evaluation.inference import EVAL_VIEW
+from cachedet.evaluation.plots import Drawing, draw_boxes
+from cachedet.progress import StageProgress
+from cachedet.store.manifest import Manifest
+from cachedet.structures import CategoryMap, Detections
+from cachedet.training.checkpoint import load_checkpoint
+from cachedet.training.run_folder import RunFolder
+
+_PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PictureDetector:
+    """Backbone and trained heads of one run, ready for picture files."""
+
+    backbone: FrozenBackbone
+    detector: RetinaNet
+    manifest: Manifest
+
+    @torch.no_grad()
+    def __call__(self, path: Path, *, image_id: int = 0) -> Detections:
+        """Detections in pixels of the upright picture. Raises BadImageError."""
+        pixels = decode_picture(path)
+        geometry = make_geometry(
+            VIEWS[EVAL_VIEW],
+            picture_hw=(pixels.shape[0], pixels.shape[1]),
+            image_size=self.manifest.image_size,
+            pad_multiple=self.manifest.spec.pad_multiple,
+        )
+        device = next(self.detector.parameters()).device
+        image = make_input(pixels, geometry, self.manifest.preprocessing).to(device)
+        found = self.detector.detect(
+            self.backbone(image[None]), sizes_hw=[geometry.resized_hw], image_ids=[image_id]
+        )[0]
+        return dataclasses.replace(
+            found,
+            boxes=geometry.boxes_to_picture(found.boxes),
+            scores=found.scores.cpu(),
+            labels=found.labels.cpu(),
+        )
+
+
+def predict(
+    run: Path,
+    *,
+    pictures: Sequence[Path],
+    out: Path,
+    weights: str = "auto",
+    min_score: float = 0.3,
+    device: str = "auto",
+) -> list[dict[str, Any]]:
+    """Detect in picture files or folders of them; writes drawn pictures and detections.json.
+
+    Returns:
+        One entry per picture: file, drawing, detections (name, category_id, score, box xyxy).
+
+    Raises:
+        CheckpointError: no such run.
+        BackboneError: the run's backbone cannot be had, or has other weights now.
+        InputError, BadImageError: no pictures, two of one name, or one that cannot be decoded.
+    """
+    files = _picture_files(pictures)
+    detector = load_picture_detector(run, weights=weights, device=device)
+    out.mkdir(parents=True, exist_ok=True)
+    entries = []
+    with StageProgress("predict", total=len(files), unit="pictures") as progress:
+        for file in files:
+            found = detector(file).above(min_score)
+            drawing = out / f"{file.stem}{'' if file.suffix == '.jpg' else file.suffix}.jpg"
+            pixels = decode_picture(file)
+            draw_boxes(pixels, make_drawing(found, detector.manifest.categories)).save(drawing)
+            entries.append(_entry(file, drawing, found, detector.manifest.categories))
+            progress.advance()
+    (out / "detections.json").write_text(json.dumps(entries, indent=1), encoding="utf-8")
+    return entries
+
+
+def load_picture_detector(
+    run: Path, *, weights: str = "auto", device: str = "auto"
+) -> PictureDetector:
+    """Join the run's heads with its backbone, whose weights must be those it was trained on."""
+    checkpoint = load_checkpoint(RunFolder.open(run).best)
+    manifest = checkpoint.manifest
+    chosen = choose_device(device)
+    backbone = load_backbone(
+        manifest.backbone,
+        weights=weights,
+        levels=manifest.spec.names,
+        image_size=manifest.image_size,
+        device=chosen,
+    )
+    if backbone.digest != manifest.weights_digest:
+        raise BackboneError(
+            f"{run} was trained on features of {manifest.backbone} with weights "
+            f"{manifest.weights} (sha256 {manifest.weights_digest[:12]}), got {backbone.weights} "
+            f"(sha256 {backbone.digest[:12]}); give the same ones with --weights"
+        )
+    return PictureDetector(
+        backbone=backbone, detector=load_detector(checkpoint, device=chosen), manifest=manifest
+    )
+
+
+def make_drawing(found: Detections, categories: CategoryMap) -> Drawing:
+    """Boxes with name and score, the weakest first so that the strongest lie on top."""
+    order = range(len(found) - 1, -1, -1)
+    labels = found.labels.numpy()[list(order)]
+    return Drawing(
+        boxes=found.boxes.double().numpy()[list(order)],
+        labels=labels,
+        captions=tuple(
+            f"{categories.names[found.labels[i]]} {float(found.scores[i]):.2f}" for i in order
+        ),
+    )
+
+
+def _picture_files(pictures: Sequence[Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in pictures:
+        if path.is_dir():
+            inside = sorted(f for f in path.iterdir() if f.suffix.lower() in _PICTURES)
+            if not inside:
+                raise InputError(f"{path} holds no pictures ({', '.join(_PICTURES)})")
+            files.extend(inside)
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise InputError(f"there is no picture {path}")
+    names = [file.name for file in files]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"two pictures are called {name!r}; give them in separate calls")
+    if not files:
+        raise InputError("expected at least one picture or folder of pictures")
+    return files
+
+
+def _entry(file: Path, drawing: Path, found: Detections, categories: CategoryMap) -> dict[str, Any]:
+    return {
+        "file": str(file),
+        "drawing": str(drawing),
+        "detections": [
+            {
+                "name": categories.names[label],
+                "category_id": categories.ids[label],
+                "score": score,
+                "box": box,
+            }
+            for box, score, label in zip(
+                found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+            )
+        ],
+    }
