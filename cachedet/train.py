@@ -77,8 +77,8 @@ class Trainer:
             raise NonFiniteLossError(_describe_nonfinite(self.step, losses, norm, batch))
         self.optimizer.step()
         self.step += 1
-        values = {f"loss_{name}": float(loss) for name, loss in losses.items()}
-        return {"loss": float(total), **values, "grad_norm": float(norm)}
+        values = {f"loss_{name}": loss.item() for name, loss in losses.items()}
+        return {"loss": total.item(), **values, "grad_norm": norm.item()}
 
     def checkpoint(self, config: TrainConfig, manifest: Manifest) -> Checkpoint:
         return Checkpoint(
@@ -329,7 +329,7 @@ def _count_steps(loader: FeatureLoader, config: TrainConfig) -> int:
 
 def _describe_nonfinite(step: int, losses: dict[str, Tensor], norm: Tensor, batch: Batch) -> str:
     bad_levels = [n for n, maps in batch.features.items() if not bool(torch.isfinite(maps).all())]
-    values = ", ".join(f"{name} {float(loss):g}" for name, loss in losses.items())
+    values = ", ".join(f"{name} {loss.item():g}" for name, loss in losses.items())
     largest = {name: float(maps.abs().max()) for name, maps in batch.features.items()}
     where = (
         f"the features of {', '.join(bad_levels)} are not finite"
@@ -339,6 +339,6 @@ def _describe_nonfinite(step: int, losses: dict[str, Tensor], norm: Tensor, batc
     )
     return (
         f"step {step}: loss or gradient is not finite (losses {values}; gradient norm "
-        f"{float(norm):g}) on image ids {batch.image_ids}; {where}. Nothing was updated; the last "
+        f"{norm.item():g}) on image ids {batch.image_ids}; {where}. Nothing was updated; the last "
         "checkpoint is whole. Lower schedule.lr, or set schedule.clip_norm"
     )

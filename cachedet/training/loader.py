@@ -59,7 +59,7 @@ def plan_epoch(
     rng = np.random.default_rng([seed, epoch])
     num_views, num_rows = buckets.shape
     rows = rng.permutation(num_rows)
-    views: NDArray[np.int64] = rng.integers(num_views, size=num_rows)
+    views = np.asarray(rng.integers(num_views, size=num_rows))
     drawn: NDArray[np.int64] = np.asarray(buckets[views, rows])
     batches = []
     for bucket in np.unique(drawn):

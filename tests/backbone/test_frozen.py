@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cachedet.backbone.frozen import load_backbone
+from cachedet.backbone.weights import digest_weights
+from cachedet.errors import BackboneError
+
+OPENED = {  # name: (channels, strides)
+    "test_resnet": ((48, 192, 96), (8, 16, 32)),
+    "test_convnext": ((32, 48, 64), (8, 16, 32)),
+    "swin_tiny_patch4_window7_224": ((192, 384, 768), (8, 16, 32)),
+    "test_vit": ((64,), (16,)),
+}
+
+
+@pytest.mark.parametrize("name", OPENED)
+def test_opens_any_family_on_rectangles(name: str) -> None:
+    backbone = load_backbone(name, weights="none", image_size=128)
+    channels, strides = OPENED[name]
+    assert tuple(level.channels for level in backbone.spec) == channels
+    assert tuple(level.stride for level in backbone.spec) == strides
+    features = backbone(torch.randn(2, 3, 96, 128))
+    assert {n: tuple(m.shape[1:]) for n, m in features.items()} == backbone.spec.map_shapes(
+        (96, 128)
+    )
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit"])
+def test_features_do_not_depend_on_the_batch(name: str) -> None:
+    """Law L5."""
+    backbone = load_backbone(name, weights="none", image_size=64)
+    images = torch.randn(3, 3, 64, 64)
+    together, alone = backbone(images), backbone(images[1:2])
+    for level in backbone.spec.names:
+        torch.testing.assert_close(together[level][1:2], alone[level], rtol=1e-5, atol=1e-5)
+
+
+def test_stays_frozen() -> None:
+    """Law L7: `.train()` and a forward leave every number as it was; no gradient is kept."""
+    backbone = load_backbone("test_resnet", weights="none")
+    parent = torch.nn.Sequential(backbone).train()
+    features = backbone(torch.randn(2, 3, 64, 64))
+    assert parent.training
+    assert not any(module.training for module in backbone.modules())
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    assert not any(level.requires_grad for level in features.values())
+    assert digest_weights(backbone.model) == backbone.digest
+
+
+def test_levels_by_name() -> None:
+    backbone = load_backbone("test_resnet", weights="none", levels=("C4", "C2"))
+    assert backbone.spec.names == ("C2", "C4")
+    with pytest.raises(BackboneError, match=r"no level 'C9'; it offers C1 \(stride 2\), C2"):
+        load_backbone("test_resnet", weights="none", levels=("C9",))
+
+
+def test_unknown_and_unsuitable_names() -> None:
+    with pytest.raises(BackboneError, match="unknown backbone 'resnet5'; nearest: 'resnet50'"):
+        load_backbone("resnet5")
+    with pytest.raises(BackboneError, match="cannot be opened as a feature extractor"):
+        load_backbone("mixer_b16_224", weights="none")

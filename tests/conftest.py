@@ -1,0 +1,91 @@
+"""Shared fixtures: a generated data set and stores of a tiny real backbone with random weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from cachedet.config import ExtractConfig
+from cachedet.data.shapes import ShapesPaths, write_shapes
+from cachedet.extract import extract
+from cachedet.structures import CategoryMap, Truth
+
+
+@dataclass(frozen=True)
+class TinyData:
+    """Eight generated pictures and their stores."""
+
+    paths: ShapesPaths
+    train: Path
+    val: Path
+    weights: Path  # random, but the same for every store
+
+    def extract_config(self, store: Path, **changes: object) -> ExtractConfig:
+        values: dict[str, object] = {
+            "images": self.paths.images,
+            "annotations": self.paths.train,
+            "store": store,
+            "backbone": "test_resnet",
+            "weights": str(self.weights),
+            "image_size": 128,
+            "views": "base,hflip",
+            "codec": "fp32",
+            "block_size": 3,
+            "batch_size": 2,
+            "device": "cpu",
+        }
+        return ExtractConfig.model_validate(values | changes)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
+    import timm
+
+    root = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(7)
+    weights = root / "weights.pth"
+    torch.save(timm.create_model("test_resnet").state_dict(), weights)
+    paths = write_shapes(root / "shapes", train=8, val=4)
+    data = TinyData(paths, root / "train.zarr", root / "val.zarr", weights)
+    extract(data.extract_config(data.train))
+    extract(data.extract_config(data.val, annotations=paths.val, views="base"))
+    return data
+
+
+def make_truth(
+    sizes_hw: list[tuple[int, int]],
+    boxes: list[list[list[float]]] | None = None,
+    *,
+    ids: tuple[int, ...] = (2, 5, 90),
+) -> Truth:
+    """A truth by hand: boxes per picture as [x1, y1, x2, y2, label, crowd]."""
+    per_picture = boxes or [[] for _ in sizes_hw]
+    flat = [box for picture in per_picture for box in picture]
+    table: NDArray[np.float64] = np.array(flat, dtype=np.float64).reshape(-1, 6)
+    return Truth(
+        image_ids=np.arange(len(sizes_hw), dtype=np.int64) * 10 + 7,
+        file_names=tuple(f"picture_{n}.jpg" for n in range(len(sizes_hw))),
+        sizes_hw=np.array(sizes_hw, dtype=np.int64).reshape(-1, 2),
+        offsets=np.cumsum([0, *(len(picture) for picture in per_picture)]).astype(np.int64),
+        boxes=table[:, :4],
+        labels=table[:, 4].astype(np.int64),
+        crowd=table[:, 5].astype(np.bool_),
+        areas=(table[:, 2] - table[:, 0]) * (table[:, 3] - table[:, 1]),
+        categories=CategoryMap(ids=ids, names=tuple(f"class {i}" for i in ids)),
+    )
+
+
+@pytest.fixture
+def truth_of() -> object:
+    """The function `make_truth`; tests cannot import a conftest."""
+    return make_truth

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cachedet.data.coco import read_coco
+from cachedet.errors import DatasetError
+
+
+def coco() -> dict[str, Any]:
+    return {
+        "images": [
+            {"id": 5, "file_name": "a.jpg", "width": 100, "height": 50},
+            {"id": 2, "file_name": "sub/b.jpg", "width": 80, "height": 60},
+            {"id": 9, "file_name": "c.jpg", "width": 80, "height": 60},
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 2, "category_id": 91, "bbox": [1, 2, 3, 4], "iscrowd": 1},
+            {"id": 2, "image_id": 5, "category_id": 0, "bbox": [-5, 0, 10, 10], "area": 70.5},
+            {"id": 3, "image_id": 5, "category_id": 7, "bbox": [0, 0, 10, 0]},
+            {"id": 4, "image_id": 2, "category_id": 7, "bbox": [200, 0, 10, 5]},
+            {"id": 5, "image_id": 2, "category_id": 7, "bbox": [float("nan"), 0, 1, 5]},
+        ],
+        "categories": [
+            {"id": 91, "name": "zebra"},
+            {"id": 0, "name": "ant"},
+            {"id": 7, "name": "cat"},
+        ],
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").touch()
+    return tmp_path
+
+
+def read(folder: Path, content: object) -> Any:
+    (folder / "a.json").write_text(
+        content if isinstance(content, str) else json.dumps(content), encoding="utf-8"
+    )
+    return read_coco(annotations=folder / "a.json", images=folder / "images")
+
+
+def test_reads_into_arrays(folder: Path) -> None:
+    dataset = read(folder, coco())
+    truth = dataset.truth
+    assert truth.categories.ids == (0, 7, 91)
+    assert truth.categories.names == ("ant", "cat", "zebra")
+    assert truth.image_ids.tolist() == [5, 2, 9]
+    assert truth.offsets.tolist() == [0, 1, 2, 2]
+    np.testing.assert_array_equal(truth.boxes, [[-5, 0, 5, 10], [1, 2, 4, 6]])
+    assert truth.labels.tolist() == [0, 2]
+    assert truth.crowd.tolist() == [False, True]
+    assert truth.areas.tolist() == [70.5, 12.0]
+    assert dataset.path_of(1) == folder / "images" / "sub" / "b.jpg"
+    assert dataset.counts == {
+        "pictures": 3,
+        "boxes": 2,
+        "crowd boxes": 1,
+        "pictures without boxes": 1,
+        "degenerate boxes dropped": 2,
+        "boxes outside the picture dropped": 1,
+        "boxes partly outside": 1,
+    }
+
+
+def test_lvis_pictures_are_named_by_their_url(folder: Path) -> None:
+    content = coco()
+    del content["images"][0]["file_name"]
+    content["images"][0]["coco_url"] = "http://images.example/train2017/000000000005.jpg"
+    assert read(folder, content).truth.file_names[0] == "train2017/000000000005.jpg"
+
+
+def edit(path: list[Any], value: object) -> Callable[[dict[str, Any]], None]:
+    def apply(content: dict[str, Any]) -> None:
+        node: Any = content
+        for key in path[:-1]:
+            node = node[key]
+        if value is None:
+            del node[path[-1]]
+        else:
+            node[path[-1]] = value
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (edit(["images"], None), "the list `images` is missing; it has annotations, categories"),
+        (edit(["categories"], []), "`categories` is empty"),
+        (edit(["images"], []), "`images` is empty, expected at least one picture"),
+        (edit(["images", 1, "id"], 5), "images holds id 5 more than once"),
+        (edit(["images", 1, "id"], "x"), r"images\[1\] needs an integer `id`, got 'x'"),
+        (edit(["images", 0], 3), r"images\[0\] is not an object"),
+        (edit(["images", 1, "file_name"], "a.jpg"), "file_name 'a.jpg' more than once"),
+        (edit(["images", 1, "file_name"], None), r"images\[1\] \(id 2\) needs a `file_name`"),
+        (edit(["images", 0, "width"], None), r"needs `height` and `width` in pixels"),
+        (edit(["annotations", 1, "id"], 1), "annotations holds id 1 more than once"),
+        (edit(["annotations", 0, "image_id"], 77), "annotation id 1 has image_id 77"),
+        (edit(["annotations", 0, "category_id"], 3), "annotation id 1 has category_id 3"),
+        (edit(["annotations", 0, "bbox"], [1, 2, 3]), r"annotation id 1 needs `bbox`"),
+        (edit(["annotations", 0, "bbox"], None), r"annotation id 1 needs `bbox`"),
+        (edit(["categories", 1, "id"], 91), "categories holds id 91 more than once"),
+        (edit(["images", 0, "file_name"], "../a.jpg"), "leaves the folder"),
+        (edit(["images", 0, "file_name"], "/etc/passwd"), "leaves the folder"),
+        (edit(["images", 0, "file_name"], ".."), "leaves the folder"),
+    ],
+)
+def test_wrong_content(
+    folder: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    content = coco()
+    change(content)
+    with pytest.raises(DatasetError, match=message):
+        read(folder, content)
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON in UTF-8"), ("[]", "got a list")])
+def test_wrong_files(folder: Path, text: str, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        read(folder, text)
+
+
+def test_a_link_out_of_the_folder_is_refused(folder: Path) -> None:
+    (folder / "secret.jpg").touch()
+    (folder / "images" / "c.jpg").symlink_to(folder / "secret.jpg")
+    with pytest.raises(DatasetError, match=r"'c.jpg' leaves the folder"):
+        read(folder, coco())
+
+
+def test_missing_places(folder: Path) -> None:
+    with pytest.raises(DatasetError, match="there is no folder"):
+        read_coco(annotations=folder / "a.json", images=folder / "none")
+    with pytest.raises(DatasetError, match="there is no file"):
+        read_coco(annotations=folder / "none.json", images=folder / "images")
+    (folder / "empty").mkdir()
+    with pytest.raises(DatasetError, match="is an empty folder"):
+        read_coco(annotations=folder / "a.json", images=folder / "empty")

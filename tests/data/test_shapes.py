@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from cachedet.data.coco import read_coco
+from cachedet.data.images import survey_pictures
+from cachedet.data.shapes import CLASS_NAMES, draw_picture, write_shapes
+
+
+def test_same_seed_same_bytes(tmp_path: Path) -> None:
+    first = write_shapes(tmp_path / "1", train=3, val=2, seed=4)
+    second = write_shapes(tmp_path / "2", train=3, val=2, seed=4)
+    other = write_shapes(tmp_path / "3", train=3, val=2, seed=5)
+    for file in sorted(first.images.iterdir()):
+        assert file.read_bytes() == (second.images / file.name).read_bytes()
+        assert file.read_bytes() != (other.images / file.name).read_bytes()
+    assert json.loads(first.train.read_text()) == json.loads(second.train.read_text())
+
+
+def test_is_a_usable_coco_set(tmp_path: Path) -> None:
+    paths = write_shapes(tmp_path, train=6, val=4)
+    dataset = read_coco(annotations=paths.train, images=paths.images)
+    assert dataset.truth.categories.names == CLASS_NAMES
+    assert dataset.counts["degenerate boxes dropped"] == 0
+    assert dataset.counts["boxes partly outside"] == 0
+    assert survey_pictures(dataset, workers=1).bad == ()
+
+
+def test_boxes_hold_objects_of_the_promised_sizes() -> None:
+    sides, labels = [], []
+    for number in range(30):
+        pixels, objects = draw_picture(np.random.default_rng([1, number]))
+        assert pixels.dtype == np.uint8
+        for label, (x, y, width, height), area in objects:
+            assert 0 <= x < x + width <= pixels.shape[1]
+            assert 0 <= y < y + height <= pixels.shape[0]
+            assert 20 <= area <= width * height
+            sides.append(max(width, height))
+            labels.append(label)
+    assert min(sides) >= 5
+    assert max(sides) <= 206
+    counts = np.bincount(labels, minlength=len(CLASS_NAMES))
+    assert counts[:2].sum() > 3 * counts[-2:].sum()
