@@ -79,7 +79,7 @@ class Manifest:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        body = {
             "format_version": FORMAT_VERSION,
             **self.identity(),
             "weights": self.weights,
@@ -87,6 +87,7 @@ class Manifest:
             "versions": self.versions,
             "fingerprint": self.fingerprint(),
         }
+        return {**body, "checksum": digest_json(body)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any], *, where: str) -> Manifest:
@@ -120,8 +121,8 @@ class Manifest:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{where} is not a manifest of cachedet: {error!r}") from error
-        if manifest.fingerprint() != values.get("fingerprint"):
-            raise StoreError(f"{where} was altered: its fields do not give its own fingerprint")
+        if manifest.to_json() != values:
+            raise StoreError(f"{where} was altered: its fields do not give its own checksum")
         return manifest
 
 

@@ -202,8 +202,10 @@ class StoreWriter:
         array = zarr.open_array(self.root, path=f"{block.group}/{level}", mode="r+")
         array = array.with_config({"write_empty_chunks": True})
         start = block.number * self.manifest.block_size
-        array[start : start + len(block.rows)] = encoded
         path = shard_path(block, level)
+        # zarr reads the shard it is about to fill partly: what is left of an old one must be gone.
+        (self.root / path).unlink(missing_ok=True)
+        array[start : start + len(block.rows)] = encoded
         sync_file(self.root / path)
         for parent in list((self.root / path).parents)[:5]:  # c/<number>/0/0 up to the level
             sync_directory(parent)

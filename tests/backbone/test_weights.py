@@ -55,7 +55,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match=r"1 tensors differ: conv_stem.weight: absent in"):
         load_package_weights(model, LITE0, tmp_path / "w.pth")
     assert digest_weights(model) == before
-    with pytest.raises(BackboneError, match="'_new.weight' of the weights package has no counter"):
+    with pytest.raises(BackboneError, match=r"'_new.weight' of the weights package has no counter"):
         rename_lite_tensors({"_new.weight": torch.zeros(1)}, blocks_per_stage=(1,))
 
 
