@@ -242,7 +242,7 @@ def load_truth(root: Path, manifest: Manifest) -> tuple[Truth, NDArray[np.uint64
     """Pictures and boxes kept in the store, with the pictures' content hashes."""
     path = root / TRUTH
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             truth = Truth(
                 image_ids=arrays["image_ids"],
                 file_names=tuple(names_from_bytes(arrays["file_names"])),

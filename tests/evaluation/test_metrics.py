@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from cachedet.errors import InputError
+from cachedet.evaluation.metrics import coco_results, ground_truth_json, score_detections
+from cachedet.structures import Detections, Truth
+
+BOXES = [
+    [[10, 10, 60, 60, 0, 0], [70, 70, 90, 95, 1, 0], [0, 0, 120, 40, 0, 1]],
+    [],
+    [[5, 5, 150, 150, 0, 0], [20.5, 30.25, 40.75, 60, 2, 0]],
+]
+
+
+@pytest.fixture(params=[(2, 5, 90), (0, 17, 1203)])
+def truth(request: pytest.FixtureRequest, truth_of: Callable[..., Truth]) -> Truth:
+    return truth_of([(200, 200)] * 3, BOXES, ids=request.param)
+
+
+def detections(image_id: int, rows: list[tuple[list[float], float, int]]) -> Detections:
+    return Detections(
+        image_id=image_id,
+        boxes=torch.tensor([box for box, _, _ in rows]).reshape(-1, 4),
+        scores=torch.tensor([score for _, score, _ in rows]),
+        labels=torch.tensor([label for _, _, label in rows], dtype=torch.int64),
+    )
+
+
+@pytest.fixture
+def found() -> list[Detections]:
+    """Hits, a miss, a duplicate, ties in score, something inside the crowd, a negative picture."""
+    return [
+        detections(7, [
+            ([11.0, 10, 60, 61], 0.9, 0), ([12.0, 10, 60, 61], 0.9, 0), ([2.0, 2, 30, 30], 0.8, 0),
+            ([71.0, 70, 92, 95], 0.5, 1),
+        ]),
+        detections(17, [([1.0, 1, 50, 50], 0.5, 0)]),
+        detections(27, [([5.0, 8, 140, 150], 0.5, 0), ([20.0, 30, 44, 60], 0.3, 2)]),
+    ]  # fmt: skip
+
+
+def test_the_results_file_scores_the_same_on_the_users_annotations(
+    truth: Truth, found: list[Detections], tmp_path: Path
+) -> None:
+    scores = score_detections(truth, found)
+    (tmp_path / "gt.json").write_text(json.dumps(ground_truth_json(truth)))
+    (tmp_path / "dt.json").write_text(json.dumps(coco_results(truth, found)))
+    with contextlib.redirect_stdout(io.StringIO()):
+        annotations = COCO(str(tmp_path / "gt.json"))
+        official = COCOeval(annotations, annotations.loadRes(str(tmp_path / "dt.json")), "bbox")
+        official.evaluate()
+        official.accumulate()
+        official.summarize()
+    ours = scores.to_json()
+    names = list(ours)[:12]
+    expected = [None if value == -1 else value for value in official.stats.tolist()]
+    assert [ours[name] for name in names] == expected
+    for label in range(3):
+        official.params.catIds = [truth.categories.ids[label]]
+        with contextlib.redirect_stdout(io.StringIO()):
+            official.evaluate()
+            official.accumulate()
+            official.summarize()
+        assert scores.per_class[label].ap == pytest.approx(official.stats[0], abs=1e-12)
+        assert scores.per_class[label].ap50 == pytest.approx(official.stats[1], abs=1e-12)
+
+
+def test_by_hand(truth_of: Callable[..., Truth]) -> None:
+    """One of two boxes found, with a false alarm below it: precision 1 up to recall 0.5."""
+    truth = truth_of([(100, 100)], [[[0, 0, 40, 40, 0, 0], [50, 50, 90, 90, 0, 0]]])
+    rows = [([0.0, 0, 40, 40], 0.9, 0), ([50.0, 0, 90, 30], 0.8, 0)]
+    scores = score_detections(truth, [detections(7, rows)])
+    assert scores.ap == pytest.approx(51 / 101)
+    assert scores.ap50 == pytest.approx(51 / 101)
+    assert scores.ar1 == scores.ar100 == pytest.approx(0.5)
+    assert math.isnan(scores.ap_small)
+    assert scores.to_json()["ap_small"] is None
+    assert [score.num_boxes for score in scores.per_class] == [2, 0, 0]
+    assert math.isnan(scores.per_class[1].ap)
+
+
+def test_nothing_detected(truth: Truth) -> None:
+    scores = score_detections(truth, [])
+    assert scores.ap == scores.ap50 == scores.ar100 == 0.0
+    assert scores.num_detections == 0
+    assert scores.num_pictures == 3
+
+
+def test_boxes_travel_as_xywh(truth: Truth) -> None:
+    annotation = ground_truth_json(truth)["annotations"][-1]
+    np.testing.assert_array_equal(annotation["bbox"], [20.5, 30.25, 20.25, 29.75])
+    assert ground_truth_json(truth)["annotations"][2]["iscrowd"] == 1
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (detections(99, []), "image id 99, which is not in the truth"),
+        (detections(7, [([0.0, 0, 1, 1], 0.5, 3)]), r"image id 7 hold a label outside 0..2"),
+        (detections(7, [([0.0, 0, 1, 1], math.nan, 0)]), "hold a box or score that is NaN or Inf"),
+        (detections(7, [([0.0, 0, math.inf, 1], 0.5, 0)]), "hold a box or score that is NaN"),
+    ],
+)
+def test_impossible_detections(truth: Truth, bad: Detections, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        score_detections(truth, [bad])
