@@ -99,7 +99,7 @@ def make_input(
     resized = np.asarray(Image.fromarray(pixels).resize((width, height), resample))
     if geometry.flip:
         resized = resized[:, ::-1]
-    values = torch.from_numpy(np.ascontiguousarray(resized)).permute(2, 0, 1).float().div_(255)
+    values = torch.from_numpy(np.array(resized, order="C")).permute(2, 0, 1).float().div_(255)
     mean = torch.tensor(preprocessing.mean).view(3, 1, 1)
     std = torch.tensor(preprocessing.std).view(3, 1, 1)
     padded = torch.zeros(3, *geometry.padded_hw)

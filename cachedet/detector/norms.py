@@ -4,20 +4,38 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 NormName = Literal["batch", "group", "none"]
 ActivationName = Literal["relu", "silu"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
-_GROUPS = 32
+_MOST_GROUPS = 32  # GroupNorm, arXiv 1803.08494
+_LEAST_GROUP = 4  # channels; a group of one would be flattened on maps of a single cell
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """BatchNorm that also takes a lone picture whose coarsest map is a single cell.
+
+    One value per channel has no variance; it is then normalised by the running statistics.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(N, C, h, w) -> the same shape."""
+        if self.training and maps.numel() == maps.shape[1]:
+            return F.batch_norm(
+                maps, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(maps)
 
 
 def make_norm(name: NormName, channels: int) -> nn.Module:
     """BatchNorm with the paper's momentum and epsilon (PAPER 2.2), GroupNorm, or nothing."""
     if name == "batch":
-        return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)  # Keras momentum 0.99
+        return BatchNorm(channels, eps=1e-3, momentum=0.01)  # Keras momentum 0.99
     if name == "group":
-        groups = next(g for g in range(min(_GROUPS, channels), 0, -1) if channels % g == 0)
+        most = max(1, min(_MOST_GROUPS, channels // _LEAST_GROUP))
+        groups = next(g for g in range(most, 0, -1) if channels % g == 0)
         return nn.GroupNorm(groups, channels)
     return nn.Identity()

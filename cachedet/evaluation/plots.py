@@ -147,7 +147,7 @@ def _tag(
     width, height = right - left + 4, bottom - top + 4
     x = min(max(float(box[0]), 0), max(size[0] - width, 0))
     above = float(box[1]) - height
-    y = above if above >= 0 else min(float(box[1]), size[1] - height)
+    y = above if above >= 0 else max(min(float(box[1]), size[1] - height), 0)
     canvas.rectangle((x, y, x + width, y + height), fill=colour)
     ink = (0, 0, 0) if sum(colour) > 330 else (255, 255, 255)
     canvas.text((x + 2 - left, y + 2 - top), caption, font=font, fill=ink)

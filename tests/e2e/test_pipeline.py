@@ -1,0 +1,283 @@
+"""Extract, train, score and predict on eight generated pictures with a tiny real backbone."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cachedet.backbone.frozen import load_backbone
+from cachedet.cli import app
+from cachedet.config import TrainConfig, load_train_config
+from cachedet.errors import (
+    BackboneError,
+    CheckpointError,
+    ConfigError,
+    MissingFeatureError,
+    NonFiniteLossError,
+    StoreMismatchError,
+)
+from cachedet.evaluate import evaluate
+from cachedet.extract import extract, load_input
+from cachedet.predict import predict
+from cachedet.store.reader import FeatureStore
+from cachedet.store.verify import verify_store
+from cachedet.train import make_trainer, train
+from cachedet.training.checkpoint import load_checkpoint
+from cachedet.training.loader import FeatureLoader
+
+CONFIG = TrainConfig.model_validate(
+    {
+        "detector": {"channels": 16, "num_convs": 1, "score_threshold": 0.005},
+        "schedule": {
+            "epochs": 3,
+            "batch_size": 3,
+            "optimizer": "adamw",
+            "lr": 3e-3,
+            "warmup_steps": 2,
+            "kind": "cosine",
+            "clip_norm": 5.0,
+        },
+        "device": "cpu",
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def run(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(CONFIG, train_store=tiny.train, val_store=tiny.val, run=folder)
+    return folder
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_same_losses_as_with_the_live_backbone(tiny: Any) -> None:
+    """Law L3: fp32 cache against pictures decoded and forwarded in every step."""
+    store = FeatureStore.open(tiny.train)
+    views = ("base", "hflip")
+    loader = FeatureLoader(
+        store, views=views, levels=store.manifest.spec.names, batch_size=3, seed=0
+    )
+    backbone = load_backbone("test_resnet", weights=str(tiny.weights), image_size=128)
+    assert backbone.digest == store.manifest.weights_digest
+    losses: dict[str, list[float]] = {"cached": [], "live": []}
+    for kind, found in losses.items():
+        torch.manual_seed(0)
+        trainer = make_trainer(CONFIG, manifest=store.manifest, total_steps=9)
+        for epoch in range(2):
+            for keys, batch in zip(loader.plan(epoch), loader.batches(epoch), strict=True):
+                if kind == "live":
+                    images = [
+                        load_input(
+                            tiny.paths.images / store.truth.file_names[row],
+                            view=views[view],
+                            image_size=128,
+                            pad_multiple=32,
+                            preprocessing=backbone.preprocessing,
+                        )
+                        for view, row in keys
+                    ]
+                    batch = dataclasses.replace(batch, features=backbone(torch.stack(images)))
+                found.append(trainer.take_step(batch)["loss"])
+    assert len(losses["live"]) >= 6
+    torch.testing.assert_close(
+        torch.tensor(losses["cached"]), torch.tensor(losses["live"]), rtol=1e-5, atol=0
+    )
+
+
+def test_extracting_again_is_bit_exact_and_changes_no_input(tiny: Any, tmp_path: Path) -> None:
+    """Laws L5 and L8, with other workers."""
+    before = digests(tiny.paths.images.parent)
+    extract(tiny.extract_config(tmp_path / "again.zarr", workers=1))
+    assert digests(tiny.paths.images.parent) == before
+    first, second = digests(tiny.train), digests(tmp_path / "again.zarr")
+    assert first == second
+
+
+def test_features_do_not_depend_on_the_other_pictures_of_a_block(tiny: Any, tmp_path: Path) -> None:
+    """Law L5: other blocks and batches, the same features."""
+    extract(tiny.extract_config(tmp_path / "one.zarr", block_size=1, batch_size=1))
+    together, alone = FeatureStore.open(tiny.train), FeatureStore.open(tmp_path / "one.zarr")
+    for row in range(len(together)):
+        for level, maps in together.read(row, "hflip").items():
+            torch.testing.assert_close(maps, alone.read(row, "hflip")[level], rtol=1e-5, atol=1e-5)
+
+
+def test_extraction_continues_and_mends(tiny: Any, tmp_path: Path) -> None:
+    store = tmp_path / "s.zarr"
+    shutil.copytree(tiny.train, store)
+    records = sorted((store / "commits").iterdir())
+    records[0].unlink()
+    shard = next((store / "hflip").rglob("c/0/0/0/0"))
+    shard.write_bytes(b"")
+    assert not verify_store(store, deep=False).is_good
+    report = extract(tiny.extract_config(store))
+    assert report.blocks_written == 2
+    assert digests(store) == digests(tiny.train)
+    assert extract(tiny.extract_config(store)).blocks_written == 0
+
+
+def test_changed_inputs_are_refused(tiny: Any) -> None:
+    with pytest.raises(StoreMismatchError, match="image_size: 128 in the store, 160 now"):
+        extract(tiny.extract_config(tiny.train, image_size=160))
+    with pytest.raises(StoreMismatchError, match=r"views: \['base', 'hflip'\] in the store"):
+        extract(tiny.extract_config(tiny.train, views="base"))
+
+
+def test_a_run_leaves_what_it_promises(run: Path) -> None:
+    files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert {
+        "config.yaml",
+        "metrics.csv",
+        "log.txt",
+        "weights/best.pt",
+        "weights/last.pt",
+        "plots/training.png",
+    } <= files
+    assert load_train_config(run / "config.yaml") == CONFIG
+    last = load_checkpoint(run / "weights" / "last.pt")
+    assert (last.epoch, last.batch) == (3, 0)
+    assert not any("backbone" in name for name in last.heads)
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+def test_resume_is_bit_exact(tiny: Any, run: Path, tmp_path: Path, stop: int) -> None:
+    """Law L6: stopped in the middle of an epoch, the rest equals the uninterrupted run."""
+    folder = tmp_path / "run"
+    first = train(
+        CONFIG.model_copy(update={"max_steps": stop}),
+        train_store=tiny.train,
+        val_store=tiny.val,
+        run=folder,
+    )
+    assert first.steps == stop
+    train(CONFIG, train_store=tiny.train, val_store=tiny.val, run=folder, resume=True)
+    whole = load_checkpoint(run / "weights" / "last.pt")
+    resumed = load_checkpoint(folder / "weights" / "last.pt")
+    assert resumed.step == whole.step
+    for name, tensor in whole.heads.items():
+        assert torch.equal(resumed.heads[name], tensor), name
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    steps = [line.split(",")[0] for line in lines[1:] if line.split(",")[3]]
+    assert len(steps) == len(set(steps))
+
+
+def test_learning_happens(tiny: Any, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(
+        update={"schedule": CONFIG.schedule.model_copy(update={"epochs": 12})}
+    )
+    report = train(config, train_store=tiny.train, run=tmp_path / "run")
+    assert report.best_ap is None
+    assert sum(report.losses[-4:]) < 0.7 * sum(report.losses[:4])
+    assert (tmp_path / "run" / "weights" / "best.pt").is_file()
+
+
+def test_scores_and_results_file(tiny: Any, run: Path) -> None:
+    report = evaluate(run, store=tiny.val)
+    results = json.loads((run / "results.json").read_text())
+    assert results["ap"] == report.scores.ap
+    assert len(results["per_class"]) == 10
+    assert results["evaluator"] == "pycocotools"
+    rows = json.loads((run / "detections.json").read_text())
+    assert len(rows) == report.scores.num_detections > 0
+    assert {row["category_id"] for row in rows} <= {3 * n for n in range(1, 11)}
+
+
+def test_prediction_from_files_equals_scoring_from_the_store(
+    tiny: Any, run: Path, tmp_path: Path
+) -> None:
+    report = evaluate(run, store=tiny.val)
+    files = [tiny.paths.images / f"val_{n:05d}.jpg" for n in range(4)]
+    entries = predict(
+        run, pictures=files, out=tmp_path, weights=str(tiny.weights), min_score=0.0, device="cpu"
+    )
+    for entry, stored in zip(entries, report.detections, strict=True):
+        scores = [found["score"] for found in entry["detections"]]
+        torch.testing.assert_close(torch.tensor(scores), stored.scores, rtol=1e-4, atol=1e-5)
+        assert Path(entry["drawing"]).is_file()
+    assert json.loads((tmp_path / "detections.json").read_text()) == entries
+
+
+def test_prediction_needs_the_same_weights(tiny: Any, run: Path, tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match=r"give the same ones with --weights"):
+        predict(run, pictures=[tiny.paths.images], out=tmp_path, weights="none", device="cpu")
+
+
+def test_a_nonfinite_loss_stops_before_the_optimiser_moves(tiny: Any) -> None:
+    store = FeatureStore.open(tiny.train)
+    loader = FeatureLoader(
+        store, views=("base",), levels=store.manifest.spec.names, batch_size=2, seed=0
+    )
+    trainer = make_trainer(CONFIG, manifest=store.manifest, total_steps=4)
+    batch = next(iter(loader.batches(0)))
+    before = {name: value.clone() for name, value in trainer.detector.named_parameters()}
+    batch.features["C4"][0, 0, 0, 0] = float("nan")
+    ids = ", ".join(map(str, batch.image_ids))
+    message = rf"step 0: loss or gradient .* image ids \[{ids}\]; the features of C4 are not finite"
+    with pytest.raises(NonFiniteLossError, match=message):
+        trainer.take_step(batch)
+    for name, value in trainer.detector.named_parameters():
+        assert torch.equal(value, before[name])
+
+
+def test_runs_that_do_not_fit(tiny: Any, run: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="exists already and is not empty"):
+        train(CONFIG, train_store=tiny.train, run=run)
+    changed = CONFIG.model_copy(update={"seed": 5})
+    with pytest.raises(CheckpointError, match="cannot resume .* seed was 0, is 5"):
+        train(changed, train_store=tiny.train, run=run, resume=True)
+    with pytest.raises(CheckpointError, match="trained on another store: views: .*truth_digest"):
+        train(CONFIG, train_store=tiny.val, run=run, resume=True)
+    wrong = CONFIG.model_copy(
+        update={"detector": CONFIG.detector.model_copy(update={"levels": ("C2",)})}
+    )
+    with pytest.raises(ConfigError, match="asks for 'C2', the store holds C3, C4, C5"):
+        train(wrong, train_store=tiny.train, run=tmp_path / "r")
+    extract(tiny.extract_config(tmp_path / "none.zarr", weights="none"))
+    with pytest.raises(CheckpointError, match="features with weights_digest = "):
+        evaluate(run, store=tmp_path / "none.zarr")
+    with pytest.raises(CheckpointError, match="the validation store differs in weights_digest"):
+        train(CONFIG, train_store=tiny.train, val_store=tmp_path / "none.zarr", run=tmp_path / "r")
+    shutil.rmtree(tmp_path / "none.zarr" / "commits")
+    (tmp_path / "none.zarr" / "commits").mkdir()
+    with pytest.raises(MissingFeatureError, match="is unfinished"):
+        train(CONFIG, train_store=tmp_path / "none.zarr", run=tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def call(*arguments: object) -> Any:
+    from typer.testing import CliRunner
+
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_commands(tiny: Any, run: Path, tmp_path: Path) -> None:
+    shown = call("info", tiny.train)
+    assert shown.exit_code == 0
+    assert "test_resnet" in shown.output
+    described = json.loads(call("info", tiny.train, "--json").stdout)
+    assert described["pictures"] == 8
+    assert json.loads(call("verify", tiny.train, "--deep", "--json").stdout)["ok"] is True
+    scored = json.loads(call("eval", run, "--store", tiny.val, "--json", "--device", "cpu").stdout)
+    assert set(scored) >= {"ap", "ap50", "per_class"}
+    table = call("eval", run, "--store", tiny.val, "--device", "cpu")
+    assert "COCO figures" in table.output
+    shutil.copytree(tiny.train, tmp_path / "s.zarr")
+    next((tmp_path / "s.zarr").rglob("c/0/0/0/0")).unlink()
+    checked = call("verify", tmp_path / "s.zarr")
+    assert checked.exit_code == 1
+    assert "the shard file is missing" in checked.output
+    assert call("extract").exit_code == 2

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cachedet.config import (
+    TrainConfig,
+    dump_config,
+    load_train_config,
+    make_extract_config,
+    make_train_config,
+)
+from cachedet.demo import demo_config
+from cachedet.errors import ConfigError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_configs_load(path: Path) -> None:
+    config = load_train_config(path)
+    assert make_train_config(yaml.safe_load(dump_config(config)), where="dump") == config
+
+
+def test_the_paper_is_the_default() -> None:
+    """configs/retinanet_fpn.yaml spells out PAPER 2.2; drops are rounded shares of 72 epochs."""
+    shipped, default = load_train_config(CONFIGS / "retinanet_fpn.yaml"), TrainConfig()
+    assert shipped.detector == default.detector
+    exact = shipped.schedule.model_copy(update={"drops": default.schedule.drops})
+    assert exact == default.schedule
+    assert shipped.schedule.drops == pytest.approx(default.schedule.drops, abs=1e-4)
+
+
+def test_the_demo_config_is_shipped() -> None:
+    assert demo_config().detector.channels == 64
+
+
+def test_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("seed: 3\n")
+    config = load_train_config(path, ["schedule.epochs=7", "detector.norm=group", "views=[base]"])
+    assert (config.seed, config.schedule.epochs, config.views) == (3, 7, ("base",))
+    assert config.detector.norm == "group"
+    with pytest.raises(ConfigError, match=r"--set expects key=value, got 'seed'"):
+        load_train_config(path, ["seed"])
+    with pytest.raises(ConfigError, match="'seed' is a value, not a section"):
+        load_train_config(path, ["seed.deep=1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("schedule: {epoch: 3}", r"unknown key 'schedule.epoch'; nearest: 'epochs'"),
+        ("detecter: {}", r"unknown key 'detecter'; nearest: 'detector'"),
+        (
+            "detector: {anchors: {size: 3}}",
+            r"key 'detector.anchors.size'; nearest: 'size_factor'",
+        ),
+        ("schedule: {epochs: 0}", r"schedule.epochs: .* greater than or equal to 1, got 0"),
+        ("detector: {norm: layer}", r"detector.norm: Input should be 'batch', 'group' or 'none'"),
+        ("views: []", "views must name at least one view"),
+        ("- 1", "expected `key: value` lines, got list"),
+        ("{", "is not YAML"),
+    ],
+)
+def test_wrong_configs(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_train_config(tmp_path / "c.yaml")
+
+
+def test_missing_config_and_wrong_extract_option(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the config .*none.yaml: No such file"):
+        load_train_config(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="extract: image_size: .* got 8"):
+        make_extract_config({"images": "a", "annotations": "b", "store": "c", "image_size": 8})

@@ -1,0 +1,105 @@
+"""The laws of the design that concern the whole tree: L1, L2 and the shape of the layout."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "cachedet"
+# Each room may import those before it; verbs come last.
+ORDER = (
+    "version", "errors", "structures", "progress", "config", "device",
+    "data", "backbone", "store", "detector", "training", "evaluation",
+    "train", "evaluate", "extract", "predict", "demo", "cli",
+)  # fmt: skip
+
+
+def modules() -> list[Path]:
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__init__.py"]
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "version"
+
+
+def imports_of(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.append(node.module or "")
+        if isinstance(node, ast.Import):
+            found.extend(alias.name for alias in node.names)
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    """Law L2."""
+    own = path.relative_to(PACKAGE).with_suffix("").parts
+    for name in imports_of(path):
+        if name == "timm" or name.startswith("timm."):
+            assert own[0] == "backbone", f"{path} imports timm"
+        if not name.startswith("cachedet."):
+            continue
+        room = room_of(name)
+        if room != own[0]:
+            assert ORDER.index(room) < ORDER.index(own[0]), f"{path} imports {name}"
+
+
+def test_no_cycles_inside_a_room() -> None:
+    """Law L2 within rooms: repeatedly take away modules that import nothing that is left."""
+    left = {
+        "cachedet." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts): set(
+            imports_of(path)
+        )
+        for path in modules()
+    }
+    while left:
+        free = [name for name, imported in left.items() if not imported & left.keys()]
+        assert free, f"these import each other: {sorted(left)}"
+        for name in free:
+            del left[name]
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["cachedet.train", "cachedet.evaluate", "cachedet.store.reader", "cachedet.store.verify"],
+)
+def test_training_and_scoring_need_no_backbone(module: str) -> None:
+    """Law L1, on a machine where timm and the pictures' decoder cannot be imported at all."""
+    script = (
+        "import sys\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] == 'timm' or name.startswith('cachedet.backbone'):\n"
+        "            raise ImportError('refused ' + name)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        f"import {module}\n"
+        "assert not any(name.split('.')[0] == 'timm' for name in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_files_and_functions_stay_readable() -> None:
+    for path in modules():
+        text = path.read_text()
+        assert text.count("\n") <= 400, path
+        assert path.stem not in {"utils", "common", "helpers", "base", "misc"}, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 80, f"{path}: {node.name}"
+
+
+def test_errors_inherit_one_parent() -> None:
+    from cachedet import errors
+
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    kinds = [kind for kind in kinds if kind.__module__ == errors.__name__]
+    assert len(kinds) >= 12
+    assert all(issubclass(kind, errors.CachedetError) for kind in kinds)
