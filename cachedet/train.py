@@ -53,6 +53,7 @@ class Trainer:
     detector: RetinaNet
     optimizer: torch.optim.Optimizer
     learning_rate: LearningRate
+    batch_size: int  # pictures of a full step
     clip_norm: float
     device: torch.device
     step: int = 0
@@ -67,7 +68,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         batch = batch.to(self.device)
         losses = self.detector(batch.features, batch.targets)
-        total = torch.stack(list(losses.values())).sum()
+        # A bucket's last batch may be small; every picture weighs the same all the same.
+        share = len(batch.targets) / self.batch_size
+        total = torch.stack(list(losses.values())).sum() * share
         if bool(torch.isfinite(total)):
             torch.autograd.backward(total)
         norm = nn.utils.clip_grad_norm_(
@@ -78,7 +81,7 @@ class Trainer:
         self.optimizer.step()
         self.step += 1
         values = {f"loss_{name}": loss.item() for name, loss in losses.items()}
-        return {"loss": total.item(), **values, "grad_norm": norm.item()}
+        return {"loss": sum(values.values()), **values, "grad_norm": norm.item()}
 
     def checkpoint(self, config: TrainConfig, manifest: Manifest) -> Checkpoint:
         return Checkpoint(
@@ -164,6 +167,7 @@ def make_trainer(config: TrainConfig, *, manifest: Manifest, total_steps: int) -
             kind=schedule.kind,
             drops=schedule.drops,
         ),
+        batch_size=schedule.batch_size,
         clip_norm=schedule.clip_norm,
         device=device,
     )
