@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,6 @@ from cachedet.data.coco import CocoDataset, read_coco
 from cachedet.data.images import Survey, decode_picture, make_input, require_good, survey_pictures
 from cachedet.data.views import VIEWS, make_geometry, parse_views
 from cachedet.device import choose_device
-from cachedet.errors import StoreError
 from cachedet.progress import StageProgress
 from cachedet.store.blocks import Block
 from cachedet.store.codec import make_codec
@@ -85,7 +83,6 @@ def extract(config: ExtractConfig) -> ExtractReport:
     )
     writer = StoreWriter.open(config.store, manifest=manifest, truth=truth, contents=contents)
     missing = writer.missing_blocks()
-    _require_space(config.store, writer.planned_nbytes(missing))
     started = time.perf_counter()
     _write_blocks(writer, missing, dataset, truth, backbone, config)
     return ExtractReport(
@@ -122,16 +119,6 @@ def _split_bad(
 
 def _named(truth: Truth, findings: Sequence[tuple[int, str]]) -> tuple[tuple[str, str], ...]:
     return tuple((truth.file_names[row], reason) for row, reason in findings)
-
-
-def _require_space(store: Path, needed: int) -> None:
-    free = shutil.disk_usage(store).free
-    if needed > free:
-        raise StoreError(
-            f"{store}: {needed / 1e9:.2f} GB are still to be written, the disk has "
-            f"{free / 1e9:.2f} GB free. Free space, choose another --store, "
-            "a smaller --image-size, fewer --views or a smaller --codec"
-        )
 
 
 def _write_blocks(

@@ -74,14 +74,17 @@ class StoreWriter:
 
         Raises:
             StoreMismatchError: it holds features of other inputs; names each differing field.
-            StoreError: the folder is something else, or cannot be written.
+            StoreError: the folder is something else, cannot be written, or the disk is too small
+                for what is missing.
         """
         writer = cls(root, manifest=manifest, truth=truth)
         try:
-            if (root / MANIFEST).exists():
+            is_new = not (root / MANIFEST).exists()
+            if not is_new:
                 _require_same_inputs(root, manifest, truth, contents)
                 writer._remove_leftovers()
-            else:
+            _require_space(root, writer.planned_nbytes(writer.missing_blocks()))
+            if is_new:
                 writer._create(contents)
         except OSError as error:
             raise _cannot_write(root, error) from error
@@ -277,9 +280,23 @@ def _require_same_inputs(
     raise StoreMismatchError(f"{message}. Extract into a new --store, or give the same inputs")
 
 
-def _cannot_write(root: Path, error: OSError, *, needed: int | None = None) -> StoreError:
+def _require_space(root: Path, needed: int) -> None:
+    free = _free_nbytes(root)
+    if needed > free:
+        raise StoreError(
+            f"{root}: {needed / 1e9:.2f} GB are still to be written, the disk has "
+            f"{free / 1e9:.2f} GB free. Free space, choose another --store, "
+            "a smaller --image-size, fewer --views or a smaller --codec"
+        )
+
+
+def _free_nbytes(root: Path) -> int:
     existing = next(path for path in (root, *root.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    return shutil.disk_usage(existing).free
+
+
+def _cannot_write(root: Path, error: OSError, *, needed: int | None = None) -> StoreError:
+    free = _free_nbytes(root)
     wanted = f"; this block needs {needed / 1e6:.1f} MB" if needed is not None else ""
     return StoreError(
         f"cannot write {error.filename or root}: {error.strerror}{wanted}, "

@@ -309,6 +309,13 @@ def test_wrong_maps_are_refused(tmp_path: Path, truth: Truth) -> None:
     assert block in writer.missing_blocks()
 
 
+def test_a_disk_too_small_is_known_before_anything_is_written(tmp_path: Path, truth: Truth) -> None:
+    giant = FeatureSpec((LevelSpec(name="C4", channels=10**12, stride=16),))
+    with pytest.raises(StoreError, match=r"GB are still to be written, the disk has .* --codec"):
+        open_writer(tmp_path / "s.zarr", truth, spec=giant)
+    assert not (tmp_path / "s.zarr").exists()
+
+
 def test_planned_bytes_are_what_is_written(tmp_path: Path, truth: Truth) -> None:
     writer = open_writer(tmp_path / "s.zarr", truth, block_size=1)
     planned = writer.planned_nbytes(writer.blocks)
