@@ -38,7 +38,10 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        print(
+            "interrupted; `extract` continues with the same command, `train-heads` with --resume",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 

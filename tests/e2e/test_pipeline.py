@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -281,3 +283,15 @@ def test_the_commands(tiny: Any, run: Path, tmp_path: Path) -> None:
     assert checked.exit_code == 1
     assert "the shard file is missing" in checked.output
     assert call("extract").exit_code == 2
+
+
+def test_a_users_error_is_one_message_without_a_traceback(tmp_path: Path) -> None:
+    launcher = Path(__file__).parents[2] / "cli.py"
+    done = subprocess.run(
+        [sys.executable, launcher, "info", tmp_path], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert "is not a feature store" in done.stderr
+    assert done.stderr.count("\n") == 1
