@@ -28,7 +28,10 @@ from cachedet.data.views import Geometry
 from cachedet.errors import BadImageError
 from cachedet.structures import Preprocessing
 
-MAX_PIXELS = 200_000_000
+# Once for the process (filters are not kept per thread): what Pillow warns of is checked here.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+MAX_PIXELS = 170_000_000  # just below where Pillow itself refuses to decode
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -69,22 +72,20 @@ def decode_bytes(content: bytes) -> tuple[NDArray[np.uint8], str | None]:
     """
     if not content:
         raise BadImageError("the file is empty")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of what is checked or reported here
-        try:
-            with Image.open(io.BytesIO(content)) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    size = f"{picture.width}x{picture.height}"
-                    raise BadImageError(f"{size} pixels are more than the limit of {MAX_PIXELS}")
-                picture.load()
-                orientation, remark = _orientation(picture)
-                upright = _to_rgb(picture)
-        except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise BadImageError(_first_line(error, "not a picture")) from error
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            if isinstance(error, BadImageError):
-                raise
-            raise BadImageError(_first_line(error, "it cannot be decoded")) from error
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                size = f"{picture.width}x{picture.height}"
+                raise BadImageError(f"{size} pixels are more than the limit of {MAX_PIXELS}")
+            picture.load()
+            orientation, remark = _orientation(picture)
+            upright = _to_rgb(picture)
+    except BadImageError:
+        raise
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise BadImageError(_first_line(error, "not a picture")) from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise BadImageError(_first_line(error, "it cannot be decoded")) from error
     if orientation in _UPRIGHT:
         upright = upright.transpose(_UPRIGHT[orientation])
     return np.asarray(upright), remark
