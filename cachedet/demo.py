@@ -8,7 +8,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from cachedet.backbone.frozen import FrozenBackbone
@@ -20,11 +19,11 @@ from cachedet.evaluate import evaluate
 from cachedet.evaluation.metrics import CocoScores
 from cachedet.evaluation.plots import Drawing, SheetRow, contact_sheet
 from cachedet.extract import ExtractReport, default_workers, extract, load_input, run_backbone
-from cachedet.predict import load_picture_detector, make_drawing
+from cachedet.predict import PictureDetector, load_picture_detector, make_drawing
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Truth
 from cachedet.train import train
-from cachedet.training.loader import plan_epoch
+from cachedet.training.loader import FeatureLoader
 
 TRAIN_PICTURES = 320
 VAL_PICTURES = 96
@@ -91,9 +90,10 @@ def run_demo(out: Path) -> DemoReport:
     seconds["train"] = time.perf_counter() - started
     started = time.perf_counter()
     scored = evaluate(out / "run", store=reports[1].store)
-    sheet = _draw_sheet(out, reports[1].store, paths)
+    detector = load_picture_detector(out / "run")
+    sheet = _draw_sheet(out, reports[1].store, paths, detector)
     seconds["score and draw"] = time.perf_counter() - started
-    live = _live_backbone_seconds(out, reports[0].store, paths, config)
+    live = _live_backbone_seconds(reports[0].store, paths, detector.backbone, config)
     return DemoReport(
         scores=scored.scores,
         seconds=seconds,
@@ -123,16 +123,15 @@ def _extract(out: Path, paths: ShapesPaths, split: str) -> ExtractReport:
 
 
 def _live_backbone_seconds(
-    out: Path, store_path: Path, paths: ShapesPaths, config: TrainConfig
+    store_path: Path, paths: ShapesPaths, backbone: FrozenBackbone, config: TrainConfig
 ) -> float:
     """Seconds an epoch would take longer if pictures were decoded and forwarded in each step."""
     store = FeatureStore.open(store_path)
-    backbone: FrozenBackbone = load_picture_detector(out / "run").backbone
-    buckets = np.zeros((1, len(store)), dtype=np.int64)
-    for number, rows in enumerate(store.buckets("base").values()):
-        buckets[0, rows] = number
-    batches = plan_epoch(buckets, batch_size=config.schedule.batch_size, seed=0, epoch=0)
-    measured = [batch for batch in batches if len(batch) == config.schedule.batch_size]
+    batch_size = config.schedule.batch_size
+    loader = FeatureLoader(
+        store, views=("base",), levels=store.manifest.spec.names, batch_size=batch_size, seed=0
+    )
+    measured = [batch for batch in loader.plan(0) if len(batch) == batch_size]
     measured = measured[: _LIVE_BATCHES + 1]
     started = time.perf_counter()
     for number, batch in enumerate(measured):
@@ -154,18 +153,17 @@ def _load_base(store: FeatureStore, paths: ShapesPaths, row: int) -> torch.Tenso
     )
 
 
-def _draw_sheet(out: Path, val_store: Path, paths: ShapesPaths) -> Path:
+def _draw_sheet(out: Path, val_store: Path, paths: ShapesPaths, detector: PictureDetector) -> Path:
     """Truth beside what `predict` finds in the picture files."""
     truth = FeatureStore.open(val_store).truth
-    detector = load_picture_detector(out / "run")
     rows = []
     for row in range(min(_SHEET_PICTURES, len(truth))):
-        file = paths.images / truth.file_names[row]
-        found = detector(file, image_id=int(truth.image_ids[row])).above(_SHEET_SCORE)
+        pixels = decode_picture(paths.images / truth.file_names[row])
+        found = detector(pixels, image_id=int(truth.image_ids[row])).above(_SHEET_SCORE)
         rows.append(
             SheetRow(
                 name=truth.file_names[row],
-                pixels=decode_picture(file),
+                pixels=pixels,
                 truth=_truth_drawing(truth, row),
                 prediction=make_drawing(found, truth.categories),
             )

@@ -16,7 +16,7 @@ from cachedet.detector.retinanet import RetinaNet
 from cachedet.device import choose_device
 from cachedet.errors import CheckpointError
 from cachedet.evaluation.inference import detect_store
-from cachedet.evaluation.metrics import CocoScores, coco_results, score_detections
+from cachedet.evaluation.metrics import CocoScores, coco_results, score_results
 from cachedet.progress import StageProgress
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Detections
@@ -63,13 +63,15 @@ def evaluate(run: Path, *, store: Path, config: EvalConfig | None = None) -> Eva
             device=device,
             on_progress=progress.advance,
         )
+    rows = coco_results(features.truth, detections)
     report = EvalReport(
-        scores=score_detections(features.truth, detections),
+        scores=score_results(features.truth, rows),
         detections=detections,
         seconds=time.perf_counter() - started,
         results=folder.results,
         coco_file=folder.detections,
     )
+    report.coco_file.write_text(json.dumps(rows), encoding="utf-8")
     _write_results(report, features, checkpoint, run=run, store_path=store)
     return report
 
@@ -87,20 +89,18 @@ def load_detector(checkpoint: Checkpoint, *, device: torch.device) -> RetinaNet:
 
 def _require_fits(checkpoint: Checkpoint, store: FeatureStore) -> None:
     trained, found = checkpoint.manifest, store.manifest
-    for field in ("backbone", "weights_digest", "spec", "preprocessing", "categories"):
-        if getattr(trained, field) != getattr(found, field):
-            raise CheckpointError(
-                f"the run was trained on features with {field} = {getattr(trained, field)}, "
-                f"the store has {getattr(found, field)}; evaluate on a store extracted with the "
-                "same backbone, weights and classes"
-            )
+    field = trained.incompatible_field(found)
+    if field is not None:
+        raise CheckpointError(
+            f"the run was trained on features with {field} = {getattr(trained, field)}, "
+            f"the store has {getattr(found, field)}; evaluate on a store extracted with the "
+            "same backbone, weights and classes"
+        )
 
 
 def _write_results(
     report: EvalReport, store: FeatureStore, checkpoint: Checkpoint, *, run: Path, store_path: Path
 ) -> None:
-    rows = coco_results(store.truth, report.detections)
-    report.coco_file.write_text(json.dumps(rows), encoding="utf-8")
     results = {
         **report.to_json(),
         "run": str(run),

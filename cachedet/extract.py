@@ -108,11 +108,9 @@ def _split_bad(
     dataset: CocoDataset, survey: Survey, *, on_bad_image: str
 ) -> tuple[list[int], tuple[tuple[str, str], ...]]:
     """Rows to extract, and the skipped (file name, reason) pairs."""
-    if on_bad_image == "fail":
-        require_good(dataset, survey)
     bad_rows = {row for row, _ in survey.bad}
     kept = [row for row in range(len(dataset.truth)) if row not in bad_rows]
-    if not kept:
+    if on_bad_image == "fail" or not kept:
         require_good(dataset, survey)
     return kept, _named(dataset.truth, survey.bad)
 

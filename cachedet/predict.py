@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.data.images import decode_picture, make_input
@@ -31,16 +33,15 @@ _PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PictureDetector:
-    """Backbone and trained heads of one run, ready for picture files."""
+    """Backbone and trained heads of one run, ready for pictures."""
 
     backbone: FrozenBackbone
     detector: RetinaNet
     manifest: Manifest
 
     @torch.no_grad()
-    def __call__(self, path: Path, *, image_id: int = 0) -> Detections:
-        """Detections in pixels of the upright picture. Raises BadImageError."""
-        pixels = decode_picture(path)
+    def __call__(self, pixels: NDArray[np.uint8], *, image_id: int = 0) -> Detections:
+        """Detections in pixels of a picture (H, W, 3) RGB."""
         geometry = make_geometry(
             VIEWS[EVAL_VIEW],
             picture_hw=(pixels.shape[0], pixels.shape[1]),
@@ -85,9 +86,9 @@ def predict(
     entries = []
     with StageProgress("predict", total=len(files), unit="pictures") as progress:
         for file in files:
-            found = detector(file).above(min_score)
-            drawing = out / f"{file.stem}{'' if file.suffix == '.jpg' else file.suffix}.jpg"
             pixels = decode_picture(file)
+            found = detector(pixels).above(min_score)
+            drawing = out / f"{file.stem}{'' if file.suffix == '.jpg' else file.suffix}.jpg"
             draw_boxes(pixels, make_drawing(found, detector.manifest.categories)).save(drawing)
             entries.append(_entry(file, drawing, found, detector.manifest.categories))
             progress.advance()

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cachedet.config import ScheduleConfig, TrainConfig, dump_config
+from cachedet.config import EvalConfig, ScheduleConfig, TrainConfig, dump_config
 from cachedet.detector.build import build_detector, choose_levels
 from cachedet.detector.retinanet import RetinaNet
 from cachedet.device import choose_device
@@ -261,7 +261,7 @@ def validate(
         detector,
         store,
         levels=choose_levels(config.detector, store.manifest.spec).names,
-        batch_size=8,
+        batch_size=EvalConfig().batch_size,
         device=device,
     )
     return score_detections(store.truth, detections)
@@ -312,13 +312,12 @@ def _require_same_run(
 
 def _require_same_features(train: Manifest, validation: Manifest) -> None:
     """Validation features must come from the same backbone and classes. Raises CheckpointError."""
-    for field in ("spec", "backbone", "weights_digest", "preprocessing", "categories"):
-        ours, theirs = getattr(train, field), getattr(validation, field)
-        if ours != theirs:
-            raise CheckpointError(
-                f"the validation store differs in {field}: expected {ours}, got {theirs}; "
-                "extract both stores with the same options"
-            )
+    field = train.incompatible_field(validation)
+    if field is not None:
+        raise CheckpointError(
+            f"the validation store differs in {field}: expected {getattr(train, field)}, got "
+            f"{getattr(validation, field)}; extract both stores with the same options"
+        )
 
 
 def _open_complete(path: Path) -> FeatureStore:

@@ -70,7 +70,11 @@ def score_detections(truth: Truth, detections: Sequence[Detections]) -> CocoScor
 
     Raises InputError on an unknown picture or label, or a box or score that is NaN or Inf.
     """
-    rows = coco_results(truth, detections)
+    return score_results(truth, coco_results(truth, detections))
+
+
+def score_results(truth: Truth, rows: list[dict[str, Any]]) -> CocoScores:
+    """Score the rows that `coco_results` made."""
     with contextlib.redirect_stdout(io.StringIO()):
         scored = run_pycocotools(ground_truth_json(truth), rows)
     figures = {

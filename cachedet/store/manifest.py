@@ -7,21 +7,27 @@ codec, pictures, annotations), never workers or device.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cachedet.data.views import VIEWS
 from cachedet.errors import StoreError
+from cachedet.store.blocks import Block, plan_blocks
 from cachedet.structures import CategoryMap, FeatureSpec, Preprocessing, Truth
 from cachedet.version import __version__
 
 FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TRUTH = "truth.npz"
 _LIBRARIES = ("torch", "torchvision", "timm", "zarr", "numpy", "pillow")
 
 
@@ -77,6 +83,23 @@ class Manifest:
             for field in ours
             if ours[field] != theirs[field]
         ]
+
+    def incompatible_field(self, other: Manifest) -> str | None:
+        """The first field that keeps heads trained on this store from fitting `other`."""
+        for field in ("backbone", "weights_digest", "spec", "preprocessing", "categories"):
+            if getattr(self, field) != getattr(other, field):
+                return field
+        return None
+
+    def plan(self, truth: Truth) -> tuple[Block, ...]:
+        """Every block of the finished store."""
+        return plan_blocks(
+            truth=truth,
+            views=[VIEWS[name] for name in self.views],
+            image_size=self.image_size,
+            pad_multiple=self.spec.pad_multiple,
+            block_size=self.block_size,
+        )
 
     def to_json(self) -> dict[str, Any]:
         body = {
@@ -174,7 +197,45 @@ def _short(value: Any, *, most: int = 120) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def names_from_bytes(encoded: NDArray[np.uint8]) -> Sequence[str]:
+def _names_from_bytes(encoded: NDArray[np.uint8]) -> Sequence[str]:
     """Inverse of the file names in `truth_arrays`."""
     text = encoded.tobytes().decode()
     return text.split("\n") if text else []
+
+
+def load_manifest(root: Path) -> Manifest:
+    """The manifest of the store at `root`. Raises StoreError where there is no readable store."""
+    path = root / MANIFEST
+    if not path.is_file():
+        raise StoreError(
+            f"{root} is not a feature store: it has no {MANIFEST}; "
+            "expected a folder written by `cachedet extract --store`"
+        )
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged: it is not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise StoreError(f"{path} is damaged: expected a JSON object")
+    return Manifest.from_json(values, where=str(path))
+
+
+def load_truth(root: Path, manifest: Manifest) -> tuple[Truth, NDArray[np.uint64]]:
+    """Pictures and boxes kept in the store, with the pictures' content hashes."""
+    path = root / TRUTH
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            truth = Truth(
+                image_ids=arrays["image_ids"],
+                file_names=tuple(_names_from_bytes(arrays["file_names"])),
+                sizes_hw=arrays["sizes_hw"],
+                offsets=arrays["offsets"],
+                boxes=arrays["boxes"],
+                labels=arrays["labels"],
+                crowd=arrays["crowd"],
+                areas=arrays["areas"],
+                categories=manifest.categories,
+            )
+            return truth, arrays["contents"]
+    except Exception as error:  # numpy and zipfile raise a different type for each damage
+        raise StoreError(f"{path} is missing or damaged: {error}") from error

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from cachedet.data.views import VIEWS, Geometry, make_geometry, make_targets
 from cachedet.errors import CorruptBlockError, MissingFeatureError, StoreError
-from cachedet.store.blocks import Block, plan_blocks
+from cachedet.store.blocks import Block
 from cachedet.store.codec import make_codec
-from cachedet.store.manifest import Manifest, truth_digest
+from cachedet.store.manifest import Manifest, load_manifest, load_truth, truth_digest
 from cachedet.store.records import COMMITS, CommitRecord, commit_path, find_fault
-from cachedet.store.writer import load_manifest, load_truth
 from cachedet.structures import Features, SizeHW, Targets, Truth
 
 
@@ -180,14 +179,7 @@ def load_plan(root: Path) -> tuple[Manifest, Truth, tuple[Block, ...]]:
     truth, _ = load_truth(root, manifest)
     if truth_digest(truth) != manifest.truth_digest:
         raise StoreError(f"{root}: truth.npz is not the one this store was extracted with")
-    blocks = plan_blocks(
-        truth=truth,
-        views=[VIEWS[name] for name in manifest.views],
-        image_size=manifest.image_size,
-        pad_multiple=manifest.spec.pad_multiple,
-        block_size=manifest.block_size,
-    )
-    return manifest, truth, blocks
+    return manifest, truth, manifest.plan(truth)
 
 
 def _index_blocks(blocks: Sequence[Block], block_size: int) -> dict[tuple[str, int], _Place]:

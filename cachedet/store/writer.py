@@ -17,12 +17,18 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec
 
-from cachedet.data.views import VIEWS
 from cachedet.errors import CorruptBlockError, StoreError, StoreMismatchError
-from cachedet.store.blocks import Block, plan_blocks
+from cachedet.store.blocks import Block
 from cachedet.store.codec import make_codec
 from cachedet.store.durable import TEMPORARY_SUFFIX, sync_directory, sync_file, write_durably
-from cachedet.store.manifest import Manifest, names_from_bytes, truth_arrays
+from cachedet.store.manifest import (
+    MANIFEST,
+    TRUTH,
+    Manifest,
+    load_manifest,
+    load_truth,
+    truth_arrays,
+)
 from cachedet.store.records import (
     COMMITS,
     CommitRecord,
@@ -32,9 +38,6 @@ from cachedet.store.records import (
     shard_path,
 )
 from cachedet.structures import Features, Truth
-
-MANIFEST = "manifest.json"
-TRUTH = "truth.npz"
 
 
 class StoreWriter:
@@ -50,13 +53,7 @@ class StoreWriter:
         self.manifest = manifest
         self.truth = truth
         self.nbytes_written = 0
-        self.blocks = plan_blocks(
-            truth=truth,
-            views=[VIEWS[name] for name in manifest.views],
-            image_size=manifest.image_size,
-            pad_multiple=manifest.spec.pad_multiple,
-            block_size=manifest.block_size,
-        )
+        self.blocks = manifest.plan(truth)
         self._codec = make_codec(manifest.codec)
         self._fingerprint = manifest.fingerprint()
 
@@ -222,44 +219,6 @@ class StoreWriter:
             shards=shards,
         )
         write_durably(commit_path(self.root, block), record.to_bytes())
-
-
-def load_manifest(root: Path) -> Manifest:
-    """The manifest of the store at `root`. Raises StoreError where there is no readable store."""
-    path = root / MANIFEST
-    if not path.is_file():
-        raise StoreError(
-            f"{root} is not a feature store: it has no {MANIFEST}; "
-            "expected a folder written by `cachedet extract --store`"
-        )
-    try:
-        values = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise StoreError(f"{path} is damaged: it is not JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise StoreError(f"{path} is damaged: expected a JSON object")
-    return Manifest.from_json(values, where=str(path))
-
-
-def load_truth(root: Path, manifest: Manifest) -> tuple[Truth, NDArray[np.uint64]]:
-    """Pictures and boxes kept in the store, with the pictures' content hashes."""
-    path = root / TRUTH
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            truth = Truth(
-                image_ids=arrays["image_ids"],
-                file_names=tuple(names_from_bytes(arrays["file_names"])),
-                sizes_hw=arrays["sizes_hw"],
-                offsets=arrays["offsets"],
-                boxes=arrays["boxes"],
-                labels=arrays["labels"],
-                crowd=arrays["crowd"],
-                areas=arrays["areas"],
-                categories=manifest.categories,
-            )
-            return truth, arrays["contents"]
-    except Exception as error:  # numpy and zipfile raise a different type for each damage
-        raise StoreError(f"{path} is missing or damaged: {error}") from error
 
 
 def _require_same_inputs(

@@ -113,7 +113,7 @@ def read_batch(
     store: FeatureStore, keys: Sequence[tuple[int, str]], *, levels: Sequence[str]
 ) -> Batch:
     """Read (row, view) pairs of one bucket. Raises what `FeatureStore.read` raises."""
-    maps = [store.read(row, view) for row, view in keys]
+    maps = [store.read(row, view, levels) for row, view in keys]
     return Batch(
         features={name: torch.stack([features[name] for features in maps]) for name in levels},
         targets=[store.targets(row, view) for row, view in keys],
