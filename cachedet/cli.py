@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +16,9 @@ from rich.table import Table
 
 from cachedet.errors import CachedetError
 from cachedet.version import __version__
+
+if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
+    from cachedet.store.verify import VerifyReport
 
 app = typer.Typer(
     name="cachedet",
@@ -72,7 +75,12 @@ def extract(
     levels: Annotated[str, typer.Option(help="Such as C3,C4,C5; empty: the usual ones.")] = "",
     image_size: Annotated[int, typer.Option(help="Long side in pixels.")] = 512,
     views: Annotated[str, typer.Option(help="base,hflip")] = "base",
-    codec: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
+    codec: Annotated[
+        str,
+        typer.Option(
+            help="fp32, fp16, bf16, int8, int8+zstd, int4, int4+zstd, pca<k>+int8, snr<dB>."
+        ),
+    ] = "fp16",
     on_bad_image: Annotated[
         str, typer.Option(help="fail: list all bad pictures and stop; skip: leave them out.")
     ] = "fail",
@@ -80,6 +88,12 @@ def extract(
     batch_size: Annotated[int, typer.Option(help="Pictures per backbone forward.")] = 8,
     workers: Annotated[int, typer.Option(help="Decoding threads; 0: one per core.")] = 0,
     device: Device = "auto",
+    rank: Annotated[
+        int | None, typer.Option(help="Of the processes that share the work, from 0.")
+    ] = None,
+    world_size: Annotated[
+        int | None, typer.Option(help="How many they are; default: torchrun's or SLURM's.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Stage 1: write the frozen backbone's features. Run again to continue."""
@@ -103,6 +117,8 @@ def extract(
             "batch_size": batch_size,
             "workers": workers or default_workers(),
             "device": device,
+            "rank": rank,
+            "world_size": world_size,
         }
     )
     report = run_extract(config)
@@ -119,10 +135,12 @@ def extract(
         f"blocks written now, {report.nbytes_written / 1e6:.1f} MB in {report.seconds:.1f} s",
         highlight=False,
     )
+    if report.blocks_missing:
+        print(f"{report.blocks_missing} blocks are left to other writers that are at work")
 
 
 @app.command()
-def info(store: Path, as_json: Json = False) -> None:
+def info(store: str, as_json: Json = False) -> None:
     """What a store holds."""
     from cachedet.store.verify import describe_store
 
@@ -142,18 +160,21 @@ def verify(
     deep: Annotated[bool, typer.Option("--deep", help="Read every byte.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Check that every block is what was committed; exit status 1 if one is not."""
-    from cachedet.store.verify import verify_store
+    """Check that every block is what was committed; exit status 1 if one is not.
 
-    report = verify_store(store, deep=deep)
+    A bad block is withdrawn, so that no training uses it; the next `extract` writes it anew.
+    """
+    from cachedet.progress import StageProgress
+    from cachedet.store.verify import count_blocks, verify_store
+
+    with StageProgress("verify", total=count_blocks(store), unit="blocks") as progress:
+        report = verify_store(
+            store, deep=deep, on_progress=lambda n, nbytes: progress.advance(n, nbytes=nbytes)
+        )
     if as_json:
         _print_json(report.to_json())
     else:
-        for name in report.missing:
-            print(f"missing  {name}")
-        for block in report.bad:
-            print(f"bad      {block.name}: {block.path}: {block.reason}")
-            print(f"         remove {block.record} and run the same `cachedet extract` again")
+        _print_faults(report)
         kind = "every byte" if deep else "records and lengths"
         good = report.planned - len(report.missing) - len(report.bad)
         print(f"{store}: {good} of {report.planned} blocks are good ({kind} checked)")
@@ -161,12 +182,49 @@ def verify(
         raise typer.Exit(1)
 
 
+def _print_faults(report: VerifyReport) -> None:
+    for name in report.missing:
+        print(f"missing  {name}")
+    for block in report.bad:
+        print(f"bad      {block.name}: {block.path}: {block.reason}")
+    if report.missing or any(block.withdrawn for block in report.bad):
+        print("the same `cachedet extract` again writes these blocks, and no others")
+    if not all(block.withdrawn for block in report.bad):
+        print("the store is read-only here: the bad blocks could not be withdrawn")
+
+
+@app.command()
+def prune(
+    store: Path,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show.")] = False,
+    keep_views: Annotated[
+        str, typer.Option(help="Such as base: the other views leave the store for good.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Free what nobody needs: leftovers, orphans, withdrawn records, views no longer wanted."""
+    from cachedet.store.prune import prune_store
+
+    views = [name.strip() for name in keep_views.split(",")] if keep_views else None
+    report = prune_store(store, dry_run=dry_run, keep_views=views)
+    if as_json:
+        _print_json(report.to_json())
+        return
+    table = Table(title="would be freed" if dry_run else "freed")
+    table.add_column("kind")
+    for name in ("files", "MB"):
+        table.add_column(name, justify="right")
+    for waste in report.waste:
+        table.add_row(waste.kind, str(len(waste.paths)), f"{waste.nbytes / 1e6:.1f}")
+    console.print(table)
+
+
 @app.command("train-heads")
 def train_heads(
     config: Annotated[Path, typer.Argument(help="A YAML file such as those in configs/.")],
-    train: Annotated[Path, typer.Option(help="Store to train on.")],
+    train: Annotated[str, typer.Option(help="Store to train on: a folder, or s3://...")],
     run: Annotated[Path, typer.Option(help="Run folder to make.")],
-    val: Annotated[Path | None, typer.Option(help="Store to validate on.")] = None,
+    val: Annotated[str | None, typer.Option(help="Store to validate on.")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="schedule.epochs=12, repeatable.")
     ] = None,
@@ -198,7 +256,7 @@ def train_heads(
 @app.command("eval")
 def evaluate(
     run: Path,
-    store: Annotated[Path, typer.Option(help="Store to score on.")],
+    store: Annotated[str, typer.Option(help="Store to score on.")],
     weights: Annotated[str, typer.Option(help="best or last.")] = "best",
     device: Device = "auto",
     as_json: Json = False,
@@ -285,6 +343,8 @@ def _readable(name: str, value: Any) -> str:
         return f"{value / 1e6:,.1f} MB"
     if name == "bytes_per_picture_and_view":
         return "-" if value is None else f"{value / 1e3:,.1f} kB"
+    if name == "quality":
+        return ", ".join(f"{level} {_quality(found)}" for level, found in value.items()) or "-"
     if name == "levels":
         return ", ".join(f"{v['name']} {v['channels']}x/{v['stride']}" for v in value)
     if isinstance(value, dict):
@@ -292,6 +352,11 @@ def _readable(name: str, value: Any) -> str:
     if name == "skipped":
         return ", ".join(f"{file} ({reason})" for file, reason in value) or "none"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _quality(found: dict[str, float | None]) -> str:
+    noise = "lossless" if found["snr_db"] is None else f"{found['snr_db']:.1f} dB"
+    return f"{noise}, {found['saturation']:.1g} saturated" if found["saturation"] else noise
 
 
 def _plain(value: Any) -> Any:

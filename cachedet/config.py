@@ -44,6 +44,8 @@ class ExtractConfig(_Config):
     device: str = "auto"
     workers: Annotated[int, Field(ge=1, le=256)] = 2  # threads that read and decode pictures
     on_bad_image: Literal["fail", "skip"] = "fail"
+    rank: Annotated[int, Field(ge=0)] | None = None  # of the processes that share the work
+    world_size: Count | None = None  # None: what torchrun or SLURM say, else one
 
 
 class AnchorConfig(_Config):

@@ -18,7 +18,8 @@ from cachedet.errors import InputError
 from cachedet.evaluate import evaluate
 from cachedet.evaluation.metrics import CocoScores
 from cachedet.evaluation.plots import Drawing, SheetRow, contact_sheet
-from cachedet.extract import ExtractReport, default_workers, extract, load_input, run_backbone
+from cachedet.extract import ExtractReport, default_workers, extract
+from cachedet.extraction.inputs import load_input, run_backbone
 from cachedet.predict import PictureDetector, load_picture_detector, make_drawing
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Truth

@@ -39,7 +39,7 @@ class EvalReport:
         return {**self.scores.to_json(), "seconds": self.seconds, "detections": str(self.coco_file)}
 
 
-def evaluate(run: Path, *, store: Path, config: EvalConfig | None = None) -> EvalReport:
+def evaluate(run: Path, *, store: Path | str, config: EvalConfig | None = None) -> EvalReport:
     """Score the run's detector; writes results.json and a COCO results file into the run folder.
 
     Raises:
@@ -99,7 +99,12 @@ def _require_fits(checkpoint: Checkpoint, store: FeatureStore) -> None:
 
 
 def _write_results(
-    report: EvalReport, store: FeatureStore, checkpoint: Checkpoint, *, run: Path, store_path: Path
+    report: EvalReport,
+    store: FeatureStore,
+    checkpoint: Checkpoint,
+    *,
+    run: Path,
+    store_path: Path | str,
 ) -> None:
     results = {
         **report.to_json(),

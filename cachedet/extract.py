@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.config import ExtractConfig
 from cachedet.data.coco import CocoDataset, read_coco
-from cachedet.data.images import Survey, decode_picture, make_input, require_good, survey_pictures
-from cachedet.data.views import VIEWS, make_geometry, parse_views
+from cachedet.data.images import Survey, require_good, survey_pictures
+from cachedet.data.views import parse_views
 from cachedet.device import choose_device
+from cachedet.extraction.inputs import InputLoader
+from cachedet.extraction.pipeline import ExtractionPipeline
+from cachedet.extraction.ranks import Rank, blocks_to_write, find_rank
+from cachedet.extraction.stages import StageClock
 from cachedet.progress import StageProgress
 from cachedet.store.blocks import Block
-from cachedet.store.codec import make_codec
+from cachedet.store.codec import Codec
+from cachedet.store.codecs import make_codec
+from cachedet.store.leases import LeaseBook
 from cachedet.store.manifest import Manifest, library_versions, pictures_digest, truth_digest
+from cachedet.store.statistics import FeatureStatistics
 from cachedet.store.writer import StoreWriter
-from cachedet.structures import Features, Preprocessing, Truth
+from cachedet.structures import Truth
+
+_FIT_PICTURES = 64  # spread evenly over the data set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +40,12 @@ class ExtractReport:
     store: Path
     pictures: int  # in the data set, without the skipped ones
     blocks_written: int
+    blocks_missing: int  # left to other writers that were still at work
     blocks_total: int
     nbytes_written: int
     seconds: float  # of extraction alone, without the survey of the pictures
+    stages: dict[str, float]  # pictures per second each stage could have done
+    slowest_stage: str | None
     skipped: tuple[tuple[str, str], ...]  # file name, reason
     remarks: tuple[tuple[str, str], ...]  # file name, what was noticed; the picture is used
     counts: dict[str, int]  # of the annotation file
@@ -45,6 +54,8 @@ class ExtractReport:
 def extract(config: ExtractConfig) -> ExtractReport:
     """Write the features of every (picture, view) once; safe to interrupt and repeat.
 
+    Several processes may extract into one store at once; each block is written by one of them.
+
     Raises:
         DatasetError, BadImageError, BackboneError: the inputs cannot be used.
         StoreMismatchError: the store holds features of other inputs.
@@ -52,6 +63,7 @@ def extract(config: ExtractConfig) -> ExtractReport:
     """
     views = parse_views(config.views)
     make_codec(config.codec)
+    rank = find_rank(config.rank, config.world_size)
     dataset = read_coco(annotations=config.annotations, images=config.images)
     backbone = load_backbone(
         config.backbone,
@@ -81,21 +93,53 @@ def extract(config: ExtractConfig) -> ExtractReport:
         skipped=skipped,
         versions=library_versions(),
     )
-    writer = StoreWriter.open(config.store, manifest=manifest, truth=truth, contents=contents)
-    missing = writer.missing_blocks()
+    loader = InputLoader(
+        paths=[dataset.images / name for name in truth.file_names],
+        image_size=config.image_size,
+        pad_multiple=backbone.spec.pad_multiple,
+        preprocessing=backbone.preprocessing,
+    )
+    writer = StoreWriter.open(
+        config.store,
+        manifest=manifest,
+        truth=truth,
+        contents=contents,
+        fit=lambda codec: fit_codec(codec, loader, backbone, view=views[0].name),
+    )
     started = time.perf_counter()
-    _write_blocks(writer, missing, dataset, truth, backbone, config)
+    clock, blocks_written = _write_blocks(writer, loader, backbone, config, rank)
     return ExtractReport(
         store=config.store,
         pictures=len(truth),
-        blocks_written=len(missing),
+        blocks_written=blocks_written,
+        blocks_missing=len(writer.missing_blocks()),
         blocks_total=len(writer.blocks),
         nbytes_written=writer.nbytes_written,
         seconds=time.perf_counter() - started,
+        stages={name: work.pictures_per_second for name, work in clock.stages.items()},
+        slowest_stage=clock.slowest,
         skipped=skipped,
         remarks=_named(dataset.truth, survey.remarks),
         counts=dataset.counts,
     )
+
+
+def fit_codec(codec: Codec, loader: InputLoader, backbone: FrozenBackbone, *, view: str) -> Codec:
+    """Show the codec the features of a sample of pictures, one by one and always the same."""
+    count = min(_FIT_PICTURES, len(loader.paths))
+    rows = np.linspace(0, len(loader.paths) - 1, count).round().astype(int)
+    device = next(backbone.parameters()).device
+    statistics = FeatureStatistics()
+    with StageProgress("fit codec", total=count, unit="pictures") as progress:
+        for row in rows.tolist():
+            statistics.add(backbone(loader.load(row, view)[None].to(device)))
+            progress.advance()
+    return codec.fit(statistics.levels)
+
+
+def default_workers() -> int:
+    """Decoding threads for this machine."""
+    return max(1, min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4))
 
 
 def _survey(dataset: CocoDataset, config: ExtractConfig) -> Survey:
@@ -121,80 +165,35 @@ def _named(truth: Truth, findings: Sequence[tuple[int, str]]) -> tuple[tuple[str
 
 def _write_blocks(
     writer: StoreWriter,
-    blocks: Sequence[Block],
-    dataset: CocoDataset,
-    truth: Truth,
+    loader: InputLoader,
     backbone: FrozenBackbone,
     config: ExtractConfig,
-) -> None:
-    paths = [dataset.images / name for name in truth.file_names]
-    total = sum(len(block.rows) for block in blocks)
+    rank: Rank,
+) -> tuple[StageClock, int]:
+    """Write what is missing; returns the stages' times and how many blocks this process wrote."""
+    missing = {block.name for block in writer.missing_blocks()}
+    own = [block for place, block in enumerate(writer.blocks) if rank.owns(place)]
+    total = sum(len(block.rows) for block in own if block.name in missing)
+    committed: list[Block] = []
     with (
         StageProgress("extract", total=total, unit="pictures") as progress,
-        ThreadPoolExecutor(config.workers, thread_name_prefix="decode") as decoders,
+        LeaseBook(config.store) as leases,
     ):
-        inputs = _decoded_ahead(decoders, blocks, paths, truth, backbone, config.image_size)
-        for block, images in inputs:
-            before = writer.nbytes_written
-            writer.write(block, run_backbone(backbone, images, batch_size=config.batch_size))
-            progress.advance(len(block.rows), nbytes=writer.nbytes_written - before)
 
+        def on_block(block: Block, is_ours: bool) -> None:
+            leases.release(block.name)
+            if is_ours:
+                committed.append(block)
+                moved = writer.nbytes_written - progress.nbytes
+                progress.advance(len(block.rows), nbytes=moved, detail=pipeline.clock.describe())
 
-def _decoded_ahead(
-    decoders: ThreadPoolExecutor,
-    blocks: Sequence[Block],
-    paths: Sequence[Path],
-    truth: Truth,
-    backbone: FrozenBackbone,
-    image_size: int,
-) -> Iterator[tuple[Block, Tensor]]:
-    """Yield (block, (n, 3, H, W) inputs), decoding the next block while this one is used."""
-    waiting: deque[tuple[Block, list[Future[Tensor]]]] = deque()
-    for block in blocks:
-        waiting.append(
-            (
-                block,
-                [
-                    decoders.submit(
-                        load_input,
-                        paths[row],
-                        view=block.view,
-                        image_size=image_size,
-                        pad_multiple=backbone.spec.pad_multiple,
-                        preprocessing=backbone.preprocessing,
-                    )
-                    for row in block.rows
-                ],
-            )
+        pipeline = ExtractionPipeline(
+            loader=loader,
+            backbone=backbone,
+            writer=writer,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            on_block=on_block,
         )
-        if len(waiting) > 1:
-            ready, futures = waiting.popleft()
-            yield ready, torch.stack([future.result() for future in futures])
-    for ready, futures in waiting:
-        yield ready, torch.stack([future.result() for future in futures])
-
-
-def load_input(
-    path: Path, *, view: str, image_size: int, pad_multiple: int, preprocessing: Preprocessing
-) -> Tensor:
-    """One picture file as backbone input (3, H, W) of one view."""
-    pixels = decode_picture(path)
-    geometry = make_geometry(
-        VIEWS[view],
-        picture_hw=(pixels.shape[0], pixels.shape[1]),
-        image_size=image_size,
-        pad_multiple=pad_multiple,
-    )
-    return make_input(pixels, geometry, preprocessing)
-
-
-def run_backbone(backbone: FrozenBackbone, images: Tensor, *, batch_size: int) -> Features:
-    """(n, 3, H, W) -> CPU maps (n, C, h, w), in batches that depend on nothing but the block."""
-    device = next(backbone.parameters()).device
-    parts = [backbone(batch.to(device)) for batch in torch.split(images, batch_size)]
-    return {name: torch.cat([part[name].cpu() for part in parts]) for name in backbone.spec.names}
-
-
-def default_workers() -> int:
-    """Decoding threads for this machine."""
-    return max(1, min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4))
+        pipeline.run(blocks_to_write(writer, leases, rank))
+    return pipeline.clock, len(committed)

@@ -24,6 +24,9 @@ class StageProgress:
         total: units of work in all.
         unit: their name, in plural.
         done: units an earlier call has done already.
+
+    Attributes:
+        nbytes: bytes moved so far.
     """
 
     def __init__(self, name: str, *, total: int, unit: str, done: int = 0) -> None:
@@ -32,8 +35,9 @@ class StageProgress:
         self.unit = unit
         self._first = done
         self._done = done
-        self._nbytes = 0
+        self.nbytes = 0
         self._note = ""
+        self._detail = ""
         self._started = self._printed = time.monotonic()
         console = Console(stderr=True)
         self._bar = Progress(
@@ -58,17 +62,35 @@ class StageProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.update(self._task, status=self.status())
+        self._bar.update(self._task, status=self._on_terminal())
         self._bar.stop()
         if self._bar.disable and self._done > self._first:
             self._print()
 
-    def advance(self, count: int = 1, *, nbytes: int = 0, note: str | None = None) -> None:
-        """`count` more units are done, `nbytes` more bytes were moved."""
+    def advance(
+        self,
+        count: int = 1,
+        *,
+        nbytes: int = 0,
+        note: str | None = None,
+        detail: str | None = None,
+    ) -> None:
+        """`count` more units are done, `nbytes` more bytes were moved.
+
+        Args:
+            count: units; more than the total in all is more work than was known.
+            nbytes: bytes.
+            note: a few words for the line, kept until the next.
+            detail: a second line, kept until the next.
+        """
         self._done += count
-        self._nbytes += nbytes
+        self.total = max(self.total, self._done)
+        self.nbytes += nbytes
         self._note = self._note if note is None else note
-        self._bar.update(self._task, completed=self._done, status=self.status())
+        self._detail = self._detail if detail is None else detail
+        self._bar.update(
+            self._task, completed=self._done, total=self.total, status=self._on_terminal()
+        )
         if self._bar.disable and time.monotonic() - self._printed >= _PLAIN_INTERVAL:
             self._print()
 
@@ -77,8 +99,8 @@ class StageProgress:
         elapsed = max(time.monotonic() - self._started, 1e-6)
         rate = (self._done - self._first) / elapsed
         parts = [f"{rate:.1f} {self.unit}/s"]
-        if self._nbytes:
-            parts.append(f"{self._nbytes / elapsed / 1e6:.1f} MB/s")
+        if self.nbytes:
+            parts.append(f"{self.nbytes / elapsed / 1e6:.1f} MB/s")
         if self._note:
             parts.append(self._note)
         parts.append(f"{format_seconds(elapsed)} gone")
@@ -88,9 +110,14 @@ class StageProgress:
             parts.append(f"{format_seconds(left / rate)} left, ends {end:%H:%M}")
         return "  ".join(parts)
 
+    def _on_terminal(self) -> str:
+        return self.status() + (f"\n{self._detail}" if self._detail else "")
+
     def _print(self) -> None:
         self._printed = time.monotonic()
-        print(f"{self.name}: {self._done}/{self.total}  {self.status()}", file=sys.stderr)
+        detail = f"  ({self._detail})" if self._detail else ""
+        line = f"{self.name}: {self._done}/{self.total}  {self.status()}{detail}"
+        print(line, file=sys.stderr)
 
 
 def format_seconds(seconds: float) -> str:

@@ -107,9 +107,9 @@ class Trainer:
 def train(
     config: TrainConfig,
     *,
-    train_store: Path,
+    train_store: Path | str,
     run: Path,
-    val_store: Path | None = None,
+    val_store: Path | str | None = None,
     resume: bool = False,
 ) -> TrainReport:
     """Train the heads of `config` on a store; `best.pt` is chosen by validation AP.
@@ -130,6 +130,7 @@ def train(
         levels=choose_levels(config.detector, store.manifest.spec).names,
         batch_size=config.schedule.batch_size,
         seed=config.seed,
+        device=choose_device(config.device),
     )
     trainer = make_trainer(
         config, manifest=store.manifest, total_steps=_count_steps(loader, config)
@@ -320,7 +321,7 @@ def _require_same_features(train: Manifest, validation: Manifest) -> None:
         )
 
 
-def _open_complete(path: Path) -> FeatureStore:
+def _open_complete(path: Path | str) -> FeatureStore:
     store = FeatureStore.open(path)
     store.require_complete()
     return store

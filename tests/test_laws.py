@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "cachedet"
 # Each room may import those before it; verbs come last.
 ORDER = (
     "version", "errors", "structures", "progress", "config", "device",
-    "data", "backbone", "store", "detector", "training", "evaluation",
+    "data", "backbone", "store", "extraction", "detector", "training", "evaluation",
     "train", "evaluate", "extract", "predict", "demo", "cli",
 )  # fmt: skip
 

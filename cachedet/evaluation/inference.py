@@ -31,7 +31,9 @@ def detect_store(
     """
     was_training = detector.training
     detector.eval()
-    loader = FeatureLoader(store, views=[EVAL_VIEW], levels=levels, batch_size=batch_size, seed=0)
+    loader = FeatureLoader(
+        store, views=[EVAL_VIEW], levels=levels, batch_size=batch_size, seed=0, device=device
+    )
     found: dict[int, Detections] = {}
     for keys, batch in zip(loader.plan(0), loader.batches(0), strict=True):
         on_device = batch.to(device)

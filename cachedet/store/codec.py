@@ -1,87 +1,150 @@
-"""Codecs: how a feature map becomes the numbers that are stored.
+"""Codecs: how a feature map becomes the arrays that are stored, and back.
 
-A codec is one frozen value with a stated error bound. It refuses what it cannot represent, with
-the name of the picture.
+A codec is one frozen value. It says which arrays (parts) it stores for a map, encodes, decodes, and
+states how far a decoded value may lie from the true one. What it must learn first (a rotation, the
+sign of a level) it learns from the statistics of a sample, once for the whole store.
+Letters: n pictures, C channels, h w feature cells.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cachedet.errors import CodecError, InputError, nearest_names
+from cachedet.errors import CodecError, StoreError
+from cachedet.store.statistics import LevelStatistics
+
+Packing = Literal["crc32c", "zstd"]
+Shape = tuple[int, int, int]
+State = dict[str, NDArray[Any]]
+
+ZSTD_LEVEL = 3
+_CRC_NBYTES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class FloatCodec:
-    """Maps stored as IEEE floats, little-endian; a chunk that was never written reads as NaN."""
+class Part:
+    """One stored array of a level: what it holds for each picture, and how that is packed.
+
+    `crc32c` keeps the bytes as they are and adds their checksum; `zstd` compresses them and
+    keeps the frame's own checksum.
+    """
 
     name: str
     dtype: str  # numpy and zarr name
-    relative_error: float  # of normal numbers
-    absolute_error: float  # of subnormal numbers
+    shape: tuple[int, ...]
+    packing: Packing
 
-    def encode(self, maps: Tensor, *, level: str, pictures: Sequence[str]) -> NDArray[Any]:
-        """(n, C, h, w) floats -> array of `dtype` and the same shape.
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one picture before packing."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
-        Raises CodecError on NaN, Inf or a value beyond the range of `dtype`.
-        """
-        exact = maps.detach().to("cpu", torch.float32).contiguous().numpy()
-        with np.errstate(over="ignore"):  # an overflow is found below, with its picture
-            encoded = exact.astype(self.dtype)
-        if not np.isfinite(encoded).all():
-            self._refuse(exact, encoded, level=level, pictures=pictures)
-        return encoded
-
-    def decode(self, encoded: NDArray[Any]) -> Tensor:
-        """Array of `dtype` -> float32 tensor of the same shape."""
-        return torch.from_numpy(encoded.astype(np.float32))
-
-    def encoded_nbytes(self, shape: Sequence[int]) -> int:
-        """Exact bytes of an encoded array, without the container's checksums."""
-        return math.prod(shape) * np.dtype(self.dtype).itemsize
-
-    def error_bound(self, values: Tensor) -> Tensor:
-        """Largest |decode(encode(x)) - x| for each x."""
-        return (values.abs() * self.relative_error).clamp(min=self.absolute_error)
-
-    def _refuse(
-        self,
-        exact: NDArray[np.float32],
-        encoded: NDArray[Any],
-        *,
-        level: str,
-        pictures: Sequence[str],
-    ) -> None:
-        bad = ~np.isfinite(encoded)
-        slot = int(np.flatnonzero(bad.any(axis=(1, 2, 3)))[0])
-        value = float(exact[slot][bad[slot]][0])
-        if math.isfinite(value):
-            remedy = f"is beyond the range of {self.name} (+-65504); use --codec fp32"
-        else:
-            remedy = "is not a number a detector can learn from; run the backbone in fp32"
-        raise CodecError(f"{pictures[slot]}: level {level} holds {value:g}, which {remedy}")
+    @property
+    def packed_nbytes(self) -> int:
+        """Exact bytes of one packed picture, for zstd the most they can be (ZSTD_COMPRESSBOUND)."""
+        if self.packing == "crc32c":
+            return self.nbytes + _CRC_NBYTES
+        margin = (131_072 - self.nbytes) >> 11 if self.nbytes < 131_072 else 0
+        return self.nbytes + (self.nbytes >> 8) + margin + _CRC_NBYTES
 
 
-# Round to nearest: half a unit in the last of 11 significant bits, or half the smallest subnormal.
-CODECS = {
-    "fp32": FloatCodec(name="fp32", dtype="float32", relative_error=0.0, absolute_error=0.0),
-    "fp16": FloatCodec(
-        name="fp16", dtype="float16", relative_error=2.0**-11, absolute_error=2.0**-25
-    ),
-}
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Encoded:
+    """The arrays of n maps, by part, each (n, *part.shape)."""
+
+    parts: dict[str, NDArray[Any]]
+    saturated: int = 0  # values whose code was cut off at the end of its range
 
 
-def make_codec(name: str) -> FloatCodec:
-    """The codec called `name`. Raises InputError on an unknown one."""
-    if name not in CODECS:
-        near = nearest_names(name, CODECS)
-        raise InputError(f"unknown codec {name!r}{near}; known: {', '.join(CODECS)}")
-    return CODECS[name]
+class Codec(Protocol):
+    """What every codec can do."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether it must learn from a sample before it can encode."""
+        ...
+
+    def fit(self, statistics: Mapping[str, LevelStatistics]) -> Codec:
+        """The codec for features like these; a pure function of the statistics."""
+        ...
+
+    def parts(self, level: str, shape: Shape) -> tuple[Part, ...]:
+        """The arrays it stores for a map of this shape."""
+        ...
+
+    def encode(self, maps: Tensor, *, level: str, pictures: Sequence[str]) -> Encoded:
+        """(n, C, h, w) floats on any device -> arrays. Raises CodecError naming the picture."""
+        ...
+
+    def decode(self, parts: Mapping[str, Tensor], *, level: str, shape: Shape) -> Tensor:
+        """Arrays (n, *part.shape) as tensors on any device -> new float32 maps (n, *shape)."""
+        ...
+
+    def error_bound(self, maps: Tensor, *, level: str) -> Tensor:
+        """Largest |decode(encode(x)) - x| of each value (without saturation), broadcastable."""
+        ...
+
+    def state(self) -> State:
+        """What `fit` learnt, kept inside the store."""
+        ...
+
+    def with_state(self, state: State) -> Codec:
+        """The fitted codec. Raises StoreError where the state is not one of this codec."""
+        ...
+
+
+def encoded_nbytes(codec: Codec, level: str, shape: Shape) -> int:
+    """Bytes of one encoded map: exact without zstd, else the most they can be."""
+    return sum(part.packed_nbytes for part in codec.parts(level, shape))
+
+
+def state_digest(state: State) -> str:
+    """sha256 over the names, types and values of a codec's state."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        array = np.ascontiguousarray(state[name])
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def take_state(state: State, key: str, *, codec: str) -> NDArray[Any]:
+    """`state[key]`, or StoreError naming the codec that misses it."""
+    if key not in state:
+        raise StoreError(f"the state of codec {codec} in codec.npz lacks {key!r}; it is damaged")
+    return state[key]
+
+
+def require_finite(maps: Tensor, *, level: str, pictures: Sequence[str]) -> Tensor:
+    """The maps as float32. Raises CodecError at the first NaN or Inf, naming its picture."""
+    exact = maps.detach().to(torch.float32)
+    if not bool(torch.isfinite(exact).all()):
+        remedy = "is not a number a detector can learn from; run the backbone in fp32"
+        refuse_values(exact, ~torch.isfinite(exact), remedy, level=level, pictures=pictures)
+    return exact
+
+
+def refuse_values(
+    exact: Tensor, bad: Tensor, remedy: str, *, level: str, pictures: Sequence[str]
+) -> None:
+    """Raise CodecError for the first value marked in `bad`."""
+    slot = int(bad.flatten(1).any(dim=1).nonzero()[0, 0])
+    value = float(exact[slot][bad[slot]][0])
+    raise CodecError(f"{pictures[slot]}: level {level} holds {value:g}, which {remedy}")
+
+
+def as_array(codes: Tensor) -> NDArray[Any]:
+    """A contiguous array on the CPU."""
+    return codes.detach().to("cpu").contiguous().numpy()

@@ -2,25 +2,54 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from cachedet.store.owner import Owner
 
 TEMPORARY_SUFFIX = ".tmp"
+_counter = itertools.count()
+
+
+def temporary_path(path: Path) -> Path:
+    """A name beside `path` that no other writer uses; it tells who left it behind."""
+    return path.with_name(f"{path.name}.{Owner.me().token}.{next(_counter)}{TEMPORARY_SUFFIX}")
 
 
 def write_durably(path: Path, content: bytes) -> None:
     """Replace `path` by `content` in one step. Raises OSError; the old file then stays whole."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary = temporary_path(path)
+    write_synced(temporary, [content])
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def write_synced(path: Path, pieces: Iterable[bytes | memoryview]) -> tuple[int, str]:
+    """Write a new file and wait until its bytes are on the disk.
+
+    Returns its length and content digest. Raises OSError, and then leaves no file behind.
+    """
+    nbytes, digest = 0, xxhash.xxh3_128()
+    try:
+        with path.open("xb", buffering=0) as file:
+            for piece in pieces:
+                digest.update(piece)
+                nbytes += _write_all(file.fileno(), memoryview(piece).cast("B"))
+            os.fsync(file.fileno())
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return nbytes, digest.hexdigest()
 
 
 def sync_file(path: Path) -> None:
@@ -36,3 +65,15 @@ def sync_directory(path: Path) -> None:
     """Wait until the names in `path` are on the disk; Windows cannot do this."""
     if os.name != "nt":
         sync_file(path)
+
+
+def _write_all(descriptor: int, piece: memoryview) -> int:
+    done = 0
+    while done < len(piece):
+        done += os.write(descriptor, piece[done:])
+    return done
+
+
+def encode_json(value: Any) -> bytes:
+    """JSON for people and programs: indented, UTF-8."""
+    return json.dumps(value, indent=1).encode()

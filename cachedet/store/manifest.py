@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import platform
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,12 @@ from numpy.typing import NDArray
 from cachedet.data.views import VIEWS
 from cachedet.errors import StoreError
 from cachedet.store.blocks import Block, plan_blocks
+from cachedet.store.layout import MANIFEST, TRUTH
+from cachedet.store.source import ByteSource
 from cachedet.structures import CategoryMap, FeatureSpec, Preprocessing, Truth
 from cachedet.version import __version__
 
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
-TRUTH = "truth.npz"
+FORMAT_VERSION = 2
 _LIBRARIES = ("torch", "torchvision", "timm", "zarr", "numpy", "pillow")
 
 
@@ -50,6 +51,8 @@ class Manifest:
     categories: CategoryMap
     skipped: tuple[tuple[str, str], ...]  # file name, reason
     versions: dict[str, str]  # for people; not part of the identity
+    codec_digest: str = ""  # of what the codec learnt from the sample; decided when a store is made
+    metadata_digest: str = ""  # of all zarr.json files; decided when a store is made
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide which features the store holds."""
@@ -72,8 +75,13 @@ class Manifest:
         }
 
     def fingerprint(self) -> str:
-        """sha256 over the identity fields."""
-        return digest_json(self.identity())
+        """sha256 over the identity fields and what the codec learnt."""
+        return digest_json({**self.identity(), "codec_digest": self.codec_digest})
+
+    def block_fingerprint(self) -> str:
+        """The same without the list of views: what the bytes of one block depend on."""
+        fields = {**self.identity(), "codec_digest": self.codec_digest}
+        return digest_json({k: v for k, v in fields.items() if k != "views"})
 
     def differing_fields(self, other: Manifest) -> list[str]:
         """``"codec: 'fp16' here, 'fp32' there"`` for each identity field that differs."""
@@ -108,6 +116,8 @@ class Manifest:
             "weights": self.weights,
             "skipped": [list(pair) for pair in self.skipped],
             "versions": self.versions,
+            "codec_digest": self.codec_digest,
+            "metadata_digest": self.metadata_digest,
             "fingerprint": self.fingerprint(),
         }
         return {**body, "checksum": digest_json(body)}
@@ -115,12 +125,7 @@ class Manifest:
     @classmethod
     def from_json(cls, values: dict[str, Any], *, where: str) -> Manifest:
         """Raises StoreError: newer format, missing or malformed field, altered identity."""
-        found = values.get("format_version")
-        if not isinstance(found, int) or found > FORMAT_VERSION:
-            raise StoreError(
-                f"{where} has store format {found}, this cachedet {__version__} reads up to "
-                f"{FORMAT_VERSION}; upgrade cachedet to read it"
-            )
+        _require_version(values.get("format_version"), where)
         try:
             manifest = cls(
                 spec=FeatureSpec.from_json(values["spec"]),
@@ -141,8 +146,10 @@ class Manifest:
                 ),
                 skipped=tuple((name, reason) for name, reason in values["skipped"]),
                 versions=dict(values["versions"]),
+                codec_digest=values["codec_digest"],
+                metadata_digest=values["metadata_digest"],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(f"{where} is not a manifest of cachedet: {error!r}") from error
         if manifest.to_json() != values:
             raise StoreError(f"{where} was altered: its fields do not give its own checksum")
@@ -203,39 +210,101 @@ def _names_from_bytes(encoded: NDArray[np.uint8]) -> Sequence[str]:
     return text.split("\n") if text else []
 
 
-def load_manifest(root: Path) -> Manifest:
-    """The manifest of the store at `root`. Raises StoreError where there is no readable store."""
-    path = root / MANIFEST
-    if not path.is_file():
+def load_manifest(source: ByteSource) -> Manifest:
+    """The manifest of the store. Raises StoreError where there is no readable store."""
+    where = source.describe(MANIFEST)
+    try:
+        content = source.read(MANIFEST)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(
-            f"{root} is not a feature store: it has no {MANIFEST}; "
+            f"{source.describe('')} is not a feature store: it has no {MANIFEST}; "
             "expected a folder written by `cachedet extract --store`"
-        )
+        ) from error
+    except OSError as error:
+        raise StoreError(f"cannot read {where}: {error.strerror}") from error
     try:
-        values = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise StoreError(f"{path} is damaged: it is not JSON ({error})") from error
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{where} is damaged: it is not JSON ({error})") from error
     if not isinstance(values, dict):
-        raise StoreError(f"{path} is damaged: expected a JSON object")
-    return Manifest.from_json(values, where=str(path))
+        raise StoreError(f"{where} is damaged: expected a JSON object")
+    return Manifest.from_json(values, where=where)
 
 
-def load_truth(root: Path, manifest: Manifest) -> tuple[Truth, NDArray[np.uint64]]:
-    """Pictures and boxes kept in the store, with the pictures' content hashes."""
-    path = root / TRUTH
+def load_truth(source: ByteSource, manifest: Manifest) -> tuple[Truth, NDArray[np.uint64]]:
+    """Pictures and boxes kept in the store, with the pictures' content hashes.
+
+    Raises StoreError where they are missing, damaged or not the ones of the manifest.
+    """
+    arrays = load_arrays(source, TRUTH)
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            truth = Truth(
-                image_ids=arrays["image_ids"],
-                file_names=tuple(_names_from_bytes(arrays["file_names"])),
-                sizes_hw=arrays["sizes_hw"],
-                offsets=arrays["offsets"],
-                boxes=arrays["boxes"],
-                labels=arrays["labels"],
-                crowd=arrays["crowd"],
-                areas=arrays["areas"],
-                categories=manifest.categories,
-            )
-            return truth, arrays["contents"]
+        truth = Truth(
+            image_ids=arrays["image_ids"],
+            file_names=tuple(_names_from_bytes(arrays["file_names"])),
+            sizes_hw=arrays["sizes_hw"],
+            offsets=arrays["offsets"],
+            boxes=arrays["boxes"],
+            labels=arrays["labels"],
+            crowd=arrays["crowd"],
+            areas=arrays["areas"],
+            categories=manifest.categories,
+        )
+        contents = arrays["contents"]
+    except (KeyError, ValueError) as error:
+        raise StoreError(f"{source.describe(TRUTH)} is damaged: {error!r}") from error
+    digests = truth_digest(truth), pictures_digest(contents)
+    if digests != (manifest.truth_digest, manifest.pictures_digest):
+        raise StoreError(
+            f"{source.describe(TRUTH)} is not the one this store was extracted with; the same "
+            "`cachedet extract` again writes it anew"
+        )
+    return truth, contents
+
+
+def load_arrays(source: ByteSource, key: str) -> dict[str, NDArray[Any]]:
+    """Every array of an .npz file. Raises StoreError where it is missing or damaged."""
+    where = source.describe(key)
+    try:
+        content = source.read(key)
+        _require_honest_sizes(content)
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
     except Exception as error:  # numpy and zipfile raise a different type for each damage
-        raise StoreError(f"{path} is missing or damaged: {error}") from error
+        raise StoreError(f"{where} is missing or damaged: {error}") from error
+
+
+def dump_arrays(arrays: dict[str, NDArray[Any]]) -> bytes:
+    """The content of an .npz file."""
+    stored = io.BytesIO()
+    entries: dict[str, Any] = arrays
+    np.savez(stored, **entries)
+    return stored.getvalue()
+
+
+def _require_honest_sizes(content: bytes) -> None:
+    """No entry is compressed, and no array claims more values than its entry has bytes."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > len(content):
+                raise ValueError(f"entry {entry.filename} is compressed or larger than the file")
+            with archive.open(entry) as file:
+                version = np.lib.format.read_magic(file)
+                if version != (1, 0):
+                    raise ValueError(f"entry {entry.filename} has npy version {version}")
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            if math.prod(shape) * dtype.itemsize > entry.file_size:
+                raise ValueError(f"entry {entry.filename} claims to be of shape {shape}")
+
+
+def _require_version(found: object, where: str) -> None:
+    if found == FORMAT_VERSION:
+        return
+    if isinstance(found, int) and 0 < found < FORMAT_VERSION:
+        raise StoreError(
+            f"{where} has store format {found}, which no released cachedet wrote; "
+            f"extract again: this one writes format {FORMAT_VERSION}"
+        )
+    raise StoreError(
+        f"{where} has store format {found}, this cachedet {__version__} reads {FORMAT_VERSION}; "
+        "upgrade cachedet to read it"
+    )

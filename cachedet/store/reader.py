@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import zarr
 from numpy.typing import NDArray
+from zarr.abc.store import Store
 
 from cachedet.data.views import VIEWS, Geometry, make_geometry, make_targets
-from cachedet.errors import CorruptBlockError, MissingFeatureError, StoreError
+from cachedet.errors import CorruptBlockError, MissingFeatureError
 from cachedet.store.blocks import Block
-from cachedet.store.codec import make_codec
-from cachedet.store.manifest import Manifest, load_manifest, load_truth, truth_digest
-from cachedet.store.records import COMMITS, CommitRecord, commit_path, find_fault
+from cachedet.store.chunks import Chunk, ChunkReader
+from cachedet.store.layout import COMMITS, LevelArrays, commit_key, shard_key
+from cachedet.store.manifest import Manifest
+from cachedet.store.plan import StorePlan
+from cachedet.store.records import CommitRecord, Quality, read_record, total_quality
+from cachedet.store.source import open_source
 from cachedet.structures import Features, SizeHW, Targets, Truth
 
+Key = tuple[int, str]
+"""(row, view) of one picture."""
 
-@dataclass(frozen=True)
-class _Place:
-    """Where the maps of one (picture, view) lie."""
+_WORTH_A_THREAD = 1_000_000  # bytes of one read below which handing it out costs more
 
-    block: Block
-    slot: int
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedFeatures:
+    """Stored arrays of n pictures of one bucket, checked but not decoded."""
+
+    bucket: SizeHW
+    arrays: dict[str, dict[str, NDArray[Any]]]  # level -> part -> (n, *part.shape)
 
 
 class FeatureStore:
     """The committed part of a store at the moment it was opened.
+
+    Args:
+        plan: what the store holds.
+        threads: that share the work of one large read.
 
     Attributes:
         manifest: what the store holds.
@@ -38,29 +52,32 @@ class FeatureStore:
         blocks: every block the finished store has, committed or not.
     """
 
-    def __init__(
-        self, root: Path, *, manifest: Manifest, truth: Truth, blocks: tuple[Block, ...]
-    ) -> None:
-        self.root = root
-        self.manifest = manifest
-        self.truth = truth
-        self.blocks = blocks
-        self._codec = make_codec(manifest.codec)
-        self._places = _index_blocks(blocks, manifest.block_size)
-        self._records = _read_records(root, blocks, manifest.fingerprint())
-        self._checked: set[str] = set()
-        self._arrays: dict[str, zarr.Array[Any]] = {}
+    def __init__(self, plan: StorePlan, *, threads: int = 1, most_files: int | None = None) -> None:
+        self.manifest: Manifest = plan.manifest
+        self.truth: Truth = plan.truth
+        self.blocks: tuple[Block, ...] = plan.blocks
+        self._plan = plan
+        self._records = _read_records(plan)
+        self._block_of, self._slot_of = _index_rows(plan)
+        self._chunks = ChunkReader(
+            plan.source, slots=plan.manifest.block_size, most_files=most_files
+        )
+        self._scratch = threading.local()
+        self._pool = ThreadPoolExecutor(threads, "feature-chunk") if threads > 1 else None
 
     @classmethod
-    def open(cls, root: Path) -> FeatureStore:
-        """Open a store for reading.
+    def open(
+        cls, location: Path | str | Store, *, threads: int = 1, most_files: int | None = None
+    ) -> FeatureStore:
+        """Open a store for reading: a folder, a URL for fsspec, or a zarr storage object.
 
         Raises:
-            StoreError: no store there, a newer format, or damaged metadata.
+            StoreError: no store there, another format, or damaged metadata.
             CorruptBlockError: a damaged commit record.
         """
-        manifest, truth, blocks = load_plan(root)
-        return cls(root, manifest=manifest, truth=truth, blocks=blocks)
+        plan = StorePlan.load(open_source(location))
+        plan.require_metadata()
+        return cls(plan, threads=threads, most_files=most_files)
 
     def __len__(self) -> int:
         return len(self.truth)
@@ -69,6 +86,11 @@ class FeatureStore:
     def nbytes(self) -> int:
         """Bytes of all committed shards."""
         return sum(s.nbytes for record in self._records.values() for s in record.shards.values())
+
+    @property
+    def quality(self) -> dict[str, Quality]:
+        """What the codec did to the committed values, by level."""
+        return total_quality(self._records.values())
 
     def missing_blocks(self) -> list[Block]:
         """Blocks that were not committed when the store was opened."""
@@ -79,13 +101,13 @@ class FeatureStore:
         missing = self.missing_blocks()
         if missing:
             raise MissingFeatureError(
-                f"{self.root} is unfinished: {len(missing)} of {len(self.blocks)} blocks are not "
+                f"{self._where} is unfinished: {len(missing)} of {len(self.blocks)} blocks are not "
                 "committed; run the same `cachedet extract` command again, it continues"
             )
 
     def geometry(self, row: int, view: str) -> Geometry:
         """How `view` maps picture `row`."""
-        self._place(row, view)
+        self._block(row, view)
         return make_geometry(
             VIEWS[view],
             picture_hw=self.truth.size_of(row),
@@ -99,7 +121,7 @@ class FeatureStore:
 
     def buckets(self, view: str) -> dict[SizeHW, NDArray[np.int64]]:
         """Rows by padded size of their view. Raises MissingFeatureError on an unknown view."""
-        self._require_view(view)
+        self._view_number(view)
         rows: dict[SizeHW, list[int]] = {}
         for block in self.blocks:
             if block.view == view:
@@ -113,100 +135,175 @@ class FeatureStore:
             MissingFeatureError: never committed, or an unknown picture, view or level.
             CorruptBlockError: the bytes are not what was committed; names the file.
         """
-        place = self._place(row, view)
-        self._check_block(place.block)
-        wanted = self.manifest.spec.names if levels is None else levels
-        return {level: self._read_map(place, level) for level in wanted}
+        bucket = self._block(row, view).bucket
+        encoded = self.read_encoded([(row, view)], levels, out=self._reusable(bucket))
+        return {level: maps[0] for level, maps in self.decode(encoded).items()}
 
-    def _place(self, row: int, view: str) -> _Place:
-        self._require_view(view)
-        if (view, row) not in self._places:
-            raise MissingFeatureError(f"{self.root} has rows 0 to {len(self) - 1}, got row {row}")
-        return self._places[view, row]
+    def read_batch(
+        self, keys: Sequence[Key], levels: Sequence[str], *, device: torch.device | None = None
+    ) -> Features:
+        """Maps (n, C, h, w) float32 of pictures of one bucket, decoded on `device`."""
+        return self.decode(self.read_encoded(keys, levels), device=device)
 
-    def _require_view(self, view: str) -> None:
+    def read_encoded(
+        self,
+        keys: Sequence[Key],
+        levels: Sequence[str] | None = None,
+        *,
+        out: EncodedFeatures | None = None,
+    ) -> EncodedFeatures:
+        """The stored arrays of pictures of one bucket.
+
+        Args:
+            keys: (row, view) of each picture.
+            levels: to read; all by default.
+            out: buffers of `make_buffers` to read into; new ones by default.
+
+        Raises what `read` raises, and ValueError where the pictures are of several buckets.
+        """
+        blocks = [self._block(row, view) for row, view in keys]
+        buckets = {block.bucket for block in blocks}
+        if len(buckets) != 1:
+            raise ValueError(f"pictures of one read must share one bucket, got {sorted(buckets)}")
+        if out is None:
+            out = self.make_buffers(blocks[0].bucket, len(keys), levels)
+        arrays = self._plan.layout.levels(out.bucket)
+        wanted = [arrays[name] for name in self._known_levels(levels)]
+        for block in blocks:
+            self._require_committed(block)
+        slots = [self._slot_of[self._view_number(view), row] for row, view in keys]
+        self._read_chunks(
+            [
+                self._chunk(block, int(slot), of_level, place, out)
+                for of_level in wanted
+                for place, (block, slot) in enumerate(zip(blocks, slots, strict=True))
+            ]
+        )
+        return EncodedFeatures(
+            bucket=out.bucket,
+            arrays={of_level.level: out.arrays[of_level.level] for of_level in wanted},
+        )
+
+    def make_buffers(
+        self, bucket: SizeHW, count: int, levels: Sequence[str] | None = None
+    ) -> EncodedFeatures:
+        """Empty arrays for `count` pictures of a bucket, to be read into again and again."""
+        known = self._plan.layout.levels(bucket)
+        return EncodedFeatures(
+            bucket=bucket,
+            arrays={
+                level: {
+                    part.name: np.empty((count, *part.shape), dtype=part.dtype)
+                    for part in known[level].parts
+                }
+                for level in self._known_levels(levels)
+            },
+        )
+
+    def decode(self, encoded: EncodedFeatures, *, device: torch.device | None = None) -> Features:
+        """New float32 maps (n, C, h, w); the stored integers travel to `device` first."""
+        known = self._plan.layout.levels(encoded.bucket)
+        return {
+            level: self._plan.codec.decode(
+                {name: torch.from_numpy(array).to(device) for name, array in arrays.items()},
+                level=level,
+                shape=known[level].shape,
+            )
+            for level, arrays in encoded.arrays.items()
+        }
+
+    def _read_chunks(self, groups: Sequence[list[Chunk]]) -> None:
+        chunks = [chunk for group in groups for chunk in group]
+        if self._pool is None or sum(c.out.nbytes for c in chunks) < _WORTH_A_THREAD:
+            for chunk in chunks:
+                self._chunks.read(chunk)
+        else:
+            list(self._pool.map(self._chunks.read, chunks))
+
+    def _chunk(
+        self, block: Block, slot: int, of_level: LevelArrays, place: int, out: EncodedFeatures
+    ) -> list[Chunk]:
+        record = self._records[block.name]
+        return [
+            Chunk(
+                key=shard_key(block, f"{of_level.level}/{part.name}", part),
+                shard=record.shards[f"{of_level.level}/{part.name}"],
+                used=len(block.rows),
+                slot=slot,
+                part=part,
+                out=out.arrays[of_level.level][part.name][place],
+            )
+            for part in of_level.parts
+        ]
+
+    def _reusable(self, bucket: SizeHW) -> EncodedFeatures:
+        """Buffers of this thread for one picture; what is decoded from them is always new."""
+        held: EncodedFeatures | None = getattr(self._scratch, "held", None)
+        if held is None or held.bucket != bucket:
+            held = self._scratch.held = self.make_buffers(bucket, 1)
+        return held
+
+    def _block(self, row: int, view: str) -> Block:
+        number = self._view_number(view)
+        if not 0 <= row < len(self):
+            raise MissingFeatureError(f"{self._where} has rows 0 to {len(self) - 1}, got row {row}")
+        return self.blocks[int(self._block_of[number, row])]
+
+    def _view_number(self, view: str) -> int:
         if view not in self.manifest.views:
             raise MissingFeatureError(
-                f"{self.root} holds views {', '.join(self.manifest.views)}, not {view!r}; "
+                f"{self._where} holds views {', '.join(self.manifest.views)}, not {view!r}; "
                 "extract that view into a new store"
             )
+        return self.manifest.views.index(view)
 
-    def _check_block(self, block: Block) -> None:
-        """Before its first use: the block is committed and its files have the right length."""
-        if block.name in self._checked:
-            return
+    def _known_levels(self, levels: Sequence[str] | None) -> Sequence[str]:
+        held = self.manifest.spec.names
+        unknown = [level for level in levels or () if level not in held]
+        if unknown:
+            raise MissingFeatureError(
+                f"{self._where} holds levels {', '.join(held)}, not {unknown[0]!r}"
+            )
+        return held if levels is None else levels
+
+    def _require_committed(self, block: Block) -> None:
         if block.name not in self._records:
             raise MissingFeatureError(
-                f"{self.root}: block {block.name} was never committed; "
+                f"{self._where}: block {block.name} was never committed; "
                 "run the same `cachedet extract` command again"
             )
-        fault = find_fault(self.root, self._records[block.name], deep=False)
-        if fault is not None:
-            raise _corrupt(*fault)
-        self._checked.add(block.name)
 
-    def _read_map(self, place: _Place, level: str) -> torch.Tensor:
-        if level not in self.manifest.spec.names:
-            held = ", ".join(self.manifest.spec.names)
-            raise MissingFeatureError(f"{self.root} holds levels {held}, not {level!r}")
-        try:
-            encoded = self._array(f"{place.block.group}/{level}")[place.slot]
-        except Exception as error:  # zarr raises a different type for each damage
-            raise _corrupt(self._shard(place, level), str(error)) from error
-        decoded = self._codec.decode(np.asarray(encoded))
-        if not bool(torch.isfinite(decoded).all()):
-            raise _corrupt(self._shard(place, level), "it holds values that were never written")
-        return decoded
-
-    def _array(self, path: str) -> zarr.Array[Any]:
-        if path not in self._arrays:
-            self._arrays[path] = zarr.open_array(self.root, path=path, mode="r")
-        return self._arrays[path]
-
-    def _shard(self, place: _Place, level: str) -> Path:
-        return self.root / self._records[place.block.name].shards[level].path
+    @property
+    def _where(self) -> str:
+        return self._plan.source.describe("").rstrip("/")
 
 
-def load_plan(root: Path) -> tuple[Manifest, Truth, tuple[Block, ...]]:
-    """What the finished store at `root` holds, without looking at any commit.
-
-    Raises StoreError: no store there, a newer format, or damaged metadata.
-    """
-    manifest = load_manifest(root)
-    unknown = [name for name in manifest.views if name not in VIEWS]
-    if unknown:
-        raise StoreError(f"{root} holds views {unknown} this cachedet does not know; upgrade it")
-    truth, _ = load_truth(root, manifest)
-    if truth_digest(truth) != manifest.truth_digest:
-        raise StoreError(f"{root}: truth.npz is not the one this store was extracted with")
-    return manifest, truth, manifest.plan(truth)
+def _index_rows(plan: StorePlan) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """(V, N) number of the block of each picture in each view, and its slot in that block."""
+    numbers = {view: place for place, view in enumerate(plan.manifest.views)}
+    block_of = np.zeros((len(numbers), len(plan.truth)), dtype=np.int32)
+    slot_of = np.zeros_like(block_of)
+    for place, block in enumerate(plan.blocks):
+        rows = list(block.rows)
+        block_of[numbers[block.view], rows] = place
+        slot_of[numbers[block.view], rows] = np.arange(len(rows))
+    return block_of, slot_of
 
 
-def _index_blocks(blocks: Sequence[Block], block_size: int) -> dict[tuple[str, int], _Place]:
-    return {
-        (block.view, row): _Place(block, block.number * block_size + slot)
-        for block in blocks
-        for slot, row in enumerate(block.rows)
-    }
-
-
-def _read_records(root: Path, blocks: Sequence[Block], fingerprint: str) -> dict[str, CommitRecord]:
-    present = {path.name for path in (root / COMMITS).glob("*.json")}
+def _read_records(plan: StorePlan) -> dict[str, CommitRecord]:
+    fingerprint = plan.manifest.block_fingerprint()
+    present = plan.source.names(COMMITS)
     records = {}
-    for block in blocks:
-        path = commit_path(root, block)
-        if path.name not in present:
+    for block in plan.blocks:
+        if f"{block.name}.json" not in present:
             continue
-        record = CommitRecord.read(path)
-        if record.block != block.name or record.fingerprint != fingerprint:
+        record = read_record(plan.source, block)
+        arrays = set(plan.layout.parts(block.bucket))
+        found = record.block, record.fingerprint, set(record.shards)
+        if found != (block.name, fingerprint, arrays):
             raise CorruptBlockError(
-                f"{path} belongs to another store or block; remove it and run `extract` again"
+                f"{plan.source.describe(commit_key(block))} belongs to another store or block; "
+                "remove it and run the same `cachedet extract` again"
             )
         records[block.name] = record
     return records
-
-
-def _corrupt(path: Path, reason: str) -> CorruptBlockError:
-    return CorruptBlockError(
-        f"{path}: {reason}. Run `cachedet verify STORE --deep` to list every damaged block"
-    )

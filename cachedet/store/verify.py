@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,11 @@ import numpy as np
 
 from cachedet.errors import CorruptBlockError
 from cachedet.store.blocks import Block
-from cachedet.store.reader import FeatureStore, load_plan
-from cachedet.store.records import CommitRecord, commit_path, find_fault
+from cachedet.store.layout import commit_key, withdrawn_key
+from cachedet.store.plan import StorePlan
+from cachedet.store.reader import FeatureStore
+from cachedet.store.records import Quality, find_fault, read_record
+from cachedet.store.source import LocalFiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +24,9 @@ class BadBlock:
     """A committed block that is not what was written."""
 
     name: str
-    path: Path
+    path: str
     reason: str
-    record: Path  # remove this file and `extract` writes the block anew
+    withdrawn: bool  # its record was put aside: no reader uses it, `extract` writes it anew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,47 +48,66 @@ class VerifyReport:
             "deep": self.deep,
             "blocks": self.planned,
             "missing": list(self.missing),
-            "bad": [{k: str(v) for k, v in vars(block).items()} for block in self.bad],
+            "bad": [vars(block) for block in self.bad],
         }
 
 
 def verify_store(
-    root: Path, *, deep: bool, on_progress: Callable[[int], None] | None = None
+    root: Path,
+    *,
+    deep: bool,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
     """Compare every block with its commit record: lengths, and with `deep` every byte.
 
+    The record of a bad block is put aside, so that no reader uses it and the next `extract` writes
+    it anew; where the store is read-only it stays.
+
+    Args:
+        root: folder of the store.
+        deep: read every byte.
+        on_progress: called with (blocks, bytes) that were checked.
+
     Raises StoreError where the store cannot be opened at all.
     """
-    _, _, blocks = load_plan(root)
+    plan = StorePlan.load(LocalFiles(root))
+    plan.require_metadata()
     missing: list[str] = []
     bad: list[BadBlock] = []
-    for block in blocks:
-        path = commit_path(root, block)
-        if not path.exists():
+    for block in plan.blocks:
+        nbytes = 0
+        try:
+            record = read_record(plan.source, block)
+        except FileNotFoundError:
             missing.append(block.name)
+        except CorruptBlockError as error:
+            where = plan.source.describe(commit_key(block))
+            bad.append(_withdraw(root, block, where, str(error).removeprefix(f"{where}: ")))
         else:
-            bad.extend(_faults(root, block, path, deep=deep))
+            nbytes = sum(shard.nbytes for shard in record.shards.values())
+            fault = find_fault(plan.source, block, record, plan.layout, deep=deep)
+            if fault is not None:
+                bad.append(_withdraw(root, block, *fault))
         if on_progress is not None:
-            on_progress(1)
-    return VerifyReport(
-        planned=len(blocks),
-        missing=tuple(missing),
-        bad=tuple(bad),
-        deep=deep,
-    )
+            on_progress(1, nbytes if deep else 0)
+    return VerifyReport(planned=len(plan.blocks), missing=tuple(missing), bad=tuple(bad), deep=deep)
 
 
-def _faults(root: Path, block: Block, path: Path, *, deep: bool) -> list[BadBlock]:
+def count_blocks(root: Path) -> int:
+    """Blocks of the finished store. Raises StoreError where the store cannot be opened."""
+    return len(StorePlan.load(LocalFiles(root)).blocks)
+
+
+def _withdraw(root: Path, block: Block, where: str, reason: str) -> BadBlock:
     try:
-        fault = find_fault(root, CommitRecord.read(path), deep=deep)
-    except CorruptBlockError as error:
-        fault = path, str(error)
-    if fault is None:
-        return []
-    return [BadBlock(name=block.name, path=fault[0], reason=fault[1], record=path)]
+        os.replace(root / commit_key(block), root / withdrawn_key(block))
+        withdrawn = True
+    except OSError:  # read-only: reported, and left to its owner
+        withdrawn = False
+    return BadBlock(name=block.name, path=where, reason=reason, withdrawn=withdrawn)
 
 
-def describe_store(root: Path) -> dict[str, Any]:
+def describe_store(root: Path | str) -> dict[str, Any]:
     """Everything `cachedet info` shows, as JSON values."""
     store = FeatureStore.open(root)
     manifest, truth = store.manifest, store.truth
@@ -100,6 +123,7 @@ def describe_store(root: Path) -> dict[str, Any]:
         "image_size": manifest.image_size,
         "views": list(manifest.views),
         "codec": manifest.codec,
+        "quality": {level: _quality(found) for level, found in store.quality.items()},
         "pictures": len(truth),
         "boxes": len(truth.labels),
         "crowd_boxes": int(truth.crowd.sum()),
@@ -117,3 +141,7 @@ def describe_store(root: Path) -> dict[str, Any]:
         "fingerprint": manifest.fingerprint(),
         "versions": manifest.versions,
     }
+
+
+def _quality(found: Quality) -> dict[str, float | None]:
+    return {"snr_db": found.decibels, "saturation": found.saturation}

@@ -1,43 +1,51 @@
-"""Writing a store: whole shards, fsync, then the commit record. One writer at a time.
+"""Writing a store: whole shards, fsync, then the commit record. Any number of writers at once.
 
-Letters: n pictures of a block, C channels, h w feature cells, B pictures per shard.
+Letters: n pictures, C channels, h w feature cells, B pictures per shard.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import shutil
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import zarr
+import torch
 from numpy.typing import NDArray
-from zarr.codecs import BytesCodec, Crc32cCodec
+from torch import Tensor
 
-from cachedet.errors import CorruptBlockError, StoreError, StoreMismatchError
+from cachedet.errors import CorruptBlockError, StoreError
 from cachedet.store.blocks import Block
-from cachedet.store.codec import make_codec
-from cachedet.store.durable import TEMPORARY_SUFFIX, sync_directory, sync_file, write_durably
-from cachedet.store.manifest import (
-    MANIFEST,
-    TRUTH,
-    Manifest,
-    load_manifest,
-    load_truth,
-    truth_arrays,
-)
+from cachedet.store.codec import Codec, Encoded, Part, Shape
+from cachedet.store.creation import Fit, cannot_write, open_or_create, require_space
+from cachedet.store.durable import sync_directory, temporary_path, write_durably, write_synced
+from cachedet.store.layout import commit_key, shard_key, withdrawn_key
+from cachedet.store.leases import commit_lock
+from cachedet.store.manifest import Manifest
+from cachedet.store.plan import StorePlan
 from cachedet.store.records import (
-    COMMITS,
+    NO_QUALITY,
     CommitRecord,
+    Quality,
     ShardRecord,
-    commit_path,
     find_fault,
-    shard_path,
+    read_record,
 )
+from cachedet.store.shards import Packed, pack_chunk, pack_index
 from cachedet.structures import Features, Truth
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PackedPictures:
+    """Some pictures of a block, encoded and packed, waiting to be written."""
+
+    chunks: dict[str, list[Packed]]  # by array, one a picture
+    quality: dict[str, Quality]  # by level
+
+    @property
+    def nbytes(self) -> int:
+        return sum(_nbytes(packed) for of_array in self.chunks.values() for packed in of_array)
 
 
 class StoreWriter:
@@ -48,18 +56,22 @@ class StoreWriter:
         nbytes_written: bytes of the shards written so far by this writer.
     """
 
-    def __init__(self, root: Path, *, manifest: Manifest, truth: Truth) -> None:
+    def __init__(self, root: Path, plan: StorePlan) -> None:
         self.root = root
-        self.manifest = manifest
-        self.truth = truth
+        self.blocks = plan.blocks
         self.nbytes_written = 0
-        self.blocks = manifest.plan(truth)
-        self._codec = make_codec(manifest.codec)
-        self._fingerprint = manifest.fingerprint()
+        self._plan = plan
+        self._fingerprint = plan.manifest.block_fingerprint()
 
     @classmethod
     def open(
-        cls, root: Path, *, manifest: Manifest, truth: Truth, contents: NDArray[np.uint64]
+        cls,
+        root: Path,
+        *,
+        manifest: Manifest,
+        truth: Truth,
+        contents: NDArray[np.uint64],
+        fit: Fit,
     ) -> StoreWriter:
         """Create the store, or continue one made from the same inputs.
 
@@ -68,197 +80,161 @@ class StoreWriter:
             manifest: what it shall hold.
             truth: pictures and boxes, kept inside the store.
             contents: (N,) content hash of each picture file, to notice changed pictures.
+            fit: gives the codec what it must learn from a sample; called for a new store.
 
         Raises:
             StoreMismatchError: it holds features of other inputs; names each differing field.
             StoreError: the folder is something else, cannot be written, or the disk is too small
                 for what is missing.
         """
-        writer = cls(root, manifest=manifest, truth=truth)
         try:
-            is_new = not (root / MANIFEST).exists()
-            if not is_new:
-                _require_same_inputs(root, manifest, truth, contents)
-                writer._remove_leftovers()
-            _require_space(root, writer.planned_nbytes(writer.missing_blocks()))
-            if is_new:
-                writer._create(contents)
+            plan = open_or_create(root, manifest=manifest, truth=truth, contents=contents, fit=fit)
+            writer = cls(root, plan)
+            require_space(root, writer.planned_nbytes(writer.missing_blocks()))
         except OSError as error:
-            raise _cannot_write(root, error) from error
+            raise cannot_write(root, error) from error
         return writer
 
     def missing_blocks(self) -> list[Block]:
         """Blocks that are not committed, or whose files no longer have the committed length."""
-        return [block for block in self.blocks if not self._is_committed(block)]
+        return [block for block in self.blocks if not self.is_committed(block)]
+
+    def is_committed(self, block: Block) -> bool:
+        """Whether a whole block lies in the store now, whoever wrote it."""
+        try:
+            record = read_record(self._plan.source, block)
+        except (FileNotFoundError, CorruptBlockError):
+            return False
+        if record.fingerprint != self._fingerprint or record.block != block.name:
+            return False
+        return find_fault(self._plan.source, block, record, self._plan.layout, deep=False) is None
 
     def planned_nbytes(self, blocks: Sequence[Block]) -> int:
-        """Bytes that writing `blocks` takes, checksums and shard indices included."""
-        per_chunk = 4 + 16  # crc32c of the chunk, its entry in the shard's index
-        total = 0
-        for block in blocks:
-            shapes = self.manifest.spec.map_shapes(block.bucket).values()
-            encoded = sum(self._codec.encoded_nbytes(shape) + per_chunk for shape in shapes)
-            total += len(block.rows) * encoded
-        return total
+        """Bytes that writing `blocks` takes: exact without zstd, else the most they can be."""
+        layout = self._plan.layout
+        return sum(len(block.rows) * layout.picture_nbytes(block.bucket) for block in blocks)
 
-    def write(self, block: Block, features: Features) -> None:
-        """Encode, write, fsync and commit one block.
+    def write(self, block: Block, features: Features) -> bool:
+        """Encode and commit one whole block; see `encode` and `commit`."""
+        return self.commit(block, [self.encode(block, features)])
+
+    def encode(self, block: Block, features: Features, *, start: int = 0) -> PackedPictures:
+        """Encode pictures `start` and following of a block.
 
         Args:
             block: one of `blocks`.
-            features: level -> (n, C, h, w) maps of the block's pictures, in its order.
+            features: level -> (n, C, h, w) maps on any device, in the block's order.
+            start: place of the first of them in the block.
 
         Raises:
             CodecError: a value cannot be represented; names the picture.
-            StoreError: wrong shapes, or the disk refused.
+            StoreError: wrong shapes.
         """
-        self._require_shapes(block, features)
-        pictures = [self.truth.file_names[row] for row in block.rows]
-        encoded = {
-            level: self._codec.encode(maps, level=level, pictures=pictures)
-            for level, maps in features.items()
-        }
+        count = len(next(iter(features.values())))
+        rows = block.rows[start : start + count]
+        self._require_shapes(block, features, len(rows))
+        pictures = [self._plan.truth.file_names[row] for row in rows]
+        chunks: dict[str, list[Packed]] = {}
+        quality = {}
+        for level, arrays in self._plan.layout.levels(block.bucket).items():
+            maps = features[level]
+            encoded = self._plan.codec.encode(maps, level=level, pictures=pictures)
+            quality[level] = _measure(self._plan.codec, maps, encoded, level, arrays.shape)
+            for part in arrays.parts:
+                values = encoded.parts[part.name]
+                chunks[f"{level}/{part.name}"] = [pack_chunk(one, part) for one in values]
+        return PackedPictures(chunks=chunks, quality=quality)
+
+    def commit(self, block: Block, pictures: Sequence[PackedPictures]) -> bool:
+        """Write, fsync and commit all pictures of one block, in order.
+
+        Returns False where another writer has committed the block meanwhile; its bytes then stay.
+        Raises StoreError where the disk refuses; nothing half-written is visible then.
+        """
+        parts = self._plan.layout.parts(block.bucket)
+        temporary: dict[str, Path] = {}
+        shards: dict[str, ShardRecord] = {}
         try:
-            commit_path(self.root, block).unlink(missing_ok=True)
-            shards = {
-                level: self._write_shard(block, level, maps) for level, maps in encoded.items()
-            }
-            self._commit(block, shards)
+            for array, part in parts.items():
+                path = self.root / shard_key(block, array, part)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary[array] = temporary_path(path)
+                chunks = [chunk for some in pictures for chunk in some.chunks[array]]
+                nbytes, digest = write_synced(temporary[array], self._shard(chunks))
+                shards[array] = ShardRecord(nbytes=nbytes, digest=digest)
+            quality: dict[str, Quality] = {}
+            for some in pictures:
+                for level, value in some.quality.items():
+                    quality[level] = quality.get(level, NO_QUALITY) + value
+            with commit_lock(self.root):
+                if self.is_committed(block):
+                    return False
+                self._publish(block, parts, temporary, shards, quality)
         except OSError as error:
-            needed = sum(maps.nbytes for maps in encoded.values())
-            raise _cannot_write(self.root, error, needed=needed) from error
+            needed = sum(some.nbytes for some in pictures)
+            raise cannot_write(self.root, error, needed=needed) from error
+        finally:
+            for path in temporary.values():
+                path.unlink(missing_ok=True)
         self.nbytes_written += sum(shard.nbytes for shard in shards.values())
+        return True
 
-    def _create(self, contents: NDArray[np.uint64]) -> None:
-        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
-            unfinished = (self.root / COMMITS).is_dir()
-            if not unfinished or any((self.root / COMMITS).iterdir()):
-                raise StoreError(
-                    f"{self.root} exists and is not a feature store (it has no {MANIFEST}); "
-                    "choose another --store"
-                )
-            shutil.rmtree(self.root)
-        (self.root / COMMITS).mkdir(parents=True)
-        group = zarr.create_group(self.root, zarr_format=3)
-        self._create_arrays(group)
-        stored = io.BytesIO()
-        arrays: dict[str, Any] = {**truth_arrays(self.truth), "contents": contents}
-        np.savez(stored, **arrays)
-        write_durably(self.root / TRUTH, stored.getvalue())
-        for path in self.root.rglob("zarr.json"):
-            sync_file(path)
-            sync_directory(path.parent)
-        text = json.dumps(self.manifest.to_json(), indent=1)
-        write_durably(self.root / MANIFEST, text.encode())
+    def _shard(self, chunks: Sequence[Packed]) -> Iterator[bytes | memoryview]:
+        yield from itertools.chain.from_iterable(chunks)
+        lengths = [_nbytes(packed) for packed in chunks]
+        yield pack_index(lengths, slots=self._plan.manifest.block_size)
 
-    def _create_arrays(self, group: zarr.Group) -> None:
-        slots: dict[str, int] = {}
-        buckets = {}
-        for block in self.blocks:
-            slots[block.group] = slots.get(block.group, 0) + len(block.rows)
-            buckets[block.group] = block.bucket
-        for path, num_slots in slots.items():
-            bucket_group = group.require_group(path)
-            for level, shape in self.manifest.spec.map_shapes(buckets[path]).items():
-                bucket_group.create_array(
-                    level,
-                    shape=(num_slots, *shape),
-                    chunks=(1, *shape),
-                    shards=(self.manifest.block_size, *shape),
-                    dtype=self._codec.dtype,
-                    serializer=BytesCodec(endian="little"),
-                    compressors=[Crc32cCodec()],
-                    fill_value=float("nan"),
-                    config={"write_empty_chunks": True},
-                )
-
-    def _remove_leftovers(self) -> None:
-        """Files a dead writer had not finished; no reader ever looks at them."""
-        for path in self.root.rglob("*"):
-            if path.name.endswith((".partial", TEMPORARY_SUFFIX)):
-                path.unlink()
-
-    def _is_committed(self, block: Block) -> bool:
-        path = commit_path(self.root, block)
-        if not path.exists():
-            return False
-        try:
-            record = CommitRecord.read(path)
-        except CorruptBlockError:
-            return False
-        return (
-            record.fingerprint == self._fingerprint
-            and find_fault(self.root, record, deep=False) is None
+    def _publish(
+        self,
+        block: Block,
+        parts: dict[str, Part],
+        temporary: dict[str, Path],
+        shards: dict[str, ShardRecord],
+        quality: dict[str, Quality],
+    ) -> None:
+        """Rename the shards to their places, then write the record: only then the block exists."""
+        record_path = self.root / commit_key(block)
+        record_path.unlink(missing_ok=True)
+        for array, part in parts.items():
+            path = self.root / shard_key(block, array, part)
+            temporary[array].replace(path)
+            for folder in list(path.parents)[: len(part.shape) + 2]:  # up to the array's own
+                sync_directory(folder)
+        record = CommitRecord(
+            block=block.name,
+            image_ids=tuple(int(self._plan.truth.image_ids[row]) for row in block.rows),
+            fingerprint=self._fingerprint,
+            shards=shards,
+            quality=quality,
         )
+        write_durably(record_path, record.to_bytes())
+        (self.root / withdrawn_key(block)).unlink(missing_ok=True)
 
-    def _require_shapes(self, block: Block, features: Features) -> None:
-        shapes = self.manifest.spec.map_shapes(block.bucket)
-        expected = {level: (len(block.rows), *shape) for level, shape in shapes.items()}
+    def _require_shapes(self, block: Block, features: Features, count: int) -> None:
+        shapes = self._plan.manifest.spec.map_shapes(block.bucket)
+        expected = {level: (count, *shape) for level, shape in shapes.items()}
         found = {level: tuple(maps.shape) for level, maps in features.items()}
         if found != expected:
             raise StoreError(f"block {block.name}: expected maps {expected}, got {found}")
 
-    def _write_shard(self, block: Block, level: str, encoded: NDArray[np.generic]) -> ShardRecord:
-        array = zarr.open_array(self.root, path=f"{block.group}/{level}", mode="r+")
-        array = array.with_config({"write_empty_chunks": True})
-        start = block.number * self.manifest.block_size
-        path = shard_path(block, level)
-        # zarr reads the shard it is about to fill partly: what is left of an old one must be gone.
-        (self.root / path).unlink(missing_ok=True)
-        array[start : start + len(block.rows)] = encoded
-        sync_file(self.root / path)
-        for parent in list((self.root / path).parents)[:5]:  # c/<number>/0/0 up to the level
-            sync_directory(parent)
-        return ShardRecord.of_file(self.root, path)
 
-    def _commit(self, block: Block, shards: dict[str, ShardRecord]) -> None:
-        record = CommitRecord(
-            block=block.name,
-            image_ids=tuple(int(self.truth.image_ids[row]) for row in block.rows),
-            fingerprint=self._fingerprint,
-            shards=shards,
-        )
-        write_durably(commit_path(self.root, block), record.to_bytes())
-
-
-def _require_same_inputs(
-    root: Path, manifest: Manifest, truth: Truth, contents: NDArray[np.uint64]
-) -> None:
-    stored = load_manifest(root)
-    fields = stored.differing_fields(manifest)
-    if not fields:
-        return
-    message = f"{root} was extracted from other inputs. " + "; ".join(fields)
-    if stored.pictures_digest != manifest.pictures_digest:
-        old_truth, old_contents = load_truth(root, stored)
-        before = dict(zip(old_truth.file_names, old_contents.tolist(), strict=True))
-        now = dict(zip(truth.file_names, contents.tolist(), strict=True))
-        changed = sorted(name for name in before.keys() | now if before.get(name) != now.get(name))
-        message += f"; pictures changed, added or gone: {', '.join(changed[:10])}"
-        message += f" and {len(changed) - 10} more" if len(changed) > 10 else ""
-    raise StoreMismatchError(f"{message}. Extract into a new --store, or give the same inputs")
-
-
-def _require_space(root: Path, needed: int) -> None:
-    free = _free_nbytes(root)
-    if needed > free:
-        raise StoreError(
-            f"{root}: {needed / 1e9:.2f} GB are still to be written, the disk has "
-            f"{free / 1e9:.2f} GB free. Free space, choose another --store, "
-            "a smaller --image-size, fewer --views or a smaller --codec"
-        )
-
-
-def _free_nbytes(root: Path) -> int:
-    existing = next(path for path in (root, *root.absolute().parents) if path.exists())
-    return shutil.disk_usage(existing).free
-
-
-def _cannot_write(root: Path, error: OSError, *, needed: int | None = None) -> StoreError:
-    free = _free_nbytes(root)
-    wanted = f"; this block needs {needed / 1e6:.1f} MB" if needed is not None else ""
-    return StoreError(
-        f"cannot write {error.filename or root}: {error.strerror}{wanted}, "
-        f"{free / 1e6:.1f} MB are free. What was committed is safe: mend the cause and run the "
-        "same command again"
+def _measure(codec: Codec, maps: Tensor, encoded: Encoded, level: str, shape: Shape) -> Quality:
+    """What encoding did to the maps, by decoding them again."""
+    stored = {name: torch.from_numpy(v).to(maps.device) for name, v in encoded.parts.items()}
+    decoded = codec.decode(stored, level=level, shape=shape)
+    exact = maps.detach().to(torch.float32)
+    return Quality(
+        values=exact.numel(),
+        signal=_rounded(exact.square().sum(dtype=torch.float64)),
+        noise=_rounded(decoded.sub_(exact).square_().sum(dtype=torch.float64)),
+        saturated=encoded.saturated,
     )
+
+
+def _rounded(total: Tensor) -> float:
+    """To 9 digits: the order of summation shall not change a record."""
+    return float(f"{float(total):.9g}")
+
+
+def _nbytes(packed: Packed) -> int:
+    return sum(len(piece) for piece in packed)

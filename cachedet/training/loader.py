@@ -71,7 +71,10 @@ def plan_epoch(
 
 
 class FeatureLoader:
-    """Reads batches of a store ahead of the training step, in one background thread."""
+    """Reads batches of a store ahead of the training step, in one background thread.
+
+    What is stored travels to `device` and is decoded there.
+    """
 
     def __init__(
         self,
@@ -81,7 +84,9 @@ class FeatureLoader:
         levels: Sequence[str],
         batch_size: int,
         seed: int,
+        device: torch.device | None = None,
     ) -> None:
+        self._device = device
         self._store = store
         self._views = tuple(views)
         self._levels = tuple(levels)
@@ -106,16 +111,19 @@ class FeatureLoader:
 
     def _read(self, keys: NDArray[np.int64]) -> Batch:
         pairs = [(int(row), self._views[int(view)]) for view, row in keys]
-        return read_batch(self._store, pairs, levels=self._levels)
+        return read_batch(self._store, pairs, levels=self._levels, device=self._device)
 
 
 def read_batch(
-    store: FeatureStore, keys: Sequence[tuple[int, str]], *, levels: Sequence[str]
+    store: FeatureStore,
+    keys: Sequence[tuple[int, str]],
+    *,
+    levels: Sequence[str],
+    device: torch.device | None = None,
 ) -> Batch:
     """Read (row, view) pairs of one bucket. Raises what `FeatureStore.read` raises."""
-    maps = [store.read(row, view, levels) for row, view in keys]
     return Batch(
-        features={name: torch.stack([features[name] for features in maps]) for name in levels},
+        features=store.read_batch(keys, levels, device=device),
         targets=[store.targets(row, view) for row, view in keys],
         sizes_hw=[store.geometry(row, view).resized_hw for row, view in keys],
     )

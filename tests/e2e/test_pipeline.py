@@ -26,7 +26,8 @@ from cachedet.errors import (
     StoreMismatchError,
 )
 from cachedet.evaluate import evaluate
-from cachedet.extract import extract, load_input
+from cachedet.extract import extract
+from cachedet.extraction.inputs import load_input
 from cachedet.predict import predict
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store

@@ -1,0 +1,1 @@
+"""How features get from picture files into a store: inputs, stages, ranks."""

@@ -1,0 +1,56 @@
+"""From picture files to backbone input, and from there to features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cachedet.backbone.frozen import FrozenBackbone
+from cachedet.data.images import decode_picture, make_input
+from cachedet.data.views import VIEWS, make_geometry
+from cachedet.structures import Features, Preprocessing
+
+
+def load_input(
+    path: Path, *, view: str, image_size: int, pad_multiple: int, preprocessing: Preprocessing
+) -> Tensor:
+    """One picture file as backbone input (3, H, W) of one view."""
+    pixels = decode_picture(path)
+    geometry = make_geometry(
+        VIEWS[view],
+        picture_hw=(pixels.shape[0], pixels.shape[1]),
+        image_size=image_size,
+        pad_multiple=pad_multiple,
+    )
+    return make_input(pixels, geometry, preprocessing)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InputLoader:
+    """Loads rows of one data set as backbone input."""
+
+    paths: Sequence[Path]  # by row
+    image_size: int
+    pad_multiple: int
+    preprocessing: Preprocessing
+
+    def load(self, row: int, view: str) -> Tensor:
+        """(3, H, W)"""
+        return load_input(
+            self.paths[row],
+            view=view,
+            image_size=self.image_size,
+            pad_multiple=self.pad_multiple,
+            preprocessing=self.preprocessing,
+        )
+
+
+def run_backbone(backbone: FrozenBackbone, images: Tensor, *, batch_size: int) -> Features:
+    """(n, 3, H, W) -> CPU maps (n, C, h, w), in batches that depend on nothing but the block."""
+    device = next(backbone.parameters()).device
+    parts = [backbone(batch.to(device)) for batch in torch.split(images, batch_size)]
+    return {name: torch.cat([part[name].cpu() for part in parts]) for name in backbone.spec.names}

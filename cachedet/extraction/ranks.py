@@ -1,0 +1,94 @@
+"""Sharing the blocks of one store among processes, ranks and machines."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from cachedet.errors import ConfigError
+from cachedet.store.blocks import Block
+from cachedet.store.leases import LeaseBook
+from cachedet.store.owner import Life
+from cachedet.store.writer import StoreWriter
+
+# torchrun's names first, then SLURM's
+_ENVIRONMENT = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """This process is number `number` of `world` that extract into one store."""
+
+    number: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.number < self.world:
+            raise ConfigError(
+                f"--rank expects 0 to {self.world - 1} for --world-size {self.world}, "
+                f"got {self.number}"
+            )
+
+    def owns(self, place: int) -> bool:
+        """Whether the block at this place of the plan is ours by the static map."""
+        return place % self.world == self.number
+
+
+def find_rank(
+    number: int | None, world: int | None, environment: Mapping[str, str] = os.environ
+) -> Rank:
+    """What was asked for, else what torchrun or SLURM say, else the only process.
+
+    Raises ConfigError on half a specification or a number out of range.
+    """
+    if (number is None) != (world is None):
+        raise ConfigError(
+            f"--rank and --world-size belong together, got rank {number}, world size {world}"
+        )
+    if number is not None and world is not None:
+        return Rank(number=number, world=world)
+    for number_name, world_name in _ENVIRONMENT:
+        if number_name in environment and world_name in environment:
+            texts = environment[number_name], environment[world_name]
+            try:
+                return Rank(number=int(texts[0]), world=int(texts[1]))
+            except ValueError as error:
+                raise ConfigError(
+                    f"{number_name} and {world_name} expect whole numbers, got {texts}"
+                ) from error
+    return Rank()
+
+
+def blocks_to_write(
+    writer: StoreWriter,
+    leases: LeaseBook,
+    rank: Rank,
+    *,
+    pause: Callable[[float], None] = time.sleep,
+) -> Iterator[Block]:
+    """The blocks this process shall write, each leased to it: its own first, then what is left.
+
+    Blocks that a living process works on are left to it. A block leased on another machine is
+    watched until it is committed, renewed or stale.
+    """
+    own = [block for place, block in enumerate(writer.blocks) if rank.owns(place)]
+    rest = [block for place, block in enumerate(writer.blocks) if not rank.owns(place)]
+    waiting = own + rest
+    while waiting:
+        unsure = []
+        for block in waiting:
+            if writer.is_committed(block):
+                continue
+            if not leases.take(block.name):
+                if leases.holder_life(block.name) is Life.UNKNOWN:
+                    unsure.append(block)
+            elif writer.is_committed(block):  # its writer finished in between
+                leases.release(block.name)
+            else:
+                yield block
+        waiting = unsure
+        if waiting:
+            pause(_POLL_SECONDS)

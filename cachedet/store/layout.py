@@ -1,0 +1,139 @@
+"""Where everything lies in a store, and the zarr metadata that tells other tools.
+
+Array of a level's part: `{view}/b{H}x{W}/{level}/{part}`, axis 0 = slot in the bucket; one chunk a
+picture, one shard a block. docs/disk-format.md is the full description.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zarr
+from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+
+from cachedet.store.blocks import Block
+from cachedet.store.codec import ZSTD_LEVEL, Codec, Part, Shape
+from cachedet.structures import FeatureSpec, SizeHW
+
+MANIFEST = "manifest.json"
+TRUTH = "truth.npz"
+CODEC_STATE = "codec.npz"
+COMMITS = "commits"
+LEASES = "leases"
+METADATA = "zarr.json"
+WITHDRAWN_SUFFIX = ".bad"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelArrays:
+    """The arrays of one level in one bucket."""
+
+    level: str
+    shape: Shape  # (C, h, w) of a decoded map
+    parts: tuple[Part, ...]
+
+
+class Layout:
+    """Which arrays the blocks of a store have; a function of levels and codec."""
+
+    def __init__(self, *, spec: FeatureSpec, codec: Codec) -> None:
+        self._spec = spec
+        self._codec = codec
+        self._by_bucket: dict[SizeHW, dict[str, LevelArrays]] = {}
+
+    def levels(self, bucket: SizeHW) -> Mapping[str, LevelArrays]:
+        """The arrays of every level, by its name."""
+        if bucket not in self._by_bucket:
+            self._by_bucket[bucket] = {
+                level: LevelArrays(level=level, shape=shape, parts=self._codec.parts(level, shape))
+                for level, shape in self._spec.map_shapes(bucket).items()
+            }
+        return self._by_bucket[bucket]
+
+    def parts(self, bucket: SizeHW) -> dict[str, Part]:
+        """Every array of a bucket by its path below the bucket's group: {"C3/codes": ...}."""
+        return {
+            f"{arrays.level}/{part.name}": part
+            for arrays in self.levels(bucket).values()
+            for part in arrays.parts
+        }
+
+    def picture_nbytes(self, bucket: SizeHW) -> int:
+        """Bytes of one stored picture: exact without zstd, else the most they can be."""
+        per_index_entry = 16
+        parts = self.parts(bucket).values()
+        return sum(part.packed_nbytes + per_index_entry for part in parts)
+
+
+def shard_key(block: Block, array: str, part: Part) -> str:
+    """Key of the file that holds a block's slots of one array (`array` as in `Layout.parts`)."""
+    return f"{block.group}/{array}/c/{block.number}" + "/0" * len(part.shape)
+
+
+def commit_key(block: Block) -> str:
+    return f"{COMMITS}/{block.name}.json"
+
+
+def withdrawn_key(block: Block) -> str:
+    """Where `verify` puts the record of a block that is not what was committed."""
+    return f"{commit_key(block)}{WITHDRAWN_SUFFIX}"
+
+
+def write_metadata(root: Path, *, blocks: Sequence[Block], layout: Layout, block_size: int) -> None:
+    """Create the zarr groups and arrays (empty) in an existing folder."""
+    group = zarr.create_group(root, zarr_format=3, overwrite=False)
+    slots: dict[str, int] = {}
+    buckets: dict[str, SizeHW] = {}
+    for block in blocks:
+        slots[block.group] = slots.get(block.group, 0) + len(block.rows)
+        buckets[block.group] = block.bucket
+    for path, num_slots in slots.items():
+        bucket_group = group.require_group(path)
+        for array, part in layout.parts(buckets[path]).items():
+            level, _, name = array.partition("/")
+            _create_array(bucket_group.require_group(level), name, part, num_slots, block_size)
+
+
+def metadata_keys(blocks: Iterable[Block], layout: Layout) -> list[str]:
+    """Keys of every zarr.json of the store, sorted."""
+    folders = {""}
+    for group, bucket in {block.group: block.bucket for block in blocks}.items():
+        for array in layout.parts(bucket):
+            path = f"{group}/{array}"
+            while path:
+                folders.add(path)
+                path = path.rpartition("/")[0]
+    return sorted(f"{folder}/{METADATA}" if folder else METADATA for folder in folders)
+
+
+def metadata_digest(contents: Mapping[str, bytes]) -> str:
+    """sha256 over the keys and contents of all zarr.json files."""
+    digest = hashlib.sha256()
+    for key in sorted(contents):
+        digest.update(f"{key} {len(contents[key])}\n".encode())
+        digest.update(contents[key])
+    return digest.hexdigest()
+
+
+def _create_array(
+    group: zarr.Group, name: str, part: Part, num_slots: int, block_size: int
+) -> None:
+    compressor: Any = (
+        ZstdCodec(level=ZSTD_LEVEL, checksum=True) if part.packing == "zstd" else Crc32cCodec()
+    )
+    group.create_array(
+        name,
+        shape=(num_slots, *part.shape),
+        chunks=(1, *part.shape),
+        shards=(block_size, *part.shape),
+        dtype=part.dtype,
+        serializer=BytesCodec(endian="little")
+        if part.dtype[-1] != "8"
+        else BytesCodec(endian=None),
+        compressors=[compressor],
+        fill_value=float("nan") if part.dtype.startswith("float") else 0,
+    )

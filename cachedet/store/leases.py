@@ -1,0 +1,146 @@
+"""Leases: which block which writer works on. Only advice that saves double work.
+
+Nothing depends on a lease for correctness (commits are serialised and checked in writer.py), and no
+clock is ever compared between machines: a lease of this machine is stale when its process is dead,
+one of another machine when it was not renewed for a while by our own watch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+from cachedet.store.layout import LEASES
+from cachedet.store.owner import Life, Owner
+
+RENEWAL_SECONDS = 10.0
+PATIENCE_SECONDS = 60.0
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+class LeaseBook:
+    """The leases of one writer in one store; a thread renews them while the book is open.
+
+    Args:
+        root: folder of the store.
+        owner: who takes the leases.
+        patience: seconds without renewal after which another machine's lease counts as stale.
+        watch: this process's own clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        owner: Owner | None = None,
+        patience: float = PATIENCE_SECONDS,
+        watch: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._folder = root / LEASES
+        self._owner = owner or Owner.me()
+        self._patience = patience
+        self._watch = watch
+        self._renewals = itertools.count()
+        self._held: set[str] = set()
+        self._seen: dict[str, tuple[bytes, float]] = {}  # foreign leases at first sight
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._renewer = threading.Thread(target=self._keep_renewing, daemon=True, name="leases")
+
+    def __enter__(self) -> LeaseBook:
+        self._folder.mkdir(exist_ok=True)
+        self._renewer.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._closing.set()
+        self._renewer.join()
+        for block in list(self._held):
+            self.release(block)
+
+    def take(self, block: str) -> bool:
+        """Whether the block is ours now; False while somebody else may be working on it."""
+        if self._create(block):
+            return True
+        if self.holder_life(block) is not Life.DEAD:
+            return False
+        self._path(block).unlink(missing_ok=True)
+        return self._create(block)
+
+    def holder_life(self, block: str) -> Life:
+        """Of whoever holds the block; a holder elsewhere lives once it was seen to renew."""
+        try:
+            content = self._path(block).read_bytes()
+        except FileNotFoundError:
+            return Life.DEAD
+        owner = Owner.parse(content.decode(errors="replace"))
+        life = owner.life() if owner is not None else Life.UNKNOWN
+        if life is not Life.UNKNOWN:
+            return life
+        before, since = self._seen.setdefault(block, (content, self._watch()))
+        if content != before:
+            return Life.ALIVE
+        return Life.DEAD if self._watch() - since >= self._patience else Life.UNKNOWN
+
+    def release(self, block: str) -> None:
+        """Give the block back, whether or not it was committed."""
+        with self._lock:
+            self._held.discard(block)
+            self._path(block).unlink(missing_ok=True)
+
+    def renew(self) -> None:
+        """Show other machines that this writer is alive."""
+        with self._lock:
+            for block in self._held:
+                with contextlib.suppress(OSError):  # advice only: the next renewal may succeed
+                    self._path(block).write_bytes(self._content())
+
+    def _create(self, block: str) -> bool:
+        with self._lock:
+            try:
+                descriptor = os.open(self._path(block), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            except FileExistsError:
+                return False
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(self._content())
+            self._held.add(block)
+            return True
+
+    def _path(self, block: str) -> Path:
+        return self._folder / f"{block}.lease"
+
+    def _content(self) -> bytes:
+        return f"{self._owner.token} {next(self._renewals)}\n".encode()
+
+    def _keep_renewing(self) -> None:
+        while not self._closing.wait(RENEWAL_SECONDS):
+            self.renew()
+
+
+@contextlib.contextmanager
+def commit_lock(root: Path) -> Iterator[None]:
+    """One commit at a time among all processes; the system lets go of it when its holder dies.
+
+    On file systems that know no locks commits are not serialised: there each block must have one
+    writer, which `--rank` and `--world-size` give.
+    """
+    with (root / LEASES / "commit.lock").open("ab") as file:
+        with contextlib.suppress(OSError):
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
