@@ -2,8 +2,8 @@
 
 python benchmarks/rate_distortion.py --store train.zarr --codecs fp16,int8,snr12 [--out DIR]
 
-The source store should be fp32 or fp16. Codecs are fitted on 64 pictures of `--fit` (default: the same
-store). With --out a whole store is written per codec, DIR/<codec>/<name>, to train heads on.
+The source store should be fp32 or fp16. Codecs are fitted on 64 pictures of `--fit` (default: the
+same store). With --out a whole store is written per codec, DIR/<codec>/<name>, to train heads on.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def spread(store: FeatureStore, count: int) -> list[Features]:
 
 
 def measure(codec: Codec, store: FeatureStore, pictures: Sequence[Features]) -> dict[str, Any]:
-    """Bytes a picture, relative mean square error, and MB/s of fp16 through encoding and decoding."""
+    """Bytes a picture, relative error, MB/s of fp16 through encoding and decoding."""
     nbytes = values = saturated = 0
     signal = noise = 0.0
     seconds = {"encode": 0.0, "decode": 0.0}
