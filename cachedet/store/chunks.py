@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from cachedet.errors import StoreError
 from cachedet.store.codec import Part
 from cachedet.store.records import ShardRecord
 from cachedet.store.shards import (
+    CRC_NBYTES,
     check_crc32c,
     corrupt,
     index_nbytes,
@@ -27,15 +28,21 @@ _MOST_INDICES = 65_536  # about 0.5 kB each
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Chunk:
+class Shard:
+    """One committed shard file, and what a chunk in it is."""
+
+    key: str
+    record: ShardRecord
+    used: int  # slots that are in use
+    part: Part
+
+
+class Chunk(NamedTuple):
     """One picture's part: where it lies and where it shall go."""
 
-    key: str  # of the shard
-    shard: ShardRecord  # as committed
-    used: int  # slots of the shard that are in use
+    shard: Shard
     slot: int
-    part: Part
-    out: NDArray[Any]  # of part.shape, contiguous
+    out: NDArray[Any]  # of shard.part.shape, contiguous
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,70 +69,70 @@ class ChunkReader:
 
     def read(self, chunk: Chunk) -> None:
         """Fill `chunk.out`. Raises CorruptBlockError: the bytes are not what was committed."""
-        file, index = self._shard(chunk)
-        offset, nbytes = index.table[chunk.slot].tolist()
-        packed = self._buffer(nbytes if chunk.part.packing == "zstd" else 4)
+        shard, slot, out = chunk
+        file, index = self._open_shard(shard)
+        offset, nbytes = index.table[slot].tolist()
+        is_compressed = shard.part.packing == "zstd"
+        packed = self._buffer(nbytes if is_compressed else CRC_NBYTES)
+        raw = raw_bytes(out)
         try:
-            if chunk.part.packing == "zstd":
-                file.read_into(offset, [packed])
-            else:
-                file.read_into(offset, [raw_bytes(chunk.out).data, packed])
+            file.read_into(offset, [packed] if is_compressed else [raw.data, packed])
         except (OSError, EOFError) as error:
-            raise corrupt(self._source.describe(chunk.key), f"reading failed: {error}") from error
-        if chunk.part.packing == "zstd":
-            unpack_zstd(packed, chunk.out, where=chunk.key)
+            raise corrupt(self._source.describe(shard.key), f"reading failed: {error}") from error
+        if is_compressed:
+            unpack_zstd(packed, out, where=shard.key)
         else:
-            check_crc32c(chunk.out, packed, where=chunk.key)
+            check_crc32c(raw, packed, where=shard.key)
 
-    def _shard(self, chunk: Chunk) -> tuple[OpenFile, _Index]:
+    def _open_shard(self, shard: Shard) -> tuple[OpenFile, _Index]:
         with self._lock:
-            found = self._files.get(chunk.key)
+            found = self._files.get(shard.key)
             if found is not None:
-                self._files.move_to_end(chunk.key)
+                self._files.move_to_end(shard.key)
                 return found
-        file = self._open(chunk)
-        opened = file, self._index_of(chunk, file)
+        file = self._open(shard)
+        opened = file, self._index_of(shard, file)
         with self._lock:
-            self._files[chunk.key] = opened
+            self._files[shard.key] = opened
             while len(self._files) > self._most_files:
                 self._files.popitem(last=False)
         return opened
 
-    def _open(self, chunk: Chunk) -> OpenFile:
-        where = self._source.describe(chunk.key)
+    def _open(self, shard: Shard) -> OpenFile:
+        where = self._source.describe(shard.key)
         try:
-            file = self._source.open(chunk.key)
+            file = self._source.open(shard.key)
         except FileNotFoundError as error:
             raise corrupt(where, "the shard file is missing") from error
         except PermissionError as error:
             raise StoreError(f"{where} may not be read: {error.strerror}") from error
         except OSError as error:
             raise corrupt(where, f"the shard file cannot be opened ({error.strerror})") from error
-        if file.nbytes != chunk.shard.nbytes:
-            reason = f"the shard has {file.nbytes} bytes, {chunk.shard.nbytes} were committed"
+        if file.nbytes != shard.record.nbytes:
+            reason = f"the shard has {file.nbytes} bytes, {shard.record.nbytes} were committed"
             raise corrupt(where, reason)
         return file
 
-    def _index_of(self, chunk: Chunk, file: OpenFile) -> _Index:
-        known = self._indices.get(chunk.key)
+    def _index_of(self, shard: Shard, file: OpenFile) -> _Index:
+        known = self._indices.get(shard.key)
         if known is not None:
             if known.identity == file.identity:
                 return known
             raise StoreError(
-                f"{self._source.describe(chunk.key)} was written anew while this store was open; "
+                f"{self._source.describe(shard.key)} was written anew while this store was open; "
                 "open the store again (`train-heads --resume` continues)"
             )
         content = bytearray(index_nbytes(self._slots))
-        where = self._source.describe(chunk.key)
+        where = self._source.describe(shard.key)
         if file.nbytes < len(content):
             raise corrupt(where, "the shard is shorter than its index")
         file.read_into(file.nbytes - len(content), [memoryview(content)])
         table = parse_index(
-            bytes(content), used=chunk.used, file_nbytes=file.nbytes, part=chunk.part, where=where
+            bytes(content), used=shard.used, file_nbytes=file.nbytes, part=shard.part, where=where
         )
         index = _Index(table, file.identity)
         with self._lock:
-            self._indices[chunk.key] = index
+            self._indices[shard.key] = index
             while len(self._indices) > _MOST_INDICES:
                 self._indices.popitem(last=False)
         return index

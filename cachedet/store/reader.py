@@ -17,8 +17,8 @@ from zarr.abc.store import Store
 from cachedet.data.views import VIEWS, Geometry, make_geometry, make_targets
 from cachedet.errors import CorruptBlockError, MissingFeatureError
 from cachedet.store.blocks import Block
-from cachedet.store.chunks import Chunk, ChunkReader
-from cachedet.store.layout import COMMITS, LevelArrays, commit_key, shard_key
+from cachedet.store.chunks import Chunk, ChunkReader, Shard
+from cachedet.store.layout import COMMITS, commit_key, shard_key
 from cachedet.store.manifest import Manifest
 from cachedet.store.plan import StorePlan
 from cachedet.store.records import CommitRecord, Quality, read_record, total_quality
@@ -62,6 +62,7 @@ class FeatureStore:
         self._chunks = ChunkReader(
             plan.source, slots=plan.manifest.block_size, most_files=most_files
         )
+        self._shards: dict[tuple[str, str], list[Shard]] = {}  # by (block, level), as they are used
         self._scratch = threading.local()
         self._pool = ThreadPoolExecutor(threads, "feature-chunk") if threads > 1 else None
 
@@ -167,22 +168,17 @@ class FeatureStore:
             raise ValueError(f"pictures of one read must share one bucket, got {sorted(buckets)}")
         if out is None:
             out = self.make_buffers(blocks[0].bucket, len(keys), levels)
-        arrays = self._plan.layout.levels(out.bucket)
-        wanted = [arrays[name] for name in self._known_levels(levels)]
-        for block in blocks:
-            self._require_committed(block)
-        slots = [self._slot_of[self._view_number(view), row] for row, view in keys]
+        wanted = self._known_levels(levels)
+        slots = [int(self._slot_of[self._view_number(view), row]) for row, view in keys]
         self._read_chunks(
             [
-                self._chunk(block, int(slot), of_level, place, out)
-                for of_level in wanted
+                Chunk(shard, slot, out.arrays[level][shard.part.name][place])
                 for place, (block, slot) in enumerate(zip(blocks, slots, strict=True))
+                for level in wanted
+                for shard in self._shards_of(block, level)
             ]
         )
-        return EncodedFeatures(
-            bucket=out.bucket,
-            arrays={of_level.level: out.arrays[of_level.level] for of_level in wanted},
-        )
+        return EncodedFeatures(bucket=out.bucket, arrays={k: out.arrays[k] for k in wanted})
 
     def make_buffers(
         self, bucket: SizeHW, count: int, levels: Sequence[str] | None = None
@@ -205,36 +201,42 @@ class FeatureStore:
         known = self._plan.layout.levels(encoded.bucket)
         return {
             level: self._plan.codec.decode(
-                {name: torch.from_numpy(array).to(device) for name, array in arrays.items()},
+                {name: _to_device(array, device) for name, array in arrays.items()},
                 level=level,
                 shape=known[level].shape,
             )
             for level, arrays in encoded.arrays.items()
         }
 
-    def _read_chunks(self, groups: Sequence[list[Chunk]]) -> None:
-        chunks = [chunk for group in groups for chunk in group]
+    def _read_chunks(self, chunks: Sequence[Chunk]) -> None:
         if self._pool is None or sum(c.out.nbytes for c in chunks) < _WORTH_A_THREAD:
             for chunk in chunks:
                 self._chunks.read(chunk)
         else:
             list(self._pool.map(self._chunks.read, chunks))
 
-    def _chunk(
-        self, block: Block, slot: int, of_level: LevelArrays, place: int, out: EncodedFeatures
-    ) -> list[Chunk]:
-        record = self._records[block.name]
-        return [
-            Chunk(
-                key=shard_key(block, f"{of_level.level}/{part.name}", part),
-                shard=record.shards[f"{of_level.level}/{part.name}"],
-                used=len(block.rows),
-                slot=slot,
-                part=part,
-                out=out.arrays[of_level.level][part.name][place],
+    def _shards_of(self, block: Block, level: str) -> list[Shard]:
+        """The shards of one level of a committed block."""
+        known = self._shards.get((block.name, level))
+        if known is not None:
+            return known
+        if block.name not in self._records:
+            raise MissingFeatureError(
+                f"{self._where}: block {block.name} was never committed; "
+                "run the same `cachedet extract` command again"
             )
-            for part in of_level.parts
+        record = self._records[block.name]
+        shards = [
+            Shard(
+                key=shard_key(block, f"{level}/{part.name}", part),
+                record=record.shards[f"{level}/{part.name}"],
+                used=len(block.rows),
+                part=part,
+            )
+            for part in self._plan.layout.levels(block.bucket)[level].parts
         ]
+        self._shards[block.name, level] = shards
+        return shards
 
     def _reusable(self, bucket: SizeHW) -> EncodedFeatures:
         """Buffers of this thread for one picture; what is decoded from them is always new."""
@@ -266,16 +268,14 @@ class FeatureStore:
             )
         return held if levels is None else levels
 
-    def _require_committed(self, block: Block) -> None:
-        if block.name not in self._records:
-            raise MissingFeatureError(
-                f"{self._where}: block {block.name} was never committed; "
-                "run the same `cachedet extract` command again"
-            )
-
     @property
     def _where(self) -> str:
         return self._plan.source.describe("").rstrip("/")
+
+
+def _to_device(array: NDArray[Any], device: torch.device | None) -> torch.Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor if device is None else tensor.to(device)
 
 
 def _index_rows(plan: StorePlan) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

@@ -18,7 +18,7 @@ from cachedet.errors import CorruptBlockError
 from cachedet.store.codec import ZSTD_LEVEL, Part
 
 _UNUSED = 2**64 - 1
-_CRC_NBYTES = 4
+CRC_NBYTES = 4
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _zstd = Zstd(level=ZSTD_LEVEL, checksum=True)
 
@@ -43,7 +43,7 @@ def pack_index(lengths: list[int], *, slots: int) -> bytes:
 
 
 def index_nbytes(slots: int) -> int:
-    return 16 * slots + _CRC_NBYTES
+    return 16 * slots + CRC_NBYTES
 
 
 def parse_index(
@@ -54,7 +54,7 @@ def parse_index(
     Raises CorruptBlockError: wrong checksum, a hole, an overlap, a chunk outside the file or
     longer than a chunk of `part` can be.
     """
-    entries, stored = content[:-_CRC_NBYTES], content[-_CRC_NBYTES:]
+    entries, stored = content[:-CRC_NBYTES], content[-CRC_NBYTES:]
     if _crc32c(np.frombuffer(entries, dtype=np.uint8)) != stored:
         raise corrupt(where, "the checksum of its index does not match")
     table = np.frombuffer(entries, dtype="<u8").reshape(-1, 2)
@@ -76,9 +76,9 @@ def parse_index(
     return table[:used].astype(np.int64)
 
 
-def check_crc32c(values: NDArray[Any], stored: bytes | memoryview, *, where: str) -> None:
-    """Raises CorruptBlockError where the bytes of `values` do not give the stored checksum."""
-    if _crc32c(raw_bytes(values)) != stored:
+def check_crc32c(raw: NDArray[np.uint8], stored: bytes | memoryview, *, where: str) -> None:
+    """Raises CorruptBlockError where these bytes do not give the stored checksum."""
+    if _crc32c(raw) != stored:
         raise corrupt(where, "the checksum of a picture does not match")
 
 
@@ -107,7 +107,7 @@ def corrupt(where: str, reason: str) -> CorruptBlockError:
 
 def _crc32c(content: NDArray[np.uint8]) -> bytes:
     checksum: int = google_crc32c.value(content)
-    return checksum.to_bytes(_CRC_NBYTES, "little")
+    return checksum.to_bytes(CRC_NBYTES, "little")
 
 
 def _frame_content(header: bytes) -> int | None:

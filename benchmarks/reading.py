@@ -1,0 +1,273 @@
+"""Random reads of single pictures: cachedet's reader against zarr-python and bare preads.
+
+python benchmarks/reading.py --out DIR [--codecs int8,int8+zstd,snr11]
+
+Builds stores of generated features (small: 152 k values a picture as EfficientNet-lite0 at 288 x
+384; large: 13.6 M as ResNet-50 at 800 x 1216), reads them in random order with a warm page cache,
+and prints one JSON object with the median of the rounds. All ways are timed in turn in every round, so
+the ratios hold on a noisy machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+from numpy.typing import NDArray
+
+from cachedet.store.layout import Layout, shard_key
+from cachedet.store.manifest import (
+    Manifest,
+    library_versions,
+    pictures_digest,
+    truth_digest,
+)
+from cachedet.store.plan import StorePlan
+from cachedet.store.reader import FeatureStore
+from cachedet.store.shards import check_crc32c, index_nbytes, parse_index, unpack_zstd
+from cachedet.store.source import LocalFiles
+from cachedet.store.statistics import FeatureStatistics
+from cachedet.store.writer import StoreWriter
+from cachedet.structures import (
+    CategoryMap,
+    Features,
+    FeatureSpec,
+    LevelSpec,
+    Preprocessing,
+    Truth,
+)
+
+SIZES = {  # (height, width, channels of C3 to C5, pictures)
+    "small": (288, 384, (40, 112, 320), 256),
+    "large": (800, 1216, (512, 1024, 2048), 32),
+}
+ROUNDS = 9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--codecs", default="fp16,int8,int8+zstd")
+    parser.add_argument("--sizes", default="small,large")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    results = []
+    for size in options.sizes.split(","):
+        for codec in options.codecs.split(","):
+            root = options.out / f"{size}-{codec}.zarr"
+            if not root.exists():
+                build(root, size=size, codec=codec)
+            results.append({"maps": size, "codec": codec, **measure(root)})
+    print(
+        json.dumps(
+            {
+                "results": results,
+                "cores": os.cpu_count(),
+                "machine": platform.machine(),
+                "versions": library_versions(),
+            },
+            indent=1,
+        )
+    )
+
+
+def build(root: Path, *, size: str, codec: str) -> None:
+    """A store of smooth random maps: neighbouring cells resemble each other, as features do."""
+    height, width, channels, pictures = SIZES[size]
+    levels = [
+        LevelSpec(name=f"C{n + 3}", channels=c, stride=8 << n) for n, c in enumerate(channels)
+    ]
+    spec = FeatureSpec(tuple(levels))
+    truth = make_truth(pictures, height, width)
+    contents = np.arange(pictures, dtype=np.uint64)
+    manifest = Manifest(
+        spec=spec,
+        preprocessing=Preprocessing(mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic"),
+        backbone="generated",
+        weights="none",
+        weights_digest="0" * 64,
+        image_size=max(height, width),
+        views=("base",),
+        codec=codec,
+        block_size=16,
+        batch_size=8,
+        truth_digest=truth_digest(truth),
+        pictures_digest=pictures_digest(contents),
+        categories=truth.categories,
+        skipped=(),
+        versions=library_versions(),
+    )
+    rng = np.random.default_rng(0)
+
+    def features(count: int) -> Features:
+        return {
+            name: torch.from_numpy(rng.standard_normal((count, *shape), dtype=np.float32))
+            for name, shape in spec.map_shapes((height, width)).items()
+        }
+
+    seen = FeatureStatistics()
+    seen.add(features(2))
+    writer = StoreWriter.open(
+        root,
+        manifest=manifest,
+        truth=truth,
+        contents=contents,
+        fit=lambda unfitted: unfitted.fit(seen.levels),
+    )
+    for block in writer.missing_blocks():
+        packed = [
+            writer.encode(block, features(1), start=start) for start in range(len(block.rows))
+        ]
+        writer.commit(block, packed)
+
+
+def make_truth(pictures: int, height: int, width: int) -> Truth:
+    """Pictures of one size without boxes."""
+    return Truth(
+        image_ids=np.arange(pictures, dtype=np.int64),
+        file_names=tuple(f"{n:012d}.jpg" for n in range(pictures)),
+        sizes_hw=np.tile(np.array([[height, width]], dtype=np.int64), (pictures, 1)),
+        offsets=np.zeros(pictures + 1, dtype=np.int64),
+        boxes=np.zeros((0, 4)),
+        labels=np.zeros(0, dtype=np.int64),
+        crowd=np.zeros(0, dtype=np.bool_),
+        areas=np.zeros(0),
+        categories=CategoryMap(ids=(1,), names=("thing",)),
+    )
+
+
+def measure(root: Path) -> dict[str, Any]:
+    """Pictures per second of each way to read, and the ratios the design asks for."""
+    store = FeatureStore.open(root)
+    shared = FeatureStore.open(root, threads=2)
+    bare = BareReader(root)
+    arrays = bare.zarr_arrays()
+    bucket = next(iter(store.buckets("base")))
+    buffers = store.make_buffers(bucket, 1)
+    shared_buffers = shared.make_buffers(bucket, 1)
+    ways: dict[str, Callable[[NDArray[np.int64]], None]] = {
+        "zarr": lambda rows: each(rows, lambda row: [array[row] for array in arrays]),
+        "encoded": lambda rows: each(
+            rows, lambda row: store.read_encoded([(row, "base")], out=buffers)
+        ),
+        "encoded_shared_by_2_threads": lambda rows: each(
+            rows, lambda row: shared.read_encoded([(row, "base")], out=shared_buffers)
+        ),
+        "bare_decoded": lambda rows: each(rows, bare.read),
+        "decoded": lambda rows: each(rows, lambda row: store.read(row, "base")),
+        "decoded_by_2_threads": lambda rows: in_two_threads(
+            rows, lambda row: store.read(row, "base")
+        ),
+        "encoded_by_2_threads": lambda rows: in_two_threads(
+            rows, lambda row: store.read_encoded([(row, "base")], out=buffer_of_thread(store))
+        ),
+        "bare_decoded_by_2_threads": lambda rows: in_two_threads(rows, bare.read),
+    }
+    rng = np.random.default_rng(1)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(ROUNDS + 1):
+        rows = rng.permutation(len(store))
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way(rows)
+            if turn:  # the first warms the cache
+                seconds[name].append((time.perf_counter() - started) / len(rows))
+    rates = {name: 1 / statistics.median(found) for name, found in seconds.items()}
+
+    def ratio(one: str, other: str) -> float:
+        pairs = zip(seconds[one], seconds[other], strict=True)
+        return statistics.median(b / a for a, b in pairs)
+
+    return {
+        "kilobytes_per_picture": store.nbytes / len(store) / 1e3,
+        "pictures_per_second": rates,
+        "encoded_to_zarr": ratio("encoded", "zarr"),
+        "encoded_shared_by_2_threads_to_zarr": ratio("encoded_shared_by_2_threads", "zarr"),
+        "decoded_to_bare": ratio("decoded", "bare_decoded"),
+        "two_threads_to_one_decoded": ratio("decoded_by_2_threads", "decoded"),
+        "two_threads_to_one_encoded": ratio("encoded_by_2_threads", "encoded"),
+        "two_threads_to_one_bare": ratio("bare_decoded_by_2_threads", "bare_decoded"),
+    }
+
+
+def each(rows: NDArray[np.int64], read: Callable[[int], object]) -> None:
+    for row in rows.tolist():
+        read(row)
+
+
+def in_two_threads(rows: NDArray[np.int64], read: Callable[[int], object]) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda half: each(half, read), np.array_split(rows, 2)))
+
+
+_thread_buffers: dict[tuple[int, int], Any] = {}
+
+
+def buffer_of_thread(store: FeatureStore) -> Any:
+    import threading
+
+    key = id(store), threading.get_ident()
+    if key not in _thread_buffers:
+        _thread_buffers[key] = store.make_buffers(next(iter(store.buckets("base"))), 1)
+    return _thread_buffers[key]
+
+
+class BareReader:
+    """The least that must happen: files open, places known, pread, checksum, decode."""
+
+    def __init__(self, root: Path) -> None:
+        self.plan = StorePlan.load(LocalFiles(root))
+        self.layout = Layout(spec=self.plan.manifest.spec, codec=self.plan.codec)
+        self.root = root
+        bucket = self.plan.blocks[0].bucket
+        self.levels = self.layout.levels(bucket)
+        self.places: dict[tuple[str, int], tuple[int, int, int]] = {}
+        slots = self.plan.manifest.block_size
+        for block in self.plan.blocks:
+            for array, part in self.layout.parts(bucket).items():
+                file = os.open(root / shard_key(block, array, part), os.O_RDONLY)
+                size = os.fstat(file).st_size
+                content = os.pread(file, index_nbytes(slots), size - index_nbytes(slots))
+                table = parse_index(
+                    content, used=len(block.rows), file_nbytes=size, part=part, where=array
+                )
+                for row, (offset, nbytes) in zip(block.rows, table.tolist(), strict=True):
+                    self.places[array, row] = file, offset, nbytes
+
+    def zarr_arrays(self) -> list[Any]:
+        group = zarr.open_group(self.root, mode="r")
+        bucket = self.plan.blocks[0]
+        return [group[f"{bucket.group}/{array}"] for array in self.layout.parts(bucket.bucket)]
+
+    def read(self, row: int) -> Features:
+        features = {}
+        for level, arrays in self.levels.items():
+            parts = {}
+            for part in arrays.parts:
+                file, offset, nbytes = self.places[f"{level}/{part.name}", row]
+                out = np.empty((1, *part.shape), dtype=part.dtype)
+                if part.packing == "zstd":
+                    unpack_zstd(os.pread(file, nbytes, offset), out[0], where=level)
+                else:
+                    crc = bytearray(4)
+                    raw = out.reshape(-1).view(np.uint8)
+                    os.preadv(file, [raw.data, crc], offset)
+                    check_crc32c(raw, bytes(crc), where=level)
+                parts[part.name] = torch.from_numpy(out)
+            features[level] = self.plan.codec.decode(parts, level=level, shape=arrays.shape)
+        return features
+
+
+if __name__ == "__main__":
+    main()
