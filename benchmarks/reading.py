@@ -4,8 +4,8 @@ python benchmarks/reading.py --out DIR [--codecs int8,int8+zstd,snr11]
 
 Builds stores of generated features (small: 152 k values a picture as EfficientNet-lite0 at 288 x
 384; large: 13.6 M as ResNet-50 at 800 x 1216), reads them in random order with a warm page cache,
-and prints one JSON object with the median of the rounds. All ways are timed in turn in every round, so
-the ratios hold on a noisy machine.
+and prints one JSON object with the median of the rounds. All ways are timed in turn in every
+round, so the ratios hold on a noisy machine.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from cachedet.store.statistics import LevelStatistics
 
 _GROUP = 64  # cells that share one scale of `int4`
 _ROUNDING = 2.0**-22  # of float32 arithmetic, relative to the value
+_TINY = 2.0**-126  # the smallest normal float32: below it arithmetic is coarser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ class Int8Codec:
 
     def error_bound(self, maps: Tensor, *, level: str) -> Tensor:
         exact = maps.to(torch.float32)
-        return self._scale(exact, level)[:, :, None, None] / 2 + exact.abs() * _ROUNDING
+        return self._scale(exact, level)[:, :, None, None] / 2 + exact.abs() * _ROUNDING + _TINY
 
     def state(self) -> State:
         return {f"{k}/nonnegative": np.array(v) for k, v in sorted(self.nonnegative.items())}
@@ -135,7 +136,7 @@ class Int4Codec:
     def error_bound(self, maps: Tensor, *, level: str) -> Tensor:
         exact = maps.to(torch.float32)
         scale = _group_scale(exact).float()
-        return _spread(scale, exact.shape) / 2 + exact.abs() * _ROUNDING
+        return _spread(scale, exact.shape) / 2 + exact.abs() * _ROUNDING + _TINY
 
     def state(self) -> State:
         return {}

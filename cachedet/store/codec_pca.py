@@ -23,6 +23,7 @@ _DEAD_ZONE = 0.4  # codes are floor(|y| / step + this): 0.5 would be plain round
 _NARROW = 7  # largest code of a component stored in four bits
 _NARROW_SIGMAS = 4.5  # a component goes there if this many of its deviations fit
 _FLOAT_SLACK = 1e-4  # float32 rounding of a rotation, relative to the length of a cell's vector
+_TINY = 2.0**-60  # squares of smaller numbers vanish in float32
 SNR_RANGE = range(3, 25)  # dB; finer steps would not fit into eight bits
 
 
@@ -108,8 +109,7 @@ class PcaCodec:
         projection = self.projections[level]
         exact = maps.to(torch.float32)
         steps = self._inner.error_bound(projection.forward(exact), level=level)
-        slack = _length(exact) * _FLOAT_SLACK
-        return projection.lost(exact) + _length(steps) + slack
+        return projection.lost(exact) + _length(steps) + _slack(exact)
 
     def state(self) -> State:
         return _projection_state(self.projections)
@@ -191,8 +191,7 @@ class SnrCodec:
         projection = self.projections[level]
         exact = maps.to(torch.float32)
         rounding = (1 - _DEAD_ZONE) * self.steps[level] * math.sqrt(len(projection.basis))
-        slack = _length(exact) * _FLOAT_SLACK
-        return projection.lost(exact) + rounding + slack
+        return projection.lost(exact) + rounding + _slack(exact)
 
     def state(self) -> State:
         state = _projection_state(self.projections)
@@ -209,6 +208,10 @@ class SnrCodec:
             steps={k: float(take_state(state, f"{k}/step", codec=self.name)) for k in projections},
             wide={k: int(take_state(state, f"{k}/wide", codec=self.name)) for k in projections},
         )
+
+
+def _slack(exact: Tensor) -> Tensor:
+    return _length(exact) * _FLOAT_SLACK + _TINY
 
 
 def _length(maps: Tensor) -> Tensor:

@@ -30,12 +30,10 @@ from cachedet.store.layout import (
     COMMITS,
     LEASES,
     MANIFEST,
-    METADATA,
     TRUTH,
     Layout,
+    make_metadata,
     metadata_digest,
-    metadata_keys,
-    write_metadata,
 )
 from cachedet.store.leases import commit_lock
 from cachedet.store.manifest import (
@@ -159,10 +157,8 @@ def _create(
     unborn = root.with_name(f".{root.name}.{Owner.me().token}{_CREATING}")
     for folder in (COMMITS, LEASES):
         (unborn / folder).mkdir(parents=True)
-    write_metadata(unborn, blocks=blocks, layout=layout, block_size=manifest.block_size)
-    metadata = {k: (unborn / k).read_bytes() for k in metadata_keys(blocks, layout)}
-    for key, content in metadata.items():
-        write_durably(unborn / key, content)
+    metadata = make_metadata(blocks=blocks, layout=layout, block_size=manifest.block_size)
+    _write_metadata(unborn, metadata)
     if codec.needs_fit:
         write_durably(unborn / CODEC_STATE, dump_arrays(codec.state()))
     write_durably(unborn / TRUTH, _truth_content(truth, contents))
@@ -193,19 +189,17 @@ def _remove_unborn(root: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
+def _write_metadata(root: Path, metadata: dict[str, bytes]) -> None:
+    for key, content in metadata.items():
+        (root / key).parent.mkdir(parents=True, exist_ok=True)
+        write_durably(root / key, content)
+
+
 def _rewrite_metadata(root: Path, plan: StorePlan) -> None:
     """Another zarr version may write other bytes, so the manifest takes the new digest."""
-    fresh = root / f"{METADATA}.{Owner.me().token}{_CREATING}"
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
     block_size = plan.manifest.block_size
-    write_metadata(fresh, blocks=plan.blocks, layout=plan.layout, block_size=block_size)
-    metadata = {}
-    for key in metadata_keys(plan.blocks, plan.layout):
-        metadata[key] = (fresh / key).read_bytes()
-        (root / key).parent.mkdir(parents=True, exist_ok=True)
-        write_durably(root / key, metadata[key])
-    shutil.rmtree(fresh)
+    metadata = make_metadata(blocks=plan.blocks, layout=plan.layout, block_size=block_size)
+    _write_metadata(root, metadata)
     decided = replace(plan.manifest, metadata_digest=metadata_digest(metadata))
     if decided != plan.manifest:
         write_durably(root / MANIFEST, encode_json(decided.to_json()))

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import zarr
+from zarr.abc.buffer import Buffer
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+from zarr.storage import MemoryStore
 
 from cachedet.store.blocks import Block
 from cachedet.store.codec import ZSTD_LEVEL, Codec, Part, Shape
@@ -83,19 +84,21 @@ def withdrawn_key(block: Block) -> str:
     return f"{commit_key(block)}{WITHDRAWN_SUFFIX}"
 
 
-def write_metadata(root: Path, *, blocks: Sequence[Block], layout: Layout, block_size: int) -> None:
-    """Create the zarr groups and arrays (empty) in an existing folder."""
-    group = zarr.create_group(root, zarr_format=3, overwrite=False)
+def make_metadata(*, blocks: Sequence[Block], layout: Layout, block_size: int) -> dict[str, bytes]:
+    """Key and content of every zarr.json: zarr makes the groups and arrays in memory."""
     slots: dict[str, int] = {}
     buckets: dict[str, SizeHW] = {}
     for block in blocks:
         slots[block.group] = slots.get(block.group, 0) + len(block.rows)
         buckets[block.group] = block.bucket
+    made: dict[str, Buffer] = {}
+    group = zarr.create_group(MemoryStore(made), zarr_format=3)
     for path, num_slots in slots.items():
         bucket_group = group.require_group(path)
         for array, part in layout.parts(buckets[path]).items():
             level, _, name = array.partition("/")
             _create_array(bucket_group.require_group(level), name, part, num_slots, block_size)
+    return {key: content.to_bytes() for key, content in made.items()}
 
 
 def metadata_keys(blocks: Iterable[Block], layout: Layout) -> list[str]:

@@ -29,6 +29,7 @@ from cachedet.structures import CategoryMap, FeatureSpec, Preprocessing, Truth
 from cachedet.version import __version__
 
 FORMAT_VERSION = 2
+_LARGEST_SIDE = 1 << 20  # pixels of a picture
 _LIBRARIES = ("torch", "torchvision", "timm", "zarr", "numpy", "pillow")
 
 
@@ -149,6 +150,7 @@ class Manifest:
                 codec_digest=values["codec_digest"],
                 metadata_digest=values["metadata_digest"],
             )
+            _require_counts(manifest)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(f"{where} is not a manifest of cachedet: {error!r}") from error
         if manifest.to_json() != values:
@@ -250,7 +252,8 @@ def load_truth(source: ByteSource, manifest: Manifest) -> tuple[Truth, NDArray[n
             categories=manifest.categories,
         )
         contents = arrays["contents"]
-    except (KeyError, ValueError) as error:
+        _require_consistent(truth, contents)
+    except (KeyError, ValueError, UnicodeDecodeError) as error:
         raise StoreError(f"{source.describe(TRUTH)} is damaged: {error!r}") from error
     digests = truth_digest(truth), pictures_digest(contents)
     if digests != (manifest.truth_digest, manifest.pictures_digest):
@@ -259,6 +262,32 @@ def load_truth(source: ByteSource, manifest: Manifest) -> tuple[Truth, NDArray[n
             "`cachedet extract` again writes it anew"
         )
     return truth, contents
+
+
+def _require_consistent(truth: Truth, contents: NDArray[np.uint64]) -> None:
+    """Raises ValueError where the arrays do not describe one set of pictures and boxes."""
+    rows, boxes = len(truth.image_ids), len(truth.labels)
+    expected: dict[str, tuple[NDArray[Any], str, tuple[int, ...]]] = {
+        "image_ids": (truth.image_ids, "int64", (rows,)),
+        "sizes_hw": (truth.sizes_hw, "int64", (rows, 2)),
+        "offsets": (truth.offsets, "int64", (rows + 1,)),
+        "boxes": (truth.boxes, "float64", (boxes, 4)),
+        "labels": (truth.labels, "int64", (boxes,)),
+        "crowd": (truth.crowd, "bool", (boxes,)),
+        "areas": (truth.areas, "float64", (boxes,)),
+        "contents": (contents, "uint64", (rows,)),
+    }
+    for name, (array, dtype, shape) in expected.items():
+        if array.dtype != dtype or array.shape != shape:
+            raise ValueError(f"{name} is {array.dtype} {array.shape}, not {dtype} {shape}")
+    if len(truth.file_names) != rows:
+        raise ValueError(f"there are {len(truth.file_names)} file names for {rows} pictures")
+    if rows and not 1 <= truth.sizes_hw.min() <= truth.sizes_hw.max() <= _LARGEST_SIDE:
+        raise ValueError(f"sizes_hw must be 1 to {_LARGEST_SIDE}")
+    if truth.offsets[0] != 0 or truth.offsets[-1] != boxes or (np.diff(truth.offsets) < 0).any():
+        raise ValueError("offsets must rise from 0 to the number of boxes")
+    if boxes and not 0 <= truth.labels.min() <= truth.labels.max() < len(truth.categories):
+        raise ValueError(f"labels must be 0 to {len(truth.categories) - 1}")
 
 
 def load_arrays(source: ByteSource, key: str) -> dict[str, NDArray[Any]]:
@@ -294,6 +323,14 @@ def _require_honest_sizes(content: bytes) -> None:
                 shape, _, dtype = np.lib.format.read_array_header_1_0(file)
             if math.prod(shape) * dtype.itemsize > entry.file_size:
                 raise ValueError(f"entry {entry.filename} claims to be of shape {shape}")
+
+
+def _require_counts(manifest: Manifest) -> None:
+    """Raises ValueError where a number is not one that `extract` could have written."""
+    for name, most in {"image_size": 1 << 16, "block_size": 256, "batch_size": 1 << 16}.items():
+        value = getattr(manifest, name)
+        if type(value) is not int or not 1 <= value <= most:
+            raise ValueError(f"{name} must be a whole number from 1 to {most}, got {value!r}")
 
 
 def _require_version(found: object, where: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-_TOKEN = re.compile(r"(?P<host>[\w.-]+)~(?P<pid>\d+)~(?P<start>\d+)")
+_TOKEN = re.compile(r"~(?P<host>[\w.-]+)~(?P<pid>\d+)~(?P<start>\d+)")
 
 
 class Life(Enum):
@@ -43,7 +43,7 @@ class Owner:
 
     @property
     def token(self) -> str:
-        return f"{self.host}~{self.pid}~{self.start}"
+        return f"~{self.host}~{self.pid}~{self.start}"
 
     def life(self) -> Life:
         if self.host != _host():

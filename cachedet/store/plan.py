@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +14,7 @@ from cachedet.errors import InputError, StoreError
 from cachedet.store.blocks import Block
 from cachedet.store.codec import Codec, state_digest
 from cachedet.store.codecs import make_codec
-from cachedet.store.layout import CODEC_STATE, Layout, metadata_digest, metadata_keys
+from cachedet.store.layout import CODEC_STATE, MANIFEST, Layout, metadata_digest, metadata_keys
 from cachedet.store.manifest import Manifest, load_arrays, load_manifest, load_truth
 from cachedet.store.source import ByteSource
 from cachedet.structures import Truth
@@ -39,6 +41,8 @@ class StorePlan:
             where = source.describe("")
             raise StoreError(f"{where} holds views {unknown} this cachedet does not know; upgrade")
         truth, contents = load_truth(source, manifest)
+        blocks = manifest.plan(truth)
+        _require_bounded(source, manifest, blocks)
         codec = load_codec(source, manifest)
         return cls(
             source=source,
@@ -47,7 +51,7 @@ class StorePlan:
             contents=contents,
             codec=codec,
             layout=Layout(spec=manifest.spec, codec=codec),
-            blocks=manifest.plan(truth),
+            blocks=blocks,
         )
 
     def require_metadata(self) -> None:
@@ -64,7 +68,20 @@ class StorePlan:
             raise StoreError(f"a zarr.json in {where} is not the one that was written. {_REMEDY}")
 
 
+_MOST_PICTURE_NBYTES = 8 << 30  # of decoded features
 _REMEDY = "The same `cachedet extract` again writes the zarr.json files anew"
+
+
+def _require_bounded(source: ByteSource, manifest: Manifest, blocks: Sequence[Block]) -> None:
+    """Before anything of that size is allocated. Raises StoreError."""
+    for bucket in {block.bucket for block in blocks}:
+        nbytes = 4 * sum(map(math.prod, manifest.spec.map_shapes(bucket).values()))
+        if nbytes > _MOST_PICTURE_NBYTES:
+            raise StoreError(
+                f"{source.describe(MANIFEST)}: one picture of {bucket[1]}x{bucket[0]} pixels would "
+                f"take {nbytes / 1e9:.1f} GB, more than the limit of "
+                f"{_MOST_PICTURE_NBYTES / 1e9:.1f} GB; extract fewer levels or smaller pictures"
+            )
 
 
 def load_codec(source: ByteSource, manifest: Manifest) -> Codec:

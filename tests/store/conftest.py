@@ -1,0 +1,182 @@
+"""A small store by hand: two levels, five pictures, two buckets, two views."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cachedet.store.blocks import Block
+from cachedet.store.codec import Codec
+from cachedet.store.manifest import Manifest, pictures_digest, truth_digest
+from cachedet.store.statistics import FeatureStatistics
+from cachedet.store.writer import StoreWriter
+from cachedet.structures import Features, FeatureSpec, LevelSpec, Preprocessing, Truth
+
+SPEC = FeatureSpec(
+    (LevelSpec(name="C4", channels=3, stride=16), LevelSpec(name="C5", channels=2, stride=32))
+)
+
+
+def contents_of(truth: Truth) -> np.ndarray:
+    return np.arange(len(truth), dtype=np.uint64) + 1
+
+
+def make_manifest(truth: Truth, **changes: object) -> Manifest:
+    manifest = Manifest(
+        spec=SPEC,
+        preprocessing=Preprocessing(mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic"),
+        backbone="test_resnet",
+        weights="random",
+        weights_digest="d" * 64,
+        image_size=128,
+        views=("base", "hflip"),
+        codec="fp16",
+        block_size=2,
+        batch_size=2,
+        truth_digest=truth_digest(truth),
+        pictures_digest=pictures_digest(contents_of(truth)),
+        categories=truth.categories,
+        skipped=(("bad.jpg", "truncated"),),
+        versions={"torch": "2"},
+    )
+    return replace(manifest, **changes)  # type: ignore[arg-type]
+
+
+def features_of(block: Block) -> Features:
+    """Recognisable maps: picture, view and level in every value."""
+    flip = 100.0 if block.view == "hflip" else 0.0
+    return {
+        level: torch.stack([torch.full(shape, row + flip + place * 0.5) for row in block.rows])
+        for place, (level, shape) in enumerate(SPEC.map_shapes(block.bucket).items())
+    }
+
+
+def noise_of(block: Block) -> Features:
+    """Random maps, the same for the same block in every process."""
+    seed = sum(map(ord, block.name))
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        level: torch.randn(len(block.rows), *shape, generator=generator)
+        for level, shape in SPEC.map_shapes(block.bucket).items()
+    }
+
+
+def fit(codec: Codec) -> Codec:
+    """On random maps of both signs."""
+    seen = FeatureStatistics()
+    for level in SPEC:
+        maps = torch.randn(4, level.channels, 6, 8, generator=torch.Generator().manual_seed(3))
+        seen.add({level.name: maps})
+    return codec.fit(seen.levels)
+
+
+def open_writer(root: Path, truth: Truth, **changes: object) -> StoreWriter:
+    manifest = make_manifest(truth, **changes)
+    return StoreWriter.open(
+        root, manifest=manifest, truth=truth, contents=contents_of(truth), fit=fit
+    )
+
+
+def fill(
+    root: Path, truth: Truth, make: Callable[[Block], Features] = features_of, **changes: object
+) -> Path:
+    """Write every block that is missing."""
+    writer = open_writer(root, truth, **changes)
+    for block in writer.missing_blocks():
+        writer.write(block, make(block))
+    return root
+
+
+def flip_bit(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(bytes(content))
+
+
+SCRIPT = """
+import importlib.util, json, os, signal, sys, time
+from pathlib import Path
+def load(name):
+    path = Path({tests!r}) / (name + ".py")
+    spec = importlib.util.spec_from_file_location(name.replace("/", "_"), path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+truth = load("conftest").make_truth([(96, 128)] * {pictures}, [[] for _ in range({pictures})])
+kit = load("store/conftest")
+root = Path({root!r})
+{body}
+"""
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What tests of the store share; tests cannot import a conftest."""
+
+    spec = SPEC
+    make_manifest = staticmethod(make_manifest)
+    contents_of = staticmethod(contents_of)
+    features_of = staticmethod(features_of)
+    noise_of = staticmethod(noise_of)
+    fit = staticmethod(fit)
+    open_writer = staticmethod(open_writer)
+    fill = staticmethod(fill)
+    flip_bit = staticmethod(flip_bit)
+
+    @staticmethod
+    def start(
+        root: Path, body: str, *, pictures: int = 20, file_limit: int | None = None
+    ) -> subprocess.Popen[str]:
+        """Another process that runs `body` with `kit`, `truth` and `root` at hand."""
+        tests = str(Path(__file__).parents[1])
+        script = SCRIPT.format(tests=tests, root=str(root), pictures=pictures, body=body)
+
+        def limit() -> None:
+            if file_limit is not None:
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+
+        return subprocess.Popen(
+            [sys.executable, "-c", script],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=limit,
+        )
+
+    @staticmethod
+    def files(root: Path) -> dict[str, bytes]:
+        """Everything in a folder, by relative path."""
+        paths = (path for path in root.rglob("*") if path.is_file())
+        return {str(path.relative_to(root)): path.read_bytes() for path in paths}
+
+    @staticmethod
+    def read_json(path: Path) -> dict[str, object]:
+        values: dict[str, object] = json.loads(path.read_text())
+        return values
+
+
+@pytest.fixture
+def kit() -> Kit:
+    return Kit()
+
+
+@pytest.fixture
+def truth(truth_of: Callable[..., Truth]) -> Truth:
+    boxes = [[[1, 2, 30, 40, 1, 0]], [], [[5, 5, 9, 9, 0, 1]], [], [[0, 0, 50, 60, 2, 0]]]
+    return truth_of([(96, 128), (96, 128), (128, 96), (96, 128), (90, 128)], boxes)
+
+
+@pytest.fixture
+def root(tmp_path: Path, truth: Truth) -> Path:
+    return fill(tmp_path / "s.zarr", truth)

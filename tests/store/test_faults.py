@@ -1,0 +1,375 @@
+"""Faults F1, F3, F6, F10, F13, F14: killed writers, full disks, two writers at once."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cachedet.errors import CachedetError, MissingFeatureError, StoreError
+from cachedet.store.reader import FeatureStore
+from cachedet.store.verify import verify_store
+from cachedet.structures import Truth
+
+WRITE_ALL = """
+writer = kit.open_writer(root, truth, codec="int8")
+print("open", flush=True)
+for block in writer.missing_blocks():
+    writer.write(block, kit.noise_of(block))
+print("done", flush=True)
+"""
+
+# Python tells an audit hook of every file operation. One process forks a writer for each operation
+# that could change the store and lets it die there: starting Python each time would take minutes.
+KILL_AT_EACH_STEP = """
+import torch
+torch.set_num_threads(1)
+
+def die_at(step, own, names):
+    count = 0
+    def watch(event, arguments):
+        nonlocal count
+        flags = arguments[2] if event == "open" and isinstance(arguments[2], int) else 0
+        writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if writes or event in ("os.rename", "os.remove", "os.mkdir", "shutil.rmtree"):
+            if str(own.parent) in str(arguments[0]):
+                count += 1
+                if count == step:
+                    os.write(names, f"{step} {event} {Path(str(arguments[0])).name}\\n".encode())
+                    os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(watch)
+
+status = None
+step = 0
+while status != 0:
+    step += 1
+    child = os.fork()
+    if child == 0:
+        own = root.parent / str(step) / "s.zarr"
+        own.parent.mkdir(parents=True)
+        die_at(step, own, 1)
+        writer = kit.open_writer(own, truth, codec="int8")
+        for block in writer.missing_blocks():
+            writer.write(block, kit.noise_of(block))
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL), status
+print("all", step, flush=True)
+"""
+
+
+def finish(root: Path, kit: Any, *, pictures: int = 20) -> None:
+    with kit.start(root, WRITE_ALL, pictures=pictures) as process:
+        output, errors = process.communicate()
+    assert "done" in output, errors
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, bytes]]:
+    """Files of whole stores, by number of pictures; filled by `expected`."""
+    return {}
+
+
+def expected(
+    known: dict[int, dict[str, bytes]], pictures: int, tmp_path: Path, kit: Any
+) -> dict[str, bytes]:
+    if pictures not in known:
+        root = tmp_path / "uninterrupted.zarr"
+        finish(root, kit, pictures=pictures)
+        known[pictures] = kit.files(root)
+    return known[pictures]
+
+
+def assert_only_whole_blocks(root: Path) -> None:
+    """What a reader sees after a crash: committed blocks that verify, nothing else."""
+    if not root.exists():
+        return
+    store = FeatureStore.open(root)
+    missing = {block.name for block in store.missing_blocks()}
+    report = verify_store(root, deep=True)
+    assert not report.bad
+    assert set(report.missing) == missing
+    for block in store.blocks:
+        for row in block.rows:
+            if block.name in missing:
+                with pytest.raises(MissingFeatureError):
+                    store.read(row, block.view)
+            else:
+                store.read(row, block.view)
+
+
+def test_killed_at_each_step(
+    tmp_path: Path,
+    uninterrupted: dict[int, dict[str, bytes]],
+    truth_of: Callable[..., Truth],
+    kit: Any,
+) -> None:
+    """Creation and two commits: dead at every file operation, then finished."""
+    whole = expected(uninterrupted, 2, tmp_path, kit)
+    with kit.start(tmp_path / "k" / "s.zarr", KILL_AT_EACH_STEP, pictures=2) as process:
+        output, errors = process.communicate()
+    *steps, last = output.splitlines()
+    assert last.startswith("all"), errors
+    renamed = [step for step in steps if "os.rename" in step]
+    for name in ("creating", "manifest.json", "truth.npz", "base-b96x128-000000.json", " 0."):
+        assert any(name in step for step in renamed), f"no rename of {name}"
+    assert len(steps) > 60, "the hook sees what a writer does"
+    for number in range(1, len(steps) + 1):
+        root = tmp_path / "k" / str(number) / "s.zarr"
+        assert_only_whole_blocks(root)
+        kit.fill(root, blank(truth_of, 2), kit.noise_of, codec="int8")
+        assert kit.files(root) == whole, steps[number - 1]
+        assert [path.name for path in root.parent.iterdir()] == ["s.zarr"]
+
+
+def blank(truth_of: Callable[..., Truth], pictures: int) -> Truth:
+    return truth_of([(96, 128)] * pictures, [[] for _ in range(pictures)])
+
+
+# One process forks a writer for each of 50 moments: starting Python 50 times would take minutes.
+KILL_AT_RANDOM = """
+rng = __import__("random").Random(0)
+import torch
+torch.set_num_threads(1)
+for turn in range(50):
+    child = os.fork()
+    if child == 0:
+        try:
+            writer = kit.open_writer(root, truth, codec="int8")
+            for block in writer.missing_blocks():
+                writer.write(block, kit.noise_of(block))
+        finally:
+            os._exit(0)
+    time.sleep(rng.uniform(0.0, 0.2))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    print(len(list(root.glob("commits/*.json"))), flush=True)
+print("killed", flush=True)
+"""
+
+
+def test_killed_at_50_random_moments(
+    tmp_path: Path,
+    uninterrupted: dict[int, dict[str, bytes]],
+    truth_of: Callable[..., Truth],
+    kit: Any,
+) -> None:
+    whole = expected(uninterrupted, 300, tmp_path, kit)
+    root = tmp_path / "r" / "s.zarr"
+    root.parent.mkdir()
+    with kit.start(root, KILL_AT_RANDOM, pictures=300) as process:
+        output, errors = process.communicate()
+    assert "killed" in output, errors
+    committed = [int(line) for line in output.splitlines()[:-1]]
+    assert len(set(committed)) > 15, "the kills fall into different moments of the work"
+    assert_only_whole_blocks(root)
+    kit.fill(root, blank(truth_of, 300), kit.noise_of, codec="int8")
+    assert kit.files(root) == whole
+    assert [path.name for path in root.parent.iterdir()] == ["s.zarr"]
+
+
+@pytest.mark.parametrize("limit", [400, 1500])
+def test_a_full_disk_is_one_clear_message_and_can_be_continued(
+    tmp_path: Path, limit: int, kit: Any
+) -> None:
+    """A limit on file sizes fails like a full disk: 400 bytes in creation, 1,500 in a commit."""
+    root = tmp_path / "d" / "s.zarr"
+    root.parent.mkdir()
+    body = WRITE_ALL.replace('"int8"', '"fp32", block_size=16')
+    with kit.start(root, body, file_limit=limit) as process:
+        _, errors = process.communicate()
+    assert "StoreError: cannot write" in errors
+    assert re.search(r"File too large.*MB are free. What was committed is safe", errors)
+    assert not list(root.parent.rglob("*.tmp"))
+    with kit.start(root, body) as process:
+        output, errors = process.communicate()
+    assert "done" in output, errors
+    assert verify_store(root, deep=True).is_good
+
+
+@pytest.mark.skipif(shutil.which("mount") is None or os.geteuid() != 0, reason="needs a tmpfs")
+def test_a_small_disk(tmp_path: Path, kit: Any) -> None:
+    """A real file system that is full; where mounting is not allowed this is skipped."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.system(f"mount -t tmpfs -o size=160k none {disk} 2>/dev/null") != 0:
+        pytest.skip("mounting is not allowed here")
+    try:
+        body = "writer = kit.open_writer(root, truth)\n" + WRITE_ALL.replace("int8", "fp16")
+        (disk / "ballast").write_bytes(bytes(40_000))
+        with kit.start(disk / "s.zarr", body, pictures=60) as process:
+            _, errors = process.communicate()
+        assert re.search(r"the disk has|No space left on device", errors), errors
+        (disk / "ballast").unlink()
+        assert not list(disk.rglob("*.tmp"))
+    finally:
+        os.system(f"umount {disk}")
+
+
+WRITE_TOGETHER = """
+from cachedet.store.leases import LeaseBook
+writer = kit.open_writer(root, truth, codec="int8")
+gate = root.parent / "gate"
+gate.mkdir(exist_ok=True)
+(gate / str(os.getpid())).touch()
+while len(list(gate.iterdir())) < 3:
+    time.sleep(0.001)
+ours = sum(writer.write(block, kit.noise_of(block)) for block in writer.blocks)
+print("done", ours, flush=True)
+"""
+
+
+def test_three_writers_on_the_same_blocks_at_once(
+    tmp_path: Path, uninterrupted: dict[int, dict[str, bytes]], kit: Any
+) -> None:
+    """Without leases: commits are serialised, the first wins, every hash matches its bytes."""
+    whole = expected(uninterrupted, 20, tmp_path, kit)
+    root = tmp_path / "t" / "s.zarr"
+    root.parent.mkdir()
+    processes = [kit.start(root, WRITE_TOGETHER) for _ in range(3)]
+    outputs = [process.communicate() for process in processes]
+    assert all("done" in output for output, _ in outputs), outputs
+    counts = [int(output.split()[-1]) for output, _ in outputs]
+    assert sum(counts) == 20, counts
+    assert verify_store(root, deep=True).is_good
+    assert kit.files(root) == whole
+
+
+def test_a_reader_beside_a_writer_sees_only_committed_blocks(
+    tmp_path: Path, truth: Truth, kit: Any
+) -> None:
+    root = tmp_path / "s.zarr"
+    writer = kit.open_writer(root, truth)
+    stop = threading.Event()
+    seen: list[int] = []
+
+    def read_again_and_again() -> None:
+        while not stop.is_set():
+            store = FeatureStore.open(root)
+            missing = {block.name for block in store.missing_blocks()}
+            seen.append(len(store.blocks) - len(missing))
+            for block in store.blocks:
+                if block.name not in missing:
+                    for row in block.rows:
+                        expected = row + (100.0 if block.view == "hflip" else 0.0)
+                        assert float(store.read(row, block.view)["C4"].max()) == expected
+
+    failures: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            read_again_and_again()
+        except BaseException as error:
+            failures.append(error)
+
+    reader = threading.Thread(target=guarded)
+    reader.start()
+    for block in writer.blocks:
+        writer.write(block, kit.features_of(block))
+        time.sleep(0.02)
+    time.sleep(0.05)
+    stop.set()
+    reader.join()
+    assert not failures
+    assert seen == sorted(seen)
+    assert seen[-1] == len(writer.blocks)
+
+
+def test_a_block_written_anew_is_not_mixed_into_an_open_store(
+    root: Path, truth: Truth, kit: Any
+) -> None:
+    store = FeatureStore.open(root, most_files=1)
+    store.read(0, "base", ["C4"])
+    (root / "commits/base-b96x128-000000.json").unlink()
+    kit.fill(root, truth, kit.noise_of)
+    assert float(store.read(0, "base", ["C4"])["C4"].max()) == 0.0  # still the open, old file
+    store.read(2, "base", ["C4"])  # now the only open file is another one
+    with pytest.raises(StoreError, match=r"was written anew while this store was open; open the"):
+        store.read(0, "base", ["C4"])
+
+
+def test_a_read_only_store(root: Path, truth: Truth, kit: Any) -> None:
+    paths = [root, *root.rglob("*")]
+    for path in paths:
+        path.chmod(path.stat().st_mode & 0o555)
+    store = FeatureStore.open(root)
+    assert float(store.read(4, "base")["C4"].max()) == 4.0
+    assert verify_store(root, deep=True).is_good
+    for path in paths:
+        path.chmod(path.stat().st_mode | 0o200)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_no_permission_is_one_clear_message(tmp_path: Path, truth: Truth, kit: Any) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(StoreError, match="cannot write"):
+        kit.open_writer(tmp_path / "s.zarr", truth)
+    tmp_path.chmod(0o700)
+
+
+READ_WITH_FEW_FILES = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+from cachedet.store.reader import FeatureStore
+store = FeatureStore.open(root)
+for turn in range(3):
+    for row in range(len(store)):
+        for view in ("base", "hflip"):
+            store.read(row, view)
+print("done", len(os.listdir("/proc/self/fd")), flush=True)
+held = []
+try:
+    while True:
+        held.append(open("/dev/null"))
+except OSError:
+    pass
+try:
+    FeatureStore.open(root)
+except Exception as error:
+    text = f"{type(error).__name__}: {error}"
+for file in held:
+    file.close()
+print(text, flush=True)
+"""
+
+
+def test_open_files_are_bounded(tmp_path: Path, truth_of: Callable[..., Truth], kit: Any) -> None:
+    """80 shards of two parts, 64 files allowed."""
+    root = tmp_path / "s.zarr"
+    kit.fill(root, blank(truth_of, 80), kit.noise_of, codec="int8", block_size=2)
+    with kit.start(root, READ_WITH_FEW_FILES, pictures=80) as process:
+        output, errors = process.communicate()
+    assert "done" in output, errors
+    assert int(output.split()[1]) < 40
+    assert "StoreError" in output
+    assert "Too many open files" in output or "too many files open" in output
+
+
+def test_reading_from_many_threads_gives_the_same(root: Path) -> None:
+    """Files are closed and opened under the readers' hands."""
+    store = FeatureStore.open(root, most_files=1)
+    failures: list[BaseException] = []
+
+    def read(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        try:
+            for _ in range(300):
+                row = int(rng.integers(5))
+                assert float(store.read(row, "hflip")["C5"].max()) == row + 100.5
+        except (CachedetError, AssertionError) as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
