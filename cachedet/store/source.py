@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import errno
+import functools
 import os
 import threading
 from collections.abc import Coroutine, Sequence
@@ -120,8 +122,7 @@ class ZarrStorage:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True, name="zarr-storage").start()
+        self._wait(store._ensure_open())
 
     def describe(self, key: str) -> str:
         return f"{self._store}/{key}"
@@ -138,10 +139,6 @@ class ZarrStorage:
     def read_range(self, key: str, start: int, stop: int) -> bytes:
         return self._get(key, RangeByteRequest(start, stop))
 
-    def close(self) -> None:
-        """Stop the thread that talks to the storage."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-
     def _get(self, key: str, byte_range: RangeByteRequest | None) -> bytes:
         found = self._wait(self._store.get(key, default_buffer_prototype(), byte_range))
         if found is None:
@@ -152,7 +149,23 @@ class ZarrStorage:
         return {name.rpartition("/")[2] async for name in self._store.list_dir(folder)}
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        return asyncio.run_coroutine_threadsafe(work, _event_loop()).result()
+
+
+@functools.cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """One loop in one thread for all storages; zarr's storage classes are asynchronous."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True, name="zarr-storage")
+    thread.start()
+
+    def stop() -> None:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+    atexit.register(stop)
+    return loop
 
 
 class _StoredObject:
@@ -176,14 +189,14 @@ class _StoredObject:
 def open_source(location: Path | str | Store) -> ByteSource:
     """A folder, a URL that fsspec knows (such as s3://...), or a zarr storage object."""
     if isinstance(location, Store):
-        return ZarrStorage(_opened(location))
+        return ZarrStorage(location)
     if isinstance(location, str) and "://" in location:
         try:
             return ZarrStorage(FsspecStore.from_url(location, read_only=True))
         except (ImportError, ValueError) as error:
             raise StoreError(f"cannot open {location}: {error}") from error
     if not hasattr(os, "pread"):  # Windows
-        return ZarrStorage(_opened(LocalStore(location, read_only=True)))
+        return ZarrStorage(LocalStore(location, read_only=True))
     return LocalFiles(Path(location))
 
 
@@ -195,8 +208,3 @@ def file_limit() -> int:
         return 256
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(4, min(256, soft // 4)) if soft > 0 else 256
-
-
-def _opened(store: Store) -> Store:
-    asyncio.run(store._ensure_open())
-    return store
