@@ -1,6 +1,6 @@
 """The commands: parse, call one function, print.
 
-Exit status: 0 done; 1 the user's input or a check failed; 2 wrong usage.
+Exit status: 0 done; 1 the user's input or a check failed; 2 wrong usage; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from cachedet.errors import CachedetError
 from cachedet.version import __version__
@@ -20,8 +21,26 @@ from cachedet.version import __version__
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
     from cachedet.store.verify import VerifyReport
 
+
+class _Commands(TyperGroup):
+    """Errors of the user's become one message and exit status 1, Ctrl-C one line and 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CachedetError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            print(_INTERRUPTED, file=sys.stderr)
+            sys.exit(130)
+
+
+_INTERRUPTED = "interrupted; `extract` continues with the same command, `train-heads` with --resume"
+
 app = typer.Typer(
     name="cachedet",
+    cls=_Commands,
     help="Train strong object detectors on cached features of a frozen backbone.",
     no_args_is_help=True,
     add_completion=False,
@@ -34,18 +53,8 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 
 
 def main() -> None:
-    """Run the command line; errors of the user's become one message and exit status 1."""
-    try:
-        app()
-    except CachedetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print(
-            "interrupted; `extract` continues with the same command, `train-heads` with --resume",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+    """Run the command line."""
+    app()
 
 
 def _show_version(wanted: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,3 +91,15 @@ def make_truth(
 def truth_of() -> object:
     """The function `make_truth`; tests cannot import a conftest."""
     return make_truth
+
+
+@pytest.fixture
+def store_kit() -> object:
+    """The kit of tests/store/conftest.py, for other rooms."""
+    path = Path(__file__).parent / "store" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("store_conftest", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Kit()

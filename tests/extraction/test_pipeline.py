@@ -1,0 +1,220 @@
+"""Extraction as a whole: overlap, order, bounded memory, failures, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cachedet.backbone.frozen import FrozenBackbone, load_backbone
+from cachedet.errors import BadImageError, CodecError
+from cachedet.extract import extract
+from cachedet.extraction.inputs import InputLoader
+from cachedet.extraction.pipeline import ExtractionPipeline
+from cachedet.store.reader import FeatureStore
+from cachedet.store.verify import describe_store, verify_store
+from cachedet.store.writer import PackedPictures, StoreWriter
+
+
+def files(root: Path) -> dict[str, bytes]:
+    paths = (path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize("codec", ["int8", "snr12"])
+def test_workers_do_not_change_a_byte(tiny: Any, tmp_path: Path, codec: str) -> None:
+    """Law L5: decoding threads, the order of ranks, a second process."""
+    extract(tiny.extract_config(tmp_path / "a.zarr", codec=codec, workers=1))
+    extract(tiny.extract_config(tmp_path / "b.zarr", codec=codec, workers=4, rank=1, world_size=3))
+    assert files(tmp_path / "a.zarr") == files(tmp_path / "b.zarr")
+
+
+def test_quality_is_recorded_and_shown(tiny: Any, tmp_path: Path) -> None:
+    extract(tiny.extract_config(tmp_path / "s.zarr", codec="snr12"))
+    quality = describe_store(tmp_path / "s.zarr")["quality"]
+    assert set(quality) == {"C3", "C4", "C5"}
+    assert all(10 < found["snr_db"] < 16 for found in quality.values())
+    assert all(found["saturation"] < 1e-3 for found in quality.values())
+    store, exact = FeatureStore.open(tmp_path / "s.zarr"), FeatureStore.open(tiny.train)
+    noise = signal = 0.0
+    for row in range(8):
+        for view in ("base", "hflip"):
+            true = exact.read(row, view)["C4"]
+            noise += float((store.read(row, view)["C4"] - true).double().square().sum())
+            signal += float(true.double().square().sum())
+    assert store.quality["C4"].noise == pytest.approx(noise, rel=1e-4)
+    assert store.quality["C4"].signal == pytest.approx(signal, rel=1e-4)
+
+
+def test_the_report_names_the_slowest_stage(tiny: Any, tmp_path: Path) -> None:
+    report = extract(tiny.extract_config(tmp_path / "s.zarr"))
+    assert set(report.stages) == {"decode", "backbone", "encode", "write"}
+    assert report.slowest_stage == min(report.stages, key=report.stages.__getitem__)
+    assert report.blocks_missing == 0
+    again = extract(tiny.extract_config(tmp_path / "s.zarr"))
+    assert again.blocks_written == 0
+    assert again.slowest_stage is None
+
+
+class SlowWriter(StoreWriter):
+    """Counts how many blocks' pictures are in memory at once."""
+
+    held = most = 0
+    lock = threading.Lock()
+
+    def encode(self, block: Any, features: Any, *, start: int = 0) -> PackedPictures:
+        with self.lock:
+            if start == 0:
+                type(self).held += 1
+            type(self).most = max(type(self).most, type(self).held)
+        return super().encode(block, features, start=start)
+
+    def commit(self, block: Any, pictures: Any) -> bool:
+        time.sleep(0.05)
+        is_ours = super().commit(block, pictures)
+        with self.lock:
+            type(self).held -= 1
+        return is_ours
+
+
+def pipeline_of(tiny: Any, root: Path, kind: type[StoreWriter], **changes: Any) -> Any:
+    extract(tiny.extract_config(root))
+    for path in (root / "commits").iterdir():
+        path.unlink()
+    backbone = load_backbone("test_resnet", weights=str(tiny.weights), image_size=128)
+    from cachedet.store.plan import StorePlan
+    from cachedet.store.source import LocalFiles
+
+    plan = StorePlan.load(LocalFiles(root))
+    writer = kind(root, plan)
+    loader = InputLoader(
+        paths=[tiny.paths.images / name for name in plan.truth.file_names],
+        image_size=128,
+        pad_multiple=32,
+        preprocessing=backbone.preprocessing,
+    )
+    values = {"loader": loader, "backbone": backbone, "batch_size": 2, "workers": 2} | changes
+    done: list[str] = []
+    pipeline = ExtractionPipeline(
+        writer=writer, on_block=lambda block, _: done.append(block.name), **values
+    )
+    return pipeline, writer, done
+
+
+def test_no_more_than_two_blocks_are_held(tiny: Any, tmp_path: Path) -> None:
+    pipeline, writer, done = pipeline_of(tiny, tmp_path / "s.zarr", SlowWriter)
+    pipeline.run(writer.blocks)
+    assert done == [block.name for block in writer.blocks]
+    assert SlowWriter.most == 2
+    assert files(tmp_path / "s.zarr") == files(tiny.train)
+
+
+class Broken(FrozenBackbone):
+    """Gives NaN from the fifth picture on."""
+
+    seen = 0
+
+    def forward(self, images: torch.Tensor) -> Any:
+        features = super().forward(images)
+        type(self).seen += len(images)
+        if type(self).seen > 4:
+            features["C4"][0, 0, 0, 0] = float("nan")
+        return features
+
+
+def test_a_bad_feature_stops_the_run_and_names_the_picture(tiny: Any, tmp_path: Path) -> None:
+    good = load_backbone("test_resnet", weights=str(tiny.weights), image_size=128)
+    broken = Broken(
+        name=good.name,
+        model=good.model,
+        spec=good.spec,
+        channels_last=False,
+        preprocessing=good.preprocessing,
+        weights="random",
+    )
+    pipeline, writer, done = pipeline_of(tiny, tmp_path / "s.zarr", StoreWriter, backbone=broken)
+    with pytest.raises(CodecError, match=r"train_\d+.jpg: level C4 holds nan"):
+        pipeline.run(writer.blocks)
+    assert len(done) <= 2
+    assert verify_store(tmp_path / "s.zarr", deep=True).bad == ()
+
+
+def test_a_picture_that_vanishes_stops_the_run(tiny: Any, tmp_path: Path) -> None:
+    pipeline, writer, done = pipeline_of(tiny, tmp_path / "s.zarr", StoreWriter)
+    pipeline._loader.paths[4] = tmp_path / "gone.jpg"
+    with pytest.raises(BadImageError, match=r"gone.jpg: No such file"):
+        pipeline.run(writer.blocks)
+    assert len(done) < len(writer.blocks)
+
+
+def command(tiny: Any, store: Path, *more: str) -> list[str]:
+    arguments = {
+        "--images": tiny.paths.images,
+        "--annotations": tiny.paths.train,
+        "--store": store,
+        "--backbone": "test_resnet",
+        "--weights": tiny.weights,
+        "--image-size": 128,
+        "--views": "base,hflip",
+        "--codec": "fp32",
+        "--block-size": 3,
+        "--batch-size": 2,
+        "--device": "cpu",
+    }
+    launcher = Path(__file__).parents[2] / "cli.py"
+    flat = [str(part) for pair in arguments.items() for part in pair]
+    return [sys.executable, str(launcher), "extract", *flat, *more]
+
+
+def test_ranks_started_together_fill_one_store(tiny: Any, tmp_path: Path) -> None:
+    """As torchrun would start them; the same rank twice does no harm (fault F6)."""
+    store = tmp_path / "s.zarr"
+    processes = [
+        subprocess.Popen(
+            command(tiny, store, "--json"),
+            env={**os.environ, "RANK": rank, "WORLD_SIZE": "2"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1", "1")
+    ]
+    outputs = [process.communicate() for process in processes]
+    reports = [json.loads(output) for output, _ in outputs]
+    total = reports[0]["blocks_total"]
+    assert sum(report["blocks_written"] for report in reports) == total, outputs
+    last = extract(tiny.extract_config(store))  # whatever a rank left to a living one is there
+    assert last.blocks_missing == 0
+    assert files(store) == files(tiny.train)
+
+
+def test_ctrl_c_is_one_line_and_the_same_command_continues(tiny: Any, tmp_path: Path) -> None:
+    store = tmp_path / "s.zarr"
+    with subprocess.Popen(
+        command(tiny, store, "--block-size", "1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while process.poll() is None and len(list(store.glob("commits/*.json"))) < 2:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate()
+    if process.returncode != 0:  # it may have been quicker than we
+        assert process.returncode == 130
+        assert "interrupted; `extract` continues with the same command" in errors
+        assert "Traceback" not in errors
+    assert not list(store.glob("leases/*.lease"))
+    report = extract(tiny.extract_config(store, block_size=1))
+    assert report.blocks_missing == 0
+    assert verify_store(store, deep=True).is_good
+    assert not list(store.rglob("*.tmp"))
