@@ -89,7 +89,7 @@ def extract(
         typer.Option(
             help="fp32, fp16, bf16, int8, int8+zstd, int4, int4+zstd, pca<k>+int8, snr<dB>."
         ),
-    ] = "fp16",
+    ] = "int8",
     on_bad_image: Annotated[
         str, typer.Option(help="fail: list all bad pictures and stop; skip: leave them out.")
     ] = "fail",

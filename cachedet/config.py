@@ -38,7 +38,7 @@ class ExtractConfig(_Config):
     levels: tuple[str, ...] | None = None  # None: C3-C5, or the one level a plain ViT has
     image_size: Annotated[int, Field(ge=32, le=4096)] = 512  # long side of the view in pixels
     views: str = "base"
-    codec: str = "fp16"
+    codec: str = "int8"
     block_size: Annotated[int, Field(ge=1, le=256)] = 16  # pictures per shard and commit
     batch_size: Count = 8  # pictures per backbone forward; part of what a block is (law L5)
     device: str = "auto"

@@ -73,7 +73,7 @@ class ChunkReader:
         file, index = self._open_shard(shard)
         offset, nbytes = index.table[slot].tolist()
         is_compressed = shard.part.packing == "zstd"
-        packed = self._buffer(nbytes if is_compressed else CRC_NBYTES)
+        packed = self._buffer(nbytes) if is_compressed else memoryview(bytearray(CRC_NBYTES))
         raw = raw_bytes(out)
         try:
             file.read_into(offset, [packed] if is_compressed else [raw.data, packed])

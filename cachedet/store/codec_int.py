@@ -62,14 +62,14 @@ class Int8Codec:
         """Raises CodecError on NaN, Inf, or a negative value in a level that had none."""
         exact = require_finite(maps, level=level, pictures=pictures)
         nonnegative = self.nonnegative[level]
-        if nonnegative and bool((exact < 0).any()):
+        if nonnegative and bool(exact.amin() < 0):
             remedy = "is negative where the sample this codec was fitted on had no negative value"
             remedy += "; use --codec fp16"
             refuse_values(exact, exact < 0, remedy, level=level, pictures=pictures)
         scale = self._scale(exact, level)
         divisor = torch.where(scale > 0, scale, 1.0)[:, :, None, None]
         dtype = torch.uint8 if nonnegative else torch.int8
-        codes = (exact / divisor).round_().clamp_(-127, _largest_code(nonnegative))
+        codes = (exact / divisor).round_()  # at most 127 or 255: no value is beyond the peak
         return Encoded(parts={"codes": as_array(codes.to(dtype)), "scale": as_array(scale)})
 
     def decode(self, parts: Mapping[str, Tensor], *, level: str, shape: Shape) -> Tensor:
@@ -89,10 +89,11 @@ class Int8Codec:
 
     def _scale(self, exact: Tensor, level: str) -> Tensor:
         """(n, C)"""
-        peak = exact.abs().amax(dim=(2, 3)) / _largest_code(self.nonnegative[level])
+        low, high = exact.flatten(2).aminmax(dim=2)
+        peak = torch.maximum(-low, high) / _largest_code(self.nonnegative[level])
         if not self.noise_floor:
             return peak
-        rms = exact.square().mean(dim=(1, 2, 3)).sqrt()
+        rms = torch.linalg.vector_norm(exact, dim=(1, 2, 3)) / math.sqrt(exact[0].numel())
         return torch.maximum(peak, self.noise_floor * rms[:, None])
 
 

@@ -153,7 +153,7 @@ def _create(
     if codec.needs_fit:
         codec = fit(codec)
     layout = Layout(spec=manifest.spec, codec=codec)
-    require_space(root, sum(len(b.rows) * layout.picture_nbytes(b.bucket) for b in blocks))
+    require_space(root, sum(len(b.rows) * layout.least_picture_nbytes(b.bucket) for b in blocks))
     unborn = root.with_name(f".{root.name}.{Owner.me().token}{_CREATING}")
     for folder in (COMMITS, LEASES):
         (unborn / folder).mkdir(parents=True)

@@ -62,7 +62,7 @@ class FeatureStore:
         self._chunks = ChunkReader(
             plan.source, slots=plan.manifest.block_size, most_files=most_files
         )
-        self._shards: dict[tuple[str, str], list[Shard]] = {}  # by (block, level), as they are used
+        self._shards: dict[tuple[int, str], list[Shard]] = {}  # by (block, level), as they are used
         self._scratch = threading.local()
         self._pool = ThreadPoolExecutor(threads, "feature-chunk") if threads > 1 else None
 
@@ -108,7 +108,7 @@ class FeatureStore:
 
     def geometry(self, row: int, view: str) -> Geometry:
         """How `view` maps picture `row`."""
-        self._block(row, view)
+        self._place(row, view)
         return make_geometry(
             VIEWS[view],
             picture_hw=self.truth.size_of(row),
@@ -136,8 +136,9 @@ class FeatureStore:
             MissingFeatureError: never committed, or an unknown picture, view or level.
             CorruptBlockError: the bytes are not what was committed; names the file.
         """
-        bucket = self._block(row, view).bucket
-        encoded = self.read_encoded([(row, view)], levels, out=self._reusable(bucket))
+        number, _ = self._place(row, view)
+        buffers = self._reusable(self.blocks[number].bucket)
+        encoded = self.read_encoded([(row, view)], levels, out=buffers)
         return {level: maps[0] for level, maps in self.decode(encoded).items()}
 
     def read_batch(
@@ -162,20 +163,19 @@ class FeatureStore:
 
         Raises what `read` raises, and ValueError where the pictures are of several buckets.
         """
-        blocks = [self._block(row, view) for row, view in keys]
-        buckets = {block.bucket for block in blocks}
+        places = [self._place(row, view) for row, view in keys]
+        buckets = {self.blocks[number].bucket for number, _ in places}
         if len(buckets) != 1:
             raise ValueError(f"pictures of one read must share one bucket, got {sorted(buckets)}")
         if out is None:
-            out = self.make_buffers(blocks[0].bucket, len(keys), levels)
+            out = self.make_buffers(next(iter(buckets)), len(keys), levels)
         wanted = self._known_levels(levels)
-        slots = [int(self._slot_of[self._view_number(view), row]) for row, view in keys]
         self._read_chunks(
             [
                 Chunk(shard, slot, out.arrays[level][shard.part.name][place])
-                for place, (block, slot) in enumerate(zip(blocks, slots, strict=True))
+                for place, (number, slot) in enumerate(places)
                 for level in wanted
-                for shard in self._shards_of(block, level)
+                for shard in self._shards_of(number, level)
             ]
         )
         return EncodedFeatures(bucket=out.bucket, arrays={k: out.arrays[k] for k in wanted})
@@ -215,11 +215,12 @@ class FeatureStore:
         else:
             list(self._pool.map(self._chunks.read, chunks))
 
-    def _shards_of(self, block: Block, level: str) -> list[Shard]:
+    def _shards_of(self, number: int, level: str) -> list[Shard]:
         """The shards of one level of a committed block."""
-        known = self._shards.get((block.name, level))
+        known = self._shards.get((number, level))
         if known is not None:
             return known
+        block = self.blocks[number]
         if block.name not in self._records:
             raise MissingFeatureError(
                 f"{self._where}: block {block.name} was never committed; "
@@ -235,7 +236,7 @@ class FeatureStore:
             )
             for part in self._plan.layout.levels(block.bucket)[level].parts
         ]
-        self._shards[block.name, level] = shards
+        self._shards[number, level] = shards
         return shards
 
     def _reusable(self, bucket: SizeHW) -> EncodedFeatures:
@@ -245,11 +246,12 @@ class FeatureStore:
             held = self._scratch.held = self.make_buffers(bucket, 1)
         return held
 
-    def _block(self, row: int, view: str) -> Block:
+    def _place(self, row: int, view: str) -> tuple[int, int]:
+        """Number of the block that holds a picture, and its slot there."""
         number = self._view_number(view)
         if not 0 <= row < len(self):
             raise MissingFeatureError(f"{self._where} has rows 0 to {len(self) - 1}, got row {row}")
-        return self.blocks[int(self._block_of[number, row])]
+        return int(self._block_of[number, row]), int(self._slot_of[number, row])
 
     def _view_number(self, view: str) -> int:
         if view not in self.manifest.views:

@@ -85,12 +85,12 @@ class StoreWriter:
         Raises:
             StoreMismatchError: it holds features of other inputs; names each differing field.
             StoreError: the folder is something else, cannot be written, or the disk is too small
-                for what is missing.
+                for what is missing even if it compresses as well as anything did.
         """
         try:
             plan = open_or_create(root, manifest=manifest, truth=truth, contents=contents, fit=fit)
             writer = cls(root, plan)
-            require_space(root, writer.planned_nbytes(writer.missing_blocks()))
+            require_space(root, writer.least_nbytes(writer.missing_blocks()))
         except OSError as error:
             raise cannot_write(root, error) from error
         return writer
@@ -113,6 +113,11 @@ class StoreWriter:
         """Bytes that writing `blocks` takes: exact without zstd, else the most they can be."""
         layout = self._plan.layout
         return sum(len(block.rows) * layout.picture_nbytes(block.bucket) for block in blocks)
+
+    def least_nbytes(self, blocks: Sequence[Block]) -> int:
+        """The same where zstd does as well as it ever did: without them it is no use to start."""
+        layout = self._plan.layout
+        return sum(len(b.rows) * layout.least_picture_nbytes(b.bucket) for b in blocks)
 
     def write(self, block: Block, features: Features) -> bool:
         """Encode and commit one whole block; see `encode` and `commit`."""
@@ -225,15 +230,16 @@ def _measure(codec: Codec, maps: Tensor, encoded: Encoded, level: str, shape: Sh
     exact = maps.detach().to(torch.float32)
     return Quality(
         values=exact.numel(),
-        signal=_rounded(exact.square().sum(dtype=torch.float64)),
-        noise=_rounded(decoded.sub_(exact).square_().sum(dtype=torch.float64)),
+        signal=_energy(exact),
+        noise=_energy(decoded.sub_(exact)),
         saturated=encoded.saturated,
     )
 
 
-def _rounded(total: Tensor) -> float:
-    """To 9 digits: the order of summation shall not change a record."""
-    return float(f"{float(total):.9g}")
+def _energy(maps: Tensor) -> float:
+    """Sum of squares, to 9 digits: the order of summation shall not change a record."""
+    lengths = torch.linalg.vector_norm(maps, dim=(2, 3)).double()
+    return float(f"{float(lengths.square().sum()):.9g}")
 
 
 def _nbytes(packed: Packed) -> int:

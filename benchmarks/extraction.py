@@ -1,0 +1,144 @@
+"""Extraction against the backbone alone on the same batches, and the rates of its stages.
+
+python benchmarks/extraction.py --images DIR --annotations train.json --out DIR \
+    [--backbones tf_efficientnet_lite0,resnet50] [--codec int8]
+
+Backbones have random weights: only time is measured. Both ways run in turn, three rounds; the
+ratio is the median of the rounds. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cachedet.backbone.frozen import load_backbone
+from cachedet.data.coco import read_coco
+from cachedet.extract import default_workers, fit_codec
+from cachedet.extraction.inputs import InputLoader
+from cachedet.extraction.pipeline import ExtractionPipeline
+from cachedet.store.codecs import make_codec
+from cachedet.store.manifest import (
+    Manifest,
+    library_versions,
+    pictures_digest,
+    truth_digest,
+)
+from cachedet.store.writer import StoreWriter
+
+ROUNDS = 3
+BATCH = 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--annotations", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--backbones", default="tf_efficientnet_lite0,resnet50")
+    parser.add_argument("--codec", default="int8")
+    parser.add_argument("--image-size", type=int, default=384)
+    parser.add_argument("--pictures", type=int, default=64)
+    options = parser.parse_args()
+    results = [measure(name, options) for name in options.backbones.split(",")]
+    print(
+        json.dumps(
+            {
+                "codec": options.codec,
+                "image_size": options.image_size,
+                "results": results,
+                "cores": os.cpu_count(),
+                "threads_of_torch": torch.get_num_threads(),
+                "machine": platform.machine(),
+                "versions": library_versions(),
+            },
+            indent=1,
+        )
+    )
+
+
+def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Pictures per second of both ways."""
+    backbone = load_backbone(name, weights="none", image_size=options.image_size)
+    dataset = read_coco(annotations=options.annotations, images=options.images)
+    truth = dataset.truth.keep_rows(range(min(options.pictures, len(dataset.truth))))
+    loader = InputLoader(
+        paths=[dataset.images / file for file in truth.file_names],
+        image_size=options.image_size,
+        pad_multiple=backbone.spec.pad_multiple,
+        preprocessing=backbone.preprocessing,
+    )
+    codec = make_codec(options.codec)
+    fitted = fit_codec(codec, loader, backbone, view="base") if codec.needs_fit else codec
+    contents = torch.arange(len(truth)).numpy().astype("uint64")
+    manifest = Manifest(
+        spec=backbone.spec,
+        preprocessing=backbone.preprocessing,
+        backbone=name,
+        weights="random",
+        weights_digest=backbone.digest,
+        image_size=options.image_size,
+        views=("base",),
+        codec=codec.name,
+        block_size=16,
+        batch_size=BATCH,
+        truth_digest=truth_digest(truth),
+        pictures_digest=pictures_digest(contents),
+        categories=truth.categories,
+        skipped=(),
+        versions=library_versions(),
+    )
+    root = options.out / "extraction.zarr"
+    seconds: dict[str, list[float]] = {"alone": [], "extraction": []}
+    stages: dict[str, float] = {}
+    for turn in range(ROUNDS + 1):
+        shutil.rmtree(root, ignore_errors=True)
+        writer = StoreWriter.open(
+            root, manifest=manifest, truth=truth, contents=contents, fit=lambda _: fitted
+        )
+        batches = [
+            torch.stack([loader.load(row, "base") for row in block.rows[start : start + BATCH]])
+            for block in writer.blocks
+            for start in range(0, len(block.rows), BATCH)
+        ]
+        started = time.perf_counter()
+        for batch in batches:
+            backbone(batch)
+        alone = time.perf_counter() - started
+        pipeline = ExtractionPipeline(
+            loader=loader,
+            backbone=backbone,
+            writer=writer,
+            batch_size=BATCH,
+            workers=default_workers(),
+            on_block=lambda *_: None,
+        )
+        started = time.perf_counter()
+        pipeline.run(writer.blocks)
+        if turn:  # the first warms up
+            seconds["alone"].append(alone)
+            seconds["extraction"].append(time.perf_counter() - started)
+        stages = {k: work.pictures_per_second for k, work in pipeline.clock.stages.items()}
+    shutil.rmtree(root, ignore_errors=True)
+    pairs = zip(seconds["alone"], seconds["extraction"], strict=True)
+    return {
+        "backbone": name,
+        "pictures": len(truth),
+        "alone_pictures_per_second": len(truth) / statistics.median(seconds["alone"]),
+        "extraction_pictures_per_second": len(truth) / statistics.median(seconds["extraction"]),
+        "extraction_to_alone": statistics.median(alone / whole for alone, whole in pairs),
+        "stage_pictures_per_second": stages,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Opening a store of 120,000 pictures: seconds and memory. Prints one JSON object.
+
+python benchmarks/opening.py --out DIR [--pictures 120000]
+
+The blocks are synthetic: real manifest, truth and commit records, no shards (opening reads none).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from cachedet.store.creation import open_or_create
+from cachedet.store.layout import commit_key
+from cachedet.store.manifest import (
+    Manifest,
+    library_versions,
+    pictures_digest,
+    truth_digest,
+)
+from cachedet.store.plan import StorePlan
+from cachedet.store.records import CommitRecord, Quality, ShardRecord
+from cachedet.store.source import LocalFiles
+from cachedet.structures import (
+    CategoryMap,
+    FeatureSpec,
+    LevelSpec,
+    Preprocessing,
+    Truth,
+)
+
+MEASURE = """
+import json, sys, time
+from pathlib import Path
+from cachedet.store.reader import FeatureStore
+
+def megabytes(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith(field))
+
+Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
+before = megabytes("VmRSS")
+started = time.perf_counter()
+store = FeatureStore.open(Path(sys.argv[1]))
+seconds = time.perf_counter() - started
+print(json.dumps({"pictures": len(store), "blocks": len(store.blocks), "seconds": seconds,
+    "missing": len(store.missing_blocks()), "megabytes_kept": megabytes("VmRSS") - before,
+    "megabytes_at_most": megabytes("VmHWM") - before}))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pictures", type=int, default=120_000)
+    options = parser.parse_args()
+    root = options.out / "opening.zarr"
+    shutil.rmtree(root, ignore_errors=True)
+    build(root, options.pictures)
+    runs = [
+        json.loads(subprocess.check_output([sys.executable, "-c", MEASURE, str(root)]))
+        for _ in range(5)
+    ]
+    median = sorted(runs, key=lambda run: run["seconds"])[2]
+    shutil.rmtree(root)
+    print(
+        json.dumps(
+            {
+                **median,
+                "cores": os.cpu_count(),
+                "machine": platform.machine(),
+                "versions": library_versions(),
+            },
+            indent=1,
+        )
+    )
+
+
+def build(root: Path, pictures: int) -> None:
+    """A store as COCO would give: many picture sizes, 7 boxes a picture, 80 classes."""
+    truth = make_truth(pictures)
+    levels = [LevelSpec(name=f"C{n}", channels=1, stride=1 << n) for n in (3, 4, 5)]
+    contents = np.arange(pictures, dtype=np.uint64)
+    manifest = Manifest(
+        spec=FeatureSpec(tuple(levels)),
+        preprocessing=Preprocessing(mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic"),
+        backbone="generated",
+        weights="none",
+        weights_digest="0" * 64,
+        image_size=640,
+        views=("base",),
+        codec="fp16",
+        block_size=16,
+        batch_size=8,
+        truth_digest=truth_digest(truth),
+        pictures_digest=pictures_digest(contents),
+        categories=truth.categories,
+        skipped=(),
+        versions=library_versions(),
+    )
+
+    open_or_create(root, manifest=manifest, truth=truth, contents=contents, fit=lambda c: c)
+    plan = StorePlan.load(LocalFiles(root))
+    for block in plan.blocks:
+        parts = plan.layout.parts(block.bucket)
+        record = CommitRecord(
+            block=block.name,
+            image_ids=tuple(int(truth.image_ids[row]) for row in block.rows),
+            fingerprint=plan.manifest.block_fingerprint(),
+            shards={a: ShardRecord(nbytes=123456789, digest="0" * 32) for a in parts},
+            quality={
+                level.name: Quality(values=10**8, signal=1.5e9, noise=123.456, saturated=0)
+                for level in plan.manifest.spec
+            },
+        )
+        (root / commit_key(block)).write_bytes(record.to_bytes())
+
+
+def make_truth(pictures: int) -> Truth:
+    rng = np.random.default_rng(0)
+    sizes = np.array([(480, 640), (640, 480), (427, 640), (640, 427), (375, 500), (640, 640)])
+    common = sizes[rng.integers(len(sizes), size=pictures)]
+    odd = rng.integers(300, 641, size=(pictures, 2))
+    counts = rng.poisson(7, size=pictures)
+    boxes = int(counts.sum())
+    corners = rng.uniform(0, 200, size=(boxes, 4))
+    corners[:, 2:] += corners[:, :2] + 1
+    return Truth(
+        image_ids=np.arange(pictures, dtype=np.int64),
+        file_names=tuple(f"{n:012d}.jpg" for n in range(pictures)),
+        sizes_hw=np.where(rng.random((pictures, 1)) < 0.8, common, odd).astype(np.int64),
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        boxes=corners,
+        labels=rng.integers(80, size=boxes).astype(np.int64),
+        crowd=np.zeros(boxes, dtype=np.bool_),
+        areas=np.ones(boxes),
+        categories=CategoryMap(ids=tuple(range(80)), names=tuple(map(str, range(80)))),
+    )
+
+
+if __name__ == "__main__":
+    main()
