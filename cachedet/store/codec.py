@@ -114,7 +114,7 @@ def state_digest(state: State) -> str:
     """sha256 over the names, types and values of a codec's state."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        array = np.ascontiguousarray(state[name])
+        array = np.asarray(state[name])
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

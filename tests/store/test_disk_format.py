@@ -1,0 +1,175 @@
+"""A reader written from docs/disk-format.md alone: it shares no code with cachedet."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numcodecs.zstd import Zstd
+
+FIXTURE = Path(__file__).parent / "fixtures" / "format-2.zip"
+IDENTITY = (
+    "backbone", "weights_digest", "preprocessing", "spec", "image_size", "views", "codec",
+    "block_size", "batch_size", "truth_digest", "pictures_digest", "categories",
+)  # fmt: skip
+TRUTH = (
+    "image_ids", "file_names", "sizes_hw", "offsets", "boxes", "labels", "crowd", "areas",
+)  # fmt: skip
+GROUP = "base/b96x128"
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("fixture")
+    shutil.unpack_archive(FIXTURE, root)
+    return root
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def digest_arrays(arrays: dict[str, np.ndarray], names: Any, *, named: bool) -> Any:
+    found = hashlib.sha256()
+    for name in names:
+        prefix = f"{name} " if named else ""
+        found.update(f"{prefix}{arrays[name].dtype} {arrays[name].shape}\n".encode())
+        found.update(arrays[name].tobytes())
+    return found
+
+
+def chunk(root: Path, array: str, row: int, block_size: int) -> bytes:
+    """The bytes of one picture's chunk, by the index at the end of its shard."""
+    path = root / GROUP / array / "c" / str(row // block_size)
+    while path.is_dir():
+        path /= "0"
+    content = path.read_bytes()
+    index = content[-(16 * block_size + 4) : -4]
+    offset, nbytes = struct.unpack_from("<QQ", index, 16 * (row % block_size))
+    return content[offset : offset + nbytes]
+
+
+def nibbles(content: bytes, channels: int, cells: int) -> np.ndarray:
+    packed = np.frombuffer(content, np.uint8).reshape(channels, -1)
+    pairs = np.stack([packed & 15, packed >> 4], axis=2).reshape(channels, -1)
+    return pairs[:, :cells].astype(np.float32) - 8
+
+
+class Page:
+    """Section 6 of the page for one map."""
+
+    def __init__(self, root: Path, manifest: dict[str, Any], level: dict[str, Any], row: int):
+        self.codec, self.name, self.channels = manifest["codec"], level["name"], level["channels"]
+        self.hw = 96 // level["stride"], 128 // level["stride"]
+        self.cells = self.hw[0] * self.hw[1]
+        self._where = root, row, manifest["block_size"]
+        state = root / "codec.npz"
+        self.state = dict(np.load(state)) if state.exists() else {}
+
+    def part(self, name: str, *, zstd: bool) -> bytes:
+        root, row, block_size = self._where
+        content = chunk(root, f"{self.name}/{name}", row, block_size)
+        return bytes(Zstd().decode(content)) if zstd else content[:-4]
+
+    def value(self) -> np.ndarray:
+        kind = self.codec.removesuffix("+zstd")
+        reader = {"fp32": self.floats, "fp16": self.floats, "bf16": self.bf16}.get(kind)
+        if reader is None:
+            by_start = {"int8": self.int8, "int4": self.int4, "pca": self.pca, "snr": self.snr}
+            reader = next(found for start, found in by_start.items() if kind.startswith(start))
+        return reader().reshape(self.channels, *self.hw)
+
+    def floats(self) -> np.ndarray:
+        dtype = {"fp32": "<f4", "fp16": "<f2"}[self.codec]
+        return np.frombuffer(self.part("values", zstd=False), dtype).astype(np.float32)
+
+    def bf16(self) -> np.ndarray:
+        bits = np.frombuffer(self.part("values", zstd=False), "<u2").astype(np.uint32) << 16
+        return bits.view(np.float32)
+
+    def int8(self) -> np.ndarray:
+        dtype = np.uint8 if self.state[f"{self.name}/nonnegative"] else np.int8
+        codes = np.frombuffer(self.part("codes", zstd=self.codec.endswith("zstd")), dtype)
+        scale = np.frombuffer(self.part("scale", zstd=False), "<f4")
+        return codes.reshape(len(scale), -1) * scale[:, None]
+
+    def int4(self) -> np.ndarray:
+        scale = np.frombuffer(self.part("scale", zstd=False), "<f2").astype(np.float32)
+        spread = np.repeat(scale.reshape(self.channels, -1), 64, axis=1)[:, : self.cells]
+        content = self.part("nibbles", zstd=self.codec.endswith("zstd"))
+        return nibbles(content, self.channels, self.cells) * spread
+
+    def rotate_back(self, y: np.ndarray) -> np.ndarray:
+        basis, mean = self.state[f"{self.name}/basis"], self.state[f"{self.name}/mean"]
+        return np.asarray(basis.T @ y + mean[:, None])
+
+    def pca(self) -> np.ndarray:
+        scale = np.frombuffer(self.part("scale", zstd=False), "<f4")
+        codes = np.frombuffer(self.part("codes", zstd=True), np.int8).reshape(len(scale), -1)
+        return self.rotate_back(codes * scale[:, None])
+
+    def snr(self) -> np.ndarray:
+        wide = int(self.state[f"{self.name}/wide"])
+        narrow = len(self.state[f"{self.name}/basis"]) - wide
+        rows = []
+        if wide:
+            codes = np.frombuffer(self.part("codes", zstd=True), np.int8)
+            rows.append(codes.reshape(wide, -1).astype(np.float32))
+        if narrow:
+            rows.append(nibbles(self.part("nibbles", zstd=True), narrow, self.cells))
+        return self.rotate_back(np.concatenate(rows) * self.state[f"{self.name}/step"])
+
+
+CODECS = ["fp32", "fp16", "bf16", "int8", "int8+zstd", "int4", "int4+zstd", "pca2+int8", "snr12"]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_the_page_is_enough_to_read_a_store(unpacked: Path, codec: str) -> None:
+    root = unpacked / codec
+    manifest = json.loads((root / "manifest.json").read_text())
+    expected = np.load(root / "expected.npz")
+    for level in manifest["spec"]:
+        for row in range(3):
+            found = Page(root, manifest, level, row).value()
+            np.testing.assert_allclose(
+                found, expected[f"{row}/{level['name']}"], rtol=1e-5, atol=1e-5
+            )
+    expected.close()
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_the_page_is_enough_to_check_a_store(unpacked: Path, codec: str) -> None:
+    root = unpacked / codec
+    manifest = json.loads((root / "manifest.json").read_text())
+    checksum = manifest.pop("checksum")
+    assert digest(manifest) == checksum
+    identity = {name: manifest[name] for name in IDENTITY}
+    identity["codec_digest"] = manifest["codec_digest"]
+    assert digest(identity) == manifest["fingerprint"]
+    truth = dict(np.load(root / "truth.npz"))
+    categories = manifest["categories"]
+    found = digest_arrays(truth, TRUTH, named=False)
+    found.update(json.dumps([categories["ids"], categories["names"]]).encode())
+    assert found.hexdigest() == manifest["truth_digest"]
+    contents = hashlib.sha256(truth["contents"].tobytes()).hexdigest()
+    assert contents == manifest["pictures_digest"]
+    state = dict(np.load(root / "codec.npz")) if (root / "codec.npz").exists() else {}
+    of_state = digest_arrays(state, sorted(state), named=True).hexdigest()
+    assert of_state == manifest["codec_digest"]
+    metadata = hashlib.sha256()
+    for path in sorted(str(path.relative_to(root)) for path in root.rglob("zarr.json")):
+        content = (root / path).read_bytes()
+        metadata.update(f"{path} {len(content)}\n".encode() + content)
+    assert metadata.hexdigest() == manifest["metadata_digest"]
+    del identity["views"]
+    for path in (root / "commits").glob("*.json"):
+        record = json.loads(path.read_text())
+        checksum = record.pop("checksum")
+        assert digest(record) == checksum
+        assert record["fingerprint"] == digest(identity)
