@@ -64,7 +64,9 @@ def nibbles(content: bytes, channels: int, cells: int) -> np.ndarray:
 class Page:
     """Section 6 of the page for one map."""
 
-    def __init__(self, root: Path, manifest: dict[str, Any], level: dict[str, Any], row: int):
+    def __init__(
+        self, root: Path, manifest: dict[str, Any], level: dict[str, Any], row: int
+    ) -> None:
         self.codec, self.name, self.channels = manifest["codec"], level["name"], level["channels"]
         self.hw = 96 // level["stride"], 128 // level["stride"]
         self.cells = self.hw[0] * self.hw[1]
