@@ -7,8 +7,10 @@ import sys
 import time
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 _PLAIN_INTERVAL = 15.0  # seconds between lines where the output is no terminal
 
@@ -46,13 +48,14 @@ class StageProgress:
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}"),
             console=console,
-            disable=not console.is_terminal,
-            transient=False,
         )
+        self._is_terminal = console.is_terminal
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=8)
         self._task = self._bar.add_task(name, total=total, completed=done, status="")
 
     def __enter__(self) -> StageProgress:
-        self._bar.start()
+        if self._is_terminal:
+            self._live.start()
         self._started = self._printed = time.monotonic()
         return self
 
@@ -62,9 +65,10 @@ class StageProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.update(self._task, status=self._on_terminal())
-        self._bar.stop()
-        if self._bar.disable and self._done > self._first:
+        self._bar.update(self._task, status=self.status())
+        if self._is_terminal:
+            self._live.stop()
+        elif self._done > self._first:
             self._print()
 
     def advance(
@@ -88,10 +92,8 @@ class StageProgress:
         self.nbytes += nbytes
         self._note = self._note if note is None else note
         self._detail = self._detail if detail is None else detail
-        self._bar.update(
-            self._task, completed=self._done, total=self.total, status=self._on_terminal()
-        )
-        if self._bar.disable and time.monotonic() - self._printed >= _PLAIN_INTERVAL:
+        self._bar.update(self._task, completed=self._done, total=self.total, status=self.status())
+        if not self._is_terminal and time.monotonic() - self._printed >= _PLAIN_INTERVAL:
             self._print()
 
     def status(self) -> str:
@@ -110,8 +112,10 @@ class StageProgress:
             parts.append(f"{format_seconds(left / rate)} left, ends {end:%H:%M}")
         return "  ".join(parts)
 
-    def _on_terminal(self) -> str:
-        return self.status() + (f"\n{self._detail}" if self._detail else "")
+    def _render(self) -> RenderableType:
+        if not self._detail:
+            return self._bar
+        return Group(self._bar, Text(f"  {self._detail}", style="dim"))
 
     def _print(self) -> None:
         self._printed = time.monotonic()

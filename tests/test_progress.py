@@ -19,3 +19,16 @@ def test_a_log_file_gets_a_last_line_on_standard_error(capsys: pytest.CaptureFix
 
 def test_seconds() -> None:
     assert [format_seconds(s) for s in (0.4, 75, 3700)] == ["0:00", "1:15", "1:01:40"]
+
+
+def test_the_detail_is_kept_and_unplanned_work_raises_the_total(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with StageProgress("extract", total=2, unit="pictures") as progress:
+        progress.advance(2, detail="decode 9/s; slowest: decode")
+        progress.advance(1)
+    assert progress.total == 3
+    output = capsys.readouterr().err
+    assert "extract: 3/3  " in output
+    assert "(decode 9/s; slowest: decode)" in output
+    assert progress.nbytes == 0

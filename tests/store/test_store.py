@@ -14,7 +14,7 @@ from cachedet.store.manifest import pictures_digest
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import describe_store
 from cachedet.store.writer import StoreWriter
-from cachedet.structures import FeatureSpec, LevelSpec, Truth
+from cachedet.structures import FeatureSpec, LevelSpec, Preprocessing, Truth
 
 
 def test_round_trip(root: Path, truth: Truth, kit: Any) -> None:
@@ -82,6 +82,33 @@ def test_changed_inputs_are_refused_by_name(root: Path, truth: Truth, kit: Any) 
     with pytest.raises(StoreMismatchError, match=r"gone: picture_3.jpg\. Extract into a new"):
         StoreWriter.open(root, manifest=manifest, truth=truth, contents=contents, fit=kit.fit)
     kit.open_writer(root, truth, weights="other words", versions={})  # not part of the identity
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("weights_digest", "e" * 64),
+        ("backbone", "resnet50"),
+        ("preprocessing", Preprocessing(mean=(0, 0, 0), std=(1, 1, 1), interpolation="nearest")),
+        ("views", ("base",)),
+        ("views", ("hflip", "base")),
+        ("codec", "int8"),
+        ("image_size", 64),
+        ("block_size", 3),
+        ("batch_size", 3),
+        ("spec", FeatureSpec((LevelSpec(name="C4", channels=3, stride=16),))),
+    ],
+)
+def test_each_changed_field_is_named(
+    root: Path, truth: Truth, field: str, value: Any, kit: Any
+) -> None:
+    """Fault F8."""
+    before = kit.files(root)
+    with pytest.raises(
+        StoreMismatchError, match=rf"other inputs\. {field}: .* in the store, .* now"
+    ):
+        kit.open_writer(root, truth, **{field: value})
+    assert kit.files(root) == before
 
 
 def test_other_folders_are_left_alone(tmp_path: Path, truth: Truth, kit: Any) -> None:
