@@ -6,7 +6,9 @@ and of several writers that start together exactly one makes it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedet.errors import StoreError, StoreMismatchError
+from cachedet.errors import CorruptBlockError, StoreError, StoreMismatchError
 from cachedet.store.codec import Codec, state_digest
 from cachedet.store.codecs import make_codec
 from cachedet.store.durable import (
@@ -38,13 +40,16 @@ from cachedet.store.layout import (
 from cachedet.store.leases import commit_lock
 from cachedet.store.manifest import (
     Manifest,
+    digest_json,
     dump_arrays,
+    load_arrays,
     load_manifest,
     load_truth,
     truth_arrays,
 )
 from cachedet.store.owner import Life, Owner
 from cachedet.store.plan import StorePlan, load_codec
+from cachedet.store.records import CommitRecord
 from cachedet.store.source import LocalFiles
 from cachedet.structures import Truth
 
@@ -69,8 +74,9 @@ def open_or_create(
     Raises StoreMismatchError, or StoreError where the folder is something else or too full.
     """
     _remove_unborn(root)
-    if not (root / MANIFEST).exists():
+    if not (root / MANIFEST).exists() and not (root / COMMITS).is_dir():
         _create(root, manifest=manifest, truth=truth, contents=contents, fit=fit)
+    _restore_manifest(root, manifest, truth)
     _require_same_inputs(root, manifest, truth, contents)
     (root / LEASES).mkdir(exist_ok=True)
     with commit_lock(root):
@@ -203,6 +209,54 @@ def _rewrite_metadata(root: Path, plan: StorePlan) -> None:
     decided = replace(plan.manifest, metadata_digest=metadata_digest(metadata))
     if decided != plan.manifest:
         write_durably(root / MANIFEST, encode_json(decided.to_json()))
+
+
+def _restore_manifest(root: Path, manifest: Manifest, truth: Truth) -> None:
+    """Write a damaged manifest anew where the commit records prove that it said the same.
+
+    Raises StoreError where it is whole but of another format, or nothing proves it.
+    """
+    source = LocalFiles(root)
+    try:
+        load_manifest(source)
+    except StoreError as error:
+        if _is_whole(root / MANIFEST):
+            raise
+        codec = make_codec(manifest.codec)
+        state = load_arrays(source, CODEC_STATE) if codec.needs_fit else {}
+        decided = replace(manifest, codec_digest=state_digest(state))
+        if not _is_proven(root, decided):
+            raise StoreError(
+                f"{error}. No commit record shows that it held what is asked for now; give the "
+                "same inputs, copy the file from a backup, or extract into a new --store"
+            ) from error
+        layout = Layout(spec=decided.spec, codec=codec.with_state(state))
+        metadata = make_metadata(
+            blocks=decided.plan(truth), layout=layout, block_size=decided.block_size
+        )
+        decided = replace(decided, metadata_digest=metadata_digest(metadata))
+        write_durably(root / MANIFEST, encode_json(decided.to_json()))
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a JSON object fits its own checksum, whatever its format."""
+    try:
+        body = json.loads(path.read_bytes())
+        checksum = body.pop("checksum")
+    except (OSError, ValueError, AttributeError, KeyError, RecursionError):
+        return False
+    return bool(checksum == digest_json(body))
+
+
+def _is_proven(root: Path, manifest: Manifest) -> bool:
+    """Whether every whole commit record is of a store like this one, and there is one at least."""
+    records = []
+    for path in (root / COMMITS).glob("*.json"):
+        with contextlib.suppress(CorruptBlockError):
+            records.append(CommitRecord.from_bytes(path.read_bytes(), where=str(path)))
+    views = {record.block.partition("-b")[0] for record in records}
+    fingerprints = {record.fingerprint for record in records}
+    return fingerprints == {manifest.block_fingerprint()} and views <= set(manifest.views)
 
 
 def _require_same_inputs(

@@ -158,6 +158,33 @@ def test_a_flipped_bit_in_the_manifest(root: Path, share: float, kit: Any) -> No
         FeatureStore.open(root)
 
 
+@pytest.mark.parametrize("damage", ["truncated", "missing", "empty", "zeroed", "value"])
+@pytest.mark.parametrize("codec", ["fp16", "snr12"])
+def test_a_damaged_manifest_is_written_anew_where_the_records_prove_it(
+    tmp_path: Path, truth: Truth, damage: str, codec: str, kit: Any
+) -> None:
+    root = kit.fill(tmp_path / "s.zarr", truth, kit.noise_of, codec=codec)
+    whole = kit.files(root)
+    DAMAGES[damage](root / "manifest.json")  # type: ignore[operator]
+    with pytest.raises(StoreError):
+        FeatureStore.open(root)
+    with pytest.raises(StoreError, match="No commit record shows that it held what is asked for"):
+        kit.open_writer(root, truth, codec=codec, weights_digest="e" * 64)
+    kit.open_writer(root, truth, codec=codec)
+    assert kit.files(root) == whole
+
+
+def test_a_whole_manifest_of_another_format_is_never_replaced(
+    root: Path, truth: Truth, kit: Any
+) -> None:
+    values = json.loads((root / "manifest.json").read_text())
+    rewrite_manifest(root, values | {"format_version": 3})
+    before = (root / "manifest.json").read_bytes()
+    with pytest.raises(StoreError, match="has store format 3"):
+        kit.open_writer(root, truth)
+    assert (root / "manifest.json").read_bytes() == before
+
+
 def rewrite_manifest(root: Path, values: dict[str, Any]) -> None:
     """As a forger would: with a checksum that fits."""
     own = ("format_version", "weights", "skipped", "versions", "metadata_digest")
