@@ -17,15 +17,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from synthetic import contents_of, make_manifest
 
 from cachedet.store.creation import open_or_create
 from cachedet.store.layout import commit_key
-from cachedet.store.manifest import (
-    Manifest,
-    library_versions,
-    pictures_digest,
-    truth_digest,
-)
+from cachedet.store.manifest import library_versions
 from cachedet.store.plan import StorePlan
 from cachedet.store.records import CommitRecord, Quality, ShardRecord
 from cachedet.store.source import LocalFiles
@@ -33,7 +29,6 @@ from cachedet.structures import (
     CategoryMap,
     FeatureSpec,
     LevelSpec,
-    Preprocessing,
     Truth,
 )
 
@@ -87,25 +82,10 @@ def main() -> None:
 def build(root: Path, pictures: int) -> None:
     """A store as COCO would give: many picture sizes, 7 boxes a picture, 80 classes."""
     truth = make_truth(pictures)
-    levels = [LevelSpec(name=f"C{n}", channels=1, stride=1 << n) for n in (3, 4, 5)]
-    contents = np.arange(pictures, dtype=np.uint64)
-    manifest = Manifest(
-        spec=FeatureSpec(tuple(levels)),
-        preprocessing=Preprocessing(mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic"),
-        backbone="generated",
-        weights="none",
-        weights_digest="0" * 64,
-        image_size=640,
-        views=("base",),
-        codec="fp16",
-        block_size=16,
-        batch_size=8,
-        truth_digest=truth_digest(truth),
-        pictures_digest=pictures_digest(contents),
-        categories=truth.categories,
-        skipped=(),
-        versions=library_versions(),
-    )
+    levels = tuple(LevelSpec(name=f"C{n}", channels=1, stride=1 << n) for n in (3, 4, 5))
+    spec = FeatureSpec(levels)
+    contents = contents_of(truth)
+    manifest = make_manifest(spec=spec, truth=truth, image_size=640, codec="fp16")
 
     open_or_create(root, manifest=manifest, truth=truth, contents=contents, fit=lambda c: c)
     plan = StorePlan.load(LocalFiles(root))

@@ -25,14 +25,10 @@ import numpy as np
 import torch
 import zarr
 from numpy.typing import NDArray
+from synthetic import contents_of, make_manifest
 
 from cachedet.store.layout import Layout, shard_key
-from cachedet.store.manifest import (
-    Manifest,
-    library_versions,
-    pictures_digest,
-    truth_digest,
-)
+from cachedet.store.manifest import library_versions
 from cachedet.store.plan import StorePlan
 from cachedet.store.reader import FeatureStore
 from cachedet.store.shards import check_crc32c, index_nbytes, parse_index, unpack_zstd
@@ -44,7 +40,6 @@ from cachedet.structures import (
     Features,
     FeatureSpec,
     LevelSpec,
-    Preprocessing,
     Truth,
 )
 
@@ -90,24 +85,8 @@ def build(root: Path, *, size: str, codec: str) -> None:
     ]
     spec = FeatureSpec(tuple(levels))
     truth = make_truth(pictures, height, width)
-    contents = np.arange(pictures, dtype=np.uint64)
-    manifest = Manifest(
-        spec=spec,
-        preprocessing=Preprocessing(mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic"),
-        backbone="generated",
-        weights="none",
-        weights_digest="0" * 64,
-        image_size=max(height, width),
-        views=("base",),
-        codec=codec,
-        block_size=16,
-        batch_size=8,
-        truth_digest=truth_digest(truth),
-        pictures_digest=pictures_digest(contents),
-        categories=truth.categories,
-        skipped=(),
-        versions=library_versions(),
-    )
+    contents = contents_of(truth)
+    manifest = make_manifest(spec=spec, truth=truth, image_size=max(height, width), codec=codec)
     rng = np.random.default_rng(0)
 
     def features(count: int) -> Features:

@@ -167,8 +167,11 @@ class FeatureStore:
         buckets = {self.blocks[number].bucket for number, _ in places}
         if len(buckets) != 1:
             raise ValueError(f"pictures of one read must share one bucket, got {sorted(buckets)}")
+        bucket = buckets.pop()
         if out is None:
-            out = self.make_buffers(next(iter(buckets)), len(keys), levels)
+            out = self.make_buffers(bucket, len(keys), levels)
+        elif out.bucket != bucket:
+            raise ValueError(f"the buffers are of bucket {out.bucket}, the pictures of {bucket}")
         wanted = self._known_levels(levels)
         self._read_chunks(
             [

@@ -104,6 +104,8 @@ def test_buffers_are_read_into_again(filled: Path) -> None:
         torch.testing.assert_close(second[level][0], store.read(3, "base")[level])
     with pytest.raises(ValueError, match="must share one bucket"):
         store.read_encoded([(0, "base"), (2, "base")])
+    with pytest.raises(ValueError, match="buffers are of bucket .*, the pictures of"):
+        store.read_encoded([(2, "base")], out=buffers)
 
 
 def test_other_storages_say_what_is_missing() -> None:
