@@ -87,6 +87,7 @@ class LeaseBook:
         try:
             content = self._path(block).read_bytes()
         except FileNotFoundError:
+            self._seen.pop(block, None)
             return Life.DEAD
         owner = Owner.parse(content.decode(errors="replace"))
         life = owner.life() if owner is not None else Life.UNKNOWN
@@ -119,6 +120,7 @@ class LeaseBook:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(self._content())
             self._held.add(block)
+            self._seen.pop(block, None)  # the next foreign lease is another, however alike
             return True
 
     def _path(self, block: str) -> Path:

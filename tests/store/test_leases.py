@@ -67,6 +67,24 @@ def test_another_machine_is_watched_with_our_own_clock(folder: Path) -> None:
     assert here.take("a")
 
 
+def test_patience_starts_anew_with_the_next_foreign_lease(folder: Path) -> None:
+    """Another machine's later lease reads like its first one, byte for byte."""
+    watch = Watch()
+    here = LeaseBook(folder, patience=60, watch=watch)
+    assert LeaseBook(folder, owner=ELSEWHERE).take("a")
+    assert not here.take("a")
+    watch.now += 61
+    assert here.take("a")
+    here.release("a")
+    assert LeaseBook(folder, owner=ELSEWHERE).take("a")
+    assert not here.take("a")
+    (folder / "leases" / "a.lease").unlink()  # it came back and was released
+    assert here.holder_life("a") is Life.DEAD
+    watch.now += 61
+    assert LeaseBook(folder, owner=ELSEWHERE).take("a")
+    assert not here.take("a")
+
+
 def test_a_renewal_shows_life(folder: Path) -> None:
     watch = Watch()
     elsewhere = LeaseBook(folder, owner=ELSEWHERE)
