@@ -8,18 +8,21 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 from typer.core import TyperGroup
 
 from cachedet.errors import CachedetError
+from cachedet.tables import (
+    console,
+    print_cost,
+    print_description,
+    print_faults,
+    print_scores,
+    print_waste,
+)
 from cachedet.version import __version__
-
-if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
-    from cachedet.store.verify import VerifyReport
 
 
 class _Commands(TyperGroup):
@@ -46,7 +49,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
@@ -157,10 +159,7 @@ def info(store: str, as_json: Json = False) -> None:
     if as_json:
         _print_json(description)
         return
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, value in description.items():
-        table.add_row(name.replace("_", " "), _readable(name, value))
-    console.print(table, highlight=False, markup=False)
+    print_description(description)
 
 
 @app.command()
@@ -183,23 +182,12 @@ def verify(
     if as_json:
         _print_json(report.to_json())
     else:
-        _print_faults(report)
+        print_faults(report)
         kind = "every byte" if deep else "records and lengths"
         good = report.planned - len(report.missing) - len(report.bad)
         print(f"{store}: {good} of {report.planned} blocks are good ({kind} checked)")
     if not report.is_good:
         raise typer.Exit(1)
-
-
-def _print_faults(report: VerifyReport) -> None:
-    for name in report.missing:
-        print(f"missing  {name}")
-    for block in report.bad:
-        print(f"bad      {block.name}: {block.path}: {block.reason}")
-    if report.missing or any(block.withdrawn for block in report.bad):
-        print("the same `cachedet extract` again writes these blocks, and no others")
-    if not all(block.withdrawn for block in report.bad):
-        print("the store is read-only here: the bad blocks could not be withdrawn")
 
 
 @app.command()
@@ -219,13 +207,7 @@ def prune(
     if as_json:
         _print_json(report.to_json())
         return
-    table = Table(title="would be freed" if dry_run else "freed")
-    table.add_column("kind")
-    for name in ("files", "MB"):
-        table.add_column(name, justify="right")
-    for waste in report.waste:
-        table.add_row(waste.kind, str(len(waste.paths)), f"{waste.nbytes / 1e6:.1f}")
-    console.print(table)
+    print_waste(report, dry_run=dry_run)
 
 
 @app.command("train-heads")
@@ -244,8 +226,11 @@ def train_heads(
     from cachedet.config import load_train_config
     from cachedet.train import train as run_train
 
+    settings = load_train_config(config, overrides or [])
+    if not as_json:
+        print(settings.schedule.describe_lr())
     report = run_train(
-        load_train_config(config, overrides or []),
+        settings,
         train_store=train,
         val_store=val,
         run=run,
@@ -260,6 +245,35 @@ def train_heads(
         f"{report.seconds:.0f} s ({report.seconds_per_epoch:.1f} s an epoch){best}",
         highlight=False,
     )
+
+
+@app.command()
+def model(
+    config: Annotated[Path, typer.Argument(help="A YAML file such as those in configs/.")],
+    features: Annotated[
+        str, typer.Option(help="Levels as NAME:CHANNELS:STRIDE; default: a ResNet-50's or -101's.")
+    ] = "C3:512:8,C4:1024:16,C5:2048:32",
+    num_classes: Annotated[int, typer.Option(min=1, help="Foreground classes.")] = 80,
+    image_size: Annotated[int, typer.Option(min=32, help="Side of a square picture.")] = 640,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="detector.neck.channels=64, repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Parameters and FLOPs of what a config trains, part by part; needs no store."""
+    from cachedet.config import load_train_config
+    from cachedet.model import measure_model, parse_features
+
+    cost = measure_model(
+        load_train_config(config, overrides or []).detector,
+        features=parse_features(features),
+        num_classes=num_classes,
+        image_size=image_size,
+    )
+    if as_json:
+        _print_json(cost.to_json())
+        return
+    print_cost(cost, title=config.name)
 
 
 @app.command("eval")
@@ -280,7 +294,7 @@ def evaluate(
     if as_json:
         _print_json(report.to_json())
         return
-    _print_scores(report.to_json())
+    print_scores(report.to_json())
     console.print(f"{report.results}\n{report.coco_file}", highlight=False)
 
 
@@ -321,51 +335,8 @@ def demo(
     if as_json:
         _print_json(report.to_json())
     else:
-        _print_scores(report.scores.to_json())
+        print_scores(report.scores.to_json())
         console.print(report.summary(), highlight=False)
-
-
-def _print_scores(scores: dict[str, Any]) -> None:
-    figures = Table(title="COCO figures")
-    columns = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
-    for name in columns:
-        figures.add_column(name.upper().replace("_", " "), justify="right")
-    figures.add_row(*(_figure(scores[name]) for name in columns))
-    classes = Table(title="per class")
-    classes.add_column("class")
-    for name in ("boxes", "AP", "AP50"):
-        classes.add_column(name, justify="right")
-    for score in scores["per_class"]:
-        classes.add_row(
-            score["name"], str(score["num_boxes"]), _figure(score["ap"]), _figure(score["ap50"])
-        )
-    console.print(figures)
-    console.print(classes)
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _readable(name: str, value: Any) -> str:
-    if name == "bytes":
-        return f"{value / 1e6:,.1f} MB"
-    if name == "bytes_per_picture_and_view":
-        return "-" if value is None else f"{value / 1e3:,.1f} kB"
-    if name == "quality":
-        return ", ".join(f"{level} {_quality(found)}" for level, found in value.items()) or "-"
-    if name == "levels":
-        return ", ".join(f"{v['name']} {v['channels']}x/{v['stride']}" for v in value)
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {count}" for key, count in value.items())
-    if name == "skipped":
-        return ", ".join(f"{file} ({reason})" for file, reason in value) or "none"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _quality(found: dict[str, float | None]) -> str:
-    noise = "lossless" if found["snr_db"] is None else f"{found['snr_db']:.1f} dB"
-    return f"{noise}, {found['saturation']:.1g} saturated" if found["saturation"] else noise
 
 
 def _plain(value: Any) -> Any:

@@ -6,28 +6,28 @@ below them takes explicit arguments. The defaults are PAPER section 2 (RetinaNet
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from cachedet.detector_config import (
+    Config,
+    Count,
+    DetectorConfig,
+    Fraction,
+    Positive,
+    RetinaNetConfig,
+)
 from cachedet.errors import ConfigError, nearest_names
 
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+C = TypeVar("C", bound=Config)
 
 
-class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-C = TypeVar("C", bound=_Config)
-
-
-class ExtractConfig(_Config):
+class ExtractConfig(Config):
     """Stage 1: which features of which pictures go into the store."""
 
     images: Path
@@ -48,43 +48,16 @@ class ExtractConfig(_Config):
     world_size: Count | None = None  # None: what torchrun or SLURM say, else one
 
 
-class AnchorConfig(_Config):
-    """PAPER 2.2: 9 anchors per cell, the smallest 4 strides wide."""
+class ScheduleConfig(Config):
+    """How the heads are optimised.
 
-    size_factor: Positive = 4.0  # side of the smallest square anchor, in strides of its level
-    scales_per_octave: Count = 3
-    aspect_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0)  # height / width
-    foreground_iou: Fraction = 0.5
-    background_iou: Fraction = 0.5
-
-
-class DetectorConfig(_Config):
-    """What is trained: neck and heads."""
-
-    kind: Literal["retinanet"] = "retinanet"
-    neck: Literal["fpn"] = "fpn"
-    levels: tuple[str, ...] | None = None  # backbone levels to use; None: all the store has
-    num_levels: Annotated[int, Field(ge=1, le=8)] = 5  # P3-P7
-    channels: Count = 256
-    num_convs: Annotated[int, Field(ge=0, le=16)] = 4  # depth of each head tower
-    norm: Literal["batch", "group", "none"] = "batch"
-    activation: Literal["relu", "silu"] = "relu"
-    anchors: AnchorConfig = AnchorConfig()
-    focal_alpha: Fraction = 0.25
-    focal_gamma: Annotated[float, Field(ge=0)] = 1.5
-    huber_delta: Positive = 0.1
-    box_weight: Positive = 50.0
-    score_threshold: Fraction = 0.05
-    pre_nms: Count = 5000
-    nms_iou: Fraction = 0.5
-    max_detections: Count = 100
-
-
-class ScheduleConfig(_Config):
-    """How the heads are optimised. `lr` belongs to `batch_size` pictures a step."""
+    `lr` belongs to steps of `reference_batch` pictures and is scaled linearly to `batch_size`
+    (arXiv 1706.02677); without `reference_batch` it is taken as it is.
+    """
 
     epochs: Count = 72
     batch_size: Count = 256
+    reference_batch: Count | None = None
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Positive = 0.32
     momentum: Fraction = 0.9
@@ -94,16 +67,31 @@ class ScheduleConfig(_Config):
     warmup_steps: Annotated[int, Field(ge=0)] = 500
     clip_norm: Annotated[float, Field(ge=0)] = 0.0  # 0: no gradient clipping
 
+    @property
+    def scaled_lr(self) -> float:
+        """The learning rate after the warm-up, for steps of `batch_size` pictures."""
+        return self.lr * self.batch_size / (self.reference_batch or self.batch_size)
 
-class TrainConfig(_Config):
+    def describe_lr(self) -> str:
+        """For a person: what the learning rate is and where it comes from."""
+        if self.reference_batch in (None, self.batch_size):
+            return f"learning rate {self.lr:g} for steps of {self.batch_size} pictures"
+        return (
+            f"learning rate {self.scaled_lr:g} for steps of {self.batch_size} pictures "
+            f"({self.lr:g} belongs to {self.reference_batch}, scaled linearly)"
+        )
+
+
+class TrainConfig(Config):
     """Stage 2: one run of `train-heads`."""
 
-    detector: DetectorConfig = DetectorConfig()
+    detector: DetectorConfig = RetinaNetConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     views: tuple[str, ...] | None = None  # None: all the store has; one is drawn per picture
     seed: int = 0
     eval_every: Annotated[int, Field(ge=0)] = 1  # epochs between validations; 0: only at the end
     device: str = "auto"
+    compile: bool = False  # torch.compile the neck and heads
     max_steps: Count | None = None  # stop early; the schedule keeps its full length
 
     @model_validator(mode="after")
@@ -113,7 +101,7 @@ class TrainConfig(_Config):
         return self
 
 
-class EvalConfig(_Config):
+class EvalConfig(Config):
     """Stage 3: how a run is scored."""
 
     weights: Literal["best", "last"] = "best"
@@ -181,19 +169,48 @@ def _validated(kind: type[C], values: dict[str, Any], *, where: str) -> C:
 
 
 def _describe(kind: type[BaseModel], problem: Any) -> str:
-    location = [str(part) for part in problem["loc"]]
+    location, section = _locate(kind, [str(part) for part in problem["loc"]])
     key = ".".join(location) or "config"
     if problem["type"] == "extra_forbidden":
-        known = _keys_at(kind, location[:-1])
+        known = list(section.model_fields) if section else []
         return f"unknown key {key!r}{nearest_names(location[-1], known)}; known: {', '.join(known)}"
+    if problem["type"] == "union_tag_invalid":
+        known = re.findall(r"'([^']+)'", problem["ctx"]["expected_tags"])
+        tag = problem["ctx"]["tag"]
+        return f"{key}.kind: expected {', '.join(known)}, got {tag!r}{nearest_names(tag, known)}"
+    if problem["type"] == "union_tag_not_found":
+        return f"{key}: expected a section with `kind:`, got {problem['input']!r}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     return f"{key}: {message}, got {problem['input']!r}"
 
 
-def _keys_at(kind: type[BaseModel], parents: Sequence[str]) -> list[str]:
-    for parent in parents:
-        annotation = kind.model_fields[parent].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, BaseModel)
-        kind = annotation
-    return list(kind.model_fields)
+def _locate(
+    kind: type[BaseModel], parts: Sequence[str]
+) -> tuple[list[str], type[BaseModel] | None]:
+    """The key as a user writes it, without pydantic's tags, and the section it stands in."""
+    key: list[str] = []
+    section: type[BaseModel] | None = kind
+    choices: dict[str, type[BaseModel]] = {}
+    for part in parts:
+        if choices:  # pydantic names the chosen kind between a section and its keys
+            section, choices = choices[part], {}
+            continue
+        key.append(part)
+        field = section.model_fields.get(part) if section else None
+        if field is None:
+            continue
+        kinds = _sections_in(field.annotation)
+        section = kinds[0] if len(kinds) == 1 else section
+        choices = {_tag_of(one): one for one in kinds} if len(kinds) > 1 else {}
+    return key, section
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _sections_in(part)]
+
+
+def _tag_of(section: type[BaseModel]) -> str:
+    tag: str = get_args(section.model_fields["kind"].annotation)[0]
+    return tag

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from cachedet.config import EvalConfig
-from cachedet.detector.build import build_detector, choose_levels
-from cachedet.detector.retinanet import RetinaNet
+from cachedet.detector.build import Detector, build_detector, choose_levels
 from cachedet.device import choose_device
 from cachedet.errors import CheckpointError
 from cachedet.evaluation.inference import detect_store
@@ -76,7 +75,7 @@ def evaluate(run: Path, *, store: Path | str, config: EvalConfig | None = None) 
     return report
 
 
-def load_detector(checkpoint: Checkpoint, *, device: torch.device) -> RetinaNet:
+def load_detector(checkpoint: Checkpoint, *, device: torch.device) -> Detector:
     """The trained detector of a checkpoint, in eval mode."""
     detector = build_detector(
         checkpoint.config.detector,

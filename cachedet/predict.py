@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.data.images import decode_picture, make_input
 from cachedet.data.views import VIEWS, make_geometry
-from cachedet.detector.retinanet import RetinaNet
+from cachedet.detector.build import Detector
 from cachedet.device import choose_device
 from cachedet.errors import BackboneError, InputError
 from cachedet.evaluate import load_detector
@@ -36,7 +36,7 @@ class PictureDetector:
     """Backbone and trained heads of one run, ready for pictures."""
 
     backbone: FrozenBackbone
-    detector: RetinaNet
+    detector: Detector
     manifest: Manifest
 
     @torch.no_grad()

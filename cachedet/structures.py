@@ -174,6 +174,7 @@ class Targets:
     """What one view of one picture should be detected as; crowd boxes are ignored by losses."""
 
     image_id: int
+    size_hw: SizeHW  # valid pixels of the view, without padding
     boxes: Tensor  # (M, 4) float32, pixels of the view
     labels: Tensor  # (M,) int64
     crowd: Tensor  # (M,) bool
@@ -181,6 +182,7 @@ class Targets:
     def to(self, device: torch.device) -> Targets:
         return Targets(
             image_id=self.image_id,
+            size_hw=self.size_hw,
             boxes=self.boxes.to(device),
             labels=self.labels.to(device),
             crowd=self.crowd.to(device),

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
-from cachedet.config import EvalConfig, ScheduleConfig, TrainConfig, dump_config
-from cachedet.detector.build import build_detector, choose_levels
-from cachedet.detector.retinanet import RetinaNet
+from cachedet.config import EvalConfig, TrainConfig, dump_config
+from cachedet.detector.build import Detector, choose_levels
 from cachedet.device import choose_device
-from cachedet.errors import CheckpointError, NonFiniteLossError
+from cachedet.errors import CheckpointError
 from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.metrics import CocoScores, score_detections
 from cachedet.evaluation.plots import plot_training
@@ -21,15 +19,11 @@ from cachedet.progress import StageProgress
 from cachedet.store.manifest import Manifest
 from cachedet.store.reader import FeatureStore
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from cachedet.training.loader import Batch, FeatureLoader
+from cachedet.training.loader import FeatureLoader
 from cachedet.training.metrics_log import MetricsLog
 from cachedet.training.run_folder import RunFolder
-from cachedet.training.schedule import LearningRate
+from cachedet.training.trainer import Trainer, make_trainer
 
-LOG_COLUMNS = (
-    "step", "epoch", "lr", "loss", "loss_class", "loss_box", "grad_norm", "seconds",
-    "val_ap", "val_ap50",
-)  # fmt: skip
 _LOG_EVERY = 20  # steps between rows of metrics.csv
 
 
@@ -44,64 +38,6 @@ class TrainReport:
     parameters: int
     best_ap: float | None  # None without a validation store
     losses: tuple[float, ...]  # of every step of this call
-
-
-@dataclass(kw_only=True, eq=False)
-class Trainer:
-    """Everything that changes while a run is trained."""
-
-    detector: RetinaNet
-    optimizer: torch.optim.Optimizer
-    learning_rate: LearningRate
-    batch_size: int  # pictures of a full step
-    clip_norm: float
-    device: torch.device
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    best_ap: float = -1.0
-
-    def take_step(self, batch: Batch) -> dict[str, float]:
-        """One optimiser step. Raises NonFiniteLossError before anything has moved."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate.at(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
-        batch = batch.to(self.device)
-        losses = self.detector(batch.features, batch.targets)
-        # A bucket's last batch may be small; every picture weighs the same all the same.
-        share = len(batch.targets) / self.batch_size
-        total = torch.stack(list(losses.values())).sum() * share
-        if bool(torch.isfinite(total)):
-            torch.autograd.backward(total)
-        norm = nn.utils.clip_grad_norm_(
-            self.detector.parameters(), self.clip_norm if self.clip_norm > 0 else float("inf")
-        )
-        if not bool(torch.isfinite(total) & torch.isfinite(norm)):
-            raise NonFiniteLossError(_describe_nonfinite(self.step, losses, norm, batch))
-        self.optimizer.step()
-        self.step += 1
-        values = {f"loss_{name}": loss.item() for name, loss in losses.items()}
-        return {"loss": sum(values.values()), **values, "grad_norm": norm.item()}
-
-    def checkpoint(self, config: TrainConfig, manifest: Manifest) -> Checkpoint:
-        return Checkpoint(
-            step=self.step,
-            epoch=self.epoch,
-            batch=self.batch,
-            best_ap=self.best_ap,
-            heads=self.detector.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            torch_rng=torch.get_rng_state(),
-            config=config,
-            manifest=manifest,
-        )
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        self.detector.load_state_dict(checkpoint.heads)
-        self.optimizer.load_state_dict(checkpoint.optimizer)
-        torch.set_rng_state(checkpoint.torch_rng)
-        self.step, self.epoch, self.batch = checkpoint.step, checkpoint.epoch, checkpoint.batch
-        self.best_ap = checkpoint.best_ap
 
 
 def train(
@@ -151,42 +87,6 @@ def train(
     )
 
 
-def make_trainer(config: TrainConfig, *, manifest: Manifest, total_steps: int) -> Trainer:
-    """The detector, its optimiser and schedule for features described by `manifest`."""
-    device = choose_device(config.device)
-    detector = build_detector(
-        config.detector, spec=manifest.spec, num_classes=len(manifest.categories)
-    ).to(device)
-    schedule = config.schedule
-    return Trainer(
-        detector=detector,
-        optimizer=_make_optimizer(detector, schedule),
-        learning_rate=LearningRate(
-            peak=schedule.lr,
-            total_steps=total_steps,
-            warmup_steps=min(schedule.warmup_steps, total_steps // 2),
-            kind=schedule.kind,
-            drops=schedule.drops,
-        ),
-        batch_size=schedule.batch_size,
-        clip_norm=schedule.clip_norm,
-        device=device,
-    )
-
-
-def _make_optimizer(detector: nn.Module, schedule: ScheduleConfig) -> torch.optim.Optimizer:
-    """Weight decay on kernels only: biases and norms are left free (PAPER 2.2)."""
-    kernels = [p for p in detector.parameters() if p.ndim > 1]
-    others = [p for p in detector.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": kernels, "weight_decay": schedule.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    if schedule.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=schedule.lr, betas=(schedule.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum)
-
-
 def _train_epochs(
     trainer: Trainer,
     loader: FeatureLoader,
@@ -198,7 +98,8 @@ def _train_epochs(
     """Train to the end; returns the loss of every step taken."""
     losses: list[float] = []
     total = trainer.learning_rate.total_steps
-    log = MetricsLog(folder.metrics, LOG_COLUMNS, keep_until_step=trainer.step)
+    columns = log_columns(trainer.detector)
+    log = MetricsLog(folder.metrics, columns, keep_until_step=trainer.step)
     with log, StageProgress("train", total=total, unit="steps", done=trainer.step) as progress:
         note = _validation_note(None, trainer.best_ap)
         while trainer.epoch < config.schedule.epochs:
@@ -219,6 +120,13 @@ def _train_epochs(
     if validation is None:
         save_checkpoint(folder.best, trainer.checkpoint(config, manifest))
     return losses
+
+
+def log_columns(detector: Detector) -> tuple[str, ...]:
+    """Of metrics.csv."""
+    losses = (f"loss_{name}" for name in detector.loss_names)
+    first = ("step", "epoch", "lr", "loss")
+    return (*first, *losses, "grad_norm", "seconds", "val_ap", "val_ap50")
 
 
 def _log_row(trainer: Trainer, row: dict[str, float]) -> dict[str, float | int]:
@@ -255,7 +163,7 @@ def _validate(
 
 
 def validate(
-    detector: RetinaNet, config: TrainConfig, store: FeatureStore, *, device: torch.device
+    detector: Detector, config: TrainConfig, store: FeatureStore, *, device: torch.device
 ) -> CocoScores:
     """COCO figures of the detector on every picture of `store`."""
     detections = detect_store(
@@ -287,6 +195,7 @@ def _start_or_continue(
         folder = RunFolder.create(folder.root)
         folder.config.write_text(dump_config(config), encoding="utf-8")
         folder.log(f"started; store fingerprint {manifest.fingerprint()}")
+        folder.log(config.schedule.describe_lr())
         return folder
     RunFolder.open(folder.root)
     checkpoint = load_checkpoint(folder.last)
@@ -329,20 +238,3 @@ def _open_complete(path: Path | str) -> FeatureStore:
 
 def _count_steps(loader: FeatureLoader, config: TrainConfig) -> int:
     return sum(len(loader.plan(epoch)) for epoch in range(config.schedule.epochs))
-
-
-def _describe_nonfinite(step: int, losses: dict[str, Tensor], norm: Tensor, batch: Batch) -> str:
-    bad_levels = [n for n, maps in batch.features.items() if not bool(torch.isfinite(maps).all())]
-    values = ", ".join(f"{name} {loss.item():g}" for name, loss in losses.items())
-    largest = {name: float(maps.abs().max()) for name, maps in batch.features.items()}
-    where = (
-        f"the features of {', '.join(bad_levels)} are not finite"
-        if bad_levels
-        else "all features are finite, largest: "
-        + ", ".join(f"{name} {value:.3g}" for name, value in largest.items())
-    )
-    return (
-        f"step {step}: loss or gradient is not finite (losses {values}; gradient norm "
-        f"{norm.item():g}) on image ids {batch.image_ids}; {where}. Nothing was updated; the last "
-        "checkpoint is whole. Lower schedule.lr, or set schedule.clip_norm"
-    )

@@ -28,18 +28,19 @@ def test_the_paper_is_the_default() -> None:
     """configs/retinanet_fpn.yaml spells out PAPER 2.2; drops are rounded shares of 72 epochs."""
     shipped, default = load_train_config(CONFIGS / "retinanet_fpn.yaml"), TrainConfig()
     assert shipped.detector == default.detector
-    exact = shipped.schedule.model_copy(update={"drops": default.schedule.drops})
+    same = {"drops": default.schedule.drops, "reference_batch": None}
+    exact = shipped.schedule.model_copy(update=same)
     assert exact == default.schedule
     assert shipped.schedule.drops == pytest.approx(default.schedule.drops, abs=1e-4)
 
 
 def test_the_demo_config_is_shipped() -> None:
-    assert demo_config().detector.channels == 64
+    assert demo_config().detector.neck.channels == 64
 
 
 def test_overrides(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
-    path.write_text("seed: 3\n")
+    path.write_text("seed: 3\ndetector: {kind: retinanet}\n")
     config = load_train_config(path, ["schedule.epochs=7", "detector.norm=group", "views=[base]"])
     assert (config.seed, config.schedule.epochs, config.views) == (3, 7, ("base",))
     assert config.detector.norm == "group"
@@ -49,17 +50,46 @@ def test_overrides(tmp_path: Path) -> None:
         load_train_config(path, ["seed.deep=1"])
 
 
+def test_the_learning_rate_follows_the_batch(tmp_path: Path) -> None:
+    path = CONFIGS / "cascade_rcnn_nasfpn.yaml"
+    schedule = load_train_config(path, ["schedule.batch_size=16"]).schedule
+    assert schedule.scaled_lr == pytest.approx(0.04)
+    assert schedule.describe_lr() == (
+        "learning rate 0.04 for steps of 16 pictures (0.16 belongs to 64, scaled linearly)"
+    )
+    plain = load_train_config(CONFIGS / "faster_rcnn_fpn_tiny.yaml", ["schedule.batch_size=8"])
+    assert plain.schedule.describe_lr() == "learning rate 0.0015 for steps of 8 pictures"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("schedule: {epoch: 3}", r"unknown key 'schedule.epoch'; nearest: 'epochs'"),
         ("detecter: {}", r"unknown key 'detecter'; nearest: 'detector'"),
         (
-            "detector: {anchors: {size: 3}}",
+            "detector: {kind: retinanet, anchors: {size: 3}}",
             r"key 'detector.anchors.size'; nearest: 'size_factor'",
         ),
         ("schedule: {epochs: 0}", r"schedule.epochs: .* greater than or equal to 1, got 0"),
-        ("detector: {norm: layer}", r"detector.norm: Input should be 'batch', 'group' or 'none'"),
+        (
+            "detector: {kind: retinanet, norm: layer}",
+            r"^[^:]*: detector.norm: Input should be 'batch', 'group' or 'none'",
+        ),
+        (
+            "detector: {kind: retina}",
+            r"detector.kind: expected retinanet, faster_rcnn, cascade_rcnn, got 'retina'; nearest",
+        ),
+        ("detector: {norm: batch}", r"detector: expected a section with `kind:`"),
+        (
+            "detector: {kind: faster_rcnn, neck: {kind: nasfpn, num_levels: 5}}",
+            r"unknown key 'detector.neck.num_levels'; .*known: kind, channels, repeats",
+        ),
+        (
+            "detector: {kind: faster_rcnn, rpn: {background_iou: 0.8}}",
+            "detector.rpn: background_iou must be at most foreground_iou, got 0.8 and 0.7",
+        ),
+        ("detector: {kind: cascade_rcnn, stage_ious: [0.5]}", "detector.stage_ious: .* at least 2"),
+        ("detector: {kind: cascade_rcnn, class_agnostic: true}", "unknown key 'detector.class_ag"),
         ("views: []", "views must name at least one view"),
         ("- 1", "expected `key: value` lines, got list"),
         ("{", "is not YAML"),

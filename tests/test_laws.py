@@ -12,9 +12,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cachedet"
 # Each room may import those before it; verbs come last.
 ORDER = (
-    "version", "errors", "structures", "progress", "config", "device",
+    "version", "errors", "structures", "progress", "detector_config", "config", "device",
     "data", "backbone", "store", "extraction", "detector", "training", "evaluation",
-    "train", "evaluate", "extract", "predict", "demo", "cli",
+    "train", "evaluate", "extract", "predict", "model", "demo", "tables", "cli",
 )  # fmt: skip
 
 
@@ -68,7 +68,13 @@ def test_no_cycles_inside_a_room() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["cachedet.train", "cachedet.evaluate", "cachedet.store.reader", "cachedet.store.verify"],
+    [
+        "cachedet.train",
+        "cachedet.evaluate",
+        "cachedet.model",
+        "cachedet.store.reader",
+        "cachedet.store.verify",
+    ],
 )
 def test_training_and_scoring_need_no_backbone(module: str) -> None:
     """Law L1, on a machine where timm and the pictures' decoder cannot be imported at all."""

@@ -95,6 +95,7 @@ def make_targets(truth: Truth, row: int, geometry: Geometry) -> Targets:
     kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     return Targets(
         image_id=int(truth.image_ids[row]),
+        size_hw=geometry.resized_hw,
         boxes=boxes[kept],
         labels=torch.from_numpy(truth.labels[where])[kept],
         crowd=torch.from_numpy(truth.crowd[where])[kept],

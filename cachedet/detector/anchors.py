@@ -1,6 +1,6 @@
-"""Anchors and the truth they are matched to.
+"""Anchors: the boxes a dense head starts from.
 
-Letters: L levels, A anchors per cell, h w cells of a level, T anchors of all levels, M gt boxes.
+Letters: L levels, A anchors per cell, h w cells of a level, T anchors of all levels.
 """
 
 from __future__ import annotations
@@ -9,14 +9,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
-from cachedet.detector.boxes import covered_fraction
 from cachedet.structures import Features
 
-BACKGROUND = -1
-IGNORED = -2
-_CROWD_COVER = 0.5  # an anchor this much inside a crowd region teaches nothing
 _CACHED_SHAPES = 64  # a store has few buckets, so few combinations of map shapes occur
 
 
@@ -74,44 +69,3 @@ class AnchorGenerator:
         half_hw = self._shapes_hw * stride / 2
         corners = torch.stack([-half_hw[:, 1], -half_hw[:, 0], half_hw[:, 1], half_hw[:, 0]], -1)
         return (centers[:, :, None] + corners).reshape(-1, 4)
-
-
-def match_anchors(
-    anchors: Tensor,
-    gt_boxes: Tensor,
-    *,
-    foreground_iou: float = 0.5,
-    background_iou: float = 0.5,
-) -> Tensor:
-    """Which gt box each anchor shall learn (PAPER 2.2).
-
-    An anchor takes the box it overlaps most if the IoU is at least `foreground_iou`; below
-    `background_iou` it is BACKGROUND, between the two IGNORED. The best anchors of every box are
-    forced to it, so that no box goes untaught.
-
-    Args:
-        anchors: (T, 4).
-        gt_boxes: (M, 4), may be empty.
-        foreground_iou: least IoU of a positive.
-        background_iou: IoU below which an anchor is background; at most `foreground_iou`.
-
-    Returns:
-        (T,) int64 index into gt_boxes, BACKGROUND or IGNORED.
-    """
-    if len(gt_boxes) == 0:
-        return anchors.new_full((len(anchors),), BACKGROUND, dtype=torch.int64)
-    iou = box_iou(gt_boxes, anchors)  # (M, T)
-    best_iou, matched = iou.max(dim=0)
-    matched = torch.where(best_iou < foreground_iou, IGNORED, matched)
-    matched = torch.where(best_iou < background_iou, BACKGROUND, matched)
-    is_best_of_box = (iou == iou.amax(dim=1, keepdim=True)) & (iou > 0)
-    forced_iou, forcing_box = torch.where(is_best_of_box, iou, 0.0).max(dim=0)
-    return torch.where(forced_iou > 0, forcing_box, matched)
-
-
-def ignore_crowd(matched: Tensor, anchors: Tensor, crowd_boxes: Tensor) -> Tensor:
-    """Background anchors that lie in a crowd region become IGNORED: (T,) -> (T,)."""
-    if len(crowd_boxes) == 0:
-        return matched
-    covered = covered_fraction(anchors, crowd_boxes).amax(dim=1) >= _CROWD_COVER
-    return torch.where((matched == BACKGROUND) & covered, IGNORED, matched)

@@ -7,6 +7,7 @@ log ratio of the sides (R-CNN, arXiv 1311.2524, appendix C).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from cachedet.structures import SizeHW
 
 # exp(dw) may grow a 16 px anchor to a 1000 px box at most, so that no side overflows.
 MAX_LOG_RATIO = math.log(1000.0 / 16.0)
+_LEAST_AREA = 1e-6  # square pixels; keeps boxes without area from dividing by zero
 
 
 def encode_deltas(boxes: Tensor, anchors: Tensor) -> Tensor:
@@ -40,13 +42,36 @@ def clip_boxes(boxes: Tensor, size_hw: SizeHW) -> Tensor:
     return boxes.clamp(min=0).minimum(limits)
 
 
+def clip_to_sizes(boxes: Tensor, sizes_hw: Sequence[SizeHW]) -> Tensor:
+    """(N, R, 4) boxes of N pictures, each cut at the edges of its own picture."""
+    limits = boxes.new_tensor([[width, height, width, height] for height, width in sizes_hw])
+    return boxes.clamp(min=0).minimum(limits[:, None])
+
+
+def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """(..., M, 4) and (..., R, 4) boxes -> (..., M, R) intersection over union; 0 without area."""
+    overlap = _overlaps(boxes, others)
+    union = box_areas(boxes)[..., :, None] + box_areas(others)[..., None, :] - overlap
+    return overlap / union.clamp(min=_LEAST_AREA)
+
+
 def covered_fraction(boxes: Tensor, regions: Tensor) -> Tensor:
-    """(M, 4) boxes, (R, 4) regions -> (M, R) share of each box's area that a region covers."""
-    top_left = torch.maximum(boxes[:, None, :2], regions[None, :, :2])
-    bottom_right = torch.minimum(boxes[:, None, 2:], regions[None, :, 2:])
-    overlap = (bottom_right - top_left).clamp(min=0).prod(dim=-1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=-1)
-    return overlap / areas[:, None].clamp(min=1e-6)
+    """(..., M, 4) boxes, (..., R, 4) regions -> (..., M, R) share of each box in a region."""
+    return _overlaps(boxes, regions) / box_areas(boxes)[..., :, None].clamp(min=_LEAST_AREA)
+
+
+def box_areas(boxes: Tensor) -> Tensor:
+    """(..., 4) -> (...) square pixels."""
+    return (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
+
+
+def _overlaps(boxes: Tensor, others: Tensor) -> Tensor:
+    """(..., M, 4), (..., R, 4) -> (..., M, R) square pixels, side by side in x and in y."""
+    x1, y1, x2, y2 = boxes[..., :, None, :].unbind(-1)
+    other_x1, other_y1, other_x2, other_y2 = others[..., None, :, :].unbind(-1)
+    width = torch.minimum(x2, other_x2).sub_(torch.maximum(x1, other_x1)).clamp_(min=0)
+    height = torch.minimum(y2, other_y2).sub_(torch.maximum(y1, other_y1)).clamp_(min=0)
+    return width.mul_(height)
 
 
 def _centers_and_sizes(boxes: Tensor) -> tuple[Tensor, Tensor]:

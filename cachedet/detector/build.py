@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
-from cachedet.config import DetectorConfig
+from typing import assert_never
+
+from torch import nn
+
+from cachedet.detector.adapters import Adapters
 from cachedet.detector.anchors import AnchorGenerator
-from cachedet.detector.necks import FPN
+from cachedet.detector.fpn import FPN
+from cachedet.detector.nasfpn import NASFPN
+from cachedet.detector.rcnn import RCNN, paper_stages
 from cachedet.detector.retinanet import RetinaNet, RetinaNetHead
+from cachedet.detector.roi_align import PyramidRoIAlign
+from cachedet.detector.roi_head import RoIHead
+from cachedet.detector.rpn import RPN, ProposalCounts, RPNHead
+from cachedet.detector.selection import Selection
+from cachedet.detector.simple_pyramid import SimplePyramid
+from cachedet.detector_config import (
+    BottleneckAdapterConfig,
+    CascadeRCNNConfig,
+    DetectorConfig,
+    FasterRCNNConfig,
+    FPNConfig,
+    NASFPNConfig,
+    RetinaNetConfig,
+    SelectionConfig,
+    SimplePyramidConfig,
+)
 from cachedet.errors import ConfigError
 from cachedet.structures import FeatureSpec
+
+Detector = RetinaNet | RCNN
+Neck = FPN | NASFPN | SimplePyramid
 
 
 def choose_levels(config: DetectorConfig, spec: FeatureSpec) -> FeatureSpec:
@@ -23,39 +48,178 @@ def choose_levels(config: DetectorConfig, spec: FeatureSpec) -> FeatureSpec:
     return FeatureSpec(tuple(level for level in spec if level.name in config.levels))
 
 
-def build_detector(config: DetectorConfig, *, spec: FeatureSpec, num_classes: int) -> RetinaNet:
-    """Make the detector for features of `spec` and `num_classes` foreground classes."""
-    neck = FPN(
+def build_detector(config: DetectorConfig, *, spec: FeatureSpec, num_classes: int) -> Detector:
+    """Make the detector for features of `spec` and `num_classes` foreground classes.
+
+    Raises ConfigError where the neck cannot work on the levels there are.
+    """
+    if isinstance(config, RetinaNetConfig):
+        return _build_retinanet(config, spec=spec, num_classes=num_classes)
+    return _build_rcnn(config, spec=spec, num_classes=num_classes)
+
+
+def build_neck(config: DetectorConfig, spec: FeatureSpec) -> Neck:
+    """The neck alone, for the levels that the detector uses. Raises ConfigError."""
+    levels = choose_levels(config, spec)
+    neck = config.neck
+    try:
+        match neck:
+            case FPNConfig():
+                return FPN(
+                    levels,
+                    channels=neck.channels,
+                    num_levels=neck.num_levels,
+                    norm=config.norm,
+                    activation=config.activation,
+                    separable=neck.separable,
+                )
+            case NASFPNConfig():
+                return NASFPN(
+                    levels,
+                    channels=neck.channels,
+                    repeats=neck.repeats,
+                    norm=config.norm,
+                    activation=config.activation,
+                    separable=neck.separable,
+                )
+            case SimplePyramidConfig():
+                return SimplePyramid(
+                    levels,
+                    channels=neck.channels,
+                    num_levels=neck.num_levels,
+                    norm=config.norm,
+                )
+            case _:
+                assert_never(neck)
+    except ValueError as error:
+        raise ConfigError(f"detector.neck {neck.kind!r}: {error}") from error
+
+
+def build_adapters(config: DetectorConfig, spec: FeatureSpec) -> nn.Module:
+    """What stands between the cached levels and the neck."""
+    adapters = config.adapters
+    if adapters is None:
+        return nn.Identity()
+    return Adapters(
         choose_levels(config, spec),
-        channels=config.channels,
-        num_levels=config.num_levels,
+        kind=adapters.kind,
+        ratio=adapters.ratio if isinstance(adapters, BottleneckAdapterConfig) else 1.0,
         norm=config.norm,
+        activation=config.activation,
     )
+
+
+def _build_retinanet(config: RetinaNetConfig, *, spec: FeatureSpec, num_classes: int) -> RetinaNet:
+    neck = build_neck(config, spec)
     anchors = AnchorGenerator(
-        strides=tuple(level.stride for level in neck.spec),
+        strides=[level.stride for level in neck.spec],
         size_factor=config.anchors.size_factor,
         scales_per_octave=config.anchors.scales_per_octave,
         aspect_ratios=config.anchors.aspect_ratios,
     )
     head = RetinaNetHead(
-        channels=config.channels,
+        in_channels=config.neck.channels,
+        channels=config.channels or config.neck.channels,
         num_levels=len(neck.spec),
         num_anchors=anchors.num_anchors,
         num_classes=num_classes,
         num_convs=config.num_convs,
         norm=config.norm,
         activation=config.activation,
+        separable=config.separable,
+        norm_per_level=config.norm_per_level,
     )
     return RetinaNet(
+        adapters=build_adapters(config, spec),
         neck=neck,
         head=head,
         anchors=anchors,
+        selection=_make_selection(config.selection),
         foreground_iou=config.anchors.foreground_iou,
         background_iou=config.anchors.background_iou,
         focal_alpha=config.focal_alpha,
         focal_gamma=config.focal_gamma,
         huber_delta=config.huber_delta,
         box_weight=config.box_weight,
+    )
+
+
+def _build_rcnn(
+    config: FasterRCNNConfig | CascadeRCNNConfig, *, spec: FeatureSpec, num_classes: int
+) -> RCNN:
+    neck = build_neck(config, spec)
+    if isinstance(config, CascadeRCNNConfig):
+        ious, class_agnostic = config.stage_ious, True
+    else:
+        ious, class_agnostic = (config.foreground_iou,), config.class_agnostic
+    roi_head = config.roi_head
+    heads = [
+        RoIHead(
+            in_channels=config.neck.channels,
+            resolution=roi_head.resolution,
+            num_classes=num_classes,
+            class_agnostic=class_agnostic,
+            num_convs=roi_head.num_convs,
+            conv_channels=roi_head.conv_channels,
+            num_fcs=roi_head.num_fcs,
+            fc_channels=roi_head.fc_channels,
+            norm=config.norm,
+            activation=config.activation,
+            separable=roi_head.separable,
+        )
+        for _ in ious
+    ]
+    return RCNN(
+        adapters=build_adapters(config, spec),
+        neck=neck,
+        rpn=_build_rpn(config, neck.spec),
+        roi_align=PyramidRoIAlign(
+            strides=[level.stride for level in neck.spec], resolution=roi_head.resolution
+        ),
+        heads=heads,
+        stages=paper_stages(ious),
+        selection=_make_selection(config.selection),
+        samples=roi_head.samples,
+        positive_fraction=roi_head.positive_fraction,
+        huber_delta=roi_head.huber_delta,
+    )
+
+
+def _build_rpn(config: FasterRCNNConfig | CascadeRCNNConfig, pyramid: FeatureSpec) -> RPN:
+    rpn = config.rpn
+    anchors = AnchorGenerator(
+        strides=[level.stride for level in pyramid],
+        size_factor=rpn.size_factor,
+        scales_per_octave=rpn.scales_per_octave,
+        aspect_ratios=rpn.aspect_ratios,
+    )
+    head = RPNHead(
+        in_channels=config.neck.channels,
+        channels=rpn.channels or config.neck.channels,
+        num_levels=len(pyramid),
+        num_anchors=anchors.num_anchors,
+        num_convs=rpn.num_convs,
+        norm=config.norm,
+        activation=config.activation,
+        separable=rpn.separable,
+    )
+    return RPN(
+        head=head,
+        anchors=anchors,
+        foreground_iou=rpn.foreground_iou,
+        background_iou=rpn.background_iou,
+        samples=rpn.samples,
+        positive_fraction=rpn.positive_fraction,
+        class_weight=rpn.class_weight,
+        huber_delta=rpn.huber_delta,
+        nms_iou=rpn.nms_iou,
+        train_counts=ProposalCounts(pre_nms=rpn.train_pre_nms, post_nms=rpn.train_post_nms),
+        test_counts=ProposalCounts(pre_nms=rpn.test_pre_nms, post_nms=rpn.test_post_nms),
+    )
+
+
+def _make_selection(config: SelectionConfig) -> Selection:
+    return Selection(
         score_threshold=config.score_threshold,
         pre_nms=config.pre_nms,
         nms_iou=config.nms_iou,

@@ -18,12 +18,13 @@ _LEAST_GROUP = 4  # channels; a group of one would be flattened on maps of a sin
 class BatchNorm(nn.BatchNorm2d):
     """BatchNorm that also takes a lone picture whose coarsest map is a single cell.
 
-    One value per channel has no variance; it is then normalised by the running statistics.
+    One value per channel has no variance, and no value at all (no RoI was sampled) no mean either;
+    the running statistics are then used and stay as they are.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
         """(N, C, h, w) -> the same shape."""
-        if self.training and maps.numel() == maps.shape[1]:
+        if self.training and maps.numel() <= maps.shape[1]:
             return F.batch_norm(
                 maps, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )

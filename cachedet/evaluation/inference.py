@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from cachedet.detector.retinanet import RetinaNet
+from cachedet.detector.build import Detector
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Detections
 from cachedet.training.loader import FeatureLoader
@@ -17,7 +17,7 @@ EVAL_VIEW = "base"
 
 @torch.no_grad()
 def detect_store(
-    detector: RetinaNet,
+    detector: Detector,
     store: FeatureStore,
     *,
     levels: Sequence[str],

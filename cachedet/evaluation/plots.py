@@ -77,11 +77,15 @@ def contact_sheet(rows: Sequence[SheetRow], path: Path, *, pairs_per_line: int =
 def plot_training(metrics: Path, path: Path) -> None:
     """Loss and learning rate over steps, and validation AP, from metrics.csv."""
     with metrics.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    parts = [name for name in reader.fieldnames or () if name.startswith("loss_")]
     figure = Figure(figsize=(8, 6), layout="constrained")
     losses, scores = figure.subplots(2, 1, sharex=True)
-    for column, name in (("loss", "total"), ("loss_class", "class"), ("loss_box", "box")):
-        losses.plot(*_series(rows, column), label=name, linewidth=1.4)
+    for column in ("loss", *parts):
+        name = column.removeprefix("loss_").replace("_", " ").replace("rpn", "RPN")
+        label = "total" if column == "loss" else name
+        losses.plot(*_series(rows, column), label=label, linewidth=1.4)
     losses.set_ylabel("training loss")
     losses.set_yscale("log")
     for column, name in (("val_ap", "AP"), ("val_ap50", "AP50")):

@@ -28,17 +28,20 @@ class Batch:
 
     features: Features  # (n, C, h, w) per level
     targets: list[Targets]
-    sizes_hw: list[SizeHW]  # valid pixels of each view, without padding
 
     @property
     def image_ids(self) -> list[int]:
         return [targets.image_id for targets in self.targets]
 
+    @property
+    def sizes_hw(self) -> list[SizeHW]:
+        """Valid pixels of each view, without padding."""
+        return [targets.size_hw for targets in self.targets]
+
     def to(self, device: torch.device) -> Batch:
         return Batch(
             features={name: maps.to(device) for name, maps in self.features.items()},
             targets=[targets.to(device) for targets in self.targets],
-            sizes_hw=self.sizes_hw,
         )
 
 
@@ -125,7 +128,6 @@ def read_batch(
     return Batch(
         features=store.read_batch(keys, levels, device=device),
         targets=[store.targets(row, view) for row, view in keys],
-        sizes_hw=[store.geometry(row, view).resized_hw for row, view in keys],
     )
 
 

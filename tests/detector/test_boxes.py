@@ -7,13 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.models.detection._utils import BoxCoder
+from torchvision.ops import box_iou
 
 from cachedet.detector.boxes import (
     MAX_LOG_RATIO,
     apply_deltas,
     clip_boxes,
+    clip_to_sizes,
     covered_fraction,
     encode_deltas,
+    pairwise_iou,
 )
 
 
@@ -67,3 +70,18 @@ def test_clip_and_cover_by_hand() -> None:
         torch.tensor([[5.0, 0.0, 100.0, 100.0], [20.0, 20.0, 30.0, 30.0]]),
     )
     torch.testing.assert_close(covered, torch.tensor([[0.5, 0.0]]))
+
+
+def test_iou_equals_torchvision_and_takes_batches() -> None:
+    boxes, others = random_boxes(12), random_boxes(20)
+    torch.testing.assert_close(pairwise_iou(boxes, others), box_iou(boxes, others))
+    batched = pairwise_iou(boxes.view(3, 4, 4), others[None])
+    torch.testing.assert_close(batched, box_iou(boxes, others).view(3, 4, 20))
+    nothing = torch.zeros(1, 4, dtype=torch.float64)
+    assert pairwise_iou(nothing, nothing).tolist() == [[0.0]]
+
+
+def test_each_picture_clips_its_own_boxes() -> None:
+    boxes = torch.tensor([[-5.0, 2.0, 30.0, 50.0]]).expand(2, 1, 4)
+    clipped = clip_to_sizes(boxes, [(40, 20), (10, 100)])
+    assert clipped.tolist() == [[[0.0, 2.0, 20.0, 40.0]], [[0.0, 2.0, 30.0, 10.0]]]

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from torchvision.ops import box_iou
 
-from cachedet.config import DetectorConfig
-from cachedet.detector.anchors import BACKGROUND, IGNORED, ignore_crowd, match_anchors
 from cachedet.detector.boxes import apply_deltas, encode_deltas
 from cachedet.detector.build import build_detector
+from cachedet.detector.matching import BACKGROUND, IGNORED, match_boxes, pad_truth
 from cachedet.detector.retinanet import RetinaNet
+from cachedet.detector_config import RetinaNetConfig
 from cachedet.errors import ConfigError
 from cachedet.structures import Features, FeatureSpec, LevelSpec, Targets
 
@@ -23,11 +25,19 @@ GOLDEN = Path(__file__).with_name("golden_losses.json")
 
 
 def make_detector(**changes: object) -> RetinaNet:
-    config = DetectorConfig.model_validate(
-        {"channels": 16, "num_convs": 1, "num_levels": 3} | changes
+    config = RetinaNetConfig.model_validate(
+        {"neck": {"kind": "fpn", "channels": 16, "num_levels": 3}, "num_convs": 1} | changes
     )
     torch.manual_seed(3)
-    return build_detector(config, spec=SPEC, num_classes=3)
+    detector = build_detector(config, spec=SPEC, num_classes=3)
+    assert isinstance(detector, RetinaNet)
+    return detector
+
+
+def matched_of(anchors: Tensor, targets: list[Targets]) -> Tensor:
+    return match_boxes(
+        anchors, pad_truth(targets), foreground_iou=0.5, background_iou=0.5, force_best=True
+    )
 
 
 def make_batch() -> tuple[Features, list[Targets]]:
@@ -41,12 +51,14 @@ def make_batch() -> tuple[Features, list[Targets]]:
     targets = [
         Targets(
             image_id=1,
+            size_hw=(64, 96),
             boxes=torch.tensor([[4.0, 4.0, 40.0, 44.0], [50.0, 10.0, 90.0, 60.0], [0, 0, 30, 30]]),
             labels=torch.tensor([2, 0, 1]),
             crowd=torch.tensor([False, False, True]),
         ),
         Targets(
             image_id=2,
+            size_hw=(64, 96),
             boxes=torch.zeros(0, 4),
             labels=torch.zeros(0, dtype=torch.int64),
             crowd=torch.zeros(0, dtype=torch.bool),
@@ -65,12 +77,12 @@ def test_losses_against_plain_loops_in_float64() -> None:
     logits = (logits + torch.randn_like(logits)).detach()  # spread the scores
     deltas = deltas.detach()
     anchors = detector.anchors(pyramid).double()
+    double_targets = [dataclasses.replace(t, boxes=t.boxes.double()) for t in targets]
+    matched = matched_of(anchors, double_targets)
     class_sum, box_sum, positives = 0.0, 0.0, 0
     for n, target in enumerate(targets):
-        boxes, labels = target.boxes[~target.crowd].double(), target.labels[~target.crowd]
-        matched = match_anchors(anchors, boxes)
-        matched = ignore_crowd(matched, anchors, target.boxes[target.crowd].double())
-        for t, match in enumerate(matched.tolist()):
+        boxes, labels = target.boxes.double(), target.labels
+        for t, match in enumerate(matched[n].tolist()):
             if match == IGNORED:
                 continue
             for k in range(3):
@@ -86,20 +98,16 @@ def test_losses_against_plain_loops_in_float64() -> None:
                 for error in (deltas[n, t] - wanted).abs().tolist():
                     small = 0.5 * error**2 if error <= 0.1 else 0.1 * (error - 0.05)
                     box_sum += 50.0 * small / 4
-    matched = torch.stack([detector._match(anchors, target) for target in targets])
-    double_targets = [
-        Targets(image_id=t.image_id, boxes=t.boxes.double(), labels=t.labels, crowd=t.crowd)
-        for t in targets
-    ]
+    truth = pad_truth(double_targets)
     assert positives > 4
     assert int((matched >= 0).sum()) == positives
     assert BACKGROUND in matched
     assert IGNORED in matched
     torch.testing.assert_close(
-        detector._class_loss(logits, matched, double_targets).item(), class_sum, rtol=1e-6, atol=0
+        detector._class_loss(logits, matched, truth).item(), class_sum, rtol=1e-6, atol=0
     )
     torch.testing.assert_close(
-        detector._box_loss(deltas, anchors, matched, double_targets).item(),
+        detector._box_loss(deltas, anchors, matched, truth).item(),
         box_sum,
         rtol=1e-6,
         atol=0,
@@ -152,15 +160,15 @@ def test_crowd_teaches_nothing_at_its_background() -> None:
     detector = make_detector(norm="group")
     features, targets = make_batch()
     anchors = detector.anchors(detector.neck(features))
-    matched = torch.stack([detector._match(anchors, target) for target in targets])
+    matched, truth = matched_of(anchors, targets), pad_truth(targets)
     logits = torch.zeros(2, len(anchors), 3)
-    before = detector._class_loss(logits, matched, targets)
+    before = detector._class_loss(logits, matched, truth)
     logits[matched == IGNORED] = 9.0
-    assert torch.equal(detector._class_loss(logits, matched, targets), before)
+    assert torch.equal(detector._class_loss(logits, matched, truth), before)
 
 
 def test_detections_against_brute_force() -> None:
-    detector = make_detector(nms_iou=0.5, score_threshold=0.05, max_detections=20).eval()
+    detector = make_detector(selection={"max_detections": 20}).eval()
     torch.nn.init.normal_(detector.head.class_logits.weight, std=0.6)
     torch.nn.init.normal_(detector.head.box_deltas.weight, std=0.2)
     features, _ = make_batch()
@@ -193,10 +201,10 @@ def test_no_detections() -> None:
 
 
 def test_a_level_the_store_lacks() -> None:
-    config = DetectorConfig(levels=("C5",))
+    config = RetinaNetConfig(levels=("C5",))
     with pytest.raises(ConfigError, match="asks for 'C5', the store holds C3, C4"):
         build_detector(config, spec=SPEC, num_classes=1)
     detector = build_detector(
-        DetectorConfig(levels=("C4",), channels=16, num_convs=0), spec=SPEC, num_classes=1
+        RetinaNetConfig(levels=("C4",), num_convs=0), spec=SPEC, num_classes=1
     )
     assert detector.neck.in_names == ("C4",)

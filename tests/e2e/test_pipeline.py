@@ -37,7 +37,12 @@ from cachedet.training.loader import FeatureLoader
 
 CONFIG = TrainConfig.model_validate(
     {
-        "detector": {"channels": 16, "num_convs": 1, "score_threshold": 0.005},
+        "detector": {
+            "kind": "retinanet",
+            "neck": {"kind": "fpn", "channels": 16},
+            "num_convs": 1,
+            "selection": {"score_threshold": 0.005},
+        },
         "schedule": {
             "epochs": 3,
             "batch_size": 3,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import FeaturePyramidNetwork
 
-from cachedet.detector.necks import FPN
+from cachedet.detector.fpn import FPN
 from cachedet.structures import FeatureSpec, LevelSpec
 
 SPEC = FeatureSpec(

@@ -1,18 +1,19 @@
-"""Necks: from a backbone's C levels to the P levels the heads work on.
+"""The feature pyramid network: from a backbone's C levels to the P levels the heads work on.
 
 Letters: N pictures, C channels, h w feature cells.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cachedet.detector.norms import NormName, make_norm
-from cachedet.structures import Features, FeatureSpec, LevelSpec
+from cachedet.detector.convs import make_conv
+from cachedet.detector.norms import ACTIVATIONS, ActivationName, NormName, make_norm
+from cachedet.detector.pyramid import continued_strides, pyramid_spec
+from cachedet.structures import Features, FeatureSpec
 
 
 class FPN(nn.Module):
@@ -27,6 +28,8 @@ class FPN(nn.Module):
         channels: of every level that goes out.
         num_levels: that go out; the finest has the finest input's stride.
         norm: "batch", "group" or "none".
+        activation: in front of the second and later coarser levels.
+        separable: 3x3 convolutions, see `make_conv`.
 
     Attributes:
         spec: levels that go out.
@@ -39,6 +42,8 @@ class FPN(nn.Module):
         channels: int = 256,
         num_levels: int = 5,
         norm: NormName = "batch",
+        activation: ActivationName = "relu",
+        separable: bool = False,
     ) -> None:
         super().__init__()
         if num_levels < len(spec):
@@ -46,21 +51,24 @@ class FPN(nn.Module):
                 f"num_levels must be at least the {len(spec)} levels that come in, got {num_levels}"
             )
         self.in_names = spec.names
-        self.spec = _pyramid_spec(spec, channels=channels, num_levels=num_levels)
+        self.spec = pyramid_spec(continued_strides(spec, num_levels=num_levels), channels=channels)
         self.laterals = nn.ModuleList(nn.Conv2d(level.channels, channels, 1) for level in spec)
-        self.outputs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in spec)
+        self.outputs = nn.ModuleList(
+            make_conv(channels, channels, separable=separable) for _ in spec
+        )
         self.extras = nn.ModuleList(
-            nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+            make_conv(channels, channels, stride=2, separable=separable)
             for _ in range(num_levels - len(spec))
         )
         self.norms = nn.ModuleList(make_norm(norm, channels) for _ in range(num_levels))
+        self.activation = ACTIVATIONS[activation]()
 
     def forward(self, features: Features) -> Features:
         """Maps of the in-levels (N, C_level, h, w) -> maps of the out-levels (N, C, h, w)."""
         merged = self._merge([features[name] for name in self.in_names])
         maps = [conv(level) for conv, level in zip(self.outputs, merged, strict=True)]
         for place, conv in enumerate(self.extras):
-            maps.append(conv(F.relu(maps[-1]) if place > 0 else maps[-1]))
+            maps.append(conv(self.activation(maps[-1]) if place > 0 else maps[-1]))
         normed = [norm(level) for norm, level in zip(self.norms, maps, strict=True)]
         return dict(zip(self.spec.names, normed, strict=True))
 
@@ -70,16 +78,3 @@ class FPN(nn.Module):
             size = merged[fine].shape[-2:]
             merged[fine] = merged[fine] + F.interpolate(merged[fine + 1], size=size, mode="nearest")
         return merged
-
-
-def _pyramid_spec(spec: FeatureSpec, *, channels: int, num_levels: int) -> FeatureSpec:
-    strides = [level.stride for level in spec]
-    while len(strides) < num_levels:
-        strides.append(strides[-1] * 2)
-    first = round(math.log2(strides[0]))
-    return FeatureSpec(
-        tuple(
-            LevelSpec(name=f"P{first + place}", channels=channels, stride=stride)
-            for place, stride in enumerate(strides)
-        )
-    )

@@ -1,0 +1,90 @@
+"""Adapters: one small residual module on each cached level, in front of the neck.
+
+The residual adapters of PAPER 1.8 (Rebuffi et al., arXiv 1705.08045) sit inside the backbone
+between its layers: they change the features themselves, which then cannot be cached. Ours sit
+behind the frozen backbone, so they adapt what is cached and cost no pass through the backbone.
+
+Letters: N pictures, C channels, h w feature cells.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from cachedet.detector.convs import make_conv
+from cachedet.detector.norms import ACTIVATIONS, ActivationName, NormName, make_norm
+from cachedet.structures import Features, FeatureSpec
+
+AdapterKind = Literal["pointwise", "bottleneck"]
+
+_CHANNEL_STEP = 8  # hidden widths are multiples of it, for tensor cores and GroupNorm
+
+
+class Adapters(nn.Module):
+    """Adds to each level a correction that starts as zero, so that training starts from the cache.
+
+    Args:
+        spec: levels to adapt; others that come in are dropped.
+        kind: "pointwise" adds one 1x1 convolution of the level; "bottleneck" adds 1x1 to fewer
+            channels, 3x3, 1x1 back, with norm and activation behind the first two.
+        ratio: of a bottleneck's hidden channels to the level's, see `hidden_channels`.
+        norm, activation: of a bottleneck.
+
+    Attributes:
+        spec: levels that go out, the same.
+    """
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        *,
+        kind: AdapterKind,
+        ratio: float = 0.25,
+        norm: NormName = "batch",
+        activation: ActivationName = "relu",
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.corrections = nn.ModuleList(
+            _zeroed_conv(level.channels, level.channels)
+            if kind == "pointwise"
+            else _make_bottleneck(level.channels, ratio=ratio, norm=norm, activation=activation)
+            for level in spec
+        )
+
+    def forward(self, features: Features) -> Features:
+        """Maps (N, C_level, h, w) -> the same names and shapes, in the order of `spec`."""
+        adapted: Features = {}
+        for name, correction in zip(self.spec.names, self.corrections, strict=True):
+            level: Tensor = features[name]
+            adapted[name] = level + correction(level)
+        return adapted
+
+
+def hidden_channels(channels: int, *, ratio: float) -> int:
+    """The multiple of 8 nearest to channels * ratio, at least 8."""
+    return max(1, round(channels * ratio / _CHANNEL_STEP)) * _CHANNEL_STEP
+
+
+def _make_bottleneck(
+    channels: int, *, ratio: float, norm: NormName, activation: ActivationName
+) -> nn.Sequential:
+    hidden = hidden_channels(channels, ratio=ratio)
+    return nn.Sequential(
+        make_conv(channels, hidden, kernel=1, bias=norm == "none"),
+        make_norm(norm, hidden),
+        ACTIVATIONS[activation](),
+        make_conv(hidden, hidden, bias=norm == "none"),
+        make_norm(norm, hidden),
+        ACTIVATIONS[activation](),
+        _zeroed_conv(hidden, channels),
+    )
+
+
+def _zeroed_conv(in_channels: int, out_channels: int) -> nn.Module:
+    conv = make_conv(in_channels, out_channels, kernel=1)
+    for parameter in conv.parameters():
+        nn.init.zeros_(parameter)
+    return conv

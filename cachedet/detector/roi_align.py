@@ -1,0 +1,76 @@
+"""RoIAlign (arXiv 1703.06870 section 3) over the levels of a pyramid.
+
+Letters: N pictures, R RoIs of all pictures, C channels, S cells of a RoI's side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from cachedet.structures import Features
+
+_CANONICAL_SIZE = 224  # pixels of a RoI's side that belongs ...
+_CANONICAL_STRIDE = 16  # ... to the level of this stride (arXiv 1612.03144 equation 1)
+_LEAST_AREA = 1e-6
+
+
+class PyramidRoIAlign(nn.Module):
+    """Pools each RoI from the level that fits its size.
+
+    Args:
+        strides: of the levels, fine to coarse, each twice the one before.
+        resolution: S, cells of a side.
+        sampling: bilinear samples of a cell's side (1: its centre, PAPER 2.2).
+    """
+
+    def __init__(self, *, strides: Sequence[int], resolution: int = 7, sampling: int = 1) -> None:
+        super().__init__()
+        self.strides = tuple(strides)
+        self.resolution = resolution
+        self.sampling = sampling
+
+    def forward(self, pyramid: Features, boxes: Tensor, picture: Tensor) -> Tensor:
+        """Cells of every RoI.
+
+        Args:
+            pyramid: P levels (N, C, h, w).
+            boxes: (R, 4).
+            picture: (R,) which of the N pictures each box lies in.
+
+        Returns:
+            (R, C, S, S)
+        """
+        maps = list(pyramid.values())
+        rois = torch.cat([picture[:, None].to(boxes.dtype), boxes], dim=1)
+        place_of = self.levels_of(boxes)
+        members, pooled = [], []
+        for place, (level, stride) in enumerate(zip(maps, self.strides, strict=True)):
+            own = (place_of == place).nonzero().squeeze(1)
+            members.append(own)
+            pooled.append(
+                roi_align(
+                    level,
+                    rois[own].to(level.dtype),
+                    output_size=self.resolution,
+                    spatial_scale=1 / stride,
+                    sampling_ratio=self.sampling,
+                    aligned=True,
+                )
+            )
+        return torch.cat(pooled).index_select(0, torch.cat(members).argsort())
+
+    def levels_of(self, boxes: Tensor) -> Tensor:
+        """(R, 4) -> (R,) place of the level each box is pooled from.
+
+        floor(log2(side / 224)) above the level of stride 16, kept within the pyramid; strides that
+        are no powers of two count from their own finest level.
+        """
+        sides = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).clamp(min=_LEAST_AREA).sqrt()
+        finest = round(math.log2(self.strides[0] / _CANONICAL_STRIDE))
+        place = torch.floor(torch.log2(sides / _CANONICAL_SIZE) + 1e-6) - finest
+        return place.clamp(min=0, max=len(self.strides) - 1).to(torch.int64)

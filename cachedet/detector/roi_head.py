@@ -1,0 +1,99 @@
+"""The RoI head: classes and boxes of pooled RoIs (PAPER 2.5), one stage of a cascade.
+
+Letters: R RoIs of all pictures, C channels, S cells of a RoI's side, K classes.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from cachedet.detector.norms import ACTIVATIONS, ActivationName, NormName, make_norm
+from cachedet.detector.towers import Tower, init_weights
+
+
+class RoIHead(nn.Module):
+    """Convolutions, then fully connected layers, then the two predictors.
+
+    Args:
+        in_channels: of the RoIs.
+        resolution: cells of a RoI's side.
+        num_classes: foreground classes; the logits have one more, the last: background.
+        class_agnostic: one box for a RoI instead of one for each class.
+        num_convs, conv_channels: 3x3 convolutions.
+        num_fcs, fc_channels: fully connected layers.
+        norm, activation: after every convolution and fully connected layer.
+        separable: depthwise-separable convolutions.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        resolution: int,
+        num_classes: int,
+        class_agnostic: bool = False,
+        num_convs: int = 4,
+        conv_channels: int = 256,
+        num_fcs: int = 2,
+        fc_channels: int = 1024,
+        norm: NormName = "batch",
+        activation: ActivationName = "relu",
+        separable: bool = False,
+    ) -> None:
+        super().__init__()
+        self.tower = Tower(
+            in_channels=in_channels,
+            channels=conv_channels,
+            num_levels=1,
+            num_convs=num_convs,
+            norm=norm,
+            activation=activation,
+            separable=separable,
+            init_std=None,
+        )
+        widths = [self.tower.out_channels * resolution**2] + [fc_channels] * num_fcs
+        self.fcs = nn.ModuleList(
+            _FullyConnected(before, after, norm=norm, activation=activation)
+            for before, after in itertools.pairwise(widths)
+        )
+        self.boxes_per_roi = 1 if class_agnostic else num_classes
+        self.class_logits = nn.Linear(widths[-1], num_classes + 1)
+        self.box_deltas = nn.Linear(widths[-1], self.boxes_per_roi * 4)
+        init_weights(self.class_logits, std=0.01)
+        init_weights(self.box_deltas, std=0.001)
+
+    def forward(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, C, S, S) -> logits (R, K + 1) and deltas (R, 1 or K, 4)."""
+        flat = self.tower(cells).flatten(1)
+        for layer in self.fcs:
+            flat = layer(flat)
+        deltas = self.box_deltas(flat).view(len(flat), self.boxes_per_roi, 4)
+        return self.class_logits(flat), deltas
+
+
+class _FullyConnected(nn.Module):
+    def __init__(
+        self, before: int, after: int, *, norm: NormName, activation: ActivationName
+    ) -> None:
+        super().__init__()
+        self.linear = nn.Linear(before, after, bias=norm == "none")
+        self.norm = make_norm(norm, after)
+        self.activation = ACTIVATIONS[activation]()
+        init_weights(self.linear, std=None)
+
+    def forward(self, flat: Tensor) -> Tensor:
+        """(R, before) -> (R, after); each row is a map of one cell to its norm."""
+        maps = self.linear(flat)[:, :, None, None]
+        activated: Tensor = self.activation(self.norm(maps)).flatten(1)
+        return activated
+
+
+def own_deltas(deltas: Tensor, labels: Tensor) -> Tensor:
+    """(R, 1 or K, 4) -> (R, 4): those of each RoI's class, or the only ones."""
+    if deltas.shape[1] == 1:
+        return deltas[:, 0]
+    rows = torch.arange(len(deltas), device=deltas.device)
+    return deltas[rows, labels.clamp(min=0, max=deltas.shape[1] - 1)]

@@ -1,0 +1,192 @@
+"""Region proposal network (arXiv 1506.01497 section 3) on P levels, with the numbers of PAPER 2.2.
+
+Letters: N pictures, L levels, A anchors per cell, T anchors of all levels, S sampled anchors,
+R proposals of a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import batched_nms
+
+from cachedet.detector.anchors import AnchorGenerator
+from cachedet.detector.boxes import apply_deltas, clip_to_sizes, encode_deltas
+from cachedet.detector.matching import PaddedTruth, match_boxes, sample_boxes
+from cachedet.detector.norms import ActivationName, NormName
+from cachedet.detector.towers import Tower, init_weights, per_anchor
+from cachedet.structures import Features, SizeHW
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Proposals:
+    """Boxes that may hold an object, R a picture; places without one are not valid."""
+
+    boxes: Tensor  # (N, R, 4), clipped to the pictures
+    is_valid: Tensor  # (N, R)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RPNOutput:
+    """What the head says of every anchor, level by level, fine to coarse."""
+
+    logits: list[Tensor]  # L of (N, T_level)
+    deltas: list[Tensor]  # L of (N, T_level, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposalCounts:
+    """How many candidates of each level go into the suppression, and how many come out of all."""
+
+    pre_nms: int
+    post_nms: int
+
+
+class RPNHead(nn.Module):
+    """A tower that all levels share, each level with its own norms, and two 1x1 predictors."""
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        channels: int,
+        num_levels: int,
+        num_anchors: int,
+        num_convs: int = 1,
+        norm: NormName = "batch",
+        activation: ActivationName = "relu",
+        separable: bool = False,
+        norm_per_level: bool = True,
+    ) -> None:
+        super().__init__()
+        self.tower = Tower(
+            in_channels=in_channels,
+            channels=channels,
+            num_levels=num_levels,
+            num_convs=num_convs,
+            norm=norm,
+            activation=activation,
+            separable=separable,
+            norm_per_level=norm_per_level,
+        )
+        self.objectness = nn.Conv2d(self.tower.out_channels, num_anchors, 1)
+        self.box_deltas = nn.Conv2d(self.tower.out_channels, num_anchors * 4, 1)
+        for predictor in (self.objectness, self.box_deltas):
+            init_weights(predictor, std=0.01)
+
+    def forward(self, pyramid: Features) -> RPNOutput:
+        """P levels (N, C, h, w) -> logits and deltas of every anchor."""
+        maps = [self.tower(level, place) for place, level in enumerate(pyramid.values())]
+        return RPNOutput(
+            logits=[per_anchor(self.objectness(level), 1).squeeze(2) for level in maps],
+            deltas=[per_anchor(self.box_deltas(level), 4) for level in maps],
+        )
+
+
+class RPN(nn.Module):
+    """Scores anchors as object or not, and proposes the best of them, moved, as boxes.
+
+    Args:
+        head: P levels -> logits and deltas.
+        anchors: for the P levels.
+        foreground_iou, background_iou: see `match_boxes`.
+        samples: anchors of a picture that teach in a step.
+        positive_fraction: largest share of positives among them.
+        class_weight: of the class loss, a mean over `samples` anchors a picture; the paper's code
+            divides by its 512 RoIs instead, which is a weight of 0.5 (PAPER 2.2).
+        huber_delta: where the box loss turns from quadratic to linear.
+        nms_iou: of two proposals of a level that overlap more, the weaker is dropped.
+        train_counts, test_counts: of proposals.
+    """
+
+    def __init__(
+        self,
+        *,
+        head: RPNHead,
+        anchors: AnchorGenerator,
+        foreground_iou: float = 0.7,
+        background_iou: float = 0.3,
+        samples: int = 256,
+        positive_fraction: float = 0.5,
+        class_weight: float = 0.5,
+        huber_delta: float = 1 / 9,
+        nms_iou: float = 0.7,
+        train_counts: ProposalCounts = ProposalCounts(pre_nms=2000, post_nms=1000),
+        test_counts: ProposalCounts = ProposalCounts(pre_nms=1000, post_nms=1000),
+    ) -> None:
+        super().__init__()
+        self.head = head
+        self.anchors = anchors
+        self.foreground_iou, self.background_iou = foreground_iou, background_iou
+        self.samples, self.positive_fraction = samples, positive_fraction
+        self.class_weight, self.huber_delta = class_weight, huber_delta
+        self.nms_iou = nms_iou
+        self.train_counts, self.test_counts = train_counts, test_counts
+
+    def forward(self, pyramid: Features) -> RPNOutput:
+        """P levels (N, C, h, w) -> logits and deltas of every anchor."""
+        output: RPNOutput = self.head(pyramid)
+        return output
+
+    def losses(self, output: RPNOutput, pyramid: Features, truth: PaddedTruth) -> dict[str, Tensor]:
+        """{"rpn_class": mean over the sampled anchors, "rpn_box": over coordinates of positives}"""
+        anchors = self.anchors(pyramid)
+        matched = match_boxes(
+            anchors,
+            truth,
+            foreground_iou=self.foreground_iou,
+            background_iou=self.background_iou,
+            force_best=True,
+        )
+        sample = sample_boxes(matched, size=self.samples, positive_fraction=self.positive_fraction)
+        logits = torch.cat(output.logits, dim=1).gather(1, sample.idx)
+        class_loss = F.binary_cross_entropy_with_logits(
+            logits, sample.is_positive.to(logits.dtype), reduction="none"
+        )
+        picture, place = sample.is_positive.nonzero(as_tuple=True)
+        taken = sample.idx[picture, place]
+        wanted = encode_deltas(truth.boxes[picture, matched[picture, taken]], anchors[taken])
+        deltas = torch.cat(output.deltas, dim=1)[picture, taken]
+        box_loss = F.huber_loss(deltas, wanted, delta=self.huber_delta, reduction="sum")
+        return {
+            "rpn_class": (class_loss * sample.is_valid).sum()
+            * (self.class_weight / (len(logits) * self.samples)),
+            "rpn_box": box_loss / max(wanted.numel(), 1),
+        }
+
+    @torch.no_grad()
+    def propose(
+        self, output: RPNOutput, pyramid: Features, *, sizes_hw: Sequence[SizeHW]
+    ) -> Proposals:
+        """The best boxes of each picture, suppressed level by level (arXiv 1612.03144 4.1)."""
+        counts = self.train_counts if self.training else self.test_counts
+        scores, boxes, levels = self._candidates(output, self.anchors(pyramid), counts.pre_nms)
+        boxes = clip_to_sizes(boxes, sizes_hw)
+        solid = ((boxes[..., 2:] - boxes[..., :2]) > 0).all(dim=-1)
+        found = boxes.new_zeros(len(boxes), counts.post_nms, 4)
+        is_valid = solid.new_zeros(len(boxes), counts.post_nms)
+        for n in range(len(boxes)):
+            own = solid[n]
+            kept = batched_nms(boxes[n, own], scores[n, own], levels[own], self.nms_iou)
+            kept = kept[: counts.post_nms]
+            found[n, : len(kept)] = boxes[n, own][kept]
+            is_valid[n, : len(kept)] = True
+        return Proposals(boxes=found, is_valid=is_valid)
+
+    def _candidates(
+        self, output: RPNOutput, anchors: Tensor, pre_nms: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The best anchors of each level, moved: logits (N, Q), boxes (N, Q, 4), level (Q,)."""
+        scores, boxes, levels = [], [], []
+        per_level = torch.split(anchors, [logits.shape[1] for logits in output.logits])
+        for place, own in enumerate(per_level):
+            best, idx = output.logits[place].float().topk(min(pre_nms, len(own)), dim=1)
+            deltas = output.deltas[place].float().gather(1, idx[..., None].expand(-1, -1, 4))
+            scores.append(best)
+            boxes.append(apply_deltas(deltas, own[idx]))
+            levels.append(torch.full_like(idx[0], place))
+        return torch.cat(scores, dim=1), torch.cat(boxes, dim=1), torch.cat(levels)

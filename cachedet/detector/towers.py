@@ -1,0 +1,82 @@
+"""Towers: stacks of 3x3 convolutions that all levels share, in front of the predictors of a head.
+
+Letters: N pictures, C channels, h w cells.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import cast
+
+from torch import Tensor, nn
+
+from cachedet.detector.convs import make_conv
+from cachedet.detector.norms import ACTIVATIONS, ActivationName, NormName, make_norm
+
+
+class Tower(nn.Module):
+    """Convolution, norm and activation, `num_convs` times (PAPER 2.5).
+
+    Args:
+        in_channels: of the maps that come in.
+        channels: of every convolution's output.
+        num_levels: that share the convolutions.
+        num_convs: depth; with 0 the maps pass unchanged.
+        norm, activation: names, see norms.py.
+        separable: depthwise-separable convolutions.
+        norm_per_level: every level has norms of its own (statistics differ between levels).
+        init_std: of the convolutions' normal initial weights; None: He, fan-out.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        channels: int,
+        num_levels: int,
+        num_convs: int,
+        norm: NormName = "batch",
+        activation: ActivationName = "relu",
+        separable: bool = False,
+        norm_per_level: bool = True,
+        init_std: float | None = 0.01,
+    ) -> None:
+        super().__init__()
+        self.out_channels = channels if num_convs else in_channels
+        widths = [in_channels] + [channels] * num_convs
+        self.convs = nn.ModuleList(
+            make_conv(before, after, bias=norm == "none", separable=separable)
+            for before, after in itertools.pairwise(widths)
+        )
+        self.norms = nn.ModuleList(
+            nn.ModuleList(make_norm(norm, channels) for _ in range(num_convs))
+            for _ in range(num_levels if norm_per_level else 1)
+        )
+        self.activation = ACTIVATIONS[activation]()
+        for conv in self.convs:
+            init_weights(conv, std=init_std)
+
+    def forward(self, level: Tensor, place: int = 0) -> Tensor:
+        """(N, C, h, w) of level number `place` -> (N, out_channels, h, w)."""
+        norms = cast(nn.ModuleList, self.norms[min(place, len(self.norms) - 1)])
+        for conv, norm in zip(self.convs, norms, strict=True):
+            level = self.activation(norm(conv(level)))
+        return level
+
+
+def init_weights(module: nn.Module, *, std: float | None) -> None:
+    """Normal weights (`std` None: He for a following ReLU, by fan-out) and zero biases."""
+    for name, parameter in module.named_parameters():
+        if not name.endswith("weight"):
+            nn.init.zeros_(parameter)
+        elif std is None:
+            nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
+        else:
+            nn.init.normal_(parameter, std=std)
+
+
+def per_anchor(maps: Tensor, values: int) -> Tensor:
+    """Predictor maps (N, A * values, h, w) -> (N, h * w * A, values), in the order of anchors."""
+    n, _, height, width = maps.shape
+    maps = maps.reshape(n, -1, values, height, width).permute(0, 3, 4, 1, 2)
+    return maps.reshape(n, -1, values)

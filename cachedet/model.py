@@ -1,0 +1,168 @@
+"""What a detector costs: parameters and FLOPs of each part, without a store and without running it.
+
+FLOPs count a multiplication and an addition as two, in convolutions and matrix products; norms,
+activations, RoIAlign, losses and suppression are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cachedet.detector.build import Detector, build_detector, choose_levels
+from cachedet.detector.rcnn import RCNN
+from cachedet.detector_config import DetectorConfig
+from cachedet.errors import InputError
+from cachedet.structures import FeatureSpec, LevelSpec, SizeHW
+
+_META = torch.device("meta")  # shapes without values: nothing is computed
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartCost:
+    """Of one picture; a training step is a forward and a backward."""
+
+    name: str
+    parameters: int
+    forward_flops: int
+    step_flops: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCost:
+    """What the trained part of a detector costs for one picture of `size_hw` pixels."""
+
+    features: FeatureSpec
+    size_hw: SizeHW
+    num_classes: int
+    parts: tuple[PartCost, ...]
+
+    @property
+    def total(self) -> PartCost:
+        return PartCost(
+            name="all",
+            parameters=sum(part.parameters for part in self.parts),
+            forward_flops=sum(part.forward_flops for part in self.parts),
+            step_flops=sum(part.step_flops for part in self.parts),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "features": self.features.to_json(),
+            "size_hw": list(self.size_hw),
+            "num_classes": self.num_classes,
+            "parts": [vars(part) for part in self.parts],
+            "total": vars(self.total),
+        }
+
+
+def measure_model(
+    config: DetectorConfig, *, features: FeatureSpec, num_classes: int, image_size: int
+) -> ModelCost:
+    """Cost of the detector of `config` on square pictures, padded as the cache pads them.
+
+    Raises ConfigError where the detector cannot work on these features.
+    """
+    side = -(-image_size // features.pad_multiple) * features.pad_multiple
+    with _META:
+        detector = build_detector(config, spec=features, num_classes=num_classes)
+    levels = choose_levels(config, features)
+    maps = {
+        name: torch.empty(1, *shape, device=_META)
+        for name, shape in levels.map_shapes((side, side)).items()
+    }
+    return ModelCost(
+        features=features,
+        size_hw=(side, side),
+        num_classes=num_classes,
+        parts=tuple(_measure_parts(detector, maps)),
+    )
+
+
+def parse_features(text: str) -> FeatureSpec:
+    """`C3:512:8,C4:1024:16` -> levels of that name, channels and stride. Raises InputError."""
+    levels = []
+    for item in text.split(","):
+        fields = item.strip().split(":")
+        try:
+            name, channels, stride = fields
+            levels.append(LevelSpec(name=name, channels=int(channels), stride=int(stride)))
+        except ValueError as error:
+            raise InputError(
+                f"--features expects NAME:CHANNELS:STRIDE,..., such as C3:512:8, got {item!r}"
+            ) from error
+    try:
+        return FeatureSpec(tuple(levels))
+    except ValueError as error:
+        raise InputError(f"--features: {error}") from error
+
+
+def _measure_parts(detector: Detector, maps: Mapping[str, Tensor]) -> list[PartCost]:
+    parts = []
+    adapted = detector.adapters(dict(maps))
+    if _count_parameters(detector.adapters):
+        parts.append(_measure("adapters", detector.adapters, lambda: detector.adapters(dict(maps))))
+        adapted = {name: level.detach().requires_grad_() for name, level in adapted.items()}
+    parts.append(_measure("neck", detector.neck, lambda: detector.neck(adapted)))
+    pyramid = {
+        name: level.detach().requires_grad_() for name, level in detector.neck(adapted).items()
+    }
+    if not isinstance(detector, RCNN):
+        parts.append(_measure("head", detector.head, lambda: detector.head(pyramid)))
+        return parts
+    parts.append(_measure("rpn", detector.rpn, lambda: vars(detector.rpn.head(pyramid))))
+    counts = detector.samples, detector.rpn.test_counts.post_nms
+    channels = next(iter(pyramid.values())).shape[1]
+    for place, head in enumerate(detector.heads, start=1):
+        parts.append(_measure_roi_head(f"roi head {place}", head, channels, detector, counts))
+    return parts
+
+
+def _measure_roi_head(
+    name: str, head: nn.Module, channels: int, detector: RCNN, counts: tuple[int, int]
+) -> PartCost:
+    """A step trains on `counts[0]` sampled RoIs, a forward scores `counts[1]` proposals."""
+    side = detector.roi_align.resolution
+    sampled, proposed = (
+        torch.empty(count, channels, side, side, device=_META, requires_grad=True)
+        for count in counts
+    )
+    return PartCost(
+        name=name,
+        parameters=_count_parameters(head),
+        forward_flops=_count_flops(lambda: head(proposed), backward=False),
+        step_flops=_count_flops(lambda: head(sampled), backward=True),
+    )
+
+
+def _measure(name: str, module: nn.Module, run: Callable[[], Any]) -> PartCost:
+    return PartCost(
+        name=name,
+        parameters=_count_parameters(module),
+        forward_flops=_count_flops(run, backward=False),
+        step_flops=_count_flops(run, backward=True),
+    )
+
+
+def _count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _count_flops(run: Callable[[], Any], *, backward: bool) -> int:
+    with FlopCounterMode(display=False) as counter:
+        outputs = _tensors_in(run())
+        if backward:
+            torch.autograd.backward([output.sum() for output in outputs])
+    return int(counter.get_total_flops())
+
+
+def _tensors_in(outputs: Any) -> list[Tensor]:
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    values = outputs.values() if isinstance(outputs, Mapping) else outputs
+    return [tensor for value in values for tensor in _tensors_in(value)]

@@ -1,0 +1,109 @@
+"""What the commands print for a person."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
+    from cachedet.model import ModelCost
+    from cachedet.store.prune import PruneReport
+    from cachedet.store.verify import VerifyReport
+
+console = Console()
+
+
+def print_description(description: dict[str, Any]) -> None:
+    """What `info` tells of a store."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in description.items():
+        table.add_row(name.replace("_", " "), _readable(name, value))
+    console.print(table, highlight=False, markup=False)
+
+
+def print_waste(report: PruneReport, *, dry_run: bool) -> None:
+    """What `prune` frees or would free."""
+    table = Table(title="would be freed" if dry_run else "freed")
+    table.add_column("kind")
+    for name in ("files", "MB"):
+        table.add_column(name, justify="right")
+    for waste in report.waste:
+        table.add_row(waste.kind, str(len(waste.paths)), f"{waste.nbytes / 1e6:.1f}")
+    console.print(table)
+
+
+def print_cost(cost: ModelCost, *, title: str) -> None:
+    """Parameters and FLOPs, part by part."""
+    height, width = cost.size_hw
+    table = Table(title=f"{title}: one picture of {height} x {width}, {cost.num_classes} classes")
+    table.add_column("part")
+    for name in ("M parameters", "GFLOP forward", "GFLOP a step", "of the step"):
+        table.add_column(name, justify="right")
+    for part in (*cost.parts, cost.total):
+        table.add_row(
+            part.name,
+            f"{part.parameters / 1e6:.2f}",
+            f"{part.forward_flops / 1e9:.2f}",
+            f"{part.step_flops / 1e9:.2f}",
+            f"{part.step_flops / max(cost.total.step_flops, 1):.0%}",
+            end_section=part is cost.parts[-1],
+        )
+    console.print(table)
+
+
+def print_faults(report: VerifyReport) -> None:
+    """What `verify` found."""
+    for name in report.missing:
+        print(f"missing  {name}")
+    for block in report.bad:
+        print(f"bad      {block.name}: {block.path}: {block.reason}")
+    if report.missing or any(block.withdrawn for block in report.bad):
+        print("the same `cachedet extract` again writes these blocks, and no others")
+    if not all(block.withdrawn for block in report.bad):
+        print("the store is read-only here: the bad blocks could not be withdrawn")
+
+
+def print_scores(scores: dict[str, Any]) -> None:
+    """COCO's figures and one line for each class."""
+    figures = Table(title="COCO figures")
+    columns = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
+    for name in columns:
+        figures.add_column(name.upper().replace("_", " "), justify="right")
+    figures.add_row(*(_figure(scores[name]) for name in columns))
+    classes = Table(title="per class")
+    classes.add_column("class")
+    for name in ("boxes", "AP", "AP50"):
+        classes.add_column(name, justify="right")
+    for score in scores["per_class"]:
+        classes.add_row(
+            score["name"], str(score["num_boxes"]), _figure(score["ap"]), _figure(score["ap50"])
+        )
+    console.print(figures)
+    console.print(classes)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _readable(name: str, value: Any) -> str:
+    if name == "bytes":
+        return f"{value / 1e6:,.1f} MB"
+    if name == "bytes_per_picture_and_view":
+        return "-" if value is None else f"{value / 1e3:,.1f} kB"
+    if name == "quality":
+        return ", ".join(f"{level} {_quality(found)}" for level, found in value.items()) or "-"
+    if name == "levels":
+        return ", ".join(f"{v['name']} {v['channels']}x/{v['stride']}" for v in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {count}" for key, count in value.items())
+    if name == "skipped":
+        return ", ".join(f"{file} ({reason})" for file, reason in value) or "none"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _quality(found: dict[str, float | None]) -> str:
+    noise = "lossless" if found["snr_db"] is None else f"{found['snr_db']:.1f} dB"
+    return f"{noise}, {found['saturation']:.1g} saturated" if found["saturation"] else noise

@@ -1,0 +1,147 @@
+"""What holds for every detector of the matrix: finite on any input, learnable, golden losses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+KINDS = ("retinanet", "faster_rcnn", "cascade_rcnn")
+MATRIX = [(kind, neck) for kind in KINDS for neck in ("fpn", "nasfpn")]
+GOLDEN = Path(__file__).with_name("golden_detectors.json")
+
+
+def total(losses: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(losses.values())).sum()
+
+
+@pytest.mark.parametrize(("kind", "neck"), MATRIX)
+def test_golden_losses(detectors: Any, kind: str, neck: str) -> None:
+    """A refactor must not move them; a change of the maths records new ones and says why.
+
+    python tests/detector/make_golden.py writes the file anew.
+    """
+    expected = json.loads(GOLDEN.read_text())[f"{kind} {neck}"]
+    detector = detectors.detector(kind, neck, adapters={"kind": "bottleneck"})
+    optimizer = torch.optim.SGD(detector.parameters(), lr=0.01)
+    found = []
+    for _ in range(3):
+        losses = detector(*detectors.batch())
+        optimizer.zero_grad()
+        total(losses).backward()
+        optimizer.step()
+        found.append([losses[name].item() for name in detector.loss_names])
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "neck"), MATRIX)
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_gradient_reaches_every_parameter(detectors: Any, kind: str, neck: str, norm: str) -> None:
+    detector = detectors.detector(
+        kind, neck, norm=norm, activation="silu", adapters={"kind": "pointwise"}
+    )
+    total(detector(*detectors.batch())).backward()
+    idle = [name for name, p in detector.named_parameters() if p.grad is None]
+    assert idle == []
+    bad = [
+        n
+        for n, p in detector.named_parameters()
+        if p.grad is not None and not p.grad.isfinite().all()
+    ]
+    assert bad == []
+
+
+BOXES = {
+    "no boxes": [],
+    "a single box": [[10.0, 10.0, 40.0, 40.0]],
+    "boxes smaller than a cell": [[x, x, x + 2.0, x + 1.0] for x in range(10, 60, 7)],
+    "more boxes than samples": [[float(x), 0.0, x + 20.0, 30.0] for x in range(70)],
+    "the whole picture": [[0.0, 0.0, 96.0, 64.0]],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", BOXES)
+def test_losses_are_finite(detectors: Any, kind: str, case: str) -> None:
+    detector = detectors.detector(kind)
+    losses = detector(detectors.features(), [detectors.targets(BOXES[case])] * 2)
+    assert set(losses) == set(detector.loss_names)
+    assert all(bool(loss.isfinite()) for loss in losses.values()), losses
+    total(losses).backward()
+    assert all(p.grad.isfinite().all() for p in detector.parameters() if p.grad is not None)
+    if case == "no boxes":
+        assert losses["box"].item() == 0.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_crowd_only_pictures(detectors: Any, kind: str) -> None:
+    crowd = detectors.targets([[0.0, 0.0, 96.0, 64.0]], crowd=[True])
+    losses = detectors.detector(kind)(detectors.features(), [crowd, crowd])
+    assert all(bool(loss.isfinite()) for loss in losses.values()), losses
+    assert losses["box"].item() == 0.0
+
+
+@pytest.mark.parametrize(("kind", "neck"), MATRIX)
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_one_picture_of_32_pixels(detectors: Any, kind: str, neck: str, norm: str) -> None:
+    detector = detectors.detector(kind, neck, norm=norm)
+    features = detectors.features(32, 32, pictures=1)
+    targets = [detectors.targets([[4.0, 4.0, 20.0, 20.0]], size_hw=(32, 32))]
+    losses = detector(features, targets)
+    total(losses).backward()
+    assert bool(total(losses).isfinite())
+    found = detector.eval().detect(features, sizes_hw=[(32, 32)], image_ids=[4])[0]
+    assert bool(found.boxes.isfinite().all())
+    assert found.image_id == 4
+
+
+@pytest.mark.parametrize("kind", ["faster_rcnn", "cascade_rcnn"])
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_no_proposals_at_all(detectors: Any, kind: str, norm: str) -> None:
+    """A picture clipped to nothing and without truth leaves no RoI: losses without a NaN."""
+    detector = detectors.detector(kind, norm=norm)
+    nothing = detectors.targets([], size_hw=(0, 0))
+    losses = detector(detectors.features(), [nothing, nothing])
+    total(losses).backward()
+    assert losses["class"].item() == 0.0
+    assert losses["box"].item() == 0.0
+    assert all(p.grad.isfinite().all() for p in detector.parameters() if p.grad is not None)
+    assert all(bool(buffer.isfinite().all()) for buffer in detector.buffers())
+    found = detector.eval().detect(detectors.features(), sizes_hw=[(0, 0)] * 2, image_ids=[1, 2])
+    assert [len(own) for own in found] == [0, 0]
+
+
+@pytest.mark.parametrize(("kind", "neck"), MATRIX)
+def test_adapters_start_from_the_plain_detector(detectors: Any, kind: str, neck: str) -> None:
+    plain = detectors.detector(kind, neck).eval()
+    adapted = detectors.detector(kind, neck, adapters={"kind": "bottleneck", "ratio": 0.5}).eval()
+    adapted.load_state_dict(plain.state_dict(), strict=False)
+    features = detectors.features()
+    for one, other in zip(
+        plain.neck(plain.adapters(features)).values(),
+        adapted.neck(adapted.adapters(features)).values(),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_is_scored_as_each_picture_alone(detectors: Any, kind: str) -> None:
+    detector = detectors.detector(kind, selection={"score_threshold": 0.0}).eval()
+    for name, parameter in detector.named_parameters():
+        if "logits.weight" in name or "objectness.weight" in name:
+            torch.nn.init.normal_(parameter, std=0.5)  # no two scores alike
+    features = detectors.features()
+    sizes = [(64, 96), (50, 80)]
+    together = detector.detect(features, sizes_hw=sizes, image_ids=[1, 2])
+    for n in range(2):
+        own = {name: maps[n : n + 1] for name, maps in features.items()}
+        alone = detector.detect(own, sizes_hw=[sizes[n]], image_ids=[n + 1])[0]
+        torch.testing.assert_close(together[n].boxes, alone.boxes, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(together[n].scores, alone.scores, rtol=1e-4, atol=1e-5)
+        assert torch.equal(together[n].labels, alone.labels)
+        assert bool((alone.boxes[:, 2] <= sizes[n][1]).all())

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torchvision.models.detection._utils import Matcher
+from torchvision.ops import box_iou
+
+from cachedet.detector import matching
+from cachedet.detector.anchors import AnchorGenerator
+from cachedet.detector.matching import (
+    BACKGROUND,
+    IGNORED,
+    PaddedTruth,
+    match_boxes,
+    pad_truth,
+    sample_boxes,
+)
+from cachedet.structures import Targets
+
+
+def targets_of(boxes: torch.Tensor, *, crowd: list[bool] | None = None) -> Targets:
+    return Targets(
+        image_id=1,
+        size_hw=(200, 200),
+        boxes=boxes,
+        labels=torch.arange(len(boxes)),
+        crowd=torch.tensor(crowd or [False] * len(boxes), dtype=torch.bool),
+    )
+
+
+def truth_of(*pictures: torch.Tensor) -> PaddedTruth:
+    return pad_truth([targets_of(boxes) for boxes in pictures])
+
+
+def random_case(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    anchors = AnchorGenerator(strides=(16,))({"P4": torch.zeros(1, 1, 6, 6)})
+    corners = torch.rand(7, 2, generator=generator) * 80
+    sides = 8 + torch.rand(7, 2, generator=generator) * 60
+    return anchors, torch.cat([corners, corners + sides], dim=1)
+
+
+def match(
+    anchors: torch.Tensor,
+    *pictures: torch.Tensor,
+    foreground: float = 0.5,
+    background: float = 0.5,
+    force_best: bool = True,
+) -> torch.Tensor:
+    return match_boxes(
+        anchors,
+        truth_of(*pictures),
+        foreground_iou=foreground,
+        background_iou=background,
+        force_best=force_best,
+    )
+
+
+def test_matching_against_torchvision_where_no_box_fights_for_an_anchor() -> None:
+    """torchvision keeps a forced anchor's own best box; the rest must agree exactly."""
+    for seed in range(10):
+        anchors, boxes = random_case(seed)
+        iou = box_iou(boxes, anchors)
+        theirs = Matcher(0.5, 0.4, allow_low_quality_matches=True)(iou)
+        ours = match(anchors, boxes, background=0.4)[0]
+        forced = (iou == iou.amax(dim=1, keepdim=True)).any(dim=0)
+        assert torch.equal(ours[~forced], theirs[~forced])
+        assert bool((ours[forced] >= 0).all())
+
+
+def test_without_force_it_is_torchvisions_matcher() -> None:
+    for seed in range(10):
+        anchors, boxes = random_case(seed)
+        theirs = Matcher(0.5, 0.5, allow_low_quality_matches=False)(box_iou(boxes, anchors))
+        assert torch.equal(match(anchors, boxes, force_best=False)[0], theirs)
+
+
+def test_no_box_goes_untaught() -> None:
+    for seed in range(10):
+        anchors, boxes = random_case(seed)
+        matched = match(anchors, boxes)[0]
+        iou = box_iou(boxes, anchors)
+        for number in range(len(boxes)):
+            best = (iou[number] == iou[number].max()).nonzero().squeeze(1)
+            fights = iou[:, best] == iou.amax(dim=1)[:, None]
+            if fights.sum() == len(best):  # nobody else has the same best anchor
+                assert bool((matched[best] == number).all())
+
+
+def test_hand_table() -> None:
+    anchors = torch.tensor(
+        [[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 4.4], [50, 50, 60, 60], [1, 0, 10, 10]]
+    )
+    boxes = torch.tensor([[0.0, 0, 10, 10]])
+    matched = match(anchors, boxes, boxes[:0], foreground=0.6, background=0.45)
+    assert matched.tolist() == [
+        [0, IGNORED, BACKGROUND, BACKGROUND, 0],
+        [BACKGROUND] * 5,
+    ]
+
+
+def test_a_batch_is_matched_as_each_picture_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [random_case(seed)[1][: seed % 4 + 1] for seed in range(5)]
+    anchors, _ = random_case(0)
+    together = match(anchors, *cases)
+    for n, boxes in enumerate(cases):
+        assert torch.equal(together[n], match(anchors, boxes)[0])
+    own = torch.stack([anchors + shift for shift in range(5)])
+    separate = match(own, *cases)
+    for n, boxes in enumerate(cases):
+        assert torch.equal(separate[n], match(own[n], boxes)[0])
+    monkeypatch.setattr(matching, "_MOST_PAIRS", 1)  # as many chunks as pictures
+    assert torch.equal(match(anchors, *cases), together)
+    assert torch.equal(match(own, *cases), separate)
+
+
+def test_crowd_is_ignored_but_positives_stay() -> None:
+    anchors = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [26, 0, 36, 10]])
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 30, 10]])
+    for crowd, expected in (
+        ([False, True], [0, IGNORED, BACKGROUND]),
+        ([True, True], [IGNORED, IGNORED, BACKGROUND]),
+    ):
+        truth = pad_truth([targets_of(boxes, crowd=crowd)])
+        matched = match_boxes(
+            anchors, truth, foreground_iou=0.5, background_iou=0.5, force_best=True
+        )
+        assert matched[0].tolist() == expected
+
+
+def test_padding_keeps_each_picture_and_looks_up_its_boxes() -> None:
+    first = torch.tensor([[0.0, 0, 4, 4], [1, 1, 5, 5]])
+    truth = pad_truth([targets_of(first), targets_of(first[:0]), targets_of(first[:1])])
+    assert truth.usable.tolist() == [[True, True], [False, False], [True, False]]
+    matched = torch.tensor([[1, BACKGROUND], [IGNORED, BACKGROUND], [0, 0]])
+    assert torch.equal(truth.boxes_of(matched)[0, 0], first[1])
+    assert truth.labels_of(matched)[0, 0] == 1
+    assert len(pad_truth([targets_of(first[:0])]).boxes[0]) == 1
+
+
+def test_samples_keep_to_their_counts() -> None:
+    matched = torch.full((4, 100), BACKGROUND)
+    matched[0, :50] = 3  # more positives than wanted
+    matched[1, :5] = 0  # fewer
+    matched[2, 10:] = IGNORED  # only ten boxes to offer
+    matched[3, :] = IGNORED
+    sample = sample_boxes(matched, size=32, positive_fraction=0.25)
+    assert sample.idx.shape == (4, 32)
+    assert sample.is_valid.sum(dim=1).tolist() == [32, 32, 10, 0]
+    assert sample.is_positive.sum(dim=1).tolist() == [8, 5, 0, 0]
+    for n in range(4):
+        drawn = sample.idx[n, sample.is_valid[n]]
+        assert len(drawn.unique()) == len(drawn)
+        kinds = matched[n, drawn]
+        assert bool(((kinds >= 0) == sample.is_positive[n, sample.is_valid[n]]).all())
+        assert IGNORED not in kinds
+    more = sample_boxes(matched[:, :8], size=32, positive_fraction=0.5)
+    assert more.is_valid.sum(dim=1).tolist() == [8, 8, 8, 0]
+
+
+def test_samples_are_fair_and_repeatable() -> None:
+    """Each of 20 positives and 80 negatives is drawn equally often: within 5 deviations."""
+    matched = torch.full((1, 100), BACKGROUND)
+    matched[0, :20] = 0
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.zeros(100)
+    rounds = 2000
+    for _ in range(rounds):
+        sample = sample_boxes(matched, size=20, positive_fraction=0.5, generator=generator)
+        counts[sample.idx[0]] += 1
+    for part, share in ((counts[:20], 10 / 20), (counts[20:], 10 / 80)):
+        deviation = (rounds * share * (1 - share)) ** 0.5
+        assert bool(((part - rounds * share).abs() < 5 * deviation).all())
+    first, second = (
+        sample_boxes(
+            matched, size=20, positive_fraction=0.5, generator=torch.Generator().manual_seed(4)
+        )
+        for _ in range(2)
+    )
+    assert torch.equal(first.idx, second.idx)

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torchvision.ops import roi_align
+from torchvision.ops.poolers import LevelMapper
+
+from cachedet.detector.roi_align import PyramidRoIAlign
+
+
+def make_pyramid(strides: tuple[int, ...], side: int) -> dict[str, torch.Tensor]:
+    return {f"P{n}": torch.randn(2, 5, side // s, side // s) for n, s in enumerate(strides)}
+
+
+def random_boxes(count: int) -> torch.Tensor:
+    corners = torch.rand(count, 2) * 200
+    return torch.cat([corners, corners + 2 + torch.rand(count, 2) * 800], dim=1)
+
+
+@pytest.mark.parametrize(("strides", "finest"), [((4, 8, 16, 32), 2), ((8, 16, 32, 64, 128), 3)])
+def test_levels_equal_torchvisions(strides: tuple[int, ...], finest: int) -> None:
+    boxes = random_boxes(200)
+    mapper = LevelMapper(finest, finest + len(strides) - 1)
+    found = PyramidRoIAlign(strides=strides).levels_of(boxes)
+    assert torch.equal(found, mapper([boxes]))
+    assert len(found.unique()) > 2
+
+
+def test_levels_by_hand() -> None:
+    align = PyramidRoIAlign(strides=(8, 16, 32))
+    sides = torch.tensor([1.0, 111.9, 112.1, 223.9, 224.1, 448.1, 5000.0, 0.0])
+    boxes = torch.stack([torch.zeros(8), torch.zeros(8), sides, sides], dim=1)
+    assert align.levels_of(boxes).tolist() == [0, 0, 0, 0, 1, 2, 2, 0]
+    vit = PyramidRoIAlign(strides=(7, 14, 28, 56))  # counted like 8, 16, 32, 64
+    assert vit.levels_of(boxes).tolist() == [0, 0, 0, 0, 1, 2, 3, 0]
+
+
+def test_cells_equal_torchvisions_op_on_the_level_of_each_box() -> None:
+    strides = (8, 16, 32)
+    pyramid, boxes = make_pyramid(strides, 512), random_boxes(60).clamp(max=512)
+    align = PyramidRoIAlign(strides=strides)
+    picture = torch.tensor([0] * 25 + [1] * 35)
+    found = align(pyramid, boxes, picture)
+    for place, stride in enumerate(strides):
+        own = align.levels_of(boxes) == place
+        assert bool(own.any())
+        rois = torch.cat([picture[own, None].float(), boxes[own]], dim=1)
+        direct = roi_align(
+            pyramid[f"P{place}"], rois, 7, 1 / stride, sampling_ratio=1, aligned=True
+        )
+        torch.testing.assert_close(found[own], direct, rtol=0, atol=0)
+
+
+def test_order_and_gradient() -> None:
+    """Cells come in the order of the boxes, and every level that was pooled from gets gradient."""
+    pyramid = {f"P{n}": torch.full((1, 2, 64 >> n, 64 >> n), float(n)) for n in range(3)}
+    for level in pyramid.values():
+        level.requires_grad_()
+    align = PyramidRoIAlign(strides=(8, 16, 32), resolution=3)
+    sides = torch.tensor([300.0, 40.0, 470.0, 20.0])
+    boxes = torch.stack([torch.zeros(4) + 5, torch.zeros(4) + 5, sides + 5, sides + 5], dim=1)
+    cells = align(pyramid, boxes, torch.zeros(4, dtype=torch.int64))
+    assert cells.mean(dim=(1, 2, 3)).tolist() == [1.0, 0.0, 2.0, 0.0]
+    cells.sum().backward()
+    assert all(level.grad is not None for level in pyramid.values())
+    assert all(bool(level.grad.any()) for level in pyramid.values() if level.grad is not None)
+
+
+def test_no_rois() -> None:
+    pyramid = make_pyramid((8, 16), 64)
+    align = PyramidRoIAlign(strides=(8, 16))
+    assert align(pyramid, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)).shape == (
+        0,
+        5,
+        7,
+        7,
+    )
