@@ -83,7 +83,7 @@ def load_detector(checkpoint: Checkpoint, *, device: torch.device) -> Detector:
         num_classes=len(checkpoint.categories),
     )
     detector.load_state_dict(checkpoint.heads)
-    return detector.to(device).eval()
+    return detector.to(device).to(memory_format=torch.channels_last).eval()
 
 
 def _require_fits(checkpoint: Checkpoint, store: FeatureStore) -> None:

@@ -5,6 +5,8 @@ Letters: N pictures, C channels, h w feature cells.
 
 from __future__ import annotations
 
+import math
+
 from torch import nn
 
 
@@ -42,3 +44,11 @@ def make_conv(
         bias=False,
     )
     return nn.Sequential(depthwise, nn.Conv2d(in_channels, out_channels, 1, bias=bias))
+
+
+def init_he(conv: nn.Conv2d) -> None:
+    """He's normal on the fan-out; PyTorch's own ignores that a depthwise fan is one channel."""
+    fan_out = conv.out_channels // conv.groups * math.prod(conv.kernel_size)
+    nn.init.normal_(conv.weight, std=math.sqrt(2 / fan_out))
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)

@@ -5,14 +5,13 @@ Letters: N pictures, C channels, h w feature cells. `place` counts levels from t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cachedet.detector.convs import make_conv
+from cachedet.detector.convs import init_he, make_conv
 from cachedet.detector.norms import ACTIVATIONS, ActivationName, NormName, make_norm
 from cachedet.detector.pyramid import coarsen, continued_strides, pyramid_spec
 from cachedet.structures import Features, FeatureSpec, SizeHW
@@ -87,7 +86,7 @@ class NASFPN(nn.Module):
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                _init_conv(module)
+                init_he(module)
 
     def forward(self, features: Features) -> Features:
         """Maps of the in-levels (N, C_level, h, w) -> 5 maps (N, C, h, w), sides halved up."""
@@ -158,14 +157,6 @@ def _resample(level: Tensor, *, steps: int, size_hw: SizeHW) -> Tensor:
     if steps < 0:
         level = F.interpolate(level, scale_factor=float(2**-steps), mode="nearest")
     return level[..., : size_hw[0], : size_hw[1]]
-
-
-def _init_conv(conv: nn.Conv2d) -> None:
-    """He's normal on the fan-out; PyTorch's own ignores that a depthwise fan is one channel."""
-    fan_out = conv.out_channels // conv.groups * math.prod(conv.kernel_size)
-    nn.init.normal_(conv.weight, std=math.sqrt(2 / fan_out))
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
 
 
 def _check_consecutive(spec: FeatureSpec) -> None:

@@ -19,7 +19,7 @@ from cachedet.detector.boxes import apply_deltas, encode_deltas
 from cachedet.detector.matching import IGNORED, PaddedTruth, match_boxes, pad_truth
 from cachedet.detector.norms import ActivationName, NormName
 from cachedet.detector.selection import Selection
-from cachedet.detector.towers import Tower, init_weights, per_anchor
+from cachedet.detector.towers import Tower, init_normal, per_anchor
 from cachedet.structures import Detections, Features, SizeHW, Targets
 
 _PRIOR = 0.01  # probability of foreground the class logits start from (RetinaNet 4.1)
@@ -61,7 +61,7 @@ class RetinaNetHead(nn.Module):
         self.class_logits = nn.Conv2d(width, num_anchors * num_classes, 3, padding=1)
         self.box_deltas = nn.Conv2d(width, num_anchors * 4, 3, padding=1)
         for predictor in (self.class_logits, self.box_deltas):
-            init_weights(predictor, std=1e-5)  # PAPER 2.5
+            init_normal(predictor, std=1e-5)  # PAPER 2.5
         nn.init.constant_(cast(Tensor, self.class_logits.bias), math.log(_PRIOR / (1 - _PRIOR)))
 
     def forward(self, features: Features) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cachedet.detector.norms import ACTIVATIONS, ActivationName, NormName, make_norm
-from cachedet.detector.towers import Tower, init_weights
+from cachedet.detector.towers import Tower, init_normal
 
 
 class RoIHead(nn.Module):
@@ -62,8 +62,8 @@ class RoIHead(nn.Module):
         self.boxes_per_roi = 1 if class_agnostic else num_classes
         self.class_logits = nn.Linear(widths[-1], num_classes + 1)
         self.box_deltas = nn.Linear(widths[-1], self.boxes_per_roi * 4)
-        init_weights(self.class_logits, std=0.01)
-        init_weights(self.box_deltas, std=0.001)
+        init_normal(self.class_logits, std=0.01)
+        init_normal(self.box_deltas, std=0.001)
 
     def forward(self, cells: Tensor) -> tuple[Tensor, Tensor]:
         """(R, C, S, S) -> logits (R, K + 1) and deltas (R, 1 or K, 4)."""
@@ -82,7 +82,9 @@ class _FullyConnected(nn.Module):
         self.linear = nn.Linear(before, after, bias=norm == "none")
         self.norm = make_norm(norm, after)
         self.activation = ACTIVATIONS[activation]()
-        init_weights(self.linear, std=None)
+        nn.init.kaiming_normal_(self.linear.weight, mode="fan_out", nonlinearity="relu")
+        if self.linear.bias is not None:
+            nn.init.zeros_(self.linear.bias)
 
     def forward(self, flat: Tensor) -> Tensor:
         """(R, before) -> (R, after); each row is a map of one cell to its norm."""

@@ -18,7 +18,7 @@ from cachedet.detector.anchors import AnchorGenerator
 from cachedet.detector.boxes import apply_deltas, clip_to_sizes, encode_deltas
 from cachedet.detector.matching import PaddedTruth, match_boxes, sample_boxes
 from cachedet.detector.norms import ActivationName, NormName
-from cachedet.detector.towers import Tower, init_weights, per_anchor
+from cachedet.detector.towers import Tower, init_normal, per_anchor
 from cachedet.structures import Features, SizeHW
 
 
@@ -76,7 +76,7 @@ class RPNHead(nn.Module):
         self.objectness = nn.Conv2d(self.tower.out_channels, num_anchors, 1)
         self.box_deltas = nn.Conv2d(self.tower.out_channels, num_anchors * 4, 1)
         for predictor in (self.objectness, self.box_deltas):
-            init_weights(predictor, std=0.01)
+            init_normal(predictor, std=0.01)
 
     def forward(self, pyramid: Features) -> RPNOutput:
         """P levels (N, C, h, w) -> logits and deltas of every anchor."""

@@ -10,7 +10,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from cachedet.detector.convs import make_conv
+from cachedet.detector.convs import init_he, make_conv
 from cachedet.detector.norms import ACTIVATIONS, ActivationName, NormName, make_norm
 
 
@@ -53,8 +53,12 @@ class Tower(nn.Module):
             for _ in range(num_levels if norm_per_level else 1)
         )
         self.activation = ACTIVATIONS[activation]()
-        for conv in self.convs:
-            init_weights(conv, std=init_std)
+        for conv in self.convs.modules():
+            if isinstance(conv, nn.Conv2d):
+                if init_std is None:
+                    init_he(conv)
+                else:
+                    init_normal(conv, std=init_std)
 
     def forward(self, level: Tensor, place: int = 0) -> Tensor:
         """(N, C, h, w) of level number `place` -> (N, out_channels, h, w)."""
@@ -64,15 +68,11 @@ class Tower(nn.Module):
         return level
 
 
-def init_weights(module: nn.Module, *, std: float | None) -> None:
-    """Normal weights (`std` None: He for a following ReLU, by fan-out) and zero biases."""
-    for name, parameter in module.named_parameters():
-        if not name.endswith("weight"):
-            nn.init.zeros_(parameter)
-        elif std is None:
-            nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
-        else:
-            nn.init.normal_(parameter, std=std)
+def init_normal(layer: nn.Conv2d | nn.Linear, *, std: float) -> None:
+    """Normal weights and zero biases."""
+    nn.init.normal_(layer.weight, std=std)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def per_anchor(maps: Tensor, values: int) -> Tensor:

@@ -81,6 +81,7 @@ def make_trainer(config: TrainConfig, *, manifest: Manifest, total_steps: int) -
     detector = build_detector(
         config.detector, spec=manifest.spec, num_classes=len(manifest.categories)
     ).to(device)
+    detector.to(memory_format=torch.channels_last)
     if config.compile:
         for part in detector.parts():
             part.compile()

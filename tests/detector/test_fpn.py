@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torchvision.ops import FeaturePyramidNetwork
 
 from cachedet.detector.fpn import FPN
+from cachedet.detector.norms import ActivationName
 from cachedet.structures import FeatureSpec, LevelSpec
 
 SPEC = FeatureSpec(
@@ -64,3 +66,31 @@ def test_one_level_of_a_plain_vit_keeps_its_exact_stride() -> None:
 def test_too_few_levels() -> None:
     with pytest.raises(ValueError, match="num_levels must be at least the 3 levels"):
         FPN(SPEC, num_levels=2)
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_the_activation_stands_in_front_of_the_second_extra_level(
+    activation: ActivationName,
+) -> None:
+    neck = FPN(SPEC, channels=16, num_levels=5, norm="none", activation=activation)
+    found = list(neck(maps_of(SPEC, 96, 160)).values())
+    apply = {"relu": F.relu, "silu": F.silu}[activation]
+    first, second = neck.extras
+    torch.testing.assert_close(found[3], first(found[2]), rtol=0, atol=0)
+    torch.testing.assert_close(found[4], second(apply(found[3])), rtol=0, atol=0)
+
+
+def test_separable_changes_the_3x3_convolutions_only() -> None:
+    neck = FPN(SPEC, channels=16, num_levels=5, norm="none", separable=True)
+    laterals = (6 + 8 + 10) * 16 + 3 * 16
+    separable = 5 * (9 * 16 + 16 * 16 + 16)
+    assert sum(parameter.numel() for parameter in neck.parameters()) == laterals + separable
+    sides = [level.shape[-1] for level in neck(maps_of(SPEC, 100, 171)).values()]
+    assert sides == [22, 11, 6, 3, 2]
+
+
+def test_names_of_the_weights_are_those_of_older_checkpoints() -> None:
+    neck = FPN(FeatureSpec(SPEC.levels[:1]), channels=16, num_levels=2, norm="group")
+    modules = ("laterals.0", "outputs.0", "extras.0", "norms.0", "norms.1")
+    expected = [f"{module}.{kind}" for module in modules for kind in ("weight", "bias")]
+    assert list(neck.state_dict()) == expected

@@ -17,6 +17,7 @@ import torch
 from cachedet.backbone.frozen import load_backbone
 from cachedet.cli import app
 from cachedet.config import TrainConfig, load_train_config
+from cachedet.detector_config import CascadeRCNNConfig
 from cachedet.errors import (
     BackboneError,
     CheckpointError,
@@ -55,6 +56,20 @@ CONFIG = TrainConfig.model_validate(
         "device": "cpu",
     }
 )
+CASCADE = CONFIG.model_copy(
+    update={
+        "detector": CascadeRCNNConfig.model_validate(
+            {
+                "kind": "cascade_rcnn",
+                "neck": {"kind": "nasfpn", "channels": 16, "repeats": 1},
+                "adapters": {"kind": "pointwise"},
+                "rpn": {"samples": 32, "train_post_nms": 40, "test_post_nms": 30},
+                "roi_head": {"samples": 16, "num_convs": 0, "fc_channels": 16},
+                "selection": {"score_threshold": 0.005},
+            }
+        )
+    }
+)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +87,8 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def test_same_losses_as_with_the_live_backbone(tiny: Any) -> None:
+@pytest.mark.parametrize("config", [CONFIG, CASCADE], ids=["retinanet", "cascade"])
+def test_same_losses_as_with_the_live_backbone(tiny: Any, config: TrainConfig) -> None:
     """Law L3: fp32 cache against pictures decoded and forwarded in every step."""
     store = FeatureStore.open(tiny.train)
     views = ("base", "hflip")
@@ -84,7 +100,7 @@ def test_same_losses_as_with_the_live_backbone(tiny: Any) -> None:
     losses: dict[str, list[float]] = {"cached": [], "live": []}
     for kind, found in losses.items():
         torch.manual_seed(0)
-        trainer = make_trainer(CONFIG, manifest=store.manifest, total_steps=9)
+        trainer = make_trainer(config, manifest=store.manifest, total_steps=9)
         for epoch in range(2):
             for keys, batch in zip(loader.plan(epoch), loader.batches(epoch), strict=True):
                 if kind == "live":
@@ -181,6 +197,40 @@ def test_resume_is_bit_exact(tiny: Any, run: Path, tmp_path: Path, stop: int) ->
     lines = (folder / "metrics.csv").read_text().splitlines()
     steps = [line.split(",")[0] for line in lines[1:] if line.split(",")[3]]
     assert len(steps) == len(set(steps))
+
+
+def test_a_cascade_is_trained_resumed_and_scored(tiny: Any, tmp_path: Path) -> None:
+    """Law L6 where RoIs are drawn at random: the random state is part of the checkpoint."""
+    stores = {"train_store": tiny.train, "val_store": tiny.val}
+    train(CASCADE, run=tmp_path / "whole", **stores)
+    train(CASCADE.model_copy(update={"max_steps": 4}), run=tmp_path / "run", **stores)
+    train(CASCADE, run=tmp_path / "run", resume=True, **stores)
+    whole, resumed = (
+        load_checkpoint(tmp_path / name / "weights" / "last.pt") for name in ("whole", "run")
+    )
+    for name, tensor in whole.heads.items():
+        assert torch.equal(resumed.heads[name], tensor), name
+    header = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0]
+    assert "loss_rpn_class,loss_rpn_box,loss_class,loss_box" in header
+    assert "learning rate 0.003" in (tmp_path / "run" / "log.txt").read_text()
+    assert evaluate(tmp_path / "run", store=tiny.val).scores.num_detections > 0
+
+
+def test_compiled_parts_give_the_same_losses(tiny: Any) -> None:
+    store = FeatureStore.open(tiny.train)
+    loader = FeatureLoader(
+        store, views=("base",), levels=store.manifest.spec.names, batch_size=3, seed=0
+    )
+    losses: dict[bool, list[float]] = {False: [], True: []}
+    for compiled, found in losses.items():
+        torch.manual_seed(0)
+        config = CONFIG.model_copy(update={"compile": compiled})
+        trainer = make_trainer(config, manifest=store.manifest, total_steps=9)
+        found.extend(trainer.take_step(batch)["loss"] for batch in loader.batches(0))
+        assert not any("_orig_mod" in name for name in trainer.detector.state_dict())
+    torch.testing.assert_close(
+        torch.tensor(losses[True]), torch.tensor(losses[False]), rtol=1e-4, atol=0
+    )
 
 
 def test_learning_happens(tiny: Any, tmp_path: Path) -> None:

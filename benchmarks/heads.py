@@ -1,0 +1,122 @@
+"""Seconds of a training step of detector heads on features in memory. Prints one JSON object.
+
+python benchmarks/heads.py [--configs configs/a.yaml,configs/b.yaml] [--set key=value]
+    [--features C3:40:8,C4:112:16,C5:320:32] [--size 288x384] [--batch 8]
+
+Features and boxes are random (15 boxes a picture, as in bccd). All configs are timed in turn in
+every round, so the ratios hold on a noisy machine; the first config is what the others are
+compared with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cachedet.config import load_train_config
+from cachedet.detector.build import Detector, build_detector
+from cachedet.model import parse_features
+from cachedet.store.manifest import library_versions
+from cachedet.structures import Features, FeatureSpec, SizeHW, Targets
+
+TINY = [
+    Path("configs") / f"{kind}_{neck}_tiny.yaml"
+    for kind in ("retinanet", "faster_rcnn", "cascade_rcnn")
+    for neck in ("fpn", "nasfpn")
+]
+NUM_CLASSES = 3
+BOXES = 15
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--configs", default=",".join(map(str, TINY)))
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument("--features", default="C3:40:8,C4:112:16,C5:320:32")
+    parser.add_argument("--size", default="288x384", help="height x width in pixels")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    spec = parse_features(options.features)
+    height, width = (int(side) for side in options.size.split("x"))
+    batch = make_batch(spec, (height, width), options.batch)
+    names = options.configs.split(",")
+    steps = {name: make_step(Path(name), options.overrides, spec) for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(options.rounds + 2):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step(*batch)
+            if turn > 1:  # the first two warm up
+                seconds[name].append(time.perf_counter() - started)
+    first = seconds[names[0]]
+    print(
+        json.dumps(
+            {
+                "batch": options.batch,
+                "size": options.size,
+                "features": options.features,
+                "overrides": options.overrides,
+                "results": {
+                    name: {
+                        "seconds_per_step": statistics.median(found),
+                        "to_first": statistics.median(
+                            own / other for own, other in zip(found, first, strict=True)
+                        ),
+                    }
+                    for name, found in seconds.items()
+                },
+                "cores": os.cpu_count(),
+                "threads_of_torch": torch.get_num_threads(),
+                "machine": platform.machine(),
+                "versions": library_versions(),
+            },
+            indent=1,
+        )
+    )
+
+
+def make_batch(spec: FeatureSpec, size_hw: SizeHW, count: int) -> tuple[Features, list[Targets]]:
+    features = {
+        name: torch.randn(count, *shape) for name, shape in spec.map_shapes(size_hw).items()
+    }
+    targets = []
+    for n in range(count):
+        corners = torch.rand(BOXES, 2) * torch.tensor([size_hw[1] - 80.0, size_hw[0] - 80.0])
+        boxes = torch.cat([corners, corners + 20 + torch.rand(BOXES, 2) * 60], dim=1)
+        targets.append(
+            Targets(
+                image_id=n,
+                size_hw=size_hw,
+                boxes=boxes,
+                labels=torch.randint(NUM_CLASSES, (BOXES,)),
+                crowd=torch.zeros(BOXES, dtype=torch.bool),
+            )
+        )
+    return features, targets
+
+
+def make_step(path: Path, overrides: list[str], spec: FeatureSpec) -> Any:
+    config = load_train_config(path, overrides)
+    detector: Detector = build_detector(config.detector, spec=spec, num_classes=NUM_CLASSES)
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-4)
+
+    def step(features: Features, targets: list[Targets]) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(detector(features, targets).values())).sum().backward()
+        optimizer.step()
+
+    return step
+
+
+if __name__ == "__main__":
+    main()

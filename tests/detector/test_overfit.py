@@ -1,0 +1,61 @@
+"""Every detector of the matrix learns eight pictures by heart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cachedet.evaluation.metrics import score_detections
+from cachedet.structures import Truth
+
+SIZE_HW = (64, 96)
+STEPS = {"retinanet": 100, "faster_rcnn": 160, "cascade_rcnn": 200}
+
+
+def random_boxes(pictures: int) -> list[list[list[float]]]:
+    """One box in each half of a picture, of one of three classes."""
+    generator = torch.Generator().manual_seed(1)
+    boxes = []
+    for n in range(pictures):
+        draw = torch.rand(2, 4, generator=generator).tolist()
+        boxes.append(
+            [
+                [x0 + 8 * x, 4 + 14 * y, x0 + 8 * x + 20 + 16 * w, 4 + 14 * y + 20 + 20 * h, k, 0]
+                for k, (x0, (x, y, w, h)) in enumerate(zip((2.0, 50.0), draw, strict=True), start=n)
+                for k in [k % 3]
+            ]
+        )
+    return boxes
+
+
+@pytest.mark.parametrize("neck", ["fpn", "nasfpn"])
+@pytest.mark.parametrize("kind", STEPS)
+def test_eight_pictures_by_heart(
+    detectors: Any, truth_of: Callable[..., Truth], kind: str, neck: str
+) -> None:
+    truth = truth_of([SIZE_HW] * 8, random_boxes(8))
+    features = detectors.features(*SIZE_HW, pictures=8)
+    targets = [
+        detectors.targets(
+            truth.boxes[truth.boxes_of(n)].tolist(), labels=truth.labels[truth.boxes_of(n)].tolist()
+        )
+        for n in range(8)
+    ]
+    detector = detectors.detector(kind, neck, norm="group", adapters={"kind": "bottleneck"})
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=STEPS[kind])
+    for _ in range(STEPS[kind]):
+        optimizer.zero_grad()
+        torch.stack(list(detector(features, targets).values())).sum().backward()
+        nn.utils.clip_grad_norm_(detector.parameters(), 5.0)
+        optimizer.step()
+        schedule.step()
+    found = detector.eval().detect(
+        features, sizes_hw=[SIZE_HW] * 8, image_ids=truth.image_ids.tolist()
+    )
+    scores = score_detections(truth, found)
+    assert scores.ap50 > 0.95
