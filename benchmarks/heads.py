@@ -23,7 +23,7 @@ import torch
 
 from cachedet.config import load_train_config
 from cachedet.detector.build import Detector, build_detector
-from cachedet.model import parse_features
+from cachedet.model import parse_features, parse_size
 from cachedet.store.manifest import library_versions
 from cachedet.structures import Features, FeatureSpec, SizeHW, Targets
 
@@ -47,8 +47,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     spec = parse_features(options.features)
-    height, width = (int(side) for side in options.size.split("x"))
-    batch = make_batch(spec, (height, width), options.batch)
+    batch = make_batch(spec, parse_size(options.size), options.batch)
     names = options.configs.split(",")
     steps = {name: make_step(Path(name), options.overrides, spec) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}

@@ -254,7 +254,9 @@ def model(
         str, typer.Option(help="Levels as NAME:CHANNELS:STRIDE; default: a ResNet-50's or -101's.")
     ] = "C3:512:8,C4:1024:16,C5:2048:32",
     num_classes: Annotated[int, typer.Option(min=1, help="Foreground classes.")] = 80,
-    image_size: Annotated[int, typer.Option(min=32, help="Side of a square picture.")] = 640,
+    image_size: Annotated[
+        str, typer.Option(help="Pixels: the side of a square, or HEIGHTxWIDTH.")
+    ] = "640",
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="detector.neck.channels=64, repeatable.")
     ] = None,
@@ -262,13 +264,13 @@ def model(
 ) -> None:
     """Parameters and FLOPs of what a config trains, part by part; needs no store."""
     from cachedet.config import load_train_config
-    from cachedet.model import measure_model, parse_features
+    from cachedet.model import measure_model, parse_features, parse_size
 
     cost = measure_model(
         load_train_config(config, overrides or []).detector,
         features=parse_features(features),
         num_classes=num_classes,
-        image_size=image_size,
+        size_hw=parse_size(image_size),
     )
     if as_json:
         _print_json(cost.to_json())

@@ -62,23 +62,24 @@ class ModelCost:
 
 
 def measure_model(
-    config: DetectorConfig, *, features: FeatureSpec, num_classes: int, image_size: int
+    config: DetectorConfig, *, features: FeatureSpec, num_classes: int, size_hw: SizeHW
 ) -> ModelCost:
-    """Cost of the detector of `config` on square pictures, padded as the cache pads them.
+    """Cost of the detector of `config` on pictures of this size, padded as the cache pads them.
 
     Raises ConfigError where the detector cannot work on these features.
     """
-    side = -(-image_size // features.pad_multiple) * features.pad_multiple
+    multiple = features.pad_multiple
+    padded_hw = (-(-size_hw[0] // multiple) * multiple, -(-size_hw[1] // multiple) * multiple)
     with _META:
         detector = build_detector(config, spec=features, num_classes=num_classes)
     levels = choose_levels(config, features)
     maps = {
         name: torch.empty(1, *shape, device=_META)
-        for name, shape in levels.map_shapes((side, side)).items()
+        for name, shape in levels.map_shapes(padded_hw).items()
     }
     return ModelCost(
         features=features,
-        size_hw=(side, side),
+        size_hw=padded_hw,
         num_classes=num_classes,
         parts=tuple(_measure_parts(detector, maps)),
     )
@@ -100,6 +101,20 @@ def parse_features(text: str) -> FeatureSpec:
         return FeatureSpec(tuple(levels))
     except ValueError as error:
         raise InputError(f"--features: {error}") from error
+
+
+def parse_size(text: str) -> SizeHW:
+    """`1280`, a square, or `288x384`, height x width, in pixels. Raises InputError."""
+    sides = text.lower().split("x")
+    try:
+        numbers = [int(side) for side in sides]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2) or min(numbers) < 1:
+        raise InputError(
+            f"--image-size expects 1280 or HEIGHTxWIDTH, such as 288x384, got {text!r}"
+        )
+    return numbers[0], numbers[-1]
 
 
 def _measure_parts(detector: Detector, maps: Mapping[str, Tensor]) -> list[PartCost]:

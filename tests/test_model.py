@@ -10,18 +10,21 @@ import pytest
 
 from cachedet.config import load_train_config
 from cachedet.errors import ConfigError, InputError
-from cachedet.model import ModelCost, measure_model, parse_features
+from cachedet.model import ModelCost, measure_model, parse_features, parse_size
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RESNET = "C3:512:8,C4:1024:16,C5:2048:32"
 
 
 def cost_of(
-    name: str, *, features: str = RESNET, image_size: int = 256, overrides: tuple[str, ...] = ()
+    name: str, *, features: str = RESNET, image_size: str = "256", overrides: tuple[str, ...] = ()
 ) -> ModelCost:
     config = load_train_config(CONFIGS / name, overrides)
     return measure_model(
-        config.detector, features=parse_features(features), num_classes=90, image_size=image_size
+        config.detector,
+        features=parse_features(features),
+        num_classes=90,
+        size_hw=parse_size(image_size),
     )
 
 
@@ -43,7 +46,7 @@ def test_trainable_parameters_as_the_paper_counts_them(
 
 def test_flops_by_hand() -> None:
     """RetinaNet's head: every convolution's multiplications and additions, cell by cell."""
-    cost = cost_of("retinanet_fpn.yaml", image_size=256)
+    cost = cost_of("retinanet_fpn.yaml", image_size="256")
     cells = 32**2 + 16**2 + 8**2 + 4**2 + 2**2
     tower = 2 * 4 * 256 * 256 * 9
     predictors = 256 * 9 * (9 * 90 + 9 * 4)
@@ -70,14 +73,14 @@ def test_parts_of_a_cascade_and_its_adapters() -> None:
 
 
 def test_odd_sizes_are_padded_as_the_cache_pads_them() -> None:
-    assert cost_of("retinanet_fpn_tiny.yaml", image_size=250).size_hw == (256, 256)
+    assert cost_of("retinanet_fpn_tiny.yaml", image_size="250").size_hw == (256, 256)
     vit = cost_of(
         "faster_rcnn_fpn_tiny.yaml",
         features="C4:64:14",
-        image_size=100,
+        image_size="100x200",
         overrides=("detector.neck={kind: simple, channels: 32}",),
     )
-    assert vit.size_hw == (112, 112)
+    assert vit.size_hw == (112, 210)
 
 
 def test_features_that_make_no_sense() -> None:
@@ -87,6 +90,9 @@ def test_features_that_make_no_sense() -> None:
         parse_features("C3:x:8")
     with pytest.raises(InputError, match="ordered fine to coarse"):
         parse_features("C4:1:16,C3:1:8")
+    for text in ("big", "0", "1x2x3", "12x"):
+        with pytest.raises(InputError, match=f"such as 288x384, got '{text}'"):
+            parse_size(text)
     with pytest.raises(ConfigError, match="asks for 'C5', the store holds C3"):
         cost_of("faster_rcnn_nasfpn.yaml", features="C3:8:8,C4:8:16")
     with pytest.raises(ConfigError, match=r"detector.neck 'fpn': num_levels must be at least"):

@@ -176,3 +176,17 @@ def test_too_many_pixels_are_refused_before_decoding(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("cachedet.data.images.MAX_PIXELS", 31)
     with pytest.raises(BadImageError, match="8x4 pixels are more than the limit of 31"):
         decode_bytes(encoded(quadrants(), "PNG"))
+
+
+def test_looked_up_values_are_the_computed_ones_to_the_bit() -> None:
+    preprocessing = Preprocessing(
+        mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bilinear"
+    )
+    pixels = np.arange(768, dtype=np.uint8).reshape(16, 16, 3)
+    geometry = make_geometry(VIEWS["hflip"], picture_hw=(16, 16), image_size=16, pad_multiple=24)
+    found = make_input(pixels, geometry, preprocessing)
+    values = torch.from_numpy(pixels[:, ::-1].copy()).permute(2, 0, 1).float() / 255
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+    assert torch.equal(found[:, :16, :16], (values - mean) / std)
+    assert not found[:, 16:].any()
+    assert not found[:, :, 16:].any()
