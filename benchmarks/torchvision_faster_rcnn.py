@@ -1,0 +1,256 @@
+"""Our tiny Faster R-CNN on a cache against torchvision's FasterRCNN on the live frozen backbone.
+
+python benchmarks/torchvision_faster_rcnn.py --images DIR \
+    --train train.zarr --val val.zarr --out DIR [--steps 6] [--epochs 0] [--seed 0]
+
+torchvision's detector is what a person would build without cachedet: FPN of 256 channels and
+default heads on the same EfficientNet-lite0 with the same weights, pictures decoded in each step.
+Steps of the same pictures are timed in turn: torchvision live, torchvision on our cached features
+(its backbone's part taken away), ours cached. The two ratios multiply to the whole gain: what the
+cache brings, and what lean heads bring. With --epochs both are trained and scored as well.
+Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from cachedet.backbone.frozen import FrozenBackbone, load_backbone
+from cachedet.config import load_train_config
+from cachedet.evaluation.metrics import score_detections
+from cachedet.extraction.inputs import InputLoader
+from cachedet.store.manifest import library_versions
+from cachedet.store.reader import FeatureStore
+from cachedet.structures import Detections, Features, FeatureSpec, Targets
+from cachedet.train import train
+from cachedet.training.loader import Batch, FeatureLoader
+from cachedet.training.trainer import make_trainer
+
+BATCH = 4
+CONFIG = Path("configs/faster_rcnn_fpn_tiny.yaml")
+
+
+class LiveFPN(nn.Module):
+    """torchvision's FPN on a frozen backbone; `cached` features take the backbone's place."""
+
+    out_channels = 256
+
+    def __init__(self, backbone: FrozenBackbone, spec: FeatureSpec) -> None:
+        super().__init__()
+        self.frozen = [backbone]  # in a list: not a submodule, so never trained or saved
+        self.fpn = FeaturePyramidNetwork(
+            [level.channels for level in spec], 256, extra_blocks=LastLevelMaxPool()
+        )
+        self.cached: Features | None = None
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.cached if self.cached is not None else self.frozen[0](images)
+        found: dict[str, Tensor] = self.fpn(dict(features))
+        return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("images", "train", "val", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+    store = FeatureStore.open(options.train)
+    rig = Rig(store, options.images)
+    result: dict[str, Any] = {"seconds_per_picture": rig.time_steps(options.steps)}
+    if options.epochs:
+        result["torchvision"] = rig.train_torchvision(options)
+        result["cachedet"] = train_ours(options)
+    print(
+        json.dumps(
+            {
+                **result,
+                "batch": BATCH,
+                "epochs": options.epochs,
+                "seed": options.seed,
+                "cores": os.cpu_count(),
+                "threads_of_torch": torch.get_num_threads(),
+                "machine": platform.machine(),
+                "versions": library_versions(),
+            },
+            indent=1,
+        )
+    )
+
+
+class Rig:
+    """torchvision's detector, ours, and batches for both."""
+
+    def __init__(self, store: FeatureStore, images: Path) -> None:
+        manifest = store.manifest
+        self.store = store
+        self.backbone = load_backbone(
+            manifest.backbone, levels=manifest.spec.names, image_size=manifest.image_size
+        )
+        self.inputs = InputLoader(
+            paths=[images / name for name in store.truth.file_names],
+            image_size=manifest.image_size,
+            pad_multiple=manifest.spec.pad_multiple,
+            preprocessing=manifest.preprocessing,
+        )
+        self.loader = FeatureLoader(
+            store,
+            views=manifest.views,
+            levels=manifest.spec.names,
+            batch_size=BATCH,
+            seed=0,
+        )
+        self.live = LiveFPN(self.backbone, manifest.spec)
+        self.theirs = FasterRCNN(
+            self.live,
+            num_classes=len(manifest.categories) + 1,
+            rpn_anchor_generator=_anchors(),
+            min_size=1,  # the pictures come in at their size, normalised
+            max_size=10_000,
+            image_mean=[0.0] * 3,
+            image_std=[1.0] * 3,
+            box_score_thresh=0.01,
+        )
+        self.theirs.transform.resize = lambda image, target: (image, target)
+        self.optimizer = torch.optim.AdamW(
+            [p for p in self.theirs.parameters() if p.requires_grad], lr=5e-4, weight_decay=0.05
+        )
+
+    def time_steps(self, steps: int) -> dict[str, Any]:
+        ours = make_trainer(
+            load_train_config(CONFIG), manifest=self.store.manifest, total_steps=1000
+        )
+        plan = [keys for keys in self.loader.plan(0) if len(keys) == BATCH][: steps + 1]
+        ways: dict[str, Callable[[Any, Batch], object]] = {
+            "torchvision_live": lambda keys, batch: self.their_step(self.pictures(keys), batch),
+            "torchvision_cached": lambda keys, batch: self.their_step(None, batch),
+            "cachedet": lambda keys, batch: ours.take_step(batch),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for number, keys in enumerate(plan):
+            for name, way in ways.items():
+                started = time.perf_counter()
+                batch = self.loader._read(keys)
+                way(keys, batch)
+                if number:  # the first warms up
+                    seconds[name].append((time.perf_counter() - started) / BATCH)
+
+        def ratio(one: str, other: str) -> float:
+            pairs = zip(seconds[one], seconds[other], strict=True)
+            return statistics.median(a / b for a, b in pairs)
+
+        return {
+            **{name: statistics.median(found) for name, found in seconds.items()},
+            "whole_gain": ratio("torchvision_live", "cachedet"),
+            "gain_of_the_cache": ratio("torchvision_live", "torchvision_cached"),
+            "gain_of_lean_heads": ratio("torchvision_cached", "cachedet"),
+        }
+
+    def pictures(self, keys: Any) -> Tensor:
+        views = self.store.manifest.views
+        return torch.stack([self.inputs.load(int(row), views[int(view)]) for view, row in keys])
+
+    def their_step(self, images: Tensor | None, batch: Batch) -> float:
+        losses = self.theirs.train()(*self.their_batch(images, batch))
+        total = torch.stack(list(losses.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_(self.theirs.parameters(), 10.0)
+        self.optimizer.step()
+        return total.item()
+
+    def their_batch(self, images: Tensor | None, batch: Batch) -> tuple[list[Tensor], list[Any]]:
+        self.live.cached = None if images is not None else batch.features
+        if images is None:
+            finest = self.store.manifest.spec.levels[0]
+            height, width = batch.features[finest.name].shape[-2:]
+            size = (len(batch.targets), 3, height * finest.stride, width * finest.stride)
+            images = torch.zeros(size)
+        return list(images), [_their_target(own) for own in batch.targets]
+
+    def train_torchvision(self, options: argparse.Namespace) -> dict[str, Any]:
+        """As many epochs as ours, with the same warm-up and cosine."""
+        total = sum(len(self.loader.plan(epoch)) for epoch in range(options.epochs))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, max_lr=5e-4, total_steps=total, pct_start=min(0.3, 100 / total)
+        )
+        started = time.perf_counter()
+        for epoch in range(options.epochs):
+            for keys, batch in zip(
+                self.loader.plan(epoch), self.loader.batches(epoch), strict=True
+            ):
+                self.their_step(self.pictures(keys), batch)
+                schedule.step()
+        seconds = time.perf_counter() - started
+        scores = score_detections(*self.their_detections(options.val))
+        return {"seconds": seconds, "ap": scores.ap, "ap50": scores.ap50, "ap75": scores.ap75}
+
+    @torch.no_grad()
+    def their_detections(self, val: Path) -> tuple[Any, list[Detections]]:
+        """On the validation store's features: the same as from the pictures (law L3)."""
+        store = FeatureStore.open(val)
+        loader = FeatureLoader(
+            store, views=["base"], levels=store.manifest.spec.names, batch_size=1, seed=0
+        )
+        self.theirs.eval()
+        found = {}
+        for keys, batch in zip(loader.plan(0), loader.batches(0), strict=True):
+            row = int(keys[0, 1])
+            images, _ = self.their_batch(None, batch)
+            output = self.theirs(images)[0]
+            found[row] = Detections(
+                image_id=batch.image_ids[0],
+                boxes=store.geometry(row, "base").boxes_to_picture(output["boxes"]),
+                scores=output["scores"],
+                labels=output["labels"] - 1,
+            )
+        return store.truth, [found[row] for row in range(len(store))]
+
+
+def train_ours(options: argparse.Namespace) -> dict[str, Any]:
+    overrides = [f"schedule.epochs={options.epochs}", "eval_every=0", f"seed={options.seed}"]
+    started = time.perf_counter()
+    train(
+        load_train_config(CONFIG, [*overrides, f"schedule.batch_size={BATCH}"]),
+        train_store=options.train,
+        val_store=options.val,
+        run=options.out / f"cachedet-{options.seed}",
+    )
+    seconds = time.perf_counter() - started
+    from cachedet.evaluate import evaluate
+
+    scores = evaluate(options.out / f"cachedet-{options.seed}", store=options.val).scores
+    return {"seconds": seconds, "ap": scores.ap, "ap50": scores.ap50, "ap75": scores.ap75}
+
+
+def _anchors() -> Any:
+    from torchvision.models.detection.rpn import AnchorGenerator
+
+    sizes = ((32,), (64,), (128,), (256,))  # strides 8 to 64
+    return AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+
+
+def _their_target(targets: Targets) -> dict[str, Tensor]:
+    usable = ~targets.crowd
+    return {"boxes": targets.boxes[usable], "labels": targets.labels[usable] + 1}
+
+
+if __name__ == "__main__":
+    main()
