@@ -59,7 +59,8 @@ class LiveFPN(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         features = self.cached if self.cached is not None else self.frozen[0](images)
-        found: dict[str, Tensor] = self.fpn(dict(features))
+        numbered = {str(n): maps for n, maps in enumerate(features.values())}
+        found: dict[str, Tensor] = self.fpn(numbered)
         return found
 
 

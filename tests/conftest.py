@@ -44,6 +44,11 @@ class TinyData:
         return ExtractConfig.model_validate(values | changes)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # on small tensors threads only wait for each other
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
