@@ -26,6 +26,7 @@ from cachedet.detector.build import Detector, build_detector
 from cachedet.model import parse_features, parse_size
 from cachedet.store.manifest import library_versions
 from cachedet.structures import Features, FeatureSpec, SizeHW, Targets
+from cachedet.training.loader import Batch
 
 TINY = [
     Path("configs") / f"{kind}_{neck}_tiny.yaml"
@@ -107,11 +108,15 @@ def make_batch(spec: FeatureSpec, size_hw: SizeHW, count: int) -> tuple[Features
 def make_step(path: Path, overrides: list[str], spec: FeatureSpec) -> Any:
     config = load_train_config(path, overrides)
     detector: Detector = build_detector(config.detector, spec=spec, num_classes=NUM_CLASSES)
+    detector.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-4)
 
     def step(features: Features, targets: list[Targets]) -> None:
+        """What `Trainer.take_step` does."""
+        batch = Batch(features=features, targets=targets).to(torch.device("cpu"))
         optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(detector(features, targets).values())).sum().backward()
+        torch.stack(list(detector(batch.features, batch.targets).values())).sum().backward()
+        torch.nn.utils.clip_grad_norm_(detector.parameters(), 10.0)
         optimizer.step()
 
     return step

@@ -91,11 +91,14 @@ def build(root: Path, pictures: int) -> None:
     plan = StorePlan.load(LocalFiles(root))
     for block in plan.blocks:
         parts = plan.layout.parts(block.bucket)
+        shard = ShardRecord(
+            nbytes=123456789, digest="0" * 32, chunk_checksums=bytes(4 * len(block.rows))
+        )
         record = CommitRecord(
             block=block.name,
-            image_ids=tuple(int(truth.image_ids[row]) for row in block.rows),
-            fingerprint=plan.manifest.block_fingerprint(),
-            shards={a: ShardRecord(nbytes=123456789, digest="0" * 32) for a in parts},
+            image_ids=plan.image_ids_of(block),
+            fingerprint=plan.block_fingerprint,
+            shards=dict.fromkeys(parts, shard),
             quality={
                 level.name: Quality(values=10**8, signal=1.5e9, noise=123.456, saturated=0)
                 for level in plan.manifest.spec

@@ -20,6 +20,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -139,17 +140,19 @@ class Rig:
             load_train_config(CONFIG), manifest=self.store.manifest, total_steps=1000
         )
         plan = [keys for keys in self.loader.plan(0) if len(keys) == BATCH][: steps + 1]
-        ways: dict[str, Callable[[Any, Batch], object]] = {
-            "torchvision_live": lambda keys, batch: self.their_step(self.pictures(keys), batch),
-            "torchvision_cached": lambda keys, batch: self.their_step(None, batch),
-            "cachedet": lambda keys, batch: ours.take_step(batch),
+        ways: dict[str, Callable[[Any], object]] = {
+            "torchvision_live": lambda keys: self.their_step(
+                self.pictures(keys), self.targets(keys)
+            ),
+            "torchvision_cached": lambda keys: self.their_cached_step(self.loader._read(keys)),
+            "cachedet": lambda keys: ours.take_step(self.loader._read(keys)),
         }
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for number, keys in enumerate(plan):
-            for name, way in ways.items():
+            order = list(ways)[number % 3 :] + list(ways)[: number % 3]  # nobody is always first
+            for name in order:
                 started = time.perf_counter()
-                batch = self.loader._read(keys)
-                way(keys, batch)
+                ways[name](keys)
                 if number:  # the first warms up
                     seconds[name].append((time.perf_counter() - started) / BATCH)
 
@@ -168,8 +171,16 @@ class Rig:
         views = self.store.manifest.views
         return torch.stack([self.inputs.load(int(row), views[int(view)]) for view, row in keys])
 
-    def their_step(self, images: Tensor | None, batch: Batch) -> float:
-        losses = self.theirs.train()(*self.their_batch(images, batch))
+    def targets(self, keys: Any) -> list[Targets]:
+        views = self.store.manifest.views
+        return [self.store.targets(int(row), views[int(view)]) for view, row in keys]
+
+    def their_cached_step(self, batch: Batch) -> float:
+        return self.their_step(self.in_place_of_pictures(batch), batch.targets)
+
+    def their_step(self, images: Tensor, targets: list[Targets]) -> float:
+        losses = self.theirs.train()(list(images), [_their_target(own) for own in targets])
+        self.live.cached = None
         total = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -177,14 +188,12 @@ class Rig:
         self.optimizer.step()
         return total.item()
 
-    def their_batch(self, images: Tensor | None, batch: Batch) -> tuple[list[Tensor], list[Any]]:
-        self.live.cached = None if images is not None else batch.features
-        if images is None:
-            finest = self.store.manifest.spec.levels[0]
-            height, width = batch.features[finest.name].shape[-2:]
-            size = (len(batch.targets), 3, height * finest.stride, width * finest.stride)
-            images = torch.zeros(size)
-        return list(images), [_their_target(own) for own in batch.targets]
+    def in_place_of_pictures(self, batch: Batch) -> Tensor:
+        """Empty pictures of the size the features belong to; the next forward takes those."""
+        self.live.cached = batch.features
+        finest = self.store.manifest.spec.levels[0]
+        height, width = batch.features[finest.name].shape[-2:]
+        return torch.zeros(len(batch.targets), 3, height * finest.stride, width * finest.stride)
 
     def train_torchvision(self, options: argparse.Namespace) -> dict[str, Any]:
         """As many epochs as ours, with the same warm-up and cosine."""
@@ -193,11 +202,13 @@ class Rig:
             self.optimizer, max_lr=5e-4, total_steps=total, pct_start=min(0.3, 100 / total)
         )
         started = time.perf_counter()
-        for epoch in range(options.epochs):
-            for keys, batch in zip(
-                self.loader.plan(epoch), self.loader.batches(epoch), strict=True
-            ):
-                self.their_step(self.pictures(keys), batch)
+        with ThreadPoolExecutor(1) as reader:  # decodes ahead, as our own loader reads ahead
+            plan = [keys for epoch in range(options.epochs) for keys in self.loader.plan(epoch)]
+            ahead = reader.submit(self.pictures, plan[0])
+            for number, keys in enumerate(plan):
+                images = ahead.result()
+                ahead = reader.submit(self.pictures, plan[(number + 1) % len(plan)])
+                self.their_step(images, self.targets(keys))
                 schedule.step()
         seconds = time.perf_counter() - started
         scores = score_detections(*self.their_detections(options.val))
@@ -214,8 +225,7 @@ class Rig:
         found = {}
         for keys, batch in zip(loader.plan(0), loader.batches(0), strict=True):
             row = int(keys[0, 1])
-            images, _ = self.their_batch(None, batch)
-            output = self.theirs(images)[0]
+            output = self.theirs(list(self.in_place_of_pictures(batch)))[0]
             found[row] = Detections(
                 image_id=batch.image_ids[0],
                 boxes=store.geometry(row, "base").boxes_to_picture(output["boxes"]),

@@ -296,7 +296,9 @@ def evaluate(
     if as_json:
         _print_json(report.to_json())
         return
-    print_scores(report.to_json())
+    print_scores(report.scores.to_json(), of="boxes")
+    if report.mask_scores is not None:
+        print_scores(report.mask_scores.to_json(), of="masks")
     console.print(f"{report.results}\n{report.coco_file}", highlight=False)
 
 
@@ -337,7 +339,7 @@ def demo(
     if as_json:
         _print_json(report.to_json())
     else:
-        print_scores(report.scores.to_json())
+        print_scores(report.scores.to_json(), of="boxes")
         console.print(report.summary(), highlight=False)
 
 

@@ -65,6 +65,7 @@ class ScheduleConfig(Config):
     kind: Literal["step", "cosine"] = "step"
     drops: tuple[Fraction, ...] = (48 / 72, 68 / 72)  # of all steps; each multiplies lr by 0.1
     warmup_steps: Annotated[int, Field(ge=0)] = 500
+    warmup_from: Fraction = 0.0067 / 0.32  # of lr, where the warm-up starts (PAPER 2.2)
     clip_norm: Annotated[float, Field(ge=0)] = 0.0  # 0: no gradient clipping
 
     @property

@@ -166,7 +166,7 @@ def _draw_sheet(out: Path, val_store: Path, paths: ShapesPaths, detector: Pictur
                 name=truth.file_names[row],
                 pixels=pixels,
                 truth=_truth_drawing(truth, row),
-                prediction=make_drawing(found, truth.categories),
+                prediction=make_drawing(found, truth.categories, size_hw=truth.size_of(row)),
             )
         )
     sheet = out / "truth_and_prediction.png"

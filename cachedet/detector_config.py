@@ -11,8 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+IoU = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Depth = Annotated[int, Field(ge=0, le=16)]
+Ratios = Annotated[tuple[Positive, ...], Field(min_length=1)]
+Levels = Annotated[tuple[str, ...], Field(min_length=1)]
 Norm = Literal["batch", "group", "none"]
 Activation = Literal["relu", "silu"]
 
@@ -83,8 +86,8 @@ class AnchorConfig(Config):
 
     size_factor: Positive = 4.0  # side of the smallest square anchor, in strides of its level
     scales_per_octave: Count = 3
-    aspect_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0)  # height / width
-    foreground_iou: Fraction = 0.5
+    aspect_ratios: Ratios = (0.5, 1.0, 2.0)  # height / width
+    foreground_iou: IoU = 0.5
     background_iou: Fraction = 0.5
 
     @model_validator(mode="after")
@@ -98,8 +101,8 @@ class RPNConfig(Config):
 
     size_factor: Positive = 8.0
     scales_per_octave: Count = 1
-    aspect_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0)
-    foreground_iou: Fraction = 0.7
+    aspect_ratios: Ratios = (0.5, 1.0, 2.0)
+    foreground_iou: IoU = 0.7
     background_iou: Fraction = 0.3
     channels: Count | None = None  # of its tower; None: the neck's
     num_convs: Depth = 1
@@ -134,6 +137,15 @@ class RoIHeadConfig(Config):
     huber_delta: Positive = 1.0
 
 
+class MaskHeadConfig(Config):
+    """arXiv 1703.06870: 4 convolutions on 14 x 14 cells, masks of twice the side."""
+
+    resolution: Annotated[int, Field(ge=1, le=56)] = 14
+    num_convs: Depth = 4
+    channels: Count = 256
+    separable: bool = False
+
+
 class SelectionConfig(Config):
     """From scored boxes to detections, PAPER 2.2."""
 
@@ -147,7 +159,7 @@ class RetinaNetConfig(Config):
     """arXiv 1708.02002, PAPER 2.2 and 2.5."""
 
     kind: Literal["retinanet"] = "retinanet"
-    levels: tuple[str, ...] | None = None  # backbone levels to use; None: all the store has
+    levels: Levels | None = None  # backbone levels to use; None: all the store has
     norm: Norm = "batch"
     activation: Activation = "relu"
     adapters: AdapterConfig | None = None
@@ -168,15 +180,16 @@ class FasterRCNNConfig(Config):
     """arXiv 1506.01497, PAPER 2.2 and 2.5."""
 
     kind: Literal["faster_rcnn"]
-    levels: tuple[str, ...] | None = None
+    levels: Levels | None = None
     norm: Norm = "batch"
     activation: Activation = "silu"
     adapters: AdapterConfig | None = None
     neck: NeckConfig = FPNConfig()
     rpn: RPNConfig = RPNConfig()
     roi_head: RoIHeadConfig = RoIHeadConfig()
+    mask_head: MaskHeadConfig | None = None  # needs masks in the store
     class_agnostic: bool = False  # one box for a RoI instead of one for each class
-    foreground_iou: Fraction = 0.5
+    foreground_iou: IoU = 0.5
     selection: SelectionConfig = SelectionConfig()
 
 
@@ -184,15 +197,22 @@ class CascadeRCNNConfig(Config):
     """arXiv 1712.00726, PAPER 2.6: class-agnostic boxes, one head a stage."""
 
     kind: Literal["cascade_rcnn"]
-    levels: tuple[str, ...] | None = None
+    levels: Levels | None = None
     norm: Norm = "batch"
     activation: Activation = "silu"
     adapters: AdapterConfig | None = None
     neck: NeckConfig = FPNConfig()
     rpn: RPNConfig = RPNConfig()
     roi_head: RoIHeadConfig = RoIHeadConfig()
-    stage_ious: Annotated[tuple[Fraction, ...], Field(min_length=2)] = (0.5, 0.7, 0.8)
+    mask_head: MaskHeadConfig | None = None  # needs masks in the store
+    stage_ious: Annotated[tuple[IoU, ...], Field(min_length=2)] = (0.5, 0.7, 0.8)
     selection: SelectionConfig = SelectionConfig()
+
+    @model_validator(mode="after")
+    def _rising(self) -> CascadeRCNNConfig:
+        if list(self.stage_ious) != sorted(self.stage_ious):
+            raise ValueError(f"stage_ious must rise from stage to stage, got {self.stage_ious}")
+        return self
 
 
 DetectorConfig = Annotated[

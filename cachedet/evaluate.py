@@ -18,7 +18,7 @@ from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.metrics import CocoScores, coco_results, score_results
 from cachedet.progress import StageProgress
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Detections
+from cachedet.structures import Detections, Truth
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 from cachedet.training.run_folder import RunFolder
 from cachedet.version import __version__
@@ -29,13 +29,20 @@ class EvalReport:
     """Scores of a run, with the detections they were computed from."""
 
     scores: CocoScores
+    mask_scores: CocoScores | None  # where the detector has a mask head
     detections: list[Detections]  # pixels of the pictures, in the order of the store's rows
     seconds: float
     results: Path
     coco_file: Path
 
     def to_json(self) -> dict[str, Any]:
-        return {**self.scores.to_json(), "seconds": self.seconds, "detections": str(self.coco_file)}
+        masks = {"masks": self.mask_scores.to_json()} if self.mask_scores is not None else {}
+        return {
+            **self.scores.to_json(),
+            **masks,
+            "seconds": self.seconds,
+            "detections": str(self.coco_file),
+        }
 
 
 def evaluate(run: Path, *, store: Path | str, config: EvalConfig | None = None) -> EvalReport:
@@ -65,6 +72,7 @@ def evaluate(run: Path, *, store: Path | str, config: EvalConfig | None = None) 
     rows = coco_results(features.truth, detections)
     report = EvalReport(
         scores=score_results(features.truth, rows),
+        mask_scores=_score_masks(features.truth, detections, rows),
         detections=detections,
         seconds=time.perf_counter() - started,
         results=folder.results,
@@ -73,6 +81,14 @@ def evaluate(run: Path, *, store: Path | str, config: EvalConfig | None = None) 
     report.coco_file.write_text(json.dumps(rows), encoding="utf-8")
     _write_results(report, features, checkpoint, run=run, store_path=store)
     return report
+
+
+def _score_masks(
+    truth: Truth, detections: list[Detections], rows: list[dict[str, Any]]
+) -> CocoScores | None:
+    if truth.masks is None or all(found.masks is None for found in detections):
+        return None
+    return score_results(truth, rows, of="segm")
 
 
 def load_detector(checkpoint: Checkpoint, *, device: torch.device) -> Detector:

@@ -134,15 +134,21 @@ def _measure_parts(detector: Detector, maps: Mapping[str, Tensor]) -> list[PartC
     counts = detector.samples, detector.rpn.test_counts.post_nms
     channels = next(iter(pyramid.values())).shape[1]
     for place, head in enumerate(detector.heads, start=1):
-        parts.append(_measure_roi_head(f"roi head {place}", head, channels, detector, counts))
+        resolution = detector.roi_align.resolution
+        parts.append(_measure_roi_head(f"roi head {place}", head, counts, channels, resolution))
+    if detector.mask_branch is not None:
+        positives = int(detector.samples * detector.positive_fraction)
+        counts = positives, detector.selection.max_detections
+        resolution = detector.mask_branch.roi_align.resolution
+        head = detector.mask_branch.head
+        parts.append(_measure_roi_head("mask head", head, counts, channels, resolution))
     return parts
 
 
 def _measure_roi_head(
-    name: str, head: nn.Module, channels: int, detector: RCNN, counts: tuple[int, int]
+    name: str, head: nn.Module, counts: tuple[int, int], channels: int, side: int
 ) -> PartCost:
-    """A step trains on `counts[0]` sampled RoIs, a forward scores `counts[1]` proposals."""
-    side = detector.roi_align.resolution
+    """A step trains on at most `counts[0]` sampled RoIs, a forward takes up to `counts[1]`."""
     sampled, proposed = (
         torch.empty(count, channels, side, side, device=_META, requires_grad=True)
         for count in counts

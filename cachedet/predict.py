@@ -21,10 +21,12 @@ from cachedet.device import choose_device
 from cachedet.errors import BackboneError, InputError
 from cachedet.evaluate import load_detector
 from cachedet.evaluation.inference import EVAL_VIEW
+from cachedet.evaluation.masks import paste_masks
 from cachedet.evaluation.plots import Drawing, draw_boxes
+from cachedet.masks import decode_mask, rle_of
 from cachedet.progress import StageProgress
 from cachedet.store.manifest import Manifest
-from cachedet.structures import CategoryMap, Detections
+from cachedet.structures import CategoryMap, Detections, SizeHW
 from cachedet.training.checkpoint import load_checkpoint
 from cachedet.training.run_folder import RunFolder
 
@@ -53,12 +55,7 @@ class PictureDetector:
         found = self.detector.detect(
             self.backbone(image[None]), sizes_hw=[geometry.resized_hw], image_ids=[image_id]
         )[0]
-        return dataclasses.replace(
-            found,
-            boxes=geometry.boxes_to_picture(found.boxes),
-            scores=found.scores.cpu(),
-            labels=found.labels.cpu(),
-        )
+        return dataclasses.replace(found.cpu(), boxes=geometry.boxes_to_picture(found.boxes))
 
 
 def predict(
@@ -73,7 +70,8 @@ def predict(
     """Detect in picture files or folders of them; writes drawn pictures and detections.json.
 
     Returns:
-        One entry per picture: file, drawing, detections (name, category_id, score, box xyxy).
+        One entry per picture: file, drawing, detections (name, category_id, score, box xyxy, and
+        a COCO RLE where the detector has a mask head).
 
     Raises:
         CheckpointError: no such run.
@@ -89,8 +87,10 @@ def predict(
             pixels = decode_picture(file)
             found = detector(pixels).above(min_score)
             drawing = out / f"{file.stem}{'' if file.suffix == '.jpg' else file.suffix}.jpg"
-            draw_boxes(pixels, make_drawing(found, detector.manifest.categories)).save(drawing)
-            entries.append(_entry(file, drawing, found, detector.manifest.categories))
+            size_hw = (pixels.shape[0], pixels.shape[1])
+            drawn = make_drawing(found, detector.manifest.categories, size_hw=size_hw)
+            draw_boxes(pixels, drawn).save(drawing)
+            entries.append(_entry(file, drawing, found, detector.manifest.categories, size_hw))
             progress.advance()
     (out / "detections.json").write_text(json.dumps(entries, indent=1), encoding="utf-8")
     return entries
@@ -121,8 +121,9 @@ def load_picture_detector(
     )
 
 
-def make_drawing(found: Detections, categories: CategoryMap) -> Drawing:
+def make_drawing(found: Detections, categories: CategoryMap, *, size_hw: SizeHW) -> Drawing:
     """Boxes with name and score, the weakest first so that the strongest lie on top."""
+    masks = [decode_mask(code, size_hw) > 0 for code in paste_masks(found, size_hw)]
     order = range(len(found) - 1, -1, -1)
     labels = found.labels.numpy()[list(order)]
     return Drawing(
@@ -131,6 +132,7 @@ def make_drawing(found: Detections, categories: CategoryMap) -> Drawing:
         captions=tuple(
             f"{categories.names[found.labels[i]]} {float(found.scores[i]):.2f}" for i in order
         ),
+        masks=tuple(masks[i] for i in order) if masks else (),
     )
 
 
@@ -155,19 +157,20 @@ def _picture_files(pictures: Sequence[Path]) -> list[Path]:
     return files
 
 
-def _entry(file: Path, drawing: Path, found: Detections, categories: CategoryMap) -> dict[str, Any]:
-    return {
-        "file": str(file),
-        "drawing": str(drawing),
-        "detections": [
-            {
-                "name": categories.names[label],
-                "category_id": categories.ids[label],
-                "score": score,
-                "box": box,
-            }
-            for box, score, label in zip(
-                found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
-            )
-        ],
-    }
+def _entry(
+    file: Path, drawing: Path, found: Detections, categories: CategoryMap, size_hw: SizeHW
+) -> dict[str, Any]:
+    detections: list[dict[str, Any]] = [
+        {
+            "name": categories.names[label],
+            "category_id": categories.ids[label],
+            "score": score,
+            "box": box,
+        }
+        for box, score, label in zip(
+            found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+        )
+    ]
+    for detection, code in zip(detections, paste_masks(found, size_hw), strict=False):
+        detection["segmentation"] = rle_of(code, size_hw)
+    return {"file": str(file), "drawing": str(drawing), "detections": detections}

@@ -7,6 +7,8 @@ Boxes are xyxy. `label` counts 0..K-1; `category_id` is the number in the user's
 from __future__ import annotations
 
 import math
+import re
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -21,6 +23,9 @@ Features = dict[str, Tensor]
 
 SizeHW = tuple[int, int]
 
+MOST_LEVELS = 64  # a pyramid has 3 to 7; thousands of strides would have an endless multiple
+_LEVEL_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.-]{1,100}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LevelSpec:
@@ -31,10 +36,17 @@ class LevelSpec:
     stride: int
 
     def __post_init__(self) -> None:
-        if self.channels < 1 or self.stride < 1:
+        """Raises ValueError; both may come from a foreign store, where the name is a folder."""
+        if not isinstance(self.name, str) or not _LEVEL_NAME.fullmatch(self.name):
             raise ValueError(
-                f"level {self.name!r}: channels and stride must be >= 1, "
-                f"got channels={self.channels}, stride={self.stride}"
+                "the name of a level must be 1 to 100 of the characters A-Z a-z 0-9 _ . - and not "
+                f"'.' or '..', got {reprlib.repr(self.name)}"
+            )
+        numbers = (self.channels, self.stride)
+        if any(type(number) is not int or number < 1 for number in numbers):
+            raise ValueError(
+                f"level {self.name!r}: channels and stride must be whole numbers >= 1, got "
+                f"channels={reprlib.repr(self.channels)}, stride={reprlib.repr(self.stride)}"
             )
 
 
@@ -48,9 +60,17 @@ class FeatureSpec:
     levels: tuple[LevelSpec, ...]
 
     def __post_init__(self) -> None:
+        """Raises ValueError; the levels may come from a foreign store."""
         strides = [level.stride for level in self.levels]
         if not strides or strides != sorted(set(strides)):
-            raise ValueError(f"levels must be ordered fine to coarse, got strides {strides}")
+            raise ValueError(
+                f"levels must be ordered fine to coarse, got strides {reprlib.repr(strides)}"
+            )
+        if len(self.levels) > MOST_LEVELS or len(set(self.names)) != len(self.levels):
+            raise ValueError(
+                f"expected at most {MOST_LEVELS} levels, each of another name, "
+                f"got {len(self.levels)} with {len(set(self.names))} names"
+            )
 
     def __iter__(self) -> Iterator[LevelSpec]:
         return iter(self.levels)
@@ -113,7 +133,8 @@ class CategoryMap:
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.names) or len(set(self.ids)) != len(self.ids):
-            raise ValueError(f"category ids must be unique, one name each, got {self.ids}")
+            found = reprlib.repr(self.ids)
+            raise ValueError(f"category ids must be unique, one name each, got {found}")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -121,6 +142,31 @@ class CategoryMap:
     def label_of(self) -> dict[int, int]:
         """category_id -> label."""
         return {category_id: label for label, category_id in enumerate(self.ids)}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MaskCodes:
+    """One mask a box, as the bytes of masks.py one after the other."""
+
+    codes: NDArray[np.uint8]  # (B,)
+    offsets: NDArray[np.int64]  # (M + 1,)
+
+    @classmethod
+    def join(cls, codes: Sequence[bytes]) -> MaskCodes:
+        return cls(
+            codes=np.frombuffer(b"".join(codes), dtype=np.uint8),
+            offsets=np.cumsum([0, *map(len, codes)]).astype(np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, box: int) -> bytes:
+        return self.codes[self.offsets[box] : self.offsets[box + 1]].tobytes()
+
+    def keep(self, boxes: Sequence[int] | NDArray[np.int64]) -> MaskCodes:
+        """Only these boxes' masks, in the order given."""
+        return MaskCodes.join([self[int(box)] for box in boxes])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -140,6 +186,7 @@ class Truth:
     crowd: NDArray[np.bool_]  # (M,)
     areas: NDArray[np.float64]  # (M,) COCO's `area`, used for its small/medium/large split
     categories: CategoryMap
+    masks: MaskCodes | None = None  # M of them, bitmaps of the picture's size
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -166,7 +213,17 @@ class Truth:
             crowd=self.crowd[picked],
             areas=self.areas[picked],
             categories=self.categories,
+            masks=self.masks.keep(picked) if self.masks is not None else None,
         )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TargetMasks:
+    """Masks of one picture's boxes; bitmaps of the picture, not of the view."""
+
+    codes: tuple[bytes, ...]  # M, empty where a box has none
+    picture_hw: SizeHW
+    flip: bool  # the view is the picture's mirror image
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -178,6 +235,7 @@ class Targets:
     boxes: Tensor  # (M, 4) float32, pixels of the view
     labels: Tensor  # (M,) int64
     crowd: Tensor  # (M,) bool
+    masks: TargetMasks | None = None  # None where the data set has none
 
     def to(self, device: torch.device) -> Targets:
         return Targets(
@@ -186,6 +244,7 @@ class Targets:
             boxes=self.boxes.to(device),
             labels=self.labels.to(device),
             crowd=self.crowd.to(device),
+            masks=self.masks,
         )
 
 
@@ -197,13 +256,28 @@ class Detections:
     boxes: Tensor  # (D, 4) float32; pixels of the view or, once mapped back, of the picture
     scores: Tensor  # (D,) float32 in [0, 1]
     labels: Tensor  # (D,) int64
+    masks: Tensor | None = None  # (D, S, S) probabilities, the cells of each box
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def cpu(self) -> Detections:
+        """The same on the CPU."""
+        return replace(
+            self,
+            boxes=self.boxes.cpu(),
+            scores=self.scores.cpu(),
+            labels=self.labels.cpu(),
+            masks=self.masks.cpu() if self.masks is not None else None,
+        )
 
     def above(self, min_score: float) -> Detections:
         """Only those with at least this score."""
         kept = self.scores >= min_score
         return replace(
-            self, boxes=self.boxes[kept], scores=self.scores[kept], labels=self.labels[kept]
+            self,
+            boxes=self.boxes[kept],
+            scores=self.scores[kept],
+            labels=self.labels[kept],
+            masks=self.masks[kept] if self.masks is not None else None,
         )

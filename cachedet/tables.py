@@ -65,9 +65,9 @@ def print_faults(report: VerifyReport) -> None:
         print("the store is read-only here: the bad blocks could not be withdrawn")
 
 
-def print_scores(scores: dict[str, Any]) -> None:
+def print_scores(scores: dict[str, Any], *, of: str) -> None:
     """COCO's figures and one line for each class."""
-    figures = Table(title="COCO figures")
+    figures = Table(title=f"COCO figures of {of}")
     columns = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
     for name in columns:
         figures.add_column(name.upper().replace("_", " "), justify="right")

@@ -11,7 +11,7 @@ import torch
 from cachedet.config import EvalConfig, TrainConfig, dump_config
 from cachedet.detector.build import Detector, choose_levels
 from cachedet.device import choose_device
-from cachedet.errors import CheckpointError
+from cachedet.errors import CheckpointError, ConfigError
 from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.metrics import CocoScores, score_detections
 from cachedet.evaluation.plots import plot_training
@@ -59,6 +59,7 @@ def train(
     validation = _open_complete(val_store) if val_store else None
     if validation is not None:
         _require_same_features(store.manifest, validation.manifest)
+    _require_masks(config, store)
     torch.manual_seed(config.seed)
     loader = FeatureLoader(
         store,
@@ -227,6 +228,16 @@ def _require_same_features(train: Manifest, validation: Manifest) -> None:
         raise CheckpointError(
             f"the validation store differs in {field}: expected {getattr(train, field)}, got "
             f"{getattr(validation, field)}; extract both stores with the same options"
+        )
+
+
+def _require_masks(config: TrainConfig, store: FeatureStore) -> None:
+    if config.detector.kind == "retinanet" or config.detector.mask_head is None:
+        return
+    if store.truth.masks is None:
+        raise ConfigError(
+            "detector.mask_head needs masks, the store's annotations have none; extract from an "
+            "annotation file with `segmentation`, or remove detector.mask_head"
         )
 
 

@@ -89,6 +89,17 @@ def test_the_learning_rate_follows_the_batch(tmp_path: Path) -> None:
             "detector.rpn: background_iou must be at most foreground_iou, got 0.8 and 0.7",
         ),
         ("detector: {kind: cascade_rcnn, stage_ious: [0.5]}", "detector.stage_ious: .* at least 2"),
+        (
+            "detector: {kind: cascade_rcnn, stage_ious: [0.8, 0.5]}",
+            "detector: stage_ious must rise from stage to stage",
+        ),
+        ("detector: {kind: faster_rcnn, foreground_iou: 0.0}", "foreground_iou: .* greater than 0"),
+        ("detector: {kind: faster_rcnn, levels: []}", "detector.levels: .* at least 1 item"),
+        (
+            "detector: {kind: faster_rcnn, rpn: {aspect_ratios: []}}",
+            "detector.rpn.aspect_ratios: .* at least 1 item",
+        ),
+        ("detector: {kind: retinanet, mask_head: {}}", "unknown key 'detector.mask_head'"),
         ("detector: {kind: cascade_rcnn, class_agnostic: true}", "unknown key 'detector.class_ag"),
         ("views: []", "views must name at least one view"),
         ("- 1", "expected `key: value` lines, got list"),

@@ -72,6 +72,14 @@ def test_parts_of_a_cascade_and_its_adapters() -> None:
     assert adapted.parts[1].step_flops == 3 * adapted.parts[1].forward_flops
 
 
+def test_a_mask_head_is_a_part() -> None:
+    """4 convolutions and their norms, the transposed one, and 90 maps of logits."""
+    cost = cost_of("cascade_rcnn_nasfpn.yaml", overrides=("detector.mask_head={}",))
+    assert cost.parts[-1].name == "mask head"
+    convs = 4 * (256 * 256 * 9 + 2 * 256) + 256 * 256 * 4 + 256
+    assert cost.parts[-1].parameters == convs + 256 * 90 + 90
+
+
 def test_odd_sizes_are_padded_as_the_cache_pads_them() -> None:
     assert cost_of("retinanet_fpn_tiny.yaml", image_size="250").size_hw == (256, 256)
     vit = cost_of(

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.errors import DatasetError
-from cachedet.structures import CategoryMap, Truth
+from cachedet.masks import NO_MASK, encode_segmentation
+from cachedet.structures import CategoryMap, MaskCodes, Truth
 
 _SECTIONS = ("images", "annotations", "categories")
 
@@ -36,7 +37,7 @@ def read_coco(*, annotations: Path, images: Path) -> CocoDataset:
 
     Labels follow the order of category ids. Crowd boxes are kept and flagged, pictures without
     boxes are kept as negatives. Boxes without area, with NaN or Inf, or wholly outside their
-    picture are dropped and counted.
+    picture are dropped and counted; a box whose mask cannot be used stays, without a mask.
 
     Raises:
         DatasetError: a missing file, folder or key, a duplicate id, an annotation of an unknown
@@ -59,6 +60,7 @@ def read_coco(*, annotations: Path, images: Path) -> CocoDataset:
     kept, dropped = boxes.usable(sizes_hw)
     order = np.flatnonzero(kept)[np.argsort(boxes.rows[kept], kind="stable")]
     per_picture = np.bincount(boxes.rows[order], minlength=len(rows))
+    masks, unusable = _read_masks(content["annotations"], order, boxes.rows, sizes_hw)
     truth = Truth(
         image_ids=image_ids,
         file_names=file_names,
@@ -69,12 +71,15 @@ def read_coco(*, annotations: Path, images: Path) -> CocoDataset:
         crowd=boxes.crowd[order],
         areas=boxes.areas[order],
         categories=categories,
+        masks=masks,
     )
     counts = {
         "pictures": len(rows),
         "boxes": len(order),
+        "masks": 0 if truth.masks is None else int((np.diff(truth.masks.offsets) > 0).sum()),
         "crowd boxes": int(truth.crowd.sum()),
         "pictures without boxes": int((per_picture == 0).sum()),
+        "unusable masks dropped": unusable,
         **dropped,
     }
     return CocoDataset(images=images, truth=truth, counts=counts)
@@ -129,6 +134,26 @@ class _Boxes:
             "boxes partly outside": int(partly.sum()),
         }
         return solid & inside, counts
+
+
+def _read_masks(
+    entries: Sequence[dict[str, Any]],
+    order: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    sizes_hw: NDArray[np.int64],
+) -> tuple[MaskCodes | None, int]:
+    """Masks of the annotations numbered `order` (None where none has one), and how many failed."""
+    if not any(entry.get("segmentation") for entry in entries):
+        return None, 0
+    codes, unusable = [], 0
+    for number in order.tolist():
+        height, width = sizes_hw[rows[number]].tolist()
+        try:
+            codes.append(encode_segmentation(entries[number].get("segmentation"), (height, width)))
+        except ValueError:  # COCO itself holds polygons of two points
+            codes.append(NO_MASK)
+            unusable += 1
+    return MaskCodes.join(codes), unusable
 
 
 def _require_folder(images: Path) -> None:

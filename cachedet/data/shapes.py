@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from cachedet.masks import encode_bitmap, rle_of
+
 Points = list[tuple[float, float]]
 
 CLASS_NAMES = (
@@ -68,15 +70,16 @@ def _write_split(images: Path, name: str, *, count: int, seed: list[int]) -> dic
         height, width = pixels.shape[:2]
         picture = {"id": number + 1, "file_name": file_name, "width": width, "height": height}
         pictures.append(picture)
-        for label, (x, y, w, h), area in objects:
+        for drawn in objects:
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": number + 1,
-                    "category_id": _CLASS_IDS[label],
-                    "bbox": [x, y, w, h],
-                    "area": area,
+                    "category_id": _CLASS_IDS[drawn.label],
+                    "bbox": list(drawn.box),
+                    "area": int(drawn.mask.sum()),
                     "iscrowd": 0,
+                    "segmentation": rle_of(encode_bitmap(drawn.mask), (height, width)),
                 }
             )
     categories = [
@@ -91,10 +94,17 @@ def _write_split(images: Path, name: str, *, count: int, seed: list[int]) -> dic
     }
 
 
-def draw_picture(
-    rng: np.random.Generator,
-) -> tuple[NDArray[np.uint8], list[tuple[int, tuple[int, int, int, int], int]]]:
-    """One picture (H, W, 3) and its objects: label, box xywh in pixels, visible area."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DrawnObject:
+    """What is visible of one object."""
+
+    label: int
+    box: tuple[int, int, int, int]  # xywh in pixels
+    mask: NDArray[np.bool_]  # (H, W)
+
+
+def draw_picture(rng: np.random.Generator) -> tuple[NDArray[np.uint8], list[DrawnObject]]:
+    """One picture (H, W, 3) and its objects."""
     height, width = _SIZES_HW[rng.integers(len(_SIZES_HW))]
     canvas = _background(rng, height, width)
     owner = np.full((height, width), -1, dtype=np.int64)
@@ -108,7 +118,7 @@ def draw_picture(
         labels.append(label)
         areas.append(int(solid.sum()))
     objects = [
-        (labels[number], *_visible_box(owner == number))
+        DrawnObject(label=labels[number], box=_tight_box(owner == number), mask=owner == number)
         for number, area in enumerate(areas)
         if area > 0 and (owner == number).sum() >= max(_LEAST_VISIBLE * area, 20)
     ]
@@ -262,9 +272,9 @@ def _photograph(rng: np.random.Generator, canvas: Pixels) -> NDArray[np.uint8]:
     return np.asarray(picture.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.0, 0.9)))))
 
 
-def _visible_box(mask: NDArray[np.bool_]) -> tuple[tuple[int, int, int, int], int]:
-    """Tight xywh box of the pixels of `mask`, and their number."""
+def _tight_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """xywh of the pixels of `mask`."""
     columns = np.flatnonzero(mask.any(axis=0))
     rows = np.flatnonzero(mask.any(axis=1))
     x, y = int(columns[0]), int(rows[0])
-    return (x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1), int(mask.sum())
+    return x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1

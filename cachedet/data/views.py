@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedet.errors import InputError, nearest_names
-from cachedet.structures import SizeHW, Targets, Truth
+from cachedet.structures import SizeHW, TargetMasks, Targets, Truth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +93,18 @@ def make_targets(truth: Truth, row: int, geometry: Geometry) -> Targets:
     where = truth.boxes_of(row)
     boxes = geometry.boxes_to_view(truth.boxes[where])
     kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    masks = None
+    if truth.masks is not None:
+        own = where.start + kept.nonzero()[:, 0]
+        codes = tuple(truth.masks[int(box)] for box in own)
+        masks = TargetMasks(codes=codes, picture_hw=geometry.picture_hw, flip=geometry.flip)
     return Targets(
         image_id=int(truth.image_ids[row]),
         size_hw=geometry.resized_hw,
         boxes=boxes[kept],
         labels=torch.from_numpy(truth.labels[where])[kept],
         crowd=torch.from_numpy(truth.crowd[where])[kept],
+        masks=masks,
     )
 
 

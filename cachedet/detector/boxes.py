@@ -48,6 +48,12 @@ def clip_to_sizes(boxes: Tensor, sizes_hw: Sequence[SizeHW]) -> Tensor:
     return boxes.clamp(min=0).minimum(limits[:, None])
 
 
+def clip_to_own(boxes: Tensor, sizes_hw: Sequence[SizeHW], picture: Tensor) -> Tensor:
+    """(R, 4) boxes, each cut at the edges of the picture (R,) it lies in."""
+    limits = boxes.new_tensor([[width, height, width, height] for height, width in sizes_hw])
+    return boxes.clamp(min=0).minimum(limits[picture])
+
+
 def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """(..., M, 4) and (..., R, 4) boxes -> (..., M, R) intersection over union; 0 without area."""
     overlap = _overlaps(boxes, others)

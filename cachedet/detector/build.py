@@ -9,6 +9,7 @@ from torch import nn
 from cachedet.detector.adapters import Adapters
 from cachedet.detector.anchors import AnchorGenerator
 from cachedet.detector.fpn import FPN
+from cachedet.detector.mask_head import MaskBranch, MaskHead
 from cachedet.detector.nasfpn import NASFPN
 from cachedet.detector.rcnn import RCNN, paper_stages
 from cachedet.detector.retinanet import RetinaNet, RetinaNetHead
@@ -182,7 +183,28 @@ def _build_rcnn(
         samples=roi_head.samples,
         positive_fraction=roi_head.positive_fraction,
         huber_delta=roi_head.huber_delta,
+        mask_branch=_build_mask_branch(config, neck.spec, num_classes),
     )
+
+
+def _build_mask_branch(
+    config: FasterRCNNConfig | CascadeRCNNConfig, pyramid: FeatureSpec, num_classes: int
+) -> MaskBranch | None:
+    mask_head = config.mask_head
+    if mask_head is None:
+        return None
+    head = MaskHead(
+        in_channels=config.neck.channels,
+        num_classes=num_classes,
+        num_convs=mask_head.num_convs,
+        channels=mask_head.channels,
+        norm=config.norm,
+        activation=config.activation,
+        separable=mask_head.separable,
+    )
+    strides = [level.stride for level in pyramid]
+    roi_align = PyramidRoIAlign(strides=strides, resolution=mask_head.resolution)
+    return MaskBranch(head=head, roi_align=roi_align)
 
 
 def _build_rpn(config: FasterRCNNConfig | CascadeRCNNConfig, pyramid: FeatureSpec) -> RPN:

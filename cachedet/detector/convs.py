@@ -46,7 +46,7 @@ def make_conv(
     return nn.Sequential(depthwise, nn.Conv2d(in_channels, out_channels, 1, bias=bias))
 
 
-def init_he(conv: nn.Conv2d) -> None:
+def init_he(conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
     """He's normal on the fan-out; PyTorch's own ignores that a depthwise fan is one channel."""
     fan_out = conv.out_channels // conv.groups * math.prod(conv.kernel_size)
     nn.init.normal_(conv.weight, std=math.sqrt(2 / fan_out))

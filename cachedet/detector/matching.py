@@ -18,7 +18,7 @@ from cachedet.structures import Targets
 BACKGROUND = -1
 IGNORED = -2
 _CROWD_COVER = 0.5  # a box this much inside a crowd region teaches nothing
-_MOST_PAIRS = 2**24  # IoU values held at a time: 64 MB in float32
+_MOST_PAIRS = 2**23  # IoU values at a time: 32 MB in float32, and a few such tensors at once
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,34 +29,58 @@ class PaddedTruth:
     labels: Tensor  # (N, M)
     usable: Tensor  # (N, M) a box of the picture that is no crowd
     crowd: Tensor  # (N, M)
+    counts: tuple[int, ...]  # boxes of each picture, crowd included
+    has_crowd: bool
 
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def boxes_of(self, matched: Tensor) -> Tensor:
-        """(N, S) indices from `match_boxes` -> (N, S, 4); meaningless where nothing matched."""
-        return self.boxes.gather(1, matched.clamp(min=0)[..., None].expand(-1, -1, 4))
+    def __getitem__(self, pictures: slice) -> PaddedTruth:
+        """Some of the pictures, without the columns that none of them uses."""
+        counts = self.counts[pictures]
+        most = max(1, *counts)
+        return PaddedTruth(
+            boxes=self.boxes[pictures, :most],
+            labels=self.labels[pictures, :most],
+            usable=self.usable[pictures, :most],
+            crowd=self.crowd[pictures, :most],
+            counts=counts,
+            has_crowd=self.has_crowd,
+        )
 
-    def labels_of(self, matched: Tensor) -> Tensor:
-        """(N, S) indices -> (N, S); meaningless where nothing matched."""
-        return self.labels.gather(1, matched.clamp(min=0))
+    def of_rois(self, picture: Tensor) -> PaddedTruth:
+        """One row of truth for each of R RoIs, from the picture (R,) it lies in."""
+        return PaddedTruth(
+            boxes=self.boxes[picture],
+            labels=self.labels[picture],
+            usable=self.usable[picture],
+            crowd=self.crowd[picture],
+            counts=(self.boxes.shape[1],) * len(picture),
+            has_crowd=self.has_crowd,
+        )
 
 
 def pad_truth(targets: Sequence[Targets]) -> PaddedTruth:
     """At least one row a picture, so that empty pictures need no case of their own."""
-    most = max(1, *(len(of_picture.boxes) for of_picture in targets))
-    device, shape = targets[0].boxes.device, (len(targets), most)
+    counts = tuple(len(of_picture.boxes) for of_picture in targets)
+    device, shape = targets[0].boxes.device, (len(targets), max(1, *counts))
     boxes = torch.zeros(*shape, 4, dtype=targets[0].boxes.dtype, device=device)
     labels = torch.zeros(shape, dtype=torch.int64, device=device)
     usable = torch.zeros(shape, dtype=torch.bool, device=device)
     crowd = torch.zeros(shape, dtype=torch.bool, device=device)
-    for n, of_picture in enumerate(targets):
-        count = len(of_picture.boxes)
+    for n, (of_picture, count) in enumerate(zip(targets, counts, strict=True)):
         boxes[n, :count] = of_picture.boxes
         labels[n, :count] = of_picture.labels
         usable[n, :count] = ~of_picture.crowd
         crowd[n, :count] = of_picture.crowd
-    return PaddedTruth(boxes=boxes, labels=labels, usable=usable, crowd=crowd)
+    return PaddedTruth(
+        boxes=boxes,
+        labels=labels,
+        usable=usable,
+        crowd=crowd,
+        counts=counts,
+        has_crowd=bool(crowd.any()),
+    )
 
 
 @torch.no_grad()
@@ -78,22 +102,59 @@ def match_boxes(
         truth: of the N pictures.
         foreground_iou: least IoU of a positive.
         background_iou: IoU below which a box is background; at most `foreground_iou`.
-        force_best: the best boxes of every truth are forced to it, so that no truth goes untaught.
+        force_best: each truth also gets the box that overlaps it most, whatever the IoU; where
+            two truths claim one box, the one that overlaps it more has it.
 
     Returns:
         (N, T) int64 index into the M boxes of `truth`, BACKGROUND or IGNORED.
     """
-    step = max(1, _MOST_PAIRS // max(1, boxes.shape[-2] * truth.boxes.shape[1]))
+    num_boxes = boxes.shape[-2]
+    if len(truth) == 0:
+        return torch.zeros(0, num_boxes, dtype=torch.int64, device=boxes.device)
+    step = max(1, _MOST_PAIRS // max(1, num_boxes * truth.boxes.shape[1]))
     parts = []
     for start in range(0, len(truth), step):
-        some = slice(start, start + step)
-        own = boxes[some] if boxes.ndim == 3 else boxes[None]
-        iou = pairwise_iou(truth.boxes[some], own)  # (n, M, T)
-        iou = iou.masked_fill_(~truth.usable[some, :, None], -1.0)
-        matched = _best_match(iou, foreground_iou, background_iou)
-        matched = _force_best(matched, iou) if force_best else matched
-        parts.append(_ignore_crowd(matched, own, truth.boxes[some], truth.crowd[some]))
+        own_truth = truth[start : start + step]
+        own = boxes[start : start + step] if boxes.ndim == 3 else boxes[None]
+        width = max(1, _MOST_PAIRS // own_truth.boxes[..., 0].numel())
+        parts.append(
+            _match_some(
+                torch.split(own, width, dim=1),
+                own_truth,
+                foreground_iou,
+                background_iou,
+                force_best,
+            )
+        )
     return torch.cat(parts)
+
+
+def _match_some(
+    pieces: Sequence[Tensor],
+    truth: PaddedTruth,
+    foreground_iou: float,
+    background_iou: float,
+    force_best: bool,
+) -> Tensor:
+    """Pictures that fit in memory together, against their boxes piece by piece: (n, T)."""
+    matched, best_iou_of_truth, best_of_truth = [], [], []
+    first = 0
+    for boxes in pieces:
+        iou = pairwise_iou(truth.boxes, boxes)  # (n, M, t)
+        iou = iou.masked_fill_(~truth.usable[..., None], -1.0)
+        found = _best_match(iou, foreground_iou, background_iou)
+        matched.append(_ignore_crowd(found, boxes, truth) if truth.has_crowd else found)
+        if force_best:
+            best_iou, best = iou.max(dim=2)
+            best_iou_of_truth.append(best_iou)
+            best_of_truth.append(best + first)
+        first += boxes.shape[1]
+    whole = torch.cat(matched, dim=1)
+    if not force_best or not pieces:
+        return whole
+    best_iou, piece = torch.stack(best_iou_of_truth).max(dim=0)
+    best = torch.stack(best_of_truth).gather(0, piece[None])[0]
+    return _force_best(whole, best, best_iou)
 
 
 def _best_match(iou: Tensor, foreground_iou: float, background_iou: float) -> Tensor:
@@ -102,17 +163,20 @@ def _best_match(iou: Tensor, foreground_iou: float, background_iou: float) -> Te
     return torch.where(best_iou < background_iou, BACKGROUND, matched)
 
 
-def _force_best(matched: Tensor, iou: Tensor) -> Tensor:
-    """Where several truths claim a box, the one that overlaps it most gets it."""
-    is_best_of_truth = (iou == iou.amax(dim=2, keepdim=True)) & (iou > 0)
-    forced_iou, forcing = torch.where(is_best_of_truth, iou, 0.0).max(dim=1)
-    return torch.where(forced_iou > 0, forcing, matched)
+def _force_best(matched: Tensor, best: Tensor, best_iou: Tensor) -> Tensor:
+    """Give each truth its best box: `best` and `best_iou` (n, M), `matched` (n, T) -> (n, T)."""
+    claimed = torch.zeros_like(matched, dtype=best_iou.dtype)
+    claimed = claimed.scatter_reduce(1, best, best_iou, "amax")
+    wins = (best_iou > 0) & (best_iou == claimed.gather(1, best))
+    nobody = best.shape[1]
+    number = torch.arange(nobody, device=best.device).expand_as(best)
+    winner = torch.full_like(matched, nobody)  # of equals the first: no order of writing decides
+    winner = winner.scatter_reduce(1, best, torch.where(wins, number, nobody), "amin")
+    return torch.where(winner < nobody, winner, matched)
 
 
-def _ignore_crowd(matched: Tensor, boxes: Tensor, regions: Tensor, crowd: Tensor) -> Tensor:
-    if not bool(crowd.any()):
-        return matched
-    covered = covered_fraction(boxes, regions) * crowd[:, None, :]  # (n, T, M)
+def _ignore_crowd(matched: Tensor, boxes: Tensor, truth: PaddedTruth) -> Tensor:
+    covered = covered_fraction(boxes, truth.boxes) * truth.crowd[:, None, :]  # (n, t, M)
     return torch.where(
         (matched == BACKGROUND) & (covered.amax(dim=2) >= _CROWD_COVER), IGNORED, matched
     )

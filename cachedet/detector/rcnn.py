@@ -1,7 +1,7 @@
 """Faster R-CNN (arXiv 1506.01497) and Cascade R-CNN (arXiv 1712.00726) on features, PAPER 2.2, 2.6.
 
 Both are one module: Faster R-CNN is a cascade of a single stage.
-Letters: N pictures, S sampled RoIs of a picture, R RoIs of all pictures, K classes.
+Letters: N pictures, R RoIs of all pictures, M gt boxes of a picture, K classes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cachedet.detector.boxes import apply_deltas, clip_to_sizes, encode_deltas
+from cachedet.detector.boxes import apply_deltas, clip_to_own, encode_deltas
+from cachedet.detector.mask_head import MaskBranch
 from cachedet.detector.matching import (
     BACKGROUND,
     IGNORED,
@@ -39,11 +40,17 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RoIs:
-    """The RoIs of a step in rectangular tensors, and what each shall learn."""
+    """The R RoIs of a step, picture by picture, and what each shall learn."""
 
-    boxes: Tensor  # (N, S, 4)
-    is_valid: Tensor  # (N, S)
-    matched: Tensor  # (N, S) gt box, BACKGROUND or IGNORED
+    boxes: Tensor  # (R, 4)
+    picture: Tensor  # (R,) which of the N pictures it lies in
+    matched: Tensor  # (R,) gt box of that picture, BACKGROUND or IGNORED
+    gt_boxes: Tensor  # (R, 4) the matched ones; meaningless where nothing matched
+    gt_labels: Tensor  # (R,) likewise
+
+    @property
+    def is_positive(self) -> Tensor:
+        return self.matched >= 0
 
 
 class RCNN(nn.Module):
@@ -64,9 +71,8 @@ class RCNN(nn.Module):
         samples: RoIs of a picture that teach in a step.
         positive_fraction: largest share of positives among them.
         huber_delta: of the box loss.
+        mask_branch: learns from the positives of the first stage, predicts in the last one's boxes.
     """
-
-    loss_names = ("rpn_class", "rpn_box", "class", "box")
 
     def __init__(
         self,
@@ -81,6 +87,7 @@ class RCNN(nn.Module):
         samples: int = 512,
         positive_fraction: float = 0.25,
         huber_delta: float = 1.0,
+        mask_branch: MaskBranch | None = None,
     ) -> None:
         super().__init__()
         if len(heads) != len(stages):
@@ -96,30 +103,37 @@ class RCNN(nn.Module):
         self.selection = selection
         self.samples, self.positive_fraction = samples, positive_fraction
         self.huber_delta = huber_delta
+        self.mask_branch = mask_branch
+        names = ("rpn_class", "rpn_box", "class", "box")
+        self.loss_names = names if mask_branch is None else (*names, "mask")
 
     def parts(self) -> list[nn.Module]:
         """What is worth compiling: everything with parameters, without matching and losses."""
-        return [self.adapters, self.neck, self.rpn.head, *self.heads]
+        masks = [] if self.mask_branch is None else [self.mask_branch.head]
+        return [self.adapters, self.neck, self.rpn.head, *self.heads, *masks]
 
     def forward(self, features: Features, targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """Losses {"rpn_class", "rpn_box", "class", "box"}; the last two are means of the stages."""
+        """Losses by `loss_names`; "class" and "box" are means of the stages."""
         pyramid = self.neck(self.adapters(features))
         truth = pad_truth(targets)
         sizes_hw = [of_picture.size_hw for of_picture in targets]
         output = self.rpn(pyramid)
         losses = self.rpn.losses(output, pyramid, truth)
         rois = self._sample(self.rpn.propose(output, pyramid, sizes_hw=sizes_hw), truth)
+        sampled = rois
         class_losses, box_losses = [], []
-        for place, stage in enumerate(self.stages):
-            if place > 0:
-                rois = self._label(rois.boxes, rois.is_valid, truth, stage)
-            logits, deltas = self._head(pyramid, rois.boxes, rois.is_valid, place)
-            class_losses.append(self._class_loss(logits, rois, truth))
-            box_losses.append(self._box_loss(deltas, rois, truth, stage))
-            moved = self._move(rois.boxes, rois.is_valid, deltas.detach(), stage, sizes_hw)
-            rois = RoIs(boxes=moved, is_valid=rois.is_valid, matched=rois.matched)
+        for place, (stage, head) in enumerate(zip(self.stages, self.heads, strict=True)):
+            logits, deltas = head(self.roi_align(pyramid, rois.boxes, rois.picture))
+            class_losses.append(self._class_loss(logits, rois))
+            box_losses.append(self._box_loss(deltas, rois, stage))
+            if place + 1 < len(self.stages):
+                moved = move_boxes(rois.boxes, deltas.detach()[:, 0], stage)
+                moved = clip_to_own(moved, sizes_hw, rois.picture)
+                rois = self._label(moved, rois.picture, truth, self.stages[place + 1])
         losses["class"] = torch.stack(class_losses).mean()
         losses["box"] = torch.stack(box_losses).mean()
+        if self.mask_branch is not None:
+            losses["mask"] = self._mask_loss(self.mask_branch, pyramid, sampled, targets)
         return losses
 
     @torch.no_grad()
@@ -135,25 +149,21 @@ class RCNN(nn.Module):
         """
         pyramid = self.neck(self.adapters(features))
         proposals = self.rpn.propose(self.rpn(pyramid), pyramid, sizes_hw=sizes_hw)
-        boxes, is_valid = proposals.boxes, proposals.is_valid
+        picture, place_of = proposals.is_valid.nonzero(as_tuple=True)
+        boxes = proposals.boxes[picture, place_of]
         logits_of_stages = []
-        for place, stage in enumerate(self.stages):
-            logits, deltas = self._head(pyramid, boxes, is_valid, place)
+        for place, (stage, head) in enumerate(zip(self.stages, self.heads, strict=True)):
+            logits, deltas = head(self.roi_align(pyramid, boxes, picture))
             logits_of_stages.append(logits.float())
             if place + 1 < len(self.stages):
-                boxes = self._move(boxes, is_valid, deltas, stage, sizes_hw)
+                boxes = clip_to_own(move_boxes(boxes, deltas[:, 0], stage), sizes_hw, picture)
         scores = torch.stack(logits_of_stages).mean(dim=0).softmax(dim=-1)[:, :-1]
-        weights = deltas.new_tensor(self.stages[-1].delta_weights)
-        found = apply_deltas((deltas / weights).float(), boxes[is_valid][:, None])
-        counts = is_valid.sum(dim=1).tolist()
-        num_boxes = found.shape[1]
-        return [
-            self.selection(
-                own_scores,
-                own_boxes if num_boxes > 1 else own_boxes[:, 0],
-                size_hw=size_hw,
-                image_id=image_id,
-            )
+        found = move_boxes(boxes[:, None], deltas.float(), self.stages[-1])
+        if found.shape[1] == 1:
+            found = found[:, 0]
+        counts = proposals.is_valid.sum(dim=1).tolist()
+        detections = [
+            self.selection(own_scores, own_boxes, size_hw=size_hw, image_id=image_id)
             for own_scores, own_boxes, size_hw, image_id in zip(
                 torch.split(scores, counts),
                 torch.split(found, counts),
@@ -162,79 +172,84 @@ class RCNN(nn.Module):
                 strict=True,
             )
         ]
+        if self.mask_branch is None:
+            return detections
+        return self.mask_branch.predict(pyramid, detections)
 
-    def _head(
-        self, pyramid: Features, boxes: Tensor, is_valid: Tensor, place: int
-    ) -> tuple[Tensor, Tensor]:
-        """Logits (R, K + 1) and deltas (R, 1 or K, 4) of the R valid boxes, picture by picture."""
-        picture = is_valid.nonzero()[:, 0]
-        cells = self.roi_align(pyramid, boxes[is_valid], picture)
-        logits, deltas = self.heads[place](cells)
-        return logits, deltas
+    def _mask_loss(
+        self, branch: MaskBranch, pyramid: Features, rois: RoIs, targets: Sequence[Targets]
+    ) -> Tensor:
+        positive = rois.is_positive.nonzero()[:, 0]
+        return branch.loss(
+            pyramid,
+            targets,
+            boxes=rois.boxes[positive],
+            picture=rois.picture[positive],
+            matched=rois.matched[positive],
+        )
 
     @torch.no_grad()
     def _sample(self, proposals: Proposals, truth: PaddedTruth) -> RoIs:
         """RoIs of the first stage: proposals and the truth itself, labelled and sampled."""
         boxes = torch.cat([proposals.boxes, truth.boxes.to(proposals.boxes.dtype)], dim=1)
         is_valid = torch.cat([proposals.is_valid, truth.usable], dim=1)
-        labelled = self._label(boxes, is_valid, truth, self.stages[0])
+        iou = self.stages[0].foreground_iou
+        matched = match_boxes(
+            boxes, truth, foreground_iou=iou, background_iou=iou, force_best=False
+        )
         sample = sample_boxes(
-            labelled.matched, size=self.samples, positive_fraction=self.positive_fraction
+            torch.where(is_valid, matched, IGNORED),
+            size=self.samples,
+            positive_fraction=self.positive_fraction,
         )
-        return RoIs(
-            boxes=boxes.gather(1, sample.idx[..., None].expand(-1, -1, 4)),
-            is_valid=sample.is_valid,
-            matched=labelled.matched.gather(1, sample.idx),
-        )
+        picture, place = sample.is_valid.nonzero(as_tuple=True)
+        taken = sample.idx[picture, place]
+        return _make_rois(boxes[picture, taken], picture, matched[picture, taken], truth)
 
     @torch.no_grad()
-    def _label(self, boxes: Tensor, is_valid: Tensor, truth: PaddedTruth, stage: Stage) -> RoIs:
-        """What each box shall learn at the stage's IoU; places that are not valid are IGNORED."""
+    def _label(self, boxes: Tensor, picture: Tensor, truth: PaddedTruth, stage: Stage) -> RoIs:
+        """What boxes (R, 4), wherever they have been moved, shall learn at the stage's IoU."""
         matched = match_boxes(
-            boxes,
-            truth,
+            boxes[:, None],
+            truth.of_rois(picture),
             foreground_iou=stage.foreground_iou,
             background_iou=stage.foreground_iou,
             force_best=False,
         )
-        return RoIs(boxes=boxes, is_valid=is_valid, matched=torch.where(is_valid, matched, IGNORED))
+        return _make_rois(boxes, picture, matched[:, 0], truth)
 
-    @torch.no_grad()
-    def _move(
-        self,
-        boxes: Tensor,
-        is_valid: Tensor,
-        deltas: Tensor,
-        stage: Stage,
-        sizes_hw: Sequence[SizeHW],
-    ) -> Tensor:
-        """(N, S, 4) boxes moved by the (R, 1, 4) deltas of the valid ones and clipped."""
-        if deltas.shape[1] > 1:  # the only stage: nobody takes its boxes
-            return boxes
-        scaled = (deltas[:, 0] / deltas.new_tensor(stage.delta_weights)).to(boxes.dtype)
-        moved = boxes.clone()
-        moved[is_valid] = apply_deltas(scaled, boxes[is_valid])
-        return clip_to_sizes(moved, sizes_hw)
-
-    def _class_loss(self, logits: Tensor, rois: RoIs, truth: PaddedTruth) -> Tensor:
+    def _class_loss(self, logits: Tensor, rois: RoIs) -> Tensor:
         """Mean cross-entropy over the RoIs that are not ignored; (R, K + 1) logits."""
         background = logits.shape[1] - 1
-        labels = torch.where(rois.matched == BACKGROUND, background, truth.labels_of(rois.matched))
-        labels = torch.where(rois.matched == IGNORED, IGNORED, labels)[rois.is_valid]
+        labels = torch.where(rois.matched == BACKGROUND, background, rois.gt_labels)
+        labels = torch.where(rois.matched == IGNORED, IGNORED, labels)
         loss = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
         return loss / (labels != IGNORED).sum().clamp(min=1)
 
-    def _box_loss(self, deltas: Tensor, rois: RoIs, truth: PaddedTruth, stage: Stage) -> Tensor:
+    def _box_loss(self, deltas: Tensor, rois: RoIs, stage: Stage) -> Tensor:
         """Mean Huber loss over the coordinates of positive RoIs; (R, 1 or K, 4) deltas."""
-        matched = rois.matched[rois.is_valid]
-        positive = matched >= 0
-        labels = truth.labels_of(rois.matched)[rois.is_valid]
-        gt_boxes = truth.boxes_of(rois.matched)[rois.is_valid][positive]
-        wanted = encode_deltas(gt_boxes, rois.boxes[rois.is_valid][positive])
+        positive = rois.is_positive.nonzero()[:, 0]
+        wanted = encode_deltas(rois.gt_boxes[positive], rois.boxes[positive])
         wanted = wanted * wanted.new_tensor(stage.delta_weights)
-        predicted = own_deltas(deltas, labels)[positive]
+        predicted = own_deltas(deltas[positive], rois.gt_labels[positive])
         loss = F.huber_loss(predicted, wanted, delta=self.huber_delta, reduction="sum")
         return loss / max(wanted.numel(), 1)
+
+
+def _make_rois(boxes: Tensor, picture: Tensor, matched: Tensor, truth: PaddedTruth) -> RoIs:
+    known = matched.clamp(min=0)
+    return RoIs(
+        boxes=boxes,
+        picture=picture,
+        matched=matched,
+        gt_boxes=truth.boxes[picture, known],
+        gt_labels=truth.labels[picture, known],
+    )
+
+
+def move_boxes(boxes: Tensor, deltas: Tensor, stage: Stage) -> Tensor:
+    """(..., 4) boxes moved by deltas that were learnt times the stage's weights."""
+    return apply_deltas(deltas.to(boxes.dtype) / boxes.new_tensor(stage.delta_weights), boxes)
 
 
 def paper_stages(foreground_ious: Sequence[float]) -> tuple[Stage, ...]:

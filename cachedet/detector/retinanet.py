@@ -164,7 +164,7 @@ class RetinaNet(nn.Module):
         """Sum of the focal loss over anchors that are not ignored."""
         wanted = torch.zeros_like(logits)
         picture, place = (matched >= 0).nonzero(as_tuple=True)
-        wanted[picture, place, truth.labels_of(matched)[picture, place]] = 1.0
+        wanted[picture, place, truth.labels[picture, matched[picture, place]]] = 1.0
         loss: Tensor = sigmoid_focal_loss(
             logits, wanted, alpha=self.focal_alpha, gamma=self.focal_gamma
         )

@@ -23,7 +23,7 @@ class PyramidRoIAlign(nn.Module):
     """Pools each RoI from the level that fits its size.
 
     Args:
-        strides: of the levels, fine to coarse, each twice the one before.
+        strides: of the levels, fine to coarse.
         resolution: S, cells of a side.
         sampling: bilinear samples of a cell's side (1: its centre, PAPER 2.2).
     """
@@ -43,34 +43,37 @@ class PyramidRoIAlign(nn.Module):
             picture: (R,) which of the N pictures each box lies in.
 
         Returns:
-            (R, C, S, S)
+            (R, C, S, S); a box that is NaN is pooled like an empty one, its NaN is in the losses.
         """
+        boxes = boxes.nan_to_num()  # the kernel would look up memory anywhere
         maps = list(pyramid.values())
         rois = torch.cat([picture[:, None].to(boxes.dtype), boxes], dim=1)
         place_of = self.levels_of(boxes)
         members, pooled = [], []
         for place, (level, stride) in enumerate(zip(maps, self.strides, strict=True)):
             own = (place_of == place).nonzero().squeeze(1)
+            exact = torch.promote_types(level.dtype, torch.float32)  # bf16 cannot tell pixels apart
             members.append(own)
             pooled.append(
                 roi_align(
-                    level,
-                    rois[own].to(level.dtype),
+                    level.to(exact),
+                    rois[own].to(exact),
                     output_size=self.resolution,
                     spatial_scale=1 / stride,
                     sampling_ratio=self.sampling,
                     aligned=True,
-                )
+                ).to(level.dtype)
             )
         return torch.cat(pooled).index_select(0, torch.cat(members).argsort())
 
     def levels_of(self, boxes: Tensor) -> Tensor:
         """(R, 4) -> (R,) place of the level each box is pooled from.
 
-        floor(log2(side / 224)) above the level of stride 16, kept within the pyramid; strides that
-        are no powers of two count from their own finest level.
+        Wanted is the stride of 16 times 2^floor(log2(side / 224)); taken is the coarsest level that
+        is no coarser, strides rounded to powers of two, or the finest.
         """
         sides = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).clamp(min=_LEAST_AREA).sqrt()
-        finest = round(math.log2(self.strides[0] / _CANONICAL_STRIDE))
-        place = torch.floor(torch.log2(sides / _CANONICAL_SIZE) + 1e-6) - finest
-        return place.clamp(min=0, max=len(self.strides) - 1).to(torch.int64)
+        wanted = torch.floor(torch.log2(sides / _CANONICAL_SIZE) + 1e-6)
+        canonical = math.log2(_CANONICAL_STRIDE)
+        coarser = [round(math.log2(stride)) - canonical for stride in self.strides[1:]]
+        return (wanted[:, None] >= wanted.new_tensor(coarser)).sum(dim=1)

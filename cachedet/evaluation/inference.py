@@ -42,9 +42,7 @@ def detect_store(
         )
         for (_, row), of_view in zip(keys, detections, strict=True):
             boxes = store.geometry(int(row), EVAL_VIEW).boxes_to_picture(of_view.boxes)
-            found[int(row)] = dataclasses.replace(
-                of_view, boxes=boxes, scores=of_view.scores.cpu(), labels=of_view.labels.cpu()
-            )
+            found[int(row)] = dataclasses.replace(of_view.cpu(), boxes=boxes)
         if on_progress is not None:
             on_progress(len(detections))
     detector.train(was_training)

@@ -8,14 +8,19 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from cachedet.errors import InputError
+from cachedet.evaluation.masks import paste_masks
+from cachedet.masks import encode_bitmap, rle_of
 from cachedet.structures import Detections, Truth
+
+Kind = Literal["bbox", "segm"]
 
 _FIGURES = (
     "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
@@ -73,10 +78,12 @@ def score_detections(truth: Truth, detections: Sequence[Detections]) -> CocoScor
     return score_results(truth, coco_results(truth, detections))
 
 
-def score_results(truth: Truth, rows: list[dict[str, Any]]) -> CocoScores:
-    """Score the rows that `coco_results` made."""
+def score_results(truth: Truth, rows: list[dict[str, Any]], *, of: Kind = "bbox") -> CocoScores:
+    """Score the boxes or the masks of the rows that `coco_results` made."""
+    if of == "segm":  # without boxes, so that areas are those of the masks
+        rows = [{key: value for key, value in row.items() if key != "bbox"} for row in rows]
     with contextlib.redirect_stdout(io.StringIO()):
-        scored = run_pycocotools(ground_truth_json(truth), rows)
+        scored = run_pycocotools(ground_truth_json(truth), rows, of=of)
     figures = {
         name: _nan_if_absent(value) for name, value in zip(_FIGURES, scored.stats, strict=True)
     }
@@ -88,13 +95,15 @@ def score_results(truth: Truth, rows: list[dict[str, Any]]) -> CocoScores:
     )
 
 
-def run_pycocotools(annotations: dict[str, Any], results: list[dict[str, Any]]) -> Any:
-    """The finished COCOeval of boxes; prints what pycocotools prints."""
+def run_pycocotools(
+    annotations: dict[str, Any], results: list[dict[str, Any]], *, of: Kind = "bbox"
+) -> Any:
+    """The finished COCOeval of boxes or masks; prints what pycocotools prints."""
     ground_truth = COCO()
     ground_truth.dataset = annotations
     ground_truth.createIndex()
     found = ground_truth.loadRes(results) if results else _no_results(annotations)
-    scored = COCOeval(ground_truth, found, "bbox")
+    scored = COCOeval(ground_truth, found, of)
     scored.evaluate()
     scored.accumulate()
     scored.summarize()
@@ -102,13 +111,17 @@ def run_pycocotools(annotations: dict[str, Any], results: list[dict[str, Any]]) 
 
 
 def coco_results(truth: Truth, detections: Sequence[Detections]) -> list[dict[str, Any]]:
-    """COCO results rows: image_id, category_id, bbox xywh, score. Raises InputError."""
-    known = set(truth.image_ids.tolist())
-    results = []
+    """COCO results rows: image_id, category_id, bbox xywh, score; segmentation where predicted.
+
+    Raises InputError.
+    """
+    row_of = {image_id: row for row, image_id in enumerate(truth.image_ids.tolist())}
+    results: list[dict[str, Any]] = []
     for found in detections:
-        if found.image_id not in known:
+        if found.image_id not in row_of:
             raise InputError(f"detections for image id {found.image_id}, which is not in the truth")
         _require_valid(found, num_classes=len(truth.categories))
+        first = len(results)
         for box, score, label in zip(
             found.boxes.double().tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
         ):
@@ -121,6 +134,9 @@ def coco_results(truth: Truth, detections: Sequence[Detections]) -> list[dict[st
                     "score": score,
                 }
             )
+        size_hw = truth.size_of(row_of[found.image_id])
+        for result, code in zip(results[first:], paste_masks(found, size_hw), strict=False):
+            result["segmentation"] = rle_of(code, size_hw)
     return results
 
 
@@ -139,6 +155,11 @@ def ground_truth_json(truth: Truth) -> dict[str, Any]:
         }
         for number in range(len(truth.labels))
     ]
+    if truth.masks is not None:
+        sizes = np.repeat(truth.sizes_hw, np.diff(truth.offsets), axis=0).tolist()
+        for number, annotation in enumerate(annotations):
+            code = truth.masks[number] or encode_bitmap(_filled(truth.boxes[number], sizes[number]))
+            annotation["segmentation"] = rle_of(code, tuple(sizes[number]))
     images = [
         {"id": int(image_id), "file_name": name, "height": int(size[0]), "width": int(size[1])}
         for image_id, name, size in zip(
@@ -150,6 +171,14 @@ def ground_truth_json(truth: Truth) -> dict[str, Any]:
         for category_id, name in zip(truth.categories.ids, truth.categories.names, strict=True)
     ]
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+
+
+def _filled(box: NDArray[np.float64], size_hw: list[int]) -> NDArray[np.bool_]:
+    """A box as its own mask, for annotations without one: pycocotools needs a mask of each."""
+    bitmap = np.zeros(size_hw, dtype=np.bool_)
+    x1, y1, x2, y2 = box.round().clip(min=0).astype(int)
+    bitmap[y1:y2, x1:x2] = True
+    return bitmap
 
 
 def _per_class(scored: Any, truth: Truth) -> tuple[ClassScore, ...]:

@@ -20,17 +20,19 @@ PALETTE = (
 _CELL = 300  # pixels of the long side of one picture on a sheet
 _GAP = 10
 _CAPTION = 22
+_TINT = 0.45  # of a mask's colour over the picture
 _PAPER = (250, 250, 250)
 _INK = (40, 40, 40)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Drawing:
-    """Boxes to draw on one picture."""
+    """Boxes and masks to draw on one picture."""
 
     boxes: NDArray[np.float64]  # (M, 4) xyxy pixels of the picture
     labels: NDArray[np.int64]  # (M,)
     captions: tuple[str, ...]  # M texts such as "cat 0.93"
+    masks: tuple[NDArray[np.bool_], ...] = ()  # M bitmaps (H, W), or none
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,8 +46,12 @@ class SheetRow:
 
 
 def draw_boxes(pixels: NDArray[np.uint8], drawing: Drawing) -> Image.Image:
-    """The picture (H, W, 3) with boxes and captions; captions stay inside the picture."""
-    picture = Image.fromarray(pixels).convert("RGB")
+    """The picture (H, W, 3) with masks, boxes and captions; captions stay inside the picture."""
+    tinted = pixels.copy() if drawing.masks else pixels
+    for mask, label in zip(drawing.masks, drawing.labels, strict=False):
+        colour = np.array(colour_of(int(label)))
+        tinted[mask] = ((1 - _TINT) * tinted[mask] + _TINT * colour).astype(np.uint8)
+    picture = Image.fromarray(tinted).convert("RGB")
     canvas = ImageDraw.Draw(picture)
     long_side = max(picture.size)
     width = max(2, round(long_side / 250))

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedet.errors import StoreError
+from cachedet.errors import CorruptBlockError, StoreError
+from cachedet.store.blocks import Block
 from cachedet.store.codec import Part
-from cachedet.store.records import ShardRecord
+from cachedet.store.records import ShardRecord, read_record
 from cachedet.store.shards import (
-    CRC_NBYTES,
+    CHECKSUM_NBYTES,
     check_crc32c,
     corrupt,
     index_nbytes,
     parse_index,
     raw_bytes,
     unpack_zstd,
+    unreadable,
 )
 from cachedet.store.source import ByteSource, OpenFile, file_limit
 
@@ -32,9 +35,11 @@ class Shard:
     """One committed shard file, and what a chunk in it is."""
 
     key: str
-    record: ShardRecord
-    used: int  # slots that are in use
+    where: str  # file and block, for people
+    block: Block
+    array: str  # as in `Layout.parts`
     part: Part
+    record: ShardRecord
 
 
 class Chunk(NamedTuple):
@@ -55,7 +60,9 @@ class ChunkReader:
     """Reads chunks from any thread. Open files are bounded, and so is its memory.
 
     It keeps at most `most_files` files open and the parsed index of at most 65,536 shards, and per
-    thread one buffer as large as the largest compressed chunk.
+    thread one buffer as large as the largest compressed chunk. The checksum a chunk ends with must
+    be the one in its commit record, whatever storage it comes from: a shard in the wrong place or
+    written anew is an error, unless it holds the committed bytes again.
     """
 
     def __init__(self, source: ByteSource, *, slots: int, most_files: int | None = None) -> None:
@@ -68,21 +75,52 @@ class ChunkReader:
         self._scratch = threading.local()
 
     def read(self, chunk: Chunk) -> None:
-        """Fill `chunk.out`. Raises CorruptBlockError: the bytes are not what was committed."""
+        """Fill `chunk.out`.
+
+        Raises:
+            CorruptBlockError: the bytes are not what was committed; names file and block.
+            StoreError: they cannot be read now, which proves no damage.
+        """
+        try:
+            self._read(chunk)
+        except CorruptBlockError:
+            self._require_unchanged(chunk.shard)
+            raise
+
+    def _read(self, chunk: Chunk) -> None:
         shard, slot, out = chunk
         file, index = self._open_shard(shard)
         offset, nbytes = index.table[slot].tolist()
         is_compressed = shard.part.packing == "zstd"
-        packed = self._buffer(nbytes) if is_compressed else memoryview(bytearray(CRC_NBYTES))
+        packed = self._buffer(nbytes) if is_compressed else memoryview(bytearray(CHECKSUM_NBYTES))
         raw = raw_bytes(out)
-        try:
-            file.read_into(offset, [packed] if is_compressed else [raw.data, packed])
-        except (OSError, EOFError) as error:
-            raise corrupt(self._source.describe(shard.key), f"reading failed: {error}") from error
+        _read_into(file, offset, [packed] if is_compressed else [raw.data, packed], shard=shard)
+        found, committed = bytes(packed[-CHECKSUM_NBYTES:]), shard.record.checksum_of(slot)
+        if found != committed:
+            reason = f"picture {slot} of the block ends with the checksum {found.hex()}, "
+            reason += f"{committed.hex()} was committed: another shard lies in its place"
+            raise corrupt(shard.where, reason)
         if is_compressed:
-            unpack_zstd(packed, out, where=shard.key)
+            unpack_zstd(packed, out, where=shard.where)
         else:
-            check_crc32c(raw, packed, where=shard.key)
+            check_crc32c(raw, packed, where=shard.where)
+
+    def _require_unchanged(self, shard: Shard) -> None:
+        """Raises CorruptBlockError where the block is no longer the one this reader knows."""
+        try:
+            record = read_record(self._source, shard.block).shards.get(shard.array)
+        except (FileNotFoundError, CorruptBlockError):
+            happened = "was withdrawn, or is being written anew,"
+        except StoreError:
+            return  # nothing is known, so the first error stands
+        else:
+            if record == shard.record:
+                return
+            happened = "was written anew"
+        raise CorruptBlockError(
+            f"{shard.where} {happened} while this store was open; open the store again "
+            "(`train-heads --resume` continues)"
+        )
 
     def _open_shard(self, shard: Shard) -> tuple[OpenFile, _Index]:
         with self._lock:
@@ -99,36 +137,31 @@ class ChunkReader:
         return opened
 
     def _open(self, shard: Shard) -> OpenFile:
-        where = self._source.describe(shard.key)
         try:
             file = self._source.open(shard.key)
         except FileNotFoundError as error:
-            raise corrupt(where, "the shard file is missing") from error
-        except PermissionError as error:
-            raise StoreError(f"{where} may not be read: {error.strerror}") from error
+            raise corrupt(shard.where, "the shard file is missing") from error
         except OSError as error:
-            raise corrupt(where, f"the shard file cannot be opened ({error.strerror})") from error
+            raise unreadable(shard.where, error) from error
         if file.nbytes != shard.record.nbytes:
             reason = f"the shard has {file.nbytes} bytes, {shard.record.nbytes} were committed"
-            raise corrupt(where, reason)
+            raise corrupt(shard.where, reason)
         return file
 
     def _index_of(self, shard: Shard, file: OpenFile) -> _Index:
         known = self._indices.get(shard.key)
-        if known is not None:
-            if known.identity == file.identity:
-                return known
-            raise StoreError(
-                f"{self._source.describe(shard.key)} was written anew while this store was open; "
-                "open the store again (`train-heads --resume` continues)"
-            )
+        if known is not None and known.identity == file.identity:
+            return known
         content = bytearray(index_nbytes(self._slots))
-        where = self._source.describe(shard.key)
         if file.nbytes < len(content):
-            raise corrupt(where, "the shard is shorter than its index")
-        file.read_into(file.nbytes - len(content), [memoryview(content)])
+            raise corrupt(shard.where, "the shard is shorter than its index")
+        _read_into(file, file.nbytes - len(content), [memoryview(content)], shard=shard)
         table = parse_index(
-            bytes(content), used=shard.used, file_nbytes=file.nbytes, part=shard.part, where=where
+            bytes(content),
+            used=len(shard.block.rows),
+            file_nbytes=file.nbytes,
+            part=shard.part,
+            where=shard.where,
         )
         index = _Index(table, file.identity)
         with self._lock:
@@ -143,3 +176,12 @@ class ChunkReader:
         if held is None or len(held) < nbytes:
             held = self._scratch.held = bytearray(max(nbytes, 4096))
         return memoryview(held)[:nbytes]
+
+
+def _read_into(file: OpenFile, offset: int, buffers: Sequence[memoryview], *, shard: Shard) -> None:
+    try:
+        file.read_into(offset, buffers)
+    except EOFError as error:
+        raise corrupt(shard.where, f"the shard was cut off ({error})") from error
+    except OSError as error:
+        raise unreadable(shard.where, error) from error

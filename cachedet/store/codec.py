@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cachedet.errors import CodecError, StoreError
 from cachedet.store.statistics import LevelStatistics
+from cachedet.structures import FeatureSpec
 
 Packing = Literal["crc32c", "zstd"]
 Shape = tuple[int, int, int]
@@ -76,6 +77,11 @@ class Codec(Protocol):
         """Whether it must learn from a sample before it can encode."""
         ...
 
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """What it keeps of each level: `{level}/{name}` in the state."""
+        ...
+
     def fit(self, statistics: Mapping[str, LevelStatistics]) -> Codec:
         """The codec for features like these; a pure function of the statistics."""
         ...
@@ -100,8 +106,8 @@ class Codec(Protocol):
         """What `fit` learnt, kept inside the store."""
         ...
 
-    def with_state(self, state: State) -> Codec:
-        """The fitted codec. Raises StoreError where the state is not one of this codec."""
+    def with_state(self, state: State, *, spec: FeatureSpec) -> Codec:
+        """The fitted codec. Raises StoreError where the state is not one of it for these levels."""
         ...
 
 
@@ -120,11 +126,26 @@ def state_digest(state: State) -> str:
     return digest.hexdigest()
 
 
-def take_state(state: State, key: str, *, codec: str) -> NDArray[Any]:
-    """`state[key]`, or StoreError naming the codec that misses it."""
+def take_state(
+    state: State, key: str, *, codec: str, dtype: str, shape: tuple[int | None, ...]
+) -> NDArray[Any]:
+    """`state[key]` of this type and shape (None: any length).
+
+    Raises StoreError where it is missing, of another type or shape, or not finite.
+    """
     if key not in state:
-        raise StoreError(f"the state of codec {codec} in codec.npz lacks {key!r}; it is damaged")
-    return state[key]
+        raise StoreError(f"the state of codec {codec} lacks {key!r}")
+    array = state[key]
+    fits = len(shape) == array.ndim and all(
+        wanted in (None, length) for wanted, length in zip(shape, array.shape, strict=True)
+    )
+    if array.dtype != dtype or not fits:
+        expected = f"{dtype} {str(shape).replace('None', 'any')}"
+        found = f"{array.dtype} {array.shape}"
+        raise StoreError(f"the state of codec {codec} has {key!r} as {found} instead of {expected}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise StoreError(f"the state of codec {codec} has values in {key!r} that are not finite")
+    return array
 
 
 def require_finite(maps: Tensor, *, level: str, pictures: Sequence[str]) -> Tensor:

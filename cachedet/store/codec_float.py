@@ -18,6 +18,7 @@ from cachedet.store.codec import (
     require_finite,
 )
 from cachedet.store.statistics import LevelStatistics
+from cachedet.structures import FeatureSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class FloatCodec:
     relative_error: float  # of normal numbers: half a unit in the last significant bit
     absolute_error: float  # of subnormal numbers: half the smallest one
     needs_fit: bool = False
+    state_names: tuple[str, ...] = ()
 
     def fit(self, statistics: Mapping[str, LevelStatistics]) -> FloatCodec:
         return self
@@ -59,7 +61,7 @@ class FloatCodec:
     def state(self) -> State:
         return {}
 
-    def with_state(self, state: State) -> FloatCodec:
+    def with_state(self, state: State, *, spec: FeatureSpec) -> FloatCodec:
         return self
 
 

@@ -27,10 +27,12 @@ from cachedet.store.codec import (
     take_state,
 )
 from cachedet.store.statistics import LevelStatistics
+from cachedet.structures import FeatureSpec
 
 _GROUP = 64  # cells that share one scale of `int4`
 _ROUNDING = 2.0**-22  # of float32 arithmetic, relative to the value
 _TINY = 2.0**-126  # the smallest normal float32: below it arithmetic is coarser
+_LARGEST = 1e38  # half a step beyond it a decoded value is still a float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,7 @@ class Int8Codec:
     noise_floor: float
     nonnegative: Mapping[str, bool] = field(default_factory=dict)  # by level, from the sample
     needs_fit: bool = True
+    state_names: tuple[str, ...] = ("nonnegative",)
 
     def fit(self, statistics: Mapping[str, LevelStatistics]) -> Int8Codec:
         return replace(self, nonnegative={k: s.minimum >= 0 for k, s in statistics.items()})
@@ -59,14 +62,18 @@ class Int8Codec:
         )
 
     def encode(self, maps: Tensor, *, level: str, pictures: Sequence[str]) -> Encoded:
-        """Raises CodecError on NaN, Inf, or a negative value in a level that had none."""
+        """Raises CodecError on NaN, Inf, beyond 1e38, or below zero in a level that was not."""
         exact = require_finite(maps, level=level, pictures=pictures)
+        peak = _peak(exact)
+        if bool((peak > _LARGEST).any()):
+            remedy = f"is beyond the range of {self.name} (+-{_LARGEST:g}); use --codec fp32"
+            refuse_values(exact, exact.abs() > _LARGEST, remedy, level=level, pictures=pictures)
         nonnegative = self.nonnegative[level]
         if nonnegative and bool(exact.amin() < 0):
             remedy = "is negative where the sample this codec was fitted on had no negative value"
             remedy += "; use --codec fp16"
             refuse_values(exact, exact < 0, remedy, level=level, pictures=pictures)
-        scale = self._scale(exact, level)
+        scale = self._scale(exact, peak, level)
         divisor = torch.where(scale > 0, scale, 1.0)[:, :, None, None]
         dtype = torch.uint8 if nonnegative else torch.int8
         codes = (exact / divisor).round_()  # at most 127 or 255: no value is beyond the peak
@@ -77,24 +84,31 @@ class Int8Codec:
 
     def error_bound(self, maps: Tensor, *, level: str) -> Tensor:
         exact = maps.to(torch.float32)
-        return self._scale(exact, level)[:, :, None, None] / 2 + exact.abs() * _ROUNDING + _TINY
+        half_step = self._scale(exact, _peak(exact), level)[:, :, None, None] / 2
+        return half_step + exact.abs() * _ROUNDING + _TINY
 
     def state(self) -> State:
         return {f"{k}/nonnegative": np.array(v) for k, v in sorted(self.nonnegative.items())}
 
-    def with_state(self, state: State) -> Int8Codec:
-        levels = [key.removesuffix("/nonnegative") for key in state]
-        found = {k: take_state(state, f"{k}/nonnegative", codec=self.name) for k in levels}
-        return replace(self, nonnegative={k: bool(v) for k, v in found.items()})
+    def with_state(self, state: State, *, spec: FeatureSpec) -> Int8Codec:
+        signs = {
+            level: take_state(
+                state, f"{level}/nonnegative", codec=self.name, dtype="bool", shape=()
+            )
+            for level in spec.names
+        }
+        return replace(self, nonnegative={level: bool(sign) for level, sign in signs.items()})
 
-    def _scale(self, exact: Tensor, level: str) -> Tensor:
+    def _scale(self, exact: Tensor, peak: Tensor, level: str) -> Tensor:
         """(n, C)"""
-        low, high = exact.flatten(2).aminmax(dim=2)
-        peak = torch.maximum(-low, high) / _largest_code(self.nonnegative[level])
+        scale = peak / _largest_code(self.nonnegative[level])
         if not self.noise_floor:
-            return peak
-        rms = torch.linalg.vector_norm(exact, dim=(1, 2, 3)) / math.sqrt(exact[0].numel())
-        return torch.maximum(peak, self.noise_floor * rms[:, None])
+            return scale
+        length = torch.linalg.vector_norm(exact, dim=(1, 2, 3))
+        if not bool(length.isfinite().all()):  # squares beyond float32; slower
+            length = torch.linalg.vector_norm(exact, dim=(1, 2, 3), dtype=torch.float64)
+        rms = length / math.sqrt(exact[0].numel())
+        return torch.maximum(scale, (self.noise_floor * rms[:, None]).to(scale.dtype))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +118,7 @@ class Int4Codec:
     name: str
     packing: Packing
     needs_fit: bool = False
+    state_names: tuple[str, ...] = ()
 
     def fit(self, statistics: Mapping[str, LevelStatistics]) -> Int4Codec:
         return self
@@ -142,7 +157,7 @@ class Int4Codec:
     def state(self) -> State:
         return {}
 
-    def with_state(self, state: State) -> Int4Codec:
+    def with_state(self, state: State, *, spec: FeatureSpec) -> Int4Codec:
         return self
 
 
@@ -160,6 +175,12 @@ def unpack_nibbles(nibbles: Tensor, shape: Shape) -> Tensor:
     pairs = torch.stack([nibbles & 15, nibbles >> 4], dim=3).flatten(2)
     cells = pairs[:, :, : height * width].to(torch.float32).sub_(8)
     return cells.reshape(len(nibbles), channels, height, width)
+
+
+def _peak(exact: Tensor) -> Tensor:
+    """(n, C) largest magnitude of each channel."""
+    low, high = exact.flatten(2).aminmax(dim=2)
+    return torch.maximum(-low, high)
 
 
 def _largest_code(nonnegative: bool) -> int:

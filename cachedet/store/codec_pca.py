@@ -15,15 +15,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cachedet.store.codec import Encoded, Part, Shape, State, as_array, require_finite, take_state
+from cachedet.errors import StoreError
+from cachedet.store.codec import (
+    Encoded,
+    Part,
+    Shape,
+    State,
+    as_array,
+    refuse_values,
+    require_finite,
+    take_state,
+)
 from cachedet.store.codec_int import Int8Codec, pack_nibbles, unpack_nibbles
 from cachedet.store.statistics import LevelStatistics
+from cachedet.structures import FeatureSpec
 
 _DEAD_ZONE = 0.4  # codes are floor(|y| / step + this): 0.5 would be plain rounding
+_WIDE = 127  # largest code of a component stored in eight bits
 _NARROW = 7  # largest code of a component stored in four bits
 _NARROW_SIGMAS = 4.5  # a component goes there if this many of its deviations fit
 _FLOAT_SLACK = 1e-4  # float32 rounding of a rotation, relative to the length of a cell's vector
 _TINY = 2.0**-60  # squares of smaller numbers vanish in float32
+_LARGEST = 2.0**100  # sums over channels of such values are still float32
+_MOST_CUT_OFF = 0.7  # of a picture's length, by codes at the end of their range: 3 dB are left
+_PROJECTION = ("basis", "mean", "explained")
 SNR_RANGE = range(3, 25)  # dB; finer steps would not fit into eight bits
 
 
@@ -78,6 +93,7 @@ class PcaCodec:
     components: int
     projections: Mapping[str, Projection] = field(default_factory=dict)
     needs_fit: bool = True
+    state_names: tuple[str, ...] = _PROJECTION
 
     @property
     def name(self) -> str:
@@ -96,8 +112,8 @@ class PcaCodec:
         return self._inner.parts(level, (len(self.projections[level].basis), *shape[1:]))
 
     def encode(self, maps: Tensor, *, level: str, pictures: Sequence[str]) -> Encoded:
-        """Raises CodecError on NaN or Inf."""
-        exact = require_finite(maps, level=level, pictures=pictures)
+        """Raises CodecError on NaN, Inf, or beyond 2^100."""
+        exact = _require_range(maps, level=level, pictures=pictures, codec=self.name)
         rotated = self.projections[level].forward(exact)
         return self._inner.encode(rotated, level=level, pictures=pictures)
 
@@ -114,8 +130,15 @@ class PcaCodec:
     def state(self) -> State:
         return _projection_state(self.projections)
 
-    def with_state(self, state: State) -> PcaCodec:
-        return replace(self, projections=_load_projections(state, codec=self.name))
+    def with_state(self, state: State, *, spec: FeatureSpec) -> PcaCodec:
+        projections = _load_projections(state, spec, codec=self.name)
+        for level, projection in projections.items():
+            kept, channels = projection.basis.shape
+            if kept != min(self.components, channels):
+                raise StoreError(
+                    f"the state of codec {self.name} has {kept} components in '{level}/basis'"
+                )
+        return replace(self, projections=projections)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +154,7 @@ class SnrCodec:
     steps: Mapping[str, float] = field(default_factory=dict)
     wide: Mapping[str, int] = field(default_factory=dict)  # components that need eight bits
     needs_fit: bool = True
+    state_names: tuple[str, ...] = (*_PROJECTION, "step", "wide")
 
     @property
     def name(self) -> str:
@@ -144,7 +168,7 @@ class SnrCodec:
             kept = max(1, int((variances > step**2 / 12).sum()))
             deviations = variances[:kept].sqrt()
             projections[level] = make_projection(sample, kept)
-            steps[level] = float(np.float32(step))
+            steps[level] = float(np.float32(min(step, _LARGEST)))
             wide[level] = int((deviations * _NARROW_SIGMAS > (_NARROW + 0.5) * step).sum())
         return replace(self, projections=projections, steps=steps, wide=wide)
 
@@ -160,21 +184,49 @@ class SnrCodec:
         return tuple(part for part in parts if part.shape[0])
 
     def encode(self, maps: Tensor, *, level: str, pictures: Sequence[str]) -> Encoded:
-        """Raises CodecError on NaN or Inf; counts codes cut off at the end of their range."""
-        exact = require_finite(maps, level=level, pictures=pictures)
+        """Counts codes cut off at the end of their range.
+
+        Raises CodecError on NaN, Inf, beyond 2^100, or where a picture would lose half its energy
+        in codes that were cut off: it is nothing like the sample.
+        """
+        exact = _require_range(maps, level=level, pictures=pictures, codec=self.name)
         scaled = self.projections[level].forward(exact) / self.steps[level]
         codes = scaled.sign() * (scaled.abs() + _DEAD_ZONE).floor_()
         wide = codes[:, : self.wide[level]]
         narrow = codes[:, self.wide[level] :]
-        saturated = int((wide.abs() > 127).sum() + (narrow.abs() > _NARROW).sum())
+        saturated = int((wide.abs() > _WIDE).sum() + (narrow.abs() > _NARROW).sum())
+        if saturated:
+            self._require_alike(exact, codes, level=level, pictures=pictures)
         stored = {
-            "codes": wide.clamp(-127, 127).to(torch.int8),
+            "codes": wide.clamp(-_WIDE, _WIDE).to(torch.int8),
             "nibbles": pack_nibbles(narrow.clamp(-_NARROW, _NARROW)),
         }
         return Encoded(
             parts={name: as_array(part) for name, part in stored.items() if part.shape[1]},
             saturated=saturated,
         )
+
+    def _require_alike(
+        self, exact: Tensor, codes: Tensor, *, level: str, pictures: Sequence[str]
+    ) -> None:
+        """Raises CodecError where cutting off codes costs more than half of a picture's energy."""
+        step = self.steps[level]
+        ends = torch.full((codes.shape[1], 1, 1), float(_NARROW), device=codes.device)
+        ends[: self.wide[level]] = _WIDE
+        top = exact.abs().amax(dim=(1, 2, 3), keepdim=True)
+        peak = top.clamp(min=step)
+        lost = _picture_length((codes.abs() - ends).clamp_(min=0).mul_(step / peak))
+        # a dark picture may lose as much as one of the sample, whose energy the step tells
+        sample = step * math.sqrt(10 ** (self.decibels / 10) / 12 * exact[0].numel())
+        length = torch.maximum(_picture_length(exact / peak), sample / peak.flatten())
+        bad = ~(lost <= _MOST_CUT_OFF * length)  # NaN is bad
+        if bool(bad.any()):
+            remedy = (
+                f"is so far from the sample {self.name} was fitted on that more than half of the "
+                "picture would be cut off; use --codec int8 or fp16"
+            )
+            largest = (exact.abs() == top) & bad[:, None, None, None]
+            refuse_values(exact, largest, remedy, level=level, pictures=pictures)
 
     def decode(self, parts: Mapping[str, Tensor], *, level: str, shape: Shape) -> Tensor:
         components = []
@@ -200,14 +252,34 @@ class SnrCodec:
             state[f"{level}/wide"] = np.array(self.wide[level], dtype=np.int64)
         return state
 
-    def with_state(self, state: State) -> SnrCodec:
-        projections = _load_projections(state, codec=self.name)
-        return replace(
-            self,
-            projections=projections,
-            steps={k: float(take_state(state, f"{k}/step", codec=self.name)) for k in projections},
-            wide={k: int(take_state(state, f"{k}/wide", codec=self.name)) for k in projections},
-        )
+    def with_state(self, state: State, *, spec: FeatureSpec) -> SnrCodec:
+        projections = _load_projections(state, spec, codec=self.name)
+        steps, wide = {}, {}
+        for level, projection in projections.items():
+            step = take_state(state, f"{level}/step", codec=self.name, dtype="float32", shape=())
+            bits = take_state(state, f"{level}/wide", codec=self.name, dtype="int64", shape=())
+            steps[level], wide[level] = float(step), int(bits)
+            kept = len(projection.basis)
+            if not (steps[level] > 0 and 0 <= wide[level] <= kept):
+                raise StoreError(
+                    f"the state of codec {self.name} has step {steps[level]} and {wide[level]} of "
+                    f"{kept} wide components in level {level}"
+                )
+        return replace(self, projections=projections, steps=steps, wide=wide)
+
+
+def _require_range(maps: Tensor, *, level: str, pictures: Sequence[str], codec: str) -> Tensor:
+    """The maps as float32. Raises CodecError where a sum over channels could overflow."""
+    exact = require_finite(maps, level=level, pictures=pictures)
+    if bool(torch.stack(exact.aminmax()).abs().amax() > _LARGEST):
+        remedy = f"is beyond the range of {codec} (+-{_LARGEST:.3g}); use --codec fp32"
+        refuse_values(exact, exact.abs() > _LARGEST, remedy, level=level, pictures=pictures)
+    return exact
+
+
+def _picture_length(maps: Tensor) -> Tensor:
+    """(n,) root of the sum of squares of each picture."""
+    return torch.linalg.vector_norm(maps, dim=(1, 2, 3))
 
 
 def _slack(exact: Tensor) -> Tensor:
@@ -249,13 +321,26 @@ def _projection_state(projections: Mapping[str, Projection]) -> State:
     return state
 
 
-def _load_projections(state: State, *, codec: str) -> dict[str, Projection]:
-    levels = [key.removesuffix("/basis") for key in state if key.endswith("/basis")]
-    return {
-        level: Projection(
-            basis=torch.from_numpy(state[f"{level}/basis"]),
-            mean=torch.from_numpy(take_state(state, f"{level}/mean", codec=codec)),
-            explained=float(take_state(state, f"{level}/explained", codec=codec)),
+def _load_projections(state: State, spec: FeatureSpec, *, codec: str) -> dict[str, Projection]:
+    """Raises StoreError, before anything is made of sizes that do not fit the levels."""
+    projections = {}
+    for level in spec:
+        channels, key = level.channels, f"{level.name}/basis"
+        basis = take_state(state, key, codec=codec, dtype="float32", shape=(None, channels))
+        if not 1 <= len(basis) <= channels:
+            raise StoreError(
+                f"the state of codec {codec} has {len(basis)} components of {channels} channels in "
+                f"{key!r}"
+            )
+        mean = take_state(
+            state, f"{level.name}/mean", codec=codec, dtype="float32", shape=(channels,)
         )
-        for level in levels
-    }
+        explained = take_state(
+            state, f"{level.name}/explained", codec=codec, dtype="float64", shape=()
+        )
+        projections[level.name] = Projection(
+            basis=torch.from_numpy(basis),
+            mean=torch.from_numpy(mean),
+            explained=float(explained),
+        )
+    return projections

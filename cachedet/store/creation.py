@@ -1,7 +1,8 @@
 """Making a store, or opening one that was begun: the same inputs or a refusal.
 
 A store is made in a hidden folder beside its place and renamed, so it exists whole or not at all,
-and of several writers that start together exactly one makes it.
+and of several writers that start together exactly one makes it. In a folder that is there already
+(a mount point, `.`, a link) it is made in place under the commit lock, and its manifest comes last.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cachedet.data.views import VIEWS
 from cachedet.errors import CorruptBlockError, StoreError, StoreMismatchError
 from cachedet.store.codec import Codec, state_digest
 from cachedet.store.codecs import make_codec
 from cachedet.store.durable import (
     TEMPORARY_SUFFIX,
-    encode_json,
     sync_directory,
     write_durably,
 )
@@ -32,25 +33,28 @@ from cachedet.store.layout import (
     COMMITS,
     LEASES,
     MANIFEST,
+    METADATA,
     TRUTH,
     Layout,
     make_metadata,
     metadata_digest,
 )
-from cachedet.store.leases import commit_lock
+from cachedet.store.leases import COMMIT_LOCK, commit_lock
+from cachedet.store.leftovers import is_dead, remove_leftovers
 from cachedet.store.manifest import (
     Manifest,
     digest_json,
-    dump_arrays,
-    load_arrays,
+    encode_manifest,
     load_manifest,
-    load_truth,
     truth_arrays,
 )
-from cachedet.store.owner import Life, Owner
-from cachedet.store.plan import StorePlan, load_codec
+from cachedet.store.npz import dump_arrays
+from cachedet.store.owner import Owner
+from cachedet.store.plan import StorePlan, load_codec, load_state
 from cachedet.store.records import CommitRecord
 from cachedet.store.source import LocalFiles
+from cachedet.store.space import require_space
+from cachedet.store.truth import load_truth
 from cachedet.structures import Truth
 
 _CREATING = ".creating"
@@ -78,7 +82,8 @@ def open_or_create(
         _create(root, manifest=manifest, truth=truth, contents=contents, fit=fit)
     _restore_manifest(root, manifest, truth)
     _require_same_inputs(root, manifest, truth, contents)
-    (root / LEASES).mkdir(exist_ok=True)
+    for folder in (COMMITS, LEASES):  # copying tools drop empty folders
+        (root / folder).mkdir(exist_ok=True)
     with commit_lock(root):
         mend_metadata(root, truth=truth, contents=contents, fit=fit)
     remove_leftovers(root)
@@ -110,93 +115,86 @@ def mend_metadata(root: Path, *, truth: Truth, contents: NDArray[np.uint64], fit
         _rewrite_metadata(root, plan)
 
 
-def remove_leftovers(root: Path) -> int:
-    """Remove what dead writers of this machine left behind; returns how many files."""
-    found = dead_leftovers(root)
-    for path in found:
-        path.unlink(missing_ok=True)
-    return len(found)
-
-
-def dead_leftovers(root: Path) -> list[Path]:
-    """Temporary files and leases whose owner ran on this machine and is dead."""
-    leases = [path for path in (root / LEASES).glob("*.lease") if _is_dead(_read_text(path))]
-    temporary = [p for p in root.rglob(f"*{TEMPORARY_SUFFIX}") if _is_dead(p.name)]
-    return sorted([*leases, *temporary])
-
-
-def require_space(root: Path, needed: int) -> None:
-    """Raises StoreError where the disk is too small for `needed` more bytes."""
-    free = _free_nbytes(root)
-    if needed > free:
-        raise StoreError(
-            f"{root}: {needed / 1e9:.2f} GB are still to be written, the disk has "
-            f"{free / 1e9:.2f} GB free. Free space, choose another --store, "
-            "a smaller --image-size, fewer --views or a smaller --codec"
-        )
-
-
-def cannot_write(root: Path, error: OSError, *, needed: int | None = None) -> StoreError:
-    """What to tell the user when the system refuses to write."""
-    wanted = f"; this block needs {needed / 1e6:.1f} MB" if needed is not None else ""
-    return StoreError(
-        f"cannot write {error.filename or root}: {error.strerror}{wanted}, "
-        f"{_free_nbytes(root) / 1e6:.1f} MB are free. What was committed is safe: mend the cause "
-        "and run the same command again"
-    )
-
-
 def _create(
     root: Path, *, manifest: Manifest, truth: Truth, contents: NDArray[np.uint64], fit: Fit
 ) -> None:
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+    if root.exists() and not _is_free(root):
+        if (root / MANIFEST).exists():  # another writer made the store since we looked
+            return
         raise StoreError(
             f"{root} exists and is not a feature store (it has no {MANIFEST}); "
             "choose another --store"
         )
+    files = _make_files(root, manifest=manifest, truth=truth, contents=contents, fit=fit)
+    if not root.exists():
+        _create_beside(root, files)
+        return
+    with commit_lock(root):
+        if not (root / MANIFEST).exists():
+            _write_files(root, files)
+
+
+def _is_free(root: Path) -> bool:
+    """Whether a folder is empty, or holds what a writer wrote who died before the manifest."""
+    if not root.is_dir():
+        return False
+    begun = {METADATA, TRUTH, CODEC_STATE, *VIEWS} if (root / COMMIT_LOCK).exists() else set()
+    names = {path.name for path in root.iterdir() if path.suffix != TEMPORARY_SUFFIX}
+    return names <= {LEASES, "lost+found", *begun}  # the root of a disk has lost+found
+
+
+def _make_files(
+    root: Path, *, manifest: Manifest, truth: Truth, contents: NDArray[np.uint64], fit: Fit
+) -> dict[str, bytes]:
+    """Every file of a store without blocks, the manifest last. Raises StoreError: too full."""
     blocks = manifest.plan(truth)
     codec = make_codec(manifest.codec)
     if codec.needs_fit:
         codec = fit(codec)
     layout = Layout(spec=manifest.spec, codec=codec)
     require_space(root, sum(len(b.rows) * layout.least_picture_nbytes(b.bucket) for b in blocks))
-    unborn = root.with_name(f".{root.name}.{Owner.me().token}{_CREATING}")
-    for folder in (COMMITS, LEASES):
-        (unborn / folder).mkdir(parents=True)
     metadata = make_metadata(blocks=blocks, layout=layout, block_size=manifest.block_size)
-    _write_metadata(unborn, metadata)
-    if codec.needs_fit:
-        write_durably(unborn / CODEC_STATE, dump_arrays(codec.state()))
-    write_durably(unborn / TRUTH, _truth_content(truth, contents))
     decided = replace(
         manifest,
         codec_digest=state_digest(codec.state()),
         metadata_digest=metadata_digest(metadata),
     )
-    write_durably(unborn / MANIFEST, encode_json(decided.to_json()))
-    _give_birth(unborn, root)
+    state = {CODEC_STATE: dump_arrays(codec.state())} if codec.needs_fit else {}
+    truth_content = _truth_content(truth, contents)
+    return {**metadata, **state, TRUTH: truth_content, MANIFEST: encode_manifest(decided)}
 
 
-def _give_birth(unborn: Path, root: Path) -> None:
+def _create_beside(root: Path, files: dict[str, bytes]) -> None:
+    place = Path(os.path.realpath(root))
+    unborn = place.with_name(f".{place.name}.{Owner.me().token}{_CREATING}")
     try:
-        os.rename(unborn, root)
+        for folder in (COMMITS, LEASES):
+            (unborn / folder).mkdir(parents=True)
+        _write_files(unborn, files)
+        os.rename(unborn, place)
     except OSError as error:
-        shutil.rmtree(unborn, ignore_errors=True)
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not (root / MANIFEST).exists():
+        was_slower = error.errno in (errno.ENOTEMPTY, errno.EEXIST) and error.filename2 is not None
+        if not was_slower or not (root / MANIFEST).exists():
             raise
-        return  # another writer was faster; its store is checked like any other
-    sync_directory(root.parent)
+        return  # the store of the faster writer is checked like any other
+    finally:
+        shutil.rmtree(unborn, ignore_errors=True)
+    sync_directory(place.parent)
 
 
 def _remove_unborn(root: Path) -> None:
-    if root.parent.is_dir():
-        for path in root.parent.glob(f".{root.name}.*{_CREATING}"):
-            if _is_dead(path.name):
-                shutil.rmtree(path, ignore_errors=True)
+    place = Path(os.path.realpath(root))
+    try:
+        names = os.listdir(place.parent)
+    except OSError:  # not there yet, or not for us to see
+        return
+    for name in names:
+        if name.startswith(f".{place.name}.") and name.endswith(_CREATING) and is_dead(name):
+            shutil.rmtree(place.parent / name, ignore_errors=True)
 
 
-def _write_metadata(root: Path, metadata: dict[str, bytes]) -> None:
-    for key, content in metadata.items():
+def _write_files(root: Path, files: dict[str, bytes]) -> None:
+    for key, content in files.items():
         (root / key).parent.mkdir(parents=True, exist_ok=True)
         write_durably(root / key, content)
 
@@ -205,10 +203,10 @@ def _rewrite_metadata(root: Path, plan: StorePlan) -> None:
     """Another zarr version may write other bytes, so the manifest takes the new digest."""
     block_size = plan.manifest.block_size
     metadata = make_metadata(blocks=plan.blocks, layout=plan.layout, block_size=block_size)
-    _write_metadata(root, metadata)
+    _write_files(root, metadata)
     decided = replace(plan.manifest, metadata_digest=metadata_digest(metadata))
     if decided != plan.manifest:
-        write_durably(root / MANIFEST, encode_json(decided.to_json()))
+        write_durably(root / MANIFEST, encode_manifest(decided))
 
 
 def _restore_manifest(root: Path, manifest: Manifest, truth: Truth) -> None:
@@ -223,25 +221,25 @@ def _restore_manifest(root: Path, manifest: Manifest, truth: Truth) -> None:
         if _is_whole(root / MANIFEST):
             raise
         codec = make_codec(manifest.codec)
-        state = load_arrays(source, CODEC_STATE) if codec.needs_fit else {}
+        state = load_state(source, codec, manifest.spec)
         decided = replace(manifest, codec_digest=state_digest(state))
         if not _is_proven(root, decided):
             raise StoreError(
                 f"{error}. No commit record shows that it held what is asked for now; give the "
                 "same inputs, copy the file from a backup, or extract into a new --store"
             ) from error
-        layout = Layout(spec=decided.spec, codec=codec.with_state(state))
+        layout = Layout(spec=decided.spec, codec=codec.with_state(state, spec=decided.spec))
         metadata = make_metadata(
             blocks=decided.plan(truth), layout=layout, block_size=decided.block_size
         )
         decided = replace(decided, metadata_digest=metadata_digest(metadata))
-        write_durably(root / MANIFEST, encode_json(decided.to_json()))
+        write_durably(root / MANIFEST, encode_manifest(decided))
 
 
 def _is_whole(path: Path) -> bool:
     """Whether a JSON object fits its own checksum, whatever its format."""
     try:
-        body = json.loads(path.read_bytes())
+        body = json.loads(LocalFiles(path.parent).read(path.name))
         checksum = body.pop("checksum")
     except (OSError, ValueError, AttributeError, KeyError, RecursionError):
         return False
@@ -252,8 +250,9 @@ def _is_proven(root: Path, manifest: Manifest) -> bool:
     """Whether every whole commit record is of a store like this one, and there is one at least."""
     records = []
     for path in (root / COMMITS).glob("*.json"):
-        with contextlib.suppress(CorruptBlockError):
-            records.append(CommitRecord.from_bytes(path.read_bytes(), where=str(path)))
+        with contextlib.suppress(CorruptBlockError, OSError):
+            content = LocalFiles(path.parent).read(path.name)
+            records.append(CommitRecord.from_bytes(content, where=str(path)))
     views = {record.block.partition("-b")[0] for record in records}
     fingerprints = {record.fingerprint for record in records}
     return fingerprints == {manifest.block_fingerprint()} and views <= set(manifest.views)
@@ -280,20 +279,3 @@ def _require_same_inputs(
 
 def _truth_content(truth: Truth, contents: NDArray[np.uint64]) -> bytes:
     return dump_arrays({**truth_arrays(truth), "contents": contents})
-
-
-def _is_dead(text: str) -> bool:
-    owner = Owner.parse(text)
-    return owner is not None and owner.life() is Life.DEAD
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
-
-
-def _free_nbytes(root: Path) -> int:
-    existing = next(path for path in (root, *root.absolute().parents) if path.exists())
-    return shutil.disk_usage(existing).free

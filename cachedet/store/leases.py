@@ -12,13 +12,16 @@ import itertools
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
 from cachedet.store.layout import LEASES
 from cachedet.store.owner import Life, Owner
+from cachedet.store.space import cannot_write
 
+COMMIT_LOCK = f"{LEASES}/commit.lock"
 RENEWAL_SECONDS = 10.0
 PATIENCE_SECONDS = 60.0
 
@@ -46,6 +49,7 @@ class LeaseBook:
         patience: float = PATIENCE_SECONDS,
         watch: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._root = root
         self._folder = root / LEASES
         self._owner = owner or Owner.me()
         self._patience = patience
@@ -58,7 +62,10 @@ class LeaseBook:
         self._renewer = threading.Thread(target=self._keep_renewing, daemon=True, name="leases")
 
     def __enter__(self) -> LeaseBook:
-        self._folder.mkdir(exist_ok=True)
+        try:
+            self._folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self._root, error) from error
         self._renewer.start()
         return self
 
@@ -74,13 +81,19 @@ class LeaseBook:
             self.release(block)
 
     def take(self, block: str) -> bool:
-        """Whether the block is ours now; False while somebody else may be working on it."""
-        if self._create(block):
-            return True
-        if self.holder_life(block) is not Life.DEAD:
-            return False
-        self._path(block).unlink(missing_ok=True)
-        return self._create(block)
+        """Whether the block is ours now; False while somebody else may be working on it.
+
+        Raises StoreError where the system refuses to write the lease.
+        """
+        try:
+            if self._create(block):
+                return True
+            if self.holder_life(block) is not Life.DEAD:
+                return False
+            self._path(block).unlink(missing_ok=True)
+            return self._create(block)
+        except OSError as error:
+            raise cannot_write(self._root, error) from error
 
     def holder_life(self, block: str) -> Life:
         """Of whoever holds the block; a holder elsewhere lives once it was seen to renew."""
@@ -89,6 +102,8 @@ class LeaseBook:
         except FileNotFoundError:
             self._seen.pop(block, None)
             return Life.DEAD
+        except OSError:  # watched like one that says nothing
+            content = b""
         owner = Owner.parse(content.decode(errors="replace"))
         life = owner.life() if owner is not None else Life.UNKNOWN
         if life is not Life.UNKNOWN:
@@ -102,14 +117,18 @@ class LeaseBook:
         """Give the block back, whether or not it was committed."""
         with self._lock:
             self._held.discard(block)
-            self._path(block).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a lease left behind is stale when we are dead
+                self._path(block).unlink(missing_ok=True)
 
     def renew(self) -> None:
         """Show other machines that this writer is alive."""
         with self._lock:
             for block in self._held:
-                with contextlib.suppress(OSError):  # advice only: the next renewal may succeed
-                    self._path(block).write_bytes(self._content())
+                with (
+                    contextlib.suppress(OSError),  # advice only: the next renewal may succeed
+                    self._path(block).open("r+b") as file,  # in place: a full disk empties nothing
+                ):
+                    file.write(self._content())
 
     def _create(self, block: str) -> bool:
         with self._lock:
@@ -117,8 +136,12 @@ class LeaseBook:
                 descriptor = os.open(self._path(block), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             except FileExistsError:
                 return False
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(self._content())
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(self._content())
+            except OSError:
+                self._path(block).unlink(missing_ok=True)
+                raise
             self._held.add(block)
             self._seen.pop(block, None)  # the next foreign lease is another, however alike
             return True
@@ -127,22 +150,38 @@ class LeaseBook:
         return self._folder / f"{block}.lease"
 
     def _content(self) -> bytes:
-        return f"{self._owner.token} {next(self._renewals)}\n".encode()
+        return f"{self._owner.token} {next(self._renewals):09d}\n".encode()
 
     def _keep_renewing(self) -> None:
         while not self._closing.wait(RENEWAL_SECONDS):
             self.renew()
 
 
+def _flock(descriptor: int) -> None:
+    if fcntl is not None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
 @contextlib.contextmanager
-def commit_lock(root: Path) -> Iterator[None]:
+def commit_lock(root: Path, *, acquire: Callable[[int], None] = _flock) -> Iterator[None]:
     """One commit at a time among all processes; the system lets go of it when its holder dies.
 
-    On file systems that know no locks commits are not serialised: there each block must have one
-    writer, which `--rank` and `--world-size` give.
+    On file systems that know no locks commits are not serialised, which is warned of: there each
+    block must have one writer. Raises OSError where the lock file cannot be made.
+
+    Args:
+        root: folder of the store.
+        acquire: locks the open file of this descriptor, or raises OSError.
     """
-    with (root / LEASES / "commit.lock").open("ab") as file:
-        with contextlib.suppress(OSError):
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX)
+    (root / LEASES).mkdir(exist_ok=True)  # copying tools drop empty folders
+    with (root / COMMIT_LOCK).open("ab") as file:
+        try:
+            acquire(file.fileno())
+        except OSError as error:
+            warnings.warn(
+                f"{root}: this file system cannot lock files ({error.strerror or error}), so that "
+                "two writers of one block could mix their shards; let one `cachedet extract` at a "
+                "time write into this store",
+                stacklevel=3,
+            )
         yield

@@ -7,12 +7,9 @@ codec, pictures, annotations), never workers or device.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import math
 import platform
-import zipfile
-from collections.abc import Sequence
+import reprlib
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -23,13 +20,24 @@ from numpy.typing import NDArray
 from cachedet.data.views import VIEWS
 from cachedet.errors import StoreError
 from cachedet.store.blocks import Block, plan_blocks
-from cachedet.store.layout import MANIFEST, TRUTH
+from cachedet.store.durable import encode_json
+from cachedet.store.json_types import require_types
+from cachedet.store.layout import COMMITS, MANIFEST, most_nbytes
 from cachedet.store.source import ByteSource
 from cachedet.structures import CategoryMap, FeatureSpec, Preprocessing, Truth
 from cachedet.version import __version__
 
 FORMAT_VERSION = 2
-_LARGEST_SIDE = 1 << 20  # pixels of a picture
+_LARGEST_SIDE = 1 << 20  # pixels of a picture with its padding
+_LONGEST_NAME = 200  # characters of a codec or view; folders and messages hold them
+_RESTORE = (
+    "The same `cachedet extract` again writes it anew where the commit records prove what it held; "
+    "else copy it from a backup, or extract into a new --store"
+)
+_REFETCH = (
+    "cachedet writes no such file: fetch the store again from where it came from, or extract into "
+    "a new --store"
+)
 _LIBRARIES = ("torch", "torchvision", "timm", "zarr", "numpy", "pillow")
 
 
@@ -125,7 +133,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, values: dict[str, Any], *, where: str) -> Manifest:
-        """Raises StoreError: newer format, missing or malformed field, altered identity."""
+        """Raises StoreError: another format, a missing or malformed field, altered identity."""
         _require_version(values.get("format_version"), where)
         try:
             manifest = cls(
@@ -150,9 +158,11 @@ class Manifest:
                 codec_digest=values["codec_digest"],
                 metadata_digest=values["metadata_digest"],
             )
-            _require_counts(manifest)
+            require_types(manifest, cls, name="manifest")
+            _require_sane(manifest)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise StoreError(f"{where} is not a manifest of cachedet: {error!r}") from error
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+            raise StoreError(f"{where} is not a manifest of cachedet: {reason}") from error
         if manifest.to_json() != values:
             raise StoreError(f"{where} was altered: its fields do not give its own checksum")
         return manifest
@@ -171,6 +181,10 @@ def truth_digest(truth: Truth) -> str:
 def truth_arrays(truth: Truth) -> dict[str, NDArray[Any]]:
     """The arrays of `truth`; file names as UTF-8 bytes with newlines between."""
     names = "\n".join(truth.file_names).encode()
+    masks = truth.masks
+    of_masks: dict[str, NDArray[Any]] = (
+        {} if masks is None else {"masks": masks.codes, "mask_offsets": masks.offsets}
+    )
     return {
         "image_ids": truth.image_ids,
         "file_names": np.frombuffer(names, dtype=np.uint8),
@@ -180,6 +194,7 @@ def truth_arrays(truth: Truth) -> dict[str, NDArray[Any]]:
         "labels": truth.labels,
         "crowd": truth.crowd,
         "areas": truth.areas,
+        **of_masks,
     }
 
 
@@ -206,131 +221,69 @@ def _short(value: Any, *, most: int = 120) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def _names_from_bytes(encoded: NDArray[np.uint8]) -> Sequence[str]:
-    """Inverse of the file names in `truth_arrays`."""
-    text = encoded.tobytes().decode()
-    return text.split("\n") if text else []
-
-
 def load_manifest(source: ByteSource) -> Manifest:
     """The manifest of the store. Raises StoreError where there is no readable store."""
     where = source.describe(MANIFEST)
+    content = _read_manifest(source)
     try:
-        content = source.read(MANIFEST)
+        values = json.loads(content)
+        if not isinstance(values, dict):
+            raise ValueError("expected a JSON object")
+        body = {key: value for key, value in values.items() if key != "checksum"}
+        is_whole = values.get("checksum") == digest_json(body)
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{where} is damaged: it is not JSON ({error}). {_RESTORE}") from error
+    _require_version(values.get("format_version"), where)
+    if not is_whole:
+        raise StoreError(f"{where} is damaged: its checksum does not fit its fields. {_RESTORE}")
+    try:
+        return Manifest.from_json(values, where=where)
+    except StoreError as error:
+        raise StoreError(f"{error}. {_REFETCH}") from error
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The content of its file. Raises StoreError where no reader would take it."""
+    content = encode_json(manifest.to_json())
+    if len(content) > most_nbytes(MANIFEST):
+        raise StoreError(
+            f"the manifest would have {len(content):,} bytes, at most {most_nbytes(MANIFEST):,} "
+            f"are read: {len(manifest.skipped):,} pictures were skipped, "
+            f"{len(manifest.categories):,} categories exist; repair the pictures, or leave out of "
+            "--annotations what cannot be used"
+        )
+    return content
+
+
+def _read_manifest(source: ByteSource) -> bytes:
+    where = source.describe(MANIFEST)
+    try:
+        return source.read(MANIFEST)
     except (FileNotFoundError, NotADirectoryError) as error:
+        if source.names(COMMITS):
+            raise StoreError(f"{where} is missing. {_RESTORE}") from error
         raise StoreError(
             f"{source.describe('')} is not a feature store: it has no {MANIFEST}; "
             "expected a folder written by `cachedet extract --store`"
         ) from error
     except OSError as error:
-        raise StoreError(f"cannot read {where}: {error.strerror}") from error
-    try:
-        values = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise StoreError(f"{where} is damaged: it is not JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise StoreError(f"{where} is damaged: expected a JSON object")
-    return Manifest.from_json(values, where=where)
+        raise StoreError(f"cannot read {where}: {error.strerror}. {_RESTORE}") from error
 
 
-def load_truth(source: ByteSource, manifest: Manifest) -> tuple[Truth, NDArray[np.uint64]]:
-    """Pictures and boxes kept in the store, with the pictures' content hashes.
-
-    Raises StoreError where they are missing, damaged or not the ones of the manifest.
-    """
-    arrays = load_arrays(source, TRUTH)
-    try:
-        truth = Truth(
-            image_ids=arrays["image_ids"],
-            file_names=tuple(_names_from_bytes(arrays["file_names"])),
-            sizes_hw=arrays["sizes_hw"],
-            offsets=arrays["offsets"],
-            boxes=arrays["boxes"],
-            labels=arrays["labels"],
-            crowd=arrays["crowd"],
-            areas=arrays["areas"],
-            categories=manifest.categories,
-        )
-        contents = arrays["contents"]
-        _require_consistent(truth, contents)
-    except (KeyError, ValueError, UnicodeDecodeError) as error:
-        raise StoreError(f"{source.describe(TRUTH)} is damaged: {error!r}") from error
-    digests = truth_digest(truth), pictures_digest(contents)
-    if digests != (manifest.truth_digest, manifest.pictures_digest):
-        raise StoreError(
-            f"{source.describe(TRUTH)} is not the one this store was extracted with; the same "
-            "`cachedet extract` again writes it anew"
-        )
-    return truth, contents
-
-
-def _require_consistent(truth: Truth, contents: NDArray[np.uint64]) -> None:
-    """Raises ValueError where the arrays do not describe one set of pictures and boxes."""
-    rows, boxes = len(truth.image_ids), len(truth.labels)
-    expected: dict[str, tuple[NDArray[Any], str, tuple[int, ...]]] = {
-        "image_ids": (truth.image_ids, "int64", (rows,)),
-        "sizes_hw": (truth.sizes_hw, "int64", (rows, 2)),
-        "offsets": (truth.offsets, "int64", (rows + 1,)),
-        "boxes": (truth.boxes, "float64", (boxes, 4)),
-        "labels": (truth.labels, "int64", (boxes,)),
-        "crowd": (truth.crowd, "bool", (boxes,)),
-        "areas": (truth.areas, "float64", (boxes,)),
-        "contents": (contents, "uint64", (rows,)),
-    }
-    for name, (array, dtype, shape) in expected.items():
-        if array.dtype != dtype or array.shape != shape:
-            raise ValueError(f"{name} is {array.dtype} {array.shape}, not {dtype} {shape}")
-    if len(truth.file_names) != rows:
-        raise ValueError(f"there are {len(truth.file_names)} file names for {rows} pictures")
-    if rows and not 1 <= truth.sizes_hw.min() <= truth.sizes_hw.max() <= _LARGEST_SIDE:
-        raise ValueError(f"sizes_hw must be 1 to {_LARGEST_SIDE}")
-    if truth.offsets[0] != 0 or truth.offsets[-1] != boxes or (np.diff(truth.offsets) < 0).any():
-        raise ValueError("offsets must rise from 0 to the number of boxes")
-    if boxes and not 0 <= truth.labels.min() <= truth.labels.max() < len(truth.categories):
-        raise ValueError(f"labels must be 0 to {len(truth.categories) - 1}")
-
-
-def load_arrays(source: ByteSource, key: str) -> dict[str, NDArray[Any]]:
-    """Every array of an .npz file. Raises StoreError where it is missing or damaged."""
-    where = source.describe(key)
-    try:
-        content = source.read(key)
-        _require_honest_sizes(content)
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except Exception as error:  # numpy and zipfile raise a different type for each damage
-        raise StoreError(f"{where} is missing or damaged: {error}") from error
-
-
-def dump_arrays(arrays: dict[str, NDArray[Any]]) -> bytes:
-    """The content of an .npz file."""
-    stored = io.BytesIO()
-    entries: dict[str, Any] = arrays
-    np.savez(stored, **entries)
-    return stored.getvalue()
-
-
-def _require_honest_sizes(content: bytes) -> None:
-    """No entry is compressed, and no array claims more values than its entry has bytes."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        for entry in archive.infolist():
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > len(content):
-                raise ValueError(f"entry {entry.filename} is compressed or larger than the file")
-            with archive.open(entry) as file:
-                version = np.lib.format.read_magic(file)
-                if version != (1, 0):
-                    raise ValueError(f"entry {entry.filename} has npy version {version}")
-                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            if math.prod(shape) * dtype.itemsize > entry.file_size:
-                raise ValueError(f"entry {entry.filename} claims to be of shape {shape}")
-
-
-def _require_counts(manifest: Manifest) -> None:
-    """Raises ValueError where a number is not one that `extract` could have written."""
+def _require_sane(manifest: Manifest) -> None:
+    """Raises ValueError where a field is not one that `extract` could have written."""
     for name, most in {"image_size": 1 << 16, "block_size": 256, "batch_size": 1 << 16}.items():
         value = getattr(manifest, name)
-        if type(value) is not int or not 1 <= value <= most:
+        if not 1 <= value <= most:
             raise ValueError(f"{name} must be a whole number from 1 to {most}, got {value!r}")
+    if manifest.spec.pad_multiple > _LARGEST_SIDE:
+        raise ValueError(f"strides must have a common multiple of at most {_LARGEST_SIDE}")
+    views = manifest.views
+    if not views or len(set(views)) != len(views):
+        raise ValueError(f"views must name each view once, got {reprlib.repr(views)}")
+    for name in (*views, manifest.codec):
+        if len(name) > _LONGEST_NAME:
+            raise ValueError(f"a name of {len(name):,} characters, {name[:40]}..., is no name")
 
 
 def _require_version(found: object, where: str) -> None:
@@ -342,6 +295,6 @@ def _require_version(found: object, where: str) -> None:
             f"extract again: this one writes format {FORMAT_VERSION}"
         )
     raise StoreError(
-        f"{where} has store format {found}, this cachedet {__version__} reads {FORMAT_VERSION}; "
-        "upgrade cachedet to read it"
+        f"{where} has store format {reprlib.repr(found)}, this cachedet {__version__} reads "
+        f"{FORMAT_VERSION}; upgrade cachedet to read it"
     )

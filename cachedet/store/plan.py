@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +14,22 @@ from numpy.typing import NDArray
 from cachedet.data.views import VIEWS
 from cachedet.errors import InputError, StoreError
 from cachedet.store.blocks import Block
-from cachedet.store.codec import Codec, state_digest
+from cachedet.store.codec import Codec, State, state_digest
 from cachedet.store.codecs import make_codec
-from cachedet.store.layout import CODEC_STATE, MANIFEST, Layout, metadata_digest, metadata_keys
-from cachedet.store.manifest import Manifest, load_arrays, load_manifest, load_truth
+from cachedet.store.layout import (
+    CODEC_STATE,
+    MANIFEST,
+    Layout,
+    digest_files,
+    make_metadata,
+    metadata_digest,
+    metadata_keys,
+)
+from cachedet.store.manifest import Manifest, load_manifest
+from cachedet.store.npz import load_arrays
 from cachedet.store.source import ByteSource
-from cachedet.structures import Truth
+from cachedet.store.truth import load_truth
+from cachedet.structures import FeatureSpec, Truth
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,11 +47,23 @@ class StorePlan:
     @classmethod
     def load(cls, source: ByteSource) -> StorePlan:
         """Raises StoreError: no store there, another format, or damaged metadata."""
+        try:
+            return cls._load(source)
+        except MemoryError as error:
+            raise StoreError(
+                f"the metadata of {source.describe('')} needs more memory than this process may "
+                "take; open it on a larger machine, or fetch the store again if it is foreign"
+            ) from error
+
+    @classmethod
+    def _load(cls, source: ByteSource) -> StorePlan:
         manifest = load_manifest(source)
         unknown = [name for name in manifest.views if name not in VIEWS]
         if unknown:
             where = source.describe("")
-            raise StoreError(f"{where} holds views {unknown} this cachedet does not know; upgrade")
+            raise StoreError(
+                f"{where} holds views {reprlib.repr(unknown)} this cachedet does not know; upgrade"
+            )
         truth, contents = load_truth(source, manifest)
         blocks = manifest.plan(truth)
         _require_bounded(source, manifest, blocks)
@@ -54,22 +78,50 @@ class StorePlan:
             blocks=blocks,
         )
 
+    @cached_property
+    def block_fingerprint(self) -> str:
+        """What every commit record of this store must carry."""
+        return self.manifest.block_fingerprint()
+
+    def image_ids_of(self, block: Block) -> tuple[int, ...]:
+        """COCO's ids of the pictures of a block, in slot order."""
+        return tuple(self.truth.image_ids[list(block.rows)].tolist())
+
     def require_metadata(self) -> None:
         """Raises StoreError where a zarr.json is not the one that was written."""
-        found = {}
-        for key in metadata_keys(self.blocks, self.layout):
-            try:
-                found[key] = self.source.read(key)
-            except OSError as error:
-                where = self.source.describe(key)
-                raise StoreError(f"{where} is missing or cannot be read. {_REMEDY}") from error
-        if metadata_digest(found) != self.manifest.metadata_digest:
-            where = self.source.describe("")
-            raise StoreError(f"a zarr.json in {where} is not the one that was written. {_REMEDY}")
+        keys = metadata_keys(self.blocks, self.layout)
+        found = digest_files((key, self._read_metadata(key)) for key in keys)
+        if found != self.manifest.metadata_digest:
+            where = self._altered_metadata(keys)
+            raise StoreError(f"{where} is not the one that was written. {_MEND_ZARR}")
+
+    def _read_metadata(self, key: str) -> bytes:
+        try:
+            return self.source.read(key)
+        except OSError as error:
+            where, reason = self.source.describe(key), error.strerror or error
+            raise StoreError(
+                f"{where} is missing or cannot be read ({reason}). {_MEND_ZARR}"
+            ) from error
+
+    def _altered_metadata(self, keys: Sequence[str]) -> str:
+        """Where the first file lies that is not as this zarr writes it; another may write others."""
+        written = make_metadata(
+            blocks=self.blocks, layout=self.layout, block_size=self.manifest.block_size
+        )
+        if metadata_digest(written) == self.manifest.metadata_digest:
+            for key in keys:
+                if self._read_metadata(key) != written[key]:
+                    return self.source.describe(key)
+        return f"one of the {len(keys)} zarr.json files of {self.source.describe('')}"
 
 
 _MOST_PICTURE_NBYTES = 8 << 30  # of decoded features
-_REMEDY = "The same `cachedet extract` again writes the zarr.json files anew"
+_MEND_ZARR = "The same `cachedet extract` again writes the zarr.json files anew"
+_MEND_CODEC = (
+    "The same `cachedet extract` again learns it anew and keeps that where it comes out the same; "
+    "else extract into a new --store"
+)
 
 
 def _require_bounded(source: ByteSource, manifest: Manifest, blocks: Sequence[Block]) -> None:
@@ -90,10 +142,21 @@ def load_codec(source: ByteSource, manifest: Manifest) -> Codec:
         codec = make_codec(manifest.codec)
     except InputError as error:
         raise StoreError(f"{source.describe('')}: {error}; upgrade cachedet") from error
-    state = load_arrays(source, CODEC_STATE) if codec.needs_fit else {}
+    state = load_state(source, codec, manifest.spec)
+    where = source.describe(CODEC_STATE)
     if state_digest(state) != manifest.codec_digest:
         raise StoreError(
-            f"{source.describe(CODEC_STATE)} is not the one this store was made with; copy it from "
-            "a backup, or extract into a new --store"
+            f"{where} is not the one this store was made with; copy it from a backup. {_MEND_CODEC}"
         )
-    return codec.with_state(state)
+    try:
+        return codec.with_state(state, spec=manifest.spec)
+    except StoreError as error:
+        raise StoreError(f"{where} is damaged: {error}. {_MEND_CODEC}") from error
+
+
+def load_state(source: ByteSource, codec: Codec, spec: FeatureSpec) -> State:
+    """What the codec learnt, not compared with anything. Raises StoreError."""
+    if not codec.needs_fit:
+        return {}
+    wanted = {f"{level}/{name}" for level in spec.names for name in codec.state_names}
+    return load_arrays(source, CODEC_STATE, wanted=wanted, remedy=_MEND_CODEC)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from cachedet.data.views import VIEWS
 from cachedet.errors import InputError
-from cachedet.store.creation import dead_leftovers
-from cachedet.store.durable import TEMPORARY_SUFFIX, encode_json, write_durably
+from cachedet.store.blocks import Block
+from cachedet.store.durable import TEMPORARY_SUFFIX, write_durably
 from cachedet.store.layout import (
     COMMITS,
     LEASES,
@@ -21,9 +24,12 @@ from cachedet.store.layout import (
     metadata_keys,
     shard_key,
 )
-from cachedet.store.leases import commit_lock
+from cachedet.store.leases import COMMIT_LOCK, commit_lock
+from cachedet.store.leftovers import LEASE_SUFFIX, dead_leftovers, spent_leftovers, walk_files
+from cachedet.store.manifest import encode_manifest, load_manifest
 from cachedet.store.plan import StorePlan
 from cachedet.store.source import LocalFiles
+from cachedet.store.space import cannot_write
 
 Kind = Literal["leftover", "withdrawn", "orphan", "view"]
 
@@ -58,37 +64,42 @@ def prune_store(
 ) -> PruneReport:
     """Find what nobody needs and, without `dry_run`, remove it.
 
-    - leftover: temporary files and leases of dead writers of this machine;
+    - leftover: temporary files and leases of dead writers of this machine, and of writers
+      elsewhere for blocks that are committed;
     - withdrawn: commit records that `verify` put aside;
-    - orphan: shards without a commit record, and files in the folders of views, commits and leases
-      that belong to no planned block (other files beside them are nobody's business);
+    - orphan: shards without a commit record, and files in the folders of views (also of views that
+      left the store), commits and leases that belong to no planned block (other files beside them
+      are nobody's business);
     - view: everything of the views not in `keep_views` (they leave the store for good).
 
-    Files of writers that are alive, or ran on another machine, are never touched.
-    Raises StoreError where the store cannot be opened, InputError on an unknown view.
+    Nobody commits while it looks and removes, and what a living writer works on is never touched:
+    it may run beside any number of writers, and be killed and run again.
+
+    Raises:
+        StoreError: the store cannot be opened, or may not be written.
+        InputError: an unknown view.
     """
-    plan = StorePlan.load(LocalFiles(root))
+    source = LocalFiles(root)
+    plan = StorePlan.load(source)
     plan.require_metadata()
     kept = _kept_views(plan, keep_views)
-    dropped = [view for view in plan.manifest.views if view not in kept]
-    found: dict[Kind, list[Path]] = {"leftover": dead_leftovers(root)}
-    found["withdrawn"] = sorted((root / COMMITS).glob(f"*{WITHDRAWN_SUFFIX}"))
-    wanted = _wanted_files(root, plan)
-    of_views = {path for path in wanted if _view_of(root, path) in dropped}
-    found["view"] = sorted(path for path in of_views if path.exists())
-    known = wanted | set(found["leftover"]) | set(found["withdrawn"])
-    files = _files(root, (*plan.manifest.views, COMMITS, LEASES))
-    found["orphan"] = [path for path in files if path not in known and not _in_use(path)]
-    waste = tuple(_waste(kind, paths) for kind, paths in found.items())
-    if not dry_run:
+    if dry_run:
+        return PruneReport(waste=_find_waste(root, plan, kept), removed=False)
+    try:
         with commit_lock(root):
-            if dropped:
+            if load_manifest(source) != plan.manifest:  # another `prune` was at work
+                plan = StorePlan.load(source)
+                kept = _kept_views(plan, keep_views)
+            waste = _find_waste(root, plan, kept)
+            if kept != plan.manifest.views:
                 _drop_views(root, plan, kept)
             for path in (path for some in waste for path in some.paths):
-                path.unlink(missing_ok=True)
-        for view in dropped:
-            shutil.rmtree(root / view, ignore_errors=True)
-    return PruneReport(waste=waste, removed=not dry_run)
+                _remove(path)
+            for view in {*VIEWS, *plan.manifest.views} - {*kept}:
+                _remove_empty_folders(root / view)
+    except OSError as error:
+        raise cannot_write(root, error) from error
+    return PruneReport(waste=waste, removed=True)
 
 
 def _kept_views(plan: StorePlan, keep_views: Sequence[str] | None) -> tuple[str, ...]:
@@ -101,20 +112,39 @@ def _kept_views(plan: StorePlan, keep_views: Sequence[str] | None) -> tuple[str,
     return tuple(view for view in plan.manifest.views if view in keep_views)
 
 
-def _wanted_files(root: Path, plan: StorePlan) -> set[Path]:
+def _find_waste(root: Path, plan: StorePlan, kept: tuple[str, ...]) -> tuple[Waste, ...]:
+    committed = [block for block in plan.blocks if (root / commit_key(block)).exists()]
+    spent = spent_leftovers(root, committed, plan.layout)
+    found: dict[Kind, list[Path]] = {"leftover": sorted({*dead_leftovers(root), *spent})}
+    found["withdrawn"] = sorted((root / COMMITS).glob(f"*{WITHDRAWN_SUFFIX}"))
+    wanted = _wanted_files(root, plan, committed)
+    of_views = {path for path in wanted if _view_of(root, path) not in {*kept, None}}
+    found["view"] = sorted(path for path in of_views if path.exists())
+    known = wanted | set(found["leftover"]) | set(found["withdrawn"])
+    folders = sorted({*VIEWS, *plan.manifest.views, COMMITS, LEASES})
+    found["orphan"] = sorted(
+        path
+        for path in walk_files(root, folders)
+        if path not in known and not path.name.endswith((TEMPORARY_SUFFIX, LEASE_SUFFIX))
+    )
+    return tuple(_waste(kind, paths) for kind, paths in found.items())
+
+
+def _wanted_files(root: Path, plan: StorePlan, committed: Sequence[Block]) -> set[Path]:
     """Metadata, and what is committed or being written by somebody."""
-    keys = {f"{LEASES}/commit.lock", *metadata_keys(plan.blocks, plan.layout)}
-    for block in plan.blocks:
-        key = commit_key(block)
-        if (root / key).exists() or (root / LEASES / f"{block.name}.lease").exists():
-            keys.add(key)
-            keys.update(shard_key(block, a, p) for a, p in plan.layout.parts(block.bucket).items())
+    keys = {COMMIT_LOCK, *metadata_keys(plan.blocks, plan.layout)}
+    leased = [b for b in plan.blocks if (root / LEASES / f"{b.name}{LEASE_SUFFIX}").exists()]
+    for block in (*committed, *leased):
+        keys.add(commit_key(block))
+        keys.update(shard_key(block, a, p) for a, p in plan.layout.parts(block.bucket).items())
     return {root / key for key in keys}
 
 
-def _view_of(root: Path, path: Path) -> str:
+def _view_of(root: Path, path: Path) -> str | None:
     """The view a file of the store belongs to: its folder, or the start of its record's name."""
     first, *rest = path.relative_to(root).parts
+    if not rest or first == LEASES:
+        return None
     return rest[0].partition("-b")[0] if first == COMMITS else first
 
 
@@ -124,19 +154,25 @@ def _drop_views(root: Path, plan: StorePlan, kept: tuple[str, ...]) -> None:
     blocks = smaller.plan(plan.truth)
     contents = {key: (root / key).read_bytes() for key in metadata_keys(blocks, plan.layout)}
     decided = replace(smaller, metadata_digest=metadata_digest(contents))
-    write_durably(root / MANIFEST, encode_json(decided.to_json()))
+    write_durably(root / MANIFEST, encode_manifest(decided))
 
 
-def _files(root: Path, folders: Iterable[str]) -> list[Path]:
-    paths = (path for folder in folders for path in (root / folder).rglob("*"))
-    return sorted(path for path in paths if path.is_symlink() or not path.is_dir())
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():  # a record that was a folder
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
-def _in_use(path: Path) -> bool:
-    """Of a writer that lives, or whose life cannot be known from here."""
-    return path.name.endswith((TEMPORARY_SUFFIX, ".lease"))
+def _remove_empty_folders(root: Path) -> None:
+    for parent, _, _ in os.walk(root, topdown=False):
+        with contextlib.suppress(OSError):  # something is left in it
+            os.rmdir(parent)
 
 
-def _waste(kind: Kind, paths: Sequence[Path]) -> Waste:
-    nbytes = sum(path.lstat().st_size for path in paths)
-    return Waste(kind=kind, paths=tuple(paths), nbytes=nbytes)
+def _waste(kind: Kind, paths: Iterable[Path]) -> Waste:
+    sizes = {}
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):  # its writer removed it while we looked
+            sizes[path] = path.lstat().st_size
+    return Waste(kind=kind, paths=tuple(sizes), nbytes=sum(sizes.values()))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,17 @@ from cachedet.data.views import VIEWS, Geometry, make_geometry, make_targets
 from cachedet.errors import CorruptBlockError, MissingFeatureError
 from cachedet.store.blocks import Block
 from cachedet.store.chunks import Chunk, ChunkReader, Shard
+from cachedet.store.codec import Part
 from cachedet.store.layout import COMMITS, commit_key, shard_key
 from cachedet.store.manifest import Manifest
 from cachedet.store.plan import StorePlan
-from cachedet.store.records import CommitRecord, Quality, read_record, total_quality
+from cachedet.store.records import (
+    CommitRecord,
+    Quality,
+    find_misfit,
+    read_record,
+    total_quality,
+)
 from cachedet.store.source import open_source
 from cachedet.structures import Features, SizeHW, Targets, Truth
 
@@ -42,6 +50,10 @@ class EncodedFeatures:
 class FeatureStore:
     """The committed part of a store at the moment it was opened.
 
+    Any number of threads may read at once. After a fork the child reads a local folder as its
+    parent does; another storage refuses with a StoreError there (its connections are the
+    parent's). A pickled store is the same moment of the same store, opened in another process.
+
     Args:
         plan: what the store holds.
         threads: that share the work of one large read.
@@ -59,12 +71,29 @@ class FeatureStore:
         self._plan = plan
         self._records = _read_records(plan)
         self._block_of, self._slot_of = _index_rows(plan)
-        self._chunks = ChunkReader(
-            plan.source, slots=plan.manifest.block_size, most_files=most_files
-        )
         self._shards: dict[tuple[int, str], list[Shard]] = {}  # by (block, level), as they are used
+        self._threads = threads
+        self._most_files = most_files
+        self._start()
+
+    def _start(self) -> None:
+        """What belongs to one process: threads, locks and open files."""
+        self._chunks = ChunkReader(
+            self._plan.source, slots=self.manifest.block_size, most_files=self._most_files
+        )
         self._scratch = threading.local()
-        self._pool = ThreadPoolExecutor(threads, "feature-chunk") if threads > 1 else None
+        self._pool = (
+            ThreadPoolExecutor(self._threads, "feature-chunk") if self._threads > 1 else None
+        )
+        self._process = os.getpid()  # last: another thread that sees it sees the rest
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_chunks", "_scratch", "_pool", "_process")
+        return {name: value for name, value in vars(self).items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start()
 
     @classmethod
     def open(
@@ -159,9 +188,11 @@ class FeatureStore:
         Args:
             keys: (row, view) of each picture.
             levels: to read; all by default.
-            out: buffers of `make_buffers` to read into; new ones by default.
+            out: buffers of `make_buffers` to read into; new ones by default. After an exception
+                they hold anything.
 
-        Raises what `read` raises, and ValueError where the pictures are of several buckets.
+        Raises what `read` raises, and ValueError where the pictures are of several buckets or the
+        buffers are made for other pictures or levels.
         """
         places = [self._place(row, view) for row, view in keys]
         buckets = {self.blocks[number].bucket for number, _ in places}
@@ -170,9 +201,8 @@ class FeatureStore:
         bucket = buckets.pop()
         if out is None:
             out = self.make_buffers(bucket, len(keys), levels)
-        elif out.bucket != bucket:
-            raise ValueError(f"the buffers are of bucket {out.bucket}, the pictures of {bucket}")
         wanted = self._known_levels(levels)
+        _require_fitting(out, bucket, len(keys), wanted)
         self._read_chunks(
             [
                 Chunk(shard, slot, out.arrays[level][shard.part.name][place])
@@ -212,11 +242,19 @@ class FeatureStore:
         }
 
     def _read_chunks(self, chunks: Sequence[Chunk]) -> None:
+        if self._process != os.getpid():  # forked: the threads are gone, a lock may be held
+            self._start()
         if self._pool is None or sum(c.out.nbytes for c in chunks) < _WORTH_A_THREAD:
             for chunk in chunks:
                 self._chunks.read(chunk)
-        else:
-            list(self._pool.map(self._chunks.read, chunks))
+            return
+        reads = [self._pool.submit(self._chunks.read, chunk) for chunk in chunks]
+        try:
+            wait(reads)
+        finally:  # nobody writes into the buffers any more, also where Ctrl-C came in between
+            wait(reads)
+        for read in reads:
+            read.result()
 
     def _shards_of(self, number: int, level: str) -> list[Shard]:
         """The shards of one level of a committed block."""
@@ -229,18 +267,21 @@ class FeatureStore:
                 f"{self._where}: block {block.name} was never committed; "
                 "run the same `cachedet extract` command again"
             )
-        record = self._records[block.name]
-        shards = [
-            Shard(
-                key=shard_key(block, f"{level}/{part.name}", part),
-                record=record.shards[f"{level}/{part.name}"],
-                used=len(block.rows),
-                part=part,
-            )
-            for part in self._plan.layout.levels(block.bucket)[level].parts
-        ]
+        parts = self._plan.layout.levels(block.bucket)[level].parts
+        shards = [self._make_shard(block, f"{level}/{part.name}", part) for part in parts]
         self._shards[number, level] = shards
         return shards
+
+    def _make_shard(self, block: Block, array: str, part: Part) -> Shard:
+        key = shard_key(block, array, part)
+        return Shard(
+            key=key,
+            where=f"{self._plan.source.describe(key)} (block {block.name})",
+            block=block,
+            array=array,
+            part=part,
+            record=self._records[block.name].shards[array],
+        )
 
     def _reusable(self, bucket: SizeHW) -> EncodedFeatures:
         """Buffers of this thread for one picture; what is decoded from them is always new."""
@@ -278,6 +319,20 @@ class FeatureStore:
         return self._plan.source.describe("").rstrip("/")
 
 
+def _require_fitting(
+    out: EncodedFeatures, bucket: SizeHW, count: int, levels: Sequence[str]
+) -> None:
+    """Raises ValueError where these buffers are not for such a read."""
+    if out.bucket != bucket:
+        raise ValueError(f"the buffers are of bucket {out.bucket}, the pictures of {bucket}")
+    for level in levels:
+        if level not in out.arrays:
+            raise ValueError(f"the buffers are of levels {', '.join(out.arrays)}, not {level!r}")
+        for array in out.arrays[level].values():
+            if len(array) != count:
+                raise ValueError(f"the buffers are for {len(array)} pictures, {count} are read")
+
+
 def _to_device(array: NDArray[Any], device: torch.device | None) -> torch.Tensor:
     tensor = torch.from_numpy(array)
     return tensor if device is None else tensor.to(device)
@@ -296,19 +351,20 @@ def _index_rows(plan: StorePlan) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
 
 
 def _read_records(plan: StorePlan) -> dict[str, CommitRecord]:
-    fingerprint = plan.manifest.block_fingerprint()
     present = plan.source.names(COMMITS)
     records = {}
     for block in plan.blocks:
         if f"{block.name}.json" not in present:
             continue
-        record = read_record(plan.source, block)
-        arrays = set(plan.layout.parts(block.bucket))
-        found = record.block, record.fingerprint, set(record.shards)
-        if found != (block.name, fingerprint, arrays):
+        try:
+            record = read_record(plan.source, block)
+        except FileNotFoundError:  # since the listing: somebody writes the block anew
+            continue
+        misfit = find_misfit(plan, block, record)
+        if misfit is not None:
             raise CorruptBlockError(
-                f"{plan.source.describe(commit_key(block))} belongs to another store or block; "
-                "remove it and run the same `cachedet extract` again"
+                f"{plan.source.describe(commit_key(block))} belongs to another store or block: "
+                f"{misfit}; the same `cachedet extract` again writes this block anew"
             )
         records[block.name] = record
     return records

@@ -14,6 +14,8 @@ from cachedet.errors import CorruptBlockError
 from cachedet.store.blocks import Block
 from cachedet.store.layout import Layout, commit_key, shard_key
 from cachedet.store.manifest import digest_json
+from cachedet.store.plan import StorePlan
+from cachedet.store.shards import CHECKSUM_NBYTES, proves_damage, unreadable
 from cachedet.store.source import ByteSource, OpenFile
 
 _READ_NBYTES = 1 << 20
@@ -21,10 +23,32 @@ _READ_NBYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRecord:
-    """One whole shard file: its length and the 128-bit xxh3 of its content."""
+    """One whole shard file: its length, its content, and the end of each chunk.
+
+    Every read compares the end of the chunk: no shard of another block, and none written anew
+    since the record was read, passes for this one.
+    """
 
     nbytes: int
-    digest: str
+    digest: str  # 128-bit xxh3 of the file
+    chunk_checksums: bytes  # the last 4 bytes of every chunk, in slot order
+
+    def checksum_of(self, slot: int) -> bytes:
+        return self.chunk_checksums[CHECKSUM_NBYTES * slot : CHECKSUM_NBYTES * (slot + 1)]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "chunk_checksums": self.chunk_checksums.hex()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], *, pictures: int) -> ShardRecord:
+        """Raises ValueError or TypeError where a field is not what a writer writes."""
+        checksums = bytes.fromhex(values["chunk_checksums"])
+        shard = cls(**{**values, "chunk_checksums": checksums})
+        if type(shard.nbytes) is not int or type(shard.digest) is not str:
+            raise TypeError("nbytes must be a whole number and digest a text")
+        if len(checksums) != CHECKSUM_NBYTES * pictures:
+            raise ValueError(f"{len(checksums)} bytes of chunk checksums for {pictures} pictures")
+        return shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +59,17 @@ class Quality:
     signal: float  # sum of squares of the true values
     noise: float  # sum of squares of the errors
     saturated: int  # codes cut off at the end of their range
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Quality:
+        """Raises ValueError or TypeError where a field is not what a writer writes."""
+        quality = cls(**values)
+        counts, sums = (quality.values, quality.saturated), (quality.signal, quality.noise)
+        if {*map(type, counts)} != {int} or {*map(type, sums)} != {float}:
+            raise TypeError("quality must be two whole and two floating-point numbers")
+        if not all(0 <= number < math.inf for number in (*counts, *sums)):
+            raise ValueError("quality must be numbers from 0")
+        return quality
 
     def __add__(self, other: Quality) -> Quality:
         return Quality(
@@ -74,7 +109,7 @@ class CommitRecord:
             "block": self.block,
             "image_ids": list(self.image_ids),
             "fingerprint": self.fingerprint,
-            "shards": {array: vars(shard) for array, shard in self.shards.items()},
+            "shards": {array: shard.to_json() for array, shard in self.shards.items()},
             "quality": {level: vars(quality) for level, quality in self.quality.items()},
         }
         return json.dumps({**body, "checksum": digest_json(body)}, indent=1).encode()
@@ -87,12 +122,18 @@ class CommitRecord:
             checksum = body.pop("checksum")
             if checksum != digest_json(body):
                 raise ValueError("its checksum does not match")
+            image_ids = tuple(body["image_ids"])
             return cls(
                 block=body["block"],
-                image_ids=tuple(body["image_ids"]),
+                image_ids=image_ids,
                 fingerprint=body["fingerprint"],
-                shards={array: ShardRecord(**shard) for array, shard in body["shards"].items()},
-                quality={level: Quality(**values) for level, values in body["quality"].items()},
+                shards={
+                    array: ShardRecord.from_json(shard, pictures=len(image_ids))
+                    for array, shard in body["shards"].items()
+                },
+                quality={
+                    level: Quality.from_json(values) for level, values in body["quality"].items()
+                },
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptBlockError(
@@ -102,9 +143,35 @@ class CommitRecord:
 
 
 def read_record(source: ByteSource, block: Block) -> CommitRecord:
-    """Raises FileNotFoundError, or CorruptBlockError where the record is damaged."""
+    """The record of a block, whole, of whatever store.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CorruptBlockError: it is damaged, or no file.
+        StoreError: it cannot be read now, which proves no damage.
+    """
     key = commit_key(block)
-    return CommitRecord.from_bytes(source.read(key), where=source.describe(key))
+    try:
+        content = source.read(key)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise unreadable(source.describe(key), error) from error
+    return CommitRecord.from_bytes(content, where=source.describe(key))
+
+
+def find_misfit(plan: StorePlan, block: Block, record: CommitRecord) -> str | None:
+    """Why a whole record is not the one of this block of this store; None where it is."""
+    if record.block != block.name:
+        return f"it is the record of block {record.block}"
+    if record.fingerprint != plan.block_fingerprint:
+        return "it is of a store with another backbone, preprocessing, codec or other pictures"
+    if record.image_ids != plan.image_ids_of(block):
+        return "it lists other pictures than truth.npz has in this block"
+    parts = plan.layout.parts(block.bucket)
+    if record.shards.keys() != parts.keys():
+        return f"it lists {', '.join(record.shards)} instead of {', '.join(parts)}"
+    return None
 
 
 def find_fault(
@@ -113,24 +180,35 @@ def find_fault(
     """The first shard that is not what was committed, as (where, reason); None where all are.
 
     Lengths are always compared; `deep` reads every byte and compares digests too.
+    Raises StoreError where a shard cannot be read now, which proves no damage.
     """
     parts = layout.parts(block.bucket)
     if record.shards.keys() != parts.keys():
         where = source.describe(commit_key(block))
         return where, f"it lists {', '.join(record.shards)} instead of {', '.join(parts)}"
     for array, part in parts.items():
-        key, shard = shard_key(block, array, part), record.shards[array]
-        try:
-            file = source.open(key)
-        except FileNotFoundError:
-            return source.describe(key), "the shard file is missing"
-        except OSError as error:
-            return source.describe(key), f"the shard file cannot be read ({error.strerror})"
-        if file.nbytes != shard.nbytes:
-            reason = f"the shard has {file.nbytes} bytes, {shard.nbytes} were committed"
+        key = shard_key(block, array, part)
+        reason = _shard_fault(source, key, record.shards[array], deep=deep)
+        if reason is not None:
             return source.describe(key), reason
+    return None
+
+
+def _shard_fault(source: ByteSource, key: str, shard: ShardRecord, *, deep: bool) -> str | None:
+    try:
+        file = source.open(key)
+        if file.nbytes != shard.nbytes:
+            return f"the shard has {file.nbytes} bytes, {shard.nbytes} were committed"
         if deep and digest_of(file) != shard.digest:
-            return source.describe(key), "the content is not what was committed"
+            return "the content is not what was committed"
+    except FileNotFoundError:
+        return "the shard file is missing"
+    except EOFError as error:
+        return f"the shard was cut off while it was read ({error})"
+    except OSError as error:
+        if proves_damage(error):
+            return f"the shard file cannot be opened ({error.strerror})"
+        raise unreadable(source.describe(key), error) from error
     return None
 
 

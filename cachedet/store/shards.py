@@ -7,6 +7,7 @@ file, lengths against what a chunk can be, contents against their checksum.
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import google_crc32c
@@ -14,11 +15,16 @@ import numpy as np
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
-from cachedet.errors import CorruptBlockError
+from cachedet.errors import CorruptBlockError, StoreError
 from cachedet.store.codec import ZSTD_LEVEL, Part
 
 _UNUSED = 2**64 - 1
-CRC_NBYTES = 4
+CHECKSUM_NBYTES = 4  # at the end of every chunk: a crc32c, or the content checksum of a zstd frame
+_MEND = (
+    "run `cachedet verify --deep STORE`, which withdraws the bad blocks, then the same "
+    "`cachedet extract` again"
+)
+_NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EFBIG)
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _zstd = Zstd(level=ZSTD_LEVEL, checksum=True)
 
@@ -34,6 +40,11 @@ def pack_chunk(values: NDArray[Any], part: Part) -> Packed:
     return [raw.data, _crc32c(raw)]
 
 
+def chunk_checksum(packed: Packed) -> bytes:
+    """The last bytes of a chunk."""
+    return bytes(packed[-1][-CHECKSUM_NBYTES:])
+
+
 def pack_index(lengths: list[int], *, slots: int) -> bytes:
     """The index of a shard whose first chunks have these lengths, with its checksum."""
     entries = np.full((slots, 2), _UNUSED, dtype="<u8")
@@ -43,7 +54,7 @@ def pack_index(lengths: list[int], *, slots: int) -> bytes:
 
 
 def index_nbytes(slots: int) -> int:
-    return 16 * slots + CRC_NBYTES
+    return 16 * slots + CHECKSUM_NBYTES
 
 
 def parse_index(
@@ -51,10 +62,10 @@ def parse_index(
 ) -> NDArray[np.int64]:
     """(used, 2) offsets and lengths of the chunks.
 
-    Raises CorruptBlockError: wrong checksum, a hole, an overlap, a chunk outside the file or
-    longer than a chunk of `part` can be.
+    Raises CorruptBlockError: wrong checksum, a hole, a chunk longer than one of `part` can be, or
+    chunks that do not fill the file one after the other in slot order.
     """
-    entries, stored = content[:-CRC_NBYTES], content[-CRC_NBYTES:]
+    entries, stored = content[:-CHECKSUM_NBYTES], content[-CHECKSUM_NBYTES:]
     if _crc32c(np.frombuffer(entries, dtype=np.uint8)) != stored:
         raise corrupt(where, "the checksum of its index does not match")
     table = np.frombuffer(entries, dtype="<u8").reshape(-1, 2)
@@ -62,17 +73,13 @@ def parse_index(
         raise corrupt(where, "its index marks a committed picture as never written")
     if (table[used:] != _UNUSED).any():
         raise corrupt(where, "its index has more pictures than were committed")
-    limit = np.uint64(file_nbytes - len(content))
     offsets, lengths = table[:used, 0], table[:used, 1]
     shortest = part.packed_nbytes if part.packing == "crc32c" else 1
     if (lengths > part.packed_nbytes).any() or (lengths < shortest).any():
         raise corrupt(where, f"its index has chunks that are not of {part.packed_nbytes} bytes")
-    if (offsets > limit).any() or (lengths > limit - offsets).any():
-        raise corrupt(where, "its index points outside the file")
-    ordered = np.argsort(offsets, kind="stable")
-    ends = offsets[ordered] + lengths[ordered]
-    if (ends[:-1] > offsets[ordered][1:]).any():
-        raise corrupt(where, "chunks in its index overlap")
+    ends = np.cumsum(lengths)
+    if (offsets != ends - lengths).any() or ends[-1] != file_nbytes - len(content):
+        raise corrupt(where, "the chunks of its index do not fill the file one after the other")
     return table[:used].astype(np.int64)
 
 
@@ -99,15 +106,27 @@ def raw_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def corrupt(where: str, reason: str) -> CorruptBlockError:
-    return CorruptBlockError(
-        f"{where}: {reason}. `cachedet verify STORE --deep` lists every damaged block; the same "
-        "`cachedet extract` again writes them anew"
+    return CorruptBlockError(f"{where}: {reason}; {_MEND}")
+
+
+def proves_damage(error: OSError) -> bool:
+    """Whether no writer left this behind: a folder, a loop of links or a far too large file."""
+    return error.errno in _NO_FILE
+
+
+def unreadable(where: str, error: OSError) -> StoreError:
+    """The error of a file that cannot be read: damage only where it cannot be a file."""
+    if proves_damage(error):
+        return corrupt(where, f"the file cannot be opened ({error.strerror})")
+    return StoreError(
+        f"{where} cannot be read: {error.strerror or error}. That proves no damage: look after the "
+        "disk, the network share and the permissions, then try again"
     )
 
 
 def _crc32c(content: NDArray[np.uint8]) -> bytes:
     checksum: int = google_crc32c.value(content)
-    return checksum.to_bytes(CRC_NBYTES, "little")
+    return checksum.to_bytes(CHECKSUM_NBYTES, "little")
 
 
 def _frame_content(header: bytes) -> int | None:

@@ -7,6 +7,7 @@ import atexit
 import errno
 import functools
 import os
+import stat
 import threading
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
@@ -17,8 +18,14 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import FsspecStore, LocalStore
 
 from cachedet.errors import StoreError
+from cachedet.store.layout import most_nbytes
 
 T = TypeVar("T")
+
+_OPEN_FLAGS = sum(  # O_NONBLOCK: opening a pipe waits for no writer; O_BINARY: Windows
+    getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NONBLOCK", "O_NOCTTY", "O_BINARY")
+)
+_ONE_REQUEST = 64 << 20  # smaller files of a storage are fetched without asking for their size
 
 
 class OpenFile(Protocol):
@@ -40,7 +47,7 @@ class ByteSource(Protocol):
         ...
 
     def read(self, key: str) -> bytes:
-        """A whole small file. Raises FileNotFoundError."""
+        """A whole file of metadata. Raises OSError, also where it is larger than it can be."""
         ...
 
     def names(self, folder: str) -> set[str]:
@@ -48,12 +55,17 @@ class ByteSource(Protocol):
         ...
 
     def open(self, key: str) -> OpenFile:
-        """Raises FileNotFoundError."""
+        """Raises OSError."""
         ...
 
 
 class LocalFiles:
-    """A store in a local folder."""
+    """A store in a local folder.
+
+    Only regular files are opened: a folder, pipe or device is refused before it can block or flood
+    anything. Links are followed, also out of the store (people keep views on other disks): what
+    they lead to is handed out only where it is what was committed.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -62,13 +74,22 @@ class LocalFiles:
         return str(self.root / key)
 
     def read(self, key: str) -> bytes:
-        return (self.root / key).read_bytes()
+        descriptor = _open_regular(f"{self.root}/{key}")
+        with open(descriptor, "rb") as file:
+            nbytes = os.fstat(descriptor).st_size
+            _require_size(nbytes, key)
+            return file.read(nbytes)
 
     def names(self, folder: str) -> set[str]:
         try:
             return set(os.listdir(self.root / folder))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return set()
+        except OSError as error:
+            raise StoreError(
+                f"cannot list {self.root / folder}: {error.strerror}; look after the disk, the "
+                "network share and the permissions, then try again"
+            ) from error
 
     def open(self, key: str) -> OpenFile:
         try:
@@ -89,7 +110,7 @@ class _LocalFile:
 
     def __init__(self, path: str) -> None:
         self._descriptor = -1
-        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self._descriptor = _open_regular(path)
         status = os.fstat(self._descriptor)
         self.nbytes = status.st_size
         self.identity: tuple[int, ...] = (status.st_dev, status.st_ino, status.st_mtime_ns)
@@ -117,18 +138,49 @@ class _LocalFile:
             os.close(self._descriptor)
 
 
+def _open_regular(path: str) -> int:
+    """A descriptor. Raises OSError, IsADirectoryError where it is anything but a regular file."""
+    descriptor = os.open(path, os.O_RDONLY | _OPEN_FLAGS)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise IsADirectoryError(errno.EISDIR, "it is a folder, pipe or device, not a file", path)
+
+
+def _require_size(nbytes: int, key: str) -> None:
+    """Before anything is read. Raises OSError."""
+    most = most_nbytes(key)
+    if nbytes > most:
+        reason = f"it has {nbytes:,} bytes, which such a file never has (at most {most:,})"
+        raise OSError(errno.EFBIG, reason, key)
+
+
 class ZarrStorage:
-    """A store behind any zarr storage class (object storage, zip file, memory), read-only."""
+    """A store behind any zarr storage class (object storage, zip file, memory), read-only.
+
+    Its connections belong to the process that opened it: pickled it is opened again, after a fork
+    it refuses (StoreError) where it would wait for a thread that only the parent has.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._process = os.getpid()
         self._wait(store._ensure_open())
+
+    def __reduce__(self) -> tuple[type[ZarrStorage], tuple[Store]]:
+        return ZarrStorage, (self._store,)
 
     def describe(self, key: str) -> str:
         return f"{self._store}/{key}"
 
     def read(self, key: str) -> bytes:
-        return self._get(key, None)
+        most = most_nbytes(key)
+        if most > _ONE_REQUEST:
+            _require_size(self.open(key).nbytes, key)
+            return self._get(key, None)
+        content = self.read_range(key, 0, most + 1)
+        _require_size(len(content), key)
+        return content
 
     def names(self, folder: str) -> set[str]:
         return self._wait(self._list(folder))
@@ -149,17 +201,25 @@ class ZarrStorage:
         return {name.rpartition("/")[2] async for name in self._store.list_dir(folder)}
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, _event_loop()).result()
+        if self._process != os.getpid():
+            work.close()
+            raise StoreError(
+                f"{self._store} was opened before this process was forked, and its connections are "
+                "the parent's; open the store in the child, or start it with `spawn`"
+            )
+        return asyncio.run_coroutine_threadsafe(work, _event_loop(self._process)).result()
 
 
 @functools.cache
-def _event_loop() -> asyncio.AbstractEventLoop:
-    """One loop in one thread for all storages; zarr's storage classes are asynchronous."""
+def _event_loop(process: int) -> asyncio.AbstractEventLoop:
+    """One loop in one thread of a process; zarr's storage classes are asynchronous."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True, name="zarr-storage")
     thread.start()
 
     def stop() -> None:
+        if process != os.getpid():  # a fork has this exit handler, but not the thread
+            return
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from cachedet.errors import CorruptBlockError
+from cachedet.errors import CorruptBlockError, StoreError
 from cachedet.store.blocks import Block
 from cachedet.store.layout import commit_key, withdrawn_key
+from cachedet.store.leases import commit_lock
 from cachedet.store.plan import StorePlan
 from cachedet.store.reader import FeatureStore
-from cachedet.store.records import Quality, find_fault, read_record
+from cachedet.store.records import Quality, find_fault, find_misfit, read_record
 from cachedet.store.source import LocalFiles
 
 
@@ -30,17 +31,30 @@ class BadBlock:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnreadableBlock:
+    """A block that could not be read this time, which proves no damage."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerifyReport:
     """What `verify` found."""
 
     planned: int
     missing: tuple[str, ...]
     bad: tuple[BadBlock, ...]
+    unreadable: tuple[UnreadableBlock, ...]
     deep: bool
 
     @property
+    def good(self) -> int:
+        return self.planned - len(self.missing) - len(self.bad) - len(self.unreadable)
+
+    @property
     def is_good(self) -> bool:
-        return not self.missing and not self.bad
+        return self.good == self.planned
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -49,7 +63,12 @@ class VerifyReport:
             "blocks": self.planned,
             "missing": list(self.missing),
             "bad": [vars(block) for block in self.bad],
+            "unreadable": [vars(block) for block in self.unreadable],
         }
+
+
+_Fault = tuple[str, str]
+"""Where something is wrong, and what."""
 
 
 def verify_store(
@@ -60,8 +79,9 @@ def verify_store(
 ) -> VerifyReport:
     """Compare every block with its commit record: lengths, and with `deep` every byte.
 
-    The record of a bad block is put aside, so that no reader uses it and the next `extract` writes
-    it anew; where the store is read-only it stays.
+    The record of a block that is proven bad is put aside, so that no reader uses it and the next
+    `extract` writes it anew; where the store is read-only it stays. What cannot be read this time
+    is only reported.
 
     Args:
         root: folder of the store.
@@ -74,37 +94,70 @@ def verify_store(
     plan.require_metadata()
     missing: list[str] = []
     bad: list[BadBlock] = []
+    unreadable: list[UnreadableBlock] = []
     for block in plan.blocks:
         nbytes = 0
         try:
-            record = read_record(plan.source, block)
+            nbytes, fault = _find_fault(plan, block, deep=deep)
+            bad += _withdraw(root, plan, block, fault, deep=deep) if fault is not None else []
         except FileNotFoundError:
             missing.append(block.name)
-        except CorruptBlockError as error:
-            where = plan.source.describe(commit_key(block))
-            bad.append(_withdraw(root, block, where, str(error).removeprefix(f"{where}: ")))
-        else:
-            nbytes = sum(shard.nbytes for shard in record.shards.values())
-            fault = find_fault(plan.source, block, record, plan.layout, deep=deep)
-            if fault is not None:
-                bad.append(_withdraw(root, block, *fault))
+        except StoreError as error:
+            unreadable.append(UnreadableBlock(name=block.name, reason=str(error)))
         if on_progress is not None:
             on_progress(1, nbytes if deep else 0)
-    return VerifyReport(planned=len(plan.blocks), missing=tuple(missing), bad=tuple(bad), deep=deep)
+    return VerifyReport(
+        planned=len(plan.blocks),
+        missing=tuple(missing),
+        bad=tuple(bad),
+        unreadable=tuple(unreadable),
+        deep=deep,
+    )
+
+
+def _find_fault(plan: StorePlan, block: Block, *, deep: bool) -> tuple[int, _Fault | None]:
+    """Bytes of the committed shards, and what is wrong with them or their record.
+
+    Raises FileNotFoundError: never committed; StoreError: it cannot be read now.
+    """
+    where = plan.source.describe(commit_key(block))
+    try:
+        record = read_record(plan.source, block)
+    except CorruptBlockError as error:
+        return 0, (where, str(error).removeprefix(f"{where}: "))
+    nbytes = sum(shard.nbytes for shard in record.shards.values())
+    misfit = find_misfit(plan, block, record)
+    if misfit is not None:
+        return nbytes, (where, f"the record belongs to another store or block: {misfit}")
+    return nbytes, find_fault(plan.source, block, record, plan.layout, deep=deep)
+
+
+def _withdraw(
+    root: Path, plan: StorePlan, block: Block, fault: _Fault, *, deep: bool
+) -> list[BadBlock]:
+    """Put a bad record aside; empty where a writer has put the block right meanwhile.
+
+    Raises what `_find_fault` raises.
+    """
+    withdrawn = True
+    try:
+        with commit_lock(root):
+            _, still = _find_fault(plan, block, deep=deep)
+            if still is None:
+                return []
+            fault = still
+            os.replace(root / commit_key(block), root / withdrawn_key(block))
+    except FileNotFoundError:
+        raise
+    except OSError:  # read-only: reported, and left to its owner
+        withdrawn = False
+    where, reason = fault
+    return [BadBlock(name=block.name, path=where, reason=reason, withdrawn=withdrawn)]
 
 
 def count_blocks(root: Path) -> int:
     """Blocks of the finished store. Raises StoreError where the store cannot be opened."""
     return len(StorePlan.load(LocalFiles(root)).blocks)
-
-
-def _withdraw(root: Path, block: Block, where: str, reason: str) -> BadBlock:
-    try:
-        os.replace(root / commit_key(block), root / withdrawn_key(block))
-        withdrawn = True
-    except OSError:  # read-only: reported, and left to its owner
-        withdrawn = False
-    return BadBlock(name=block.name, path=where, reason=reason, withdrawn=withdrawn)
 
 
 def describe_store(root: Path | str) -> dict[str, Any]:

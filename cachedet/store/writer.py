@@ -18,11 +18,11 @@ from torch import Tensor
 from cachedet.errors import CorruptBlockError, StoreError
 from cachedet.store.blocks import Block
 from cachedet.store.codec import Codec, Encoded, Part, Shape
-from cachedet.store.creation import Fit, cannot_write, open_or_create, require_space
+from cachedet.store.creation import Fit, open_or_create
 from cachedet.store.durable import sync_directory, temporary_path, write_durably, write_synced
 from cachedet.store.layout import commit_key, shard_key, withdrawn_key
 from cachedet.store.leases import commit_lock
-from cachedet.store.manifest import Manifest
+from cachedet.store.manifest import Manifest, load_manifest
 from cachedet.store.plan import StorePlan
 from cachedet.store.records import (
     NO_QUALITY,
@@ -30,9 +30,11 @@ from cachedet.store.records import (
     Quality,
     ShardRecord,
     find_fault,
+    find_misfit,
     read_record,
 )
-from cachedet.store.shards import Packed, pack_chunk, pack_index
+from cachedet.store.shards import Packed, chunk_checksum, pack_chunk, pack_index
+from cachedet.store.space import cannot_write, require_space
 from cachedet.structures import Features, Truth
 
 
@@ -61,7 +63,6 @@ class StoreWriter:
         self.blocks = plan.blocks
         self.nbytes_written = 0
         self._plan = plan
-        self._fingerprint = plan.manifest.block_fingerprint()
 
     @classmethod
     def open(
@@ -105,7 +106,7 @@ class StoreWriter:
             record = read_record(self._plan.source, block)
         except (FileNotFoundError, CorruptBlockError):
             return False
-        if record.fingerprint != self._fingerprint or record.block != block.name:
+        if find_misfit(self._plan, block, record) is not None:
             return False
         return find_fault(self._plan.source, block, record, self._plan.layout, deep=False) is None
 
@@ -154,7 +155,8 @@ class StoreWriter:
         """Write, fsync and commit all pictures of one block, in order.
 
         Returns False where another writer has committed the block meanwhile; its bytes then stay.
-        Raises StoreError where the disk refuses; nothing half-written is visible then.
+        Raises StoreError where the disk refuses, or the store no longer wants the block; nothing
+        half-written is visible then.
         """
         parts = self._plan.layout.parts(block.bucket)
         temporary: dict[str, Path] = {}
@@ -166,12 +168,17 @@ class StoreWriter:
                 temporary[array] = temporary_path(path)
                 chunks = [chunk for some in pictures for chunk in some.chunks[array]]
                 nbytes, digest = write_synced(temporary[array], self._shard(chunks))
-                shards[array] = ShardRecord(nbytes=nbytes, digest=digest)
+                shards[array] = ShardRecord(
+                    nbytes=nbytes,
+                    digest=digest,
+                    chunk_checksums=b"".join(map(chunk_checksum, chunks)),
+                )
             quality: dict[str, Quality] = {}
             for some in pictures:
                 for level, value in some.quality.items():
                     quality[level] = quality.get(level, NO_QUALITY) + value
             with commit_lock(self.root):
+                self._require_planned(block)
                 if self.is_committed(block):
                     return False
                 self._publish(block, parts, temporary, shards, quality)
@@ -189,6 +196,17 @@ class StoreWriter:
         lengths = [_nbytes(packed) for packed in chunks]
         yield pack_index(lengths, slots=self._plan.manifest.block_size)
 
+    def _require_planned(self, block: Block) -> None:
+        """Raises StoreError where the store was pruned or replaced since this writer opened it."""
+        ours, now = self._plan.manifest, load_manifest(self._plan.source)
+        if block.view in now.views and now.block_fingerprint() == self._plan.block_fingerprint:
+            return
+        changes = "; ".join(now.differing_fields(ours)) or "its codec learnt something else"
+        raise StoreError(
+            f"{self.root} was changed while this process wrote into it. {changes}. Give the "
+            "inputs that the store has now, or extract into a new --store"
+        )
+
     def _publish(
         self,
         block: Block,
@@ -199,7 +217,9 @@ class StoreWriter:
     ) -> None:
         """Rename the shards to their places, then write the record: only then the block exists."""
         record_path = self.root / commit_key(block)
-        record_path.unlink(missing_ok=True)
+        if record_path.exists():  # it must be gone for good before a shard changes
+            record_path.unlink(missing_ok=True)
+            sync_directory(record_path.parent)
         for array, part in parts.items():
             path = self.root / shard_key(block, array, part)
             temporary[array].replace(path)
@@ -207,8 +227,8 @@ class StoreWriter:
                 sync_directory(folder)
         record = CommitRecord(
             block=block.name,
-            image_ids=tuple(int(self._plan.truth.image_ids[row]) for row in block.rows),
-            fingerprint=self._fingerprint,
+            image_ids=self._plan.image_ids_of(block),
+            fingerprint=self._plan.block_fingerprint,
             shards=shards,
             quality=quality,
         )
@@ -239,6 +259,8 @@ def _measure(codec: Codec, maps: Tensor, encoded: Encoded, level: str, shape: Sh
 def _energy(maps: Tensor) -> float:
     """Sum of squares, to 9 digits: the order of summation shall not change a record."""
     lengths = torch.linalg.vector_norm(maps, dim=(2, 3)).double()
+    if not bool(lengths.isfinite().all()):  # squares beyond float32; 20 times slower
+        lengths = torch.linalg.vector_norm(maps, dim=(2, 3), dtype=torch.float64)
     return float(f"{float(lengths.square().sum()):.9g}")
 
 

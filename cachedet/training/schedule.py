@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-_WARMUP_FROM = 0.0067 / 0.32  # share of the peak the warm-up starts at (PAPER 2.2)
 _DROP = 0.1
 
 
@@ -19,6 +18,7 @@ class LearningRate:
         peak: reached after the warm-up.
         total_steps: of the run.
         warmup_steps: counted in total_steps.
+        warmup_from: share of the peak that the warm-up starts at.
         kind: "cosine" or "step".
         drops: "step" only: shares of total_steps at which the rate falls to a tenth.
     """
@@ -28,6 +28,7 @@ class LearningRate:
     warmup_steps: int
     kind: Literal["cosine", "step"]
     drops: Sequence[float] = ()
+    warmup_from: float = 0.0067 / 0.32  # PAPER 2.2, RetinaNet
 
     def __post_init__(self) -> None:
         if self.peak <= 0 or self.total_steps < 1:
@@ -42,7 +43,9 @@ class LearningRate:
     def at(self, step: int) -> float:
         """Rate of step number `step`, counted from 0."""
         if step < self.warmup_steps:
-            return self.peak * (_WARMUP_FROM + (1 - _WARMUP_FROM) * step / self.warmup_steps)
+            return self.peak * (
+                self.warmup_from + (1 - self.warmup_from) * step / self.warmup_steps
+            )
         if self.kind == "step":
             passed = sum(step >= drop * self.total_steps for drop in self.drops)
             return float(self.peak * _DROP**passed)

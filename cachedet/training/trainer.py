@@ -95,6 +95,7 @@ def make_trainer(config: TrainConfig, *, manifest: Manifest, total_steps: int) -
             warmup_steps=min(schedule.warmup_steps, total_steps // 2),
             kind=schedule.kind,
             drops=schedule.drops,
+            warmup_from=schedule.warmup_from,
         ),
         batch_size=schedule.batch_size,
         clip_norm=schedule.clip_norm,

@@ -10,6 +10,7 @@ import pytest
 
 from cachedet.data.coco import read_coco
 from cachedet.errors import DatasetError
+from cachedet.masks import decode_mask
 
 
 def coco() -> dict[str, Any]:
@@ -63,12 +64,36 @@ def test_reads_into_arrays(folder: Path) -> None:
     assert dataset.counts == {
         "pictures": 3,
         "boxes": 2,
+        "masks": 0,
+        "unusable masks dropped": 0,
         "crowd boxes": 1,
         "pictures without boxes": 1,
         "degenerate boxes dropped": 2,
         "boxes outside the picture dropped": 1,
         "boxes partly outside": 1,
     }
+
+
+def test_masks_follow_their_boxes(folder: Path) -> None:
+    content = coco()
+    size = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
+    first, second, third = content["annotations"][:3]
+    first["segmentation"] = {"size": size[2], "counts": [size[2][0] * size[2][1]]}
+    second["segmentation"] = [[0, 0, 4, 0, 4, 8, 0, 8]]
+    third["segmentation"] = [[0, 0, 9, 0, 9, 9]]  # its box has no area
+    dataset = read(folder, content)
+    masks = dataset.truth.masks
+    assert len(masks) == 2
+    assert decode_mask(masks[0], (size[5][0], size[5][1])).sum() == 32
+    assert decode_mask(masks[1], (size[2][0], size[2][1])).sum() == 0  # nothing but background
+    assert dataset.counts["masks"] == 2
+    kept = dataset.truth.keep_rows([1, 0])
+    assert [kept.masks[0], kept.masks[1]] == [masks[1], masks[0]]
+    second["segmentation"] = [[0, 0, 4, 0]]
+    dataset = read(folder, content)
+    assert (dataset.counts["masks"], dataset.counts["unusable masks dropped"]) == (1, 1)
+    assert dataset.truth.masks[0] == b""
+    assert read(folder, coco()).truth.masks is None
 
 
 def test_lvis_pictures_are_named_by_their_url(folder: Path) -> None:

@@ -34,7 +34,10 @@ def test_boxes_hold_objects_of_the_promised_sizes() -> None:
     for number in range(30):
         pixels, objects = draw_picture(np.random.default_rng([1, number]))
         assert pixels.dtype == np.uint8
-        for label, (x, y, width, height), area in objects:
+        for drawn in objects:
+            label, (x, y, width, height) = drawn.label, drawn.box
+            area = int(drawn.mask.sum())
+            assert int(drawn.mask[y : y + height, x : x + width].sum()) == area
             assert 0 <= x < x + width <= pixels.shape[1]
             assert 0 <= y < y + height <= pixels.shape[0]
             assert 20 <= area <= width * height

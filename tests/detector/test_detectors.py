@@ -45,8 +45,10 @@ def test_gradient_reaches_every_parameter(detectors: Any, kind: str, neck: str, 
         kind, neck, norm=norm, activation="silu", adapters={"kind": "pointwise"}
     )
     total(detector(*detectors.batch())).backward()
-    idle = [name for name, p in detector.named_parameters() if p.grad is None]
-    assert idle == []
+    assert [name for name, p in detector.named_parameters() if p.grad is None] == []
+    idle = [name for name, p in detector.named_parameters() if not p.grad.any()]
+    # a coarse level on which nothing is sampled teaches its own parts nothing
+    assert [n for n in idle if not n.startswith("neck.") and "tower.norms." not in n] == []
     bad = [
         n
         for n, p in detector.named_parameters()

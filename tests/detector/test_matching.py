@@ -57,7 +57,7 @@ def match(
 
 
 def test_matching_against_torchvision_where_no_box_fights_for_an_anchor() -> None:
-    """torchvision keeps a forced anchor's own best box; the rest must agree exactly."""
+    """torchvision forces all anchors that tie, and keeps their own best box; others must agree."""
     for seed in range(10):
         anchors, boxes = random_case(seed)
         iou = box_iou(boxes, anchors)
@@ -65,7 +65,7 @@ def test_matching_against_torchvision_where_no_box_fights_for_an_anchor() -> Non
         ours = match(anchors, boxes, background=0.4)[0]
         forced = (iou == iou.amax(dim=1, keepdim=True)).any(dim=0)
         assert torch.equal(ours[~forced], theirs[~forced])
-        assert bool((ours[forced] >= 0).all())
+        assert bool((ours[iou.argmax(dim=1)] >= 0).all())
 
 
 def test_without_force_it_is_torchvisions_matcher() -> None:
@@ -75,16 +75,24 @@ def test_without_force_it_is_torchvisions_matcher() -> None:
         assert torch.equal(match(anchors, boxes, force_best=False)[0], theirs)
 
 
-def test_no_box_goes_untaught() -> None:
+def test_every_box_gets_its_best_anchor_unless_another_overlaps_it_more() -> None:
     for seed in range(10):
         anchors, boxes = random_case(seed)
         matched = match(anchors, boxes)[0]
         iou = box_iou(boxes, anchors)
-        for number in range(len(boxes)):
-            best = (iou[number] == iou[number].max()).nonzero().squeeze(1)
-            fights = iou[:, best] == iou.amax(dim=1)[:, None]
-            if fights.sum() == len(best):  # nobody else has the same best anchor
-                assert bool((matched[best] == number).all())
+        best = iou.argmax(dim=1)
+        for anchor in best.tolist():
+            rivals = [n for n, other in enumerate(best.tolist()) if other == anchor]
+            assert matched[anchor] == max(rivals, key=lambda n: float(iou[n, anchor]))
+
+
+def test_fights_for_an_anchor_by_hand() -> None:
+    """The truth that overlaps it more has it, of equals the first; nobody gets a second one."""
+    anchors = torch.tensor([[8.0, 8, 32, 32], [100.0, 100, 124, 124], [100.0, 100, 124, 124]])
+    nested = torch.tensor([[11.0, 11, 29, 29], [10, 10, 30, 30]])
+    assert match(anchors, nested, foreground=0.9)[0].tolist() == [1, BACKGROUND, BACKGROUND]
+    twins = torch.tensor([[104.0, 104, 106, 106], [104, 104, 106, 106]])
+    assert match(anchors, twins)[0].tolist() == [BACKGROUND, 0, BACKGROUND]
 
 
 def test_hand_table() -> None:
@@ -109,9 +117,10 @@ def test_a_batch_is_matched_as_each_picture_alone(monkeypatch: pytest.MonkeyPatc
     separate = match(own, *cases)
     for n, boxes in enumerate(cases):
         assert torch.equal(separate[n], match(own[n], boxes)[0])
-    monkeypatch.setattr(matching, "_MOST_PAIRS", 1)  # as many chunks as pictures
-    assert torch.equal(match(anchors, *cases), together)
-    assert torch.equal(match(own, *cases), separate)
+    for most in (1, 30, 200):  # one anchor at a time, some at a time, some pictures at a time
+        monkeypatch.setattr(matching, "_MOST_PAIRS", most)
+        assert torch.equal(match(anchors, *cases), together)
+        assert torch.equal(match(own, *cases), separate)
 
 
 def test_crowd_is_ignored_but_positives_stay() -> None:
@@ -132,9 +141,11 @@ def test_padding_keeps_each_picture_and_looks_up_its_boxes() -> None:
     first = torch.tensor([[0.0, 0, 4, 4], [1, 1, 5, 5]])
     truth = pad_truth([targets_of(first), targets_of(first[:0]), targets_of(first[:1])])
     assert truth.usable.tolist() == [[True, True], [False, False], [True, False]]
-    matched = torch.tensor([[1, BACKGROUND], [IGNORED, BACKGROUND], [0, 0]])
-    assert torch.equal(truth.boxes_of(matched)[0, 0], first[1])
-    assert truth.labels_of(matched)[0, 0] == 1
+    assert truth[1:].boxes.shape == (2, 1, 4)  # no column that nobody uses
+    assert torch.equal(truth[1:].boxes[1], first[:1])
+    rows = truth.of_rois(torch.tensor([2, 0, 0]))
+    assert torch.equal(rows.boxes[1], first)
+    assert rows.usable.tolist() == [[True, False], [True, True], [True, True]]
     assert len(pad_truth([targets_of(first[:0])]).boxes[0]) == 1
 
 

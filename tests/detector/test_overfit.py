@@ -13,6 +13,7 @@ from cachedet.evaluation.metrics import score_detections
 from cachedet.structures import Truth
 
 SIZE_HW = (64, 96)
+ROI_HEAD = {"samples": 24, "num_convs": 0, "num_fcs": 2, "fc_channels": 64}
 STEPS = {"retinanet": 100, "faster_rcnn": 160, "cascade_rcnn": 200}
 
 
@@ -45,7 +46,8 @@ def test_eight_pictures_by_heart(
         )
         for n in range(8)
     ]
-    detector = detectors.detector(kind, neck, norm="group", adapters={"kind": "bottleneck"})
+    wide = {} if kind == "retinanet" else {"roi_head": ROI_HEAD}
+    detector = detectors.detector(kind, neck, norm="group", adapters={"kind": "bottleneck"}, **wide)
     optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=STEPS[kind])
     for _ in range(STEPS[kind]):

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou, nms
+from torchvision.ops import nms
 
 from cachedet.detector.boxes import apply_deltas, clip_boxes, encode_deltas
 from cachedet.detector.matching import BACKGROUND, IGNORED, pad_truth
-from cachedet.detector.rcnn import RCNN, RoIs, Stage, paper_stages
+from cachedet.detector.rcnn import RCNN, RoIs, Stage, move_boxes, paper_stages
+from cachedet.detector.rpn import Proposals
 
 
 def make(detectors: Any, kind: str = "cascade_rcnn", **changes: Any) -> RCNN:
@@ -37,103 +38,152 @@ def test_paper_stages() -> None:
     ]
 
 
-def test_losses_by_plain_loops_in_float64(detectors: Any) -> None:
-    detector = make(detectors, "faster_rcnn")
-    truth = pad_truth(
-        [
-            detectors.targets([[4, 4, 40, 44], [50, 10, 90, 60]], labels=[2, 0]),
-            detectors.targets([[10, 10, 30, 30]], labels=[1]),
-        ]
-    )
-    boxes = torch.rand(2, 6, 4, dtype=torch.float64) * 20
-    boxes[..., 2:] += 30
-    rois = RoIs(
+def make_rois(detectors: Any) -> RoIs:
+    """Ten RoIs of two pictures: positives, background and an ignored one."""
+    generator = torch.Generator().manual_seed(8)
+    boxes = torch.rand(10, 4, dtype=torch.float64, generator=generator) * 20
+    boxes[:, 2:] += 30
+    gt_boxes = torch.rand(10, 4, dtype=torch.float64, generator=generator) * 30
+    gt_boxes[:, 2:] += 40
+    return RoIs(
         boxes=boxes,
-        is_valid=torch.tensor([[True] * 6, [True] * 4 + [False] * 2]),
-        matched=torch.tensor(
-            [[0, 1, BACKGROUND, IGNORED, 1, BACKGROUND], [0, BACKGROUND, 0, 0, 0, 0]]
-        ),
+        picture=torch.tensor([0] * 6 + [1] * 4),
+        matched=torch.tensor([0, 1, BACKGROUND, IGNORED, 1, BACKGROUND, 0, BACKGROUND, 0, 0]),
+        gt_boxes=gt_boxes,
+        gt_labels=torch.tensor([2, 0, 1, 1, 0, 2, 1, 0, 1, 1]),
     )
+
+
+def test_losses_by_plain_loops_in_float64(detectors: Any) -> None:
+    detector, rois = make(detectors, "faster_rcnn"), make_rois(detectors)
     logits = torch.randn(10, 4, dtype=torch.float64)
     deltas = torch.randn(10, 3, 4, dtype=torch.float64) * 3
-    stage = Stage(foreground_iou=0.5, delta_weights=(10.0, 10.0, 5.0, 5.0))
-    class_sum, counted, box_sum, positives, place = 0.0, 0, 0.0, 0, 0
-    for n in range(2):
-        for s in range(6):
-            if not rois.is_valid[n, s]:
-                continue
-            match = int(rois.matched[n, s])
-            own, place = logits[place], place + 1
-            if match == IGNORED:
-                continue
-            label = 3 if match == BACKGROUND else int(truth.labels[n, match])
-            class_sum += math.log(sum(math.exp(v) for v in own.tolist())) - float(own[label])
-            counted += 1
-            if match >= 0:
-                positives += 1
-                wanted = encode_deltas(truth.boxes[n, match][None].double(), boxes[n, s][None])[0]
-                weights = (10.0, 10.0, 5.0, 5.0)
-                for c in range(4):
-                    error = abs(float(deltas[place - 1, label, c]) - float(wanted[c]) * weights[c])
-                    box_sum += error**2 / 2 if error <= 1 else error - 0.5
+    weights = (20.0, 20.0, 10.0, 10.0)
+    class_sum, counted, box_sum, positives = 0.0, 0, 0.0, 0
+    for r, match in enumerate(rois.matched.tolist()):
+        if match == IGNORED:
+            continue
+        label = 3 if match == BACKGROUND else int(rois.gt_labels[r])
+        class_sum += math.log(sum(math.exp(v) for v in logits[r].tolist())) - float(
+            logits[r, label]
+        )
+        counted += 1
+        if match >= 0:
+            positives += 1
+            wanted = encode_deltas(rois.gt_boxes[r], rois.boxes[r])
+            for c in range(4):
+                error = abs(float(deltas[r, label, c]) - float(wanted[c]) * weights[c])
+                box_sum += error**2 / 2 if error <= 1 else error - 0.5
     assert (counted, positives) == (9, 6)
-    found = detector._class_loss(logits, rois, truth)
+    found = detector._class_loss(logits, rois)
     assert found.item() == pytest.approx(class_sum / counted, rel=1e-12)
-    found = detector._box_loss(deltas, rois, truth, stage)
-    assert found.item() == pytest.approx(box_sum / (4 * positives), rel=1e-6)
+    found = detector._box_loss(deltas, rois, Stage(foreground_iou=0.5, delta_weights=weights))
+    assert found.item() == pytest.approx(box_sum / (4 * positives), rel=1e-12)
 
 
-def test_gradients_of_the_box_loss_by_finite_differences(detectors: Any) -> None:
-    detector = make(detectors, "faster_rcnn")
-    truth = pad_truth([detectors.targets([[4, 4, 40, 44]], labels=[1])])
-    rois = RoIs(
-        boxes=torch.tensor([[[2.0, 5.0, 38.0, 40.0], [0.0, 0.0, 9.0, 9.0]]], dtype=torch.float64),
-        is_valid=torch.tensor([[True, True]]),
-        matched=torch.tensor([[0, BACKGROUND]]),
-    )
+def test_gradients_of_the_losses_by_finite_differences(detectors: Any) -> None:
+    detector, rois = make(detectors, "faster_rcnn"), make_rois(detectors)
     stage = paper_stages((0.5,))[0]
-    deltas = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
-    logits = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: detector._box_loss(x, rois, truth, stage), (deltas,))
-    assert torch.autograd.gradcheck(lambda x: detector._class_loss(x, rois, truth), (logits,))
+    deltas = torch.randn(10, 3, 4, dtype=torch.float64, requires_grad=True)
+    logits = torch.randn(10, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: detector._box_loss(x, rois, stage), (deltas,))
+    assert torch.autograd.gradcheck(lambda x: detector._class_loss(x, rois), (logits,))
 
 
-def test_later_stages_label_the_moved_boxes_and_sample_nothing(
-    detectors: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_stage_labels_at_its_own_iou(detectors: Any) -> None:
+    """Boxes of IoU 0.45, 0.6, 0.75 and 0.9 with the truth, in the second of two pictures."""
+    truth = pad_truth([detectors.targets([]), detectors.targets([[0, 0, 90, 60]], labels=[2])])
+    boxes = torch.tensor([[0.0, 0, 90 * iou, 60] for iou in (0.45, 0.6, 0.75, 0.9)])
+    picture = torch.ones(4, dtype=torch.int64)
     detector = make(detectors)
-    stir(detector, std=0.05)
-    seen: list[RoIs] = []
-    plain = RCNN._class_loss
-
-    def spy(self: RCNN, logits: Tensor, rois: RoIs, truth: Any) -> Tensor:
-        seen.append(rois)
-        return plain(self, logits, rois, truth)
-
-    monkeypatch.setattr(RCNN, "_class_loss", spy)
-    features, targets = detectors.batch()
-    detector(features, targets)
-    assert len(seen) == 3
-    boxes = targets[0].boxes[:2]
-    for place, iou in ((1, 0.7), (2, 0.8)):
-        assert torch.equal(seen[place].is_valid, seen[0].is_valid)
-        assert not torch.equal(seen[place].boxes, seen[place - 1].boxes)
-        best = box_iou(seen[place].boxes[0], boxes).amax(dim=1)
-        assert torch.equal(seen[place].matched[0] >= 0, best >= iou)
+    for stage, positive in zip(detector.stages, (3, 2, 1), strict=True):
+        rois = detector._label(boxes, picture, truth, stage)
+        assert rois.matched.tolist() == [BACKGROUND] * (4 - positive) + [0] * positive
+        assert rois.gt_labels[-1] == 2
+        assert torch.equal(rois.gt_boxes[-1], truth.boxes[1, 0])
+    elsewhere = detector._label(boxes, 1 - picture, truth, detector.stages[0])
+    assert elsewhere.matched.tolist() == [BACKGROUND] * 4
 
 
-def test_stages_teach_only_themselves_and_the_pyramid(detectors: Any) -> None:
-    """Boxes enter the next stage without gradient; every stage counts one third."""
+def test_the_first_stage_samples_proposals_and_the_truth(detectors: Any) -> None:
     detector = make(detectors)
-    stir(detector, std=0.05)
+    detector.samples, detector.positive_fraction = 8, 0.25
+    boxes = [[0.0, 0, 50, 50], [40, 0, 90, 60], [0, 0, 96, 64]]
+    targets = [
+        detectors.targets(boxes, labels=[2, 0, 1], crowd=[False, False, True]),
+        detectors.targets([]),
+    ]
+    proposals = Proposals(
+        boxes=torch.tensor([[60.0, 0, 62, 2], [5, 5, 9, 9], [0, 0, 50, 49]]).expand(2, 3, 4),
+        is_valid=torch.tensor([[True, True, True], [True, False, False]]),
+    )
+    rois = detector._sample(proposals, pad_truth(targets))
+    assert rois.picture.tolist() == [0, 0, 1]  # the small ones lie in a crowd and teach nothing
+    positive = rois.is_positive
+    assert positive.tolist() == [True, True, False]  # a quarter of 8
+    known = [[0.0, 0, 50, 49], *boxes[:2]]
+    assert all(box in known for box in rois.boxes[positive].tolist())
+    for box, label in zip(rois.gt_boxes[positive], rois.gt_labels[positive], strict=True):
+        assert label == (2 if box[0] == 0 else 0)
+
+
+def test_boxes_move_by_the_weights_of_their_stage() -> None:
+    boxes, gt_boxes = torch.tensor([[10.0, 10, 50, 30]]), torch.tensor([[12.0, 8, 60, 36]])
+    for stage in paper_stages((0.5, 0.7, 0.8)):
+        learnt = encode_deltas(gt_boxes, boxes) * torch.tensor(stage.delta_weights)
+        torch.testing.assert_close(move_boxes(boxes, learnt, stage), gt_boxes)
+
+
+def record(
+    monkeypatch: pytest.MonkeyPatch, detector: RCNN
+) -> tuple[list[tuple[Tensor, Tensor, RoIs]], list[Tensor]]:
+    """What each stage's class loss saw, and every stage's box loss, as the detector runs."""
+    plain_class, plain_box = RCNN._class_loss, RCNN._box_loss
+    seen: list[tuple[Tensor, Tensor, RoIs]] = []
+    box_losses: list[Tensor] = []
+
+    def spy_class(self: RCNN, logits: Tensor, rois: RoIs) -> Tensor:
+        loss = plain_class(self, logits, rois)
+        seen.append((loss, logits, rois))
+        return loss
+
+    def spy_box(self: RCNN, deltas: Tensor, rois: RoIs, stage: Stage) -> Tensor:
+        deltas.retain_grad()
+        box_losses.append(plain_box(self, deltas, rois, stage))
+        moved_by.append(deltas)
+        return box_losses[-1]
+
+    moved_by: list[Tensor] = []
+    monkeypatch.setattr(RCNN, "_class_loss", spy_class)
+    monkeypatch.setattr(RCNN, "_box_loss", spy_box)
+    monkeypatch.setattr(detector, "moved_by", moved_by, raising=False)
+    return seen, box_losses
+
+
+def test_a_cascades_stages(detectors: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moved, clipped, labelled anew, nothing sampled anew; losses averaged; no gradient between."""
+    detector = make(detectors)
+    stir(detector, std=0.3)
+    seen, box_losses = record(monkeypatch, detector)
     features, targets = detectors.batch()
     losses = detector(features, targets)
-    losses["class"].backward(retain_graph=True)
-    for head in detector.heads:
-        assert head.box_deltas.weight.grad is None  # type: ignore[union-attr]
-        assert bool(head.class_logits.weight.grad.any())  # type: ignore[union-attr]
-    assert detector.rpn.head.box_deltas.weight.grad is None
-    losses["box"].backward()
+    torch.testing.assert_close(losses["class"], sum(loss for loss, _, _ in seen) / 3)
+    torch.testing.assert_close(losses["box"], sum(box_losses) / 3)
+    truth = pad_truth(targets)
+    for place in (1, 2):
+        (_, _, before), (_, _, now) = seen[place - 1], seen[place]
+        deltas = detector.moved_by[place - 1].detach()[:, 0]  # type: ignore[attr-defined]
+        moved = move_boxes(before.boxes, deltas, detector.stages[place - 1])
+        clipped = clip_boxes(moved, (64, 96))
+        assert not torch.equal(moved, clipped)
+        torch.testing.assert_close(now.boxes, clipped)
+        assert torch.equal(now.picture, before.picture)
+        again = detector._label(now.boxes, now.picture, truth, detector.stages[place])
+        assert torch.equal(now.matched, again.matched)
+    box_losses[1].backward()
+    own = [head.box_deltas.weight.grad for head in detector.heads]  # type: ignore[union-attr]
+    assert own[0] is None
+    assert own[2] is None
     assert detector.rpn.head.box_deltas.weight.grad is None
 
 

@@ -66,6 +66,33 @@ def test_order_and_gradient() -> None:
     assert all(bool(level.grad.any()) for level in pyramid.values() if level.grad is not None)
 
 
+def test_levels_with_a_gap() -> None:
+    align = PyramidRoIAlign(strides=(8, 32, 64))  # 112 px belong to 8 still, 448 to 32
+    sides = torch.tensor([112.0, 225.0, 447.0, 449.0, 900.0])
+    boxes = torch.stack([torch.zeros(5), torch.zeros(5), sides, sides], dim=1)
+    assert align.levels_of(boxes).tolist() == [0, 0, 0, 1, 2]
+
+
+def test_boxes_that_are_no_numbers_keep_their_place() -> None:
+    align, pyramid = PyramidRoIAlign(strides=(8, 16)), make_pyramid((8, 16), 64)
+    boxes = torch.tensor([[0.0, 0, 20, 20], [float("nan")] * 4, [0, 0, float("inf"), 9]])
+    cells = align(pyramid, boxes, torch.zeros(3, dtype=torch.int64))
+    assert cells.shape == (3, 5, 7, 7)
+    assert torch.equal(cells[:1], align(pyramid, boxes[:1], torch.zeros(1, dtype=torch.int64)))
+
+
+def test_cells_of_bf16_maps_come_from_exact_corners() -> None:
+    """bf16 knows every eighth pixel beyond 1024 only."""
+    ramp = torch.arange(160.0).expand(1, 1, 8, 160)
+    align = PyramidRoIAlign(strides=(8,), resolution=1)
+    box = torch.tensor([[1003.0, 10.0, 1019.0, 26.0]])
+    picture = torch.zeros(1, dtype=torch.int64)
+    exact = align({"P3": ramp}, box, picture)
+    found = align({"P3": ramp.bfloat16()}, box, picture)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, rtol=2e-3, atol=0)
+
+
 def test_no_rois() -> None:
     pyramid = make_pyramid((8, 16), 64)
     align = PyramidRoIAlign(strides=(8, 16))

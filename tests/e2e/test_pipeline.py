@@ -17,7 +17,7 @@ import torch
 from cachedet.backbone.frozen import load_backbone
 from cachedet.cli import app
 from cachedet.config import TrainConfig, load_train_config
-from cachedet.detector_config import CascadeRCNNConfig
+from cachedet.detector_config import CascadeRCNNConfig, MaskHeadConfig
 from cachedet.errors import (
     BackboneError,
     CheckpointError,
@@ -238,6 +238,46 @@ def test_compiled_parts_give_the_same_losses(tiny: Any) -> None:
     )
 
 
+def test_a_mask_head_is_trained_scored_and_drawn(tiny: Any, tmp_path: Path) -> None:
+    """Masks travel from the annotation file through the store into losses, AP and drawings."""
+    detector = CASCADE.detector.model_copy(
+        update={"mask_head": MaskHeadConfig(resolution=7, num_convs=1, channels=8)}
+    )
+    config = CASCADE.model_copy(update={"detector": detector})
+    train(config, train_store=tiny.train, val_store=tiny.val, run=tmp_path / "run")
+    assert "loss_mask" in (tmp_path / "run" / "metrics.csv").read_text()
+    report = evaluate(tmp_path / "run", store=tiny.val)
+    assert report.mask_scores is not None
+    rows = json.loads((tmp_path / "run" / "detections.json").read_text())
+    assert {"size", "counts"} == set(rows[0]["segmentation"])
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["masks"]["ap"] == report.mask_scores.ap
+    picture = tiny.paths.images / "val_00000.jpg"
+    entries = predict(
+        tmp_path / "run",
+        pictures=[picture],
+        out=tmp_path / "drawn",
+        weights=str(tiny.weights),
+        min_score=0.0,
+        device="cpu",
+    )
+    assert all("segmentation" in found for found in entries[0]["detections"])
+    shown = call("eval", tmp_path / "run", "--store", tiny.val, "--device", "cpu")
+    assert "COCO figures of masks" in shown.output
+
+
+def test_a_mask_head_needs_masks(tiny: Any, tmp_path: Path) -> None:
+    content = json.loads(tiny.paths.train.read_text())
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+    (tmp_path / "plain.json").write_text(json.dumps(content))
+    extract(tiny.extract_config(tmp_path / "s.zarr", annotations=tmp_path / "plain.json"))
+    detector = CASCADE.detector.model_copy(update={"mask_head": MaskHeadConfig()})
+    config = CASCADE.model_copy(update={"detector": detector})
+    with pytest.raises(ConfigError, match="detector.mask_head needs masks, the store's annotat"):
+        train(config, train_store=tmp_path / "s.zarr", run=tmp_path / "run")
+
+
 def test_learning_happens(tiny: Any, tmp_path: Path) -> None:
     config = CONFIG.model_copy(
         update={"schedule": CONFIG.schedule.model_copy(update={"epochs": 12})}
@@ -279,12 +319,13 @@ def test_prediction_needs_the_same_weights(tiny: Any, run: Path, tmp_path: Path)
         predict(run, pictures=[tiny.paths.images], out=tmp_path, weights="none", device="cpu")
 
 
-def test_a_nonfinite_loss_stops_before_the_optimiser_moves(tiny: Any) -> None:
+@pytest.mark.parametrize("config", [CONFIG, CASCADE], ids=["retinanet", "cascade"])
+def test_a_nonfinite_loss_stops_before_the_optimiser_moves(tiny: Any, config: TrainConfig) -> None:
     store = FeatureStore.open(tiny.train)
     loader = FeatureLoader(
         store, views=("base",), levels=store.manifest.spec.names, batch_size=2, seed=0
     )
-    trainer = make_trainer(CONFIG, manifest=store.manifest, total_steps=4)
+    trainer = make_trainer(config, manifest=store.manifest, total_steps=4)
     batch = next(iter(loader.batches(0)))
     before = {name: value.clone() for name, value in trainer.detector.named_parameters()}
     batch.features["C4"][0, 0, 0, 0] = float("nan")

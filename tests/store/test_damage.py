@@ -74,7 +74,9 @@ def test_a_damaged_shard_is_an_error_and_is_mended(
     path = root / "base/b96x128/C4/values/c/0/0/0/0"
     whole = kit.files(root)
     DAMAGES[damage](path)  # type: ignore[operator]
-    with pytest.raises(CorruptBlockError, match=r"C4/values/c/0/0/0/0.*verify STORE --deep"):
+    with pytest.raises(
+        CorruptBlockError, match=r"C4/values/c/0/0/0/0 \(block .*verify --deep STORE"
+    ):
         READERS[reader](root).read(0, "base")
     report = verify_store(root, deep=True)
     assert [bad.path for bad in report.bad] == [str(path)]
@@ -204,9 +206,7 @@ def bounded_memory() -> Any:
     resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def forge_shard(
-    root: Path, truth: Truth, kit: Any, content: bytes, *, codec: str, part: str
-) -> None:
+def forge_shard(root: Path, content: bytes, *, part: str, ends: bytes = bytes(8)) -> None:
     """Replace a shard and make its commit record fit, as a hostile author of a store would."""
     plan = StorePlan.load(LocalFiles(root))
     block = plan.blocks[0]
@@ -214,7 +214,8 @@ def forge_shard(
     key = shard_key(block, array, plan.layout.parts(block.bucket)[array])
     (root / key).write_bytes(content)
     record = read_record(plan.source, block)
-    forged = ShardRecord(nbytes=len(content), digest=digest_of(plan.source.open(key)))
+    digest = digest_of(plan.source.open(key))
+    forged = ShardRecord(nbytes=len(content), digest=digest, chunk_checksums=ends)
     record = replace(record, shards={**record.shards, array: forged})
     (root / commit_key(block)).write_bytes(record.to_bytes())
 
@@ -227,11 +228,13 @@ def index_of(entries: list[tuple[int, int]]) -> bytes:
 HUGE = 2**63
 RAW = 2 * 3 * 6 * 8 + 4  # bytes of a packed fp16 map of C4
 INDICES = {
-    "outside the file": ([(0, RAW), (HUGE, RAW)], "points outside the file"),
-    "beyond the end": ([(0, RAW), (RAW + 1, RAW)], "points outside the file"),
+    "outside the file": ([(0, RAW), (HUGE, RAW)], "do not fill the file one after the other"),
+    "beyond the end": ([(0, RAW), (RAW + 1, RAW)], "do not fill the file one after the other"),
     "huge": ([(0, RAW), (RAW, HUGE)], "chunks that are not of 292 bytes"),
-    "overflow": ([(0, RAW), (2**64 - 8, RAW)], "points outside the file"),
-    "overlap": ([(0, RAW), (RAW - 1, RAW)], "overlap"),
+    "overflow": ([(0, RAW), (2**64 - 8, RAW)], "do not fill the file one after the other"),
+    "overlap": ([(0, RAW), (RAW - 1, RAW)], "do not fill the file one after the other"),
+    "twice the same": ([(0, RAW), (0, RAW)], "do not fill the file one after the other"),
+    "another order": ([(RAW, RAW), (0, RAW)], "do not fill the file one after the other"),
     "hole": ([(0, RAW), (2**64 - 1, 2**64 - 1)], "never written"),
 }
 
@@ -239,9 +242,9 @@ INDICES = {
 @pytest.mark.parametrize("kind", INDICES)
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.usefixtures("bounded_memory")
-def test_hostile_indices(root: Path, truth: Truth, kind: str, reader: str, kit: Any) -> None:
+def test_hostile_indices(root: Path, kind: str, reader: str) -> None:
     entries, message = INDICES[kind]
-    forge_shard(root, truth, kit, bytes(2 * RAW) + index_of(entries), codec="fp16", part="values")
+    forge_shard(root, bytes(2 * RAW) + index_of(entries), part="values")
     with pytest.raises(CorruptBlockError, match=message):
         READERS[reader](root).read(1, "base")
 
@@ -260,7 +263,7 @@ def test_zstd_bombs(tmp_path: Path, truth: Truth, reader: str, kit: Any) -> None
         content = bytes(honest) + bytes(bomb)
         places = [(0, len(honest)), (len(honest), len(bomb))]
         shard = content + index_of(places)
-        forge_shard(root, truth, kit, shard, codec="int8+zstd", part="codes")
+        forge_shard(root, shard, part="codes", ends=bytes(honest[-4:]) + bytes(bomb[-4:]))
         with pytest.raises(CorruptBlockError, match=message):
             READERS[reader](root).read(1, "base")
 
@@ -325,7 +328,9 @@ def test_a_record_of_another_block_or_store(root: Path, kit: Any) -> None:
     first = root / "commits/base-b96x128-000000.json"
     second = root / "commits/base-b96x128-000001.json"
     first.write_bytes(second.read_bytes())
-    with pytest.raises(CorruptBlockError, match="belongs to another store or block; remove it"):
+    with pytest.raises(
+        CorruptBlockError, match="belongs to another store or block: it is the record of"
+    ):
         FeatureStore.open(root)
 
 
@@ -346,4 +351,4 @@ def test_a_symlink_loop(root: Path) -> None:
     with pytest.raises(CorruptBlockError, match="cannot be opened"):
         FeatureStore.open(root).read(0, "base")
     report = verify_store(root, deep=False)
-    assert "cannot be read" in report.bad[0].reason
+    assert "cannot be opened" in report.bad[0].reason

@@ -1,0 +1,185 @@
+"""The mask branch of Mask R-CNN (arXiv 1703.06870) on P levels.
+
+Letters: N pictures, R RoIs of all pictures, C channels, K classes, S cells of a RoI's side,
+M gt boxes of a picture, D detections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from cachedet.detector.convs import init_he
+from cachedet.detector.norms import ACTIVATIONS, ActivationName, NormName
+from cachedet.detector.roi_align import PyramidRoIAlign
+from cachedet.detector.towers import Tower, init_normal
+from cachedet.masks import NO_MASK, decode_mask
+from cachedet.structures import Detections, Features, TargetMasks, Targets
+
+
+class MaskHead(nn.Module):
+    """Convolutions, a transposed convolution to twice the side, one map of logits a class.
+
+    Args:
+        in_channels: of the RoIs.
+        num_classes: foreground classes.
+        num_convs, channels: of the 3x3 convolutions.
+        norm, activation: after every 3x3 convolution.
+        separable: depthwise-separable 3x3 convolutions.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_classes: int,
+        num_convs: int = 4,
+        channels: int = 256,
+        norm: NormName = "batch",
+        activation: ActivationName = "relu",
+        separable: bool = False,
+    ) -> None:
+        super().__init__()
+        self.tower = Tower(
+            in_channels=in_channels,
+            channels=channels,
+            num_levels=1,
+            num_convs=num_convs,
+            norm=norm,
+            activation=activation,
+            separable=separable,
+            init_std=None,
+        )
+        self.enlarge = nn.ConvTranspose2d(self.tower.out_channels, channels, 2, stride=2)
+        self.activation = ACTIVATIONS[activation]()
+        self.logits = nn.Conv2d(channels, num_classes, 1)
+        init_he(self.enlarge)
+        init_normal(self.logits, std=0.001)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """(R, C, S, S) -> (R, K, 2 S, 2 S) logits."""
+        maps = self.activation(self.enlarge(self.tower(cells)))
+        logits: Tensor = self.logits(maps)
+        return logits
+
+
+class MaskBranch(nn.Module):
+    """Learns the masks of the RoIs that matched, predicts those of the boxes that were found.
+
+    Args:
+        head: RoIs -> logits.
+        roi_align: pools RoIs for it.
+    """
+
+    def __init__(self, *, head: MaskHead, roi_align: PyramidRoIAlign) -> None:
+        super().__init__()
+        self.head = head
+        self.roi_align = roi_align
+
+    def loss(
+        self,
+        pyramid: Features,
+        targets: Sequence[Targets],
+        *,
+        boxes: Tensor,
+        picture: Tensor,
+        matched: Tensor,
+    ) -> Tensor:
+        """Mean binary cross-entropy over the cells of each RoI's own class (section 3).
+
+        Args:
+            pyramid: P levels.
+            targets: N pictures.
+            boxes: (R, 4) RoIs that matched a box; those whose box has no mask teach nothing.
+            picture: (R,) which picture each lies in.
+            matched: (R,) which of that picture's M boxes it matched.
+        """
+        has_mask = torch.tensor(
+            [
+                _code_of(targets[n], m) != NO_MASK
+                for n, m in zip(picture.tolist(), matched.tolist(), strict=True)
+            ],
+            dtype=torch.bool,
+            device=boxes.device,
+        )
+        boxes, picture, matched = boxes[has_mask], picture[has_mask], matched[has_mask]
+        logits: Tensor = self.head(self.roi_align(pyramid, boxes, picture))
+        wanted, labels = [], []
+        for n, of_picture in enumerate(targets):
+            own = picture == n
+            wanted.append(crop_masks(of_picture, boxes[own], matched[own], side=logits.shape[-1]))
+            labels.append(of_picture.labels[matched[own]])
+        order = torch.argsort(picture, stable=True)
+        rows = torch.arange(len(order), device=logits.device)
+        own_logits = logits[order][rows, torch.cat(labels)]
+        loss = F.binary_cross_entropy_with_logits(own_logits, torch.cat(wanted), reduction="sum")
+        mean: Tensor = loss / max(own_logits.numel(), 1)
+        return mean
+
+    def predict(self, pyramid: Features, detections: Sequence[Detections]) -> list[Detections]:
+        """The same detections with `masks` (D, 2 S, 2 S), probabilities of their own class."""
+        counts = [len(found) for found in detections]
+        boxes = torch.cat([found.boxes for found in detections])
+        labels = torch.cat([found.labels for found in detections])
+        picture = torch.repeat_interleave(
+            torch.arange(len(counts), device=boxes.device),
+            torch.tensor(counts, device=boxes.device),
+        )
+        logits = self.head(self.roi_align(pyramid, boxes, picture)).float()
+        own = logits[torch.arange(len(labels), device=labels.device), labels].sigmoid()
+        return [
+            replace(found, masks=masks)
+            for found, masks in zip(detections, torch.split(own, counts), strict=True)
+        ]
+
+
+def crop_masks(targets: Targets, boxes: Tensor, matched: Tensor, *, side: int) -> Tensor:
+    """What the cells of each RoI of one picture should say.
+
+    Args:
+        targets: of the picture; its masks are bitmaps of the picture, not of the view.
+        boxes: (R, 4) in pixels of the view.
+        matched: (R,) index of each RoI's gt box.
+        side: cells of a RoI's side.
+
+    Returns:
+        (R, side, side) float32 of 0 and 1: whether half of the cell lies on the object.
+    """
+    masks = targets.masks
+    if masks is None or len(boxes) == 0:
+        return boxes.new_zeros(len(boxes), side, side)
+    used, place = torch.unique(matched, return_inverse=True)
+    bitmaps = np.stack([decode_mask(masks.codes[m], masks.picture_hw) for m in used.tolist()])
+    rois = torch.cat([place[:, None].to(boxes.dtype), _in_picture(boxes, targets, masks)], dim=1)
+    cells = roi_align(
+        torch.from_numpy(bitmaps).to(boxes.device, boxes.dtype)[:, None],
+        rois,
+        output_size=side,
+        spatial_scale=1.0,
+        sampling_ratio=-1,
+        aligned=True,
+    )[:, 0]
+    cells = cells.flip(2) if masks.flip else cells
+    wanted: Tensor = (cells >= 0.5).to(boxes.dtype)
+    return wanted
+
+
+def _in_picture(boxes: Tensor, targets: Targets, masks: TargetMasks) -> Tensor:
+    """Boxes of the view -> boxes of the picture the view was made from."""
+    height, width = targets.size_hw
+    if masks.flip:
+        boxes = torch.stack(
+            [width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1
+        )
+    scale_y, scale_x = masks.picture_hw[0] / height, masks.picture_hw[1] / width
+    return boxes * boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
+
+
+def _code_of(targets: Targets, box: int) -> bytes:
+    return targets.masks.codes[box] if targets.masks is not None else NO_MASK

@@ -1,0 +1,87 @@
+"""Files that writers left behind: of dead ones, and of any whose work somebody else has done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from cachedet.store.blocks import Block
+from cachedet.store.durable import TEMPORARY_SUFFIX
+from cachedet.store.layout import COMMITS, LEASES, Layout, shard_key
+from cachedet.store.owner import Life, Owner
+from cachedet.store.source import LocalFiles
+
+LEASE_SUFFIX = ".lease"
+
+
+def remove_leftovers(root: Path) -> int:
+    """Remove what dead writers of this machine left behind; returns how many files."""
+    found = dead_leftovers(root)
+    for path in found:
+        path.unlink(missing_ok=True)
+    return len(found)
+
+
+def dead_leftovers(root: Path) -> list[Path]:
+    """Temporary files and leases whose owner ran on this machine and is dead."""
+    return [path for path in _of_writers(root) if _life_of(path) is Life.DEAD]
+
+
+def spent_leftovers(root: Path, committed: Iterable[Block], layout: Layout) -> list[Path]:
+    """What writers of other machines and containers left of blocks that are committed.
+
+    Only under the commit lock: a writer that lives drops its work when it finds the block there,
+    and a commit record that has its temporary name now belongs to nobody.
+    """
+    names: set[str] = set()
+    folders = {root / COMMITS}
+    for block in committed:
+        names.add(block.name)
+        parts = layout.parts(block.bucket).items()
+        folders.update((root / shard_key(block, array, part)).parent for array, part in parts)
+    return [
+        path
+        for path in _of_writers(root)
+        if (path.parent in folders or path.name.removesuffix(LEASE_SUFFIX) in names)
+        and _life_of(path) is Life.UNKNOWN
+    ]
+
+
+def is_dead(text: str) -> bool:
+    """Whether the writer named in `text` ran on this machine and is dead."""
+    owner = Owner.parse(text)
+    return owner is not None and owner.life() is Life.DEAD
+
+
+def walk_files(root: Path, folders: Iterable[str]) -> Iterator[Path]:
+    """Everything in these folders of a store but folders; what vanishes meanwhile is left out."""
+    for folder in folders:
+        for parent, _, names in os.walk(root / folder):
+            yield from (Path(parent, name) for name in names)
+
+
+def _of_writers(root: Path) -> list[Path]:
+    """Temporary files and leases, sorted."""
+    with os.scandir(root) as entries:
+        top = {entry.name: entry.is_dir() for entry in entries}
+    files = [root / name for name, is_folder in top.items() if not is_folder]
+    files += walk_files(root, [name for name, is_folder in top.items() if is_folder])
+    return sorted(path for path in files if _is_of_writer(path, root / LEASES))
+
+
+def _is_of_writer(path: Path, leases: Path) -> bool:
+    is_lease = path.parent == leases and path.name.endswith(LEASE_SUFFIX)
+    return is_lease or path.name.endswith(TEMPORARY_SUFFIX)
+
+
+def _life_of(path: Path) -> Life:
+    """Of the owner named in a file's name or, for a lease, in its content."""
+    text = path.name
+    if path.name.endswith(LEASE_SUFFIX):
+        try:
+            text = LocalFiles(path.parent).read(path.name).decode(errors="replace")
+        except OSError:
+            text = ""
+    owner = Owner.parse(text)
+    return Life.UNKNOWN if owner is None else owner.life()

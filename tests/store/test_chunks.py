@@ -1,0 +1,247 @@
+"""Fault F13 and misplaced shards: a chunk is the one its commit record names, or an error."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from zarr.storage import LocalStore
+
+from cachedet.errors import CorruptBlockError, StoreError
+from cachedet.store.layout import commit_key, shard_key
+from cachedet.store.plan import StorePlan
+from cachedet.store.reader import FeatureStore
+from cachedet.store.records import digest_of, find_fault, read_record
+from cachedet.store.source import LocalFiles, OpenFile
+from cachedet.store.verify import verify_store
+from cachedet.structures import Features, FeatureSpec, LevelSpec, Truth
+
+READERS: dict[str, Callable[[Path], FeatureStore]] = {
+    "local": FeatureStore.open,
+    "zarr storage": lambda root: FeatureStore.open(LocalStore(root, read_only=True)),
+}
+FIRST = "base-b96x128-000000"  # rows 0 and 1
+SECOND = "base-b96x128-000001"  # rows 3 and 4
+
+
+def misplace(root: Path, number: int) -> tuple[str, str]:
+    """Put an array's first shard in the place of its second; returns the array and the key.
+
+    Length and digest in the record are made to fit: only the ends of the chunks tell.
+    """
+    plan = StorePlan.load(LocalFiles(root))
+    first, second = (block for block in plan.blocks if block.name in (FIRST, SECOND))
+    array, part = list(plan.layout.parts(first.bucket).items())[number]
+    key = shard_key(second, array, part)
+    shutil.copyfile(root / shard_key(first, array, part), root / key)
+    record = read_record(plan.source, second)
+    file = plan.source.open(key)
+    shard = replace(record.shards[array], nbytes=file.nbytes, digest=digest_of(file))
+    forged = replace(record, shards={**record.shards, array: shard})
+    (root / commit_key(second)).write_bytes(forged.to_bytes())
+    return array, key
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("number", [0, -1])
+@pytest.mark.parametrize("codec", ["fp16", "int8", "int8+zstd", "snr12"])
+def test_a_shard_of_another_block_is_not_handed_out(
+    tmp_path: Path, truth: Truth, codec: str, number: int, reader: str, kit: Any
+) -> None:
+    root = kit.fill(tmp_path / "s.zarr", truth, kit.noise_of, codec=codec)
+    array, key = misplace(root, number)
+    store = READERS[reader](root)
+    message = rf"{key} \(block {SECOND}\): picture . of the block ends with the checksum .*"
+    message += r"was committed: another shard lies in its place; run `cachedet verify --deep STORE`"
+    for row in (3, 4):
+        with pytest.raises(CorruptBlockError, match=message):
+            store.read(row, "base")
+    assert set(store.read(0, "base")) == {"C4", "C5"}
+    other = "C5" if array.startswith("C4") else "C4"
+    assert set(store.read(3, "base", [other])) == {other}
+
+
+def test_shards_that_changed_places_are_withdrawn_and_mended(
+    root: Path, truth: Truth, kit: Any
+) -> None:
+    whole = kit.files(root)
+    first, second = (root / f"base/b96x128/C4/values/c/{n}/0/0/0" for n in (0, 1))
+    contents = first.read_bytes(), second.read_bytes()
+    first.write_bytes(contents[1])
+    second.write_bytes(contents[0])
+    with pytest.raises(CorruptBlockError, match="another shard lies in its place"):
+        FeatureStore.open(root).read(0, "base")
+    assert [bad.name for bad in verify_store(root, deep=True).bad] == [FIRST, SECOND]
+    kit.fill(root, truth)
+    assert kit.files(root) == whole
+
+
+def write_anew(root: Path, truth: Truth, kit: Any, *, codec: str) -> None:
+    """The first block, with other content."""
+    (root / f"commits/{FIRST}.json").unlink()
+    kit.fill(
+        root,
+        truth,
+        lambda b: {k: m.flip(1) * 2 + 1 for k, m in kit.noise_of(b).items()},
+        codec=codec,
+    )
+
+
+WRITTEN_ANEW = r"block base-b96x128-000000\) was written anew while this store was open; open the"
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("codec", ["fp16", "int8", "int8+zstd", "snr12"])
+def test_levels_of_two_commits_are_not_mixed(
+    tmp_path: Path, truth: Truth, codec: str, reader: str, kit: Any
+) -> None:
+    root = kit.fill(tmp_path / "s.zarr", truth, kit.noise_of, codec=codec)
+    store = READERS[reader](root)
+    before = store.read(0, "base", ["C4"])
+    write_anew(root, truth, kit, codec=codec)
+    with pytest.raises(CorruptBlockError, match=WRITTEN_ANEW):
+        store.read(0, "base", ["C5"])
+    if reader == "local":  # the old file is still open
+        torch.testing.assert_close(store.read(0, "base", ["C4"]), before)
+    fresh = READERS[reader](root).read(0, "base")
+    assert not torch.allclose(fresh["C4"], before["C4"])
+
+
+class HookedFiles(LocalFiles):
+    """Something happens just before a shard is opened for the first time."""
+
+    def __init__(self, root: Path, *, before: str, do: Callable[[], None]) -> None:
+        super().__init__(root)
+        self._before = before
+        self._waiting = [do]
+
+    def open(self, key: str) -> OpenFile:
+        if key.startswith(self._before) and self._waiting:
+            self._waiting.pop()()
+        return super().open(key)
+
+
+def test_parts_of_two_commits_are_not_mixed(tmp_path: Path, truth: Truth, kit: Any) -> None:
+    """Codes of the old commit times scales of the new one would be nobody's features."""
+    root = kit.fill(tmp_path / "s.zarr", truth, kit.noise_of, codec="int8")
+    scale = "base/b96x128/C4/scale/c/0"
+    rewrite = HookedFiles(root, before=scale, do=lambda: write_anew(root, truth, kit, codec="int8"))
+    store = FeatureStore(StorePlan.load(rewrite))
+    with pytest.raises(CorruptBlockError, match=f"{scale}.*{WRITTEN_ANEW}"):
+        store.read(0, "base", ["C4"])
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_the_same_bytes_written_anew_are_read_on(
+    root: Path, truth: Truth, reader: str, kit: Any
+) -> None:
+    """Extracting a withdrawn block again gives the committed bytes again (law L5)."""
+    store = READERS[reader](root)
+    expected = store.read(0, "base", ["C4"])
+    (root / f"commits/{FIRST}.json").unlink()
+    kit.fill(root, truth)
+    torch.testing.assert_close(store.read(0, "base", ["C4"]), expected, rtol=0, atol=0)
+    assert float(store.read(0, "base", ["C5"])["C5"].max()) == 0.5
+
+
+def test_a_block_withdrawn_under_an_open_store_says_so(root: Path, kit: Any) -> None:
+    store = FeatureStore.open(root)
+    kit.flip_bit(root / "base/b96x128/C4/values/c/0/0/0/0", 3)
+    verify_store(root, deep=True)
+    with pytest.raises(CorruptBlockError, match="was withdrawn, or is being written anew, while"):
+        store.read(0, "base")
+
+
+class HookedFile:
+    """A file that does something before each read."""
+
+    def __init__(self, file: OpenFile, do: Callable[[], None]) -> None:
+        self.nbytes, self.identity = file.nbytes, file.identity
+        self._file, self._do = file, do
+
+    def read_into(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        self._do()
+        self._file.read_into(offset, buffers)
+
+
+class HookedReads(LocalFiles):
+    """Something happens before each read of one array."""
+
+    def __init__(self, root: Path, *, array: str, do: Callable[[], None]) -> None:
+        super().__init__(root)
+        self._array, self._do = array, do
+
+    def open(self, key: str) -> OpenFile:
+        file = super().open(key)
+        return HookedFile(file, self._do) if f"/{self._array}/" in key else file
+
+
+def wide_features(channels: int, row: int) -> Features:
+    shapes = {"C4": (channels, 6, 8), "C5": (channels, 3, 4)}
+    return {level: torch.full((1, *shape), float(row)) for level, shape in shapes.items()}
+
+
+def test_no_thread_still_writes_into_the_buffers_after_an_error(
+    tmp_path: Path, truth_of: Callable[..., Truth], kit: Any
+) -> None:
+    """Else a late chunk of one picture ends up in the features of the next."""
+    truth = truth_of([(96, 128)] * 2, [[], []])
+    levels = (LevelSpec(name=f"C{n}", channels=12_000, stride=1 << n) for n in (4, 5))
+    writer = kit.open_writer(
+        tmp_path / "s.zarr", truth, spec=FeatureSpec(tuple(levels)), views=("base",), block_size=1
+    )
+    for block in writer.blocks:
+        writer.write(block, wide_features(12_000, block.rows[0]))
+    reading: list[int] = []
+
+    def slowly() -> None:
+        reading.append(1)
+        time.sleep(0.3)
+        reading.pop()
+
+    source = HookedReads(writer.root, array="C5", do=slowly)
+    store = FeatureStore(StorePlan.load(source), threads=2)
+    (writer.root / "base/b96x128/C4/values/c/1/0/0/0").unlink()
+    with pytest.raises(CorruptBlockError, match="the shard file is missing"):
+        store.read(1, "base")
+    assert not reading, "the slow chunk of C5 is still on its way"
+    assert float(store.read(0, "base")["C5"].max()) == 0.0
+
+
+def fail_with(error: Exception) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+def test_a_disk_that_fails_is_not_taken_for_damage(root: Path) -> None:
+    failing = fail_with(OSError(errno.EIO, "Input/output error"))
+    source = HookedReads(root, array="C4/values", do=failing)
+    plan = StorePlan.load(source)
+    message = r"C4/values/c/0/0/0/0.* cannot be read: Input/output error. That proves no damage"
+    with pytest.raises(StoreError, match=message) as caught:  # the index is what is read first
+        FeatureStore(plan).read(0, "base")
+    assert not isinstance(caught.value, CorruptBlockError)
+    record = read_record(source, plan.blocks[0])
+    with pytest.raises(StoreError, match=message):
+        find_fault(source, plan.blocks[0], record, plan.layout, deep=True)
+
+
+def test_a_shard_cut_off_while_it_is_read(root: Path) -> None:
+    cut = fail_with(EOFError("the file ends at 7"))
+    source = HookedReads(root, array="C4/values", do=cut)
+    plan = StorePlan.load(source)
+    with pytest.raises(CorruptBlockError, match=r"the shard was cut off \(the file ends at 7\)"):
+        FeatureStore(plan).read(0, "base")
+    record = read_record(source, plan.blocks[0])
+    fault = find_fault(source, plan.blocks[0], record, plan.layout, deep=True)
+    assert fault is not None
+    assert "was cut off" in fault[1]

@@ -1,0 +1,459 @@
+"""Fault F11: foreign metadata ends in a StoreError or a store that reads right, never in memory."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from zarr.storage import LocalStore
+
+from cachedet.errors import CorruptBlockError, MissingFeatureError, StoreError
+from cachedet.store.codec import state_digest
+from cachedet.store.layout import MANIFEST, most_nbytes
+from cachedet.store.manifest import (
+    digest_json,
+    encode_manifest,
+    load_manifest,
+    truth_arrays,
+    truth_digest,
+)
+from cachedet.store.npz import dump_arrays
+from cachedet.store.plan import StorePlan
+from cachedet.store.prune import prune_store
+from cachedet.store.reader import FeatureStore
+from cachedet.store.source import LocalFiles
+from cachedet.store.verify import describe_store, verify_store
+from cachedet.structures import Truth
+
+RECORD = "commits/base-b96x128-000000.json"
+SHARD = "base/b96x128/C4/nibbles/c/0/0/0"
+ZARR = "base/b96x128/C4/nibbles/zarr.json"
+METADATA = ("manifest.json", "truth.npz", "codec.npz", "zarr.json", ZARR)
+Json = dict[str, Any]
+
+
+@pytest.fixture
+def root(tmp_path: Path, filled: Path) -> Path:
+    """A store whose codec keeps a state."""
+    return Path(shutil.copytree(filled, tmp_path / "s.zarr"))
+
+
+@pytest.fixture
+def filled(tmp_path_factory: pytest.TempPathFactory, truth: Truth, kit: Any) -> Path:
+    """Made once, never changed."""
+    path = tmp_path_factory.getbasetemp() / "hostile.zarr"
+    if not path.exists():
+        kit.fill(path, truth, kit.noise_of, codec="snr12")
+    return path
+
+
+def forge_manifest(root: Path, **changes: object) -> None:
+    """Change fields (None: leave out), with fingerprint and checksum that fit."""
+    values = json.loads((root / MANIFEST).read_bytes()) | changes
+    write_forged_manifest(root, {k: v for k, v in values.items() if v is not None})
+
+
+def write_forged_manifest(root: Path, values: Json) -> None:
+    own = ("format_version", "weights", "skipped", "versions", "metadata_digest")
+    body = {key: value for key, value in values.items() if key not in {"checksum", "fingerprint"}}
+    body["fingerprint"] = digest_json({k: v for k, v in body.items() if k not in own})
+    (root / MANIFEST).write_text(json.dumps({**body, "checksum": digest_json(body)}))
+
+
+def forge_record(root: Path, values: Json) -> None:
+    body = {key: value for key, value in values.items() if key != "checksum"}
+    (root / RECORD).write_text(json.dumps({**body, "checksum": digest_json(body)}))
+
+
+def forge_state(root: Path, state: dict[str, np.ndarray]) -> None:
+    """A store whose manifest and records say that its codec always learnt this."""
+    (root / "codec.npz").write_bytes(dump_arrays(state))
+    forge_manifest(root, codec_digest=state_digest(state))
+    fingerprint = load_manifest(LocalFiles(root)).block_fingerprint()
+    for path in (root / "commits").glob("*.json"):
+        body = json.loads(path.read_bytes()) | {"fingerprint": fingerprint}
+        del body["checksum"]
+        path.write_text(json.dumps({**body, "checksum": digest_json(body)}))
+
+
+def state_of(root: Path) -> dict[str, np.ndarray]:
+    with np.load(root / "codec.npz") as arrays:
+        return dict(arrays)
+
+
+def level(**changes: object) -> list[Json]:
+    return [{"name": "C4", "channels": 3, "stride": 16} | changes]
+
+
+MANIFESTS: list[tuple[Json, str]] = [
+    ({"views": [["base"]]}, r"views must be <class 'str'>, got \['base'\]"),
+    ({"views": []}, r"views must name each view once, got \(\)"),
+    ({"views": ["base", "base"]}, "views must name each view once"),
+    ({"views": ["x" * 1000]}, "a name of 1,000 characters, xxx"),
+    ({"codec": 5}, "codec must be str, got 5"),
+    ({"codec": "x" * 1000}, "a name of 1,000 characters, xxx"),
+    ({"backbone": [1]}, r"backbone must be str, got \[1\]"),
+    ({"weights": None}, "it lacks 'weights'"),
+    ({"image_size": True}, "image_size must be int, got True"),
+    ({"image_size": 96.5}, "image_size must be int, got 96.5"),
+    ({"batch_size": 0}, "batch_size must be a whole number from 1 to 65536, got 0"),
+    ({"versions": {"torch": 2}}, "versions.*torch.* must be str, got 2"),
+    ({"skipped": [["a.jpg"]]}, "not enough values to unpack"),
+    ({"skipped": {}}, "was altered"),
+    ({"surprise": 1}, "was altered: its fields do not give its own checksum"),
+    ({"categories": {"ids": [2**70], "names": ["a"]}}, "ids must fit into 64 bits, got 118"),
+    ({"categories": {"ids": [[]], "names": ["a"]}}, "unhashable"),
+    ({"preprocessing": {"mean": [0, 0], "std": [1, 1, 1], "interpolation": "x"}}, "mean must be"),
+    (
+        {"preprocessing": {"mean": [float("nan"), 0, 0], "std": [1, 1, 1], "interpolation": "x"}},
+        "mean must be finite, got nan",
+    ),
+    ({"spec": 7}, "not iterable"),
+    ({"spec": [7]}, "must be a mapping"),
+    ({"spec": level(name="..")}, "the name of a level must be 1 to 100 of .* got '..'"),
+    ({"spec": level(name="../../victim/base/b96x128/C4")}, "the name of a level must be"),
+    ({"spec": level(name="a\0b")}, "the name of a level must be"),
+    ({"spec": level(name="x" * 5000)}, "the name of a level must be"),
+    ({"spec": level(name=5)}, "the name of a level must be .* got 5"),
+    ({"spec": level(channels=1.5)}, "channels and stride must be whole numbers >= 1, got ch.*1.5"),
+    ({"spec": level(stride=True)}, "channels and stride must be whole numbers"),
+    ({"spec": level(stride=10**30)}, "stride must fit into 64 bits"),
+    ({"spec": level(stride=2**40)}, "strides must have a common multiple of at most 1048576"),
+    ({"spec": level(channels=2**40)}, "one picture of 128x96 pixels would take .* the limit of"),
+    ({"spec": [*level(), *level(stride=32)]}, "at most 64 levels, each of another name"),
+    ({"format_version": [2] * 1000}, r"has store format \[2, 2, .*\.\.\.\], this cachedet"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), MANIFESTS)
+def test_forged_manifests(root: Path, changes: Json, message: str) -> None:
+    forge_manifest(root, **changes)
+    with pytest.raises(StoreError, match=rf"{root}/manifest.json.*{message}"):
+        FeatureStore.open(root)
+    with pytest.raises(StoreError, match=message):
+        verify_store(root, deep=False)
+
+
+def test_a_forged_manifest_is_not_said_to_be_mended_by_extract(
+    root: Path, truth: Truth, kit: Any
+) -> None:
+    forge_manifest(root, codec=5)
+    remedy = "cachedet writes no such file: fetch the store again .* or extract into a new --store"
+    for act in (FeatureStore.open, lambda root: kit.open_writer(root, truth, codec="snr12")):
+        with pytest.raises(StoreError, match=remedy):
+            act(root)
+
+
+def test_levels_cannot_lead_out_of_the_store(root: Path, tmp_path: Path, kit: Any) -> None:
+    victim = kit.fill(tmp_path / "victim", StorePlan.load(LocalFiles(root)).truth)
+    before = kit.files(victim)
+    forge_manifest(root, spec=level(name="../../../victim/base/b96x128/C4"))
+    for act in (FeatureStore.open, lambda root: prune_store(root, dry_run=False)):
+        with pytest.raises(StoreError, match="the name of a level must be"):
+            act(root)
+    assert kit.files(victim) == before
+
+
+RESTORE = "The same `cachedet extract` again writes it anew where the commit records prove"
+MEND = {
+    "manifest.json": RESTORE,
+    "truth.npz": "The same `cachedet extract` again writes it anew",
+    "codec.npz": "The same `cachedet extract` again learns it anew and keeps that where it comes",
+    "zarr.json": "The same `cachedet extract` again writes the zarr.json files anew",
+    ZARR: "The same `cachedet extract` again writes the zarr.json files anew",
+}
+
+
+def flip(path: Path) -> None:
+    """A bit of what matters: the values of an array file, an early field of a JSON file."""
+    content = bytearray(path.read_bytes())
+    content[-700 if path.suffix == ".npz" else 20] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def replace_by(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        path.unlink()
+        make(path)
+
+    return damage
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "flipped": flip,
+    "missing": Path.unlink,
+    "huge": lambda path: os.truncate(path, 20 << 30),
+    "pipe": replace_by(os.mkfifo),
+    "device": replace_by(lambda path: path.symlink_to("/dev/zero")),
+    "loop": replace_by(lambda path: path.symlink_to(path)),
+    "elsewhere": replace_by(lambda path: path.symlink_to(__file__)),
+}
+
+
+@pytest.mark.parametrize("name", METADATA)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_metadata_is_named_with_a_remedy_that_works(
+    root: Path, truth: Truth, name: str, damage: str, kit: Any
+) -> None:
+    whole = kit.files(root)
+    DAMAGES[damage](root / name)
+    for open_it in (FeatureStore.open, lambda root: verify_store(root, deep=True)):
+        with pytest.raises(StoreError, match=rf"{root}/{name} .*{MEND[name]}"):
+            open_it(root)
+    kit.open_writer(root, truth, codec="snr12")
+    assert kit.files(root) == whole
+    assert FeatureStore.open(root).read(0, "base")["C4"].isfinite().all()
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_a_folder_in_the_place_of_metadata(root: Path, name: str) -> None:
+    (root / name).unlink()
+    (root / name).mkdir()
+    with pytest.raises(StoreError, match=rf"{root}/{name} .*it is a folder, pipe or device"):
+        FeatureStore.open(root)
+
+
+@pytest.mark.parametrize("name", [*METADATA, RECORD])
+def test_huge_files_of_a_zarr_storage_are_not_fetched(root: Path, name: str) -> None:
+    os.truncate(root / name, 20 << 30)
+    with pytest.raises(StoreError, match=rf"{name}.*it has .* bytes, which such a file never has"):
+        FeatureStore.open(LocalStore(root, read_only=True))
+
+
+def test_zarr_files_of_another_zarr_version_are_not_blamed_one_by_one(root: Path) -> None:
+    forge_manifest(root, metadata_digest="0" * 64)
+    with pytest.raises(StoreError, match=rf"one of the \d+ zarr.json files of {root}/? is not"):
+        FeatureStore.open(root)
+
+
+@pytest.mark.parametrize("damage", ["huge", "pipe", "device", "loop"])
+def test_what_lies_in_the_place_of_a_record_or_shard(root: Path, damage: str) -> None:
+    DAMAGES[damage](root / SHARD)
+    with pytest.raises(CorruptBlockError, match=rf"{root}/{SHARD} "):
+        FeatureStore.open(root).read(0, "base")
+    DAMAGES[damage](root / RECORD)
+    with pytest.raises(CorruptBlockError, match=rf"{root}/{RECORD}"):
+        FeatureStore.open(root)
+    assert [bad.path for bad in verify_store(root, deep=True).bad] == [str(root / RECORD)]
+    with pytest.raises(MissingFeatureError):
+        FeatureStore.open(root).read(0, "base")
+
+
+def test_links_out_of_the_store_give_what_was_committed_or_an_error(
+    root: Path, tmp_path: Path
+) -> None:
+    expected = FeatureStore.open(root).read(0, "base")["C4"]
+    (root / "base").rename(tmp_path / "other disk")
+    (root / "base").symlink_to(tmp_path / "other disk")
+    assert FeatureStore.open(root).read(0, "base")["C4"].equal(expected)
+    secret = tmp_path / "secret"
+    secret.write_bytes((root / SHARD).read_bytes()[:-5] + b"12345")
+    (root / SHARD).unlink()
+    (root / SHARD).symlink_to(secret)
+    with pytest.raises(CorruptBlockError, match=SHARD):
+        FeatureStore.open(root).read(0, "base")
+
+
+def test_a_file_in_the_place_of_the_records(root: Path, kit: Any) -> None:
+    for path in (root / "commits").iterdir():
+        path.unlink()
+    (root / "commits").rmdir()
+    (root / "commits").touch()
+    with pytest.raises(MissingFeatureError, match="is unfinished: 6 of 6 blocks"):
+        FeatureStore.open(root).require_complete()
+
+
+Change = Callable[[dict[str, np.ndarray]], object]
+STATES: dict[str, tuple[Change, str]] = {
+    "no columns": (
+        lambda state: state.update({"C4/basis": np.zeros((10**9, 0), np.float32)}),
+        r"'C4/basis' as float32 \(1000000000, 0\) instead of float32 \(any, 3\)",
+    ),
+    "more components than channels": (
+        lambda state: state.update({"C4/basis": np.zeros((4, 3), np.float32)}),
+        "4 components of 3 channels in 'C4/basis'",
+    ),
+    "no components": (
+        lambda state: state.update({"C4/basis": np.zeros((0, 3), np.float32)}),
+        "0 components of 3 channels",
+    ),
+    "text": (
+        lambda state: state.update({"C4/basis": np.zeros((2, 3), "S3")}),
+        r"\|S3 \(2, 3\) instead of float32",
+    ),
+    "wide": (lambda state: state.update({"C4/wide": np.array(10**12)}), "1000000000000 of . wide"),
+    "narrow": (lambda state: state.update({"C4/wide": np.array(-1)}), "-1 of . wide"),
+    "step": (
+        lambda state: state.update({"C4/step": np.zeros(3, np.float32)}),
+        r"'C4/step' as float32 \(3,\) instead of float32 \(\)",
+    ),
+    "no step": (lambda state: state.update({"C4/step": np.float32(0)}), "has step 0.0"),
+    "endless step": (
+        lambda state: state.update({"C4/step": np.float32(np.inf)}),
+        "values in 'C4/step' that are not finite",
+    ),
+    "mean": (
+        lambda state: state.update({"C4/mean": np.zeros(7, np.float32)}),
+        r"\(7,\) instead of float32 \(3,\)",
+    ),
+    "level gone": (lambda state: state.pop("C5/mean"), "lacks 'C5/mean'"),
+    "level too many": (
+        lambda state: state.update({"C6/mean": np.zeros(7, np.float32)}),
+        "entry 'C6/mean.npy' does not belong there",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STATES)
+def test_forged_codec_states(root: Path, kind: str) -> None:
+    change, message = STATES[kind]
+    state = state_of(root)
+    change(state)
+    forge_state(root, {name: np.asarray(array) for name, array in state.items()})
+    with pytest.raises(StoreError, match=rf"{root}/codec.npz is .*damaged: .*{message}"):
+        FeatureStore.open(root)
+
+
+def test_forged_states_of_the_other_codecs(tmp_path: Path, truth: Truth, kit: Any) -> None:
+    for codec, name, value, message in [
+        ("int8", "C4/nonnegative", np.zeros(2, bool), r"as bool \(2,\) instead of bool \(\)"),
+        ("pca2+int8", "C4/basis", np.zeros((3, 3), np.float32), "has 3 components in 'C4/basis'"),
+    ]:
+        root = kit.fill(tmp_path / codec, truth, kit.noise_of, codec=codec)
+        forge_state(root, state_of(root) | {name: value})
+        with pytest.raises(StoreError, match=message):
+            FeatureStore.open(root)
+
+
+TRUTHS: dict[str, tuple[Change, str]] = {
+    "lacks boxes": (lambda arrays: arrays.pop("boxes"), "it lacks 'boxes'"),
+    "scalar ids": (
+        lambda arrays: arrays.update(image_ids=np.array(7)),
+        r"image_ids is int64 \(\), not int64 \(1,\)",
+    ),
+    "scalar labels": (lambda arrays: arrays.update(labels=np.array(0)), r"boxes is .*\(3, 4\), not float64 \(1"),
+    "endless names": (
+        lambda arrays: arrays.update(file_names=np.full(10_000, ord("\n"), np.uint8)),
+        "there are 10001 file names for 5 pictures",
+    ),
+    "no UTF-8": (
+        lambda arrays: arrays.update(file_names=np.array([10, 10, 10, 10, 255], np.uint8)),
+        "invalid start byte",
+    ),
+    "wide names": (
+        lambda arrays: arrays.update(file_names=arrays["file_names"].astype(np.int64)),
+        "file_names is int64",
+    ),
+    "foreign": (lambda arrays: arrays.update(extra=np.zeros(3)), "entry 'extra.npy' does not"),
+    "endless boxes": (
+        lambda arrays: arrays.update(boxes=np.full((3, 4), np.inf)),
+        "boxes must be finite",
+    ),
+    "too many pictures": (
+        lambda arrays: arrays.update(image_ids=np.zeros((1 << 24) + 1, np.int64)),
+        "16,777,217 pictures are more than a store may hold, 16,777,216",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TRUTHS)
+def test_forged_truths(root: Path, truth: Truth, kind: str, kit: Any) -> None:
+    change, message = TRUTHS[kind]
+    arrays: dict[str, Any] = {**truth_arrays(truth), "contents": kit.contents_of(truth)}
+    change(arrays)
+    (root / "truth.npz").write_bytes(dump_arrays(arrays))
+    with pytest.raises(StoreError, match=rf"{root}/truth.npz is .*damaged: .*{message}"):
+        FeatureStore.open(root)
+
+
+def zip_of(entries: list[tuple[str, bytes]]) -> bytes:
+    stored = io.BytesIO()
+    with zipfile.ZipFile(stored, "w") as archive:
+        for name, content in entries:
+            archive.writestr(name, content)
+    return stored.getvalue()
+
+
+def npy_of(header: str, values: bytes = b"", version: bytes = b"\1\0") -> bytes:
+    padded = header.ljust(117).encode() + b"\n"
+    return b"\x93NUMPY" + version + struct.pack("<H", len(padded)) + padded + values
+
+
+def header_of(shape: str, kind: str = "'<i8'") -> str:
+    return f"{{'descr': {kind}, 'fortran_order': False, 'shape': {shape}, }}"
+
+
+LABELS = npy_of(header_of("(3,)"), bytes(24))
+ARCHIVES = {
+    "no end": (zip_of([("labels.npy", LABELS)])[:-1], "its end is cut off"),
+    "negative": (
+        zip_of([("labels.npy", npy_of(header_of("(-3, -1)"), bytes(24)))]),
+        r"claims to be of shape \(-3, -1\)",
+    ),
+    "objects": (
+        zip_of([("labels.npy", npy_of(header_of("(3,)", "'|O'"), bytes(24)))]),
+        "object",
+    ),
+    "version": (
+        zip_of([("labels.npy", npy_of(header_of("(3,)"), bytes(24), b"\2\0"))]),
+        r"has npy version \(2, 0\)",
+    ),
+    "deep header": (zip_of([("labels.npy", npy_of("(" * 5000))]), "is missing or damaged"),
+    "no header": (zip_of([("labels.npy", b"")]), "is missing or damaged"),
+    "name": (zip_of([("../labels.npy", LABELS)]), "entry '../labels.npy' does not belong there"),
+    "no zip": (b"PK\3\4", "is missing or damaged"),
+}
+
+
+@pytest.mark.parametrize("kind", ARCHIVES)
+@pytest.mark.filterwarnings("default")  # numpy warns of some headers before it refuses them
+def test_forged_archives(root: Path, kind: str) -> None:
+    content, message = ARCHIVES[kind]
+    (root / "truth.npz").write_bytes(content)
+    with pytest.raises(StoreError, match=message):
+        FeatureStore.open(root)
+
+
+def test_an_archive_that_lists_an_array_twice(root: Path, truth: Truth) -> None:
+    content = dump_arrays(truth_arrays(truth))
+    (root / "truth.npz").write_bytes(content.replace(b"areas.npy", b"boxes.npy"))
+    with pytest.raises(StoreError, match="entry 'boxes.npy' does not belong there, or is there tw"):
+        FeatureStore.open(root)
+
+
+def test_no_manifest_is_written_that_no_reader_takes(truth: Truth, kit: Any) -> None:
+    many = tuple((f"{n:0990}.jpg", "truncated") for n in range(34_000))
+    with pytest.raises(StoreError, match="34,000 pictures were skipped, 3 categories exist; repair"):
+        encode_manifest(kit.make_manifest(truth, skipped=many))
+    fitting = encode_manifest(kit.make_manifest(truth, skipped=many[:30_000]))
+    assert len(fitting) < most_nbytes(MANIFEST)
+
+
+BOUNDED = """
+import resource
+from cachedet.errors import StoreError
+from cachedet.store.reader import FeatureStore
+from cachedet.store.verify import verify_store
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), -1))
+for case in {cases}:
+    for act in (FeatureStore.open, lambda path: verify_store(path, deep=False)):
+        try:
+            act(root.parent / case)
+            print("opened", case)
+        except StoreError as error:
+            print("StoreError", str(error)[:300])
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 - {before})
+"""

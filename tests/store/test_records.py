@@ -1,0 +1,129 @@
+"""Commit records: whole and of this store, or the store does not open."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cachedet.errors import CorruptBlockError, MissingFeatureError
+from cachedet.store.manifest import digest_json
+from cachedet.store.plan import StorePlan
+from cachedet.store.reader import FeatureStore
+from cachedet.store.records import CommitRecord
+from cachedet.store.source import LocalFiles
+from cachedet.store.verify import verify_store
+from cachedet.structures import Truth
+
+RECORD = "commits/base-b96x128-000000.json"
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a record and give it a checksum that fits."""
+    body = json.loads(path.read_text())
+    del body["checksum"]
+    change(body)
+    path.write_text(json.dumps({**body, "checksum": digest_json(body)}))
+
+
+def test_a_record_keeps_the_end_of_every_chunk(root: Path) -> None:
+    content = (root / RECORD).read_bytes()
+    record = CommitRecord.from_bytes(content, where=RECORD)
+    assert record.to_bytes() == content
+    shard = (root / "base/b96x128/C4/values/c/0/0/0/0").read_bytes()
+    packed = 2 * 3 * 6 * 8 + 4
+    ends = [shard[packed - 4 : packed], shard[2 * packed - 4 : 2 * packed]]
+    assert [record.shards["C4/values"].checksum_of(slot) for slot in (0, 1)] == ends
+    assert json.loads(content)["shards"]["C4/values"]["chunk_checksums"] == b"".join(ends).hex()
+
+
+FOREIGN: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "block": (lambda body: body.update(block="base-b96x128-000001"), "the record of block base"),
+    "fingerprint": (lambda body: body.update(fingerprint="0" * 64), "of a store with another back"),
+    "pictures": (lambda body: body["image_ids"].reverse(), "other pictures than truth.npz has"),
+    "shards": (lambda body: body["shards"].pop("C5/values"), "lists C4/values instead of C4/val"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_foreign_record_keeps_the_store_closed_until_it_is_withdrawn(
+    root: Path, truth: Truth, kind: str, kit: Any
+) -> None:
+    whole = kit.files(root)
+    change, message = FOREIGN[kind]
+    rewrite(root / RECORD, change)
+    with pytest.raises(CorruptBlockError, match=rf"{RECORD} belongs to another .*: it .*{message}"):
+        FeatureStore.open(root)
+    writer = kit.open_writer(root, truth)
+    assert [block.name for block in writer.missing_blocks()] == ["base-b96x128-000000"]
+    assert [bad.withdrawn for bad in verify_store(root, deep=False).bad] == [True]
+    with pytest.raises(MissingFeatureError):
+        FeatureStore.open(root).read(0, "base")
+    kit.fill(root, truth)
+    assert kit.files(root) == whole
+
+
+DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "too few ends": (
+        lambda body: body["shards"]["C4/values"].update(chunk_checksums="00" * 4),
+        "4 bytes of chunk checksums for 2 pictures",
+    ),
+    "no ends": (
+        lambda body: body["shards"]["C4/values"].pop("chunk_checksums"),
+        "'chunk_checksums'",
+    ),
+    "no hexadecimal": (
+        lambda body: body["shards"]["C4/values"].update(chunk_checksums="zz" * 8),
+        "non-hexadecimal",
+    ),
+    "nbytes": (
+        lambda body: body["shards"]["C4/values"].update(nbytes="596"),
+        "nbytes must be a whole number",
+    ),
+    "quality": (
+        lambda body: body["quality"]["C4"].update(noise=-1.0),
+        "quality must be numbers from 0",
+    ),
+    "ids": (lambda body: body.update(image_ids=7), "not iterable"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_record(root: Path, kind: str) -> None:
+    change, message = DAMAGED[kind]
+    rewrite(root / RECORD, change)
+    with pytest.raises(CorruptBlockError, match=rf"{RECORD}: .*damaged.*{message}"):
+        FeatureStore.open(root)
+
+
+def test_a_record_that_is_a_folder(root: Path, truth: Truth, kit: Any) -> None:
+    whole = kit.files(root)
+    (root / RECORD).unlink()
+    (root / RECORD).mkdir()
+    with pytest.raises(
+        CorruptBlockError, match=rf"{RECORD}: the file cannot be opened \(it is a fol"
+    ):
+        FeatureStore.open(root)
+    assert len(kit.open_writer(root, truth).missing_blocks()) == 1
+    assert [bad.withdrawn for bad in verify_store(root, deep=False).bad] == [True]
+    (root / f"{RECORD}.bad").rmdir()
+    kit.fill(root, truth)
+    assert kit.files(root) == whole
+
+
+class Vanishing(LocalFiles):
+    """A writer takes a record away between the listing and the reading."""
+
+    def names(self, folder: str) -> set[str]:
+        found = super().names(folder)
+        (self.root / RECORD).unlink()
+        return found
+
+
+def test_a_record_that_vanishes_while_the_store_is_opened(root: Path) -> None:
+    store = FeatureStore(StorePlan.load(Vanishing(root)))
+    assert [block.name for block in store.missing_blocks()] == ["base-b96x128-000000"]
+    assert float(store.read(3, "base")["C4"].max()) == 3.0
