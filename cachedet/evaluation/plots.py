@@ -98,10 +98,10 @@ def plot_training(metrics: Path, path: Path) -> None:
         scores.plot(*_series(rows, column), label=name, marker="o", markersize=3, linewidth=1.4)
     scores.set_ylabel("validation")
     scores.set_xlabel("step")
-    scores.set_ylim(0, 1)
+    scores.set_ylim(0, 1.15)  # room for the legend
     for axes in (losses, scores):
         axes.grid(alpha=0.25)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, ncols=3, loc="upper right")  # losses fall: it is free there
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
 

@@ -337,6 +337,15 @@ def test_a_nonfinite_loss_stops_before_the_optimiser_moves(tiny: Any, config: Tr
         assert torch.equal(value, before[name])
 
 
+def test_a_store_of_other_classes(tiny: Any, run: Path, tmp_path: Path) -> None:
+    content = json.loads(tiny.paths.val.read_text())
+    content["categories"].append({"id": 77, "name": "zebra"})
+    (tmp_path / "more.json").write_text(json.dumps(content))
+    extract(tiny.extract_config(tmp_path / "s.zarr", annotations=tmp_path / "more.json"))
+    with pytest.raises(CheckpointError, match=r"trained on features with categories = .*zebra"):
+        evaluate(run, store=tmp_path / "s.zarr")
+
+
 def test_runs_that_do_not_fit(tiny: Any, run: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="exists already and is not empty"):
         train(CONFIG, train_store=tiny.train, run=run)
