@@ -13,13 +13,15 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cachedet.errors import CachedetError
+from cachedet.errors import CachedetError, InputError
+from cachedet.store.space import readable_nbytes
 from cachedet.tables import (
     console,
     print_cost,
     print_description,
     print_faults,
     print_scores,
+    print_unfinished,
     print_waste,
 )
 from cachedet.version import __version__
@@ -78,7 +80,7 @@ def _root(
 def extract(
     images: Annotated[Path, typer.Option(help="Folder of the pictures.")],
     annotations: Annotated[Path, typer.Option(help="COCO (or LVIS) JSON file.")],
-    store: Annotated[Path, typer.Option(help="Folder of the feature store to write.")],
+    store: Annotated[str, typer.Option(help="Folder of the feature store to write.")],
     backbone: Annotated[
         str, typer.Option(help="Any timm model with features.")
     ] = "tf_efficientnet_lite0",
@@ -116,7 +118,7 @@ def extract(
         {
             "images": images,
             "annotations": annotations,
-            "store": store,
+            "store": _local_folder(store, command="extract"),
             "backbone": backbone,
             "weights": weights,
             "levels": [name.strip() for name in levels.split(",")] if levels else None,
@@ -143,11 +145,12 @@ def extract(
     console.print(", ".join(f"{count} {what}" for what, count in report.counts.items() if count))
     console.print(
         f"{store}: {report.pictures} pictures, {report.blocks_written} of {report.blocks_total} "
-        f"blocks written now, {report.nbytes_written / 1e6:.1f} MB in {report.seconds:.1f} s",
+        f"blocks written now, {readable_nbytes(report.nbytes_written)} in {report.seconds:.1f} s",
         highlight=False,
+        soft_wrap=True,
     )
     if report.blocks_missing:
-        print(f"{report.blocks_missing} blocks are left to other writers that are at work")
+        print_unfinished(report)
 
 
 @app.command()
@@ -164,7 +167,7 @@ def info(store: str, as_json: Json = False) -> None:
 
 @app.command()
 def verify(
-    store: Path,
+    store: str,
     deep: Annotated[bool, typer.Option("--deep", help="Read every byte.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -175,24 +178,24 @@ def verify(
     from cachedet.progress import StageProgress
     from cachedet.store.verify import count_blocks, verify_store
 
-    with StageProgress("verify", total=count_blocks(store), unit="blocks") as progress:
+    folder = _local_folder(store, command="verify")
+    with StageProgress("verify", total=count_blocks(folder), unit="blocks") as progress:
         report = verify_store(
-            store, deep=deep, on_progress=lambda n, nbytes: progress.advance(n, nbytes=nbytes)
+            folder, deep=deep, on_progress=lambda n, nbytes: progress.advance(n, nbytes=nbytes)
         )
     if as_json:
         _print_json(report.to_json())
     else:
         print_faults(report)
         kind = "every byte" if deep else "records and lengths"
-        good = report.planned - len(report.missing) - len(report.bad)
-        print(f"{store}: {good} of {report.planned} blocks are good ({kind} checked)")
+        print(f"{store}: {report.good} of {report.planned} blocks are good ({kind} checked)")
     if not report.is_good:
         raise typer.Exit(1)
 
 
 @app.command()
 def prune(
-    store: Path,
+    store: str,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show.")] = False,
     keep_views: Annotated[
         str, typer.Option(help="Such as base: the other views leave the store for good.")
@@ -203,7 +206,8 @@ def prune(
     from cachedet.store.prune import prune_store
 
     views = [name.strip() for name in keep_views.split(",")] if keep_views else None
-    report = prune_store(store, dry_run=dry_run, keep_views=views)
+    folder = _local_folder(store, command="prune")
+    report = prune_store(folder, dry_run=dry_run, keep_views=views)
     if as_json:
         _print_json(report.to_json())
         return
@@ -341,6 +345,17 @@ def demo(
     else:
         print_scores(report.scores.to_json(), of="boxes")
         console.print(report.summary(), highlight=False)
+
+
+def _local_folder(store: str, *, command: str) -> Path:
+    """Raises InputError on a URL, which a path would quietly turn into a folder's name."""
+    if "://" in store:
+        raise InputError(
+            f"`cachedet {command}` needs a local folder, got {store}: it writes and locks files "
+            "there. Copy or mount the store and give its folder; `info`, `train-heads` and `eval` "
+            "read URLs"
+        )
+    return Path(store)
 
 
 def _plain(value: Any) -> Any:

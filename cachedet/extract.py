@@ -20,7 +20,7 @@ from cachedet.extraction.inputs import InputLoader
 from cachedet.extraction.pipeline import ExtractionPipeline
 from cachedet.extraction.ranks import Rank, blocks_to_write, find_rank
 from cachedet.extraction.stages import StageClock
-from cachedet.progress import StageProgress
+from cachedet.progress import StageProgress, count_of
 from cachedet.store.blocks import Block
 from cachedet.store.codec import Codec
 from cachedet.store.codecs import make_codec
@@ -187,6 +187,10 @@ def _write_blocks(
                 moved = writer.nbytes_written - progress.nbytes
                 progress.advance(len(block.rows), nbytes=moved, detail=pipeline.clock.describe())
 
+        def on_wait(blocks: Sequence[Block]) -> None:
+            held = f"waiting for another machine, which holds {count_of(len(blocks), 'block')}"
+            progress.remark(held if blocks else "")
+
         pipeline = ExtractionPipeline(
             loader=loader,
             backbone=backbone,
@@ -195,5 +199,8 @@ def _write_blocks(
             workers=config.workers,
             on_block=on_block,
         )
-        pipeline.run(blocks_to_write(writer, leases, rank))
+        pipeline.run(blocks_to_write(writer, leases, rank, on_wait=on_wait))
+        others = progress.total - sum(len(block.rows) for block in committed)
+        if others > 0:
+            progress.settle(f"{count_of(others, 'more picture')} by other writers")
     return pipeline.clock, len(committed)

@@ -40,6 +40,7 @@ class StageProgress:
         self.nbytes = 0
         self._note = ""
         self._detail = ""
+        self._is_over = False
         self._started = self._printed = time.monotonic()
         console = Console(stderr=True)
         self._bar = Progress(
@@ -65,6 +66,7 @@ class StageProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._is_over = True
         self._bar.update(self._task, status=self.status())
         if self._is_terminal:
             self._live.stop()
@@ -92,9 +94,17 @@ class StageProgress:
         self.nbytes += nbytes
         self._note = self._note if note is None else note
         self._detail = self._detail if detail is None else detail
-        self._bar.update(self._task, completed=self._done, total=self.total, status=self.status())
-        if not self._is_terminal and time.monotonic() - self._printed >= _PLAIN_INTERVAL:
-            self._print()
+        self._show()
+
+    def remark(self, note: str) -> None:
+        """Change the words of the line where no unit was done, from any thread."""
+        self._note = note
+        self._show()
+
+    def settle(self, note: str) -> None:
+        """No more units will come: what the total has beyond them is somebody else's work."""
+        self.total = self._done
+        self.remark(note)
 
     def status(self) -> str:
         """Rate, bytes, note, elapsed and remaining time, as shown."""
@@ -107,10 +117,15 @@ class StageProgress:
             parts.append(self._note)
         parts.append(f"{format_seconds(elapsed)} gone")
         left = self.total - self._done
-        if left > 0 and rate > 0:
+        if left > 0 and rate > 0 and not self._is_over:
             end = datetime.datetime.now() + datetime.timedelta(seconds=left / rate)
             parts.append(f"{format_seconds(left / rate)} left, ends {end:%H:%M}")
         return "  ".join(parts)
+
+    def _show(self) -> None:
+        self._bar.update(self._task, completed=self._done, total=self.total, status=self.status())
+        if not self._is_terminal and time.monotonic() - self._printed >= _PLAIN_INTERVAL:
+            self._print()
 
     def _render(self) -> RenderableType:
         if not self._detail:
@@ -122,6 +137,11 @@ class StageProgress:
         detail = f"  ({self._detail})" if self._detail else ""
         line = f"{self.name}: {self._done}/{self.total}  {self.status()}{detail}"
         print(line, file=sys.stderr)
+
+
+def count_of(number: int, noun: str) -> str:
+    """``1, "block"`` -> ``1 block``; ``2, "block"`` -> ``2 blocks``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def format_seconds(seconds: float) -> str:

@@ -6,8 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from cachedet.progress import count_of
+from cachedet.store.space import readable_nbytes
 
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
+    from cachedet.extract import ExtractReport
     from cachedet.model import ModelCost
     from cachedet.store.prune import PruneReport
     from cachedet.store.verify import VerifyReport
@@ -17,20 +22,26 @@ console = Console()
 
 def print_description(description: dict[str, Any]) -> None:
     """What `info` tells of a store."""
+    rows = [(name.replace("_", " "), _readable(name, value)) for name, value in description.items()]
+    if not console.is_terminal:  # for other programs: a line each, however long
+        print("\n".join(f"{name:<28}{value}" for name, value in rows))
+        return
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, value in description.items():
-        table.add_row(name.replace("_", " "), _readable(name, value))
-    console.print(table, highlight=False, markup=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(Text(name), Text(value))  # brackets of names are no markup
+    console.print(table, highlight=False)
 
 
 def print_waste(report: PruneReport, *, dry_run: bool) -> None:
     """What `prune` frees or would free."""
     table = Table(title="would be freed" if dry_run else "freed")
     table.add_column("kind")
-    for name in ("files", "MB"):
+    for name in ("files", "size"):
         table.add_column(name, justify="right")
     for waste in report.waste:
-        table.add_row(waste.kind, str(len(waste.paths)), f"{waste.nbytes / 1e6:.1f}")
+        table.add_row(waste.kind, str(len(waste.paths)), readable_nbytes(waste.nbytes))
     console.print(table)
 
 
@@ -59,10 +70,22 @@ def print_faults(report: VerifyReport) -> None:
         print(f"missing  {name}")
     for block in report.bad:
         print(f"bad      {block.name}: {block.path}: {block.reason}")
+    for unread in report.unreadable:
+        print(f"unread   {unread.name}: {unread.reason}")
     if report.missing or any(block.withdrawn for block in report.bad):
-        print("the same `cachedet extract` again writes these blocks, and no others")
+        print("the same `cachedet extract` again writes the missing and bad blocks, and no others")
     if not all(block.withdrawn for block in report.bad):
         print("the store is read-only here: the bad blocks could not be withdrawn")
+
+
+def print_unfinished(report: ExtractReport) -> None:
+    """What is left to others, and what to do when they are done."""
+    left = count_of(report.blocks_missing, "block")
+    print(
+        f"UNFINISHED: {left} of {report.blocks_total} left to other writers that are at work.\n"
+        "When they have ended, run the same `cachedet extract` again: it writes what is still "
+        "missing, or says that nothing is."
+    )
 
 
 def print_scores(scores: dict[str, Any], *, of: str) -> None:
@@ -89,10 +112,8 @@ def _figure(value: float | None) -> str:
 
 
 def _readable(name: str, value: Any) -> str:
-    if name == "bytes":
-        return f"{value / 1e6:,.1f} MB"
-    if name == "bytes_per_picture_and_view":
-        return "-" if value is None else f"{value / 1e3:,.1f} kB"
+    if name in ("bytes", "bytes_per_picture_and_view"):
+        return "-" if value is None else readable_nbytes(round(value))
     if name == "quality":
         return ", ".join(f"{level} {_quality(found)}" for level, found in value.items()) or "-"
     if name == "levels":

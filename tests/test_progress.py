@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cachedet.progress import StageProgress, format_seconds
+from cachedet.progress import StageProgress, count_of, format_seconds
 
 
 def test_a_log_file_gets_a_last_line_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,3 +32,32 @@ def test_the_detail_is_kept_and_unplanned_work_raises_the_total(
     assert "extract: 3/3  " in output
     assert "(decode 9/s; slowest: decode)" in output
     assert progress.nbytes == 0
+
+
+def test_what_others_did_is_no_work_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    with StageProgress("extract", total=9, unit="pictures") as progress:
+        progress.advance(4)
+        progress.settle("5 more pictures by other writers")
+    output = capsys.readouterr().err
+    assert output.startswith("extract: 4/4  ")
+    assert "5 more pictures by other writers" in output
+
+
+def test_the_end_promises_nothing_more(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the work stopped before its end."""
+    with StageProgress("extract", total=9, unit="pictures") as progress:
+        progress.advance(4)
+        assert "left, ends" in progress.status()
+    assert "left, ends" not in capsys.readouterr().err
+
+
+def test_a_remark_is_shown_though_nothing_was_done() -> None:
+    with StageProgress("extract", total=9, unit="pictures") as progress:
+        progress.remark("waiting for another machine")
+        assert "waiting for another machine" in progress.status()
+        progress.remark("")
+        assert "waiting" not in progress.status()
+
+
+def test_counts() -> None:
+    assert [count_of(n, "block") for n in (0, 1, 2)] == ["0 blocks", "1 block", "2 blocks"]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +21,30 @@ def test_feature_spec() -> None:
     assert FeatureSpec.from_json(spec.to_json()) == spec
     with pytest.raises(ValueError, match=r"ordered fine to coarse, got strides \[12, 8\]"):
         FeatureSpec(spec.levels[::-1])
-    with pytest.raises(ValueError, match="'C3': channels and stride must be >= 1"):
-        LevelSpec(name="C3", channels=0, stride=8)
+
+
+@pytest.mark.parametrize("numbers", [(0, 8), (8, 0), (-1, 8), (1.5, 8), (8, True), ("8", 8)])
+def test_a_level_has_whole_numbers(numbers: tuple[Any, Any]) -> None:
+    channels, stride = numbers
+    with pytest.raises(
+        ValueError, match="'C3': channels and stride must be whole numbers >= 1, got ch"
+    ):
+        LevelSpec(name="C3", channels=channels, stride=stride)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../C3", "a\\b", "C3\n", "é", "x" * 101, 5])
+def test_a_level_is_named_as_a_folder_can_be(name: Any) -> None:
+    with pytest.raises(ValueError, match="the name of a level must be 1 to 100 of the characters"):
+        LevelSpec(name=name, channels=1, stride=8)
+    assert LevelSpec(name="..C3-a_b", channels=1, stride=8).name == "..C3-a_b"
+
+
+def test_levels_are_few_and_have_different_names() -> None:
+    levels = [LevelSpec(name=f"L{n}", channels=1, stride=n + 1) for n in range(65)]
+    assert len(FeatureSpec(tuple(levels[:64]))) == 64
+    for wrong in (levels, [levels[0], replace(levels[0], stride=2)]):
+        with pytest.raises(ValueError, match=r"at most 64 levels, each of another name, got"):
+            FeatureSpec(tuple(wrong))
 
 
 def test_category_map() -> None:

@@ -58,8 +58,11 @@ class ExtractionPipeline:
         self._blocks = threading.Semaphore(_BLOCKS)
         self._batches = threading.Semaphore(_BATCHES)
 
-    def run(self, blocks: Iterable[Block]) -> None:
-        """Write every block. Raises what decoding, encoding or writing raised first."""
+    def run(self, blocks: Iterable[Block | None]) -> None:
+        """Write every block; None says that the next one may be long in coming.
+
+        Raises what decoding, encoding or writing raised first.
+        """
         commits: deque[Future[None]] = deque()
         with (
             ThreadPoolExecutor(self._workers, "decode") as decoders,
@@ -76,11 +79,15 @@ class ExtractionPipeline:
                 commit.result()
 
     def _decoded_ahead(
-        self, blocks: Iterable[Block], decoders: ThreadPoolExecutor
+        self, blocks: Iterable[Block | None], decoders: ThreadPoolExecutor
     ) -> Iterator[tuple[Block, list[Future[Tensor]]]]:
         """The inputs of each block; the next block is decoded while one is used."""
         waiting: deque[tuple[Block, list[Future[Tensor]]]] = deque()
         for block in blocks:
+            if block is None:
+                yield from waiting
+                waiting.clear()
+                continue
             inputs = [decoders.submit(self._load, row, block.view) for row in block.rows]
             waiting.append((block, inputs))
             if len(waiting) > 1:

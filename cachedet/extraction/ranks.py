@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cachedet.errors import ConfigError
@@ -67,12 +67,22 @@ def blocks_to_write(
     leases: LeaseBook,
     rank: Rank,
     *,
+    on_wait: Callable[[Sequence[Block]], None],
     pause: Callable[[float], None] = time.sleep,
-) -> Iterator[Block]:
+) -> Iterator[Block | None]:
     """The blocks this process shall write, each leased to it: its own first, then what is left.
 
     Blocks that a living process works on are left to it. A block leased on another machine is
-    watched until it is committed, renewed or stale.
+    watched until it is committed, renewed or stale; None comes before each such wait.
+
+    Args:
+        writer: of the store.
+        leases: of this process, open.
+        rank: which blocks are its own.
+        on_wait: called with the blocks it is about to wait for, and with none when that is over.
+        pause: waits for some seconds.
+
+    Raises StoreError where the store cannot be read, or a lease not be written.
     """
     own = [block for place, block in enumerate(writer.blocks) if rank.owns(place)]
     rest = [block for place, block in enumerate(writer.blocks) if not rank.owns(place)]
@@ -91,4 +101,7 @@ def blocks_to_write(
                 yield block
         waiting = unsure
         if waiting:
+            yield None
+            on_wait(waiting)
             pause(_POLL_SECONDS)
+            on_wait([])

@@ -279,7 +279,8 @@ def _require_range(maps: Tensor, *, level: str, pictures: Sequence[str], codec: 
 
 def _picture_length(maps: Tensor) -> Tensor:
     """(n,) root of the sum of squares of each picture."""
-    return torch.linalg.vector_norm(maps, dim=(1, 2, 3))
+    length: Tensor = torch.linalg.vector_norm(maps, dim=(1, 2, 3))
+    return length
 
 
 def _slack(exact: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from types import TracebackType
 
 from cachedet.store.layout import LEASES
 from cachedet.store.owner import Life, Owner
+from cachedet.store.source import LocalFiles
 from cachedet.store.space import cannot_write
 
 COMMIT_LOCK = f"{LEASES}/commit.lock"
@@ -98,7 +99,7 @@ class LeaseBook:
     def holder_life(self, block: str) -> Life:
         """Of whoever holds the block; a holder elsewhere lives once it was seen to renew."""
         try:
-            content = self._path(block).read_bytes()
+            content = LocalFiles(self._folder).read(self._path(block).name)
         except FileNotFoundError:
             self._seen.pop(block, None)
             return Life.DEAD

@@ -23,6 +23,7 @@ from cachedet.store.blocks import Block, plan_blocks
 from cachedet.store.durable import encode_json
 from cachedet.store.json_types import require_types
 from cachedet.store.layout import COMMITS, MANIFEST, most_nbytes
+from cachedet.store.shards import proves_damage, unreadable
 from cachedet.store.source import ByteSource
 from cachedet.structures import CategoryMap, FeatureSpec, Preprocessing, Truth
 from cachedet.version import __version__
@@ -233,9 +234,13 @@ def load_manifest(source: ByteSource) -> Manifest:
         is_whole = values.get("checksum") == digest_json(body)
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{where} is damaged: it is not JSON ({error}). {_RESTORE}") from error
-    _require_version(values.get("format_version"), where)
+    found = values.get("format_version")
     if not is_whole:
-        raise StoreError(f"{where} is damaged: its checksum does not fit its fields. {_RESTORE}")
+        other = f" (it names store format {reprlib.repr(found)})" if found != FORMAT_VERSION else ""
+        raise StoreError(
+            f"{where} is damaged: its checksum does not fit its fields{other}. {_RESTORE}"
+        )
+    _require_version(found, where)
     try:
         return Manifest.from_json(values, where=where)
     except StoreError as error:
@@ -267,7 +272,9 @@ def _read_manifest(source: ByteSource) -> bytes:
             "expected a folder written by `cachedet extract --store`"
         ) from error
     except OSError as error:
-        raise StoreError(f"cannot read {where}: {error.strerror}. {_RESTORE}") from error
+        if not proves_damage(error):
+            raise unreadable(where, error) from error
+        raise StoreError(f"{where} is damaged: {error.strerror}. {_RESTORE}") from error
 
 
 def _require_sane(manifest: Manifest) -> None:

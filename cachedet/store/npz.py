@@ -6,7 +6,6 @@ claim any size. Walked from its beginning nothing can overlap, and nothing is la
 
 from __future__ import annotations
 
-import errno
 import io
 import math
 import struct
@@ -17,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.errors import StoreError
+from cachedet.store.shards import proves_damage, unreadable
 from cachedet.store.source import ByteSource
 
 _ENTRY = struct.Struct("<4s2xHH8xIIHH")  # flags, method, sizes twice, lengths of name and extra
 _SIZES = struct.Struct("<HHQQ")  # the extra field that holds the sizes in 64 bits
 _END = struct.Struct("<4s6xH10x")
 _MOST_HEADER_NBYTES = 10_010  # numpy itself refuses longer ones
-_DAMAGE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EFBIG)
 
 
 def load_arrays(
@@ -43,14 +42,11 @@ def load_arrays(
     try:
         return dict(_arrays(source.read(key), wanted))
     except OSError as error:
-        if error.errno in _DAMAGE:
+        if isinstance(error, FileNotFoundError) or proves_damage(error):
             raise StoreError(
                 f"{where} is missing or damaged: {error.strerror}. {remedy}"
             ) from error
-        raise StoreError(
-            f"{where} cannot be read: {error.strerror or error}; look after the disk, the network "
-            "share and the permissions, then try again"
-        ) from error
+        raise unreadable(where, error) from error
     except MemoryError as error:
         raise StoreError(
             f"{where} does not fit into the memory that this process may take; open the store on a "
@@ -105,6 +101,8 @@ def _parse_array(stored: memoryview, entry: str) -> NDArray[Any]:
     if version != (1, 0):
         raise ValueError(f"entry {entry} has npy version {version}")
     shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(header)
+    if dtype.kind not in "biuf":  # bytes of a file must never become pointers to objects
+        raise ValueError(f"entry {entry} holds {dtype}, not plain numbers")
     values = stored[header.tell() :]
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(values):
         raise ValueError(f"entry {entry} claims to be of shape {shape}")

@@ -22,7 +22,7 @@ class Life(Enum):
 
     ALIVE = "alive"
     DEAD = "dead"
-    UNKNOWN = "unknown"  # it ran on another machine, or in a container
+    UNKNOWN = "unknown"  # it ran on another machine, in a container, or on Windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,10 @@ class Owner:
 
     def life(self) -> Life:
         me = Owner.me()
+        if self == me:
+            return Life.ALIVE
+        if os.name == "nt":  # os.kill would not ask there, but interrupt
+            return Life.UNKNOWN
         if self.host != me.host or self.namespace != me.namespace:
             return Life.UNKNOWN
         if self.boot != me.boot:  # a container may have come from another machine meanwhile

@@ -27,6 +27,7 @@ from cachedet.store.layout import (
 )
 from cachedet.store.manifest import Manifest, load_manifest
 from cachedet.store.npz import load_arrays
+from cachedet.store.shards import proves_damage, unreadable
 from cachedet.store.source import ByteSource
 from cachedet.store.truth import load_truth
 from cachedet.structures import FeatureSpec, Truth
@@ -99,13 +100,15 @@ class StorePlan:
         try:
             return self.source.read(key)
         except OSError as error:
-            where, reason = self.source.describe(key), error.strerror or error
-            raise StoreError(
-                f"{where} is missing or cannot be read ({reason}). {_MEND_ZARR}"
-            ) from error
+            where = self.source.describe(key)
+            if isinstance(error, FileNotFoundError) or proves_damage(error):
+                raise StoreError(
+                    f"{where} is missing or damaged: {error.strerror}. {_MEND_ZARR}"
+                ) from error
+            raise unreadable(where, error) from error
 
     def _altered_metadata(self, keys: Sequence[str]) -> str:
-        """Where the first file lies that is not as this zarr writes it; another may write others."""
+        """Where the first altered file lies, if this zarr writes what the manifest's zarr wrote."""
         written = make_metadata(
             blocks=self.blocks, layout=self.layout, block_size=self.manifest.block_size
         )

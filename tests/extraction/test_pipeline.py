@@ -14,12 +14,16 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
+from cachedet.cli import app
 from cachedet.errors import BadImageError, CodecError
 from cachedet.extract import extract
 from cachedet.extraction.inputs import InputLoader
 from cachedet.extraction.pipeline import ExtractionPipeline
+from cachedet.store.leases import LeaseBook
+from cachedet.store.owner import Owner
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import describe_store, verify_store
 from cachedet.store.writer import PackedPictures, StoreWriter
@@ -218,3 +222,69 @@ def test_ctrl_c_is_one_line_and_the_same_command_continues(tiny: Any, tmp_path: 
     assert report.blocks_missing == 0
     assert verify_store(store, deep=True).is_good
     assert not list(store.rglob("*.tmp"))
+
+
+def without_records(tiny: Any, store: Path, count: int) -> list[Path]:
+    """A store that lacks some blocks; where their records would be."""
+    extract(tiny.extract_config(store))
+    records = sorted((store / "commits").iterdir())[:count]
+    for record in records:
+        record.rename(store.parent / record.name)
+    return records
+
+
+def test_blocks_left_to_others_are_said_last(tiny: Any, tmp_path: Path) -> None:
+    """The exit status is 0: nothing is wrong, but the store is unfinished."""
+    store = tmp_path / "s.zarr"
+    held, _ = without_records(tiny, store, 2)
+    arguments = command(tiny, store)[2:]
+    assert LeaseBook(store).take(held.stem)
+    report = CliRunner().invoke(app, [*arguments, "--json"])
+    assert json.loads(report.stdout)["blocks_missing"] == 1
+    (store / "commits" / sorted(p.name for p in (store / "commits").iterdir())[-1]).unlink()
+    shown = CliRunner().invoke(app, arguments)
+    assert shown.exit_code == 0
+    total = json.loads(report.stdout)["blocks_total"]
+    assert shown.stdout.splitlines()[-2:] == [
+        f"UNFINISHED: 1 block of {total} left to other writers that are at work.",
+        "When they have ended, run the same `cachedet extract` again: it writes what is still "
+        "missing, or says that nothing is.",
+    ]
+    last = shown.stderr.splitlines()[-1]
+    assert last.startswith("extract: ")
+    assert "more pictures by other writers" in last
+    assert "left, ends" not in last
+
+
+def test_waiting_for_another_machine_is_said_and_holds_nothing_back(
+    tiny: Any, tmp_path: Path
+) -> None:
+    store = tmp_path / "s.zarr"
+    theirs, ours = without_records(tiny, store, 2)
+    assert LeaseBook(store, owner=Owner(host="another", pid=1, start=1)).take(theirs.stem)
+    notes: list[str] = []
+
+    def watch(frame: Any, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_name == "remark":
+            notes.append(frame.f_locals["note"])
+            patience = time.monotonic() + 20
+            while not ours.exists() and time.monotonic() < patience:
+                time.sleep(0.01)
+            if not theirs.exists():
+                (tmp_path / theirs.name).rename(theirs)  # the other machine commits
+
+    sys.setprofile(watch)
+    try:
+        report = extract(tiny.extract_config(store))
+    finally:
+        sys.setprofile(None)
+    assert notes[:2] == ["waiting for another machine, which holds 1 block", ""]
+    assert (report.blocks_written, report.blocks_missing) == (1, 0)
+
+
+def test_a_store_is_no_url(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = CliRunner().invoke(app, command(tiny, Path("x"), "--store", "s3://b/x")[2:])
+    assert refused.exit_code == 1
+    assert "error: `cachedet extract` needs a local folder, got s3://b/x" in refused.stderr
+    assert list(tmp_path.iterdir()) == []

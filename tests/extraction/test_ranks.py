@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +59,24 @@ def writer(tmp_path: Path, truth_of: Callable[..., Truth], store_kit: Any) -> An
 
 
 def names(blocks: list[Any]) -> list[int]:
-    return [block.number for block in blocks]
+    return [block.number for block in blocks if block is not None]
+
+
+class Waits:
+    """What a person is told: numbers of the blocks waited for."""
+
+    def __init__(self) -> None:
+        self.told: list[list[int]] = []
+
+    def __call__(self, blocks: Sequence[Any]) -> None:
+        self.told.append(names(list(blocks)))
 
 
 def test_own_blocks_come_first_and_nobody_waits_for_the_dead(writer: Any, store_kit: Any) -> None:
     with LeaseBook(writer.root) as leases:
         done = []
-        for block in blocks_to_write(writer, leases, Rank(number=1, world=2)):
+        for block in blocks_to_write(writer, leases, Rank(number=1, world=2), on_wait=Waits()):
+            assert block is not None
             done.append(block)
             writer.write(block, store_kit.features_of(block))
             leases.release(block.name)
@@ -75,16 +86,19 @@ def test_own_blocks_come_first_and_nobody_waits_for_the_dead(writer: Any, store_
 def test_blocks_of_living_writers_are_left_to_them(writer: Any) -> None:
     other = LeaseBook(writer.root)
     assert other.take(writer.blocks[2].name)
+    waits = Waits()
     with LeaseBook(writer.root) as leases:
-        done = list(blocks_to_write(writer, leases, Rank()))
+        done = list(blocks_to_write(writer, leases, Rank(), on_wait=waits))
     assert names(done) == [0, 1, 3, 4, 5]
+    assert waits.told == []
 
 
 def test_committed_blocks_are_not_done_again(writer: Any, store_kit: Any) -> None:
     for block in writer.blocks[:4]:
         writer.write(block, store_kit.features_of(block))
     with LeaseBook(writer.root) as leases:
-        assert names(list(blocks_to_write(writer, leases, Rank()))) == [4, 5]
+        left = blocks_to_write(writer, leases, Rank(), on_wait=Waits())
+        assert names(list(left)) == [4, 5]
 
 
 def test_a_machine_that_fell_silent_is_waited_for_and_then_replaced(writer: Any) -> None:
@@ -94,11 +108,15 @@ def test_a_machine_that_fell_silent_is_waited_for_and_then_replaced(writer: Any)
         nonlocal now
         now += seconds
 
+    waits = Waits()
     LeaseBook(writer.root, owner=ELSEWHERE).take(writer.blocks[0].name)
     with LeaseBook(writer.root, patience=60, watch=lambda: now) as leases:
-        done = list(blocks_to_write(writer, leases, Rank(), pause=pause))
+        done = list(blocks_to_write(writer, leases, Rank(), on_wait=waits, pause=pause))
     assert names(done) == [1, 2, 3, 4, 5, 0]
+    assert done[5] is None  # so that nobody holds back the last block meanwhile
     assert now >= 60
+    assert waits.told[:2] == [[0], []]
+    assert len(waits.told) == 2 * now
 
 
 def test_a_machine_that_commits_while_we_wait(writer: Any, store_kit: Any) -> None:
@@ -107,5 +125,6 @@ def test_a_machine_that_commits_while_we_wait(writer: Any, store_kit: Any) -> No
 
     LeaseBook(writer.root, owner=ELSEWHERE).take(writer.blocks[0].name)
     with LeaseBook(writer.root, watch=lambda: 0.0) as leases:
-        done = list(blocks_to_write(writer, leases, Rank(), pause=commit_elsewhere))
+        left = blocks_to_write(writer, leases, Rank(), on_wait=Waits(), pause=commit_elsewhere)
+        done = list(left)
     assert names(done) == [1, 2, 3, 4, 5]

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from cachedet.store.blocks import Block
-from cachedet.store.codec import Codec
-from cachedet.store.manifest import Manifest, pictures_digest, truth_digest
+from cachedet.store.codec import Codec, state_digest
+from cachedet.store.manifest import (
+    Manifest,
+    digest_json,
+    load_manifest,
+    pictures_digest,
+    truth_digest,
+)
+from cachedet.store.npz import dump_arrays
+from cachedet.store.source import LocalFiles
 from cachedet.store.statistics import FeatureStatistics
 from cachedet.store.writer import StoreWriter
 from cachedet.structures import Features, FeatureSpec, LevelSpec, Preprocessing, Truth
@@ -103,6 +114,51 @@ def flip_bit(path: Path, place: int) -> None:
     path.write_bytes(bytes(content))
 
 
+@contextlib.contextmanager
+def at_call(name: str, action: Callable[[], object]) -> Iterator[None]:
+    """When a function of this name is called next, `action` comes first: as another process may."""
+
+    def watch(frame: Any, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_name == name:
+            sys.setprofile(None)
+            action()
+
+    sys.setprofile(watch)
+    try:
+        yield
+    finally:
+        assert sys.getprofile() is None, f"{name} was not called"
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, options: str) -> Iterator[None]:
+    """Where mounting is not allowed the test is skipped."""
+    if os.geteuid() != 0 or os.system(f"mount {options} {folder} 2>/dev/null") != 0:
+        pytest.skip("mounting is not allowed here")
+    try:
+        yield
+    finally:
+        assert os.system(f"umount --lazy {folder}") == 0  # a store may still be open there
+
+
+@contextlib.contextmanager
+def read_only(root: Path) -> Iterator[None]:
+    """For root a read-only mount: it may write whatever the permissions say."""
+    if os.geteuid() == 0:
+        with mounted(root, f"--bind {root}"):
+            assert os.system(f"mount -o remount,ro,bind {root}") == 0
+            yield
+        return
+    paths = [root, *root.rglob("*")]
+    for path in paths:
+        path.chmod(path.stat().st_mode & 0o555)
+    try:
+        yield
+    finally:
+        for path in paths:
+            path.chmod(path.stat().st_mode | 0o200)
+
+
 SCRIPT = """
 import importlib.util, json, os, signal, sys, time
 from pathlib import Path
@@ -132,6 +188,9 @@ class Kit:
     open_writer = staticmethod(open_writer)
     fill = staticmethod(fill)
     flip_bit = staticmethod(flip_bit)
+    at_call = staticmethod(at_call)
+    mounted = staticmethod(mounted)
+    read_only = staticmethod(read_only)
 
     @staticmethod
     def start(
@@ -148,6 +207,7 @@ class Kit:
 
         return subprocess.Popen(
             [sys.executable, "-c", script],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -164,6 +224,60 @@ class Kit:
     def read_json(path: Path) -> dict[str, object]:
         values: dict[str, object] = json.loads(path.read_text())
         return values
+
+
+NO_IDENTITY = (
+    "format_version", "weights", "skipped", "versions", "metadata_digest", "fingerprint",
+    "checksum",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Forger:
+    """Changes a store as a hostile author would: with digests and checksums that fit."""
+
+    @staticmethod
+    def seal(path: Path, values: dict[str, Any]) -> None:
+        """A manifest or record of these values, whatever they are."""
+        body = {key: value for key, value in values.items() if key != "checksum"}
+        path.write_text(json.dumps({**body, "checksum": digest_json(body)}))
+
+    @classmethod
+    def write_manifest(cls, root: Path, values: dict[str, Any]) -> None:
+        fingerprint = digest_json({k: v for k, v in values.items() if k not in NO_IDENTITY})
+        cls.seal(root / "manifest.json", {**values, "fingerprint": fingerprint})
+
+    @classmethod
+    def manifest(cls, root: Path, **changes: object) -> None:
+        """Change fields (None: leave out)."""
+        values = json.loads((root / "manifest.json").read_bytes()) | changes
+        cls.write_manifest(root, {k: v for k, v in values.items() if v is not None})
+
+    @classmethod
+    def state(cls, root: Path, state: dict[str, np.ndarray]) -> None:
+        """As if its codec had always learnt this."""
+        (root / "codec.npz").write_bytes(dump_arrays(state))
+        cls.manifest(root, codec_digest=state_digest(state))
+        fingerprint = load_manifest(LocalFiles(root)).block_fingerprint()
+        for path in (root / "commits").glob("*.json"):
+            cls.seal(path, json.loads(path.read_bytes()) | {"fingerprint": fingerprint})
+
+    @staticmethod
+    def read_state(root: Path) -> dict[str, np.ndarray]:
+        with np.load(root / "codec.npz") as arrays:
+            return dict(arrays)
+
+
+@pytest.fixture
+def forger() -> Forger:
+    return Forger()
+
+
+@pytest.fixture
+def fitted(tmp_path_factory: pytest.TempPathFactory, truth: Truth) -> Path:
+    """A store whose codec keeps a state, made once: to be copied, never changed."""
+    path = tmp_path_factory.getbasetemp() / "fitted.zarr"
+    return path if path.exists() else fill(path, truth, noise_of, codec="snr12")
 
 
 @pytest.fixture

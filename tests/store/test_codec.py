@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,11 @@ maps_of_any_values = hnp.arrays(
     np.float32,
     st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 9), st.integers(1, 17)),
     elements=values,
+)
+maps_of_any_floats = hnp.arrays(
+    np.float32,
+    st.tuples(st.integers(1, 2), st.integers(1, 5), st.integers(1, 5), st.integers(1, 9)),
+    elements=st.floats(allow_nan=False, allow_infinity=False, width=32),
 )
 
 
@@ -243,7 +249,75 @@ def test_components_below_the_noise_are_not_stored() -> None:
 def test_codes_that_were_cut_off_are_counted() -> None:
     maps = correlated(8)
     codec = fitted("snr12", maps)
-    assert codec.encode(maps * 100, level="C4", pictures=["a"] * 8).saturated > 1000
+    encoded = codec.encode(maps * 20, level="C4", pictures=["a"] * 8)
+    assert encoded.saturated > 1000
+
+
+def test_a_picture_unlike_the_sample_is_refused_instead_of_cut_off() -> None:
+    maps = correlated(3)
+    codec = fitted("snr12", maps)
+    maps[1] *= 1e19
+    with pytest.raises(CodecError, match=r"b: level C4 holds .*so far from the sample snr12 was.*"):
+        codec.encode(maps, level="C4", pictures=["a", "b", "c"])
+
+
+def test_a_picture_without_energy_is_measured_by_the_sample() -> None:
+    """What is cut off of a black picture must be little beside a usual one, or it is refused."""
+    maps = torch.randn(8, 12, 10, 16)
+    maps[:, 0] *= 4
+    maps[:, 3] = 0.7 * maps[:, 3] + 6
+    black = torch.zeros(1, 12, 10, 16)
+    decoded, saturated = round_trip(fitted("snr24", maps), black)
+    assert saturated > 0
+    assert decoded.square().mean() < 0.2 * maps.square().mean()
+    constant = fitted("snr24", torch.full((8, 12, 10, 16), 2.5))
+    with pytest.raises(CodecError, match=r"0.jpg: level C4 holds 0, which is so far from the sam"):
+        round_trip(constant, black)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("magnitude", [1e19, 3e19, 1e30, 3e37, 1e38, 3.4e38])
+@pytest.mark.parametrize("sample", ["usual", "the same"])
+def test_at_the_end_of_the_range(name: str, magnitude: float, sample: str) -> None:
+    """Squares of such values are no float32: refused by name, or within the bound."""
+    usual = torch.randn(2, 3, 6, 8)
+    maps = usual.clone()
+    maps[1] *= magnitude / maps[1].abs().max()
+    codec = fitted(name, maps if sample == "the same" else usual)
+    try:
+        decoded, saturated = round_trip(codec, maps)
+    except CodecError as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+    if refusal:
+        assert re.search(r"1.jpg: level C4 holds -?\d.*(beyond the range|so far from)", refusal)
+        assert name != "fp32"
+        return
+    assert torch.isfinite(decoded).all()
+    error = (decoded - maps).double()
+    if name in LOSSLESS:
+        assert not error.any()
+    elif not saturated:
+        bound = codec.error_bound(maps, level="C4").double().expand_as(maps)
+        assert (error.abs() <= bound * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=60, deadline=None)
+@given(array=maps_of_any_floats)
+def test_any_floats_are_refused_or_within_the_bound(name: str, array: np.ndarray) -> None:
+    maps = torch.from_numpy(array)
+    codec = fitted(name, maps)
+    try:
+        decoded, saturated = round_trip(codec, maps)
+    except CodecError:
+        assert maps.abs().max() > 400_000 or name.startswith(("fp16", "snr"))
+        return
+    assert torch.isfinite(decoded).all()
+    bound = codec.error_bound(maps, level="C4").double().expand_as(maps)
+    if name not in LOSSLESS and saturated == 0:
+        assert ((decoded - maps).double().abs() <= bound * (1 + 1e-5)).all()
 
 
 def test_constant_maps() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xxhash
 from numcodecs.zstd import Zstd
 
 FIXTURE = Path(__file__).parent / "fixtures" / "format-2.zip"
@@ -46,13 +47,30 @@ def digest_arrays(arrays: dict[str, np.ndarray], names: Any, *, named: bool) -> 
 
 def chunk(root: Path, array: str, row: int, block_size: int) -> bytes:
     """The bytes of one picture's chunk, by the index at the end of its shard."""
-    path = root / GROUP / array / "c" / str(row // block_size)
+    content = shard_file(root, array, row // block_size).read_bytes()
+    return chunks(content, block_size)[row % block_size]
+
+
+def shard_file(root: Path, array: str, number: int) -> Path:
+    path = root / GROUP / array / "c" / str(number)
     while path.is_dir():
         path /= "0"
-    content = path.read_bytes()
-    index = content[-(16 * block_size + 4) : -4]
-    offset, nbytes = struct.unpack_from("<QQ", index, 16 * (row % block_size))
-    return content[offset : offset + nbytes]
+    return path
+
+
+def chunks(shard: bytes, block_size: int) -> list[bytes]:
+    """Those of the slots in use: one after the other, and nothing else before the index."""
+    start = len(shard) - 16 * block_size - 4
+    entries = list(struct.iter_unpack("<QQ", shard[start:-4]))
+    used = [entry for entry in entries if entry != (2**64 - 1, 2**64 - 1)]
+    assert used == entries[: len(used)]
+    found, end = [], 0
+    for offset, nbytes in used:
+        assert offset == end
+        end += nbytes
+        found.append(shard[offset:end])
+    assert end == start
+    return found
 
 
 def nibbles(content: bytes, channels: int, cells: int) -> np.ndarray:
@@ -175,3 +193,21 @@ def test_the_page_is_enough_to_check_a_store(unpacked: Path, codec: str) -> None
         checksum = record.pop("checksum")
         assert digest(record) == checksum
         assert record["fingerprint"] == digest(identity)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_the_page_is_enough_to_check_the_shards(unpacked: Path, codec: str) -> None:
+    root = unpacked / codec
+    block_size = json.loads((root / "manifest.json").read_text())["block_size"]
+    image_ids = np.load(root / "truth.npz")["image_ids"].tolist()
+    for path in (root / "commits").glob("*.json"):
+        record = json.loads(path.read_text())
+        number = int(path.stem.rpartition("-")[2])
+        assert record["image_ids"] == image_ids[number * block_size : (number + 1) * block_size]
+        for array, shard in record["shards"].items():
+            content = shard_file(root, array, number).read_bytes()
+            assert len(content) == shard["nbytes"]
+            assert xxhash.xxh3_128_hexdigest(content) == shard["digest"]
+            packed = chunks(content, block_size)
+            assert len(packed) == len(record["image_ids"])
+            assert b"".join(chunk[-4:] for chunk in packed).hex() == shard["chunk_checksums"]

@@ -106,6 +106,10 @@ def test_buffers_are_read_into_again(filled: Path) -> None:
         store.read_encoded([(0, "base"), (2, "base")])
     with pytest.raises(ValueError, match="buffers are of bucket .*, the pictures of"):
         store.read_encoded([(2, "base")], out=buffers)
+    with pytest.raises(ValueError, match="buffers are for 2 pictures, 1 are read"):
+        store.read_encoded([(3, "base")], out=buffers)  # else the second would be an older picture
+    with pytest.raises(ValueError, match="buffers are of levels C5, not 'C4'"):
+        store.read_encoded([(3, "base")], out=store.make_buffers(bucket, 1, ["C5"]))
 
 
 def test_other_storages_say_what_is_missing() -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cachedet.errors import StoreError
 from cachedet.store.leases import LeaseBook, commit_lock
+from cachedet.store.leftovers import dead_leftovers
 from cachedet.store.owner import Life, Owner
 
 ELSEWHERE = Owner(host="another-machine", pid=1, start=1)
@@ -35,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 def dead_owner() -> Owner:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
-    return Owner(host=Owner.me().host, pid=process.pid, start=12345)
+    return replace(Owner.me(), pid=process.pid, start=12345)
 
 
 def test_one_of_two_gets_a_block(folder: Path) -> None:
@@ -136,10 +141,127 @@ def test_owners() -> None:
     assert me.life() is Life.ALIVE
     assert Owner.parse(f"0.{me.token}.17.tmp") == me
     assert Owner.parse("0.0.tmp") is None
-    assert Owner(host=me.host, pid=me.pid, start=me.start + 1).life() is Life.DEAD  # id used again
+    assert replace(me, start=me.start + 1).life() is Life.DEAD  # id used again
     assert dead_owner().life() is Life.DEAD
     assert ELSEWHERE.life() is Life.UNKNOWN
-    assert Owner(host=me.host, pid=1, start=0).life() is Life.ALIVE
+    assert replace(me, pid=1, start=0).life() is Life.ALIVE
+
+
+def test_another_container_of_the_same_host_name_is_another_machine() -> None:
+    """Its process ids are others, so that looking for them here says nothing."""
+    me = Owner.me()
+    there = replace(dead_owner(), namespace=me.namespace + 1)
+    assert Owner.parse(there.token) == there
+    assert there.life() is Life.UNKNOWN
+
+
+@pytest.mark.skipif(not Path("/proc/sys/kernel/random/boot_id").exists(), reason="Linux only")
+def test_owners_before_the_last_boot_are_dead_where_the_machine_is_known() -> None:
+    me = Owner.me()
+    before = replace(me, boot="0123abcd", namespace=0xEFFFFFFC)
+    assert before.life() is (Life.DEAD if me.namespace == 0xEFFFFFFC else Life.UNKNOWN)
+    in_a_container = replace(me, boot="0123abcd", namespace=me.namespace + 1)
+    assert in_a_container.life() is Life.UNKNOWN
+
+
+TAKE_IN_ANOTHER_NAMESPACE = """
+import sys, time
+from pathlib import Path
+from cachedet.store.durable import temporary_path
+from cachedet.store.leases import LeaseBook
+root = Path(sys.argv[1])
+LeaseBook(root).take("a")
+temporary_path(root / "shard").write_bytes(b"x")
+print("taken", flush=True)
+"""
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
+def test_a_real_container_is_left_alone(folder: Path) -> None:
+    """Its writer has ended, but from outside its namespace nobody can know that."""
+    python = [sys.executable, "-c", TAKE_IN_ANOTHER_NAMESPACE, str(folder)]
+    ended = subprocess.run(
+        ["unshare", "--pid", "--fork", *python], capture_output=True, text=True, check=False
+    )
+    if ended.stderr.startswith("unshare:"):
+        pytest.skip(f"no namespaces here: {ended.stderr.strip()}")
+    assert "taken" in ended.stdout, ended.stderr
+    assert LeaseBook(folder).holder_life("a") is Life.UNKNOWN
+    assert not LeaseBook(folder).take("a")
+    assert dead_leftovers(folder) == []
+    assert len(list(folder.glob("shard*.tmp"))) == 1
+
+
+def test_a_zombie_is_dead(folder: Path) -> None:
+    """A container without an init never reaps the children of a killed process."""
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from cachedet.store.leases import LeaseBook\n"
+        f"LeaseBook(Path({str(folder)!r})).take('a')\n"
+        "print('taken', flush=True); sys.stdin.read()\n"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"taken\n"
+        assert LeaseBook(folder).holder_life("a") is Life.ALIVE
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, unreaped
+        assert LeaseBook(folder).holder_life("a") is Life.DEAD
+        assert LeaseBook(folder).take("a")
+
+
+TAKE_ON_A_FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from cachedet.store.leases import LeaseBook
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+with LeaseBook(Path(sys.argv[1])) as leases:
+    leases.take("a")
+"""
+
+
+def test_a_full_disk_refuses_a_lease_in_words(folder: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", TAKE_ON_A_FULL_DISK, str(folder)], capture_output=True, text=True
+    )
+    assert "StoreError: cannot write" in ended.stderr
+    assert "File too large" in ended.stderr
+    assert "What was committed is safe" in ended.stderr
+    assert list((folder / "leases").iterdir()) == []
+
+
+def test_a_folder_of_leases_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "leases").write_bytes(b"")
+    with pytest.raises(StoreError, match=r"cannot write .*leases: File exists. What was committed"):
+        LeaseBook(tmp_path).__enter__()
+    with pytest.raises(StoreError, match=r"cannot write .*a.lease: Not a directory"):
+        LeaseBook(tmp_path).take("a")
+
+
+def test_a_lease_that_is_a_folder_is_watched_and_then_named(folder: Path) -> None:
+    watch = Watch()
+    (folder / "leases" / "a.lease").mkdir()
+    here = LeaseBook(folder, patience=60, watch=watch)
+    assert not here.take("a")
+    watch.now += 61
+    with pytest.raises(StoreError, match=r"cannot write .*a.lease: (Is a dir|Operation not perm)"):
+        here.take("a")
+
+
+def test_a_renewal_takes_nothing_back(folder: Path) -> None:
+    """Whoever found our lease stale and removed it shall not find it again."""
+    book = LeaseBook(folder)
+    assert book.take("a")
+    path = folder / "leases" / "a.lease"
+    length = path.stat().st_size
+    book.renew()
+    assert path.stat().st_size == length
+    path.unlink()
+    book.renew()
+    assert not path.exists()
+    book.release("a")
 
 
 def test_the_commit_lock_lets_go_when_its_holder_dies(folder: Path) -> None:
@@ -154,4 +276,20 @@ def test_the_commit_lock_lets_go_when_its_holder_dies(folder: Path) -> None:
         assert process.stdout.readline() == b"held\n"
         process.kill()
     with commit_lock(folder):
+        pass
+
+
+def test_the_commit_lock_makes_the_folder_that_copying_dropped(tmp_path: Path) -> None:
+    with commit_lock(tmp_path):
+        assert (tmp_path / "leases" / "commit.lock").exists()
+
+
+def test_a_file_system_without_locks_is_warned_of(folder: Path) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with (
+        pytest.warns(UserWarning, match=r"cannot lock files \(No locks available\), so that two"),
+        commit_lock(folder, acquire=refuse),
+    ):
         pass

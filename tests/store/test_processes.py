@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def read_all_the_time():  # so that locks are held when the fork comes
         store.read_encoded([(0, "base")], ["C5"])
         store.read_encoded([(1, "base")], ["C5"])
 
-threads = [threading.Thread(target=read_all_the_time) for _ in range(2)]
+threads = [threading.Thread(target=read_all_the_time, daemon=True) for _ in range(2)]
 for thread in threads:
     thread.start()
 print(first_value(store), flush=True)
@@ -91,7 +92,11 @@ def wide_root(tmp_path: Path, truth_of: Callable[..., Truth], kit: Any) -> Path:
 
 def run(root: Path, body: str, kit: Any) -> list[str]:
     with kit.start(root, FORK + body) as process:
-        output, errors = process.communicate(timeout=300)
+        try:
+            output, errors = process.communicate(timeout=300)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
     assert process.returncode == 0, errors
     assert not errors
     return list(output.splitlines())

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from cachedet.errors import InputError
+from cachedet.cli import app
+from cachedet.errors import InputError, StoreError
 from cachedet.store.durable import temporary_path
 from cachedet.store.leases import LeaseBook
 from cachedet.store.owner import Owner
@@ -17,7 +22,7 @@ from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store
 from cachedet.structures import Truth
 
-DEAD = Owner(host=Owner.me().host, pid=2**22 + 1, start=1)
+DEAD = replace(Owner.me(), pid=2**22 + 1, start=1)
 
 
 def counts(report: PruneReport) -> dict[str, int]:
@@ -58,16 +63,33 @@ def test_waste_of_every_kind(root: Path, kit: Any) -> None:
     assert kit.files(root) == whole
 
 
+def elsewhere(path: Path) -> Path:
+    """The same name as another machine would give it."""
+    return path.with_name(path.name.replace(Owner.me().host, "another-machine"))
+
+
 def test_living_and_foreign_writers_and_other_files_are_left_alone(root: Path, kit: Any) -> None:
-    shard = root / "base/b96x128/C4/values/c/0/0/0/0"
-    living = temporary_path(shard)
-    elsewhere = living.with_name(living.name.replace(Owner.me().host, "another-machine"))
-    for path in (living, elsewhere, root / "notes.txt", root / "README"):
-        path.write_bytes(b"x")
     (root / "commits/hflip-b96x128-000000.json").unlink()
     LeaseBook(root).take("hflip-b96x128-000000")  # somebody writes this block just now
+    foreign = elsewhere(temporary_path(root / "hflip/b96x128/C4/values/c/0/0/0/0"))
+    living = temporary_path(root / "base/b96x128/C4/values/c/0/0/0/0")
+    for path in (living, foreign, root / "notes.txt", root / "README"):
+        path.write_bytes(b"x")
+    (root / "hflip/b96x128/C5").rename(root.parent / "on another disk")
+    (root / "hflip/b96x128/C5").symlink_to(root.parent / "on another disk")
     before = kit.files(root)
     assert counts(prune_store(root, dry_run=False)) == NOTHING
+    assert kit.files(root) == before
+
+
+def test_what_another_machine_left_of_a_committed_block_is_waste(root: Path, kit: Any) -> None:
+    """Containers are gone for ever, with the host name that would tell whether they live."""
+    before = kit.files(root)
+    name = "base-b96x128-000000"
+    for path in (root / "base/b96x128/C4/values/c/0/0/0/0", root / f"commits/{name}.json"):
+        elsewhere(temporary_path(path)).write_bytes(b"x")
+    LeaseBook(root, owner=replace(Owner.me(), host="another-machine")).take(name)
+    assert counts(prune_store(root, dry_run=False)) == {**NOTHING, "leftover": 3}
     assert kit.files(root) == before
 
 
@@ -90,3 +112,166 @@ def test_unknown_views(root: Path) -> None:
     for views in (["crop"], []):
         with pytest.raises(InputError, match="--keep-views expects some of base, hflip, got"):
             prune_store(root, dry_run=True, keep_views=views)
+
+
+def test_a_block_committed_while_prune_looks_is_kept(root: Path, truth: Truth, kit: Any) -> None:
+    """What is waste is decided under the lock, and not before."""
+    whole = kit.files(root)
+    record = root / "commits/base-b96x128-000000.json"
+    record.rename(record.with_name(f"{record.name}.bad"))
+    with kit.at_call("_flock", lambda: kit.fill(root, truth)):
+        assert counts(prune_store(root, dry_run=False)) == NOTHING
+    assert kit.files(root) == whole
+
+
+def test_a_writer_of_a_pruned_view_is_stopped(root: Path, truth: Truth, kit: Any) -> None:
+    writer = kit.open_writer(root, truth)
+    base, hflip = (next(b for b in writer.blocks if b.view == view) for view in ("base", "hflip"))
+    prune_store(root, dry_run=False, keep_views=["base"])
+    with pytest.raises(
+        StoreError, match=r"was changed while this process wrote into it. views: \['base'\] in the"
+    ):
+        writer.write(hflip, kit.features_of(hflip))
+    assert writer.write(base, kit.features_of(base)) is False
+    prune_store(root, dry_run=False)
+    assert not (root / "hflip").exists()
+
+
+def test_a_writer_of_a_replaced_store_is_stopped(root: Path, truth: Truth, kit: Any) -> None:
+    writer = kit.open_writer(root, truth)
+    shutil.rmtree(root)
+    kit.open_writer(root, truth, image_size=64)
+    block = writer.blocks[0]
+    with pytest.raises(StoreError, match=r"image_size: 64 in the store, 128 now\. Give the inputs"):
+        writer.write(block, kit.features_of(block))
+
+
+WRITE_WITH_LEASES = """
+from cachedet.extraction.ranks import Rank, blocks_to_write
+from cachedet.store.leases import LeaseBook
+writer = kit.open_writer(root, truth)
+print("open", flush=True)
+with LeaseBook(root) as leases:
+    for block in blocks_to_write(writer, leases, Rank(), on_wait=print):
+        writer.write(block, kit.noise_of(block))
+        leases.release(block.name)
+print("done", flush=True)
+"""
+
+
+def test_prune_beside_a_running_writer(
+    tmp_path: Path, truth_of: Callable[..., Truth], kit: Any
+) -> None:
+    blank = truth_of([(96, 128)] * 40, [[] for _ in range(40)])
+    whole = kit.files(kit.fill(tmp_path / "whole.zarr", blank, kit.noise_of))
+    root = tmp_path / "s.zarr"
+    rounds = 0
+    with kit.start(root, WRITE_WITH_LEASES, pictures=40) as process:
+        assert process.stdout.readline() == "open\n"
+        while process.poll() is None:
+            assert counts(prune_store(root, dry_run=False)) == NOTHING
+            rounds += 1
+        output, errors = process.communicate()
+    assert "done" in output, errors
+    assert rounds > 3
+    assert verify_store(root, deep=True).is_good
+    assert kit.files(root) == whole
+
+
+PRUNE_KILLED_AT_EACH_STEP = """
+import shutil
+from cachedet.store.prune import prune_store
+
+def die_at(step):
+    count = 0
+    def watch(event, arguments):
+        nonlocal count
+        flags = arguments[2] if event == "open" and isinstance(arguments[2], int) else 0
+        if flags & (os.O_WRONLY | os.O_RDWR) or event in ("os.rename", "os.remove", "os.rmdir"):
+            count += 1
+            if count == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(watch)
+
+status, step = None, 0
+while status != 0:
+    step += 1
+    own = root.parent / str(step)
+    shutil.copytree(root, own)
+    child = os.fork()
+    if child == 0:
+        die_at(step)
+        prune_store(own, dry_run=False, keep_views=["base"])
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL), status
+print(step)
+"""
+
+
+def test_prune_killed_at_each_step(
+    tmp_path: Path, truth_of: Callable[..., Truth], kit: Any
+) -> None:
+    """The store stays good at every moment, and the next prune frees the rest."""
+    blank = truth_of([(96, 128)] * 2, [[] for _ in range(2)])
+    only_base = kit.files(kit.fill(tmp_path / "base.zarr", blank, views=("base",)))
+    root = kit.fill(tmp_path / "s" / "s.zarr", blank)
+    with kit.start(root, PRUNE_KILLED_AT_EACH_STEP) as process:
+        output, errors = process.communicate()
+    steps = int(output or 0)
+    assert steps > 20, errors
+    for step in range(1, steps + 1):
+        own = root.parent / str(step)
+        store = FeatureStore.open(own)
+        assert float(store.read(1, "base")["C4"].max()) == 1.0
+        prune_store(own, dry_run=False, keep_views=["base"])
+        assert kit.files(own) == only_base, step
+        assert not (own / "hflip").exists()
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_store_whose_empty_folders_were_not_copied(root: Path, dry_run: bool) -> None:
+    shutil.rmtree(root / "leases")
+    assert counts(prune_store(root, dry_run=dry_run)) == NOTHING
+
+
+def test_a_read_only_store_is_one_clear_message(root: Path, kit: Any) -> None:
+    (root / "commits/base-b96x128-000000.json").unlink()
+    with kit.read_only(root):
+        assert counts(prune_store(root, dry_run=True))["orphan"] == 2
+        with pytest.raises(StoreError, match=r"cannot write .*commit.lock: (Read-only|Permission)"):
+            prune_store(root, dry_run=False)
+    assert counts(prune_store(root, dry_run=False))["orphan"] == 2
+
+
+def test_a_withdrawn_record_that_was_a_folder(root: Path) -> None:
+    record = root / "commits/base-b96x128-000000.json"
+    record.unlink()
+    record.mkdir()
+    (record / "a file").touch()
+    assert verify_store(root, deep=False).bad[0].withdrawn
+    assert counts(prune_store(root, dry_run=False))["withdrawn"] == 1
+    assert not record.with_name(f"{record.name}.bad").exists()
+
+
+def test_through_the_command_line(root: Path) -> None:
+    (root / "commits/base-b96x128-000000.json").unlink()
+    run = CliRunner()
+    shown = run.invoke(app, ["prune", str(root), "--dry-run"])
+    assert shown.exit_code == 0, shown.output
+    assert "would be freed" in shown.output
+    freed = run.invoke(app, ["prune", str(root), "--keep-views", "base", "--json"])
+    waste = {one["kind"]: one["files"] for one in json.loads(freed.stdout)["waste"]}
+    assert waste["orphan"] == 2
+    assert waste["view"] > 10
+    again = run.invoke(app, ["prune", str(root)])
+    assert "freed" in again.output
+    assert FeatureStore.open(root).manifest.views == ("base",)
+    for arguments, message in (
+        ([str(root), "--keep-views", "bse"], "error: --keep-views expects some of base, got 'bse'"),
+        ([str(root / "base")], "is not a feature store"),
+        (["s3://b/x"], "error: `cachedet prune` needs a local folder, got s3://b/x: it writes"),
+    ):
+        refused = run.invoke(app, ["prune", *arguments])
+        assert refused.exit_code == 1
+        assert message in refused.stderr

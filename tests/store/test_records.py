@@ -114,6 +114,17 @@ def test_a_record_that_is_a_folder(root: Path, truth: Truth, kit: Any) -> None:
     assert kit.files(root) == whole
 
 
+def test_sums_beyond_float32_are_numbers_too(tmp_path: Path, truth: Truth, kit: Any) -> None:
+    root = kit.fill(
+        tmp_path / "s.zarr",
+        truth,
+        lambda block: {k: maps * 1e30 for k, maps in kit.noise_of(block).items()},
+        codec="fp32",
+    )
+    assert "Infinity" not in (root / RECORD).read_text()
+    assert 1e60 < FeatureStore.open(root).quality["C4"].signal < 1e65
+
+
 class Vanishing(LocalFiles):
     """A writer takes a record away between the listing and the reading."""
 
