@@ -56,14 +56,24 @@ def decode_mask(code: bytes, size_hw: SizeHW) -> NDArray[np.uint8]:
     height, width = size_hw
     if code == NO_MASK:
         return np.zeros(size_hw, dtype=np.uint8)
+    runs = require_covers(code, size_hw)
+    values = (np.arange(len(runs)) % 2).astype(np.uint8)
+    return np.repeat(values, runs).reshape(width, height).T  # column by column
+
+
+def require_covers(code: bytes, size_hw: SizeHW) -> list[int]:
+    """The code's run lengths. Raises StoreError where they are not those of such a bitmap.
+
+    pycocotools writes beyond its memory on such codes: those of a store are checked before it.
+    """
+    height, width = size_hw
     runs = _run_lengths(code)
     if runs is None or sum(runs) != height * width:
         raise StoreError(
             f"a mask of {len(code)} bytes does not cover its picture of {height} x {width} pixels; "
             "the store's truth.npz was not written by `cachedet extract`"
         )
-    values = (np.arange(len(runs)) % 2).astype(np.uint8)
-    return np.repeat(values, runs).reshape(width, height).T  # column by column
+    return runs
 
 
 def rle_of(code: bytes, size_hw: SizeHW) -> dict[str, Any]:

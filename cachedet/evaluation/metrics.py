@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from cachedet.errors import InputError
 from cachedet.evaluation.masks import paste_masks
-from cachedet.masks import encode_bitmap, rle_of
+from cachedet.masks import encode_bitmap, require_covers, rle_of
 from cachedet.structures import Detections, Truth
 
 Kind = Literal["bbox", "segm"]
@@ -159,6 +159,7 @@ def ground_truth_json(truth: Truth) -> dict[str, Any]:
         sizes = np.repeat(truth.sizes_hw, np.diff(truth.offsets), axis=0).tolist()
         for number, annotation in enumerate(annotations):
             code = truth.masks[number] or encode_bitmap(_filled(truth.boxes[number], sizes[number]))
+            require_covers(code, tuple(sizes[number]))
             annotation["segmentation"] = rle_of(code, tuple(sizes[number]))
     images = [
         {"id": int(image_id), "file_name": name, "height": int(size[0]), "width": int(size[1])}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -13,9 +14,15 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from cachedet.errors import InputError
-from cachedet.evaluation.metrics import coco_results, ground_truth_json, score_detections
-from cachedet.structures import Detections, Truth
+from cachedet.errors import InputError, StoreError
+from cachedet.evaluation.metrics import (
+    coco_results,
+    ground_truth_json,
+    score_detections,
+    score_results,
+)
+from cachedet.masks import NO_MASK, encode_bitmap
+from cachedet.structures import Detections, MaskCodes, Truth
 
 BOXES = [
     [[10, 10, 60, 60, 0, 0], [70, 70, 90, 95, 1, 0], [0, 0, 120, 40, 0, 1]],
@@ -116,3 +123,41 @@ def test_boxes_travel_as_xywh(truth: Truth) -> None:
 def test_impossible_detections(truth: Truth, bad: Detections, message: str) -> None:
     with pytest.raises(InputError, match=message):
         score_detections(truth, [bad])
+
+
+def with_masks(truth: Truth) -> Truth:
+    """Every second box has an ellipse for a mask, the others none."""
+    y, x = np.mgrid[:200, :200] + 0.5
+    codes = []
+    for number, (x1, y1, x2, y2) in enumerate(truth.boxes.tolist()):
+        dx, dy = (2 * x - x1 - x2) / (x2 - x1), (2 * y - y1 - y2) / (y2 - y1)
+        codes.append(encode_bitmap(dx**2 + dy**2 < 1) if number % 2 == 0 else NO_MASK)
+    return dataclasses.replace(truth, masks=MaskCodes.join(codes))
+
+
+def test_mask_figures_are_pycocotools_own(truth: Truth, found: list[Detections]) -> None:
+    """On the files a person would give it: boxes left out of the results, as its users do."""
+    masked = with_masks(truth)
+    seen = [dataclasses.replace(own, masks=torch.rand(len(own), 14, 14)) for own in found]
+    rows = coco_results(masked, seen)
+    scores = score_results(masked, rows, of="segm")
+    plain = COCO()
+    plain.dataset = json.loads(json.dumps(ground_truth_json(masked)))
+    with contextlib.redirect_stdout(io.StringIO()):
+        plain.createIndex()
+        results = plain.loadRes([{k: v for k, v in row.items() if k != "bbox"} for row in rows])
+        theirs = COCOeval(plain, results, "segm")
+        theirs.evaluate()
+        theirs.accumulate()
+        theirs.summarize()
+    assert scores.ap == pytest.approx(theirs.stats[0], abs=1e-12)
+    assert scores.ar100 == pytest.approx(theirs.stats[8], abs=1e-12)
+    full = [dataclasses.replace(own, masks=torch.ones(len(own), 14, 14)) for own in found]
+    assert score_results(masked, coco_results(masked, full), of="segm").ap != scores.ap
+
+
+def test_masks_of_a_foreign_store_never_reach_pycocotools(truth: Truth) -> None:
+    codes = [b"ooooo"] * len(truth.labels)
+    hostile = dataclasses.replace(truth, masks=MaskCodes.join(codes))
+    with pytest.raises(StoreError, match="a mask of 5 bytes does not cover its picture of 200 x"):
+        ground_truth_json(hostile)
