@@ -139,6 +139,12 @@ KILL_AT_RANDOM = """
 rng = __import__("random").Random(0)
 import torch
 torch.set_num_threads(1)
+with __import__("tempfile").TemporaryDirectory() as probe:  # how long a little work takes here
+    started = time.perf_counter()
+    writer = kit.open_writer(Path(probe) / "s.zarr", truth, codec="int8")
+    for block in writer.blocks[:8]:
+        writer.write(block, kit.noise_of(block))
+    little = time.perf_counter() - started
 for turn in range(50):
     child = os.fork()
     if child == 0:
@@ -148,7 +154,7 @@ for turn in range(50):
                 writer.write(block, kit.noise_of(block))
         finally:
             os._exit(0)
-    time.sleep(rng.uniform(0.0, 0.2))
+    time.sleep(rng.uniform(0.0, max(0.2, 2 * little)))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     print(len(list(root.glob("commits/*.json"))), flush=True)
