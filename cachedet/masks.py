@@ -66,12 +66,11 @@ def require_covers(code: bytes, size_hw: SizeHW) -> list[int]:
 
     pycocotools writes beyond its memory on such codes: those of a store are checked before it.
     """
-    height, width = size_hw
-    runs = _run_lengths(code)
-    if runs is None or sum(runs) != height * width:
+    runs = _covering_runs(code, size_hw)
+    if runs is None:
         raise StoreError(
-            f"a mask of {len(code)} bytes does not cover its picture of {height} x {width} pixels; "
-            "the store's truth.npz was not written by `cachedet extract`"
+            f"a mask of {len(code)} bytes does not cover its picture of {size_hw[0]} x "
+            f"{size_hw[1]} pixels; the store's truth.npz was not written by `cachedet extract`"
         )
     return runs
 
@@ -96,10 +95,15 @@ def _encode_rle(segmentation: dict[str, Any], size_hw: SizeHW) -> bytes:
         return bytes(coco_mask.frPyObjects(segmentation, height, width)["counts"])
     if not isinstance(counts, str) or not counts.isascii():
         raise ValueError(f"expected `counts` as a list or a string, got {type(counts).__name__}")
-    runs = _run_lengths(counts.encode())
-    if runs is None or sum(runs) != height * width:
+    if _covering_runs(counts.encode(), size_hw) is None:
         raise ValueError(f"the compressed RLE does not cover {height} x {width} pixels")
     return counts.encode()
+
+
+def _covering_runs(code: bytes, size_hw: SizeHW) -> list[int] | None:
+    """The code's run lengths where they make up a bitmap of this size."""
+    runs = _run_lengths(code)
+    return runs if runs is not None and sum(runs) == size_hw[0] * size_hw[1] else None
 
 
 def _run_lengths(code: bytes) -> list[int] | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cachedet.data.views import round_up
 from cachedet.detector.build import Detector, build_detector, choose_levels
 from cachedet.detector.rcnn import RCNN
 from cachedet.detector_config import DetectorConfig
@@ -69,7 +70,7 @@ def measure_model(
     Raises ConfigError where the detector cannot work on these features.
     """
     multiple = features.pad_multiple
-    padded_hw = (-(-size_hw[0] // multiple) * multiple, -(-size_hw[1] // multiple) * multiple)
+    padded_hw = round_up(size_hw[0], multiple), round_up(size_hw[1], multiple)
     with _META:
         detector = build_detector(config, spec=features, num_classes=num_classes)
     levels = choose_levels(config, features)

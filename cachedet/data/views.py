@@ -83,7 +83,7 @@ def make_geometry(
     return Geometry(
         picture_hw=picture_hw,
         resized_hw=(height, width),
-        padded_hw=(_round_up(height, pad_multiple), _round_up(width, pad_multiple)),
+        padded_hw=(round_up(height, pad_multiple), round_up(width, pad_multiple)),
         flip=view.flip,
     )
 
@@ -108,5 +108,6 @@ def make_targets(truth: Truth, row: int, geometry: Geometry) -> Targets:
     )
 
 
-def _round_up(value: int, multiple: int) -> int:
+def round_up(value: int, multiple: int) -> int:
+    """The least multiple that is not smaller."""
     return -(-value // multiple) * multiple

@@ -37,21 +37,17 @@ def apply_deltas(deltas: Tensor, anchors: Tensor) -> Tensor:
 
 def clip_boxes(boxes: Tensor, size_hw: SizeHW) -> Tensor:
     """(..., 4) boxes cut at the edges of a picture of `size_hw` pixels."""
-    height, width = size_hw
-    limits = boxes.new_tensor([width, height, width, height])
-    return boxes.clamp(min=0).minimum(limits)
+    return boxes.clamp(min=0).minimum(_limits(boxes, [size_hw])[0])
 
 
 def clip_to_sizes(boxes: Tensor, sizes_hw: Sequence[SizeHW]) -> Tensor:
     """(N, R, 4) boxes of N pictures, each cut at the edges of its own picture."""
-    limits = boxes.new_tensor([[width, height, width, height] for height, width in sizes_hw])
-    return boxes.clamp(min=0).minimum(limits[:, None])
+    return boxes.clamp(min=0).minimum(_limits(boxes, sizes_hw)[:, None])
 
 
 def clip_to_own(boxes: Tensor, sizes_hw: Sequence[SizeHW], picture: Tensor) -> Tensor:
     """(R, 4) boxes, each cut at the edges of the picture (R,) it lies in."""
-    limits = boxes.new_tensor([[width, height, width, height] for height, width in sizes_hw])
-    return boxes.clamp(min=0).minimum(limits[picture])
+    return boxes.clamp(min=0).minimum(_limits(boxes, sizes_hw)[picture])
 
 
 def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
@@ -69,6 +65,11 @@ def covered_fraction(boxes: Tensor, regions: Tensor) -> Tensor:
 def box_areas(boxes: Tensor) -> Tensor:
     """(..., 4) -> (...) square pixels."""
     return (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
+
+
+def _limits(boxes: Tensor, sizes_hw: Sequence[SizeHW]) -> Tensor:
+    """(N, 4): the largest coordinates a box of each picture may have."""
+    return boxes.new_tensor([[width, height, width, height] for height, width in sizes_hw])
 
 
 def _overlaps(boxes: Tensor, others: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from cachedet.detector.rpn import RPN, ProposalCounts, RPNHead
 from cachedet.detector.selection import Selection
 from cachedet.detector.simple_pyramid import SimplePyramid
 from cachedet.detector_config import (
+    AnchorConfig,
     BottleneckAdapterConfig,
     CascadeRCNNConfig,
     DetectorConfig,
@@ -26,6 +27,7 @@ from cachedet.detector_config import (
     FPNConfig,
     NASFPNConfig,
     RetinaNetConfig,
+    RPNConfig,
     SelectionConfig,
     SimplePyramidConfig,
 )
@@ -112,12 +114,7 @@ def build_adapters(config: DetectorConfig, spec: FeatureSpec) -> nn.Module:
 
 def _build_retinanet(config: RetinaNetConfig, *, spec: FeatureSpec, num_classes: int) -> RetinaNet:
     neck = build_neck(config, spec)
-    anchors = AnchorGenerator(
-        strides=[level.stride for level in neck.spec],
-        size_factor=config.anchors.size_factor,
-        scales_per_octave=config.anchors.scales_per_octave,
-        aspect_ratios=config.anchors.aspect_ratios,
-    )
+    anchors = _make_anchors(config.anchors, neck.spec)
     head = RetinaNetHead(
         in_channels=config.neck.channels,
         channels=config.channels or config.neck.channels,
@@ -209,12 +206,7 @@ def _build_mask_branch(
 
 def _build_rpn(config: FasterRCNNConfig | CascadeRCNNConfig, pyramid: FeatureSpec) -> RPN:
     rpn = config.rpn
-    anchors = AnchorGenerator(
-        strides=[level.stride for level in pyramid],
-        size_factor=rpn.size_factor,
-        scales_per_octave=rpn.scales_per_octave,
-        aspect_ratios=rpn.aspect_ratios,
-    )
+    anchors = _make_anchors(rpn, pyramid)
     head = RPNHead(
         in_channels=config.neck.channels,
         channels=rpn.channels or config.neck.channels,
@@ -237,6 +229,15 @@ def _build_rpn(config: FasterRCNNConfig | CascadeRCNNConfig, pyramid: FeatureSpe
         nms_iou=rpn.nms_iou,
         train_counts=ProposalCounts(pre_nms=rpn.train_pre_nms, post_nms=rpn.train_post_nms),
         test_counts=ProposalCounts(pre_nms=rpn.test_pre_nms, post_nms=rpn.test_post_nms),
+    )
+
+
+def _make_anchors(config: AnchorConfig | RPNConfig, pyramid: FeatureSpec) -> AnchorGenerator:
+    return AnchorGenerator(
+        strides=[level.stride for level in pyramid],
+        size_factor=config.size_factor,
+        scales_per_octave=config.scales_per_octave,
+        aspect_ratios=config.aspect_ratios,
     )
 
 

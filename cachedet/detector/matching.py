@@ -150,7 +150,7 @@ def _match_some(
             best_of_truth.append(best + first)
         first += boxes.shape[1]
     whole = torch.cat(matched, dim=1)
-    if not force_best or not pieces:
+    if not force_best:
         return whole
     best_iou, piece = torch.stack(best_iou_of_truth).max(dim=0)
     best = torch.stack(best_of_truth).gather(0, piece[None])[0]

@@ -60,7 +60,6 @@ class RPNHead(nn.Module):
         norm: NormName = "batch",
         activation: ActivationName = "relu",
         separable: bool = False,
-        norm_per_level: bool = True,
     ) -> None:
         super().__init__()
         self.tower = Tower(
@@ -71,7 +70,6 @@ class RPNHead(nn.Module):
             norm=norm,
             activation=activation,
             separable=separable,
-            norm_per_level=norm_per_level,
         )
         self.objectness = nn.Conv2d(self.tower.out_channels, num_anchors, 1)
         self.box_deltas = nn.Conv2d(self.tower.out_channels, num_anchors * 4, 1)
