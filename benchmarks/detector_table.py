@@ -24,13 +24,12 @@ from typing import Any
 import torch
 
 from cachedet.config import TrainConfig, load_train_config
-from cachedet.detector.build import choose_levels
 from cachedet.evaluate import evaluate
 from cachedet.model import measure_model
 from cachedet.store.manifest import library_versions
 from cachedet.store.reader import FeatureStore
 from cachedet.train import train
-from cachedet.training.loader import FeatureLoader
+from cachedet.training.loader import make_loader
 from cachedet.training.trainer import make_trainer
 
 TINY = ",".join(
@@ -120,13 +119,7 @@ def run_once(path: Path, seed: int, options: argparse.Namespace) -> dict[str, An
 
 def epochs_within(config: TrainConfig, store: FeatureStore, minutes: float) -> int:
     """Whole epochs that fit, from the median of a few steps."""
-    loader = FeatureLoader(
-        store,
-        views=config.views or store.manifest.views,
-        levels=choose_levels(config.detector, store.manifest.spec).names,
-        batch_size=config.schedule.batch_size,
-        seed=config.seed,
-    )
+    loader = make_loader(config, store)
     trainer = make_trainer(config, manifest=store.manifest, total_steps=10_000)
     seconds = []
     for number, batch in enumerate(loader.batches(0)):

@@ -10,7 +10,6 @@ import torch
 
 from cachedet.config import EvalConfig, TrainConfig, dump_config
 from cachedet.detector.build import Detector, choose_levels
-from cachedet.device import choose_device
 from cachedet.errors import CheckpointError, ConfigError
 from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.metrics import CocoScores, score_detections
@@ -19,7 +18,7 @@ from cachedet.progress import StageProgress
 from cachedet.store.manifest import Manifest
 from cachedet.store.reader import FeatureStore
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from cachedet.training.loader import FeatureLoader
+from cachedet.training.loader import FeatureLoader, make_loader
 from cachedet.training.metrics_log import MetricsLog
 from cachedet.training.run_folder import RunFolder
 from cachedet.training.trainer import Trainer, make_trainer
@@ -61,14 +60,7 @@ def train(
         _require_same_features(store.manifest, validation.manifest)
     _require_masks(config, store)
     torch.manual_seed(config.seed)
-    loader = FeatureLoader(
-        store,
-        views=config.views or store.manifest.views,
-        levels=choose_levels(config.detector, store.manifest.spec).names,
-        batch_size=config.schedule.batch_size,
-        seed=config.seed,
-        device=choose_device(config.device),
-    )
+    loader = make_loader(config, store)
     trainer = make_trainer(
         config, manifest=store.manifest, total_steps=_count_steps(loader, config)
     )

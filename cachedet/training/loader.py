@@ -16,6 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cachedet.config import TrainConfig
+from cachedet.detector.build import choose_levels
+from cachedet.device import choose_device
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Features, SizeHW, Targets
 
@@ -119,6 +122,18 @@ class FeatureLoader:
     def _read(self, keys: NDArray[np.int64]) -> Batch:
         pairs = [(int(row), self._views[int(view)]) for view, row in keys]
         return read_batch(self._store, pairs, levels=self._levels, device=self._device)
+
+
+def make_loader(config: TrainConfig, store: FeatureStore) -> FeatureLoader:
+    """The batches that a run of this config trains on."""
+    return FeatureLoader(
+        store,
+        views=config.views or store.manifest.views,
+        levels=choose_levels(config.detector, store.manifest.spec).names,
+        batch_size=config.schedule.batch_size,
+        seed=config.seed,
+        device=choose_device(config.device),
+    )
 
 
 def read_batch(
