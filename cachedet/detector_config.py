@@ -18,6 +18,7 @@ Ratios = Annotated[tuple[Positive, ...], Field(min_length=1)]
 Levels = Annotated[tuple[str, ...], Field(min_length=1)]
 Norm = Literal["batch", "group", "none"]
 Activation = Literal["relu", "silu"]
+Forced = Literal["one", "ties"]
 
 
 class Config(BaseModel):
@@ -89,6 +90,7 @@ class AnchorConfig(Config):
     aspect_ratios: Ratios = (0.5, 1.0, 2.0)  # height / width
     foreground_iou: IoU = 0.5
     background_iou: Fraction = 0.5
+    forced: Forced = "one"  # of the anchors a truth overlaps most: one, or all that tie
 
     @model_validator(mode="after")
     def _ordered(self) -> AnchorConfig:
@@ -104,6 +106,7 @@ class RPNConfig(Config):
     aspect_ratios: Ratios = (0.5, 1.0, 2.0)
     foreground_iou: IoU = 0.7
     background_iou: Fraction = 0.3
+    forced: Forced = "one"  # of the anchors a truth overlaps most: one, or all that tie
     channels: Count | None = None  # of its tower; None: the neck's
     num_convs: Depth = 1
     separable: bool = False

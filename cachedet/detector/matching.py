@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cachedet.detector.boxes import covered_fraction, pairwise_iou
 from cachedet.structures import Targets
+
+Forcing = Literal["none", "one", "ties"]
 
 BACKGROUND = -1
 IGNORED = -2
@@ -90,7 +93,7 @@ def match_boxes(
     *,
     foreground_iou: float,
     background_iou: float,
-    force_best: bool,
+    forcing: Forcing,
 ) -> Tensor:
     """Which gt box each box shall learn (PAPER 2.2).
 
@@ -102,8 +105,9 @@ def match_boxes(
         truth: of the N pictures.
         foreground_iou: least IoU of a positive.
         background_iou: IoU below which a box is background; at most `foreground_iou`.
-        force_best: each truth also gets the box that overlaps it most, whatever the IoU; where
-            two truths claim one box, the one that overlaps it more has it.
+        forcing: "one": each truth also gets the box that overlaps it most, whatever the IoU;
+            "ties": every box that overlaps it as much as that one, which is many where a truth
+            lies inside its boxes. Where two truths claim a box, the one it overlaps more has it.
 
     Returns:
         (N, T) int64 index into the M boxes of `truth`, BACKGROUND or IGNORED.
@@ -123,7 +127,7 @@ def match_boxes(
                 own_truth,
                 foreground_iou,
                 background_iou,
-                force_best,
+                forcing,
             )
         )
     return torch.cat(parts)
@@ -134,27 +138,36 @@ def _match_some(
     truth: PaddedTruth,
     foreground_iou: float,
     background_iou: float,
-    force_best: bool,
+    forcing: Forcing,
 ) -> Tensor:
     """Pictures that fit in memory together, against their boxes piece by piece: (n, T)."""
     matched, best_iou_of_truth, best_of_truth = [], [], []
     first = 0
     for boxes in pieces:
-        iou = pairwise_iou(truth.boxes, boxes)  # (n, M, t)
-        iou = iou.masked_fill_(~truth.usable[..., None], -1.0)
+        iou = _usable_iou(truth, boxes)
         found = _best_match(iou, foreground_iou, background_iou)
         matched.append(_ignore_crowd(found, boxes, truth) if truth.has_crowd else found)
-        if force_best:
+        if forcing != "none":
             best_iou, best = iou.max(dim=2)
             best_iou_of_truth.append(best_iou)
             best_of_truth.append(best + first)
         first += boxes.shape[1]
-    whole = torch.cat(matched, dim=1)
-    if not force_best:
-        return whole
+    if forcing == "none":
+        return torch.cat(matched, dim=1)
     best_iou, piece = torch.stack(best_iou_of_truth).max(dim=0)
-    best = torch.stack(best_of_truth).gather(0, piece[None])[0]
-    return _force_best(whole, best, best_iou)
+    if forcing == "one":
+        best = torch.stack(best_of_truth).gather(0, piece[None])[0]
+        return _force_one(torch.cat(matched, dim=1), best, best_iou)
+    forced = [
+        _force_ties(found, _usable_iou(truth, boxes), best_iou)
+        for boxes, found in zip(pieces, matched, strict=True)
+    ]
+    return torch.cat(forced, dim=1)
+
+
+def _usable_iou(truth: PaddedTruth, boxes: Tensor) -> Tensor:
+    """(n, M, t), -1 for crowd and for rows without a box."""
+    return pairwise_iou(truth.boxes, boxes).masked_fill_(~truth.usable[..., None], -1.0)
 
 
 def _best_match(iou: Tensor, foreground_iou: float, background_iou: float) -> Tensor:
@@ -163,7 +176,7 @@ def _best_match(iou: Tensor, foreground_iou: float, background_iou: float) -> Te
     return torch.where(best_iou < background_iou, BACKGROUND, matched)
 
 
-def _force_best(matched: Tensor, best: Tensor, best_iou: Tensor) -> Tensor:
+def _force_one(matched: Tensor, best: Tensor, best_iou: Tensor) -> Tensor:
     """Give each truth its best box: `best` and `best_iou` (n, M), `matched` (n, T) -> (n, T)."""
     claimed = torch.zeros_like(matched, dtype=best_iou.dtype)
     claimed = claimed.scatter_reduce(1, best, best_iou, "amax")
@@ -173,6 +186,13 @@ def _force_best(matched: Tensor, best: Tensor, best_iou: Tensor) -> Tensor:
     winner = torch.full_like(matched, nobody)  # of equals the first: no order of writing decides
     winner = winner.scatter_reduce(1, best, torch.where(wins, number, nobody), "amin")
     return torch.where(winner < nobody, winner, matched)
+
+
+def _force_ties(matched: Tensor, iou: Tensor, best_iou: Tensor) -> Tensor:
+    """Give each truth all its best boxes: `iou` (n, M, t), `best_iou` (n, M) of all the pieces."""
+    is_best = (iou == best_iou[..., None]) & (iou > 0)
+    forced_iou, winner = torch.where(is_best, iou, 0.0).max(dim=1)
+    return torch.where(forced_iou > 0, winner, matched)
 
 
 def _ignore_crowd(matched: Tensor, boxes: Tensor, truth: PaddedTruth) -> Tensor:

@@ -194,9 +194,7 @@ class RCNN(nn.Module):
         boxes = torch.cat([proposals.boxes, truth.boxes.to(proposals.boxes.dtype)], dim=1)
         is_valid = torch.cat([proposals.is_valid, truth.usable], dim=1)
         iou = self.stages[0].foreground_iou
-        matched = match_boxes(
-            boxes, truth, foreground_iou=iou, background_iou=iou, force_best=False
-        )
+        matched = match_boxes(boxes, truth, foreground_iou=iou, background_iou=iou, forcing="none")
         sample = sample_boxes(
             torch.where(is_valid, matched, IGNORED),
             size=self.samples,
@@ -214,7 +212,7 @@ class RCNN(nn.Module):
             truth.of_rois(picture),
             foreground_iou=stage.foreground_iou,
             background_iou=stage.foreground_iou,
-            force_best=False,
+            forcing="none",
         )
         return _make_rois(boxes, picture, matched[:, 0], truth)
 

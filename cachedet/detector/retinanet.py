@@ -16,7 +16,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from cachedet.detector.anchors import AnchorGenerator
 from cachedet.detector.boxes import apply_deltas, encode_deltas
-from cachedet.detector.matching import IGNORED, PaddedTruth, match_boxes, pad_truth
+from cachedet.detector.matching import IGNORED, Forcing, PaddedTruth, match_boxes, pad_truth
 from cachedet.detector.norms import ActivationName, NormName
 from cachedet.detector.selection import Selection
 from cachedet.detector.towers import Tower, init_normal, per_anchor
@@ -84,7 +84,7 @@ class RetinaNet(nn.Module):
         head: P levels -> logits and deltas.
         anchors: for the P levels.
         selection: of the detections.
-        foreground_iou, background_iou: see `match_boxes`.
+        foreground_iou, background_iou, forcing: see `match_boxes`.
         focal_alpha, focal_gamma: of the class loss.
         huber_delta: where the box loss turns from quadratic to linear.
         box_weight: of the box loss, which is a mean over the 4 coordinates.
@@ -102,6 +102,7 @@ class RetinaNet(nn.Module):
         selection: Selection,
         foreground_iou: float = 0.5,
         background_iou: float = 0.5,
+        forcing: Forcing = "one",
         focal_alpha: float = 0.25,
         focal_gamma: float = 1.5,
         huber_delta: float = 0.1,
@@ -114,6 +115,7 @@ class RetinaNet(nn.Module):
         self.anchors = anchors
         self.selection = selection
         self.foreground_iou, self.background_iou = foreground_iou, background_iou
+        self.forcing: Forcing = forcing
         self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
         self.huber_delta, self.box_weight = huber_delta, box_weight
 
@@ -125,19 +127,28 @@ class RetinaNet(nn.Module):
         """Losses {"class", "box"}, both divided by the positives of the batch + 1 (PAPER 2.2)."""
         pyramid = self.neck(self.adapters(features))
         logits, deltas = self.head(pyramid)
-        anchors = self.anchors(pyramid)
-        truth = pad_truth(targets)
+        return self.losses(logits, deltas, anchors=self.anchors(pyramid), truth=pad_truth(targets))
+
+    def losses(
+        self, logits: Tensor, deltas: Tensor, *, anchors: Tensor, truth: PaddedTruth
+    ) -> dict[str, Tensor]:
+        """Of class logits (N, T, K) and box deltas (N, T, 4) of anchors (T, 4)."""
         matched = match_boxes(
             anchors,
             truth,
             foreground_iou=self.foreground_iou,
             background_iou=self.background_iou,
-            force_best=True,
+            forcing=self.forcing,
         )
-        normaliser = (matched >= 0).sum() + 1
+        picture, place = (matched >= 0).nonzero(as_tuple=True)
+        learnt = picture, matched[picture, place]
+        wanted_deltas = encode_deltas(truth.boxes[learnt], anchors[place])
+        wanted_class = torch.zeros_like(logits)
+        wanted_class[picture, place, truth.labels[learnt]] = 1.0
+        normaliser = len(place) + 1
         return {
-            "class": self._class_loss(logits, matched, truth) / normaliser,
-            "box": self._box_loss(deltas, anchors, matched, truth) / normaliser,
+            "class": self._class_loss(logits, wanted_class, matched != IGNORED) / normaliser,
+            "box": self._box_loss(deltas[picture, place], wanted_deltas) / normaliser,
         }
 
     @torch.no_grad()
@@ -160,22 +171,14 @@ class RetinaNet(nn.Module):
             for n, image_id in enumerate(image_ids)
         ]
 
-    def _class_loss(self, logits: Tensor, matched: Tensor, truth: PaddedTruth) -> Tensor:
-        """Sum of the focal loss over anchors that are not ignored."""
-        wanted = torch.zeros_like(logits)
-        picture, place = (matched >= 0).nonzero(as_tuple=True)
-        wanted[picture, place, truth.labels[picture, matched[picture, place]]] = 1.0
+    def _class_loss(self, logits: Tensor, wanted: Tensor, teaches: Tensor) -> Tensor:
+        """Sum of the focal loss (N, T, K) over the anchors (N, T) that teach."""
         loss: Tensor = sigmoid_focal_loss(
             logits, wanted, alpha=self.focal_alpha, gamma=self.focal_gamma
         )
-        return (loss.sum(dim=-1) * (matched != IGNORED)).sum()
+        return (loss.sum(dim=-1) * teaches).sum()
 
-    def _box_loss(
-        self, deltas: Tensor, anchors: Tensor, matched: Tensor, truth: PaddedTruth
-    ) -> Tensor:
-        """Weighted sum over positives of the Huber loss, averaged over the 4 coordinates."""
-        picture, place = (matched >= 0).nonzero(as_tuple=True)
-        boxes = truth.boxes[picture, matched[picture, place]]
-        wanted = encode_deltas(boxes, anchors[place])
-        loss = F.huber_loss(deltas[picture, place], wanted, delta=self.huber_delta, reduction="sum")
+    def _box_loss(self, deltas: Tensor, wanted: Tensor) -> Tensor:
+        """Weighted sum over positives (P, 4) of the Huber loss, averaged over the 4 coordinates."""
+        loss = F.huber_loss(deltas, wanted, delta=self.huber_delta, reduction="sum")
         return loss * self.box_weight / 4

@@ -16,7 +16,7 @@ from torchvision.ops import batched_nms
 
 from cachedet.detector.anchors import AnchorGenerator
 from cachedet.detector.boxes import apply_deltas, clip_to_sizes, encode_deltas
-from cachedet.detector.matching import PaddedTruth, match_boxes, sample_boxes
+from cachedet.detector.matching import Forcing, PaddedTruth, match_boxes, sample_boxes
 from cachedet.detector.norms import ActivationName, NormName
 from cachedet.detector.towers import Tower, init_normal, per_anchor
 from cachedet.structures import Features, SizeHW
@@ -91,7 +91,7 @@ class RPN(nn.Module):
     Args:
         head: P levels -> logits and deltas.
         anchors: for the P levels.
-        foreground_iou, background_iou: see `match_boxes`.
+        foreground_iou, background_iou, forcing: see `match_boxes`.
         samples: anchors of a picture that teach in a step.
         positive_fraction: largest share of positives among them.
         class_weight: of the class loss, a mean over `samples` anchors a picture; the paper's code
@@ -108,6 +108,7 @@ class RPN(nn.Module):
         anchors: AnchorGenerator,
         foreground_iou: float = 0.7,
         background_iou: float = 0.3,
+        forcing: Forcing = "one",
         samples: int = 256,
         positive_fraction: float = 0.5,
         class_weight: float = 0.5,
@@ -120,6 +121,7 @@ class RPN(nn.Module):
         self.head = head
         self.anchors = anchors
         self.foreground_iou, self.background_iou = foreground_iou, background_iou
+        self.forcing: Forcing = forcing
         self.samples, self.positive_fraction = samples, positive_fraction
         self.class_weight, self.huber_delta = class_weight, huber_delta
         self.nms_iou = nms_iou
@@ -138,7 +140,7 @@ class RPN(nn.Module):
             truth,
             foreground_iou=self.foreground_iou,
             background_iou=self.background_iou,
-            force_best=True,
+            forcing=self.forcing,
         )
         sample = sample_boxes(matched, size=self.samples, positive_fraction=self.positive_fraction)
         logits = torch.cat(output.logits, dim=1).gather(1, sample.idx)

@@ -10,6 +10,7 @@ from cachedet.detector.anchors import AnchorGenerator
 from cachedet.detector.matching import (
     BACKGROUND,
     IGNORED,
+    Forcing,
     PaddedTruth,
     match_boxes,
     pad_truth,
@@ -45,15 +46,31 @@ def match(
     *pictures: torch.Tensor,
     foreground: float = 0.5,
     background: float = 0.5,
-    force_best: bool = True,
+    forcing: Forcing = "one",
 ) -> torch.Tensor:
     return match_boxes(
         anchors,
         truth_of(*pictures),
         foreground_iou=foreground,
         background_iou=background,
-        force_best=force_best,
+        forcing=forcing,
     )
+
+
+def test_ties_are_forced_as_torchvision_does_where_no_truth_fights_for_an_anchor() -> None:
+    tied = 0
+    for seed in range(10):
+        anchors, boxes = random_case(seed)
+        iou = box_iou(boxes, anchors)
+        theirs = Matcher(0.5, 0.4, allow_low_quality_matches=True)(iou)
+        ours = match(anchors, boxes, background=0.4, forcing="ties")[0]
+        is_best = (iou == iou.amax(dim=1, keepdim=True)) & (iou > 0)
+        tied += int((is_best.sum(dim=1) > 1).sum())
+        own = iou.argmax(dim=0)  # torchvision leaves a forced anchor the truth it overlaps most
+        unfought = (is_best.sum(dim=0) == 0) | is_best[own, torch.arange(len(anchors))]
+        assert torch.equal(ours[unfought], theirs[unfought])
+        assert bool((ours[is_best.any(dim=0)] >= 0).all())
+    assert tied > 0
 
 
 def test_matching_against_torchvision_where_no_box_fights_for_an_anchor() -> None:
@@ -72,7 +89,7 @@ def test_without_force_it_is_torchvisions_matcher() -> None:
     for seed in range(10):
         anchors, boxes = random_case(seed)
         theirs = Matcher(0.5, 0.5, allow_low_quality_matches=False)(box_iou(boxes, anchors))
-        assert torch.equal(match(anchors, boxes, force_best=False)[0], theirs)
+        assert torch.equal(match(anchors, boxes, forcing="none")[0], theirs)
 
 
 def test_every_box_gets_its_best_anchor_unless_another_overlaps_it_more() -> None:
@@ -95,6 +112,16 @@ def test_fights_for_an_anchor_by_hand() -> None:
     assert match(anchors, twins)[0].tolist() == [BACKGROUND, 0, BACKGROUND]
 
 
+def test_ties_by_hand() -> None:
+    """A truth inside two anchors of one size has both; the truth that overlaps it more has it."""
+    anchors = torch.tensor([[0.0, 0, 20, 20], [4.0, 4, 24, 24], [100.0, 100, 124, 124]])
+    inside = torch.tensor([[8.0, 8, 12, 12]])
+    assert match(anchors, inside, forcing="ties")[0].tolist() == [0, 0, BACKGROUND]
+    assert match(anchors, inside, forcing="one")[0].tolist() == [0, BACKGROUND, BACKGROUND]
+    nested = torch.tensor([[8.0, 8, 12, 12], [8, 8, 13, 13]])
+    assert match(anchors, nested, forcing="ties")[0].tolist() == [1, 1, BACKGROUND]
+
+
 def test_hand_table() -> None:
     anchors = torch.tensor(
         [[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 4.4], [50, 50, 60, 60], [1, 0, 10, 10]]
@@ -113,6 +140,7 @@ def test_a_batch_is_matched_as_each_picture_alone(monkeypatch: pytest.MonkeyPatc
     together = match(anchors, *cases)
     for n, boxes in enumerate(cases):
         assert torch.equal(together[n], match(anchors, boxes)[0])
+    ties = match(anchors, *cases, forcing="ties")
     own = torch.stack([anchors + shift for shift in range(5)])
     separate = match(own, *cases)
     for n, boxes in enumerate(cases):
@@ -121,6 +149,7 @@ def test_a_batch_is_matched_as_each_picture_alone(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(matching, "_MOST_PAIRS", most)
         assert torch.equal(match(anchors, *cases), together)
         assert torch.equal(match(own, *cases), separate)
+        assert torch.equal(match(anchors, *cases, forcing="ties"), ties)
 
 
 def test_crowd_is_ignored_but_positives_stay() -> None:
@@ -131,9 +160,7 @@ def test_crowd_is_ignored_but_positives_stay() -> None:
         ([True, True], [IGNORED, IGNORED, BACKGROUND]),
     ):
         truth = pad_truth([targets_of(boxes, crowd=crowd)])
-        matched = match_boxes(
-            anchors, truth, foreground_iou=0.5, background_iou=0.5, force_best=True
-        )
+        matched = match_boxes(anchors, truth, foreground_iou=0.5, background_iou=0.5, forcing="one")
         assert matched[0].tolist() == expected
 
 

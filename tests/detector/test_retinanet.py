@@ -36,7 +36,7 @@ def make_detector(**changes: object) -> RetinaNet:
 
 def matched_of(anchors: Tensor, targets: list[Targets]) -> Tensor:
     return match_boxes(
-        anchors, pad_truth(targets), foreground_iou=0.5, background_iou=0.5, force_best=True
+        anchors, pad_truth(targets), foreground_iou=0.5, background_iou=0.5, forcing="one"
     )
 
 
@@ -103,15 +103,9 @@ def test_losses_against_plain_loops_in_float64() -> None:
     assert int((matched >= 0).sum()) == positives
     assert BACKGROUND in matched
     assert IGNORED in matched
-    torch.testing.assert_close(
-        detector._class_loss(logits, matched, truth).item(), class_sum, rtol=1e-6, atol=0
-    )
-    torch.testing.assert_close(
-        detector._box_loss(deltas, anchors, matched, truth).item(),
-        box_sum,
-        rtol=1e-6,
-        atol=0,
-    )
+    losses = detector.losses(logits, deltas, anchors=anchors, truth=truth)
+    for name, expected in (("class", class_sum), ("box", box_sum)):
+        assert losses[name].item() == pytest.approx(expected / (positives + 1), rel=1e-6)
     found = detector(features, double_targets)
     assert found["box"].item() == pytest.approx(box_sum / (positives + 1), rel=1e-6)
 
@@ -161,10 +155,11 @@ def test_crowd_teaches_nothing_at_its_background() -> None:
     features, targets = make_batch()
     anchors = detector.anchors(detector.neck(features))
     matched, truth = matched_of(anchors, targets), pad_truth(targets)
-    logits = torch.zeros(2, len(anchors), 3)
-    before = detector._class_loss(logits, matched, truth)
+    logits, deltas = torch.zeros(2, len(anchors), 3), torch.zeros(2, len(anchors), 4)
+    before = detector.losses(logits, deltas, anchors=anchors, truth=truth)["class"]
     logits[matched == IGNORED] = 9.0
-    assert torch.equal(detector._class_loss(logits, matched, truth), before)
+    after = detector.losses(logits, deltas, anchors=anchors, truth=truth)["class"]
+    assert torch.equal(after, before)
 
 
 def test_detections_against_brute_force() -> None:

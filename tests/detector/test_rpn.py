@@ -79,7 +79,7 @@ def test_losses_by_plain_loops_where_every_anchor_is_sampled() -> None:
     output = rpn(pyramid)
     losses = rpn.losses(output, pyramid, truth)
     anchors = rpn.anchors(pyramid)
-    matched = match_boxes(anchors, truth, foreground_iou=0.7, background_iou=0.3, force_best=True)
+    matched = match_boxes(anchors, truth, foreground_iou=0.7, background_iou=0.3, forcing="one")
     logits, deltas = torch.cat(output.logits, dim=1), torch.cat(output.deltas, dim=1)
     class_sum, box_sum, positives = 0.0, 0.0, 0
     for n in range(2):
