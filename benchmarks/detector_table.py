@@ -4,9 +4,11 @@ python benchmarks/detector_table.py --train train.zarr --val val.zarr --out DIR 
     [--seeds 0,1,2] [--configs a.yaml,b.yaml] [--set key=value ...] [--minutes 10]
 
 With --minutes each run gets as many whole epochs as its own measured step time allows; else all
-run --epochs. AP is the last epoch's, not the best one's, so nothing is chosen on the validation
-set. A run that is already in DIR is read, not repeated, so the command continues after an
-interruption. Prints one JSON object on standard output and a Markdown table on standard error.
+run --epochs. On one thread (OMP_NUM_THREADS=1) the minutes are processor time, so that other work
+on the machine takes nothing away from a run; on more threads they are minutes of the clock. AP is
+the last epoch's, not the best one's, so nothing is chosen on the validation set. A run that is
+already in DIR is read, not repeated, so the command continues after an interruption. Prints one
+JSON object on standard output and a Markdown table on standard error.
 """
 
 from __future__ import annotations
@@ -78,7 +80,8 @@ def summarise(name: str, options: argparse.Namespace) -> dict[str, Any]:
         found = [run[figure] for run in runs]
         row[figure] = statistics.mean(found)
         row[f"{figure}_spread"] = max(found) - min(found)
-    row["seconds"] = statistics.mean(run["seconds"] for run in runs)
+    for cost in ("epochs", "seconds", "processor_seconds"):
+        row[cost] = statistics.mean(run[cost] for run in runs)
     row["parameters"] = runs[0]["parameters"]
     row["step_gflop_per_picture"] = runs[0]["step_gflop_per_picture"]
     return row
@@ -95,14 +98,18 @@ def run_once(path: Path, seed: int, options: argparse.Namespace) -> dict[str, An
     epochs = epochs_within(config, store, options.minutes) if options.minutes else options.epochs
     schedule = config.schedule.model_copy(update={"epochs": epochs})
     config = config.model_copy(update={"schedule": schedule})
+    before = time.process_time()
     report = train(config, train_store=options.train, val_store=options.val, run=folder)
+    busy = time.process_time() - before
     scores = evaluate(folder, store=options.val).scores
     sizes = store.buckets("base")
     row = {
         "seed": seed,
         "epochs": epochs,
         "steps": report.steps,
+        "pictures": epochs * len(store),
         "seconds": report.seconds,
+        "processor_seconds": busy,
         "parameters": report.parameters,
         "step_gflop_per_picture": measure_model(
             config.detector,
@@ -119,13 +126,15 @@ def run_once(path: Path, seed: int, options: argparse.Namespace) -> dict[str, An
 
 def epochs_within(config: TrainConfig, store: FeatureStore, minutes: float) -> int:
     """Whole epochs that fit, from the median of a few steps."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     loader = make_loader(config, store)
     trainer = make_trainer(config, manifest=store.manifest, total_steps=10_000)
     seconds = []
+    started = clock()
     for number, batch in enumerate(loader.batches(0)):
-        started = time.perf_counter()
         trainer.take_step(batch)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(clock() - started)
+        started = clock()
         if number == WARM_STEPS + TIMED_STEPS:
             break
     step = statistics.median(seconds[WARM_STEPS:])
@@ -133,11 +142,13 @@ def epochs_within(config: TrainConfig, store: FeatureStore, minutes: float) -> i
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    print("| config | AP | AP50 | AP75 | seconds | M parameters | GFLOP a step |", file=sys.stderr)
-    print("|---|---|---|---|---|---|---|", file=sys.stderr)
+    costs = "epochs | seconds | processor seconds | M parameters | GFLOP a step"
+    print(f"| config | AP | AP50 | AP75 | {costs} |", file=sys.stderr)
+    print("|---" * 9 + "|", file=sys.stderr)
     for row in rows:
         figures = [f"{row[f]:.3f} ({row[f'{f}_spread']:.3f})" for f in FIGURES]
-        cells = [row["config"], *figures, f"{row['seconds']:.0f}"]
+        cells = [row["config"], *figures, f"{row['epochs']:.1f}"]
+        cells += [f"{row['seconds']:.0f}", f"{row['processor_seconds']:.0f}"]
         cells += [f"{row['parameters'] / 1e6:.2f}", f"{row['step_gflop_per_picture']:.2f}"]
         print("| " + " | ".join(cells) + " |", file=sys.stderr)
 
