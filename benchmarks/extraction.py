@@ -73,6 +73,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     truth = dataset.truth.keep_rows(range(min(options.pictures, len(dataset.truth))))
     loader = InputLoader(
         paths=[dataset.images / file for file in truth.file_names],
+        image_ids=truth.image_ids.tolist(),
         image_size=options.image_size,
         pad_multiple=backbone.spec.pad_multiple,
         preprocessing=backbone.preprocessing,

@@ -26,7 +26,7 @@ from cachedet.detector.build import Detector, build_detector
 from cachedet.model import parse_features, parse_size
 from cachedet.store.manifest import library_versions
 from cachedet.structures import Features, FeatureSpec, SizeHW, Targets
-from cachedet.training.loader import Batch
+from cachedet.training.batch import Batch
 
 TINY = [
     Path("configs") / f"{kind}_{neck}_tiny.yaml"

@@ -38,7 +38,8 @@ from cachedet.store.manifest import library_versions
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Detections, Features, FeatureSpec, Targets
 from cachedet.train import train
-from cachedet.training.loader import Batch, FeatureLoader
+from cachedet.training.batch import Batch
+from cachedet.training.loader import FeatureLoader
 from cachedet.training.trainer import make_trainer
 
 BATCH = 4
@@ -108,6 +109,7 @@ class Rig:
         )
         self.inputs = InputLoader(
             paths=[images / name for name in store.truth.file_names],
+            image_ids=store.truth.image_ids.tolist(),
             image_size=manifest.image_size,
             pad_multiple=manifest.spec.pad_multiple,
             preprocessing=manifest.preprocessing,
@@ -144,8 +146,8 @@ class Rig:
             "torchvision_live": lambda keys: self.their_step(
                 self.pictures(keys), self.targets(keys)
             ),
-            "torchvision_cached": lambda keys: self.their_cached_step(self.loader._read(keys)),
-            "cachedet": lambda keys: ours.take_step(self.loader._read(keys)),
+            "torchvision_cached": lambda keys: self.their_cached_step(self.loader.read(keys)),
+            "cachedet": lambda keys: ours.take_step(self.loader.read(keys)),
         }
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for number, keys in enumerate(plan):

@@ -1,11 +1,13 @@
 """The commands: parse, call one function, print.
 
-Exit status: 0 done; 1 the user's input or a check failed; 2 wrong usage; 130 interrupted.
+Exit status: 0 done; 1 the user's input or a check failed; 2 wrong usage; 75 a signal ended
+`train-heads`, which saved its state and goes on with --resume; 130 interrupted at once.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,14 +16,14 @@ import typer
 from typer.core import TyperGroup
 
 from cachedet.errors import CachedetError, InputError
-from cachedet.store.space import readable_nbytes
 from cachedet.tables import (
     console,
     print_cost,
     print_description,
+    print_extraction,
     print_faults,
     print_scores,
-    print_unfinished,
+    print_training,
     print_waste,
 )
 from cachedet.version import __version__
@@ -87,7 +89,13 @@ def extract(
     weights: Annotated[str, typer.Option(help="auto, none or a checkpoint file.")] = "auto",
     levels: Annotated[str, typer.Option(help="Such as C3,C4,C5; empty: the usual ones.")] = "",
     image_size: Annotated[int, typer.Option(help="Long side in pixels.")] = 512,
-    views: Annotated[str, typer.Option(help="base,hflip")] = "base",
+    views: Annotated[
+        str,
+        typer.Option(
+            help="Such as base,hflip,scale=0.5,crop=2,jitter=4,jitter=2:0.5-1.5; "
+            "a store that is there gets those it lacks."
+        ),
+    ] = "base",
     codec: Annotated[
         str,
         typer.Option(
@@ -138,19 +146,7 @@ def extract(
     if as_json:
         _print_json({name: _plain(value) for name, value in vars(report).items()})
         return
-    for name, reason in report.skipped:
-        console.print(f"skipped {name}: {reason}", highlight=False, markup=False)
-    for name, remark in report.remarks:
-        console.print(f"note    {name}: {remark}", highlight=False, markup=False)
-    console.print(", ".join(f"{count} {what}" for what, count in report.counts.items() if count))
-    console.print(
-        f"{store}: {report.pictures} pictures, {report.blocks_written} of {report.blocks_total} "
-        f"blocks written now, {readable_nbytes(report.nbytes_written)} in {report.seconds:.1f} s",
-        highlight=False,
-        soft_wrap=True,
-    )
-    if report.blocks_missing:
-        print_unfinished(report)
+    print_extraction(report)
 
 
 @app.command()
@@ -218,37 +214,48 @@ def prune(
 def train_heads(
     config: Annotated[Path, typer.Argument(help="A YAML file such as those in configs/.")],
     train: Annotated[str, typer.Option(help="Store to train on: a folder, or s3://...")],
-    run: Annotated[Path, typer.Option(help="Run folder to make.")],
+    run: Annotated[
+        Path, typer.Option("--run", "--run-folder", help="To make; torchrun has a --run itself.")
+    ],
     val: Annotated[str | None, typer.Option(help="Store to validate on.")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="schedule.epochs=12, repeatable.")
     ] = None,
+    init_from: Annotated[
+        Path | None, typer.Option(help="Run folder or checkpoint whose weights to start from.")
+    ] = None,
+    residency: Annotated[str, typer.Option(help="stream, ram, device or auto.")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Stage 2: train neck and heads on cached features."""
+    """Stage 2: train neck and heads on cached features.
+
+    SIGTERM, SIGUSR1 and a first Ctrl-C end it after the step under way: the state is saved, the
+    command that continues is printed, and the exit status is 75. A second Ctrl-C stops at once.
+    """
     from cachedet.config import load_train_config
     from cachedet.train import train as run_train
+    from cachedet.training.data_parallel import find_launch
+    from cachedet.training.interruption import STOPPED_STATUS
 
-    settings = load_train_config(config, overrides or [])
-    if not as_json:
+    changes = list(overrides or [])
+    if init_from is not None:
+        changes.append(f"init_from={json.dumps(str(init_from))}")
+    changes += [f"residency={residency}"] if residency else []
+    settings = load_train_config(config, changes)
+    launch = find_launch()
+    if launch.is_first and not as_json:
         print(settings.schedule.describe_lr())
-    report = run_train(
-        settings,
-        train_store=train,
-        val_store=val,
-        run=run,
-        resume=resume,
-    )
-    if as_json:
-        _print_json({name: _plain(value) for name, value in vars(report).items()})
-        return
-    best = f", best AP {report.best_ap:.3f}" if report.best_ap is not None else ""
-    console.print(
-        f"{run}: {report.parameters / 1e6:.2f} M parameters trained for {report.steps} steps in "
-        f"{report.seconds:.0f} s ({report.seconds_per_epoch:.1f} s an epoch){best}",
-        highlight=False,
-    )
+    report = run_train(settings, train_store=train, val_store=val, run=run, resume=resume)
+    if launch.is_first and as_json:
+        _print_json(report.to_json())
+    elif launch.is_first:
+        print_training(report)
+    if report.was_interrupted:
+        words = [*launch.command, *sys.argv[1:], *([] if resume else ["--resume"])]
+        if launch.is_first:
+            print(f"{report.reason}: saved; continue with\n  {shlex.join(words)}", file=sys.stderr)
+        raise typer.Exit(STOPPED_STATUS)
 
 
 @app.command()
@@ -287,6 +294,9 @@ def evaluate(
     run: Path,
     store: Annotated[str, typer.Option(help="Store to score on.")],
     weights: Annotated[str, typer.Option(help="best or last.")] = "best",
+    views: Annotated[
+        str, typer.Option(help="Of the store, such as base,hflip: their detections are merged.")
+    ] = "base",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -295,7 +305,9 @@ def evaluate(
     from cachedet.evaluate import evaluate as run_evaluate
 
     report = run_evaluate(
-        run, store=store, config=make_eval_config({"weights": weights, "device": device})
+        run,
+        store=store,
+        config=make_eval_config({"weights": weights, "views": views, "device": device}),
     )
     if as_json:
         _print_json(report.to_json())

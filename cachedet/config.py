@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 
 from cachedet.detector_config import (
     Config,
@@ -25,6 +32,8 @@ from cachedet.detector_config import (
 from cachedet.errors import ConfigError, nearest_names
 
 C = TypeVar("C", bound=Config)
+
+_LARGEST_WEIGHT = 1e6  # of a view
 
 
 class ExtractConfig(Config):
@@ -51,12 +60,13 @@ class ExtractConfig(Config):
 class ScheduleConfig(Config):
     """How the heads are optimised.
 
-    `lr` belongs to steps of `reference_batch` pictures and is scaled linearly to `batch_size`
-    (arXiv 1706.02677); without `reference_batch` it is taken as it is.
+    `lr` belongs to steps of `reference_batch` pictures and is scaled linearly to the pictures of a
+    step (arXiv 1706.02677); without `reference_batch` it is taken as it is.
     """
 
     epochs: Count = 72
     batch_size: Count = 256
+    accumulate: Count = 1  # batches of one optimiser step, for a memory that holds no larger batch
     reference_batch: Count | None = None
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Positive = 0.32
@@ -67,20 +77,110 @@ class ScheduleConfig(Config):
     warmup_steps: Annotated[int, Field(ge=0)] = 500
     warmup_from: Fraction = 0.0067 / 0.32  # of lr, where the warm-up starts (PAPER 2.2)
     clip_norm: Annotated[float, Field(ge=0)] = 0.0  # 0: no gradient clipping
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no moving average of the weights
+
+    @property
+    def step_pictures(self) -> int:
+        """Pictures of a whole optimiser step."""
+        return self.batch_size * self.accumulate
 
     @property
     def scaled_lr(self) -> float:
-        """The learning rate after the warm-up, for steps of `batch_size` pictures."""
-        return self.lr * self.batch_size / (self.reference_batch or self.batch_size)
+        """The learning rate after the warm-up, for steps of `step_pictures`."""
+        return self.lr * self.step_pictures / (self.reference_batch or self.step_pictures)
 
     def describe_lr(self) -> str:
         """For a person: what the learning rate is and where it comes from."""
-        if self.reference_batch in (None, self.batch_size):
-            return f"learning rate {self.lr:g} for steps of {self.batch_size} pictures"
+        parts = "" if self.accumulate == 1 else f" in {self.accumulate} batches"
+        step = f"steps of {self.step_pictures} pictures{parts}"
+        if self.reference_batch in (None, self.step_pictures):
+            return f"learning rate {self.lr:g} for {step}"
         return (
-            f"learning rate {self.scaled_lr:g} for steps of {self.batch_size} pictures "
+            f"learning rate {self.scaled_lr:g} for {step} "
             f"({self.lr:g} belongs to {self.reference_batch}, scaled linearly)"
         )
+
+
+class EarlyStoppingConfig(Config):
+    """Stop when a metric has not improved for `patience` validations (of `loss`: epochs)."""
+
+    metric: Literal["ap", "ap50", "ap75", "loss"] = "ap"  # loss: mean of an epoch's training loss
+    patience: Count = 5
+    min_delta: Annotated[float, Field(ge=0)] = 0.0  # what counts as an improvement is more than it
+
+
+def _check_views(views: Any) -> Any:
+    """A list of names with equal chance, or their weights; see `resolve_views`."""
+    if views is None:
+        return None
+    if not isinstance(views, list | tuple | dict) or not all(isinstance(v, str) for v in views):
+        raise ValueError("expected names of views as [base, hflip], or weights as {base: 1}")
+    if not views:
+        raise ValueError("views must name at least one view")
+    if not isinstance(views, dict):
+        if len(set(views)) != len(views):
+            raise ValueError("views must name each view once; for other chances give weights")
+        return tuple(views)
+    for name, weight in views.items():
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not is_number or not 0 < weight <= _LARGEST_WEIGHT:  # NaN is neither
+            raise ValueError(
+                f"the weight of view {name!r} must be above 0 and at most {_LARGEST_WEIGHT:g} "
+                "(leave a view out that is not wanted)"
+            )
+    return {name: float(weight) for name, weight in views.items()}
+
+
+def _dump_views(views: Any) -> Any:
+    return list(views) if isinstance(views, tuple) else views
+
+
+ViewsConfig = Annotated[
+    tuple[str, ...] | dict[str, float] | None,
+    PlainValidator(_check_views),
+    PlainSerializer(_dump_views),
+]
+
+
+class UniformConfig(Config):
+    """Every picture once an epoch."""
+
+    kind: Literal["uniform"] = "uniform"
+
+
+class RepeatFactorConfig(Config):
+    """Pictures of rare classes more often (LVIS, arXiv 1908.03195)."""
+
+    kind: Literal["repeat_factor"]
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.001  # share of pictures: rarer is repeated
+
+
+class ClassBalancedConfig(Config):
+    """Each draw picks a class with equal chance, then a picture that has it."""
+
+    kind: Literal["class_balanced"]
+
+
+SamplingConfig = Annotated[
+    UniformConfig | RepeatFactorConfig | ClassBalancedConfig, Field(discriminator="kind")
+]
+
+
+class AugmentConfig(Config):
+    """Feature-space augmentation, in the order it is applied; 0 switches a step off.
+
+    Each is the chance of a picture, `crop` that of a whole batch. docs/augmentation.md says more.
+    """
+
+    mosaic: Fraction = 0.0
+    copy_paste: Fraction = 0.0
+    translate: Fraction = 0.0
+    translate_by: Annotated[float, Field(gt=0, le=1)] = 0.25  # of each side, at most
+    crop: Fraction = 0.0
+    crop_to: Annotated[float, Field(gt=0, le=1)] = 0.75  # of each side, at least
+    flip: Fraction = 0.0
+    channel_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the channels
+    noise: Annotated[float, Field(ge=0, le=1000)] = 0.0  # 1: as strong as the codec's own error
 
 
 class TrainConfig(Config):
@@ -88,17 +188,36 @@ class TrainConfig(Config):
 
     detector: DetectorConfig = RetinaNetConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    views: tuple[str, ...] | None = None  # None: all the store has; one is drawn per picture
+    augment: AugmentConfig = AugmentConfig()
+    views: ViewsConfig = None  # None: all the store has; one is drawn per picture and epoch
+    sampling: SamplingConfig = UniformConfig()
+    residency: Literal["stream", "ram", "device", "auto"] = "auto"  # where features wait
     seed: int = 0
     eval_every: Annotated[int, Field(ge=0)] = 1  # epochs between validations; 0: only at the end
     device: str = "auto"
     compile: bool = False  # torch.compile the neck and heads
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"  # auto: the fast one of the device
+    init_from: str | None = None  # a run folder or checkpoint whose weights training starts from
+    trainable: Literal["all", "classifier"] = "all"  # classifier: its last layer (PAPER 1.7)
+    early_stopping: EarlyStoppingConfig | None = None
+    checkpoint_every_seconds: Annotated[float, Field(ge=0)] = 600.0  # 0: not by the clock
+    checkpoint_every_steps: Annotated[int, Field(ge=0)] = 0  # 0: not by steps
+    tensorboard: bool = False  # besides metrics.csv; needs cachedet[tensorboard]
     max_steps: Count | None = None  # stop early; the schedule keeps its full length
 
     @model_validator(mode="after")
-    def _names_a_view(self) -> TrainConfig:
-        if self.views is not None and not self.views:
-            raise ValueError("views must name at least one view, got an empty list")
+    def _fits_together(self) -> TrainConfig:
+        if self.trainable == "classifier" and self.init_from is None:
+            raise ValueError(
+                "trainable: classifier keeps everything else as it is, which needs weights: set "
+                "init_from (--init-from) to the run of stage 1"
+            )
+        stopping = self.early_stopping
+        if stopping is not None and stopping.metric != "loss" and self.eval_every == 0:
+            raise ValueError(
+                f"early_stopping on {stopping.metric} needs validations, eval_every is 0; set "
+                "eval_every: 1"
+            )
         return self
 
 
@@ -106,6 +225,7 @@ class EvalConfig(Config):
     """Stage 3: how a run is scored."""
 
     weights: Literal["best", "last"] = "best"
+    views: str = "base"  # detections of several are merged
     batch_size: Count = 8
     device: str = "auto"
 

@@ -148,6 +148,7 @@ def _load_base(store: FeatureStore, paths: ShapesPaths, row: int) -> torch.Tenso
     return load_input(
         paths.images / store.truth.file_names[row],
         view="base",
+        image_id=int(store.truth.image_ids[row]),
         image_size=store.manifest.image_size,
         pad_multiple=store.manifest.spec.pad_multiple,
         preprocessing=store.manifest.preprocessing,

@@ -12,14 +12,14 @@ from cachedet.errors import ConfigError
 def choose_device(name: str) -> torch.device:
     """``auto`` -> CUDA, MPS or the CPU, in this order; else the device named.
 
-    Of several CUDA devices `auto` takes the one of this process's rank on its machine.
+    Of several CUDA devices `auto` and `cuda` take that of this process's rank on its machine.
 
     Raises ConfigError where the device does not exist on this machine.
     """
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+        return torch.device("cuda", local % torch.cuda.device_count())
     if name == "auto":
-        if torch.cuda.is_available():
-            local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
-            return torch.device("cuda", local % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)

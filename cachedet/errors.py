@@ -12,7 +12,9 @@
     │   ├── CorruptBlockError    committed bytes that are no longer what was written
     │   └── CodecError           a value the codec cannot represent
     ├── CheckpointError       a run folder or checkpoint that cannot be used
-    └── NonFiniteLossError    training stopped before the optimiser moved
+    │   └── DamagedCheckpointError   its file is no longer what was written
+    ├── NonFiniteLossError    training stopped before the optimiser moved
+    └── RankError             the processes of one run did not meet, or lost one
 
 A message says what was expected, what came, where, and what to do.
 """
@@ -71,8 +73,16 @@ class CheckpointError(CachedetError, ValueError):
     """A run folder or checkpoint that does not exist or does not fit."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """The bytes of a checkpoint are not a whole one; `--resume` then takes the one before it."""
+
+
 class NonFiniteLossError(CachedetError, ArithmeticError):
     """A loss or gradient is NaN or Inf; names the step, the pictures and the levels."""
+
+
+class RankError(CachedetError, RuntimeError):
+    """The processes of one training run did not meet, or one of them was lost."""
 
 
 def nearest_names(wanted: str, known: Iterable[str], *, most: int = 3) -> str:

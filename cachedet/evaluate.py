@@ -11,10 +11,12 @@ from typing import Any
 import torch
 
 from cachedet.config import EvalConfig
+from cachedet.data.views import parse_views
 from cachedet.detector.build import Detector, build_detector, choose_levels
 from cachedet.device import choose_device
 from cachedet.errors import CheckpointError
 from cachedet.evaluation.inference import detect_store
+from cachedet.evaluation.merging import Merging
 from cachedet.evaluation.metrics import CocoScores, coco_results, score_results
 from cachedet.progress import StageProgress
 from cachedet.store.reader import FeatureStore
@@ -30,6 +32,7 @@ class EvalReport:
 
     scores: CocoScores
     mask_scores: CocoScores | None  # where the detector has a mask head
+    views: tuple[str, ...]  # whose detections were merged
     detections: list[Detections]  # pixels of the pictures, in the order of the store's rows
     seconds: float
     results: Path
@@ -40,6 +43,7 @@ class EvalReport:
         return {
             **self.scores.to_json(),
             **masks,
+            "views": list(self.views),
             "seconds": self.seconds,
             "detections": str(self.coco_file),
         }
@@ -49,21 +53,26 @@ def evaluate(run: Path, *, store: Path | str, config: EvalConfig | None = None) 
     """Score the run's detector; writes results.json and a COCO results file into the run folder.
 
     Raises:
+        InputError: an unknown view.
         CheckpointError: no such run, or its features are not those of the store.
-        StoreError: the store is incomplete or damaged.
+        StoreError: the store lacks a view, is incomplete or damaged.
     """
     config = config or EvalConfig()
+    views = [view.name for view in parse_views(config.views)]
     folder = RunFolder.open(run)
     checkpoint = load_checkpoint(folder.weights(config.weights))
     features = FeatureStore.open(store)
-    features.require_complete()
+    features.require_complete(views)
     _require_fits(checkpoint, features)
     device = choose_device(config.device)
+    selection = checkpoint.config.detector.selection
     started = time.perf_counter()
-    with StageProgress("eval", total=len(features), unit="pictures") as progress:
+    with StageProgress("eval", total=len(features) * len(views), unit="pictures") as progress:
         detections = detect_store(
             load_detector(checkpoint, device=device),
             features,
+            views=views,
+            merging=Merging(nms_iou=selection.nms_iou, max_detections=selection.max_detections),
             levels=choose_levels(checkpoint.config.detector, features.manifest.spec).names,
             batch_size=config.batch_size,
             device=device,
@@ -73,6 +82,7 @@ def evaluate(run: Path, *, store: Path | str, config: EvalConfig | None = None) 
     report = EvalReport(
         scores=score_results(features.truth, rows),
         mask_scores=_score_masks(features.truth, detections, rows),
+        views=tuple(views),
         detections=detections,
         seconds=time.perf_counter() - started,
         results=folder.results,
@@ -98,7 +108,7 @@ def load_detector(checkpoint: Checkpoint, *, device: torch.device) -> Detector:
         spec=checkpoint.manifest.spec,
         num_classes=len(checkpoint.categories),
     )
-    detector.load_state_dict(checkpoint.heads)
+    detector.load_state_dict(checkpoint.scored_heads)
     return detector.to(device).to(memory_format=torch.channels_last).eval()
 
 
@@ -127,7 +137,7 @@ def _write_results(
         "store": str(store_path),
         "step": checkpoint.step,
         "store_fingerprint": store.manifest.fingerprint(),
-        "evaluator": "pycocotools",
+        "evaluator": "cachedet, equal to pycocotools",
         "cachedet": __version__,
     }
     report.results.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -24,8 +24,16 @@ from cachedet.progress import StageProgress, count_of
 from cachedet.store.blocks import Block
 from cachedet.store.codec import Codec
 from cachedet.store.codecs import make_codec
+from cachedet.store.layout import MANIFEST
 from cachedet.store.leases import LeaseBook
-from cachedet.store.manifest import Manifest, library_versions, pictures_digest, truth_digest
+from cachedet.store.manifest import (
+    Manifest,
+    library_versions,
+    load_manifest,
+    pictures_digest,
+    truth_digest,
+)
+from cachedet.store.source import LocalFiles
 from cachedet.store.statistics import FeatureStatistics
 from cachedet.store.writer import StoreWriter
 from cachedet.structures import Truth
@@ -38,6 +46,8 @@ class ExtractReport:
     """What one call of `extract` did."""
 
     store: Path
+    views: tuple[str, ...]  # all that the store holds now
+    views_kept: tuple[str, ...]  # of those the ones that were not asked for
     pictures: int  # in the data set, without the skipped ones
     blocks_written: int
     blocks_missing: int  # left to other writers that were still at work
@@ -54,6 +64,7 @@ class ExtractReport:
 def extract(config: ExtractConfig) -> ExtractReport:
     """Write the features of every (picture, view) once; safe to interrupt and repeat.
 
+    Views that an existing store lacks are added to it; what it holds is not touched.
     Several processes may extract into one store at once; each block is written by one of them.
 
     Raises:
@@ -95,6 +106,7 @@ def extract(config: ExtractConfig) -> ExtractReport:
     )
     loader = InputLoader(
         paths=[dataset.images / name for name in truth.file_names],
+        image_ids=truth.image_ids.tolist(),
         image_size=config.image_size,
         pad_multiple=backbone.spec.pad_multiple,
         preprocessing=backbone.preprocessing,
@@ -104,12 +116,16 @@ def extract(config: ExtractConfig) -> ExtractReport:
         manifest=manifest,
         truth=truth,
         contents=contents,
-        fit=lambda codec: fit_codec(codec, loader, backbone, view=views[0].name),
+        fit=lambda codec: fit_codec(
+            codec, loader, backbone, view=_first_view(config.store, manifest)
+        ),
     )
     started = time.perf_counter()
     clock, blocks_written = _write_blocks(writer, loader, backbone, config, rank)
     return ExtractReport(
         store=config.store,
+        views=writer.manifest.views,
+        views_kept=tuple(v for v in writer.manifest.views if v not in manifest.views),
         pictures=len(truth),
         blocks_written=blocks_written,
         blocks_missing=len(writer.missing_blocks()),
@@ -135,6 +151,12 @@ def fit_codec(codec: Codec, loader: InputLoader, backbone: FrozenBackbone, *, vi
             statistics.add(backbone(loader.load(row, view)[None].to(device)))
             progress.advance()
     return codec.fit(statistics.levels)
+
+
+def _first_view(store: Path, asked: Manifest) -> str:
+    """The view a codec learns from: of a store that is mended its own first one."""
+    is_there = (store / MANIFEST).exists()
+    return (load_manifest(LocalFiles(store)) if is_there else asked).views[0]
 
 
 def default_workers() -> int:

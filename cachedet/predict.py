@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.data.images import decode_picture, make_input
-from cachedet.data.views import VIEWS, make_geometry
+from cachedet.data.views import make_geometry, view_named
 from cachedet.detector.build import Detector
 from cachedet.device import choose_device
 from cachedet.errors import BackboneError, InputError
@@ -45,17 +44,18 @@ class PictureDetector:
     def __call__(self, pixels: NDArray[np.uint8], *, image_id: int = 0) -> Detections:
         """Detections in pixels of a picture (H, W, 3) RGB."""
         geometry = make_geometry(
-            VIEWS[EVAL_VIEW],
+            view_named(EVAL_VIEW),
             picture_hw=(pixels.shape[0], pixels.shape[1]),
+            image_id=image_id,
             image_size=self.manifest.image_size,
             pad_multiple=self.manifest.spec.pad_multiple,
         )
         device = next(self.detector.parameters()).device
         image = make_input(pixels, geometry, self.manifest.preprocessing).to(device)
         found = self.detector.detect(
-            self.backbone(image[None]), sizes_hw=[geometry.resized_hw], image_ids=[image_id]
+            self.backbone(image[None]), sizes_hw=[geometry.valid_hw], image_ids=[image_id]
         )[0]
-        return dataclasses.replace(found.cpu(), boxes=geometry.boxes_to_picture(found.boxes))
+        return geometry.detections_to_picture(found)
 
 
 def predict(

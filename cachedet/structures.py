@@ -187,9 +187,16 @@ class Truth:
     areas: NDArray[np.float64]  # (M,) COCO's `area`, used for its small/medium/large split
     categories: CategoryMap
     masks: MaskCodes | None = None  # M of them, bitmaps of the picture's size
+    sides_wh: NDArray[np.float64] | None = None  # (M, 2) as a file has them: x2 - x1 is rounded
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    @property
+    def xywh(self) -> NDArray[np.float64]:
+        """(M, 4) as COCO writes boxes."""
+        sides = self.boxes[:, 2:] - self.boxes[:, :2] if self.sides_wh is None else self.sides_wh
+        return np.concatenate([self.boxes[:, :2], sides], axis=1)
 
     def boxes_of(self, row: int) -> slice:
         return slice(int(self.offsets[row]), int(self.offsets[row + 1]))
@@ -214,16 +221,22 @@ class Truth:
             areas=self.areas[picked],
             categories=self.categories,
             masks=self.masks.keep(picked) if self.masks is not None else None,
+            sides_wh=self.sides_wh[picked] if self.sides_wh is not None else None,
         )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TargetMasks:
-    """Masks of one picture's boxes; bitmaps of the picture, not of the view."""
+    """Masks of one picture's boxes; bitmaps of the picture, not of the view.
+
+    The point (x, y) of the view is the point `scale_xy * (x, y) + origin_xy` of the picture, so
+    that resizing, windows and mirroring of a view compose.
+    """
 
     codes: tuple[bytes, ...]  # M, empty where a box has none
     picture_hw: SizeHW
-    flip: bool  # the view is the picture's mirror image
+    scale_xy: tuple[float, float]  # pixels of the picture per pixel of the view; x < 0: mirrored
+    origin_xy: tuple[float, float]  # where the view's corner (0, 0) lies in the picture
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -273,7 +286,10 @@ class Detections:
 
     def above(self, min_score: float) -> Detections:
         """Only those with at least this score."""
-        kept = self.scores >= min_score
+        return self.keep(self.scores >= min_score)
+
+    def keep(self, kept: Tensor) -> Detections:
+        """Only those where the mask (D,) of booleans says so, or of these indices."""
         return replace(
             self,
             boxes=self.boxes[kept],

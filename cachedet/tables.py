@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # commands import what they need when they run: `--help` stay
     from cachedet.model import ModelCost
     from cachedet.store.prune import PruneReport
     from cachedet.store.verify import VerifyReport
+    from cachedet.train import TrainReport
 
 console = Console()
 
@@ -64,6 +65,18 @@ def print_cost(cost: ModelCost, *, title: str) -> None:
     console.print(table)
 
 
+def print_training(report: TrainReport) -> None:
+    """What `train-heads` reached."""
+    best = f", best AP {report.best_ap:.3f}" if report.best_ap is not None else ""
+    early = " and stopped early" if report.stopped_early else ""
+    console.print(
+        f"{report.run}: {report.parameters / 1e6:.2f} M parameters trained for "
+        f"{count_of(report.steps, 'step')}, {count_of(report.epochs, 'epoch')}{early}, in "
+        f"{report.seconds:.0f} s ({report.seconds_per_epoch:.1f} s an epoch){best}",
+        highlight=False,
+    )
+
+
 def print_faults(report: VerifyReport) -> None:
     """What `verify` found."""
     for name in report.missing:
@@ -76,6 +89,31 @@ def print_faults(report: VerifyReport) -> None:
         print("the same `cachedet extract` again writes the missing and bad blocks, and no others")
     if not all(block.withdrawn for block in report.bad):
         print("the store is read-only here: the bad blocks could not be withdrawn")
+
+
+def print_extraction(report: ExtractReport) -> None:
+    """What `extract` left out, noticed, kept and wrote."""
+    for name, reason in report.skipped:
+        console.print(f"skipped {name}: {reason}", highlight=False, markup=False)
+    for name, remark in report.remarks:
+        console.print(f"note    {name}: {remark}", highlight=False, markup=False)
+    if report.views_kept:
+        console.print(
+            f"the store keeps views that were not asked for: {', '.join(report.views_kept)} "
+            "(`cachedet prune --keep-views` removes views)",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(", ".join(f"{count} {what}" for what, count in report.counts.items() if count))
+    console.print(
+        f"{report.store}: {report.pictures} pictures, {report.blocks_written} of "
+        f"{report.blocks_total} blocks written now, {readable_nbytes(report.nbytes_written)} in "
+        f"{report.seconds:.1f} s",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if report.blocks_missing:
+        print_unfinished(report)
 
 
 def print_unfinished(report: ExtractReport) -> None:

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
-from cachedet.config import EvalConfig, TrainConfig, dump_config
+from cachedet.collective import is_first, rank, world_size
+from cachedet.config import EvalConfig, TrainConfig
 from cachedet.detector.build import Detector, choose_levels
 from cachedet.errors import CheckpointError, ConfigError
 from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.metrics import CocoScores, score_detections
 from cachedet.evaluation.plots import plot_training
-from cachedet.progress import StageProgress
 from cachedet.store.manifest import Manifest
 from cachedet.store.reader import FeatureStore
-from cachedet.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from cachedet.training.checkpoint_writer import CheckpointWriter
+from cachedet.training.data_parallel import find_launch, joined_ranks
+from cachedet.training.follower import NoCheckpoints, NoRecords
+from cachedet.training.interruption import StopSignals
 from cachedet.training.loader import FeatureLoader, make_loader
-from cachedet.training.metrics_log import MetricsLog
+from cachedet.training.loop import EARLY_STOPPING, FINISHED, MAX_STEPS, TrainingLoop, Validator
+from cachedet.training.optimizer import count_trained
+from cachedet.training.records import RunRecords
 from cachedet.training.run_folder import RunFolder
+from cachedet.training.start import start_or_continue
+from cachedet.training.tensorboard_log import require_tensorboard
 from cachedet.training.trainer import Trainer, make_trainer
-
-_LOG_EVERY = 20  # steps between rows of metrics.csv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +41,25 @@ class TrainReport:
 
     run: Path
     steps: int
+    epochs: int  # that are done, validation included
+    reason: str  # it ended: finished, max_steps, early_stopping, or the name of a signal
     seconds: float
     seconds_per_epoch: float
-    parameters: int
-    best_ap: float | None  # None without a validation store
+    parameters: int  # that are trained
+    best_ap: float | None  # None without a validation
     losses: tuple[float, ...]  # of every step of this call
+
+    @property
+    def stopped_early(self) -> bool:
+        return self.reason == EARLY_STOPPING
+
+    @property
+    def was_interrupted(self) -> bool:
+        """By a signal; `resume` goes on."""
+        return self.reason not in (FINISHED, MAX_STEPS, EARLY_STOPPING)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "run": str(self.run), "stopped_early": self.stopped_early}
 
 
 def train(
@@ -49,168 +72,154 @@ def train(
 ) -> TrainReport:
     """Train the heads of `config` on a store; `best.pt` is chosen by validation AP.
 
+    SIGTERM, SIGUSR1 and a first Ctrl-C end it after the step under way, with its state saved.
+    Started by torchrun, the processes share every batch, and the first writes the run folder.
+
     Raises:
         ConfigError, CheckpointError: the config or run folder does not fit.
         StoreError: a store is incomplete or damaged.
         NonFiniteLossError: a loss or gradient became NaN or Inf.
+        RankError: the processes did not meet, or one was lost.
     """
+    launch = find_launch()
+    with joined_ranks(launch, device=config.device):
+        return _train_together(
+            config,
+            train_store=train_store,
+            folder=RunFolder(run),
+            val_store=val_store,
+            resume=resume,
+            restarts=launch.restarts,
+        )
+
+
+def _train_together(
+    config: TrainConfig,
+    *,
+    train_store: Path | str,
+    folder: RunFolder,
+    val_store: Path | str | None,
+    resume: bool,
+    restarts: int,
+) -> TrainReport:
+    """`train` on each of the processes that have joined, or on the only one."""
     store = _open_complete(train_store)
     validation = _open_complete(val_store) if val_store else None
-    if validation is not None:
-        _require_same_features(store.manifest, validation.manifest)
-    _require_masks(config, store)
+    _require_fit(config, store, validation)
     torch.manual_seed(config.seed)
-    loader = make_loader(config, store)
-    trainer = make_trainer(
-        config, manifest=store.manifest, total_steps=_count_steps(loader, config)
-    )
-    folder = _start_or_continue(RunFolder(run), config, trainer, store.manifest, resume=resume)
+    loader = make_loader(config, store, rank=rank(), world_size=world_size())
+    total_steps = _count_steps(loader, config)
+    trainer = make_trainer(config, manifest=store.manifest, total_steps=total_steps)
+    start_or_continue(folder, config, trainer, store.manifest, resume=resume, restarts=restarts)
     started = time.perf_counter()
-    losses = _train_epochs(trainer, loader, config, store.manifest, validation, folder)
+    records = _make_records(folder, trainer, config) if is_first() else NoRecords()
+    with records, StopSignals() as signals:
+        loop = TrainingLoop(
+            trainer=trainer,
+            loader=loader,
+            epochs=config.schedule.epochs,
+            accumulate=config.schedule.accumulate,
+            max_steps=config.max_steps,
+            eval_every=config.eval_every,
+            validator=_make_validator(config, validation, device=trainer.device),
+            records=records,
+            checkpoints=_make_writer(folder, config, store.manifest, first_step=trainer.step)
+            if is_first()
+            else NoCheckpoints(),
+            signals=signals,
+        )
+        if not len(store.truth.boxes):
+            records.remark("note: no training picture holds a box, so only background is learnt")
+        reason = loop.run()
     seconds = time.perf_counter() - started
-    plot_training(folder.metrics, folder.plots / "training.png")
+    if is_first():
+        folder.log(f"ended at step {trainer.step}: {reason}")
+        plot_training(folder.metrics, folder.plots / "training.png")
     return TrainReport(
-        run=run,
+        run=folder.root,
         steps=trainer.step,
+        epochs=trainer.epoch,
+        reason=reason,
         seconds=seconds,
-        seconds_per_epoch=seconds / max(len(losses), 1) * len(loader.plan(0)),
-        parameters=sum(p.numel() for p in trainer.detector.parameters()),
-        best_ap=trainer.best_ap if validation is not None else None,
-        losses=tuple(losses),
+        seconds_per_epoch=seconds / max(len(loop.losses), 1) * _steps_of(loader, config, 0),
+        parameters=count_trained(trainer.detector),
+        best_ap=trainer.best_ap if trainer.best_ap >= 0 else None,
+        losses=tuple(loop.losses),
     )
-
-
-def _train_epochs(
-    trainer: Trainer,
-    loader: FeatureLoader,
-    config: TrainConfig,
-    manifest: Manifest,
-    validation: FeatureStore | None,
-    folder: RunFolder,
-) -> list[float]:
-    """Train to the end; returns the loss of every step taken."""
-    losses: list[float] = []
-    total = trainer.learning_rate.total_steps
-    columns = log_columns(trainer.detector)
-    log = MetricsLog(folder.metrics, columns, keep_until_step=trainer.step)
-    with log, StageProgress("train", total=total, unit="steps", done=trainer.step) as progress:
-        note = _validation_note(None, trainer.best_ap)
-        while trainer.epoch < config.schedule.epochs:
-            for batch in loader.batches(trainer.epoch, skip=trainer.batch):
-                if config.max_steps is not None and trainer.step >= config.max_steps:
-                    save_checkpoint(folder.last, trainer.checkpoint(config, manifest))
-                    return losses
-                row = trainer.take_step(batch)
-                trainer.batch += 1
-                losses.append(row["loss"])
-                progress.advance(1, note=f"loss {row['loss']:.3f}  {note}")
-                if trainer.step % _LOG_EVERY == 0 or trainer.step == 1:
-                    log.append(_log_row(trainer, row))
-            trainer.epoch, trainer.batch = trainer.epoch + 1, 0
-            if validation is not None and _is_due(trainer.epoch, config):
-                note = _validate(trainer, config, manifest, validation, folder, log)
-            save_checkpoint(folder.last, trainer.checkpoint(config, manifest))
-    if validation is None:
-        save_checkpoint(folder.best, trainer.checkpoint(config, manifest))
-    return losses
-
-
-def log_columns(detector: Detector) -> tuple[str, ...]:
-    """Of metrics.csv."""
-    losses = (f"loss_{name}" for name in detector.loss_names)
-    first = ("step", "epoch", "lr", "loss")
-    return (*first, *losses, "grad_norm", "seconds", "val_ap", "val_ap50")
-
-
-def _log_row(trainer: Trainer, row: dict[str, float]) -> dict[str, float | int]:
-    return {
-        "step": trainer.step,
-        "epoch": trainer.epoch,
-        "lr": trainer.optimizer.param_groups[0]["lr"],
-        **row,
-    }
-
-
-def _validate(
-    trainer: Trainer,
-    config: TrainConfig,
-    manifest: Manifest,
-    validation: FeatureStore,
-    folder: RunFolder,
-    log: MetricsLog,
-) -> str:
-    """Score the detector, keep it as `best.pt` if it is the best so far; returns a short note."""
-    started = time.perf_counter()
-    scores = validate(trainer.detector, config, validation, device=trainer.device)
-    seconds = time.perf_counter() - started
-    log.append(
-        {"step": trainer.step, "epoch": trainer.epoch, "val_ap": scores.ap,
-         "val_ap50": scores.ap50, "seconds": seconds}
-    )  # fmt: skip
-    if scores.ap > trainer.best_ap:
-        trainer.best_ap = scores.ap
-        save_checkpoint(folder.best, trainer.checkpoint(config, manifest))
-    note = _validation_note(scores, trainer.best_ap)
-    folder.log(f"epoch {trainer.epoch} step {trainer.step}: {note}")
-    return note
 
 
 def validate(
-    detector: Detector, config: TrainConfig, store: FeatureStore, *, device: torch.device
+    detector: Detector,
+    config: TrainConfig,
+    store: FeatureStore,
+    *,
+    device: torch.device,
+    on_progress: Callable[[int], None] | None = None,
 ) -> CocoScores:
-    """COCO figures of the detector on every picture of `store`."""
+    """COCO figures of the detector on every picture of `store`; always computed in float32."""
     detections = detect_store(
         detector,
         store,
         levels=choose_levels(config.detector, store.manifest.spec).names,
         batch_size=EvalConfig().batch_size,
         device=device,
+        on_progress=on_progress,
     )
     return score_detections(store.truth, detections)
 
 
-def _validation_note(scores: CocoScores | None, best_ap: float) -> str:
-    if scores is None:
-        return f"best AP {best_ap:.3f}" if best_ap >= 0 else ""
-    return f"AP {scores.ap:.3f}  AP50 {scores.ap50:.3f}  best AP {best_ap:.3f}"
+def _make_validator(
+    config: TrainConfig, store: FeatureStore | None, *, device: torch.device
+) -> Validator | None:
+    if store is None:
+        return None
+
+    def score(detector: Detector, between_batches: Callable[[], None]) -> dict[str, float]:
+        scores = validate(
+            detector, config, store, device=device, on_progress=lambda _: between_batches()
+        )
+        return {"ap": scores.ap, "ap50": scores.ap50, "ap75": scores.ap75}
+
+    return score
 
 
-def _is_due(epochs_done: int, config: TrainConfig) -> bool:
-    if epochs_done == config.schedule.epochs:
-        return True
-    return config.eval_every > 0 and epochs_done % config.eval_every == 0
+def _make_records(folder: RunFolder, trainer: Trainer, config: TrainConfig) -> RunRecords:
+    return RunRecords(
+        folder, trainer, epochs=config.schedule.epochs, tensorboard=config.tensorboard
+    )
 
 
-def _start_or_continue(
-    folder: RunFolder, config: TrainConfig, trainer: Trainer, manifest: Manifest, *, resume: bool
-) -> RunFolder:
-    if not resume:
-        folder = RunFolder.create(folder.root)
-        folder.config.write_text(dump_config(config), encoding="utf-8")
-        folder.log(f"started; store fingerprint {manifest.fingerprint()}")
-        folder.log(config.schedule.describe_lr())
-        return folder
-    RunFolder.open(folder.root)
-    checkpoint = load_checkpoint(folder.last)
-    _require_same_run(checkpoint, config, manifest, where=folder.last)
-    trainer.restore(checkpoint)
-    folder.log(f"resumed at step {trainer.step}")
-    return folder
+def _make_writer(
+    folder: RunFolder, config: TrainConfig, manifest: Manifest, *, first_step: int
+) -> CheckpointWriter:
+    return CheckpointWriter(
+        folder,
+        config=config,
+        manifest=manifest,
+        every_seconds=config.checkpoint_every_seconds,
+        every_steps=config.checkpoint_every_steps,
+        first_step=first_step,
+    )
 
 
-def _require_same_run(
-    checkpoint: Checkpoint, config: TrainConfig, manifest: Manifest, *, where: Path
-) -> None:
-    """Resuming with other settings would silently be another run. Raises CheckpointError."""
-    before = checkpoint.config.model_dump(exclude={"max_steps", "device", "eval_every"})
-    now = config.model_dump(exclude={"max_steps", "device", "eval_every"})
-    changed = [key for key in now if now[key] != before[key]]
-    if changed:
-        details = "; ".join(f"{key} was {before[key]}, is {now[key]}" for key in changed)
-        raise CheckpointError(f"cannot resume {where}: the config differs: {details}")
-    if checkpoint.manifest.fingerprint() != manifest.fingerprint():
-        fields = "; ".join(checkpoint.manifest.differing_fields(manifest))
-        raise CheckpointError(f"cannot resume {where}: it was trained on another store: {fields}")
+def _require_fit(config: TrainConfig, store: FeatureStore, validation: FeatureStore | None) -> None:
+    """What can be known before anything is written. Raises ConfigError, CheckpointError."""
+    if config.tensorboard:
+        require_tensorboard()
+    if validation is not None:
+        _require_same_features(store.manifest, validation.manifest)
+        if not np.any(~validation.truth.crowd):
+            raise ConfigError(
+                f"the validation store {validation.location} holds no boxes (crowds aside), so "
+                "that AP is undefined; validate on pictures with boxes, or leave --val out"
+            )
+    stopping = config.early_stopping
+    if stopping is not None and stopping.metric != "loss" and validation is None:
+        raise ConfigError(
+            f"early_stopping on {stopping.metric} needs a validation store: give --val, or set "
+            "early_stopping.metric: loss"
+        )
+    _require_masks(config, store)
 
 
 def _require_same_features(train: Manifest, validation: Manifest) -> None:
@@ -240,4 +249,15 @@ def _open_complete(path: Path | str) -> FeatureStore:
 
 
 def _count_steps(loader: FeatureLoader, config: TrainConfig) -> int:
-    return sum(len(loader.plan(epoch)) for epoch in range(config.schedule.epochs))
+    return sum(_steps_of(loader, config, epoch) for epoch in range(config.schedule.epochs))
+
+
+def _steps_of(loader: FeatureLoader, config: TrainConfig, epoch: int) -> int:
+    """Raises ConfigError where no step of the epoch would be whole."""
+    batches, accumulate = len(loader.plan(epoch)), config.schedule.accumulate
+    if accumulate > batches:
+        raise ConfigError(
+            f"schedule.accumulate is {accumulate}, epoch {epoch} has only {batches} batches: set "
+            f"schedule.accumulate to at most {batches}, or a smaller schedule.batch_size"
+        )
+    return math.ceil(batches / accumulate)

@@ -12,9 +12,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cachedet"
 # Each room may import those before it; verbs come last.
 ORDER = (
-    "version", "errors", "structures", "masks", "progress", "detector_config", "config", "device",
+    "version", "errors", "collective", "structures", "masks", "progress", "detector_config",
+    "config", "device",
     "data", "backbone", "store", "extraction", "detector", "training", "evaluation",
-    "train", "evaluate", "extract", "predict", "model", "demo", "tables", "cli",
+    "train", "evaluate", "extract", "predict", "model", "demo", "tables", "cli", "__main__",
 )  # fmt: skip
 
 

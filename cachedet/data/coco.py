@@ -44,20 +44,32 @@ def read_coco(*, annotations: Path, images: Path) -> CocoDataset:
             picture or category, a path that leaves the image folder, or no pictures at all.
     """
     _require_folder(images)
-    content = _load_json(annotations)
-    categories = _read_categories(content["categories"], annotations)
+    truth, counts = truth_of(load_annotations(annotations), where=annotations)
+    _require_inside(truth.file_names, images, annotations)
+    return CocoDataset(images=images, truth=truth, counts=counts)
+
+
+def truth_of(
+    content: dict[str, Any], *, where: Path, keep_all: bool = False
+) -> tuple[Truth, dict[str, int]]:
+    """The truth in what `load_annotations` gave, and what was read and dropped, by name.
+
+    `keep_all`, for scoring as the official tools do, keeps boxes without area or outside their
+    picture, and widths and heights to the last digit; those with NaN or Inf are dropped either
+    way. Raises DatasetError as `read_coco`.
+    """
+    categories = _read_categories(content["categories"], where)
     rows = content["images"]
     if not rows:
-        raise DatasetError(f"{annotations}: `images` is empty, expected at least one picture")
-    image_ids = _ids(rows, "images", annotations)
-    file_names = tuple(_file_name(row, index, annotations) for index, row in enumerate(rows))
-    _require_unique(file_names, "file_name", "images", annotations)
-    _require_inside(file_names, images, annotations)
+        raise DatasetError(f"{where}: `images` is empty, expected at least one picture")
+    image_ids = _ids(rows, "images", where)
+    file_names = tuple(_file_name(row, index, where) for index, row in enumerate(rows))
+    _require_unique(file_names, "file_name", "images", where)
     sizes_hw = np.array(
-        [_size(row, index, annotations) for index, row in enumerate(rows)], dtype=np.int64
+        [_size(row, index, where) for index, row in enumerate(rows)], dtype=np.int64
     )
-    boxes = _Boxes.read(content["annotations"], image_ids, categories, annotations)
-    kept, dropped = boxes.usable(sizes_hw)
+    boxes = _Boxes.read(content["annotations"], image_ids, categories, where)
+    kept, dropped = boxes.finite() if keep_all else boxes.usable(sizes_hw)
     order = np.flatnonzero(kept)[np.argsort(boxes.rows[kept], kind="stable")]
     per_picture = np.bincount(boxes.rows[order], minlength=len(rows))
     masks, unusable = _read_masks(content["annotations"], order, boxes.rows, sizes_hw)
@@ -72,6 +84,7 @@ def read_coco(*, annotations: Path, images: Path) -> CocoDataset:
         areas=boxes.areas[order],
         categories=categories,
         masks=masks,
+        sides_wh=boxes.xywh[order, 2:] if keep_all else None,
     )
     counts = {
         "pictures": len(rows),
@@ -82,7 +95,7 @@ def read_coco(*, annotations: Path, images: Path) -> CocoDataset:
         "unusable masks dropped": unusable,
         **dropped,
     }
-    return CocoDataset(images=images, truth=truth, counts=counts)
+    return truth, counts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,6 +104,7 @@ class _Boxes:
 
     rows: NDArray[np.int64]  # (M,) picture
     labels: NDArray[np.int64]
+    xywh: NDArray[np.float64]  # (M, 4)
     xyxy: NDArray[np.float64]  # (M, 4)
     areas: NDArray[np.float64]
     crowd: NDArray[np.bool_]
@@ -110,6 +124,7 @@ class _Boxes:
         return cls(
             rows=_look_up(entries, "image_id", row_of, ids, where),
             labels=_look_up(entries, "category_id", label_of, ids, where),
+            xywh=xywh,
             xyxy=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
             areas=np.array(
                 [
@@ -120,6 +135,11 @@ class _Boxes:
             ),
             crowd=np.array([bool(entry.get("iscrowd", 0)) for entry in entries], dtype=np.bool_),
         )
+
+    def finite(self) -> tuple[NDArray[np.bool_], dict[str, int]]:
+        """Which boxes are numbers, and how many are not."""
+        finite = np.asarray(np.isfinite(self.xyxy).all(axis=1))
+        return finite, {"boxes of NaN or Inf dropped": int((~finite).sum())}
 
     def usable(self, sizes_hw: NDArray[np.int64]) -> tuple[NDArray[np.bool_], dict[str, int]]:
         """Which boxes can be learnt from, and how many cannot, by reason."""
@@ -163,7 +183,8 @@ def _require_folder(images: Path) -> None:
         raise DatasetError(f"--images {images} is an empty folder, expected pictures in it")
 
 
-def _load_json(path: Path) -> dict[str, Any]:
+def load_annotations(path: Path) -> dict[str, Any]:
+    """The sections of a COCO file as lists of objects. Raises DatasetError."""
     if not path.is_file():
         raise DatasetError(f"--annotations expects a COCO JSON file; there is no file {path}")
     try:

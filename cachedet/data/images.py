@@ -25,7 +25,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from cachedet.data.coco import CocoDataset
-from cachedet.data.views import Geometry
+from cachedet.data.geometry import Geometry
 from cachedet.errors import BadImageError
 from cachedet.structures import Preprocessing
 
@@ -95,10 +95,16 @@ def decode_bytes(content: bytes) -> tuple[NDArray[np.uint8], str | None]:
 def make_input(
     pixels: NDArray[np.uint8], geometry: Geometry, preprocessing: Preprocessing
 ) -> Tensor:
-    """Pixels (H, W, 3) -> normalised input (3, *geometry.padded_hw) float32, padded with zeros."""
-    height, width = geometry.resized_hw
+    """Pixels (H, W, 3) -> normalised input (3, *geometry.padded_hw) float32, padded with zeros.
+
+    Of a window only its own pixels are computed; the filter still sees the picture around it, so
+    they are those of resizing the whole picture and cutting, within rounding (2 of 255).
+    """
+    height, width = geometry.valid_hw
     resample = Image.Resampling[preprocessing.interpolation.upper()]
-    resized = np.asarray(Image.fromarray(pixels).resize((width, height), resample))
+    window = geometry.window_in_picture() if geometry.is_window else None
+    picture = Image.fromarray(pixels)
+    resized = np.asarray(picture.resize((width, height), resample, box=window))
     if geometry.flip:
         resized = resized[:, ::-1]
     padded = np.zeros((3, *geometry.padded_hw), dtype=np.float32)

@@ -1,109 +1,176 @@
 """Views: named, deterministic geometries of a picture, and the buckets their sizes fall into.
 
-A view resizes the picture so that its long side is `image_size * scale`, flips it or not, and pads
-it at the bottom and right up to the bucket: each side rounded up to the spec's pad multiple. Two
-pictures of one bucket give maps of equal shape, so batches are rectangular without square padding.
+    base                 long side = image_size
+    hflip                its mirror image
+    scale-0.5            long side = 0.5 image_size
+    crop-k0              window 0: aspect kept, side 0.5 to 0.9 of the picture, placed at random,
+                         enlarged to the size of the base view
+    jitter-k3            draw 3 of PAPER 2.2's scale jitter: a factor in [0.1, 2.0], flipped or not,
+                         a random window where it is larger than the base view's bucket
+    jitter-0.5-1.5-k3    the same with another range of factors
+
+What is drawn depends on the view and the image id alone: never on other pictures, other draws, the
+batch or the process. `crop` and `jitter` views share the bucket of the base view.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from cachedet.data.geometry import Geometry
 from cachedet.errors import InputError, nearest_names
 from cachedet.structures import SizeHW, TargetMasks, Targets, Truth
+
+Family = Literal["base", "hflip", "scale", "crop", "jitter"]
+
+PAPER_SCALES = (0.1, 2.0)  # PAPER 2.2
+CROP_SIDES = (0.5, 0.9)  # of a window over those of the picture
+LEAST_SCALE, MOST_SCALE = 0.1, 4.0
+MOST_DRAWS = 64  # of one family and range
+MOST_VIEWS = 256  # of a store
+_HIDDEN = 0.25  # a box of which a window shows less is neither an object nor background
+_NUMBER = r"([0-9]{1,2}(?:\.[0-9]{1,4})?)"
+_NAME = re.compile(
+    rf"(base|hflip)|scale-{_NUMBER}|crop-k([0-9]{{1,4}})|jitter-(?:{_NUMBER}-{_NUMBER}-)?k([0-9]{{1,4}})"
+)
+_KNOWN = ("base", "hflip", "scale=<f>", "crop=<K>", "jitter=<K>[:<low>-<high>]")
+_STREAMS = {"crop": 1, "jitter": 2}  # each family has random numbers of its own
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
     """A deterministic variant of a picture; its features are cached under `name`."""
 
-    name: str
-    scale: float = 1.0
-    flip: bool = False
+    family: Family
+    scales: tuple[float, float] = (1.0, 1.0)  # of `jitter` the range, of `scale` twice its factor
+    draw: int = 0  # number of the draw, of `crop` and `jitter`
 
-
-VIEWS = {view.name: view for view in (View(name="base"), View(name="hflip", flip=True))}
+    @property
+    def name(self) -> str:
+        """Safe as the name of a folder; `view_named` gives the view back."""
+        if self.family == "scale":
+            return f"scale-{_text(self.scales[0])}"
+        if self.family == "crop":
+            return f"crop-k{self.draw}"
+        if self.family == "jitter":
+            low, high = map(_text, self.scales)
+            own_range = "" if self.scales == PAPER_SCALES else f"{low}-{high}-"
+            return f"jitter-{own_range}k{self.draw}"
+        return self.family
 
 
 def parse_views(text: str) -> tuple[View, ...]:
-    """``"base,hflip"`` -> views. Raises InputError on an unknown, repeated or missing name."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in VIEWS:
-            known = ", ".join(VIEWS)
-            raise InputError(f"unknown view {name!r}{nearest_names(name, VIEWS)}; known: {known}")
-    if not names or len(set(names)) != len(names):
-        raise InputError(f"views must name each view once, got {text!r}; known: {', '.join(VIEWS)}")
-    return tuple(VIEWS[name] for name in names)
+    """``"base,scale=0.5,jitter=2:0.5-1.5"`` -> base, scale-0.5, jitter-0.5-1.5-k0 and -k1.
+
+    Single names such as ``jitter-k3`` may stand there too. Raises InputError on an unknown,
+    repeated or missing name, and a number out of range.
+    """
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    views = [view for item in items for view in _expand(item)]
+    names = [view.name for view in views]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if not views or repeated:
+        found = f"{', '.join(repeated)} more than once in {text!r}" if repeated else repr(text)
+        raise InputError(f"views must name each view once, got {found}; known: {', '.join(_KNOWN)}")
+    if len(views) > MOST_VIEWS:
+        raise InputError(f"a store holds at most {MOST_VIEWS} views, {text!r} names {len(views)}")
+    return tuple(views)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Geometry:
-    """One view of one picture in numbers: maps pixels of the picture to pixels of the view."""
+def view_named(name: str) -> View:
+    """The view whose `name` this is. Raises InputError."""
+    found = _NAME.fullmatch(name)
+    view = _view_of(found) if found else None
+    if view is None or view.name != name:
+        raise _unknown(name)
+    if view.draw >= MOST_DRAWS:
+        raise InputError(f"view {name}: draws are numbered 0 to {MOST_DRAWS - 1}, got {view.draw}")
+    _require_scales(view.scales, where=f"view {name}")
+    return view
 
-    picture_hw: SizeHW
-    resized_hw: SizeHW  # the valid part of the view; the rest up to `padded_hw` is padding
-    padded_hw: SizeHW
-    flip: bool
 
-    def boxes_to_view(self, boxes: NDArray[np.float64]) -> Tensor:
-        """(M, 4) xyxy of the picture -> (M, 4) float32 of the view, clipped to its valid part."""
-        height, width = self.resized_hw
-        mapped = boxes * self._scales()
-        if self.flip:
-            mapped[:, [0, 2]] = width - mapped[:, [2, 0]]
-        mapped[:, [0, 2]] = mapped[:, [0, 2]].clip(0, width)
-        mapped[:, [1, 3]] = mapped[:, [1, 3]].clip(0, height)
-        return torch.from_numpy(mapped.astype(np.float32))
+def is_view_name(name: str) -> bool:
+    """Whether a folder of this name can be that of a view."""
+    try:
+        view_named(name)
+    except InputError:
+        return False
+    return True
 
-    def boxes_to_picture(self, boxes: Tensor) -> Tensor:
-        """Inverse of `boxes_to_view`: (D, 4) xyxy of the view -> (D, 4) float32 of the picture."""
-        mapped = boxes.to(torch.float64).cpu().clone()
-        if self.flip:
-            mapped[:, [0, 2]] = self.resized_hw[1] - mapped[:, [2, 0]]
-        return (mapped / torch.from_numpy(self._scales())).to(torch.float32)
 
-    def _scales(self) -> NDArray[np.float64]:
-        scale_y = self.resized_hw[0] / self.picture_hw[0]
-        scale_x = self.resized_hw[1] / self.picture_hw[1]
-        return np.array([scale_x, scale_y, scale_x, scale_y])
+def view_family(name: str) -> Family:
+    """``"jitter-0.5-1.5-k3"`` -> ``"jitter"``. Raises InputError."""
+    return view_named(name).family
 
 
 def make_geometry(
-    view: View, *, picture_hw: SizeHW, image_size: int, pad_multiple: int
+    view: View, *, picture_hw: SizeHW, image_id: int, image_size: int, pad_multiple: int
 ) -> Geometry:
-    """The geometry of `view` for a picture of `picture_hw` pixels (aspect ratio is kept)."""
-    factor = image_size * view.scale / max(picture_hw)
-    height, width = (max(1, round(side * factor)) for side in picture_hw)
+    """The geometry of `view` for one picture.
+
+    Args:
+        view: any.
+        picture_hw: pixels of the upright picture; its aspect is kept.
+        image_id: of the picture, for what is drawn at random.
+        image_size: long side of the base view in pixels.
+        pad_multiple: sides are padded up to multiples of this.
+    """
+    base_hw = _scaled(picture_hw, image_size * 1.0)
+    padded_hw = padded_size(
+        view, picture_hw=picture_hw, image_size=image_size, pad_multiple=pad_multiple
+    )
+    if view.family in ("crop", "jitter"):
+        return _drawn_geometry(view, picture_hw, image_id, image_size, base_hw, padded_hw)
+    scaled_hw = _scaled(picture_hw, image_size * view.scales[0])
     return Geometry(
         picture_hw=picture_hw,
-        resized_hw=(height, width),
-        padded_hw=(round_up(height, pad_multiple), round_up(width, pad_multiple)),
-        flip=view.flip,
+        scaled_hw=scaled_hw,
+        offset_yx=(0, 0),
+        valid_hw=scaled_hw,
+        padded_hw=padded_hw,
+        flip=view.family == "hflip",
     )
 
 
+def padded_size(view: View, *, picture_hw: SizeHW, image_size: int, pad_multiple: int) -> SizeHW:
+    """The bucket of `view`: the same for all pictures of one size, whatever is drawn for them."""
+    scale = view.scales[0] if view.family == "scale" else 1.0
+    height, width = _scaled(picture_hw, image_size * scale)
+    return round_up(height, pad_multiple), round_up(width, pad_multiple)
+
+
 def make_targets(truth: Truth, row: int, geometry: Geometry) -> Targets:
-    """The boxes of one picture in pixels of its view; boxes clipped to nothing are left out."""
+    """The boxes of one picture in pixels of its view.
+
+    Boxes clipped to nothing are left out. A box of which a window shows less than a quarter becomes
+    a crowd region, which losses ignore.
+    """
     where = truth.boxes_of(row)
     boxes = geometry.boxes_to_view(truth.boxes[where])
+    hidden = geometry.visible_fraction(truth.boxes[where]) < _HIDDEN
     kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     masks = None
     if truth.masks is not None:
         own = where.start + kept.nonzero()[:, 0]
-        codes = tuple(truth.masks[int(box)] for box in own)
-        masks = TargetMasks(codes=codes, picture_hw=geometry.picture_hw, flip=geometry.flip)
+        scale_xy, origin_xy = geometry.affine_to_picture()
+        masks = TargetMasks(
+            codes=tuple(truth.masks[int(box)] for box in own),
+            picture_hw=geometry.picture_hw,
+            scale_xy=scale_xy,
+            origin_xy=origin_xy,
+        )
     return Targets(
         image_id=int(truth.image_ids[row]),
-        size_hw=geometry.resized_hw,
+        size_hw=geometry.valid_hw,
         boxes=boxes[kept],
         labels=torch.from_numpy(truth.labels[where])[kept],
-        crowd=torch.from_numpy(truth.crowd[where])[kept],
+        crowd=torch.from_numpy(truth.crowd[where] | hidden)[kept],
         masks=masks,
     )
 
@@ -111,3 +178,132 @@ def make_targets(truth: Truth, row: int, geometry: Geometry) -> Targets:
 def round_up(value: int, multiple: int) -> int:
     """The least multiple that is not smaller."""
     return -(-value // multiple) * multiple
+
+
+def _drawn_geometry(
+    view: View,
+    picture_hw: SizeHW,
+    image_id: int,
+    image_size: int,
+    base_hw: SizeHW,
+    padded_hw: SizeHW,
+) -> Geometry:
+    """One draw of `crop` or `jitter`: a factor, a flip and the place of the window."""
+    at, mirror, at_y, at_x = _uniform(view, image_id)
+    low, high = CROP_SIDES if view.family == "crop" else view.scales
+    drawn = low + (high - low) * at
+    scale, room_hw = (1 / drawn, base_hw) if view.family == "crop" else (drawn, padded_hw)
+    scaled_hw = _scaled(picture_hw, image_size * scale)
+    valid_hw = min(scaled_hw[0], room_hw[0]), min(scaled_hw[1], room_hw[1])
+    offset_yx = (
+        int(at_y * (scaled_hw[0] - valid_hw[0] + 1)),
+        int(at_x * (scaled_hw[1] - valid_hw[1] + 1)),
+    )
+    return Geometry(
+        picture_hw=picture_hw,
+        scaled_hw=scaled_hw,
+        offset_yx=offset_yx,
+        valid_hw=valid_hw,
+        padded_hw=padded_hw,
+        flip=view.family == "jitter" and mirror < 0.5,
+    )
+
+
+def _uniform(view: View, image_id: int) -> list[float]:
+    """Four numbers in [0, 1) that depend on the view and the picture alone.
+
+    Geometries are not stored, so this must be the same for ever: numpy keeps SeedSequence and the
+    raw output of PCG64, but not what its Generator makes of it (NEP 19).
+    """
+    words = image_id & 0xFFFFFFFF, (image_id >> 32) & 0xFFFFFFFF
+    low, high = (round(scale * 10_000) for scale in view.scales)
+    seed = np.random.SeedSequence([_STREAMS[view.family], *words, view.draw, low, high])
+    raw: NDArray[np.uint64] = np.random.PCG64(seed).random_raw(4)
+    return [int(number) / 2**53 for number in raw >> np.uint64(11)]
+
+
+def _scaled(picture_hw: SizeHW, long_side: float) -> SizeHW:
+    """Each side in proportion, at least one pixel."""
+    factor = long_side / max(picture_hw)
+    return max(1, round(picture_hw[0] * factor)), max(1, round(picture_hw[1] * factor))
+
+
+def _expand(item: str) -> tuple[View, ...]:
+    """One item of ``--views``. Raises InputError."""
+    kind, equals, value = item.partition("=")
+    if not equals:
+        return (view_named(item),)
+    if kind == "scale":
+        scale = _parse_number(value, where=item)
+        _require_scales((scale, scale), where=item)
+        if scale == 1:
+            raise InputError(f"{item} is the view base; name that")
+        return (View(family="scale", scales=(scale, scale)),)
+    if kind == "crop":
+        return tuple(View(family="crop", draw=k) for k in _parse_draws(value, where=item))
+    if kind == "jitter":
+        count, colon, span = value.partition(":")
+        scales = _parse_range(span, where=item) if colon else PAPER_SCALES
+        draws = _parse_draws(count, where=item)
+        return tuple(View(family="jitter", scales=scales, draw=k) for k in draws)
+    raise _unknown(item)
+
+
+def _view_of(found: re.Match[str]) -> View | None:
+    plain, scale, window, low, high, draw = found.groups()
+    if plain:
+        return View(family="hflip" if plain == "hflip" else "base")
+    if scale:
+        return View(family="scale", scales=(float(scale), float(scale))) if scale != "1" else None
+    if window:
+        return View(family="crop", draw=int(window))
+    scales = (float(low), float(high)) if low else PAPER_SCALES
+    return View(family="jitter", scales=scales, draw=int(draw))
+
+
+def _unknown(text: str) -> InputError:
+    nearest = nearest_names(re.split("[-=]", text)[0], get_args(Family))
+    return InputError(f"unknown view {text!r}{nearest}; known: {', '.join(_KNOWN)}")
+
+
+def _parse_draws(text: str, *, where: str) -> range:
+    count = int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
+    if not 1 <= count <= MOST_DRAWS:
+        raise InputError(f"{where}: expected a number of draws from 1 to {MOST_DRAWS}")
+    return range(count)
+
+
+def _parse_range(text: str, *, where: str) -> tuple[float, float]:
+    low, dash, high = text.partition("-")
+    if not dash:
+        raise InputError(f"{where}: expected a range of scales such as 0.5-1.5, got {text!r}")
+    scales = _parse_number(low, where=where), _parse_number(high, where=where)
+    _require_scales(scales, where=where)
+    return scales
+
+
+def _parse_number(text: str, *, where: str) -> float:
+    if not re.fullmatch(_NUMBER, text):
+        raise InputError(
+            f"{where}: expected a scale such as 0.5, with at most 4 decimals, got {text!r}"
+        )
+    return float(text)
+
+
+def _require_scales(scales: tuple[float, float], *, where: str) -> None:
+    low, high = scales
+    if not (LEAST_SCALE <= low <= MOST_SCALE and LEAST_SCALE <= high <= MOST_SCALE):
+        raise InputError(
+            f"{where}: expected scales from {LEAST_SCALE:g} to {MOST_SCALE:g}, got "
+            + (f"{low:g}" if low == high else f"{low:g} to {high:g}")
+        )
+    if low > high:
+        raise InputError(
+            f"{where}: expected the smaller scale first, got {low:g} to {high:g}; "
+            f"write {_text(high)}-{_text(low)}"
+        )
+
+
+def _text(scale: float) -> str:
+    """The shortest text of a number of at most 4 decimals."""
+    return f"{scale:.4f}".rstrip("0").rstrip(".")

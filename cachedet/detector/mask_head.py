@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from cachedet.collective import count_over_ranks
 from cachedet.detector.convs import init_he
 from cachedet.detector.norms import ACTIVATIONS, ActivationName, NormName
 from cachedet.detector.roi_align import PyramidRoIAlign
-from cachedet.detector.towers import Tower, init_normal
+from cachedet.detector.towers import Tower, full_precision, init_normal
 from cachedet.masks import NO_MASK, decode_mask
 from cachedet.structures import Detections, Features, TargetMasks, Targets
 
@@ -65,8 +66,7 @@ class MaskHead(nn.Module):
     def forward(self, cells: Tensor) -> Tensor:
         """(R, C, S, S) -> (R, K, 2 S, 2 S) logits."""
         maps = self.activation(self.enlarge(self.tower(cells)))
-        logits: Tensor = self.logits(maps)
-        return logits
+        return full_precision(self.logits(maps))
 
 
 class MaskBranch(nn.Module):
@@ -119,7 +119,7 @@ class MaskBranch(nn.Module):
         rows = torch.arange(len(order), device=logits.device)
         own_logits = logits[order][rows, torch.cat(labels)]
         loss = F.binary_cross_entropy_with_logits(own_logits, torch.cat(wanted), reduction="sum")
-        mean: Tensor = loss / max(own_logits.numel(), 1)
+        mean: Tensor = loss / max(count_over_ranks(own_logits.numel()), 1)
         return mean
 
     def predict(self, pyramid: Features, detections: Sequence[Detections]) -> list[Detections]:
@@ -156,7 +156,7 @@ def crop_masks(targets: Targets, boxes: Tensor, matched: Tensor, *, side: int) -
         return boxes.new_zeros(len(boxes), side, side)
     used, place = torch.unique(matched, return_inverse=True)
     bitmaps = np.stack([decode_mask(masks.codes[m], masks.picture_hw) for m in used.tolist()])
-    rois = torch.cat([place[:, None].to(boxes.dtype), _in_picture(boxes, targets, masks)], dim=1)
+    rois = torch.cat([place[:, None].to(boxes.dtype), _in_picture(boxes, masks)], dim=1)
     cells = roi_align(
         torch.from_numpy(bitmaps).to(boxes.device, boxes.dtype)[:, None],
         rois,
@@ -165,20 +165,15 @@ def crop_masks(targets: Targets, boxes: Tensor, matched: Tensor, *, side: int) -
         sampling_ratio=-1,
         aligned=True,
     )[:, 0]
-    cells = cells.flip(2) if masks.flip else cells
+    cells = cells.flip(2) if masks.scale_xy[0] < 0 else cells
     wanted: Tensor = (cells >= 0.5).to(boxes.dtype)
     return wanted
 
 
-def _in_picture(boxes: Tensor, targets: Targets, masks: TargetMasks) -> Tensor:
+def _in_picture(boxes: Tensor, masks: TargetMasks) -> Tensor:
     """Boxes of the view -> boxes of the picture the view was made from."""
-    height, width = targets.size_hw
-    if masks.flip:
-        boxes = torch.stack(
-            [width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1
-        )
-    scale_y, scale_x = masks.picture_hw[0] / height, masks.picture_hw[1] / width
-    return boxes * boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
+    mapped = boxes * boxes.new_tensor(masks.scale_xy * 2) + boxes.new_tensor(masks.origin_xy * 2)
+    return mapped[:, [2, 1, 0, 3]] if masks.scale_xy[0] < 0 else mapped
 
 
 def _code_of(targets: Targets, box: int) -> bytes:

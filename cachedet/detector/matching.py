@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cachedet.collective import rand_of_rank
 from cachedet.detector.boxes import covered_fraction, pairwise_iou
 from cachedet.structures import Targets
 
@@ -222,7 +223,8 @@ def sample_boxes(
     """Draw `size` boxes of each picture at random, at most this share of them positive.
 
     Missing positives are made up for by background. Random numbers come from the CPU, so that
-    resuming needs one random state on any device.
+    resuming needs one random state on any device; those of a picture do not depend on how many
+    ranks share the batch.
 
     Args:
         matched: (N, T) from `match_boxes`; IGNORED is never drawn.
@@ -230,7 +232,7 @@ def sample_boxes(
         positive_fraction: largest share of positives.
         generator: of random numbers on the CPU; None is torch's own.
     """
-    draw = torch.rand(matched.shape, generator=generator).to(matched.device)
+    draw = rand_of_rank(*matched.shape, generator=generator).to(matched.device)
     most_positive = int(size * positive_fraction)
     positive_idx, positive_valid = _draw(matched >= 0, draw, min(most_positive, draw.shape[1]))
     background_idx, background_valid = _draw(matched == BACKGROUND, draw, min(size, draw.shape[1]))

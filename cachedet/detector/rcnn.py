@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cachedet.collective import count_over_ranks, sum_over_ranks
 from cachedet.detector.boxes import apply_deltas, clip_to_own, encode_deltas
 from cachedet.detector.mask_head import MaskBranch
 from cachedet.detector.matching import (
@@ -111,6 +113,10 @@ class RCNN(nn.Module):
         """What is worth compiling: everything with parameters, without matching and losses."""
         masks = [] if self.mask_branch is None else [self.mask_branch.head]
         return [self.adapters, self.neck, self.rpn.head, *self.heads, *masks]
+
+    def classifiers(self) -> list[nn.Module]:
+        """The last layers that name classes, one a stage (PAPER 1.7)."""
+        return [cast(RoIHead, head).class_logits for head in self.heads]
 
     def forward(self, features: Features, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """Losses by `loss_names`; "class" and "box" are means of the stages."""
@@ -222,7 +228,7 @@ class RCNN(nn.Module):
         labels = torch.where(rois.matched == BACKGROUND, background, rois.gt_labels)
         labels = torch.where(rois.matched == IGNORED, IGNORED, labels)
         loss = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-        return loss / (labels != IGNORED).sum().clamp(min=1)
+        return loss / sum_over_ranks((labels != IGNORED).sum()).clamp(min=1)
 
     def _box_loss(self, deltas: Tensor, rois: RoIs, stage: Stage) -> Tensor:
         """Mean Huber loss over the coordinates of positive RoIs; (R, 1 or K, 4) deltas."""
@@ -231,7 +237,7 @@ class RCNN(nn.Module):
         wanted = wanted * wanted.new_tensor(stage.delta_weights)
         predicted = own_deltas(deltas[positive], rois.gt_labels[positive])
         loss = F.huber_loss(predicted, wanted, delta=self.huber_delta, reduction="sum")
-        return loss / max(wanted.numel(), 1)
+        return loss / max(count_over_ranks(wanted.numel()), 1)
 
 
 def _make_rois(boxes: Tensor, picture: Tensor, matched: Tensor, truth: PaddedTruth) -> RoIs:

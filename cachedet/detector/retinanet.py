@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
+from cachedet.collective import count_over_ranks
 from cachedet.detector.anchors import AnchorGenerator
 from cachedet.detector.boxes import apply_deltas, encode_deltas
 from cachedet.detector.matching import IGNORED, Forcing, PaddedTruth, match_boxes, pad_truth
@@ -123,6 +124,10 @@ class RetinaNet(nn.Module):
         """What is worth compiling: everything with parameters, without matching and losses."""
         return [self.adapters, self.neck, self.head]
 
+    def classifiers(self) -> list[nn.Module]:
+        """The last layer that names classes: all that a second stage may retrain (PAPER 1.7)."""
+        return [self.head.class_logits]
+
     def forward(self, features: Features, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """Losses {"class", "box"}, both divided by the positives of the batch + 1 (PAPER 2.2)."""
         pyramid = self.neck(self.adapters(features))
@@ -145,7 +150,7 @@ class RetinaNet(nn.Module):
         wanted_deltas = encode_deltas(truth.boxes[learnt], anchors[place])
         wanted_class = torch.zeros_like(logits)
         wanted_class[picture, place, truth.labels[learnt]] = 1.0
-        normaliser = len(place) + 1
+        normaliser = count_over_ranks(len(place)) + 1
         return {
             "class": self._class_loss(logits, wanted_class, matched != IGNORED) / normaliser,
             "box": self._box_loss(deltas[picture, place], wanted_deltas) / normaliser,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cachedet.detector.norms import ACTIVATIONS, ActivationName, NormName, make_norm
-from cachedet.detector.towers import Tower, init_normal
+from cachedet.detector.towers import Tower, full_precision, init_normal
 
 
 class RoIHead(nn.Module):
@@ -71,7 +71,7 @@ class RoIHead(nn.Module):
         for layer in self.fcs:
             flat = layer(flat)
         deltas = self.box_deltas(flat).view(len(flat), self.boxes_per_roi, 4)
-        return self.class_logits(flat), deltas
+        return full_precision(self.class_logits(flat)), full_precision(deltas)
 
 
 class _FullyConnected(nn.Module):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
+from cachedet.collective import count_over_ranks
 from cachedet.detector.anchors import AnchorGenerator
 from cachedet.detector.boxes import apply_deltas, clip_to_sizes, encode_deltas
 from cachedet.detector.matching import Forcing, PaddedTruth, match_boxes, sample_boxes
@@ -154,8 +155,8 @@ class RPN(nn.Module):
         box_loss = F.huber_loss(deltas, wanted, delta=self.huber_delta, reduction="sum")
         return {
             "rpn_class": (class_loss * sample.is_valid).sum()
-            * (self.class_weight / (len(logits) * self.samples)),
-            "rpn_box": box_loss / max(wanted.numel(), 1),
+            * (self.class_weight / (count_over_ranks(len(logits)) * self.samples)),
+            "rpn_box": box_loss / max(count_over_ranks(wanted.numel()), 1),
         }
 
     @torch.no_grad()

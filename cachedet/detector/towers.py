@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from cachedet.detector.convs import init_he, make_conv
@@ -79,4 +80,9 @@ def per_anchor(maps: Tensor, values: int) -> Tensor:
     """Predictor maps (N, A * values, h, w) -> (N, h * w * A, values), in the order of anchors."""
     n, _, height, width = maps.shape
     maps = maps.reshape(n, -1, values, height, width).permute(0, 3, 4, 1, 2)
-    return maps.reshape(n, -1, values)
+    return full_precision(maps.reshape(n, -1, values))
+
+
+def full_precision(predicted: Tensor) -> Tensor:
+    """What autocast computed in 16 bits as float32: losses and boxes need the digits."""
+    return predicted.float() if predicted.dtype in (torch.float16, torch.bfloat16) else predicted

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
 
+from cachedet.data.geometry import Geometry
 from cachedet.detector.build import Detector
+from cachedet.evaluation.merging import Merging
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Detections
 from cachedet.training.loader import FeatureLoader
 
 EVAL_VIEW = "base"
+_CUT_MARGIN = 0.01  # of the window's long side; a detector finds an edge no better than this
 
 
 @torch.no_grad()
@@ -23,27 +25,54 @@ def detect_store(
     levels: Sequence[str],
     batch_size: int,
     device: torch.device,
+    views: Sequence[str] = (EVAL_VIEW,),
+    merging: Merging | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Detections]:
     """Detections of every picture in pixels of the picture, in the order of the store's rows.
 
-    Raises MissingFeatureError where the store lacks the `base` view.
+    Args:
+        detector: trained on features of these levels.
+        store: to run over.
+        levels: to read.
+        batch_size: pictures at a time.
+        device: of the detector.
+        views: of each picture; what is found in them is merged. Where a view is a window, what
+            its border cuts is left to the other views.
+        merging: how; by default as `Merging` does.
+        on_progress: called with pictures done, of each view.
+
+    Raises MissingFeatureError where the store lacks a view.
     """
     was_training = detector.training
     detector.eval()
-    loader = FeatureLoader(
-        store, views=[EVAL_VIEW], levels=levels, batch_size=batch_size, seed=0, device=device
-    )
-    found: dict[int, Detections] = {}
-    for keys, batch in zip(loader.plan(0), loader.batches(0), strict=True):
-        on_device = batch.to(device)
-        detections = detector.detect(
-            on_device.features, sizes_hw=batch.sizes_hw, image_ids=batch.image_ids
+    found: dict[int, list[Detections]] = {row: [] for row in range(len(store))}
+    for view in views:
+        loader = FeatureLoader(
+            store, views=[view], levels=levels, batch_size=batch_size, seed=0, device=device
         )
-        for (_, row), of_view in zip(keys, detections, strict=True):
-            boxes = store.geometry(int(row), EVAL_VIEW).boxes_to_picture(of_view.boxes)
-            found[int(row)] = dataclasses.replace(of_view.cpu(), boxes=boxes)
-        if on_progress is not None:
-            on_progress(len(detections))
+        for keys, batch in zip(loader.plan(0), loader.batches(0), strict=True):
+            detections = detector.detect(
+                batch.to(device).features, sizes_hw=batch.sizes_hw, image_ids=batch.image_ids
+            )
+            for (_, row), of_view in zip(keys, detections, strict=True):
+                geometry = store.geometry(int(row), view)
+                whole = drop_cut(of_view, geometry)
+                found[int(row)].append(geometry.detections_to_picture(whole))
+            if on_progress is not None:
+                on_progress(len(detections))
     detector.train(was_training)
-    return [found[row] for row in range(len(store))]
+    merge = merging if merging is not None else Merging()
+    return [merge(of_picture) for of_picture in found.values()]
+
+
+def drop_cut(found: Detections, geometry: Geometry) -> Detections:
+    """Without detections that end where the view's window cuts the picture (pixels of the view).
+
+    Part of an object overlaps the whole one too little for suppression to remove it. Where the
+    window ends with the picture nothing is dropped.
+    """
+    if not geometry.is_window:
+        return found
+    margin = _CUT_MARGIN * max(geometry.valid_hw)
+    return found.keep(~geometry.cut_by_window(found.boxes, margin=margin))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -81,13 +82,14 @@ def contact_sheet(rows: Sequence[SheetRow], path: Path, *, pairs_per_line: int =
 
 
 def plot_training(metrics: Path, path: Path) -> None:
-    """Loss and learning rate over steps, and validation AP, from metrics.csv."""
+    """Losses, validation AP, learning rate and the wait for data over steps, from metrics.csv."""
     with metrics.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
     parts = [name for name in reader.fieldnames or () if name.startswith("loss_")]
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    losses, scores = figure.subplots(2, 1, sharex=True)
+    figure = Figure(figsize=(8, 9), layout="constrained")
+    panels = figure.subplots(4, 1, sharex=True, height_ratios=(3, 3, 1.3, 1.3))
+    losses, scores, rates, waits = panels
     for column in ("loss", *parts):
         name = column.removeprefix("loss_").replace("_", " ").replace("rpn", "RPN")
         label = "total" if column == "loss" else name
@@ -97,13 +99,28 @@ def plot_training(metrics: Path, path: Path) -> None:
     for column, name in (("val_ap", "AP"), ("val_ap50", "AP50")):
         scores.plot(*_series(rows, column), label=name, marker="o", markersize=3, linewidth=1.4)
     scores.set_ylabel("validation")
-    scores.set_xlabel("step")
-    scores.set_ylim(0, 1.15)  # room for the legend
+    best = max(
+        (value for name in ("val_ap", "val_ap50") for value in _series(rows, name)[1]), default=0
+    )
+    scores.set_ylim(0, max(0.1, 1.1 * best))
+    _single_series(rates, _series(rows, "lr"), "learning rate")
+    rates.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    steps, shares = _series(rows, "waiting_share")
+    _single_series(waits, (steps, [100 * share for share in shares]), "waiting for\ndata, %")
+    waits.set_ylim(bottom=0, top=max(5, *(110 * share for share in shares), 0))
+    waits.set_xlabel("step")
     for axes in (losses, scores):
+        axes.legend(frameon=False, ncols=6, loc="lower right", bbox_to_anchor=(1, 0.98))  # above
+    for axes in panels:
         axes.grid(alpha=0.25)
-        axes.legend(frameon=False, ncols=3, loc="upper right")  # losses fall: it is free there
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
+
+
+def _single_series(axes: Axes, series: tuple[list[int], list[float]], name: str) -> None:
+    axes.plot(*series, color="0.3", linewidth=1.4)
+    axes.set_ylabel(name)
+    axes.set_ylim(bottom=0)
 
 
 def colour_of(label: int) -> tuple[int, int, int]:
@@ -164,5 +181,5 @@ def _tag(
 
 
 def _series(rows: Sequence[dict[str, str]], column: str) -> tuple[list[int], list[float]]:
-    filled = [row for row in rows if row[column]]
+    filled = [row for row in rows if row.get(column)]
     return [int(row["step"]) for row in filled], [float(row[column]) for row in filled]

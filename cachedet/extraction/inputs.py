@@ -11,18 +11,25 @@ from torch import Tensor
 
 from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.data.images import decode_picture, make_input
-from cachedet.data.views import VIEWS, make_geometry
+from cachedet.data.views import make_geometry, view_named
 from cachedet.structures import Features, Preprocessing
 
 
 def load_input(
-    path: Path, *, view: str, image_size: int, pad_multiple: int, preprocessing: Preprocessing
+    path: Path,
+    *,
+    view: str,
+    image_id: int,
+    image_size: int,
+    pad_multiple: int,
+    preprocessing: Preprocessing,
 ) -> Tensor:
     """One picture file as backbone input (3, H, W) of one view."""
     pixels = decode_picture(path)
     geometry = make_geometry(
-        VIEWS[view],
+        view_named(view),
         picture_hw=(pixels.shape[0], pixels.shape[1]),
+        image_id=image_id,
         image_size=image_size,
         pad_multiple=pad_multiple,
     )
@@ -34,6 +41,7 @@ class InputLoader:
     """Loads rows of one data set as backbone input."""
 
     paths: Sequence[Path]  # by row
+    image_ids: Sequence[int]  # by row
     image_size: int
     pad_multiple: int
     preprocessing: Preprocessing
@@ -43,6 +51,7 @@ class InputLoader:
         return load_input(
             self.paths[row],
             view=view,
+            image_id=self.image_ids[row],
             image_size=self.image_size,
             pad_multiple=self.pad_multiple,
             preprocessing=self.preprocessing,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cachedet.data.views import View, make_geometry
+from cachedet.data.views import View, padded_size
 from cachedet.structures import SizeHW, Truth
 
 
@@ -53,9 +53,8 @@ def _rows_by_bucket(
     for row, (height, width) in enumerate(truth.sizes_hw.tolist()):
         size = (height, width)
         if size not in bucket_of:
-            geometry = make_geometry(
+            bucket_of[size] = padded_size(
                 view, picture_hw=size, image_size=image_size, pad_multiple=pad_multiple
             )
-            bucket_of[size] = geometry.padded_hw
         rows.setdefault(bucket_of[size], []).append(row)
     return rows

@@ -74,20 +74,23 @@ class ChunkReader:
         self._lock = threading.Lock()
         self._scratch = threading.local()
 
-    def read(self, chunk: Chunk) -> None:
+    def read(self, chunk: Chunk) -> memoryview:
         """Fill `chunk.out`.
+
+        Returns what followed or made it in the file: its checksum, or the zstd frame. It is this
+        thread's until its next read.
 
         Raises:
             CorruptBlockError: the bytes are not what was committed; names file and block.
             StoreError: they cannot be read now, which proves no damage.
         """
         try:
-            self._read(chunk)
+            return self._read(chunk)
         except CorruptBlockError:
             self._require_unchanged(chunk.shard)
             raise
 
-    def _read(self, chunk: Chunk) -> None:
+    def _read(self, chunk: Chunk) -> memoryview:
         shard, slot, out = chunk
         file, index = self._open_shard(shard)
         offset, nbytes = index.table[slot].tolist()
@@ -104,6 +107,7 @@ class ChunkReader:
             unpack_zstd(packed, out, where=shard.where)
         else:
             check_crc32c(raw, packed, where=shard.where)
+        return packed
 
     def _require_unchanged(self, shard: Shard) -> None:
         """Raises CorruptBlockError where the block is no longer the one this reader knows."""

@@ -19,14 +19,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedet.data.views import VIEWS
+from cachedet.data.views import is_view_name
 from cachedet.errors import CorruptBlockError, StoreError, StoreMismatchError
+from cachedet.store.added_views import add_views
 from cachedet.store.codec import Codec, state_digest
 from cachedet.store.codecs import make_codec
 from cachedet.store.durable import (
     TEMPORARY_SUFFIX,
     sync_directory,
     write_durably,
+    write_files,
 )
 from cachedet.store.layout import (
     CODEC_STATE,
@@ -68,6 +70,9 @@ def open_or_create(
 ) -> StorePlan:
     """The plan of the store at `root`, made now or before from the same inputs.
 
+    Views that `manifest` names and the store lacks become part of it; those it holds beside them
+    stay.
+
     Args:
         root: folder of the store.
         manifest: what it shall hold; its `codec_digest` and `metadata_digest` are decided here.
@@ -86,6 +91,7 @@ def open_or_create(
         (root / folder).mkdir(exist_ok=True)
     with commit_lock(root):
         mend_metadata(root, truth=truth, contents=contents, fit=fit)
+        add_views(root, manifest.views)
     remove_leftovers(root)
     return StorePlan.load(LocalFiles(root))
 
@@ -131,16 +137,18 @@ def _create(
         return
     with commit_lock(root):
         if not (root / MANIFEST).exists():
-            _write_files(root, files)
+            write_files(root, files)
 
 
 def _is_free(root: Path) -> bool:
     """Whether a folder is empty, or holds what a writer wrote who died before the manifest."""
     if not root.is_dir():
         return False
-    begun = {METADATA, TRUTH, CODEC_STATE, *VIEWS} if (root / COMMIT_LOCK).exists() else set()
     names = {path.name for path in root.iterdir() if path.suffix != TEMPORARY_SUFFIX}
-    return names <= {LEASES, "lost+found", *begun}  # the root of a disk has lost+found
+    names -= {LEASES, "lost+found"}  # the root of a disk has lost+found
+    if (root / COMMIT_LOCK).exists():
+        names -= {METADATA, TRUTH, CODEC_STATE, *filter(is_view_name, names)}
+    return not names
 
 
 def _make_files(
@@ -170,7 +178,7 @@ def _create_beside(root: Path, files: dict[str, bytes]) -> None:
     try:
         for folder in (COMMITS, LEASES):
             (unborn / folder).mkdir(parents=True)
-        _write_files(unborn, files)
+        write_files(unborn, files)
         os.rename(unborn, place)
     except OSError as error:
         was_slower = error.errno in (errno.ENOTEMPTY, errno.EEXIST) and error.filename2 is not None
@@ -193,17 +201,11 @@ def _remove_unborn(root: Path) -> None:
             shutil.rmtree(place.parent / name, ignore_errors=True)
 
 
-def _write_files(root: Path, files: dict[str, bytes]) -> None:
-    for key, content in files.items():
-        (root / key).parent.mkdir(parents=True, exist_ok=True)
-        write_durably(root / key, content)
-
-
 def _rewrite_metadata(root: Path, plan: StorePlan) -> None:
     """Another zarr version may write other bytes, so the manifest takes the new digest."""
     block_size = plan.manifest.block_size
     metadata = make_metadata(blocks=plan.blocks, layout=plan.layout, block_size=block_size)
-    _write_files(root, metadata)
+    write_files(root, metadata)
     decided = replace(plan.manifest, metadata_digest=metadata_digest(metadata))
     if decided != plan.manifest:
         write_durably(root / MANIFEST, encode_manifest(decided))
@@ -263,7 +265,7 @@ def _require_same_inputs(
 ) -> None:
     source = LocalFiles(root)
     stored = load_manifest(source)
-    fields = stored.differing_fields(manifest)
+    fields = stored.differing_fields(replace(manifest, views=stored.views))
     if not fields:
         return
     message = f"{root} was extracted from other inputs. " + "; ".join(fields)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,13 @@ def write_durably(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def write_files(root: Path, files: Mapping[str, bytes]) -> None:
+    """Write every file (by relative path) durably, with the folders on the way to it."""
+    for key, content in files.items():
+        (root / key).parent.mkdir(parents=True, exist_ok=True)
+        write_durably(root / key, content)
 
 
 def write_synced(path: Path, pieces: Iterable[bytes | memoryview]) -> tuple[int, str]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedet.data.views import VIEWS
+from cachedet.data.views import MOST_VIEWS, view_named
 from cachedet.errors import StoreError
 from cachedet.store.blocks import Block, plan_blocks
 from cachedet.store.durable import encode_json
@@ -113,7 +113,7 @@ class Manifest:
         """Every block of the finished store."""
         return plan_blocks(
             truth=truth,
-            views=[VIEWS[name] for name in self.views],
+            views=[view_named(name) for name in self.views],
             image_size=self.image_size,
             pad_multiple=self.spec.pad_multiple,
             block_size=self.block_size,
@@ -288,6 +288,8 @@ def _require_sane(manifest: Manifest) -> None:
     views = manifest.views
     if not views or len(set(views)) != len(views):
         raise ValueError(f"views must name each view once, got {reprlib.repr(views)}")
+    if len(views) > MOST_VIEWS:
+        raise ValueError(f"a store holds at most {MOST_VIEWS} views, got {len(views):,}")
     for name in (*views, manifest.codec):
         if len(name) > _LONGEST_NAME:
             raise ValueError(f"a name of {len(name):,} characters, {name[:40]}..., is no name")

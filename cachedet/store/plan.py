@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedet.data.views import VIEWS
+from cachedet.data.views import is_view_name
 from cachedet.errors import InputError, StoreError
 from cachedet.store.blocks import Block
 from cachedet.store.codec import Codec, State, state_digest
@@ -59,7 +59,7 @@ class StorePlan:
     @classmethod
     def _load(cls, source: ByteSource) -> StorePlan:
         manifest = load_manifest(source)
-        unknown = [name for name in manifest.views if name not in VIEWS]
+        unknown = [name for name in manifest.views if not is_view_name(name)]
         if unknown:
             where = source.describe("")
             raise StoreError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cachedet.data.views import VIEWS
+from cachedet.data.views import is_view_name, parse_views
 from cachedet.errors import InputError
 from cachedet.store.blocks import Block
 from cachedet.store.durable import TEMPORARY_SUFFIX, write_durably
@@ -95,7 +95,7 @@ def prune_store(
                 _drop_views(root, plan, kept)
             for path in (path for some in waste for path in some.paths):
                 _remove(path)
-            for view in {*VIEWS, *plan.manifest.views} - {*kept}:
+            for view in _view_folders(root, plan) - {*kept}:
                 _remove_empty_folders(root / view)
     except OSError as error:
         raise cannot_write(root, error) from error
@@ -105,11 +105,25 @@ def prune_store(
 def _kept_views(plan: StorePlan, keep_views: Sequence[str] | None) -> tuple[str, ...]:
     if keep_views is None:
         return plan.manifest.views
-    unknown = [view for view in keep_views if view not in plan.manifest.views]
-    if unknown or not keep_views:
+    wanted = [name for view in keep_views for name in _expanded(view)]
+    unknown = [view for view in wanted if view not in plan.manifest.views]
+    if unknown or not wanted:
         held = ", ".join(plan.manifest.views)
         raise InputError(f"--keep-views expects some of {held}, got {', '.join(keep_views)!r}")
-    return tuple(view for view in plan.manifest.views if view in keep_views)
+    return tuple(view for view in plan.manifest.views if view in wanted)
+
+
+def _expanded(view: str) -> list[str]:
+    """``"jitter=2"`` -> jitter-k0, jitter-k1; what is no view stays as it is."""
+    try:
+        return [found.name for found in parse_views(view)]
+    except InputError:
+        return [view]
+
+
+def _view_folders(root: Path, plan: StorePlan) -> set[str]:
+    """Of the store's views, and of any that left it or never came to be part of it."""
+    return {*filter(is_view_name, os.listdir(root)), *plan.manifest.views}
 
 
 def _find_waste(root: Path, plan: StorePlan, kept: tuple[str, ...]) -> tuple[Waste, ...]:
@@ -121,7 +135,7 @@ def _find_waste(root: Path, plan: StorePlan, kept: tuple[str, ...]) -> tuple[Was
     of_views = {path for path in wanted if _view_of(root, path) not in {*kept, None}}
     found["view"] = sorted(path for path in of_views if path.exists())
     known = wanted | set(found["leftover"]) | set(found["withdrawn"])
-    folders = sorted({*VIEWS, *plan.manifest.views, COMMITS, LEASES})
+    folders = sorted({*_view_folders(root, plan), COMMITS, LEASES})
     found["orphan"] = sorted(
         path
         for path in walk_files(root, folders)

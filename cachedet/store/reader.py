@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,26 +15,24 @@ import torch
 from numpy.typing import NDArray
 from zarr.abc.store import Store
 
-from cachedet.data.views import VIEWS, Geometry, make_geometry, make_targets
-from cachedet.errors import CorruptBlockError, MissingFeatureError
+from cachedet.data.geometry import Geometry
+from cachedet.data.views import make_geometry, make_targets, view_named
+from cachedet.errors import MissingFeatureError, StoreError
 from cachedet.store.blocks import Block
 from cachedet.store.chunks import Chunk, ChunkReader, Shard
 from cachedet.store.codec import Part
-from cachedet.store.layout import COMMITS, commit_key, shard_key
+from cachedet.store.layout import COMMITS, shard_key
 from cachedet.store.manifest import Manifest
 from cachedet.store.plan import StorePlan
-from cachedet.store.records import (
-    CommitRecord,
-    Quality,
-    find_misfit,
-    read_record,
-    total_quality,
-)
+from cachedet.store.records import Quality, read_records, total_quality
 from cachedet.store.source import open_source
 from cachedet.structures import Features, SizeHW, Targets, Truth
 
 Key = tuple[int, str]
 """(row, view) of one picture."""
+
+Packed = tuple[bytes | NDArray[Any], ...]
+"""Stored parts of one picture, level by level: zstd frames, or arrays that are not compressed."""
 
 _WORTH_A_THREAD = 1_000_000  # bytes of one read below which handing it out costs more
 
@@ -68,8 +66,9 @@ class FeatureStore:
         self.manifest: Manifest = plan.manifest
         self.truth: Truth = plan.truth
         self.blocks: tuple[Block, ...] = plan.blocks
+        self._views = {name: view_named(name) for name in plan.manifest.views}
         self._plan = plan
-        self._records = _read_records(plan)
+        self._records = read_records(plan)
         self._block_of, self._slot_of = _index_rows(plan)
         self._shards: dict[tuple[int, str], list[Shard]] = {}  # by (block, level), as they are used
         self._threads = threads
@@ -126,21 +125,25 @@ class FeatureStore:
         """Blocks that were not committed when the store was opened."""
         return [block for block in self.blocks if block.name not in self._records]
 
-    def require_complete(self) -> None:
-        """Raises MissingFeatureError while blocks are missing."""
-        missing = self.missing_blocks()
-        if missing:
+    def require_complete(self, views: Sequence[str] | None = None) -> None:
+        """Raises MissingFeatureError while blocks of these views (None: all) are missing."""
+        wanted = self.manifest.views if views is None else views
+        if lacking := [view for view in wanted if view not in self.manifest.views]:
+            raise self._lacks(lacking)
+        planned = [block for block in self.blocks if block.view in wanted]
+        if missing := [block for block in planned if block.name not in self._records]:
             raise MissingFeatureError(
-                f"{self._where} is unfinished: {len(missing)} of {len(self.blocks)} blocks are not "
-                "committed; run the same `cachedet extract` command again, it continues"
+                f"{self.location} is unfinished: {len(missing)} of {len(planned)} blocks are "
+                "not committed; run the same `cachedet extract` command again, it continues"
             )
 
     def geometry(self, row: int, view: str) -> Geometry:
         """How `view` maps picture `row`."""
         self._place(row, view)
         return make_geometry(
-            VIEWS[view],
+            self._views[view],
             picture_hw=self.truth.size_of(row),
+            image_id=int(self.truth.image_ids[row]),
             image_size=self.manifest.image_size,
             pad_multiple=self.manifest.spec.pad_multiple,
         )
@@ -213,6 +216,38 @@ class FeatureStore:
         )
         return EncodedFeatures(bucket=out.bucket, arrays={k: out.arrays[k] for k in wanted})
 
+    def read_packed(self, row: int, view: str, levels: Sequence[str]) -> Packed:
+        """What is stored of one picture, checked; what is compressed stays so. Raises as `read`."""
+        number, slot = self._place(row, view)
+        buffers = self._reusable(self.blocks[number].bucket)
+        if self._process != os.getpid():  # as in `_read_chunks`
+            self._start()
+        packed: list[bytes | NDArray[Any]] = []
+        for level in self._known_levels(levels):
+            for shard in self._shards_of(number, level):
+                out = buffers.arrays[level][shard.part.name][0]
+                frame = self._chunks.read(Chunk(shard, slot, out))
+                packed.append(bytes(frame) if shard.part.packing == "zstd" else out.copy())
+        return tuple(packed)
+
+    def encoded_nbytes(self, views: Collection[str], levels: Sequence[str]) -> tuple[int, int]:
+        """Bytes of all pictures of these views as they are stored, and once decompressed."""
+        stored = unpacked = 0
+        for number, block in enumerate(self.blocks):
+            for level in levels if block.view in views else ():
+                for shard in self._shards_of(number, level):
+                    stored += shard.record.nbytes
+                    unpacked += shard.part.nbytes * len(block.rows)
+        return stored, unpacked
+
+    def require_present(self) -> None:
+        """Raises StoreError where the whole store is gone since it was opened."""
+        if not self._plan.source.names(COMMITS):
+            raise StoreError(
+                f"{self.location} is gone: its folder was removed or its disk unmounted while it "
+                "was read; bring it back, then continue (`train-heads --resume`)"
+            )
+
     def make_buffers(
         self, bucket: SizeHW, count: int, levels: Sequence[str] | None = None
     ) -> EncodedFeatures:
@@ -231,14 +266,20 @@ class FeatureStore:
 
     def decode(self, encoded: EncodedFeatures, *, device: torch.device | None = None) -> Features:
         """New float32 maps (n, C, h, w); the stored integers travel to `device` first."""
-        known = self._plan.layout.levels(encoded.bucket)
-        return {
-            level: self._plan.codec.decode(
-                {name: _to_device(array, device) for name, array in arrays.items()},
-                level=level,
-                shape=known[level].shape,
-            )
+        parts = {
+            level: {name: _to_device(array, device) for name, array in arrays.items()}
             for level, arrays in encoded.arrays.items()
+        }
+        return self.decode_parts(encoded.bucket, parts)
+
+    def decode_parts(
+        self, bucket: SizeHW, parts: Mapping[str, Mapping[str, torch.Tensor]]
+    ) -> Features:
+        """The same of stored arrays (n, *part.shape) by level and part, on the device they are."""
+        known = self._plan.layout.levels(bucket)
+        return {
+            level: self._plan.codec.decode(own, level=level, shape=known[level].shape)
+            for level, own in parts.items()
         }
 
     def _read_chunks(self, chunks: Sequence[Chunk]) -> None:
@@ -264,7 +305,7 @@ class FeatureStore:
         block = self.blocks[number]
         if block.name not in self._records:
             raise MissingFeatureError(
-                f"{self._where}: block {block.name} was never committed; "
+                f"{self.location}: block {block.name} was never committed; "
                 "run the same `cachedet extract` command again"
             )
         parts = self._plan.layout.levels(block.bucket)[level].parts
@@ -294,28 +335,34 @@ class FeatureStore:
         """Number of the block that holds a picture, and its slot there."""
         number = self._view_number(view)
         if not 0 <= row < len(self):
-            raise MissingFeatureError(f"{self._where} has rows 0 to {len(self) - 1}, got row {row}")
+            last = len(self) - 1
+            raise MissingFeatureError(f"{self.location} has rows 0 to {last}, got row {row}")
         return int(self._block_of[number, row]), int(self._slot_of[number, row])
 
     def _view_number(self, view: str) -> int:
         if view not in self.manifest.views:
-            raise MissingFeatureError(
-                f"{self._where} holds views {', '.join(self.manifest.views)}, not {view!r}; "
-                "extract that view into a new store"
-            )
+            raise self._lacks([view])
         return self.manifest.views.index(view)
+
+    def _lacks(self, views: Sequence[str]) -> MissingFeatureError:
+        return MissingFeatureError(
+            f"{self.location} holds views {', '.join(self.manifest.views)}, not "
+            f"{', '.join(map(repr, views))}; the same `cachedet extract` with these --views adds "
+            "them"
+        )
 
     def _known_levels(self, levels: Sequence[str] | None) -> Sequence[str]:
         held = self.manifest.spec.names
         unknown = [level for level in levels or () if level not in held]
         if unknown:
             raise MissingFeatureError(
-                f"{self._where} holds levels {', '.join(held)}, not {unknown[0]!r}"
+                f"{self.location} holds levels {', '.join(held)}, not {unknown[0]!r}"
             )
         return held if levels is None else levels
 
     @property
-    def _where(self) -> str:
+    def location(self) -> str:
+        """For people."""
         return self._plan.source.describe("").rstrip("/")
 
 
@@ -348,23 +395,3 @@ def _index_rows(plan: StorePlan) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         block_of[numbers[block.view], rows] = place
         slot_of[numbers[block.view], rows] = np.arange(len(rows))
     return block_of, slot_of
-
-
-def _read_records(plan: StorePlan) -> dict[str, CommitRecord]:
-    present = plan.source.names(COMMITS)
-    records = {}
-    for block in plan.blocks:
-        if f"{block.name}.json" not in present:
-            continue
-        try:
-            record = read_record(plan.source, block)
-        except FileNotFoundError:  # since the listing: somebody writes the block anew
-            continue
-        misfit = find_misfit(plan, block, record)
-        if misfit is not None:
-            raise CorruptBlockError(
-                f"{plan.source.describe(commit_key(block))} belongs to another store or block: "
-                f"{misfit}; the same `cachedet extract` again writes this block anew"
-            )
-        records[block.name] = record
-    return records

@@ -12,7 +12,7 @@ import xxhash
 
 from cachedet.errors import CorruptBlockError
 from cachedet.store.blocks import Block
-from cachedet.store.layout import Layout, commit_key, shard_key
+from cachedet.store.layout import COMMITS, Layout, commit_key, shard_key
 from cachedet.store.manifest import digest_json
 from cachedet.store.plan import StorePlan
 from cachedet.store.shards import CHECKSUM_NBYTES, proves_damage, unreadable
@@ -158,6 +158,32 @@ def read_record(source: ByteSource, block: Block) -> CommitRecord:
     except OSError as error:
         raise unreadable(source.describe(key), error) from error
     return CommitRecord.from_bytes(content, where=source.describe(key))
+
+
+def read_records(plan: StorePlan) -> dict[str, CommitRecord]:
+    """The records of all committed blocks, by block name.
+
+    Raises:
+        CorruptBlockError: one is damaged, or of another store or block.
+        StoreError: one cannot be read now, which proves no damage.
+    """
+    present = plan.source.names(COMMITS)
+    records = {}
+    for block in plan.blocks:
+        if f"{block.name}.json" not in present:
+            continue
+        try:
+            record = read_record(plan.source, block)
+        except FileNotFoundError:  # since the listing: somebody writes the block anew
+            continue
+        misfit = find_misfit(plan, block, record)
+        if misfit is not None:
+            raise CorruptBlockError(
+                f"{plan.source.describe(commit_key(block))} belongs to another store or block: "
+                f"{misfit}; the same `cachedet extract` again writes this block anew"
+            )
+        records[block.name] = record
+    return records
 
 
 def find_misfit(plan: StorePlan, block: Block, record: CommitRecord) -> str | None:

@@ -54,12 +54,14 @@ class StoreWriter:
     """Writes blocks of features into a new store or one that was interrupted.
 
     Attributes:
+        manifest: what the finished store holds.
         blocks: every block the finished store has.
         nbytes_written: bytes of the shards written so far by this writer.
     """
 
     def __init__(self, root: Path, plan: StorePlan) -> None:
         self.root = root
+        self.manifest = plan.manifest
         self.blocks = plan.blocks
         self.nbytes_written = 0
         self._plan = plan
@@ -74,7 +76,7 @@ class StoreWriter:
         contents: NDArray[np.uint64],
         fit: Fit,
     ) -> StoreWriter:
-        """Create the store, or continue one made from the same inputs.
+        """Create the store, or continue one made from the same inputs, with more views or not.
 
         Args:
             root: folder of the store.

@@ -1,26 +1,41 @@
 """Checkpoints: everything needed to resume a run, score it, or predict with it.
 
-Loads with `weights_only=True`, so a checkpoint cannot run code. Written by temp + fsync + rename.
+Loads with `weights_only=True`, so a checkpoint cannot run code. Written by temp + fsync + rename;
+of the states of a run the last two are kept.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cachedet.config import TrainConfig, make_train_config
-from cachedet.errors import CheckpointError
-from cachedet.store.durable import write_durably
+from cachedet.errors import CheckpointError, DamagedCheckpointError
+from cachedet.store.durable import sync_directory, temporary_path, write_durably, write_synced
 from cachedet.store.manifest import Manifest
 from cachedet.structures import CategoryMap
 from cachedet.version import __version__
 
-_FORMAT = 1
+_FORMAT = 2  # 1 had no average, scaler, stopping, epoch_statistics; it is still read
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "step": int, "epoch": int, "batch": int, "best_ap": float, "heads": dict,
+    "average": (dict, type(None)), "optimizer": dict, "scaler": (dict, type(None)),
+    "stopping": (dict, type(None)), "epoch_statistics": dict, "torch_rng": Tensor,
+    "config": str, "manifest": str,
+}  # fmt: skip
+_LACKING_IN_1: dict[str, Any] = {
+    "average": None, "scaler": None, "stopping": None, "epoch_statistics": {},
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,10 +44,14 @@ class Checkpoint:
 
     step: int
     epoch: int  # the epoch the next step belongs to
-    batch: int  # the batch of that epoch the next step takes
+    batch: int  # the batch of that epoch the next step takes; one past its last: not validated yet
     best_ap: float  # -1 before the first validation
-    heads: dict[str, Any]
+    heads: dict[str, Any]  # the weights that training goes on with
+    average: dict[str, Any] | None = None  # of the weights, where there is a moving average
     optimizer: dict[str, Any]
+    scaler: dict[str, Any] | None = None  # of fp16
+    stopping: dict[str, Any] | None = None  # of early stopping
+    epoch_statistics: dict[str, Any] = field(default_factory=dict)  # of the epoch so far
     torch_rng: torch.Tensor
     config: TrainConfig
     manifest: Manifest  # of the store it was trained on: features, backbone, categories
@@ -41,53 +60,104 @@ class Checkpoint:
     def categories(self) -> CategoryMap:
         return self.manifest.categories
 
+    @property
+    def scored_heads(self) -> dict[str, Any]:
+        """The weights to score and predict with: the moving average where there is one."""
+        return self.heads if self.average is None else self.average
+
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write atomically and durably; the previous file stays whole until the new one is."""
+    """Write atomically and durably; the previous file stays whole until the new one is.
+
+    Raises CheckpointError where it cannot be written.
+    """
+    with _readable_failure(path):
+        write_durably(path, _encode(checkpoint))
+
+
+def save_rotating(path: Path, previous: Path, checkpoint: Checkpoint) -> None:
+    """Write to `path`; what was there becomes `previous`. One of the two is whole at any time.
+
+    Raises CheckpointError where it cannot be written.
+    """
+    temporary = temporary_path(path)
+    with _readable_failure(path):
+        write_synced(temporary, [_encode(checkpoint)])
+        if path.exists():
+            os.replace(path, previous)
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        DamagedCheckpointError: the bytes are not those of a whole checkpoint.
+        CheckpointError: no such file, something else than a checkpoint, or another format.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}; expected the run folder of `train-heads`")
+    values = _read(path)
+    if not isinstance(values, dict) or "format" not in values:
+        raise CheckpointError(f"{path} is not a checkpoint of cachedet (it has no format number)")
+    found = values["format"]
+    if not isinstance(found, int) or not 1 <= found <= _FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {found}, this cachedet {__version__} reads "
+            f"1 to {_FORMAT}; upgrade to cachedet {values.get('cachedet')} or newer"
+        )
+    values = {**(_LACKING_IN_1 if found == 1 else {}), **values}
+    for name, kind in _TYPES.items():
+        if not isinstance(values.get(name, _TYPES), kind):
+            raise CheckpointError(
+                f"{path} is not a checkpoint of cachedet: its {name} is missing or of a wrong type"
+            )
+    fields = {name: values[name] for name in _TYPES if name not in ("config", "manifest")}
+    return Checkpoint(
+        **fields,
+        config=make_train_config(json.loads(values["config"]), where=str(path)),
+        manifest=Manifest.from_json(json.loads(values["manifest"]), where=str(path)),
+    )
+
+
+@contextmanager
+def _readable_failure(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {path}: {error.strerror}; the states saved before are whole. Make room "
+            "or mend the folder, then continue with --resume"
+        ) from error
+
+
+def _encode(checkpoint: Checkpoint) -> bytes:
     buffer = io.BytesIO()
+    fields = {name: getattr(checkpoint, name) for name in _TYPES}
     torch.save(
         {
+            **fields,
             "format": _FORMAT,
             "cachedet": __version__,
             "torch": str(torch.__version__),
-            "step": checkpoint.step,
-            "epoch": checkpoint.epoch,
-            "batch": checkpoint.batch,
-            "best_ap": checkpoint.best_ap,
-            "heads": checkpoint.heads,
-            "optimizer": checkpoint.optimizer,
-            "torch_rng": checkpoint.torch_rng,
             "config": checkpoint.config.model_dump_json(),
             "manifest": json.dumps(checkpoint.manifest.to_json()),
         },
         buffer,
     )
-    write_durably(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint. Raises CheckpointError: missing, not a checkpoint, or a newer format."""
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}; expected the run folder of `train-heads`")
+def _read(path: Path) -> Any:
+    """Raises DamagedCheckpointError. torch does not compare the checksums of what it reads."""
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+        if bad is not None:
+            raise ValueError(f"the checksum of {bad} is wrong")
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for each kind of damage
-        raise CheckpointError(f"{path} is damaged or not a checkpoint of cachedet") from error
-    if not isinstance(values, dict) or "format" not in values:
-        raise CheckpointError(f"{path} is not a checkpoint of cachedet (it has no format number)")
-    if values["format"] > _FORMAT:
-        raise CheckpointError(
-            f"{path} has checkpoint format {values['format']}, this cachedet {__version__} reads "
-            f"up to {_FORMAT}; upgrade to cachedet {values.get('cachedet')} or newer"
-        )
-    return Checkpoint(
-        step=values["step"],
-        epoch=values["epoch"],
-        batch=values["batch"],
-        best_ap=values["best_ap"],
-        heads=values["heads"],
-        optimizer=values["optimizer"],
-        torch_rng=values["torch_rng"],
-        config=make_train_config(json.loads(values["config"]), where=str(path)),
-        manifest=Manifest.from_json(json.loads(values["manifest"]), where=str(path)),
-    )
+        raise DamagedCheckpointError(
+            f"{path} is damaged or not a checkpoint of cachedet"
+        ) from error

@@ -1,159 +1,261 @@
-"""Batches of cached features in an order that is a pure function of (seed, epoch) (law L6).
+"""Batches of cached features, read ahead of the training step.
 
-Letters: V views, N pictures (rows of the store).
-Each epoch shows every picture once, in one of its views drawn with equal chance. Pictures of one
-bucket are batched together; a bucket's last batch may be smaller and is kept.
+Their order is a pure function of (seed, epoch) and the same for any number of processes (law L6);
+see sampling.py. Where features wait before their batch is due: see residency.py.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cachedet.config import TrainConfig
+from cachedet.config import ClassBalancedConfig, RepeatFactorConfig, SamplingConfig, TrainConfig
 from cachedet.detector.build import choose_levels
 from cachedet.device import choose_device
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Features, SizeHW, Targets
+from cachedet.structures import SizeHW, Truth
+from cachedet.training.augment import Augment, make_augment
+from cachedet.training.batch import Batch
+from cachedet.training.handover import Handover, Ready
+from cachedet.training.memory import free_memory, free_ram
+from cachedet.training.residency import (
+    FeatureSource,
+    Need,
+    StreamedFeatures,
+    choose_residency,
+    make_source,
+)
+from cachedet.training.sampling import (
+    Sampler,
+    describe_empty_classes,
+    make_class_balanced_sampler,
+    make_repeat_factor_sampler,
+    plan_epoch,
+    resolve_views,
+    share_of_batch,
+)
 
-_PREFETCHED_BATCHES = 3
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Batch:
-    """Features and targets of pictures that share one bucket."""
-
-    features: Features  # (n, C, h, w) per level
-    targets: list[Targets]
-
-    @property
-    def image_ids(self) -> list[int]:
-        return [targets.image_id for targets in self.targets]
-
-    @property
-    def sizes_hw(self) -> list[SizeHW]:
-        """Valid pixels of each view, without padding."""
-        return [targets.size_hw for targets in self.targets]
-
-    def to(self, device: torch.device) -> Batch:
-        """On the device, channels last: convolutions are 6 to 12 % faster so on a CPU."""
-        return Batch(
-            features={
-                name: maps.to(device, memory_format=torch.channels_last)
-                for name, maps in self.features.items()
-            },
-            targets=[targets.to(device) for targets in self.targets],
-        )
-
-
-def plan_epoch(
-    buckets: NDArray[np.int64], *, batch_size: int, seed: int, epoch: int
-) -> list[NDArray[np.int64]]:
-    """The batches of one epoch.
-
-    Args:
-        buckets: (V, N) number of the bucket that view v of picture n falls into.
-        batch_size: most pictures in a batch.
-        seed: of the run.
-        epoch: counted from 0.
-
-    Returns:
-        Batches in order, each (n, 2) pairs of view index and row, all of one bucket.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    num_views, num_rows = buckets.shape
-    rows = rng.permutation(num_rows)
-    views = np.asarray(rng.integers(num_views, size=num_rows))
-    drawn: NDArray[np.int64] = np.asarray(buckets[views, rows])
-    batches = []
-    for bucket in np.unique(drawn):
-        members = np.flatnonzero(drawn == bucket)
-        for start in range(0, len(members), batch_size):
-            picked = members[start : start + batch_size]
-            batches.append(np.stack([views[picked], rows[picked]], axis=1))
-    return [batches[place] for place in rng.permutation(len(batches))]
+_AHEAD_NBYTES = 256 << 20  # of decoded features that wait for the step; at least two batches
+_MOST_AHEAD = 16  # batches
+_MOST_THREADS = 4
+_CORES_OF_A_THREAD = 4  # torch computes a step on all cores: fewer leave nothing for a second one
 
 
 class FeatureLoader:
-    """Reads batches of a store ahead of the training step, in one background thread.
+    """Reads batches ahead of the training step, in background threads.
 
-    What is stored travels to `device` and is decoded there.
+    What is stored travels to `device` and is decoded and augmented there, beside the step before.
+
+    Args:
+        store: to train on.
+        views: names with equal chance, or the chance of each (in any unit).
+        levels: to read.
+        batch_size: most pictures of a global batch; larger than the data is simply the data.
+        seed: of the order, and of augmentation.
+        device: where batches come to lie; the CPU by default.
+        sampler: draws the pictures of an epoch; each once by default.
+        source: holds the features; read from the disk by default.
+        augment: changes a batch, drawing from a CPU generator that depends on the seed, the epoch,
+            the number of the batch and the rank alone.
+        rank: of this process; it reads its share of each global batch (`share_of_batch`).
+        world_size: processes that train together.
     """
 
     def __init__(
         self,
         store: FeatureStore,
         *,
-        views: Sequence[str],
+        views: Sequence[str] | Mapping[str, float],
         levels: Sequence[str],
         batch_size: int,
         seed: int,
         device: torch.device | None = None,
+        sampler: Sampler | None = None,
+        source: FeatureSource | None = None,
+        augment: Augment | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        self._device = device
+        self._device = device or torch.device("cpu")
         self._store = store
         self._views = tuple(views)
+        self._chances = tuple(views.values()) if isinstance(views, Mapping) else None
         self._levels = tuple(levels)
         self._batch_size = batch_size
         self._seed = seed
-        self._buckets = _bucket_numbers(store, self._views)
+        self._buckets, self._nbytes = _bucket_numbers(store, self._views, self._levels)
+        self._sampler = sampler
+        self._source = source or StreamedFeatures(store, levels=self._levels, device=self._device)
+        self._augment = augment
+        self._rank, self._world_size = rank, world_size
 
     def plan(self, epoch: int) -> list[NDArray[np.int64]]:
-        """The batches of `epoch` as (view index, row) pairs; see `plan_epoch`."""
-        return plan_epoch(self._buckets, batch_size=self._batch_size, seed=self._seed, epoch=epoch)
+        """The global batches of `epoch` as (view index, row) pairs; see `plan_epoch`."""
+        return plan_epoch(
+            self._buckets,
+            batch_size=self._batch_size,
+            seed=self._seed,
+            epoch=epoch,
+            sampler=self._sampler,
+            chances=self._chances,
+        )
 
     def batches(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch` from number `skip` on (a resumed epoch starts in its middle)."""
-        waiting: deque[Future[Batch]] = deque()
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="feature-reader") as reader:
-            for keys in self.plan(epoch)[skip:]:
-                waiting.append(reader.submit(self._read, keys))
-                if len(waiting) > _PREFETCHED_BATCHES:
-                    yield waiting.popleft().result()
+        """This rank's share of each batch of `epoch`, from number `skip` on.
+
+        A resumed epoch starts in its middle. Raises what `FeatureStore.read` raises, at the batch
+        that cannot be read.
+        """
+        handover = Handover(self._device)
+        waiting: deque[tuple[int, Future[Ready]]] = deque()
+        readers = ThreadPoolExecutor(_reading_threads(), "feature-reader")
+        try:
+            for number, keys in enumerate(self.plan(epoch)[skip:], start=skip):
+                share, rank = share_of_batch(keys, rank=self._rank, world_size=self._world_size)
+                nbytes = self._decoded_nbytes(share)
+                while _is_enough(waiting, nbytes):
+                    yield handover.take(waiting.popleft()[1].result())
+                entropy = (self._seed, epoch, number, rank)
+                others = len(keys) - len(share)
+                job = readers.submit(self._read, share, others, entropy, handover)
+                waiting.append((nbytes, job))
             while waiting:
-                yield waiting.popleft().result()
+                yield handover.take(waiting.popleft()[1].result())
+        finally:
+            readers.shutdown(cancel_futures=True)
 
-    def _read(self, keys: NDArray[np.int64]) -> Batch:
+    def read(self, keys: NDArray[np.int64]) -> Batch:
+        """(n, 2) pairs of view index and row, of one bucket, as in `plan`; not augmented."""
         pairs = [(int(row), self._views[int(view)]) for view, row in keys]
-        return read_batch(self._store, pairs, levels=self._levels, device=self._device)
+        return Batch(
+            features=self._source.read(pairs),
+            targets=[self._store.targets(row, view) for row, view in pairs],
+        )
+
+    def _read(
+        self,
+        keys: NDArray[np.int64],
+        others: int,
+        entropy: tuple[int, ...],
+        handover: Handover,
+    ) -> Ready:
+        def make() -> Batch:
+            batch = self.read(keys)
+            if self._augment is not None:
+                batch = self._augment(batch, _generator(entropy))
+            return replace(batch.to(self._device), others=others)
+
+        return handover.make(make)
+
+    def _decoded_nbytes(self, keys: NDArray[np.int64]) -> int:
+        view, row = keys[0]
+        return len(keys) * self._nbytes[int(self._buckets[view, row])]
 
 
-def make_loader(config: TrainConfig, store: FeatureStore) -> FeatureLoader:
-    """The batches that a run of this config trains on."""
+def make_loader(
+    config: TrainConfig, store: FeatureStore, *, rank: int = 0, world_size: int = 1
+) -> FeatureLoader:
+    """The batches that a run of this config trains on.
+
+    Rank 0 says on standard error where the features wait, and which classes have no box.
+
+    Raises:
+        ConfigError: views the store lacks, a sampling that needs boxes where there are none, a
+            residency that does not fit, or an augmentation that cannot be had.
+        StoreError: the store cannot be read (with residency `ram` and `device`).
+    """
+    device = choose_device(config.device)
+    levels = choose_levels(config.detector, store.manifest.spec).names
+    views = resolve_views(config.views, held=store.manifest.views, where=store.location)
+    sampler = _make_sampler(config.sampling, store.truth)
+    stored, unpacked = store.encoded_nbytes(views, levels)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    need = Need(
+        stored=stored,
+        unpacked=unpacked,
+        ram=free_ram() // processes,
+        device=free_memory(device) // (1 if device.type == "cuda" else processes),
+        device_name=str(device),
+    )
+    residency, reason = choose_residency(
+        config.residency, need, has_own_memory=device.type == "cuda"
+    )
+    empty_classes = describe_empty_classes(store.truth)
+    for line in (reason, empty_classes):
+        if line is not None and rank == 0:
+            print(line, file=sys.stderr)
     return FeatureLoader(
         store,
-        views=config.views or store.manifest.views,
-        levels=choose_levels(config.detector, store.manifest.spec).names,
+        views=views,
+        levels=levels,
         batch_size=config.schedule.batch_size,
         seed=config.seed,
-        device=choose_device(config.device),
+        device=device,
+        sampler=sampler,
+        source=make_source(
+            residency,
+            store,
+            views=tuple(views),
+            levels=levels,
+            device=device,
+            threads=_reading_threads(),
+        ),
+        augment=make_augment(
+            config.augment,
+            spec=store.manifest.spec,
+            quality=store.quality,
+            trains_masks=config.detector.kind != "retinanet"
+            and config.detector.mask_head is not None,
+        ),
+        rank=rank,
+        world_size=world_size,
     )
 
 
-def read_batch(
-    store: FeatureStore,
-    keys: Sequence[tuple[int, str]],
-    *,
-    levels: Sequence[str],
-    device: torch.device | None = None,
-) -> Batch:
-    """Read (row, view) pairs of one bucket. Raises what `FeatureStore.read` raises."""
-    return Batch(
-        features=store.read_batch(keys, levels, device=device),
-        targets=[store.targets(row, view) for row, view in keys],
-    )
+def _is_enough(waiting: deque[tuple[int, Future[Ready]]], nbytes: int) -> bool:
+    """Whether the step must take a batch before one of `nbytes` more is read."""
+    ahead = nbytes + sum(of_batch for of_batch, _ in waiting)
+    return len(waiting) >= 2 and (ahead > _AHEAD_NBYTES or len(waiting) >= _MOST_AHEAD)
 
 
-def _bucket_numbers(store: FeatureStore, views: Sequence[str]) -> NDArray[np.int64]:
+def _make_sampler(config: SamplingConfig, truth: Truth) -> Sampler | None:
+    if isinstance(config, RepeatFactorConfig):
+        return make_repeat_factor_sampler(truth, threshold=config.threshold)
+    return make_class_balanced_sampler(truth) if isinstance(config, ClassBalancedConfig) else None
+
+
+def _generator(entropy: tuple[int, ...]) -> torch.Generator:
+    seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+    return torch.Generator().manual_seed(seed)
+
+
+def _reading_threads() -> int:
+    """Threads of this process that read and decode: one for every four of its cores."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    own = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(_MOST_THREADS, own // _CORES_OF_A_THREAD))
+
+
+def _bucket_numbers(
+    store: FeatureStore, views: Sequence[str], levels: Sequence[str]
+) -> tuple[NDArray[np.int64], list[int]]:
+    """(V, N) number of each picture's bucket, and by number the decoded bytes of a picture."""
     numbers: dict[SizeHW, int] = {}
     buckets = np.full((len(views), len(store)), -1, dtype=np.int64)
     for index, view in enumerate(views):
         for bucket, rows in store.buckets(view).items():
             buckets[index, rows] = numbers.setdefault(bucket, len(numbers))
-    return buckets
+    shapes = [store.manifest.spec.map_shapes(bucket) for bucket in numbers]
+    nbytes = [4 * sum(int(np.prod(of_bucket[level])) for level in levels) for of_bucket in shapes]
+    return buckets, nbytes

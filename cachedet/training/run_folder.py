@@ -11,7 +11,10 @@ from cachedet.errors import CheckpointError
 
 @dataclass(frozen=True)
 class RunFolder:
-    """config.yaml, metrics.csv, results.json, weights/, plots/ and log.txt under one folder."""
+    """config.yaml, metrics.csv, results.json, weights/, plots/ and log.txt under one folder.
+
+    weights/ holds best.pt, last.pt and previous.pt; tensorboard/ is there where it is asked for.
+    """
 
     root: Path
 
@@ -62,6 +65,15 @@ class RunFolder:
     @property
     def last(self) -> Path:
         return self.root / "weights" / "last.pt"
+
+    @property
+    def previous(self) -> Path:
+        """The state before `last`, for when that one is damaged."""
+        return self.root / "weights" / "previous.pt"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
 
     @property
     def plots(self) -> Path:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from cachedet.config import ScheduleConfig, TrainConfig
+from cachedet.collective import alone, sum_over_ranks, world_size
+from cachedet.config import TrainConfig
 from cachedet.detector.build import Detector, build_detector
 from cachedet.device import choose_device
 from cachedet.errors import NonFiniteLossError
 from cachedet.store.manifest import Manifest
+from cachedet.training.batch import Batch
 from cachedet.training.checkpoint import Checkpoint
-from cachedet.training.loader import Batch
+from cachedet.training.data_parallel import of_ranks, sum_gradients
+from cachedet.training.early_stopping import EarlyStopping
+from cachedet.training.ema import WeightAverage
+from cachedet.training.optimizer import freeze_all_but, make_optimizer, set_training_mode
+from cachedet.training.precision import choose_autocast, make_scaler
 from cachedet.training.schedule import LearningRate
+from cachedet.training.statistics import StepStatistics
+
+_SMALLEST_SCALE = 1.0  # of fp16 gradients; one that overflows unscaled will not get better
 
 
 @dataclass(kw_only=True, eq=False)
@@ -24,71 +34,175 @@ class Trainer:
     detector: Detector
     optimizer: torch.optim.Optimizer
     learning_rate: LearningRate
-    batch_size: int  # pictures of a full step
-    clip_norm: float
+    step_pictures: int  # of a whole step
+    clip_norm: float  # 0: none
     device: torch.device
-    step: int = 0
+    autocast: torch.dtype | None = None  # None: float32
+    scaler: torch.amp.GradScaler | None = None  # of fp16
+    average: WeightAverage | None = None
+    stopping: EarlyStopping | None = None
+    step: int = 0  # optimiser steps
     epoch: int = 0
-    batch: int = 0
+    batch: int = 0  # of the epoch, the next one
     best_ap: float = -1.0
+    epoch_statistics: StepStatistics = field(default_factory=StepStatistics)
+    _pending: list[Batch] = field(default_factory=list, init=False)  # of the step under way
+    _pending_pictures: int = field(default=0, init=False)  # of all processes
+    _pending_sums: dict[str, float] = field(default_factory=dict, init=False)
 
     def take_step(self, batch: Batch) -> dict[str, float]:
-        """One optimiser step. Raises NonFiniteLossError before anything has moved."""
+        """One optimiser step on one batch; see `add_gradients` and `finish_step`."""
+        self.add_gradients(batch)
+        return self.finish_step()
+
+    def add_gradients(self, batch: Batch) -> None:
+        """Forward and backward of one batch of the step, weighted by its pictures.
+
+        With several processes, this one's part of the loss and of the gradient: the sums over
+        processes are those of the global batch. A batch that every process has whole is computed
+        by each for itself, and counts in parts.
+
+        Raises NonFiniteLossError, on every process, before anything has moved.
+        """
+        batch = batch.to(self.device)
+        copies = world_size() if batch.is_whole else 1
+        with alone(batch.is_whole):
+            with torch.autocast(
+                self.device.type, dtype=self.autocast, enabled=self.autocast is not None
+            ):
+                losses = self.detector(batch.features, batch.targets)
+            stacked = torch.stack(list(losses.values()))
+            reached = sum_over_ranks(stacked.detach())
+        # A bucket's last batch may be small; every picture weighs the same all the same.
+        share = batch.global_pictures / self.step_pictures
+        if not bool(torch.isfinite(reached.sum() * share)):
+            is_own = not bool(torch.isfinite(stacked.sum() * share))
+            raise NonFiniteLossError(
+                of_ranks(_describe_nonfinite(self.step, [batch], losses=losses) if is_own else "")
+            )
+        total = stacked.sum() * (share / copies)
+        torch.autograd.backward(total if self.scaler is None else self.scaler.scale(total))
+        for name, value in zip(losses, reached.tolist(), strict=True):
+            summed = self._pending_sums.get(name, 0.0) + value * batch.global_pictures
+            self._pending_sums[name] = summed
+        self._pending.append(batch)
+        self._pending_pictures += batch.global_pictures
+
+    def finish_step(self) -> dict[str, float]:
+        """Move the weights by the gradients that were added.
+
+        Returns the step's losses, which are means over its pictures, and its gradient norm.
+
+        Raises NonFiniteLossError before anything has moved. A gradient that overflows fp16 is no
+        error: the step is left out and the scale halved.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate.at(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
-        batch = batch.to(self.device)
-        losses = self.detector(batch.features, batch.targets)
-        # A bucket's last batch may be small; every picture weighs the same all the same.
-        share = len(batch.targets) / self.batch_size
-        total = torch.stack(list(losses.values())).sum() * share
-        if bool(torch.isfinite(total)):
-            torch.autograd.backward(total)
+        sum_gradients(self.detector.parameters())
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(
             self.detector.parameters(), self.clip_norm if self.clip_norm > 0 else float("inf")
         )
-        if not bool(torch.isfinite(total) & torch.isfinite(norm)):
-            raise NonFiniteLossError(_describe_nonfinite(self.step, losses, norm, batch))
-        self.optimizer.step()
+        self._move(norm)
+        self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        values = {f"loss_{name}": loss.item() for name, loss in losses.items()}
+        if self.average is not None:
+            self.average.update(self.detector, step=self.step)
+        values = {
+            f"loss_{name}": summed / self._pending_pictures
+            for name, summed in self._pending_sums.items()
+        }
+        self._pending, self._pending_pictures, self._pending_sums = [], 0, {}
         return {"loss": sum(values.values()), **values, "grad_norm": norm.item()}
 
+    def scored_weights(self) -> AbstractContextManager[None]:
+        """Inside, the detector has the weights that are validated: the average where there is."""
+        return nullcontext() if self.average is None else self.average.applied_to(self.detector)
+
+    def finish_epoch(self) -> None:
+        """Go to the first batch of the next epoch."""
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.epoch_statistics = StepStatistics()
+
     def checkpoint(self, config: TrainConfig, manifest: Manifest) -> Checkpoint:
+        """The state between two steps."""
         return Checkpoint(
             step=self.step,
             epoch=self.epoch,
             batch=self.batch,
             best_ap=self.best_ap,
             heads=self.detector.state_dict(),
+            average=None if self.average is None else self.average.state_dict(),
             optimizer=self.optimizer.state_dict(),
+            scaler=None if self.scaler is None else self.scaler.state_dict(),
+            stopping=None if self.stopping is None else self.stopping.state_dict(),
+            epoch_statistics=self.epoch_statistics.state_dict(),
             torch_rng=torch.get_rng_state(),
             config=config,
             manifest=manifest,
         )
 
+    def start_from(self, checkpoint: Checkpoint) -> None:
+        """Begin with the weights that another run was scored with, and nothing else of it."""
+        self.detector.load_state_dict(checkpoint.scored_heads)
+        if self.average is not None:
+            self.average.load_state_dict(self.detector.state_dict())
+
     def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue where `checkpoint` was made, by a trainer of the same config."""
         self.detector.load_state_dict(checkpoint.heads)
         self.optimizer.load_state_dict(checkpoint.optimizer)
+        if self.average is not None and checkpoint.average is not None:
+            self.average.load_state_dict(checkpoint.average)
+        if self.scaler is not None and checkpoint.scaler is not None:
+            self.scaler.load_state_dict(checkpoint.scaler)
+        if self.stopping is not None:
+            self.stopping.load_state_dict(checkpoint.stopping)
         torch.set_rng_state(checkpoint.torch_rng)
         self.step, self.epoch, self.batch = checkpoint.step, checkpoint.epoch, checkpoint.batch
         self.best_ap = checkpoint.best_ap
+        self.epoch_statistics = StepStatistics(**checkpoint.epoch_statistics)
+
+    def _move(self, norm: Tensor) -> None:
+        is_finite = bool(torch.isfinite(norm))
+        if self.scaler is None:
+            if not is_finite:
+                raise NonFiniteLossError(
+                    of_ranks(_describe_nonfinite(self.step, self._pending, norm=norm.item()))
+                )
+            self.optimizer.step()
+            return
+        self.scaler.step(self.optimizer)  # leaves out a step that overflowed
+        self.scaler.update()
+        if not is_finite and self.scaler.get_scale() < _SMALLEST_SCALE:
+            raise NonFiniteLossError(
+                f"step {self.step}: gradients overflow fp16 even unscaled; set precision: bf16 or "
+                "fp32, lower schedule.lr, or set schedule.clip_norm"
+            )
 
 
 def make_trainer(config: TrainConfig, *, manifest: Manifest, total_steps: int) -> Trainer:
-    """The detector, its optimiser and schedule for features described by `manifest`."""
+    """The detector, its optimiser and schedule for features described by `manifest`.
+
+    Raises ConfigError where the detector does not fit them, or the device not the precision.
+    """
     device = choose_device(config.device)
+    autocast = choose_autocast(config.precision, device)
     detector = build_detector(
         config.detector, spec=manifest.spec, num_classes=len(manifest.categories)
     ).to(device)
     detector.to(memory_format=torch.channels_last)
+    if config.trainable == "classifier":
+        freeze_all_but(detector, detector.classifiers())
+    set_training_mode(detector)
     if config.compile:
         for part in detector.parts():
             part.compile()
-    schedule = config.schedule
+    schedule, stopping = config.schedule, config.early_stopping
     return Trainer(
         detector=detector,
-        optimizer=_make_optimizer(detector, schedule),
+        optimizer=make_optimizer(detector, schedule),
         learning_rate=LearningRate(
             peak=schedule.scaled_lr,
             total_steps=total_steps,
@@ -97,37 +211,42 @@ def make_trainer(config: TrainConfig, *, manifest: Manifest, total_steps: int) -
             drops=schedule.drops,
             warmup_from=schedule.warmup_from,
         ),
-        batch_size=schedule.batch_size,
+        step_pictures=schedule.step_pictures,
         clip_norm=schedule.clip_norm,
         device=device,
+        autocast=autocast,
+        scaler=make_scaler(autocast, device),
+        average=WeightAverage(detector, decay=schedule.ema_decay) if schedule.ema_decay else None,
+        stopping=EarlyStopping(**stopping.model_dump()) if stopping else None,
     )
 
 
-def _make_optimizer(detector: nn.Module, schedule: ScheduleConfig) -> torch.optim.Optimizer:
-    """Weight decay on kernels only: biases and norms are left free (PAPER 2.2)."""
-    kernels = [p for p in detector.parameters() if p.ndim > 1]
-    others = [p for p in detector.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": kernels, "weight_decay": schedule.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    if schedule.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=schedule.scaled_lr, betas=(schedule.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=schedule.scaled_lr, momentum=schedule.momentum)
-
-
-def _describe_nonfinite(step: int, losses: dict[str, Tensor], norm: Tensor, batch: Batch) -> str:
-    bad_levels = [n for n, maps in batch.features.items() if not bool(torch.isfinite(maps).all())]
-    values = ", ".join(f"{name} {loss.item():g}" for name, loss in losses.items())
-    largest = {name: float(maps.abs().max()) for name, maps in batch.features.items()}
+def _describe_nonfinite(
+    step: int,
+    batches: list[Batch],
+    *,
+    losses: dict[str, Tensor] | None = None,
+    norm: float | None = None,
+) -> str:
+    """What was not finite, and whether the features are to blame."""
+    largest: dict[str, float] = {}
+    bad_levels = set()
+    for batch in batches:
+        for name, maps in batch.features.items():
+            largest[name] = max(largest.get(name, 0.0), float(maps.abs().max()))
+            if not bool(torch.isfinite(maps).all()):
+                bad_levels.add(name)
     where = (
-        f"the features of {', '.join(bad_levels)} are not finite"
+        f"the features of {', '.join(sorted(bad_levels))} are not finite"
         if bad_levels
         else "all features are finite, largest: "
         + ", ".join(f"{name} {value:.3g}" for name, value in largest.items())
     )
+    values = ", ".join(f"{name} {loss.item():g}" for name, loss in (losses or {}).items())
+    what = f"losses {values}" if losses else f"gradient norm {norm:g}"
+    ids = [image_id for batch in batches for image_id in batch.image_ids]
     return (
-        f"step {step}: loss or gradient is not finite (losses {values}; gradient norm "
-        f"{norm.item():g}) on image ids {batch.image_ids}; {where}. Nothing was updated; the last "
-        "checkpoint is whole. Lower schedule.lr, or set schedule.clip_norm"
+        f"step {step}: loss or gradient is not finite ({what}) on image ids {ids}; {where}. "
+        "Nothing was updated; the last checkpoint is whole. Lower schedule.lr, or set "
+        "schedule.clip_norm"
     )

@@ -17,7 +17,7 @@ from cachedet.data.images import (
     require_good,
     survey_pictures,
 )
-from cachedet.data.views import VIEWS, make_geometry
+from cachedet.data.views import make_geometry, view_named
 from cachedet.errors import BadImageError
 from cachedet.structures import Preprocessing
 
@@ -111,7 +111,9 @@ def test_an_invalid_orientation_is_upright_and_reported(orientation: int) -> Non
 def test_make_input_normalises_flips_and_pads() -> None:
     pixels = np.zeros((40, 80, 3), dtype=np.uint8)
     pixels[:, :40, 0] = 255
-    geometry = make_geometry(VIEWS["hflip"], picture_hw=(40, 80), image_size=80, pad_multiple=32)
+    geometry = make_geometry(
+        view_named("hflip"), picture_hw=(40, 80), image_id=7, image_size=80, pad_multiple=32
+    )
     preprocessing = Preprocessing(
         mean=(0.5, 0.5, 0.5), std=(0.5, 0.25, 0.5), interpolation="bilinear"
     )
@@ -183,7 +185,9 @@ def test_looked_up_values_are_the_computed_ones_to_the_bit() -> None:
         mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bilinear"
     )
     pixels = np.arange(768, dtype=np.uint8).reshape(16, 16, 3)
-    geometry = make_geometry(VIEWS["hflip"], picture_hw=(16, 16), image_size=16, pad_multiple=24)
+    geometry = make_geometry(
+        view_named("hflip"), picture_hw=(16, 16), image_id=7, image_size=16, pad_multiple=24
+    )
     found = make_input(pixels, geometry, preprocessing)
     values = torch.from_numpy(pixels[:, ::-1].copy()).permute(2, 0, 1).float() / 255
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (preprocessing.mean, preprocessing.std))

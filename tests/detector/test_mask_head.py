@@ -31,9 +31,11 @@ def with_masks(targets: Targets, *, flip: bool = False, scale: float = 2.0) -> T
     codes = tuple(encode_bitmap(b[:, ::-1] if flip else b) for b in bitmaps)
     height, width = targets.size_hw
     picture_hw = (int(height * scale), int(width * scale))
-    return dataclasses.replace(
-        targets, masks=TargetMasks(codes=codes, picture_hw=picture_hw, flip=flip)
+    scale_xy, origin_xy = (
+        ((-scale, scale), (width * scale, 0.0)) if flip else ((scale,) * 2, (0, 0))
     )
+    masks = TargetMasks(codes=codes, picture_hw=picture_hw, scale_xy=scale_xy, origin_xy=origin_xy)
+    return dataclasses.replace(targets, masks=masks)
 
 
 def test_head_equals_torchvisions_on_the_same_weights() -> None:

@@ -60,9 +60,22 @@ def test_sheet_holds_portraits_and_landscapes(tmp_path: Path) -> None:
 
 
 def test_curves_of_a_run(tmp_path: Path) -> None:
-    header = "step,epoch,lr,loss,loss_class,loss_box,val_ap,val_ap50\n"
-    rows = "1,0,0.1,2,1,1,,\n20,0,0.1,1,0.5,0.5,,\n20,1,,,,,0.3,0.6\n"
-    (tmp_path / "metrics.csv").write_text(header + rows)
-    plot_training(tmp_path / "metrics.csv", tmp_path / "training.png")
-    with Image.open(tmp_path / "training.png") as picture:
-        assert picture.size == (960, 720)
+    header = "step,epoch,lr,loss,loss_class,loss_box,waiting_share,val_ap,val_ap50\n"
+    rows = "1,0,0.1,2,1,1,0.1,,\n20,0,0.1,1,0.5,0.5,{},,\n20,1,,,,,,0.3,0.6\n"
+    pictures = []
+    for share in ("0", "0.4"):
+        (tmp_path / "metrics.csv").write_text(header + rows.format(share))
+        plot_training(tmp_path / "metrics.csv", tmp_path / "training.png")
+        with Image.open(tmp_path / "training.png") as picture:
+            assert picture.size == (960, 1080)
+            pictures.append(np.asarray(picture.convert("L")))
+    differs = np.flatnonzero((pictures[0] != pictures[1]).any(axis=1))
+    assert differs.min() > 0.8 * 1080  # only the lowest panel shows the wait
+
+
+def test_curves_of_a_run_of_an_older_release_or_without_a_step(tmp_path: Path) -> None:
+    for text in ("step,epoch,lr,loss,loss_class,val_ap\n1,0,0.1,2,2,\n", "step,epoch,lr,loss\n"):
+        (tmp_path / "metrics.csv").write_text(text)
+        plot_training(tmp_path / "metrics.csv", tmp_path / "training.png")
+        with Image.open(tmp_path / "training.png") as picture:
+            assert picture.size == (960, 1080)

@@ -102,6 +102,7 @@ def pipeline_of(tiny: Any, root: Path, kind: type[StoreWriter], **changes: Any) 
     writer = kind(root, plan)
     loader = InputLoader(
         paths=[tiny.paths.images / name for name in plan.truth.file_names],
+        image_ids=plan.truth.image_ids.tolist(),
         image_size=128,
         pad_multiple=32,
         preprocessing=backbone.preprocessing,

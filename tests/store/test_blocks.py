@@ -6,9 +6,11 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachedet.data.views import VIEWS, make_geometry
+from cachedet.data.views import make_geometry, parse_views, view_named
 from cachedet.store.blocks import plan_blocks
 from cachedet.structures import Truth
+
+VIEWS = parse_views("base,hflip,scale=0.5,crop=2,jitter=2,jitter=1:0.5-4")
 
 
 def test_every_picture_and_view_lies_in_exactly_one_block(
@@ -22,16 +24,20 @@ def test_every_picture_and_view_lies_in_exactly_one_block(
     def holds(sizes: list[tuple[int, int]], block_size: int) -> None:
         truth = truth_of(sizes)
         options = {"image_size": 128, "pad_multiple": 32, "block_size": block_size}
-        blocks = plan_blocks(truth=truth, views=VIEWS.values(), **options)
-        assert blocks == plan_blocks(truth=truth, views=VIEWS.values(), **options)
+        blocks = plan_blocks(truth=truth, views=VIEWS, **options)
+        assert blocks == plan_blocks(truth=truth, views=VIEWS, **options)
         assert len({block.name for block in blocks}) == len(blocks)
         keys = Counter((block.view, row) for block in blocks for row in block.rows)
-        assert keys == Counter((view, row) for view in VIEWS for row in range(len(sizes)))
+        assert keys == Counter((view.name, row) for view in VIEWS for row in range(len(sizes)))
         for block in blocks:
             assert 1 <= len(block.rows) <= block_size
             for row in block.rows:
                 geometry = make_geometry(
-                    VIEWS[block.view], picture_hw=sizes[row], image_size=128, pad_multiple=32
+                    view_named(block.view),
+                    picture_hw=sizes[row],
+                    image_id=int(truth.image_ids[row]),
+                    image_size=128,
+                    pad_multiple=32,
                 )
                 assert geometry.padded_hw == block.bucket
 
@@ -41,7 +47,7 @@ def test_every_picture_and_view_lies_in_exactly_one_block(
 def test_names_and_numbers(truth_of: Callable[..., Truth]) -> None:
     truth = truth_of([(96, 128), (128, 96), (96, 128), (96, 128)])
     blocks = plan_blocks(
-        truth=truth, views=[VIEWS["base"]], image_size=128, pad_multiple=32, block_size=2
+        truth=truth, views=[view_named("base")], image_size=128, pad_multiple=32, block_size=2
     )
     assert [(block.name, block.rows) for block in blocks] == [
         ("base-b96x128-000000", (0, 2)),

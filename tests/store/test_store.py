@@ -90,8 +90,6 @@ def test_changed_inputs_are_refused_by_name(root: Path, truth: Truth, kit: Any) 
         ("weights_digest", "e" * 64),
         ("backbone", "resnet50"),
         ("preprocessing", Preprocessing(mean=(0, 0, 0), std=(1, 1, 1), interpolation="nearest")),
-        ("views", ("base",)),
-        ("views", ("hflip", "base")),
         ("codec", "int8"),
         ("image_size", 64),
         ("block_size", 3),

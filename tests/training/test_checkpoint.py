@@ -1,16 +1,24 @@
 from __future__ import annotations
 
+import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from cachedet.config import TrainConfig
-from cachedet.errors import CheckpointError
+from cachedet.errors import CheckpointError, DamagedCheckpointError
 from cachedet.store.reader import FeatureStore
-from cachedet.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from cachedet.training.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    save_rotating,
+)
 from cachedet.training.run_folder import RunFolder
 
 
@@ -22,7 +30,11 @@ def checkpoint(tiny: Any) -> Checkpoint:
         batch=2,
         best_ap=0.25,
         heads={"w": torch.arange(3.0)},
+        average={"w": torch.arange(3.0) / 2},
         optimizer={"state": {}, "param_groups": []},
+        scaler={"scale": 1024.0},
+        stopping={"metric": "ap", "best": None, "misses": 1},
+        epoch_statistics={"pictures": 3},
         torch_rng=torch.get_rng_state(),
         config=TrainConfig(seed=9),
         manifest=FeatureStore.open(tiny.train).manifest,
@@ -34,6 +46,9 @@ def test_round_trip(checkpoint: Checkpoint, tmp_path: Path) -> None:
     found = load_checkpoint(tmp_path / "last.pt")
     assert (found.step, found.epoch, found.batch, found.best_ap) == (7, 1, 2, 0.25)
     assert torch.equal(found.heads["w"], torch.arange(3.0))
+    assert torch.equal(found.scored_heads["w"], torch.arange(3.0) / 2)
+    assert (found.scaler, found.stopping) == (checkpoint.scaler, checkpoint.stopping)
+    assert found.epoch_statistics == {"pictures": 3}
     assert torch.equal(found.torch_rng, checkpoint.torch_rng)
     assert found.config == checkpoint.config
     assert found.manifest == checkpoint.manifest
@@ -41,29 +56,106 @@ def test_round_trip(checkpoint: Checkpoint, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["last.pt"]
 
 
+def test_format_1_is_still_read(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """What the first release wrote: no average, scaler, stopping or statistics."""
+    names = ("step", "epoch", "batch", "best_ap", "heads", "optimizer", "torch_rng")
+    values = {name: getattr(checkpoint, name) for name in names}
+    texts = {
+        "config": json.dumps({"seed": 9}),
+        "manifest": json.dumps(checkpoint.manifest.to_json()),
+    }
+    torch.save({**values, **texts, "format": 1, "cachedet": "0.1"}, tmp_path / "last.pt")
+    found = load_checkpoint(tmp_path / "last.pt")
+    assert found.step == 7
+    assert (found.average, found.scaler, found.stopping, found.epoch_statistics) == (
+        None, None, None, {},
+    )  # fmt: skip
+    assert found.scored_heads is found.heads
+    assert found.config.schedule.accumulate == 1
+
+
 class Payload:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, ("touch /tmp/cachedet_payload_ran",)
+        return os.mkdir, (str(self.target),)
+
+
+def test_a_malicious_pickle_never_runs(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    proof, path = tmp_path / "ran", tmp_path / "last.pt"
+    pickle.loads(pickle.dumps(Payload(proof)))
+    assert proof.exists()  # the payload works where it is let
+    proof.rmdir()
+    everywhere = {name: Payload(proof) for name in ("format", "step", "heads", "config")}
+    plain = path.with_name("plain.pt")
+    plain.write_bytes(pickle.dumps(Payload(proof)))
+    torch.save({"format": 2, **everywhere}, path)
+    old = path.with_name("old.pt")
+    torch.save(everywhere, old, _use_new_zipfile_serialization=False)
+    for hostile in (path, plain, old):
+        with pytest.raises(CheckpointError, match="is damaged or not a checkpoint"):
+            load_checkpoint(hostile)
+    assert not proof.exists()
 
 
 def test_what_is_no_checkpoint(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         load_checkpoint(path)
-    torch.save({"evil": Payload()}, path)
-    with pytest.raises(CheckpointError, match="is damaged or not a checkpoint"):
-        load_checkpoint(path)
-    assert not Path("/tmp/cachedet_payload_ran").exists()
     torch.save({"other": 1}, path)
     with pytest.raises(CheckpointError, match="it has no format number"):
         load_checkpoint(path)
-    torch.save({"format": 2, "cachedet": "9.0"}, path)
-    with pytest.raises(CheckpointError, match=r"format 2, .* upgrade to cachedet 9.0"):
+    for number in (3, 0, "2", None):
+        torch.save({"format": number, "cachedet": "9.0"}, path)
+        with pytest.raises(CheckpointError, match=rf"format {number}, .* upgrade to cachedet 9.0"):
+            load_checkpoint(path)
+    torch.save({"format": 2}, path)
+    with pytest.raises(CheckpointError, match="its step is missing or of a wrong type"):
         load_checkpoint(path)
+
+
+def test_every_flipped_byte_is_noticed_or_harmless(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """torch itself reads weights with flipped bits without a word."""
+    path = tmp_path / "last.pt"
+    weights = torch.randn(5000, generator=torch.Generator().manual_seed(1))
+    checkpoint.heads["w"] = weights
     save_checkpoint(path, checkpoint)
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(CheckpointError, match="is damaged"):
+    content = path.read_bytes()
+    noticed = 0
+    for place in np.random.default_rng(0).integers(len(content), size=60).tolist():
+        path.write_bytes(content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :])
+        try:
+            found = load_checkpoint(path)
+        except DamagedCheckpointError:
+            noticed += 1
+        else:
+            assert torch.equal(found.heads["w"], weights)
+            assert found.step == 7
+    assert noticed > 30
+    path.write_bytes(content[:-200])
+    with pytest.raises(DamagedCheckpointError, match="is damaged"):
         load_checkpoint(path)
+
+
+def test_the_last_two_are_kept(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    import dataclasses
+
+    last, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
+    for step in (1, 2, 3):
+        save_rotating(last, previous, dataclasses.replace(checkpoint, step=step))
+        assert load_checkpoint(last).step == step
+        assert not previous.exists() or load_checkpoint(previous).step == step - 1
+    assert sorted(os.listdir(tmp_path)) == ["last.pt", "previous.pt"]
+
+
+def test_a_checkpoint_that_cannot_be_written(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    path = tmp_path / "file" / "last.pt"
+    with pytest.raises(CheckpointError, match=r"cannot write .*last.pt: Not a directory; the sta"):
+        save_checkpoint(path, checkpoint)
+    with pytest.raises(CheckpointError, match=r"cannot write .*last.pt: Not a directory; the sta"):
+        save_rotating(path, path.with_name("previous.pt"), checkpoint)
 
 
 def test_run_folders(tmp_path: Path) -> None:

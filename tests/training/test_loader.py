@@ -1,76 +1,296 @@
 from __future__ import annotations
 
+import shutil
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from cachedet.store.reader import FeatureStore
-from cachedet.training.loader import FeatureLoader, plan_epoch
+from cachedet.config import make_train_config
+from cachedet.errors import ConfigError, CorruptBlockError, StoreError
+from cachedet.store.reader import FeatureStore, Key
+from cachedet.structures import Features, Truth
+from cachedet.training.batch import Batch
+from cachedet.training.loader import FeatureLoader, make_loader
+from cachedet.training.residency import StreamedFeatures
 
-
-@settings(deadline=None, max_examples=80, derandomize=True)
-@given(
-    table=st.lists(st.lists(st.integers(0, 3), min_size=2, max_size=2), min_size=1, max_size=30),
-    batch_size=st.integers(1, 5),
-    epoch=st.integers(0, 9),
-)
-def test_each_picture_once_in_batches_of_one_bucket(
-    table: list[list[int]], batch_size: int, epoch: int
-) -> None:
-    """Law L6: the plan is a pure function of its arguments."""
-    buckets = np.array(table, dtype=np.int64).T
-    batches = plan_epoch(buckets, batch_size=batch_size, seed=1, epoch=epoch)
-    again = plan_epoch(buckets, batch_size=batch_size, seed=1, epoch=epoch)
-    assert [b.tolist() for b in batches] == [b.tolist() for b in again]
-    rows = sorted(int(row) for batch in batches for _, row in batch)
-    assert rows == list(range(len(table)))
-    for batch in batches:
-        assert 1 <= len(batch) <= batch_size
-        assert len({int(buckets[view, row]) for view, row in batch}) == 1
+VIEWS = ("base", "hflip")
+LEVELS = ("C3", "C5")
 
 
-def test_views_and_order_change_with_epoch_and_seed() -> None:
-    buckets = np.zeros((2, 64), dtype=np.int64)
-    plans = {
-        (seed, epoch): np.concatenate(plan_epoch(buckets, batch_size=8, seed=seed, epoch=epoch))
-        for seed in (0, 1)
-        for epoch in (0, 1)
-    }
-    assert len({plan.tobytes() for plan in plans.values()}) == 4
-    share = np.mean([plan[:, 0].mean() for plan in plans.values()])
-    assert 0.35 < share < 0.65
+def loader_of(store: FeatureStore, **changes: Any) -> FeatureLoader:
+    values: dict[str, Any] = {"views": VIEWS, "levels": LEVELS, "batch_size": 3, "seed": 5}
+    return FeatureLoader(store, **(values | changes))
 
 
 def test_batches_are_those_of_the_plan(tiny: Any) -> None:
     store = FeatureStore.open(tiny.train)
-    loader = FeatureLoader(
-        store, views=("base", "hflip"), levels=("C3", "C5"), batch_size=3, seed=5
-    )
+    loader = loader_of(store)
     plan, batches = loader.plan(2), list(loader.batches(2))
     assert len(plan) == len(batches)
     for keys, batch in zip(plan, batches, strict=True):
         assert list(batch.features) == ["C3", "C5"]
         assert batch.image_ids == [int(store.truth.image_ids[row]) for _, row in keys]
         for n, (view, row) in enumerate(keys):
-            expected = store.read(int(row), ("base", "hflip")[view])
+            expected = store.read(int(row), VIEWS[view])
             assert torch.equal(batch.features["C5"][n], expected["C5"])
     rest = list(loader.batches(2, skip=2))
     assert [b.image_ids for b in rest] == [b.image_ids for b in batches[2:]]
 
 
+def test_batches_come_channels_last(tiny: Any) -> None:
+    """Not in the training thread, which would wait for it."""
+    for batch in loader_of(FeatureStore.open(tiny.train)).batches(0):
+        for maps in batch.features.values():
+            assert maps.is_contiguous(memory_format=torch.channels_last)
+        assert batch.nbytes == sum(maps.numel() * 4 for maps in batch.features.values())
+
+
 def test_a_reading_error_reaches_the_training_loop(tiny: Any, tmp_path: Path) -> None:
-    import shutil
-
-    from cachedet.errors import CorruptBlockError
-
     shutil.copytree(tiny.train, tmp_path / "s.zarr")
     store = FeatureStore.open(tmp_path / "s.zarr")
     shutil.rmtree(tmp_path / "s.zarr" / "base")
-    loader = FeatureLoader(store, views=("base",), levels=("C3",), batch_size=3, seed=5)
     with pytest.raises(CorruptBlockError, match="the shard file is missing"):
-        list(loader.batches(0))
+        list(loader_of(store, views=("base",)).batches(0))
+
+
+def test_the_disk_vanishes_in_the_middle_of_an_epoch(tiny: Any, tmp_path: Path) -> None:
+    shutil.copytree(tiny.train, tmp_path / "s.zarr")
+    store = FeatureStore.open(tmp_path / "s.zarr", most_files=1)
+    loader = loader_of(store, batch_size=1)
+    loader._source = VanishingDisk(loader._source, tmp_path / "s.zarr", after=3)
+    batches = loader.batches(0)
+    for _ in range(3):
+        next(batches)
+    with pytest.raises(StoreError, match="s.zarr is gone: its folder was removed or its disk unm"):
+        next(batches)
+
+
+class VanishingDisk:
+    """Streams a few batches, then the folder is removed."""
+
+    def __init__(self, source: Any, root: Path, *, after: int) -> None:
+        self._source, self._root, self._left = source, root, after
+
+    def read(self, keys: Sequence[Key]) -> Features:
+        if self._left == 0:
+            shutil.rmtree(self._root)
+        self._left -= 1
+        features: Features = self._source.read(keys)
+        return features
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_ranks_read_their_share_of_the_global_batches(tiny: Any, world_size: int) -> None:
+    store = FeatureStore.open(tiny.train)
+    whole = loader_of(store, batch_size=4)
+    ranks = [
+        loader_of(store, batch_size=4, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    for loader in ranks:
+        assert [b.tolist() for b in loader.plan(1)] == [b.tolist() for b in whole.plan(1)]
+    shares = [list(loader.batches(1)) for loader in ranks]
+    for number, batch in enumerate(whole.batches(1)):
+        small = len(batch.targets) < world_size
+        for rank, of_rank in enumerate(shares):
+            own = batch.image_ids if small else batch.image_ids[rank::world_size]
+            assert of_rank[number].image_ids == own
+
+
+def add_noise(batch: Batch, generator: torch.Generator) -> Batch:
+    assert threading.current_thread() is not threading.main_thread()
+    return Batch(
+        features={
+            level: maps + torch.rand(maps.shape, generator=generator)
+            for level, maps in batch.features.items()
+        },
+        targets=batch.targets,
+    )
+
+
+def drawn_by(batches: Sequence[Batch], plain: Sequence[Batch]) -> list[torch.Tensor]:
+    return [a.features["C5"] - b.features["C5"] for a, b in zip(batches, plain, strict=True)]
+
+
+def test_augmentation_depends_on_seed_epoch_batch_and_rank_alone(tiny: Any) -> None:
+    store = FeatureStore.open(tiny.train)
+    loader = loader_of(store, augment=add_noise)
+    first, again = list(loader.batches(1)), list(loader.batches(1))
+    torch.rand(3)  # the global generator has no say
+    rest = list(loader.batches(1, skip=1))
+    for one, other in [*zip(first, again, strict=True), *zip(first[1:], rest, strict=True)]:
+        assert torch.equal(one.features["C5"], other.features["C5"])
+    plain = list(loader_of(store).batches(1))
+    drawn = drawn_by(first, plain)
+    assert len({tuple(noise.flatten()[:8].tolist()) for noise in drawn}) == len(drawn)
+    other_seed = loader_of(store, augment=add_noise, seed=6)
+    other_seed.plan = loader.plan  # type: ignore[method-assign]
+    for before, after in zip(drawn, drawn_by(list(other_seed.batches(1)), plain), strict=True):
+        assert not torch.equal(before, after)
+
+
+def test_ranks_draw_other_augmentations_unless_they_read_the_same(tiny: Any) -> None:
+    store = FeatureStore.open(tiny.train)
+    pair = [
+        loader_of(store, augment=add_noise, batch_size=3, rank=rank, world_size=2)
+        for rank in range(2)
+    ]
+    plain = [loader_of(store, batch_size=3, rank=rank, world_size=2) for rank in range(2)]
+    noises = [
+        drawn_by(list(a.batches(0)), list(b.batches(0))) for a, b in zip(pair, plain, strict=True)
+    ]
+    sizes = [len(keys) for keys in pair[0].plan(0)]
+    assert min(sizes) == 1 or max(sizes) > 1
+    for size, first, second in zip(sizes, *noises, strict=True):
+        same = torch.allclose(first[0], second[0], atol=1e-5)
+        assert same == (size == 1)
+
+
+def test_what_is_read_ahead_is_bounded_by_bytes(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FeatureStore.open(tiny.train)
+    read = threading.Semaphore(0)
+    count = [0]
+
+    class Counting(StreamedFeatures):
+        def read(self, keys: Sequence[Key]) -> Features:
+            count[0] += 1
+            read.release()
+            return super().read(keys)
+
+    source = Counting(store, levels=LEVELS, device=torch.device("cpu"))
+    for room, expected in ((1, 2), (1 << 30, 8)):
+        monkeypatch.setattr("cachedet.training.loader._AHEAD_NBYTES", room)
+        loader = loader_of(store, batch_size=1, source=source)
+        count[0] = 0
+        batches = loader.batches(0)
+        next(batches)
+        for _ in range(expected):
+            assert read.acquire(timeout=10)
+        assert count[0] == expected
+        batches.close()  # type: ignore[attr-defined]
+        while read.acquire(blocking=False):
+            pass
+
+
+def test_a_loader_that_is_left_early_leaves_no_thread(tiny: Any) -> None:
+    batches = loader_of(FeatureStore.open(tiny.train), batch_size=1).batches(0)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    names = [thread.name for thread in threading.enumerate()]
+    assert not any(name.startswith("feature-reader") for name in names)
+
+
+def config_of(**changes: Any) -> Any:
+    values = {"device": "cpu", "schedule": {"batch_size": 4}, "residency": "stream"}
+    return make_train_config(values | changes, where="test")
+
+
+def test_the_loader_of_a_config(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    store = FeatureStore.open(tiny.train)
+    loaders = {
+        residency: make_loader(config_of(residency=residency), store)
+        for residency in ("stream", "ram", "device", "auto")
+    }
+    lines = [line for line in capsys.readouterr().err.splitlines() if "residency" in line]
+    assert [line.split(":")[0] for line in lines] == [
+        "residency stream",
+        "residency ram",
+        "residency device",
+        "residency auto",
+    ]
+    assert "residency auto: ram, as encoded features need" in lines[3]
+    assert "at most half of" in lines[3]
+    batches = [list(loader.batches(0)) for loader in loaders.values()]
+    for other in batches[1:]:
+        for one, two in zip(batches[0], other, strict=True):
+            assert one.image_ids == two.image_ids
+            for level, maps in one.features.items():
+                assert torch.equal(maps, two.features[level])
+    make_loader(config_of(), store, rank=1, world_size=2)
+    assert capsys.readouterr().err == ""
+
+
+def test_weights_of_views_reach_the_plan(tiny: Any) -> None:
+    store = FeatureStore.open(tiny.train)
+    loader = make_loader(config_of(views={"base": 1, "hflip": 1e6}), store)
+    assert all((keys[:, 0] == 1).all() for keys in loader.plan(0))
+    equal = make_loader(config_of(views={"base": 2, "hflip": 2}), store).plan(3)
+    assert [b.tolist() for b in equal] == [
+        b.tolist() for b in make_loader(config_of(), store).plan(3)
+    ]
+    with pytest.raises(ConfigError, match=r"train.zarr has no 'crop'; .*holds base, hflip"):
+        make_loader(config_of(views={"base": 1, "crop": 1}), store)
+
+
+def test_samplings_of_a_config(
+    tmp_path: Path,
+    store_kit: Any,
+    truth_of: Callable[..., Truth],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    boxes = [[[1.0, 2, 30, 40, 1, 0]], [], [[5, 5, 9, 9, 0, 1]], [], [[0, 0, 50, 60, 1, 0]]]
+    truth = truth_of([(96, 128)] * 5, boxes)
+    store = FeatureStore.open(store_kit.fill(tmp_path / "s.zarr", truth))
+
+    def rows_of(sampling: dict[str, Any]) -> list[int]:
+        loader = make_loader(config_of(sampling=sampling), store)
+        return sorted(np.concatenate(loader.plan(0))[:, 1].tolist())
+
+    assert rows_of({"kind": "uniform"}) == [0, 1, 2, 3, 4]
+    assert "2 of 3 classes have no box to learn from" in capsys.readouterr().err
+    assert set(rows_of({"kind": "class_balanced"})) == {0, 4}
+    assert rows_of({"kind": "repeat_factor"}) == [0, 1, 2, 3, 4]
+    twice = rows_of({"kind": "repeat_factor", "threshold": 1.0})  # sqrt(1 / 0.4) = 1.58
+    assert len(twice) in (5, 6, 7)
+
+
+def test_all_pictures_empty(tmp_path: Path, store_kit: Any, truth_of: Callable[..., Truth]) -> None:
+    store = FeatureStore.open(store_kit.fill(tmp_path / "s.zarr", truth_of([(96, 128)] * 3)))
+    assert len(list(make_loader(config_of(), store).batches(0))) == 1
+    for kind in ("repeat_factor", "class_balanced"):
+        with pytest.raises(ConfigError, match=f"sampling.kind={kind} needs boxes"):
+            make_loader(config_of(sampling={"kind": kind}), store)
+
+
+def test_a_batch_larger_than_the_data_is_the_data(tiny: Any) -> None:
+    store = FeatureStore.open(tiny.train)
+    loader = loader_of(store, batch_size=10_000, views=("base",))
+    assert len(loader.plan(0)) == len(store.buckets("base"))
+    assert sum(len(batch.targets) for batch in loader.batches(0)) == len(store)
+
+
+def test_augmentation_of_a_config(tiny: Any) -> None:
+    store = FeatureStore.open(tiny.train)
+    plain = list(make_loader(config_of(), store).batches(0))
+    augmented = list(make_loader(config_of(augment={"channel_dropout": 0.5}), store).batches(0))
+    for before, after in zip(plain, augmented, strict=True):
+        assert before.image_ids == after.image_ids
+        assert not torch.equal(before.features["C5"], after.features["C5"])
+
+
+def test_the_option_of_the_command_line(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from cachedet.cli import app
+
+    (tmp_path / "c.yaml").write_text("seed: 0\n")
+    words = [
+        "train-heads",
+        f"{tmp_path}/c.yaml",
+        "--train",
+        f"{tmp_path}/s",
+        "--run",
+        f"{tmp_path}",
+    ]
+    wrong = CliRunner().invoke(app, [*words, "--residency", "disk"])
+    assert wrong.exit_code == 1
+    assert "residency: Input should be 'stream', 'ram', 'device' or 'auto', got 'disk'" in (
+        wrong.output
+    )
+    right = CliRunner().invoke(app, [*words, "--residency", "ram"])
+    assert "is not a feature store" in right.output

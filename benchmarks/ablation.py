@@ -1,0 +1,246 @@
+"""Which augmentation survives the cache: views and feature-space augmentation against live pixels.
+
+python benchmarks/ablation.py --images DIR --train train.zarr --val val.zarr --out DIR \
+    [--epochs 20] [--seeds 0,1,2] [--only cached] [--config configs/retinanet_fpn_tiny.yaml]
+
+The training store needs the views base, hflip and jitter draws of one range; `live` decodes the
+pictures and runs the frozen backbone in every step, each time with a new draw of the same recipe
+(draws that no store holds: their numbers follow those of the store). All take the same number of
+steps. A run that is in DIR already is read, not repeated. AP is the last epoch's. Prints one JSON
+object on standard output and a Markdown table on standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cachedet.backbone.frozen import FrozenBackbone, load_backbone
+from cachedet.config import TrainConfig, load_train_config
+from cachedet.data.views import MOST_DRAWS, make_geometry, make_targets, view_family, view_named
+from cachedet.evaluation.inference import detect_store
+from cachedet.evaluation.metrics import score_detections
+from cachedet.extraction.inputs import InputLoader
+from cachedet.store.manifest import library_versions
+from cachedet.store.reader import FeatureStore
+from cachedet.structures import Targets
+from cachedet.training.batch import Batch
+from cachedet.training.loader import FeatureLoader, make_loader
+from cachedet.training.trainer import make_trainer
+
+FIGURES = ("ap", "ap50", "ap75")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """One row of the table.
+
+    Attributes:
+        draws: of the store's jitter views that take part.
+        weights: of the view families.
+        augment: keys of the config's `augment` section.
+        live: pictures and backbone in every step, jitter drawn afresh.
+    """
+
+    weights: dict[str, float]
+    draws: int = 0
+    augment: tuple[str, ...] = ()
+    live: bool = False
+
+    def views(self, store: FeatureStore) -> dict[str, float]:
+        """Weight of each view of the store that takes part."""
+        jitter = [name for name in store.manifest.views if view_family(name) == "jitter"]
+        if self.draws > len(jitter):
+            raise SystemExit(f"the store has {len(jitter)} jitter views, expected {self.draws}")
+        weights = {name: weight for name, weight in self.weights.items() if name != "jitter"}
+        share = self.weights.get("jitter", 0.0) / max(self.draws, 1)
+        return weights | dict.fromkeys(jitter[: self.draws], share)
+
+
+BOTH = {"base": 1.0, "hflip": 1.0}
+CONDITIONS = {
+    "none": Condition(weights={"base": 1.0}),
+    "feature flip": Condition(weights={"base": 1.0}, augment=("flip=0.5",)),
+    "cached flip": Condition(weights=BOTH),
+    "jitter 2": Condition(weights=BOTH | {"jitter": 2.0}, draws=2),
+    "jitter 4": Condition(weights=BOTH | {"jitter": 2.0}, draws=4),
+    "jitter 8": Condition(weights=BOTH | {"jitter": 2.0}, draws=8),
+    "cached flip, translate": Condition(weights=BOTH, augment=("translate=0.5",)),
+    "cached flip, crop": Condition(weights=BOTH, augment=("crop=0.5",)),
+    "cached flip, mosaic": Condition(weights=BOTH, augment=("mosaic=0.5",)),
+    "cached flip, copy-paste": Condition(weights=BOTH, augment=("copy_paste=0.5",)),
+    "cached flip, channel dropout": Condition(weights=BOTH, augment=("channel_dropout=0.1",)),
+    "cached flip, noise": Condition(weights=BOTH, augment=("noise=1.0",)),
+    "live flip": Condition(weights=BOTH, live=True),
+    "live jitter": Condition(weights=BOTH | {"jitter": 2.0}, draws=1, live=True),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("images", "train", "val", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--config", type=Path, default=Path("configs/retinanet_fpn_tiny.yaml"))
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--only", default="", help="starts of names, with commas")
+    options = parser.parse_args()
+    starts = tuple(options.only.split(","))
+    rows = [
+        summarise(name, condition, options)
+        for name, condition in CONDITIONS.items()
+        if name.startswith(starts)
+    ]
+    print_table(rows)
+    facts = {"train": options.train.name, "epochs": options.epochs, "config": options.config.stem}
+    facts |= {"threads_of_torch": torch.get_num_threads(), "machine": platform.machine()}
+    print(json.dumps({**facts, "versions": library_versions(), "rows": rows}, indent=1))
+
+
+def summarise(name: str, condition: Condition, options: argparse.Namespace) -> dict[str, Any]:
+    runs = [run_once(name, condition, seed, options) for seed in map(int, options.seeds.split(","))]
+    row: dict[str, Any] = {"name": name, "runs": runs}
+    for figure in FIGURES:
+        found = [run[figure] for run in runs]
+        row[figure] = statistics.mean(found)
+        row[f"{figure}_spread"] = max(found) - min(found)
+    row["seconds_an_epoch"] = statistics.mean(run["processor_seconds"] for run in runs)
+    row["seconds_an_epoch"] /= options.epochs
+    row["bytes_a_picture"] = runs[0]["bytes_a_picture"]
+    return row
+
+
+def run_once(
+    name: str, condition: Condition, seed: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    done: Path = options.out / f"{name.replace(', ', '-').replace(' ', '_')}-{seed}.json"
+    if done.exists():
+        row: dict[str, Any] = json.loads(done.read_text())
+        return row
+    options.out.mkdir(parents=True, exist_ok=True)
+    store, val = FeatureStore.open(options.train), FeatureStore.open(options.val)
+    overrides = [f"seed={seed}", f"schedule.epochs={options.epochs}"]
+    overrides += [f"augment.{text}" for text in condition.augment]
+    config = load_train_config(options.config, overrides)
+    config = config.model_copy(update={"views": condition.views(store)})
+    before = time.process_time()
+    scores = train_and_score(config, condition, store, val, options)
+    row = {
+        "seed": seed,
+        **{figure: getattr(scores, figure) for figure in FIGURES},
+        "processor_seconds": time.process_time() - before,
+        "bytes_a_picture": 0 if condition.live else bytes_a_picture(store, condition),
+    }
+    done.write_text(json.dumps(row))
+    return row
+
+
+def train_and_score(
+    config: TrainConfig,
+    condition: Condition,
+    store: FeatureStore,
+    val: FeatureStore,
+    options: argparse.Namespace,
+) -> Any:
+    torch.manual_seed(config.seed)
+    loader = make_loader(config, store)
+    epochs = range(config.schedule.epochs)
+    total = sum(len(loader.plan(epoch)) for epoch in epochs)
+    trainer = make_trainer(config, manifest=store.manifest, total_steps=total)
+    live = LivePictures(store, images=options.images) if condition.live else None
+    for epoch in epochs:
+        batches = live.batches(config, loader, epoch) if live else loader.batches(epoch)
+        for batch in batches:
+            trainer.take_step(batch)
+        print(f"epoch {epoch + 1}/{len(epochs)}", file=sys.stderr)
+    detections = detect_store(
+        trainer.detector,
+        val,
+        levels=store.manifest.spec.names,
+        batch_size=8,
+        device=torch.device("cpu"),
+    )
+    return score_detections(val.truth, detections)
+
+
+class LivePictures:
+    """The same batches from picture files, the frozen backbone run on each."""
+
+    def __init__(self, store: FeatureStore, *, images: Path) -> None:
+        manifest = store.manifest
+        weights = "auto" if manifest.weights.startswith("package") else "none"
+        self.store = store
+        self.backbone: FrozenBackbone = load_backbone(
+            manifest.backbone, weights=weights, image_size=manifest.image_size
+        )
+        if self.backbone.digest != manifest.weights_digest:
+            raise SystemExit("the store was made with other weights than this backbone has")
+        self.inputs = InputLoader(
+            paths=[images / file for file in store.truth.file_names],
+            image_ids=[int(image) for image in store.truth.image_ids],
+            image_size=manifest.image_size,
+            pad_multiple=manifest.spec.pad_multiple,
+            preprocessing=self.backbone.preprocessing,
+        )
+
+    def batches(self, config: TrainConfig, loader: FeatureLoader, epoch: int) -> Iterator[Batch]:
+        """The pictures of the loader's plan; where it says jitter, a draw of this epoch's own."""
+        views = tuple(config.views or ())
+        for keys in loader.plan(epoch):
+            pairs = [(int(row), fresh(views[int(view)], epoch)) for view, row in keys]
+            pixels = torch.stack([self.inputs.load(row, name) for row, name in pairs])
+            yield Batch(
+                features=self.backbone(pixels),
+                targets=[self.targets(row, name) for row, name in pairs],
+            )
+
+    def targets(self, row: int, name: str) -> Targets:
+        """Of any view, also one that the store does not hold."""
+        truth = self.store.truth
+        geometry = make_geometry(
+            view_named(name),
+            picture_hw=truth.size_of(row),
+            image_id=int(truth.image_ids[row]),
+            image_size=self.inputs.image_size,
+            pad_multiple=self.inputs.pad_multiple,
+        )
+        return make_targets(truth, row, geometry)
+
+
+def fresh(name: str, epoch: int) -> str:
+    """The view itself, or for a jitter view a draw that no other epoch has."""
+    view = view_named(name)
+    return replace(view, draw=MOST_DRAWS - 1 - epoch).name if view.family == "jitter" else name
+
+
+def bytes_a_picture(store: FeatureStore, condition: Condition) -> float:
+    """Of all views that take part; every view of the store costs about the same."""
+    used = len(condition.views(store))
+    every: NDArray[np.float64] = np.asarray(store.nbytes / len(store) / len(store.manifest.views))
+    return float(every) * used
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    titles = "condition | AP | AP50 | AP75 | kB a picture | processor seconds an epoch"
+    print(f"| {titles} |", file=sys.stderr)
+    print("|---" * 6 + "|", file=sys.stderr)
+    for row in rows:
+        cells = [f"{row[f]:.3f} ({row[f'{f}_spread']:.3f})" for f in FIGURES]
+        cells += [f"{row['bytes_a_picture'] / 1e3:.0f}", f"{row['seconds_an_epoch']:.1f}"]
+        print("| " + " | ".join([row["name"], *cells]) + " |", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

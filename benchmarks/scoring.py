@@ -1,0 +1,159 @@
+"""Seconds and memory of scoring detections, beside pycocotools. Prints one JSON object.
+
+python benchmarks/scoring.py [--pictures 5000] [--detections 100] [--classes 80]
+    [--against pycocotools,faster-coco-eval] [--resamples 1000]
+
+Pictures are synthetic: 7 boxes each (COCO's mean), a third of the detections near one of them.
+faster-coco-eval is no dependency of cachedet; install it beside to compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from cachedet.evaluation.detection_table import DetectionTable
+from cachedet.evaluation.error_kinds import analyse_errors
+from cachedet.evaluation.matches import match_detections
+from cachedet.evaluation.metrics import ground_truth_json, score_matches
+from cachedet.evaluation.significance import bootstrap
+from cachedet.store.manifest import library_versions
+from cachedet.structures import CategoryMap, Truth
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pictures", type=int, default=5000)
+    parser.add_argument("--detections", type=int, default=100)
+    parser.add_argument("--classes", type=int, default=80)
+    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--against", default="")
+    options = parser.parse_args()
+    rng = np.random.default_rng(0)
+    truth = make_truth(rng, pictures=options.pictures, classes=options.classes)
+    table = make_detections(rng, truth, each=options.detections)
+    before = peak_megabytes()
+    matches, matching = timed(lambda: match_detections(truth, table))
+    scores, accumulating = timed(lambda: score_matches(truth, matches, num_detections=len(table)))
+    report = {
+        "pictures": len(truth),
+        "boxes": len(truth.labels),
+        "detections": len(table),
+        "classes": options.classes,
+        "ap": scores.ap,
+        "matching_s": matching,
+        "figures_s": accumulating,
+        "megabytes_above_the_data": peak_megabytes() - before,
+        "error_analysis_s": timed(lambda: analyse_errors(truth, table))[1],
+    }
+    if options.resamples:
+        resampled = timed(lambda: bootstrap(truth, table, resamples=options.resamples, seed=0))
+        report |= {"resamples": options.resamples, "bootstrap_s": resampled[1]}
+    for name in filter(None, options.against.split(",")):
+        report |= compare(name, truth, table, ours=scores.ap)
+    report |= {
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "versions": library_versions(),
+    }
+    print(json.dumps(report, indent=1))
+
+
+def compare(name: str, truth: Truth, table: DetectionTable, *, ours: float) -> dict[str, Any]:
+    """Seconds of another evaluator on the same rows, and how far its AP is from ours."""
+    if name == "pycocotools":
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval as Evaluator
+    else:
+        from faster_coco_eval import COCO
+        from faster_coco_eval import COCOeval_faster as Evaluator
+    rows = [
+        {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
+        for image_id, label, box, score in zip(
+            truth.image_ids[table.rows].tolist(),
+            table.labels.tolist(),
+            table.xywh.tolist(),
+            table.scores.tolist(),
+            strict=True,
+        )
+    ]
+
+    def score() -> float:
+        with contextlib.redirect_stdout(io.StringIO()):
+            annotations = COCO()
+            annotations.dataset = ground_truth_json(truth)
+            annotations.createIndex()
+            scored = Evaluator(annotations, annotations.loadRes(rows), "bbox")
+            scored.evaluate()
+            scored.accumulate()
+            scored.summarize()
+        return float(scored.stats[0])
+
+    theirs, seconds = timed(score)
+    return {f"{name}_s": seconds, f"{name}_ap_difference": abs(theirs - ours)}
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    started = time.perf_counter()
+    return work(), time.perf_counter() - started
+
+
+def peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def make_truth(rng: np.random.Generator, *, pictures: int, classes: int) -> Truth:
+    counts = rng.poisson(7, size=pictures)
+    total = int(counts.sum())
+    corners = rng.uniform(0, 400, size=(total, 2))
+    sides = np.exp(rng.uniform(np.log(10), np.log(300), size=(total, 2)))
+    popularity = 1 / np.arange(1, classes + 1)
+    return Truth(
+        image_ids=np.arange(pictures, dtype=np.int64),
+        file_names=tuple(f"{n:012d}.jpg" for n in range(pictures)),
+        sizes_hw=np.full((pictures, 2), 700, dtype=np.int64),
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        boxes=np.concatenate([corners, corners + sides], axis=1),
+        labels=rng.choice(classes, size=total, p=popularity / popularity.sum()).astype(np.int64),
+        crowd=rng.random(total) < 0.01,
+        areas=sides.prod(axis=1),
+        categories=CategoryMap(ids=tuple(range(classes)), names=tuple(map(str, range(classes)))),
+    )
+
+
+def make_detections(rng: np.random.Generator, truth: Truth, *, each: int) -> DetectionTable:
+    """A third of them near a box of their picture, nine in ten of these of its class."""
+    rows = np.repeat(np.arange(len(truth)), each)
+    total = len(rows)
+    corners = rng.uniform(0, 400, size=(total, 2))
+    sides = np.exp(rng.uniform(np.log(10), np.log(300), size=(total, 2)))
+    xywh = np.concatenate([corners, sides], axis=1)
+    labels = rng.integers(0, len(truth.categories), size=total)
+    scores = rng.beta(1, 6, size=total)
+    counts = np.diff(truth.offsets)[rows]
+    near = (rng.random(total) < 0.33) & (counts > 0)
+    box = truth.offsets[rows[near]] + rng.integers(0, counts[near])
+    found = truth.boxes[box]
+    size = found[:, 2:] - found[:, :2]
+    xywh[near, :2] = found[:, :2] + size * rng.normal(0, 0.1, size=size.shape)
+    xywh[near, 2:] = size * np.exp(rng.normal(0, 0.15, size=size.shape))
+    right = rng.random(len(box)) < 0.9
+    labels[near] = np.where(right, truth.labels[box], labels[near])
+    scores[near] = rng.beta(2, 2, size=len(box))
+    return DetectionTable(
+        rows=rows, labels=labels.astype(np.int64), xywh=xywh, scores=scores.round(4)
+    )
+
+
+if __name__ == "__main__":
+    main()

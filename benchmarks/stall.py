@@ -1,0 +1,205 @@
+"""Steps per second with features from a store against the same steps with them in memory.
+
+python benchmarks/stall.py --store STORE [--configs a.yaml,b.yaml] [--residencies stream,ram]
+python benchmarks/stall.py --synthetic DIR    maps of ResNet-50 size at 512 px, generated there
+
+Every pair of runs takes the same steps on the same batches in one process: once with the decoded
+batches in memory, once through the loader. Who goes first changes from pair to pair. Prints one
+JSON object; a ratio of 1 means that reading costs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from synthetic import contents_of, make_manifest
+
+from cachedet.config import TrainConfig, load_train_config
+from cachedet.store.manifest import library_versions
+from cachedet.store.reader import FeatureStore
+from cachedet.store.statistics import FeatureStatistics
+from cachedet.store.writer import StoreWriter
+from cachedet.structures import CategoryMap, Features, FeatureSpec, LevelSpec, Truth
+from cachedet.training.batch import Batch
+from cachedet.training.loader import FeatureLoader, make_loader
+from cachedet.training.trainer import Trainer, make_trainer
+
+TINY = "configs/retinanet_fpn_tiny.yaml,configs/cascade_rcnn_fpn_tiny.yaml"
+RESNET50 = FeatureSpec(
+    (
+        LevelSpec(name="C3", channels=512, stride=8),
+        LevelSpec(name="C4", channels=1024, stride=16),
+        LevelSpec(name="C5", channels=2048, stride=32),
+    )
+)
+SIDE = 512  # pixels
+BOXES = 15  # of a picture, as in bccd
+_MEMORY = 8 << 30  # bytes of decoded batches that are held at most
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--store", type=Path)
+    where.add_argument("--synthetic", type=Path, metavar="DIR")
+    parser.add_argument("--codec", default="int8", help="of --synthetic")
+    parser.add_argument("--pictures", type=int, default=64, help="of --synthetic")
+    parser.add_argument("--configs", default=TINY)
+    parser.add_argument("--residencies", default="stream,ram")
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument("--steps", type=int, default=12, help="of each run")
+    parser.add_argument("--pairs", type=int, default=5)
+    options = parser.parse_args()
+    root = options.store
+    if options.synthetic is not None:
+        root = options.synthetic / f"resnet50-{options.codec}-{options.pictures}.zarr"
+        if not root.exists():
+            build(root, codec=options.codec, pictures=options.pictures)
+    store = FeatureStore.open(root)
+    results = [
+        {"config": name, "residency": residency, **measure(store, config, options)}
+        for name in options.configs.split(",")
+        for residency in options.residencies.split(",")
+        for config in [
+            load_train_config(Path(name), [*options.overrides, f"residency={residency}"])
+        ]
+    ]
+    print(
+        json.dumps(
+            {
+                "results": results,
+                "store": root.name,
+                "codec": store.manifest.codec,
+                "steps": options.steps,
+                "pairs": options.pairs,
+                "overrides": options.overrides,
+                "cores": os.cpu_count(),
+                "threads_of_torch": torch.get_num_threads(),
+                "machine": platform.machine(),
+                "versions": library_versions(),
+            },
+            indent=1,
+        )
+    )
+
+
+def measure(store: FeatureStore, config: TrainConfig, options: Any) -> dict[str, Any]:
+    """Ratios of steps per second, through the loader over in memory, and what it waited."""
+    torch.manual_seed(0)
+    loader = make_loader(config, store)
+    trainer = make_trainer(config, manifest=store.manifest, total_steps=1_000_000)
+    held = hold(loader, steps=options.steps)
+    warm = Clock()
+    warm.run(trainer, iter(held), steps=min(3, len(held)))
+    ratios, waits, seconds = [], [], []
+    for pair in range(options.pairs):
+        clocks = {"memory": Clock(), "store": Clock()}
+        for name in sorted(clocks, reverse=bool(pair % 2)):
+            batches = iter(held) if name == "memory" else loader.batches(0)
+            clocks[name].run(trainer, batches, steps=len(held))
+        ratios.append(clocks["memory"].total / clocks["store"].total)
+        waits.append(clocks["store"].waited / clocks["store"].total)
+        seconds.append(clocks["memory"].total / len(held))
+    pictures = [len(batch.targets) for batch in held]
+    return {
+        "steps_per_second_to_memory": statistics.median(ratios),
+        "each_pair": ratios,
+        "share_of_time_waiting": statistics.median(waits),
+        "seconds_per_step_in_memory": statistics.median(seconds),
+        "pictures_per_step": statistics.mean(pictures),
+        "decoded_megabytes_per_picture": held[0].nbytes / pictures[0] / 1e6,
+        "stored_kilobytes_per_picture": store.nbytes / len(store) / len(store.manifest.views) / 1e3,
+    }
+
+
+def hold(loader: FeatureLoader, *, steps: int) -> list[Batch]:
+    """The first batches of epoch 0, as many as fit."""
+    held: list[Batch] = []
+    batches = loader.batches(0)
+    for batch in batches:
+        held.append(batch)
+        if len(held) == steps or sum(b.nbytes for b in held) > _MEMORY:
+            break
+    batches.close()  # type: ignore[attr-defined]
+    return held
+
+
+class Clock:
+    """Seconds of a run from the first batch on, and of waiting for the batches after it."""
+
+    total = 0.0
+    waited = 0.0
+
+    def run(self, trainer: Trainer, batches: Iterator[Batch], *, steps: int) -> None:
+        """The start of the threads and the first batch are no part: an epoch has them once."""
+        batch = next(batches)
+        started = time.perf_counter()
+        for step in range(steps):
+            trainer.take_step(batch)
+            if step + 1 < steps:
+                asked = time.perf_counter()
+                batch = next(batches)
+                self.waited += time.perf_counter() - asked
+        self.total = time.perf_counter() - started
+        if hasattr(batches, "close"):
+            batches.close()
+
+
+def build(root: Path, *, codec: str, pictures: int) -> None:
+    """A store of random maps that are half zeros, as after a ReLU."""
+    rng = np.random.default_rng(0)
+    truth = make_truth(pictures, rng)
+    manifest = make_manifest(spec=RESNET50, truth=truth, image_size=SIDE, codec=codec)
+    seen = FeatureStatistics()
+    seen.add(draw_features(rng, 2))
+    writer = StoreWriter.open(
+        root,
+        manifest=manifest,
+        truth=truth,
+        contents=contents_of(truth),
+        fit=lambda unfitted: unfitted.fit(seen.levels),
+    )
+    for block in writer.missing_blocks():
+        packed = [
+            writer.encode(block, draw_features(rng, 1), start=start)
+            for start in range(len(block.rows))
+        ]
+        writer.commit(block, packed)
+
+
+def draw_features(rng: np.random.Generator, count: int) -> Features:
+    return {
+        name: torch.from_numpy(rng.standard_normal((count, *shape), dtype=np.float32)).relu_()
+        for name, shape in RESNET50.map_shapes((SIDE, SIDE)).items()
+    }
+
+
+def make_truth(pictures: int, rng: np.random.Generator) -> Truth:
+    """Square pictures with boxes of three classes."""
+    corners = rng.uniform(0, SIDE - 100, (pictures * BOXES, 2))
+    sides = rng.uniform(20, 100, (pictures * BOXES, 2))
+    return Truth(
+        image_ids=np.arange(pictures, dtype=np.int64),
+        file_names=tuple(f"{n:012d}.jpg" for n in range(pictures)),
+        sizes_hw=np.full((pictures, 2), SIDE, dtype=np.int64),
+        offsets=np.arange(0, (pictures + 1) * BOXES, BOXES, dtype=np.int64),
+        boxes=np.concatenate([corners, corners + sides], axis=1),
+        labels=rng.integers(3, size=pictures * BOXES),
+        crowd=np.zeros(pictures * BOXES, dtype=np.bool_),
+        areas=sides.prod(axis=1),
+        categories=CategoryMap(ids=(1, 2, 3), names=("a", "b", "c")),
+    )
+
+
+if __name__ == "__main__":
+    main()

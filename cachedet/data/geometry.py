@@ -1,0 +1,132 @@
+"""One view of one picture in numbers.
+
+The whole picture is scaled, a window of it is kept (mostly all of it), mirrored or not, and padded
+at the bottom and right:  picture -> scaled -> window = valid part of the view -> padding.
+Letters: M boxes, D detections.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cachedet.structures import Detections, SizeHW
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """Maps pixels of the picture to pixels of the view, and back."""
+
+    picture_hw: SizeHW
+    scaled_hw: SizeHW  # of the whole picture
+    offset_yx: tuple[int, int]  # of the window in the scaled picture
+    valid_hw: SizeHW  # of the window; the rest of the view up to `padded_hw` is padding
+    padded_hw: SizeHW
+    flip: bool  # the window is mirrored
+
+    @property
+    def is_window(self) -> bool:
+        """Whether some of the picture lies outside the view."""
+        return self.valid_hw != self.scaled_hw
+
+    def window_in_picture(self) -> tuple[float, float, float, float]:
+        """The window, xyxy in pixels of the picture."""
+        (top, left), (height, width) = self.offset_yx, self.valid_hw
+        edges = np.array([left, top, left + width, top + height]) / self._scales()
+        tall, wide = self.picture_hw
+        x1, y1, x2, y2 = np.minimum(edges, [wide, tall, wide, tall]).tolist()
+        return x1, y1, x2, y2
+
+    def boxes_to_view(self, boxes: NDArray[np.float64]) -> Tensor:
+        """(M, 4) xyxy of the picture -> (M, 4) float32 of the view, clipped to its valid part."""
+        height, width = self.valid_hw
+        mapped = boxes * self._scales() - self._offsets()
+        if self.flip:
+            mapped[:, [0, 2]] = width - mapped[:, [2, 0]]
+        mapped[:, [0, 2]] = mapped[:, [0, 2]].clip(0, width)
+        mapped[:, [1, 3]] = mapped[:, [1, 3]].clip(0, height)
+        return torch.from_numpy(mapped.astype(np.float32))
+
+    def boxes_to_picture(self, boxes: Tensor) -> Tensor:
+        """Inverse of `boxes_to_view`: (D, 4) xyxy of the view -> (D, 4) float32 of the picture."""
+        mapped = boxes.to(torch.float64).cpu().clone()
+        if self.flip:
+            mapped[:, [0, 2]] = self.valid_hw[1] - mapped[:, [2, 0]]
+        mapped += torch.from_numpy(self._offsets())
+        return (mapped / torch.from_numpy(self._scales())).to(torch.float32)
+
+    def detections_to_picture(self, found: Detections) -> Detections:
+        """Detections in pixels of the view -> the same on the CPU, in pixels of the picture."""
+        moved = replace(found.cpu(), boxes=self.boxes_to_picture(found.boxes))
+        if moved.masks is None or not self.flip:
+            return moved
+        return replace(moved, masks=moved.masks.flip(2))
+
+    def affine_to_picture(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Scale and origin (x, y): a point p of the view is scale * p + origin of the picture."""
+        scale_y = self.picture_hw[0] / self.scaled_hw[0]
+        scale_x = self.picture_hw[1] / self.scaled_hw[1]
+        top, left = self.offset_yx
+        if self.flip:
+            return (-scale_x, scale_y), ((left + self.valid_hw[1]) * scale_x, top * scale_y)
+        return (scale_x, scale_y), (left * scale_x, top * scale_y)
+
+    def visible_fraction(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(M, 4) xyxy of the picture -> (M,) share of each box in the picture that is in view.
+
+        1 for a box without area, and for all where the view shows the whole picture.
+        """
+        if not self.is_window:
+            return np.ones(len(boxes))
+        height, width = self.picture_hw
+        whole = _clip(boxes, (0, 0, width, height))
+        areas, visible = _areas(whole), _areas(_clip(whole, self.window_in_picture()))
+        return np.divide(visible, areas, out=np.ones(len(boxes)), where=areas > 0)
+
+    def cut_by_window(self, boxes: Tensor, *, margin: float) -> Tensor:
+        """(D, 4) xyxy of the view -> (D,) bool: nearer than `margin` to where the window cuts.
+
+        Where the window ends with the picture, nothing is cut.
+        """
+        (top, left), (height, width) = self.offset_yx, self.valid_hw
+        cuts_left, cuts_top = left > 0, top > 0
+        cuts_right = left + width < self.scaled_hw[1]
+        cuts_bottom = top + height < self.scaled_hw[0]
+        if self.flip:
+            cuts_left, cuts_right = cuts_right, cuts_left
+        near = torch.stack(
+            [
+                boxes[:, 0] < margin,
+                boxes[:, 1] < margin,
+                boxes[:, 2] > width - margin,
+                boxes[:, 3] > height - margin,
+            ],
+            dim=1,
+        )
+        cuts = torch.tensor([cuts_left, cuts_top, cuts_right, cuts_bottom], device=boxes.device)
+        return (near & cuts).any(dim=1)
+
+    def _scales(self) -> NDArray[np.float64]:
+        scale_y = self.scaled_hw[0] / self.picture_hw[0]
+        scale_x = self.scaled_hw[1] / self.picture_hw[1]
+        return np.array([scale_x, scale_y, scale_x, scale_y])
+
+    def _offsets(self) -> NDArray[np.float64]:
+        top, left = self.offset_yx
+        return np.array([left, top, left, top], dtype=np.float64)
+
+
+def _clip(
+    boxes: NDArray[np.float64], region: tuple[float, float, float, float]
+) -> NDArray[np.float64]:
+    x1, y1, x2, y2 = region
+    return boxes.clip([x1, y1, x1, y1], [x2, y2, x2, y2])
+
+
+def _areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    areas: NDArray[np.float64] = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return areas

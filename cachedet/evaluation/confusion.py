@@ -1,0 +1,119 @@
+"""Which classes are taken for which: the confusion matrix of detections above a score.
+
+Letters: K classes, D detections, M boxes of the truth, P pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachedet.evaluation.curves import draw_curves
+from cachedet.evaluation.detection_table import DetectionTable, Found, tabulate
+from cachedet.evaluation.matches import ALL_SIZES, Kind, match_detections
+from cachedet.evaluation.overlaps import candidate_pairs
+from cachedet.structures import CategoryMap, Truth
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ConfusionMatrix:
+    """`counts[t, p]`: boxes of class t detected as class p; row and column K are the background.
+
+    The last row holds detections of nothing, the last column boxes that nothing detected.
+    """
+
+    categories: CategoryMap
+    counts: NDArray[np.int64]  # (K + 1, K + 1)
+    min_score: float
+    iou: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Only cells that are not 0, by category id; null is the background."""
+        ids: list[int | None] = [*self.categories.ids, None]
+        return {
+            "min_score": self.min_score,
+            "iou": self.iou,
+            "cells": [
+                {
+                    "truth": ids[truth],
+                    "detected": ids[detected],
+                    "count": int(self.counts[truth, detected]),
+                }
+                for truth, detected in np.argwhere(self.counts).tolist()
+            ],
+        }
+
+
+def confuse(
+    truth: Truth,
+    found: Found,
+    *,
+    min_score: float | None = None,
+    iou: float = 0.5,
+    of: Kind = "bbox",
+) -> ConfusionMatrix:
+    """First each detection takes a box of its own class as in COCO; then, best score first, those
+    left take the box of another class that they overlap most. Crowds are no boxes here, and
+    detections in a crowd of their class are left out.
+
+    Args:
+        truth: the boxes.
+        found: the detections.
+        min_score: of the detections that count; None: where F1 of all classes together is best.
+        iou: from which on a box is detected.
+        of: IoU of boxes or masks.
+
+    Raises InputError as `tabulate`, ValueError on an IoU outside (0, 1].
+    """
+    table = tabulate(truth, found, with_masks=of == "segm")
+    if min_score is None:
+        best = draw_curves(truth, table, iou=iou, of=of).best.score
+        min_score = 0.0 if np.isnan(best) else best
+    if not 0 < iou <= 1:
+        raise ValueError(f"expected an IoU in (0, 1], got {iou}")
+    table = table.keep(table.scores >= min_score)
+    matches = match_detections(truth, table, iou_thresholds=np.array([iou]), areas=ALL_SIZES, of=of)
+    kept = table.keep(matches.source)
+    ignored = matches.ignored[0, 0]
+    box_of = np.where(ignored, -1, matches.partner[0]).astype(np.int64)
+    free = ~truth.crowd
+    free[box_of[box_of >= 0]] = False
+    left = (box_of < 0) & ~ignored
+    box_of = _take_others(truth, kept, left, free, box_of, iou=iou, of=of)
+    classes = len(truth.categories)
+    counts = np.zeros((classes + 1, classes + 1), dtype=np.int64)
+    judged = ~ignored
+    labels = np.append(truth.labels, classes)  # box -1 is the background
+    np.add.at(counts, (labels[box_of[judged]], kept.labels[judged]), 1)
+    undetected = ~truth.crowd
+    undetected[box_of[box_of >= 0]] = False
+    counts[:classes, classes] = np.bincount(truth.labels[undetected], minlength=classes)
+    return ConfusionMatrix(categories=truth.categories, counts=counts, min_score=min_score, iou=iou)
+
+
+def _take_others(
+    truth: Truth,
+    kept: DetectionTable,
+    left: NDArray[np.bool_],
+    free: NDArray[np.bool_],
+    box_of: NDArray[np.int64],
+    *,
+    iou: float,
+    of: Kind,
+) -> NDArray[np.int64]:
+    """Boxes of all detections after those `left` have taken `free` ones of any class."""
+    numbers = np.flatnonzero(left)
+    pairs = candidate_pairs(truth, kept.keep(numbers), at_least=iou, of=of, same_class=False)
+    open_pairs = free[pairs[1]]
+    places, boxes, overlaps = (column[open_pairs] for column in pairs)
+    detections = numbers[places]
+    order = np.lexsort((boxes, -overlaps, detections, -kept.scores[detections]))
+    result, taken = box_of.copy(), set[int]()
+    for detection, box in zip(detections[order].tolist(), boxes[order].tolist(), strict=True):
+        if result[detection] < 0 and box not in taken:
+            result[detection] = box
+            taken.add(box)
+    return result

@@ -1,0 +1,186 @@
+"""Precision against recall, the score to cut at, and whether scores mean what they say.
+
+All at one IoU, boxes of all sizes, detections in crowds left out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachedet.evaluation.detection_table import Found, tabulate
+from cachedet.evaluation.matches import ALL_SIZES, Kind, MatchTable, match_detections
+from cachedet.evaluation.precision import RECALLS, count_truths, interpolate, raw_curve
+from cachedet.structures import Truth
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """Keeping detections with `score` or more; NaN where there are no boxes or no detections."""
+
+    score: float
+    precision: float
+    recall: float
+    f1: float
+
+    def to_json(self) -> dict[str, float | None]:
+        values = {
+            "score": self.score,
+            "precision": self.precision,
+            "recall": self.recall,
+            "f1": self.f1,
+        }
+        return {name: _or_none(value) for name, value in values.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassCurve:
+    """Precision of a class at recalls 0, 0.01, ..., 1, and where its F1 is best."""
+
+    name: str
+    category_id: int
+    ap: float  # mean of `precision`; NaN without boxes
+    precision: tuple[float, ...]  # 101; empty without boxes
+    best: Cut
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "category_id": self.category_id,
+            "ap": _or_none(self.ap),
+            "precision": list(self.precision),
+            "best": self.best.to_json(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationBin:
+    """Detections with `low` <= score < `high` (the last: <=); NaN where there are none."""
+
+    low: float
+    high: float
+    count: int
+    mean_score: float
+    precision: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """Curves of each class, the best cut of all classes together, and calibration."""
+
+    iou: float
+    per_class: tuple[ClassCurve, ...]
+    best: Cut
+    calibration: tuple[CalibrationBin, ...]
+    calibration_error: float  # mean |score - precision| of the bins, by count; NaN: no detections
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "iou": self.iou,
+            "recall": RECALLS.tolist(),
+            "per_class": [curve.to_json() for curve in self.per_class],
+            "best": self.best.to_json(),
+            "calibration": [
+                {
+                    "low": own.low,
+                    "high": own.high,
+                    "count": own.count,
+                    "mean_score": _or_none(own.mean_score),
+                    "precision": _or_none(own.precision),
+                }
+                for own in self.calibration
+            ],
+            "calibration_error": _or_none(self.calibration_error),
+        }
+
+
+def draw_curves(
+    truth: Truth, found: Found, *, iou: float = 0.5, num_bins: int = 10, of: Kind = "bbox"
+) -> Curves:
+    """Curves, cuts and calibration at an IoU.
+
+    Raises InputError as `tabulate`, ValueError on an IoU outside (0, 1] or no bins.
+    """
+    if not 0 < iou <= 1 or num_bins < 1:
+        raise ValueError(f"expected an IoU in (0, 1] and a bin or more, got {iou} and {num_bins}")
+    table = tabulate(truth, found, with_masks=of == "segm")
+    matches = match_detections(truth, table, iou_thresholds=np.array([iou]), areas=ALL_SIZES, of=of)
+    judged = ~matches.ignored[0, 0]
+    right = matches.matched[0, 0][judged]
+    scores = matches.scores[judged]
+    bins, error = _calibrate(scores, right, num_bins)
+    order = np.argsort(-scores, kind="stable")
+    return Curves(
+        iou=iou,
+        per_class=tuple(_curve(truth, matches, label) for label in range(len(truth.categories))),
+        best=_best_cut(scores[order], right[order], int(count_truths(matches).sum())),
+        calibration=bins,
+        calibration_error=error,
+    )
+
+
+def _curve(truth: Truth, matches: MatchTable, label: int) -> ClassCurve:
+    span = matches.of_class(label)
+    judged = ~matches.ignored[0, 0, span]
+    right = matches.matched[0, 0, span][judged]
+    num_truths = int(count_truths(matches)[0, label])
+    precision: tuple[float, ...] = ()
+    if num_truths:
+        precision = tuple(interpolate(right[None], ~right[None], num_truths)[0][0].tolist())
+    return ClassCurve(
+        name=truth.categories.names[label],
+        category_id=truth.categories.ids[label],
+        ap=float(np.mean(precision)) if precision else math.nan,
+        precision=precision,
+        best=_best_cut(matches.scores[span][judged], right, num_truths),
+    )
+
+
+def _best_cut(scores: NDArray[np.float64], right: NDArray[np.bool_], num_truths: int) -> Cut:
+    """Of falling scores; a cut keeps all detections of a score or none."""
+    if not num_truths or not len(scores):
+        return Cut(score=math.nan, precision=math.nan, recall=math.nan, f1=math.nan)
+    recall, precision = (own[0] for own in raw_curve(right[None], ~right[None], num_truths))
+    last = np.append(scores[:-1] != scores[1:], True)
+    f1 = 2 * np.cumsum(right) / (np.arange(1, len(right) + 1) + num_truths)
+    best = int(np.argmax(np.where(last, f1, -1.0)))
+    return Cut(
+        score=float(scores[best]),
+        precision=float(precision[best]),
+        recall=float(recall[best]),
+        f1=float(f1[best]),
+    )
+
+
+def _calibrate(
+    scores: NDArray[np.float64], right: NDArray[np.bool_], num_bins: int
+) -> tuple[tuple[CalibrationBin, ...], float]:
+    """Guo et al., arXiv 1706.04599, section 2; scores outside 0..1 fall into the outer bins."""
+    edges = np.linspace(0.0, 1.0, num_bins + 1)
+    places = np.searchsorted(edges[1:-1], scores, side="right")
+    counts = np.bincount(places, minlength=num_bins)
+    with np.errstate(invalid="ignore"):  # empty bins are NaN
+        mean_score = np.bincount(places, weights=scores, minlength=num_bins) / counts
+        precision = np.bincount(places, weights=right, minlength=num_bins) / counts
+    bins = tuple(
+        CalibrationBin(
+            low=float(edges[n]),
+            high=float(edges[n + 1]),
+            count=int(counts[n]),
+            mean_score=float(mean_score[n]),
+            precision=float(precision[n]),
+        )
+        for n in range(num_bins)
+    )
+    if not len(scores):
+        return bins, math.nan
+    gaps = np.abs(mean_score - precision)[counts > 0] * counts[counts > 0]
+    return bins, float(gaps.sum() / len(scores))
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,234 @@
+"""Detections of a whole data set as columns in double precision, checked once.
+
+Letters: D detections, N pictures, K classes, S cells of a mask's side.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from cachedet.errors import InputError
+from cachedet.evaluation.masks import paste_masks
+from cachedet.masks import NO_MASK, encode_segmentation, rle_of
+from cachedet.structures import Detections, Truth
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DetectionTable:
+    """All detections of a data set, in the order they came, boxes as COCO's files write them."""
+
+    rows: NDArray[np.int64]  # (D,) picture's row in the truth
+    labels: NDArray[np.int64]  # (D,) 0..K-1
+    xywh: NDArray[np.float64]  # (D, 4) pixels of the picture
+    scores: NDArray[np.float64]  # (D,)
+    masks: tuple[dict[str, Any], ...] | None = None  # D RLEs of the pictures' sizes
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def keep(self, which: NDArray[Any]) -> DetectionTable:
+        """Only these (numbers or flags), in the order given."""
+        numbers = np.arange(len(self))[which]
+        return DetectionTable(
+            rows=self.rows[numbers],
+            labels=self.labels[numbers],
+            xywh=self.xywh[numbers],
+            scores=self.scores[numbers],
+            masks=None if self.masks is None else tuple(self.masks[n] for n in numbers),
+        )
+
+
+Found = Sequence[Detections] | DetectionTable
+"""What every analysis of this room takes: a detector's output or a table made before."""
+
+
+def tabulate(truth: Truth, found: Found, *, with_masks: bool = False) -> DetectionTable:
+    """Detections in pixels of the pictures as a table; a table passes through unchanged.
+
+    Raises InputError on an unknown picture or label, or a box or score that is NaN or Inf.
+    """
+    if isinstance(found, DetectionTable):
+        return found
+    row_of = {image_id: row for row, image_id in enumerate(truth.image_ids.tolist())}
+    for own in found:
+        _require_valid(own, row_of, num_classes=len(truth.categories))
+    boxes = _joined([own.boxes.double().cpu().numpy() for own in found], np.float64, (0, 4))
+    masks: list[dict[str, Any]] = []
+    if with_masks:
+        for own in found:
+            if own.masks is None and len(own):
+                raise InputError(
+                    f"detections of image id {own.image_id} have no masks, others have; give all "
+                    "of them masks, or none"
+                )
+            size_hw = truth.size_of(row_of[own.image_id])
+            masks += [rle_of(code, size_hw) for code in paste_masks(own, size_hw)]
+    return DetectionTable(
+        rows=np.repeat(
+            np.array([row_of[own.image_id] for own in found], dtype=np.int64),
+            np.array([len(own) for own in found], dtype=np.int64),
+        ),
+        labels=_joined([own.labels.cpu().numpy() for own in found], np.int64, (0,)),
+        xywh=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
+        scores=_joined([own.scores.double().cpu().numpy() for own in found], np.float64, (0,)),
+        masks=tuple(masks) if with_masks else None,
+    )
+
+
+def read_results(path: Path, truth: Truth) -> DetectionTable:
+    """A COCO (or LVIS) results file: a JSON list of image_id, category_id, score and bbox or mask.
+
+    Raises InputError where it is missing, is not such a list, or names unknown pictures or classes.
+    """
+    if not path.is_file():
+        raise InputError(f"--detections expects a COCO results file; there is no file {path}")
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON in UTF-8: {error}") from error
+    if not isinstance(entries, list):
+        raise InputError(
+            f"{path} is not a COCO results file: expected a list of detections, got a "
+            f"{type(entries).__name__}"
+        )
+    return table_of_results(truth, entries, where=str(path))
+
+
+def table_of_results(
+    truth: Truth, entries: Sequence[Any], *, where: str = "results"
+) -> DetectionTable:
+    """Rows of a COCO results file as a table; boxes of masks alone are the masks' own.
+
+    Raises InputError, which names `where` and the first bad row.
+    """
+    for number, entry in enumerate(entries):
+        _require_result(entry, f"{where}[{number}]")
+    row_of = {image_id: row for row, image_id in enumerate(truth.image_ids.tolist())}
+    rows = _look_up(entries, "image_id", row_of, "a picture", where)
+    labels = _look_up(entries, "category_id", truth.categories.label_of(), "a class", where)
+    masks = _masks_of(entries, truth, rows, where)
+    if masks is not None and any("bbox" not in entry for entry in entries):
+        of_masks = coco_mask.toBbox(list(masks))
+        boxes = [
+            entry.get("bbox", box.tolist()) for entry, box in zip(entries, of_masks, strict=True)
+        ]
+    else:
+        boxes = [entry["bbox"] for entry in entries]
+    return DetectionTable(
+        rows=rows,
+        labels=labels,
+        xywh=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+        scores=np.array([entry["score"] for entry in entries], dtype=np.float64),
+        masks=masks,
+    )
+
+
+def count_oddities(truth: Truth, found: Found, *, most_per_class: int = 100) -> dict[str, int]:
+    """What is scored as it stands but is seldom meant, by name: a line each for the user."""
+    table = tabulate(truth, found)
+    x, y, width, height = table.xywh.T
+    heights, widths = truth.sizes_hw[table.rows].T
+    whole = np.column_stack([table.rows, table.labels, table.xywh, table.scores])
+    groups = table.rows * len(truth.categories) + table.labels
+    in_group = np.unique(groups, return_counts=True)[1]
+    tolerance = 1.0  # a pixel: rounding of float32 and of resized pictures is no oddity
+    beyond = (x < -tolerance) | (y < -tolerance)
+    beyond |= (x + width > widths + tolerance) | (y + height > heights + tolerance)
+    return {
+        "boxes beyond their picture": int(beyond.sum()),
+        "boxes without area": int(((width <= 0) | (height <= 0)).sum()),
+        "exact duplicates": len(table) - len(np.unique(whole, axis=0)),
+        "scores outside 0..1": int(((table.scores < 0) | (table.scores > 1)).sum()),
+        "past the limit of a class and picture": int(
+            np.maximum(in_group - most_per_class, 0).sum()
+        ),
+        "pictures without detections": len(truth) - len(np.unique(table.rows)),
+    }
+
+
+def _joined(parts: list[NDArray[Any]], dtype: Any, empty: tuple[int, ...]) -> NDArray[Any]:
+    return np.concatenate([np.zeros(empty, dtype=dtype), *parts]).astype(dtype)
+
+
+def _require_valid(found: Detections, row_of: dict[int, int], *, num_classes: int) -> None:
+    if found.image_id not in row_of:
+        raise InputError(f"detections for image id {found.image_id}, which is not in the truth")
+    where = f"detections of image id {found.image_id}"
+    if not bool(found.boxes.isfinite().all()) or not bool(found.scores.isfinite().all()):
+        raise InputError(f"{where} hold a box or score that is NaN or Inf")
+    if len(found) and not bool(((found.labels >= 0) & (found.labels < num_classes)).all()):
+        raise InputError(f"{where} hold a label outside 0..{num_classes - 1}")
+
+
+def _require_result(entry: Any, where: str) -> None:
+    if not isinstance(entry, dict):
+        raise InputError(f"{where} is not an object, got {reprlib.repr(entry)}")
+    if not _is_finite(entry.get("score")):
+        raise InputError(f"{where} needs a finite `score`, got {entry.get('score')!r}")
+    box = entry.get("bbox")
+    if box is None and "segmentation" in entry:
+        return
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
+        raise InputError(
+            f"{where} needs a finite `bbox` [x, y, width, height] or a `segmentation`, "
+            f"got {reprlib.repr(box)}"
+        )
+
+
+def _look_up(
+    entries: Sequence[dict[str, Any]], key: str, places: dict[int, int], what: str, where: str
+) -> NDArray[np.int64]:
+    ids = [entry.get(key) for entry in entries]
+    found = np.array([_place(places, value) for value in ids], dtype=np.int64)
+    unknown = np.flatnonzero(found < 0)
+    if len(unknown):
+        first = int(unknown[0])
+        wrong = sorted({repr(ids[number]) for number in unknown.tolist()})
+        raise InputError(
+            f"{where}[{first}] has {key} {ids[first]!r}, which is not {what} of the annotations; "
+            f"{len(unknown)} detections are like this, {len(wrong)} ids. The annotations know "
+            f"{len(places)} ids from {min(places)} to {max(places)}: score against the file the "
+            "detections were made for"
+        )
+    return found
+
+
+def _place(places: dict[int, int], value: Any) -> int:
+    return places.get(value, -1) if isinstance(value, int) and not isinstance(value, bool) else -1
+
+
+def _masks_of(
+    entries: Sequence[dict[str, Any]], truth: Truth, rows: NDArray[np.int64], where: str
+) -> tuple[dict[str, Any], ...] | None:
+    """The RLEs where each row has one. pycocotools writes beyond its memory on bad ones."""
+    with_mask = sum(bool(entry.get("segmentation")) for entry in entries)
+    if not with_mask:
+        return None
+    masks = []
+    for number, (entry, row) in enumerate(zip(entries, rows.tolist(), strict=True)):
+        size_hw = truth.size_of(row)
+        try:
+            code = encode_segmentation(entry.get("segmentation"), size_hw)
+        except ValueError as error:
+            raise InputError(f"{where}[{number}]: `segmentation`: {error}") from error
+        if code == NO_MASK:
+            raise InputError(
+                f"{where}[{number}] has no `segmentation`, but {with_mask} detections have one; "
+                "give all of them a mask, or none"
+            )
+        masks.append(rle_of(code, size_hw))
+    return tuple(masks)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

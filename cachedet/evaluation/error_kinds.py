@@ -1,0 +1,269 @@
+"""What kinds of errors cost how much AP50: the analysis of TIDE (arXiv 2008.08115, section 2).
+
+A detection that is wrong at IoU 0.5 gets the first kind that fits, a box that nothing found and no
+detection nearly found is missed. The cost of a kind is the AP50 gained if it alone were put right.
+
+Letters: D detections, M boxes of the truth, K classes, P pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachedet.evaluation.detection_table import DetectionTable, Found, tabulate
+from cachedet.evaluation.matches import ALL_SIZES, Kind, MatchTable, match_detections
+from cachedet.evaluation.overlaps import candidate_pairs
+from cachedet.evaluation.precision import interpolate
+from cachedet.structures import Truth
+
+FOREGROUND = 0.5  # from this IoU on a box is found
+BACKGROUND = 0.1  # below this IoU a detection has nothing to do with a box
+
+RIGHT, IGNORED = "right", "ignored"
+ERROR_KINDS = (
+    "localisation",  # right class, IoU in [0.1, 0.5)
+    "classification",  # IoU >= 0.5 with a box of another class
+    "duplicate",  # right class, IoU >= 0.5, but the box was taken by a better score
+    "background",  # IoU < 0.1 with every box
+    "both",  # wrong class and IoU in [0.1, 0.5)
+)
+KIND_NAMES = (*ERROR_KINDS, RIGHT, IGNORED)  # codes of `DetectionKinds.codes`
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorCost:
+    """How often a kind of error occurs and the AP50 (0..1) that it costs."""
+
+    kind: str
+    count: int
+    cost: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorReport:
+    """The six kinds of TIDE, and the two sums it gives beside them."""
+
+    ap50: float
+    kinds: tuple[
+        ErrorCost, ...
+    ]  # localisation, classification, duplicate, background, both, missed
+    false_positives: ErrorCost  # all wrong detections gone
+    false_negatives: ErrorCost  # all boxes not found gone
+    per_class: tuple[dict[str, int], ...]  # K times kind -> count
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ap50": _or_none(self.ap50),
+            "kinds": [_cost_json(cost) for cost in self.kinds],
+            "false_positives": _cost_json(self.false_positives),
+            "false_negatives": _cost_json(self.false_negatives),
+            "per_class": [dict(counts) for counts in self.per_class],
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DetectionKinds:
+    """The kind of each detection; those past COCO's 100 a class and picture are left out."""
+
+    matches: MatchTable  # at IoU 0.5, all sizes
+    codes: NDArray[np.int64]  # (D,) place in KIND_NAMES, in the order of `matches`
+    targets: NDArray[np.int64]  # (D,) box that a repair would give it, -1: none
+    missed: NDArray[np.bool_]  # (M,)
+
+    def of_kind(self, kind: str) -> NDArray[np.bool_]:
+        """(D,) flags."""
+        return np.asarray(self.codes == KIND_NAMES.index(kind))
+
+
+def analyse_errors(truth: Truth, found: Found, *, of: Kind = "bbox") -> ErrorReport:
+    """Kinds of errors and their costs. Raises InputError as `tabulate`."""
+    table = tabulate(truth, found, with_masks=of == "segm")
+    kinds = sort_errors(truth, table, of=of)
+    state = _State.of(truth, kinds)
+    ap50 = state.ap50()
+    repaired = {kind: _repair(state, kinds, kind) for kind in ERROR_KINDS}
+    counts = {kind: int(kinds.of_kind(kind).sum()) for kind in ERROR_KINDS}
+    costs = [
+        ErrorCost(kind=kind, count=counts[kind], cost=_gain(fixed.ap50(), ap50))
+        for kind, fixed in repaired.items()
+    ]
+    without_missed = state.without_boxes(kinds.missed, truth)
+    hits = np.bincount(state.labels[state.right], minlength=len(truth.categories))
+    unfound = int(state.num_truths.sum() - hits.sum())
+    return ErrorReport(
+        ap50=ap50,
+        kinds=(
+            *costs,
+            ErrorCost(
+                kind="missed",
+                count=int(kinds.missed.sum()),
+                cost=_gain(without_missed.ap50(), ap50),
+            ),
+        ),
+        false_positives=ErrorCost(
+            kind="false positives",
+            count=sum(counts.values()),
+            cost=_gain(state.keep(state.right).ap50(), ap50),
+        ),
+        false_negatives=ErrorCost(
+            kind="false negatives",
+            count=unfound,
+            cost=_gain(state.with_truths(hits).ap50(), ap50),
+        ),
+        per_class=_per_class(truth, kinds),
+    )
+
+
+def sort_errors(truth: Truth, table: DetectionTable, *, of: Kind = "bbox") -> DetectionKinds:
+    """The kind of every detection and which boxes were missed."""
+    half = np.array([FOREGROUND])
+    matches = match_detections(truth, table, iou_thresholds=half, areas=ALL_SIZES, of=of)
+    kept = table.keep(matches.source)
+    pairs = candidate_pairs(truth, kept, at_least=BACKGROUND, of=of, same_class=False)
+    counted = ~truth.crowd[pairs[1]]
+    detections, boxes, ious = (column[counted] for column in pairs)
+    same = kept.labels[detections] == truth.labels[boxes]
+    own_iou, own_box = _best(detections[same], boxes[same], ious[same], len(kept))
+    other_iou, other_box = _best(detections[~same], boxes[~same], ious[~same], len(kept))
+    right = matches.matched[0, 0] & ~matches.ignored[0, 0]
+    tests = {
+        IGNORED: matches.ignored[0, 0],
+        RIGHT: right,
+        "localisation": (own_iou >= BACKGROUND) & (own_iou < FOREGROUND),
+        "classification": other_iou >= FOREGROUND,
+        "duplicate": own_iou >= FOREGROUND,
+        "both": other_iou >= BACKGROUND,
+    }
+    codes = np.select(
+        list(tests.values()),
+        [KIND_NAMES.index(kind) for kind in tests],
+        KIND_NAMES.index("background"),
+    ).astype(np.int64)
+    targets = np.full(len(kept), -1, dtype=np.int64)
+    free = ~truth.crowd
+    free[matches.partner[0][right]] = False
+    for kind, box in (("localisation", own_box), ("classification", other_box)):
+        of_kind = codes == KIND_NAMES.index(kind)
+        targets[of_kind] = np.where(free[box[of_kind]], box[of_kind], -1)
+    missed = free.copy()
+    missed[targets[targets >= 0]] = False
+    return DetectionKinds(matches=matches, codes=codes, targets=targets, missed=missed)
+
+
+def _best(
+    detections: NDArray[np.int64],
+    boxes: NDArray[np.int64],
+    ious: NDArray[np.float64],
+    count: int,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Highest IoU of each detection (0: no pair) and its box, the first of equals (-1)."""
+    best_iou, best_box = np.zeros(count), np.full(count, -1, dtype=np.int64)
+    order = np.lexsort((-boxes, ious, detections))  # the last of a detection wins
+    best_iou[detections[order]] = ious[order]
+    best_box[detections[order]] = boxes[order]
+    return best_iou, best_box
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """What AP50 is computed from."""
+
+    labels: NDArray[np.int64]  # (D,) of judged detections
+    scores: NDArray[np.float64]
+    order: NDArray[np.int64]  # (D,) who comes first among equal scores
+    right: NDArray[np.bool_]
+    numbers: NDArray[np.int64]  # (D,) place in the MatchTable
+    num_truths: NDArray[np.int64]  # (K,)
+
+    @classmethod
+    def of(cls, truth: Truth, kinds: DetectionKinds) -> _State:
+        judged = np.flatnonzero(~kinds.of_kind(IGNORED))
+        matches = kinds.matches
+        place_of_row = np.argsort(np.argsort(truth.image_ids, kind="stable"))
+        order = np.empty(len(matches.scores), dtype=np.int64)
+        order[np.lexsort((matches.source, place_of_row[matches.rows]))] = np.arange(len(order))
+        return cls(
+            labels=matches.labels[judged],
+            scores=matches.scores[judged],
+            order=order[judged],
+            right=kinds.of_kind(RIGHT)[judged],
+            numbers=judged,
+            num_truths=np.bincount(truth.labels[~truth.crowd], minlength=len(truth.categories)),
+        )
+
+    def ap50(self) -> float:
+        """Mean over classes that have boxes; NaN where none has."""
+        order = np.lexsort((self.order, -self.scores, self.labels))
+        labels, right = self.labels[order], self.right[order]
+        present = np.flatnonzero(self.num_truths)
+        starts = np.searchsorted(labels, present)
+        stops = np.searchsorted(labels, present, side="right")
+        values = [
+            interpolate(right[None, a:b], ~right[None, a:b], int(self.num_truths[label]))[0].mean()
+            for label, a, b in zip(present.tolist(), starts, stops, strict=True)
+        ]
+        return float(np.mean(values)) if values else math.nan
+
+    def keep(self, which: NDArray[np.bool_]) -> _State:
+        return _State(
+            self.labels[which],
+            self.scores[which],
+            self.order[which],
+            self.right[which],
+            self.numbers[which],
+            self.num_truths,
+        )
+
+    def with_truths(self, num_truths: NDArray[np.int64]) -> _State:
+        return _State(self.labels, self.scores, self.order, self.right, self.numbers, num_truths)
+
+    def without_boxes(self, gone: NDArray[np.bool_], truth: Truth) -> _State:
+        fewer = np.bincount(truth.labels[gone], minlength=len(self.num_truths))
+        return self.with_truths(self.num_truths - fewer)
+
+
+def _repair(state: _State, kinds: DetectionKinds, kind: str) -> _State:
+    """The state with one kind put right: given its box, or gone where that is another's."""
+    of_kind = kinds.of_kind(kind)[state.numbers]
+    targets = kinds.targets[state.numbers]
+    hopeful = np.flatnonzero(of_kind & (targets >= 0))
+    hopeful = hopeful[np.lexsort((state.order[hopeful], -state.scores[hopeful]))]
+    first = np.unique(targets[hopeful], return_index=True)[1]
+    winners = hopeful[first]  # the best score of each box; the others would be duplicates
+    labels, right = state.labels.copy(), state.right.copy()
+    labels[winners] = kinds.matches.truth_labels[targets[winners]]
+    right[winners] = True
+    kept = ~of_kind
+    kept[winners] = True
+    fixed = _State(labels, state.scores, state.order, right, state.numbers, state.num_truths)
+    return fixed.keep(kept)
+
+
+def _gain(fixed: float, ap50: float) -> float:
+    """A class that only missed boxes leaves the mean once they are gone: nothing left is NaN."""
+    return 1.0 - ap50 if math.isnan(fixed) and not math.isnan(ap50) else fixed - ap50
+
+
+def _per_class(truth: Truth, kinds: DetectionKinds) -> tuple[dict[str, int], ...]:
+    classes = len(truth.categories)
+    columns = {
+        kind: np.bincount(kinds.matches.labels[kinds.of_kind(kind)], minlength=classes)
+        for kind in (RIGHT, *ERROR_KINDS)
+    }
+    columns["missed"] = np.bincount(truth.labels[kinds.missed], minlength=classes)
+    return tuple(
+        {kind: int(counts[label]) for kind, counts in columns.items()} for label in range(classes)
+    )
+
+
+def _cost_json(cost: ErrorCost) -> dict[str, Any]:
+    return {"kind": cost.kind, "count": cost.count, "cost": _or_none(cost.cost)}
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value

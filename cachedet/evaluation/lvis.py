@@ -1,0 +1,199 @@
+"""The LVIS v1 protocol (arXiv 1908.03195, section 3; checked against the official lvis-api).
+
+Not every class is annotated in every picture: a picture says which classes it holds, which it
+surely does not hold (`neg_category_ids`) and which it holds but not all of
+(`not_exhaustive_category_ids`). Detections of other classes are left out; those of the last kind
+are never wrong. The best 300 detections of a picture are scored, of all classes together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachedet.errors import DatasetError
+from cachedet.evaluation.detection_table import DetectionTable, Found, tabulate
+from cachedet.evaluation.matches import AREAS, Kind, MatchTable, match_detections
+from cachedet.evaluation.overlaps import box_areas, mask_areas
+from cachedet.evaluation.precision import PrecisionTable, accumulate
+from cachedet.structures import Truth
+
+MOST_PER_PICTURE = 300
+FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}  # 1-10, 11-100, > 100 train pictures
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Federated:
+    """What LVIS says beyond COCO, as sets of (picture, class): `row * K + label`, sorted."""
+
+    negative: NDArray[np.int64]
+    not_exhaustive: NDArray[np.int64]
+    frequencies: tuple[str, ...]  # K of r, c, f
+
+
+@dataclass(frozen=True, kw_only=True)
+class LvisScores:
+    """LVIS's 13 figures (0..1; NaN where LVIS says -1) and AP per class."""
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float
+    ap_medium: float
+    ap_large: float
+    ap_rare: float
+    ap_common: float
+    ap_frequent: float
+    ar300: float
+    ar_small: float
+    ar_medium: float
+    ar_large: float
+    per_class: tuple[float, ...]  # K
+    num_pictures: int
+    num_detections: int  # given
+    num_judged: int  # after the limit and without classes a picture says nothing about
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; null instead of NaN."""
+        values = dataclasses.asdict(self)
+        classes = [_or_none(value) for value in values.pop("per_class")]
+        return {**{name: _or_none(value) for name, value in values.items()}, "per_class": classes}
+
+
+def read_federated(content: dict[str, Any], truth: Truth, *, where: Path) -> Federated:
+    """LVIS's own fields of an annotation file that `truth` was read from.
+
+    Raises DatasetError where a picture or class lacks them.
+    """
+    label_of = truth.categories.label_of()
+    by_id = {entry["id"]: entry for entry in content["categories"]}
+    frequencies = tuple(by_id[category_id].get("frequency") for category_id in truth.categories.ids)
+    for category_id, frequency in zip(truth.categories.ids, frequencies, strict=True):
+        if frequency not in FREQUENCIES:
+            raise DatasetError(
+                f"{where}: category id {category_id} needs a `frequency` of r, c or f to be "
+                f"scored as LVIS v1, got {frequency!r}; score it as COCO instead"
+            )
+    return Federated(
+        negative=_codes(content["images"], "neg_category_ids", label_of, where),
+        not_exhaustive=_codes(content["images"], "not_exhaustive_category_ids", label_of, where),
+        frequencies=frequencies,
+    )
+
+
+def score_lvis(
+    truth: Truth, federated: Federated, found: Found, *, of: Kind = "bbox"
+) -> LvisScores:
+    """LVIS's figures of boxes or masks. Raises InputError as `tabulate`."""
+    table = tabulate(truth, found, with_masks=of == "segm")
+    matches = match_lvis(truth, federated, table, of=of)
+    full = accumulate(matches)
+    groups = {
+        f"ap_{name}": full.mean_precision(
+            labels=[k for k, own in enumerate(federated.frequencies) if own == letter]
+        )
+        for letter, name in FREQUENCIES.items()
+    }
+    return LvisScores(
+        ap=full.mean_precision(),
+        ap50=full.mean_precision(threshold=matches.threshold(0.5)),
+        ap75=full.mean_precision(threshold=matches.threshold(0.75)),
+        ar300=full.mean_recall(),
+        **groups,
+        **_of_areas(full),
+        per_class=tuple(
+            full.mean_precision(labels=[label]) for label in range(len(truth.categories))
+        ),
+        num_pictures=len(truth),
+        num_detections=len(table),
+        num_judged=len(matches.scores),
+    )
+
+
+def match_lvis(
+    truth: Truth, federated: Federated, table: DetectionTable, *, of: Kind = "bbox"
+) -> MatchTable:
+    """Matches of the detections that LVIS judges."""
+    classes = len(truth.categories)
+    boxes = _as_lvis(truth)
+    kept = _best_of_pictures(table, MOST_PER_PICTURE)
+    sizes = mask_areas(table) if of == "segm" else box_areas(table)
+    kept = kept[sizes[kept] > 0]  # lvis-api leaves out what has no area, boxes and detections
+    codes = table.rows[kept] * classes + table.labels[kept]
+    held = np.repeat(np.arange(len(truth)), np.diff(boxes.offsets)) * classes + boxes.labels
+    kept = kept[np.isin(codes, held) | np.isin(codes, federated.negative)]
+    judged = table.keep(kept)
+    codes = judged.rows * classes + judged.labels
+    return match_detections(
+        boxes,
+        judged,
+        most_per_class=None,
+        of=of,
+        unjudged=np.isin(codes, federated.not_exhaustive),
+    )
+
+
+def _as_lvis(truth: Truth) -> Truth:
+    """Without boxes of no area, and without crowds, which LVIS does not know."""
+    solid = np.flatnonzero(truth.areas > 0)
+    rows = np.repeat(np.arange(len(truth)), np.diff(truth.offsets))
+    counts = np.bincount(rows[solid], minlength=len(truth))
+    return dataclasses.replace(
+        truth,
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        boxes=truth.boxes[solid],
+        labels=truth.labels[solid],
+        areas=truth.areas[solid],
+        crowd=np.zeros(len(solid), dtype=np.bool_),
+        masks=truth.masks.keep(solid) if truth.masks is not None else None,
+        sides_wh=truth.sides_wh[solid] if truth.sides_wh is not None else None,
+    )
+
+
+def _best_of_pictures(table: DetectionTable, most: int) -> NDArray[np.int64]:
+    """Numbers of each picture's best scores, in the order they came."""
+    order = np.lexsort((np.arange(len(table)), -table.scores, table.rows))
+    starts = np.flatnonzero(np.diff(table.rows[order], prepend=-1))
+    ranks = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+    return np.sort(order[ranks < most])
+
+
+def _of_areas(full: PrecisionTable) -> dict[str, float]:
+    return {
+        f"{kind}_{area}": mean(area=place)
+        for kind, mean in (("ap", full.mean_precision), ("ar", full.mean_recall))
+        for place, area in enumerate(AREAS)
+        if area != "all"
+    }
+
+
+def _codes(
+    images: Sequence[dict[str, Any]], key: str, label_of: dict[int, int], where: Path
+) -> NDArray[np.int64]:
+    codes = []
+    for row, image in enumerate(images):
+        ids = image.get(key)
+        if not isinstance(ids, list):
+            raise DatasetError(
+                f"{where}: images[{row}] (id {image['id']}) needs a list `{key}` to be scored as "
+                f"LVIS v1, got {ids!r}; score it as COCO instead"
+            )
+        for category_id in ids:
+            if category_id not in label_of:
+                raise DatasetError(
+                    f"{where}: images[{row}] (id {image['id']}) has {category_id!r} in `{key}`, "
+                    "which is not a category of the file"
+                )
+            codes.append(row * len(label_of) + label_of[category_id])
+    return np.unique(np.array(codes, dtype=np.int64))
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value

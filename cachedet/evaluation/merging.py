@@ -1,0 +1,59 @@
+"""Detections of several views of one picture -> one list (test-time views).
+
+Letters: D detections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torchvision.ops import nms
+
+from cachedet.structures import Detections
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merging:
+    """How detections of several views, all in pixels of the picture, become one list.
+
+    Attributes:
+        nms_iou: of two boxes of a class that overlap more, the weaker is dropped.
+        max_detections: of a picture.
+    """
+
+    nms_iou: float = 0.5
+    max_detections: int = 100
+
+    def __call__(self, found: Sequence[Detections]) -> Detections:
+        """One picture's detections by non-maximum suppression within each class, best first.
+
+        Of equal scores the earlier view wins. Detections of a single view come back as they are.
+        """
+        if len(found) == 1:
+            return found[0]
+        boxes, scores, labels = (
+            torch.cat([getattr(of_view, name) for of_view in found])
+            for name in ("boxes", "scores", "labels")
+        )
+        kept = self._suppress(boxes, scores, labels)
+        masks = [of_view.masks for of_view in found if of_view.masks is not None]
+        return replace(
+            found[0],
+            boxes=boxes[kept],
+            scores=scores[kept],
+            labels=labels[kept],
+            masks=torch.cat(masks)[kept] if masks else None,
+        )
+
+    def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+        """Indices of the boxes that stay, best first."""
+        kept = [torch.zeros(0, dtype=torch.int64)]
+        for label in torch.unique(labels):
+            own = (labels == label).nonzero()[:, 0]
+            kept.append(own[nms(boxes[own], scores[own], self.nms_iou)])
+        idx = torch.cat(kept).sort().values
+        order = scores[idx].argsort(descending=True, stable=True)
+        return idx[order][: self.max_detections]

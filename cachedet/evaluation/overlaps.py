@@ -1,0 +1,139 @@
+"""IoU of detections and boxes of the truth, by pycocotools' own routines.
+
+Letters: D detections, P candidate pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from cachedet.errors import InputError
+from cachedet.evaluation.detection_table import DetectionTable
+from cachedet.masks import encode_bitmap, require_covers, rle_of
+from cachedet.structures import SizeHW, Truth
+
+Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
+
+
+def candidate_pairs(
+    truth: Truth,
+    table: DetectionTable,
+    *,
+    at_least: float,
+    of: Literal["bbox", "segm"] = "bbox",
+    same_class: bool = True,
+) -> Pairs:
+    """Detections, boxes and IoUs (P,) of pairs in one picture that overlap `at_least` so much.
+
+    The "IoU" with a crowd is the part of the detection inside it, as in COCO.
+    """
+    found = []
+    xywh = truth.xywh
+    for row, numbers in _by_picture(table):
+        span = truth.boxes_of(row)
+        own = np.arange(span.start, span.stop)
+        if not len(own):
+            continue
+        if of == "bbox":
+            found.append(_box_pairs(truth, table, numbers, own, xywh[own], at_least, same_class))
+            continue
+        masks = masks_of_picture(truth, row)
+        for label in np.unique(table.labels[numbers]).tolist() if same_class else [None]:
+            mine = numbers if label is None else numbers[table.labels[numbers] == label]
+            theirs = own if label is None else own[truth.labels[own] == label]
+            if len(theirs):
+                codes = [masks[box - span.start] for box in theirs]
+                found.append(
+                    _mask_pairs(_masks_of(table), mine, codes, theirs, truth.crowd, at_least)
+                )
+    empty = np.zeros(0, dtype=np.int64)
+    columns = zip(*[(empty, empty, np.zeros(0)), *found], strict=True)
+    detections, boxes, ious = (np.concatenate(column) for column in columns)
+    return detections, boxes, ious
+
+
+def box_areas(table: DetectionTable) -> NDArray[np.float64]:
+    """(D,) square pixels."""
+    return np.asarray(table.xywh[:, 2] * table.xywh[:, 3])
+
+
+def mask_areas(table: DetectionTable) -> NDArray[np.float64]:
+    """(D,) square pixels. Raises InputError where the detections have no masks."""
+    # One by one: pycocotools 2.0.11 fails on a list of more than 255 (it counts them in a byte).
+    areas = [int(coco_mask.area(mask)) for mask in _masks_of(table)]
+    return np.array(areas, dtype=np.float64)
+
+
+def masks_of_picture(truth: Truth, row: int) -> list[dict[str, Any]]:
+    """RLEs of the picture's boxes; a box without a mask is its own mask.
+
+    Raises:
+        InputError: the truth has no masks at all.
+        StoreError: a mask that is not one of such a picture; pycocotools would write beyond its
+            memory.
+    """
+    if truth.masks is None:
+        raise InputError("scoring masks needs a truth with masks; this one has boxes only")
+    size_hw = truth.size_of(row)
+    span = truth.boxes_of(row)
+    masks = []
+    for number in range(span.start, span.stop):
+        code = truth.masks[number] or encode_bitmap(_filled(truth.boxes[number], size_hw))
+        require_covers(code, size_hw)
+        masks.append(rle_of(code, size_hw))
+    return masks
+
+
+def _filled(box: NDArray[np.float64], size_hw: SizeHW) -> NDArray[np.bool_]:
+    bitmap = np.zeros(size_hw, dtype=np.bool_)
+    x1, y1, x2, y2 = box.round().clip(min=0).astype(int)
+    bitmap[y1:y2, x1:x2] = True
+    return bitmap
+
+
+def _by_picture(table: DetectionTable) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    order = np.argsort(table.rows, kind="stable")
+    rows, starts = np.unique(table.rows[order], return_index=True)
+    yield from zip(rows.tolist(), np.split(order, starts[1:]), strict=False)
+
+
+def _box_pairs(
+    truth: Truth,
+    table: DetectionTable,
+    numbers: NDArray[np.int64],
+    own: NDArray[np.int64],
+    xywh: NDArray[np.float64],
+    at_least: float,
+    same_class: bool,
+) -> Pairs:
+    ious = np.asarray(coco_mask.iou(table.xywh[numbers], xywh, truth.crowd[own].tolist()))
+    close = ious >= at_least
+    if same_class:
+        close &= table.labels[numbers][:, None] == truth.labels[own]
+    detection, box = np.nonzero(close)
+    return numbers[detection], own[box], ious[detection, box]
+
+
+def _mask_pairs(
+    given: list[dict[str, Any]],
+    numbers: NDArray[np.int64],
+    theirs: list[dict[str, Any]],
+    own: NDArray[np.int64],
+    crowd: NDArray[np.bool_],
+    at_least: float,
+) -> Pairs:
+    mine = [given[number] for number in numbers]
+    ious = np.asarray(coco_mask.iou(mine, theirs, crowd[own].tolist()))
+    detection, box = np.nonzero(ious >= at_least)
+    return numbers[detection], own[box], ious[detection, box]
+
+
+def _masks_of(table: DetectionTable) -> list[dict[str, Any]]:
+    if table.masks is None and len(table):
+        raise InputError("scoring masks needs detections with masks; these have boxes only")
+    return list(table.masks or ())

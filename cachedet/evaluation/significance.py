@@ -1,0 +1,241 @@
+"""How far AP would move with other pictures of the same kind: the bootstrap over pictures.
+
+Detections are matched once; a resample only weighs pictures by how often they were drawn, so
+1,000 resamples of a small set take seconds. Efron & Tibshirani, An Introduction to the Bootstrap,
+1993, chapter 13 (percentile intervals).
+
+Letters: B resamples, N pictures, K classes, T IoU thresholds, D detections.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachedet.evaluation.detection_table import Found, tabulate
+from cachedet.evaluation.matches import ALL_SIZES, Kind, MatchTable, match_detections
+from cachedet.evaluation.precision import RECALLS
+from cachedet.structures import Truth
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_VALUES_AT_ONCE = 4_000_000  # bounds the working memory: about 40 bytes each
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A figure on the pictures as they are, and where `confidence` of the resamples lie."""
+
+    value: float
+    low: float
+    high: float
+    share_above_zero: float  # of the resamples; for a difference: how surely it is a gain
+
+    def to_json(self) -> dict[str, float | None]:
+        values = {
+            "value": self.value,
+            "low": self.low,
+            "high": self.high,
+            "share_above_zero": self.share_above_zero,
+        }
+        return {name: None if math.isnan(value) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootstrapReport:
+    """Intervals of AP, AP50 and each class's AP (label order)."""
+
+    ap: Interval
+    ap50: Interval
+    per_class: tuple[Interval, ...]
+    resamples: int
+    confidence: float
+    num_pictures: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ap": self.ap.to_json(),
+            "ap50": self.ap50.to_json(),
+            "per_class": [interval.to_json() for interval in self.per_class],
+            "resamples": self.resamples,
+            "confidence": self.confidence,
+            "num_pictures": self.num_pictures,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonReport:
+    """Two runs on the same pictures; `difference` is the first minus the second, paired."""
+
+    first: BootstrapReport
+    second: BootstrapReport
+    difference: BootstrapReport
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "first": self.first.to_json(),
+            "second": self.second.to_json(),
+            "difference": self.difference.to_json(),
+        }
+
+
+def bootstrap(
+    truth: Truth,
+    found: Found,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+    of: Kind = "bbox",
+) -> BootstrapReport:
+    """Intervals of one run. Raises ValueError on a count below 1 or a confidence outside (0, 1)."""
+    weights = draw_pictures(len(truth), resamples=resamples, seed=seed)
+    return _summarise(_values(truth, found, weights, of), confidence=confidence, truth=truth)
+
+
+def compare_runs(
+    truth: Truth,
+    first: Found,
+    second: Found,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+    of: Kind = "bbox",
+) -> ComparisonReport:
+    """Intervals of two runs and of their difference on the same resamples of the same pictures.
+
+    Raises ValueError as `bootstrap`.
+    """
+    weights = draw_pictures(len(truth), resamples=resamples, seed=seed)
+    of_first = _values(truth, first, weights, of)
+    of_second = _values(truth, second, weights, of)
+    reports = [
+        _summarise(values, confidence=confidence, truth=truth)
+        for values in (of_first, of_second, of_first.minus(of_second))
+    ]
+    return ComparisonReport(first=reports[0], second=reports[1], difference=reports[2])
+
+
+def draw_pictures(num_pictures: int, *, resamples: int, seed: int) -> Ints:
+    """(B, N) how often each picture is in a resample of N drawn with replacement."""
+    if resamples < 1 or num_pictures < 1:
+        raise ValueError(
+            f"expected at least one resample and picture, got {resamples} and {num_pictures}"
+        )
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(num_pictures, [1 / num_pictures] * num_pictures, size=resamples)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WeightedAP:
+    """COCO's AP where picture n counts `weights[b, n]` times; NaN where no class has boxes."""
+
+    ap: Floats  # (B,)
+    ap50: Floats  # (B,)
+    per_class: Floats  # (B, K)
+
+    def minus(self, other: WeightedAP) -> WeightedAP:
+        return WeightedAP(
+            ap=self.ap - other.ap,
+            ap50=self.ap50 - other.ap50,
+            per_class=self.per_class - other.per_class,
+        )
+
+
+def weighted_ap(matches: MatchTable, weights: Ints) -> WeightedAP:
+    """AP of boxes of all sizes for each row of weights (B, N), whole numbers from 0.
+
+    Equals the AP of a data set in which each picture stands as often as its weight.
+    """
+    count, classes = len(weights), matches.num_classes
+    per_threshold = np.full((count, classes, len(matches.iou_thresholds)), np.nan)
+    for label in range(classes):
+        counted = ~matches.truth_ignored[0] & (matches.truth_labels == label)
+        boxes_in = np.bincount(matches.truth_rows[counted], minlength=matches.num_pictures)
+        num_truths = weights @ boxes_in
+        known = np.flatnonzero(num_truths)
+        span = matches.of_class(label)
+        step = max(_VALUES_AT_ONCE // max(span.stop - span.start, 1), 1)
+        for start in range(0, len(known), step):
+            part = known[start : start + step]
+            per_threshold[part, label] = _of_class(matches, span, weights[part], num_truths[part])
+    per_class = per_threshold.mean(axis=2)
+    at50 = per_threshold[:, :, matches.threshold(0.5)]
+    return WeightedAP(ap=_mean_of_known(per_class), ap50=_mean_of_known(at50), per_class=per_class)
+
+
+def _of_class(matches: MatchTable, span: slice, weights: Ints, num_truths: Ints) -> Floats:
+    """(B, T) AP of one class.
+
+    Precision only matters where recall grows: a right detection is worth the recalls it reaches
+    first, at the best precision from there on.
+    """
+    of_picture = weights[:, matches.rows[span]].astype(np.float64)  # (B, D)
+    judged = ~matches.ignored[0][:, span]
+    right = matches.matched[0][:, span] & judged
+    ap = np.zeros((len(weights), len(judged)))
+    so_far: tuple[NDArray[np.bool_], Floats] | None = None
+    for threshold, (own_judged, own_right) in enumerate(zip(judged, right, strict=True)):
+        if so_far is None or not np.array_equal(so_far[0], own_judged):
+            so_far = own_judged, np.cumsum(of_picture * own_judged, axis=1)
+        at = np.flatnonzero(own_right)
+        if not len(at):
+            continue
+        hits = np.cumsum(of_picture[:, at], axis=1)
+        precision = hits / (so_far[1][:, at] + np.spacing(1))
+        envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        reached = np.searchsorted(RECALLS, hits / num_truths[:, None], side="right")
+        # recall 0 is reached by anything, even if the first right ones are of pictures not drawn
+        newly = np.diff(reached, axis=1, prepend=0)
+        ap[:, threshold] = (envelope * newly).sum(axis=1) / len(RECALLS)
+    return ap
+
+
+def _values(truth: Truth, found: Found, weights: Ints, of: Kind) -> WeightedAP:
+    """Row 0: the pictures as they are."""
+    table = tabulate(truth, found, with_masks=of == "segm")
+    matches = match_detections(truth, table, areas=ALL_SIZES, of=of)
+    once = np.ones((1, len(truth)), dtype=weights.dtype)
+    return weighted_ap(matches, np.concatenate([once, weights]))
+
+
+def _summarise(values: WeightedAP, *, confidence: float, truth: Truth) -> BootstrapReport:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, such as 0.95, got {confidence}")
+    return BootstrapReport(
+        ap=_interval(values.ap, confidence),
+        ap50=_interval(values.ap50, confidence),
+        per_class=tuple(_interval(own, confidence) for own in values.per_class.T),
+        resamples=len(values.ap) - 1,
+        confidence=confidence,
+        num_pictures=len(truth),
+    )
+
+
+def _interval(values: Floats, confidence: float) -> Interval:
+    """Of the resamples that hold the class at all."""
+    resampled = values[1:][~np.isnan(values[1:])]
+    if not len(resampled):
+        return Interval(value=float(values[0]), low=math.nan, high=math.nan,
+                        share_above_zero=math.nan)  # fmt: skip
+    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(
+        value=float(values[0]),
+        low=float(low),
+        high=float(high),
+        share_above_zero=float((resampled > 0).mean()),
+    )
+
+
+def _mean_of_known(per_class: Floats) -> Floats:
+    """(B,) means over classes that are not NaN."""
+    known = ~np.isnan(per_class)
+    counts = known.sum(axis=1)
+    total = np.where(known, per_class, 0.0).sum(axis=1)
+    return np.where(counts > 0, total / np.maximum(counts, 1), np.nan)

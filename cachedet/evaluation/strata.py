@@ -1,0 +1,111 @@
+"""AP by the number of training annotations of a class: the paper's figures 4 and 5 (2204.00484)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cachedet.errors import InputError
+from cachedet.evaluation.metrics import ClassScore
+from cachedet.structures import Truth
+
+DEFAULT_EDGES = (0, 10, 100, 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stratum:
+    """Classes with `low` <= training annotations < `high` (None: no upper end).
+
+    AP and AP50 are means over those of its classes that have boxes in the scored pictures; NaN
+    where none has.
+    """
+
+    low: int
+    high: int | None
+    ap: float
+    ap50: float
+    num_classes: int
+    num_scored: int  # of them with boxes in the scored pictures
+    category_ids: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Such as `10-99` or `1000+`."""
+        return f"{self.low}+" if self.high is None else f"{self.low}-{self.high - 1}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "low": self.low,
+            "high": self.high,
+            "ap": None if math.isnan(self.ap) else self.ap,
+            "ap50": None if math.isnan(self.ap50) else self.ap50,
+            "num_classes": self.num_classes,
+            "num_scored": self.num_scored,
+            "category_ids": list(self.category_ids),
+        }
+
+
+def count_annotations(training: Truth) -> dict[int, int]:
+    """Category id -> boxes to learn from; crowds are none."""
+    counts = np.bincount(training.labels[~training.crowd], minlength=len(training.categories))
+    return dict(zip(training.categories.ids, counts.tolist(), strict=True))
+
+
+def stratify(
+    per_class: Sequence[ClassScore],
+    counts: dict[int, int],
+    *,
+    edges: Sequence[int] = DEFAULT_EDGES,
+) -> tuple[Stratum, ...]:
+    """AP of classes in bins [e0, e1), [e1, e2), ..., [last, infinity) of training annotations.
+
+    Raises InputError where a class has no count, or the edges do not rise from 0.
+    """
+    check_edges(edges)
+    missing = [score.category_id for score in per_class if score.category_id not in counts]
+    if missing:
+        raise InputError(
+            f"the training data does not know category id {missing[0]} "
+            f"({len(missing)} of {len(per_class)} classes are unknown to it); give the data the "
+            "run was trained on"
+        )
+    ends: list[int | None] = [*edges[1:], None]
+    strata = []
+    for low, high in zip(edges, ends, strict=True):
+        own = [
+            score
+            for score in per_class
+            if counts[score.category_id] >= low
+            and (high is None or counts[score.category_id] < high)
+        ]
+        strata.append(_stratum(low, high, own))
+    return tuple(strata)
+
+
+def check_edges(edges: Sequence[int]) -> None:
+    """Raises InputError; the user may have named them."""
+    rising = all(low < high for low, high in itertools.pairwise(edges))
+    if not edges or edges[0] != 0 or not rising:
+        raise InputError(
+            f"bins of training annotations need edges that rise from 0, such as 0,10,100,1000, "
+            f"got {','.join(map(str, edges)) or 'none'}"
+        )
+
+
+def _stratum(low: int, high: int | None, scores: Sequence[ClassScore]) -> Stratum:
+    known = [score for score in scores if not math.isnan(score.ap)]
+    return Stratum(
+        low=low,
+        high=high,
+        ap=float(np.mean([score.ap for score in known])) if known else math.nan,
+        ap50=float(np.mean([score.ap50 for score in known])) if known else math.nan,
+        num_classes=len(scores),
+        num_scored=len(known),
+        category_ids=tuple(score.category_id for score in scores),
+    )

@@ -1,0 +1,27 @@
+"""What augmentation draws. Everything comes from the generator that is handed in (law L6)."""
+
+from __future__ import annotations
+
+import torch
+
+
+def draw_pictures(count: int, *, chance: float, generator: torch.Generator) -> list[int]:
+    """Which of `count` pictures are drawn, each with this chance, in order."""
+    drawn = torch.rand(count, generator=generator) < chance
+    numbers: list[int] = drawn.nonzero()[:, 0].tolist()
+    return numbers
+
+
+def draw_number(least: int, most: int, generator: torch.Generator) -> int:
+    """A whole number from `least` to `most`, both included, all equally likely."""
+    return int(torch.randint(least, most + 1, (), generator=generator))
+
+
+def draw_others(picture: int, *, count: int, wanted: int, generator: torch.Generator) -> list[int]:
+    """`wanted` of `count` pictures other than `picture`: different ones if there are enough."""
+    others = [other for other in range(count) if other != picture]
+    if len(others) >= wanted:
+        order = torch.randperm(len(others), generator=generator)[:wanted]
+    else:
+        order = torch.randint(len(others), (wanted,), generator=generator)
+    return [others[place] for place in order.tolist()]

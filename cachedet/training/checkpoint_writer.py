@@ -1,0 +1,109 @@
+"""When and where a run's state is saved. One object of one process: with several, of the first."""
+
+from __future__ import annotations
+
+import time
+
+from cachedet.config import TrainConfig
+from cachedet.errors import CheckpointError, DamagedCheckpointError
+from cachedet.store.leftovers import remove_leftovers
+from cachedet.store.manifest import Manifest
+from cachedet.training.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    save_rotating,
+)
+from cachedet.training.run_folder import RunFolder
+from cachedet.training.trainer import Trainer
+
+
+class CheckpointWriter:
+    """Saves a trainer into its run folder.
+
+    Args:
+        folder: of the run.
+        config, manifest: of the run; they are part of every checkpoint.
+        every_seconds, every_steps: since the last save, after which the next is due; 0: never.
+        first_step: where this process starts or goes on.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        config: TrainConfig,
+        manifest: Manifest,
+        every_seconds: float,
+        every_steps: int,
+        first_step: int,
+    ) -> None:
+        self._folder = folder
+        self._config = config
+        self._manifest = manifest
+        self._every_seconds = every_seconds
+        self._every_steps = every_steps
+        self._saved_at = time.monotonic()
+        self._saved_step = first_step
+        self._saved_place: tuple[int, int, int] | None = None
+
+    def save_if_due(self, trainer: Trainer) -> None:
+        """Save `last.pt` where enough steps or seconds have passed."""
+        by_steps = 0 < self._every_steps <= trainer.step - self._saved_step
+        if by_steps or 0 < self._every_seconds <= time.monotonic() - self._saved_at:
+            self.save_last(trainer)
+
+    def save_last(self, trainer: Trainer) -> None:
+        """Write `last.pt`; the one before it becomes `previous.pt`."""
+        checkpoint = trainer.checkpoint(self._config, self._manifest)
+        save_rotating(self._folder.last, self._folder.previous, checkpoint)
+        self._saved_at, self._saved_step = time.monotonic(), trainer.step
+        self._saved_place = _place(trainer)
+
+    def save_unsaved(self, trainer: Trainer) -> None:
+        """Write `last.pt` unless this writer's last save was of the same state."""
+        if self._saved_place != _place(trainer):
+            self.save_last(trainer)
+
+    def save_best(self, trainer: Trainer) -> None:
+        """Write `best.pt`."""
+        save_checkpoint(self._folder.best, trainer.checkpoint(self._config, self._manifest))
+
+
+def _place(trainer: Trainer) -> tuple[int, int, int]:
+    return trainer.step, trainer.epoch, trainer.batch
+
+
+def load_last(folder: RunFolder) -> tuple[Checkpoint, str]:
+    """The newest whole state of a run, and a remark where that is not `last.pt` (else "").
+
+    A damaged `last.pt` is set aside as `last.pt.damaged`, so that it never replaces
+    `previous.pt`. Files that a killed process left half written are removed.
+
+    Raises CheckpointError: there is no whole state, or one of another format.
+    """
+    remove_leftovers(folder.last.parent)
+    if not folder.last.exists() and not folder.previous.exists():
+        raise CheckpointError(
+            f"{folder.root} has no saved state: the run ended before its first checkpoint; remove "
+            "the folder and start again without --resume"
+        )
+    try:
+        if folder.last.exists():
+            return load_checkpoint(folder.last), ""
+        reason = f"{folder.last} is missing"
+    except DamagedCheckpointError as error:
+        if not folder.previous.exists():
+            raise DamagedCheckpointError(
+                f"{error}, and there is no {folder.previous.name} before it; start again with "
+                "another --run, or with --init-from where best.pt is whole"
+            ) from error
+        reason = str(error)
+    try:
+        checkpoint = load_checkpoint(folder.previous)
+    except CheckpointError as error:
+        raise CheckpointError(f"{reason}; nor can the one before it be used: {error}") from error
+    if folder.last.exists():
+        folder.last.replace(folder.last.with_name("last.pt.damaged"))
+    remark = f"{reason}; going on from {folder.previous.name}, step {checkpoint.step}"
+    return checkpoint, remark

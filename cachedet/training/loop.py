@@ -1,0 +1,199 @@
+"""The training loop: steps, epochs, validations, and the ways in which it ends.
+
+Everything that is written goes through `records` and `checkpoints`, everything that moves weights
+through `Trainer.finish_step`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+from cachedet.collective import from_first
+from cachedet.detector.build import Detector
+from cachedet.training.batch import Batch
+from cachedet.training.checkpoint_writer import CheckpointWriter
+from cachedet.training.data_parallel import first_of_ranks
+from cachedet.training.follower import NoCheckpoints, NoRecords
+from cachedet.training.interruption import StopRequested, StopSignals
+from cachedet.training.loader import FeatureLoader
+from cachedet.training.optimizer import set_training_mode
+from cachedet.training.records import RunRecords
+from cachedet.training.statistics import StepStatistics
+from cachedet.training.trainer import Trainer
+
+FINISHED, MAX_STEPS, EARLY_STOPPING = "finished", "max_steps", "early_stopping"
+
+Validator = Callable[[Detector, Callable[[], None]], Mapping[str, float]]
+"""Scores (ap, ap50, ap75) of a detector; calls the function from time to time, which may raise."""
+
+
+class TimedBatches:
+    """Batches, and the seconds somebody waited for them.
+
+    Attributes:
+        waiting: seconds since it was last set to zero.
+        pictures: taken since then, by all ranks.
+    """
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self.waiting = 0.0
+        self.pictures = 0
+
+    def take(self, count: int) -> Iterator[Batch]:
+        """The next `count` batches; there are as many."""
+        for _ in range(count):
+            started = time.perf_counter()
+            batch = next(self._batches)
+            self.waiting += time.perf_counter() - started
+            self.pictures += batch.global_pictures
+            yield batch
+
+    def start_step(self) -> None:
+        """Count from zero."""
+        self.waiting, self.pictures = 0.0, 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingLoop:
+    """Trains until one of its ends, which all ranks reach together.
+
+    Attributes:
+        trainer: what is trained; where it is, the loop goes on.
+        loader: gives the batches of each epoch.
+        epochs: of the run.
+        accumulate: batches of a step; an epoch's last step may have fewer.
+        max_steps: of the run; None: no limit.
+        eval_every: epochs between validations; 0: only after the last.
+        validator: scores the detector; None: there is nothing to validate on.
+        records, checkpoints: where it writes.
+        signals: that ask it to stop.
+        losses: of every step of this call.
+    """
+
+    trainer: Trainer
+    loader: FeatureLoader
+    epochs: int
+    accumulate: int
+    max_steps: int | None
+    eval_every: int
+    validator: Validator | None
+    records: RunRecords | NoRecords
+    checkpoints: CheckpointWriter | NoCheckpoints
+    signals: StopSignals
+    losses: list[float] = field(default_factory=list)
+
+    def run(self) -> str:
+        """Why it ended: FINISHED, MAX_STEPS, EARLY_STOPPING, or the name of a signal.
+
+        The last state is saved in each case.
+        """
+        reason = self._train()
+        self.checkpoints.save_unsaved(self.trainer)
+        if self.validator is None and reason in (FINISHED, EARLY_STOPPING):
+            self.checkpoints.save_best(self.trainer)
+        return reason
+
+    def _train(self) -> str:
+        trainer = self.trainer
+        while trainer.epoch < self.epochs:
+            if trainer.stopping is not None and trainer.stopping.is_exhausted:
+                self.records.remark(f"stopped early: {trainer.stopping.describe()}")
+                return EARLY_STOPPING
+            reason = self._train_epoch() or self._close_epoch()
+            if reason is not None:
+                return reason
+        return FINISHED
+
+    def _train_epoch(self) -> str | None:
+        """The rest of the epoch; returns why it was left before its end."""
+        trainer = self.trainer
+        left = len(self.loader.plan(trainer.epoch)) - trainer.batch
+        batches = TimedBatches(self.loader.batches(trainer.epoch, skip=trainer.batch))
+        while left > 0:
+            signal = first_of_ranks(self.signals.received)
+            if signal is not None:
+                return signal
+            if self.max_steps is not None and trainer.step >= self.max_steps:
+                return MAX_STEPS
+            count = min(self.accumulate, left)
+            self._take_step(batches, count)
+            left -= count
+            self.checkpoints.save_if_due(trainer)
+        return None
+
+    def _take_step(self, batches: TimedBatches, count: int) -> None:
+        started = time.perf_counter()
+        batches.start_step()
+        for batch in batches.take(count):
+            self.trainer.add_gradients(batch)
+        row = self.trainer.finish_step()
+        self.trainer.batch += count
+        seconds = time.perf_counter() - started
+        taken = StepStatistics.of_step(
+            {name: value for name, value in row.items() if name.startswith("loss")},
+            pictures=batches.pictures,
+            seconds=seconds,
+            waiting=batches.waiting,
+        )
+        self.trainer.epoch_statistics.merge(taken)
+        self.records.after_step(self.trainer, row, taken)
+        self.losses.append(row["loss"])
+
+    def _close_epoch(self) -> str | None:
+        """Validate where it is due, and save; returns the signal that came meanwhile."""
+        trainer, stopping = self.trainer, self.trainer.stopping
+        before = None if stopping is None else stopping.state_dict()
+        self._observe({"loss": trainer.epoch_statistics.means()["loss"]})
+        scores = None
+        if self.validator is not None and self._is_due():
+            scores, signal = from_first(partial(self._try_to_validate, self.validator))
+            if signal is not None:  # the epoch stays open: resuming closes it
+                if stopping is not None:
+                    stopping.load_state_dict(before)
+                return signal
+        improved = scores is not None and scores["ap"] > trainer.best_ap
+        if scores is not None:
+            trainer.best_ap = max(trainer.best_ap, scores["ap"])
+            self._observe(scores)
+        self.records.after_epoch(trainer, scores)
+        trainer.finish_epoch()
+        if improved:
+            self.checkpoints.save_best(trainer)
+        self.checkpoints.save_last(trainer)
+        return None
+
+    def _observe(self, values: Mapping[str, float]) -> None:
+        stopping = self.trainer.stopping
+        if stopping is not None and stopping.metric in values:
+            stopping.observe(values[stopping.metric])
+
+    def _is_due(self) -> bool:
+        done, stopping = self.trainer.epoch + 1, self.trainer.stopping
+        if done == self.epochs or (stopping is not None and stopping.is_exhausted):
+            return True
+        return self.eval_every > 0 and done % self.eval_every == 0
+
+    def _try_to_validate(
+        self, validator: Validator
+    ) -> tuple[Mapping[str, float] | None, str | None]:
+        """The scores, or the name of the signal that came meanwhile."""
+        try:
+            return self._validate(validator), None
+        except StopRequested:
+            return None, self.signals.received
+
+    def _validate(self, validator: Validator) -> Mapping[str, float]:
+        """Scores with the weights that count; afterwards the detector is in training again."""
+        detector = self.trainer.detector
+        started = time.perf_counter()
+        try:
+            with self.trainer.scored_weights():
+                scores = validator(detector, self.signals.raise_if_received)
+        finally:
+            set_training_mode(detector)
+        self.records.after_validation(self.trainer, scores, seconds=time.perf_counter() - started)
+        return scores

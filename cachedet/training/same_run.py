@@ -1,0 +1,116 @@
+"""Whether weights and states of one run fit another: on --resume and --init-from."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from cachedet.config import TrainConfig
+from cachedet.errors import CheckpointError
+from cachedet.store.manifest import Manifest
+from cachedet.structures import CategoryMap
+from cachedet.training.checkpoint import Checkpoint, load_checkpoint
+from cachedet.training.run_folder import RunFolder
+
+# A resumed run may change these keys: what the steps still to come compute hangs on none of them.
+MAY_CHANGE_ON_RESUME = frozenset(
+    {
+        "max_steps", "device", "residency", "eval_every", "early_stopping", "tensorboard",
+        "checkpoint_every_seconds", "checkpoint_every_steps",
+    }
+)  # fmt: skip
+# Keys of a detector that decide how it is taught and read out, not what its weights mean.
+_NOT_OF_WEIGHTS = frozenset(
+    {
+        "focal_alpha", "focal_gamma", "huber_delta", "box_weight", "class_weight", "samples",
+        "positive_fraction", "foreground_iou", "background_iou", "forced", "nms_iou",
+        "train_pre_nms", "train_post_nms", "test_pre_nms", "test_post_nms", "selection",
+    }
+)  # fmt: skip
+
+
+def require_same_run(
+    checkpoint: Checkpoint, config: TrainConfig, manifest: Manifest, *, where: Path
+) -> None:
+    """Resuming with other settings would silently be another run. Raises CheckpointError."""
+    changed = differing_keys(checkpoint.config, config, but=MAY_CHANGE_ON_RESUME)
+    if changed:
+        raise CheckpointError(
+            f"cannot resume {where}: the config differs: {'; '.join(changed)}; give the same "
+            "config and --set, or another --run"
+        )
+    if checkpoint.manifest.fingerprint() != manifest.fingerprint():
+        fields = "; ".join(checkpoint.manifest.differing_fields(manifest))
+        raise CheckpointError(
+            f"cannot resume {where}: it was trained on another store: "
+            f"{fields or 'codec_digest (what the codec learnt)'}"
+        )
+
+
+def load_initial_weights(source: Path, config: TrainConfig, manifest: Manifest) -> Checkpoint:
+    """The checkpoint (of a run folder: its best) whose weights a new run starts from.
+
+    Raises CheckpointError where its features, classes or detector are others.
+    """
+    path = RunFolder.open(source).best if source.is_dir() else source
+    checkpoint = load_checkpoint(path)
+    problem = _misfit(checkpoint, config, manifest)
+    if problem is not None:
+        raise CheckpointError(
+            f"init_from {path} does not fit this run: {problem}; start from a run of the same "
+            "detector on features of the same backbone, weights and classes"
+        )
+    return checkpoint
+
+
+def differing_keys(before: BaseModel, now: BaseModel, *, but: Iterable[str] = ()) -> list[str]:
+    """``"schedule.lr was 0.1, is 0.2"`` for each value that differs, keys in `but` left out."""
+    old, new = (flatten(one.model_dump(mode="json", exclude=set(but))) for one in (before, now))
+    absent = object()
+    keys = [key for key in {**old, **new} if old.get(key, absent) != new.get(key, absent)]
+    return [f"{key} was {_shown(old, key)}, is {_shown(new, key)}" for key in keys]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"schedule": {"lr": 1}}`` -> ``{"schedule.lr": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _misfit(checkpoint: Checkpoint, config: TrainConfig, manifest: Manifest) -> str | None:
+    """What keeps the weights from meaning the same here, in words."""
+    field = manifest.incompatible_field(checkpoint.manifest)
+    if field == "categories":
+        return _describe_classes(checkpoint.categories, manifest.categories)
+    if field is not None:
+        theirs, ours = getattr(checkpoint.manifest, field), getattr(manifest, field)
+        return f"{field} was {reprlib.repr(theirs)}, is {reprlib.repr(ours)}"
+    changed = [
+        f"detector.{line}"
+        for line in differing_keys(checkpoint.config.detector, config.detector)
+        if not _NOT_OF_WEIGHTS & set(line.split(" ", 1)[0].split("."))
+    ]
+    kind = [line for line in changed if line.startswith("detector.kind ")]
+    return "; ".join(kind or changed) or None
+
+
+def _describe_classes(theirs: CategoryMap, ours: CategoryMap) -> str:
+    only_there = [name for name in theirs.names if name not in ours.names]
+    only_here = [name for name in ours.names if name not in theirs.names]
+    return (
+        f"it has {len(theirs)} classes, the store {len(ours)} (only there: "
+        f"{reprlib.repr(only_there)}, only here: {reprlib.repr(only_here)})"
+    )
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return str(values[key]) if key in values else "not set"

@@ -1,0 +1,313 @@
+"""Windows and draws: where the pixels and boxes of each view lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from cachedet.data.geometry import Geometry
+from cachedet.data.images import make_input
+from cachedet.data.views import View, make_geometry, make_targets, parse_views, view_named
+from cachedet.structures import Detections, Preprocessing, Truth
+
+RULE = settings(deadline=None, max_examples=100, derandomize=True)
+PLAIN = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bicubic")
+NAMES = [
+    view.name
+    for view in parse_views("base,hflip,scale=0.1,scale=3.7,crop=6,jitter=6,jitter=4:0.5-4")
+]
+SIDES = st.integers(1, 900)
+IDS = st.integers(-(2**63), 2**63 - 1)
+
+
+def geometry_of(name: str, height: int, width: int, **changes: Any) -> Geometry:
+    values = {"image_id": 7, "image_size": 256, "pad_multiple": 32} | changes
+    return make_geometry(view_named(name), picture_hw=(height, width), **values)
+
+
+@RULE
+@given(name=st.sampled_from(NAMES), height=SIDES, width=SIDES, image_id=IDS)
+def test_every_geometry_is_sound(name: str, height: int, width: int, image_id: int) -> None:
+    found = geometry_of(name, height, width, image_id=image_id)
+    assert found == geometry_of(name, height, width, image_id=image_id)
+    for axis in range(2):
+        assert 1 <= found.valid_hw[axis] <= found.padded_hw[axis]
+        assert found.padded_hw[axis] >= 32
+        assert found.padded_hw[axis] % 32 == 0
+        room = found.scaled_hw[axis] - found.valid_hw[axis]
+        assert 0 <= found.offset_yx[axis] <= room
+    if view_named(name).family in ("crop", "jitter"):
+        assert found.padded_hw == geometry_of("base", height, width).padded_hw
+    x1, y1, x2, y2 = found.window_in_picture()
+    assert 0 <= x1 < x2 <= width
+    assert 0 <= y1 < y2 <= height
+
+
+def corners_in(window: tuple[float, ...], corners: list[float]) -> np.ndarray:
+    """A box inside the window, from four numbers in [0, 1]."""
+    (x1, x2), (y1, y2) = sorted(corners[:2]), sorted(corners[2:])
+    left, top, right, bottom = window
+    x, y = right - left, bottom - top
+    return np.array([[left + x1 * x, top + y1 * y, left + x2 * x, top + y2 * y]])
+
+
+@RULE
+@given(
+    name=st.sampled_from(NAMES),
+    height=st.integers(20, 900),
+    width=st.integers(20, 900),
+    corners=st.lists(st.floats(0, 1), min_size=4, max_size=4),
+)
+def test_boxes_of_the_window_return_and_others_are_clipped(
+    name: str, height: int, width: int, corners: list[float]
+) -> None:
+    geometry = geometry_of(name, height, width)
+    window = geometry.window_in_picture()
+    inside = corners_in(window, corners)
+    back = geometry.boxes_to_picture(geometry.boxes_to_view(inside))
+    torch.testing.assert_close(back, torch.from_numpy(inside).float(), rtol=1e-4, atol=2e-3)
+    anywhere = corners_in((0, 0, width, height), corners)
+    clipped = anywhere.clip([*window[:2]] * 2, [*window[2:]] * 2)
+    back = geometry.boxes_to_picture(geometry.boxes_to_view(anywhere))
+    torch.testing.assert_close(back, torch.from_numpy(clipped).float(), rtol=1e-4, atol=2e-3)
+
+
+@RULE
+@given(name=st.sampled_from(NAMES), corners=st.lists(st.floats(0, 1), min_size=4, max_size=4))
+def test_the_affine_map_is_the_way_back(name: str, corners: list[float]) -> None:
+    geometry = geometry_of(name, 333, 500)
+    box = geometry.boxes_to_view(corners_in(geometry.window_in_picture(), corners)).double()
+    (scale_x, scale_y), (origin_x, origin_y) = geometry.affine_to_picture()
+    xs, ys = box[0, [0, 2]] * scale_x + origin_x, box[0, [1, 3]] * scale_y + origin_y
+    expected = geometry.boxes_to_picture(box).double()[0]
+    torch.testing.assert_close(xs.sort().values, expected[[0, 2]], rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(ys, expected[[1, 3]], rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["crop-k0", "crop-k1", "jitter-0.5-4-k1", "jitter-2-4-k0"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos", "nearest"])
+@pytest.mark.parametrize("picture_hw", [(333, 500), (60, 41), (1, 1)])
+def test_pixels_of_a_window_are_those_of_resizing_and_cutting(
+    name: str, interpolation: str, picture_hw: tuple[int, int]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (*picture_hw, 3), dtype=np.uint8)
+    geometry = geometry_of(name, *picture_hw)
+    assert geometry.is_window
+    preprocessing = Preprocessing(mean=(0,) * 3, std=(1,) * 3, interpolation=interpolation)
+    found = make_input(noise, geometry, preprocessing)
+    assert torch.equal(found, make_input(noise, geometry, preprocessing))
+    (tall, wide), (top, left), (height, width) = (
+        geometry.scaled_hw,
+        geometry.offset_yx,
+        geometry.valid_hw,
+    )
+    whole = Image.fromarray(noise).resize((wide, tall), Image.Resampling[interpolation.upper()])
+    cut = np.asarray(whole)[top : top + height, left : left + width]
+    cut = cut[:, ::-1] if geometry.flip else cut
+    levels = (found[:, :height, :width] * 255).round().permute(1, 2, 0).numpy()
+    difference = np.abs(levels - cut.astype(np.float64))
+    if interpolation == "nearest":  # where a centre lies on an edge, it may go either way
+        assert (difference > 0).mean() < 0.02
+    else:
+        assert difference.max() <= 2  # each of the two passes rounds
+        assert (difference > 0).mean() < 0.01
+    assert not found[:, height:].any()
+    assert not found[:, :, width:].any()
+
+
+def test_boxes_lie_on_their_pixels_in_every_view() -> None:
+    """A bright square is where its box says, to two pixels of the view."""
+    picture = np.zeros((300, 400, 3), dtype=np.uint8)
+    picture[130:170, 180:240] = 255
+    box = np.array([[180.0, 130, 240, 170]])
+    seen = 0
+    for name in NAMES:
+        geometry = geometry_of(name, 300, 400)
+        bright = make_input(picture, geometry, PLAIN)[0] > 0.5
+        x1, y1, x2, y2 = geometry.boxes_to_view(box)[0].tolist()
+        if x2 - x1 < 4 or y2 - y1 < 4:
+            continue
+        rows, columns = bright.any(1).nonzero()[:, 0], bright.any(0).nonzero()[:, 0]
+        edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert np.abs(np.array([x1, y1, x2, y2]) - [float(edge) for edge in edges]).max() < 2, name
+        seen += 1
+    assert seen >= 12
+
+
+def test_what_is_drawn_depends_on_view_and_picture_alone() -> None:
+    views = parse_views("crop=8,jitter=8,jitter=8:0.5-1.5")
+    drawn = {(view.name, n): geometry_of(view.name, 480, 640, image_id=n) for view in views
+             for n in (0, 1, -1, 2**32, 2**40 + 1)}  # fmt: skip
+    assert len(set(drawn.values())) > 0.95 * len(drawn)
+    for (name, image_id), geometry in reversed(drawn.items()):  # any order, any process
+        assert geometry_of(name, 480, 640, image_id=image_id) == geometry
+    assert parse_views("jitter=9")[:8] == parse_views("jitter=8")
+
+
+def test_draws_are_the_same_for_ever() -> None:
+    """Geometries are not in the store: another numpy must draw what this one drew."""
+    found = {
+        (name, image_id): geometry_of(name, 480, 640, image_id=image_id)
+        for name, image_id in (("crop-k0", 7), ("jitter-k0", 7), ("jitter-k5", 2**40 + 3))
+    }
+    assert {key: (g.scaled_hw, g.offset_yx, g.flip) for key, g in found.items()} == {
+        ("crop-k0", 7): ((377, 502), (167, 98), False),
+        ("jitter-k0", 7): ((342, 456), (35, 62), True),
+        ("jitter-k5", 2**40 + 3): ((106, 141), (0, 0), False),
+    }
+
+
+def by_the_page(
+    name: str, picture_hw: tuple[int, int], image_id: int
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], bool]:
+    """Section 3 of docs/disk-format.md, from its text alone: scaled size, place, window, mirror."""
+    family, *numbers, draw = name.split("-")
+    low, high = map(float, numbers or (("1", "1") if family == "crop" else ("0.1", "2")))
+    stream = {"crop": 1, "jitter": 2}[family]
+    words = [image_id % 2**32, image_id // 2**32 % 2**32]
+    entropy = [stream, *words, int(draw[1:]), round(10_000 * low), round(10_000 * high)]
+    raw = np.random.PCG64(np.random.SeedSequence(entropy)).random_raw(4)
+    u1, u2, u3, u4 = (int(number) // 2**11 / 2**53 for number in raw)
+
+    def scaled_by(factor: float) -> tuple[int, ...]:
+        factor = 256 * factor / max(picture_hw)
+        return tuple(max(1, round(side * factor)) for side in picture_hw)
+
+    room = scaled_by(1)
+    if family == "crop":
+        scaled = scaled_by(1 / (0.5 + 0.4 * u1))
+    else:
+        scaled = scaled_by(low + (high - low) * u1)
+        room = tuple(-(-side // 32) * 32 for side in room)
+    window = tuple(min(pair) for pair in zip(scaled, room, strict=True))
+    places = zip((u3, u4), scaled, window, strict=True)
+    offset = tuple(int(u * (whole - part + 1)) for u, whole, part in places)
+    return scaled, offset, window, family == "jitter" and u2 < 0.5
+
+
+@RULE
+@given(
+    name=st.sampled_from([name for name in NAMES if "-k" in name]),
+    height=SIDES,
+    width=SIDES,
+    image_id=IDS,
+)
+def test_the_page_of_the_disk_format_says_what_is_drawn(
+    name: str, height: int, width: int, image_id: int
+) -> None:
+    found = geometry_of(name, height, width, image_id=image_id)
+    numbers = found.scaled_hw, found.offset_yx, found.valid_hw, found.flip
+    assert numbers == by_the_page(name, (height, width), image_id)
+
+
+def test_factors_flips_and_places_are_uniform() -> None:
+    jitter = [geometry_of("jitter-k0", 480, 640, image_id=n) for n in range(2000)]
+    factors = np.array([g.scaled_hw[1] / 256 for g in jitter])
+    assert 0.1 <= factors.min() < 0.12
+    assert 1.98 < factors.max() <= 2.0
+    assert np.histogram(factors, 10, (0.1, 2.0))[0].min() > 150
+    assert 0.45 < np.mean([g.flip for g in jitter]) < 0.55
+    crops = [geometry_of("crop-k0", 480, 640, image_id=n) for n in range(2000)]
+    assert all(g.valid_hw == (192, 256) and not g.flip for g in crops)
+    sides = np.array([256 / g.scaled_hw[1] for g in crops])
+    assert 0.5 <= sides.min() < 0.51
+    assert 0.89 < sides.max() < 0.901
+    for axis in range(2):
+        places = [g.offset_yx[axis] / (g.scaled_hw[axis] - g.valid_hw[axis]) for g in crops]
+        assert np.histogram(places, 5, (0, 1))[0].min() > 300
+
+
+def test_draws_beyond_those_a_store_holds() -> None:
+    """A live reference draws afresh in every step."""
+    views = [View(family="jitter", scales=(0.1, 2.0), draw=10**6 + n) for n in range(3)]
+    drawn = {
+        make_geometry(v, picture_hw=(480, 640), image_id=7, image_size=256, pad_multiple=32)
+        for v in views
+    }
+    assert len(drawn) == 3
+
+
+def window(**changes: Any) -> Geometry:
+    """Of a picture of 100 x 100, x 20 to 70 and y 0 to 50 at twice the size."""
+    values: dict[str, Any] = {
+        "picture_hw": (100, 100), "scaled_hw": (200, 200), "offset_yx": (0, 40),
+        "valid_hw": (100, 100), "padded_hw": (128, 128), "flip": False,
+    }  # fmt: skip
+    return Geometry(**values | changes)
+
+
+def test_windows_by_hand() -> None:
+    assert window().window_in_picture() == (20, 0, 70, 50)
+    boxes = np.array([[30.0, 10, 60, 40]])
+    assert window().boxes_to_view(boxes).tolist() == [[20, 20, 80, 80]]
+    assert window(flip=True).boxes_to_view(boxes + np.array([5, 0, 5, 0])).tolist() == [
+        [10, 20, 70, 80]
+    ]
+    assert window().affine_to_picture() == ((0.5, 0.5), (20, 0))
+    assert window(flip=True).affine_to_picture() == ((-0.5, 0.5), (70, 0))
+
+
+def test_a_box_mostly_hidden_is_a_crowd_region(truth_of: Callable[..., Truth]) -> None:
+    boxes = [
+        [30, 10, 60, 40, 0, 0],  # all in view
+        [60, 10, 100, 40, 1, 0],  # a quarter: 10 of 40
+        [60, 10, 100.5, 40, 1, 0],  # beyond the picture nothing counts: still a quarter
+        [61, 10, 100, 40, 2, 0],  # less
+        [80, 10, 90, 40, 2, 0],  # nothing
+        [70, 10, 90, 40, 2, 0],  # touches only
+        [60, 10, 80, 40, 0, 1],  # a crowd before
+        [30, 10, 30, 40, 0, 0],  # without area
+    ]
+    truth = truth_of([(100, 100)], [boxes])
+    targets = make_targets(truth, 0, window())
+    assert targets.boxes[:, [0, 2]].tolist() == [
+        [20, 80],
+        [80, 100],
+        [80, 100],
+        [82, 100],
+        [80, 100],
+    ]
+    assert targets.labels.tolist() == [0, 1, 1, 2, 0]
+    assert targets.crowd.tolist() == [False, False, False, True, True]
+    mirrored = make_targets(truth, 0, window(flip=True))
+    assert torch.equal(mirrored.crowd, targets.crowd)
+    assert mirrored.size_hw == (100, 100)
+
+
+@pytest.mark.parametrize("name", ["base", "hflip", "scale-0.5"])
+def test_whole_pictures_have_no_hidden_boxes(truth_of: Callable[..., Truth], name: str) -> None:
+    """Also where the annotation lies mostly outside of the picture."""
+    truth = truth_of([(100, 100)], [[[90, 0, 400, 50, 0, 0]]])
+    targets = make_targets(truth, 0, geometry_of(name, 100, 100))
+    assert targets.crowd.tolist() == [False]
+
+
+def test_what_a_window_cuts() -> None:
+    boxes = torch.tensor([[1.0, 40, 50, 60], [30, 1, 50, 60], [30, 40, 99, 60], [30, 40, 50, 99]])
+    corner, middle = window(offset_yx=(0, 0)), window()
+    assert corner.cut_by_window(boxes, margin=2).tolist() == [False, False, True, True]
+    assert middle.cut_by_window(boxes, margin=2).tolist() == [True, False, True, True]
+    mirrored = window(offset_yx=(0, 0), flip=True)
+    assert mirrored.cut_by_window(boxes, margin=2).tolist() == [True, False, False, True]
+    assert not middle.cut_by_window(boxes, margin=0.5).any()
+
+
+def test_masks_of_a_mirrored_view_are_mirrored_back() -> None:
+    masks = torch.rand(2, 4, 4)
+    found = Detections(
+        image_id=1, boxes=torch.tensor([[10.0, 0, 30, 20], [0, 0, 5, 5]]),
+        scores=torch.ones(2), labels=torch.zeros(2, dtype=torch.int64), masks=masks,
+    )  # fmt: skip
+    plain = window().detections_to_picture(found)
+    assert plain.boxes.tolist() == [[25, 0, 35, 10], [20, 0, 22.5, 2.5]]
+    assert torch.equal(plain.masks, masks)
+    mirrored = window(flip=True).detections_to_picture(found)
+    assert mirrored.boxes.tolist() == [[55, 0, 65, 10], [67.5, 0, 70, 2.5]]
+    assert torch.equal(mirrored.masks, masks.flip(2))

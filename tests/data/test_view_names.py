@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cachedet.data.views import (
+    MOST_DRAWS,
+    View,
+    is_view_name,
+    parse_views,
+    view_family,
+    view_named,
+)
+from cachedet.errors import InputError
+
+RULE = settings(deadline=None, max_examples=200, derandomize=True)
+SCALES = st.integers(1_000, 40_000).map(lambda tenthousandths: tenthousandths / 10_000)
+DRAWS = st.integers(0, MOST_DRAWS - 1)
+VIEWS = st.one_of(
+    st.sampled_from([View(family="base"), View(family="hflip")]),
+    SCALES.filter(lambda s: s != 1).map(lambda s: View(family="scale", scales=(s, s))),
+    DRAWS.map(lambda k: View(family="crop", draw=k)),
+    st.builds(
+        lambda a, b, k: View(family="jitter", scales=(min(a, b), max(a, b)), draw=k),
+        SCALES,
+        SCALES,
+        DRAWS,
+    ),
+)
+
+
+def names(text: str) -> list[str]:
+    return [view.name for view in parse_views(text)]
+
+
+def test_families_expand_to_single_views() -> None:
+    assert names("base,hflip,scale=0.5,crop=2,jitter=3") == [
+        "base", "hflip", "scale-0.5", "crop-k0", "crop-k1", "jitter-k0", "jitter-k1", "jitter-k2",
+    ]  # fmt: skip
+    assert names(" jitter=2:0.5-1.5 , base,") == [
+        "jitter-0.5-1.5-k0", "jitter-0.5-1.5-k1", "base",
+    ]  # fmt: skip
+    assert names("scale=0.50,scale=2.0,scale=4,scale=0.1234") == [
+        "scale-0.5", "scale-2", "scale-4", "scale-0.1234",
+    ]  # fmt: skip
+
+
+def test_single_names_may_be_asked_for() -> None:
+    assert names("jitter-k3,scale-1.5,crop-k0") == ["jitter-k3", "scale-1.5", "crop-k0"]
+
+
+def test_the_papers_range_has_one_name_only() -> None:
+    assert names("jitter=1:0.1-2.0") == ["jitter-k0"]
+    with pytest.raises(InputError, match="unknown view 'jitter-0.1-2-k0'"):
+        view_named("jitter-0.1-2-k0")
+
+
+def test_families() -> None:
+    found = [view_family(name) for name in names("base,hflip,scale=2,crop=1,jitter=1:0.5-1.5")]
+    assert found == ["base", "hflip", "scale", "crop", "jitter"]
+    assert view_family("jitter-0.5-1.5-k3") == "jitter"
+    with pytest.raises(InputError, match="unknown view 'jitter'"):
+        view_family("jitter")
+
+
+@RULE
+@given(view=VIEWS)
+def test_a_name_alone_gives_the_view_back(view: View) -> None:
+    assert view_named(view.name) == view
+    assert parse_views(view.name) == (view,)
+    assert re.fullmatch(r"[a-z0-9.-]{1,40}", view.name)  # also where capitals do not count
+    assert "-b" not in view.name  # where a block's name goes on
+    assert not view.name.startswith(".")
+
+
+@RULE
+@given(text=st.text(alphabet="bascropjitterhflip-k0123456789.=٣", max_size=24))
+def test_other_names_are_no_views(text: str) -> None:
+    """Two names never stand for one view: folders would hold the same twice."""
+    if is_view_name(text):
+        assert view_named(text).name == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("scale", "unknown view 'scale'; nearest: 'scale', 'base'; known: base, hflip, scale=<f>"),
+        ("jiter=4", "unknown view 'jiter=4'; nearest: 'jitter'; known: "),
+        ("base=1", "unknown view 'base=1'"),
+        ("../x", "unknown view '../x'"),
+        ("crop=2,crop=1", "each view once, got crop-k0 more than once in 'crop=2,crop=1'"),
+        ("jitter=1:0.1-2,jitter-k0", "got jitter-k0 more than once"),
+        ("crop=0", "crop=0: expected a number of draws from 1 to 64"),
+        ("crop=1000", "crop=1000: expected a number of draws from 1 to 64"),
+        ("jitter=", "jitter=: expected a number of draws from 1 to 64"),
+        ("jitter=-1", "jitter=-1: expected a number of draws"),
+        ("jitter=2.5", "jitter=2.5: expected a number of draws"),
+        ("jitter-k64", "view jitter-k64: draws are numbered 0 to 63, got 64"),
+        ("crop-k9999", "view crop-k9999: draws are numbered 0 to 63, got 9999"),
+        ("scale=0.09", "scale=0.09: expected scales from 0.1 to 4, got 0.09"),
+        ("scale=4.1", "scale=4.1: expected scales from 0.1 to 4, got 4.1"),
+        ("scale=0", "scale=0: expected scales from 0.1 to 4, got 0"),
+        ("scale-9", "view scale-9: expected scales from 0.1 to 4, got 9"),
+        ("scale=1", "scale=1 is the view base; name that"),
+        ("scale-1", "unknown view 'scale-1'"),
+        (
+            "scale=nan",
+            "scale=nan: expected a scale such as 0.5, with at most 4 decimals, got 'nan'",
+        ),
+        ("scale=1e0", "at most 4 decimals, got '1e0'"),
+        ("scale=0.12345", "at most 4 decimals, got '0.12345'"),
+        ("jitter=4:1.5-0.5", "expected the smaller scale first, got 1.5 to 0.5; write 0.5-1.5"),
+        ("jitter-1.5-0.5-k0", "view jitter-1.5-0.5-k0: expected the smaller scale first"),
+        ("jitter=4:0.05-2", "jitter=4:0.05-2: expected scales from 0.1 to 4, got 0.05 to 2"),
+        ("jitter=4:0.5", "expected a range of scales such as 0.5-1.5, got '0.5'"),
+        ("jitter=4:", "expected a range of scales such as 0.5-1.5, got ''"),
+        ("jitter=4:a-b", "expected a scale such as 0.5, with at most 4 decimals, got 'a'"),
+        (
+            ",".join(f"jitter=64:0.{n}-2" for n in range(2, 7)),
+            "a store holds at most 256 views, .* names 320",
+        ),
+    ],
+)
+def test_wrong_views(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_views(text)

@@ -1,0 +1,122 @@
+"""Random data sets that hold what evaluation goes wrong on, and pycocotools itself."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from cachedet.structures import CategoryMap, Detections, Truth
+
+
+@dataclass(frozen=True)
+class RandomScene:
+    """Boxes on a coarse grid: equal overlaps, equal scores and areas at the bounds are common."""
+
+    pictures: int = 6
+    boxes: int = 6
+    classes: int = 3
+    crowds: float = 0.15
+    detections: int = 12
+    ids: tuple[int, ...] | None = None
+
+    def truth(self, rng: np.random.Generator) -> Truth:
+        counts = rng.integers(0, self.boxes + 1, size=self.pictures)
+        counts[rng.integers(self.pictures)] = 0
+        total = int(counts.sum())
+        corners = rng.integers(0, 12, size=(total, 2)) * 8.0
+        sides = rng.choice([8.0, 16, 32, 40, 96, 100], size=(total, 2))
+        boxes = np.concatenate([corners, corners + sides], axis=1)
+        ids = self.ids or tuple(range(0, 3 * self.classes, 3))
+        areas = sides.prod(axis=1)
+        areas[::4] *= 0.75  # of masks: smaller than their boxes
+        return Truth(
+            image_ids=rng.permutation(self.pictures * 5)[: self.pictures].astype(np.int64),
+            file_names=tuple(f"{n}.jpg" for n in range(self.pictures)),
+            sizes_hw=np.full((self.pictures, 2), 200, dtype=np.int64),
+            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            boxes=boxes,
+            labels=rng.integers(0, max(self.classes - 1, 1), size=total).astype(np.int64),
+            crowd=rng.random(total) < self.crowds,
+            areas=areas,
+            categories=CategoryMap(ids=ids, names=tuple(f"class {n}" for n in ids)),
+        )
+
+    def found(self, rng: np.random.Generator, truth: Truth) -> list[Detections]:
+        """Near boxes, elsewhere, of the right class or another, several times the same."""
+        result = []
+        for row, image_id in enumerate(truth.image_ids.tolist()):
+            count = int(rng.integers(0, self.detections + 1))
+            own = truth.boxes[truth.boxes_of(row)]
+            labels = truth.labels[truth.boxes_of(row)]
+            corners = rng.integers(0, 12, size=(count, 2)) * 8.0
+            sides = rng.choice([8.0, 16, 32, 96], size=(count, 2))
+            boxes = np.concatenate([corners, corners + sides], axis=1)
+            picked = rng.integers(0, self.classes, size=count)
+            if len(own):
+                near = rng.random(count) < 0.7
+                at = rng.integers(0, len(own), size=count)
+                moved = own[at] + rng.integers(-1, 2, size=(count, 4)) * 4.0
+                boxes = np.where((near & (moved[:, 2] > moved[:, 0]))[:, None], moved, boxes)
+                picked = np.where(near & (rng.random(count) < 0.8), labels[at], picked)
+            result.append(
+                Detections(
+                    image_id=image_id,
+                    boxes=torch.from_numpy(boxes).float(),
+                    scores=torch.from_numpy(rng.integers(1, 8, size=count) / 8.0).float(),
+                    labels=torch.from_numpy(picked.astype(np.int64)),
+                )
+            )
+        return result
+
+    def draw(self, seed: int) -> tuple[Truth, list[Detections]]:
+        rng = np.random.default_rng(seed)
+        truth = self.truth(rng)
+        return truth, self.found(rng, truth)
+
+
+def run_pycocotools(
+    annotations: dict[str, Any],
+    results: list[dict[str, Any]],
+    *,
+    of: str = "bbox",
+    limits: tuple[int, ...] = (1, 10, 100),
+    use_classes: bool = True,
+) -> Any:
+    """The finished COCOeval on copies of what it is given."""
+    truth = COCO()
+    truth.dataset = {**annotations, "annotations": [dict(a) for a in annotations["annotations"]]}
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        if results:
+            found = truth.loadRes([dict(row) for row in results])
+        else:
+            found = COCO()
+            found.dataset = {**annotations, "annotations": []}
+            found.createIndex()
+        scored = COCOeval(truth, found, of)
+        scored.params.maxDets = list(limits)
+        scored.params.useCats = int(use_classes)
+        scored.evaluate()
+        scored.accumulate()
+        if use_classes and limits == (1, 10, 100):
+            scored.summarize()
+    return scored
+
+
+@pytest.fixture
+def pycocotools() -> Callable[..., Any]:
+    return run_pycocotools
+
+
+@pytest.fixture
+def scene() -> type[RandomScene]:
+    return RandomScene

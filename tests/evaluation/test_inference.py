@@ -1,0 +1,130 @@
+"""Test-time views: what a detector finds in each is mapped back and merged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cachedet.data.geometry import Geometry
+from cachedet.errors import MissingFeatureError
+from cachedet.evaluation.inference import detect_store, drop_cut
+from cachedet.evaluation.merging import Merging
+from cachedet.store.blocks import Block
+from cachedet.store.plan import StorePlan
+from cachedet.store.reader import FeatureStore
+from cachedet.store.source import LocalFiles
+from cachedet.structures import Detections, Features, SizeHW, Truth
+
+VIEWS = ("base", "hflip", "scale-2", "crop-k0", "jitter-1-3-k0")
+BOX = [[30, 20, 90, 70, 0, 0]]
+
+
+class Painted(nn.Module):
+    """A detector of what was painted: its maps hold the box of the view, in pixels, and a score."""
+
+    def detect(
+        self, features: Features, *, sizes_hw: Sequence[SizeHW], image_ids: Sequence[int]
+    ) -> list[Detections]:
+        assert not self.training
+        found = []
+        for maps, (height, width), image_id in zip(
+            features["C4"], sizes_hw, image_ids, strict=True
+        ):
+            values = maps[:5, 0, 0]
+            box = values[:4].clamp(min=0).minimum(torch.tensor([width, height] * 2))
+            seen = bool(box[2] > box[0] and box[3] > box[1])
+            boxes, scores = (box[None], values[4:]) if seen else (box[:0], values[:0])
+            found.append(make(image_id, boxes.reshape(-1, 4), scores))
+        return found
+
+
+def make(image_id: int, boxes: Tensor, scores: Tensor) -> Detections:
+    labels = torch.zeros(len(boxes), dtype=torch.int64)
+    masks = torch.linspace(0, 1, 4).expand(len(boxes), 2, 4)  # rises to the right
+    return Detections(image_id=image_id, boxes=boxes, scores=scores, labels=labels, masks=masks)
+
+
+@pytest.fixture
+def store(tmp_path: Path, truth_of: Callable[..., Truth], store_kit: Any) -> FeatureStore:
+    """Every view of three pictures, whose maps say where the box is."""
+    from cachedet.structures import FeatureSpec, LevelSpec
+
+    spec = FeatureSpec((LevelSpec(name="C4", channels=5, stride=16),))
+    truth = truth_of([(96, 128)] * 3, [BOX, BOX, BOX])
+    root = store_kit.open_writer(
+        tmp_path / "s.zarr", truth, spec=spec, views=VIEWS, codec="fp32"
+    ).root
+    plan = StorePlan.load(LocalFiles(root))
+    reader = FeatureStore(plan)
+
+    def painted(block: Block) -> Features:
+        _, height, width = spec.map_shapes(block.bucket)["C4"]
+        maps = torch.zeros(len(block.rows), 5, height, width)
+        for place, row in enumerate(block.rows):
+            box = reader.geometry(row, block.view).boxes_to_view(truth.boxes[row : row + 1])[0]
+            values = torch.cat([box, torch.tensor([0.5 + 0.1 * VIEWS.index(block.view)])])
+            maps[place] = values[:, None, None]
+        return {"C4": maps}
+
+    store_kit.fill(root, truth, painted, spec=spec, views=VIEWS, codec="fp32")
+    return FeatureStore.open(root)
+
+
+def detect(store: FeatureStore, views: Sequence[str], **options: Any) -> list[Detections]:
+    return detect_store(
+        Painted(), store, levels=["C4"], batch_size=2, device=torch.device("cpu"), views=views,
+        **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("view", ["base", "hflip", "scale-2"])
+def test_a_view_of_the_whole_picture_gives_the_box_back(store: FeatureStore, view: str) -> None:
+    for row, found in enumerate(detect(store, [view])):
+        assert found.image_id == store.truth.image_ids[row]
+        torch.testing.assert_close(found.boxes, torch.tensor([BOX[0][:4]]).float())
+        rises = bool(found.masks[0, 0, -1] > found.masks[0, 0, 0])
+        assert rises == (view != "hflip")
+
+
+def test_several_views_are_merged_and_the_best_wins(store: FeatureStore) -> None:
+    done: list[int] = []
+    merged = detect(store, ["base", "hflip", "scale-2"], on_progress=done.append)
+    assert [len(found) for found in merged] == [1, 1, 1]
+    torch.testing.assert_close(merged[0].scores, torch.tensor([0.7]))
+    assert sum(done) == 9
+    apart = detect(store, ["base", "hflip"], merging=Merging(nms_iou=1.0, max_detections=1))
+    assert [found.scores.tolist() for found in apart] == [[pytest.approx(0.6)]] * 3
+    apart = detect(store, ["base", "hflip"], merging=Merging(nms_iou=1.0))
+    assert len(apart[0]) == 2
+
+
+@pytest.mark.parametrize("view", ["crop-k0", "jitter-1-3-k0"])
+def test_a_window_gives_whole_boxes_only(store: FeatureStore, view: str) -> None:
+    whole = 0
+    for row, found in enumerate(detect(store, [view])):
+        visible = float(store.geometry(row, view).visible_fraction(store.truth.boxes[:1])[0])
+        assert len(found) in ((1,) if visible == 1 else (0,))
+        if len(found):
+            whole += 1
+            torch.testing.assert_close(found.boxes, torch.tensor([BOX[0][:4]]).float())
+    assert whole < 3  # the draws of these pictures cut at least one
+
+
+def test_what_a_border_cuts_is_dropped() -> None:
+    geometry = Geometry(
+        picture_hw=(100, 200), scaled_hw=(200, 400), offset_yx=(0, 100), valid_hw=(200, 300),
+        padded_hw=(224, 320), flip=False,
+    )  # fmt: skip
+    boxes = torch.tensor([[2.0, 10, 50, 60], [4, 10, 50, 60], [100, 1, 300, 200]])
+    kept = drop_cut(make(7, boxes, torch.ones(3)), geometry)
+    assert kept.boxes.tolist() == boxes[1:].tolist()  # right, top and bottom end with the picture
+
+
+def test_views_the_store_lacks(store: FeatureStore) -> None:
+    with pytest.raises(MissingFeatureError, match="holds views base, hflip, .* not 'crop-k1'"):
+        detect(store, ["base", "crop-k1"])

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cachedet.evaluation.metrics import coco_results, ground_truth_json
+from cachedet.evaluation.recall import proposal_recall
+from cachedet.structures import Detections, Truth
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_equals_pycocotools_without_classes(
+    seed: int, scene: Any, pycocotools: Callable[..., Any]
+) -> None:
+    truth, found = scene(detections=20).draw(seed)
+    found = [dataclasses.replace(own, labels=torch.zeros_like(own.labels)) for own in found]
+    theirs = pycocotools(
+        ground_truth_json(truth), coco_results(truth, found), limits=(1, 3, 12), use_classes=False
+    ).eval["recall"]
+    ours = proposal_recall(truth, found, limits=(12, 1, 3))
+    assert [own.limit for own in ours] == [1, 3, 12]
+    for place, own in enumerate(ours):
+        figures = (own.ar, own.ar_small, own.ar_medium, own.ar_large)
+        for area, figure in enumerate(figures):
+            expected = theirs[:, 0, area, place]
+            if (expected < 0).all():
+                assert math.isnan(figure)
+            else:
+                assert figure == pytest.approx(expected.mean(), abs=1e-12)
+        if not math.isnan(own.ar):
+            assert own.recall50 == pytest.approx(theirs[0, 0, 0, place])
+            assert own.recall75 == pytest.approx(theirs[5, 0, 0, place])
+
+
+def test_classes_do_not_matter(truth_of: Callable[..., Truth]) -> None:
+    truth = truth_of([(200, 200)], [[[0, 0, 40, 40, 2, 0], [100, 100, 140, 140, 1, 0]]])
+    proposals = Detections(
+        image_id=7,
+        boxes=torch.tensor([[0.0, 0, 40, 40], [50, 0, 90, 40], [100, 100, 140, 140]]),
+        scores=torch.tensor([0.9, 0.8, 0.7]),
+        labels=torch.tensor([0, 1, 2]),
+    )
+    two, three = proposal_recall(truth, [proposals], limits=(2, 3))
+    assert (two.ar, three.ar) == (0.5, 1.0)
+    assert math.isnan(two.ar_small)
+    assert two.to_json()["ar_small"] is None
+    assert two.to_json()["limit"] == 2
+
+
+def test_impossible_limits(scene: Any) -> None:
+    truth, found = scene().draw(1)
+    with pytest.raises(ValueError, match=r"limits of at least 1 proposal a picture, got \[0\]"):
+        proposal_recall(truth, found, limits=(0,))

@@ -1,0 +1,215 @@
+"""Painted batches for the tests of augmentation: every cell of a map says where it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cachedet.structures import Features, FeatureSpec, LevelSpec, SizeHW, Targets
+from cachedet.training.augment_regions import LEAST_VISIBLE, Grid
+from cachedet.training.batch import Batch
+
+Step = Callable[[Batch, torch.Generator], Batch]
+
+
+def make_spec(*strides: int) -> FeatureSpec:
+    return FeatureSpec(tuple(LevelSpec(name=f"S{s}", channels=3, stride=s) for s in strides))
+
+
+# With a level of stride 1 every pixel is checked; 14 is a plain ViT; 2 and 3 meet at 6.
+SPECS = tuple(make_spec(*strides) for strides in ((1, 4), (8, 16, 32), (14,), (2, 3)))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A painted batch; the label of a box is its number in the whole batch."""
+
+    spec: FeatureSpec
+    batch: Batch
+    origin: dict[int, tuple[int, list[int], bool]]  # label -> picture, box, crowd
+
+
+def paint(spec: FeatureSpec, shape_hw: SizeHW, count: int) -> Features:
+    """Channels: number of the picture, of the row, of the column, each from 1; 0 is nothing."""
+    features = {}
+    for level in spec:
+        height, width = shape_hw[0] // level.stride, shape_hw[1] // level.stride
+        maps = torch.empty(count, 3, height, width)
+        maps[:, 0] = torch.arange(1.0, count + 1)[:, None, None]
+        maps[:, 1] = torch.arange(1.0, height + 1)[:, None]
+        maps[:, 2] = torch.arange(1.0, width + 1)
+        features[level.name] = maps
+    return features
+
+
+@st.composite
+def scenes(draw: st.DrawFn, least_pictures: int = 1) -> Scene:
+    spec = draw(st.sampled_from(SPECS))
+    cell = spec.pad_multiple
+    unit = 1 if spec.levels[0].stride == 1 else cell
+    shape = (cell * draw(st.integers(1, 5)), cell * draw(st.integers(1, 5)))
+    count = draw(st.integers(least_pictures, 5))
+    origin: dict[int, tuple[int, list[int], bool]] = {}
+    targets = []
+    for picture in range(count):
+        size_hw = draw(st.tuples(st.integers(1, shape[0]), st.integers(1, shape[1])))
+        first, most = len(origin), 3 if min(size_hw) >= unit else 0
+        for label in range(first, first + draw(st.integers(0, most))):
+            x1, x2 = draw(_ends(size_hw[1] // unit))
+            y1, y2 = draw(_ends(size_hw[0] // unit))
+            box = [x1 * unit, y1 * unit, x2 * unit, y2 * unit]
+            origin[label] = (picture, box, draw(st.integers(0, 3)) == 0)
+        own = [origin[label] for label in range(first, len(origin))]
+        targets.append(
+            Targets(
+                image_id=100 + picture,
+                size_hw=size_hw,
+                boxes=torch.tensor([box for _, box, _ in own], dtype=torch.float32).view(-1, 4),
+                labels=torch.arange(first, len(origin)),
+                crowd=torch.tensor([crowd for *_, crowd in own], dtype=torch.bool),
+            )
+        )
+    return Scene(spec, Batch(features=paint(spec, shape, count), targets=targets), origin)
+
+
+def _ends(most: int) -> st.SearchStrategy[tuple[int, int]]:
+    pairs = st.tuples(st.integers(0, most), st.integers(0, most))
+    return pairs.filter(lambda pair: pair[0] != pair[1]).map(lambda p: (min(p), max(p)))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def cells_from(maps: Tensor, picture: int, box: list[int], stride: int) -> Tensor:
+    """(h, w) bool: the cells of one map (3, h, w) that came from inside the box of a picture."""
+    x1, y1, x2, y2 = (edge // stride for edge in box)
+    source, row, column = maps[0] - 1, maps[1] - 1, maps[2] - 1
+    inside = (row >= y1) & (row < y2) & (column >= x1) & (column < x2)
+    return inside & (source == picture)
+
+
+def cells_under(box: Tensor, shape: torch.Size, stride: int) -> Tensor:
+    """(h, w) bool"""
+    x1, y1, x2, y2 = (int(edge) // stride for edge in box.tolist())
+    cells = torch.zeros(shape, dtype=torch.bool)
+    cells[y1:y2, x1:x2] = True
+    return cells
+
+
+def bounds(cells: Tensor, stride: int) -> list[int]:
+    """xyxy pixels of the smallest box around the cells."""
+    rows, columns = cells.any(1).nonzero()[:, 0], cells.any(0).nonzero()[:, 0]
+    first, last = (int(columns[0]), int(rows[0])), (int(columns[-1]), int(rows[-1]))
+    return [first[0] * stride, first[1] * stride, (last[0] + 1) * stride, (last[1] + 1) * stride]
+
+
+def check_boxes(
+    scene: Scene, after: Batch, *, hides: bool = False, check_crowd: bool = True
+) -> None:
+    """The boxes of each label are where its cells are, on every level; with `hides` around them."""
+    checked = 0
+    for level in scene.spec:
+        for maps, targets in zip(after.features[level.name], after.targets, strict=True):
+            for label, (picture, box, was_crowd) in scene.origin.items():
+                if any(edge % level.stride for edge in box):
+                    continue
+                content = cells_from(maps, picture, box, level.stride)
+                mine = targets.labels == label
+                covers = [cells_under(b, content.shape, level.stride) for b in targets.boxes[mine]]
+                whole = (box[2] - box[0]) * (box[3] - box[1]) / level.stride**2
+                if not covers:
+                    assert not content.any()
+                elif hides:
+                    assert len(covers) == 1
+                    assert targets.boxes[mine][0].tolist() == bounds(content, level.stride)
+                    visible = [content.sum() / whole]
+                else:
+                    assert torch.equal(torch.stack(covers).any(0), content)
+                    visible = [cover.sum() / whole for cover in covers]
+                if covers and check_crowd:
+                    expected = [was_crowd or float(v) < LEAST_VISIBLE for v in visible]
+                    assert targets.crowd[mine].tolist() == expected
+                checked += len(covers)
+    assert checked >= sum(len(targets.boxes) for targets in after.targets)
+
+
+def check_shapes(scene: Scene, after: Batch) -> None:
+    assert list(after.features) == list(scene.batch.features)
+    assert after.image_ids == scene.batch.image_ids
+    assert (
+        len(
+            {
+                m.shape[2] * s.stride
+                for s, m in zip(scene.spec, after.features.values(), strict=True)
+            }
+        )
+        == 1
+    )
+    for targets in after.targets:
+        assert len(targets.boxes) == len(targets.labels) == len(targets.crowd)
+        assert (targets.boxes.dtype, targets.labels.dtype) == (torch.float32, torch.int64)
+        height, width = targets.size_hw
+        level = scene.spec.levels[0]
+        maps = after.features[level.name]
+        assert 0 < height <= maps.shape[2] * level.stride
+        assert 0 < width <= maps.shape[3] * level.stride
+        x1, y1, x2, y2 = targets.boxes.unbind(1)
+        assert bool(((x1 >= 0) & (x1 < x2) & (x2 <= width)).all())
+        assert bool(((y1 >= 0) & (y1 < y2) & (y2 <= height)).all())
+
+
+def one_level_batch(boxes: list[list[list[float]]], *, cells: int = 8) -> tuple[Grid, Batch]:
+    """Pictures of 8 x 8 cells of 10 pixels, all valid; labels count within a picture."""
+    spec = make_spec(10)
+    targets = [
+        Targets(
+            image_id=number,
+            size_hw=(cells * 10, cells * 10),
+            boxes=torch.tensor(own, dtype=torch.float32).view(-1, 4),
+            labels=torch.arange(len(own)),
+            crowd=torch.zeros(len(own), dtype=torch.bool),
+        )
+        for number, own in enumerate(boxes)
+    ]
+    features = paint(spec, (cells * 10, cells * 10), len(boxes))
+    return Grid(spec), Batch(features=features, targets=targets)
+
+
+def check_pure(step: Step, batch: Batch, seed: int) -> Batch:
+    """Take the step twice from one seed: the same twice, and the input as it was."""
+    maps = {level: of_level.clone() for level, of_level in batch.features.items()}
+    boxes = [own.boxes.clone() for own in batch.targets]
+    after, again = step(batch, seeded(seed)), step(batch, seeded(seed))
+    torch.testing.assert_close(batch.features, maps, rtol=0, atol=0)
+    assert all(torch.equal(own.boxes, old) for own, old in zip(batch.targets, boxes, strict=True))
+    torch.testing.assert_close(after.features, again.features, rtol=0, atol=0)
+    for one, other in zip(after.targets, again.targets, strict=True):
+        assert one.size_hw == other.size_hw
+        assert torch.equal(one.boxes, other.boxes)
+        assert torch.equal(one.crowd, other.crowd)
+    return after
+
+
+class Painting:
+    """All of this module; tests cannot import a conftest."""
+
+    make_spec = staticmethod(make_spec)
+    paint = staticmethod(paint)
+    scenes = staticmethod(scenes)
+    seeded = staticmethod(seeded)
+    bounds = staticmethod(bounds)
+    check_boxes = staticmethod(check_boxes)
+    check_shapes = staticmethod(check_shapes)
+    check_pure = staticmethod(check_pure)
+    one_level_batch = staticmethod(one_level_batch)
+
+
+@pytest.fixture(scope="session")
+def painting() -> Painting:
+    return Painting()

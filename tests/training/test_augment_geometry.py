@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cachedet.detector.mask_head import crop_masks
+from cachedet.masks import encode_bitmap
+from cachedet.structures import TargetMasks
+from cachedet.training.augment_geometry import crop, flip, translate
+from cachedet.training.augment_regions import Grid
+
+STEPS: dict[str, Callable[..., Any]] = {
+    "translate": lambda grid, chance: partial(translate, grid=grid, chance=chance, most=0.5),
+    "crop": lambda grid, chance: partial(crop, grid=grid, chance=chance, least=0.3),
+    "flip": lambda grid, chance: partial(flip, grid=grid, chance=chance),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(data=st.data(), seed=st.integers(0, 2**40), chance=st.sampled_from([0.5, 1.0]))
+def test_boxes_follow_exactly_and_the_input_stays(
+    painting: Any, name: str, data: st.DataObject, seed: int, chance: float
+) -> None:
+    scene = data.draw(painting.scenes())
+    step = STEPS[name](Grid(scene.spec), chance)
+    after = painting.check_pure(step, scene.batch, seed)
+    painting.check_shapes(scene, after)
+    painting.check_boxes(scene, after)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_each_picture_is_drawn_with_its_chance(painting: Any, name: str) -> None:
+    grid, batch = painting.one_level_batch([[[0, 0, 20, 20]]] * 4)
+    maps, changed = batch.features["S10"], 0
+    for seed in range(200):
+        after = STEPS[name](grid, 0.3)(batch, painting.seeded(seed)).features["S10"]
+        same = [after.shape == maps.shape and after[n].equal(maps[n]) for n in range(4)]
+        changed += 4 - sum(same)
+    # A drawn translation, window or paste may also leave a picture as it was.
+    assert 0.2 < changed / 800 < 0.36
+    assert STEPS[name](grid, 0.0)(batch, painting.seeded()).features["S10"].equal(maps)
+
+
+@settings(deadline=None, max_examples=120, derandomize=True)
+@given(data=st.data(), seed=st.integers(0, 2**40))
+def test_translate_is_one_shift_on_all_levels(
+    painting: Any, data: st.DataObject, seed: int
+) -> None:
+    scene = data.draw(painting.scenes())
+    after = translate(
+        scene.batch, painting.seeded(seed), grid=Grid(scene.spec), chance=1.0, most=0.5
+    )
+    cell = scene.spec.pad_multiple
+    for picture, targets in enumerate(after.targets):
+        shifts = set()
+        for level in scene.spec:
+            maps = after.features[level.name][picture]
+            filled = maps[0] > 0
+            assert bool((maps[:, ~filled] == 0).all())
+            rows = torch.arange(1.0, maps.shape[1] + 1)[:, None] - maps[1]
+            columns = torch.arange(1.0, maps.shape[2] + 1) - maps[2]
+            assert rows[filled].unique().numel() == columns[filled].unique().numel() == 1
+            down, right = int(rows[filled][0]), int(columns[filled][0])
+            assert int(filled.sum()) == (maps.shape[1] - abs(down)) * (maps.shape[2] - abs(right))
+            shifts.add((down * level.stride, right * level.stride))
+        assert len(shifts) == 1
+        shift = shifts.pop()
+        padded = [side * level.stride for side in maps.shape[1:]]
+        before = scene.batch.targets[picture].size_hw
+        moved = zip(before, shift, padded, strict=True)
+        assert targets.size_hw == tuple(min(side + by, most) for side, by, most in moved)
+        for side, by in zip(padded, shift, strict=True):
+            assert by % cell == 0
+            assert abs(by) <= max(cell, side / 2)
+
+
+@settings(deadline=None, max_examples=120, derandomize=True)
+@given(data=st.data(), seed=st.integers(0, 2**40))
+def test_crop_cuts_one_size_out_of_the_valid_part(
+    painting: Any, data: st.DataObject, seed: int
+) -> None:
+    scene = data.draw(painting.scenes())
+    after = crop(scene.batch, painting.seeded(seed), grid=Grid(scene.spec), chance=1.0, least=0.3)
+    cell, level = scene.spec.pad_multiple, scene.spec.levels[-1]
+    for picture, (old, new) in enumerate(zip(scene.batch.targets, after.targets, strict=True)):
+        before, maps = scene.batch.features[level.name], after.features[level.name]
+        top, left = (int(maps[picture, axis, 0, 0]) - 1 for axis in (1, 2))
+        window = before[picture, :, top : top + maps.shape[2], left : left + maps.shape[3]]
+        assert torch.equal(maps[picture], window)
+        for axis, start in enumerate((top, left)):
+            start, side = start * level.stride, maps.shape[2 + axis] * level.stride
+            assert start % cell == side % cell == 0
+            assert side >= 0.3 * before.shape[2 + axis] * level.stride
+            assert new.size_hw[axis] == min(side, old.size_hw[axis] - start)
+
+
+@settings(deadline=None, max_examples=80, derandomize=True)
+@given(data=st.data(), seed=st.integers(0, 2**40))
+def test_flip_twice_is_nothing_but_padding_that_counts(
+    painting: Any, data: st.DataObject, seed: int
+) -> None:
+    scene = data.draw(painting.scenes())
+    step = partial(flip, grid=Grid(scene.spec), chance=1.0)
+    once = step(scene.batch, painting.seeded(seed))
+    twice = step(once, painting.seeded(seed))
+    torch.testing.assert_close(twice.features, scene.batch.features, rtol=0, atol=0)
+    width = once.features[scene.spec.names[0]].shape[3] * scene.spec.levels[0].stride
+    for old, mirrored, new in zip(scene.batch.targets, once.targets, twice.targets, strict=True):
+        assert torch.equal(new.boxes, old.boxes)
+        assert new.size_hw == mirrored.size_hw == (old.size_hw[0], width)
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_masks_follow(painting: Any, name: str, mirrored: bool) -> None:
+    """What the mask head would learn under a box is what it would have learnt before."""
+    grid, batch = painting.one_level_batch([[[12, 21, 36, 50], [0, 0, 8, 9], [30, 10, 75, 60]]])
+    bitmaps = torch.rand(3, 160, 120, generator=painting.seeded(1)) < 0.5
+    masks = TargetMasks(
+        codes=tuple(encode_bitmap(bitmap.numpy()) for bitmap in bitmaps),
+        picture_hw=(160, 120),
+        scale_xy=(-1.5 if mirrored else 1.5, 2.0),
+        origin_xy=(120.0 if mirrored else 0.0, 0.0),
+    )
+    old = replace(batch.targets[0], masks=masks)
+    whole = 0
+    for seed in range(20):
+        after = STEPS[name](grid, 1.0)(replace(batch, targets=[old]), painting.seeded(seed))
+        new = after.targets[0]
+        assert len(new.masks.codes) == len(new.boxes)
+        for place, (label, box) in enumerate(zip(new.labels, new.boxes, strict=True)):
+            before = old.boxes[label]
+            if not torch.equal(box[2:] - box[:2], before[2:] - before[:2]):
+                continue  # clipped: the same cells do not lie on the same grid any more
+            found = crop_masks(new, box[None], torch.tensor([place]), side=14)
+            expected = crop_masks(old, before[None], label[None], side=14)
+            assert 0.2 < float(expected.mean()) < 0.8
+            assert torch.equal(found, expected.flip(2) if name == "flip" else expected)
+            whole += 1
+    assert whole >= 10

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cachedet.training.chance import draw_number, draw_others, draw_pictures
+
+
+def test_numbers_are_equally_likely_and_both_ends_occur() -> None:
+    generator = torch.Generator().manual_seed(0)
+    counts = Counter(draw_number(-2, 2, generator) for _ in range(3000))
+    assert sorted(counts) == [-2, -1, 0, 1, 2]
+    assert min(counts.values()) > 500
+
+
+def test_pictures_are_drawn_with_their_chance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = draw_pictures(4000, chance=0.25, generator=generator)
+    assert drawn == sorted(set(drawn))
+    assert 900 < len(drawn) < 1100
+    assert draw_pictures(50, chance=0.0, generator=generator) == []
+    assert draw_pictures(50, chance=1.0, generator=generator) == list(range(50))
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(count=st.integers(2, 7), wanted=st.integers(1, 5), seed=st.integers(0, 2**40))
+def test_others_are_never_the_picture_itself(count: int, wanted: int, seed: int) -> None:
+    others = draw_others(
+        1, count=count, wanted=wanted, generator=torch.Generator().manual_seed(seed)
+    )
+    assert len(others) == wanted
+    assert set(others) <= set(range(count)) - {1}
+    assert len(set(others)) == wanted or wanted > count - 1
