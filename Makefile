@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 	$(BIN)/cachedet demo --out demo
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

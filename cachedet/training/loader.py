@@ -116,7 +116,11 @@ class FeatureLoader:
         """
         handover = Handover(self._device)
         waiting: deque[tuple[int, Future[Ready]]] = deque()
-        readers = ThreadPoolExecutor(_reading_threads(), "feature-reader")
+        # A thread that used several cores would keep its own OpenMP team spinning on those of the
+        # training step: a step of 0.14 s took a third longer beside 1 ms of reading.
+        readers = ThreadPoolExecutor(
+            _reading_threads(), "feature-reader", initializer=torch.set_num_threads, initargs=(1,)
+        )
         try:
             for number, keys in enumerate(self.plan(epoch)[skip:], start=skip):
                 share, rank = share_of_batch(keys, rank=self._rank, world_size=self._world_size)

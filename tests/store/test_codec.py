@@ -76,7 +76,12 @@ def round_trip(codec: Codec, maps: torch.Tensor) -> tuple[torch.Tensor, int]:
 def test_what_comes_back_is_within_the_stated_bound(name: str, array: np.ndarray) -> None:
     maps = torch.from_numpy(array)
     codec = fitted(name, maps)
-    decoded, saturated = round_trip(codec, maps)
+    try:
+        decoded, saturated = round_trip(codec, maps)
+    except CodecError as refusal:  # a lone spike among zeros: one step for all has no room for it
+        assert name.startswith(("pca", "snr"))
+        assert "would be cut off" in str(refusal)
+        return
     assert decoded.shape == maps.shape
     assert torch.isfinite(decoded).all()
     bound = codec.error_bound(maps, level="C4").expand_as(maps)
