@@ -97,6 +97,9 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--only", default="", help="starts of names, with commas")
     options = parser.parse_args()
+    cached = [name for name in FeatureStore.open(options.train).manifest.views if "jitter" in name]
+    if len(cached) + options.epochs > MOST_DRAWS:
+        raise SystemExit(f"{MOST_DRAWS} draws are too few for {len(cached)} and one an epoch")
     starts = tuple(options.only.split(","))
     rows = [
         summarise(name, condition, options)
