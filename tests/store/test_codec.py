@@ -79,9 +79,9 @@ def test_what_comes_back_is_within_the_stated_bound(name: str, array: np.ndarray
     try:
         decoded, saturated = round_trip(codec, maps)
     except CodecError as refusal:  # a lone spike among zeros: one step for all has no room for it
-        assert name.startswith(("pca", "snr"))
-        assert "would be cut off" in str(refusal)
-        return
+        if name.startswith(("pca", "snr")) and "would be cut off" in str(refusal):
+            return
+        raise
     assert decoded.shape == maps.shape
     assert torch.isfinite(decoded).all()
     bound = codec.error_bound(maps, level="C4").expand_as(maps)
