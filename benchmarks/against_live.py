@@ -19,7 +19,6 @@ import itertools
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -238,13 +237,16 @@ def peak_in_own_process(name: str, mode: str, options: argparse.Namespace) -> di
 
 def peak_of(name: str, options: argparse.Namespace) -> dict[str, float]:
     """Megabytes of this process: at the end of two steps, and before anything was built."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    before = peak_megabytes()
     options.steps = 2
     Bench(name, options).run(options.peak_of)
-    return {
-        "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
-        "megabytes_of_libraries": before,
-    }
+    return {"megabytes": peak_megabytes(), "megabytes_of_libraries": before}
+
+
+def peak_megabytes() -> float:
+    """Most memory this program ever held; ru_maxrss would count the parent it was forked from."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1e3 for line in status if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":

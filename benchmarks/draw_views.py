@@ -129,7 +129,7 @@ def draw_pair(panel: Panel, pair: Any) -> None:
     pair[1].imshow(panel.heat, extent=extent, cmap="magma", interpolation="nearest")
     grown = panel.geometry.scaled_hw[1] / panel.geometry.picture_hw[1]
     pair[0].set_title(f"{panel.name}  ({width} x {height})", fontsize=9, loc="left")
-    pair[1].set_title(f"photograph x {grown:.2f}", fontsize=9, loc="left")
+    pair[1].set_title(f"its map (picture scaled by {grown:.2f})", fontsize=9, loc="left")
     for box, label, crowd in zip(
         panel.targets.boxes.tolist(),
         panel.targets.labels.tolist(),
