@@ -23,9 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.config import TrainConfig, load_train_config
@@ -230,9 +228,8 @@ def fresh(name: str, epoch: int) -> str:
 
 def bytes_a_picture(store: FeatureStore, condition: Condition) -> float:
     """Of all views that take part; every view of the store costs about the same."""
-    used = len(condition.views(store))
-    every: NDArray[np.float64] = np.asarray(store.nbytes / len(store) / len(store.manifest.views))
-    return float(every) * used
+    of_view = store.nbytes / len(store) / len(store.manifest.views)
+    return of_view * len(condition.views(store))
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 from cachedet.evaluation.detection_table import DetectionTable
 from cachedet.evaluation.error_kinds import analyse_errors
 from cachedet.evaluation.matches import match_detections
-from cachedet.evaluation.metrics import ground_truth_json, score_matches
+from cachedet.evaluation.metrics import coco_results, ground_truth_json, score_matches
 from cachedet.evaluation.significance import bootstrap
 from cachedet.store.manifest import library_versions
 from cachedet.structures import CategoryMap, Truth
@@ -77,16 +77,7 @@ def compare(name: str, truth: Truth, table: DetectionTable, *, ours: float) -> d
     else:
         from faster_coco_eval import COCO
         from faster_coco_eval import COCOeval_faster as Evaluator
-    rows = [
-        {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
-        for image_id, label, box, score in zip(
-            truth.image_ids[table.rows].tolist(),
-            table.labels.tolist(),
-            table.xywh.tolist(),
-            table.scores.tolist(),
-            strict=True,
-        )
-    ]
+    rows = coco_results(truth, table)
 
     def score() -> float:
         with contextlib.redirect_stdout(io.StringIO()):

@@ -221,3 +221,8 @@ class CascadeRCNNConfig(Config):
 DetectorConfig = Annotated[
     RetinaNetConfig | FasterRCNNConfig | CascadeRCNNConfig, Field(discriminator="kind")
 ]
+
+
+def trains_masks(config: DetectorConfig) -> bool:
+    """Whether the detector has a mask head, and so needs masks to learn from."""
+    return config.kind != "retinanet" and config.mask_head is not None

@@ -1,4 +1,4 @@
-"""Which device a stage runs on."""
+"""Which device and cores a stage runs on."""
 
 from __future__ import annotations
 
@@ -30,3 +30,8 @@ def choose_device(name: str) -> torch.device:
             f"device {name!r} cannot be used here: {reason}; try --device auto"
         ) from error
     return device
+
+
+def usable_cores() -> int | None:
+    """CPU cores this process may run on; None where the system does not say (macOS, Windows)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None

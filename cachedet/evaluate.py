@@ -15,12 +15,13 @@ from cachedet.data.views import parse_views
 from cachedet.detector.build import Detector, build_detector, choose_levels
 from cachedet.device import choose_device
 from cachedet.errors import CheckpointError
+from cachedet.evaluation.detection_table import has_masks, tabulate
 from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.merging import Merging
-from cachedet.evaluation.metrics import CocoScores, coco_results, score_results
+from cachedet.evaluation.metrics import CocoScores, coco_results, score_table
 from cachedet.progress import StageProgress
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Detections, Truth
+from cachedet.structures import Detections
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 from cachedet.training.run_folder import RunFolder
 from cachedet.version import __version__
@@ -78,27 +79,21 @@ def evaluate(run: Path, *, store: Path | str, config: EvalConfig | None = None) 
             device=device,
             on_progress=progress.advance,
         )
-    rows = coco_results(features.truth, detections)
+    truth = features.truth
+    table = tabulate(truth, detections, with_masks=has_masks(detections))
+    with_masks = truth.masks is not None and table.masks is not None
     report = EvalReport(
-        scores=score_results(features.truth, rows),
-        mask_scores=_score_masks(features.truth, detections, rows),
+        scores=score_table(truth, table),
+        mask_scores=score_table(truth, table, of="segm") if with_masks else None,
         views=tuple(views),
         detections=detections,
         seconds=time.perf_counter() - started,
         results=folder.results,
         coco_file=folder.detections,
     )
-    report.coco_file.write_text(json.dumps(rows), encoding="utf-8")
+    report.coco_file.write_text(json.dumps(coco_results(truth, table)), encoding="utf-8")
     _write_results(report, features, checkpoint, run=run, store_path=store)
     return report
-
-
-def _score_masks(
-    truth: Truth, detections: list[Detections], rows: list[dict[str, Any]]
-) -> CocoScores | None:
-    if truth.masks is None or all(found.masks is None for found in detections):
-        return None
-    return score_results(truth, rows, of="segm")
 
 
 def load_detector(checkpoint: Checkpoint, *, device: torch.device) -> Detector:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from cachedet.config import ExtractConfig
 from cachedet.data.coco import CocoDataset, read_coco
 from cachedet.data.images import Survey, require_good, survey_pictures
 from cachedet.data.views import parse_views
-from cachedet.device import choose_device
+from cachedet.device import choose_device, usable_cores
 from cachedet.extraction.inputs import InputLoader
 from cachedet.extraction.pipeline import ExtractionPipeline
 from cachedet.extraction.ranks import Rank, blocks_to_write, find_rank
@@ -161,7 +160,7 @@ def _first_view(store: Path, asked: Manifest) -> str:
 
 def default_workers() -> int:
     """Decoding threads for this machine."""
-    return max(1, min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4))
+    return max(1, min(16, usable_cores() or 4))
 
 
 def _survey(dataset: CocoDataset, config: ExtractConfig) -> Survey:

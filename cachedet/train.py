@@ -15,6 +15,7 @@ import torch
 from cachedet.collective import is_first, rank, world_size
 from cachedet.config import EvalConfig, TrainConfig
 from cachedet.detector.build import Detector, choose_levels
+from cachedet.detector_config import trains_masks
 from cachedet.errors import CheckpointError, ConfigError
 from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.metrics import CocoScores, score_detections
@@ -233,9 +234,7 @@ def _require_same_features(train: Manifest, validation: Manifest) -> None:
 
 
 def _require_masks(config: TrainConfig, store: FeatureStore) -> None:
-    if config.detector.kind == "retinanet" or config.detector.mask_head is None:
-        return
-    if store.truth.masks is None:
+    if trains_masks(config.detector) and store.truth.masks is None:
         raise ConfigError(
             "detector.mask_head needs masks, the store's annotations have none; extract from an "
             "annotation file with `segmentation`, or remove detector.mask_head"

@@ -183,14 +183,19 @@ def _require_folder(images: Path) -> None:
         raise DatasetError(f"--images {images} is an empty folder, expected pictures in it")
 
 
-def load_annotations(path: Path) -> dict[str, Any]:
-    """The sections of a COCO file as lists of objects. Raises DatasetError."""
+def load_json(path: Path, *, option: str, what: str) -> Any:
+    """What a JSON file of the user's holds. Raises DatasetError, which names `option`."""
     if not path.is_file():
-        raise DatasetError(f"--annotations expects a COCO JSON file; there is no file {path}")
+        raise DatasetError(f"{option} expects {what}; there is no file {path}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path} is not JSON in UTF-8: {error}") from error
+
+
+def load_annotations(path: Path) -> dict[str, Any]:
+    """The sections of a COCO file as lists of objects. Raises DatasetError."""
+    content = load_json(path, option="--annotations", what="a COCO JSON file")
     if not isinstance(content, dict):
         raise DatasetError(
             f"{path} is not COCO: expected an object with {', '.join(_SECTIONS)}, "

@@ -34,7 +34,7 @@ CROP_SIDES = (0.5, 0.9)  # of a window over those of the picture
 LEAST_SCALE, MOST_SCALE = 0.1, 4.0
 MOST_DRAWS = 64  # of one family and range
 MOST_VIEWS = 256  # of a store
-_HIDDEN = 0.25  # a box of which a window shows less is neither an object nor background
+LEAST_VISIBLE = 0.25  # share of a box; with less in sight it is neither object nor background
 _NUMBER = r"([0-9]{1,2}(?:\.[0-9]{1,4})?)"
 _NAME = re.compile(
     rf"(base|hflip)|scale-{_NUMBER}|crop-k([0-9]{{1,4}})|jitter-(?:{_NUMBER}-{_NUMBER}-)?k([0-9]{{1,4}})"
@@ -121,7 +121,7 @@ def make_geometry(
         image_size: long side of the base view in pixels.
         pad_multiple: sides are padded up to multiples of this.
     """
-    base_hw = _scaled(picture_hw, image_size * 1.0)
+    base_hw = _scaled(picture_hw, image_size)
     padded_hw = padded_size(
         view, picture_hw=picture_hw, image_size=image_size, pad_multiple=pad_multiple
     )
@@ -153,7 +153,7 @@ def make_targets(truth: Truth, row: int, geometry: Geometry) -> Targets:
     """
     where = truth.boxes_of(row)
     boxes = geometry.boxes_to_view(truth.boxes[where])
-    hidden = geometry.visible_fraction(truth.boxes[where]) < _HIDDEN
+    hidden = geometry.visible_fraction(truth.boxes[where]) < LEAST_VISIBLE
     kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     masks = None
     if truth.masks is not None:

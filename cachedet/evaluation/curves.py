@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.evaluation.detection_table import Found, tabulate
+from cachedet.evaluation.json_figures import or_null
 from cachedet.evaluation.matches import ALL_SIZES, Kind, MatchTable, match_detections
 from cachedet.evaluation.precision import RECALLS, count_truths, interpolate, raw_curve
 from cachedet.structures import Truth
@@ -34,7 +35,7 @@ class Cut:
             "recall": self.recall,
             "f1": self.f1,
         }
-        return {name: _or_none(value) for name, value in values.items()}
+        return {name: or_null(value) for name, value in values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class ClassCurve:
         return {
             "name": self.name,
             "category_id": self.category_id,
-            "ap": _or_none(self.ap),
+            "ap": or_null(self.ap),
             "precision": list(self.precision),
             "best": self.best.to_json(),
         }
@@ -89,12 +90,12 @@ class Curves:
                     "low": own.low,
                     "high": own.high,
                     "count": own.count,
-                    "mean_score": _or_none(own.mean_score),
-                    "precision": _or_none(own.precision),
+                    "mean_score": or_null(own.mean_score),
+                    "precision": or_null(own.precision),
                 }
                 for own in self.calibration
             ],
-            "calibration_error": _or_none(self.calibration_error),
+            "calibration_error": or_null(self.calibration_error),
         }
 
 
@@ -180,7 +181,3 @@ def _calibrate(
         return bins, math.nan
     gaps = np.abs(mean_score - precision)[counts > 0] * counts[counts > 0]
     return bins, float(gaps.sum() / len(scores))
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value

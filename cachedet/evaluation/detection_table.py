@@ -5,7 +5,6 @@ Letters: D detections, N pictures, K classes, S cells of a mask's side.
 
 from __future__ import annotations
 
-import json
 import math
 import reprlib
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from cachedet.data.coco import load_json
 from cachedet.errors import InputError
 from cachedet.evaluation.masks import paste_masks
 from cachedet.masks import NO_MASK, encode_segmentation, rle_of
@@ -50,6 +50,13 @@ class DetectionTable:
 
 Found = Sequence[Detections] | DetectionTable
 """What every analysis of this room takes: a detector's output or a table made before."""
+
+
+def has_masks(found: Found) -> bool:
+    """Whether some detection brings a mask."""
+    if isinstance(found, DetectionTable):
+        return found.masks is not None
+    return any(own.masks is not None for own in found)
 
 
 def tabulate(truth: Truth, found: Found, *, with_masks: bool = False) -> DetectionTable:
@@ -90,12 +97,7 @@ def read_results(path: Path, truth: Truth) -> DetectionTable:
 
     Raises InputError where it is missing, is not such a list, or names unknown pictures or classes.
     """
-    if not path.is_file():
-        raise InputError(f"--detections expects a COCO results file; there is no file {path}")
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON in UTF-8: {error}") from error
+    entries = load_json(path, option="--detections", what="a COCO results file")
     if not isinstance(entries, list):
         raise InputError(
             f"{path} is not a COCO results file: expected a list of detections, got a "

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.evaluation.detection_table import DetectionTable, Found, tabulate
+from cachedet.evaluation.json_figures import or_null
 from cachedet.evaluation.matches import ALL_SIZES, Kind, MatchTable, match_detections
 from cachedet.evaluation.overlaps import candidate_pairs
 from cachedet.evaluation.precision import interpolate
@@ -58,7 +59,7 @@ class ErrorReport:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "ap50": _or_none(self.ap50),
+            "ap50": or_null(self.ap50),
             "kinds": [_cost_json(cost) for cost in self.kinds],
             "false_positives": _cost_json(self.false_positives),
             "false_negatives": _cost_json(self.false_negatives),
@@ -262,8 +263,4 @@ def _per_class(truth: Truth, kinds: DetectionKinds) -> tuple[dict[str, int], ...
 
 
 def _cost_json(cost: ErrorCost) -> dict[str, Any]:
-    return {"kind": cost.kind, "count": cost.count, "cost": _or_none(cost.cost)}
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
+    return {"kind": cost.kind, "count": cost.count, "cost": or_null(cost.cost)}

@@ -53,7 +53,7 @@ def detect_store(
         )
         for keys, batch in zip(loader.plan(0), loader.batches(0), strict=True):
             detections = detector.detect(
-                batch.to(device).features, sizes_hw=batch.sizes_hw, image_ids=batch.image_ids
+                batch.features, sizes_hw=batch.sizes_hw, image_ids=batch.image_ids
             )
             for (_, row), of_view in zip(keys, detections, strict=True):
                 geometry = store.geometry(int(row), view)

@@ -9,7 +9,6 @@ are never wrong. The best 300 detections of a picture are scored, of all classes
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from cachedet.errors import DatasetError
 from cachedet.evaluation.detection_table import DetectionTable, Found, tabulate
+from cachedet.evaluation.json_figures import or_null
 from cachedet.evaluation.matches import AREAS, Kind, MatchTable, match_detections
 from cachedet.evaluation.overlaps import box_areas, mask_areas
 from cachedet.evaluation.precision import PrecisionTable, accumulate
@@ -63,8 +63,8 @@ class LvisScores:
     def to_json(self) -> dict[str, Any]:
         """JSON values; null instead of NaN."""
         values = dataclasses.asdict(self)
-        classes = [_or_none(value) for value in values.pop("per_class")]
-        return {**{name: _or_none(value) for name, value in values.items()}, "per_class": classes}
+        classes = [or_null(value) for value in values.pop("per_class")]
+        return {**{name: or_null(value) for name, value in values.items()}, "per_class": classes}
 
 
 def read_federated(content: dict[str, Any], truth: Truth, *, where: Path) -> Federated:
@@ -193,7 +193,3 @@ def _codes(
                 )
             codes.append(row * len(label_of) + label_of[category_id])
     return np.unique(np.array(codes, dtype=np.int64))
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from cachedet.evaluation.detection_table import DetectionTable, table_of_results, tabulate
+from cachedet.evaluation.detection_table import DetectionTable, Found, has_masks, tabulate
+from cachedet.evaluation.json_figures import or_null
 from cachedet.evaluation.matches import AREAS, Kind, MatchTable, match_detections
 from cachedet.evaluation.overlaps import masks_of_picture
 from cachedet.evaluation.precision import PrecisionTable, accumulate
@@ -56,9 +56,9 @@ class CocoScores:
     def to_json(self) -> dict[str, Any]:
         """JSON values; null instead of NaN."""
         values = dataclasses.asdict(self)
-        figures = {name: _or_none(values[name]) for name in _FIGURES}
+        figures = {name: or_null(values[name]) for name in _FIGURES}
         classes = [
-            {**score, "ap": _or_none(score["ap"]), "ap50": _or_none(score["ap50"])}
+            {**score, "ap": or_null(score["ap"]), "ap50": or_null(score["ap50"])}
             for score in values["per_class"]
         ]
         return {**values, **figures, "per_class": classes}
@@ -70,11 +70,6 @@ def score_detections(truth: Truth, detections: Sequence[Detections]) -> CocoScor
     Raises InputError on an unknown picture or label, or a box or score that is NaN or Inf.
     """
     return score_table(truth, tabulate(truth, detections))
-
-
-def score_results(truth: Truth, rows: list[dict[str, Any]], *, of: Kind = "bbox") -> CocoScores:
-    """Score the boxes or the masks of the rows that `coco_results` made. Raises InputError."""
-    return score_table(truth, table_of_results(truth, rows), of=of)
 
 
 def score_table(truth: Truth, table: DetectionTable, *, of: Kind = "bbox") -> CocoScores:
@@ -105,13 +100,12 @@ def score_matches(truth: Truth, matches: MatchTable, *, num_detections: int) -> 
     )
 
 
-def coco_results(truth: Truth, detections: Sequence[Detections]) -> list[dict[str, Any]]:
+def coco_results(truth: Truth, found: Found) -> list[dict[str, Any]]:
     """COCO results rows: image_id, category_id, bbox xywh, score; segmentation where predicted.
 
     Raises InputError.
     """
-    with_masks = any(found.masks is not None for found in detections)
-    table = tabulate(truth, detections, with_masks=with_masks)
+    table = tabulate(truth, found, with_masks=has_masks(found))
     results = [
         {
             "image_id": image_id,
@@ -179,7 +173,3 @@ def _per_class(full: PrecisionTable, matches: MatchTable, truth: Truth) -> tuple
             zip(truth.categories.ids, truth.categories.names, strict=True)
         )
     )
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -7,7 +7,6 @@ Classes do not matter: a box is found by any proposal (Hosang et al., arXiv 1502
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.evaluation.detection_table import Found, tabulate
+from cachedet.evaluation.json_figures import or_null
 from cachedet.evaluation.matches import AREAS, MatchTable, match_detections
 from cachedet.evaluation.precision import count_truths
 from cachedet.structures import CategoryMap, Truth
@@ -38,10 +38,7 @@ class ProposalRecall:
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; null instead of NaN."""
-        return {
-            name: None if isinstance(value, float) and math.isnan(value) else value
-            for name, value in dataclasses.asdict(self).items()
-        }
+        return {name: or_null(value) for name, value in dataclasses.asdict(self).items()}
 
 
 def proposal_recall(

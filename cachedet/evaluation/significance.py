@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.evaluation.detection_table import Found, tabulate
+from cachedet.evaluation.json_figures import or_null
 from cachedet.evaluation.matches import ALL_SIZES, Kind, MatchTable, match_detections
 from cachedet.evaluation.precision import RECALLS
 from cachedet.structures import Truth
@@ -43,7 +44,7 @@ class Interval:
             "high": self.high,
             "share_above_zero": self.share_above_zero,
         }
-        return {name: None if math.isnan(value) else value for name, value in values.items()}
+        return {name: or_null(value) for name, value in values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cachedet.errors import InputError
+from cachedet.evaluation.json_figures import or_null
 from cachedet.evaluation.metrics import ClassScore
 from cachedet.structures import Truth
 
@@ -43,8 +44,8 @@ class Stratum:
             "name": self.name,
             "low": self.low,
             "high": self.high,
-            "ap": None if math.isnan(self.ap) else self.ap,
-            "ap50": None if math.isnan(self.ap50) else self.ap50,
+            "ap": or_null(self.ap),
+            "ap50": or_null(self.ap50),
             "num_classes": self.num_classes,
             "num_scored": self.num_scored,
             "category_ids": list(self.category_ids),

@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from cachedet.data.views import LEAST_VISIBLE
 from cachedet.detector.boxes import box_areas, clip_boxes, covered_fraction
 from cachedet.structures import Features, FeatureSpec, SizeHW, TargetMasks, Targets
 
 Window = tuple[int, int, int, int]
 """xyxy in pixels; may reach beyond the view."""
-
-LEAST_VISIBLE = 0.25  # share of a box; of less a detector cannot learn what it belongs to
 
 
 @dataclass(frozen=True, kw_only=True)

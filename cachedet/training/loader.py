@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from cachedet.config import ClassBalancedConfig, RepeatFactorConfig, SamplingConfig, TrainConfig
 from cachedet.detector.build import choose_levels
-from cachedet.device import choose_device
+from cachedet.detector_config import trains_masks
+from cachedet.device import choose_device, usable_cores
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import SizeHW, Truth
 from cachedet.training.augment import Augment, make_augment
@@ -181,7 +182,7 @@ def make_loader(
     views = resolve_views(config.views, held=store.manifest.views, where=store.location)
     sampler = _make_sampler(config.sampling, store.truth)
     stored, unpacked = store.encoded_nbytes(views, levels)
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = _processes_here()
     need = Need(
         stored=stored,
         unpacked=unpacked,
@@ -216,8 +217,7 @@ def make_loader(
             config.augment,
             spec=store.manifest.spec,
             quality=store.quality,
-            trains_masks=config.detector.kind != "retinanet"
-            and config.detector.mask_head is not None,
+            trains_masks=trains_masks(config.detector),
         ),
         rank=rank,
         world_size=world_size,
@@ -243,12 +243,14 @@ def _generator(entropy: tuple[int, ...]) -> torch.Generator:
 
 def _reading_threads() -> int:
     """Threads of this process that read and decode: one for every four of its cores."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    own = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = usable_cores() or os.cpu_count() or 1
+    own = cores // _processes_here()
     return max(1, min(_MOST_THREADS, own // _CORES_OF_A_THREAD))
+
+
+def _processes_here() -> int:
+    """That train together on this machine, as torchrun says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _bucket_numbers(

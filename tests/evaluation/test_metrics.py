@@ -15,11 +15,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from cachedet.errors import InputError, StoreError
+from cachedet.evaluation.detection_table import table_of_results
 from cachedet.evaluation.metrics import (
     coco_results,
     ground_truth_json,
     score_detections,
-    score_results,
+    score_table,
 )
 from cachedet.masks import NO_MASK, encode_bitmap
 from cachedet.structures import Detections, MaskCodes, Truth
@@ -140,7 +141,7 @@ def test_mask_figures_are_pycocotools_own(truth: Truth, found: list[Detections])
     masked = with_masks(truth)
     seen = [dataclasses.replace(own, masks=torch.rand(len(own), 14, 14)) for own in found]
     rows = coco_results(masked, seen)
-    scores = score_results(masked, rows, of="segm")
+    scores = score_table(masked, table_of_results(masked, rows), of="segm")
     plain = COCO()
     plain.dataset = json.loads(json.dumps(ground_truth_json(masked)))
     with contextlib.redirect_stdout(io.StringIO()):
@@ -153,7 +154,8 @@ def test_mask_figures_are_pycocotools_own(truth: Truth, found: list[Detections])
     assert scores.ap == pytest.approx(theirs.stats[0], abs=1e-12)
     assert scores.ar100 == pytest.approx(theirs.stats[8], abs=1e-12)
     full = [dataclasses.replace(own, masks=torch.ones(len(own), 14, 14)) for own in found]
-    assert score_results(masked, coco_results(masked, full), of="segm").ap != scores.ap
+    other = table_of_results(masked, coco_results(masked, full))
+    assert score_table(masked, other, of="segm").ap != scores.ap
 
 
 def test_masks_of_a_foreign_store_never_reach_pycocotools(truth: Truth) -> None:

@@ -10,8 +10,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cachedet.data.views import LEAST_VISIBLE
 from cachedet.structures import Features, FeatureSpec, LevelSpec, SizeHW, Targets
-from cachedet.training.augment_regions import LEAST_VISIBLE, Grid
+from cachedet.training.augment_regions import Grid
 from cachedet.training.batch import Batch
 
 Step = Callable[[Batch, torch.Generator], Batch]
