@@ -159,6 +159,44 @@ def read_only(root: Path) -> Iterator[None]:
             path.chmod(path.stat().st_mode | 0o200)
 
 
+def die_at(step: int) -> None:
+    """Kill this process at its `step`-th operation that could change files, just before it."""
+    count = 0
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        flags = arguments[2] if event == "open" and isinstance(arguments[2], int) else 0
+        writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if writes or event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir"):
+            count += 1
+            if count == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+
+
+def die_at_each_step(
+    root: Path, prepare: Callable[[Path], object], act: Callable[[Path], object], *, every: int = 1
+) -> int:
+    """For step 1, 1 + every, ...: prepare a folder beside `root`, `act` there and die at that step.
+
+    Returns the first step that `act` no longer has: it ran to its end.
+    """
+    status, step = None, 1 - every
+    while status != 0:
+        step += every
+        own = root.parent / str(step)
+        prepare(own)
+        child = os.fork()
+        if child == 0:
+            die_at(step)
+            act(own)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        assert status in (0, signal.SIGKILL), status
+    return step
+
+
 SCRIPT = """
 import importlib.util, json, os, signal, sys, time
 from pathlib import Path

@@ -79,7 +79,7 @@ def test_what_comes_back_is_within_the_stated_bound(name: str, array: np.ndarray
     try:
         decoded, saturated = round_trip(codec, maps)
     except CodecError as refusal:  # a lone spike among zeros: one step for all has no room for it
-        if name.startswith(("pca", "snr")) and "would be cut off" in str(refusal):
+        if name.startswith("snr") and "would be cut off" in str(refusal):
             return
         raise
     assert decoded.shape == maps.shape

@@ -135,31 +135,9 @@ def test_a_codec_is_learnt_while_another_makes_the_store(
 
 
 DIE_IN_PLACE = """
-def die_at(step):
-    count = 0
-    def watch(event, arguments):
-        nonlocal count
-        flags = arguments[2] if event == "open" and isinstance(arguments[2], int) else 0
-        writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        if writes or event in ("os.rename", "os.remove", "os.mkdir"):
-            count += 1
-            if count == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-    sys.addaudithook(watch)
-
-status, step = None, 0
-while status != 0:
-    step += 1
-    own = root.parent / str(step)
-    own.mkdir(parents=True)
-    child = os.fork()
-    if child == 0:
-        die_at(step)
-        kit.open_writer(own, truth, views=("base",))
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    assert status in (0, signal.SIGKILL), status
-print(step)
+def make(own):
+    kit.open_writer(own, truth, views=("base",))
+print(kit.die_at_each_step(root, lambda own: own.mkdir(parents=True), make))
 """
 
 

@@ -181,31 +181,9 @@ def test_prune_beside_a_running_writer(
 PRUNE_KILLED_AT_EACH_STEP = """
 import shutil
 from cachedet.store.prune import prune_store
-
-def die_at(step):
-    count = 0
-    def watch(event, arguments):
-        nonlocal count
-        flags = arguments[2] if event == "open" and isinstance(arguments[2], int) else 0
-        if flags & (os.O_WRONLY | os.O_RDWR) or event in ("os.rename", "os.remove", "os.rmdir"):
-            count += 1
-            if count == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-    sys.addaudithook(watch)
-
-status, step = None, 0
-while status != 0:
-    step += 1
-    own = root.parent / str(step)
-    shutil.copytree(root, own)
-    child = os.fork()
-    if child == 0:
-        die_at(step)
-        prune_store(own, dry_run=False, keep_views=["base"])
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    assert status in (0, signal.SIGKILL), status
-print(step)
+def prune(own):
+    prune_store(own, dry_run=False, keep_views=["base"])
+print(kit.die_at_each_step(root, lambda own: shutil.copytree(root, own), prune))
 """
 
 

@@ -16,6 +16,7 @@ from cachedet.training.augment_regions import Grid
 from cachedet.training.batch import Batch
 
 Step = Callable[[Batch, torch.Generator], Batch]
+MakeStep = Callable[[Grid, float], Step]
 
 
 def make_spec(*strides: int) -> FeatureSpec:
@@ -197,6 +198,27 @@ def check_pure(step: Step, batch: Batch, seed: int) -> Batch:
     return after
 
 
+def check_step(
+    make: MakeStep, data: st.DataObject, seed: int, chance: float, *, hides: bool = False
+) -> None:
+    """Boxes follow the cells on every level, and the step is pure."""
+    scene = data.draw(scenes())
+    after = check_pure(make(Grid(scene.spec), chance), scene.batch, seed)
+    check_shapes(scene, after)
+    check_boxes(scene, after, hides=hides)
+
+
+def share_changed(make: MakeStep, chance: float) -> float:
+    """Of 800 pictures of 80 x 80 pixels with one object, those whose map the step changes."""
+    grid, batch = one_level_batch([[[0, 0, 20, 20]]] * 4)
+    maps, changed = batch.features["S10"], 0
+    for seed in range(200):
+        after = make(grid, chance)(batch, seeded(seed)).features["S10"]
+        same = [after.shape == maps.shape and after[n].equal(maps[n]) for n in range(4)]
+        changed += 4 - sum(same)
+    return changed / 800
+
+
 class Painting:
     """All of this module; tests cannot import a conftest."""
 
@@ -208,6 +230,8 @@ class Painting:
     check_boxes = staticmethod(check_boxes)
     check_shapes = staticmethod(check_shapes)
     check_pure = staticmethod(check_pure)
+    check_step = staticmethod(check_step)
+    share_changed = staticmethod(share_changed)
     one_level_batch = staticmethod(one_level_batch)
 
 

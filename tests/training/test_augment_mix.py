@@ -28,24 +28,14 @@ STEPS: dict[str, Callable[..., Any]] = {
 def test_boxes_follow_exactly_and_the_input_stays(
     painting: Any, name: str, data: st.DataObject, seed: int, chance: float
 ) -> None:
-    scene = data.draw(painting.scenes())
-    step = STEPS[name](Grid(scene.spec), chance)
-    after = painting.check_pure(step, scene.batch, seed)
-    painting.check_shapes(scene, after)
-    painting.check_boxes(scene, after, hides=name == "copy_paste")
+    painting.check_step(STEPS[name], data, seed, chance, hides=name == "copy_paste")
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_each_picture_is_drawn_with_its_chance(painting: Any, name: str) -> None:
-    grid, batch = painting.one_level_batch([[[0, 0, 20, 20]]] * 4)
-    maps, changed = batch.features["S10"], 0
-    for seed in range(200):
-        after = STEPS[name](grid, 0.3)(batch, painting.seeded(seed)).features["S10"]
-        same = [after.shape == maps.shape and after[n].equal(maps[n]) for n in range(4)]
-        changed += 4 - sum(same)
     # A drawn translation, window or paste may also leave a picture as it was.
-    assert 0.2 < changed / 800 < 0.36
-    assert STEPS[name](grid, 0.0)(batch, painting.seeded()).features["S10"].equal(maps)
+    assert 0.2 < painting.share_changed(STEPS[name], 0.3) < 0.36
+    assert painting.share_changed(STEPS[name], 0.0) == 0
 
 
 @settings(deadline=None, max_examples=120, derandomize=True)
