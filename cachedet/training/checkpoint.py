@@ -78,13 +78,15 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 def save_rotating(path: Path, previous: Path, checkpoint: Checkpoint) -> None:
     """Write to `path`; what was there becomes `previous`. One of the two is whole at any time.
 
+    `path` itself is there at any time once it was, but on file systems without hard links.
+
     Raises CheckpointError where it cannot be written.
     """
     temporary = temporary_path(path)
     with _readable_failure(path):
         write_synced(temporary, [_encode(checkpoint)])
         if path.exists():
-            os.replace(path, previous)
+            _keep_as(path, previous)
         os.replace(temporary, path)
         sync_directory(path.parent)
 
@@ -119,6 +121,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
         config=make_train_config(json.loads(values["config"]), where=str(path)),
         manifest=Manifest.from_json(json.loads(values["manifest"]), where=str(path)),
     )
+
+
+def _keep_as(path: Path, previous: Path) -> None:
+    """Give the file its second name before `path` is replaced, or move it where links fail."""
+    link = temporary_path(previous)
+    try:
+        os.link(path, link)
+    except OSError:
+        os.replace(path, previous)
+        return
+    os.replace(link, previous)
+    link.unlink(missing_ok=True)  # renaming onto the same file does nothing
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,14 +141,47 @@ def test_every_flipped_byte_is_noticed_or_harmless(checkpoint: Checkpoint, tmp_p
 
 
 def test_the_last_two_are_kept(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    import dataclasses
-
     last, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
     for step in (1, 2, 3):
         save_rotating(last, previous, dataclasses.replace(checkpoint, step=step))
         assert load_checkpoint(last).step == step
         assert not previous.exists() or load_checkpoint(previous).step == step - 1
     assert sorted(os.listdir(tmp_path)) == ["last.pt", "previous.pt"]
+
+
+def test_the_last_one_is_there_at_any_moment(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Looked at before every call into the system, as a kill there would leave it."""
+    last, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
+    save_rotating(last, previous, checkpoint)
+    os.link(last, previous)  # as a kill between the two renames leaves it
+    seen = []
+
+    def look(_: Any, event: str, function: Any) -> None:
+        if event == "c_call" and getattr(function, "__module__", "") == "posix":
+            seen.append((function.__name__, os.access(last, os.R_OK)))
+
+    sys.setprofile(look)
+    try:
+        save_rotating(last, previous, checkpoint)
+        save_rotating(last, previous, checkpoint)
+    finally:
+        sys.setprofile(None)
+    assert [name for name, _ in seen].count("replace") == 4
+    assert all(there for _, there in seen)
+    assert sorted(os.listdir(tmp_path)) == ["last.pt", "previous.pt"]
+
+
+def test_a_file_system_without_hard_links_keeps_two_as_well(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    last, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
+    for step in (1, 2):
+        save_rotating(last, previous, dataclasses.replace(checkpoint, step=step))
+    assert (load_checkpoint(last).step, load_checkpoint(previous).step) == (2, 1)
 
 
 def test_a_checkpoint_that_cannot_be_written(checkpoint: Checkpoint, tmp_path: Path) -> None:
