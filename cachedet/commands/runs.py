@@ -1,0 +1,130 @@
+"""Commands that train, measure and use heads."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cachedet.commands.options import Device, Json, print_json
+from cachedet.tables import console, print_cost, print_scores, print_training
+
+
+def train_heads(
+    config: Annotated[Path, typer.Argument(help="A YAML file such as those in configs/.")],
+    train: Annotated[str, typer.Option(help="Store to train on: a folder, or s3://...")],
+    run: Annotated[
+        Path, typer.Option("--run", "--run-folder", help="To make; torchrun has a --run itself.")
+    ],
+    val: Annotated[str | None, typer.Option(help="Store to validate on.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="schedule.epochs=12, repeatable.")
+    ] = None,
+    init_from: Annotated[
+        Path | None, typer.Option(help="Run folder or checkpoint whose weights to start from.")
+    ] = None,
+    residency: Annotated[str, typer.Option(help="stream, ram, device or auto.")] = "",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Stage 2: train neck and heads on cached features.
+
+    SIGTERM, SIGUSR1 and a first Ctrl-C end it after the step under way: the state is saved, the
+    command that continues is printed, and the exit status is 75. A second Ctrl-C stops at once.
+    """
+    from cachedet.config import load_train_config
+    from cachedet.train import train as run_train
+    from cachedet.training.data_parallel import find_launch
+    from cachedet.training.interruption import STOPPED_STATUS
+
+    changes = list(overrides or [])
+    if init_from is not None:
+        changes.append(f"init_from={json.dumps(str(init_from))}")
+    changes += [f"residency={residency}"] if residency else []
+    settings = load_train_config(config, changes)
+    launch = find_launch()
+    if launch.is_first and not as_json:
+        print(settings.schedule.describe_lr())
+    report = run_train(settings, train_store=train, val_store=val, run=run, resume=resume)
+    if launch.is_first and as_json:
+        print_json(report.to_json())
+    elif launch.is_first:
+        print_training(report)
+    if report.was_interrupted:
+        words = [*launch.command, *sys.argv[1:], *([] if resume else ["--resume"])]
+        if launch.is_first:
+            print(f"{report.reason}: saved; continue with\n  {shlex.join(words)}", file=sys.stderr)
+        raise typer.Exit(STOPPED_STATUS)
+
+
+def model(
+    config: Annotated[Path, typer.Argument(help="A YAML file such as those in configs/.")],
+    features: Annotated[
+        str, typer.Option(help="Levels as NAME:CHANNELS:STRIDE; default: a ResNet-50's or -101's.")
+    ] = "C3:512:8,C4:1024:16,C5:2048:32",
+    num_classes: Annotated[int, typer.Option(min=1, help="Foreground classes.")] = 80,
+    image_size: Annotated[
+        str, typer.Option(help="Pixels: the side of a square, or HEIGHTxWIDTH.")
+    ] = "640",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="detector.neck.channels=64, repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Parameters and FLOPs of what a config trains, part by part; needs no store."""
+    from cachedet.config import load_train_config
+    from cachedet.model import measure_model, parse_features, parse_size
+
+    cost = measure_model(
+        load_train_config(config, overrides or []).detector,
+        features=parse_features(features),
+        num_classes=num_classes,
+        size_hw=parse_size(image_size),
+    )
+    if as_json:
+        print_json(cost.to_json())
+        return
+    print_cost(cost, title=config.name)
+
+
+def predict(
+    run: Path,
+    pictures: Annotated[list[Path], typer.Argument(help="Picture files or folders.")],
+    out: Annotated[Path, typer.Option(help="Folder for drawings and detections.json.")],
+    weights: Annotated[str, typer.Option(help="The backbone's: auto, none or a file.")] = "auto",
+    min_score: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.3,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Detect in picture files; joins backbone and heads."""
+    from cachedet.predict import predict as run_predict
+
+    entries = run_predict(
+        run, pictures=pictures, out=out, weights=weights, min_score=min_score, device=device
+    )
+    if as_json:
+        print_json({"pictures": entries})
+        return
+    for entry in entries:
+        names = [f"{found['name']} {found['score']:.2f}" for found in entry["detections"]]
+        print(f"{entry['file']}: {', '.join(names) or 'nothing'}")
+    print(f"drawings and detections.json in {out}")
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to work in.")] = Path("demo"),
+    as_json: Json = False,
+) -> None:
+    """The whole pipeline on a built-in data set, on a CPU, in minutes."""
+    from cachedet.demo import run_demo
+
+    report = run_demo(out)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print_scores(report.scores.to_json(), of="boxes")
+        console.print(report.summary(), highlight=False)

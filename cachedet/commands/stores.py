@@ -1,0 +1,143 @@
+"""Commands that make, describe, check and tidy a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cachedet.commands.options import Device, Json, local_folder, print_json
+from cachedet.tables import print_description, print_extraction, print_faults, print_waste
+
+
+def extract(
+    images: Annotated[Path, typer.Option(help="Folder of the pictures.")],
+    annotations: Annotated[Path, typer.Option(help="COCO (or LVIS) JSON file.")],
+    store: Annotated[str, typer.Option(help="Folder of the feature store to write.")],
+    backbone: Annotated[
+        str, typer.Option(help="Any timm model with features.")
+    ] = "tf_efficientnet_lite0",
+    weights: Annotated[str, typer.Option(help="auto, none or a checkpoint file.")] = "auto",
+    levels: Annotated[str, typer.Option(help="Such as C3,C4,C5; empty: the usual ones.")] = "",
+    image_size: Annotated[int, typer.Option(help="Long side in pixels.")] = 512,
+    views: Annotated[
+        str,
+        typer.Option(
+            help="Such as base,hflip,scale=0.5,crop=2,jitter=4,jitter=2:0.5-1.5; "
+            "a store that is there gets those it lacks."
+        ),
+    ] = "base",
+    codec: Annotated[
+        str,
+        typer.Option(
+            help="fp32, fp16, bf16, int8, int8+zstd, int4, int4+zstd, pca<k>+int8, snr<dB>."
+        ),
+    ] = "int8",
+    on_bad_image: Annotated[
+        str, typer.Option(help="fail: list all bad pictures and stop; skip: leave them out.")
+    ] = "fail",
+    block_size: Annotated[int, typer.Option(help="Pictures per shard and commit.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Pictures per backbone forward.")] = 8,
+    workers: Annotated[int, typer.Option(help="Decoding threads; 0: one per core.")] = 0,
+    device: Device = "auto",
+    rank: Annotated[
+        int | None, typer.Option(help="Of the processes that share the work, from 0.")
+    ] = None,
+    world_size: Annotated[
+        int | None, typer.Option(help="How many they are; default: torchrun's or SLURM's.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Stage 1: write the frozen backbone's features. Run again to continue."""
+    from cachedet.config import make_extract_config
+    from cachedet.extract import default_workers
+    from cachedet.extract import extract as run_extract
+
+    config = make_extract_config(
+        {
+            "images": images,
+            "annotations": annotations,
+            "store": local_folder(store, command="extract"),
+            "backbone": backbone,
+            "weights": weights,
+            "levels": [name.strip() for name in levels.split(",")] if levels else None,
+            "image_size": image_size,
+            "views": views,
+            "codec": codec,
+            "on_bad_image": on_bad_image,
+            "block_size": block_size,
+            "batch_size": batch_size,
+            "workers": workers or default_workers(),
+            "device": device,
+            "rank": rank,
+            "world_size": world_size,
+        }
+    )
+    report = run_extract(config)
+    if as_json:
+        print_json({name: _plain(value) for name, value in vars(report).items()})
+        return
+    print_extraction(report)
+
+
+def info(store: str, as_json: Json = False) -> None:
+    """What a store holds."""
+    from cachedet.store.verify import describe_store
+
+    description = describe_store(store)
+    if as_json:
+        print_json(description)
+        return
+    print_description(description)
+
+
+def verify(
+    store: str,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every byte.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check that every block is what was committed; exit status 1 if one is not.
+
+    A bad block is withdrawn, so that no training uses it; the next `extract` writes it anew.
+    """
+    from cachedet.progress import StageProgress
+    from cachedet.store.verify import count_blocks, verify_store
+
+    folder = local_folder(store, command="verify")
+    with StageProgress("verify", total=count_blocks(folder), unit="blocks") as progress:
+        report = verify_store(
+            folder, deep=deep, on_progress=lambda n, nbytes: progress.advance(n, nbytes=nbytes)
+        )
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print_faults(report)
+        kind = "every byte" if deep else "records and lengths"
+        print(f"{store}: {report.good} of {report.planned} blocks are good ({kind} checked)")
+    if not report.is_good:
+        raise typer.Exit(1)
+
+
+def prune(
+    store: str,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show.")] = False,
+    keep_views: Annotated[
+        str, typer.Option(help="Such as base: the other views leave the store for good.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Free what nobody needs: leftovers, orphans, withdrawn records, views no longer wanted."""
+    from cachedet.store.prune import prune_store
+
+    views = [name.strip() for name in keep_views.split(",")] if keep_views else None
+    folder = local_folder(store, command="prune")
+    report = prune_store(folder, dry_run=dry_run, keep_views=views)
+    if as_json:
+        print_json(report.to_json())
+        return
+    print_waste(report, dry_run=dry_run)
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
