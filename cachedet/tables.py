@@ -126,29 +126,6 @@ def print_unfinished(report: ExtractReport) -> None:
     )
 
 
-def print_scores(scores: dict[str, Any], *, of: str) -> None:
-    """COCO's figures and one line for each class."""
-    figures = Table(title=f"COCO figures of {of}")
-    columns = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
-    for name in columns:
-        figures.add_column(name.upper().replace("_", " "), justify="right")
-    figures.add_row(*(_figure(scores[name]) for name in columns))
-    classes = Table(title="per class")
-    classes.add_column("class")
-    for name in ("boxes", "AP", "AP50"):
-        classes.add_column(name, justify="right")
-    for score in scores["per_class"]:
-        classes.add_row(
-            score["name"], str(score["num_boxes"]), _figure(score["ap"]), _figure(score["ap50"])
-        )
-    console.print(figures)
-    console.print(classes)
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
 def _readable(name: str, value: Any) -> str:
     if name in ("bytes", "bytes_per_picture_and_view"):
         return "-" if value is None else readable_nbytes(round(value))

@@ -34,6 +34,7 @@ from cachedet.training.run_folder import RunFolder
 from cachedet.training.start import start_or_continue
 from cachedet.training.tensorboard_log import require_tensorboard
 from cachedet.training.trainer import Trainer, make_trainer
+from cachedet.training.training_data import TrainingData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +113,8 @@ def _train_together(
     total_steps = _count_steps(loader, config)
     trainer = make_trainer(config, manifest=store.manifest, total_steps=total_steps)
     start_or_continue(folder, config, trainer, store.manifest, resume=resume, restarts=restarts)
+    if is_first():
+        TrainingData.of(store).write(folder)
     started = time.perf_counter()
     records = _make_records(folder, trainer, config) if is_first() else NoRecords()
     with records, StopSignals() as signals:

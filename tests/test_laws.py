@@ -14,8 +14,9 @@ PACKAGE = Path(__file__).parents[1] / "cachedet"
 ORDER = (
     "version", "errors", "collective", "structures", "masks", "progress", "detector_config",
     "config", "device",
-    "data", "backbone", "store", "extraction", "detector", "training", "evaluation",
-    "train", "evaluate", "extract", "predict", "model", "demo", "tables", "commands", "cli", "__main__",
+    "data", "backbone", "store", "extraction", "detector", "training", "evaluation", "reporting",
+    "train", "evaluate", "report", "extract", "predict", "model", "demo", "tables", "score_tables",
+    "commands", "cli", "__main__",
 )  # fmt: skip
 
 
@@ -73,6 +74,7 @@ def test_no_cycles_inside_a_room() -> None:
         "cachedet.train",
         "cachedet.evaluate",
         "cachedet.model",
+        "cachedet.report",
         "cachedet.store.reader",
         "cachedet.store.verify",
     ],

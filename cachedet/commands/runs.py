@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from cachedet.commands.options import Device, Json, print_json
-from cachedet.tables import console, print_cost, print_scores, print_training
+from cachedet.score_tables import print_scores
+from cachedet.tables import console, print_cost, print_training
 
 
 def train_heads(
@@ -126,5 +127,5 @@ def demo(
     if as_json:
         print_json(report.to_json())
     else:
-        print_scores(report.scores.to_json(), of="boxes")
+        print_scores(report.scores, of="boxes")
         console.print(report.summary(), highlight=False)

@@ -2,38 +2,189 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cachedet.commands.options import Device, Json, print_json
-from cachedet.tables import console, print_scores
+from cachedet.commands.options import Json, print_json
+from cachedet.errors import InputError
+from cachedet.score_tables import print_analysis, print_proposals
+
+if TYPE_CHECKING:
+    from cachedet.evaluate import EvalReport, Questions
+
+_HOW = (
+    "give a run and its store, `cachedet eval RUN --store STORE`, or files of any producer, "
+    "`cachedet eval --detections FILE --annotations FILE`"
+)
 
 
 def evaluate(
-    run: Path,
-    store: Annotated[str, typer.Option(help="Store to score on.")],
-    weights: Annotated[str, typer.Option(help="best or last.")] = "best",
+    run: Annotated[Path | None, typer.Argument(help="Run folder; none with --detections.")] = None,
+    store: Annotated[str | None, typer.Option(help="Store to score the run on.")] = None,
+    detections: Annotated[
+        Path | None, typer.Option(help="COCO results file of any producer, instead of a run.")
+    ] = None,
+    annotations: Annotated[
+        Path | None,
+        typer.Option(help="COCO or LVIS file to score against; for a run instead of the store's."),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Another run, or results file, on the same pictures: is it noise?"),
+    ] = None,
+    training: Annotated[
+        str | None,
+        typer.Option(help="Training store or annotation file; default: what the run noted."),
+    ] = None,
+    bins: Annotated[
+        str | None,
+        typer.Option(help="Edges of the bins of training annotations (default: 0,10,100,1000)"),
+    ] = None,
+    lvis: Annotated[
+        bool, typer.Option("--lvis", help="LVIS v1 too; --annotations is an LVIS file.")
+    ] = False,
+    resamples: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Of the bootstrap, for intervals (default: 1000 with --against, else none)"
+        ),
+    ] = None,
+    proposals: Annotated[
+        bool, typer.Option("--proposals", help="Recall of the RPN's proposals too.")
+    ] = False,
+    weights: Annotated[str | None, typer.Option(help="best or last (default: best)")] = None,
     views: Annotated[
-        str, typer.Option(help="Of the store, such as base,hflip: their detections are merged.")
-    ] = "base",
-    device: Device = "auto",
+        str | None,
+        typer.Option(
+            help="Of the store, such as base,hflip: their detections are merged (default: base)"
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file to write; a run also has its results.json.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Stage 3: COCO figures of a run on a store."""
+    """Stage 3: COCO's figures of a run on a store or of files, errors, intervals, comparisons."""
+    from cachedet.evaluate import Questions
+    from cachedet.evaluation.analysis import DEFAULT_RESAMPLES
+    from cachedet.evaluation.strata import parse_edges
+
+    of_a_run = {
+        "--store": store, "--weights": weights, "--views": views, "--device": device,
+        "--proposals": proposals or None,
+    }  # fmt: skip
+    _require_one_kind(run, detections, of_a_run)
+    _require_writable(out, [detections, annotations, against, training])
+    questions = Questions(
+        against=against,
+        training=training,
+        annotations=annotations,
+        lvis=lvis,
+        edges=None if bins is None else parse_edges(bins),
+        resamples=resamples if resamples is not None else DEFAULT_RESAMPLES if against else 0,
+        proposals=proposals,
+    )
+    settings = {"weights": weights, "views": views, "device": device}
+    if run is not None:
+        told = _score_run(run, store, questions, settings, quiet=as_json)
+    else:
+        told = _score_files(detections, questions, quiet=as_json)
+    if out is not None:
+        out.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    if as_json:
+        print_json(told)
+    elif out is not None:
+        print(out)
+
+
+def _score_run(
+    run: Path, store: str | None, questions: Questions, settings: dict[str, Any], *, quiet: bool
+) -> dict[str, Any]:
     from cachedet.config import make_eval_config
     from cachedet.evaluate import evaluate as run_evaluate
 
-    report = run_evaluate(
-        run,
-        store=store,
-        config=make_eval_config({"weights": weights, "views": views, "device": device}),
+    if store is None:
+        raise InputError(f"--store is missing: the store to score {run} on; {_HOW}")
+    if questions.against is not None and questions.against.is_file():
+        raise InputError(
+            f"--against expects a run folder where a run is scored, got the file "
+            f"{questions.against}; compare files with --detections {run}/detections.json"
+        )
+    given = {name: value for name, value in settings.items() if value is not None}
+    report = run_evaluate(run, store=store, config=make_eval_config(given), questions=questions)
+    if not quiet:
+        _print_run(report)
+    return report.to_json()
+
+
+def _print_run(report: EvalReport) -> None:
+    print_analysis(report.analysis)
+    if report.proposals is not None:
+        print_proposals(report.proposals)
+    if report.analysis.strata is None:
+        print(
+            "AP by training annotations is left out: the run was made before runs kept their "
+            "numbers; name its training store or annotation file with --training"
+        )
+    print(f"{report.results}\n{report.coco_file}")
+
+
+def _score_files(detections: Path | None, questions: Questions, *, quiet: bool) -> dict[str, Any]:
+    from cachedet.evaluation.files import score_files
+    from cachedet.evaluation.strata import DEFAULT_EDGES
+
+    if detections is None or questions.annotations is None:
+        raise InputError(f"--detections and --annotations are needed together; {_HOW}")
+    if questions.against is not None and questions.against.is_dir():
+        raise InputError(
+            "--against expects a results file where --detections is one, got the folder "
+            f"{questions.against}; of a run give {questions.against}/detections.json"
+        )
+    if questions.edges is not None and questions.training is None:
+        raise InputError(
+            "--bins needs training annotations: name the training store or annotation file with "
+            "--training"
+        )
+    analysis = score_files(
+        detections=detections,
+        annotations=questions.annotations,
+        against=questions.against,
+        training=questions.training,
+        edges=questions.edges or DEFAULT_EDGES,
+        lvis=questions.lvis,
+        resamples=questions.resamples,
     )
-    if as_json:
-        print_json(report.to_json())
+    if not quiet:
+        print_analysis(analysis)
+    return analysis.to_json()
+
+
+def _require_one_kind(run: Path | None, detections: Path | None, of_a_run: dict[str, Any]) -> None:
+    """Raises InputError where neither or both kinds of scoring are asked for."""
+    if run is None and detections is None:
+        raise InputError(f"there is nothing to score: {_HOW}")
+    if run is not None and detections is not None:
+        raise InputError(f"got both the run {run} and --detections {detections}; {_HOW}")
+    given = [name for name, value in of_a_run.items() if value is not None]
+    if detections is not None and given:
+        raise InputError(
+            f"{', '.join(given)} cannot be used with --detections: the file says what was found; "
+            f"leave it out, or give a run"
+        )
+
+
+def _require_writable(out: Path | None, inputs: list[Path | str | None]) -> None:
+    """Raises InputError before hours of work; no input is written over (law L8)."""
+    if out is None:
         return
-    print_scores(report.scores.to_json(), of="boxes")
-    if report.mask_scores is not None:
-        print_scores(report.mask_scores.to_json(), of="masks")
-    console.print(f"{report.results}\n{report.coco_file}", highlight=False)
+    if out.is_dir() or not out.parent.is_dir():
+        raise InputError(f"--out expects a file in a folder that exists, got {out}")
+    for path in inputs:
+        if path is not None and Path(path).resolve() == out.resolve():
+            raise InputError(f"--out {out} is one of the inputs; name another file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -16,6 +17,7 @@ from cachedet.errors import DatasetError
 from cachedet.masks import NO_MASK, encode_segmentation
 from cachedet.structures import CategoryMap, MaskCodes, Truth
 
+_LARGEST = 2**63
 _SECTIONS = ("images", "annotations", "categories")
 
 
@@ -126,13 +128,7 @@ class _Boxes:
             labels=_look_up(entries, "category_id", label_of, ids, where),
             xywh=xywh,
             xyxy=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
-            areas=np.array(
-                [
-                    entry.get("area") if entry.get("area") is not None else box[2] * box[3]
-                    for entry, box in zip(entries, xywh, strict=True)
-                ],
-                dtype=np.float64,
-            ),
+            areas=_areas(entries, xywh, where),
             crowd=np.array([bool(entry.get("iscrowd", 0)) for entry in entries], dtype=np.bool_),
         )
 
@@ -267,7 +263,7 @@ def _require_inside(file_names: Iterable[str], images: Path, where: Path) -> Non
 
 def _size(entry: dict[str, Any], index: int, where: Path) -> tuple[int, int]:
     size = entry.get("height"), entry.get("width")
-    if not all(isinstance(side, int) and side > 0 for side in size):
+    if not all(isinstance(side, int) and 0 < side < _LARGEST for side in size):
         raise DatasetError(
             f"{where}: images[{index}] (id {entry['id']}) needs `height` and `width` in pixels, "
             f"got height={size[0]!r}, width={size[1]!r}"
@@ -282,8 +278,11 @@ def _look_up(
     ids: NDArray[np.int64],
     where: Path,
 ) -> NDArray[np.int64]:
+    named = (entry.get(key) for entry in entries)
     found = np.fromiter(
-        (places.get(entry.get(key), -1) for entry in entries), dtype=np.int64, count=len(entries)
+        (places.get(own, -1) if isinstance(own, int | float) else -1 for own in named),
+        dtype=np.int64,
+        count=len(entries),
     )
     unknown = np.flatnonzero(found < 0)
     if len(unknown):
@@ -301,11 +300,30 @@ def _xywh(entries: Sequence[dict[str, Any]], where: Path) -> NDArray[np.float64]
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
             raise DatasetError(
                 f"{where}: annotation id {entry['id']} needs `bbox` [x, y, width, height], "
-                f"got {box!r}"
+                f"got {reprlib.repr(box)}"
             )
     numbers = chain.from_iterable(entry["bbox"] for entry in entries)
     return np.fromiter(numbers, dtype=np.float64, count=4 * len(entries)).reshape(-1, 4)
 
 
+def _areas(
+    entries: Sequence[dict[str, Any]], xywh: NDArray[np.float64], where: Path
+) -> NDArray[np.float64]:
+    """As the file has them, the box's where it has none."""
+    areas = xywh[:, 2] * xywh[:, 3]
+    for place, entry in enumerate(entries):
+        area = entry.get("area")
+        if area is not None and not _is_number(area):
+            raise DatasetError(
+                f"{where}: annotation id {entry['id']} needs a number as `area`, got "
+                f"{reprlib.repr(area)}"
+            )
+        areas[place] = areas[place] if area is None else area
+    return areas
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """JSON may hold whole numbers that no float can."""
+    if isinstance(value, float):
+        return True
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST

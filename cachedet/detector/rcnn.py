@@ -182,6 +182,25 @@ class RCNN(nn.Module):
             return detections
         return self.mask_branch.predict(pyramid, detections)
 
+    @torch.no_grad()
+    def propose(
+        self, features: Features, *, sizes_hw: Sequence[SizeHW], image_ids: Sequence[int]
+    ) -> list[Detections]:
+        """The RPN's proposals as detections of class 0, by objectness in [0, 1], best first.
+
+        Arguments as `detect`; boxes are in pixels of the views.
+        """
+        pyramid = self.neck(self.adapters(features))
+        proposals = self.rpn.propose(self.rpn(pyramid), pyramid, sizes_hw=sizes_hw)
+        found = []
+        for n, image_id in enumerate(image_ids):
+            own = proposals.is_valid[n]
+            scores = proposals.scores[n, own].sigmoid()
+            labels = torch.zeros_like(scores, dtype=torch.int64)
+            boxes = proposals.boxes[n, own]
+            found.append(Detections(image_id=image_id, boxes=boxes, scores=scores, labels=labels))
+        return found
+
     def _mask_loss(
         self, branch: MaskBranch, pyramid: Features, rois: RoIs, targets: Sequence[Targets]
     ) -> Tensor:

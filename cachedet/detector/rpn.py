@@ -28,6 +28,7 @@ class Proposals:
     """Boxes that may hold an object, R a picture; places without one are not valid."""
 
     boxes: Tensor  # (N, R, 4), clipped to the pictures
+    scores: Tensor  # (N, R) objectness as logits, falling
     is_valid: Tensor  # (N, R)
 
 
@@ -169,14 +170,16 @@ class RPN(nn.Module):
         boxes = clip_to_sizes(boxes, sizes_hw)
         solid = ((boxes[..., 2:] - boxes[..., :2]) > 0).all(dim=-1)
         found = boxes.new_zeros(len(boxes), counts.post_nms, 4)
+        objectness = scores.new_zeros(len(boxes), counts.post_nms)
         is_valid = solid.new_zeros(len(boxes), counts.post_nms)
         for n in range(len(boxes)):
             own = solid[n]
             kept = batched_nms(boxes[n, own], scores[n, own], levels[own], self.nms_iou)
             kept = kept[: counts.post_nms]
             found[n, : len(kept)] = boxes[n, own][kept]
+            objectness[n, : len(kept)] = scores[n, own][kept]
             is_valid[n, : len(kept)] = True
-        return Proposals(boxes=found, is_valid=is_valid)
+        return Proposals(boxes=found, scores=objectness, is_valid=is_valid)
 
     def _candidates(
         self, output: RPNOutput, anchors: Tensor, pre_nms: int

@@ -92,12 +92,13 @@ def tabulate(truth: Truth, found: Found, *, with_masks: bool = False) -> Detecti
     )
 
 
-def read_results(path: Path, truth: Truth) -> DetectionTable:
+def read_results(path: Path, truth: Truth, *, option: str = "--detections") -> DetectionTable:
     """A COCO (or LVIS) results file: a JSON list of image_id, category_id, score and bbox or mask.
 
-    Raises InputError where it is missing, is not such a list, or names unknown pictures or classes.
+    Raises InputError where it is missing (`option` named it), is no such list, or names unknown
+    pictures or classes.
     """
-    entries = load_json(path, option="--detections", what="a COCO results file")
+    entries = load_json(path, option=option, what="a COCO results file")
     if not isinstance(entries, list):
         raise InputError(
             f"{path} is not a COCO results file: expected a list of detections, got a "
@@ -233,4 +234,6 @@ def _masks_of(
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63

@@ -1,55 +1,23 @@
-"""Scoring detections of any producer: a COCO results file against an annotation file."""
+"""What evaluation reads from the user: annotation files, results files, counts of training data."""
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cachedet.data.coco import load_annotations, truth_of
-from cachedet.errors import InputError
-from cachedet.evaluation.detection_table import count_oddities, read_results
-from cachedet.evaluation.error_kinds import ErrorReport, analyse_errors
-from cachedet.evaluation.lvis import LvisScores, read_federated, score_lvis
-from cachedet.evaluation.metrics import CocoScores, score_table
-from cachedet.evaluation.significance import (
-    BootstrapReport,
-    ComparisonReport,
-    bootstrap,
-    compare_runs,
-)
-from cachedet.evaluation.strata import DEFAULT_EDGES, Stratum, count_annotations, stratify
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileReport:
-    """What a pair of files tells; None where it was not asked for or is not there."""
-
-    scores: CocoScores
-    mask_scores: CocoScores | None  # where both files have masks
-    lvis: LvisScores | None
-    mask_lvis: LvisScores | None
-    errors: ErrorReport
-    intervals: BootstrapReport | None
-    comparison: ComparisonReport | None
-    strata: tuple[Stratum, ...] | None
-    oddities: dict[str, int]
-
-    def to_json(self) -> dict[str, Any]:
-        """The figures as `eval RUN` gives them, the rest under names of its own."""
-        parts = {
-            "masks": self.mask_scores,
-            "lvis": self.lvis,
-            "lvis_masks": self.mask_lvis,
-            "errors": self.errors,
-            "intervals": self.intervals,
-            "comparison": self.comparison,
-        }
-        told = {name: part.to_json() for name, part in parts.items() if part is not None}
-        if self.strata is not None:
-            told["strata"] = {"bins": [stratum.to_json() for stratum in self.strata]}
-        return {**self.scores.to_json(), **told, "oddities": dict(self.oddities)}
+from cachedet.errors import DatasetError, InputError
+from cachedet.evaluation.analysis import Analysis, analyse, require_resamples
+from cachedet.evaluation.detection_table import read_results
+from cachedet.evaluation.lvis import Federated, read_federated
+from cachedet.evaluation.strata import DEFAULT_EDGES, check_edges
+from cachedet.store.reader import FeatureStore
+from cachedet.structures import CategoryMap, Truth
+from cachedet.training.training_data import count_annotations
 
 
 def score_files(
@@ -57,19 +25,20 @@ def score_files(
     detections: Path,
     annotations: Path,
     against: Path | None = None,
-    training: Path | None = None,
+    training: str | None = None,
     edges: Sequence[int] = DEFAULT_EDGES,
     lvis: bool = False,
     resamples: int = 0,
     seed: int = 0,
-) -> FileReport:
+) -> Analysis:
     """Score a results file as pycocotools would, and say what else the files tell.
 
     Args:
         detections: a COCO results file.
         annotations: the COCO (or LVIS) file the pictures are described in; no picture is opened.
         against: a second results file on the same pictures; needs resamples.
-        training: the annotation file of training, for AP by number of annotations.
+        training: what the detector was trained on, an annotation file or a store, for AP by number
+            of annotations.
         edges: of the bins of training annotations.
         lvis: also score as LVIS v1; `annotations` must be an LVIS file.
         resamples: of the bootstrap; 0: no intervals.
@@ -78,40 +47,112 @@ def score_files(
     Raises:
         InputError: detections that do not fit the annotations, or `against` without resamples.
         DatasetError: an annotation file that cannot be used, or is not LVIS's where it should be.
+        StoreError: `training` is a store that cannot be opened.
     """
-    if against is not None and resamples < 1:
-        raise InputError(
-            f"comparing two runs needs resamples of the bootstrap, such as 1000, got {resamples}"
-        )
-    content = load_annotations(annotations)
-    truth, _ = truth_of(content, where=annotations, keep_all=True)
-    table = read_results(detections, truth)
-    scores = score_table(truth, table)
-    intervals, comparison = None, None
-    if against is not None:
-        other = read_results(against, truth)
-        comparison = compare_runs(truth, table, other, resamples=resamples, seed=seed)
-    elif resamples:
-        intervals = bootstrap(truth, table, resamples=resamples, seed=seed)
-    federated = read_federated(content, truth, where=annotations) if lvis else None
-    masks = truth.masks is not None and table.masks is not None
-    return FileReport(
-        scores=scores,
-        mask_scores=score_table(truth, table, of="segm") if masks else None,
-        lvis=score_lvis(truth, federated, table) if federated else None,
-        mask_lvis=score_lvis(truth, federated, table, of="segm") if federated and masks else None,
-        errors=analyse_errors(truth, table),
-        intervals=intervals,
-        comparison=comparison,
-        strata=_strata(scores, training, edges),
-        oddities=count_oddities(truth, table),
+    require_resamples(resamples, comparing=against is not None)
+    check_edges(edges)
+    truth, federated = read_truth(annotations, lvis=lvis)
+    return analyse(
+        truth,
+        read_results(detections, truth),
+        federated=federated,
+        other=None if against is None else read_results(against, truth, option="--against"),
+        counts=None if training is None else read_counts(training, truth.categories),
+        edges=edges,
+        resamples=resamples,
+        seed=seed,
     )
 
 
-def _strata(
-    scores: CocoScores, training: Path | None, edges: Sequence[int]
-) -> tuple[Stratum, ...] | None:
-    if training is None:
-        return None
-    learnt, _ = truth_of(load_annotations(training), where=training)
-    return stratify(scores.per_class, count_annotations(learnt), edges=edges)
+def read_truth(annotations: Path, *, lvis: bool = False) -> tuple[Truth, Federated | None]:
+    """Pictures and boxes exactly as the official tools read them; LVIS's own fields if wanted.
+
+    Raises DatasetError.
+    """
+    content = load_annotations(annotations)
+    truth, _ = truth_of(content, where=annotations, keep_all=True)
+    return truth, read_federated(content, truth, where=annotations) if lvis else None
+
+
+def read_truth_of(
+    pictures: Truth, annotations: Path, *, lvis: bool = False
+) -> tuple[Truth, Federated | None]:
+    """What an annotation file says of a store's pictures, in the order of the store's rows.
+
+    Pictures are matched by image id; the file may describe more of them.
+
+    Raises:
+        DatasetError: the file cannot be used.
+        InputError: it lacks pictures of the store, or gives them other sizes or other classes.
+    """
+    content = load_annotations(annotations)
+    whole, _ = truth_of(content, where=annotations, keep_all=True)
+    _require_same_classes(pictures.categories, whole.categories, annotations)
+    row_of = {image_id: row for row, image_id in enumerate(whole.image_ids.tolist())}
+    wanted = pictures.image_ids.tolist()
+    unknown = [image_id for image_id in wanted if image_id not in row_of]
+    if unknown:
+        raise InputError(
+            f"{annotations} does not describe image id {unknown[0]} of the store "
+            f"({len(unknown)} of its {len(wanted)} pictures are unknown to it); give the file the "
+            "store was extracted from, or one with the same image ids"
+        )
+    rows = [row_of[image_id] for image_id in wanted]
+    truth = whole.keep_rows(rows)
+    wrong = np.flatnonzero((truth.sizes_hw != pictures.sizes_hw).any(axis=1))
+    if len(wrong):
+        row = int(wrong[0])
+        raise InputError(
+            f"{annotations} says that image id {wanted[row]} has {_size(truth, row)} pixels, the "
+            f"store {_size(pictures, row)} ({len(wrong)} pictures differ); it is of other pictures"
+        )
+    images = [content["images"][row] for row in rows]
+    own: dict[str, Any] = {**content, "images": images}
+    return truth, read_federated(own, truth, where=annotations) if lvis else None
+
+
+def read_counts(training: str, scored: CategoryMap) -> dict[int, int]:
+    """Category id -> training annotations, from an annotation file or a store.
+
+    Raises:
+        InputError: a class of that id has another name there.
+        DatasetError, StoreError: neither of the two.
+    """
+    if Path(training).is_file():
+        where = Path(training)
+        learnt, _ = truth_of(load_annotations(where), where=where)
+    elif "://" in training or Path(training).exists():
+        learnt = FeatureStore.open(training).truth
+    else:
+        raise DatasetError(
+            f"--training expects a COCO annotation file or a store; there is no {training}"
+        )
+    names = dict(zip(learnt.categories.ids, learnt.categories.names, strict=True))
+    for category_id, name in zip(scored.ids, scored.names, strict=True):
+        if names.get(category_id, name) != name:
+            raise InputError(
+                f"category id {category_id} is {names[category_id]!r} in the training data "
+                f"{training} and {name!r} in the scored pictures; give the data the detector was "
+                "trained on"
+            )
+    return count_annotations(learnt)
+
+
+def differing_classes(here: CategoryMap, store: CategoryMap) -> str:
+    """Which classes (id: name) only one of the two has, shortened."""
+    first, second = (dict(zip(own.ids, own.names, strict=True)) for own in (here, store))
+    only_here = {key: name for key, name in first.items() if second.get(key) != name}
+    only_in_store = {key: name for key, name in second.items() if first.get(key) != name}
+    return f"only there {reprlib.repr(only_here)}, only in the store {reprlib.repr(only_in_store)}"
+
+
+def _require_same_classes(store: CategoryMap, file: CategoryMap, where: Path) -> None:
+    if store != file:
+        raise InputError(
+            f"{where} has other classes than the store: {differing_classes(file, store)}; give a "
+            "file with the store's categories"
+        )
+
+
+def _size(truth: Truth, row: int) -> str:
+    return " x ".join(map(str, truth.size_of(row)))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from cachedet.data.geometry import Geometry
 from cachedet.detector.build import Detector
+from cachedet.detector.rcnn import RCNN
 from cachedet.evaluation.merging import Merging
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Detections
+from cachedet.training.batch import Batch
 from cachedet.training.loader import FeatureLoader
 
 EVAL_VIEW = "base"
@@ -48,22 +50,61 @@ def detect_store(
     detector.eval()
     found: dict[int, list[Detections]] = {row: [] for row in range(len(store))}
     for view in views:
-        loader = FeatureLoader(
-            store, views=[view], levels=levels, batch_size=batch_size, seed=0, device=device
-        )
-        for keys, batch in zip(loader.plan(0), loader.batches(0), strict=True):
+        for rows, batch in _batches(store, view, levels, batch_size, device):
             detections = detector.detect(
                 batch.features, sizes_hw=batch.sizes_hw, image_ids=batch.image_ids
             )
-            for (_, row), of_view in zip(keys, detections, strict=True):
-                geometry = store.geometry(int(row), view)
+            for row, of_view in zip(rows, detections, strict=True):
+                geometry = store.geometry(row, view)
                 whole = drop_cut(of_view, geometry)
-                found[int(row)].append(geometry.detections_to_picture(whole))
+                found[row].append(geometry.detections_to_picture(whole))
             if on_progress is not None:
                 on_progress(len(detections))
     detector.train(was_training)
     merge = merging if merging is not None else Merging()
     return [merge(of_picture) for of_picture in found.values()]
+
+
+@torch.no_grad()
+def propose_store(
+    detector: RCNN,
+    store: FeatureStore,
+    *,
+    levels: Sequence[str],
+    batch_size: int,
+    device: torch.device,
+    view: str = EVAL_VIEW,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Detections]:
+    """The RPN's proposals for every picture, as `RCNN.propose` makes them at inference.
+
+    In pixels of the picture, in the order of the store's rows; arguments as `detect_store`, of one
+    view. Raises MissingFeatureError where the store lacks it.
+    """
+    was_training = detector.training
+    detector.eval()
+    found: dict[int, Detections] = {}
+    for rows, batch in _batches(store, view, levels, batch_size, device):
+        proposals = detector.propose(
+            batch.features, sizes_hw=batch.sizes_hw, image_ids=batch.image_ids
+        )
+        for row, own in zip(rows, proposals, strict=True):
+            found[row] = store.geometry(row, view).detections_to_picture(own)
+        if on_progress is not None:
+            on_progress(len(proposals))
+    detector.train(was_training)
+    return [found[row] for row in range(len(store))]
+
+
+def _batches(
+    store: FeatureStore, view: str, levels: Sequence[str], batch_size: int, device: torch.device
+) -> Iterator[tuple[list[int], Batch]]:
+    """Every picture once: rows of the store, and their features."""
+    loader = FeatureLoader(
+        store, views=[view], levels=levels, batch_size=batch_size, seed=0, device=device
+    )
+    for keys, batch in zip(loader.plan(0), loader.batches(0), strict=True):
+        yield [int(row) for _, row in keys], batch
 
 
 def drop_cut(found: Detections, geometry: Geometry) -> Detections:

@@ -41,6 +41,20 @@ class ProposalRecall:
         return {name: or_null(value) for name, value in dataclasses.asdict(self).items()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProposalReport:
+    """Recall of a detector's proposals at rising limits; beyond its own limit it stays."""
+
+    most_per_picture: int  # that the detector keeps
+    at_limits: tuple[ProposalRecall, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "most_per_picture": self.most_per_picture,
+            "at_limits": [recall.to_json() for recall in self.at_limits],
+        }
+
+
 def proposal_recall(
     truth: Truth, proposals: Found, *, limits: Sequence[int] = DEFAULT_LIMITS
 ) -> tuple[ProposalRecall, ...]:

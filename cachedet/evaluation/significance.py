@@ -10,6 +10,7 @@ Letters: B resamples, N pictures, K classes, T IoU thresholds, D detections.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from cachedet.structures import Truth
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Progress = Callable[[int], None]
 
 _VALUES_AT_ONCE = 4_000_000  # bounds the working memory: about 40 bytes each
 
@@ -36,6 +38,11 @@ class Interval:
     low: float
     high: float
     share_above_zero: float  # of the resamples; for a difference: how surely it is a gain
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Of a difference: whether it is told from none."""
+        return self.low > 0 or self.high < 0
 
     def to_json(self) -> dict[str, float | None]:
         values = {
@@ -77,11 +84,17 @@ class ComparisonReport:
     second: BootstrapReport
     difference: BootstrapReport
 
+    @property
+    def tells_apart(self) -> bool:
+        """By AP; one picture alone, drawn again and again, tells nothing."""
+        return self.difference.num_pictures > 1 and self.difference.ap.excludes_zero
+
     def to_json(self) -> dict[str, Any]:
         return {
             "first": self.first.to_json(),
             "second": self.second.to_json(),
             "difference": self.difference.to_json(),
+            "tells_apart": self.tells_apart,
         }
 
 
@@ -93,10 +106,15 @@ def bootstrap(
     seed: int = 0,
     confidence: float = 0.95,
     of: Kind = "bbox",
+    on_progress: Progress | None = None,
 ) -> BootstrapReport:
-    """Intervals of one run. Raises ValueError on a count below 1 or a confidence outside (0, 1)."""
+    """Intervals of one run; `on_progress` is called with 1 for each class done.
+
+    Raises ValueError on a count below 1 or a confidence outside (0, 1).
+    """
     weights = draw_pictures(len(truth), resamples=resamples, seed=seed)
-    return _summarise(_values(truth, found, weights, of), confidence=confidence, truth=truth)
+    values = _values(truth, found, weights, of, on_progress)
+    return _summarise(values, confidence=confidence, truth=truth)
 
 
 def compare_runs(
@@ -108,14 +126,15 @@ def compare_runs(
     seed: int = 0,
     confidence: float = 0.95,
     of: Kind = "bbox",
+    on_progress: Progress | None = None,
 ) -> ComparisonReport:
     """Intervals of two runs and of their difference on the same resamples of the same pictures.
 
-    Raises ValueError as `bootstrap`.
+    `on_progress` and errors as in `bootstrap`; the classes of both runs count.
     """
     weights = draw_pictures(len(truth), resamples=resamples, seed=seed)
-    of_first = _values(truth, first, weights, of)
-    of_second = _values(truth, second, weights, of)
+    of_first = _values(truth, first, weights, of, on_progress)
+    of_second = _values(truth, second, weights, of, on_progress)
     reports = [
         _summarise(values, confidence=confidence, truth=truth)
         for values in (of_first, of_second, of_first.minus(of_second))
@@ -149,7 +168,9 @@ class WeightedAP:
         )
 
 
-def weighted_ap(matches: MatchTable, weights: Ints) -> WeightedAP:
+def weighted_ap(
+    matches: MatchTable, weights: Ints, *, on_progress: Progress | None = None
+) -> WeightedAP:
     """AP of boxes of all sizes for each row of weights (B, N), whole numbers from 0.
 
     Equals the AP of a data set in which each picture stands as often as its weight.
@@ -166,6 +187,8 @@ def weighted_ap(matches: MatchTable, weights: Ints) -> WeightedAP:
         for start in range(0, len(known), step):
             part = known[start : start + step]
             per_threshold[part, label] = _of_class(matches, span, weights[part], num_truths[part])
+        if on_progress is not None:
+            on_progress(1)
     per_class = per_threshold.mean(axis=2)
     at50 = per_threshold[:, :, matches.threshold(0.5)]
     return WeightedAP(ap=_mean_of_known(per_class), ap50=_mean_of_known(at50), per_class=per_class)
@@ -198,12 +221,14 @@ def _of_class(matches: MatchTable, span: slice, weights: Ints, num_truths: Ints)
     return ap
 
 
-def _values(truth: Truth, found: Found, weights: Ints, of: Kind) -> WeightedAP:
+def _values(
+    truth: Truth, found: Found, weights: Ints, of: Kind, on_progress: Progress | None
+) -> WeightedAP:
     """Row 0: the pictures as they are."""
     table = tabulate(truth, found, with_masks=of == "segm")
     matches = match_detections(truth, table, areas=ALL_SIZES, of=of)
     once = np.ones((1, len(truth)), dtype=weights.dtype)
-    return weighted_ap(matches, np.concatenate([once, weights]))
+    return weighted_ap(matches, np.concatenate([once, weights]), on_progress=on_progress)
 
 
 def _summarise(values: WeightedAP, *, confidence: float, truth: Truth) -> BootstrapReport:

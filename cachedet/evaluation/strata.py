@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 from cachedet.errors import InputError
 from cachedet.evaluation.json_figures import or_null
 from cachedet.evaluation.metrics import ClassScore
-from cachedet.structures import Truth
 
 DEFAULT_EDGES = (0, 10, 100, 1000)
 
@@ -52,15 +51,9 @@ class Stratum:
         }
 
 
-def count_annotations(training: Truth) -> dict[int, int]:
-    """Category id -> boxes to learn from; crowds are none."""
-    counts = np.bincount(training.labels[~training.crowd], minlength=len(training.categories))
-    return dict(zip(training.categories.ids, counts.tolist(), strict=True))
-
-
 def stratify(
     per_class: Sequence[ClassScore],
-    counts: dict[int, int],
+    counts: Mapping[int, int],
     *,
     edges: Sequence[int] = DEFAULT_EDGES,
 ) -> tuple[Stratum, ...]:
@@ -87,6 +80,19 @@ def stratify(
         ]
         strata.append(_stratum(low, high, own))
     return tuple(strata)
+
+
+def parse_edges(text: str) -> tuple[int, ...]:
+    """`0,10,100` -> (0, 10, 100). Raises InputError."""
+    try:
+        edges = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(
+            f"bins of training annotations need whole numbers and commas, such as 0,10,100,1000, "
+            f"got {text!r}"
+        ) from error
+    check_edges(edges)
+    return edges
 
 
 def check_edges(edges: Sequence[int]) -> None:

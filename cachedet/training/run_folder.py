@@ -11,7 +11,7 @@ from cachedet.errors import CheckpointError
 
 @dataclass(frozen=True)
 class RunFolder:
-    """config.yaml, metrics.csv, results.json, weights/, plots/ and log.txt under one folder.
+    """config.yaml, training.json, metrics.csv, results.json, weights/, plots/ and log.txt.
 
     weights/ holds best.pt, last.pt and previous.pt; tensorboard/ is there where it is asked for.
     """
@@ -45,6 +45,11 @@ class RunFolder:
     @property
     def config(self) -> Path:
         return self.root / "config.yaml"
+
+    @property
+    def training(self) -> Path:
+        """What the run learns from: the store, its pictures, and how many boxes of each class."""
+        return self.root / "training.json"
 
     @property
     def metrics(self) -> Path:

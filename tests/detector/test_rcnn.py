@@ -115,6 +115,7 @@ def test_the_first_stage_samples_proposals_and_the_truth(detectors: Any) -> None
     ]
     proposals = Proposals(
         boxes=torch.tensor([[60.0, 0, 62, 2], [5, 5, 9, 9], [0, 0, 50, 49]]).expand(2, 3, 4),
+        scores=torch.zeros(2, 3),
         is_valid=torch.tensor([[True, True, True], [True, False, False]]),
     )
     rois = detector._sample(proposals, pad_truth(targets))
@@ -236,6 +237,23 @@ def test_class_specific_boxes_move_by_their_own_class(detectors: Any) -> None:
     box = apply_deltas(deltas[row, label] / torch.tensor([10.0, 10.0, 5.0, 5.0]), boxes[row])
     assert found.labels[0] == label
     torch.testing.assert_close(found.boxes[0], clip_boxes(box, (64, 96)), rtol=1e-4, atol=1e-3)
+
+
+def test_proposals_are_those_the_heads_see(detectors: Any) -> None:
+    detector = make(detectors, "faster_rcnn").eval()
+    stir(detector)
+    features = detectors.features(pictures=2)
+    sizes_hw = [(64, 96), (50, 60)]
+    pyramid = detector.neck(features)
+    expected = detector.rpn.propose(detector.rpn(pyramid), pyramid, sizes_hw=sizes_hw)
+    found = detector.propose(features, sizes_hw=sizes_hw, image_ids=[7, 9])
+    assert [own.image_id for own in found] == [7, 9]
+    for n, own in enumerate(found):
+        valid = expected.is_valid[n]
+        assert len(own) > 5
+        assert torch.equal(own.boxes, expected.boxes[n, valid])
+        torch.testing.assert_close(own.scores, 1 / (1 + (-expected.scores[n, valid]).exp()))
+        assert not own.labels.any()
 
 
 def test_heads_that_do_not_fit_the_stages(detectors: Any) -> None:

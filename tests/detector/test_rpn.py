@@ -71,6 +71,9 @@ def test_proposals_equal_torchvisions_on_the_same_weights() -> None:
         own = found.boxes[n, found.is_valid[n]]
         assert len(own) > 10
         torch.testing.assert_close(own, expected[n], rtol=1e-4, atol=1e-3)
+        scores = found.scores[n, found.is_valid[n]]
+        assert bool((scores.diff() <= 0).all())
+        assert bool((found.scores[n, ~found.is_valid[n]] == 0).all())
 
 
 def test_losses_by_plain_loops_where_every_anchor_is_sampled() -> None:

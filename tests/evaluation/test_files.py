@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from cachedet.errors import DatasetError, InputError
+from cachedet.errors import DatasetError, InputError, StoreError
 from cachedet.evaluation.error_kinds import analyse_errors
-from cachedet.evaluation.files import score_files
+from cachedet.evaluation.files import read_counts, read_truth_of, score_files
 from cachedet.evaluation.metrics import coco_results, ground_truth_json, score_detections
 from cachedet.evaluation.significance import compare_runs
 from cachedet.structures import Detections, Truth
+from cachedet.training.training_data import count_annotations
 
 Scene = tuple[Truth, list[Detections]]
 
@@ -33,7 +34,7 @@ def test_the_files_tell_what_the_parts_tell(drawn: Scene, tmp_path: Path) -> Non
     report = score_files(
         detections=tmp_path / "found.json",
         annotations=tmp_path / "truth.json",
-        training=tmp_path / "truth.json",
+        training=str(tmp_path / "truth.json"),
         edges=(0, 5),
         resamples=20,
     )
@@ -61,7 +62,7 @@ def test_two_files(drawn: Scene, tmp_path: Path) -> None:
     expected = compare_runs(truth, found, less, resamples=20, seed=3)
     assert report.to_json()["comparison"] == expected.to_json()
     assert report.intervals is None
-    with pytest.raises(InputError, match="comparing two runs needs resamples .* got 0"):
+    with pytest.raises(InputError, match="comparisons of runs need resamples .* got 0"):
         score_files(
             detections=tmp_path / "found.json",
             annotations=tmp_path / "truth.json",
@@ -101,3 +102,80 @@ def test_masks_where_both_files_have_them(drawn: Scene, tmp_path: Path) -> None:
     assert report.mask_scores is not None
     assert report.mask_lvis is None
     assert report.to_json()["masks"]["ar100"] > 0.9
+
+
+def test_what_a_detector_was_trained_on(drawn: Scene, tmp_path: Path) -> None:
+    truth, _ = drawn
+    path = tmp_path / "truth.json"
+    counts = read_counts(str(path), truth.categories)
+    assert counts == count_annotations(truth)
+    content = json.loads(path.read_text())
+    content["categories"][1]["name"] = "zebra"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="category id 3 is 'zebra' in the training data .*'class"):
+        read_counts(str(path), truth.categories)
+    with pytest.raises(DatasetError, match="--training expects .* or a store; there is no nowhere"):
+        read_counts("nowhere", truth.categories)
+    with pytest.raises(StoreError, match="is not a feature store"):
+        read_counts(str(tmp_path), truth.categories)
+
+
+def test_a_missing_file_is_named_by_its_option(drawn: Scene, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--against expects a COCO results file; there is no file"):
+        score_files(
+            detections=tmp_path / "found.json",
+            annotations=tmp_path / "truth.json",
+            against=tmp_path / "none.json",
+            resamples=1,
+        )
+
+
+def test_a_file_about_the_pictures_of_a_store(drawn: Scene, tmp_path: Path) -> None:
+    """In the order of the store's rows, whatever the file's, which may describe more pictures."""
+    truth, _ = drawn
+    store = truth.keep_rows([5, 0, 3])
+    found, federated = read_truth_of(store, tmp_path / "truth.json")
+    assert federated is None
+    for name in ("image_ids", "labels", "boxes", "crowd", "areas"):
+        assert getattr(found, name).tolist() == getattr(store, name).tolist(), name
+    content = json.loads((tmp_path / "truth.json").read_text())
+    for category in content["categories"]:
+        category["frequency"] = "c"
+    for row, image in enumerate(content["images"]):
+        image["neg_category_ids"] = [0] if row == 3 else []
+        image["not_exhaustive_category_ids"] = [6] if row == 0 else []
+    (tmp_path / "lvis.json").write_text(json.dumps(content))
+    _, federated = read_truth_of(store, tmp_path / "lvis.json", lvis=True)
+    assert federated is not None
+    assert federated.negative.tolist() == [2 * 3]  # row 3 of the file is row 2 of the store
+    assert federated.not_exhaustive.tolist() == [1 * 3 + 2]
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        (
+            "images",
+            {"id": 10_000},
+            "does not describe image id .* .1 of its 8 pictures are unknown",
+        ),
+        ("images", {"height": 77}, "has 77 x 200 pixels, the store 200 x 200 .1 pictures differ"),
+        ("categories", {"id": 1}, "has other classes than the store: only there {1: 'class 0'}"),
+        ("categories", {"name": "b"}, "only in the store {0: 'class 0'}; give a file with the st"),
+    ],
+)
+def test_a_file_about_other_pictures(
+    drawn: Scene, tmp_path: Path, section: str, change: dict[str, Any], message: str
+) -> None:
+    truth, _ = drawn
+    content = json.loads((tmp_path / "truth.json").read_text())
+    changed = content[section][0]
+    if "id" in change:
+        key = "image_id" if section == "images" else "category_id"
+        for annotation in content["annotations"]:
+            if annotation[key] == changed["id"]:
+                annotation[key] = change["id"]
+    changed.update(change)
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        read_truth_of(truth, tmp_path / "truth.json")

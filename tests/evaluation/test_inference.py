@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cachedet.data.geometry import Geometry
 from cachedet.errors import MissingFeatureError
-from cachedet.evaluation.inference import detect_store, drop_cut
+from cachedet.evaluation.inference import detect_store, drop_cut, propose_store
 from cachedet.evaluation.merging import Merging
 from cachedet.store.blocks import Block
 from cachedet.store.plan import StorePlan
@@ -26,6 +26,11 @@ BOX = [[30, 20, 90, 70, 0, 0]]
 
 class Painted(nn.Module):
     """A detector of what was painted: its maps hold the box of the view, in pixels, and a score."""
+
+    def propose(
+        self, features: Features, *, sizes_hw: Sequence[SizeHW], image_ids: Sequence[int]
+    ) -> list[Detections]:
+        return self.detect(features, sizes_hw=sizes_hw, image_ids=image_ids)
 
     def detect(
         self, features: Features, *, sizes_hw: Sequence[SizeHW], image_ids: Sequence[int]
@@ -123,6 +128,21 @@ def test_what_a_border_cuts_is_dropped() -> None:
     boxes = torch.tensor([[2.0, 10, 50, 60], [4, 10, 50, 60], [100, 1, 300, 200]])
     kept = drop_cut(make(7, boxes, torch.ones(3)), geometry)
     assert kept.boxes.tolist() == boxes[1:].tolist()  # right, top and bottom end with the picture
+
+
+@pytest.mark.parametrize("view", ["base", "hflip", "scale-2"])
+def test_proposals_are_in_pixels_of_the_picture(store: FeatureStore, view: str) -> None:
+    done: list[int] = []
+    detector = Painted().train()
+    found = propose_store(
+        detector, store, levels=["C4"], batch_size=2, device=torch.device("cpu"), view=view,
+        on_progress=done.append,
+    )  # fmt: skip
+    assert [own.image_id for own in found] == store.truth.image_ids.tolist()
+    for own in found:
+        torch.testing.assert_close(own.boxes, torch.tensor([BOX[0][:4]]).float())
+    assert sum(done) == 3
+    assert detector.training
 
 
 def test_views_the_store_lacks(store: FeatureStore) -> None:

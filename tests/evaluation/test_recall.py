@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cachedet.evaluation.metrics import coco_results, ground_truth_json
-from cachedet.evaluation.recall import proposal_recall
+from cachedet.evaluation.recall import ProposalReport, proposal_recall
 from cachedet.structures import Detections, Truth
 
 
@@ -55,6 +55,11 @@ def test_classes_do_not_matter(truth_of: Callable[..., Truth]) -> None:
     assert math.isnan(two.ar_small)
     assert two.to_json()["ar_small"] is None
     assert two.to_json()["limit"] == 2
+    report = ProposalReport(most_per_picture=3, at_limits=(two, three))
+    assert report.to_json() == {
+        "most_per_picture": 3,
+        "at_limits": [two.to_json(), three.to_json()],
+    }
 
 
 def test_impossible_limits(scene: Any) -> None:

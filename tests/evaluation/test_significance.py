@@ -18,6 +18,7 @@ from cachedet.evaluation.detection_table import tabulate
 from cachedet.evaluation.matches import match_detections
 from cachedet.evaluation.metrics import score_detections
 from cachedet.evaluation.significance import (
+    Interval,
     bootstrap,
     compare_runs,
     draw_pictures,
@@ -183,3 +184,13 @@ def test_nothing_to_find(scene: Any) -> None:
     truth, found = scene(boxes=0).draw(1)
     report = bootstrap(truth, found, resamples=5)
     assert report.ap.to_json() == dict.fromkeys(("value", "low", "high", "share_above_zero"))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "apart"),
+    [(0.01, 0.2, True), (-0.2, -0.01, True), (-0.1, 0.1, False), (0.0, 0.1, False),
+     (math.nan, math.nan, False)],
+)  # fmt: skip
+def test_an_interval_that_tells_runs_apart(low: float, high: float, apart: bool) -> None:
+    own = Interval(value=0.05, low=low, high=high, share_above_zero=0.5)
+    assert own.excludes_zero is apart

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 
 from cachedet.errors import InputError
 from cachedet.evaluation.metrics import ClassScore
-from cachedet.evaluation.strata import count_annotations, stratify
-from cachedet.structures import Truth
+from cachedet.evaluation.strata import parse_edges, stratify
 
 
 def score(category_id: int, ap: float) -> ClassScore:
@@ -51,7 +49,9 @@ def test_another_data_set() -> None:
         stratify(SCORES, {1: 0, 2: 0, 3: 0, 4: 0})
 
 
-def test_counts(truth_of: Callable[..., Truth]) -> None:
-    """By category id, so the order of classes may differ between training and scoring."""
-    boxes = [[[0, 0, 9, 9, 0, 0], [0, 0, 9, 9, 2, 0]], [[0, 0, 9, 9, 2, 0], [0, 0, 9, 9, 2, 1]]]
-    assert count_annotations(truth_of([(10, 10)] * 2, boxes)) == {2: 1, 5: 0, 90: 2}
+def test_bins_as_a_user_writes_them() -> None:
+    assert parse_edges("0,10, 500") == (0, 10, 500)
+    with pytest.raises(InputError, match="need whole numbers and commas, .* got '0;10'"):
+        parse_edges("0;10")
+    with pytest.raises(InputError, match="edges that rise from 0, .* got 5,10"):
+        parse_edges("5,10")

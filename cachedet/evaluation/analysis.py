@@ -1,0 +1,143 @@
+"""Everything the figures of this room say about one set of detections, asked for at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cachedet.errors import InputError
+from cachedet.evaluation.curves import Curves, draw_curves
+from cachedet.evaluation.detection_table import DetectionTable, count_oddities
+from cachedet.evaluation.error_kinds import ErrorReport, analyse_errors
+from cachedet.evaluation.lvis import Federated, LvisScores, score_lvis
+from cachedet.evaluation.metrics import CocoScores, score_table
+from cachedet.evaluation.significance import (
+    BootstrapReport,
+    ComparisonReport,
+    bootstrap,
+    compare_runs,
+)
+from cachedet.evaluation.strata import DEFAULT_EDGES, Stratum, check_edges, stratify
+from cachedet.progress import StageProgress
+from cachedet.structures import Truth
+
+DEFAULT_RESAMPLES = 1000  # of a comparison; percentiles of 95 % need about so many
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """What detections tell; None where it was not asked for or there is nothing to tell from."""
+
+    scores: CocoScores
+    mask_scores: CocoScores | None  # where truth and detections have masks
+    lvis: LvisScores | None
+    mask_lvis: LvisScores | None
+    errors: ErrorReport
+    curves: Curves  # at IoU 0.5
+    intervals: BootstrapReport | None
+    comparison: ComparisonReport | None
+    strata: tuple[Stratum, ...] | None
+    training_boxes: dict[int, int] | None  # category id -> annotations to learn from
+    oddities: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """COCO's figures by their names, every other part under a name of its own."""
+        parts = {
+            "masks": self.mask_scores,
+            "lvis": self.lvis,
+            "lvis_masks": self.mask_lvis,
+            "errors": self.errors,
+            "intervals": self.intervals,
+            "comparison": self.comparison,
+        }
+        told = {name: part.to_json() for name, part in parts.items() if part is not None}
+        if self.strata is not None and self.training_boxes is not None:
+            told["strata"] = {
+                "bins": [stratum.to_json() for stratum in self.strata],
+                "training_boxes": {str(key): own for key, own in self.training_boxes.items()},
+            }
+        return {
+            **self.scores.to_json(),
+            **told,
+            "oddities": dict(self.oddities),
+            "curves": self.curves.to_json(),
+        }
+
+
+def analyse(
+    truth: Truth,
+    table: DetectionTable,
+    *,
+    federated: Federated | None = None,
+    other: DetectionTable | None = None,
+    counts: Mapping[int, int] | None = None,
+    edges: Sequence[int] = DEFAULT_EDGES,
+    resamples: int = 0,
+    seed: int = 0,
+) -> Analysis:
+    """Score detections and say what kinds of errors they make, how sure the figures are.
+
+    Args:
+        truth: of the scored pictures.
+        table: their detections.
+        federated: LVIS's fields of the same pictures: LVIS v1 is scored too.
+        other: detections of another run on the same pictures, compared with `table`'s.
+        counts: category id -> training annotations, for AP by number of them.
+        edges: of the bins of training annotations.
+        resamples: of the bootstrap; 0: no intervals.
+        seed: of the bootstrap.
+
+    Raises InputError: `other` without resamples, edges that do not rise from 0, a class without
+    a count.
+    """
+    require_resamples(resamples, comparing=other is not None)
+    check_edges(edges)
+    scores = score_table(truth, table)
+    intervals, comparison = _resample(truth, table, other, resamples=resamples, seed=seed)
+    masks = truth.masks is not None and table.masks is not None
+    return Analysis(
+        scores=scores,
+        mask_scores=score_table(truth, table, of="segm") if masks else None,
+        lvis=score_lvis(truth, federated, table) if federated else None,
+        mask_lvis=score_lvis(truth, federated, table, of="segm") if federated and masks else None,
+        errors=analyse_errors(truth, table),
+        curves=draw_curves(truth, table),
+        intervals=intervals,
+        comparison=comparison,
+        strata=None if counts is None else stratify(scores.per_class, counts, edges=edges),
+        training_boxes=None if counts is None else dict(counts),
+        oddities=count_oddities(truth, table),
+    )
+
+
+def _resample(
+    truth: Truth,
+    table: DetectionTable,
+    other: DetectionTable | None,
+    *,
+    resamples: int,
+    seed: int,
+) -> tuple[BootstrapReport | None, ComparisonReport | None]:
+    """With a progress line: of large sets it takes minutes."""
+    if not resamples:
+        return None, None
+    runs = 1 if other is None else 2
+    with StageProgress("resample", total=runs * len(truth.categories), unit="classes") as progress:
+        advance = progress.advance
+        if other is None:
+            return bootstrap(
+                truth, table, resamples=resamples, seed=seed, on_progress=advance
+            ), None
+        return None, compare_runs(
+            truth, table, other, resamples=resamples, seed=seed, on_progress=advance
+        )
+
+
+def require_resamples(resamples: int, *, comparing: bool) -> None:
+    """Raises InputError where they are too few, before anything is computed."""
+    if resamples < (1 if comparing else 0):
+        what = "comparisons of runs" if comparing else "intervals"
+        raise InputError(
+            f"{what} need resamples of the bootstrap, such as {DEFAULT_RESAMPLES}, got {resamples}"
+        )

@@ -1,0 +1,310 @@
+"""`cachedet eval` as a user calls it: of runs, of files, and asked for what cannot be."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from cachedet.cli import app
+from cachedet.config import TrainConfig
+from cachedet.evaluate import Questions, evaluate
+from cachedet.store.reader import FeatureStore
+from cachedet.train import train
+from cachedet.training.training_data import count_annotations
+
+SELECTION = {"score_threshold": 0.005}
+NECK = {"kind": "fpn", "channels": 8}
+RETINANET = {"kind": "retinanet", "neck": NECK, "num_convs": 1, "selection": SELECTION}
+FASTER = {
+    "kind": "faster_rcnn",
+    "neck": NECK,
+    "rpn": {"samples": 32, "train_post_nms": 40, "test_post_nms": 30},
+    "roi_head": {"samples": 16, "num_convs": 0, "fc_channels": 16},
+    "selection": SELECTION,
+}
+
+
+def make_config(detector: dict[str, Any]) -> TrainConfig:
+    schedule = {"epochs": 2, "batch_size": 4, "optimizer": "adamw", "lr": 3e-3, "warmup_steps": 1}
+    return TrainConfig.model_validate(
+        {"detector": detector, "schedule": schedule, "device": "cpu", "eval_every": 0}
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs a and b."""
+    folder = tmp_path_factory.mktemp("runs")
+    train(make_config(RETINANET), train_store=tiny.train, run=folder / "a")
+    train(make_config(FASTER), train_store=tiny.train, run=folder / "b")
+    return folder
+
+
+def call(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["eval", *map(str, arguments)])
+
+
+def refused(*arguments: object) -> str:
+    """The one line of an error."""
+    result = call(*arguments)
+    assert result.exit_code == 1, result.output
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+    return str(result.stderr)
+
+
+def told_by(*arguments: object) -> dict[str, Any]:
+    result = call(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    told: dict[str, Any] = json.loads(result.stdout)
+    return told
+
+
+def test_a_run_knows_what_it_learnt_from(tiny: Any, runs: Path) -> None:
+    """AP by training annotations without naming anything; the JSON is the results file."""
+    told = told_by(runs / "a", "--store", tiny.val, "--device", "cpu")
+    counts = count_annotations(FeatureStore.open(tiny.train).truth)
+    assert told["strata"]["training_boxes"] == {str(key): own for key, own in counts.items()}
+    assert [own["name"] for own in told["strata"]["bins"]] == ["0-9", "10-99", "100-999", "1000+"]
+    assert told["training"] == str(tiny.train)
+    assert not {"intervals", "comparison", "lvis", "proposals"} & told.keys()
+    assert json.loads((runs / "a" / "results.json").read_text()) == told
+
+
+def test_a_run_made_before_runs_noted_it(tiny: Any, runs: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(runs / "a", old)
+    (old / "training.json").unlink()
+    shown = call(old, "--store", tiny.val, "--device", "cpu")
+    assert shown.exit_code == 0
+    assert shown.stdout.count("AP by training annotations is left out: the run was made bef") == 1
+    told = told_by(old, "--store", tiny.val, "--training", tiny.train, "--bins", "0,3")
+    assert [own["name"] for own in told["strata"]["bins"]] == ["0-2", "3+"]
+    named = told_by(old, "--store", tiny.val, "--training", tiny.paths.train, "--bins", "0,3")
+    assert named["strata"] == told["strata"]
+    assert "--bins needs training annotations, and " in refused(
+        old, "--store", tiny.val, "--bins", "0,3"
+    )
+
+
+def test_two_runs_on_the_same_store(tiny: Any, runs: Path) -> None:
+    options = ("--store", tiny.val, "--device", "cpu", "--resamples", 20)
+    told = told_by(runs / "a", "--against", runs / "b", *options)
+    alone = told_by(runs / "b", *options)
+    assert told["comparison"]["second"] == alone["intervals"]
+    assert told["comparison"]["first"]["ap"]["value"] == pytest.approx(told["ap"])
+    assert told["against"] == str(runs / "b")
+    same = call(runs / "a", "--against", runs / "a", *options)
+    assert "These pictures cannot tell the runs apart by AP" in same.stdout
+    assert (
+        told_by(runs / "a", "--against", runs / "b", "--store", tiny.val)["comparison"][
+            "difference"
+        ]["resamples"]
+        == 1000
+    )
+
+
+def test_files_tell_what_the_run_told(tiny: Any, runs: Path, tmp_path: Path) -> None:
+    """Any producer's results: here our own, against the annotation file instead of the store."""
+    of_run = told_by(runs / "a", "--store", tiny.val, "--device", "cpu")
+    told_by(runs / "b", "--store", tiny.val, "--device", "cpu")
+    files = ("--detections", runs / "a" / "detections.json", "--annotations", tiny.paths.val)
+    out = tmp_path / "out.json"
+    told = told_by(*files, "--training", tiny.train, "--out", out)
+    assert json.loads(out.read_text()) == told
+    for name in ("ap", "ap50", "ar100", "strata", "errors", "oddities"):
+        assert told[name] == of_run[name], name
+    shown = call(*files, "--against", runs / "b" / "detections.json", "--out", out)
+    assert shown.exit_code == 0
+    assert "COCO figures of boxes" in shown.stdout
+    assert "1000 resamples of 4 pictures" in " ".join(shown.stdout.split())
+    assert "comparison" in json.loads(out.read_text())
+
+
+def lvis_file(annotations: Path, path: Path) -> Path:
+    """The same pictures and boxes in another order, with LVIS's fields."""
+    content = json.loads(annotations.read_text())
+    for category in content["categories"]:
+        category["frequency"] = "rcf"[category["id"] % 2]
+    ids = [category["id"] for category in content["categories"]]
+    for image in content["images"]:
+        image["neg_category_ids"], image["not_exhaustive_category_ids"] = [], ids[4:5]
+    content["images"].reverse()
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_lvis_of_a_run_and_of_its_file(tiny: Any, runs: Path, tmp_path: Path) -> None:
+    lvis = lvis_file(tiny.paths.val, tmp_path / "lvis.json")
+    scored = ("--annotations", lvis, "--lvis")
+    of_run = told_by(runs / "a", "--store", tiny.val, "--device", "cpu", *scored)
+    of_file = told_by("--detections", runs / "a" / "detections.json", *scored)
+    assert of_run["lvis"] == of_file["lvis"]
+    assert of_run["lvis"]["num_judged"] < of_run["lvis"]["num_detections"]
+    assert of_run["annotations"] == str(lvis)
+    plain = told_by(runs / "a", "--store", tiny.val, "--device", "cpu")
+    assert plain["ap"] == pytest.approx(of_run["ap"], abs=1e-9)
+    shown = call(runs / "a", "--store", tiny.val, *scored)
+    assert "LVIS v1 figures of boxes" in shown.stdout
+
+
+def test_proposals_of_two_stage_detectors(tiny: Any, runs: Path) -> None:
+    told = told_by(runs / "b", "--store", tiny.val, "--device", "cpu", "--proposals")
+    assert told["proposals"]["most_per_picture"] == 30
+    recalls = {own["limit"]: own["ar"] for own in told["proposals"]["at_limits"]}
+    assert list(recalls) == [10, 100, 300, 1000]
+    assert 0 < recalls[10] <= recalls[100] == recalls[300] == recalls[1000]
+    shown = call(runs / "b", "--store", tiny.val, "--proposals", "--views", "base")
+    assert "recall of proposals (the RPN keeps 30 a picture)" in shown.stdout
+    message = refused(runs / "a", "--store", tiny.val, "--proposals")
+    assert "needs a two-stage detector" in message
+    assert "is a retinanet" in message
+    assert "are those of one view, got base,hflip" in refused(
+        runs / "b", "--store", tiny.train, "--proposals", "--views", "base,hflip"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "there is nothing to score: give a run and its store, .* or files of any producer"),
+        ("{a}", "--store is missing: the store to score .*a on; give a run and its store"),
+        ("{a} --detections {found} --annotations {truth}", "got both the run .* and --detections"),
+        ("--store {store}", "there is nothing to score"),
+        ("--annotations {truth}", "there is nothing to score"),
+        ("--detections {found}", "--detections and --annotations are needed together; give"),
+        (
+            "--detections {found} --annotations {truth} --store {store} --proposals",
+            "--store, --proposals cannot be used with --detections",
+        ),
+        ("--detections {found} --annotations {truth} --views base", "--views cannot be used with"),
+        ("--detections {found} --annotations {truth} --weights last", "--weights cannot be used"),
+        ("--detections {found} --annotations {truth} --device cpu", "--device cannot be used"),
+        (
+            "--detections {found} --annotations {truth} --against {b}",
+            "--against expects a results file .* got the folder .*; of a run give .*b/detections",
+        ),
+        (
+            "--detections {found} --annotations {truth} --against {found} --resamples 0",
+            "comparisons of runs need resamples of the bootstrap, such as 1000, got 0",
+        ),
+        ("--detections {found} --annotations {truth} --bins 0,5", "--bins needs training annotat"),
+        (
+            "--detections {found} --annotations {truth} --training {truth} --bins 5,1",
+            "edges that rise from 0, such as 0,10,100,1000, got 5,1",
+        ),
+        (
+            "--detections {found} --annotations {truth} --training {truth} --bins few",
+            "need whole numbers and commas, such as 0,10,100,1000, got 'few'",
+        ),
+        ("--detections {found} --annotations {truth} --training nowhere", "there is no nowhere"),
+        ("--detections {found} --annotations {truth} --lvis", "needs a `frequency` of r, c or f"),
+        ("--detections {found} --annotations {truth} --out nowhere/x.json", "folder that exists"),
+        ("--detections {found} --annotations {truth} --out {truth}", "is one of the inputs; name"),
+        ("{a} --store {store} --lvis", "--lvis needs --annotations: a store does not keep which"),
+        ("{a} --store {store} --against {found}", "--against expects a run folder .* got the file"),
+        ("{a} --store {store} --against nowhere", "nowhere is not a run folder"),
+        ("{a} --store {store} --against {b} --resamples 0", "comparisons of runs need resamples"),
+        ("{a} --store {store} --weights worst", "weights: Input should be 'best' or 'last'"),
+        (
+            "{a} --store {store} --annotations {train}",
+            "says that image id 1 has 256 x 320 pixels, the store",
+        ),
+        ("{a} --store nowhere", "nowhere"),
+        ("nowhere --store {store}", "nowhere is not a run folder"),
+    ],
+)
+def test_what_cannot_be(
+    tiny: Any, runs: Path, tmp_path: Path, arguments: str, message: str
+) -> None:
+    found = tmp_path / "found.json"
+    found.write_text("[]")
+    places = {
+        "a": runs / "a",
+        "b": runs / "b",
+        "store": tiny.val,
+        "found": found,
+        "truth": tiny.paths.val,
+        "train": tiny.paths.train,
+    }
+    before = tiny.paths.val.read_bytes()
+    error = refused(*(part.format(**places) for part in arguments.split()))
+    assert re.search(message, error), error
+    assert tiny.paths.val.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is not JSON in UTF-8"),
+        ("{}", "expected a list of detections, got a dict"),
+        ('[{"image_id": 99999, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 1}]', "a picture"),
+        ('[{"image_id": 1, "category_id": 4, "bbox": [0, 0, 1, 1], "score": 1}]', "is not a class"),
+        (
+            '[{"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1], "score": NaN}]',
+            "finite `score",
+        ),
+        ('[{"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 1e999}]', "finite `sc"),
+        (
+            '[{"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 1%s}]' % ("0" * 400),
+            "finite `score",
+        ),
+        ('[{"image_id": 1, "category_id": 3, "bbox": [0, 0, 1], "score": 1}]', "finite `bbox`"),
+        ('[{"image_id": 1, "category_id": 3, "score": 1}]', "finite `bbox`"),
+    ],
+)
+def test_results_that_are_none(tiny: Any, tmp_path: Path, content: str, message: str) -> None:
+    image_id = json.loads(tiny.paths.val.read_text())["images"][0]["id"]
+    found = tmp_path / "found.json"
+    found.write_text(content.replace('"image_id": 1,', f'"image_id": {image_id},'))
+    error = refused("--detections", found, "--annotations", tiny.paths.val)
+    assert message in error
+
+
+def test_results_that_are_seldom_meant(tiny: Any, tmp_path: Path) -> None:
+    """Scored as the official tools do, and said."""
+    content = json.loads(tiny.paths.val.read_text())
+    image_id = content["images"][0]["id"]
+    row = {"image_id": image_id, "category_id": 3, "bbox": [-50, 0, 400, 3], "score": 1.5}
+    found = tmp_path / "found.json"
+    found.write_text(json.dumps([row] * 10_001))
+    shown = call("--detections", found, "--annotations", tiny.paths.val)
+    assert shown.exit_code == 0
+    for note in (
+        "boxes beyond their picture: 10001",
+        "exact duplicates: 10000",
+        "scores outside 0..1: 10001",
+        "past the limit of a class and picture: 9901",
+        "pictures without detections: 3",
+    ):
+        assert f"note: {note}" in shown.stdout
+    found.write_text("[]")
+    told = told_by("--detections", found, "--annotations", tiny.paths.val)
+    assert (told["ap"], told["num_detections"]) == (0.0, 0)
+
+
+def test_runs_of_other_features(tiny: Any, runs: Path, tmp_path: Path) -> None:
+    """Both runs must fit the store before either is scored; another class is named shortly."""
+    from cachedet.extract import extract
+
+    extract(tiny.extract_config(tmp_path / "none.zarr", weights="none"))
+    train(make_config(RETINANET), train_store=tmp_path / "none.zarr", run=tmp_path / "c")
+    error = refused(runs / "a", "--store", tiny.val, "--against", tmp_path / "c")
+    assert f"the run {tmp_path / 'c'} was trained on features with weights_digest = " in error
+    assert "cachedet eval --detections A/detections.json --against B/detections.json" in error
+
+
+def test_from_python(tiny: Any, runs: Path) -> None:
+    report = evaluate(runs / "a", store=tiny.val, questions=Questions(resamples=10))
+    assert report.analysis.intervals is not None
+    assert report.analysis.intervals.ap.value == pytest.approx(report.scores.ap)
+    assert report.to_json()["run"] == str(runs / "a")
+    assert yaml.safe_load((runs / "a" / "config.yaml").read_text())["seed"] == 0

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cachedet.errors import CheckpointError
+from cachedet.structures import CategoryMap, Truth
+from cachedet.training.run_folder import RunFolder
+from cachedet.training.training_data import TrainingData, count_annotations
+
+DATA = TrainingData(
+    store="s3://bucket/train.zarr",
+    fingerprint="f00",
+    pictures=7,
+    categories=CategoryMap(ids=(0, 90), names=("cat", "<b>dog</b>")),
+    boxes={0: 12, 90: 0},
+)
+
+
+def test_crowds_do_not_count(truth_of: Callable[..., Truth]) -> None:
+    """By category id, so the order of classes may differ between training and scoring."""
+    boxes = [[[0, 0, 9, 9, 0, 0], [0, 0, 9, 9, 2, 0]], [[0, 0, 9, 9, 2, 0], [0, 0, 9, 9, 2, 1]]]
+    assert count_annotations(truth_of([(10, 10)] * 2, boxes)) == {2: 1, 5: 0, 90: 2}
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert TrainingData.read(folder) is None
+    DATA.write(folder)
+    assert TrainingData.read(folder) == DATA
+    before = folder.training.read_bytes()
+    DATA.write(folder)
+    assert folder.training.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["training.json"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"store": 1}', None])
+def test_damaged(tmp_path: Path, content: str | None) -> None:
+    folder = RunFolder(tmp_path)
+    whole = DATA.to_json()
+    whole["classes"][1]["boxes"] = "many"
+    folder.training.write_text(json.dumps(whole) if content is None else content)
+    with pytest.raises(CheckpointError, match=r"training.json is damaged .* with --training"):
+        TrainingData.read(folder)
