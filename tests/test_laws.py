@@ -15,7 +15,8 @@ ORDER = (
     "version", "errors", "collective", "structures", "masks", "progress", "detector_config",
     "config", "device",
     "data", "backbone", "store", "extraction", "detector", "training", "evaluation",
-    "train", "evaluate", "extract", "predict", "model", "demo", "tables", "commands", "cli", "__main__",
+    "train", "evaluate", "extract", "predict", "model", "demo", "tables", "commands", "cli",
+    "__main__",
 )  # fmt: skip
 
 

@@ -227,7 +227,7 @@ class FeatureStore:
             for shard in self._shards_of(number, level):
                 out = buffers.arrays[level][shard.part.name][0]
                 frame = self._chunks.read(Chunk(shard, slot, out))
-                packed.append(bytes(frame) if shard.part.packing == "zstd" else out.copy())
+                packed.append(bytes(frame) if shard.part.packing == "zstd" else out.copy(order="K"))
         return tuple(packed)
 
     def encoded_nbytes(self, views: Collection[str], levels: Sequence[str]) -> tuple[int, int]:
@@ -256,10 +256,7 @@ class FeatureStore:
         return EncodedFeatures(
             bucket=bucket,
             arrays={
-                level: {
-                    part.name: np.empty((count, *part.shape), dtype=part.dtype)
-                    for part in known[level].parts
-                }
+                level: {part.name: part.empty(count) for part in known[level].parts}
                 for level in self._known_levels(levels)
             },
         )
@@ -273,12 +270,24 @@ class FeatureStore:
         return self.decode_parts(encoded.bucket, parts)
 
     def decode_parts(
-        self, bucket: SizeHW, parts: Mapping[str, Mapping[str, torch.Tensor]]
+        self,
+        bucket: SizeHW,
+        parts: Mapping[str, Mapping[str, torch.Tensor]],
+        *,
+        out: Features | None = None,
     ) -> Features:
-        """The same of stored arrays (n, *part.shape) by level and part, on the device they are."""
+        """The same of stored arrays (n, *part.shape) by level and part, on the device they are.
+
+        New maps, or those of `out` filled with them.
+        """
         known = self._plan.layout.levels(bucket)
         return {
-            level: self._plan.codec.decode(own, level=level, shape=known[level].shape)
+            level: self._plan.codec.decode(
+                own,
+                level=level,
+                shape=known[level].shape,
+                out=None if out is None else out[level],
+            )
             for level, own in parts.items()
         }
 
