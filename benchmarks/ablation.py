@@ -1,7 +1,7 @@
 """Which augmentation survives the cache: views and feature-space augmentation against live pixels.
 
 python benchmarks/ablation.py --images DIR --train train.zarr --val val.zarr --out DIR \
-    [--epochs 20] [--seeds 0,1,2] [--only "none,jitter 2"] [--config configs/retinanet_fpn_tiny.yaml]
+    [--epochs 20] [--seeds 0,1,2] [--only "none,jitter 2"] [--config CONFIG]
 
 The training store needs the views base, hflip and jitter draws of one range; `live` decodes the
 pictures and runs the frozen backbone in every step, each time with a new draw of the same recipe
