@@ -192,7 +192,7 @@ class TrainConfig(Config):
     views: ViewsConfig = None  # None: all the store has; one is drawn per picture and epoch
     sampling: SamplingConfig = UniformConfig()
     residency: Literal["stream", "ram", "device", "auto"] = "auto"  # where features wait
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     eval_every: Annotated[int, Field(ge=0)] = 1  # epochs between validations; 0: only at the end
     device: str = "auto"
     compile: bool = False  # torch.compile the neck and heads

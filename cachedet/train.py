@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cachedet.collective import is_first, rank, world_size
+from cachedet.collective import from_first, is_first, rank, world_size
 from cachedet.config import EvalConfig, TrainConfig
 from cachedet.detector.build import Detector, choose_levels
 from cachedet.detector_config import trains_masks
@@ -29,6 +29,7 @@ from cachedet.training.interruption import StopSignals
 from cachedet.training.loader import FeatureLoader, make_loader
 from cachedet.training.loop import EARLY_STOPPING, FINISHED, MAX_STEPS, TrainingLoop, Validator
 from cachedet.training.optimizer import count_trained
+from cachedet.training.pinned_views import pin_views
 from cachedet.training.records import RunRecords
 from cachedet.training.run_folder import RunFolder
 from cachedet.training.start import start_or_continue
@@ -105,8 +106,11 @@ def _train_together(
     restarts: int,
 ) -> TrainReport:
     """`train` on each of the processes that have joined, or on the only one."""
-    store = _open_complete(train_store)
-    validation = _open_complete(val_store) if val_store else None
+    store = FeatureStore.open(train_store)
+    goes_on = resume or restarts > 0
+    config = from_first(lambda: pin_views(config, store, folder, goes_on=goes_on))
+    store.require_complete(tuple(config.views or ()))
+    validation = _open_complete(val_store, views=["base"]) if val_store else None
     _require_fit(config, store, validation)
     torch.manual_seed(config.seed)
     loader = make_loader(config, store, rank=rank(), world_size=world_size())
@@ -244,9 +248,9 @@ def _require_masks(config: TrainConfig, store: FeatureStore) -> None:
         )
 
 
-def _open_complete(path: Path | str) -> FeatureStore:
+def _open_complete(path: Path | str, *, views: Sequence[str]) -> FeatureStore:
     store = FeatureStore.open(path)
-    store.require_complete()
+    store.require_complete(views)
     return store
 
 

@@ -47,7 +47,7 @@ class Chunk(NamedTuple):
 
     shard: Shard
     slot: int
-    out: NDArray[Any]  # of shard.part.shape, contiguous
+    out: NDArray[Any]  # of shard.part.shape, as `Part.empty` makes it
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,8 @@ class ChunkReader:
             raise
 
     def _read(self, chunk: Chunk) -> memoryview:
-        shard, slot, out = chunk
+        shard, slot = chunk.shard, chunk.slot
+        out = shard.part.in_order(chunk.out)
         file, index = self._open_shard(shard)
         offset, nbytes = index.table[slot].tolist()
         is_compressed = shard.part.packing == "zstd"

@@ -14,6 +14,7 @@ from cachedet.store.codec import (
     Shape,
     State,
     as_array,
+    as_maps,
     refuse_values,
     require_finite,
 )
@@ -50,10 +51,16 @@ class FloatCodec:
         bits = rounded.view(torch.uint16) if self.stored == "uint16" else rounded
         return Encoded(parts={"values": as_array(bits)})
 
-    def decode(self, parts: Mapping[str, Tensor], *, level: str, shape: Shape) -> Tensor:
+    def decode(
+        self,
+        parts: Mapping[str, Tensor],
+        *,
+        level: str,
+        shape: Shape,
+        out: Tensor | None = None,
+    ) -> Tensor:
         values = parts["values"]
-        floats = values.view(self.dtype) if self.stored == "uint16" else values
-        return floats.to(torch.float32, copy=True)
+        return as_maps(values.view(self.dtype) if self.stored == "uint16" else values, out)
 
     def error_bound(self, maps: Tensor, *, level: str) -> Tensor:
         return (maps.abs() * self.relative_error).clamp(min=self.absolute_error)

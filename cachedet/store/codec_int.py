@@ -22,6 +22,7 @@ from cachedet.store.codec import (
     Shape,
     State,
     as_array,
+    as_maps,
     refuse_values,
     require_finite,
     take_state,
@@ -79,8 +80,15 @@ class Int8Codec:
         codes = (exact / divisor).round_()  # at most 127 or 255: no value is beyond the peak
         return Encoded(parts={"codes": as_array(codes.to(dtype)), "scale": as_array(scale)})
 
-    def decode(self, parts: Mapping[str, Tensor], *, level: str, shape: Shape) -> Tensor:
-        return parts["codes"].to(torch.float32).mul_(parts["scale"][:, :, None, None])
+    def decode(
+        self,
+        parts: Mapping[str, Tensor],
+        *,
+        level: str,
+        shape: Shape,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        return as_maps(parts["codes"], out).mul_(parts["scale"][:, :, None, None])
 
     def error_bound(self, maps: Tensor, *, level: str) -> Tensor:
         exact = maps.to(torch.float32)
@@ -145,9 +153,17 @@ class Int4Codec:
         codes = (exact / torch.where(steps > 0, steps, 1.0)).round_().clamp_(-7, 7)
         return Encoded(parts={"nibbles": as_array(pack_nibbles(codes)), "scale": as_array(scale)})
 
-    def decode(self, parts: Mapping[str, Tensor], *, level: str, shape: Shape) -> Tensor:
+    def decode(
+        self,
+        parts: Mapping[str, Tensor],
+        *,
+        level: str,
+        shape: Shape,
+        out: Tensor | None = None,
+    ) -> Tensor:
         codes = unpack_nibbles(parts["nibbles"], shape)
-        return codes.mul_(_spread(parts["scale"].float(), codes.shape))
+        maps = codes.mul_(_spread(parts["scale"].float(), codes.shape))
+        return maps if out is None else as_maps(maps, out)
 
     def error_bound(self, maps: Tensor, *, level: str) -> Tensor:
         exact = maps.to(torch.float32)

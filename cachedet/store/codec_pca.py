@@ -22,6 +22,7 @@ from cachedet.store.codec import (
     Shape,
     State,
     as_array,
+    as_maps,
     refuse_values,
     require_finite,
     take_state,
@@ -61,6 +62,11 @@ class Projection:
         maps = self.basis.T.to(components.device) @ components.flatten(2)
         maps += self.mean.to(maps.device)[:, None]
         return maps.reshape(len(maps), -1, *components.shape[2:])
+
+    def restore(self, components: Tensor, out: Tensor | None) -> Tensor:
+        """The same as `backward`: new maps, or `out` filled with them."""
+        maps = self.backward(components)
+        return maps if out is None else as_maps(maps, out)
 
     def lost(self, maps: Tensor) -> Tensor:
         """Length of what the projection drops in each cell, (n, 1, h, w)."""
@@ -117,8 +123,16 @@ class PcaCodec:
         rotated = self.projections[level].forward(exact)
         return self._inner.encode(rotated, level=level, pictures=pictures)
 
-    def decode(self, parts: Mapping[str, Tensor], *, level: str, shape: Shape) -> Tensor:
-        return self.projections[level].backward(self._inner.decode(parts, level=level, shape=shape))
+    def decode(
+        self,
+        parts: Mapping[str, Tensor],
+        *,
+        level: str,
+        shape: Shape,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        rotated = self._inner.decode(parts, level=level, shape=shape)
+        return self.projections[level].restore(rotated, out)
 
     def error_bound(self, maps: Tensor, *, level: str) -> Tensor:
         """A bound of the error's length in each cell, hence of each value: (n, 1, h, w)."""
@@ -228,7 +242,14 @@ class SnrCodec:
             largest = (exact.abs() == top) & bad[:, None, None, None]
             refuse_values(exact, largest, remedy, level=level, pictures=pictures)
 
-    def decode(self, parts: Mapping[str, Tensor], *, level: str, shape: Shape) -> Tensor:
+    def decode(
+        self,
+        parts: Mapping[str, Tensor],
+        *,
+        level: str,
+        shape: Shape,
+        out: Tensor | None = None,
+    ) -> Tensor:
         components = []
         if "codes" in parts:
             components.append(parts["codes"].to(torch.float32))
@@ -236,7 +257,7 @@ class SnrCodec:
             narrow = len(self.projections[level].basis) - self.wide[level]
             components.append(unpack_nibbles(parts["nibbles"], (narrow, *shape[1:])))
         rotated = torch.cat(components, dim=1).mul_(self.steps[level])
-        return self.projections[level].backward(rotated)
+        return self.projections[level].restore(rotated, out)
 
     def error_bound(self, maps: Tensor, *, level: str) -> Tensor:
         """A bound of the error's length in each cell, hence of each value: (n, 1, h, w)."""

@@ -37,13 +37,13 @@ from cachedet.store.layout import (
     MANIFEST,
     METADATA,
     TRUTH,
-    Layout,
     make_metadata,
     metadata_digest,
 )
 from cachedet.store.leases import COMMIT_LOCK, commit_lock
 from cachedet.store.leftovers import is_dead, remove_leftovers
 from cachedet.store.manifest import (
+    READABLE_FORMATS,
     Manifest,
     digest_json,
     encode_manifest,
@@ -159,7 +159,7 @@ def _make_files(
     codec = make_codec(manifest.codec)
     if codec.needs_fit:
         codec = fit(codec)
-    layout = Layout(spec=manifest.spec, codec=codec)
+    layout = manifest.layout(codec)
     require_space(root, sum(len(b.rows) * layout.least_picture_nbytes(b.bucket) for b in blocks))
     metadata = make_metadata(blocks=blocks, layout=layout, block_size=manifest.block_size)
     decided = replace(
@@ -224,13 +224,17 @@ def _restore_manifest(root: Path, manifest: Manifest, truth: Truth) -> None:
             raise
         codec = make_codec(manifest.codec)
         state = load_state(source, codec, manifest.spec)
-        decided = replace(manifest, codec_digest=state_digest(state))
-        if not _is_proven(root, decided):
+        like_it = [
+            replace(manifest, codec_digest=state_digest(state), format_version=number)
+            for number in READABLE_FORMATS
+        ]
+        decided = next((one for one in like_it if _is_proven(root, one)), None)
+        if decided is None:
             raise StoreError(
                 f"{error}. No commit record shows that it held what is asked for now; give the "
                 "same inputs, copy the file from a backup, or extract into a new --store"
             ) from error
-        layout = Layout(spec=decided.spec, codec=codec.with_state(state, spec=decided.spec))
+        layout = decided.layout(codec.with_state(state, spec=decided.spec))
         metadata = make_metadata(
             blocks=decided.plan(truth), layout=layout, block_size=decided.block_size
         )

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import zarr
 from zarr.abc.buffer import Buffer
-from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+from zarr.codecs import BytesCodec, Crc32cCodec, TransposeCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from cachedet.store.blocks import Block
@@ -35,6 +35,8 @@ _MOST_NBYTES = {
     CODEC_STATE: 1 << 30,  # bases of three levels of 8,192 channels take 0.8 GB
     METADATA: 64 << 10,  # an array of five axes takes 2 kB
 }
+_CELLS_LAST_FROM = 3
+_MAP_AXES = 3
 _MOST_RECORD_NBYTES = 1 << 20  # 64 levels of two parts and 256 pictures take 0.4 MB
 
 
@@ -48,21 +50,34 @@ class LevelArrays:
 
 
 class Layout:
-    """Which arrays the blocks of a store have; a function of levels and codec."""
+    """Which arrays the blocks of a store have; a function of levels, codec and format version.
 
-    def __init__(self, *, spec: FeatureSpec, codec: Codec) -> None:
+    From format 3 on, maps that are not compressed lie cell after cell: turning them when they are
+    read took most of the time of decoding. Compressed ones stay channel after channel.
+    """
+
+    def __init__(self, *, spec: FeatureSpec, codec: Codec, format_version: int) -> None:
         self._spec = spec
         self._codec = codec
+        self._cells_last = format_version >= _CELLS_LAST_FROM
         self._by_bucket: dict[SizeHW, dict[str, LevelArrays]] = {}
 
     def levels(self, bucket: SizeHW) -> Mapping[str, LevelArrays]:
         """The arrays of every level, by its name."""
         if bucket not in self._by_bucket:
             self._by_bucket[bucket] = {
-                level: LevelArrays(level=level, shape=shape, parts=self._codec.parts(level, shape))
+                level: LevelArrays(level=level, shape=shape, parts=self._parts_of(level, shape))
                 for level, shape in self._spec.map_shapes(bucket).items()
             }
         return self._by_bucket[bucket]
+
+    def _parts_of(self, level: str, shape: Shape) -> tuple[Part, ...]:
+        return tuple(
+            replace(part, cells_last=True)
+            if self._cells_last and part.packing == "crc32c" and len(part.shape) == _MAP_AXES
+            else part
+            for part in self._codec.parts(level, shape)
+        )
 
     def parts(self, bucket: SizeHW) -> dict[str, Part]:
         """Every array of a bucket by its path below the bucket's group: {"C3/codes": ...}."""
@@ -160,6 +175,7 @@ def _create_array(
         chunks=(1, *part.shape),
         shards=(block_size, *part.shape),
         dtype=part.dtype,
+        filters=[TransposeCodec(order=(0, 2, 3, 1))] if part.cells_last else None,
         serializer=BytesCodec(endian="little")
         if part.dtype[-1] != "8"
         else BytesCodec(endian=None),

@@ -20,15 +20,17 @@ from numpy.typing import NDArray
 from cachedet.data.views import MOST_VIEWS, view_named
 from cachedet.errors import StoreError
 from cachedet.store.blocks import Block, plan_blocks
+from cachedet.store.codec import Codec
 from cachedet.store.durable import encode_json
 from cachedet.store.json_types import require_types
-from cachedet.store.layout import COMMITS, MANIFEST, most_nbytes
+from cachedet.store.layout import COMMITS, MANIFEST, Layout, most_nbytes
 from cachedet.store.shards import proves_damage, unreadable
 from cachedet.store.source import ByteSource
 from cachedet.structures import CategoryMap, FeatureSpec, Preprocessing, Truth
 from cachedet.version import __version__
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+READABLE_FORMATS = (2, 3)  # 3: maps that are not compressed lie cell after cell
 _LARGEST_SIDE = 1 << 20  # pixels of a picture with its padding
 _LONGEST_NAME = 200  # characters of a codec or view; folders and messages hold them
 _RESTORE = (
@@ -63,6 +65,7 @@ class Manifest:
     versions: dict[str, str]  # for people; not part of the identity
     codec_digest: str = ""  # of what the codec learnt from the sample; decided when a store is made
     metadata_digest: str = ""  # of all zarr.json files; decided when a store is made
+    format_version: int = FORMAT_VERSION  # of the files; part of the fingerprint from 3 on
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide which features the store holds."""
@@ -85,13 +88,20 @@ class Manifest:
         }
 
     def fingerprint(self) -> str:
-        """sha256 over the identity fields and what the codec learnt."""
-        return digest_json({**self.identity(), "codec_digest": self.codec_digest})
+        """sha256 over the identity fields, what the codec learnt and from 3 on the format."""
+        return digest_json(self._fingerprinted())
 
     def block_fingerprint(self) -> str:
         """The same without the list of views: what the bytes of one block depend on."""
+        return digest_json({k: v for k, v in self._fingerprinted().items() if k != "views"})
+
+    def _fingerprinted(self) -> dict[str, Any]:
         fields = {**self.identity(), "codec_digest": self.codec_digest}
-        return digest_json({k: v for k, v in fields.items() if k != "views"})
+        return (
+            fields
+            if self.format_version == 2
+            else {**fields, "format_version": self.format_version}
+        )
 
     def differing_fields(self, other: Manifest) -> list[str]:
         """``"codec: 'fp16' here, 'fp32' there"`` for each identity field that differs."""
@@ -109,6 +119,10 @@ class Manifest:
                 return field
         return None
 
+    def layout(self, codec: Codec) -> Layout:
+        """The arrays of its blocks."""
+        return Layout(spec=self.spec, codec=codec, format_version=self.format_version)
+
     def plan(self, truth: Truth) -> tuple[Block, ...]:
         """Every block of the finished store."""
         return plan_blocks(
@@ -121,7 +135,7 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         body = {
-            "format_version": FORMAT_VERSION,
+            "format_version": self.format_version,
             **self.identity(),
             "weights": self.weights,
             "skipped": [list(pair) for pair in self.skipped],
@@ -158,6 +172,7 @@ class Manifest:
                 versions=dict(values["versions"]),
                 codec_digest=values["codec_digest"],
                 metadata_digest=values["metadata_digest"],
+                format_version=values["format_version"],
             )
             require_types(manifest, cls, name="manifest")
             _require_sane(manifest)
@@ -236,7 +251,11 @@ def load_manifest(source: ByteSource) -> Manifest:
         raise StoreError(f"{where} is damaged: it is not JSON ({error}). {_RESTORE}") from error
     found = values.get("format_version")
     if not is_whole:
-        other = f" (it names store format {reprlib.repr(found)})" if found != FORMAT_VERSION else ""
+        other = (
+            f" (it names store format {reprlib.repr(found)})"
+            if found not in READABLE_FORMATS
+            else ""
+        )
         raise StoreError(
             f"{where} is damaged: its checksum does not fit its fields{other}. {_RESTORE}"
         )
@@ -296,14 +315,14 @@ def _require_sane(manifest: Manifest) -> None:
 
 
 def _require_version(found: object, where: str) -> None:
-    if found == FORMAT_VERSION:
+    if isinstance(found, int) and found in READABLE_FORMATS:
         return
-    if isinstance(found, int) and 0 < found < FORMAT_VERSION:
+    if isinstance(found, int) and 0 < found < READABLE_FORMATS[0]:
         raise StoreError(
             f"{where} has store format {found}, which no released cachedet wrote; "
             f"extract again: this one writes format {FORMAT_VERSION}"
         )
     raise StoreError(
         f"{where} has store format {reprlib.repr(found)}, this cachedet {__version__} reads "
-        f"{FORMAT_VERSION}; upgrade cachedet to read it"
+        f"{' and '.join(map(str, READABLE_FORMATS))}; upgrade cachedet to read it"
     )

@@ -75,7 +75,7 @@ class StorePlan:
             truth=truth,
             contents=contents,
             codec=codec,
-            layout=Layout(spec=manifest.spec, codec=codec),
+            layout=manifest.layout(codec),
             blocks=blocks,
         )
 

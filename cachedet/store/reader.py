@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from cachedet.errors import MissingFeatureError, StoreError
 from cachedet.store.blocks import Block
 from cachedet.store.chunks import Chunk, ChunkReader, Shard
 from cachedet.store.codec import Part
+from cachedet.store.encoded import EncodedFeatures
 from cachedet.store.layout import COMMITS, shard_key
 from cachedet.store.manifest import Manifest
 from cachedet.store.plan import StorePlan
@@ -35,14 +35,6 @@ Packed = tuple[bytes | NDArray[Any], ...]
 """Stored parts of one picture, level by level: zstd frames, or arrays that are not compressed."""
 
 _WORTH_A_THREAD = 1_000_000  # bytes of one read below which handing it out costs more
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EncodedFeatures:
-    """Stored arrays of n pictures of one bucket, checked but not decoded."""
-
-    bucket: SizeHW
-    arrays: dict[str, dict[str, NDArray[Any]]]  # level -> part -> (n, *part.shape)
 
 
 class FeatureStore:
@@ -205,7 +197,7 @@ class FeatureStore:
         if out is None:
             out = self.make_buffers(bucket, len(keys), levels)
         wanted = self._known_levels(levels)
-        _require_fitting(out, bucket, len(keys), wanted)
+        out.require_fits(bucket, len(keys), wanted)
         self._read_chunks(
             [
                 Chunk(shard, slot, out.arrays[level][shard.part.name][place])
@@ -227,7 +219,7 @@ class FeatureStore:
             for shard in self._shards_of(number, level):
                 out = buffers.arrays[level][shard.part.name][0]
                 frame = self._chunks.read(Chunk(shard, slot, out))
-                packed.append(bytes(frame) if shard.part.packing == "zstd" else out.copy())
+                packed.append(bytes(frame) if shard.part.packing == "zstd" else out.copy(order="K"))
         return tuple(packed)
 
     def encoded_nbytes(self, views: Collection[str], levels: Sequence[str]) -> tuple[int, int]:
@@ -256,10 +248,7 @@ class FeatureStore:
         return EncodedFeatures(
             bucket=bucket,
             arrays={
-                level: {
-                    part.name: np.empty((count, *part.shape), dtype=part.dtype)
-                    for part in known[level].parts
-                }
+                level: {part.name: part.empty(count) for part in known[level].parts}
                 for level in self._known_levels(levels)
             },
         )
@@ -273,12 +262,24 @@ class FeatureStore:
         return self.decode_parts(encoded.bucket, parts)
 
     def decode_parts(
-        self, bucket: SizeHW, parts: Mapping[str, Mapping[str, torch.Tensor]]
+        self,
+        bucket: SizeHW,
+        parts: Mapping[str, Mapping[str, torch.Tensor]],
+        *,
+        out: Features | None = None,
     ) -> Features:
-        """The same of stored arrays (n, *part.shape) by level and part, on the device they are."""
+        """The same of stored arrays (n, *part.shape) by level and part, on the device they are.
+
+        New maps, or those of `out` filled with them.
+        """
         known = self._plan.layout.levels(bucket)
         return {
-            level: self._plan.codec.decode(own, level=level, shape=known[level].shape)
+            level: self._plan.codec.decode(
+                own,
+                level=level,
+                shape=known[level].shape,
+                out=None if out is None else out[level],
+            )
             for level, own in parts.items()
         }
 
@@ -364,20 +365,6 @@ class FeatureStore:
     def location(self) -> str:
         """For people."""
         return self._plan.source.describe("").rstrip("/")
-
-
-def _require_fitting(
-    out: EncodedFeatures, bucket: SizeHW, count: int, levels: Sequence[str]
-) -> None:
-    """Raises ValueError where these buffers are not for such a read."""
-    if out.bucket != bucket:
-        raise ValueError(f"the buffers are of bucket {out.bucket}, the pictures of {bucket}")
-    for level in levels:
-        if level not in out.arrays:
-            raise ValueError(f"the buffers are of levels {', '.join(out.arrays)}, not {level!r}")
-        for array in out.arrays[level].values():
-            if len(array) != count:
-                raise ValueError(f"the buffers are for {len(array)} pictures, {count} are read")
 
 
 def _to_device(array: NDArray[Any], device: torch.device | None) -> torch.Tensor:

@@ -33,7 +33,7 @@ Packed = list[bytes | memoryview]  # pieces of one chunk, to be written one afte
 
 def pack_chunk(values: NDArray[Any], part: Part) -> Packed:
     """One picture's part as the bytes of its chunk."""
-    array = np.ascontiguousarray(values)
+    array = np.ascontiguousarray(part.in_order(values))
     if part.packing == "zstd":
         return [bytes(_zstd.encode(array))]
     raw = raw_bytes(array)

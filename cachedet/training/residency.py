@@ -10,12 +10,10 @@ Each picture's checksums are checked when it is read from the store. All three e
 
 from __future__ import annotations
 
-import math
-import mmap
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -26,16 +24,16 @@ from torch import Tensor
 from cachedet.errors import ConfigError, CorruptBlockError, StoreError
 from cachedet.progress import StageProgress
 from cachedet.store.blocks import Block
-from cachedet.store.codec import Shape
-from cachedet.store.reader import EncodedFeatures, FeatureStore, Key, Packed
+from cachedet.store.encoded import EncodedFeatures
+from cachedet.store.reader import FeatureStore, Key, Packed
 from cachedet.store.shards import unpack_zstd
 from cachedet.store.space import readable_nbytes
 from cachedet.structures import Features, SizeHW
+from cachedet.training.map_memory import MapMemory
 
 Residency = Literal["stream", "ram", "device"]
 
 _SHARE = 0.5  # of what is free that `auto` takes: the step, validation and others need the rest
-_HUGE = 8 << 20  # bytes of maps from which on huge pages pay
 _WORTH_A_LINE = 256 << 20  # bytes to load below which no progress is shown
 
 
@@ -192,6 +190,7 @@ class DeviceFeatures:
     ) -> None:
         self._store = store
         self._device = device
+        self._memory = MapMemory()
         self._slots: dict[Key, int] = {}
         blocks = [block for block in store.blocks if block.view in views]
         self._held = {
@@ -220,7 +219,7 @@ class DeviceFeatures:
             level: {name: _pick(held, slots) for name, held in parts.items()}
             for level, parts in self._held[bucket].items()
         }
-        return _decode(self._store, bucket, picked)
+        return _decode(self._store, bucket, picked, self._memory)
 
 
 class _HostBuffers:
@@ -235,6 +234,7 @@ class _HostBuffers:
         self._levels = levels
         self._device = device
         self._of_thread = threading.local()
+        self._memory = MapMemory()
 
     def take(self, bucket: SizeHW, count: int) -> EncodedFeatures:
         if self._device.type == "cuda":
@@ -254,10 +254,10 @@ class _HostBuffers:
             }
             for level, arrays in encoded.arrays.items()
         }
-        return _decode(self._store, encoded.bucket, parts)
+        return _decode(self._store, encoded.bucket, parts, self._memory)
 
 
-def _decode(store: FeatureStore, bucket: SizeHW, parts: _OnDevice) -> Features:
+def _decode(store: FeatureStore, bucket: SizeHW, parts: _OnDevice, memory: MapMemory) -> Features:
     """Maps (n, C, h, w) float32, channels last.
 
     On a CPU picture by picture: what lies between the codes and the result stays in the cache.
@@ -269,34 +269,15 @@ def _decode(store: FeatureStore, bucket: SizeHW, parts: _OnDevice) -> Features:
             for level, maps in store.decode_parts(bucket, parts).items()
         }
     shapes = store.manifest.spec.map_shapes(bucket)
-    decoded = {level: _empty_maps(len(first), shapes[level]) for level in parts}
+    decoded = memory.take(len(first), {level: shapes[level] for level in parts})
     for n in range(len(first)):
         of_picture = {
             level: {name: part[n : n + 1] for name, part in of_level.items()}
             for level, of_level in parts.items()
         }
-        for level, maps in store.decode_parts(bucket, of_picture).items():
-            # as matrices: torch transposes those in blocks, 3 times as fast as maps
-            cells = decoded[level][n].permute(1, 2, 0).flatten(0, 1)
-            cells.copy_(maps[0].flatten(1).t())
+        own = {level: maps[n : n + 1] for level, maps in decoded.items()}
+        store.decode_parts(bucket, of_picture, out=own)
     return decoded
-
-
-def _empty_maps(count: int, shape: Shape) -> Tensor:
-    """Maps (n, C, h, w) float32 on the CPU, channels last.
-
-    Large ones lie in huge pages where Linux has them: to fault in small ones takes as long as to
-    decode into them.
-    """
-    channels, height, width = shape
-    nbytes = 4 * count * math.prod(shape)
-    if nbytes < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty((count, *shape), memory_format=torch.channels_last)
-    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    cells = torch.frombuffer(memory, dtype=torch.float32)  # keeps the memory while it lives
-    return cells.view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _pinned(buffers: EncodedFeatures) -> EncodedFeatures:
@@ -333,8 +314,11 @@ def _fill(held: _OnDevice, encoded: EncodedFeatures, start: int) -> int:
 
 
 def _pick(held: Tensor, slots: Tensor) -> Tensor:
+    """Those slots, lying as they lay."""
     if held.dtype == torch.uint16:  # which few operators of torch know
-        return held.view(torch.int16).index_select(0, slots).view(torch.uint16)
+        return _pick(held.view(torch.int16), slots).view(torch.uint16)
+    if held.ndim == 4 and held.is_contiguous(memory_format=torch.channels_last):
+        return held.permute(0, 2, 3, 1).index_select(0, slots).permute(0, 3, 1, 2)
     return held.index_select(0, slots)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,15 @@ def require_same_run(
     checkpoint: Checkpoint, config: TrainConfig, manifest: Manifest, *, where: Path
 ) -> None:
     """Resuming with other settings would silently be another run. Raises CheckpointError."""
+    before = checkpoint.manifest
     changed = differing_keys(checkpoint.config, config, but=MAY_CHANGE_ON_RESUME)
     if changed:
         raise CheckpointError(
             f"cannot resume {where}: the config differs: {'; '.join(changed)}; give the same "
             "config and --set, or another --run"
         )
-    if checkpoint.manifest.fingerprint() != manifest.fingerprint():
-        fields = "; ".join(checkpoint.manifest.differing_fields(manifest))
+    if before.block_fingerprint() != manifest.block_fingerprint():
+        fields = "; ".join(before.differing_fields(replace(manifest, views=before.views)))
         raise CheckpointError(
             f"cannot resume {where}: it was trained on another store: "
             f"{fields or 'codec_digest (what the codec learnt)'}"

@@ -17,13 +17,14 @@ from cachedet.cli import app
 from cachedet.config import EvalConfig, TrainConfig
 from cachedet.data.images import decode_picture, make_input
 from cachedet.data.views import make_geometry, parse_views, view_named
-from cachedet.errors import InputError, MissingFeatureError
+from cachedet.errors import ConfigError, InputError, MissingFeatureError
 from cachedet.evaluate import evaluate
 from cachedet.extract import extract
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store
 from cachedet.train import train
 from cachedet.training.batch import Batch
+from cachedet.training.checkpoint import load_checkpoint
 from cachedet.training.trainer import make_trainer
 
 ASKED = "base,hflip,scale=1.5,crop=1,jitter=2,jitter=1:0.5-1.5"
@@ -171,6 +172,40 @@ def test_views_that_cannot_be_scored(tiny: Any, run: Path, added: Path, tmp_path
     assert evaluate(run, store=root).scores.num_pictures == 8  # its views are complete
     with pytest.raises(MissingFeatureError, match="is unfinished"):
         evaluate(run, store=root, config=EvalConfig(views="base,jitter=2"))
+
+
+def test_views_added_meanwhile_change_nothing_of_a_run(
+    tiny: Any, added: Path, tmp_path: Path
+) -> None:
+    """Also while they are being written: a run trains on the views its store held at its start."""
+    config = CONFIG.model_copy(
+        update={"schedule": CONFIG.schedule.model_copy(update={"epochs": 3})}
+    )
+    train(config, train_store=tiny.train, run=tmp_path / "whole")
+    train(config.model_copy(update={"max_steps": 4}), train_store=tiny.train, run=tmp_path / "run")
+    root = tmp_path / "s.zarr"
+    shutil.copytree(added, root)
+    for record in (root / "commits").glob("jitter-k1*"):
+        record.unlink()
+    train(config, train_store=root, run=tmp_path / "run", resume=True)
+    one, other = (
+        load_checkpoint(tmp_path / name / "weights" / "last.pt") for name in ("whole", "run")
+    )
+    assert one.step == other.step
+    for key, value in one.heads.items():
+        assert torch.equal(value, other.heads[key]), key
+    wanted = config.model_copy(update={"views": {"base": 1.0, "crop": 1.0}})
+    with pytest.raises(ConfigError, match="as the run found it has no 'crop'; it holds base, hfl"):
+        train(wanted, train_store=root, run=tmp_path / "run", resume=True)
+    with pytest.raises(MissingFeatureError, match="is unfinished"):
+        train(config, train_store=root, run=tmp_path / "new")
+    both = config.model_copy(update={"views": ("base", "crop"), "max_steps": 2})
+    assert train(both, train_store=root, run=tmp_path / "new").steps == 2
+    with pytest.raises(ConfigError, match="as the run found it has no 'hflip'"):
+        train(
+            config.model_copy(update={"views": ("base", "hflip")}),
+            train_store=root, run=tmp_path / "new", resume=True,
+        )  # fmt: skip
 
 
 def test_through_the_command_line(tiny: Any, run: Path, added: Path, tmp_path: Path) -> None:

@@ -282,7 +282,10 @@ class Forger:
 
     @classmethod
     def write_manifest(cls, root: Path, values: dict[str, Any]) -> None:
-        fingerprint = digest_json({k: v for k, v in values.items() if k not in NO_IDENTITY})
+        left_out = set(NO_IDENTITY)
+        if values.get("format_version") != 2:
+            left_out.remove("format_version")
+        fingerprint = digest_json({k: v for k, v in values.items() if k not in left_out})
         cls.seal(root / "manifest.json", {**values, "fingerprint": fingerprint})
 
     @classmethod

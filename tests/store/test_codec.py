@@ -71,6 +71,27 @@ def round_trip(codec: Codec, maps: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("stored_last", [False, True])
+def test_given_memory_takes_the_maps(name: str, stored_last: bool) -> None:
+    """Whatever lies in which order: stored arrays and memory, channels first or last."""
+    maps = torch.randn(2, 6, 5, 4, generator=torch.Generator().manual_seed(0))
+    codec = fitted(name, maps)
+    encoded = codec.encode(maps, level="C4", pictures=["a.jpg", "b.jpg"])
+    parts = {key: torch.from_numpy(values.copy()) for key, values in encoded.parts.items()}
+    if stored_last:
+        last = torch.channels_last
+        parts = {
+            k: v.contiguous(memory_format=last) if v.ndim == 4 else v for k, v in parts.items()
+        }
+    expected = codec.decode(parts, level="C4", shape=(6, 5, 4))
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        out = torch.empty(2, 6, 5, 4, memory_format=memory_format)
+        assert codec.decode(parts, level="C4", shape=(6, 5, 4), out=out) is out
+        torch.testing.assert_close(out, expected, rtol=0, atol=0)
+        assert out.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=60, deadline=None)
 @given(array=maps_of_any_values)
 def test_what_comes_back_is_within_the_stated_bound(name: str, array: np.ndarray) -> None:

@@ -180,16 +180,16 @@ def test_a_whole_manifest_of_another_format_is_never_replaced(
     root: Path, truth: Truth, kit: Any
 ) -> None:
     values = json.loads((root / "manifest.json").read_text())
-    rewrite_manifest(root, values | {"format_version": 3})
+    rewrite_manifest(root, values | {"format_version": 4})
     before = (root / "manifest.json").read_bytes()
-    with pytest.raises(StoreError, match="has store format 3"):
+    with pytest.raises(StoreError, match="has store format 4"):
         kit.open_writer(root, truth)
     assert (root / "manifest.json").read_bytes() == before
 
 
 def rewrite_manifest(root: Path, values: dict[str, Any]) -> None:
     """As a forger would: with a checksum that fits."""
-    own = ("format_version", "weights", "skipped", "versions", "metadata_digest")
+    own = ("weights", "skipped", "versions", "metadata_digest")
     body = {key: value for key, value in values.items() if key not in {"checksum", "fingerprint"}}
     body["fingerprint"] = digest_json({k: v for k, v in body.items() if k not in own})
     (root / "manifest.json").write_text(json.dumps({**body, "checksum": digest_json(body)}))
@@ -336,8 +336,8 @@ def test_a_record_of_another_block_or_store(root: Path, kit: Any) -> None:
 
 def test_older_and_newer_formats(root: Path) -> None:
     values = json.loads((root / "manifest.json").read_text())
-    rewrite_manifest(root, values | {"format_version": 3})
-    with pytest.raises(StoreError, match="has store format 3, .* reads 2; upgrade cachedet"):
+    rewrite_manifest(root, values | {"format_version": 4})
+    with pytest.raises(StoreError, match="has store format 4, .* reads 2 and 3; upgrade cachedet"):
         FeatureStore.open(root)
     rewrite_manifest(root, values | {"format_version": 1})
     with pytest.raises(StoreError, match="format 1, which no released cachedet wrote"):

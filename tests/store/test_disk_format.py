@@ -14,7 +14,7 @@ import pytest
 import xxhash
 from numcodecs.zstd import Zstd
 
-FIXTURE = Path(__file__).parent / "fixtures" / "format-2.zip"
+FIXTURES = Path(__file__).parent / "fixtures"
 IDENTITY = (
     "backbone", "weights_digest", "preprocessing", "spec", "image_size", "views", "codec",
     "block_size", "batch_size", "truth_digest", "pictures_digest", "categories",
@@ -25,10 +25,10 @@ TRUTH = (
 GROUP = "base/b96x128"
 
 
-@pytest.fixture(scope="module")
-def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[2, 3])
+def unpacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("fixture")
-    shutil.unpack_archive(FIXTURE, root)
+    shutil.unpack_archive(FIXTURES / f"format-{request.param}.zip", root)
     return root
 
 
@@ -88,6 +88,7 @@ class Page:
         self.codec, self.name, self.channels = manifest["codec"], level["name"], level["channels"]
         self.hw = 96 // level["stride"], 128 // level["stride"]
         self.cells = self.hw[0] * self.hw[1]
+        self.turned = manifest["format_version"] >= 3
         self._where = root, row, manifest["block_size"]
         state = root / "codec.npz"
         self.state = dict(np.load(state)) if state.exists() else {}
@@ -96,6 +97,13 @@ class Page:
         root, row, block_size = self._where
         content = chunk(root, f"{self.name}/{name}", row, block_size)
         return bytes(Zstd().decode(content)) if zstd else content[:-4]
+
+    def maps(self, name: str, dtype: Any, *, zstd: bool = False) -> np.ndarray:
+        """Channels by cells."""
+        values = np.frombuffer(self.part(name, zstd=zstd), dtype)
+        if self.turned and not zstd:
+            return values.reshape(self.cells, -1).T
+        return values.reshape(-1, self.cells)
 
     def value(self) -> np.ndarray:
         kind = self.codec.removesuffix("+zstd")
@@ -107,17 +115,16 @@ class Page:
 
     def floats(self) -> np.ndarray:
         dtype = {"fp32": "<f4", "fp16": "<f2"}[self.codec]
-        return np.frombuffer(self.part("values", zstd=False), dtype).astype(np.float32)
+        return self.maps("values", dtype).astype(np.float32)
 
     def bf16(self) -> np.ndarray:
-        bits = np.frombuffer(self.part("values", zstd=False), "<u2").astype(np.uint32) << 16
+        bits = self.maps("values", "<u2").astype(np.uint32) << 16
         return bits.view(np.float32)
 
     def int8(self) -> np.ndarray:
         dtype = np.uint8 if self.state[f"{self.name}/nonnegative"] else np.int8
-        codes = np.frombuffer(self.part("codes", zstd=self.codec.endswith("zstd")), dtype)
-        scale = np.frombuffer(self.part("scale", zstd=False), "<f4")
-        return codes.reshape(len(scale), -1) * scale[:, None]
+        codes = self.maps("codes", dtype, zstd=self.codec.endswith("zstd"))
+        return codes * np.frombuffer(self.part("scale", zstd=False), "<f4")[:, None]
 
     def int4(self) -> np.ndarray:
         scale = np.frombuffer(self.part("scale", zstd=False), "<f2").astype(np.float32)
@@ -171,6 +178,8 @@ def test_the_page_is_enough_to_check_a_store(unpacked: Path, codec: str) -> None
     assert digest(manifest) == checksum
     identity = {name: manifest[name] for name in IDENTITY}
     identity["codec_digest"] = manifest["codec_digest"]
+    if manifest["format_version"] > 2:
+        identity["format_version"] = manifest["format_version"]
     assert digest(identity) == manifest["fingerprint"]
     truth = dict(np.load(root / "truth.npz"))
     categories = manifest["categories"]

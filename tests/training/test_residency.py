@@ -76,7 +76,7 @@ def test_maps_in_huge_pages_are_the_same(
     source = source_of(store, "stream", levels=("C4", "C5"))
     keys = [(0, "base"), (3, "hflip"), (1, "base")]
     plain = source.read(keys)
-    monkeypatch.setattr("cachedet.training.residency._HUGE", 1)
+    monkeypatch.setattr("cachedet.training.map_memory._LARGE", 1)
     huge = source.read(keys)
     del source, store  # the maps own their memory
     for level, maps in plain.items():
