@@ -46,7 +46,7 @@ class ExtractConfig(Config):
     weights: str = "auto"  # auto | none | a file
     levels: tuple[str, ...] | None = None  # None: C3-C5, or the one level a plain ViT has
     image_size: Annotated[int, Field(ge=32, le=4096)] = 512  # long side of the view in pixels
-    views: str = "base"
+    views: str | None = None  # None: those the store has; of a new one data.views.TRAINING_VIEWS
     codec: str = "int8"
     block_size: Annotated[int, Field(ge=1, le=256)] = 16  # pictures per shard and commit
     batch_size: Count = 8  # pictures per backbone forward; part of what a block is (law L5)

@@ -13,7 +13,7 @@ from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.config import ExtractConfig
 from cachedet.data.coco import CocoDataset, read_coco
 from cachedet.data.images import Survey, require_good, survey_pictures
-from cachedet.data.views import parse_views
+from cachedet.data.views import TRAINING_VIEWS, parse_views
 from cachedet.device import choose_device, usable_cores
 from cachedet.extraction.inputs import InputLoader
 from cachedet.extraction.pipeline import ExtractionPipeline
@@ -71,7 +71,7 @@ def extract(config: ExtractConfig) -> ExtractReport:
         StoreMismatchError: the store holds features of other inputs.
         StoreError, CodecError: the store cannot be written.
     """
-    views = parse_views(config.views)
+    views = parse_views(config.views or _default_views(config.store))
     make_codec(config.codec)
     rank = find_rank(config.rank, config.world_size)
     dataset = read_coco(annotations=config.annotations, images=config.images)
@@ -150,6 +150,12 @@ def fit_codec(codec: Codec, loader: InputLoader, backbone: FrozenBackbone, *, vi
             statistics.add(backbone(loader.load(row, view)[None].to(device)))
             progress.advance()
     return codec.fit(statistics.levels)
+
+
+def _default_views(store: Path) -> str:
+    """Those it has, so that nothing is added unasked; of a new store what training wants."""
+    is_there = (store / MANIFEST).exists()
+    return ",".join(load_manifest(LocalFiles(store)).views) if is_there else TRAINING_VIEWS
 
 
 def _first_view(store: Path, asked: Manifest) -> str:

@@ -22,12 +22,13 @@ def extract(
     levels: Annotated[str, typer.Option(help="Such as C3,C4,C5; empty: the usual ones.")] = "",
     image_size: Annotated[int, typer.Option(help="Long side in pixels.")] = 512,
     views: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Such as base,hflip,scale=0.5,crop=2,jitter=4,jitter=2:0.5-1.5; "
-            "a store that is there gets those it lacks."
+            help="Such as base,hflip,scale=0.5,crop=2,jitter=4,jitter=2:0.5-1.5; a store that is "
+            "there gets those it lacks. For validation: base. "
+            "Default of a new store: base,hflip,jitter=2:0.5-1.5."
         ),
-    ] = "base",
+    ] = None,
     codec: Annotated[
         str,
         typer.Option(

@@ -29,6 +29,7 @@ from cachedet.structures import SizeHW, TargetMasks, Targets, Truth
 
 Family = Literal["base", "hflip", "scale", "crop", "jitter"]
 
+TRAINING_VIEWS = "base,hflip,jitter=2:0.5-1.5"  # of a new store; docs/benchmarks/ablation_*.md
 PAPER_SCALES = (0.1, 2.0)  # PAPER 2.2
 CROP_SIDES = (0.5, 0.9)  # of a window over those of the picture
 LEAST_SCALE, MOST_SCALE = 0.1, 4.0

@@ -16,7 +16,7 @@ from cachedet.backbone.frozen import load_backbone
 from cachedet.cli import app
 from cachedet.config import EvalConfig, TrainConfig
 from cachedet.data.images import decode_picture, make_input
-from cachedet.data.views import make_geometry, parse_views, view_named
+from cachedet.data.views import TRAINING_VIEWS, make_geometry, parse_views, view_named
 from cachedet.errors import ConfigError, InputError, MissingFeatureError
 from cachedet.evaluate import evaluate
 from cachedet.extract import extract
@@ -273,3 +273,17 @@ def test_a_tiny_picture(tiny: Any, tmp_path: Path) -> None:
             assert min(height, width) >= 1
             assert all(maps.numel() > 0 for maps in store.read(row, view).values())
             assert len(store.targets(row, view).boxes) <= 1 - row
+
+
+def test_views_that_nobody_named(tiny: Any, tmp_path: Path) -> None:
+    """A new store gets those for training; one that is there keeps what it has."""
+    config = tiny.extract_config(tmp_path / "new.zarr", views=None)
+    report = extract(config)
+    assert report.views == tuple(view.name for view in parse_views(TRAINING_VIEWS))
+    shutil.copytree(tiny.val, tmp_path / "val.zarr")
+    again = tiny.extract_config(tmp_path / "val.zarr", annotations=tiny.paths.val, views=None)
+    report = extract(again)
+    assert report.views == ("base",)
+    assert report.blocks_written == 0
+    shown = CliRunner().invoke(app, ["extract", "--help"], env={"COLUMNS": "300"})
+    assert f"Default of a new store: {TRAINING_VIEWS}" in shown.output
