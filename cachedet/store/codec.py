@@ -26,6 +26,8 @@ from cachedet.structures import FeatureSpec
 Packing = Literal["crc32c", "zstd"]
 Shape = tuple[int, int, int]
 State = dict[str, NDArray[Any]]
+Stored = Mapping[str, Tensor]
+"""Stored arrays by part, each (n, *part.shape)."""
 
 ZSTD_LEVEL = 1  # measured: on codes of features higher levels are slower and no smaller
 _CRC_NBYTES = 4
@@ -109,12 +111,7 @@ class Codec(Protocol):
         ...
 
     def decode(
-        self,
-        parts: Mapping[str, Tensor],
-        *,
-        level: str,
-        shape: Shape,
-        out: Tensor | None = None,
+        self, parts: Stored, *, level: str, shape: Shape, out: Tensor | None = None
     ) -> Tensor:
         """Arrays (n, *part.shape) as tensors on any device -> float32 maps (n, *shape).
 

@@ -13,6 +13,7 @@ from cachedet.store.codec import (
     Part,
     Shape,
     State,
+    Stored,
     as_array,
     as_maps,
     refuse_values,
@@ -52,12 +53,7 @@ class FloatCodec:
         return Encoded(parts={"values": as_array(bits)})
 
     def decode(
-        self,
-        parts: Mapping[str, Tensor],
-        *,
-        level: str,
-        shape: Shape,
-        out: Tensor | None = None,
+        self, parts: Stored, *, level: str, shape: Shape, out: Tensor | None = None
     ) -> Tensor:
         values = parts["values"]
         return as_maps(values.view(self.dtype) if self.stored == "uint16" else values, out)

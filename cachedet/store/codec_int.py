@@ -21,6 +21,7 @@ from cachedet.store.codec import (
     Part,
     Shape,
     State,
+    Stored,
     as_array,
     as_maps,
     refuse_values,
@@ -81,12 +82,7 @@ class Int8Codec:
         return Encoded(parts={"codes": as_array(codes.to(dtype)), "scale": as_array(scale)})
 
     def decode(
-        self,
-        parts: Mapping[str, Tensor],
-        *,
-        level: str,
-        shape: Shape,
-        out: Tensor | None = None,
+        self, parts: Stored, *, level: str, shape: Shape, out: Tensor | None = None
     ) -> Tensor:
         return as_maps(parts["codes"], out).mul_(parts["scale"][:, :, None, None])
 
@@ -154,12 +150,7 @@ class Int4Codec:
         return Encoded(parts={"nibbles": as_array(pack_nibbles(codes)), "scale": as_array(scale)})
 
     def decode(
-        self,
-        parts: Mapping[str, Tensor],
-        *,
-        level: str,
-        shape: Shape,
-        out: Tensor | None = None,
+        self, parts: Stored, *, level: str, shape: Shape, out: Tensor | None = None
     ) -> Tensor:
         codes = unpack_nibbles(parts["nibbles"], shape)
         maps = codes.mul_(_spread(parts["scale"].float(), codes.shape))

@@ -21,6 +21,7 @@ from cachedet.store.codec import (
     Part,
     Shape,
     State,
+    Stored,
     as_array,
     as_maps,
     refuse_values,
@@ -124,12 +125,7 @@ class PcaCodec:
         return self._inner.encode(rotated, level=level, pictures=pictures)
 
     def decode(
-        self,
-        parts: Mapping[str, Tensor],
-        *,
-        level: str,
-        shape: Shape,
-        out: Tensor | None = None,
+        self, parts: Stored, *, level: str, shape: Shape, out: Tensor | None = None
     ) -> Tensor:
         rotated = self._inner.decode(parts, level=level, shape=shape)
         return self.projections[level].restore(rotated, out)
@@ -243,12 +239,7 @@ class SnrCodec:
             refuse_values(exact, largest, remedy, level=level, pictures=pictures)
 
     def decode(
-        self,
-        parts: Mapping[str, Tensor],
-        *,
-        level: str,
-        shape: Shape,
-        out: Tensor | None = None,
+        self, parts: Stored, *, level: str, shape: Shape, out: Tensor | None = None
     ) -> Tensor:
         components = []
         if "codes" in parts:
