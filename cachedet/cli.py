@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cachedet.commands import runs, scores, stores
+from cachedet.commands import reports, runs, scores, stores
 from cachedet.errors import CachedetError
 from cachedet.version import __version__
 
@@ -70,5 +70,6 @@ app.command()(stores.prune)
 app.command("train-heads")(runs.train_heads)
 app.command()(runs.model)
 app.command("eval")(scores.evaluate)
+app.command()(reports.report)
 app.command()(runs.predict)
 app.command()(runs.demo)

@@ -1,0 +1,282 @@
+"""What runs are worth, on one page: reads scored runs, analyses them, writes HTML beside data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cachedet.errors import InputError, StoreError
+from cachedet.evaluation.files import read_truth_of
+from cachedet.progress import StageProgress
+from cachedet.reporting.analysis import RunAnalysis, RunInput, analyse_runs
+from cachedet.reporting.class_sections import annotation_section, class_section
+from cachedet.reporting.curve_sections import class_paths, curve_section, training_section
+from cachedet.reporting.error_sections import confusion_section, error_section
+from cachedet.reporting.layout import Report
+from cachedet.reporting.markdown import render_markdown
+from cachedet.reporting.page import render_page
+from cachedet.reporting.pictures import Sheet, make_sheet
+from cachedet.reporting.provenance import bytes_per_picture, provenance_section, spared_passes
+from cachedet.reporting.recorded import describe_oddities, recorded_rows
+from cachedet.reporting.runs import ScoredRun, read_detections, read_runs
+from cachedet.reporting.scores_sections import (
+    describe_truth,
+    make_headlines,
+    result_section,
+)
+from cachedet.store.durable import write_durably
+from cachedet.store.reader import FeatureStore
+from cachedet.structures import Truth
+from cachedet.training.run_folder import RunFolder
+from cachedet.version import __version__
+
+_RECORDED = ("lvis", "lvis_masks", "proposals")  # of results.json, in report.json too
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReportFiles:
+    """What was written, and what the JSON file holds."""
+
+    html: Path
+    markdown: Path
+    json: Path
+    pictures: int  # shown
+    unreadable: tuple[str, ...]  # why pictures are missing
+    content: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        files = {"html": str(self.html), "markdown": str(self.markdown), "json": str(self.json)}
+        return {**self.content, "files": files}
+
+
+def report(
+    runs: Sequence[Path],
+    *,
+    store: Path | str | None = None,
+    images: Path | None = None,
+    out: Path | None = None,
+    max_pictures: int = 24,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> ReportFiles:
+    """Write a page about runs that were scored on the same pictures; the first is compared with.
+
+    Args:
+        runs: folders that `cachedet eval` has been through.
+        store: with the pictures' truth, for all runs; None: the one each run was scored on.
+        images: folder of the pictures; None: a page without pictures.
+        out: the HTML file; .md and .json are written beside it. None: report.html in the first run.
+        max_pictures: of the best, and of the worst.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        CheckpointError: no such run.
+        InputError: a run that was not scored, other pictures, or a file that cannot be written.
+        StoreError: a store that cannot be read.
+    """
+    target = _target(out, runs)
+    scored = read_runs(runs)
+    stores = [_open_store(run, store) for run in scored]
+    truth = _same_truth(scored, [_truth_of(*own) for own in zip(scored, stores, strict=True)])
+    inputs = [
+        RunInput(table=read_detections(run, truth), training_boxes=run.training_boxes)
+        for run in scored
+    ]
+    analyses = analyse_runs(truth, inputs, resamples=resamples, seed=seed)
+    sheet = None
+    if images is not None:
+        wanted = min(2 * max_pictures, len(truth))
+        with StageProgress("pictures", total=wanted, unit="pictures") as progress:
+            sheet = make_sheet(
+                truth, analyses, images=images, most=max_pictures, on_done=progress.advance
+            )
+    page = _lay_out(scored, stores, truth, analyses, inputs, resamples=resamples)
+    content = _content(scored, stores, analyses, resamples=resamples, seed=seed)
+    return _write(target, page, content, analyses, sheet)
+
+
+def _target(out: Path | None, runs: Sequence[Path]) -> Path:
+    if not runs:
+        raise InputError("a report needs a run folder or more")
+    target = out if out is not None else runs[0] / "report.html"
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise InputError(
+            f"--out expects a file that ends in .html, got {target}; the Markdown and JSON are "
+            "written beside it under the same name"
+        )
+    own = {
+        path.resolve()
+        for run in runs
+        for path in (RunFolder(run).results, RunFolder(run).detections, RunFolder(run).training)
+    }
+    if target.with_suffix(".json").resolve() in own:
+        raise InputError(
+            f"--out {target} would write its JSON over {target.with_suffix('.json')}, which "
+            "belongs to the run; choose another name, such as report.html"
+        )
+    return target
+
+
+def _open_store(run: ScoredRun, store: Path | str | None) -> FeatureStore:
+    """The store whose truth the run was scored against."""
+    try:
+        return FeatureStore.open(run.store if store is None else store)
+    except StoreError as error:
+        if store is not None:
+            raise
+        raise StoreError(
+            f"{run.folder} was scored on {run.store}, which cannot be opened: {error}. If it has "
+            "moved, say where it is with --store"
+        ) from error
+
+
+def _truth_of(run: ScoredRun, store: FeatureStore) -> Truth:
+    """The boxes that the run was scored against: the store's, or those of an annotation file."""
+    if run.annotations is None:
+        return store.truth
+    try:
+        truth, _ = read_truth_of(store.truth, Path(run.annotations))
+    except InputError as error:
+        raise InputError(
+            f"{run.folder} was scored against {run.annotations}, which cannot be used now: "
+            f"{error}. Score the run again with `cachedet eval {run.folder} --store {run.store}`"
+        ) from error
+    return truth
+
+
+def _same_truth(runs: Sequence[ScoredRun], truths: Sequence[Truth]) -> Truth:
+    """The truth that all runs share. Raises InputError."""
+    first = truths[0]
+    for run, own in zip(runs[1:], truths[1:], strict=True):
+        what = _difference(first, own)
+        if what:
+            raise InputError(
+                f"{runs[0].name} and {run.name} were scored on different {what} "
+                f"({_scored_on(runs[0])}: {len(first)} pictures, {_scored_on(run)}: {len(own)}); "
+                "side by side, runs need the same pictures and boxes: score both on the same "
+                "data, or write a report of each"
+            )
+    return first
+
+
+def _scored_on(run: ScoredRun) -> str:
+    return run.store if run.annotations is None else f"{run.store} with {run.annotations}"
+
+
+def _difference(one: Truth, other: Truth) -> str:
+    if one.categories != other.categories:
+        return "classes"
+    if not np.array_equal(one.image_ids, other.image_ids):
+        return "pictures"
+    same = np.array_equal(one.offsets, other.offsets) and np.array_equal(one.boxes, other.boxes)
+    same = same and np.array_equal(one.labels, other.labels)
+    return "" if same and np.array_equal(one.crowd, other.crowd) else "boxes"
+
+
+def _lay_out(
+    runs: Sequence[ScoredRun],
+    stores: Sequence[FeatureStore],
+    truth: Truth,
+    analyses: Sequence[RunAnalysis],
+    inputs: Sequence[RunInput],
+    *,
+    resamples: int,
+) -> Report:
+    names = [run.name for run in runs]
+    training = [own.training_boxes for own in inputs]
+    return Report(
+        title=" against ".join(names) if len(names) < 4 else f"{len(names)} runs side by side",
+        standfirst=f"{describe_truth(truth)}, scored on {stores[0].location}",
+        headlines=make_headlines(names, analyses),
+        sections=(
+            result_section(
+                names,
+                analyses,
+                resamples=resamples,
+                recorded=recorded_rows([run.results for run in runs]),
+                oddities=[
+                    told for run in runs if (told := describe_oddities(run.name, run.results))
+                ],
+            ),
+            class_section(names, analyses, training),
+            annotation_section(names, analyses),
+            error_section(names, analyses),
+            confusion_section(names, analyses),
+            curve_section(names, analyses),
+            training_section(runs),
+        ),
+        last=(provenance_section(runs, stores),),
+        version=__version__,
+        written=date.today().isoformat(),
+    )
+
+
+def _content(
+    runs: Sequence[ScoredRun],
+    stores: Sequence[FeatureStore],
+    analyses: Sequence[RunAnalysis],
+    *,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """report.json: every figure of the page."""
+    return {
+        "cachedet": __version__,
+        "resamples": resamples,
+        "seed": seed,
+        "runs": [
+            {
+                "name": run.name,
+                "run": str(run.folder),
+                "store": str(store.location),
+                "store_fingerprint": store.manifest.fingerprint(),
+                "weights_digest": run.checkpoint.manifest.weights_digest,
+                "config": run.checkpoint.config.model_dump(mode="json"),
+                "training_seconds": run.training_seconds,
+                "bytes_per_picture_and_view": bytes_per_picture(store),
+                "backbone_passes_spared_at_most": spared_passes(run),
+                **analysis.to_json(),
+                **{key: run.results[key] for key in _RECORDED if key in run.results},
+            }
+            for run, store, analysis in zip(runs, stores, analyses, strict=True)
+        ],
+    }
+
+
+def _write(
+    target: Path,
+    page: Report,
+    content: dict[str, Any],
+    analyses: Sequence[RunAnalysis],
+    sheet: Sheet | None,
+) -> ReportFiles:
+    found = ReportFiles(
+        html=target,
+        markdown=target.with_suffix(".md"),
+        json=target.with_suffix(".json"),
+        pictures=0 if sheet is None else len(sheet.pictures),
+        unreadable=() if sheet is None else sheet.unreadable,
+        content=content,
+    )
+    html = render_page(page, curves=class_paths(analyses), sheet=sheet)
+    texts = {
+        found.html: html,
+        found.markdown: render_markdown(page),
+        found.json: json.dumps(content, indent=1, allow_nan=False) + "\n",
+    }
+    for path, text in texts.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(path, text.encode("utf-8"))
+        except OSError as error:
+            raise InputError(
+                f"cannot write {path}: {error.strerror or error}; choose another --out"
+            ) from error
+    return found

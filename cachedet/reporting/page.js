@@ -1,0 +1,167 @@
+"use strict";
+// Plain script: theme, sorting of tables, the choice of a curve, boxes over pictures.
+// Everything shown is set as text or attribute, never as HTML.
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const byId = (id) => document.getElementById(id);
+
+  const theme = byId("theme");
+  const keep = (value) => { try { localStorage.setItem("cachedet-theme", value); } catch { /* file:// may refuse */ } };
+  const kept = () => { try { return localStorage.getItem("cachedet-theme"); } catch { return null; } };
+  const setTheme = (value) => {
+    if (value === "light" || value === "dark") document.documentElement.dataset.theme = value;
+    else delete document.documentElement.dataset.theme;
+  };
+  if (["light", "dark"].includes(kept())) { theme.value = kept(); setTheme(theme.value); }
+  theme.addEventListener("change", () => { setTheme(theme.value); keep(theme.value); });
+
+  for (const table of document.querySelectorAll("table.sortable")) {
+    const heads = [...table.tHead.rows[0].cells];
+    heads.forEach((head, column) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(...head.childNodes);
+      head.append(button);
+      button.addEventListener("click", () => {
+        const rising = head.getAttribute("aria-sort") === "descending" || (column === 0 && !head.hasAttribute("aria-sort"));
+        heads.forEach((other) => other.removeAttribute("aria-sort"));
+        head.setAttribute("aria-sort", rising ? "ascending" : "descending");
+        sortRows(table.tBodies[0], column, rising);
+      });
+    });
+  }
+  function sortRows(body, column, rising) {
+    const known = (row) => row.cells[column].dataset.rank !== undefined;
+    const rows = [...body.rows];
+    rows.sort((one, other) => {
+      if (column === 0) {
+        const order = one.cells[0].textContent.localeCompare(other.cells[0].textContent, undefined, { numeric: true });
+        return rising ? order : -order;
+      }
+      if (known(one) !== known(other)) return known(one) ? -1 : 1;
+      const gap = Number(one.cells[column].dataset.rank ?? 0) - Number(other.cells[column].dataset.rank ?? 0);
+      return rising ? gap : -gap;
+    });
+    body.append(...rows);
+  }
+
+  const choice = byId("curve-class");
+  if (choice) {
+    const chart = byId(`chart-${data.chart}`);
+    choice.addEventListener("change", () => {
+      data.curves[choice.value].paths.forEach((path, line) => {
+        chart.querySelector(`path[data-line="${line}"]`).setAttribute("d", path);
+      });
+    });
+  }
+
+  if (!data.sheet || !data.sheet.pictures.length) return;
+  const { pictures, classes, cuts, kinds } = data.sheet;
+  const score = byId("score"), ofClass = byId("class"), run = byId("run"), names = byId("names");
+  const group = byId("group"), dialog = byId("enlarged");
+  const RIGHT = kinds.indexOf("right"), IGNORED = kinds.indexOf("ignored");
+  // A detector that is young or badly calibrated may score everything below 0.1: the slider ends
+  // just above the best score shown.
+  const best = Math.max(0, ...pictures.flatMap((own) => own.runs.flatMap((found) => found.map((one) => one[4]))));
+  const end = Math.min(Math.floor(best * 20 + 1) / 20, 1), step = end > 0.1 ? 0.01 : 0.0005;
+  const digits = end > 0.1 ? 2 : 4;
+  score.max = end;
+  score.step = step;
+  const startAt = (cut) => { score.value = Math.floor(cut / step + 1e-9) * step; };
+  const runNumber = () => (run ? Number(run.value) : 0);
+
+  function rect(box, kind, title) {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+    const [x, y, width, height] = box;
+    for (const [name, value] of Object.entries({ x, y, width: Math.max(width, 0), height: Math.max(height, 0), class: kind })) {
+      element.setAttribute(name, value);
+    }
+    if (title) {
+      const told = document.createElementNS("http://www.w3.org/2000/svg", "title");
+      told.textContent = title;
+      element.append(told);
+    }
+    return element;
+  }
+  function label(box, text, size, width) {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", "text");
+    const left = Math.max(box[0], 0) + size * 0.2, room = width - 0.6 * size * text.length;
+    element.setAttribute("x", Math.max(Math.min(left, room), 0));
+    element.setAttribute("y", Math.max(box[1], 0) + size);
+    element.setAttribute("font-size", size);
+    element.textContent = text;
+    return element;
+  }
+
+  // What of a picture is shown now: boxes of the truth with whether they are found, detections.
+  function state(picture) {
+    const wanted = Number(ofClass.value), cut = Number(score.value);
+    const all = picture.runs[runNumber()].filter((own) => own[4] >= cut);
+    const found = new Set(all.filter((own) => own[7] >= 0).map((own) => own[7]));
+    const truth = picture.truth
+      .map((box, number) => ({ box, missed: !box[5] && !found.has(number) }))
+      .filter((own) => wanted < 0 || own.box[4] === wanted);
+    const detections = all.filter((own) => wanted < 0 || own[5] === wanted);
+    const counted = truth.filter((own) => !own.box[5]);
+    return {
+      truth, detections,
+      boxes: counted.length,
+      right: counted.filter((own) => !own.missed).length,
+      wrong: detections.filter((own) => own[6] !== RIGHT && own[6] !== IGNORED).length,
+    };
+  }
+
+  function draw(svg, now, named, size) {
+    const parts = [], texts = [], { width } = svg.viewBox.baseVal;
+    for (const { box, missed } of now.truth) {
+      const kind = box[5] ? " crowd" : missed ? " missed" : "";
+      parts.push(rect(box, `casing of-truth${kind}`), rect(box, `truth${kind}`, `truth: ${classes[box[4]]}${missed ? ", not found" : ""}`));
+      if (named && missed) texts.push(label(box, classes[box[4]], size, width));
+    }
+    for (const own of [...now.detections].reverse()) {
+      const right = own[6] === RIGHT, text = `${classes[own[5]]} ${own[4].toFixed(digits)}`;
+      parts.push(rect(own, "casing"), rect(own, right ? "found" : "wrong", `detection: ${text}, ${kinds[own[6]]}`));
+      if (named) texts.push(label(own, right ? text : `${text} ${kinds[own[6]]}`, size, width));
+    }
+    svg.replaceChildren(...parts, ...texts);
+  }
+  const tell = (now) => `${now.right} of ${now.boxes} found, ${now.wrong} wrong`;
+
+  const buttons = [...document.querySelectorAll("button.picture")];
+  function redraw() {
+    byId("score-shown").textContent = Number(score.value).toFixed(digits);
+    const total = { boxes: 0, right: 0, wrong: 0 };
+    for (const box of document.querySelectorAll(".group[data-group]")) {
+      box.hidden = group.value !== "all" && group.value !== box.dataset.group;
+    }
+    for (const button of buttons) {
+      if (button.closest(".group").hidden) continue;
+      const svg = button.querySelector("svg");
+      const now = state(pictures[Number(button.dataset.picture)]);
+      draw(svg, now, names.checked, svg.viewBox.baseVal.width / 24);
+      button.closest("figure").querySelector(".told").textContent = tell(now);
+      for (const key of Object.keys(total)) total[key] += now[key];
+    }
+    byId("sheet-summary").textContent = `In the pictures shown: ${total.right} of ${total.boxes} boxes found, ${total.wrong} wrong detections.`;
+  }
+
+  function enlarge(button) {
+    const place = byId("enlarged-picture"), image = button.querySelector("img").cloneNode();
+    const svg = button.querySelector("svg").cloneNode();
+    const now = state(pictures[Number(button.dataset.picture)]);
+    const { width, height } = svg.viewBox.baseVal;
+    place.style.setProperty("--wide", width / height);
+    place.replaceChildren(image, svg);
+    byId("enlarged-name").textContent = image.alt;
+    byId("enlarged-told").textContent = tell(now);
+    dialog.showModal();
+    draw(svg, now, true, 12 * width / Math.max(place.clientWidth, 1)); // 12 pixels on the screen
+  }
+  for (const button of buttons) button.addEventListener("click", () => enlarge(button));
+  byId("close").addEventListener("click", () => dialog.close());
+  byId("controls").addEventListener("submit", (event) => event.preventDefault());
+  for (const control of [score, ofClass, names, group]) control.addEventListener("input", redraw);
+  if (run) run.addEventListener("input", () => { startAt(cuts[runNumber()]); redraw(); });
+  startAt(cuts[0]);
+  redraw();
+})();

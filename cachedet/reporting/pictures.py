@@ -1,0 +1,273 @@
+"""The contact sheet: which pictures are shown, as what JPEG, with which boxes.
+
+Letters: N pictures, D detections.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cachedet.data.images import decode_picture
+from cachedet.errors import BadImageError, InputError
+from cachedet.evaluation.error_kinds import KIND_NAMES, RIGHT
+from cachedet.reporting.analysis import RunAnalysis
+from cachedet.structures import Truth
+
+MOST_NBYTES = 3_300_000  # of all pictures in base64; the page stays below 5 MB
+_LADDER = ((384, 70), (384, 55), (320, 55), (256, 50), (192, 45), (128, 40))  # long side, quality
+_MOST_DETECTIONS = 20_000  # of all pictures and runs that the page draws
+_MOST_BOXES = 500  # of the truth of one picture that the page draws
+_PREFIX = "data:image/jpeg;base64,"
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SheetPicture:
+    """One picture of the sheet; boxes are xywh in its pixels."""
+
+    row: int
+    file_name: str
+    is_worst: bool
+    f1: float  # of the first run, at its best cut
+    size_hw: tuple[int, int]
+    source: str  # data URL
+    boxes: list[list[float]]  # x, y, w, h, label, crowd
+    detections: list[list[list[float]]]  # runs of x, y, w, h, score, label, kind, box found or -1
+
+    def to_json(self) -> dict[str, Any]:
+        """What the page draws boxes from."""
+        return {"truth": self.boxes, "runs": self.detections}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """The pictures, best first, and what the page's controls start with."""
+
+    pictures: tuple[SheetPicture, ...]
+    class_names: tuple[str, ...]
+    cuts: tuple[float, ...]  # best cut of each run
+    most_detections: int  # drawn of a picture and run
+    unreadable: tuple[str, ...]  # why pictures are missing
+    long_side: int
+
+    def place_of(self, picture: SheetPicture) -> int:
+        """Its number in the data of the page's script."""
+        return next(n for n, own in enumerate(self.pictures) if own is picture)
+
+    def to_json(self) -> dict[str, Any]:
+        """The data of the page's script."""
+        return {
+            "pictures": [picture.to_json() for picture in self.pictures],
+            "classes": list(self.class_names),
+            "cuts": list(self.cuts),
+            "kinds": list(KIND_NAMES),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PictureScores:
+    """How the first run does on each picture at its best cut, IoU 0.5."""
+
+    f1: NDArray[np.float64]  # (N,) NaN: neither boxes nor detections
+    right: Ints  # (N,)
+    wrong: Ints  # (N,) wrong detections and boxes not found
+
+
+def score_pictures(truth: Truth, analysis: RunAnalysis) -> PictureScores:
+    """F1 of each picture; crowds and detections in them are left out."""
+    kinds, matches = analysis.kinds, analysis.kinds.matches
+    cut = analysis.curves.best.score
+    kept = matches.scores >= (cut if not math.isnan(cut) else 0.0)
+    hits = kept & kinds.of_kind(RIGHT)
+    judged = kept & ~kinds.of_kind("ignored")
+    of_picture = [
+        np.bincount(matches.rows[flags], minlength=len(truth)) for flags in (hits, judged)
+    ]
+    right, detected = of_picture
+    boxes = np.bincount(matches.truth_rows[~truth.crowd], minlength=len(truth))
+    total = boxes + detected
+    f1 = np.where(total > 0, 2 * right / np.maximum(total, 1), np.nan)
+    return PictureScores(f1=f1, right=right, wrong=total - 2 * right)
+
+
+def choose_pictures(scores: PictureScores, *, most: int) -> tuple[list[int], list[int]]:
+    """Rows of the best and the worst pictures, the most extreme first; none is in both.
+
+    Equal F1: the one with more boxes found is better, the one with more errors worse.
+    """
+    known = np.flatnonzero(~np.isnan(scores.f1))
+    worst_first = known[np.lexsort((known, -scores.wrong[known], scores.f1[known]))]
+    best_first = known[np.lexsort((known, -scores.right[known], -scores.f1[known]))]
+    share = min(most, -(-len(known) // 2))
+    worst = worst_first[: min(most, len(known) // 2)].tolist()
+    taken = set(worst)
+    best = [row for row in best_first.tolist() if row not in taken][:share]
+    return best, worst
+
+
+def make_sheet(
+    truth: Truth,
+    analyses: Sequence[RunAnalysis],
+    *,
+    images: Path,
+    most: int,
+    on_done: Callable[[int], None],
+) -> Sheet:
+    """Decode, shrink and encode the pictures; those that cannot be read are named, not shown.
+
+    Args:
+        truth: of all scored pictures.
+        analyses: of each run; the first decides which pictures are shown.
+        images: folder of the pictures.
+        most: of the best, and of the worst.
+        on_done: told 1 for each picture.
+
+    Raises InputError where the folder does not exist or holds none of the pictures.
+    """
+    if not images.is_dir():
+        raise InputError(f"--images expects the folder of the scored pictures, got {images}")
+    scores = score_pictures(truth, analyses[0])
+    best, worst = choose_pictures(scores, most=most)
+    decoded: dict[int, NDArray[np.uint8]] = {}
+    reasons: list[str] = []
+    for row in (*best, *worst):
+        try:
+            decoded[row] = _shrink(_read(images, truth, row))
+        except BadImageError as error:
+            reasons.append(str(error))
+        on_done(1)
+    if not decoded and reasons:
+        raise InputError(
+            f"--images {images} holds none of the {len(reasons)} pictures to show; the first: "
+            f"{reasons[0]}. Give the folder that the annotations' file names start from"
+        )
+    sources, long_side = _encode_all(decoded)
+    shown = max(len(decoded) * len(analyses), 1)
+    cap = max(min(100, _MOST_DETECTIONS // shown), 1)
+    drawn = [_Detections.of(own, cap) for own in analyses]
+    pictures = [
+        SheetPicture(
+            row=row,
+            file_name=truth.file_names[row],
+            is_worst=row in worst,
+            f1=float(scores.f1[row]),
+            size_hw=truth.size_of(row),
+            source=sources[row],
+            boxes=_boxes(truth, row),
+            detections=[own.of_picture(truth, row) for own in drawn],
+        )
+        for row in (*best, *worst)
+        if row in decoded
+    ]
+    cuts = [own.curves.best.score for own in analyses]
+    return Sheet(
+        pictures=tuple(pictures),
+        class_names=truth.categories.names,
+        cuts=tuple(0.5 if math.isnan(cut) else cut for cut in cuts),
+        most_detections=cap,
+        unreadable=tuple(reasons),
+        long_side=long_side,
+    )
+
+
+def _read(images: Path, truth: Truth, row: int) -> NDArray[np.uint8]:
+    """Pixels of one picture. Raises BadImageError; a path that leaves the folder is one."""
+    name = truth.file_names[row]
+    path = images / name
+    if not path.resolve().is_relative_to(images.resolve()):
+        raise BadImageError(f"{name!r} leaves the folder {images}")
+    pixels = decode_picture(path)
+    if pixels.shape[:2] != truth.size_of(row):
+        height, width = truth.size_of(row)
+        raise BadImageError(
+            f"{path} is {pixels.shape[1]}x{pixels.shape[0]}, the scored picture was "
+            f"{width}x{height}"
+        )
+    return pixels
+
+
+def _shrink(pixels: NDArray[np.uint8], *, long_side: int = _LADDER[0][0]) -> NDArray[np.uint8]:
+    picture = Image.fromarray(pixels)
+    scale = long_side / max(picture.size)
+    if scale >= 1:
+        return pixels
+    size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
+    return np.asarray(picture.resize(size, Image.Resampling.LANCZOS))
+
+
+def _encode_all(decoded: dict[int, NDArray[np.uint8]]) -> tuple[dict[int, str], int]:
+    """All at the finest rung of the ladder that keeps the page small, or at its last."""
+    sources: dict[int, str] = {}
+    for long_side, quality in _LADDER:
+        sources = {
+            row: _encode(_shrink(pixels, long_side=long_side), quality=quality)
+            for row, pixels in decoded.items()
+        }
+        if sum(map(len, sources.values())) <= MOST_NBYTES:
+            return sources, long_side
+    return sources, _LADDER[-1][0]
+
+
+def _encode(pixels: NDArray[np.uint8], *, quality: int) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, optimize=True)
+    return _PREFIX + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _boxes(truth: Truth, row: int) -> list[list[float]]:
+    of_row = truth.boxes_of(row)
+    return [
+        [*_rounded(box), int(label), int(crowd)]
+        for box, label, crowd in zip(
+            truth.xywh[of_row], truth.labels[of_row], truth.crowd[of_row], strict=True
+        )
+    ][:_MOST_BOXES]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Detections:
+    """The detections of a run by picture, best score first."""
+
+    analysis: RunAnalysis
+    order: Ints  # (D,) numbers in the MatchTable, by picture, then falling score
+    starts: Ints  # (D,) rows of `order`, to be searched
+    most: int
+
+    @classmethod
+    def of(cls, analysis: RunAnalysis, most: int) -> _Detections:
+        matches = analysis.kinds.matches
+        order = np.lexsort((-matches.scores, matches.rows))
+        return cls(analysis=analysis, order=order, starts=matches.rows[order], most=most)
+
+    def of_picture(self, truth: Truth, row: int) -> list[list[float]]:
+        kinds, matches = self.analysis.kinds, self.analysis.kinds.matches
+        first, last = np.searchsorted(self.starts, [row, row + 1])
+        numbers = self.order[first:last][: self.most]
+        right = kinds.of_kind(RIGHT)[numbers]
+        own = np.where(right, matches.partner[0][numbers] - truth.offsets[row], -1)
+        return [
+            [*_rounded(box), round(float(score), 4), int(label), int(kind), int(found)]
+            for box, score, label, kind, found in zip(
+                self.analysis.table.xywh[matches.source[numbers]],
+                matches.scores[numbers],
+                matches.labels[numbers],
+                kinds.codes[numbers],
+                own,
+                strict=True,
+            )
+        ]
+
+
+def _rounded(box: NDArray[np.float64]) -> list[float]:
+    return [round(float(side), 1) for side in box]

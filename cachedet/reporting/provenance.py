@@ -1,0 +1,180 @@
+"""Where the figures come from: data, weights, store, config, versions, hours, bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from cachedet.reporting.figures import count, duration
+from cachedet.reporting.layout import Cell, Fold, Row, Section, Table
+from cachedet.reporting.runs import ScoredRun
+from cachedet.store.reader import FeatureStore
+from cachedet.store.space import readable_nbytes
+
+NOT_RECORDED = "not recorded"
+
+Fact = Callable[[ScoredRun, FeatureStore], str]
+
+
+def provenance_section(runs: Sequence[ScoredRun], stores: Sequence[FeatureStore]) -> Section:
+    """One column a run."""
+    rows = []
+    for group, facts in _FACTS.items():
+        rows.append(Row(name=group, cells=(), group=True))
+        for name, fact in facts.items():
+            told = [fact(run, store) for run, store in zip(runs, stores, strict=True)]
+            rows.append(_row(name, told))
+    differing = differing_keys([run.checkpoint.config.model_dump(mode="json") for run in runs])
+    if differing:
+        rows.append(Row(name="Keys of the config that differ", cells=(), group=True))
+        rows += [_row(key, values) for key, values in differing.items()]
+    return Section(
+        key="provenance",
+        title="Where it comes from",
+        short="Provenance",
+        tables=(
+            Table(
+                caption="What the run folders and stores record; nothing here is estimated.",
+                corner="",
+                columns=tuple(run.name for run in runs),
+                rows=tuple(rows),
+                numeric=False,
+            ),
+        ),
+        folds=tuple(Fold(title=f"{run.name}: config.yaml", text=run.config_text) for run in runs),
+    )
+
+
+def _row(name: str, told: Sequence[str]) -> Row:
+    cells = tuple(
+        Cell(text=text, tone="faint" if text.startswith(NOT_RECORDED) else "") for text in told
+    )
+    return Row(name=name, cells=cells, same=len(told) > 1 and len(set(told)) == 1)
+
+
+def differing_keys(configs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """Dotted key -> each config's value, of the keys that are not the same in all."""
+    flat = [dict(_flatten(config)) for config in configs]
+    keys = dict.fromkeys(key for own in flat for key in own)
+    told = {key: [own.get(key, "-") for own in flat] for key in keys}
+    return {key: values for key, values in told.items() if len(set(values)) > 1}
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for key, own in value.items():
+            yield from _flatten(own, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, json.dumps(value)
+
+
+def spared_passes(run: ScoredRun) -> int:
+    """Pictures that training read, each a forward pass that a live backbone would have taken."""
+    steps = max((point.step for point in run.metrics), default=0)
+    return steps * run.checkpoint.config.schedule.step_pictures
+
+
+def bytes_per_picture(store: FeatureStore) -> float:
+    """Of one view."""
+    return store.nbytes / max(len(store) * len(store.manifest.views), 1)
+
+
+def _text(value: object) -> str:
+    return NOT_RECORDED if value is None else str(value)
+
+
+def _versions(store: FeatureStore) -> str:
+    found = store.manifest.versions
+    return ", ".join(f"{name} {version}" for name, version in found.items()) or NOT_RECORDED
+
+
+def _trained_on(run: ScoredRun, _: FeatureStore) -> str:
+    if run.trained_on is None:
+        return NOT_RECORDED
+    boxes = sum(run.trained_on.boxes.values())
+    return (
+        f"{run.trained_on.store}: {count(run.trained_on.pictures)} pictures, {count(boxes)} boxes"
+    )
+
+
+def _hours(run: ScoredRun, _: FeatureStore) -> str:
+    seconds = run.training_seconds
+    return NOT_RECORDED if seconds is None else f"{duration(seconds)} (wall clock of log.txt)"
+
+
+def _spared(run: ScoredRun, _: FeatureStore) -> str:
+    passes = spared_passes(run)
+    if not passes:
+        return NOT_RECORDED
+    return f"at most {count(passes)} (steps times pictures of a step)"
+
+
+def _saved(run: ScoredRun, _: FeatureStore) -> str:
+    return f"{NOT_RECORDED}: neither run nor store holds the seconds of a pass of the backbone"
+
+
+def _detector(run: ScoredRun, _: FeatureStore) -> str:
+    detector = run.checkpoint.config.detector
+    return f"{detector.kind}, {detector.neck.kind}"
+
+
+def _eval_seconds(run: ScoredRun, _: FeatureStore) -> str:
+    seconds = run.results.get("seconds")
+    return duration(seconds) if isinstance(seconds, int | float) else NOT_RECORDED
+
+
+def _views_scored(run: ScoredRun, _: FeatureStore) -> str:
+    views = run.results.get("views")
+    return ", ".join(map(str, views)) if isinstance(views, list) and views else NOT_RECORDED
+
+
+def _same_store(run: ScoredRun, store: FeatureStore) -> str:
+    recorded = run.results.get("store_fingerprint")
+    own = store.manifest.fingerprint()
+    if recorded is None or recorded == own:
+        return own
+    return f"{own} (scored on {recorded}: the same pictures, other features)"
+
+
+_FACTS: dict[str, dict[str, Fact]] = {
+    "Data": {
+        "Trained on": _trained_on,
+        "Scored on": lambda run, store: f"{store.location}: {count(len(store))} pictures",
+        "Boxes scored against": lambda run, _: run.annotations or "those of the store",
+        "Views scored": _views_scored,
+        "Fingerprint of the store scored on": _same_store,
+        "Fingerprint of the store trained on": lambda run, _: run.checkpoint.manifest.fingerprint(),
+        "Digest of its annotations": lambda run, _: run.checkpoint.manifest.truth_digest,
+        "Digest of its pictures": lambda run, _: run.checkpoint.manifest.pictures_digest,
+    },
+    "Backbone": {
+        "Network": lambda run, _: run.checkpoint.manifest.backbone,
+        "Weights": lambda run, _: run.checkpoint.manifest.weights,
+        "Digest of the weights": lambda run, _: run.checkpoint.manifest.weights_digest,
+        "Long side of a picture": lambda run, _: f"{run.checkpoint.manifest.image_size} pixels",
+        "Views and codec": lambda run, _: (
+            f"{', '.join(run.checkpoint.manifest.views)}; {run.checkpoint.manifest.codec}"
+        ),
+    },
+    "Training": {
+        "Run": lambda run, _: str(run.folder),
+        "Detector": _detector,
+        "Seed": lambda run, _: str(run.checkpoint.config.seed),
+        "Epochs": lambda run, _: str(run.checkpoint.config.schedule.epochs),
+        "Step of the scored checkpoint": lambda run, _: _text(run.results.get("step")),
+    },
+    "Cost": {
+        "Time of training": _hours,
+        "Time of scoring": _eval_seconds,
+        "Cached bytes a picture and view": lambda _, store: readable_nbytes(
+            round(bytes_per_picture(store))
+        ),
+        "Passes of the backbone spared": _spared,
+        "Time saved against the live backbone": _saved,
+    },
+    "Versions": {
+        "Scored with cachedet": lambda run, _: _text(run.results.get("cachedet")),
+        "Extracted with": lambda _, store: _versions(store),
+    },
+}

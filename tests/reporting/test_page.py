@@ -1,0 +1,127 @@
+"""The HTML itself; how a browser sees it is tests/e2e/test_report_page.py."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cachedet.reporting.pictures import make_sheet
+
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(2)> \"double\" & 'single'",
+    "{{ 7 * 7 }} {% raw %} \u2028",
+)
+
+
+class Outline(HTMLParser):
+    """Tags with their attributes, and the text of each script."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.texts: list[str] = []
+        self._in_script = False
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._in_script = tag == "script"
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_script = False
+
+    def handle_data(self, data: str) -> None:
+        (self.scripts if self._in_script else self.texts).append(data)
+
+    def of(self, *names: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag in names]
+
+
+@pytest.fixture(scope="module")
+def hostile(kit: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    truth = kit.truth(names=HOSTILE)
+    analyses = kit.analyse(truth, kit.found(truth, seed=1, skill=0.8))
+    images = kit.photographs(tmp_path_factory.mktemp("photographs"), truth)
+    sheet = make_sheet(truth, analyses, images=images, most=3, on_done=lambda _: None)
+    page: str = kit.page(['run <b>"x"</b>'], analyses, sheet=sheet)
+    return page
+
+
+def test_names_with_html_in_them_are_text(hostile: str) -> None:
+    page = Outline(hostile)
+    assert len(page.scripts) == 2  # the data and the page's own
+    assert not [attributes for attributes in page.of("img") if attributes["src"] == "x"]
+    assert not page.of("b")
+    for name in HOSTILE:
+        assert any(name in text for text in page.texts), name
+    data = json.loads(page.scripts[0])
+    assert data["sheet"]["classes"] == list(HOSTILE)
+    assert "<" not in page.scripts[0]
+
+
+def test_the_policy_allows_its_own_script_and_nothing_else(hostile: str) -> None:
+    page = Outline(hostile)
+    policy = next(
+        own["content"] for own in page.of("meta")
+        if own.get("http-equiv") == "Content-Security-Policy"
+    )  # fmt: skip
+    assert policy is not None
+    digest = base64.b64encode(hashlib.sha256(page.scripts[1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+
+
+def test_nothing_is_fetched(hostile: str) -> None:
+    page = Outline(hostile)
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "srcset", "data", "action", "poster"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:", "#")), (tag, name, value)
+    assert not page.of("iframe", "object", "embed", "base")
+    style = re.search(r"<style>(.*?)</style>", hostile, re.S)
+    assert style is not None
+    assert "url(" not in style[1]
+    assert "@import" not in style[1]
+
+
+def test_headings_ids_and_headers_are_in_order(hostile: str) -> None:
+    page = Outline(hostile)
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {(own["href"] or "")[1:] for own in page.of("a")}
+    assert targets <= set(ids)
+    assert all(own.get("scope") in ("col", "row", "colgroup") for own in page.of("th"))
+    assert all(own.get("alt") for own in page.of("img"))
+
+
+def test_without_pictures_it_says_how_to_get_them(kit: Any, two_runs: Any) -> None:
+    _, analyses = two_runs
+    page = kit.page(["good", "bad"], analyses)
+    assert "--images DIR" in page
+    assert 'id="score"' not in page
+
+
+def test_1203_classes_fit(kit: Any, tmp_path: Path) -> None:
+    names = [f"class number {n} of the many" for n in range(1203)]
+    truth = kit.truth(pictures=120, boxes=12, names=names)
+    analyses = kit.analyse(truth, kit.found(truth, seed=1, skill=0.5), resamples=2)
+    page = kit.page(["run"], analyses, training=dict.fromkeys(range(1, 1204), 1))
+    assert len(page.encode()) < 2_000_000
+    assert page.count('<th scope="row">class number') >= 1203
+    assert 'class="frame long"' in page
+    assert "the 30 pairs" in page

@@ -1,0 +1,46 @@
+"""What a run folder tells; whole reports are in tests/test_report.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cachedet.reporting.runs import _names, _read_metrics, _sum_sessions
+
+
+def test_pauses_between_stretches_of_training_do_not_count(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text(
+        "2026-01-01 10:00:00 started; store fingerprint 48\n"
+        "2026-01-01 10:05:00   1/4 ...\n"
+        "2026-01-02 09:00:00 resumed at step 100\n"
+        "a line without a time\n"
+        "2026-01-02 09:01:30 ended at step 200: finished\n"
+    )
+    assert _sum_sessions(log) == 5 * 60 + 90
+
+
+@pytest.mark.parametrize("text", [None, "", "no times here\n", "2026-01-01 10:00:00 other\n"])
+def test_training_time_that_is_not_recorded(tmp_path: Path, text: str | None) -> None:
+    log = tmp_path / "log.txt"
+    if text is not None:
+        log.write_text(text)
+    assert _sum_sessions(log) is None
+
+
+def test_rows_of_metrics_that_a_crash_cut_short_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss,val_ap,val_ap50\n20,1.5,,\n40,nan,0.25,0.5\n6")
+    first, second, third = _read_metrics(path)
+    assert (first.step, first.loss, first.val_ap) == (20, 1.5, None)
+    assert (second.loss, second.val_ap, second.val_ap50) == (None, 0.25, 0.5)
+    assert (third.step, third.loss) == (6, None)
+    path.write_text("step,loss\nx,1\n")
+    assert _read_metrics(path) == ()
+    assert _read_metrics(tmp_path / "missing.csv") == ()
+
+
+def test_runs_are_named_by_as_little_of_their_path_as_it_takes() -> None:
+    assert _names([Path("/a/one"), Path("/a/two")]) == ["one", "two"]
+    assert _names([Path("/a/run"), Path("/b/run"), Path("/b/x")]) == ["a/run", "b/run", "b/x"]

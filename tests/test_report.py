@@ -1,0 +1,258 @@
+"""`cachedet report` on runs that were really trained and scored."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cachedet.cli import app
+from cachedet.config import TrainConfig
+from cachedet.errors import CheckpointError, InputError, StoreError
+from cachedet.evaluate import evaluate
+from cachedet.extract import extract
+from cachedet.report import report
+from cachedet.train import train
+
+CONFIG = TrainConfig.model_validate(
+    {
+        "detector": {
+            "kind": "retinanet",
+            "neck": {"kind": "fpn", "channels": 16},
+            "num_convs": 1,
+            "selection": {"score_threshold": 0.005},
+        },
+        "schedule": {
+            "epochs": 2,
+            "batch_size": 3,
+            "optimizer": "adamw",
+            "lr": 3e-3,
+            "warmup_steps": 2,
+            "kind": "cosine",
+        },
+        "device": "cpu",
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        run = root / f"seed{seed}"
+        config = CONFIG.model_copy(update={"seed": seed})
+        train(config, train_store=tiny.train, val_store=tiny.val, run=run)
+        evaluate(run, store=tiny.val)
+    return root / "seed0", root / "seed1"
+
+
+def copy_of(run: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(run, folder / run.name))
+
+
+def test_every_file_is_written_and_tells_the_figures_of_eval(
+    tiny: Any, runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "new folder" / "page.html"
+    written = report(runs, images=tiny.paths.images, out=out, resamples=20)
+    assert [written.html, written.markdown, written.json] == [
+        out, out.with_suffix(".md"), out.with_suffix(".json"),
+    ]  # fmt: skip
+    content = json.loads(out.with_suffix(".json").read_text())
+    for run, told in zip(runs, content["runs"], strict=True):
+        results = json.loads((run / "results.json").read_text())
+        for name in ("ap", "ap50", "ap75", "ap_small", "ar100", "per_class"):
+            assert told[name] == results[name], name
+        assert told["errors"] == results["errors"]
+        assert told["oddities"] == results["oddities"]
+        assert told["config"]["seed"] == int(run.name[-1])
+        assert told["training_seconds"] >= 0
+        assert told["backbone_passes_spared_at_most"] == 8 * 3  # steps of 3 pictures
+        page, text = out.read_text(), out.with_suffix(".md").read_text()
+        assert f"{results['ap']:.3f}" in page
+        assert f"{results['ap']:.3f}" in text
+        assert told["weights_digest"] in page
+    assert content["runs"][0]["difference_to_first"] is None
+    assert content["runs"][1]["difference_to_first"]["resamples"] == 20
+    assert written.pictures == 4
+    assert page.count("data:image/jpeg;base64,") == 4
+    assert "seed" in text.split("Keys of the config that differ")[1]
+
+
+def test_training_annotations_are_those_the_run_noted(
+    tiny: Any, runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    told = report(runs[:1], out=tmp_path / "r.html", resamples=2).content["runs"][0]
+    boxes = json.loads(tiny.paths.train.read_text())["annotations"]
+    assert sum(stratum["num_classes"] for stratum in told["strata"]["bins"]) == 10
+    assert told["strata"]["bins"][0]["high"] == 10
+    few = {own["category_id"] for own in boxes}
+    counts = {c: sum(own["category_id"] == c for own in boxes) for c in few}
+    assert set(told["strata"]["bins"][1]["category_ids"]) == {
+        c for c, number in counts.items() if number >= 10
+    }
+    old = copy_of(runs[0], tmp_path)
+    (old / "training.json").unlink()
+    results = json.loads((old / "results.json").read_text())
+    results.pop("strata", None)
+    (old / "results.json").write_text(json.dumps(results))
+    written = report([old], resamples=2)
+    assert written.html == old / "report.html"
+    assert "strata" not in written.content["runs"][0]
+    assert "Not recorded: no run here has the training.json" in written.html.read_text()
+
+
+def test_what_a_run_does_not_record_is_said_not_invented(
+    runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run = copy_of(runs[0], tmp_path)
+    for name in ("log.txt", "metrics.csv", "training.json"):
+        (run / name).unlink()
+    results = json.loads((run / "results.json").read_text())
+    for name in ("seconds", "views", "cachedet", "step", "oddities"):
+        results.pop(name)
+    (run / "results.json").write_text(json.dumps(results))
+    written = report([run], resamples=2)
+    lines = written.markdown.read_text().splitlines()
+    for fact in (
+        "Trained on", "Views scored", "Step of the scored checkpoint", "Time of training",
+        "Time of scoring", "Passes of the backbone spared", "Time saved against the live backbone",
+        "Scored with cachedet",
+    ):  # fmt: skip
+        line = next(line for line in lines if line.startswith(f"| {fact} |"))
+        assert "| not recorded" in line, line
+    assert any("no validation recorded in metrics.csv" in line for line in lines)
+    assert written.content["runs"][0]["training_seconds"] is None
+
+
+def test_no_file_of_the_run_is_changed(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    run = copy_of(runs[0], tmp_path)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    report([run], resamples=2)
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert {path: content for path, content in after.items() if path in before} == before
+    assert {path.name for path in after.keys() - before.keys()} == {
+        "report.html", "report.md", "report.json",
+    }  # fmt: skip
+
+
+def test_the_command_prints_one_object_or_the_files(
+    runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "r.html"
+    call = ["report", *map(str, runs), "--out", str(out), "--resamples", "2"]
+    done = CliRunner().invoke(app, [*call, "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["files"]["html"] == str(out)
+    assert [own["name"] for own in told["runs"]] == ["seed0", "seed1"]
+    done = CliRunner().invoke(app, call)
+    assert done.stdout.splitlines() == [str(out.with_suffix(s)) for s in (".html", ".md", ".json")]
+
+
+def test_a_run_that_was_not_scored_is_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    run = copy_of(runs[0], tmp_path)
+    for name in ("detections.json", "results.json"):
+        (run / name).unlink()
+        with pytest.raises(InputError, match=r"has not been scored.*`cachedet eval .* --store"):
+            report([run])
+    with pytest.raises(CheckpointError, match="is not a run folder"):
+        report([tmp_path])
+
+
+def test_damaged_files_are_named(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    run = copy_of(runs[0], tmp_path)
+    results, whole = run / "results.json", (run / "results.json").read_text()
+    for text, message in (
+        ("{", r"results.json is not JSON"),
+        ("[]", r"results.json should hold an object, got a list"),
+        ("{}", r"does not say which store it was scored on, got None"),
+        (json.dumps({**json.loads(whole), "ap": 0.99}), r"have AP .*, results.json says 0.99"),
+        (
+            json.dumps({**json.loads(whole), "strata": {"training_boxes": {"x": 1}}}),
+            r"strata.training_boxes should hold counts by category id",
+        ),
+        (
+            json.dumps({**json.loads(whole), "annotations": "/nowhere/val.json"}),
+            r"was scored against /nowhere/val.json, which cannot be used now: .*Score the run",
+        ),
+    ):
+        results.write_text(text)
+        with pytest.raises(InputError, match=message):
+            report([run], resamples=2)
+    results.write_text(whole)
+    for path in (run / "weights").iterdir():
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"holds no checkpoint: expected .*best.pt or"):
+        report([run])
+
+
+def test_a_store_that_has_moved_is_named_with_store(
+    tiny: Any, runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run = copy_of(runs[0], tmp_path)
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps({**results, "store": "/nowhere/val.zarr"}))
+    with pytest.raises(StoreError, match=r"was scored on /nowhere/val.zarr.*with --store"):
+        report([run])
+    written = report([run], store=tiny.val, resamples=2)
+    assert written.content["runs"][0]["ap"] == results["ap"]
+    with pytest.raises(
+        InputError, match="have AP .* the store is not the one the run was scored on"
+    ):
+        report([run], store=tiny.train)
+    with pytest.raises(StoreError):
+        report([run], store=tmp_path / "no.zarr")
+
+
+def test_runs_on_different_pictures_do_not_stand_side_by_side(
+    tiny: Any, runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    other = copy_of(runs[1], tmp_path)
+    evaluate(other, store=tiny.train)
+    with pytest.raises(InputError, match=r"seed0 and seed1 were scored on different pictures"):
+        report([runs[0], other])
+    content = json.loads(tiny.paths.val.read_text())
+    content["annotations"] = content["annotations"][1:]
+    (tmp_path / "fewer.json").write_text(json.dumps(content))
+    store = tmp_path / "fewer.zarr"
+    extract(tiny.extract_config(store, annotations=tmp_path / "fewer.json", views="base"))
+    evaluate(other, store=store)
+    with pytest.raises(InputError, match="were scored on different boxes"):
+        report([runs[0], other])
+
+
+def test_a_run_scored_against_an_annotation_file_is_shown_against_it(
+    tiny: Any, runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    from cachedet.evaluate import Questions
+
+    run = copy_of(runs[0], tmp_path)
+    content = json.loads(tiny.paths.val.read_text())
+    content["annotations"] = content["annotations"][::2]
+    annotations = tmp_path / "half.json"
+    annotations.write_text(json.dumps(content))
+    evaluate(run, store=tiny.val, questions=Questions(annotations=annotations))
+    told = report([run], resamples=2).content["runs"][0]
+    assert told["ap"] == json.loads((run / "results.json").read_text())["ap"]
+    assert sum(own["num_boxes"] for own in told["per_class"]) == len(content["annotations"])
+    with pytest.raises(InputError, match=r"different boxes \(.*val.zarr: 4 pictures, .*half.json"):
+        report([runs[0], run])
+
+
+def test_what_cannot_be_written_is_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--out expects a file that ends in .html, got r.pdf"):
+        report(runs, out=Path("r.pdf"))
+    with pytest.raises(InputError, match=r"over .*results.json, which belongs to the run"):
+        report(runs, out=runs[1] / "results.html")
+    with pytest.raises(InputError, match="named more than once"):
+        report([runs[0], runs[0] / "." / "weights" / ".."])
+    with pytest.raises(InputError, match="a report needs a run folder or more"):
+        report([])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write .*r.html"):
+        report(runs, out=tmp_path / "file" / "r.html", resamples=2)
