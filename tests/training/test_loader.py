@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -175,6 +177,25 @@ def test_what_is_read_ahead_is_bounded_by_bytes(tiny: Any, monkeypatch: pytest.M
         batches.close()  # type: ignore[attr-defined]
         while read.acquire(blocking=False):
             pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux's")
+def test_readers_give_way_to_the_step(tiny: Any) -> None:
+    """Their priority is lower than the trainer's, which keeps its own, and they use one core."""
+    store = FeatureStore.open(tiny.train)
+    seen: set[tuple[int, int]] = set()
+
+    class Watched(StreamedFeatures):
+        def read(self, keys: Sequence[Key]) -> Features:
+            mine = threading.get_native_id()
+            seen.add((os.getpriority(os.PRIO_PROCESS, mine), torch.get_num_threads()))
+            return super().read(keys)
+
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    source = Watched(store, levels=LEVELS, device=torch.device("cpu"))
+    list(loader_of(store, source=source).batches(0))
+    assert seen == {(min(before + 10, 19), 1)}
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 def test_a_loader_that_is_left_early_leaves_no_thread(tiny: Any) -> None:
