@@ -185,7 +185,8 @@ def extracted(name: str, options: argparse.Namespace) -> Path:
     store: Path = options.out / f"{name}.zarr"
     if not store.exists():
         values = {"images": options.images, "annotations": few, "store": store, "backbone": name}
-        values |= {"weights": "none", "image_size": options.image_size, "on_bad_image": "skip"}
+        values |= {"weights": "none", "image_size": options.image_size, "views": "base"}
+        values |= {"on_bad_image": "skip"}
         extract(make_extract_config(values))
     return store
 
