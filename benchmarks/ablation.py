@@ -81,6 +81,7 @@ CONDITIONS = {
     "cached flip + copy-paste": Condition(weights=BOTH, augment=("copy_paste=0.5",)),
     "cached flip + channel dropout": Condition(weights=BOTH, augment=("channel_dropout=0.1",)),
     "cached flip + noise": Condition(weights=BOTH, augment=("noise=1.0",)),
+    "jitter 3 without flip": Condition(weights={"base": 1.0, "jitter": 3.0}, draws=3),
     "jitter 4 alone": Condition(weights={"jitter": 1.0}, draws=4),
     "jitter 2 + channel dropout": Condition(
         weights=BOTH | {"jitter": 2.0}, draws=2, augment=("channel_dropout=0.1",)
