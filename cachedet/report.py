@@ -21,7 +21,7 @@ from cachedet.reporting.error_sections import confusion_section, error_section
 from cachedet.reporting.layout import Report
 from cachedet.reporting.markdown import render_markdown
 from cachedet.reporting.page import render_page
-from cachedet.reporting.pictures import Sheet, make_sheet
+from cachedet.reporting.pictures import Sheet, make_sheet, require_folder
 from cachedet.reporting.provenance import bytes_per_picture, provenance_section, spared_passes
 from cachedet.reporting.recorded import describe_oddities, recorded_rows
 from cachedet.reporting.runs import ScoredRun, read_detections, read_runs
@@ -82,6 +82,8 @@ def report(
         StoreError: a store that cannot be read.
     """
     target = _target(out, runs)
+    if images is not None:
+        require_folder(images)
     scored = read_runs(runs)
     stores = [_open_store(run, store) for run in scored]
     truth = _same_truth(scored, [_truth_of(*own) for own in zip(scored, stores, strict=True)])

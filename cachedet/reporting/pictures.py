@@ -116,6 +116,12 @@ def choose_pictures(scores: PictureScores, *, most: int) -> tuple[list[int], lis
     return best, worst
 
 
+def require_folder(images: Path) -> None:
+    """Raises InputError: known before minutes of resampling."""
+    if not images.is_dir():
+        raise InputError(f"--images expects the folder of the scored pictures, got {images}")
+
+
 def make_sheet(
     truth: Truth,
     analyses: Sequence[RunAnalysis],
@@ -135,8 +141,7 @@ def make_sheet(
 
     Raises InputError where the folder does not exist or holds none of the pictures.
     """
-    if not images.is_dir():
-        raise InputError(f"--images expects the folder of the scored pictures, got {images}")
+    require_folder(images)
     scores = score_pictures(truth, analyses[0])
     best, worst = choose_pictures(scores, most=most)
     decoded: dict[int, NDArray[np.uint8]] = {}
