@@ -154,14 +154,18 @@ def fit_codec(codec: Codec, loader: InputLoader, backbone: FrozenBackbone, *, vi
 
 def _default_views(store: Path) -> str:
     """Those it has, so that nothing is added unasked; of a new store what training wants."""
-    is_there = (store / MANIFEST).exists()
-    return ",".join(load_manifest(LocalFiles(store)).views) if is_there else TRAINING_VIEWS
+    held = _held_manifest(store)
+    return TRAINING_VIEWS if held is None else ",".join(held.views)
 
 
 def _first_view(store: Path, asked: Manifest) -> str:
     """The view a codec learns from: of a store that is mended its own first one."""
-    is_there = (store / MANIFEST).exists()
-    return (load_manifest(LocalFiles(store)) if is_there else asked).views[0]
+    return (_held_manifest(store) or asked).views[0]
+
+
+def _held_manifest(store: Path) -> Manifest | None:
+    """None where there is no store yet. Raises StoreError where it is damaged."""
+    return load_manifest(LocalFiles(store)) if (store / MANIFEST).exists() else None
 
 
 def default_workers() -> int:

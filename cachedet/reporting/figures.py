@@ -6,6 +6,7 @@ import math
 
 from cachedet.evaluation.significance import Interval
 
+UNDECIDED = "these pictures cannot tell the runs apart"
 ABSENT = "–"
 MINUS = "−"
 
@@ -47,7 +48,7 @@ def verdict(difference: Interval) -> str:
         return "better"
     if difference.high < 0:
         return "worse"
-    return "these pictures cannot tell the runs apart"
+    return UNDECIDED
 
 
 def count(value: float) -> str:

@@ -9,6 +9,7 @@ from cachedet.evaluation.metrics import CocoScores
 from cachedet.evaluation.significance import Interval
 from cachedet.reporting.analysis import RunAnalysis
 from cachedet.reporting.figures import (
+    UNDECIDED,
     count,
     count_classes,
     figure,
@@ -148,8 +149,8 @@ def _leads(names: Sequence[str], analyses: Sequence[RunAnalysis]) -> tuple[str, 
         gain = own.difference.ap
         judged = verdict(gain)
         said = (
-            "the interval holds 0, so these pictures cannot tell the runs apart"
-            if judged.startswith("these")
+            f"the interval holds 0, so {UNDECIDED}"
+            if judged == UNDECIDED
             else f"so it is {judged} on pictures like these"
         )
         leads.append(
@@ -161,7 +162,7 @@ def _leads(names: Sequence[str], analyses: Sequence[RunAnalysis]) -> tuple[str, 
 
 def _against(difference: Interval, first: str) -> str:
     judged = verdict(difference)
-    if judged.startswith("these"):
+    if judged == UNDECIDED:
         return f"{signed(difference.value)} against {first}: {judged}"
     return f"{judged} than {first}: {signed(difference.value)} ({signed_span(difference)})"
 
@@ -207,7 +208,7 @@ def difference_cell(difference: Interval, *, num_pictures: int | None = None) ->
     `FEWEST_PICTURES` there is no verdict.
     """
     judged = verdict(difference)
-    word = "cannot tell" if judged.startswith("these") else judged
+    word = "cannot tell" if judged == UNDECIDED else judged
     few = num_pictures is not None and num_pictures < FEWEST_PICTURES
     if few:
         word = "too few pictures"
