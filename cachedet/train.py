@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ import torch
 
 from cachedet.collective import from_first, is_first, rank, world_size
 from cachedet.config import EvalConfig, TrainConfig
-from cachedet.detector.build import Detector, choose_levels
+from cachedet.detector.build import choose_levels
+from cachedet.detector.whole import Trained
 from cachedet.detector_config import trains_masks
 from cachedet.errors import CheckpointError, ConfigError
 from cachedet.evaluation.inference import detect_store
@@ -22,20 +22,19 @@ from cachedet.evaluation.metrics import CocoScores, score_detections
 from cachedet.evaluation.plots import plot_training
 from cachedet.store.manifest import Manifest
 from cachedet.store.reader import FeatureStore
-from cachedet.training.checkpoint_writer import CheckpointWriter
 from cachedet.training.data_parallel import find_launch, joined_ranks
-from cachedet.training.follower import NoCheckpoints, NoRecords
-from cachedet.training.interruption import StopSignals
 from cachedet.training.loader import FeatureLoader, make_loader
-from cachedet.training.loop import EARLY_STOPPING, FINISHED, MAX_STEPS, TrainingLoop, Validator
+from cachedet.training.loop import EARLY_STOPPING, Validator, is_signal
 from cachedet.training.optimizer import count_trained
 from cachedet.training.pinned_views import pin_views
-from cachedet.training.records import RunRecords
 from cachedet.training.run_folder import RunFolder
+from cachedet.training.session import run_session
 from cachedet.training.start import start_or_continue
 from cachedet.training.tensorboard_log import require_tensorboard
-from cachedet.training.trainer import Trainer, make_trainer
+from cachedet.training.trainer import make_trainer
 from cachedet.training.training_data import TrainingData
+
+_NO_BOXES = "note: no training picture holds a box, so only background is learnt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +47,7 @@ class TrainReport:
     reason: str  # it ended: finished, max_steps, early_stopping, or the name of a signal
     seconds: float
     seconds_per_epoch: float
+    peak_memory: int  # bytes: on an accelerator of its tensors, else all RAM of this process
     parameters: int  # that are trained
     best_ap: float | None  # None without a validation
     losses: tuple[float, ...]  # of every step of this call
@@ -59,7 +59,7 @@ class TrainReport:
     @property
     def was_interrupted(self) -> bool:
         """By a signal; `resume` goes on."""
-        return self.reason not in (FINISHED, MAX_STEPS, EARLY_STOPPING)
+        return is_signal(self.reason)
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "run": str(self.run), "stopped_early": self.stopped_early}
@@ -119,45 +119,33 @@ def _train_together(
     start_or_continue(folder, config, trainer, store.manifest, resume=resume, restarts=restarts)
     if is_first():
         TrainingData.of(store).write(folder)
-    started = time.perf_counter()
-    records = _make_records(folder, trainer, config) if is_first() else NoRecords()
-    with records, StopSignals() as signals:
-        loop = TrainingLoop(
-            trainer=trainer,
-            loader=loader,
-            epochs=config.schedule.epochs,
-            accumulate=config.schedule.accumulate,
-            max_steps=config.max_steps,
-            eval_every=config.eval_every,
-            validator=_make_validator(config, validation, device=trainer.device),
-            records=records,
-            checkpoints=_make_writer(folder, config, store.manifest, first_step=trainer.step)
-            if is_first()
-            else NoCheckpoints(),
-            signals=signals,
-        )
-        if not len(store.truth.boxes):
-            records.remark("note: no training picture holds a box, so only background is learnt")
-        reason = loop.run()
-    seconds = time.perf_counter() - started
+    done = run_session(
+        config,
+        folder=folder,
+        trainer=trainer,
+        loader=loader,
+        manifest=store.manifest,
+        validator=_make_validator(config, validation, device=trainer.device),
+        remarks=() if len(store.truth.boxes) else (_NO_BOXES,),
+    )
     if is_first():
-        folder.log(f"ended at step {trainer.step}: {reason}")
         plot_training(folder.metrics, folder.plots / "training.png")
     return TrainReport(
         run=folder.root,
         steps=trainer.step,
         epochs=trainer.epoch,
-        reason=reason,
-        seconds=seconds,
-        seconds_per_epoch=seconds / max(len(loop.losses), 1) * _steps_of(loader, config, 0),
+        reason=done.reason,
+        seconds=done.seconds,
+        seconds_per_epoch=done.seconds / max(len(done.losses), 1) * _steps_of(loader, config, 0),
+        peak_memory=done.peak_memory,
         parameters=count_trained(trainer.detector),
         best_ap=trainer.best_ap if trainer.best_ap >= 0 else None,
-        losses=tuple(loop.losses),
+        losses=done.losses,
     )
 
 
 def validate(
-    detector: Detector,
+    detector: Trained,
     config: TrainConfig,
     store: FeatureStore,
     *,
@@ -182,32 +170,13 @@ def _make_validator(
     if store is None:
         return None
 
-    def score(detector: Detector, between_batches: Callable[[], None]) -> dict[str, float]:
+    def score(detector: Trained, between_batches: Callable[[], None]) -> dict[str, float]:
         scores = validate(
             detector, config, store, device=device, on_progress=lambda _: between_batches()
         )
         return {"ap": scores.ap, "ap50": scores.ap50, "ap75": scores.ap75}
 
     return score
-
-
-def _make_records(folder: RunFolder, trainer: Trainer, config: TrainConfig) -> RunRecords:
-    return RunRecords(
-        folder, trainer, epochs=config.schedule.epochs, tensorboard=config.tensorboard
-    )
-
-
-def _make_writer(
-    folder: RunFolder, config: TrainConfig, manifest: Manifest, *, first_step: int
-) -> CheckpointWriter:
-    return CheckpointWriter(
-        folder,
-        config=config,
-        manifest=manifest,
-        every_seconds=config.checkpoint_every_seconds,
-        every_steps=config.checkpoint_every_steps,
-        first_step=first_step,
-    )
 
 
 def _require_fit(config: TrainConfig, store: FeatureStore, validation: FeatureStore | None) -> None:

@@ -14,8 +14,10 @@ PACKAGE = Path(__file__).parents[1] / "cachedet"
 ORDER = (
     "version", "errors", "collective", "structures", "masks", "progress", "detector_config",
     "config", "device",
-    "data", "backbone", "store", "extraction", "detector", "training", "evaluation", "reporting",
-    "train", "evaluate", "report", "extract", "predict", "model", "demo", "tables", "score_tables",
+    "data", "backbone", "store", "extraction", "detector", "training", "evaluation", "live",
+    "estimation", "comparison", "reporting",
+    "train", "evaluate", "report", "extract", "predict", "model", "estimate", "compare", "demo",
+    "tables", "score_tables", "estimate_tables",
     "commands", "cli", "__main__",
 )  # fmt: skip
 

@@ -6,6 +6,7 @@ Letters: N pictures, C channels, H W input pixels, h w feature cells.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +59,10 @@ class FrozenBackbone(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Features:
         """(N, 3, H, W) normalised, sides multiples of `spec.pad_multiple` -> maps (N, C, h, w)."""
-        maps = self.model(images)
+        return self.name_maps(self.model(images), images)
+
+    def name_maps(self, maps: Sequence[Tensor], images: Tensor) -> Features:
+        """What the network gave for `images`, by level. Raises BackboneError on other shapes."""
         if self._channels_last:
             maps = [feature_map.permute(0, 3, 1, 2) for feature_map in maps]
         expected = self.spec.map_shapes((images.shape[2], images.shape[3]))
@@ -79,6 +83,7 @@ def load_backbone(
     levels: tuple[str, ...] | None = None,
     image_size: int = 512,
     device: torch.device | None = None,
+    seed: int = 0,
 ) -> FrozenBackbone:
     """Open a timm model as a frozen feature extractor.
 
@@ -88,6 +93,7 @@ def load_backbone(
         levels: names such as ("C3", "C4"); None takes C3-C5, or the one level of a plain ViT.
         image_size: long side in pixels; a ViT or Swin is built for it.
         device: where it runs.
+        seed: of random weights, which are the same for the same seed.
 
     Raises:
         BackboneError: unknown name or level, weights that cannot be had or do not fit.
@@ -97,7 +103,9 @@ def load_backbone(
         raise BackboneError(f"unknown backbone {name!r}{near}; `timm.list_models()` lists them all")
     source = _weights_source(name, weights)
     indices, spec = _choose_levels(name, levels, image_size=image_size)
-    model = _create(name, image_size=image_size, indices=indices, source=source)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _create(name, image_size=image_size, indices=indices, source=source)
     config = model.pretrained_cfg
     backbone = FrozenBackbone(
         name=name,

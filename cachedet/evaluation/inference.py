@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from cachedet.data.geometry import Geometry
-from cachedet.detector.build import Detector
 from cachedet.detector.rcnn import RCNN
+from cachedet.detector.whole import Trained
 from cachedet.evaluation.merging import Merging
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Detections
@@ -19,9 +19,12 @@ EVAL_VIEW = "base"
 _CUT_MARGIN = 0.01  # of the window's long side; a detector finds an edge no better than this
 
 
-@torch.no_grad()
+BatchSource = Callable[[str], Iterator[tuple[list[int], Batch]]]
+"""Of a view: every picture once, as rows of the store and what the detector takes."""
+
+
 def detect_store(
-    detector: Detector,
+    detector: Trained,
     store: FeatureStore,
     *,
     levels: Sequence[str],
@@ -46,11 +49,32 @@ def detect_store(
 
     Raises MissingFeatureError where the store lacks a view.
     """
+    return detect_batches(
+        detector,
+        store,
+        batches=lambda view: _batches(store, view, levels, batch_size, device),
+        views=views,
+        merging=merging,
+        on_progress=on_progress,
+    )
+
+
+@torch.no_grad()
+def detect_batches(
+    detector: Trained,
+    store: FeatureStore,
+    *,
+    batches: BatchSource,
+    views: Sequence[str] = (EVAL_VIEW,),
+    merging: Merging | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Detections]:
+    """`detect_store` on batches from anywhere: `store` only says what its pictures are."""
     was_training = detector.training
     detector.eval()
     found: dict[int, list[Detections]] = {row: [] for row in range(len(store))}
     for view in views:
-        for rows, batch in _batches(store, view, levels, batch_size, device):
+        for rows, batch in batches(view):
             detections = detector.detect(
                 batch.features, sizes_hw=batch.sizes_hw, image_ids=batch.image_ids
             )

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -51,6 +52,24 @@ _AHEAD_NBYTES = 256 << 20  # of decoded features that wait for the step; at leas
 _MOST_AHEAD = 16  # batches
 _MOST_THREADS = 4
 _CORES_OF_A_THREAD = 4  # torch computes a step on all cores: fewer leave nothing for a second one
+
+
+class BatchLoader(Protocol):
+    """What a training loop takes its batches from."""
+
+    def plan(self, epoch: int) -> list[NDArray[np.int64]]:
+        """The global batches of `epoch` as (view index, row) pairs."""
+        ...
+
+    def batches(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
+        """Each batch of `epoch`, from number `skip` on."""
+        ...
+
+    def read_ahead(
+        self, plan: Sequence[NDArray[np.int64]], *, epoch: int = 0, skip: int = 0
+    ) -> Iterator[Batch]:
+        """Each batch of a plan, from number `skip` on."""
+        ...
 
 
 class FeatureLoader:
@@ -118,16 +137,22 @@ class FeatureLoader:
         A resumed epoch starts in its middle. Raises what `FeatureStore.read` raises, at the batch
         that cannot be read.
         """
+        return self.read_ahead(self.plan(epoch), epoch=epoch, skip=skip)
+
+    def read_ahead(
+        self, plan: Sequence[NDArray[np.int64]], *, epoch: int = 0, skip: int = 0
+    ) -> Iterator[Batch]:
+        """This rank's share of each batch of a plan, from number `skip` on; see `batches`."""
         handover = Handover(self._device)
         waiting: deque[tuple[int, Future[Ready]]] = deque()
         readers = ThreadPoolExecutor(
             _reading_threads(),
             "feature-reader",
-            initializer=_give_way,
+            initializer=give_way,
             initargs=(self._device.type,),
         )
         try:
-            for number, keys in enumerate(self.plan(epoch)[skip:], start=skip):
+            for number, keys in enumerate(plan[skip:], start=skip):
                 share, rank = share_of_batch(keys, rank=self._rank, world_size=self._world_size)
                 nbytes = self._decoded_nbytes(share)
                 while _is_enough(waiting, nbytes):
@@ -245,7 +270,7 @@ def _generator(entropy: tuple[int, ...]) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _give_way(device_type: str) -> None:
+def give_way(device_type: str) -> None:
     """Keep this thread out of the way of the training step.
 
     One that used several cores would keep its own OpenMP team spinning on those of the step: a step

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from cachedet.collective import from_first
-from cachedet.detector.build import Detector
+from cachedet.detector.whole import Trained
 from cachedet.training.batch import Batch
 from cachedet.training.checkpoint_writer import CheckpointWriter
 from cachedet.training.data_parallel import first_of_ranks
 from cachedet.training.follower import NoCheckpoints, NoRecords
 from cachedet.training.interruption import StopRequested, StopSignals
-from cachedet.training.loader import FeatureLoader
+from cachedet.training.loader import BatchLoader
 from cachedet.training.optimizer import set_training_mode
 from cachedet.training.records import RunRecords
 from cachedet.training.statistics import StepStatistics
@@ -26,7 +26,13 @@ from cachedet.training.trainer import Trainer
 
 FINISHED, MAX_STEPS, EARLY_STOPPING = "finished", "max_steps", "early_stopping"
 
-Validator = Callable[[Detector, Callable[[], None]], Mapping[str, float]]
+
+def is_signal(reason: str) -> bool:
+    """Whether a run ended by a signal, so that it can go on."""
+    return reason not in (FINISHED, MAX_STEPS, EARLY_STOPPING)
+
+
+Validator = Callable[[Trained, Callable[[], None]], Mapping[str, float]]
 """Scores (ap, ap50, ap75) of a detector; calls the function from time to time, which may raise."""
 
 
@@ -72,10 +78,11 @@ class TrainingLoop:
         records, checkpoints: where it writes.
         signals: that ask it to stop.
         losses: of every step of this call.
+        seconds: of every step of this call, waiting for its batches included.
     """
 
     trainer: Trainer
-    loader: FeatureLoader
+    loader: BatchLoader
     epochs: int
     accumulate: int
     max_steps: int | None
@@ -85,6 +92,7 @@ class TrainingLoop:
     checkpoints: CheckpointWriter | NoCheckpoints
     signals: StopSignals
     losses: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
 
     def run(self) -> str:
         """Why it ended: FINISHED, MAX_STEPS, EARLY_STOPPING, or the name of a signal.
@@ -142,6 +150,7 @@ class TrainingLoop:
         self.trainer.epoch_statistics.merge(taken)
         self.records.after_step(self.trainer, row, taken)
         self.losses.append(row["loss"])
+        self.seconds.append(seconds)
 
     def _close_epoch(self) -> str | None:
         """Validate where it is due, and save; returns the signal that came meanwhile."""

@@ -1,8 +1,9 @@
-"""How much memory is free: on an accelerator, or for this process in its cgroup."""
+"""How much memory is free: on an accelerator, or for this process in its cgroup; and used."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,31 @@ def free_ram(root: Path = Path("/")) -> int:
     (Windows).
     """
     return max(0, min([_left_on_machine(root), *_left_in_cgroups(root)]))
+
+
+def peak_memory(device: torch.device, root: Path = Path("/")) -> int:
+    """Most bytes this process ever held: on an accelerator what tensors took, else all its RAM.
+
+    Args:
+        device: of the training.
+        root: of the file system that holds /proc; another one in tests.
+
+    0 where the system does not say (Windows).
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        # Not ru_maxrss: it counts what the process this one was forked from held.
+        status = (root / "proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+    except (OSError, StopIteration, ValueError):
+        pass
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024  # bytes there, kilobytes elsewhere
 
 
 def _left_on_machine(root: Path) -> int:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from cachedet.collective import alone, sum_over_ranks, world_size
 from cachedet.config import TrainConfig
-from cachedet.detector.build import Detector, build_detector
+from cachedet.detector.build import build_detector
+from cachedet.detector.whole import Trained, WholeDetector
 from cachedet.device import choose_device
 from cachedet.errors import NonFiniteLossError
 from cachedet.store.manifest import Manifest
@@ -31,7 +32,7 @@ _SMALLEST_SCALE = 1.0  # of fp16 gradients; one that overflows unscaled will not
 class Trainer:
     """Everything that changes while a run is trained."""
 
-    detector: Detector
+    detector: Trained
     optimizer: torch.optim.Optimizer
     learning_rate: LearningRate
     step_pictures: int  # of a whole step
@@ -97,7 +98,8 @@ class Trainer:
         error: the step is left out and the scale halved.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate.at(self.step)
+            # A state that an older cachedet saved has no scales.
+            group["lr"] = self.learning_rate.at(self.step) * group.get("lr_scale", 1.0)
         sum_gradients(self.detector.parameters())
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
@@ -187,17 +189,27 @@ def make_trainer(config: TrainConfig, *, manifest: Manifest, total_steps: int) -
 
     Raises ConfigError where the detector does not fit them, or the device not the precision.
     """
-    device = choose_device(config.device)
-    autocast = choose_autocast(config.precision, device)
     detector = build_detector(
         config.detector, spec=manifest.spec, num_classes=len(manifest.categories)
-    ).to(device)
+    )
+    return make_trainer_of(detector, config, total_steps=total_steps)
+
+
+def make_trainer_of(detector: Trained, config: TrainConfig, *, total_steps: int) -> Trainer:
+    """Optimiser and schedule for a detector that was built before.
+
+    Raises ConfigError where the device does not exist, or has not the precision.
+    """
+    device = choose_device(config.device)
+    autocast = choose_autocast(config.precision, device)
+    detector = detector.to(device)
     detector.to(memory_format=torch.channels_last)
+    heads = detector.heads if isinstance(detector, WholeDetector) else detector
     if config.trainable == "classifier":
-        freeze_all_but(detector, detector.classifiers())
+        freeze_all_but(heads, heads.classifiers())
     set_training_mode(detector)
     if config.compile:
-        for part in detector.parts():
+        for part in heads.parts():
             part.compile()
     schedule, stopping = config.schedule, config.early_stopping
     return Trainer(

@@ -1,0 +1,133 @@
+"""What each cell of a comparison came to, as its folder keeps it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cachedet.errors import InputError
+from cachedet.live.rigs import MODES, Mode
+from cachedet.store.durable import encode_json, write_durably
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class CellKey:
+    """One run of a comparison."""
+
+    heads: str  # name of the config
+    mode: Mode
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        return f"{self.heads}-{self.mode}-{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassFigure:
+    """AP of one class, and how many boxes of it there were to learn from."""
+
+    name: str
+    boxes: int
+    ap: float  # NaN where the scored pictures have none
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinFigure:
+    """AP of the classes with `low` to `high` training boxes; see evaluation.strata."""
+
+    name: str
+    classes: int
+    ap: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellResult:
+    """A cell that was trained and scored, or why it was not.
+
+    Attributes:
+        seconds: in training steps, waiting for pictures and features included.
+        extraction_seconds: of the cache; 0 in the modes that need none.
+        peak_memory: bytes, of the process that trained (on an accelerator of its tensors).
+        step_flops: of a training step, a picture: everything the mode computes.
+        parameters: that are trained.
+        cache_nbytes: on the disk; 0 in the modes that need none.
+    """
+
+    key: CellKey
+    error: str = ""  # why the cell failed; the figures then mean nothing
+    device: str = ""
+    steps: int = 0
+    epochs: float = 0.0  # that the steps make up
+    seconds: float = 0.0
+    extraction_seconds: float = 0.0
+    peak_memory: int = 0
+    step_flops: int = 0
+    parameters: int = 0
+    cache_nbytes: int = 0
+    ap: float = math.nan
+    ap50: float = math.nan
+    ap75: float = math.nan
+    low: float = math.nan  # ends of the 95 % interval of AP over the scored pictures
+    high: float = math.nan
+    classes: tuple[ClassFigure, ...] = ()
+    bins: tuple[BinFigure, ...] = ()
+
+    @property
+    def has_failed(self) -> bool:
+        return bool(self.error)
+
+    def to_json(self) -> dict[str, Any]:
+        told: dict[str, Any] = _without_nan(asdict(self))
+        return told
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], *, where: str) -> CellResult:
+        """Raises InputError where `values` are not what `to_json` gave."""
+        try:
+            values = {name: _with_nan(value) for name, value in values.items()}
+            key = CellKey(**values.pop("key"))
+            if key.mode not in MODES:
+                raise ValueError(f"mode {key.mode!r}")
+            classes = tuple(ClassFigure(**_nan_in(own)) for own in values.pop("classes"))
+            bins = tuple(BinFigure(**_nan_in(own)) for own in values.pop("bins"))
+            return cls(key=key, classes=classes, bins=bins, **values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{where} is not the result of a cell ({error}); remove the file, and the cell is "
+                "trained again"
+            ) from error
+
+    def write(self, path: Path) -> None:
+        write_durably(path, encode_json(self.to_json()))
+
+    @classmethod
+    def read(cls, path: Path) -> CellResult:
+        """Raises InputError where the file is not what `write` wrote."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read: {error}; remove it") from error
+        if not isinstance(values, dict):
+            raise InputError(f"{path} should hold an object, got {type(values).__name__}")
+        return cls.from_json(values, where=str(path))
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: null stands for it."""
+    if isinstance(value, dict):
+        return {name: _without_nan(own) for name, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(own) for own in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _with_nan(value: Any) -> Any:
+    return math.nan if value is None else value
+
+
+def _nan_in(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: _with_nan(value) for name, value in values.items()}

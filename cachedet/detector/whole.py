@@ -1,0 +1,71 @@
+"""A detector with its backbone: pixels in, losses and detections out.
+
+What a cache replaces. Heads, losses and detections are the very same modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from cachedet.detector.rcnn import RCNN
+from cachedet.detector.retinanet import RetinaNet
+from cachedet.structures import Detections, Features, SizeHW, Targets
+
+PIXELS = "pixels"  # the one map of a batch of pictures: (N, 3, H, W), normalised and padded
+
+
+class WholeDetector(nn.Module):
+    """Backbone and heads as one module.
+
+    A frozen backbone is no submodule: it is neither trained nor saved (law L7).
+
+    Args:
+        backbone: (N, 3, H, W) -> C levels (N, C, h, w).
+        heads: on the levels of it that they use.
+        levels: their names.
+        learns: whether the backbone is trained.
+        lr_scale: the backbone's learning rate, as a share of the heads'.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: Callable[[Tensor], Features],
+        heads: RetinaNet | RCNN,
+        levels: Sequence[str],
+        learns: bool,
+        lr_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.learnt = backbone if learns and isinstance(backbone, nn.Module) else None
+        self.lr_scale = lr_scale
+        self._run_backbone = (backbone,)  # in a tuple: modules in it are not registered
+        self._levels = tuple(levels)
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        return self.heads.loss_names
+
+    def features(self, pixels: Tensor) -> Features:
+        """C levels that the heads use."""
+        maps = self._run_backbone[0](pixels)
+        return {name: maps[name] for name in self._levels}
+
+    def forward(self, features: Features, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """Losses of the heads; `features` holds the pictures under PIXELS."""
+        losses: dict[str, Tensor] = self.heads(self.features(features[PIXELS]), targets)
+        return losses
+
+    def detect(
+        self, features: Features, *, sizes_hw: Sequence[SizeHW], image_ids: Sequence[int]
+    ) -> list[Detections]:
+        """Detections of the heads; `features` holds the pictures under PIXELS."""
+        maps = self.features(features[PIXELS])
+        return self.heads.detect(maps, sizes_hw=sizes_hw, image_ids=image_ids)
+
+
+Trained = RetinaNet | RCNN | WholeDetector
+"""What a trainer may hold."""

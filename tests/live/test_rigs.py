@@ -1,0 +1,147 @@
+"""The four ways of training: what each trains, and that they agree where they must."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cachedet.config import TrainConfig, load_train_config
+from cachedet.errors import ConfigError, InputError
+from cachedet.live.rigs import MODES, BackboneTraining, Rig, make_rig
+from cachedet.store.reader import FeatureStore
+
+CONFIG = Path(__file__).parents[2] / "configs" / "retinanet_fpn_tiny.yaml"
+
+
+def make_config(*overrides: str) -> TrainConfig:
+    small = ("detector.neck.channels=16", "detector.num_convs=1", "schedule.batch_size=2")
+    return load_train_config(CONFIG, [*small, "device=cpu", *overrides])
+
+
+def rig_of(tiny: Any, mode: Any, config: TrainConfig | None = None, **options: Any) -> Rig:
+    return make_rig(
+        mode,
+        config or make_config(),
+        store=FeatureStore.open(tiny.train),
+        images=tiny.paths.images,
+        weights=str(tiny.weights),
+        total_steps=20,
+        **options,
+    )
+
+
+def losses_of(rig: Rig, steps: int) -> list[float]:
+    return [rig.trainer.take_step(batch)["loss"] for batch in islice(rig.loader.batches(0), steps)]
+
+
+def backbone_of(rig: Rig) -> dict[str, torch.Tensor]:
+    learnt: Any = rig.trainer.detector
+    return {name: value.clone() for name, value in learnt.learnt.state_dict().items()}
+
+
+def test_live_losses_are_those_of_the_cache(tiny: Any) -> None:
+    """Law L3, with flips as well: the store is lossless."""
+    cached, live = (losses_of(rig_of(tiny, mode), 4) for mode in ("cached", "live"))
+    torch.testing.assert_close(torch.tensor(live), torch.tensor(cached), rtol=1e-4, atol=1e-6)
+
+
+def test_tuned_starts_where_the_cache_starts(tiny: Any) -> None:
+    """The same weights everywhere: the first loss is the same, later ones are not."""
+    config = make_config("schedule.warmup_steps=0", "schedule.lr=0.01")
+    cached, tuned = (losses_of(rig_of(tiny, mode, config), 4) for mode in ("cached", "tuned"))
+    assert tuned[0] == pytest.approx(cached[0], rel=1e-4)
+    assert tuned[-1] != pytest.approx(cached[-1], rel=1e-4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_learns(tiny: Any, mode: str) -> None:
+    config = make_config("schedule.warmup_steps=0", "schedule.lr=0.003")
+    rig = rig_of(tiny, mode, config)
+    batch = next(iter(rig.loader.batches(0)))
+    found = [rig.trainer.take_step(batch)["loss"] for _ in range(6)]
+    assert found[-1] < found[0]
+
+
+def test_a_frozen_backbone_is_neither_trained_nor_saved(tiny: Any) -> None:
+    """Law L7."""
+    cached, live = rig_of(tiny, "cached").trainer, rig_of(tiny, "live").trainer
+    names = set(live.detector.state_dict())
+    assert names == {f"heads.{name}" for name in cached.detector.state_dict()}
+    counts = [
+        sum(p.numel() for group in one.optimizer.param_groups for p in group["params"])
+        for one in (cached, live)
+    ]
+    assert counts[0] == counts[1]
+
+
+def test_frozen_batch_norms_stay_and_the_rest_moves(tiny: Any) -> None:
+    rig = rig_of(tiny, "tuned")
+    before = backbone_of(rig)
+    losses_of(rig, 2)
+    after = backbone_of(rig)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    norms = {name for name in before if name.endswith(("running_mean", "running_var"))}
+    assert norms
+    assert moved
+    assert not moved & norms
+    assert all(before[name].ndim > 1 for name in moved)  # kernels: no weight or bias of a norm
+
+
+@pytest.mark.parametrize(
+    ("mode", "training"), [("tuned", BackboneTraining(batch_norm="trained")), ("scratch", None)]
+)
+def test_trained_batch_norms_move(tiny: Any, mode: str, training: BackboneTraining | None) -> None:
+    rig = rig_of(tiny, mode, backbone=training)
+    before = backbone_of(rig)
+    losses_of(rig, 2)
+    after = backbone_of(rig)
+    assert all(not torch.equal(before[name], after[name]) for name in before if "running" in name)
+
+
+def test_the_backbone_learns_at_its_own_rate(tiny: Any) -> None:
+    rig = rig_of(tiny, "tuned", backbone=BackboneTraining(lr_scale=0.25))
+    losses_of(rig, 3)
+    rates = [group["lr"] for group in rig.trainer.optimizer.param_groups]
+    assert rates[0] == rates[1] == pytest.approx(rig.trainer.learning_rate.at(2))
+    assert rates[2:] == pytest.approx([rates[0] / 4] * 2)
+
+
+def test_scratch_has_new_weights_of_the_seed(tiny: Any) -> None:
+    def weights(seed: int) -> torch.Tensor:
+        found = backbone_of(rig_of(tiny, "scratch", make_config(f"seed={seed}")))
+        return next(value for value in found.values() if value.ndim == 4)
+
+    pretrained = torch.load(tiny.weights, weights_only=True)
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+    assert not any(torch.equal(weights(1), value) for value in pretrained.values())
+
+
+def test_other_weights_than_the_store_are_refused(tiny: Any, tmp_path: Path) -> None:
+    other = torch.load(tiny.weights, weights_only=True)
+    torch.save({name: value + 1 for name, value in other.items()}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match="their digests differ. Name the same --weights"):
+        make_rig(
+            "live",
+            make_config(),
+            store=FeatureStore.open(tiny.train),
+            images=tiny.paths.images,
+            weights=str(tmp_path / "other.pth"),
+            total_steps=5,
+        )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("augment.mosaic=0.5", "augment.mosaic: feature-space augmentation changes cached maps"),
+        ("init_from=somewhere", "init_from is 'somewhere': all modes start from the same"),
+    ],
+)
+def test_what_modes_cannot_share_is_refused(tiny: Any, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        rig_of(tiny, "cached", make_config(override))
