@@ -1,33 +1,42 @@
 """Which augmentation survives the cache: views and feature-space augmentation against live pixels.
 
 python benchmarks/ablation.py --images DIR --train train.zarr --val val.zarr --out DIR \
-    [--epochs 20] [--seeds 0,1,2] [--only "none,jitter 2"] [--config CONFIG]
+    [--epochs 20] [--seeds 0,1,2] [--only "none,jitter 2"] [--config CONFIG] [--device cuda]
 
 The training store needs the views base, hflip and jitter draws of one range; `live` decodes the
 pictures and runs the frozen backbone in every step, each time with a new draw of the same recipe
 (draws that no store holds: their numbers follow those of the store). All take the same number of
-steps. A run that is in DIR already is read, not repeated. AP is the last epoch's. Prints one JSON
-object on standard output and a Markdown table on standard error.
+steps. A run that is in DIR already is read, not repeated. AP is the last epoch's. Seconds are those
+of the processor, on CUDA those of the clock. Prints one JSON object on standard output and a
+Markdown table on standard error.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from decoding import decoded_ahead
+from device_clock import (
+    add_device_option,
+    busy_name,
+    busy_seconds,
+    describe_device,
+    forget_peak,
+    peak_megabytes,
+)
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.config import TrainConfig, load_train_config
 from cachedet.data.views import MOST_DRAWS, make_geometry, make_targets, view_family, view_named
+from cachedet.device import choose_device
 from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.metrics import score_detections
 from cachedet.extraction.inputs import InputLoader
@@ -99,6 +108,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--only", default="", help="names, with commas; default: all")
+    add_device_option(parser)
     options = parser.parse_args()
     cached = [name for name in FeatureStore.open(options.train).manifest.views if "jitter" in name]
     if len(cached) + options.epochs > MOST_DRAWS:
@@ -109,7 +119,8 @@ def main() -> None:
     rows = [summarise(name, CONDITIONS[name], options) for name in only]
     print_table(rows)
     facts = {"train": options.train.name, "epochs": options.epochs, "config": options.config.stem}
-    facts |= {"threads_of_torch": torch.get_num_threads(), "machine": platform.machine()}
+    facts |= {"threads_of_torch": torch.get_num_threads()}
+    facts |= {"machine": describe_device(choose_device(options.device))}
     print(json.dumps({**facts, "versions": library_versions(), "rows": rows}, indent=1))
 
 
@@ -120,7 +131,8 @@ def summarise(name: str, condition: Condition, options: argparse.Namespace) -> d
         found = [run[figure] for run in runs]
         row[figure] = statistics.mean(found)
         row[f"{figure}_spread"] = max(found) - min(found)
-    row["seconds_an_epoch"] = statistics.mean(run["processor_seconds"] for run in runs)
+    counted = busy_name(choose_device(options.device))
+    row["seconds_an_epoch"] = statistics.mean(run[counted] for run in runs)
     row["seconds_an_epoch"] /= options.epochs
     row["bytes_a_picture"] = runs[0]["bytes_a_picture"]
     return row
@@ -135,16 +147,19 @@ def run_once(
         return row
     options.out.mkdir(parents=True, exist_ok=True)
     store, val = FeatureStore.open(options.train), FeatureStore.open(options.val)
-    overrides = [f"seed={seed}", f"schedule.epochs={options.epochs}"]
+    overrides = [f"seed={seed}", f"schedule.epochs={options.epochs}", f"device={options.device}"]
     overrides += [f"augment.{text}" for text in condition.augment]
     config = load_train_config(options.config, overrides)
     config = config.model_copy(update={"views": condition.views(store)})
-    before = time.process_time()
+    device = choose_device(options.device)
+    forget_peak(device)
+    before = busy_seconds(device)
     scores = train_and_score(config, condition, store, val, options)
     row = {
         "seed": seed,
         **{figure: getattr(scores, figure) for figure in FIGURES},
-        "processor_seconds": time.process_time() - before,
+        busy_name(device): busy_seconds(device) - before,
+        "peak_megabytes": peak_megabytes(device),
         "bytes_a_picture": 0 if condition.live else bytes_a_picture(store, condition),
     }
     done.write_text(json.dumps(row))
@@ -163,7 +178,8 @@ def train_and_score(
     epochs = range(config.schedule.epochs)
     total = sum(len(loader.plan(epoch)) for epoch in epochs)
     trainer = make_trainer(config, manifest=store.manifest, total_steps=total)
-    live = LivePictures(store, images=options.images) if condition.live else None
+    device = trainer.device
+    live = LivePictures(store, images=options.images, device=device) if condition.live else None
     for epoch in epochs:
         batches = live.batches(config, loader, epoch) if live else loader.batches(epoch)
         for batch in batches:
@@ -174,7 +190,7 @@ def train_and_score(
         val,
         levels=store.manifest.spec.names,
         batch_size=8,
-        device=torch.device("cpu"),
+        device=device,
     )
     return score_detections(val.truth, detections)
 
@@ -182,12 +198,12 @@ def train_and_score(
 class LivePictures:
     """The same batches from picture files, the frozen backbone run on each."""
 
-    def __init__(self, store: FeatureStore, *, images: Path) -> None:
+    def __init__(self, store: FeatureStore, *, images: Path, device: torch.device) -> None:
         manifest = store.manifest
         weights = "auto" if manifest.weights.startswith("package") else "none"
-        self.store = store
+        self.store, self.device = store, device
         self.backbone: FrozenBackbone = load_backbone(
-            manifest.backbone, weights=weights, image_size=manifest.image_size
+            manifest.backbone, weights=weights, image_size=manifest.image_size, device=device
         )
         if self.backbone.digest != manifest.weights_digest:
             raise SystemExit("the store was made with other weights than this backbone has")
@@ -202,9 +218,13 @@ class LivePictures:
     def batches(self, config: TrainConfig, loader: FeatureLoader, epoch: int) -> Iterator[Batch]:
         """The pictures of the loader's plan; where it says jitter, a draw of this epoch's own."""
         views = tuple(config.views or ())
-        for keys in loader.plan(epoch):
-            pairs = [(int(row), fresh(views[int(view)], epoch)) for view, row in keys]
-            pixels = torch.stack([self.inputs.load(row, name) for row, name in pairs])
+        steps = [
+            [(int(row), fresh(views[int(view)], epoch)) for view, row in keys]
+            for keys in loader.plan(epoch)
+        ]
+        for pairs, pixels in zip(
+            steps, decoded_ahead(self.inputs, steps, self.device), strict=True
+        ):
             yield Batch(
                 features=self.backbone(pixels),
                 targets=[self.targets(row, name) for row, name in pairs],
@@ -236,7 +256,7 @@ def bytes_a_picture(store: FeatureStore, condition: Condition) -> float:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    titles = "condition | AP | AP50 | AP75 | kB a picture | processor seconds an epoch"
+    titles = "condition | AP | AP50 | AP75 | kB a picture | seconds an epoch"
     print(f"| {titles} |", file=sys.stderr)
     print("|---" * 6 + "|", file=sys.stderr)
     for row in rows:

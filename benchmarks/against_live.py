@@ -2,11 +2,12 @@
 
 python benchmarks/against_live.py --images DIR --annotations train.json --out DIR \
     [--backbones tf_efficientnet_lite0,resnet50,convnext_base,vit_base_patch16_224] \
-    [--config configs/retinanet_fpn_tiny.yaml] [--image-size 384] [--pictures 48] [--steps 6]
+    [--config configs/retinanet_fpn_tiny.yaml] [--image-size 384] [--pictures 48] [--steps 6] \
+    [--device cuda]
 
 Backbones have random weights: only time and memory are measured. The pictures are extracted first.
 Seconds a step are taken in turn, several rounds, in one process: `cached` (streamed from disk),
-`live` (pictures decoded ahead in a thread, frozen backbone, the same heads), `tuned` (backbone with
+`live` (pictures decoded ahead in threads, frozen backbone, the same heads), `tuned` (backbone with
 gradients), `memory` (heads on features that are there already: H), `backbone` (forward alone: B).
 The arithmetic limit of live / cached is (B + H) / H. Peak memory is that of a process that does
 nothing else. Prints one JSON object.
@@ -18,22 +19,28 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from decoding import decoded_ahead
+from device_clock import (
+    add_device_option,
+    describe_device,
+    forget_peak,
+    peak_megabytes,
+    wall_seconds,
+)
 from torch import Tensor
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.config import TrainConfig, load_train_config, make_extract_config
+from cachedet.device import choose_device
 from cachedet.extract import extract
 from cachedet.extraction.inputs import InputLoader
 from cachedet.store.manifest import library_versions
@@ -62,6 +69,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peak-of", choices=TRAINED, help="one step in this process, its memory")
+    add_device_option(parser)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.peak_of:
@@ -70,7 +78,10 @@ def main() -> None:
     results = [measure(name, options) for name in options.backbones.split(",")]
     facts = {"config": options.config.stem, "overrides": options.overrides, "batch": options.batch}
     facts |= {"cores": os.cpu_count(), "threads_of_torch": torch.get_num_threads()}
-    facts |= {"machine": platform.machine(), "versions": library_versions()}
+    facts |= {
+        "machine": describe_device(choose_device(options.device)),
+        "versions": library_versions(),
+    }
     print(json.dumps({**facts, "image_size": options.image_size, "results": results}, indent=1))
 
 
@@ -84,10 +95,13 @@ class Bench:
         self.name, self.images, self.image_size = name, options.images, options.image_size
         self.trainers: dict[str, Trainer] = {}
         self.steps = options.steps
+        self.device = choose_device(options.device)
 
     @cached_property
     def backbone(self) -> FrozenBackbone:
-        return load_backbone(self.name, weights="none", image_size=self.image_size)
+        return load_backbone(
+            self.name, weights="none", image_size=self.image_size, device=self.device
+        )
 
     @cached_property
     def inputs(self) -> InputLoader:
@@ -118,18 +132,12 @@ class Bench:
         yield from itertools.islice(itertools.chain.from_iterable(epochs), self.steps)
 
     def decoded(self) -> Iterator[tuple[Tensor, list[Targets]]]:
-        """Pictures of the same steps, decoded one step ahead in a thread."""
-        steps = self.rows()
-        with ThreadPoolExecutor(1) as decoder:
-            waiting = decoder.submit(self.decode, steps[0])
-            for rows, following in itertools.zip_longest(steps, steps[1:]):
-                pixels = waiting.result()
-                if following:
-                    waiting = decoder.submit(self.decode, following)
-                yield pixels, [self.store.targets(row, "base") for row in rows]
-
-    def decode(self, rows: list[int]) -> Tensor:
-        return torch.stack([self.inputs.load(row, "base") for row in rows])
+        """Pictures of the same steps."""
+        steps = [[(row, "base") for row in rows] for rows in self.rows()]
+        for pictures, pixels in zip(
+            steps, decoded_ahead(self.inputs, steps, self.device), strict=True
+        ):
+            yield pixels, [self.store.targets(row, view) for row, view in pictures]
 
     def trainer(self, mode: str) -> Trainer:
         if mode not in self.trainers:
@@ -186,7 +194,7 @@ def extracted(name: str, options: argparse.Namespace) -> Path:
     if not store.exists():
         values = {"images": options.images, "annotations": few, "store": store, "backbone": name}
         values |= {"weights": "none", "image_size": options.image_size, "views": "base"}
-        values |= {"on_bad_image": "skip"}
+        values |= {"on_bad_image": "skip", "device": options.device}
         extract(make_extract_config(values))
     return store
 
@@ -194,6 +202,7 @@ def extracted(name: str, options: argparse.Namespace) -> Path:
 def make_config(spec: FeatureSpec, options: argparse.Namespace) -> TrainConfig:
     """The config, with the simple pyramid where there is only one map."""
     overrides = [*options.overrides, f"schedule.batch_size={options.batch}"]
+    overrides.append(f"device={options.device}")
     if len(spec) == 1:
         overrides.append("detector.neck={kind: simple, channels: 64, num_levels: 5}")
     return load_train_config(options.config, overrides)
@@ -204,10 +213,10 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
     for turn in range(options.rounds + 1):
         for mode in MODES:
-            started = time.perf_counter()
+            started = wall_seconds(bench.device)
             bench.run(mode)
             if turn:  # the first warms up
-                seconds[mode].append(time.perf_counter() - started)
+                seconds[mode].append(wall_seconds(bench.device) - started)
     pictures = sum(len(batch.targets) for batch in bench.in_memory)
     a_picture = {mode: statistics.median(found) / pictures for mode, found in seconds.items()}
     rounds = list(zip(*seconds.values(), strict=True))
@@ -227,7 +236,16 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def peak_in_own_process(name: str, mode: str, options: argparse.Namespace) -> dict[str, float]:
     command = [sys.executable, __file__, "--peak-of", mode, "--backbones", name]
-    for key in ("images", "annotations", "out", "config", "image_size", "pictures", "batch"):
+    for key in (
+        "images",
+        "annotations",
+        "out",
+        "config",
+        "image_size",
+        "pictures",
+        "batch",
+        "device",
+    ):
         command += [f"--{key.replace('_', '-')}", str(getattr(options, key))]
     for override in options.overrides:
         command += ["--set", override]
@@ -238,16 +256,12 @@ def peak_in_own_process(name: str, mode: str, options: argparse.Namespace) -> di
 
 def peak_of(name: str, options: argparse.Namespace) -> dict[str, float]:
     """Megabytes of this process: at the end of two steps, and before anything was built."""
-    before = peak_megabytes()
+    device = choose_device(options.device)
+    forget_peak(device)
+    before = peak_megabytes(device)
     options.steps = 2
     Bench(name, options).run(options.peak_of)
-    return {"megabytes": peak_megabytes(), "megabytes_of_libraries": before}
-
-
-def peak_megabytes() -> float:
-    """Most memory this program ever held; ru_maxrss would count the parent it was forked from."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1e3 for line in status if line.startswith("VmHWM"))
+    return {"megabytes": peak_megabytes(device), "megabytes_of_libraries": before}
 
 
 if __name__ == "__main__":

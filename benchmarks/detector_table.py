@@ -1,11 +1,11 @@
 """Trains configs on one pair of stores, several seeds each, and prints a table of what they reach.
 
 python benchmarks/detector_table.py --train train.zarr --val val.zarr --out DIR --epochs 12 \
-    [--seeds 0,1,2] [--configs a.yaml,b.yaml] [--set key=value ...] [--minutes 10]
+    [--seeds 0,1,2] [--configs a.yaml,b.yaml] [--set key=value ...] [--minutes 10] [--device cuda]
 
 With --minutes each run gets as many whole epochs as its own measured step time allows; else all
 run --epochs. On one thread (OMP_NUM_THREADS=1) the minutes are processor time, so that other work
-on the machine takes nothing away from a run; on more threads they are minutes of the clock. AP is
+on the machine takes nothing away from a run; on more threads, and on CUDA, of the clock. AP is
 the last epoch's, not the best one's, so nothing is chosen on the validation set. A run that is
 already in DIR is read, not repeated, so the command continues after an interruption. Prints one
 JSON object on standard output and a Markdown table on standard error.
@@ -16,16 +16,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from device_clock import (
+    add_device_option,
+    describe_device,
+    forget_peak,
+    peak_megabytes,
+    wall_seconds,
+)
 
-from cachedet.config import TrainConfig, load_train_config
+from cachedet.config import EvalConfig, TrainConfig, load_train_config
+from cachedet.device import choose_device
 from cachedet.evaluate import evaluate
 from cachedet.model import measure_model
 from cachedet.store.manifest import library_versions
@@ -52,6 +60,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--minutes", type=float, help="of training for each run, at most")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
+    add_device_option(parser)
     options = parser.parse_args()
     rows = [summarise(name, options) for name in options.configs.split(",")]
     print_table(rows)
@@ -64,7 +73,7 @@ def main() -> None:
                 "rows": rows,
                 "cores": os.cpu_count(),
                 "threads_of_torch": torch.get_num_threads(),
-                "machine": platform.machine(),
+                "machine": describe_device(choose_device(options.device)),
                 "versions": library_versions(),
             },
             indent=1,
@@ -93,15 +102,19 @@ def run_once(path: Path, seed: int, options: argparse.Namespace) -> dict[str, An
     if done.exists():
         row: dict[str, Any] = json.loads(done.read_text())
         return row
-    config = load_train_config(path, [*options.overrides, f"seed={seed}", "eval_every=0"])
+    device = choose_device(options.device)
+    own = [f"seed={seed}", "eval_every=0", f"device={options.device}"]
+    config = load_train_config(path, [*options.overrides, *own])
     store = FeatureStore.open(options.train)
     epochs = epochs_within(config, store, options.minutes) if options.minutes else options.epochs
     schedule = config.schedule.model_copy(update={"epochs": epochs})
     config = config.model_copy(update={"schedule": schedule})
+    forget_peak(device)
     before = time.process_time()
     report = train(config, train_store=options.train, val_store=options.val, run=folder)
     busy = time.process_time() - before
-    scores = evaluate(folder, store=options.val).scores
+    peak = peak_megabytes(device)
+    scores = evaluate(folder, store=options.val, config=EvalConfig(device=options.device)).scores
     sizes = store.buckets("base")
     row = {
         "seed": seed,
@@ -110,6 +123,7 @@ def run_once(path: Path, seed: int, options: argparse.Namespace) -> dict[str, An
         "pictures": epochs * len(store),
         "seconds": report.seconds,
         "processor_seconds": busy,
+        "peak_megabytes": peak,
         "parameters": report.parameters,
         "step_gflop_per_picture": measure_model(
             config.detector,
@@ -126,7 +140,9 @@ def run_once(path: Path, seed: int, options: argparse.Namespace) -> dict[str, An
 
 def epochs_within(config: TrainConfig, store: FeatureStore, minutes: float) -> int:
     """Whole epochs that fit, from the median of a few steps."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    device = choose_device(config.device)
+    of_processor = torch.get_num_threads() == 1 and device.type == "cpu"
+    clock = time.process_time if of_processor else partial(wall_seconds, device)
     loader = make_loader(config, store)
     trainer = make_trainer(config, manifest=store.manifest, total_steps=10_000)
     seconds = []

@@ -1,7 +1,7 @@
 """Extraction against the backbone alone on the same batches, and the rates of its stages.
 
 python benchmarks/extraction.py --images DIR --annotations train.json --out DIR \
-    [--backbones tf_efficientnet_lite0,resnet50] [--codec int8]
+    [--backbones tf_efficientnet_lite0,resnet50] [--codec int8] [--device cuda]
 
 Backbones have random weights: only time is measured. Both ways run in turn, three rounds; the
 ratio is the median of the rounds. Prints one JSON object.
@@ -12,17 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from device_clock import add_device_option, describe_device, wall_seconds
 
 from cachedet.backbone.frozen import load_backbone
 from cachedet.data.coco import read_coco
+from cachedet.device import choose_device
 from cachedet.extract import default_workers, fit_codec
 from cachedet.extraction.inputs import InputLoader
 from cachedet.extraction.pipeline import ExtractionPipeline
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--codec", default="int8")
     parser.add_argument("--image-size", type=int, default=384)
     parser.add_argument("--pictures", type=int, default=64)
+    add_device_option(parser)
     options = parser.parse_args()
     results = [measure(name, options) for name in options.backbones.split(",")]
     print(
@@ -58,7 +59,7 @@ def main() -> None:
                 "results": results,
                 "cores": os.cpu_count(),
                 "threads_of_torch": torch.get_num_threads(),
-                "machine": platform.machine(),
+                "machine": describe_device(choose_device(options.device)),
                 "versions": library_versions(),
             },
             indent=1,
@@ -68,7 +69,8 @@ def main() -> None:
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Pictures per second of both ways."""
-    backbone = load_backbone(name, weights="none", image_size=options.image_size)
+    device = choose_device(options.device)
+    backbone = load_backbone(name, weights="none", image_size=options.image_size, device=device)
     dataset = read_coco(annotations=options.annotations, images=options.images)
     truth = dataset.truth.keep_rows(range(min(options.pictures, len(dataset.truth))))
     loader = InputLoader(
@@ -111,10 +113,10 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
             for block in writer.blocks
             for start in range(0, len(block.rows), BATCH)
         ]
-        started = time.perf_counter()
+        started = wall_seconds(device)
         for batch in batches:
-            backbone(batch)
-        alone = time.perf_counter() - started
+            backbone(batch.to(device))
+        alone = wall_seconds(device) - started
         pipeline = ExtractionPipeline(
             loader=loader,
             backbone=backbone,
@@ -123,11 +125,11 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
             workers=default_workers(),
             on_block=lambda *_: None,
         )
-        started = time.perf_counter()
+        started = wall_seconds(device)
         pipeline.run(writer.blocks)
         if turn:  # the first warms up
             seconds["alone"].append(alone)
-            seconds["extraction"].append(time.perf_counter() - started)
+            seconds["extraction"].append(wall_seconds(device) - started)
         stages = {k: work.pictures_per_second for k, work in pipeline.clock.stages.items()}
     shutil.rmtree(root, ignore_errors=True)
     pairs = zip(seconds["alone"], seconds["extraction"], strict=True)

@@ -1,7 +1,7 @@
 """Seconds of a training step of detector heads on features in memory. Prints one JSON object.
 
 python benchmarks/heads.py [--configs configs/a.yaml,configs/b.yaml] [--set key=value]
-    [--features C3:40:8,C4:112:16,C5:320:32] [--size 288x384] [--batch 8]
+    [--features C3:40:8,C4:112:16,C5:320:32] [--size 288x384] [--batch 8] [--device cuda]
 
 Features and boxes are random (15 boxes a picture, as in bccd). All configs are timed in turn in
 every round, so the ratios hold on a noisy machine; the first config is what the others are
@@ -13,19 +13,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from device_clock import add_device_option, describe_device, wall_seconds
 
 from cachedet.config import load_train_config
 from cachedet.detector.build import Detector, build_detector
+from cachedet.device import choose_device
 from cachedet.model import parse_features, parse_size
 from cachedet.store.manifest import library_versions
-from cachedet.structures import Features, FeatureSpec, SizeHW, Targets
+from cachedet.structures import FeatureSpec, SizeHW, Targets
 from cachedet.training.batch import Batch
 
 TINY = [
@@ -45,19 +45,21 @@ def main() -> None:
     parser.add_argument("--size", default="288x384", help="height x width in pixels")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
+    add_device_option(parser)
     options = parser.parse_args()
     torch.manual_seed(0)
+    device = choose_device(options.device)
     spec = parse_features(options.features)
-    batch = make_batch(spec, parse_size(options.size), options.batch)
+    batch = make_batch(spec, parse_size(options.size), options.batch, device)
     names = options.configs.split(",")
-    steps = {name: make_step(Path(name), options.overrides, spec) for name in names}
+    steps = {name: make_step(Path(name), options.overrides, spec, device) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(options.rounds + 2):
         for name, step in steps.items():
-            started = time.perf_counter()
-            step(*batch)
+            started = wall_seconds(device)
+            step(batch)
             if turn > 1:  # the first two warm up
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(wall_seconds(device) - started)
     first = seconds[names[0]]
     print(
         json.dumps(
@@ -77,7 +79,7 @@ def main() -> None:
                 },
                 "cores": os.cpu_count(),
                 "threads_of_torch": torch.get_num_threads(),
-                "machine": platform.machine(),
+                "machine": describe_device(device),
                 "versions": library_versions(),
             },
             indent=1,
@@ -85,9 +87,10 @@ def main() -> None:
     )
 
 
-def make_batch(spec: FeatureSpec, size_hw: SizeHW, count: int) -> tuple[Features, list[Targets]]:
+def make_batch(spec: FeatureSpec, size_hw: SizeHW, count: int, device: torch.device) -> Batch:
     features = {
-        name: torch.randn(count, *shape) for name, shape in spec.map_shapes(size_hw).items()
+        name: torch.randn(count, *shape).to(device)
+        for name, shape in spec.map_shapes(size_hw).items()
     }
     targets = []
     for n in range(count):
@@ -102,18 +105,18 @@ def make_batch(spec: FeatureSpec, size_hw: SizeHW, count: int) -> tuple[Features
                 crowd=torch.zeros(BOXES, dtype=torch.bool),
             )
         )
-    return features, targets
+    return Batch(features=features, targets=[own.to(device) for own in targets])
 
 
-def make_step(path: Path, overrides: list[str], spec: FeatureSpec) -> Any:
+def make_step(path: Path, overrides: list[str], spec: FeatureSpec, device: torch.device) -> Any:
     config = load_train_config(path, overrides)
     detector: Detector = build_detector(config.detector, spec=spec, num_classes=NUM_CLASSES)
-    detector.to(memory_format=torch.channels_last)
+    detector.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-4)
 
-    def step(features: Features, targets: list[Targets]) -> None:
+    def step(batch: Batch) -> None:
         """What `Trainer.take_step` does."""
-        batch = Batch(features=features, targets=targets).to(torch.device("cpu"))
+        batch = batch.to(device)
         optimizer.zero_grad(set_to_none=True)
         torch.stack(list(detector(batch.features, batch.targets).values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 10.0)

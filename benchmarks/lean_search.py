@@ -1,7 +1,7 @@
 """The lean corner: what AP costs in training-step FLOPs and seconds, and which heads are worth it.
 
 python benchmarks/lean_search.py --train train.zarr --val val.zarr --out DIR --epochs 12 \
-    [--seeds 0] [--only retinanet,cascade_rcnn]
+    [--seeds 0] [--only retinanet,cascade_rcnn] [--device cuda]
 
 Every variant changes one or two things of a tiny config and is trained for the same epochs. A run
 that is already in DIR is read, not repeated. Prints one JSON object on standard output, a Markdown
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 from dataclasses import dataclass
@@ -24,7 +23,9 @@ import matplotlib
 import matplotlib.pyplot as plt
 import torch
 from detector_table import run_once
+from device_clock import add_device_option, busy_name, describe_device
 
+from cachedet.device import choose_device
 from cachedet.store.manifest import library_versions
 
 matplotlib.use("Agg")
@@ -86,6 +87,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--only", default="", help="starts of variant names, with commas")
+    add_device_option(parser)
     options = parser.parse_args()
     starts = tuple(options.only.split(","))
     rows = [measure(variant, options) for variant in VARIANTS if variant.name.startswith(starts)]
@@ -94,7 +96,10 @@ def main() -> None:
     print_table(rows)
     draw(rows, options.out / "lean.png", title=f"{options.train.stem}, {options.epochs} epochs")
     facts = {"epochs": options.epochs, "threads_of_torch": torch.get_num_threads()}
-    facts |= {"machine": platform.machine(), "versions": library_versions()}
+    facts |= {
+        "machine": describe_device(choose_device(options.device)),
+        "versions": library_versions(),
+    }
     print(json.dumps({"train": options.train.name, **facts, "rows": rows}, indent=1))
 
 
@@ -108,17 +113,19 @@ def measure(variant: Variant, options: argparse.Namespace) -> dict[str, Any]:
         overrides=list(variant.overrides),
         minutes=None,
         epochs=options.epochs,
+        device=options.device,
     )
     path = CONFIGS / f"{variant.config}_tiny.yaml"
     runs = [run_once(path, seed, one) for seed in map(int, options.seeds.split(","))]
     means = {key: statistics.mean(run[key] for run in runs) for key in ("ap", "ap50", "ap75")}
-    seconds = statistics.mean(run["processor_seconds"] for run in runs)
+    seconds = statistics.mean(run[busy_name(choose_device(options.device))] for run in runs)
     return {
         "variant": variant.name,
         **means,
         "seeds": len(runs),
         "gflop": runs[0]["step_gflop_per_picture"],
         "parameters": runs[0]["parameters"],
+        "peak_megabytes": max(run["peak_megabytes"] for run in runs),
         "ms_a_picture": seconds / runs[0]["pictures"] * 1e3,
     }
 

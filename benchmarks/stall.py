@@ -1,6 +1,7 @@
 """Steps per second with features from a store against the same steps with them in memory.
 
-python benchmarks/stall.py --store STORE [--configs a.yaml,b.yaml] [--residencies stream,ram]
+python benchmarks/stall.py --store STORE [--configs a.yaml,b.yaml] [--residencies stream,ram] \
+    [--device cuda]
 python benchmarks/stall.py --synthetic DIR    maps of ResNet-50 size at 512 px, generated there
 
 Every pair of runs takes the same steps on the same batches in one process: once with the decoded
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Iterator
@@ -22,9 +22,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from device_clock import add_device_option, describe_device, wall_seconds
 from synthetic import contents_of, make_manifest
 
 from cachedet.config import TrainConfig, load_train_config
+from cachedet.device import choose_device
 from cachedet.store.manifest import library_versions
 from cachedet.store.reader import FeatureStore
 from cachedet.store.statistics import FeatureStatistics
@@ -59,6 +61,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--steps", type=int, default=12, help="of each run")
     parser.add_argument("--pairs", type=int, default=5)
+    add_device_option(parser)
     options = parser.parse_args()
     root = options.store
     if options.synthetic is not None:
@@ -71,7 +74,10 @@ def main() -> None:
         for name in options.configs.split(",")
         for residency in options.residencies.split(",")
         for config in [
-            load_train_config(Path(name), [*options.overrides, f"residency={residency}"])
+            load_train_config(
+                Path(name),
+                [*options.overrides, f"residency={residency}", f"device={options.device}"],
+            )
         ]
     ]
     print(
@@ -85,7 +91,7 @@ def main() -> None:
                 "overrides": options.overrides,
                 "cores": os.cpu_count(),
                 "threads_of_torch": torch.get_num_threads(),
-                "machine": platform.machine(),
+                "machine": describe_device(choose_device(options.device)),
                 "versions": library_versions(),
             },
             indent=1,
@@ -143,14 +149,14 @@ class Clock:
     def run(self, trainer: Trainer, batches: Iterator[Batch], *, steps: int) -> None:
         """The start of the threads and the first batch are no part: an epoch has them once."""
         batch = next(batches)
-        started = time.perf_counter()
+        started = wall_seconds(trainer.device)
         for step in range(steps):
             trainer.take_step(batch)
             if step + 1 < steps:
                 asked = time.perf_counter()
                 batch = next(batches)
                 self.waited += time.perf_counter() - asked
-        self.total = time.perf_counter() - started
+        self.total = wall_seconds(trainer.device) - started
         if hasattr(batches, "close"):
             batches.close()
 

@@ -1,13 +1,14 @@
 """Our tiny Faster R-CNN on a cache against torchvision's FasterRCNN on the live frozen backbone.
 
 python benchmarks/torchvision_faster_rcnn.py --images DIR \
-    --train train.zarr --val val.zarr --out DIR [--steps 6] [--epochs 0] [--seed 0]
+    --train train.zarr --val val.zarr --out DIR [--steps 6] [--epochs 0] [--seed 0] [--device cuda]
 
 torchvision's detector is what a person would build without cachedet: FPN of 256 channels and
 default heads on the same EfficientNet-lite0 with the same weights, pictures decoded in each step.
 Steps of the same pictures are timed in turn: torchvision live, torchvision on our cached features
 (its backbone's part taken away), ours cached. The two ratios multiply to the whole gain: what the
-cache brings, and what lean heads bring. With --epochs both are trained and scored as well.
+cache brings, and what lean heads bring. With --epochs both are trained and scored as well. On CUDA
+neither decoding nor reading is timed: threads can do both ahead of a step, and as fast.
 Prints one JSON object.
 """
 
@@ -16,23 +17,30 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from decoding import decoded_ahead
+from device_clock import (
+    add_device_option,
+    describe_device,
+    forget_peak,
+    peak_megabytes,
+    wall_seconds,
+)
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
-from cachedet.config import load_train_config
-from cachedet.evaluation.metrics import score_detections
+from cachedet.config import EvalConfig, load_train_config
+from cachedet.device import choose_device
+from cachedet.evaluate import evaluate
+from cachedet.evaluation.metrics import CocoScores, score_detections
 from cachedet.extraction.inputs import InputLoader
 from cachedet.store.manifest import library_versions
 from cachedet.store.reader import FeatureStore
@@ -73,10 +81,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--epochs", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    add_device_option(parser)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     store = FeatureStore.open(options.train)
-    rig = Rig(store, options.images)
+    rig = Rig(store, options.images, choose_device(options.device))
     result: dict[str, Any] = {"seconds_per_picture": rig.time_steps(options.steps)}
     if options.epochs:
         result["torchvision"] = rig.train_torchvision(options)
@@ -90,7 +99,7 @@ def main() -> None:
                 "seed": options.seed,
                 "cores": os.cpu_count(),
                 "threads_of_torch": torch.get_num_threads(),
-                "machine": platform.machine(),
+                "machine": describe_device(rig.device),
                 "versions": library_versions(),
             },
             indent=1,
@@ -101,11 +110,14 @@ def main() -> None:
 class Rig:
     """torchvision's detector, ours, and batches for both."""
 
-    def __init__(self, store: FeatureStore, images: Path) -> None:
+    def __init__(self, store: FeatureStore, images: Path, device: torch.device) -> None:
         manifest = store.manifest
-        self.store = store
+        self.store, self.device = store, device
         self.backbone = load_backbone(
-            manifest.backbone, levels=manifest.spec.names, image_size=manifest.image_size
+            manifest.backbone,
+            levels=manifest.spec.names,
+            image_size=manifest.image_size,
+            device=device,
         )
         self.inputs = InputLoader(
             paths=[images / name for name in store.truth.file_names],
@@ -120,6 +132,7 @@ class Rig:
             levels=manifest.spec.names,
             batch_size=BATCH,
             seed=0,
+            device=device,
         )
         self.live = LiveFPN(self.backbone, manifest.spec)
         self.theirs = FasterRCNN(
@@ -131,7 +144,7 @@ class Rig:
             image_mean=[0.0] * 3,
             image_std=[1.0] * 3,
             box_score_thresh=0.01,
-        )
+        ).to(device)
         self.theirs.transform.resize = lambda image, target: (image, target)
         self.optimizer = torch.optim.AdamW(
             [p for p in self.theirs.parameters() if p.requires_grad], lr=5e-4, weight_decay=0.05
@@ -139,24 +152,34 @@ class Rig:
 
     def time_steps(self, steps: int) -> dict[str, Any]:
         ours = make_trainer(
-            load_train_config(CONFIG), manifest=self.store.manifest, total_steps=1000
+            load_train_config(CONFIG, [f"device={self.device}"]),
+            manifest=self.store.manifest,
+            total_steps=1000,
         )
         plan = [keys for keys in self.loader.plan(0) if len(keys) == BATCH][: steps + 1]
-        ways: dict[str, Callable[[Any], object]] = {
-            "torchvision_live": lambda keys: self.their_step(
-                self.pictures(keys), self.targets(keys)
+        ways: dict[str, tuple[Callable[[Any], Any], Callable[[Any, Any], object]]] = {
+            "torchvision_live": (
+                self.pictures,
+                lambda pixels, keys: self.their_step(pixels, self.targets(keys)),
             ),
-            "torchvision_cached": lambda keys: self.their_cached_step(self.loader.read(keys)),
-            "cachedet": lambda keys: ours.take_step(self.loader.read(keys)),
+            "torchvision_cached": (
+                self.loader.read,
+                lambda batch, _: self.their_cached_step(batch),
+            ),
+            "cachedet": (self.loader.read, lambda batch, _: ours.take_step(batch)),
         }
+        is_ahead = self.device.type == "cuda"
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for number, keys in enumerate(plan):
             order = list(ways)[number % 3 :] + list(ways)[: number % 3]  # nobody is always first
             for name in order:
-                started = time.perf_counter()
-                ways[name](keys)
+                prepare, step = ways[name]
+                started = wall_seconds(self.device)
+                made = prepare(keys)
+                started = wall_seconds(self.device) if is_ahead else started
+                step(made, keys)
                 if number:  # the first warms up
-                    seconds[name].append((time.perf_counter() - started) / BATCH)
+                    seconds[name].append((wall_seconds(self.device) - started) / BATCH)
 
         def ratio(one: str, other: str) -> float:
             pairs = zip(seconds[one], seconds[other], strict=True)
@@ -170,18 +193,22 @@ class Rig:
         }
 
     def pictures(self, keys: Any) -> Tensor:
+        return torch.stack([self.inputs.load(row, view) for row, view in self.named(keys)])
+
+    def named(self, keys: Any) -> list[tuple[int, str]]:
+        """Row and view of each picture."""
         views = self.store.manifest.views
-        return torch.stack([self.inputs.load(int(row), views[int(view)]) for view, row in keys])
+        return [(int(row), views[int(view)]) for view, row in keys]
 
     def targets(self, keys: Any) -> list[Targets]:
-        views = self.store.manifest.views
-        return [self.store.targets(int(row), views[int(view)]) for view, row in keys]
+        return [self.store.targets(row, view) for row, view in self.named(keys)]
 
     def their_cached_step(self, batch: Batch) -> float:
         return self.their_step(self.in_place_of_pictures(batch), batch.targets)
 
     def their_step(self, images: Tensor, targets: list[Targets]) -> float:
-        losses = self.theirs.train()(list(images), [_their_target(own) for own in targets])
+        wanted = [_their_target(own.to(self.device)) for own in targets]
+        losses = self.theirs.train()(list(images.to(self.device)), wanted)
         self.live.cached = None
         total = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
@@ -195,7 +222,8 @@ class Rig:
         self.live.cached = batch.features
         finest = self.store.manifest.spec.levels[0]
         height, width = batch.features[finest.name].shape[-2:]
-        return torch.zeros(len(batch.targets), 3, height * finest.stride, width * finest.stride)
+        size = (len(batch.targets), 3, height * finest.stride, width * finest.stride)
+        return torch.zeros(size, device=self.device)
 
     def train_torchvision(self, options: argparse.Namespace) -> dict[str, Any]:
         """As many epochs as ours, with the same warm-up and cosine."""
@@ -203,25 +231,32 @@ class Rig:
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, max_lr=5e-4, total_steps=total, pct_start=min(0.3, 100 / total)
         )
-        started = time.perf_counter()
-        with ThreadPoolExecutor(1) as reader:  # decodes ahead, as our own loader reads ahead
-            plan = [keys for epoch in range(options.epochs) for keys in self.loader.plan(epoch)]
-            ahead = reader.submit(self.pictures, plan[0])
-            for number, keys in enumerate(plan):
-                images = ahead.result()
-                ahead = reader.submit(self.pictures, plan[(number + 1) % len(plan)])
-                self.their_step(images, self.targets(keys))
-                schedule.step()
-        seconds = time.perf_counter() - started
-        scores = score_detections(*self.their_detections(options.val))
-        return {"seconds": seconds, "ap": scores.ap, "ap50": scores.ap50, "ap75": scores.ap75}
+        forget_peak(self.device)
+        started = wall_seconds(self.device)
+        plan = [keys for epoch in range(options.epochs) for keys in self.loader.plan(epoch)]
+        steps = [self.named(keys) for keys in plan]
+        for keys, images in zip(plan, decoded_ahead(self.inputs, steps, self.device), strict=True):
+            self.their_step(images, self.targets(keys))
+            schedule.step()
+        seconds = wall_seconds(self.device) - started
+        peak = peak_megabytes(self.device)
+        return {
+            "seconds": seconds,
+            "peak_megabytes": peak,
+            **_figures(score_detections(*self.their_detections(options.val))),
+        }
 
     @torch.no_grad()
     def their_detections(self, val: Path) -> tuple[Any, list[Detections]]:
         """On the validation store's features: the same as from the pictures (law L3)."""
         store = FeatureStore.open(val)
         loader = FeatureLoader(
-            store, views=["base"], levels=store.manifest.spec.names, batch_size=1, seed=0
+            store,
+            views=["base"],
+            levels=store.manifest.spec.names,
+            batch_size=1,
+            seed=0,
+            device=self.device,
         )
         self.theirs.eval()
         found = {}
@@ -231,26 +266,32 @@ class Rig:
             found[row] = Detections(
                 image_id=batch.image_ids[0],
                 boxes=store.geometry(row, "base").boxes_to_picture(output["boxes"]),
-                scores=output["scores"],
-                labels=output["labels"] - 1,
+                scores=output["scores"].cpu(),
+                labels=output["labels"].cpu() - 1,
             )
         return store.truth, [found[row] for row in range(len(store))]
 
 
 def train_ours(options: argparse.Namespace) -> dict[str, Any]:
     overrides = [f"schedule.epochs={options.epochs}", "eval_every=0", f"seed={options.seed}"]
-    started = time.perf_counter()
+    overrides.append(f"device={options.device}")
+    device, run = choose_device(options.device), options.out / f"cachedet-{options.seed}"
+    forget_peak(device)
+    started = wall_seconds(device)
     train(
         load_train_config(CONFIG, [*overrides, f"schedule.batch_size={BATCH}"]),
         train_store=options.train,
         val_store=options.val,
-        run=options.out / f"cachedet-{options.seed}",
+        run=run,
     )
-    seconds = time.perf_counter() - started
-    from cachedet.evaluate import evaluate
+    seconds = wall_seconds(device) - started
+    peak = peak_megabytes(device)
+    scores = evaluate(run, store=options.val, config=EvalConfig(device=options.device)).scores
+    return {"seconds": seconds, "peak_megabytes": peak, **_figures(scores)}
 
-    scores = evaluate(options.out / f"cachedet-{options.seed}", store=options.val).scores
-    return {"seconds": seconds, "ap": scores.ap, "ap50": scores.ap50, "ap75": scores.ap75}
+
+def _figures(scores: CocoScores) -> dict[str, float]:
+    return {"ap": scores.ap, "ap50": scores.ap50, "ap75": scores.ap75}
 
 
 def _anchors() -> Any:

@@ -1,7 +1,7 @@
 """The command line: which commands there are, and what becomes of their errors.
 
 Exit status: 0 done; 1 the user's input or a check failed; 2 wrong usage; 75 a signal ended
-`train-heads`, which saved its state and goes on with --resume; 130 interrupted at once.
+`train-heads` or `compare`, which saved its state and goes on; 130 interrupted at once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cachedet.commands import reports, runs, scores, stores
+from cachedet.commands import comparisons, reports, runs, scores, stores
 from cachedet.errors import CachedetError
 from cachedet.version import __version__
 
@@ -31,7 +31,10 @@ class _Commands(TyperGroup):
             sys.exit(130)
 
 
-_INTERRUPTED = "interrupted; `extract` continues with the same command, `train-heads` with --resume"
+_INTERRUPTED = (
+    "interrupted; `extract` continues with the same command, and so does `compare`; `train-heads` "
+    "with --resume"
+)
 
 app = typer.Typer(
     name="cachedet",
@@ -71,5 +74,6 @@ app.command("train-heads")(runs.train_heads)
 app.command()(runs.model)
 app.command("eval")(scores.evaluate)
 app.command()(reports.report)
+app.command()(comparisons.compare)
 app.command()(runs.predict)
 app.command()(runs.demo)

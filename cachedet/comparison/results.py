@@ -6,11 +6,13 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cachedet.errors import InputError
 from cachedet.live.rigs import MODES, Mode
 from cachedet.store.durable import encode_json, write_durably
+
+RESULT = "cell.json"  # in the folder of a cell
 
 
 @dataclass(frozen=True, kw_only=True, order=True)

@@ -20,7 +20,7 @@ from cachedet.extraction.inputs import InputLoader
 from cachedet.live.pictures import PictureLoader
 from cachedet.store.reader import FeatureStore
 from cachedet.training.batch import Batch
-from cachedet.training.loader import BatchLoader, FeatureLoader, make_loader
+from cachedet.training.loader import BatchLoader, FeatureLoader, make_loader, make_planner
 from cachedet.training.sampling import resolve_views
 from cachedet.training.trainer import Trainer, make_trainer, make_trainer_of
 
@@ -80,14 +80,14 @@ def make_rig(
         BackboneError: the backbone cannot be had.
     """
     require_shared(config)
-    loader = make_loader(config, store)
     if mode == "cached":
+        loader = make_loader(config, store)
         torch.manual_seed(config.seed)
         trainer = make_trainer(config, manifest=store.manifest, total_steps=total_steps)
         return Rig(mode=mode, trainer=trainer, loader=loader)
     detector = _make_whole(mode, config, store, weights, backbone or BackboneTraining())
     pictures = PictureLoader(
-        loader,
+        make_planner(config, store),
         views=tuple(resolve_views(config.views, held=store.manifest.views, where=store.location)),
         store=store,
         inputs=inputs_of(store, images),
@@ -137,11 +137,11 @@ def require_shared(config: TrainConfig) -> None:
             f"{', '.join(changed)}: feature-space augmentation changes cached maps, which a "
             "backbone that learns does not have; leave it out to compare like with like"
         )
-    for key, default in (("trainable", "all"), ("init_from", None)):
+    for key, default in (("trainable", "all"), ("init_from", None), ("early_stopping", None)):
         if (value := getattr(config, key)) != default:
             raise ConfigError(
-                f"{key} is {value!r}: all modes start from the same new heads and train all of "
-                f"them; leave {key} out"
+                f"{key} is {value!r}: all modes start from the same new heads, train all of them "
+                f"and take the same schedule; leave {key} out"
             )
 
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 360, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 42, 348, 14, 202
+LEFT, RIGHT, TOP, BOTTOM = 42, 348, 14, 202
+_MOST_TICKS = 6
 DASHES = ("", "7 4", "2 3", "10 3 2 3", "1 5")
 
 Point = tuple[float, float]
@@ -19,22 +20,26 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """A linear scale with its ticks."""
+    """A scale with its ticks, linear or of logarithms."""
 
     name: str
     low: float
     high: float
     ticks: tuple[float, ...]
+    is_log: bool = False
 
     def share(self, value: float) -> float:
         """Where a value lies between the ends, 0..1."""
-        return (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
+        value = min(max(value, self.low), self.high)
+        if self.is_log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
 
     def text_of(self, tick: float) -> str:
         """A tick as it is written."""
-        if self.high >= 1000:
+        if (tick if self.is_log else self.high) >= 1000:
             return f"{tick / 1000:g}k" if tick else "0"
-        return f"{tick:g}"
+        return f"{tick:g}".replace("-", "−")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,36 @@ class Line:
     dash: str
     accent: bool
     dots: tuple[Point, ...] = ()
+    tone: str = ""  # class of its colour
+    in_legend: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """How a mark is drawn, around 0, 0; kinds differ by their outline, never by colour alone."""
+
+    path: str
+    tone: str  # class of its colour
+    is_hollow: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A point with its error bar."""
+
+    at: Point
+    shape: Shape
+    bar: str  # path; empty where there is one value only
+    told: str  # when the pointer rests on it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """A text beside marks."""
+
+    at: Point
+    anchor: str
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +104,15 @@ class Chart:
     y_ticks: tuple[Tick, ...]
     lines: tuple[Line, ...]
     diagonal: str = ""  # path of y = x
-    left: int = _LEFT
-    right: int = _RIGHT
-    top: int = _TOP
-    bottom: int = _BOTTOM
+    zero: str = ""  # path of y = 0
+    links: tuple[str, ...] = ()  # paths between marks that belong together
+    marks: tuple[Mark, ...] = ()
+    labels: tuple[Label, ...] = ()
+    keys: tuple[tuple[str, Shape], ...] = ()  # what the marks stand for
+    left: int = LEFT
+    right: int = RIGHT
+    top: int = TOP
+    bottom: int = BOTTOM
     width: int = WIDTH
     height: int = HEIGHT
 
@@ -84,6 +124,9 @@ class Series:
     name: str
     points: Sequence[Point]
     dots: bool = False
+    look: int | None = None  # number of its dashes and tone; None: its place
+    tone: str = ""
+    in_legend: bool = True
 
 
 def unit_axis(name: str) -> Axis:
@@ -105,6 +148,32 @@ def axis_from_zero(name: str, highest: float) -> Axis:
     )
 
 
+def log_axis(name: str, low: float, high: float) -> Axis:
+    """Holds positive values with some room, with ticks at 1, 2 and 5 or at powers of ten only."""
+    room = max(1.25, math.sqrt(5 * low / high))
+    low, high = low / room, high * room
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [
+        round(f * 10.0**power, 10) for power in powers for f in (1, 2, 5)
+        if low <= f * 10.0**power <= high
+    ]  # fmt: skip
+    if len(ticks) > _MOST_TICKS:
+        tens = [10.0**power for power in powers if low <= 10.0**power <= high]
+        ticks = tens[:: math.ceil(len(tens) / _MOST_TICKS)]
+    return Axis(name=name, low=low, high=high, ticks=tuple(ticks), is_log=True)
+
+
+def span_axis(name: str, low: float, high: float) -> Axis:
+    """From a round number below `low` to one above `high`, in 2 to 6 steps."""
+    size = max(high - low, 0.01)
+    power = 10.0 ** math.floor(math.log10(size / 4))
+    step = next(f * power for f in (1.0, 2.0, 2.5, 5.0, 10.0) if f * power * 4 >= size)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    last = max(last, first + 1)
+    ticks = tuple(round(n * step, 10) for n in range(first, last + 1))
+    return Axis(name=name, low=ticks[0], high=ticks[-1], ticks=ticks)
+
+
 def draw_chart(
     key: str,
     title: str,
@@ -115,27 +184,44 @@ def draw_chart(
     series: Sequence[Series],
     diagonal: bool = False,
 ) -> Chart:
-    """Scale the series; the first is drawn in the accent colour."""
+    """Scale the series; the first look is drawn in the accent colour."""
     return Chart(
         key=key,
         title=title,
         description=description,
         x_name=x.name,
         y_name=y.name,
-        x_ticks=tuple(Tick(at=_x(x, tick), text=x.text_of(tick)) for tick in x.ticks),
-        y_ticks=tuple(Tick(at=_y(y, tick), text=y.text_of(tick)) for tick in y.ticks),
+        x_ticks=x_ticks(x),
+        y_ticks=y_ticks(y),
         lines=tuple(
             Line(
                 name=own.name,
                 path=path_of(own.points, x=x, y=y),
-                dash=DASHES[number % len(DASHES)],
-                accent=number == 0,
-                dots=tuple((_x(x, a), _y(y, b)) for a, b in own.points) if own.dots else (),
+                dash=DASHES[(number if own.look is None else own.look) % len(DASHES)],
+                accent=(number if own.look is None else own.look) == 0,
+                dots=tuple(place_of(point, x=x, y=y) for point in own.points) if own.dots else (),
+                tone=own.tone,
+                in_legend=own.in_legend,
             )
             for number, own in enumerate(series)
         ),
         diagonal=path_of([(x.low, y.low), (x.high, y.high)], x=x, y=y) if diagonal else "",
     )
+
+
+def x_ticks(axis: Axis) -> tuple[Tick, ...]:
+    """Where the ticks of a horizontal axis lie."""
+    return tuple(Tick(at=_x(axis, tick), text=axis.text_of(tick)) for tick in axis.ticks)
+
+
+def y_ticks(axis: Axis) -> tuple[Tick, ...]:
+    """Where the ticks of a vertical axis lie."""
+    return tuple(Tick(at=_y(axis, tick), text=axis.text_of(tick)) for tick in axis.ticks)
+
+
+def place_of(point: Point, *, x: Axis, y: Axis) -> Point:
+    """Where a point lies in the drawing."""
+    return _x(x, point[0]), _y(y, point[1])
 
 
 def path_of(points: Sequence[Point], *, x: Axis, y: Axis) -> str:
@@ -145,8 +231,8 @@ def path_of(points: Sequence[Point], *, x: Axis, y: Axis) -> str:
 
 
 def _x(axis: Axis, value: float) -> float:
-    return round(_LEFT + axis.share(value) * (_RIGHT - _LEFT), 1)
+    return round(LEFT + axis.share(value) * (RIGHT - LEFT), 1)
 
 
 def _y(axis: Axis, value: float) -> float:
-    return round(_BOTTOM - axis.share(value) * (_BOTTOM - _TOP), 1)
+    return round(BOTTOM - axis.share(value) * (BOTTOM - TOP), 1)

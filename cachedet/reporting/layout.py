@@ -87,6 +87,7 @@ class Headline:
     run: str
     value: str
     interval: str
+    interval_name: str = "95 % interval"
     verdict: str  # against the first run; empty for itself
     tone: Tone = ""
     track: tuple[float, float, float] | None = None  # low, value, high on a scale of 0..1
@@ -103,3 +104,5 @@ class Report:
     last: tuple[Section, ...] = ()  # after them
     version: str
     written: str  # date
+    kind: str = "report"
+    has_pictures: bool = True  # whether the page has a place for them, be it empty

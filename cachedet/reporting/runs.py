@@ -129,7 +129,7 @@ def _read_run(root: Path, name: str) -> ScoredRun:
         store=store,
         checkpoint=_any_checkpoint(folder),
         config_text=folder.config.read_text(encoding="utf-8"),
-        metrics=_read_metrics(folder.metrics),
+        metrics=read_metrics(folder.metrics),
         trained_on=TrainingData.read(folder),
         training_seconds=_sum_sessions(root / "log.txt"),
     )
@@ -174,8 +174,8 @@ def _read_object(path: Path, *, missing: str) -> dict[str, Any]:
     return content
 
 
-def _read_metrics(path: Path) -> tuple[TrainingPoint, ...]:
-    """Rows that can be read; a row that a crash cut short is left out."""
+def read_metrics(path: Path) -> tuple[TrainingPoint, ...]:
+    """Rows of metrics.csv that can be read; a row that a crash cut short is left out."""
     if not path.is_file():
         return ()
     with path.open(encoding="utf-8", newline="") as file:

@@ -1,0 +1,291 @@
+"""The paper's experiment on the user's own data: is a frozen backbone enough, what does it save?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cachedet.comparison.cell import CellTask, Interrupted
+from cachedet.comparison.folder import ComparisonFolder
+from cachedet.comparison.process import run_cell
+from cachedet.comparison.results import RESULT, CellKey, CellResult
+from cachedet.comparison.summary import Summary, summarise
+from cachedet.config import ExtractConfig, TrainConfig
+from cachedet.device import choose_device
+from cachedet.errors import InputError
+from cachedet.extract import extract
+from cachedet.live.rigs import MODES, BackboneTraining, Mode, require_shared
+from cachedet.reporting.comparison_sections import CurveOf, comparison_page
+from cachedet.reporting.markdown import render_markdown
+from cachedet.reporting.page import render_page
+from cachedet.reporting.runs import read_metrics
+from cachedet.store.durable import encode_json, write_durably
+from cachedet.store.manifest import library_versions
+from cachedet.store.reader import FeatureStore
+from cachedet.training.interruption import StopSignals
+from cachedet.training.run_folder import RunFolder
+from cachedet.version import __version__
+
+DEFAULT_RESAMPLES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonConfig:
+    """What is compared.
+
+    Attributes:
+        heads: configs by name.
+        train, val: how features are extracted; their stores lie in the comparison's folder.
+        out: the folder.
+        modes, seeds: every config is trained with each of them.
+        epochs: of every cell; None: those of its config.
+        budget: seconds of every cell, in the place of epochs; the cache's include its extraction.
+        backbone: how it learns where it does.
+        resamples: of the bootstrap.
+    """
+
+    heads: Mapping[str, TrainConfig]
+    train: ExtractConfig
+    val: ExtractConfig
+    out: Path
+    modes: Sequence[Mode] = MODES
+    seeds: Sequence[int] = (0,)
+    epochs: int | None = None
+    budget: float | None = None
+    backbone: BackboneTraining = field(default_factory=BackboneTraining)
+    resamples: int = DEFAULT_RESAMPLES
+
+    def cell_keys(self) -> list[CellKey]:
+        """A seed of everything first, so that a comparison that is stopped is a whole one."""
+        return [
+            CellKey(heads=heads, mode=mode, seed=seed)
+            for seed in self.seeds
+            for heads in self.heads
+            for mode in self.modes
+        ]
+
+    def config_of(self, key: CellKey) -> TrainConfig:
+        config = self.heads[key.heads]
+        schedule = config.schedule
+        if self.epochs is not None:
+            schedule = schedule.model_copy(update={"epochs": self.epochs})
+        return config.model_copy(update={"seed": key.seed, "schedule": schedule})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonReport:
+    """What a comparison came to."""
+
+    out: Path
+    cells: tuple[CellResult, ...]  # all in the folder that are done, failed ones among them
+    left: int  # of those asked for: to be trained, failed ones among them
+    interrupted_by: str | None  # a signal; the same command goes on
+    page: Path
+
+    @property
+    def summary(self) -> Summary:
+        return summarise(self.cells)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "out": str(self.out),
+            "page": str(self.page),
+            "left": self.left,
+            "interrupted_by": self.interrupted_by,
+            "cells": [cell.to_json() for cell in self.cells],
+        }
+
+
+def compare(
+    config: ComparisonConfig, *, on_cell: Callable[[CellResult, int, int], None] | None = None
+) -> ComparisonReport:
+    """Train and score every cell, each in a process of its own, and write the page about them.
+
+    Called again with the same config it goes on: finished cells are read, a begun one continues,
+    failed ones are tried again.
+
+    Args:
+        config: what is compared.
+        on_cell: called with each cell that is done, its number and how many there are.
+
+    Raises:
+        InputError, ConfigError: the options do not fit together, or the folder is of another
+            comparison or in use.
+        DatasetError, BadImageError, BackboneError, StoreError: what extraction raises.
+    """
+    _require_sensible(config)
+    folder = ComparisonFolder(config.out)
+    with folder.owned():
+        folder.require_same(_settings(config))
+        _extract(config, folder)
+        interrupted_by = _train_cells(config, folder, on_cell)
+        cells = folder.results()
+        if cells:
+            _write_page(config, folder, cells)
+    return ComparisonReport(
+        out=config.out,
+        cells=cells,
+        left=sum(folder.result_of(key) is None for key in config.cell_keys()),
+        interrupted_by=interrupted_by,
+        page=folder.page,
+    )
+
+
+def _require_sensible(config: ComparisonConfig) -> None:
+    """What can be known before anything is written. Raises InputError, ConfigError."""
+    if config.epochs is not None and config.budget is not None:
+        raise InputError("--epochs and --budget are two ways to end training; give one of them")
+    if not config.cell_keys():
+        raise InputError("a comparison needs a config, a mode and a seed or more")
+    for what, given in (("mode", config.modes), ("seed", config.seeds)):
+        twice = [str(one) for one in given if list(given).count(one) > 1]
+        if twice:
+            raise InputError(f"the {what} {twice[0]} is named more than once; name each once")
+    for heads in config.heads.values():
+        require_shared(heads)
+        choose_device(heads.device)
+
+
+def _settings(config: ComparisonConfig) -> dict[str, Any]:
+    """What the cells of one folder share; seeds, modes and configs may be added later."""
+    training = vars(config.backbone)
+    return {
+        "train": _extraction_settings(config.train),
+        "val": _extraction_settings(config.val),
+        "epochs": config.epochs,
+        "budget": config.budget,
+        "backbone": training,
+        "heads": {name: own.model_dump(mode="json") for name, own in config.heads.items()},
+    }
+
+
+def _extraction_settings(config: ExtractConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude={"store", "device", "workers"})
+
+
+def _extract(config: ComparisonConfig, folder: ComparisonFolder) -> None:
+    """Both stores; where they are whole this only checks that the data is the same."""
+    done = extract(config.train)
+    if done.blocks_written:
+        folder.add_extraction_seconds(done.seconds)
+    extract(config.val)
+
+
+def _train_cells(
+    config: ComparisonConfig,
+    folder: ComparisonFolder,
+    on_cell: Callable[[CellResult, int, int], None] | None,
+) -> str | None:
+    """Those that are not done; returns the signal that came meanwhile."""
+    keys = config.cell_keys()
+    with StopSignals() as signals:
+        for number, key in enumerate(keys, start=1):
+            found = folder.result_of(key)
+            if found is None:
+                try:
+                    found = run_cell(_task(config, folder, key), signals)
+                except Interrupted as error:
+                    return str(error)
+                found.write(folder.cell(key) / RESULT)
+            if on_cell is not None:
+                on_cell(found, number, len(keys))
+    return None
+
+
+def _task(config: ComparisonConfig, folder: ComparisonFolder, key: CellKey) -> CellTask:
+    return CellTask(
+        key=key,
+        config=config.config_of(key),
+        train=folder.train,
+        val=folder.val,
+        images=config.train.images,
+        val_images=config.val.images,
+        weights=config.train.weights,
+        backbone=config.backbone,
+        budget=config.budget,
+        extraction_seconds=folder.extraction_seconds(),
+        resamples=config.resamples,
+        folder=folder.cell(key),
+    )
+
+
+def _write_page(
+    config: ComparisonConfig, folder: ComparisonFolder, cells: Sequence[CellResult]
+) -> None:
+    """HTML, Markdown and JSON of everything in the folder."""
+    store = FeatureStore.open(folder.train)
+    heads = {cell.key.heads for cell in cells}
+    page = comparison_page(
+        cells,
+        title=f"Frozen or fine-tuned: {' and '.join(sorted(heads))}",
+        standfirst=_standfirst(config, store),
+        facts=_facts(config, store, cells),
+        curves=[curve for cell in cells if (curve := _curve(folder, cell)) is not None],
+    )
+    texts = {
+        folder.page: render_page(page, curves=[], sheet=None),
+        folder.page.with_suffix(".md"): render_markdown(page),
+    }
+    for path, text in texts.items():
+        write_durably(path, text.encode("utf-8"))
+    told = {
+        "cachedet": __version__,
+        "settings": _settings(config),
+        "cells": [cell.to_json() for cell in cells],
+    }
+    write_durably(folder.page.with_suffix(".json"), encode_json(told))
+
+
+def _standfirst(config: ComparisonConfig, store: FeatureStore) -> str:
+    each = (
+        f"{config.budget:.0f} s of training each"
+        if config.budget is not None
+        else "the same number of epochs each"
+    )
+    boxes = int((~store.truth.crowd).sum())
+    return (
+        f"{len(store)} pictures with {boxes} boxes to learn from, {store.manifest.backbone}, {each}"
+    )
+
+
+def _facts(
+    config: ComparisonConfig, store: FeatureStore, cells: Sequence[CellResult]
+) -> list[tuple[str, str]]:
+    """What was equal in all cells, and what could not be."""
+    manifest, training = store.manifest, config.backbone
+    ends = (
+        f"{config.budget:.0f} s of steps; extraction of the cache counts, validations do not"
+        if config.budget is not None
+        else f"{config.epochs or 'as the config says'} epochs"
+    )
+    return [
+        ("backbone", f"{manifest.backbone}, weights: {manifest.weights}"),
+        ("image size", f"{manifest.image_size} pixels, long side"),
+        ("views of the cache", f"{', '.join(manifest.views)} ({manifest.codec})"),
+        ("augmentation without the cache", "the same views; jitter is drawn anew every epoch"),
+        ("each cell ends after", ends),
+        ("scored", "the weights of the last step, on view base"),
+        (
+            "fine-tuned backbone",
+            f"learning rate x {training.lr_scale:g}, batch norms {training.batch_norm}",
+        ),
+        ("backbone from scratch", "random weights, learning rate x 1, batch norms trained"),
+        ("device", ", ".join(sorted({cell.device for cell in cells if cell.device}))),
+        ("versions", ", ".join(f"{k} {v}" for k, v in library_versions().items())),
+    ]
+
+
+def _curve(folder: ComparisonFolder, cell: CellResult) -> CurveOf | None:
+    """Validation AP against seconds in steps; None where nothing was validated."""
+    if cell.has_failed:
+        return None
+    points = read_metrics(RunFolder(folder.cell(cell.key)).metrics)
+    each = cell.seconds / max(cell.steps, 1)
+    found = {point.step * each: point.val_ap for point in points if point.val_ap is not None}
+    found[cell.seconds] = cell.ap  # a run that ends inside an epoch has no validation there
+    start = cell.extraction_seconds
+    return CurveOf(
+        key=cell.key, seconds=tuple(start + at for at in found), ap=tuple(found.values())
+    )

@@ -1,0 +1,145 @@
+"""One cell of a comparison: one mode with one config and seed, trained and scored."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cachedet.comparison.results import RESULT, CellKey, CellResult
+from cachedet.comparison.scoring import Scorer, figures_of
+from cachedet.comparison.steps import Spent, StepPlan, plan_steps, time_left
+from cachedet.config import TrainConfig
+from cachedet.evaluation.plots import plot_training
+from cachedet.live.rigs import BackboneTraining, Rig, make_rig
+from cachedet.store.reader import FeatureStore
+from cachedet.training.loader import make_planner
+from cachedet.training.optimizer import count_trained
+from cachedet.training.run_folder import RunFolder
+from cachedet.training.sampling import resolve_views
+from cachedet.training.session import run_session
+from cachedet.training.start import start_or_continue
+from cachedet.training.training_data import TrainingData
+
+
+class Interrupted(Exception):
+    """A signal ended the training of a cell, which has saved its state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellTask:
+    """All that the process of a cell needs to know.
+
+    Attributes:
+        key: of the cell.
+        config: of its heads, with the seed, the epochs and the device.
+        train, val: stores.
+        images, val_images: folders of their pictures.
+        weights: of the backbone, as `extract --weights` takes them.
+        backbone: how it learns.
+        budget: seconds, extraction included where the mode needs it; None: the config's epochs.
+        extraction_seconds: of the training store.
+        resamples: for the interval of AP.
+        folder: of the run.
+    """
+
+    key: CellKey
+    config: TrainConfig
+    train: Path
+    val: Path
+    images: Path
+    val_images: Path
+    weights: str
+    backbone: BackboneTraining
+    budget: float | None
+    extraction_seconds: float
+    resamples: int
+    folder: Path
+
+    @property
+    def needs_cache(self) -> bool:
+        return self.key.mode == "cached"
+
+    @property
+    def result(self) -> Path:
+        return self.folder / RESULT
+
+
+def train_cell(task: CellTask) -> CellResult:
+    """Train, or continue, and score one cell; its folder is a run folder that `report` reads.
+
+    Raises:
+        Interrupted: by a signal; the next call goes on.
+        CachedetError: what training or scoring raises.
+    """
+    store = FeatureStore.open(task.train)
+    views = resolve_views(task.config.views, held=store.manifest.views, where=store.location)
+    config = task.config.model_copy(update={"views": views})
+    folder = RunFolder(task.folder)
+    goes_on = folder.last.exists() or folder.previous.exists()
+    if not goes_on and folder.root.exists():
+        shutil.rmtree(folder.root)  # it ended before anything was saved
+    plan = StepPlan.read(folder.root) or _plan(task, config, store)
+    config = plan.shorten(config)
+    rig = _rig(task, config, store, total_steps=plan.steps)
+    trainer = rig.trainer
+    start_or_continue(folder, config, trainer, store.manifest, resume=goes_on, restarts=0)
+    plan.write(folder.root)
+    trained_on = TrainingData.of(store)
+    trained_on.write(folder)
+    scorer = Scorer(
+        config, store=FeatureStore.open(task.val), images=task.val_images, trainer=trainer
+    )
+    session = run_session(
+        config,
+        folder=folder,
+        trainer=trainer,
+        loader=rig.loader,
+        manifest=store.manifest,
+        validator=scorer.validator(),
+    )
+    plot_training(folder.metrics, folder.plots / "training.png")
+    spent = Spent.read(folder.root).plus(session)
+    spent.write(folder.root)
+    if session.was_interrupted:
+        raise Interrupted(session.reason)
+    found = CellResult(
+        key=task.key,
+        device=str(trainer.device),
+        steps=trainer.step,
+        epochs=trainer.step / plan.steps_per_epoch,
+        seconds=spent.seconds_of(trainer.step),
+        peak_memory=spent.peak_memory,
+        step_flops=plan.step_flops,
+        parameters=count_trained(trainer.detector),
+        **figures_of(scorer.score(folder, trained_on, resamples=task.resamples)),
+    )
+    if task.needs_cache:
+        found = replace(
+            found, extraction_seconds=task.extraction_seconds, cache_nbytes=store.nbytes
+        )
+    return found
+
+
+def _plan(task: CellTask, config: TrainConfig, store: FeatureStore) -> StepPlan:
+    seconds = task.budget
+    if seconds is not None and task.needs_cache:
+        seconds = time_left(seconds, spent=task.extraction_seconds)
+    return plan_steps(
+        config,
+        make_planner(config, store),
+        lambda: _rig(task, config, store, total_steps=1000),
+        seconds=seconds,
+    )
+
+
+def _rig(task: CellTask, config: TrainConfig, store: FeatureStore, *, total_steps: int) -> Rig:
+    return make_rig(
+        task.key.mode,
+        config,
+        store=store,
+        images=task.images,
+        weights=task.weights,
+        total_steps=total_steps,
+        backbone=task.backbone,
+    )

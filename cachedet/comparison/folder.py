@@ -1,0 +1,175 @@
+"""The folder of a comparison: what it is of, who works in it, and where each part lies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cachedet.comparison.results import RESULT, CellKey, CellResult
+from cachedet.errors import InputError
+from cachedet.store.durable import encode_json, write_durably
+from cachedet.store.owner import Life, Owner
+from cachedet.training.same_run import flatten
+
+
+@dataclass(frozen=True)
+class ComparisonFolder:
+    """settings.json, features/, cells/, comparison.json, .md and .html."""
+
+    root: Path
+
+    @property
+    def train(self) -> Path:
+        return self.root / "features" / "train.zarr"
+
+    @property
+    def val(self) -> Path:
+        return self.root / "features" / "val.zarr"
+
+    @property
+    def page(self) -> Path:
+        return self.root / "comparison.html"
+
+    @property
+    def _settings(self) -> Path:
+        return self.root / "settings.json"
+
+    @property
+    def _extraction(self) -> Path:
+        return self.root / "features" / "seconds.json"
+
+    @property
+    def _lock(self) -> Path:
+        return self.root / "compare.lock"
+
+    def cell(self, key: CellKey) -> Path:
+        return self.root / "cells" / key.folder
+
+    def result_of(self, key: CellKey) -> CellResult | None:
+        """None where the cell is to be trained: new, begun, or failed before."""
+        path = self.cell(key) / RESULT
+        if not path.is_file():
+            return None
+        found = CellResult.read(path)
+        return None if found.has_failed else found
+
+    def results(self) -> tuple[CellResult, ...]:
+        """Of all cells that ended, failed ones among them. Raises InputError on a damaged one."""
+        found = (CellResult.read(path) for path in self.root.glob(f"cells/*/{RESULT}"))
+        return tuple(sorted(found, key=lambda cell: cell.key))
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """One comparison at a time. Raises InputError while another process works here."""
+        self._make()
+        self._take_lock()
+        try:
+            yield
+        finally:
+            self._lock.unlink(missing_ok=True)
+
+    def require_same(self, settings: Mapping[str, Any]) -> None:
+        """Keep what the comparison is of, or hold it against what was kept.
+
+        `settings` are plain values, `heads` among them by name: new ones are added.
+
+        Raises InputError where the folder is of another comparison.
+        """
+        now = json.loads(json.dumps(dict(settings)))
+        if not self._settings.is_file():
+            self._require_empty()
+        else:
+            kept = self._read_settings()
+            changed = _differences(kept, now)
+            if changed:
+                raise InputError(
+                    f"{self.root} holds another comparison: {'; '.join(changed)}. Give the same "
+                    "options to go on with it, or another --out"
+                )
+            now["heads"] = {**kept["heads"], **now["heads"]}
+        write_durably(self._settings, encode_json(now))
+
+    def extraction_seconds(self) -> float:
+        """Of the training store, all calls together."""
+        if not self._extraction.is_file():
+            return 0.0
+        return float(json.loads(self._extraction.read_text(encoding="utf-8"))["train"])
+
+    def add_extraction_seconds(self, seconds: float) -> None:
+        """Of one call that wrote blocks of the training store."""
+        total = self.extraction_seconds() + seconds
+        write_durably(self._extraction, encode_json({"train": total}))
+
+    def _read_settings(self) -> dict[str, Any]:
+        try:
+            kept: dict[str, Any] = json.loads(self._settings.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(
+                f"{self._settings} is damaged ({error}); choose another --out"
+            ) from error
+        return kept
+
+    def _make(self) -> None:
+        try:
+            (self.root / "features").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"cannot make the folder {self.root}: {error.strerror}; choose another --out"
+            ) from error
+
+    def _require_empty(self) -> None:
+        own = {"features", self._lock.name}
+        others = sorted(path.name for path in self.root.iterdir() if path.name not in own)
+        if others or any((self.root / "features").iterdir()):
+            raise InputError(
+                f"{self.root} holds other things than a comparison ({', '.join(others[:3])}); "
+                "choose another --out"
+            )
+
+    def _take_lock(self) -> None:
+        for _ in range(2):
+            try:
+                with open(self._lock, "x", encoding="utf-8") as file:
+                    file.write(Owner.me().token)
+            except FileExistsError:
+                self._clear_lock()
+            except OSError as error:
+                raise InputError(
+                    f"cannot write into {self.root}: {error.strerror}; choose another --out"
+                ) from error
+            else:
+                return
+        raise InputError(f"another comparison has just begun in {self.root}; choose another --out")
+
+    def _clear_lock(self) -> None:
+        """Raises InputError unless the process that made it is known to have ended."""
+        try:
+            owner = Owner.parse(self._lock.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return
+        if owner is not None and owner.life() is Life.DEAD:
+            self._lock.unlink(missing_ok=True)
+            return
+        who = f"process {owner.pid} on {owner.host}" if owner is not None else "somebody"
+        raise InputError(
+            f"{who} compares in {self.root} already; wait for it, or choose another --out. If it "
+            f"has ended, remove {self._lock}"
+        )
+
+
+def _differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In words. Heads that are only in one of them are no difference."""
+    both = kept["heads"].keys() & now["heads"].keys()
+    old, new = (
+        flatten({**one, "heads": {name: one["heads"][name] for name in both}})
+        for one in (kept, now)
+    )
+    return [
+        f"{name} was {old.get(name)}, is {new.get(name)}"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+    ]

@@ -1,0 +1,75 @@
+"""A process for each cell: its memory is its own, and what ends it does not end the others."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from multiprocessing.process import BaseProcess
+
+from cachedet.comparison.cell import CellTask, Interrupted, train_cell
+from cachedet.comparison.results import CellResult
+from cachedet.errors import CachedetError
+from cachedet.training.interruption import STOPPED_STATUS, StopSignals
+
+_LOOK_EVERY = 0.2  # seconds
+
+
+def run_cell(task: CellTask, signals: StopSignals) -> CellResult:
+    """Train and score a cell in a process of its own; a cell that fails is a result too.
+
+    Args:
+        task: of the cell.
+        signals: that came to this process; they are passed on, and the cell saves its state.
+
+    Raises Interrupted.
+    """
+    process = multiprocessing.get_context("spawn").Process(target=_run, args=(task,))
+    process.start()
+    passed_on = False
+    while process.is_alive():
+        process.join(_LOOK_EVERY)
+        if signals.received is not None and not passed_on:
+            process.terminate()  # SIGTERM: where the terminal has sent it Ctrl-C, nothing changes
+            passed_on = True
+    if process.exitcode == STOPPED_STATUS or signals.received is not None:
+        raise Interrupted(signals.received or "a signal")
+    if task.result.is_file():
+        return CellResult.read(task.result)
+    return CellResult(key=task.key, error=_describe_end(process))
+
+
+def _run(task: CellTask) -> None:
+    """In the process of the cell."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        found = train_cell(task)
+    except (Interrupted, KeyboardInterrupt):
+        sys.exit(STOPPED_STATUS)
+    except CachedetError as error:
+        found = CellResult(key=task.key, error=str(error))
+    except Exception as error:  # the other cells go on, whatever it was
+        traceback.print_exc()
+        found = CellResult(key=task.key, error=f"{type(error).__name__}: {error}")
+    task.folder.mkdir(parents=True, exist_ok=True)
+    found.write(task.result)
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed can pass nothing on, and its next call would train the cell too."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _describe_end(process: BaseProcess) -> str:
+    code = process.exitcode
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        hint = "; the system may have run out of memory" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{hint}"
+    return f"its process ended with status {code} and left no result"

@@ -1,0 +1,128 @@
+"""How many steps a cell takes, and what they took: kept in its folder, so that it can go on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cachedet.comparison.trial import try_steps
+from cachedet.config import TrainConfig
+from cachedet.errors import InputError
+from cachedet.live.rigs import Rig
+from cachedet.store.durable import encode_json, write_durably
+from cachedet.training.loader import BatchLoader
+from cachedet.training.session import SessionReport
+
+_TRIAL_SHARE = 0.03  # of the budget, for the steps that tell how many fit into it
+_LONGEST_TRIAL = 20.0  # seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """Decided once: a cell that goes on has the schedule it began with."""
+
+    steps: int
+    steps_per_epoch: int
+    is_cut: bool  # to a budget: it may end inside an epoch
+    step_flops: int  # of a picture
+
+    def shorten(self, config: TrainConfig) -> TrainConfig:
+        """The config of a run that ends after so many steps."""
+        if not self.is_cut:
+            return config
+        epochs = math.ceil(self.steps / self.steps_per_epoch)
+        schedule = config.schedule.model_copy(update={"epochs": epochs})
+        return config.model_copy(update={"schedule": schedule, "max_steps": self.steps})
+
+    def write(self, root: Path) -> None:
+        write_durably(root / "steps.json", encode_json(vars(self)))
+
+    @classmethod
+    def read(cls, root: Path) -> StepPlan | None:
+        """None where there is none. Raises InputError on a damaged one."""
+        values = _read(root / "steps.json")
+        return None if values is None else cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What all stretches of a cell took; one that was killed is not among them."""
+
+    seconds: float = 0.0
+    steps: int = 0
+    peak_memory: int = 0
+
+    def plus(self, session: SessionReport) -> Spent:
+        return Spent(
+            seconds=self.seconds + session.step_seconds,
+            steps=self.steps + len(session.losses),
+            peak_memory=max(self.peak_memory, session.peak_memory),
+        )
+
+    def seconds_of(self, steps: int) -> float:
+        """Of all steps of the run: those of a killed stretch took as long as the others."""
+        return self.seconds / self.steps * steps if self.steps else 0.0
+
+    def write(self, root: Path) -> None:
+        write_durably(root / "spent.json", encode_json(vars(self)))
+
+    @classmethod
+    def read(cls, root: Path) -> Spent:
+        """Nothing where there is none. Raises InputError on a damaged one."""
+        return cls(**(_read(root / "spent.json") or {}))
+
+
+def plan_steps(
+    config: TrainConfig, planner: BatchLoader, make: Callable[[], Rig], *, seconds: float | None
+) -> StepPlan:
+    """As many steps as fit into `seconds` by a trial, else those of the config's epochs.
+
+    Args:
+        config: of the cell.
+        planner: of its batches.
+        make: the rig of the cell, to be thrown away.
+        seconds: to train; None: the config's epochs.
+    """
+    trial_seconds = 0.0 if seconds is None else min(_TRIAL_SHARE * seconds, _LONGEST_TRIAL)
+    trial = try_steps(make, seconds=trial_seconds)
+
+    def steps_of(epoch: int) -> int:
+        return math.ceil(len(planner.plan(epoch)) / config.schedule.accumulate)
+
+    if seconds is None:
+        steps = sum(steps_of(epoch) for epoch in range(config.schedule.epochs))
+    else:
+        steps = max(1, round(seconds / (trial.seconds_per_step * config.schedule.accumulate)))
+    return StepPlan(
+        steps=steps,
+        steps_per_epoch=steps_of(0),
+        is_cut=seconds is not None,
+        step_flops=trial.step_flops,
+    )
+
+
+def time_left(budget: float, *, spent: float) -> float:
+    """Seconds to train in. Raises InputError where extraction alone took the budget."""
+    if spent >= budget:
+        raise InputError(
+            f"--budget is {budget:.0f} s, and extracting the features took {spent:.0f} s of it: "
+            "nothing is left to train in; give a longer one"
+        )
+    return budget - spent
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(
+            f"{path} is damaged ({error}); remove the folder {path.parent}, and the cell is "
+            "trained again"
+        ) from error
+    return values

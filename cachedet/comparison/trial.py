@@ -1,0 +1,61 @@
+"""A few steps that are thrown away: what a step of a mode computes, and how long it takes here."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from cachedet.live.rigs import Rig
+
+_WARM_UP = 2  # steps: the first ones allocate, and choose kernels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """Of one mode and its heads.
+
+    Attributes:
+        step_flops: of a training step, a picture: a multiplication and an addition count as two.
+        seconds_per_step: 0 where it was not asked for.
+    """
+
+    step_flops: int
+    seconds_per_step: float
+
+
+def try_steps(make: Callable[[], Rig], *, seconds: float) -> Trial:
+    """Take steps for about so many seconds, after one that is counted; 0: only that one.
+
+    Args:
+        make: a new rig, which is thrown away. Its optimiser steps take one batch each.
+        seconds: of timed steps.
+    """
+    rig = make()
+    epochs = (rig.loader.batches(epoch) for epoch in itertools.count())
+    batches = itertools.chain.from_iterable(epochs)
+    first = next(batches)
+    with FlopCounterMode(display=False) as counter:
+        rig.trainer.take_step(first)
+    flops = counter.get_total_flops() // len(first.targets)
+    if seconds <= 0:
+        return Trial(step_flops=flops, seconds_per_step=0.0)
+    for batch in itertools.islice(batches, _WARM_UP):
+        rig.trainer.take_step(batch)
+    _wait_for(rig.trainer.device)
+    started, taken = time.perf_counter(), 0
+    while taken < 3 or time.perf_counter() - started < seconds:
+        rig.trainer.take_step(next(batches))
+        taken += 1
+    _wait_for(rig.trainer.device)
+    elapsed = time.perf_counter() - started
+    return Trial(step_flops=flops, seconds_per_step=elapsed / taken)
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,206 @@
+"""From what was measured to what a cache costs and saves: pure formulas.
+
+B is the frozen backbone's forward and H the heads' step, seconds an epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from cachedet.errors import ConfigError
+from cachedet.estimation.measured import Measured, Memory, Training, Wanted
+from cachedet.estimation.phase import Phase
+from cachedet.training.residency import Need, Residency, choose_residency
+
+_PAGE_CACHE_SHARE = 0.8  # of free RAM that the system keeps files in before it lets go of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModeForecast:
+    """One way to train."""
+
+    seconds_per_epoch: float | None  # None where it could not be run
+    bottleneck: str  # empty where it could not be run
+    ram: float | None  # bytes, of the process
+    device: float | None  # bytes of tensors on an accelerator
+    failure: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What is to be expected.
+
+    Attributes:
+        nbytes: of the cache.
+        nbytes_by_codec: the same in other codecs.
+        free_disk: bytes.
+        survey_seconds, fit_seconds, extract_seconds: of `extract`.
+        extract_bottleneck: its slowest stage.
+        modes: cached, live, tuned.
+        residency: where cached features will wait.
+        is_disk_read: whether each epoch reads from the disk itself, and not from memory.
+        read_rate_needed: bytes per second at which reading does not hold up the cached epoch.
+        read_rate: that the disk gives.
+        break_even: epochs after which the cache has paid for itself; None: never.
+        limit: most that a cache can gain over the live frozen backbone, (B + H) / H.
+        heads_share: H / (B + H).
+        gain: what it gains, live over cached seconds; None where one of them could not be run.
+    """
+
+    nbytes: float
+    nbytes_by_codec: Mapping[str, float]
+    free_disk: float
+    survey_seconds: float
+    fit_seconds: float
+    extract_seconds: float
+    extract_bottleneck: str
+    modes: Mapping[str, ModeForecast]
+    residency: Residency
+    is_disk_read: bool
+    read_rate_needed: float | None
+    read_rate: float
+    break_even: float | None
+    limit: float
+    heads_share: float
+    gain: float | None
+
+    @property
+    def extraction_seconds(self) -> float:
+        """Everything the cache costs before the first epoch."""
+        return self.survey_seconds + self.fit_seconds + self.extract_seconds
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "extraction_seconds": self.extraction_seconds}
+
+
+def make_forecast(measured: Measured) -> Forecast:
+    """All figures."""
+    stored = measured.stored
+    extract = extract_phase(measured)
+    read = {
+        "stored": stored.nbytes * measured.read_share,
+        "unpacked": stored.unpacked * measured.read_share,
+    }
+    residency = expected_residency(
+        measured.residency, **read, ram=measured.free_ram, device=measured.free_device
+    )
+    is_disk_read = reads_disk(residency, stored.nbytes, measured.free_ram)
+    cached = measured.trainings["cached"]
+    modes = {name: _mode(training) for name, training in measured.trainings.items()}
+    if cached.phase is not None:
+        phase = cached_phase(cached.phase, epoch_nbytes(measured), measured, is_disk_read)
+        held = held_nbytes(residency, **read, has_own_memory=measured.free_device is not None)
+        modes["cached"] = _mode(Training(phase=phase, memory=with_features(cached.memory, held)))
+    own, live = modes["cached"].seconds_per_epoch, modes["live"].seconds_per_epoch
+    fit, survey = measured.fit.seconds, measured.survey.seconds
+    extraction = measured.start + extract.seconds
+    return Forecast(
+        nbytes=stored.nbytes,
+        nbytes_by_codec={name: figures.nbytes for name, figures in measured.codecs.items()},
+        free_disk=measured.free_disk,
+        survey_seconds=survey,
+        fit_seconds=fit,
+        extract_seconds=extraction,
+        extract_bottleneck=extract.bottleneck,
+        modes=modes,
+        residency=residency,
+        is_disk_read=is_disk_read,
+        read_rate_needed=None
+        if cached.phase is None
+        else epoch_nbytes(measured) / cached.phase.seconds,
+        read_rate=measured.disk.read,
+        break_even=break_even(survey + fit + extraction, live=live, cached=own),
+        limit=gain_limit(measured.backbone_seconds, measured.heads_seconds),
+        heads_share=measured.heads_seconds / (measured.backbone_seconds + measured.heads_seconds),
+        gain=None if own is None or live is None else live / own,
+    )
+
+
+def gain_limit(backbone: float, heads: float) -> float:
+    """(B + H) / H: most that leaving out the backbone can gain."""
+    return (backbone + heads) / heads
+
+
+def break_even(extraction: float, *, live: float | None, cached: float | None) -> float | None:
+    """Epochs after which the seconds of extraction are saved; None: never, or not known."""
+    if live is None or cached is None or live <= cached:
+        return None
+    return extraction / (live - cached)
+
+
+def extract_phase(measured: Measured) -> Phase:
+    """Extraction, where the disk takes what it sustains and not what its cache takes."""
+    written = measured.stored.nbytes / measured.disk.write
+    return measured.extract.at_least("write", written)
+
+
+def cached_phase(phase: Phase, nbytes: float, measured: Measured, is_disk_read: bool) -> Phase:
+    """An epoch: max(compute, bytes / disk rate) where the bytes come from the disk."""
+    if not is_disk_read:
+        return phase
+    return phase.at_least("disk", nbytes / measured.disk.read)
+
+
+def epoch_nbytes(measured: Measured) -> float:
+    """Stored bytes that one epoch reads."""
+    return measured.stored.nbytes * measured.epoch_share
+
+
+def reads_disk(residency: Residency, nbytes: float, free_ram: float) -> bool:
+    """Whether a store is too large for the system to keep it in memory between epochs."""
+    return residency == "stream" and nbytes > _PAGE_CACHE_SHARE * free_ram
+
+
+def expected_residency(
+    wanted: Wanted, *, stored: float, unpacked: float, ram: float, device: float | None
+) -> Residency:
+    """What `train-heads` will choose; as for `auto` where it would refuse what the config names.
+
+    Args:
+        wanted: of the config.
+        stored, unpacked: bytes of what is trained on.
+        ram, device: free bytes; no device memory without an accelerator.
+    """
+    need = Need(
+        stored=round(stored),
+        unpacked=round(unpacked),
+        ram=round(ram),
+        device=round(ram if device is None else device),
+        device_name="the device",
+    )
+    try:
+        return choose_residency(wanted, need, has_own_memory=device is not None)[0]
+    except ConfigError:
+        return choose_residency("auto", need, has_own_memory=device is not None)[0]
+
+
+def held_nbytes(
+    residency: Residency, *, stored: float, unpacked: float, has_own_memory: bool
+) -> tuple[float, float]:
+    """Bytes of features that stay in RAM, and on the device, for the whole run."""
+    if residency == "ram":
+        return stored, 0.0
+    if residency == "device":
+        return (0.0, unpacked) if has_own_memory else (unpacked, 0.0)
+    return 0.0, 0.0
+
+
+def with_features(memory: Memory | None, held: tuple[float, float]) -> Memory | None:
+    """Of a process that keeps features in RAM and on the device as well."""
+    if memory is None:
+        return None
+    device = None if memory.device is None else memory.device + held[1]
+    return replace(memory, resting=memory.resting + held[0], device=device)
+
+
+def _mode(training: Training) -> ModeForecast:
+    phase, memory = training.phase, training.memory
+    return ModeForecast(
+        seconds_per_epoch=None if phase is None else phase.seconds,
+        bottleneck="" if phase is None else phase.bottleneck,
+        ram=None if memory is None else memory.ram,
+        device=None if memory is None else memory.device,
+        failure=training.failure,
+    )

@@ -1,0 +1,313 @@
+"""Everything that is measured, one thing after the other, and extrapolated to all pictures."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachedet.backbone.frozen import FrozenBackbone
+from cachedet.config import ExtractConfig, TrainConfig
+from cachedet.data.coco import CocoDataset
+from cachedet.data.views import View
+from cachedet.detector.build import choose_levels
+from cachedet.device import choose_device, usable_cores
+from cachedet.estimation.disk import DiskRates, measure_disk
+from cachedet.estimation.forecast import expected_residency, held_nbytes, with_features
+from cachedet.estimation.measured import CodecFigures, Measured, Training
+from cachedet.estimation.mode_trials import ModeTrials, choose_batches, most_pictures
+from cachedet.estimation.phase import Phase
+from cachedet.estimation.probe import (
+    BackboneCost,
+    CodecCost,
+    codec_figures,
+    measure_backbone,
+    measure_codecs,
+    sample_inputs,
+)
+from cachedet.estimation.sample import (
+    BatchShape,
+    count_pixels,
+    epoch_batches,
+    padded_sizes,
+    spread_rows,
+)
+from cachedet.estimation.trial import (
+    Fit,
+    Sample,
+    Trial,
+    collect_statistics,
+    read_seconds,
+    take_sample,
+    write_trial,
+)
+from cachedet.estimation.trial_folder import existing_folder, trial_folder
+from cachedet.progress import StageProgress
+from cachedet.store.codecs import make_codec
+from cachedet.structures import SizeHW
+from cachedet.training.memory import free_memory, free_ram
+
+_FIT_PICTURES = 12  # fewer than `extract` shows a codec
+_PROBE_PICTURES = 8
+_EXTRACT_SECONDS = 18.0
+_PARTS = ("pictures", "backbone", "extraction", "disk", "cached", "live", "tuned")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Subject:
+    """What is estimated.
+
+    Attributes:
+        extract: options of the extraction.
+        heads: config of the training.
+        dataset: all pictures.
+        views: of the cache.
+        backbone: opened.
+        sample: most pictures to try.
+        fit_pictures: that `extract` shows a codec.
+    """
+
+    extract: ExtractConfig
+    heads: TrainConfig
+    dataset: CocoDataset
+    views: tuple[View, ...]
+    backbone: FrozenBackbone
+    sample: int
+    fit_pictures: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Whole:
+    """All pictures, in numbers."""
+
+    sizes: NDArray[np.int64]  # (V, N, 2) padded
+    batches: list[BatchShape]  # of the first epoch
+    read_share: float  # of the stored values: those of the levels and views that are trained on
+    level_share: float  # the same of the levels alone
+
+    @property
+    def pixels(self) -> int:
+        return count_pixels(self.sizes)
+
+    @property
+    def epoch_pixels(self) -> int:
+        return sum(batch.pixels for batch in self.batches)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Tried:
+    """What was tried before any training."""
+
+    sample: Sample
+    fit: Fit
+    cost: BackboneCost
+    trial: Trial
+    figures: Mapping[str, CodecFigures]
+    disk: DiskRates
+
+
+def measure(subject: Subject) -> Measured:
+    """Try everything on a sample of the pictures.
+
+    Raises what `extract` and `train-heads` raise at their start, and InputError where the place of
+    the store cannot be written.
+    """
+    whole = look_at_all(subject)
+    free_disk = shutil.disk_usage(existing_folder(subject.extract.store)).free
+    with (
+        StageProgress("estimate", total=len(_PARTS), unit="trials") as progress,
+        trial_folder(subject.extract.store) as folder,
+    ):
+        tried = _try_extraction(subject, whole, folder, free_disk, progress)
+        trainings, heads_seconds = _try_trainings(subject, whole, tried, progress)
+    return _assemble(
+        subject,
+        whole,
+        tried,
+        trainings=trainings,
+        heads_seconds=heads_seconds,
+        free_disk=free_disk,
+    )
+
+
+def look_at_all(subject: Subject) -> Whole:
+    """Sizes and batches of all pictures; no file is opened. Raises ConfigError."""
+    spec, truth = subject.backbone.spec, subject.dataset.truth
+    sizes = padded_sizes(
+        truth,
+        subject.views,
+        image_size=subject.extract.image_size,
+        pad_multiple=spec.pad_multiple,
+    )
+    where = str(subject.extract.store)
+    batches, trained = epoch_batches(truth, sizes, subject.views, subject.heads, where=where)
+    levels = choose_levels(subject.heads.detector, spec)
+    unit = (spec.pad_multiple, spec.pad_multiple)
+    values = [sum(map(np.prod, each.map_shapes(unit).values())) for each in (levels, spec)]
+    level_share = float(values[0] / values[1])
+    view_share = count_pixels(sizes[trained]) / count_pixels(sizes)
+    return Whole(
+        sizes=sizes,
+        batches=batches,
+        read_share=level_share * view_share,
+        level_share=level_share,
+    )
+
+
+def _try_extraction(
+    subject: Subject, whole: Whole, folder: Path, free_disk: int, progress: StageProgress
+) -> _Tried:
+    progress.remark(_PARTS[0])
+    rows = spread_rows(whole.sizes, subject.sample)
+    sample = take_sample(subject.dataset, rows, subject.extract, subject.backbone)
+    progress.advance(note=_PARTS[1])
+    first = subject.views[0].name
+    fit = collect_statistics(sample, subject.backbone, view=first, count=_FIT_PICTURES)
+    cost, codecs = _probe(subject, sample, fit)
+    progress.advance(note=_PARTS[2])
+    trial = write_trial(
+        folder,
+        sample,
+        subject.backbone,
+        fit,
+        config=subject.extract,
+        views=subject.views,
+        seconds=_EXTRACT_SECONDS,
+    )
+    progress.advance(note=_PARTS[3])
+    codec = subject.extract.codec
+    figures = {
+        name: codec_figures(
+            cost_of, whole.sizes, share=trial.stored_share if name == codec else cost_of.share
+        )
+        for name, cost_of in codecs.items()
+    }
+    nbytes = figures[codec].nbytes
+    arrays = whole.sizes.shape[0] * whole.sizes.shape[1] * len(subject.backbone.spec)
+    disk = measure_disk(folder, nbytes=round(nbytes), piece=round(nbytes / arrays), free=free_disk)
+    return _Tried(sample=sample, fit=fit, cost=cost, trial=trial, figures=figures, disk=disk)
+
+
+def _probe(subject: Subject, sample: Sample, fit: Fit) -> tuple[BackboneCost, dict[str, CodecCost]]:
+    """On pictures of the size that is commonest in the sample."""
+    view = subject.views[0]
+    sizes = padded_sizes(
+        sample.truth,
+        [view],
+        image_size=subject.extract.image_size,
+        pad_multiple=subject.backbone.spec.pad_multiple,
+    )[0]
+    buckets, numbers, counts = np.unique(sizes, axis=0, return_inverse=True, return_counts=True)
+    commonest = int(np.argmax(counts))
+    rows = np.flatnonzero(numbers.reshape(-1) == commonest)
+    count = min(_PROBE_PICTURES, subject.heads.schedule.batch_size, len(rows))
+    device = next(subject.backbone.parameters()).device
+    images = sample_inputs(sample, rows[:count].tolist(), view=view.name, device=device)
+    cost, features = measure_backbone(subject.backbone, images)
+    bucket: SizeHW = (int(buckets[commonest][0]), int(buckets[commonest][1]))
+    codecs = measure_codecs(
+        features, fit, spec=subject.backbone.spec, bucket=bucket, codec=subject.extract.codec
+    )
+    return cost, codecs
+
+
+def _try_trainings(
+    subject: Subject, whole: Whole, tried: _Tried, progress: StageProgress
+) -> tuple[dict[str, Training], float]:
+    """Every mode, and H."""
+    config, trial = subject.heads, tried.trial
+    epoch_pixels = whole.epoch_pixels
+    usual = epoch_pixels / sum(batch.pictures for batch in whole.batches)
+    trials = ModeTrials(
+        trial=trial,
+        batches=choose_batches(
+            whole.batches, trial.keys, most_pictures=most_pictures(tried.cost.seconds * usual)
+        ),
+        config=config,
+        images=subject.dataset.images,
+        weights=subject.extract.weights,
+        epoch_pixels=epoch_pixels,
+    )
+    progress.advance(note=_PARTS[4])
+    figures = tried.figures[subject.extract.codec]
+    residency = expected_residency(
+        config.residency,
+        stored=figures.nbytes * whole.read_share,
+        unpacked=figures.unpacked * whole.read_share,
+        ram=free_ram(),
+        device=_free_device(subject),
+    )
+    reading = read_seconds(trial, choose_levels(config.detector, trial.manifest.spec).names)
+    cached, heads_seconds = trials.run(
+        "cached", residency=residency, step="heads", beside={"read": reading * epoch_pixels}
+    )
+    held = held_nbytes(
+        residency,
+        stored=trial.nbytes * whole.level_share,
+        unpacked=trial.unpacked * whole.level_share,
+        has_own_memory=_free_device(subject) is not None,
+    )
+    cached = replace(cached, memory=with_features(cached.memory, (-held[0], -held[1])))
+    decoding = trial.stages["decode"] * subject.extract.workers / _live_threads()
+    beside = {"decode": decoding * epoch_pixels}
+    progress.advance(note=_PARTS[5])
+    live, _ = trials.run("live", residency="stream", step="backbone and heads", beside=beside)
+    progress.advance(note=_PARTS[6])
+    tuned, _ = trials.run("tuned", residency="stream", step="backbone and heads", beside=beside)
+    progress.advance(note="")
+    return {"cached": cached, "live": live, "tuned": tuned}, heads_seconds
+
+
+def _assemble(
+    subject: Subject,
+    whole: Whole,
+    tried: _Tried,
+    *,
+    trainings: Mapping[str, Training],
+    heads_seconds: float,
+    free_disk: float,
+) -> Measured:
+    pictures = len(subject.dataset.truth)
+    shown = sum(batch.pictures for batch in whole.batches)
+    survey = tried.sample.survey_seconds * pictures
+    fit = tried.fit.seconds * min(subject.fit_pictures, pictures)
+    needs_fit = make_codec(subject.extract.codec).needs_fit
+    own = Phase(seconds=tried.trial.seconds_per_pixel, stages=tried.trial.stages)
+    return Measured(
+        pictures=pictures,
+        views=tuple(view.name for view in subject.views),
+        showings=shown,
+        read_share=whole.read_share,
+        epoch_share=whole.level_share * whole.epoch_pixels / whole.pixels,
+        epochs=subject.heads.schedule.epochs,
+        codec=subject.extract.codec,
+        codecs=tried.figures,
+        survey=Phase(seconds=survey, stages={"decode": survey}),
+        fit=Phase(seconds=fit, stages={"backbone": fit}).times(1.0 if needs_fit else 0.0),
+        start=tried.trial.start_seconds,
+        extract=own.times(whole.pixels),
+        trainings=trainings,
+        backbone_seconds=tried.cost.seconds * whole.epoch_pixels,
+        heads_seconds=heads_seconds,
+        backbone_flops=tried.cost.flops * whole.epoch_pixels,
+        disk=tried.disk,
+        free_disk=free_disk,
+        free_ram=free_ram(),
+        free_device=_free_device(subject),
+        residency=subject.heads.residency,
+    )
+
+
+def _free_device(subject: Subject) -> float | None:
+    """None where the training has no memory besides RAM."""
+    device = choose_device(subject.heads.device)
+    return float(free_memory(device)) if device.type == "cuda" else None
+
+
+def _live_threads() -> int:
+    """That decode beside a step, as `PictureLoader` has them."""
+    return max(1, min(16, (usable_cores() or 1) // 2))

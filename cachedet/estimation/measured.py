@@ -1,0 +1,105 @@
+"""What was measured, extrapolated to all pictures and one epoch: what a forecast is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from cachedet.estimation.disk import DiskRates
+from cachedet.estimation.phase import Phase
+
+Wanted = Literal["stream", "ram", "device", "auto"]
+"""Residency of a config."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes a process of a mode takes, without the features that it may keep for the whole run.
+
+    `resting` is what it holds before its first step, `working` what the steps come to on top, in
+    the largest batch; `device` what tensors take on an accelerator, None without one.
+    """
+
+    resting: float
+    working: float
+    device: float | None = None
+
+    @property
+    def ram(self) -> float:
+        return self.resting + self.working
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One epoch of one mode."""
+
+    phase: Phase | None  # None where it could not be run
+    memory: Memory | None
+    failure: str = ""  # why it could not be run
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecFigures:
+    """The whole cache in one codec."""
+
+    nbytes: float  # stored
+    unpacked: float  # of these once zstd is undone: what residency `device` holds
+    encode_seconds: float  # for all pictures and views, in one thread
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Everything a forecast needs.
+
+    Attributes:
+        pictures: of the data set.
+        views: of the cache.
+        showings: of pictures in an epoch.
+        read_share: share of the stored bytes that belongs to the levels and views trained on.
+        epoch_share: share of them that one epoch reads.
+        epochs: of the config.
+        codec: asked for.
+        codecs: by name, the one asked for among them.
+        survey: reading and checking every picture.
+        fit: what the codec learns from; 0 seconds where it learns nothing.
+        extract: decode, backbone, encode and write, all at the same time.
+        start: seconds that starting the extraction takes.
+        trainings: by mode: cached, live, tuned.
+        backbone_seconds: B, the frozen forward alone, an epoch.
+        heads_seconds: H, the step on features that are there, an epoch.
+        backbone_flops: of B.
+        disk: rates.
+        free_disk, free_ram, free_device: bytes; no device memory without an accelerator.
+        residency: of the config.
+    """
+
+    pictures: int
+    views: tuple[str, ...]
+    showings: int
+    read_share: float
+    epoch_share: float
+    epochs: int
+    codec: str
+    codecs: Mapping[str, CodecFigures]
+    survey: Phase
+    fit: Phase
+    extract: Phase
+    start: float
+    trainings: Mapping[str, Training]
+    backbone_seconds: float
+    heads_seconds: float
+    backbone_flops: float
+    disk: DiskRates
+    free_disk: float
+    free_ram: float
+    free_device: float | None
+    residency: Wanted
+
+    @property
+    def stored(self) -> CodecFigures:
+        """The cache as it was asked for."""
+        return self.codecs[self.codec]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,277 @@
+"""Extraction of a sample, as `extract` does it, into a store that is thrown away.
+
+The stages run at the same time on the same cores and the same disk as in the real extraction, so
+what they cost each other is measured and not assumed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cachedet.backbone.frozen import FrozenBackbone
+from cachedet.config import ExtractConfig
+from cachedet.data.coco import CocoDataset
+from cachedet.data.images import Survey, require_good, survey_pictures
+from cachedet.data.views import View
+from cachedet.estimation.sample import Keys
+from cachedet.extraction.inputs import InputLoader
+from cachedet.extraction.pipeline import ExtractionPipeline
+from cachedet.extraction.stages import StageClock
+from cachedet.store.blocks import Block
+from cachedet.store.codec import Codec
+from cachedet.store.manifest import Manifest, library_versions, pictures_digest, truth_digest
+from cachedet.store.plan import StorePlan
+from cachedet.store.reader import FeatureStore
+from cachedet.store.source import LocalFiles
+from cachedet.store.statistics import FeatureStatistics, LevelStatistics
+from cachedet.store.writer import StoreWriter
+from cachedet.structures import SizeHW, Truth
+
+_READ_PICTURES = 8
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """Good pictures that stand for all, and how long it took to find out that they are good."""
+
+    truth: Truth
+    loader: InputLoader
+    survey: Survey  # of them
+    survey_seconds: float  # a picture
+    skipped: tuple[tuple[str, str], ...]  # file name, reason
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fit:
+    """What codecs learn from, and what collecting it took."""
+
+    statistics: dict[str, LevelStatistics]
+    seconds: float  # a picture
+
+    def fitted(self, codec: Codec) -> Codec:
+        return codec.fit(self.statistics) if codec.needs_fit else codec
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trial:
+    """What writing the sample took. Pixels are those of padded views."""
+
+    store: Path
+    manifest: Manifest  # of the trial store
+    views: tuple[str, ...]  # that were written in the time there was
+    keys: dict[SizeHW, Keys]  # what can be read by bucket, of `views`
+    start_seconds: float  # that starting takes beyond the steady rate
+    seconds_per_pixel: float
+    stages: dict[str, float]  # seconds a pixel of each, all its workers together
+    nbytes: int  # of the shards
+    unpacked: int  # of these once zstd is undone
+    stored_share: float  # of the bytes that zstd could need at most; 1 without it
+
+
+def take_sample(
+    dataset: CocoDataset, rows: Sequence[int], config: ExtractConfig, backbone: FrozenBackbone
+) -> Sample:
+    """Look at the pictures of `rows` as `extract` looks at all.
+
+    Raises BadImageError where there are bad ones and they may not be skipped, or none is good.
+    """
+    chosen = replace(dataset, truth=dataset.truth.keep_rows(rows))
+    started = time.perf_counter()
+    survey = survey_pictures(chosen, workers=config.workers)
+    seconds = time.perf_counter() - started
+    bad = dict(survey.bad)
+    good = [row for row in range(len(rows)) if row not in bad]
+    if config.on_bad_image == "fail" or not good:
+        require_good(chosen, survey)
+    truth = chosen.truth.keep_rows(good)
+    return Sample(
+        truth=truth,
+        loader=InputLoader(
+            paths=[dataset.images / name for name in truth.file_names],
+            image_ids=truth.image_ids.tolist(),
+            image_size=config.image_size,
+            pad_multiple=backbone.spec.pad_multiple,
+            preprocessing=backbone.preprocessing,
+        ),
+        survey=replace(survey, contents=survey.contents[good]),
+        survey_seconds=seconds / len(rows),
+        skipped=tuple((chosen.truth.file_names[row], reason) for row, reason in survey.bad),
+    )
+
+
+def collect_statistics(sample: Sample, backbone: FrozenBackbone, *, view: str, count: int) -> Fit:
+    """What `extract` shows a codec, of fewer pictures; the first warms up and is not timed."""
+    rows = np.linspace(0, len(sample.truth) - 1, min(count, len(sample.truth))).round().astype(int)
+    device = next(backbone.parameters()).device
+    statistics = FeatureStatistics()
+    times = []
+    for row in [rows[0], *rows]:
+        started = time.perf_counter()
+        statistics.add(backbone(sample.loader.load(int(row), view)[None].to(device)))
+        times.append(time.perf_counter() - started)
+    return Fit(statistics=statistics.levels, seconds=sum(times[1:]) / len(rows))
+
+
+def write_trial(
+    folder: Path,
+    sample: Sample,
+    backbone: FrozenBackbone,
+    fit: Fit,
+    *,
+    config: ExtractConfig,
+    views: Sequence[View],
+    seconds: float,
+) -> Trial:
+    """Extract the sample into `folder`, view by view.
+
+    Args:
+        folder: to put the store into.
+        sample: pictures.
+        backbone: whose features are wanted.
+        fit: for the codec.
+        config: of the extraction.
+        views: of the store.
+        seconds: after which no other view is begun; the first is always finished.
+
+    Raises what `extract` raises.
+    """
+    manifest = _describe(sample, backbone, config, views)
+    writer = StoreWriter.open(
+        folder / "trial.zarr",
+        manifest=manifest,
+        truth=sample.truth,
+        contents=sample.survey.contents,
+        fit=fit.fitted,
+    )
+    commits: list[tuple[float, Block]] = []
+    pipeline = ExtractionPipeline(
+        loader=sample.loader,
+        backbone=backbone,
+        writer=writer,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        on_block=lambda block, _: commits.append((time.perf_counter(), block)),
+    )
+    started = time.perf_counter()
+    pipeline.run(_until(writer.blocks, started + seconds))
+    times = [(moment - started, block) for moment, block in commits]
+    blocks = [block for _, block in times]
+    start, per_pixel = split_start(
+        [(moment, _pixels(block)) for moment, block in times], _warm(blocks)
+    )
+    done = tuple(view.name for view in views if view.name in {block.view for block in blocks})
+    return Trial(
+        store=writer.root,
+        manifest=manifest,
+        views=done,
+        keys=_keys_of(blocks, done),
+        start_seconds=start,
+        seconds_per_pixel=per_pixel,
+        stages=_per_pixel(pipeline.clock, sum(map(_pixels, blocks))),
+        nbytes=writer.nbytes_written,
+        unpacked=_unpacked(writer.root, blocks),
+        stored_share=writer.nbytes_written / writer.planned_nbytes(blocks),
+    )
+
+
+def read_seconds(trial: Trial, levels: Sequence[str]) -> float:
+    """Of reading and decoding a padded pixel in one thread, out of the system's cache."""
+    store = FeatureStore.open(trial.store)
+    bucket, keys = max(trial.keys.items(), key=lambda item: len(item[1]))
+    pairs = [(int(row), trial.views[view]) for view, row in keys[:_READ_PICTURES]]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a reading thread has it
+    try:
+        store.read_batch(pairs, levels)
+        started = time.perf_counter()
+        store.read_batch(pairs, levels)
+        return (time.perf_counter() - started) / (len(pairs) * bucket[0] * bucket[1])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def split_start(times: Sequence[tuple[float, int]], warm: int) -> tuple[float, float]:
+    """Seconds of starting, and seconds a pixel from then on.
+
+    Args:
+        times: (seconds since the start, pixels) of each commit, in order.
+        warm: commits that belong to the start; with no more than these all count alike.
+    """
+    pixels = [count for _, count in times]
+    if len(times) <= warm:
+        return 0.0, times[-1][0] / sum(pixels)
+    at_start = times[warm - 1][0]
+    rate = (times[-1][0] - at_start) / sum(pixels[warm:])
+    return max(0.0, at_start - rate * sum(pixels[:warm])), rate
+
+
+def _warm(blocks: Sequence[Block]) -> int:
+    """Blocks of the first view, which meets every size for the first time; at least one.
+
+    Of a single view the first block.
+    """
+    first = [block for block in blocks if block.view == blocks[0].view]
+    return len(first) if len(first) < len(blocks) else 1
+
+
+def _until(blocks: Sequence[Block], deadline: float) -> Iterator[Block]:
+    """Whole views: what trains on the trial store needs each picture of a view."""
+    begun = blocks[0].view
+    for block in blocks:
+        if block.view != begun and time.perf_counter() > deadline:
+            return
+        begun = block.view
+        yield block
+
+
+def _describe(
+    sample: Sample, backbone: FrozenBackbone, config: ExtractConfig, views: Sequence[View]
+) -> Manifest:
+    return Manifest(
+        spec=backbone.spec,
+        preprocessing=backbone.preprocessing,
+        backbone=backbone.name,
+        weights=backbone.weights,
+        weights_digest=backbone.digest,
+        image_size=config.image_size,
+        views=tuple(view.name for view in views),
+        codec=config.codec,
+        block_size=config.block_size,
+        batch_size=config.batch_size,
+        truth_digest=truth_digest(sample.truth),
+        pictures_digest=pictures_digest(sample.survey.contents),
+        categories=sample.truth.categories,
+        skipped=sample.skipped,
+        versions=library_versions(),
+    )
+
+
+def _unpacked(store: Path, blocks: Sequence[Block]) -> int:
+    layout = StorePlan.load(LocalFiles(store)).layout
+    return sum(
+        len(block.rows) * sum(part.nbytes for part in layout.parts(block.bucket).values())
+        for block in blocks
+    )
+
+
+def _keys_of(blocks: Sequence[Block], views: Sequence[str]) -> dict[SizeHW, Keys]:
+    found: dict[SizeHW, list[tuple[int, int]]] = {}
+    for block in blocks:
+        own = [(views.index(block.view), row) for row in block.rows]
+        found.setdefault(block.bucket, []).extend(own)
+    rng = np.random.default_rng(0)
+    return {bucket: rng.permutation(np.array(keys)) for bucket, keys in found.items()}
+
+
+def _pixels(block: Block) -> int:
+    return len(block.rows) * block.bucket[0] * block.bucket[1]
+
+
+def _per_pixel(clock: StageClock, pixels: int) -> dict[str, float]:
+    return {name: work.seconds / work.workers / pixels for name, work in clock.stages.items()}

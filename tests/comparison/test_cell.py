@@ -1,0 +1,179 @@
+"""Cells of a comparison: each mode trains, is scored, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cachedet.comparison.cell import CellTask, Interrupted, train_cell
+from cachedet.comparison.process import run_cell
+from cachedet.comparison.results import CellKey, CellResult
+from cachedet.config import TrainConfig, load_train_config
+from cachedet.errors import InputError
+from cachedet.live.rigs import MODES, BackboneTraining, Mode
+from cachedet.reporting.runs import read_runs
+from cachedet.training.interruption import StopSignals
+
+CONFIG = Path(__file__).parents[2] / "configs" / "retinanet_fpn_tiny.yaml"
+
+
+def make_config(*overrides: str) -> TrainConfig:
+    small = ("detector.neck.channels=16", "detector.num_convs=1", "schedule.batch_size=4")
+    return load_train_config(CONFIG, [*small, "device=cpu", "schedule.epochs=2", *overrides])
+
+
+def make_task(tiny: Any, root: Path, mode: Mode = "cached", **changes: Any) -> CellTask:
+    key = CellKey(heads="small", mode=mode, seed=0)
+    task = CellTask(
+        key=key,
+        config=make_config(),
+        train=tiny.train,
+        val=tiny.val,
+        images=tiny.paths.images,
+        val_images=tiny.paths.images,
+        weights=str(tiny.weights),
+        backbone=BackboneTraining(),
+        budget=None,
+        extraction_seconds=3.0,
+        resamples=20,
+        folder=root / key.folder,
+    )
+    return replace(task, **changes)
+
+
+def wait_for_steps(metrics: Path) -> None:
+    """Until the first step has been written down: signals are handled then."""
+    while not metrics.exists() or metrics.read_text().count("\n") < 2:
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_cell_tells_what_its_mode_cost(tiny: Any, tmp_path: Path, mode: Mode) -> None:
+    found = train_cell(make_task(tiny, tmp_path, mode))
+    assert found.steps == 6  # batches of at most 4 from 8 pictures in two buckets, twice
+    assert found.epochs == 2
+    assert 0 <= found.ap <= 1
+    assert found.low <= found.ap <= found.high or math.isclose(found.ap, found.low)
+    assert found.seconds > 0
+    assert found.peak_memory > 50e6
+    assert (found.cache_nbytes > 0) == (found.extraction_seconds > 0) == (mode == "cached")
+    assert sum(own.boxes for own in found.classes) > 8
+    assert CellResult.from_json(found.to_json(), where="it").to_json() == found.to_json()
+
+
+def test_modes_compute_and_train_more_and_more(tiny: Any, tmp_path: Path) -> None:
+    cached, live, tuned, scratch = (train_cell(make_task(tiny, tmp_path, mode)) for mode in MODES)
+    assert cached.step_flops < live.step_flops < tuned.step_flops == scratch.step_flops
+    assert cached.parameters == live.parameters < tuned.parameters < scratch.parameters
+    assert live.ap == pytest.approx(cached.ap, abs=1e-3)  # law L3, at the end of a run
+
+
+def test_a_cell_is_a_run_that_the_report_reads(tiny: Any, tmp_path: Path) -> None:
+    task = make_task(tiny, tmp_path, "tuned")
+    found = train_cell(task)
+    (run,) = read_runs([task.folder])
+    assert run.results["ap"] == found.ap
+    assert run.training_boxes is not None
+    assert sum(run.training_boxes.values()) == sum(own.boxes for own in found.classes)
+
+
+def test_a_budget_becomes_steps_and_pays_for_extraction(tiny: Any, tmp_path: Path) -> None:
+    task = make_task(tiny, tmp_path, budget=4.0, extraction_seconds=3.5)
+    found = train_cell(task)
+    steps = json.loads((task.folder / "steps.json").read_text())
+    assert steps["is_cut"]
+    assert found.steps == steps["steps"]
+    assert 0 < found.seconds < 4
+
+
+def test_extraction_beyond_the_budget_is_refused(tiny: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--budget is 2 s, and extracting the features took 3 s"):
+        train_cell(make_task(tiny, tmp_path, budget=2.0))
+
+
+@pytest.mark.parametrize("mode", ["cached", "tuned"])
+def test_a_stopped_cell_goes_on_to_the_same_result(
+    tiny: Any, tmp_path: Path, mode: Mode, interrupt_after: Any
+) -> None:
+    config = make_config("schedule.epochs=12", "eval_every=0")
+    whole = train_cell(make_task(tiny, tmp_path / "whole", mode, config=config))
+    task = make_task(tiny, tmp_path / "stopped", mode, config=config)
+    with interrupt_after(task.folder / "metrics.csv"), pytest.raises(Interrupted, match="SIGTERM"):
+        train_cell(task)
+    found = train_cell(task)
+    assert found.steps == whole.steps
+    assert found.ap == whole.ap
+    assert found.seconds > 0
+
+
+@pytest.fixture
+def interrupt_after() -> Any:
+    """A context that sends SIGTERM to this process once a file is there."""
+
+    class After:
+        def __init__(self, path: Path) -> None:
+            self.path = path
+            self.thread = threading.Thread(target=self.send, daemon=True)
+
+        def send(self) -> None:
+            wait_for_steps(self.path)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        def __enter__(self) -> None:
+            self.thread.start()
+
+        def __exit__(self, *_: object) -> None:
+            self.thread.join()
+
+    return After
+
+
+def test_a_cell_that_fails_is_a_result(tiny: Any, tmp_path: Path) -> None:
+    task = make_task(tiny, tmp_path, config=make_config("detector.levels=[C9]"))
+    with StopSignals() as signals:
+        found = run_cell(task, signals)
+    assert "detector.levels asks for 'C9'" in found.error
+    assert found.has_failed
+    assert CellResult.read(task.result) == found or math.isnan(found.ap)
+
+
+def test_a_process_that_dies_is_a_result(tiny: Any, tmp_path: Path) -> None:
+    task = make_task(tiny, tmp_path, config=make_config("schedule.epochs=10000"))
+
+    def kill() -> None:
+        wait_for_steps(task.folder / "metrics.csv")
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    with StopSignals() as signals:
+        found = run_cell(task, signals)
+    thread.join()
+    assert found.error == "its process was ended by SIGKILL; the system may have run out of memory"
+
+
+def test_signals_reach_the_process_of_the_cell(tiny: Any, tmp_path: Path) -> None:
+    task = make_task(tiny, tmp_path, config=make_config("schedule.epochs=10000"))
+
+    def stop() -> None:
+        wait_for_steps(task.folder / "metrics.csv")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with StopSignals() as signals:
+        thread = threading.Thread(target=stop, daemon=True)
+        thread.start()
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            run_cell(task, signals)
+        thread.join()
+    assert (task.folder / "weights" / "last.pt").exists()

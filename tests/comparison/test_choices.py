@@ -1,0 +1,49 @@
+"""What the command line may ask a comparison for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cachedet.comparison import choices
+from cachedet.errors import InputError
+
+
+def test_modes() -> None:
+    assert choices.parse_modes("tuned, cached") == ("tuned", "cached")
+    with pytest.raises(InputError, match="unknown mode 'tunned'; nearest: 'tuned'; known: cached, live"):
+        choices.parse_modes("cached,tunned")
+
+
+def test_seeds() -> None:
+    assert choices.parse_seeds("0, 1,7") == (0, 1, 7)
+    for text in ("", "-1", "1.5", "a", "²"):
+        with pytest.raises(InputError, match="--seeds expects whole numbers from 0"):
+            choices.parse_seeds(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("10m", 600), ("90s", 90), ("1.5h", 5400), ("600", 600), (" 2 M", 120)]
+)
+def test_times(text: str, seconds: float) -> None:
+    assert choices.parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "m", "-5m", "0s", "5d", "nan", "1e3", "inf"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="--budget expects a time such as 10m"):
+        choices.parse_seconds(text)
+
+
+def test_batch_norms() -> None:
+    assert choices.parse_batch_norm("trained") == "trained"
+    with pytest.raises(InputError, match="--batch-norm expects frozen or trained, got 'free'"):
+        choices.parse_batch_norm("free")
+
+
+def test_configs_are_called_by_their_files() -> None:
+    found = choices.name_configs([Path("a/one.yaml"), Path("two.yaml")], lambda path: path.suffix)
+    assert found == {"one": ".yaml", "two": ".yaml"}
+    with pytest.raises(InputError, match="two configs are named one: .* rename one"):
+        choices.name_configs([Path("a/one.yaml"), Path("b/one.yaml")], str)

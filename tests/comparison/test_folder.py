@@ -1,0 +1,142 @@
+"""The folder of a comparison: one comparison, one process at a time, results that are kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cachedet.comparison.folder import ComparisonFolder
+from cachedet.comparison.results import CellKey, CellResult, ClassFigure
+from cachedet.errors import InputError
+from cachedet.store.owner import Owner
+
+KEY = CellKey(heads="small", mode="cached", seed=0)
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "epochs": 3,
+        "train": {"image_size": 384},
+        "heads": {"small": {"a": 1}},
+    }
+    return values | changes
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ComparisonFolder:
+    return ComparisonFolder(tmp_path / "out")
+
+
+def test_the_same_settings_go_on_and_heads_may_be_added(folder: ComparisonFolder) -> None:
+    with folder.owned():
+        folder.require_same(settings())
+        folder.require_same(settings())
+        folder.require_same(settings(heads={"large": {"a": 2}}))
+        with pytest.raises(InputError, match=r"heads.small.a was 1, is 5"):
+            folder.require_same(settings(heads={"small": {"a": 5}}))
+
+
+def test_other_settings_are_refused_by_name(folder: ComparisonFolder) -> None:
+    with folder.owned():
+        folder.require_same(settings())
+        with pytest.raises(InputError, match="another comparison: train.image_size was 384, is 9"):
+            folder.require_same(settings(train={"image_size": 9}))
+
+
+def test_a_folder_with_other_things_is_refused(folder: ComparisonFolder) -> None:
+    folder.root.mkdir()
+    (folder.root / "thesis.tex").write_text("")
+    with folder.owned(), pytest.raises(InputError, match=r"other things .*\(thesis.tex\)"):
+        folder.require_same(settings())
+    assert (folder.root / "thesis.tex").exists()
+
+
+def test_damaged_settings_are_named(folder: ComparisonFolder) -> None:
+    with folder.owned():
+        folder.require_same(settings())
+        (folder.root / "settings.json").write_text("{")
+        with pytest.raises(InputError, match="settings.json is damaged"):
+            folder.require_same(settings())
+
+
+def test_two_comparisons_in_one_folder(folder: ComparisonFolder) -> None:
+    already = pytest.raises(InputError, match=f"process {os.getpid()} on .* already")
+    with folder.owned(), already, folder.owned():
+        pass
+    with folder.owned():  # the first one has left
+        pass
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(folder: ComparisonFolder) -> None:
+    script = "from cachedet.store.owner import Owner; print(Owner.me().token)"
+    token = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout
+    folder.root.mkdir()
+    (folder.root / "compare.lock").write_text(token.strip())
+    with folder.owned():
+        assert (folder.root / "compare.lock").read_text() == Owner.me().token
+
+
+def test_a_lock_that_says_nothing_is_left_to_the_user(folder: ComparisonFolder) -> None:
+    folder.root.mkdir()
+    (folder.root / "compare.lock").write_text("")
+    with (
+        pytest.raises(InputError, match="somebody compares in .* remove .*compare.lock"),
+        folder.owned(),
+    ):
+        pass
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(InputError, match="cannot make the folder .* choose another --out"),
+        ComparisonFolder(tmp_path / "file" / "out").owned(),
+    ):
+        pass
+
+
+def test_failed_cells_are_tried_again(folder: ComparisonFolder) -> None:
+    path = folder.cell(KEY)
+    path.mkdir(parents=True)
+    CellResult(key=KEY, error="no memory").write(path / "cell.json")
+    assert folder.result_of(KEY) is None
+    assert [cell.error for cell in folder.results()] == ["no memory"]
+    done = CellResult(key=KEY, ap=0.5, classes=(ClassFigure(name="a", boxes=3, ap=0.5),))
+    done.write(path / "cell.json")
+    found = folder.result_of(KEY)
+    assert found is not None
+    assert found.to_json() == done.to_json()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "should hold an object, got list"),
+        ("{}", "is not the result of a cell"),
+        (
+            json.dumps({"key": {"heads": "a", "mode": "b", "seed": 0}, "classes": [], "bins": []}),
+            "is not the result of a cell .*mode 'b'",
+        ),
+    ],
+)
+def test_damaged_results_are_named(folder: ComparisonFolder, text: str, message: str) -> None:
+    path = folder.cell(KEY)
+    path.mkdir(parents=True)
+    (path / "cell.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        folder.results()
+
+
+def test_seconds_of_extraction_add_up(folder: ComparisonFolder) -> None:
+    with folder.owned():
+        assert folder.extraction_seconds() == 0
+        folder.add_extraction_seconds(2.5)
+        folder.add_extraction_seconds(1.5)
+        assert folder.extraction_seconds() == 4

@@ -1,0 +1,103 @@
+"""How many steps a cell takes, against counts by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cachedet.comparison.steps import Spent, StepPlan, plan_steps, time_left
+from cachedet.comparison.trial import Trial, try_steps
+from cachedet.config import load_train_config
+from cachedet.errors import InputError
+from cachedet.live.rigs import make_rig
+from cachedet.model import measure_model
+from cachedet.store.reader import FeatureStore
+from cachedet.training.loader import make_planner
+from cachedet.training.session import SessionReport
+
+CONFIG = Path(__file__).parents[2] / "configs" / "retinanet_fpn_tiny.yaml"
+SMALL = ["detector.neck.channels=16", "detector.num_convs=1", "device=cpu"]
+
+
+def test_epochs_are_counted(tiny: Any) -> None:
+    config = load_train_config(
+        CONFIG, [*SMALL, "schedule.batch_size=1", "schedule.accumulate=3", "schedule.epochs=5"]
+    )
+    store = FeatureStore.open(tiny.train)
+
+    def make() -> Any:
+        return make_rig(
+            "cached", config, store=store, images=tiny.paths.images, weights="", total_steps=9
+        )
+
+    plan = plan_steps(config, make_planner(config, store), make, seconds=None)
+    assert plan.steps_per_epoch == 3  # 8 batches in threes
+    assert plan.steps == 15
+    assert plan.shorten(config) == config
+
+
+def test_a_cut_plan_ends_inside_an_epoch() -> None:
+    config = load_train_config(CONFIG, ["schedule.epochs=50"])
+    plan = StepPlan(steps=25, steps_per_epoch=10, is_cut=True, step_flops=1)
+    short = plan.shorten(config)
+    assert short.max_steps == 25
+    assert short.schedule.epochs == 3
+
+
+def test_plans_and_spent_time_are_kept(tmp_path: Path) -> None:
+    plan = StepPlan(steps=25, steps_per_epoch=10, is_cut=True, step_flops=7)
+    assert StepPlan.read(tmp_path) is None
+    plan.write(tmp_path)
+    assert StepPlan.read(tmp_path) == plan
+    assert Spent.read(tmp_path) == Spent()
+    (tmp_path / "spent.json").write_text("{")
+    with pytest.raises(InputError, match="spent.json is damaged .* trained again"):
+        Spent.read(tmp_path)
+
+
+def test_killed_stretches_count_like_the_others(tmp_path: Path) -> None:
+    def session(steps: int, seconds: float, peak: int) -> SessionReport:
+        return SessionReport(
+            reason="finished",
+            seconds=99.0,
+            step_seconds=seconds,
+            losses=(1.0,) * steps,
+            peak_memory=peak,
+        )
+
+    spent = Spent().plus(session(10, 5.0, 300)).plus(session(10, 7.0, 200))
+    spent.write(tmp_path)
+    assert Spent.read(tmp_path) == spent
+    assert spent.peak_memory == 300
+    assert spent.seconds_of(40) == pytest.approx(12.0 / 20 * 40)
+
+
+def test_time_left() -> None:
+    assert time_left(600, spent=45) == 555
+    with pytest.raises(InputError, match="--budget is 30 s, and extracting the features took 31 s"):
+        time_left(30, spent=31)
+
+
+def test_flops_of_a_step_are_those_of_the_model_command(tiny: Any) -> None:
+    """Of cached heads, up to the losses, which hold no convolution."""
+    config = load_train_config(CONFIG, [*SMALL, "schedule.batch_size=2"])
+    store = FeatureStore.open(tiny.train)
+
+    def make() -> Any:
+        return make_rig(
+            "cached", config, store=store, images=tiny.paths.images, weights="", total_steps=9
+        )
+
+    trial: Trial = try_steps(make, seconds=0)
+    first = make().loader.plan(0)[0][0]
+    view, row = store.manifest.views[first[0]], int(first[1])
+    cost = measure_model(
+        config.detector,
+        features=store.manifest.spec,
+        num_classes=len(store.manifest.categories),
+        size_hw=store.geometry(row, view).padded_hw,
+    )
+    assert trial.step_flops == pytest.approx(cost.total.step_flops, rel=0.02)
+    assert trial.seconds_per_step == 0
