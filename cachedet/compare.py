@@ -94,6 +94,7 @@ class ComparisonReport:
             "page": str(self.page),
             "left": self.left,
             "interrupted_by": self.interrupted_by,
+            "summary": self.summary.to_json(),
             "cells": [cell.to_json() for cell in self.cells],
         }
 
@@ -225,7 +226,7 @@ def _write_page(
         curves=[curve for cell in cells if (curve := _curve(folder, cell)) is not None],
     )
     texts = {
-        folder.page: render_page(page, curves=[], sheet=None),
+        folder.page: render_page(page, curves=(), sheet=None),
         folder.page.with_suffix(".md"): render_markdown(page),
     }
     for path, text in texts.items():
@@ -233,6 +234,7 @@ def _write_page(
     told = {
         "cachedet": __version__,
         "settings": _settings(config),
+        "summary": summarise(cells).to_json(),
         "cells": [cell.to_json() for cell in cells],
     }
     write_durably(folder.page.with_suffix(".json"), encode_json(told))

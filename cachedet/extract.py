@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,8 +37,9 @@ from cachedet.store.source import LocalFiles
 from cachedet.store.statistics import FeatureStatistics
 from cachedet.store.writer import StoreWriter
 from cachedet.structures import Truth
+from cachedet.training.predictions import Outcome, outcome_of_extraction
 
-_FIT_PICTURES = 64  # spread evenly over the data set
+FIT_PICTURES = 64  # spread evenly over the data set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,7 @@ class ExtractReport:
     skipped: tuple[tuple[str, str], ...]  # file name, reason
     remarks: tuple[tuple[str, str], ...]  # file name, what was noticed; the picture is used
     counts: dict[str, int]  # of the annotation file
+    predicted: Outcome  # by `estimate`, and what it was; empty without a prediction of this
 
 
 def extract(config: ExtractConfig) -> ExtractReport:
@@ -71,7 +74,7 @@ def extract(config: ExtractConfig) -> ExtractReport:
         StoreMismatchError: the store holds features of other inputs.
         StoreError, CodecError: the store cannot be written.
     """
-    views = parse_views(config.views or _default_views(config.store))
+    views = parse_views(config.views or default_views(config.store))
     make_codec(config.codec)
     rank = find_rank(config.rank, config.world_size)
     dataset = read_coco(annotations=config.annotations, images=config.images)
@@ -121,6 +124,7 @@ def extract(config: ExtractConfig) -> ExtractReport:
     )
     started = time.perf_counter()
     clock, blocks_written = _write_blocks(writer, loader, backbone, config, rank)
+    seconds = time.perf_counter() - started
     return ExtractReport(
         store=config.store,
         views=writer.manifest.views,
@@ -130,18 +134,19 @@ def extract(config: ExtractConfig) -> ExtractReport:
         blocks_missing=len(writer.missing_blocks()),
         blocks_total=len(writer.blocks),
         nbytes_written=writer.nbytes_written,
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
         stages={name: work.pictures_per_second for name, work in clock.stages.items()},
         slowest_stage=clock.slowest,
         skipped=skipped,
         remarks=_named(dataset.truth, survey.remarks),
         counts=dataset.counts,
+        predicted=_outcome(writer, config, len(truth), blocks_written, seconds),
     )
 
 
 def fit_codec(codec: Codec, loader: InputLoader, backbone: FrozenBackbone, *, view: str) -> Codec:
     """Show the codec the features of a sample of pictures, one by one and always the same."""
-    count = min(_FIT_PICTURES, len(loader.paths))
+    count = min(FIT_PICTURES, len(loader.paths))
     rows = np.linspace(0, len(loader.paths) - 1, count).round().astype(int)
     device = next(backbone.parameters()).device
     statistics = FeatureStatistics()
@@ -152,7 +157,28 @@ def fit_codec(codec: Codec, loader: InputLoader, backbone: FrozenBackbone, *, vi
     return codec.fit(statistics.levels)
 
 
-def _default_views(store: Path) -> str:
+def _outcome(
+    writer: StoreWriter, config: ExtractConfig, pictures: int, blocks_written: int, seconds: float
+) -> Outcome:
+    """Only of a store that this call wrote from its first block to its last."""
+    if blocks_written < len(writer.blocks):
+        return {}
+    return outcome_of_extraction(
+        config.store,
+        writer.manifest,
+        pictures=pictures,
+        extraction=describe_extraction(config),
+        nbytes=writer.nbytes_written,
+        seconds=seconds,
+    )
+
+
+def describe_extraction(config: ExtractConfig) -> dict[str, Any]:
+    """What its speed depends on beside what it writes."""
+    return {"device": str(choose_device(config.device)), "workers": config.workers}
+
+
+def default_views(store: Path) -> str:
     """Those it has, so that nothing is added unasked; of a new store what training wants."""
     held = _held_manifest(store)
     return TRAINING_VIEWS if held is None else ",".join(held.views)

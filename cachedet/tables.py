@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # commands import what they need when they run: `--help` stay
     from cachedet.store.prune import PruneReport
     from cachedet.store.verify import VerifyReport
     from cachedet.train import TrainReport
+    from cachedet.training.predictions import Outcome
 
 console = Console()
 
@@ -112,8 +113,22 @@ def print_extraction(report: ExtractReport) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    print_outcome(report.predicted)
     if report.blocks_missing:
         print_unfinished(report)
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """What `estimate` had predicted, and what it was."""
+    for name, found in outcome.items():
+        figures = [
+            f"{found[key]:.1f}" if "seconds" in name else readable_nbytes(round(found[key]))
+            for key in ("predicted", "actual")
+        ]
+        error = found["predicted"] / found["actual"] - 1
+        console.print(
+            f"{name}: {figures[0]} predicted, {figures[1]} actual ({error:+.0%})", highlight=False
+        )
 
 
 def print_unfinished(report: ExtractReport) -> None:

@@ -17,7 +17,7 @@ ORDER = (
     "data", "backbone", "store", "extraction", "detector", "training", "evaluation", "live",
     "estimation", "comparison", "reporting",
     "train", "evaluate", "report", "extract", "predict", "model", "estimate", "compare", "demo",
-    "tables", "score_tables", "estimate_tables",
+    "tables", "score_tables", "estimate_tables", "comparison_tables",
     "commands", "cli", "__main__",
 )  # fmt: skip
 

@@ -5,19 +5,36 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cachedet.commands.options import Device, Json, print_json
+from cachedet.commands.options import (
+    Annotations,
+    Backbone,
+    Codec,
+    Device,
+    Images,
+    ImageSize,
+    Json,
+    OnBadImage,
+    Overrides,
+    Weights,
+    Workers,
+    print_json,
+)
+from cachedet.progress import count_of
 from cachedet.tables import console
+
+if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
+    from cachedet.compare import ComparisonReport
 
 
 def compare(
     configs: Annotated[list[Path], typer.Argument(help="YAML files of heads, as in configs/.")],
-    images: Annotated[Path, typer.Option(help="Folder of the training pictures.")],
-    annotations: Annotated[Path, typer.Option(help="COCO (or LVIS) JSON file to train on.")],
-    val_annotations: Annotated[Path, typer.Option(help="The one to score on.")],
+    images: Images,
+    annotations: Annotations,
+    val_annotations: Annotated[Path, typer.Option(help="The file to score on.")],
     out: Annotated[Path, typer.Option(help="Folder of the comparison, also to go on with it.")],
     val_images: Annotated[
         Path | None, typer.Option(help="Folder of the scored pictures; default: --images.")
@@ -32,27 +49,23 @@ def compare(
     budget: Annotated[
         str | None, typer.Option(help="Time of every cell instead, such as 10m, 90s, 1h.")
     ] = None,
-    backbone: Annotated[
-        str, typer.Option(help="Any timm model with features.")
-    ] = "tf_efficientnet_lite0",
-    weights: Annotated[str, typer.Option(help="auto, none or a checkpoint file.")] = "auto",
-    image_size: Annotated[int, typer.Option(help="Long side in pixels.")] = 512,
+    backbone: Backbone = "tf_efficientnet_lite0",
+    weights: Weights = "auto",
+    image_size: ImageSize = 512,
     views: Annotated[
         str, typer.Option(help="Of the cache; the other modes draw from the same recipe.")
     ] = "base,hflip,jitter=2:0.5-1.5",
-    codec: Annotated[str, typer.Option(help="Of the cache; see extract.")] = "int8",
-    on_bad_image: Annotated[str, typer.Option(help="fail or skip.")] = "fail",
+    codec: Codec = "int8",
+    on_bad_image: OnBadImage = "fail",
     backbone_lr: Annotated[
         float, typer.Option(min=0, help="Of a fine-tuned backbone, as a share of the heads'.")
     ] = 0.1,
     batch_norm: Annotated[
         str, typer.Option(help="Of a fine-tuned backbone: frozen or trained.")
     ] = "frozen",
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="For every config; repeatable.")
-    ] = None,
+    overrides: Overrides = None,
     resamples: Annotated[int, typer.Option(min=1, help="For the intervals.")] = 1000,
-    workers: Annotated[int, typer.Option(help="Threads of extraction; 0: one per core.")] = 0,
+    workers: Workers = 0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -69,19 +82,12 @@ def compare(
     from cachedet.config import load_train_config, make_extract_config
     from cachedet.extract import default_workers
     from cachedet.live.rigs import BackboneTraining
-    from cachedet.training.interruption import STOPPED_STATUS
 
     folder = ComparisonFolder(out)
     changes = [*(overrides or []), *([] if device == "auto" else [f"device={device}"])]
-    shared: dict[str, Any] = {
-        "backbone": backbone,
-        "weights": weights,
-        "image_size": image_size,
-        "codec": codec,
-        "on_bad_image": on_bad_image,
-        "workers": workers or default_workers(),
-        "device": device,
-    }
+    shared = {"backbone": backbone, "weights": weights, "image_size": image_size, "codec": codec}
+    shared |= {"on_bad_image": on_bad_image, "device": device}
+    shared |= {"workers": workers or default_workers()}
     train = {"images": images, "annotations": annotations, "store": folder.train, "views": views}
     val = {"annotations": val_annotations, "store": folder.val, "views": "base"}
     config = ComparisonConfig(
@@ -104,10 +110,18 @@ def compare(
     elif report.cells:
         print_summary(report.summary)
         console.print(str(report.page), highlight=False, markup=False, soft_wrap=True)
+    _leave(report)
+
+
+def _leave(report: ComparisonReport) -> None:
+    """The exit status says whether all cells are there."""
+    from cachedet.training.interruption import STOPPED_STATUS
+
     if report.interrupted_by is not None:
         again = shlex.join(["cachedet", *sys.argv[1:]])
+        left = count_of(report.left, "cell")
         print(
-            f"{report.interrupted_by}: saved; {report.left} cells are left, go on with\n  {again}",
+            f"{report.interrupted_by}: saved, {left} to go; continue with\n  {again}",
             file=sys.stderr,
         )
         raise typer.Exit(STOPPED_STATUS)

@@ -7,20 +7,34 @@ from typing import Annotated, Any
 
 import typer
 
-from cachedet.commands.options import Device, Json, local_folder, print_json
+from cachedet.commands.options import (
+    Annotations,
+    Backbone,
+    BatchSize,
+    BlockSize,
+    Codec,
+    Device,
+    Images,
+    ImageSize,
+    Json,
+    Levels,
+    OnBadImage,
+    Weights,
+    Workers,
+    local_folder,
+    print_json,
+)
 from cachedet.tables import print_description, print_extraction, print_faults, print_waste
 
 
 def extract(
-    images: Annotated[Path, typer.Option(help="Folder of the pictures.")],
-    annotations: Annotated[Path, typer.Option(help="COCO (or LVIS) JSON file.")],
+    images: Images,
+    annotations: Annotations,
     store: Annotated[str, typer.Option(help="Folder of the feature store to write.")],
-    backbone: Annotated[
-        str, typer.Option(help="Any timm model with features.")
-    ] = "tf_efficientnet_lite0",
-    weights: Annotated[str, typer.Option(help="auto, none or a checkpoint file.")] = "auto",
-    levels: Annotated[str, typer.Option(help="Such as C3,C4,C5; empty: the usual ones.")] = "",
-    image_size: Annotated[int, typer.Option(help="Long side in pixels.")] = 512,
+    backbone: Backbone = "tf_efficientnet_lite0",
+    weights: Weights = "auto",
+    levels: Levels = "",
+    image_size: ImageSize = 512,
     views: Annotated[
         str | None,
         typer.Option(
@@ -29,18 +43,11 @@ def extract(
             "Default of a new store: base,hflip,jitter=2:0.5-1.5."
         ),
     ] = None,
-    codec: Annotated[
-        str,
-        typer.Option(
-            help="fp32, fp16, bf16, int8, int8+zstd, int4, int4+zstd, pca<k>+int8, snr<dB>."
-        ),
-    ] = "int8",
-    on_bad_image: Annotated[
-        str, typer.Option(help="fail: list all bad pictures and stop; skip: leave them out.")
-    ] = "fail",
-    block_size: Annotated[int, typer.Option(help="Pictures per shard and commit.")] = 16,
-    batch_size: Annotated[int, typer.Option(help="Pictures per backbone forward.")] = 8,
-    workers: Annotated[int, typer.Option(help="Decoding threads; 0: one per core.")] = 0,
+    codec: Codec = "int8",
+    on_bad_image: OnBadImage = "fail",
+    block_size: BlockSize = 16,
+    batch_size: BatchSize = 8,
+    workers: Workers = 0,
     device: Device = "auto",
     rank: Annotated[
         int | None, typer.Option(help="Of the processes that share the work, from 0.")

@@ -12,6 +12,7 @@ from cachedet.comparison.steps import Spent, StepPlan, plan_steps, time_left
 from cachedet.config import TrainConfig
 from cachedet.evaluation.plots import plot_training
 from cachedet.live.rigs import BackboneTraining, Rig, make_rig
+from cachedet.store.manifest import Manifest
 from cachedet.store.reader import FeatureStore
 from cachedet.training.loader import make_planner
 from cachedet.training.optimizer import count_trained
@@ -72,37 +73,22 @@ def train_cell(task: CellTask) -> CellResult:
         Interrupted: by a signal; the next call goes on.
         CachedetError: what training or scoring raises.
     """
-    store = FeatureStore.open(task.train)
-    views = resolve_views(task.config.views, held=store.manifest.views, where=store.location)
-    config = task.config.model_copy(update={"views": views})
+    store, val = FeatureStore.open(task.train), FeatureStore.open(task.val)
     folder = RunFolder(task.folder)
     goes_on = folder.last.exists() or folder.previous.exists()
     if not goes_on and folder.root.exists():
         shutil.rmtree(folder.root)  # it ended before anything was saved
+    config = _with_views(task.config, store)
     plan = StepPlan.read(folder.root) or _plan(task, config, store)
     config = plan.shorten(config)
     rig = _rig(task, config, store, total_steps=plan.steps)
-    trainer = rig.trainer
+    trainer, trained_on = rig.trainer, TrainingData.of(store)
     start_or_continue(folder, config, trainer, store.manifest, resume=goes_on, restarts=0)
     plan.write(folder.root)
-    trained_on = TrainingData.of(store)
     trained_on.write(folder)
-    scorer = Scorer(
-        config, store=FeatureStore.open(task.val), images=task.val_images, trainer=trainer
-    )
-    session = run_session(
-        config,
-        folder=folder,
-        trainer=trainer,
-        loader=rig.loader,
-        manifest=store.manifest,
-        validator=scorer.validator(),
-    )
-    plot_training(folder.metrics, folder.plots / "training.png")
-    spent = Spent.read(folder.root).plus(session)
-    spent.write(folder.root)
-    if session.was_interrupted:
-        raise Interrupted(session.reason)
+    scorer = Scorer(config, store=val, images=task.val_images, trainer=trainer)
+    spent = _train(config, folder, rig, store.manifest, scorer)
+    analysis = scorer.score(folder, trained_on, resamples=task.resamples)
     found = CellResult(
         key=task.key,
         device=str(trainer.device),
@@ -112,13 +98,37 @@ def train_cell(task: CellTask) -> CellResult:
         peak_memory=spent.peak_memory,
         step_flops=plan.step_flops,
         parameters=count_trained(trainer.detector),
-        **figures_of(scorer.score(folder, trained_on, resamples=task.resamples)),
+        **figures_of(analysis),
     )
-    if task.needs_cache:
-        found = replace(
-            found, extraction_seconds=task.extraction_seconds, cache_nbytes=store.nbytes
-        )
-    return found
+    if not task.needs_cache:
+        return found
+    return replace(found, extraction_seconds=task.extraction_seconds, cache_nbytes=store.nbytes)
+
+
+def _train(
+    config: TrainConfig, folder: RunFolder, rig: Rig, manifest: Manifest, scorer: Scorer
+) -> Spent:
+    """To the end of the run; returns what all its stretches took. Raises Interrupted."""
+    session = run_session(
+        config,
+        folder=folder,
+        trainer=rig.trainer,
+        loader=rig.loader,
+        manifest=manifest,
+        validator=scorer.validator(),
+    )
+    plot_training(folder.metrics, folder.plots / "training.png")
+    spent = Spent.read(folder.root).plus(session)
+    spent.write(folder.root)
+    if session.was_interrupted:
+        raise Interrupted(session.reason)
+    return spent
+
+
+def _with_views(config: TrainConfig, store: FeatureStore) -> TrainConfig:
+    """The config with the chance of each single view of the store."""
+    views = resolve_views(config.views, held=store.manifest.views, where=store.location)
+    return config.model_copy(update={"views": views})
 
 
 def _plan(task: CellTask, config: TrainConfig, store: FeatureStore) -> StepPlan:

@@ -16,7 +16,6 @@ from cachedet.comparison.summary import (
     compare_groups,
 )
 from cachedet.live.rigs import Mode
-from cachedet.progress import count_of
 
 MODE_NAMES: dict[Mode, str] = {
     "cached": "cached",
@@ -47,16 +46,15 @@ def describe_best(summary: Summary) -> tuple[str, ...]:
 
 
 def describe_freezing(summary: Summary) -> tuple[str, ...]:
-    """Cached against fine-tuned: the count of wins, each heads, and how sure that is."""
+    """Cached against fine-tuned, and how sure that is; of several heads, with which it wins."""
     found = summary.compare("cached", "tuned")
     if not found:
         return (
             "Whether freezing costs or gains AP is not answered here: that takes the modes cached "
             "and tuned with the same heads.",
         )
-    said = [judge_difference(own) for own in found]
-    said = said if len(found) == 1 else [_count_wins(found), *said]
-    return (*said, *_caution(found))
+    said = judge_difference(found[0]) if len(found) == 1 else _count_wins(found)
+    return (said, *_caution(found))
 
 
 def describe_agreement(summary: Summary) -> tuple[str, ...]:
@@ -74,15 +72,16 @@ def judge_difference(own: Comparison) -> str:
         return f"{heads}: {first} and {second} have no scored seed in common."
     if own.judgement == "one seed":
         return f"{heads}: {_of_one_seed(own)} One seed: another may turn it round, so no verdict."
+    gap, spread = _pair(own)
     told = (
-        f"{heads}: {first} {_ap(own.first_ap)} is {_apart(own.difference.mean)} {second} "
+        f"{heads}: {first} {_ap(own.first_ap)} is {_apart(own.difference.mean, gap)} {second} "
         f"{_ap(own.second_ap)} in the mean of {len(own.seeds)} seeds, seed by seed from "
-        f"{_apart(own.difference.least, level='level')} to "
-        f"{_apart(own.difference.most, level='level')}."
+        f"{_apart(own.difference.least).removesuffix(' with')} to "
+        f"{_apart(own.difference.most).removesuffix(' with')}."
     )
     if own.judgement == "within":
-        return f"{told} Seeds alone move it by {own.spread:.3f}: no difference can be told."
-    return f"{told} That is more than seeds move either, {own.spread:.3f}."
+        return f"{told} Seeds alone move AP by {spread}: no difference can be told."
+    return f"{told} That is more than the {spread} that seeds alone move AP."
 
 
 def describe_failed(failed: Sequence[CellResult]) -> str:
@@ -90,7 +89,7 @@ def describe_failed(failed: Sequence[CellResult]) -> str:
     if not failed:
         return ""
     names = ", ".join(own.key.folder for own in failed)
-    return f"{count_of(len(failed), 'run')} failed and count nowhere: {names}."
+    return f"Failed, and left out of every figure: {names}."
 
 
 def _judge_agreement(own: Comparison) -> str:
@@ -99,25 +98,34 @@ def _judge_agreement(own: Comparison) -> str:
         return f"{heads}: cached and live have no scored seed in common."
     if own.judgement == "one seed":
         return f"{heads}: {_of_one_seed(own)} One seed does not say how far apart two runs may lie."
-    told = (
-        f"cached {_ap(own.first_ap)} and live {_ap(own.second_ap)} are "
-        f"{abs(own.difference.mean):.3f} apart"
-    )
+    gap, spread = _pair(own)
+    told = f"Cached {_ap(own.first_ap)} and live {_ap(own.second_ap)} are {gap} apart"
     if own.judgement == "within":
-        return f"{heads}: they agree. {told.capitalize()}; seeds alone move them {own.spread:.3f}."
+        return f"{heads}: they agree. {told}; seeds alone move AP by {spread}."
     return (
-        f"{heads}: they do not agree. {told.capitalize()}, more than seeds move either, "
-        f"{own.spread:.3f}. A lossy codec or few seeds can do that."
+        f"{heads}: they do not agree. {told}, more than the {spread} that seeds alone move AP. A "
+        "lossy codec or few seeds can do that."
     )
 
 
 def _count_wins(found: Sequence[Comparison]) -> str:
-    beyond = [own.difference.mean for own in found if own.judgement == "beyond"]
-    above, below = sum(gap > 0 for gap in beyond), sum(gap < 0 for gap in beyond)
-    return (
-        f"Of {len(found)} heads, cached is better than fine-tuned with {above}, worse with "
-        f"{below}; with {len(found) - above - below} these seeds cannot tell."
-    )
+    above = [o.first.heads for o in found if o.judgement == "beyond" and o.difference.mean > 0]
+    below = [o.first.heads for o in found if o.judgement == "beyond" and o.difference.mean < 0]
+    if all(own.judgement in ("nothing", "one seed") for own in found):
+        return (
+            f"With {len(found)} heads, cached and fine-tuned share one seed at most: no verdict, "
+            "as another seed may turn any difference round."
+        )
+    left = len(found) - len(above) - len(below)
+    told = [
+        f"{word} with {', '.join(names)}"
+        for word, names in (("better", above), ("worse", below))
+        if names
+    ]
+    if not told:
+        return f"With none of the {len(found)} heads can these seeds tell cached from fine-tuned."
+    rest = f"; with the other {left} these seeds cannot tell" if left else ""
+    return f"Of {len(found)} heads, cached against fine-tuned is {' and '.join(told)}{rest}."
 
 
 def _caution(found: Sequence[Comparison]) -> tuple[str, ...]:
@@ -132,14 +140,21 @@ def _caution(found: Sequence[Comparison]) -> tuple[str, ...]:
 
 
 def _gap(own: Comparison) -> str:
-    gap = f"{abs(own.difference.mean):.3f}"
+    gap, spread = _pair(own)
     if own.judgement == "nothing":
         return "They have no seed in common."
     if own.judgement == "one seed":
         return f"They are {gap} apart, from one seed."
     if own.judgement == "within":
-        return f"They are {gap} apart, within the {own.spread:.3f} that seeds alone move them."
-    return f"They are {gap} apart, more than the {own.spread:.3f} that seeds alone move them."
+        return f"They are {gap} apart, within the {spread} that seeds alone move AP."
+    return f"They are {gap} apart, more than the {spread} that seeds alone move AP."
+
+
+def _pair(own: Comparison) -> tuple[str, str]:
+    """Difference and spread, with as many digits as it takes to see which is larger."""
+    gap, spread = abs(own.difference.mean), own.spread
+    digits = next((d for d in (3, 4, 5) if f"{gap:.{d}f}" != f"{spread:.{d}f}"), 3)
+    return f"{gap:.{digits}f}", f"{spread:.{digits}f}"
 
 
 def _of_one_seed(own: Comparison) -> str:
@@ -167,10 +182,12 @@ def _interval(cell: CellResult) -> str:
     return f"95 % interval over the pictures {cell.low:.3f} to {cell.high:.3f}"
 
 
-def _apart(gap: float, *, level: str = "level with") -> str:
-    if f"{abs(gap):.3f}" == "0.000":
-        return level
-    return f"{abs(gap):.3f} {'above' if gap > 0 else 'below'}"
+def _apart(gap: float, shown: str = "") -> str:
+    """Such as 0.012 above; `shown`: the figure where more digits are wanted."""
+    shown = shown or f"{abs(gap):.3f}"
+    if not float(shown):
+        return "level with"
+    return f"{shown} {'above' if gap >= 0 else 'below'}"
 
 
 def _ap(spread: Spread) -> str:

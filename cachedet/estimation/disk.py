@@ -28,9 +28,7 @@ class DiskRates:
     is_cold: bool  # whether the reading went past the system's cache
 
 
-def measure_disk(
-    folder: Path, *, nbytes: int, piece: int, free: int, seconds: float = 6.0
-) -> DiskRates:
+def measure_disk(folder: Path, *, nbytes: int, piece: int, free: int, seconds: float) -> DiskRates:
     """Write and read a file in `folder`.
 
     Args:

@@ -48,12 +48,12 @@ from cachedet.estimation.trial import (
 from cachedet.estimation.trial_folder import existing_folder, trial_folder
 from cachedet.progress import StageProgress
 from cachedet.store.codecs import make_codec
+from cachedet.store.manifest import Manifest
 from cachedet.structures import SizeHW
 from cachedet.training.memory import free_memory, free_ram
 
 _FIT_PICTURES = 12  # fewer than `extract` shows a codec
 _PROBE_PICTURES = 8
-_EXTRACT_SECONDS = 18.0
 _PARTS = ("pictures", "backbone", "extraction", "disk", "cached", "live", "tuned")
 
 
@@ -68,6 +68,7 @@ class Subject:
         views: of the cache.
         backbone: opened.
         sample: most pictures to try.
+        seconds: for each trial, about; extraction takes twice as long.
         fit_pictures: that `extract` shows a codec.
     """
 
@@ -77,6 +78,7 @@ class Subject:
     views: tuple[View, ...]
     backbone: FrozenBackbone
     sample: int
+    seconds: float
     fit_pictures: int
 
 
@@ -99,6 +101,15 @@ class Whole:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Estimated:
+    """What was measured, on how many pictures, and what the trial store was."""
+
+    measured: Measured
+    manifest: Manifest
+    sample: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Tried:
     """What was tried before any training."""
 
@@ -110,7 +121,7 @@ class _Tried:
     disk: DiskRates
 
 
-def measure(subject: Subject) -> Measured:
+def measure(subject: Subject) -> Estimated:
     """Try everything on a sample of the pictures.
 
     Raises what `extract` and `train-heads` raise at their start, and InputError where the place of
@@ -124,13 +135,16 @@ def measure(subject: Subject) -> Measured:
     ):
         tried = _try_extraction(subject, whole, folder, free_disk, progress)
         trainings, heads_seconds = _try_trainings(subject, whole, tried, progress)
-    return _assemble(
+    measured = _assemble(
         subject,
         whole,
         tried,
         trainings=trainings,
         heads_seconds=heads_seconds,
         free_disk=free_disk,
+    )
+    return Estimated(
+        measured=measured, manifest=tried.trial.manifest, sample=len(tried.sample.truth)
     )
 
 
@@ -176,7 +190,7 @@ def _try_extraction(
         fit,
         config=subject.extract,
         views=subject.views,
-        seconds=_EXTRACT_SECONDS,
+        seconds=2 * subject.seconds,
     )
     progress.advance(note=_PARTS[3])
     codec = subject.extract.codec
@@ -188,7 +202,13 @@ def _try_extraction(
     }
     nbytes = figures[codec].nbytes
     arrays = whole.sizes.shape[0] * whole.sizes.shape[1] * len(subject.backbone.spec)
-    disk = measure_disk(folder, nbytes=round(nbytes), piece=round(nbytes / arrays), free=free_disk)
+    disk = measure_disk(
+        folder,
+        nbytes=round(nbytes),
+        piece=round(nbytes / arrays),
+        free=free_disk,
+        seconds=subject.seconds / 2,
+    )
     return _Tried(sample=sample, fit=fit, cost=cost, trial=trial, figures=figures, disk=disk)
 
 
@@ -231,6 +251,7 @@ def _try_trainings(
         images=subject.dataset.images,
         weights=subject.extract.weights,
         epoch_pixels=epoch_pixels,
+        seconds=subject.seconds,
     )
     progress.advance(note=_PARTS[4])
     figures = tried.figures[subject.extract.codec]

@@ -23,8 +23,8 @@ from cachedet.estimation.trial import Trial
 from cachedet.structures import SizeHW
 
 _BATCHES = 8  # that stand for an epoch
-_SECONDS = 9.0  # of the timed steps of a mode
 _STEP_SECONDS = 6.0  # of a step beyond which fewer pictures are taken than a batch has
+_LEAST_PICTURES = 8  # that are always taken
 _FORWARDS = 5.0  # that a fine-tuning step takes, heads included, at most
 
 Steps = Callable[[StepJob], StepTrial]
@@ -58,6 +58,7 @@ class ModeTrials:
         images: folder of the pictures.
         weights: of the backbone.
         epoch_pixels: padded pixels of an epoch.
+        seconds: of the timed steps of a mode.
         steps: takes the steps of a job; in a process of its own.
     """
 
@@ -67,6 +68,7 @@ class ModeTrials:
     images: Path
     weights: str
     epoch_pixels: int
+    seconds: float
     steps: Steps = measure_steps
 
     def run(
@@ -105,7 +107,7 @@ class ModeTrials:
             weights=self.weights,
             warm_up=(self.batches.warm_up,),
             batches=self.batches.timed,
-            seconds=_SECONDS,
+            seconds=self.seconds,
             threads=torch.get_num_threads(),
         )
 
@@ -135,11 +137,8 @@ def choose_batches(
 
 
 def most_pictures(forward_seconds: float) -> int:
-    """Of a batch that can be tried in a few seconds; `forward_seconds` of the backbone a picture.
-
-    Two at least: normalisation over a batch needs them.
-    """
-    return max(2, int(_STEP_SECONDS / (_FORWARDS * max(forward_seconds, 1e-9))))
+    """Of a batch that can be tried in seconds; `forward_seconds` of the backbone a picture."""
+    return max(_LEAST_PICTURES, int(_STEP_SECONDS / (_FORWARDS * max(forward_seconds, 1e-9))))
 
 
 def memory_of(found: StepTrial, enlarge: float) -> Memory:

@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -157,8 +157,8 @@ def _work(job: StepJob, sender: Connection) -> None:
         answer = error
     except (MemoryError, RuntimeError) as error:
         answer = _as_failure(error)
-    sender.send(answer)
-    sender.close()
+    with suppress(BrokenPipeError):  # the parent is gone
+        sender.send(answer)
 
 
 def _make_rig(job: StepJob) -> tuple[Trainer, BatchLoader]:

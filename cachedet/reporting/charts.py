@@ -164,10 +164,10 @@ def log_axis(name: str, low: float, high: float) -> Axis:
 
 
 def span_axis(name: str, low: float, high: float) -> Axis:
-    """From a round number below `low` to one above `high`, in 2 to 6 steps."""
+    """From a round number below `low` to one above `high`, in 1 to 7 steps."""
     size = max(high - low, 0.01)
     power = 10.0 ** math.floor(math.log10(size / 4))
-    step = next(f * power for f in (1.0, 2.0, 2.5, 5.0, 10.0) if f * power * 4 >= size)
+    step = next(f * power for f in (1.0, 2.0, 2.5, 5.0, 10.0) if f * power * 5 >= size)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     last = max(last, first + 1)
     ticks = tuple(round(n * step, 10) for n in range(first, last + 1))

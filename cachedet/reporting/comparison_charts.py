@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cachedet.comparison.results import CellKey
+from cachedet.comparison.results import CellKey, CellResult
 from cachedet.comparison.summary import (
+    FROZEN,
     ClassDifference,
-    Group,
     Spread,
     Summary,
     class_differences,
@@ -44,7 +44,7 @@ _MINUTES_FROM = 300.0
 
 @dataclass(frozen=True, kw_only=True)
 class CurveOf:
-    """Validation AP of a run against the seconds it had trained."""
+    """Validation AP of a run against seconds from its start, the extraction of its cache first."""
 
     key: CellKey
     seconds: tuple[float, ...]
@@ -60,18 +60,25 @@ class CurveOf:
         return max((ap for at, ap in self.points if at <= seconds), default=math.nan)
 
 
-def parameter_chart(summary: Summary) -> Chart | None:
-    """AP against trained parameters; None where nothing was scored."""
-    drawn = [own for own in summary.groups if own.ap.count and _parameters(own) > 0]
-    if not drawn:
-        return None
-    labels = {heads: heads for heads in summary.heads}
-    chart = _draw_parameters(summary, drawn, labels, told="")
-    if len(chart.labels) == len({own.heads for own in drawn}):
-        return chart
-    labels = {heads: _letters(number) for number, heads in enumerate(summary.heads)}
-    told = ", ".join(f"{letter} {heads}" for heads, letter in labels.items())
-    return _draw_parameters(summary, drawn, labels, told=f" {told}.")
+def cost_charts(summary: Summary) -> tuple[Chart, ...]:
+    """AP against trained parameters and against the arithmetic of a step; of scored runs."""
+    charts = (
+        _cost_chart(
+            summary,
+            "parameters",
+            "AP against trained parameters",
+            "M trained parameters, log",
+            lambda own: own.parameters / 1e6,
+        ),
+        _cost_chart(
+            summary,
+            "flops",
+            "AP against the arithmetic of a step",
+            "GFLOP a step and picture, log",
+            lambda own: own.step_flops / 1e9,
+        ),
+    )
+    return tuple(own for own in charts if own is not None)
 
 
 def difference_charts(summary: Summary) -> tuple[Chart, ...]:
@@ -108,23 +115,22 @@ def difference_charts(summary: Summary) -> tuple[Chart, ...]:
 
 
 def time_charts(curves: Sequence[CurveOf]) -> tuple[Chart, ...]:
-    """Validation AP over training time, a line each run, one chart a heads."""
+    """Validation AP over time, a line each run, one chart a heads."""
     known = [own for own in curves if own.points]
     if not known:
         return ()
-    end = max(own.points[-1][0] for own in known)
-    unit, size = ("minutes", 60.0) if end >= _MINUTES_FROM else ("seconds", 1.0)
-    x = axis_from_zero(f"{unit} of training", end / size)
     y = axis_from_zero("AP", max(ap for own in known for _, ap in own.points))
     charts = []
     for number, heads in enumerate(dict.fromkeys(own.key.heads for own in known)):
         mine = sorted((o for o in known if o.key.heads == heads), key=lambda o: o.key.seed)
+        end = max(own.points[-1][0] for own in mine)
+        unit, size = ("minutes", 60.0) if end >= _MINUTES_FROM else ("seconds", 1.0)
         charts.append(
             draw_chart(
                 f"time-{number}",
                 heads,
                 "Each line is a run.",
-                x=x,
+                x=axis_from_zero(f"{unit} from the start", end / size),
                 y=y,
                 series=[
                     Series(
@@ -167,44 +173,69 @@ def describe_race(curves: Sequence[CurveOf]) -> tuple[str, ...]:
     return tuple(said)
 
 
-def _draw_parameters(
-    summary: Summary, drawn: Sequence[Group], labels: dict[str, str], *, told: str
-) -> Chart:
-    ends = [end for own in drawn for end in (own.ap.least, own.ap.most)]
-    sizes = [_parameters(own) for own in drawn]
+def _cost_chart(
+    summary: Summary, key: str, title: str, axis: str, cost: Callable[[CellResult], float]
+) -> Chart | None:
+    """Heads by their names where these find room, otherwise by letters."""
+    costs = {
+        (own.heads, own.mode): max(map(cost, own.cells)) for own in summary.groups if own.ap.count
+    }
+    if not any(costs.values()):
+        return None
+    ends = [end for own in summary.groups for end in (own.ap.least, own.ap.most)]
+    known = [end for end in ends if not math.isnan(end)]
+    modes = [mode for mode in MODES if any(mode == own for _, own in costs)]
+
+    def draw(labels: dict[str, str], told: str) -> Chart:
+        spots, links = _cost_spots(summary, costs, labels)
+        return draw_spots(
+            key,
+            title,
+            "Means over the seeds, from the least to the most. A dotted line joins frozen and "
+            f"fine-tuned of the same heads.{told}",
+            x=log_axis(axis, min(filter(None, costs.values())), max(costs.values())),
+            y=span_axis("AP", min(known), max(known)),
+            spots=spots,
+            links=links,
+            keys=[(MODE_NAMES[mode], SHAPES[mode]) for mode in modes],
+        )
+
+    chart = draw({heads: heads for heads in summary.heads}, "")
+    if len(chart.labels) == len({heads for heads, _ in costs}):
+        return chart
+    letters = {heads: _letters(number) for number, heads in enumerate(summary.heads)}
+    told = ", ".join(f"{letter}: {heads}" for heads, letter in letters.items())
+    return draw(letters, f" {told}.")
+
+
+def _cost_spots(
+    summary: Summary, costs: dict[tuple[str, Mode], float], labels: dict[str, str]
+) -> tuple[list[Spot], list[list[Point]]]:
+    """A spot a group, and a link a heads."""
     spots, links = [], []
     for heads in summary.heads:
-        mine = {own.mode: own for own in drawn if own.heads == heads}
-        frozen = mine.get("cached") or mine.get("live")
-        if frozen and "tuned" in mine:
-            links.append([_place(frozen), _place(mine["tuned"])])
-        named = frozen or next(iter(mine.values()), None)
+        mine = {
+            own.mode: own for own in summary.groups if own.heads == heads and own.ap.count
+            if costs[heads, own.mode] > 0
+        }  # fmt: skip
+        named = mine.get("cached") or mine.get("live") or next(iter(mine.values()), None)
+        if named is not None and named.mode in FROZEN and "tuned" in mine:
+            links.append(
+                [(costs[heads, mode], mine[mode].ap.mean) for mode in (named.mode, "tuned")]
+            )
         for own in reversed(mine.values()):  # cached last: above the ring of live
-            spots.append(_group_spot(own, label=labels[heads] if own is named else ""))
-    modes = [mode for mode in MODES if any(own.mode == mode for own in drawn)]
-    return draw_spots(
-        "parameters",
-        "AP against trained parameters",
-        "Mean AP over the seeds, from the least to the most; a line joins frozen and fine-tuned "
-        f"of the same heads.{told}",
-        x=log_axis("M trained parameters, log", min(sizes), max(sizes)),
-        y=span_axis("AP", min(ends), max(ends)),
-        spots=spots,
-        links=links,
-        keys=[(MODE_NAMES[mode], SHAPES[mode]) for mode in modes],
-    )
-
-
-def _group_spot(own: Group, *, label: str) -> Spot:
-    return Spot(
-        x=_parameters(own),
-        y=own.ap.mean,
-        least=own.ap.least,
-        most=own.ap.most,
-        shape=SHAPES[own.mode],
-        told=f"{own.heads}, {MODE_NAMES[own.mode]}: {figure(own.ap.mean)}",
-        label=label,
-    )
+            spots.append(
+                Spot(
+                    x=costs[heads, own.mode],
+                    y=own.ap.mean,
+                    least=own.ap.least,
+                    most=own.ap.most,
+                    shape=SHAPES[own.mode],
+                    told=f"{heads}, {MODE_NAMES[own.mode]}: {figure(own.ap.mean)}",
+                    label=labels[heads] if own is named else "",
+                )
+            )
+    return spots, links
 
 
 def _class_spots(differences: Sequence[ClassDifference]) -> list[Spot]:
@@ -246,15 +277,6 @@ def _describe_differences(differences: Sequence[ClassDifference]) -> str:
 def _drawable(differences: Sequence[ClassDifference]) -> list[ClassDifference]:
     """A logarithm needs a box, and a mean a seed."""
     return [own for own in differences if own.boxes > 0 and own.difference.count]
-
-
-def _parameters(group: Group) -> float:
-    """Millions."""
-    return max((own.parameters for own in group.cells), default=0) / 1e6
-
-
-def _place(group: Group) -> Point:
-    return _parameters(group), group.ap.mean
 
 
 def _letters(number: int) -> str:

@@ -12,6 +12,7 @@ from cachedet.comparison.summary import (
     Summary,
     bin_spreads,
     class_differences,
+    compare_groups,
     summarise,
 )
 from cachedet.comparison.verdicts import (
@@ -23,16 +24,24 @@ from cachedet.comparison.verdicts import (
 )
 from cachedet.reporting.comparison_charts import (
     CurveOf,
+    cost_charts,
     describe_race,
     difference_charts,
     is_one_sided,
-    parameter_chart,
     time_charts,
 )
-from cachedet.reporting.comparison_tables import runs_section, summary_table
+from cachedet.reporting.comparison_tables import (
+    JUDGEMENTS,
+    runs_section,
+    summary_table,
+    tone_against,
+    verdict_tables,
+)
 from cachedet.reporting.figures import ABSENT, count_classes, figure, signed
 from cachedet.reporting.layout import Cell, Fold, Headline, Report, Row, Section, Table
 from cachedet.version import __version__
+
+__all__ = ["CurveOf", "comparison_page"]
 
 _PAPER_PARAMETERS = (
     "The paper (arXiv 2204.00484, tables 1 and 3: COCO, ResNet-101, ImageNet weights, its long "
@@ -43,11 +52,12 @@ _PAPER_PARAMETERS = (
 _PAPER_CLASSES = (
     "The paper (tables 5 and 6: LVIS, EfficientNet-B7 with a NAS-FPN and Copy-Paste, box AP of 0 "
     "to 100): rare classes 19.3 fine-tuned and 22.2 frozen, common ones 37.3 and 38.8, frequent "
-    "ones 48.2 and 48.3. The fewer annotations a class has, the more freezing helped."
+    "ones 48.2 and 48.3. The fewer annotations a class has, the more freezing helped. "
+    "Again another scale: a larger network, and 1,203 classes."
 )
 _OTHER_SCALE = (
     "That is another scale: up to 1280 pixels, networks of 80 to 130 M parameters, 118,000 "
-    "pictures of COCO or 1,203 classes of LVIS. Its directions may carry over, its sizes do not."
+    "pictures of 80 classes. Its directions may carry over, its sizes do not."
 )
 
 
@@ -65,7 +75,7 @@ def comparison_page(
         cells: one a run.
         title, standfirst: above the page.
         facts: what was the same for all runs and what was not, name and text.
-        curves: validation AP over training time, of those runs that have it.
+        curves: validation AP over time, of those runs that have it.
     """
     summary = summarise(cells)
     return Report(
@@ -107,11 +117,22 @@ def _headlines(summary: Summary) -> tuple[Headline, ...]:
                 value=figure(own.ap.mean),
                 interval=ABSENT if math.isnan(least) else f"{least:.3f}–{most:.3f}",
                 interval_name=f"{own.ap.count} seeds" if over else "one seed, 95 % interval",
-                verdict="best mean AP of all" if own is summary.best else "",
+                verdict=_headline_verdict(summary, own),
+                tone=tone_against(summary, own),
                 track=None if math.isnan(least) else (track[0], track[1], track[2]),
             )
         )
     return tuple(found)
+
+
+def _headline_verdict(summary: Summary, own: Group) -> str:
+    best = "best mean AP of all" if own is summary.best else ""
+    tuned = summary.find(own.heads, "tuned")
+    if tuned is None or own.mode == "tuned":
+        return best
+    found = compare_groups(own, tuned)
+    told = f"{signed(found.difference.mean)} against fine-tuned: {JUDGEMENTS[found.judgement]}"
+    return f"{best}; {told}" if best else told
 
 
 def _ends(group: Group) -> tuple[float, float]:
@@ -129,29 +150,29 @@ def _result_section(summary: Summary) -> Section:
         title="Does freezing work here?",
         short="Result",
         leads=(*describe_best(summary), *describe_freezing(summary)),
-        tables=(summary_table(summary),),
+        tables=(*verdict_tables(summary), summary_table(summary)),
         notes=(
-            "A difference counts as more than the seeds’ spread where the means lie farther apart "
-            "than the runs of either mode do. The best of many is a little too good: it was "
-            "picked for its figure.",
+            "A difference is beyond the spread where the means lie farther apart than the runs of "
+            "either mode do: only then is there a verdict. The best of many is a little too good: "
+            "it was picked for its figure.",
             *((failed,) if failed else ()),
         ),
     )
 
 
 def _parameter_section(summary: Summary) -> Section:
-    chart = parameter_chart(summary)
+    charts = cost_charts(summary)
     return Section(
-        key="parameters",
-        title="AP against what is trained",
-        short="Parameters",
+        key="costs",
+        title="AP against what it costs",
+        short="Costs",
         leads=(
             ("The paper’s point is that a frozen backbone needs heads that are strong enough: "
              "where they are, freezing costs nothing or gains.",)
-            if chart is not None
+            if charts
             else ("No run was scored.",)
         ),
-        charts=() if chart is None else (chart,),
+        charts=charts,
         notes=(_PAPER_PARAMETERS, _OTHER_SCALE),
     )  # fmt: skip
 
@@ -165,7 +186,7 @@ def _class_section(summary: Summary) -> Section:
         leads=(_class_lead(summary, bool(charts)),),
         charts=charts,
         folds=_class_folds(summary),
-        notes=(_PAPER_CLASSES, _OTHER_SCALE),
+        notes=(_PAPER_CLASSES,),
     )
 
 
@@ -220,6 +241,7 @@ def _class_folds(summary: Summary) -> tuple[Fold, ...]:
         columns=("training boxes", *found),
         rows=tuple(rows),
         sortable=True,
+        dense=True,
     )
     return (Fold(title="Classes in figures", table=table, is_open=len(rows) <= 8),)
 
@@ -229,7 +251,7 @@ def _bin_section(summary: Summary) -> Section:
     for heads in summary.heads:
         by_mode = {mode: summary.find(heads, mode) for mode in summary.modes}
         found = {mode: bin_spreads(own) if own else () for mode, own in by_mode.items()}
-        names = {own.name: own.classes for bins in found.values() for own in bins}
+        names = {o.name: o.classes for bins in found.values() for o in bins if o.classes}
         if names:
             rows.append(Row(name=heads, cells=(), group=True))
         for name, classes in names.items():
@@ -269,10 +291,10 @@ def _time_section(curves: Sequence[CurveOf]) -> Section:
         leads=describe_race(curves) if charts else ("No run recorded a validation.",),
         charts=charts,
         notes=(
-            "Time is that of training steps. The extraction of a cache comes before and is not in "
-            "these lines; it is paid once for all heads and seeds.",
+            "The lines of cached begin after the extraction of the cache, which is paid once for "
+            "all heads and seeds.",
         )
-        if charts
+        if any(own.key.mode == "cached" for own in curves)
         else (),
     )
 

@@ -6,24 +6,24 @@ import math
 from collections.abc import Sequence
 
 from cachedet.comparison.results import CellResult
-from cachedet.comparison.summary import Comparison, Group, Summary, compare_groups
+from cachedet.comparison.summary import Comparison, Group, Spread, Summary, compare_groups
 from cachedet.comparison.verdicts import MODE_NAMES
 from cachedet.reporting.figures import ABSENT, count, figure, signed
 from cachedet.reporting.layout import Cell, Row, Section, Table, Tone
 
 _COSTS = (
-    "training, s",
-    "extraction, s",
-    "peak memory, MB",
-    "GFLOP a step and picture",
+    "train, s",
+    "extract, s",
+    "memory, MB",
+    "GFLOP a step",
     "M trained",
     "cache, MB",
 )
-_WORDS = {
+JUDGEMENTS = {
     "nothing": "no seed in common",
     "one seed": "one seed: no verdict",
-    "within": "within the seeds’ spread",
-    "beyond": "more than the seeds’ spread",
+    "within": "within the spread",
+    "beyond": "beyond the spread",
 }
 
 
@@ -39,11 +39,35 @@ def summary_table(summary: Summary) -> Table:
                 rows.append(_group_row(own, tuned))
     return Table(
         caption="Means over the seeds. Below AP: the least and the most of the seeds, or the 95 % "
-        "interval over the pictures where there is one seed. Memory is the most of any seed.",
+        "interval over the pictures where there is one seed. Memory is the peak of any seed, "
+        "GFLOP are those of a step and picture, M trained are millions of parameters.",
         corner="Heads and mode",
         columns=("AP", "against fine-tuned", "seeds", *_COSTS),
         rows=tuple(rows),
+        dense=True,
     )
+
+
+def verdict_tables(summary: Summary) -> tuple[Table, ...]:
+    """Cached against fine-tuned, heads by heads; none where nothing was trained both ways."""
+    found = summary.compare("cached", "tuned")
+    if not found:
+        return ()
+    table = Table(
+        caption="Cached against fine-tuned, by the seeds that both have. Below a difference: the "
+        "least and the most, seed by seed. Seeds move: how far apart the runs of one mode lie.",
+        corner="Heads",
+        columns=("difference", "cached is", "cached", "fine-tuned", "seeds move", "seeds"),
+        rows=tuple(Row(name=own.first.heads, cells=_verdict_cells(own)) for own in found),
+        dense=True,
+    )
+    return (table,)
+
+
+def tone_against(summary: Summary, own: Group) -> Tone:
+    """Of a group against fine-tuned with the same heads."""
+    tuned = summary.find(own.heads, "tuned")
+    return "" if tuned is None or own is tuned else _tone(compare_groups(own, tuned))
 
 
 def runs_section(cells: Sequence[CellResult]) -> Section:
@@ -59,6 +83,7 @@ def runs_section(cells: Sequence[CellResult]) -> Section:
                 Row(name=own.key.heads, note=_way(own), cells=_run_cells(own)) for own in cells
             ),
             sortable=True,
+            dense=True,
         )
     ]
     if failed:
@@ -78,7 +103,13 @@ def runs_section(cells: Sequence[CellResult]) -> Section:
 
 
 def _group_row(own: Group, tuned: Group | None) -> Row:
-    seeds = Cell(text=str(own.ap.count), note=f"{len(own.failed)} failed" if own.failed else "")
+    unscored = len(own.cells) - own.ap.count
+    lost = [
+        f"{number} {word}"
+        for number, word in ((len(own.failed), "failed"), (unscored, "without AP"))
+        if number
+    ]
+    seeds = Cell(text=str(own.ap.count), note=", ".join(lost))
     if not own.cells:
         blank = Cell(text=ABSENT)
         return Row(name=MODE_NAMES[own.mode], cells=(blank, blank, seeds, *[blank] * len(_COSTS)))
@@ -95,6 +126,36 @@ def _group_row(own: Group, tuned: Group | None) -> Row:
             *_costs(**mean, peak_memory=own.peak_memory),
         ),
     )
+
+
+def _verdict_cells(own: Comparison) -> tuple[Cell, ...]:
+    apart, several = own.difference, len(own.seeds) > 1
+    return (
+        Cell(
+            text=signed(apart.mean),
+            note=f"{signed(apart.least)} to {signed(apart.most)}" if several else "",
+            tone=_tone(own),
+        ),
+        Cell(text=_verdict(own), tone=_tone(own)),
+        _shared_cell(own.first, own.first_ap, own.seeds),
+        _shared_cell(own.second, own.second_ap, own.seeds),
+        Cell(text=figure(own.spread)),
+        Cell(text=str(len(own.seeds))),
+    )
+
+
+def _verdict(own: Comparison) -> str:
+    if own.judgement == "beyond":
+        return "better" if own.difference.mean > 0 else "worse"
+    return "no verdict" if own.judgement in ("nothing", "one seed") else "cannot tell"
+
+
+def _shared_cell(group: Group, ap: Spread, seeds: Sequence[int]) -> Cell:
+    """AP over the shared seeds; of one seed with the interval over the pictures."""
+    if len(seeds) != 1:
+        return Cell(text=figure(ap.mean), note=_ends(ap.least, ap.most))
+    cell = next(one for one in group.cells if one.key.seed == seeds[0])
+    return Cell(text=figure(cell.ap), note=_ends(cell.low, cell.high))
 
 
 def _run_cells(own: CellResult) -> tuple[Cell, ...]:
@@ -158,7 +219,9 @@ def _against(own: Group, tuned: Group | None) -> Cell:
     if tuned is None:
         return Cell(text=ABSENT)
     found = compare_groups(own, tuned)
-    return Cell(text=signed(found.difference.mean), note=_WORDS[found.judgement], tone=_tone(found))
+    return Cell(
+        text=signed(found.difference.mean), note=JUDGEMENTS[found.judgement], tone=_tone(found)
+    )
 
 
 def _tone(found: Comparison) -> Tone:

@@ -49,6 +49,7 @@ class Table:
     rows: tuple[Row, ...]
     sortable: bool = False
     numeric: bool = True  # False: texts, set flush left
+    dense: bool = False  # many narrow columns
 
     @property
     def is_long(self) -> bool:

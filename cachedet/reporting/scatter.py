@@ -73,7 +73,7 @@ def draw_spots(
         x_ticks=x_ticks(x),
         y_ticks=y_ticks(y),
         lines=(),
-        zero=path_of([(x.low, 0.0), (x.high, 0.0)], x=x, y=y) if y.low < 0 < y.high else "",
+        zero=path_of([(x.low, 0.0), (x.high, 0.0)], x=x, y=y) if y.low < 0 <= y.high else "",
         links=tuple(path_of(points, x=x, y=y) for points in links),
         marks=tuple(
             Mark(
@@ -102,7 +102,8 @@ def _place_labels(spots: Sequence[Spot], *, x: Axis, y: Axis) -> tuple[Label, ..
     for own in spots:
         if not own.label:
             continue
-        for label in _places(place_of((own.x, own.y), x=x, y=y), own.label):
+        mark, bar = _boxes_of(own, x, y)
+        for label in _places(place_of((own.x, own.y), x=x, y=y), _around(mark, bar), own.label):
             box = _box_of(label)
             is_inside = box[0] >= LEFT and box[2] <= RIGHT and box[1] >= TOP and box[3] <= BOTTOM
             if is_inside and not any(_overlap(box, other) for other in taken):
@@ -112,15 +113,18 @@ def _place_labels(spots: Sequence[Spot], *, x: Axis, y: Axis) -> tuple[Label, ..
     return tuple(found)
 
 
-def _places(at: Point, text: str) -> list[Label]:
+def _places(at: Point, bar: Box, text: str) -> list[Label]:
+    """Beside, above and below the mark, then askew; a letter or two stand above it first."""
     across, down = at
-    near, far = _REACH + 3, _REACH + 1
-    sides = [
-        (across + near, down + 4, "start"), (across - near, down + 4, "end"),
-        (across, down - far - 3, "middle"), (across, down + far + 10, "middle"),
-        (across + near, down - far, "start"), (across - near, down - far, "end"),
-        (across + near, down + far + 8, "start"), (across - near, down + far + 8, "end"),
-    ]  # fmt: skip
+    near, up, low = _REACH + 3, bar[1] - _REACH, bar[3] + _REACH + 8
+    beside = [(across + near, down + 4, "start"), (across - near, down + 4, "end")]
+    level = [(across, up, "middle"), (across, low, "middle")]
+    askew = [
+        (across + step * near, down + drop, "start" if step > 0 else "end")
+        for drop in (-10, 18)
+        for step in (1, -1)
+    ]
+    sides = [*level, *beside, *askew] if len(text) <= 2 else [*beside, *level, *askew]
     return [
         Label(at=(round(a, 1), round(b, 1)), anchor=anchor, text=text) for a, b, anchor in sides
     ]
@@ -129,7 +133,13 @@ def _places(at: Point, text: str) -> list[Label]:
 def _box_of(label: Label) -> Box:
     width = _LETTER * len(label.text)
     left = label.at[0] - width * {"start": 0.0, "middle": 0.5, "end": 1.0}[label.anchor]
-    return left, label.at[1] - _LINE + 2, left + width, label.at[1] + 3
+    return left - 2, label.at[1] - _LINE + 2, left + width + 2, label.at[1] + 3
+
+
+def _around(one: Box, other: Box) -> Box:
+    lows = [min(pair) for pair in zip(one, other, strict=True)]
+    highs = [max(pair) for pair in zip(one, other, strict=True)]
+    return lows[0], lows[1], highs[2], highs[3]
 
 
 def _boxes_of(own: Spot, x: Axis, y: Axis) -> tuple[Box, Box]:

@@ -129,3 +129,137 @@ def write_page(file: Path, cells: Sequence[CellResult]) -> Path:
     )
     file.write_text(render_page(page, curves=(), sheet=None), encoding="utf-8")
     return file
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=CHROMIUM, headless=True, args=list(_OFFLINE)
+        )
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 runs of three classes; one failed, one has no AP."""
+    cells = experiment()
+    cells[7] = CellResult(key=cells[7].key, error=HOSTILE)
+    cells[20] = CellResult(key=cells[20].key, seconds=60.0)
+    return write_page(tmp_path_factory.mktemp("full") / "comparison.html", cells)
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty classes, heads whose names hold HTML or do not end, one seed."""
+    heads = {HOSTILE: 0.5, "heads_without_end" * 9: 5.0}
+    cells = experiment(heads, seeds=1, classes=MANY)
+    return write_page(tmp_path_factory.mktemp("odd") / "comparison.html", cells)
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[Any]:
+    """Opens a page; when the test is done, it must not have complained or fetched anything."""
+    contexts, complaints, requests = [], [], []
+
+    def open_page(file: Path, *, width: int, scheme: Any = "light") -> Page:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda told: complaints.append(f"{told.type}: {told.text}"))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(file.as_uri())
+        for fold in page.locator("details").all():
+            fold.evaluate("fold => { fold.open = true; }")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1600])
+@pytest.mark.parametrize("which", ["full", "odd"])
+def test_it_fits_and_axe_finds_nothing(
+    opened: Any, which: str, width: int, scheme: str, request: pytest.FixtureRequest
+) -> None:
+    page = opened(request.getfixturevalue(which), width=width, scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    found = Axe().run(page).response
+    assert len(found["passes"]) > 15
+    assert [
+        (own["id"], [node["html"][:200] for node in own["nodes"]][:5])
+        for own in found["violations"]
+    ] == []
+
+
+@pytest.mark.parametrize("width", [390, 1600])
+@pytest.mark.parametrize("which", ["full", "odd"])
+def test_texts_of_charts_do_not_overlap(
+    opened: Any, which: str, width: int, request: pytest.FixtureRequest
+) -> None:
+    page = opened(request.getfixturevalue(which), width=width)
+    charts = page.locator(".chart > svg")
+    assert charts.count() >= 5
+    for number in range(charts.count()):
+        overlapping = charts.nth(number).evaluate("""svg => {
+            const boxes = [...svg.querySelectorAll("text")].map((own) => [own.textContent,
+                own.getBBox()]);
+            const found = [];
+            boxes.forEach(([one, a], n) => boxes.slice(n + 1).forEach(([other, b]) => {
+                if (a.x < b.x + b.width && b.x < a.x + a.width && a.y + 1 < b.y + b.height
+                    && b.y + 1 < a.y + a.height) found.push([one, other]);
+            }));
+            return found;
+        }""")
+        assert overlapping == []
+
+
+def test_marks_are_seen_in_both_themes(opened: Any, full: Path) -> None:
+    """No shape has the colour of the paper, and modes have different ones."""
+    for scheme in ("light", "dark"):
+        page = opened(full, width=1600, scheme=scheme)
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        strokes = page.locator("#chart-parameters .legend .shape").evaluate_all(
+            "shapes => shapes.map((own) => getComputedStyle(own).stroke)"
+        )
+        assert len(strokes) == len(set(strokes)) == 4
+        assert paper not in strokes
+
+
+def test_runs_sort_with_failed_ones_last(opened: Any, full: Path) -> None:
+    page = opened(full, width=1600)
+    head = page.locator("#runs thead th").nth(1)
+    head.get_by_role("button").click()
+    values = page.locator("#runs table.sortable tbody td:nth-child(2) .value").all_inner_texts()
+    assert len(values) == 48
+    known = [float(own) for own in values[:46]]
+    assert known == sorted(known, reverse=True)
+    assert set(values[46:]) == {"failed", "–"}
+    page.locator("#runs thead th").first.get_by_role("button").click()  # by name
+
+
+def test_names_with_html_in_them_are_text(opened: Any, full: Path, odd: Path) -> None:
+    page = opened(odd, width=1600)
+    assert page.title() == "Frozen against fine-tuned · cachedet comparison"
+    assert page.locator("img").count() == 0
+    assert page.locator("#runs th", has_text=HOSTILE).count() == 4
+    assert page.locator("h3", has_text=HOSTILE).count() == 2
+    page = opened(full, width=1600)
+    assert page.locator("#runs td", has_text=HOSTILE).count() == 1
+    assert page.locator("img").count() == 0
+
+
+def test_there_is_no_place_for_pictures_and_every_link_leads_somewhere(
+    opened: Any, full: Path
+) -> None:
+    page = opened(full, width=390)
+    assert page.locator("#pictures").count() == 0
+    targets = page.locator("nav a").evaluate_all("links => links.map((own) => own.hash)")
+    assert len(targets) == 8
+    assert all(page.locator(target).count() == 1 for target in targets)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cachedet.reporting.runs import _names, _read_metrics, _sum_sessions
+from cachedet.reporting.runs import _names, read_metrics, _sum_sessions
 
 
 def test_pauses_between_stretches_of_training_do_not_count(tmp_path: Path) -> None:
@@ -32,13 +32,13 @@ def test_training_time_that_is_not_recorded(tmp_path: Path, text: str | None) ->
 def test_rows_of_metrics_that_a_crash_cut_short_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text("step,loss,val_ap,val_ap50\n20,1.5,,\n40,nan,0.25,0.5\n6")
-    first, second, third = _read_metrics(path)
+    first, second, third = read_metrics(path)
     assert (first.step, first.loss, first.val_ap) == (20, 1.5, None)
     assert (second.loss, second.val_ap, second.val_ap50) == (None, 0.25, 0.5)
     assert (third.step, third.loss) == (6, None)
     path.write_text("step,loss\nx,1\n")
-    assert _read_metrics(path) == ()
-    assert _read_metrics(tmp_path / "missing.csv") == ()
+    assert read_metrics(path) == ()
+    assert read_metrics(tmp_path / "missing.csv") == ()
 
 
 def test_runs_are_named_by_as_little_of_their_path_as_it_takes() -> None:

@@ -1,0 +1,136 @@
+"""What follows from a forecast, in words: one rule, one function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cachedet.estimation.forecast import Forecast, cached_phase, epoch_nbytes, reads_disk
+from cachedet.estimation.measured import Measured
+from cachedet.progress import count_of
+from cachedet.store.space import readable_nbytes
+
+_WORTH_IT = 1.15  # times as fast an epoch from which on a cache is worth its disk
+_FULL = 0.9  # of the disk
+_NOTICEABLE = 0.9  # of the epoch that is left, so that another codec is worth a line
+
+
+def advise(measured: Measured, forecast: Forecast) -> list[str]:
+    """Every rule that has something to say, the weightiest first."""
+    return [line for rule in RULES if (line := rule(measured, forecast)) is not None]
+
+
+def disk_too_small(measured: Measured, forecast: Forecast) -> str | None:
+    """What fits, where the cache does not."""
+    if forecast.nbytes <= forecast.free_disk:
+        return None
+    needed, free = readable_nbytes(round(forecast.nbytes)), readable_nbytes(int(forecast.free_disk))
+    fitting = [
+        f"--codec {name} ({readable_nbytes(round(nbytes))})"
+        for name, nbytes in forecast.nbytes_by_codec.items()
+        if nbytes <= forecast.free_disk
+    ]
+    views = int(forecast.free_disk / (forecast.nbytes / len(measured.views)))
+    ways = fitting + ([f"{views} of the {len(measured.views)} views"] if views else [])
+    way = f"It has room for {' or '.join(ways)}" if ways else "Smaller pictures, or another disk"
+    return f"the disk is too small: the cache needs {needed}, {free} are free. {way}"
+
+
+def disk_nearly_full(measured: Measured, forecast: Forecast) -> str | None:
+    share = forecast.nbytes / max(forecast.free_disk, 1)
+    if not _FULL < share <= 1:
+        return None
+    return f"the cache takes {share:.0%} of what is free on the disk"
+
+
+def not_worth_it(measured: Measured, forecast: Forecast) -> str | None:
+    """Where the heads are nearly all of a step, there is little to save."""
+    if forecast.gain is None or forecast.gain >= _WORTH_IT:
+        return None
+    if forecast.limit < _WORTH_IT:
+        return (
+            f"do not cache: H is {forecast.heads_share:.0%} of the step, so that no cache gains "
+            f"more than {forecast.limit:.2f}; train live, or take leaner heads"
+        )
+    mode = forecast.modes["cached"]
+    return (
+        f"do not cache like this: an epoch gains {forecast.gain:.2f} of at most "
+        f"{forecast.limit:.2f}; what holds it up is {mode.bottleneck}"
+    )
+
+
+def pays_late(measured: Measured, forecast: Forecast) -> str | None:
+    if forecast.break_even is None or forecast.break_even <= measured.epochs:
+        return None
+    fewer = ", with fewer --views" if len(measured.views) > 1 else ""
+    return (
+        f"the cache pays for itself after {forecast.break_even:.1f} epochs, the config trains for "
+        f"{count_of(measured.epochs, 'epoch')}: it pays only in several runs{fewer} or with a "
+        "larger backbone"
+    )
+
+
+def disk_bound_epoch(measured: Measured, forecast: Forecast) -> str | None:
+    """The codec that shortens an epoch most, where the disk holds it up."""
+    now = forecast.modes["cached"]
+    phase = measured.trainings["cached"].phase
+    if now.bottleneck != "disk" or phase is None or now.seconds_per_epoch is None:
+        return None
+    best, seconds = measured.codec, now.seconds_per_epoch
+    for name, figures in measured.codecs.items():
+        nbytes = epoch_nbytes(measured) * figures.nbytes / measured.stored.nbytes
+        is_read = reads_disk(forecast.residency, figures.nbytes, measured.free_ram)
+        own = cached_phase(phase, nbytes, measured, is_read).seconds
+        if own < seconds:
+            best, seconds = name, own
+    if seconds > _NOTICEABLE * now.seconds_per_epoch:
+        return "the disk is the bottleneck of the cached epoch, and no other codec helps"
+    share = seconds / now.seconds_per_epoch
+    change = "halves the epoch" if 0.45 < share < 0.55 else f"brings the epoch to {share:.0%}"
+    return f"codec {best} {change}: the disk is the bottleneck"
+
+
+def slow_extraction(measured: Measured, forecast: Forecast) -> str | None:
+    """What to turn, where it is not the backbone that extraction waits for."""
+    ways = {
+        "decode": "reading and decoding the pictures is: more --workers, or smaller files",
+        "encode": f"the codec {measured.codec} is: a simpler one encodes faster",
+        "write": "the disk is: a codec that writes less",
+    }
+    way = ways.get(forecast.extract_bottleneck)
+    return None if way is None else f"extraction waits not for the backbone, {way}"
+
+
+def does_not_fit(measured: Measured, forecast: Forecast) -> str | None:
+    """Ways to train that need more memory than there is."""
+    failed = [name for name, mode in forecast.modes.items() if mode.failure]
+    short = [
+        name
+        for name, mode in forecast.modes.items()
+        if mode.ram is not None and mode.ram > measured.free_ram
+    ]
+    lines = [f"{name}: {forecast.modes[name].failure}" for name in failed]
+    if short:
+        free = readable_nbytes(round(measured.free_ram))
+        lines.append(f"{', '.join(short)} may need more memory than the {free} that are free")
+    return "; ".join(lines) + ": a smaller schedule.batch_size takes less" if lines else None
+
+
+def where_features_wait(measured: Measured, forecast: Forecast) -> str | None:
+    if forecast.residency == "stream":
+        kept = "not all of it stays" if forecast.is_disk_read else "which keeps it in memory"
+        return f"the cache is read from the disk in every epoch, through the system's cache, {kept}"
+    place = "RAM" if forecast.residency == "ram" else "the memory of the device"
+    return f"the cache fits into {place} (residency {forecast.residency}): epochs read no disk"
+
+
+Rule = Callable[[Measured, Forecast], str | None]
+RULES: tuple[Rule, ...] = (
+    disk_too_small,
+    not_worth_it,
+    pays_late,
+    disk_bound_epoch,
+    does_not_fit,
+    disk_nearly_full,
+    slow_extraction,
+    where_features_wait,
+)

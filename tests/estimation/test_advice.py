@@ -1,0 +1,144 @@
+"""Each rule where it speaks, with the numbers in its words, and where it is silent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from cachedet.estimation import advice
+from cachedet.estimation.disk import DiskRates
+from cachedet.estimation.forecast import Forecast, make_forecast
+from cachedet.estimation.measured import CodecFigures, Measured, Memory, Training
+from cachedet.estimation.phase import Phase
+
+Make = Callable[..., Measured]
+
+
+def both(measured: Measured) -> tuple[Measured, Forecast]:
+    return measured, make_forecast(measured)
+
+
+def with_training(measured: Measured, name: str, training: Training) -> Measured:
+    return replace(measured, trainings={**measured.trainings, name: training})
+
+
+def test_on_a_good_machine_only_the_residency_is_said(measured_of: Make) -> None:
+    found = advice.advise(*both(measured_of()))
+    assert found == ["the cache fits into RAM (residency ram): epochs read no disk"]
+
+
+def test_a_disk_that_is_too_small(measured_of: Make) -> None:
+    found = advice.disk_too_small(*both(measured_of(free_disk=1.5e9)))
+    assert found == (
+        "the disk is too small: the cache needs 2.00 GB, 1.50 GB are free. It has room for "
+        "--codec int4 (1.00 GB) or 1 of the 2 views"
+    )
+
+
+def test_a_disk_with_no_room_at_all(measured_of: Make) -> None:
+    found = advice.disk_too_small(*both(measured_of(free_disk=1e8)))
+    assert found is not None
+    assert found.endswith("100.00 MB are free. Smaller pictures, or another disk")
+
+
+def test_a_disk_that_will_be_nearly_full(measured_of: Make) -> None:
+    assert advice.disk_nearly_full(*both(measured_of())) is None
+    found = advice.disk_nearly_full(*both(measured_of(free_disk=2.1e9)))
+    assert found == "the cache takes 95% of what is free on the disk"
+    assert advice.disk_nearly_full(*both(measured_of(free_disk=1e9))) is None  # said elsewhere
+
+
+def test_heads_that_are_most_of_the_step(measured_of: Make) -> None:
+    """B = 2, H = 18: 18 of 20 s, at most 1.11 times as fast."""
+    live = Training(phase=Phase(seconds=21.0, stages={"backbone and heads": 20.0}), memory=None)
+    measured = with_training(measured_of(backbone_seconds=2.0), "live", live)
+    found = advice.not_worth_it(*both(measured))
+    assert found is not None
+    assert found.startswith("do not cache: H is 90% of the step, so that no cache gains more than")
+    assert "1.11" in found
+
+
+def test_a_cache_that_does_not_reach_its_limit(measured_of: Make) -> None:
+    disk = DiskRates(write=1e8, read=2e7, is_cold=True)
+    found = advice.not_worth_it(*both(measured_of(disk=disk, free_ram=1e9)))
+    assert found == (
+        "do not cache like this: an epoch gains 1.00 of at most 2.67; what holds it up is disk"
+    )
+
+
+def test_a_cache_that_pays_late(measured_of: Make) -> None:
+    assert advice.pays_late(*both(measured_of())) is None
+    found = advice.pays_late(*both(measured_of(epochs=3)))
+    assert found == (
+        "the cache pays for itself after 8.2 epochs, the config trains for 3 epochs: it pays only "
+        "in several runs, with fewer --views or with a larger backbone"
+    )
+
+
+def test_a_disk_that_holds_up_the_epoch(measured_of: Make) -> None:
+    """1 GB at 20 MB/s: 50 s; with int4 25 s."""
+    disk = DiskRates(write=1e8, read=2e7, is_cold=True)
+    found = advice.disk_bound_epoch(*both(measured_of(disk=disk, free_ram=1e9)))
+    assert found == "codec int4 halves the epoch: the disk is the bottleneck"
+
+
+def test_a_codec_whose_cache_stays_in_memory(measured_of: Make) -> None:
+    """int4 with 1 GB stays in 1.5 GB of RAM, so that its epoch reads no disk: 20 of 50 s."""
+    disk = DiskRates(write=1e8, read=2e7, is_cold=True)
+    found = advice.disk_bound_epoch(*both(measured_of(disk=disk, free_ram=1.5e9)))
+    assert found == "codec int4 brings the epoch to 40%: the disk is the bottleneck"
+
+
+def test_no_codec_that_helps(measured_of: Make) -> None:
+    codecs = {"int8": CodecFigures(nbytes=2e9, unpacked=2e9, encode_seconds=1.0)}
+    disk = DiskRates(write=1e8, read=2e7, is_cold=True)
+    found = advice.disk_bound_epoch(*both(measured_of(disk=disk, free_ram=1e9, codecs=codecs)))
+    assert found == "the disk is the bottleneck of the cached epoch, and no other codec helps"
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [("decode", "more --workers"), ("encode", "codec int8"), ("write", "writes less")],
+)
+def test_extraction_that_does_not_wait_for_the_backbone(
+    measured_of: Make, stage: str, words: str
+) -> None:
+    stages = {**measured_of().extract.stages, stage: 900.0}
+    found = advice.slow_extraction(*both(measured_of(extract=Phase(seconds=950.0, stages=stages))))
+    assert found is not None
+    assert words in found
+    assert advice.slow_extraction(*both(measured_of())) is None
+
+
+def test_modes_that_need_too_much_memory(measured_of: Make) -> None:
+    assert advice.does_not_fit(*both(measured_of())) is None
+    hungry = Training(
+        phase=Phase(seconds=110.0, stages={"backbone and heads": 108.0}),
+        memory=Memory(resting=1e9, working=9e9),
+    )
+    found = advice.does_not_fit(*both(with_training(measured_of(), "tuned", hungry)))
+    assert found == (
+        "tuned may need more memory than the 8.00 GB that are free: a smaller "
+        "schedule.batch_size takes less"
+    )
+    failed = Training(phase=None, memory=None, failure="memory does not suffice")
+    found = advice.does_not_fit(*both(with_training(measured_of(), "tuned", failed)))
+    assert found is not None
+    assert found.startswith("tuned: memory does not suffice")
+
+
+@pytest.mark.parametrize(
+    ("free_ram", "words"), [(3e9, "which keeps it in memory"), (1e9, "not all of it stays")]
+)
+def test_features_that_are_streamed(measured_of: Make, free_ram: float, words: str) -> None:
+    found = advice.where_features_wait(*both(measured_of(free_ram=free_ram)))
+    assert found is not None
+    assert words in found
+
+
+def test_features_that_fit_on_the_device(measured_of: Make) -> None:
+    found = advice.where_features_wait(*both(measured_of(free_device=8e9)))
+    assert found is not None
+    assert "residency device" in found

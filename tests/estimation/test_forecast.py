@@ -1,0 +1,153 @@
+"""Every formula against figures worked out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from cachedet.estimation.disk import DiskRates
+from cachedet.estimation.forecast import (
+    break_even,
+    expected_residency,
+    gain_limit,
+    held_nbytes,
+    make_forecast,
+    reads_disk,
+    with_features,
+)
+from cachedet.estimation.measured import Measured, Memory, Training
+
+Make = Callable[..., Measured]
+
+
+def test_the_whole_forecast(measured_of: Make) -> None:
+    found = make_forecast(measured_of())
+    assert found.nbytes == 2e9
+    assert found.nbytes_by_codec == {"int8": 2e9, "fp16": 4e9, "int4": 1e9}
+    assert (found.survey_seconds, found.fit_seconds, found.extract_seconds) == (5.0, 0.0, 242.0)
+    assert found.extraction_seconds == 247.0
+    assert found.extract_bottleneck == "backbone"
+    seconds = {name: mode.seconds_per_epoch for name, mode in found.modes.items()}
+    assert seconds == {"cached": 20.0, "live": 50.0, "tuned": 110.0}
+    assert found.break_even == pytest.approx(247 / 30)
+    assert found.gain == pytest.approx(2.5)
+    assert found.limit == pytest.approx(48 / 18)
+    assert found.heads_share == pytest.approx(18 / 48)
+    assert found.read_rate_needed == pytest.approx(1e9 / 20)
+    assert found.residency == "ram"
+    assert not found.is_disk_read
+
+
+def test_features_in_ram_count_as_memory_of_the_cached_mode_alone(measured_of: Make) -> None:
+    modes = make_forecast(measured_of()).modes
+    assert modes["cached"].ram == pytest.approx(0.7e9 + 0.3e9 + 2e9)
+    assert modes["live"].ram == pytest.approx(1.0e9)
+    assert modes["tuned"].ram == pytest.approx(2.0e9)
+
+
+def test_a_slow_disk_holds_up_extraction(measured_of: Make) -> None:
+    """2 GB at 4 MB/s take 500 s, more than the 240 s that everything else takes."""
+    found = make_forecast(measured_of(disk=DiskRates(write=4e6, read=5e8, is_cold=True)))
+    assert found.extract_seconds == 502.0
+    assert found.extract_bottleneck == "write"
+
+
+@pytest.mark.parametrize(
+    ("rate", "seconds", "bottleneck"), [(1e8, 20.0, "heads"), (2e7, 50.0, "disk")]
+)
+def test_an_epoch_takes_the_longer_of_computing_and_reading(
+    measured_of: Make, rate: float, seconds: float, bottleneck: str
+) -> None:
+    """One GB an epoch: 10 s at 100 MB/s, 50 s at 20 MB/s; it does not stay in 1 GB of RAM."""
+    disk = DiskRates(write=1e8, read=rate, is_cold=True)
+    found = make_forecast(measured_of(disk=disk, free_ram=1e9))
+    assert found.residency == "stream"
+    assert found.is_disk_read
+    assert found.modes["cached"].seconds_per_epoch == seconds
+    assert found.modes["cached"].bottleneck == bottleneck
+
+
+def test_without_a_live_figure_nothing_is_said_of_the_gain(measured_of: Make) -> None:
+    measured = measured_of()
+    trainings = {
+        **measured.trainings,
+        "live": Training(phase=None, memory=None, failure="memory does not suffice"),
+    }
+    found = make_forecast(replace(measured, trainings=trainings))
+    assert (found.gain, found.break_even) == (None, None)
+    assert found.modes["live"].failure == "memory does not suffice"
+    assert found.modes["live"].seconds_per_epoch is None
+
+
+@pytest.mark.parametrize(
+    ("live", "cached", "expected"),
+    [(50.0, 20.0, 4.0), (20.0, 20.0, None), (19.0, 20.0, None), (None, 20.0, None)],
+)
+def test_break_even(live: float | None, cached: float, expected: float | None) -> None:
+    assert break_even(120.0, live=live, cached=cached) == expected
+
+
+def test_limit_is_b_plus_h_over_h() -> None:
+    assert gain_limit(0.13, 0.043) == pytest.approx(4.0233, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "stored", "device", "expected"),
+    [
+        ("auto", 4e9, None, "ram"),  # exactly half of what is free
+        ("auto", 4.1e9, None, "stream"),
+        ("auto", 4e9, 20e9, "device"),
+        ("auto", 4e9, 9e9, "ram"),  # 5 GB unpacked are more than half of 9 GB
+        ("stream", 1e9, None, "stream"),
+        ("ram", 7e9, None, "ram"),
+        ("ram", 9e9, None, "stream"),  # `train-heads` refuses it
+    ],
+)
+def test_expected_residency(
+    wanted: str, stored: float, device: float | None, expected: str
+) -> None:
+    found = expected_residency(
+        wanted,  # type: ignore[arg-type]
+        stored=stored,
+        unpacked=5e9,
+        ram=8e9,
+        device=device,
+    )
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("residency", "has_own_memory", "expected"),
+    [
+        ("stream", False, (0.0, 0.0)),
+        ("ram", True, (2.0, 0.0)),
+        ("device", True, (0.0, 3.0)),
+        ("device", False, (3.0, 0.0)),
+    ],
+)
+def test_held_nbytes(residency: str, has_own_memory: bool, expected: tuple[float, float]) -> None:
+    found = held_nbytes(
+        residency,  # type: ignore[arg-type]
+        stored=2.0,
+        unpacked=3.0,
+        has_own_memory=has_own_memory,
+    )
+    assert found == expected
+
+
+def test_features_are_added_where_they_wait() -> None:
+    memory = Memory(resting=1.0, working=2.0, device=5.0)
+    assert with_features(memory, (10.0, 20.0)) == Memory(resting=11.0, working=2.0, device=25.0)
+    assert with_features(None, (10.0, 20.0)) is None
+
+
+@pytest.mark.parametrize(
+    ("residency", "nbytes", "expected"),
+    [("stream", 9e8, True), ("stream", 7e8, False), ("ram", 9e8, False), ("device", 9e8, False)],
+)
+def test_what_stays_in_the_systems_cache_is_not_read_again(
+    residency: str, nbytes: float, expected: bool
+) -> None:
+    assert reads_disk(residency, nbytes, free_ram=1e9) is expected  # type: ignore[arg-type]

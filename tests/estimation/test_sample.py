@@ -1,0 +1,120 @@
+"""Pictures and batches that stand for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from cachedet.config import TrainConfig
+from cachedet.data.views import parse_views
+from cachedet.errors import ConfigError
+from cachedet.estimation.sample import (
+    BatchShape,
+    count_pixels,
+    epoch_batches,
+    keys_like,
+    largest_batch,
+    padded_sizes,
+    spread_batches,
+    spread_rows,
+)
+from cachedet.structures import Truth
+
+TruthOf = Callable[..., Truth]
+VIEWS = parse_views("base,scale=0.5")
+
+
+def test_padded_sizes_by_hand(truth_of: TruthOf) -> None:
+    """100 x 200 at 64: 32 x 64 fits a multiple of 32; halved 16 x 32, padded to 32 x 32."""
+    truth = truth_of([(100, 200), (200, 200), (100, 200)])
+    sizes = padded_sizes(truth, VIEWS, image_size=64, pad_multiple=32)
+    assert sizes.tolist() == [
+        [[32, 64], [64, 64], [32, 64]],
+        [[32, 32], [32, 32], [32, 32]],
+    ]
+    assert count_pixels(sizes) == 32 * 64 * 2 + 64 * 64 + 3 * 32 * 32
+
+
+def test_rows_are_spread_over_sizes_and_reach_the_largest() -> None:
+    sides = [64] * 6 + [96] * 3 + [32]
+    sizes = np.array([[[side, side] for side in sides]])
+    rows = spread_rows(sizes, 4)
+    assert [sides[row] for row in rows] == [64, 64, 96, 32]
+    assert rows == sorted(rows)
+
+
+def test_fewer_pictures_than_the_sample_are_all_taken() -> None:
+    sizes = np.full((1, 5, 2), 64)
+    assert spread_rows(sizes, 32) == [0, 1, 2, 3, 4]
+
+
+def config_of(**changes: object) -> TrainConfig:
+    return TrainConfig.model_validate({"schedule": {"batch_size": 4}, **changes})
+
+
+def test_batches_of_an_epoch_are_those_of_training(truth_of: TruthOf) -> None:
+    """Nine pictures of one size and three of another, one view: 4 + 4 + 1 and 3."""
+    truth = truth_of([(100, 200)] * 9 + [(200, 100)] * 3)
+    views = parse_views("base")
+    sizes = padded_sizes(truth, views, image_size=64, pad_multiple=32)
+    batches, shown = epoch_batches(truth, sizes, views, config_of(), where="here")
+    assert shown == [0]
+    found = sorted((batch.bucket, batch.pictures) for batch in batches)
+    assert found == [((32, 64), 1), ((32, 64), 4), ((32, 64), 4), ((64, 32), 3)]
+
+
+def test_only_views_that_are_trained_on(truth_of: TruthOf) -> None:
+    truth = truth_of([(100, 200)] * 8)
+    sizes = padded_sizes(truth, VIEWS, image_size=64, pad_multiple=32)
+    config = config_of(views=["scale-0.5"])
+    batches, shown = epoch_batches(truth, sizes, VIEWS, config, where="here")
+    assert shown == [1]
+    assert [batch.bucket for batch in batches] == [(32, 32), (32, 32)]
+
+
+def test_views_the_store_will_not_have(truth_of: TruthOf) -> None:
+    truth = truth_of([(100, 200)])
+    sizes = padded_sizes(truth, VIEWS, image_size=64, pad_multiple=32)
+    with pytest.raises(ConfigError, match="here has no 'hflip'"):
+        epoch_batches(truth, sizes, VIEWS, config_of(views=["hflip"]), where="here")
+
+
+def test_sampling_repeats_rare_classes(truth_of: TruthOf) -> None:
+    """One of 16 pictures has a box: at threshold 1 it is shown sqrt(16) = 4 times."""
+    truth = truth_of([(64, 64)] * 16, [[[1, 1, 9, 9, 0, 0]], *[[] for _ in range(15)]])
+    views = parse_views("base")
+    sizes = padded_sizes(truth, views, image_size=64, pad_multiple=32)
+    config = config_of(sampling={"kind": "repeat_factor", "threshold": 1.0})
+    batches, _ = epoch_batches(truth, sizes, views, config, where="here")
+    assert sum(batch.pictures for batch in batches) == 19
+
+
+def test_batches_are_spread_over_sizes() -> None:
+    """Sixteen of 1 to 16 pictures: every fourth, so that the mean is theirs within a half."""
+    batches = [BatchShape(bucket=(32, 32), pictures=n) for n in range(16, 0, -1)]
+    found = spread_batches(batches, 4)
+    assert sorted(batch.pictures for batch in found) == [3, 7, 11, 15]
+    assert len(spread_batches(batches, 100)) == 16
+
+
+def test_the_largest_batch_is_that_of_most_pixels() -> None:
+    wide = BatchShape(bucket=(64, 64), pictures=2)
+    many = BatchShape(bucket=(32, 32), pictures=7)
+    assert largest_batch([many, wide]) == wide
+    assert many.limited(3) == BatchShape(bucket=(32, 32), pictures=3)
+    assert wide.limited(3) == wide
+
+
+def test_a_batch_of_pictures_that_are_there() -> None:
+    held = {
+        (32, 32): np.array([[0, 1], [1, 1], [0, 5]]),
+        (64, 64): np.array([[0, 7]]),
+    }
+    keys, shape = keys_like(BatchShape(bucket=(32, 32), pictures=4), held, start=2)
+    assert keys.tolist() == [[0, 5], [0, 1], [1, 1], [0, 5]]
+    assert shape.bucket == (32, 32)
+    keys, shape = keys_like(BatchShape(bucket=(64, 96), pictures=2), held)
+    assert keys.tolist() == [[0, 7], [0, 7]]
+    assert shape == BatchShape(bucket=(64, 64), pictures=2)

@@ -1,0 +1,142 @@
+"""The trial extraction writes a real store, and its rates are worked out as stated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cachedet.backbone.frozen import FrozenBackbone, load_backbone
+from cachedet.data.coco import CocoDataset, read_coco
+from cachedet.data.views import parse_views
+from cachedet.errors import BadImageError
+from cachedet.estimation.trial import (
+    Trial,
+    collect_statistics,
+    read_seconds,
+    split_start,
+    take_sample,
+    write_trial,
+)
+from cachedet.store.codecs import make_codec
+from cachedet.store.reader import FeatureStore
+
+
+@pytest.fixture
+def backbone(tiny: Any) -> FrozenBackbone:
+    return load_backbone("test_resnet", weights=str(tiny.weights), image_size=128)
+
+
+@pytest.fixture
+def dataset(tiny: Any) -> CocoDataset:
+    return read_coco(annotations=tiny.paths.train, images=tiny.paths.images)
+
+
+def write(
+    tiny: Any, dataset: CocoDataset, backbone: FrozenBackbone, folder: Path, **changes: object
+) -> Trial:
+    config = tiny.extract_config(folder / "x.zarr", **{"codec": "int8+zstd", **changes})
+    sample = take_sample(dataset, range(6), config, backbone)
+    fit = collect_statistics(sample, backbone, view="base", count=3)
+    return write_trial(
+        folder,
+        sample,
+        backbone,
+        fit,
+        config=config,
+        views=parse_views("base,hflip"),
+        seconds=60.0,
+    )
+
+
+def test_it_is_a_whole_store_with_the_same_features(
+    tiny: Any, dataset: CocoDataset, backbone: FrozenBackbone, tmp_path: Path
+) -> None:
+    found = write(tiny, dataset, backbone, tmp_path, codec="fp32")
+    store, whole = FeatureStore.open(found.store), FeatureStore.open(tiny.train)
+    store.require_complete()
+    assert found.views == ("base", "hflip")
+    assert len(store) == 6
+    for level, maps in store.read(3, "hflip").items():
+        torch.testing.assert_close(maps, whole.read(3, "hflip")[level], rtol=1e-5, atol=1e-6)
+
+
+def test_what_it_reports(
+    tiny: Any, dataset: CocoDataset, backbone: FrozenBackbone, tmp_path: Path
+) -> None:
+    found = write(tiny, dataset, backbone, tmp_path)
+    shards = [path for path in found.store.rglob("c/*") if path.is_file()]
+    shards = [path for path in found.store.rglob("*") if path.is_file() and "/c/" in str(path)]
+    assert found.nbytes == sum(path.stat().st_size for path in shards)
+    assert 0.1 < found.stored_share < 1.0
+    assert found.unpacked > found.nbytes * 0.9
+    assert sum(len(keys) for keys in found.keys.values()) == 12
+    assert found.seconds_per_pixel > 0
+    assert found.start_seconds >= 0
+    assert set(found.stages) == {"decode", "backbone", "encode", "write"}
+    assert all(seconds > 0 for seconds in found.stages.values())
+    assert read_seconds(found, backbone.spec.names) > 0
+
+
+def test_out_of_time_it_ends_after_a_whole_view(
+    tiny: Any, dataset: CocoDataset, backbone: FrozenBackbone, tmp_path: Path
+) -> None:
+    config = tiny.extract_config(tmp_path / "x.zarr")
+    sample = take_sample(dataset, range(8), config, backbone)
+    fit = collect_statistics(sample, backbone, view="base", count=2)
+    found = write_trial(
+        tmp_path,
+        sample,
+        backbone,
+        fit,
+        config=config,
+        views=parse_views("base,hflip"),
+        seconds=-1.0,
+    )
+    assert found.views == ("base",)
+    store = FeatureStore.open(found.store)
+    store.require_complete(["base"])
+    assert all(view == 0 for keys in found.keys.values() for view, _ in keys.tolist())
+
+
+def test_start_and_rate_by_hand() -> None:
+    """Commits of 10 pixels at 5, 7, 9 s: 5 pixels a second, and 3 s of starting."""
+    assert split_start([(5.0, 10), (7.0, 10), (9.0, 10)], 1) == (3.0, 0.2)
+    assert split_start([(5.0, 10), (7.0, 10), (9.0, 10)], 2) == (3.0, 0.2)
+    assert split_start([(5.0, 10)], 1) == (0.0, 0.5)
+    start, _ = split_start([(1.0, 10), (7.0, 10)], 1)  # a later stretch that was disturbed
+    assert start == 0.0
+
+
+def test_fitting_is_what_extract_does(
+    tiny: Any, dataset: CocoDataset, backbone: FrozenBackbone, tmp_path: Path
+) -> None:
+    sample = take_sample(dataset, range(8), tiny.extract_config(tmp_path / "x"), backbone)
+    fit = collect_statistics(sample, backbone, view="base", count=4)
+    assert fit.seconds > 0
+    assert fit.fitted(make_codec("fp32")) == make_codec("fp32")
+    state = fit.fitted(make_codec("pca8+int8")).state()
+    assert any(name.startswith("C3/") for name in state)
+
+
+def test_a_bad_picture_in_the_sample(
+    tiny: Any, dataset: CocoDataset, backbone: FrozenBackbone, tmp_path: Path
+) -> None:
+    import shutil
+
+    images = tmp_path / "images"
+    shutil.copytree(dataset.images, images)
+    name = dataset.truth.file_names[2]
+    content = (images / name).read_bytes()
+    (images / name).write_bytes(content[: len(content) // 2])
+    damaged = read_coco(annotations=tiny.paths.train, images=images)
+    with pytest.raises(BadImageError, match="1 of 8 pictures cannot be used") as error:
+        take_sample(damaged, range(8), tiny.extract_config(tmp_path / "x"), backbone)
+    assert name in str(error.value)
+    config = tiny.extract_config(tmp_path / "x", on_bad_image="skip")
+    sample = take_sample(damaged, range(8), config, backbone)
+    assert len(sample.truth) == 7
+    assert [file for file, _ in sample.skipped] == [name]
+    assert len(sample.survey.contents) == 7

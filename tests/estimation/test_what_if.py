@@ -1,0 +1,181 @@
+"""What-ifs: what is read of them, and the arithmetic by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from cachedet.errors import InputError
+from cachedet.estimation.forecast import make_forecast
+from cachedet.estimation.measured import Measured
+from cachedet.estimation.what_if import (
+    BackboneChange,
+    WhatIf,
+    apply_what_if,
+    parse_what_if,
+    with_codec,
+    with_device,
+    with_pictures,
+    with_pixels,
+)
+
+Make = Callable[..., Measured]
+
+
+def test_parsing_all_of_it() -> None:
+    found = parse_what_if(
+        "image-size=800, backbone=resnet101,disk=500MB/s,device-flops=60T,pictures=118k,codec=int4"
+    )
+    assert found == WhatIf(
+        image_size=800,
+        backbone="resnet101",
+        disk=5e8,
+        device_flops=6e13,
+        pictures=118_000,
+        codec="int4",
+    )
+    assert found.to_json() == {
+        "image-size": 800,
+        "backbone": "resnet101",
+        "disk": 5e8,
+        "device-flops": 6e13,
+        "pictures": 118_000,
+        "codec": "int4",
+    }
+
+
+def test_nothing_is_otherwise() -> None:
+    assert parse_what_if("") == WhatIf()
+    assert WhatIf().to_json() == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("imagesize=800", r"unknown name 'imagesize'; nearest: 'image-size'"),
+        ("colour=red", r"unknown name 'colour'; .*known: image-size, backbone, disk"),
+        ("disk", r"--what-if disk: expected disk=VALUE, got 'disk'"),
+        ("disk=", r"--what-if disk: expected disk=VALUE"),
+        ("disk=fast", r"--what-if disk: expected a number such as 500MB/s, got 'fast'"),
+        ("disk=1GB/s,disk=2GB/s", r"--what-if names disk twice"),
+        ("image-size=big", r"--what-if image-size: expected a number"),
+        ("image-size=16", r"--what-if image-size: expected 32 to 4096 pixels, got '16'"),
+        ("device-flops=60X", r"--what-if device-flops: expected operations per second"),
+        ("pictures=0", r"--what-if pictures: expected a whole number"),
+    ],
+)
+def test_what_cannot_be(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_what_if(text)
+
+
+def test_another_disk(measured_of: Make) -> None:
+    found = apply_what_if(measured_of(), WhatIf(disk=4e6))
+    assert (found.disk.read, found.disk.write) == (4e6, 4e6)
+    assert make_forecast(found).extract_seconds == 2 + 500
+
+
+def test_larger_pictures(measured_of: Make) -> None:
+    """Four times the pixels; files are read and decoded as before."""
+    found = with_pixels(measured_of(), 4.0)
+    assert found.stored.nbytes == 8e9
+    assert found.survey.seconds == 5.0
+    assert found.extract.stages == {
+        "decode": 40.0,
+        "backbone": 800.0,
+        "encode": 80.0,
+        "write": 40.0,
+    }
+    assert found.extract.seconds == pytest.approx(960.0)
+    cached, live = found.trainings["cached"], found.trainings["live"]
+    assert cached.phase is not None
+    assert live.phase is not None
+    assert cached.phase.seconds == pytest.approx(80.0)
+    assert live.phase.stages == {"backbone and heads": 192.0, "decode": 10.0}
+    assert cached.memory is not None
+    assert cached.memory.ram == pytest.approx(0.7e9 + 4 * 0.3e9)
+    assert (found.backbone_seconds, found.heads_seconds) == (120.0, 72.0)
+
+
+def test_more_pictures(measured_of: Make) -> None:
+    found = make_forecast(with_pictures(measured_of(free_ram=80e9), 1000))
+    assert found.nbytes == 2e10
+    assert found.survey_seconds == 50.0
+    assert found.extract_seconds == 2402.0
+    assert found.modes["cached"].seconds_per_epoch == 200.0
+    assert found.limit == pytest.approx(48 / 18)
+
+
+def test_a_faster_device(measured_of: Make) -> None:
+    """3e13 FLOPs in 30 s are 1 T: at 10 T what is computed takes a tenth.
+
+    Extraction is then held up by decoding (40 s, 1.2 times that as before), and live training too.
+    """
+    found = with_device(measured_of(), 1e13)
+    assert found.extract.stages["backbone"] == pytest.approx(20.0)
+    assert found.extract.bottleneck == "decode"
+    assert found.extract.seconds == pytest.approx(48.0)
+    live, cached = found.trainings["live"].phase, found.trainings["cached"].phase
+    assert live is not None
+    assert cached is not None
+    assert live.bottleneck == "decode"
+    assert live.seconds == pytest.approx(10 * 50 / 48)
+    assert cached.stages["heads"] == pytest.approx(1.8)
+    assert cached.bottleneck == "read"
+    assert found.trainings["live"].memory is None  # another machine: nobody knows
+    assert make_forecast(found).limit == pytest.approx(48 / 18)
+
+
+def test_another_codec(measured_of: Make) -> None:
+    found = with_codec(measured_of(), "int4")
+    assert found.stored.nbytes == 1e9
+    assert found.extract.stages["encode"] == pytest.approx(60.0)
+    assert found.extract.stages["write"] == pytest.approx(5.0)
+    assert found.extract.seconds == pytest.approx(240.0)
+
+
+def test_a_codec_that_was_not_measured(measured_of: Make) -> None:
+    with pytest.raises(
+        InputError, match=r"'int5' was not measured; nearest: 'int8', 'int4'.*as --codec"
+    ):
+        apply_what_if(measured_of(), WhatIf(codec="int5"))
+
+
+def test_another_backbone(measured_of: Make) -> None:
+    """B doubles, H grows by half, five times the values.
+
+    Fine-tuning: 27 s of heads, and twice the 108 - 18 s beyond them.
+    """
+    change = BackboneChange(seconds=2.0, flops=3.0, heads=1.5, values=5.0)
+    found = apply_what_if(measured_of(), WhatIf(backbone="resnet101"), backbone=change)
+    assert (found.backbone_seconds, found.heads_seconds) == (60.0, 27.0)
+    assert found.backbone_flops == 9e13
+    assert found.stored.nbytes == 1e10
+    assert found.extract.stages == {
+        "decode": 40.0,
+        "backbone": 400.0,
+        "encode": 100.0,
+        "write": 50.0,
+    }
+    phases = {name: training.phase for name, training in found.trainings.items()}
+    assert phases["cached"] is not None
+    assert phases["live"] is not None
+    assert phases["tuned"] is not None
+    assert phases["cached"].stages == {"heads": 27.0, "read": 20.0}
+    assert phases["live"].stages["backbone and heads"] == pytest.approx(48 * 87 / 48)
+    assert phases["tuned"].stages["backbone and heads"] == pytest.approx(27 + 90 * 2)
+    assert make_forecast(found).limit == pytest.approx(87 / 27)
+
+
+def test_what_could_not_be_run_stays_unknown(measured_of: Make) -> None:
+    measured = measured_of()
+    failed = replace(measured.trainings["tuned"], phase=None, memory=None, failure="no memory")
+    measured = replace(measured, trainings={**measured.trainings, "tuned": failed})
+    change = BackboneChange(seconds=2.0, flops=2.0, heads=1.0, values=1.0)
+    for what_if in (WhatIf(device_flops=1e13), WhatIf(pictures=7), WhatIf(image_size=800)):
+        found = apply_what_if(measured, what_if, pixels=2.0)
+        assert found.trainings["tuned"] == failed
+    found = apply_what_if(measured, WhatIf(backbone="x"), backbone=change)
+    assert found.trainings["tuned"] == failed

@@ -1,0 +1,86 @@
+"""What a person reads of a comparison at a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from cachedet.comparison.results import CellKey, CellResult
+from cachedet.comparison.summary import summarise
+from cachedet.comparison_tables import print_cell, print_summary
+from cachedet.live.rigs import Mode
+
+
+def made(heads: str, mode: Mode, seed: int, ap: float, *, error: str = "") -> CellResult:
+    return CellResult(
+        key=CellKey(heads=heads, mode=mode, seed=seed),
+        error=error,
+        ap=ap,
+        low=ap - 0.02,
+        high=ap + 0.03,
+        seconds=1234.4,
+        peak_memory=987_600_000,
+        step_flops=2_340_000_000,
+    )
+
+
+def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    return [line.rstrip() for line in lines]
+
+
+def test_rows_stand_in_line_however_long_the_names(capsys: pytest.CaptureFixture[str]) -> None:
+    print_cell(made("a_b", "cached", 0, 0.5), 1, 48)
+    print_cell(made("heads" * 10, "scratch", 123, math.nan), 48, 48)
+    first, second = lines_of(capsys)
+    assert first.split() == [
+        "1/48", "a_b", "cached", "seed", "0", "AP", "0.500", "0.480-0.530", "1,234", "s", "988",
+        "MB",
+    ]  # fmt: skip
+    assert second.split()[:7] == ["48/48", "headsheadsheadshe…", "scratch", "seed", "123", "AP",
+                                  "-"]  # fmt: skip
+    assert len(first) == len(second) == 80
+    assert first.index("cached") == second.index("scratch")
+
+
+def test_a_failed_run_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    print_cell(made("fpn", "tuned", 1, 0.5, error="[bold]no memory[/bold]"), 2, 4)
+    row, reason = lines_of(capsys)
+    assert row.split() == ["2/4", "fpn", "tuned", "seed", "1", "failed"]
+    assert reason == "failed: [bold]no memory[/bold]"  # brackets are no markup
+
+
+def test_the_summary_has_means_and_verdicts(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [
+        *(made("fpn", "cached", seed, ap) for seed, ap in enumerate((0.50, 0.52))),
+        *(made("fpn", "live", seed, ap) for seed, ap in enumerate((0.50, 0.51))),
+        *(made("fpn", "tuned", seed, ap) for seed, ap in enumerate((0.60, 0.62))),
+        made("nasfpn", "cached", 0, 0.7),
+        made("nasfpn", "tuned", 0, 0.4, error="[no] memory"),
+    ]
+    print_summary(summarise(cells))
+    lines = lines_of(capsys)
+    rows = {tuple(line.split()[:2]): line.split() for line in lines}
+    assert rows["fpn", "cached"] == [
+        "fpn", "cached", "0.510", "0.500-0.520", "-0.100", "2", "1,234", "988", "2.34",
+    ]  # fmt: skip
+    assert rows["nasfpn", "cached"][2:6] == ["0.700", "-", "-", "1"]
+    tuned = [line.split() for line in lines if line.split()[:1] == ["tuned"]]
+    assert tuned[0][1:4] == ["0.610", "0.600-0.620", "-"]
+    assert tuned[1] == ["tuned", "-", "-", "-", "0", "-", "-", "-"]
+    told = " ".join(lines)
+    assert "The best mean AP is 0.700: cached with nasfpn (one seed" in told
+    assert "fpn: cached 0.510 is 0.100 below fine-tuned 0.610" in told
+    assert "nasfpn: cached and fine-tuned have no scored seed in common." in told
+    assert "fpn: they agree." in told
+    assert "failed: nasfpn-tuned-0: [no] memory" in told
+
+
+def test_one_heads_is_judged_once(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [made("fpn", mode, seed, 0.5) for mode in ("cached", "tuned") for seed in (0, 1)]  # type: ignore[arg-type]
+    print_summary(summarise(cells))
+    told = " ".join(lines_of(capsys))
+    assert told.count("is level with fine-tuned 0.500") == 1
+    assert "Cached against live" not in told
