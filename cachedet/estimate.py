@@ -101,9 +101,9 @@ def estimate(
     """
     started = time.perf_counter()
     change = what_if or WhatIf()
-    subject = _open(config, heads, sample, seconds)
+    subject = open_subject(config, heads, sample, seconds)
     found = measure(subject)
-    measured = _changed(found, subject, change)
+    measured = change_measured(found.measured, subject, change)
     forecast = make_forecast(measured)
     return EstimateReport(
         extract=config,
@@ -119,7 +119,8 @@ def estimate(
     )
 
 
-def _open(config: ExtractConfig, heads: TrainConfig, sample: int, seconds: float) -> Subject:
+def open_subject(config: ExtractConfig, heads: TrainConfig, sample: int, seconds: float) -> Subject:
+    """Everything that is tried, opened. Raises as `estimate`."""
     views = parse_views(config.views or default_views(config.store))
     return Subject(
         extract=config,
@@ -139,11 +140,11 @@ def _open(config: ExtractConfig, heads: TrainConfig, sample: int, seconds: float
     )
 
 
-def _changed(found: Estimated, subject: Subject, change: WhatIf) -> Measured:
-    """What a what-if makes of it."""
+def change_measured(measured: Measured, subject: Subject, change: WhatIf) -> Measured:
+    """What a what-if makes of it; another backbone is timed here, with random weights."""
     pixels = 1.0 if change.image_size is None else _pixels_at(subject, change.image_size)
     other = None if change.backbone is None else _other_backbone(subject, change.backbone)
-    return apply_what_if(found.measured, change, pixels=pixels, backbone=other)
+    return apply_what_if(measured, change, pixels=pixels, backbone=other)
 
 
 def _pixels_at(subject: Subject, image_size: int) -> float:

@@ -76,6 +76,7 @@ def print_training(report: TrainReport) -> None:
         f"{report.seconds:.0f} s ({report.seconds_per_epoch:.1f} s an epoch){best}",
         highlight=False,
     )
+    print_outcome(report.predicted)
 
 
 def print_faults(report: VerifyReport) -> None:

@@ -27,6 +27,7 @@ from cachedet.training.loader import FeatureLoader, make_loader
 from cachedet.training.loop import EARLY_STOPPING, Validator, is_signal
 from cachedet.training.optimizer import count_trained
 from cachedet.training.pinned_views import pin_views
+from cachedet.training.predictions import Outcome, outcome_of_training
 from cachedet.training.run_folder import RunFolder
 from cachedet.training.session import run_session
 from cachedet.training.start import start_or_continue
@@ -51,6 +52,7 @@ class TrainReport:
     parameters: int  # that are trained
     best_ap: float | None  # None without a validation
     losses: tuple[float, ...]  # of every step of this call
+    predicted: Outcome  # by `estimate`, and what it was; empty without a prediction of this
 
     @property
     def stopped_early(self) -> bool:
@@ -128,6 +130,7 @@ def _train_together(
         validator=_make_validator(config, validation, device=trainer.device),
         remarks=() if len(store.truth.boxes) else (_NO_BOXES,),
     )
+    steps_per_epoch = _steps_of(loader, config, 0)
     if is_first():
         plot_training(folder.metrics, folder.plots / "training.png")
     return TrainReport(
@@ -136,11 +139,21 @@ def _train_together(
         epochs=trainer.epoch,
         reason=done.reason,
         seconds=done.seconds,
-        seconds_per_epoch=done.seconds / max(len(done.losses), 1) * _steps_of(loader, config, 0),
+        seconds_per_epoch=done.seconds / max(len(done.losses), 1) * steps_per_epoch,
         peak_memory=done.peak_memory,
         parameters=count_trained(trainer.detector),
         best_ap=trainer.best_ap if trainer.best_ap >= 0 else None,
         losses=done.losses,
+        predicted=outcome_of_training(
+            train_store,
+            store.manifest,
+            config,
+            pictures=len(store),
+            seconds_per_epoch=done.step_seconds / max(len(done.losses), 1) * steps_per_epoch,
+            peak_memory=done.peak_memory,
+        )
+        if world_size() == 1
+        else {},
     )
 
 

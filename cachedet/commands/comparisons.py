@@ -69,7 +69,7 @@ def compare(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """The paper's experiment on your data: cached frozen, live frozen, fine-tuned, from scratch.
+    """The paper's experiment on your data: cached frozen, live frozen, fine-tuned and scratch.
 
     Every cell (config x mode x seed) is trained alike and scored. Run again to go on; seeds, modes
     and configs may be added. Ends in OUT/comparison.html.
@@ -83,11 +83,11 @@ def compare(
     from cachedet.extract import default_workers
     from cachedet.live.rigs import BackboneTraining
 
-    folder = ComparisonFolder(out)
     changes = [*(overrides or []), *([] if device == "auto" else [f"device={device}"])]
     shared = {"backbone": backbone, "weights": weights, "image_size": image_size, "codec": codec}
-    shared |= {"on_bad_image": on_bad_image, "device": device}
-    shared |= {"workers": workers or default_workers()}
+    threads = workers or default_workers()
+    shared |= {"on_bad_image": on_bad_image, "device": device, "workers": threads}
+    folder = ComparisonFolder(out)
     train = {"images": images, "annotations": annotations, "store": folder.train, "views": views}
     val = {"annotations": val_annotations, "store": folder.val, "views": "base"}
     config = ComparisonConfig(

@@ -7,35 +7,46 @@ from typing import Annotated
 
 import typer
 
-from cachedet.commands.options import Device, Json, local_folder, print_json
+from cachedet.commands.options import (
+    Annotations,
+    Backbone,
+    BatchSize,
+    BlockSize,
+    Codec,
+    Device,
+    Images,
+    ImageSize,
+    Json,
+    Levels,
+    OnBadImage,
+    Overrides,
+    Weights,
+    Workers,
+    local_folder,
+    print_json,
+)
 from cachedet.estimate_tables import print_estimate
 
 
 def estimate(
-    images: Annotated[Path, typer.Option(help="Folder of the pictures.")],
-    annotations: Annotated[Path, typer.Option(help="COCO (or LVIS) JSON file.")],
+    images: Images,
+    annotations: Annotations,
     store: Annotated[str, typer.Option(help="Where the store shall lie; it is not made.")],
     config: Annotated[
         Path | None,
         typer.Argument(help="Heads: a YAML file such as those in configs/; default: the demo's."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="schedule.epochs=12, repeatable.")
-    ] = None,
-    backbone: Annotated[
-        str, typer.Option(help="Any timm model with features.")
-    ] = "tf_efficientnet_lite0",
-    weights: Annotated[str, typer.Option(help="auto, none or a checkpoint file.")] = "auto",
-    levels: Annotated[str, typer.Option(help="Such as C3,C4,C5; empty: the usual ones.")] = "",
-    image_size: Annotated[int, typer.Option(help="Long side in pixels.")] = 512,
+    overrides: Overrides = None,
+    backbone: Backbone = "tf_efficientnet_lite0",
+    weights: Weights = "auto",
+    levels: Levels = "",
+    image_size: ImageSize = 512,
     views: Annotated[str | None, typer.Option(help="As for `extract`.")] = None,
-    codec: Annotated[str, typer.Option(help="As for `extract`.")] = "int8",
-    on_bad_image: Annotated[
-        str, typer.Option(help="fail: list the bad pictures of the sample and stop; skip.")
-    ] = "fail",
-    block_size: Annotated[int, typer.Option(help="Pictures per shard and commit.")] = 16,
-    batch_size: Annotated[int, typer.Option(help="Pictures per backbone forward.")] = 8,
-    workers: Annotated[int, typer.Option(help="Decoding threads; 0: one per core.")] = 0,
+    codec: Codec = "int8",
+    on_bad_image: OnBadImage = "fail",
+    block_size: BlockSize = 16,
+    batch_size: BatchSize = 8,
+    workers: Workers = 0,
     device: Device = "auto",
     sample: Annotated[int, typer.Option(min=2, help="Pictures to try.")] = 32,
     seconds: Annotated[

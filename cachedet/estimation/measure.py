@@ -243,7 +243,8 @@ def _try_trainings(
     epoch_pixels = whole.epoch_pixels
     usual = epoch_pixels / sum(batch.pictures for batch in whole.batches)
     trials = ModeTrials(
-        trial=trial,
+        store=trial.store,
+        views=trial.views,
         batches=choose_batches(
             whole.batches, trial.keys, most_pictures=most_pictures(tried.cost.seconds * usual)
         ),

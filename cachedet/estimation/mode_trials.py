@@ -19,7 +19,6 @@ from cachedet.estimation.sample import (
     spread_batches,
 )
 from cachedet.estimation.steps import Mode, StepJob, StepTrial, TrialFailedError, measure_steps
-from cachedet.estimation.trial import Trial
 from cachedet.structures import SizeHW
 
 _BATCHES = 8  # that stand for an epoch
@@ -52,7 +51,8 @@ class ModeTrials:
     """How the modes are tried.
 
     Attributes:
-        trial: the store.
+        store: the trial store.
+        views: that are whole in it.
         batches: on which.
         config: of the heads.
         images: folder of the pictures.
@@ -62,7 +62,8 @@ class ModeTrials:
         steps: takes the steps of a job; in a process of its own.
     """
 
-    trial: Trial
+    store: Path
+    views: tuple[str, ...]
     batches: TrialBatches
     config: TrainConfig
     images: Path
@@ -98,11 +99,11 @@ class ModeTrials:
 
     def _job(self, mode: Mode, residency: str) -> StepJob:
         config = self.config if mode == "cached" else plain_heads(self.config)
-        changes = {"views": self.trial.views, "residency": residency}
+        changes = {"views": self.views, "residency": residency}
         return StepJob(
             mode=mode,
             config=config.model_copy(update=changes),
-            store=self.trial.store,
+            store=self.store,
             images=self.images,
             weights=self.weights,
             warm_up=(self.batches.warm_up,),

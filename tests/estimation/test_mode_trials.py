@@ -18,7 +18,6 @@ from cachedet.estimation.mode_trials import (
 )
 from cachedet.estimation.sample import BatchShape
 from cachedet.estimation.steps import StepJob, StepTrial, TrialFailedError
-from cachedet.estimation.trial import Trial
 
 HELD = {
     (32, 32): np.array([[0, 0], [0, 1], [1, 0]]),
@@ -66,15 +65,13 @@ def test_memory_of_the_whole_batch() -> None:
 
 
 def trials(steps: Any) -> ModeTrials:
-    trial = Trial.__new__(Trial)
-    object.__setattr__(trial, "views", ("base",))
-    object.__setattr__(trial, "store", Path("trial.zarr"))
     batches = choose_batches(EPOCH, HELD, most_pictures=100)
     config = TrainConfig.model_validate(
         {"augment": {"flip": 0.5}, "trainable": "classifier", "init_from": "x"}
     )
     return ModeTrials(
-        trial=trial,
+        store=Path("trial.zarr"),
+        views=("base",),
         batches=batches,
         config=config,
         images=Path("images"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -85,9 +87,8 @@ def test_gradients_are_accumulated(tiny: Any) -> None:
     assert trainer.step == 1
 
 
-@pytest.mark.parametrize("mode", ["cached", "tuned"])
-def test_in_a_process_of_its_own(tiny: Any, mode: str) -> None:
-    found = measure_steps(job_of(tiny, mode=mode))
+def test_in_a_process_of_its_own(tiny: Any) -> None:
+    found = measure_steps(job_of(tiny, mode="tuned"))
     assert len(found.numbers) >= 1
     assert found.ram_nbytes > 50e6
     assert active_children() == []
@@ -116,9 +117,6 @@ def test_a_process_that_is_killed_had_too_little_memory(tiny: Any) -> None:
 
 
 def test_the_cached_process_needs_no_backbone() -> None:
-    import subprocess
-    import sys
-
     script = (
         "import sys, cachedet.estimation.steps\n"
         "assert not any(n.split('.')[0] == 'timm' for n in sys.modules)\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,6 @@ def test_what_it_reports(
     tiny: Any, dataset: CocoDataset, backbone: FrozenBackbone, tmp_path: Path
 ) -> None:
     found = write(tiny, dataset, backbone, tmp_path)
-    shards = [path for path in found.store.rglob("c/*") if path.is_file()]
     shards = [path for path in found.store.rglob("*") if path.is_file() and "/c/" in str(path)]
     assert found.nbytes == sum(path.stat().st_size for path in shards)
     assert 0.1 < found.stored_share < 1.0
@@ -124,8 +124,6 @@ def test_fitting_is_what_extract_does(
 def test_a_bad_picture_in_the_sample(
     tiny: Any, dataset: CocoDataset, backbone: FrozenBackbone, tmp_path: Path
 ) -> None:
-    import shutil
-
     images = tmp_path / "images"
     shutil.copytree(dataset.images, images)
     name = dataset.truth.file_names[2]

@@ -23,9 +23,13 @@ def test_it_lies_beside_the_store_and_is_removed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError])
 def test_it_is_removed_after_an_error(tmp_path: Path, kind: type[BaseException]) -> None:
-    with pytest.raises(kind), trial_folder(tmp_path / "train.zarr") as folder:
-        (folder / "file").write_text("x")
-        raise kind
+    def fill_and_fail() -> None:
+        with trial_folder(tmp_path / "train.zarr") as folder:
+            (folder / "file").write_text("x")
+            raise kind
+
+    with pytest.raises(kind):
+        fill_and_fail()
     assert list(tmp_path.iterdir()) == []
 
 
