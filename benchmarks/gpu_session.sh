@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # What is done with a lent GPU machine that has no network and is bare at the start.
 #
-#   bash benchmarks/gpu_session.sh check             tests on the GPU and on its Python, < 150 s
-#   bash benchmarks/gpu_session.sh measure SECONDS   the jobs listed below, stopped after SECONDS
+#   bash benchmarks/gpu_session.sh check              tests on the GPU and on its Python, < 150 s
+#   bash benchmarks/gpu_session.sh alone SECONDS      the timings listed below, one after the other
+#   bash benchmarks/gpu_session.sh together SECONDS   the trainings listed below, many at once
 #
 # Run it in the root of a checkout, in which lie
 #   .whl/        wheels of what the machine's Python lacks; they are installed into /tmp/site
 #   .gpu/data/   data sets, each with images/, train.json and val.json
-# Everything is written under $OUT (default: gpu-session): logs of `check` as they are, what
-# `measure` made in one archive, measure.tar.gz, without stores and weights. Only `check` fails
-# where something failed; of `measure` jobs.txt says how each job ended.
+# Everything is written under $OUT (default: gpu-session): logs of `check` as they are, what the
+# others made in one archive, PHASE.tar.gz, without stores and weights. Only `check` fails where
+# something failed; of the others jobs.txt says how each job ended.
 set -uo pipefail
 
-PHASE=${1:?check or measure}
+PHASE=${1:?check, alone or together}
 LIMIT=${2:-400}
 OUT=$(mkdir -p "${OUT:-gpu-session}" && cd "${OUT:-gpu-session}" && pwd)
 ROOT=$PWD
@@ -71,24 +72,29 @@ check() {
 
 # --- what is measured: edit these lists -----------------------------------------------------
 # name | most seconds | command; stores and files lie under $WORK, and commands see $PYTHON,
-# $DEVICE, $DATA and $WORK. First those that are timed, one after the other on a quiet machine,
-# then those whose scores count, AT_ONCE at a time (their seconds are those of a shared GPU).
-AT_ONCE=6
+# $DEVICE, $DATA and $WORK. TOGETHER: the scores count, their seconds are those of a shared GPU.
+AT_ONCE=15
+PICTURES='--images $DATA/bccd/images --annotations $DATA/bccd/train.json'
 BCCD='--images $DATA/bccd/images --train $WORK/bccd-train.zarr --val $WORK/bccd-val.zarr'
-STORES='--train $WORK/bccd-train.zarr --val $WORK/bccd-val.zarr'
+BASE='--config configs/retinanet_fpn.yaml --image-size 640 --pictures 96 --batch 16 --steps 6 --rounds 2'
 ALONE=(
-    'heads|40|$PYTHON benchmarks/heads.py --device $DEVICE --batch 4 --rounds 20'
-    'against_live|150|$PYTHON benchmarks/against_live.py --device $DEVICE --images $DATA/bccd/images --annotations $DATA/bccd/train.json --out $WORK/against --pictures 128 --batch 16 --steps 8'
-    'extraction|60|$PYTHON benchmarks/extraction.py --device $DEVICE --images $DATA/bccd/images --annotations $DATA/bccd/train.json --out $WORK'
-    'stall|60|$PYTHON benchmarks/stall.py --device $DEVICE --store $WORK/bccd-train.zarr --residencies stream,ram,device --steps 30 --pairs 3'
-    "torchvision|60|\$PYTHON benchmarks/torchvision_faster_rcnn.py --device \$DEVICE $BCCD --out \$WORK/torchvision --steps 12"
+    'heads_tiny|40|$PYTHON benchmarks/heads.py --device $DEVICE --batch 4 --rounds 12'
+    "against_tiny|110|\$PYTHON benchmarks/against_live.py --device \$DEVICE $PICTURES --out \$WORK/against --pictures 96 --batch 16 --steps 6 --rounds 2 --backbones tf_efficientnet_lite0,resnet50,convnext_base"
+    "against_base|80|\$PYTHON benchmarks/against_live.py --device \$DEVICE $PICTURES --out \$WORK/base $BASE --backbones resnet50,convnext_base"
+    "extraction|40|\$PYTHON benchmarks/extraction.py --device \$DEVICE $PICTURES --out \$WORK"
+    "torchvision|40|\$PYTHON benchmarks/torchvision_faster_rcnn.py --device \$DEVICE $BCCD --out \$WORK/torchvision --steps 12"
+    'stall|40|$PYTHON benchmarks/stall.py --device $DEVICE --store $WORK/bccd-train.zarr --residencies stream,ram,device --steps 30 --pairs 2'
+    "extraction_fp32|40|NVIDIA_TF32_OVERRIDE=0 \$PYTHON benchmarks/extraction.py --device \$DEVICE $PICTURES --out \$WORK"
+    'heads_base|40|$PYTHON benchmarks/heads.py --device $DEVICE --batch 8 --rounds 5 --size 640x640 --features C3:512:8,C4:1024:16,C5:2048:32 --configs configs/retinanet_fpn.yaml,configs/faster_rcnn_fpn.yaml,configs/cascade_rcnn_nasfpn.yaml'
 )
-TOGETHER=(
-    "ablation_cached|200|\$PYTHON benchmarks/ablation.py --device \$DEVICE $BCCD --out \$WORK/ablation --epochs 20 --only 'none,cached flip,jitter 2'"
-    "ablation_live|200|\$PYTHON benchmarks/ablation.py --device \$DEVICE $BCCD --out \$WORK/ablation --epochs 20 --only 'live flip,live jitter'"
-    "table_retinanet|200|\$PYTHON benchmarks/detector_table.py --device \$DEVICE $STORES --out \$WORK/table --epochs 12 --configs configs/retinanet_fpn_tiny.yaml,configs/retinanet_nasfpn_tiny.yaml"
-    "table_cascade|200|\$PYTHON benchmarks/detector_table.py --device \$DEVICE $STORES --out \$WORK/table --epochs 12 --configs configs/cascade_rcnn_fpn_tiny.yaml,configs/cascade_rcnn_nasfpn_tiny.yaml"
-)
+TOGETHER=()
+for seed in 0 1 2; do
+    TOGETHER+=("torchvision_$seed|330|\$PYTHON benchmarks/torchvision_faster_rcnn.py --device \$DEVICE $BCCD --out \$WORK/torchvision-$seed --steps 2 --epochs 10 --seed $seed")
+    for run in bccd:retinanet_fpn:10 bccd:cascade_rcnn_nasfpn:8 kangaroo:retinanet_fpn:16 kangaroo:cascade_rcnn_nasfpn:12; do
+        IFS=: read -r data heads epochs <<<"$run"
+        TOGETHER+=("$data-$heads-$seed|330|\$PYTHON -m cachedet compare configs/${heads}_tiny.yaml --images \$DATA/$data/images --annotations \$DATA/$data/train.json --val-annotations \$DATA/$data/val.json --on-bad-image skip --image-size 384 --epochs $epochs --seeds $seed --set eval_every=2 --device \$DEVICE --out \$WORK/compare/$data-$heads-$seed")
+    done
+done
 # ---------------------------------------------------------------------------------------------
 
 make_stores() {
@@ -116,22 +122,29 @@ run_job() {
 }
 
 pack() {
-    tar -czf "$OUT/measure.tar.gz" -C "$WORK" --exclude='*.zarr' --exclude=weights --exclude='*.pt' .
-    ls -l "$OUT/measure.tar.gz"
+    tar -czf "$OUT/$PHASE.tar.gz" -C "$WORK" --exclude='*.zarr' --exclude=weights --exclude='*.pt' .
+    ls -l "$OUT/$PHASE.tar.gz"
+}
+
+alone() {
+    local job
+    for job in "${ALONE[@]}"; do run_job "$job"; done
+}
+
+together() {
+    local job
+    for job in "${TOGETHER[@]}"; do
+        while (($(jobs -rp | wc -l) >= AT_ONCE)); do wait -n; done
+        OMP_NUM_THREADS=1 run_job "$job" &
+    done
+    wait
 }
 
 measure() {
-    mkdir -p "$WORK" "$WORK/against"
+    mkdir -p "$WORK/against" "$WORK/base" "$WORK/compare"
     print_facts >"$WORK/facts.txt" 2>&1
     make_stores
-    local job
-    for job in "${ALONE[@]}"; do run_job "$job"; done
-    pack # should the rest be cut short
-    for job in "${TOGETHER[@]}"; do
-        while (($(jobs -rp | wc -l) >= AT_ONCE)); do wait -n; done
-        OMP_NUM_THREADS=2 run_job "$job" &
-    done
-    wait
+    "$PHASE"
     cat "$WORK/jobs.txt"
     pack
 }
@@ -139,6 +152,6 @@ measure() {
 install_wheels
 case $PHASE in
     check) check ;;
-    measure) measure ;;
-    *) echo "expected check or measure, got $PHASE" >&2 && exit 2 ;;
+    alone | together) measure ;;
+    *) echo "expected check, alone or together, got $PHASE" >&2 && exit 2 ;;
 esac

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
@@ -21,7 +20,7 @@ from cachedet.estimation.forecast import Forecast, make_forecast
 from cachedet.estimation.measure import Estimated, Subject, measure
 from cachedet.estimation.measured import Measured
 from cachedet.estimation.probe import measure_backbone
-from cachedet.estimation.sample import count_pixels, padded_sizes
+from cachedet.estimation.sample import commonest_size, count_pixels, padded_sizes
 from cachedet.estimation.what_if import BackboneChange, WhatIf, apply_what_if
 from cachedet.extract import FIT_PICTURES, default_views, describe_extraction
 from cachedet.model import measure_model
@@ -197,9 +196,7 @@ def _usual_size(subject: Subject, spec: FeatureSpec) -> SizeHW:
         image_size=subject.extract.image_size,
         pad_multiple=multiple,
     )[0]
-    found, counts = np.unique(sizes, axis=0, return_counts=True)
-    height, width = found[int(np.argmax(counts))].tolist()
-    return height, width
+    return commonest_size(sizes)[0]
 
 
 def _values(backbone: FrozenBackbone) -> float:

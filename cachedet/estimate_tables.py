@@ -99,7 +99,7 @@ def _cells(mode: ModeForecast, *, has_device: bool) -> list[str]:
 def _summary(report: EstimateReport) -> list[str]:
     forecast = report.forecast
     lines = []
-    if forecast.gain is not None:
+    if forecast.gain is not None and forecast.limit is not None:
         lines.append(
             f"an epoch from the cache is {forecast.gain:.2f} times as fast as live; the limit "
             f"(B + H) / H is {forecast.limit:.2f}"

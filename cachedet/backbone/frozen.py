@@ -59,7 +59,8 @@ class FrozenBackbone(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Features:
         """(N, 3, H, W) normalised, sides multiples of `spec.pad_multiple` -> maps (N, C, h, w)."""
-        return self.name_maps(self.model(images), images)
+        with torch.autocast(images.device.type, enabled=False):  # as cached features are computed
+            return self.name_maps(self.model(images), images)
 
     def name_maps(self, maps: Sequence[Tensor], images: Tensor) -> Features:
         """What the network gave for `images`, by level. Raises BackboneError on other shapes."""

@@ -71,8 +71,7 @@ def compare(
 ) -> None:
     """The paper's experiment on your data: cached frozen, live frozen, fine-tuned and scratch.
 
-    Every cell (config x mode x seed) is trained alike and scored. Run again to go on; seeds, modes
-    and configs may be added. Ends in OUT/comparison.html.
+    Every cell (config x mode x seed) is trained alike. Run again to go on, or with more of them.
     """
     from cachedet.compare import ComparisonConfig
     from cachedet.compare import compare as run_compare

@@ -45,6 +45,7 @@ class Forecast:
         read_rate: that the disk gives.
         break_even: epochs after which the cache has paid for itself; None: never.
         limit: most that a cache can gain over the live frozen backbone, (B + H) / H.
+            None where H could not be measured.
         heads_share: H / (B + H).
         gain: what it gains, live over cached seconds; None where one of them could not be run.
     """
@@ -62,7 +63,7 @@ class Forecast:
     read_rate_needed: float | None
     read_rate: float
     break_even: float | None
-    limit: float
+    limit: float | None
     heads_share: float
     gain: float | None
 
@@ -118,9 +119,9 @@ def make_forecast(measured: Measured) -> Forecast:
     )
 
 
-def gain_limit(backbone: float, heads: float) -> float:
-    """(B + H) / H: most that leaving out the backbone can gain."""
-    return (backbone + heads) / heads
+def gain_limit(backbone: float, heads: float) -> float | None:
+    """(B + H) / H: most that leaving out the backbone can gain; None: H is not known."""
+    return (backbone + heads) / heads if heads > 0 else None
 
 
 def break_even(extraction: float, *, live: float | None, cached: float | None) -> float | None:

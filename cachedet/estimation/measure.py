@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cachedet.backbone.frozen import FrozenBackbone
@@ -31,6 +32,7 @@ from cachedet.estimation.probe import (
 )
 from cachedet.estimation.sample import (
     BatchShape,
+    commonest_size,
     count_pixels,
     epoch_batches,
     padded_sizes,
@@ -49,8 +51,9 @@ from cachedet.estimation.trial_folder import existing_folder, trial_folder
 from cachedet.progress import StageProgress
 from cachedet.store.codecs import make_codec
 from cachedet.store.manifest import Manifest
-from cachedet.structures import SizeHW
+from cachedet.store.space import cannot_write
 from cachedet.training.memory import free_memory, free_ram
+from cachedet.training.precision import choose_autocast
 
 _FIT_PICTURES = 12  # fewer than `extract` shows a codec
 _PROBE_PICTURES = 8
@@ -196,43 +199,52 @@ def _try_extraction(
     codec = subject.extract.codec
     figures = {
         name: codec_figures(
-            cost_of, whole.sizes, share=trial.stored_share if name == codec else cost_of.share
+            own, whole.sizes, share=trial.stored_share if name == codec else own.share
         )
-        for name, cost_of in codecs.items()
+        for name, own in codecs.items()
     }
-    nbytes = figures[codec].nbytes
-    arrays = whole.sizes.shape[0] * whole.sizes.shape[1] * len(subject.backbone.spec)
-    disk = measure_disk(
-        folder,
-        nbytes=round(nbytes),
-        piece=round(nbytes / arrays),
-        free=free_disk,
-        seconds=subject.seconds / 2,
-    )
+    disk = _try_disk(subject, whole, folder, round(figures[codec].nbytes), free_disk)
     return _Tried(sample=sample, fit=fit, cost=cost, trial=trial, figures=figures, disk=disk)
+
+
+def _try_disk(
+    subject: Subject, whole: Whole, folder: Path, nbytes: int, free_disk: int
+) -> DiskRates:
+    """With pieces as long as a stored map is on average. Raises StoreError."""
+    maps = whole.sizes[..., 0].size * len(subject.backbone.spec)
+    try:
+        return measure_disk(
+            folder, nbytes=nbytes, piece=nbytes // maps, free=free_disk, seconds=subject.seconds / 2
+        )
+    except OSError as error:
+        raise cannot_write(subject.extract.store, error) from error
 
 
 def _probe(subject: Subject, sample: Sample, fit: Fit) -> tuple[BackboneCost, dict[str, CodecCost]]:
     """On pictures of the size that is commonest in the sample."""
-    view = subject.views[0]
+    view, spec = subject.views[0], subject.backbone.spec
     sizes = padded_sizes(
         sample.truth,
         [view],
         image_size=subject.extract.image_size,
-        pad_multiple=subject.backbone.spec.pad_multiple,
+        pad_multiple=spec.pad_multiple,
     )[0]
-    buckets, numbers, counts = np.unique(sizes, axis=0, return_inverse=True, return_counts=True)
-    commonest = int(np.argmax(counts))
-    rows = np.flatnonzero(numbers.reshape(-1) == commonest)
-    count = min(_PROBE_PICTURES, subject.heads.schedule.batch_size, len(rows))
+    bucket, rows = commonest_size(sizes)
+    count = min(_PROBE_PICTURES, subject.heads.schedule.batch_size)
     device = next(subject.backbone.parameters()).device
-    images = sample_inputs(sample, rows[:count].tolist(), view=view.name, device=device)
-    cost, features = measure_backbone(subject.backbone, images)
-    bucket: SizeHW = (int(buckets[commonest][0]), int(buckets[commonest][1]))
-    codecs = measure_codecs(
-        features, fit, spec=subject.backbone.spec, bucket=bucket, codec=subject.extract.codec
-    )
-    return cost, codecs
+    images = sample_inputs(sample, rows[:count], view=view.name, device=device)
+    dtype = _live_dtype(subject, device)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        cost, features = measure_backbone(subject.backbone, images)
+    codec = subject.extract.codec
+    return cost, measure_codecs(features, fit, spec=spec, bucket=bucket, codec=codec)
+
+
+def _live_dtype(subject: Subject, device: torch.device) -> torch.dtype | None:
+    """What a live step computes the backbone in; None: float32."""
+    trains_on = choose_device(subject.heads.device)
+    dtype = choose_autocast(subject.heads.precision, trains_on)
+    return dtype if trains_on.type == device.type else None
 
 
 def _try_trainings(
@@ -254,26 +266,9 @@ def _try_trainings(
         epoch_pixels=epoch_pixels,
         seconds=subject.seconds,
     )
+    torch.cuda.empty_cache()  # for the processes of the trials; nothing without CUDA
     progress.advance(note=_PARTS[4])
-    figures = tried.figures[subject.extract.codec]
-    residency = expected_residency(
-        config.residency,
-        stored=figures.nbytes * whole.read_share,
-        unpacked=figures.unpacked * whole.read_share,
-        ram=free_ram(),
-        device=_free_device(subject),
-    )
-    reading = read_seconds(trial, choose_levels(config.detector, trial.manifest.spec).names)
-    cached, heads_seconds = trials.run(
-        "cached", residency=residency, step="heads", beside={"read": reading * epoch_pixels}
-    )
-    held = held_nbytes(
-        residency,
-        stored=trial.nbytes * whole.level_share,
-        unpacked=trial.unpacked * whole.level_share,
-        has_own_memory=_free_device(subject) is not None,
-    )
-    cached = replace(cached, memory=with_features(cached.memory, (-held[0], -held[1])))
+    cached, heads_seconds = _try_cached(subject, whole, tried, trials)
     decoding = trial.stages["decode"] * subject.extract.workers / _live_threads()
     beside = {"decode": decoding * epoch_pixels}
     progress.advance(note=_PARTS[5])
@@ -282,6 +277,34 @@ def _try_trainings(
     tuned, _ = trials.run("tuned", residency="stream", step="backbone and heads", beside=beside)
     progress.advance(note="")
     return {"cached": cached, "live": live, "tuned": tuned}, heads_seconds
+
+
+def _try_cached(
+    subject: Subject, whole: Whole, tried: _Tried, trials: ModeTrials
+) -> tuple[Training, float]:
+    """With features waiting where those of the real run will; their memory is taken off again."""
+    trial, figures = tried.trial, tried.figures[subject.extract.codec]
+    free_device = _free_device(subject)
+    residency = expected_residency(
+        subject.heads.residency,
+        stored=figures.nbytes * whole.read_share,
+        unpacked=figures.unpacked * whole.read_share,
+        ram=free_ram(),
+        device=free_device,
+    )
+    levels = choose_levels(subject.heads.detector, trial.manifest.spec).names
+    reading = read_seconds(trial, levels) * whole.epoch_pixels
+    cached, heads_seconds = trials.run(
+        "cached", residency=residency, step="heads", beside={"read": reading}
+    )
+    held = held_nbytes(
+        residency,
+        stored=trial.nbytes * whole.level_share,
+        unpacked=trial.unpacked * whole.level_share,
+        has_own_memory=free_device is not None,
+    )
+    memory = with_features(cached.memory, (-held[0], -held[1]))
+    return replace(cached, memory=memory), heads_seconds
 
 
 def _assemble(

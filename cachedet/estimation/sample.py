@@ -64,6 +64,13 @@ def count_pixels(sizes: NDArray[np.int64]) -> int:
     return int(sizes.prod(axis=2).sum())
 
 
+def commonest_size(sizes: NDArray[np.int64]) -> tuple[SizeHW, list[int]]:
+    """Of (N, 2) sizes the one that most rows have, and those rows."""
+    found, numbers, counts = np.unique(sizes, axis=0, return_inverse=True, return_counts=True)
+    place = int(np.argmax(counts))
+    return _as_size(found[place]), np.flatnonzero(numbers.reshape(-1) == place).tolist()
+
+
 def spread_rows(sizes: NDArray[np.int64], count: int) -> list[int]:
     """At most `count` rows, in order: small, usual and the largest pictures as often as they come.
 

@@ -70,22 +70,23 @@ class PictureLoader:
         self, plan: Sequence[NDArray[np.int64]], *, epoch: int = 0, skip: int = 0
     ) -> Iterator[Batch]:
         """See FeatureLoader."""
-        waiting: deque[tuple[list[tuple[int, str]], list[Future[Tensor]]]] = deque()
+        waiting: deque[Future[Batch]] = deque()
         workers = _decoding_threads()
-        decoders = ThreadPoolExecutor(
-            workers, "decode", initializer=give_way, initargs=(self._device.type,)
-        )
+        give_way_here = {"initializer": give_way, "initargs": (self._device.type,)}
+        decoders = ThreadPoolExecutor(workers, "decode", **give_way_here)
+        collector = ThreadPoolExecutor(1, "collect", **give_way_here)
         try:
             for keys in plan[skip:]:
                 pairs = [(int(row), self._name(int(view), epoch)) for view, row in keys]
                 jobs = [decoders.submit(self._inputs.load, row, view) for row, view in pairs]
-                waiting.append((pairs, jobs))
+                waiting.append(collector.submit(self._collect, pairs, jobs))
                 if len(waiting) > 1 + math.ceil(workers / len(pairs)):
-                    yield self._collect(*waiting.popleft())
+                    yield waiting.popleft().result()
             while waiting:
-                yield self._collect(*waiting.popleft())
+                yield waiting.popleft().result()
         finally:
             decoders.shutdown(cancel_futures=True)
+            collector.shutdown(cancel_futures=True)
 
     def _name(self, view: int, epoch: int) -> str:
         return fresh_view(self._views[view], epoch) if self._fresh else self._views[view]
@@ -93,7 +94,7 @@ class PictureLoader:
     def _collect(self, pairs: list[tuple[int, str]], jobs: list[Future[Tensor]]) -> Batch:
         pixels = torch.stack([job.result() for job in jobs])
         if self._device.type == "cuda":
-            pixels = pixels.pin_memory().to(self._device, non_blocking=True)
+            pixels = pixels.pin_memory()
         return Batch(
             features={PIXELS: pixels}, targets=[self._targets(row, view) for row, view in pairs]
         )

@@ -91,6 +91,16 @@ def test_break_even(live: float | None, cached: float, expected: float | None) -
 
 def test_limit_is_b_plus_h_over_h() -> None:
     assert gain_limit(0.13, 0.043) == pytest.approx(4.0233, abs=1e-4)
+    assert gain_limit(0.13, 0.0) is None
+
+
+def test_where_the_cached_mode_could_not_be_run(measured_of: Make) -> None:
+    measured = measured_of(heads_seconds=0.0)
+    failed = Training(phase=None, memory=None, failure="memory does not suffice")
+    trainings = {**measured.trainings, "cached": failed}
+    found = make_forecast(replace(measured, trainings=trainings))
+    assert (found.limit, found.gain, found.read_rate_needed) == (None, None, None)
+    assert found.modes["live"].seconds_per_epoch == 50.0
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from cachedet.data.views import parse_views
 from cachedet.errors import ConfigError
 from cachedet.estimation.sample import (
     BatchShape,
+    commonest_size,
     count_pixels,
     epoch_batches,
     keys_like,
@@ -43,6 +44,11 @@ def test_rows_are_spread_over_sizes_and_reach_the_largest() -> None:
     rows = spread_rows(sizes, 4)
     assert [sides[row] for row in rows] == [64, 64, 96, 32]
     assert rows == sorted(rows)
+
+
+def test_the_commonest_size() -> None:
+    sizes = np.array([[32, 64], [64, 64], [64, 32], [64, 64]])
+    assert commonest_size(sizes) == ((64, 64), [1, 3])
 
 
 def test_fewer_pictures_than_the_sample_are_all_taken() -> None:

@@ -77,7 +77,7 @@ ARCHIVES = {
         zip_of([("labels.npy", npy_of(header_of("(3,)", "[('a', '|O')]"), bytes(24)))]),
         "not plain numbers",
     ),
-    "deep header": (zip_of([("labels.npy", npy_of("(" * 5000))]), "EOF"),
+    "deep header": (zip_of([("labels.npy", npy_of("(" * 5000))]), "EOF|nested"),
     "long header": (zip_of([("labels.npy", npy_of("{" + "1," * 9000 + "}"))]), "EOF|max_header"),
     "no header": (zip_of([("labels.npy", b"")]), "reading magic string"),
     "name": (zip_of([("../labels.npy", LABELS)]), "entry '../labels.npy' does not belong there"),

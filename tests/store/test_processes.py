@@ -20,11 +20,14 @@ from cachedet.structures import FeatureSpec, LevelSpec, Truth
 # A child that waits for ever is killed by its alarm; status 14 is that alarm.
 FORK = """
 import threading
+import warnings
 import torch
 from zarr.storage import LocalStore
 from cachedet.errors import StoreError
 from cachedet.store.reader import FeatureStore
 torch.set_num_threads(1)
+# From Python 3.12 on; being read from by threads during the fork is what is tested.
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 
 def in_a_child(work):
     child = os.fork()

@@ -1,0 +1,176 @@
+"""`estimate`, then the same extraction and training: one pass over eight pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cachedet.backbone.frozen import load_backbone
+from cachedet.cli import app
+from cachedet.config import TrainConfig
+from cachedet.estimate import EstimateReport, change_measured, estimate, open_subject
+from cachedet.estimate_tables import print_estimate
+from cachedet.estimation.forecast import make_forecast
+from cachedet.estimation.what_if import parse_what_if
+from cachedet.extract import extract
+from cachedet.train import train
+
+HEADS = TrainConfig.model_validate(
+    {
+        "detector": {
+            "kind": "retinanet",
+            "neck": {"kind": "fpn", "channels": 16},
+            "num_convs": 1,
+        },
+        "schedule": {"epochs": 1, "batch_size": 3, "optimizer": "adamw", "lr": 1e-4},
+        "device": "cpu",
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("estimate")
+
+
+@pytest.fixture(scope="module")
+def report(tiny: Any, folder: Path) -> EstimateReport:
+    config = tiny.extract_config(folder / "train.zarr", codec="int8+zstd")
+    return estimate(config, HEADS, seconds=0.3)
+
+
+def test_nothing_stays_but_the_prediction(report: EstimateReport, folder: Path) -> None:
+    assert [path.name for path in folder.iterdir()] == ["train.zarr.estimate.json"]
+    assert report.prediction == folder / "train.zarr.estimate.json"
+
+
+def test_every_figure_is_there(report: EstimateReport) -> None:
+    assert report.sample == 8  # fewer pictures than the sample
+    forecast = report.forecast
+    assert set(forecast.modes) == {"cached", "live", "tuned"}
+    for mode in forecast.modes.values():
+        assert mode.failure == ""
+        assert mode.seconds_per_epoch is not None
+        assert mode.seconds_per_epoch > 0
+        assert mode.ram is not None
+        assert mode.ram > 50e6
+    assert forecast.limit is not None
+    assert forecast.limit > 1
+    assert forecast.residency == "ram"
+    assert forecast.extract_seconds > 0
+    assert json.loads(json.dumps(report.to_json()))["forecast"]["nbytes"] == forecast.nbytes
+
+
+def test_what_a_person_reads(report: EstimateReport, capsys: pytest.CaptureFixture[str]) -> None:
+    print_estimate(report, heads="small")
+    shown = capsys.readouterr().out
+    for words in ("8 pictures in 2 views", "int8+zstd (asked for)", "live frozen", "(B + H) / H"):
+        assert words in shown
+    assert "what if" not in shown
+
+
+def test_extract_and_train_heads_compare_with_it(
+    report: EstimateReport, tiny: Any, folder: Path
+) -> None:
+    config = tiny.extract_config(folder / "train.zarr", codec="int8+zstd")
+    written = extract(config)
+    assert set(written.predicted) == {"bytes", "extraction seconds"}
+    size = written.predicted["bytes"]
+    assert size["predicted"] == report.forecast.nbytes
+    assert size["actual"] == written.nbytes_written
+    assert size["predicted"] == pytest.approx(size["actual"], rel=0.05)
+    assert extract(config).predicted == {}  # nothing was written this time
+    done = train(HEADS, train_store=folder / "train.zarr", run=folder / "run")
+    assert set(done.predicted) == {"seconds per epoch", "peak memory"}
+    assert json.loads(json.dumps(done.to_json()))["predicted"] == done.predicted
+    other = HEADS.model_copy(update={"seed": 1, "precision": "bf16"})
+    assert train(other, train_store=folder / "train.zarr", run=folder / "other").predicted == {}
+
+
+@pytest.fixture
+def options(tiny: Any, tmp_path: Path) -> list[str]:
+    return [
+        "estimate",
+        *("--images", str(tiny.paths.images), "--annotations", str(tiny.paths.train)),
+        *("--store", str(tmp_path / "x.zarr"), "--image-size", "128", "--device", "cpu"),
+        *("--backbone", "test_resnet", "--weights", str(tiny.weights)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--what-if", "imge-size=800"], "unknown name 'imge-size'; nearest: 'image-size'"),
+        (["--what-if", "disk=quick"], "--what-if disk: expected a number such as 500MB/s"),
+        (["--codec", "int9"], "unknown codec 'int9'; nearest: 'int8'"),
+        (["--views", "base,base"], "each view once"),
+        (["--set", "views=[hflop]"], "has no 'hflop'; nearest: 'hflip'"),
+        (["--store", "s3://bucket/x"], "`cachedet estimate` needs a local folder"),
+    ],
+)
+def test_bad_input_is_one_message(options: list[str], more: list[str], message: str) -> None:
+    done = CliRunner().invoke(app, [*options, *more])
+    assert done.exit_code == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs /proc")
+def test_a_place_that_cannot_be_written(options: list[str]) -> None:
+    done = CliRunner().invoke(app, [*options, "--store", "/proc/x.zarr"])
+    assert done.exit_code == 1
+    assert "nothing can be written in /proc" in done.stderr
+
+
+def test_ctrl_c_leaves_nothing_behind(options: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cachedet", *options, "--seconds", "60"]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob(".*/trial.zarr/commits/*.json")):
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.5)  # into the trials of training
+        os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_what_if_is_arithmetic(
+    report: EstimateReport, tiny: Any, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twice the side is four times the pixels; both backbones are timed on the same noise."""
+    text = "image-size=256,backbone=test_efficientnet,device-flops=1T,disk=1GB/s"
+    change = parse_what_if(text)
+    subject = open_subject(report.extract, HEADS, 8, 0.1)
+    measured = change_measured(report.measured, subject, change)
+    assert measured.disk.read == 1e9
+    own, other = (
+        load_backbone(f"test_{n}", weights="none").spec for n in ("resnet", "efficientnet")
+    )
+    values = [sum(level.channels / level.stride**2 for level in spec) for spec in (own, other)]
+    factor = 4 * values[1] / values[0]
+    assert measured.stored.nbytes == pytest.approx(report.measured.stored.nbytes * factor)
+    forecast = make_forecast(measured)
+    print_estimate(
+        replace(report, measured=measured, forecast=forecast, what_if=change.to_json()),
+        heads="small",
+    )
+    shown = capsys.readouterr().out
+    assert "what if image-size=256, backbone=test_efficientnet" in shown
+    assert "arithmetic on what was measured here" in shown
+    assert "unknown" in shown  # its memory
