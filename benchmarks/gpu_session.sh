@@ -75,6 +75,7 @@ check() {
 # $DEVICE, $DATA and $WORK. TOGETHER: the scores count, their seconds are those of a shared GPU.
 AT_ONCE=15
 PICTURES='--images $DATA/bccd/images --annotations $DATA/bccd/train.json'
+FEATURES='--images $DATA/bccd/images --train $WORK/features/bccd/train.zarr --val $WORK/features/bccd/val.zarr'
 BCCD='--images $DATA/bccd/images --train $WORK/bccd-train.zarr --val $WORK/bccd-val.zarr'
 BASE='--config configs/retinanet_fpn.yaml --image-size 640 --pictures 96 --batch 16 --steps 6 --rounds 2'
 ALONE=(
@@ -89,11 +90,11 @@ ALONE=(
 )
 TOGETHER=()
 for seed in 0 1 2; do
-    TOGETHER+=("torchvision_$seed|330|\$PYTHON benchmarks/torchvision_faster_rcnn.py --device \$DEVICE $BCCD --out \$WORK/torchvision-$seed --steps 2 --epochs 10 --seed $seed")
-    for run in bccd:retinanet_fpn:10 bccd:cascade_rcnn_nasfpn:8 kangaroo:retinanet_fpn:16 kangaroo:cascade_rcnn_nasfpn:12; do
+    for run in bccd:cascade_rcnn_nasfpn:6 kangaroo:cascade_rcnn_nasfpn:10 bccd:retinanet_fpn:10 kangaroo:retinanet_fpn:12; do
         IFS=: read -r data heads epochs <<<"$run"
-        TOGETHER+=("$data-$heads-$seed|330|\$PYTHON -m cachedet compare configs/${heads}_tiny.yaml --images \$DATA/$data/images --annotations \$DATA/$data/train.json --val-annotations \$DATA/$data/val.json --on-bad-image skip --image-size 384 --epochs $epochs --seeds $seed --set eval_every=2 --device \$DEVICE --out \$WORK/compare/$data-$heads-$seed")
+        TOGETHER+=("$data-$heads-$seed|400|mkdir -p \$WORK/compare/$data-$heads-$seed && cp -r \$WORK/features/$data \$WORK/compare/$data-$heads-$seed/features && \$PYTHON -m cachedet compare configs/${heads}_tiny.yaml --images \$DATA/$data/images --annotations \$DATA/$data/train.json --val-annotations \$DATA/$data/val.json --on-bad-image skip --image-size 384 --epochs $epochs --seeds $seed --modes cached,tuned,live,scratch --set eval_every=3 --device \$DEVICE --workers 4 --out \$WORK/compare/$data-$heads-$seed")
     done
+    TOGETHER+=("torchvision_$seed|400|\$PYTHON benchmarks/torchvision_faster_rcnn.py --device \$DEVICE $FEATURES --out \$WORK/torchvision-$seed --steps 2 --epochs 10 --seed $seed")
 done
 # ---------------------------------------------------------------------------------------------
 
@@ -128,11 +129,31 @@ pack() {
 
 alone() {
     local job
+    make_stores
     for job in "${ALONE[@]}"; do run_job "$job"; done
+}
+
+# One extraction for all comparisons of a data set; its seconds are those of four at a time.
+make_features() {
+    local data split views
+    for data in bccd kangaroo; do
+        mkdir -p "$WORK/features/$data"
+        for split in train val; do
+            views=base
+            [ "$split" = train ] && views=base,hflip,jitter=2:0.5-1.5
+            run_job "extract_${data}_$split|90|\$PYTHON -m cachedet extract --images \$DATA/$data/images --annotations \$DATA/$data/$split.json --store \$WORK/features/$data/$split.zarr --image-size 384 --views $views --device \$DEVICE --on-bad-image skip --workers 4 --json" &
+        done
+    done
+    wait
+    for data in bccd kangaroo; do
+        "$PYTHON" -c 'import json, sys; print(json.dumps({"train": json.load(sys.stdin)["seconds"]}))' \
+            <"$WORK/extract_${data}_train.json" >"$WORK/features/$data/seconds.json"
+    done
 }
 
 together() {
     local job
+    make_features
     for job in "${TOGETHER[@]}"; do
         while (($(jobs -rp | wc -l) >= AT_ONCE)); do wait -n; done
         OMP_NUM_THREADS=1 run_job "$job" &
@@ -143,7 +164,6 @@ together() {
 measure() {
     mkdir -p "$WORK/against" "$WORK/base" "$WORK/compare"
     print_facts >"$WORK/facts.txt" 2>&1
-    make_stores
     "$PHASE"
     cat "$WORK/jobs.txt"
     pack

@@ -28,7 +28,7 @@ from cachedet.structures import FeatureSpec, SizeHW
 from cachedet.training.predictions import Prediction, describe_store, describe_training
 
 SAMPLE = 32  # pictures
-SECONDS = 9.0  # of each trial
+SECONDS = 8.0  # of each trial
 DEFAULT_HEADS = Path(__file__).with_name("demo.yaml")  # lean, and there in every installation
 _NOISE_PICTURES = 4
 

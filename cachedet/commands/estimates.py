@@ -51,7 +51,7 @@ def estimate(
     sample: Annotated[int, typer.Option(min=2, help="Pictures to try.")] = 32,
     seconds: Annotated[
         float, typer.Option(min=0.1, help="Of each trial, about; more is more exact.")
-    ] = 9.0,
+    ] = 8.0,
     what_if: Annotated[
         str,
         typer.Option(

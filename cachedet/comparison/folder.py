@@ -122,9 +122,10 @@ class ComparisonFolder:
             ) from error
 
     def _require_empty(self) -> None:
+        """Apart from stores put there before, which extraction checks."""
         own = {"features", self._lock.name}
         others = sorted(path.name for path in self.root.iterdir() if path.name not in own)
-        if others or any((self.root / "features").iterdir()):
+        if others:
             raise InputError(
                 f"{self.root} holds other things than a comparison ({', '.join(others[:3])}); "
                 "choose another --out"

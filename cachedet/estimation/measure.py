@@ -15,7 +15,7 @@ from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.config import ExtractConfig, TrainConfig
 from cachedet.data.coco import CocoDataset
 from cachedet.data.views import View
-from cachedet.detector.build import choose_levels
+from cachedet.detector.build import build_detector, choose_levels
 from cachedet.device import choose_device, usable_cores
 from cachedet.estimation.disk import DiskRates, measure_disk
 from cachedet.estimation.forecast import expected_residency, held_nbytes, with_features
@@ -152,8 +152,13 @@ def measure(subject: Subject) -> Estimated:
 
 
 def look_at_all(subject: Subject) -> Whole:
-    """Sizes and batches of all pictures; no file is opened. Raises ConfigError."""
+    """Sizes and batches of all pictures; no file is opened.
+
+    Raises ConfigError where the heads cannot work on these features, or not on these views.
+    """
     spec, truth = subject.backbone.spec, subject.dataset.truth
+    with torch.device("meta"):  # before anything is tried
+        build_detector(subject.heads.detector, spec=spec, num_classes=len(truth.categories))
     sizes = padded_sizes(
         truth,
         subject.views,

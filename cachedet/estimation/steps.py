@@ -19,9 +19,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
-from cachedet.config import TrainConfig
+from cachedet.config import EvalConfig, TrainConfig
 from cachedet.errors import CachedetError
 from cachedet.estimation.sample import Keys
 from cachedet.store.reader import FeatureStore
@@ -63,7 +64,7 @@ class StepTrial:
     seconds: float  # of these steps, waiting included
     waiting: float  # of those, in which the batch was not there yet
     resting_nbytes: int  # RAM before the first step
-    ram_nbytes: int  # most RAM
+    ram_nbytes: int  # most RAM, a batch of a validation included
     device_nbytes: int | None  # most memory of tensors on an accelerator
 
 
@@ -121,6 +122,7 @@ def time_steps(trainer: Trainer, loader: BatchLoader, job: StepJob) -> StepTrial
         if seconds > (job.seconds if is_round else 2 * job.seconds):
             break
     _close(batches)
+    _detect_once(trainer, loader, job.warm_up[0])
     return StepTrial(
         numbers=tuple(numbers),
         seconds=seconds,
@@ -137,6 +139,16 @@ def _step(trainer: Trainer, batch: Batch, place: int, accumulate: int) -> None:
         trainer.finish_step()
     if trainer.device.type == "cuda":
         torch.cuda.synchronize(trainer.device)
+
+
+@torch.no_grad()
+def _detect_once(trainer: Trainer, loader: BatchLoader, keys: Keys) -> None:
+    """As a validation does, which takes more memory than small steps; nobody times it."""
+    detector = trainer.detector.eval()
+    as_many = keys[np.arange(EvalConfig().batch_size) % len(keys)]
+    for batch in loader.read_ahead([as_many]):
+        own = batch.to(trainer.device)
+        detector.detect(own.features, sizes_hw=own.sizes_hw, image_ids=own.image_ids)
 
 
 def _close(batches: Iterator[Batch]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -114,6 +115,7 @@ def options(tiny: Any, tmp_path: Path) -> list[str]:
         (["--what-if", "disk=quick"], "--what-if disk: expected a number such as 500MB/s"),
         (["--codec", "int9"], "unknown codec 'int9'; nearest: 'int8'"),
         (["--views", "base,base"], "each view once"),
+        (["--set", "detector.levels=[C9]"], "detector.levels asks for 'C9', the store holds C3"),
         (["--set", "views=[hflop]"], "has no 'hflop'; nearest: 'hflip'"),
         (["--store", "s3://bucket/x"], "`cachedet estimate` needs a local folder"),
     ],
@@ -153,7 +155,7 @@ def test_ctrl_c_leaves_nothing_behind(options: list[str], tmp_path: Path) -> Non
 def test_a_what_if_is_arithmetic(
     report: EstimateReport, tiny: Any, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Twice the side is four times the pixels; both backbones are timed on the same noise."""
+    """Bytes go with padded pixels and values a pixel; both backbones are timed on one noise."""
     text = "image-size=256,backbone=test_efficientnet,device-flops=1T,disk=1GB/s"
     change = parse_what_if(text)
     subject = open_subject(report.extract, HEADS, 8, 0.1)
@@ -163,7 +165,12 @@ def test_a_what_if_is_arithmetic(
         load_backbone(f"test_{n}", weights="none").spec for n in ("resnet", "efficientnet")
     )
     values = [sum(level.channels / level.stride**2 for level in spec) for spec in (own, other)]
-    factor = 4 * values[1] / values[0]
+    sizes = subject.dataset.truth.sizes_hw.tolist()
+    pixels = [
+        sum(math.prod(-(-round(a * side / max(size)) // 32) * 32 for a in size) for size in sizes)
+        for side in (128, 256)
+    ]
+    factor = pixels[1] / pixels[0] * values[1] / values[0]
     assert measured.stored.nbytes == pytest.approx(report.measured.stored.nbytes * factor)
     forecast = make_forecast(measured)
     print_estimate(
