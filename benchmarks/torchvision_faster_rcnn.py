@@ -88,8 +88,12 @@ def main() -> None:
     rig = Rig(store, options.images, choose_device(options.device))
     result: dict[str, Any] = {"seconds_per_picture": rig.time_steps(options.steps)}
     if options.epochs:
-        result["torchvision"] = rig.train_torchvision(options)
-        result["cachedet"] = train_ours(options)
+        ways = {"torchvision": rig.train_torchvision, "cachedet": train_ours}
+        for name, train_one in ways.items():
+            result[name] = train_one(options)
+            print(
+                json.dumps({name: result[name]}), file=sys.stderr
+            )  # hours: kept if the next fails
     print(
         json.dumps(
             {

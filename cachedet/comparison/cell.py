@@ -14,7 +14,6 @@ from cachedet.evaluation.plots import plot_training
 from cachedet.live.rigs import BackboneTraining, Rig, make_rig
 from cachedet.store.manifest import Manifest
 from cachedet.store.reader import FeatureStore
-from cachedet.training.loader import make_planner
 from cachedet.training.optimizer import count_trained
 from cachedet.training.run_folder import RunFolder
 from cachedet.training.sampling import resolve_views
@@ -137,7 +136,7 @@ def _plan(task: CellTask, config: TrainConfig, store: FeatureStore) -> StepPlan:
         seconds = time_left(seconds, spent=task.extraction_seconds)
     return plan_steps(
         config,
-        make_planner(config, store),
+        store,
         lambda: _rig(task, config, store, total_steps=1000),
         seconds=seconds,
     )

@@ -9,12 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cachedet.comparison.trial import try_steps
 from cachedet.config import TrainConfig
 from cachedet.errors import InputError
 from cachedet.live.rigs import Rig
 from cachedet.store.durable import encode_json, write_durably
-from cachedet.training.loader import BatchLoader
+from cachedet.store.reader import FeatureStore
+from cachedet.training.loader import FeatureLoader, make_planner
+from cachedet.training.sampling import resolve_views
 from cachedet.training.session import SessionReport
 
 _TRIAL_SHARE = 0.03  # of the budget, for the steps that tell how many fit into it
@@ -77,16 +82,17 @@ class Spent:
 
 
 def plan_steps(
-    config: TrainConfig, planner: BatchLoader, make: Callable[[], Rig], *, seconds: float | None
+    config: TrainConfig, store: FeatureStore, make: Callable[[], Rig], *, seconds: float | None
 ) -> StepPlan:
     """As many steps as fit into `seconds` by a trial, else those of the config's epochs.
 
     Args:
         config: of the cell.
-        planner: of its batches.
+        store: of the training pictures.
         make: the rig of the cell, to be thrown away.
         seconds: to train; None: the config's epochs.
     """
+    planner = make_planner(config, store)
     trial_seconds = 0.0 if seconds is None else min(_TRIAL_SHARE * seconds, _LONGEST_TRIAL)
     trial = try_steps(make, seconds=trial_seconds)
 
@@ -101,8 +107,24 @@ def plan_steps(
         steps=steps,
         steps_per_epoch=steps_of(0),
         is_cut=seconds is not None,
-        step_flops=trial.step_flops,
+        step_flops=round(trial.step_flops * _mean_to_first_area(planner, config, store)),
     )
+
+
+def _mean_to_first_area(planner: FeatureLoader, config: TrainConfig, store: FeatureStore) -> float:
+    """Padded pixels of a picture of the first epoch, over those of its first batch.
+
+    The trial counts that batch, and what convolutions compute grows with the pixels.
+    """
+    views = tuple(resolve_views(config.views, held=store.manifest.views, where=store.location))
+
+    def area_of(keys: NDArray[np.int64]) -> int:
+        view, row = keys[0]
+        return math.prod(store.geometry(int(row), views[int(view)]).padded_hw)
+
+    plan = planner.plan(0)
+    pictures = sum(len(keys) for keys in plan)
+    return sum(area_of(keys) * len(keys) for keys in plan) / pictures / area_of(plan[0])
 
 
 def time_left(budget: float, *, spent: float) -> float:

@@ -72,9 +72,10 @@ class PictureLoader:
         """See FeatureLoader."""
         waiting: deque[Future[Batch]] = deque()
         workers = _decoding_threads()
-        give_way_here = {"initializer": give_way, "initargs": (self._device.type,)}
-        decoders = ThreadPoolExecutor(workers, "decode", **give_way_here)
-        collector = ThreadPoolExecutor(1, "collect", **give_way_here)
+        decoders, collector = (
+            ThreadPoolExecutor(threads, name, initializer=give_way, initargs=(self._device.type,))
+            for threads, name in ((workers, "decode"), (1, "collect"))
+        )
         try:
             for keys in plan[skip:]:
                 pairs = [(int(row), self._name(int(view), epoch)) for view, row in keys]

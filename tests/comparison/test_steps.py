@@ -14,7 +14,6 @@ from cachedet.errors import InputError
 from cachedet.live.rigs import make_rig
 from cachedet.model import measure_model
 from cachedet.store.reader import FeatureStore
-from cachedet.training.loader import make_planner
 from cachedet.training.session import SessionReport
 
 CONFIG = Path(__file__).parents[2] / "configs" / "retinanet_fpn_tiny.yaml"
@@ -32,7 +31,7 @@ def test_epochs_are_counted(tiny: Any) -> None:
             "cached", config, store=store, images=tiny.paths.images, weights="", total_steps=9
         )
 
-    plan = plan_steps(config, make_planner(config, store), make, seconds=None)
+    plan = plan_steps(config, store, make, seconds=None)
     assert plan.steps_per_epoch == 3  # 8 batches in threes
     assert plan.steps == 15
     assert plan.shorten(config) == config
@@ -78,6 +77,27 @@ def test_time_left() -> None:
     assert time_left(600, spent=45) == 555
     with pytest.raises(InputError, match="--budget is 30 s, and extracting the features took 31 s"):
         time_left(30, spent=31)
+
+
+def test_flops_are_those_of_the_mean_picture(tiny: Any) -> None:
+    """Pictures of two sizes, batches of one: whichever comes first, the mean is the same."""
+
+    def flops(seed: int) -> int:
+        config = load_train_config(CONFIG, [*SMALL, "schedule.batch_size=1", f"seed={seed}"])
+        store = FeatureStore.open(tiny.train)
+
+        def make() -> Any:
+            return make_rig(
+                "cached", config, store=store, images=tiny.paths.images, weights="", total_steps=9
+            )
+
+        return plan_steps(config, store, make, seconds=None).step_flops
+
+    store = FeatureStore.open(tiny.train)
+    sizes = {store.geometry(row, "base").padded_hw for row in range(len(store))}
+    assert len(sizes) > 1
+    found = [flops(seed) for seed in range(4)]
+    assert max(found) == pytest.approx(min(found), rel=0.02)
 
 
 def test_flops_of_a_step_are_those_of_the_model_command(tiny: Any) -> None:
