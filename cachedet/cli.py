@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cachedet.commands import comparisons, reports, runs, scores, stores
+from cachedet.commands import comparisons, estimates, reports, runs, scores, stores
 from cachedet.errors import CachedetError
 from cachedet.version import __version__
 
@@ -66,6 +66,7 @@ def _root(
     pass
 
 
+app.command()(estimates.estimate)
 app.command()(stores.extract)
 app.command()(stores.info)
 app.command()(stores.verify)

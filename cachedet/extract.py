@@ -16,6 +16,7 @@ from cachedet.data.coco import CocoDataset, read_coco
 from cachedet.data.images import Survey, require_good, survey_pictures
 from cachedet.data.views import TRAINING_VIEWS, parse_views
 from cachedet.device import choose_device, usable_cores
+from cachedet.errors import StoreError
 from cachedet.extraction.inputs import InputLoader
 from cachedet.extraction.pipeline import ExtractionPipeline
 from cachedet.extraction.ranks import Rank, blocks_to_write, find_rank
@@ -179,8 +180,16 @@ def describe_extraction(config: ExtractConfig) -> dict[str, Any]:
 
 
 def default_views(store: Path) -> str:
-    """Those it has, so that nothing is added unasked; of a new store what training wants."""
-    held = _held_manifest(store)
+    """Those it has, so that nothing is added unasked; of a new store what training wants.
+
+    Raises StoreError where its manifest is damaged: extraction mends it, given the views.
+    """
+    try:
+        held = _held_manifest(store)
+    except StoreError as error:
+        raise StoreError(
+            f"{error}. Which views it holds cannot be read either: name them with --views"
+        ) from error
     return TRAINING_VIEWS if held is None else ",".join(held.views)
 
 

@@ -17,7 +17,7 @@ from cachedet.cli import app
 from cachedet.config import EvalConfig, TrainConfig
 from cachedet.data.images import decode_picture, make_input
 from cachedet.data.views import TRAINING_VIEWS, make_geometry, parse_views, view_named
-from cachedet.errors import ConfigError, InputError, MissingFeatureError
+from cachedet.errors import ConfigError, InputError, MissingFeatureError, StoreError
 from cachedet.evaluate import evaluate
 from cachedet.extract import extract
 from cachedet.store.reader import FeatureStore
@@ -287,3 +287,15 @@ def test_views_that_nobody_named(tiny: Any, tmp_path: Path) -> None:
     assert report.blocks_written == 0
     shown = CliRunner().invoke(app, ["extract", "--help"], env={"COLUMNS": "300"})
     assert f"Default of a new store: {TRAINING_VIEWS}" in shown.output
+
+
+def test_a_damaged_manifest_asks_for_the_views(tiny: Any, tmp_path: Path) -> None:
+    store = tmp_path / "val.zarr"
+    config = {"annotations": tiny.paths.val, "views": "base"}
+    extract(tiny.extract_config(store, **config))
+    whole = (store / "manifest.json").read_bytes()
+    (store / "manifest.json").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StoreError, match="holds cannot be read either: name them with --views"):
+        extract(tiny.extract_config(store, **(config | {"views": None})))
+    extract(tiny.extract_config(store, **config))
+    assert (store / "manifest.json").read_bytes() == whole
