@@ -1,4 +1,4 @@
-"""`cachedet compare` as a user calls it: a smoke comparison, going on, adding to it, failing cells."""
+"""`cachedet compare` as a user calls it: a smoke comparison, going on, adding, failing cells."""
 
 from __future__ import annotations
 
