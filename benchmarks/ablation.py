@@ -17,13 +17,11 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from decoding import decoded_ahead
 from device_clock import (
     add_device_option,
     busy_name,
@@ -33,19 +31,19 @@ from device_clock import (
     peak_megabytes,
 )
 
-from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.config import TrainConfig, load_train_config
-from cachedet.data.views import MOST_DRAWS, make_geometry, make_targets, view_family, view_named
+from cachedet.data.views import MOST_DRAWS, view_family
+from cachedet.detector.rcnn import RCNN
+from cachedet.detector.retinanet import RetinaNet
+from cachedet.detector.whole import WholeDetector
 from cachedet.device import choose_device
 from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.metrics import score_detections
-from cachedet.extraction.inputs import InputLoader
+from cachedet.live.rigs import make_rig
 from cachedet.store.manifest import library_versions
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Targets
-from cachedet.training.batch import Batch
-from cachedet.training.loader import FeatureLoader, make_loader
-from cachedet.training.trainer import make_trainer
+from cachedet.training.loader import BatchLoader, make_loader, make_planner
+from cachedet.training.trainer import Trainer, make_trainer
 
 FIGURES = ("ap", "ap50", "ap75")
 
@@ -173,80 +171,41 @@ def train_and_score(
     val: FeatureStore,
     options: argparse.Namespace,
 ) -> Any:
-    torch.manual_seed(config.seed)
-    loader = make_loader(config, store)
+    trainer, loader = make_training(config, condition, store, options)
     epochs = range(config.schedule.epochs)
-    total = sum(len(loader.plan(epoch)) for epoch in epochs)
-    trainer = make_trainer(config, manifest=store.manifest, total_steps=total)
-    device = trainer.device
-    live = LivePictures(store, images=options.images, device=device) if condition.live else None
     for epoch in epochs:
-        batches = live.batches(config, loader, epoch) if live else loader.batches(epoch)
-        for batch in batches:
+        for batch in loader.batches(epoch):
             trainer.take_step(batch)
         print(f"epoch {epoch + 1}/{len(epochs)}", file=sys.stderr)
     detections = detect_store(
-        trainer.detector,
+        heads_of(trainer),  # live as well: features of the store are those of the pictures (law L3)
         val,
         levels=store.manifest.spec.names,
         batch_size=8,
-        device=device,
+        device=trainer.device,
     )
     return score_detections(val.truth, detections)
 
 
-class LivePictures:
-    """The same batches from picture files, the frozen backbone run on each."""
-
-    def __init__(self, store: FeatureStore, *, images: Path, device: torch.device) -> None:
-        manifest = store.manifest
-        weights = "auto" if manifest.weights.startswith("package") else "none"
-        self.store, self.device = store, device
-        self.backbone: FrozenBackbone = load_backbone(
-            manifest.backbone, weights=weights, image_size=manifest.image_size, device=device
+def make_training(
+    config: TrainConfig, condition: Condition, store: FeatureStore, options: argparse.Namespace
+) -> tuple[Trainer, BatchLoader]:
+    planner = make_planner(config, store)
+    total = sum(len(planner.plan(epoch)) for epoch in range(config.schedule.epochs))
+    if condition.live:
+        weights = "auto" if store.manifest.weights.startswith("package") else "none"
+        rig = make_rig(
+            "live", config, store=store, images=options.images, weights=weights, total_steps=total
         )
-        if self.backbone.digest != manifest.weights_digest:
-            raise SystemExit("the store was made with other weights than this backbone has")
-        self.inputs = InputLoader(
-            paths=[images / file for file in store.truth.file_names],
-            image_ids=[int(image) for image in store.truth.image_ids],
-            image_size=manifest.image_size,
-            pad_multiple=manifest.spec.pad_multiple,
-            preprocessing=self.backbone.preprocessing,
-        )
-
-    def batches(self, config: TrainConfig, loader: FeatureLoader, epoch: int) -> Iterator[Batch]:
-        """The pictures of the loader's plan; where it says jitter, a draw of this epoch's own."""
-        views = tuple(config.views or ())
-        steps = [
-            [(int(row), fresh(views[int(view)], epoch)) for view, row in keys]
-            for keys in loader.plan(epoch)
-        ]
-        for pairs, pixels in zip(
-            steps, decoded_ahead(self.inputs, steps, self.device), strict=True
-        ):
-            yield Batch(
-                features=self.backbone(pixels),
-                targets=[self.targets(row, name) for row, name in pairs],
-            )
-
-    def targets(self, row: int, name: str) -> Targets:
-        """Of any view, also one that the store does not hold."""
-        truth = self.store.truth
-        geometry = make_geometry(
-            view_named(name),
-            picture_hw=truth.size_of(row),
-            image_id=int(truth.image_ids[row]),
-            image_size=self.inputs.image_size,
-            pad_multiple=self.inputs.pad_multiple,
-        )
-        return make_targets(truth, row, geometry)
+        return rig.trainer, rig.loader
+    torch.manual_seed(config.seed)
+    trainer = make_trainer(config, manifest=store.manifest, total_steps=total)
+    return trainer, make_loader(config, store)
 
 
-def fresh(name: str, epoch: int) -> str:
-    """The view itself, or for a jitter view a draw that no other epoch has."""
-    view = view_named(name)
-    return replace(view, draw=MOST_DRAWS - 1 - epoch).name if view.family == "jitter" else name
+def heads_of(trainer: Trainer) -> RetinaNet | RCNN:
+    detector = trainer.detector
+    return detector.heads if isinstance(detector, WholeDetector) else detector
 
 
 def bytes_a_picture(store: FeatureStore, condition: Condition) -> float:

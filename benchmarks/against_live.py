@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from decoding import decoded_ahead
 from device_clock import (
     add_device_option,
     describe_device,
@@ -38,17 +37,15 @@ from device_clock import (
 )
 from torch import Tensor
 
-from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.config import TrainConfig, load_train_config, make_extract_config
+from cachedet.detector.whole import PIXELS
 from cachedet.device import choose_device
 from cachedet.extract import extract
-from cachedet.extraction.inputs import InputLoader
+from cachedet.live.rigs import Rig, make_rig
 from cachedet.store.manifest import library_versions
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Features, FeatureSpec, Targets
+from cachedet.structures import FeatureSpec
 from cachedet.training.batch import Batch
-from cachedet.training.loader import make_loader
-from cachedet.training.trainer import Trainer, make_trainer
 
 BACKBONES = "tf_efficientnet_lite0,resnet50,convnext_base,vit_base_patch16_224"
 MODES = ("cached", "live", "tuned", "memory", "backbone")
@@ -75,7 +72,10 @@ def main() -> None:
     if options.peak_of:
         print(json.dumps(peak_of(options.backbones, options)))
         return
-    results = [measure(name, options) for name in options.backbones.split(",")]
+    results = []
+    for name in options.backbones.split(","):
+        results.append(measure(name, options))
+        print(json.dumps(results[-1]), file=sys.stderr)  # kept should the next one fail
     facts = {"config": options.config.stem, "overrides": options.overrides, "batch": options.batch}
     facts |= {"cores": os.cpu_count(), "threads_of_torch": torch.get_num_threads()}
     facts |= {
@@ -86,100 +86,54 @@ def main() -> None:
 
 
 class Bench:
-    """One backbone, its store and one trainer for each way of training; each made when needed."""
+    """One backbone, its store and one rig for each way of training; each made when needed."""
 
     def __init__(self, name: str, options: argparse.Namespace) -> None:
         self.store = FeatureStore.open(extracted(name, options))
         self.config = make_config(self.store.manifest.spec, options)
-        self.loader = make_loader(self.config, self.store)
-        self.name, self.images, self.image_size = name, options.images, options.image_size
-        self.trainers: dict[str, Trainer] = {}
+        self.images = options.images
         self.steps = options.steps
         self.device = choose_device(options.device)
-
-    @cached_property
-    def backbone(self) -> FrozenBackbone:
-        return load_backbone(
-            self.name, weights="none", image_size=self.image_size, device=self.device
-        )
-
-    @cached_property
-    def inputs(self) -> InputLoader:
-        return InputLoader(
-            paths=[self.images / file for file in self.store.truth.file_names],
-            image_ids=[int(image) for image in self.store.truth.image_ids],
-            image_size=self.image_size,
-            pad_multiple=self.backbone.spec.pad_multiple,
-            preprocessing=self.backbone.preprocessing,
-        )
+        self.rigs: dict[str, Rig] = {}
 
     @cached_property
     def in_memory(self) -> list[Batch]:
-        return list(self.cached_batches())
+        return [batch.to(self.device) for batch in self.batches("cached")]
 
     @cached_property
     def pixels(self) -> list[Tensor]:
-        return [pixels for pixels, _ in self.decoded()]
+        return [batch.to(self.device).features[PIXELS] for batch in self.batches("live")]
 
-    def rows(self) -> list[list[int]]:
-        """The pictures of each step."""
-        epochs = (self.loader.plan(epoch) for epoch in itertools.count())
-        steps = itertools.islice(itertools.chain.from_iterable(epochs), self.steps)
-        return [[int(row) for _, row in keys] for keys in steps]
+    def rig(self, mode: Any) -> Rig:
+        if mode not in self.rigs:
+            self.rigs[mode] = make_rig(
+                mode,
+                self.config,
+                store=self.store,
+                images=self.images,
+                weights="none",
+                total_steps=10_000,
+            )
+        return self.rigs[mode]
 
-    def cached_batches(self) -> Iterator[Batch]:
-        epochs = (self.loader.batches(epoch) for epoch in itertools.count())
+    def batches(self, mode: str) -> Iterator[Batch]:
+        """The same pictures in every mode."""
+        loader = self.rig(mode).loader
+        epochs = (loader.batches(epoch) for epoch in itertools.count())
         yield from itertools.islice(itertools.chain.from_iterable(epochs), self.steps)
-
-    def decoded(self) -> Iterator[tuple[Tensor, list[Targets]]]:
-        """Pictures of the same steps."""
-        steps = [[(row, "base") for row in rows] for rows in self.rows()]
-        for pictures, pixels in zip(
-            steps, decoded_ahead(self.inputs, steps, self.device), strict=True
-        ):
-            yield pixels, [self.store.targets(row, view) for row, view in pictures]
-
-    def trainer(self, mode: str) -> Trainer:
-        if mode not in self.trainers:
-            torch.manual_seed(0)
-            manifest = self.store.manifest
-            self.trainers[mode] = make_trainer(self.config, manifest=manifest, total_steps=10_000)
-        return self.trainers[mode]
 
     def run(self, mode: str) -> None:
         """All steps of one way."""
-        if mode == "cached":
-            for batch in self.cached_batches():
-                self.trainer(mode).take_step(batch)
+        if mode == "backbone":
+            detector = self.rig("live").trainer.detector
+            for pixels in self.pixels:
+                detector.features(pixels)
         elif mode == "memory":
             for batch in self.in_memory:
-                self.trainer(mode).take_step(batch)
-        elif mode == "backbone":
-            for pixels in self.pixels:
-                self.backbone(pixels)
-        elif mode == "live":
-            for pixels, targets in self.decoded():
-                self.trainer(mode).take_step(Batch(features=self.backbone(pixels), targets=targets))
+                self.rig("cached").trainer.take_step(batch)
         else:
-            self.tune()
-
-    def tune(self) -> None:
-        """Backbone and heads together; the backbone's normalisation keeps its statistics."""
-        parameters = list(self.backbone.model.requires_grad_(True).parameters())
-        optimizer = torch.optim.AdamW(parameters, lr=1e-6)
-        for pixels, targets in self.decoded():
-            optimizer.zero_grad(set_to_none=True)
-            batch = Batch(features=self.tuned_features(pixels), targets=targets)
-            self.trainer("tuned").take_step(batch)
-            optimizer.step()
-        self.backbone.model.requires_grad_(False)
-
-    def tuned_features(self, pixels: Tensor) -> Features:
-        """What the backbone gives, with gradients."""
-        maps = self.backbone.model(pixels)
-        if getattr(self.backbone.model, "output_fmt", None) == "NHWC":
-            maps = [each.permute(0, 3, 1, 2) for each in maps]
-        return dict(zip(self.backbone.spec.names, maps, strict=True))
+            for batch in self.batches(mode):
+                self.rig(mode).trainer.take_step(batch)
 
 
 def extracted(name: str, options: argparse.Namespace) -> Path:

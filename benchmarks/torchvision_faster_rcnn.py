@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from decoding import decoded_ahead
 from device_clock import (
     add_device_option,
     describe_device,
@@ -39,10 +38,12 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.config import EvalConfig, load_train_config
+from cachedet.detector.whole import PIXELS
 from cachedet.device import choose_device
 from cachedet.evaluate import evaluate
 from cachedet.evaluation.metrics import CocoScores, score_detections
-from cachedet.extraction.inputs import InputLoader
+from cachedet.live.pictures import PictureLoader
+from cachedet.live.rigs import inputs_of
 from cachedet.store.manifest import library_versions
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Detections, Features, FeatureSpec, Targets
@@ -92,9 +93,8 @@ def main() -> None:
         ways = {"torchvision": rig.train_torchvision, "cachedet": train_ours}
         for name, train_one in ways.items():
             result[name] = train_one(options)
-            print(
-                json.dumps({name: result[name]}), file=sys.stderr
-            )  # hours: kept if the next fails
+            # Hours: kept if the next one fails.
+            print(json.dumps({name: result[name]}), file=sys.stderr)
     print(
         json.dumps(
             {
@@ -124,13 +124,7 @@ class Rig:
             image_size=manifest.image_size,
             device=device,
         )
-        self.inputs = InputLoader(
-            paths=[images / name for name in store.truth.file_names],
-            image_ids=store.truth.image_ids.tolist(),
-            image_size=manifest.image_size,
-            pad_multiple=manifest.spec.pad_multiple,
-            preprocessing=manifest.preprocessing,
-        )
+        self.inputs = inputs_of(store, images)
         self.loader = FeatureLoader(
             store,
             views=manifest.views,
@@ -138,6 +132,14 @@ class Rig:
             batch_size=BATCH,
             seed=0,
             device=device,
+        )
+        self.pictures_ahead = PictureLoader(
+            self.loader,
+            views=manifest.views,
+            store=store,
+            inputs=self.inputs,
+            device=device,
+            fresh=False,
         )
         self.live = LiveFPN(self.backbone, manifest.spec)
         self.theirs = FasterRCNN(
@@ -239,9 +241,8 @@ class Rig:
         forget_peak(self.device)
         started = wall_seconds(self.device)
         plan = [keys for epoch in range(options.epochs) for keys in self.loader.plan(epoch)]
-        steps = [self.named(keys) for keys in plan]
-        for keys, images in zip(plan, decoded_ahead(self.inputs, steps, self.device), strict=True):
-            self.their_step(images, self.targets(keys))
+        for batch in self.pictures_ahead.read_ahead(plan):
+            self.their_step(batch.features[PIXELS], batch.targets)
             schedule.step()
         seconds = wall_seconds(self.device) - started
         peak = peak_megabytes(self.device)
