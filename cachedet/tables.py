@@ -73,7 +73,8 @@ def print_training(report: TrainReport) -> None:
     console.print(
         f"{report.run}: {report.parameters / 1e6:.2f} M parameters trained for "
         f"{count_of(report.steps, 'step')}, {count_of(report.epochs, 'epoch')}{early}, in "
-        f"{report.seconds:.0f} s ({report.seconds_per_epoch:.1f} s an epoch){best}",
+        f"{report.seconds:.0f} s ({report.seconds_per_epoch:.1f} s an epoch), at most "
+        f"{readable_nbytes(report.peak_memory)} of memory{best}",
         highlight=False,
     )
     print_outcome(report.predicted)
