@@ -28,7 +28,8 @@ BlockSize = Annotated[int, typer.Option(help="Pictures per shard and commit.")]
 BatchSize = Annotated[int, typer.Option(help="Pictures per backbone forward.")]
 Workers = Annotated[int, typer.Option(help="Decoding threads; 0: one per core.")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="A key of the config, repeatable.")
+    list[str] | None,
+    typer.Option("--set", help="A key of the config, as schedule.epochs=12; repeatable."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 

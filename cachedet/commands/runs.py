@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cachedet.commands.options import Device, Json, print_json
+from cachedet.commands.options import Device, Json, Overrides, print_json
 from cachedet.score_tables import print_scores
 from cachedet.tables import console, print_cost, print_training
 
@@ -22,9 +22,7 @@ def train_heads(
         Path, typer.Option("--run", "--run-folder", help="To make; torchrun has a --run itself.")
     ],
     val: Annotated[str | None, typer.Option(help="Store to validate on.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="schedule.epochs=12, repeatable.")
-    ] = None,
+    overrides: Overrides = None,
     init_from: Annotated[
         Path | None, typer.Option(help="Run folder or checkpoint whose weights to start from.")
     ] = None,
@@ -71,9 +69,7 @@ def model(
     image_size: Annotated[
         str, typer.Option(help="Pixels: the side of a square, or HEIGHTxWIDTH.")
     ] = "640",
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="detector.neck.channels=64, repeatable.")
-    ] = None,
+    overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
     """Parameters and FLOPs of what a config trains, part by part; needs no store."""
