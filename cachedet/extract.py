@@ -17,7 +17,8 @@ from cachedet.data.images import Survey, require_good, survey_pictures
 from cachedet.data.views import TRAINING_VIEWS, parse_views
 from cachedet.device import choose_device, usable_cores
 from cachedet.errors import StoreError
-from cachedet.extraction.inputs import InputLoader
+from cachedet.extraction.description import make_manifest
+from cachedet.extraction.inputs import InputLoader, make_inputs
 from cachedet.extraction.pipeline import ExtractionPipeline
 from cachedet.extraction.ranks import Rank, blocks_to_write, find_rank
 from cachedet.extraction.stages import StageClock
@@ -27,13 +28,7 @@ from cachedet.store.codec import Codec
 from cachedet.store.codecs import make_codec
 from cachedet.store.layout import MANIFEST
 from cachedet.store.leases import LeaseBook
-from cachedet.store.manifest import (
-    Manifest,
-    library_versions,
-    load_manifest,
-    pictures_digest,
-    truth_digest,
-)
+from cachedet.store.manifest import Manifest, load_manifest
 from cachedet.store.source import LocalFiles
 from cachedet.store.statistics import FeatureStatistics
 from cachedet.store.writer import StoreWriter
@@ -90,26 +85,12 @@ def extract(config: ExtractConfig) -> ExtractReport:
     kept, skipped = _split_bad(dataset, survey, on_bad_image=config.on_bad_image)
     truth = dataset.truth.keep_rows(kept)
     contents = survey.contents[kept]
-    manifest = Manifest(
-        spec=backbone.spec,
-        preprocessing=backbone.preprocessing,
-        backbone=backbone.name,
-        weights=backbone.weights,
-        weights_digest=backbone.digest,
-        image_size=config.image_size,
-        views=tuple(view.name for view in views),
-        codec=config.codec,
-        block_size=config.block_size,
-        batch_size=config.batch_size,
-        truth_digest=truth_digest(truth),
-        pictures_digest=pictures_digest(contents),
-        categories=truth.categories,
-        skipped=skipped,
-        versions=library_versions(),
+    manifest = make_manifest(
+        config, backbone, views=views, truth=truth, contents=contents, skipped=skipped
     )
-    loader = InputLoader(
-        paths=[dataset.images / name for name in truth.file_names],
-        image_ids=truth.image_ids.tolist(),
+    loader = make_inputs(
+        truth,
+        images=dataset.images,
         image_size=config.image_size,
         pad_multiple=backbone.spec.pad_multiple,
         preprocessing=backbone.preprocessing,

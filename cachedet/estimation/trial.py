@@ -20,12 +20,13 @@ from cachedet.data.coco import CocoDataset
 from cachedet.data.images import Survey, require_good, survey_pictures
 from cachedet.data.views import View
 from cachedet.estimation.sample import Keys
-from cachedet.extraction.inputs import InputLoader
+from cachedet.extraction.description import make_manifest
+from cachedet.extraction.inputs import InputLoader, make_inputs
 from cachedet.extraction.pipeline import ExtractionPipeline
 from cachedet.extraction.stages import StageClock
 from cachedet.store.blocks import Block
 from cachedet.store.codec import Codec
-from cachedet.store.manifest import Manifest, library_versions, pictures_digest, truth_digest
+from cachedet.store.manifest import Manifest
 from cachedet.store.plan import StorePlan
 from cachedet.store.reader import FeatureStore
 from cachedet.store.source import LocalFiles
@@ -92,9 +93,9 @@ def take_sample(
     truth = chosen.truth.keep_rows(good)
     return Sample(
         truth=truth,
-        loader=InputLoader(
-            paths=[dataset.images / name for name in truth.file_names],
-            image_ids=truth.image_ids.tolist(),
+        loader=make_inputs(
+            truth,
+            images=dataset.images,
             image_size=config.image_size,
             pad_multiple=backbone.spec.pad_multiple,
             preprocessing=backbone.preprocessing,
@@ -141,7 +142,14 @@ def write_trial(
 
     Raises what `extract` raises.
     """
-    manifest = _describe(sample, backbone, config, views)
+    manifest = make_manifest(
+        config,
+        backbone,
+        views=views,
+        truth=sample.truth,
+        contents=sample.survey.contents,
+        skipped=sample.skipped,
+    )
     writer = StoreWriter.open(
         folder / "trial.zarr",
         manifest=manifest,
@@ -228,28 +236,6 @@ def _until(blocks: Sequence[Block], deadline: float) -> Iterator[Block]:
             return
         begun = block.view
         yield block
-
-
-def _describe(
-    sample: Sample, backbone: FrozenBackbone, config: ExtractConfig, views: Sequence[View]
-) -> Manifest:
-    return Manifest(
-        spec=backbone.spec,
-        preprocessing=backbone.preprocessing,
-        backbone=backbone.name,
-        weights=backbone.weights,
-        weights_digest=backbone.digest,
-        image_size=config.image_size,
-        views=tuple(view.name for view in views),
-        codec=config.codec,
-        block_size=config.block_size,
-        batch_size=config.batch_size,
-        truth_digest=truth_digest(sample.truth),
-        pictures_digest=pictures_digest(sample.survey.contents),
-        categories=sample.truth.categories,
-        skipped=sample.skipped,
-        versions=library_versions(),
-    )
 
 
 def _unpacked(store: Path, blocks: Sequence[Block]) -> int:

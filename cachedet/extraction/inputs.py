@@ -12,7 +12,7 @@ from torch import Tensor
 from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.data.images import decode_picture, make_input
 from cachedet.data.views import make_geometry, view_named
-from cachedet.structures import Features, Preprocessing
+from cachedet.structures import Features, Preprocessing, Truth
 
 
 def load_input(
@@ -56,6 +56,24 @@ class InputLoader:
             pad_multiple=self.pad_multiple,
             preprocessing=self.preprocessing,
         )
+
+
+def make_inputs(
+    truth: Truth,
+    *,
+    images: Path,
+    image_size: int,
+    pad_multiple: int,
+    preprocessing: Preprocessing,
+) -> InputLoader:
+    """Of the pictures of `truth`, row by row, in the folder `images`."""
+    return InputLoader(
+        paths=[images / name for name in truth.file_names],
+        image_ids=truth.image_ids.tolist(),
+        image_size=image_size,
+        pad_multiple=pad_multiple,
+        preprocessing=preprocessing,
+    )
 
 
 def run_backbone(backbone: FrozenBackbone, images: Tensor, *, batch_size: int) -> Features:

@@ -16,7 +16,7 @@ from cachedet.detector.build import build_detector, choose_levels
 from cachedet.detector.whole import WholeDetector
 from cachedet.device import choose_device
 from cachedet.errors import ConfigError, InputError
-from cachedet.extraction.inputs import InputLoader
+from cachedet.extraction.inputs import InputLoader, make_inputs
 from cachedet.live.pictures import PictureLoader
 from cachedet.store.reader import FeatureStore
 from cachedet.training.batch import Batch
@@ -118,10 +118,10 @@ def picture_batches(
 
 def inputs_of(store: FeatureStore, images: Path) -> InputLoader:
     """Reads the pictures that the store's features were computed from, in the same way."""
-    truth, manifest = store.truth, store.manifest
-    return InputLoader(
-        paths=[images / name for name in truth.file_names],
-        image_ids=[int(image_id) for image_id in truth.image_ids],
+    manifest = store.manifest
+    return make_inputs(
+        store.truth,
+        images=images,
         image_size=manifest.image_size,
         pad_multiple=manifest.spec.pad_multiple,
         preprocessing=manifest.preprocessing,
