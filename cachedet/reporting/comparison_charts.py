@@ -138,6 +138,7 @@ def time_charts(curves: Sequence[CurveOf]) -> tuple[Chart, ...]:
                         points=[(at / size, ap) for at, ap in own.points],
                         look=MODES.index(mode),
                         tone=mode,
+                        dots=len(own.points) == 1,  # of which no line can be drawn
                         in_legend=place == 0,
                     )
                     for mode in MODES
