@@ -79,14 +79,14 @@ def train_cell(task: CellTask) -> CellResult:
         shutil.rmtree(folder.root)  # it ended before anything was saved
     config = _with_views(task.config, store)
     plan = StepPlan.read(folder.root) or _plan(task, config, store)
-    config = plan.shorten(config)
+    config = plan.fit(config)
     rig = _rig(task, config, store, total_steps=plan.steps)
     trainer, trained_on = rig.trainer, TrainingData.of(store)
     start_or_continue(folder, config, trainer, store.manifest, resume=goes_on, restarts=0)
     plan.write(folder.root)
     trained_on.write(folder)
     scorer = Scorer(config, store=val, images=task.val_images, trainer=trainer)
-    spent = _train(config, folder, rig, store.manifest, scorer)
+    spent = _train(config, folder, rig, store.manifest, scorer, plan)
     analysis = scorer.score(folder, trained_on, resamples=task.resamples)
     found = CellResult(
         key=task.key,
@@ -105,9 +105,15 @@ def train_cell(task: CellTask) -> CellResult:
 
 
 def _train(
-    config: TrainConfig, folder: RunFolder, rig: Rig, manifest: Manifest, scorer: Scorer
+    config: TrainConfig,
+    folder: RunFolder,
+    rig: Rig,
+    manifest: Manifest,
+    scorer: Scorer,
+    plan: StepPlan,
 ) -> Spent:
     """To the end of the run; returns what all its stretches took. Raises Interrupted."""
+    before = Spent.read(folder.root)
     session = run_session(
         config,
         folder=folder,
@@ -115,9 +121,10 @@ def _train(
         loader=rig.loader,
         manifest=manifest,
         validator=scorer.validator(),
+        budget=plan.budget(spent=before.seconds_of(rig.trainer.step)),
     )
     plot_training(folder.metrics, folder.plots / "training.png")
-    spent = Spent.read(folder.root).plus(session)
+    spent = before.plus(session)
     spent.write(folder.root)
     if session.was_interrupted:
         raise Interrupted(session.reason)

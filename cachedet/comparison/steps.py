@@ -18,6 +18,7 @@ from cachedet.errors import InputError
 from cachedet.live.rigs import Rig
 from cachedet.store.durable import encode_json, write_durably
 from cachedet.store.reader import FeatureStore
+from cachedet.training.budget import TimeBudget
 from cachedet.training.loader import FeatureLoader, make_planner
 from cachedet.training.sampling import resolve_views
 from cachedet.training.session import SessionReport
@@ -30,18 +31,22 @@ _LONGEST_TRIAL = 20.0  # seconds
 class StepPlan:
     """Decided once: a cell that goes on has the schedule it began with."""
 
-    steps: int
+    steps: int  # of a budget: about so many
     steps_per_epoch: int
-    is_cut: bool  # to a budget: it may end inside an epoch
+    seconds: float | None  # budget of the steps; None: as many steps as there are in the epochs
     step_flops: int  # of a picture
 
-    def shorten(self, config: TrainConfig) -> TrainConfig:
-        """The config of a run that ends after so many steps."""
-        if not self.is_cut:
+    def fit(self, config: TrainConfig) -> TrainConfig:
+        """The config with the epochs that are planned."""
+        if self.seconds is None:
             return config
         epochs = math.ceil(self.steps / self.steps_per_epoch)
         schedule = config.schedule.model_copy(update={"epochs": epochs})
-        return config.model_copy(update={"schedule": schedule, "max_steps": self.steps})
+        return config.model_copy(update={"schedule": schedule})
+
+    def budget(self, *, spent: float) -> TimeBudget | None:
+        """What is left of it after `spent` seconds; None without one."""
+        return None if self.seconds is None else TimeBudget(seconds=self.seconds, spent=spent)
 
     def write(self, root: Path) -> None:
         write_durably(root / "steps.json", encode_json(vars(self)))
@@ -84,7 +89,7 @@ class Spent:
 def plan_steps(
     config: TrainConfig, store: FeatureStore, make: Callable[[], Rig], *, seconds: float | None
 ) -> StepPlan:
-    """As many steps as fit into `seconds` by a trial, else those of the config's epochs.
+    """About as many steps as fit into `seconds` by a trial, else those of the config's epochs.
 
     Args:
         config: of the cell.
@@ -106,7 +111,7 @@ def plan_steps(
     return StepPlan(
         steps=steps,
         steps_per_epoch=steps_of(0),
-        is_cut=seconds is not None,
+        seconds=seconds,
         step_flops=round(trial.step_flops * _mean_to_first_area(planner, config, store)),
     )
 

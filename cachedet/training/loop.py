@@ -14,6 +14,7 @@ from functools import partial
 from cachedet.collective import from_first
 from cachedet.detector.whole import Trained
 from cachedet.training.batch import Batch
+from cachedet.training.budget import TimeBudget
 from cachedet.training.checkpoint_writer import CheckpointWriter
 from cachedet.training.data_parallel import first_of_ranks
 from cachedet.training.follower import NoCheckpoints, NoRecords
@@ -25,11 +26,12 @@ from cachedet.training.statistics import StepStatistics
 from cachedet.training.trainer import Trainer
 
 FINISHED, MAX_STEPS, EARLY_STOPPING = "finished", "max_steps", "early_stopping"
+BUDGET = "budget"  # of time
 
 
 def is_signal(reason: str) -> bool:
     """Whether a run ended by a signal, so that it can go on."""
-    return reason not in (FINISHED, MAX_STEPS, EARLY_STOPPING)
+    return reason not in (FINISHED, MAX_STEPS, EARLY_STOPPING, BUDGET)
 
 
 Validator = Callable[[Trained, Callable[[], None]], Mapping[str, float]]
@@ -77,6 +79,7 @@ class TrainingLoop:
         validator: scores the detector; None: there is nothing to validate on.
         records, checkpoints: where it writes.
         signals: that ask it to stop.
+        budget: of time; None: no limit.
         losses: of every step of this call.
         seconds: of every step of this call, waiting for its batches included.
     """
@@ -91,11 +94,12 @@ class TrainingLoop:
     records: RunRecords | NoRecords
     checkpoints: CheckpointWriter | NoCheckpoints
     signals: StopSignals
+    budget: TimeBudget | None = None
     losses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
     def run(self) -> str:
-        """Why it ended: FINISHED, MAX_STEPS, EARLY_STOPPING, or the name of a signal.
+        """Why it ended: FINISHED, MAX_STEPS, EARLY_STOPPING, BUDGET, or the name of a signal.
 
         The last state is saved in each case.
         """
@@ -107,6 +111,7 @@ class TrainingLoop:
 
     def _train(self) -> str:
         trainer = self.trainer
+        self._keep_pace(0.0)  # of a run that goes on
         while trainer.epoch < self.epochs:
             if trainer.stopping is not None and trainer.stopping.is_exhausted:
                 self.records.remark(f"stopped early: {trainer.stopping.describe()}")
@@ -127,6 +132,8 @@ class TrainingLoop:
                 return signal
             if self.max_steps is not None and trainer.step >= self.max_steps:
                 return MAX_STEPS
+            if self.budget is not None and self.budget.is_spent:
+                return BUDGET
             count = min(self.accumulate, left)
             self._take_step(batches, count)
             left -= count
@@ -141,6 +148,7 @@ class TrainingLoop:
         row = self.trainer.finish_step()
         self.trainer.batch += count
         seconds = time.perf_counter() - started
+        self._keep_pace(seconds)
         taken = StepStatistics.of_step(
             {name: value for name, value in row.items() if name.startswith("loss")},
             pictures=batches.pictures,
@@ -151,6 +159,15 @@ class TrainingLoop:
         self.records.after_step(self.trainer, row, taken)
         self.losses.append(row["loss"])
         self.seconds.append(seconds)
+
+    def _keep_pace(self, seconds: float) -> None:
+        """With a budget, let the schedule end where it ends."""
+        if self.budget is None:
+            return
+        self.budget.add(seconds)
+        rate, done = self.trainer.learning_rate, self.trainer.step
+        total = self.budget.total_steps(done=done, planned=rate.total_steps)
+        self.trainer.learning_rate = rate.stretched(total)
 
     def _close_epoch(self) -> str | None:
         """Validate where it is due, and save; returns the signal that came meanwhile."""

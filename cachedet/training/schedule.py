@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 _DROP = 0.1
@@ -39,6 +39,11 @@ class LearningRate:
             raise ValueError(
                 f"warmup_steps must lie in 0..{self.total_steps}, got {self.warmup_steps}"
             )
+
+    def stretched(self, total_steps: int) -> LearningRate:
+        """The same over another number of steps; the warm-up is at most half of them."""
+        warmup_steps = min(self.warmup_steps, total_steps // 2)
+        return replace(self, total_steps=total_steps, warmup_steps=warmup_steps)
 
     def at(self, step: int) -> float:
         """Rate of step number `step`, counted from 0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from cachedet.collective import is_first
 from cachedet.config import TrainConfig
 from cachedet.store.manifest import Manifest
+from cachedet.training.budget import TimeBudget
 from cachedet.training.checkpoint_writer import CheckpointWriter
 from cachedet.training.follower import NoCheckpoints, NoRecords
 from cachedet.training.interruption import StopSignals
@@ -45,10 +47,12 @@ def run_session(
     manifest: Manifest,
     validator: Validator | None,
     remarks: Sequence[str] = (),
+    budget: TimeBudget | None = None,
 ) -> SessionReport:
     """Train from where `trainer` stands to an end of the run, or until a signal comes.
 
-    With several processes, each calls it, and only the first writes.
+    With several processes, each calls it, and only the first writes. A `budget` takes the place of
+    the config's epochs.
 
     Raises NonFiniteLossError, StoreError, CheckpointError, RankError.
     """
@@ -58,7 +62,7 @@ def run_session(
         loop = TrainingLoop(
             trainer=trainer,
             loader=loader,
-            epochs=config.schedule.epochs,
+            epochs=config.schedule.epochs if budget is None else sys.maxsize,
             accumulate=config.schedule.accumulate,
             max_steps=config.max_steps,
             eval_every=config.eval_every,
@@ -68,6 +72,7 @@ def run_session(
             if is_first()
             else NoCheckpoints(),
             signals=signals,
+            budget=budget,
         )
         for remark in remarks:
             records.remark(remark)

@@ -87,13 +87,25 @@ def test_a_cell_is_a_run_that_the_report_reads(tiny: Any, tmp_path: Path) -> Non
     assert sum(run.training_boxes.values()) == sum(own.boxes for own in found.classes)
 
 
-def test_a_budget_becomes_steps_and_pays_for_extraction(tiny: Any, tmp_path: Path) -> None:
-    task = make_task(tiny, tmp_path, budget=4.0, extraction_seconds=3.5)
+def test_a_budget_is_kept_and_pays_for_extraction(tiny: Any, tmp_path: Path) -> None:
+    task = make_task(tiny, tmp_path, budget=5.0, extraction_seconds=3.0)
     found = train_cell(task)
     steps = json.loads((task.folder / "steps.json").read_text())
-    assert steps["is_cut"]
-    assert found.steps == steps["steps"]
-    assert 0 < found.seconds < 4
+    assert steps["seconds"] == 2.0
+    assert 2.0 <= found.seconds < 2.0 + 20 * found.seconds / found.steps
+    assert found.epochs == found.steps / steps["steps_per_epoch"]
+
+
+def test_a_stopped_budget_goes_on_with_what_is_left(
+    tiny: Any, tmp_path: Path, interrupt_after: Any
+) -> None:
+    task = make_task(tiny, tmp_path, budget=6.0, extraction_seconds=2.0)
+    with interrupt_after(task.folder / "metrics.csv"), pytest.raises(Interrupted):
+        train_cell(task)
+    spent = json.loads((task.folder / "spent.json").read_text())["seconds"]
+    found = train_cell(task)
+    assert 0 < spent < 4.0
+    assert 4.0 <= found.seconds < 5.0
 
 
 def test_extraction_beyond_the_budget_is_refused(tiny: Any, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from cachedet.errors import InputError
 from cachedet.live.rigs import make_rig
 from cachedet.model import measure_model
 from cachedet.store.reader import FeatureStore
+from cachedet.training.budget import TimeBudget
 from cachedet.training.session import SessionReport
 
 CONFIG = Path(__file__).parents[2] / "configs" / "retinanet_fpn_tiny.yaml"
@@ -34,19 +35,19 @@ def test_epochs_are_counted(tiny: Any) -> None:
     plan = plan_steps(config, store, make, seconds=None)
     assert plan.steps_per_epoch == 3  # 8 batches in threes
     assert plan.steps == 15
-    assert plan.shorten(config) == config
+    assert plan.fit(config) == config
+    assert plan.budget(spent=0.0) is None
 
 
-def test_a_cut_plan_ends_inside_an_epoch() -> None:
+def test_a_budget_is_about_so_many_epochs() -> None:
     config = load_train_config(CONFIG, ["schedule.epochs=50"])
-    plan = StepPlan(steps=25, steps_per_epoch=10, is_cut=True, step_flops=1)
-    short = plan.shorten(config)
-    assert short.max_steps == 25
-    assert short.schedule.epochs == 3
+    plan = StepPlan(steps=25, steps_per_epoch=10, seconds=60.0, step_flops=1)
+    assert plan.fit(config).schedule.epochs == 3
+    assert plan.budget(spent=20.0) == TimeBudget(seconds=60.0, spent=20.0)
 
 
 def test_plans_and_spent_time_are_kept(tmp_path: Path) -> None:
-    plan = StepPlan(steps=25, steps_per_epoch=10, is_cut=True, step_flops=7)
+    plan = StepPlan(steps=25, steps_per_epoch=10, seconds=60.0, step_flops=7)
     assert StepPlan.read(tmp_path) is None
     plan.write(tmp_path)
     assert StepPlan.read(tmp_path) == plan
