@@ -57,9 +57,16 @@ def wait_for_steps(metrics: Path) -> None:
         time.sleep(0.001)
 
 
+@pytest.fixture(scope="module")
+def cells(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[Mode, CellResult]:
+    """One of each mode."""
+    root = tmp_path_factory.mktemp("cells")
+    return {mode: train_cell(make_task(tiny, root, mode)) for mode in MODES}
+
+
 @pytest.mark.parametrize("mode", MODES)
-def test_a_cell_tells_what_its_mode_cost(tiny: Any, tmp_path: Path, mode: Mode) -> None:
-    found = train_cell(make_task(tiny, tmp_path, mode))
+def test_a_cell_tells_what_its_mode_cost(cells: dict[Mode, CellResult], mode: Mode) -> None:
+    found = cells[mode]
     assert found.steps == 6  # batches of at most 4 from 8 pictures in two buckets, twice
     assert found.epochs == 2
     assert 0 <= found.ap <= 1
@@ -71,8 +78,8 @@ def test_a_cell_tells_what_its_mode_cost(tiny: Any, tmp_path: Path, mode: Mode) 
     assert CellResult.from_json(found.to_json(), where="it").to_json() == found.to_json()
 
 
-def test_modes_compute_and_train_more_and_more(tiny: Any, tmp_path: Path) -> None:
-    cached, live, tuned, scratch = (train_cell(make_task(tiny, tmp_path, mode)) for mode in MODES)
+def test_modes_compute_and_train_more_and_more(cells: dict[Mode, CellResult]) -> None:
+    cached, live, tuned, scratch = (cells[mode] for mode in MODES)
     assert cached.step_flops < live.step_flops < tuned.step_flops == scratch.step_flops
     assert cached.parameters == live.parameters < tuned.parameters < scratch.parameters
     assert live.ap == pytest.approx(cached.ap, abs=1e-3)  # law L3, at the end of a run
