@@ -106,13 +106,13 @@ def test_a_budget_is_kept_and_pays_for_extraction(tiny: Any, tmp_path: Path) -> 
 def test_a_stopped_budget_goes_on_with_what_is_left(
     tiny: Any, tmp_path: Path, interrupt_after: Any
 ) -> None:
-    task = make_task(tiny, tmp_path, budget=6.0, extraction_seconds=2.0)
+    task = make_task(tiny, tmp_path, budget=4.0, extraction_seconds=2.0)
     with interrupt_after(task.folder / "metrics.csv"), pytest.raises(Interrupted):
         train_cell(task)
     spent = json.loads((task.folder / "spent.json").read_text())["seconds"]
     found = train_cell(task)
-    assert 0 < spent < 4.0
-    assert 4.0 <= found.seconds < 5.0
+    assert 0 < spent < 2.0
+    assert 2.0 <= found.seconds < 3.0
 
 
 def test_extraction_beyond_the_budget_is_refused(tiny: Any, tmp_path: Path) -> None:
@@ -120,11 +120,11 @@ def test_extraction_beyond_the_budget_is_refused(tiny: Any, tmp_path: Path) -> N
         train_cell(make_task(tiny, tmp_path, budget=2.0))
 
 
-@pytest.mark.parametrize("mode", ["cached", "tuned"])
 def test_a_stopped_cell_goes_on_to_the_same_result(
-    tiny: Any, tmp_path: Path, mode: Mode, interrupt_after: Any
+    tiny: Any, tmp_path: Path, interrupt_after: Any
 ) -> None:
-    config = make_config("schedule.epochs=12", "eval_every=0")
+    mode: Mode = "tuned"  # all there is to save: heads, backbone, both in the optimiser
+    config = make_config("schedule.epochs=8", "eval_every=0")
     whole = train_cell(make_task(tiny, tmp_path / "whole", mode, config=config))
     task = make_task(tiny, tmp_path / "stopped", mode, config=config)
     with interrupt_after(task.folder / "metrics.csv"), pytest.raises(Interrupted, match="SIGTERM"):
@@ -155,15 +155,6 @@ def interrupt_after() -> Any:
             self.thread.join()
 
     return After
-
-
-def test_a_cell_that_fails_is_a_result(tiny: Any, tmp_path: Path) -> None:
-    task = make_task(tiny, tmp_path, config=make_config("detector.levels=[C9]"))
-    with StopSignals() as signals:
-        found = run_cell(task, signals)
-    assert "detector.levels asks for 'C9'" in found.error
-    assert found.has_failed
-    assert CellResult.read(task.result) == found or math.isnan(found.ap)
 
 
 def test_a_process_that_dies_is_a_result(tiny: Any, tmp_path: Path) -> None:
