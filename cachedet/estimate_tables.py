@@ -106,8 +106,8 @@ def _summary(report: EstimateReport) -> list[str]:
         )
     if forecast.break_even is not None:
         lines.append(
-            f"the cache has paid for itself in epoch {forecast.break_even:.1f} of "
-            f"{report.measured.epochs}"
+            f"the cache has paid for itself after {forecast.break_even:.1f} epochs; the config "
+            f"trains for {report.measured.epochs}"
         )
     elif forecast.gain is not None:
         lines.append("the cache never pays for itself")
