@@ -10,7 +10,7 @@ from typing import Any
 from cachedet.comparison.cell import CellTask, Interrupted
 from cachedet.comparison.folder import ComparisonFolder
 from cachedet.comparison.process import run_cell
-from cachedet.comparison.results import RESULT, CellKey, CellResult
+from cachedet.comparison.results import CellKey, CellResult
 from cachedet.comparison.summary import Summary, summarise
 from cachedet.config import ExtractConfig, TrainConfig
 from cachedet.device import choose_device
@@ -189,7 +189,6 @@ def _train_cells(
                     found = run_cell(_task(config, folder, key), signals)
                 except Interrupted as error:
                     return str(error)
-                found.write(folder.cell(key) / RESULT)
             if on_cell is not None:
                 on_cell(found, number, len(keys))
     return None

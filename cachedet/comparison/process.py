@@ -27,6 +27,7 @@ def run_cell(task: CellTask, signals: StopSignals) -> CellResult:
 
     Raises Interrupted.
     """
+    task.result.unlink(missing_ok=True)  # of an attempt that failed
     process = multiprocessing.get_context("spawn").Process(target=_run, args=(task,))
     process.start()
     passed_on = False
@@ -39,7 +40,7 @@ def run_cell(task: CellTask, signals: StopSignals) -> CellResult:
         raise Interrupted(signals.received or "a signal")
     if task.result.is_file():
         return CellResult.read(task.result)
-    return CellResult(key=task.key, error=_describe_end(process))
+    return _keep(task, CellResult(key=task.key, error=_describe_end(process)))
 
 
 def _run(task: CellTask) -> None:
@@ -54,8 +55,14 @@ def _run(task: CellTask) -> None:
     except Exception as error:  # the other cells go on, whatever it was
         traceback.print_exc()
         found = CellResult(key=task.key, error=f"{type(error).__name__}: {error}")
+    _keep(task, found)
+
+
+def _keep(task: CellTask, found: CellResult) -> CellResult:
+    """In the cell's folder, which a cell that failed early has not made."""
     task.folder.mkdir(parents=True, exist_ok=True)
     found.write(task.result)
+    return found
 
 
 def _end_with_parent() -> None:

@@ -26,7 +26,7 @@ from cachedet.training.trainer import Trainer
 class SessionReport:
     """What one stretch did."""
 
-    reason: str  # it ended: finished, max_steps, early_stopping, or the name of a signal
+    reason: str  # it ended: finished, max_steps, early_stopping, budget, or a signal's name
     seconds: float
     step_seconds: float  # of those in steps, without validations and saving
     losses: tuple[float, ...]  # of every step
