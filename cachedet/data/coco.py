@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ class _Boxes:
             xywh=xywh,
             xyxy=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
             areas=_areas(entries, xywh, where),
-            crowd=np.array([bool(entry.get("iscrowd", 0)) for entry in entries], dtype=np.bool_),
+            crowd=_crowd(entries, where),
         )
 
     def finite(self) -> tuple[NDArray[np.bool_], dict[str, int]]:
@@ -309,7 +310,7 @@ def _xywh(entries: Sequence[dict[str, Any]], where: Path) -> NDArray[np.float64]
 def _areas(
     entries: Sequence[dict[str, Any]], xywh: NDArray[np.float64], where: Path
 ) -> NDArray[np.float64]:
-    """As the file has them, the box's where it has none."""
+    """As the file has them, the box's where it has none (or NaN, as table libraries write it)."""
     areas = xywh[:, 2] * xywh[:, 3]
     for place, entry in enumerate(entries):
         area = entry.get("area")
@@ -318,8 +319,20 @@ def _areas(
                 f"{where}: annotation id {entry['id']} needs a number as `area`, got "
                 f"{reprlib.repr(area)}"
             )
-        areas[place] = areas[place] if area is None else area
+        if area is not None and math.isfinite(area):
+            areas[place] = area
     return areas
+
+
+def _crowd(entries: Sequence[dict[str, Any]], where: Path) -> NDArray[np.bool_]:
+    flags = [entry.get("iscrowd") for entry in entries]
+    for entry, flag in zip(entries, flags, strict=True):
+        if flag not in (0, 1, None):
+            raise DatasetError(
+                f"{where}: annotation id {entry['id']} needs 0 or 1 as `iscrowd`, got "
+                f"{reprlib.repr(flag)}"
+            )
+    return np.array([bool(flag) for flag in flags], dtype=np.bool_)
 
 
 def _is_number(value: Any) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,16 @@ def read(folder: Path, content: object) -> Any:
         content if isinstance(content, str) else json.dumps(content), encoding="utf-8"
     )
     return read_coco(annotations=folder / "a.json", images=folder / "images")
+
+
+@pytest.mark.parametrize("area", [math.nan, math.inf])
+def test_an_area_that_is_no_number_is_the_boxs(folder: Path, area: float) -> None:
+    content = coco()
+    edit(["annotations", 0, "area"], area)(content)
+    _, _, width, height = content["annotations"][0]["bbox"]
+    truth = read(folder, content).truth
+    assert width * height in truth.areas.tolist()
+    assert np.isfinite(truth.areas).all()
 
 
 def test_reads_into_arrays(folder: Path) -> None:
@@ -136,6 +147,7 @@ def edit(path: list[Any], value: object) -> Callable[[dict[str, Any]], None]:
         (edit(["annotations", 0, "bbox"], [0, 0, 10**400, 5]), r"annotation id 1 needs `bbox`"),
         (edit(["annotations", 0, "area"], "big"), "needs a number as `area`, got 'big'"),
         (edit(["annotations", 0, "area"], 10**400), r"needs a number as `area`, got 1000\d+\.\.\."),
+        (edit(["annotations", 0, "iscrowd"], "0"), "needs 0 or 1 as `iscrowd`, got '0'"),
         (edit(["annotations", 0, "image_id"], [1]), r"annotation id 1 has image_id \[1\], which"),
         (edit(["images", 0, "width"], 10**30), r"needs `height` and `width` in pixels"),
         (edit(["categories", 1, "id"], 91), "categories holds id 91 more than once"),
