@@ -1,7 +1,8 @@
 """Decoding, backbone, encoding and writing at the same time, in bounded memory.
 
 Each stage has its own threads; the backbone runs in the calling one. At most two blocks of encoded
-pictures and two batches of features exist at once, beside the inputs of the block decoded ahead.
+pictures exist at once, of features one batch more than threads encode, and the inputs of the block
+decoded ahead.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cachedet.backbone.frozen import FrozenBackbone
+from cachedet.device import usable_cores
 from cachedet.extraction.inputs import InputLoader
 from cachedet.extraction.stages import StageClock
 from cachedet.store.blocks import Block
@@ -22,7 +25,22 @@ from cachedet.store.writer import PackedPictures, StoreWriter
 from cachedet.structures import Features
 
 _BLOCKS = 2  # being filled, and being written
-_BATCHES = 2  # of features: leaving the backbone, and being encoded
+_MOST_ENCODERS = 4
+_CORES_OF_AN_ENCODER = 4  # the others decode
+
+
+@dataclass(frozen=True, eq=False)
+class _Inputs:
+    """A batch of backbone inputs that is being filled."""
+
+    images: Tensor  # (n, 3, H, W)
+    filled: list[Future[None]]  # by picture
+
+    def wait(self) -> Tensor:
+        """The whole batch. Raises what decoding raised."""
+        for future in self.filled:
+            future.result()
+        return self.images
 
 
 class ExtractionPipeline:
@@ -34,6 +52,7 @@ class ExtractionPipeline:
         writer: of the store.
         batch_size: pictures per forward; a block is cut into batches from its start (law L5).
         workers: threads that decode.
+        encoders: threads that encode; None: as many as suit the backbone's device.
         on_block: called after each block with it and whether this process committed it.
     """
 
@@ -46,17 +65,22 @@ class ExtractionPipeline:
         batch_size: int,
         workers: int,
         on_block: Callable[[Block, bool], None],
+        encoders: int | None = None,
     ) -> None:
-        self.clock = StageClock({"decode": workers, "backbone": 1, "encode": 1, "write": 1})
         self._loader = loader
         self._backbone = backbone
         self._device = next(backbone.parameters()).device
+        self._is_cuda = self._device.type == "cuda"
         self._writer = writer
         self._batch_size = batch_size
         self._workers = workers
+        self._encoders = encoders or _encoding_threads(self._device)
         self._on_block = on_block
         self._blocks = threading.Semaphore(_BLOCKS)
-        self._batches = threading.Semaphore(_BATCHES)
+        self._batches = threading.Semaphore(self._encoders + 1)  # one leaves the backbone
+        self.clock = StageClock(
+            {"decode": workers, "backbone": 1, "encode": self._encoders, "write": 1}
+        )
 
     def run(self, blocks: Iterable[Block | None]) -> None:
         """Write every block; None says that the next one may be long in coming.
@@ -66,54 +90,64 @@ class ExtractionPipeline:
         commits: deque[Future[None]] = deque()
         with (
             ThreadPoolExecutor(self._workers, "decode") as decoders,
-            ThreadPoolExecutor(1, "encode") as encoder,
+            ThreadPoolExecutor(self._encoders, "encode") as encoder,
             ThreadPoolExecutor(1, "write") as committer,
         ):
-            for block, images in self._decoded_ahead(blocks, decoders):
+            for block, batches in self._decoded_ahead(blocks, decoders):
                 self._blocks.acquire()
                 while commits and commits[0].done():
                     commits.popleft().result()
-                packed = self._run_backbone(block, images, encoder)
+                packed = self._run_backbone(block, batches, encoder)
                 commits.append(committer.submit(self._commit, block, packed))
             for commit in commits:
                 commit.result()
 
     def _decoded_ahead(
         self, blocks: Iterable[Block | None], decoders: ThreadPoolExecutor
-    ) -> Iterator[tuple[Block, list[Future[Tensor]]]]:
+    ) -> Iterator[tuple[Block, deque[_Inputs]]]:
         """The inputs of each block; the next block is decoded while one is used."""
-        waiting: deque[tuple[Block, list[Future[Tensor]]]] = deque()
+        waiting: deque[tuple[Block, deque[_Inputs]]] = deque()
         for block in blocks:
             if block is None:
                 yield from waiting
                 waiting.clear()
                 continue
-            inputs = [decoders.submit(self._load, row, block.view) for row in block.rows]
-            waiting.append((block, inputs))
+            starts = range(0, len(block.rows), self._batch_size)
+            batches = deque(self._decode(block, start, decoders) for start in starts)
+            waiting.append((block, batches))
             if len(waiting) > 1:
                 yield waiting.popleft()
         yield from waiting
 
+    def _decode(self, block: Block, start: int, decoders: ThreadPoolExecutor) -> _Inputs:
+        """Begin to fill a batch, in memory from which a CUDA device copies by itself."""
+        rows = block.rows[start : start + self._batch_size]
+        images = torch.empty((len(rows), 3, *block.bucket), pin_memory=self._is_cuda)
+        filled = [
+            decoders.submit(self._load, row, block.view, images[place])
+            for place, row in enumerate(rows)
+        ]
+        return _Inputs(images, filled)
+
+    def _load(self, row: int, view: str, out: Tensor) -> None:
+        with self.clock.busy("decode", 1) as work:
+            out.copy_(self._loader.load(row, view))
+            work.nbytes = out.nbytes
+
     def _run_backbone(
-        self, block: Block, images: Sequence[Future[Tensor]], encoder: ThreadPoolExecutor
+        self, block: Block, batches: deque[_Inputs], encoder: ThreadPoolExecutor
     ) -> list[Future[PackedPictures]]:
         packed = []
-        for start in range(0, len(images), self._batch_size):
-            inputs = [image.result() for image in images[start : start + self._batch_size]]
+        for start in range(0, len(block.rows), self._batch_size):
+            images = batches.popleft().wait()
             self._batches.acquire()
-            with self.clock.busy("backbone", len(inputs)) as work:
-                features = self._backbone(torch.stack(inputs).to(self._device))
-                if self._device.type == "cuda":
+            with self.clock.busy("backbone", len(images)) as work:
+                features = self._backbone(images.to(self._device, non_blocking=self._is_cuda))
+                if self._is_cuda:
                     torch.cuda.synchronize(self._device)
                 work.nbytes = sum(maps.nbytes for maps in features.values())
             packed.append(encoder.submit(self._encode, block, features, start))
         return packed
-
-    def _load(self, row: int, view: str) -> Tensor:
-        with self.clock.busy("decode", 1) as work:
-            image = self._loader.load(row, view)
-            work.nbytes = image.nbytes
-        return image
 
     def _encode(self, block: Block, features: Features, start: int) -> PackedPictures:
         try:
@@ -133,3 +167,10 @@ class ExtractionPipeline:
             self._on_block(block, is_ours)
         finally:
             self._blocks.release()
+
+
+def _encoding_threads(device: torch.device) -> int:
+    """One where the backbone computes on the same cores."""
+    if device.type == "cpu":
+        return 1
+    return max(1, min(_MOST_ENCODERS, (usable_cores() or 1) // _CORES_OF_AN_ENCODER))

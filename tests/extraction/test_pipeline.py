@@ -123,6 +123,23 @@ def test_no_more_than_two_blocks_are_held(tiny: Any, tmp_path: Path) -> None:
     assert files(tmp_path / "s.zarr") == files(tiny.train)
 
 
+def test_encoding_threads_do_not_change_a_byte(tiny: Any, tmp_path: Path) -> None:
+    """Law L5: batches that finish out of order, as on CUDA, where several threads encode."""
+    pipeline, writer, done = pipeline_of(tiny, tmp_path / "s.zarr", UnevenWriter, encoders=3)
+    pipeline.run(writer.blocks)
+    assert done == [block.name for block in writer.blocks]
+    assert files(tmp_path / "s.zarr") == files(tiny.train)
+    assert pipeline.clock.stages["encode"].workers == 3
+
+
+class UnevenWriter(StoreWriter):
+    """Takes longest for the first batch of a block."""
+
+    def encode(self, block: Any, features: Any, *, start: int = 0) -> PackedPictures:
+        time.sleep(0.05 if start == 0 else 0.0)
+        return super().encode(block, features, start=start)
+
+
 class Broken(FrozenBackbone):
     """Gives NaN from the fifth picture on."""
 
