@@ -56,6 +56,7 @@ def towers(num_convs: int) -> str:
 
 SEPARABLE = ("detector.separable=true", "detector.neck.separable=true")
 LIGHT_ROI = ("detector.roi_head.fc_channels=128", "detector.roi_head.samples=32")
+ADAPTERS = ("detector.adapters={kind: bottleneck}",)
 VARIANTS = (
     Variant("retinanet_fpn"),
     Variant("retinanet_fpn", (width(32), towers(1))),
@@ -65,6 +66,7 @@ VARIANTS = (
     Variant("retinanet_fpn", (width(96), towers(2), *SEPARABLE)),
     Variant("retinanet_fpn", ("detector.anchors.scales_per_octave=1",)),
     Variant("retinanet_fpn", (width(96), towers(4))),
+    Variant("retinanet_fpn", ADAPTERS),
     Variant("retinanet_nasfpn", ("detector.neck.repeats=1", towers(1))),
     Variant("faster_rcnn_fpn"),
     Variant("faster_rcnn_fpn", (width(32), *LIGHT_ROI)),
@@ -76,6 +78,7 @@ VARIANTS = (
     Variant("cascade_rcnn_fpn", ("detector.roi_head.resolution=5",)),
     Variant("cascade_rcnn_fpn", ("detector.roi_head.samples=32",)),
     Variant("cascade_rcnn_fpn", (width(96), "detector.roi_head.fc_channels=512")),
+    Variant("cascade_rcnn_fpn", ADAPTERS),
     Variant("cascade_rcnn_nasfpn", ("detector.neck.repeats=1",)),
 )
 

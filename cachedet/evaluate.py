@@ -212,13 +212,12 @@ class _Scored:
         return tuple(spec.names)
 
     def detect(self, stage: str) -> list[Detections]:
-        selection = self.checkpoint.config.detector.selection
         with self._progress(stage, len(self.views)) as progress:
             return detect_store(
                 load_detector(self.checkpoint, device=self.device),
                 self.features,
                 views=self.views,
-                merging=Merging(nms_iou=selection.nms_iou, max_detections=selection.max_detections),
+                merging=Merging.like(self.checkpoint.config.detector.selection),
                 levels=self.levels,
                 batch_size=self.config.batch_size,
                 device=self.device,

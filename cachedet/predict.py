@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.data.images import decode_picture, make_input
-from cachedet.data.views import make_geometry, view_named
+from cachedet.data.views import View, make_geometry, parse_views
 from cachedet.detector.build import Detector
 from cachedet.device import choose_device
 from cachedet.errors import BackboneError, InputError
 from cachedet.evaluate import load_detector
-from cachedet.evaluation.inference import EVAL_VIEW
+from cachedet.evaluation.inference import EVAL_VIEW, drop_cut
 from cachedet.evaluation.masks import paste_masks
+from cachedet.evaluation.merging import Merging
 from cachedet.evaluation.plots import Drawing, draw_boxes
 from cachedet.masks import decode_mask, rle_of
 from cachedet.progress import StageProgress
@@ -30,21 +31,32 @@ from cachedet.training.checkpoint import load_checkpoint
 from cachedet.training.run_folder import RunFolder
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+_BASE = parse_views(EVAL_VIEW)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PictureDetector:
-    """Backbone and trained heads of one run, ready for pictures."""
+    """Backbone and trained heads of one run, ready for pictures.
+
+    Attributes:
+        views: of each picture; what is found in them is merged as `detect_store` does.
+    """
 
     backbone: FrozenBackbone
     detector: Detector
     manifest: Manifest
+    merging: Merging
+    views: Sequence[View] = _BASE
 
     @torch.no_grad()
     def __call__(self, pixels: NDArray[np.uint8], *, image_id: int = 0) -> Detections:
-        """Detections in pixels of a picture (H, W, 3) RGB."""
+        """Detections in pixels of a picture (H, W, 3) RGB; windows are drawn from `image_id`."""
+        return self.merging([self._detect(pixels, view, image_id) for view in self.views])
+
+    def _detect(self, pixels: NDArray[np.uint8], view: View, image_id: int) -> Detections:
+        """What is found in one view, in pixels of the picture."""
         geometry = make_geometry(
-            view_named(EVAL_VIEW),
+            view,
             picture_hw=(pixels.shape[0], pixels.shape[1]),
             image_id=image_id,
             image_size=self.manifest.image_size,
@@ -55,7 +67,7 @@ class PictureDetector:
         found = self.detector.detect(
             self.backbone(image[None]), sizes_hw=[geometry.valid_hw], image_ids=[image_id]
         )[0]
-        return geometry.detections_to_picture(found)
+        return geometry.detections_to_picture(drop_cut(found, geometry))
 
 
 def predict(
@@ -64,10 +76,13 @@ def predict(
     pictures: Sequence[Path],
     out: Path,
     weights: str = "auto",
+    views: str = EVAL_VIEW,
     min_score: float = 0.3,
     device: str = "auto",
 ) -> list[dict[str, Any]]:
     """Detect in picture files or folders of them; writes drawn pictures and detections.json.
+
+    Detections of several `views` (as `parse_views` takes them) are merged as `evaluate` does.
 
     Returns:
         One entry per picture: file, drawing, detections (name, category_id, score, box xyxy, and
@@ -76,10 +91,12 @@ def predict(
     Raises:
         CheckpointError: no such run.
         BackboneError: the run's backbone cannot be had, or has other weights now.
-        InputError, BadImageError: no pictures, two of one name, or one that cannot be decoded.
+        InputError, BadImageError: a view that files cannot have, no pictures, two of one name, or
+            one that cannot be decoded.
     """
+    chosen = _views_of_files(views)
     files = _picture_files(pictures)
-    detector = load_picture_detector(run, weights=weights, device=device)
+    detector = load_picture_detector(run, weights=weights, device=device, views=chosen)
     out.mkdir(parents=True, exist_ok=True)
     entries = []
     with StageProgress("predict", total=len(files), unit="pictures") as progress:
@@ -97,7 +114,7 @@ def predict(
 
 
 def load_picture_detector(
-    run: Path, *, weights: str = "auto", device: str = "auto"
+    run: Path, *, weights: str = "auto", device: str = "auto", views: Sequence[View] = _BASE
 ) -> PictureDetector:
     """Join the run's heads with its backbone, whose weights must be those it was trained on."""
     checkpoint = load_checkpoint(RunFolder.open(run).best)
@@ -117,7 +134,11 @@ def load_picture_detector(
             f"(sha256 {backbone.digest[:12]}); give the same ones with --weights"
         )
     return PictureDetector(
-        backbone=backbone, detector=load_detector(checkpoint, device=chosen), manifest=manifest
+        backbone=backbone,
+        detector=load_detector(checkpoint, device=chosen),
+        manifest=manifest,
+        merging=Merging.like(checkpoint.config.detector.selection),
+        views=views,
     )
 
 
@@ -134,6 +155,17 @@ def make_drawing(found: Detections, categories: CategoryMap, *, size_hw: SizeHW)
         ),
         masks=tuple(masks[i] for i in order) if masks else (),
     )
+
+
+def _views_of_files(text: str) -> tuple[View, ...]:
+    """Views that need nothing but the pixels. Raises InputError."""
+    views = parse_views(text)
+    if any(view.family in ("crop", "jitter") for view in views):
+        raise InputError(
+            f"predict expects views among base, hflip and scale=<f>, got {text!r}: crop and jitter "
+            "are drawn from a data set's image ids, which picture files do not have; leave them out"
+        )
+    return views
 
 
 def _picture_files(pictures: Sequence[Path]) -> list[Path]:

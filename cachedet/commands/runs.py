@@ -93,6 +93,10 @@ def predict(
     pictures: Annotated[list[Path], typer.Argument(help="Picture files or folders.")],
     out: Annotated[Path, typer.Option(help="Folder for drawings and detections.json.")],
     weights: Annotated[str, typer.Option(help="The backbone's: auto, none or a file.")] = "auto",
+    views: Annotated[
+        str,
+        typer.Option(help="Such as base,hflip,scale=1.5: their detections are merged, as in eval."),
+    ] = "base",
     min_score: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.3,
     device: Device = "auto",
     as_json: Json = False,
@@ -101,7 +105,13 @@ def predict(
     from cachedet.predict import predict as run_predict
 
     entries = run_predict(
-        run, pictures=pictures, out=out, weights=weights, min_score=min_score, device=device
+        run,
+        pictures=pictures,
+        out=out,
+        weights=weights,
+        views=views,
+        min_score=min_score,
+        device=device,
     )
     if as_json:
         print_json({"pictures": entries})

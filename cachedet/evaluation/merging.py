@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
+from cachedet.detector_config import SelectionConfig
 from cachedet.structures import Detections
 
 
@@ -26,6 +27,11 @@ class Merging:
 
     nms_iou: float = 0.5
     max_detections: int = 100
+
+    @classmethod
+    def like(cls, selection: SelectionConfig) -> Merging:
+        """With the numbers by which the detector selects within one view."""
+        return cls(nms_iou=selection.nms_iou, max_detections=selection.max_detections)
 
     def __call__(self, found: Sequence[Detections]) -> Detections:
         """One picture's detections by non-maximum suppression within each class, best first.
