@@ -75,13 +75,14 @@ class Condition:
 
 
 BOTH = {"base": 1.0, "hflip": 1.0}
+WITH_TWO = BOTH | {"jitter": 2.0}  # half of the showings are jittered
 CONDITIONS = {
     "none": Condition(weights={"base": 1.0}),
     "feature flip": Condition(weights={"base": 1.0}, augment=("flip=0.5",)),
     "cached flip": Condition(weights=BOTH),
-    "jitter 2": Condition(weights=BOTH | {"jitter": 2.0}, draws=2),
-    "jitter 4": Condition(weights=BOTH | {"jitter": 2.0}, draws=4),
-    "jitter 8": Condition(weights=BOTH | {"jitter": 2.0}, draws=8),
+    "jitter 2": Condition(weights=WITH_TWO, draws=2),
+    "jitter 4": Condition(weights=WITH_TWO, draws=4),
+    "jitter 8": Condition(weights=WITH_TWO, draws=8),
     "cached flip + translate": Condition(weights=BOTH, augment=("translate=0.5",)),
     "cached flip + crop": Condition(weights=BOTH, augment=("crop=0.5",)),
     "cached flip + mosaic": Condition(weights=BOTH, augment=("mosaic=0.5",)),
@@ -89,12 +90,19 @@ CONDITIONS = {
     "cached flip + channel dropout": Condition(weights=BOTH, augment=("channel_dropout=0.1",)),
     "cached flip + noise": Condition(weights=BOTH, augment=("noise=1.0",)),
     "jitter 3 without flip": Condition(weights={"base": 1.0, "jitter": 3.0}, draws=3),
+    "jitter 3 without flip + feature flip": Condition(
+        weights={"base": 1.0, "jitter": 3.0}, draws=3, augment=("flip=0.5",)
+    ),
     "jitter 4 alone": Condition(weights={"jitter": 1.0}, draws=4),
+    "jitter 2 + feature flip": Condition(weights=WITH_TWO, draws=2, augment=("flip=0.5",)),
+    "jitter 2 + translate": Condition(weights=WITH_TWO, draws=2, augment=("translate=0.5",)),
+    "jitter 2 + mosaic": Condition(weights=WITH_TWO, draws=2, augment=("mosaic=0.5",)),
+    "jitter 2 + copy-paste": Condition(weights=WITH_TWO, draws=2, augment=("copy_paste=0.5",)),
     "jitter 2 + channel dropout": Condition(
-        weights=BOTH | {"jitter": 2.0}, draws=2, augment=("channel_dropout=0.1",)
+        weights=WITH_TWO, draws=2, augment=("channel_dropout=0.1",)
     ),
     "live flip": Condition(weights=BOTH, live=True),
-    "live jitter": Condition(weights=BOTH | {"jitter": 2.0}, draws=1, live=True),
+    "live jitter": Condition(weights=WITH_TWO, draws=1, live=True),
 }
 
 
