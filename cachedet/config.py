@@ -218,6 +218,12 @@ class TrainConfig(Config):
                 f"early_stopping on {stopping.metric} needs validations, eval_every is 0; set "
                 "eval_every: 1"
             )
+        mixing = [key for key in ("mosaic", "copy_paste") if getattr(self.augment, key) > 0]
+        if mixing and self.schedule.batch_size == 1:
+            raise ValueError(
+                f"augment.{' and augment.'.join(mixing)} mix the pictures of a batch, and "
+                "schedule.batch_size is 1; give it at least 2, or set them to 0"
+            )
         return self
 
 
