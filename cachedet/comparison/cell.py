@@ -141,10 +141,12 @@ def _plan(task: CellTask, config: TrainConfig, store: FeatureStore) -> StepPlan:
     seconds = task.budget
     if seconds is not None and task.needs_cache:
         seconds = time_left(seconds, spent=task.extraction_seconds)
+    # All features would be loaded for a few steps, and again for the run.
+    streamed = config.model_copy(update={"residency": "stream"})
     return plan_steps(
         config,
         store,
-        lambda: _rig(task, config, store, total_steps=1000),
+        lambda: _rig(task, streamed, store, total_steps=1000),
         seconds=seconds,
     )
 
