@@ -1,7 +1,7 @@
 """The lean corner: what AP costs in training-step FLOPs and seconds, and which heads are worth it.
 
 python benchmarks/lean_search.py --train train.zarr --val val.zarr --out DIR --epochs 12 \
-    [--seeds 0] [--only retinanet,cascade_rcnn] [--device cuda]
+    [--seeds 0] [--only "retinanet_fpn,cascade_rcnn*"] [--device cuda]
 
 Every variant changes one or two things of a tiny config and is trained for the same epochs. A run
 that is already in DIR is read, not repeated. Prints one JSON object on standard output, a Markdown
@@ -16,6 +16,7 @@ import json
 import statistics
 import sys
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +90,17 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--only", default="", help="starts of variant names, with commas")
+    parser.add_argument(
+        "--only", default="*", help="names of variants, with commas; * as in a shell"
+    )
     add_device_option(parser)
     options = parser.parse_args()
-    starts = tuple(options.only.split(","))
-    rows = [measure(variant, options) for variant in VARIANTS if variant.name.startswith(starts)]
+    wanted = [
+        variant
+        for variant in VARIANTS
+        if any(fnmatchcase(variant.name, pattern) for pattern in options.only.split(","))
+    ]
+    rows = [measure(variant, options) for variant in wanted]
     rows.sort(key=lambda row: float(row["gflop"]))
     mark_pareto(rows)
     print_table(rows)
