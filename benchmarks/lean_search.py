@@ -90,9 +90,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument(
-        "--only", default="*", help="names of variants, with commas; * as in a shell"
-    )
+    parser.add_argument("--only", default="*", help="names of variants, with commas; or with *")
     add_device_option(parser)
     options = parser.parse_args()
     wanted = [
