@@ -1,0 +1,173 @@
+"""`predict --views`: what `eval --views` finds in a store that holds them, from the files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cachedet.cli import app
+from cachedet.config import EvalConfig, TrainConfig
+from cachedet.data.images import decode_picture
+from cachedet.data.views import parse_views
+from cachedet.errors import InputError
+from cachedet.evaluate import evaluate
+from cachedet.extract import extract
+from cachedet.predict import load_picture_detector, predict
+from cachedet.store.reader import FeatureStore
+from cachedet.structures import Detections
+from cachedet.train import train
+
+ASKED = "base,hflip,scale=1.5"
+SHARED = {
+    "schedule": {"epochs": 2, "batch_size": 3, "optimizer": "adamw", "lr": 3e-3},
+    "device": "cpu",
+}
+RETINANET = TrainConfig.model_validate(
+    {
+        "detector": {
+            "kind": "retinanet",
+            "neck": {"kind": "fpn", "channels": 16},
+            "num_convs": 1,
+            # others than `Merging` has by itself
+            "selection": {"score_threshold": 0.005, "nms_iou": 0.3, "max_detections": 30},
+        },
+        **SHARED,
+    }
+)
+WITH_MASKS = TrainConfig.model_validate(
+    {
+        "detector": {
+            "kind": "faster_rcnn",
+            "neck": {"kind": "fpn", "channels": 16},
+            "rpn": {"samples": 32, "train_post_nms": 40, "test_post_nms": 30},
+            "roi_head": {"samples": 16, "num_convs": 0, "fc_channels": 16},
+            "mask_head": {"resolution": 7, "num_convs": 1, "channels": 8},
+            "selection": {"score_threshold": 0.005},
+        },
+        **SHARED,
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def store(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    """The validation pictures in several views, lossless."""
+    root = tmp_path_factory.mktemp("stores") / "val.zarr"
+    views = f"{ASKED},crop=2,jitter=1"
+    extract(tiny.extract_config(root, annotations=tiny.paths.val, views=views))
+    return FeatureStore.open(root)
+
+
+@pytest.fixture(scope="module")
+def runs(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    for name, config in {"retinanet": RETINANET, "masks": WITH_MASKS}.items():
+        train(config, train_store=tiny.train, run=folder / name)
+    return {"retinanet": folder / "retinanet", "masks": folder / "masks"}
+
+
+def stored_detections(run: Path, store: FeatureStore, views: str) -> list[Detections]:
+    config = EvalConfig(views=views, device="cpu")
+    return evaluate(run, store=str(store.location), config=config).detections
+
+
+def picture_files(tiny: Any, store: FeatureStore) -> list[Path]:
+    return [tiny.paths.images / name for name in store.truth.file_names]
+
+
+def assert_same(found: Detections, stored: Detections) -> None:
+    assert found.labels.tolist() == stored.labels.tolist()
+    torch.testing.assert_close(found.scores, stored.scores, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.boxes, stored.boxes, rtol=1e-4, atol=1e-2)
+    assert (found.masks is None) == (stored.masks is None)
+    if found.masks is not None:
+        torch.testing.assert_close(found.masks, stored.masks, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "masks"])
+@pytest.mark.parametrize("views", [ASKED, "base,crop=2"])
+def test_a_picture_gives_what_its_cached_views_give(
+    tiny: Any, runs: dict[str, Path], store: FeatureStore, views: str, kind: str
+) -> None:
+    """Windows too, for who knows the image id."""
+    detector = load_picture_detector(
+        runs[kind], weights=str(tiny.weights), device="cpu", views=parse_views(views)
+    )
+    stored = stored_detections(runs[kind], store, views)
+    assert sum(len(of_picture) for of_picture in stored) > 20
+    for row, file in enumerate(picture_files(tiny, store)):
+        found = detector(decode_picture(file), image_id=int(store.truth.image_ids[row]))
+        assert_same(found, stored[row])
+
+
+def test_of_equal_scores_the_view_named_first_wins(
+    tiny: Any, runs: dict[str, Path], store: FeatureStore
+) -> None:
+    """A picture that is its own mirror image gives both views the same scores."""
+    half = decode_picture(picture_files(tiny, store)[0])[:128, :64]
+    pixels = np.concatenate([half, half[:, ::-1]], axis=1)
+    strongest = {}
+    for views in ("base", "hflip", "base,hflip", "hflip,base"):
+        detector = load_picture_detector(
+            runs["retinanet"], weights=str(tiny.weights), device="cpu", views=parse_views(views)
+        )
+        strongest[views] = detector(pixels).boxes[0].tolist()
+    assert strongest["base"] != strongest["hflip"]
+    assert strongest["base,hflip"] == strongest["base"]
+    assert strongest["hflip,base"] == strongest["hflip"]
+
+
+def test_views_are_merged_into_what_is_written(
+    tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
+) -> None:
+    files = picture_files(tiny, store)[:2]
+    settings: dict[str, Any] = {"weights": str(tiny.weights), "min_score": 0.0, "device": "cpu"}
+    entries = predict(runs["masks"], pictures=files, out=tmp_path, views=ASKED, **settings)
+    assert json.loads((tmp_path / "detections.json").read_text()) == entries
+    single = predict(runs["masks"], pictures=files, out=tmp_path / "base", **settings)
+    stored = stored_detections(runs["masks"], store, ASKED)[:2]
+    for entry, alone, expected in zip(entries, single, stored, strict=True):
+        scores = [found["score"] for found in entry["detections"]]
+        torch.testing.assert_close(torch.tensor(scores), expected.scores, rtol=1e-4, atol=1e-5)
+        assert scores != [found["score"] for found in alone["detections"]]
+        assert all("segmentation" in found for found in entry["detections"])
+
+
+@pytest.mark.parametrize("views", ["jitter=2", "base,crop=1", "base,jitter-0.5-1.5-k3"])
+def test_views_drawn_from_an_image_id_are_refused(tmp_path: Path, views: str) -> None:
+    """Before anything is opened or written."""
+    message = f"predict expects views among base, hflip and scale=<f>, got '{views}': crop and jit"
+    with pytest.raises(InputError, match=message):
+        predict(tmp_path / "no", pictures=[tmp_path], out=tmp_path / "out", views=views)
+    assert not (tmp_path / "out").exists()
+
+
+def test_through_the_command_line(
+    tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
+) -> None:
+    command = ["predict", runs["retinanet"], picture_files(tiny, store)[0], "--out", tmp_path]
+    command += ["--weights", tiny.weights, "--min-score", "0", "--device", "cpu"]
+
+    def call(*more: str) -> Any:
+        return CliRunner().invoke(app, [*map(str, command), *more])
+
+    shown = call("--views", ASKED, "--json")
+    assert shown.exit_code == 0, shown.output
+    scores = [found["score"] for found in json.loads(shown.stdout)["pictures"][0]["detections"]]
+    expected = stored_detections(runs["retinanet"], store, ASKED)[0].scores
+    torch.testing.assert_close(torch.tensor(scores), expected, rtol=1e-4, atol=1e-5)
+    for views, message in {
+        "bse": "unknown view 'bse'; nearest: 'base', 'scale'; known: base, hflip",
+        "base,base": "views must name each view once, got base more than once",
+        "scale=9": "scale=9: expected scales from 0.1 to 4, got 9",
+        "base,jitter=2": "got 'base,jitter=2': crop and jitter are drawn from",
+    }.items():
+        refused = call("--views", views)
+        assert refused.exit_code == 1
+        assert message in refused.stderr
