@@ -26,7 +26,7 @@ class Tower(nn.Module):
         norm, activation: names, see norms.py.
         separable: depthwise-separable convolutions.
         norm_per_level: every level has norms of its own (statistics differ between levels).
-        init_std: of the convolutions' normal initial weights; None: He, fan-out.
+        init_std: of the convolutions' normal initial weights; None, or separable: He, fan-out.
     """
 
     def __init__(
@@ -56,7 +56,8 @@ class Tower(nn.Module):
         self.activation = ACTIVATIONS[activation]()
         for conv in self.convs.modules():
             if isinstance(conv, nn.Conv2d):
-                if init_std is None:
+                # Two small factors, one of them over 9 values only, vanish beside a norm's epsilon.
+                if init_std is None or separable:
                     init_he(conv)
                 else:
                     init_normal(conv, std=init_std)

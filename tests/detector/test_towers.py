@@ -28,13 +28,22 @@ def test_levels_share_convolutions_but_not_norms() -> None:
 def test_initial_weights(separable: bool) -> None:
     torch.manual_seed(0)
     wide = {"in_channels": 64, "channels": 64, "num_convs": 1, "separable": separable}
+    he = [(2 / 9) ** 0.5, (2 / 64) ** 0.5] if separable else [(2 / 576) ** 0.5]
     for tower, expected in (
-        (make_tower(**wide), [0.01, 0.01]),
-        (make_tower(**wide, init_std=None), [(2 / 9) ** 0.5, (2 / 64) ** 0.5]),
+        (make_tower(**wide), he if separable else [0.01]),
+        (make_tower(**wide, init_std=None), he),
     ):
         kernels = [p for p in tower.convs.parameters() if p.ndim == 4]
-        stds = expected if separable else [expected[0] if expected[0] == 0.01 else (2 / 576) ** 0.5]
-        assert [k.detach().std().item() for k in kernels] == pytest.approx(stds, rel=0.1)
+        assert [k.detach().std().item() for k in kernels] == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("separable", [False, True])
+def test_a_tower_keeps_the_size_of_what_comes_in(separable: bool) -> None:
+    """Where a norm's epsilon outweighs the variance, values shrink with every convolution."""
+    torch.manual_seed(0)
+    tower = make_tower(in_channels=64, channels=64, num_convs=4, separable=separable)
+    last = tower(torch.randn(2, 64, 16, 16), 0)
+    assert 0.3 < last.std().item() < 1.5
 
 
 def test_no_convolutions_pass_the_maps_on() -> None:
