@@ -8,21 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from cachedet.collective import from_first, is_first, rank, world_size
 from cachedet.config import EvalConfig, TrainConfig
 from cachedet.detector.build import choose_levels
 from cachedet.detector.whole import Trained
-from cachedet.detector_config import trains_masks
-from cachedet.errors import CheckpointError, ConfigError
+from cachedet.errors import ConfigError
 from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.metrics import CocoScores, score_detections
 from cachedet.evaluation.plots import plot_training
-from cachedet.store.manifest import Manifest
 from cachedet.store.reader import FeatureStore
 from cachedet.training.data_parallel import find_launch, joined_ranks
+from cachedet.training.fit import require_fit
 from cachedet.training.loader import FeatureLoader, make_loader
 from cachedet.training.loop import EARLY_STOPPING, Validator, is_signal
 from cachedet.training.optimizer import count_trained
@@ -31,7 +29,6 @@ from cachedet.training.predictions import Outcome, outcome_of_training
 from cachedet.training.run_folder import RunFolder
 from cachedet.training.session import run_session
 from cachedet.training.start import start_or_continue
-from cachedet.training.tensorboard_log import require_tensorboard
 from cachedet.training.trainer import make_trainer
 from cachedet.training.training_data import TrainingData
 
@@ -113,7 +110,7 @@ def _train_together(
     config = from_first(lambda: pin_views(config, store, folder, goes_on=goes_on))
     store.require_complete(tuple(config.views or ()))
     validation = _open_complete(val_store, views=["base"]) if val_store else None
-    _require_fit(config, store, validation)
+    require_fit(config, store, validation)
     torch.manual_seed(config.seed)
     loader = make_loader(config, store, rank=rank(), world_size=world_size())
     total_steps = _count_steps(loader, config)
@@ -190,44 +187,6 @@ def _make_validator(
         return {"ap": scores.ap, "ap50": scores.ap50, "ap75": scores.ap75}
 
     return score
-
-
-def _require_fit(config: TrainConfig, store: FeatureStore, validation: FeatureStore | None) -> None:
-    """What can be known before anything is written. Raises ConfigError, CheckpointError."""
-    if config.tensorboard:
-        require_tensorboard()
-    if validation is not None:
-        _require_same_features(store.manifest, validation.manifest)
-        if not np.any(~validation.truth.crowd):
-            raise ConfigError(
-                f"the validation store {validation.location} holds no boxes (crowds aside), so "
-                "that AP is undefined; validate on pictures with boxes, or leave --val out"
-            )
-    stopping = config.early_stopping
-    if stopping is not None and stopping.metric != "loss" and validation is None:
-        raise ConfigError(
-            f"early_stopping on {stopping.metric} needs a validation store: give --val, or set "
-            "early_stopping.metric: loss"
-        )
-    _require_masks(config, store)
-
-
-def _require_same_features(train: Manifest, validation: Manifest) -> None:
-    """Validation features must come from the same backbone and classes. Raises CheckpointError."""
-    field = train.incompatible_field(validation)
-    if field is not None:
-        raise CheckpointError(
-            f"the validation store differs in {field}: expected {getattr(train, field)}, got "
-            f"{getattr(validation, field)}; extract both stores with the same options"
-        )
-
-
-def _require_masks(config: TrainConfig, store: FeatureStore) -> None:
-    if trains_masks(config.detector) and store.truth.masks is None:
-        raise ConfigError(
-            "detector.mask_head needs masks, the store's annotations have none; extract from an "
-            "annotation file with `segmentation`, or remove detector.mask_head"
-        )
 
 
 def _open_complete(path: Path | str, *, views: Sequence[str]) -> FeatureStore:
