@@ -58,7 +58,7 @@ def describe_freezing(summary: Summary) -> tuple[str, ...]:
 
 
 def describe_agreement(summary: Summary) -> tuple[str, ...]:
-    """Cached against live: the same computation, so they should differ by less than seeds do."""
+    """Cached against live: the same computation on the same pictures, where there is no jitter."""
     found = summary.compare("cached", "live")
     if not found:
         return ("Not looked at: that takes the modes cached and live with the same heads.",)
@@ -103,8 +103,9 @@ def _judge_agreement(own: Comparison) -> str:
     if own.judgement == "within":
         return f"{heads}: they agree. {told}; seeds alone move AP by {spread}."
     return (
-        f"{heads}: they do not agree. {told}, more than the {spread} that seeds alone move AP. A "
-        "lossy codec or few seeds can do that."
+        f"{heads}: they differ. {told}, more than the {spread} that seeds alone move AP. Jitter, "
+        "which live draws anew every epoch, or equal time in the place of equal epochs may do that; "
+        "without both of them it is the codec, or few seeds."
     )
 
 

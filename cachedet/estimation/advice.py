@@ -101,7 +101,7 @@ def slow_extraction(measured: Measured, forecast: Forecast) -> str | None:
 
 
 def does_not_fit(measured: Measured, forecast: Forecast) -> str | None:
-    """Ways to train that need more memory than there is."""
+    """Ways to train that need more memory than there is, or could not be tried."""
     failed = [name for name, mode in forecast.modes.items() if mode.failure]
     short = [
         name
@@ -112,7 +112,9 @@ def does_not_fit(measured: Measured, forecast: Forecast) -> str | None:
     if short:
         free = readable_nbytes(round(measured.free_ram))
         lines.append(f"{', '.join(short)} may need more memory than the {free} that are free")
-    return "; ".join(lines) + ": a smaller schedule.batch_size takes less" if lines else None
+    of_memory = bool(short) or any("memory" in forecast.modes[name].failure for name in failed)
+    hint = ": a smaller schedule.batch_size takes less" if of_memory else ""
+    return "; ".join(lines) + hint if lines else None
 
 
 def where_features_wait(measured: Measured, forecast: Forecast) -> str | None:

@@ -167,7 +167,7 @@ def _work(job: StepJob, sender: Connection) -> None:
             answer: StepTrial | BaseException = time_steps(*_make_rig(job), job)
     except CachedetError as error:
         answer = error
-    except (MemoryError, RuntimeError) as error:
+    except Exception as error:  # the parent tells it
         answer = _as_failure(error)
     with suppress(BrokenPipeError):  # the parent is gone
         sender.send(answer)

@@ -307,8 +307,9 @@ def _agreement_section(summary: Summary) -> Section:
         short="Cached and live",
         leads=describe_agreement(summary),
         notes=(
-            "Both train the same heads on the features of the same frozen backbone, so they should "
-            "differ by no more than seeds do.",
+            "Both train the same heads on the features of the same frozen backbone. Over equal "
+            "epochs, and without jitter (live draws it anew every epoch), they should differ by no "
+            "more than seeds do.",
         )
         if pairs
         else (),

@@ -216,7 +216,8 @@ def test_cached_and_live_agree_or_not() -> None:
         "0.030."
     )
     (told,) = describe_agreement(summarise(runs(cached=[0.50, 0.51], live=[0.53, 0.53])))
-    assert told.startswith("fpn: they do not agree. Cached 0.505 and live 0.530 are 0.025 apart")
+    assert told.startswith("fpn: they differ. Cached 0.505 and live 0.530 are 0.025 apart")
+    assert "Jitter, which live draws anew every epoch" in told
     (told,) = describe_agreement(summarise(runs(cached=[0.50], live=[0.53])))
     assert "agree" not in told
     assert "One seed does not say" in told

@@ -125,8 +125,10 @@ def test_modes_that_need_too_much_memory(measured_of: Make) -> None:
     )
     failed = Training(phase=None, memory=None, failure="memory does not suffice")
     found = advice.does_not_fit(*both(with_training(measured_of(), "tuned", failed)))
-    assert found is not None
-    assert found.startswith("tuned: memory does not suffice")
+    assert found == "tuned: memory does not suffice: a smaller schedule.batch_size takes less"
+    broken = Training(phase=None, memory=None, failure="no step in 600 s")
+    found = advice.does_not_fit(*both(with_training(measured_of(), "tuned", broken)))
+    assert found == "tuned: no step in 600 s"
 
 
 @pytest.mark.parametrize(
