@@ -104,8 +104,8 @@ def _judge_agreement(own: Comparison) -> str:
         return f"{heads}: they agree. {told}; seeds alone move AP by {spread}."
     return (
         f"{heads}: they differ. {told}, more than the {spread} that seeds alone move AP. Jitter, "
-        "which live draws anew every epoch, or equal time in the place of equal epochs may do that; "
-        "without both of them it is the codec, or few seeds."
+        "which live draws anew every epoch, or equal time in the place of equal epochs may do "
+        "that; without both of them it is the codec, or few seeds."
     )
 
 
