@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cachedet.comparison.cell import CellTask, Interrupted
+from cachedet.comparison.extraction import Extracted, extract_stores, require_known
 from cachedet.comparison.folder import ComparisonFolder
 from cachedet.comparison.process import run_cell
 from cachedet.comparison.results import CellKey, CellResult
 from cachedet.comparison.summary import Summary, summarise
 from cachedet.config import ExtractConfig, TrainConfig
 from cachedet.device import choose_device
-from cachedet.errors import InputError
-from cachedet.extract import extract
+from cachedet.errors import CheckpointError, ConfigError, InputError
 from cachedet.live.rigs import MODES, BackboneTraining, Mode, require_shared
 from cachedet.reporting.comparison_sections import CurveOf, comparison_page
 from cachedet.reporting.markdown import render_markdown
@@ -24,6 +25,7 @@ from cachedet.reporting.runs import read_metrics
 from cachedet.store.durable import encode_json, write_durably
 from cachedet.store.manifest import library_versions
 from cachedet.store.reader import FeatureStore
+from cachedet.training.fit import require_fit
 from cachedet.training.interruption import StopSignals
 from cachedet.training.run_folder import RunFolder
 from cachedet.version import __version__
@@ -115,16 +117,20 @@ def compare(
         InputError, ConfigError: the options do not fit together, or the folder is of another
             comparison or in use.
         DatasetError, BadImageError, BackboneError, StoreError: what extraction raises.
+        CheckpointError: pictures to train on and to score on do not fit together.
     """
     _require_sensible(config)
     folder = ComparisonFolder(config.out)
     with folder.owned():
         folder.require_same(_settings(config))
-        _extract(config, folder)
-        interrupted_by = _train_cells(config, folder, on_cell)
+        extracted = extract_stores(config.train, config.val, folder.extraction)
+        _require_fit(config, folder)
+        if config.budget is not None and _pays_for_cache(config, folder):
+            require_known(extracted, store=folder.train)
+        interrupted_by = _train_cells(config, folder, extracted, on_cell)
         cells = folder.results()
         if cells:
-            _write_page(config, folder, cells)
+            _write_page(config, folder, extracted, cells)
     return ComparisonReport(
         out=config.out,
         cells=cells,
@@ -166,17 +172,29 @@ def _extraction_settings(config: ExtractConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"store", "device", "workers"})
 
 
-def _extract(config: ComparisonConfig, folder: ComparisonFolder) -> None:
-    """Both stores; where they are whole this only checks that the data is the same."""
-    done = extract(config.train)
-    if done.blocks_written:
-        folder.add_extraction_seconds(done.seconds)
-    extract(config.val)
+def _require_fit(config: ComparisonConfig, folder: ComparisonFolder) -> None:
+    """What every cell of some heads would fail of. Raises ConfigError, CheckpointError."""
+    store, validation = FeatureStore.open(folder.train), FeatureStore.open(folder.val)
+    for name, heads in config.heads.items():
+        try:
+            require_fit(heads, store, validation)
+        except (ConfigError, CheckpointError) as error:
+            raise type(error)(
+                f"{name}: {error}. A comparison reads --annotations and --val-annotations; with "
+                "others, choose another --out"
+            ) from error
+
+
+def _pays_for_cache(config: ComparisonConfig, folder: ComparisonFolder) -> bool:
+    """Whether a cached cell is to be trained."""
+    keys = [key for key in config.cell_keys() if key.mode == "cached"]
+    return any(folder.result_of(key) is None for key in keys)
 
 
 def _train_cells(
     config: ComparisonConfig,
     folder: ComparisonFolder,
+    extracted: Extracted,
     on_cell: Callable[[CellResult, int, int], None] | None,
 ) -> str | None:
     """Those that are not done; returns the signal that came meanwhile."""
@@ -186,7 +204,7 @@ def _train_cells(
             found = folder.result_of(key)
             if found is None:
                 try:
-                    found = run_cell(_task(config, folder, key), signals)
+                    found = run_cell(_task(config, folder, extracted, key), signals)
                 except Interrupted as error:
                     return str(error)
             if on_cell is not None:
@@ -194,10 +212,15 @@ def _train_cells(
     return None
 
 
-def _task(config: ComparisonConfig, folder: ComparisonFolder, key: CellKey) -> CellTask:
+def _task(
+    config: ComparisonConfig, folder: ComparisonFolder, extracted: Extracted, key: CellKey
+) -> CellTask:
+    heads = config.config_of(key)
+    if heads.views is None:  # else all that the store holds
+        heads = heads.model_copy(update={"views": extracted.views})
     return CellTask(
         key=key,
-        config=config.config_of(key),
+        config=heads,
         train=folder.train,
         val=folder.val,
         images=config.train.images,
@@ -205,14 +228,17 @@ def _task(config: ComparisonConfig, folder: ComparisonFolder, key: CellKey) -> C
         weights=config.train.weights,
         backbone=config.backbone,
         budget=config.budget,
-        extraction_seconds=folder.extraction_seconds(),
+        extraction_seconds=extracted.seconds,
         resamples=config.resamples,
         folder=folder.cell(key),
     )
 
 
 def _write_page(
-    config: ComparisonConfig, folder: ComparisonFolder, cells: Sequence[CellResult]
+    config: ComparisonConfig,
+    folder: ComparisonFolder,
+    extracted: Extracted,
+    cells: Sequence[CellResult],
 ) -> None:
     """HTML, Markdown and JSON of everything in the folder."""
     store = FeatureStore.open(folder.train)
@@ -221,7 +247,7 @@ def _write_page(
         cells,
         title=f"Frozen or fine-tuned: {' and '.join(sorted(heads))}",
         standfirst=_standfirst(config, store),
-        facts=_facts(config, store, cells),
+        facts=_facts(config, store, extracted, cells),
         curves=[curve for cell in cells if (curve := _curve(folder, cell)) is not None],
     )
     texts = {
@@ -252,7 +278,10 @@ def _standfirst(config: ComparisonConfig, store: FeatureStore) -> str:
 
 
 def _facts(
-    config: ComparisonConfig, store: FeatureStore, cells: Sequence[CellResult]
+    config: ComparisonConfig,
+    store: FeatureStore,
+    extracted: Extracted,
+    cells: Sequence[CellResult],
 ) -> list[tuple[str, str]]:
     """What was equal in all cells, and what could not be."""
     manifest, training = store.manifest, config.backbone
@@ -264,8 +293,9 @@ def _facts(
     return [
         ("backbone", f"{manifest.backbone}, weights: {manifest.weights}"),
         ("image size", f"{manifest.image_size} pixels, long side"),
-        ("views of the cache", f"{', '.join(manifest.views)} ({manifest.codec})"),
+        ("views of the cache", f"{', '.join(extracted.views)} ({manifest.codec})"),
         ("augmentation without the cache", "the same views; jitter is drawn anew every epoch"),
+        ("extraction", _describe_extraction(extracted)),
         ("each cell ends after", ends),
         ("scored", "the weights of the last step, on view base"),
         (
@@ -278,6 +308,12 @@ def _facts(
     ]
 
 
+def _describe_extraction(extracted: Extracted) -> str:
+    if math.isnan(extracted.seconds):
+        return "not known what it took: the features were not written by this comparison"
+    return f"{extracted.seconds:,.0f} s to write the features once"
+
+
 def _curve(folder: ComparisonFolder, cell: CellResult) -> CurveOf | None:
     """Validation AP against seconds in steps; None where nothing was validated."""
     if cell.has_failed:
@@ -286,7 +322,7 @@ def _curve(folder: ComparisonFolder, cell: CellResult) -> CurveOf | None:
     each = cell.seconds / max(cell.steps, 1)
     found = {point.step * each: point.val_ap for point in points if point.val_ap is not None}
     found[cell.seconds] = cell.ap  # a run that ends inside an epoch has no validation there
-    start = cell.extraction_seconds
+    start = 0.0 if math.isnan(cell.extraction_seconds) else cell.extraction_seconds
     return CurveOf(
         key=cell.key, seconds=tuple(start + at for at in found), ap=tuple(found.values())
     )

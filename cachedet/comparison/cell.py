@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cachedet.comparison.results import RESULT, CellKey, CellResult
 from cachedet.comparison.scoring import Scorer, figures_of
-from cachedet.comparison.steps import Spent, StepPlan, plan_steps, time_left
+from cachedet.comparison.steps import StepPlan, keep_peak_memory, plan_steps, time_left
 from cachedet.config import TrainConfig
 from cachedet.evaluation.plots import plot_training
 from cachedet.live.rigs import BackboneTraining, Rig, make_rig
@@ -86,15 +86,15 @@ def train_cell(task: CellTask) -> CellResult:
     plan.write(folder.root)
     trained_on.write(folder)
     scorer = Scorer(config, store=val, images=task.val_images, trainer=trainer)
-    spent = _train(config, folder, rig, store.manifest, scorer, plan)
+    memory = _train(config, folder, rig, store.manifest, scorer, plan)
     analysis = scorer.score(folder, trained_on, resamples=task.resamples)
     found = CellResult(
         key=task.key,
         device=str(trainer.device),
         steps=trainer.step,
         epochs=trainer.step / plan.steps_per_epoch,
-        seconds=spent.seconds_of(trainer.step),
-        peak_memory=spent.peak_memory,
+        seconds=trainer.seconds,
+        peak_memory=memory,
         step_flops=plan.step_flops,
         parameters=count_trained(trainer.detector),
         **figures_of(analysis),
@@ -111,9 +111,8 @@ def _train(
     manifest: Manifest,
     scorer: Scorer,
     plan: StepPlan,
-) -> Spent:
-    """To the end of the run; returns what all its stretches took. Raises Interrupted."""
-    before = Spent.read(folder.root)
+) -> int:
+    """To the end of the run; returns the peak memory of its stretches. Raises Interrupted."""
     session = run_session(
         config,
         folder=folder,
@@ -121,14 +120,13 @@ def _train(
         loader=rig.loader,
         manifest=manifest,
         validator=scorer.validator(),
-        budget=plan.budget(spent=before.seconds_of(rig.trainer.step)),
+        budget=plan.budget,
     )
+    memory = keep_peak_memory(folder.root, session.peak_memory)
     plot_training(folder.metrics, folder.plots / "training.png")
-    spent = before.plus(session)
-    spent.write(folder.root)
     if session.was_interrupted:
         raise Interrupted(session.reason)
-    return spent
+    return memory
 
 
 def _with_views(config: TrainConfig, store: FeatureStore) -> TrainConfig:

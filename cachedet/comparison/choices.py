@@ -13,6 +13,7 @@ from cachedet.live.rigs import MODES, Mode
 
 T = TypeVar("T")
 
+_LARGEST_SEED = 2**63 - 1
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -29,10 +30,16 @@ def parse_modes(text: str) -> tuple[Mode, ...]:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """``0,1,2``. Raises InputError on anything else than whole numbers from 0."""
+    """``0,1,2``. Raises InputError on anything else than whole numbers from 0 to 2**63 - 1."""
     names = _split(text)
     if not names or not all(name.isascii() and name.isdigit() for name in names):
         raise InputError(f"--seeds expects whole numbers from 0 such as 0,1,2, got {text!r}")
+    large = [name for name in names if len(name) > 19 or int(name) > _LARGEST_SEED]
+    if large:  # of thousands of digits Python makes no number
+        raise InputError(
+            f"--seeds expects numbers up to {_LARGEST_SEED} (2**63 - 1), got {large[0][:40]}; "
+            "give smaller ones"
+        )
     return tuple(int(name) for name in names)
 
 

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cachedet.comparison.extraction import ExtractionLog
 from cachedet.comparison.results import RESULT, CellKey, CellResult
 from cachedet.errors import InputError
-from cachedet.store.durable import encode_json, write_durably
+from cachedet.store.durable import TEMPORARY_SUFFIX, encode_json, write_durably
+from cachedet.store.leases import commit_lock
 from cachedet.store.owner import Life, Owner
 from cachedet.training.same_run import flatten
+
+_PLACES = ("images", "annotations")
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ class ComparisonFolder:
         return self.root / "settings.json"
 
     @property
-    def _extraction(self) -> Path:
-        return self.root / "features" / "seconds.json"
+    def extraction(self) -> ExtractionLog:
+        return ExtractionLog(path=self.root / "features" / "seconds.json", store=self.train)
 
     @property
     def _lock(self) -> Path:
@@ -93,17 +97,6 @@ class ComparisonFolder:
             now["heads"] = {**kept["heads"], **now["heads"]}
         write_durably(self._settings, encode_json(now))
 
-    def extraction_seconds(self) -> float:
-        """Of the training store, all calls together."""
-        if not self._extraction.is_file():
-            return 0.0
-        return float(json.loads(self._extraction.read_text(encoding="utf-8"))["train"])
-
-    def add_extraction_seconds(self, seconds: float) -> None:
-        """Of one call that wrote blocks of the training store."""
-        total = self.extraction_seconds() + seconds
-        write_durably(self._extraction, encode_json({"train": total}))
-
     def _read_settings(self) -> dict[str, Any]:
         try:
             kept: dict[str, Any] = json.loads(self._settings.read_text(encoding="utf-8"))
@@ -124,24 +117,35 @@ class ComparisonFolder:
     def _require_empty(self) -> None:
         """Apart from stores put there before, which extraction checks."""
         own = {"features", self._lock.name}
-        others = sorted(path.name for path in self.root.iterdir() if path.name not in own)
+        names = [path.name for path in self.root.iterdir() if path.name not in own]
+        others = sorted(name for name in names if not self._is_leftover(name))
         if others:
             raise InputError(
                 f"{self.root} holds other things than a comparison ({', '.join(others[:3])}); "
                 "choose another --out"
             )
 
+    def _is_leftover(self, name: str) -> bool:
+        """Of a process that was killed while it wrote the settings."""
+        return name.startswith(f"{self._settings.name}.") and name.endswith(TEMPORARY_SUFFIX)
+
     def _take_lock(self) -> None:
+        try:
+            with commit_lock(self.root / "features"):  # else two could clear one dead lock
+                self._make_lock()
+        except OSError as error:
+            raise InputError(
+                f"cannot write into {self.root}: {error.strerror}; choose another --out"
+            ) from error
+
+    def _make_lock(self) -> None:
+        """Under the commit lock. Raises InputError, OSError."""
         for _ in range(2):
             try:
                 with open(self._lock, "x", encoding="utf-8") as file:
                     file.write(Owner.me().token)
             except FileExistsError:
                 self._clear_lock()
-            except OSError as error:
-                raise InputError(
-                    f"cannot write into {self.root}: {error.strerror}; choose another --out"
-                ) from error
             else:
                 return
         raise InputError(f"another comparison has just begun in {self.root}; choose another --out")
@@ -166,7 +170,7 @@ def _differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """In words. Heads that are only in one of them are no difference."""
     both = kept["heads"].keys() & now["heads"].keys()
     old, new = (
-        flatten({**one, "heads": {name: one["heads"][name] for name in both}})
+        flatten({**_without_places(one), "heads": {name: one["heads"][name] for name in both}})
         for one in (kept, now)
     )
     return [
@@ -174,3 +178,14 @@ def _differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for name in {**old, **new}
         if old.get(name) != new.get(name)
     ]
+
+
+def _without_places(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Files may be moved: the stores hold digests of what is in them, which `extract` compares."""
+    found = dict(settings)
+    for part in ("train", "val"):
+        values = {k: v for k, v in found.get(part, {}).items() if k not in _PLACES}
+        if values.get("weights", "auto") not in ("auto", "none"):
+            values["weights"] = "a file"
+        found[part] = values
+    return found

@@ -51,11 +51,17 @@ def _run(task: CellTask) -> None:
     except (Interrupted, KeyboardInterrupt):
         sys.exit(STOPPED_STATUS)
     except CachedetError as error:
-        found = CellResult(key=task.key, error=str(error))
+        found = _failed(task, str(error))
     except Exception as error:  # the other cells go on, whatever it was
         traceback.print_exc()
-        found = CellResult(key=task.key, error=f"{type(error).__name__}: {error}")
+        found = _failed(task, f"{type(error).__name__}: {error}")
     _keep(task, found)
+
+
+def _failed(task: CellTask, why: str) -> CellResult:
+    """What training advises, such as another --run, is not to be had in a comparison."""
+    advice = f"To train this cell anew remove {task.folder}; for other options choose another --out"
+    return CellResult(key=task.key, error=f"{why.rstrip('. ')}. {advice}")
 
 
 def _keep(task: CellTask, found: CellResult) -> CellResult:

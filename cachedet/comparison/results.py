@@ -52,7 +52,7 @@ class CellResult:
 
     Attributes:
         seconds: in training steps, waiting for pictures and features included.
-        extraction_seconds: of the cache; 0 in the modes that need none.
+        extraction_seconds: of the cache; 0 in the modes that need none, NaN where not known.
         peak_memory: bytes, of the process that trained (on an accelerator of its tensors).
         step_flops: of a training step, a picture: everything the mode computes.
         parameters: that are trained.

@@ -1,4 +1,4 @@
-"""How many steps a cell takes, and what they took: kept in its folder, so that it can go on."""
+"""How many steps a cell takes, and how much memory: kept in its folder, so that it can go on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from cachedet.store.reader import FeatureStore
 from cachedet.training.budget import TimeBudget
 from cachedet.training.loader import FeatureLoader, make_planner
 from cachedet.training.sampling import resolve_views
-from cachedet.training.session import SessionReport
 
 _TRIAL_SHARE = 0.03  # of the budget, for the steps that tell how many fit into it
 _LONGEST_TRIAL = 20.0  # seconds
@@ -44,9 +43,10 @@ class StepPlan:
         schedule = config.schedule.model_copy(update={"epochs": epochs})
         return config.model_copy(update={"schedule": schedule})
 
-    def budget(self, *, spent: float) -> TimeBudget | None:
-        """What is left of it after `spent` seconds; None without one."""
-        return None if self.seconds is None else TimeBudget(seconds=self.seconds, spent=spent)
+    @property
+    def budget(self) -> TimeBudget | None:
+        """Of the whole cell, however often it goes on; None without one."""
+        return None if self.seconds is None else TimeBudget(seconds=self.seconds)
 
     def write(self, root: Path) -> None:
         write_durably(root / "steps.json", encode_json(vars(self)))
@@ -58,32 +58,17 @@ class StepPlan:
         return None if values is None else cls(**values)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Spent:
-    """What all stretches of a cell took; one that was killed is not among them."""
+def keep_peak_memory(root: Path, peak: int) -> int:
+    """The most bytes of all stretches of a cell; `peak` is of the latest.
 
-    seconds: float = 0.0
-    steps: int = 0
-    peak_memory: int = 0
+    Of a stretch that was killed before it ended nothing is known: the next takes steps like those.
 
-    def plus(self, session: SessionReport) -> Spent:
-        return Spent(
-            seconds=self.seconds + session.step_seconds,
-            steps=self.steps + len(session.losses),
-            peak_memory=max(self.peak_memory, session.peak_memory),
-        )
-
-    def seconds_of(self, steps: int) -> float:
-        """Of all steps of the run: those of a killed stretch took as long as the others."""
-        return self.seconds / self.steps * steps if self.steps else 0.0
-
-    def write(self, root: Path) -> None:
-        write_durably(root / "spent.json", encode_json(vars(self)))
-
-    @classmethod
-    def read(cls, root: Path) -> Spent:
-        """Nothing where there is none. Raises InputError on a damaged one."""
-        return cls(**(_read(root / "spent.json") or {}))
+    Raises InputError where what was kept is damaged.
+    """
+    before = _read(root / "memory.json") or {"peak": 0}
+    most = max(int(before["peak"]), peak)
+    write_durably(root / "memory.json", encode_json({"peak": most}))
+    return most
 
 
 def plan_steps(

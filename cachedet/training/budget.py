@@ -7,35 +7,33 @@ from dataclasses import dataclass
 _TOO_EARLY = 0.02  # of the budget: the first steps are not yet those of the run
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TimeBudget:
     """Seconds of training steps; waiting for batches counts, validations and saving do not.
 
     How many steps fit is not known before, as machines have other work too: it is told anew at
     every step from the pace so far. A run of a budget is therefore no two times the same.
 
+    What is spent is kept with the run's state. Steps after the last state that was saved are lost
+    where a process is killed: they are taken again, and only the second time is counted.
+
     Attributes:
         seconds: of the run.
-        spent: by the steps that are done.
     """
 
     seconds: float
-    spent: float = 0.0
 
-    @property
-    def is_spent(self) -> bool:
-        return self.spent >= self.seconds
+    def is_spent(self, spent: float) -> bool:
+        """Whether steps that took `spent` seconds leave no time for another."""
+        return spent >= self.seconds
 
-    def add(self, seconds: float) -> None:
-        """One step took so long."""
-        self.spent += seconds
-
-    def total_steps(self, *, done: int, planned: int) -> int:
+    def total_steps(self, *, done: int, spent: float, planned: int) -> int:
         """Steps of the whole run.
 
         Args:
             done: until now.
+            spent: seconds that they took.
             planned: before it began.
         """
-        share = self.spent / self.seconds
+        share = spent / self.seconds
         return planned if done == 0 or share < _TOO_EARLY else max(done, round(done / share))

@@ -28,11 +28,12 @@ from cachedet.version import __version__
 
 _FORMAT = 2  # 1 had no average, scaler, stopping, epoch_statistics; it is still read
 _TYPES: dict[str, type | tuple[type, ...]] = {
-    "step": int, "epoch": int, "batch": int, "best_ap": float, "heads": dict,
+    "step": int, "epoch": int, "batch": int, "best_ap": float, "seconds": float, "heads": dict,
     "average": (dict, type(None)), "optimizer": dict, "scaler": (dict, type(None)),
     "stopping": (dict, type(None)), "epoch_statistics": dict, "torch_rng": Tensor,
     "config": str, "manifest": str,
 }  # fmt: skip
+_MAY_BE_MISSING: dict[str, Any] = {"seconds": 0.0}  # came without a new format: others skip it
 _LACKING_IN_1: dict[str, Any] = {
     "average": None, "scaler": None, "stopping": None, "epoch_statistics": {},
 }  # fmt: skip
@@ -46,6 +47,7 @@ class Checkpoint:
     epoch: int  # the epoch the next step belongs to
     batch: int  # the batch of that epoch the next step takes; one past its last: not validated yet
     best_ap: float  # -1 before the first validation
+    seconds: float = 0.0  # of the steps, waiting for their batches included
     heads: dict[str, Any]  # the weights that training goes on with
     average: dict[str, Any] | None = None  # of the weights, where there is a moving average
     optimizer: dict[str, Any]
@@ -62,8 +64,24 @@ class Checkpoint:
 
     @property
     def scored_heads(self) -> dict[str, Any]:
-        """The weights to score and predict with: the moving average where there is one."""
-        return self.heads if self.average is None else self.average
+        """The weights to score and predict with: the moving average where there is one.
+
+        Raises CheckpointError where a backbone was trained with them.
+        """
+        return _of_heads(self.heads if self.average is None else self.average)
+
+
+def _of_heads(weights: dict[str, Any]) -> dict[str, Any]:
+    """Without the prefix that a `WholeDetector` gives them."""
+    if any(name.startswith("learnt.") for name in weights):
+        raise CheckpointError(
+            "these heads were trained together with their backbone (a cell of `cachedet compare`, "
+            "mode tuned or scratch), so they do not fit cached features; `cachedet report` shows "
+            "what the cell found"
+        )
+    if weights and all(name.startswith("heads.") for name in weights):
+        return {name.removeprefix("heads."): value for name, value in weights.items()}
+    return weights
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -109,7 +127,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path} has checkpoint format {found}, this cachedet {__version__} reads "
             f"1 to {_FORMAT}; upgrade to cachedet {values.get('cachedet')} or newer"
         )
-    values = {**(_LACKING_IN_1 if found == 1 else {}), **values}
+    values = {**_MAY_BE_MISSING, **(_LACKING_IN_1 if found == 1 else {}), **values}
     for name, kind in _TYPES.items():
         if not isinstance(values.get(name, _TYPES), kind):
             raise CheckpointError(

@@ -111,7 +111,7 @@ class TrainingLoop:
 
     def _train(self) -> str:
         trainer = self.trainer
-        self._keep_pace(0.0)  # of a run that goes on
+        self._keep_pace()  # of a run that goes on
         while trainer.epoch < self.epochs:
             if trainer.stopping is not None and trainer.stopping.is_exhausted:
                 self.records.remark(f"stopped early: {trainer.stopping.describe()}")
@@ -132,7 +132,7 @@ class TrainingLoop:
                 return signal
             if self.max_steps is not None and trainer.step >= self.max_steps:
                 return MAX_STEPS
-            if self.budget is not None and self.budget.is_spent:
+            if self.budget is not None and self.budget.is_spent(trainer.seconds):
                 return BUDGET
             count = min(self.accumulate, left)
             self._take_step(batches, count)
@@ -148,7 +148,8 @@ class TrainingLoop:
         row = self.trainer.finish_step()
         self.trainer.batch += count
         seconds = time.perf_counter() - started
-        self._keep_pace(seconds)
+        self.trainer.seconds += seconds
+        self._keep_pace()
         taken = StepStatistics.of_step(
             {name: value for name, value in row.items() if name.startswith("loss")},
             pictures=batches.pictures,
@@ -160,14 +161,15 @@ class TrainingLoop:
         self.losses.append(row["loss"])
         self.seconds.append(seconds)
 
-    def _keep_pace(self, seconds: float) -> None:
+    def _keep_pace(self) -> None:
         """With a budget, let the schedule end where it ends."""
         if self.budget is None:
             return
-        self.budget.add(seconds)
-        rate, done = self.trainer.learning_rate, self.trainer.step
-        total = self.budget.total_steps(done=done, planned=rate.total_steps)
-        self.trainer.learning_rate = rate.stretched(total)
+        trainer, rate = self.trainer, self.trainer.learning_rate
+        total = self.budget.total_steps(
+            done=trainer.step, spent=trainer.seconds, planned=rate.total_steps
+        )
+        trainer.learning_rate = rate.stretched(total)
 
     def _close_epoch(self) -> str | None:
         """Validate where it is due, and save; returns the signal that came meanwhile."""

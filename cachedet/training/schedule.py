@@ -17,7 +17,7 @@ class LearningRate:
     Attributes:
         peak: reached after the warm-up.
         total_steps: of the run.
-        warmup_steps: counted in total_steps.
+        warmup_steps: wished for, counted in total_steps; it is over after half of them at most.
         warmup_from: share of the peak that the warm-up starts at.
         kind: "cosine" or "step".
         drops: "step" only: shares of total_steps at which the rate falls to a tenth.
@@ -35,25 +35,21 @@ class LearningRate:
             raise ValueError(
                 f"expected peak > 0 and total_steps >= 1, got {self.peak} and {self.total_steps}"
             )
-        if not 0 <= self.warmup_steps <= self.total_steps:
-            raise ValueError(
-                f"warmup_steps must lie in 0..{self.total_steps}, got {self.warmup_steps}"
-            )
+        if self.warmup_steps < 0:
+            raise ValueError(f"expected warmup_steps >= 0, got {self.warmup_steps}")
 
     def stretched(self, total_steps: int) -> LearningRate:
-        """The same over another number of steps; the warm-up is at most half of them."""
-        warmup_steps = min(self.warmup_steps, total_steps // 2)
-        return replace(self, total_steps=total_steps, warmup_steps=warmup_steps)
+        """The same over another number of steps; a warm-up that was cut short can grow again."""
+        return replace(self, total_steps=total_steps)
 
     def at(self, step: int) -> float:
         """Rate of step number `step`, counted from 0."""
-        if step < self.warmup_steps:
-            return self.peak * (
-                self.warmup_from + (1 - self.warmup_from) * step / self.warmup_steps
-            )
+        warmup_steps = min(self.warmup_steps, self.total_steps // 2)
+        if step < warmup_steps:
+            return self.peak * (self.warmup_from + (1 - self.warmup_from) * step / warmup_steps)
         if self.kind == "step":
             passed = sum(step >= drop * self.total_steps for drop in self.drops)
             return float(self.peak * _DROP**passed)
-        rest = max(self.total_steps - self.warmup_steps, 1)
-        share = min((step - self.warmup_steps) / rest, 1.0)
+        rest = max(self.total_steps - warmup_steps, 1)
+        share = min((step - warmup_steps) / rest, 1.0)
         return self.peak * (1 + math.cos(math.pi * share)) / 2

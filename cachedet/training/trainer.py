@@ -46,6 +46,7 @@ class Trainer:
     epoch: int = 0
     batch: int = 0  # of the epoch, the next one
     best_ap: float = -1.0
+    seconds: float = 0.0  # of all steps, waiting for their batches included
     epoch_statistics: StepStatistics = field(default_factory=StepStatistics)
     _pending: list[Batch] = field(default_factory=list, init=False)  # of the step under way
     _pending_pictures: int = field(default=0, init=False)  # of all processes
@@ -134,6 +135,7 @@ class Trainer:
             epoch=self.epoch,
             batch=self.batch,
             best_ap=self.best_ap,
+            seconds=self.seconds,
             heads=self.detector.state_dict(),
             average=None if self.average is None else self.average.state_dict(),
             optimizer=self.optimizer.state_dict(),
@@ -163,7 +165,7 @@ class Trainer:
             self.stopping.load_state_dict(checkpoint.stopping)
         torch.set_rng_state(checkpoint.torch_rng)
         self.step, self.epoch, self.batch = checkpoint.step, checkpoint.epoch, checkpoint.batch
-        self.best_ap = checkpoint.best_ap
+        self.best_ap, self.seconds = checkpoint.best_ap, checkpoint.seconds
         self.epoch_statistics = StepStatistics(**checkpoint.epoch_statistics)
 
     def _move(self, norm: Tensor) -> None:
@@ -218,7 +220,7 @@ def make_trainer_of(detector: Trained, config: TrainConfig, *, total_steps: int)
         learning_rate=LearningRate(
             peak=schedule.scaled_lr,
             total_steps=total_steps,
-            warmup_steps=min(schedule.warmup_steps, total_steps // 2),
+            warmup_steps=schedule.warmup_steps,
             kind=schedule.kind,
             drops=schedule.drops,
             warmup_from=schedule.warmup_from,

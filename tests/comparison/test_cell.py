@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import multiprocessing
@@ -18,12 +19,19 @@ import pytest
 from cachedet.comparison.cell import CellTask, Interrupted, train_cell
 from cachedet.comparison.process import run_cell
 from cachedet.comparison.results import CellKey, CellResult
+from cachedet.comparison.scoring import Scorer
 from cachedet.config import TrainConfig, load_train_config
 from cachedet.errors import InputError
 from cachedet.live.rigs import MODES, BackboneTraining, Mode
 from cachedet.reporting.runs import read_runs
+from cachedet.store.reader import FeatureStore
+from cachedet.training.checkpoint import load_checkpoint
 from cachedet.training.interruption import StopSignals
+from cachedet.training.run_folder import RunFolder
+from cachedet.training.trainer import make_trainer
+from cachedet.training.training_data import TrainingData
 
+THRESHOLD = "detector.selection.score_threshold=0.001"  # few steps give no confidence
 CONFIG = Path(__file__).parents[2] / "configs" / "retinanet_fpn_tiny.yaml"
 
 
@@ -109,10 +117,64 @@ def test_a_stopped_budget_goes_on_with_what_is_left(
     task = make_task(tiny, tmp_path, budget=4.0, extraction_seconds=2.0)
     with interrupt_after(task.folder / "metrics.csv"), pytest.raises(Interrupted):
         train_cell(task)
-    spent = json.loads((task.folder / "spent.json").read_text())["seconds"]
+    spent = load_checkpoint(RunFolder(task.folder).last).seconds
     found = train_cell(task)
     assert 0 < spent < 2.0
     assert 2.0 <= found.seconds < 3.0
+
+
+def test_a_killed_budget_goes_on_with_what_is_left(tiny: Any, tmp_path: Path) -> None:
+    """The rate of a cosine is that of the share of the budget that is spent, at any pace."""
+    cosine = ("schedule.kind=cosine", "schedule.warmup_steps=0")
+    config = make_config("eval_every=0", "checkpoint_every_steps=2", *cosine)
+    task = make_task(tiny, tmp_path, config=config, budget=4.0, extraction_seconds=2.0)
+    last = RunFolder(task.folder).last
+    process = multiprocessing.get_context("spawn").Process(target=train_cell, args=(task,))
+    process.start()
+    while process.is_alive() and (not last.exists() or load_checkpoint(last).seconds < 1.3):
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    saved = load_checkpoint(last)
+    assert saved.seconds >= 1.3
+    found = train_cell(task)
+    assert found.seconds >= 2.0
+    assert found.steps >= saved.step
+    highest = (1 + math.cos(math.pi * min(saved.seconds / 2.0, 1.0))) / 2
+    with (task.folder / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["lr"]]
+    later = [float(row["lr"]) for row in rows if int(row["step"]) > saved.step]
+    assert all(rate <= (highest + 0.1) * config.schedule.scaled_lr for rate in later)
+
+
+def test_a_cell_that_died_before_its_result_takes_no_more_steps(tiny: Any, tmp_path: Path) -> None:
+    task = make_task(tiny, tmp_path, budget=3.5, extraction_seconds=3.0)
+    whole, again = train_cell(task), train_cell(task)
+    assert (again.steps, again.seconds, again.ap) == (whole.steps, whole.seconds, whole.ap)
+    assert again.peak_memory >= whole.peak_memory
+
+
+def detections_of(weights: dict[str, Any], task: CellTask, root: Path) -> bytes:
+    store, val = FeatureStore.open(task.train), FeatureStore.open(task.val)
+    plain = make_config(THRESHOLD)
+    trainer = make_trainer(plain, manifest=store.manifest, total_steps=1)
+    trainer.detector.load_state_dict(weights)
+    folder = RunFolder.create(root)
+    scorer = Scorer(plain, store=val, images=task.val_images, trainer=trainer)
+    scorer.score(folder, TrainingData.of(store), resamples=20)
+    return folder.detections.read_bytes()
+
+
+def test_a_cell_is_scored_with_the_average(tiny: Any, tmp_path: Path) -> None:
+    config = make_config(THRESHOLD, "schedule.ema_decay=0.9")
+    task = make_task(tiny, tmp_path, config=config)
+    train_cell(task)
+    folder = RunFolder(task.folder)
+    state = load_checkpoint(folder.last)
+    assert state.average is not None
+    scored = folder.detections.read_bytes()
+    assert scored == detections_of(state.average, task, tmp_path / "average")
+    assert scored != detections_of(state.heads, task, tmp_path / "plain")
 
 
 def test_extraction_beyond_the_budget_is_refused(tiny: Any, tmp_path: Path) -> None:

@@ -21,6 +21,10 @@ def test_seeds() -> None:
     for text in ("", "-1", "1.5", "a", "²"):
         with pytest.raises(InputError, match="--seeds expects whole numbers from 0"):
             choices.parse_seeds(text)
+    assert choices.parse_seeds(str(2**63 - 1)) == (2**63 - 1,)
+    for seed in (str(2**63), "9" * 5000):
+        with pytest.raises(InputError, match=r"--seeds expects numbers up to .*, got 9\d+; give"):
+            choices.parse_seeds(f"0,{seed}")
 
 
 @pytest.mark.parametrize(

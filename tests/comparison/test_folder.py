@@ -6,6 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import pytest
 from cachedet.comparison.folder import ComparisonFolder
 from cachedet.comparison.results import CellKey, CellResult, ClassFigure
 from cachedet.errors import InputError
+from cachedet.store.durable import temporary_path
 from cachedet.store.owner import Owner
 
 KEY = CellKey(heads="small", mode="cached", seed=0)
@@ -49,6 +53,23 @@ def test_other_settings_are_refused_by_name(folder: ComparisonFolder) -> None:
             folder.require_same(settings(train={"image_size": 9}))
 
 
+def test_files_may_be_moved_but_not_replaced_by_other_weights(folder: ComparisonFolder) -> None:
+    before = {"images": "photos", "annotations": "a.json", "weights": "w.pth"}
+    with folder.owned():
+        folder.require_same(settings(train=before, val=before))
+        moved = {"images": "/data/photos", "annotations": "/a.json", "weights": "/w.pth"}
+        folder.require_same(settings(train=moved, val=moved))
+        with pytest.raises(InputError, match="train.weights was a file, is none. Give the same"):
+            folder.require_same(settings(train=moved | {"weights": "none"}, val=moved))
+
+
+def test_settings_that_were_cut_off_are_no_other_thing(folder: ComparisonFolder) -> None:
+    folder.root.mkdir()
+    temporary_path(folder.root / "settings.json").write_text("{")
+    with folder.owned():
+        folder.require_same(settings())
+
+
 def test_a_folder_with_other_things_is_refused(folder: ComparisonFolder) -> None:
     folder.root.mkdir()
     (folder.root / "thesis.tex").write_text("")
@@ -80,6 +101,31 @@ def test_the_lock_of_a_dead_process_is_taken_over(folder: ComparisonFolder) -> N
     (folder.root / "compare.lock").write_text(token.strip())
     with folder.owned():
         assert (folder.root / "compare.lock").read_text() == Owner.me().token
+
+
+def test_one_of_many_takes_over_a_dead_lock(folder: ComparisonFolder) -> None:
+    """Each clears the lock it has read, which by then may be that of a faster one."""
+    script = "from cachedet.store.owner import Owner; print(Owner.me().token)"
+    dead = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout
+    folder.root.mkdir()
+    start, inside = threading.Barrier(8), threading.Semaphore()
+
+    def is_alone(_: int) -> bool:
+        start.wait()
+        try:
+            with folder.owned():
+                if not inside.acquire(blocking=False):
+                    return False
+                time.sleep(0.05)
+                inside.release()
+        except InputError:
+            pass
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(10):
+            (folder.root / "compare.lock").write_text(dead.strip())
+            assert all(threads.map(is_alone, range(8)))
 
 
 def test_a_lock_that_says_nothing_is_left_to_the_user(folder: ComparisonFolder) -> None:
@@ -132,11 +178,3 @@ def test_damaged_results_are_named(folder: ComparisonFolder, text: str, message:
     (path / "cell.json").write_text(text)
     with pytest.raises(InputError, match=message):
         folder.results()
-
-
-def test_seconds_of_extraction_add_up(folder: ComparisonFolder) -> None:
-    with folder.owned():
-        assert folder.extraction_seconds() == 0
-        folder.add_extraction_seconds(2.5)
-        folder.add_extraction_seconds(1.5)
-        assert folder.extraction_seconds() == 4

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cachedet.comparison.steps import Spent, StepPlan, plan_steps, time_left
+from cachedet.comparison.steps import StepPlan, keep_peak_memory, plan_steps, time_left
 from cachedet.comparison.trial import Trial, try_steps
 from cachedet.config import load_train_config
 from cachedet.errors import InputError
@@ -15,7 +15,6 @@ from cachedet.live.rigs import make_rig
 from cachedet.model import measure_model
 from cachedet.store.reader import FeatureStore
 from cachedet.training.budget import TimeBudget
-from cachedet.training.session import SessionReport
 
 CONFIG = Path(__file__).parents[2] / "configs" / "retinanet_fpn_tiny.yaml"
 SMALL = ["detector.neck.channels=16", "detector.num_convs=1", "device=cpu"]
@@ -36,42 +35,31 @@ def test_epochs_are_counted(tiny: Any) -> None:
     assert plan.steps_per_epoch == 3  # 8 batches in threes
     assert plan.steps == 15
     assert plan.fit(config) == config
-    assert plan.budget(spent=0.0) is None
+    assert plan.budget is None
 
 
 def test_a_budget_is_about_so_many_epochs() -> None:
     config = load_train_config(CONFIG, ["schedule.epochs=50"])
     plan = StepPlan(steps=25, steps_per_epoch=10, seconds=60.0, step_flops=1)
     assert plan.fit(config).schedule.epochs == 3
-    assert plan.budget(spent=20.0) == TimeBudget(seconds=60.0, spent=20.0)
+    assert plan.budget == TimeBudget(seconds=60.0)
 
 
-def test_plans_and_spent_time_are_kept(tmp_path: Path) -> None:
+def test_plans_are_kept(tmp_path: Path) -> None:
     plan = StepPlan(steps=25, steps_per_epoch=10, seconds=60.0, step_flops=7)
     assert StepPlan.read(tmp_path) is None
     plan.write(tmp_path)
     assert StepPlan.read(tmp_path) == plan
-    assert Spent.read(tmp_path) == Spent()
-    (tmp_path / "spent.json").write_text("{")
-    with pytest.raises(InputError, match="spent.json is damaged .* trained again"):
-        Spent.read(tmp_path)
+    (tmp_path / "steps.json").write_text("{")
+    with pytest.raises(InputError, match="steps.json is damaged .* trained again"):
+        StepPlan.read(tmp_path)
 
 
-def test_killed_stretches_count_like_the_others(tmp_path: Path) -> None:
-    def session(steps: int, seconds: float, peak: int) -> SessionReport:
-        return SessionReport(
-            reason="finished",
-            seconds=99.0,
-            step_seconds=seconds,
-            losses=(1.0,) * steps,
-            peak_memory=peak,
-        )
-
-    spent = Spent().plus(session(10, 5.0, 300)).plus(session(10, 7.0, 200))
-    spent.write(tmp_path)
-    assert Spent.read(tmp_path) == spent
-    assert spent.peak_memory == 300
-    assert spent.seconds_of(40) == pytest.approx(12.0 / 20 * 40)
+def test_the_most_memory_of_all_stretches_is_kept(tmp_path: Path) -> None:
+    assert [keep_peak_memory(tmp_path, peak) for peak in (200, 300, 100)] == [200, 300, 300]
+    (tmp_path / "memory.json").write_text("{")
+    with pytest.raises(InputError, match="memory.json is damaged .* trained again"):
+        keep_peak_memory(tmp_path, 400)
 
 
 def test_time_left() -> None:

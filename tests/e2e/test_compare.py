@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner, Result
 
 from cachedet.cli import app
+from cachedet.extract import extract
 
 CONFIG = Path(__file__).parents[2] / "configs" / "retinanet_fpn_tiny.yaml"
 SMALL = (
@@ -22,9 +26,17 @@ SMALL = (
 
 @pytest.fixture
 def run_compare(tiny: Any, tmp_path: Path) -> Any:
-    def run(*more: str, configs: tuple[Path, ...] = (CONFIG,)) -> Result:
-        options = ["--images", str(tiny.paths.images), "--annotations", str(tiny.paths.train)]
-        options += ["--val-annotations", str(tiny.paths.val), "--out", str(tmp_path / "out")]
+    def run(
+        *more: str,
+        configs: tuple[Path, ...] = (CONFIG,),
+        images: Path | None = None,
+        train: Path | None = None,
+        val: Path | None = None,
+    ) -> Result:
+        options = ["--images", str(images or tiny.paths.images)]
+        options += ["--annotations", str(train or tiny.paths.train)]
+        options += ["--val-annotations", str(val or tiny.paths.val)]
+        options += ["--out", str(tmp_path / "out")]
         options += ["--backbone", "test_resnet", "--weights", str(tiny.weights)]
         options += ["--image-size", "128", "--device", "cpu", "--workers", "1"]
         options += ["--views", "base,hflip", "--codec", "fp32", "--resamples", "20"]
@@ -43,7 +55,14 @@ def cells_of(result: Result) -> dict[str, Any]:
     }
 
 
-def test_two_cells_then_more(run_compare: Any, tmp_path: Path) -> None:
+def change_annotations(path: Path, to: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    values = json.loads(path.read_text())
+    change(values)
+    to.write_text(json.dumps(values))
+    return to
+
+
+def test_two_cells_then_more(run_compare: Any, tiny: Any, tmp_path: Path) -> None:
     result = run_compare("--modes", "cached,tuned", "--epochs", "2", "--json")
     assert result.exit_code == 0, result.stderr
     found = cells_of(result)
@@ -66,16 +85,78 @@ def test_two_cells_then_more(run_compare: Any, tmp_path: Path) -> None:
     assert other.exit_code == 1
     assert "holds another comparison: epochs was 2, is 3" in other.stderr
 
+    same = ("--modes", "cached", "--epochs", "2", "--json")
+    moved = shutil.copytree(tiny.paths.images, tmp_path / "moved")
+    assert cells_of(run_compare(*same, images=moved)) == again
+    changed = change_annotations(
+        tiny.paths.train, tmp_path / "changed.json", lambda values: values["annotations"].pop()
+    )
+    refused = run_compare(*same, train=changed)
+    assert refused.exit_code == 1
+    assert "was extracted from other inputs" in refused.stderr
+    assert "instead of another --store choose another --out" in refused.stderr
+
+
+def test_a_store_that_was_there_before(run_compare: Any, tiny: Any, tmp_path: Path) -> None:
+    """What it took is not known, and of its views those that are asked for are trained on."""
+    store = tmp_path / "out" / "features" / "train.zarr"
+    store.parent.mkdir(parents=True)
+    extract(tiny.extract_config(store, block_size=16, batch_size=8, views="base,hflip,scale-0.5"))
+    options = ("--modes", "cached", "--views", "base,hflip")
+    refused = run_compare(*options, "--budget", "5m")
+    assert refused.exit_code == 1
+    assert f"how long {store} took is not known" in refused.stderr
+    assert not (tmp_path / "out" / "cells").exists()
+
+    (tmp_path / "out" / "settings.json").unlink()  # as another --out would be
+    result = run_compare(*options, "--epochs", "1", "--json")
+    assert result.exit_code == 0, result.stderr
+    (cell,) = cells_of(result).values()
+    assert cell["extraction_seconds"] is None
+    trained = tmp_path / "out" / "cells" / "retinanet_fpn_tiny-cached-0" / "config.yaml"
+    assert yaml.safe_load(trained.read_text())["views"] == {"base": 0.5, "hflip": 0.5}
+    told = (tmp_path / "out" / "comparison.md").read_text()
+    assert "not known what it took" in told
+    assert "base, hflip (fp32)" in told
+
+
+def _drop_class(values: dict[str, Any]) -> None:
+    gone = values["categories"].pop()["id"]
+    values["annotations"] = [o for o in values["annotations"] if o["category_id"] != gone]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_drop_class, "the validation store differs in categories"),
+        (lambda values: values["annotations"].clear(), "holds no boxes (crowds aside)"),
+    ],
+)
+def test_scored_pictures_that_do_not_fit_are_told_before_training(
+    run_compare: Any, tiny: Any, tmp_path: Path, change: Any, message: str
+) -> None:
+    val = change_annotations(tiny.paths.val, tmp_path / "val.json", change)
+    result = run_compare("--modes", "cached,tuned", "--epochs", "1", val=val)
+    assert result.exit_code == 1
+    assert "retinanet_fpn_tiny: the validation store" in result.stderr
+    assert message in result.stderr
+    assert "with others, choose another --out" in result.stderr
+    assert not (tmp_path / "out" / "cells").exists()
+
 
 def test_a_failed_cell_leaves_the_others(run_compare: Any, tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text(CONFIG.read_text().replace("kind: retinanet", "kind: retinanet\n  levels: [C9]"))
     result = run_compare("--modes", "cached", "--epochs", "1", configs=(bad, CONFIG))
     assert result.exit_code == 1
-    assert "detector.levels asks for 'C9'" in " ".join(result.stdout.split())
+    told = " ".join(result.stdout.split())
+    assert "detector.levels asks for 'C9'" in told
+    assert "To train this cell anew remove" in told
     assert "some cells failed" in result.stderr
-    told = json.loads((tmp_path / "out" / "comparison.json").read_text())["cells"]
-    assert [bool(cell["error"]) for cell in told] == [True, False]
+    cells = json.loads((tmp_path / "out" / "comparison.json").read_text())["cells"]
+    assert [bool(cell["error"]) for cell in cells] == [True, False]
+    folder = tmp_path / "out" / "cells" / "bad-cached-0"
+    assert f"remove {folder}; for other options choose another --out" in cells[0]["error"]
 
 
 @pytest.mark.parametrize(
@@ -83,6 +164,7 @@ def test_a_failed_cell_leaves_the_others(run_compare: Any, tmp_path: Path) -> No
     [
         (("--modes", "frozen"), "unknown mode 'frozen'"),
         (("--seeds", "0,0"), "the seed 0 is named more than once"),
+        (("--seeds", str(2**70)), "--seeds expects numbers up to 9223372036854775807"),
         (("--seeds", "x"), "--seeds expects whole numbers"),
         (("--epochs", "1", "--budget", "5m"), "--epochs and --budget are two ways"),
         (("--budget", "soon"), "--budget expects a time such as 10m"),

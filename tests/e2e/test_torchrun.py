@@ -205,7 +205,8 @@ def test_a_killed_rank_ends_the_job_soon_and_any_number_of_ranks_goes_on(
     job.kill_rank(0)
     started = time.monotonic()
     assert job.wait() != 0
-    assert time.monotonic() - started < 30  # what rank 1 says (test_collective), if torchrun lets it
+    assert time.monotonic() - started < 30
+    # What rank 1 says of it (see test_collective) is cut off where torchrun is faster.
     assert "Signal 9 (SIGKILL)" in job.output
     assert 0 < last(run).step < last(uninterrupted).step
     ranks.run(train_in_ranks, options_of(tiny, run, LONG, resume=True), world=1)

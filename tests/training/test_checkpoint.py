@@ -31,6 +31,7 @@ def checkpoint(tiny: Any) -> Checkpoint:
         epoch=1,
         batch=2,
         best_ap=0.25,
+        seconds=1.5,
         heads={"w": torch.arange(3.0)},
         average={"w": torch.arange(3.0) / 2},
         optimizer={"state": {}, "param_groups": []},
@@ -47,6 +48,7 @@ def test_round_trip(checkpoint: Checkpoint, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "last.pt", checkpoint)
     found = load_checkpoint(tmp_path / "last.pt")
     assert (found.step, found.epoch, found.batch, found.best_ap) == (7, 1, 2, 0.25)
+    assert found.seconds == 1.5
     assert torch.equal(found.heads["w"], torch.arange(3.0))
     assert torch.equal(found.scored_heads["w"], torch.arange(3.0) / 2)
     assert (found.scaler, found.stopping) == (checkpoint.scaler, checkpoint.stopping)
@@ -72,8 +74,35 @@ def test_format_1_is_still_read(checkpoint: Checkpoint, tmp_path: Path) -> None:
     assert (found.average, found.scaler, found.stopping, found.epoch_statistics) == (
         None, None, None, {},
     )  # fmt: skip
+    assert found.seconds == 0.0
     assert found.scored_heads is found.heads
     assert found.config.schedule.accumulate == 1
+
+
+def test_a_state_from_before_seconds_were_kept(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Of format 2, as it was first; the field is checked where it is there."""
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, checkpoint)
+    values = torch.load(path, weights_only=True)
+    del values["seconds"]
+    torch.save(values, path)
+    found = load_checkpoint(path)
+    assert (found.step, found.seconds) == (7, 0.0)
+    torch.save({**values, "seconds": "1.5"}, path)
+    with pytest.raises(CheckpointError, match="its seconds is missing or of a wrong type"):
+        load_checkpoint(path)
+
+
+def test_heads_of_a_live_cell_are_those_of_a_run(checkpoint: Checkpoint) -> None:
+    heads = {"neck.w": torch.arange(3.0), "heads.0.w": torch.arange(2.0)}  # a cascade's own names
+    plain = dataclasses.replace(checkpoint, heads=heads, average=None)
+    assert plain.scored_heads is heads
+    whole = {f"heads.{name}": value for name, value in heads.items()}
+    live = dataclasses.replace(checkpoint, heads=whole, average=None)
+    assert live.scored_heads == heads
+    tuned = dataclasses.replace(live, heads={**whole, "learnt.conv.w": torch.arange(1.0)})
+    with pytest.raises(CheckpointError, match="trained together with their backbone .* mode tuned"):
+        _ = tuned.scored_heads
 
 
 class Payload:

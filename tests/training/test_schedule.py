@@ -29,18 +29,18 @@ def test_cosine_by_hand() -> None:
 @settings(deadline=None, max_examples=80, derandomize=True)
 @given(st.integers(1, 400), st.integers(0, 400), st.sampled_from(["cosine", "step"]))
 def test_rises_then_falls_within_the_peak(total: int, warmup: int, kind: str) -> None:
-    warmup = min(warmup, total)
     rate = LearningRate(
         peak=0.1, total_steps=total, warmup_steps=warmup, kind=kind, drops=(0.5, 0.9)
     )
     rates = [rate.at(step) for step in range(total)]
+    warmup = min(warmup, total // 2)
     assert all(0 <= value <= 0.1 for value in rates)
     assert rates[:warmup] == sorted(rates[:warmup])
     assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
 
 
 def test_wrong_values() -> None:
-    with pytest.raises(ValueError, match=r"warmup_steps must lie in 0..5, got 6"):
-        LearningRate(peak=1.0, total_steps=5, warmup_steps=6, kind="step")
+    with pytest.raises(ValueError, match="expected warmup_steps >= 0, got -1"):
+        LearningRate(peak=1.0, total_steps=5, warmup_steps=-1, kind="step")
     with pytest.raises(ValueError, match="expected peak > 0 and total_steps >= 1, got 0.0 and 5"):
         LearningRate(peak=0.0, total_steps=5, warmup_steps=0, kind="step")

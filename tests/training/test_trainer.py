@@ -84,6 +84,13 @@ def test_the_schedule_counts_optimiser_steps(tiny: Any) -> None:
     assert rates == [trainer.learning_rate.at(step) for step in range(3)]
 
 
+def test_a_warm_up_that_the_plan_cuts_short_is_not_forgotten(tiny: Any) -> None:
+    """Of a budget only a guess at its steps is known when the trainer is made."""
+    rate = make(tiny, make_config(warmup_steps=100)).learning_rate
+    assert rate.at(4) == rate.peak  # of 9 steps
+    assert rate.stretched(400).at(50) == pytest.approx(0.51 * rate.peak, rel=0.01)
+
+
 def test_the_rate_follows_the_pictures_of_a_step() -> None:
     schedule = make_config(accumulate=4, reference_batch=6, lr=0.1).schedule
     assert schedule.step_pictures == 12

@@ -1,0 +1,75 @@
+"""Sessions with a budget of time: when they end, where their schedule ends, and going on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cachedet.config import TrainConfig
+from cachedet.store.reader import FeatureStore
+from cachedet.training.budget import TimeBudget
+from cachedet.training.checkpoint import load_checkpoint
+from cachedet.training.loader import make_loader
+from cachedet.training.run_folder import RunFolder
+from cachedet.training.session import SessionReport, run_session
+from cachedet.training.trainer import Trainer, make_trainer
+
+CONFIG = TrainConfig.model_validate(
+    {
+        "detector": {
+            "kind": "retinanet", "levels": ["C4", "C5"], "norm": "group", "num_convs": 1,
+            "neck": {"kind": "fpn", "channels": 8, "num_levels": 2},
+        },
+        "schedule": {"batch_size": 4, "lr": 0.01, "warmup_steps": 3, "kind": "cosine"},
+        "device": "cpu",
+    }
+)  # fmt: skip
+
+
+def make(tiny: Any) -> Trainer:
+    """With a plan that is far from what fits into any budget here."""
+    torch.manual_seed(0)
+    return make_trainer(CONFIG, manifest=FeatureStore.open(tiny.train).manifest, total_steps=10**6)
+
+
+def spend(tiny: Any, folder: RunFolder, trainer: Trainer, *, seconds: float) -> SessionReport:
+    store = FeatureStore.open(tiny.train)
+    return run_session(
+        CONFIG,
+        folder=folder,
+        trainer=trainer,
+        loader=make_loader(CONFIG, store, rank=0, world_size=1),
+        manifest=store.manifest,
+        validator=None,
+        budget=TimeBudget(seconds=seconds),
+    )
+
+
+def test_the_schedule_of_a_budget_ends_with_it(tiny: Any, tmp_path: Path) -> None:
+    trainer = make(tiny)
+    report = spend(tiny, RunFolder.create(tmp_path / "run"), trainer, seconds=1.5)
+    assert report.reason == "budget"
+    assert trainer.learning_rate.total_steps == trainer.step == len(report.losses) > 3
+    assert trainer.optimizer.param_groups[0]["lr"] < 0.1 * trainer.learning_rate.peak
+    assert trainer.seconds == pytest.approx(report.step_seconds)
+    assert trainer.seconds >= 1.5
+
+
+def test_what_is_spent_is_part_of_the_state(tiny: Any, tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    first = spend(tiny, folder, make(tiny), seconds=0.3)
+    saved = load_checkpoint(folder.last)
+    assert saved.seconds == pytest.approx(first.step_seconds)
+    trainer = make(tiny)
+    trainer.restore(saved)
+    second = spend(tiny, folder, trainer, seconds=0.6 + saved.seconds)
+    assert second.step_seconds >= 0.6
+    assert trainer.seconds == pytest.approx(first.step_seconds + second.step_seconds)
+    assert trainer.learning_rate.total_steps == trainer.step
+    again = make(tiny)
+    again.restore(load_checkpoint(folder.last))
+    assert spend(tiny, folder, again, seconds=0.6 + saved.seconds).losses == ()
+    assert (again.step, again.seconds) == (trainer.step, trainer.seconds)
