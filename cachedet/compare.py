@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from cachedet.comparison.cell import CellTask, Interrupted
-from cachedet.comparison.extraction import Extracted, extract_stores, require_known
+from cachedet.comparison.extraction import Extracted, ExtractionLog, require_known
 from cachedet.comparison.folder import ComparisonFolder
 from cachedet.comparison.process import run_cell
 from cachedet.comparison.results import CellKey, CellResult
 from cachedet.comparison.summary import Summary, summarise
 from cachedet.config import ExtractConfig, TrainConfig
+from cachedet.data.views import TRAINING_VIEWS, parse_views
 from cachedet.device import choose_device
-from cachedet.errors import CheckpointError, ConfigError, InputError
+from cachedet.errors import CheckpointError, ConfigError, InputError, StoreError
+from cachedet.extract import extract
 from cachedet.live.rigs import MODES, BackboneTraining, Mode, require_shared
 from cachedet.reporting.comparison_sections import CurveOf, comparison_page
 from cachedet.reporting.markdown import render_markdown
@@ -170,6 +172,27 @@ def _settings(config: ComparisonConfig) -> dict[str, Any]:
 
 def _extraction_settings(config: ExtractConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"store", "device", "workers"})
+
+
+def extract_stores(train: ExtractConfig, val: ExtractConfig, log: ExtractionLog) -> Extracted:
+    """Both stores; where they are whole this only checks that the data is the same.
+
+    Raises what `extract` raises.
+    """
+    asked = train.views or TRAINING_VIEWS
+    views = tuple(view.name for view in parse_views(asked))
+    try:
+        log.begin()
+        done = extract(train.model_copy(update={"views": asked}))
+        log.end(seconds=done.seconds, blocks=done.blocks_written)
+        extract(val)
+    except StoreError as error:
+        raise type(error)(
+            f"{error}. The stores of a comparison lie in its own folder: instead of another "
+            "--store choose another --out"
+        ) from error
+    blocks = sum(block.view in views for block in FeatureStore.open(train.store).blocks)
+    return Extracted(views=views, seconds=log.seconds_of(blocks))
 
 
 def _require_fit(config: ComparisonConfig, folder: ComparisonFolder) -> None:

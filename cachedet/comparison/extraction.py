@@ -1,4 +1,4 @@
-"""Extraction of a comparison's stores, and what it took: cached cells pay for it."""
+"""What extraction of the training store took: cached cells pay for it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cachedet.config import ExtractConfig
-from cachedet.data.views import TRAINING_VIEWS, parse_views
-from cachedet.errors import InputError, StoreError
-from cachedet.extract import extract
+from cachedet.errors import InputError
 from cachedet.store.durable import encode_json, write_durably
 from cachedet.store.layout import COMMITS
-from cachedet.store.reader import FeatureStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,27 +103,6 @@ class Extracted:
 
     views: tuple[str, ...]
     seconds: float
-
-
-def extract_stores(train: ExtractConfig, val: ExtractConfig, log: ExtractionLog) -> Extracted:
-    """Both stores; where they are whole this only checks that the data is the same.
-
-    Raises what `extract` raises.
-    """
-    asked = train.views or TRAINING_VIEWS
-    views = tuple(view.name for view in parse_views(asked))
-    try:
-        log.begin()
-        done = extract(train.model_copy(update={"views": asked}))
-        log.end(seconds=done.seconds, blocks=done.blocks_written)
-        extract(val)
-    except StoreError as error:
-        raise type(error)(
-            f"{error}. The stores of a comparison lie in its own folder: instead of another "
-            "--store choose another --out"
-        ) from error
-    blocks = sum(block.view in views for block in FeatureStore.open(train.store).blocks)
-    return Extracted(views=views, seconds=log.seconds_of(blocks))
 
 
 def require_known(extracted: Extracted, *, store: Path) -> None:

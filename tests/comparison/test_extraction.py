@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from cachedet.compare import extract_stores
 from cachedet.comparison.extraction import (
     Extracted,
     ExtractionLog,
-    extract_stores,
     require_known,
 )
 from cachedet.errors import InputError
