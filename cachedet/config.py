@@ -182,6 +182,12 @@ class AugmentConfig(Config):
     channel_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the channels
     noise: Annotated[float, Field(ge=0, le=1000)] = 0.0  # 1: as strong as the codec's own error
 
+    @property
+    def mixing(self) -> tuple[str, ...]:
+        """Keys of the steps that are on and take from other pictures of the batch."""
+        chances = {"mosaic": self.mosaic, "copy_paste": self.copy_paste}
+        return tuple(key for key, chance in chances.items() if chance > 0)
+
 
 class TrainConfig(Config):
     """Stage 2: one run of `train-heads`."""
@@ -218,11 +224,10 @@ class TrainConfig(Config):
                 f"early_stopping on {stopping.metric} needs validations, eval_every is 0; set "
                 "eval_every: 1"
             )
-        mixing = [key for key in ("mosaic", "copy_paste") if getattr(self.augment, key) > 0]
-        if mixing and self.schedule.batch_size == 1:
+        if self.augment.mixing and self.schedule.batch_size == 1:
             raise ValueError(
-                f"augment.{' and augment.'.join(mixing)} mix the pictures of a batch, and "
-                "schedule.batch_size is 1; give it at least 2, or set them to 0"
+                f"augment.{' and augment.'.join(self.augment.mixing)} mix the pictures of a batch, "
+                "and schedule.batch_size is 1; give it at least 2, or set them to 0"
             )
         return self
 

@@ -75,7 +75,7 @@ def _take_steps(batch: Batch, generator: torch.Generator, *, steps: tuple[Augmen
 
 
 def _refuse_mixing(config: AugmentConfig) -> None:
-    wanted = [f"augment.{key}" for key in ("mosaic", "copy_paste") if getattr(config, key) > 0]
+    wanted = [f"augment.{key}" for key in config.mixing]
     if wanted:
         raise ConfigError(
             f"detector.mask_head learns masks, which do not survive {' and '.join(wanted)} (the "

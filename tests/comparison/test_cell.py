@@ -120,7 +120,7 @@ def test_a_stopped_budget_goes_on_with_what_is_left(
     spent = load_checkpoint(RunFolder(task.folder).last).seconds
     found = train_cell(task)
     assert 0 < spent < 2.0
-    assert 2.0 <= found.seconds < 20.0  # not the budget again for each call, on a busy machine too
+    assert 2.0 <= found.seconds < 3.0
 
 
 def test_a_killed_budget_goes_on_with_what_is_left(tiny: Any, tmp_path: Path) -> None:
