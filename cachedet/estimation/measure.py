@@ -91,8 +91,8 @@ class Whole:
 
     sizes: NDArray[np.int64]  # (V, N, 2) padded
     batches: list[BatchShape]  # of the first epoch
-    read_share: float  # of the stored values: those of the levels and views that are trained on
-    level_share: float  # the same of the levels alone
+    level_share: float  # of the stored values: those of the levels that are trained on
+    view_share: float  # the same of the views
 
     @property
     def pixels(self) -> int:
@@ -101,6 +101,16 @@ class Whole:
     @property
     def epoch_pixels(self) -> int:
         return sum(batch.pixels for batch in self.batches)
+
+    @property
+    def read_share(self) -> float:
+        """Of the stored values: those that are trained on."""
+        return self.level_share * self.view_share
+
+    @property
+    def epoch_share(self) -> float:
+        """Of the stored values: what one epoch reads; what is shown twice counts twice."""
+        return self.level_share * self.epoch_pixels / self.pixels
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,7 +123,7 @@ class Estimated:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Tried:
+class Tried:
     """What was tried before any training."""
 
     sample: Sample
@@ -138,7 +148,7 @@ def measure(subject: Subject) -> Estimated:
     ):
         tried = _try_extraction(subject, whole, folder, free_disk, progress)
         trainings, heads_seconds = _try_trainings(subject, whole, tried, progress)
-    measured = _assemble(
+    measured = assemble(
         subject,
         whole,
         tried,
@@ -170,19 +180,36 @@ def look_at_all(subject: Subject) -> Whole:
     levels = choose_levels(subject.heads.detector, spec)
     unit = (spec.pad_multiple, spec.pad_multiple)
     values = [sum(map(np.prod, each.map_shapes(unit).values())) for each in (levels, spec)]
-    level_share = float(values[0] / values[1])
-    view_share = count_pixels(sizes[trained]) / count_pixels(sizes)
     return Whole(
         sizes=sizes,
         batches=batches,
-        read_share=level_share * view_share,
-        level_share=level_share,
+        level_share=float(values[0] / values[1]),
+        view_share=count_pixels(sizes[trained]) / count_pixels(sizes),
     )
+
+
+def figures_of(
+    codecs: Mapping[str, CodecCost], whole: Whole, trial: Trial, *, codec: str
+) -> dict[str, CodecFigures]:
+    """Of the whole cache in each codec.
+
+    Args:
+        codecs: what they took on the few pictures of the probe.
+        whole: all pictures.
+        trial: what zstd left of all pictures of the sample, written in one codec.
+        codec: that one.
+    """
+    return {
+        name: codec_figures(
+            own, whole.sizes, share=trial.stored_share if name == codec else own.share
+        )
+        for name, own in codecs.items()
+    }
 
 
 def _try_extraction(
     subject: Subject, whole: Whole, folder: Path, free_disk: int, progress: StageProgress
-) -> _Tried:
+) -> Tried:
     progress.remark(_PARTS[0])
     rows = spread_rows(whole.sizes, subject.sample)
     sample = take_sample(subject.dataset, rows, subject.extract, subject.backbone)
@@ -202,14 +229,9 @@ def _try_extraction(
     )
     progress.advance(note=_PARTS[3])
     codec = subject.extract.codec
-    figures = {
-        name: codec_figures(
-            own, whole.sizes, share=trial.stored_share if name == codec else own.share
-        )
-        for name, own in codecs.items()
-    }
+    figures = figures_of(codecs, whole, trial, codec=codec)
     disk = _try_disk(subject, whole, folder, round(figures[codec].nbytes), free_disk)
-    return _Tried(sample=sample, fit=fit, cost=cost, trial=trial, figures=figures, disk=disk)
+    return Tried(sample=sample, fit=fit, cost=cost, trial=trial, figures=figures, disk=disk)
 
 
 def _try_disk(
@@ -253,7 +275,7 @@ def _live_dtype(subject: Subject, device: torch.device) -> torch.dtype | None:
 
 
 def _try_trainings(
-    subject: Subject, whole: Whole, tried: _Tried, progress: StageProgress
+    subject: Subject, whole: Whole, tried: Tried, progress: StageProgress
 ) -> tuple[dict[str, Training], float]:
     """Every mode, and H."""
     config, trial = subject.heads, tried.trial
@@ -273,7 +295,7 @@ def _try_trainings(
     )
     torch.cuda.empty_cache()  # for the processes of the trials; nothing without CUDA
     progress.advance(note=_PARTS[4])
-    cached, heads_seconds = _try_cached(subject, whole, tried, trials)
+    cached, heads_seconds = try_cached(subject, whole, tried, trials)
     decoding = trial.stages["decode"] * subject.extract.workers / _live_threads()
     beside = {"decode": decoding * epoch_pixels}
     progress.advance(note=_PARTS[5])
@@ -284,8 +306,8 @@ def _try_trainings(
     return {"cached": cached, "live": live, "tuned": tuned}, heads_seconds
 
 
-def _try_cached(
-    subject: Subject, whole: Whole, tried: _Tried, trials: ModeTrials
+def try_cached(
+    subject: Subject, whole: Whole, tried: Tried, trials: ModeTrials
 ) -> tuple[Training, float]:
     """With features waiting where those of the real run will; their memory is taken off again."""
     trial, figures = tried.trial, tried.figures[subject.extract.codec]
@@ -312,15 +334,16 @@ def _try_cached(
     return replace(cached, memory=memory), heads_seconds
 
 
-def _assemble(
+def assemble(
     subject: Subject,
     whole: Whole,
-    tried: _Tried,
+    tried: Tried,
     *,
     trainings: Mapping[str, Training],
     heads_seconds: float,
     free_disk: float,
 ) -> Measured:
+    """What was tried, extrapolated."""
     pictures = len(subject.dataset.truth)
     shown = sum(batch.pictures for batch in whole.batches)
     survey = tried.sample.survey_seconds * pictures
@@ -332,7 +355,7 @@ def _assemble(
         views=tuple(view.name for view in subject.views),
         showings=shown,
         read_share=whole.read_share,
-        epoch_share=whole.level_share * whole.epoch_pixels / whole.pixels,
+        epoch_share=whole.epoch_share,
         epochs=subject.heads.schedule.epochs,
         codec=subject.extract.codec,
         codecs=tried.figures,

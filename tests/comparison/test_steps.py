@@ -18,6 +18,7 @@ from cachedet.training.budget import TimeBudget
 
 CONFIG = Path(__file__).parents[2] / "configs" / "retinanet_fpn_tiny.yaml"
 SMALL = ["detector.neck.channels=16", "detector.num_convs=1", "device=cpu"]
+TINY = ["detector.levels=[C5]", "detector.neck.num_levels=1"]
 
 
 def test_epochs_are_counted(tiny: Any) -> None:
@@ -43,6 +44,23 @@ def test_a_budget_is_about_so_many_epochs() -> None:
     plan = StepPlan(steps=25, steps_per_epoch=10, seconds=60.0, step_flops=1)
     assert plan.fit(config).schedule.epochs == 3
     assert plan.budget == TimeBudget(seconds=60.0)
+
+
+def test_a_step_of_a_budget_is_all_its_batches(tiny: Any) -> None:
+    """On no machine do a million batches fit into three seconds; of single ones many do."""
+    config = load_train_config(
+        CONFIG, [*SMALL, *TINY, "schedule.batch_size=1", "schedule.accumulate=1000000"]
+    )
+    store = FeatureStore.open(tiny.train)
+
+    def make() -> Any:
+        return make_rig(
+            "cached", config, store=store, images=tiny.paths.images, weights="", total_steps=9
+        )
+
+    plan = plan_steps(config, store, make, seconds=3.0)
+    assert (plan.steps, plan.steps_per_epoch) == (1, 1)
+    assert plan.fit(config).schedule.epochs == 1
 
 
 def test_plans_are_kept(tmp_path: Path) -> None:

@@ -1,0 +1,266 @@
+"""From what was tried to all pictures: by hand, with trials that were not run.
+
+A subject of six pictures at 128 px: four of 128 x 128 and two of 64 x 128 padded pixels, 81,920 in
+all. Its store has base, hflip and a view of half the sides, 2.25 times as many; it trains on base
+and hflip. Of the 768 + 768 + 96 values of 32 x 32 pixels C4 and C5 have 9/17.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cachedet.backbone.frozen import FrozenBackbone, load_backbone
+from cachedet.config import ExtractConfig, TrainConfig
+from cachedet.data.coco import CocoDataset
+from cachedet.data.images import Survey
+from cachedet.data.views import parse_views
+from cachedet.estimation.disk import DiskRates
+from cachedet.estimation.measure import (
+    Subject,
+    Tried,
+    Whole,
+    assemble,
+    figures_of,
+    look_at_all,
+    try_cached,
+)
+from cachedet.estimation.measured import CodecFigures, Measured
+from cachedet.estimation.mode_trials import ModeTrials, TrialBatches
+from cachedet.estimation.phase import Phase
+from cachedet.estimation.probe import BackboneCost, CodecCost
+from cachedet.estimation.steps import StepJob, StepTrial
+from cachedet.estimation.trial import Fit, Sample, Trial
+from cachedet.extraction.inputs import make_inputs
+from cachedet.store.codecs import make_codec
+from cachedet.store.layout import Layout
+from cachedet.store.manifest import FORMAT_VERSION
+from cachedet.store.reader import FeatureStore
+from cachedet.structures import FeatureSpec, LevelSpec, Truth
+
+SIZES_HW = [(200, 200)] * 4 + [(100, 200)] * 2
+EPOCH_PIXELS = 81_920
+
+
+@pytest.fixture(scope="module")
+def backbone() -> FrozenBackbone:
+    return load_backbone("test_resnet", weights="none", image_size=128)
+
+
+@pytest.fixture
+def make_subject(
+    tiny: Any, backbone: FrozenBackbone, truth_of: Callable[..., Truth]
+) -> Callable[..., Subject]:
+    def make(
+        *,
+        codec: str = "int8",
+        levels: tuple[str, ...] | None = ("C4", "C5"),
+        views: tuple[str, ...] = ("base", "hflip"),
+        residency: str = "stream",
+        fit_pictures: int = 4,
+    ) -> Subject:
+        detector = {"kind": "retinanet", "neck": {"kind": "fpn"}, "levels": levels}
+        heads = {
+            "detector": detector,
+            "schedule": {"epochs": 7, "batch_size": 4},
+            "views": views,
+            "device": "cpu",
+            "residency": residency,
+        }
+        extract: ExtractConfig = tiny.extract_config(Path("x.zarr"), codec=codec)
+        return Subject(
+            extract=extract,
+            heads=TrainConfig.model_validate(heads),
+            dataset=CocoDataset(images=Path("images"), truth=truth_of(SIZES_HW), counts={}),
+            views=parse_views("base,hflip,scale=0.5"),
+            backbone=backbone,
+            sample=6,
+            seconds=1.0,
+            fit_pictures=fit_pictures,
+        )
+
+    return make
+
+
+@pytest.fixture
+def tried(tiny: Any, backbone: FrozenBackbone, truth_of: Callable[..., Truth]) -> Tried:
+    """Its trial store is that of the eight generated pictures, with figures by hand."""
+    store, truth = FeatureStore.open(tiny.train), truth_of(SIZES_HW)
+    bucket, rows = next(iter(store.buckets("base").items()))
+    loader = make_inputs(
+        truth,
+        images=Path("images"),
+        image_size=128,
+        pad_multiple=32,
+        preprocessing=backbone.preprocessing,
+    )
+    survey = Survey(contents=np.zeros(6, dtype=np.uint64), bad=(), remarks=())
+    return Tried(
+        sample=Sample(truth=truth, loader=loader, survey=survey, survey_seconds=0.5, skipped=()),
+        fit=Fit(statistics={}, seconds=0.25),
+        cost=BackboneCost(seconds=2e-4, flops=1e3),
+        trial=Trial(
+            store=tiny.train,
+            manifest=store.manifest,
+            views=("base",),
+            keys={bucket: np.array([[0, row] for row in rows])},
+            start_seconds=3.0,
+            seconds_per_pixel=1e-4,
+            stages={"decode": 1e-5, "backbone": 1e-4},
+            nbytes=17_000_000,
+            unpacked=34_000_000,
+            stored_share=0.75,
+        ),
+        figures={"int8": FIGURES, "fp32": FIGURES},
+        disk=DiskRates(write=1e8, read=5e8, is_cold=True),
+    )
+
+
+FIGURES = CodecFigures(nbytes=2e3, unpacked=4e3, encode_seconds=1.0)
+
+
+def assemble_all(subject: Subject, tried: Tried) -> Measured:
+    whole = look_at_all(subject)
+    return assemble(subject, whole, tried, trainings={}, heads_seconds=9.0, free_disk=5e9)
+
+
+def test_all_pictures_in_numbers(make_subject: Callable[..., Subject]) -> None:
+    """Trained on: 9/17 of the values of 8/9 of the pixels; one epoch reads 4/9 of the pixels."""
+    found = look_at_all(make_subject())
+    assert found.pixels == 184_320
+    assert found.epoch_pixels == EPOCH_PIXELS
+    assert sorted(batch.pixels for batch in found.batches) == [2 * 64 * 128, 4 * 128 * 128]
+    assert found.level_share == pytest.approx(9 / 17)
+    assert found.view_share == pytest.approx(8 / 9)
+    assert found.read_share == pytest.approx(8 / 17)
+    assert found.epoch_share == pytest.approx(4 / 17)
+
+
+@pytest.mark.parametrize(
+    ("levels", "views", "read", "epoch"),
+    [
+        (None, ("base", "hflip", "scale-0.5"), 1.0, None),  # which views is drawn
+        (None, ("base",), 4 / 9, 4 / 9),
+        (None, ("scale-0.5",), 1 / 9, 1 / 9),
+        (("C3",), ("base", "hflip", "scale-0.5"), 8 / 17, None),
+        (("C3",), ("base",), 32 / 153, 32 / 153),
+    ],
+)
+def test_levels_and_views_that_are_not_trained_on_are_not_read(
+    make_subject: Callable[..., Subject],
+    levels: tuple[str, ...] | None,
+    views: tuple[str, ...],
+    read: float,
+    epoch: float | None,
+) -> None:
+    found = look_at_all(make_subject(levels=levels, views=views))
+    assert found.read_share == pytest.approx(read)
+    if epoch is not None:
+        assert found.epoch_share == pytest.approx(epoch)
+
+
+def test_everything_is_extrapolated(make_subject: Callable[..., Subject], tried: Tried) -> None:
+    found = assemble_all(make_subject(), tried)
+    assert (found.pictures, found.showings, found.epochs) == (6, 6, 7)
+    assert found.views == ("base", "hflip", "scale-0.5")
+    assert (found.read_share, found.epoch_share) == pytest.approx((8 / 17, 4 / 17))
+    assert found.survey == Phase(seconds=3.0, stages={"decode": 3.0})
+    assert found.start == 3.0
+    assert found.extract.seconds == pytest.approx(18.432)
+    assert found.extract.stages == pytest.approx({"decode": 1.8432, "backbone": 18.432})
+    assert found.backbone_seconds == pytest.approx(16.384)
+    assert found.backbone_flops == pytest.approx(8.192e7)
+    assert (found.heads_seconds, found.free_disk, found.free_device) == (9.0, 5e9, None)
+    assert found.stored == FIGURES
+
+
+@pytest.mark.parametrize(
+    ("codec", "fit_pictures", "seconds"),
+    [
+        ("int8", 4, 1.0),
+        ("int8", 100, 1.5),  # there are six
+        ("fp32", 4, 0.0),  # learns nothing
+    ],
+)
+def test_a_codec_learns_from_a_few_pictures(
+    make_subject: Callable[..., Subject],
+    tried: Tried,
+    codec: str,
+    fit_pictures: int,
+    seconds: float,
+) -> None:
+    """A quarter of a second each."""
+    found = assemble_all(make_subject(codec=codec, fit_pictures=fit_pictures), tried)
+    assert found.fit == Phase(seconds=seconds, stages={"backbone": seconds})
+
+
+@pytest.mark.parametrize(
+    ("codec", "expected"),
+    [("fp32", {"fp32": 270.0, "fp16": 70.0}), ("fp16", {"fp32": 180.0, "fp16": 210.0})],
+)
+def test_what_zstd_left_of_the_trial_goes_for_its_codec_alone(
+    tried: Tried, codec: str, expected: dict[str, float]
+) -> None:
+    """Ten maps of 4 values with 20 bytes of checksum and index: 360 bytes in fp32, 280 in fp16.
+
+    Of the trial 3/4 were left, on the probe 1/2 of fp32 and 1/4 of fp16.
+    """
+    spec = FeatureSpec((LevelSpec(name="C5", channels=4, stride=32),))
+    codecs = {
+        name: CodecCost(
+            layout=Layout(spec=spec, codec=make_codec(name), format_version=FORMAT_VERSION),
+            share=share,
+            seconds=0.0,
+        )
+        for name, share in (("fp32", 0.5), ("fp16", 0.25))
+    }
+    whole = Whole(sizes=np.full((1, 10, 2), 32), batches=[], level_share=1.0, view_share=1.0)
+    found = figures_of(codecs, whole, tried.trial, codec=codec)
+    assert {name: figures.nbytes for name, figures in found.items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("residency", "resting"), [("stream", 100e6), ("ram", 91e6), ("device", 82e6)]
+)
+def test_features_of_the_trial_are_taken_off_its_memory(
+    make_subject: Callable[..., Subject], tried: Tried, residency: str, resting: float
+) -> None:
+    """9/17 of 17 MB stored, or 34 MB unpacked, waited in RAM: a CPU has no memory besides."""
+    subject = make_subject(residency=residency)
+    jobs: list[StepJob] = []
+
+    def steps(job: StepJob) -> StepTrial:
+        jobs.append(job)
+        return StepTrial(
+            numbers=(0, 0),
+            seconds=6.0,
+            waiting=2.0,
+            resting_nbytes=100_000_000,
+            ram_nbytes=130_000_000,
+            device_nbytes=None,
+        )
+
+    keys = next(iter(tried.trial.keys.values()))
+    trials = ModeTrials(
+        store=tried.trial.store,
+        views=("base",),
+        batches=TrialBatches(warm_up=keys, timed=(keys,), pixels=(EPOCH_PIXELS,), enlarge=1.0),
+        config=subject.heads,
+        images=subject.dataset.images,
+        weights="none",
+        epoch_pixels=EPOCH_PIXELS,
+        seconds=1.0,
+        steps=steps,
+    )
+    found, computing = try_cached(subject, look_at_all(subject), tried, trials)
+    assert found.memory is not None
+    assert found.memory.resting == pytest.approx(resting)
+    assert (found.memory.working, found.memory.device) == (30e6, None)
+    assert found.phase is not None
+    assert (found.phase.seconds, computing) == (3.0, 2.0)
+    assert found.phase.stages["heads"] == 2.0
+    assert jobs[0].config.residency == residency
