@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -110,61 +109,32 @@ def truth_of() -> object:
     return make_truth
 
 
-@pytest.fixture
-def store_kit() -> object:
-    """The kit of tests/store/conftest.py, for other rooms."""
-    path = Path(__file__).parent / "store" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("store_conftest", path)
+def load_beside(name: str) -> ModuleType:
+    """A file of the tests by its path, as they cannot import each other."""
+    path = Path(__file__).parent / name
+    spec = importlib.util.spec_from_file_location("tests_" + path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.Kit()
-
-
-class Ranks:
-    """Calls a function of a test file in several processes that have joined, see the launcher."""
-
-    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self._ask, self._answers = process.stdin, process.stdout
-        self._folder = folder
-        self._calls = 0
-
-    def start(self, function: Callable[[Any], Any], argument: Any = None, *, world: int) -> Path:
-        """Folder the results will lie in; exactly one `statuses` belongs to each start."""
-        self._calls += 1
-        folder = self._folder / str(self._calls)
-        folder.mkdir()
-        torch.save(argument, folder / "argument.pt")
-        request = {
-            "file": function.__code__.co_filename,
-            "function": function.__name__,
-            "world": world,
-            "folder": str(folder),
-        }
-        print(json.dumps(request), file=self._ask, flush=True)
-        return folder
-
-    def statuses(self) -> list[int]:
-        """Exit status of each rank, negative where a signal ended it."""
-        found: list[int] = json.loads(self._answers.readline())
-        return found
-
-    def run(self, function: Callable[[Any], Any], argument: Any = None, *, world: int) -> list[Any]:
-        """What each rank returned."""
-        folder = self.start(function, argument, world=world)
-        statuses = self.statuses()
-        told = "\n".join(path.read_text() for path in sorted(folder.glob("*.txt")))
-        assert statuses == [0] * world, f"{statuses}\n{told}"
-        return [torch.load(folder / f"{n}.pt", weights_only=False) for n in range(world)]
+    return module
 
 
 @pytest.fixture(scope="session")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    script = Path(__file__).with_name("ranks_launcher.py")
-    pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, script], stdin=pipe, stdout=pipe, text=True) as process:
-        yield Ranks(process, tmp_path_factory.mktemp("ranks"))
-        process.kill()
+def nursery() -> Iterator[Any]:
+    """Starts processes that need not import anything; see forking.py."""
+    found = load_beside("forking.py").Nursery()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def ranks(nursery: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """See ranks.py."""
+    return load_beside("ranks.py").Ranks(nursery, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="session")
+def store_kit(nursery: Any) -> Any:
+    """The kit of tests/store/conftest.py, for other rooms."""
+    return load_beside("store/conftest.py").Kit(nursery)

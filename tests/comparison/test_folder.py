@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -94,19 +92,24 @@ def test_two_comparisons_in_one_folder(folder: ComparisonFolder) -> None:
         pass
 
 
-def test_the_lock_of_a_dead_process_is_taken_over(folder: ComparisonFolder) -> None:
+@pytest.fixture
+def dead(nursery: Any) -> str:
+    """The token of a process that has ended."""
     script = "from cachedet.store.owner import Owner; print(Owner.me().token)"
-    token = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout
+    with nursery.start(script) as process:
+        token: str = process.communicate()[0].strip()
+    return token
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(folder: ComparisonFolder, dead: str) -> None:
     folder.root.mkdir()
-    (folder.root / "compare.lock").write_text(token.strip())
+    (folder.root / "compare.lock").write_text(dead)
     with folder.owned():
         assert (folder.root / "compare.lock").read_text() == Owner.me().token
 
 
-def test_one_of_many_takes_over_a_dead_lock(folder: ComparisonFolder) -> None:
+def test_one_of_many_takes_over_a_dead_lock(folder: ComparisonFolder, dead: str) -> None:
     """Each clears the lock it has read, which by then may be that of a faster one."""
-    script = "from cachedet.store.owner import Owner; print(Owner.me().token)"
-    dead = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout
     folder.root.mkdir()
     start, inside = threading.Barrier(8), threading.Semaphore()
 

@@ -6,8 +6,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -134,14 +132,12 @@ def test_a_place_that_cannot_be_written(options: list[str]) -> None:
     assert "nothing can be written in /proc" in done.stderr
 
 
-def test_ctrl_c_leaves_nothing_behind(options: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cachedet", *options, "--seconds", "60"]
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+def test_ctrl_c_leaves_nothing_behind(nursery: Any, options: list[str], tmp_path: Path) -> None:
+    words = [*options, "--seconds", "60"]
+    with nursery.start_command(words, before="import os; os.setsid()") as process:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob(".*/trial.zarr/commits/*.json")):
-            assert process.poll() is None, process.stderr and process.stderr.read()
+            assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.05)
         time.sleep(0.5)  # into the trials of training

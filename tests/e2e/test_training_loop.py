@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -156,36 +155,30 @@ def test_the_average_is_what_is_validated_kept_and_scored(
     assert evaluate(run, store=tiny.val).scores.ap == report.best_ap
 
 
-def command(config: TrainConfig, run: Path, tiny: Any, *more: str) -> list[str]:
+def words_of(config: TrainConfig, run: Path, tiny: Any, *more: str) -> list[object]:
+    """The command without its first word."""
     path = run.with_suffix(".yaml")
     path.write_text(dump_config(config))
-    launcher = Path(__file__).parents[2] / "cli.py"
     return [
-        sys.executable, str(launcher), "train-heads", str(path), "--train", str(tiny.train),
-        "--val", str(tiny.val), "--run", str(run), *more,
+        "train-heads", path, "--train", tiny.train, "--val", tiny.val, "--run", run, *more
     ]  # fmt: skip
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signals here")
-def test_a_real_process_stopped_by_signals_goes_on_bit_for_bit(tiny: Any, tmp_path: Path) -> None:
+def test_a_real_process_stopped_by_signals_goes_on_bit_for_bit(
+    tiny: Any, nursery: Any, tmp_path: Path
+) -> None:
     """A preemption, then a Ctrl-C."""
     config = make_config(CASCADE, schedule={"epochs": 900, "accumulate": 1}, eval_every=0)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
     stores = {"train_store": tiny.train, "val_store": tiny.val}
     run, steps = tmp_path / "run", [0]
     for name in ("SIGTERM", "SIGINT"):
         resume = ["--resume"] if run.exists() else []
-        process = subprocess.Popen(
-            command(config, run, tiny, *resume), env=environment, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        try:
+        words = words_of(config, run, tiny, *resume)
+        with nursery.start_command(words, environment={"COLUMNS": "100"}) as process:
             wait_for_epoch_after(run, steps[-1])
             process.send_signal(getattr(signal, name))
-            _, errors = process.communicate(timeout=300)
-        finally:
-            process.kill()  # nothing to it where it has ended
-            process.communicate()
+            _, errors = process.communicate()
         assert process.returncode == 75, errors
         assert f"{name}: finishing the step and saving" in errors
         assert re.search(
@@ -290,14 +283,15 @@ def test_checkpoints_by_steps_and_by_the_clock(tiny: Any, tmp_path: Path) -> Non
     assert not (tmp_path / "never" / "weights" / "previous.pt").exists()
 
 
-def test_half_written_files_of_dead_processes_go(tiny: Any, tmp_path: Path) -> None:
+def test_half_written_files_of_dead_processes_go(tiny: Any, nursery: Any, tmp_path: Path) -> None:
     config, run = make_config(max_steps=1), tmp_path / "run"
     train(config, train_store=tiny.train, run=run)
     script = (
         "from pathlib import Path; from cachedet.store.durable import temporary_path; "
         f"temporary_path(Path({str(run / 'weights' / 'last.pt')!r})).write_bytes(b'half')"
     )
-    subprocess.run([sys.executable, "-c", script], check=True)
+    with nursery.start(script) as process:
+        assert process.wait() == 0
     assert len(list((run / "weights").glob("*.tmp"))) == 1
     train(config, train_store=tiny.train, run=run, resume=True)
     assert list((run / "weights").glob("*.tmp")) == []
@@ -449,7 +443,7 @@ def test_settings_that_cannot_work(tiny: Any, tmp_path: Path) -> None:
 
 def test_the_command_starts_from_another_run(tiny: Any, tmp_path: Path) -> None:
     train(make_config(), train_store=tiny.train, val_store=tiny.val, run=tmp_path / "one")
-    arguments = command(make_config(), tmp_path / "two", tiny)[2:]
+    arguments = [str(word) for word in words_of(make_config(), tmp_path / "two", tiny)]
     options = ["--init-from", str(tmp_path / "one"), "--set", "trainable=classifier", "--json"]
     done = CliRunner().invoke(app, [*arguments, *options])
     assert done.exit_code == 0, done.output

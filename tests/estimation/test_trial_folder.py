@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,16 +40,17 @@ def test_folders_on_the_way_are_not_made(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
-def test_what_a_dead_process_left_is_removed(tmp_path: Path) -> None:
+def test_what_a_dead_process_left_is_removed(nursery: Any, tmp_path: Path) -> None:
+    store = tmp_path / "train.zarr"
     script = (
-        "import os, sys\nfrom pathlib import Path\n"
+        "import os\nfrom pathlib import Path\n"
         "from cachedet.estimation.trial_folder import trial_folder\n"
-        "with trial_folder(Path(sys.argv[1])) as folder:\n"
+        f"with trial_folder(Path({str(store)!r})) as folder:\n"
         "    (folder / 'file').write_text('x')\n"
         "    os._exit(9)\n"
     )
-    store = tmp_path / "train.zarr"
-    subprocess.run([sys.executable, "-c", script, str(store)], check=False)
+    with nursery.start(script) as process:
+        assert process.wait() == 9
     assert len(list(tmp_path.iterdir())) == 1
     with trial_folder(tmp_path / "other.zarr"):
         assert len(list(tmp_path.iterdir())) == 1  # our own

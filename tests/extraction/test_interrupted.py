@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,55 +18,23 @@ from cachedet.extract import extract
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store
 
-# One process imports everything and forks for each run: starting Python each time takes seconds.
-LAUNCHER = """
-import json, os, resource, runpy, signal, sys, traceback
-import torch
-import cachedet.extract
-torch.set_num_threads(1)
-
-def run(request):
-    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    if request["limit"] is not None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"],) * 2)
-    sys.argv = request["arguments"]
-    try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as end:
-        return end.code or 0
-    except BaseException:
-        traceback.print_exc()
-        return 99
-    return 0
-
-for line in sys.stdin:
-    request = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        status = run(request)
-        sys.stdout.flush()
-        os._exit(status)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+LIMIT = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 """
 
 
 class Launcher:
-    """Runs `python cli.py extract` again and again on the same pictures."""
+    """Runs `cachedet extract` again and again on the same pictures."""
 
-    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self._ask, self._answers = process.stdin, process.stdout
-        self.log = folder / "log.txt"
+    def __init__(self, nursery: Any, folder: Path) -> None:
+        self._nursery = nursery
         self.images = folder / "shapes"
         self.weights = folder / "weights.pth"
 
-    def start(self, store: Path, *, limit: int | None = None) -> int:
-        """Process id of a run; at most `limit` bytes in a file."""
+    def start(self, store: Path, *, limit: int | None = None) -> Any:
+        """A run; at most `limit` bytes in a file."""
         options = {
             "images": self.images / "images",
             "annotations": self.images / "train.json",
@@ -85,35 +49,25 @@ class Launcher:
             "device": "cpu",
         }
         flat = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-        launcher = str(Path(__file__).parents[2] / "cli.py")
-        request = {"arguments": [launcher, "extract", *flat], "limit": limit, "log": str(self.log)}
-        print(json.dumps(request), file=self._ask, flush=True)
-        return int(self._answers.readline())
-
-    def wait(self) -> int:
-        """Exit status of the run, negative where a signal ended it."""
-        return int(self._answers.readline())
+        before = "" if limit is None else LIMIT.format(limit=limit)
+        return self._nursery.start_command(["extract", *flat], before=before)
 
     def run(self, store: Path, *, limit: int | None = None) -> tuple[int, str]:
         """Exit status and what was printed."""
-        self.start(store, limit=limit)
-        return self.wait(), self.log.read_text()
+        with self.start(store, limit=limit) as process:
+            output, errors = process.communicate()
+        return process.wait(), output + errors
 
 
 @pytest.fixture(scope="module")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+def launcher(nursery: Any, tmp_path_factory: pytest.TempPathFactory) -> Launcher:
     import timm
 
     folder = tmp_path_factory.mktemp("launcher")
     torch.manual_seed(7)
     torch.save(timm.create_model("test_resnet").state_dict(), folder / "weights.pth")
     write_shapes(folder / "shapes", train=16, val=1)
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER], stdin=pipe, stdout=pipe, text=True
-    ) as process:
-        yield Launcher(process, folder)
-        process.kill()
+    return Launcher(nursery, folder)
 
 
 @pytest.fixture(scope="module")
@@ -132,12 +86,12 @@ def committed(store: Path) -> int:
 def kill_after(launcher: Launcher, store: Path, *, commits: int, delay: float) -> bool:
     """Kill a run when it has committed that much more; whether it was at work on a block."""
     goal = committed(store) + commits
-    process = launcher.start(store)
-    while committed(store) < goal and Path(f"/proc/{process}").exists():
-        time.sleep(0.001)
-    time.sleep(delay)
-    os.kill(process, signal.SIGKILL)
-    assert launcher.wait() == -signal.SIGKILL
+    with launcher.start(store) as process:
+        while committed(store) < goal and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(delay)
+        process.kill()
+    assert process.wait() == -signal.SIGKILL
     return bool(list(store.glob("leases/*.lease")))
 
 

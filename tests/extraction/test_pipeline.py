@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -178,7 +176,8 @@ def test_a_picture_that_vanishes_stops_the_run(tiny: Any, tmp_path: Path) -> Non
     assert len(done) < len(writer.blocks)
 
 
-def command(tiny: Any, store: Path, *more: str) -> list[str]:
+def words_of(tiny: Any, store: Path, *more: str) -> list[str]:
+    """The command without its first word."""
     arguments = {
         "--images": tiny.paths.images,
         "--annotations": tiny.paths.train,
@@ -192,22 +191,16 @@ def command(tiny: Any, store: Path, *more: str) -> list[str]:
         "--batch-size": 2,
         "--device": "cpu",
     }
-    launcher = Path(__file__).parents[2] / "cli.py"
     flat = [str(part) for pair in arguments.items() for part in pair]
-    return [sys.executable, str(launcher), "extract", *flat, *more]
+    return ["extract", *flat, *more]
 
 
-def test_ranks_started_together_fill_one_store(tiny: Any, tmp_path: Path) -> None:
+def test_ranks_started_together_fill_one_store(tiny: Any, nursery: Any, tmp_path: Path) -> None:
     """As torchrun would start them; the same rank twice does no harm (fault F6)."""
     store = tmp_path / "s.zarr"
     processes = [
-        subprocess.Popen(
-            command(tiny, store, "--json"),
-            # One thread, as here: some processors round differently with another number of them.
-            env={**os.environ, "RANK": rank, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        nursery.start_command(
+            words_of(tiny, store, "--json"), environment={"RANK": rank, "WORLD_SIZE": "2"}
         )
         for rank in ("0", "1", "1")
     ]
@@ -220,14 +213,11 @@ def test_ranks_started_together_fill_one_store(tiny: Any, tmp_path: Path) -> Non
     assert files(store) == files(tiny.train)
 
 
-def test_ctrl_c_is_one_line_and_the_same_command_continues(tiny: Any, tmp_path: Path) -> None:
+def test_ctrl_c_is_one_line_and_the_same_command_continues(
+    tiny: Any, nursery: Any, tmp_path: Path
+) -> None:
     store = tmp_path / "s.zarr"
-    with subprocess.Popen(
-        command(tiny, store, "--block-size", "1"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with nursery.start_command(words_of(tiny, store, "--block-size", "1")) as process:
         while process.poll() is None and len(list(store.glob("commits/*.json"))) < 2:
             time.sleep(0.002)
         process.send_signal(signal.SIGINT)
@@ -256,7 +246,7 @@ def test_blocks_left_to_others_are_said_last(tiny: Any, tmp_path: Path) -> None:
     """The exit status is 0: nothing is wrong, but the store is unfinished."""
     store = tmp_path / "s.zarr"
     held, _ = without_records(tiny, store, 2)
-    arguments = command(tiny, store)[2:]
+    arguments = words_of(tiny, store)
     assert LeaseBook(store).take(held.stem)
     report = CliRunner().invoke(app, [*arguments, "--json"])
     assert json.loads(report.stdout)["blocks_missing"] == 1
@@ -303,7 +293,7 @@ def test_waiting_for_another_machine_is_said_and_holds_nothing_back(
 
 def test_a_store_is_no_url(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    refused = CliRunner().invoke(app, command(tiny, Path("x"), "--store", "s3://b/x")[2:])
+    refused = CliRunner().invoke(app, words_of(tiny, Path("x"), "--store", "s3://b/x"))
     assert refused.exit_code == 1
     assert "error: `cachedet extract` needs a local folder, got s3://b/x" in refused.stderr
     assert list(tmp_path.iterdir()) == []

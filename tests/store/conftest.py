@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -197,6 +195,12 @@ def die_at_each_step(
     return step
 
 
+LIMIT = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+"""
+
 SCRIPT = """
 import importlib.util, json, os, signal, sys, time
 from pathlib import Path
@@ -217,6 +221,7 @@ root = Path({root!r})
 class Kit:
     """What tests of the store share; tests cannot import a conftest."""
 
+    nursery: Any
     spec = SPEC
     make_manifest = staticmethod(make_manifest)
     contents_of = staticmethod(contents_of)
@@ -230,27 +235,15 @@ class Kit:
     mounted = staticmethod(mounted)
     read_only = staticmethod(read_only)
 
-    @staticmethod
     def start(
-        root: Path, body: str, *, pictures: int = 20, file_limit: int | None = None
-    ) -> subprocess.Popen[str]:
+        self, root: Path, body: str, *, pictures: int = 20, file_limit: int | None = None
+    ) -> Any:
         """Another process that runs `body` with `kit`, `truth` and `root` at hand."""
         tests = str(Path(__file__).parents[1])
         script = SCRIPT.format(tests=tests, root=str(root), pictures=pictures, body=body)
-
-        def limit() -> None:
-            if file_limit is not None:
-                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-
-        return subprocess.Popen(
-            [sys.executable, "-c", script],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=limit,
-        )
+        if file_limit is not None:
+            script = LIMIT.format(limit=file_limit) + script
+        return self.nursery.start(script)
 
     @staticmethod
     def files(root: Path) -> dict[str, bytes]:
@@ -322,8 +315,8 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, truth: Truth) -> Path:
 
 
 @pytest.fixture
-def kit() -> Kit:
-    return Kit()
+def kit(nursery: Any) -> Kit:
+    return Kit(nursery)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -212,23 +213,22 @@ def test_a_zombie_is_dead(folder: Path) -> None:
 
 
 TAKE_ON_A_FULL_DISK = """
-import resource, signal, sys
+import resource, signal
 from pathlib import Path
 from cachedet.store.leases import LeaseBook
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
-with LeaseBook(Path(sys.argv[1])) as leases:
+with LeaseBook(Path({folder!r})) as leases:
     leases.take("a")
 """
 
 
-def test_a_full_disk_refuses_a_lease_in_words(folder: Path) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", TAKE_ON_A_FULL_DISK, str(folder)], capture_output=True, text=True
-    )
-    assert "StoreError: cannot write" in ended.stderr
-    assert "File too large" in ended.stderr
-    assert "What was committed is safe" in ended.stderr
+def test_a_full_disk_refuses_a_lease_in_words(folder: Path, nursery: Any) -> None:
+    with nursery.start(TAKE_ON_A_FULL_DISK.format(folder=str(folder))) as process:
+        _, errors = process.communicate()
+    assert "StoreError: cannot write" in errors
+    assert "File too large" in errors
+    assert "What was committed is safe" in errors
     assert list((folder / "leases").iterdir()) == []
 
 
@@ -264,16 +264,15 @@ def test_a_renewal_takes_nothing_back(folder: Path) -> None:
     book.release("a")
 
 
-def test_the_commit_lock_lets_go_when_its_holder_dies(folder: Path) -> None:
+def test_the_commit_lock_lets_go_when_its_holder_dies(folder: Path, nursery: Any) -> None:
     script = (
-        "import sys, time; from pathlib import Path\n"
+        "import time; from pathlib import Path\n"
         "from cachedet.store.leases import commit_lock\n"
         f"with commit_lock(Path({str(folder)!r})):\n"
         "    print('held', flush=True); time.sleep(60)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"held\n"
+    with nursery.start(script) as process:
+        assert process.stdout.readline() == "held\n"
         process.kill()
     with commit_lock(folder):
         pass
