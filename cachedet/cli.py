@@ -6,6 +6,7 @@ Exit status: 0 done; 1 the user's input or a check failed; 2 wrong usage; 75 a s
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Annotated, Any
 
@@ -48,7 +49,10 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line."""
-    app()
+    try:
+        app()
+    finally:
+        gc.freeze()  # else Python ends with a search of all that torch imported: seconds
 
 
 def _show_version(wanted: bool) -> None:

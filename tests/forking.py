@@ -5,6 +5,7 @@ As a program this is that one process; `Nursery` is its client. See the fixture 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -193,6 +194,8 @@ def _import_all() -> None:
 
     torch.set_num_threads(1)
     torch.distributed.is_available()
+    gc.collect()
+    gc.freeze()  # else each child copies all pages once its garbage is collected
 
 
 if __name__ == "__main__":
