@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,28 +84,38 @@ def plan_steps(
     """
     planner = make_planner(config, store)
     trial_seconds = 0.0 if seconds is None else min(_TRIAL_SHARE * seconds, _LONGEST_TRIAL)
-    trial = try_steps(make, seconds=trial_seconds)
+    epoch = _first_epoch(planner, config, store)
+    trial = try_steps(make, counted=epoch.extremes, seconds=trial_seconds)
 
-    def steps_of(epoch: int) -> int:
-        return math.ceil(len(planner.plan(epoch)) / config.schedule.accumulate)
+    def steps_of(number: int) -> int:
+        return math.ceil(len(planner.plan(number)) / config.schedule.accumulate)
 
     if seconds is None:
-        steps = sum(steps_of(epoch) for epoch in range(config.schedule.epochs))
+        steps = sum(steps_of(number) for number in range(config.schedule.epochs))
     else:
         steps = max(1, round(seconds / (trial.seconds_per_step * config.schedule.accumulate)))
     return StepPlan(
         steps=steps,
         steps_per_epoch=steps_of(0),
         seconds=seconds,
-        step_flops=round(trial.step_flops * _mean_to_first_area(planner, config, store)),
+        step_flops=epoch.flops_of_mean(trial.step_flops),
     )
 
 
-def _mean_to_first_area(planner: FeatureLoader, config: TrainConfig, store: FeatureStore) -> float:
-    """Padded pixels of a picture of the first epoch, over those of its first batch.
+@dataclass(frozen=True, kw_only=True)
+class _Epoch:
+    """Padded pixels of the first epoch's pictures, and its batches of the least and the most."""
 
-    The trial counts that batch, and what convolutions compute grows with the pixels.
-    """
+    mean_area: float
+    extremes: list[NDArray[np.int64]]
+    areas: list[int]  # of the extremes
+
+    def flops_of_mean(self, flops: Sequence[int]) -> int:
+        """Of a picture: what convolutions compute grows with its pixels, what RoI heads do not."""
+        return round(float(np.interp(self.mean_area, self.areas, flops)))
+
+
+def _first_epoch(planner: FeatureLoader, config: TrainConfig, store: FeatureStore) -> _Epoch:
     views = tuple(resolve_views(config.views, held=store.manifest.views, where=store.location))
 
     def area_of(keys: NDArray[np.int64]) -> int:
@@ -114,7 +124,12 @@ def _mean_to_first_area(planner: FeatureLoader, config: TrainConfig, store: Feat
 
     plan = planner.plan(0)
     pictures = sum(len(keys) for keys in plan)
-    return sum(area_of(keys) * len(keys) for keys in plan) / pictures / area_of(plan[0])
+    extremes = [min(plan, key=area_of), max(plan, key=area_of)]
+    return _Epoch(
+        mean_area=sum(area_of(keys) * len(keys) for keys in plan) / pictures,
+        extremes=extremes,
+        areas=[area_of(keys) for keys in extremes],
+    )
 
 
 def time_left(budget: float, *, spent: float) -> float:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from cachedet.live.rigs import Rig
+from cachedet.training.batch import Batch
 
 _WARM_UP = 2  # steps: the first ones allocate, and choose kernels
 
@@ -20,30 +23,31 @@ class Trial:
     """Of one mode and its heads.
 
     Attributes:
-        step_flops: of a training step, a picture: a multiplication and an addition count as two.
+        step_flops: of a training step on each counted batch, a picture: a multiplication and an
+            addition count as two.
         seconds_per_step: 0 where it was not asked for.
     """
 
-    step_flops: int
+    step_flops: tuple[int, ...]
     seconds_per_step: float
 
 
-def try_steps(make: Callable[[], Rig], *, seconds: float) -> Trial:
-    """Take steps for about so many seconds, after one that is counted; 0: only that one.
+def try_steps(
+    make: Callable[[], Rig], *, counted: Sequence[NDArray[np.int64]], seconds: float
+) -> Trial:
+    """Take steps for about so many seconds, after those that are counted; 0: only those.
 
     Args:
         make: a new rig, which is thrown away. Its optimiser steps take one batch each.
+        counted: batches whose FLOPs are counted, as in a plan.
         seconds: of timed steps.
     """
     rig = make()
-    epochs = (rig.loader.batches(epoch) for epoch in itertools.count())
-    batches = itertools.chain.from_iterable(epochs)
-    first = next(batches)
-    with FlopCounterMode(display=False) as counter:
-        rig.trainer.take_step(first)
-    flops = counter.get_total_flops() // len(first.targets)
+    flops = tuple(_count(rig, batch) for batch in rig.loader.read_ahead(counted))
     if seconds <= 0:
         return Trial(step_flops=flops, seconds_per_step=0.0)
+    epochs = (rig.loader.batches(epoch) for epoch in itertools.count())
+    batches = itertools.chain.from_iterable(epochs)
     for batch in itertools.islice(batches, _WARM_UP):
         rig.trainer.take_step(batch)
     _wait_for(rig.trainer.device)
@@ -54,6 +58,14 @@ def try_steps(make: Callable[[], Rig], *, seconds: float) -> Trial:
     _wait_for(rig.trainer.device)
     elapsed = time.perf_counter() - started
     return Trial(step_flops=flops, seconds_per_step=elapsed / taken)
+
+
+def _count(rig: Rig, batch: Batch) -> int:
+    """FLOPs of a training step on the batch, a picture."""
+    with FlopCounterMode(display=False) as counter:
+        rig.trainer.take_step(batch)
+    flops: int = counter.get_total_flops()
+    return flops // len(batch.targets)
 
 
 def _wait_for(device: torch.device) -> None:
