@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ _PLACES = ("images", "annotations")
 
 @dataclass(frozen=True)
 class ComparisonFolder:
-    """settings.json, features/, cells/, comparison.json, .md and .html."""
+    """settings.json, features/, cells/, failed/, comparison.json, .md and .html."""
 
     root: Path
 
@@ -79,7 +79,8 @@ class ComparisonFolder:
     def require_same(self, settings: Mapping[str, Any]) -> None:
         """Keep what the comparison is of, or hold it against what was kept.
 
-        `settings` are plain values, `heads` among them by name: new ones are added.
+        `settings` are plain values, `heads` among them by name: new ones are added, and those of
+        which every cell failed may be changed; these cells are then set aside.
 
         Raises InputError where the folder is of another comparison.
         """
@@ -88,14 +89,34 @@ class ComparisonFolder:
             self._require_empty()
         else:
             kept = self._read_settings()
-            changed = _differences(kept, now)
+            common = kept["heads"].keys() & now["heads"].keys()
+            settled = common & self._settled_heads()
+            changed = _differences(kept, now, heads=settled)
             if changed:
                 raise InputError(
                     f"{self.root} holds another comparison: {'; '.join(changed)}. Give the same "
-                    "options to go on with it, or another --out"
+                    "options to go on with it, a changed config another name, or another --out"
                 )
+            replaced = (name for name in common if kept["heads"][name] != now["heads"][name])
+            self._set_aside(set(replaced))
             now["heads"] = {**kept["heads"], **now["heads"]}
         write_durably(self._settings, encode_json(now))
+
+    def _settled_heads(self) -> set[str]:
+        """Configs with a cell that is done or under way. Raises InputError on a damaged result."""
+        return {
+            CellKey.heads_in(cell.name)
+            for cell in self.root.glob("cells/*")
+            if not (cell / RESULT).is_file() or not CellResult.read(cell / RESULT).has_failed
+        }
+
+    def _set_aside(self, heads: set[str]) -> None:
+        """The cells of these, which failed with another config: nothing goes on from them."""
+        failed = self.root / "failed"
+        for cell in sorted(self.root.glob("cells/*")):
+            if CellKey.heads_in(cell.name) in heads:
+                failed.mkdir(exist_ok=True)
+                cell.rename(failed / f"{len(list(failed.iterdir()))}-{cell.name}")
 
     def _read_settings(self) -> dict[str, Any]:
         try:
@@ -166,11 +187,12 @@ class ComparisonFolder:
         )
 
 
-def _differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """In words. Heads that are only in one of them are no difference."""
-    both = kept["heads"].keys() & now["heads"].keys()
+def _differences(
+    kept: Mapping[str, Any], now: Mapping[str, Any], *, heads: Collection[str]
+) -> list[str]:
+    """In words. Of the heads only these, which are in both."""
     old, new = (
-        flatten({**_without_places(one), "heads": {name: one["heads"][name] for name in both}})
+        flatten({**_without_places(one), "heads": {name: one["heads"][name] for name in heads}})
         for one in (kept, now)
     )
     return [

@@ -60,7 +60,10 @@ def _run(task: CellTask) -> None:
 
 def _failed(task: CellTask, why: str) -> CellResult:
     """What training advises, such as another --run, is not to be had in a comparison."""
-    advice = f"To train this cell anew remove {task.folder}; for other options choose another --out"
+    advice = (
+        f"The same command tries it again, from its start once {task.folder} is removed; a changed "
+        "config goes under another name, or under this one while no cell of it has succeeded"
+    )
     return CellResult(key=task.key, error=f"{why.rstrip('. ')}. {advice}")
 
 

@@ -27,6 +27,11 @@ class CellKey:
     def folder(self) -> str:
         return f"{self.heads}-{self.mode}-{self.seed}"
 
+    @staticmethod
+    def heads_in(folder: str) -> str:
+        """The name of the config in that of a folder."""
+        return folder.rsplit("-", 2)[0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassFigure:

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,44 @@ def test_the_same_settings_go_on_and_heads_may_be_added(folder: ComparisonFolder
         folder.require_same(settings())
         folder.require_same(settings())
         folder.require_same(settings(heads={"large": {"a": 2}}))
-        with pytest.raises(InputError, match=r"heads.small.a was 1, is 5"):
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+def test_heads_with_a_cell_that_is_done_or_under_way_stay(
+    folder: ComparisonFolder, is_done: bool
+) -> None:
+    with folder.owned():
+        folder.require_same(settings())
+        folder.cell(KEY).mkdir(parents=True)
+        if is_done:
+            CellResult(key=KEY).write(folder.cell(KEY) / "cell.json")
+        failed = replace(KEY, seed=1)
+        folder.cell(failed).mkdir()
+        CellResult(key=failed, error="no memory").write(folder.cell(failed) / "cell.json")
+        with pytest.raises(
+            InputError, match=r"heads.small.a was 1, is 5. .* a changed config another name"
+        ):
             folder.require_same(settings(heads={"small": {"a": 5}}))
+        assert folder.cell(failed).exists()
+
+
+def test_heads_that_only_failed_may_be_changed(folder: ComparisonFolder) -> None:
+    """What they left is kept, but nothing goes on from it."""
+    other = replace(KEY, heads="small-er")
+    with folder.owned():
+        folder.require_same(settings(heads={"small": {"a": 1}, "small-er": {"a": 3}}))
+        for key in (KEY, other):
+            folder.cell(key).mkdir(parents=True)
+            CellResult(key=key, error="no memory").write(folder.cell(key) / "cell.json")
+        for number in range(2):
+            folder.require_same(settings(heads={"small": {"a": 5 + number}}))
+            assert [cell.key for cell in folder.results()] == [other]
+            folder.cell(KEY).mkdir()
+            CellResult(key=KEY, error="again").write(folder.cell(KEY) / "cell.json")
+        kept = sorted(path.name for path in (folder.root / "failed").iterdir())
+        assert kept == ["0-small-cached-0", "1-small-cached-0"]
+        folder.require_same(settings(heads={"small": {"a": 6}}))  # the same: it is tried again
+        assert folder.cell(KEY).exists()
 
 
 def test_other_settings_are_refused_by_name(folder: ComparisonFolder) -> None:

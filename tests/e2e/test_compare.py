@@ -151,14 +151,20 @@ def test_a_failed_cell_leaves_the_others(run_compare: Any, tmp_path: Path) -> No
     assert result.exit_code == 1
     told = " ".join(result.stdout.split())
     assert "detector.levels asks for 'C9'" in told
-    assert "To train this cell anew remove" in told
+    assert "The same command tries it again, from its start once" in told
     assert "some cells failed" in result.stderr
     cells = json.loads((tmp_path / "out" / "comparison.json").read_text())["cells"]
     assert [bool(cell["error"]) for cell in cells] == [True, False]
     folder = tmp_path / "out" / "cells" / "bad-cached-0"
-    assert f"remove {folder}; for other options choose another --out" in cells[0]["error"]
+    assert f"once {folder} is removed; a changed config goes under" in cells[0]["error"]
     alone = run_compare("--modes", "cached", "--epochs", "1")
     assert alone.exit_code == 0, "a failed cell that this call did not ask for"
+
+    bad.write_text(CONFIG.read_text())  # mended
+    mended = run_compare("--modes", "cached", "--epochs", "1", "--json", configs=(bad, CONFIG))
+    assert mended.exit_code == 0, mended.stderr
+    assert [cell["error"] for cell in cells_of(mended).values()] == ["", ""]
+    assert (tmp_path / "out" / "failed" / "0-bad-cached-0" / "cell.json").exists()
 
 
 @pytest.mark.parametrize(
