@@ -67,6 +67,14 @@ class Nursery:
         )
         return self.start(script, environment=environment)
 
+    @staticmethod
+    def limit_files(nbytes: int) -> str:
+        """A script after which no file may grow beyond that, which fails like a full disk."""
+        return (
+            "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            f"resource.setrlimit(resource.RLIMIT_FSIZE, ({nbytes}, {nbytes}))\n"
+        )
+
     def status_of(self, pid: int) -> int | None:
         """Exit status of a process, negative where a signal ended it; None while it lives."""
         self._channel.sendall(json.dumps({"status of": pid}).encode())

@@ -18,12 +18,6 @@ from cachedet.extract import extract
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store
 
-LIMIT = """
-import resource, signal
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-"""
-
 
 class Launcher:
     """Runs `cachedet extract` again and again on the same pictures."""
@@ -49,7 +43,7 @@ class Launcher:
             "device": "cpu",
         }
         flat = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-        before = "" if limit is None else LIMIT.format(limit=limit)
+        before = "" if limit is None else self._nursery.limit_files(limit)
         return self._nursery.start_command(["extract", *flat], before=before)
 
     def run(self, store: Path, *, limit: int | None = None) -> tuple[int, str]:

@@ -195,12 +195,6 @@ def die_at_each_step(
     return step
 
 
-LIMIT = """
-import resource, signal
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-"""
-
 SCRIPT = """
 import importlib.util, json, os, signal, sys, time
 from pathlib import Path
@@ -242,7 +236,7 @@ class Kit:
         tests = str(Path(__file__).parents[1])
         script = SCRIPT.format(tests=tests, root=str(root), pictures=pictures, body=body)
         if file_limit is not None:
-            script = LIMIT.format(limit=file_limit) + script
+            script = self.nursery.limit_files(file_limit) + script
         return self.nursery.start(script)
 
     @staticmethod

@@ -212,19 +212,17 @@ def test_a_zombie_is_dead(folder: Path) -> None:
         assert LeaseBook(folder).take("a")
 
 
-TAKE_ON_A_FULL_DISK = """
-import resource, signal
+TAKE = """
 from pathlib import Path
 from cachedet.store.leases import LeaseBook
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
 with LeaseBook(Path({folder!r})) as leases:
     leases.take("a")
 """
 
 
 def test_a_full_disk_refuses_a_lease_in_words(folder: Path, nursery: Any) -> None:
-    with nursery.start(TAKE_ON_A_FULL_DISK.format(folder=str(folder))) as process:
+    script = nursery.limit_files(10) + TAKE.format(folder=str(folder))
+    with nursery.start(script) as process:
         _, errors = process.communicate()
     assert "StoreError: cannot write" in errors
     assert "File too large" in errors
