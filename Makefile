@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 	$(BIN)/cachedet demo --out demo
 
 test: lint
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

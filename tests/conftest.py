@@ -54,6 +54,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+# The files that take longest come first: the last ones then end together on all workers.
+SLOW_ROOMS = ("e2e", "store", "extraction", "comparison", "estimation", "detector")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place_of(item: pytest.Item) -> int:
+        room = item.path.parent.name
+        return SLOW_ROOMS.index(room) if room in SLOW_ROOMS else len(SLOW_ROOMS)
+
+    items.sort(key=place_of)
+
+
 @pytest.fixture(scope="session")
 def thorough(pytestconfig: pytest.Config) -> bool:
     return bool(pytestconfig.getoption("--thorough"))
