@@ -138,8 +138,7 @@ def test_it_opens_without_errors_or_overflow(
         assert brightness < 150 if scheme == "dark" else brightness > 600
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1600])
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1600, "dark")])
 def test_axe_finds_nothing_serious(
     browser: Browser, page_file: Path, width: int, scheme: str
 ) -> None:
