@@ -220,7 +220,7 @@ def interrupt_after() -> Any:
 
 
 def test_a_process_that_dies_is_a_result(tiny: Any, tmp_path: Path) -> None:
-    task = make_task(tiny, tmp_path, config=make_config("schedule.epochs=10000"))
+    task = make_task(tiny, tmp_path, config=make_config("schedule.epochs=1000"))
 
     def kill() -> None:
         wait_for_steps(task.folder / "metrics.csv")
@@ -236,7 +236,7 @@ def test_a_process_that_dies_is_a_result(tiny: Any, tmp_path: Path) -> None:
 
 
 def test_signals_reach_the_process_of_the_cell(tiny: Any, tmp_path: Path) -> None:
-    task = make_task(tiny, tmp_path, config=make_config("schedule.epochs=10000"))
+    task = make_task(tiny, tmp_path, config=make_config("schedule.epochs=1000"))
 
     def stop() -> None:
         wait_for_steps(task.folder / "metrics.csv")
