@@ -126,13 +126,14 @@ def compare(
     with folder.owned():
         folder.require_same(_settings(config))
         extracted = extract_stores(config.train, config.val, folder.extraction)
-        _require_fit(config, folder)
+        store = FeatureStore.open(folder.train)
+        _require_fit(config, store, FeatureStore.open(folder.val))
         if config.budget is not None and _pays_for_cache(config, folder):
             require_known(extracted, store=folder.train)
         interrupted_by = _train_cells(config, folder, extracted, on_cell)
         cells = folder.results()
         if cells:
-            _write_page(config, folder, extracted, cells)
+            _write_page(config, folder, store, extracted, cells)
     return ComparisonReport(
         out=config.out,
         cells=cells,
@@ -195,9 +196,8 @@ def extract_stores(train: ExtractConfig, val: ExtractConfig, log: ExtractionLog)
     return Extracted(views=views, seconds=log.seconds_of(blocks))
 
 
-def _require_fit(config: ComparisonConfig, folder: ComparisonFolder) -> None:
+def _require_fit(config: ComparisonConfig, store: FeatureStore, validation: FeatureStore) -> None:
     """What every cell of some heads would fail of. Raises ConfigError, CheckpointError."""
-    store, validation = FeatureStore.open(folder.train), FeatureStore.open(folder.val)
     for name, heads in config.heads.items():
         try:
             require_fit(heads, store, validation)
@@ -260,11 +260,11 @@ def _task(
 def _write_page(
     config: ComparisonConfig,
     folder: ComparisonFolder,
+    store: FeatureStore,
     extracted: Extracted,
     cells: Sequence[CellResult],
 ) -> None:
     """HTML, Markdown and JSON of everything in the folder."""
-    store = FeatureStore.open(folder.train)
     heads = {cell.key.heads for cell in cells}
     page = comparison_page(
         cells,
