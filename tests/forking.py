@@ -84,6 +84,7 @@ class Nursery:
     def close(self) -> None:
         """End the process that forks; those it has forked stay."""
         self._channel.close()
+        self._theirs.close()
         if self._process is not None:
             self._process.kill()
             self._process.wait()

@@ -17,15 +17,18 @@ from cachedet import collective
 _LONGEST_SECONDS = 60.0
 _TIMEOUT = timedelta(seconds=90)  # longer, so that a deadlock is a killed rank
 
+# What a rank prints goes to a file: with nobody who reads its pipe it would stop once that is full.
+# This folder is that of forking.py, so that what it forks can import this file.
 _SCRIPT = """
-import importlib.util, os, sys, traceback
+import os, traceback
 from pathlib import Path
 folder, status = Path({folder!r}), 1
 try:
-    spec = importlib.util.spec_from_file_location("ranks", {here!r})
-    ranks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(ranks)
-    ranks.run_rank(folder, {rank}, {world}, file={file!r}, function={function!r})
+    log = os.open(folder / "{rank}.log", os.O_WRONLY | os.O_CREAT)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    from ranks import run_rank
+    run_rank(folder, {rank}, {world}, file={file!r}, function={function!r})
     status = 0
 except BaseException:
     (folder / "{rank}.txt").write_text(traceback.format_exc())
@@ -51,7 +54,7 @@ class Ranks:
         torch.save(argument, folder / "argument.pt")
         names = {"file": function.__code__.co_filename, "function": function.__name__}
         scripts = [
-            _SCRIPT.format(folder=str(folder), here=__file__, rank=rank, world=world, **names)
+            _SCRIPT.format(folder=str(folder), rank=rank, world=world, **names)
             for rank in range(world)
         ]
         self._started = [self._nursery.start(script) for script in scripts]

@@ -97,8 +97,7 @@ class ComparisonFolder:
                     f"{self.root} holds another comparison: {'; '.join(changed)}. Give the same "
                     "options to go on with it, a changed config another name, or another --out"
                 )
-            replaced = (name for name in common if kept["heads"][name] != now["heads"][name])
-            self._set_aside(set(replaced))
+            self._set_aside({name for name in common if kept["heads"][name] != now["heads"][name]})
             now["heads"] = {**kept["heads"], **now["heads"]}
         write_durably(self._settings, encode_json(now))
 

@@ -124,11 +124,12 @@ def _first_epoch(planner: FeatureLoader, config: TrainConfig, store: FeatureStor
 
     plan = planner.plan(0)
     pictures = sum(len(keys) for keys in plan)
-    extremes = [min(plan, key=area_of), max(plan, key=area_of)]
+    by_area = {area_of(keys): keys for keys in plan}
+    areas = sorted({min(by_area), max(by_area)})  # one where all pictures are of one size
     return _Epoch(
         mean_area=sum(area_of(keys) * len(keys) for keys in plan) / pictures,
-        extremes=extremes,
-        areas=[area_of(keys) for keys in extremes],
+        extremes=[by_area[area] for area in areas],
+        areas=areas,
     )
 
 

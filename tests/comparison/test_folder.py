@@ -41,6 +41,8 @@ def test_the_same_settings_go_on_and_heads_may_be_added(folder: ComparisonFolder
         folder.require_same(settings())
         folder.require_same(settings())
         folder.require_same(settings(heads={"large": {"a": 2}}))
+    kept = json.loads((folder.root / "settings.json").read_text())
+    assert kept == settings(heads={"small": {"a": 1}, "large": {"a": 2}})
 
 
 @pytest.mark.parametrize("is_done", [True, False])
@@ -103,6 +105,7 @@ def test_settings_that_were_cut_off_are_no_other_thing(folder: ComparisonFolder)
     temporary_path(folder.root / "settings.json").write_text("{")
     with folder.owned():
         folder.require_same(settings())
+    assert json.loads((folder.root / "settings.json").read_text()) == settings()
 
 
 def test_a_folder_with_other_things_is_refused(folder: ComparisonFolder) -> None:

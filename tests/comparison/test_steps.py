@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,9 @@ import pytest
 
 from cachedet.comparison.steps import StepPlan, keep_peak_memory, plan_steps, time_left
 from cachedet.comparison.trial import Trial, try_steps
-from cachedet.config import load_train_config
+from cachedet.config import TrainConfig, load_train_config
 from cachedet.errors import InputError
-from cachedet.live.rigs import make_rig
+from cachedet.live.rigs import Rig, make_rig
 from cachedet.model import measure_model
 from cachedet.store.reader import FeatureStore
 from cachedet.training.budget import TimeBudget
@@ -21,16 +23,20 @@ SMALL = ["detector.neck.channels=16", "detector.num_convs=1", "device=cpu"]
 TINY = ["detector.levels=[C5]", "detector.neck.num_levels=1"]
 
 
+def rig_maker(tiny: Any, config: TrainConfig, store: FeatureStore) -> Callable[[], Rig]:
+    """Makes rigs of cached cells."""
+    return partial(
+        make_rig,
+        "cached", config, store=store, images=tiny.paths.images, weights="", total_steps=9,
+    )  # fmt: skip
+
+
 def test_epochs_are_counted(tiny: Any) -> None:
     config = load_train_config(
         CONFIG, [*SMALL, "schedule.batch_size=1", "schedule.accumulate=3", "schedule.epochs=5"]
     )
     store = FeatureStore.open(tiny.train)
-
-    def make() -> Any:
-        return make_rig(
-            "cached", config, store=store, images=tiny.paths.images, weights="", total_steps=9
-        )
+    make = rig_maker(tiny, config, store)
 
     plan = plan_steps(config, store, make, seconds=None)
     assert plan.steps_per_epoch == 3  # 8 batches in threes
@@ -52,11 +58,7 @@ def test_a_step_of_a_budget_is_all_its_batches(tiny: Any) -> None:
         CONFIG, [*SMALL, *TINY, "schedule.batch_size=1", "schedule.accumulate=1000000"]
     )
     store = FeatureStore.open(tiny.train)
-
-    def make() -> Any:
-        return make_rig(
-            "cached", config, store=store, images=tiny.paths.images, weights="", total_steps=9
-        )
+    make = rig_maker(tiny, config, store)
 
     plan = plan_steps(config, store, make, seconds=3.0)
     assert (plan.steps, plan.steps_per_epoch) == (1, 1)
@@ -97,12 +99,7 @@ def test_flops_are_those_of_the_mean_picture(tiny: Any, path: Path, changes: lis
     def flops(seed: int) -> int:
         config = load_train_config(path, [*changes, "schedule.batch_size=1", f"seed={seed}"])
         store = FeatureStore.open(tiny.train)
-
-        def make() -> Any:
-            return make_rig(
-                "cached", config, store=store, images=tiny.paths.images, weights="", total_steps=9
-            )
-
+        make = rig_maker(tiny, config, store)
         return plan_steps(config, store, make, seconds=None).step_flops
 
     store = FeatureStore.open(tiny.train)
@@ -116,11 +113,7 @@ def test_flops_of_a_step_are_those_of_the_model_command(tiny: Any) -> None:
     """Of cached heads, up to the losses, which hold no convolution."""
     config = load_train_config(CONFIG, [*SMALL, "schedule.batch_size=2"])
     store = FeatureStore.open(tiny.train)
-
-    def make() -> Any:
-        return make_rig(
-            "cached", config, store=store, images=tiny.paths.images, weights="", total_steps=9
-        )
+    make = rig_maker(tiny, config, store)
 
     counted = make().loader.plan(0)[-1]
     trial: Trial = try_steps(make, counted=[counted], seconds=0)
