@@ -16,14 +16,15 @@ nothing else. Prints one JSON object.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +119,8 @@ class Bench:
 
     def batches(self, mode: str) -> Iterator[Batch]:
         """The same pictures in every mode."""
-        loader = self.rig(mode).loader
-        epochs = (loader.batches(epoch) for epoch in itertools.count())
-        yield from itertools.islice(itertools.chain.from_iterable(epochs), self.steps)
+        with closing(self.rig(mode).loader.batches(0, until=sys.maxsize)) as batches:
+            yield from islice(batches, self.steps)
 
     def run(self, mode: str) -> None:
         """All steps of one way."""

@@ -5,8 +5,9 @@ python benchmarks/stall.py --store STORE [--configs a.yaml,b.yaml] [--residencie
 python benchmarks/stall.py --synthetic DIR    maps of ResNet-50 size at 512 px, generated there
 
 Every pair of runs takes the same steps on the same batches in one process: once with the decoded
-batches in memory, once through the loader. Who goes first changes from pair to pair. Prints one
-JSON object; a ratio of 1 means that reading costs nothing.
+batches in memory, once through the loader, which reads ahead from run to run as it does from epoch
+to epoch. Who goes first changes from pair to pair. Prints one JSON object; a ratio of 1 means that
+reading costs nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from cachedet.store.writer import StoreWriter
 from cachedet.structures import CategoryMap, Features, FeatureSpec, LevelSpec, Truth
 from cachedet.training.batch import Batch
 from cachedet.training.loader import FeatureLoader, make_loader
+from cachedet.training.sampling import Due
 from cachedet.training.trainer import Trainer, make_trainer
 
 TINY = "configs/retinanet_fpn_tiny.yaml,configs/cascade_rcnn_fpn_tiny.yaml"
@@ -105,17 +108,20 @@ def measure(store: FeatureStore, config: TrainConfig, options: Any) -> dict[str,
     loader = make_loader(config, store)
     trainer = make_trainer(config, manifest=store.manifest, total_steps=1_000_000)
     held = hold(loader, steps=options.steps)
-    warm = Clock()
-    warm.run(trainer, iter(held), steps=min(3, len(held)))
+    due = [Due(keys, number=number) for number, keys in enumerate(loader.plan(0)[: len(held)])]
     ratios, waits, seconds = [], [], []
-    for pair in range(options.pairs):
-        clocks = {"memory": Clock(), "store": Clock()}
-        for name in sorted(clocks, reverse=bool(pair % 2)):
-            batches = iter(held) if name == "memory" else loader.batches(0)
-            clocks[name].run(trainer, batches, steps=len(held))
-        ratios.append(clocks["memory"].total / clocks["store"].total)
-        waits.append(clocks["store"].waited / clocks["store"].total)
-        seconds.append(clocks["memory"].total / len(held))
+    # One run more than is timed: what waits at the end of the last one was read in its time.
+    with closing(loader.read_ahead(due * (options.pairs + 2))) as streamed:
+        for _ in due:  # warms up
+            trainer.take_step(next(streamed))
+        for pair in range(options.pairs):
+            clocks = {"memory": Clock(), "store": Clock()}
+            for name in sorted(clocks, reverse=bool(pair % 2)):
+                batches = iter(held) if name == "memory" else streamed
+                clocks[name].run(trainer, batches, steps=len(held))
+            ratios.append(clocks["memory"].total / clocks["store"].total)
+            waits.append(clocks["store"].waited / clocks["store"].total)
+            seconds.append(clocks["memory"].total / len(held))
     pictures = [len(batch.targets) for batch in held]
     return {
         "steps_per_second_to_memory": statistics.median(ratios),
@@ -131,34 +137,28 @@ def measure(store: FeatureStore, config: TrainConfig, options: Any) -> dict[str,
 def hold(loader: FeatureLoader, *, steps: int) -> list[Batch]:
     """The first batches of epoch 0, as many as fit."""
     held: list[Batch] = []
-    batches = loader.batches(0)
-    for batch in batches:
-        held.append(batch)
-        if len(held) == steps or sum(b.nbytes for b in held) > _MEMORY:
-            break
-    batches.close()  # type: ignore[attr-defined]
+    with closing(loader.batches(0)) as batches:
+        for batch in batches:
+            held.append(batch)
+            if len(held) == steps or sum(b.nbytes for b in held) > _MEMORY:
+                break
     return held
 
 
 class Clock:
-    """Seconds of a run from the first batch on, and of waiting for the batches after it."""
+    """Seconds of a run, and of waiting for its batches."""
 
     total = 0.0
     waited = 0.0
 
     def run(self, trainer: Trainer, batches: Iterator[Batch], *, steps: int) -> None:
-        """The start of the threads and the first batch are no part: an epoch has them once."""
-        batch = next(batches)
         started = wall_seconds(trainer.device)
-        for step in range(steps):
+        for _ in range(steps):
+            asked = time.perf_counter()
+            batch = next(batches)
+            self.waited += time.perf_counter() - asked
             trainer.take_step(batch)
-            if step + 1 < steps:
-                asked = time.perf_counter()
-                batch = next(batches)
-                self.waited += time.perf_counter() - asked
         self.total = wall_seconds(trainer.device) - started
-        if hasattr(batches, "close"):
-            batches.close()
 
 
 def build(root: Path, *, codec: str, pictures: int) -> None:

@@ -240,8 +240,7 @@ class Rig:
         )
         forget_peak(self.device)
         started = wall_seconds(self.device)
-        plan = [keys for epoch in range(options.epochs) for keys in self.loader.plan(epoch)]
-        for batch in self.pictures_ahead.read_ahead(plan):
+        for batch in self.pictures_ahead.batches(0, until=options.epochs):
             self.their_step(batch.features[PIXELS], batch.targets)
             schedule.step()
         seconds = wall_seconds(self.device) - started

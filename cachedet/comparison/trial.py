@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cachedet.live.rigs import Rig
 from cachedet.training.batch import Batch
+from cachedet.training.sampling import Due
 
 _WARM_UP = 2  # steps: the first ones allocate, and choose kernels
 
@@ -43,12 +46,16 @@ def try_steps(
         seconds: of timed steps.
     """
     rig = make()
-    flops = tuple(_count(rig, batch) for batch in rig.loader.read_ahead(counted))
+    flops = tuple(_count(rig, batch) for batch in rig.loader.read_ahead(map(Due, counted)))
     if seconds <= 0:
         return Trial(step_flops=flops, seconds_per_step=0.0)
-    epochs = (rig.loader.batches(epoch) for epoch in itertools.count())
-    batches = itertools.chain.from_iterable(epochs)
-    for batch in itertools.islice(batches, _WARM_UP):
+    with closing(rig.loader.batches(0, until=sys.maxsize)) as batches:
+        return Trial(step_flops=flops, seconds_per_step=_time_steps(rig, batches, seconds))
+
+
+def _time_steps(rig: Rig, batches: Iterator[Batch], seconds: float) -> float:
+    """Seconds a step, of at least three and so many seconds."""
+    for batch in islice(batches, _WARM_UP):
         rig.trainer.take_step(batch)
     _wait_for(rig.trainer.device)
     started, taken = time.perf_counter(), 0
@@ -56,8 +63,7 @@ def try_steps(
         rig.trainer.take_step(next(batches))
         taken += 1
     _wait_for(rig.trainer.device)
-    elapsed = time.perf_counter() - started
-    return Trial(step_flops=flops, seconds_per_step=elapsed / taken)
+    return (time.perf_counter() - started) / taken
 
 
 def _count(rig: Rig, batch: Batch) -> int:

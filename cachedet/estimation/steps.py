@@ -29,6 +29,7 @@ from cachedet.store.reader import FeatureStore
 from cachedet.training.batch import Batch
 from cachedet.training.loader import BatchLoader, make_loader
 from cachedet.training.memory import peak_memory
+from cachedet.training.sampling import Due
 from cachedet.training.trainer import Trainer, make_trainer
 
 Mode = Literal["cached", "live", "tuned"]
@@ -107,7 +108,7 @@ def time_steps(trainer: Trainer, loader: BatchLoader, job: StepJob) -> StepTrial
     plan = [*job.warm_up, *(job.batches * _MOST_ROUNDS)]
     numbers: list[int] = []
     seconds = waiting = 0.0
-    batches = loader.read_ahead(plan)
+    batches = loader.read_ahead(Due(keys, number=place) for place, keys in enumerate(plan))
     for place in range(len(plan)):
         started = time.perf_counter()
         batch = next(batches)
@@ -121,7 +122,7 @@ def time_steps(trainer: Trainer, loader: BatchLoader, job: StepJob) -> StepTrial
         is_round = numbers[-1] == len(job.batches) - 1
         if seconds > (job.seconds if is_round else 2 * job.seconds):
             break
-    _close(batches)
+    batches.close()
     _detect_once(trainer, loader, job.warm_up[0])
     return StepTrial(
         numbers=tuple(numbers),
@@ -146,16 +147,9 @@ def _detect_once(trainer: Trainer, loader: BatchLoader, keys: Keys) -> None:
     """As a validation does, which takes more memory than small steps; nobody times it."""
     detector = trainer.detector.eval()
     as_many = keys[np.arange(EvalConfig().batch_size) % len(keys)]
-    for batch in loader.read_ahead([as_many]):
+    for batch in loader.read_ahead([Due(as_many)]):
         own = batch.to(trainer.device)
         detector.detect(own.features, sizes_hw=own.sizes_hw, image_ids=own.image_ids)
-
-
-def _close(batches: Iterator[Batch]) -> None:
-    """Stop reading ahead."""
-    close = getattr(batches, "close", None)
-    if close is not None:
-        close()
 
 
 def _work(job: StepJob, sender: Connection) -> None:

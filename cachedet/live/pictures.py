@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -21,6 +21,7 @@ from cachedet.store.reader import FeatureStore
 from cachedet.structures import Targets
 from cachedet.training.batch import Batch
 from cachedet.training.loader import FeatureLoader, give_way
+from cachedet.training.sampling import Due, due_batches
 
 _CORES_OF_A_THREAD = 2  # decoding waits for nothing else, but on a CPU the step takes all cores
 _MOST_THREADS = 16
@@ -62,13 +63,14 @@ class PictureLoader:
         """See FeatureLoader."""
         return self._plans.plan(epoch)
 
-    def batches(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
+    def batches(
+        self, epoch: int, *, skip: int = 0, until: int | None = None
+    ) -> Generator[Batch, None, None]:
         """See FeatureLoader. Raises BadImageError at the batch that cannot be read."""
-        return self.read_ahead(self.plan(epoch), epoch=epoch, skip=skip)
+        epochs = range(epoch, epoch + 1 if until is None else until)
+        return self.read_ahead(due_batches(self.plan, epochs, skip=skip))
 
-    def read_ahead(
-        self, plan: Sequence[NDArray[np.int64]], *, epoch: int = 0, skip: int = 0
-    ) -> Iterator[Batch]:
+    def read_ahead(self, due: Iterable[Due]) -> Generator[Batch, None, None]:
         """See FeatureLoader."""
         waiting: deque[Future[Batch]] = deque()
         workers = _decoding_threads()
@@ -77,7 +79,7 @@ class PictureLoader:
             for threads, name in ((workers, "decode"), (1, "collect"))
         )
         try:
-            for keys in plan[skip:]:
+            for keys, epoch, _ in due:
                 pairs = [(int(row), self._name(int(view), epoch)) for view, row in keys]
                 jobs = [decoders.submit(self._inputs.load, row, view) for row, view in pairs]
                 waiting.append(collector.submit(self._collect, pairs, jobs))

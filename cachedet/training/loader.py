@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -38,8 +38,10 @@ from cachedet.training.residency import (
     make_source,
 )
 from cachedet.training.sampling import (
+    Due,
     Sampler,
     describe_empty_classes,
+    due_batches,
     make_class_balanced_sampler,
     make_repeat_factor_sampler,
     plan_epoch,
@@ -61,14 +63,14 @@ class BatchLoader(Protocol):
         """The global batches of `epoch` as (view index, row) pairs."""
         ...
 
-    def batches(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
-        """Each batch of `epoch`, from number `skip` on."""
+    def batches(
+        self, epoch: int, *, skip: int = 0, until: int | None = None
+    ) -> Generator[Batch, None, None]:
+        """Each batch of `epoch` from number `skip` on, then those of the epochs before `until`."""
         ...
 
-    def read_ahead(
-        self, plan: Sequence[NDArray[np.int64]], *, epoch: int = 0, skip: int = 0
-    ) -> Iterator[Batch]:
-        """Each batch of a plan, from number `skip` on."""
+    def read_ahead(self, due: Iterable[Due]) -> Generator[Batch, None, None]:
+        """Each batch in turn; closing ends the reading."""
         ...
 
 
@@ -131,18 +133,20 @@ class FeatureLoader:
             chances=self._chances,
         )
 
-    def batches(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
+    def batches(
+        self, epoch: int, *, skip: int = 0, until: int | None = None
+    ) -> Generator[Batch, None, None]:
         """This rank's share of each batch of `epoch`, from number `skip` on.
 
-        A resumed epoch starts in its middle. Raises what `FeatureStore.read` raises, at the batch
-        that cannot be read.
+        A resumed epoch starts in its middle. With `until`, the epochs before it follow, and are
+        read ahead while this one ends. Raises what `FeatureStore.read` raises, at the batch that
+        cannot be read.
         """
-        return self.read_ahead(self.plan(epoch), epoch=epoch, skip=skip)
+        epochs = range(epoch, epoch + 1 if until is None else until)
+        return self.read_ahead(due_batches(self.plan, epochs, skip=skip))
 
-    def read_ahead(
-        self, plan: Sequence[NDArray[np.int64]], *, epoch: int = 0, skip: int = 0
-    ) -> Iterator[Batch]:
-        """This rank's share of each batch of a plan, from number `skip` on; see `batches`."""
+    def read_ahead(self, due: Iterable[Due]) -> Generator[Batch, None, None]:
+        """This rank's share of each batch; see `batches`. Closing ends the reading."""
         handover = Handover(self._device)
         waiting: deque[tuple[int, Future[Ready]]] = deque()
         readers = ThreadPoolExecutor(
@@ -152,7 +156,7 @@ class FeatureLoader:
             initargs=(self._device.type,),
         )
         try:
-            for number, keys in enumerate(plan[skip:], start=skip):
+            for keys, epoch, number in due:
                 share, rank = share_of_batch(keys, rank=self._rank, world_size=self._world_size)
                 nbytes = self._decoded_nbytes(share)
                 while _is_enough(waiting, nbytes):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -112,20 +113,23 @@ class TrainingLoop:
     def _train(self) -> str:
         trainer = self.trainer
         self._keep_pace()  # of a run that goes on
-        while trainer.epoch < self.epochs:
-            if trainer.stopping is not None and trainer.stopping.is_exhausted:
-                self.records.remark(f"stopped early: {trainer.stopping.describe()}")
-                return EARLY_STOPPING
-            reason = self._train_epoch() or self._close_epoch()
-            if reason is not None:
-                return reason
+        with closing(
+            self.loader.batches(trainer.epoch, skip=trainer.batch, until=self.epochs)
+        ) as read_ahead:
+            batches = TimedBatches(read_ahead)
+            while trainer.epoch < self.epochs:
+                if trainer.stopping is not None and trainer.stopping.is_exhausted:
+                    self.records.remark(f"stopped early: {trainer.stopping.describe()}")
+                    return EARLY_STOPPING
+                reason = self._train_epoch(batches) or self._close_epoch()
+                if reason is not None:
+                    return reason
         return FINISHED
 
-    def _train_epoch(self) -> str | None:
+    def _train_epoch(self, batches: TimedBatches) -> str | None:
         """The rest of the epoch; returns why it was left before its end."""
         trainer = self.trainer
         left = len(self.loader.plan(trainer.epoch)) - trainer.batch
-        batches = TimedBatches(self.loader.batches(trainer.epoch, skip=trainer.batch))
         while left > 0:
             signal = first_of_ranks(self.signals.received)
             if signal is not None:

@@ -6,9 +6,9 @@ Letters: V views, N pictures (rows of the store), D pictures shown in an epoch, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -199,6 +199,25 @@ def plan_epoch(
         of_bucket = pairs[start : start + size]
         batches.extend(of_bucket[at : at + batch_size] for at in range(0, size, batch_size))
     return [batches[place] for place in rng.permutation(len(batches))]
+
+
+class Due(NamedTuple):
+    """A batch and its place in the run, which the draws of its augmentation depend on."""
+
+    keys: NDArray[np.int64]  # (n, 2) view index and row, as in a plan
+    epoch: int = 0
+    number: int = 0  # within the epoch
+
+
+def due_batches(
+    plan: Callable[[int], Sequence[NDArray[np.int64]]], epochs: Iterable[int], *, skip: int = 0
+) -> Iterator[Due]:
+    """The batches of `epochs` one after the other, without the first `skip` of the first epoch."""
+    for epoch in epochs:
+        for number, keys in enumerate(plan(epoch)):
+            if number >= skip:
+                yield Due(keys, epoch, number)
+        skip = 0
 
 
 def share_of_batch(

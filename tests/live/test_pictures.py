@@ -90,8 +90,9 @@ def test_each_epoch_shows_its_own_draw(
     """Pixels and boxes alike."""
     loader = loader_of(store, tiny.paths.images, view, fresh=fresh)
     inputs = inputs_of(store, tiny.paths.images)
+    in_turn = list(loader.batches(0, until=len(shown)))
     for epoch, name in enumerate(shown):
-        batch = next(loader.batches(epoch))
+        batch = in_turn[epoch * len(loader.plan(0))]
         rows = [int(row) for _, row in loader.plan(epoch)[0]]
         expected = torch.stack([inputs.load(row, name) for row in rows])
         assert torch.equal(batch.features[PIXELS], expected)

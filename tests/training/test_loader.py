@@ -5,6 +5,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,34 @@ def test_augmentation_depends_on_seed_epoch_batch_and_rank_alone(tiny: Any) -> N
         assert not torch.equal(before, after)
 
 
+def test_epochs_that_follow_are_those_read_alone(tiny: Any) -> None:
+    """Pictures and what augmentation draws; only the first epoch is entered in its middle."""
+    loader = loader_of(FeatureStore.open(tiny.train), augment=add_noise)
+    alone = [*loader.batches(1, skip=1), *loader.batches(2), *loader.batches(3)]
+    together = list(loader.batches(1, skip=1, until=4))
+    assert [b.image_ids for b in together] == [b.image_ids for b in alone]
+    for one, other in zip(together, alone, strict=True):
+        assert torch.equal(one.features["C5"], other.features["C5"])
+    assert not list(loader.batches(4, until=4))
+
+
+def test_the_next_epoch_is_read_while_this_one_ends(tiny: Any) -> None:
+    store, read = FeatureStore.open(tiny.train), threading.Semaphore(0)
+
+    class Counting(StreamedFeatures):
+        def read(self, keys: Sequence[Key]) -> Features:
+            read.release()
+            return super().read(keys)
+
+    source = Counting(store, levels=LEVELS, device=torch.device("cpu"))
+    loader = loader_of(store, source=source)
+    steps = len(loader.plan(0))
+    with closing(loader.batches(0, until=2)) as batches:
+        for _ in range(steps):
+            next(batches)
+        assert all(read.acquire(timeout=10) for _ in range(steps + 1))
+
+
 def test_ranks_draw_other_augmentations_unless_they_read_the_same(tiny: Any) -> None:
     store = FeatureStore.open(tiny.train)
     pair = [
@@ -174,7 +203,7 @@ def test_what_is_read_ahead_is_bounded_by_bytes(tiny: Any, monkeypatch: pytest.M
         for _ in range(expected):
             assert read.acquire(timeout=10)
         assert count[0] == expected
-        batches.close()  # type: ignore[attr-defined]
+        batches.close()
         while read.acquire(blocking=False):
             pass
 
@@ -201,7 +230,7 @@ def test_readers_give_way_to_the_step(tiny: Any) -> None:
 def test_a_loader_that_is_left_early_leaves_no_thread(tiny: Any) -> None:
     batches = loader_of(FeatureStore.open(tiny.train), batch_size=1).batches(0)
     next(batches)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     names = [thread.name for thread in threading.enumerate()]
     assert not any(name.startswith("feature-reader") for name in names)
 

@@ -14,7 +14,9 @@ from cachedet.config import dump_config, load_train_config, make_train_config
 from cachedet.errors import ConfigError
 from cachedet.structures import Truth
 from cachedet.training.sampling import (
+    Due,
     describe_empty_classes,
+    due_batches,
     make_class_balanced_sampler,
     make_repeat_factor_sampler,
     plan_epoch,
@@ -276,3 +278,18 @@ def test_an_epoch_of_lvis_is_planned_in_no_time() -> None:
         started = time.process_time()
         plan_epoch(buckets, batch_size=8, seed=0, epoch=0, sampler=sampler, chances=(0.5, 0.3, 0.2))
         assert time.process_time() - started < 2
+
+
+def test_batches_that_are_due_know_their_place() -> None:
+    def plan(epoch: int) -> list[NDArray[np.int64]]:
+        return [np.array([[0, 10 * epoch + number]]) for number in range(epoch + 1)]
+
+    due = list(due_batches(plan, [1, 2], skip=1))
+    assert [(int(own.keys[0, 1]), own.epoch, own.number) for own in due] == [
+        (11, 1, 1),
+        (20, 2, 0),
+        (21, 2, 1),
+        (22, 2, 2),
+    ]
+    assert list(due_batches(plan, [1], skip=2)) == []  # a whole epoch was taken
+    assert Due(np.zeros((1, 2), np.int64))[1:] == (0, 0)
