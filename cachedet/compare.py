@@ -167,8 +167,13 @@ def _settings(config: ComparisonConfig) -> dict[str, Any]:
         "epochs": config.epochs,
         "budget": config.budget,
         "backbone": training,
-        "heads": {name: own.model_dump(mode="json") for name, own in config.heads.items()},
+        "heads": {name: _heads_settings(own) for name, own in config.heads.items()},
     }
+
+
+def _heads_settings(config: TrainConfig) -> dict[str, Any]:
+    """With the device that `auto` came to: cells of another one are not to be compared in time."""
+    return config.model_dump(mode="json") | {"device": choose_device(config.device).type}
 
 
 def _extraction_settings(config: ExtractConfig) -> dict[str, Any]:

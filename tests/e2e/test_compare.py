@@ -13,6 +13,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from cachedet.cli import app
+from cachedet.device import choose_device
 from cachedet.extract import extract
 
 CONFIG = Path(__file__).parents[2] / "configs" / "retinanet_fpn_tiny.yaml"
@@ -95,6 +96,13 @@ def test_two_cells_then_more(run_compare: Any, tiny: Any, tmp_path: Path) -> Non
     assert refused.exit_code == 1
     assert "was extracted from other inputs" in refused.stderr
     assert "instead of another --store choose another --out" in refused.stderr
+
+    kept = tmp_path / "out" / "settings.json"
+    here = choose_device("auto").type
+    kept.write_text(kept.read_text().replace('"device": "cpu"', '"device": "elsewhere"'))
+    elsewhere = run_compare("--modes", "cached", "--epochs", "2", "--device", "auto")
+    assert elsewhere.exit_code == 1
+    assert f"heads.retinanet_fpn_tiny.device was elsewhere, is {here}" in elsewhere.stderr
 
 
 def test_a_store_that_was_there_before(run_compare: Any, tiny: Any, tmp_path: Path) -> None:
