@@ -114,6 +114,7 @@ class RPNConfig(Config):
     positive_fraction: Fraction = 0.5
     class_weight: Positive = 0.5  # the paper's code divides by 512 instead of by `samples`
     huber_delta: Positive = 1 / 9
+    box_weight: Positive = 1.0  # of the mean over coordinates; 9 is torchvision's smooth L1
     nms_iou: Fraction = 0.7
     train_pre_nms: Count = 2000  # of each level
     train_post_nms: Count = 1000  # of all levels
@@ -138,6 +139,7 @@ class RoIHeadConfig(Config):
     fc_channels: Count = 1024
     separable: bool = False
     huber_delta: Positive = 1.0
+    box_weight: Positive = 1.0  # of the mean over coordinates; 4 makes it their sum
 
 
 class MaskHeadConfig(Config):

@@ -181,6 +181,7 @@ def _build_rcnn(
         samples=roi_head.samples,
         positive_fraction=roi_head.positive_fraction,
         huber_delta=roi_head.huber_delta,
+        box_weight=roi_head.box_weight,
         mask_branch=_build_mask_branch(config, neck.spec, num_classes),
     )
 
@@ -228,6 +229,7 @@ def _build_rpn(config: FasterRCNNConfig | CascadeRCNNConfig, pyramid: FeatureSpe
         positive_fraction=rpn.positive_fraction,
         class_weight=rpn.class_weight,
         huber_delta=rpn.huber_delta,
+        box_weight=rpn.box_weight,
         nms_iou=rpn.nms_iou,
         train_counts=ProposalCounts(pre_nms=rpn.train_pre_nms, post_nms=rpn.train_post_nms),
         test_counts=ProposalCounts(pre_nms=rpn.test_pre_nms, post_nms=rpn.test_post_nms),

@@ -72,7 +72,8 @@ class RCNN(nn.Module):
         selection: of the detections.
         samples: RoIs of a picture that teach in a step.
         positive_fraction: largest share of positives among them.
-        huber_delta: of the box loss.
+        huber_delta: of the box loss, where it turns from quadratic to linear.
+        box_weight: of the box loss, which is a mean over coordinates.
         mask_branch: learns from the positives of the first stage, predicts in the last one's boxes.
     """
 
@@ -89,6 +90,7 @@ class RCNN(nn.Module):
         samples: int = 512,
         positive_fraction: float = 0.25,
         huber_delta: float = 1.0,
+        box_weight: float = 1.0,
         mask_branch: MaskBranch | None = None,
     ) -> None:
         super().__init__()
@@ -104,7 +106,7 @@ class RCNN(nn.Module):
         self.stages = tuple(stages)
         self.selection = selection
         self.samples, self.positive_fraction = samples, positive_fraction
-        self.huber_delta = huber_delta
+        self.huber_delta, self.box_weight = huber_delta, box_weight
         self.mask_branch = mask_branch
         names = ("rpn_class", "rpn_box", "class", "box")
         self.loss_names = names if mask_branch is None else (*names, "mask")
@@ -250,13 +252,13 @@ class RCNN(nn.Module):
         return loss / sum_over_ranks((labels != IGNORED).sum()).clamp(min=1)
 
     def _box_loss(self, deltas: Tensor, rois: RoIs, stage: Stage) -> Tensor:
-        """Mean Huber loss over the coordinates of positive RoIs; (R, 1 or K, 4) deltas."""
+        """Weighted mean Huber loss over the coordinates of positives; (R, 1 or K, 4) deltas."""
         positive = rois.is_positive.nonzero()[:, 0]
         wanted = encode_deltas(rois.gt_boxes[positive], rois.boxes[positive])
         wanted = wanted * wanted.new_tensor(stage.delta_weights)
         predicted = own_deltas(deltas[positive], rois.gt_labels[positive])
         loss = F.huber_loss(predicted, wanted, delta=self.huber_delta, reduction="sum")
-        return loss / max(count_over_ranks(wanted.numel()), 1)
+        return loss * (self.box_weight / max(count_over_ranks(wanted.numel()), 1))
 
 
 def _make_rois(boxes: Tensor, picture: Tensor, matched: Tensor, truth: PaddedTruth) -> RoIs:

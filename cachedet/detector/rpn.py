@@ -99,6 +99,7 @@ class RPN(nn.Module):
         class_weight: of the class loss, a mean over `samples` anchors a picture; the paper's code
             divides by its 512 RoIs instead, which is a weight of 0.5 (PAPER 2.2).
         huber_delta: where the box loss turns from quadratic to linear.
+        box_weight: of the box loss, which is a mean over coordinates.
         nms_iou: of two proposals of a level that overlap more, the weaker is dropped.
         train_counts, test_counts: of proposals.
     """
@@ -115,6 +116,7 @@ class RPN(nn.Module):
         positive_fraction: float = 0.5,
         class_weight: float = 0.5,
         huber_delta: float = 1 / 9,
+        box_weight: float = 1.0,
         nms_iou: float = 0.7,
         train_counts: ProposalCounts = ProposalCounts(pre_nms=2000, post_nms=1000),
         test_counts: ProposalCounts = ProposalCounts(pre_nms=1000, post_nms=1000),
@@ -125,7 +127,8 @@ class RPN(nn.Module):
         self.foreground_iou, self.background_iou = foreground_iou, background_iou
         self.forcing: Forcing = forcing
         self.samples, self.positive_fraction = samples, positive_fraction
-        self.class_weight, self.huber_delta = class_weight, huber_delta
+        self.class_weight = class_weight
+        self.huber_delta, self.box_weight = huber_delta, box_weight
         self.nms_iou = nms_iou
         self.train_counts, self.test_counts = train_counts, test_counts
 
@@ -135,7 +138,10 @@ class RPN(nn.Module):
         return output
 
     def losses(self, output: RPNOutput, pyramid: Features, truth: PaddedTruth) -> dict[str, Tensor]:
-        """{"rpn_class": mean over the sampled anchors, "rpn_box": over coordinates of positives}"""
+        """{"rpn_class": mean over the sampled anchors, "rpn_box": over coordinates of positives}
+
+        Both times their weights.
+        """
         anchors = self.anchors(pyramid)
         matched = match_boxes(
             anchors,
@@ -157,7 +163,7 @@ class RPN(nn.Module):
         return {
             "rpn_class": (class_loss * sample.is_valid).sum()
             * (self.class_weight / (count_over_ranks(len(logits)) * self.samples)),
-            "rpn_box": box_loss / max(count_over_ranks(wanted.numel()), 1),
+            "rpn_box": box_loss * (self.box_weight / max(count_over_ranks(wanted.numel()), 1)),
         }
 
     @torch.no_grad()

@@ -81,6 +81,17 @@ def test_losses_by_plain_loops_in_float64(detectors: Any) -> None:
     assert found.item() == pytest.approx(box_sum / (4 * positives), rel=1e-12)
 
 
+def test_box_losses_have_the_weights_of_the_config(detectors: Any) -> None:
+    """Four times the mean over coordinates is their sum over the positives."""
+    plain, rois = make(detectors, "faster_rcnn"), make_rois(detectors)
+    changes = {"roi_head": {"box_weight": 4.0}, "rpn": {"box_weight": 9.0}}
+    weighted = make(detectors, "faster_rcnn", **changes)
+    assert weighted.rpn.box_weight == 9.0
+    stage, deltas = paper_stages((0.5,))[0], torch.randn(10, 3, 4, dtype=torch.float64)
+    found = weighted._box_loss(deltas, rois, stage)
+    torch.testing.assert_close(found, plain._box_loss(deltas, rois, stage) * 4)
+
+
 def test_gradients_of_the_losses_by_finite_differences(detectors: Any) -> None:
     detector, rois = make(detectors, "faster_rcnn"), make_rois(detectors)
     stage = paper_stages((0.5,))[0]

@@ -8,6 +8,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.rpn import RPNHead as TorchvisionHead
 
 from cachedet.detector.anchors import AnchorGenerator
+from cachedet.detector.boxes import encode_deltas
 from cachedet.detector.matching import match_boxes, pad_truth
 from cachedet.detector.rpn import RPN, ProposalCounts, RPNHead
 from cachedet.structures import Features, Targets
@@ -74,6 +75,20 @@ def test_proposals_equal_torchvisions_on_the_same_weights() -> None:
         scores = found.scores[n, found.is_valid[n]]
         assert bool((scores.diff() <= 0).all())
         assert bool((found.scores[n, ~found.is_valid[n]] == 0).all())
+
+
+def test_a_weighted_box_loss_is_torchs_smooth_l1() -> None:
+    """Huber's divided by its delta; the paper's weight is 1."""
+    rpn = make_rpn(samples=10_000, box_weight=9.0)
+    pyramid, truth = make_pyramid(), pad_truth(make_targets())
+    output = rpn(pyramid)
+    anchors = rpn.anchors(pyramid)
+    matched = match_boxes(anchors, truth, foreground_iou=0.7, background_iou=0.3, forcing="one")
+    picture, place = (matched >= 0).nonzero(as_tuple=True)
+    wanted = encode_deltas(truth.boxes[picture, matched[picture, place]], anchors[place])
+    deltas = torch.cat(output.deltas, dim=1)[picture, place]
+    expected = F.smooth_l1_loss(deltas, wanted, beta=1 / 9)
+    torch.testing.assert_close(rpn.losses(output, pyramid, truth)["rpn_box"], expected)
 
 
 def test_losses_by_plain_loops_where_every_anchor_is_sampled() -> None:
