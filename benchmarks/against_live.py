@@ -96,14 +96,15 @@ class Bench:
         self.steps = options.steps
         self.device = choose_device(options.device)
         self.rigs: dict[str, Rig] = {}
+        self.streams: dict[str, Iterator[Batch]] = {}
 
     @cached_property
     def in_memory(self) -> list[Batch]:
-        return [batch.to(self.device) for batch in self.batches("cached")]
+        return self.held("cached")
 
     @cached_property
     def pixels(self) -> list[Tensor]:
-        return [batch.to(self.device).features[PIXELS] for batch in self.batches("live")]
+        return [batch.features[PIXELS] for batch in self.held("live")]
 
     def rig(self, mode: Any) -> Rig:
         if mode not in self.rigs:
@@ -118,9 +119,15 @@ class Bench:
         return self.rigs[mode]
 
     def batches(self, mode: str) -> Iterator[Batch]:
-        """The same pictures in every mode."""
+        """The same in every mode; read ahead from run to run, as from epoch to epoch."""
+        if mode not in self.streams:
+            self.streams[mode] = self.rig(mode).loader.batches(0, until=sys.maxsize)
+        return islice(self.streams[mode], self.steps)
+
+    def held(self, mode: str) -> list[Batch]:
+        """Those of a first run, on the device."""
         with closing(self.rig(mode).loader.batches(0, until=sys.maxsize)) as batches:
-            yield from islice(batches, self.steps)
+            return [batch.to(self.device) for batch in islice(batches, self.steps)]
 
     def run(self, mode: str) -> None:
         """All steps of one way."""
