@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from cachedet.data.views import view_family
 from cachedet.estimation.forecast import Forecast, cached_phase, epoch_nbytes, reads_disk
 from cachedet.estimation.measured import Measured
 from cachedet.progress import count_of
@@ -12,6 +13,9 @@ from cachedet.store.space import readable_nbytes
 _WORTH_IT = 1.15  # times as fast an epoch from which on a cache is worth its disk
 _FULL = 0.9  # of the disk
 _NOTICEABLE = 0.9  # of the epoch that is left, so that another codec is worth a line
+_FEW_PICTURES = 1000  # that heads learn by heart
+_MANY_DRAWS = 8  # of jitter: docs/benchmarks/ablation_2-cpu-cores_2026-11-24.md
+_SPARE = 0.1  # of the disk
 
 
 def advise(measured: Measured, forecast: Forecast) -> list[str]:
@@ -89,6 +93,21 @@ def disk_bound_epoch(measured: Measured, forecast: Forecast) -> str | None:
     return f"codec {best} {change}: the disk is the bottleneck"
 
 
+def few_draws(measured: Measured, forecast: Forecast) -> str | None:
+    """A small data set wants more views than the default ones, and can afford them."""
+    draws = sum(view_family(name) == "jitter" for name in measured.views)
+    if measured.pictures > _FEW_PICTURES or draws >= _MANY_DRAWS:
+        return None
+    more = forecast.nbytes / len(measured.views) * (_MANY_DRAWS - draws)
+    if more > _SPARE * forecast.free_disk:
+        return None
+    return (
+        f"{count_of(measured.pictures, 'picture')} are few: {_MANY_DRAWS} jittered views in place "
+        f"of {draws} take {readable_nbytes(round(more))} more and may bring several AP "
+        f"(--views base,hflip,jitter={_MANY_DRAWS}:0.5-1.5)"
+    )
+
+
 def slow_extraction(measured: Measured, forecast: Forecast) -> str | None:
     """What to turn, where it is not the backbone that extraction waits for."""
     ways = {
@@ -134,5 +153,6 @@ RULES: tuple[Rule, ...] = (
     does_not_fit,
     disk_nearly_full,
     slow_extraction,
+    few_draws,
     where_features_wait,
 )
