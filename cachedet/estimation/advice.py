@@ -14,7 +14,9 @@ _WORTH_IT = 1.15  # times as fast an epoch from which on a cache is worth its di
 _FULL = 0.9  # of the disk
 _NOTICEABLE = 0.9  # of the epoch that is left, so that another codec is worth a line
 _FEW_PICTURES = 1000  # that heads learn by heart
-_MANY_DRAWS = 8  # of jitter: docs/benchmarks/ablation_2-cpu-cores_2026-11-24.md
+_DRAWS = (
+    4  # of jitter, as good as live ones there: docs/benchmarks/ablation_2-cpu-cores_2026-11-24.md
+)
 _SPARE = 0.1  # of the disk
 
 
@@ -96,15 +98,15 @@ def disk_bound_epoch(measured: Measured, forecast: Forecast) -> str | None:
 def few_draws(measured: Measured, forecast: Forecast) -> str | None:
     """A small data set wants more views than the default ones, and can afford them."""
     draws = sum(view_family(name) == "jitter" for name in measured.views)
-    if measured.pictures > _FEW_PICTURES or draws >= _MANY_DRAWS:
+    if measured.pictures > _FEW_PICTURES or draws >= _DRAWS:
         return None
-    more = forecast.nbytes / len(measured.views) * (_MANY_DRAWS - draws)
+    more = forecast.nbytes / len(measured.views) * (_DRAWS - draws)
     if more > _SPARE * forecast.free_disk:
         return None
     return (
-        f"{count_of(measured.pictures, 'picture')} are few: {_MANY_DRAWS} jittered views in place "
+        f"{count_of(measured.pictures, 'picture')} are few: {_DRAWS} jittered views in place "
         f"of {draws} take {readable_nbytes(round(more))} more and may bring several AP "
-        f"(--views base,hflip,jitter={_MANY_DRAWS}:0.5-1.5)"
+        f"(--views base,hflip,jitter={_DRAWS}:0.5-1.5)"
     )
 
 
