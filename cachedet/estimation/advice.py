@@ -14,9 +14,7 @@ _WORTH_IT = 1.15  # times as fast an epoch from which on a cache is worth its di
 _FULL = 0.9  # of the disk
 _NOTICEABLE = 0.9  # of the epoch that is left, so that another codec is worth a line
 _FEW_PICTURES = 1000  # that heads learn by heart
-_DRAWS = (
-    4  # of jitter, as good as live ones there: docs/benchmarks/ablation_2-cpu-cores_2026-11-24.md
-)
+_DRAWS = 4  # of jitter, as good as live ones in docs/benchmarks/ablation_*.md
 _SPARE = 0.1  # of the disk
 
 
