@@ -67,8 +67,7 @@ class PictureLoader:
         self, epoch: int, *, skip: int = 0, until: int | None = None
     ) -> Generator[Batch, None, None]:
         """See FeatureLoader. Raises BadImageError at the batch that cannot be read."""
-        epochs = range(epoch, epoch + 1 if until is None else until)
-        return self.read_ahead(due_batches(self.plan, epochs, skip=skip))
+        return self.read_ahead(due_batches(self.plan, epoch, skip=skip, until=until))
 
     def read_ahead(self, due: Iterable[Due]) -> Generator[Batch, None, None]:
         """See FeatureLoader."""

@@ -142,8 +142,7 @@ class FeatureLoader:
         read ahead while this one ends. Raises what `FeatureStore.read` raises, at the batch that
         cannot be read.
         """
-        epochs = range(epoch, epoch + 1 if until is None else until)
-        return self.read_ahead(due_batches(self.plan, epochs, skip=skip))
+        return self.read_ahead(due_batches(self.plan, epoch, skip=skip, until=until))
 
     def read_ahead(self, due: Iterable[Due]) -> Generator[Batch, None, None]:
         """This rank's share of each batch; see `batches`. Closing ends the reading."""

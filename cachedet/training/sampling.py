@@ -6,7 +6,7 @@ Letters: V views, N pictures (rows of the store), D pictures shown in an epoch, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -210,14 +210,17 @@ class Due(NamedTuple):
 
 
 def due_batches(
-    plan: Callable[[int], Sequence[NDArray[np.int64]]], epochs: Iterable[int], *, skip: int = 0
+    plan: Callable[[int], Sequence[NDArray[np.int64]]],
+    epoch: int,
+    *,
+    skip: int = 0,
+    until: int | None = None,
 ) -> Iterator[Due]:
-    """The batches of `epochs` one after the other, without the first `skip` of the first epoch."""
-    for epoch in epochs:
-        for number, keys in enumerate(plan(epoch)):
-            if number >= skip:
-                yield Due(keys, epoch, number)
-        skip = 0
+    """The batches of `epoch` from number `skip` on, then all of the epochs before `until`."""
+    for each in range(epoch, epoch + 1 if until is None else until):
+        for number, keys in enumerate(plan(each)):
+            if each > epoch or number >= skip:
+                yield Due(keys, each, number)
 
 
 def share_of_batch(
