@@ -188,6 +188,12 @@ class AugmentConfig(Config):
         chances = {"mosaic": self.mosaic, "copy_paste": self.copy_paste}
         return tuple(key for key, chance in chances.items() if chance > 0)
 
+    @property
+    def changing_values(self) -> tuple[str, ...]:
+        """Keys of the steps that are on and that pixels cannot have: they change values of maps."""
+        strengths = {"channel_dropout": self.channel_dropout, "noise": self.noise}
+        return tuple(key for key, strength in strengths.items() if strength > 0)
+
 
 class TrainConfig(Config):
     """Stage 2: one run of `train-heads`."""

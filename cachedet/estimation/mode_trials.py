@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from cachedet.config import AugmentConfig, TrainConfig
+from cachedet.config import TrainConfig
 from cachedet.estimation.measured import Memory, Training
 from cachedet.estimation.phase import Phase
 from cachedet.estimation.sample import (
@@ -153,6 +153,7 @@ def memory_of(found: StepTrial, enlarge: float) -> Memory:
 
 
 def plain_heads(config: TrainConfig) -> TrainConfig:
-    """The config without what only cached features can have: `make_rig` refuses that."""
-    changes = {"augment": AugmentConfig(), "trainable": "all", "init_from": None}
+    """The config without what only a run on cached features can have: `make_rig` refuses that."""
+    moving = config.augment.model_copy(update={"channel_dropout": 0.0, "noise": 0.0})
+    changes = {"augment": moving, "trainable": "all", "init_from": None, "early_stopping": None}
     return config.model_copy(update=changes)

@@ -19,12 +19,15 @@ from cachedet.device import usable_cores
 from cachedet.extraction.inputs import InputLoader
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Targets
+from cachedet.training.augment import Augment
 from cachedet.training.batch import Batch
+from cachedet.training.chance import make_generator
 from cachedet.training.loader import FeatureLoader, give_way
 from cachedet.training.sampling import Due, due_batches
 
 _CORES_OF_A_THREAD = 2  # decoding waits for nothing else, but on a CPU the step takes all cores
 _MOST_THREADS = 16
+_RANK = 0  # these batches are read by one process
 
 
 class PictureLoader:
@@ -40,6 +43,8 @@ class PictureLoader:
         inputs: reads the picture of a row.
         device: of the training.
         fresh: whether jitter is drawn anew every epoch; else the views are those of the store.
+        augment: changes a batch of pixels, with the draws that a cached run of this seed has.
+        seed: of the draws.
     """
 
     def __init__(
@@ -51,6 +56,8 @@ class PictureLoader:
         inputs: InputLoader,
         device: torch.device,
         fresh: bool = True,
+        augment: Augment | None = None,
+        seed: int = 0,
     ) -> None:
         self._plans = plans
         self._views = tuple(views)
@@ -58,6 +65,8 @@ class PictureLoader:
         self._inputs = inputs
         self._device = device
         self._fresh = fresh
+        self._augment = augment
+        self._seed = seed
 
     def plan(self, epoch: int) -> list[NDArray[np.int64]]:
         """See FeatureLoader."""
@@ -78,10 +87,11 @@ class PictureLoader:
             for threads, name in ((workers, "decode"), (1, "collect"))
         )
         try:
-            for keys, epoch, _ in due:
+            for keys, epoch, number in due:
                 pairs = [(int(row), self._name(int(view), epoch)) for view, row in keys]
                 jobs = [decoders.submit(self._inputs.load, row, view) for row, view in pairs]
-                waiting.append(collector.submit(self._collect, pairs, jobs))
+                place = (self._seed, epoch, number, _RANK)
+                waiting.append(collector.submit(self._collect, pairs, jobs, place))
                 if len(waiting) > 1 + math.ceil(workers / len(pairs)):
                     yield waiting.popleft().result()
             while waiting:
@@ -93,13 +103,19 @@ class PictureLoader:
     def _name(self, view: int, epoch: int) -> str:
         return fresh_view(self._views[view], epoch) if self._fresh else self._views[view]
 
-    def _collect(self, pairs: list[tuple[int, str]], jobs: list[Future[Tensor]]) -> Batch:
-        pixels = torch.stack([job.result() for job in jobs])
-        if self._device.type == "cuda":
-            pixels = pixels.pin_memory()
-        return Batch(
-            features={PIXELS: pixels}, targets=[self._targets(row, view) for row, view in pairs]
+    def _collect(
+        self, pairs: list[tuple[int, str]], jobs: list[Future[Tensor]], place: tuple[int, ...]
+    ) -> Batch:
+        batch = Batch(
+            features={PIXELS: torch.stack([job.result() for job in jobs])},
+            targets=[self._targets(row, view) for row, view in pairs],
         )
+        if self._augment is not None:
+            batch = self._augment(batch, make_generator(place))
+        if self._device.type == "cuda":
+            pinned = {PIXELS: batch.features[PIXELS].pin_memory()}
+            batch = replace(batch, features=pinned)
+        return batch
 
     def _targets(self, row: int, view: str) -> Targets:
         """Of any view, also one that the store does not hold."""

@@ -11,14 +11,16 @@ import torch
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.backbone.trained import BatchNorm, TrainedBackbone
-from cachedet.config import AugmentConfig, TrainConfig
+from cachedet.config import TrainConfig
 from cachedet.detector.build import build_detector, choose_levels
-from cachedet.detector.whole import WholeDetector
+from cachedet.detector.whole import PIXELS, WholeDetector
+from cachedet.detector_config import trains_masks
 from cachedet.device import choose_device
 from cachedet.errors import ConfigError, InputError
 from cachedet.extraction.inputs import InputLoader, make_inputs
 from cachedet.live.pictures import PictureLoader
 from cachedet.store.reader import FeatureStore
+from cachedet.training.augment import make_pixel_augment
 from cachedet.training.batch import Batch
 from cachedet.training.loader import BatchLoader, FeatureLoader, make_loader, make_planner
 from cachedet.training.sampling import resolve_views
@@ -92,6 +94,13 @@ def make_rig(
         store=store,
         inputs=inputs_of(store, images),
         device=choose_device(config.device),
+        augment=make_pixel_augment(
+            config.augment,
+            name=PIXELS,
+            spec=store.manifest.spec,
+            trains_masks=trains_masks(config.detector),
+        ),
+        seed=config.seed,
     )
     trainer = make_trainer_of(detector, config, total_steps=total_steps)
     return Rig(mode=mode, trainer=trainer, loader=pictures)
@@ -130,12 +139,12 @@ def inputs_of(store: FeatureStore, images: Path) -> InputLoader:
 
 def require_shared(config: TrainConfig) -> None:
     """Raises ConfigError on what only cached features can have."""
-    plain, asked = AugmentConfig().model_dump(), config.augment.model_dump()
-    changed = [f"augment.{key}" for key in plain if plain[key] != asked[key]]
+    changed = [f"augment.{key}" for key in config.augment.changing_values]
     if changed:
         raise ConfigError(
-            f"{', '.join(changed)}: feature-space augmentation changes cached maps, which a "
-            "backbone that learns does not have; leave it out to compare like with like"
+            f"{' and '.join(changed)}: values of cached maps are changed, which a backbone that "
+            "learns does not have; set it to 0 to compare like with like. The other keys of "
+            "augment move pictures, which all modes can"
         )
     for key, default in (("trainable", "all"), ("init_from", None), ("early_stopping", None)):
         if (value := getattr(config, key)) != default:

@@ -15,7 +15,7 @@ import torch
 from cachedet.config import AugmentConfig
 from cachedet.errors import ConfigError
 from cachedet.store.records import Quality
-from cachedet.structures import FeatureSpec
+from cachedet.structures import FeatureSpec, LevelSpec
 from cachedet.training.augment_geometry import crop, flip, translate
 from cachedet.training.augment_mix import copy_paste, mosaic
 from cachedet.training.augment_noise import add_noise, channel_dropout
@@ -51,6 +51,25 @@ def make_augment(
     if config.noise:
         steps.append(partial(add_noise, relative=_noise_scale(config.noise, quality)))
     return partial(_take_steps, steps=tuple(steps)) if steps else None
+
+
+def make_pixel_augment(
+    config: AugmentConfig, *, name: str, spec: FeatureSpec, trains_masks: bool
+) -> Augment | None:
+    """The same steps with the same draws on pictures: what is moved is moved before the backbone.
+
+    Args:
+        config: of steps that move pictures only (`AugmentConfig.changing_values` is empty).
+        name: of the pixels in a batch's features.
+        spec: of the backbone's levels, to whose grid the steps keep.
+        trains_masks: whether the detector has a mask head.
+
+    Raises ConfigError: masks do not survive a step, or a step changes values.
+    """
+    pixels = LevelSpec(name=name, channels=3, stride=1)
+    return make_augment(
+        config, spec=FeatureSpec((pixels, *spec)), quality={}, trains_masks=trains_masks
+    )
 
 
 def _moving_steps(config: AugmentConfig, grid: Grid) -> list[Augment]:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+
+
+def make_generator(entropy: Sequence[int]) -> torch.Generator:
+    """A generator of these numbers alone, such as seed, epoch, number of the batch and rank."""
+    seed = int(np.random.SeedSequence(list(entropy)).generate_state(1, np.uint64)[0])
+    return torch.Generator().manual_seed(seed)
 
 
 def draw_pictures(count: int, *, chance: float, generator: torch.Generator) -> list[int]:

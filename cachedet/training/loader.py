@@ -28,6 +28,7 @@ from cachedet.store.reader import FeatureStore
 from cachedet.structures import SizeHW, Truth
 from cachedet.training.augment import Augment, make_augment
 from cachedet.training.batch import Batch
+from cachedet.training.chance import make_generator
 from cachedet.training.handover import Handover, Ready
 from cachedet.training.memory import free_memory, free_ram
 from cachedet.training.residency import (
@@ -187,7 +188,7 @@ class FeatureLoader:
         def make() -> Batch:
             batch = self.read(keys)
             if self._augment is not None:
-                batch = self._augment(batch, _generator(entropy))
+                batch = self._augment(batch, make_generator(entropy))
             return replace(batch.to(self._device), others=others)
 
         return handover.make(make)
@@ -281,11 +282,6 @@ def _make_sampler(config: SamplingConfig, truth: Truth) -> Sampler | None:
     if isinstance(config, RepeatFactorConfig):
         return make_repeat_factor_sampler(truth, threshold=config.threshold)
     return make_class_balanced_sampler(truth) if isinstance(config, ClassBalancedConfig) else None
-
-
-def _generator(entropy: tuple[int, ...]) -> torch.Generator:
-    seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
-    return torch.Generator().manual_seed(seed)
 
 
 def give_way(device_type: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cachedet.config import TrainConfig
+from cachedet.config import AugmentConfig, TrainConfig
 from cachedet.estimation.mode_trials import (
     ModeTrials,
     choose_batches,
@@ -67,7 +67,12 @@ def test_memory_of_the_whole_batch() -> None:
 def trials(steps: Any) -> ModeTrials:
     batches = choose_batches(EPOCH, HELD, most_pictures=100)
     config = TrainConfig.model_validate(
-        {"augment": {"flip": 0.5}, "trainable": "classifier", "init_from": "x"}
+        {
+            "augment": {"flip": 0.5, "noise": 1.0},
+            "trainable": "classifier",
+            "init_from": "x",
+            "early_stopping": {"metric": "ap"},
+        }
     )
     return ModeTrials(
         store=Path("trial.zarr"),
@@ -113,7 +118,8 @@ def test_the_live_modes_have_what_both_can_have() -> None:
     trials(steps).run("live", residency="stream", step="x", beside={})
     assert jobs[0].config.trainable == "all"
     assert jobs[0].config.init_from is None
-    assert jobs[0].config.augment.flip == 0.0
+    assert jobs[0].config.early_stopping is None
+    assert jobs[0].config.augment == AugmentConfig(flip=0.5)
 
 
 def test_a_mode_that_fails_is_a_result() -> None:
@@ -127,5 +133,5 @@ def test_a_mode_that_fails_is_a_result() -> None:
 
 
 def test_plain_heads_keep_everything_else() -> None:
-    config = TrainConfig.model_validate({"seed": 7, "augment": {"flip": 0.5}})
+    config = TrainConfig.model_validate({"seed": 7, "augment": {"channel_dropout": 0.1}})
     assert plain_heads(config) == TrainConfig.model_validate({"seed": 7})

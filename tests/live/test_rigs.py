@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cachedet.config import TrainConfig, load_train_config
+from cachedet.detector.whole import PIXELS
 from cachedet.errors import ConfigError, InputError
 from cachedet.live.rigs import MODES, BackboneTraining, Rig, make_rig
 from cachedet.store.reader import FeatureStore
@@ -47,6 +48,38 @@ def test_live_losses_are_those_of_the_cache(tiny: Any) -> None:
     """Law L3, with flips as well: the store is lossless."""
     cached, live = (losses_of(rig_of(tiny, mode), 4) for mode in ("cached", "live"))
     torch.testing.assert_close(torch.tensor(live), torch.tensor(cached), rtol=1e-4, atol=1e-6)
+
+
+MOVING = tuple(
+    f"augment.{key}=0.5" for key in ("mosaic", "copy_paste", "translate", "crop", "flip")
+)
+
+
+def test_all_modes_move_pictures_alike(tiny: Any) -> None:
+    """The same draws: cached maps and pixels cover the same, with the same boxes."""
+    config = make_config(*MOVING, "schedule.batch_size=4", "seed=3")
+    cached, live = (
+        list(rig_of(tiny, mode, config).loader.batches(0, until=3)) for mode in ("cached", "live")
+    )
+    stride = FeatureStore.open(tiny.train).manifest.spec.levels[-1].stride
+    for maps, pixels in zip(cached, live, strict=True):
+        coarsest = list(maps.features.values())[-1]
+        assert pixels.features[PIXELS].shape[2:] == tuple(stride * s for s in coarsest.shape[2:])
+        for one, other in zip(maps.targets, pixels.targets, strict=True):
+            assert one.size_hw == other.size_hw
+            assert torch.equal(one.boxes, other.boxes)
+            assert torch.equal(one.crowd, other.crowd)
+    assert len({pixels.features[PIXELS].shape[2:] for pixels in live}) > 1  # some were cropped
+
+
+def test_flipped_pixels_are_those_of_the_mirrored_picture(tiny: Any) -> None:
+    """Exact, where a flipped map is an approximation."""
+    views = "views={base: 1}"
+    always, never = (
+        next(rig_of(tiny, "live", make_config(views, f"augment.flip={chance}")).loader.batches(0))
+        for chance in (1.0, 0.0)
+    )
+    assert torch.equal(always.features[PIXELS], never.features[PIXELS].flip(-1))
 
 
 def test_tuned_starts_where_the_cache_starts(tiny: Any) -> None:
@@ -138,7 +171,7 @@ def test_other_weights_than_the_store_are_refused(tiny: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("augment.mosaic=0.5", "augment.mosaic: feature-space augmentation changes cached maps"),
+        ("augment.noise=0.5", "augment.noise: values of cached maps are changed"),
         ("init_from=somewhere", "init_from is 'somewhere': all modes start from the same"),
     ],
 )
