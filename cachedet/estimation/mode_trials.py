@@ -144,11 +144,14 @@ def most_pictures(forward_seconds: float) -> int:
 
 def memory_of(found: StepTrial, enlarge: float) -> Memory:
     """Of the largest batch, where `1 / enlarge` of it was tried."""
-    device = found.device_nbytes
+    device = None
+    if found.device_nbytes is not None and found.device_resting_nbytes is not None:
+        working = found.device_nbytes - found.device_resting_nbytes
+        device = found.device_resting_nbytes + working * enlarge
     return Memory(
         resting=found.resting_nbytes,
         working=max(0, found.ram_nbytes - found.resting_nbytes) * enlarge,
-        device=None if device is None else device * enlarge,
+        device=device,
     )
 
 

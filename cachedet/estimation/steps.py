@@ -66,7 +66,8 @@ class StepTrial:
     waiting: float  # of those, in which the batch was not there yet
     resting_nbytes: int  # RAM before the first step
     ram_nbytes: int  # most RAM, a batch of a validation included
-    device_nbytes: int | None  # most memory of tensors on an accelerator
+    device_resting_nbytes: int | None  # of tensors on an accelerator, before the first step
+    device_nbytes: int | None  # the most of it
 
 
 class TrialFailedError(Exception):
@@ -104,7 +105,7 @@ def measure_steps(job: StepJob) -> StepTrial:
 
 def time_steps(trainer: Trainer, loader: BatchLoader, job: StepJob) -> StepTrial:
     """Take the steps in this process."""
-    resting = peak_memory(_CPU)
+    resting, device_resting = peak_memory(_CPU), _peak_of_accelerator(trainer.device)
     plan = [*job.warm_up, *(job.batches * _MOST_ROUNDS)]
     numbers: list[int] = []
     seconds = waiting = 0.0
@@ -130,8 +131,13 @@ def time_steps(trainer: Trainer, loader: BatchLoader, job: StepJob) -> StepTrial
         waiting=waiting,
         resting_nbytes=resting,
         ram_nbytes=peak_memory(_CPU),
-        device_nbytes=peak_memory(trainer.device) if trainer.device.type == "cuda" else None,
+        device_resting_nbytes=device_resting,
+        device_nbytes=_peak_of_accelerator(trainer.device),
     )
+
+
+def _peak_of_accelerator(device: torch.device) -> int | None:
+    return peak_memory(device) if device.type == "cuda" else None
 
 
 def _step(trainer: Trainer, batch: Batch, place: int, accumulate: int) -> None:

@@ -241,6 +241,7 @@ def test_features_of_the_trial_are_taken_off_its_memory(
             waiting=2.0,
             resting_nbytes=100_000_000,
             ram_nbytes=130_000_000,
+            device_resting_nbytes=None,
             device_nbytes=None,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ TAKEN = StepTrial(
     waiting=1.5,
     resting_nbytes=100,
     ram_nbytes=160,
+    device_resting_nbytes=None,
     device_nbytes=None,
 )
 
@@ -62,6 +64,13 @@ def test_how_many_pictures_can_be_tried() -> None:
 def test_memory_of_the_whole_batch() -> None:
     found = memory_of(TAKEN, 3.0)
     assert (found.resting, found.working, found.ram) == (100, 180, 280)
+    assert found.device is None
+
+
+def test_only_what_a_step_takes_of_a_device_grows_with_its_batch() -> None:
+    """500 of weights and held features, and 3 x 200."""
+    found = memory_of(replace(TAKEN, device_resting_nbytes=500, device_nbytes=700), 3.0)
+    assert found.device == 1100
 
 
 def trials(steps: Any) -> ModeTrials:

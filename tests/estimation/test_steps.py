@@ -68,6 +68,7 @@ def test_the_warm_up_is_not_counted(tiny: Any) -> None:
     assert found.numbers == (0,)  # out of time after the first
     assert trainer.step == 2
     assert 0 <= found.waiting <= found.seconds
+    assert found.device_resting_nbytes is None
     assert found.device_nbytes is None
     assert found.ram_nbytes >= found.resting_nbytes > 0
 
