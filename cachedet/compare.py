@@ -14,7 +14,7 @@ from cachedet.comparison.folder import ComparisonFolder
 from cachedet.comparison.process import run_cell
 from cachedet.comparison.results import CellKey, CellResult
 from cachedet.comparison.summary import Summary, summarise
-from cachedet.config import ExtractConfig, TrainConfig
+from cachedet.config import AugmentConfig, ExtractConfig, TrainConfig
 from cachedet.data.views import TRAINING_VIEWS, parse_views
 from cachedet.device import choose_device
 from cachedet.errors import CheckpointError, ConfigError, InputError, StoreError
@@ -318,11 +318,14 @@ def _facts(
         if config.budget is not None
         else f"{config.epochs or 'as the config says'} epochs"
     )
+    live = "the same views; jitter is drawn anew every epoch"
+    if any(heads.augment != AugmentConfig() for heads in config.heads.values()):
+        live += "; what augment moves in maps is moved in the pictures"
     return [
         ("backbone", f"{manifest.backbone}, weights: {manifest.weights}"),
         ("image size", f"{manifest.image_size} pixels, long side"),
         ("views of the cache", f"{', '.join(extracted.views)} ({manifest.codec})"),
-        ("augmentation without the cache", "the same views; jitter is drawn anew every epoch"),
+        ("augmentation without the cache", live),
         ("extraction", _describe_extraction(extracted)),
         ("each cell ends after", ends),
         ("scored", "the weights of the last step, on view base"),

@@ -22,6 +22,7 @@ SMALL = (
     "detector.num_convs=1",
     "schedule.batch_size=4",
     "eval_every=1",
+    "augment.flip=0.5",
 )
 
 
@@ -72,7 +73,9 @@ def test_two_cells_then_more(run_compare: Any, tiny: Any, tmp_path: Path) -> Non
     assert found["retinanet_fpn_tiny cached 0"]["extraction_seconds"] > 0
     html = (tmp_path / "out" / "comparison.html").read_text()
     assert "fine-tuned" in html
-    assert (tmp_path / "out" / "comparison.md").read_text().startswith("# ")
+    told = (tmp_path / "out" / "comparison.md").read_text()
+    assert told.startswith("# ")
+    assert "what augment moves in maps is moved in the pictures" in told
     assert len(json.loads((tmp_path / "out" / "comparison.json").read_text())["cells"]) == 2
 
     moved = shutil.copytree(tiny.paths.images, tmp_path / "moved")
