@@ -35,6 +35,7 @@ from cachedet.training.augment_geometry import crop, flip, translate
 from cachedet.training.augment_mix import copy_paste, mosaic
 from cachedet.training.augment_regions import Grid
 from cachedet.training.batch import Batch
+from cachedet.training.chance import Draws
 
 PHOTO = "photo"
 PANEL, GAP, CAPTION = 236, 8, 20
@@ -130,11 +131,11 @@ def draw_sheet(store: FeatureStore, images: Path, *, seed: int) -> Image.Image:
     before = draw_map(batch, finest, limits)
     captioned = [("as cached", draw_photo(batch), before)]
     for caption, step in make_moving_steps(store):
-        after = step(batch, torch.Generator().manual_seed(seed))
+        after = step(batch, Draws((seed,), places=range(4)))
         captioned.append((caption, draw_photo(after), draw_map(after, finest, limits)))
     maps = replace(batch, features={k: v for k, v in batch.features.items() if k != PHOTO})
     for caption, step in make_value_steps(store):
-        after = step(maps, torch.Generator().manual_seed(seed))
+        after = step(maps, Draws((seed,), places=range(4)))
         captioned.append((caption, before, draw_map(after, finest, limits)))
     cells = [draw_cell(*parts, width=before.width) for parts in captioned]
     return lay_out(cells, columns=2).quantize(COLOURS, dither=Image.Dither.NONE)

@@ -21,13 +21,12 @@ from cachedet.store.reader import FeatureStore
 from cachedet.structures import Targets
 from cachedet.training.augment import Augment
 from cachedet.training.batch import Batch
-from cachedet.training.chance import make_generator
+from cachedet.training.chance import Draws
 from cachedet.training.loader import FeatureLoader, give_way
 from cachedet.training.sampling import Due, due_batches
 
 _CORES_OF_A_THREAD = 2  # decoding waits for nothing else, but on a CPU the step takes all cores
 _MOST_THREADS = 16
-_RANK = 0  # these batches are read by one process
 
 
 class PictureLoader:
@@ -90,8 +89,8 @@ class PictureLoader:
             for keys, epoch, number in due:
                 pairs = [(int(row), self._name(int(view), epoch)) for view, row in keys]
                 jobs = [decoders.submit(self._inputs.load, row, view) for row, view in pairs]
-                place = (self._seed, epoch, number, _RANK)
-                waiting.append(collector.submit(self._collect, pairs, jobs, place))
+                draws = Draws((self._seed, epoch, number), places=range(len(keys)))
+                waiting.append(collector.submit(self._collect, pairs, jobs, draws))
                 if len(waiting) > 1 + math.ceil(workers / len(pairs)):
                     yield waiting.popleft().result()
             while waiting:
@@ -104,14 +103,14 @@ class PictureLoader:
         return fresh_view(self._views[view], epoch) if self._fresh else self._views[view]
 
     def _collect(
-        self, pairs: list[tuple[int, str]], jobs: list[Future[Tensor]], place: tuple[int, ...]
+        self, pairs: list[tuple[int, str]], jobs: list[Future[Tensor]], draws: Draws
     ) -> Batch:
         batch = Batch(
             features={PIXELS: torch.stack([job.result() for job in jobs])},
             targets=[self._targets(row, view) for row, view in pairs],
         )
         if self._augment is not None:
-            batch = self._augment(batch, make_generator(place))
+            batch = self._augment(batch, draws)
         if self._device.type == "cuda":
             pinned = {PIXELS: batch.features[PIXELS].pin_memory()}
             batch = replace(batch, features=pinned)

@@ -10,8 +10,6 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
-import torch
-
 from cachedet.config import AugmentConfig
 from cachedet.errors import ConfigError
 from cachedet.store.records import Quality
@@ -21,8 +19,9 @@ from cachedet.training.augment_mix import copy_paste, mosaic
 from cachedet.training.augment_noise import add_noise, channel_dropout
 from cachedet.training.augment_regions import Grid
 from cachedet.training.batch import Batch
+from cachedet.training.chance import Draws
 
-Augment = Callable[[Batch, torch.Generator], Batch]
+Augment = Callable[[Batch, Draws], Batch]
 """A new batch from one and all that is random; the batch it is given stays as it was."""
 
 
@@ -87,9 +86,9 @@ def _moving_steps(config: AugmentConfig, grid: Grid) -> list[Augment]:
     return [step for chance, step in steps if chance > 0]
 
 
-def _take_steps(batch: Batch, generator: torch.Generator, *, steps: tuple[Augment, ...]) -> Batch:
+def _take_steps(batch: Batch, draws: Draws, *, steps: tuple[Augment, ...]) -> Batch:
     for step in steps:
-        batch = step(batch, generator)
+        batch = step(batch, draws)
     return batch
 
 

@@ -21,27 +21,25 @@ from cachedet.training.augment_regions import (
     show_boxes,
 )
 from cachedet.training.batch import Batch
-from cachedet.training.chance import draw_number, draw_pictures
+from cachedet.training.chance import Draws, draw_number, draw_pictures, is_drawn
 
 
-def translate(
-    batch: Batch, generator: torch.Generator, *, grid: Grid, chance: float, most: float
-) -> Batch:
+def translate(batch: Batch, draws: Draws, *, grid: Grid, chance: float, most: float) -> Batch:
     """Shift maps by whole grid cells; zeros come in, as at the edge of a convolution's input.
 
     Args:
         batch: n pictures.
-        generator: of all that is drawn.
+        draws: of the batch.
         grid: of the store's levels.
         chance: of each picture.
         most: largest shift as a share of each side, but at least one cell.
     """
     features, targets = clone_maps(batch.features), list(batch.targets)
     shape = grid.shape_of(batch.features)
-    for picture in draw_pictures(len(targets), chance=chance, generator=generator):
+    for picture in draw_pictures(len(targets), chance=chance, draws=draws):
         touched = grid.touched(targets[picture].size_hw)
         down, right = (
-            _draw_shift(side, touched=own, most=most, generator=generator)
+            _draw_shift(side, touched=own, most=most, generator=draws.of_picture(picture))
             for side, own in zip(shape, touched, strict=True)
         )
         shift_maps(grid, batch.features, picture=picture, down=down, right=right, canvas=features)
@@ -69,22 +67,23 @@ def shift_maps(
     )
 
 
-def crop(
-    batch: Batch, generator: torch.Generator, *, grid: Grid, chance: float, least: float
-) -> Batch:
+def crop(batch: Batch, draws: Draws, *, grid: Grid, chance: float, least: float) -> Batch:
     """Cut a window out of every picture: one size for the batch, each picture its own place.
 
     Args:
         batch: n pictures.
-        generator: of all that is drawn.
+        draws: of the batch.
         grid: of the store's levels.
         chance: of the whole batch, which becomes smaller and its step cheaper.
         least: smallest window as a share of each side.
     """
-    if not draw_pictures(1, chance=chance, generator=generator):
+    if not is_drawn(chance, draws.of_batch):
         return batch
-    size_rs = _draw_window_size(grid.shape_of(batch.features), least, generator)
-    regions = [draw_region(size_rs, grid.touched(own.size_hw), generator) for own in batch.targets]
+    size_rs = _draw_window_size(grid.shape_of(batch.features), least, draws.of_batch)
+    regions = [
+        draw_region(size_rs, grid.touched(own.size_hw), draws.of_picture(picture))
+        for picture, own in enumerate(batch.targets)
+    ]
     features = {
         level: torch.stack(
             [own[:, *grid.slices(level, at)] for own, at in zip(maps, regions, strict=True)]
@@ -97,14 +96,14 @@ def crop(
     return replace(batch, features=features, targets=targets)
 
 
-def flip(batch: Batch, generator: torch.Generator, *, grid: Grid, chance: float) -> Batch:
+def flip(batch: Batch, draws: Draws, *, grid: Grid, chance: float) -> Batch:
     """Mirror maps along x over their whole width, padding included.
 
     An approximation: a backbone's features of the mirrored picture are other than these, because
     its kernels and its strides have sides (docs/augmentation.md has the size of the error). The
     padding comes to the left and counts as valid, since only the right end can be cut off.
     """
-    drawn = draw_pictures(len(batch.targets), chance=chance, generator=generator)
+    drawn = draw_pictures(len(batch.targets), chance=chance, draws=draws)
     features, targets = clone_maps(batch.features), list(batch.targets)
     _, columns = grid.shape_of(batch.features)
     for picture in drawn:

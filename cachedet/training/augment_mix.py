@@ -25,12 +25,12 @@ from cachedet.training.augment_regions import (
     show_boxes,
 )
 from cachedet.training.batch import Batch
-from cachedet.training.chance import draw_number, draw_others, draw_pictures
+from cachedet.training.chance import Draws, draw_number, draw_others, draw_pictures
 
 _LARGEST_PASTE = 0.5  # of the cells of a map; more would replace the picture, not add to it
 
 
-def mosaic(batch: Batch, generator: torch.Generator, *, grid: Grid, chance: float) -> Batch:
+def mosaic(batch: Batch, draws: Draws, *, grid: Grid, chance: float) -> Batch:
     """Put windows of four pictures, its own and three others', around a cross point.
 
     Unlike in arXiv 2004.10934 nothing is resized: maps cannot be. Each quadrant has at least a
@@ -38,11 +38,12 @@ def mosaic(batch: Batch, generator: torch.Generator, *, grid: Grid, chance: floa
     maps less than two grid cells wide or high stay as they are. The picture keeps its id.
     """
     count, shape = len(batch.targets), grid.shape_of(batch.features)
-    drawn = draw_pictures(count, chance=chance, generator=generator)
+    drawn = draw_pictures(count, chance=chance, draws=draws)
     if count < 2 or min(shape) < 2:
         return batch
     features, targets = clone_maps(batch.features), list(batch.targets)
     for picture in drawn:
+        generator = draws.of_picture(picture)
         others = draw_others(picture, count=count, wanted=3, generator=generator)
         order = torch.randperm(4, generator=generator).tolist()
         sources = [(picture, *others)[place] for place in order]
@@ -56,7 +57,7 @@ def mosaic(batch: Batch, generator: torch.Generator, *, grid: Grid, chance: floa
     return replace(batch, features=features, targets=targets)
 
 
-def copy_paste(batch: Batch, generator: torch.Generator, *, grid: Grid, chance: float) -> Batch:
+def copy_paste(batch: Batch, draws: Draws, *, grid: Grid, chance: float) -> Batch:
     """Lay an object of another picture, with the cells around it, over a place.
 
     As arXiv 2012.07177, with rectangles: the region is the object's box, aligned outwards to grid
@@ -65,12 +66,12 @@ def copy_paste(batch: Batch, generator: torch.Generator, *, grid: Grid, chance: 
     one larger than half a map, are not taken.
     """
     count, (rows, columns) = len(batch.targets), grid.shape_of(batch.features)
-    drawn = draw_pictures(count, chance=chance, generator=generator)
+    drawn = draw_pictures(count, chance=chance, draws=draws)
     if count < 2:
         return batch
     features, targets = clone_maps(batch.features), list(batch.targets)
     for picture in drawn:
-        own = batch.targets[picture]
+        own, generator = batch.targets[picture], draws.of_picture(picture)
         source = draw_others(picture, count=count, wanted=1, generator=generator)[0]
         room, most_cells = grid.filled(own.size_hw), _LARGEST_PASTE * rows * columns
         found = _objects(batch.targets[source], grid, room_rs=room, most_cells=most_cells)

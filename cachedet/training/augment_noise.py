@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from cachedet.training.batch import Batch
-from cachedet.training.chance import draw_number
+from cachedet.training.chance import Draws, draw_number
 
 _LARGEST_SEED = 2**62
 
 
-def channel_dropout(batch: Batch, generator: torch.Generator, *, share: float) -> Batch:
+def channel_dropout(batch: Batch, draws: Draws, *, share: float) -> Batch:
     """Zero this share of the channels of each picture and level, scale the others up.
 
     Dropout (arXiv 1207.0580) of whole channels (arXiv 1411.4280): a single cell would be given
@@ -26,41 +26,49 @@ def channel_dropout(batch: Batch, generator: torch.Generator, *, share: float) -
     return replace(
         batch,
         features={
-            level: maps * _draw_kept(maps, share, generator).to(maps.device)
+            level: maps * _draw_kept(maps, share, draws).to(maps.device)
             for level, maps in batch.features.items()
         },
     )
 
 
-def add_noise(batch: Batch, generator: torch.Generator, *, relative: Mapping[str, float]) -> Batch:
+def add_noise(batch: Batch, draws: Draws, *, relative: Mapping[str, float]) -> Batch:
     """Gaussian noise, in each channel of each picture in proportion to its root mean square.
 
     Args:
         batch: n pictures.
-        generator: of all that is drawn; noise on an accelerator comes from a generator there,
-            seeded by this one, so it is the same on the same kind of device.
+        draws: of the batch; noise on an accelerator comes from generators there, seeded by these,
+            so it is the same on the same kind of device.
         relative: standard deviation by level, as a share of a channel's root mean square.
     """
     return replace(
         batch,
         features={
-            level: maps + _draw_noise(maps, relative[level], generator)
+            level: maps + _draw_noise(maps, relative[level], draws)
             for level, maps in batch.features.items()
         },
     )
 
 
-def _draw_kept(maps: Tensor, share: float, generator: torch.Generator) -> Tensor:
+def _draw_kept(maps: Tensor, share: float, draws: Draws) -> Tensor:
     """(n, C, 1, 1): 0, or what makes up for those that are 0."""
-    drawn = torch.rand(*maps.shape[:2], 1, 1, generator=generator)
+    drawn = torch.stack(
+        [torch.rand(maps.shape[1], 1, 1, generator=draws.of_picture(n)) for n in range(len(maps))]
+    )
     return (drawn >= share).to(maps.dtype) / (1 - share)
 
 
-def _draw_noise(maps: Tensor, relative: float, generator: torch.Generator) -> Tensor:
+def _draw_noise(maps: Tensor, relative: float, draws: Draws) -> Tensor:
     """(n, C, h, w)"""
-    if maps.device != generator.device:
-        seed = draw_number(0, _LARGEST_SEED, generator)
-        generator = torch.Generator(maps.device).manual_seed(seed)
-    noise = torch.randn(maps.shape, generator=generator, device=maps.device, dtype=maps.dtype)
+    noise = torch.empty(maps.shape, device=maps.device, dtype=maps.dtype)
+    for picture, own in enumerate(noise):
+        own.normal_(generator=_generator_on(maps.device, draws.of_picture(picture)))
     scale = maps.square().mean(dim=(2, 3), keepdim=True).sqrt()
     return noise.mul_(scale.mul_(relative))
+
+
+def _generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """The generator itself, or one there that it seeds."""
+    if device == generator.device:
+        return generator
+    return torch.Generator(device).manual_seed(draw_number(0, _LARGEST_SEED, generator))

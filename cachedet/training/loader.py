@@ -28,7 +28,7 @@ from cachedet.store.reader import FeatureStore
 from cachedet.structures import SizeHW, Truth
 from cachedet.training.augment import Augment, make_augment
 from cachedet.training.batch import Batch
-from cachedet.training.chance import make_generator
+from cachedet.training.chance import Draws
 from cachedet.training.handover import Handover, Ready
 from cachedet.training.memory import free_memory, free_ram
 from cachedet.training.residency import (
@@ -45,9 +45,9 @@ from cachedet.training.sampling import (
     due_batches,
     make_class_balanced_sampler,
     make_repeat_factor_sampler,
+    places_of_rank,
     plan_epoch,
     resolve_views,
-    share_of_batch,
 )
 
 _LOWER_PRIORITY = 10  # on a machine full of other work it still gets a tenth of a core
@@ -89,9 +89,9 @@ class FeatureLoader:
         device: where batches come to lie; the CPU by default.
         sampler: draws the pictures of an epoch; each once by default.
         source: holds the features; read from the disk by default.
-        augment: changes a batch, drawing from a CPU generator that depends on the seed, the epoch,
-            the number of the batch and the rank alone.
-        rank: of this process; it reads its share of each global batch (`share_of_batch`).
+        augment: changes a batch, with draws that depend on the seed, the epoch, the number of the
+            batch and the places of its pictures alone.
+        rank: of this process; it reads its share of each global batch (`places_of_rank`).
         world_size: processes that train together.
     """
 
@@ -157,13 +157,13 @@ class FeatureLoader:
         )
         try:
             for keys, epoch, number in due:
-                share, rank = share_of_batch(keys, rank=self._rank, world_size=self._world_size)
-                nbytes = self._decoded_nbytes(share)
+                places = places_of_rank(len(keys), rank=self._rank, world_size=self._world_size)
+                nbytes = self._decoded_nbytes(keys[places])
                 while _is_enough(waiting, nbytes):
                     yield handover.take(waiting.popleft()[1].result())
-                entropy = (self._seed, epoch, number, rank)
-                others = len(keys) - len(share)
-                job = readers.submit(self._read, share, others, entropy, handover)
+                draws = Draws((self._seed, epoch, number), places=places)
+                others = len(keys) - len(places)
+                job = readers.submit(self._read, keys[places], others, draws, handover)
                 waiting.append((nbytes, job))
             while waiting:
                 yield handover.take(waiting.popleft()[1].result())
@@ -182,13 +182,13 @@ class FeatureLoader:
         self,
         keys: NDArray[np.int64],
         others: int,
-        entropy: tuple[int, ...],
+        draws: Draws,
         handover: Handover,
     ) -> Ready:
         def make() -> Batch:
             batch = self.read(keys)
             if self._augment is not None:
-                batch = self._augment(batch, make_generator(entropy))
+                batch = self._augment(batch, draws)
             return replace(batch.to(self._device), others=others)
 
         return handover.make(make)

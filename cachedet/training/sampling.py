@@ -223,18 +223,15 @@ def due_batches(
                 yield Due(keys, each, number)
 
 
-def share_of_batch(
-    batch: NDArray[np.int64], *, rank: int, world_size: int
-) -> tuple[NDArray[np.int64], int]:
-    """What one of `world_size` processes reads of a global batch, and whose share that is.
+def places_of_rank(pictures: int, *, rank: int, world_size: int) -> range:
+    """Places in a global batch of the pictures that one of `world_size` processes reads.
 
-    Every `world_size`-th picture from `rank` on. A batch of fewer pictures than processes is read
-    whole by all of them, as if it were rank 0's: their gradients are then equal, and so is the
-    mean.
+    Every `world_size`-th from `rank` on. A batch of fewer pictures than processes is read whole by
+    all of them: their gradients are then equal, and so is the mean.
     """
-    if len(batch) < world_size:
-        return batch, 0
-    return batch[rank::world_size], rank
+    if pictures < world_size:
+        return range(pictures)
+    return range(rank, pictures, world_size)
 
 
 def _draw_views(

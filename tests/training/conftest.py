@@ -14,8 +14,9 @@ from cachedet.data.views import LEAST_VISIBLE
 from cachedet.structures import Features, FeatureSpec, LevelSpec, SizeHW, Targets
 from cachedet.training.augment_regions import Grid
 from cachedet.training.batch import Batch
+from cachedet.training.chance import Draws
 
-Step = Callable[[Batch, torch.Generator], Batch]
+Step = Callable[[Batch, Draws], Batch]
 MakeStep = Callable[[Grid, float], Step]
 
 
@@ -84,8 +85,8 @@ def _ends(most: int) -> st.SearchStrategy[tuple[int, int]]:
     return pairs.filter(lambda pair: pair[0] != pair[1]).map(lambda p: (min(p), max(p)))
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def seeded(seed: int = 0) -> Draws:
+    return Draws((seed,), places=range(1000))
 
 
 def cells_from(maps: Tensor, picture: int, box: list[int], stride: int) -> Tensor:

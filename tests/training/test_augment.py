@@ -138,7 +138,7 @@ def test_values_out_of_range(values: dict[str, float], message: str) -> None:
         make_train_config({"augment": values}, where="x")
 
 
-def test_on_a_store(tiny: Any) -> None:
+def test_on_a_store(tiny: Any, painting: Any) -> None:
     """Maps of a real backbone, a level left out, every step on."""
     store = FeatureStore.open(tiny.train)
     rows = next(iter(store.buckets("base").values())).tolist()[:4]
@@ -155,7 +155,7 @@ def test_on_a_store(tiny: Any) -> None:
     )
     assert augment is not None
     for seed in range(10):
-        after = augment(batch, torch.Generator().manual_seed(seed))
+        after = augment(batch, painting.seeded(seed))
         assert list(after.features) == ["C3", "C4"]
         assert after.image_ids == batch.image_ids
         assert all(bool(torch.isfinite(maps).all()) for maps in after.features.values())

@@ -113,7 +113,7 @@ def test_flip_twice_is_nothing_but_padding_that_counts(
 def test_masks_follow(painting: Any, name: str, mirrored: bool) -> None:
     """What the mask head would learn under a box is what it would have learnt before."""
     grid, batch = painting.one_level_batch([[[12, 21, 36, 50], [0, 0, 8, 9], [30, 10, 75, 60]]])
-    bitmaps = torch.rand(3, 160, 120, generator=painting.seeded(1)) < 0.5
+    bitmaps = torch.rand(3, 160, 120, generator=torch.Generator().manual_seed(1)) < 0.5
     masks = TargetMasks(
         codes=tuple(encode_bitmap(bitmap.numpy()) for bitmap in bitmaps),
         picture_hw=(160, 120),

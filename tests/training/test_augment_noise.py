@@ -75,17 +75,17 @@ def test_noise_is_in_proportion_to_each_channel(
     assert after.targets is batch.targets
 
 
-def test_a_silent_channel_stays_silent() -> None:
+def test_a_silent_channel_stays_silent(painting: Any) -> None:
     batch = make_batch(count=1, channels=4)
     batch.features["C3"][0, 2] = 0
-    after = add_noise(batch, torch.Generator().manual_seed(1), relative={"C3": 0.5, "C4": 0.0})
+    after = add_noise(batch, painting.seeded(1), relative={"C3": 0.5, "C4": 0.0})
     silent = (after.features["C3"] == 0).flatten(2).all(dim=2)
     assert silent.tolist() == [[False, False, True, False]]
     assert torch.equal(after.features["C4"], batch.features["C4"])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_noise_on_an_accelerator_is_a_function_of_the_seed() -> None:
+def test_noise_on_an_accelerator_is_a_function_of_the_seed(painting: Any) -> None:
     batch = make_batch()
     there = Batch(
         features={level: maps.cuda() for level, maps in batch.features.items()},
@@ -95,9 +95,7 @@ def test_noise_on_an_accelerator_is_a_function_of_the_seed() -> None:
         partial(add_noise, relative={"C3": 0.5, "C4": 0.5}),
         partial(channel_dropout, share=0.5),
     ):
-        one, same, other = (
-            step(there, torch.Generator().manual_seed(seed)).features["C3"] for seed in (1, 1, 2)
-        )
+        one, same, other = (step(there, painting.seeded(seed)).features["C3"] for seed in (1, 1, 2))
         assert one.device == there.features["C3"].device
         assert torch.equal(one, same)
         assert not torch.equal(one, other)

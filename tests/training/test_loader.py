@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from cachedet.config import make_train_config
+from cachedet.config import AugmentConfig, make_train_config
 from cachedet.errors import ConfigError, CorruptBlockError, StoreError
 from cachedet.store.reader import FeatureStore, Key
 from cachedet.structures import Features, Truth
+from cachedet.training.augment import make_augment
 from cachedet.training.batch import Batch
+from cachedet.training.chance import Draws
 from cachedet.training.loader import FeatureLoader, make_loader
 from cachedet.training.residency import StreamedFeatures
 
@@ -105,11 +107,11 @@ def test_ranks_read_their_share_of_the_global_batches(tiny: Any, world_size: int
             assert of_rank[number].image_ids == own
 
 
-def add_noise(batch: Batch, generator: torch.Generator) -> Batch:
+def add_noise(batch: Batch, draws: Draws) -> Batch:
     assert threading.current_thread() is not threading.main_thread()
     return Batch(
         features={
-            level: maps + torch.rand(maps.shape, generator=generator)
+            level: maps + torch.rand(maps.shape, generator=draws.of_batch)
             for level, maps in batch.features.items()
         },
         targets=batch.targets,
@@ -120,7 +122,7 @@ def drawn_by(batches: Sequence[Batch], plain: Sequence[Batch]) -> list[torch.Ten
     return [a.features["C5"] - b.features["C5"] for a, b in zip(batches, plain, strict=True)]
 
 
-def test_augmentation_depends_on_seed_epoch_batch_and_rank_alone(tiny: Any) -> None:
+def test_augmentation_depends_on_seed_epoch_and_batch_alone(tiny: Any) -> None:
     store = FeatureStore.open(tiny.train)
     loader = loader_of(store, augment=add_noise)
     first, again = list(loader.batches(1)), list(loader.batches(1))
@@ -165,21 +167,25 @@ def test_the_next_epoch_is_read_while_this_one_ends(tiny: Any) -> None:
         assert all(read.acquire(timeout=10) for _ in range(steps + 1))
 
 
-def test_ranks_draw_other_augmentations_unless_they_read_the_same(tiny: Any) -> None:
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_augment_a_picture_as_one_process_does(tiny: Any, world_size: int) -> None:
+    """Of their share, and of a batch that all of them read whole."""
     store = FeatureStore.open(tiny.train)
-    pair = [
-        loader_of(store, augment=add_noise, batch_size=3, rank=rank, world_size=2)
-        for rank in range(2)
-    ]
-    plain = [loader_of(store, batch_size=3, rank=rank, world_size=2) for rank in range(2)]
-    noises = [
-        drawn_by(list(a.batches(0)), list(b.batches(0))) for a, b in zip(pair, plain, strict=True)
-    ]
-    sizes = [len(keys) for keys in pair[0].plan(0)]
-    assert min(sizes) == 1 or max(sizes) > 1
-    for size, first, second in zip(sizes, *noises, strict=True):
-        same = float((first[0] - second[0]).abs().max()) < 1e-5
-        assert same == (size == 1)
+    config = AugmentConfig(translate=0.5, crop=0.5, flip=0.5, channel_dropout=0.2)
+    augment = make_augment(config, spec=store.manifest.spec, quality={}, trains_masks=False)
+    whole = loader_of(store, augment=augment, batch_size=3)
+    sizes = [len(batch.targets) for batch in whole.batches(0)]
+    assert min(sizes) < world_size <= max(sizes)
+    for rank in range(world_size):
+        own = loader_of(store, augment=augment, batch_size=3, rank=rank, world_size=world_size)
+        for batch, share in zip(whole.batches(0), own.batches(0), strict=True):
+            places = range(len(batch.targets))
+            places = places if len(places) < world_size else places[rank::world_size]
+            assert share.image_ids == [batch.image_ids[place] for place in places]
+            for n, place in enumerate(places):
+                assert torch.equal(share.targets[n].boxes, batch.targets[place].boxes)
+                for level in LEVELS:
+                    assert torch.equal(share.features[level][n], batch.features[level][place])
 
 
 def test_what_is_read_ahead_is_bounded_by_bytes(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,9 +19,9 @@ from cachedet.training.sampling import (
     due_batches,
     make_class_balanced_sampler,
     make_repeat_factor_sampler,
+    places_of_rank,
     plan_epoch,
     resolve_views,
-    share_of_batch,
 )
 
 TruthOf = Callable[..., Truth]
@@ -237,15 +237,13 @@ def test_all_pictures_empty(truth_of: TruthOf) -> None:
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(size=st.integers(1, 20), world_size=st.integers(1, 6))
 def test_ranks_share_a_global_batch(size: int, world_size: int) -> None:
-    batch = np.arange(2 * size, dtype=np.int64).reshape(size, 2)
-    shares = [share_of_batch(batch, rank=rank, world_size=world_size) for rank in range(world_size)]
+    shares = [places_of_rank(size, rank=rank, world_size=world_size) for rank in range(world_size)]
     if size < world_size:
-        assert all(share.tolist() == batch.tolist() and rank == 0 for share, rank in shares)
+        assert all(share == range(size) for share in shares)
         return
-    assert [rank for _, rank in shares] == list(range(world_size))
-    rows = [row for share, _ in shares for row in share.tolist()]
-    assert sorted(rows) == batch.tolist()
-    sizes = [len(share) for share, _ in shares]
+    assert sorted(place for share in shares for place in share) == list(range(size))
+    assert [share[0] for share in shares] == list(range(world_size))
+    sizes = [len(share) for share in shares]
     assert max(sizes) - min(sizes) <= 1
 
 
