@@ -131,7 +131,8 @@ def draw_sheet(store: FeatureStore, images: Path, *, seed: int) -> Image.Image:
     before = draw_map(batch, finest, limits)
     captioned = [("as cached", draw_photo(batch), before)]
     for caption, step in make_moving_steps(store):
-        after = step(batch, Draws((seed,), places=range(4)))
+        own = {level: of_level.clone() for level, of_level in batch.features.items()}
+        after = step(replace(batch, features=own), Draws((seed,), places=range(4)))
         captioned.append((caption, draw_photo(after), draw_map(after, finest, limits)))
     maps = replace(batch, features={k: v for k, v in batch.features.items() if k != PHOTO})
     for caption, step in make_value_steps(store):

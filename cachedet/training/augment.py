@@ -22,7 +22,10 @@ from cachedet.training.batch import Batch
 from cachedet.training.chance import Draws
 
 Augment = Callable[[Batch, Draws], Batch]
-"""A new batch from one and all that is random; the batch it is given stays as it was."""
+"""A batch from one and all that is random; targets stay as they were.
+
+May write on the maps it is given: fresh memory for large ones takes five times as long.
+"""
 
 
 def make_augment(

@@ -1,7 +1,7 @@
 """Augmentation of single pictures' maps: translation, crop, flip.
 
 Letters: n pictures, R S rows and columns of the grid (augment_regions.py). Every function returns
-new maps and targets and leaves its input as it was; where nothing is drawn it may return the input.
+new targets; `flip` writes on the maps it is given, the others return new ones.
 """
 
 from __future__ import annotations
@@ -97,20 +97,20 @@ def crop(batch: Batch, draws: Draws, *, grid: Grid, chance: float, least: float)
 
 
 def flip(batch: Batch, draws: Draws, *, grid: Grid, chance: float) -> Batch:
-    """Mirror maps along x over their whole width, padding included.
+    """Mirror maps along x over their whole width, padding included, where they lie.
 
     An approximation: a backbone's features of the mirrored picture are other than these, because
     its kernels and its strides have sides (docs/augmentation.md has the size of the error). The
     padding comes to the left and counts as valid, since only the right end can be cut off.
     """
     drawn = draw_pictures(len(batch.targets), chance=chance, draws=draws)
-    features, targets = clone_maps(batch.features), list(batch.targets)
+    targets = list(batch.targets)
     _, columns = grid.shape_of(batch.features)
     for picture in drawn:
-        for maps in features.values():
-            maps[picture] = maps[picture].flip(-1)
+        for maps in batch.features.values():
+            maps[picture].copy_(maps[picture].flip(-1))
         targets[picture] = mirror_boxes(targets[picture], columns * grid.cell)
-    return replace(batch, features=features, targets=targets)
+    return replace(batch, targets=targets)
 
 
 def draw_region(size_rs: SizeHW, within_rs: SizeHW, generator: torch.Generator) -> Region:

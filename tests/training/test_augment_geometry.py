@@ -99,7 +99,7 @@ def test_flip_twice_is_nothing_but_padding_that_counts(
 ) -> None:
     scene = data.draw(painting.scenes())
     step = partial(flip, grid=Grid(scene.spec), chance=1.0)
-    once = step(scene.batch, painting.seeded(seed))
+    once = step(painting.with_own_maps(scene.batch), painting.seeded(seed))
     twice = step(once, painting.seeded(seed))
     torch.testing.assert_close(twice.features, scene.batch.features, rtol=0, atol=0)
     width = once.features[scene.spec.names[0]].shape[3] * scene.spec.levels[0].stride
