@@ -93,6 +93,18 @@ CONDITIONS = {
     "jitter 3 without flip + feature flip": Condition(
         weights={"base": 1.0, "jitter": 3.0}, draws=3, augment=("flip=0.5",)
     ),
+    "half jitter 3 without flip + feature flip": Condition(
+        weights={"base": 1.0, "jitter": 1.0}, draws=3, augment=("flip=0.5",)
+    ),
+    "most jitter 3 without flip + feature flip": Condition(
+        weights={"base": 2.0, "jitter": 3.0}, draws=3, augment=("flip=0.5",)
+    ),
+    "jitter 4 alone + feature flip": Condition(
+        weights={"jitter": 1.0}, draws=4, augment=("flip=0.5",)
+    ),
+    "jitter 2 + feature flip + translate": Condition(
+        weights=WITH_TWO, draws=2, augment=("flip=0.5", "translate=0.5")
+    ),
     "jitter 4 alone": Condition(weights={"jitter": 1.0}, draws=4),
     "jitter 2 + feature flip": Condition(weights=WITH_TWO, draws=2, augment=("flip=0.5",)),
     "jitter 2 + translate": Condition(weights=WITH_TWO, draws=2, augment=("translate=0.5",)),
@@ -154,7 +166,7 @@ def run_once(
     options.out.mkdir(parents=True, exist_ok=True)
     store, val = FeatureStore.open(options.train), FeatureStore.open(options.val)
     overrides = [f"seed={seed}", f"schedule.epochs={options.epochs}", f"device={options.device}"]
-    overrides += [f"augment.{text}" for text in condition.augment]
+    overrides += ["augment={flip: 0}", *(f"augment.{text}" for text in condition.augment)]
     config = load_train_config(options.config, overrides)
     config = config.model_copy(update={"views": condition.views(store)})
     device = choose_device(options.device)
