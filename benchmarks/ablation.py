@@ -166,7 +166,7 @@ def run_once(
     options.out.mkdir(parents=True, exist_ok=True)
     store, val = FeatureStore.open(options.train), FeatureStore.open(options.val)
     overrides = [f"seed={seed}", f"schedule.epochs={options.epochs}", f"device={options.device}"]
-    overrides += ["augment={flip: 0}", *(f"augment.{text}" for text in condition.augment)]
+    overrides += [f"augment.{text}" for text in condition.augment]
     config = load_train_config(options.config, overrides)
     config = config.model_copy(update={"views": condition.views(store)})
     device = choose_device(options.device)

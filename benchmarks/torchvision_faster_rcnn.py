@@ -279,7 +279,7 @@ class Rig:
 
 def train_ours(options: argparse.Namespace) -> dict[str, Any]:
     overrides = [f"schedule.epochs={options.epochs}", "eval_every=0", f"seed={options.seed}"]
-    overrides += [f"device={options.device}", "augment.flip=0"]  # as torchvision's runs
+    overrides.append(f"device={options.device}")
     device, run = choose_device(options.device), options.out / f"cachedet-{options.seed}"
     forget_peak(device)
     started = wall_seconds(device)
