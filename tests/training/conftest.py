@@ -189,10 +189,16 @@ def with_own_maps(batch: Batch) -> Batch:
     return replace(batch, features={level: maps.clone() for level, maps in batch.features.items()})
 
 
-def check_pure(step: Step, batch: Batch, seed: int) -> Batch:
-    """Take the step twice from one seed: the same twice, and the boxes as they were."""
+def check_pure(step: Step, batch: Batch, seed: int, *, writes: bool = False) -> Batch:
+    """Take the step twice from one seed: the same twice, and the input as it was.
+
+    Of a step that `writes` on maps only the boxes stay.
+    """
     boxes = [own.boxes.clone() for own in batch.targets]
-    after, again = (step(with_own_maps(batch), seeded(seed)) for _ in range(2))
+    given = [with_own_maps(batch) for _ in range(2)]
+    after, again = (step(own, seeded(seed)) for own in given)
+    if not writes:
+        torch.testing.assert_close(given[0].features, batch.features, rtol=0, atol=0)
     assert all(torch.equal(own.boxes, old) for own, old in zip(batch.targets, boxes, strict=True))
     torch.testing.assert_close(after.features, again.features, rtol=0, atol=0)
     for one, other in zip(after.targets, again.targets, strict=True):
@@ -203,11 +209,17 @@ def check_pure(step: Step, batch: Batch, seed: int) -> Batch:
 
 
 def check_step(
-    make: MakeStep, data: st.DataObject, seed: int, chance: float, *, hides: bool = False
+    make: MakeStep,
+    data: st.DataObject,
+    seed: int,
+    chance: float,
+    *,
+    hides: bool = False,
+    writes: bool = False,
 ) -> None:
     """Boxes follow the cells on every level, and the step is pure."""
     scene = data.draw(scenes())
-    after = check_pure(make(Grid(scene.spec), chance), scene.batch, seed)
+    after = check_pure(make(Grid(scene.spec), chance), scene.batch, seed, writes=writes)
     check_shapes(scene, after)
     check_boxes(scene, after, hides=hides)
 

@@ -64,7 +64,7 @@ def test_all_steps_together(painting: Any, data: st.DataObject, seed: int) -> No
     quality = dict.fromkeys(scene.spec.names, LOSSY["S8"])
     config = AugmentConfig.model_validate(ALL)
     augment = make_augment(config, spec=scene.spec, quality=quality, trains_masks=False)
-    after = painting.check_pure(augment, scene.batch, seed)
+    after = painting.check_pure(augment, scene.batch, seed, writes=True)
     painting.check_shapes(scene, after)
 
 
