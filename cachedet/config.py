@@ -7,7 +7,7 @@ below them takes explicit arguments. The defaults are PAPER section 2 (RetinaNet
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -236,6 +236,14 @@ class TrainConfig(Config):
                 "and schedule.batch_size is 1; give it at least 2, or set them to 0"
             )
         return self
+
+
+ONLY_CACHED: Mapping[str, object] = {
+    "trainable": "all",
+    "init_from": None,
+    "early_stopping": None,
+}
+"""Keys that only runs on a cache can set, with their value in all modes (`compare`, `estimate`)."""
 
 
 class EvalConfig(Config):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from cachedet.config import TrainConfig
+from cachedet.config import ONLY_CACHED, TrainConfig
 from cachedet.estimation.measured import Memory, Training
 from cachedet.estimation.phase import Phase
 from cachedet.estimation.sample import (
@@ -157,6 +157,6 @@ def memory_of(found: StepTrial, enlarge: float) -> Memory:
 
 def plain_heads(config: TrainConfig) -> TrainConfig:
     """The config without what only a run on cached features can have: `make_rig` refuses that."""
-    moving = config.augment.model_copy(update={"channel_dropout": 0.0, "noise": 0.0})
-    changes = {"augment": moving, "trainable": "all", "init_from": None, "early_stopping": None}
-    return config.model_copy(update=changes)
+    off = dict.fromkeys(config.augment.changing_values, 0.0)
+    moving = config.augment.model_copy(update=off)
+    return config.model_copy(update={"augment": moving, **ONLY_CACHED})

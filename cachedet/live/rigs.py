@@ -11,7 +11,7 @@ import torch
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.backbone.trained import BatchNorm, TrainedBackbone
-from cachedet.config import TrainConfig
+from cachedet.config import ONLY_CACHED, TrainConfig
 from cachedet.detector.build import build_detector, choose_levels
 from cachedet.detector.whole import PIXELS, WholeDetector
 from cachedet.detector_config import trains_masks
@@ -146,7 +146,7 @@ def require_shared(config: TrainConfig) -> None:
             "learns does not have; set it to 0 to compare like with like. The other keys of "
             "augment move pictures, which all modes can"
         )
-    for key, default in (("trainable", "all"), ("init_from", None), ("early_stopping", None)):
+    for key, default in ONLY_CACHED.items():
         if (value := getattr(config, key)) != default:
             raise ConfigError(
                 f"{key} is {value!r}: all modes start from the same new heads, train all of them "

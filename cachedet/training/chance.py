@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,7 +24,11 @@ class Draws:
         self._entropy = tuple(entropy)
         self._places = places
         self._pictures: dict[int, torch.Generator] = {}
-        self.of_batch = _make_generator((*entropy, 0))
+
+    @cached_property
+    def of_batch(self) -> torch.Generator:
+        """Of what all its pictures share."""
+        return _make_generator((*self._entropy, 0))
 
     def of_picture(self, picture: int) -> torch.Generator:
         """Of a picture by its number in the batch."""

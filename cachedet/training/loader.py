@@ -158,12 +158,13 @@ class FeatureLoader:
         try:
             for keys, epoch, number in due:
                 places = places_of_rank(len(keys), rank=self._rank, world_size=self._world_size)
-                nbytes = self._decoded_nbytes(keys[places])
+                share = keys[places]
+                nbytes = self._decoded_nbytes(share)
                 while _is_enough(waiting, nbytes):
                     yield handover.take(waiting.popleft()[1].result())
                 draws = Draws((self._seed, epoch, number), places=places)
-                others = len(keys) - len(places)
-                job = readers.submit(self._read, keys[places], others, draws, handover)
+                others = len(keys) - len(share)
+                job = readers.submit(self._read, share, others, draws, handover)
                 waiting.append((nbytes, job))
             while waiting:
                 yield handover.take(waiting.popleft()[1].result())
