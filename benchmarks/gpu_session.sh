@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # What is done with a lent GPU machine that has no network and is bare at the start.
 #
-#   bash benchmarks/gpu_session.sh check              tests on the GPU and on its Python, < 150 s
+#   bash benchmarks/gpu_session.sh check              tests on the GPU, < 130 s
 #   bash benchmarks/gpu_session.sh alone SECONDS      the timings listed below, one after the other
 #   bash benchmarks/gpu_session.sh together SECONDS   the trainings listed below, many at once
 #
 # Run it in the root of a checkout, in which lie
-#   .whl/        wheels of what the machine's Python lacks; they are installed into /tmp/site
+#   .whl/        wheels of what the machine's Python lacks and it does not have in /tmp/site yet;
+#                they are installed there, so that a later call may bring others
 #   .gpu/data/   data sets, each with images/, train.json and val.json
 # Everything is written under $OUT (default: gpu-session): logs of `check` as they are, what the
 # others made in one archive, PHASE.tar.gz, without stores and weights. Only `check` fails where
@@ -24,7 +25,7 @@ PYTHON=${PYTHON:-python3}
 DEVICE=${DEVICE:-cuda} # cpu: to try the script itself
 
 install_wheels() {
-    [ -d "$SITE" ] || "$PYTHON" -m pip install -q --no-index --no-deps --no-compile \
+    "$PYTHON" -m pip install -q --no-index --no-deps --no-compile \
         --no-cache-dir --upgrade --target "$SITE" .whl/*.whl || exit 1
     export PYTHONPATH=$SITE:$ROOT PYTHONUNBUFFERED=1
 }
@@ -60,10 +61,9 @@ check() {
     # The compiler takes as long as all other tests together, so it starts at once, beside them.
     # A warning of a library that is newer here shall not cost the session: it is shown at the end.
     run_tests compiled 130 tests/cuda -n 2 -k compiled -W default & local pids=($!)
-    run_tests cuda 130 tests/cuda -n 6 -k "not compiled" -W default -rP & pids+=($!)
-    CUDA_VISIBLE_DEVICES= run_tests cpu 110 tests/training tests/store -n 9 --dist worksteal & pids+=($!)
+    run_tests cuda 130 tests/cuda -n 10 -k "not compiled" -W default -rP & pids+=($!)
     for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
-    for name in compiled cpu cuda; do
+    for name in compiled cuda; do
         echo "=== $name" && tail -n 45 "$OUT/$name.log" | cut -c1-200
     done
     cat "$OUT/summary.txt"
@@ -73,29 +73,39 @@ check() {
 # --- what is measured: edit these lists -----------------------------------------------------
 # name | most seconds | command; stores and files lie under $WORK, and commands see $PYTHON,
 # $DEVICE, $DATA and $WORK. TOGETHER: the scores count, their seconds are those of a shared GPU.
-AT_ONCE=15
+AT_ONCE=16
 PICTURES='--images $DATA/bccd/images --annotations $DATA/bccd/train.json'
-FEATURES='--images $DATA/bccd/images --train $WORK/features/bccd/train.zarr --val $WORK/features/bccd/val.zarr'
-BCCD='--images $DATA/bccd/images --train $WORK/bccd-train.zarr --val $WORK/bccd-val.zarr'
 BASE='--config configs/retinanet_fpn.yaml --image-size 640 --pictures 96 --batch 16 --steps 6 --rounds 2'
 ALONE=(
-    'heads_tiny|40|$PYTHON benchmarks/heads.py --device $DEVICE --batch 4 --rounds 12'
-    "against_tiny|110|\$PYTHON benchmarks/against_live.py --device \$DEVICE $PICTURES --out \$WORK/against --pictures 96 --batch 16 --steps 6 --rounds 2 --backbones tf_efficientnet_lite0,resnet50,convnext_base"
-    "against_base|80|\$PYTHON benchmarks/against_live.py --device \$DEVICE $PICTURES --out \$WORK/base $BASE --backbones resnet50,convnext_base"
-    "extraction|40|\$PYTHON benchmarks/extraction.py --device \$DEVICE $PICTURES --out \$WORK"
-    "torchvision|40|\$PYTHON benchmarks/torchvision_faster_rcnn.py --device \$DEVICE $BCCD --out \$WORK/torchvision --steps 12"
-    'stall|40|$PYTHON benchmarks/stall.py --device $DEVICE --store $WORK/bccd-train.zarr --residencies stream,ram,device --steps 30 --pairs 2'
-    "extraction_fp32|40|NVIDIA_TF32_OVERRIDE=0 \$PYTHON benchmarks/extraction.py --device \$DEVICE $PICTURES --out \$WORK"
-    'heads_base|40|$PYTHON benchmarks/heads.py --device $DEVICE --batch 8 --rounds 5 --size 640x640 --features C3:512:8,C4:1024:16,C5:2048:32 --configs configs/retinanet_fpn.yaml,configs/faster_rcnn_fpn.yaml,configs/cascade_rcnn_nasfpn.yaml'
+    "extraction|45|\$PYTHON benchmarks/extraction.py --device \$DEVICE $PICTURES --out \$WORK --pictures 192"
+    'stall|30|$PYTHON benchmarks/stall.py --device $DEVICE --store $WORK/bccd-train.zarr --residencies stream,ram,device --steps 30 --pairs 4'
+    "against_base|75|\$PYTHON benchmarks/against_live.py --device \$DEVICE $PICTURES --out \$WORK/base $BASE --backbones resnet50,convnext_base"
+    "against_tiny|60|\$PYTHON benchmarks/against_live.py --device \$DEVICE $PICTURES --out \$WORK/against --pictures 96 --batch 16 --steps 6 --rounds 2 --backbones tf_efficientnet_lite0,resnet50"
+    "stall_resnet50|45|\$PYTHON benchmarks/stall.py --device \$DEVICE --synthetic \$WORK/large --residencies stream,ram,device --steps 12 --pairs 3"
 )
+BACKBONES='lite0 lite2'
 TOGETHER=()
-for seed in 0 1 2; do
-    for run in bccd:cascade_rcnn_nasfpn:6 kangaroo:cascade_rcnn_nasfpn:10 bccd:retinanet_fpn:10 kangaroo:retinanet_fpn:12; do
-        IFS=: read -r data heads epochs <<<"$run"
-        TOGETHER+=("$data-$heads-$seed|400|mkdir -p \$WORK/compare/$data-$heads-$seed && cp -r \$WORK/features/$data \$WORK/compare/$data-$heads-$seed/features && \$PYTHON -m cachedet compare configs/${heads}_tiny.yaml --images \$DATA/$data/images --annotations \$DATA/$data/train.json --val-annotations \$DATA/$data/val.json --on-bad-image skip --image-size 384 --epochs $epochs --seeds $seed --modes cached,tuned,live,scratch --set eval_every=3 --device \$DEVICE --workers 4 --out \$WORK/compare/$data-$heads-$seed")
+cells() { # data, config, epochs, backbone, seeds, modes: one process each
+    local data=$1 heads=$2 epochs=$3 backbone=$4 seed mode out
+    for seed in $5; do
+        for mode in $6; do
+            out="\$WORK/compare/$data-$heads-$backbone-$mode-$seed"
+            TOGETHER+=("$data-$heads-$backbone-$mode-$seed|400|mkdir -p $out && cp -al \$WORK/features/$data-$backbone $out/features && \$PYTHON -m cachedet compare configs/${heads}_tiny.yaml --images \$DATA/$data/images --annotations \$DATA/$data/train.json --val-annotations \$DATA/$data/val.json --on-bad-image skip --image-size 384 --epochs $epochs --seeds $seed --modes $mode --backbone tf_efficientnet_$backbone --set eval_every=$epochs --resamples 200 --device \$DEVICE --workers 2 --out $out")
+        done
     done
-    TOGETHER+=("torchvision_$seed|400|\$PYTHON benchmarks/torchvision_faster_rcnn.py --device \$DEVICE $FEATURES --out \$WORK/torchvision-$seed --steps 2 --epochs 10 --seed $seed")
-done
+}
+cells bccd cascade_rcnn_nasfpn 6 lite2 0 'tuned cached'
+cells kangaroo cascade_rcnn_nasfpn 10 lite2 0 'tuned cached'
+cells bccd cascade_rcnn_nasfpn 6 lite0 '0 1 2' 'tuned cached'
+cells kangaroo cascade_rcnn_nasfpn 10 lite0 '0 1 2' 'tuned cached'
+cells bccd cascade_rcnn_nasfpn 6 lite0 0 'scratch live'
+cells kangaroo cascade_rcnn_nasfpn 10 lite0 0 'scratch live'
+cells bccd retinanet_fpn 10 lite2 0 'tuned cached'
+cells kangaroo retinanet_fpn 12 lite2 0 'tuned cached'
+cells bccd retinanet_fpn 10 lite0 0 scratch
+cells kangaroo retinanet_fpn 12 lite0 0 'scratch live'
+cells bccd cascade_rcnn_nasfpn 6 lite2 '1 2' 'tuned cached'
+cells kangaroo cascade_rcnn_nasfpn 10 lite2 '1 2' 'tuned cached'
 # ---------------------------------------------------------------------------------------------
 
 make_stores() {
@@ -133,21 +143,26 @@ alone() {
     for job in "${ALONE[@]}"; do run_job "$job"; done
 }
 
-# One extraction for all comparisons of a data set; its seconds are those of four at a time.
+# One extraction for all comparisons of a data set and backbone; its seconds are those of many at
+# a time.
 make_features() {
-    local data split views
+    local data backbone split views
     for data in bccd kangaroo; do
-        mkdir -p "$WORK/features/$data"
-        for split in train val; do
-            views=base
-            [ "$split" = train ] && views=base,hflip,jitter=2:0.5-1.5
-            run_job "extract_${data}_$split|90|\$PYTHON -m cachedet extract --images \$DATA/$data/images --annotations \$DATA/$data/$split.json --store \$WORK/features/$data/$split.zarr --image-size 384 --views $views --device \$DEVICE --on-bad-image skip --workers 4 --json" &
+        for backbone in $BACKBONES; do
+            mkdir -p "$WORK/features/$data-$backbone"
+            for split in train val; do
+                views=base
+                [ "$split" = train ] && views=base,hflip,jitter=2:0.5-1.5
+                run_job "extract_${data}_${backbone}_$split|90|\$PYTHON -m cachedet extract --images \$DATA/$data/images --annotations \$DATA/$data/$split.json --store \$WORK/features/$data-$backbone/$split.zarr --image-size 384 --views $views --backbone tf_efficientnet_$backbone --device \$DEVICE --on-bad-image skip --workers 2 --json" &
+            done
         done
     done
     wait
     for data in bccd kangaroo; do
-        "$PYTHON" -c 'import json, sys; print(json.dumps({"train": json.load(sys.stdin)["seconds"]}))' \
-            <"$WORK/extract_${data}_train.json" >"$WORK/features/$data/seconds.json"
+        for backbone in $BACKBONES; do
+            "$PYTHON" -c 'import json, sys; print(json.dumps({"train": json.load(sys.stdin)["seconds"]}))' \
+                <"$WORK/extract_${data}_${backbone}_train.json" >"$WORK/features/$data-$backbone/seconds.json"
+        done
     done
 }
 
