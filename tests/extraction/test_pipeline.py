@@ -138,6 +138,31 @@ class UnevenWriter(StoreWriter):
         return super().encode(block, features, start=start)
 
 
+class CountingWriter(StoreWriter):
+    """Notes how many threads torch may use where it encodes."""
+
+    counts: set[int] = set()  # noqa: RUF012
+
+    def encode(self, block: Any, features: Any, *, start: int = 0) -> PackedPictures:
+        self.counts.add(torch.get_num_threads())
+        return super().encode(block, features, start=start)
+
+
+def test_only_the_backbone_uses_several_cores(tiny: Any, tmp_path: Path) -> None:
+    """A team of torch's threads in each decoding thread is 256 threads on 16 cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        pipeline, writer, _ = pipeline_of(tiny, tmp_path / "s.zarr", CountingWriter)
+        seen = []
+        pipeline._backbone.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+        pipeline.run(writer.blocks)
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {2}
+    assert CountingWriter.counts == {1}
+
+
 class Broken(FrozenBackbone):
     """Gives NaN from the fifth picture on."""
 
