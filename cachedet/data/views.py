@@ -5,12 +5,13 @@
     scale-0.5            long side = 0.5 image_size
     crop-k0              window 0: aspect kept, side 0.5 to 0.9 of the picture, placed at random,
                          enlarged to the size of the base view
-    jitter-k3            draw 3 of PAPER 2.2's scale jitter: a factor in [0.1, 2.0], flipped or not,
+    jitter-s3            draw 3 of PAPER 2.2's scale jitter: a factor in [0.1, 2.0], flipped or not,
                          a random window where it is larger than the base view's bucket
-    jitter-0.5-1.5-k3    the same with another range of factors
+    jitter-0.5-1.5-s3    the same with another range of factors
+    jitter-k3            the same, each draw by itself: two may be alike (what stores held before)
 
-What is drawn depends on the view and the image id alone: never on other pictures, other draws, the
-batch or the process. `crop` and `jitter` views share the bucket of the base view.
+What is drawn depends on the view and the image id alone: never on other pictures, on what else is
+drawn, the batch or the process. `crop` and `jitter` views share the bucket of the base view.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cachedet.data.geometry import Geometry
 from cachedet.errors import InputError, nearest_names
@@ -38,10 +38,15 @@ MOST_VIEWS = 256  # of a store
 LEAST_VISIBLE = 0.25  # share of a box; with less in sight it is neither object nor background
 _NUMBER = r"([0-9]{1,2}(?:\.[0-9]{1,4})?)"
 _NAME = re.compile(
-    rf"(base|hflip)|scale-{_NUMBER}|crop-k([0-9]{{1,4}})|jitter-(?:{_NUMBER}-{_NUMBER}-)?k([0-9]{{1,4}})"
+    rf"(base|hflip)|scale-{_NUMBER}|crop-k([0-9]{{1,4}})"
+    rf"|jitter-(?:{_NUMBER}-{_NUMBER}-)?([ks])([0-9]{{1,4}})"
 )
 _KNOWN = ("base", "hflip", "scale=<f>", "crop=<K>", "jitter=<K>[:<low>-<high>]")
 _STREAMS = {"crop": 1, "jitter": 2}  # each family has random numbers of its own
+_SPREAD_STREAM = 3
+# From one spread draw to the next, of 2^64: the golden ratio's fraction for the factor, a half for
+# the mirror, those of the plastic number for the place. Any few in a row are far apart.
+_STEPS = (0x9E3779B97F4A7C15, 1 << 63, 0xC13FA9A902A6328F, 0x91E10DA5C79E7B1C)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +56,7 @@ class View:
     family: Family
     scales: tuple[float, float] = (1.0, 1.0)  # of `jitter` the range, of `scale` twice its factor
     draw: int = 0  # number of the draw, of `crop` and `jitter`
+    is_spread: bool = False  # of `jitter`: draws of a picture keep apart from each other
 
     @property
     def name(self) -> str:
@@ -62,14 +68,14 @@ class View:
         if self.family == "jitter":
             low, high = map(_text, self.scales)
             own_range = "" if self.scales == PAPER_SCALES else f"{low}-{high}-"
-            return f"jitter-{own_range}k{self.draw}"
+            return f"jitter-{own_range}{'s' if self.is_spread else 'k'}{self.draw}"
         return self.family
 
 
 def parse_views(text: str) -> tuple[View, ...]:
-    """``"base,scale=0.5,jitter=2:0.5-1.5"`` -> base, scale-0.5, jitter-0.5-1.5-k0 and -k1.
+    """``"base,scale=0.5,jitter=2:0.5-1.5"`` -> base, scale-0.5, jitter-0.5-1.5-s0 and -s1.
 
-    Single names such as ``jitter-k3`` may stand there too. Raises InputError on an unknown,
+    Single names such as ``jitter-s3`` may stand there too. Raises InputError on an unknown,
     repeated or missing name, and a number out of range.
     """
     items = [item.strip() for item in text.split(",") if item.strip()]
@@ -106,7 +112,7 @@ def is_view_name(name: str) -> bool:
 
 
 def view_family(name: str) -> Family:
-    """``"jitter-0.5-1.5-k3"`` -> ``"jitter"``. Raises InputError."""
+    """``"jitter-0.5-1.5-s3"`` -> ``"jitter"``. Raises InputError."""
     return view_named(name).family
 
 
@@ -217,10 +223,15 @@ def _uniform(view: View, image_id: int) -> list[float]:
     raw output of PCG64, but not what its Generator makes of it (NEP 19).
     """
     words = image_id & 0xFFFFFFFF, (image_id >> 32) & 0xFFFFFFFF
-    low, high = (round(scale * 10_000) for scale in view.scales)
-    seed = np.random.SeedSequence([_STREAMS[view.family], *words, view.draw, low, high])
-    raw: NDArray[np.uint64] = np.random.PCG64(seed).random_raw(4)
-    return [int(number) / 2**53 for number in raw >> np.uint64(11)]
+    scales = (round(scale * 10_000) for scale in view.scales)
+    first = (
+        (_SPREAD_STREAM, *words) if view.is_spread else (_STREAMS[view.family], *words, view.draw)
+    )
+    seed = np.random.SeedSequence([*first, *scales])
+    raw = [int(number) for number in np.random.PCG64(seed).random_raw(len(_STEPS))]
+    if view.is_spread:
+        raw = [(at + view.draw * by) % 2**64 for at, by in zip(raw, _STEPS, strict=True)]
+    return [(number >> 11) / 2**53 for number in raw]
 
 
 def _scaled(picture_hw: SizeHW, long_side: float) -> SizeHW:
@@ -246,12 +257,12 @@ def _expand(item: str) -> tuple[View, ...]:
         count, colon, span = value.partition(":")
         scales = _parse_range(span, where=item) if colon else PAPER_SCALES
         draws = _parse_draws(count, where=item)
-        return tuple(View(family="jitter", scales=scales, draw=k) for k in draws)
+        return tuple(View(family="jitter", scales=scales, draw=k, is_spread=True) for k in draws)
     raise _unknown(item)
 
 
 def _view_of(found: re.Match[str]) -> View | None:
-    plain, scale, window, low, high, draw = found.groups()
+    plain, scale, window, low, high, kind, draw = found.groups()
     if plain:
         return View(family="hflip" if plain == "hflip" else "base")
     if scale:
@@ -259,7 +270,7 @@ def _view_of(found: re.Match[str]) -> View | None:
     if window:
         return View(family="crop", draw=int(window))
     scales = (float(low), float(high)) if low else PAPER_SCALES
-    return View(family="jitter", scales=scales, draw=int(draw))
+    return View(family="jitter", scales=scales, draw=int(draw), is_spread=kind == "s")
 
 
 def _unknown(text: str) -> InputError:

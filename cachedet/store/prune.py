@@ -114,7 +114,7 @@ def _kept_views(plan: StorePlan, keep_views: Sequence[str] | None) -> tuple[str,
 
 
 def _expanded(view: str) -> list[str]:
-    """``"jitter=2"`` -> jitter-k0, jitter-k1; what is no view stays as it is."""
+    """``"jitter=2"`` -> jitter-s0, jitter-s1; what is no view stays as it is."""
     try:
         return [found.name for found in parse_views(view)]
     except InputError:

@@ -22,7 +22,7 @@ PLAIN = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="
 NAMES = [
     view.name
     for view in parse_views("base,hflip,scale=0.1,scale=3.7,crop=6,jitter=6,jitter=4:0.5-4")
-]
+] + ["jitter-k0", "jitter-k3", "jitter-0.5-4-k0", "jitter-0.5-4-k1"]
 SIDES = st.integers(1, 900)
 IDS = st.integers(-(2**63), 2**63 - 1)
 
@@ -91,7 +91,7 @@ def test_the_affine_map_is_the_way_back(name: str, corners: list[float]) -> None
     torch.testing.assert_close(ys, expected[[1, 3]], rtol=1e-6, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["crop-k0", "crop-k1", "jitter-0.5-4-k1", "jitter-2-4-k0"])
+@pytest.mark.parametrize("name", ["crop-k0", "crop-k1", "jitter-0.5-4-k1", "jitter-2-4-s0"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos", "nearest"])
 @pytest.mark.parametrize("picture_hw", [(333, 500), (60, 41), (1, 1)])
 def test_pixels_of_a_window_are_those_of_resizing_and_cutting(
@@ -155,12 +155,20 @@ def test_draws_are_the_same_for_ever() -> None:
     """Geometries are not in the store: another numpy must draw what this one drew."""
     found = {
         (name, image_id): geometry_of(name, 480, 640, image_id=image_id)
-        for name, image_id in (("crop-k0", 7), ("jitter-k0", 7), ("jitter-k5", 2**40 + 3))
+        for name, image_id in (
+            ("crop-k0", 7),
+            ("jitter-k0", 7),
+            ("jitter-k5", 2**40 + 3),
+            ("jitter-s0", 7),
+            ("jitter-s5", 2**40 + 3),
+        )
     }
     assert {key: (g.scaled_hw, g.offset_yx, g.flip) for key, g in found.items()} == {
         ("crop-k0", 7): ((377, 502), (167, 98), False),
         ("jitter-k0", 7): ((342, 456), (35, 62), True),
         ("jitter-k5", 2**40 + 3): ((106, 141), (0, 0), False),
+        ("jitter-s0", 7): ((335, 447), (58, 154), False),
+        ("jitter-s5", 2**40 + 3): ((380, 506), (42, 133), True),
     }
 
 
@@ -168,13 +176,18 @@ def by_the_page(
     name: str, picture_hw: tuple[int, int], image_id: int
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], bool]:
     """Section 3 of docs/disk-format.md, from its text alone: scaled size, place, window, mirror."""
-    family, *numbers, draw = name.split("-")
+    family, *numbers, (kind, *digits) = name.split("-")
+    draw = int("".join(digits))
     low, high = map(float, numbers or (("1", "1") if family == "crop" else ("0.1", "2")))
     stream = {"crop": 1, "jitter": 2}[family]
     words = [image_id % 2**32, image_id // 2**32 % 2**32]
-    entropy = [stream, *words, int(draw[1:]), round(10_000 * low), round(10_000 * high)]
-    raw = np.random.PCG64(np.random.SeedSequence(entropy)).random_raw(4)
-    u1, u2, u3, u4 = (int(number) // 2**11 / 2**53 for number in raw)
+    first = [3, *words] if kind == "s" else [stream, *words, draw]
+    entropy = [*first, round(10_000 * low), round(10_000 * high)]
+    raw = [int(n) for n in np.random.PCG64(np.random.SeedSequence(entropy)).random_raw(4)]
+    if kind == "s":
+        steps = (0x9E3779B97F4A7C15, 2**63, 0xC13FA9A902A6328F, 0x91E10DA5C79E7B1C)
+        raw = [(n + draw * step) % 2**64 for n, step in zip(raw, steps, strict=True)]
+    u1, u2, u3, u4 = (number // 2**11 / 2**53 for number in raw)
 
     def scaled_by(factor: float) -> tuple[int, ...]:
         factor = 256 * factor / max(picture_hw)
@@ -194,7 +207,7 @@ def by_the_page(
 
 @RULE
 @given(
-    name=st.sampled_from([name for name in NAMES if "-k" in name]),
+    name=st.sampled_from([name for name in NAMES if "-k" in name or "-s" in name]),
     height=SIDES,
     width=SIDES,
     image_id=IDS,
@@ -207,8 +220,9 @@ def test_the_page_of_the_disk_format_says_what_is_drawn(
     assert numbers == by_the_page(name, (height, width), image_id)
 
 
-def test_factors_flips_and_places_are_uniform() -> None:
-    jitter = [geometry_of("jitter-k0", 480, 640, image_id=n) for n in range(2000)]
+@pytest.mark.parametrize("name", ["jitter-k0", "jitter-s0", "jitter-s3"])
+def test_factors_flips_and_places_are_uniform(name: str) -> None:
+    jitter = [geometry_of(name, 480, 640, image_id=n) for n in range(2000)]
     factors = np.array([g.scaled_hw[1] / 256 for g in jitter])
     assert 0.1 <= factors.min() < 0.12
     assert 1.98 < factors.max() <= 2.0
@@ -222,6 +236,18 @@ def test_factors_flips_and_places_are_uniform() -> None:
     for axis in range(2):
         places = [g.offset_yx[axis] / (g.scaled_hw[axis] - g.valid_hw[axis]) for g in crops]
         assert np.histogram(places, 5, (0, 1))[0].min() > 300
+
+
+@pytest.mark.parametrize(("draws", "apart"), [(2, 0.38), (3, 0.23), (4, 0.14), (8, 0.09)])
+def test_spread_draws_of_a_picture_keep_apart(draws: int, apart: float) -> None:
+    """The least difference of their factors, of the range and round it; and both mirrorings."""
+    views = parse_views(f"jitter={draws}:0.5-1.5")
+    for image_id in range(50):
+        found = [geometry_of(view.name, 7500, 10_000, image_id=image_id) for view in views]
+        factors = sorted(g.scaled_hw[1] / 256 - 0.5 for g in found)
+        ahead = [*factors[1:], factors[0] + 1]
+        assert min(b - a for a, b in zip(factors, ahead, strict=True)) > apart - 0.01
+        assert {g.flip for g in found} == {True, False}
 
 
 def test_draws_beyond_those_a_store_holds() -> None:

@@ -24,10 +24,13 @@ VIEWS = st.one_of(
     SCALES.filter(lambda s: s != 1).map(lambda s: View(family="scale", scales=(s, s))),
     DRAWS.map(lambda k: View(family="crop", draw=k)),
     st.builds(
-        lambda a, b, k: View(family="jitter", scales=(min(a, b), max(a, b)), draw=k),
+        lambda a, b, k, apart: View(
+            family="jitter", scales=(min(a, b), max(a, b)), draw=k, is_spread=apart
+        ),
         SCALES,
         SCALES,
         DRAWS,
+        st.booleans(),
     ),
 )
 
@@ -38,10 +41,10 @@ def names(text: str) -> list[str]:
 
 def test_families_expand_to_single_views() -> None:
     assert names("base,hflip,scale=0.5,crop=2,jitter=3") == [
-        "base", "hflip", "scale-0.5", "crop-k0", "crop-k1", "jitter-k0", "jitter-k1", "jitter-k2",
+        "base", "hflip", "scale-0.5", "crop-k0", "crop-k1", "jitter-s0", "jitter-s1", "jitter-s2",
     ]  # fmt: skip
     assert names(" jitter=2:0.5-1.5 , base,") == [
-        "jitter-0.5-1.5-k0", "jitter-0.5-1.5-k1", "base",
+        "jitter-0.5-1.5-s0", "jitter-0.5-1.5-s1", "base",
     ]  # fmt: skip
     assert names("scale=0.50,scale=2.0,scale=4,scale=0.1234") == [
         "scale-0.5", "scale-2", "scale-4", "scale-0.1234",
@@ -49,19 +52,21 @@ def test_families_expand_to_single_views() -> None:
 
 
 def test_single_names_may_be_asked_for() -> None:
-    assert names("jitter-k3,scale-1.5,crop-k0") == ["jitter-k3", "scale-1.5", "crop-k0"]
+    assert names("jitter-s3,jitter-k3,scale-1.5,crop-k0") == [
+        "jitter-s3", "jitter-k3", "scale-1.5", "crop-k0",
+    ]  # fmt: skip
 
 
 def test_the_papers_range_has_one_name_only() -> None:
-    assert names("jitter=1:0.1-2.0") == ["jitter-k0"]
-    with pytest.raises(InputError, match="unknown view 'jitter-0.1-2-k0'"):
-        view_named("jitter-0.1-2-k0")
+    assert names("jitter=1:0.1-2.0") == ["jitter-s0"]
+    with pytest.raises(InputError, match="unknown view 'jitter-0.1-2-s0'"):
+        view_named("jitter-0.1-2-s0")
 
 
 def test_families() -> None:
     found = [view_family(name) for name in names("base,hflip,scale=2,crop=1,jitter=1:0.5-1.5")]
     assert found == ["base", "hflip", "scale", "crop", "jitter"]
-    assert view_family("jitter-0.5-1.5-k3") == "jitter"
+    assert view_family("jitter-0.5-1.5-s3") == view_family("jitter-k3") == "jitter"
     with pytest.raises(InputError, match="unknown view 'jitter'"):
         view_family("jitter")
 
@@ -92,13 +97,16 @@ def test_other_names_are_no_views(text: str) -> None:
         ("base=1", "unknown view 'base=1'"),
         ("../x", "unknown view '../x'"),
         ("crop=2,crop=1", "each view once, got crop-k0 more than once in 'crop=2,crop=1'"),
-        ("jitter=1:0.1-2,jitter-k0", "got jitter-k0 more than once"),
+        ("jitter=1:0.1-2,jitter-s0", "got jitter-s0 more than once"),
         ("crop=0", "crop=0: expected a number of draws from 1 to 64"),
         ("crop=1000", "crop=1000: expected a number of draws from 1 to 64"),
         ("jitter=", "jitter=: expected a number of draws from 1 to 64"),
         ("jitter=-1", "jitter=-1: expected a number of draws"),
         ("jitter=2.5", "jitter=2.5: expected a number of draws"),
         ("jitter-k64", "view jitter-k64: draws are numbered 0 to 63, got 64"),
+        ("jitter-s64", "view jitter-s64: draws are numbered 0 to 63, got 64"),
+        ("jitter-z0", "unknown view 'jitter-z0'"),
+        ("crop-s0", "unknown view 'crop-s0'"),
         ("crop-k9999", "view crop-k9999: draws are numbered 0 to 63, got 9999"),
         ("scale=0.09", "scale=0.09: expected scales from 0.1 to 4, got 0.09"),
         ("scale=4.1", "scale=4.1: expected scales from 0.1 to 4, got 4.1"),

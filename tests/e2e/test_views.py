@@ -124,9 +124,9 @@ def test_adding_views_equals_extracting_them_at_once(
 
 def test_views_of_one_picture_share_its_bucket(added: Path) -> None:
     store = FeatureStore.open(added)
-    for view in ("hflip", "crop-k0", "jitter-k0", "jitter-k1", "jitter-0.5-1.5-k0"):
+    for view in ("hflip", "crop-k0", "jitter-s0", "jitter-s1", "jitter-0.5-1.5-s0"):
         assert str(store.buckets(view)) == str(store.buckets("base"))
-    keys = [(0, view) for view in ("base", "crop-k0", "jitter-k0")]
+    keys = [(0, view) for view in ("base", "crop-k0", "jitter-s0")]
     assert len(next(iter(store.read_batch(keys, ["C3"]).values()))) == 3
 
 
@@ -138,7 +138,7 @@ def test_a_codecs_statistics_stay_those_of_the_store(tiny: Any, tmp_path: Path) 
     (root / "codec.npz").unlink()
     extract(tiny.extract_config(root, views="jitter=1,base", codec="pca4+int8"))
     assert (root / "codec.npz").read_bytes() == state
-    assert FeatureStore.open(root).manifest.views == ("base", "jitter-k0")
+    assert FeatureStore.open(root).manifest.views == ("base", "jitter-s0")
 
 
 def test_detections_of_several_views(added: Path, run: Path) -> None:
@@ -167,7 +167,7 @@ def test_views_that_cannot_be_scored(tiny: Any, run: Path, added: Path, tmp_path
         evaluate(run, store=tiny.val, config=EvalConfig(views="bse"))
     root = tmp_path / "s.zarr"
     shutil.copytree(added, root)
-    for record in (root / "commits").glob("jitter-k1*"):
+    for record in (root / "commits").glob("jitter-s1*"):
         record.unlink()
     assert evaluate(run, store=root).scores.num_pictures == 8  # its views are complete
     with pytest.raises(MissingFeatureError, match="is unfinished"):
@@ -185,7 +185,7 @@ def test_views_added_meanwhile_change_nothing_of_a_run(
     train(config.model_copy(update={"max_steps": 4}), train_store=tiny.train, run=tmp_path / "run")
     root = tmp_path / "s.zarr"
     shutil.copytree(added, root)
-    for record in (root / "commits").glob("jitter-k1*"):
+    for record in (root / "commits").glob("jitter-s1*"):
         record.unlink()
     train(config, train_store=root, run=tmp_path / "run", resume=True)
     one, other = (

@@ -23,8 +23,8 @@ from cachedet.training.loader import FeatureLoader
         ("jitter-k0", 0, "jitter-k63"),
         ("jitter-k0", 1, "jitter-k62"),
         ("jitter-k5", 1, "jitter-k62"),  # all draws of one recipe are one view here
-        ("jitter-0.5-1.5-k1", 63, "jitter-0.5-1.5-k0"),
-        ("jitter-0.5-1.5-k1", 64, "jitter-0.5-1.5-k63"),
+        ("jitter-0.5-1.5-s1", 63, "jitter-0.5-1.5-s0"),
+        ("jitter-0.5-1.5-s1", 64, "jitter-0.5-1.5-s63"),
     ],
 )
 def test_jitter_is_drawn_anew_from_the_last_draw_on(name: str, epoch: int, expected: str) -> None:
@@ -32,14 +32,14 @@ def test_jitter_is_drawn_anew_from_the_last_draw_on(name: str, epoch: int, expec
 
 
 def test_draws_repeat_after_all_of_them_only() -> None:
-    assert len({fresh_view("jitter-k0", epoch) for epoch in range(MOST_DRAWS)}) == MOST_DRAWS
+    assert len({fresh_view("jitter-s0", epoch) for epoch in range(MOST_DRAWS)}) == MOST_DRAWS
 
 
 def test_a_store_of_eight_draws_shares_none_in_56_epochs() -> None:
     held = {view.name for view in parse_views("jitter=8:0.5-1.5")}
-    drawn = {fresh_view("jitter-0.5-1.5-k0", epoch) for epoch in range(56)}
+    drawn = {fresh_view("jitter-0.5-1.5-s0", epoch) for epoch in range(56)}
     assert not held & drawn
-    assert fresh_view("jitter-0.5-1.5-k0", 56) in held
+    assert fresh_view("jitter-0.5-1.5-s0", 56) in held
 
 
 @pytest.mark.parametrize("name", ["base", "hflip", "scale-0.5", "crop-k3"])
@@ -79,8 +79,8 @@ def geometry_of(store: FeatureStore, row: int, view: str) -> Geometry:
 @pytest.mark.parametrize(
     ("view", "fresh", "shown"),
     [
-        ("jitter-0.5-1.5-k0", True, ("jitter-0.5-1.5-k63", "jitter-0.5-1.5-k62")),
-        ("jitter-0.5-1.5-k0", False, ("jitter-0.5-1.5-k0", "jitter-0.5-1.5-k0")),
+        ("jitter-0.5-1.5-s0", True, ("jitter-0.5-1.5-s63", "jitter-0.5-1.5-s62")),
+        ("jitter-0.5-1.5-s0", False, ("jitter-0.5-1.5-s0", "jitter-0.5-1.5-s0")),
         ("hflip", True, ("hflip", "hflip")),
     ],
 )
