@@ -78,8 +78,9 @@ PICTURES='--images $DATA/bccd/images --annotations $DATA/bccd/train.json'
 BASE='--config configs/retinanet_fpn.yaml --image-size 640 --pictures 96 --batch 16 --steps 6 --rounds 2'
 ALONE=(
     "extraction|45|\$PYTHON benchmarks/extraction.py --device \$DEVICE $PICTURES --out \$WORK --pictures 192"
-    'stall|30|$PYTHON benchmarks/stall.py --device $DEVICE --store $WORK/bccd-train.zarr --residencies stream,ram,device --steps 30 --pairs 4'
-    "against_base|75|\$PYTHON benchmarks/against_live.py --device \$DEVICE $PICTURES --out \$WORK/base $BASE --backbones resnet50,convnext_base"
+    'stall|80|$PYTHON benchmarks/stall.py --device $DEVICE --store $WORK/bccd-train.zarr --residencies stream,ram,device --steps 30 --pairs 4'
+    "against_base|75|\$PYTHON benchmarks/against_live.py --device \$DEVICE $PICTURES --out \$WORK/base $BASE --backbones resnet50"
+    "against_convnext|80|\$PYTHON benchmarks/against_live.py --device \$DEVICE $PICTURES --out \$WORK/base $BASE --backbones convnext_base"
     "against_tiny|60|\$PYTHON benchmarks/against_live.py --device \$DEVICE $PICTURES --out \$WORK/against --pictures 96 --batch 16 --steps 6 --rounds 2 --backbones tf_efficientnet_lite0,resnet50"
     "stall_resnet50|45|\$PYTHON benchmarks/stall.py --device \$DEVICE --synthetic \$WORK/large --residencies stream,ram,device --steps 12 --pairs 3"
 )
