@@ -103,7 +103,7 @@ def few_draws(measured: Measured, forecast: Forecast) -> str | None:
         return None
     return (
         f"{count_of(measured.pictures, 'picture')} are few: {_DRAWS} jittered views in place "
-        f"of {draws} take {readable_nbytes(round(more))} more and may bring several AP "
+        f"of {draws} take {readable_nbytes(round(more))} more and may bring an AP or more "
         f"(--views base,hflip,jitter={_DRAWS}:0.5-1.5)"
     )
 

@@ -153,7 +153,7 @@ def test_a_small_data_set_wants_more_draws(measured_of: Make) -> None:
     found = advice.few_draws(*both(small))
     assert found == (
         "100 pictures are few: 4 jittered views in place of 0 take 4.00 GB more and may bring "
-        "several AP (--views base,hflip,jitter=4:0.5-1.5)"
+        "an AP or more (--views base,hflip,jitter=4:0.5-1.5)"
     )
     found = advice.few_draws(*both(measured_of(views=views, free_disk=41e9)))
     assert found is not None
