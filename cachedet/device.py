@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -35,3 +37,28 @@ def choose_device(name: str) -> torch.device:
 def usable_cores() -> int | None:
     """CPU cores this process may run on; None where the system does not say (macOS, Windows)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
+def single_core_threads(
+    count: int, name: str, *, begin: Callable[[], None] | None = None
+) -> ThreadPoolExecutor:
+    """Threads in each of which torch uses one core, for work beside the backbone or the step.
+
+    One that used several would keep a team of its own spinning on the cores of those: a training
+    step of 0.14 s took a third longer beside 1 ms of reading.
+
+    Args:
+        count: of the threads.
+        name: that theirs begin with.
+        begin: called in each before its first job.
+    """
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        if begin is not None:
+            begin()
+
+    # torch gives a thread that has not computed yet the number set last, in whichever thread: the
+    # calling one takes its own now.
+    torch.get_num_threads()
+    return ThreadPoolExecutor(count, name, initializer=start)

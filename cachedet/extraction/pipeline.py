@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cachedet.backbone.frozen import FrozenBackbone
-from cachedet.device import usable_cores
+from cachedet.device import single_core_threads, usable_cores
 from cachedet.extraction.inputs import InputLoader
 from cachedet.extraction.stages import StageClock
 from cachedet.store.blocks import Block
@@ -88,11 +88,10 @@ class ExtractionPipeline:
         Raises what decoding, encoding or writing raised first.
         """
         commits: deque[Future[None]] = deque()
-        torch.get_num_threads()  # settles those of the backbone, before a stage asks for fewer
         with (
-            _stage_threads(self._workers, "decode") as decoders,
-            _stage_threads(self._encoders, "encode") as encoder,
-            _stage_threads(1, "write") as committer,
+            single_core_threads(self._workers, "decode") as decoders,
+            single_core_threads(self._encoders, "encode") as encoder,
+            single_core_threads(1, "write") as committer,
         ):
             for block, batches in self._decoded_ahead(blocks, decoders):
                 self._blocks.acquire()
@@ -168,11 +167,6 @@ class ExtractionPipeline:
             self._on_block(block, is_ours)
         finally:
             self._blocks.release()
-
-
-def _stage_threads(count: int, name: str) -> ThreadPoolExecutor:
-    """Threads that use one core each: a copy of a picture would start a team of torch's in each."""
-    return ThreadPoolExecutor(count, name, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def _encoding_threads(device: torch.device) -> int:

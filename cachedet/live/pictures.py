@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from cachedet.data.views import MOST_DRAWS, make_geometry, make_targets, view_named
 from cachedet.detector.whole import PIXELS
-from cachedet.device import usable_cores
+from cachedet.device import single_core_threads, usable_cores
 from cachedet.extraction.inputs import InputLoader
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Targets
@@ -82,7 +83,7 @@ class PictureLoader:
         waiting: deque[Future[Batch]] = deque()
         workers = _decoding_threads()
         decoders, collector = (
-            ThreadPoolExecutor(threads, name, initializer=give_way, initargs=(self._device.type,))
+            single_core_threads(threads, name, begin=partial(give_way, self._device.type))
             for threads, name in ((workers, "decode"), (1, "collect"))
         )
         try:

@@ -11,9 +11,10 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from cachedet.config import ClassBalancedConfig, RepeatFactorConfig, SamplingConfig, TrainConfig
 from cachedet.detector.build import choose_levels
 from cachedet.detector_config import trains_masks
-from cachedet.device import choose_device, usable_cores
+from cachedet.device import choose_device, single_core_threads, usable_cores
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import SizeHW, Truth
 from cachedet.training.augment import Augment, make_augment
@@ -149,11 +150,8 @@ class FeatureLoader:
         """This rank's share of each batch; see `batches`. Closing ends the reading."""
         handover = Handover(self._device)
         waiting: deque[tuple[int, Future[Ready]]] = deque()
-        readers = ThreadPoolExecutor(
-            _reading_threads(),
-            "feature-reader",
-            initializer=give_way,
-            initargs=(self._device.type,),
+        readers = single_core_threads(
+            _reading_threads(), "feature-reader", begin=partial(give_way, self._device.type)
         )
         try:
             for keys, epoch, number in due:
@@ -286,14 +284,12 @@ def _make_sampler(config: SamplingConfig, truth: Truth) -> Sampler | None:
 
 
 def give_way(device_type: str) -> None:
-    """Keep this thread out of the way of the training step.
+    """Keep this thread, of one core, out of the way of the training step.
 
-    One that used several cores would keep its own OpenMP team spinning on those of the step: a step
-    of 0.14 s took a third longer beside 1 ms of reading. And where the step runs on the same cores,
-    each millisecond taken from one of its threads makes the others wait as long: a reader of lower
-    priority runs while the step leaves a core free, or waits for its batch.
+    Where the step runs on the same cores, each millisecond taken from one of its threads makes the
+    others wait as long: a reader of lower priority runs while the step leaves a core free, or waits
+    for its batch.
     """
-    torch.set_num_threads(1)
     if device_type == "cpu" and sys.platform == "linux":  # elsewhere it is the whole process's
         lower = os.getpriority(os.PRIO_PROCESS, 0) + _LOWER_PRIORITY
         with suppress(OSError):
