@@ -31,18 +31,18 @@ from device_clock import (
     peak_megabytes,
 )
 
-from cachedet.config import TrainConfig, load_train_config
+from cachedet.config.run import TrainConfig, load_train_config
 from cachedet.data.views import MOST_DRAWS, view_family
+from cachedet.detector.end_to_end import WholeDetector
 from cachedet.detector.rcnn import RCNN
 from cachedet.detector.retinanet import RetinaNet
-from cachedet.detector.whole import WholeDetector
 from cachedet.device import choose_device
 from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.metrics import score_detections
-from cachedet.live.rigs import make_rig
-from cachedet.store.manifest import library_versions
+from cachedet.live.modes import make_rig
+from cachedet.loading.loader import BatchLoader, make_loader, make_planner
+from cachedet.store.format.manifest import library_versions
 from cachedet.store.reader import FeatureStore
-from cachedet.training.loader import BatchLoader, make_loader, make_planner
 from cachedet.training.trainer import Trainer, make_trainer
 
 FIGURES = ("ap", "ap50", "ap75")

@@ -38,15 +38,14 @@ from device_clock import (
 )
 from torch import Tensor
 
-from cachedet.config import TrainConfig, load_train_config, make_extract_config
-from cachedet.detector.whole import PIXELS
+from cachedet.config.run import TrainConfig, load_train_config, make_extract_config
+from cachedet.detector.end_to_end import PIXELS
 from cachedet.device import choose_device
 from cachedet.extract import extract
-from cachedet.live.rigs import Rig, make_rig
-from cachedet.store.manifest import library_versions
+from cachedet.live.modes import Rig, make_rig
+from cachedet.store.format.manifest import library_versions
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import FeatureSpec
-from cachedet.training.batch import Batch
+from cachedet.structures import Batch, FeatureSpec
 
 BACKBONES = "tf_efficientnet_lite0,resnet50,convnext_base,vit_base_patch16_224"
 MODES = ("cached", "live", "tuned", "memory", "backbone")

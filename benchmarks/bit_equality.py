@@ -67,8 +67,9 @@ def measure(data: Path, out: Path, *, image_size: int) -> dict[str, Any]:
         figures[f"losses/{config.stem}"] = report["losses"]
         scores = cachedet("eval", run, "--store", stores["val"], "--weights", "last")
         figures[f"scores/{config.stem}"] = {
-            key: value for key, value in scores.items() if isinstance(value, float | list | dict)
-            and key not in {"seconds", "views"}
+            key: value
+            for key, value in scores.items()
+            if isinstance(value, float | list | dict) and key not in {"seconds", "views"}
         }
     return figures
 

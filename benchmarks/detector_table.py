@@ -32,14 +32,14 @@ from device_clock import (
     wall_seconds,
 )
 
-from cachedet.config import EvalConfig, TrainConfig, load_train_config
+from cachedet.config.run import EvalConfig, TrainConfig, load_train_config
 from cachedet.device import choose_device
 from cachedet.evaluate import evaluate
+from cachedet.loading.loader import make_loader
 from cachedet.model import measure_model
-from cachedet.store.manifest import library_versions
+from cachedet.store.format.manifest import library_versions
 from cachedet.store.reader import FeatureStore
 from cachedet.train import train
-from cachedet.training.loader import make_loader
 from cachedet.training.trainer import make_trainer
 
 TINY = ",".join(

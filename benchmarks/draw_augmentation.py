@@ -26,16 +26,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from cachedet.config import AugmentConfig
+from cachedet.augmentation.draws import Draws
+from cachedet.augmentation.mixing import copy_paste, mosaic
+from cachedet.augmentation.regions import Grid
+from cachedet.augmentation.spatial import crop, flip, translate
+from cachedet.augmentation.steps import Augment, make_augment
+from cachedet.config.run import AugmentConfig
 from cachedet.data.images import decode_picture
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import FeatureSpec, LevelSpec, SizeHW, Targets
-from cachedet.training.augment import Augment, make_augment
-from cachedet.training.augment_geometry import crop, flip, translate
-from cachedet.training.augment_mix import copy_paste, mosaic
-from cachedet.training.augment_regions import Grid
-from cachedet.training.batch import Batch
-from cachedet.training.chance import Draws
+from cachedet.structures import Batch, FeatureSpec, LevelSpec, SizeHW, Targets
 
 PHOTO = "photo"
 PANEL, GAP, CAPTION = 236, 8, 20

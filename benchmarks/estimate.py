@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from cachedet.store.manifest import library_versions
+from cachedet.store.format.manifest import library_versions
 
 
 def main() -> None:

@@ -26,13 +26,8 @@ from cachedet.device import choose_device
 from cachedet.extract import default_workers, fit_codec
 from cachedet.extraction.inputs import InputLoader
 from cachedet.extraction.pipeline import ExtractionPipeline
-from cachedet.store.codecs import make_codec
-from cachedet.store.manifest import (
-    Manifest,
-    library_versions,
-    pictures_digest,
-    truth_digest,
-)
+from cachedet.store.codecs.registry import make_codec
+from cachedet.store.format.manifest import Manifest, library_versions, pictures_digest, truth_digest
 from cachedet.store.writer import StoreWriter
 
 ROUNDS = 3

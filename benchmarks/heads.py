@@ -20,13 +20,12 @@ from typing import Any
 import torch
 from device_clock import add_device_option, describe_device, wall_seconds
 
-from cachedet.config import load_train_config
+from cachedet.config.run import load_train_config
 from cachedet.detector.build import Detector, build_detector
 from cachedet.device import choose_device
 from cachedet.model import parse_features, parse_size
-from cachedet.store.manifest import library_versions
-from cachedet.structures import FeatureSpec, SizeHW, Targets
-from cachedet.training.batch import Batch
+from cachedet.store.format.manifest import library_versions
+from cachedet.structures import Batch, FeatureSpec, SizeHW, Targets
 
 TINY = [
     Path("configs") / f"{kind}_{neck}_tiny.yaml"

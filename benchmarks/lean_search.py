@@ -27,7 +27,7 @@ from detector_table import run_once
 from device_clock import add_device_option, busy_name, describe_device
 
 from cachedet.device import choose_device
-from cachedet.store.manifest import library_versions
+from cachedet.store.format.manifest import library_versions
 
 matplotlib.use("Agg")
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -11,10 +11,10 @@ import platform
 import time
 from pathlib import Path
 
-from cachedet.config import ExtractConfig, load_train_config
+from cachedet.config.run import ExtractConfig, load_train_config
 from cachedet.evaluate import evaluate
 from cachedet.extract import default_workers, extract
-from cachedet.store.manifest import library_versions
+from cachedet.store.format.manifest import library_versions
 from cachedet.train import train
 
 

@@ -20,11 +20,11 @@ import numpy as np
 from synthetic import contents_of, make_manifest
 
 from cachedet.store.creation import open_or_create
-from cachedet.store.layout import commit_key
-from cachedet.store.manifest import library_versions
-from cachedet.store.plan import StorePlan
-from cachedet.store.records import CommitRecord, Quality, ShardRecord
-from cachedet.store.source import LocalFiles
+from cachedet.store.files.source import LocalFiles
+from cachedet.store.format.commits import CommitRecord, Quality, ShardRecord
+from cachedet.store.format.layout import commit_key
+from cachedet.store.format.manifest import library_versions
+from cachedet.store.format.plan import StorePlan
 from cachedet.structures import (
     CategoryMap,
     FeatureSpec,

@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from cachedet.store.codec import Codec
-from cachedet.store.codecs import make_codec
-from cachedet.store.manifest import library_versions
-from cachedet.store.plan import StorePlan
+from cachedet.store.codecs.codec import Codec
+from cachedet.store.codecs.registry import make_codec
+from cachedet.store.codecs.statistics import FeatureStatistics
+from cachedet.store.files.source import LocalFiles
+from cachedet.store.format.manifest import library_versions
+from cachedet.store.format.plan import StorePlan
+from cachedet.store.format.shards import pack_chunk
 from cachedet.store.reader import FeatureStore
-from cachedet.store.shards import pack_chunk
-from cachedet.store.source import LocalFiles
-from cachedet.store.statistics import FeatureStatistics
 from cachedet.store.writer import StoreWriter
 from cachedet.structures import Features
 

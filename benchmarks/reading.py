@@ -27,13 +27,13 @@ import zarr
 from numpy.typing import NDArray
 from synthetic import contents_of, make_manifest
 
-from cachedet.store.layout import Layout, shard_key
-from cachedet.store.manifest import library_versions
-from cachedet.store.plan import StorePlan
+from cachedet.store.codecs.statistics import FeatureStatistics
+from cachedet.store.files.source import LocalFiles
+from cachedet.store.format.layout import Layout, shard_key
+from cachedet.store.format.manifest import library_versions
+from cachedet.store.format.plan import StorePlan
+from cachedet.store.format.shards import check_crc32c, index_nbytes, parse_index, unpack_zstd
 from cachedet.store.reader import FeatureStore
-from cachedet.store.shards import check_crc32c, index_nbytes, parse_index, unpack_zstd
-from cachedet.store.source import LocalFiles
-from cachedet.store.statistics import FeatureStatistics
 from cachedet.store.writer import StoreWriter
 from cachedet.structures import (
     CategoryMap,

@@ -27,7 +27,7 @@ from cachedet.evaluation.error_kinds import analyse_errors
 from cachedet.evaluation.matches import match_detections
 from cachedet.evaluation.metrics import coco_results, ground_truth_json, score_matches
 from cachedet.evaluation.significance import bootstrap
-from cachedet.store.manifest import library_versions
+from cachedet.store.format.manifest import library_versions
 from cachedet.structures import CategoryMap, Truth
 
 

@@ -27,16 +27,15 @@ import torch
 from device_clock import add_device_option, describe_device, wall_seconds
 from synthetic import contents_of, make_manifest
 
-from cachedet.config import TrainConfig, load_train_config
+from cachedet.config.run import TrainConfig, load_train_config
 from cachedet.device import choose_device
-from cachedet.store.manifest import library_versions
+from cachedet.loading.loader import FeatureLoader, make_loader
+from cachedet.loading.sampling import Due
+from cachedet.store.codecs.statistics import FeatureStatistics
+from cachedet.store.format.manifest import library_versions
 from cachedet.store.reader import FeatureStore
-from cachedet.store.statistics import FeatureStatistics
 from cachedet.store.writer import StoreWriter
-from cachedet.structures import CategoryMap, Features, FeatureSpec, LevelSpec, Truth
-from cachedet.training.batch import Batch
-from cachedet.training.loader import FeatureLoader, make_loader
-from cachedet.training.sampling import Due
+from cachedet.structures import Batch, CategoryMap, Features, FeatureSpec, LevelSpec, Truth
 from cachedet.training.trainer import Trainer, make_trainer
 
 TINY = "configs/retinanet_fpn_tiny.yaml,configs/cascade_rcnn_fpn_tiny.yaml"

@@ -5,12 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedet.store.manifest import (
-    Manifest,
-    library_versions,
-    pictures_digest,
-    truth_digest,
-)
+from cachedet.store.format.manifest import Manifest, library_versions, pictures_digest, truth_digest
 from cachedet.structures import FeatureSpec, Preprocessing, Truth
 
 

@@ -37,19 +37,18 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
-from cachedet.config import EvalConfig, load_train_config
-from cachedet.detector.whole import PIXELS
+from cachedet.config.run import EvalConfig, load_train_config
+from cachedet.detector.end_to_end import PIXELS
 from cachedet.device import choose_device
 from cachedet.evaluate import evaluate
 from cachedet.evaluation.metrics import CocoScores, score_detections
-from cachedet.live.pictures import PictureLoader
-from cachedet.live.rigs import inputs_of
-from cachedet.store.manifest import library_versions
+from cachedet.live.image_loader import PictureLoader
+from cachedet.live.modes import inputs_of
+from cachedet.loading.loader import FeatureLoader
+from cachedet.store.format.manifest import library_versions
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Detections, Features, FeatureSpec, Targets
+from cachedet.structures import Batch, Detections, Features, FeatureSpec, Targets
 from cachedet.train import train
-from cachedet.training.batch import Batch
-from cachedet.training.loader import FeatureLoader
 from cachedet.training.trainer import make_trainer
 
 BATCH = 4

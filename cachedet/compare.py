@@ -9,27 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from cachedet.comparison.cell import CellTask, Interrupted
-from cachedet.comparison.extraction import Extracted, ExtractionLog, require_known
-from cachedet.comparison.folder import ComparisonFolder
+from cachedet.comparison.folder import ComparisonFolder, Extracted, ExtractionLog, require_known
+from cachedet.comparison.page import CurveOf, comparison_page
 from cachedet.comparison.process import run_cell
 from cachedet.comparison.results import CellKey, CellResult
 from cachedet.comparison.summary import Summary, summarise
-from cachedet.config import AugmentConfig, ExtractConfig, TrainConfig
+from cachedet.config.run import AugmentConfig, ExtractConfig, TrainConfig
 from cachedet.data.views import TRAINING_VIEWS, parse_views
 from cachedet.device import choose_device
 from cachedet.errors import CheckpointError, ConfigError, InputError, StoreError
 from cachedet.extract import extract
-from cachedet.live.rigs import MODES, BackboneTraining, Mode, require_shared
-from cachedet.reporting.comparison_sections import CurveOf, comparison_page
-from cachedet.reporting.markdown import render_markdown
-from cachedet.reporting.page import render_page
-from cachedet.reporting.runs import read_metrics
-from cachedet.store.durable import encode_json, write_durably
-from cachedet.store.manifest import library_versions
+from cachedet.live.modes import MODES, BackboneTraining, Mode, require_shared
+from cachedet.reporting.rendering import render_markdown, render_page
+from cachedet.reporting.scored_run import read_metrics
+from cachedet.store.files.durable import encode_json, write_durably
+from cachedet.store.format.manifest import library_versions
 from cachedet.store.reader import FeatureStore
-from cachedet.training.fit import require_fit
-from cachedet.training.interruption import StopSignals
 from cachedet.training.run_folder import RunFolder
+from cachedet.training.start import require_fit
+from cachedet.training.stopping import StopSignals
 from cachedet.version import __version__
 
 DEFAULT_RESAMPLES = 1000

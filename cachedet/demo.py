@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from cachedet.backbone.frozen import FrozenBackbone
-from cachedet.config import ExtractConfig, TrainConfig, load_train_config
+from cachedet.config.run import ExtractConfig, TrainConfig, load_train_config
 from cachedet.data.images import decode_picture
 from cachedet.data.shapes import ShapesPaths, write_shapes
 from cachedet.errors import InputError
@@ -20,11 +20,11 @@ from cachedet.evaluation.metrics import CocoScores
 from cachedet.evaluation.plots import Drawing, SheetRow, contact_sheet
 from cachedet.extract import ExtractReport, default_workers, extract
 from cachedet.extraction.inputs import load_input, run_backbone
+from cachedet.loading.loader import FeatureLoader
 from cachedet.predict import PictureDetector, load_picture_detector, make_drawing
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Truth
 from cachedet.train import train
-from cachedet.training.loader import FeatureLoader
 
 TRAIN_PICTURES = 320
 VAL_PICTURES = 96

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
-from cachedet.config import ExtractConfig, TrainConfig
+from cachedet.config.run import ExtractConfig, TrainConfig
 from cachedet.data.coco import read_coco
 from cachedet.data.views import parse_views
 from cachedet.device import choose_device
@@ -19,13 +19,13 @@ from cachedet.estimation.advice import advise
 from cachedet.estimation.forecast import Forecast, make_forecast
 from cachedet.estimation.measure import Estimated, Subject, measure
 from cachedet.estimation.measured import Measured
+from cachedet.estimation.prediction import Prediction, describe_store, describe_training
 from cachedet.estimation.probe import measure_backbone
 from cachedet.estimation.sample import commonest_size, count_pixels, padded_sizes
 from cachedet.estimation.what_if import BackboneChange, WhatIf, apply_what_if
 from cachedet.extract import FIT_PICTURES, default_views, describe_extraction
 from cachedet.model import measure_model
 from cachedet.structures import FeatureSpec, SizeHW
-from cachedet.training.predictions import Prediction, describe_store, describe_training
 
 SAMPLE = 32  # pictures
 SECONDS = 8.0  # of each trial

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cachedet.config import EvalConfig
+from cachedet.config.run import EvalConfig
 from cachedet.data.views import parse_views
 from cachedet.detector.build import Detector, build_detector, choose_levels
 from cachedet.detector.rcnn import RCNN
@@ -23,14 +23,13 @@ from cachedet.evaluation.files import differing_classes, read_counts, read_truth
 from cachedet.evaluation.inference import detect_store, propose_store
 from cachedet.evaluation.merging import Merging
 from cachedet.evaluation.metrics import CocoScores, coco_results
-from cachedet.evaluation.recall import ProposalReport, proposal_recall
+from cachedet.evaluation.precision import ProposalReport, proposal_recall
 from cachedet.evaluation.strata import DEFAULT_EDGES, check_edges
 from cachedet.progress import StageProgress
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Detections, Truth
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
-from cachedet.training.run_folder import RunFolder
-from cachedet.training.training_data import TrainingData
+from cachedet.training.run_folder import RunFolder, TrainingData
 from cachedet.version import __version__
 
 

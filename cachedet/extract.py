@@ -11,29 +11,27 @@ from typing import Any
 import numpy as np
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
-from cachedet.config import ExtractConfig
+from cachedet.config.run import ExtractConfig
 from cachedet.data.coco import CocoDataset, read_coco
 from cachedet.data.images import Survey, require_good, survey_pictures
 from cachedet.data.views import TRAINING_VIEWS, parse_views
 from cachedet.device import choose_device, usable_cores
 from cachedet.errors import StoreError
-from cachedet.extraction.description import make_manifest
-from cachedet.extraction.inputs import InputLoader, make_inputs
-from cachedet.extraction.pipeline import ExtractionPipeline
+from cachedet.estimation.prediction import Outcome, outcome_of_extraction
+from cachedet.extraction.inputs import InputLoader, make_inputs, make_manifest
+from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
 from cachedet.extraction.ranks import Rank, blocks_to_write, find_rank
-from cachedet.extraction.stages import StageClock
 from cachedet.progress import StageProgress, count_of
-from cachedet.store.blocks import Block
-from cachedet.store.codec import Codec
-from cachedet.store.codecs import make_codec
-from cachedet.store.layout import MANIFEST
-from cachedet.store.leases import LeaseBook
-from cachedet.store.manifest import Manifest, load_manifest
-from cachedet.store.source import LocalFiles
-from cachedet.store.statistics import FeatureStatistics
+from cachedet.store.codecs.codec import Codec
+from cachedet.store.codecs.registry import make_codec
+from cachedet.store.codecs.statistics import FeatureStatistics
+from cachedet.store.files.leases import LeaseBook
+from cachedet.store.files.names import MANIFEST
+from cachedet.store.files.source import LocalFiles
+from cachedet.store.format.layout import Block
+from cachedet.store.format.manifest import Manifest, load_manifest
 from cachedet.store.writer import StoreWriter
 from cachedet.structures import Truth
-from cachedet.training.predictions import Outcome, outcome_of_extraction
 
 FIT_PICTURES = 64  # spread evenly over the data set
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cachedet.config.detector import DetectorConfig
 from cachedet.data.views import round_up
 from cachedet.detector.build import Detector, build_detector, choose_levels
 from cachedet.detector.rcnn import RCNN
-from cachedet.detector_config import DetectorConfig
 from cachedet.errors import InputError
 from cachedet.structures import FeatureSpec, LevelSpec, SizeHW
 

@@ -14,18 +14,17 @@ from numpy.typing import NDArray
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.data.images import decode_picture, make_input
+from cachedet.data.masks import decode_mask, paste_masks, rle_of
 from cachedet.data.views import View, make_geometry, parse_views
 from cachedet.detector.build import Detector
 from cachedet.device import choose_device
 from cachedet.errors import BackboneError, InputError
 from cachedet.evaluate import load_detector
 from cachedet.evaluation.inference import EVAL_VIEW, drop_cut
-from cachedet.evaluation.masks import paste_masks
 from cachedet.evaluation.merging import Merging
 from cachedet.evaluation.plots import Drawing, draw_boxes
-from cachedet.masks import decode_mask, rle_of
 from cachedet.progress import StageProgress
-from cachedet.store.manifest import Manifest
+from cachedet.store.format.manifest import Manifest
 from cachedet.structures import CategoryMap, Detections, SizeHW
 from cachedet.training.checkpoint import load_checkpoint
 from cachedet.training.run_folder import RunFolder

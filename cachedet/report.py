@@ -14,23 +14,22 @@ import numpy as np
 from cachedet.errors import InputError, StoreError
 from cachedet.evaluation.files import read_truth_of
 from cachedet.progress import StageProgress
-from cachedet.reporting.analysis import RunAnalysis, RunInput, analyse_runs
 from cachedet.reporting.class_sections import annotation_section, class_section
+from cachedet.reporting.content import Report
 from cachedet.reporting.curve_sections import class_paths, curve_section, training_section
 from cachedet.reporting.error_sections import confusion_section, error_section
-from cachedet.reporting.layout import Report
-from cachedet.reporting.markdown import render_markdown
-from cachedet.reporting.page import render_page
 from cachedet.reporting.pictures import Sheet, make_sheet, require_folder
 from cachedet.reporting.provenance import bytes_per_picture, provenance_section, spared_passes
 from cachedet.reporting.recorded import describe_oddities, recorded_rows
-from cachedet.reporting.runs import ScoredRun, read_detections, read_runs
+from cachedet.reporting.rendering import render_markdown, render_page
+from cachedet.reporting.run_analysis import RunAnalysis, RunInput, analyse_runs
+from cachedet.reporting.scored_run import ScoredRun, read_detections, read_runs
 from cachedet.reporting.scores_sections import (
     describe_truth,
     make_headlines,
     result_section,
 )
-from cachedet.store.durable import write_durably
+from cachedet.store.files.durable import write_durably
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Truth
 from cachedet.training.run_folder import RunFolder

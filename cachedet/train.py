@@ -10,27 +10,23 @@ from typing import Any
 
 import torch
 
-from cachedet.collective import from_first, is_first, rank, world_size
-from cachedet.config import EvalConfig, TrainConfig
+from cachedet.config.run import EvalConfig, TrainConfig
 from cachedet.detector.build import choose_levels
-from cachedet.detector.whole import Trained
+from cachedet.detector.end_to_end import Trained
+from cachedet.distributed.collective import from_first, is_first, rank, world_size
+from cachedet.distributed.data_parallel import find_launch, joined_ranks
 from cachedet.errors import ConfigError
+from cachedet.estimation.prediction import Outcome, outcome_of_training
 from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.metrics import CocoScores, score_detections
 from cachedet.evaluation.plots import plot_training
+from cachedet.loading.loader import FeatureLoader, make_loader
 from cachedet.store.reader import FeatureStore
-from cachedet.training.data_parallel import find_launch, joined_ranks
-from cachedet.training.fit import require_fit
-from cachedet.training.loader import FeatureLoader, make_loader
-from cachedet.training.loop import EARLY_STOPPING, Validator, is_signal
+from cachedet.training.loop import EARLY_STOPPING, Validator, is_signal, run_session
 from cachedet.training.optimizer import count_trained
-from cachedet.training.pinned_views import pin_views
-from cachedet.training.predictions import Outcome, outcome_of_training
-from cachedet.training.run_folder import RunFolder
-from cachedet.training.session import run_session
-from cachedet.training.start import start_or_continue
+from cachedet.training.run_folder import RunFolder, TrainingData
+from cachedet.training.start import pin_views, require_fit, start_or_continue
 from cachedet.training.trainer import make_trainer
-from cachedet.training.training_data import TrainingData
 
 _NO_BOXES = "note: no training picture holds a box, so only background is learnt"
 

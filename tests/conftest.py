@@ -17,7 +17,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from cachedet.config import ExtractConfig
+from cachedet.config.run import ExtractConfig
 from cachedet.data.shapes import ShapesPaths, write_shapes
 from cachedet.extract import extract
 from cachedet.structures import CategoryMap, Truth

@@ -198,7 +198,7 @@ def _import_all() -> None:
 
     import cachedet.cli
     import cachedet.extract
-    import cachedet.live.rigs
+    import cachedet.live.modes
     import cachedet.train  # noqa: F401
 
     torch.set_num_threads(1)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cachedet import collective
+from cachedet.distributed import collective
 
 _LONGEST_SECONDS = 60.0
 _TIMEOUT = timedelta(seconds=90)  # longer, so that a deadlock is a killed rank

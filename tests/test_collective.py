@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from cachedet import collective
+from cachedet.distributed import collective
 from cachedet.errors import ConfigError, RankError
 
 

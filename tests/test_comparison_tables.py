@@ -6,10 +6,10 @@ import math
 
 import pytest
 
+from cachedet.commands.comparison_tables import print_cell, print_summary
 from cachedet.comparison.results import CellKey, CellResult
 from cachedet.comparison.summary import summarise
-from cachedet.comparison_tables import print_cell, print_summary
-from cachedet.live.rigs import Mode
+from cachedet.live.modes import Mode
 
 
 def made(heads: str, mode: Mode, seed: int, ap: float, *, error: str = "") -> CellResult:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cachedet.config import (
+from cachedet.config.run import (
     TrainConfig,
     dump_config,
     load_train_config,

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
+from cachedet.data.masks import NO_MASK, decode_mask, encode_bitmap, encode_segmentation, rle_of
 from cachedet.errors import StoreError
-from cachedet.masks import NO_MASK, decode_mask, encode_bitmap, encode_segmentation, rle_of
 from cachedet.structures import MaskCodes
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cachedet.config import load_train_config
+from cachedet.config.run import load_train_config
 from cachedet.errors import ConfigError, InputError
 from cachedet.model import ModelCost, measure_model, parse_features, parse_size
 

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cachedet.cli import app
-from cachedet.config import TrainConfig
+from cachedet.config.run import TrainConfig
 from cachedet.errors import CheckpointError, InputError, StoreError
 from cachedet.evaluate import evaluate
 from cachedet.extract import extract

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from cachedet.commands.score_tables import print_analysis, print_proposals, print_scores
 from cachedet.evaluation.analysis import Analysis, analyse
 from cachedet.evaluation.detection_table import DetectionTable, tabulate
 from cachedet.evaluation.lvis import Federated
 from cachedet.evaluation.metrics import ClassScore, CocoScores
-from cachedet.evaluation.recall import ProposalRecall, ProposalReport
+from cachedet.evaluation.precision import ProposalRecall, ProposalReport
 from cachedet.evaluation.significance import Interval
-from cachedet.score_tables import print_analysis, print_proposals, print_scores
 from cachedet.structures import CategoryMap, Detections, Truth
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar, cast, get_args
 
 import typer
 
+from cachedet.backbone.trained import BatchNorm
 from cachedet.commands.options import (
     Annotations,
     Backbone,
@@ -23,8 +26,10 @@ from cachedet.commands.options import (
     Workers,
     print_json,
 )
+from cachedet.commands.tables import console
+from cachedet.errors import InputError, nearest_names
+from cachedet.live.modes import MODES, Mode
 from cachedet.progress import count_of
-from cachedet.tables import console
 
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
     from cachedet.compare import ComparisonReport
@@ -73,14 +78,14 @@ def compare(
 
     Every cell (config x mode x seed) is trained alike. Run again to go on, or with more of them.
     """
+    from cachedet.commands import comparisons as choices
+    from cachedet.commands.comparison_tables import print_cell, print_summary
     from cachedet.compare import ComparisonConfig
     from cachedet.compare import compare as run_compare
-    from cachedet.comparison import choices
     from cachedet.comparison.folder import ComparisonFolder
-    from cachedet.comparison_tables import print_cell, print_summary
-    from cachedet.config import load_train_config, make_extract_config
+    from cachedet.config.run import load_train_config, make_extract_config
     from cachedet.extract import default_workers
-    from cachedet.live.rigs import BackboneTraining
+    from cachedet.live.modes import BackboneTraining
 
     changes = [*(overrides or []), *([] if device == "auto" else [f"device={device}"])]
     shared = {"backbone": backbone, "weights": weights, "image_size": image_size, "codec": codec}
@@ -114,7 +119,7 @@ def compare(
 
 def _leave(report: ComparisonReport) -> None:
     """The exit status says whether all cells are there."""
-    from cachedet.training.interruption import STOPPED_STATUS
+    from cachedet.training.stopping import STOPPED_STATUS
 
     if report.interrupted_by is not None:
         again = shlex.join(["cachedet", *sys.argv[1:]])
@@ -127,3 +132,68 @@ def _leave(report: ComparisonReport) -> None:
     if report.left:
         print("some cells failed, see above; the same command tries them again", file=sys.stderr)
         raise typer.Exit(1)
+
+
+T = TypeVar("T")
+
+_LARGEST_SEED = 2**63 - 1
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+def parse_modes(text: str) -> tuple[Mode, ...]:
+    """``cached,tuned``. Raises InputError on other names."""
+    names = _split(text)
+    for name in names:
+        if name not in MODES:
+            raise InputError(
+                f"--modes: unknown mode {name!r}{nearest_names(name, MODES)}; "
+                f"known: {', '.join(MODES)}"
+            )
+    return tuple(cast(Mode, name) for name in names)
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """``0,1,2``. Raises InputError on anything else than whole numbers from 0 to 2**63 - 1."""
+    names = _split(text)
+    if not names or not all(name.isascii() and name.isdigit() for name in names):
+        raise InputError(f"--seeds expects whole numbers from 0 such as 0,1,2, got {text!r}")
+    large = [name for name in names if len(name) > 19 or int(name) > _LARGEST_SEED]
+    if large:  # of thousands of digits Python makes no number
+        raise InputError(
+            f"--seeds expects numbers up to {_LARGEST_SEED} (2**63 - 1), got {large[0][:40]}; "
+            "give smaller ones"
+        )
+    return tuple(int(name) for name in names)
+
+
+def parse_seconds(text: str) -> float:
+    """``10m``, ``90s``, ``1.5h`` or ``600``. Raises InputError on anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip().lower())
+    seconds = float(found[1]) * _SECONDS[found[2] or "s"] if found else 0.0
+    if seconds <= 0:
+        raise InputError(f"--budget expects a time such as 10m, 90s or 1h, got {text!r}")
+    return seconds
+
+
+def parse_batch_norm(text: str) -> BatchNorm:
+    """Raises InputError on an unknown word."""
+    if text not in get_args(BatchNorm):
+        raise InputError(f"--batch-norm expects frozen or trained, got {text!r}")
+    return cast(BatchNorm, text)
+
+
+def name_configs(paths: Sequence[Path], load: Callable[[Path], T]) -> dict[str, T]:
+    """By the file's name, which every cell is called by. Raises InputError on equal names."""
+    found: dict[str, T] = {}
+    for path in paths:
+        if path.stem in found:
+            raise InputError(
+                f"two configs are named {path.stem}: cells are called by the name of their file, "
+                "so rename one"
+            )
+        found[path.stem] = load(path)
+    return found
+
+
+def _split(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cachedet.commands.estimate_tables import print_estimate
 from cachedet.commands.options import (
     Annotations,
     Backbone,
@@ -25,7 +26,6 @@ from cachedet.commands.options import (
     local_folder,
     print_json,
 )
-from cachedet.estimate_tables import print_estimate
 
 
 def estimate(
@@ -62,7 +62,7 @@ def estimate(
     as_json: Json = False,
 ) -> None:
     """What a cache will cost and save here: tried on a sample, before anything is written."""
-    from cachedet.config import load_train_config, make_extract_config
+    from cachedet.config.run import load_train_config, make_extract_config
     from cachedet.estimate import DEFAULT_HEADS
     from cachedet.estimate import estimate as run_estimate
     from cachedet.estimation.what_if import parse_what_if

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cachedet.commands.options import Json, print_json
-from cachedet.tables import console
+from cachedet.commands.tables import console
 
 
 def report(

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from cachedet.commands.options import Device, Json, Overrides, print_json
-from cachedet.score_tables import print_scores
-from cachedet.tables import console, print_cost, print_training
+from cachedet.commands.score_tables import print_scores
+from cachedet.commands.tables import console, print_cost, print_training
 
 
 def train_heads(
@@ -35,10 +35,10 @@ def train_heads(
     SIGTERM, SIGUSR1 and a first Ctrl-C end it after the step under way: the state is saved, the
     command that continues is printed, and the exit status is 75. A second Ctrl-C stops at once.
     """
-    from cachedet.config import load_train_config
+    from cachedet.config.run import load_train_config
+    from cachedet.distributed.data_parallel import find_launch
     from cachedet.train import train as run_train
-    from cachedet.training.data_parallel import find_launch
-    from cachedet.training.interruption import STOPPED_STATUS
+    from cachedet.training.stopping import STOPPED_STATUS
 
     changes = list(overrides or [])
     if init_from is not None:
@@ -73,7 +73,7 @@ def model(
     as_json: Json = False,
 ) -> None:
     """Parameters and FLOPs of what a config trains, part by part; needs no store."""
-    from cachedet.config import load_train_config
+    from cachedet.config.run import load_train_config
     from cachedet.model import measure_model, parse_features, parse_size
 
     cost = measure_model(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cachedet.commands.options import Json, print_json
+from cachedet.commands.score_tables import print_analysis, print_proposals
 from cachedet.errors import InputError
-from cachedet.score_tables import print_analysis, print_proposals
 
 if TYPE_CHECKING:
     from cachedet.evaluate import EvalReport, Questions
@@ -106,7 +106,7 @@ def evaluate(
 def _score_run(
     run: Path, store: str | None, questions: Questions, settings: dict[str, Any], *, quiet: bool
 ) -> dict[str, Any]:
-    from cachedet.config import make_eval_config
+    from cachedet.config.run import make_eval_config
     from cachedet.evaluate import evaluate as run_evaluate
 
     if store is None:

@@ -24,7 +24,7 @@ from cachedet.commands.options import (
     local_folder,
     print_json,
 )
-from cachedet.tables import print_description, print_extraction, print_faults, print_waste
+from cachedet.commands.tables import print_description, print_extraction, print_faults, print_waste
 
 
 def extract(
@@ -58,7 +58,7 @@ def extract(
     as_json: Json = False,
 ) -> None:
     """Stage 1: write the frozen backbone's features. Run again to continue."""
-    from cachedet.config import make_extract_config
+    from cachedet.config.run import make_extract_config
     from cachedet.extract import default_workers
     from cachedet.extract import extract as run_extract
 

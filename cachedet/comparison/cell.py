@@ -8,18 +8,17 @@ from pathlib import Path
 
 from cachedet.comparison.results import RESULT, CellKey, CellResult
 from cachedet.comparison.scoring import Scorer, figures_of
-from cachedet.comparison.steps import StepPlan, keep_peak_memory, plan_steps, time_left
-from cachedet.config import TrainConfig
+from cachedet.comparison.step_plan import StepPlan, keep_peak_memory, plan_steps, time_left
+from cachedet.config.run import TrainConfig
 from cachedet.evaluation.plots import plot_training
-from cachedet.live.rigs import BackboneTraining, Rig, make_rig
-from cachedet.store.manifest import Manifest
+from cachedet.live.modes import BackboneTraining, Rig, make_rig
+from cachedet.loading.sampling import resolve_views
+from cachedet.store.format.manifest import Manifest
 from cachedet.store.reader import FeatureStore
+from cachedet.training.loop import run_session
 from cachedet.training.optimizer import count_trained
-from cachedet.training.run_folder import RunFolder
-from cachedet.training.sampling import resolve_views
-from cachedet.training.session import run_session
+from cachedet.training.run_folder import RunFolder, TrainingData
 from cachedet.training.start import start_or_continue
-from cachedet.training.training_data import TrainingData
 
 
 class Interrupted(Exception):

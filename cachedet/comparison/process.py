@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from cachedet.comparison.cell import CellTask, Interrupted, train_cell
 from cachedet.comparison.results import CellResult
 from cachedet.errors import CachedetError
-from cachedet.training.interruption import STOPPED_STATUS, StopSignals
+from cachedet.training.stopping import STOPPED_STATUS, StopSignals
 
 _LOOK_EVERY = 0.2  # seconds
 

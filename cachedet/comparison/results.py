@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cachedet.errors import InputError
-from cachedet.live.rigs import MODES, Mode
-from cachedet.store.durable import encode_json, write_durably
+from cachedet.live.modes import MODES, Mode
+from cachedet.store.files.durable import encode_json, write_durably
 
 RESULT = "cell.json"  # in the folder of a cell
 

@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from cachedet.comparison.results import BinFigure, ClassFigure
-from cachedet.config import TrainConfig
+from cachedet.config.run import TrainConfig
 from cachedet.detector.build import choose_levels
-from cachedet.detector.whole import Trained, WholeDetector
+from cachedet.detector.end_to_end import Trained, WholeDetector
 from cachedet.evaluation.analysis import Analysis, analyse
 from cachedet.evaluation.detection_table import has_masks, tabulate
 from cachedet.evaluation.inference import EVAL_VIEW, detect_batches, detect_store
 from cachedet.evaluation.metrics import coco_results, score_detections
-from cachedet.live.rigs import picture_batches
-from cachedet.store.durable import encode_json, write_durably
+from cachedet.live.modes import picture_batches
+from cachedet.store.files.durable import encode_json, write_durably
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Detections
 from cachedet.training.loop import Validator
-from cachedet.training.run_folder import RunFolder
+from cachedet.training.run_folder import RunFolder, TrainingData
 from cachedet.training.trainer import Trainer
-from cachedet.training.training_data import TrainingData
 from cachedet.version import __version__
 
 _AT_ONCE = 8  # pictures

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from cachedet.comparison.results import CellResult
-from cachedet.evaluation.json_figures import or_null
-from cachedet.live.rigs import MODES, Mode
+from cachedet.evaluation.precision import or_null
+from cachedet.live.modes import MODES, Mode
 
 Judgement = Literal["nothing", "one seed", "within", "beyond"]
 FROZEN: tuple[Mode, ...] = ("cached", "live")

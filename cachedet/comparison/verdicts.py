@@ -15,7 +15,7 @@ from cachedet.comparison.summary import (
     Summary,
     compare_groups,
 )
-from cachedet.live.rigs import Mode
+from cachedet.live.modes import Mode
 
 MODE_NAMES: dict[Mode, str] = {
     "cached": "cached",

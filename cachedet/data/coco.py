@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cachedet.data.masks import NO_MASK, encode_segmentation
 from cachedet.errors import DatasetError
-from cachedet.masks import NO_MASK, encode_segmentation
 from cachedet.structures import CategoryMap, MaskCodes, Truth
 
 _LARGEST = 2**63

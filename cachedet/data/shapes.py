@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from cachedet.masks import encode_bitmap, rle_of
+from cachedet.data.masks import encode_bitmap, rle_of
 
 Points = list[tuple[float, float]]
 

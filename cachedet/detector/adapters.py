@@ -13,8 +13,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from cachedet.detector.convs import make_conv
-from cachedet.detector.norms import ACTIVATIONS, ActivationName, NormName, make_norm
+from cachedet.detector.layers import ACTIVATIONS, ActivationName, NormName, make_conv, make_norm
 from cachedet.structures import Features, FeatureSpec
 
 AdapterKind = Literal["pointwise", "bottleneck"]

@@ -6,19 +6,7 @@ from typing import assert_never
 
 from torch import nn
 
-from cachedet.detector.adapters import Adapters
-from cachedet.detector.anchors import AnchorGenerator
-from cachedet.detector.fpn import FPN
-from cachedet.detector.mask_head import MaskBranch, MaskHead
-from cachedet.detector.nasfpn import NASFPN
-from cachedet.detector.rcnn import RCNN, paper_stages
-from cachedet.detector.retinanet import RetinaNet, RetinaNetHead
-from cachedet.detector.roi_align import PyramidRoIAlign
-from cachedet.detector.roi_head import RoIHead
-from cachedet.detector.rpn import RPN, ProposalCounts, RPNHead
-from cachedet.detector.selection import Selection
-from cachedet.detector.simple_pyramid import SimplePyramid
-from cachedet.detector_config import (
+from cachedet.config.detector import (
     AnchorConfig,
     BottleneckAdapterConfig,
     CascadeRCNNConfig,
@@ -31,6 +19,18 @@ from cachedet.detector_config import (
     SelectionConfig,
     SimplePyramidConfig,
 )
+from cachedet.detector.adapters import Adapters
+from cachedet.detector.anchors import AnchorGenerator
+from cachedet.detector.boxes import Selection
+from cachedet.detector.fpn import FPN
+from cachedet.detector.mask_head import MaskBranch, MaskHead
+from cachedet.detector.nasfpn import NASFPN
+from cachedet.detector.rcnn import RCNN, paper_stages
+from cachedet.detector.retinanet import RetinaNet, RetinaNetHead
+from cachedet.detector.roi_align import PyramidRoIAlign
+from cachedet.detector.roi_head import RoIHead
+from cachedet.detector.rpn import RPN, ProposalCounts, RPNHead
+from cachedet.detector.simple_pyramid import SimplePyramid
 from cachedet.errors import ConfigError
 from cachedet.structures import FeatureSpec
 

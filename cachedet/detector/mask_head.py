@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from cachedet.collective import count_over_ranks
-from cachedet.detector.convs import init_he
-from cachedet.detector.norms import ACTIVATIONS, ActivationName, NormName
+from cachedet.data.masks import NO_MASK, decode_mask
+from cachedet.detector.layers import ACTIVATIONS, ActivationName, NormName, init_he
 from cachedet.detector.roi_align import PyramidRoIAlign
 from cachedet.detector.towers import Tower, full_precision, init_normal
-from cachedet.masks import NO_MASK, decode_mask
+from cachedet.distributed.collective import count_over_ranks
 from cachedet.structures import Detections, Features, TargetMasks, Targets
 
 

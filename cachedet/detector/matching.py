@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cachedet.collective import rand_of_rank
 from cachedet.detector.boxes import covered_fraction, pairwise_iou
+from cachedet.distributed.collective import rand_of_rank
 from cachedet.structures import Targets
 
 Forcing = Literal["none", "one", "ties"]

@@ -11,9 +11,15 @@ from typing import Literal, NamedTuple, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cachedet.detector.convs import init_he, make_conv
-from cachedet.detector.norms import ACTIVATIONS, ActivationName, NormName, make_norm
-from cachedet.detector.pyramid import coarsen, continued_strides, pyramid_spec
+from cachedet.detector.fpn import coarsen, continued_strides, pyramid_spec
+from cachedet.detector.layers import (
+    ACTIVATIONS,
+    ActivationName,
+    NormName,
+    init_he,
+    make_conv,
+    make_norm,
+)
 from cachedet.structures import Features, FeatureSpec, SizeHW
 
 NUM_LEVELS = 5

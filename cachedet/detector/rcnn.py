@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cachedet.collective import count_over_ranks, sum_over_ranks
-from cachedet.detector.boxes import apply_deltas, clip_to_own, encode_deltas
+from cachedet.detector.boxes import Selection, apply_deltas, clip_to_own, encode_deltas
 from cachedet.detector.mask_head import MaskBranch
 from cachedet.detector.matching import (
     BACKGROUND,
@@ -28,7 +27,7 @@ from cachedet.detector.matching import (
 from cachedet.detector.roi_align import PyramidRoIAlign
 from cachedet.detector.roi_head import RoIHead, own_deltas
 from cachedet.detector.rpn import RPN, Proposals
-from cachedet.detector.selection import Selection
+from cachedet.distributed.collective import count_over_ranks, sum_over_ranks
 from cachedet.structures import Detections, Features, SizeHW, Targets
 
 

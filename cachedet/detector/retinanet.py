@@ -14,13 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
-from cachedet.collective import count_over_ranks
 from cachedet.detector.anchors import AnchorGenerator
-from cachedet.detector.boxes import apply_deltas, encode_deltas
+from cachedet.detector.boxes import Selection, apply_deltas, encode_deltas
+from cachedet.detector.layers import ActivationName, NormName
 from cachedet.detector.matching import IGNORED, Forcing, PaddedTruth, match_boxes, pad_truth
-from cachedet.detector.norms import ActivationName, NormName
-from cachedet.detector.selection import Selection
 from cachedet.detector.towers import Tower, init_normal, per_anchor
+from cachedet.distributed.collective import count_over_ranks
 from cachedet.structures import Detections, Features, SizeHW, Targets
 
 _PRIOR = 0.01  # probability of foreground the class logits start from (RetinaNet 4.1)

@@ -10,7 +10,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from cachedet.detector.norms import ACTIVATIONS, ActivationName, NormName, make_norm
+from cachedet.detector.layers import ACTIVATIONS, ActivationName, NormName, make_norm
 from cachedet.detector.towers import Tower, full_precision, init_normal
 
 

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from cachedet.collective import count_over_ranks
 from cachedet.detector.anchors import AnchorGenerator
 from cachedet.detector.boxes import apply_deltas, clip_to_sizes, encode_deltas
+from cachedet.detector.layers import ActivationName, NormName
 from cachedet.detector.matching import Forcing, PaddedTruth, match_boxes, sample_boxes
-from cachedet.detector.norms import ActivationName, NormName
 from cachedet.detector.towers import Tower, init_normal, per_anchor
+from cachedet.distributed.collective import count_over_ranks
 from cachedet.structures import Features, SizeHW
 
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from cachedet.detector.convs import make_conv
-from cachedet.detector.norms import NormName, make_norm
-from cachedet.detector.pyramid import coarsen, pyramid_spec
+from cachedet.detector.fpn import coarsen, pyramid_spec
+from cachedet.detector.layers import NormName, make_conv, make_norm
 from cachedet.structures import Features, FeatureSpec, LevelSpec
 
 

@@ -11,8 +11,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from cachedet.detector.convs import init_he, make_conv
-from cachedet.detector.norms import ACTIVATIONS, ActivationName, NormName, make_norm
+from cachedet.detector.layers import (
+    ACTIVATIONS,
+    ActivationName,
+    NormName,
+    init_he,
+    make_conv,
+    make_norm,
+)
 
 
 class Tower(nn.Module):

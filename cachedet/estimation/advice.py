@@ -8,7 +8,7 @@ from cachedet.data.views import view_family
 from cachedet.estimation.forecast import Forecast, cached_phase, epoch_nbytes, reads_disk
 from cachedet.estimation.measured import Measured
 from cachedet.progress import count_of
-from cachedet.store.space import readable_nbytes
+from cachedet.store.files.durable import readable_nbytes
 
 _WORTH_IT = 1.15  # times as fast an epoch from which on a cache is worth its disk
 _FULL = 0.9  # of the disk

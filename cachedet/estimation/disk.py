@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cachedet.store.durable import temporary_path
+from cachedet.store.files.durable import temporary_path
 
 _PIECE = 32 << 20  # bytes between two fsyncs
 _LEAST, _MOST = 32 << 20, 4 << 30  # bytes of the test file

@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cachedet.errors import ConfigError
-from cachedet.estimation.measured import Measured, Memory, Training, Wanted
-from cachedet.estimation.phase import Phase
-from cachedet.training.residency import Need, Residency, choose_residency
+from cachedet.estimation.measured import Measured, Memory, Phase, Training, Wanted
+from cachedet.loading.residency import Need, Residency, choose_residency
 
 _PAGE_CACHE_SHARE = 0.8  # of free RAM that the system keeps files in before it lets go of them
 

@@ -12,16 +12,15 @@ import torch
 from numpy.typing import NDArray
 
 from cachedet.backbone.frozen import FrozenBackbone
-from cachedet.config import ExtractConfig, TrainConfig
+from cachedet.config.run import ExtractConfig, TrainConfig
 from cachedet.data.coco import CocoDataset
 from cachedet.data.views import View
 from cachedet.detector.build import build_detector, choose_levels
 from cachedet.device import choose_device, usable_cores
 from cachedet.estimation.disk import DiskRates, measure_disk
 from cachedet.estimation.forecast import expected_residency, held_nbytes, with_features
-from cachedet.estimation.measured import CodecFigures, Measured, Training
+from cachedet.estimation.measured import CodecFigures, Measured, Phase, Training
 from cachedet.estimation.mode_trials import ModeTrials, choose_batches, most_pictures
-from cachedet.estimation.phase import Phase
 from cachedet.estimation.probe import (
     BackboneCost,
     CodecCost,
@@ -43,17 +42,18 @@ from cachedet.estimation.trial import (
     Sample,
     Trial,
     collect_statistics,
+    existing_folder,
     read_seconds,
     take_sample,
+    trial_folder,
     write_trial,
 )
-from cachedet.estimation.trial_folder import existing_folder, trial_folder
+from cachedet.loading.memory import free_memory, free_ram
 from cachedet.progress import StageProgress
-from cachedet.store.codecs import make_codec
-from cachedet.store.manifest import Manifest
-from cachedet.store.space import cannot_write
-from cachedet.training.memory import free_memory, free_ram
-from cachedet.training.precision import choose_autocast
+from cachedet.store.codecs.registry import make_codec
+from cachedet.store.files.durable import cannot_write
+from cachedet.store.format.manifest import Manifest
+from cachedet.training.optimizer import choose_autocast
 
 _FIT_PICTURES = 12  # fewer than `extract` shows a codec
 _PROBE_PICTURES = 8

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import torch
 
-from cachedet.config import ONLY_CACHED, TrainConfig
-from cachedet.estimation.measured import Memory, Training
-from cachedet.estimation.phase import Phase
+from cachedet.config.run import ONLY_CACHED, TrainConfig
+from cachedet.estimation.measured import Memory, Phase, Training
 from cachedet.estimation.sample import (
     BatchShape,
     Keys,
@@ -18,7 +17,13 @@ from cachedet.estimation.sample import (
     largest_batch,
     spread_batches,
 )
-from cachedet.estimation.steps import Mode, StepJob, StepTrial, TrialFailedError, measure_steps
+from cachedet.estimation.step_process import (
+    Mode,
+    StepJob,
+    StepTrial,
+    TrialFailedError,
+    measure_steps,
+)
 from cachedet.structures import SizeHW
 
 _BATCHES = 8  # that stand for an epoch

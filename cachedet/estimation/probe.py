@@ -17,11 +17,11 @@ from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.estimation.measured import CodecFigures
 from cachedet.estimation.sample import count_pixels
 from cachedet.estimation.trial import Fit, Sample
-from cachedet.store.codec import Codec
-from cachedet.store.codecs import make_codec
-from cachedet.store.layout import Layout
-from cachedet.store.manifest import FORMAT_VERSION
-from cachedet.store.shards import pack_chunk
+from cachedet.store.codecs.codec import Codec
+from cachedet.store.codecs.registry import make_codec
+from cachedet.store.format.layout import Layout
+from cachedet.store.format.manifest import FORMAT_VERSION
+from cachedet.store.format.shards import pack_chunk
 from cachedet.structures import Features, FeatureSpec, SizeHW
 
 CODECS = ("fp32", "fp16", "int8", "int8+zstd", "int4", "int4+zstd")  # that are always compared

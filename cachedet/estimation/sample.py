@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedet.config import ClassBalancedConfig, RepeatFactorConfig, TrainConfig
+from cachedet.config.run import ClassBalancedConfig, RepeatFactorConfig, TrainConfig
 from cachedet.data.views import View, padded_size
-from cachedet.structures import SizeHW, Truth
-from cachedet.training.sampling import (
+from cachedet.loading.sampling import (
     Sampler,
     make_class_balanced_sampler,
     make_repeat_factor_sampler,
     plan_epoch,
     resolve_views,
 )
+from cachedet.structures import SizeHW, Truth
 
 Keys = NDArray[np.int64]
 """(n, 2) view index and row of each picture of a batch."""

@@ -6,6 +6,9 @@ what they cost each other is measured and not assumed.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,22 +18,23 @@ import numpy as np
 import torch
 
 from cachedet.backbone.frozen import FrozenBackbone
-from cachedet.config import ExtractConfig
+from cachedet.config.run import ExtractConfig
 from cachedet.data.coco import CocoDataset
 from cachedet.data.images import Survey, require_good, survey_pictures
 from cachedet.data.views import View
+from cachedet.errors import InputError
 from cachedet.estimation.sample import Keys
-from cachedet.extraction.description import make_manifest
-from cachedet.extraction.inputs import InputLoader, make_inputs
-from cachedet.extraction.pipeline import ExtractionPipeline
-from cachedet.extraction.stages import StageClock
-from cachedet.store.blocks import Block
-from cachedet.store.codec import Codec
-from cachedet.store.manifest import Manifest
-from cachedet.store.plan import StorePlan
+from cachedet.extraction.inputs import InputLoader, make_inputs, make_manifest
+from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
+from cachedet.store.codecs.codec import Codec
+from cachedet.store.codecs.statistics import FeatureStatistics, LevelStatistics
+from cachedet.store.files.owner import Owner
+from cachedet.store.files.source import LocalFiles
+from cachedet.store.format.layout import Block
+from cachedet.store.format.manifest import Manifest
+from cachedet.store.format.plan import StorePlan
+from cachedet.store.leftovers import is_dead
 from cachedet.store.reader import FeatureStore
-from cachedet.store.source import LocalFiles
-from cachedet.store.statistics import FeatureStatistics, LevelStatistics
 from cachedet.store.writer import StoreWriter
 from cachedet.structures import SizeHW, Truth
 
@@ -261,3 +265,44 @@ def _pixels(block: Block) -> int:
 
 def _per_pixel(clock: StageClock, pixels: int) -> dict[str, float]:
     return {name: work.seconds / work.workers / pixels for name, work in clock.stages.items()}
+
+
+_SUFFIX = ".estimating"
+
+
+@contextlib.contextmanager
+def trial_folder(store: Path) -> Iterator[Path]:
+    """An empty folder beside `store`, or in the nearest folder above it that there is.
+
+    It is removed at the end, whatever that is; what a killed process left there is removed too.
+
+    Raises InputError where nothing can be written.
+    """
+    place = Path(os.path.realpath(store))
+    above = existing_folder(store)
+    _remove_dead(above)
+    folder = above / f".{place.name}.{Owner.me().token}{_SUFFIX}"
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise InputError(
+            f"--store {store}: nothing can be written in {above}: {error.strerror or error}; "
+            "`cachedet estimate` writes a small trial store where the store shall lie. Choose "
+            "another place, or mend the permissions"
+        ) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def existing_folder(store: Path) -> Path:
+    """The one that holds, or will hold, the store or the folders on the way to it."""
+    return next(path for path in Path(os.path.realpath(store)).parents if path.is_dir())
+
+
+def _remove_dead(above: Path) -> None:
+    with contextlib.suppress(OSError):  # a folder that may not be listed
+        for name in os.listdir(above):
+            if name.endswith(_SUFFIX) and is_dead(name):
+                shutil.rmtree(above / name, ignore_errors=True)

@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.evaluation.detection_table import Found, tabulate
-from cachedet.evaluation.json_figures import or_null
 from cachedet.evaluation.matches import ALL_SIZES, Kind, MatchTable, match_detections
-from cachedet.evaluation.precision import RECALLS, count_truths, interpolate, raw_curve
+from cachedet.evaluation.precision import RECALLS, count_truths, interpolate, or_null, raw_curve
 from cachedet.structures import Truth
 
 

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from cachedet.data.coco import load_json
+from cachedet.data.masks import NO_MASK, encode_segmentation, paste_masks, rle_of
 from cachedet.errors import InputError
-from cachedet.evaluation.masks import paste_masks
-from cachedet.masks import NO_MASK, encode_segmentation, rle_of
 from cachedet.structures import Detections, Truth
 
 

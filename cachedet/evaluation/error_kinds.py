@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.evaluation.detection_table import DetectionTable, Found, tabulate
-from cachedet.evaluation.json_figures import or_null
 from cachedet.evaluation.matches import ALL_SIZES, Kind, MatchTable, match_detections
 from cachedet.evaluation.overlaps import candidate_pairs
-from cachedet.evaluation.precision import interpolate
+from cachedet.evaluation.precision import interpolate, or_null
 from cachedet.structures import Truth
 
 FOREGROUND = 0.5  # from this IoU on a box is found

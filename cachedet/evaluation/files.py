@@ -17,7 +17,7 @@ from cachedet.evaluation.lvis import Federated, read_federated
 from cachedet.evaluation.strata import DEFAULT_EDGES, check_edges
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import CategoryMap, Truth
-from cachedet.training.training_data import count_annotations
+from cachedet.training.run_folder import count_annotations
 
 
 def score_files(

@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from cachedet.data.geometry import Geometry
+from cachedet.detector.end_to_end import Trained
 from cachedet.detector.rcnn import RCNN
-from cachedet.detector.whole import Trained
 from cachedet.evaluation.merging import Merging
+from cachedet.loading.loader import FeatureLoader
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Detections
-from cachedet.training.batch import Batch
-from cachedet.training.loader import FeatureLoader
+from cachedet.structures import Batch, Detections
 
 EVAL_VIEW = "base"
 _CUT_MARGIN = 0.01  # of the window's long side; a detector finds an edge no better than this

@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from cachedet.errors import DatasetError
 from cachedet.evaluation.detection_table import DetectionTable, Found, tabulate
-from cachedet.evaluation.json_figures import or_null
 from cachedet.evaluation.matches import AREAS, Kind, MatchTable, match_detections
 from cachedet.evaluation.overlaps import box_areas, mask_areas
-from cachedet.evaluation.precision import PrecisionTable, accumulate
+from cachedet.evaluation.precision import PrecisionTable, accumulate, or_null
 from cachedet.structures import Truth
 
 MOST_PER_PICTURE = 300

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from cachedet.detector_config import SelectionConfig
+from cachedet.config.detector import SelectionConfig
 from cachedet.structures import Detections
 
 

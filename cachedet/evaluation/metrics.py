@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from cachedet.evaluation.detection_table import DetectionTable, Found, has_masks, tabulate
-from cachedet.evaluation.json_figures import or_null
 from cachedet.evaluation.matches import AREAS, Kind, MatchTable, match_detections
 from cachedet.evaluation.overlaps import masks_of_picture
-from cachedet.evaluation.precision import PrecisionTable, accumulate
+from cachedet.evaluation.precision import PrecisionTable, accumulate, or_null
 from cachedet.structures import Detections, Truth
 
 _FIGURES = (

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from cachedet.data.masks import encode_bitmap, require_covers, rle_of
 from cachedet.errors import InputError
 from cachedet.evaluation.detection_table import DetectionTable
-from cachedet.masks import encode_bitmap, require_covers, rle_of
 from cachedet.structures import SizeHW, Truth
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]

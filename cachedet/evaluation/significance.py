@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.evaluation.detection_table import Found, tabulate
-from cachedet.evaluation.json_figures import or_null
 from cachedet.evaluation.matches import ALL_SIZES, Kind, MatchTable, match_detections
-from cachedet.evaluation.precision import RECALLS
+from cachedet.evaluation.precision import RECALLS, or_null
 from cachedet.structures import Truth
 
 Floats = NDArray[np.float64]

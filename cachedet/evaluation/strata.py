@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from cachedet.errors import InputError
-from cachedet.evaluation.json_figures import or_null
 from cachedet.evaluation.metrics import ClassScore
+from cachedet.evaluation.precision import or_null
 
 DEFAULT_EDGES = (0, 10, 100, 1000)
 

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedet.backbone.frozen import FrozenBackbone
+from cachedet.config.run import ExtractConfig
 from cachedet.data.images import decode_picture, make_input
-from cachedet.data.views import make_geometry, view_named
+from cachedet.data.views import View, make_geometry, view_named
+from cachedet.store.format.manifest import Manifest, library_versions, pictures_digest, truth_digest
 from cachedet.structures import Features, Preprocessing, Truth
 
 
@@ -81,3 +85,41 @@ def run_backbone(backbone: FrozenBackbone, images: Tensor, *, batch_size: int) -
     device = next(backbone.parameters()).device
     parts = [backbone(batch.to(device)) for batch in torch.split(images, batch_size)]
     return {name: torch.cat([part[name].cpu() for part in parts]) for name in backbone.spec.names}
+
+
+def make_manifest(
+    config: ExtractConfig,
+    backbone: FrozenBackbone,
+    *,
+    views: Sequence[View],
+    truth: Truth,
+    contents: NDArray[np.uint64],
+    skipped: tuple[tuple[str, str], ...],
+) -> Manifest:
+    """Of features of `truth`'s pictures.
+
+    Args:
+        config: of the extraction.
+        backbone: whose features they are.
+        views: of each picture.
+        truth: of the pictures.
+        contents: (N,) digest of each picture file.
+        skipped: file name and reason of those left out.
+    """
+    return Manifest(
+        spec=backbone.spec,
+        preprocessing=backbone.preprocessing,
+        backbone=backbone.name,
+        weights=backbone.weights,
+        weights_digest=backbone.digest,
+        image_size=config.image_size,
+        views=tuple(view.name for view in views),
+        codec=config.codec,
+        block_size=config.block_size,
+        batch_size=config.batch_size,
+        truth_digest=truth_digest(truth),
+        pictures_digest=pictures_digest(contents),
+        categories=truth.categories,
+        skipped=skipped,
+        versions=library_versions(),
+    )

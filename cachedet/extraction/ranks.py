@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cachedet.errors import ConfigError
-from cachedet.store.blocks import Block
-from cachedet.store.leases import LeaseBook
-from cachedet.store.owner import Life
+from cachedet.store.files.leases import LeaseBook
+from cachedet.store.files.owner import Life
+from cachedet.store.format.layout import Block
 from cachedet.store.writer import StoreWriter
 
 # torchrun's names first, then SLURM's

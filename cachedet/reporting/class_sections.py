@@ -5,9 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from cachedet.reporting.analysis import RunAnalysis
-from cachedet.reporting.figures import ABSENT, count, count_classes, figure, span
-from cachedet.reporting.layout import Cell, Row, Section, Table
+from cachedet.reporting.content import (
+    ABSENT,
+    Cell,
+    Row,
+    Section,
+    Table,
+    count,
+    count_classes,
+    figure,
+    span,
+)
+from cachedet.reporting.run_analysis import RunAnalysis
 from cachedet.reporting.scores_sections import (
     FEWEST_PICTURES,
     difference_cell,

@@ -11,7 +11,6 @@ import numpy as np
 
 from cachedet.evaluation.curves import Curves
 from cachedet.evaluation.precision import RECALLS
-from cachedet.reporting.analysis import RunAnalysis
 from cachedet.reporting.charts import (
     Chart,
     Point,
@@ -21,9 +20,9 @@ from cachedet.reporting.charts import (
     path_of,
     unit_axis,
 )
-from cachedet.reporting.figures import figure
-from cachedet.reporting.layout import Cell, Fold, Row, Section, Table
-from cachedet.reporting.runs import ScoredRun
+from cachedet.reporting.content import Cell, Fold, Row, Section, Table, figure
+from cachedet.reporting.run_analysis import RunAnalysis
+from cachedet.reporting.scored_run import ScoredRun
 
 PRECISION_CHART = "precision-recall"
 MOST_CURVES = 40  # classes whose curves the page holds; report.json has all

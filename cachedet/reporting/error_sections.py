@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from cachedet.evaluation.confusion import ConfusionMatrix
-from cachedet.reporting.analysis import RunAnalysis
-from cachedet.reporting.figures import ABSENT, count, figure
-from cachedet.reporting.layout import Cell, Fold, Row, Section, Table
+from cachedet.reporting.content import ABSENT, Cell, Fold, Row, Section, Table, count, figure
+from cachedet.reporting.run_analysis import RunAnalysis
 
 MOST_CLASSES = 12  # of a confusion matrix that is shown whole
 MOST_PAIRS = 30  # of the most confused pairs otherwise

@@ -20,7 +20,7 @@ from PIL import Image
 from cachedet.data.images import decode_picture
 from cachedet.errors import BadImageError, InputError
 from cachedet.evaluation.error_kinds import KIND_NAMES, RIGHT
-from cachedet.reporting.analysis import RunAnalysis
+from cachedet.reporting.run_analysis import RunAnalysis
 from cachedet.structures import Truth
 
 MOST_NBYTES = 3_300_000  # of all pictures in base64; the page stays below 5 MB

@@ -6,11 +6,10 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from cachedet.reporting.figures import count, duration
-from cachedet.reporting.layout import Cell, Fold, Row, Section, Table
-from cachedet.reporting.runs import ScoredRun
+from cachedet.reporting.content import Cell, Fold, Row, Section, Table, count, duration
+from cachedet.reporting.scored_run import ScoredRun
+from cachedet.store.files.durable import readable_nbytes
 from cachedet.store.reader import FeatureStore
-from cachedet.store.space import readable_nbytes
 
 NOT_RECORDED = "not recorded"
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cachedet.reporting.figures import count, figure
-from cachedet.reporting.layout import Cell, Row
+from cachedet.reporting.content import Cell, Row, count, figure
 
 _LVIS = {
     "ap": "AP",

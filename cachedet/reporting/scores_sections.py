@@ -7,9 +7,14 @@ from collections.abc import Callable, Sequence
 
 from cachedet.evaluation.metrics import CocoScores
 from cachedet.evaluation.significance import Interval
-from cachedet.reporting.analysis import RunAnalysis
-from cachedet.reporting.figures import (
+from cachedet.reporting.content import (
     UNDECIDED,
+    Cell,
+    Headline,
+    Row,
+    Section,
+    Table,
+    Tone,
     count,
     count_classes,
     figure,
@@ -18,7 +23,7 @@ from cachedet.reporting.figures import (
     span,
     verdict,
 )
-from cachedet.reporting.layout import Cell, Headline, Row, Section, Table, Tone
+from cachedet.reporting.run_analysis import RunAnalysis
 from cachedet.structures import Truth
 
 FEWEST_PICTURES = 10  # that hold a class, for a verdict on it

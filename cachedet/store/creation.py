@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,28 +21,22 @@ from numpy.typing import NDArray
 
 from cachedet.data.views import is_view_name
 from cachedet.errors import CorruptBlockError, StoreError, StoreMismatchError
-from cachedet.store.added_views import add_views
-from cachedet.store.codec import Codec, state_digest
-from cachedet.store.codecs import make_codec
-from cachedet.store.durable import (
+from cachedet.store.codecs.codec import Codec, state_digest
+from cachedet.store.codecs.registry import make_codec
+from cachedet.store.files.durable import (
     TEMPORARY_SUFFIX,
+    require_space,
     sync_directory,
     write_durably,
     write_files,
 )
-from cachedet.store.layout import (
-    CODEC_STATE,
-    COMMITS,
-    LEASES,
-    MANIFEST,
-    METADATA,
-    TRUTH,
-    make_metadata,
-    metadata_digest,
-)
-from cachedet.store.leases import COMMIT_LOCK, commit_lock
-from cachedet.store.leftovers import is_dead, remove_leftovers
-from cachedet.store.manifest import (
+from cachedet.store.files.leases import COMMIT_LOCK, commit_lock
+from cachedet.store.files.names import CODEC_STATE, COMMITS, LEASES, MANIFEST, METADATA, TRUTH
+from cachedet.store.files.owner import Owner
+from cachedet.store.files.source import LocalFiles
+from cachedet.store.format.commits import CommitRecord
+from cachedet.store.format.layout import make_metadata, metadata_digest, metadata_keys
+from cachedet.store.format.manifest import (
     READABLE_FORMATS,
     Manifest,
     digest_json,
@@ -50,13 +44,10 @@ from cachedet.store.manifest import (
     load_manifest,
     truth_arrays,
 )
-from cachedet.store.npz import dump_arrays
-from cachedet.store.owner import Owner
-from cachedet.store.plan import StorePlan, load_codec, load_state
-from cachedet.store.records import CommitRecord
-from cachedet.store.source import LocalFiles
-from cachedet.store.space import require_space
-from cachedet.store.truth import load_truth
+from cachedet.store.format.npz import dump_arrays
+from cachedet.store.format.plan import StorePlan, load_codec, load_state
+from cachedet.store.format.truth import load_truth
+from cachedet.store.leftovers import is_dead, remove_leftovers
 from cachedet.structures import Truth
 
 _CREATING = ".creating"
@@ -285,3 +276,30 @@ def _require_same_inputs(
 
 def _truth_content(truth: Truth, contents: NDArray[np.uint64]) -> bytes:
     return dump_arrays({**truth_arrays(truth), "contents": contents})
+
+
+def add_views(root: Path, views: Sequence[str]) -> None:
+    """Make the store one that holds these views beside its own; only under the commit lock.
+
+    What its codec learnt stays. Raises StoreError where the metadata is damaged or the disk cannot
+    hold what is to be extracted; the store then is as it was.
+    """
+    plan = StorePlan.load(LocalFiles(root))
+    held = plan.manifest.views
+    added = tuple(view for view in views if view not in held)
+    if not added:
+        return
+    larger = replace(plan.manifest, views=(*held, *added))
+    blocks = [block for block in larger.plan(plan.truth) if block.view in added]
+    require_space(
+        root, sum(len(b.rows) * plan.layout.least_picture_nbytes(b.bucket) for b in blocks)
+    )
+    kept = {key: plan.source.read(key) for key in metadata_keys(plan.blocks, plan.layout)}
+    made = make_metadata(blocks=blocks, layout=plan.layout, block_size=larger.block_size)
+    new = {key: content for key, content in made.items() if key not in kept}
+    decided = replace(larger, metadata_digest=metadata_digest({**kept, **new}))
+    content = encode_manifest(decided)
+    write_files(root, new)
+    for folder in sorted({(root / key).parent for key in new}):
+        sync_directory(folder)
+    write_durably(root / MANIFEST, content)

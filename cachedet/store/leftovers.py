@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cachedet.store.blocks import Block
-from cachedet.store.durable import TEMPORARY_SUFFIX
-from cachedet.store.layout import COMMITS, LEASES, Layout, shard_key
-from cachedet.store.owner import Life, Owner
-from cachedet.store.source import LocalFiles
+from cachedet.store.files.durable import TEMPORARY_SUFFIX
+from cachedet.store.files.names import COMMITS, LEASES
+from cachedet.store.files.owner import Life, Owner
+from cachedet.store.files.source import LocalFiles
+from cachedet.store.format.layout import Block, Layout, shard_key
 
 LEASE_SUFFIX = ".lease"
 

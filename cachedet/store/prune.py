@@ -12,24 +12,20 @@ from typing import Any, Literal
 
 from cachedet.data.views import is_view_name, parse_views
 from cachedet.errors import InputError
-from cachedet.store.blocks import Block
-from cachedet.store.durable import TEMPORARY_SUFFIX, write_durably
-from cachedet.store.layout import (
-    COMMITS,
-    LEASES,
-    MANIFEST,
-    WITHDRAWN_SUFFIX,
+from cachedet.store.files.durable import TEMPORARY_SUFFIX, cannot_write, write_durably
+from cachedet.store.files.leases import COMMIT_LOCK, commit_lock
+from cachedet.store.files.names import COMMITS, LEASES, MANIFEST, WITHDRAWN_SUFFIX
+from cachedet.store.files.source import LocalFiles
+from cachedet.store.format.layout import (
+    Block,
     commit_key,
     metadata_digest,
     metadata_keys,
     shard_key,
 )
-from cachedet.store.leases import COMMIT_LOCK, commit_lock
+from cachedet.store.format.manifest import encode_manifest, load_manifest
+from cachedet.store.format.plan import StorePlan
 from cachedet.store.leftovers import LEASE_SUFFIX, dead_leftovers, spent_leftovers, walk_files
-from cachedet.store.manifest import encode_manifest, load_manifest
-from cachedet.store.plan import StorePlan
-from cachedet.store.source import LocalFiles
-from cachedet.store.space import cannot_write
 
 Kind = Literal["leftover", "withdrawn", "orphan", "view"]
 

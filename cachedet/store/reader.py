@@ -17,15 +17,14 @@ from zarr.abc.store import Store
 from cachedet.data.geometry import Geometry
 from cachedet.data.views import make_geometry, make_targets, view_named
 from cachedet.errors import MissingFeatureError, StoreError
-from cachedet.store.blocks import Block
-from cachedet.store.chunks import Chunk, ChunkReader, Shard
-from cachedet.store.codec import Part
-from cachedet.store.encoded import EncodedFeatures
-from cachedet.store.layout import COMMITS, shard_key
-from cachedet.store.manifest import Manifest
-from cachedet.store.plan import StorePlan
-from cachedet.store.records import Quality, read_records, total_quality
-from cachedet.store.source import open_source
+from cachedet.store.codecs.codec import Part
+from cachedet.store.files.names import COMMITS
+from cachedet.store.files.source import open_source
+from cachedet.store.format.chunks import Chunk, ChunkReader, EncodedFeatures, Shard
+from cachedet.store.format.commits import Quality, read_records, total_quality
+from cachedet.store.format.layout import Block, shard_key
+from cachedet.store.format.manifest import Manifest
+from cachedet.store.format.plan import StorePlan
 from cachedet.structures import Features, SizeHW, Targets, Truth
 
 Key = tuple[int, str]

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from cachedet.errors import CorruptBlockError, StoreError
-from cachedet.store.blocks import Block
-from cachedet.store.layout import commit_key, withdrawn_key
-from cachedet.store.leases import commit_lock
-from cachedet.store.plan import StorePlan
+from cachedet.store.files.leases import commit_lock
+from cachedet.store.files.source import LocalFiles
+from cachedet.store.format.commits import Quality, find_fault, find_misfit, read_record
+from cachedet.store.format.layout import Block, commit_key, withdrawn_key
+from cachedet.store.format.plan import StorePlan
 from cachedet.store.reader import FeatureStore
-from cachedet.store.records import Quality, find_fault, find_misfit, read_record
-from cachedet.store.source import LocalFiles
 
 
 @dataclass(frozen=True, kw_only=True)

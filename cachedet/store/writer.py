@@ -16,15 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedet.errors import CorruptBlockError, StoreError
-from cachedet.store.blocks import Block
-from cachedet.store.codec import Codec, Encoded, Part, Shape
+from cachedet.store.codecs.codec import Codec, Encoded, Part, Shape
 from cachedet.store.creation import Fit, open_or_create
-from cachedet.store.durable import sync_directory, temporary_path, write_durably, write_synced
-from cachedet.store.layout import commit_key, shard_key, withdrawn_key
-from cachedet.store.leases import commit_lock
-from cachedet.store.manifest import Manifest, load_manifest
-from cachedet.store.plan import StorePlan
-from cachedet.store.records import (
+from cachedet.store.files.durable import (
+    cannot_write,
+    require_space,
+    sync_directory,
+    temporary_path,
+    write_durably,
+    write_synced,
+)
+from cachedet.store.files.leases import commit_lock
+from cachedet.store.format.commits import (
     NO_QUALITY,
     CommitRecord,
     Quality,
@@ -33,8 +36,10 @@ from cachedet.store.records import (
     find_misfit,
     read_record,
 )
-from cachedet.store.shards import Packed, chunk_checksum, pack_chunk, pack_index
-from cachedet.store.space import cannot_write, require_space
+from cachedet.store.format.layout import Block, commit_key, shard_key, withdrawn_key
+from cachedet.store.format.manifest import Manifest, load_manifest
+from cachedet.store.format.plan import StorePlan
+from cachedet.store.format.shards import Packed, chunk_checksum, pack_chunk, pack_index
 from cachedet.structures import Features, Truth
 
 

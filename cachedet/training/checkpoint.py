@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cachedet.config import TrainConfig, make_train_config
+from cachedet.config.run import TrainConfig, make_train_config
 from cachedet.errors import CheckpointError, DamagedCheckpointError
-from cachedet.store.durable import sync_directory, temporary_path, write_durably, write_synced
-from cachedet.store.manifest import Manifest
+from cachedet.store.files.durable import sync_directory, temporary_path, write_durably, write_synced
+from cachedet.store.format.manifest import Manifest
 from cachedet.structures import CategoryMap
 from cachedet.version import __version__
 

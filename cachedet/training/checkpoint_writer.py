@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
-from cachedet.config import TrainConfig
+from cachedet.config.run import TrainConfig
 from cachedet.errors import CheckpointError, DamagedCheckpointError
+from cachedet.store.format.manifest import Manifest
 from cachedet.store.leftovers import remove_leftovers
-from cachedet.store.manifest import Manifest
 from cachedet.training.checkpoint import (
     Checkpoint,
     load_checkpoint,

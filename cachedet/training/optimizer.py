@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cachedet.config import ScheduleConfig
-from cachedet.detector.whole import Trained, WholeDetector
+from cachedet.config.run import ScheduleConfig
+from cachedet.detector.end_to_end import Trained, WholeDetector
+from cachedet.errors import ConfigError
 
 
 def freeze_all_but(detector: nn.Module, trained: Sequence[nn.Module]) -> None:
@@ -56,3 +60,138 @@ def _groups(
         {"params": kernels, "weight_decay": schedule.weight_decay, "lr_scale": lr_scale},
         {"params": others, "weight_decay": 0.0, "lr_scale": lr_scale},
     ]
+
+
+_DROP = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRate:
+    """Linear warm-up, then cosine to zero, or steps of a tenth.
+
+    Attributes:
+        peak: reached after the warm-up.
+        total_steps: of the run.
+        warmup_steps: wished for, counted in total_steps; it is over after half of them at most.
+        warmup_from: share of the peak that the warm-up starts at.
+        kind: "cosine" or "step".
+        drops: "step" only: shares of total_steps at which the rate falls to a tenth.
+    """
+
+    peak: float
+    total_steps: int
+    warmup_steps: int
+    kind: Literal["cosine", "step"]
+    drops: Sequence[float] = ()
+    warmup_from: float = 0.0067 / 0.32  # PAPER 2.2, RetinaNet
+
+    def __post_init__(self) -> None:
+        if self.peak <= 0 or self.total_steps < 1:
+            raise ValueError(
+                f"expected peak > 0 and total_steps >= 1, got {self.peak} and {self.total_steps}"
+            )
+        if self.warmup_steps < 0:
+            raise ValueError(f"expected warmup_steps >= 0, got {self.warmup_steps}")
+
+    def stretched(self, total_steps: int) -> LearningRate:
+        """The same over another number of steps; a warm-up that was cut short can grow again."""
+        return replace(self, total_steps=total_steps)
+
+    def at(self, step: int) -> float:
+        """Rate of step number `step`, counted from 0."""
+        warmup_steps = min(self.warmup_steps, self.total_steps // 2)
+        if step < warmup_steps:
+            return self.peak * (self.warmup_from + (1 - self.warmup_from) * step / warmup_steps)
+        if self.kind == "step":
+            passed = sum(step >= drop * self.total_steps for drop in self.drops)
+            return float(self.peak * _DROP**passed)
+        rest = max(self.total_steps - warmup_steps, 1)
+        share = min((step - warmup_steps) / rest, 1.0)
+        return self.peak * (1 + math.cos(math.pi * share)) / 2
+
+
+def warm_decay(decay: float, step: int) -> float:
+    """The decay after `step` steps: small at first, so that short runs forget their beginning."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+class WeightAverage:
+    """A float32 average of every floating tensor of a module's state.
+
+    Args:
+        module: whose state the average starts from.
+        decay: share of the old average that a step keeps, in 0..1, once `warm_decay` reaches it.
+    """
+
+    def __init__(self, module: nn.Module, *, decay: float) -> None:
+        self.decay = decay
+        self._average = {
+            name: value.detach().to(torch.float32 if value.is_floating_point() else None, copy=True)
+            for name, value in module.state_dict().items()
+        }
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, *, step: int) -> None:
+        """Take in the weights that `module` has after `step` steps."""
+        share = 1 - warm_decay(self.decay, step)
+        for name, value in module.state_dict().items():
+            average = self._average[name]
+            if average.is_floating_point():
+                average.lerp_(value.to(average.dtype), share)
+            else:
+                average.copy_(value)
+
+    @contextmanager
+    def applied_to(self, module: nn.Module) -> Iterator[None]:
+        """Inside, `module` has the averaged weights; afterwards its own ones again, bit for bit."""
+        own = {name: value.clone() for name, value in module.state_dict().items()}
+        module.load_state_dict(self._average)
+        try:
+            yield
+        finally:
+            module.load_state_dict(own)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The average, in the names of the module's state."""
+        return dict(self._average)
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from a saved average of the same module."""
+        for name, average in self._average.items():
+            average.copy_(state[name])
+
+
+Precision = Literal["fp32", "bf16", "fp16", "auto"]
+
+
+def choose_autocast(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """The dtype of `torch.autocast`, or None for float32 throughout.
+
+    `auto` is bf16 on a CUDA device that has it, fp16 on an older one, and fp32 elsewhere: CPUs
+    without bf16 units only emulate it.
+
+    Raises ConfigError where the device does not have the format.
+    """
+    if precision == "auto":
+        if device.type != "cuda":
+            return None
+        return torch.bfloat16 if _has_bf16(device) else torch.float16
+    if precision == "fp32":
+        return None
+    known = {"cuda": ("fp16", "bf16"), "cpu": ("bf16",)}.get(device.type, ())
+    if precision not in known or (precision == "bf16" and not _has_bf16(device)):
+        raise ConfigError(
+            f"precision {precision} is not there on device {device}: fp16 needs CUDA, bf16 a CPU "
+            "or a CUDA device of compute capability 8.0 or newer; set precision: auto or fp32"
+        )
+    return torch.bfloat16 if precision == "bf16" else torch.float16
+
+
+def make_scaler(autocast: torch.dtype | None, device: torch.device) -> torch.amp.GradScaler | None:
+    """fp16 alone needs its gradients scaled into range (arXiv 1710.03740)."""
+    return torch.amp.GradScaler(device.type) if autocast is torch.float16 else None
+
+
+def _has_bf16(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)

@@ -6,19 +6,190 @@ One object of one process: with several, only the first has it.
 from __future__ import annotations
 
 import contextlib
+import csv
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
+from cachedet.errors import CheckpointError, ConfigError
 from cachedet.progress import StageProgress
-from cachedet.training.epoch_table import EpochFigures, EpochTable
-from cachedet.training.metrics_log import MetricsLog
 from cachedet.training.run_folder import RunFolder
-from cachedet.training.statistics import StepStatistics
-from cachedet.training.tensorboard_log import TensorBoardLog
-from cachedet.training.trainer import Trainer
+from cachedet.training.trainer import StepStatistics, Trainer
+
+
+def require_tensorboard() -> None:
+    """Raises ConfigError where the package is missing."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"tensorboard: true needs the tensorboard package ({error}); "
+            "pip install 'cachedet[tensorboard]', or set tensorboard: false (metrics.csv has all)"
+        ) from error
+
+
+class TensorBoardLog:
+    """Scalars of a run; events after the resumed step are purged.
+
+    Raises ConfigError where the package is missing.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int) -> None:
+        require_tensorboard()
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+
+    def append(self, values: Mapping[str, float], *, step: int) -> None:
+        """`val_ap` becomes validation/ap, everything else training/<name>."""
+        for name, value in values.items():
+            section = "validation" if name.startswith("val_") else "training"
+            self._writer.add_scalar(f"{section}/{name.removeprefix('val_')}", value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class MetricsLog:
+    """Appends rows with fixed columns; rows after the resumed step are dropped first.
+
+    Args:
+        path: of the file; one that lacks some of the columns gets them.
+        columns: names, "step" and "epoch" among them.
+        keep_until_step, keep_until_epoch: where the run goes on; a row of a validation counts the
+            epochs that are done, so that one that will be made again is dropped.
+
+    Raises CheckpointError where the file has columns that are not among these.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        columns: Sequence[str],
+        *,
+        keep_until_step: int = 0,
+        keep_until_epoch: int = 0,
+    ) -> None:
+        self.path = path
+        self.columns = tuple(columns)
+        kept = [
+            row
+            for row in self._rows()
+            if int(row["step"]) <= keep_until_step and int(row["epoch"]) <= keep_until_epoch
+        ]
+        self._file = path.open("w", encoding="utf-8", newline="", buffering=1)
+        self._writer = csv.DictWriter(self._file, self.columns)
+        self._writer.writeheader()
+        self._writer.writerows(kept)
+        self._file.flush()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Write one row; columns it lacks stay empty, unknown columns are a ValueError."""
+        self._writer.writerow(row)
+
+    def _rows(self) -> list[dict[str, str]]:
+        if not self.path.exists():
+            return []
+        with self.path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        if not {"step", "epoch"} <= set(reader.fieldnames or ()) <= set(self.columns):
+            raise CheckpointError(
+                f"{self.path} has columns {reader.fieldnames}, expected {list(self.columns)}; "
+                "move the file away to start a new one"
+            )
+        return rows
+
+
+_GAP = "  "
+_REPEAT_HEADER = 25  # lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochFigures:
+    """What an epoch reached."""
+
+    epoch: int  # epochs done
+    epochs: int  # of the run
+    learning_rate: float  # of its last step
+    losses: Mapping[str, float]  # "loss" and "loss_*", means over its pictures
+    ap: float | None  # None: not validated
+    ap50: float | None
+    pictures_per_second: float  # of training, without validation
+    waiting_share: float  # of the training time, for data
+
+
+class EpochTable:
+    """Lines of equal columns.
+
+    Args:
+        parts: names of the loss parts.
+        width: characters of a line; where the parts do not fit, the total alone is shown.
+    """
+
+    def __init__(self, parts: Sequence[str], *, width: int) -> None:
+        self._parts = tuple(parts)
+        if len(self.header()) > width:
+            self._parts = ()
+        self._lines = 0
+
+    def header(self) -> str:
+        parts = [f"{name:>{_width_of(name)}}" for name in self._parts]
+        columns = ["  epoch", "     lr", "  loss", *parts, "   AP", " AP50", " pict/s", "wait"]
+        return _GAP.join(columns)
+
+    def lines(self, figures: EpochFigures) -> list[str]:
+        """The line of an epoch, with the header before it from time to time."""
+        parts = [
+            f"{_short(figures.losses.get(f'loss_{name}')):>{_width_of(name)}}"
+            for name in self._parts
+        ]
+        line = _GAP.join(
+            [
+                f"{f'{figures.epoch}/{figures.epochs}':>7}",
+                f"{figures.learning_rate:>7.1e}",
+                f"{_short(figures.losses.get('loss')):>6}",
+                *parts,
+                f"{_score(figures.ap):>5}",
+                f"{_score(figures.ap50):>5}",
+                f"{figures.pictures_per_second:>7.1f}",
+                f"{figures.waiting_share:>4.0%}",
+            ]
+        )
+        header = [self.header()] if self._lines % _REPEAT_HEADER == 0 else []
+        self._lines += 1
+        return [*header, line]
+
+
+def _width_of(name: str) -> int:
+    return max(len(name), 6)
+
+
+def _short(value: float | None) -> str:
+    """Six characters at most for what is between 0.001 and 99999."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
 
 _LOG_EVERY = 20  # steps between rows of metrics.csv
 _WIDE = 120  # characters of a line of log.txt
@@ -140,3 +311,48 @@ class RunRecords:
         self._metrics.append({**place, **values})
         if self._tensorboard is not None:
             self._tensorboard.append(values, step=trainer.step)
+
+
+class NoRecords:
+    """Takes what `RunRecords` takes, and writes and shows nothing."""
+
+    def __enter__(self) -> NoRecords:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return
+
+    def after_step(self, trainer: Trainer, row: Mapping[str, float], taken: StepStatistics) -> None:
+        """See RunRecords."""
+
+    def after_validation(
+        self, trainer: Trainer, scores: Mapping[str, float], *, seconds: float
+    ) -> None:
+        """See RunRecords."""
+
+    def after_epoch(self, trainer: Trainer, scores: Mapping[str, float] | None) -> None:
+        """See RunRecords."""
+
+    def remark(self, line: str) -> None:
+        """See RunRecords."""
+
+
+class NoCheckpoints:
+    """Takes what `CheckpointWriter` takes, and saves nothing."""
+
+    def save_if_due(self, trainer: Trainer) -> None:
+        """See CheckpointWriter."""
+
+    def save_last(self, trainer: Trainer) -> None:
+        """See CheckpointWriter."""
+
+    def save_unsaved(self, trainer: Trainer) -> None:
+        """See CheckpointWriter."""
+
+    def save_best(self, trainer: Trainer) -> None:
+        """See CheckpointWriter."""

@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cachedet.config import TrainConfig
+from cachedet.config.run import TrainConfig
 from cachedet.errors import CheckpointError
-from cachedet.store.manifest import Manifest
+from cachedet.store.format.manifest import Manifest
 from cachedet.structures import CategoryMap
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 from cachedet.training.run_folder import RunFolder

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from cachedet.collective import from_first, world_size
-from cachedet.config import TrainConfig, dump_config
-from cachedet.store.manifest import Manifest
+from cachedet.config.detector import trains_masks
+from cachedet.config.run import TrainConfig, dump_config, load_train_config
+from cachedet.distributed.collective import from_first, world_size
+from cachedet.distributed.data_parallel import describe_ranks
+from cachedet.errors import CheckpointError, ConfigError
+from cachedet.loading.sampling import resolve_views
+from cachedet.store.format.manifest import Manifest
+from cachedet.store.reader import FeatureStore
 from cachedet.training.checkpoint import Checkpoint
 from cachedet.training.checkpoint_writer import load_last
-from cachedet.training.data_parallel import describe_ranks
+from cachedet.training.records import require_tensorboard
 from cachedet.training.run_folder import RunFolder
 from cachedet.training.same_run import load_initial_weights, require_same_run
 from cachedet.training.trainer import Trainer
@@ -91,3 +98,80 @@ def _create(
     if initial is not None:
         folder.log(f"weights of {config.init_from}, step {initial.step}")
     return initial
+
+
+def pin_views(
+    config: TrainConfig, store: FeatureStore, folder: RunFolder, *, goes_on: bool
+) -> TrainConfig:
+    """The config with the chance of each single view.
+
+    Families, and "all there are" (no `views`), mean the views the store held when the run started:
+    a run that goes on finds those in its folder.
+
+    Raises ConfigError: views the store lacks or, for a run that goes on, that it did not start
+    with; CheckpointError: the store no longer holds those of the run.
+    """
+    started = load_train_config(folder.config, []).views if _has_config(folder, goes_on) else None
+    held, where = store.manifest.views, store.location
+    if started is not None:
+        _require_held(started, store, folder)
+        held, where = tuple(started), f"{where} as the run found it"
+    return config.model_copy(update={"views": resolve_views(config.views, held=held, where=where)})
+
+
+def _require_held(started: Collection[str], store: FeatureStore, folder: RunFolder) -> None:
+    gone = [view for view in started if view not in store.manifest.views]
+    if gone:
+        raise CheckpointError(
+            f"cannot resume {folder.root}: it trains on views {', '.join(started)}, and "
+            f"{store.location} has no {', '.join(gone)}: they were pruned, or it is another store. "
+            "Give the store of the run, or add the views with `cachedet extract --views`"
+        )
+
+
+def _has_config(folder: RunFolder, goes_on: bool) -> bool:
+    return goes_on and folder.config.is_file()
+
+
+def require_fit(config: TrainConfig, store: FeatureStore, validation: FeatureStore | None) -> None:
+    """Refuse what would be found out after hours, or never.
+
+    Raises:
+        CheckpointError: features or classes of the two stores differ.
+        ConfigError: validation pictures without boxes, a metric that nobody computes, masks that
+            are not there, or TensorBoard that is not installed.
+    """
+    if config.tensorboard:
+        require_tensorboard()
+    if validation is not None:
+        _require_same_features(store.manifest, validation.manifest)
+        if not np.any(~validation.truth.crowd):
+            raise ConfigError(
+                f"the validation store {validation.location} holds no boxes (crowds aside), so "
+                "that AP is undefined; validate on pictures with boxes, or leave --val out"
+            )
+    stopping = config.early_stopping
+    if stopping is not None and stopping.metric != "loss" and validation is None:
+        raise ConfigError(
+            f"early_stopping on {stopping.metric} needs a validation store: give --val, or set "
+            "early_stopping.metric: loss"
+        )
+    _require_masks(config, store)
+
+
+def _require_same_features(train: Manifest, validation: Manifest) -> None:
+    """Validation features must come from the same backbone and classes. Raises CheckpointError."""
+    field = train.incompatible_field(validation)
+    if field is not None:
+        raise CheckpointError(
+            f"the validation store differs in {field}: expected {getattr(train, field)}, got "
+            f"{getattr(validation, field)}; extract both stores with the same options"
+        )
+
+
+def _require_masks(config: TrainConfig, store: FeatureStore) -> None:
+    if trains_masks(config.detector) and store.truth.masks is None:
+        raise ConfigError(
+            "detector.mask_head needs masks, the store's annotations have none; extract from an "
+            "annotation file with `segmentation`, or remove detector.mask_head"
+        )

@@ -2,28 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cachedet.collective import alone, sum_over_ranks, world_size
-from cachedet.config import TrainConfig
+from cachedet.config.run import TrainConfig
 from cachedet.detector.build import build_detector
-from cachedet.detector.whole import Trained, WholeDetector
+from cachedet.detector.end_to_end import Trained, WholeDetector
 from cachedet.device import choose_device
+from cachedet.distributed.collective import alone, sum_over_ranks, world_size
+from cachedet.distributed.data_parallel import of_ranks, sum_gradients
 from cachedet.errors import NonFiniteLossError
-from cachedet.store.manifest import Manifest
-from cachedet.training.batch import Batch
+from cachedet.store.format.manifest import Manifest
+from cachedet.structures import Batch
 from cachedet.training.checkpoint import Checkpoint
-from cachedet.training.data_parallel import of_ranks, sum_gradients
-from cachedet.training.early_stopping import EarlyStopping
-from cachedet.training.ema import WeightAverage
-from cachedet.training.optimizer import freeze_all_but, make_optimizer, set_training_mode
-from cachedet.training.precision import choose_autocast, make_scaler
-from cachedet.training.schedule import LearningRate
-from cachedet.training.statistics import StepStatistics
+from cachedet.training.optimizer import (
+    LearningRate,
+    WeightAverage,
+    choose_autocast,
+    freeze_all_but,
+    make_optimizer,
+    make_scaler,
+    set_training_mode,
+)
+from cachedet.training.stopping import EarlyStopping
+
+
+@dataclass(kw_only=True, eq=False)
+class StepStatistics:
+    """Sums over steps. Losses are weighted by pictures, so that a small step counts little."""
+
+    pictures: int = 0
+    seconds: float = 0.0  # of the steps, waiting included; without validations and saving
+    waiting: float = 0.0  # seconds in which the next batch was not there yet
+    loss_sums: dict[str, float] = field(default_factory=dict)  # mean of a step times its pictures
+
+    @classmethod
+    def of_step(
+        cls, losses: Mapping[str, float], *, pictures: int, seconds: float, waiting: float
+    ) -> StepStatistics:
+        """One step; `losses` are means over its pictures."""
+        sums = {name: value * pictures for name, value in losses.items()}
+        return cls(pictures=pictures, seconds=seconds, waiting=waiting, loss_sums=sums)
+
+    def merge(self, later: StepStatistics) -> None:
+        """Count the steps of `later` too."""
+        self.pictures += later.pictures
+        self.seconds += later.seconds
+        self.waiting += later.waiting
+        for name, summed in later.loss_sums.items():
+            self.loss_sums[name] = self.loss_sums.get(name, 0.0) + summed
+
+    def means(self) -> dict[str, float]:
+        """The losses by name; empty before the first step."""
+        return {name: value / self.pictures for name, value in self.loss_sums.items()}
+
+    @property
+    def pictures_per_second(self) -> float:
+        return self.pictures / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def waiting_share(self) -> float:
+        """Of the time, in 0..1."""
+        return self.waiting / self.seconds if self.seconds > 0 else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
 
 _SMALLEST_SCALE = 1.0  # of fp16 gradients; one that overflows unscaled will not get better
 

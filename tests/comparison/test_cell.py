@@ -20,16 +20,15 @@ from cachedet.comparison.cell import CellTask, Interrupted, train_cell
 from cachedet.comparison.process import run_cell
 from cachedet.comparison.results import CellKey, CellResult
 from cachedet.comparison.scoring import Scorer
-from cachedet.config import TrainConfig, load_train_config
+from cachedet.config.run import TrainConfig, load_train_config
 from cachedet.errors import InputError
-from cachedet.live.rigs import MODES, BackboneTraining, Mode
-from cachedet.reporting.runs import read_runs
+from cachedet.live.modes import MODES, BackboneTraining, Mode
+from cachedet.reporting.scored_run import read_runs
 from cachedet.store.reader import FeatureStore
 from cachedet.training.checkpoint import load_checkpoint
-from cachedet.training.interruption import StopSignals
-from cachedet.training.run_folder import RunFolder
+from cachedet.training.run_folder import RunFolder, TrainingData
+from cachedet.training.stopping import StopSignals
 from cachedet.training.trainer import make_trainer
-from cachedet.training.training_data import TrainingData
 
 THRESHOLD = "detector.selection.score_threshold=0.001"  # few steps give no confidence
 CONFIG = Path(__file__).parents[2] / "configs" / "retinanet_fpn_tiny.yaml"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cachedet.comparison import choices
+from cachedet.commands import comparisons as choices
 from cachedet.errors import InputError
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cachedet.compare import extract_stores
-from cachedet.comparison.extraction import Extracted, ExtractionLog, require_known
+from cachedet.comparison.folder import Extracted, ExtractionLog, require_known
 from cachedet.errors import InputError
 from cachedet.store.reader import FeatureStore
 

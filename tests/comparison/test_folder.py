@@ -16,8 +16,8 @@ import pytest
 from cachedet.comparison.folder import ComparisonFolder
 from cachedet.comparison.results import CellKey, CellResult, ClassFigure
 from cachedet.errors import InputError
-from cachedet.store.durable import temporary_path
-from cachedet.store.owner import Owner
+from cachedet.store.files.durable import temporary_path
+from cachedet.store.files.owner import Owner
 
 KEY = CellKey(heads="small", mode="cached", seed=0)
 
@@ -135,7 +135,7 @@ def test_two_comparisons_in_one_folder(folder: ComparisonFolder) -> None:
 @pytest.fixture
 def dead(nursery: Any) -> str:
     """The token of a process that has ended."""
-    script = "from cachedet.store.owner import Owner; print(Owner.me().token)"
+    script = "from cachedet.store.files.owner import Owner; print(Owner.me().token)"
     with nursery.start(script) as process:
         token: str = process.communicate()[0].strip()
     return token

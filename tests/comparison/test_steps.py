@@ -9,14 +9,20 @@ from typing import Any
 
 import pytest
 
-from cachedet.comparison.steps import StepPlan, keep_peak_memory, plan_steps, time_left
-from cachedet.comparison.trial import Trial, try_steps
-from cachedet.config import TrainConfig, load_train_config
+from cachedet.comparison.step_plan import (
+    StepPlan,
+    Trial,
+    keep_peak_memory,
+    plan_steps,
+    time_left,
+    try_steps,
+)
+from cachedet.config.run import TrainConfig, load_train_config
 from cachedet.errors import InputError
-from cachedet.live.rigs import Rig, make_rig
+from cachedet.live.modes import Rig, make_rig
 from cachedet.model import measure_model
 from cachedet.store.reader import FeatureStore
-from cachedet.training.budget import TimeBudget
+from cachedet.training.stopping import TimeBudget
 
 CONFIG = Path(__file__).parents[2] / "configs" / "retinanet_fpn_tiny.yaml"
 SMALL = ["detector.neck.channels=16", "detector.num_convs=1", "device=cpu"]

@@ -24,7 +24,7 @@ from cachedet.comparison.verdicts import (
     describe_freezing,
     judge_difference,
 )
-from cachedet.live.rigs import Mode
+from cachedet.live.modes import Mode
 
 
 def cell(mode: Mode, seed: int, ap: float, *, heads: str = "fpn", error: str = "") -> CellResult:

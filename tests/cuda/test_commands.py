@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from cachedet.cli import app
-from cachedet.config import TrainConfig, dump_config
+from cachedet.config.run import TrainConfig, dump_config
 from cachedet.train import TrainReport, train
 from cachedet.training.checkpoint import load_checkpoint
 

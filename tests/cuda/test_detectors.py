@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from cachedet.backbone.frozen import load_backbone
-from cachedet.config import TrainConfig, load_train_config
+from cachedet.config.run import TrainConfig, load_train_config
 from cachedet.detector.build import choose_levels
 from cachedet.extraction.inputs import load_input
+from cachedet.loading.loader import FeatureLoader
 from cachedet.store.reader import FeatureStore
-from cachedet.training.batch import Batch
-from cachedet.training.loader import FeatureLoader
+from cachedet.structures import Batch
 from cachedet.training.trainer import Trainer, make_trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from cachedet.config import AugmentConfig
+from cachedet.augmentation.steps import make_augment
+from cachedet.config.run import AugmentConfig
+from cachedet.loading.loader import FeatureLoader
+from cachedet.loading.residency import FeatureSource, Residency, make_source
 from cachedet.store.reader import FeatureStore, Key
-from cachedet.structures import Features, Truth
-from cachedet.training.augment import make_augment
-from cachedet.training.batch import Batch
-from cachedet.training.loader import FeatureLoader
-from cachedet.training.residency import FeatureSource, Residency, make_source
+from cachedet.structures import Batch, Features, Truth
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from cachedet.config import EvalConfig, TrainConfig
+from cachedet.config.run import EvalConfig, TrainConfig
 from cachedet.evaluate import evaluate
 from cachedet.extract import extract
+from cachedet.loading.loader import FeatureLoader
 from cachedet.store.reader import FeatureStore
+from cachedet.structures import Batch
 from cachedet.train import train
-from cachedet.training.batch import Batch
 from cachedet.training.checkpoint import load_checkpoint
-from cachedet.training.loader import FeatureLoader
 from cachedet.training.trainer import Trainer, make_trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from cachedet.data.coco import read_coco
+from cachedet.data.masks import decode_mask
 from cachedet.errors import DatasetError
-from cachedet.masks import decode_mask
 
 
 def coco() -> dict[str, Any]:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
+from cachedet.config.detector import DetectorConfig
 from cachedet.detector.build import Detector, build_detector
-from cachedet.detector_config import DetectorConfig
 from cachedet.structures import Features, FeatureSpec, LevelSpec, Targets
 
 KINDS = ("retinanet", "faster_rcnn", "cascade_rcnn")

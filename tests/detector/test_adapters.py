@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cachedet.detector.adapters import AdapterKind, Adapters, hidden_channels
-from cachedet.detector.norms import NormName
+from cachedet.detector.layers import NormName
 from cachedet.structures import Features, FeatureSpec, LevelSpec
 
 KINDS: tuple[AdapterKind, ...] = typing.get_args(AdapterKind)

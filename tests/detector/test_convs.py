@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cachedet.detector.convs import make_conv
+from cachedet.detector.layers import make_conv
 
 
 @pytest.mark.parametrize("separable", [False, True])

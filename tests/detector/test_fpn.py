@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torchvision.ops import FeaturePyramidNetwork
 
 from cachedet.detector.fpn import FPN
-from cachedet.detector.norms import ActivationName
+from cachedet.detector.layers import ActivationName
 from cachedet.structures import FeatureSpec, LevelSpec
 
 SPEC = FeatureSpec(

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
+from cachedet.data.masks import NO_MASK, encode_bitmap
 from cachedet.detector.mask_head import MaskHead, crop_masks
-from cachedet.masks import NO_MASK, encode_bitmap
 from cachedet.structures import TargetMasks, Targets
 
 MASKED = {"mask_head": {"resolution": 7, "num_convs": 1, "channels": 8}}

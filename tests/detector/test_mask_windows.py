@@ -12,9 +12,9 @@ from PIL import Image
 from torchvision.ops import roi_align
 
 from cachedet.data.geometry import Geometry
+from cachedet.data.masks import encode_bitmap
 from cachedet.data.views import make_geometry, make_targets, view_named
 from cachedet.detector.mask_head import crop_masks
-from cachedet.masks import encode_bitmap
 from cachedet.structures import MaskCodes, Truth
 
 PICTURE_HW = (120, 200)

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cachedet.detector.layers import ActivationName, NormName
 from cachedet.detector.nasfpn import NASFPN, NODES, NUM_LEVELS
-from cachedet.detector.norms import ActivationName, NormName
 from cachedet.structures import Features, FeatureSpec, LevelSpec
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from cachedet.collective import rank
-from cachedet.detector.norms import BatchNorm, make_norm
+from cachedet.detector.layers import BatchNorm, make_norm
+from cachedet.distributed.collective import rank
 
 
 def test_batch_norm_has_the_papers_numbers() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cachedet.detector.pyramid import coarsen, continued_strides, pyramid_spec
+from cachedet.detector.fpn import coarsen, continued_strides, pyramid_spec
 from cachedet.structures import FeatureSpec, LevelSpec
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from cachedet.config.detector import RetinaNetConfig
 from cachedet.detector.boxes import apply_deltas, encode_deltas
 from cachedet.detector.build import build_detector
 from cachedet.detector.matching import BACKGROUND, IGNORED, match_boxes, pad_truth
 from cachedet.detector.retinanet import RetinaNet
-from cachedet.detector_config import RetinaNetConfig
 from cachedet.errors import ConfigError
 from cachedet.structures import Features, FeatureSpec, LevelSpec, Targets
 

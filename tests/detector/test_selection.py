@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from cachedet.detector.selection import Selection
+from cachedet.detector.boxes import Selection
 
 SELECT = Selection(score_threshold=0.2, pre_nms=10, nms_iou=0.5, max_detections=3)
 BOXES = torch.tensor(

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cachedet.detector.norms import NormName
+from cachedet.detector.layers import NormName
 from cachedet.detector.simple_pyramid import SimplePyramid
 from cachedet.structures import FeatureSpec, LevelSpec
 

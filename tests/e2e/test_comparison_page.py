@@ -16,11 +16,11 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from cachedet.comparison.page import comparison_page
+from cachedet.comparison.page_charts import CurveOf
 from cachedet.comparison.results import BinFigure, CellKey, CellResult, ClassFigure
-from cachedet.live.rigs import MODES, Mode
-from cachedet.reporting.comparison_charts import CurveOf
-from cachedet.reporting.comparison_sections import comparison_page
-from cachedet.reporting.page import render_page
+from cachedet.live.modes import MODES, Mode
+from cachedet.reporting.rendering import render_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 pytestmark = pytest.mark.skipif(

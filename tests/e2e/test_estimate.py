@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from cachedet.backbone.frozen import load_backbone
 from cachedet.cli import app
-from cachedet.config import TrainConfig
+from cachedet.commands.estimate_tables import print_estimate
+from cachedet.config.run import TrainConfig
 from cachedet.estimate import EstimateReport, change_measured, estimate, open_subject
-from cachedet.estimate_tables import print_estimate
 from cachedet.estimation.forecast import make_forecast
 from cachedet.estimation.what_if import parse_what_if
 from cachedet.extract import extract

@@ -13,11 +13,11 @@ import yaml
 from typer.testing import CliRunner
 
 from cachedet.cli import app
-from cachedet.config import TrainConfig
+from cachedet.config.run import TrainConfig
 from cachedet.evaluate import Questions, evaluate
 from cachedet.store.reader import FeatureStore
 from cachedet.train import train
-from cachedet.training.training_data import count_annotations
+from cachedet.training.run_folder import count_annotations
 
 SELECTION = {"score_threshold": 0.005}
 NECK = {"kind": "fpn", "channels": 8}

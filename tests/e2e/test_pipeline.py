@@ -16,8 +16,8 @@ import torch
 
 from cachedet.backbone.frozen import load_backbone
 from cachedet.cli import app
-from cachedet.config import TrainConfig, load_train_config
-from cachedet.detector_config import CascadeRCNNConfig, MaskHeadConfig
+from cachedet.config.detector import CascadeRCNNConfig, MaskHeadConfig
+from cachedet.config.run import TrainConfig, load_train_config
 from cachedet.errors import (
     BackboneError,
     CheckpointError,
@@ -29,12 +29,12 @@ from cachedet.errors import (
 from cachedet.evaluate import evaluate
 from cachedet.extract import extract
 from cachedet.extraction.inputs import load_input
+from cachedet.loading.loader import FeatureLoader
 from cachedet.predict import predict
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store
 from cachedet.train import make_trainer, train
 from cachedet.training.checkpoint import load_checkpoint
-from cachedet.training.loader import FeatureLoader
 
 CONFIG = TrainConfig.model_validate(
     {

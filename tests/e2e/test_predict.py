@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from cachedet.cli import app
-from cachedet.config import EvalConfig, TrainConfig
+from cachedet.config.run import EvalConfig, TrainConfig
 from cachedet.data.images import decode_picture
 from cachedet.data.views import parse_views
 from cachedet.errors import InputError

@@ -16,7 +16,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from cachedet.config import EvalConfig, TrainConfig
+from cachedet.config.run import EvalConfig, TrainConfig
 from cachedet.evaluate import evaluate
 from cachedet.extract import extract
 from cachedet.report import report

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from cachedet.collective import rank
-from cachedet.config import TrainConfig, dump_config
+from cachedet.config.run import TrainConfig, dump_config
+from cachedet.distributed.collective import rank
 from cachedet.errors import CachedetError
 from cachedet.train import TrainReport, train
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint

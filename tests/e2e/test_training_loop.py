@@ -20,7 +20,7 @@ import yaml
 from typer.testing import CliRunner
 
 from cachedet.cli import app
-from cachedet.config import TrainConfig, dump_config
+from cachedet.config.run import TrainConfig, dump_config
 from cachedet.errors import CheckpointError, ConfigError
 from cachedet.evaluate import evaluate, load_detector
 from cachedet.extract import extract
@@ -287,7 +287,7 @@ def test_half_written_files_of_dead_processes_go(tiny: Any, nursery: Any, tmp_pa
     config, run = make_config(max_steps=1), tmp_path / "run"
     train(config, train_store=tiny.train, run=run)
     script = (
-        "from pathlib import Path; from cachedet.store.durable import temporary_path; "
+        "from pathlib import Path; from cachedet.store.files.durable import temporary_path; "
         f"temporary_path(Path({str(run / 'weights' / 'last.pt')!r})).write_bytes(b'half')"
     )
     with nursery.start(script) as process:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from cachedet.backbone.frozen import load_backbone
 from cachedet.cli import app
-from cachedet.config import EvalConfig, TrainConfig
+from cachedet.config.run import EvalConfig, TrainConfig
 from cachedet.data.images import decode_picture, make_input
 from cachedet.data.views import TRAINING_VIEWS, make_geometry, parse_views, view_named
 from cachedet.errors import ConfigError, InputError, MissingFeatureError, StoreError
@@ -22,8 +22,8 @@ from cachedet.evaluate import evaluate
 from cachedet.extract import extract
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store
+from cachedet.structures import Batch
 from cachedet.train import train
-from cachedet.training.batch import Batch
 from cachedet.training.checkpoint import load_checkpoint
 from cachedet.training.trainer import make_trainer
 

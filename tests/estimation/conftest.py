@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from cachedet.estimation.disk import DiskRates
-from cachedet.estimation.measured import CodecFigures, Measured, Memory, Training
-from cachedet.estimation.phase import Phase
+from cachedet.estimation.measured import CodecFigures, Measured, Memory, Phase, Training
 
 
 def make_measured(**changes: Any) -> Measured:

@@ -10,8 +10,7 @@ import pytest
 from cachedet.estimation import advice
 from cachedet.estimation.disk import DiskRates
 from cachedet.estimation.forecast import Forecast, make_forecast
-from cachedet.estimation.measured import CodecFigures, Measured, Memory, Training
-from cachedet.estimation.phase import Phase
+from cachedet.estimation.measured import CodecFigures, Measured, Memory, Phase, Training
 
 Make = Callable[..., Measured]
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
-from cachedet.config import ExtractConfig, TrainConfig
+from cachedet.config.run import ExtractConfig, TrainConfig
 from cachedet.data.coco import CocoDataset
 from cachedet.data.images import Survey
 from cachedet.data.views import parse_views
@@ -29,16 +29,15 @@ from cachedet.estimation.measure import (
     look_at_all,
     try_cached,
 )
-from cachedet.estimation.measured import CodecFigures, Measured
+from cachedet.estimation.measured import CodecFigures, Measured, Phase
 from cachedet.estimation.mode_trials import ModeTrials, TrialBatches
-from cachedet.estimation.phase import Phase
 from cachedet.estimation.probe import BackboneCost, CodecCost
-from cachedet.estimation.steps import StepJob, StepTrial
+from cachedet.estimation.step_process import StepJob, StepTrial
 from cachedet.estimation.trial import Fit, Sample, Trial
 from cachedet.extraction.inputs import make_inputs
-from cachedet.store.codecs import make_codec
-from cachedet.store.layout import Layout
-from cachedet.store.manifest import FORMAT_VERSION
+from cachedet.store.codecs.registry import make_codec
+from cachedet.store.format.layout import Layout
+from cachedet.store.format.manifest import FORMAT_VERSION
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import FeatureSpec, LevelSpec, Truth
 

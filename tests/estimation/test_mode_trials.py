@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cachedet.config import AugmentConfig, TrainConfig
+from cachedet.config.run import AugmentConfig, TrainConfig
 from cachedet.estimation.mode_trials import (
     ModeTrials,
     choose_batches,
@@ -18,7 +18,7 @@ from cachedet.estimation.mode_trials import (
     plain_heads,
 )
 from cachedet.estimation.sample import BatchShape
-from cachedet.estimation.steps import StepJob, StepTrial, TrialFailedError
+from cachedet.estimation.step_process import StepJob, StepTrial, TrialFailedError
 
 HELD = {
     (32, 32): np.array([[0, 0], [0, 1], [1, 0]]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cachedet.estimation.phase import Phase
+from cachedet.estimation.measured import Phase
 
 PHASE = Phase(seconds=12.0, stages={"decode": 4.0, "backbone": 10.0})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cachedet.errors import InputError
-from cachedet.estimation.quantities import parse_count, parse_flops, parse_rate
+from cachedet.estimation.what_if import parse_count, parse_flops, parse_rate
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from cachedet.config import TrainConfig
+from cachedet.config.run import TrainConfig
 from cachedet.data.views import parse_views
 from cachedet.errors import ConfigError
 from cachedet.estimation.sample import (

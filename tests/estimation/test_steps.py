@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cachedet.config import TrainConfig
+from cachedet.config.run import TrainConfig
 from cachedet.errors import ConfigError
-from cachedet.estimation.steps import StepJob, TrialFailedError, measure_steps, time_steps
+from cachedet.estimation.step_process import StepJob, TrialFailedError, measure_steps, time_steps
+from cachedet.loading.loader import make_loader
 from cachedet.store.reader import FeatureStore
-from cachedet.training.loader import make_loader
 from cachedet.training.trainer import make_trainer
 
 CONFIG = TrainConfig.model_validate(
@@ -119,7 +119,7 @@ def test_a_process_that_is_killed_had_too_little_memory(tiny: Any) -> None:
 
 def test_the_cached_process_needs_no_backbone() -> None:
     script = (
-        "import sys, cachedet.estimation.steps\n"
+        "import sys, cachedet.estimation.step_process\n"
         "assert not any(n.split('.')[0] == 'timm' for n in sys.modules)\n"
         "assert 'cachedet.backbone' not in sys.modules\n"
     )

@@ -21,7 +21,7 @@ from cachedet.estimation.trial import (
     take_sample,
     write_trial,
 )
-from cachedet.store.codecs import make_codec
+from cachedet.store.codecs.registry import make_codec
 from cachedet.store.reader import FeatureStore
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cachedet.errors import InputError
-from cachedet.estimation.trial_folder import existing_folder, trial_folder
+from cachedet.estimation.trial import existing_folder, trial_folder
 
 
 def test_it_lies_beside_the_store_and_is_removed(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_what_a_dead_process_left_is_removed(nursery: Any, tmp_path: Path) -> No
     store = tmp_path / "train.zarr"
     script = (
         "import os\nfrom pathlib import Path\n"
-        "from cachedet.estimation.trial_folder import trial_folder\n"
+        "from cachedet.estimation.trial import trial_folder\n"
         f"with trial_folder(Path({str(store)!r})) as folder:\n"
         "    (folder / 'file').write_text('x')\n"
         "    os._exit(9)\n"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from cachedet.data.masks import encode_bitmap
 from cachedet.errors import InputError
 from cachedet.evaluation.analysis import analyse
 from cachedet.evaluation.curves import draw_curves
@@ -17,7 +18,6 @@ from cachedet.evaluation.lvis import Federated, score_lvis
 from cachedet.evaluation.metrics import score_table
 from cachedet.evaluation.significance import bootstrap, compare_runs
 from cachedet.evaluation.strata import stratify
-from cachedet.masks import encode_bitmap
 from cachedet.structures import Detections, MaskCodes, Truth
 
 Tabulated = tuple[Truth, DetectionTable]

@@ -12,7 +12,7 @@ from cachedet.evaluation.files import read_counts, read_truth_of, score_files
 from cachedet.evaluation.metrics import coco_results, ground_truth_json, score_detections
 from cachedet.evaluation.significance import compare_runs
 from cachedet.structures import Detections, Truth
-from cachedet.training.training_data import count_annotations
+from cachedet.training.run_folder import count_annotations
 
 Scene = tuple[Truth, list[Detections]]
 

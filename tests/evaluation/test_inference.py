@@ -14,10 +14,10 @@ from cachedet.data.geometry import Geometry
 from cachedet.errors import MissingFeatureError
 from cachedet.evaluation.inference import detect_store, drop_cut, propose_store
 from cachedet.evaluation.merging import Merging
-from cachedet.store.blocks import Block
-from cachedet.store.plan import StorePlan
+from cachedet.store.files.source import LocalFiles
+from cachedet.store.format.layout import Block
+from cachedet.store.format.plan import StorePlan
 from cachedet.store.reader import FeatureStore
-from cachedet.store.source import LocalFiles
 from cachedet.structures import Detections, Features, SizeHW, Truth
 
 VIEWS = ("base", "hflip", "scale-2", "crop-k0", "jitter-1-3-k0")

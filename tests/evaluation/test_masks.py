@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cachedet.evaluation.masks import paste_mask, paste_masks
-from cachedet.masks import decode_mask
+from cachedet.data.masks import decode_mask, paste_mask, paste_masks
 from cachedet.structures import Detections
 
 

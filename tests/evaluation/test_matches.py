@@ -12,13 +12,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cachedet.data.masks import NO_MASK, encode_bitmap
 from cachedet.errors import InputError
 from cachedet.evaluation import matches as matches_module
 from cachedet.evaluation.detection_table import tabulate
 from cachedet.evaluation.matches import MatchTable, match_detections
 from cachedet.evaluation.metrics import coco_results, ground_truth_json, score_matches
 from cachedet.evaluation.precision import accumulate
-from cachedet.masks import NO_MASK, encode_bitmap
 from cachedet.structures import Detections, MaskCodes, Truth
 
 FIGURES = 12

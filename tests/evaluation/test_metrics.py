@@ -14,6 +14,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from cachedet.data.masks import NO_MASK, encode_bitmap
 from cachedet.errors import InputError, StoreError
 from cachedet.evaluation.detection_table import table_of_results
 from cachedet.evaluation.metrics import (
@@ -22,7 +23,6 @@ from cachedet.evaluation.metrics import (
     score_detections,
     score_table,
 )
-from cachedet.masks import NO_MASK, encode_bitmap
 from cachedet.structures import Detections, MaskCodes, Truth
 
 BOXES = [

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cachedet.evaluation.metrics import coco_results, ground_truth_json
-from cachedet.evaluation.recall import ProposalReport, proposal_recall
+from cachedet.evaluation.precision import ProposalReport, proposal_recall
 from cachedet.structures import Detections, Truth
 
 

@@ -20,8 +20,8 @@ from cachedet.errors import BadImageError, CodecError
 from cachedet.extract import extract
 from cachedet.extraction.inputs import InputLoader
 from cachedet.extraction.pipeline import ExtractionPipeline
-from cachedet.store.leases import LeaseBook
-from cachedet.store.owner import Owner
+from cachedet.store.files.leases import LeaseBook
+from cachedet.store.files.owner import Owner
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import describe_store, verify_store
 from cachedet.store.writer import PackedPictures, StoreWriter
@@ -93,8 +93,8 @@ def pipeline_of(tiny: Any, root: Path, kind: type[StoreWriter], **changes: Any) 
     for path in (root / "commits").iterdir():
         path.unlink()
     backbone = load_backbone("test_resnet", weights=str(tiny.weights), image_size=128)
-    from cachedet.store.plan import StorePlan
-    from cachedet.store.source import LocalFiles
+    from cachedet.store.files.source import LocalFiles
+    from cachedet.store.format.plan import StorePlan
 
     plan = StorePlan.load(LocalFiles(root))
     writer = kind(root, plan)

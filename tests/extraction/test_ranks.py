@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from cachedet.errors import ConfigError
 from cachedet.extraction.ranks import Rank, blocks_to_write, find_rank
-from cachedet.store.leases import LeaseBook
-from cachedet.store.owner import Owner
+from cachedet.store.files.leases import LeaseBook
+from cachedet.store.files.owner import Owner
 from cachedet.structures import Truth
 
 ELSEWHERE = Owner(host="another-machine", pid=1, start=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from cachedet.extraction.stages import StageClock
+from cachedet.extraction.pipeline import StageClock
 
 
 def test_rates_are_of_busy_time_and_all_workers() -> None:

@@ -10,11 +10,11 @@ import torch
 
 from cachedet.data.geometry import Geometry
 from cachedet.data.views import MOST_DRAWS, make_geometry, make_targets, parse_views, view_named
-from cachedet.detector.whole import PIXELS
-from cachedet.live.pictures import PictureLoader, fresh_view
-from cachedet.live.rigs import inputs_of
+from cachedet.detector.end_to_end import PIXELS
+from cachedet.live.image_loader import PictureLoader, fresh_view
+from cachedet.live.modes import inputs_of
+from cachedet.loading.loader import FeatureLoader
 from cachedet.store.reader import FeatureStore
-from cachedet.training.loader import FeatureLoader
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from cachedet.config import TrainConfig, load_train_config
-from cachedet.detector.whole import PIXELS
+from cachedet.config.run import TrainConfig, load_train_config
+from cachedet.detector.end_to_end import PIXELS
 from cachedet.errors import ConfigError, InputError
-from cachedet.live.rigs import MODES, BackboneTraining, Rig, make_rig
+from cachedet.live.modes import MODES, BackboneTraining, Rig, make_rig
 from cachedet.store.reader import FeatureStore
 
 CONFIG = Path(__file__).parents[2] / "configs" / "retinanet_fpn_tiny.yaml"

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from cachedet.evaluation.detection_table import tabulate
-from cachedet.reporting.analysis import RunAnalysis, RunInput, analyse_runs
 from cachedet.reporting.class_sections import annotation_section, class_section
+from cachedet.reporting.content import Report
 from cachedet.reporting.curve_sections import class_paths, curve_section
 from cachedet.reporting.error_sections import confusion_section, error_section
-from cachedet.reporting.layout import Report
-from cachedet.reporting.page import render_page
 from cachedet.reporting.pictures import Sheet
+from cachedet.reporting.rendering import render_page
+from cachedet.reporting.run_analysis import RunAnalysis, RunInput, analyse_runs
 from cachedet.reporting.scores_sections import (
     make_headlines,
     result_section,

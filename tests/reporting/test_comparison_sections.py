@@ -7,14 +7,20 @@ from collections.abc import Sequence
 
 import pytest
 
+from cachedet.comparison.page import CurveOf, comparison_page
 from cachedet.comparison.results import BinFigure, CellKey, CellResult, ClassFigure
-from cachedet.live.rigs import Mode
-from cachedet.reporting.charts import Shape, log_axis, span_axis, unit_axis
-from cachedet.reporting.comparison_sections import CurveOf, comparison_page
-from cachedet.reporting.layout import Report, Row, Section, Table
-from cachedet.reporting.markdown import render_markdown
-from cachedet.reporting.page import render_page
-from cachedet.reporting.scatter import CIRCLE, Spot, draw_spots
+from cachedet.live.modes import Mode
+from cachedet.reporting.charts import (
+    CIRCLE,
+    Shape,
+    Spot,
+    draw_spots,
+    log_axis,
+    span_axis,
+    unit_axis,
+)
+from cachedet.reporting.content import Report, Row, Section, Table
+from cachedet.reporting.rendering import render_markdown, render_page
 
 FACTS = (("Backbone", "lite0"), ("Budget", "10 min"))
 SHAPE = Shape(path=CIRCLE, tone="cached")

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cachedet.reporting.layout import Fold, Report, Section
-from cachedet.reporting.markdown import escape, render_markdown
+from cachedet.reporting.content import Fold, Report, Section
+from cachedet.reporting.rendering import escape, render_markdown
 
 HOSTILE = '<script>alert("x")</script> | `a` *b* [c](d) &lt;'
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cachedet.reporting.runs import _names, _sum_sessions, read_metrics
+from cachedet.reporting.scored_run import _names, _sum_sessions, read_metrics
 
 
 def test_pauses_between_stretches_of_training_do_not_count(tmp_path: Path) -> None:

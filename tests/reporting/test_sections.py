@@ -12,9 +12,9 @@ import pytest
 from cachedet.errors import InputError
 from cachedet.evaluation.significance import compare_runs
 from cachedet.reporting.class_sections import annotation_section, class_section
+from cachedet.reporting.content import Cell, Row, Table
 from cachedet.reporting.curve_sections import MOST_CURVES, class_paths, curve_section
 from cachedet.reporting.error_sections import MOST_PAIRS, confusion_section, error_section
-from cachedet.reporting.layout import Cell, Row, Table
 from cachedet.reporting.provenance import differing_keys
 from cachedet.reporting.scores_sections import (
     make_headlines,

@@ -16,18 +16,18 @@ import numpy as np
 import pytest
 import torch
 
-from cachedet.store.blocks import Block
-from cachedet.store.codec import Codec, state_digest
-from cachedet.store.manifest import (
+from cachedet.store.codecs.codec import Codec, state_digest
+from cachedet.store.codecs.statistics import FeatureStatistics
+from cachedet.store.files.source import LocalFiles
+from cachedet.store.format.layout import Block
+from cachedet.store.format.manifest import (
     Manifest,
     digest_json,
     load_manifest,
     pictures_digest,
     truth_digest,
 )
-from cachedet.store.npz import dump_arrays
-from cachedet.store.source import LocalFiles
-from cachedet.store.statistics import FeatureStatistics
+from cachedet.store.format.npz import dump_arrays
 from cachedet.store.writer import StoreWriter
 from cachedet.structures import Features, FeatureSpec, LevelSpec, Preprocessing, Truth
 

@@ -13,7 +13,7 @@ import torch
 
 from cachedet.data.views import make_geometry, parse_views, view_named
 from cachedet.errors import InputError, MissingFeatureError, StoreError
-from cachedet.store.codec import Codec
+from cachedet.store.codecs.codec import Codec
 from cachedet.store.prune import prune_store
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store

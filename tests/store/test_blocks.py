@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachedet.data.views import make_geometry, parse_views, view_named
-from cachedet.store.blocks import plan_blocks
+from cachedet.store.format.layout import plan_blocks
 from cachedet.structures import Truth
 
 VIEWS = parse_views("base,hflip,scale=0.5,crop=2,jitter=2,jitter=1:0.5-4")

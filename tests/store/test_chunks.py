@@ -16,11 +16,11 @@ import torch
 from zarr.storage import LocalStore
 
 from cachedet.errors import CorruptBlockError, StoreError
-from cachedet.store.layout import commit_key, shard_key
-from cachedet.store.plan import StorePlan
+from cachedet.store.files.source import LocalFiles, OpenFile
+from cachedet.store.format.commits import digest_of, find_fault, read_record
+from cachedet.store.format.layout import commit_key, shard_key
+from cachedet.store.format.plan import StorePlan
 from cachedet.store.reader import FeatureStore
-from cachedet.store.records import digest_of, find_fault, read_record
-from cachedet.store.source import LocalFiles, OpenFile
 from cachedet.store.verify import verify_store
 from cachedet.structures import Features, FeatureSpec, LevelSpec, Truth
 

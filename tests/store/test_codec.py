@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cachedet.errors import CodecError, InputError, StoreError
-from cachedet.store.codec import Codec, encoded_nbytes, state_digest
-from cachedet.store.codec_int import pack_nibbles, unpack_nibbles
-from cachedet.store.codec_pca import SnrCodec, principal_components
-from cachedet.store.codecs import CODECS, make_codec
-from cachedet.store.shards import pack_chunk, unpack_zstd
-from cachedet.store.statistics import FeatureStatistics, LevelStatistics
+from cachedet.store.codecs.codec import Codec, encoded_nbytes, state_digest
+from cachedet.store.codecs.integers import pack_nibbles, unpack_nibbles
+from cachedet.store.codecs.projections import SnrCodec, principal_components
+from cachedet.store.codecs.registry import CODECS, make_codec
+from cachedet.store.codecs.statistics import FeatureStatistics, LevelStatistics
+from cachedet.store.format.shards import pack_chunk, unpack_zstd
 from cachedet.structures import FeatureSpec, LevelSpec
 
 NAMES = [*CODECS, "pca2+int8", "pca64+int8", "snr6", "snr12", "snr20"]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from cachedet.errors import StoreError
-from cachedet.store.codec import Codec
-from cachedet.store.owner import Owner
+from cachedet.store.codecs.codec import Codec
+from cachedet.store.files.owner import Owner
 from cachedet.store.reader import FeatureStore
 from cachedet.store.writer import StoreWriter
 from cachedet.structures import FeatureSpec, LevelSpec, Truth

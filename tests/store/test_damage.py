@@ -19,12 +19,12 @@ from numcodecs.zstd import Zstd
 from zarr.storage import LocalStore
 
 from cachedet.errors import CachedetError, CorruptBlockError, MissingFeatureError, StoreError
-from cachedet.store.layout import commit_key, shard_key
-from cachedet.store.manifest import digest_json, truth_arrays, truth_digest
-from cachedet.store.plan import StorePlan
+from cachedet.store.files.source import LocalFiles
+from cachedet.store.format.commits import ShardRecord, digest_of, read_record
+from cachedet.store.format.layout import commit_key, shard_key
+from cachedet.store.format.manifest import digest_json, truth_arrays, truth_digest
+from cachedet.store.format.plan import StorePlan
 from cachedet.store.reader import FeatureStore
-from cachedet.store.records import ShardRecord, digest_of, read_record
-from cachedet.store.source import LocalFiles
 from cachedet.store.verify import verify_store
 from cachedet.structures import Truth
 

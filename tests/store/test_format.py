@@ -16,11 +16,11 @@ import zarr
 from zarr.storage import LocalStore, MemoryStore, ZipStore
 
 from cachedet.errors import StoreError
-from cachedet.store.codecs import CODECS
-from cachedet.store.layout import metadata_keys
-from cachedet.store.plan import StorePlan
+from cachedet.store.codecs.registry import CODECS
+from cachedet.store.files.source import LocalFiles, ZarrStorage
+from cachedet.store.format.layout import metadata_keys
+from cachedet.store.format.plan import StorePlan
 from cachedet.store.reader import FeatureStore
-from cachedet.store.source import LocalFiles, ZarrStorage
 from cachedet.structures import Truth
 
 NAMES = [*CODECS, "pca2+int8", "snr12"]

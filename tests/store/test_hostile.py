@@ -13,13 +13,13 @@ import pytest
 from zarr.storage import LocalStore
 
 from cachedet.errors import CorruptBlockError, MissingFeatureError, StoreError
-from cachedet.store.layout import MANIFEST, most_nbytes
-from cachedet.store.manifest import encode_manifest, truth_arrays
-from cachedet.store.npz import dump_arrays
-from cachedet.store.plan import StorePlan
+from cachedet.store.files.names import MANIFEST, most_nbytes
+from cachedet.store.files.source import LocalFiles
+from cachedet.store.format.manifest import encode_manifest, truth_arrays
+from cachedet.store.format.npz import dump_arrays
+from cachedet.store.format.plan import StorePlan
 from cachedet.store.prune import prune_store
 from cachedet.store.reader import FeatureStore
-from cachedet.store.source import LocalFiles
 from cachedet.store.verify import verify_store
 from cachedet.structures import Truth
 

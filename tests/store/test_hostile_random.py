@@ -16,12 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachedet.errors import StoreError
-from cachedet.store.layout import MANIFEST, metadata_digest, metadata_keys
-from cachedet.store.manifest import load_manifest, pictures_digest, truth_arrays, truth_digest
-from cachedet.store.npz import dump_arrays
-from cachedet.store.plan import StorePlan
+from cachedet.store.files.names import MANIFEST
+from cachedet.store.files.source import LocalFiles
+from cachedet.store.format.layout import metadata_digest, metadata_keys
+from cachedet.store.format.manifest import (
+    load_manifest,
+    pictures_digest,
+    truth_arrays,
+    truth_digest,
+)
+from cachedet.store.format.npz import dump_arrays
+from cachedet.store.format.plan import StorePlan
 from cachedet.store.reader import FeatureStore
-from cachedet.store.source import LocalFiles
 from cachedet.store.verify import describe_store
 from cachedet.structures import Truth
 

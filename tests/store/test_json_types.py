@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cachedet.store.json_types import require_types
+from cachedet.store.format.manifest import require_types
 
 
 @dataclass

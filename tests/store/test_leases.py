@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from cachedet.errors import StoreError
-from cachedet.store.leases import LeaseBook, commit_lock
+from cachedet.store.files.leases import LeaseBook, commit_lock
+from cachedet.store.files.owner import Life, Owner
 from cachedet.store.leftovers import dead_leftovers
-from cachedet.store.owner import Life, Owner
 
 ELSEWHERE = Owner(host="another-machine", pid=1, start=1)
 
@@ -197,7 +197,7 @@ def test_a_zombie_is_dead(folder: Path) -> None:
     """A container without an init never reaps the children of a killed process."""
     script = (
         "import sys; from pathlib import Path\n"
-        "from cachedet.store.leases import LeaseBook\n"
+        "from cachedet.store.files.leases import LeaseBook\n"
         f"LeaseBook(Path({str(folder)!r})).take('a')\n"
         "print('taken', flush=True); sys.stdin.read()\n"
     )
@@ -265,7 +265,7 @@ def test_a_renewal_takes_nothing_back(folder: Path) -> None:
 def test_the_commit_lock_lets_go_when_its_holder_dies(folder: Path, nursery: Any) -> None:
     script = (
         "import time; from pathlib import Path\n"
-        "from cachedet.store.leases import commit_lock\n"
+        "from cachedet.store.files.leases import commit_lock\n"
         f"with commit_lock(Path({str(folder)!r})):\n"
         "    print('held', flush=True); time.sleep(60)\n"
     )

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from cachedet.errors import StoreError
-from cachedet.store.npz import dump_arrays, load_arrays
-from cachedet.store.source import LocalFiles
+from cachedet.store.files.source import LocalFiles
+from cachedet.store.format.npz import dump_arrays, load_arrays
 
 
 def load(folder: Path, content: bytes, *wanted: str) -> dict[str, np.ndarray]:

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from cachedet.cli import app
 from cachedet.errors import InputError, StoreError
-from cachedet.store.durable import temporary_path
-from cachedet.store.leases import LeaseBook
-from cachedet.store.owner import Owner
+from cachedet.store.files.durable import temporary_path
+from cachedet.store.files.leases import LeaseBook
+from cachedet.store.files.owner import Owner
 from cachedet.store.prune import PruneReport, prune_store
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store

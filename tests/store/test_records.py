@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from cachedet.errors import CorruptBlockError, MissingFeatureError
-from cachedet.store.manifest import digest_json
-from cachedet.store.plan import StorePlan
+from cachedet.store.files.source import LocalFiles
+from cachedet.store.format.commits import CommitRecord
+from cachedet.store.format.manifest import digest_json
+from cachedet.store.format.plan import StorePlan
 from cachedet.store.reader import FeatureStore
-from cachedet.store.records import CommitRecord
-from cachedet.store.source import LocalFiles
 from cachedet.store.verify import verify_store
 from cachedet.structures import Truth
 

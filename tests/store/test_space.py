@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cachedet.errors import StoreError
-from cachedet.store.space import cannot_write, readable_nbytes, require_space
+from cachedet.store.files.durable import cannot_write, readable_nbytes, require_space
 
 
 @pytest.mark.parametrize(

@@ -30,14 +30,14 @@ from hypothesis.stateful import (
 )
 
 from cachedet.errors import CorruptBlockError, MissingFeatureError
-from cachedet.store.durable import temporary_path
-from cachedet.store.layout import commit_key, shard_key
-from cachedet.store.leases import LeaseBook
-from cachedet.store.owner import Life, Owner
-from cachedet.store.plan import StorePlan
+from cachedet.store.files.durable import temporary_path
+from cachedet.store.files.leases import LeaseBook
+from cachedet.store.files.owner import Life, Owner
+from cachedet.store.files.source import LocalFiles
+from cachedet.store.format.layout import commit_key, shard_key
+from cachedet.store.format.plan import StorePlan
 from cachedet.store.prune import prune_store
 from cachedet.store.reader import FeatureStore
-from cachedet.store.source import LocalFiles
 from cachedet.store.verify import verify_store
 from cachedet.structures import Truth
 

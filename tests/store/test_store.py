@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cachedet.errors import CodecError, MissingFeatureError, StoreError, StoreMismatchError
-from cachedet.store.manifest import pictures_digest
+from cachedet.store.format.manifest import pictures_digest
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import describe_store
 from cachedet.store.writer import StoreWriter

@@ -10,11 +10,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cachedet.augmentation.draws import Draws
+from cachedet.augmentation.regions import Grid
 from cachedet.data.views import LEAST_VISIBLE
-from cachedet.structures import Features, FeatureSpec, LevelSpec, SizeHW, Targets
-from cachedet.training.augment_regions import Grid
-from cachedet.training.batch import Batch
-from cachedet.training.chance import Draws
+from cachedet.structures import Batch, Features, FeatureSpec, LevelSpec, SizeHW, Targets
 
 Step = Callable[[Batch, Draws], Batch]
 MakeStep = Callable[[Grid, float], Step]

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachedet.config import AugmentConfig, make_train_config
+from cachedet.augmentation.steps import make_augment
+from cachedet.config.run import AugmentConfig, make_train_config
 from cachedet.errors import ConfigError
+from cachedet.store.format.commits import Quality
 from cachedet.store.reader import FeatureStore
-from cachedet.store.records import Quality
-from cachedet.training.augment import make_augment
-from cachedet.training.batch import Batch
+from cachedet.structures import Batch
 
 LOSSY = {
     "S8": Quality(values=10, signal=400.0, noise=4.0, saturated=0),

@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cachedet.augmentation.regions import Grid
+from cachedet.augmentation.spatial import crop, flip, translate
+from cachedet.data.masks import encode_bitmap
 from cachedet.detector.mask_head import crop_masks
-from cachedet.masks import encode_bitmap
 from cachedet.structures import TargetMasks
-from cachedet.training.augment_geometry import crop, flip, translate
-from cachedet.training.augment_regions import Grid
 
 STEPS: dict[str, Callable[..., Any]] = {
     "translate": lambda grid, chance: partial(translate, grid=grid, chance=chance, most=0.5),

@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cachedet.structures import TargetMasks, Targets
-from cachedet.training.augment_mix import copy_paste, mosaic
-from cachedet.training.augment_regions import Grid
-from cachedet.training.batch import Batch
+from cachedet.augmentation.mixing import copy_paste, mosaic
+from cachedet.augmentation.regions import Grid
+from cachedet.structures import Batch, TargetMasks, Targets
 
 STEPS: dict[str, Callable[..., Any]] = {
     "mosaic": lambda grid, chance: partial(mosaic, grid=grid, chance=chance),

@@ -8,9 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachedet.structures import Targets
-from cachedet.training.augment_noise import add_noise, channel_dropout
-from cachedet.training.batch import Batch
+from cachedet.augmentation.noise import add_noise, channel_dropout
+from cachedet.structures import Batch, Targets
 
 
 def make_batch(count: int = 3, channels: int = 400) -> Batch:

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cachedet.augmentation.regions import Grid, Region, hide_boxes, show_boxes
 from cachedet.structures import Targets
-from cachedet.training.augment_regions import Grid, Region, hide_boxes, show_boxes
 
 SIDE = 12
 edges = st.integers(-3, SIDE + 3)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from cachedet.training.budget import TimeBudget
-from cachedet.training.schedule import LearningRate
+from cachedet.training.optimizer import LearningRate
+from cachedet.training.stopping import TimeBudget
 
 
 def test_the_pace_so_far_tells_the_steps() -> None:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachedet.training.chance import Draws, draw_number, draw_others, draw_pictures
+from cachedet.augmentation.draws import Draws, draw_number, draw_others, draw_pictures
 
 
 def test_numbers_are_equally_likely_and_both_ends_occur() -> None:

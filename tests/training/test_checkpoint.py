@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from cachedet.config import TrainConfig
+from cachedet.config.run import TrainConfig
 from cachedet.errors import CheckpointError, DamagedCheckpointError
 from cachedet.store.reader import FeatureStore
 from cachedet.training.checkpoint import (

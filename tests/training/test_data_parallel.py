@@ -11,14 +11,11 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from cachedet.collective import alone, rank, world_size
+from cachedet.config.detector import DetectorConfig
+from cachedet.data.masks import encode_bitmap
 from cachedet.detector.build import build_detector
-from cachedet.detector_config import DetectorConfig
-from cachedet.errors import ConfigError, NonFiniteLossError
-from cachedet.masks import encode_bitmap
-from cachedet.structures import FeatureSpec, LevelSpec, TargetMasks, Targets
-from cachedet.training.batch import Batch
-from cachedet.training.data_parallel import (
+from cachedet.distributed.collective import alone, rank, world_size
+from cachedet.distributed.data_parallel import (
     Launch,
     describe_ranks,
     find_launch,
@@ -26,7 +23,9 @@ from cachedet.training.data_parallel import (
     of_ranks,
     sum_gradients,
 )
-from cachedet.training.schedule import LearningRate
+from cachedet.errors import ConfigError, NonFiniteLossError
+from cachedet.structures import Batch, FeatureSpec, LevelSpec, TargetMasks, Targets
+from cachedet.training.optimizer import LearningRate
 from cachedet.training.trainer import Trainer
 
 SPEC = FeatureSpec(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cachedet.training.early_stopping import EarlyStopping
+from cachedet.training.stopping import EarlyStopping
 
 
 def stops_after(values: list[float], **changes: Any) -> int | None:

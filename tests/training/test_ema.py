@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cachedet.training.ema import WeightAverage, warm_decay
+from cachedet.training.optimizer import WeightAverage, warm_decay
 
 
 def small_net() -> nn.Module:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cachedet.training.epoch_table import EpochFigures, EpochTable
+from cachedet.training.records import EpochFigures, EpochTable
 
 MASKED = ("rpn_class", "rpn_box", "class", "box", "mask")
 

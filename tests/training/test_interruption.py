@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from cachedet.training.interruption import StopRequested, StopSignals
+from cachedet.training.stopping import StopRequested, StopSignals
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signals here")
 

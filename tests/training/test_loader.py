@@ -13,15 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from cachedet.config import AugmentConfig, make_train_config
+from cachedet.augmentation.draws import Draws
+from cachedet.augmentation.steps import make_augment
+from cachedet.config.run import AugmentConfig, make_train_config
 from cachedet.errors import ConfigError, CorruptBlockError, StoreError
+from cachedet.loading.loader import FeatureLoader, make_loader
+from cachedet.loading.residency import StreamedFeatures
 from cachedet.store.reader import FeatureStore, Key
-from cachedet.structures import Features, Truth
-from cachedet.training.augment import make_augment
-from cachedet.training.batch import Batch
-from cachedet.training.chance import Draws
-from cachedet.training.loader import FeatureLoader, make_loader
-from cachedet.training.residency import StreamedFeatures
+from cachedet.structures import Batch, Features, Truth
 
 VIEWS = ("base", "hflip")
 LEVELS = ("C3", "C5")
@@ -201,7 +200,7 @@ def test_what_is_read_ahead_is_bounded_by_bytes(tiny: Any, monkeypatch: pytest.M
 
     source = Counting(store, levels=LEVELS, device=torch.device("cpu"))
     for room, expected in ((1, 2), (1 << 30, 8)):
-        monkeypatch.setattr("cachedet.training.loader._AHEAD_NBYTES", room)
+        monkeypatch.setattr("cachedet.loading.loader._AHEAD_NBYTES", room)
         loader = loader_of(store, batch_size=1, source=source)
         count[0] = 0
         batches = loader.batches(0)

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from cachedet.loading.memory import MapMemory
 from cachedet.structures import Features
-from cachedet.training.map_memory import MapMemory
 
 SMALL = {"C4": (3, 4, 5), "C5": (7, 2, 3)}
 LARGE = {"C4": (64, 128, 128), "C5": (128, 64, 64)}  # 6 MB a picture

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cachedet.training.memory import free_memory, free_ram
+from cachedet.loading.memory import free_memory, free_ram
 
 GB = 1 << 30
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cachedet.errors import CheckpointError
-from cachedet.training.metrics_log import MetricsLog
+from cachedet.training.records import MetricsLog
 
 COLUMNS = ("step", "epoch", "loss", "val_ap")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cachedet.errors import ConfigError
-from cachedet.training.precision import choose_autocast, make_scaler
+from cachedet.training.optimizer import choose_autocast, make_scaler
 
 CPU = torch.device("cpu")
 

@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 
-from cachedet.config import TrainConfig
-from cachedet.store.manifest import Manifest
-from cachedet.store.reader import FeatureStore
-from cachedet.training.predictions import (
+from cachedet.config.run import TrainConfig
+from cachedet.estimation.prediction import (
     Prediction,
     describe_store,
     describe_training,
@@ -19,6 +17,8 @@ from cachedet.training.predictions import (
     outcome_of_training,
     prediction_path,
 )
+from cachedet.store.format.manifest import Manifest
+from cachedet.store.reader import FeatureStore
 
 HOW = {"device": "cpu", "workers": 2}
 

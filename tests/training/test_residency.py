@@ -12,12 +12,8 @@ import pytest
 import torch
 
 from cachedet.errors import ConfigError, CorruptBlockError, StoreError
-from cachedet.store.codec import Part
-from cachedet.store.reader import FeatureStore
-from cachedet.store.shards import pack_chunk
-from cachedet.structures import Truth
-from cachedet.training.loader import FeatureLoader
-from cachedet.training.residency import (
+from cachedet.loading.loader import FeatureLoader
+from cachedet.loading.residency import (
     FeatureSource,
     Need,
     RamFeatures,
@@ -25,6 +21,10 @@ from cachedet.training.residency import (
     choose_residency,
     make_source,
 )
+from cachedet.store.codecs.codec import Part
+from cachedet.store.format.shards import pack_chunk
+from cachedet.store.reader import FeatureStore
+from cachedet.structures import Truth
 
 CPU = torch.device("cpu")
 VIEWS = ("base", "hflip")
@@ -76,7 +76,7 @@ def test_maps_in_huge_pages_are_the_same(
     source = source_of(store, "stream", levels=("C4", "C5"))
     keys = [(0, "base"), (3, "hflip"), (1, "base")]
     plain = source.read(keys)
-    monkeypatch.setattr("cachedet.training.map_memory._LARGE", 1)
+    monkeypatch.setattr("cachedet.loading.memory._LARGE", 1)
     huge = source.read(keys)
     del source, store  # the maps own their memory
     for level, maps in plain.items():
@@ -241,6 +241,6 @@ def test_long_loading_shows_progress(
     store = FeatureStore.open(root)
     RamFeatures(store, views=VIEWS, levels=("C4",), device=CPU)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("cachedet.training.residency._WORTH_A_LINE", 1)
+    monkeypatch.setattr("cachedet.loading.residency._WORTH_A_LINE", 1)
     RamFeatures(store, views=VIEWS, levels=("C4",), device=CPU)
     assert f"load features: {len(store.blocks)}/{len(store.blocks)}" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from cachedet.config import TrainConfig
+from cachedet.config.run import TrainConfig
 from cachedet.errors import CheckpointError
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import CategoryMap

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cachedet.config import dump_config, load_train_config, make_train_config
+from cachedet.config.run import dump_config, load_train_config, make_train_config
 from cachedet.errors import ConfigError
-from cachedet.structures import Truth
-from cachedet.training.sampling import (
+from cachedet.loading.sampling import (
     Due,
     describe_empty_classes,
     due_batches,
@@ -23,6 +22,7 @@ from cachedet.training.sampling import (
     plan_epoch,
     resolve_views,
 )
+from cachedet.structures import Truth
 
 TruthOf = Callable[..., Truth]
 BOX = [10.0, 10.0, 30.0, 40.0]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachedet.training.schedule import LearningRate
+from cachedet.training.optimizer import LearningRate
 
 
 def test_the_papers_schedule_by_hand() -> None:

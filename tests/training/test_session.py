@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from cachedet.config import TrainConfig
+from cachedet.config.run import TrainConfig
+from cachedet.loading.loader import make_loader
 from cachedet.store.reader import FeatureStore
-from cachedet.training.budget import TimeBudget
 from cachedet.training.checkpoint import load_checkpoint
-from cachedet.training.loader import make_loader
+from cachedet.training.loop import SessionReport, run_session
 from cachedet.training.run_folder import RunFolder
-from cachedet.training.session import SessionReport, run_session
+from cachedet.training.stopping import TimeBudget
 from cachedet.training.trainer import Trainer, make_trainer
 
 CONFIG = TrainConfig.model_validate(

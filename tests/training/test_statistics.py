@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cachedet.training.statistics import StepStatistics
+from cachedet.training.trainer import StepStatistics
 
 
 def test_means_weigh_every_picture_the_same() -> None:

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from cachedet.config import TrainConfig
+from cachedet.config.run import TrainConfig
 from cachedet.errors import ConfigError, NonFiniteLossError
+from cachedet.loading.loader import FeatureLoader
 from cachedet.store.reader import FeatureStore
-from cachedet.training.batch import Batch
-from cachedet.training.loader import FeatureLoader
+from cachedet.structures import Batch
 from cachedet.training.trainer import Trainer, make_trainer
 
 RETINANET = {

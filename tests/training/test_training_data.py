@@ -8,8 +8,7 @@ import pytest
 
 from cachedet.errors import CheckpointError
 from cachedet.structures import CategoryMap, Truth
-from cachedet.training.run_folder import RunFolder
-from cachedet.training.training_data import TrainingData, count_annotations
+from cachedet.training.run_folder import RunFolder, TrainingData, count_annotations
 
 DATA = TrainingData(
     store="s3://bucket/train.zarr",

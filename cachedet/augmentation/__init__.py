@@ -1,0 +1,1 @@
+"""What moves maps and the boxes on them."""

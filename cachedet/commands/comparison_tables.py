@@ -1,0 +1,122 @@
+"""What `compare` prints for a person: a row as each run ends, and the means over the seeds."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from cachedet.commands.tables import console
+
+if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
+    from cachedet.comparison.results import CellResult
+    from cachedet.comparison.summary import Group, Summary
+
+# Fixed, so that rows printed one after another stand in line.
+_WIDTHS = (5, 18, 7, 8, 8, 11, 8, 8)
+_FLUSH_LEFT = (1, 2, 3)
+
+
+def print_cell(cell: CellResult, number: int, total: int) -> None:
+    """A row of 80 columns for a run that has ended, the `number`th; why it failed stands below."""
+    named = [f"{number}/{total}", cell.key.heads, cell.key.mode, f"seed {cell.key.seed}"]
+    if cell.has_failed:
+        _print_row([*named, "failed"])
+        _say(f"failed: {cell.error}")
+        return
+    _print_row(
+        [
+            *named,
+            f"AP {_figure(cell.ap)}",
+            _span(cell.low, cell.high),
+            f"{cell.seconds:,.0f} s",
+            f"{_megabytes(cell.peak_memory)} MB",
+        ]
+    )
+
+
+def print_summary(summary: Summary) -> None:
+    """Means over the seeds, then what they allow to say."""
+    from cachedet.comparison.summary import compare_groups
+    from cachedet.comparison.verdicts import (
+        describe_agreement,
+        describe_best,
+        describe_freezing,
+        judge_difference,
+    )
+
+    table = Table(title="means over the seeds", box=None, padding=(0, 1, 0, 0))
+    table.add_column("heads", no_wrap=True, overflow="ellipsis", max_width=20)
+    table.add_column("mode", no_wrap=True)
+    for name in ("AP", "least-most", "- tuned", "seeds", "train s", "MB", "GFLOP"):
+        table.add_column(name, justify="right", no_wrap=True)
+    shown = ""
+    for group in summary.groups:
+        tuned = summary.find(group.heads, "tuned")
+        is_other = tuned is not None and group.mode != "tuned"
+        apart = compare_groups(group, tuned).difference.mean if tuned and is_other else math.nan
+        name = "" if group.heads == shown else group.heads
+        shown = group.heads
+        table.add_row(Text(name), group.mode, *_means(group, apart))
+    console.print(table, highlight=False)
+    for line in describe_best(summary):
+        _say(line)
+    found = summary.compare("cached", "tuned")
+    for line in describe_freezing(summary):
+        _say(line)
+    if len(found) > 1:
+        for own in found:
+            _say(judge_difference(own))
+    if summary.compare("cached", "live"):
+        _say("Cached against live:")
+        for line in describe_agreement(summary):
+            _say(line)
+    for cell in summary.failed:
+        _say(f"failed: {cell.key.folder}: {cell.error}")
+
+
+def _means(group: Group, apart: float) -> list[str]:
+    if not group.cells:
+        return ["-", "-", "-", "0", "-", "-", "-"]
+    ap = group.ap
+    return [
+        _figure(ap.mean),
+        _span(ap.least, ap.most) if ap.count > 1 else "-",
+        "-" if math.isnan(apart) else f"{apart:+.3f}",
+        str(ap.count),
+        f"{group.over_seeds('seconds').mean:,.0f}",
+        _megabytes(group.peak_memory),
+        f"{group.over_seeds('step_flops').mean / 1e9:.2f}",
+    ]
+
+
+def _print_row(texts: list[str]) -> None:
+    row = Table.grid(padding=(0, 1, 0, 0))
+    for place, width in enumerate(_WIDTHS):
+        row.add_column(
+            width=width,
+            no_wrap=True,
+            overflow="ellipsis",
+            justify="left" if place in _FLUSH_LEFT else "right",
+        )
+    row.add_row(*map(Text, texts))
+    console.print(row, highlight=False)
+
+
+def _say(line: str) -> None:
+    """A sentence; brackets in names are no markup."""
+    console.print(line, highlight=False, markup=False)
+
+
+def _figure(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _span(low: float, high: float) -> str:
+    return "-" if math.isnan(low) else f"{low:.3f}-{high:.3f}"
+
+
+def _megabytes(nbytes: int) -> str:
+    return f"{nbytes / 1e6:,.0f}"

@@ -1,0 +1,162 @@
+"""What the commands print for a person."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cachedet.progress import count_of
+from cachedet.store.files.durable import readable_nbytes
+
+if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
+    from cachedet.estimation.prediction import Outcome
+    from cachedet.extract import ExtractReport
+    from cachedet.model import ModelCost
+    from cachedet.store.prune import PruneReport
+    from cachedet.store.verify import VerifyReport
+    from cachedet.train import TrainReport
+
+console = Console()
+
+
+def print_description(description: dict[str, Any]) -> None:
+    """What `info` tells of a store."""
+    rows = [(name.replace("_", " "), _readable(name, value)) for name, value in description.items()]
+    if not console.is_terminal:  # for other programs: a line each, however long
+        print("\n".join(f"{name:<28}{value}" for name, value in rows))
+        return
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(Text(name), Text(value))  # brackets of names are no markup
+    console.print(table, highlight=False)
+
+
+def print_waste(report: PruneReport, *, dry_run: bool) -> None:
+    """What `prune` frees or would free."""
+    table = Table(title="would be freed" if dry_run else "freed")
+    table.add_column("kind")
+    for name in ("files", "size"):
+        table.add_column(name, justify="right")
+    for waste in report.waste:
+        table.add_row(waste.kind, str(len(waste.paths)), readable_nbytes(waste.nbytes))
+    console.print(table)
+
+
+def print_cost(cost: ModelCost, *, title: str) -> None:
+    """Parameters and FLOPs, part by part."""
+    height, width = cost.size_hw
+    table = Table(title=f"{title}: one picture of {height} x {width}, {cost.num_classes} classes")
+    table.add_column("part")
+    for name in ("M parameters", "GFLOP forward", "GFLOP a step", "of the step"):
+        table.add_column(name, justify="right")
+    for part in (*cost.parts, cost.total):
+        table.add_row(
+            part.name,
+            f"{part.parameters / 1e6:.2f}",
+            f"{part.forward_flops / 1e9:.2f}",
+            f"{part.step_flops / 1e9:.2f}",
+            f"{part.step_flops / max(cost.total.step_flops, 1):.0%}",
+            end_section=part is cost.parts[-1],
+        )
+    console.print(table)
+
+
+def print_training(report: TrainReport) -> None:
+    """What `train-heads` reached."""
+    best = f", best AP {report.best_ap:.3f}" if report.best_ap is not None else ""
+    early = " and stopped early" if report.stopped_early else ""
+    console.print(
+        f"{report.run}: {report.parameters / 1e6:.2f} M parameters trained for "
+        f"{count_of(report.steps, 'step')}, {count_of(report.epochs, 'epoch')}{early}, in "
+        f"{report.seconds:.0f} s ({report.seconds_per_epoch:.1f} s an epoch), at most "
+        f"{readable_nbytes(report.peak_memory)} of memory{best}",
+        highlight=False,
+    )
+    print_outcome(report.predicted)
+
+
+def print_faults(report: VerifyReport) -> None:
+    """What `verify` found."""
+    for name in report.missing:
+        print(f"missing  {name}")
+    for block in report.bad:
+        print(f"bad      {block.name}: {block.path}: {block.reason}")
+    for unread in report.unreadable:
+        print(f"unread   {unread.name}: {unread.reason}")
+    if report.missing or any(block.withdrawn for block in report.bad):
+        print("the same `cachedet extract` again writes the missing and bad blocks, and no others")
+    if not all(block.withdrawn for block in report.bad):
+        print("the store is read-only here: the bad blocks could not be withdrawn")
+
+
+def print_extraction(report: ExtractReport) -> None:
+    """What `extract` left out, noticed, kept and wrote."""
+    for name, reason in report.skipped:
+        console.print(f"skipped {name}: {reason}", highlight=False, markup=False)
+    for name, remark in report.remarks:
+        console.print(f"note    {name}: {remark}", highlight=False, markup=False)
+    if report.views_kept:
+        console.print(
+            f"the store keeps views that were not asked for: {', '.join(report.views_kept)} "
+            "(`cachedet prune --keep-views` removes views)",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(", ".join(f"{count} {what}" for what, count in report.counts.items() if count))
+    console.print(
+        f"{report.store}: {report.pictures} pictures, {report.blocks_written} of "
+        f"{report.blocks_total} blocks written now, {readable_nbytes(report.nbytes_written)} in "
+        f"{report.seconds:.1f} s",
+        highlight=False,
+        soft_wrap=True,
+    )
+    print_outcome(report.predicted)
+    if report.blocks_missing:
+        print_unfinished(report)
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """What `estimate` had predicted, and what it was."""
+    for name, found in outcome.items():
+        figures = [
+            f"{found[key]:.1f}" if "seconds" in name else readable_nbytes(round(found[key]))
+            for key in ("predicted", "actual")
+        ]
+        error = found["predicted"] / found["actual"] - 1
+        console.print(
+            f"{name}: {figures[0]} predicted, {figures[1]} actual ({error:+.0%})", highlight=False
+        )
+
+
+def print_unfinished(report: ExtractReport) -> None:
+    """What is left to others, and what to do when they are done."""
+    left = count_of(report.blocks_missing, "block")
+    print(
+        f"UNFINISHED: {left} of {report.blocks_total} left to other writers that are at work.\n"
+        "When they have ended, run the same `cachedet extract` again: it writes what is still "
+        "missing, or says that nothing is."
+    )
+
+
+def _readable(name: str, value: Any) -> str:
+    if name in ("bytes", "bytes_per_picture_and_view"):
+        return "-" if value is None else readable_nbytes(round(value))
+    if name == "quality":
+        return ", ".join(f"{level} {_quality(found)}" for level, found in value.items()) or "-"
+    if name == "levels":
+        return ", ".join(f"{v['name']} {v['channels']}x/{v['stride']}" for v in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {count}" for key, count in value.items())
+    if name == "skipped":
+        return ", ".join(f"{file} ({reason})" for file, reason in value) or "none"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _quality(found: dict[str, float | None]) -> str:
+    noise = "lossless" if found["snr_db"] is None else f"{found['snr_db']:.1f} dB"
+    return f"{noise}, {found['saturation']:.1g} saturated" if found["saturation"] else noise

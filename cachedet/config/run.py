@@ -1,0 +1,362 @@
+"""What a user decides about a run: validated once, unknown keys refused with the nearest name.
+
+One YAML file is one training run. Only the stage functions and `build` see a config; everything
+below them takes explicit arguments. The defaults are PAPER section 2 (RetinaNet, 72 epochs).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
+
+from cachedet.config.detector import (
+    Config,
+    Count,
+    DetectorConfig,
+    Fraction,
+    Positive,
+    RetinaNetConfig,
+)
+from cachedet.errors import ConfigError, nearest_names
+
+C = TypeVar("C", bound=Config)
+
+_LARGEST_WEIGHT = 1e6  # of a view
+
+
+class ExtractConfig(Config):
+    """Stage 1: which features of which pictures go into the store."""
+
+    images: Path
+    annotations: Path
+    store: Path
+    backbone: str = "tf_efficientnet_lite0"
+    weights: str = "auto"  # auto | none | a file
+    levels: tuple[str, ...] | None = None  # None: C3-C5, or the one level a plain ViT has
+    image_size: Annotated[int, Field(ge=32, le=4096)] = 512  # long side of the view in pixels
+    views: str | None = None  # None: those the store has; of a new one data.views.TRAINING_VIEWS
+    codec: str = "int8"
+    block_size: Annotated[int, Field(ge=1, le=256)] = 16  # pictures per shard and commit
+    batch_size: Count = 8  # pictures per backbone forward; part of what a block is (law L5)
+    device: str = "auto"
+    workers: Annotated[int, Field(ge=1, le=256)] = 2  # threads that read and decode pictures
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    rank: Annotated[int, Field(ge=0)] | None = None  # of the processes that share the work
+    world_size: Count | None = None  # None: what torchrun or SLURM say, else one
+
+
+class ScheduleConfig(Config):
+    """How the heads are optimised.
+
+    `lr` belongs to steps of `reference_batch` pictures and is scaled linearly to the pictures of a
+    step (arXiv 1706.02677); without `reference_batch` it is taken as it is.
+    """
+
+    epochs: Count = 72
+    batch_size: Count = 256
+    accumulate: Count = 1  # batches of one optimiser step, for a memory that holds no larger batch
+    reference_batch: Count | None = None
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 0.32
+    momentum: Fraction = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4  # kernels only, as in PAPER 2.2
+    kind: Literal["step", "cosine"] = "step"
+    drops: tuple[Fraction, ...] = (48 / 72, 68 / 72)  # of all steps; each multiplies lr by 0.1
+    warmup_steps: Annotated[int, Field(ge=0)] = 500
+    warmup_from: Fraction = 0.0067 / 0.32  # of lr, where the warm-up starts (PAPER 2.2)
+    clip_norm: Annotated[float, Field(ge=0)] = 0.0  # 0: no gradient clipping
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no moving average of the weights
+
+    @property
+    def step_pictures(self) -> int:
+        """Pictures of a whole optimiser step."""
+        return self.batch_size * self.accumulate
+
+    @property
+    def scaled_lr(self) -> float:
+        """The learning rate after the warm-up, for steps of `step_pictures`."""
+        return self.lr * self.step_pictures / (self.reference_batch or self.step_pictures)
+
+    def describe_lr(self) -> str:
+        """For a person: what the learning rate is and where it comes from."""
+        parts = "" if self.accumulate == 1 else f" in {self.accumulate} batches"
+        step = f"steps of {self.step_pictures} pictures{parts}"
+        if self.reference_batch in (None, self.step_pictures):
+            return f"learning rate {self.lr:g} for {step}"
+        return (
+            f"learning rate {self.scaled_lr:g} for {step} "
+            f"({self.lr:g} belongs to {self.reference_batch}, scaled linearly)"
+        )
+
+
+class EarlyStoppingConfig(Config):
+    """Stop when a metric has not improved for `patience` validations (of `loss`: epochs)."""
+
+    metric: Literal["ap", "ap50", "ap75", "loss"] = "ap"  # loss: mean of an epoch's training loss
+    patience: Count = 5
+    min_delta: Annotated[float, Field(ge=0)] = 0.0  # what counts as an improvement is more than it
+
+
+def _check_views(views: Any) -> Any:
+    """A list of names with equal chance, or their weights; see `resolve_views`."""
+    if views is None:
+        return None
+    if not isinstance(views, list | tuple | dict) or not all(isinstance(v, str) for v in views):
+        raise ValueError("expected names of views as [base, hflip], or weights as {base: 1}")
+    if not views:
+        raise ValueError("views must name at least one view")
+    if not isinstance(views, dict):
+        if len(set(views)) != len(views):
+            raise ValueError("views must name each view once; for other chances give weights")
+        return tuple(views)
+    for name, weight in views.items():
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not is_number or not 0 < weight <= _LARGEST_WEIGHT:  # NaN is neither
+            raise ValueError(
+                f"the weight of view {name!r} must be above 0 and at most {_LARGEST_WEIGHT:g} "
+                "(leave a view out that is not wanted)"
+            )
+    return {name: float(weight) for name, weight in views.items()}
+
+
+def _dump_views(views: Any) -> Any:
+    return list(views) if isinstance(views, tuple) else views
+
+
+ViewsConfig = Annotated[
+    tuple[str, ...] | dict[str, float] | None,
+    PlainValidator(_check_views),
+    PlainSerializer(_dump_views),
+]
+
+
+class UniformConfig(Config):
+    """Every picture once an epoch."""
+
+    kind: Literal["uniform"] = "uniform"
+
+
+class RepeatFactorConfig(Config):
+    """Pictures of rare classes more often (LVIS, arXiv 1908.03195)."""
+
+    kind: Literal["repeat_factor"]
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.001  # share of pictures: rarer is repeated
+
+
+class ClassBalancedConfig(Config):
+    """Each draw picks a class with equal chance, then a picture that has it."""
+
+    kind: Literal["class_balanced"]
+
+
+SamplingConfig = Annotated[
+    UniformConfig | RepeatFactorConfig | ClassBalancedConfig, Field(discriminator="kind")
+]
+
+
+class AugmentConfig(Config):
+    """Feature-space augmentation, in the order it is applied; 0 switches a step off.
+
+    Each is the chance of a picture, `crop` that of a whole batch. docs/augmentation.md says more.
+    """
+
+    mosaic: Fraction = 0.0
+    copy_paste: Fraction = 0.0
+    translate: Fraction = 0.0
+    translate_by: Annotated[float, Field(gt=0, le=1)] = 0.25  # of each side, at most
+    crop: Fraction = 0.0
+    crop_to: Annotated[float, Field(gt=0, le=1)] = 0.75  # of each side, at least
+    flip: Fraction = 0.0
+    channel_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the channels
+    noise: Annotated[float, Field(ge=0, le=1000)] = 0.0  # 1: as strong as the codec's own error
+
+    @property
+    def mixing(self) -> tuple[str, ...]:
+        """Keys of the steps that are on and take from other pictures of the batch."""
+        chances = {"mosaic": self.mosaic, "copy_paste": self.copy_paste}
+        return tuple(key for key, chance in chances.items() if chance > 0)
+
+    @property
+    def changing_values(self) -> tuple[str, ...]:
+        """Keys of the steps that are on and that pixels cannot have: they change values of maps."""
+        strengths = {"channel_dropout": self.channel_dropout, "noise": self.noise}
+        return tuple(key for key, strength in strengths.items() if strength > 0)
+
+
+class TrainConfig(Config):
+    """Stage 2: one run of `train-heads`."""
+
+    detector: DetectorConfig = RetinaNetConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    augment: AugmentConfig = AugmentConfig()
+    views: ViewsConfig = None  # None: all the store has; one is drawn per picture and epoch
+    sampling: SamplingConfig = UniformConfig()
+    residency: Literal["stream", "ram", "device", "auto"] = "auto"  # where features wait
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    eval_every: Annotated[int, Field(ge=0)] = 1  # epochs between validations; 0: only at the end
+    device: str = "auto"
+    compile: bool = False  # torch.compile the neck and heads
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"  # auto: the fast one of the device
+    init_from: str | None = None  # a run folder or checkpoint whose weights training starts from
+    trainable: Literal["all", "classifier"] = "all"  # classifier: its last layer (PAPER 1.7)
+    early_stopping: EarlyStoppingConfig | None = None
+    checkpoint_every_seconds: Annotated[float, Field(ge=0)] = 600.0  # 0: not by the clock
+    checkpoint_every_steps: Annotated[int, Field(ge=0)] = 0  # 0: not by steps
+    tensorboard: bool = False  # besides metrics.csv; needs cachedet[tensorboard]
+    max_steps: Count | None = None  # stop early; the schedule keeps its full length
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainConfig:
+        if self.trainable == "classifier" and self.init_from is None:
+            raise ValueError(
+                "trainable: classifier keeps everything else as it is, which needs weights: set "
+                "init_from (--init-from) to the run of stage 1"
+            )
+        stopping = self.early_stopping
+        if stopping is not None and stopping.metric != "loss" and self.eval_every == 0:
+            raise ValueError(
+                f"early_stopping on {stopping.metric} needs validations, eval_every is 0; set "
+                "eval_every: 1"
+            )
+        if self.augment.mixing and self.schedule.batch_size == 1:
+            raise ValueError(
+                f"augment.{' and augment.'.join(self.augment.mixing)} mix the pictures of a batch, "
+                "and schedule.batch_size is 1; give it at least 2, or set them to 0"
+            )
+        return self
+
+
+ONLY_CACHED: Mapping[str, object] = {
+    "trainable": "all",
+    "init_from": None,
+    "early_stopping": None,
+}
+"""Keys that only runs on a cache can set, with their value in all modes (`compare`, `estimate`)."""
+
+
+class EvalConfig(Config):
+    """Stage 3: how a run is scored."""
+
+    weights: Literal["best", "last"] = "best"
+    views: str = "base"  # detections of several are merged
+    batch_size: Count = 8
+    device: str = "auto"
+
+
+def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read one YAML file and apply `key.subkey=value` overrides (values are YAML).
+
+    Raises ConfigError: no such file, not a mapping, unknown key (with the nearest), bad value.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines, got {type(values).__name__}")
+    for override in overrides:
+        _apply_override(values, override)
+    return make_train_config(values, where=str(path))
+
+
+def make_train_config(values: dict[str, Any], *, where: str) -> TrainConfig:
+    """Validate; `where` names the source in messages. Raises ConfigError."""
+    return _validated(TrainConfig, values, where=where)
+
+
+def make_extract_config(values: dict[str, Any]) -> ExtractConfig:
+    """Validate the options of `extract`. Raises ConfigError."""
+    return _validated(ExtractConfig, values, where="extract")
+
+
+def make_eval_config(values: dict[str, Any]) -> EvalConfig:
+    """Validate the options of `eval`. Raises ConfigError."""
+    return _validated(EvalConfig, values, where="eval")
+
+
+def dump_config(config: BaseModel) -> str:
+    """The fully resolved config as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set expects key=value, got {override!r}; e.g. schedule.epochs=12")
+    *parents, last = key.strip().split(".")
+    node = values
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override}: {parent!r} is a value, not a section")
+    node[last] = yaml.safe_load(text)
+
+
+def _validated(kind: type[C], values: dict[str, Any], *, where: str) -> C:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = [_describe(kind, problem) for problem in error.errors()]
+        raise ConfigError(f"{where}: " + "; ".join(problems)) from error
+
+
+def _describe(kind: type[BaseModel], problem: Any) -> str:
+    location, section = _locate(kind, [str(part) for part in problem["loc"]])
+    key = ".".join(location) or "config"
+    if problem["type"] == "extra_forbidden":
+        known = list(section.model_fields) if section else []
+        return f"unknown key {key!r}{nearest_names(location[-1], known)}; known: {', '.join(known)}"
+    if problem["type"] == "union_tag_invalid":
+        known = re.findall(r"'([^']+)'", problem["ctx"]["expected_tags"])
+        tag = problem["ctx"]["tag"]
+        return f"{key}.kind: expected {', '.join(known)}, got {tag!r}{nearest_names(tag, known)}"
+    if problem["type"] == "union_tag_not_found":
+        return f"{key}: expected a section with `kind:`, got {problem['input']!r}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{key}: {message}, got {problem['input']!r}"
+
+
+def _locate(
+    kind: type[BaseModel], parts: Sequence[str]
+) -> tuple[list[str], type[BaseModel] | None]:
+    """The key as a user writes it, without pydantic's tags, and the section it stands in."""
+    key: list[str] = []
+    section: type[BaseModel] | None = kind
+    choices: dict[str, type[BaseModel]] = {}
+    for part in parts:
+        if choices:  # pydantic names the chosen kind between a section and its keys
+            section, choices = choices[part], {}
+            continue
+        key.append(part)
+        field = section.model_fields.get(part) if section else None
+        if field is None:
+            continue
+        kinds = _sections_in(field.annotation)
+        section = kinds[0] if len(kinds) == 1 else section
+        choices = {_tag_of(one): one for one in kinds} if len(kinds) > 1 else {}
+    return key, section
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _sections_in(part)]
+
+
+def _tag_of(section: type[BaseModel]) -> str:
+    tag: str = get_args(section.model_fields["kind"].annotation)[0]
+    return tag

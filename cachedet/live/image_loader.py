@@ -1,0 +1,144 @@
+"""The batches of a cached run from picture files: the same plan, pixels instead of features."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cachedet.augmentation.draws import Draws
+from cachedet.augmentation.steps import Augment
+from cachedet.data.views import MOST_DRAWS, make_geometry, make_targets, view_named
+from cachedet.detector.end_to_end import PIXELS
+from cachedet.device import single_core_threads, usable_cores
+from cachedet.extraction.inputs import InputLoader
+from cachedet.loading.loader import FeatureLoader, give_way
+from cachedet.loading.sampling import Due, due_batches
+from cachedet.store.reader import FeatureStore
+from cachedet.structures import Batch, Targets
+
+_CORES_OF_A_THREAD = 2  # decoding waits for nothing else, but on a CPU the step takes all cores
+_MOST_THREADS = 16
+
+
+class PictureLoader:
+    """Decodes batches ahead of the training step, in background threads.
+
+    Where the plan says a jitter view, each epoch has a draw of its own of the same recipe, which no
+    cache can offer: this is what cached views are compared with.
+
+    Args:
+        plans: says which pictures and views make up each batch.
+        views: names by the plan's view index.
+        store: whose pictures they are; its features are not read.
+        inputs: reads the picture of a row.
+        device: of the training.
+        fresh: whether jitter is drawn anew every epoch; else the views are those of the store.
+        augment: changes a batch of pixels, with the draws that a cached run of this seed has.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self,
+        plans: FeatureLoader,
+        *,
+        views: Sequence[str],
+        store: FeatureStore,
+        inputs: InputLoader,
+        device: torch.device,
+        fresh: bool = True,
+        augment: Augment | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._plans = plans
+        self._views = tuple(views)
+        self._store = store
+        self._inputs = inputs
+        self._device = device
+        self._fresh = fresh
+        self._augment = augment
+        self._seed = seed
+
+    def plan(self, epoch: int) -> list[NDArray[np.int64]]:
+        """See FeatureLoader."""
+        return self._plans.plan(epoch)
+
+    def batches(
+        self, epoch: int, *, skip: int = 0, until: int | None = None
+    ) -> Generator[Batch, None, None]:
+        """See FeatureLoader. Raises BadImageError at the batch that cannot be read."""
+        return self.read_ahead(due_batches(self.plan, epoch, skip=skip, until=until))
+
+    def read_ahead(self, due: Iterable[Due]) -> Generator[Batch, None, None]:
+        """See FeatureLoader."""
+        waiting: deque[Future[Batch]] = deque()
+        workers = _decoding_threads()
+        decoders, collector = (
+            single_core_threads(threads, name, begin=partial(give_way, self._device.type))
+            for threads, name in ((workers, "decode"), (1, "collect"))
+        )
+        try:
+            for keys, epoch, number in due:
+                pairs = [(int(row), self._name(int(view), epoch)) for view, row in keys]
+                jobs = [decoders.submit(self._inputs.load, row, view) for row, view in pairs]
+                draws = Draws((self._seed, epoch, number), places=range(len(keys)))
+                waiting.append(collector.submit(self._collect, pairs, jobs, draws))
+                if len(waiting) > 1 + math.ceil(workers / len(pairs)):
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            decoders.shutdown(cancel_futures=True)
+            collector.shutdown(cancel_futures=True)
+
+    def _name(self, view: int, epoch: int) -> str:
+        return fresh_view(self._views[view], epoch) if self._fresh else self._views[view]
+
+    def _collect(
+        self, pairs: list[tuple[int, str]], jobs: list[Future[Tensor]], draws: Draws
+    ) -> Batch:
+        batch = Batch(
+            features={PIXELS: torch.stack([job.result() for job in jobs])},
+            targets=[self._targets(row, view) for row, view in pairs],
+        )
+        if self._augment is not None:
+            batch = self._augment(batch, draws)
+        if self._device.type == "cuda":
+            pinned = {PIXELS: batch.features[PIXELS].pin_memory()}
+            batch = replace(batch, features=pinned)
+        return batch
+
+    def _targets(self, row: int, view: str) -> Targets:
+        """Of any view, also one that the store does not hold."""
+        truth = self._store.truth
+        geometry = make_geometry(
+            view_named(view),
+            picture_hw=truth.size_of(row),
+            image_id=int(truth.image_ids[row]),
+            image_size=self._inputs.image_size,
+            pad_multiple=self._inputs.pad_multiple,
+        )
+        return make_targets(truth, row, geometry)
+
+
+def fresh_view(name: str, epoch: int) -> str:
+    """The view itself, or for a jitter view the draw of this epoch, counted from the last one.
+
+    A store's draws are numbered from the first, so that the two meet in long runs only.
+    """
+    view = view_named(name)
+    if view.family != "jitter":
+        return name
+    return replace(view, draw=MOST_DRAWS - 1 - epoch % MOST_DRAWS).name
+
+
+def _decoding_threads() -> int:
+    return max(1, min(_MOST_THREADS, (usable_cores() or 1) // _CORES_OF_A_THREAD))

@@ -1,0 +1,196 @@
+"""The four ways to train a detector on the same pictures: what is trained, and on which batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from cachedet.augmentation.steps import make_pixel_augment
+from cachedet.backbone.frozen import FrozenBackbone, load_backbone
+from cachedet.backbone.trained import BatchNorm, TrainedBackbone
+from cachedet.config.detector import trains_masks
+from cachedet.config.run import ONLY_CACHED, TrainConfig
+from cachedet.detector.build import build_detector, choose_levels
+from cachedet.detector.end_to_end import PIXELS, WholeDetector
+from cachedet.device import choose_device
+from cachedet.errors import ConfigError, InputError
+from cachedet.extraction.inputs import InputLoader, make_inputs
+from cachedet.live.image_loader import PictureLoader
+from cachedet.loading.loader import BatchLoader, FeatureLoader, make_loader, make_planner
+from cachedet.loading.sampling import resolve_views
+from cachedet.store.reader import FeatureStore
+from cachedet.structures import Batch
+from cachedet.training.trainer import Trainer, make_trainer, make_trainer_of
+
+Mode = Literal["cached", "live", "tuned", "scratch"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneTraining:
+    """How a backbone learns in the modes in which it does.
+
+    Attributes:
+        lr_scale: learning rate of a pretrained backbone, as a share of the heads'; one that starts
+            from random weights learns at the heads' rate.
+        batch_norm: of a pretrained backbone; from random weights it is always trained, as its
+            statistics mean nothing.
+    """
+
+    lr_scale: float = 0.1
+    batch_norm: BatchNorm = "frozen"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rig:
+    """What one mode trains, and on what. The trainer's step includes all that the mode costs."""
+
+    mode: Mode
+    trainer: Trainer
+    loader: BatchLoader
+
+
+def make_rig(
+    mode: Mode,
+    config: TrainConfig,
+    *,
+    store: FeatureStore,
+    images: Path,
+    weights: str,
+    total_steps: int,
+    backbone: BackboneTraining | None = None,
+) -> Rig:
+    """Everything for one mode, seeded: heads start from the same weights in all modes.
+
+    Args:
+        mode: cached: heads on the store's features. live: heads on a frozen backbone that runs in
+            every step. tuned: backbone and heads. scratch: the same from random weights.
+        config: of the heads; its views are those of the store.
+        store: says which pictures, views and boxes there are, and what the backbone was.
+        images: folder of the pictures.
+        weights: of the backbone, as `extract --weights` takes them.
+        total_steps: of the schedule.
+        backbone: how it learns.
+
+    Raises:
+        ConfigError: a config that the modes cannot share.
+        InputError: the backbone's weights are not those of the store.
+        BackboneError: the backbone cannot be had.
+    """
+    require_shared(config)
+    if mode == "cached":
+        loader = make_loader(config, store)
+        torch.manual_seed(config.seed)
+        trainer = make_trainer(config, manifest=store.manifest, total_steps=total_steps)
+        return Rig(mode=mode, trainer=trainer, loader=loader)
+    detector = _make_whole(mode, config, store, weights, backbone or BackboneTraining())
+    pictures = PictureLoader(
+        make_planner(config, store),
+        views=tuple(resolve_views(config.views, held=store.manifest.views, where=store.location)),
+        store=store,
+        inputs=inputs_of(store, images),
+        device=choose_device(config.device),
+        augment=make_pixel_augment(
+            config.augment,
+            name=PIXELS,
+            spec=store.manifest.spec,
+            trains_masks=trains_masks(config.detector),
+        ),
+        seed=config.seed,
+    )
+    trainer = make_trainer_of(detector, config, total_steps=total_steps)
+    return Rig(mode=mode, trainer=trainer, loader=pictures)
+
+
+def picture_batches(
+    store: FeatureStore, *, images: Path, view: str, batch_size: int, device: torch.device
+) -> Iterator[tuple[list[int], Batch]]:
+    """Every picture of `store` once, from its file: rows, and pixels for a `WholeDetector`."""
+    plans = FeatureLoader(
+        store, views=[view], levels=store.manifest.spec.names, batch_size=batch_size, seed=0
+    )
+    loader = PictureLoader(
+        plans,
+        views=[view],
+        store=store,
+        inputs=inputs_of(store, images),
+        device=device,
+        fresh=False,
+    )
+    for keys, batch in zip(loader.plan(0), loader.batches(0), strict=True):
+        yield [int(row) for _, row in keys], batch.to(device)
+
+
+def inputs_of(store: FeatureStore, images: Path) -> InputLoader:
+    """Reads the pictures that the store's features were computed from, in the same way."""
+    manifest = store.manifest
+    return make_inputs(
+        store.truth,
+        images=images,
+        image_size=manifest.image_size,
+        pad_multiple=manifest.spec.pad_multiple,
+        preprocessing=manifest.preprocessing,
+    )
+
+
+def require_shared(config: TrainConfig) -> None:
+    """Raises ConfigError on what only cached features can have."""
+    changed = [f"augment.{key}" for key in config.augment.changing_values]
+    if changed:
+        raise ConfigError(
+            f"{' and '.join(changed)}: values of cached maps are changed, which a backbone that "
+            "learns does not have; set it to 0 to compare like with like. The other keys of "
+            "augment move pictures, which all modes can"
+        )
+    for key, default in ONLY_CACHED.items():
+        if (value := getattr(config, key)) != default:
+            raise ConfigError(
+                f"{key} is {value!r}: all modes start from the same new heads, train all of them "
+                f"and take the same schedule; leave {key} out"
+            )
+
+
+def _make_whole(
+    mode: Mode, config: TrainConfig, store: FeatureStore, weights: str, training: BackboneTraining
+) -> WholeDetector:
+    manifest, device = store.manifest, choose_device(config.device)
+    frozen = load_backbone(
+        manifest.backbone,
+        weights="none" if mode == "scratch" else weights,
+        levels=manifest.spec.names,
+        image_size=manifest.image_size,
+        device=device,
+        seed=config.seed if mode == "scratch" else 0,
+    )
+    if mode != "scratch":
+        _require_same_weights(frozen, store)
+    is_new = mode == "scratch"
+    run = (
+        frozen
+        if mode == "live"
+        else TrainedBackbone(frozen, batch_norm="trained" if is_new else training.batch_norm)
+    )
+    torch.manual_seed(config.seed)  # the heads start as those of the cached mode
+    heads = build_detector(
+        config.detector, spec=manifest.spec, num_classes=len(manifest.categories)
+    )
+    return WholeDetector(
+        backbone=run,
+        heads=heads,
+        levels=choose_levels(config.detector, manifest.spec).names,
+        learns=mode != "live",
+        lr_scale=1.0 if is_new else training.lr_scale,
+    )
+
+
+def _require_same_weights(backbone: FrozenBackbone, store: FeatureStore) -> None:
+    if backbone.digest != store.manifest.weights_digest:
+        raise InputError(
+            f"the weights of {backbone.name} ({backbone.weights}) are not those that "
+            f"{store.location} was extracted with ({store.manifest.weights}): their digests "
+            "differ. Name the same --weights for both"
+        )

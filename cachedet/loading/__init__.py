@@ -1,0 +1,1 @@
+"""Batches of cached features: which, from where, decoded where."""

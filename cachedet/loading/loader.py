@@ -1,0 +1,364 @@
+"""Batches of cached features, read ahead of the training step.
+
+Their order is a pure function of (seed, epoch) and the same for any number of processes (law L6);
+see sampling.py. Where features wait before their batch is due: see residency.py.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cachedet.augmentation.draws import Draws
+from cachedet.augmentation.steps import Augment, make_augment
+from cachedet.config.detector import trains_masks
+from cachedet.config.run import ClassBalancedConfig, RepeatFactorConfig, SamplingConfig, TrainConfig
+from cachedet.detector.build import choose_levels
+from cachedet.device import choose_device, single_core_threads, usable_cores
+from cachedet.loading.memory import free_memory, free_ram
+from cachedet.loading.residency import (
+    FeatureSource,
+    Need,
+    StreamedFeatures,
+    choose_residency,
+    make_source,
+)
+from cachedet.loading.sampling import (
+    Due,
+    Sampler,
+    describe_empty_classes,
+    due_batches,
+    make_class_balanced_sampler,
+    make_repeat_factor_sampler,
+    places_of_rank,
+    plan_epoch,
+    resolve_views,
+)
+from cachedet.store.reader import FeatureStore
+from cachedet.structures import Batch, SizeHW, Truth
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ready:
+    """A batch whose tensors may still be in the making on the device."""
+
+    batch: Batch
+    event: torch.cuda.Event | None = None  # happens when they are made
+
+
+class Handover:
+    """One side stream on CUDA; on any other device nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def make(self, make: Callable[[], Batch]) -> Ready:
+        """Call `make` with the side stream as the current one of this thread."""
+        if self._stream is None:
+            return Ready(batch=make())
+        with torch.cuda.stream(self._stream):
+            batch = make()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record(self._stream)
+        return Ready(batch=batch, event=event)
+
+    def take(self, ready: Ready) -> Batch:
+        """The batch, for the current stream of this thread."""
+        if ready.event is not None and self._stream is not None:
+            current = torch.cuda.current_stream(self._stream.device)
+            current.wait_event(ready.event)
+            for tensor in _tensors_of(ready.batch):
+                tensor.record_stream(current)  # else its memory could be used again too early
+        return ready.batch
+
+
+def _tensors_of(batch: Batch) -> Iterator[Tensor]:
+    yield from batch.features.values()
+    for targets in batch.targets:
+        yield from (targets.boxes, targets.labels, targets.crowd)
+
+
+_LOWER_PRIORITY = 10  # on a machine full of other work it still gets a tenth of a core
+_AHEAD_NBYTES = 256 << 20  # of decoded features that wait for the step; at least two batches
+_MOST_AHEAD = 16  # batches
+_MOST_THREADS = 4
+_CORES_OF_A_THREAD = 4  # torch computes a step on all cores: fewer leave nothing for a second one
+
+
+class BatchLoader(Protocol):
+    """What a training loop takes its batches from."""
+
+    def plan(self, epoch: int) -> list[NDArray[np.int64]]:
+        """The global batches of `epoch` as (view index, row) pairs."""
+        ...
+
+    def batches(
+        self, epoch: int, *, skip: int = 0, until: int | None = None
+    ) -> Generator[Batch, None, None]:
+        """Each batch of `epoch` from number `skip` on, then those of the epochs before `until`."""
+        ...
+
+    def read_ahead(self, due: Iterable[Due]) -> Generator[Batch, None, None]:
+        """Each batch in turn; closing ends the reading."""
+        ...
+
+
+class FeatureLoader:
+    """Reads batches ahead of the training step, in background threads.
+
+    What is stored travels to `device` and is decoded and augmented there, beside the step before.
+
+    Args:
+        store: to train on.
+        views: names with equal chance, or the chance of each (in any unit).
+        levels: to read.
+        batch_size: most pictures of a global batch; larger than the data is simply the data.
+        seed: of the order, and of augmentation.
+        device: where batches come to lie; the CPU by default.
+        sampler: draws the pictures of an epoch; each once by default.
+        source: holds the features; read from the disk by default.
+        augment: changes a batch, with draws that depend on the seed, the epoch, the number of the
+            batch and the places of its pictures alone.
+        rank: of this process; it reads its share of each global batch (`places_of_rank`).
+        world_size: processes that train together.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        *,
+        views: Sequence[str] | Mapping[str, float],
+        levels: Sequence[str],
+        batch_size: int,
+        seed: int,
+        device: torch.device | None = None,
+        sampler: Sampler | None = None,
+        source: FeatureSource | None = None,
+        augment: Augment | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self._device = device or torch.device("cpu")
+        self._store = store
+        self._views = tuple(views)
+        self._chances = tuple(views.values()) if isinstance(views, Mapping) else None
+        self._levels = tuple(levels)
+        self._batch_size = batch_size
+        self._seed = seed
+        self._buckets, self._nbytes = _bucket_numbers(store, self._views, self._levels)
+        self._sampler = sampler
+        self._source = source or StreamedFeatures(store, levels=self._levels, device=self._device)
+        self._augment = augment
+        self._rank, self._world_size = rank, world_size
+
+    def plan(self, epoch: int) -> list[NDArray[np.int64]]:
+        """The global batches of `epoch` as (view index, row) pairs; see `plan_epoch`."""
+        return plan_epoch(
+            self._buckets,
+            batch_size=self._batch_size,
+            seed=self._seed,
+            epoch=epoch,
+            sampler=self._sampler,
+            chances=self._chances,
+        )
+
+    def batches(
+        self, epoch: int, *, skip: int = 0, until: int | None = None
+    ) -> Generator[Batch, None, None]:
+        """This rank's share of each batch of `epoch`, from number `skip` on.
+
+        A resumed epoch starts in its middle. With `until`, the epochs before it follow, and are
+        read ahead while this one ends. Raises what `FeatureStore.read` raises, at the batch that
+        cannot be read.
+        """
+        return self.read_ahead(due_batches(self.plan, epoch, skip=skip, until=until))
+
+    def read_ahead(self, due: Iterable[Due]) -> Generator[Batch, None, None]:
+        """This rank's share of each batch; see `batches`. Closing ends the reading."""
+        handover = Handover(self._device)
+        waiting: deque[tuple[int, Future[Ready]]] = deque()
+        readers = single_core_threads(
+            _reading_threads(), "feature-reader", begin=partial(give_way, self._device.type)
+        )
+        try:
+            for keys, epoch, number in due:
+                places = places_of_rank(len(keys), rank=self._rank, world_size=self._world_size)
+                share = keys[places]
+                nbytes = self._decoded_nbytes(share)
+                while _is_enough(waiting, nbytes):
+                    yield handover.take(waiting.popleft()[1].result())
+                draws = Draws((self._seed, epoch, number), places=places)
+                others = len(keys) - len(share)
+                job = readers.submit(self._read, share, others, draws, handover)
+                waiting.append((nbytes, job))
+            while waiting:
+                yield handover.take(waiting.popleft()[1].result())
+        finally:
+            readers.shutdown(cancel_futures=True)
+
+    def read(self, keys: NDArray[np.int64]) -> Batch:
+        """(n, 2) pairs of view index and row, of one bucket, as in `plan`; not augmented."""
+        pairs = [(int(row), self._views[int(view)]) for view, row in keys]
+        return Batch(
+            features=self._source.read(pairs),
+            targets=[self._store.targets(row, view) for row, view in pairs],
+        )
+
+    def _read(
+        self,
+        keys: NDArray[np.int64],
+        others: int,
+        draws: Draws,
+        handover: Handover,
+    ) -> Ready:
+        def make() -> Batch:
+            batch = self.read(keys)
+            if self._augment is not None:
+                batch = self._augment(batch, draws)
+            return replace(batch.to(self._device), others=others)
+
+        return handover.make(make)
+
+    def _decoded_nbytes(self, keys: NDArray[np.int64]) -> int:
+        view, row = keys[0]
+        return len(keys) * self._nbytes[int(self._buckets[view, row])]
+
+
+def make_loader(
+    config: TrainConfig, store: FeatureStore, *, rank: int = 0, world_size: int = 1
+) -> FeatureLoader:
+    """The batches that a run of this config trains on.
+
+    Rank 0 says on standard error where the features wait, and which classes have no box.
+
+    Raises:
+        ConfigError: views the store lacks, a sampling that needs boxes where there are none, a
+            residency that does not fit, or an augmentation that cannot be had.
+        StoreError: the store cannot be read (with residency `ram` and `device`).
+    """
+    device = choose_device(config.device)
+    levels = choose_levels(config.detector, store.manifest.spec).names
+    views = resolve_views(config.views, held=store.manifest.views, where=store.location)
+    sampler = _make_sampler(config.sampling, store.truth)
+    stored, unpacked = store.encoded_nbytes(views, levels)
+    processes = _processes_here()
+    need = Need(
+        stored=stored,
+        unpacked=unpacked,
+        ram=free_ram() // processes,
+        device=free_memory(device) // (1 if device.type == "cuda" else processes),
+        device_name=str(device),
+    )
+    residency, reason = choose_residency(
+        config.residency, need, has_own_memory=device.type == "cuda"
+    )
+    empty_classes = describe_empty_classes(store.truth)
+    for line in (reason, empty_classes):
+        if line is not None and rank == 0:
+            print(line, file=sys.stderr)
+    return FeatureLoader(
+        store,
+        views=views,
+        levels=levels,
+        batch_size=config.schedule.batch_size,
+        seed=config.seed,
+        device=device,
+        sampler=sampler,
+        source=make_source(
+            residency,
+            store,
+            views=tuple(views),
+            levels=levels,
+            device=device,
+            threads=_reading_threads(),
+        ),
+        augment=make_augment(
+            config.augment,
+            spec=store.manifest.spec,
+            quality=store.quality,
+            trains_masks=trains_masks(config.detector),
+        ),
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def make_planner(config: TrainConfig, store: FeatureStore) -> FeatureLoader:
+    """A loader of the same plan as `make_loader`'s, for those who do not read its features.
+
+    Raises ConfigError: views the store lacks, a sampling that needs boxes where there are none.
+    """
+    return FeatureLoader(
+        store,
+        views=resolve_views(config.views, held=store.manifest.views, where=store.location),
+        levels=choose_levels(config.detector, store.manifest.spec).names,
+        batch_size=config.schedule.batch_size,
+        seed=config.seed,
+        sampler=_make_sampler(config.sampling, store.truth),
+    )
+
+
+def _is_enough(waiting: deque[tuple[int, Future[Ready]]], nbytes: int) -> bool:
+    """Whether the step must take a batch before one of `nbytes` more is read."""
+    ahead = nbytes + sum(of_batch for of_batch, _ in waiting)
+    return len(waiting) >= 2 and (ahead > _AHEAD_NBYTES or len(waiting) >= _MOST_AHEAD)
+
+
+def _make_sampler(config: SamplingConfig, truth: Truth) -> Sampler | None:
+    if isinstance(config, RepeatFactorConfig):
+        return make_repeat_factor_sampler(truth, threshold=config.threshold)
+    return make_class_balanced_sampler(truth) if isinstance(config, ClassBalancedConfig) else None
+
+
+def give_way(device_type: str) -> None:
+    """Keep this thread, of one core, out of the way of the training step.
+
+    Where the step runs on the same cores, each millisecond taken from one of its threads makes the
+    others wait as long: a reader of lower priority runs while the step leaves a core free, or waits
+    for its batch.
+    """
+    if device_type == "cpu" and sys.platform == "linux":  # elsewhere it is the whole process's
+        lower = os.getpriority(os.PRIO_PROCESS, 0) + _LOWER_PRIORITY
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), lower)
+
+
+def _reading_threads() -> int:
+    """Threads of this process that read and decode: one for every four of its cores."""
+    cores = usable_cores() or os.cpu_count() or 1
+    own = cores // _processes_here()
+    return max(1, min(_MOST_THREADS, own // _CORES_OF_A_THREAD))
+
+
+def _processes_here() -> int:
+    """That train together on this machine, as torchrun says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _bucket_numbers(
+    store: FeatureStore, views: Sequence[str], levels: Sequence[str]
+) -> tuple[NDArray[np.int64], list[int]]:
+    """(V, N) number of each picture's bucket, and by number the decoded bytes of a picture."""
+    numbers: dict[SizeHW, int] = {}
+    buckets = np.full((len(views), len(store)), -1, dtype=np.int64)
+    for index, view in enumerate(views):
+        for bucket, rows in store.buckets(view).items():
+            buckets[index, rows] = numbers.setdefault(bucket, len(numbers))
+    shapes = [store.manifest.spec.map_shapes(bucket) for bucket in numbers]
+    nbytes = [4 * sum(int(np.prod(of_bucket[level])) for level in levels) for of_bucket in shapes]
+    return buckets, nbytes

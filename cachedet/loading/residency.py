@@ -1,0 +1,373 @@
+"""Where encoded features wait for their batch: on disk, in RAM or on the device.
+
+    stream   read from the store, batch by batch
+    ram      bytes as they are stored; what is entropy-coded is decompressed with its batch
+    device   decompressed arrays, dequantised where they are
+
+Each picture's checksums are checked when it is read from the store. All three end in the same
+`decode_parts` of the same bytes, so their batches are bit-identical.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cachedet.errors import ConfigError, CorruptBlockError, StoreError
+from cachedet.loading.memory import MapMemory
+from cachedet.progress import StageProgress
+from cachedet.store.files.durable import readable_nbytes
+from cachedet.store.format.chunks import EncodedFeatures
+from cachedet.store.format.layout import Block
+from cachedet.store.format.shards import unpack_zstd
+from cachedet.store.reader import FeatureStore, Key, Packed
+from cachedet.structures import Features, SizeHW
+
+Residency = Literal["stream", "ram", "device"]
+
+_SHARE = 0.5  # of what is free that `auto` takes: the step, validation and others need the rest
+_WORTH_A_LINE = 256 << 20  # bytes to load below which no progress is shown
+
+
+_OnDevice = dict[str, dict[str, Tensor]]  # level -> part -> (pictures, *part.shape)
+
+
+class FeatureSource(Protocol):
+    """Gives decoded maps from any thread."""
+
+    def read(self, keys: Sequence[Key]) -> Features:
+        """Maps (n, C, h, w) float32, channels last, of (row, view) pairs of one bucket."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """Bytes that the views and levels of a run take, and what is free for them."""
+
+    stored: int  # in RAM
+    unpacked: int  # on the device: nothing decompresses there
+    ram: int  # free for this process
+    device: int  # free
+    device_name: str
+
+
+def choose_residency(
+    wanted: Residency | Literal["auto"], need: Need, *, has_own_memory: bool
+) -> tuple[Residency, str]:
+    """The residency, and one line that says why.
+
+    Args:
+        wanted: `auto` takes the first of device, ram and stream that fits into half of what is
+            free.
+        need: bytes.
+        has_own_memory: whether the device has memory besides RAM; `auto` considers it only then.
+
+    Raises ConfigError where what was named does not fit; says by how much.
+    """
+    in_ram = f"encoded features need {readable_nbytes(need.stored)}"
+    on_device = f"decompressed codes need {readable_nbytes(need.unpacked)}"
+    free_ram = f"{readable_nbytes(need.ram)} of RAM"
+    free_device = f"{readable_nbytes(need.device)} of {need.device_name}"
+    if wanted == "stream":
+        return wanted, f"residency stream: {in_ram}, read from disk in every epoch"
+    if wanted == "ram":
+        _require_room(need.stored, need.ram, what=in_ram, free=free_ram, other="stream")
+        return wanted, f"residency ram: {in_ram}; {free_ram} are free"
+    if wanted == "device":
+        _require_room(need.unpacked, need.device, what=on_device, free=free_device, other="ram")
+        return wanted, f"residency device: {on_device}; {free_device} are free"
+    if has_own_memory and need.unpacked <= _SHARE * need.device:
+        return "device", f"residency auto: device, as {on_device} and half of {free_device} is free"
+    tried = f"{on_device}, more than half of {free_device}; " if has_own_memory else ""
+    if need.stored <= _SHARE * need.ram:
+        return "ram", f"residency auto: ram, as {tried}{in_ram} and at most half of {free_ram} goes"
+    return "stream", f"residency auto: stream, as {tried}{in_ram}, more than half of {free_ram}"
+
+
+def _require_room(need: int, room: int, *, what: str, free: str, other: Residency) -> None:
+    if need > room:
+        raise ConfigError(
+            f"residency: {what}, only {free} are free: {readable_nbytes(need - room)} too little. "
+            f"Use --residency {other} (or auto), fewer views, or a store of a smaller codec"
+        )
+
+
+def make_source(
+    residency: Residency,
+    store: FeatureStore,
+    *,
+    views: Sequence[str],
+    levels: Sequence[str],
+    device: torch.device,
+    threads: int = 1,
+) -> FeatureSource:
+    """Loads everything now, except for `stream`. Raises what `FeatureStore.read` raises."""
+    if residency == "stream":
+        return StreamedFeatures(store, levels=levels, device=device)
+    if residency == "ram":
+        return RamFeatures(store, views=views, levels=levels, device=device, threads=threads)
+    return DeviceFeatures(store, views=views, levels=levels, device=device)
+
+
+class StreamedFeatures:
+    """Reads each batch from the store."""
+
+    def __init__(self, store: FeatureStore, *, levels: Sequence[str], device: torch.device) -> None:
+        self._store = store
+        self._levels = levels
+        self._host = _HostBuffers(store, levels, device)
+
+    def read(self, keys: Sequence[Key]) -> Features:
+        buffers = self._host.take(_bucket_of(self._store, keys), len(keys))
+        with _tell_if_gone(self._store):
+            encoded = self._store.read_encoded(keys, self._levels, out=buffers)
+        _require_finite(self._store, encoded, keys)
+        return self._host.decode(encoded)
+
+
+class RamFeatures:
+    """Keeps the stored bytes of its views; each block is read once, when this is made."""
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        *,
+        views: Sequence[str],
+        levels: Sequence[str],
+        device: torch.device,
+        threads: int = 1,
+    ) -> None:
+        self._store = store
+        self._host = _HostBuffers(store, levels, device)
+        self._packed: dict[Key, Packed] = {}
+
+        def load(block: Block) -> dict[Key, Packed]:
+            keys = [(row, block.view) for row in block.rows]
+            return {key: store.read_packed(*key, levels) for key in keys}
+
+        blocks = [block for block in store.blocks if block.view in views]
+        nbytes, _ = store.encoded_nbytes(views, levels)
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="feature-loader")
+        try:
+            with _tell_if_gone(store), _loading(len(blocks), nbytes) as progress:
+                for found in pool.map(load, blocks):
+                    self._packed.update(found)
+                    progress.advance(nbytes=sum(map(_packed_nbytes, found.values())))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def read(self, keys: Sequence[Key]) -> Features:
+        buffers = self._host.take(_bucket_of(self._store, keys), len(keys))
+        outs = [out for arrays in buffers.arrays.values() for out in arrays.values()]
+        for place, key in enumerate(keys):
+            for stored, out in zip(self._packed[key], outs, strict=True):
+                if isinstance(stored, bytes):
+                    unpack_zstd(stored, out[place], where="features in memory")
+                else:
+                    out[place] = stored
+        _require_finite(self._store, buffers, keys)
+        return self._host.decode(buffers)
+
+
+class DeviceFeatures:
+    """Keeps the decompressed arrays of its views on the device."""
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        *,
+        views: Sequence[str],
+        levels: Sequence[str],
+        device: torch.device,
+    ) -> None:
+        self._store = store
+        self._device = device
+        self._memory = MapMemory()
+        self._slots: dict[Key, int] = {}
+        blocks = [block for block in store.blocks if block.view in views]
+        self._held = {
+            bucket: _empty_on(device, store.make_buffers(bucket, count, levels))
+            for bucket, count in _pictures_by_bucket(blocks).items()
+        }
+        used = dict.fromkeys(self._held, 0)
+        _, nbytes = store.encoded_nbytes(views, levels)
+        with _tell_if_gone(store), _loading(len(blocks), nbytes) as progress:
+            for block in blocks:
+                keys = [(row, block.view) for row in block.rows]
+                encoded = store.read_encoded(keys, levels)
+                _require_finite(store, encoded, keys)
+                start = used[block.bucket]
+                used[block.bucket] += len(keys)
+                self._slots.update((key, start + n) for n, key in enumerate(keys))
+                moved = _fill(self._held[block.bucket], encoded, start)
+                progress.advance(nbytes=moved)
+        if device.type == "cuda":  # batches are made in another stream
+            torch.cuda.synchronize(device)
+
+    def read(self, keys: Sequence[Key]) -> Features:
+        bucket = _bucket_of(self._store, keys)
+        slots = torch.tensor([self._slots[key] for key in keys]).to(self._device)
+        picked = {
+            level: {name: _pick(held, slots) for name, held in parts.items()}
+            for level, parts in self._held[bucket].items()
+        }
+        return _decode(self._store, bucket, picked, self._memory)
+
+
+class _HostBuffers:
+    """Buffers a batch is put together in before it travels.
+
+    On a CPU a thread uses its last ones again: decoding always makes new maps. On CUDA they are
+    pinned, and torch takes them back when their asynchronous copies are done.
+    """
+
+    def __init__(self, store: FeatureStore, levels: Sequence[str], device: torch.device) -> None:
+        self._store = store
+        self._levels = levels
+        self._device = device
+        self._of_thread = threading.local()
+        self._memory = MapMemory()
+
+    def take(self, bucket: SizeHW, count: int) -> EncodedFeatures:
+        if self._device.type == "cuda":
+            return _pinned(self._store.make_buffers(bucket, count, self._levels))
+        held: EncodedFeatures | None = getattr(self._of_thread, "held", None)
+        if held is None or (held.bucket, self._of_thread.count) != (bucket, count):
+            held = self._of_thread.held = self._store.make_buffers(bucket, count, self._levels)
+            self._of_thread.count = count
+        return held
+
+    def decode(self, encoded: EncodedFeatures) -> Features:
+        is_pinned = self._device.type == "cuda"
+        parts = {
+            level: {
+                name: torch.from_numpy(array).to(self._device, non_blocking=is_pinned)
+                for name, array in arrays.items()
+            }
+            for level, arrays in encoded.arrays.items()
+        }
+        return _decode(self._store, encoded.bucket, parts, self._memory)
+
+
+def _decode(store: FeatureStore, bucket: SizeHW, parts: _OnDevice, memory: MapMemory) -> Features:
+    """Maps (n, C, h, w) float32, channels last.
+
+    On a CPU picture by picture: what lies between the codes and the result stays in the cache.
+    """
+    first = next(iter(next(iter(parts.values())).values()))
+    if first.device.type != "cpu":
+        return {
+            level: maps.contiguous(memory_format=torch.channels_last)
+            for level, maps in store.decode_parts(bucket, parts).items()
+        }
+    shapes = store.manifest.spec.map_shapes(bucket)
+    decoded = memory.take(len(first), {level: shapes[level] for level in parts})
+    for n in range(len(first)):
+        of_picture = {
+            level: {name: part[n : n + 1] for name, part in of_level.items()}
+            for level, of_level in parts.items()
+        }
+        own = {level: maps[n : n + 1] for level, maps in decoded.items()}
+        store.decode_parts(bucket, of_picture, out=own)
+    return decoded
+
+
+def _pinned(buffers: EncodedFeatures) -> EncodedFeatures:
+    return EncodedFeatures(
+        bucket=buffers.bucket,
+        arrays={
+            level: {
+                name: torch.empty_like(torch.from_numpy(array), pin_memory=True).numpy()
+                for name, array in arrays.items()
+            }
+            for level, arrays in buffers.arrays.items()
+        },
+    )
+
+
+def _empty_on(device: torch.device, buffers: EncodedFeatures) -> _OnDevice:
+    return {
+        level: {
+            name: torch.empty_like(torch.from_numpy(array), device=device)
+            for name, array in arrays.items()
+        }
+        for level, arrays in buffers.arrays.items()
+    }
+
+
+def _fill(held: _OnDevice, encoded: EncodedFeatures, start: int) -> int:
+    """Copy pictures to their slots from `start` on; returns their bytes."""
+    moved = 0
+    for level, arrays in encoded.arrays.items():
+        for name, array in arrays.items():
+            held[level][name][start : start + len(array)].copy_(torch.from_numpy(array))
+            moved += array.nbytes
+    return moved
+
+
+def _pick(held: Tensor, slots: Tensor) -> Tensor:
+    """Those slots, lying as they lay."""
+    if held.dtype == torch.uint16:  # which few operators of torch know
+        return _pick(held.view(torch.int16), slots).view(torch.uint16)
+    if held.ndim == 4 and held.is_contiguous(memory_format=torch.channels_last):
+        return held.permute(0, 2, 3, 1).index_select(0, slots).permute(0, 3, 1, 2)
+    return held.index_select(0, slots)
+
+
+def _bucket_of(store: FeatureStore, keys: Sequence[Key]) -> SizeHW:
+    return store.geometry(*keys[0]).padded_hw
+
+
+def _pictures_by_bucket(blocks: Sequence[Block]) -> dict[SizeHW, int]:
+    counts: dict[SizeHW, int] = {}
+    for block in blocks:
+        counts[block.bucket] = counts.get(block.bucket, 0) + len(block.rows)
+    return counts
+
+
+def _packed_nbytes(packed: Packed) -> int:
+    return sum(len(part) if isinstance(part, bytes) else part.nbytes for part in packed)
+
+
+def _require_finite(store: FeatureStore, encoded: EncodedFeatures, keys: Sequence[Key]) -> None:
+    """Raises StoreError at the first scale that is NaN or Inf.
+
+    Maps stored as floats are not searched: a loss that is not finite stops the training and names
+    their level.
+    """
+    for level, arrays in encoded.arrays.items():
+        for name, array in arrays.items():
+            if array.dtype.kind != "f" or array.ndim == 4 or np.isfinite(array).all():
+                continue
+            place = int(np.argmin(np.isfinite(array).reshape(len(array), -1).all(axis=1)))
+            row, view = keys[place]
+            raise StoreError(
+                f"{store.location}: the {name} of level {level} of {store.truth.file_names[row]} "
+                f"(view {view}) is not a finite number, which cachedet never writes: something "
+                "else wrote or altered this store. Extract again into a new --store"
+            )
+
+
+@contextmanager
+def _tell_if_gone(store: FeatureStore) -> Iterator[None]:
+    """Where all of the store has vanished, that is the error: not damage of one file."""
+    try:
+        yield
+    except CorruptBlockError:
+        store.require_present()
+        raise
+
+
+@contextmanager
+def _loading(blocks: int, nbytes: int) -> Iterator[StageProgress]:
+    progress = StageProgress("load features", total=blocks, unit="blocks")
+    with progress if nbytes >= _WORTH_A_LINE else nullcontext():
+        yield progress

@@ -1,0 +1,122 @@
+"""The report as one HTML file that needs nothing else: style, script, pictures and data inside.
+
+Text from outside is escaped by Jinja2. A content security policy allows the page's own script, by
+its digest, and nothing from anywhere: also where escaping failed, no foreign script would run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from cachedet.reporting.charts import DASHES
+from cachedet.reporting.content import Report, Row, Section, Table
+from cachedet.reporting.curve_sections import PRECISION_CHART, ClassPaths
+from cachedet.reporting.pictures import Sheet
+
+
+def render_page(report: Report, *, curves: Sequence[ClassPaths], sheet: Sheet | None) -> str:
+    """HTML of the whole page.
+
+    Args:
+        report: everything but pictures.
+        curves: the choices of the chart of precision against recall.
+        sheet: the pictures; None where no folder of pictures was given.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_read),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script, style = _read("page.js"), _read("page.css")
+    data: dict[str, Any] = {
+        "chart": PRECISION_CHART,
+        "curves": [own.to_json() for own in curves],
+        "sheet": None if sheet is None else sheet.to_json(),
+    }
+    return environment.get_template("page.html").render(
+        report=report,
+        curves=curves,
+        chart_with_choice=PRECISION_CHART,
+        sheet=sheet,
+        data=data,
+        dashes=DASHES,
+        script=Markup(script),
+        script_digest=_digest(script),
+        style=Markup(style),
+    )
+
+
+def _read(name: str) -> str:
+    return files("cachedet.reporting").joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&!])")
+
+
+def render_markdown(report: Report) -> str:
+    """GitHub's kind of Markdown; everything that came from outside is escaped."""
+    parts = [f"# {escape(report.title)}", escape(report.standfirst)]
+    for section in (*report.sections, *report.last):
+        parts += _section(section)
+    parts.append(f"Written {report.written} by cachedet {escape(report.version)}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def escape(text: str) -> str:
+    """Plain text that Markdown and the HTML in it show as it is, on one line."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def _section(section: Section) -> list[str]:
+    parts = [f"## {escape(section.title)}"]
+    parts += [escape(lead) for lead in section.leads]
+    parts += [_table(table) for table in section.tables]
+    for fold in section.folds:
+        parts.append(f"### {escape(fold.title)}")
+        if fold.table is not None:
+            parts.append(_table(fold.table))
+        if fold.text is not None:
+            parts.append(_block(fold.text))
+    return parts + [escape(note) for note in section.notes]
+
+
+def _table(table: Table) -> str:
+    align = "--:" if table.numeric else ":--"
+    lines = [
+        _line([table.corner, *table.columns]),
+        "|" + "|".join([":--", *(align for _ in table.columns)]) + "|",
+        *(_line(_texts(row, table)) for row in table.rows),
+    ]
+    return escape(table.caption) + "\n\n" + "\n".join(lines)
+
+
+def _texts(row: Row, table: Table) -> list[str]:
+    if row.group:
+        return [row.name, *("" for _ in table.columns)]
+    name = f"{row.name} ({row.note})" if row.note else row.name
+    return [name, *(cell.plain for cell in row.cells)]
+
+
+def _line(texts: Sequence[str]) -> str:
+    return "| " + " | ".join(map(escape, texts)) + " |"
+
+
+def _block(text: str) -> str:
+    """A fence longer than any in the text."""
+    longest = max((len(found) for found in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}yaml\n{text.rstrip()}\n{fence}"

@@ -1,0 +1,223 @@
+"""What a scored run left in its folder, read back and held against the store it was scored on."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from cachedet.errors import CheckpointError, InputError
+from cachedet.evaluation.detection_table import DetectionTable, read_results
+from cachedet.evaluation.metrics import score_table
+from cachedet.structures import Truth
+from cachedet.training.checkpoint import Checkpoint, load_checkpoint
+from cachedet.training.run_folder import RunFolder, TrainingData
+
+_STAMP = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (.*)$")
+_BEGINS = ("started;", "resumed at step")  # first words of log.txt's line when training goes on
+_TOLERANCE = 1e-9  # of AP computed again from the same detections
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPoint:
+    """One row of metrics.csv; None where the column is empty."""
+
+    step: int
+    loss: float | None
+    val_ap: float | None
+    val_ap50: float | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoredRun:
+    """A run folder that `cachedet eval` has been through."""
+
+    name: str  # what the page calls it
+    folder: Path
+    results: dict[str, Any]  # results.json
+    store: str  # it was scored on, as results.json names it
+    checkpoint: Checkpoint
+    config_text: str
+    metrics: tuple[TrainingPoint, ...]
+    trained_on: TrainingData | None  # None: not recorded
+    training_seconds: float | None  # wall clock of log.txt, pauses left out; None: not recorded
+
+    @property
+    def annotations(self) -> str | None:
+        """The file it was scored against, where that was not the store's own truth."""
+        told = self.results.get("annotations")
+        return told if isinstance(told, str) else None
+
+    @property
+    def training_boxes(self) -> dict[int, int] | None:
+        """Category id -> boxes to learn from: those that eval was given, else the run's own."""
+        strata = self.results.get("strata")
+        given = strata.get("training_boxes") if isinstance(strata, dict) else None
+        if not isinstance(given, dict):
+            return None if self.trained_on is None else self.trained_on.boxes
+        try:
+            return {int(category_id): int(number) for category_id, number in given.items()}
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{RunFolder(self.folder).results}: strata.training_boxes should hold counts by "
+                f"category id ({error}); score the run again"
+            ) from error
+
+
+def read_runs(folders: Sequence[Path]) -> tuple[ScoredRun, ...]:
+    """All runs of a page, with names that differ.
+
+    Raises:
+        CheckpointError: no run folder, or no checkpoint in it.
+        InputError: a run that has not been scored, or is named twice; a damaged file.
+    """
+    resolved = [folder.resolve() for folder in folders]
+    for folder, place in zip(folders, resolved, strict=True):
+        if resolved.count(place) > 1:
+            raise InputError(f"the run {folder} is named more than once; name each run once")
+    return tuple(
+        _read_run(folder, name) for folder, name in zip(folders, _names(resolved), strict=True)
+    )
+
+
+def read_detections(run: ScoredRun, truth: Truth) -> DetectionTable:
+    """The run's detections, whose AP must be that of results.json.
+
+    Raises InputError where they do not fit the truth, or are not what results.json was made of.
+    """
+    path = RunFolder(run.folder).detections
+    table = read_results(path, truth)
+    ap = score_table(truth, table).ap
+    told = run.results.get("ap")
+    same = (
+        math.isnan(ap)
+        if told is None
+        else isinstance(told, int | float) and abs(ap - told) <= _TOLERANCE
+    )
+    if not same:
+        raise InputError(
+            f"the detections in {path} have AP {ap:.6f} on this store, results.json says "
+            f"{told}: the store is not the one the run was scored on, or one of the two files is "
+            f"of another scoring. Score it again: `cachedet eval {run.folder} --store {run.store}`"
+        )
+    return table
+
+
+def _read_run(root: Path, name: str) -> ScoredRun:
+    folder = RunFolder.open(root)
+    results = _read_object(folder.results, missing=_not_scored(root))
+    if not folder.detections.is_file():
+        raise InputError(_not_scored(root))
+    store = results.get("store")
+    if not isinstance(store, str):
+        raise InputError(
+            f"{folder.results} does not say which store it was scored on, got {store!r}; score the "
+            f"run again with `cachedet eval {root} --store STORE`"
+        )
+    return ScoredRun(
+        name=name,
+        folder=root,
+        results=results,
+        store=store,
+        checkpoint=_any_checkpoint(folder),
+        config_text=folder.config.read_text(encoding="utf-8"),
+        metrics=read_metrics(folder.metrics),
+        trained_on=TrainingData.read(folder),
+        training_seconds=_sum_sessions(root / "log.txt"),
+    )
+
+
+def _not_scored(root: Path) -> str:
+    return (
+        f"{root} has not been scored: a report needs the results.json and detections.json that "
+        f"`cachedet eval {root} --store STORE` writes; run it first"
+    )
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Last parts of the paths, as many as it takes to tell them apart."""
+    for parts in itertools.count(1):
+        names = ["/".join(folder.parts[-parts:]) or str(folder) for folder in folders]
+        if len(set(names)) == len(names):
+            return names
+    raise AssertionError("paths that differ have parts that differ")
+
+
+def _any_checkpoint(folder: RunFolder) -> Checkpoint:
+    """The best one, or the last where training ended before the first validation."""
+    for path in (folder.best, folder.last):
+        if path.is_file():
+            return load_checkpoint(path)
+    raise CheckpointError(
+        f"{folder.root} holds no checkpoint: expected {folder.best} or {folder.last}; the report "
+        "reads from it what the run was trained on"
+    )
+
+
+def _read_object(path: Path, *, missing: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(missing)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON in UTF-8: {error}; score the run again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} should hold an object, got a {type(content).__name__}")
+    return content
+
+
+def read_metrics(path: Path) -> tuple[TrainingPoint, ...]:
+    """Rows of metrics.csv that can be read; a row that a crash cut short is left out."""
+    if not path.is_file():
+        return ()
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    points = []
+    for row in rows:
+        step = _number(row, "step")
+        if step is not None:
+            points.append(
+                TrainingPoint(
+                    step=int(step),
+                    loss=_number(row, "loss"),
+                    val_ap=_number(row, "val_ap"),
+                    val_ap50=_number(row, "val_ap50"),
+                )
+            )
+    return tuple(points)
+
+
+def _number(row: Mapping[str, str | None], column: str) -> float | None:
+    try:
+        value = float(row.get(column) or "nan")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _sum_sessions(path: Path) -> float | None:
+    """Seconds between the first and the last line of each stretch of training."""
+    if not path.is_file():
+        return None
+    total, begun, last = 0.0, None, None
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        found = _STAMP.match(line)
+        if found is None:
+            continue
+        now = datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S")
+        if found[2].startswith(_BEGINS):
+            total += _between(begun, last)
+            begun = now
+        last = now
+    return total + _between(begun, last) if begun is not None else None
+
+
+def _between(begun: datetime | None, last: datetime | None) -> float:
+    return 0.0 if begun is None or last is None else max((last - begun).total_seconds(), 0.0)

@@ -1,0 +1,96 @@
+"""Maps stored as floats: `fp32` (the reference), `fp16`, `bf16`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cachedet.store.codecs.codec import (
+    Encoded,
+    Part,
+    Shape,
+    State,
+    Stored,
+    as_array,
+    as_maps,
+    refuse_values,
+    require_finite,
+)
+from cachedet.store.codecs.statistics import LevelStatistics
+from cachedet.structures import FeatureSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatCodec:
+    """One part `values`. bf16 is stored as its bits in uint16: zarr 3.1 knows no bfloat16."""
+
+    name: str
+    dtype: torch.dtype
+    stored: str  # numpy and zarr name of what is stored
+    relative_error: float  # of normal numbers: half a unit in the last significant bit
+    absolute_error: float  # of subnormal numbers: half the smallest one
+    needs_fit: bool = False
+    state_names: tuple[str, ...] = ()
+
+    def fit(self, statistics: Mapping[str, LevelStatistics]) -> FloatCodec:
+        return self
+
+    def parts(self, level: str, shape: Shape) -> tuple[Part, ...]:
+        return (Part(name="values", dtype=self.stored, shape=shape, packing="crc32c"),)
+
+    def encode(self, maps: Tensor, *, level: str, pictures: Sequence[str]) -> Encoded:
+        """Raises CodecError on NaN, Inf or a value beyond the range of the stored type."""
+        exact = require_finite(maps, level=level, pictures=pictures)
+        rounded = exact.to(self.dtype)
+        if not bool(torch.isfinite(rounded).all()):
+            largest = torch.finfo(self.dtype).max
+            remedy = f"is beyond the range of {self.name} (+-{largest:g}); use --codec fp32"
+            refuse_values(exact, ~torch.isfinite(rounded), remedy, level=level, pictures=pictures)
+        bits = rounded.view(torch.uint16) if self.stored == "uint16" else rounded
+        return Encoded(parts={"values": as_array(bits)})
+
+    def decode(
+        self, parts: Stored, *, level: str, shape: Shape, out: Tensor | None = None
+    ) -> Tensor:
+        values = parts["values"]
+        return as_maps(values.view(self.dtype) if self.stored == "uint16" else values, out)
+
+    def error_bound(self, maps: Tensor, *, level: str) -> Tensor:
+        return (maps.abs() * self.relative_error).clamp(min=self.absolute_error)
+
+    def state(self) -> State:
+        return {}
+
+    def with_state(self, state: State, *, spec: FeatureSpec) -> FloatCodec:
+        return self
+
+
+FLOAT_CODECS = {
+    codec.name: codec
+    for codec in (
+        FloatCodec(
+            name="fp32",
+            dtype=torch.float32,
+            stored="float32",
+            relative_error=0.0,
+            absolute_error=0.0,
+        ),
+        FloatCodec(
+            name="fp16",
+            dtype=torch.float16,
+            stored="float16",
+            relative_error=2.0**-11,
+            absolute_error=2.0**-25,
+        ),
+        FloatCodec(
+            name="bf16",
+            dtype=torch.bfloat16,
+            stored="uint16",
+            relative_error=2.0**-8,
+            absolute_error=2.0**-134,
+        ),
+    )
+}

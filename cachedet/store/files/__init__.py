@@ -1,0 +1,1 @@
+"""Files that are written durably and read with care."""

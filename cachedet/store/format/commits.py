@@ -1,0 +1,258 @@
+"""Commit records: the truth about which blocks exist, and how their bytes must look."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import xxhash
+
+from cachedet.errors import CorruptBlockError
+from cachedet.store.files.names import COMMITS
+from cachedet.store.files.source import ByteSource, OpenFile
+from cachedet.store.format.layout import Block, Layout, commit_key, shard_key
+from cachedet.store.format.manifest import digest_json
+from cachedet.store.format.plan import StorePlan
+from cachedet.store.format.shards import CHECKSUM_NBYTES, proves_damage, unreadable
+
+_READ_NBYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """One whole shard file: its length, its content, and the end of each chunk.
+
+    Every read compares the end of the chunk: no shard of another block, and none written anew
+    since the record was read, passes for this one.
+    """
+
+    nbytes: int
+    digest: str  # 128-bit xxh3 of the file
+    chunk_checksums: bytes  # the last 4 bytes of every chunk, in slot order
+
+    def checksum_of(self, slot: int) -> bytes:
+        return self.chunk_checksums[CHECKSUM_NBYTES * slot : CHECKSUM_NBYTES * (slot + 1)]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "chunk_checksums": self.chunk_checksums.hex()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], *, pictures: int) -> ShardRecord:
+        """Raises ValueError or TypeError where a field is not what a writer writes."""
+        checksums = bytes.fromhex(values["chunk_checksums"])
+        shard = cls(**{**values, "chunk_checksums": checksums})
+        if type(shard.nbytes) is not int or type(shard.digest) is not str:
+            raise TypeError("nbytes must be a whole number and digest a text")
+        if len(checksums) != CHECKSUM_NBYTES * pictures:
+            raise ValueError(f"{len(checksums)} bytes of chunk checksums for {pictures} pictures")
+        return shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """What a codec did to the values of one level: sums over all cells of the pictures."""
+
+    values: int
+    signal: float  # sum of squares of the true values
+    noise: float  # sum of squares of the errors
+    saturated: int  # codes cut off at the end of their range
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Quality:
+        """Raises ValueError or TypeError where a field is not what a writer writes."""
+        quality = cls(**values)
+        counts, sums = (quality.values, quality.saturated), (quality.signal, quality.noise)
+        if {*map(type, counts)} != {int} or {*map(type, sums)} != {float}:
+            raise TypeError("quality must be two whole and two floating-point numbers")
+        if not all(0 <= number < math.inf for number in (*counts, *sums)):
+            raise ValueError("quality must be numbers from 0")
+        return quality
+
+    def __add__(self, other: Quality) -> Quality:
+        return Quality(
+            values=self.values + other.values,
+            signal=self.signal + other.signal,
+            noise=self.noise + other.noise,
+            saturated=self.saturated + other.saturated,
+        )
+
+    @property
+    def decibels(self) -> float | None:
+        """Signal-to-noise ratio; None where nothing was lost."""
+        if self.noise == 0 or self.signal == 0:
+            return None
+        return 10 * math.log10(self.signal / self.noise)
+
+    @property
+    def saturation(self) -> float:
+        return self.saturated / self.values if self.values else 0.0
+
+
+NO_QUALITY = Quality(values=0, signal=0.0, noise=0.0, saturated=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommitRecord:
+    """Written after every shard of a block is on the disk; without it the block does not exist."""
+
+    block: str
+    image_ids: tuple[int, ...]
+    fingerprint: str
+    shards: dict[str, ShardRecord]  # by array, such as "C3/codes"
+    quality: dict[str, Quality]  # by level
+
+    def to_bytes(self) -> bytes:
+        body: dict[str, Any] = {
+            "block": self.block,
+            "image_ids": list(self.image_ids),
+            "fingerprint": self.fingerprint,
+            "shards": {array: shard.to_json() for array, shard in self.shards.items()},
+            "quality": {level: vars(quality) for level, quality in self.quality.items()},
+        }
+        return json.dumps({**body, "checksum": digest_json(body)}, indent=1).encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes, *, where: str) -> CommitRecord:
+        """Raises CorruptBlockError where the record is damaged."""
+        try:
+            body = json.loads(content)
+            checksum = body.pop("checksum")
+            if checksum != digest_json(body):
+                raise ValueError("its checksum does not match")
+            image_ids = tuple(body["image_ids"])
+            return cls(
+                block=body["block"],
+                image_ids=image_ids,
+                fingerprint=body["fingerprint"],
+                shards={
+                    array: ShardRecord.from_json(shard, pictures=len(image_ids))
+                    for array, shard in body["shards"].items()
+                },
+                quality={
+                    level: Quality.from_json(values) for level, values in body["quality"].items()
+                },
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CorruptBlockError(
+                f"{where}: the commit record is damaged ({error}). The same `cachedet extract` "
+                "again writes this block anew"
+            ) from error
+
+
+def read_record(source: ByteSource, block: Block) -> CommitRecord:
+    """The record of a block, whole, of whatever store.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CorruptBlockError: it is damaged, or no file.
+        StoreError: it cannot be read now, which proves no damage.
+    """
+    key = commit_key(block)
+    try:
+        content = source.read(key)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise unreadable(source.describe(key), error) from error
+    return CommitRecord.from_bytes(content, where=source.describe(key))
+
+
+def read_records(plan: StorePlan) -> dict[str, CommitRecord]:
+    """The records of all committed blocks, by block name.
+
+    Raises:
+        CorruptBlockError: one is damaged, or of another store or block.
+        StoreError: one cannot be read now, which proves no damage.
+    """
+    present = plan.source.names(COMMITS)
+    records = {}
+    for block in plan.blocks:
+        if f"{block.name}.json" not in present:
+            continue
+        try:
+            record = read_record(plan.source, block)
+        except FileNotFoundError:  # since the listing: somebody writes the block anew
+            continue
+        misfit = find_misfit(plan, block, record)
+        if misfit is not None:
+            raise CorruptBlockError(
+                f"{plan.source.describe(commit_key(block))} belongs to another store or block: "
+                f"{misfit}; the same `cachedet extract` again writes this block anew"
+            )
+        records[block.name] = record
+    return records
+
+
+def find_misfit(plan: StorePlan, block: Block, record: CommitRecord) -> str | None:
+    """Why a whole record is not the one of this block of this store; None where it is."""
+    if record.block != block.name:
+        return f"it is the record of block {record.block}"
+    if record.fingerprint != plan.block_fingerprint:
+        return "it is of a store with another backbone, preprocessing, codec or other pictures"
+    if record.image_ids != plan.image_ids_of(block):
+        return "it lists other pictures than truth.npz has in this block"
+    parts = plan.layout.parts(block.bucket)
+    if record.shards.keys() != parts.keys():
+        return f"it lists {', '.join(record.shards)} instead of {', '.join(parts)}"
+    return None
+
+
+def find_fault(
+    source: ByteSource, block: Block, record: CommitRecord, layout: Layout, *, deep: bool
+) -> tuple[str, str] | None:
+    """The first shard that is not what was committed, as (where, reason); None where all are.
+
+    Lengths are always compared; `deep` reads every byte and compares digests too.
+    Raises StoreError where a shard cannot be read now, which proves no damage.
+    """
+    parts = layout.parts(block.bucket)
+    if record.shards.keys() != parts.keys():
+        where = source.describe(commit_key(block))
+        return where, f"it lists {', '.join(record.shards)} instead of {', '.join(parts)}"
+    for array, part in parts.items():
+        key = shard_key(block, array, part)
+        reason = _shard_fault(source, key, record.shards[array], deep=deep)
+        if reason is not None:
+            return source.describe(key), reason
+    return None
+
+
+def _shard_fault(source: ByteSource, key: str, shard: ShardRecord, *, deep: bool) -> str | None:
+    try:
+        file = source.open(key)
+        if file.nbytes != shard.nbytes:
+            return f"the shard has {file.nbytes} bytes, {shard.nbytes} were committed"
+        if deep and digest_of(file) != shard.digest:
+            return "the content is not what was committed"
+    except FileNotFoundError:
+        return "the shard file is missing"
+    except EOFError as error:
+        return f"the shard was cut off while it was read ({error})"
+    except OSError as error:
+        if proves_damage(error):
+            return f"the shard file cannot be opened ({error.strerror})"
+        raise unreadable(source.describe(key), error) from error
+    return None
+
+
+def digest_of(file: OpenFile) -> str:
+    """128-bit xxh3 of a file's content."""
+    digest = xxhash.xxh3_128()
+    buffer = memoryview(bytearray(_READ_NBYTES))
+    for offset in range(0, file.nbytes, _READ_NBYTES):
+        piece = buffer[: min(_READ_NBYTES, file.nbytes - offset)]
+        file.read_into(offset, [piece])
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def total_quality(records: Iterable[CommitRecord]) -> dict[str, Quality]:
+    """Sums over blocks, by level."""
+    total: dict[str, Quality] = {}
+    for record in records:
+        for level, quality in record.quality.items():
+            total[level] = total.get(level, NO_QUALITY) + quality
+    return total

@@ -1,0 +1,218 @@
+"""Where everything lies in a store, and the zarr metadata that tells other tools.
+
+Array of a level's part: `{view}/b{H}x{W}/{level}/{part}`, axis 0 = slot in the bucket; one chunk a
+picture, one shard a block. docs/disk-format.md is the full description.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import zarr
+from zarr.abc.buffer import Buffer
+from zarr.codecs import BytesCodec, Crc32cCodec, TransposeCodec, ZstdCodec
+from zarr.storage import MemoryStore
+
+from cachedet.data.views import View, padded_size
+from cachedet.store.codecs.codec import ZSTD_LEVEL, Codec, Part, Shape
+from cachedet.store.files.names import COMMITS, METADATA, WITHDRAWN_SUFFIX
+from cachedet.structures import FeatureSpec, SizeHW, Truth
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Slots `number * B` to `number * B + len(rows)` of the arrays of one view and bucket."""
+
+    view: str
+    bucket: SizeHW  # padded (height, width)
+    number: int
+    rows: tuple[int, ...]  # rows of the truth, in slot order
+
+    @property
+    def group(self) -> str:
+        """Path of the zarr group that holds its arrays, relative to the store."""
+        return f"{self.view}/b{self.bucket[0]}x{self.bucket[1]}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.view}-b{self.bucket[0]}x{self.bucket[1]}-{self.number:06d}"
+
+
+def plan_blocks(
+    *, truth: Truth, views: Iterable[View], image_size: int, pad_multiple: int, block_size: int
+) -> tuple[Block, ...]:
+    """Every (picture, view) in exactly one block: a pure function of its arguments.
+
+    Pictures keep the order of their rows within a bucket, so a block never depends on which
+    blocks were written before it.
+    """
+    blocks = []
+    for view in views:
+        for bucket, rows in _rows_by_bucket(truth, view, image_size, pad_multiple).items():
+            for number, start in enumerate(range(0, len(rows), block_size)):
+                members = tuple(rows[start : start + block_size])
+                blocks.append(Block(view=view.name, bucket=bucket, number=number, rows=members))
+    return tuple(blocks)
+
+
+def _rows_by_bucket(
+    truth: Truth, view: View, image_size: int, pad_multiple: int
+) -> dict[SizeHW, list[int]]:
+    bucket_of: dict[SizeHW, SizeHW] = {}
+    rows: dict[SizeHW, list[int]] = {}
+    for row, (height, width) in enumerate(truth.sizes_hw.tolist()):
+        size = (height, width)
+        if size not in bucket_of:
+            bucket_of[size] = padded_size(
+                view, picture_hw=size, image_size=image_size, pad_multiple=pad_multiple
+            )
+        rows.setdefault(bucket_of[size], []).append(row)
+    return rows
+
+
+_INDEX_ENTRY_NBYTES = 16
+_BEST_ZSTD = 0.4  # compressed over raw codes, measured on snr6; int8 reaches 0.8
+_CELLS_LAST_FROM = 3
+_MAP_AXES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelArrays:
+    """The arrays of one level in one bucket."""
+
+    level: str
+    shape: Shape  # (C, h, w) of a decoded map
+    parts: tuple[Part, ...]
+
+
+class Layout:
+    """Which arrays the blocks of a store have; a function of levels, codec and format version.
+
+    From format 3 on, maps that are not compressed lie cell after cell: turning them when they are
+    read took most of the time of decoding. Compressed ones stay channel after channel.
+    """
+
+    def __init__(self, *, spec: FeatureSpec, codec: Codec, format_version: int) -> None:
+        self._spec = spec
+        self._codec = codec
+        self._cells_last = format_version >= _CELLS_LAST_FROM
+        self._by_bucket: dict[SizeHW, dict[str, LevelArrays]] = {}
+
+    def levels(self, bucket: SizeHW) -> Mapping[str, LevelArrays]:
+        """The arrays of every level, by its name."""
+        if bucket not in self._by_bucket:
+            self._by_bucket[bucket] = {
+                level: LevelArrays(level=level, shape=shape, parts=self._parts_of(level, shape))
+                for level, shape in self._spec.map_shapes(bucket).items()
+            }
+        return self._by_bucket[bucket]
+
+    def _parts_of(self, level: str, shape: Shape) -> tuple[Part, ...]:
+        return tuple(
+            replace(part, cells_last=True)
+            if self._cells_last and part.packing == "crc32c" and len(part.shape) == _MAP_AXES
+            else part
+            for part in self._codec.parts(level, shape)
+        )
+
+    def parts(self, bucket: SizeHW) -> dict[str, Part]:
+        """Every array of a bucket by its path below the bucket's group: {"C3/codes": ...}."""
+        return {
+            f"{arrays.level}/{part.name}": part
+            for arrays in self.levels(bucket).values()
+            for part in arrays.parts
+        }
+
+    def picture_nbytes(self, bucket: SizeHW) -> int:
+        """Bytes of one stored picture: exact without zstd, else the most they can be."""
+        parts = self.parts(bucket).values()
+        return sum(part.packed_nbytes + _INDEX_ENTRY_NBYTES for part in parts)
+
+    def least_picture_nbytes(self, bucket: SizeHW) -> int:
+        """The same where zstd does as well as it ever did on features."""
+        return sum(
+            round(part.packed_nbytes * (_BEST_ZSTD if part.packing == "zstd" else 1))
+            + _INDEX_ENTRY_NBYTES
+            for part in self.parts(bucket).values()
+        )
+
+
+def shard_key(block: Block, array: str, part: Part) -> str:
+    """Key of the file that holds a block's slots of one array (`array` as in `Layout.parts`)."""
+    return f"{block.group}/{array}/c/{block.number}" + "/0" * len(part.shape)
+
+
+def commit_key(block: Block) -> str:
+    return f"{COMMITS}/{block.name}.json"
+
+
+def withdrawn_key(block: Block) -> str:
+    """Where `verify` puts the record of a block that is not what was committed."""
+    return f"{commit_key(block)}{WITHDRAWN_SUFFIX}"
+
+
+def make_metadata(*, blocks: Sequence[Block], layout: Layout, block_size: int) -> dict[str, bytes]:
+    """Key and content of every zarr.json: zarr makes the groups and arrays in memory."""
+    slots: dict[str, int] = {}
+    buckets: dict[str, SizeHW] = {}
+    for block in blocks:
+        slots[block.group] = slots.get(block.group, 0) + len(block.rows)
+        buckets[block.group] = block.bucket
+    made: dict[str, Buffer] = {}
+    group = zarr.create_group(MemoryStore(made), zarr_format=3)
+    for path, num_slots in slots.items():
+        bucket_group = group.require_group(path)
+        for array, part in layout.parts(buckets[path]).items():
+            level, _, name = array.partition("/")
+            _create_array(bucket_group.require_group(level), name, part, num_slots, block_size)
+    return {key: content.to_bytes() for key, content in made.items()}
+
+
+def metadata_keys(blocks: Iterable[Block], layout: Layout) -> list[str]:
+    """Keys of every zarr.json of the store, sorted."""
+    folders = {""}
+    for group, bucket in {block.group: block.bucket for block in blocks}.items():
+        for array in layout.parts(bucket):
+            path = f"{group}/{array}"
+            while path:
+                folders.add(path)
+                path = path.rpartition("/")[0]
+    return sorted(f"{folder}/{METADATA}" if folder else METADATA for folder in folders)
+
+
+def metadata_digest(contents: Mapping[str, bytes]) -> str:
+    """sha256 over the keys and contents of all zarr.json files."""
+    return digest_files(sorted(contents.items()))
+
+
+def digest_files(contents: Iterable[tuple[str, bytes]]) -> str:
+    """The same over (key, content) in the order of the keys, one at a time in memory."""
+    digest = hashlib.sha256()
+    for key, content in contents:
+        digest.update(f"{key} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _create_array(
+    group: zarr.Group, name: str, part: Part, num_slots: int, block_size: int
+) -> None:
+    compressor: Any = (
+        ZstdCodec(level=ZSTD_LEVEL, checksum=True) if part.packing == "zstd" else Crc32cCodec()
+    )
+    group.create_array(
+        name,
+        shape=(num_slots, *part.shape),
+        chunks=(1, *part.shape),
+        shards=(block_size, *part.shape),
+        dtype=part.dtype,
+        filters=[TransposeCodec(order=(0, 2, 3, 1))] if part.cells_last else None,
+        serializer=BytesCodec(endian="little")
+        if part.dtype[-1] != "8"
+        else BytesCodec(endian=None),
+        compressors=[compressor],
+        fill_value=float("nan") if part.dtype.startswith("float") else 0,
+    )

@@ -1,0 +1,384 @@
+"""The manifest: what a store holds, of which inputs, in which format.
+
+Its fingerprint covers everything that changes features (weights content, preprocessing, views,
+codec, pictures, annotations), never workers or device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import reprlib
+from dataclasses import dataclass, fields, is_dataclass
+from importlib.metadata import version
+from typing import Any, get_args, get_origin, get_type_hints
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachedet.data.views import MOST_VIEWS, view_named
+from cachedet.errors import StoreError
+from cachedet.store.codecs.codec import Codec
+from cachedet.store.files.durable import encode_json
+from cachedet.store.files.names import COMMITS, MANIFEST, most_nbytes
+from cachedet.store.files.source import ByteSource
+from cachedet.store.format.layout import Block, Layout, plan_blocks
+from cachedet.store.format.shards import proves_damage, unreadable
+from cachedet.structures import CategoryMap, FeatureSpec, Preprocessing, Truth
+from cachedet.version import __version__
+
+_BEYOND_INT64 = 2**63  # whole numbers go into arrays and tensors
+
+
+def require_types(value: Any, declared: Any, *, name: str) -> None:
+    """Compare `value`, and everything inside it, with a type hint.
+
+    Args:
+        value: read from JSON; lists already as tuples, objects already as dataclasses.
+        declared: a hint made of str, int, float, tuple, dict and dataclasses.
+        name: of the value, for people.
+
+    Raises:
+        TypeError: a value of another type; names it.
+        ValueError: a number that is not finite, or beyond int64.
+    """
+    origin, inner = get_origin(declared), get_args(declared)
+    if is_dataclass(declared):
+        _require(type(value) is declared, value, declared, name)
+        hints = get_type_hints(declared)
+        for field in fields(declared):
+            require_types(getattr(value, field.name), hints[field.name], name=field.name)
+    elif origin is dict:
+        _require(isinstance(value, dict), value, declared, name)
+        for key, item in value.items():
+            require_types(key, inner[0], name=f"a key of {name}")
+            require_types(item, inner[1], name=f"{name}[{reprlib.repr(key)}]")
+    elif origin is tuple:
+        _require(isinstance(value, tuple), value, declared, name)
+        each = (inner[0],) * len(value) if inner[-1] is Ellipsis else inner
+        _require(len(value) == len(each), value, declared, name)
+        for item, hint in zip(value, each, strict=True):
+            if not (hint is str and type(item) is str):  # most are: millions need no call each
+                require_types(item, hint, name=name)
+    else:
+        _require(
+            type(value) is declared or (declared is float and type(value) is int),
+            value,
+            declared,
+            name,
+        )
+        _require_sane_number(value, name)
+
+
+def _require(fits: bool, value: Any, declared: Any, name: str) -> None:
+    if not fits:
+        expected = getattr(declared, "__name__", declared)
+        raise TypeError(f"{name} must be {expected}, got {reprlib.repr(value)}")
+
+
+def _require_sane_number(value: Any, name: str) -> None:
+    if isinstance(value, int) and not -_BEYOND_INT64 <= value < _BEYOND_INT64:
+        raise ValueError(f"{name} must fit into 64 bits, got {reprlib.repr(value)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+FORMAT_VERSION = 3
+READABLE_FORMATS = (2, 3)  # 3: maps that are not compressed lie cell after cell
+_LARGEST_SIDE = 1 << 20  # pixels of a picture with its padding
+_LONGEST_NAME = 200  # characters of a codec or view; folders and messages hold them
+_RESTORE = (
+    "The same `cachedet extract` again writes it anew where the commit records prove what it held; "
+    "else copy it from a backup, or extract into a new --store"
+)
+_REFETCH = (
+    "cachedet writes no such file: fetch the store again from where it came from, or extract into "
+    "a new --store"
+)
+_LIBRARIES = ("torch", "torchvision", "timm", "zarr", "numpy", "pillow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Identity and description of a store."""
+
+    spec: FeatureSpec
+    preprocessing: Preprocessing
+    backbone: str  # timm name
+    weights: str  # where they came from, in words; not part of the identity
+    weights_digest: str
+    image_size: int  # long side of the base view in pixels
+    views: tuple[str, ...]
+    codec: str
+    block_size: int
+    batch_size: int
+    truth_digest: str
+    pictures_digest: str
+    categories: CategoryMap
+    skipped: tuple[tuple[str, str], ...]  # file name, reason
+    versions: dict[str, str]  # for people; not part of the identity
+    codec_digest: str = ""  # of what the codec learnt from the sample; decided when a store is made
+    metadata_digest: str = ""  # of all zarr.json files; decided when a store is made
+    format_version: int = FORMAT_VERSION  # of the files; part of the fingerprint from 3 on
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide which features the store holds."""
+        return {
+            "backbone": self.backbone,
+            "weights_digest": self.weights_digest,
+            "preprocessing": self.preprocessing.to_json(),
+            "spec": self.spec.to_json(),
+            "image_size": self.image_size,
+            "views": list(self.views),
+            "codec": self.codec,
+            "block_size": self.block_size,
+            "batch_size": self.batch_size,
+            "truth_digest": self.truth_digest,
+            "pictures_digest": self.pictures_digest,
+            "categories": {
+                "ids": list(self.categories.ids),
+                "names": list(self.categories.names),
+            },
+        }
+
+    def fingerprint(self) -> str:
+        """sha256 over the identity fields, what the codec learnt and from 3 on the format."""
+        return digest_json(self._fingerprinted())
+
+    def block_fingerprint(self) -> str:
+        """The same without the list of views: what the bytes of one block depend on."""
+        return digest_json({k: v for k, v in self._fingerprinted().items() if k != "views"})
+
+    def _fingerprinted(self) -> dict[str, Any]:
+        fields = {**self.identity(), "codec_digest": self.codec_digest}
+        return (
+            fields
+            if self.format_version == 2
+            else {**fields, "format_version": self.format_version}
+        )
+
+    def differing_fields(self, other: Manifest) -> list[str]:
+        """``"codec: 'fp16' here, 'fp32' there"`` for each identity field that differs."""
+        ours, theirs = self.identity(), other.identity()
+        return [
+            f"{field}: {_short(ours[field])} in the store, {_short(theirs[field])} now"
+            for field in ours
+            if ours[field] != theirs[field]
+        ]
+
+    def incompatible_field(self, other: Manifest) -> str | None:
+        """The first field that keeps heads trained on this store from fitting `other`."""
+        for field in ("backbone", "weights_digest", "spec", "preprocessing", "categories"):
+            if getattr(self, field) != getattr(other, field):
+                return field
+        return None
+
+    def layout(self, codec: Codec) -> Layout:
+        """The arrays of its blocks."""
+        return Layout(spec=self.spec, codec=codec, format_version=self.format_version)
+
+    def plan(self, truth: Truth) -> tuple[Block, ...]:
+        """Every block of the finished store."""
+        return plan_blocks(
+            truth=truth,
+            views=[view_named(name) for name in self.views],
+            image_size=self.image_size,
+            pad_multiple=self.spec.pad_multiple,
+            block_size=self.block_size,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        body = {
+            "format_version": self.format_version,
+            **self.identity(),
+            "weights": self.weights,
+            "skipped": [list(pair) for pair in self.skipped],
+            "versions": self.versions,
+            "codec_digest": self.codec_digest,
+            "metadata_digest": self.metadata_digest,
+            "fingerprint": self.fingerprint(),
+        }
+        return {**body, "checksum": digest_json(body)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], *, where: str) -> Manifest:
+        """Raises StoreError: another format, a missing or malformed field, altered identity."""
+        _require_version(values.get("format_version"), where)
+        try:
+            manifest = cls(
+                spec=FeatureSpec.from_json(values["spec"]),
+                preprocessing=Preprocessing.from_json(values["preprocessing"]),
+                backbone=values["backbone"],
+                weights=values["weights"],
+                weights_digest=values["weights_digest"],
+                image_size=values["image_size"],
+                views=tuple(values["views"]),
+                codec=values["codec"],
+                block_size=values["block_size"],
+                batch_size=values["batch_size"],
+                truth_digest=values["truth_digest"],
+                pictures_digest=values["pictures_digest"],
+                categories=CategoryMap(
+                    ids=tuple(values["categories"]["ids"]),
+                    names=tuple(values["categories"]["names"]),
+                ),
+                skipped=tuple((name, reason) for name, reason in values["skipped"]),
+                versions=dict(values["versions"]),
+                codec_digest=values["codec_digest"],
+                metadata_digest=values["metadata_digest"],
+                format_version=values["format_version"],
+            )
+            require_types(manifest, cls, name="manifest")
+            _require_sane(manifest)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+            raise StoreError(f"{where} is not a manifest of cachedet: {reason}") from error
+        if manifest.to_json() != values:
+            raise StoreError(f"{where} was altered: its fields do not give its own checksum")
+        return manifest
+
+
+def truth_digest(truth: Truth) -> str:
+    """sha256 over pictures, boxes and categories."""
+    digest = hashlib.sha256()
+    for array in truth_arrays(truth).values():
+        digest.update(f"{array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update(json.dumps([truth.categories.ids, truth.categories.names]).encode())
+    return digest.hexdigest()
+
+
+def truth_arrays(truth: Truth) -> dict[str, NDArray[Any]]:
+    """The arrays of `truth`; file names as UTF-8 bytes with newlines between."""
+    names = "\n".join(truth.file_names).encode()
+    masks = truth.masks
+    of_masks: dict[str, NDArray[Any]] = (
+        {} if masks is None else {"masks": masks.codes, "mask_offsets": masks.offsets}
+    )
+    return {
+        "image_ids": truth.image_ids,
+        "file_names": np.frombuffer(names, dtype=np.uint8),
+        "sizes_hw": truth.sizes_hw,
+        "offsets": truth.offsets,
+        "boxes": truth.boxes,
+        "labels": truth.labels,
+        "crowd": truth.crowd,
+        "areas": truth.areas,
+        **of_masks,
+    }
+
+
+def pictures_digest(contents: NDArray[np.uint64]) -> str:
+    """sha256 over the content hash of every picture file, in the order of the rows."""
+    return hashlib.sha256(contents.astype("<u8").tobytes()).hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """sha256 of a JSON value with sorted keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """What wrote the store, for people who ask later."""
+    found = {name: version(name) for name in _LIBRARIES}
+    return {"cachedet": __version__, "python": platform.python_version(), **found}
+
+
+def _short(value: Any, *, most: int = 120) -> str:
+    if isinstance(value, str) and len(value) == 64:  # a digest: its beginning tells it apart
+        return value[:12]
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def load_manifest(source: ByteSource) -> Manifest:
+    """The manifest of the store. Raises StoreError where there is no readable store."""
+    where = source.describe(MANIFEST)
+    content = _read_manifest(source)
+    try:
+        values = json.loads(content)
+        if not isinstance(values, dict):
+            raise ValueError("expected a JSON object")
+        body = {key: value for key, value in values.items() if key != "checksum"}
+        is_whole = values.get("checksum") == digest_json(body)
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{where} is damaged: it is not JSON ({error}). {_RESTORE}") from error
+    found = values.get("format_version")
+    if not is_whole:
+        other = (
+            f" (it names store format {reprlib.repr(found)})"
+            if found not in READABLE_FORMATS
+            else ""
+        )
+        raise StoreError(
+            f"{where} is damaged: its checksum does not fit its fields{other}. {_RESTORE}"
+        )
+    _require_version(found, where)
+    try:
+        return Manifest.from_json(values, where=where)
+    except StoreError as error:
+        raise StoreError(f"{error}. {_REFETCH}") from error
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The content of its file. Raises StoreError where no reader would take it."""
+    content = encode_json(manifest.to_json())
+    if len(content) > most_nbytes(MANIFEST):
+        raise StoreError(
+            f"the manifest would have {len(content):,} bytes, at most {most_nbytes(MANIFEST):,} "
+            f"are read: {len(manifest.skipped):,} pictures were skipped, "
+            f"{len(manifest.categories):,} categories exist; repair the pictures, or leave out of "
+            "--annotations what cannot be used"
+        )
+    return content
+
+
+def _read_manifest(source: ByteSource) -> bytes:
+    where = source.describe(MANIFEST)
+    try:
+        return source.read(MANIFEST)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if source.names(COMMITS):
+            raise StoreError(f"{where} is missing. {_RESTORE}") from error
+        raise StoreError(
+            f"{source.describe('')} is not a feature store: it has no {MANIFEST}; "
+            "expected a folder written by `cachedet extract --store`"
+        ) from error
+    except OSError as error:
+        if not proves_damage(error):
+            raise unreadable(where, error) from error
+        raise StoreError(f"{where} is damaged: {error.strerror}. {_RESTORE}") from error
+
+
+def _require_sane(manifest: Manifest) -> None:
+    """Raises ValueError where a field is not one that `extract` could have written."""
+    for name, most in {"image_size": 1 << 16, "block_size": 256, "batch_size": 1 << 16}.items():
+        value = getattr(manifest, name)
+        if not 1 <= value <= most:
+            raise ValueError(f"{name} must be a whole number from 1 to {most}, got {value!r}")
+    if manifest.spec.pad_multiple > _LARGEST_SIDE:
+        raise ValueError(f"strides must have a common multiple of at most {_LARGEST_SIDE}")
+    views = manifest.views
+    if not views or len(set(views)) != len(views):
+        raise ValueError(f"views must name each view once, got {reprlib.repr(views)}")
+    if len(views) > MOST_VIEWS:
+        raise ValueError(f"a store holds at most {MOST_VIEWS} views, got {len(views):,}")
+    for name in (*views, manifest.codec):
+        if len(name) > _LONGEST_NAME:
+            raise ValueError(f"a name of {len(name):,} characters, {name[:40]}..., is no name")
+
+
+def _require_version(found: object, where: str) -> None:
+    if isinstance(found, int) and found in READABLE_FORMATS:
+        return
+    if isinstance(found, int) and 0 < found < READABLE_FORMATS[0]:
+        raise StoreError(
+            f"{where} has store format {found}, which no released cachedet wrote; "
+            f"extract again: this one writes format {FORMAT_VERSION}"
+        )
+    raise StoreError(
+        f"{where} has store format {reprlib.repr(found)}, this cachedet {__version__} reads "
+        f"{' and '.join(map(str, READABLE_FORMATS))}; upgrade cachedet to read it"
+    )

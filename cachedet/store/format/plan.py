@@ -1,0 +1,164 @@
+"""What the finished store holds, without looking at any commit."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachedet.data.views import is_view_name
+from cachedet.errors import InputError, StoreError
+from cachedet.store.codecs.codec import Codec, State, state_digest
+from cachedet.store.codecs.registry import make_codec
+from cachedet.store.files.names import CODEC_STATE, MANIFEST
+from cachedet.store.files.source import ByteSource
+from cachedet.store.format.layout import (
+    Block,
+    Layout,
+    digest_files,
+    make_metadata,
+    metadata_digest,
+    metadata_keys,
+)
+from cachedet.store.format.manifest import Manifest, load_manifest
+from cachedet.store.format.npz import load_arrays
+from cachedet.store.format.shards import proves_damage, unreadable
+from cachedet.store.format.truth import load_truth
+from cachedet.structures import FeatureSpec, Truth
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StorePlan:
+    """Everything that was decided when the store was made."""
+
+    source: ByteSource
+    manifest: Manifest
+    truth: Truth
+    contents: NDArray[np.uint64]  # (N,) content hash of each picture file
+    codec: Codec
+    layout: Layout
+    blocks: tuple[Block, ...]
+
+    @classmethod
+    def load(cls, source: ByteSource) -> StorePlan:
+        """Raises StoreError: no store there, another format, or damaged metadata."""
+        try:
+            return cls._load(source)
+        except MemoryError as error:
+            raise StoreError(
+                f"the metadata of {source.describe('')} needs more memory than this process may "
+                "take; open it on a larger machine, or fetch the store again if it is foreign"
+            ) from error
+
+    @classmethod
+    def _load(cls, source: ByteSource) -> StorePlan:
+        manifest = load_manifest(source)
+        unknown = [name for name in manifest.views if not is_view_name(name)]
+        if unknown:
+            where = source.describe("")
+            raise StoreError(
+                f"{where} holds views {reprlib.repr(unknown)} this cachedet does not know; upgrade"
+            )
+        truth, contents = load_truth(source, manifest)
+        blocks = manifest.plan(truth)
+        _require_bounded(source, manifest, blocks)
+        codec = load_codec(source, manifest)
+        return cls(
+            source=source,
+            manifest=manifest,
+            truth=truth,
+            contents=contents,
+            codec=codec,
+            layout=manifest.layout(codec),
+            blocks=blocks,
+        )
+
+    @cached_property
+    def block_fingerprint(self) -> str:
+        """What every commit record of this store must carry."""
+        return self.manifest.block_fingerprint()
+
+    def image_ids_of(self, block: Block) -> tuple[int, ...]:
+        """COCO's ids of the pictures of a block, in slot order."""
+        return tuple(self.truth.image_ids[list(block.rows)].tolist())
+
+    def require_metadata(self) -> None:
+        """Raises StoreError where a zarr.json is not the one that was written."""
+        keys = metadata_keys(self.blocks, self.layout)
+        found = digest_files((key, self._read_metadata(key)) for key in keys)
+        if found != self.manifest.metadata_digest:
+            where = self._altered_metadata(keys)
+            raise StoreError(f"{where} is not the one that was written. {_MEND_ZARR}")
+
+    def _read_metadata(self, key: str) -> bytes:
+        try:
+            return self.source.read(key)
+        except OSError as error:
+            where = self.source.describe(key)
+            if isinstance(error, FileNotFoundError) or proves_damage(error):
+                raise StoreError(
+                    f"{where} is missing or damaged: {error.strerror}. {_MEND_ZARR}"
+                ) from error
+            raise unreadable(where, error) from error
+
+    def _altered_metadata(self, keys: Sequence[str]) -> str:
+        """Where the first altered file lies, if this zarr writes what the manifest's zarr wrote."""
+        written = make_metadata(
+            blocks=self.blocks, layout=self.layout, block_size=self.manifest.block_size
+        )
+        if metadata_digest(written) == self.manifest.metadata_digest:
+            for key in keys:
+                if self._read_metadata(key) != written[key]:
+                    return self.source.describe(key)
+        return f"one of the {len(keys)} zarr.json files of {self.source.describe('')}"
+
+
+_MOST_PICTURE_NBYTES = 8 << 30  # of decoded features
+_MEND_ZARR = "The same `cachedet extract` again writes the zarr.json files anew"
+_MEND_CODEC = (
+    "The same `cachedet extract` again learns it anew and keeps that where it comes out the same; "
+    "else extract into a new --store"
+)
+
+
+def _require_bounded(source: ByteSource, manifest: Manifest, blocks: Sequence[Block]) -> None:
+    """Before anything of that size is allocated. Raises StoreError."""
+    for bucket in {block.bucket for block in blocks}:
+        nbytes = 4 * sum(map(math.prod, manifest.spec.map_shapes(bucket).values()))
+        if nbytes > _MOST_PICTURE_NBYTES:
+            raise StoreError(
+                f"{source.describe(MANIFEST)}: one picture of {bucket[1]}x{bucket[0]} pixels would "
+                f"take {nbytes / 1e9:.1f} GB, more than the limit of "
+                f"{_MOST_PICTURE_NBYTES / 1e9:.1f} GB; extract fewer levels or smaller pictures"
+            )
+
+
+def load_codec(source: ByteSource, manifest: Manifest) -> Codec:
+    """The fitted codec of a store. Raises StoreError where its state is missing or damaged."""
+    try:
+        codec = make_codec(manifest.codec)
+    except InputError as error:
+        raise StoreError(f"{source.describe('')}: {error}; upgrade cachedet") from error
+    state = load_state(source, codec, manifest.spec)
+    where = source.describe(CODEC_STATE)
+    if state_digest(state) != manifest.codec_digest:
+        raise StoreError(
+            f"{where} is not the one this store was made with; copy it from a backup. {_MEND_CODEC}"
+        )
+    try:
+        return codec.with_state(state, spec=manifest.spec)
+    except StoreError as error:
+        raise StoreError(f"{where} is damaged: {error}. {_MEND_CODEC}") from error
+
+
+def load_state(source: ByteSource, codec: Codec, spec: FeatureSpec) -> State:
+    """What the codec learnt, not compared with anything. Raises StoreError."""
+    if not codec.needs_fit:
+        return {}
+    wanted = {f"{level}/{name}" for level in spec.names for name in codec.state_names}
+    return load_arrays(source, CODEC_STATE, wanted=wanted, remedy=_MEND_CODEC)

@@ -1,0 +1,158 @@
+"""Signals that ask a training run to save and stop: preemption of a cluster, or Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Any, Literal
+
+Metric = Literal["ap", "ap50", "ap75", "loss"]
+
+
+@dataclass(kw_only=True, eq=False)
+class EarlyStopping:
+    """Counts how often in a row a metric did not improve.
+
+    Attributes:
+        metric: `loss` improves by falling, the others by rising.
+        patience: misses after which the run is over.
+        min_delta: an improvement is more than this.
+        best: value of the last improvement; None before the first value.
+        misses: values since then.
+    """
+
+    metric: Metric
+    patience: int
+    min_delta: float
+    best: float | None = None
+    misses: int = 0
+
+    def observe(self, value: float) -> None:
+        """Take in the next value; NaN is no improvement."""
+        if self.best is None:
+            improved = value == value
+        else:
+            gain = self.best - value if self.metric == "loss" else value - self.best
+            improved = gain > self.min_delta
+        if improved:
+            self.best, self.misses = value, 0
+        else:
+            self.misses += 1
+
+    @property
+    def is_exhausted(self) -> bool:
+        return self.misses >= self.patience
+
+    def describe(self) -> str:
+        """Why the run is over, for a person."""
+        best = "never had a value" if self.best is None else f"was best at {self.best:.4g}"
+        unit = "epochs" if self.metric == "loss" else "validations"
+        return f"{self.metric} {best} and did not improve in the last {self.misses} {unit}"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"metric": self.metric, "best": self.best, "misses": self.misses}
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Continue counting; a state of another metric, or none, starts anew."""
+        if state is not None and state["metric"] == self.metric:
+            self.best, self.misses = state["best"], state["misses"]
+
+
+_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")  # Windows has no SIGUSR1
+STOPPED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: not done, run it again to continue
+
+
+class StopRequested(Exception):
+    """Leaves work that can be done again, such as a validation."""
+
+
+class StopSignals:
+    """Between enter and exit, SIGTERM, SIGUSR1 and the first Ctrl-C only leave a note here.
+
+    A second Ctrl-C raises KeyboardInterrupt at once. Handlers are installed in the main thread
+    only (Python allows no other), not over signals that are ignored (as under nohup), and those
+    that were there before come back at the exit.
+
+    Attributes:
+        received: name of the first signal; None before it.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._interrupts = 0
+        self._before: dict[int, signal._HANDLER] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        for name in _SIGNALS:
+            number = getattr(signal, name, None)
+            if number is None or signal.getsignal(number) is signal.SIG_IGN:
+                continue
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            # None: a handler that was not installed from Python, which cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._before.clear()
+
+    def raise_if_received(self) -> None:
+        """Raises StopRequested once a signal has come."""
+        if self.received is not None:
+            raise StopRequested(self.received)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts > 1:
+                raise KeyboardInterrupt
+        if self.received is None:
+            self.received = name
+            # Not print(): the signal may have come in the middle of one.
+            os.write(2, f"\n{name}: finishing the step and saving; Ctrl-C stops at once\n".encode())
+
+
+_TOO_EARLY = 0.02  # of the budget: the first steps are not yet those of the run
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeBudget:
+    """Seconds of training steps; waiting for batches counts, validations and saving do not.
+
+    How many steps fit is not known before, as machines have other work too: it is told anew at
+    every step from the pace so far. A run of a budget is therefore no two times the same.
+
+    What is spent is kept with the run's state. Steps after the last state that was saved are lost
+    where a process is killed: they are taken again, and only the second time is counted.
+
+    Attributes:
+        seconds: of the run.
+    """
+
+    seconds: float
+
+    def is_spent(self, spent: float) -> bool:
+        """Whether steps that took `spent` seconds leave no time for another."""
+        return spent >= self.seconds
+
+    def total_steps(self, *, done: int, spent: float, planned: int) -> int:
+        """Steps of the whole run.
+
+        Args:
+            done: until now.
+            spent: seconds that they took.
+            planned: before it began.
+        """
+        share = spent / self.seconds
+        return planned if done == 0 or share < _TOO_EARLY else max(done, round(done / share))
