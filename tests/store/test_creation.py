@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from cachedet.errors import StoreError
+from cachedet.data.views import make_geometry, parse_views, view_named
+from cachedet.errors import InputError, MissingFeatureError, StoreError
 from cachedet.store.codecs.codec import Codec
 from cachedet.store.files.owner import Owner
+from cachedet.store.prune import prune_store
 from cachedet.store.reader import FeatureStore
+from cachedet.store.verify import verify_store
 from cachedet.store.writer import StoreWriter
 from cachedet.structures import FeatureSpec, LevelSpec, Truth
 
@@ -183,3 +187,237 @@ def test_an_unfinished_creation_is_told_from_other_folders(
     with pytest.raises(StoreError, match=r"exists and is not a feature store \(it has no manifest"):
         kit.open_writer(place, truth)
     assert kit.files(place) == before
+
+
+PLAIN = ("base", "hflip")
+ALL = (*PLAIN, "scale-0.5", "crop-k0", "jitter-k0", "jitter-0.5-1.5-k1")
+
+
+@pytest.fixture
+def plain(tmp_path: Path, truth: Truth, kit: Any) -> Path:
+    return Path(kit.fill(tmp_path / "s.zarr", truth, kit.noise_of, views=PLAIN))
+
+
+def states(root: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of change of every file."""
+    paths = (path for path in root.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(root)): (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths
+    }
+
+
+def test_what_is_there_is_not_touched(plain: Path, tmp_path: Path, truth: Truth, kit: Any) -> None:
+    before, content = states(plain), kit.files(plain)
+    writer = kit.open_writer(plain, truth, views=ALL)
+    assert {block.view for block in writer.missing_blocks()} == set(ALL[2:])
+    kit.fill(plain, truth, kit.noise_of, views=ALL)
+    after = states(plain)
+    changed = {key for key in before if after[key] != before[key]}
+    assert changed == {"manifest.json"}
+    assert all(kit.files(plain)[key] == content[key] for key in before.keys() - changed)
+    at_once = kit.fill(tmp_path / "once.zarr", truth, kit.noise_of, views=ALL)
+    assert kit.files(plain) == kit.files(at_once)
+    assert verify_store(plain, deep=True).is_good
+
+
+def test_readers_opened_before_read_on(plain: Path, truth: Truth, kit: Any) -> None:
+    before, unread = FeatureStore.open(plain), FeatureStore.open(plain)
+    expected = before.read(4, "hflip")
+    kit.fill(plain, truth, kit.noise_of, views=ALL)
+    for reader in (before, unread, FeatureStore.open(plain)):
+        for level, maps in reader.read(4, "hflip").items():
+            assert torch.equal(maps, expected[level])
+    with pytest.raises(
+        MissingFeatureError, match="holds views base, hflip, not 'crop-k0'; the sam"
+    ):
+        before.read(0, "crop-k0")
+    assert before.missing_blocks() == []
+
+
+def test_an_addition_that_stopped_continues(plain: Path, truth: Truth, kit: Any) -> None:
+    writer = kit.open_writer(plain, truth, views=ALL)
+    block = writer.missing_blocks()[1]
+    writer.write(block, kit.noise_of(block))
+    store = FeatureStore.open(plain)
+    assert store.manifest.views == ALL
+    store.require_complete(PLAIN)
+    with pytest.raises(MissingFeatureError, match=r"is unfinished: \d+ of 18 blocks are not"):
+        store.require_complete()
+    with pytest.raises(MissingFeatureError, match=r"2 of 6 blocks are not committed; run the same"):
+        store.require_complete(("base", "scale-0.5"))
+    with pytest.raises(
+        MissingFeatureError, match="not 'crop-k1', 'scale-2'; the same `cachedet ex"
+    ):
+        store.require_complete(("base", "crop-k1", "scale-2"))
+    again = kit.open_writer(plain, truth, views=PLAIN)  # whatever is asked for, it is finished
+    assert len(again.missing_blocks()) == 11
+    assert block not in again.missing_blocks()
+
+
+@pytest.mark.parametrize("asked", [("base",), ("hflip", "base"), ("hflip",)])
+def test_what_was_not_asked_for_stays(
+    plain: Path, truth: Truth, asked: tuple[str, ...], kit: Any
+) -> None:
+    before = kit.files(plain)
+    assert kit.open_writer(plain, truth, views=asked).manifest.views == PLAIN
+    assert kit.files(plain) == before
+
+
+def test_only_new_views_may_be_named(plain: Path, truth: Truth, kit: Any) -> None:
+    writer = kit.open_writer(plain, truth, views=("jitter-k1", "base", "jitter-k0"))
+    assert writer.manifest.views == ("base", "hflip", "jitter-k1", "jitter-k0")
+
+
+def test_the_codec_keeps_what_it_learnt(
+    fitted: Path, tmp_path: Path, truth: Truth, kit: Any
+) -> None:
+    root = Path(tmp_path / "s.zarr")
+    shutil.copytree(fitted, root)
+    state = (root / "codec.npz").read_bytes()
+
+    def never(codec: Codec) -> Codec:
+        raise AssertionError("the codec has learnt already")
+
+    manifest = kit.make_manifest(truth, views=("jitter-k0",), codec="snr12")
+    writer = StoreWriter.open(
+        root, manifest=manifest, truth=truth, contents=kit.contents_of(truth), fit=never
+    )
+    for block in writer.missing_blocks():
+        writer.write(block, kit.noise_of(block))
+    assert (root / "codec.npz").read_bytes() == state
+    FeatureStore.open(root).require_complete()
+
+
+def test_damaged_metadata_is_mended_first(
+    plain: Path, tmp_path: Path, truth: Truth, kit: Any
+) -> None:
+    (plain / "base/b96x128/C4/values/zarr.json").unlink()
+    (plain / "truth.npz").write_bytes(b"")
+    kit.fill(plain, truth, kit.noise_of, views=ALL)
+    at_once = kit.fill(tmp_path / "once.zarr", truth, kit.noise_of, views=ALL)
+    assert kit.files(plain) == kit.files(at_once)
+
+
+def test_a_damaged_manifest_is_restored_with_the_new_views(
+    plain: Path, truth: Truth, kit: Any
+) -> None:
+    (plain / "manifest.json").write_bytes(b"{")
+    kit.fill(plain, truth, kit.noise_of, views=ALL)
+    FeatureStore.open(plain).require_complete()
+    (plain / "manifest.json").write_bytes(b"{")
+    with pytest.raises(StoreError, match="No commit record shows that it held what is asked for"):
+        kit.open_writer(plain, truth, views=PLAIN)
+
+
+def test_a_disk_too_small_is_known_before_the_store_changes(
+    tmp_path: Path, truth: Truth, kit: Any
+) -> None:
+    """A store of too many views would be unfinished for ever."""
+    spec = FeatureSpec((LevelSpec(name="C4", channels=2_500_000, stride=16),))
+    root = kit.open_writer(tmp_path / "s.zarr", truth, spec=spec, views=("base",)).root
+    before = kit.files(root)
+    count = 2 + shutil.disk_usage(tmp_path).free // 10**9  # each view takes more than 1 GB
+    views = parse_views(",".join(f"scale={4 - n / 10_000:g}" for n in range(count)))
+    with pytest.raises(StoreError, match="are still to be written, the disk has"):
+        kit.open_writer(root, truth, spec=spec, views=("base", *(view.name for view in views)))
+    assert kit.files(root) == before
+
+
+def test_several_add_at_once(plain: Path, truth: Truth, kit: Any) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda view: kit.open_writer(plain, truth, views=(view,)), ALL[2:]))
+    assert set(FeatureStore.open(plain).manifest.views) == set(ALL)
+    kit.fill(plain, truth, kit.noise_of, views=ALL)
+    assert verify_store(plain, deep=True).is_good
+
+
+def test_a_writer_goes_on_while_views_are_added(tmp_path: Path, truth: Truth, kit: Any) -> None:
+    writer = kit.open_writer(tmp_path / "s.zarr", truth)
+    blocks = writer.missing_blocks()
+    writer.write(blocks[0], kit.noise_of(blocks[0]))
+    kit.open_writer(writer.root, truth, views=ALL)
+    assert writer.write(blocks[1], kit.noise_of(blocks[1]))
+    assert FeatureStore.open(writer.root).manifest.views == ALL
+
+
+def test_a_view_leaves_and_comes_back(plain: Path, truth: Truth, kit: Any) -> None:
+    kit.fill(plain, truth, kit.noise_of, views=ALL)
+    whole = kit.files(plain)
+    prune_store(plain, dry_run=False, keep_views=["base", "hflip", "scale=0.5", "crop=1"])
+    assert FeatureStore.open(plain).manifest.views == ALL[:4]
+    assert not (plain / "jitter-k0").exists()
+    kit.fill(plain, truth, kit.noise_of, views=ALL)
+    assert kit.files(plain) == whole
+    with pytest.raises(InputError, match="--keep-views expects some of base, .*, got 'jitter=2'"):
+        prune_store(plain, dry_run=True, keep_views=["jitter=2"])
+
+
+def test_geometry_and_targets_are_those_of_the_picture(
+    tmp_path: Path, truth: Truth, kit: Any
+) -> None:
+    store = FeatureStore.open(kit.fill(tmp_path / "s.zarr", truth, kit.noise_of, views=ALL))
+    drawn = set()
+    for view in ALL:
+        for row in range(len(store)):
+            geometry = store.geometry(row, view)
+            assert geometry == make_geometry(
+                view_named(view),
+                picture_hw=truth.size_of(row),
+                image_id=int(truth.image_ids[row]),
+                image_size=128,
+                pad_multiple=32,
+            )
+            shapes = kit.spec.map_shapes(geometry.padded_hw)
+            assert {k: m.shape for k, m in store.read(row, view).items()} == shapes
+            drawn.add(geometry if view == "jitter-k0" else None)
+    assert len(drawn) == 6  # each of the five pictures has a draw of its own
+    assert store.targets(0, "crop-k0").size_hw == (96, 128)
+
+
+def test_forged_views(plain: Path, forger: Any) -> None:
+    many = [view.name for n in range(2, 7) for view in parse_views(f"jitter=60:0.{n}-2")]
+    forger.manifest(plain, views=many)
+    with pytest.raises(StoreError, match="a store holds at most 256 views, got 300"):
+        FeatureStore.open(plain)
+    for name in ("jitter-k64", "scale-1", "jitter-k00", "crop", "scale-0.5/../../x"):
+        forger.manifest(plain, views=["base", name])
+        with pytest.raises(StoreError, match="this cachedet does not know; upgrade"):
+            FeatureStore.open(plain)
+
+
+ADD_AND_DIE = """
+import shutil
+def add(own):
+    kit.open_writer(own, truth, views=("base", "crop-k0"))
+print(kit.die_at_each_step(root, lambda own: shutil.copytree(root, own), add, every=3))
+"""
+
+
+def test_dead_at_each_step_of_adding(
+    tmp_path: Path, truth_of: Callable[..., Truth], kit: Any
+) -> None:
+    """At every moment the store is the one before or the one after, and both can be continued."""
+    blank = truth_of([(96, 128)] * 2, [[] for _ in range(2)])
+    views = ("base", "crop-k0")
+    whole = kit.files(kit.fill(tmp_path / "whole.zarr", blank, views=views))
+    root = kit.fill(tmp_path / "s" / "s.zarr", blank, views=("base",))
+    before = kit.files(root)
+    with kit.start(root, ADD_AND_DIE, pictures=2) as process:
+        output, errors = process.communicate()
+    steps = int(output or 0)
+    assert steps > 15, errors
+    seen = set()
+    for step in range(1, steps + 1, 3):
+        own = root.parent / str(step)
+        store = FeatureStore.open(own)
+        store.require_complete(["base"])
+        seen.add(store.manifest.views)
+        assert float(store.read(1, "base")["C4"].max()) == 1.0
+        if store.manifest.views == ("base",) and step % 2:  # given up instead: nothing stays
+            prune_store(own, dry_run=False)
+            assert kit.files(own) == before, step
+            assert not (own / "crop-k0").exists()
+        else:
+            kit.fill(own, blank, views=views)
+            assert kit.files(own) == whole, step
+    assert seen == {("base",), views}

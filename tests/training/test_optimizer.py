@@ -6,7 +6,53 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cachedet.training.optimizer import WeightAverage, warm_decay
+from cachedet.errors import ConfigError
+from cachedet.training.optimizer import (
+    LearningRate,
+    WeightAverage,
+    choose_autocast,
+    make_scaler,
+    warm_decay,
+)
+
+
+def test_the_papers_schedule_by_hand() -> None:
+    rate = LearningRate(
+        peak=0.32, total_steps=33264, warmup_steps=500, kind="step", drops=(48 / 72, 68 / 72)
+    )
+    assert rate.at(0) == pytest.approx(0.0067)
+    assert rate.at(250) == pytest.approx((0.0067 + 0.32) / 2)
+    assert rate.at(500) == rate.at(22175) == 0.32
+    assert rate.at(22176) == pytest.approx(0.032)
+    assert rate.at(31416) == pytest.approx(0.0032)
+
+
+def test_cosine_by_hand() -> None:
+    rate = LearningRate(peak=1.0, total_steps=110, warmup_steps=10, kind="cosine")
+    assert rate.at(10) == 1.0
+    assert rate.at(60) == pytest.approx(0.5)
+    assert rate.at(110) == pytest.approx(0.0)
+    assert rate.at(500) == pytest.approx(0.0)
+
+
+@settings(deadline=None, max_examples=80, derandomize=True)
+@given(st.integers(1, 400), st.integers(0, 400), st.sampled_from(["cosine", "step"]))
+def test_rises_then_falls_within_the_peak(total: int, warmup: int, kind: str) -> None:
+    rate = LearningRate(
+        peak=0.1, total_steps=total, warmup_steps=warmup, kind=kind, drops=(0.5, 0.9)
+    )
+    rates = [rate.at(step) for step in range(total)]
+    warmup = min(warmup, total // 2)
+    assert all(0 <= value <= 0.1 for value in rates)
+    assert rates[:warmup] == sorted(rates[:warmup])
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+
+
+def test_wrong_values() -> None:
+    with pytest.raises(ValueError, match="expected warmup_steps >= 0, got -1"):
+        LearningRate(peak=1.0, total_steps=5, warmup_steps=-1, kind="step")
+    with pytest.raises(ValueError, match="expected peak > 0 and total_steps >= 1, got 0.0 and 5"):
+        LearningRate(peak=0.0, total_steps=5, warmup_steps=0, kind="step")
 
 
 def small_net() -> nn.Module:
@@ -96,3 +142,26 @@ def test_saved_and_continued() -> None:
         average.update(module, step=4)
     for name, value in first.state_dict().items():
         assert torch.equal(second.state_dict()[name], value)
+
+
+CPU = torch.device("cpu")
+
+
+def test_on_a_cpu() -> None:
+    assert choose_autocast("fp32", CPU) is None
+    assert choose_autocast("auto", CPU) is None
+    assert choose_autocast("bf16", CPU) is torch.bfloat16
+    with pytest.raises(ConfigError, match="precision fp16 is not there on device cpu: fp16 needs"):
+        choose_autocast("fp16", CPU)
+
+
+def test_elsewhere_nothing_is_promised() -> None:
+    assert choose_autocast("auto", torch.device("mps")) is None
+    with pytest.raises(ConfigError, match="precision bf16 is not there on device mps"):
+        choose_autocast("bf16", torch.device("mps"))
+
+
+def test_only_fp16_is_scaled() -> None:
+    assert make_scaler(None, CPU) is None
+    assert make_scaler(torch.bfloat16, CPU) is None
+    assert isinstance(make_scaler(torch.float16, CPU), torch.amp.GradScaler)

@@ -14,7 +14,7 @@ import pytest
 import xxhash
 from numcodecs.zstd import Zstd
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 IDENTITY = (
     "backbone", "weights_digest", "preprocessing", "spec", "image_size", "views", "codec",
     "block_size", "batch_size", "truth_digest", "pictures_digest", "categories",

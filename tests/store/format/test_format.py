@@ -24,7 +24,7 @@ from cachedet.store.reader import FeatureStore
 from cachedet.structures import Truth
 
 NAMES = [*CODECS, "pca2+int8", "snr12"]
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 @pytest.fixture(params=NAMES)
