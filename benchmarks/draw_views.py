@@ -88,19 +88,19 @@ def make_panel(
         image_size=size,
         pad_multiple=backbone.spec.pad_multiple,
     )
-    image = make_input(pixels, geometry, backbone.preprocessing)
+    inputs = make_input(pixels, geometry, backbone.preprocessing)
     mean, std = (
         torch.tensor(values).view(3, 1, 1)
         for values in (backbone.preprocessing.mean, backbone.preprocessing.std)
     )
-    picture = (image * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
+    picture = (inputs * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
     height, width = geometry.valid_hw
     picture[height:], picture[:, width:] = _PADDING, _PADDING
     return Panel(
         name=view.name,
         geometry=geometry,
         picture=picture,
-        heat=backbone(image[None])[level][0].mean(dim=0).numpy(),
+        heat=backbone(inputs[None])[level][0].mean(dim=0).numpy(),
         targets=make_targets(dataset.truth, row, geometry),
     )
 

@@ -81,10 +81,10 @@ def compare(name: str, truth: Truth, table: DetectionTable, *, ours: float) -> d
 
     def score() -> float:
         with contextlib.redirect_stdout(io.StringIO()):
-            annotations = COCO()
-            annotations.dataset = ground_truth_json(truth)
-            annotations.createIndex()
-            scored = Evaluator(annotations, annotations.loadRes(rows), "bbox")
+            coco = COCO()
+            coco.dataset = ground_truth_json(truth)
+            coco.createIndex()
+            scored = Evaluator(coco, coco.loadRes(rows), "bbox")
             scored.evaluate()
             scored.accumulate()
             scored.summarize()

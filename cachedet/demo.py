@@ -140,8 +140,8 @@ def _live_backbone_seconds(
             started = time.perf_counter()
         images = [_load_base(store, paths, int(row)) for _, row in batch]
         run_backbone(backbone, torch.stack(images), batch_size=len(images))
-    pictures = sum(len(batch) for batch in measured[1:])
-    return (time.perf_counter() - started) / pictures * len(store)
+    count = sum(len(batch) for batch in measured[1:])
+    return (time.perf_counter() - started) / count * len(store)
 
 
 def _load_base(store: FeatureStore, paths: ShapesPaths, row: int) -> torch.Tensor:

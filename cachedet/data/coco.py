@@ -47,9 +47,9 @@ def read_coco(*, annotations: Path, images: Path) -> CocoDataset:
             picture or category, a path that leaves the image folder, or no pictures at all.
     """
     _require_folder(images)
-    truth, counts = truth_of(load_annotations(annotations), where=annotations)
-    _require_inside(truth.file_names, images, annotations)
-    return CocoDataset(images=images, truth=truth, counts=counts)
+    described, counts = truth_of(load_annotations(annotations), where=annotations)
+    _require_inside(described.file_names, images, annotations)
+    return CocoDataset(images=images, truth=described, counts=counts)
 
 
 def truth_of(

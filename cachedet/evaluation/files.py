@@ -51,13 +51,13 @@ def score_files(
     """
     require_resamples(resamples, comparing=against is not None)
     check_edges(edges)
-    truth, federated = read_truth(annotations, lvis=lvis)
+    scored, federated = read_truth(annotations, lvis=lvis)
     return analyse(
-        truth,
-        read_results(detections, truth),
+        scored,
+        read_results(detections, scored),
         federated=federated,
-        other=None if against is None else read_results(against, truth, option="--against"),
-        counts=None if training is None else read_counts(training, truth.categories),
+        other=None if against is None else read_results(against, scored, option="--against"),
+        counts=None if training is None else read_counts(training, scored.categories),
         edges=edges,
         resamples=resamples,
         seed=seed,
@@ -70,12 +70,12 @@ def read_truth(annotations: Path, *, lvis: bool = False) -> tuple[Truth, Federat
     Raises DatasetError.
     """
     content = load_annotations(annotations)
-    truth, _ = truth_of(content, where=annotations, keep_all=True)
-    return truth, read_federated(content, truth, where=annotations) if lvis else None
+    scored, _ = truth_of(content, where=annotations, keep_all=True)
+    return scored, read_federated(content, scored, where=annotations) if lvis else None
 
 
 def read_truth_of(
-    pictures: Truth, annotations: Path, *, lvis: bool = False
+    held: Truth, annotations: Path, *, lvis: bool = False
 ) -> tuple[Truth, Federated | None]:
     """What an annotation file says of a store's pictures, in the order of the store's rows.
 
@@ -87,9 +87,9 @@ def read_truth_of(
     """
     content = load_annotations(annotations)
     whole, _ = truth_of(content, where=annotations, keep_all=True)
-    _require_same_classes(pictures.categories, whole.categories, annotations)
+    _require_same_classes(held.categories, whole.categories, annotations)
     row_of = {image_id: row for row, image_id in enumerate(whole.image_ids.tolist())}
-    wanted = pictures.image_ids.tolist()
+    wanted = held.image_ids.tolist()
     unknown = [image_id for image_id in wanted if image_id not in row_of]
     if unknown:
         raise InputError(
@@ -98,17 +98,17 @@ def read_truth_of(
             "store was extracted from, or one with the same image ids"
         )
     rows = [row_of[image_id] for image_id in wanted]
-    truth = whole.keep_rows(rows)
-    wrong = np.flatnonzero((truth.sizes_hw != pictures.sizes_hw).any(axis=1))
+    scored = whole.keep_rows(rows)
+    wrong = np.flatnonzero((scored.sizes_hw != held.sizes_hw).any(axis=1))
     if len(wrong):
         row = int(wrong[0])
         raise InputError(
-            f"{annotations} says that image id {wanted[row]} has {_size(truth, row)} pixels, the "
-            f"store {_size(pictures, row)} ({len(wrong)} pictures differ); it is of other pictures"
+            f"{annotations} says that image id {wanted[row]} has {_size(scored, row)} pixels, the "
+            f"store {_size(held, row)} ({len(wrong)} pictures differ); it is of other pictures"
         )
     images = [content["images"][row] for row in rows]
     own: dict[str, Any] = {**content, "images": images}
-    return truth, read_federated(own, truth, where=annotations) if lvis else None
+    return scored, read_federated(own, scored, where=annotations) if lvis else None
 
 
 def read_counts(training: str, scored: CategoryMap) -> dict[int, int]:

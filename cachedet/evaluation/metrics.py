@@ -129,7 +129,7 @@ def ground_truth_json(truth: Truth) -> dict[str, Any]:
     """The truth as a COCO annotation file."""
     xywh = truth.xywh
     image_of = np.repeat(truth.image_ids, np.diff(truth.offsets))
-    annotations = [
+    rows = [
         {
             "id": number + 1,
             "image_id": int(image_of[number]),
@@ -142,7 +142,7 @@ def ground_truth_json(truth: Truth) -> dict[str, Any]:
     ]
     if truth.masks is not None:
         masks = [mask for row in range(len(truth)) for mask in masks_of_picture(truth, row)]
-        for annotation, mask in zip(annotations, masks, strict=True):
+        for annotation, mask in zip(rows, masks, strict=True):
             annotation["segmentation"] = mask
     images = [
         {"id": int(image_id), "file_name": name, "height": int(size[0]), "width": int(size[1])}
@@ -154,7 +154,7 @@ def ground_truth_json(truth: Truth) -> dict[str, Any]:
         {"id": category_id, "name": name}
         for category_id, name in zip(truth.categories.ids, truth.categories.names, strict=True)
     ]
-    return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+    return {"info": {}, "images": images, "annotations": rows, "categories": categories}
 
 
 def _per_class(full: PrecisionTable, matches: MatchTable, truth: Truth) -> tuple[ClassScore, ...]:

@@ -88,7 +88,7 @@ def make_rig(
         trainer = make_trainer(config, manifest=store.manifest, total_steps=total_steps)
         return Rig(mode=mode, trainer=trainer, loader=loader)
     detector = _make_whole(mode, config, store, weights, backbone or BackboneTraining())
-    pictures = PictureLoader(
+    image_loader = PictureLoader(
         make_planner(config, store),
         views=tuple(resolve_views(config.views, held=store.manifest.views, where=store.location)),
         store=store,
@@ -103,7 +103,7 @@ def make_rig(
         seed=config.seed,
     )
     trainer = make_trainer_of(detector, config, total_steps=total_steps)
-    return Rig(mode=mode, trainer=trainer, loader=pictures)
+    return Rig(mode=mode, trainer=trainer, loader=image_loader)
 
 
 def picture_batches(

@@ -161,7 +161,7 @@ def make_sheet(
     shown = max(len(decoded) * len(analyses), 1)
     cap = max(min(100, _MOST_DETECTIONS // shown), 1)
     drawn = [_Detections.of(own, cap) for own in analyses]
-    pictures = [
+    sheet_images = [
         SheetPicture(
             row=row,
             file_name=truth.file_names[row],
@@ -177,7 +177,7 @@ def make_sheet(
     ]
     cuts = [own.curves.best.score for own in analyses]
     return Sheet(
-        pictures=tuple(pictures),
+        pictures=tuple(sheet_images),
         class_names=truth.categories.names,
         cuts=tuple(0.5 if math.isnan(cut) else cut for cut in cuts),
         most_detections=cap,

@@ -92,17 +92,17 @@ def run_pycocotools(
     use_classes: bool = True,
 ) -> Any:
     """The finished COCOeval on copies of what it is given."""
-    truth = COCO()
-    truth.dataset = {**annotations, "annotations": [dict(a) for a in annotations["annotations"]]}
+    coco = COCO()
+    coco.dataset = {**annotations, "annotations": [dict(a) for a in annotations["annotations"]]}
     with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
+        coco.createIndex()
         if results:
-            found = truth.loadRes([dict(row) for row in results])
+            found = coco.loadRes([dict(row) for row in results])
         else:
             found = COCO()
             found.dataset = {**annotations, "annotations": []}
             found.createIndex()
-        scored = COCOeval(truth, found, of)
+        scored = COCOeval(coco, found, of)
         scored.params.maxDets = list(limits)
         scored.params.useCats = int(use_classes)
         scored.evaluate()

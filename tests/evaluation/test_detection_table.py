@@ -53,9 +53,9 @@ def test_files_of_any_producer_score_as_with_pycocotools(
     (tmp_path / "truth.json").write_text(json.dumps(annotations))
     (tmp_path / "found.json").write_text(json.dumps(results))
     path = tmp_path / "truth.json"
-    truth, counts = truth_of(load_annotations(path), where=path, keep_all=True)
+    scored, counts = truth_of(load_annotations(path), where=path, keep_all=True)
     assert counts["boxes"] == len(annotations["annotations"])
-    scores = score_table(truth, read_results(tmp_path / "found.json", truth))
+    scores = score_table(scored, read_results(tmp_path / "found.json", scored))
     official = pycocotools(annotations, results).stats
     ours = [-1 if math.isnan(v) else v for v in dataclasses.astuple(scores)[:12]]
     np.testing.assert_allclose(ours, official, rtol=0, atol=1e-12)

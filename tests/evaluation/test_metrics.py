@@ -66,8 +66,8 @@ def test_the_results_file_scores_the_same_on_the_users_annotations(
     (tmp_path / "gt.json").write_text(json.dumps(ground_truth_json(truth)))
     (tmp_path / "dt.json").write_text(json.dumps(coco_results(truth, found)))
     with contextlib.redirect_stdout(io.StringIO()):
-        annotations = COCO(str(tmp_path / "gt.json"))
-        official = COCOeval(annotations, annotations.loadRes(str(tmp_path / "dt.json")), "bbox")
+        coco = COCO(str(tmp_path / "gt.json"))
+        official = COCOeval(coco, coco.loadRes(str(tmp_path / "dt.json")), "bbox")
         official.evaluate()
         official.accumulate()
         official.summarize()
