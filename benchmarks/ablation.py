@@ -4,7 +4,7 @@ python benchmarks/ablation.py --images DIR --train train.zarr --val val.zarr --o
     [--epochs 20] [--seeds 0,1,2] [--only "none,jitter 2"] [--config CONFIG] [--device cuda]
 
 The training store needs the views base, hflip and jitter draws of one range; `live` decodes the
-pictures and runs the frozen backbone in every step, each time with a new draw of the same recipe
+images and runs the frozen backbone in every step, each time with a new draw of the same recipe
 (draws that no store holds: their numbers follow those of the store). All take the same number of
 steps. A run that is in DIR already is read, not repeated. AP is the last epoch's. Seconds are those
 of the processor, on CUDA those of the clock. Prints one JSON object on standard output and a
@@ -33,13 +33,13 @@ from device_clock import (
 
 from cachedet.config.run import TrainConfig, load_train_config
 from cachedet.data.views import MOST_DRAWS, view_family
-from cachedet.detector.end_to_end import WholeDetector
+from cachedet.detector.end_to_end import EndToEndDetector
 from cachedet.detector.rcnn import RCNN
 from cachedet.detector.retinanet import RetinaNet
 from cachedet.device import choose_device
 from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.metrics import score_detections
-from cachedet.live.modes import make_rig
+from cachedet.live.modes import make_training_mode
 from cachedet.loading.loader import BatchLoader, make_loader, make_planner
 from cachedet.store.format.manifest import library_versions
 from cachedet.store.reader import FeatureStore
@@ -56,7 +56,7 @@ class Condition:
         draws: of the store's jitter views that take part.
         weights: of the view families.
         augment: keys of the config's `augment` section.
-        live: pictures and backbone in every step, jitter drawn afresh.
+        live: images and backbone in every step, jitter drawn afresh.
     """
 
     weights: dict[str, float]
@@ -152,7 +152,7 @@ def summarise(name: str, condition: Condition, options: argparse.Namespace) -> d
     counted = busy_name(choose_device(options.device))
     row["seconds_an_epoch"] = statistics.mean(run[counted] for run in runs)
     row["seconds_an_epoch"] /= options.epochs
-    row["bytes_a_picture"] = runs[0]["bytes_a_picture"]
+    row["bytes_a_image"] = runs[0]["bytes_a_image"]
     return row
 
 
@@ -178,7 +178,7 @@ def run_once(
         **{figure: getattr(scores, figure) for figure in FIGURES},
         busy_name(device): busy_seconds(device) - before,
         "peak_megabytes": peak_megabytes(device),
-        "bytes_a_picture": 0 if condition.live else bytes_a_picture(store, condition),
+        "bytes_a_image": 0 if condition.live else bytes_a_image(store, condition),
     }
     done.write_text(json.dumps(row))
     return row
@@ -198,13 +198,13 @@ def train_and_score(
             trainer.take_step(batch)
         print(f"epoch {epoch + 1}/{len(epochs)}", file=sys.stderr)
     detections = detect_store(
-        heads_of(trainer),  # live as well: features of the store are those of the pictures (law L3)
+        heads_of(trainer),  # live as well: features of the store are those of the images (law L3)
         val,
         levels=store.manifest.spec.names,
         batch_size=8,
         device=trainer.device,
     )
-    return score_detections(val.truth, detections)
+    return score_detections(val.annotations, detections)
 
 
 def make_training(
@@ -214,10 +214,10 @@ def make_training(
     total = sum(len(planner.plan(epoch)) for epoch in range(config.schedule.epochs))
     if condition.live:
         weights = "auto" if store.manifest.weights.startswith("package") else "none"
-        rig = make_rig(
+        training_mode = make_training_mode(
             "live", config, store=store, images=options.images, weights=weights, total_steps=total
         )
-        return rig.trainer, rig.loader
+        return training_mode.trainer, training_mode.loader
     torch.manual_seed(config.seed)
     trainer = make_trainer(config, manifest=store.manifest, total_steps=total)
     return trainer, make_loader(config, store)
@@ -225,22 +225,22 @@ def make_training(
 
 def heads_of(trainer: Trainer) -> RetinaNet | RCNN:
     detector = trainer.detector
-    return detector.heads if isinstance(detector, WholeDetector) else detector
+    return detector.heads if isinstance(detector, EndToEndDetector) else detector
 
 
-def bytes_a_picture(store: FeatureStore, condition: Condition) -> float:
+def bytes_a_image(store: FeatureStore, condition: Condition) -> float:
     """Of all views that take part; every view of the store costs about the same."""
     of_view = store.nbytes / len(store) / len(store.manifest.views)
     return of_view * len(condition.views(store))
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    titles = "condition | AP | AP50 | AP75 | kB a picture | seconds an epoch"
+    titles = "condition | AP | AP50 | AP75 | kB an image | seconds an epoch"
     print(f"| {titles} |", file=sys.stderr)
     print("|---" * 6 + "|", file=sys.stderr)
     for row in rows:
         cells = [f"{row[f]:.3f} ({row[f'{f}_spread']:.3f})" for f in FIGURES]
-        cells += [f"{row['bytes_a_picture'] / 1e3:.0f}", f"{row['seconds_an_epoch']:.1f}"]
+        cells += [f"{row['bytes_a_image'] / 1e3:.0f}", f"{row['seconds_an_epoch']:.1f}"]
         print("| " + " | ".join([row["name"], *cells]) + " |", file=sys.stderr)
 
 

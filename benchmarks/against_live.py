@@ -2,12 +2,12 @@
 
 python benchmarks/against_live.py --images DIR --annotations train.json --out DIR \
     [--backbones tf_efficientnet_lite0,resnet50,convnext_base,vit_base_patch16_224] \
-    [--config configs/retinanet_fpn_tiny.yaml] [--image-size 384] [--pictures 48] [--steps 6] \
+    [--config configs/retinanet_fpn_tiny.yaml] [--image-size 384] [--images 48] [--steps 6] \
     [--device cuda]
 
-Backbones have random weights: only time and memory are measured. The pictures are extracted first.
+Backbones have random weights: only time and memory are measured. The images are extracted first.
 Seconds a step are taken in turn, several rounds, in one process: `cached` (streamed from disk),
-`live` (pictures decoded ahead in threads, frozen backbone, the same heads), `tuned` (backbone with
+`live` (images decoded ahead in threads, frozen backbone, the same heads), `tuned` (backbone with
 gradients), `memory` (heads on features that are there already: H), `backbone` (forward alone: B).
 The arithmetic limit of live / cached is (B + H) / H. Peak memory is that of a process that does
 nothing else. Prints one JSON object.
@@ -42,7 +42,7 @@ from cachedet.config.run import TrainConfig, load_train_config, make_extract_con
 from cachedet.detector.end_to_end import PIXELS
 from cachedet.device import choose_device
 from cachedet.extract import extract
-from cachedet.live.modes import Rig, make_rig
+from cachedet.live.modes import TrainingMode, make_training_mode
 from cachedet.store.format.manifest import library_versions
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Batch, FeatureSpec
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path("configs/retinanet_fpn_tiny.yaml"))
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--image-size", type=int, default=384)
-    parser.add_argument("--pictures", type=int, default=48)
+    parser.add_argument("--images", type=int, default=48)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
@@ -94,7 +94,7 @@ class Bench:
         self.images = options.images
         self.steps = options.steps
         self.device = choose_device(options.device)
-        self.rigs: dict[str, Rig] = {}
+        self.training_modes: dict[str, TrainingMode] = {}
         self.streams: dict[str, Iterator[Batch]] = {}
 
     @cached_property
@@ -105,9 +105,9 @@ class Bench:
     def pixels(self) -> list[Tensor]:
         return [batch.features[PIXELS] for batch in self.held("live")]
 
-    def rig(self, mode: Any) -> Rig:
-        if mode not in self.rigs:
-            self.rigs[mode] = make_rig(
+    def training_mode(self, mode: Any) -> TrainingMode:
+        if mode not in self.training_modes:
+            self.training_modes[mode] = make_training_mode(
                 mode,
                 self.config,
                 store=self.store,
@@ -115,37 +115,37 @@ class Bench:
                 weights="none",
                 total_steps=10_000,
             )
-        return self.rigs[mode]
+        return self.training_modes[mode]
 
     def batches(self, mode: str) -> Iterator[Batch]:
         """The same in every mode; read ahead from run to run, as from epoch to epoch."""
         if mode not in self.streams:
-            self.streams[mode] = self.rig(mode).loader.batches(0, until=sys.maxsize)
+            self.streams[mode] = self.training_mode(mode).loader.batches(0, until=sys.maxsize)
         return islice(self.streams[mode], self.steps)
 
     def held(self, mode: str) -> list[Batch]:
         """Those of a first run, on the device."""
-        with closing(self.rig(mode).loader.batches(0, until=sys.maxsize)) as batches:
+        with closing(self.training_mode(mode).loader.batches(0, until=sys.maxsize)) as batches:
             return [batch.to(self.device) for batch in islice(batches, self.steps)]
 
     def run(self, mode: str) -> None:
         """All steps of one way."""
         if mode == "backbone":
-            detector = self.rig("live").trainer.detector
+            detector = self.training_mode("live").trainer.detector
             for pixels in self.pixels:
                 detector.features(pixels)
         elif mode == "memory":
             for batch in self.in_memory:
-                self.rig("cached").trainer.take_step(batch)
+                self.training_mode("cached").trainer.take_step(batch)
         else:
             for batch in self.batches(mode):
-                self.rig(mode).trainer.take_step(batch)
+                self.training_mode(mode).trainer.take_step(batch)
 
 
 def extracted(name: str, options: argparse.Namespace) -> Path:
-    """A store of the first pictures; made once."""
+    """A store of the first images; made once."""
     document = json.loads(options.annotations.read_text())
-    document["images"] = document["images"][: options.pictures]
+    document["images"] = document["images"][: options.images]
     kept = {image["id"] for image in document["images"]}
     document["annotations"] = [a for a in document["annotations"] if a["image_id"] in kept]
     few = options.out / "few.json"
@@ -177,18 +177,18 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
             bench.run(mode)
             if turn:  # the first warms up
                 seconds[mode].append(wall_seconds(bench.device) - started)
-    pictures = sum(len(batch.targets) for batch in bench.in_memory)
-    a_picture = {mode: statistics.median(found) / pictures for mode, found in seconds.items()}
+    images = sum(len(batch.targets) for batch in bench.in_memory)
+    a_image = {mode: statistics.median(found) / images for mode, found in seconds.items()}
     rounds = list(zip(*seconds.values(), strict=True))
     limit = [(b + h) / h for _, _, _, h, b in rounds]
     gain = [live / cached for cached, live, *_ in rounds]
     return {
         "backbone": name,
-        "seconds_a_picture": a_picture,
+        "seconds_a_image": a_image,
         "live_to_cached": statistics.median(gain),
         "limit": statistics.median(limit),
         "share_of_limit": statistics.median(g / top for g, top in zip(gain, limit, strict=True)),
-        "tuned_to_cached": a_picture["tuned"] / a_picture["cached"],
+        "tuned_to_cached": a_image["tuned"] / a_image["cached"],
         "memory_to_cached": statistics.median(h / cached for cached, _, _, h, _ in rounds),
         "peak": {mode: peak_in_own_process(name, mode, options) for mode in TRAINED},
     }
@@ -202,7 +202,7 @@ def peak_in_own_process(name: str, mode: str, options: argparse.Namespace) -> di
         "out",
         "config",
         "image_size",
-        "pictures",
+        "images",
         "batch",
         "device",
     ):

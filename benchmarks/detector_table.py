@@ -92,7 +92,7 @@ def summarise(name: str, options: argparse.Namespace) -> dict[str, Any]:
     for cost in ("epochs", "seconds", "processor_seconds"):
         row[cost] = statistics.mean(run[cost] for run in runs)
     row["parameters"] = runs[0]["parameters"]
-    row["step_gflop_per_picture"] = runs[0]["step_gflop_per_picture"]
+    row["step_gflop_per_image"] = runs[0]["step_gflop_per_image"]
     return row
 
 
@@ -120,12 +120,12 @@ def run_once(path: Path, seed: int, options: argparse.Namespace) -> dict[str, An
         "seed": seed,
         "epochs": epochs,
         "steps": report.steps,
-        "pictures": epochs * len(store),
+        "images": epochs * len(store),
         "seconds": report.seconds,
         "processor_seconds": busy,
         "peak_megabytes": peak,
         "parameters": report.parameters,
-        "step_gflop_per_picture": measure_model(
+        "step_gflop_per_image": measure_model(
             config.detector,
             features=store.manifest.spec,
             num_classes=len(store.manifest.categories),
@@ -165,7 +165,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         figures = [f"{row[f]:.3f} ({row[f'{f}_spread']:.3f})" for f in FIGURES]
         cells = [row["config"], *figures, f"{row['epochs']:.1f}"]
         cells += [f"{row['seconds']:.0f}", f"{row['processor_seconds']:.0f}"]
-        cells += [f"{row['parameters'] / 1e6:.2f}", f"{row['step_gflop_per_picture']:.2f}"]
+        cells += [f"{row['parameters'] / 1e6:.2f}", f"{row['step_gflop_per_image']:.2f}"]
         print("| " + " | ".join(cells) + " |", file=sys.stderr)
 
 

@@ -1,5 +1,5 @@
 """Draws what feature-space augmentation does to a real store, and measures how far flipped maps are
-from the maps of the flipped picture. Prints one JSON object.
+from the maps of the flipped image. Prints one JSON object.
 
 python benchmarks/draw_augmentation.py --store train.zarr --images images/ [--out FILE.png]
 
@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from cachedet.augmentation.draws import Draws
+from cachedet.augmentation.draws import RandomDraws
 from cachedet.augmentation.mixing import copy_paste, mosaic
 from cachedet.augmentation.regions import Grid
 from cachedet.augmentation.spatial import crop, flip, translate
 from cachedet.augmentation.steps import Augment, make_augment
 from cachedet.config.run import AugmentConfig
-from cachedet.data.images import decode_picture
+from cachedet.data.images import decode_image
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Batch, FeatureSpec, LevelSpec, SizeHW, Targets
 
@@ -48,8 +48,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("docs/pictures/augmentation.png"))
-    parser.add_argument("--seed", type=int, default=7, help="chooses pictures and what is drawn")
+    parser.add_argument("--out", type=Path, default=Path("docs/images/augmentation.png"))
+    parser.add_argument("--seed", type=int, default=7, help="chooses images and what is drawn")
     options = parser.parse_args()
     torch.set_num_threads(1)
     store = FeatureStore.open(options.store)
@@ -70,31 +70,31 @@ def main() -> None:
 def measure_flip(store: FeatureStore) -> dict[str, dict[str, float | int | None]]:
     """Relative error (root of summed squares) of flipped base maps against those of hflip.
 
-    Over valid rows of the pictures that are as wide as their padding, where mirroring the map and
-    the picture agree to the cell. `unrelated` compares with the picture before, `codec` is the
+    Over valid rows of the images that are as wide as their padding, where mirroring the map and
+    the image agree to the cell. `unrelated` compares with the image before, `codec` is the
     error the store itself has.
     """
     sums: dict[str, dict[str, float]] = {level: {} for level in store.manifest.spec.names}
-    pictures = 0
+    images = 0
     for row, before in unpadded_rows(store):
-        pictures += 1
+        images += 1
         base, mirrored = store.read(row, "base"), store.read(row, "hflip")
         other = store.read(before, "hflip") if before is not None else None
         for level in store.manifest.spec:
             rows = store.targets(row, "base").size_hw[0] // level.stride
-            truth = mirrored[level.name][:, :rows]
+            annotations = mirrored[level.name][:, :rows]
             own = sums[level.name]
-            add(own, "flip", base[level.name].flip(-1)[:, :rows], truth)
+            add(own, "flip", base[level.name].flip(-1)[:, :rows], annotations)
             if other is not None:
-                add(own, "unrelated", other[level.name][:, :rows], truth)
+                add(own, "unrelated", other[level.name][:, :rows], annotations)
     return {
-        level: {"pictures": pictures, **relative(own), "codec": codec_error(store, level)}
+        level: {"images": images, **relative(own), "codec": codec_error(store, level)}
         for level, own in sums.items()
     }
 
 
 def unpadded_rows(store: FeatureStore) -> Iterator[tuple[int, int | None]]:
-    """Pictures as wide as their bucket, each with the one before it in that bucket."""
+    """Images as wide as their bucket, each with the one before it in that bucket."""
     for bucket, rows in store.buckets("base").items():
         before = None
         for row in rows.tolist():
@@ -103,10 +103,10 @@ def unpadded_rows(store: FeatureStore) -> Iterator[tuple[int, int | None]]:
                 before = row
 
 
-def add(sums: dict[str, float], name: str, found: Tensor, truth: Tensor) -> None:
+def add(sums: dict[str, float], name: str, found: Tensor, annotations: Tensor) -> None:
     for key, value in (
-        (name, (found - truth).square().sum()),
-        (f"{name} of", truth.square().sum()),
+        (name, (found - annotations).square().sum()),
+        (f"{name} of", annotations.square().sum()),
     ):
         sums[key] = sums.get(key, 0.0) + float(value)
 
@@ -122,7 +122,7 @@ def codec_error(store: FeatureStore, level: str) -> float:
 
 
 def draw_sheet(store: FeatureStore, images: Path, *, seed: int) -> Image.Image:
-    """A cell for the picture as it is cached and one for each augmentation."""
+    """A cell for the image as it is cached and one for each augmentation."""
     batch = read_with_photos(store, images, seed=seed)
     finest = store.manifest.spec.levels[0]
     mean = batch.features[finest.name][0].mean(dim=0)
@@ -131,11 +131,11 @@ def draw_sheet(store: FeatureStore, images: Path, *, seed: int) -> Image.Image:
     captioned = [("as cached", draw_photo(batch), before)]
     for caption, step in make_moving_steps(store):
         own = {level: of_level.clone() for level, of_level in batch.features.items()}
-        after = step(replace(batch, features=own), Draws((seed,), places=range(4)))
+        after = step(replace(batch, features=own), RandomDraws((seed,), places=range(4)))
         captioned.append((caption, draw_photo(after), draw_map(after, finest, limits)))
     maps = replace(batch, features={k: v for k, v in batch.features.items() if k != PHOTO})
     for caption, step in make_value_steps(store):
-        after = step(maps, Draws((seed,), places=range(4)))
+        after = step(maps, RandomDraws((seed,), places=range(4)))
         captioned.append((caption, before, draw_map(after, finest, limits)))
     cells = [draw_cell(*parts, width=before.width) for parts in captioned]
     return lay_out(cells, columns=2).quantize(COLOURS, dither=Image.Dither.NONE)
@@ -170,7 +170,7 @@ def make_value_steps(store: FeatureStore) -> list[tuple[str, Augment]]:
 
 
 def read_with_photos(store: FeatureStore, images: Path, *, seed: int) -> Batch:
-    """Four pictures with boxes of the largest bucket; their photographs are the finest level."""
+    """Four images with boxes of the largest bucket; their photographs are the finest level."""
     rows = max(store.buckets("base").values(), key=len)
     filled = [row for row in rows.tolist() if len(store.targets(row, "base").boxes)]
     order = torch.randperm(len(filled), generator=torch.Generator().manual_seed(seed))
@@ -181,7 +181,7 @@ def read_with_photos(store: FeatureStore, images: Path, *, seed: int) -> Batch:
     padded = Grid(spec).shape_of(maps)
     shape = (padded[0] * spec.pad_multiple, padded[1] * spec.pad_multiple)
     photos = [
-        read_photo(images / store.truth.file_names[row], own.size_hw, shape)
+        read_photo(images / store.annotations.file_names[row], own.size_hw, shape)
         for row, own in zip(chosen, targets, strict=True)
     ]
     return Batch(features={PHOTO: torch.stack(photos), **maps}, targets=targets)
@@ -189,7 +189,7 @@ def read_with_photos(store: FeatureStore, images: Path, *, seed: int) -> Batch:
 
 def read_photo(path: Path, size_hw: SizeHW, padded_hw: SizeHW) -> Tensor:
     """(3, H, W) in [0, 1], padded with black."""
-    resized = Image.fromarray(decode_picture(path)).resize((size_hw[1], size_hw[0]))
+    resized = Image.fromarray(decode_image(path)).resize((size_hw[1], size_hw[0]))
     photo = torch.zeros(3, *padded_hw)
     pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
     photo[:, : size_hw[0], : size_hw[1]] = pixels / 255
@@ -207,13 +207,13 @@ def draw_cell(caption: str, left: Image.Image, right: Image.Image, *, width: int
 
 
 def draw_photo(batch: Batch) -> Image.Image:
-    """The first picture's photograph with its boxes."""
+    """The first image's photograph with its boxes."""
     pixels = batch.features[PHOTO][0].permute(1, 2, 0).mul(255).round().byte().numpy()
     return draw_boxes(pixels, batch.targets[0])
 
 
 def draw_map(batch: Batch, level: LevelSpec, limits: tuple[float, float]) -> Image.Image:
-    """The first picture's mean over channels with its boxes, one square a cell."""
+    """The first image's mean over channels with its boxes, one square a cell."""
     low, high = limits
     mean = batch.features[level.name][0].mean(dim=0).sub(low).div(high - low).clamp(0, 1)
     cells = (colormaps["viridis"](mean.numpy())[..., :3] * 255).astype(np.uint8)
@@ -225,8 +225,8 @@ def draw_boxes(pixels: NDArray[np.uint8], targets: Targets) -> Image.Image:
     """Scaled to the sheet; the outline of crowd boxes, which losses ignore, is broken."""
     scale = PANEL / 384
     height, width = pixels.shape[:2]
-    picture = Image.fromarray(pixels).resize((round(width * scale), round(height * scale)))
-    canvas = ImageDraw.Draw(picture)
+    image = Image.fromarray(pixels).resize((round(width * scale), round(height * scale)))
+    canvas = ImageDraw.Draw(image)
     for box, is_crowd in zip(targets.boxes.tolist(), targets.crowd.tolist(), strict=True):
         x1, y1, x2, y2 = (round(edge * scale) for edge in box)
         x2, y2 = max(x2, x1 + LEAST_SIDE), max(y2, y1 + LEAST_SIDE)
@@ -238,7 +238,7 @@ def draw_boxes(pixels: NDArray[np.uint8], targets: Targets) -> Image.Image:
         for y in range(y1 + 1, y2 - 2, 2 * step):
             for x in (x1 + 1, x2 - 3):
                 canvas.rectangle((x, y, x + 1, min(y + step, y2 - 3)), fill=OUTLINE)
-    return picture
+    return image
 
 
 def lay_out(cells: list[Image.Image], *, columns: int) -> Image.Image:

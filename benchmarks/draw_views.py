@@ -3,7 +3,7 @@
 Solid boxes teach; dashed orange ones are mostly outside the window and are ignored by the losses.
 Grey is padding. The maps are means over the channels of one level, each in a range of its own.
 
-python benchmarks/draw_views.py --images DIR --annotations FILE --out docs/pictures/views.png
+python benchmarks/draw_views.py --images DIR --annotations FILE --out docs/images/views.png
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from PIL import Image
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.data.coco import CocoDataset, read_coco
 from cachedet.data.geometry import Geometry
-from cachedet.data.images import decode_picture, make_input
+from cachedet.data.images import decode_image, make_input
 from cachedet.data.views import View, make_geometry, make_targets, parse_views
 from cachedet.evaluation.plots import colour_of
 from cachedet.structures import Targets
@@ -39,7 +39,7 @@ class Panel:
 
     name: str
     geometry: Geometry
-    picture: NDArray[np.float32]  # (H, W, 3) in [0, 1], with padding
+    image: NDArray[np.float32]  # (H, W, 3) in [0, 1], with padding
     heat: NDArray[np.float32]  # (h, w)
     targets: Targets
 
@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("images", "annotations", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--file", help="file name of the picture; default: the most boxes")
+    parser.add_argument("--file", help="file name of the image; default: the most boxes")
     parser.add_argument("--views", default="base,hflip,scale=0.5,crop=2,jitter=4")
     parser.add_argument("--backbone", default="tf_efficientnet_lite0")
     parser.add_argument("--weights", default="auto")
@@ -67,24 +67,25 @@ def main() -> None:
         for view in parse_views(options.views)
     ]
     save(draw(panels, columns=options.columns), options.out, colours=options.colours)
-    print(f"{options.out}: {dataset.truth.file_names[row]}, {options.out.stat().st_size:,} bytes")
+    name = dataset.annotations.file_names[row]
+    print(f"{options.out}: {name}, {options.out.stat().st_size:,} bytes")
 
 
 def choose_row(dataset: CocoDataset, file: str | None) -> int:
     if file is not None:
-        return dataset.truth.file_names.index(file)
-    return int(np.diff(dataset.truth.offsets).argmax())
+        return dataset.annotations.file_names.index(file)
+    return int(np.diff(dataset.annotations.offsets).argmax())
 
 
 @torch.no_grad()
 def make_panel(
     view: View, dataset: CocoDataset, row: int, backbone: FrozenBackbone, size: int, level: str
 ) -> Panel:
-    pixels = decode_picture(dataset.path_of(row))
+    pixels = decode_image(dataset.path_of(row))
     geometry = make_geometry(
         view,
-        picture_hw=(pixels.shape[0], pixels.shape[1]),
-        image_id=int(dataset.truth.image_ids[row]),
+        image_hw=(pixels.shape[0], pixels.shape[1]),
+        image_id=int(dataset.annotations.image_ids[row]),
         image_size=size,
         pad_multiple=backbone.spec.pad_multiple,
     )
@@ -93,15 +94,15 @@ def make_panel(
         torch.tensor(values).view(3, 1, 1)
         for values in (backbone.preprocessing.mean, backbone.preprocessing.std)
     )
-    picture = (inputs * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
+    image = (inputs * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
     height, width = geometry.valid_hw
-    picture[height:], picture[:, width:] = _PADDING, _PADDING
+    image[height:], image[:, width:] = _PADDING, _PADDING
     return Panel(
         name=view.name,
         geometry=geometry,
-        picture=picture,
+        image=image,
         heat=backbone(inputs[None])[level][0].mean(dim=0).numpy(),
-        targets=make_targets(dataset.truth, row, geometry),
+        targets=make_targets(dataset.annotations, row, geometry),
     )
 
 
@@ -125,11 +126,11 @@ def draw(panels: list[Panel], *, columns: int) -> Figure:
 def draw_pair(panel: Panel, pair: Any) -> None:
     height, width = panel.geometry.padded_hw
     extent = (0, width, height, 0)
-    pair[0].imshow(panel.picture, extent=extent)
+    pair[0].imshow(panel.image, extent=extent)
     pair[1].imshow(panel.heat, extent=extent, cmap="magma", interpolation="nearest")
-    grown = panel.geometry.scaled_hw[1] / panel.geometry.picture_hw[1]
+    grown = panel.geometry.scaled_hw[1] / panel.geometry.image_hw[1]
     pair[0].set_title(f"{panel.name}  ({width} x {height})", fontsize=9, loc="left")
-    pair[1].set_title(f"its map (picture scaled by {grown:.2f})", fontsize=9, loc="left")
+    pair[1].set_title(f"its map (image scaled by {grown:.2f})", fontsize=9, loc="left")
     for box, label, crowd in zip(
         panel.targets.boxes.tolist(),
         panel.targets.labels.tolist(),
@@ -158,8 +159,8 @@ def save(figure: Figure, path: Path, *, colours: int) -> None:
     """As a PNG with a palette: a third of the bytes of one in full colour."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=100, format="png")
-    picture = Image.open(buffer).convert("RGB")
-    picture.quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
+    image = Image.open(buffer).convert("RGB")
+    image.quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 if __name__ == "__main__":

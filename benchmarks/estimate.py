@@ -111,8 +111,8 @@ def outcome_of_modes(
 
 
 def break_even(outcome: dict[str, dict[str, float]], forecast: dict[str, Any]) -> dict[str, float]:
-    """Of the seconds that were found; survey and fit as predicted, nobody else times them."""
-    beside = forecast["survey_seconds"] + forecast["fit_seconds"]
+    """Of the seconds that were found; scan and fit as predicted, nobody else times them."""
+    beside = forecast["scan_seconds"] + forecast["fit_seconds"]
     live = outcome["live: seconds per epoch"]["actual"]
     saved = live - outcome["seconds per epoch"]["actual"]
     return {

@@ -27,7 +27,12 @@ from cachedet.extract import default_workers, fit_codec
 from cachedet.extraction.inputs import InputLoader
 from cachedet.extraction.pipeline import ExtractionPipeline
 from cachedet.store.codecs.registry import make_codec
-from cachedet.store.format.manifest import Manifest, library_versions, pictures_digest, truth_digest
+from cachedet.store.format.manifest import (
+    Manifest,
+    annotations_digest,
+    images_digest,
+    library_versions,
+)
 from cachedet.store.writer import StoreWriter
 
 ROUNDS = 3
@@ -42,7 +47,7 @@ def main() -> None:
     parser.add_argument("--backbones", default="tf_efficientnet_lite0,resnet50")
     parser.add_argument("--codec", default="int8")
     parser.add_argument("--image-size", type=int, default=384)
-    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--images", type=int, default=64)
     add_device_option(parser)
     options = parser.parse_args()
     results = [measure(name, options) for name in options.backbones.split(",")]
@@ -63,21 +68,23 @@ def main() -> None:
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Pictures per second of both ways."""
+    """Images per second of both ways."""
     device = choose_device(options.device)
     backbone = load_backbone(name, weights="none", image_size=options.image_size, device=device)
     dataset = read_coco(annotations=options.annotations, images=options.images)
-    truth = dataset.truth.keep_rows(range(min(options.pictures, len(dataset.truth))))
+    annotations = dataset.annotations.keep_rows(
+        range(min(options.images, len(dataset.annotations)))
+    )
     loader = InputLoader(
-        paths=[dataset.images / file for file in truth.file_names],
-        image_ids=truth.image_ids.tolist(),
+        paths=[dataset.images / file for file in annotations.file_names],
+        image_ids=annotations.image_ids.tolist(),
         image_size=options.image_size,
         pad_multiple=backbone.spec.pad_multiple,
         preprocessing=backbone.preprocessing,
     )
     codec = make_codec(options.codec)
     fitted = fit_codec(codec, loader, backbone, view="base") if codec.needs_fit else codec
-    contents = torch.arange(len(truth)).numpy().astype("uint64")
+    contents = torch.arange(len(annotations)).numpy().astype("uint64")
     manifest = Manifest(
         spec=backbone.spec,
         preprocessing=backbone.preprocessing,
@@ -89,9 +96,9 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         codec=codec.name,
         block_size=16,
         batch_size=BATCH,
-        truth_digest=truth_digest(truth),
-        pictures_digest=pictures_digest(contents),
-        categories=truth.categories,
+        annotations_digest=annotations_digest(annotations),
+        images_digest=images_digest(contents),
+        categories=annotations.categories,
         skipped=(),
         versions=library_versions(),
     )
@@ -101,7 +108,11 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     for turn in range(ROUNDS + 1):
         shutil.rmtree(root, ignore_errors=True)
         writer = StoreWriter.open(
-            root, manifest=manifest, truth=truth, contents=contents, fit=lambda _: fitted
+            root,
+            manifest=manifest,
+            annotations=annotations,
+            contents=contents,
+            fit=lambda _: fitted,
         )
         batches = [
             torch.stack([loader.load(row, "base") for row in block.rows[start : start + BATCH]])
@@ -111,7 +122,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         started = wall_seconds(device)
         for batch in batches:
             backbone(batch.to(device))
-        alone = wall_seconds(device) - started
+        single_process = wall_seconds(device) - started
         pipeline = ExtractionPipeline(
             loader=loader,
             backbone=backbone,
@@ -123,18 +134,20 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         started = wall_seconds(device)
         pipeline.run(writer.blocks)
         if turn:  # the first warms up
-            seconds["alone"].append(alone)
+            seconds["alone"].append(single_process)
             seconds["extraction"].append(wall_seconds(device) - started)
-        stages = {k: work.pictures_per_second for k, work in pipeline.clock.stages.items()}
+        stages = {k: work.images_per_second for k, work in pipeline.clock.stages.items()}
     shutil.rmtree(root, ignore_errors=True)
     pairs = zip(seconds["alone"], seconds["extraction"], strict=True)
     return {
         "backbone": name,
-        "pictures": len(truth),
-        "alone_pictures_per_second": len(truth) / statistics.median(seconds["alone"]),
-        "extraction_pictures_per_second": len(truth) / statistics.median(seconds["extraction"]),
-        "extraction_to_alone": statistics.median(alone / whole for alone, whole in pairs),
-        "stage_pictures_per_second": stages,
+        "images": len(annotations),
+        "alone_images_per_second": len(annotations) / statistics.median(seconds["alone"]),
+        "extraction_images_per_second": len(annotations) / statistics.median(seconds["extraction"]),
+        "extraction_to_alone": statistics.median(
+            single_process / whole for single_process, whole in pairs
+        ),
+        "stage_images_per_second": stages,
     }
 
 

@@ -3,7 +3,7 @@
 python benchmarks/heads.py [--configs configs/a.yaml,configs/b.yaml] [--set key=value]
     [--features C3:40:8,C4:112:16,C5:320:32] [--size 288x384] [--batch 8] [--device cuda]
 
-Features and boxes are random (15 boxes a picture, as in bccd). All configs are timed in turn in
+Features and boxes are random (15 boxes an image, as in bccd). All configs are timed in turn in
 every round, so the ratios hold on a noisy machine; the first config is what the others are
 compared with.
 """

@@ -131,10 +131,10 @@ def measure(variant: Variant, options: argparse.Namespace) -> dict[str, Any]:
         "variant": variant.name,
         **means,
         "seeds": len(runs),
-        "gflop": runs[0]["step_gflop_per_picture"],
+        "gflop": runs[0]["step_gflop_per_image"],
         "parameters": runs[0]["parameters"],
         "peak_megabytes": max(run["peak_megabytes"] for run in runs),
-        "ms_a_picture": seconds / runs[0]["pictures"] * 1e3,
+        "ms_a_image": seconds / runs[0]["images"] * 1e3,
     }
 
 
@@ -151,7 +151,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     print("|---" * 8 + "|", file=sys.stderr)
     for row in rows:
         cells = ["*" if row["pareto"] else "", row["variant"], f"{row['gflop']:.2f}"]
-        cells += [f"{row['ms_a_picture']:.0f}", f"{row['parameters'] / 1e6:.2f}"]
+        cells += [f"{row['ms_a_image']:.0f}", f"{row['parameters'] / 1e6:.2f}"]
         cells += [f"{row[figure]:.3f}" for figure in ("ap", "ap50", "ap75")]
         print("| " + " | ".join(cells) + " |", file=sys.stderr)
 
@@ -165,7 +165,7 @@ def draw(rows: list[dict[str, Any]], path: Path, *, title: str) -> None:
     front = [row for row in rows if row["pareto"]]
     gflop, ap = [row["gflop"] for row in front], [row["ap"] for row in front]
     axes.step(gflop, ap, where="post", color="grey", linewidth=1, label="nothing cheaper as good")
-    axes.set(xscale="log", xlabel="GFLOP of a training step, a picture", ylabel="AP", title=title)
+    axes.set(xscale="log", xlabel="GFLOP of a training step, an image", ylabel="AP", title=title)
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

@@ -65,7 +65,7 @@ def main() -> None:
                 "steps": trained.steps,
                 "megabytes": sum(report.nbytes_written for report in reports) / 1e6,
                 "skipped": [list(pair) for report in reports for pair in report.skipped],
-                "remarks": [list(pair) for report in reports for pair in report.remarks],
+                "remarks": [list(pair) for report in reports for pair in report.notes],
                 "machine": platform.machine(),
                 "versions": library_versions(),
             },

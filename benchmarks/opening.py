@@ -1,8 +1,8 @@
-"""Opening a store of 120,000 pictures: seconds and memory. Prints one JSON object.
+"""Opening a store of 120,000 images: seconds and memory. Prints one JSON object.
 
-python benchmarks/opening.py --out DIR [--pictures 120000]
+python benchmarks/opening.py --out DIR [--images 120000]
 
-The blocks are synthetic: real manifest, truth and commit records, no shards (opening reads none).
+The blocks are synthetic: real manifest, annotations and commit records, no shards.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from cachedet.store.format.layout import commit_key
 from cachedet.store.format.manifest import library_versions
 from cachedet.store.format.plan import StorePlan
 from cachedet.structures import (
+    Annotations,
     CategoryMap,
     FeatureSpec,
     LevelSpec,
-    Truth,
 )
 
 MEASURE = """
@@ -46,7 +46,7 @@ before = megabytes("VmRSS")
 started = time.perf_counter()
 store = FeatureStore.open(Path(sys.argv[1]))
 seconds = time.perf_counter() - started
-print(json.dumps({"pictures": len(store), "blocks": len(store.blocks), "seconds": seconds,
+print(json.dumps({"images": len(store), "blocks": len(store.blocks), "seconds": seconds,
     "missing": len(store.missing_blocks()), "megabytes_kept": megabytes("VmRSS") - before,
     "megabytes_at_most": megabytes("VmHWM") - before}))
 """
@@ -55,11 +55,11 @@ print(json.dumps({"pictures": len(store), "blocks": len(store.blocks), "seconds"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pictures", type=int, default=120_000)
+    parser.add_argument("--images", type=int, default=120_000)
     options = parser.parse_args()
     root = options.out / "opening.zarr"
     shutil.rmtree(root, ignore_errors=True)
-    build(root, options.pictures)
+    build(root, options.images)
     runs = [
         json.loads(subprocess.check_output([sys.executable, "-c", MEASURE, str(root)]))
         for _ in range(5)
@@ -79,15 +79,17 @@ def main() -> None:
     )
 
 
-def build(root: Path, pictures: int) -> None:
-    """A store as COCO would give: many picture sizes, 7 boxes a picture, 80 classes."""
-    truth = make_truth(pictures)
+def build(root: Path, images: int) -> None:
+    """A store as COCO would give: many image sizes, 7 boxes an image, 80 classes."""
+    annotations = make_annotations(images)
     levels = tuple(LevelSpec(name=f"C{n}", channels=1, stride=1 << n) for n in (3, 4, 5))
     spec = FeatureSpec(levels)
-    contents = contents_of(truth)
-    manifest = make_manifest(spec=spec, truth=truth, image_size=640, codec="fp16")
+    contents = contents_of(annotations)
+    manifest = make_manifest(spec=spec, annotations=annotations, image_size=640, codec="fp16")
 
-    open_or_create(root, manifest=manifest, truth=truth, contents=contents, fit=lambda c: c)
+    open_or_create(
+        root, manifest=manifest, annotations=annotations, contents=contents, fit=lambda c: c
+    )
     plan = StorePlan.load(LocalFiles(root))
     for block in plan.blocks:
         parts = plan.layout.parts(block.bucket)
@@ -107,19 +109,19 @@ def build(root: Path, pictures: int) -> None:
         (root / commit_key(block)).write_bytes(record.to_bytes())
 
 
-def make_truth(pictures: int) -> Truth:
+def make_annotations(images: int) -> Annotations:
     rng = np.random.default_rng(0)
     sizes = np.array([(480, 640), (640, 480), (427, 640), (640, 427), (375, 500), (640, 640)])
-    common = sizes[rng.integers(len(sizes), size=pictures)]
-    odd = rng.integers(300, 641, size=(pictures, 2))
-    counts = rng.poisson(7, size=pictures)
+    common = sizes[rng.integers(len(sizes), size=images)]
+    odd = rng.integers(300, 641, size=(images, 2))
+    counts = rng.poisson(7, size=images)
     boxes = int(counts.sum())
     corners = rng.uniform(0, 200, size=(boxes, 4))
     corners[:, 2:] += corners[:, :2] + 1
-    return Truth(
-        image_ids=np.arange(pictures, dtype=np.int64),
-        file_names=tuple(f"{n:012d}.jpg" for n in range(pictures)),
-        sizes_hw=np.where(rng.random((pictures, 1)) < 0.8, common, odd).astype(np.int64),
+    return Annotations(
+        image_ids=np.arange(images, dtype=np.int64),
+        file_names=tuple(f"{n:012d}.jpg" for n in range(images)),
+        sizes_hw=np.where(rng.random((images, 1)) < 0.8, common, odd).astype(np.int64),
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         boxes=corners,
         labels=rng.integers(80, size=boxes).astype(np.int64),

@@ -2,7 +2,7 @@
 
 python benchmarks/rate_distortion.py --store train.zarr --codecs fp16,int8,snr12 [--out DIR]
 
-The source store should be fp32 or fp16. Codecs are fitted on 64 pictures of `--fit` (default: the
+The source store should be fp32 or fp16. Codecs are fitted on 64 images of `--fit` (default: the
 same store). With --out a whole store is written per codec, DIR/<codec>/<name>, to train heads on.
 """
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--fit", type=Path)
     parser.add_argument("--codecs", required=True)
-    parser.add_argument("--pictures", type=int, default=40, help="measured, spread evenly")
+    parser.add_argument("--images", type=int, default=40, help="measured, spread evenly")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -46,12 +46,12 @@ def main() -> None:
     statistics = FeatureStatistics()
     for features in spread(FeatureStore.open(options.fit or options.store), 64):
         statistics.add(features)
-    pictures = list(spread(store, options.pictures))
+    images = list(spread(store, options.images))
     rows = []
     for name in options.codecs.split(","):
         codec = make_codec(name)
         codec = codec.fit(statistics.levels) if codec.needs_fit else codec
-        rows.append(measure(codec, store, pictures))
+        rows.append(measure(codec, store, images))
         if options.out is not None:
             write_store(options.store, codec, options.out / name / options.store.name)
     print(
@@ -59,7 +59,7 @@ def main() -> None:
             {
                 "store": options.store.name,
                 "source_codec": store.manifest.codec,
-                "pictures": len(pictures),
+                "images": len(images),
                 "threads": options.threads,
                 "codecs": rows,
                 "versions": library_versions(),
@@ -70,22 +70,22 @@ def main() -> None:
 
 
 def spread(store: FeatureStore, count: int) -> list[Features]:
-    """Features (1, C, h, w) of pictures spread evenly over the store."""
+    """Features (1, C, h, w) of images spread evenly over the store."""
     rows = np.linspace(0, len(store) - 1, min(count, len(store))).round().astype(int)
     view = store.manifest.views[0]
     return [{k: v[None] for k, v in store.read(row, view).items()} for row in rows.tolist()]
 
 
-def measure(codec: Codec, store: FeatureStore, pictures: Sequence[Features]) -> dict[str, Any]:
-    """Bytes a picture, relative error, MB/s of fp16 through encoding and decoding."""
+def measure(codec: Codec, store: FeatureStore, images: Sequence[Features]) -> dict[str, Any]:
+    """Bytes an image, relative error, MB/s of fp16 through encoding and decoding."""
     nbytes = values = saturated = 0
     signal = noise = 0.0
     seconds = {"encode": 0.0, "decode": 0.0}
-    for features in pictures:
+    for features in images:
         for level, maps in features.items():
             shape = (maps.shape[1], maps.shape[2], maps.shape[3])
             started = time.perf_counter()
-            encoded = codec.encode(maps, level=level, pictures=["one"])
+            encoded = codec.encode(maps, level=level, images=["one"])
             packed = [
                 pack_chunk(encoded.parts[part.name][0], part) for part in codec.parts(level, shape)
             ]
@@ -103,7 +103,7 @@ def measure(codec: Codec, store: FeatureStore, pictures: Sequence[Features]) -> 
     fp16 = 2 * values
     return {
         "codec": codec.name,
-        "bytes_per_picture": nbytes / len(pictures),
+        "bytes_per_image": nbytes / len(images),
         "ratio_to_fp16": nbytes / fp16,
         "relative_mse": noise / signal,
         "snr_db": 10 * math.log10(signal / noise) if noise else None,
@@ -121,7 +121,7 @@ def write_store(source: Path, codec: Codec, target: Path) -> None:
     writer = StoreWriter.open(
         target,
         manifest=replace(store.manifest, codec=codec.name),
-        truth=store.truth,
+        annotations=store.annotations,
         contents=plan.contents,
         fit=lambda _: codec,
     )

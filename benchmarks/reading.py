@@ -1,8 +1,8 @@
-"""Random reads of single pictures: cachedet's reader against zarr-python and bare preads.
+"""Random reads of single images: cachedet's reader against zarr-python and bare preads.
 
 python benchmarks/reading.py --out DIR [--codecs int8,int8+zstd,snr11]
 
-Builds stores of generated features (small: 152 k values a picture as EfficientNet-lite0 at 288 x
+Builds stores of generated features (small: 152 k values an image as EfficientNet-lite0 at 288 x
 384; large: 13.6 M as ResNet-50 at 800 x 1216), reads them in random order with a warm page cache,
 and prints one JSON object with the median of the rounds. All ways are timed in turn in every
 round, so the ratios hold on a noisy machine.
@@ -36,14 +36,14 @@ from cachedet.store.format.shards import check_crc32c, index_nbytes, parse_index
 from cachedet.store.reader import FeatureStore
 from cachedet.store.writer import StoreWriter
 from cachedet.structures import (
+    Annotations,
     CategoryMap,
     Features,
     FeatureSpec,
     LevelSpec,
-    Truth,
 )
 
-SIZES = {  # (height, width, channels of C3 to C5, pictures)
+SIZES = {  # (height, width, channels of C3 to C5, images)
     "small": (288, 384, (40, 112, 320), 256),
     "large": (800, 1216, (512, 1024, 2048), 32),
 }
@@ -79,14 +79,16 @@ def main() -> None:
 
 def build(root: Path, *, size: str, codec: str) -> None:
     """A store of smooth random maps: neighbouring cells resemble each other, as features do."""
-    height, width, channels, pictures = SIZES[size]
+    height, width, channels, images = SIZES[size]
     levels = [
         LevelSpec(name=f"C{n + 3}", channels=c, stride=8 << n) for n, c in enumerate(channels)
     ]
     spec = FeatureSpec(tuple(levels))
-    truth = make_truth(pictures, height, width)
-    contents = contents_of(truth)
-    manifest = make_manifest(spec=spec, truth=truth, image_size=max(height, width), codec=codec)
+    annotations = make_annotations(images, height, width)
+    contents = contents_of(annotations)
+    manifest = make_manifest(
+        spec=spec, annotations=annotations, image_size=max(height, width), codec=codec
+    )
     rng = np.random.default_rng(0)
 
     def features(count: int) -> Features:
@@ -100,7 +102,7 @@ def build(root: Path, *, size: str, codec: str) -> None:
     writer = StoreWriter.open(
         root,
         manifest=manifest,
-        truth=truth,
+        annotations=annotations,
         contents=contents,
         fit=lambda unfitted: unfitted.fit(seen.levels),
     )
@@ -111,13 +113,13 @@ def build(root: Path, *, size: str, codec: str) -> None:
         writer.commit(block, packed)
 
 
-def make_truth(pictures: int, height: int, width: int) -> Truth:
-    """Pictures of one size without boxes."""
-    return Truth(
-        image_ids=np.arange(pictures, dtype=np.int64),
-        file_names=tuple(f"{n:012d}.jpg" for n in range(pictures)),
-        sizes_hw=np.tile(np.array([[height, width]], dtype=np.int64), (pictures, 1)),
-        offsets=np.zeros(pictures + 1, dtype=np.int64),
+def make_annotations(images: int, height: int, width: int) -> Annotations:
+    """Images of one size without boxes."""
+    return Annotations(
+        image_ids=np.arange(images, dtype=np.int64),
+        file_names=tuple(f"{n:012d}.jpg" for n in range(images)),
+        sizes_hw=np.tile(np.array([[height, width]], dtype=np.int64), (images, 1)),
+        offsets=np.zeros(images + 1, dtype=np.int64),
         boxes=np.zeros((0, 4)),
         labels=np.zeros(0, dtype=np.int64),
         crowd=np.zeros(0, dtype=np.bool_),
@@ -127,7 +129,7 @@ def make_truth(pictures: int, height: int, width: int) -> Truth:
 
 
 def measure(root: Path) -> dict[str, Any]:
-    """Pictures per second of each way to read, and the ratios the design asks for."""
+    """Images per second of each way to read, and the ratios the design asks for."""
     store = FeatureStore.open(root)
     shared = FeatureStore.open(root, threads=2)
     bare = BareReader(root)
@@ -169,8 +171,8 @@ def measure(root: Path) -> dict[str, Any]:
         return statistics.median(b / a for a, b in pairs)
 
     return {
-        "kilobytes_per_picture": store.nbytes / len(store) / 1e3,
-        "pictures_per_second": rates,
+        "kilobytes_per_image": store.nbytes / len(store) / 1e3,
+        "images_per_second": rates,
         "encoded_to_zarr": ratio("encoded", "zarr"),
         "encoded_shared_by_2_threads_to_zarr": ratio("encoded_shared_by_2_threads", "zarr"),
         "decoded_to_bare": ratio("decoded", "bare_decoded"),

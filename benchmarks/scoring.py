@@ -1,9 +1,9 @@
 """Seconds and memory of scoring detections, beside pycocotools. Prints one JSON object.
 
-python benchmarks/scoring.py [--pictures 5000] [--detections 100] [--classes 80]
+python benchmarks/scoring.py [--images 5000] [--detections 100] [--classes 80]
     [--against pycocotools,faster-coco-eval] [--resamples 1000]
 
-Pictures are synthetic: 7 boxes each (COCO's mean), a third of the detections near one of them.
+Images are synthetic: 7 boxes each (COCO's mean), a third of the detections near one of them.
 faster-coco-eval is no dependency of cachedet; install it beside to compare.
 """
 
@@ -28,39 +28,43 @@ from cachedet.evaluation.matches import match_detections
 from cachedet.evaluation.metrics import coco_results, ground_truth_json, score_matches
 from cachedet.evaluation.significance import bootstrap
 from cachedet.store.format.manifest import library_versions
-from cachedet.structures import CategoryMap, Truth
+from cachedet.structures import Annotations, CategoryMap
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=5000)
+    parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--detections", type=int, default=100)
     parser.add_argument("--classes", type=int, default=80)
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--against", default="")
     options = parser.parse_args()
     rng = np.random.default_rng(0)
-    truth = make_truth(rng, pictures=options.pictures, classes=options.classes)
-    table = make_detections(rng, truth, each=options.detections)
+    annotations = make_annotations(rng, images=options.images, classes=options.classes)
+    table = make_detections(rng, annotations, each=options.detections)
     before = peak_megabytes()
-    matches, matching = timed(lambda: match_detections(truth, table))
-    scores, accumulating = timed(lambda: score_matches(truth, matches, num_detections=len(table)))
+    matches, matching = timed(lambda: match_detections(annotations, table))
+    scores, accumulating = timed(
+        lambda: score_matches(annotations, matches, num_detections=len(table))
+    )
     report = {
-        "pictures": len(truth),
-        "boxes": len(truth.labels),
+        "images": len(annotations),
+        "boxes": len(annotations.labels),
         "detections": len(table),
         "classes": options.classes,
         "ap": scores.ap,
         "matching_s": matching,
         "figures_s": accumulating,
         "megabytes_above_the_data": peak_megabytes() - before,
-        "error_analysis_s": timed(lambda: analyse_errors(truth, table))[1],
+        "error_analysis_s": timed(lambda: analyse_errors(annotations, table))[1],
     }
     if options.resamples:
-        resampled = timed(lambda: bootstrap(truth, table, resamples=options.resamples, seed=0))
+        resampled = timed(
+            lambda: bootstrap(annotations, table, resamples=options.resamples, seed=0)
+        )
         report |= {"resamples": options.resamples, "bootstrap_s": resampled[1]}
     for name in filter(None, options.against.split(",")):
-        report |= compare(name, truth, table, ours=scores.ap)
+        report |= compare(name, annotations, table, ours=scores.ap)
     report |= {
         "cores": os.cpu_count(),
         "machine": platform.machine(),
@@ -69,7 +73,9 @@ def main() -> None:
     print(json.dumps(report, indent=1))
 
 
-def compare(name: str, truth: Truth, table: DetectionTable, *, ours: float) -> dict[str, Any]:
+def compare(
+    name: str, annotations: Annotations, table: DetectionTable, *, ours: float
+) -> dict[str, Any]:
     """Seconds of another evaluator on the same rows, and how far its AP is from ours."""
     if name == "pycocotools":
         from pycocotools.coco import COCO
@@ -77,12 +83,12 @@ def compare(name: str, truth: Truth, table: DetectionTable, *, ours: float) -> d
     else:
         from faster_coco_eval import COCO
         from faster_coco_eval import COCOeval_faster as Evaluator
-    rows = coco_results(truth, table)
+    rows = coco_results(annotations, table)
 
     def score() -> float:
         with contextlib.redirect_stdout(io.StringIO()):
             coco = COCO()
-            coco.dataset = ground_truth_json(truth)
+            coco.dataset = ground_truth_json(annotations)
             coco.createIndex()
             scored = Evaluator(coco, coco.loadRes(rows), "bbox")
             scored.evaluate()
@@ -103,16 +109,16 @@ def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def make_truth(rng: np.random.Generator, *, pictures: int, classes: int) -> Truth:
-    counts = rng.poisson(7, size=pictures)
+def make_annotations(rng: np.random.Generator, *, images: int, classes: int) -> Annotations:
+    counts = rng.poisson(7, size=images)
     total = int(counts.sum())
     corners = rng.uniform(0, 400, size=(total, 2))
     sides = np.exp(rng.uniform(np.log(10), np.log(300), size=(total, 2)))
     popularity = 1 / np.arange(1, classes + 1)
-    return Truth(
-        image_ids=np.arange(pictures, dtype=np.int64),
-        file_names=tuple(f"{n:012d}.jpg" for n in range(pictures)),
-        sizes_hw=np.full((pictures, 2), 700, dtype=np.int64),
+    return Annotations(
+        image_ids=np.arange(images, dtype=np.int64),
+        file_names=tuple(f"{n:012d}.jpg" for n in range(images)),
+        sizes_hw=np.full((images, 2), 700, dtype=np.int64),
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         boxes=np.concatenate([corners, corners + sides], axis=1),
         labels=rng.choice(classes, size=total, p=popularity / popularity.sum()).astype(np.int64),
@@ -122,24 +128,26 @@ def make_truth(rng: np.random.Generator, *, pictures: int, classes: int) -> Trut
     )
 
 
-def make_detections(rng: np.random.Generator, truth: Truth, *, each: int) -> DetectionTable:
-    """A third of them near a box of their picture, nine in ten of these of its class."""
-    rows = np.repeat(np.arange(len(truth)), each)
+def make_detections(
+    rng: np.random.Generator, annotations: Annotations, *, each: int
+) -> DetectionTable:
+    """A third of them near a box of their image, nine in ten of these of its class."""
+    rows = np.repeat(np.arange(len(annotations)), each)
     total = len(rows)
     corners = rng.uniform(0, 400, size=(total, 2))
     sides = np.exp(rng.uniform(np.log(10), np.log(300), size=(total, 2)))
     xywh = np.concatenate([corners, sides], axis=1)
-    labels = rng.integers(0, len(truth.categories), size=total)
+    labels = rng.integers(0, len(annotations.categories), size=total)
     scores = rng.beta(1, 6, size=total)
-    counts = np.diff(truth.offsets)[rows]
+    counts = np.diff(annotations.offsets)[rows]
     near = (rng.random(total) < 0.33) & (counts > 0)
-    box = truth.offsets[rows[near]] + rng.integers(0, counts[near])
-    found = truth.boxes[box]
+    box = annotations.offsets[rows[near]] + rng.integers(0, counts[near])
+    found = annotations.boxes[box]
     size = found[:, 2:] - found[:, :2]
     xywh[near, :2] = found[:, :2] + size * rng.normal(0, 0.1, size=size.shape)
     xywh[near, 2:] = size * np.exp(rng.normal(0, 0.15, size=size.shape))
     right = rng.random(len(box)) < 0.9
-    labels[near] = np.where(right, truth.labels[box], labels[near])
+    labels[near] = np.where(right, annotations.labels[box], labels[near])
     scores[near] = rng.beta(2, 2, size=len(box))
     return DetectionTable(
         rows=rows, labels=labels.astype(np.int64), xywh=xywh, scores=scores.round(4)

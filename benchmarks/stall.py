@@ -30,12 +30,12 @@ from synthetic import contents_of, make_manifest
 from cachedet.config.run import TrainConfig, load_train_config
 from cachedet.device import choose_device
 from cachedet.loading.loader import FeatureLoader, make_loader
-from cachedet.loading.sampling import Due
+from cachedet.loading.sampling import PlannedBatch
 from cachedet.store.codecs.statistics import FeatureStatistics
 from cachedet.store.format.manifest import library_versions
 from cachedet.store.reader import FeatureStore
 from cachedet.store.writer import StoreWriter
-from cachedet.structures import Batch, CategoryMap, Features, FeatureSpec, LevelSpec, Truth
+from cachedet.structures import Annotations, Batch, CategoryMap, Features, FeatureSpec, LevelSpec
 from cachedet.training.trainer import Trainer, make_trainer
 
 TINY = "configs/retinanet_fpn_tiny.yaml,configs/cascade_rcnn_fpn_tiny.yaml"
@@ -47,7 +47,7 @@ RESNET50 = FeatureSpec(
     )
 )
 SIDE = 512  # pixels
-BOXES = 15  # of a picture, as in bccd
+BOXES = 15  # of an image, as in bccd
 _MEMORY = 8 << 30  # bytes of decoded batches that are held at most
 
 
@@ -57,7 +57,7 @@ def main() -> None:
     where.add_argument("--store", type=Path)
     where.add_argument("--synthetic", type=Path, metavar="DIR")
     parser.add_argument("--codec", default="int8", help="of --synthetic")
-    parser.add_argument("--pictures", type=int, default=64, help="of --synthetic")
+    parser.add_argument("--images", type=int, default=64, help="of --synthetic")
     parser.add_argument("--configs", default=TINY)
     parser.add_argument("--residencies", default="stream,ram")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
@@ -67,9 +67,9 @@ def main() -> None:
     options = parser.parse_args()
     root = options.store
     if options.synthetic is not None:
-        root = options.synthetic / f"resnet50-{options.codec}-{options.pictures}.zarr"
+        root = options.synthetic / f"resnet50-{options.codec}-{options.images}.zarr"
         if not root.exists():
-            build(root, codec=options.codec, pictures=options.pictures)
+            build(root, codec=options.codec, images=options.images)
     store = FeatureStore.open(root)
     results = [
         {"config": name, "residency": residency, **measure(store, config, options)}
@@ -107,11 +107,13 @@ def measure(store: FeatureStore, config: TrainConfig, options: Any) -> dict[str,
     loader = make_loader(config, store)
     trainer = make_trainer(config, manifest=store.manifest, total_steps=1_000_000)
     held = hold(loader, steps=options.steps)
-    due = [Due(keys, number=number) for number, keys in enumerate(loader.plan(0)[: len(held)])]
+    planned = [
+        PlannedBatch(keys, number=number) for number, keys in enumerate(loader.plan(0)[: len(held)])
+    ]
     ratios, waits, seconds = [], [], []
     # One run more than is timed: what waits at the end of the last one was read in its time.
-    with closing(loader.read_ahead(due * (options.pairs + 2))) as streamed:
-        for _ in due:  # warms up
+    with closing(loader.read_ahead(planned * (options.pairs + 2))) as streamed:
+        for _ in planned:  # warms up
             trainer.take_step(next(streamed))
         for pair in range(options.pairs):
             clocks = {"memory": Clock(), "store": Clock()}
@@ -121,15 +123,15 @@ def measure(store: FeatureStore, config: TrainConfig, options: Any) -> dict[str,
             ratios.append(clocks["memory"].total / clocks["store"].total)
             waits.append(clocks["store"].waited / clocks["store"].total)
             seconds.append(clocks["memory"].total / len(held))
-    pictures = [len(batch.targets) for batch in held]
+    images = [len(batch.targets) for batch in held]
     return {
         "steps_per_second_to_memory": statistics.median(ratios),
         "each_pair": ratios,
         "share_of_time_waiting": statistics.median(waits),
         "seconds_per_step_in_memory": statistics.median(seconds),
-        "pictures_per_step": statistics.mean(pictures),
-        "decoded_megabytes_per_picture": held[0].nbytes / pictures[0] / 1e6,
-        "stored_kilobytes_per_picture": store.nbytes / len(store) / len(store.manifest.views) / 1e3,
+        "images_per_step": statistics.mean(images),
+        "decoded_megabytes_per_image": held[0].nbytes / images[0] / 1e6,
+        "stored_kilobytes_per_image": store.nbytes / len(store) / len(store.manifest.views) / 1e3,
     }
 
 
@@ -160,18 +162,18 @@ class Clock:
         self.total = wall_seconds(trainer.device) - started
 
 
-def build(root: Path, *, codec: str, pictures: int) -> None:
+def build(root: Path, *, codec: str, images: int) -> None:
     """A store of random maps that are half zeros, as after a ReLU."""
     rng = np.random.default_rng(0)
-    truth = make_truth(pictures, rng)
-    manifest = make_manifest(spec=RESNET50, truth=truth, image_size=SIDE, codec=codec)
+    annotations = make_annotations(images, rng)
+    manifest = make_manifest(spec=RESNET50, annotations=annotations, image_size=SIDE, codec=codec)
     seen = FeatureStatistics()
     seen.add(draw_features(rng, 2))
     writer = StoreWriter.open(
         root,
         manifest=manifest,
-        truth=truth,
-        contents=contents_of(truth),
+        annotations=annotations,
+        contents=contents_of(annotations),
         fit=lambda unfitted: unfitted.fit(seen.levels),
     )
     for block in writer.missing_blocks():
@@ -189,18 +191,18 @@ def draw_features(rng: np.random.Generator, count: int) -> Features:
     }
 
 
-def make_truth(pictures: int, rng: np.random.Generator) -> Truth:
-    """Square pictures with boxes of three classes."""
-    corners = rng.uniform(0, SIDE - 100, (pictures * BOXES, 2))
-    sides = rng.uniform(20, 100, (pictures * BOXES, 2))
-    return Truth(
-        image_ids=np.arange(pictures, dtype=np.int64),
-        file_names=tuple(f"{n:012d}.jpg" for n in range(pictures)),
-        sizes_hw=np.full((pictures, 2), SIDE, dtype=np.int64),
-        offsets=np.arange(0, (pictures + 1) * BOXES, BOXES, dtype=np.int64),
+def make_annotations(images: int, rng: np.random.Generator) -> Annotations:
+    """Square images with boxes of three classes."""
+    corners = rng.uniform(0, SIDE - 100, (images * BOXES, 2))
+    sides = rng.uniform(20, 100, (images * BOXES, 2))
+    return Annotations(
+        image_ids=np.arange(images, dtype=np.int64),
+        file_names=tuple(f"{n:012d}.jpg" for n in range(images)),
+        sizes_hw=np.full((images, 2), SIDE, dtype=np.int64),
+        offsets=np.arange(0, (images + 1) * BOXES, BOXES, dtype=np.int64),
         boxes=np.concatenate([corners, corners + sides], axis=1),
-        labels=rng.integers(3, size=pictures * BOXES),
-        crowd=np.zeros(pictures * BOXES, dtype=np.bool_),
+        labels=rng.integers(3, size=images * BOXES),
+        crowd=np.zeros(images * BOXES, dtype=np.bool_),
         areas=sides.prod(axis=1),
         categories=CategoryMap(ids=(1, 2, 3), names=("a", "b", "c")),
     )

@@ -5,17 +5,24 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedet.store.format.manifest import Manifest, library_versions, pictures_digest, truth_digest
-from cachedet.structures import FeatureSpec, Preprocessing, Truth
+from cachedet.store.format.manifest import (
+    Manifest,
+    annotations_digest,
+    images_digest,
+    library_versions,
+)
+from cachedet.structures import Annotations, FeatureSpec, Preprocessing
 
 
-def contents_of(truth: Truth) -> NDArray[np.uint64]:
-    """A content hash for each picture that does not exist."""
-    return np.arange(len(truth), dtype=np.uint64)
+def contents_of(annotations: Annotations) -> NDArray[np.uint64]:
+    """A content hash for each image that does not exist."""
+    return np.arange(len(annotations), dtype=np.uint64)
 
 
-def make_manifest(*, spec: FeatureSpec, truth: Truth, image_size: int, codec: str) -> Manifest:
-    """Of a store with one view and blocks of 16 pictures."""
+def make_manifest(
+    *, spec: FeatureSpec, annotations: Annotations, image_size: int, codec: str
+) -> Manifest:
+    """Of a store with one view and blocks of 16 images."""
     return Manifest(
         spec=spec,
         preprocessing=Preprocessing(mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic"),
@@ -27,9 +34,9 @@ def make_manifest(*, spec: FeatureSpec, truth: Truth, image_size: int, codec: st
         codec=codec,
         block_size=16,
         batch_size=8,
-        truth_digest=truth_digest(truth),
-        pictures_digest=pictures_digest(contents_of(truth)),
-        categories=truth.categories,
+        annotations_digest=annotations_digest(annotations),
+        images_digest=images_digest(contents_of(annotations)),
+        categories=annotations.categories,
         skipped=(),
         versions=library_versions(),
     )

@@ -4,8 +4,8 @@ python benchmarks/torchvision_faster_rcnn.py --images DIR \
     --train train.zarr --val val.zarr --out DIR [--steps 6] [--epochs 0] [--seed 0] [--device cuda]
 
 torchvision's detector is what a person would build without cachedet: FPN of 256 channels and
-default heads on the same EfficientNet-lite0 with the same weights, pictures decoded in each step.
-Steps of the same pictures are timed in turn: torchvision live, torchvision on our cached features
+default heads on the same EfficientNet-lite0 with the same weights, images decoded in each step.
+Steps of the same images are timed in turn: torchvision live, torchvision on our cached features
 (its backbone's part taken away), ours cached. The two ratios multiply to the whole gain: what the
 cache brings, and what lean heads bring. With --epochs both are trained and scored as well. On CUDA
 neither decoding nor reading is timed: threads can do both ahead of a step, and as fast.
@@ -42,7 +42,7 @@ from cachedet.detector.end_to_end import PIXELS
 from cachedet.device import choose_device
 from cachedet.evaluate import evaluate
 from cachedet.evaluation.metrics import CocoScores, score_detections
-from cachedet.live.image_loader import PictureLoader
+from cachedet.live.image_loader import ImageLoader
 from cachedet.live.modes import inputs_of
 from cachedet.loading.loader import FeatureLoader
 from cachedet.store.format.manifest import library_versions
@@ -86,10 +86,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     store = FeatureStore.open(options.train)
-    rig = Rig(store, options.images, choose_device(options.device))
-    result: dict[str, Any] = {"seconds_per_picture": rig.time_steps(options.steps)}
+    training_mode = TrainingMode(store, options.images, choose_device(options.device))
+    result: dict[str, Any] = {"seconds_per_image": training_mode.time_steps(options.steps)}
     if options.epochs:
-        ways = {"torchvision": rig.train_torchvision, "cachedet": train_ours}
+        ways = {"torchvision": training_mode.train_torchvision, "cachedet": train_ours}
         for name, train_one in ways.items():
             result[name] = train_one(options)
             # Hours: kept if the next one fails.
@@ -103,7 +103,7 @@ def main() -> None:
                 "seed": options.seed,
                 "cores": os.cpu_count(),
                 "threads_of_torch": torch.get_num_threads(),
-                "machine": describe_device(rig.device),
+                "machine": describe_device(training_mode.device),
                 "versions": library_versions(),
             },
             indent=1,
@@ -111,7 +111,7 @@ def main() -> None:
     )
 
 
-class Rig:
+class TrainingMode:
     """torchvision's detector, ours, and batches for both."""
 
     def __init__(self, store: FeatureStore, images: Path, device: torch.device) -> None:
@@ -132,7 +132,7 @@ class Rig:
             seed=0,
             device=device,
         )
-        self.pictures_ahead = PictureLoader(
+        self.images_ahead = ImageLoader(
             self.loader,
             views=manifest.views,
             store=store,
@@ -145,7 +145,7 @@ class Rig:
             self.live,
             num_classes=len(manifest.categories) + 1,
             rpn_anchor_generator=_anchors(),
-            min_size=1,  # the pictures come in at their size, normalised
+            min_size=1,  # the images come in at their size, normalised
             max_size=10_000,
             image_mean=[0.0] * 3,
             image_std=[1.0] * 3,
@@ -165,7 +165,7 @@ class Rig:
         plan = [keys for keys in self.loader.plan(0) if len(keys) == BATCH][: steps + 1]
         ways: dict[str, tuple[Callable[[Any], Any], Callable[[Any, Any], object]]] = {
             "torchvision_live": (
-                self.pictures,
+                self.images,
                 lambda pixels, keys: self.their_step(pixels, self.targets(keys)),
             ),
             "torchvision_cached": (
@@ -198,11 +198,11 @@ class Rig:
             "gain_of_lean_heads": ratio("torchvision_cached", "cachedet"),
         }
 
-    def pictures(self, keys: Any) -> Tensor:
+    def images(self, keys: Any) -> Tensor:
         return torch.stack([self.inputs.load(row, view) for row, view in self.named(keys)])
 
     def named(self, keys: Any) -> list[tuple[int, str]]:
-        """Row and view of each picture."""
+        """Row and view of each image."""
         views = self.store.manifest.views
         return [(int(row), views[int(view)]) for view, row in keys]
 
@@ -210,7 +210,7 @@ class Rig:
         return [self.store.targets(row, view) for row, view in self.named(keys)]
 
     def their_cached_step(self, batch: Batch) -> float:
-        return self.their_step(self.in_place_of_pictures(batch), batch.targets)
+        return self.their_step(self.in_place_of_images(batch), batch.targets)
 
     def their_step(self, images: Tensor, targets: list[Targets]) -> float:
         wanted = [_their_target(own.to(self.device)) for own in targets]
@@ -223,8 +223,8 @@ class Rig:
         self.optimizer.step()
         return total.item()
 
-    def in_place_of_pictures(self, batch: Batch) -> Tensor:
-        """Empty pictures of the size the features belong to; the next forward takes those."""
+    def in_place_of_images(self, batch: Batch) -> Tensor:
+        """Empty images of the size the features belong to; the next forward takes those."""
         self.live.cached = batch.features
         finest = self.store.manifest.spec.levels[0]
         height, width = batch.features[finest.name].shape[-2:]
@@ -239,7 +239,7 @@ class Rig:
         )
         forget_peak(self.device)
         started = wall_seconds(self.device)
-        for batch in self.pictures_ahead.batches(0, until=options.epochs):
+        for batch in self.images_ahead.batches(0, until=options.epochs):
             self.their_step(batch.features[PIXELS], batch.targets)
             schedule.step()
         seconds = wall_seconds(self.device) - started
@@ -252,7 +252,7 @@ class Rig:
 
     @torch.no_grad()
     def their_detections(self, val: Path) -> tuple[Any, list[Detections]]:
-        """On the validation store's features: the same as from the pictures (law L3)."""
+        """On the validation store's features: the same as from the images (law L3)."""
         store = FeatureStore.open(val)
         loader = FeatureLoader(
             store,
@@ -266,14 +266,14 @@ class Rig:
         found = {}
         for keys, batch in zip(loader.plan(0), loader.batches(0), strict=True):
             row = int(keys[0, 1])
-            output = self.theirs(list(self.in_place_of_pictures(batch)))[0]
+            output = self.theirs(list(self.in_place_of_images(batch)))[0]
             found[row] = Detections(
                 image_id=batch.image_ids[0],
-                boxes=store.geometry(row, "base").boxes_to_picture(output["boxes"]),
+                boxes=store.geometry(row, "base").boxes_to_image(output["boxes"]),
                 scores=output["scores"].cpu(),
                 labels=output["labels"].cpu() - 1,
             )
-        return store.truth, [found[row] for row in range(len(store))]
+        return store.annotations, [found[row] for row in range(len(store))]
 
 
 def train_ours(options: argparse.Namespace) -> dict[str, Any]:

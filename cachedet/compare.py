@@ -117,7 +117,7 @@ def compare(
         InputError, ConfigError: the options do not fit together, or the folder is of another
             comparison or in use.
         DatasetError, BadImageError, BackboneError, StoreError: what extraction raises.
-        CheckpointError: pictures to train on and to score on do not fit together.
+        CheckpointError: images to train on and to score on do not fit together.
     """
     _require_sensible(config)
     folder = ComparisonFolder(config.out)
@@ -297,9 +297,9 @@ def _standfirst(config: ComparisonConfig, store: FeatureStore) -> str:
         if config.budget is not None
         else "the same number of epochs each"
     )
-    boxes = int((~store.truth.crowd).sum())
+    boxes = int((~store.annotations.crowd).sum())
     return (
-        f"{len(store)} pictures with {boxes} boxes to learn from, {store.manifest.backbone}, {each}"
+        f"{len(store)} images with {boxes} boxes to learn from, {store.manifest.backbone}, {each}"
     )
 
 
@@ -318,7 +318,7 @@ def _facts(
     )
     live = "the same views; jitter is drawn anew every epoch"
     if any(heads.augment != AugmentConfig() for heads in config.heads.values()):
-        live += "; what augment moves in maps is moved in the pictures"
+        live += "; what augment moves in maps is moved in the images"
     return [
         ("backbone", f"{manifest.backbone}, weights: {manifest.weights}"),
         ("image size", f"{manifest.image_size} pixels, long side"),

@@ -12,7 +12,7 @@ import torch
 
 from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.config.run import ExtractConfig, TrainConfig, load_train_config
-from cachedet.data.images import decode_picture
+from cachedet.data.images import decode_image
 from cachedet.data.shapes import ShapesPaths, write_shapes
 from cachedet.errors import InputError
 from cachedet.evaluate import evaluate
@@ -21,15 +21,15 @@ from cachedet.evaluation.plots import Drawing, SheetRow, contact_sheet
 from cachedet.extract import ExtractReport, default_workers, extract
 from cachedet.extraction.inputs import load_input, run_backbone
 from cachedet.loading.loader import FeatureLoader
-from cachedet.predict import PictureDetector, load_picture_detector, make_drawing
+from cachedet.predict import ImageDetector, load_image_detector, make_drawing
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 from cachedet.train import train
 
-TRAIN_PICTURES = 320
-VAL_PICTURES = 96
+TRAIN_IMAGES = 320
+VAL_IMAGES = 96
 _IMAGE_SIZE = 320
-_SHEET_PICTURES = 12
+_SHEET_IMAGES = 12
 _SHEET_SCORE = 0.4
 _LIVE_BATCHES = 8
 _CONFIG = "demo.yaml"
@@ -56,8 +56,8 @@ class DemoReport:
         saved = self.live_epoch - self.cached_epoch
         pays = f"after {extraction / saved:.1f} epochs" if saved > 0 else "never on this machine"
         return (
-            f"AP {self.scores.ap:.3f}, AP50 {self.scores.ap50:.3f} on {VAL_PICTURES} validation "
-            f"pictures\ntime: {stages}\ncache: {self.nbytes / 1e6:.1f} MB; an epoch takes "
+            f"AP {self.scores.ap:.3f}, AP50 {self.scores.ap50:.3f} on {VAL_IMAGES} validation "
+            f"images\ntime: {stages}\ncache: {self.nbytes / 1e6:.1f} MB; an epoch takes "
             f"{self.cached_epoch:.1f} s from the cache, {self.live_epoch:.1f} s with the live "
             f"frozen backbone ({self.live_epoch / self.cached_epoch:.1f} times as long); the cache "
             f"has paid for itself {pays}\ntruth beside prediction: {self.sheet}"
@@ -75,8 +75,8 @@ def run_demo(out: Path) -> DemoReport:
         )
     seconds: dict[str, float] = {}
     started = time.perf_counter()
-    paths = write_shapes(out / "shapes", train=TRAIN_PICTURES, val=VAL_PICTURES)
-    seconds["draw pictures"] = time.perf_counter() - started
+    paths = write_shapes(out / "shapes", train=TRAIN_IMAGES, val=VAL_IMAGES)
+    seconds["draw images"] = time.perf_counter() - started
     started = time.perf_counter()
     reports = [_extract(out, paths, split) for split in ("train", "val")]
     seconds["extract"] = time.perf_counter() - started
@@ -91,7 +91,7 @@ def run_demo(out: Path) -> DemoReport:
     seconds["train"] = time.perf_counter() - started
     started = time.perf_counter()
     scored = evaluate(out / "run", store=reports[1].store)
-    detector = load_picture_detector(out / "run")
+    detector = load_image_detector(out / "run")
     sheet = _draw_sheet(out, reports[1].store, paths, detector)
     seconds["score and draw"] = time.perf_counter() - started
     live = _live_backbone_seconds(reports[0].store, paths, detector.backbone, config)
@@ -126,7 +126,7 @@ def _extract(out: Path, paths: ShapesPaths, split: str) -> ExtractReport:
 def _live_backbone_seconds(
     store_path: Path, paths: ShapesPaths, backbone: FrozenBackbone, config: TrainConfig
 ) -> float:
-    """Seconds an epoch would take longer if pictures were decoded and forwarded in each step."""
+    """Seconds an epoch would take longer if images were decoded and forwarded in each step."""
     store = FeatureStore.open(store_path)
     batch_size = config.schedule.batch_size
     loader = FeatureLoader(
@@ -146,40 +146,42 @@ def _live_backbone_seconds(
 
 def _load_base(store: FeatureStore, paths: ShapesPaths, row: int) -> torch.Tensor:
     return load_input(
-        paths.images / store.truth.file_names[row],
+        paths.images / store.annotations.file_names[row],
         view="base",
-        image_id=int(store.truth.image_ids[row]),
+        image_id=int(store.annotations.image_ids[row]),
         image_size=store.manifest.image_size,
         pad_multiple=store.manifest.spec.pad_multiple,
         preprocessing=store.manifest.preprocessing,
     )
 
 
-def _draw_sheet(out: Path, val_store: Path, paths: ShapesPaths, detector: PictureDetector) -> Path:
-    """Truth beside what `predict` finds in the picture files."""
-    truth = FeatureStore.open(val_store).truth
+def _draw_sheet(out: Path, val_store: Path, paths: ShapesPaths, detector: ImageDetector) -> Path:
+    """Ground truth beside what `predict` finds in the image files."""
+    annotations = FeatureStore.open(val_store).annotations
     rows = []
-    for row in range(min(_SHEET_PICTURES, len(truth))):
-        pixels = decode_picture(paths.images / truth.file_names[row])
-        found = detector(pixels, image_id=int(truth.image_ids[row])).above(_SHEET_SCORE)
+    for row in range(min(_SHEET_IMAGES, len(annotations))):
+        pixels = decode_image(paths.images / annotations.file_names[row])
+        found = detector(pixels, image_id=int(annotations.image_ids[row])).above(_SHEET_SCORE)
         rows.append(
             SheetRow(
-                name=truth.file_names[row],
+                name=annotations.file_names[row],
                 pixels=pixels,
-                truth=_truth_drawing(truth, row),
-                prediction=make_drawing(found, truth.categories, size_hw=truth.size_of(row)),
+                annotations=_annotations_drawing(annotations, row),
+                prediction=make_drawing(
+                    found, annotations.categories, size_hw=annotations.size_of(row)
+                ),
             )
         )
-    sheet = out / "truth_and_prediction.png"
+    sheet = out / "ground_ground_truth_and_prediction.png"
     contact_sheet(rows, sheet)
     return sheet
 
 
-def _truth_drawing(truth: Truth, row: int) -> Drawing:
-    where = truth.boxes_of(row)
-    labels = truth.labels[where]
+def _annotations_drawing(annotations: Annotations, row: int) -> Drawing:
+    where = annotations.boxes_of(row)
+    labels = annotations.labels[where]
     return Drawing(
-        boxes=truth.boxes[where],
+        boxes=annotations.boxes[where],
         labels=labels,
-        captions=tuple(truth.categories.names[label] for label in labels),
+        captions=tuple(annotations.categories.names[label] for label in labels),
     )

@@ -3,7 +3,7 @@
     CachedetError
     ├── InputError            the user's arguments or files
     │   ├── DatasetError      an annotation file or image folder that cannot be used
-    │   └── BadImageError     a picture that cannot be decoded
+    │   └── BadImageError     an image that cannot be decoded
     ├── ConfigError           a config key or value
     ├── BackboneError         an unknown backbone, or weights that do not fit it
     ├── StoreError            the feature store on disk
@@ -38,7 +38,7 @@ class DatasetError(InputError):
 
 
 class BadImageError(InputError):
-    """A picture that cannot be decoded, or whose size contradicts its annotations."""
+    """An image that cannot be decoded, or whose size contradicts its annotations."""
 
 
 class ConfigError(CachedetError, ValueError):
@@ -66,7 +66,7 @@ class CorruptBlockError(StoreError, ValueError):
 
 
 class CodecError(StoreError, ValueError):
-    """A feature value the codec cannot represent; names the picture."""
+    """A feature value the codec cannot represent; names the image."""
 
 
 class CheckpointError(CachedetError, ValueError):
@@ -78,7 +78,7 @@ class DamagedCheckpointError(CheckpointError):
 
 
 class NonFiniteLossError(CachedetError, ArithmeticError):
-    """A loss or gradient is NaN or Inf; names the step, the pictures and the levels."""
+    """A loss or gradient is NaN or Inf; names the step, the images and the levels."""
 
 
 class RankError(CachedetError, RuntimeError):

@@ -23,14 +23,14 @@ from cachedet.estimation.prediction import Prediction, describe_store, describe_
 from cachedet.estimation.probe import measure_backbone
 from cachedet.estimation.sample import commonest_size, count_pixels, padded_sizes
 from cachedet.estimation.what_if import BackboneChange, WhatIf, apply_what_if
-from cachedet.extract import FIT_PICTURES, default_views, describe_extraction
+from cachedet.extract import FIT_IMAGES, default_views, describe_extraction
 from cachedet.model import measure_model
 from cachedet.structures import FeatureSpec, SizeHW
 
-SAMPLE = 32  # pictures
+SAMPLE = 32  # images
 SECONDS = 8.0  # of each trial
 DEFAULT_HEADS = Path(__file__).with_name("demo.yaml")  # lean, and there in every installation
-_NOISE_PICTURES = 4
+_NOISE_IMAGES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +44,10 @@ class EstimateReport:
         forecast: what follows.
         advice: in words.
         what_if: what is otherwise than here; empty where everything was measured.
-        skipped: file name and reason of bad pictures of the sample.
+        skipped: file name and reason of bad images of the sample.
         prediction: where it was saved for `extract` and `train-heads` to compare with; None of a
             what-if.
-        sample: pictures that were tried.
+        sample: images that were tried.
         seconds: that the estimate took.
     """
 
@@ -90,7 +90,7 @@ def estimate(
     Args:
         config: of the extraction that is meant.
         heads: of the training that is meant.
-        sample: most pictures to try.
+        sample: most images to try.
         seconds: for each trial, about; more is more exact.
         what_if: what shall be otherwise than it is here.
 
@@ -135,7 +135,7 @@ def open_subject(config: ExtractConfig, heads: TrainConfig, sample: int, seconds
         ),
         sample=sample,
         seconds=seconds,
-        fit_pictures=FIT_PICTURES,
+        fit_images=FIT_IMAGES,
     )
 
 
@@ -152,7 +152,7 @@ def _pixels_at(subject: Subject, image_size: int) -> float:
     counts = [
         count_pixels(
             padded_sizes(
-                subject.dataset.truth, subject.views, image_size=size, pad_multiple=multiple
+                subject.dataset.annotations, subject.views, image_size=size, pad_multiple=multiple
             )
         )
         for size in (image_size, subject.extract.image_size)
@@ -167,9 +167,9 @@ def _other_backbone(subject: Subject, name: str) -> BackboneChange:
     size = subject.extract.image_size
     other = load_backbone(name, weights="none", image_size=size, device=device)
     height, width = _usual_size(subject, other.spec)
-    noise = torch.rand(_NOISE_PICTURES, 3, height, width, device=device)
+    noise = torch.rand(_NOISE_IMAGES, 3, height, width, device=device)
     (before, _), (after, _) = (measure_backbone(each, noise) for each in (own, other))
-    classes = len(subject.dataset.truth.categories)
+    classes = len(subject.dataset.annotations.categories)
     heads = [
         measure_model(
             subject.heads.detector,
@@ -191,7 +191,7 @@ def _usual_size(subject: Subject, spec: FeatureSpec) -> SizeHW:
     """The commonest of the first view, such that both backbones take it."""
     multiple = math.lcm(spec.pad_multiple, subject.backbone.spec.pad_multiple)
     sizes = padded_sizes(
-        subject.dataset.truth,
+        subject.dataset.annotations,
         subject.views[:1],
         image_size=subject.extract.image_size,
         pad_multiple=multiple,
@@ -208,7 +208,7 @@ def _save(found: Estimated, subject: Subject, forecast: Forecast) -> Path | None
     """For `extract` and `train-heads`; None where the folder of the store is not there yet."""
     config, cached = subject.extract, forecast.modes["cached"]
     prediction = Prediction(
-        store=describe_store(found.manifest, pictures=len(subject.dataset.truth)),
+        store=describe_store(found.manifest, images=len(subject.dataset.annotations)),
         extraction=describe_extraction(config),
         training=describe_training(subject.heads, views=found.manifest.views),
         nbytes=forecast.nbytes,

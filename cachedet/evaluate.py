@@ -19,7 +19,7 @@ from cachedet.device import choose_device
 from cachedet.errors import CheckpointError, InputError
 from cachedet.evaluation.analysis import Analysis, analyse, require_resamples
 from cachedet.evaluation.detection_table import DetectionTable, has_masks, tabulate
-from cachedet.evaluation.files import differing_classes, read_counts, read_truth_of
+from cachedet.evaluation.files import differing_classes, read_annotations_of, read_counts
 from cachedet.evaluation.inference import detect_store, propose_store
 from cachedet.evaluation.merging import Merging
 from cachedet.evaluation.metrics import CocoScores, coco_results
@@ -27,7 +27,7 @@ from cachedet.evaluation.precision import ProposalReport, proposal_recall
 from cachedet.evaluation.strata import DEFAULT_EDGES, check_edges
 from cachedet.progress import StageProgress
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Detections, Truth
+from cachedet.structures import Annotations, Detections
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 from cachedet.training.run_folder import RunFolder, TrainingData
 from cachedet.version import __version__
@@ -70,7 +70,7 @@ class EvalReport:
     analysis: Analysis
     proposals: ProposalReport | None
     views: tuple[str, ...]  # whose detections were merged
-    detections: list[Detections]  # pixels of the pictures, in the order of the store's rows
+    detections: list[Detections]  # pixels of the images, in the order of the store's rows
     seconds: float
     results: Path
     coco_file: Path
@@ -120,18 +120,20 @@ def evaluate(
     against = questions.against
     other = None if against is None else _Scored.open(against, features, config, views)
     counts, source = _find_counts(questions, own, features)
-    truth, federated = features.truth, None
+    annotations, federated = features.annotations, None
     if questions.annotations is not None:
-        truth, federated = read_truth_of(truth, questions.annotations, lvis=questions.lvis)
+        annotations, federated = read_annotations_of(
+            annotations, questions.annotations, lvis=questions.lvis
+        )
     started = time.perf_counter()
-    proposals = own.recall_proposals(truth) if questions.proposals else None
+    proposals = own.recall_proposals(annotations) if questions.proposals else None
     detections = own.detect("eval")
-    table = _tabulate(truth, detections)
+    table = _tabulate(annotations, detections)
     analysis = analyse(
-        truth,
+        annotations,
         table,
         federated=federated,
-        other=None if other is None else _tabulate(truth, other.detect("eval against")),
+        other=None if other is None else _tabulate(annotations, other.detect("eval against")),
         counts=counts,
         edges=questions.edges or DEFAULT_EDGES,
         resamples=questions.resamples,
@@ -152,7 +154,7 @@ def evaluate(
             **questions.describe(),
         },
     )
-    report.coco_file.write_text(json.dumps(coco_results(truth, table)), encoding="utf-8")
+    report.coco_file.write_text(json.dumps(coco_results(annotations, table)), encoding="utf-8")
     report.results.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
     return report
 
@@ -216,14 +218,14 @@ class _Scored:
                 load_detector(self.checkpoint, device=self.device),
                 self.features,
                 views=self.views,
-                merging=Merging.like(self.checkpoint.config.detector.selection),
+                merging=Merging.like(self.checkpoint.config.detector.postprocess),
                 levels=self.levels,
                 batch_size=self.config.batch_size,
                 device=self.device,
                 on_progress=progress.advance,
             )
 
-    def recall_proposals(self, truth: Truth) -> ProposalReport:
+    def recall_proposals(self, annotations: Annotations) -> ProposalReport:
         """Raises InputError where the detector proposes nothing."""
         detector = load_detector(self.checkpoint, device=self.device)
         if not isinstance(detector, RCNN):
@@ -242,12 +244,12 @@ class _Scored:
                 on_progress=progress.advance,
             )
         return ProposalReport(
-            most_per_picture=detector.rpn.test_counts.post_nms,
-            at_limits=proposal_recall(truth, proposals),
+            most_per_image=detector.rpn.test_counts.post_nms,
+            at_limits=proposal_recall(annotations, proposals),
         )
 
     def _progress(self, stage: str, passes: int) -> StageProgress:
-        return StageProgress(stage, total=len(self.features) * passes, unit="pictures")
+        return StageProgress(stage, total=len(self.features) * passes, unit="images")
 
 
 def _require_answerable(questions: Questions, views: Sequence[str]) -> None:
@@ -257,7 +259,7 @@ def _require_answerable(questions: Questions, views: Sequence[str]) -> None:
         check_edges(questions.edges)
     if questions.lvis and questions.annotations is None:
         raise InputError(
-            "--lvis needs --annotations: a store does not keep which classes a picture surely "
+            "--lvis needs --annotations: a store does not keep which classes an image surely "
             "lacks; give the LVIS file the store was extracted from"
         )
     if questions.proposals and len(views) > 1:
@@ -271,7 +273,7 @@ def _find_counts(
 ) -> tuple[dict[int, int] | None, str | None]:
     """Training annotations of each class, and where they are from."""
     if questions.training is not None:
-        return read_counts(questions.training, features.truth.categories), questions.training
+        return read_counts(questions.training, features.annotations.categories), questions.training
     noted = TrainingData.read(own.folder)
     if noted is not None:
         return noted.boxes, noted.store
@@ -283,8 +285,8 @@ def _find_counts(
     return None, None
 
 
-def _tabulate(truth: Truth, detections: list[Detections]) -> DetectionTable:
-    return tabulate(truth, detections, with_masks=has_masks(detections))
+def _tabulate(annotations: Annotations, detections: list[Detections]) -> DetectionTable:
+    return tabulate(annotations, detections, with_masks=has_masks(detections))
 
 
 def _require_fits(checkpoint: Checkpoint, store: FeatureStore, run: Path) -> None:

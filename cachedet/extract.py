@@ -1,4 +1,4 @@
-"""Stage 1: compute the frozen backbone's features of every picture and view, once."""
+"""Stage 1: compute the frozen backbone's features of every image and view, once."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.config.run import ExtractConfig
 from cachedet.data.coco import CocoDataset, read_coco
-from cachedet.data.images import Survey, require_good, survey_pictures
+from cachedet.data.images import Scan, require_good, scan_images
 from cachedet.data.views import TRAINING_VIEWS, parse_views
 from cachedet.device import choose_device, usable_cores
 from cachedet.errors import StoreError
-from cachedet.estimation.prediction import Outcome, outcome_of_extraction
+from cachedet.estimation.prediction import PredictedVsActual, outcome_of_extraction
 from cachedet.extraction.inputs import InputLoader, make_inputs, make_manifest
 from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
 from cachedet.extraction.ranks import Rank, blocks_to_write, find_rank
@@ -31,9 +31,9 @@ from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.layout import Block
 from cachedet.store.format.manifest import Manifest, load_manifest
 from cachedet.store.writer import StoreWriter
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 
-FIT_PICTURES = 64  # spread evenly over the data set
+FIT_IMAGES = 64  # spread evenly over the data set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,22 +43,24 @@ class ExtractReport:
     store: Path
     views: tuple[str, ...]  # all that the store holds now
     views_kept: tuple[str, ...]  # of those the ones that were not asked for
-    pictures: int  # in the data set, without the skipped ones
+    images: int  # in the data set, without the skipped ones
     blocks_written: int
     blocks_missing: int  # left to other writers that were still at work
     blocks_total: int
     nbytes_written: int
-    seconds: float  # of extraction alone, without the survey of the pictures
-    stages: dict[str, float]  # pictures per second each stage could have done
+    seconds: float  # of extraction alone, without the scan of the images
+    stages: dict[str, float]  # images per second each stage could have done
     slowest_stage: str | None
     skipped: tuple[tuple[str, str], ...]  # file name, reason
-    remarks: tuple[tuple[str, str], ...]  # file name, what was noticed; the picture is used
+    notes: tuple[tuple[str, str], ...]  # file name, what was noticed; the image is used
     counts: dict[str, int]  # of the annotation file
-    predicted: Outcome  # by `estimate`, and what it was; empty without a prediction of this
+    predicted: (
+        PredictedVsActual  # by `estimate`, and what it was; empty without a prediction of this
+    )
 
 
 def extract(config: ExtractConfig) -> ExtractReport:
-    """Write the features of every (picture, view) once; safe to interrupt and repeat.
+    """Write the features of every (image, view) once; safe to interrupt and repeat.
 
     Views that an existing store lacks are added to it; what it holds is not touched.
     Several processes may extract into one store at once; each block is written by one of them.
@@ -79,15 +81,15 @@ def extract(config: ExtractConfig) -> ExtractReport:
         image_size=config.image_size,
         device=choose_device(config.device),
     )
-    survey = _survey(dataset, config)
-    kept, skipped = _split_bad(dataset, survey, on_bad_image=config.on_bad_image)
-    truth = dataset.truth.keep_rows(kept)
-    contents = survey.contents[kept]
+    scan = _scan(dataset, config)
+    kept, skipped = _split_bad(dataset, scan, on_bad_image=config.on_bad_image)
+    annotations = dataset.annotations.keep_rows(kept)
+    contents = scan.contents[kept]
     manifest = make_manifest(
-        config, backbone, views=views, truth=truth, contents=contents, skipped=skipped
+        config, backbone, views=views, annotations=annotations, contents=contents, skipped=skipped
     )
     loader = make_inputs(
-        truth,
+        annotations,
         images=dataset.images,
         image_size=config.image_size,
         pad_multiple=backbone.spec.pad_multiple,
@@ -96,7 +98,7 @@ def extract(config: ExtractConfig) -> ExtractReport:
     writer = StoreWriter.open(
         config.store,
         manifest=manifest,
-        truth=truth,
+        annotations=annotations,
         contents=contents,
         fit=lambda codec: fit_codec(
             codec, loader, backbone, view=_first_view(config.store, manifest)
@@ -109,28 +111,28 @@ def extract(config: ExtractConfig) -> ExtractReport:
         store=config.store,
         views=writer.manifest.views,
         views_kept=tuple(v for v in writer.manifest.views if v not in manifest.views),
-        pictures=len(truth),
+        images=len(annotations),
         blocks_written=blocks_written,
         blocks_missing=len(writer.missing_blocks()),
         blocks_total=len(writer.blocks),
         nbytes_written=writer.nbytes_written,
         seconds=seconds,
-        stages={name: work.pictures_per_second for name, work in clock.stages.items()},
+        stages={name: work.images_per_second for name, work in clock.stages.items()},
         slowest_stage=clock.slowest,
         skipped=skipped,
-        remarks=_named(dataset.truth, survey.remarks),
+        notes=_named(dataset.annotations, scan.notes),
         counts=dataset.counts,
-        predicted=_outcome(writer, config, len(truth), blocks_written, seconds),
+        predicted=_outcome(writer, config, len(annotations), blocks_written, seconds),
     )
 
 
 def fit_codec(codec: Codec, loader: InputLoader, backbone: FrozenBackbone, *, view: str) -> Codec:
-    """Show the codec the features of a sample of pictures, one by one and always the same."""
-    count = min(FIT_PICTURES, len(loader.paths))
+    """Show the codec the features of a sample of images, one by one and always the same."""
+    count = min(FIT_IMAGES, len(loader.paths))
     rows = np.linspace(0, len(loader.paths) - 1, count).round().astype(int)
     device = next(backbone.parameters()).device
     statistics = FeatureStatistics()
-    with StageProgress("fit codec", total=count, unit="pictures") as progress:
+    with StageProgress("fit codec", total=count, unit="images") as progress:
         for row in rows.tolist():
             statistics.add(backbone(loader.load(row, view)[None].to(device)))
             progress.advance()
@@ -138,15 +140,15 @@ def fit_codec(codec: Codec, loader: InputLoader, backbone: FrozenBackbone, *, vi
 
 
 def _outcome(
-    writer: StoreWriter, config: ExtractConfig, pictures: int, blocks_written: int, seconds: float
-) -> Outcome:
+    writer: StoreWriter, config: ExtractConfig, images: int, blocks_written: int, seconds: float
+) -> PredictedVsActual:
     """Only of a store that this call wrote from its first block to its last."""
     if blocks_written < len(writer.blocks):
         return {}
     return outcome_of_extraction(
         config.store,
         writer.manifest,
-        pictures=pictures,
+        images=images,
         extraction=describe_extraction(config),
         nbytes=writer.nbytes_written,
         seconds=seconds,
@@ -161,7 +163,7 @@ def describe_extraction(config: ExtractConfig) -> dict[str, Any]:
 def default_views(store: Path) -> str:
     """Those it has, so that nothing is added unasked; of a new store what training wants.
 
-    Raises StoreError where its manifest is damaged: extraction mends it, given the views.
+    Raises StoreError where its manifest is damaged: extraction repairs it, given the views.
     """
     try:
         held = _held_manifest(store)
@@ -173,7 +175,7 @@ def default_views(store: Path) -> str:
 
 
 def _first_view(store: Path, asked: Manifest) -> str:
-    """The view a codec learns from: of a store that is mended its own first one."""
+    """The view a codec learns from: of a store that is repaired its own first one."""
     return (_held_manifest(store) or asked).views[0]
 
 
@@ -187,25 +189,27 @@ def default_workers() -> int:
     return max(1, min(16, usable_cores() or 4))
 
 
-def _survey(dataset: CocoDataset, config: ExtractConfig) -> Survey:
-    """Read every picture once, before anything is written: content hashes and all bad files."""
-    with StageProgress("check pictures", total=len(dataset.truth), unit="pictures") as progress:
-        return survey_pictures(dataset, workers=config.workers, on_progress=progress.advance)
+def _scan(dataset: CocoDataset, config: ExtractConfig) -> Scan:
+    """Read every image once, before anything is written: content hashes and all bad files."""
+    with StageProgress("check images", total=len(dataset.annotations), unit="images") as progress:
+        return scan_images(dataset, workers=config.workers, on_progress=progress.advance)
 
 
 def _split_bad(
-    dataset: CocoDataset, survey: Survey, *, on_bad_image: str
+    dataset: CocoDataset, scan: Scan, *, on_bad_image: str
 ) -> tuple[list[int], tuple[tuple[str, str], ...]]:
     """Rows to extract, and the skipped (file name, reason) pairs."""
-    bad_rows = {row for row, _ in survey.bad}
-    kept = [row for row in range(len(dataset.truth)) if row not in bad_rows]
+    bad_rows = {row for row, _ in scan.bad}
+    kept = [row for row in range(len(dataset.annotations)) if row not in bad_rows]
     if on_bad_image == "fail" or not kept:
-        require_good(dataset, survey)
-    return kept, _named(dataset.truth, survey.bad)
+        require_good(dataset, scan)
+    return kept, _named(dataset.annotations, scan.bad)
 
 
-def _named(truth: Truth, findings: Sequence[tuple[int, str]]) -> tuple[tuple[str, str], ...]:
-    return tuple((truth.file_names[row], reason) for row, reason in findings)
+def _named(
+    annotations: Annotations, findings: Sequence[tuple[int, str]]
+) -> tuple[tuple[str, str], ...]:
+    return tuple((annotations.file_names[row], reason) for row, reason in findings)
 
 
 def _write_blocks(
@@ -221,7 +225,7 @@ def _write_blocks(
     total = sum(len(block.rows) for block in own if block.name in missing)
     committed: list[Block] = []
     with (
-        StageProgress("extract", total=total, unit="pictures") as progress,
+        StageProgress("extract", total=total, unit="images") as progress,
         LeaseBook(config.store) as leases,
     ):
 
@@ -234,7 +238,7 @@ def _write_blocks(
 
         def on_wait(blocks: Sequence[Block]) -> None:
             held = f"waiting for another machine, which holds {count_of(len(blocks), 'block')}"
-            progress.remark(held if blocks else "")
+            progress.note(held if blocks else "")
 
         pipeline = ExtractionPipeline(
             loader=loader,
@@ -247,5 +251,5 @@ def _write_blocks(
         pipeline.run(blocks_to_write(writer, leases, rank, on_wait=on_wait))
         others = progress.total - sum(len(block.rows) for block in committed)
         if others > 0:
-            progress.settle(f"{count_of(others, 'more picture')} by other writers")
+            progress.settle(f"{count_of(others, 'more image')} by other writers")
     return pipeline.clock, len(committed)

@@ -26,7 +26,7 @@ _META = torch.device("meta")  # shapes without values: nothing is computed
 
 @dataclass(frozen=True, kw_only=True)
 class PartCost:
-    """Of one picture; a training step is a forward and a backward."""
+    """Of one image; a training step is a forward and a backward."""
 
     name: str
     parameters: int
@@ -36,7 +36,7 @@ class PartCost:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCost:
-    """What the trained part of a detector costs for one picture of `size_hw` pixels."""
+    """What the trained part of a detector costs for one image of `size_hw` pixels."""
 
     features: FeatureSpec
     size_hw: SizeHW
@@ -65,7 +65,7 @@ class ModelCost:
 def measure_model(
     config: DetectorConfig, *, features: FeatureSpec, num_classes: int, size_hw: SizeHW
 ) -> ModelCost:
-    """Cost of the detector of `config` on pictures of this size, padded as the cache pads them.
+    """Cost of the detector of `config` on images of this size, padded as the cache pads them.
 
     Raises ConfigError where the detector cannot work on these features.
     """
@@ -139,7 +139,7 @@ def _measure_parts(detector: Detector, maps: Mapping[str, Tensor]) -> list[PartC
         parts.append(_measure_roi_head(f"roi head {place}", head, counts, channels, resolution))
     if detector.mask_branch is not None:
         positives = int(detector.samples * detector.positive_fraction)
-        counts = positives, detector.selection.max_detections
+        counts = positives, detector.postprocess.max_detections
         resolution = detector.mask_branch.roi_align.resolution
         head = detector.mask_branch.head
         parts.append(_measure_roi_head("mask head", head, counts, channels, resolution))

@@ -1,4 +1,4 @@
-"""Detect in picture files: the one verb that joins backbone and heads."""
+"""Detect in image files: the one verb that joins backbone and heads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
-from cachedet.data.images import decode_picture, make_input
+from cachedet.data.images import decode_image, make_input
 from cachedet.data.masks import decode_mask, paste_masks, rle_of
 from cachedet.data.views import View, make_geometry, parse_views
 from cachedet.detector.build import Detector
@@ -29,16 +29,16 @@ from cachedet.structures import CategoryMap, Detections, SizeHW
 from cachedet.training.checkpoint import load_checkpoint
 from cachedet.training.run_folder import RunFolder
 
-_PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 _BASE = parse_views(EVAL_VIEW)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PictureDetector:
-    """Backbone and trained heads of one run, ready for pictures.
+class ImageDetector:
+    """Backbone and trained heads of one run, ready for images.
 
     Attributes:
-        views: of each picture; what is found in them is merged as `detect_store` does.
+        views: of each image; what is found in them is merged as `detect_store` does.
     """
 
     backbone: FrozenBackbone
@@ -49,14 +49,14 @@ class PictureDetector:
 
     @torch.no_grad()
     def __call__(self, pixels: NDArray[np.uint8], *, image_id: int = 0) -> Detections:
-        """Detections in pixels of a picture (H, W, 3) RGB; windows are drawn from `image_id`."""
+        """Detections in pixels of an image (H, W, 3) RGB; windows are drawn from `image_id`."""
         return self.merging([self._detect(pixels, view, image_id) for view in self.views])
 
     def _detect(self, pixels: NDArray[np.uint8], view: View, image_id: int) -> Detections:
-        """What is found in one view, in pixels of the picture."""
+        """What is found in one view, in pixels of the image."""
         geometry = make_geometry(
             view,
-            picture_hw=(pixels.shape[0], pixels.shape[1]),
+            image_hw=(pixels.shape[0], pixels.shape[1]),
             image_id=image_id,
             image_size=self.manifest.image_size,
             pad_multiple=self.manifest.spec.pad_multiple,
@@ -66,41 +66,41 @@ class PictureDetector:
         found = self.detector.detect(
             self.backbone(image[None]), sizes_hw=[geometry.valid_hw], image_ids=[image_id]
         )[0]
-        return geometry.detections_to_picture(drop_cut(found, geometry))
+        return geometry.detections_to_image(drop_cut(found, geometry))
 
 
 def predict(
     run: Path,
     *,
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     out: Path,
     weights: str = "auto",
     views: str = EVAL_VIEW,
     min_score: float = 0.3,
     device: str = "auto",
 ) -> list[dict[str, Any]]:
-    """Detect in picture files or folders of them; writes drawn pictures and detections.json.
+    """Detect in image files or folders of them; writes drawn images and detections.json.
 
     Detections of several `views` (as `parse_views` takes them) are merged as `evaluate` does.
 
     Returns:
-        One entry per picture: file, drawing, detections (name, category_id, score, box xyxy, and
+        One entry per image: file, drawing, detections (name, category_id, score, box xyxy, and
         a COCO RLE where the detector has a mask head).
 
     Raises:
         CheckpointError: no such run.
         BackboneError: the run's backbone cannot be had, or has other weights now.
-        InputError, BadImageError: a view that files cannot have, no pictures, two of one name, or
+        InputError, BadImageError: a view that files cannot have, no images, two of one name, or
             one that cannot be decoded.
     """
     chosen = _views_of_files(views)
-    files = _picture_files(pictures)
-    detector = load_picture_detector(run, weights=weights, device=device, views=chosen)
+    files = _image_files(images)
+    detector = load_image_detector(run, weights=weights, device=device, views=chosen)
     out.mkdir(parents=True, exist_ok=True)
     entries = []
-    with StageProgress("predict", total=len(files), unit="pictures") as progress:
+    with StageProgress("predict", total=len(files), unit="images") as progress:
         for file in files:
-            pixels = decode_picture(file)
+            pixels = decode_image(file)
             found = detector(pixels).above(min_score)
             drawing = out / f"{file.stem}{'' if file.suffix == '.jpg' else file.suffix}.jpg"
             size_hw = (pixels.shape[0], pixels.shape[1])
@@ -112,9 +112,9 @@ def predict(
     return entries
 
 
-def load_picture_detector(
+def load_image_detector(
     run: Path, *, weights: str = "auto", device: str = "auto", views: Sequence[View] = _BASE
-) -> PictureDetector:
+) -> ImageDetector:
     """Join the run's heads with its backbone, whose weights must be those it was trained on."""
     checkpoint = load_checkpoint(RunFolder.open(run).best)
     manifest = checkpoint.manifest
@@ -132,11 +132,11 @@ def load_picture_detector(
             f"{manifest.weights} (sha256 {manifest.weights_digest[:12]}), got {backbone.weights} "
             f"(sha256 {backbone.digest[:12]}); give the same ones with --weights"
         )
-    return PictureDetector(
+    return ImageDetector(
         backbone=backbone,
         detector=load_detector(checkpoint, device=chosen),
         manifest=manifest,
-        merging=Merging.like(checkpoint.config.detector.selection),
+        merging=Merging.like(checkpoint.config.detector.postprocess),
         views=views,
     )
 
@@ -162,29 +162,29 @@ def _views_of_files(text: str) -> tuple[View, ...]:
     if any(view.family in ("crop", "jitter") for view in views):
         raise InputError(
             f"predict expects views among base, hflip and scale=<f>, got {text!r}: crop and jitter "
-            "are drawn from a data set's image ids, which picture files do not have; leave them out"
+            "are drawn from a data set's image ids, which image files do not have; leave them out"
         )
     return views
 
 
-def _picture_files(pictures: Sequence[Path]) -> list[Path]:
+def _image_files(images: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
-    for path in pictures:
+    for path in images:
         if path.is_dir():
-            inside = sorted(f for f in path.iterdir() if f.suffix.lower() in _PICTURES)
+            inside = sorted(f for f in path.iterdir() if f.suffix.lower() in _IMAGES)
             if not inside:
-                raise InputError(f"{path} holds no pictures ({', '.join(_PICTURES)})")
+                raise InputError(f"{path} holds no images ({', '.join(_IMAGES)})")
             files.extend(inside)
         elif path.is_file():
             files.append(path)
         else:
-            raise InputError(f"there is no picture {path}")
+            raise InputError(f"there is no image {path}")
     names = [file.name for file in files]
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"two pictures are called {name!r}; give them in separate calls")
+            raise InputError(f"two images are called {name!r}; give them in separate calls")
     if not files:
-        raise InputError("expected at least one picture or folder of pictures")
+        raise InputError("expected at least one image or folder of images")
     return files
 
 

@@ -96,7 +96,7 @@ class StageProgress:
         self._detail = self._detail if detail is None else detail
         self._show()
 
-    def remark(self, note: str) -> None:
+    def note(self, note: str) -> None:
         """Change the words of the line where no unit was done, from any thread."""
         self._note = note
         self._show()
@@ -104,7 +104,7 @@ class StageProgress:
     def settle(self, note: str) -> None:
         """No more units will come: what the total has beyond them is somebody else's work."""
         self.total = self._done
-        self.remark(note)
+        self.note(note)
 
     def status(self) -> str:
         """Rate, bytes, note, elapsed and remaining time, as shown."""

@@ -12,26 +12,26 @@ from typing import Any
 import numpy as np
 
 from cachedet.errors import InputError, StoreError
-from cachedet.evaluation.files import read_truth_of
+from cachedet.evaluation.files import read_annotations_of
 from cachedet.progress import StageProgress
 from cachedet.reporting.class_sections import annotation_section, class_section
 from cachedet.reporting.content import Report
 from cachedet.reporting.curve_sections import class_paths, curve_section, training_section
 from cachedet.reporting.error_sections import confusion_section, error_section
-from cachedet.reporting.pictures import Sheet, make_sheet, require_folder
-from cachedet.reporting.provenance import bytes_per_picture, provenance_section, spared_passes
+from cachedet.reporting.image_sheet import Sheet, make_sheet, require_folder
+from cachedet.reporting.provenance import bytes_per_image, provenance_section, spared_passes
 from cachedet.reporting.recorded import describe_oddities, recorded_rows
 from cachedet.reporting.rendering import render_markdown, render_page
 from cachedet.reporting.run_analysis import RunAnalysis, RunInput, analyse_runs
 from cachedet.reporting.scored_run import ScoredRun, read_detections, read_runs
 from cachedet.reporting.scores_sections import (
-    describe_truth,
+    describe_annotations,
     make_headlines,
     result_section,
 )
 from cachedet.store.files.durable import write_durably
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 from cachedet.training.run_folder import RunFolder
 from cachedet.version import __version__
 
@@ -45,8 +45,8 @@ class ReportFiles:
     html: Path
     markdown: Path
     json: Path
-    pictures: int  # shown
-    unreadable: tuple[str, ...]  # why pictures are missing
+    images: int  # shown
+    unreadable: tuple[str, ...]  # why images are missing
     content: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -60,24 +60,24 @@ def report(
     store: Path | str | None = None,
     images: Path | None = None,
     out: Path | None = None,
-    max_pictures: int = 24,
+    max_images: int = 24,
     resamples: int = 1000,
     seed: int = 0,
 ) -> ReportFiles:
-    """Write a page about runs that were scored on the same pictures; the first is compared with.
+    """Write a page about runs that were scored on the same images; the first is compared with.
 
     Args:
         runs: folders that `cachedet eval` has been through.
-        store: with the pictures' truth, for all runs; None: the one each run was scored on.
-        images: folder of the pictures; None: a page without pictures.
+        store: with the images' ground truth, for all runs; None: the one each run was scored on.
+        images: folder of the images; None: a page without images.
         out: the HTML file; .md and .json are written beside it. None: report.html in the first run.
-        max_pictures: of the best, and of the worst.
+        max_images: of the best, and of the worst.
         resamples: of the bootstrap.
         seed: of the bootstrap.
 
     Raises:
         CheckpointError: no such run.
-        InputError: a run that was not scored, other pictures, or a file that cannot be written.
+        InputError: a run that was not scored, other images, or a file that cannot be written.
         StoreError: a store that cannot be read.
     """
     target = _target(out, runs)
@@ -85,20 +85,22 @@ def report(
         require_folder(images)
     scored = read_runs(runs)
     stores = [_open_store(run, store) for run in scored]
-    truth = _same_truth(scored, [_truth_of(*own) for own in zip(scored, stores, strict=True)])
+    annotations = _same_annotations(
+        scored, [_annotations_of(*own) for own in zip(scored, stores, strict=True)]
+    )
     inputs = [
-        RunInput(table=read_detections(run, truth), training_boxes=run.training_boxes)
+        RunInput(table=read_detections(run, annotations), training_boxes=run.training_boxes)
         for run in scored
     ]
-    analyses = analyse_runs(truth, inputs, resamples=resamples, seed=seed)
+    analyses = analyse_runs(annotations, inputs, resamples=resamples, seed=seed)
     sheet = None
     if images is not None:
-        wanted = min(2 * max_pictures, len(truth))
-        with StageProgress("pictures", total=wanted, unit="pictures") as progress:
+        wanted = min(2 * max_images, len(annotations))
+        with StageProgress("images", total=wanted, unit="images") as progress:
             sheet = make_sheet(
-                truth, analyses, images=images, most=max_pictures, on_done=progress.advance
+                annotations, analyses, images=images, most=max_images, on_done=progress.advance
             )
-    page = _lay_out(scored, stores, truth, analyses, inputs, resamples=resamples)
+    page = _lay_out(scored, stores, annotations, analyses, inputs, resamples=resamples)
     content = _content(scored, stores, analyses, resamples=resamples, seed=seed)
     return _write(target, page, content, analyses, sheet)
 
@@ -126,7 +128,7 @@ def _target(out: Path | None, runs: Sequence[Path]) -> Path:
 
 
 def _open_store(run: ScoredRun, store: Path | str | None) -> FeatureStore:
-    """The store whose truth the run was scored against."""
+    """The store whose ground truth the run was scored against."""
     try:
         return FeatureStore.open(run.store if store is None else store)
     except StoreError as error:
@@ -138,30 +140,30 @@ def _open_store(run: ScoredRun, store: Path | str | None) -> FeatureStore:
         ) from error
 
 
-def _truth_of(run: ScoredRun, store: FeatureStore) -> Truth:
+def _annotations_of(run: ScoredRun, store: FeatureStore) -> Annotations:
     """The boxes that the run was scored against: the store's, or those of an annotation file."""
     if run.annotations is None:
-        return store.truth
+        return store.annotations
     try:
-        truth, _ = read_truth_of(store.truth, Path(run.annotations))
+        annotations, _ = read_annotations_of(store.annotations, Path(run.annotations))
     except InputError as error:
         raise InputError(
             f"{run.folder} was scored against {run.annotations}, which cannot be used now: "
             f"{error}. Score the run again with `cachedet eval {run.folder} --store {run.store}`"
         ) from error
-    return truth
+    return annotations
 
 
-def _same_truth(runs: Sequence[ScoredRun], truths: Sequence[Truth]) -> Truth:
-    """The truth that all runs share. Raises InputError."""
-    first = truths[0]
-    for run, own in zip(runs[1:], truths[1:], strict=True):
+def _same_annotations(runs: Sequence[ScoredRun], gt: Sequence[Annotations]) -> Annotations:
+    """The ground truth that all runs share. Raises InputError."""
+    first = gt[0]
+    for run, own in zip(runs[1:], gt[1:], strict=True):
         what = _difference(first, own)
         if what:
             raise InputError(
                 f"{runs[0].name} and {run.name} were scored on different {what} "
-                f"({_scored_on(runs[0])}: {len(first)} pictures, {_scored_on(run)}: {len(own)}); "
-                "side by side, runs need the same pictures and boxes: score both on the same "
+                f"({_scored_on(runs[0])}: {len(first)} images, {_scored_on(run)}: {len(own)}); "
+                "side by side, runs need the same images and boxes: score both on the same "
                 "data, or write a report of each"
             )
     return first
@@ -171,11 +173,11 @@ def _scored_on(run: ScoredRun) -> str:
     return run.store if run.annotations is None else f"{run.store} with {run.annotations}"
 
 
-def _difference(one: Truth, other: Truth) -> str:
+def _difference(one: Annotations, other: Annotations) -> str:
     if one.categories != other.categories:
         return "classes"
     if not np.array_equal(one.image_ids, other.image_ids):
-        return "pictures"
+        return "images"
     same = np.array_equal(one.offsets, other.offsets) and np.array_equal(one.boxes, other.boxes)
     same = same and np.array_equal(one.labels, other.labels)
     return "" if same and np.array_equal(one.crowd, other.crowd) else "boxes"
@@ -184,7 +186,7 @@ def _difference(one: Truth, other: Truth) -> str:
 def _lay_out(
     runs: Sequence[ScoredRun],
     stores: Sequence[FeatureStore],
-    truth: Truth,
+    annotations: Annotations,
     analyses: Sequence[RunAnalysis],
     inputs: Sequence[RunInput],
     *,
@@ -194,7 +196,7 @@ def _lay_out(
     training = [own.training_boxes for own in inputs]
     return Report(
         title=" against ".join(names) if len(names) < 4 else f"{len(names)} runs side by side",
-        standfirst=f"{describe_truth(truth)}, scored on {stores[0].location}",
+        standfirst=f"{describe_annotations(annotations)}, scored on {stores[0].location}",
         headlines=make_headlines(names, analyses),
         sections=(
             result_section(
@@ -241,7 +243,7 @@ def _content(
                 "weights_digest": run.checkpoint.manifest.weights_digest,
                 "config": run.checkpoint.config.model_dump(mode="json"),
                 "training_seconds": run.training_seconds,
-                "bytes_per_picture_and_view": bytes_per_picture(store),
+                "bytes_per_image_and_view": bytes_per_image(store),
                 "backbone_passes_spared_at_most": spared_passes(run),
                 **analysis.to_json(),
                 **{key: run.results[key] for key in _RECORDED if key in run.results},
@@ -262,7 +264,7 @@ def _write(
         html=target,
         markdown=target.with_suffix(".md"),
         json=target.with_suffix(".json"),
-        pictures=0 if sheet is None else len(sheet.pictures),
+        images=0 if sheet is None else len(sheet.images),
         unreadable=() if sheet is None else sheet.unreadable,
         content=content,
     )

@@ -1,6 +1,6 @@
 """What travels between the rooms of cachedet. Knows nobody.
 
-Letters: N pictures, M boxes, D detections, L levels, C channels, H W pixels, h w feature cells.
+Letters: N images, M boxes, D detections, L levels, C channels, H W pixels, h w feature cells.
 Boxes are xyxy. `label` counts 0..K-1; `category_id` is the number in the user's file.
 """
 
@@ -170,11 +170,11 @@ class MaskCodes:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Truth:
-    """All pictures of a data set and their boxes, in arrays (row n = picture n).
+class Annotations:
+    """All images of a data set and their boxes, in arrays (row n = image n).
 
-    Boxes of row n are `boxes[offsets[n]:offsets[n + 1]]`, xyxy in pixels of the picture after its
-    EXIF orientation, exactly as annotated: parts outside the picture are clipped by the view.
+    Boxes of row n are `boxes[offsets[n]:offsets[n + 1]]`, xyxy in pixels of the image after its
+    EXIF orientation, exactly as annotated: parts outside the image are clipped by the view.
     """
 
     image_ids: NDArray[np.int64]  # (N,)
@@ -186,7 +186,7 @@ class Truth:
     crowd: NDArray[np.bool_]  # (M,)
     areas: NDArray[np.float64]  # (M,) COCO's `area`, used for its small/medium/large split
     categories: CategoryMap
-    masks: MaskCodes | None = None  # M of them, bitmaps of the picture's size
+    masks: MaskCodes | None = None  # M of them, bitmaps of the image's size
     sides_wh: NDArray[np.float64] | None = None  # (M, 2) as a file has them: x2 - x1 is rounded
 
     def __len__(self) -> int:
@@ -204,13 +204,13 @@ class Truth:
     def size_of(self, row: int) -> SizeHW:
         return int(self.sizes_hw[row, 0]), int(self.sizes_hw[row, 1])
 
-    def keep_rows(self, rows: Sequence[int]) -> Truth:
-        """The same truth with only these pictures, in the order given."""
+    def keep_rows(self, rows: Sequence[int]) -> Annotations:
+        """The same ground truth with only these images, in the order given."""
         counts = np.diff(self.offsets)[list(rows)]
         starts = self.offsets[list(rows)]
         spans = [np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)]
         picked = np.concatenate(spans) if spans else np.zeros(0, dtype=np.int64)
-        return Truth(
+        return Annotations(
             image_ids=self.image_ids[list(rows)],
             file_names=tuple(self.file_names[row] for row in rows),
             sizes_hw=self.sizes_hw[list(rows)],
@@ -227,21 +227,21 @@ class Truth:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TargetMasks:
-    """Masks of one picture's boxes; bitmaps of the picture, not of the view.
+    """Masks of one image's boxes; bitmaps of the image, not of the view.
 
-    The point (x, y) of the view is the point `scale_xy * (x, y) + origin_xy` of the picture, so
+    The point (x, y) of the view is the point `scale_xy * (x, y) + origin_xy` of the image, so
     that resizing, windows and mirroring of a view compose.
     """
 
     codes: tuple[bytes, ...]  # M, empty where a box has none
-    picture_hw: SizeHW
-    scale_xy: tuple[float, float]  # pixels of the picture per pixel of the view; x < 0: mirrored
-    origin_xy: tuple[float, float]  # where the view's corner (0, 0) lies in the picture
+    image_hw: SizeHW
+    scale_xy: tuple[float, float]  # pixels of the image per pixel of the view; x < 0: mirrored
+    origin_xy: tuple[float, float]  # where the view's corner (0, 0) lies in the image
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Targets:
-    """What one view of one picture should be detected as; crowd boxes are ignored by losses."""
+    """What one view of one image should be detected as; crowd boxes are ignored by losses."""
 
     image_id: int
     size_hw: SizeHW  # valid pixels of the view, without padding
@@ -263,10 +263,10 @@ class Targets:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Detections:
-    """What a detector found in one picture, best score first."""
+    """What a detector found in one image, best score first."""
 
     image_id: int
-    boxes: Tensor  # (D, 4) float32; pixels of the view or, once mapped back, of the picture
+    boxes: Tensor  # (D, 4) float32; pixels of the view or, once mapped back, of the image
     scores: Tensor  # (D,) float32 in [0, 1]
     labels: Tensor  # (D,) int64
     masks: Tensor | None = None  # (D, S, S) probabilities, the cells of each box
@@ -301,14 +301,14 @@ class Detections:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """Features and targets of pictures that share one bucket.
+    """Features and targets of images that share one bucket.
 
     With several processes, this one's share of a global batch, or all of a small one.
     """
 
     features: Features  # (n, C, h, w) per level
     targets: list[Targets]
-    others: int = 0  # pictures of the global batch that are not here but with other processes
+    others: int = 0  # images of the global batch that are not here but with other processes
 
     @property
     def image_ids(self) -> list[int]:
@@ -325,7 +325,7 @@ class Batch:
         return self.others == 0
 
     @property
-    def global_pictures(self) -> int:
+    def global_images(self) -> int:
         """Of the global batch."""
         return len(self.targets) + self.others
 

@@ -1,4 +1,4 @@
-"""Stage 2: train neck and heads on cached features, without backbone, pictures or annotations."""
+"""Stage 2: train neck and heads on cached features, without backbone, images or annotations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cachedet.detector.end_to_end import Trained
 from cachedet.distributed.collective import from_first, is_first, rank, world_size
 from cachedet.distributed.data_parallel import find_launch, joined_ranks
 from cachedet.errors import ConfigError
-from cachedet.estimation.prediction import Outcome, outcome_of_training
+from cachedet.estimation.prediction import PredictedVsActual, outcome_of_training
 from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.metrics import CocoScores, score_detections
 from cachedet.evaluation.plots import plot_training
@@ -28,7 +28,7 @@ from cachedet.training.run_folder import RunFolder, TrainingData
 from cachedet.training.start import pin_views, require_fit, start_or_continue
 from cachedet.training.trainer import make_trainer
 
-_NO_BOXES = "note: no training picture holds a box, so only background is learnt"
+_NO_BOXES = "note: no training image holds a box, so only background is learnt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,9 @@ class TrainReport:
     parameters: int  # that are trained
     best_ap: float | None  # None without a validation
     losses: tuple[float, ...]  # of every step of this call
-    predicted: Outcome  # by `estimate`, and what it was; empty without a prediction of this
+    predicted: (
+        PredictedVsActual  # by `estimate`, and what it was; empty without a prediction of this
+    )
 
     @property
     def stopped_early(self) -> bool:
@@ -121,7 +123,7 @@ def _train_together(
         loader=loader,
         manifest=store.manifest,
         validator=_make_validator(config, validation, device=trainer.device),
-        remarks=() if len(store.truth.boxes) else (_NO_BOXES,),
+        notes=() if len(store.annotations.boxes) else (_NO_BOXES,),
     )
     steps_per_epoch = _steps_of(loader, config, 0)
     if is_first():
@@ -141,7 +143,7 @@ def _train_together(
             train_store,
             store.manifest,
             config,
-            pictures=len(store),
+            images=len(store),
             seconds_per_epoch=done.step_seconds / max(len(done.losses), 1) * steps_per_epoch,
             peak_memory=done.peak_memory,
         )
@@ -158,7 +160,7 @@ def validate(
     device: torch.device,
     on_progress: Callable[[int], None] | None = None,
 ) -> CocoScores:
-    """COCO figures of the detector on every picture of `store`; always computed in float32."""
+    """COCO figures of the detector on every image of `store`; always computed in float32."""
     detections = detect_store(
         detector,
         store,
@@ -167,7 +169,7 @@ def validate(
         device=device,
         on_progress=on_progress,
     )
-    return score_detections(store.truth, detections)
+    return score_detections(store.annotations, detections)
 
 
 def _make_validator(

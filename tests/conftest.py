@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from cachedet.config.run import ExtractConfig
 from cachedet.data.shapes import ShapesPaths, write_shapes
 from cachedet.extract import extract
-from cachedet.structures import CategoryMap, Truth
+from cachedet.structures import Annotations, CategoryMap
 
 
 @dataclass(frozen=True)
 class TinyData:
-    """Eight generated pictures and their stores."""
+    """Eight generated images and their stores."""
 
     paths: ShapesPaths
     train: Path
@@ -106,21 +106,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
     return data
 
 
-def make_truth(
+def make_annotations(
     sizes_hw: list[tuple[int, int]],
     boxes: list[list[list[float]]] | None = None,
     *,
     ids: tuple[int, ...] = (2, 5, 90),
-) -> Truth:
-    """A truth by hand: boxes per picture as [x1, y1, x2, y2, label, crowd]."""
-    per_picture = boxes or [[] for _ in sizes_hw]
-    flat = [box for picture in per_picture for box in picture]
+) -> Annotations:
+    """Annotations by hand: boxes per image as [x1, y1, x2, y2, label, crowd]."""
+    per_image = boxes or [[] for _ in sizes_hw]
+    flat = [box for image in per_image for box in image]
     table: NDArray[np.float64] = np.array(flat, dtype=np.float64).reshape(-1, 6)
-    return Truth(
+    return Annotations(
         image_ids=np.arange(len(sizes_hw), dtype=np.int64) * 10 + 7,
-        file_names=tuple(f"picture_{n}.jpg" for n in range(len(sizes_hw))),
+        file_names=tuple(f"image_{n}.jpg" for n in range(len(sizes_hw))),
         sizes_hw=np.array(sizes_hw, dtype=np.int64).reshape(-1, 2),
-        offsets=np.cumsum([0, *(len(picture) for picture in per_picture)]).astype(np.int64),
+        offsets=np.cumsum([0, *(len(image) for image in per_image)]).astype(np.int64),
         boxes=table[:, :4],
         labels=table[:, 4].astype(np.int64),
         crowd=table[:, 5].astype(np.bool_),
@@ -130,9 +130,9 @@ def make_truth(
 
 
 @pytest.fixture
-def truth_of() -> object:
-    """The function `make_truth`; tests cannot import a conftest."""
-    return make_truth
+def annotations_of() -> object:
+    """The function `make_annotations`; tests cannot import a conftest."""
+    return make_annotations
 
 
 def load_beside(name: str) -> ModuleType:

@@ -85,7 +85,7 @@ def test_no_cycles_inside_a_room() -> None:
     ],
 )
 def test_training_and_scoring_need_no_backbone(module: str) -> None:
-    """Law L1, on a machine where timm and the pictures' decoder cannot be imported at all."""
+    """Law L1, on a machine where timm and the images' decoder cannot be imported at all."""
     script = (
         "import sys\n"
         "class Refuse:\n"

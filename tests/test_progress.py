@@ -6,14 +6,14 @@ from cachedet.progress import StageProgress, count_of, format_seconds
 
 
 def test_a_log_file_gets_a_last_line_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    with StageProgress("extract", total=10, unit="pictures", done=4) as progress:
+    with StageProgress("extract", total=10, unit="images", done=4) as progress:
         progress.advance(3, nbytes=5_000_000, note="loss 0.5")
         assert "left, ends" in progress.status()
         progress.advance(3)
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.startswith("extract: 10/10  ")
-    for part in ("pictures/s", "MB/s", "loss 0.5", "gone"):
+    for part in ("images/s", "MB/s", "loss 0.5", "gone"):
         assert part in output.err
 
 
@@ -24,7 +24,7 @@ def test_seconds() -> None:
 def test_the_detail_is_kept_and_unplanned_work_raises_the_total(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with StageProgress("extract", total=2, unit="pictures") as progress:
+    with StageProgress("extract", total=2, unit="images") as progress:
         progress.advance(2, detail="decode 9/s; slowest: decode")
         progress.advance(1)
     assert progress.total == 3
@@ -35,27 +35,27 @@ def test_the_detail_is_kept_and_unplanned_work_raises_the_total(
 
 
 def test_what_others_did_is_no_work_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
-    with StageProgress("extract", total=9, unit="pictures") as progress:
+    with StageProgress("extract", total=9, unit="images") as progress:
         progress.advance(4)
-        progress.settle("5 more pictures by other writers")
+        progress.settle("5 more images by other writers")
     output = capsys.readouterr().err
     assert output.startswith("extract: 4/4  ")
-    assert "5 more pictures by other writers" in output
+    assert "5 more images by other writers" in output
 
 
 def test_the_end_promises_nothing_more(capsys: pytest.CaptureFixture[str]) -> None:
     """Also where the work stopped before its end."""
-    with StageProgress("extract", total=9, unit="pictures") as progress:
+    with StageProgress("extract", total=9, unit="images") as progress:
         progress.advance(4)
         assert "left, ends" in progress.status()
     assert "left, ends" not in capsys.readouterr().err
 
 
 def test_a_remark_is_shown_though_nothing_was_done() -> None:
-    with StageProgress("extract", total=9, unit="pictures") as progress:
-        progress.remark("waiting for another machine")
+    with StageProgress("extract", total=9, unit="images") as progress:
+        progress.note("waiting for another machine")
         assert "waiting for another machine" in progress.status()
-        progress.remark("")
+        progress.note("")
         assert "waiting" not in progress.status()
 
 

@@ -24,7 +24,7 @@ CONFIG = TrainConfig.model_validate(
             "kind": "retinanet",
             "neck": {"kind": "fpn", "channels": 16},
             "num_convs": 1,
-            "selection": {"score_threshold": 0.005},
+            "postprocess": {"score_threshold": 0.005},
         },
         "schedule": {
             "epochs": 2,
@@ -71,14 +71,14 @@ def test_every_file_is_written_and_tells_the_figures_of_eval(
         assert told["oddities"] == results["oddities"]
         assert told["config"]["seed"] == int(run.name[-1])
         assert told["training_seconds"] >= 0
-        assert told["backbone_passes_spared_at_most"] == 8 * 3  # steps of 3 pictures
+        assert told["backbone_passes_spared_at_most"] == 8 * 3  # steps of 3 images
         page, text = out.read_text(), out.with_suffix(".md").read_text()
         assert f"{results['ap']:.3f}" in page
         assert f"{results['ap']:.3f}" in text
         assert told["weights_digest"] in page
     assert content["runs"][0]["difference_to_first"] is None
     assert content["runs"][1]["difference_to_first"]["resamples"] == 20
-    assert written.pictures == 4
+    assert written.images == 4
     assert page.count("data:image/jpeg;base64,") == 4
     assert "seed" in text.split("Keys of the config that differ")[1]
 
@@ -209,12 +209,12 @@ def test_a_store_that_has_moved_is_named_with_store(
         report([run], store=tmp_path / "no.zarr")
 
 
-def test_runs_on_different_pictures_do_not_stand_side_by_side(
+def test_runs_on_different_images_do_not_stand_side_by_side(
     tiny: Any, runs: tuple[Path, Path], tmp_path: Path
 ) -> None:
     other = copy_of(runs[1], tmp_path)
     evaluate(other, store=tiny.train)
-    with pytest.raises(InputError, match=r"seed0 and seed1 were scored on different pictures"):
+    with pytest.raises(InputError, match=r"seed0 and seed1 were scored on different images"):
         report([runs[0], other])
     content = json.loads(tiny.paths.val.read_text())
     content["annotations"] = content["annotations"][1:]
@@ -240,7 +240,7 @@ def test_a_run_scored_against_an_annotation_file_is_shown_against_it(
     told = report([run], resamples=2).content["runs"][0]
     assert told["ap"] == json.loads((run / "results.json").read_text())["ap"]
     assert sum(own["num_boxes"] for own in told["per_class"]) == len(content["annotations"])
-    with pytest.raises(InputError, match=r"different boxes \(.*val.zarr: 4 pictures, .*half.json"):
+    with pytest.raises(InputError, match=r"different boxes \(.*val.zarr: 4 images, .*half.json"):
         report([runs[0], run])
 
 

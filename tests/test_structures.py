@@ -9,7 +9,7 @@ import torch
 
 from cachedet.device import choose_device
 from cachedet.errors import ConfigError
-from cachedet.structures import CategoryMap, Detections, FeatureSpec, LevelSpec, Truth
+from cachedet.structures import Annotations, CategoryMap, Detections, FeatureSpec, LevelSpec
 
 
 def test_feature_spec() -> None:
@@ -53,9 +53,9 @@ def test_category_map() -> None:
         CategoryMap(ids=(3, 3), names=("a", "b"))
 
 
-def test_keeping_rows(truth_of: Callable[..., Truth]) -> None:
+def test_keeping_rows(annotations_of: Callable[..., Annotations]) -> None:
     boxes = [[[0, 0, 1, 1, 0, 0]], [], [[2, 2, 3, 3, 1, 1], [4, 4, 5, 5, 2, 0]]]
-    kept = truth_of([(10, 10), (20, 20), (30, 30)], boxes).keep_rows([2, 1])
+    kept = annotations_of([(10, 10), (20, 20), (30, 30)], boxes).keep_rows([2, 1])
     assert kept.size_of(0) == (30, 30)
     assert kept.offsets.tolist() == [0, 2, 2]
     assert kept.labels.tolist() == [1, 2]

@@ -9,38 +9,38 @@ import numpy as np
 import torch
 
 
-class Draws:
-    """Generators of one batch: one for all of it, one for each of its pictures.
+class RandomDraws:
+    """Generators of one batch: one for all of it, one for each of its images.
 
-    They depend on these numbers alone, so a picture's draws are the same whichever process has it
+    They depend on these numbers alone, so an image's draws are the same whichever process has it
     and whatever else that process has.
 
     Args:
         entropy: what tells this batch from others: seed, epoch, number of the batch.
-        places: in the global batch, of the pictures that are here.
+        places: in the global batch, of the images that are here.
     """
 
     def __init__(self, entropy: Sequence[int], *, places: Sequence[int]) -> None:
         self._entropy = tuple(entropy)
         self._places = places
-        self._pictures: dict[int, torch.Generator] = {}
+        self._images: dict[int, torch.Generator] = {}
 
     @cached_property
     def of_batch(self) -> torch.Generator:
-        """Of what all its pictures share."""
+        """Of what all its images share."""
         return _make_generator((*self._entropy, 0))
 
-    def of_picture(self, picture: int) -> torch.Generator:
-        """Of a picture by its number in the batch."""
-        if picture not in self._pictures:
-            entropy = (*self._entropy, 1 + self._places[picture])
-            self._pictures[picture] = _make_generator(entropy)
-        return self._pictures[picture]
+    def of_image(self, image: int) -> torch.Generator:
+        """Of an image by its number in the batch."""
+        if image not in self._images:
+            entropy = (*self._entropy, 1 + self._places[image])
+            self._images[image] = _make_generator(entropy)
+        return self._images[image]
 
 
-def draw_pictures(count: int, *, chance: float, draws: Draws) -> list[int]:
-    """Which of `count` pictures are drawn, each with this chance, in order."""
-    return [n for n in range(count) if is_drawn(chance, draws.of_picture(n))]
+def draw_images(count: int, *, chance: float, draws: RandomDraws) -> list[int]:
+    """Which of `count` images are drawn, each with this chance, in order."""
+    return [n for n in range(count) if is_drawn(chance, draws.of_image(n))]
 
 
 def is_drawn(chance: float, generator: torch.Generator) -> bool:
@@ -53,9 +53,9 @@ def draw_number(least: int, most: int, generator: torch.Generator) -> int:
     return int(torch.randint(least, most + 1, (), generator=generator))
 
 
-def draw_others(picture: int, *, count: int, wanted: int, generator: torch.Generator) -> list[int]:
-    """`wanted` of `count` pictures other than `picture`: different ones if there are enough."""
-    others = [other for other in range(count) if other != picture]
+def draw_others(image: int, *, count: int, wanted: int, generator: torch.Generator) -> list[int]:
+    """`wanted` of `count` images other than `image`: different ones if there are enough."""
+    others = [other for other in range(count) if other != image]
     if len(others) >= wanted:
         order = torch.randperm(len(others), generator=generator)[:wanted]
     else:

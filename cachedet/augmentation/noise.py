@@ -1,6 +1,6 @@
 """Augmentation of values: channel dropout, and noise as strong as the codec's own error.
 
-Letters: n pictures, C channels, h w feature cells. Boxes and masks stay as they are.
+Letters: n images, C channels, h w feature cells. Boxes and masks stay as they are.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from cachedet.augmentation.draws import Draws, draw_number
+from cachedet.augmentation.draws import RandomDraws, draw_number
 from cachedet.structures import Batch
 
 _LARGEST_SEED = 2**62
 
 
-def channel_dropout(batch: Batch, draws: Draws, *, share: float) -> Batch:
-    """Zero this share of the channels of each picture and level, scale the others up.
+def channel_dropout(batch: Batch, draws: RandomDraws, *, share: float) -> Batch:
+    """Zero this share of the channels of each image and level, scale the others up.
 
     Dropout (arXiv 1207.0580) of whole channels (arXiv 1411.4280): a single cell would be given
     away by its neighbours. The expected value of every cell stays what it was.
@@ -32,11 +32,11 @@ def channel_dropout(batch: Batch, draws: Draws, *, share: float) -> Batch:
     )
 
 
-def add_noise(batch: Batch, draws: Draws, *, relative: Mapping[str, float]) -> Batch:
-    """Gaussian noise, in each channel of each picture in proportion to its root mean square.
+def add_noise(batch: Batch, draws: RandomDraws, *, relative: Mapping[str, float]) -> Batch:
+    """Gaussian noise, in each channel of each image in proportion to its root mean square.
 
     Args:
-        batch: n pictures.
+        batch: n images.
         draws: of the batch; noise on an accelerator comes from generators there, seeded by these,
             so it is the same on the same kind of device.
         relative: standard deviation by level, as a share of a channel's root mean square.
@@ -50,19 +50,19 @@ def add_noise(batch: Batch, draws: Draws, *, relative: Mapping[str, float]) -> B
     )
 
 
-def _draw_kept(maps: Tensor, share: float, draws: Draws) -> Tensor:
+def _draw_kept(maps: Tensor, share: float, draws: RandomDraws) -> Tensor:
     """(n, C, 1, 1): 0, or what makes up for those that are 0."""
     drawn = torch.stack(
-        [torch.rand(maps.shape[1], 1, 1, generator=draws.of_picture(n)) for n in range(len(maps))]
+        [torch.rand(maps.shape[1], 1, 1, generator=draws.of_image(n)) for n in range(len(maps))]
     )
     return (drawn >= share).to(maps.dtype) / (1 - share)
 
 
-def _draw_noise(maps: Tensor, relative: float, draws: Draws) -> Tensor:
+def _draw_noise(maps: Tensor, relative: float, draws: RandomDraws) -> Tensor:
     """(n, C, h, w)"""
     noise = torch.empty(maps.shape, device=maps.device, dtype=maps.dtype)
-    for picture, own in enumerate(noise):
-        own.normal_(generator=_generator_on(maps.device, draws.of_picture(picture)))
+    for image, own in enumerate(noise):
+        own.normal_(generator=_generator_on(maps.device, draws.of_image(image)))
     scale = maps.square().mean(dim=(2, 3), keepdim=True).sqrt()
     return noise.mul_(scale.mul_(relative))
 

@@ -1,6 +1,6 @@
 """Regions that all levels share, and what becomes of the boxes that a region shows or hides.
 
-Letters: n pictures, M boxes, C channels, h w feature cells, R S rows and columns of the grid.
+Letters: n images, M boxes, C channels, h w feature cells, R S rows and columns of the grid.
 The grid has cells of `spec.pad_multiple` pixels, which is a whole number of feature cells on every
 level, whatever the strides: what is moved by grid cells is moved exactly on all levels.
 """
@@ -98,17 +98,17 @@ def copy_region(
     grid: Grid,
     source: Features,
     *,
-    picture: int,
+    image: int,
     region: Region,
     canvas: Features,
     onto: int,
     place: Region,
 ) -> None:
-    """Write `region` of one picture's maps over `place` of the canvas, on every level."""
+    """Write `region` of one image's maps over `place` of the canvas, on every level."""
     for level, maps in canvas.items():
         rows, columns = grid.slices(level, region)
         rows_there, columns_there = grid.slices(level, place)
-        maps[onto, :, rows_there, columns_there] = source[level][picture, :, rows, columns]
+        maps[onto, :, rows_there, columns_there] = source[level][image, :, rows, columns]
 
 
 def show_boxes(targets: Targets, window: Window) -> Targets:
@@ -131,7 +131,7 @@ def hide_boxes(targets: Targets, window: Window) -> Targets:
     """What is left of the boxes where something else lies over the window.
 
     A box shrinks to the smallest one around the part that can be seen; quarter and nothing as in
-    `show_boxes`. Masks are dropped: a bitmap of the picture cannot say what is hidden.
+    `show_boxes`. Masks are dropped: a bitmap of the image cannot say what is hidden.
     """
     cover = targets.boxes.new_tensor([window])
     visible = 1 - covered_fraction(targets.boxes, cover)[:, 0]
@@ -162,7 +162,7 @@ def mirror_boxes(targets: Targets, width: int) -> Targets:
 
 
 def join_targets(own: Targets, parts: Sequence[Targets], *, size_hw: SizeHW) -> Targets:
-    """The boxes of all parts as those of one picture, which keeps the id of `own`; no masks."""
+    """The boxes of all parts as those of one image, which keeps the id of `own`; no masks."""
     return replace(
         own,
         size_hw=size_hw,

@@ -1,6 +1,6 @@
-"""Augmentation of single pictures' maps: translation, crop, flip.
+"""Augmentation of single images' maps: translation, crop, flip.
 
-Letters: n pictures, R S rows and columns of the grid (augment_regions.py). Every function returns
+Letters: n images, R S rows and columns of the grid (augment_regions.py). Every function returns
 new targets; `flip` writes on the maps it is given, the others return new ones.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from cachedet.augmentation.draws import Draws, draw_number, draw_pictures, is_drawn
+from cachedet.augmentation.draws import RandomDraws, draw_images, draw_number, is_drawn
 from cachedet.augmentation.regions import (
     Grid,
     Region,
@@ -23,54 +23,54 @@ from cachedet.augmentation.regions import (
 from cachedet.structures import Batch, Features, SizeHW
 
 
-def translate(batch: Batch, draws: Draws, *, grid: Grid, chance: float, most: float) -> Batch:
+def translate(batch: Batch, draws: RandomDraws, *, grid: Grid, chance: float, most: float) -> Batch:
     """Shift maps by whole grid cells; zeros come in, as at the edge of a convolution's input.
 
     Args:
-        batch: n pictures.
+        batch: n images.
         draws: of the batch.
         grid: of the store's levels.
-        chance: of each picture.
+        chance: of each image.
         most: largest shift as a share of each side, but at least one cell.
     """
     features, targets = clone_maps(batch.features), list(batch.targets)
     shape = grid.shape_of(batch.features)
-    for picture in draw_pictures(len(targets), chance=chance, draws=draws):
-        touched = grid.touched(targets[picture].size_hw)
+    for image in draw_images(len(targets), chance=chance, draws=draws):
+        touched = grid.touched(targets[image].size_hw)
         down, right = (
-            _draw_shift(side, touched=own, most=most, generator=draws.of_picture(picture))
+            _draw_shift(side, touched=own, most=most, generator=draws.of_image(image))
             for side, own in zip(shape, touched, strict=True)
         )
-        shift_maps(grid, batch.features, picture=picture, down=down, right=right, canvas=features)
+        shift_maps(grid, batch.features, image=image, down=down, right=right, canvas=features)
         window = Region(top=-down, left=-right, height=shape[0], width=shape[1])
-        targets[picture] = show_boxes(targets[picture], grid.window_of(window))
+        targets[image] = show_boxes(targets[image], grid.window_of(window))
     return replace(batch, features=features, targets=targets)
 
 
 def shift_maps(
-    grid: Grid, source: Features, *, picture: int, down: int, right: int, canvas: Features
+    grid: Grid, source: Features, *, image: int, down: int, right: int, canvas: Features
 ) -> None:
-    """Write one picture's maps onto the canvas, shifted by grid cells, zeros where nothing is."""
+    """Write one image's maps onto the canvas, shifted by grid cells, zeros where nothing is."""
     rows, columns = grid.shape_of(source)
     height, width = rows - abs(down), columns - abs(right)
     for maps in canvas.values():
-        maps[picture] = 0
+        maps[image] = 0
     copy_region(
         grid,
         source,
-        picture=picture,
+        image=image,
         region=Region(top=max(-down, 0), left=max(-right, 0), height=height, width=width),
         canvas=canvas,
-        onto=picture,
+        onto=image,
         place=Region(top=max(down, 0), left=max(right, 0), height=height, width=width),
     )
 
 
-def crop(batch: Batch, draws: Draws, *, grid: Grid, chance: float, least: float) -> Batch:
-    """Cut a window out of every picture: one size for the batch, each picture its own place.
+def crop(batch: Batch, draws: RandomDraws, *, grid: Grid, chance: float, least: float) -> Batch:
+    """Cut a window out of every image: one size for the batch, each image its own place.
 
     Args:
-        batch: n pictures.
+        batch: n images.
         draws: of the batch.
         grid: of the store's levels.
         chance: of the whole batch, which becomes smaller and its step cheaper.
@@ -80,8 +80,8 @@ def crop(batch: Batch, draws: Draws, *, grid: Grid, chance: float, least: float)
         return batch
     size_rs = _draw_window_size(grid.shape_of(batch.features), least, draws.of_batch)
     regions = [
-        draw_region(size_rs, grid.touched(own.size_hw), draws.of_picture(picture))
-        for picture, own in enumerate(batch.targets)
+        draw_region(size_rs, grid.touched(own.size_hw), draws.of_image(image))
+        for image, own in enumerate(batch.targets)
     ]
     features = {
         level: torch.stack(
@@ -95,20 +95,20 @@ def crop(batch: Batch, draws: Draws, *, grid: Grid, chance: float, least: float)
     return replace(batch, features=features, targets=targets)
 
 
-def flip(batch: Batch, draws: Draws, *, grid: Grid, chance: float) -> Batch:
+def flip(batch: Batch, draws: RandomDraws, *, grid: Grid, chance: float) -> Batch:
     """Mirror maps along x over their whole width, padding included, where they lie.
 
-    An approximation: a backbone's features of the mirrored picture are other than these, because
+    An approximation: a backbone's features of the mirrored image are other than these, because
     its kernels and its strides have sides (docs/augmentation.md has the size of the error). The
     padding comes to the left and counts as valid, since only the right end can be cut off.
     """
-    drawn = draw_pictures(len(batch.targets), chance=chance, draws=draws)
+    drawn = draw_images(len(batch.targets), chance=chance, draws=draws)
     targets = list(batch.targets)
     _, columns = grid.shape_of(batch.features)
-    for picture in drawn:
+    for image in drawn:
         for maps in batch.features.values():
-            maps[picture].copy_(maps[picture].flip(-1))
-        targets[picture] = mirror_boxes(targets[picture], columns * grid.cell)
+            maps[image].copy_(maps[image].flip(-1))
+        targets[image] = mirror_boxes(targets[image], columns * grid.cell)
     return replace(batch, targets=targets)
 
 

@@ -1,6 +1,6 @@
 """Feature-space augmentation: which steps a run takes, in which order. See docs/augmentation.md.
 
-Pictures are mixed first, while all maps have one size and objects are whole; then moved; values are
+Images are mixed first, while all maps have one size and objects are whole; then moved; values are
 changed last, so that the noise is as strong as the values it falls on.
 """
 
@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from cachedet.augmentation.draws import Draws
+from cachedet.augmentation.draws import RandomDraws
 from cachedet.augmentation.mixing import copy_paste, mosaic
 from cachedet.augmentation.noise import add_noise, channel_dropout
 from cachedet.augmentation.regions import Grid
@@ -20,7 +20,7 @@ from cachedet.errors import ConfigError
 from cachedet.store.format.commits import Quality
 from cachedet.structures import Batch, FeatureSpec, LevelSpec
 
-Augment = Callable[[Batch, Draws], Batch]
+Augment = Callable[[Batch, RandomDraws], Batch]
 """A batch from one and all that is random; targets stay as they were.
 
 May write on the maps it is given: fresh memory for large ones takes five times as long.
@@ -57,10 +57,10 @@ def make_augment(
 def make_pixel_augment(
     config: AugmentConfig, *, name: str, spec: FeatureSpec, trains_masks: bool
 ) -> Augment | None:
-    """The same steps with the same draws on pictures: what is moved is moved before the backbone.
+    """The same steps with the same draws on images: what is moved is moved before the backbone.
 
     Args:
-        config: of steps that move pictures only (`AugmentConfig.changing_values` is empty).
+        config: of steps that move images only (`AugmentConfig.changing_values` is empty).
         name: of the pixels in a batch's features.
         spec: of the backbone's levels, to whose grid the steps keep.
         trains_masks: whether the detector has a mask head.
@@ -88,7 +88,7 @@ def _moving_steps(config: AugmentConfig, grid: Grid) -> list[Augment]:
     return [step for chance, step in steps if chance > 0]
 
 
-def _take_steps(batch: Batch, draws: Draws, *, steps: tuple[Augment, ...]) -> Batch:
+def _take_steps(batch: Batch, draws: RandomDraws, *, steps: tuple[Augment, ...]) -> Batch:
     for step in steps:
         batch = step(batch, draws)
     return batch
@@ -99,7 +99,7 @@ def _refuse_mixing(config: AugmentConfig) -> None:
     if wanted:
         raise ConfigError(
             f"detector.mask_head learns masks, which do not survive {' and '.join(wanted)} (the "
-            "masks of a target lie in one picture): set them to 0, or remove detector.mask_head; "
+            "masks of a target lie in one image): set them to 0, or remove detector.mask_head; "
             "all other keys of augment carry masks"
         )
 

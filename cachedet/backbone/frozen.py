@@ -1,6 +1,6 @@
 """Any timm model as a frozen backbone that gives C levels.
 
-Letters: N pictures, C channels, H W input pixels, h w feature cells.
+Letters: N images, C channels, H W input pixels, h w feature cells.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def _build(name: str, *, image_size: int, options: dict[str, Any]) -> Any:
         return timm.create_model(name, features_only=True, **options)
     except (TypeError, AttributeError) as error:
         raise BackboneError(
-            f"{name} cannot be opened as a feature extractor for rectangular pictures: {error}"
+            f"{name} cannot be opened as a feature extractor for rectangular images: {error}"
         ) from error
 
 

@@ -42,7 +42,7 @@ def compare(
     val_annotations: Annotated[Path, typer.Option(help="The file to score on.")],
     out: Annotated[Path, typer.Option(help="Folder of the comparison, also to go on with it.")],
     val_images: Annotated[
-        Path | None, typer.Option(help="Folder of the scored pictures; default: --images.")
+        Path | None, typer.Option(help="Folder of the scored images; default: --images.")
     ] = None,
     modes: Annotated[
         str, typer.Option(help="Of cached, live, tuned (fine-tuned), scratch.")

@@ -24,8 +24,8 @@ def print_estimate(report: EstimateReport, *, heads: str) -> None:
         console.print(f"skipped {name}: {reason}", highlight=False, markup=False)
     views = count_of(len(measured.views), "view")
     console.print(
-        f"{count_of(measured.pictures, 'picture')} in {views} ({', '.join(measured.views)}), heads "
-        f"{heads}; tried on {count_of(report.sample, 'picture')} in {report.seconds:.0f} s",
+        f"{count_of(measured.images, 'image')} in {views} ({', '.join(measured.views)}), heads "
+        f"{heads}; tried on {count_of(report.sample, 'image')} in {report.seconds:.0f} s",
         highlight=False,
         soft_wrap=True,
     )
@@ -53,9 +53,9 @@ def print_estimate(report: EstimateReport, *, heads: str) -> None:
 def _cache_table(report: EstimateReport) -> Table:
     forecast, measured = report.forecast, report.measured
     table = Table(title=f"cache; {readable_nbytes(int(forecast.free_disk))} free on the disk")
-    for name in ("codec", "size", "a picture and view"):
+    for name in ("codec", "size", "an image and view"):
         table.add_column(name, justify="left" if name == "codec" else "right")
-    stored = measured.pictures * len(measured.views)
+    stored = measured.images * len(measured.views)
     for name, nbytes in forecast.nbytes_by_codec.items():
         mark = " (asked for)" if name == measured.codec else ""
         table.add_row(
@@ -69,7 +69,7 @@ def _extraction_table(report: EstimateReport) -> Table:
     table = Table(title="extraction")
     for name in ("part", "time", "bottleneck"):
         table.add_column(name, justify="right" if name == "time" else "left")
-    table.add_row("check the pictures", _time(forecast.survey_seconds), "decode")
+    table.add_row("check the images", _time(forecast.scan_seconds), "decode")
     if forecast.fit_seconds > 0:
         table.add_row("fit the codec", _time(forecast.fit_seconds), "backbone")
     table.add_row("extract", _time(forecast.extract_seconds), forecast.extract_bottleneck)

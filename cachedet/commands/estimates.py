@@ -48,14 +48,14 @@ def estimate(
     batch_size: BatchSize = 8,
     workers: Workers = 0,
     device: Device = "auto",
-    sample: Annotated[int, typer.Option(min=2, help="Pictures to try.")] = 32,
+    sample: Annotated[int, typer.Option(min=2, help="Images to try.")] = 32,
     seconds: Annotated[
         float, typer.Option(min=0.1, help="Of each trial, about; more is more exact.")
     ] = 8.0,
     what_if: Annotated[
         str,
         typer.Option(
-            help="image-size=800,backbone=resnet101,disk=500MB/s,device-flops=60T,pictures=118k,"
+            help="image-size=800,backbone=resnet101,disk=500MB/s,device-flops=60T,images=118k,"
             "codec=int4: arithmetic for what is not here."
         ),
     ] = "",

@@ -11,7 +11,7 @@ import typer
 from cachedet.errors import InputError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Images = Annotated[Path, typer.Option(help="Folder of the pictures.")]
+Images = Annotated[Path, typer.Option(help="Folder of the images.")]
 Annotations = Annotated[Path, typer.Option(help="COCO (or LVIS) JSON file.")]
 Backbone = Annotated[str, typer.Option(help="Any timm model with features.")]
 Weights = Annotated[str, typer.Option(help="auto, none or a checkpoint file.")]
@@ -22,10 +22,10 @@ Codec = Annotated[
     typer.Option(help="fp32, fp16, bf16, int8, int8+zstd, int4, int4+zstd, pca<k>+int8, snr<dB>."),
 ]
 OnBadImage = Annotated[
-    str, typer.Option(help="fail: list all bad pictures and stop; skip: leave them out.")
+    str, typer.Option(help="fail: list all bad images and stop; skip: leave them out.")
 ]
-BlockSize = Annotated[int, typer.Option(help="Pictures per shard and commit.")]
-BatchSize = Annotated[int, typer.Option(help="Pictures per backbone forward.")]
+BlockSize = Annotated[int, typer.Option(help="Images per shard and commit.")]
+BatchSize = Annotated[int, typer.Option(help="Images per backbone forward.")]
 Workers = Annotated[int, typer.Option(help="Decoding threads; 0: one per core.")]
 Overrides = Annotated[
     list[str] | None,

@@ -19,17 +19,15 @@ def report(
         str | None, typer.Option(help="Store they were scored on, if it has moved.")
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Folder of the scored pictures, to show some of them.")
+        Path | None, typer.Option(help="Folder of the scored images, to show some of them.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="HTML file; default report.html in the first run.")
     ] = None,
-    max_pictures: Annotated[
+    max_images: Annotated[
         int, typer.Option(min=0, max=500, help="Of the best, and of the worst, to show.")
     ] = 24,
-    resamples: Annotated[
-        int, typer.Option(min=1, help="Of the pictures, for the intervals.")
-    ] = 1000,
+    resamples: Annotated[int, typer.Option(min=1, help="Of the images, for the intervals.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -41,7 +39,7 @@ def report(
         store=store,
         images=images,
         out=out,
-        max_pictures=max_pictures,
+        max_images=max_images,
         resamples=resamples,
         seed=seed,
     )

@@ -90,7 +90,7 @@ def model(
 
 def predict(
     run: Path,
-    pictures: Annotated[list[Path], typer.Argument(help="Picture files or folders.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files or folders.")],
     out: Annotated[Path, typer.Option(help="Folder for drawings and detections.json.")],
     weights: Annotated[str, typer.Option(help="The backbone's: auto, none or a file.")] = "auto",
     views: Annotated[
@@ -101,12 +101,12 @@ def predict(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Detect in picture files; joins backbone and heads."""
+    """Detect in image files; joins backbone and heads."""
     from cachedet.predict import predict as run_predict
 
     entries = run_predict(
         run,
-        pictures=pictures,
+        images=images,
         out=out,
         weights=weights,
         views=views,
@@ -114,7 +114,7 @@ def predict(
         device=device,
     )
     if as_json:
-        print_json({"pictures": entries})
+        print_json({"images": entries})
         return
     for entry in entries:
         names = [f"{found['name']} {found['score']:.2f}" for found in entry["detections"]]

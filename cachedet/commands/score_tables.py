@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # commands import what they need when they run: `--help` stay
 _MOST_CLASSES = 40  # listed one by one; of more, the best and the worst
 _OF_EACH_END = 10
 _MOST_DIFFERENCES = 20
-_FEW_PICTURES = 20  # the percentile bootstrap covers too little of what so few could be
+_FEW_IMAGES = 20  # the percentile bootstrap covers too little of what so few could be
 
 
 def print_scores(scores: CocoScores, *, of: str) -> None:
@@ -62,7 +62,7 @@ def print_analysis(analysis: Analysis) -> None:
 
 def print_proposals(report: ProposalReport) -> None:
     """Average recall of the RPN's proposals."""
-    table = Table(title=f"recall of proposals (the RPN keeps {report.most_per_picture} a picture)")
+    table = Table(title=f"recall of proposals (the RPN keeps {report.most_per_image} an image)")
     for name in ("proposals", "AR", "small", "medium", "large", "at 0.5", "at 0.75"):
         table.add_column(name, justify="right")
     for at in report.at_limits:
@@ -184,18 +184,18 @@ def _print_intervals(report: BootstrapReport) -> None:
     for name, own in (("AP", report.ap), ("AP50", report.ap50)):
         console.print(
             f"{name} {_figure(own.value)}, 95 % interval {_span(own)} "
-            f"({report.resamples} resamples of {count_of(report.num_pictures, 'picture')})",
+            f"({report.resamples} resamples of {count_of(report.num_images, 'image')})",
             highlight=False,
         )
 
 
 def _print_comparison(report: ComparisonReport, classes: Sequence[ClassScore]) -> None:
-    """Both runs, their difference, and what the pictures can tell."""
+    """Both runs, their difference, and what the images can tell."""
     difference = report.difference
     places = [n for n, own in enumerate(difference.per_class) if own.excludes_zero]
     places.sort(key=lambda n: -abs(difference.per_class[n].value))
     shown = places[:_MOST_DIFFERENCES] if len(classes) > 1 else []
-    title = "this against the other, on the same pictures"
+    title = "this against the other, on the same images"
     table = Table(title=title, caption="below the line: AP of classes" if shown else None)
     table.add_column("")
     for name in ("this", "other", "difference", "95 % interval", "share > 0"):
@@ -224,11 +224,11 @@ def _print_comparison(report: ComparisonReport, classes: Sequence[ClassScore]) -
             end_section=place == 1,
         )
     console.print(table)
-    for line in (*_class_remarks(len(places), len(shown), len(classes)), _verdict(report)):
+    for line in (*_class_notes(len(places), len(shown), len(classes)), _verdict(report)):
         console.print(line, highlight=False, markup=False)
 
 
-def _class_remarks(found: int, shown: int, classes: int) -> list[str]:
+def _class_notes(found: int, shown: int, classes: int) -> list[str]:
     if classes < 2:
         return []
     left_out = f", {found - shown} of them left out here" if shown < found else ""
@@ -242,24 +242,22 @@ def _verdict(report: ComparisonReport) -> str:
     apart = report.difference.ap
     drawn = (
         f"{report.difference.resamples} resamples of "
-        f"{count_of(report.difference.num_pictures, 'picture')}"
+        f"{count_of(report.difference.num_images, 'image')}"
     )
-    if report.difference.num_pictures < 2:
-        return "One picture cannot tell the runs apart."
+    if report.difference.num_images < 2:
+        return "One image cannot tell the runs apart."
     few = (
-        f" Intervals of fewer than {_FEW_PICTURES} pictures are too narrow."
-        if report.difference.num_pictures < _FEW_PICTURES
+        f" Intervals of fewer than {_FEW_IMAGES} images are too narrow."
+        if report.difference.num_images < _FEW_IMAGES
         else ""
     )
     if not report.tells_apart:
         return (
-            "These pictures cannot tell the runs apart by AP: the 95 % interval of the difference "
+            "These images cannot tell the runs apart by AP: the 95 % interval of the difference "
             f"holds 0 ({drawn}).{few}"
         )
     better = "This one is better" if apart.low > 0 else "The other one is better"
-    return (
-        f"{better} on such pictures: the 95 % interval of the difference is off 0 ({drawn}).{few}"
-    )
+    return f"{better} on such images: the 95 % interval of the difference is off 0 ({drawn}).{few}"
 
 
 def _print_oddities(oddities: Mapping[str, int]) -> None:

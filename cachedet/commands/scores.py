@@ -33,7 +33,7 @@ def evaluate(
     ] = None,
     against: Annotated[
         Path | None,
-        typer.Option(help="Another run, or results file, on the same pictures: is it noise?"),
+        typer.Option(help="Another run, or results file, on the same images: is it noise?"),
     ] = None,
     training: Annotated[
         str | None,

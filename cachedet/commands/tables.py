@@ -12,7 +12,7 @@ from cachedet.progress import count_of
 from cachedet.store.files.durable import readable_nbytes
 
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
-    from cachedet.estimation.prediction import Outcome
+    from cachedet.estimation.prediction import PredictedVsActual
     from cachedet.extract import ExtractReport
     from cachedet.model import ModelCost
     from cachedet.store.prune import PruneReport
@@ -50,7 +50,7 @@ def print_waste(report: PruneReport, *, dry_run: bool) -> None:
 def print_cost(cost: ModelCost, *, title: str) -> None:
     """Parameters and FLOPs, part by part."""
     height, width = cost.size_hw
-    table = Table(title=f"{title}: one picture of {height} x {width}, {cost.num_classes} classes")
+    table = Table(title=f"{title}: one image of {height} x {width}, {cost.num_classes} classes")
     table.add_column("part")
     for name in ("M parameters", "GFLOP forward", "GFLOP a step", "of the step"):
         table.add_column(name, justify="right")
@@ -77,7 +77,7 @@ def print_training(report: TrainReport) -> None:
         f"{readable_nbytes(report.peak_memory)} of memory{best}",
         highlight=False,
     )
-    print_outcome(report.predicted)
+    print_predicted_vs_actual(report.predicted)
 
 
 def print_faults(report: VerifyReport) -> None:
@@ -98,8 +98,8 @@ def print_extraction(report: ExtractReport) -> None:
     """What `extract` left out, noticed, kept and wrote."""
     for name, reason in report.skipped:
         console.print(f"skipped {name}: {reason}", highlight=False, markup=False)
-    for name, remark in report.remarks:
-        console.print(f"note    {name}: {remark}", highlight=False, markup=False)
+    for name, note in report.notes:
+        console.print(f"note    {name}: {note}", highlight=False, markup=False)
     if report.views_kept:
         console.print(
             f"the store keeps views that were not asked for: {', '.join(report.views_kept)} "
@@ -109,18 +109,18 @@ def print_extraction(report: ExtractReport) -> None:
         )
     console.print(", ".join(f"{count} {what}" for what, count in report.counts.items() if count))
     console.print(
-        f"{report.store}: {report.pictures} pictures, {report.blocks_written} of "
+        f"{report.store}: {report.images} images, {report.blocks_written} of "
         f"{report.blocks_total} blocks written now, {readable_nbytes(report.nbytes_written)} in "
         f"{report.seconds:.1f} s",
         highlight=False,
         soft_wrap=True,
     )
-    print_outcome(report.predicted)
+    print_predicted_vs_actual(report.predicted)
     if report.blocks_missing:
         print_unfinished(report)
 
 
-def print_outcome(outcome: Outcome) -> None:
+def print_predicted_vs_actual(outcome: PredictedVsActual) -> None:
     """What `estimate` had predicted, and what it was."""
     for name, found in outcome.items():
         figures = [
@@ -144,7 +144,7 @@ def print_unfinished(report: ExtractReport) -> None:
 
 
 def _readable(name: str, value: Any) -> str:
-    if name in ("bytes", "bytes_per_picture_and_view"):
+    if name in ("bytes", "bytes_per_image_and_view"):
         return "-" if value is None else readable_nbytes(round(value))
     if name == "quality":
         return ", ".join(f"{level} {_quality(found)}" for level, found in value.items()) or "-"

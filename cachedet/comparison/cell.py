@@ -11,7 +11,7 @@ from cachedet.comparison.scoring import Scorer, figures_of
 from cachedet.comparison.step_plan import StepPlan, keep_peak_memory, plan_steps, time_left
 from cachedet.config.run import TrainConfig
 from cachedet.evaluation.plots import plot_training
-from cachedet.live.modes import BackboneTraining, Rig, make_rig
+from cachedet.live.modes import BackboneTraining, TrainingMode, make_training_mode
 from cachedet.loading.sampling import resolve_views
 from cachedet.store.format.manifest import Manifest
 from cachedet.store.reader import FeatureStore
@@ -33,7 +33,7 @@ class CellTask:
         key: of the cell.
         config: of its heads, with the seed, the epochs and the device.
         train, val: stores.
-        images, val_images: folders of their pictures.
+        images, val_images: folders of their images.
         weights: of the backbone, as `extract --weights` takes them.
         backbone: how it learns.
         budget: seconds, extraction included where the mode needs it; None: the config's epochs.
@@ -79,13 +79,13 @@ def train_cell(task: CellTask) -> CellResult:
     config = _with_views(task.config, store)
     plan = StepPlan.read(folder.root) or _plan(task, config, store)
     config = plan.fit(config)
-    rig = _rig(task, config, store, total_steps=plan.steps)
-    trainer, trained_on = rig.trainer, TrainingData.of(store)
+    training_mode = _rig(task, config, store, total_steps=plan.steps)
+    trainer, trained_on = training_mode.trainer, TrainingData.of(store)
     start_or_continue(folder, config, trainer, store.manifest, resume=goes_on, restarts=0)
     plan.write(folder.root)
     trained_on.write(folder)
     scorer = Scorer(config, store=val, images=task.val_images, trainer=trainer)
-    memory = _train(config, folder, rig, store.manifest, scorer, plan)
+    memory = _train(config, folder, training_mode, store.manifest, scorer, plan)
     analysis = scorer.score(folder, trained_on, resamples=task.resamples)
     found = CellResult(
         key=task.key,
@@ -106,7 +106,7 @@ def train_cell(task: CellTask) -> CellResult:
 def _train(
     config: TrainConfig,
     folder: RunFolder,
-    rig: Rig,
+    training_mode: TrainingMode,
     manifest: Manifest,
     scorer: Scorer,
     plan: StepPlan,
@@ -115,8 +115,8 @@ def _train(
     session = run_session(
         config,
         folder=folder,
-        trainer=rig.trainer,
-        loader=rig.loader,
+        trainer=training_mode.trainer,
+        loader=training_mode.loader,
         manifest=manifest,
         validator=scorer.validator(),
         budget=plan.budget,
@@ -148,8 +148,10 @@ def _plan(task: CellTask, config: TrainConfig, store: FeatureStore) -> StepPlan:
     )
 
 
-def _rig(task: CellTask, config: TrainConfig, store: FeatureStore, *, total_steps: int) -> Rig:
-    return make_rig(
+def _rig(
+    task: CellTask, config: TrainConfig, store: FeatureStore, *, total_steps: int
+) -> TrainingMode:
+    return make_training_mode(
         task.key.mode,
         config,
         store=store,

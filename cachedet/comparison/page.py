@@ -68,7 +68,7 @@ _PAPER_CLASSES = (
 )
 _OTHER_SCALE = (
     "That is another scale: up to 1280 pixels, networks of 80 to 130 M parameters, 118,000 "
-    "pictures of 80 classes. Its directions may carry over, its sizes do not."
+    "images of 80 classes. Its directions may carry over, its sizes do not."
 )
 
 
@@ -106,7 +106,7 @@ def comparison_page(
         version=__version__,
         written=date.today().isoformat(),
         kind="comparison",
-        has_pictures=False,
+        has_images=False,
     )
 
 
@@ -147,7 +147,7 @@ def _headline_verdict(summary: Summary, own: Group) -> str:
 
 
 def _ends(group: Group) -> tuple[float, float]:
-    """Least and most of the seeds; of one seed the interval over the pictures."""
+    """Least and most of the seeds; of one seed the interval over the images."""
     if group.ap.count > 1:
         return group.ap.least, group.ap.most
     cell = next(own for own in group.cells if not math.isnan(own.ap))
@@ -281,7 +281,7 @@ def _bin_section(summary: Summary) -> Section:
         )
     table = Table(
         caption="Mean AP of the classes of each bin, and its least and most over the seeds. A "
-        "dash: no such class has boxes in the scored pictures.",
+        "dash: no such class has boxes in the scored images.",
         corner="Training boxes of a class",
         columns=tuple(MODE_NAMES[mode] for mode in summary.modes),
         rows=tuple(rows),

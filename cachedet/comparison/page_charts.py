@@ -79,7 +79,7 @@ def cost_charts(summary: Summary) -> tuple[Chart, ...]:
             summary,
             "flops",
             "AP against the arithmetic of a step",
-            "GFLOP a step and picture, log",
+            "GFLOP a step and image, log",
             lambda own: own.step_flops / 1e9,
         ),
     )

@@ -48,8 +48,8 @@ def summary_table(summary: Summary) -> Table:
                 rows.append(_group_row(own, tuned))
     return Table(
         caption="Means over the seeds. Below AP: the least and the most of the seeds, or the 95 % "
-        "interval over the pictures where there is one seed. Memory is the peak of any seed, "
-        "GFLOP are those of a step and picture, M trained are millions of parameters.",
+        "interval over the images where there is one seed. Memory is the peak of any seed, "
+        "GFLOP are those of a step and image, M trained are millions of parameters.",
         corner="Heads and mode",
         columns=("AP", "against fine-tuned", "seeds", *_COSTS),
         rows=tuple(rows),
@@ -84,7 +84,7 @@ def runs_section(cells: Sequence[CellResult]) -> Section:
     failed = [own for own in cells if own.has_failed]
     tables = [
         Table(
-            caption="Below AP: its 95 % interval over the scored pictures, which does not cover "
+            caption="Below AP: its 95 % interval over the scored images, which does not cover "
             "the seed.",
             corner="Run",
             columns=("AP", "AP50", "AP75", *_COSTS, "steps", "epochs"),
@@ -160,7 +160,7 @@ def _verdict(own: Comparison) -> str:
 
 
 def _shared_cell(group: Group, ap: Spread, seeds: Sequence[int]) -> Cell:
-    """AP over the shared seeds; of one seed with the interval over the pictures."""
+    """AP over the shared seeds; of one seed with the interval over the images."""
     if len(seeds) != 1:
         return Cell(text=figure(ap.mean), note=_ends(ap.least, ap.most))
     cell = next(one for one in group.cells if one.key.seed == seeds[0])

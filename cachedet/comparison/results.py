@@ -39,7 +39,7 @@ class ClassFigure:
 
     name: str
     boxes: int
-    ap: float  # NaN where the scored pictures have none
+    ap: float  # NaN where the scored images have none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +56,10 @@ class CellResult:
     """A cell that was trained and scored, or why it was not.
 
     Attributes:
-        seconds: in training steps, waiting for pictures and features included.
+        seconds: in training steps, waiting for images and features included.
         extraction_seconds: of the cache; 0 in the modes that need none, NaN where not known.
         peak_memory: bytes, of the process that trained (on an accelerator of its tensors).
-        step_flops: of a training step, a picture: everything the mode computes.
+        step_flops: of a training step, an image: everything the mode computes.
         parameters: that are trained.
         cache_nbytes: on the disk; 0 in the modes that need none.
     """
@@ -78,7 +78,7 @@ class CellResult:
     ap: float = math.nan
     ap50: float = math.nan
     ap75: float = math.nan
-    low: float = math.nan  # ends of the 95 % interval of AP over the scored pictures
+    low: float = math.nan  # ends of the 95 % interval of AP over the scored images
     high: float = math.nan
     classes: tuple[ClassFigure, ...] = ()
     bins: tuple[BinFigure, ...] = ()

@@ -1,4 +1,4 @@
-"""Scoring a cell: on cached features or on pictures, whichever its mode has."""
+"""Scoring a cell: on cached features or on images, whichever its mode has."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from cachedet.comparison.results import BinFigure, ClassFigure
 from cachedet.config.run import TrainConfig
 from cachedet.detector.build import choose_levels
-from cachedet.detector.end_to_end import Trained, WholeDetector
+from cachedet.detector.end_to_end import EndToEndDetector, Trained
 from cachedet.evaluation.analysis import Analysis, analyse
 from cachedet.evaluation.detection_table import has_masks, tabulate
 from cachedet.evaluation.inference import EVAL_VIEW, detect_batches, detect_store
 from cachedet.evaluation.metrics import coco_results, score_detections
-from cachedet.live.modes import picture_batches
+from cachedet.live.modes import image_batches
 from cachedet.store.files.durable import encode_json, write_durably
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Detections
@@ -25,15 +25,15 @@ from cachedet.training.run_folder import RunFolder, TrainingData
 from cachedet.training.trainer import Trainer
 from cachedet.version import __version__
 
-_AT_ONCE = 8  # pictures
+_AT_ONCE = 8  # images
 
 
 class Scorer:
-    """Scores the detector of a trainer on validation pictures.
+    """Scores the detector of a trainer on validation images.
 
     Args:
         config: of the detector.
-        store: of the validation pictures.
+        store: of the validation images.
         images: folder of them.
         trainer: whose detector it is.
     """
@@ -51,18 +51,18 @@ class Scorer:
 
         def score(detector: Trained, between_batches: Callable[[], None]) -> dict[str, float]:
             found = self._detect(detector, on_progress=lambda _: between_batches())
-            scores = score_detections(self._store.truth, found)
+            scores = score_detections(self._store.annotations, found)
             return {"ap": scores.ap, "ap50": scores.ap50, "ap75": scores.ap75}
 
         return score
 
     def score(self, folder: RunFolder, trained_on: TrainingData, *, resamples: int) -> Analysis:
         """Of the weights as they are; writes results.json and detections.json as `eval` does."""
-        truth = self._store.truth
+        annotations = self._store.annotations
         with self._trainer.scored_weights():
             detections = self._detect(self._trainer.detector)
-        table = tabulate(truth, detections, with_masks=has_masks(detections))
-        analysis = analyse(truth, table, counts=trained_on.boxes, resamples=resamples)
+        table = tabulate(annotations, detections, with_masks=has_masks(detections))
+        analysis = analyse(annotations, table, counts=trained_on.boxes, resamples=resamples)
         values: dict[str, Any] = {
             **analysis.to_json(),
             "views": [EVAL_VIEW],
@@ -78,7 +78,7 @@ class Scorer:
             "annotations": None,
             "against": None,
         }
-        write_durably(folder.detections, json.dumps(coco_results(truth, table)).encode())
+        write_durably(folder.detections, json.dumps(coco_results(annotations, table)).encode())
         write_durably(folder.results, encode_json(values))
         return analysis
 
@@ -86,11 +86,11 @@ class Scorer:
         self, detector: Trained, *, on_progress: Callable[[int], None] | None = None
     ) -> list[Detections]:
         device = self._trainer.device
-        if isinstance(detector, WholeDetector):
+        if isinstance(detector, EndToEndDetector):
             return detect_batches(
                 detector,
                 self._store,
-                batches=lambda view: picture_batches(
+                batches=lambda view: image_batches(
                     self._store, images=self._images, view=view, batch_size=_AT_ONCE, device=device
                 ),
                 on_progress=on_progress,

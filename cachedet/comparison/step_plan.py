@@ -20,9 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cachedet.config.run import TrainConfig
 from cachedet.errors import InputError
-from cachedet.live.modes import Rig
+from cachedet.live.modes import TrainingMode
 from cachedet.loading.loader import FeatureLoader, make_planner
-from cachedet.loading.sampling import Due, resolve_views
+from cachedet.loading.sampling import PlannedBatch, resolve_views
 from cachedet.store.files.durable import encode_json, write_durably
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Batch
@@ -39,7 +39,7 @@ class StepPlan:
     steps: int  # of a budget: about so many
     steps_per_epoch: int
     seconds: float | None  # budget of the steps; None: as many steps as there are in the epochs
-    step_flops: int  # of a picture
+    step_flops: int  # of an image
 
     def fit(self, config: TrainConfig) -> TrainConfig:
         """The config with the epochs that are planned."""
@@ -78,13 +78,17 @@ def keep_peak_memory(root: Path, peak: int) -> int:
 
 
 def plan_steps(
-    config: TrainConfig, store: FeatureStore, make: Callable[[], Rig], *, seconds: float | None
+    config: TrainConfig,
+    store: FeatureStore,
+    make: Callable[[], TrainingMode],
+    *,
+    seconds: float | None,
 ) -> StepPlan:
     """About as many steps as fit into `seconds` by a trial, else those of the config's epochs.
 
     Args:
         config: of the cell.
-        store: of the training pictures.
+        store: of the training images.
         make: the rig of the cell, to be thrown away.
         seconds: to train; None: the config's epochs.
     """
@@ -110,14 +114,14 @@ def plan_steps(
 
 @dataclass(frozen=True, kw_only=True)
 class _Epoch:
-    """Padded pixels of the first epoch's pictures, and its batches of the least and the most."""
+    """Padded pixels of the first epoch's images, and its batches of the least and the most."""
 
     mean_area: float
     extremes: list[NDArray[np.int64]]
     areas: list[int]  # of the extremes
 
     def flops_of_mean(self, flops: Sequence[int]) -> int:
-        """Of a picture: what convolutions compute grows with its pixels, what RoI heads do not."""
+        """Of an image: what convolutions compute grows with its pixels, what RoI heads do not."""
         return round(float(np.interp(self.mean_area, self.areas, flops)))
 
 
@@ -129,11 +133,11 @@ def _first_epoch(planner: FeatureLoader, config: TrainConfig, store: FeatureStor
         return math.prod(store.geometry(int(row), views[int(view)]).padded_hw)
 
     plan = planner.plan(0)
-    pictures = sum(len(keys) for keys in plan)
+    images = sum(len(keys) for keys in plan)
     by_area = {area_of(keys): keys for keys in plan}
-    areas = sorted({min(by_area), max(by_area)})  # one where all pictures are of one size
+    areas = sorted({min(by_area), max(by_area)})  # one where all images are of one size
     return _Epoch(
-        mean_area=sum(area_of(keys) * len(keys) for keys in plan) / pictures,
+        mean_area=sum(area_of(keys) * len(keys) for keys in plan) / images,
         extremes=[by_area[area] for area in areas],
         areas=areas,
     )
@@ -170,7 +174,7 @@ class Trial:
     """Of one mode and its heads.
 
     Attributes:
-        step_flops: of a training step on each counted batch, a picture: a multiplication and an
+        step_flops: of a training step on each counted batch, an image: a multiplication and an
             addition count as two.
         seconds_per_step: 0 where it was not asked for.
     """
@@ -180,7 +184,7 @@ class Trial:
 
 
 def try_steps(
-    make: Callable[[], Rig], *, counted: Sequence[NDArray[np.int64]], seconds: float
+    make: Callable[[], TrainingMode], *, counted: Sequence[NDArray[np.int64]], seconds: float
 ) -> Trial:
     """Take steps for about so many seconds, after those that are counted; 0: only those.
 
@@ -189,31 +193,36 @@ def try_steps(
         counted: batches whose FLOPs are counted, as in a plan.
         seconds: of timed steps.
     """
-    rig = make()
-    flops = tuple(_count(rig, batch) for batch in rig.loader.read_ahead(map(Due, counted)))
+    training_mode = make()
+    flops = tuple(
+        _count(training_mode, batch)
+        for batch in training_mode.loader.read_ahead(map(PlannedBatch, counted))
+    )
     if seconds <= 0:
         return Trial(step_flops=flops, seconds_per_step=0.0)
-    with closing(rig.loader.batches(0, until=sys.maxsize)) as batches:
-        return Trial(step_flops=flops, seconds_per_step=_time_steps(rig, batches, seconds))
+    with closing(training_mode.loader.batches(0, until=sys.maxsize)) as batches:
+        return Trial(
+            step_flops=flops, seconds_per_step=_time_steps(training_mode, batches, seconds)
+        )
 
 
-def _time_steps(rig: Rig, batches: Iterator[Batch], seconds: float) -> float:
+def _time_steps(training_mode: TrainingMode, batches: Iterator[Batch], seconds: float) -> float:
     """Seconds a step, of at least three and so many seconds."""
     for batch in islice(batches, _WARM_UP):
-        rig.trainer.take_step(batch)
-    _wait_for(rig.trainer.device)
+        training_mode.trainer.take_step(batch)
+    _wait_for(training_mode.trainer.device)
     started, taken = time.perf_counter(), 0
     while taken < 3 or time.perf_counter() - started < seconds:
-        rig.trainer.take_step(next(batches))
+        training_mode.trainer.take_step(next(batches))
         taken += 1
-    _wait_for(rig.trainer.device)
+    _wait_for(training_mode.trainer.device)
     return (time.perf_counter() - started) / taken
 
 
-def _count(rig: Rig, batch: Batch) -> int:
-    """FLOPs of a training step on the batch, a picture."""
+def _count(training_mode: TrainingMode, batch: Batch) -> int:
+    """FLOPs of a training step on the batch, an image."""
     with FlopCounterMode(display=False) as counter:
-        rig.trainer.take_step(batch)
+        training_mode.trainer.take_step(batch)
     flops: int = counter.get_total_flops()
     return flops // len(batch.targets)
 

@@ -213,7 +213,7 @@ def spread_of(values: Iterable[float]) -> Spread:
 
 
 def compare_groups(first: Group, second: Group) -> Comparison:
-    """By the seeds for which both have an AP, as those runs saw the same order of pictures."""
+    """By the seeds for which both have an AP, as those runs saw the same order of images."""
     one, other = _ap_by_seed(first), _ap_by_seed(second)
     seeds = sorted(one.keys() & other.keys())
     first_ap = spread_of(one[seed] for seed in seeds)

@@ -58,7 +58,7 @@ def describe_freezing(summary: Summary) -> tuple[str, ...]:
 
 
 def describe_agreement(summary: Summary) -> tuple[str, ...]:
-    """Cached against live: the same computation on the same pictures, where there is no jitter."""
+    """Cached against live: the same computation on the same images, where there is no jitter."""
     found = summary.compare("cached", "live")
     if not found:
         return ("Not looked at: that takes the modes cached and live with the same heads.",)
@@ -180,7 +180,7 @@ def _over_seeds(group: Group) -> str:
 def _interval(cell: CellResult) -> str:
     if math.isnan(cell.low):
         return ""
-    return f"95 % interval over the pictures {cell.low:.3f} to {cell.high:.3f}"
+    return f"95 % interval over the images {cell.low:.3f} to {cell.high:.3f}"
 
 
 def _apart(gap: float, shown: str = "") -> str:

@@ -18,7 +18,7 @@ Ratios = Annotated[tuple[Positive, ...], Field(min_length=1)]
 Levels = Annotated[tuple[str, ...], Field(min_length=1)]
 Norm = Literal["batch", "group", "none"]
 Activation = Literal["relu", "silu"]
-Forced = Literal["one", "ties"]
+LowQuality = Literal["one", "ties"]
 
 
 class Config(BaseModel):
@@ -90,7 +90,9 @@ class AnchorConfig(Config):
     aspect_ratios: Ratios = (0.5, 1.0, 2.0)  # height / width
     foreground_iou: IoU = 0.5
     background_iou: Fraction = 0.5
-    forced: Forced = "one"  # of the anchors a truth overlaps most: one, or all that tie
+    allow_low_quality: LowQuality = (
+        "one"  # of the anchors a ground-truth box overlaps most: one, or all that tie
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> AnchorConfig:
@@ -106,7 +108,9 @@ class RPNConfig(Config):
     aspect_ratios: Ratios = (0.5, 1.0, 2.0)
     foreground_iou: IoU = 0.7
     background_iou: Fraction = 0.3
-    forced: Forced = "one"  # of the anchors a truth overlaps most: one, or all that tie
+    allow_low_quality: LowQuality = (
+        "one"  # of the anchors a ground-truth box overlaps most: one, or all that tie
+    )
     channels: Count | None = None  # of its tower; None: the neck's
     num_convs: Depth = 1
     separable: bool = False
@@ -151,7 +155,7 @@ class MaskHeadConfig(Config):
     separable: bool = False
 
 
-class SelectionConfig(Config):
+class PostprocessConfig(Config):
     """From scored boxes to detections, PAPER 2.2."""
 
     score_threshold: Fraction = 0.05
@@ -178,7 +182,7 @@ class RetinaNetConfig(Config):
     focal_gamma: Annotated[float, Field(ge=0)] = 1.5
     huber_delta: Positive = 0.1
     box_weight: Positive = 50.0
-    selection: SelectionConfig = SelectionConfig()
+    postprocess: PostprocessConfig = PostprocessConfig()
 
 
 class FasterRCNNConfig(Config):
@@ -195,7 +199,7 @@ class FasterRCNNConfig(Config):
     mask_head: MaskHeadConfig | None = None  # needs masks in the store
     class_agnostic: bool = False  # one box for a RoI instead of one for each class
     foreground_iou: IoU = 0.5
-    selection: SelectionConfig = SelectionConfig()
+    postprocess: PostprocessConfig = PostprocessConfig()
 
 
 class CascadeRCNNConfig(Config):
@@ -211,7 +215,7 @@ class CascadeRCNNConfig(Config):
     roi_head: RoIHeadConfig = RoIHeadConfig()
     mask_head: MaskHeadConfig | None = None  # needs masks in the store
     stage_ious: Annotated[tuple[IoU, ...], Field(min_length=2)] = (0.5, 0.7, 0.8)
-    selection: SelectionConfig = SelectionConfig()
+    postprocess: PostprocessConfig = PostprocessConfig()
 
     @model_validator(mode="after")
     def _rising(self) -> CascadeRCNNConfig:

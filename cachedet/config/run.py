@@ -37,7 +37,7 @@ _LARGEST_WEIGHT = 1e6  # of a view
 
 
 class ExtractConfig(Config):
-    """Stage 1: which features of which pictures go into the store."""
+    """Stage 1: which features of which images go into the store."""
 
     images: Path
     annotations: Path
@@ -48,10 +48,10 @@ class ExtractConfig(Config):
     image_size: Annotated[int, Field(ge=32, le=4096)] = 512  # long side of the view in pixels
     views: str | None = None  # None: those the store has; of a new one data.views.TRAINING_VIEWS
     codec: str = "int8"
-    block_size: Annotated[int, Field(ge=1, le=256)] = 16  # pictures per shard and commit
-    batch_size: Count = 8  # pictures per backbone forward; part of what a block is (law L5)
+    block_size: Annotated[int, Field(ge=1, le=256)] = 16  # images per shard and commit
+    batch_size: Count = 8  # images per backbone forward; part of what a block is (law L5)
     device: str = "auto"
-    workers: Annotated[int, Field(ge=1, le=256)] = 2  # threads that read and decode pictures
+    workers: Annotated[int, Field(ge=1, le=256)] = 2  # threads that read and decode images
     on_bad_image: Literal["fail", "skip"] = "fail"
     rank: Annotated[int, Field(ge=0)] | None = None  # of the processes that share the work
     world_size: Count | None = None  # None: what torchrun or SLURM say, else one
@@ -60,7 +60,7 @@ class ExtractConfig(Config):
 class ScheduleConfig(Config):
     """How the heads are optimised.
 
-    `lr` belongs to steps of `reference_batch` pictures and is scaled linearly to the pictures of a
+    `lr` belongs to steps of `reference_batch` images and is scaled linearly to the images of a
     step (arXiv 1706.02677); without `reference_batch` it is taken as it is.
     """
 
@@ -80,20 +80,20 @@ class ScheduleConfig(Config):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no moving average of the weights
 
     @property
-    def step_pictures(self) -> int:
-        """Pictures of a whole optimiser step."""
+    def step_images(self) -> int:
+        """Images of a whole optimiser step."""
         return self.batch_size * self.accumulate
 
     @property
     def scaled_lr(self) -> float:
-        """The learning rate after the warm-up, for steps of `step_pictures`."""
-        return self.lr * self.step_pictures / (self.reference_batch or self.step_pictures)
+        """The learning rate after the warm-up, for steps of `step_images`."""
+        return self.lr * self.step_images / (self.reference_batch or self.step_images)
 
     def describe_lr(self) -> str:
         """For a person: what the learning rate is and where it comes from."""
         parts = "" if self.accumulate == 1 else f" in {self.accumulate} batches"
-        step = f"steps of {self.step_pictures} pictures{parts}"
-        if self.reference_batch in (None, self.step_pictures):
+        step = f"steps of {self.step_images} images{parts}"
+        if self.reference_batch in (None, self.step_images):
             return f"learning rate {self.lr:g} for {step}"
         return (
             f"learning rate {self.scaled_lr:g} for {step} "
@@ -143,20 +143,20 @@ ViewsConfig = Annotated[
 
 
 class UniformConfig(Config):
-    """Every picture once an epoch."""
+    """Every image once an epoch."""
 
     kind: Literal["uniform"] = "uniform"
 
 
 class RepeatFactorConfig(Config):
-    """Pictures of rare classes more often (LVIS, arXiv 1908.03195)."""
+    """Images of rare classes more often (LVIS, arXiv 1908.03195)."""
 
     kind: Literal["repeat_factor"]
-    threshold: Annotated[float, Field(gt=0, le=1)] = 0.001  # share of pictures: rarer is repeated
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.001  # share of images: rarer is repeated
 
 
 class ClassBalancedConfig(Config):
-    """Each draw picks a class with equal chance, then a picture that has it."""
+    """Each draw picks a class with equal chance, then an image that has it."""
 
     kind: Literal["class_balanced"]
 
@@ -169,7 +169,7 @@ SamplingConfig = Annotated[
 class AugmentConfig(Config):
     """Feature-space augmentation, in the order it is applied; 0 switches a step off.
 
-    Each is the chance of a picture, `crop` that of a whole batch. docs/augmentation.md says more.
+    Each is the chance of an image, `crop` that of a whole batch. docs/augmentation.md says more.
     """
 
     mosaic: Fraction = 0.0
@@ -184,7 +184,7 @@ class AugmentConfig(Config):
 
     @property
     def mixing(self) -> tuple[str, ...]:
-        """Keys of the steps that are on and take from other pictures of the batch."""
+        """Keys of the steps that are on and take from other images of the batch."""
         chances = {"mosaic": self.mosaic, "copy_paste": self.copy_paste}
         return tuple(key for key, chance in chances.items() if chance > 0)
 
@@ -201,7 +201,7 @@ class TrainConfig(Config):
     detector: DetectorConfig = RetinaNetConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     augment: AugmentConfig = AugmentConfig()
-    views: ViewsConfig = None  # None: all the store has; one is drawn per picture and epoch
+    views: ViewsConfig = None  # None: all the store has; one is drawn per image and epoch
     sampling: SamplingConfig = UniformConfig()
     residency: Literal["stream", "ram", "device", "auto"] = "auto"  # where features wait
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -232,7 +232,7 @@ class TrainConfig(Config):
             )
         if self.augment.mixing and self.schedule.batch_size == 1:
             raise ValueError(
-                f"augment.{' and augment.'.join(self.augment.mixing)} mix the pictures of a batch, "
+                f"augment.{' and augment.'.join(self.augment.mixing)} mix the images of a batch, "
                 "and schedule.batch_size is 1; give it at least 2, or set them to 0"
             )
         return self

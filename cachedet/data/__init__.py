@@ -1,1 +1,1 @@
-"""Pictures and targets coming in."""
+"""Images and targets coming in."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cachedet.data.masks import NO_MASK, encode_segmentation
 from cachedet.errors import DatasetError
-from cachedet.structures import CategoryMap, MaskCodes, Truth
+from cachedet.structures import Annotations, CategoryMap, MaskCodes
 
 _LARGEST = 2**63
 _SECTIONS = ("images", "annotations", "categories")
@@ -24,47 +24,47 @@ _SECTIONS = ("images", "annotations", "categories")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CocoDataset:
-    """A data set on disk: a folder of pictures and the truth about them."""
+    """A data set on disk: a folder of images and their annotations."""
 
     images: Path
-    truth: Truth
+    annotations: Annotations
     counts: dict[str, int]  # what was read and what was dropped, by name
 
     def path_of(self, row: int) -> Path:
-        """The picture file of a row."""
-        return self.images / self.truth.file_names[row]
+        """The image file of a row."""
+        return self.images / self.annotations.file_names[row]
 
 
 def read_coco(*, annotations: Path, images: Path) -> CocoDataset:
-    """Read a COCO annotation file. The picture files themselves are not opened here.
+    """Read a COCO annotation file. The image files themselves are not opened here.
 
-    Labels follow the order of category ids. Crowd boxes are kept and flagged, pictures without
+    Labels follow the order of category ids. Crowd boxes are kept and flagged, images without
     boxes are kept as negatives. Boxes without area, with NaN or Inf, or wholly outside their
-    picture are dropped and counted; a box whose mask cannot be used stays, without a mask.
+    image are dropped and counted; a box whose mask cannot be used stays, without a mask.
 
     Raises:
         DatasetError: a missing file, folder or key, a duplicate id, an annotation of an unknown
-            picture or category, a path that leaves the image folder, or no pictures at all.
+            image or category, a path that leaves the image folder, or no images at all.
     """
     _require_folder(images)
-    described, counts = truth_of(load_annotations(annotations), where=annotations)
+    described, counts = annotations_of(load_annotations(annotations), where=annotations)
     _require_inside(described.file_names, images, annotations)
-    return CocoDataset(images=images, truth=described, counts=counts)
+    return CocoDataset(images=images, annotations=described, counts=counts)
 
 
-def truth_of(
+def annotations_of(
     content: dict[str, Any], *, where: Path, keep_all: bool = False
-) -> tuple[Truth, dict[str, int]]:
-    """The truth in what `load_annotations` gave, and what was read and dropped, by name.
+) -> tuple[Annotations, dict[str, int]]:
+    """The ground truth in what `load_annotations` gave, and what was read and dropped, by name.
 
     `keep_all`, for scoring as the official tools do, keeps boxes without area or outside their
-    picture, and widths and heights to the last digit; those with NaN or Inf are dropped either
+    image, and widths and heights to the last digit; those with NaN or Inf are dropped either
     way. Raises DatasetError as `read_coco`.
     """
     categories = _read_categories(content["categories"], where)
     rows = content["images"]
     if not rows:
-        raise DatasetError(f"{where}: `images` is empty, expected at least one picture")
+        raise DatasetError(f"{where}: `images` is empty, expected at least one image")
     image_ids = _ids(rows, "images", where)
     file_names = tuple(_file_name(row, index, where) for index, row in enumerate(rows))
     _require_unique(file_names, "file_name", "images", where)
@@ -74,13 +74,13 @@ def truth_of(
     boxes = _Boxes.read(content["annotations"], image_ids, categories, where)
     kept, dropped = boxes.finite() if keep_all else boxes.usable(sizes_hw)
     order = np.flatnonzero(kept)[np.argsort(boxes.rows[kept], kind="stable")]
-    per_picture = np.bincount(boxes.rows[order], minlength=len(rows))
+    per_image = np.bincount(boxes.rows[order], minlength=len(rows))
     masks, unusable = _read_masks(content["annotations"], order, boxes.rows, sizes_hw)
-    truth = Truth(
+    annotations = Annotations(
         image_ids=image_ids,
         file_names=file_names,
         sizes_hw=sizes_hw,
-        offsets=np.concatenate([[0], np.cumsum(per_picture)]).astype(np.int64),
+        offsets=np.concatenate([[0], np.cumsum(per_image)]).astype(np.int64),
         boxes=boxes.xyxy[order],
         labels=boxes.labels[order],
         crowd=boxes.crowd[order],
@@ -90,22 +90,24 @@ def truth_of(
         sides_wh=boxes.xywh[order, 2:] if keep_all else None,
     )
     counts = {
-        "pictures": len(rows),
+        "images": len(rows),
         "boxes": len(order),
-        "masks": 0 if truth.masks is None else int((np.diff(truth.masks.offsets) > 0).sum()),
-        "crowd boxes": int(truth.crowd.sum()),
-        "pictures without boxes": int((per_picture == 0).sum()),
+        "masks": 0
+        if annotations.masks is None
+        else int((np.diff(annotations.masks.offsets) > 0).sum()),
+        "crowd boxes": int(annotations.crowd.sum()),
+        "images without boxes": int((per_image == 0).sum()),
         "unusable masks dropped": unusable,
         **dropped,
     }
-    return truth, counts
+    return annotations, counts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Boxes:
     """All annotations as columns, in the order of the file."""
 
-    rows: NDArray[np.int64]  # (M,) picture
+    rows: NDArray[np.int64]  # (M,) image
     labels: NDArray[np.int64]
     xywh: NDArray[np.float64]  # (M, 4)
     xyxy: NDArray[np.float64]  # (M, 4)
@@ -147,7 +149,7 @@ class _Boxes:
         partly = solid & inside & ((x1 < 0) | (y1 < 0) | (x2 > width) | (y2 > height))
         counts = {
             "degenerate boxes dropped": int((~solid).sum()),
-            "boxes outside the picture dropped": int((solid & ~inside).sum()),
+            "boxes outside the image dropped": int((solid & ~inside).sum()),
             "boxes partly outside": int(partly.sum()),
         }
         return solid & inside, counts
@@ -175,9 +177,9 @@ def _read_masks(
 
 def _require_folder(images: Path) -> None:
     if not images.is_dir():
-        raise DatasetError(f"--images expects a folder of pictures; there is no folder {images}")
+        raise DatasetError(f"--images expects a folder of images; there is no folder {images}")
     if next(images.iterdir(), None) is None:
-        raise DatasetError(f"--images {images} is an empty folder, expected pictures in it")
+        raise DatasetError(f"--images {images} is an empty folder, expected images in it")
 
 
 def load_json(path: Path, *, option: str, what: str) -> Any:
@@ -250,7 +252,7 @@ def _file_name(entry: dict[str, Any], index: int, where: Path) -> str:
 
 
 def _require_inside(file_names: Iterable[str], images: Path, where: Path) -> None:
-    """No picture may lie outside the folder, be it by `..`, an absolute path or a link."""
+    """No image may lie outside the folder, be it by `..`, an absolute path or a link."""
     root = images.resolve()
     folders = {PurePosixPath(name).parent for name in file_names}
     for folder in folders:

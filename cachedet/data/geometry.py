@@ -1,7 +1,7 @@
-"""One view of one picture in numbers.
+"""One view of one image in numbers.
 
-The whole picture is scaled, a window of it is kept (mostly all of it), mirrored or not, and padded
-at the bottom and right:  picture -> scaled -> window = valid part of the view -> padding.
+The whole image is scaled, a window of it is kept (mostly all of it), mirrored or not, and padded
+at the bottom and right:  image -> scaled -> window = valid part of the view -> padding.
 Letters: M boxes, D detections.
 """
 
@@ -19,30 +19,30 @@ from cachedet.structures import Detections, SizeHW
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """Maps pixels of the picture to pixels of the view, and back."""
+    """Maps pixels of the image to pixels of the view, and back."""
 
-    picture_hw: SizeHW
-    scaled_hw: SizeHW  # of the whole picture
-    offset_yx: tuple[int, int]  # of the window in the scaled picture
+    image_hw: SizeHW
+    scaled_hw: SizeHW  # of the whole image
+    offset_yx: tuple[int, int]  # of the window in the scaled image
     valid_hw: SizeHW  # of the window; the rest of the view up to `padded_hw` is padding
     padded_hw: SizeHW
     flip: bool  # the window is mirrored
 
     @property
     def is_window(self) -> bool:
-        """Whether some of the picture lies outside the view."""
+        """Whether some of the image lies outside the view."""
         return self.valid_hw != self.scaled_hw
 
-    def window_in_picture(self) -> tuple[float, float, float, float]:
-        """The window, xyxy in pixels of the picture."""
+    def window_in_image(self) -> tuple[float, float, float, float]:
+        """The window, xyxy in pixels of the image."""
         (top, left), (height, width) = self.offset_yx, self.valid_hw
         edges = np.array([left, top, left + width, top + height]) / self._scales()
-        tall, wide = self.picture_hw
+        tall, wide = self.image_hw
         x1, y1, x2, y2 = np.minimum(edges, [wide, tall, wide, tall]).tolist()
         return x1, y1, x2, y2
 
     def boxes_to_view(self, boxes: NDArray[np.float64]) -> Tensor:
-        """(M, 4) xyxy of the picture -> (M, 4) float32 of the view, clipped to its valid part."""
+        """(M, 4) xyxy of the image -> (M, 4) float32 of the view, clipped to its valid part."""
         height, width = self.valid_hw
         mapped = boxes * self._scales() - self._offsets()
         if self.flip:
@@ -51,46 +51,46 @@ class Geometry:
         mapped[:, [1, 3]] = mapped[:, [1, 3]].clip(0, height)
         return torch.from_numpy(mapped.astype(np.float32))
 
-    def boxes_to_picture(self, boxes: Tensor) -> Tensor:
-        """Inverse of `boxes_to_view`: (D, 4) xyxy of the view -> (D, 4) float32 of the picture."""
+    def boxes_to_image(self, boxes: Tensor) -> Tensor:
+        """Inverse of `boxes_to_view`: (D, 4) xyxy of the view -> (D, 4) float32 of the image."""
         mapped = boxes.to(torch.float64).cpu().clone()
         if self.flip:
             mapped[:, [0, 2]] = self.valid_hw[1] - mapped[:, [2, 0]]
         mapped += torch.from_numpy(self._offsets())
         return (mapped / torch.from_numpy(self._scales())).to(torch.float32)
 
-    def detections_to_picture(self, found: Detections) -> Detections:
-        """Detections in pixels of the view -> the same on the CPU, in pixels of the picture."""
-        moved = replace(found.cpu(), boxes=self.boxes_to_picture(found.boxes))
+    def detections_to_image(self, found: Detections) -> Detections:
+        """Detections in pixels of the view -> the same on the CPU, in pixels of the image."""
+        moved = replace(found.cpu(), boxes=self.boxes_to_image(found.boxes))
         if moved.masks is None or not self.flip:
             return moved
         return replace(moved, masks=moved.masks.flip(2))
 
-    def affine_to_picture(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Scale and origin (x, y): a point p of the view is scale * p + origin of the picture."""
-        scale_y = self.picture_hw[0] / self.scaled_hw[0]
-        scale_x = self.picture_hw[1] / self.scaled_hw[1]
+    def affine_to_image(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Scale and origin (x, y): a point p of the view is scale * p + origin of the image."""
+        scale_y = self.image_hw[0] / self.scaled_hw[0]
+        scale_x = self.image_hw[1] / self.scaled_hw[1]
         top, left = self.offset_yx
         if self.flip:
             return (-scale_x, scale_y), ((left + self.valid_hw[1]) * scale_x, top * scale_y)
         return (scale_x, scale_y), (left * scale_x, top * scale_y)
 
     def visible_fraction(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(M, 4) xyxy of the picture -> (M,) share of each box in the picture that is in view.
+        """(M, 4) xyxy of the image -> (M,) share of each box in the image that is in view.
 
-        1 for a box without area, and for all where the view shows the whole picture.
+        1 for a box without area, and for all where the view shows the whole image.
         """
         if not self.is_window:
             return np.ones(len(boxes))
-        height, width = self.picture_hw
+        height, width = self.image_hw
         whole = _clip(boxes, (0, 0, width, height))
-        areas, visible = _areas(whole), _areas(_clip(whole, self.window_in_picture()))
+        areas, visible = _areas(whole), _areas(_clip(whole, self.window_in_image()))
         return np.divide(visible, areas, out=np.ones(len(boxes)), where=areas > 0)
 
     def cut_by_window(self, boxes: Tensor, *, margin: float) -> Tensor:
         """(D, 4) xyxy of the view -> (D,) bool: nearer than `margin` to where the window cuts.
 
-        Where the window ends with the picture, nothing is cut.
+        Where the window ends with the image, nothing is cut.
         """
         (top, left), (height, width) = self.offset_yx, self.valid_hw
         cuts_left, cuts_top = left > 0, top > 0
@@ -111,8 +111,8 @@ class Geometry:
         return (near & cuts).any(dim=1)
 
     def _scales(self) -> NDArray[np.float64]:
-        scale_y = self.scaled_hw[0] / self.picture_hw[0]
-        scale_x = self.scaled_hw[1] / self.picture_hw[1]
+        scale_y = self.scaled_hw[0] / self.image_hw[0]
+        scale_x = self.scaled_hw[1] / self.image_hw[1]
         return np.array([scale_x, scale_y, scale_x, scale_y])
 
     def _offsets(self) -> NDArray[np.float64]:

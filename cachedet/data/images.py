@@ -1,10 +1,10 @@
-"""Picture files: the one rule from any file to RGB pixels, and from pixels to backbone input.
+"""Image files: the one rule from any file to RGB pixels, and from pixels to backbone input.
 
-The rule: the first frame, decoded strictly (a truncated file is an error, never half a picture);
+The rule: the first frame, decoded strictly (a truncated file is an error, never half an image);
 turned upright by its EXIF orientation (a broken orientation counts as upright and is reported);
 16-bit greys divided by 257, not clipped; palette, grey, 1-bit and CMYK converted by Pillow;
 transparent pixels laid over black. The annotation file's width and height must be those of the
-upright picture.
+upright image.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ _LISTED = 20  # bad files named in one message
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Survey:
-    """What one reading of all picture files found."""
+class Scan:
+    """What one reading of all image files found."""
 
     contents: NDArray[np.uint64]  # (N,) hash of each file's bytes; 0 where it cannot be read
     bad: tuple[tuple[int, str], ...]  # row, reason
-    remarks: tuple[tuple[int, str], ...]  # row, what was noticed; the picture is used
+    notes: tuple[tuple[int, str], ...]  # row, what was noticed; the image is used
 
 
-def decode_picture(path: Path) -> NDArray[np.uint8]:
+def decode_image(path: Path) -> NDArray[np.uint8]:
     """Pixels (H, W, 3) RGB by the rule of this module. Raises BadImageError naming the file."""
     try:
         pixels, _ = decode_bytes(path.read_bytes())
@@ -69,27 +69,27 @@ def decode_picture(path: Path) -> NDArray[np.uint8]:
 def decode_bytes(content: bytes) -> tuple[NDArray[np.uint8], str | None]:
     """Pixels (H, W, 3) RGB, and a remark where something was odd but harmless.
 
-    Raises BadImageError (without the file's name): not a picture, truncated, or too large.
+    Raises BadImageError (without the file's name): not an image, truncated, or too large.
     """
     if not content:
         raise BadImageError("the file is empty")
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                size = f"{picture.width}x{picture.height}"
+        with Image.open(io.BytesIO(content)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                size = f"{image.width}x{image.height}"
                 raise BadImageError(f"{size} pixels are more than the limit of {MAX_PIXELS}")
-            picture.load()
-            orientation, remark = _orientation(picture)
-            upright = _to_rgb(picture)
+            image.load()
+            orientation, note = _orientation(image)
+            upright = _to_rgb(image)
     except BadImageError:
         raise
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise BadImageError(_first_line(error, "not a picture")) from error
+        raise BadImageError(_first_line(error, "not an image")) from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise BadImageError(_first_line(error, "it cannot be decoded")) from error
     if orientation in _UPRIGHT:
         upright = upright.transpose(_UPRIGHT[orientation])
-    return np.asarray(upright), remark
+    return np.asarray(upright), note
 
 
 def make_input(
@@ -97,14 +97,14 @@ def make_input(
 ) -> Tensor:
     """Pixels (H, W, 3) -> normalised input (3, *geometry.padded_hw) float32, padded with zeros.
 
-    Of a window only its own pixels are computed; the filter still sees the picture around it, so
-    they are those of resizing the whole picture and cutting, within rounding (2 of 255).
+    Of a window only its own pixels are computed; the filter still sees the image around it, so
+    they are those of resizing the whole image and cutting, within rounding (2 of 255).
     """
     height, width = geometry.valid_hw
     resample = Image.Resampling[preprocessing.interpolation.upper()]
-    window = geometry.window_in_picture() if geometry.is_window else None
-    picture = Image.fromarray(pixels)
-    resized = np.asarray(picture.resize((width, height), resample, box=window))
+    window = geometry.window_in_image() if geometry.is_window else None
+    image = Image.fromarray(pixels)
+    resized = np.asarray(image.resize((width, height), resample, box=window))
     if geometry.flip:
         resized = resized[:, ::-1]
     padded = np.zeros((3, *geometry.padded_hw), dtype=np.float32)
@@ -123,62 +123,62 @@ def _normalised_values(preprocessing: Preprocessing) -> NDArray[np.float32]:
     return table
 
 
-def survey_pictures(
+def scan_images(
     dataset: CocoDataset, *, workers: int, on_progress: Callable[[int], None] | None = None
-) -> Survey:
-    """Read and decode every picture once, in threads: hashes, and all bad files at once."""
-    num_pictures = len(dataset.truth)
-    contents = np.zeros(num_pictures, dtype=np.uint64)
+) -> Scan:
+    """Read and decode every image once, in threads: hashes, and all bad files at once."""
+    num_images = len(dataset.annotations)
+    contents = np.zeros(num_images, dtype=np.uint64)
     bad: list[tuple[int, str]] = []
-    remarks: list[tuple[int, str]] = []
-    with ThreadPoolExecutor(workers, thread_name_prefix="survey") as readers:
-        findings = readers.map(lambda row: _inspect(dataset, row), range(num_pictures))
-        for row, (content_hash, fault, remark) in enumerate(findings):
+    notes: list[tuple[int, str]] = []
+    with ThreadPoolExecutor(workers, thread_name_prefix="scan") as readers:
+        findings = readers.map(lambda row: _inspect(dataset, row), range(num_images))
+        for row, (content_hash, fault, note) in enumerate(findings):
             contents[row] = content_hash
             if fault is not None:
                 bad.append((row, fault))
-            if remark is not None:
-                remarks.append((row, remark))
+            if note is not None:
+                notes.append((row, note))
             if on_progress is not None:
                 on_progress(1)
-    return Survey(contents=contents, bad=tuple(bad), remarks=tuple(remarks))
+    return Scan(contents=contents, bad=tuple(bad), notes=tuple(notes))
 
 
-def require_good(dataset: CocoDataset, survey: Survey) -> None:
+def require_good(dataset: CocoDataset, scan: Scan) -> None:
     """Raises BadImageError that lists the bad files, if there are any."""
-    if not survey.bad:
+    if not scan.bad:
         return
-    listed = [f"\n  {dataset.path_of(row)}: {fault}" for row, fault in survey.bad[:_LISTED]]
-    more = len(survey.bad) - len(listed)
+    listed = [f"\n  {dataset.path_of(row)}: {fault}" for row, fault in scan.bad[:_LISTED]]
+    more = len(scan.bad) - len(listed)
     raise BadImageError(
-        f"{len(survey.bad)} of {len(dataset.truth)} pictures cannot be used:"
+        f"{len(scan.bad)} of {len(dataset.annotations)} images cannot be used:"
         + "".join(listed)
         + (f"\n  and {more} more" if more else "")
-        + "\nNothing was written. Mend the files, or leave them out with --on-bad-image skip"
+        + "\nNothing was written. Repair the files, or leave them out with --on-bad-image skip"
     )
 
 
 def _inspect(dataset: CocoDataset, row: int) -> tuple[int, str | None, str | None]:
-    """Content hash, fault and remark of one picture file."""
+    """Content hash, fault and remark of one image file."""
     try:
         content = dataset.path_of(row).read_bytes()
     except OSError as error:
         return 0, error.strerror or str(error), None
     content_hash = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
     try:
-        pixels, remark = decode_bytes(content)
+        pixels, note = decode_bytes(content)
     except BadImageError as error:
         return content_hash, str(error), None
-    height, width = dataset.truth.size_of(row)
+    height, width = dataset.annotations.size_of(row)
     if pixels.shape[:2] != (height, width):
         found = f"{pixels.shape[1]}x{pixels.shape[0]}"
-        return content_hash, f"annotated as {width}x{height}, the upright file is {found}", remark
-    return content_hash, None, remark
+        return content_hash, f"annotated as {width}x{height}, the upright file is {found}", note
+    return content_hash, None, note
 
 
-def _orientation(picture: Image.Image) -> tuple[int, str | None]:
+def _orientation(image: Image.Image) -> tuple[int, str | None]:
     try:
-        orientation = picture.getexif().get(_ORIENTATION, 1)
+        orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception as error:  # broken EXIF makes Pillow raise many types
         return 1, f"EXIF cannot be read ({type(error).__name__}); taken as upright"
     if orientation == 1 or orientation in _UPRIGHT:
@@ -186,16 +186,16 @@ def _orientation(picture: Image.Image) -> tuple[int, str | None]:
     return 1, f"EXIF orientation {orientation!r} is invalid (1 to 8); taken as upright"
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I") or picture.mode == "F":
-        greys = np.asarray(picture, dtype=np.float64)
-        scale = 257.0 if picture.mode.startswith("I") else 1.0
-        picture = Image.fromarray((greys / scale).clip(0, 255).round().astype(np.uint8))
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        greys = np.asarray(image, dtype=np.float64)
+        scale = 257.0 if image.mode.startswith("I") else 1.0
+        image = Image.fromarray((greys / scale).clip(0, 255).round().astype(np.uint8))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
         over_black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
         return Image.alpha_composite(over_black, rgba).convert("RGB")
-    return picture.convert("RGB")
+    return image.convert("RGB")
 
 
 def _first_line(error: Exception, otherwise: str) -> str:

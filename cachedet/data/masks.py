@@ -23,14 +23,14 @@ NO_MASK = b""
 
 
 def encode_segmentation(segmentation: Any, size_hw: SizeHW) -> bytes:
-    """A COCO `segmentation` as one code; parts outside the picture are cut off.
+    """A COCO `segmentation` as one code; parts outside the image are cut off.
 
     Polygons of fewer than 3 points, which COCO itself holds, are left out.
 
     Args:
         segmentation: polygons [[x, y, ...], ...] in pixels, an RLE with `counts` as a list or as a
             compressed string, or None.
-        size_hw: of the picture.
+        size_hw: of the image.
 
     Raises:
         ValueError: it is none of these, holds no polygon, or is an RLE of another size.
@@ -72,8 +72,8 @@ def require_covers(code: bytes, size_hw: SizeHW) -> list[int]:
     runs = _covering_runs(code, size_hw)
     if runs is None:
         raise StoreError(
-            f"a mask of {len(code)} bytes does not cover its picture of {size_hw[0]} x "
-            f"{size_hw[1]} pixels; the store's truth.npz was not written by `cachedet extract`"
+            f"a mask of {len(code)} bytes does not cover its image of {size_hw[0]} x "
+            f"{size_hw[1]} pixels; annotations.npz was not written by `cachedet extract`"
         )
     return runs
 
@@ -152,7 +152,7 @@ _THRESHOLD = 0.5
 
 
 def paste_masks(found: Detections, size_hw: SizeHW) -> list[bytes]:
-    """One code of masks.py for each detection, whose boxes are in pixels of the picture."""
+    """One code of masks.py for each detection, whose boxes are in pixels of the image."""
     if found.masks is None:
         return []
     return [

@@ -1,6 +1,6 @@
-"""The built-in demo set: generated photograph-like pictures of ten long-tailed classes.
+"""The built-in demo set: generated photograph-like images of ten long-tailed classes.
 
-Each picture is a pure function of (seed, split, number): a textured background, then objects from
+Each image is a pure function of (seed, split, number): a textured background, then objects from
 back to front with their own material, shading, shadow and rotation, then blur and sensor noise.
 Boxes are those of the visible part; an object hidden for more than 60 % is not annotated.
 """
@@ -48,7 +48,7 @@ class ShapesPaths:
 
 
 def write_shapes(folder: Path, *, train: int, val: int, seed: int = 0) -> ShapesPaths:
-    """Write `train` and `val` JPEG pictures and their COCO files; same seed, same bytes."""
+    """Write `train` and `val` JPEG images and their COCO files; same seed, same bytes."""
     paths = ShapesPaths(
         images=folder / "images", train=folder / "train.json", val=folder / "val.json"
     )
@@ -64,12 +64,12 @@ def _write_split(images: Path, name: str, *, count: int, seed: list[int]) -> dic
     rows: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number in range(count):
-        pixels, objects = draw_picture(np.random.default_rng([*seed, number]))
+        pixels, objects = draw_image(np.random.default_rng([*seed, number]))
         file_name = f"{name}_{number:05d}.jpg"
         Image.fromarray(pixels).save(images / file_name, quality=90)
         height, width = pixels.shape[:2]
-        picture = {"id": number + 1, "file_name": file_name, "width": width, "height": height}
-        rows.append(picture)
+        image = {"id": number + 1, "file_name": file_name, "width": width, "height": height}
+        rows.append(image)
         for drawn in objects:
             annotations.append(
                 {
@@ -103,8 +103,8 @@ class DrawnObject:
     mask: NDArray[np.bool_]  # (H, W)
 
 
-def draw_picture(rng: np.random.Generator) -> tuple[NDArray[np.uint8], list[DrawnObject]]:
-    """One picture (H, W, 3) and its objects."""
+def draw_image(rng: np.random.Generator) -> tuple[NDArray[np.uint8], list[DrawnObject]]:
+    """One image (H, W, 3) and its objects."""
     height, width = _SIZES_HW[rng.integers(len(_SIZES_HW))]
     canvas = _background(rng, height, width)
     owner = np.full((height, width), -1, dtype=np.int64)
@@ -268,8 +268,8 @@ def _paint(rng: np.random.Generator, canvas: Pixels, mask: Pixels, label: int) -
 def _photograph(rng: np.random.Generator, canvas: Pixels) -> NDArray[np.uint8]:
     """Exposure, lens blur and sensor noise."""
     exposed = canvas * rng.uniform(0.8, 1.15) + rng.normal(0, 4, size=canvas.shape)
-    picture = Image.fromarray(exposed.clip(0, 255).astype(np.uint8))
-    return np.asarray(picture.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.0, 0.9)))))
+    image = Image.fromarray(exposed.clip(0, 255).astype(np.uint8))
+    return np.asarray(image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.0, 0.9)))))
 
 
 def _tight_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:

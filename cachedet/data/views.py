@@ -1,16 +1,16 @@
-"""Views: named, deterministic geometries of a picture, and the buckets their sizes fall into.
+"""Views: named, deterministic geometries of an image, and the buckets their sizes fall into.
 
     base                 long side = image_size
     hflip                its mirror image
     scale-0.5            long side = 0.5 image_size
-    crop-k0              window 0: aspect kept, side 0.5 to 0.9 of the picture, placed at random,
+    crop-k0              window 0: aspect kept, side 0.5 to 0.9 of the image, placed at random,
                          enlarged to the size of the base view
     jitter-s3            draw 3 of PAPER 2.2's scale jitter: a factor in [0.1, 2.0], flipped or not,
                          a random window where it is larger than the base view's bucket
     jitter-0.5-1.5-s3    the same with another range of factors
     jitter-k3            the same, each draw by itself: two may be alike (what stores held before)
 
-What is drawn depends on the view and the image id alone: never on other pictures, on what else is
+What is drawn depends on the view and the image id alone: never on other images, on what else is
 drawn, the batch or the process. `crop` and `jitter` views share the bucket of the base view.
 """
 
@@ -25,13 +25,13 @@ import torch
 
 from cachedet.data.geometry import Geometry
 from cachedet.errors import InputError, nearest_names
-from cachedet.structures import SizeHW, TargetMasks, Targets, Truth
+from cachedet.structures import Annotations, SizeHW, TargetMasks, Targets
 
 Family = Literal["base", "hflip", "scale", "crop", "jitter"]
 
 TRAINING_VIEWS = "base,hflip,jitter=2:0.5-1.5"  # of a new store; docs/benchmarks/ablation_*.md
 PAPER_SCALES = (0.1, 2.0)  # PAPER 2.2
-CROP_SIDES = (0.5, 0.9)  # of a window over those of the picture
+CROP_SIDES = (0.5, 0.9)  # of a window over those of the image
 LEAST_SCALE, MOST_SCALE = 0.1, 4.0
 MOST_DRAWS = 64  # of one family and range
 MOST_VIEWS = 256  # of a store
@@ -51,12 +51,12 @@ _STEPS = (0x9E3779B97F4A7C15, 1 << 63, 0xC13FA9A902A6328F, 0x91E10DA5C79E7B1C)
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """A deterministic variant of a picture; its features are cached under `name`."""
+    """A deterministic variant of an image; its features are cached under `name`."""
 
     family: Family
     scales: tuple[float, float] = (1.0, 1.0)  # of `jitter` the range, of `scale` twice its factor
     draw: int = 0  # number of the draw, of `crop` and `jitter`
-    is_spread: bool = False  # of `jitter`: draws of a picture keep apart from each other
+    is_spread: bool = False  # of `jitter`: draws of an image keep apart from each other
 
     @property
     def name(self) -> str:
@@ -117,26 +117,26 @@ def view_family(name: str) -> Family:
 
 
 def make_geometry(
-    view: View, *, picture_hw: SizeHW, image_id: int, image_size: int, pad_multiple: int
+    view: View, *, image_hw: SizeHW, image_id: int, image_size: int, pad_multiple: int
 ) -> Geometry:
-    """The geometry of `view` for one picture.
+    """The geometry of `view` for one image.
 
     Args:
         view: any.
-        picture_hw: pixels of the upright picture; its aspect is kept.
-        image_id: of the picture, for what is drawn at random.
+        image_hw: pixels of the upright image; its aspect is kept.
+        image_id: of the image, for what is drawn at random.
         image_size: long side of the base view in pixels.
         pad_multiple: sides are padded up to multiples of this.
     """
-    base_hw = _scaled(picture_hw, image_size)
+    base_hw = _scaled(image_hw, image_size)
     padded_hw = padded_size(
-        view, picture_hw=picture_hw, image_size=image_size, pad_multiple=pad_multiple
+        view, image_hw=image_hw, image_size=image_size, pad_multiple=pad_multiple
     )
     if view.family in ("crop", "jitter"):
-        return _drawn_geometry(view, picture_hw, image_id, image_size, base_hw, padded_hw)
-    scaled_hw = _scaled(picture_hw, image_size * view.scales[0])
+        return _drawn_geometry(view, image_hw, image_id, image_size, base_hw, padded_hw)
+    scaled_hw = _scaled(image_hw, image_size * view.scales[0])
     return Geometry(
-        picture_hw=picture_hw,
+        image_hw=image_hw,
         scaled_hw=scaled_hw,
         offset_yx=(0, 0),
         valid_hw=scaled_hw,
@@ -145,39 +145,39 @@ def make_geometry(
     )
 
 
-def padded_size(view: View, *, picture_hw: SizeHW, image_size: int, pad_multiple: int) -> SizeHW:
-    """The bucket of `view`: the same for all pictures of one size, whatever is drawn for them."""
+def padded_size(view: View, *, image_hw: SizeHW, image_size: int, pad_multiple: int) -> SizeHW:
+    """The bucket of `view`: the same for all images of one size, whatever is drawn for them."""
     scale = view.scales[0] if view.family == "scale" else 1.0
-    height, width = _scaled(picture_hw, image_size * scale)
+    height, width = _scaled(image_hw, image_size * scale)
     return round_up(height, pad_multiple), round_up(width, pad_multiple)
 
 
-def make_targets(truth: Truth, row: int, geometry: Geometry) -> Targets:
-    """The boxes of one picture in pixels of its view.
+def make_targets(annotations: Annotations, row: int, geometry: Geometry) -> Targets:
+    """The boxes of one image in pixels of its view.
 
     Boxes clipped to nothing are left out. A box of which a window shows less than a quarter becomes
     a crowd region, which losses ignore.
     """
-    where = truth.boxes_of(row)
-    boxes = geometry.boxes_to_view(truth.boxes[where])
-    hidden = geometry.visible_fraction(truth.boxes[where]) < LEAST_VISIBLE
+    where = annotations.boxes_of(row)
+    boxes = geometry.boxes_to_view(annotations.boxes[where])
+    hidden = geometry.visible_fraction(annotations.boxes[where]) < LEAST_VISIBLE
     kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     masks = None
-    if truth.masks is not None:
+    if annotations.masks is not None:
         own = where.start + kept.nonzero()[:, 0]
-        scale_xy, origin_xy = geometry.affine_to_picture()
+        scale_xy, origin_xy = geometry.affine_to_image()
         masks = TargetMasks(
-            codes=tuple(truth.masks[int(box)] for box in own),
-            picture_hw=geometry.picture_hw,
+            codes=tuple(annotations.masks[int(box)] for box in own),
+            image_hw=geometry.image_hw,
             scale_xy=scale_xy,
             origin_xy=origin_xy,
         )
     return Targets(
-        image_id=int(truth.image_ids[row]),
+        image_id=int(annotations.image_ids[row]),
         size_hw=geometry.valid_hw,
         boxes=boxes[kept],
-        labels=torch.from_numpy(truth.labels[where])[kept],
-        crowd=torch.from_numpy(truth.crowd[where] | hidden)[kept],
+        labels=torch.from_numpy(annotations.labels[where])[kept],
+        crowd=torch.from_numpy(annotations.crowd[where] | hidden)[kept],
         masks=masks,
     )
 
@@ -189,7 +189,7 @@ def round_up(value: int, multiple: int) -> int:
 
 def _drawn_geometry(
     view: View,
-    picture_hw: SizeHW,
+    image_hw: SizeHW,
     image_id: int,
     image_size: int,
     base_hw: SizeHW,
@@ -200,14 +200,14 @@ def _drawn_geometry(
     low, high = CROP_SIDES if view.family == "crop" else view.scales
     drawn = low + (high - low) * at
     scale, room_hw = (1 / drawn, base_hw) if view.family == "crop" else (drawn, padded_hw)
-    scaled_hw = _scaled(picture_hw, image_size * scale)
+    scaled_hw = _scaled(image_hw, image_size * scale)
     valid_hw = min(scaled_hw[0], room_hw[0]), min(scaled_hw[1], room_hw[1])
     offset_yx = (
         int(at_y * (scaled_hw[0] - valid_hw[0] + 1)),
         int(at_x * (scaled_hw[1] - valid_hw[1] + 1)),
     )
     return Geometry(
-        picture_hw=picture_hw,
+        image_hw=image_hw,
         scaled_hw=scaled_hw,
         offset_yx=offset_yx,
         valid_hw=valid_hw,
@@ -217,7 +217,7 @@ def _drawn_geometry(
 
 
 def _uniform(view: View, image_id: int) -> list[float]:
-    """Four numbers in [0, 1) that depend on the view and the picture alone.
+    """Four numbers in [0, 1) that depend on the view and the image alone.
 
     Geometries are not stored, so this must be the same for ever: numpy keeps SeedSequence and the
     raw output of PCG64, but not what its Generator makes of it (NEP 19).
@@ -234,10 +234,10 @@ def _uniform(view: View, image_id: int) -> list[float]:
     return [(number >> 11) / 2**53 for number in raw]
 
 
-def _scaled(picture_hw: SizeHW, long_side: float) -> SizeHW:
+def _scaled(image_hw: SizeHW, long_side: float) -> SizeHW:
     """Each side in proportion, at least one pixel."""
-    factor = long_side / max(picture_hw)
-    return max(1, round(picture_hw[0] * factor)), max(1, round(picture_hw[1] * factor))
+    factor = long_side / max(image_hw)
+    return max(1, round(image_hw[0] * factor)), max(1, round(image_hw[1] * factor))
 
 
 def _expand(item: str) -> tuple[View, ...]:

@@ -4,7 +4,7 @@ The residual adapters of PAPER 1.8 (Rebuffi et al., arXiv 1705.08045) sit inside
 between its layers: they change the features themselves, which then cannot be cached. Ours sit
 behind the frozen backbone, so they adapt what is cached and cost no pass through the backbone.
 
-Letters: N pictures, C channels, h w feature cells.
+Letters: N images, C channels, h w feature cells.
 """
 
 from __future__ import annotations

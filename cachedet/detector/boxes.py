@@ -18,14 +18,14 @@ from cachedet.structures import Detections, SizeHW
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selection:
+class Postprocess:
     """How candidates become detections (PAPER 2.2).
 
     Attributes:
         score_threshold: candidates at or below it are dropped.
         pre_nms: most candidates, over all classes, that go into the suppression.
         nms_iou: of two boxes of a class that overlap more, the weaker is dropped.
-        max_detections: of a picture.
+        max_detections: of an image.
     """
 
     score_threshold: float = 0.05
@@ -36,13 +36,13 @@ class Selection:
     def __call__(
         self, scores: Tensor, boxes: Tensor, *, size_hw: SizeHW, image_id: int
     ) -> Detections:
-        """Detections of one picture, best first, clipped to `size_hw`.
+        """Detections of one image, best first, clipped to `size_hw`.
 
         Args:
             scores: (T, K).
             boxes: (T, 4), or (T, K, 4) where every class has its own.
             size_hw: valid pixels of the view.
-            image_id: of the picture.
+            image_id: of the image.
         """
         num_classes = scores.shape[1]
         flat = scores.flatten()
@@ -84,18 +84,18 @@ def apply_deltas(deltas: Tensor, anchors: Tensor) -> Tensor:
 
 
 def clip_boxes(boxes: Tensor, size_hw: SizeHW) -> Tensor:
-    """(..., 4) boxes cut at the edges of a picture of `size_hw` pixels."""
+    """(..., 4) boxes cut at the edges of an image of `size_hw` pixels."""
     return boxes.clamp(min=0).minimum(_limits(boxes, [size_hw])[0])
 
 
 def clip_to_sizes(boxes: Tensor, sizes_hw: Sequence[SizeHW]) -> Tensor:
-    """(N, R, 4) boxes of N pictures, each cut at the edges of its own picture."""
+    """(N, R, 4) boxes of N images, each cut at the edges of its own image."""
     return boxes.clamp(min=0).minimum(_limits(boxes, sizes_hw)[:, None])
 
 
-def clip_to_own(boxes: Tensor, sizes_hw: Sequence[SizeHW], picture: Tensor) -> Tensor:
-    """(R, 4) boxes, each cut at the edges of the picture (R,) it lies in."""
-    return boxes.clamp(min=0).minimum(_limits(boxes, sizes_hw)[picture])
+def clip_to_own(boxes: Tensor, sizes_hw: Sequence[SizeHW], image: Tensor) -> Tensor:
+    """(R, 4) boxes, each cut at the edges of the image (R,) it lies in."""
+    return boxes.clamp(min=0).minimum(_limits(boxes, sizes_hw)[image])
 
 
 def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def box_areas(boxes: Tensor) -> Tensor:
 
 
 def _limits(boxes: Tensor, sizes_hw: Sequence[SizeHW]) -> Tensor:
-    """(N, 4): the largest coordinates a box of each picture may have."""
+    """(N, 4): the largest coordinates a box of each image may have."""
     return boxes.new_tensor([[width, height, width, height] for height, width in sizes_hw])
 
 

@@ -14,14 +14,14 @@ from cachedet.config.detector import (
     FasterRCNNConfig,
     FPNConfig,
     NASFPNConfig,
+    PostprocessConfig,
     RetinaNetConfig,
     RPNConfig,
-    SelectionConfig,
     SimplePyramidConfig,
 )
 from cachedet.detector.adapters import Adapters
 from cachedet.detector.anchors import AnchorGenerator
-from cachedet.detector.boxes import Selection
+from cachedet.detector.boxes import Postprocess
 from cachedet.detector.fpn import FPN
 from cachedet.detector.mask_head import MaskBranch, MaskHead
 from cachedet.detector.nasfpn import NASFPN
@@ -132,10 +132,10 @@ def _build_retinanet(config: RetinaNetConfig, *, spec: FeatureSpec, num_classes:
         neck=neck,
         head=head,
         anchors=anchors,
-        selection=_make_selection(config.selection),
+        postprocess=_make_postprocess(config.postprocess),
         foreground_iou=config.anchors.foreground_iou,
         background_iou=config.anchors.background_iou,
-        forcing=config.anchors.forced,
+        allow_low_quality=config.anchors.allow_low_quality,
         focal_alpha=config.focal_alpha,
         focal_gamma=config.focal_gamma,
         huber_delta=config.huber_delta,
@@ -177,7 +177,7 @@ def _build_rcnn(
         ),
         heads=heads,
         stages=paper_stages(ious),
-        selection=_make_selection(config.selection),
+        postprocess=_make_postprocess(config.postprocess),
         samples=roi_head.samples,
         positive_fraction=roi_head.positive_fraction,
         huber_delta=roi_head.huber_delta,
@@ -224,7 +224,7 @@ def _build_rpn(config: FasterRCNNConfig | CascadeRCNNConfig, pyramid: FeatureSpe
         anchors=anchors,
         foreground_iou=rpn.foreground_iou,
         background_iou=rpn.background_iou,
-        forcing=rpn.forced,
+        allow_low_quality=rpn.allow_low_quality,
         samples=rpn.samples,
         positive_fraction=rpn.positive_fraction,
         class_weight=rpn.class_weight,
@@ -245,8 +245,8 @@ def _make_anchors(config: AnchorConfig | RPNConfig, pyramid: FeatureSpec) -> Anc
     )
 
 
-def _make_selection(config: SelectionConfig) -> Selection:
-    return Selection(
+def _make_postprocess(config: PostprocessConfig) -> Postprocess:
+    return Postprocess(
         score_threshold=config.score_threshold,
         pre_nms=config.pre_nms,
         nms_iou=config.nms_iou,

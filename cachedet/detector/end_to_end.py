@@ -13,10 +13,10 @@ from cachedet.detector.rcnn import RCNN
 from cachedet.detector.retinanet import RetinaNet
 from cachedet.structures import Detections, Features, SizeHW, Targets
 
-PIXELS = "pixels"  # the one map of a batch of pictures: (N, 3, H, W), normalised and padded
+PIXELS = "pixels"  # the one map of a batch of images: (N, 3, H, W), normalised and padded
 
 
-class WholeDetector(nn.Module):
+class EndToEndDetector(nn.Module):
     """Backbone and heads as one module.
 
     A frozen backbone is no submodule: it is neither trained nor saved (law L7).
@@ -40,7 +40,7 @@ class WholeDetector(nn.Module):
     ) -> None:
         super().__init__()
         self.heads = heads
-        self.learnt = backbone if learns and isinstance(backbone, nn.Module) else None
+        self.backbone = backbone if learns and isinstance(backbone, nn.Module) else None
         self.lr_scale = lr_scale
         self._run_backbone = (backbone,)  # in a tuple: modules in it are not registered
         self._levels = tuple(levels)
@@ -55,17 +55,17 @@ class WholeDetector(nn.Module):
         return {name: maps[name] for name in self._levels}
 
     def forward(self, features: Features, targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """Losses of the heads; `features` holds the pictures under PIXELS."""
+        """Losses of the heads; `features` holds the images under PIXELS."""
         losses: dict[str, Tensor] = self.heads(self.features(features[PIXELS]), targets)
         return losses
 
     def detect(
         self, features: Features, *, sizes_hw: Sequence[SizeHW], image_ids: Sequence[int]
     ) -> list[Detections]:
-        """Detections of the heads; `features` holds the pictures under PIXELS."""
+        """Detections of the heads; `features` holds the images under PIXELS."""
         maps = self.features(features[PIXELS])
         return self.heads.detect(maps, sizes_hw=sizes_hw, image_ids=image_ids)
 
 
-Trained = RetinaNet | RCNN | WholeDetector
+Trained = RetinaNet | RCNN | EndToEndDetector
 """What a trainer may hold."""

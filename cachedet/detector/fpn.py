@@ -1,6 +1,6 @@
 """The feature pyramid network: from a backbone's C levels to the P levels the heads work on.
 
-Letters: N pictures, C channels, h w feature cells.
+Letters: N images, C channels, h w feature cells.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Normalisation and activation of necks and heads, chosen by name.
 
-Letters: N pictures, C channels, h w cells.
+Letters: N images, C channels, h w cells.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CELLS = (0, 2, 3)  # the dimensions a channel's statistics are taken over
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """BatchNorm that also takes a lone picture whose coarsest map is a single cell.
+    """BatchNorm that also takes a lone image whose coarsest map is a single cell.
 
     One value per channel has no variance, and no value at all (no RoI was sampled) no mean either;
     the running statistics are then used and stay as they are. Ranks that share a batch share its

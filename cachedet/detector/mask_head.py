@@ -1,7 +1,7 @@
 """The mask branch of Mask R-CNN (arXiv 1703.06870) on P levels.
 
-Letters: N pictures, R RoIs of all pictures, C channels, K classes, S cells of a RoI's side,
-M gt boxes of a picture, D detections.
+Letters: N images, R RoIs of all images, C channels, K classes, S cells of a RoI's side,
+M gt boxes of an image, D detections.
 """
 
 from __future__ import annotations
@@ -87,34 +87,34 @@ class MaskBranch(nn.Module):
         targets: Sequence[Targets],
         *,
         boxes: Tensor,
-        picture: Tensor,
+        image: Tensor,
         matched: Tensor,
     ) -> Tensor:
         """Mean binary cross-entropy over the cells of each RoI's own class (section 3).
 
         Args:
             pyramid: P levels.
-            targets: N pictures.
+            targets: N images.
             boxes: (R, 4) RoIs that matched a box; those whose box has no mask teach nothing.
-            picture: (R,) which picture each lies in.
-            matched: (R,) which of that picture's M boxes it matched.
+            image: (R,) which image each lies in.
+            matched: (R,) which of that image's M boxes it matched.
         """
         has_mask = torch.tensor(
             [
                 _code_of(targets[n], m) != NO_MASK
-                for n, m in zip(picture.tolist(), matched.tolist(), strict=True)
+                for n, m in zip(image.tolist(), matched.tolist(), strict=True)
             ],
             dtype=torch.bool,
             device=boxes.device,
         )
-        boxes, picture, matched = boxes[has_mask], picture[has_mask], matched[has_mask]
-        logits: Tensor = self.head(self.roi_align(pyramid, boxes, picture))
+        boxes, image, matched = boxes[has_mask], image[has_mask], matched[has_mask]
+        logits: Tensor = self.head(self.roi_align(pyramid, boxes, image))
         wanted, labels = [], []
-        for n, of_picture in enumerate(targets):
-            own = picture == n
-            wanted.append(crop_masks(of_picture, boxes[own], matched[own], side=logits.shape[-1]))
-            labels.append(of_picture.labels[matched[own]])
-        order = torch.argsort(picture, stable=True)
+        for n, of_image in enumerate(targets):
+            own = image == n
+            wanted.append(crop_masks(of_image, boxes[own], matched[own], side=logits.shape[-1]))
+            labels.append(of_image.labels[matched[own]])
+        order = torch.argsort(image, stable=True)
         rows = torch.arange(len(order), device=logits.device)
         own_logits = logits[order][rows, torch.cat(labels)]
         loss = F.binary_cross_entropy_with_logits(own_logits, torch.cat(wanted), reduction="sum")
@@ -126,11 +126,11 @@ class MaskBranch(nn.Module):
         counts = [len(found) for found in detections]
         boxes = torch.cat([found.boxes for found in detections])
         labels = torch.cat([found.labels for found in detections])
-        picture = torch.repeat_interleave(
+        image = torch.repeat_interleave(
             torch.arange(len(counts), device=boxes.device),
             torch.tensor(counts, device=boxes.device),
         )
-        logits = self.head(self.roi_align(pyramid, boxes, picture)).float()
+        logits = self.head(self.roi_align(pyramid, boxes, image)).float()
         own = logits[torch.arange(len(labels), device=labels.device), labels].sigmoid()
         return [
             replace(found, masks=masks)
@@ -139,10 +139,10 @@ class MaskBranch(nn.Module):
 
 
 def crop_masks(targets: Targets, boxes: Tensor, matched: Tensor, *, side: int) -> Tensor:
-    """What the cells of each RoI of one picture should say.
+    """What the cells of each RoI of one image should say.
 
     Args:
-        targets: of the picture; its masks are bitmaps of the picture, not of the view.
+        targets: of the image; its masks are bitmaps of the image, not of the view.
         boxes: (R, 4) in pixels of the view.
         matched: (R,) index of each RoI's gt box.
         side: cells of a RoI's side.
@@ -154,8 +154,8 @@ def crop_masks(targets: Targets, boxes: Tensor, matched: Tensor, *, side: int) -
     if masks is None or len(boxes) == 0:
         return boxes.new_zeros(len(boxes), side, side)
     used, place = torch.unique(matched, return_inverse=True)
-    bitmaps = np.stack([decode_mask(masks.codes[m], masks.picture_hw) for m in used.tolist()])
-    rois = torch.cat([place[:, None].to(boxes.dtype), _in_picture(boxes, masks)], dim=1)
+    bitmaps = np.stack([decode_mask(masks.codes[m], masks.image_hw) for m in used.tolist()])
+    rois = torch.cat([place[:, None].to(boxes.dtype), _in_image(boxes, masks)], dim=1)
     cells = roi_align(
         torch.from_numpy(bitmaps).to(boxes.device, boxes.dtype)[:, None],
         rois,
@@ -169,8 +169,8 @@ def crop_masks(targets: Targets, boxes: Tensor, matched: Tensor, *, side: int) -
     return wanted
 
 
-def _in_picture(boxes: Tensor, masks: TargetMasks) -> Tensor:
-    """Boxes of the view -> boxes of the picture the view was made from."""
+def _in_image(boxes: Tensor, masks: TargetMasks) -> Tensor:
+    """Boxes of the view -> boxes of the image the view was made from."""
     mapped = boxes * boxes.new_tensor(masks.scale_xy * 2) + boxes.new_tensor(masks.origin_xy * 2)
     return mapped[:, [2, 1, 0, 3]] if masks.scale_xy[0] < 0 else mapped
 

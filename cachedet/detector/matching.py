@@ -1,7 +1,7 @@
-"""Which truth each box shall learn, and which of the boxes teach in a step. All by whole batches.
+"""Which gt box each box shall learn, and which boxes teach in a step. All by whole batches.
 
-Letters: N pictures, T boxes to match (anchors or RoIs), M gt boxes of the fullest picture,
-S sampled boxes of a picture.
+Letters: N images, T boxes to match (anchors or RoIs), M gt boxes of the fullest image,
+S sampled boxes of an image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cachedet.detector.boxes import covered_fraction, pairwise_iou
 from cachedet.distributed.collective import rand_of_rank
 from cachedet.structures import Targets
 
-Forcing = Literal["none", "one", "ties"]
+LowQuality = Literal["none", "one", "ties"]
 
 BACKGROUND = -1
 IGNORED = -2
@@ -26,58 +26,58 @@ _MOST_PAIRS = 2**23  # IoU values at a time: 32 MB in float32, and a few such te
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PaddedTruth:
-    """The truth of N pictures in rectangular tensors; rows beyond a picture's boxes are unused."""
+class PaddedGroundTruth:
+    """The gt boxes of N images in rectangular tensors; rows beyond an image's boxes are unused."""
 
     boxes: Tensor  # (N, M, 4)
     labels: Tensor  # (N, M)
-    usable: Tensor  # (N, M) a box of the picture that is no crowd
+    usable: Tensor  # (N, M) a box of the image that is no crowd
     crowd: Tensor  # (N, M)
-    counts: tuple[int, ...]  # boxes of each picture, crowd included
+    counts: tuple[int, ...]  # boxes of each image, crowd included
     has_crowd: bool
 
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def __getitem__(self, pictures: slice) -> PaddedTruth:
-        """Some of the pictures, without the columns that none of them uses."""
-        counts = self.counts[pictures]
+    def __getitem__(self, images: slice) -> PaddedGroundTruth:
+        """Some of the images, without the columns that none of them uses."""
+        counts = self.counts[images]
         most = max(1, *counts)
-        return PaddedTruth(
-            boxes=self.boxes[pictures, :most],
-            labels=self.labels[pictures, :most],
-            usable=self.usable[pictures, :most],
-            crowd=self.crowd[pictures, :most],
+        return PaddedGroundTruth(
+            boxes=self.boxes[images, :most],
+            labels=self.labels[images, :most],
+            usable=self.usable[images, :most],
+            crowd=self.crowd[images, :most],
             counts=counts,
             has_crowd=self.has_crowd,
         )
 
-    def of_rois(self, picture: Tensor) -> PaddedTruth:
-        """One row of truth for each of R RoIs, from the picture (R,) it lies in."""
-        return PaddedTruth(
-            boxes=self.boxes[picture],
-            labels=self.labels[picture],
-            usable=self.usable[picture],
-            crowd=self.crowd[picture],
-            counts=(self.boxes.shape[1],) * len(picture),
+    def of_rois(self, image: Tensor) -> PaddedGroundTruth:
+        """One row of ground truth for each of R RoIs, from the image (R,) it lies in."""
+        return PaddedGroundTruth(
+            boxes=self.boxes[image],
+            labels=self.labels[image],
+            usable=self.usable[image],
+            crowd=self.crowd[image],
+            counts=(self.boxes.shape[1],) * len(image),
             has_crowd=self.has_crowd,
         )
 
 
-def pad_truth(targets: Sequence[Targets]) -> PaddedTruth:
-    """At least one row a picture, so that empty pictures need no case of their own."""
-    counts = tuple(len(of_picture.boxes) for of_picture in targets)
+def pad_ground_truth(targets: Sequence[Targets]) -> PaddedGroundTruth:
+    """At least one row an image, so that empty images need no case of their own."""
+    counts = tuple(len(of_image.boxes) for of_image in targets)
     device, shape = targets[0].boxes.device, (len(targets), max(1, *counts))
     boxes = torch.zeros(*shape, 4, dtype=targets[0].boxes.dtype, device=device)
     labels = torch.zeros(shape, dtype=torch.int64, device=device)
     usable = torch.zeros(shape, dtype=torch.bool, device=device)
     crowd = torch.zeros(shape, dtype=torch.bool, device=device)
-    for n, (of_picture, count) in enumerate(zip(targets, counts, strict=True)):
-        boxes[n, :count] = of_picture.boxes
-        labels[n, :count] = of_picture.labels
-        usable[n, :count] = ~of_picture.crowd
-        crowd[n, :count] = of_picture.crowd
-    return PaddedTruth(
+    for n, (of_image, count) in enumerate(zip(targets, counts, strict=True)):
+        boxes[n, :count] = of_image.boxes
+        labels[n, :count] = of_image.labels
+        usable[n, :count] = ~of_image.crowd
+        crowd[n, :count] = of_image.crowd
+    return PaddedGroundTruth(
         boxes=boxes,
         labels=labels,
         usable=usable,
@@ -90,45 +90,46 @@ def pad_truth(targets: Sequence[Targets]) -> PaddedTruth:
 @torch.no_grad()
 def match_boxes(
     boxes: Tensor,
-    truth: PaddedTruth,
+    ground_truth: PaddedGroundTruth,
     *,
     foreground_iou: float,
     background_iou: float,
-    forcing: Forcing,
+    allow_low_quality: LowQuality,
 ) -> Tensor:
     """Which gt box each box shall learn (PAPER 2.2).
 
-    A box takes the truth it overlaps most if the IoU is at least `foreground_iou`; below
+    A box takes the gt box it overlaps most if the IoU is at least `foreground_iou`; below
     `background_iou` it is BACKGROUND, between the two IGNORED, and so is background inside a crowd.
 
     Args:
-        boxes: (T, 4) the same for all pictures, or (N, T, 4).
-        truth: of the N pictures.
+        boxes: (T, 4) the same for all images, or (N, T, 4).
+        ground_truth: of the N images.
         foreground_iou: least IoU of a positive.
         background_iou: IoU below which a box is background; at most `foreground_iou`.
-        forcing: "one": each truth also gets the box that overlaps it most, whatever the IoU;
-            "ties": every box that overlaps it as much as that one, which is many where a truth
-            lies inside its boxes. Where two truths claim a box, the one it overlaps more has it.
+        allow_low_quality: "one": each gt box also gets the box that overlaps it most,
+            whatever the IoU; "ties": every box that overlaps it as much as that one, which is many
+            where a gt box lies inside its boxes. Where two gt boxes claim a
+            box, the one it overlaps more has it.
 
     Returns:
-        (N, T) int64 index into the M boxes of `truth`, BACKGROUND or IGNORED.
+        (N, T) int64 index into the M boxes of `ground_truth`, BACKGROUND or IGNORED.
     """
     num_boxes = boxes.shape[-2]
-    if len(truth) == 0:
+    if len(ground_truth) == 0:
         return torch.zeros(0, num_boxes, dtype=torch.int64, device=boxes.device)
-    step = max(1, _MOST_PAIRS // max(1, num_boxes * truth.boxes.shape[1]))
+    step = max(1, _MOST_PAIRS // max(1, num_boxes * ground_truth.boxes.shape[1]))
     parts = []
-    for start in range(0, len(truth), step):
-        own_truth = truth[start : start + step]
+    for start in range(0, len(ground_truth), step):
+        own_ground_truth = ground_truth[start : start + step]
         own = boxes[start : start + step] if boxes.ndim == 3 else boxes[None]
-        width = max(1, _MOST_PAIRS // own_truth.boxes[..., 0].numel())
+        width = max(1, _MOST_PAIRS // own_ground_truth.boxes[..., 0].numel())
         parts.append(
             _match_some(
                 torch.split(own, width, dim=1),
-                own_truth,
+                own_ground_truth,
                 foreground_iou,
                 background_iou,
-                forcing,
+                allow_low_quality,
             )
         )
     return torch.cat(parts)
@@ -136,39 +137,43 @@ def match_boxes(
 
 def _match_some(
     pieces: Sequence[Tensor],
-    truth: PaddedTruth,
+    ground_truth: PaddedGroundTruth,
     foreground_iou: float,
     background_iou: float,
-    forcing: Forcing,
+    allow_low_quality: LowQuality,
 ) -> Tensor:
-    """Pictures that fit in memory together, against their boxes piece by piece: (n, T)."""
-    matched, best_iou_of_truth, best_of_truth = [], [], []
+    """Images that fit in memory together, against their boxes piece by piece: (n, T)."""
+    matched, best_iou_of_gt, best_of_gt = [], [], []
     first = 0
     for boxes in pieces:
-        iou = _usable_iou(truth, boxes)
+        iou = _usable_iou(ground_truth, boxes)
         found = _best_match(iou, foreground_iou, background_iou)
-        matched.append(_ignore_crowd(found, boxes, truth) if truth.has_crowd else found)
-        if forcing != "none":
+        matched.append(
+            _ignore_crowd(found, boxes, ground_truth) if ground_truth.has_crowd else found
+        )
+        if allow_low_quality != "none":
             best_iou, best = iou.max(dim=2)
-            best_iou_of_truth.append(best_iou)
-            best_of_truth.append(best + first)
+            best_iou_of_gt.append(best_iou)
+            best_of_gt.append(best + first)
         first += boxes.shape[1]
-    if forcing == "none":
+    if allow_low_quality == "none":
         return torch.cat(matched, dim=1)
-    best_iou, piece = torch.stack(best_iou_of_truth).max(dim=0)
-    if forcing == "one":
-        best = torch.stack(best_of_truth).gather(0, piece[None])[0]
-        return _force_one(torch.cat(matched, dim=1), best, best_iou)
-    forced = [
-        _force_ties(found, _usable_iou(truth, boxes), best_iou)
+    best_iou, piece = torch.stack(best_iou_of_gt).max(dim=0)
+    if allow_low_quality == "one":
+        best = torch.stack(best_of_gt).gather(0, piece[None])[0]
+        return _allow_one(torch.cat(matched, dim=1), best, best_iou)
+    with_ties = [
+        _allow_ties(found, _usable_iou(ground_truth, boxes), best_iou)
         for boxes, found in zip(pieces, matched, strict=True)
     ]
-    return torch.cat(forced, dim=1)
+    return torch.cat(with_ties, dim=1)
 
 
-def _usable_iou(truth: PaddedTruth, boxes: Tensor) -> Tensor:
+def _usable_iou(ground_truth: PaddedGroundTruth, boxes: Tensor) -> Tensor:
     """(n, M, t), -1 for crowd and for rows without a box."""
-    return pairwise_iou(truth.boxes, boxes).masked_fill_(~truth.usable[..., None], -1.0)
+    return pairwise_iou(ground_truth.boxes, boxes).masked_fill_(
+        ~ground_truth.usable[..., None], -1.0
+    )
 
 
 def _best_match(iou: Tensor, foreground_iou: float, background_iou: float) -> Tensor:
@@ -177,8 +182,8 @@ def _best_match(iou: Tensor, foreground_iou: float, background_iou: float) -> Te
     return torch.where(best_iou < background_iou, BACKGROUND, matched)
 
 
-def _force_one(matched: Tensor, best: Tensor, best_iou: Tensor) -> Tensor:
-    """Give each truth its best box: `best` and `best_iou` (n, M), `matched` (n, T) -> (n, T)."""
+def _allow_one(matched: Tensor, best: Tensor, best_iou: Tensor) -> Tensor:
+    """Give each gt box its best box: `best`, `best_iou` (n, M), `matched` (n, T) -> (n, T)."""
     claimed = torch.zeros_like(matched, dtype=best_iou.dtype)
     claimed = claimed.scatter_reduce(1, best, best_iou, "amax")
     wins = (best_iou > 0) & (best_iou == claimed.gather(1, best))
@@ -189,15 +194,17 @@ def _force_one(matched: Tensor, best: Tensor, best_iou: Tensor) -> Tensor:
     return torch.where(winner < nobody, winner, matched)
 
 
-def _force_ties(matched: Tensor, iou: Tensor, best_iou: Tensor) -> Tensor:
-    """Give each truth all its best boxes: `iou` (n, M, t), `best_iou` (n, M) of all the pieces."""
+def _allow_ties(matched: Tensor, iou: Tensor, best_iou: Tensor) -> Tensor:
+    """Give each gt box all its best boxes: `iou` (n, M, t), `best_iou` (n, M) of all pieces."""
     is_best = (iou == best_iou[..., None]) & (iou > 0)
-    forced_iou, winner = torch.where(is_best, iou, 0.0).max(dim=1)
-    return torch.where(forced_iou > 0, winner, matched)
+    low_quality_iou, winner = torch.where(is_best, iou, 0.0).max(dim=1)
+    return torch.where(low_quality_iou > 0, winner, matched)
 
 
-def _ignore_crowd(matched: Tensor, boxes: Tensor, truth: PaddedTruth) -> Tensor:
-    covered = covered_fraction(boxes, truth.boxes) * truth.crowd[:, None, :]  # (n, t, M)
+def _ignore_crowd(matched: Tensor, boxes: Tensor, ground_truth: PaddedGroundTruth) -> Tensor:
+    covered = (
+        covered_fraction(boxes, ground_truth.boxes) * ground_truth.crowd[:, None, :]
+    )  # (n, t, M)
     return torch.where(
         (matched == BACKGROUND) & (covered.amax(dim=2) >= _CROWD_COVER), IGNORED, matched
     )
@@ -205,11 +212,11 @@ def _ignore_crowd(matched: Tensor, boxes: Tensor, truth: PaddedTruth) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
-    """Up to S boxes of each picture that teach in this step, positives first."""
+    """Up to S boxes of each image that teach in this step, positives first."""
 
     idx: Tensor  # (N, S) into the T boxes
     is_positive: Tensor  # (N, S)
-    is_valid: Tensor  # (N, S); False where a picture had fewer boxes to offer
+    is_valid: Tensor  # (N, S); False where an image had fewer boxes to offer
 
 
 @torch.no_grad()
@@ -220,15 +227,15 @@ def sample_boxes(
     positive_fraction: float,
     generator: torch.Generator | None = None,
 ) -> Sample:
-    """Draw `size` boxes of each picture at random, at most this share of them positive.
+    """Draw `size` boxes of each image at random, at most this share of them positive.
 
     Missing positives are made up for by background. Random numbers come from the CPU, so that
-    resuming needs one random state on any device; those of a picture do not depend on how many
+    resuming needs one random state on any device; those of an image do not depend on how many
     ranks share the batch.
 
     Args:
         matched: (N, T) from `match_boxes`; IGNORED is never drawn.
-        size: S, boxes of a picture.
+        size: S, boxes of an image.
         positive_fraction: largest share of positives.
         generator: of random numbers on the CPU; None is torch's own.
     """

@@ -1,6 +1,6 @@
 """NAS-FPN (arXiv 1904.07392) with the numbers of PAPER 2.3.
 
-Letters: N pictures, C channels, h w feature cells. `place` counts levels from the finest, 0..4.
+Letters: N images, C channels, h w feature cells. `place` counts levels from the finest, 0..4.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Faster R-CNN (arXiv 1506.01497) and Cascade R-CNN (arXiv 1712.00726) on features, PAPER 2.2, 2.6.
 
 Both are one module: Faster R-CNN is a cascade of a single stage.
-Letters: N pictures, R RoIs of all pictures, M gt boxes of a picture, K classes.
+Letters: N images, R RoIs of all images, M gt boxes of an image, K classes.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cachedet.detector.boxes import Selection, apply_deltas, clip_to_own, encode_deltas
+from cachedet.detector.boxes import Postprocess, apply_deltas, clip_to_own, encode_deltas
 from cachedet.detector.mask_head import MaskBranch
 from cachedet.detector.matching import (
     BACKGROUND,
     IGNORED,
-    PaddedTruth,
+    PaddedGroundTruth,
     match_boxes,
-    pad_truth,
+    pad_ground_truth,
     sample_boxes,
 )
 from cachedet.detector.roi_align import PyramidRoIAlign
@@ -41,11 +41,11 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RoIs:
-    """The R RoIs of a step, picture by picture, and what each shall learn."""
+    """The R RoIs of a step, image by image, and what each shall learn."""
 
     boxes: Tensor  # (R, 4)
-    picture: Tensor  # (R,) which of the N pictures it lies in
-    matched: Tensor  # (R,) gt box of that picture, BACKGROUND or IGNORED
+    image: Tensor  # (R,) which of the N images it lies in
+    matched: Tensor  # (R,) gt box of that image, BACKGROUND or IGNORED
     gt_boxes: Tensor  # (R, 4) the matched ones; meaningless where nothing matched
     gt_labels: Tensor  # (R,) likewise
 
@@ -57,7 +57,7 @@ class RoIs:
 class RCNN(nn.Module):
     """Neck, RPN and one RoI head a stage.
 
-    Stage 1 samples RoIs from the proposals and the truth; later stages take the boxes the stage
+    Stage 1 samples RoIs from the proposals and the gt boxes; later stages take the boxes the stage
     before has moved, label them at their own IoU, and sample nothing anew. Losses of the stages
     are averaged; at inference so are their logits, and the boxes are the last stage's (PAPER 2.6).
 
@@ -68,8 +68,8 @@ class RCNN(nn.Module):
         roi_align: pools RoIs from P levels.
         heads: one a stage; more than one need class-agnostic boxes.
         stages: as many.
-        selection: of the detections.
-        samples: RoIs of a picture that teach in a step.
+        postprocess: of the detections.
+        samples: RoIs of an image that teach in a step.
         positive_fraction: largest share of positives among them.
         huber_delta: of the box loss, where it turns from quadratic to linear.
         box_weight: of the box loss, which is a mean over coordinates.
@@ -85,7 +85,7 @@ class RCNN(nn.Module):
         roi_align: PyramidRoIAlign,
         heads: Sequence[RoIHead],
         stages: Sequence[Stage],
-        selection: Selection,
+        postprocess: Postprocess,
         samples: int = 512,
         positive_fraction: float = 0.25,
         huber_delta: float = 1.0,
@@ -103,7 +103,7 @@ class RCNN(nn.Module):
         self.roi_align = roi_align
         self.heads = nn.ModuleList(heads)
         self.stages = tuple(stages)
-        self.selection = selection
+        self.postprocess = postprocess
         self.samples, self.positive_fraction = samples, positive_fraction
         self.huber_delta, self.box_weight = huber_delta, box_weight
         self.mask_branch = mask_branch
@@ -122,21 +122,21 @@ class RCNN(nn.Module):
     def forward(self, features: Features, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """Losses by `loss_names`; "class" and "box" are means of the stages."""
         pyramid = self.neck(self.adapters(features))
-        truth = pad_truth(targets)
-        sizes_hw = [of_picture.size_hw for of_picture in targets]
+        ground_truth = pad_ground_truth(targets)
+        sizes_hw = [of_image.size_hw for of_image in targets]
         output = self.rpn(pyramid)
-        losses = self.rpn.losses(output, pyramid, truth)
-        rois = self._sample(self.rpn.propose(output, pyramid, sizes_hw=sizes_hw), truth)
+        losses = self.rpn.losses(output, pyramid, ground_truth)
+        rois = self._sample(self.rpn.propose(output, pyramid, sizes_hw=sizes_hw), ground_truth)
         sampled = rois
         class_losses, box_losses = [], []
         for place, (stage, head) in enumerate(zip(self.stages, self.heads, strict=True)):
-            logits, deltas = head(self.roi_align(pyramid, rois.boxes, rois.picture))
+            logits, deltas = head(self.roi_align(pyramid, rois.boxes, rois.image))
             class_losses.append(self._class_loss(logits, rois))
             box_losses.append(self._box_loss(deltas, rois, stage))
             if place + 1 < len(self.stages):
                 moved = move_boxes(rois.boxes, deltas.detach()[:, 0], stage)
-                moved = clip_to_own(moved, sizes_hw, rois.picture)
-                rois = self._label(moved, rois.picture, truth, self.stages[place + 1])
+                moved = clip_to_own(moved, sizes_hw, rois.image)
+                rois = self._label(moved, rois.image, ground_truth, self.stages[place + 1])
         losses["class"] = torch.stack(class_losses).mean()
         losses["box"] = torch.stack(box_losses).mean()
         if self.mask_branch is not None:
@@ -147,30 +147,30 @@ class RCNN(nn.Module):
     def detect(
         self, features: Features, *, sizes_hw: Sequence[SizeHW], image_ids: Sequence[int]
     ) -> list[Detections]:
-        """Detections of each picture in pixels of its view, best first.
+        """Detections of each image in pixels of its view, best first.
 
         Args:
             features: C levels (N, C, h, w).
             sizes_hw: valid pixels of each view; boxes are clipped to them.
-            image_ids: of the pictures.
+            image_ids: of the images.
         """
         pyramid = self.neck(self.adapters(features))
         proposals = self.rpn.propose(self.rpn(pyramid), pyramid, sizes_hw=sizes_hw)
-        picture, place_of = proposals.is_valid.nonzero(as_tuple=True)
-        boxes = proposals.boxes[picture, place_of]
+        image, place_of = proposals.is_valid.nonzero(as_tuple=True)
+        boxes = proposals.boxes[image, place_of]
         logits_of_stages = []
         for place, (stage, head) in enumerate(zip(self.stages, self.heads, strict=True)):
-            logits, deltas = head(self.roi_align(pyramid, boxes, picture))
+            logits, deltas = head(self.roi_align(pyramid, boxes, image))
             logits_of_stages.append(logits.float())
             if place + 1 < len(self.stages):
-                boxes = clip_to_own(move_boxes(boxes, deltas[:, 0], stage), sizes_hw, picture)
+                boxes = clip_to_own(move_boxes(boxes, deltas[:, 0], stage), sizes_hw, image)
         scores = torch.stack(logits_of_stages).mean(dim=0).softmax(dim=-1)[:, :-1]
         found = move_boxes(boxes[:, None], deltas.float(), self.stages[-1])
         if found.shape[1] == 1:
             found = found[:, 0]
         counts = proposals.is_valid.sum(dim=1).tolist()
         detections = [
-            self.selection(own_scores, own_boxes, size_hw=size_hw, image_id=image_id)
+            self.postprocess(own_scores, own_boxes, size_hw=size_hw, image_id=image_id)
             for own_scores, own_boxes, size_hw, image_id in zip(
                 torch.split(scores, counts),
                 torch.split(found, counts),
@@ -210,37 +210,41 @@ class RCNN(nn.Module):
             pyramid,
             targets,
             boxes=rois.boxes[positive],
-            picture=rois.picture[positive],
+            image=rois.image[positive],
             matched=rois.matched[positive],
         )
 
     @torch.no_grad()
-    def _sample(self, proposals: Proposals, truth: PaddedTruth) -> RoIs:
-        """RoIs of the first stage: proposals and the truth itself, labelled and sampled."""
-        boxes = torch.cat([proposals.boxes, truth.boxes.to(proposals.boxes.dtype)], dim=1)
-        is_valid = torch.cat([proposals.is_valid, truth.usable], dim=1)
+    def _sample(self, proposals: Proposals, ground_truth: PaddedGroundTruth) -> RoIs:
+        """RoIs of the first stage: proposals and the ground truth itself, labelled and sampled."""
+        boxes = torch.cat([proposals.boxes, ground_truth.boxes.to(proposals.boxes.dtype)], dim=1)
+        is_valid = torch.cat([proposals.is_valid, ground_truth.usable], dim=1)
         iou = self.stages[0].foreground_iou
-        matched = match_boxes(boxes, truth, foreground_iou=iou, background_iou=iou, forcing="none")
+        matched = match_boxes(
+            boxes, ground_truth, foreground_iou=iou, background_iou=iou, allow_low_quality="none"
+        )
         sample = sample_boxes(
             torch.where(is_valid, matched, IGNORED),
             size=self.samples,
             positive_fraction=self.positive_fraction,
         )
-        picture, place = sample.is_valid.nonzero(as_tuple=True)
-        taken = sample.idx[picture, place]
-        return _make_rois(boxes[picture, taken], picture, matched[picture, taken], truth)
+        image, place = sample.is_valid.nonzero(as_tuple=True)
+        taken = sample.idx[image, place]
+        return _make_rois(boxes[image, taken], image, matched[image, taken], ground_truth)
 
     @torch.no_grad()
-    def _label(self, boxes: Tensor, picture: Tensor, truth: PaddedTruth, stage: Stage) -> RoIs:
+    def _label(
+        self, boxes: Tensor, image: Tensor, ground_truth: PaddedGroundTruth, stage: Stage
+    ) -> RoIs:
         """What boxes (R, 4), wherever they have been moved, shall learn at the stage's IoU."""
         matched = match_boxes(
             boxes[:, None],
-            truth.of_rois(picture),
+            ground_truth.of_rois(image),
             foreground_iou=stage.foreground_iou,
             background_iou=stage.foreground_iou,
-            forcing="none",
+            allow_low_quality="none",
         )
-        return _make_rois(boxes, picture, matched[:, 0], truth)
+        return _make_rois(boxes, image, matched[:, 0], ground_truth)
 
     def _class_loss(self, logits: Tensor, rois: RoIs) -> Tensor:
         """Mean cross-entropy over the RoIs that are not ignored; (R, K + 1) logits."""
@@ -260,14 +264,16 @@ class RCNN(nn.Module):
         return loss * (self.box_weight / max(count_over_ranks(wanted.numel()), 1))
 
 
-def _make_rois(boxes: Tensor, picture: Tensor, matched: Tensor, truth: PaddedTruth) -> RoIs:
+def _make_rois(
+    boxes: Tensor, image: Tensor, matched: Tensor, ground_truth: PaddedGroundTruth
+) -> RoIs:
     known = matched.clamp(min=0)
     return RoIs(
         boxes=boxes,
-        picture=picture,
+        image=image,
         matched=matched,
-        gt_boxes=truth.boxes[picture, known],
-        gt_labels=truth.labels[picture, known],
+        gt_boxes=ground_truth.boxes[image, known],
+        gt_labels=ground_truth.labels[image, known],
     )
 
 

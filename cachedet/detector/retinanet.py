@@ -1,6 +1,6 @@
 """RetinaNet (arXiv 1708.02002) on features, with the numbers of PAPER 2.2 and 2.5.
 
-Letters: N pictures, K classes, A anchors per cell, T anchors of all levels, C channels, M gt boxes.
+Letters: N images, K classes, A anchors per cell, T anchors of all levels, C channels, M gt boxes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,15 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from cachedet.detector.anchors import AnchorGenerator
-from cachedet.detector.boxes import Selection, apply_deltas, encode_deltas
+from cachedet.detector.boxes import Postprocess, apply_deltas, encode_deltas
 from cachedet.detector.layers import ActivationName, NormName
-from cachedet.detector.matching import IGNORED, Forcing, PaddedTruth, match_boxes, pad_truth
+from cachedet.detector.matching import (
+    IGNORED,
+    LowQuality,
+    PaddedGroundTruth,
+    match_boxes,
+    pad_ground_truth,
+)
 from cachedet.detector.towers import Tower, init_normal, per_anchor
 from cachedet.distributed.collective import count_over_ranks
 from cachedet.structures import Detections, Features, SizeHW, Targets
@@ -83,8 +89,8 @@ class RetinaNet(nn.Module):
         neck: C levels -> P levels.
         head: P levels -> logits and deltas.
         anchors: for the P levels.
-        selection: of the detections.
-        foreground_iou, background_iou, forcing: see `match_boxes`.
+        postprocess: of the detections.
+        foreground_iou, background_iou, allow_low_quality: see `match_boxes`.
         focal_alpha, focal_gamma: of the class loss.
         huber_delta: where the box loss turns from quadratic to linear.
         box_weight: of the box loss, which is a mean over the 4 coordinates.
@@ -99,10 +105,10 @@ class RetinaNet(nn.Module):
         neck: nn.Module,
         head: RetinaNetHead,
         anchors: AnchorGenerator,
-        selection: Selection,
+        postprocess: Postprocess,
         foreground_iou: float = 0.5,
         background_iou: float = 0.5,
-        forcing: Forcing = "one",
+        allow_low_quality: LowQuality = "one",
         focal_alpha: float = 0.25,
         focal_gamma: float = 1.5,
         huber_delta: float = 0.1,
@@ -113,9 +119,9 @@ class RetinaNet(nn.Module):
         self.neck = neck
         self.head = head
         self.anchors = anchors
-        self.selection = selection
+        self.postprocess = postprocess
         self.foreground_iou, self.background_iou = foreground_iou, background_iou
-        self.forcing: Forcing = forcing
+        self.allow_low_quality: LowQuality = allow_low_quality
         self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
         self.huber_delta, self.box_weight = huber_delta, box_weight
 
@@ -131,47 +137,49 @@ class RetinaNet(nn.Module):
         """Losses {"class", "box"}, both divided by the positives of the batch + 1 (PAPER 2.2)."""
         pyramid = self.neck(self.adapters(features))
         logits, deltas = self.head(pyramid)
-        return self.losses(logits, deltas, anchors=self.anchors(pyramid), truth=pad_truth(targets))
+        return self.losses(
+            logits, deltas, anchors=self.anchors(pyramid), ground_truth=pad_ground_truth(targets)
+        )
 
     def losses(
-        self, logits: Tensor, deltas: Tensor, *, anchors: Tensor, truth: PaddedTruth
+        self, logits: Tensor, deltas: Tensor, *, anchors: Tensor, ground_truth: PaddedGroundTruth
     ) -> dict[str, Tensor]:
         """Of class logits (N, T, K) and box deltas (N, T, 4) of anchors (T, 4)."""
         matched = match_boxes(
             anchors,
-            truth,
+            ground_truth,
             foreground_iou=self.foreground_iou,
             background_iou=self.background_iou,
-            forcing=self.forcing,
+            allow_low_quality=self.allow_low_quality,
         )
-        picture, place = (matched >= 0).nonzero(as_tuple=True)
-        learnt = picture, matched[picture, place]
-        wanted_deltas = encode_deltas(truth.boxes[learnt], anchors[place])
+        image, place = (matched >= 0).nonzero(as_tuple=True)
+        backbone = image, matched[image, place]
+        wanted_deltas = encode_deltas(ground_truth.boxes[backbone], anchors[place])
         wanted_class = torch.zeros_like(logits)
-        wanted_class[picture, place, truth.labels[learnt]] = 1.0
+        wanted_class[image, place, ground_truth.labels[backbone]] = 1.0
         normaliser = count_over_ranks(len(place)) + 1
         return {
             "class": self._class_loss(logits, wanted_class, matched != IGNORED) / normaliser,
-            "box": self._box_loss(deltas[picture, place], wanted_deltas) / normaliser,
+            "box": self._box_loss(deltas[image, place], wanted_deltas) / normaliser,
         }
 
     @torch.no_grad()
     def detect(
         self, features: Features, *, sizes_hw: Sequence[SizeHW], image_ids: Sequence[int]
     ) -> list[Detections]:
-        """Detections of each picture in pixels of its view, best first.
+        """Detections of each image in pixels of its view, best first.
 
         Args:
             features: C levels (N, C, h, w).
             sizes_hw: valid pixels of each view; boxes are clipped to them.
-            image_ids: of the pictures.
+            image_ids: of the images.
         """
         pyramid = self.neck(self.adapters(features))
         logits, deltas = self.head(pyramid)
         scores = logits.float().sigmoid()
         boxes = apply_deltas(deltas.float(), self.anchors(pyramid))
         return [
-            self.selection(scores[n], boxes[n], size_hw=sizes_hw[n], image_id=image_id)
+            self.postprocess(scores[n], boxes[n], size_hw=sizes_hw[n], image_id=image_id)
             for n, image_id in enumerate(image_ids)
         ]
 

@@ -1,6 +1,6 @@
 """RoIAlign (arXiv 1703.06870 section 3) over the levels of a pyramid.
 
-Letters: N pictures, R RoIs of all pictures, C channels, S cells of a RoI's side.
+Letters: N images, R RoIs of all images, C channels, S cells of a RoI's side.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ class PyramidRoIAlign(nn.Module):
         self.resolution = resolution
         self.sampling = sampling
 
-    def forward(self, pyramid: Features, boxes: Tensor, picture: Tensor) -> Tensor:
+    def forward(self, pyramid: Features, boxes: Tensor, image: Tensor) -> Tensor:
         """Cells of every RoI.
 
         Args:
             pyramid: P levels (N, C, h, w).
             boxes: (R, 4).
-            picture: (R,) which of the N pictures each box lies in.
+            image: (R,) which of the N images each box lies in.
 
         Returns:
             (R, C, S, S); a box that is NaN is pooled like an empty one, its NaN is in the losses.
         """
         boxes = boxes.nan_to_num()  # the kernel would look up memory anywhere
         maps = list(pyramid.values())
-        rois = torch.cat([picture[:, None].to(boxes.dtype), boxes], dim=1)
+        rois = torch.cat([image[:, None].to(boxes.dtype), boxes], dim=1)
         place_of = self.levels_of(boxes)
         members, pooled = [], []
         for place, (level, stride) in enumerate(zip(maps, self.strides, strict=True)):

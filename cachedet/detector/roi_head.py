@@ -1,6 +1,6 @@
 """The RoI head: classes and boxes of pooled RoIs (PAPER 2.5), one stage of a cascade.
 
-Letters: R RoIs of all pictures, C channels, S cells of a RoI's side, K classes.
+Letters: R RoIs of all images, C channels, S cells of a RoI's side, K classes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Region proposal network (arXiv 1506.01497 section 3) on P levels, with the numbers of PAPER 2.2.
 
-Letters: N pictures, L levels, A anchors per cell, T anchors of all levels, S sampled anchors,
-R proposals of a picture.
+Letters: N images, L levels, A anchors per cell, T anchors of all levels, S sampled anchors,
+R proposals of an image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torchvision.ops import batched_nms
 from cachedet.detector.anchors import AnchorGenerator
 from cachedet.detector.boxes import apply_deltas, clip_to_sizes, encode_deltas
 from cachedet.detector.layers import ActivationName, NormName
-from cachedet.detector.matching import Forcing, PaddedTruth, match_boxes, sample_boxes
+from cachedet.detector.matching import LowQuality, PaddedGroundTruth, match_boxes, sample_boxes
 from cachedet.detector.towers import Tower, init_normal, per_anchor
 from cachedet.distributed.collective import count_over_ranks
 from cachedet.structures import Features, SizeHW
@@ -25,9 +25,9 @@ from cachedet.structures import Features, SizeHW
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Proposals:
-    """Boxes that may hold an object, R a picture; places without one are not valid."""
+    """Boxes that may hold an object, R an image; places without one are not valid."""
 
-    boxes: Tensor  # (N, R, 4), clipped to the pictures
+    boxes: Tensor  # (N, R, 4), clipped to the images
     scores: Tensor  # (N, R) objectness as logits, falling
     is_valid: Tensor  # (N, R)
 
@@ -93,10 +93,10 @@ class RPN(nn.Module):
     Args:
         head: P levels -> logits and deltas.
         anchors: for the P levels.
-        foreground_iou, background_iou, forcing: see `match_boxes`.
-        samples: anchors of a picture that teach in a step.
+        foreground_iou, background_iou, allow_low_quality: see `match_boxes`.
+        samples: anchors of an image that teach in a step.
         positive_fraction: largest share of positives among them.
-        class_weight: of the class loss, a mean over `samples` anchors a picture; the paper's code
+        class_weight: of the class loss, a mean over `samples` anchors an image; the paper's code
             divides by its 512 RoIs instead, which is a weight of 0.5 (PAPER 2.2).
         huber_delta: where the box loss turns from quadratic to linear.
         box_weight: of the box loss, which is a mean over coordinates.
@@ -111,7 +111,7 @@ class RPN(nn.Module):
         anchors: AnchorGenerator,
         foreground_iou: float = 0.7,
         background_iou: float = 0.3,
-        forcing: Forcing = "one",
+        allow_low_quality: LowQuality = "one",
         samples: int = 256,
         positive_fraction: float = 0.5,
         class_weight: float = 0.5,
@@ -125,7 +125,7 @@ class RPN(nn.Module):
         self.head = head
         self.anchors = anchors
         self.foreground_iou, self.background_iou = foreground_iou, background_iou
-        self.forcing: Forcing = forcing
+        self.allow_low_quality: LowQuality = allow_low_quality
         self.samples, self.positive_fraction = samples, positive_fraction
         self.class_weight = class_weight
         self.huber_delta, self.box_weight = huber_delta, box_weight
@@ -137,7 +137,9 @@ class RPN(nn.Module):
         output: RPNOutput = self.head(pyramid)
         return output
 
-    def losses(self, output: RPNOutput, pyramid: Features, truth: PaddedTruth) -> dict[str, Tensor]:
+    def losses(
+        self, output: RPNOutput, pyramid: Features, ground_truth: PaddedGroundTruth
+    ) -> dict[str, Tensor]:
         """{"rpn_class": mean over the sampled anchors, "rpn_box": over coordinates of positives}
 
         Both times their weights.
@@ -145,20 +147,20 @@ class RPN(nn.Module):
         anchors = self.anchors(pyramid)
         matched = match_boxes(
             anchors,
-            truth,
+            ground_truth,
             foreground_iou=self.foreground_iou,
             background_iou=self.background_iou,
-            forcing=self.forcing,
+            allow_low_quality=self.allow_low_quality,
         )
         sample = sample_boxes(matched, size=self.samples, positive_fraction=self.positive_fraction)
         logits = torch.cat(output.logits, dim=1).gather(1, sample.idx)
         class_loss = F.binary_cross_entropy_with_logits(
             logits, sample.is_positive.to(logits.dtype), reduction="none"
         )
-        picture, place = sample.is_positive.nonzero(as_tuple=True)
-        taken = sample.idx[picture, place]
-        wanted = encode_deltas(truth.boxes[picture, matched[picture, taken]], anchors[taken])
-        deltas = torch.cat(output.deltas, dim=1)[picture, taken]
+        image, place = sample.is_positive.nonzero(as_tuple=True)
+        taken = sample.idx[image, place]
+        wanted = encode_deltas(ground_truth.boxes[image, matched[image, taken]], anchors[taken])
+        deltas = torch.cat(output.deltas, dim=1)[image, taken]
         box_loss = F.huber_loss(deltas, wanted, delta=self.huber_delta, reduction="sum")
         return {
             "rpn_class": (class_loss * sample.is_valid).sum()
@@ -170,7 +172,7 @@ class RPN(nn.Module):
     def propose(
         self, output: RPNOutput, pyramid: Features, *, sizes_hw: Sequence[SizeHW]
     ) -> Proposals:
-        """The best boxes of each picture, suppressed level by level (arXiv 1612.03144 4.1)."""
+        """The best boxes of each image, suppressed level by level (arXiv 1612.03144 4.1)."""
         counts = self.train_counts if self.training else self.test_counts
         scores, boxes, levels = self._candidates(output, self.anchors(pyramid), counts.pre_nms)
         boxes = clip_to_sizes(boxes, sizes_hw)

@@ -1,6 +1,6 @@
 """Simple feature pyramid of ViTDet (arXiv 2203.16527, section 3), for plain ViTs.
 
-Letters: N pictures, C channels, h w feature cells, s the stride of the level that comes in.
+Letters: N images, C channels, h w feature cells, s the stride of the level that comes in.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Towers: stacks of 3x3 convolutions that all levels share, in front of the predictors of a head.
 
-Letters: N pictures, C channels, h w cells.
+Letters: N images, C channels, h w cells.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Without `join` this process is the only one: every function is then the identity and costs nothing.
 All ranks call the same functions in the same order; what decides whether one is called is therefore
-itself agreed on. Pictures of a global batch are dealt in turn: rank r of W has r, r + W, ...
+itself agreed on. Images of a global batch are dealt in turn: rank r of W has r, r + W, ...
 
 Letters: W ranks.
 """
@@ -96,10 +96,10 @@ def leave() -> None:
 
 
 @contextmanager
-def alone(really: bool = True) -> Iterator[None]:
+def single_process(really: bool = True) -> Iterator[None]:
     """Inside, this rank counts as the only one: what it does is not shared. No-op if not `really`.
 
-    For batches with fewer pictures than ranks, which every rank has whole.
+    For batches with fewer images than ranks, which every rank has whole.
     """
     global _world
     before = _world
@@ -151,7 +151,7 @@ def gather_texts(text: str) -> list[str]:
 
 
 def rand_of_rank(rows: int, columns: int, *, generator: torch.Generator | None) -> Tensor:
-    """(rows, columns) uniform numbers: those one process would draw for this rank's pictures.
+    """(rows, columns) uniform numbers: those one process would draw for this rank's images.
 
     Each rank draws the numbers of the whole global batch and keeps its own rows, so the random
     state of all ranks stays the same, and the same as with any other number of ranks. Ranks may

@@ -1,4 +1,4 @@
-"""Many processes train one model: each takes its pictures of every batch, gradients are summed.
+"""Many processes train one model: each takes its images of every batch, gradients are summed.
 
 Losses are divided by counts over all ranks and BatchNorm takes the statistics of all, so the sum
 over ranks of the gradients is the gradient one process would have computed. It is summed here, once
@@ -149,9 +149,9 @@ def first_of_ranks(name: str | None) -> str | None:
 def describe_ranks(batch_size: int) -> str:
     """For a person: how many processes share a batch, and whether evenly."""
     world = collective.world_size()
-    share = f"{world} processes share each batch of {batch_size} pictures"
+    share = f"{world} processes share each batch of {batch_size} images"
     if batch_size < world:
-        return f"{share}: fewer pictures than processes, so each computes the whole batch"
+        return f"{share}: fewer images than processes, so each computes the whole batch"
     if batch_size % world:
         most, least = -(-batch_size // world), batch_size // world
         return f"{share} unevenly: some take {most}, some {least}, and those wait"

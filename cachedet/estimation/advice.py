@@ -13,7 +13,7 @@ from cachedet.store.files.durable import readable_nbytes
 _WORTH_IT = 1.15  # times as fast an epoch from which on a cache is worth its disk
 _FULL = 0.9  # of the disk
 _NOTICEABLE = 0.9  # of the epoch that is left, so that another codec is worth a line
-_FEW_PICTURES = 1000  # that heads learn by heart
+_FEW_IMAGES = 1000  # that heads learn by heart
 _DRAWS = 4  # of jitter, as good as live ones in docs/benchmarks/ablation_*.md
 _SPARE = 0.1  # of the disk
 
@@ -35,7 +35,7 @@ def disk_too_small(measured: Measured, forecast: Forecast) -> str | None:
     ]
     views = int(forecast.free_disk / (forecast.nbytes / len(measured.views)))
     ways = fitting + ([f"{views} of the {len(measured.views)} views"] if views else [])
-    way = f"It has room for {' or '.join(ways)}" if ways else "Smaller pictures, or another disk"
+    way = f"It has room for {' or '.join(ways)}" if ways else "Smaller images, or another disk"
     return f"the disk is too small: the cache needs {needed}, {free} are free. {way}"
 
 
@@ -96,13 +96,13 @@ def disk_bound_epoch(measured: Measured, forecast: Forecast) -> str | None:
 def few_draws(measured: Measured, forecast: Forecast) -> str | None:
     """A small data set wants more views than the default ones, and can afford them."""
     draws = sum(view_family(name) == "jitter" for name in measured.views)
-    if measured.pictures > _FEW_PICTURES or draws >= _DRAWS:
+    if measured.images > _FEW_IMAGES or draws >= _DRAWS:
         return None
     more = forecast.nbytes / len(measured.views) * (_DRAWS - draws)
     if more > _SPARE * forecast.free_disk:
         return None
     return (
-        f"{count_of(measured.pictures, 'picture')} are few: {_DRAWS} jittered views in place "
+        f"{count_of(measured.images, 'image')} are few: {_DRAWS} jittered views in place "
         f"of {draws} take {readable_nbytes(round(more))} more and may bring an AP or more "
         f"(--views base,hflip,jitter={_DRAWS}:0.5-1.5)"
     )
@@ -111,7 +111,7 @@ def few_draws(measured: Measured, forecast: Forecast) -> str | None:
 def slow_extraction(measured: Measured, forecast: Forecast) -> str | None:
     """What to turn, where it is not the backbone that extraction waits for."""
     ways = {
-        "decode": "reading and decoding the pictures is: more --workers, or smaller files",
+        "decode": "reading and decoding the images is: more --workers, or smaller files",
         "encode": f"the codec {measured.codec} is: a simpler one encodes faster",
         "write": "the disk is: a codec that writes less",
     }

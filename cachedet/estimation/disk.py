@@ -34,7 +34,7 @@ def measure_disk(folder: Path, *, nbytes: int, piece: int, free: int, seconds: f
     Args:
         folder: on the disk in question.
         nbytes: of the store to come: a disk whose write cache it fits into may use that cache.
-        piece: bytes of one read, as training reads: a picture's part, anywhere.
+        piece: bytes of one read, as training reads: an image's part, anywhere.
         free: bytes on the disk.
         seconds: for each of the two.
 

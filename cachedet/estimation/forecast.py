@@ -35,7 +35,7 @@ class Forecast:
         nbytes: of the cache.
         nbytes_by_codec: the same in other codecs.
         free_disk: bytes.
-        survey_seconds, fit_seconds, extract_seconds: of `extract`.
+        scan_seconds, fit_seconds, extract_seconds: of `extract`.
         extract_bottleneck: its slowest stage.
         modes: cached, live, tuned.
         residency: where cached features will wait.
@@ -52,7 +52,7 @@ class Forecast:
     nbytes: float
     nbytes_by_codec: Mapping[str, float]
     free_disk: float
-    survey_seconds: float
+    scan_seconds: float
     fit_seconds: float
     extract_seconds: float
     extract_bottleneck: str
@@ -69,7 +69,7 @@ class Forecast:
     @property
     def extraction_seconds(self) -> float:
         """Everything the cache costs before the first epoch."""
-        return self.survey_seconds + self.fit_seconds + self.extract_seconds
+        return self.scan_seconds + self.fit_seconds + self.extract_seconds
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "extraction_seconds": self.extraction_seconds}
@@ -94,13 +94,13 @@ def make_forecast(measured: Measured) -> Forecast:
         held = held_nbytes(residency, **read, has_own_memory=measured.free_device is not None)
         modes["cached"] = _mode(Training(phase=phase, memory=with_features(cached.memory, held)))
     own, live = modes["cached"].seconds_per_epoch, modes["live"].seconds_per_epoch
-    fit, survey = measured.fit.seconds, measured.survey.seconds
+    fit, scan = measured.fit.seconds, measured.scan.seconds
     extraction = measured.start + extract.seconds
     return Forecast(
         nbytes=stored.nbytes,
         nbytes_by_codec={name: figures.nbytes for name, figures in measured.codecs.items()},
         free_disk=measured.free_disk,
-        survey_seconds=survey,
+        scan_seconds=scan,
         fit_seconds=fit,
         extract_seconds=extraction,
         extract_bottleneck=extract.bottleneck,
@@ -111,7 +111,7 @@ def make_forecast(measured: Measured) -> Forecast:
         if cached.phase is None
         else epoch_nbytes(measured) / cached.phase.seconds,
         read_rate=measured.disk.read,
-        break_even=break_even(survey + fit + extraction, live=live, cached=own),
+        break_even=break_even(scan + fit + extraction, live=live, cached=own),
         limit=gain_limit(measured.backbone_seconds, measured.heads_seconds),
         heads_share=measured.heads_seconds / (measured.backbone_seconds + measured.heads_seconds),
         gain=None if own is None or live is None else live / own,

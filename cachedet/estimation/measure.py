@@ -1,4 +1,4 @@
-"""Everything that is measured, one thing after the other, and extrapolated to all pictures."""
+"""Everything that is measured, one thing after the other, and extrapolated to all images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cachedet.device import choose_device, usable_cores
 from cachedet.estimation.disk import DiskRates, measure_disk
 from cachedet.estimation.forecast import expected_residency, held_nbytes, with_features
 from cachedet.estimation.measured import CodecFigures, Measured, Phase, Training
-from cachedet.estimation.mode_trials import ModeTrials, choose_batches, most_pictures
+from cachedet.estimation.mode_trials import ModeTrials, choose_batches, most_images
 from cachedet.estimation.probe import (
     BackboneCost,
     CodecCost,
@@ -55,9 +55,9 @@ from cachedet.store.files.durable import cannot_write
 from cachedet.store.format.manifest import Manifest
 from cachedet.training.optimizer import choose_autocast
 
-_FIT_PICTURES = 12  # fewer than `extract` shows a codec
-_PROBE_PICTURES = 8
-_PARTS = ("pictures", "backbone", "extraction", "disk", "cached", "live", "tuned")
+_FIT_IMAGES = 12  # fewer than `extract` shows a codec
+_PROBE_IMAGES = 8
+_PARTS = ("images", "backbone", "extraction", "disk", "cached", "live", "tuned")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,12 +67,12 @@ class Subject:
     Attributes:
         extract: options of the extraction.
         heads: config of the training.
-        dataset: all pictures.
+        dataset: all images.
         views: of the cache.
         backbone: opened.
-        sample: most pictures to try.
+        sample: most images to try.
         seconds: for each trial, about; extraction takes twice as long.
-        fit_pictures: that `extract` shows a codec.
+        fit_images: that `extract` shows a codec.
     """
 
     extract: ExtractConfig
@@ -82,12 +82,12 @@ class Subject:
     backbone: FrozenBackbone
     sample: int
     seconds: float
-    fit_pictures: int
+    fit_images: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Whole:
-    """All pictures, in numbers."""
+    """All images, in numbers."""
 
     sizes: NDArray[np.int64]  # (V, N, 2) padded
     batches: list[BatchShape]  # of the first epoch
@@ -115,7 +115,7 @@ class Whole:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Estimated:
-    """What was measured, on how many pictures, and what the trial store was."""
+    """What was measured, on how many images, and what the trial store was."""
 
     measured: Measured
     manifest: Manifest
@@ -135,7 +135,7 @@ class Tried:
 
 
 def measure(subject: Subject) -> Estimated:
-    """Try everything on a sample of the pictures.
+    """Try everything on a sample of the images.
 
     Raises what `extract` and `train-heads` raise at their start, and InputError where the place of
     the store cannot be written.
@@ -157,26 +157,26 @@ def measure(subject: Subject) -> Estimated:
         free_disk=free_disk,
     )
     return Estimated(
-        measured=measured, manifest=tried.trial.manifest, sample=len(tried.sample.truth)
+        measured=measured, manifest=tried.trial.manifest, sample=len(tried.sample.annotations)
     )
 
 
 def look_at_all(subject: Subject) -> Whole:
-    """Sizes and batches of all pictures; no file is opened.
+    """Sizes and batches of all images; no file is opened.
 
     Raises ConfigError where the heads cannot work on these features, or not on these views.
     """
-    spec, truth = subject.backbone.spec, subject.dataset.truth
+    spec, annotations = subject.backbone.spec, subject.dataset.annotations
     with torch.device("meta"):  # before anything is tried
-        build_detector(subject.heads.detector, spec=spec, num_classes=len(truth.categories))
+        build_detector(subject.heads.detector, spec=spec, num_classes=len(annotations.categories))
     sizes = padded_sizes(
-        truth,
+        annotations,
         subject.views,
         image_size=subject.extract.image_size,
         pad_multiple=spec.pad_multiple,
     )
     where = str(subject.extract.store)
-    batches, trained = epoch_batches(truth, sizes, subject.views, subject.heads, where=where)
+    batches, trained = epoch_batches(annotations, sizes, subject.views, subject.heads, where=where)
     levels = choose_levels(subject.heads.detector, spec)
     unit = (spec.pad_multiple, spec.pad_multiple)
     values = [sum(map(np.prod, each.map_shapes(unit).values())) for each in (levels, spec)]
@@ -194,9 +194,9 @@ def figures_of(
     """Of the whole cache in each codec.
 
     Args:
-        codecs: what they took on the few pictures of the probe.
-        whole: all pictures.
-        trial: what zstd left of all pictures of the sample, written in one codec.
+        codecs: what they took on the few images of the probe.
+        whole: all images.
+        trial: what zstd left of all images of the sample, written in one codec.
         codec: that one.
     """
     return {
@@ -210,12 +210,12 @@ def figures_of(
 def _try_extraction(
     subject: Subject, whole: Whole, folder: Path, free_disk: int, progress: StageProgress
 ) -> Tried:
-    progress.remark(_PARTS[0])
+    progress.note(_PARTS[0])
     rows = spread_rows(whole.sizes, subject.sample)
     sample = take_sample(subject.dataset, rows, subject.extract, subject.backbone)
     progress.advance(note=_PARTS[1])
     first = subject.views[0].name
-    fit = collect_statistics(sample, subject.backbone, view=first, count=_FIT_PICTURES)
+    fit = collect_statistics(sample, subject.backbone, view=first, count=_FIT_IMAGES)
     cost, codecs = _probe(subject, sample, fit)
     progress.advance(note=_PARTS[2])
     trial = write_trial(
@@ -248,16 +248,16 @@ def _try_disk(
 
 
 def _probe(subject: Subject, sample: Sample, fit: Fit) -> tuple[BackboneCost, dict[str, CodecCost]]:
-    """On pictures of the size that is commonest in the sample."""
+    """On images of the size that is commonest in the sample."""
     view, spec = subject.views[0], subject.backbone.spec
     sizes = padded_sizes(
-        sample.truth,
+        sample.annotations,
         [view],
         image_size=subject.extract.image_size,
         pad_multiple=spec.pad_multiple,
     )[0]
     bucket, rows = commonest_size(sizes)
-    count = min(_PROBE_PICTURES, subject.heads.schedule.batch_size)
+    count = min(_PROBE_IMAGES, subject.heads.schedule.batch_size)
     device = next(subject.backbone.parameters()).device
     images = sample_inputs(sample, rows[:count], view=view.name, device=device)
     dtype = _live_dtype(subject, device)
@@ -280,12 +280,12 @@ def _try_trainings(
     """Every mode, and H."""
     config, trial = subject.heads, tried.trial
     epoch_pixels = whole.epoch_pixels
-    usual = epoch_pixels / sum(batch.pictures for batch in whole.batches)
+    usual = epoch_pixels / sum(batch.images for batch in whole.batches)
     trials = ModeTrials(
         store=trial.store,
         views=trial.views,
         batches=choose_batches(
-            whole.batches, trial.keys, most_pictures=most_pictures(tried.cost.seconds * usual)
+            whole.batches, trial.keys, most_images=most_images(tried.cost.seconds * usual)
         ),
         config=config,
         images=subject.dataset.images,
@@ -344,14 +344,14 @@ def assemble(
     free_disk: float,
 ) -> Measured:
     """What was tried, extrapolated."""
-    pictures = len(subject.dataset.truth)
-    shown = sum(batch.pictures for batch in whole.batches)
-    survey = tried.sample.survey_seconds * pictures
-    fit = tried.fit.seconds * min(subject.fit_pictures, pictures)
+    images = len(subject.dataset.annotations)
+    shown = sum(batch.images for batch in whole.batches)
+    scan = tried.sample.scan_seconds * images
+    fit = tried.fit.seconds * min(subject.fit_images, images)
     needs_fit = make_codec(subject.extract.codec).needs_fit
     own = Phase(seconds=tried.trial.seconds_per_pixel, stages=tried.trial.stages)
     return Measured(
-        pictures=pictures,
+        images=images,
         views=tuple(view.name for view in subject.views),
         showings=shown,
         read_share=whole.read_share,
@@ -359,7 +359,7 @@ def assemble(
         epochs=subject.heads.schedule.epochs,
         codec=subject.extract.codec,
         codecs=tried.figures,
-        survey=Phase(seconds=survey, stages={"decode": survey}),
+        scan=Phase(seconds=scan, stages={"decode": scan}),
         fit=Phase(seconds=fit, stages={"backbone": fit}).times(1.0 if needs_fit else 0.0),
         start=tried.trial.start_seconds,
         extract=own.times(whole.pixels),
@@ -382,5 +382,5 @@ def _free_device(subject: Subject) -> float | None:
 
 
 def _live_threads() -> int:
-    """That decode beside a step, as `PictureLoader` has them."""
+    """That decode beside a step, as `ImageLoader` has them."""
     return max(1, min(16, (usable_cores() or 1) // 2))

@@ -1,4 +1,4 @@
-"""What was measured, extrapolated to all pictures and one epoch: what a forecast is made from."""
+"""What was measured, extrapolated to all images and one epoch: what a forecast is made from."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class CodecFigures:
 
     nbytes: float  # stored
     unpacked: float  # of these once zstd is undone: what residency `device` holds
-    encode_seconds: float  # for all pictures and views, in one thread
+    encode_seconds: float  # for all images and views, in one thread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,15 +90,15 @@ class Measured:
     """Everything a forecast needs.
 
     Attributes:
-        pictures: of the data set.
+        images: of the data set.
         views: of the cache.
-        showings: of pictures in an epoch.
+        showings: of images in an epoch.
         read_share: share of the stored bytes that belongs to the levels and views trained on.
         epoch_share: share of them that one epoch reads.
         epochs: of the config.
         codec: asked for.
         codecs: by name, the one asked for among them.
-        survey: reading and checking every picture.
+        scan: reading and checking every image.
         fit: what the codec learns from; 0 seconds where it learns nothing.
         extract: decode, backbone, encode and write, all at the same time.
         start: seconds that starting the extraction takes.
@@ -111,7 +111,7 @@ class Measured:
         residency: of the config.
     """
 
-    pictures: int
+    images: int
     views: tuple[str, ...]
     showings: int
     read_share: float
@@ -119,7 +119,7 @@ class Measured:
     epochs: int
     codec: str
     codecs: Mapping[str, CodecFigures]
-    survey: Phase
+    scan: Phase
     fit: Phase
     extract: Phase
     start: float

@@ -27,8 +27,8 @@ from cachedet.estimation.step_process import (
 from cachedet.structures import SizeHW
 
 _BATCHES = 8  # that stand for an epoch
-_STEP_SECONDS = 6.0  # of a step beyond which fewer pictures are taken than a batch has
-_LEAST_PICTURES = 8  # that are always taken
+_STEP_SECONDS = 6.0  # of a step beyond which fewer images are taken than a batch has
+_LEAST_IMAGES = 8  # that are always taken
 _FORWARDS = 5.0  # that a fine-tuning step takes, heads included, at most
 
 Steps = Callable[[StepJob], StepTrial]
@@ -60,7 +60,7 @@ class ModeTrials:
         views: that are whole in it.
         batches: on which.
         config: of the heads.
-        images: folder of the pictures.
+        images: folder of the images.
         weights: of the backbone.
         epoch_pixels: padded pixels of an epoch.
         seconds: of the timed steps of a mode.
@@ -88,7 +88,7 @@ class ModeTrials:
             step: name of the stage that computes.
             beside: seconds of an epoch of the stages that run beside it.
 
-        Raises what `make_rig` raises.
+        Raises what `make_training_mode` raises.
         """
         try:
             found = self.steps(self._job(mode, residency))
@@ -119,20 +119,20 @@ class ModeTrials:
 
 
 def choose_batches(
-    epoch: Sequence[BatchShape], held: Mapping[SizeHW, Keys], *, most_pictures: int
+    epoch: Sequence[BatchShape], held: Mapping[SizeHW, Keys], *, most_images: int
 ) -> TrialBatches:
     """Batches for the trials of an epoch.
 
     Args:
         epoch: its batches.
-        held: pictures of the trial store by bucket.
-        most_pictures: of a batch; of larger ones a part is taken.
+        held: images of the trial store by bucket.
+        most_images: of a batch; of larger ones a part is taken.
     """
     largest = largest_batch(epoch)
-    warm_up, warm_shape = keys_like(largest.limited(most_pictures), held)
-    chosen = [batch.limited(most_pictures) for batch in spread_batches(epoch, _BATCHES)]
+    warm_up, warm_shape = keys_like(largest.limited(most_images), held)
+    chosen = [batch.limited(most_images) for batch in spread_batches(epoch, _BATCHES)]
     timed = [
-        keys_like(batch, held, start=place * batch.pictures) for place, batch in enumerate(chosen)
+        keys_like(batch, held, start=place * batch.images) for place, batch in enumerate(chosen)
     ]
     return TrialBatches(
         warm_up=warm_up,
@@ -142,9 +142,9 @@ def choose_batches(
     )
 
 
-def most_pictures(forward_seconds: float) -> int:
-    """Of a batch that can be tried in seconds; `forward_seconds` of the backbone a picture."""
-    return max(_LEAST_PICTURES, int(_STEP_SECONDS / (_FORWARDS * max(forward_seconds, 1e-9))))
+def most_images(forward_seconds: float) -> int:
+    """Of a batch that can be tried in seconds; `forward_seconds` of the backbone an image."""
+    return max(_LEAST_IMAGES, int(_STEP_SECONDS / (_FORWARDS * max(forward_seconds, 1e-9))))
 
 
 def memory_of(found: StepTrial, enlarge: float) -> Memory:
@@ -161,7 +161,7 @@ def memory_of(found: StepTrial, enlarge: float) -> Memory:
 
 
 def plain_heads(config: TrainConfig) -> TrainConfig:
-    """The config without what only a run on cached features can have: `make_rig` refuses that."""
+    """The config without what `make_training_mode` refuses: what only cached features can have."""
     off = dict.fromkeys(config.augment.changing_values, 0.0)
     moving = config.augment.model_copy(update=off)
     return config.model_copy(update={"augment": moving, **ONLY_CACHED})

@@ -23,7 +23,7 @@ _CONFIG = (
     "detector", "augment", "sampling", "residency", "device", "compile", "precision", "trainable",
 )  # fmt: skip
 
-Outcome = dict[str, dict[str, float]]
+PredictedVsActual = dict[str, dict[str, float]]
 """By what it is about: what was predicted and what it was, in bytes or seconds."""
 
 
@@ -36,7 +36,7 @@ class Prediction:
         extraction: how it is made: device and workers.
         training: what is trained, see `describe_training`.
         nbytes: of the shards.
-        extract_seconds: of extraction alone, without the survey of the pictures.
+        extract_seconds: of extraction alone, without the scan of the images.
         seconds_per_epoch: of the steps; None where it could not be tried.
         peak_memory: bytes of the training process, on an accelerator of its tensors.
     """
@@ -73,8 +73,8 @@ def prediction_path(store: Path) -> Path:
     return store.with_name(store.name + SUFFIX)
 
 
-def describe_store(manifest: Manifest, *, pictures: int) -> dict[str, Any]:
-    """What the figures of a prediction depend on; `pictures` of the annotation file."""
+def describe_store(manifest: Manifest, *, images: int) -> dict[str, Any]:
+    """What the figures of a prediction depend on; `images` of the annotation file."""
     return {
         "backbone": manifest.backbone,
         "weights_digest": manifest.weights_digest,
@@ -84,7 +84,7 @@ def describe_store(manifest: Manifest, *, pictures: int) -> dict[str, Any]:
         "codec": manifest.codec,
         "block_size": manifest.block_size,
         "batch_size": manifest.batch_size,
-        "pictures": pictures,
+        "images": images,
         "classes": list(manifest.categories.names),
     }
 
@@ -103,23 +103,23 @@ def outcome_of_extraction(
     store: Path,
     manifest: Manifest,
     *,
-    pictures: int,
+    images: int,
     extraction: dict[str, Any],
     nbytes: int,
     seconds: float,
-) -> Outcome:
+) -> PredictedVsActual:
     """Predicted and actual; empty where there is no prediction for these options.
 
     Args:
         store: where it lies.
         manifest: of it.
-        pictures: in it.
+        images: in it.
         extraction: device and workers.
         nbytes: written, all of the store.
         seconds: it took.
     """
     found = Prediction.find(store)
-    if found is None or not _is_of(found, manifest, pictures) or found.extraction != extraction:
+    if found is None or not _is_of(found, manifest, images) or found.extraction != extraction:
         return {}
     return {
         "bytes": {"predicted": found.nbytes, "actual": nbytes},
@@ -132,13 +132,13 @@ def outcome_of_training(
     manifest: Manifest,
     config: TrainConfig,
     *,
-    pictures: int,
+    images: int,
     seconds_per_epoch: float,
     peak_memory: int,
-) -> Outcome:
+) -> PredictedVsActual:
     """The same of a training; `seconds_per_epoch` of its steps, without validations and saving."""
     found = Prediction.find(store)
-    if found is None or not _is_of(found, manifest, pictures):
+    if found is None or not _is_of(found, manifest, images):
         return {}
     if found.training != describe_training(config, views=manifest.views):
         return {}
@@ -153,7 +153,7 @@ def outcome_of_training(
     }
 
 
-def _is_of(prediction: Prediction, manifest: Manifest, pictures: int) -> bool:
-    """Whether the store is the one that was predicted, whose skipped pictures were not known."""
-    every = pictures + len(manifest.skipped)
-    return prediction.store == describe_store(manifest, pictures=every)
+def _is_of(prediction: Prediction, manifest: Manifest, images: int) -> bool:
+    """Whether the store is the one that was predicted, whose skipped images were not known."""
+    every = images + len(manifest.skipped)
+    return prediction.store == describe_store(manifest, images=every)

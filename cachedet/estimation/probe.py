@@ -90,7 +90,7 @@ def codec_figures(cost: CodecCost, sizes: NDArray[np.int64], *, share: float) ->
     nbytes = unpacked = 0.0
     for (height, width), count in zip(buckets.tolist(), counts.tolist(), strict=True):
         bucket = (height, width)
-        nbytes += count * cost.layout.picture_nbytes(bucket) * share
+        nbytes += count * cost.layout.image_nbytes(bucket) * share
         unpacked += count * sum(part.nbytes for part in cost.layout.parts(bucket).values())
     return CodecFigures(
         nbytes=nbytes, unpacked=unpacked, encode_seconds=cost.seconds * count_pixels(sizes)
@@ -102,12 +102,12 @@ def _measure_codec(
 ) -> CodecCost:
     layout = Layout(spec=spec, codec=codec, format_version=FORMAT_VERSION)
     count = len(next(iter(features.values())))
-    pictures = [f"picture {number} of the sample" for number in range(count)]
+    images = [f"image {number} of the sample" for number in range(count)]
     packed_nbytes, most = 0, 0
     times: list[float] = []
     with _timed(next(iter(features.values())).device, times):
         for level, arrays in layout.levels(bucket).items():
-            encoded = codec.encode(features[level], level=level, pictures=pictures)
+            encoded = codec.encode(features[level], level=level, images=images)
             for part in arrays.parts:
                 chunks = [pack_chunk(values, part) for values in encoded.parts[part.name]]
                 packed_nbytes += sum(len(piece) for chunk in chunks for piece in chunk)

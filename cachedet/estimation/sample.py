@@ -1,6 +1,6 @@
-"""Which pictures and batches stand for all of them.
+"""Which images and batches stand for all of them.
 
-Letters: V views, N pictures. Everything is a pure function of its arguments.
+Letters: V views, N images. Everything is a pure function of its arguments.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from cachedet.loading.sampling import (
     plan_epoch,
     resolve_views,
 )
-from cachedet.structures import SizeHW, Truth
+from cachedet.structures import Annotations, SizeHW
 
 Keys = NDArray[np.int64]
-"""(n, 2) view index and row of each picture of a batch."""
+"""(n, 2) view index and row of each image of a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,26 +31,26 @@ class BatchShape:
     """A batch in numbers."""
 
     bucket: SizeHW  # padded (height, width)
-    pictures: int
+    images: int
 
     @property
     def pixels(self) -> int:
-        return self.pictures * self.bucket[0] * self.bucket[1]
+        return self.images * self.bucket[0] * self.bucket[1]
 
     def limited(self, most: int) -> BatchShape:
-        """The same with at most so many pictures."""
-        return BatchShape(bucket=self.bucket, pictures=min(self.pictures, most))
+        """The same with at most so many images."""
+        return BatchShape(bucket=self.bucket, images=min(self.images, most))
 
 
 def padded_sizes(
-    truth: Truth, views: Sequence[View], *, image_size: int, pad_multiple: int
+    annotations: Annotations, views: Sequence[View], *, image_size: int, pad_multiple: int
 ) -> NDArray[np.int64]:
-    """(V, N, 2) padded height and width of each view of each picture."""
-    unique, place = np.unique(truth.sizes_hw, axis=0, return_inverse=True)
+    """(V, N, 2) padded height and width of each view of each image."""
+    unique, place = np.unique(annotations.sizes_hw, axis=0, return_inverse=True)
     found = [
         [
             padded_size(
-                view, picture_hw=(height, width), image_size=image_size, pad_multiple=pad_multiple
+                view, image_hw=(height, width), image_size=image_size, pad_multiple=pad_multiple
             )
             for height, width in unique.tolist()
         ]
@@ -60,7 +60,7 @@ def padded_sizes(
 
 
 def count_pixels(sizes: NDArray[np.int64]) -> int:
-    """Padded pixels of all views of all pictures; sizes as from `padded_sizes`."""
+    """Padded pixels of all views of all images; sizes as from `padded_sizes`."""
     return int(sizes.prod(axis=2).sum())
 
 
@@ -72,11 +72,11 @@ def commonest_size(sizes: NDArray[np.int64]) -> tuple[SizeHW, list[int]]:
 
 
 def spread_rows(sizes: NDArray[np.int64], count: int) -> list[int]:
-    """At most `count` rows, in order: small, usual and the largest pictures as often as they come.
+    """At most `count` rows, in order: small, usual and the largest images as often as they come.
 
     Args:
         sizes: (V, N, 2) as from `padded_sizes`.
-        count: pictures wanted.
+        count: images wanted.
     """
     pixels = sizes.prod(axis=2).sum(axis=0)
     by_pixels = np.argsort(pixels, kind="stable")
@@ -85,17 +85,17 @@ def spread_rows(sizes: NDArray[np.int64], count: int) -> list[int]:
 
 
 def epoch_batches(
-    truth: Truth,
+    annotations: Annotations,
     sizes: NDArray[np.int64],
     views: Sequence[View],
     config: TrainConfig,
     *,
     where: str,
 ) -> tuple[list[BatchShape], list[int]]:
-    """The batches of the first epoch of a training on all pictures, and the views it shows.
+    """The batches of the first epoch of a training on all images, and the views it shows.
 
     Args:
-        truth: of all pictures.
+        annotations: of all images.
         sizes: (V, N, 2) of `views`.
         views: of the store.
         config: of the run.
@@ -114,11 +114,11 @@ def epoch_batches(
         batch_size=config.schedule.batch_size,
         seed=config.seed,
         epoch=0,
-        sampler=_make_sampler(config, truth),
+        sampler=_make_sampler(config, annotations),
         chances=tuple(chances.values()),
     )
     batches = [
-        BatchShape(bucket=_as_size(buckets[table[tuple(keys[0])]]), pictures=len(keys))
+        BatchShape(bucket=_as_size(buckets[table[tuple(keys[0])]]), images=len(keys))
         for keys in plan
     ]
     return batches, shown
@@ -140,11 +140,11 @@ def largest_batch(batches: Sequence[BatchShape]) -> BatchShape:
 def keys_like(
     shape: BatchShape, held: Mapping[SizeHW, Keys], *, start: int = 0
 ) -> tuple[Keys, BatchShape]:
-    """A batch like `shape` of pictures that are there, each as often as it takes; and its shape.
+    """A batch like `shape` of images that are there, each as often as it takes; and its shape.
 
     Args:
         shape: of the batch.
-        held: pictures by bucket; where its own is not there, the one nearest in pixels is taken.
+        held: images by bucket; where its own is not there, the one nearest in pixels is taken.
         start: the first of them.
     """
     wanted = shape.bucket[0] * shape.bucket[1]
@@ -153,15 +153,19 @@ def keys_like(
         if shape.bucket in held
         else min(held, key=lambda own: abs(own[0] * own[1] - wanted))
     )
-    keys = held[bucket][(start + np.arange(shape.pictures)) % len(held[bucket])]
-    return keys, BatchShape(bucket=bucket, pictures=shape.pictures)
+    keys = held[bucket][(start + np.arange(shape.images)) % len(held[bucket])]
+    return keys, BatchShape(bucket=bucket, images=shape.images)
 
 
-def _make_sampler(config: TrainConfig, truth: Truth) -> Sampler | None:
+def _make_sampler(config: TrainConfig, annotations: Annotations) -> Sampler | None:
     sampling = config.sampling
     if isinstance(sampling, RepeatFactorConfig):
-        return make_repeat_factor_sampler(truth, threshold=sampling.threshold)
-    return make_class_balanced_sampler(truth) if isinstance(sampling, ClassBalancedConfig) else None
+        return make_repeat_factor_sampler(annotations, threshold=sampling.threshold)
+    return (
+        make_class_balanced_sampler(annotations)
+        if isinstance(sampling, ClassBalancedConfig)
+        else None
+    )
 
 
 def _as_size(size: NDArray[np.int64]) -> SizeHW:

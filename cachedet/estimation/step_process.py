@@ -27,7 +27,7 @@ from cachedet.errors import CachedetError
 from cachedet.estimation.sample import Keys
 from cachedet.loading.loader import BatchLoader, make_loader
 from cachedet.loading.memory import peak_memory
-from cachedet.loading.sampling import Due
+from cachedet.loading.sampling import PlannedBatch
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Batch
 from cachedet.training.trainer import Trainer, make_trainer
@@ -77,7 +77,7 @@ class TrialFailedError(Exception):
 def measure_steps(job: StepJob) -> StepTrial:
     """Run the job in a process of its own, which is gone afterwards.
 
-    Raises what `make_rig` raises, and TrialFailedError where memory did not suffice.
+    Raises what `make_training_mode` raises, and TrialFailedError where memory did not suffice.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -109,7 +109,7 @@ def time_steps(trainer: Trainer, loader: BatchLoader, job: StepJob) -> StepTrial
     plan = [*job.warm_up, *(job.batches * _MOST_ROUNDS)]
     numbers: list[int] = []
     seconds = waiting = 0.0
-    batches = loader.read_ahead(Due(keys, number=place) for place, keys in enumerate(plan))
+    batches = loader.read_ahead(PlannedBatch(keys, number=place) for place, keys in enumerate(plan))
     for place in range(len(plan)):
         started = time.perf_counter()
         batch = next(batches)
@@ -153,7 +153,7 @@ def _detect_once(trainer: Trainer, loader: BatchLoader, keys: Keys) -> None:
     """As a validation does, which takes more memory than small steps; nobody times it."""
     detector = trainer.detector.eval()
     as_many = keys[np.arange(EvalConfig().batch_size) % len(keys)]
-    for batch in loader.read_ahead([Due(as_many)]):
+    for batch in loader.read_ahead([PlannedBatch(as_many)]):
         own = batch.to(trainer.device)
         detector.detect(own.features, sizes_hw=own.sizes_hw, image_ids=own.image_ids)
 
@@ -164,7 +164,7 @@ def _work(job: StepJob, sender: Connection) -> None:
     torch.set_num_threads(job.threads)
     try:
         with _silent():
-            answer: StepTrial | BaseException = time_steps(*_make_rig(job), job)
+            answer: StepTrial | BaseException = time_steps(*_make_training_mode(job), job)
     except CachedetError as error:
         answer = error
     except Exception as error:  # the parent tells it
@@ -173,16 +173,16 @@ def _work(job: StepJob, sender: Connection) -> None:
         sender.send(answer)
 
 
-def _make_rig(job: StepJob) -> tuple[Trainer, BatchLoader]:
+def _make_training_mode(job: StepJob) -> tuple[Trainer, BatchLoader]:
     """As `train-heads` does it; of the modes that need the backbone as `compare` does it."""
     store = FeatureStore.open(job.store)
     if job.mode == "cached":
         torch.manual_seed(job.config.seed)
         loader = make_loader(job.config, store)
         return make_trainer(job.config, manifest=store.manifest, total_steps=_TOTAL_STEPS), loader
-    from cachedet.live.modes import make_rig
+    from cachedet.live.modes import make_training_mode
 
-    rig = make_rig(
+    training_mode = make_training_mode(
         job.mode,
         job.config,
         store=store,
@@ -190,7 +190,7 @@ def _make_rig(job: StepJob) -> tuple[Trainer, BatchLoader]:
         weights=job.weights,
         total_steps=_TOTAL_STEPS,
     )
-    return rig.trainer, rig.loader
+    return training_mode.trainer, training_mode.loader
 
 
 def _as_failure(error: Exception) -> Exception:

@@ -20,7 +20,7 @@ import torch
 from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.config.run import ExtractConfig
 from cachedet.data.coco import CocoDataset
-from cachedet.data.images import Survey, require_good, survey_pictures
+from cachedet.data.images import Scan, require_good, scan_images
 from cachedet.data.views import View
 from cachedet.errors import InputError
 from cachedet.estimation.sample import Keys
@@ -36,19 +36,19 @@ from cachedet.store.format.plan import StorePlan
 from cachedet.store.leftovers import is_dead
 from cachedet.store.reader import FeatureStore
 from cachedet.store.writer import StoreWriter
-from cachedet.structures import SizeHW, Truth
+from cachedet.structures import Annotations, SizeHW
 
-_READ_PICTURES = 8
+_READ_IMAGES = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
-    """Good pictures that stand for all, and how long it took to find out that they are good."""
+    """Good images that stand for all, and how long it took to find out that they are good."""
 
-    truth: Truth
+    annotations: Annotations
     loader: InputLoader
-    survey: Survey  # of them
-    survey_seconds: float  # a picture
+    scan: Scan  # of them
+    scan_seconds: float  # an image
     skipped: tuple[tuple[str, str], ...]  # file name, reason
 
 
@@ -57,7 +57,7 @@ class Fit:
     """What codecs learn from, and what collecting it took."""
 
     statistics: dict[str, LevelStatistics]
-    seconds: float  # a picture
+    seconds: float  # an image
 
     def fitted(self, codec: Codec) -> Codec:
         return codec.fit(self.statistics) if codec.needs_fit else codec
@@ -82,37 +82,41 @@ class Trial:
 def take_sample(
     dataset: CocoDataset, rows: Sequence[int], config: ExtractConfig, backbone: FrozenBackbone
 ) -> Sample:
-    """Look at the pictures of `rows` as `extract` looks at all.
+    """Look at the images of `rows` as `extract` looks at all.
 
     Raises BadImageError where there are bad ones and they may not be skipped, or none is good.
     """
-    chosen = replace(dataset, truth=dataset.truth.keep_rows(rows))
+    chosen = replace(dataset, annotations=dataset.annotations.keep_rows(rows))
     started = time.perf_counter()
-    survey = survey_pictures(chosen, workers=config.workers)
+    scan = scan_images(chosen, workers=config.workers)
     seconds = time.perf_counter() - started
-    bad = dict(survey.bad)
+    bad = dict(scan.bad)
     good = [row for row in range(len(rows)) if row not in bad]
     if config.on_bad_image == "fail" or not good:
-        require_good(chosen, survey)
-    truth = chosen.truth.keep_rows(good)
+        require_good(chosen, scan)
+    annotations = chosen.annotations.keep_rows(good)
     return Sample(
-        truth=truth,
+        annotations=annotations,
         loader=make_inputs(
-            truth,
+            annotations,
             images=dataset.images,
             image_size=config.image_size,
             pad_multiple=backbone.spec.pad_multiple,
             preprocessing=backbone.preprocessing,
         ),
-        survey=replace(survey, contents=survey.contents[good]),
-        survey_seconds=seconds / len(rows),
-        skipped=tuple((chosen.truth.file_names[row], reason) for row, reason in survey.bad),
+        scan=replace(scan, contents=scan.contents[good]),
+        scan_seconds=seconds / len(rows),
+        skipped=tuple((chosen.annotations.file_names[row], reason) for row, reason in scan.bad),
     )
 
 
 def collect_statistics(sample: Sample, backbone: FrozenBackbone, *, view: str, count: int) -> Fit:
-    """What `extract` shows a codec, of fewer pictures; the first warms up and is not timed."""
-    rows = np.linspace(0, len(sample.truth) - 1, min(count, len(sample.truth))).round().astype(int)
+    """What `extract` shows a codec, of fewer images; the first warms up and is not timed."""
+    rows = (
+        np.linspace(0, len(sample.annotations) - 1, min(count, len(sample.annotations)))
+        .round()
+        .astype(int)
+    )
     device = next(backbone.parameters()).device
     statistics = FeatureStatistics()
     times = []
@@ -137,7 +141,7 @@ def write_trial(
 
     Args:
         folder: to put the store into.
-        sample: pictures.
+        sample: images.
         backbone: whose features are wanted.
         fit: for the codec.
         config: of the extraction.
@@ -150,15 +154,15 @@ def write_trial(
         config,
         backbone,
         views=views,
-        truth=sample.truth,
-        contents=sample.survey.contents,
+        annotations=sample.annotations,
+        contents=sample.scan.contents,
         skipped=sample.skipped,
     )
     writer = StoreWriter.open(
         folder / "trial.zarr",
         manifest=manifest,
-        truth=sample.truth,
-        contents=sample.survey.contents,
+        annotations=sample.annotations,
+        contents=sample.scan.contents,
         fit=fit.fitted,
     )
     commits: list[tuple[float, Block]] = []
@@ -196,7 +200,7 @@ def read_seconds(trial: Trial, levels: Sequence[str]) -> float:
     """Of reading and decoding a padded pixel in one thread, out of the system's cache."""
     store = FeatureStore.open(trial.store)
     bucket, keys = max(trial.keys.items(), key=lambda item: len(item[1]))
-    pairs = [(int(row), trial.views[view]) for view, row in keys[:_READ_PICTURES]]
+    pairs = [(int(row), trial.views[view]) for view, row in keys[:_READ_IMAGES]]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a reading thread has it
     try:
@@ -233,7 +237,7 @@ def _warm(blocks: Sequence[Block]) -> int:
 
 
 def _until(blocks: Sequence[Block], deadline: float) -> Iterator[Block]:
-    """Whole views: what trains on the trial store needs each picture of a view."""
+    """Whole views: what trains on the trial store needs each image of a view."""
     begun = blocks[0].view
     for block in blocks:
         if block.view != begun and time.perf_counter() > deadline:
@@ -288,7 +292,7 @@ def trial_folder(store: Path) -> Iterator[Path]:
         raise InputError(
             f"--store {store}: nothing can be written in {above}: {error.strerror or error}; "
             "`cachedet estimate` writes a small trial store where the store shall lie. Choose "
-            "another place, or mend the permissions"
+            "another place, or repair the permissions"
         ) from error
     try:
         yield folder

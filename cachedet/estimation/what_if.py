@@ -72,11 +72,11 @@ class WhatIf:
     """What shall be otherwise; None: as it is here.
 
     Attributes:
-        image_size: long side of a picture in pixels.
+        image_size: long side of an image in pixels.
         backbone: another one.
         disk: bytes per second, read and written.
         device_flops: that a device sustains on this backbone.
-        pictures: of the data set, of the same kind.
+        images: of the data set, of the same kind.
         codec: one of those that were measured.
     """
 
@@ -84,7 +84,7 @@ class WhatIf:
     backbone: str | None = None
     disk: float | None = None
     device_flops: float | None = None
-    pictures: int | None = None
+    images: int | None = None
     codec: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -156,8 +156,8 @@ def apply_what_if(
         measured = with_backbone(measured, backbone)
     if change.image_size is not None:
         measured = with_pixels(measured, pixels)
-    if change.pictures is not None:
-        measured = with_pictures(measured, change.pictures)
+    if change.images is not None:
+        measured = with_images(measured, change.images)
     if change.device_flops is not None:
         measured = with_device(measured, change.device_flops)
     if change.disk is not None:
@@ -183,7 +183,7 @@ def with_codec(measured: Measured, codec: str) -> Measured:
 
 
 def with_pixels(measured: Measured, factor: float) -> Measured:
-    """Larger or smaller pictures: all but reading files goes with the pixels."""
+    """Larger or smaller images: all but reading files goes with the pixels."""
     return replace(
         measured,
         codecs={name: _times(figures, factor) for name, figures in measured.codecs.items()},
@@ -199,15 +199,15 @@ def with_pixels(measured: Measured, factor: float) -> Measured:
     )
 
 
-def with_pictures(measured: Measured, pictures: int) -> Measured:
-    """More or fewer pictures like these."""
-    factor = pictures / measured.pictures
+def with_images(measured: Measured, images: int) -> Measured:
+    """More or fewer images like these."""
+    factor = images / measured.images
     return replace(
         measured,
-        pictures=pictures,
+        images=images,
         showings=round(measured.showings * factor),
         codecs={name: _times(figures, factor) for name, figures in measured.codecs.items()},
-        survey=measured.survey.times(factor),
+        scan=measured.scan.times(factor),
         extract=measured.extract.times(factor),
         trainings={
             name: replace(

@@ -1,1 +1,1 @@
-"""Scores and pictures of detections."""
+"""Scores and images of detections."""

@@ -20,7 +20,7 @@ from cachedet.evaluation.significance import (
 )
 from cachedet.evaluation.strata import DEFAULT_EDGES, Stratum, check_edges, stratify
 from cachedet.progress import StageProgress
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 
 DEFAULT_RESAMPLES = 1000  # of a comparison; percentiles of 95 % need about so many
 
@@ -30,7 +30,7 @@ class Analysis:
     """What detections tell; None where it was not asked for or there is nothing to tell from."""
 
     scores: CocoScores
-    mask_scores: CocoScores | None  # where truth and detections have masks
+    mask_scores: CocoScores | None  # where ground truth and detections have masks
     lvis: LvisScores | None
     mask_lvis: LvisScores | None
     errors: ErrorReport
@@ -66,7 +66,7 @@ class Analysis:
 
 
 def analyse(
-    truth: Truth,
+    annotations: Annotations,
     table: DetectionTable,
     *,
     federated: Federated | None = None,
@@ -79,10 +79,10 @@ def analyse(
     """Score detections and say what kinds of errors they make, how sure the figures are.
 
     Args:
-        truth: of the scored pictures.
+        annotations: of the scored images.
         table: their detections.
-        federated: LVIS's fields of the same pictures: LVIS v1 is scored too.
-        other: detections of another run on the same pictures, compared with `table`'s.
+        federated: LVIS's fields of the same images: LVIS v1 is scored too.
+        other: detections of another run on the same images, compared with `table`'s.
         counts: category id -> training annotations, for AP by number of them.
         edges: of the bins of training annotations.
         resamples: of the bootstrap; 0: no intervals.
@@ -93,26 +93,28 @@ def analyse(
     """
     require_resamples(resamples, comparing=other is not None)
     check_edges(edges)
-    scores = score_table(truth, table)
-    intervals, comparison = _resample(truth, table, other, resamples=resamples, seed=seed)
-    masks = truth.masks is not None and table.masks is not None
+    scores = score_table(annotations, table)
+    intervals, comparison = _resample(annotations, table, other, resamples=resamples, seed=seed)
+    masks = annotations.masks is not None and table.masks is not None
     return Analysis(
         scores=scores,
-        mask_scores=score_table(truth, table, of="segm") if masks else None,
-        lvis=score_lvis(truth, federated, table) if federated else None,
-        mask_lvis=score_lvis(truth, federated, table, of="segm") if federated and masks else None,
-        errors=analyse_errors(truth, table),
-        curves=draw_curves(truth, table),
+        mask_scores=score_table(annotations, table, of="segm") if masks else None,
+        lvis=score_lvis(annotations, federated, table) if federated else None,
+        mask_lvis=score_lvis(annotations, federated, table, of="segm")
+        if federated and masks
+        else None,
+        errors=analyse_errors(annotations, table),
+        curves=draw_curves(annotations, table),
         intervals=intervals,
         comparison=comparison,
         strata=None if counts is None else stratify(scores.per_class, counts, edges=edges),
         training_boxes=None if counts is None else dict(counts),
-        oddities=count_oddities(truth, table),
+        oddities=count_oddities(annotations, table),
     )
 
 
 def _resample(
-    truth: Truth,
+    annotations: Annotations,
     table: DetectionTable,
     other: DetectionTable | None,
     *,
@@ -123,14 +125,16 @@ def _resample(
     if not resamples:
         return None, None
     runs = 1 if other is None else 2
-    with StageProgress("resample", total=runs * len(truth.categories), unit="classes") as progress:
+    with StageProgress(
+        "resample", total=runs * len(annotations.categories), unit="classes"
+    ) as progress:
         advance = progress.advance
         if other is None:
             return bootstrap(
-                truth, table, resamples=resamples, seed=seed, on_progress=advance
+                annotations, table, resamples=resamples, seed=seed, on_progress=advance
             ), None
         return None, compare_runs(
-            truth, table, other, resamples=resamples, seed=seed, on_progress=advance
+            annotations, table, other, resamples=resamples, seed=seed, on_progress=advance
         )
 
 

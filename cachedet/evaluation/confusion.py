@@ -1,6 +1,6 @@
 """Which classes are taken for which: the confusion matrix of detections above a score.
 
-Letters: K classes, D detections, M boxes of the truth, P pairs.
+Letters: K classes, D detections, M ground-truth boxes, P pairs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cachedet.evaluation.curves import draw_curves
 from cachedet.evaluation.detection_table import DetectionTable, Found, tabulate
 from cachedet.evaluation.matches import ALL_SIZES, Kind, match_detections
 from cachedet.evaluation.overlaps import candidate_pairs
-from cachedet.structures import CategoryMap, Truth
+from cachedet.structures import Annotations, CategoryMap
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,17 +38,17 @@ class ConfusionMatrix:
             "iou": self.iou,
             "cells": [
                 {
-                    "truth": ids[truth],
+                    "ground_truth": ids[annotations],
                     "detected": ids[detected],
-                    "count": int(self.counts[truth, detected]),
+                    "count": int(self.counts[annotations, detected]),
                 }
-                for truth, detected in np.argwhere(self.counts).tolist()
+                for annotations, detected in np.argwhere(self.counts).tolist()
             ],
         }
 
 
 def confuse(
-    truth: Truth,
+    annotations: Annotations,
     found: Found,
     *,
     min_score: float | None = None,
@@ -60,7 +60,7 @@ def confuse(
     detections in a crowd of their class are left out.
 
     Args:
-        truth: the boxes.
+        annotations: the boxes.
         found: the detections.
         min_score: of the detections that count; None: where F1 of all classes together is best.
         iou: from which on a box is detected.
@@ -68,34 +68,38 @@ def confuse(
 
     Raises InputError as `tabulate`, ValueError on an IoU outside (0, 1].
     """
-    table = tabulate(truth, found, with_masks=of == "segm")
+    table = tabulate(annotations, found, with_masks=of == "segm")
     if min_score is None:
-        best = draw_curves(truth, table, iou=iou, of=of).best.score
+        best = draw_curves(annotations, table, iou=iou, of=of).best.score
         min_score = 0.0 if np.isnan(best) else best
     if not 0 < iou <= 1:
         raise ValueError(f"expected an IoU in (0, 1], got {iou}")
     table = table.keep(table.scores >= min_score)
-    matches = match_detections(truth, table, iou_thresholds=np.array([iou]), areas=ALL_SIZES, of=of)
+    matches = match_detections(
+        annotations, table, iou_thresholds=np.array([iou]), areas=ALL_SIZES, of=of
+    )
     kept = table.keep(matches.source)
     ignored = matches.ignored[0, 0]
     box_of = np.where(ignored, -1, matches.partner[0]).astype(np.int64)
-    free = ~truth.crowd
+    free = ~annotations.crowd
     free[box_of[box_of >= 0]] = False
     left = (box_of < 0) & ~ignored
-    box_of = _take_others(truth, kept, left, free, box_of, iou=iou, of=of)
-    classes = len(truth.categories)
+    box_of = _take_others(annotations, kept, left, free, box_of, iou=iou, of=of)
+    classes = len(annotations.categories)
     counts = np.zeros((classes + 1, classes + 1), dtype=np.int64)
     judged = ~ignored
-    labels = np.append(truth.labels, classes)  # box -1 is the background
+    labels = np.append(annotations.labels, classes)  # box -1 is the background
     np.add.at(counts, (labels[box_of[judged]], kept.labels[judged]), 1)
-    undetected = ~truth.crowd
+    undetected = ~annotations.crowd
     undetected[box_of[box_of >= 0]] = False
-    counts[:classes, classes] = np.bincount(truth.labels[undetected], minlength=classes)
-    return ConfusionMatrix(categories=truth.categories, counts=counts, min_score=min_score, iou=iou)
+    counts[:classes, classes] = np.bincount(annotations.labels[undetected], minlength=classes)
+    return ConfusionMatrix(
+        categories=annotations.categories, counts=counts, min_score=min_score, iou=iou
+    )
 
 
 def _take_others(
-    truth: Truth,
+    annotations: Annotations,
     kept: DetectionTable,
     left: NDArray[np.bool_],
     free: NDArray[np.bool_],
@@ -106,7 +110,7 @@ def _take_others(
 ) -> NDArray[np.int64]:
     """Boxes of all detections after those `left` have taken `free` ones of any class."""
     numbers = np.flatnonzero(left)
-    pairs = candidate_pairs(truth, kept.keep(numbers), at_least=iou, of=of, same_class=False)
+    pairs = candidate_pairs(annotations, kept.keep(numbers), at_least=iou, of=of, same_class=False)
     open_pairs = free[pairs[1]]
     places, boxes, overlaps = (column[open_pairs] for column in pairs)
     detections = numbers[places]

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from cachedet.evaluation.detection_table import Found, tabulate
 from cachedet.evaluation.matches import ALL_SIZES, Kind, MatchTable, match_detections
-from cachedet.evaluation.precision import RECALLS, count_truths, interpolate, or_null, raw_curve
-from cachedet.structures import Truth
+from cachedet.evaluation.precision import RECALLS, count_gt, interpolate, or_null, raw_curve
+from cachedet.structures import Annotations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,12 @@ class Curves:
 
 
 def draw_curves(
-    truth: Truth, found: Found, *, iou: float = 0.5, num_bins: int = 10, of: Kind = "bbox"
+    annotations: Annotations,
+    found: Found,
+    *,
+    iou: float = 0.5,
+    num_bins: int = 10,
+    of: Kind = "bbox",
 ) -> Curves:
     """Curves, cuts and calibration at an IoU.
 
@@ -107,8 +112,10 @@ def draw_curves(
     """
     if not 0 < iou <= 1 or num_bins < 1:
         raise ValueError(f"expected an IoU in (0, 1] and a bin or more, got {iou} and {num_bins}")
-    table = tabulate(truth, found, with_masks=of == "segm")
-    matches = match_detections(truth, table, iou_thresholds=np.array([iou]), areas=ALL_SIZES, of=of)
+    table = tabulate(annotations, found, with_masks=of == "segm")
+    matches = match_detections(
+        annotations, table, iou_thresholds=np.array([iou]), areas=ALL_SIZES, of=of
+    )
     judged = ~matches.ignored[0, 0]
     right = matches.matched[0, 0][judged]
     scores = matches.scores[judged]
@@ -116,37 +123,39 @@ def draw_curves(
     order = np.argsort(-scores, kind="stable")
     return Curves(
         iou=iou,
-        per_class=tuple(_curve(truth, matches, label) for label in range(len(truth.categories))),
-        best=_best_cut(scores[order], right[order], int(count_truths(matches).sum())),
+        per_class=tuple(
+            _curve(annotations, matches, label) for label in range(len(annotations.categories))
+        ),
+        best=_best_cut(scores[order], right[order], int(count_gt(matches).sum())),
         calibration=bins,
         calibration_error=error,
     )
 
 
-def _curve(truth: Truth, matches: MatchTable, label: int) -> ClassCurve:
+def _curve(annotations: Annotations, matches: MatchTable, label: int) -> ClassCurve:
     span = matches.of_class(label)
     judged = ~matches.ignored[0, 0, span]
     right = matches.matched[0, 0, span][judged]
-    num_truths = int(count_truths(matches)[0, label])
+    num_gt = int(count_gt(matches)[0, label])
     precision: tuple[float, ...] = ()
-    if num_truths:
-        precision = tuple(interpolate(right[None], ~right[None], num_truths)[0][0].tolist())
+    if num_gt:
+        precision = tuple(interpolate(right[None], ~right[None], num_gt)[0][0].tolist())
     return ClassCurve(
-        name=truth.categories.names[label],
-        category_id=truth.categories.ids[label],
+        name=annotations.categories.names[label],
+        category_id=annotations.categories.ids[label],
         ap=float(np.mean(precision)) if precision else math.nan,
         precision=precision,
-        best=_best_cut(matches.scores[span][judged], right, num_truths),
+        best=_best_cut(matches.scores[span][judged], right, num_gt),
     )
 
 
-def _best_cut(scores: NDArray[np.float64], right: NDArray[np.bool_], num_truths: int) -> Cut:
+def _best_cut(scores: NDArray[np.float64], right: NDArray[np.bool_], num_gt: int) -> Cut:
     """Of falling scores; a cut keeps all detections of a score or none."""
-    if not num_truths or not len(scores):
+    if not num_gt or not len(scores):
         return Cut(score=math.nan, precision=math.nan, recall=math.nan, f1=math.nan)
-    recall, precision = (own[0] for own in raw_curve(right[None], ~right[None], num_truths))
+    recall, precision = (own[0] for own in raw_curve(right[None], ~right[None], num_gt))
     last = np.append(scores[:-1] != scores[1:], True)
-    f1 = 2 * np.cumsum(right) / (np.arange(1, len(right) + 1) + num_truths)
+    f1 = 2 * np.cumsum(right) / (np.arange(1, len(right) + 1) + num_gt)
     best = int(np.argmax(np.where(last, f1, -1.0)))
     return Cut(
         score=float(scores[best]),

@@ -1,6 +1,6 @@
 """Detections of a whole data set as columns in double precision, checked once.
 
-Letters: D detections, N pictures, K classes, S cells of a mask's side.
+Letters: D detections, N images, K classes, S cells of a mask's side.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from pycocotools import mask as coco_mask
 from cachedet.data.coco import load_json
 from cachedet.data.masks import NO_MASK, encode_segmentation, paste_masks, rle_of
 from cachedet.errors import InputError
-from cachedet.structures import Detections, Truth
+from cachedet.structures import Annotations, Detections
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DetectionTable:
     """All detections of a data set, in the order they came, boxes as COCO's files write them."""
 
-    rows: NDArray[np.int64]  # (D,) picture's row in the truth
+    rows: NDArray[np.int64]  # (D,) image's row in the ground truth
     labels: NDArray[np.int64]  # (D,) 0..K-1
-    xywh: NDArray[np.float64]  # (D, 4) pixels of the picture
+    xywh: NDArray[np.float64]  # (D, 4) pixels of the image
     scores: NDArray[np.float64]  # (D,)
-    masks: tuple[dict[str, Any], ...] | None = None  # D RLEs of the pictures' sizes
+    masks: tuple[dict[str, Any], ...] | None = None  # D RLEs of the images' sizes
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -58,16 +58,16 @@ def has_masks(found: Found) -> bool:
     return any(own.masks is not None for own in found)
 
 
-def tabulate(truth: Truth, found: Found, *, with_masks: bool = False) -> DetectionTable:
-    """Detections in pixels of the pictures as a table; a table passes through unchanged.
+def tabulate(annotations: Annotations, found: Found, *, with_masks: bool = False) -> DetectionTable:
+    """Detections in pixels of the images as a table; a table passes through unchanged.
 
-    Raises InputError on an unknown picture or label, or a box or score that is NaN or Inf.
+    Raises InputError on an unknown image or label, or a box or score that is NaN or Inf.
     """
     if isinstance(found, DetectionTable):
         return found
-    row_of = {image_id: row for row, image_id in enumerate(truth.image_ids.tolist())}
+    row_of = {image_id: row for row, image_id in enumerate(annotations.image_ids.tolist())}
     for own in found:
-        _require_valid(own, row_of, num_classes=len(truth.categories))
+        _require_valid(own, row_of, num_classes=len(annotations.categories))
     boxes = _joined([own.boxes.double().cpu().numpy() for own in found], np.float64, (0, 4))
     masks: list[dict[str, Any]] = []
     if with_masks:
@@ -77,7 +77,7 @@ def tabulate(truth: Truth, found: Found, *, with_masks: bool = False) -> Detecti
                     f"detections of image id {own.image_id} have no masks, others have; give all "
                     "of them masks, or none"
                 )
-            size_hw = truth.size_of(row_of[own.image_id])
+            size_hw = annotations.size_of(row_of[own.image_id])
             masks += [rle_of(code, size_hw) for code in paste_masks(own, size_hw)]
     return DetectionTable(
         rows=np.repeat(
@@ -91,11 +91,13 @@ def tabulate(truth: Truth, found: Found, *, with_masks: bool = False) -> Detecti
     )
 
 
-def read_results(path: Path, truth: Truth, *, option: str = "--detections") -> DetectionTable:
+def read_results(
+    path: Path, annotations: Annotations, *, option: str = "--detections"
+) -> DetectionTable:
     """A COCO (or LVIS) results file: a JSON list of image_id, category_id, score and bbox or mask.
 
     Raises InputError where it is missing (`option` named it), is no such list, or names unknown
-    pictures or classes.
+    images or classes.
     """
     entries = load_json(path, option=option, what="a COCO results file")
     if not isinstance(entries, list):
@@ -103,11 +105,11 @@ def read_results(path: Path, truth: Truth, *, option: str = "--detections") -> D
             f"{path} is not a COCO results file: expected a list of detections, got a "
             f"{type(entries).__name__}"
         )
-    return table_of_results(truth, entries, where=str(path))
+    return table_of_results(annotations, entries, where=str(path))
 
 
 def table_of_results(
-    truth: Truth, entries: Sequence[Any], *, where: str = "results"
+    annotations: Annotations, entries: Sequence[Any], *, where: str = "results"
 ) -> DetectionTable:
     """Rows of a COCO results file as a table; boxes of masks alone are the masks' own.
 
@@ -115,10 +117,10 @@ def table_of_results(
     """
     for number, entry in enumerate(entries):
         _require_result(entry, f"{where}[{number}]")
-    row_of = {image_id: row for row, image_id in enumerate(truth.image_ids.tolist())}
-    rows = _look_up(entries, "image_id", row_of, "a picture", where)
-    labels = _look_up(entries, "category_id", truth.categories.label_of(), "a class", where)
-    masks = _masks_of(entries, truth, rows, where)
+    row_of = {image_id: row for row, image_id in enumerate(annotations.image_ids.tolist())}
+    rows = _look_up(entries, "image_id", row_of, "an image", where)
+    labels = _look_up(entries, "category_id", annotations.categories.label_of(), "a class", where)
+    masks = _masks_of(entries, annotations, rows, where)
     if masks is not None and any("bbox" not in entry for entry in entries):
         of_masks = coco_mask.toBbox(list(masks))
         boxes = [
@@ -135,26 +137,26 @@ def table_of_results(
     )
 
 
-def count_oddities(truth: Truth, found: Found, *, most_per_class: int = 100) -> dict[str, int]:
+def count_oddities(
+    annotations: Annotations, found: Found, *, most_per_class: int = 100
+) -> dict[str, int]:
     """What is scored as it stands but is seldom meant, by name: a line each for the user."""
-    table = tabulate(truth, found)
+    table = tabulate(annotations, found)
     x, y, width, height = table.xywh.T
-    heights, widths = truth.sizes_hw[table.rows].T
+    heights, widths = annotations.sizes_hw[table.rows].T
     whole = np.column_stack([table.rows, table.labels, table.xywh, table.scores])
-    groups = table.rows * len(truth.categories) + table.labels
+    groups = table.rows * len(annotations.categories) + table.labels
     in_group = np.unique(groups, return_counts=True)[1]
-    tolerance = 1.0  # a pixel: rounding of float32 and of resized pictures is no oddity
+    tolerance = 1.0  # a pixel: rounding of float32 and of resized images is no oddity
     beyond = (x < -tolerance) | (y < -tolerance)
     beyond |= (x + width > widths + tolerance) | (y + height > heights + tolerance)
     return {
-        "boxes beyond their picture": int(beyond.sum()),
+        "boxes beyond their image": int(beyond.sum()),
         "boxes without area": int(((width <= 0) | (height <= 0)).sum()),
         "exact duplicates": len(table) - len(np.unique(whole, axis=0)),
         "scores outside 0..1": int(((table.scores < 0) | (table.scores > 1)).sum()),
-        "past the limit of a class and picture": int(
-            np.maximum(in_group - most_per_class, 0).sum()
-        ),
-        "pictures without detections": len(truth) - len(np.unique(table.rows)),
+        "past the limit of a class and image": int(np.maximum(in_group - most_per_class, 0).sum()),
+        "images without detections": len(annotations) - len(np.unique(table.rows)),
     }
 
 
@@ -164,7 +166,9 @@ def _joined(parts: list[NDArray[Any]], dtype: Any, empty: tuple[int, ...]) -> ND
 
 def _require_valid(found: Detections, row_of: dict[int, int], *, num_classes: int) -> None:
     if found.image_id not in row_of:
-        raise InputError(f"detections for image id {found.image_id}, which is not in the truth")
+        raise InputError(
+            f"detections for image id {found.image_id}, which is not in the ground truth"
+        )
     where = f"detections of image id {found.image_id}"
     if not bool(found.boxes.isfinite().all()) or not bool(found.scores.isfinite().all()):
         raise InputError(f"{where} hold a box or score that is NaN or Inf")
@@ -210,7 +214,7 @@ def _place(places: dict[int, int], value: Any) -> int:
 
 
 def _masks_of(
-    entries: Sequence[dict[str, Any]], truth: Truth, rows: NDArray[np.int64], where: str
+    entries: Sequence[dict[str, Any]], annotations: Annotations, rows: NDArray[np.int64], where: str
 ) -> tuple[dict[str, Any], ...] | None:
     """The RLEs where each row has one. pycocotools writes beyond its memory on bad ones."""
     with_mask = sum(bool(entry.get("segmentation")) for entry in entries)
@@ -218,7 +222,7 @@ def _masks_of(
         return None
     masks = []
     for number, (entry, row) in enumerate(zip(entries, rows.tolist(), strict=True)):
-        size_hw = truth.size_of(row)
+        size_hw = annotations.size_of(row)
         try:
             code = encode_segmentation(entry.get("segmentation"), size_hw)
         except ValueError as error:

@@ -3,7 +3,7 @@
 A detection that is wrong at IoU 0.5 gets the first kind that fits, a box that nothing found and no
 detection nearly found is missed. The cost of a kind is the AP50 gained if it alone were put right.
 
-Letters: D detections, M boxes of the truth, K classes, P pairs.
+Letters: D detections, M ground-truth boxes, K classes, P pairs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cachedet.evaluation.detection_table import DetectionTable, Found, tabulate
 from cachedet.evaluation.matches import ALL_SIZES, Kind, MatchTable, match_detections
 from cachedet.evaluation.overlaps import candidate_pairs
 from cachedet.evaluation.precision import interpolate, or_null
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 
 FOREGROUND = 0.5  # from this IoU on a box is found
 BACKGROUND = 0.1  # below this IoU a detection has nothing to do with a box
@@ -68,7 +68,7 @@ class ErrorReport:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DetectionKinds:
-    """The kind of each detection; those past COCO's 100 a class and picture are left out."""
+    """The kind of each detection; those past COCO's 100 a class and image are left out."""
 
     matches: MatchTable  # at IoU 0.5, all sizes
     codes: NDArray[np.int64]  # (D,) place in KIND_NAMES, in the order of `matches`
@@ -80,11 +80,11 @@ class DetectionKinds:
         return np.asarray(self.codes == KIND_NAMES.index(kind))
 
 
-def analyse_errors(truth: Truth, found: Found, *, of: Kind = "bbox") -> ErrorReport:
+def analyse_errors(annotations: Annotations, found: Found, *, of: Kind = "bbox") -> ErrorReport:
     """Kinds of errors and their costs. Raises InputError as `tabulate`."""
-    table = tabulate(truth, found, with_masks=of == "segm")
-    kinds = sort_errors(truth, table, of=of)
-    state = _State.of(truth, kinds)
+    table = tabulate(annotations, found, with_masks=of == "segm")
+    kinds = sort_errors(annotations, table, of=of)
+    state = _State.of(annotations, kinds)
     ap50 = state.ap50()
     repaired = {kind: _repair(state, kinds, kind) for kind in ERROR_KINDS}
     counts = {kind: int(kinds.of_kind(kind).sum()) for kind in ERROR_KINDS}
@@ -92,9 +92,9 @@ def analyse_errors(truth: Truth, found: Found, *, of: Kind = "bbox") -> ErrorRep
         ErrorCost(kind=kind, count=counts[kind], cost=_gain(fixed.ap50(), ap50))
         for kind, fixed in repaired.items()
     ]
-    without_missed = state.without_boxes(kinds.missed, truth)
-    hits = np.bincount(state.labels[state.right], minlength=len(truth.categories))
-    unfound = int(state.num_truths.sum() - hits.sum())
+    without_missed = state.without_boxes(kinds.missed, annotations)
+    hits = np.bincount(state.labels[state.right], minlength=len(annotations.categories))
+    unfound = int(state.num_gt.sum() - hits.sum())
     return ErrorReport(
         ap50=ap50,
         kinds=(
@@ -113,21 +113,23 @@ def analyse_errors(truth: Truth, found: Found, *, of: Kind = "bbox") -> ErrorRep
         false_negatives=ErrorCost(
             kind="false negatives",
             count=unfound,
-            cost=_gain(state.with_truths(hits).ap50(), ap50),
+            cost=_gain(state.with_gt(hits).ap50(), ap50),
         ),
-        per_class=_per_class(truth, kinds),
+        per_class=_per_class(annotations, kinds),
     )
 
 
-def sort_errors(truth: Truth, table: DetectionTable, *, of: Kind = "bbox") -> DetectionKinds:
+def sort_errors(
+    annotations: Annotations, table: DetectionTable, *, of: Kind = "bbox"
+) -> DetectionKinds:
     """The kind of every detection and which boxes were missed."""
     half = np.array([FOREGROUND])
-    matches = match_detections(truth, table, iou_thresholds=half, areas=ALL_SIZES, of=of)
+    matches = match_detections(annotations, table, iou_thresholds=half, areas=ALL_SIZES, of=of)
     kept = table.keep(matches.source)
-    pairs = candidate_pairs(truth, kept, at_least=BACKGROUND, of=of, same_class=False)
-    counted = ~truth.crowd[pairs[1]]
+    pairs = candidate_pairs(annotations, kept, at_least=BACKGROUND, of=of, same_class=False)
+    counted = ~annotations.crowd[pairs[1]]
     detections, boxes, ious = (column[counted] for column in pairs)
-    same = kept.labels[detections] == truth.labels[boxes]
+    same = kept.labels[detections] == annotations.labels[boxes]
     own_iou, own_box = _best(detections[same], boxes[same], ious[same], len(kept))
     other_iou, other_box = _best(detections[~same], boxes[~same], ious[~same], len(kept))
     right = matches.matched[0, 0] & ~matches.ignored[0, 0]
@@ -145,7 +147,7 @@ def sort_errors(truth: Truth, table: DetectionTable, *, of: Kind = "bbox") -> De
         KIND_NAMES.index("background"),
     ).astype(np.int64)
     targets = np.full(len(kept), -1, dtype=np.int64)
-    free = ~truth.crowd
+    free = ~annotations.crowd
     free[matches.partner[0][right]] = False
     for kind, box in (("localisation", own_box), ("classification", other_box)):
         of_kind = codes == KIND_NAMES.index(kind)
@@ -178,13 +180,13 @@ class _State:
     order: NDArray[np.int64]  # (D,) who comes first among equal scores
     right: NDArray[np.bool_]
     numbers: NDArray[np.int64]  # (D,) place in the MatchTable
-    num_truths: NDArray[np.int64]  # (K,)
+    num_gt: NDArray[np.int64]  # (K,)
 
     @classmethod
-    def of(cls, truth: Truth, kinds: DetectionKinds) -> _State:
+    def of(cls, annotations: Annotations, kinds: DetectionKinds) -> _State:
         judged = np.flatnonzero(~kinds.of_kind(IGNORED))
         matches = kinds.matches
-        place_of_row = np.argsort(np.argsort(truth.image_ids, kind="stable"))
+        place_of_row = np.argsort(np.argsort(annotations.image_ids, kind="stable"))
         order = np.empty(len(matches.scores), dtype=np.int64)
         order[np.lexsort((matches.source, place_of_row[matches.rows]))] = np.arange(len(order))
         return cls(
@@ -193,18 +195,20 @@ class _State:
             order=order[judged],
             right=kinds.of_kind(RIGHT)[judged],
             numbers=judged,
-            num_truths=np.bincount(truth.labels[~truth.crowd], minlength=len(truth.categories)),
+            num_gt=np.bincount(
+                annotations.labels[~annotations.crowd], minlength=len(annotations.categories)
+            ),
         )
 
     def ap50(self) -> float:
         """Mean over classes that have boxes; NaN where none has."""
         order = np.lexsort((self.order, -self.scores, self.labels))
         labels, right = self.labels[order], self.right[order]
-        present = np.flatnonzero(self.num_truths)
+        present = np.flatnonzero(self.num_gt)
         starts = np.searchsorted(labels, present)
         stops = np.searchsorted(labels, present, side="right")
         values = [
-            interpolate(right[None, a:b], ~right[None, a:b], int(self.num_truths[label]))[0].mean()
+            interpolate(right[None, a:b], ~right[None, a:b], int(self.num_gt[label]))[0].mean()
             for label, a, b in zip(present.tolist(), starts, stops, strict=True)
         ]
         return float(np.mean(values)) if values else math.nan
@@ -216,15 +220,15 @@ class _State:
             self.order[which],
             self.right[which],
             self.numbers[which],
-            self.num_truths,
+            self.num_gt,
         )
 
-    def with_truths(self, num_truths: NDArray[np.int64]) -> _State:
-        return _State(self.labels, self.scores, self.order, self.right, self.numbers, num_truths)
+    def with_gt(self, num_gt: NDArray[np.int64]) -> _State:
+        return _State(self.labels, self.scores, self.order, self.right, self.numbers, num_gt)
 
-    def without_boxes(self, gone: NDArray[np.bool_], truth: Truth) -> _State:
-        fewer = np.bincount(truth.labels[gone], minlength=len(self.num_truths))
-        return self.with_truths(self.num_truths - fewer)
+    def without_boxes(self, gone: NDArray[np.bool_], annotations: Annotations) -> _State:
+        fewer = np.bincount(annotations.labels[gone], minlength=len(self.num_gt))
+        return self.with_gt(self.num_gt - fewer)
 
 
 def _repair(state: _State, kinds: DetectionKinds, kind: str) -> _State:
@@ -236,11 +240,11 @@ def _repair(state: _State, kinds: DetectionKinds, kind: str) -> _State:
     first = np.unique(targets[hopeful], return_index=True)[1]
     winners = hopeful[first]  # the best score of each box; the others would be duplicates
     labels, right = state.labels.copy(), state.right.copy()
-    labels[winners] = kinds.matches.truth_labels[targets[winners]]
+    labels[winners] = kinds.matches.gt_labels[targets[winners]]
     right[winners] = True
     kept = ~of_kind
     kept[winners] = True
-    fixed = _State(labels, state.scores, state.order, right, state.numbers, state.num_truths)
+    fixed = _State(labels, state.scores, state.order, right, state.numbers, state.num_gt)
     return fixed.keep(kept)
 
 
@@ -249,13 +253,13 @@ def _gain(fixed: float, ap50: float) -> float:
     return 1.0 - ap50 if math.isnan(fixed) and not math.isnan(ap50) else fixed - ap50
 
 
-def _per_class(truth: Truth, kinds: DetectionKinds) -> tuple[dict[str, int], ...]:
-    classes = len(truth.categories)
+def _per_class(annotations: Annotations, kinds: DetectionKinds) -> tuple[dict[str, int], ...]:
+    classes = len(annotations.categories)
     columns = {
         kind: np.bincount(kinds.matches.labels[kinds.of_kind(kind)], minlength=classes)
         for kind in (RIGHT, *ERROR_KINDS)
     }
-    columns["missed"] = np.bincount(truth.labels[kinds.missed], minlength=classes)
+    columns["missed"] = np.bincount(annotations.labels[kinds.missed], minlength=classes)
     return tuple(
         {kind: int(counts[label]) for kind, counts in columns.items()} for label in range(classes)
     )

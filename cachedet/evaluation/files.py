@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from cachedet.data.coco import load_annotations, truth_of
+from cachedet.data.coco import annotations_of, load_annotations
 from cachedet.errors import DatasetError, InputError
 from cachedet.evaluation.analysis import Analysis, analyse, require_resamples
 from cachedet.evaluation.detection_table import read_results
 from cachedet.evaluation.lvis import Federated, read_federated
 from cachedet.evaluation.strata import DEFAULT_EDGES, check_edges
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import CategoryMap, Truth
+from cachedet.structures import Annotations, CategoryMap
 from cachedet.training.run_folder import count_annotations
 
 
@@ -35,8 +35,8 @@ def score_files(
 
     Args:
         detections: a COCO results file.
-        annotations: the COCO (or LVIS) file the pictures are described in; no picture is opened.
-        against: a second results file on the same pictures; needs resamples.
+        annotations: the COCO (or LVIS) file the images are described in; no image is opened.
+        against: a second results file on the same images; needs resamples.
         training: what the detector was trained on, an annotation file or a store, for AP by number
             of annotations.
         edges: of the bins of training annotations.
@@ -51,7 +51,7 @@ def score_files(
     """
     require_resamples(resamples, comparing=against is not None)
     check_edges(edges)
-    scored, federated = read_truth(annotations, lvis=lvis)
+    scored, federated = read_annotations(annotations, lvis=lvis)
     return analyse(
         scored,
         read_results(detections, scored),
@@ -64,29 +64,31 @@ def score_files(
     )
 
 
-def read_truth(annotations: Path, *, lvis: bool = False) -> tuple[Truth, Federated | None]:
-    """Pictures and boxes exactly as the official tools read them; LVIS's own fields if wanted.
+def read_annotations(
+    annotations: Path, *, lvis: bool = False
+) -> tuple[Annotations, Federated | None]:
+    """Images and boxes exactly as the official tools read them; LVIS's own fields if wanted.
 
     Raises DatasetError.
     """
     content = load_annotations(annotations)
-    scored, _ = truth_of(content, where=annotations, keep_all=True)
+    scored, _ = annotations_of(content, where=annotations, keep_all=True)
     return scored, read_federated(content, scored, where=annotations) if lvis else None
 
 
-def read_truth_of(
-    held: Truth, annotations: Path, *, lvis: bool = False
-) -> tuple[Truth, Federated | None]:
-    """What an annotation file says of a store's pictures, in the order of the store's rows.
+def read_annotations_of(
+    held: Annotations, annotations: Path, *, lvis: bool = False
+) -> tuple[Annotations, Federated | None]:
+    """What an annotation file says of a store's images, in the order of the store's rows.
 
-    Pictures are matched by image id; the file may describe more of them.
+    Images are matched by image id; the file may describe more of them.
 
     Raises:
         DatasetError: the file cannot be used.
-        InputError: it lacks pictures of the store, or gives them other sizes or other classes.
+        InputError: it lacks images of the store, or gives them other sizes or other classes.
     """
     content = load_annotations(annotations)
-    whole, _ = truth_of(content, where=annotations, keep_all=True)
+    whole, _ = annotations_of(content, where=annotations, keep_all=True)
     _require_same_classes(held.categories, whole.categories, annotations)
     row_of = {image_id: row for row, image_id in enumerate(whole.image_ids.tolist())}
     wanted = held.image_ids.tolist()
@@ -94,7 +96,7 @@ def read_truth_of(
     if unknown:
         raise InputError(
             f"{annotations} does not describe image id {unknown[0]} of the store "
-            f"({len(unknown)} of its {len(wanted)} pictures are unknown to it); give the file the "
+            f"({len(unknown)} of its {len(wanted)} images are unknown to it); give the file the "
             "store was extracted from, or one with the same image ids"
         )
     rows = [row_of[image_id] for image_id in wanted]
@@ -104,7 +106,7 @@ def read_truth_of(
         row = int(wrong[0])
         raise InputError(
             f"{annotations} says that image id {wanted[row]} has {_size(scored, row)} pixels, the "
-            f"store {_size(held, row)} ({len(wrong)} pictures differ); it is of other pictures"
+            f"store {_size(held, row)} ({len(wrong)} images differ); it is of other images"
         )
     images = [content["images"][row] for row in rows]
     own: dict[str, Any] = {**content, "images": images}
@@ -120,22 +122,22 @@ def read_counts(training: str, scored: CategoryMap) -> dict[int, int]:
     """
     if Path(training).is_file():
         where = Path(training)
-        learnt, _ = truth_of(load_annotations(where), where=where)
+        backbone, _ = annotations_of(load_annotations(where), where=where)
     elif "://" in training or Path(training).exists():
-        learnt = FeatureStore.open(training).truth
+        backbone = FeatureStore.open(training).annotations
     else:
         raise DatasetError(
             f"--training expects a COCO annotation file or a store; there is no {training}"
         )
-    names = dict(zip(learnt.categories.ids, learnt.categories.names, strict=True))
+    names = dict(zip(backbone.categories.ids, backbone.categories.names, strict=True))
     for category_id, name in zip(scored.ids, scored.names, strict=True):
         if names.get(category_id, name) != name:
             raise InputError(
                 f"category id {category_id} is {names[category_id]!r} in the training data "
-                f"{training} and {name!r} in the scored pictures; give the data the detector was "
+                f"{training} and {name!r} in the scored images; give the data the detector was "
                 "trained on"
             )
-    return count_annotations(learnt)
+    return count_annotations(backbone)
 
 
 def differing_classes(here: CategoryMap, store: CategoryMap) -> str:
@@ -154,5 +156,5 @@ def _require_same_classes(store: CategoryMap, file: CategoryMap, where: Path) ->
         )
 
 
-def _size(truth: Truth, row: int) -> str:
-    return " x ".join(map(str, truth.size_of(row)))
+def _size(annotations: Annotations, row: int) -> str:
+    return " x ".join(map(str, annotations.size_of(row)))

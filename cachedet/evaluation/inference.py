@@ -19,7 +19,7 @@ _CUT_MARGIN = 0.01  # of the window's long side; a detector finds an edge no bet
 
 
 BatchSource = Callable[[str], Iterator[tuple[list[int], Batch]]]
-"""Of a view: every picture once, as rows of the store and what the detector takes."""
+"""Of a view: every image once, as rows of the store and what the detector takes."""
 
 
 def detect_store(
@@ -33,18 +33,18 @@ def detect_store(
     merging: Merging | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Detections]:
-    """Detections of every picture in pixels of the picture, in the order of the store's rows.
+    """Detections of every image in pixels of the image, in the order of the store's rows.
 
     Args:
         detector: trained on features of these levels.
         store: to run over.
         levels: to read.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
         device: of the detector.
-        views: of each picture; what is found in them is merged. Where a view is a window, what
+        views: of each image; what is found in them is merged. Where a view is a window, what
             its border cuts is left to the other views.
         merging: how; by default as `Merging` does.
-        on_progress: called with pictures done, of each view.
+        on_progress: called with images done, of each view.
 
     Raises MissingFeatureError where the store lacks a view.
     """
@@ -68,7 +68,7 @@ def detect_batches(
     merging: Merging | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Detections]:
-    """`detect_store` on batches from anywhere: `store` only says what its pictures are."""
+    """`detect_store` on batches from anywhere: `store` only says what its images are."""
     was_training = detector.training
     detector.eval()
     found: dict[int, list[Detections]] = {row: [] for row in range(len(store))}
@@ -80,12 +80,12 @@ def detect_batches(
             for row, of_view in zip(rows, detections, strict=True):
                 geometry = store.geometry(row, view)
                 whole = drop_cut(of_view, geometry)
-                found[row].append(geometry.detections_to_picture(whole))
+                found[row].append(geometry.detections_to_image(whole))
             if on_progress is not None:
                 on_progress(len(detections))
     detector.train(was_training)
     merge = merging if merging is not None else Merging()
-    return [merge(of_picture) for of_picture in found.values()]
+    return [merge(of_image) for of_image in found.values()]
 
 
 @torch.no_grad()
@@ -99,9 +99,9 @@ def propose_store(
     view: str = EVAL_VIEW,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Detections]:
-    """The RPN's proposals for every picture, as `RCNN.propose` makes them at inference.
+    """The RPN's proposals for every image, as `RCNN.propose` makes them at inference.
 
-    In pixels of the picture, in the order of the store's rows; arguments as `detect_store`, of one
+    In pixels of the image, in the order of the store's rows; arguments as `detect_store`, of one
     view. Raises MissingFeatureError where the store lacks it.
     """
     was_training = detector.training
@@ -112,7 +112,7 @@ def propose_store(
             batch.features, sizes_hw=batch.sizes_hw, image_ids=batch.image_ids
         )
         for row, own in zip(rows, proposals, strict=True):
-            found[row] = store.geometry(row, view).detections_to_picture(own)
+            found[row] = store.geometry(row, view).detections_to_image(own)
         if on_progress is not None:
             on_progress(len(proposals))
     detector.train(was_training)
@@ -122,7 +122,7 @@ def propose_store(
 def _batches(
     store: FeatureStore, view: str, levels: Sequence[str], batch_size: int, device: torch.device
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Every picture once: rows of the store, and their features."""
+    """Every image once: rows of the store, and their features."""
     loader = FeatureLoader(
         store, views=[view], levels=levels, batch_size=batch_size, seed=0, device=device
     )
@@ -131,10 +131,10 @@ def _batches(
 
 
 def drop_cut(found: Detections, geometry: Geometry) -> Detections:
-    """Without detections that end where the view's window cuts the picture (pixels of the view).
+    """Without detections that end where the view's window cuts the image (pixels of the view).
 
     Part of an object overlaps the whole one too little for suppression to remove it. Where the
-    window ends with the picture nothing is dropped.
+    window ends with the image nothing is dropped.
     """
     if not geometry.is_window:
         return found

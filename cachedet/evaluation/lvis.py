@@ -1,9 +1,9 @@
 """The LVIS v1 protocol (arXiv 1908.03195, section 3; checked against the official lvis-api).
 
-Not every class is annotated in every picture: a picture says which classes it holds, which it
+Not every class is annotated in every image: an image says which classes it holds, which it
 surely does not hold (`neg_category_ids`) and which it holds but not all of
 (`not_exhaustive_category_ids`). Detections of other classes are left out; those of the last kind
-are never wrong. The best 300 detections of a picture are scored, of all classes together.
+are never wrong. The best 300 detections of an image are scored, of all classes together.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from cachedet.evaluation.detection_table import DetectionTable, Found, tabulate
 from cachedet.evaluation.matches import AREAS, Kind, MatchTable, match_detections
 from cachedet.evaluation.overlaps import box_areas, mask_areas
 from cachedet.evaluation.precision import PrecisionTable, accumulate, or_null
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 
-MOST_PER_PICTURE = 300
-FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}  # 1-10, 11-100, > 100 train pictures
+MOST_PER_IMAGE = 300
+FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}  # 1-10, 11-100, > 100 train images
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Federated:
-    """What LVIS says beyond COCO, as sets of (picture, class): `row * K + label`, sorted."""
+    """What LVIS says beyond COCO, as sets of (image, class): `row * K + label`, sorted."""
 
     negative: NDArray[np.int64]
     not_exhaustive: NDArray[np.int64]
@@ -55,9 +55,9 @@ class LvisScores:
     ar_medium: float
     ar_large: float
     per_class: tuple[float, ...]  # K
-    num_pictures: int
+    num_images: int
     num_detections: int  # given
-    num_judged: int  # after the limit and without classes a picture says nothing about
+    num_judged: int  # after the limit and without classes an image says nothing about
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; null instead of NaN."""
@@ -66,15 +66,17 @@ class LvisScores:
         return {**{name: or_null(value) for name, value in values.items()}, "per_class": classes}
 
 
-def read_federated(content: dict[str, Any], truth: Truth, *, where: Path) -> Federated:
-    """LVIS's own fields of an annotation file that `truth` was read from.
+def read_federated(content: dict[str, Any], annotations: Annotations, *, where: Path) -> Federated:
+    """LVIS's own fields of an annotation file that `annotations` was read from.
 
-    Raises DatasetError where a picture or class lacks them.
+    Raises DatasetError where an image or class lacks them.
     """
-    label_of = truth.categories.label_of()
+    label_of = annotations.categories.label_of()
     by_id = {entry["id"]: entry for entry in content["categories"]}
-    frequencies = tuple(by_id[category_id].get("frequency") for category_id in truth.categories.ids)
-    for category_id, frequency in zip(truth.categories.ids, frequencies, strict=True):
+    frequencies = tuple(
+        by_id[category_id].get("frequency") for category_id in annotations.categories.ids
+    )
+    for category_id, frequency in zip(annotations.categories.ids, frequencies, strict=True):
         if frequency not in FREQUENCIES:
             raise DatasetError(
                 f"{where}: category id {category_id} needs a `frequency` of r, c or f to be "
@@ -88,11 +90,11 @@ def read_federated(content: dict[str, Any], truth: Truth, *, where: Path) -> Fed
 
 
 def score_lvis(
-    truth: Truth, federated: Federated, found: Found, *, of: Kind = "bbox"
+    annotations: Annotations, federated: Federated, found: Found, *, of: Kind = "bbox"
 ) -> LvisScores:
     """LVIS's figures of boxes or masks. Raises InputError as `tabulate`."""
-    table = tabulate(truth, found, with_masks=of == "segm")
-    matches = match_lvis(truth, federated, table, of=of)
+    table = tabulate(annotations, found, with_masks=of == "segm")
+    matches = match_lvis(annotations, federated, table, of=of)
     full = accumulate(matches)
     groups = {
         f"ap_{name}": full.mean_precision(
@@ -108,25 +110,25 @@ def score_lvis(
         **groups,
         **_of_areas(full),
         per_class=tuple(
-            full.mean_precision(labels=[label]) for label in range(len(truth.categories))
+            full.mean_precision(labels=[label]) for label in range(len(annotations.categories))
         ),
-        num_pictures=len(truth),
+        num_images=len(annotations),
         num_detections=len(table),
         num_judged=len(matches.scores),
     )
 
 
 def match_lvis(
-    truth: Truth, federated: Federated, table: DetectionTable, *, of: Kind = "bbox"
+    annotations: Annotations, federated: Federated, table: DetectionTable, *, of: Kind = "bbox"
 ) -> MatchTable:
     """Matches of the detections that LVIS judges."""
-    classes = len(truth.categories)
-    boxes = _as_lvis(truth)
-    kept = _best_of_pictures(table, MOST_PER_PICTURE)
+    classes = len(annotations.categories)
+    boxes = _as_lvis(annotations)
+    kept = _best_of_images(table, MOST_PER_IMAGE)
     sizes = mask_areas(table) if of == "segm" else box_areas(table)
     kept = kept[sizes[kept] > 0]  # lvis-api leaves out what has no area, boxes and detections
     codes = table.rows[kept] * classes + table.labels[kept]
-    held = np.repeat(np.arange(len(truth)), np.diff(boxes.offsets)) * classes + boxes.labels
+    held = np.repeat(np.arange(len(annotations)), np.diff(boxes.offsets)) * classes + boxes.labels
     kept = kept[np.isin(codes, held) | np.isin(codes, federated.negative)]
     judged = table.keep(kept)
     codes = judged.rows * classes + judged.labels
@@ -139,25 +141,25 @@ def match_lvis(
     )
 
 
-def _as_lvis(truth: Truth) -> Truth:
+def _as_lvis(annotations: Annotations) -> Annotations:
     """Without boxes of no area, and without crowds, which LVIS does not know."""
-    solid = np.flatnonzero(truth.areas > 0)
-    rows = np.repeat(np.arange(len(truth)), np.diff(truth.offsets))
-    counts = np.bincount(rows[solid], minlength=len(truth))
+    solid = np.flatnonzero(annotations.areas > 0)
+    rows = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
+    counts = np.bincount(rows[solid], minlength=len(annotations))
     return dataclasses.replace(
-        truth,
+        annotations,
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        boxes=truth.boxes[solid],
-        labels=truth.labels[solid],
-        areas=truth.areas[solid],
+        boxes=annotations.boxes[solid],
+        labels=annotations.labels[solid],
+        areas=annotations.areas[solid],
         crowd=np.zeros(len(solid), dtype=np.bool_),
-        masks=truth.masks.keep(solid) if truth.masks is not None else None,
-        sides_wh=truth.sides_wh[solid] if truth.sides_wh is not None else None,
+        masks=annotations.masks.keep(solid) if annotations.masks is not None else None,
+        sides_wh=annotations.sides_wh[solid] if annotations.sides_wh is not None else None,
     )
 
 
-def _best_of_pictures(table: DetectionTable, most: int) -> NDArray[np.int64]:
-    """Numbers of each picture's best scores, in the order they came."""
+def _best_of_images(table: DetectionTable, most: int) -> NDArray[np.int64]:
+    """Numbers of each image's best scores, in the order they came."""
     order = np.lexsort((np.arange(len(table)), -table.scores, table.rows))
     starts = np.flatnonzero(np.diff(table.rows[order], prepend=-1))
     ranks = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))

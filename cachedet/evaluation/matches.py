@@ -1,7 +1,7 @@
-"""Which detection found which box: COCO's greedy matching of all pictures at once.
+"""Which detection found which box: COCO's greedy matching of all images at once.
 
-Letters: D detections, M boxes of the truth, A area ranges, T IoU thresholds, K classes,
-P candidate pairs (a detection and a box of its picture and class that overlap enough),
+Letters: D detections, M ground-truth boxes, A area ranges, T IoU thresholds, K classes,
+P candidate pairs (a detection and a box of its image and class that overlap enough),
 n detections that have their turn at once, C candidates of a detection.
 """
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cachedet.evaluation.detection_table import DetectionTable
 from cachedet.evaluation.overlaps import box_areas, candidate_pairs, mask_areas
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 
 Kind = Literal["bbox", "segm"]
 Floats = NDArray[np.float64]
@@ -31,7 +31,7 @@ AREAS: Mapping[str, tuple[float, float]] = {  # square pixels, both ends include
     "large": (96.0**2, 1e5**2),
 }
 ALL_SIZES: Mapping[str, tuple[float, float]] = {"all": AREAS["all"]}
-MOST_PER_CLASS = 100  # detections of a class in a picture that COCO looks at
+MOST_PER_CLASS = 100  # detections of a class in an image that COCO looks at
 
 _PAIRS_AT_ONCE = 100_000  # bounds the working memory of a turn: A x T x 6 bytes a pair
 
@@ -47,18 +47,18 @@ class MatchTable:
     iou_thresholds: Floats  # (T,)
     areas: tuple[str, ...]  # A names
     num_classes: int
-    num_pictures: int
+    num_images: int
     source: Ints  # (D,) number in the detection table
-    rows: Ints  # (D,) picture
+    rows: Ints  # (D,) image
     labels: Ints  # (D,) ascending
     scores: Floats  # (D,)
-    ranks: Ints  # (D,) 0: the best of its class in its picture
+    ranks: Ints  # (D,) 0: the best of its class in its image
     matched: Flags  # (A, T, D)
     ignored: Flags  # (A, T, D) neither right nor wrong
     partner: NDArray[np.int32]  # (T, D) box found in the first area range, -1: none
-    truth_rows: Ints  # (M,)
-    truth_labels: Ints  # (M,)
-    truth_ignored: Flags  # (A, M) crowds and boxes of other sizes
+    gt_rows: Ints  # (M,)
+    gt_labels: Ints  # (M,)
+    gt_ignored: Flags  # (A, M) crowds and boxes of other sizes
 
     def of_class(self, label: int) -> slice:
         """The class's detections."""
@@ -74,7 +74,7 @@ class MatchTable:
 
 
 def match_detections(
-    truth: Truth,
+    annotations: Annotations,
     table: DetectionTable,
     *,
     iou_thresholds: Floats = IOU_THRESHOLDS,
@@ -83,38 +83,38 @@ def match_detections(
     of: Kind = "bbox",
     unjudged: Flags | None = None,
 ) -> MatchTable:
-    """Match as pycocotools does: in each picture and class, best score first, each takes the free
+    """Match as pycocotools does: in each image and class, best score first, each takes the free
     box of highest IoU (the last of equals), a box that counts before one that is ignored.
 
     Args:
-        truth: the boxes; crowds may be matched by many and are ignored, as are boxes whose
+        annotations: the boxes; crowds may be matched by many and are ignored, as are boxes whose
             annotated area is out of range.
         table: with masks where `of` is "segm".
         iou_thresholds: (T,).
         areas: name -> square pixels, both ends included. Detections without a match are ignored
             where their own area is out of range.
-        most_per_class: detections of a class in a picture; None: all of them.
+        most_per_class: detections of a class in an image; None: all of them.
         of: IoU and areas of boxes or of masks.
         unjudged: (D,) detections that are ignored where they match nothing (LVIS).
     """
-    numbers, ranks = _ranked(truth, table, most_per_class)
+    numbers, ranks = _ranked(annotations, table, most_per_class)
     kept = table.keep(numbers)
     ranges = np.array(list(areas.values()), dtype=np.float64).reshape(-1, 2)
     sizes = mask_areas(kept) if of == "segm" else box_areas(kept)
     outside = _outside(sizes, ranges)
     if unjudged is not None:
         outside |= unjudged[numbers]
-    truth_ignored = truth.crowd | _outside(truth.areas, ranges)
-    fates = _Fates.start(len(ranges), len(iou_thresholds), len(kept), len(truth.labels))
-    pairs = _Pairs.sort(*candidate_pairs(truth, kept, at_least=_floor(iou_thresholds), of=of))
+    gt_ignored = annotations.crowd | _outside(annotations.areas, ranges)
+    fates = _Fates.start(len(ranges), len(iou_thresholds), len(kept), len(annotations.labels))
+    pairs = _Pairs.sort(*candidate_pairs(annotations, kept, at_least=_floor(iou_thresholds), of=of))
     for turn in pairs.turns(kept, ranks, most_at_once=_PAIRS_AT_ONCE):
-        fates.play(turn, _capped(iou_thresholds), truth.crowd, truth_ignored)
+        fates.play(turn, _capped(iou_thresholds), annotations.crowd, gt_ignored)
     fates.ignored[:] |= ~fates.matched & outside[:, None, :]
     return MatchTable(
         iou_thresholds=np.asarray(iou_thresholds, dtype=np.float64),
         areas=tuple(areas),
-        num_classes=len(truth.categories),
-        num_pictures=len(truth),
+        num_classes=len(annotations.categories),
+        num_images=len(annotations),
         source=numbers,
         rows=kept.rows,
         labels=kept.labels,
@@ -123,21 +123,21 @@ def match_detections(
         matched=fates.matched,
         ignored=fates.ignored,
         partner=fates.partner,
-        truth_rows=np.repeat(np.arange(len(truth)), np.diff(truth.offsets)),
-        truth_labels=truth.labels,
-        truth_ignored=truth_ignored,
+        gt_rows=np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets)),
+        gt_labels=annotations.labels,
+        gt_ignored=gt_ignored,
     )
 
 
-def _ranked(truth: Truth, table: DetectionTable, most: int | None) -> tuple[Ints, Ints]:
+def _ranked(annotations: Annotations, table: DetectionTable, most: int | None) -> tuple[Ints, Ints]:
     """Numbers of the detections in the order of a MatchTable, and their ranks."""
     order = np.lexsort((np.arange(len(table)), -table.scores, table.rows, table.labels))
-    group = table.labels[order] * max(len(truth), 1) + table.rows[order]
+    group = table.labels[order] * max(len(annotations), 1) + table.rows[order]
     starts = np.flatnonzero(np.diff(group, prepend=-1))
     ranks = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
     kept = slice(None) if most is None else ranks < most
     order, ranks = order[kept], ranks[kept]
-    place_of_row = np.argsort(np.argsort(truth.image_ids, kind="stable"))
+    place_of_row = np.argsort(np.argsort(annotations.image_ids, kind="stable"))
     again = np.lexsort((ranks, place_of_row[table.rows[order]], -table.scores[order],
                         table.labels[order]))  # fmt: skip
     return order[again], ranks[again]
@@ -158,7 +158,7 @@ def _floor(iou_thresholds: Floats) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Turn:
-    """Detections of different pictures or classes, which do not meet."""
+    """Detections of different images or classes, which do not meet."""
 
     detections: Ints  # (n,)
     boxes: Ints  # (n, C) by IoU, the last of equals last; -1: no candidate
@@ -177,7 +177,7 @@ class _Pairs:
         return cls(detections[order], boxes[order], ious[order])
 
     def turns(self, kept: DetectionTable, ranks: Ints, *, most_at_once: int) -> Any:
-        """First the best candidate of every picture and class, then the second, ..."""
+        """First the best candidate of every image and class, then the second, ..."""
         own, first, counts = np.unique(self.detections, return_index=True, return_counts=True)
         group = kept.rows[own] * (int(kept.labels.max(initial=0)) + 1) + kept.labels[own]
         order = np.lexsort((ranks[own], group))
@@ -220,12 +220,12 @@ class _Fates:
             np.zeros((areas, thresholds, boxes + 1), dtype=np.bool_),
         )
 
-    def play(self, turn: _Turn, thresholds: Floats, crowd: Flags, truth_ignored: Flags) -> None:
+    def play(self, turn: _Turn, thresholds: Floats, crowd: Flags, gt_ignored: Flags) -> None:
         """Each detection of the turn takes its box at every area range and threshold."""
         most = turn.boxes.shape[1]
         free = ~self.taken[:, :, turn.boxes] | crowd[turn.boxes]
         free &= turn.ious >= thresholds[:, None, None]  # (A, T, n, C)
-        counts = ~truth_ignored[:, turn.boxes][:, None]
+        counts = ~gt_ignored[:, turn.boxes][:, None]
         wish = np.arange(most, dtype=np.int32) + np.int32(most) * counts.astype(np.int32)
         wish = np.where(free, wish, np.int32(-1))
         chosen = wish.argmax(axis=-1)
@@ -234,7 +234,7 @@ class _Fates:
         boxes = turn.boxes[place, chosen[area, threshold, place]]
         detections = turn.detections[place]
         self.matched[area, threshold, detections] = True
-        self.ignored[area, threshold, detections] = truth_ignored[area, boxes]
+        self.ignored[area, threshold, detections] = gt_ignored[area, boxes]
         self.taken[area, threshold, boxes] = True
         first = area == 0
         self.partner[threshold[first], detections[first]] = boxes[first]

@@ -1,4 +1,4 @@
-"""Detections of several views of one picture -> one list (test-time views).
+"""Detections of several views of one image -> one list (test-time views).
 
 Letters: D detections.
 """
@@ -12,29 +12,29 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from cachedet.config.detector import SelectionConfig
+from cachedet.config.detector import PostprocessConfig
 from cachedet.structures import Detections
 
 
 @dataclass(frozen=True, kw_only=True)
 class Merging:
-    """How detections of several views, all in pixels of the picture, become one list.
+    """How detections of several views, all in pixels of the image, become one list.
 
     Attributes:
         nms_iou: of two boxes of a class that overlap more, the weaker is dropped.
-        max_detections: of a picture.
+        max_detections: of an image.
     """
 
     nms_iou: float = 0.5
     max_detections: int = 100
 
     @classmethod
-    def like(cls, selection: SelectionConfig) -> Merging:
+    def like(cls, postprocess: PostprocessConfig) -> Merging:
         """With the numbers by which the detector selects within one view."""
-        return cls(nms_iou=selection.nms_iou, max_detections=selection.max_detections)
+        return cls(nms_iou=postprocess.nms_iou, max_detections=postprocess.max_detections)
 
     def __call__(self, found: Sequence[Detections]) -> Detections:
-        """One picture's detections by non-maximum suppression within each class, best first.
+        """One image's detections by non-maximum suppression within each class, best first.
 
         Of equal scores the earlier view wins. Detections of a single view come back as they are.
         """

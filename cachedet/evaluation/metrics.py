@@ -11,9 +11,9 @@ import numpy as np
 
 from cachedet.evaluation.detection_table import DetectionTable, Found, has_masks, tabulate
 from cachedet.evaluation.matches import AREAS, Kind, MatchTable, match_detections
-from cachedet.evaluation.overlaps import masks_of_picture
+from cachedet.evaluation.overlaps import masks_of_image
 from cachedet.evaluation.precision import PrecisionTable, accumulate, or_null
-from cachedet.structures import Detections, Truth
+from cachedet.structures import Annotations, Detections
 
 _FIGURES = (
     "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
@@ -23,7 +23,7 @@ _FIGURES = (
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScore:
-    """AP of one class; NaN where no picture holds the class."""
+    """AP of one class; NaN where no image holds the class."""
 
     name: str
     category_id: int
@@ -49,7 +49,7 @@ class CocoScores:
     ar_medium: float
     ar_large: float
     per_class: tuple[ClassScore, ...]
-    num_pictures: int
+    num_images: int
     num_detections: int
 
     def to_json(self) -> dict[str, Any]:
@@ -63,20 +63,26 @@ class CocoScores:
         return {**values, **figures, "per_class": classes}
 
 
-def score_detections(truth: Truth, detections: Sequence[Detections]) -> CocoScores:
-    """Score detections in pixels of the pictures against the truth.
+def score_detections(annotations: Annotations, detections: Sequence[Detections]) -> CocoScores:
+    """Score detections in pixels of the images against the truth.
 
-    Raises InputError on an unknown picture or label, or a box or score that is NaN or Inf.
+    Raises InputError on an unknown image or label, or a box or score that is NaN or Inf.
     """
-    return score_table(truth, tabulate(truth, detections))
+    return score_table(annotations, tabulate(annotations, detections))
 
 
-def score_table(truth: Truth, table: DetectionTable, *, of: Kind = "bbox") -> CocoScores:
+def score_table(
+    annotations: Annotations, table: DetectionTable, *, of: Kind = "bbox"
+) -> CocoScores:
     """Score the boxes or the masks of a table."""
-    return score_matches(truth, match_detections(truth, table, of=of), num_detections=len(table))
+    return score_matches(
+        annotations, match_detections(annotations, table, of=of), num_detections=len(table)
+    )
 
 
-def score_matches(truth: Truth, matches: MatchTable, *, num_detections: int) -> CocoScores:
+def score_matches(
+    annotations: Annotations, matches: MatchTable, *, num_detections: int
+) -> CocoScores:
     """COCO's figures of matches at its own IoU thresholds and areas, in pycocotools' order."""
     full = accumulate(matches)
     of_areas = {
@@ -93,27 +99,27 @@ def score_matches(truth: Truth, matches: MatchTable, *, num_detections: int) -> 
         ar10=accumulate(matches, most_per_class=10).mean_recall(),
         ar100=full.mean_recall(),
         **of_areas,
-        per_class=_per_class(full, matches, truth),
-        num_pictures=len(truth),
+        per_class=_per_class(full, matches, annotations),
+        num_images=len(annotations),
         num_detections=num_detections,
     )
 
 
-def coco_results(truth: Truth, found: Found) -> list[dict[str, Any]]:
+def coco_results(annotations: Annotations, found: Found) -> list[dict[str, Any]]:
     """COCO results rows: image_id, category_id, bbox xywh, score; segmentation where predicted.
 
     Raises InputError.
     """
-    table = tabulate(truth, found, with_masks=has_masks(found))
+    table = tabulate(annotations, found, with_masks=has_masks(found))
     results = [
         {
             "image_id": image_id,
-            "category_id": truth.categories.ids[label],
+            "category_id": annotations.categories.ids[label],
             "bbox": box,
             "score": score,
         }
         for image_id, label, box, score in zip(
-            truth.image_ids[table.rows].tolist(),
+            annotations.image_ids[table.rows].tolist(),
             table.labels.tolist(),
             table.xywh.tolist(),
             table.scores.tolist(),
@@ -125,40 +131,48 @@ def coco_results(truth: Truth, found: Found) -> list[dict[str, Any]]:
     return results
 
 
-def ground_truth_json(truth: Truth) -> dict[str, Any]:
-    """The truth as a COCO annotation file."""
-    xywh = truth.xywh
-    image_of = np.repeat(truth.image_ids, np.diff(truth.offsets))
+def ground_truth_json(annotations: Annotations) -> dict[str, Any]:
+    """The ground truth as a COCO annotation file."""
+    xywh = annotations.xywh
+    image_of = np.repeat(annotations.image_ids, np.diff(annotations.offsets))
     rows = [
         {
             "id": number + 1,
             "image_id": int(image_of[number]),
-            "category_id": truth.categories.ids[truth.labels[number]],
+            "category_id": annotations.categories.ids[annotations.labels[number]],
             "bbox": xywh[number].tolist(),
-            "area": float(truth.areas[number]),
-            "iscrowd": int(truth.crowd[number]),
+            "area": float(annotations.areas[number]),
+            "iscrowd": int(annotations.crowd[number]),
         }
-        for number in range(len(truth.labels))
+        for number in range(len(annotations.labels))
     ]
-    if truth.masks is not None:
-        masks = [mask for row in range(len(truth)) for mask in masks_of_picture(truth, row)]
+    if annotations.masks is not None:
+        masks = [
+            mask for row in range(len(annotations)) for mask in masks_of_image(annotations, row)
+        ]
         for annotation, mask in zip(rows, masks, strict=True):
             annotation["segmentation"] = mask
     images = [
         {"id": int(image_id), "file_name": name, "height": int(size[0]), "width": int(size[1])}
         for image_id, name, size in zip(
-            truth.image_ids, truth.file_names, truth.sizes_hw, strict=True
+            annotations.image_ids, annotations.file_names, annotations.sizes_hw, strict=True
         )
     ]
     categories = [
         {"id": category_id, "name": name}
-        for category_id, name in zip(truth.categories.ids, truth.categories.names, strict=True)
+        for category_id, name in zip(
+            annotations.categories.ids, annotations.categories.names, strict=True
+        )
     ]
     return {"info": {}, "images": images, "annotations": rows, "categories": categories}
 
 
-def _per_class(full: PrecisionTable, matches: MatchTable, truth: Truth) -> tuple[ClassScore, ...]:
-    num_boxes = np.bincount(truth.labels[~truth.crowd], minlength=len(truth.categories))
+def _per_class(
+    full: PrecisionTable, matches: MatchTable, annotations: Annotations
+) -> tuple[ClassScore, ...]:
+    num_boxes = np.bincount(
+        annotations.labels[~annotations.crowd], minlength=len(annotations.categories)
+    )
     half = matches.threshold(0.5)
     return tuple(
         ClassScore(
@@ -169,6 +183,6 @@ def _per_class(full: PrecisionTable, matches: MatchTable, truth: Truth) -> tuple
             ap50=full.mean_precision(labels=[label], threshold=half),
         )
         for label, (category_id, name) in enumerate(
-            zip(truth.categories.ids, truth.categories.names, strict=True)
+            zip(annotations.categories.ids, annotations.categories.names, strict=True)
         )
     )

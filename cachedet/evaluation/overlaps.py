@@ -1,4 +1,4 @@
-"""IoU of detections and boxes of the truth, by pycocotools' own routines.
+"""IoU of detections and ground-truth boxes, by pycocotools' own routines.
 
 Letters: D detections, P candidate pairs.
 """
@@ -15,41 +15,43 @@ from pycocotools import mask as coco_mask
 from cachedet.data.masks import encode_bitmap, require_covers, rle_of
 from cachedet.errors import InputError
 from cachedet.evaluation.detection_table import DetectionTable
-from cachedet.structures import SizeHW, Truth
+from cachedet.structures import Annotations, SizeHW
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 
 
 def candidate_pairs(
-    truth: Truth,
+    annotations: Annotations,
     table: DetectionTable,
     *,
     at_least: float,
     of: Literal["bbox", "segm"] = "bbox",
     same_class: bool = True,
 ) -> Pairs:
-    """Detections, boxes and IoUs (P,) of pairs in one picture that overlap `at_least` so much.
+    """Detections, boxes and IoUs (P,) of pairs in one image that overlap `at_least` so much.
 
     The "IoU" with a crowd is the part of the detection inside it, as in COCO.
     """
     found = []
-    xywh = truth.xywh
-    for row, numbers in _by_picture(table):
-        span = truth.boxes_of(row)
+    xywh = annotations.xywh
+    for row, numbers in _by_image(table):
+        span = annotations.boxes_of(row)
         own = np.arange(span.start, span.stop)
         if not len(own):
             continue
         if of == "bbox":
-            found.append(_box_pairs(truth, table, numbers, own, xywh[own], at_least, same_class))
+            found.append(
+                _box_pairs(annotations, table, numbers, own, xywh[own], at_least, same_class)
+            )
             continue
-        masks = masks_of_picture(truth, row)
+        masks = masks_of_image(annotations, row)
         for label in np.unique(table.labels[numbers]).tolist() if same_class else [None]:
             mine = numbers if label is None else numbers[table.labels[numbers] == label]
-            theirs = own if label is None else own[truth.labels[own] == label]
+            theirs = own if label is None else own[annotations.labels[own] == label]
             if len(theirs):
                 codes = [masks[box - span.start] for box in theirs]
                 found.append(
-                    _mask_pairs(_masks_of(table), mine, codes, theirs, truth.crowd, at_least)
+                    _mask_pairs(_masks_of(table), mine, codes, theirs, annotations.crowd, at_least)
                 )
     empty = np.zeros(0, dtype=np.int64)
     columns = zip(*[(empty, empty, np.zeros(0)), *found], strict=True)
@@ -69,21 +71,23 @@ def mask_areas(table: DetectionTable) -> NDArray[np.float64]:
     return np.array(areas, dtype=np.float64)
 
 
-def masks_of_picture(truth: Truth, row: int) -> list[dict[str, Any]]:
-    """RLEs of the picture's boxes; a box without a mask is its own mask.
+def masks_of_image(annotations: Annotations, row: int) -> list[dict[str, Any]]:
+    """RLEs of the image's boxes; a box without a mask is its own mask.
 
     Raises:
-        InputError: the truth has no masks at all.
-        StoreError: a mask that is not one of such a picture; pycocotools would write beyond its
+        InputError: the ground truth has no masks at all.
+        StoreError: a mask that is not one of such an image; pycocotools would write beyond its
             memory.
     """
-    if truth.masks is None:
-        raise InputError("scoring masks needs a truth with masks; this one has boxes only")
-    size_hw = truth.size_of(row)
-    span = truth.boxes_of(row)
+    if annotations.masks is None:
+        raise InputError("scoring masks needs ground truth with masks; this one has boxes only")
+    size_hw = annotations.size_of(row)
+    span = annotations.boxes_of(row)
     masks = []
     for number in range(span.start, span.stop):
-        code = truth.masks[number] or encode_bitmap(_filled(truth.boxes[number], size_hw))
+        code = annotations.masks[number] or encode_bitmap(
+            _filled(annotations.boxes[number], size_hw)
+        )
         require_covers(code, size_hw)
         masks.append(rle_of(code, size_hw))
     return masks
@@ -96,14 +100,14 @@ def _filled(box: NDArray[np.float64], size_hw: SizeHW) -> NDArray[np.bool_]:
     return bitmap
 
 
-def _by_picture(table: DetectionTable) -> Iterator[tuple[int, NDArray[np.int64]]]:
+def _by_image(table: DetectionTable) -> Iterator[tuple[int, NDArray[np.int64]]]:
     order = np.argsort(table.rows, kind="stable")
     rows, starts = np.unique(table.rows[order], return_index=True)
     yield from zip(rows.tolist(), np.split(order, starts[1:]), strict=False)
 
 
 def _box_pairs(
-    truth: Truth,
+    annotations: Annotations,
     table: DetectionTable,
     numbers: NDArray[np.int64],
     own: NDArray[np.int64],
@@ -111,10 +115,10 @@ def _box_pairs(
     at_least: float,
     same_class: bool,
 ) -> Pairs:
-    ious = np.asarray(coco_mask.iou(table.xywh[numbers], xywh, truth.crowd[own].tolist()))
+    ious = np.asarray(coco_mask.iou(table.xywh[numbers], xywh, annotations.crowd[own].tolist()))
     close = ious >= at_least
     if same_class:
-        close &= table.labels[numbers][:, None] == truth.labels[own]
+        close &= table.labels[numbers][:, None] == annotations.labels[own]
     detection, box = np.nonzero(close)
     return numbers[detection], own[box], ious[detection, box]
 

@@ -1,4 +1,4 @@
-"""Pictures where people would rather look than read: boxes on photographs, curves of a run."""
+"""Images where people would rather look than read: boxes on photographs, curves of a run."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ PALETTE = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66),
     (0, 114, 178), (213, 94, 0), (204, 121, 167), (255, 255, 255),
 )  # fmt: skip
-_CELL = 300  # pixels of the long side of one picture on a sheet
+_CELL = 300  # pixels of the long side of one image on a sheet
 _GAP = 10
 _CAPTION = 22
-_TINT = 0.45  # of a mask's colour over the picture
+_TINT = 0.45  # of a mask's colour over the image
 _PAPER = (250, 250, 250)
 _INK = (40, 40, 40)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Drawing:
-    """Boxes and masks to draw on one picture."""
+    """Boxes and masks to draw on one image."""
 
-    boxes: NDArray[np.float64]  # (M, 4) xyxy pixels of the picture
+    boxes: NDArray[np.float64]  # (M, 4) xyxy pixels of the image
     labels: NDArray[np.int64]  # (M,)
     captions: tuple[str, ...]  # M texts such as "cat 0.93"
     masks: tuple[NDArray[np.bool_], ...] = ()  # M bitmaps (H, W), or none
@@ -38,34 +38,34 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SheetRow:
-    """One picture of a contact sheet: its truth beside what was predicted."""
+    """One image of a contact sheet: its ground truth beside what was predicted."""
 
     name: str
     pixels: NDArray[np.uint8]  # (H, W, 3)
-    truth: Drawing
+    annotations: Drawing
     prediction: Drawing
 
 
 def draw_boxes(pixels: NDArray[np.uint8], drawing: Drawing) -> Image.Image:
-    """The picture (H, W, 3) with masks, boxes and captions; captions stay inside the picture."""
+    """The image (H, W, 3) with masks, boxes and captions; captions stay inside the image."""
     tinted = pixels.copy() if drawing.masks else pixels
     for mask, label in zip(drawing.masks, drawing.labels, strict=False):
         colour = np.array(colour_of(int(label)))
         tinted[mask] = ((1 - _TINT) * tinted[mask] + _TINT * colour).astype(np.uint8)
-    picture = Image.fromarray(tinted).convert("RGB")
-    canvas = ImageDraw.Draw(picture)
-    long_side = max(picture.size)
+    image = Image.fromarray(tinted).convert("RGB")
+    canvas = ImageDraw.Draw(image)
+    long_side = max(image.size)
     width = max(2, round(long_side / 250))
     font = ImageFont.load_default(max(11, round(long_side / 40)))
     for box, label in zip(drawing.boxes, drawing.labels, strict=True):
         _outline(canvas, box, colour_of(int(label)), width)
     for box, label, caption in zip(drawing.boxes, drawing.labels, drawing.captions, strict=True):
-        _tag(canvas, box, caption, colour_of(int(label)), font, picture.size)
-    return picture
+        _tag(canvas, box, caption, colour_of(int(label)), font, image.size)
+    return image
 
 
 def contact_sheet(rows: Sequence[SheetRow], path: Path, *, pairs_per_line: int = 2) -> None:
-    """Write a PNG with truth beside prediction for each row."""
+    """Write a PNG with ground truth beside prediction for each row."""
     pairs = [_pair(row) for row in rows]
     lines = [pairs[i : i + pairs_per_line] for i in range(0, len(pairs), pairs_per_line)]
     heights = [max(pair.height for pair in line) for line in lines]
@@ -128,14 +128,14 @@ def colour_of(label: int) -> tuple[int, int, int]:
 
 
 def _pair(row: SheetRow) -> Image.Image:
-    """Caption line above truth and prediction side by side."""
+    """Caption line above ground truth and prediction side by side."""
     scale = _CELL / max(row.pixels.shape[:2])
     height = round(row.pixels.shape[0] * scale)
     pair = Image.new("RGB", (2 * _CELL + _GAP // 2, height + _CAPTION), _PAPER)
     canvas = ImageDraw.Draw(pair)
     font = ImageFont.load_default(13)
     for place, (title, drawing) in enumerate(
-        ((f"{row.name}: truth", row.truth), ("prediction", row.prediction))
+        ((f"{row.name}: ground truth", row.annotations), ("prediction", row.prediction))
     ):
         x = place * (_CELL + _GAP // 2)
         canvas.text((x, 3), title, fill=_INK, font=font)

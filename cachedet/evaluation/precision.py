@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cachedet.evaluation.detection_table import Found, tabulate
 from cachedet.evaluation.matches import AREAS, MatchTable, match_detections
-from cachedet.structures import CategoryMap, Truth
+from cachedet.structures import Annotations, CategoryMap
 
 Floats = NDArray[np.float64]
 RECALLS: Floats = np.linspace(0.0, 1.0, 101)
@@ -55,12 +55,12 @@ def mean_known(values: Floats) -> float:
 
 
 def accumulate(matches: MatchTable, *, most_per_class: int | None = None) -> PrecisionTable:
-    """Precision and recall of each class, of its best `most_per_class` a picture or all."""
+    """Precision and recall of each class, of its best `most_per_class` an image or all."""
     areas, thresholds = len(matches.areas), len(matches.iou_thresholds)
     shape = (thresholds, len(RECALLS), matches.num_classes, areas)
     precision = np.full(shape, ABSENT)
     recall = np.full((thresholds, matches.num_classes, areas), ABSENT)
-    counts = count_truths(matches)
+    counts = count_gt(matches)
     for label in range(matches.num_classes):
         span = matches.of_class(label)
         taken = np.arange(span.start, span.stop)
@@ -75,24 +75,24 @@ def accumulate(matches: MatchTable, *, most_per_class: int | None = None) -> Pre
     return PrecisionTable(precision=precision, recall=recall)
 
 
-def count_truths(matches: MatchTable) -> NDArray[np.int64]:
+def count_gt(matches: MatchTable) -> NDArray[np.int64]:
     """(A, K) boxes that count."""
     return np.stack(
         [
-            np.bincount(matches.truth_labels[~ignored], minlength=matches.num_classes)
-            for ignored in matches.truth_ignored
+            np.bincount(matches.gt_labels[~ignored], minlength=matches.num_classes)
+            for ignored in matches.gt_ignored
         ]
     )
 
 
 def interpolate(
-    right: NDArray[np.bool_], wrong: NDArray[np.bool_], num_truths: int
+    right: NDArray[np.bool_], wrong: NDArray[np.bool_], num_gt: int
 ) -> tuple[Floats, Floats]:
     """Flags (T, D) by falling score -> precision at RECALLS (T, R) and the last recall (T,).
 
     The precision at a recall is the best at that or a higher one; 0 where it is never reached.
     """
-    recall, precision = raw_curve(right, wrong, num_truths)
+    recall, precision = raw_curve(right, wrong, num_gt)
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     envelope = np.pad(envelope, ((0, 0), (0, 1)))  # the zero of recalls beyond the last
     at = np.stack([np.searchsorted(own, RECALLS, side="left") for own in recall])
@@ -101,12 +101,12 @@ def interpolate(
 
 
 def raw_curve(
-    right: NDArray[np.bool_], wrong: NDArray[np.bool_], num_truths: int
+    right: NDArray[np.bool_], wrong: NDArray[np.bool_], num_gt: int
 ) -> tuple[Floats, Floats]:
     """Recall and precision (T, D) down to each detection."""
     hits = np.cumsum(right, axis=1, dtype=np.float64)
     alarms = np.cumsum(wrong, axis=1, dtype=np.float64)
-    return hits / num_truths, hits / (alarms + hits + _TINY)
+    return hits / num_gt, hits / (alarms + hits + _TINY)
 
 
 def or_null(value: float) -> float | None:
@@ -119,7 +119,7 @@ DEFAULT_LIMITS = (10, 100, 300, 1000)
 
 @dataclass(frozen=True, kw_only=True)
 class ProposalRecall:
-    """Recall of the best `limit` proposals of each picture, mean over IoU 0.5 to 0.95 (NaN: none
+    """Recall of the best `limit` proposals of each image, mean over IoU 0.5 to 0.95 (NaN: none
     to find)."""
 
     limit: int
@@ -139,51 +139,51 @@ class ProposalRecall:
 class ProposalReport:
     """Recall of a detector's proposals at rising limits; beyond its own limit it stays."""
 
-    most_per_picture: int  # that the detector keeps
+    most_per_image: int  # that the detector keeps
     at_limits: tuple[ProposalRecall, ...]
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "most_per_picture": self.most_per_picture,
+            "most_per_image": self.most_per_image,
             "at_limits": [recall.to_json() for recall in self.at_limits],
         }
 
 
 def proposal_recall(
-    truth: Truth, proposals: Found, *, limits: Sequence[int] = DEFAULT_LIMITS
+    annotations: Annotations, proposals: Found, *, limits: Sequence[int] = DEFAULT_LIMITS
 ) -> tuple[ProposalRecall, ...]:
     """Recall at each limit; scores are objectness, labels of proposals are not looked at.
 
     Raises InputError as `tabulate`, ValueError on a limit below 1.
     """
     if not limits or min(limits) < 1:
-        raise ValueError(f"expected limits of at least 1 proposal a picture, got {list(limits)}")
-    table = tabulate(truth, proposals)
+        raise ValueError(f"expected limits of at least 1 proposal an image, got {list(limits)}")
+    table = tabulate(annotations, proposals)
     table = dataclasses.replace(table, labels=np.zeros_like(table.labels))
-    matches = match_detections(_without_classes(truth), table, most_per_class=max(limits))
+    matches = match_detections(_without_classes(annotations), table, most_per_class=max(limits))
     return tuple(_at_limit(matches, limit) for limit in sorted(limits))
 
 
-def _without_classes(truth: Truth) -> Truth:
-    """One class; boxes class by class in each picture, as COCO lists them."""
-    rows = np.repeat(np.arange(len(truth)), np.diff(truth.offsets))
-    order = np.lexsort((truth.labels, rows))
-    return Truth(
-        image_ids=truth.image_ids,
-        file_names=truth.file_names,
-        sizes_hw=truth.sizes_hw,
-        offsets=truth.offsets,
-        boxes=truth.boxes[order],
-        labels=np.zeros_like(truth.labels),
-        crowd=truth.crowd[order],
-        areas=truth.areas[order],
+def _without_classes(annotations: Annotations) -> Annotations:
+    """One class; boxes class by class in each image, as COCO lists them."""
+    rows = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
+    order = np.lexsort((annotations.labels, rows))
+    return Annotations(
+        image_ids=annotations.image_ids,
+        file_names=annotations.file_names,
+        sizes_hw=annotations.sizes_hw,
+        offsets=annotations.offsets,
+        boxes=annotations.boxes[order],
+        labels=np.zeros_like(annotations.labels),
+        crowd=annotations.crowd[order],
+        areas=annotations.areas[order],
         categories=CategoryMap(ids=(0,), names=("object",)),
-        sides_wh=truth.sides_wh[order] if truth.sides_wh is not None else None,
+        sides_wh=annotations.sides_wh[order] if annotations.sides_wh is not None else None,
     )
 
 
 def _at_limit(matches: MatchTable, limit: int) -> ProposalRecall:
-    counts = count_truths(matches)[:, 0]
+    counts = count_gt(matches)[:, 0]
     within = matches.ranks < limit
     hits = (matches.matched & ~matches.ignored & within).sum(axis=2)  # (A, T)
     recall = np.where(counts[:, None] > 0, hits / np.maximum(counts, 1)[:, None], np.nan)

@@ -1,10 +1,10 @@
-"""How far AP would move with other pictures of the same kind: the bootstrap over pictures.
+"""How far AP would move with other images of the same kind: the bootstrap over images.
 
-Detections are matched once; a resample only weighs pictures by how often they were drawn, so
+Detections are matched once; a resample only weighs images by how often they were drawn, so
 1,000 resamples of a small set take seconds. Efron & Tibshirani, An Introduction to the Bootstrap,
 1993, chapter 13 (percentile intervals).
 
-Letters: B resamples, N pictures, K classes, T IoU thresholds, D detections.
+Letters: B resamples, N images, K classes, T IoU thresholds, D detections.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cachedet.evaluation.detection_table import Found, tabulate
 from cachedet.evaluation.matches import ALL_SIZES, Kind, MatchTable, match_detections
 from cachedet.evaluation.precision import RECALLS, or_null
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -31,7 +31,7 @@ _VALUES_AT_ONCE = 4_000_000  # bounds the working memory: about 40 bytes each
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A figure on the pictures as they are, and where `confidence` of the resamples lie."""
+    """A figure on the images as they are, and where `confidence` of the resamples lie."""
 
     value: float
     low: float
@@ -62,7 +62,7 @@ class BootstrapReport:
     per_class: tuple[Interval, ...]
     resamples: int
     confidence: float
-    num_pictures: int
+    num_images: int
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -71,13 +71,13 @@ class BootstrapReport:
             "per_class": [interval.to_json() for interval in self.per_class],
             "resamples": self.resamples,
             "confidence": self.confidence,
-            "num_pictures": self.num_pictures,
+            "num_images": self.num_images,
         }
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonReport:
-    """Two runs on the same pictures; `difference` is the first minus the second, paired."""
+    """Two runs on the same images; `difference` is the first minus the second, paired."""
 
     first: BootstrapReport
     second: BootstrapReport
@@ -85,8 +85,8 @@ class ComparisonReport:
 
     @property
     def tells_apart(self) -> bool:
-        """By AP; one picture alone, drawn again and again, tells nothing."""
-        return self.difference.num_pictures > 1 and self.difference.ap.excludes_zero
+        """By AP; one image alone, drawn again and again, tells nothing."""
+        return self.difference.num_images > 1 and self.difference.ap.excludes_zero
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -98,7 +98,7 @@ class ComparisonReport:
 
 
 def bootstrap(
-    truth: Truth,
+    annotations: Annotations,
     found: Found,
     *,
     resamples: int = 1000,
@@ -111,13 +111,13 @@ def bootstrap(
 
     Raises ValueError on a count below 1 or a confidence outside (0, 1).
     """
-    weights = draw_pictures(len(truth), resamples=resamples, seed=seed)
-    values = _values(truth, found, weights, of, on_progress)
-    return _summarise(values, confidence=confidence, truth=truth)
+    weights = draw_images(len(annotations), resamples=resamples, seed=seed)
+    values = _values(annotations, found, weights, of, on_progress)
+    return _summarise(values, confidence=confidence, annotations=annotations)
 
 
 def compare_runs(
-    truth: Truth,
+    annotations: Annotations,
     first: Found,
     second: Found,
     *,
@@ -127,33 +127,33 @@ def compare_runs(
     of: Kind = "bbox",
     on_progress: Progress | None = None,
 ) -> ComparisonReport:
-    """Intervals of two runs and of their difference on the same resamples of the same pictures.
+    """Intervals of two runs and of their difference on the same resamples of the same images.
 
     `on_progress` and errors as in `bootstrap`; the classes of both runs count.
     """
-    weights = draw_pictures(len(truth), resamples=resamples, seed=seed)
-    of_first = _values(truth, first, weights, of, on_progress)
-    of_second = _values(truth, second, weights, of, on_progress)
+    weights = draw_images(len(annotations), resamples=resamples, seed=seed)
+    of_first = _values(annotations, first, weights, of, on_progress)
+    of_second = _values(annotations, second, weights, of, on_progress)
     reports = [
-        _summarise(values, confidence=confidence, truth=truth)
+        _summarise(values, confidence=confidence, annotations=annotations)
         for values in (of_first, of_second, of_first.minus(of_second))
     ]
     return ComparisonReport(first=reports[0], second=reports[1], difference=reports[2])
 
 
-def draw_pictures(num_pictures: int, *, resamples: int, seed: int) -> Ints:
-    """(B, N) how often each picture is in a resample of N drawn with replacement."""
-    if resamples < 1 or num_pictures < 1:
+def draw_images(num_images: int, *, resamples: int, seed: int) -> Ints:
+    """(B, N) how often each image is in a resample of N drawn with replacement."""
+    if resamples < 1 or num_images < 1:
         raise ValueError(
-            f"expected at least one resample and picture, got {resamples} and {num_pictures}"
+            f"expected at least one resample and image, got {resamples} and {num_images}"
         )
     rng = np.random.default_rng(seed)
-    return rng.multinomial(num_pictures, [1 / num_pictures] * num_pictures, size=resamples)
+    return rng.multinomial(num_images, [1 / num_images] * num_images, size=resamples)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WeightedAP:
-    """COCO's AP where picture n counts `weights[b, n]` times; NaN where no class has boxes."""
+    """COCO's AP where image n counts `weights[b, n]` times; NaN where no class has boxes."""
 
     ap: Floats  # (B,)
     ap50: Floats  # (B,)
@@ -172,20 +172,20 @@ def weighted_ap(
 ) -> WeightedAP:
     """AP of boxes of all sizes for each row of weights (B, N), whole numbers from 0.
 
-    Equals the AP of a data set in which each picture stands as often as its weight.
+    Equals the AP of a data set in which each image stands as often as its weight.
     """
     count, classes = len(weights), matches.num_classes
     per_threshold = np.full((count, classes, len(matches.iou_thresholds)), np.nan)
     for label in range(classes):
-        counted = ~matches.truth_ignored[0] & (matches.truth_labels == label)
-        boxes_in = np.bincount(matches.truth_rows[counted], minlength=matches.num_pictures)
-        num_truths = weights @ boxes_in
-        known = np.flatnonzero(num_truths)
+        counted = ~matches.gt_ignored[0] & (matches.gt_labels == label)
+        boxes_in = np.bincount(matches.gt_rows[counted], minlength=matches.num_images)
+        num_gt = weights @ boxes_in
+        known = np.flatnonzero(num_gt)
         span = matches.of_class(label)
         step = max(_VALUES_AT_ONCE // max(span.stop - span.start, 1), 1)
         for start in range(0, len(known), step):
             part = known[start : start + step]
-            per_threshold[part, label] = _of_class(matches, span, weights[part], num_truths[part])
+            per_threshold[part, label] = _of_class(matches, span, weights[part], num_gt[part])
         if on_progress is not None:
             on_progress(1)
     per_class = per_threshold.mean(axis=2)
@@ -193,44 +193,46 @@ def weighted_ap(
     return WeightedAP(ap=_mean_of_known(per_class), ap50=_mean_of_known(at50), per_class=per_class)
 
 
-def _of_class(matches: MatchTable, span: slice, weights: Ints, num_truths: Ints) -> Floats:
+def _of_class(matches: MatchTable, span: slice, weights: Ints, num_gt: Ints) -> Floats:
     """(B, T) AP of one class.
 
     Precision only matters where recall grows: a right detection is worth the recalls it reaches
     first, at the best precision from there on.
     """
-    of_picture = weights[:, matches.rows[span]].astype(np.float64)  # (B, D)
+    of_image = weights[:, matches.rows[span]].astype(np.float64)  # (B, D)
     judged = ~matches.ignored[0][:, span]
     right = matches.matched[0][:, span] & judged
     ap = np.zeros((len(weights), len(judged)))
     so_far: tuple[NDArray[np.bool_], Floats] | None = None
     for threshold, (own_judged, own_right) in enumerate(zip(judged, right, strict=True)):
         if so_far is None or not np.array_equal(so_far[0], own_judged):
-            so_far = own_judged, np.cumsum(of_picture * own_judged, axis=1)
+            so_far = own_judged, np.cumsum(of_image * own_judged, axis=1)
         at = np.flatnonzero(own_right)
         if not len(at):
             continue
-        hits = np.cumsum(of_picture[:, at], axis=1)
+        hits = np.cumsum(of_image[:, at], axis=1)
         precision = hits / (so_far[1][:, at] + np.spacing(1))
         envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        reached = np.searchsorted(RECALLS, hits / num_truths[:, None], side="right")
-        # recall 0 is reached by anything, even if the first right ones are of pictures not drawn
+        reached = np.searchsorted(RECALLS, hits / num_gt[:, None], side="right")
+        # recall 0 is reached by anything, even if the first right ones are of images not drawn
         newly = np.diff(reached, axis=1, prepend=0)
         ap[:, threshold] = (envelope * newly).sum(axis=1) / len(RECALLS)
     return ap
 
 
 def _values(
-    truth: Truth, found: Found, weights: Ints, of: Kind, on_progress: Progress | None
+    annotations: Annotations, found: Found, weights: Ints, of: Kind, on_progress: Progress | None
 ) -> WeightedAP:
-    """Row 0: the pictures as they are."""
-    table = tabulate(truth, found, with_masks=of == "segm")
-    matches = match_detections(truth, table, areas=ALL_SIZES, of=of)
-    once = np.ones((1, len(truth)), dtype=weights.dtype)
+    """Row 0: the images as they are."""
+    table = tabulate(annotations, found, with_masks=of == "segm")
+    matches = match_detections(annotations, table, areas=ALL_SIZES, of=of)
+    once = np.ones((1, len(annotations)), dtype=weights.dtype)
     return weighted_ap(matches, np.concatenate([once, weights]), on_progress=on_progress)
 
 
-def _summarise(values: WeightedAP, *, confidence: float, truth: Truth) -> BootstrapReport:
+def _summarise(
+    values: WeightedAP, *, confidence: float, annotations: Annotations
+) -> BootstrapReport:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, such as 0.95, got {confidence}")
     return BootstrapReport(
@@ -239,7 +241,7 @@ def _summarise(values: WeightedAP, *, confidence: float, truth: Truth) -> Bootst
         per_class=tuple(_interval(own, confidence) for own in values.per_class.T),
         resamples=len(values.ap) - 1,
         confidence=confidence,
-        num_pictures=len(truth),
+        num_images=len(annotations),
     )
 
 

@@ -21,7 +21,7 @@ DEFAULT_EDGES = (0, 10, 100, 1000)
 class Stratum:
     """Classes with `low` <= training annotations < `high` (None: no upper end).
 
-    AP and AP50 are means over those of its classes that have boxes in the scored pictures; NaN
+    AP and AP50 are means over those of its classes that have boxes in the scored images; NaN
     where none has.
     """
 
@@ -30,7 +30,7 @@ class Stratum:
     ap: float
     ap50: float
     num_classes: int
-    num_scored: int  # of them with boxes in the scored pictures
+    num_scored: int  # of them with boxes in the scored images
     category_ids: tuple[int, ...]
 
     @property

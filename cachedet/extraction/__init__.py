@@ -1,1 +1,1 @@
-"""How features get from picture files into a store: inputs, stages, ranks."""
+"""How features get from image files into a store: inputs, stages, ranks."""

@@ -1,4 +1,4 @@
-"""From picture files to backbone input, and from there to features."""
+"""From image files to backbone input, and from there to features."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from torch import Tensor
 
 from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.config.run import ExtractConfig
-from cachedet.data.images import decode_picture, make_input
+from cachedet.data.images import decode_image, make_input
 from cachedet.data.views import View, make_geometry, view_named
-from cachedet.store.format.manifest import Manifest, library_versions, pictures_digest, truth_digest
-from cachedet.structures import Features, Preprocessing, Truth
+from cachedet.store.format.manifest import (
+    Manifest,
+    annotations_digest,
+    images_digest,
+    library_versions,
+)
+from cachedet.structures import Annotations, Features, Preprocessing
 
 
 def load_input(
@@ -28,11 +33,11 @@ def load_input(
     pad_multiple: int,
     preprocessing: Preprocessing,
 ) -> Tensor:
-    """One picture file as backbone input (3, H, W) of one view."""
-    pixels = decode_picture(path)
+    """One image file as backbone input (3, H, W) of one view."""
+    pixels = decode_image(path)
     geometry = make_geometry(
         view_named(view),
-        picture_hw=(pixels.shape[0], pixels.shape[1]),
+        image_hw=(pixels.shape[0], pixels.shape[1]),
         image_id=image_id,
         image_size=image_size,
         pad_multiple=pad_multiple,
@@ -63,17 +68,17 @@ class InputLoader:
 
 
 def make_inputs(
-    truth: Truth,
+    annotations: Annotations,
     *,
     images: Path,
     image_size: int,
     pad_multiple: int,
     preprocessing: Preprocessing,
 ) -> InputLoader:
-    """Of the pictures of `truth`, row by row, in the folder `images`."""
+    """Of the images of `annotations`, row by row, in the folder `images`."""
     return InputLoader(
-        paths=[images / name for name in truth.file_names],
-        image_ids=truth.image_ids.tolist(),
+        paths=[images / name for name in annotations.file_names],
+        image_ids=annotations.image_ids.tolist(),
         image_size=image_size,
         pad_multiple=pad_multiple,
         preprocessing=preprocessing,
@@ -92,18 +97,18 @@ def make_manifest(
     backbone: FrozenBackbone,
     *,
     views: Sequence[View],
-    truth: Truth,
+    annotations: Annotations,
     contents: NDArray[np.uint64],
     skipped: tuple[tuple[str, str], ...],
 ) -> Manifest:
-    """Of features of `truth`'s pictures.
+    """Of features of `annotations`' images.
 
     Args:
         config: of the extraction.
         backbone: whose features they are.
-        views: of each picture.
-        truth: of the pictures.
-        contents: (N,) digest of each picture file.
+        views: of each image.
+        annotations: of the images.
+        contents: (N,) digest of each image file.
         skipped: file name and reason of those left out.
     """
     return Manifest(
@@ -117,9 +122,9 @@ def make_manifest(
         codec=config.codec,
         block_size=config.block_size,
         batch_size=config.batch_size,
-        truth_digest=truth_digest(truth),
-        pictures_digest=pictures_digest(contents),
-        categories=truth.categories,
+        annotations_digest=annotations_digest(annotations),
+        images_digest=images_digest(contents),
+        categories=annotations.categories,
         skipped=skipped,
         versions=library_versions(),
     )

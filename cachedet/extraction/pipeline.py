@@ -1,7 +1,7 @@
 """Decoding, backbone, encoding and writing at the same time, in bounded memory.
 
 Each stage has its own threads; the backbone runs in the calling one. At most two blocks of encoded
-pictures exist at once, of features one batch more than threads encode, and the inputs of the block
+images exist at once, of features one batch more than threads encode, and the inputs of the block
 decoded ahead.
 """
 
@@ -22,7 +22,7 @@ from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.device import single_core_threads, usable_cores
 from cachedet.extraction.inputs import InputLoader
 from cachedet.store.format.layout import Block
-from cachedet.store.writer import PackedPictures, StoreWriter
+from cachedet.store.writer import PackedImages, StoreWriter
 from cachedet.structures import Features
 
 
@@ -32,13 +32,13 @@ class Work:
 
     workers: int
     seconds: float = 0.0  # busy, summed over its workers
-    pictures: int = 0
+    images: int = 0
     nbytes: int = 0
 
     @property
-    def pictures_per_second(self) -> float:
+    def images_per_second(self) -> float:
         """Of all its workers together, if nothing else held them up."""
-        return self.pictures * self.workers / self.seconds if self.seconds > 0 else 0.0
+        return self.images * self.workers / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def bytes_per_second(self) -> float:
@@ -49,7 +49,7 @@ class StageClock:
     """Adds up the busy time of every stage, from any thread.
 
     Args:
-        workers: threads of each stage, in the order pictures pass through.
+        workers: threads of each stage, in the order images pass through.
     """
 
     def __init__(self, workers: dict[str, int]) -> None:
@@ -57,7 +57,7 @@ class StageClock:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def busy(self, stage: str, pictures: int) -> Iterator[Work]:
+    def busy(self, stage: str, images: int) -> Iterator[Work]:
         """Time the body; it adds the bytes it moved to `nbytes` of the value it gets."""
         work = Work(workers=1)
         started = time.perf_counter()
@@ -66,21 +66,21 @@ class StageClock:
         with self._lock:
             total = self.stages[stage]
             total.seconds += seconds
-            total.pictures += pictures
+            total.images += images
             total.nbytes += work.nbytes
 
     @property
     def slowest(self) -> str | None:
         """The stage with the lowest rate; None before all have done something."""
-        rates = {name: work.pictures_per_second for name, work in self.stages.items()}
+        rates = {name: work.images_per_second for name, work in self.stages.items()}
         return min(rates, key=rates.__getitem__) if all(rates.values()) else None
 
     def describe(self) -> str:
         """``decode 210/s 55 MB/s, ...; slowest: backbone``"""
         parts = [
-            f"{name} {work.pictures_per_second:.0f}/s {work.bytes_per_second / 1e6:.0f} MB/s"
+            f"{name} {work.images_per_second:.0f}/s {work.bytes_per_second / 1e6:.0f} MB/s"
             for name, work in self.stages.items()
-            if work.pictures
+            if work.images
         ]
         named = f"; slowest: {self.slowest}" if self.slowest else ""
         return ", ".join(parts) + named
@@ -96,7 +96,7 @@ class _Inputs:
     """A batch of backbone inputs that is being filled."""
 
     images: Tensor  # (n, 3, H, W)
-    filled: list[Future[None]]  # by picture
+    filled: list[Future[None]]  # by image
 
     def wait(self) -> Tensor:
         """The whole batch. Raises what decoding raised."""
@@ -109,10 +109,10 @@ class ExtractionPipeline:
     """Writes the features of blocks into a store.
 
     Args:
-        loader: of the pictures.
+        loader: of the images.
         backbone: whose features are wanted.
         writer: of the store.
-        batch_size: pictures per forward; a block is cut into batches from its start (law L5).
+        batch_size: images per forward; a block is cut into batches from its start (law L5).
         workers: threads that decode.
         encoders: threads that encode; None: as many as suit the backbone's device.
         on_block: called after each block with it and whether this process committed it.
@@ -198,7 +198,7 @@ class ExtractionPipeline:
 
     def _run_backbone(
         self, block: Block, batches: deque[_Inputs], encoder: ThreadPoolExecutor
-    ) -> list[Future[PackedPictures]]:
+    ) -> list[Future[PackedImages]]:
         packed = []
         for start in range(0, len(block.rows), self._batch_size):
             images = batches.popleft().wait()
@@ -211,7 +211,7 @@ class ExtractionPipeline:
             packed.append(encoder.submit(self._encode, block, features, start))
         return packed
 
-    def _encode(self, block: Block, features: Features, start: int) -> PackedPictures:
+    def _encode(self, block: Block, features: Features, start: int) -> PackedImages:
         try:
             with self.clock.busy("encode", len(next(iter(features.values())))) as work:
                 packed = self._writer.encode(block, features, start=start)
@@ -220,12 +220,12 @@ class ExtractionPipeline:
             self._batches.release()
         return packed
 
-    def _commit(self, block: Block, packed: Sequence[Future[PackedPictures]]) -> None:
+    def _commit(self, block: Block, packed: Sequence[Future[PackedImages]]) -> None:
         try:
-            pictures = [future.result() for future in packed]
+            images = [future.result() for future in packed]
             with self.clock.busy("write", len(block.rows)) as work:
-                is_ours = self._writer.commit(block, pictures)
-                work.nbytes = sum(some.nbytes for some in pictures)
+                is_ours = self._writer.commit(block, images)
+                work.nbytes = sum(some.nbytes for some in images)
             self._on_block(block, is_ours)
         finally:
             self._blocks.release()

@@ -1,4 +1,4 @@
-"""The batches of a cached run from picture files: the same plan, pixels instead of features."""
+"""The batches of a cached run from image files: the same plan, pixels instead of features."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cachedet.augmentation.draws import Draws
+from cachedet.augmentation.draws import RandomDraws
 from cachedet.augmentation.steps import Augment
 from cachedet.data.views import MOST_DRAWS, make_geometry, make_targets, view_named
 from cachedet.detector.end_to_end import PIXELS
 from cachedet.device import single_core_threads, usable_cores
 from cachedet.extraction.inputs import InputLoader
 from cachedet.loading.loader import FeatureLoader, give_way
-from cachedet.loading.sampling import Due, due_batches
+from cachedet.loading.sampling import PlannedBatch, planned_batches
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Batch, Targets
 
@@ -29,17 +29,17 @@ _CORES_OF_A_THREAD = 2  # decoding waits for nothing else, but on a CPU the step
 _MOST_THREADS = 16
 
 
-class PictureLoader:
+class ImageLoader:
     """Decodes batches ahead of the training step, in background threads.
 
     Where the plan says a jitter view, each epoch has a draw of its own of the same recipe, which no
     cache can offer: this is what cached views are compared with.
 
     Args:
-        plans: says which pictures and views make up each batch.
+        plans: says which images and views make up each batch.
         views: names by the plan's view index.
-        store: whose pictures they are; its features are not read.
-        inputs: reads the picture of a row.
+        store: whose images they are; its features are not read.
+        inputs: reads the image of a row.
         device: of the training.
         fresh: whether jitter is drawn anew every epoch; else the views are those of the store.
         augment: changes a batch of pixels, with the draws that a cached run of this seed has.
@@ -75,9 +75,9 @@ class PictureLoader:
         self, epoch: int, *, skip: int = 0, until: int | None = None
     ) -> Generator[Batch, None, None]:
         """See FeatureLoader. Raises BadImageError at the batch that cannot be read."""
-        return self.read_ahead(due_batches(self.plan, epoch, skip=skip, until=until))
+        return self.read_ahead(planned_batches(self.plan, epoch, skip=skip, until=until))
 
-    def read_ahead(self, due: Iterable[Due]) -> Generator[Batch, None, None]:
+    def read_ahead(self, planned: Iterable[PlannedBatch]) -> Generator[Batch, None, None]:
         """See FeatureLoader."""
         waiting: deque[Future[Batch]] = deque()
         workers = _decoding_threads()
@@ -86,10 +86,10 @@ class PictureLoader:
             for threads, name in ((workers, "decode"), (1, "collect"))
         )
         try:
-            for keys, epoch, number in due:
+            for keys, epoch, number in planned:
                 pairs = [(int(row), self._name(int(view), epoch)) for view, row in keys]
                 jobs = [decoders.submit(self._inputs.load, row, view) for row, view in pairs]
-                draws = Draws((self._seed, epoch, number), places=range(len(keys)))
+                draws = RandomDraws((self._seed, epoch, number), places=range(len(keys)))
                 waiting.append(collector.submit(self._collect, pairs, jobs, draws))
                 if len(waiting) > 1 + math.ceil(workers / len(pairs)):
                     yield waiting.popleft().result()
@@ -103,7 +103,7 @@ class PictureLoader:
         return fresh_view(self._views[view], epoch) if self._fresh else self._views[view]
 
     def _collect(
-        self, pairs: list[tuple[int, str]], jobs: list[Future[Tensor]], draws: Draws
+        self, pairs: list[tuple[int, str]], jobs: list[Future[Tensor]], draws: RandomDraws
     ) -> Batch:
         batch = Batch(
             features={PIXELS: torch.stack([job.result() for job in jobs])},
@@ -118,15 +118,15 @@ class PictureLoader:
 
     def _targets(self, row: int, view: str) -> Targets:
         """Of any view, also one that the store does not hold."""
-        truth = self._store.truth
+        annotations = self._store.annotations
         geometry = make_geometry(
             view_named(view),
-            picture_hw=truth.size_of(row),
-            image_id=int(truth.image_ids[row]),
+            image_hw=annotations.size_of(row),
+            image_id=int(annotations.image_ids[row]),
             image_size=self._inputs.image_size,
             pad_multiple=self._inputs.pad_multiple,
         )
-        return make_targets(truth, row, geometry)
+        return make_targets(annotations, row, geometry)
 
 
 def fresh_view(name: str, epoch: int) -> str:

@@ -1,4 +1,4 @@
-"""The four ways to train a detector on the same pictures: what is trained, and on which batches."""
+"""The four ways to train a detector on the same images: what is trained, and on which batches."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from cachedet.backbone.trained import BatchNorm, TrainedBackbone
 from cachedet.config.detector import trains_masks
 from cachedet.config.run import ONLY_CACHED, TrainConfig
 from cachedet.detector.build import build_detector, choose_levels
-from cachedet.detector.end_to_end import PIXELS, WholeDetector
+from cachedet.detector.end_to_end import PIXELS, EndToEndDetector
 from cachedet.device import choose_device
 from cachedet.errors import ConfigError, InputError
 from cachedet.extraction.inputs import InputLoader, make_inputs
-from cachedet.live.image_loader import PictureLoader
+from cachedet.live.image_loader import ImageLoader
 from cachedet.loading.loader import BatchLoader, FeatureLoader, make_loader, make_planner
 from cachedet.loading.sampling import resolve_views
 from cachedet.store.reader import FeatureStore
@@ -46,7 +46,7 @@ class BackboneTraining:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Rig:
+class TrainingMode:
     """What one mode trains, and on what. The trainer's step includes all that the mode costs."""
 
     mode: Mode
@@ -54,7 +54,7 @@ class Rig:
     loader: BatchLoader
 
 
-def make_rig(
+def make_training_mode(
     mode: Mode,
     config: TrainConfig,
     *,
@@ -63,15 +63,15 @@ def make_rig(
     weights: str,
     total_steps: int,
     backbone: BackboneTraining | None = None,
-) -> Rig:
+) -> TrainingMode:
     """Everything for one mode, seeded: heads start from the same weights in all modes.
 
     Args:
         mode: cached: heads on the store's features. live: heads on a frozen backbone that runs in
             every step. tuned: backbone and heads. scratch: the same from random weights.
         config: of the heads; its views are those of the store.
-        store: says which pictures, views and boxes there are, and what the backbone was.
-        images: folder of the pictures.
+        store: says which images, views and boxes there are, and what the backbone was.
+        images: folder of the images.
         weights: of the backbone, as `extract --weights` takes them.
         total_steps: of the schedule.
         backbone: how it learns.
@@ -86,9 +86,9 @@ def make_rig(
         loader = make_loader(config, store)
         torch.manual_seed(config.seed)
         trainer = make_trainer(config, manifest=store.manifest, total_steps=total_steps)
-        return Rig(mode=mode, trainer=trainer, loader=loader)
+        return TrainingMode(mode=mode, trainer=trainer, loader=loader)
     detector = _make_whole(mode, config, store, weights, backbone or BackboneTraining())
-    image_loader = PictureLoader(
+    image_loader = ImageLoader(
         make_planner(config, store),
         views=tuple(resolve_views(config.views, held=store.manifest.views, where=store.location)),
         store=store,
@@ -103,17 +103,17 @@ def make_rig(
         seed=config.seed,
     )
     trainer = make_trainer_of(detector, config, total_steps=total_steps)
-    return Rig(mode=mode, trainer=trainer, loader=image_loader)
+    return TrainingMode(mode=mode, trainer=trainer, loader=image_loader)
 
 
-def picture_batches(
+def image_batches(
     store: FeatureStore, *, images: Path, view: str, batch_size: int, device: torch.device
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Every picture of `store` once, from its file: rows, and pixels for a `WholeDetector`."""
+    """Every image of `store` once, from its file: rows, and pixels for a `EndToEndDetector`."""
     plans = FeatureLoader(
         store, views=[view], levels=store.manifest.spec.names, batch_size=batch_size, seed=0
     )
-    loader = PictureLoader(
+    loader = ImageLoader(
         plans,
         views=[view],
         store=store,
@@ -126,10 +126,10 @@ def picture_batches(
 
 
 def inputs_of(store: FeatureStore, images: Path) -> InputLoader:
-    """Reads the pictures that the store's features were computed from, in the same way."""
+    """Reads the images that the store's features were computed from, in the same way."""
     manifest = store.manifest
     return make_inputs(
-        store.truth,
+        store.annotations,
         images=images,
         image_size=manifest.image_size,
         pad_multiple=manifest.spec.pad_multiple,
@@ -144,7 +144,7 @@ def require_shared(config: TrainConfig) -> None:
         raise ConfigError(
             f"{' and '.join(changed)}: values of cached maps are changed, which a backbone that "
             "learns does not have; set it to 0 to compare like with like. The other keys of "
-            "augment move pictures, which all modes can"
+            "augment move images, which all modes can"
         )
     for key, default in ONLY_CACHED.items():
         if (value := getattr(config, key)) != default:
@@ -156,7 +156,7 @@ def require_shared(config: TrainConfig) -> None:
 
 def _make_whole(
     mode: Mode, config: TrainConfig, store: FeatureStore, weights: str, training: BackboneTraining
-) -> WholeDetector:
+) -> EndToEndDetector:
     manifest, device = store.manifest, choose_device(config.device)
     frozen = load_backbone(
         manifest.backbone,
@@ -178,7 +178,7 @@ def _make_whole(
     heads = build_detector(
         config.detector, spec=manifest.spec, num_classes=len(manifest.categories)
     )
-    return WholeDetector(
+    return EndToEndDetector(
         backbone=run,
         heads=heads,
         levels=choose_levels(config.detector, manifest.spec).names,

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cachedet.augmentation.draws import Draws
+from cachedet.augmentation.draws import RandomDraws
 from cachedet.augmentation.steps import Augment, make_augment
 from cachedet.config.detector import trains_masks
 from cachedet.config.run import ClassBalancedConfig, RepeatFactorConfig, SamplingConfig, TrainConfig
@@ -37,29 +37,29 @@ from cachedet.loading.residency import (
     make_source,
 )
 from cachedet.loading.sampling import (
-    Due,
+    PlannedBatch,
     Sampler,
     describe_empty_classes,
-    due_batches,
     make_class_balanced_sampler,
     make_repeat_factor_sampler,
     places_of_rank,
     plan_epoch,
+    planned_batches,
     resolve_views,
 )
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Batch, SizeHW, Truth
+from cachedet.structures import Annotations, Batch, SizeHW
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Ready:
+class PrefetchedBatch:
     """A batch whose tensors may still be in the making on the device."""
 
     batch: Batch
     event: torch.cuda.Event | None = None  # happens when they are made
 
 
-class Handover:
+class PrefetchStream:
     """One side stream on CUDA; on any other device nothing."""
 
     def __init__(self, device: torch.device) -> None:
@@ -67,17 +67,17 @@ class Handover:
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def make(self, make: Callable[[], Batch]) -> Ready:
+    def make(self, make: Callable[[], Batch]) -> PrefetchedBatch:
         """Call `make` with the side stream as the current one of this thread."""
         if self._stream is None:
-            return Ready(batch=make())
+            return PrefetchedBatch(batch=make())
         with torch.cuda.stream(self._stream):
             batch = make()
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(self._stream)
-        return Ready(batch=batch, event=event)
+        return PrefetchedBatch(batch=batch, event=event)
 
-    def take(self, ready: Ready) -> Batch:
+    def take(self, ready: PrefetchedBatch) -> Batch:
         """The batch, for the current stream of this thread."""
         if ready.event is not None and self._stream is not None:
             current = torch.cuda.current_stream(self._stream.device)
@@ -113,7 +113,7 @@ class BatchLoader(Protocol):
         """Each batch of `epoch` from number `skip` on, then those of the epochs before `until`."""
         ...
 
-    def read_ahead(self, due: Iterable[Due]) -> Generator[Batch, None, None]:
+    def read_ahead(self, planned: Iterable[PlannedBatch]) -> Generator[Batch, None, None]:
         """Each batch in turn; closing ends the reading."""
         ...
 
@@ -127,13 +127,13 @@ class FeatureLoader:
         store: to train on.
         views: names with equal chance, or the chance of each (in any unit).
         levels: to read.
-        batch_size: most pictures of a global batch; larger than the data is simply the data.
+        batch_size: most images of a global batch; larger than the data is simply the data.
         seed: of the order, and of augmentation.
         device: where batches come to lie; the CPU by default.
-        sampler: draws the pictures of an epoch; each once by default.
+        sampler: draws the images of an epoch; each once by default.
         source: holds the features; read from the disk by default.
         augment: changes a batch, with draws that depend on the seed, the epoch, the number of the
-            batch and the places of its pictures alone.
+            batch and the places of its images alone.
         rank: of this process; it reads its share of each global batch (`places_of_rank`).
         world_size: processes that train together.
     """
@@ -186,28 +186,28 @@ class FeatureLoader:
         read ahead while this one ends. Raises what `FeatureStore.read` raises, at the batch that
         cannot be read.
         """
-        return self.read_ahead(due_batches(self.plan, epoch, skip=skip, until=until))
+        return self.read_ahead(planned_batches(self.plan, epoch, skip=skip, until=until))
 
-    def read_ahead(self, due: Iterable[Due]) -> Generator[Batch, None, None]:
+    def read_ahead(self, planned: Iterable[PlannedBatch]) -> Generator[Batch, None, None]:
         """This rank's share of each batch; see `batches`. Closing ends the reading."""
-        handover = Handover(self._device)
-        waiting: deque[tuple[int, Future[Ready]]] = deque()
+        prefetch_stream = PrefetchStream(self._device)
+        waiting: deque[tuple[int, Future[PrefetchedBatch]]] = deque()
         readers = single_core_threads(
             _reading_threads(), "feature-reader", begin=partial(give_way, self._device.type)
         )
         try:
-            for keys, epoch, number in due:
+            for keys, epoch, number in planned:
                 places = places_of_rank(len(keys), rank=self._rank, world_size=self._world_size)
                 share = keys[places]
                 nbytes = self._decoded_nbytes(share)
                 while _is_enough(waiting, nbytes):
-                    yield handover.take(waiting.popleft()[1].result())
-                draws = Draws((self._seed, epoch, number), places=places)
+                    yield prefetch_stream.take(waiting.popleft()[1].result())
+                draws = RandomDraws((self._seed, epoch, number), places=places)
                 others = len(keys) - len(share)
-                job = readers.submit(self._read, share, others, draws, handover)
+                job = readers.submit(self._read, share, others, draws, prefetch_stream)
                 waiting.append((nbytes, job))
             while waiting:
-                yield handover.take(waiting.popleft()[1].result())
+                yield prefetch_stream.take(waiting.popleft()[1].result())
         finally:
             readers.shutdown(cancel_futures=True)
 
@@ -223,16 +223,16 @@ class FeatureLoader:
         self,
         keys: NDArray[np.int64],
         others: int,
-        draws: Draws,
-        handover: Handover,
-    ) -> Ready:
+        draws: RandomDraws,
+        prefetch_stream: PrefetchStream,
+    ) -> PrefetchedBatch:
         def make() -> Batch:
             batch = self.read(keys)
             if self._augment is not None:
                 batch = self._augment(batch, draws)
             return replace(batch.to(self._device), others=others)
 
-        return handover.make(make)
+        return prefetch_stream.make(make)
 
     def _decoded_nbytes(self, keys: NDArray[np.int64]) -> int:
         view, row = keys[0]
@@ -254,7 +254,7 @@ def make_loader(
     device = choose_device(config.device)
     levels = choose_levels(config.detector, store.manifest.spec).names
     views = resolve_views(config.views, held=store.manifest.views, where=store.location)
-    sampler = _make_sampler(config.sampling, store.truth)
+    sampler = _make_sampler(config.sampling, store.annotations)
     stored, unpacked = store.encoded_nbytes(views, levels)
     processes = _processes_here()
     need = Need(
@@ -267,7 +267,7 @@ def make_loader(
     residency, reason = choose_residency(
         config.residency, need, has_own_memory=device.type == "cuda"
     )
-    empty_classes = describe_empty_classes(store.truth)
+    empty_classes = describe_empty_classes(store.annotations)
     for line in (reason, empty_classes):
         if line is not None and rank == 0:
             print(line, file=sys.stderr)
@@ -309,20 +309,24 @@ def make_planner(config: TrainConfig, store: FeatureStore) -> FeatureLoader:
         levels=choose_levels(config.detector, store.manifest.spec).names,
         batch_size=config.schedule.batch_size,
         seed=config.seed,
-        sampler=_make_sampler(config.sampling, store.truth),
+        sampler=_make_sampler(config.sampling, store.annotations),
     )
 
 
-def _is_enough(waiting: deque[tuple[int, Future[Ready]]], nbytes: int) -> bool:
+def _is_enough(waiting: deque[tuple[int, Future[PrefetchedBatch]]], nbytes: int) -> bool:
     """Whether the step must take a batch before one of `nbytes` more is read."""
     ahead = nbytes + sum(of_batch for of_batch, _ in waiting)
     return len(waiting) >= 2 and (ahead > _AHEAD_NBYTES or len(waiting) >= _MOST_AHEAD)
 
 
-def _make_sampler(config: SamplingConfig, truth: Truth) -> Sampler | None:
+def _make_sampler(config: SamplingConfig, annotations: Annotations) -> Sampler | None:
     if isinstance(config, RepeatFactorConfig):
-        return make_repeat_factor_sampler(truth, threshold=config.threshold)
-    return make_class_balanced_sampler(truth) if isinstance(config, ClassBalancedConfig) else None
+        return make_repeat_factor_sampler(annotations, threshold=config.threshold)
+    return (
+        make_class_balanced_sampler(annotations)
+        if isinstance(config, ClassBalancedConfig)
+        else None
+    )
 
 
 def give_way(device_type: str) -> None:
@@ -353,7 +357,7 @@ def _processes_here() -> int:
 def _bucket_numbers(
     store: FeatureStore, views: Sequence[str], levels: Sequence[str]
 ) -> tuple[NDArray[np.int64], list[int]]:
-    """(V, N) number of each picture's bucket, and by number the decoded bytes of a picture."""
+    """(V, N) number of each image's bucket, and by number the decoded bytes of an image."""
     numbers: dict[SizeHW, int] = {}
     buckets = np.full((len(views), len(store)), -1, dtype=np.int64)
     for index, view in enumerate(views):

@@ -4,7 +4,7 @@
     ram      bytes as they are stored; what is entropy-coded is decompressed with its batch
     device   decompressed arrays, dequantised where they are
 
-Each picture's checksums are checked when it is read from the store. All three end in the same
+Each image's checksums are checked when it is read from the store. All three end in the same
 `decode_parts` of the same bytes, so their batches are bit-identical.
 """
 
@@ -37,7 +37,7 @@ _SHARE = 0.5  # of what is free that `auto` takes: the step, validation and othe
 _WORTH_A_LINE = 256 << 20  # bytes to load below which no progress is shown
 
 
-_OnDevice = dict[str, dict[str, Tensor]]  # level -> part -> (pictures, *part.shape)
+_OnDevice = dict[str, dict[str, Tensor]]  # level -> part -> (images, *part.shape)
 
 
 class FeatureSource(Protocol):
@@ -195,7 +195,7 @@ class DeviceFeatures:
         blocks = [block for block in store.blocks if block.view in views]
         self._held = {
             bucket: _empty_on(device, store.make_buffers(bucket, count, levels))
-            for bucket, count in _pictures_by_bucket(blocks).items()
+            for bucket, count in _images_by_bucket(blocks).items()
         }
         used = dict.fromkeys(self._held, 0)
         _, nbytes = store.encoded_nbytes(views, levels)
@@ -260,7 +260,7 @@ class _HostBuffers:
 def _decode(store: FeatureStore, bucket: SizeHW, parts: _OnDevice, memory: MapMemory) -> Features:
     """Maps (n, C, h, w) float32, channels last.
 
-    On a CPU picture by picture: what lies between the codes and the result stays in the cache.
+    On a CPU image by image: what lies between the codes and the result stays in the cache.
     """
     first = next(iter(next(iter(parts.values())).values()))
     if first.device.type != "cpu":
@@ -271,12 +271,12 @@ def _decode(store: FeatureStore, bucket: SizeHW, parts: _OnDevice, memory: MapMe
     shapes = store.manifest.spec.map_shapes(bucket)
     decoded = memory.take(len(first), {level: shapes[level] for level in parts})
     for n in range(len(first)):
-        of_picture = {
+        of_image = {
             level: {name: part[n : n + 1] for name, part in of_level.items()}
             for level, of_level in parts.items()
         }
         own = {level: maps[n : n + 1] for level, maps in decoded.items()}
-        store.decode_parts(bucket, of_picture, out=own)
+        store.decode_parts(bucket, of_image, out=own)
     return decoded
 
 
@@ -304,7 +304,7 @@ def _empty_on(device: torch.device, buffers: EncodedFeatures) -> _OnDevice:
 
 
 def _fill(held: _OnDevice, encoded: EncodedFeatures, start: int) -> int:
-    """Copy pictures to their slots from `start` on; returns their bytes."""
+    """Copy images to their slots from `start` on; returns their bytes."""
     moved = 0
     for level, arrays in encoded.arrays.items():
         for name, array in arrays.items():
@@ -326,7 +326,7 @@ def _bucket_of(store: FeatureStore, keys: Sequence[Key]) -> SizeHW:
     return store.geometry(*keys[0]).padded_hw
 
 
-def _pictures_by_bucket(blocks: Sequence[Block]) -> dict[SizeHW, int]:
+def _images_by_bucket(blocks: Sequence[Block]) -> dict[SizeHW, int]:
     counts: dict[SizeHW, int] = {}
     for block in blocks:
         counts[block.bucket] = counts.get(block.bucket, 0) + len(block.rows)
@@ -349,10 +349,11 @@ def _require_finite(store: FeatureStore, encoded: EncodedFeatures, keys: Sequenc
                 continue
             place = int(np.argmin(np.isfinite(array).reshape(len(array), -1).all(axis=1)))
             row, view = keys[place]
+            image = store.annotations.file_names[row]
             raise StoreError(
-                f"{store.location}: the {name} of level {level} of {store.truth.file_names[row]} "
-                f"(view {view}) is not a finite number, which cachedet never writes: something "
-                "else wrote or altered this store. Extract again into a new --store"
+                f"{store.location}: the {name} of level {level} of {image} (view {view}) is "
+                "not a finite number, which cachedet never writes: something else wrote or altered "
+                "this store. Extract again into a new --store"
             )
 
 

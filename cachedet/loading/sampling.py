@@ -1,7 +1,7 @@
-"""Which pictures an epoch shows, in which views and in which order (law L6).
+"""Which images an epoch shows, in which views and in which order (law L6).
 
 Everything is a pure function of (seed, epoch); nothing is remembered from epoch to epoch.
-Letters: V views, N pictures (rows of the store), D pictures shown in an epoch, K classes.
+Letters: V views, N images (rows of the store), D images shown in an epoch, K classes.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from cachedet.data.views import view_family
 from cachedet.errors import ConfigError, nearest_names
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 
 _MOST_NAMES = 5  # of classes in one line
 
 
 class Sampler(Protocol):
-    """Draws which pictures an epoch shows."""
+    """Draws which images an epoch shows."""
 
     def draw(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """(D,) rows in the order they are shown; a row may come more than once."""
@@ -30,7 +30,7 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class UniformSampler:
-    """Every picture once."""
+    """Every image once."""
 
     num_rows: int
 
@@ -40,7 +40,7 @@ class UniformSampler:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RepeatFactorSampler:
-    """Every picture as often as its repeat factor says (arXiv 1908.03195, section 6.1).
+    """Every image as often as its repeat factor says (arXiv 1908.03195, section 6.1).
 
     The fractional part of a factor is the chance of one more showing, drawn anew in every epoch.
     """
@@ -56,13 +56,13 @@ class RepeatFactorSampler:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClassBalancedSampler:
-    """N draws of a class with equal chance, then of a picture that has it.
+    """N draws of a class with equal chance, then of an image that has it.
 
     For the second stage of LVIS training, which retunes the last classifier layer only. Classes
-    without a box are never drawn, nor are pictures without one.
+    without a box are never drawn, nor are images without one.
     """
 
-    rows: NDArray[np.int64]  # of the pictures that have a class, one class after the other
+    rows: NDArray[np.int64]  # of the images that have a class, one class after the other
     offsets: NDArray[np.int64]  # (classes with boxes + 1,) into `rows`
     num_draws: int
 
@@ -73,49 +73,53 @@ class ClassBalancedSampler:
         return drawn
 
 
-def make_repeat_factor_sampler(truth: Truth, *, threshold: float) -> RepeatFactorSampler:
-    """Repeat factors of the pictures of `truth`.
+def make_repeat_factor_sampler(
+    annotations: Annotations, *, threshold: float
+) -> RepeatFactorSampler:
+    """Repeat factors of the images of `annotations`.
 
-    r(c) = max(1, sqrt(threshold / f(c))) with f(c) the share of all pictures that have class c;
-    a picture has the largest factor of its classes, 1 without a box. Crowd boxes do not count:
+    r(c) = max(1, sqrt(threshold / f(c))) with f(c) the share of all images that have class c;
+    an image has the largest factor of its classes, 1 without a box. Crowd boxes do not count:
     the losses ignore them.
 
     Args:
-        truth: of the store.
-        threshold: share of the pictures below which a class is shown more often; 0.001 in LVIS.
+        annotations: of the store.
+        threshold: share of the images below which a class is shown more often; 0.001 in LVIS.
 
-    Raises ConfigError where no picture has a box.
+    Raises ConfigError where no image has a box.
     """
-    rows, labels = _classes_of_pictures(truth, kind="repeat_factor")
-    counts = np.bincount(labels, minlength=len(truth.categories))
-    of_class = np.sqrt(threshold * len(truth) / np.maximum(counts, 1))
-    factors = np.ones(len(truth))
+    rows, labels = _classes_of_images(annotations, kind="repeat_factor")
+    counts = np.bincount(labels, minlength=len(annotations.categories))
+    of_class = np.sqrt(threshold * len(annotations) / np.maximum(counts, 1))
+    factors = np.ones(len(annotations))
     np.maximum.at(factors, rows, of_class[labels])
     return RepeatFactorSampler(factors=factors)
 
 
-def make_class_balanced_sampler(truth: Truth) -> ClassBalancedSampler:
-    """Raises ConfigError where no picture has a box."""
-    rows, labels = _classes_of_pictures(truth, kind="class_balanced")
+def make_class_balanced_sampler(annotations: Annotations) -> ClassBalancedSampler:
+    """Raises ConfigError where no image has a box."""
+    rows, labels = _classes_of_images(annotations, kind="class_balanced")
     order = np.argsort(labels, kind="stable")
     counts = np.unique(labels, return_counts=True)[1]
     return ClassBalancedSampler(
         rows=rows[order],
         offsets=np.concatenate([[0], np.cumsum(counts)]),
-        num_draws=len(truth),
+        num_draws=len(annotations),
     )
 
 
-def describe_empty_classes(truth: Truth) -> str | None:
+def describe_empty_classes(annotations: Annotations) -> str | None:
     """One line that names classes without a single box; None where every class has one."""
-    counts = np.bincount(truth.labels[~truth.crowd], minlength=len(truth.categories))
-    empty = [truth.categories.names[label] for label in np.flatnonzero(counts == 0)]
+    counts = np.bincount(
+        annotations.labels[~annotations.crowd], minlength=len(annotations.categories)
+    )
+    empty = [annotations.categories.names[label] for label in np.flatnonzero(counts == 0)]
     if not empty:
         return None
     names = ", ".join(empty[:_MOST_NAMES]) + (", ..." if len(empty) > _MOST_NAMES else "")
     return (
-        f"{len(empty)} of {len(truth.categories)} classes have no box to learn from and are never "
-        f"sampled: {names}"
+        f"{len(empty)} of {len(annotations.categories)} classes have no box to learn from and are "
+        f"never sampled: {names}"
     )
 
 
@@ -170,17 +174,17 @@ def plan_epoch(
 ) -> list[NDArray[np.int64]]:
     """The batches of one epoch.
 
-    The sampler draws the pictures, and each showing draws its view. Pictures whose views fall into
+    The sampler draws the images, and each showing draws its view. Images whose views fall into
     one bucket are batched together in the order drawn; a bucket's last batch may be smaller and is
     kept. Then the batches of all buckets are shuffled, so that small and large maps mix. A batch
-    size beyond the number of pictures gives one batch a bucket.
+    size beyond the number of images gives one batch a bucket.
 
     Args:
-        buckets: (V, N) number of the bucket that view v of picture n falls into.
-        batch_size: most pictures in a batch.
+        buckets: (V, N) number of the bucket that view v of image n falls into.
+        batch_size: most images in a batch.
         seed: of the run.
         epoch: counted from 0.
-        sampler: of the pictures; each once by default.
+        sampler: of the images; each once by default.
         chances: (V,) of the views, which sum to 1; equal by default.
 
     Returns:
@@ -201,7 +205,7 @@ def plan_epoch(
     return [batches[place] for place in rng.permutation(len(batches))]
 
 
-class Due(NamedTuple):
+class PlannedBatch(NamedTuple):
     """A batch and its place in the run, which the draws of its augmentation depend on."""
 
     keys: NDArray[np.int64]  # (n, 2) view index and row, as in a plan
@@ -209,29 +213,29 @@ class Due(NamedTuple):
     number: int = 0  # within the epoch
 
 
-def due_batches(
+def planned_batches(
     plan: Callable[[int], Sequence[NDArray[np.int64]]],
     epoch: int,
     *,
     skip: int = 0,
     until: int | None = None,
-) -> Iterator[Due]:
+) -> Iterator[PlannedBatch]:
     """The batches of `epoch` from number `skip` on, then all of the epochs before `until`."""
     for each in range(epoch, epoch + 1 if until is None else until):
         for number, keys in enumerate(plan(each)):
             if each > epoch or number >= skip:
-                yield Due(keys, each, number)
+                yield PlannedBatch(keys, each, number)
 
 
-def places_of_rank(pictures: int, *, rank: int, world_size: int) -> range:
-    """Places in a global batch of the pictures that one of `world_size` processes reads.
+def places_of_rank(images: int, *, rank: int, world_size: int) -> range:
+    """Places in a global batch of the images that one of `world_size` processes reads.
 
-    Every `world_size`-th from `rank` on. A batch of fewer pictures than processes is read whole by
+    Every `world_size`-th from `rank` on. A batch of fewer images than processes is read whole by
     all of them: their gradients are then equal, and so is the mean.
     """
-    if pictures < world_size:
-        return range(pictures)
-    return range(rank, pictures, world_size)
+    if images < world_size:
+        return range(images)
+    return range(rank, images, world_size)
 
 
 def _draw_views(
@@ -243,15 +247,19 @@ def _draw_views(
     return np.searchsorted(ends[:-1] / ends[-1], rng.random(count), side="right")
 
 
-def _classes_of_pictures(truth: Truth, *, kind: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Each (row, label) once, by row: which classes each picture has. Raises ConfigError."""
-    num_classes = len(truth.categories)
-    of_boxes = np.repeat(np.arange(len(truth)), np.diff(truth.offsets))
-    found = np.sort((of_boxes * num_classes + truth.labels)[~truth.crowd], kind="stable")
+def _classes_of_images(
+    annotations: Annotations, *, kind: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Each (row, label) once, by row: which classes each image has. Raises ConfigError."""
+    num_classes = len(annotations.categories)
+    of_boxes = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
+    found = np.sort(
+        (of_boxes * num_classes + annotations.labels)[~annotations.crowd], kind="stable"
+    )
     found = found[np.diff(found, prepend=-1) != 0]  # 8 times as fast as np.unique
     if not len(found):
         raise ConfigError(
-            f"sampling.kind={kind} needs boxes, but none of the {len(truth)} pictures of the store "
-            "has one; use sampling.kind=uniform, or extract with annotations that have boxes"
+            f"sampling.kind={kind} needs boxes, but none of the {len(annotations)} images of the "
+            "store has one; use sampling.kind=uniform, or extract with annotations that have boxes"
         )
     return found // num_classes, found % num_classes

@@ -18,7 +18,7 @@ from cachedet.reporting.content import (
 )
 from cachedet.reporting.run_analysis import RunAnalysis
 from cachedet.reporting.scores_sections import (
-    FEWEST_PICTURES,
+    FEWEST_IMAGES,
     difference_cell,
     of_run,
 )
@@ -40,15 +40,15 @@ def class_section(
     for label, score in enumerate(analyses[0].scores.per_class):
         cells = [Cell(text=count(score.num_boxes), rank=score.num_boxes)]
         for counts in counted.values():
-            learnt = counts.get(score.category_id)
-            cells.append(Cell(text=ABSENT if learnt is None else count(learnt), rank=learnt))
+            backbone = counts.get(score.category_id)
+            cells.append(Cell(text=ABSENT if backbone is None else count(backbone), rank=backbone))
         for own in analyses:
             cells += _class_cells(own, label)
         rows.append(Row(name=score.name, cells=tuple(cells)))
     several = (
         (
             "Gain: AP minus that of the first run. Of many classes, one in twenty is better or "
-            f"worse by chance; one that fewer than {FEWEST_PICTURES} pictures hold gets no "
+            f"worse by chance; one that fewer than {FEWEST_IMAGES} images hold gets no "
             "verdict.",
         )
         if len(names) > 1
@@ -61,8 +61,7 @@ def class_section(
         leads=(_class_lead(names[0], analyses[0]),),
         tables=(
             Table(
-                caption=f"{count_classes(len(rows))}. A dash: the scored pictures hold no such "
-                "box.",
+                caption=f"{count_classes(len(rows))}. A dash: the scored images hold no such box.",
                 corner="Class",
                 columns=tuple(columns),
                 rows=tuple(rows),
@@ -118,7 +117,7 @@ def annotation_section(names: Sequence[str], analyses: Sequence[RunAnalysis]) ->
         tables=(
             Table(
                 caption="Mean AP of the classes in each bin that have boxes in the scored "
-                "pictures, and how many these are.",
+                "images, and how many these are.",
                 corner="Training boxes",
                 columns=tuple(of_run("AP", name, names) for name in names),
                 rows=tuple(rows),
@@ -139,7 +138,7 @@ def _class_cells(own: RunAnalysis, label: int) -> list[Cell]:
     ]
     if own.difference is not None:
         cells.append(
-            difference_cell(own.difference.per_class[label], num_pictures=own.class_pictures[label])
+            difference_cell(own.difference.per_class[label], num_images=own.class_images[label])
         )
     if math.isnan(best.score):
         return [*cells, Cell(text=ABSENT)]
@@ -160,9 +159,9 @@ def _columns_of_counts(
 def _class_lead(name: str, own: RunAnalysis) -> str:
     known = [score for score in own.scores.per_class if not math.isnan(score.ap)]
     if not known:
-        return "The scored pictures hold boxes of no class."
+        return "The scored images hold boxes of no class."
     if len(known) == 1:
-        return f"The scored pictures hold boxes of one class only, {known[0].name}."
+        return f"The scored images hold boxes of one class only, {known[0].name}."
     low, high = (pick(known, key=lambda score: score.ap) for pick in (min, max))
     return (
         f"{name} is best at {high.name} (AP {figure(high.ap)}) and worst at {low.name} "

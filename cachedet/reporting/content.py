@@ -9,7 +9,7 @@ from typing import Literal
 from cachedet.evaluation.significance import Interval
 from cachedet.reporting.charts import Chart
 
-UNDECIDED = "these pictures cannot tell the runs apart"
+UNDECIDED = "these images cannot tell the runs apart"
 ABSENT = "–"
 MINUS = "−"
 
@@ -162,14 +162,14 @@ class Headline:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """The whole page but for the pictures."""
+    """The whole page but for the images."""
 
     title: str
     standfirst: str
     headlines: tuple[Headline, ...]
-    sections: tuple[Section, ...]  # before the pictures
+    sections: tuple[Section, ...]  # before the images
     last: tuple[Section, ...] = ()  # after them
     version: str
     written: str  # date
     kind: str = "report"
-    has_pictures: bool = True  # whether the page has a place for them, be it empty
+    has_images: bool = True  # whether the page has a place for them, be it empty

@@ -132,7 +132,7 @@ def training_section(runs: Sequence[ScoredRun]) -> Section:
         charts=charts,
         notes=(
             "The best of the validations chose the checkpoint; where it is scored on the same "
-            "pictures, its AP is a little too good.",
+            "images, its AP is a little too good.",
         ),
     )
 

@@ -110,12 +110,12 @@ def _lead(name: str, own: RunAnalysis) -> str:
 def _matrix(confusion: ConfusionMatrix) -> Table:
     names = [*confusion.categories.names, _NOTHING]
     rows = []
-    for truth, name in enumerate(names):
-        counts = confusion.counts[truth]
+    for true_class, name in enumerate(names):
+        counts = confusion.counts[true_class]
         total = max(int(counts.sum()), 1)
         cells = tuple(
             Cell(text=ABSENT, tone="faint")
-            if truth == detected == len(names) - 1
+            if true_class == detected == len(names) - 1
             else Cell(text=count(number), shade=number / total)
             for detected, number in enumerate(counts.tolist())
         )
@@ -138,16 +138,16 @@ def _pairs(confusion: ConfusionMatrix) -> Table:
     rows = []
     totals = confusion.counts.sum(axis=1)
     for place in order.tolist():
-        truth, detected = divmod(place, classes)
-        number = int(between[truth, detected])
+        true_class, detected = divmod(place, classes)
+        number = int(between[true_class, detected])
         if not number:
             break
         cells = (
             Cell(text=confusion.categories.names[detected], is_name=True),
             Cell(text=count(number), rank=number),
-            Cell(text=f"{number / totals[truth]:.0%}", rank=number / totals[truth]),
+            Cell(text=f"{number / totals[true_class]:.0%}", rank=number / totals[true_class]),
         )
-        rows.append(Row(name=confusion.categories.names[truth], cells=cells))
+        rows.append(Row(name=confusion.categories.names[true_class], cells=cells))
     missed = int(confusion.counts[:classes, classes].sum())
     alarms = int(confusion.counts[classes, :classes].sum())
     return Table(

@@ -1,5 +1,5 @@
 "use strict";
-// Plain script: theme, sorting of tables, the choice of a curve, boxes over pictures.
+// Plain script: theme, sorting of tables, the choice of a curve, boxes over images.
 // Everything shown is set as text or attribute, never as HTML.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -55,14 +55,14 @@
     });
   }
 
-  if (!data.sheet || !data.sheet.pictures.length) return;
-  const { pictures, classes, cuts, kinds } = data.sheet;
+  if (!data.sheet || !data.sheet.images.length) return;
+  const { images, classes, cuts, kinds } = data.sheet;
   const score = byId("score"), ofClass = byId("class"), run = byId("run"), names = byId("names");
   const group = byId("group"), dialog = byId("enlarged");
   const RIGHT = kinds.indexOf("right"), IGNORED = kinds.indexOf("ignored");
   // A detector that is young or badly calibrated may score everything below 0.1: the slider ends
   // just above the best score shown.
-  const best = Math.max(0, ...pictures.flatMap((own) => own.runs.flatMap((found) => found.map((one) => one[4]))));
+  const best = Math.max(0, ...images.flatMap((own) => own.runs.flatMap((found) => found.map((one) => one[4]))));
   const end = Math.min(Math.floor(best * 20 + 1) / 20, 1), step = end > 0.1 ? 0.01 : 0.0005;
   const digits = end > 0.1 ? 2 : 4;
   score.max = end;
@@ -93,18 +93,18 @@
     return element;
   }
 
-  // What of a picture is shown now: boxes of the truth with whether they are found, detections.
-  function state(picture) {
+  // What of an image is shown now: ground-truth boxes with whether they are found, detections.
+  function state(image) {
     const wanted = Number(ofClass.value), cut = Number(score.value);
-    const all = picture.runs[runNumber()].filter((own) => own[4] >= cut);
+    const all = image.runs[runNumber()].filter((own) => own[4] >= cut);
     const found = new Set(all.filter((own) => own[7] >= 0).map((own) => own[7]));
-    const truth = picture.truth
+    const groundTruth = image.ground_truth
       .map((box, number) => ({ box, missed: !box[5] && !found.has(number) }))
       .filter((own) => wanted < 0 || own.box[4] === wanted);
     const detections = all.filter((own) => wanted < 0 || own[5] === wanted);
-    const counted = truth.filter((own) => !own.box[5]);
+    const counted = groundTruth.filter((own) => !own.box[5]);
     return {
-      truth, detections,
+      groundTruth, detections,
       boxes: counted.length,
       right: counted.filter((own) => !own.missed).length,
       wrong: detections.filter((own) => own[6] !== RIGHT && own[6] !== IGNORED).length,
@@ -113,9 +113,9 @@
 
   function draw(svg, now, named, size) {
     const parts = [], texts = [], { width } = svg.viewBox.baseVal;
-    for (const { box, missed } of now.truth) {
+    for (const { box, missed } of now.groundTruth) {
       const kind = box[5] ? " crowd" : missed ? " missed" : "";
-      parts.push(rect(box, `casing of-truth${kind}`), rect(box, `truth${kind}`, `truth: ${classes[box[4]]}${missed ? ", not found" : ""}`));
+      parts.push(rect(box, `casing of-ground-truth${kind}`), rect(box, `ground-truth${kind}`, `ground truth: ${classes[box[4]]}${missed ? ", not found" : ""}`));
       if (named && missed) texts.push(label(box, classes[box[4]], size, width));
     }
     for (const own of [...now.detections].reverse()) {
@@ -127,7 +127,7 @@
   }
   const tell = (now) => `${now.right} of ${now.boxes} found, ${now.wrong} wrong`;
 
-  const buttons = [...document.querySelectorAll("button.picture")];
+  const buttons = [...document.querySelectorAll("button.image")];
   function redraw() {
     byId("score-shown").textContent = Number(score.value).toFixed(digits);
     const total = { boxes: 0, right: 0, wrong: 0 };
@@ -137,22 +137,22 @@
     for (const button of buttons) {
       if (button.closest(".group").hidden) continue;
       const svg = button.querySelector("svg");
-      const now = state(pictures[Number(button.dataset.picture)]);
+      const now = state(images[Number(button.dataset.image)]);
       draw(svg, now, names.checked, svg.viewBox.baseVal.width / 24);
       button.closest("figure").querySelector(".told").textContent = tell(now);
       for (const key of Object.keys(total)) total[key] += now[key];
     }
-    byId("sheet-summary").textContent = `In the pictures shown: ${total.right} of ${total.boxes} boxes found, ${total.wrong} wrong detections.`;
+    byId("sheet-summary").textContent = `In the images shown: ${total.right} of ${total.boxes} boxes found, ${total.wrong} wrong detections.`;
   }
 
   function enlarge(button) {
-    const place = byId("enlarged-picture"), image = button.querySelector("img").cloneNode();
+    const place = byId("enlarged-image"), copy = button.querySelector("img").cloneNode();
     const svg = button.querySelector("svg").cloneNode();
-    const now = state(pictures[Number(button.dataset.picture)]);
+    const now = state(images[Number(button.dataset.image)]);
     const { width, height } = svg.viewBox.baseVal;
     place.style.setProperty("--wide", width / height);
-    place.replaceChildren(image, svg);
-    byId("enlarged-name").textContent = image.alt;
+    place.replaceChildren(copy, svg);
+    byId("enlarged-name").textContent = copy.alt;
     byId("enlarged-told").textContent = tell(now);
     dialog.showModal();
     draw(svg, now, true, 12 * width / Math.max(place.clientWidth, 1)); // 12 pixels on the screen

@@ -69,12 +69,12 @@ def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def spared_passes(run: ScoredRun) -> int:
-    """Pictures that training read, each a forward pass that a live backbone would have taken."""
+    """Images that training read, each a forward pass that a live backbone would have taken."""
     steps = max((point.step for point in run.metrics), default=0)
-    return steps * run.checkpoint.config.schedule.step_pictures
+    return steps * run.checkpoint.config.schedule.step_images
 
 
-def bytes_per_picture(store: FeatureStore) -> float:
+def bytes_per_image(store: FeatureStore) -> float:
     """Of one view."""
     return store.nbytes / max(len(store) * len(store.manifest.views), 1)
 
@@ -92,9 +92,7 @@ def _trained_on(run: ScoredRun, _: FeatureStore) -> str:
     if run.trained_on is None:
         return NOT_RECORDED
     boxes = sum(run.trained_on.boxes.values())
-    return (
-        f"{run.trained_on.store}: {count(run.trained_on.pictures)} pictures, {count(boxes)} boxes"
-    )
+    return f"{run.trained_on.store}: {count(run.trained_on.images)} images, {count(boxes)} boxes"
 
 
 def _hours(run: ScoredRun, _: FeatureStore) -> str:
@@ -106,7 +104,7 @@ def _spared(run: ScoredRun, _: FeatureStore) -> str:
     passes = spared_passes(run)
     if not passes:
         return NOT_RECORDED
-    return f"at most {count(passes)} (steps times pictures of a step)"
+    return f"at most {count(passes)} (steps times images of a step)"
 
 
 def _saved(run: ScoredRun, _: FeatureStore) -> str:
@@ -133,25 +131,25 @@ def _same_store(run: ScoredRun, store: FeatureStore) -> str:
     own = store.manifest.fingerprint()
     if recorded is None or recorded == own:
         return own
-    return f"{own} (scored on {recorded}: the same pictures, other features)"
+    return f"{own} (scored on {recorded}: the same images, other features)"
 
 
 _FACTS: dict[str, dict[str, Fact]] = {
     "Data": {
         "Trained on": _trained_on,
-        "Scored on": lambda run, store: f"{store.location}: {count(len(store))} pictures",
+        "Scored on": lambda run, store: f"{store.location}: {count(len(store))} images",
         "Boxes scored against": lambda run, _: run.annotations or "those of the store",
         "Views scored": _views_scored,
         "Fingerprint of the store scored on": _same_store,
         "Fingerprint of the store trained on": lambda run, _: run.checkpoint.manifest.fingerprint(),
-        "Digest of its annotations": lambda run, _: run.checkpoint.manifest.truth_digest,
-        "Digest of its pictures": lambda run, _: run.checkpoint.manifest.pictures_digest,
+        "Digest of its annotations": lambda run, _: run.checkpoint.manifest.annotations_digest,
+        "Digest of its images": lambda run, _: run.checkpoint.manifest.images_digest,
     },
     "Backbone": {
         "Network": lambda run, _: run.checkpoint.manifest.backbone,
         "Weights": lambda run, _: run.checkpoint.manifest.weights,
         "Digest of the weights": lambda run, _: run.checkpoint.manifest.weights_digest,
-        "Long side of a picture": lambda run, _: f"{run.checkpoint.manifest.image_size} pixels",
+        "Long side of an image": lambda run, _: f"{run.checkpoint.manifest.image_size} pixels",
         "Views and codec": lambda run, _: (
             f"{', '.join(run.checkpoint.manifest.views)}; {run.checkpoint.manifest.codec}"
         ),
@@ -166,8 +164,8 @@ _FACTS: dict[str, dict[str, Fact]] = {
     "Cost": {
         "Time of training": _hours,
         "Time of scoring": _eval_seconds,
-        "Cached bytes a picture and view": lambda _, store: readable_nbytes(
-            round(bytes_per_picture(store))
+        "Cached bytes an image and view": lambda _, store: readable_nbytes(
+            round(bytes_per_image(store))
         ),
         "Passes of the backbone spared": _spared,
         "Time saved against the live backbone": _saved,

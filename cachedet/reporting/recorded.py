@@ -61,7 +61,7 @@ def _proposal_rows(results: Sequence[dict[str, Any]]) -> list[Row]:
             else _NOT_ASKED
             for own in by_limit
         ]
-        rows.append(Row(name=f"best {count(limit)} a picture", cells=tuple(cells)))
+        rows.append(Row(name=f"best {count(limit)} an image", cells=tuple(cells)))
     return rows
 
 

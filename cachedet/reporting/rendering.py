@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: style, script, pictures and data inside.
+"""The report as one HTML file that needs nothing else: style, script, images and data inside.
 
 Text from outside is escaped by Jinja2. A content security policy allows the page's own script, by
 its digest, and nothing from anywhere: also where escaping failed, no foreign script would run.
@@ -19,16 +19,16 @@ from markupsafe import Markup
 from cachedet.reporting.charts import DASHES
 from cachedet.reporting.content import Report, Row, Section, Table
 from cachedet.reporting.curve_sections import PRECISION_CHART, ClassPaths
-from cachedet.reporting.pictures import Sheet
+from cachedet.reporting.image_sheet import Sheet
 
 
 def render_page(report: Report, *, curves: Sequence[ClassPaths], sheet: Sheet | None) -> str:
     """HTML of the whole page.
 
     Args:
-        report: everything but pictures.
+        report: everything but images.
         curves: the choices of the chart of precision against recall.
-        sheet: the pictures; None where no folder of pictures was given.
+        sheet: the images; None where no folder of images was given.
     """
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_read),

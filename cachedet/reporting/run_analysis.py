@@ -16,7 +16,7 @@ from cachedet.evaluation.error_kinds import DetectionKinds, ErrorReport, sort_er
 from cachedet.evaluation.metrics import CocoScores
 from cachedet.evaluation.significance import BootstrapReport
 from cachedet.evaluation.strata import Stratum
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,7 +28,7 @@ class RunAnalysis:
     difference: BootstrapReport | None  # this run minus the first; None of the first itself
     kinds: DetectionKinds
     confusion: ConfusionMatrix  # above the score whose F1 is best
-    class_pictures: tuple[int, ...]  # K, that hold the class (crowds aside)
+    class_images: tuple[int, ...]  # K, that hold the class (crowds aside)
     table: DetectionTable
 
     @property
@@ -37,7 +37,7 @@ class RunAnalysis:
 
     @property
     def mask_scores(self) -> CocoScores | None:
-        """Where detections and truth have masks."""
+        """Where detections and ground truth have masks."""
         return self.told.mask_scores
 
     @property
@@ -74,7 +74,7 @@ class RunInput:
 
 
 def analyse_runs(
-    truth: Truth, inputs: Sequence[RunInput], *, resamples: int, seed: int
+    annotations: Annotations, inputs: Sequence[RunInput], *, resamples: int, seed: int
 ) -> tuple[RunAnalysis, ...]:
     """Analyse every run, and compare each with the first on the same resamples.
 
@@ -82,16 +82,23 @@ def analyse_runs(
     """
     first = inputs[0].table
     return tuple(
-        _analyse(truth, own, None if own.table is first else first, resamples=resamples, seed=seed)
+        _analyse(
+            annotations, own, None if own.table is first else first, resamples=resamples, seed=seed
+        )
         for own in inputs
     )
 
 
 def _analyse(
-    truth: Truth, own: RunInput, first: DetectionTable | None, *, resamples: int, seed: int
+    annotations: Annotations,
+    own: RunInput,
+    first: DetectionTable | None,
+    *,
+    resamples: int,
+    seed: int,
 ) -> RunAnalysis:
     told = analyse(
-        truth,
+        annotations,
         own.table,
         other=first,
         counts=own.training_boxes,
@@ -106,14 +113,14 @@ def _analyse(
         told=told,
         intervals=intervals,
         difference=None if told.comparison is None else told.comparison.difference,
-        kinds=sort_errors(truth, own.table),
-        confusion=confuse(truth, own.table, min_score=0.0 if np.isnan(cut) else cut),
-        class_pictures=_pictures_by_class(truth),
+        kinds=sort_errors(annotations, own.table),
+        confusion=confuse(annotations, own.table, min_score=0.0 if np.isnan(cut) else cut),
+        class_images=_images_by_class(annotations),
         table=own.table,
     )
 
 
-def _pictures_by_class(truth: Truth) -> tuple[int, ...]:
-    rows = np.repeat(np.arange(len(truth)), np.diff(truth.offsets))
-    held = np.unique(np.stack([truth.labels, rows])[:, ~truth.crowd], axis=1)
-    return tuple(np.bincount(held[0], minlength=len(truth.categories)).tolist())
+def _images_by_class(annotations: Annotations) -> tuple[int, ...]:
+    rows = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
+    held = np.unique(np.stack([annotations.labels, rows])[:, ~annotations.crowd], axis=1)
+    return tuple(np.bincount(held[0], minlength=len(annotations.categories)).tolist())

@@ -16,7 +16,7 @@ from typing import Any
 from cachedet.errors import CheckpointError, InputError
 from cachedet.evaluation.detection_table import DetectionTable, read_results
 from cachedet.evaluation.metrics import score_table
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 from cachedet.training.run_folder import RunFolder, TrainingData
 
@@ -87,14 +87,15 @@ def read_runs(folders: Sequence[Path]) -> tuple[ScoredRun, ...]:
     )
 
 
-def read_detections(run: ScoredRun, truth: Truth) -> DetectionTable:
+def read_detections(run: ScoredRun, annotations: Annotations) -> DetectionTable:
     """The run's detections, whose AP must be that of results.json.
 
-    Raises InputError where they do not fit the truth, or are not what results.json was made of.
+    Raises InputError where they do not fit the annotations, or are not what results.json was made
+    of.
     """
     path = RunFolder(run.folder).detections
-    table = read_results(path, truth)
-    ap = score_table(truth, table).ap
+    table = read_results(path, annotations)
+    ap = score_table(annotations, table).ap
     told = run.results.get("ap")
     same = (
         math.isnan(ap)

@@ -24,9 +24,9 @@ from cachedet.reporting.content import (
     verdict,
 )
 from cachedet.reporting.run_analysis import RunAnalysis
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 
-FEWEST_PICTURES = 10  # that hold a class, for a verdict on it
+FEWEST_IMAGES = 10  # that hold a class, for a verdict on it
 _SIZES = (
     ("small", "small, below 32² pixels"),
     ("medium", "medium, 32² to 96² pixels"),
@@ -100,8 +100,8 @@ def result_section(
             ),
         ),
         notes=(
-            f"Intervals: {count(resamples)} resamples of the {count(first.scores.num_pictures)} "
-            "pictures. They cover the choice of pictures, not the seed of training, which moves AP "
+            f"Intervals: {count(resamples)} resamples of the {count(first.scores.num_images)} "
+            "images. They cover the choice of images, not the seed of training, which moves AP "
             "too.",
             *(
                 ("Differences are those of the same resamples, so they are surer than the "
@@ -144,9 +144,9 @@ def _leads(names: Sequence[str], analyses: Sequence[RunAnalysis]) -> tuple[str, 
     first = analyses[0]
     ap = first.intervals.ap
     if math.isnan(ap.value):
-        return ("The scored pictures hold no boxes, so AP is not defined.",)
+        return ("The scored images hold no boxes, so AP is not defined.",)
     leads = [
-        f"{names[0]} reaches AP {figure(ap.value)}. In 95 of 100 draws of other pictures of the "
+        f"{names[0]} reaches AP {figure(ap.value)}. In 95 of 100 draws of other images of the "
         f"same kind it would lie between {figure(ap.low)} and {figure(ap.high)}."
     ]
     for name, own in list(zip(names, analyses, strict=True))[1:]:
@@ -156,7 +156,7 @@ def _leads(names: Sequence[str], analyses: Sequence[RunAnalysis]) -> tuple[str, 
         said = (
             f"the interval holds 0, so {UNDECIDED}"
             if judged == UNDECIDED
-            else f"so it is {judged} on pictures like these"
+            else f"so it is {judged} on images like these"
         )
         leads.append(
             f"{name} differs from {names[0]} by {signed(gain.value)} AP "
@@ -206,17 +206,17 @@ def _differences(
     )
 
 
-def difference_cell(difference: Interval, *, num_pictures: int | None = None) -> Cell:
+def difference_cell(difference: Interval, *, num_images: int | None = None) -> Cell:
     """A gain with its interval; the verdict is told in words too.
 
-    Resamples of a few pictures are so alike that their interval says nothing: with fewer than
-    `FEWEST_PICTURES` there is no verdict.
+    Resamples of a few images are so alike that their interval says nothing: with fewer than
+    `FEWEST_IMAGES` there is no verdict.
     """
     judged = verdict(difference)
     word = "cannot tell" if judged == UNDECIDED else judged
-    few = num_pictures is not None and num_pictures < FEWEST_PICTURES
+    few = num_images is not None and num_images < FEWEST_IMAGES
     if few:
-        word = "too few pictures"
+        word = "too few images"
     return Cell(
         text=signed(difference.value),
         note=f"{signed_span(difference)}, {word}" if not math.isnan(difference.low) else "",
@@ -242,11 +242,11 @@ def _reads_mask(field: str) -> Callable[[RunAnalysis], float]:
     return read
 
 
-def describe_truth(truth: Truth) -> str:
+def describe_annotations(annotations: Annotations) -> str:
     """What was scored, in a phrase."""
-    crowds = int(truth.crowd.sum())
+    crowds = int(annotations.crowd.sum())
     without = f" ({count(crowds)} of them crowds)" if crowds else ""
     return (
-        f"{count(len(truth))} pictures, {count(len(truth.boxes))} boxes{without}, "
-        f"{count_classes(len(truth.categories))}"
+        f"{count(len(annotations))} images, {count(len(annotations.boxes))} boxes{without}, "
+        f"{count_classes(len(annotations.categories))}"
     )

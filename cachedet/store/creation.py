@@ -31,24 +31,24 @@ from cachedet.store.files.durable import (
     write_files,
 )
 from cachedet.store.files.leases import COMMIT_LOCK, commit_lock
-from cachedet.store.files.names import CODEC_STATE, COMMITS, LEASES, MANIFEST, METADATA, TRUTH
+from cachedet.store.files.names import ANNOTATIONS, CODEC_STATE, COMMITS, LEASES, MANIFEST, METADATA
 from cachedet.store.files.owner import Owner
 from cachedet.store.files.source import LocalFiles
+from cachedet.store.format.annotations import load_annotations
 from cachedet.store.format.commits import CommitRecord
 from cachedet.store.format.layout import make_metadata, metadata_digest, metadata_keys
 from cachedet.store.format.manifest import (
     READABLE_FORMATS,
     Manifest,
+    annotation_arrays,
     digest_json,
     encode_manifest,
     load_manifest,
-    truth_arrays,
 )
 from cachedet.store.format.npz import dump_arrays
 from cachedet.store.format.plan import StorePlan, load_codec, load_state
-from cachedet.store.format.truth import load_truth
 from cachedet.store.leftovers import is_dead, remove_leftovers
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 
 _CREATING = ".creating"
 
@@ -57,7 +57,12 @@ Fit = Callable[[Codec], Codec]
 
 
 def open_or_create(
-    root: Path, *, manifest: Manifest, truth: Truth, contents: NDArray[np.uint64], fit: Fit
+    root: Path,
+    *,
+    manifest: Manifest,
+    annotations: Annotations,
+    contents: NDArray[np.uint64],
+    fit: Fit,
 ) -> StorePlan:
     """The plan of the store at `root`, made now or before from the same inputs.
 
@@ -67,37 +72,39 @@ def open_or_create(
     Args:
         root: folder of the store.
         manifest: what it shall hold; its `codec_digest` and `metadata_digest` are decided here.
-        truth: pictures and boxes.
-        contents: (N,) content hash of each picture file.
+        annotations: images and boxes.
+        contents: (N,) content hash of each image file.
         fit: learns what the codec needs from a sample.
 
     Raises StoreMismatchError, or StoreError where the folder is something else or too full.
     """
     _remove_unborn(root)
     if not (root / MANIFEST).exists() and not (root / COMMITS).is_dir():
-        _create(root, manifest=manifest, truth=truth, contents=contents, fit=fit)
-    _restore_manifest(root, manifest, truth)
-    _require_same_inputs(root, manifest, truth, contents)
+        _create(root, manifest=manifest, annotations=annotations, contents=contents, fit=fit)
+    _restore_manifest(root, manifest, annotations)
+    _require_same_inputs(root, manifest, annotations, contents)
     for folder in (COMMITS, LEASES):  # copying tools drop empty folders
         (root / folder).mkdir(exist_ok=True)
     with commit_lock(root):
-        mend_metadata(root, truth=truth, contents=contents, fit=fit)
+        repair_metadata(root, annotations=annotations, contents=contents, fit=fit)
         add_views(root, manifest.views)
     remove_leftovers(root)
     return StorePlan.load(LocalFiles(root))
 
 
-def mend_metadata(root: Path, *, truth: Truth, contents: NDArray[np.uint64], fit: Fit) -> None:
-    """Write damaged truth.npz, codec.npz and zarr.json files anew.
+def repair_metadata(
+    root: Path, *, annotations: Annotations, contents: NDArray[np.uint64], fit: Fit
+) -> None:
+    """Write damaged annotations.npz, codec.npz and zarr.json files anew.
 
     Raises StoreError where the codec would not learn the same again.
     """
     source = LocalFiles(root)
     manifest = load_manifest(source)
     try:
-        load_truth(source, manifest)
+        load_annotations(source, manifest)
     except StoreError:
-        write_durably(root / TRUTH, _truth_content(truth, contents))
+        write_durably(root / ANNOTATIONS, _annotations_content(annotations, contents))
     try:
         load_codec(source, manifest)
     except StoreError:
@@ -113,7 +120,12 @@ def mend_metadata(root: Path, *, truth: Truth, contents: NDArray[np.uint64], fit
 
 
 def _create(
-    root: Path, *, manifest: Manifest, truth: Truth, contents: NDArray[np.uint64], fit: Fit
+    root: Path,
+    *,
+    manifest: Manifest,
+    annotations: Annotations,
+    contents: NDArray[np.uint64],
+    fit: Fit,
 ) -> None:
     if root.exists() and not _is_free(root):
         if (root / MANIFEST).exists():  # another writer made the store since we looked
@@ -122,7 +134,9 @@ def _create(
             f"{root} exists and is not a feature store (it has no {MANIFEST}); "
             "choose another --store"
         )
-    files = _make_files(root, manifest=manifest, truth=truth, contents=contents, fit=fit)
+    files = _make_files(
+        root, manifest=manifest, annotations=annotations, contents=contents, fit=fit
+    )
     if not root.exists():
         _create_beside(root, files)
         return
@@ -138,20 +152,25 @@ def _is_free(root: Path) -> bool:
     names = {path.name for path in root.iterdir() if path.suffix != TEMPORARY_SUFFIX}
     names -= {LEASES, "lost+found"}  # the root of a disk has lost+found
     if (root / COMMIT_LOCK).exists():
-        names -= {METADATA, TRUTH, CODEC_STATE, *filter(is_view_name, names)}
+        names -= {METADATA, ANNOTATIONS, CODEC_STATE, *filter(is_view_name, names)}
     return not names
 
 
 def _make_files(
-    root: Path, *, manifest: Manifest, truth: Truth, contents: NDArray[np.uint64], fit: Fit
+    root: Path,
+    *,
+    manifest: Manifest,
+    annotations: Annotations,
+    contents: NDArray[np.uint64],
+    fit: Fit,
 ) -> dict[str, bytes]:
     """Every file of a store without blocks, the manifest last. Raises StoreError: too full."""
-    blocks = manifest.plan(truth)
+    blocks = manifest.plan(annotations)
     codec = make_codec(manifest.codec)
     if codec.needs_fit:
         codec = fit(codec)
     layout = manifest.layout(codec)
-    require_space(root, sum(len(b.rows) * layout.least_picture_nbytes(b.bucket) for b in blocks))
+    require_space(root, sum(len(b.rows) * layout.least_image_nbytes(b.bucket) for b in blocks))
     metadata = make_metadata(blocks=blocks, layout=layout, block_size=manifest.block_size)
     decided = replace(
         manifest,
@@ -159,8 +178,13 @@ def _make_files(
         metadata_digest=metadata_digest(metadata),
     )
     state = {CODEC_STATE: dump_arrays(codec.state())} if codec.needs_fit else {}
-    truth_content = _truth_content(truth, contents)
-    return {**metadata, **state, TRUTH: truth_content, MANIFEST: encode_manifest(decided)}
+    annotations_content = _annotations_content(annotations, contents)
+    return {
+        **metadata,
+        **state,
+        ANNOTATIONS: annotations_content,
+        MANIFEST: encode_manifest(decided),
+    }
 
 
 def _create_beside(root: Path, files: dict[str, bytes]) -> None:
@@ -202,7 +226,7 @@ def _rewrite_metadata(root: Path, plan: StorePlan) -> None:
         write_durably(root / MANIFEST, encode_manifest(decided))
 
 
-def _restore_manifest(root: Path, manifest: Manifest, truth: Truth) -> None:
+def _restore_manifest(root: Path, manifest: Manifest, annotations: Annotations) -> None:
     """Write a damaged manifest anew where the commit records prove that it said the same.
 
     Raises StoreError where it is whole but of another format, or nothing proves it.
@@ -227,7 +251,7 @@ def _restore_manifest(root: Path, manifest: Manifest, truth: Truth) -> None:
             ) from error
         layout = decided.layout(codec.with_state(state, spec=decided.spec))
         metadata = make_metadata(
-            blocks=decided.plan(truth), layout=layout, block_size=decided.block_size
+            blocks=decided.plan(annotations), layout=layout, block_size=decided.block_size
         )
         decided = replace(decided, metadata_digest=metadata_digest(metadata))
         write_durably(root / MANIFEST, encode_manifest(decided))
@@ -256,7 +280,7 @@ def _is_proven(root: Path, manifest: Manifest) -> bool:
 
 
 def _require_same_inputs(
-    root: Path, manifest: Manifest, truth: Truth, contents: NDArray[np.uint64]
+    root: Path, manifest: Manifest, annotations: Annotations, contents: NDArray[np.uint64]
 ) -> None:
     source = LocalFiles(root)
     stored = load_manifest(source)
@@ -264,18 +288,18 @@ def _require_same_inputs(
     if not fields:
         return
     message = f"{root} was extracted from other inputs. " + "; ".join(fields)
-    if stored.pictures_digest != manifest.pictures_digest:
-        old_truth, old_contents = load_truth(source, stored)
-        before = dict(zip(old_truth.file_names, old_contents.tolist(), strict=True))
-        now = dict(zip(truth.file_names, contents.tolist(), strict=True))
+    if stored.images_digest != manifest.images_digest:
+        old_annotations, old_contents = load_annotations(source, stored)
+        before = dict(zip(old_annotations.file_names, old_contents.tolist(), strict=True))
+        now = dict(zip(annotations.file_names, contents.tolist(), strict=True))
         changed = sorted(name for name in before.keys() | now if before.get(name) != now.get(name))
-        message += f"; pictures changed, added or gone: {', '.join(changed[:10])}"
+        message += f"; images changed, added or gone: {', '.join(changed[:10])}"
         message += f" and {len(changed) - 10} more" if len(changed) > 10 else ""
     raise StoreMismatchError(f"{message}. Extract into a new --store, or give the same inputs")
 
 
-def _truth_content(truth: Truth, contents: NDArray[np.uint64]) -> bytes:
-    return dump_arrays({**truth_arrays(truth), "contents": contents})
+def _annotations_content(annotations: Annotations, contents: NDArray[np.uint64]) -> bytes:
+    return dump_arrays({**annotation_arrays(annotations), "contents": contents})
 
 
 def add_views(root: Path, views: Sequence[str]) -> None:
@@ -290,10 +314,8 @@ def add_views(root: Path, views: Sequence[str]) -> None:
     if not added:
         return
     larger = replace(plan.manifest, views=(*held, *added))
-    blocks = [block for block in larger.plan(plan.truth) if block.view in added]
-    require_space(
-        root, sum(len(b.rows) * plan.layout.least_picture_nbytes(b.bucket) for b in blocks)
-    )
+    blocks = [block for block in larger.plan(plan.annotations) if block.view in added]
+    require_space(root, sum(len(b.rows) * plan.layout.least_image_nbytes(b.bucket) for b in blocks))
     kept = {key: plan.source.read(key) for key in metadata_keys(plan.blocks, plan.layout)}
     made = make_metadata(blocks=blocks, layout=plan.layout, block_size=larger.block_size)
     new = {key: content for key, content in made.items() if key not in kept}

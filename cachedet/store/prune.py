@@ -161,7 +161,7 @@ def _view_of(root: Path, path: Path) -> str | None:
 def _drop_views(root: Path, plan: StorePlan, kept: tuple[str, ...]) -> None:
     """The smaller manifest first: what it no longer plans is an orphan if we die after it."""
     smaller = replace(plan.manifest, views=kept)
-    blocks = smaller.plan(plan.truth)
+    blocks = smaller.plan(plan.annotations)
     contents = {key: plan.source.read(key) for key in metadata_keys(blocks, plan.layout)}
     decided = replace(smaller, metadata_digest=metadata_digest(contents))
     write_durably(root / MANIFEST, encode_manifest(decided))

@@ -25,13 +25,13 @@ from cachedet.store.format.commits import Quality, read_records, total_quality
 from cachedet.store.format.layout import Block, shard_key
 from cachedet.store.format.manifest import Manifest
 from cachedet.store.format.plan import StorePlan
-from cachedet.structures import Features, SizeHW, Targets, Truth
+from cachedet.structures import Annotations, Features, SizeHW, Targets
 
 Key = tuple[int, str]
-"""(row, view) of one picture."""
+"""(row, view) of one image."""
 
 Packed = tuple[bytes | NDArray[Any], ...]
-"""Stored parts of one picture, level by level: zstd frames, or arrays that are not compressed."""
+"""Stored parts of one image, level by level: zstd frames, or arrays that are not compressed."""
 
 _WORTH_A_THREAD = 1_000_000  # bytes of one read below which handing it out costs more
 
@@ -49,13 +49,13 @@ class FeatureStore:
 
     Attributes:
         manifest: what the store holds.
-        truth: its pictures and boxes.
+        annotations: its images and boxes.
         blocks: every block the finished store has, committed or not.
     """
 
     def __init__(self, plan: StorePlan, *, threads: int = 1, most_files: int | None = None) -> None:
         self.manifest: Manifest = plan.manifest
-        self.truth: Truth = plan.truth
+        self.annotations: Annotations = plan.annotations
         self.blocks: tuple[Block, ...] = plan.blocks
         self._views = {name: view_named(name) for name in plan.manifest.views}
         self._plan = plan
@@ -100,7 +100,7 @@ class FeatureStore:
         return cls(plan, threads=threads, most_files=most_files)
 
     def __len__(self) -> int:
-        return len(self.truth)
+        return len(self.annotations)
 
     @property
     def nbytes(self) -> int:
@@ -129,19 +129,19 @@ class FeatureStore:
             )
 
     def geometry(self, row: int, view: str) -> Geometry:
-        """How `view` maps picture `row`."""
+        """How `view` maps image `row`."""
         self._place(row, view)
         return make_geometry(
             self._views[view],
-            picture_hw=self.truth.size_of(row),
-            image_id=int(self.truth.image_ids[row]),
+            image_hw=self.annotations.size_of(row),
+            image_id=int(self.annotations.image_ids[row]),
             image_size=self.manifest.image_size,
             pad_multiple=self.manifest.spec.pad_multiple,
         )
 
     def targets(self, row: int, view: str) -> Targets:
-        """Boxes of picture `row` in pixels of `view`."""
-        return make_targets(self.truth, row, self.geometry(row, view))
+        """Boxes of image `row` in pixels of `view`."""
+        return make_targets(self.annotations, row, self.geometry(row, view))
 
     def buckets(self, view: str) -> dict[SizeHW, NDArray[np.int64]]:
         """Rows by padded size of their view. Raises MissingFeatureError on an unknown view."""
@@ -153,10 +153,10 @@ class FeatureStore:
         return {bucket: np.array(members, dtype=np.int64) for bucket, members in rows.items()}
 
     def read(self, row: int, view: str, levels: Sequence[str] | None = None) -> Features:
-        """Maps (C, h, w) float32 of picture `row` in `view`, all levels or those named.
+        """Maps (C, h, w) float32 of image `row` in `view`, all levels or those named.
 
         Raises:
-            MissingFeatureError: never committed, or an unknown picture, view or level.
+            MissingFeatureError: never committed, or an unknown image, view or level.
             CorruptBlockError: the bytes are not what was committed; names the file.
         """
         number, _ = self._place(row, view)
@@ -167,7 +167,7 @@ class FeatureStore:
     def read_batch(
         self, keys: Sequence[Key], levels: Sequence[str], *, device: torch.device | None = None
     ) -> Features:
-        """Maps (n, C, h, w) float32 of pictures of one bucket, decoded on `device`."""
+        """Maps (n, C, h, w) float32 of images of one bucket, decoded on `device`."""
         return self.decode(self.read_encoded(keys, levels), device=device)
 
     def read_encoded(
@@ -177,21 +177,21 @@ class FeatureStore:
         *,
         out: EncodedFeatures | None = None,
     ) -> EncodedFeatures:
-        """The stored arrays of pictures of one bucket.
+        """The stored arrays of images of one bucket.
 
         Args:
-            keys: (row, view) of each picture.
+            keys: (row, view) of each image.
             levels: to read; all by default.
             out: buffers of `make_buffers` to read into; new ones by default. After an exception
                 they hold anything.
 
-        Raises what `read` raises, and ValueError where the pictures are of several buckets or the
-        buffers are made for other pictures or levels.
+        Raises what `read` raises, and ValueError where the images are of several buckets or the
+        buffers are made for other images or levels.
         """
         places = [self._place(row, view) for row, view in keys]
         buckets = {self.blocks[number].bucket for number, _ in places}
         if len(buckets) != 1:
-            raise ValueError(f"pictures of one read must share one bucket, got {sorted(buckets)}")
+            raise ValueError(f"images of one read must share one bucket, got {sorted(buckets)}")
         bucket = buckets.pop()
         if out is None:
             out = self.make_buffers(bucket, len(keys), levels)
@@ -208,7 +208,7 @@ class FeatureStore:
         return EncodedFeatures(bucket=out.bucket, arrays={k: out.arrays[k] for k in wanted})
 
     def read_packed(self, row: int, view: str, levels: Sequence[str]) -> Packed:
-        """What is stored of one picture, checked; what is compressed stays so. Raises as `read`."""
+        """What is stored of one image, checked; what is compressed stays so. Raises as `read`."""
         number, slot = self._place(row, view)
         buffers = self._reusable(self.blocks[number].bucket)
         if self._process != os.getpid():  # as in `_read_chunks`
@@ -222,7 +222,7 @@ class FeatureStore:
         return tuple(packed)
 
     def encoded_nbytes(self, views: Collection[str], levels: Sequence[str]) -> tuple[int, int]:
-        """Bytes of all pictures of these views as they are stored, and once decompressed."""
+        """Bytes of all images of these views as they are stored, and once decompressed."""
         stored = unpacked = 0
         for number, block in enumerate(self.blocks):
             for level in levels if block.view in views else ():
@@ -242,7 +242,7 @@ class FeatureStore:
     def make_buffers(
         self, bucket: SizeHW, count: int, levels: Sequence[str] | None = None
     ) -> EncodedFeatures:
-        """Empty arrays for `count` pictures of a bucket, to be read into again and again."""
+        """Empty arrays for `count` images of a bucket, to be read into again and again."""
         known = self._plan.layout.levels(bucket)
         return EncodedFeatures(
             bucket=bucket,
@@ -325,14 +325,14 @@ class FeatureStore:
         )
 
     def _reusable(self, bucket: SizeHW) -> EncodedFeatures:
-        """Buffers of this thread for one picture; what is decoded from them is always new."""
+        """Buffers of this thread for one image; what is decoded from them is always new."""
         held: EncodedFeatures | None = getattr(self._scratch, "held", None)
         if held is None or held.bucket != bucket:
             held = self._scratch.held = self.make_buffers(bucket, 1)
         return held
 
     def _place(self, row: int, view: str) -> tuple[int, int]:
-        """Number of the block that holds a picture, and its slot there."""
+        """Number of the block that holds an image, and its slot there."""
         number = self._view_number(view)
         if not 0 <= row < len(self):
             last = len(self) - 1
@@ -372,9 +372,9 @@ def _to_device(array: NDArray[Any], device: torch.device | None) -> torch.Tensor
 
 
 def _index_rows(plan: StorePlan) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """(V, N) number of the block of each picture in each view, and its slot in that block."""
+    """(V, N) number of the block of each image in each view, and its slot in that block."""
     numbers = {view: place for place, view in enumerate(plan.manifest.views)}
-    block_of = np.zeros((len(numbers), len(plan.truth)), dtype=np.int32)
+    block_of = np.zeros((len(numbers), len(plan.annotations)), dtype=np.int32)
     slot_of = np.zeros_like(block_of)
     for place, block in enumerate(plan.blocks):
         rows = list(block.rows)

@@ -162,10 +162,12 @@ def count_blocks(root: Path) -> int:
 def describe_store(root: Path | str) -> dict[str, Any]:
     """Everything `cachedet info` shows, as JSON values."""
     store = FeatureStore.open(root)
-    manifest, truth = store.manifest, store.truth
+    manifest, annotations = store.manifest, store.annotations
     missing = len(store.missing_blocks())
-    boxes_per_class = np.bincount(truth.labels, minlength=len(truth.categories)).tolist()
-    keys = len(truth) * len(manifest.views)
+    boxes_per_class = np.bincount(
+        annotations.labels, minlength=len(annotations.categories)
+    ).tolist()
+    keys = len(annotations) * len(manifest.views)
     return {
         "store": str(root),
         "backbone": manifest.backbone,
@@ -176,11 +178,11 @@ def describe_store(root: Path | str) -> dict[str, Any]:
         "views": list(manifest.views),
         "codec": manifest.codec,
         "quality": {level: _quality(found) for level, found in store.quality.items()},
-        "pictures": len(truth),
-        "boxes": len(truth.labels),
-        "crowd_boxes": int(truth.crowd.sum()),
-        "pictures_without_boxes": int((np.diff(truth.offsets) == 0).sum()),
-        "boxes_per_class": dict(zip(truth.categories.names, boxes_per_class, strict=True)),
+        "images": len(annotations),
+        "boxes": len(annotations.labels),
+        "crowd_boxes": int(annotations.crowd.sum()),
+        "images_without_boxes": int((np.diff(annotations.offsets) == 0).sum()),
+        "boxes_per_class": dict(zip(annotations.categories.names, boxes_per_class, strict=True)),
         "buckets": {
             f"{height}x{width}": len(rows)
             for (height, width), rows in store.buckets(manifest.views[0]).items()
@@ -188,7 +190,7 @@ def describe_store(root: Path | str) -> dict[str, Any]:
         "blocks": len(store.blocks),
         "blocks_missing": missing,
         "bytes": store.nbytes,
-        "bytes_per_picture_and_view": store.nbytes / keys if keys and not missing else None,
+        "bytes_per_image_and_view": store.nbytes / keys if keys and not missing else None,
         "skipped": [list(pair) for pair in manifest.skipped],
         "fingerprint": manifest.fingerprint(),
         "versions": manifest.versions,

@@ -1,6 +1,6 @@
 """Writing a store: whole shards, fsync, then the commit record. Any number of writers at once.
 
-Letters: n pictures, C channels, h w feature cells, B pictures per shard.
+Letters: n images, C channels, h w feature cells, B images per shard.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from cachedet.store.format.layout import Block, commit_key, shard_key, withdrawn
 from cachedet.store.format.manifest import Manifest, load_manifest
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.format.shards import Packed, chunk_checksum, pack_chunk, pack_index
-from cachedet.structures import Features, Truth
+from cachedet.structures import Annotations, Features
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PackedPictures:
-    """Some pictures of a block, encoded and packed, waiting to be written."""
+class PackedImages:
+    """Some images of a block, encoded and packed, waiting to be written."""
 
-    chunks: dict[str, list[Packed]]  # by array, one a picture
+    chunks: dict[str, list[Packed]]  # by array, one an image
     quality: dict[str, Quality]  # by level
 
     @property
@@ -77,7 +77,7 @@ class StoreWriter:
         root: Path,
         *,
         manifest: Manifest,
-        truth: Truth,
+        annotations: Annotations,
         contents: NDArray[np.uint64],
         fit: Fit,
     ) -> StoreWriter:
@@ -86,8 +86,8 @@ class StoreWriter:
         Args:
             root: folder of the store.
             manifest: what it shall hold.
-            truth: pictures and boxes, kept inside the store.
-            contents: (N,) content hash of each picture file, to notice changed pictures.
+            annotations: images and boxes, kept inside the store.
+            contents: (N,) content hash of each image file, to notice changed images.
             fit: gives the codec what it must learn from a sample; called for a new store.
 
         Raises:
@@ -96,7 +96,9 @@ class StoreWriter:
                 for what is missing even if it compresses as well as anything did.
         """
         try:
-            plan = open_or_create(root, manifest=manifest, truth=truth, contents=contents, fit=fit)
+            plan = open_or_create(
+                root, manifest=manifest, annotations=annotations, contents=contents, fit=fit
+            )
             writer = cls(root, plan)
             require_space(root, writer.least_nbytes(writer.missing_blocks()))
         except OSError as error:
@@ -120,19 +122,19 @@ class StoreWriter:
     def planned_nbytes(self, blocks: Sequence[Block]) -> int:
         """Bytes that writing `blocks` takes: exact without zstd, else the most they can be."""
         layout = self._plan.layout
-        return sum(len(block.rows) * layout.picture_nbytes(block.bucket) for block in blocks)
+        return sum(len(block.rows) * layout.image_nbytes(block.bucket) for block in blocks)
 
     def least_nbytes(self, blocks: Sequence[Block]) -> int:
         """The same where zstd does as well as it ever did: without them it is no use to start."""
         layout = self._plan.layout
-        return sum(len(b.rows) * layout.least_picture_nbytes(b.bucket) for b in blocks)
+        return sum(len(b.rows) * layout.least_image_nbytes(b.bucket) for b in blocks)
 
     def write(self, block: Block, features: Features) -> bool:
         """Encode and commit one whole block; see `encode` and `commit`."""
         return self.commit(block, [self.encode(block, features)])
 
-    def encode(self, block: Block, features: Features, *, start: int = 0) -> PackedPictures:
-        """Encode pictures `start` and following of a block.
+    def encode(self, block: Block, features: Features, *, start: int = 0) -> PackedImages:
+        """Encode images `start` and following of a block.
 
         Args:
             block: one of `blocks`.
@@ -140,26 +142,26 @@ class StoreWriter:
             start: place of the first of them in the block.
 
         Raises:
-            CodecError: a value cannot be represented; names the picture.
+            CodecError: a value cannot be represented; names the image.
             StoreError: wrong shapes.
         """
         count = len(next(iter(features.values())))
         rows = block.rows[start : start + count]
         self._require_shapes(block, features, len(rows))
-        pictures = [self._plan.truth.file_names[row] for row in rows]
+        images = [self._plan.annotations.file_names[row] for row in rows]
         chunks: dict[str, list[Packed]] = {}
         quality = {}
         for level, arrays in self._plan.layout.levels(block.bucket).items():
             maps = features[level]
-            encoded = self._plan.codec.encode(maps, level=level, pictures=pictures)
+            encoded = self._plan.codec.encode(maps, level=level, images=images)
             quality[level] = _measure(self._plan.codec, maps, encoded, level, arrays.shape)
             for part in arrays.parts:
                 values = encoded.parts[part.name]
                 chunks[f"{level}/{part.name}"] = [pack_chunk(one, part) for one in values]
-        return PackedPictures(chunks=chunks, quality=quality)
+        return PackedImages(chunks=chunks, quality=quality)
 
-    def commit(self, block: Block, pictures: Sequence[PackedPictures]) -> bool:
-        """Write, fsync and commit all pictures of one block, in order.
+    def commit(self, block: Block, images: Sequence[PackedImages]) -> bool:
+        """Write, fsync and commit all images of one block, in order.
 
         Returns False where another writer has committed the block meanwhile; its bytes then stay.
         Raises StoreError where the disk refuses, or the store no longer wants the block; nothing
@@ -173,7 +175,7 @@ class StoreWriter:
                 path = self.root / shard_key(block, array, part)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 temporary[array] = temporary_path(path)
-                chunks = [chunk for some in pictures for chunk in some.chunks[array]]
+                chunks = [chunk for some in images for chunk in some.chunks[array]]
                 nbytes, digest = write_synced(temporary[array], self._shard(chunks))
                 shards[array] = ShardRecord(
                     nbytes=nbytes,
@@ -181,7 +183,7 @@ class StoreWriter:
                     chunk_checksums=b"".join(map(chunk_checksum, chunks)),
                 )
             quality: dict[str, Quality] = {}
-            for some in pictures:
+            for some in images:
                 for level, value in some.quality.items():
                     quality[level] = quality.get(level, NO_QUALITY) + value
             with commit_lock(self.root):
@@ -190,7 +192,7 @@ class StoreWriter:
                     return False
                 self._publish(block, parts, temporary, shards, quality)
         except OSError as error:
-            needed = sum(some.nbytes for some in pictures)
+            needed = sum(some.nbytes for some in images)
             raise cannot_write(self.root, error, needed=needed) from error
         finally:
             for path in temporary.values():

@@ -72,7 +72,7 @@ class Checkpoint:
 
 
 def _of_heads(weights: dict[str, Any]) -> dict[str, Any]:
-    """Without the prefix that a `WholeDetector` gives them."""
+    """Without the prefix that a `EndToEndDetector` gives them."""
     if any(name.startswith("learnt.") for name in weights):
         raise CheckpointError(
             "these heads were trained together with their backbone (a cell of `cachedet compare`, "
@@ -160,7 +160,7 @@ def _readable_failure(path: Path) -> Iterator[None]:
     except OSError as error:
         raise CheckpointError(
             f"cannot write {path}: {error.strerror}; the states saved before are whole. Make room "
-            "or mend the folder, then continue with --resume"
+            "or repair the folder, then continue with --resume"
         ) from error
 
 

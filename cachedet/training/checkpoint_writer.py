@@ -105,5 +105,5 @@ def load_last(folder: RunFolder) -> tuple[Checkpoint, str]:
         raise CheckpointError(f"{reason}; nor can the one before it be used: {error}") from error
     if folder.last.exists():
         folder.last.replace(folder.last.with_name("last.pt.damaged"))
-    remark = f"{reason}; going on from {folder.previous.name}, step {checkpoint.step}"
-    return checkpoint, remark
+    note = f"{reason}; going on from {folder.previous.name}, step {checkpoint.step}"
+    return checkpoint, note

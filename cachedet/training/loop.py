@@ -23,7 +23,7 @@ from cachedet.store.format.manifest import Manifest
 from cachedet.structures import Batch
 from cachedet.training.checkpoint_writer import CheckpointWriter
 from cachedet.training.optimizer import set_training_mode
-from cachedet.training.records import NoCheckpoints, NoRecords, RunRecords
+from cachedet.training.records import NoOpCheckpointer, NoOpRecorder, RunRecords
 from cachedet.training.run_folder import RunFolder
 from cachedet.training.stopping import StopRequested, StopSignals, TimeBudget
 from cachedet.training.trainer import StepStatistics, Trainer
@@ -46,13 +46,13 @@ class TimedBatches:
 
     Attributes:
         waiting: seconds since it was last set to zero.
-        pictures: taken since then, by all ranks.
+        images: taken since then, by all ranks.
     """
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches
         self.waiting = 0.0
-        self.pictures = 0
+        self.images = 0
 
     def take(self, count: int) -> Iterator[Batch]:
         """The next `count` batches; there are as many."""
@@ -60,12 +60,12 @@ class TimedBatches:
             started = time.perf_counter()
             batch = next(self._batches)
             self.waiting += time.perf_counter() - started
-            self.pictures += batch.global_pictures
+            self.images += batch.global_images
             yield batch
 
     def start_step(self) -> None:
         """Count from zero."""
-        self.waiting, self.pictures = 0.0, 0
+        self.waiting, self.images = 0.0, 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,8 +94,8 @@ class TrainingLoop:
     max_steps: int | None
     eval_every: int
     validator: Validator | None
-    records: RunRecords | NoRecords
-    checkpoints: CheckpointWriter | NoCheckpoints
+    records: RunRecords | NoOpRecorder
+    checkpoints: CheckpointWriter | NoOpCheckpointer
     signals: StopSignals
     budget: TimeBudget | None = None
     losses: list[float] = field(default_factory=list)
@@ -121,7 +121,7 @@ class TrainingLoop:
             batches = TimedBatches(read_ahead)
             while trainer.epoch < self.epochs:
                 if trainer.stopping is not None and trainer.stopping.is_exhausted:
-                    self.records.remark(f"stopped early: {trainer.stopping.describe()}")
+                    self.records.note(f"stopped early: {trainer.stopping.describe()}")
                     return EARLY_STOPPING
                 reason = self._train_epoch(batches) or self._close_epoch()
                 if reason is not None:
@@ -158,7 +158,7 @@ class TrainingLoop:
         self._keep_pace()
         taken = StepStatistics.of_step(
             {name: value for name, value in row.items() if name.startswith("loss")},
-            pictures=batches.pictures,
+            images=batches.images,
             seconds=seconds,
             waiting=batches.waiting,
         )
@@ -257,7 +257,7 @@ def run_session(
     loader: BatchLoader,
     manifest: Manifest,
     validator: Validator | None,
-    remarks: Sequence[str] = (),
+    notes: Sequence[str] = (),
     budget: TimeBudget | None = None,
 ) -> SessionReport:
     """Train from where `trainer` stands to an end of the run, or until a signal comes.
@@ -268,7 +268,7 @@ def run_session(
     Raises NonFiniteLossError, StoreError, CheckpointError, RankError.
     """
     started = time.perf_counter()
-    records = _make_records(folder, trainer, config) if is_first() else NoRecords()
+    records = _make_records(folder, trainer, config) if is_first() else NoOpRecorder()
     with records, StopSignals() as signals:
         loop = TrainingLoop(
             trainer=trainer,
@@ -281,12 +281,12 @@ def run_session(
             records=records,
             checkpoints=_make_writer(folder, config, manifest, first_step=trainer.step)
             if is_first()
-            else NoCheckpoints(),
+            else NoOpCheckpointer(),
             signals=signals,
             budget=budget,
         )
-        for remark in remarks:
-            records.remark(remark)
+        for note in notes:
+            records.note(note)
         reason = loop.run()
     if is_first():
         folder.log(f"ended at step {trainer.step}: {reason}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cachedet.config.run import ScheduleConfig
-from cachedet.detector.end_to_end import Trained, WholeDetector
+from cachedet.detector.end_to_end import EndToEndDetector, Trained
 from cachedet.errors import ConfigError
 
 
@@ -41,10 +41,10 @@ def make_optimizer(detector: Trained, schedule: ScheduleConfig) -> torch.optim.O
 
     A group's `lr_scale` is its learning rate as a share of the schedule's.
     """
-    whole = detector if isinstance(detector, WholeDetector) else None
+    whole = detector if isinstance(detector, EndToEndDetector) else None
     groups = _groups(whole.heads if whole else detector, schedule, lr_scale=1.0)
-    if whole is not None and whole.learnt is not None:
-        groups += _groups(whole.learnt, schedule, lr_scale=whole.lr_scale)
+    if whole is not None and whole.backbone is not None:
+        groups += _groups(whole.backbone, schedule, lr_scale=whole.lr_scale)
     if schedule.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=schedule.scaled_lr, betas=(schedule.momentum, 0.999))
     return torch.optim.SGD(groups, lr=schedule.scaled_lr, momentum=schedule.momentum)

@@ -127,10 +127,10 @@ class EpochFigures:
     epoch: int  # epochs done
     epochs: int  # of the run
     learning_rate: float  # of its last step
-    losses: Mapping[str, float]  # "loss" and "loss_*", means over its pictures
+    losses: Mapping[str, float]  # "loss" and "loss_*", means over its images
     ap: float | None  # None: not validated
     ap50: float | None
-    pictures_per_second: float  # of training, without validation
+    images_per_second: float  # of training, without validation
     waiting_share: float  # of the training time, for data
 
 
@@ -150,7 +150,7 @@ class EpochTable:
 
     def header(self) -> str:
         parts = [f"{name:>{_width_of(name)}}" for name in self._parts]
-        columns = ["  epoch", "     lr", "  loss", *parts, "   AP", " AP50", " pict/s", "wait"]
+        columns = ["  epoch", "     lr", "  loss", *parts, "   AP", " AP50", "  img/s", "wait"]
         return _GAP.join(columns)
 
     def lines(self, figures: EpochFigures) -> list[str]:
@@ -167,7 +167,7 @@ class EpochTable:
                 *parts,
                 f"{_score(figures.ap):>5}",
                 f"{_score(figures.ap50):>5}",
-                f"{figures.pictures_per_second:>7.1f}",
+                f"{figures.images_per_second:>7.1f}",
                 f"{figures.waiting_share:>4.0%}",
             ]
         )
@@ -199,7 +199,7 @@ def log_columns(loss_names: Sequence[str]) -> tuple[str, ...]:
     """Of metrics.csv."""
     losses = (f"loss_{name}" for name in loss_names)
     first = ("step", "epoch", "lr", "loss")
-    speed = ("pictures_per_second", "waiting_share", "seconds")
+    speed = ("images_per_second", "waiting_share", "seconds")
     return (*first, *losses, "grad_norm", *speed, "val_ap", "val_ap50", "val_ap75")
 
 
@@ -262,7 +262,7 @@ class RunRecords:
             {
                 "lr": trainer.optimizer.param_groups[0]["lr"],
                 **row,
-                "pictures_per_second": self._window.pictures_per_second,
+                "images_per_second": self._window.images_per_second,
                 "waiting_share": self._window.waiting_share,
             },
         )
@@ -279,7 +279,7 @@ class RunRecords:
         )
         best = max(trainer.best_ap, scores["ap"])
         self._note = f"AP {scores['ap']:.3f}  AP50 {scores['ap50']:.3f}  best AP {best:.3f}"
-        self._progress.remark(self._note)
+        self._progress.note(self._note)
 
     def after_epoch(self, trainer: Trainer, scores: Mapping[str, float] | None) -> None:
         """The epoch that `trainer` is still in is over; None: it was not validated."""
@@ -291,7 +291,7 @@ class RunRecords:
             losses=statistics.means(),
             ap=None if scores is None else scores["ap"],
             ap50=None if scores is None else scores["ap50"],
-            pictures_per_second=statistics.pictures_per_second,
+            images_per_second=statistics.images_per_second,
             waiting_share=statistics.waiting_share,
         )
         for line in self._shown.lines(figures):
@@ -299,7 +299,7 @@ class RunRecords:
         for line in self._logged.lines(figures):
             self._folder.log(line)
 
-    def remark(self, line: str) -> None:
+    def note(self, line: str) -> None:
         """One line for the terminal and log.txt."""
         print(line, file=sys.stderr)
         self._folder.log(line)
@@ -313,10 +313,10 @@ class RunRecords:
             self._tensorboard.append(values, step=trainer.step)
 
 
-class NoRecords:
+class NoOpRecorder:
     """Takes what `RunRecords` takes, and writes and shows nothing."""
 
-    def __enter__(self) -> NoRecords:
+    def __enter__(self) -> NoOpRecorder:
         return self
 
     def __exit__(
@@ -338,11 +338,11 @@ class NoRecords:
     def after_epoch(self, trainer: Trainer, scores: Mapping[str, float] | None) -> None:
         """See RunRecords."""
 
-    def remark(self, line: str) -> None:
+    def note(self, line: str) -> None:
         """See RunRecords."""
 
 
-class NoCheckpoints:
+class NoOpCheckpointer:
     """Takes what `CheckpointWriter` takes, and saves nothing."""
 
     def save_if_due(self, trainer: Trainer) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from cachedet.errors import CheckpointError
 from cachedet.store.files.durable import encode_json, write_durably
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import CategoryMap, Truth
+from cachedet.structures import Annotations, CategoryMap
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class RunFolder:
 
     @property
     def training(self) -> Path:
-        """What the run learns from: the store, its pictures, and how many boxes of each class."""
+        """What the run learns from: the store, its images, and how many boxes of each class."""
         return self.root / "training.json"
 
     @property
@@ -107,7 +107,7 @@ class TrainingData:
 
     store: str  # where it lay
     fingerprint: str
-    pictures: int
+    images: int
     categories: CategoryMap
     boxes: dict[int, int]  # category id -> boxes to learn from; crowds are none
 
@@ -116,9 +116,9 @@ class TrainingData:
         return cls(
             store=str(store.location),
             fingerprint=store.manifest.fingerprint(),
-            pictures=len(store),
-            categories=store.truth.categories,
-            boxes=count_annotations(store.truth),
+            images=len(store),
+            categories=store.annotations.categories,
+            boxes=count_annotations(store.annotations),
         )
 
     @classmethod
@@ -132,7 +132,7 @@ class TrainingData:
             return cls(
                 store=str(values["store"]),
                 fingerprint=str(values["fingerprint"]),
-                pictures=int(values["pictures"]),
+                images=int(values["images"]),
                 categories=CategoryMap(
                     ids=tuple(int(own["id"]) for own in classes),
                     names=tuple(str(own["name"]) for own in classes),
@@ -141,7 +141,7 @@ class TrainingData:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{folder.training} is damaged ({error!r}): expected store, fingerprint, pictures "
+                f"{folder.training} is damaged ({error!r}): expected store, fingerprint, images "
                 "and classes as `train-heads` writes them; remove the file, and name the training "
                 "data with --training"
             ) from error
@@ -155,7 +155,7 @@ class TrainingData:
         return {
             "store": self.store,
             "fingerprint": self.fingerprint,
-            "pictures": self.pictures,
+            "images": self.images,
             "classes": [
                 {"id": category_id, "name": name, "boxes": self.boxes[category_id]}
                 for category_id, name in classes
@@ -163,7 +163,7 @@ class TrainingData:
         }
 
 
-def count_annotations(training: Truth) -> dict[int, int]:
+def count_annotations(training: Annotations) -> dict[int, int]:
     """Category id -> boxes to learn from; crowds are none."""
     counts = np.bincount(training.labels[~training.crowd], minlength=len(training.categories))
     return dict(zip(training.categories.ids, counts.tolist(), strict=True))

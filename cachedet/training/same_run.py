@@ -28,8 +28,8 @@ MAY_CHANGE_ON_RESUME = frozenset(
 _NOT_OF_WEIGHTS = frozenset(
     {
         "focal_alpha", "focal_gamma", "huber_delta", "box_weight", "class_weight", "samples",
-        "positive_fraction", "foreground_iou", "background_iou", "forced", "nms_iou",
-        "train_pre_nms", "train_post_nms", "test_pre_nms", "test_post_nms", "selection",
+        "positive_fraction", "foreground_iou", "background_iou", "allow_low_quality", "nms_iou",
+        "train_pre_nms", "train_post_nms", "test_pre_nms", "test_post_nms", "postprocess",
     }
 )  # fmt: skip
 
@@ -49,7 +49,7 @@ def require_same_run(
         fields = "; ".join(before.differing_fields(replace(manifest, views=before.views)))
         raise CheckpointError(
             f"cannot resume {where}: it was trained on another store: "
-            f"{fields or 'codec_digest (what the codec learnt)'}"
+            f"{fields or 'codec_digest (what the codec backbone)'}"
         )
 
 

@@ -66,11 +66,11 @@ def start_or_continue(
 
 def _open_last(folder: RunFolder, config: TrainConfig, manifest: Manifest) -> Checkpoint:
     RunFolder.open(folder.root)
-    checkpoint, remark = load_last(folder)
+    checkpoint, note = load_last(folder)
     require_same_run(checkpoint, config, manifest, where=folder.last)
-    if remark:
-        print(f"note: {remark}", file=sys.stderr)
-        folder.log(remark)
+    if note:
+        print(f"note: {note}", file=sys.stderr)
+        folder.log(note)
     folder.log(f"resumed at step {checkpoint.step}")
     if world_size() > 1:
         folder.log(describe_ranks(config.schedule.batch_size))
@@ -138,17 +138,17 @@ def require_fit(config: TrainConfig, store: FeatureStore, validation: FeatureSto
 
     Raises:
         CheckpointError: features or classes of the two stores differ.
-        ConfigError: validation pictures without boxes, a metric that nobody computes, masks that
+        ConfigError: validation images without boxes, a metric that nobody computes, masks that
             are not there, or TensorBoard that is not installed.
     """
     if config.tensorboard:
         require_tensorboard()
     if validation is not None:
         _require_same_features(store.manifest, validation.manifest)
-        if not np.any(~validation.truth.crowd):
+        if not np.any(~validation.annotations.crowd):
             raise ConfigError(
                 f"the validation store {validation.location} holds no boxes (crowds aside), so "
-                "that AP is undefined; validate on pictures with boxes, or leave --val out"
+                "that AP is undefined; validate on images with boxes, or leave --val out"
             )
     stopping = config.early_stopping
     if stopping is not None and stopping.metric != "loss" and validation is None:
@@ -170,7 +170,7 @@ def _require_same_features(train: Manifest, validation: Manifest) -> None:
 
 
 def _require_masks(config: TrainConfig, store: FeatureStore) -> None:
-    if trains_masks(config.detector) and store.truth.masks is None:
+    if trains_masks(config.detector) and store.annotations.masks is None:
         raise ConfigError(
             "detector.mask_head needs masks, the store's annotations have none; extract from an "
             "annotation file with `segmentation`, or remove detector.mask_head"

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from cachedet.config.run import TrainConfig
 from cachedet.detector.build import build_detector
-from cachedet.detector.end_to_end import Trained, WholeDetector
+from cachedet.detector.end_to_end import EndToEndDetector, Trained
 from cachedet.device import choose_device
-from cachedet.distributed.collective import alone, sum_over_ranks, world_size
+from cachedet.distributed.collective import single_process, sum_over_ranks, world_size
 from cachedet.distributed.data_parallel import of_ranks, sum_gradients
 from cachedet.errors import NonFiniteLossError
 from cachedet.store.format.manifest import Manifest
@@ -34,24 +34,24 @@ from cachedet.training.stopping import EarlyStopping
 
 @dataclass(kw_only=True, eq=False)
 class StepStatistics:
-    """Sums over steps. Losses are weighted by pictures, so that a small step counts little."""
+    """Sums over steps. Losses are weighted by images, so that a small step counts little."""
 
-    pictures: int = 0
+    images: int = 0
     seconds: float = 0.0  # of the steps, waiting included; without validations and saving
     waiting: float = 0.0  # seconds in which the next batch was not there yet
-    loss_sums: dict[str, float] = field(default_factory=dict)  # mean of a step times its pictures
+    loss_sums: dict[str, float] = field(default_factory=dict)  # mean of a step times its images
 
     @classmethod
     def of_step(
-        cls, losses: Mapping[str, float], *, pictures: int, seconds: float, waiting: float
+        cls, losses: Mapping[str, float], *, images: int, seconds: float, waiting: float
     ) -> StepStatistics:
-        """One step; `losses` are means over its pictures."""
-        sums = {name: value * pictures for name, value in losses.items()}
-        return cls(pictures=pictures, seconds=seconds, waiting=waiting, loss_sums=sums)
+        """One step; `losses` are means over its images."""
+        sums = {name: value * images for name, value in losses.items()}
+        return cls(images=images, seconds=seconds, waiting=waiting, loss_sums=sums)
 
     def merge(self, later: StepStatistics) -> None:
         """Count the steps of `later` too."""
-        self.pictures += later.pictures
+        self.images += later.images
         self.seconds += later.seconds
         self.waiting += later.waiting
         for name, summed in later.loss_sums.items():
@@ -59,11 +59,11 @@ class StepStatistics:
 
     def means(self) -> dict[str, float]:
         """The losses by name; empty before the first step."""
-        return {name: value / self.pictures for name, value in self.loss_sums.items()}
+        return {name: value / self.images for name, value in self.loss_sums.items()}
 
     @property
-    def pictures_per_second(self) -> float:
-        return self.pictures / self.seconds if self.seconds > 0 else 0.0
+    def images_per_second(self) -> float:
+        return self.images / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def waiting_share(self) -> float:
@@ -84,7 +84,7 @@ class Trainer:
     detector: Trained
     optimizer: torch.optim.Optimizer
     learning_rate: LearningRate
-    step_pictures: int  # of a whole step
+    step_images: int  # of a whole step
     clip_norm: float  # 0: none
     device: torch.device
     autocast: torch.dtype | None = None  # None: float32
@@ -98,7 +98,7 @@ class Trainer:
     seconds: float = 0.0  # of all steps, waiting for their batches included
     epoch_statistics: StepStatistics = field(default_factory=StepStatistics)
     _pending: list[Batch] = field(default_factory=list, init=False)  # of the step under way
-    _pending_pictures: int = field(default=0, init=False)  # of all processes
+    _pending_images: int = field(default=0, init=False)  # of all processes
     _pending_sums: dict[str, float] = field(default_factory=dict, init=False)
 
     def take_step(self, batch: Batch) -> dict[str, float]:
@@ -107,7 +107,7 @@ class Trainer:
         return self.finish_step()
 
     def add_gradients(self, batch: Batch) -> None:
-        """Forward and backward of one batch of the step, weighted by its pictures.
+        """Forward and backward of one batch of the step, weighted by its images.
 
         With several processes, this one's part of the loss and of the gradient: the sums over
         processes are those of the global batch. A batch that every process has whole is computed
@@ -117,15 +117,15 @@ class Trainer:
         """
         batch = batch.to(self.device)
         copies = world_size() if batch.is_whole else 1
-        with alone(batch.is_whole):
+        with single_process(batch.is_whole):
             with torch.autocast(
                 self.device.type, dtype=self.autocast, enabled=self.autocast is not None
             ):
                 losses = self.detector(batch.features, batch.targets)
             stacked = torch.stack(list(losses.values()))
             reached = sum_over_ranks(stacked.detach())
-        # A bucket's last batch may be small; every picture weighs the same all the same.
-        share = batch.global_pictures / self.step_pictures
+        # A bucket's last batch may be small; every image weighs the same all the same.
+        share = batch.global_images / self.step_images
         if not bool(torch.isfinite(reached.sum() * share)):
             is_own = not bool(torch.isfinite(stacked.sum() * share))
             raise NonFiniteLossError(
@@ -134,15 +134,15 @@ class Trainer:
         total = stacked.sum() * (share / copies)
         torch.autograd.backward(total if self.scaler is None else self.scaler.scale(total))
         for name, value in zip(losses, reached.tolist(), strict=True):
-            summed = self._pending_sums.get(name, 0.0) + value * batch.global_pictures
+            summed = self._pending_sums.get(name, 0.0) + value * batch.global_images
             self._pending_sums[name] = summed
         self._pending.append(batch)
-        self._pending_pictures += batch.global_pictures
+        self._pending_images += batch.global_images
 
     def finish_step(self) -> dict[str, float]:
         """Move the weights by the gradients that were added.
 
-        Returns the step's losses, which are means over its pictures, and its gradient norm.
+        Returns the step's losses, which are means over its images, and its gradient norm.
 
         Raises NonFiniteLossError before anything has moved. A gradient that overflows fp16 is no
         error: the step is left out and the scale halved.
@@ -162,10 +162,10 @@ class Trainer:
         if self.average is not None:
             self.average.update(self.detector, step=self.step)
         values = {
-            f"loss_{name}": summed / self._pending_pictures
+            f"loss_{name}": summed / self._pending_images
             for name, summed in self._pending_sums.items()
         }
-        self._pending, self._pending_pictures, self._pending_sums = [], 0, {}
+        self._pending, self._pending_images, self._pending_sums = [], 0, {}
         return {"loss": sum(values.values()), **values, "grad_norm": norm.item()}
 
     def scored_weights(self) -> AbstractContextManager[None]:
@@ -255,7 +255,7 @@ def make_trainer_of(detector: Trained, config: TrainConfig, *, total_steps: int)
     autocast = choose_autocast(config.precision, device)
     detector = detector.to(device)
     detector.to(memory_format=torch.channels_last)
-    heads = detector.heads if isinstance(detector, WholeDetector) else detector
+    heads = detector.heads if isinstance(detector, EndToEndDetector) else detector
     if config.trainable == "classifier":
         freeze_all_but(heads, heads.classifiers())
     set_training_mode(detector)
@@ -274,7 +274,7 @@ def make_trainer_of(detector: Trained, config: TrainConfig, *, total_steps: int)
             drops=schedule.drops,
             warmup_from=schedule.warmup_from,
         ),
-        step_pictures=schedule.step_pictures,
+        step_images=schedule.step_images,
         clip_norm=schedule.clip_norm,
         device=device,
         autocast=autocast,

@@ -10,12 +10,12 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cachedet.augmentation.draws import Draws
+from cachedet.augmentation.draws import RandomDraws
 from cachedet.augmentation.regions import Grid
 from cachedet.data.views import LEAST_VISIBLE
 from cachedet.structures import Batch, Features, FeatureSpec, LevelSpec, SizeHW, Targets
 
-Step = Callable[[Batch, Draws], Batch]
+Step = Callable[[Batch, RandomDraws], Batch]
 MakeStep = Callable[[Grid, float], Step]
 
 
@@ -33,11 +33,11 @@ class Scene:
 
     spec: FeatureSpec
     batch: Batch
-    origin: dict[int, tuple[int, list[int], bool]]  # label -> picture, box, crowd
+    origin: dict[int, tuple[int, list[int], bool]]  # label -> image, box, crowd
 
 
 def paint(spec: FeatureSpec, shape_hw: SizeHW, count: int) -> Features:
-    """Channels: number of the picture, of the row, of the column, each from 1; 0 is nothing."""
+    """Channels: number of the image, of the row, of the column, each from 1; 0 is nothing."""
     features = {}
     for level in spec:
         height, width = shape_hw[0] // level.stride, shape_hw[1] // level.stride
@@ -50,26 +50,26 @@ def paint(spec: FeatureSpec, shape_hw: SizeHW, count: int) -> Features:
 
 
 @st.composite
-def scenes(draw: st.DrawFn, least_pictures: int = 1) -> Scene:
+def scenes(draw: st.DrawFn, least_images: int = 1) -> Scene:
     spec = draw(st.sampled_from(SPECS))
     cell = spec.pad_multiple
     unit = 1 if spec.levels[0].stride == 1 else cell
     shape = (cell * draw(st.integers(1, 5)), cell * draw(st.integers(1, 5)))
-    count = draw(st.integers(least_pictures, 5))
+    count = draw(st.integers(least_images, 5))
     origin: dict[int, tuple[int, list[int], bool]] = {}
     targets = []
-    for picture in range(count):
+    for image in range(count):
         size_hw = draw(st.tuples(st.integers(1, shape[0]), st.integers(1, shape[1])))
         first, most = len(origin), 3 if min(size_hw) >= unit else 0
         for label in range(first, first + draw(st.integers(0, most))):
             x1, x2 = draw(_ends(size_hw[1] // unit))
             y1, y2 = draw(_ends(size_hw[0] // unit))
             box = [x1 * unit, y1 * unit, x2 * unit, y2 * unit]
-            origin[label] = (picture, box, draw(st.integers(0, 3)) == 0)
+            origin[label] = (image, box, draw(st.integers(0, 3)) == 0)
         own = [origin[label] for label in range(first, len(origin))]
         targets.append(
             Targets(
-                image_id=100 + picture,
+                image_id=100 + image,
                 size_hw=size_hw,
                 boxes=torch.tensor([box for _, box, _ in own], dtype=torch.float32).view(-1, 4),
                 labels=torch.arange(first, len(origin)),
@@ -84,16 +84,16 @@ def _ends(most: int) -> st.SearchStrategy[tuple[int, int]]:
     return pairs.filter(lambda pair: pair[0] != pair[1]).map(lambda p: (min(p), max(p)))
 
 
-def seeded(seed: int = 0) -> Draws:
-    return Draws((seed,), places=range(1000))
+def seeded(seed: int = 0) -> RandomDraws:
+    return RandomDraws((seed,), places=range(1000))
 
 
-def cells_from(maps: Tensor, picture: int, box: list[int], stride: int) -> Tensor:
-    """(h, w) bool: the cells of one map (3, h, w) that came from inside the box of a picture."""
+def cells_from(maps: Tensor, image: int, box: list[int], stride: int) -> Tensor:
+    """(h, w) bool: the cells of one map (3, h, w) that came from inside the box of an image."""
     x1, y1, x2, y2 = (edge // stride for edge in box)
     source, row, column = maps[0] - 1, maps[1] - 1, maps[2] - 1
     inside = (row >= y1) & (row < y2) & (column >= x1) & (column < x2)
-    return inside & (source == picture)
+    return inside & (source == image)
 
 
 def cells_under(box: Tensor, shape: torch.Size, stride: int) -> Tensor:
@@ -118,10 +118,10 @@ def check_boxes(
     checked = 0
     for level in scene.spec:
         for maps, targets in zip(after.features[level.name], after.targets, strict=True):
-            for label, (picture, box, was_crowd) in scene.origin.items():
+            for label, (image, box, was_crowd) in scene.origin.items():
                 if any(edge % level.stride for edge in box):
                     continue
-                content = cells_from(maps, picture, box, level.stride)
+                content = cells_from(maps, image, box, level.stride)
                 mine = targets.labels == label
                 covers = [cells_under(b, content.shape, level.stride) for b in targets.boxes[mine]]
                 whole = (box[2] - box[0]) * (box[3] - box[1]) / level.stride**2
@@ -167,7 +167,7 @@ def check_shapes(scene: Scene, after: Batch) -> None:
 
 
 def one_level_batch(boxes: list[list[list[float]]], *, cells: int = 8) -> tuple[Grid, Batch]:
-    """Pictures of 8 x 8 cells of 10 pixels, all valid; labels count within a picture."""
+    """Images of 8 x 8 cells of 10 pixels, all valid; labels count within an image."""
     spec = make_spec(10)
     targets = [
         Targets(
@@ -224,7 +224,7 @@ def check_step(
 
 
 def share_changed(make: MakeStep, chance: float) -> float:
-    """Of 800 pictures of 80 x 80 pixels with one object, those whose map the step changes."""
+    """Of 800 images of 80 x 80 pixels with one object, those whose map the step changes."""
     grid, batch = one_level_batch([[[0, 0, 20, 20]]] * 4)
     maps, changed = batch.features["S10"], 0
     for seed in range(200):

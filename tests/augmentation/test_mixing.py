@@ -31,8 +31,8 @@ def test_boxes_follow_exactly_and_the_input_stays(
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_each_picture_is_drawn_with_its_chance(painting: Any, name: str) -> None:
-    # A drawn translation, window or paste may also leave a picture as it was.
+def test_each_image_is_drawn_with_its_chance(painting: Any, name: str) -> None:
+    # A drawn translation, window or paste may also leave an image as it was.
     assert 0.2 < painting.share_changed(STEPS[name], 0.3) < 0.36
     assert painting.share_changed(STEPS[name], 0.0) == 0
 
@@ -42,7 +42,7 @@ def test_each_picture_is_drawn_with_its_chance(painting: Any, name: str) -> None
 def test_mosaic_has_four_windows_around_one_cross_point(
     painting: Any, data: st.DataObject, seed: int
 ) -> None:
-    scene = data.draw(painting.scenes(least_pictures=2))
+    scene = data.draw(painting.scenes(least_images=2))
     after = mosaic(scene.batch, painting.seeded(seed), grid=Grid(scene.spec), chance=1.0)
     level = scene.spec.levels[-1]
     scale = scene.spec.pad_multiple // level.stride
@@ -50,8 +50,8 @@ def test_mosaic_has_four_windows_around_one_cross_point(
     if min(rows, columns) < 2:
         torch.testing.assert_close(after.features, scene.batch.features, rtol=0, atol=0)
         return
-    for picture, targets in enumerate(after.targets):
-        maps = after.features[level.name][picture]
+    for image, targets in enumerate(after.targets):
+        maps = after.features[level.name][image]
         assert targets.size_hw == (maps.shape[1] * level.stride, maps.shape[2] * level.stride)
         found = []
         for y in range(scale, maps.shape[1], scale):
@@ -65,13 +65,13 @@ def test_mosaic_has_four_windows_around_one_cross_point(
         ]
         assert quarters
         used = set(maps[0].unique().tolist())
-        assert picture + 1 in used
+        assert image + 1 in used
         if len(after.targets) >= 4:
             assert len(used) == 4
 
 
 def _is_cross_point(maps: Tensor, y: int, x: int) -> bool:
-    """Whether each of the four quadrants is a window of one picture."""
+    """Whether each of the four quadrants is a window of one image."""
     for part in (maps[:, :y, :x], maps[:, :y, x:], maps[:, y:, :x], maps[:, y:, x:]):
         offset = torch.arange(part.shape[1])[:, None], torch.arange(part.shape[2])[None]
         expected = torch.stack(
@@ -91,15 +91,15 @@ def _is_cross_point(maps: Tensor, y: int, x: int) -> bool:
 def test_copy_paste_adds_one_object_with_its_cells(
     painting: Any, data: st.DataObject, seed: int
 ) -> None:
-    scene = data.draw(painting.scenes(least_pictures=2))
+    scene = data.draw(painting.scenes(least_images=2))
     after = copy_paste(scene.batch, painting.seeded(seed), grid=Grid(scene.spec), chance=1.0)
     level, cell = scene.spec.levels[-1], scene.spec.pad_multiple
-    for picture, (old, new) in enumerate(zip(scene.batch.targets, after.targets, strict=True)):
-        maps, before = (b.features[level.name][picture] for b in (after, scene.batch))
-        pasted = maps[0] != picture + 1
+    for image, (old, new) in enumerate(zip(scene.batch.targets, after.targets, strict=True)):
+        maps, before = (b.features[level.name][image] for b in (after, scene.batch))
+        pasted = maps[0] != image + 1
         assert torch.equal(maps[:, ~pasted], before[:, ~pasted])
         assert new.size_hw == old.size_hw
-        foreign = [int(label) for label in new.labels if scene.origin[int(label)][0] != picture]
+        foreign = [int(label) for label in new.labels if scene.origin[int(label)][0] != image]
         assert bool(foreign) == bool(pasted.any())
         if not foreign:
             continue
@@ -120,9 +120,7 @@ def _around(start: int, end: int, cell: int) -> int:
 
 
 @pytest.mark.parametrize("step", [mosaic, copy_paste])
-def test_a_batch_of_one_picture_has_nothing_to_mix(
-    painting: Any, step: Callable[..., Batch]
-) -> None:
+def test_a_batch_of_one_image_has_nothing_to_mix(painting: Any, step: Callable[..., Batch]) -> None:
     grid, batch = painting.one_level_batch([[[0, 0, 20, 20]]])
     after = step(batch, painting.seeded(), grid=grid, chance=1.0)
     assert torch.equal(after.features["S10"], batch.features["S10"])
@@ -169,9 +167,9 @@ def test_a_mosaic_of_small_valid_parts_shows_them(painting: Any) -> None:
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_mixed_pictures_have_no_masks(painting: Any, name: str) -> None:
+def test_mixed_images_have_no_masks(painting: Any, name: str) -> None:
     grid, batch = painting.one_level_batch([[[0, 0, 20, 20]]] * 40)
-    masks = TargetMasks(codes=(b"",), picture_hw=(80, 80), scale_xy=(1, 1), origin_xy=(0, 0))
+    masks = TargetMasks(codes=(b"",), image_hw=(80, 80), scale_xy=(1, 1), origin_xy=(0, 0))
     batch = replace(batch, targets=[replace(own, masks=masks) for own in batch.targets])
     after = STEPS[name](grid, 0.5)(batch, painting.seeded())
     mixed = [own.masks is None for own in after.targets]
@@ -181,11 +179,11 @@ def test_mixed_pictures_have_no_masks(painting: Any, name: str) -> None:
 
 
 def test_what_is_pasted_is_of_the_batch_as_it_came_in(painting: Any) -> None:
-    """The first picture's object is whole in the second, whatever was laid over it before."""
+    """The first image's object is whole in the second, whatever was laid over it before."""
     grid, batch = painting.one_level_batch([[[20, 20, 60, 60]], [[20, 20, 60, 60]]])
     for seed in range(10):
         after = copy_paste(batch, painting.seeded(seed), grid=grid, chance=1.0)
-        for picture, maps in enumerate(after.features["S10"]):
-            x1, y1, x2, y2 = (after.targets[picture].boxes[-1] / 10).int().tolist()
-            original = batch.features["S10"][1 - picture][:, 2:6, 2:6]
+        for image, maps in enumerate(after.features["S10"]):
+            x1, y1, x2, y2 = (after.targets[image].boxes[-1] / 10).int().tolist()
+            original = batch.features["S10"][1 - image][:, 2:6, 2:6]
             assert torch.equal(maps[:, y1:y2, x1:x2], original)

@@ -45,7 +45,7 @@ def test_dropout_takes_whole_channels_and_makes_up_for_them(
         gone = (maps == 0).flatten(2).all(dim=2)
         torch.testing.assert_close(maps[~gone], before[~gone] / (1 - share))
         dropped.append(gone)
-    assert not torch.equal(dropped[0][0], dropped[0][1])  # each picture its own
+    assert not torch.equal(dropped[0][0], dropped[0][1])  # each image its own
     assert not torch.equal(dropped[0], dropped[1])  # and each level
     rate = torch.stack(dropped).float().mean().item()
     # 2,400 draws: 4.5 standard deviations

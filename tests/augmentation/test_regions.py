@@ -64,7 +64,7 @@ def test_shown_boxes_by_counting_pixels(
 ) -> None:
     x1, y1, x2, y2 = window
     if x1 >= SIDE or y1 >= SIDE or x2 <= 0 or y2 <= 0:
-        return  # a window that shows nothing of the picture is never drawn
+        return  # a window that shows nothing of the image is never drawn
     after = show_boxes(make_targets(boxes, crowd), window)
     assert after.size_hw == (min(y2, SIDE) - y1, min(x2, SIDE) - x1)
     shown = [{(x - x1, y - y1) for x, y in pixels_of(box) & pixels_of(window)} for box in boxes]

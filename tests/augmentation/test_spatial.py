@@ -33,8 +33,8 @@ def test_boxes_follow_exactly_and_the_input_stays(
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_each_picture_is_drawn_with_its_chance(painting: Any, name: str) -> None:
-    # A drawn translation, window or paste may also leave a picture as it was.
+def test_each_image_is_drawn_with_its_chance(painting: Any, name: str) -> None:
+    # A drawn translation, window or paste may also leave an image as it was.
     assert 0.2 < painting.share_changed(STEPS[name], 0.3) < 0.36
     assert painting.share_changed(STEPS[name], 0.0) == 0
 
@@ -49,10 +49,10 @@ def test_translate_is_one_shift_on_all_levels(
         scene.batch, painting.seeded(seed), grid=Grid(scene.spec), chance=1.0, most=0.5
     )
     cell = scene.spec.pad_multiple
-    for picture, targets in enumerate(after.targets):
+    for image, targets in enumerate(after.targets):
         shifts = set()
         for level in scene.spec:
-            maps = after.features[level.name][picture]
+            maps = after.features[level.name][image]
             filled = maps[0] > 0
             assert bool((maps[:, ~filled] == 0).all())
             rows = torch.arange(1.0, maps.shape[1] + 1)[:, None] - maps[1]
@@ -64,7 +64,7 @@ def test_translate_is_one_shift_on_all_levels(
         assert len(shifts) == 1
         shift = shifts.pop()
         padded = [side * level.stride for side in maps.shape[1:]]
-        before = scene.batch.targets[picture].size_hw
+        before = scene.batch.targets[image].size_hw
         moved = zip(before, shift, padded, strict=True)
         assert targets.size_hw == tuple(min(side + by, most) for side, by, most in moved)
         for side, by in zip(padded, shift, strict=True):
@@ -80,11 +80,11 @@ def test_crop_cuts_one_size_out_of_the_valid_part(
     scene = data.draw(painting.scenes())
     after = crop(scene.batch, painting.seeded(seed), grid=Grid(scene.spec), chance=1.0, least=0.3)
     cell, level = scene.spec.pad_multiple, scene.spec.levels[-1]
-    for picture, (old, new) in enumerate(zip(scene.batch.targets, after.targets, strict=True)):
+    for image, (old, new) in enumerate(zip(scene.batch.targets, after.targets, strict=True)):
         before, maps = scene.batch.features[level.name], after.features[level.name]
-        top, left = (int(maps[picture, axis, 0, 0]) - 1 for axis in (1, 2))
-        window = before[picture, :, top : top + maps.shape[2], left : left + maps.shape[3]]
-        assert torch.equal(maps[picture], window)
+        top, left = (int(maps[image, axis, 0, 0]) - 1 for axis in (1, 2))
+        window = before[image, :, top : top + maps.shape[2], left : left + maps.shape[3]]
+        assert torch.equal(maps[image], window)
         for axis, start in enumerate((top, left)):
             start, side = start * level.stride, maps.shape[2 + axis] * level.stride
             assert start % cell == side % cell == 0
@@ -116,7 +116,7 @@ def test_masks_follow(painting: Any, name: str, mirrored: bool) -> None:
     bitmaps = torch.rand(3, 160, 120, generator=torch.Generator().manual_seed(1)) < 0.5
     masks = TargetMasks(
         codes=tuple(encode_bitmap(bitmap.numpy()) for bitmap in bitmaps),
-        picture_hw=(160, 120),
+        image_hw=(160, 120),
         scale_xy=(-1.5 if mirrored else 1.5, 2.0),
         origin_xy=(120.0 if mirrored else 0.0, 0.0),
     )

@@ -17,7 +17,7 @@ from cachedet.evaluation.lvis import Federated
 from cachedet.evaluation.metrics import ClassScore, CocoScores
 from cachedet.evaluation.precision import ProposalRecall, ProposalReport
 from cachedet.evaluation.significance import Interval
-from cachedet.structures import CategoryMap, Detections, Truth
+from cachedet.structures import Annotations, CategoryMap, Detections
 
 
 def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -33,14 +33,14 @@ def cells_of(lines: list[str], name: str) -> list[str]:
 
 
 @pytest.fixture
-def drawn(truth_of: Callable[..., Truth]) -> tuple[Truth, DetectionTable]:
-    """Three pictures: found well, found next to the box, not found; class 90 has no boxes."""
+def drawn(annotations_of: Callable[..., Annotations]) -> tuple[Annotations, DetectionTable]:
+    """Three images: found well, found next to the box, not found; class 90 has no boxes."""
     boxes = [
         [[0, 0, 50, 50, 0, 0], [100, 100, 140, 140, 1, 0]],
         [[0, 0, 50, 50, 0, 0]],
         [[20, 20, 60, 60, 1, 0]],
     ]
-    truth = truth_of([(200, 200)] * 3, boxes)
+    annotations = annotations_of([(200, 200)] * 3, boxes)
     found = [
         Detections(
             image_id=image_id,
@@ -49,16 +49,16 @@ def drawn(truth_of: Callable[..., Truth]) -> tuple[Truth, DetectionTable]:
             labels=torch.arange(len(own)),
         )
         for image_id, own in zip(
-            truth.image_ids.tolist(),
+            annotations.image_ids.tolist(),
             ([[0.0, 0, 50, 48], [100, 100, 141, 140]], [[20.0, 0, 70, 50]], []),
             strict=True,
         )
     ]
-    return truth, tabulate(truth, found)
+    return annotations, tabulate(annotations, found)
 
 
 def test_the_twelve_figures(
-    drawn: tuple[Truth, DetectionTable], capsys: pytest.CaptureFixture[str]
+    drawn: tuple[Annotations, DetectionTable], capsys: pytest.CaptureFixture[str]
 ) -> None:
     scores = analyse(*drawn).scores
     print_scores(scores, of="boxes")
@@ -70,10 +70,10 @@ def test_the_twelve_figures(
 
 
 def test_everything_at_once(
-    drawn: tuple[Truth, DetectionTable], capsys: pytest.CaptureFixture[str]
+    drawn: tuple[Annotations, DetectionTable], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    truth, table = drawn
-    report = analyse(truth, table, counts={2: 3, 5: 30, 90: 4}, edges=(0, 5), resamples=20)
+    annotations, table = drawn
+    report = analyse(annotations, table, counts={2: 3, 5: 30, 90: 4}, edges=(0, 5), resamples=20)
     print_analysis(report)
     lines = lines_of(capsys)
     first = report.scores.per_class[0]
@@ -93,11 +93,13 @@ def test_everything_at_once(
     text = "\n".join(lines)
     assert f"AP {report.scores.ap:.3f}, 95 % interval" in text
     assert "AP by training annotations" in text
-    assert "note: pictures without detections: 1" in text
+    assert "note: images without detections: 1" in text
     assert "exact duplicates: 0" not in text
 
 
-def test_lvis(drawn: tuple[Truth, DetectionTable], capsys: pytest.CaptureFixture[str]) -> None:
+def test_lvis(
+    drawn: tuple[Annotations, DetectionTable], capsys: pytest.CaptureFixture[str]
+) -> None:
     nothing = np.zeros(0, dtype=np.int64)
     federated = Federated(negative=nothing, not_exhaustive=nothing, frequencies=("r", "c", "f"))
     report = analyse(*drawn, federated=federated)
@@ -111,10 +113,10 @@ def test_lvis(drawn: tuple[Truth, DetectionTable], capsys: pytest.CaptureFixture
     assert any("LVIS AP" in line for line in lines)
 
 
-def compared(drawn: tuple[Truth, DetectionTable], low: float, high: float) -> Analysis:
+def compared(drawn: tuple[Annotations, DetectionTable], low: float, high: float) -> Analysis:
     """A comparison whose interval of the AP difference is put there by hand."""
-    truth, table = drawn
-    report = analyse(truth, table, other=table, resamples=5)
+    annotations, table = drawn
+    report = analyse(annotations, table, other=table, resamples=5)
     assert report.comparison is not None
     apart = Interval(value=(low + high) / 2, low=low, high=high, share_above_zero=0.75)
     difference = dataclasses.replace(
@@ -130,14 +132,14 @@ def compared(drawn: tuple[Truth, DetectionTable], low: float, high: float) -> An
 @pytest.mark.parametrize(
     ("low", "high", "verdict", "classes"),
     [
-        (-0.1, 0.05, "These pictures cannot tell the runs apart", 0),
-        (0.02, 0.05, "This one is better on such pictures", 1),
-        (-0.2, -0.1, "The other one is better on such pictures", 1),
-        (math.nan, math.nan, "These pictures cannot tell the runs apart", 0),
+        (-0.1, 0.05, "These images cannot tell the runs apart", 0),
+        (0.02, 0.05, "This one is better on such images", 1),
+        (-0.2, -0.1, "The other one is better on such images", 1),
+        (math.nan, math.nan, "These images cannot tell the runs apart", 0),
     ],
 )
 def test_the_verdict(
-    drawn: tuple[Truth, DetectionTable],
+    drawn: tuple[Annotations, DetectionTable],
     capsys: pytest.CaptureFixture[str],
     low: float,
     high: float,
@@ -148,36 +150,36 @@ def test_the_verdict(
     lines = lines_of(capsys)
     text = " ".join(" ".join(lines).split())
     assert verdict in text
-    assert "(5 resamples of 3 pictures). Intervals of fewer than 20 pictures are too" in text
+    assert "(5 resamples of 3 images). Intervals of fewer than 20 images are too" in text
     assert f"{classes} class{'es' if classes != 1 else ''} of 3 with an interval without 0" in text
     if classes:
         assert cells_of(lines, "class 2")[4:] == [f"{low:+.3f} to {high:+.3f}", "75.0%"]
 
 
-def test_one_picture_tells_nothing(
-    truth_of: Callable[..., Truth], capsys: pytest.CaptureFixture[str]
+def test_one_image_tells_nothing(
+    annotations_of: Callable[..., Annotations], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    truth = truth_of([(200, 200)], [[[0, 0, 50, 50, 0, 0]]])
+    annotations = annotations_of([(200, 200)], [[[0, 0, 50, 50, 0, 0]]])
     found = Detections(
         image_id=7,
         boxes=torch.tensor([[0.0, 0, 50, 50]]),
         scores=torch.ones(1),
         labels=torch.zeros(1, dtype=torch.int64),
     )
-    table = tabulate(truth, [found])
-    report = analyse(truth, table, other=table.keep(np.zeros(1, dtype=np.bool_)), resamples=5)
+    table = tabulate(annotations, [found])
+    report = analyse(annotations, table, other=table.keep(np.zeros(1, dtype=np.bool_)), resamples=5)
     assert report.comparison is not None
     assert report.comparison.difference.ap.excludes_zero
     assert not report.comparison.tells_apart
     print_analysis(report)
-    assert "One picture cannot tell the runs apart." in lines_of(capsys)
+    assert "One image cannot tell the runs apart." in lines_of(capsys)
 
 
 def test_of_1203_classes_the_best_and_the_worst(capsys: pytest.CaptureFixture[str]) -> None:
     """Names that look like markup or are very long do no harm."""
     names = tuple(f"[red]class {n:04d} <b>" + "x" * (n % 90) for n in range(1203))
     count = 1000  # classes with boxes
-    truth = Truth(
+    annotations = Annotations(
         image_ids=np.array([1]),
         file_names=("1.jpg",),
         sizes_hw=np.array([[100_000, 200]]),
@@ -192,12 +194,12 @@ def test_of_1203_classes_the_best_and_the_worst(capsys: pytest.CaptureFixture[st
     )
     found = Detections(
         image_id=1,
-        boxes=torch.from_numpy(truth.boxes[:300]).float(),
+        boxes=torch.from_numpy(annotations.boxes[:300]).float(),
         scores=torch.linspace(0.9, 0.1, 300),
         labels=torch.arange(300),
     )
     counts = dict.fromkeys(range(1203), 123_456)
-    report = analyse(truth, tabulate(truth, [found]), counts=counts, resamples=3)
+    report = analyse(annotations, tabulate(annotations, [found]), counts=counts, resamples=3)
     print_analysis(report)
     lines = lines_of(capsys)
     rows = [line for line in lines if "[red]class" in line]
@@ -224,7 +226,7 @@ def test_many_classes_of_which_few_have_boxes(capsys: pytest.CaptureFixture[str]
          "ar_small", "ar_medium", "ar_large"), 0.5,
     )  # fmt: skip
     print_scores(
-        CocoScores(**figures, per_class=scores, num_pictures=1, num_detections=1), of="boxes"
+        CocoScores(**figures, per_class=scores, num_images=1, num_detections=1), of="boxes"
     )
     lines = lines_of(capsys)
     shown = [line.split()[1] for line in lines if line.startswith("│ c")]
@@ -236,9 +238,9 @@ def test_proposals(capsys: pytest.CaptureFixture[str]) -> None:
     recall = ProposalRecall(
         limit=10, ar=0.5, ar_small=math.nan, ar_medium=0.4, ar_large=0.6, recall50=0.9, recall75=0.7
     )
-    print_proposals(ProposalReport(most_per_picture=300, at_limits=(recall,)))
+    print_proposals(ProposalReport(most_per_image=300, at_limits=(recall,)))
     lines = lines_of(capsys)
-    assert "the RPN keeps 300 a picture" in " ".join(lines)
+    assert "the RPN keeps 300 an image" in " ".join(lines)
     (row,) = [line for line in lines if "0.900" in line]
     cells = [cell.strip() for cell in row.strip("│").split("│")]
     assert cells == ["10", "0.500", "-", "0.400", "0.600", "0.900", "0.700"]

@@ -30,7 +30,7 @@ from cachedet.training.run_folder import RunFolder, TrainingData
 from cachedet.training.stopping import StopSignals
 from cachedet.training.trainer import make_trainer
 
-THRESHOLD = "detector.selection.score_threshold=0.001"  # few steps give no confidence
+THRESHOLD = "detector.postprocess.score_threshold=0.001"  # few steps give no confidence
 CONFIG = Path(__file__).parents[2] / "configs" / "retinanet_fpn_tiny.yaml"
 
 
@@ -74,7 +74,7 @@ def cells(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[Mode, Cel
 @pytest.mark.parametrize("mode", MODES)
 def test_a_cell_tells_what_its_mode_cost(cells: dict[Mode, CellResult], mode: Mode) -> None:
     found = cells[mode]
-    assert found.steps == 6  # batches of at most 4 from 8 pictures in two buckets, twice
+    assert found.steps == 6  # batches of at most 4 from 8 images in two buckets, twice
     assert found.epochs == 2
     assert 0 <= found.ap <= 1
     assert found.low <= found.ap <= found.high or math.isclose(found.ap, found.low)

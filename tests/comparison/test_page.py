@@ -110,7 +110,7 @@ def test_headlines_are_the_best_of_each_mode_with_its_verdict() -> None:
     assert 0 < cached.track[0] < cached.track[1] < cached.track[2] < 1
 
 
-def test_a_headline_of_one_seed_has_the_interval_over_pictures() -> None:
+def test_a_headline_of_one_seed_has_the_interval_over_images() -> None:
     (cached, tuned) = page_of(experiment(cached=[0.5], tuned=[0.4])).headlines
     assert (cached.interval_name, cached.interval) == ("one seed, 95 % interval", "0.480–0.530")
     assert cached.verdict.endswith("+0.100 against fine-tuned: one seed: no verdict")
@@ -289,8 +289,8 @@ def test_the_page_names_its_facts_and_the_papers_figures() -> None:
         assert figures in told
     assert "another scale" in told
     html = render_page(page_of(FULL), curves=(), sheet=None)
-    assert "--images" not in html  # no place for pictures
-    assert 'href="#pictures"' not in html
+    assert "--images" not in html  # no place for images
+    assert 'href="#images"' not in html
 
 
 def test_an_axis_of_logarithms_has_few_round_ticks() -> None:

@@ -19,7 +19,7 @@ from cachedet.comparison.step_plan import (
 )
 from cachedet.config.run import TrainConfig, load_train_config
 from cachedet.errors import InputError
-from cachedet.live.modes import Rig, make_rig
+from cachedet.live.modes import TrainingMode, make_training_mode
 from cachedet.model import measure_model
 from cachedet.store.reader import FeatureStore
 from cachedet.training.stopping import TimeBudget
@@ -29,10 +29,10 @@ SMALL = ["detector.neck.channels=16", "detector.num_convs=1", "device=cpu"]
 TINY = ["detector.levels=[C5]", "detector.neck.num_levels=1"]
 
 
-def rig_maker(tiny: Any, config: TrainConfig, store: FeatureStore) -> Callable[[], Rig]:
+def rig_maker(tiny: Any, config: TrainConfig, store: FeatureStore) -> Callable[[], TrainingMode]:
     """Makes rigs of cached cells."""
     return partial(
-        make_rig,
+        make_training_mode,
         "cached", config, store=store, images=tiny.paths.images, weights="", total_steps=9,
     )  # fmt: skip
 
@@ -99,8 +99,8 @@ def test_time_left() -> None:
     [(CONFIG, SMALL), (CONFIG.with_name("faster_rcnn_fpn_tiny.yaml"), ["device=cpu"])],
     ids=["no RoIs", "RoIs"],
 )
-def test_flops_are_those_of_the_mean_picture(tiny: Any, path: Path, changes: list[str]) -> None:
-    """Pictures of two sizes, batches of one: whichever comes first, the mean is the same."""
+def test_flops_are_those_of_the_mean_image(tiny: Any, path: Path, changes: list[str]) -> None:
+    """Images of two sizes, batches of one: whichever comes first, the mean is the same."""
 
     def flops(seed: int) -> int:
         config = load_train_config(path, [*changes, "schedule.batch_size=1", f"seed={seed}"])

@@ -167,8 +167,8 @@ def test_digits_show_which_of_two_is_larger() -> None:
 def test_one_seed_has_intervals_and_no_verdict() -> None:
     told = only(summarise(runs(cached=[0.5], tuned=[0.47])))
     assert told == (
-        "fpn: cached 0.500 (95 % interval over the pictures 0.480 to 0.530) is 0.030 above "
-        "fine-tuned 0.470 (95 % interval over the pictures 0.450 to 0.500). One seed: another may "
+        "fpn: cached 0.500 (95 % interval over the images 0.480 to 0.530) is 0.030 above "
+        "fine-tuned 0.470 (95 % interval over the images 0.450 to 0.500). One seed: another may "
         "turn it round, so no verdict."
     )
     summary = summarise([*runs("a", cached=[0.5], tuned=[0.4]), *runs("b", cached=[1], tuned=[0])])

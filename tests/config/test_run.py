@@ -15,7 +15,7 @@ from cachedet.config.run import (
 from cachedet.demo import demo_config
 from cachedet.errors import ConfigError
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
@@ -55,10 +55,10 @@ def test_the_learning_rate_follows_the_batch(tmp_path: Path) -> None:
     schedule = load_train_config(path, ["schedule.batch_size=16"]).schedule
     assert schedule.scaled_lr == pytest.approx(0.04)
     assert schedule.describe_lr() == (
-        "learning rate 0.04 for steps of 16 pictures (0.16 belongs to 64, scaled linearly)"
+        "learning rate 0.04 for steps of 16 images (0.16 belongs to 64, scaled linearly)"
     )
     plain = load_train_config(CONFIGS / "faster_rcnn_fpn_tiny.yaml", ["schedule.batch_size=8"])
-    assert plain.schedule.describe_lr() == "learning rate 0.0015 for steps of 8 pictures"
+    assert plain.schedule.describe_lr() == "learning rate 0.0015 for steps of 8 images"
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_the_learning_rate_follows_the_batch(tmp_path: Path) -> None:
         ),
         (
             "{schedule: {batch_size: 1}, augment: {mosaic: 0.5, copy_paste: 0.5}}",
-            "augment.mosaic and augment.copy_paste mix the pictures of a batch, and schedule.batch",
+            "augment.mosaic and augment.copy_paste mix the images of a batch, and schedule.batch",
         ),
         ("trainable: classifier", "keeps everything else as it is, which needs weights: set init"),
         ("checkpoint_every_seconds: -1", "checkpoint_every_seconds: .* equal to 0, got -1"),

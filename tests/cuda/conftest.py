@@ -23,7 +23,7 @@ def float32() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def cuda_train(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Store of the eight generated pictures, views base and hflip, fp32, extracted on CUDA."""
+    """Store of the eight generated images, views base and hflip, fp32, extracted on CUDA."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     root: Path = tmp_path_factory.mktemp("cuda") / "train.zarr"

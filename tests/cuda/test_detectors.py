@@ -40,7 +40,7 @@ LATER = {"retinanet": 1e-2, "faster_rcnn": 5e-2, "cascade_rcnn": 5e-2}
 
 def shrunk(name: str, device: str) -> TrainConfig:
     overrides = [f"device={device}", "detector.neck.channels=16", "schedule.warmup_steps=0"]
-    overrides += ["detector.selection.score_threshold=0.005", "schedule.lr=1e-3"]
+    overrides += ["detector.postprocess.score_threshold=0.005", "schedule.lr=1e-3"]
     overrides += SMALL_RCNN if "rcnn" in name else []
     return load_train_config(CONFIGS / f"{name}.yaml", overrides)
 
@@ -129,9 +129,9 @@ def test_cached_losses_are_those_of_the_live_backbone(
     for keys, batch in zip(loader.plan(0), loader.batches(0), strict=True):
         images = [
             load_input(
-                tiny.paths.images / store.truth.file_names[row],
+                tiny.paths.images / store.annotations.file_names[row],
                 view=views[view],
-                image_id=int(store.truth.image_ids[row]),
+                image_id=int(store.annotations.image_ids[row]),
                 image_size=128,
                 pad_multiple=32,
                 preprocessing=backbone.preprocessing,

@@ -18,7 +18,7 @@ from cachedet.config.run import AugmentConfig
 from cachedet.loading.loader import FeatureLoader
 from cachedet.loading.residency import FeatureSource, Residency, make_source
 from cachedet.store.reader import FeatureStore, Key
-from cachedet.structures import Batch, Features, Truth
+from cachedet.structures import Annotations, Batch, Features
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -30,17 +30,19 @@ EPOCHS = 6
 
 
 @pytest.fixture
-def truth(truth_of: Callable[..., Truth]) -> Truth:
-    """Two buckets, boxes in most pictures."""
+def annotations(annotations_of: Callable[..., Annotations]) -> Annotations:
+    """Two buckets, boxes in most images."""
     sizes = [(96, 128), (96, 128), (128, 96), (96, 128), (90, 128), (96, 128), (128, 96)]
     boxes = [[[8, 8, 40 + 4 * n, 60, n % 3, 0]] for n in range(6)]
-    return truth_of(sizes, [*boxes, []])
+    return annotations_of(sizes, [*boxes, []])
 
 
 @pytest.fixture
-def open_store(tmp_path: Path, truth: Truth, store_kit: Any) -> Callable[[str], FeatureStore]:
+def open_store(
+    tmp_path: Path, annotations: Annotations, store_kit: Any
+) -> Callable[[str], FeatureStore]:
     def make(codec: str) -> FeatureStore:
-        root = store_kit.fill(tmp_path / "s.zarr", truth, store_kit.noise_of, codec=codec)
+        root = store_kit.fill(tmp_path / "s.zarr", annotations, store_kit.noise_of, codec=codec)
         return FeatureStore.open(root)
 
     return make

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 RETINANET: dict[str, Any] = {
     "kind": "retinanet", "levels": ["C4", "C5"], "num_convs": 1,
     "neck": {"kind": "fpn", "channels": 16, "num_levels": 2},
-    "selection": {"score_threshold": 0.005},
+    "postprocess": {"score_threshold": 0.005},
 }  # fmt: skip
 CASCADE: dict[str, Any] = {
     "kind": "cascade_rcnn", "levels": ["C4", "C5"],
@@ -32,7 +32,7 @@ CASCADE: dict[str, Any] = {
     "adapters": {"kind": "pointwise"},
     "rpn": {"samples": 32, "train_post_nms": 40, "test_post_nms": 30},
     "roi_head": {"samples": 16, "num_convs": 0, "fc_channels": 16},
-    "selection": {"score_threshold": 0.005},
+    "postprocess": {"score_threshold": 0.005},
 }  # fmt: skip
 MASKS = {**CASCADE, "mask_head": {"resolution": 7, "num_convs": 1, "channels": 8}}
 ALL_AUGMENT = {

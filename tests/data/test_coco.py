@@ -55,32 +55,32 @@ def test_an_area_that_is_no_number_is_the_boxs(folder: Path, area: float) -> Non
     content = coco()
     edit(["annotations", 0, "area"], area)(content)
     _, _, width, height = content["annotations"][0]["bbox"]
-    truth = read(folder, content).truth
-    assert width * height in truth.areas.tolist()
-    assert np.isfinite(truth.areas).all()
+    annotations = read(folder, content).annotations
+    assert width * height in annotations.areas.tolist()
+    assert np.isfinite(annotations.areas).all()
 
 
 def test_reads_into_arrays(folder: Path) -> None:
     dataset = read(folder, coco())
-    truth = dataset.truth
-    assert truth.categories.ids == (0, 7, 91)
-    assert truth.categories.names == ("ant", "cat", "zebra")
-    assert truth.image_ids.tolist() == [5, 2, 9]
-    assert truth.offsets.tolist() == [0, 1, 2, 2]
-    np.testing.assert_array_equal(truth.boxes, [[-5, 0, 5, 10], [1, 2, 4, 6]])
-    assert truth.labels.tolist() == [0, 2]
-    assert truth.crowd.tolist() == [False, True]
-    assert truth.areas.tolist() == [70.5, 12.0]
+    annotations = dataset.annotations
+    assert annotations.categories.ids == (0, 7, 91)
+    assert annotations.categories.names == ("ant", "cat", "zebra")
+    assert annotations.image_ids.tolist() == [5, 2, 9]
+    assert annotations.offsets.tolist() == [0, 1, 2, 2]
+    np.testing.assert_array_equal(annotations.boxes, [[-5, 0, 5, 10], [1, 2, 4, 6]])
+    assert annotations.labels.tolist() == [0, 2]
+    assert annotations.crowd.tolist() == [False, True]
+    assert annotations.areas.tolist() == [70.5, 12.0]
     assert dataset.path_of(1) == folder / "images" / "sub" / "b.jpg"
     assert dataset.counts == {
-        "pictures": 3,
+        "images": 3,
         "boxes": 2,
         "masks": 0,
         "unusable masks dropped": 0,
         "crowd boxes": 1,
-        "pictures without boxes": 1,
+        "images without boxes": 1,
         "degenerate boxes dropped": 2,
-        "boxes outside the picture dropped": 1,
+        "boxes outside the image dropped": 1,
         "boxes partly outside": 1,
     }
 
@@ -93,25 +93,25 @@ def test_masks_follow_their_boxes(folder: Path) -> None:
     second["segmentation"] = [[0, 0, 4, 0, 4, 8, 0, 8]]
     third["segmentation"] = [[0, 0, 9, 0, 9, 9]]  # its box has no area
     dataset = read(folder, content)
-    masks = dataset.truth.masks
+    masks = dataset.annotations.masks
     assert len(masks) == 2
     assert decode_mask(masks[0], (size[5][0], size[5][1])).sum() == 32
     assert decode_mask(masks[1], (size[2][0], size[2][1])).sum() == 0  # nothing but background
     assert dataset.counts["masks"] == 2
-    kept = dataset.truth.keep_rows([1, 0])
+    kept = dataset.annotations.keep_rows([1, 0])
     assert [kept.masks[0], kept.masks[1]] == [masks[1], masks[0]]
     second["segmentation"] = [[0, 0, 4, 0]]
     dataset = read(folder, content)
     assert (dataset.counts["masks"], dataset.counts["unusable masks dropped"]) == (1, 1)
-    assert dataset.truth.masks[0] == b""
-    assert read(folder, coco()).truth.masks is None
+    assert dataset.annotations.masks[0] == b""
+    assert read(folder, coco()).annotations.masks is None
 
 
-def test_lvis_pictures_are_named_by_their_url(folder: Path) -> None:
+def test_lvis_images_are_named_by_their_url(folder: Path) -> None:
     content = coco()
     del content["images"][0]["file_name"]
     content["images"][0]["coco_url"] = "http://images.example/train2017/000000000005.jpg"
-    assert read(folder, content).truth.file_names[0] == "train2017/000000000005.jpg"
+    assert read(folder, content).annotations.file_names[0] == "train2017/000000000005.jpg"
 
 
 def edit(path: list[Any], value: object) -> Callable[[dict[str, Any]], None]:
@@ -132,7 +132,7 @@ def edit(path: list[Any], value: object) -> Callable[[dict[str, Any]], None]:
     [
         (edit(["images"], None), "the list `images` is missing; it has annotations, categories"),
         (edit(["categories"], []), "`categories` is empty"),
-        (edit(["images"], []), "`images` is empty, expected at least one picture"),
+        (edit(["images"], []), "`images` is empty, expected at least one image"),
         (edit(["images", 1, "id"], 5), "images holds id 5 more than once"),
         (edit(["images", 1, "id"], "x"), r"images\[1\] needs an integer `id`, got 'x'"),
         (edit(["images", 0], 3), r"images\[0\] is not an object"),

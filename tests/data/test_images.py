@@ -12,10 +12,10 @@ from PIL import Image
 from cachedet.data.coco import CocoDataset, read_coco
 from cachedet.data.images import (
     decode_bytes,
-    decode_picture,
+    decode_image,
     make_input,
     require_good,
-    survey_pictures,
+    scan_images,
 )
 from cachedet.data.views import make_geometry, view_named
 from cachedet.errors import BadImageError
@@ -24,23 +24,23 @@ from cachedet.structures import Preprocessing
 PLAIN = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bicubic")
 
 
-def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def quadrants(mode: str = "RGB") -> Image.Image:
     """Red, green, blue and white corners, 8 wide and 4 high."""
-    picture = Image.new("RGB", (8, 4), "white")
-    picture.paste("red", (0, 0, 4, 2))
-    picture.paste("lime", (4, 0, 8, 2))
-    picture.paste("blue", (0, 2, 4, 4))
-    return picture.convert(mode)
+    image = Image.new("RGB", (8, 4), "white")
+    image.paste("red", (0, 0, 4, 2))
+    image.paste("lime", (4, 0, 8, 2))
+    image.paste("blue", (0, 2, 4, 4))
+    return image.convert(mode)
 
 
 @pytest.mark.parametrize(
-    ("picture", "kind"),
+    ("image", "kind"),
     [
         (quadrants(), "PNG"),
         (quadrants("P"), "PNG"),
@@ -48,9 +48,9 @@ def quadrants(mode: str = "RGB") -> Image.Image:
         (quadrants(), "GIF"),
     ],
 )
-def test_colours_survive(picture: Image.Image, kind: str) -> None:
-    pixels, remark = decode_bytes(encoded(picture, kind))
-    assert remark is None
+def test_colours_survive(image: Image.Image, kind: str) -> None:
+    pixels, note = decode_bytes(encoded(image, kind))
+    assert note is None
     np.testing.assert_array_equal(pixels, np.asarray(quadrants()))
 
 
@@ -79,7 +79,7 @@ def test_transparent_pixels_are_black() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_exif_orientation_shows_the_same_picture(orientation: int) -> None:
+def test_every_exif_orientation_shows_the_same_image(orientation: int) -> None:
     inverse = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -94,8 +94,8 @@ def test_every_exif_orientation_shows_the_same_picture(orientation: int) -> None
     stored = quadrants()
     if orientation in inverse:
         stored = stored.transpose(inverse[orientation])
-    pixels, remark = decode_bytes(encoded(stored, "PNG", exif=exif))
-    assert remark is None
+    pixels, note = decode_bytes(encoded(stored, "PNG", exif=exif))
+    assert note is None
     np.testing.assert_array_equal(pixels, np.asarray(quadrants()))
 
 
@@ -103,16 +103,16 @@ def test_every_exif_orientation_shows_the_same_picture(orientation: int) -> None
 def test_an_invalid_orientation_is_upright_and_reported(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    pixels, remark = decode_bytes(encoded(quadrants(), "PNG", exif=exif))
+    pixels, note = decode_bytes(encoded(quadrants(), "PNG", exif=exif))
     np.testing.assert_array_equal(pixels, np.asarray(quadrants()))
-    assert remark == f"EXIF orientation {orientation} is invalid (1 to 8); taken as upright"
+    assert note == f"EXIF orientation {orientation} is invalid (1 to 8); taken as upright"
 
 
 def test_make_input_normalises_flips_and_pads() -> None:
     pixels = np.zeros((40, 80, 3), dtype=np.uint8)
     pixels[:, :40, 0] = 255
     geometry = make_geometry(
-        view_named("hflip"), picture_hw=(40, 80), image_id=7, image_size=80, pad_multiple=32
+        view_named("hflip"), image_hw=(40, 80), image_id=7, image_size=80, pad_multiple=32
     )
     preprocessing = Preprocessing(
         mean=(0.5, 0.5, 0.5), std=(0.5, 0.25, 0.5), interpolation="bilinear"
@@ -152,26 +152,26 @@ def dataset(tmp_path: Path) -> CocoDataset:
     return read_coco(annotations=tmp_path / "a.json", images=images)
 
 
-def test_survey_finds_every_bad_file_at_once(dataset: CocoDataset) -> None:
-    survey = survey_pictures(dataset, workers=2)
-    assert [row for row, _ in survey.bad] == [1, 2, 3, 4, 5, 6]
-    reasons = dict(survey.bad)
+def test_scan_finds_every_bad_file_at_once(dataset: CocoDataset) -> None:
+    scan = scan_images(dataset, workers=2)
+    assert [row for row, _ in scan.bad] == [1, 2, 3, 4, 5, 6]
+    reasons = dict(scan.bad)
     assert "truncated" in reasons[1]
     assert reasons[2] == "the file is empty"
-    assert reasons[3] == "not a picture"
+    assert reasons[3] == "not an image"
     assert reasons[4] == "annotated as 64x48, the upright file is 48x64"
-    assert survey.contents[0] != 0
+    assert scan.contents[0] != 0
     with pytest.raises(
-        BadImageError, match=r"6 of 7 pictures cannot be used:(.|\n)*--on-bad-image skip"
+        BadImageError, match=r"6 of 7 images cannot be used:(.|\n)*--on-bad-image skip"
     ):
-        require_good(dataset, survey)
+        require_good(dataset, scan)
 
 
-def test_decode_picture_names_the_file(dataset: CocoDataset) -> None:
-    with pytest.raises(BadImageError, match=r"page.jpg: not a picture"):
-        decode_picture(dataset.path_of(3))
+def test_decode_image_names_the_file(dataset: CocoDataset) -> None:
+    with pytest.raises(BadImageError, match=r"page.jpg: not an image"):
+        decode_image(dataset.path_of(3))
     with pytest.raises(BadImageError, match=r"missing.jpg: No such file"):
-        decode_picture(dataset.path_of(6))
+        decode_image(dataset.path_of(6))
 
 
 def test_too_many_pixels_are_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_looked_up_values_are_the_computed_ones_to_the_bit() -> None:
     )
     pixels = np.arange(768, dtype=np.uint8).reshape(16, 16, 3)
     geometry = make_geometry(
-        view_named("hflip"), picture_hw=(16, 16), image_id=7, image_size=16, pad_multiple=24
+        view_named("hflip"), image_hw=(16, 16), image_id=7, image_size=16, pad_multiple=24
     )
     found = make_input(pixels, geometry, preprocessing)
     values = torch.from_numpy(pixels[:, ::-1].copy()).permute(2, 0, 1).float() / 255

@@ -42,7 +42,7 @@ def test_polygons_as_pycocotools_draws_them() -> None:
     assert not found[:, 13].any()
 
 
-def test_polygons_are_cut_at_the_picture_and_scraps_left_out() -> None:
+def test_polygons_are_cut_at_the_image_and_scraps_left_out() -> None:
     code = encode_segmentation([[-1e9, -5, 1e9, -5, 1e9, 4, -1e9, 4], [1, 2, 3, 4]], (10, 20))
     assert decode_mask(code, (10, 20)).sum(axis=1).tolist() == [20] * 4 + [0] * 6
 
@@ -83,7 +83,7 @@ def test_foreign_codes_are_refused(code: bytes) -> None:
     try:
         assert decode_mask(code, (6, 7)).shape == (6, 7)
     except StoreError:
-        with pytest.raises(StoreError, match="does not cover its picture of 6 x 7 pixels"):
+        with pytest.raises(StoreError, match="does not cover its image of 6 x 7 pixels"):
             decode_mask(code, (6, 7))
 
 
@@ -115,7 +115,7 @@ def test_halves_and_cells_by_hand() -> None:
 @pytest.mark.parametrize(
     "box", [[-6.0, -3, 7, 9], [15.0, 5, 40, 30], [30.0, 3, 35, 8], [3.0, 3, 3, 9], [-9, -9, -2, -2]]
 )
-def test_boxes_beyond_the_picture(box: list[float]) -> None:
+def test_boxes_beyond_the_image(box: list[float]) -> None:
     bitmap = paste_mask(torch.ones(4, 4), torch.tensor(box), (12, 20))
     assert bitmap.shape == (12, 20)
     x1, y1, x2, y2 = box

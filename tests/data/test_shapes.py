@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from cachedet.data.coco import read_coco
-from cachedet.data.images import survey_pictures
-from cachedet.data.shapes import CLASS_NAMES, draw_picture, write_shapes
+from cachedet.data.images import scan_images
+from cachedet.data.shapes import CLASS_NAMES, draw_image, write_shapes
 
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:
@@ -23,16 +23,16 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
 def test_is_a_usable_coco_set(tmp_path: Path) -> None:
     paths = write_shapes(tmp_path, train=6, val=4)
     dataset = read_coco(annotations=paths.train, images=paths.images)
-    assert dataset.truth.categories.names == CLASS_NAMES
+    assert dataset.annotations.categories.names == CLASS_NAMES
     assert dataset.counts["degenerate boxes dropped"] == 0
     assert dataset.counts["boxes partly outside"] == 0
-    assert survey_pictures(dataset, workers=1).bad == ()
+    assert scan_images(dataset, workers=1).bad == ()
 
 
 def test_boxes_hold_objects_of_the_promised_sizes() -> None:
     sides, labels = [], []
     for number in range(30):
-        pixels, objects = draw_picture(np.random.default_rng([1, number]))
+        pixels, objects = draw_image(np.random.default_rng([1, number]))
         assert pixels.dtype == np.uint8
         for drawn in objects:
             label, (x, y, width, height) = drawn.label, drawn.box

@@ -15,7 +15,7 @@ from PIL import Image
 from cachedet.data.geometry import Geometry
 from cachedet.data.images import make_input
 from cachedet.data.views import View, make_geometry, make_targets, parse_views, view_named
-from cachedet.structures import Detections, Preprocessing, Truth
+from cachedet.structures import Annotations, Detections, Preprocessing
 
 RULE = settings(deadline=None, max_examples=100, derandomize=True)
 PLAIN = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bicubic")
@@ -29,7 +29,7 @@ IDS = st.integers(-(2**63), 2**63 - 1)
 
 def geometry_of(name: str, height: int, width: int, **changes: Any) -> Geometry:
     values = {"image_id": 7, "image_size": 256, "pad_multiple": 32} | changes
-    return make_geometry(view_named(name), picture_hw=(height, width), **values)
+    return make_geometry(view_named(name), image_hw=(height, width), **values)
 
 
 @RULE
@@ -45,7 +45,7 @@ def test_every_geometry_is_sound(name: str, height: int, width: int, image_id: i
         assert 0 <= found.offset_yx[axis] <= room
     if view_named(name).family in ("crop", "jitter"):
         assert found.padded_hw == geometry_of("base", height, width).padded_hw
-    x1, y1, x2, y2 = found.window_in_picture()
+    x1, y1, x2, y2 = found.window_in_image()
     assert 0 <= x1 < x2 <= width
     assert 0 <= y1 < y2 <= height
 
@@ -69,13 +69,13 @@ def test_boxes_of_the_window_return_and_others_are_clipped(
     name: str, height: int, width: int, corners: list[float]
 ) -> None:
     geometry = geometry_of(name, height, width)
-    window = geometry.window_in_picture()
+    window = geometry.window_in_image()
     inside = corners_in(window, corners)
-    back = geometry.boxes_to_picture(geometry.boxes_to_view(inside))
+    back = geometry.boxes_to_image(geometry.boxes_to_view(inside))
     torch.testing.assert_close(back, torch.from_numpy(inside).float(), rtol=1e-4, atol=2e-3)
     anywhere = corners_in((0, 0, width, height), corners)
     clipped = anywhere.clip([*window[:2]] * 2, [*window[2:]] * 2)
-    back = geometry.boxes_to_picture(geometry.boxes_to_view(anywhere))
+    back = geometry.boxes_to_image(geometry.boxes_to_view(anywhere))
     torch.testing.assert_close(back, torch.from_numpy(clipped).float(), rtol=1e-4, atol=2e-3)
 
 
@@ -83,22 +83,22 @@ def test_boxes_of_the_window_return_and_others_are_clipped(
 @given(name=st.sampled_from(NAMES), corners=st.lists(st.floats(0, 1), min_size=4, max_size=4))
 def test_the_affine_map_is_the_way_back(name: str, corners: list[float]) -> None:
     geometry = geometry_of(name, 333, 500)
-    box = geometry.boxes_to_view(corners_in(geometry.window_in_picture(), corners)).double()
-    (scale_x, scale_y), (origin_x, origin_y) = geometry.affine_to_picture()
+    box = geometry.boxes_to_view(corners_in(geometry.window_in_image(), corners)).double()
+    (scale_x, scale_y), (origin_x, origin_y) = geometry.affine_to_image()
     xs, ys = box[0, [0, 2]] * scale_x + origin_x, box[0, [1, 3]] * scale_y + origin_y
-    expected = geometry.boxes_to_picture(box).double()[0]
+    expected = geometry.boxes_to_image(box).double()[0]
     torch.testing.assert_close(xs.sort().values, expected[[0, 2]], rtol=1e-6, atol=1e-4)
     torch.testing.assert_close(ys, expected[[1, 3]], rtol=1e-6, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["crop-k0", "crop-k1", "jitter-0.5-4-k1", "jitter-2-4-s0"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos", "nearest"])
-@pytest.mark.parametrize("picture_hw", [(333, 500), (60, 41), (1, 1)])
+@pytest.mark.parametrize("image_hw", [(333, 500), (60, 41), (1, 1)])
 def test_pixels_of_a_window_are_those_of_resizing_and_cutting(
-    name: str, interpolation: str, picture_hw: tuple[int, int]
+    name: str, interpolation: str, image_hw: tuple[int, int]
 ) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (*picture_hw, 3), dtype=np.uint8)
-    geometry = geometry_of(name, *picture_hw)
+    noise = np.random.default_rng(0).integers(0, 256, (*image_hw, 3), dtype=np.uint8)
+    geometry = geometry_of(name, *image_hw)
     assert geometry.is_window
     preprocessing = Preprocessing(mean=(0,) * 3, std=(1,) * 3, interpolation=interpolation)
     found = make_input(noise, geometry, preprocessing)
@@ -124,13 +124,13 @@ def test_pixels_of_a_window_are_those_of_resizing_and_cutting(
 
 def test_boxes_lie_on_their_pixels_in_every_view() -> None:
     """A bright square is where its box says, to two pixels of the view."""
-    picture = np.zeros((300, 400, 3), dtype=np.uint8)
-    picture[130:170, 180:240] = 255
+    image = np.zeros((300, 400, 3), dtype=np.uint8)
+    image[130:170, 180:240] = 255
     box = np.array([[180.0, 130, 240, 170]])
     seen = 0
     for name in NAMES:
         geometry = geometry_of(name, 300, 400)
-        bright = make_input(picture, geometry, PLAIN)[0] > 0.5
+        bright = make_input(image, geometry, PLAIN)[0] > 0.5
         x1, y1, x2, y2 = geometry.boxes_to_view(box)[0].tolist()
         if x2 - x1 < 4 or y2 - y1 < 4:
             continue
@@ -141,7 +141,7 @@ def test_boxes_lie_on_their_pixels_in_every_view() -> None:
     assert seen >= 12
 
 
-def test_what_is_drawn_depends_on_view_and_picture_alone() -> None:
+def test_what_is_drawn_depends_on_view_and_image_alone() -> None:
     views = parse_views("crop=8,jitter=8,jitter=8:0.5-1.5")
     drawn = {(view.name, n): geometry_of(view.name, 480, 640, image_id=n) for view in views
              for n in (0, 1, -1, 2**32, 2**40 + 1)}  # fmt: skip
@@ -173,7 +173,7 @@ def test_draws_are_the_same_for_ever() -> None:
 
 
 def by_the_page(
-    name: str, picture_hw: tuple[int, int], image_id: int
+    name: str, image_hw: tuple[int, int], image_id: int
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], bool]:
     """Section 3 of docs/disk-format.md, from its text alone: scaled size, place, window, mirror."""
     family, *numbers, (kind, *digits) = name.split("-")
@@ -190,8 +190,8 @@ def by_the_page(
     u1, u2, u3, u4 = (number // 2**11 / 2**53 for number in raw)
 
     def scaled_by(factor: float) -> tuple[int, ...]:
-        factor = 256 * factor / max(picture_hw)
-        return tuple(max(1, round(side * factor)) for side in picture_hw)
+        factor = 256 * factor / max(image_hw)
+        return tuple(max(1, round(side * factor)) for side in image_hw)
 
     room = scaled_by(1)
     if family == "crop":
@@ -239,7 +239,7 @@ def test_factors_flips_and_places_are_uniform(name: str) -> None:
 
 
 @pytest.mark.parametrize(("draws", "apart"), [(2, 0.38), (3, 0.23), (4, 0.14), (8, 0.09)])
-def test_spread_draws_of_a_picture_keep_apart(draws: int, apart: float) -> None:
+def test_spread_draws_of_a_image_keep_apart(draws: int, apart: float) -> None:
     """The least difference of their factors, of the range and round it; and both mirrorings."""
     views = parse_views(f"jitter={draws}:0.5-1.5")
     for image_id in range(50):
@@ -254,45 +254,45 @@ def test_draws_beyond_those_a_store_holds() -> None:
     """A live reference draws afresh in every step."""
     views = [View(family="jitter", scales=(0.1, 2.0), draw=10**6 + n) for n in range(3)]
     drawn = {
-        make_geometry(v, picture_hw=(480, 640), image_id=7, image_size=256, pad_multiple=32)
+        make_geometry(v, image_hw=(480, 640), image_id=7, image_size=256, pad_multiple=32)
         for v in views
     }
     assert len(drawn) == 3
 
 
 def window(**changes: Any) -> Geometry:
-    """Of a picture of 100 x 100, x 20 to 70 and y 0 to 50 at twice the size."""
+    """Of an image of 100 x 100, x 20 to 70 and y 0 to 50 at twice the size."""
     values: dict[str, Any] = {
-        "picture_hw": (100, 100), "scaled_hw": (200, 200), "offset_yx": (0, 40),
+        "image_hw": (100, 100), "scaled_hw": (200, 200), "offset_yx": (0, 40),
         "valid_hw": (100, 100), "padded_hw": (128, 128), "flip": False,
     }  # fmt: skip
     return Geometry(**values | changes)
 
 
 def test_windows_by_hand() -> None:
-    assert window().window_in_picture() == (20, 0, 70, 50)
+    assert window().window_in_image() == (20, 0, 70, 50)
     boxes = np.array([[30.0, 10, 60, 40]])
     assert window().boxes_to_view(boxes).tolist() == [[20, 20, 80, 80]]
     assert window(flip=True).boxes_to_view(boxes + np.array([5, 0, 5, 0])).tolist() == [
         [10, 20, 70, 80]
     ]
-    assert window().affine_to_picture() == ((0.5, 0.5), (20, 0))
-    assert window(flip=True).affine_to_picture() == ((-0.5, 0.5), (70, 0))
+    assert window().affine_to_image() == ((0.5, 0.5), (20, 0))
+    assert window(flip=True).affine_to_image() == ((-0.5, 0.5), (70, 0))
 
 
-def test_a_box_mostly_hidden_is_a_crowd_region(truth_of: Callable[..., Truth]) -> None:
+def test_a_box_mostly_hidden_is_a_crowd_region(annotations_of: Callable[..., Annotations]) -> None:
     boxes = [
         [30, 10, 60, 40, 0, 0],  # all in view
         [60, 10, 100, 40, 1, 0],  # a quarter: 10 of 40
-        [60, 10, 100.5, 40, 1, 0],  # beyond the picture nothing counts: still a quarter
+        [60, 10, 100.5, 40, 1, 0],  # beyond the image nothing counts: still a quarter
         [61, 10, 100, 40, 2, 0],  # less
         [80, 10, 90, 40, 2, 0],  # nothing
         [70, 10, 90, 40, 2, 0],  # touches only
         [60, 10, 80, 40, 0, 1],  # a crowd before
         [30, 10, 30, 40, 0, 0],  # without area
     ]
-    truth = truth_of([(100, 100)], [boxes])
-    targets = make_targets(truth, 0, window())
+    annotations = annotations_of([(100, 100)], [boxes])
+    targets = make_targets(annotations, 0, window())
     assert targets.boxes[:, [0, 2]].tolist() == [
         [20, 80],
         [80, 100],
@@ -302,16 +302,18 @@ def test_a_box_mostly_hidden_is_a_crowd_region(truth_of: Callable[..., Truth]) -
     ]
     assert targets.labels.tolist() == [0, 1, 1, 2, 0]
     assert targets.crowd.tolist() == [False, False, False, True, True]
-    mirrored = make_targets(truth, 0, window(flip=True))
+    mirrored = make_targets(annotations, 0, window(flip=True))
     assert torch.equal(mirrored.crowd, targets.crowd)
     assert mirrored.size_hw == (100, 100)
 
 
 @pytest.mark.parametrize("name", ["base", "hflip", "scale-0.5"])
-def test_whole_pictures_have_no_hidden_boxes(truth_of: Callable[..., Truth], name: str) -> None:
-    """Also where the annotation lies mostly outside of the picture."""
-    truth = truth_of([(100, 100)], [[[90, 0, 400, 50, 0, 0]]])
-    targets = make_targets(truth, 0, geometry_of(name, 100, 100))
+def test_whole_images_have_no_hidden_boxes(
+    annotations_of: Callable[..., Annotations], name: str
+) -> None:
+    """Also where the annotation lies mostly outside of the image."""
+    annotations = annotations_of([(100, 100)], [[[90, 0, 400, 50, 0, 0]]])
+    targets = make_targets(annotations, 0, geometry_of(name, 100, 100))
     assert targets.crowd.tolist() == [False]
 
 
@@ -331,9 +333,9 @@ def test_masks_of_a_mirrored_view_are_mirrored_back() -> None:
         image_id=1, boxes=torch.tensor([[10.0, 0, 30, 20], [0, 0, 5, 5]]),
         scores=torch.ones(2), labels=torch.zeros(2, dtype=torch.int64), masks=masks,
     )  # fmt: skip
-    plain = window().detections_to_picture(found)
+    plain = window().detections_to_image(found)
     assert plain.boxes.tolist() == [[25, 0, 35, 10], [20, 0, 22.5, 2.5]]
     assert torch.equal(plain.masks, masks)
-    mirrored = window(flip=True).detections_to_picture(found)
+    mirrored = window(flip=True).detections_to_image(found)
     assert mirrored.boxes.tolist() == [[55, 0, 65, 10], [67.5, 0, 70, 2.5]]
     assert torch.equal(mirrored.masks, masks.flip(2))

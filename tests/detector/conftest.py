@@ -45,11 +45,11 @@ class Kit:
         config = self.config(kind, neck, **changes)
         return build_detector(config, spec=self.spec, num_classes=num_classes)
 
-    def features(self, height: int = 64, width: int = 96, *, pictures: int = 2) -> Features:
+    def features(self, height: int = 64, width: int = 96, *, images: int = 2) -> Features:
         generator = torch.Generator().manual_seed(5)
         return {
             level.name: torch.randn(
-                pictures,
+                images,
                 level.channels,
                 height // level.stride,
                 width // level.stride,

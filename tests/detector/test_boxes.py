@@ -11,7 +11,7 @@ from torchvision.ops import box_iou
 
 from cachedet.detector.boxes import (
     MAX_LOG_RATIO,
-    Selection,
+    Postprocess,
     apply_deltas,
     clip_boxes,
     clip_to_sizes,
@@ -82,13 +82,13 @@ def test_iou_equals_torchvision_and_takes_batches() -> None:
     assert pairwise_iou(nothing, nothing).tolist() == [[0.0]]
 
 
-def test_each_picture_clips_its_own_boxes() -> None:
+def test_each_image_clips_its_own_boxes() -> None:
     boxes = torch.tensor([[-5.0, 2.0, 30.0, 50.0]]).expand(2, 1, 4)
     clipped = clip_to_sizes(boxes, [(40, 20), (10, 100)])
     assert clipped.tolist() == [[[0.0, 2.0, 20.0, 40.0]], [[0.0, 2.0, 30.0, 10.0]]]
 
 
-SELECT = Selection(score_threshold=0.2, pre_nms=10, nms_iou=0.5, max_detections=3)
+SELECT = Postprocess(score_threshold=0.2, pre_nms=10, nms_iou=0.5, max_detections=3)
 BOXES = torch.tensor(
     [[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 70, 70], [0, 0, 0, 5], [95, 0, 120, 20]]
 )
@@ -113,7 +113,7 @@ def test_every_class_may_have_its_own_box() -> None:
 
 
 def test_only_the_best_candidates_are_suppressed_against_each_other() -> None:
-    select = Selection(score_threshold=0.0, pre_nms=1, nms_iou=0.5, max_detections=3)
+    select = Postprocess(score_threshold=0.0, pre_nms=1, nms_iou=0.5, max_detections=3)
     scores = torch.tensor([[0.9, 0.0], [0.8, 0.0], [0.0, 0.7], [0.0, 0.0], [0.0, 0.0]])
     found = select(scores, BOXES, size_hw=(60, 100), image_id=4)
     assert found.scores.tolist() == [scores[0, 0].item()]

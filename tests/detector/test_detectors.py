@@ -62,7 +62,7 @@ BOXES = {
     "a single box": [[10.0, 10.0, 40.0, 40.0]],
     "boxes smaller than a cell": [[x, x, x + 2.0, x + 1.0] for x in range(10, 60, 7)],
     "more boxes than samples": [[float(x), 0.0, x + 20.0, 30.0] for x in range(70)],
-    "the whole picture": [[0.0, 0.0, 96.0, 64.0]],
+    "the whole image": [[0.0, 0.0, 96.0, 64.0]],
 }
 
 
@@ -80,7 +80,7 @@ def test_losses_are_finite(detectors: Any, kind: str, case: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_crowd_only_pictures(detectors: Any, kind: str) -> None:
+def test_crowd_only_images(detectors: Any, kind: str) -> None:
     crowd = detectors.targets([[0.0, 0.0, 96.0, 64.0]], crowd=[True])
     losses = detectors.detector(kind)(detectors.features(), [crowd, crowd])
     assert all(bool(loss.isfinite()) for loss in losses.values()), losses
@@ -89,9 +89,9 @@ def test_crowd_only_pictures(detectors: Any, kind: str) -> None:
 
 @pytest.mark.parametrize(("kind", "neck"), MATRIX)
 @pytest.mark.parametrize("norm", ["batch", "group"])
-def test_one_picture_of_32_pixels(detectors: Any, kind: str, neck: str, norm: str) -> None:
+def test_one_image_of_32_pixels(detectors: Any, kind: str, neck: str, norm: str) -> None:
     detector = detectors.detector(kind, neck, norm=norm)
-    features = detectors.features(32, 32, pictures=1)
+    features = detectors.features(32, 32, images=1)
     targets = [detectors.targets([[4.0, 4.0, 20.0, 20.0]], size_hw=(32, 32))]
     losses = detector(features, targets)
     total(losses).backward()
@@ -104,7 +104,7 @@ def test_one_picture_of_32_pixels(detectors: Any, kind: str, neck: str, norm: st
 @pytest.mark.parametrize("kind", ["faster_rcnn", "cascade_rcnn"])
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
 def test_no_proposals_at_all(detectors: Any, kind: str, norm: str) -> None:
-    """A picture clipped to nothing and without truth leaves no RoI: losses without a NaN."""
+    """An image clipped to nothing and without ground truth leaves no RoI: losses without a NaN."""
     detector = detectors.detector(kind, norm=norm)
     nothing = detectors.targets([], size_hw=(0, 0))
     losses = detector(detectors.features(), [nothing, nothing])
@@ -132,8 +132,8 @@ def test_adapters_start_from_the_plain_detector(detectors: Any, kind: str, neck:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_is_scored_as_each_picture_alone(detectors: Any, kind: str) -> None:
-    detector = detectors.detector(kind, selection={"score_threshold": 0.0}).eval()
+def test_a_batch_is_scored_as_each_image_alone(detectors: Any, kind: str) -> None:
+    detector = detectors.detector(kind, postprocess={"score_threshold": 0.0}).eval()
     for name, parameter in detector.named_parameters():
         if "logits.weight" in name or "objectness.weight" in name:
             torch.nn.init.normal_(parameter, std=0.5)  # no two scores alike
@@ -142,8 +142,8 @@ def test_a_batch_is_scored_as_each_picture_alone(detectors: Any, kind: str) -> N
     together = detector.detect(features, sizes_hw=sizes, image_ids=[1, 2])
     for n in range(2):
         own = {name: maps[n : n + 1] for name, maps in features.items()}
-        alone = detector.detect(own, sizes_hw=[sizes[n]], image_ids=[n + 1])[0]
-        torch.testing.assert_close(together[n].boxes, alone.boxes, rtol=1e-4, atol=1e-3)
-        torch.testing.assert_close(together[n].scores, alone.scores, rtol=1e-4, atol=1e-5)
-        assert torch.equal(together[n].labels, alone.labels)
-        assert bool((alone.boxes[:, 2] <= sizes[n][1]).all())
+        single_process = detector.detect(own, sizes_hw=[sizes[n]], image_ids=[n + 1])[0]
+        torch.testing.assert_close(together[n].boxes, single_process.boxes, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(together[n].scores, single_process.scores, rtol=1e-4, atol=1e-5)
+        assert torch.equal(together[n].labels, single_process.labels)
+        assert bool((single_process.boxes[:, 2] <= sizes[n][1]).all())

@@ -17,7 +17,7 @@ MASKED = {"mask_head": {"resolution": 7, "num_convs": 1, "channels": 8}}
 
 
 def bitmaps_of(boxes: torch.Tensor, size_hw: tuple[int, int], scale: float) -> list[np.ndarray]:
-    """Ellipses that fill each box, in a picture `scale` times the view."""
+    """Ellipses that fill each box, in an image `scale` times the view."""
     y, x = np.mgrid[: int(size_hw[0] * scale), : int(size_hw[1] * scale)] + 0.5
     bitmaps = []
     for x1, y1, x2, y2 in (boxes * scale).tolist():
@@ -30,11 +30,11 @@ def with_masks(targets: Targets, *, flip: bool = False, scale: float = 2.0) -> T
     bitmaps = bitmaps_of(targets.boxes, targets.size_hw, scale)
     codes = tuple(encode_bitmap(b[:, ::-1] if flip else b) for b in bitmaps)
     height, width = targets.size_hw
-    picture_hw = (int(height * scale), int(width * scale))
+    image_hw = (int(height * scale), int(width * scale))
     scale_xy, origin_xy = (
         ((-scale, scale), (width * scale, 0.0)) if flip else ((scale,) * 2, (0, 0))
     )
-    masks = TargetMasks(codes=codes, picture_hw=picture_hw, scale_xy=scale_xy, origin_xy=origin_xy)
+    masks = TargetMasks(codes=codes, image_hw=image_hw, scale_xy=scale_xy, origin_xy=origin_xy)
     return dataclasses.replace(targets, masks=masks)
 
 
@@ -59,7 +59,7 @@ def test_a_mask_in_its_own_box_is_the_ellipse(detectors: Any) -> None:
 
 
 def test_views_flipped_and_scaled_crop_the_same_object(detectors: Any) -> None:
-    """The mask lies in the picture, the boxes in the view: the cells must not notice."""
+    """The mask lies in the image, the boxes in the view: the cells must not notice."""
     plain = detectors.targets([[10.0, 8, 50, 40], [40.0, 20, 90, 60]])
     boxes = plain.boxes[[1, 0, 1]] + torch.tensor([[2.0, -3.0, 4.0, 1.0]])
     matched = torch.tensor([1, 0, 1])
@@ -78,7 +78,7 @@ def test_no_rois_and_no_masks(detectors: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["faster_rcnn", "cascade_rcnn"])
 def test_loss_by_hand(detectors: Any, kind: str) -> None:
-    """Three RoIs of two pictures; one box has no mask and teaches nothing."""
+    """Three RoIs of two images; one box has no mask and teaches nothing."""
     detector = detectors.detector(kind, **MASKED).eval()
     branch = detector.mask_branch
     torch.nn.init.normal_(branch.head.logits.weight, std=0.5)
@@ -87,10 +87,10 @@ def test_loss_by_hand(detectors: Any, kind: str) -> None:
     first = dataclasses.replace(first, masks=dataclasses.replace(first.masks, codes=codes))
     second = with_masks(detectors.targets([[5.0, 5, 60, 50]], labels=[1]), flip=True)
     boxes = torch.tensor([[4.0, 6, 55, 48], [41.0, 22, 88, 60], [12.0, 8, 50, 42.0]])
-    picture, matched = torch.tensor([1, 0, 0]), torch.tensor([0, 1, 0])
+    image, matched = torch.tensor([1, 0, 0]), torch.tensor([0, 1, 0])
     pyramid = detector.neck(detectors.features())
-    found = branch.loss(pyramid, [first, second], boxes=boxes, picture=picture, matched=matched)
-    logits = branch.head(branch.roi_align(pyramid, boxes, picture))
+    found = branch.loss(pyramid, [first, second], boxes=boxes, image=image, matched=matched)
+    logits = branch.head(branch.roi_align(pyramid, boxes, image))
     wanted = [
         (logits[0, 1], crop_masks(second, boxes[:1], matched[:1], side=14)[0]),
         (logits[2, 2], crop_masks(first, boxes[2:], matched[2:], side=14)[0]),
@@ -101,14 +101,14 @@ def test_loss_by_hand(detectors: Any, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["faster_rcnn", "cascade_rcnn"])
 def test_detector_with_masks(detectors: Any, kind: str) -> None:
-    detector = detectors.detector(kind, **MASKED, selection={"score_threshold": 0.0})
+    detector = detectors.detector(kind, **MASKED, postprocess={"score_threshold": 0.0})
     features, targets = detectors.batch()
     losses = detector(features, [with_masks(own) for own in targets])
     assert tuple(losses) == detector.loss_names
     assert losses["mask"].item() > 0.3
     torch.stack(list(losses.values())).sum().backward()
     assert all(p.grad is not None for p in detector.parameters())
-    nothing = detector(features, targets)["mask"]  # the same pictures, without masks
+    nothing = detector(features, targets)["mask"]  # the same images, without masks
     assert nothing.item() == 0.0
     found = detector.eval().detect(features, sizes_hw=[(64, 96)] * 2, image_ids=[1, 2])
     for own in found:
@@ -133,9 +133,9 @@ def test_masks_are_learnt_by_heart(detectors: Any) -> None:
         optimizer.step()
     pyramid = detector.eval().neck(features)
     boxes = torch.cat([own.boxes for own in targets])
-    picture = torch.tensor([0, 0, 1])
+    image = torch.tensor([0, 0, 1])
     labels = torch.cat([own.labels for own in targets])
-    logits = detector.mask_branch.head(detector.mask_branch.roi_align(pyramid, boxes, picture))
+    logits = detector.mask_branch.head(detector.mask_branch.roi_align(pyramid, boxes, image))
     cells = logits[torch.arange(3), labels] > 0
     wanted = torch.cat(
         [crop_masks(own, own.boxes, torch.arange(len(own.boxes)), side=14) for own in targets]

@@ -1,4 +1,4 @@
-"""What a mask head learns from views that are windows: masks of the picture, RoIs of the view."""
+"""What a mask head learns from views that are windows: masks of the image, RoIs of the view."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from cachedet.data.geometry import Geometry
 from cachedet.data.masks import encode_bitmap
 from cachedet.data.views import make_geometry, make_targets, view_named
 from cachedet.detector.mask_head import crop_masks
-from cachedet.structures import MaskCodes, Truth
+from cachedet.structures import Annotations, MaskCodes
 
-PICTURE_HW = (120, 200)
+IMAGE_HW = (120, 200)
 BOXES = [[20, 10, 120, 100, 0, 0], [90, 30, 190, 110, 1, 0], [60, 50, 140, 70, 2, 0]]
 
 
 def ellipse(box: list[float]) -> np.ndarray:
-    y, x = np.mgrid[: PICTURE_HW[0], : PICTURE_HW[1]] + 0.5
+    y, x = np.mgrid[: IMAGE_HW[0], : IMAGE_HW[1]] + 0.5
     x1, y1, x2, y2 = box[:4]
     dx, dy = (x - (x1 + x2) / 2) / (x2 - x1) * 2, (y - (y1 + y2) / 2) / (y2 - y1) * 2
     half = (dx**2 + dy**2 < 1) & (x < 0.7 * x2 + 0.3 * x1)  # not its own mirror image
@@ -30,7 +30,7 @@ def ellipse(box: list[float]) -> np.ndarray:
 
 
 def rasterised(bitmap: np.ndarray, geometry: Geometry) -> torch.Tensor:
-    """The bitmap as pixels of the view, by enlarging, cutting and mirroring pictures."""
+    """The bitmap as pixels of the view, by enlarging, cutting and mirroring images."""
     (tall, wide), (top, left), (height, width) = (
         geometry.scaled_hw,
         geometry.offset_yx,
@@ -48,15 +48,15 @@ def rasterised(bitmap: np.ndarray, geometry: Geometry) -> torch.Tensor:
      ("jitter-1.2-3-k0", 7), ("jitter-1.2-3-k3", 7), ("jitter-1.2-3-k1", 17)],
 )  # fmt: skip
 def test_masks_cropped_are_masks_rasterised(
-    truth_of: Callable[..., Truth], name: str, image_id: int
+    annotations_of: Callable[..., Annotations], name: str, image_id: int
 ) -> None:
     bitmaps = [ellipse(box) for box in BOXES]
     masks = MaskCodes.join([encode_bitmap(bitmap) for bitmap in bitmaps])
-    truth = dataclasses.replace(truth_of([PICTURE_HW], [BOXES]), masks=masks)
+    ground_truth = dataclasses.replace(annotations_of([IMAGE_HW], [BOXES]), masks=masks)
     geometry = make_geometry(
-        view_named(name), picture_hw=PICTURE_HW, image_id=image_id, image_size=256, pad_multiple=32
+        view_named(name), image_hw=IMAGE_HW, image_id=image_id, image_size=256, pad_multiple=32
     )
-    targets = make_targets(truth, 0, geometry)
+    targets = make_targets(ground_truth, 0, geometry)
     assert len(targets.boxes) >= 2
     assert targets.masks is not None
     kept = [masks[n] for n in range(3)]
@@ -74,18 +74,18 @@ def test_masks_cropped_are_masks_rasterised(
         assert torch.equal(found[n][sure], (cells >= 0.5).float()[sure])
 
 
-def test_the_two_directions_are_told_apart(truth_of: Callable[..., Truth]) -> None:
+def test_the_two_directions_are_told_apart(annotations_of: Callable[..., Annotations]) -> None:
     """The half ellipses are no mirror images of themselves: a wrong flip would be seen."""
     left, right = ellipse(BOXES[0]), ellipse(BOXES[0])[:, ::-1]
     assert (left != right).mean() > 0.2
     masks = MaskCodes.join([encode_bitmap(left)])
-    truth = dataclasses.replace(truth_of([PICTURE_HW], [BOXES[:1]]), masks=masks)
+    ground_truth = dataclasses.replace(annotations_of([IMAGE_HW], [BOXES[:1]]), masks=masks)
     cells = []
     for name in ("base", "hflip"):
         geometry = make_geometry(
-            view_named(name), picture_hw=PICTURE_HW, image_id=7, image_size=200, pad_multiple=8
+            view_named(name), image_hw=IMAGE_HW, image_id=7, image_size=200, pad_multiple=8
         )
-        targets = make_targets(truth, 0, geometry)
+        targets = make_targets(ground_truth, 0, geometry)
         cells.append(crop_masks(targets, targets.boxes, torch.zeros(1).long(), side=14))
     assert (cells[0] != cells[1]).float().mean() > 0.1
     torch.testing.assert_close(cells[0], cells[1].flip(2))

@@ -10,10 +10,10 @@ from cachedet.detector.anchors import AnchorGenerator
 from cachedet.detector.matching import (
     BACKGROUND,
     IGNORED,
-    Forcing,
-    PaddedTruth,
+    LowQuality,
+    PaddedGroundTruth,
     match_boxes,
-    pad_truth,
+    pad_ground_truth,
     sample_boxes,
 )
 from cachedet.structures import Targets
@@ -29,8 +29,8 @@ def targets_of(boxes: torch.Tensor, *, crowd: list[bool] | None = None) -> Targe
     )
 
 
-def truth_of(*pictures: torch.Tensor) -> PaddedTruth:
-    return pad_truth([targets_of(boxes) for boxes in pictures])
+def annotations_of(*images: torch.Tensor) -> PaddedGroundTruth:
+    return pad_ground_truth([targets_of(boxes) for boxes in images])
 
 
 def random_case(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,30 +43,30 @@ def random_case(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def match(
     anchors: torch.Tensor,
-    *pictures: torch.Tensor,
+    *images: torch.Tensor,
     foreground: float = 0.5,
     background: float = 0.5,
-    forcing: Forcing = "one",
+    allow_low_quality: LowQuality = "one",
 ) -> torch.Tensor:
     return match_boxes(
         anchors,
-        truth_of(*pictures),
+        annotations_of(*images),
         foreground_iou=foreground,
         background_iou=background,
-        forcing=forcing,
+        allow_low_quality=allow_low_quality,
     )
 
 
-def test_ties_are_forced_as_torchvision_does_where_no_truth_fights_for_an_anchor() -> None:
+def test_ties_are_forced_as_torchvision_does_where_no_annotations_fights_for_an_anchor() -> None:
     tied = 0
     for seed in range(10):
         anchors, boxes = random_case(seed)
         iou = box_iou(boxes, anchors)
         theirs = Matcher(0.5, 0.4, allow_low_quality_matches=True)(iou)
-        ours = match(anchors, boxes, background=0.4, forcing="ties")[0]
+        ours = match(anchors, boxes, background=0.4, allow_low_quality="ties")[0]
         is_best = (iou == iou.amax(dim=1, keepdim=True)) & (iou > 0)
         tied += int((is_best.sum(dim=1) > 1).sum())
-        own = iou.argmax(dim=0)  # torchvision leaves a forced anchor the truth it overlaps most
+        own = iou.argmax(dim=0)  # torchvision leaves such an anchor the gt box it overlaps most
         unfought = (is_best.sum(dim=0) == 0) | is_best[own, torch.arange(len(anchors))]
         assert torch.equal(ours[unfought], theirs[unfought])
         assert bool((ours[is_best.any(dim=0)] >= 0).all())
@@ -80,8 +80,8 @@ def test_matching_against_torchvision_where_no_box_fights_for_an_anchor() -> Non
         iou = box_iou(boxes, anchors)
         theirs = Matcher(0.5, 0.4, allow_low_quality_matches=True)(iou)
         ours = match(anchors, boxes, background=0.4)[0]
-        forced = (iou == iou.amax(dim=1, keepdim=True)).any(dim=0)
-        assert torch.equal(ours[~forced], theirs[~forced])
+        allow_low_quality = (iou == iou.amax(dim=1, keepdim=True)).any(dim=0)
+        assert torch.equal(ours[~allow_low_quality], theirs[~allow_low_quality])
         assert bool((ours[iou.argmax(dim=1)] >= 0).all())
 
 
@@ -89,7 +89,7 @@ def test_without_force_it_is_torchvisions_matcher() -> None:
     for seed in range(10):
         anchors, boxes = random_case(seed)
         theirs = Matcher(0.5, 0.5, allow_low_quality_matches=False)(box_iou(boxes, anchors))
-        assert torch.equal(match(anchors, boxes, forcing="none")[0], theirs)
+        assert torch.equal(match(anchors, boxes, allow_low_quality="none")[0], theirs)
 
 
 def test_every_box_gets_its_best_anchor_unless_another_overlaps_it_more() -> None:
@@ -104,7 +104,7 @@ def test_every_box_gets_its_best_anchor_unless_another_overlaps_it_more() -> Non
 
 
 def test_fights_for_an_anchor_by_hand() -> None:
-    """The truth that overlaps it more has it, of equals the first; nobody gets a second one."""
+    """The gt box that overlaps it more has it, of equals the first; nobody gets a second one."""
     anchors = torch.tensor([[8.0, 8, 32, 32], [100.0, 100, 124, 124], [100.0, 100, 124, 124]])
     nested = torch.tensor([[11.0, 11, 29, 29], [10, 10, 30, 30]])
     assert match(anchors, nested, foreground=0.9)[0].tolist() == [1, BACKGROUND, BACKGROUND]
@@ -113,13 +113,17 @@ def test_fights_for_an_anchor_by_hand() -> None:
 
 
 def test_ties_by_hand() -> None:
-    """A truth inside two anchors of one size has both; the truth that overlaps it more has it."""
+    """A gt box inside two anchors of one size has both; the one that overlaps it more has it."""
     anchors = torch.tensor([[0.0, 0, 20, 20], [4.0, 4, 24, 24], [100.0, 100, 124, 124]])
     inside = torch.tensor([[8.0, 8, 12, 12]])
-    assert match(anchors, inside, forcing="ties")[0].tolist() == [0, 0, BACKGROUND]
-    assert match(anchors, inside, forcing="one")[0].tolist() == [0, BACKGROUND, BACKGROUND]
+    assert match(anchors, inside, allow_low_quality="ties")[0].tolist() == [0, 0, BACKGROUND]
+    assert match(anchors, inside, allow_low_quality="one")[0].tolist() == [
+        0,
+        BACKGROUND,
+        BACKGROUND,
+    ]
     nested = torch.tensor([[8.0, 8, 12, 12], [8, 8, 13, 13]])
-    assert match(anchors, nested, forcing="ties")[0].tolist() == [1, 1, BACKGROUND]
+    assert match(anchors, nested, allow_low_quality="ties")[0].tolist() == [1, 1, BACKGROUND]
 
 
 def test_hand_table() -> None:
@@ -134,22 +138,22 @@ def test_hand_table() -> None:
     ]
 
 
-def test_a_batch_is_matched_as_each_picture_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_is_matched_as_each_image_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [random_case(seed)[1][: seed % 4 + 1] for seed in range(5)]
     anchors, _ = random_case(0)
     together = match(anchors, *cases)
     for n, boxes in enumerate(cases):
         assert torch.equal(together[n], match(anchors, boxes)[0])
-    ties = match(anchors, *cases, forcing="ties")
+    ties = match(anchors, *cases, allow_low_quality="ties")
     own = torch.stack([anchors + shift for shift in range(5)])
     separate = match(own, *cases)
     for n, boxes in enumerate(cases):
         assert torch.equal(separate[n], match(own[n], boxes)[0])
-    for most in (1, 30, 200):  # one anchor at a time, some at a time, some pictures at a time
+    for most in (1, 30, 200):  # one anchor at a time, some at a time, some images at a time
         monkeypatch.setattr(matching, "_MOST_PAIRS", most)
         assert torch.equal(match(anchors, *cases), together)
         assert torch.equal(match(own, *cases), separate)
-        assert torch.equal(match(anchors, *cases, forcing="ties"), ties)
+        assert torch.equal(match(anchors, *cases, allow_low_quality="ties"), ties)
 
 
 def test_crowd_is_ignored_but_positives_stay() -> None:
@@ -159,21 +163,25 @@ def test_crowd_is_ignored_but_positives_stay() -> None:
         ([False, True], [0, IGNORED, BACKGROUND]),
         ([True, True], [IGNORED, IGNORED, BACKGROUND]),
     ):
-        truth = pad_truth([targets_of(boxes, crowd=crowd)])
-        matched = match_boxes(anchors, truth, foreground_iou=0.5, background_iou=0.5, forcing="one")
+        ground_truth = pad_ground_truth([targets_of(boxes, crowd=crowd)])
+        matched = match_boxes(
+            anchors, ground_truth, foreground_iou=0.5, background_iou=0.5, allow_low_quality="one"
+        )
         assert matched[0].tolist() == expected
 
 
-def test_padding_keeps_each_picture_and_looks_up_its_boxes() -> None:
+def test_padding_keeps_each_image_and_looks_up_its_boxes() -> None:
     first = torch.tensor([[0.0, 0, 4, 4], [1, 1, 5, 5]])
-    truth = pad_truth([targets_of(first), targets_of(first[:0]), targets_of(first[:1])])
-    assert truth.usable.tolist() == [[True, True], [False, False], [True, False]]
-    assert truth[1:].boxes.shape == (2, 1, 4)  # no column that nobody uses
-    assert torch.equal(truth[1:].boxes[1], first[:1])
-    rows = truth.of_rois(torch.tensor([2, 0, 0]))
+    ground_truth = pad_ground_truth(
+        [targets_of(first), targets_of(first[:0]), targets_of(first[:1])]
+    )
+    assert ground_truth.usable.tolist() == [[True, True], [False, False], [True, False]]
+    assert ground_truth[1:].boxes.shape == (2, 1, 4)  # no column that nobody uses
+    assert torch.equal(ground_truth[1:].boxes[1], first[:1])
+    rows = ground_truth.of_rois(torch.tensor([2, 0, 0]))
     assert torch.equal(rows.boxes[1], first)
     assert rows.usable.tolist() == [[True, False], [True, True], [True, True]]
-    assert len(pad_truth([targets_of(first[:0])]).boxes[0]) == 1
+    assert len(pad_ground_truth([targets_of(first[:0])]).boxes[0]) == 1
 
 
 def test_samples_keep_to_their_counts() -> None:

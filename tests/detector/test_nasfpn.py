@@ -25,10 +25,10 @@ def make_spec(strides: tuple[int, ...], channels: tuple[int, ...] | None = None)
 SPEC = make_spec((8, 16, 32))
 
 
-def maps_of(spec: FeatureSpec, height: int, width: int, *, pictures: int = 2) -> Features:
+def maps_of(spec: FeatureSpec, height: int, width: int, *, images: int = 2) -> Features:
     return {
         level.name: torch.randn(
-            pictures, level.channels, -(-height // level.stride), -(-width // level.stride)
+            images, level.channels, -(-height // level.stride), -(-width // level.stride)
         )
         for level in spec
     }
@@ -158,9 +158,9 @@ def test_gradient_reaches_every_parameter(activation: ActivationName, separable:
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
-def test_one_tiny_picture(norm: NormName) -> None:
+def test_one_tiny_image(norm: NormName) -> None:
     neck = NASFPN(SPEC, channels=8, norm=norm)
-    found = neck(maps_of(SPEC, 32, 32, pictures=1))
+    found = neck(maps_of(SPEC, 32, 32, images=1))
     sides = [level.shape[-1] for level in found.values()]
     assert sides == [4, 2, 1, 1, 1]
     torch.stack([level.square().mean() for level in found.values()]).sum().backward()

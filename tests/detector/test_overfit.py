@@ -1,4 +1,4 @@
-"""Every detector of the matrix learns eight pictures by heart."""
+"""Every detector of the matrix learns eight images by heart."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 from torch import nn
 
 from cachedet.evaluation.metrics import score_detections
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 
 SIZE_HW = (64, 96)
 ROI_HEAD = {"samples": 24, "num_convs": 0, "num_fcs": 2, "fc_channels": 64}
 STEPS = {"retinanet": 100, "faster_rcnn": 160, "cascade_rcnn": 200}
 
 
-def random_boxes(pictures: int) -> list[list[list[float]]]:
-    """One box in each half of a picture, of one of three classes."""
+def random_boxes(images: int) -> list[list[list[float]]]:
+    """One box in each half of an image, of one of three classes."""
     generator = torch.Generator().manual_seed(1)
     boxes = []
-    for n in range(pictures):
+    for n in range(images):
         draw = torch.rand(2, 4, generator=generator).tolist()
         boxes.append(
             [
@@ -35,14 +35,15 @@ def random_boxes(pictures: int) -> list[list[list[float]]]:
 
 @pytest.mark.parametrize("neck", ["fpn", "nasfpn"])
 @pytest.mark.parametrize("kind", STEPS)
-def test_eight_pictures_by_heart(
-    detectors: Any, truth_of: Callable[..., Truth], kind: str, neck: str
+def test_eight_images_by_heart(
+    detectors: Any, annotations_of: Callable[..., Annotations], kind: str, neck: str
 ) -> None:
-    truth = truth_of([SIZE_HW] * 8, random_boxes(8))
-    features = detectors.features(*SIZE_HW, pictures=8)
+    ground_truth = annotations_of([SIZE_HW] * 8, random_boxes(8))
+    features = detectors.features(*SIZE_HW, images=8)
     targets = [
         detectors.targets(
-            truth.boxes[truth.boxes_of(n)].tolist(), labels=truth.labels[truth.boxes_of(n)].tolist()
+            ground_truth.boxes[ground_truth.boxes_of(n)].tolist(),
+            labels=ground_truth.labels[ground_truth.boxes_of(n)].tolist(),
         )
         for n in range(8)
     ]
@@ -57,7 +58,7 @@ def test_eight_pictures_by_heart(
         optimizer.step()
         schedule.step()
     found = detector.eval().detect(
-        features, sizes_hw=[SIZE_HW] * 8, image_ids=truth.image_ids.tolist()
+        features, sizes_hw=[SIZE_HW] * 8, image_ids=ground_truth.image_ids.tolist()
     )
-    scores = score_detections(truth, found)
+    scores = score_detections(ground_truth, found)
     assert scores.ap50 > 0.95

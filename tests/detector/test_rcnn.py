@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from cachedet.detector.boxes import apply_deltas, clip_boxes, encode_deltas
-from cachedet.detector.matching import BACKGROUND, IGNORED, pad_truth
+from cachedet.detector.matching import BACKGROUND, IGNORED, pad_ground_truth
 from cachedet.detector.rcnn import RCNN, RoIs, Stage, move_boxes, paper_stages
 from cachedet.detector.rpn import Proposals
 
@@ -39,7 +39,7 @@ def test_paper_stages() -> None:
 
 
 def make_rois(detectors: Any) -> RoIs:
-    """Ten RoIs of two pictures: positives, background and an ignored one."""
+    """Ten RoIs of two images: positives, background and an ignored one."""
     generator = torch.Generator().manual_seed(8)
     boxes = torch.rand(10, 4, dtype=torch.float64, generator=generator) * 20
     boxes[:, 2:] += 30
@@ -47,7 +47,7 @@ def make_rois(detectors: Any) -> RoIs:
     gt_boxes[:, 2:] += 40
     return RoIs(
         boxes=boxes,
-        picture=torch.tensor([0] * 6 + [1] * 4),
+        image=torch.tensor([0] * 6 + [1] * 4),
         matched=torch.tensor([0, 1, BACKGROUND, IGNORED, 1, BACKGROUND, 0, BACKGROUND, 0, 0]),
         gt_boxes=gt_boxes,
         gt_labels=torch.tensor([2, 0, 1, 1, 0, 2, 1, 0, 1, 1]),
@@ -102,21 +102,23 @@ def test_gradients_of_the_losses_by_finite_differences(detectors: Any) -> None:
 
 
 def test_each_stage_labels_at_its_own_iou(detectors: Any) -> None:
-    """Boxes of IoU 0.45, 0.6, 0.75 and 0.9 with the truth, in the second of two pictures."""
-    truth = pad_truth([detectors.targets([]), detectors.targets([[0, 0, 90, 60]], labels=[2])])
+    """Boxes of IoU 0.45, 0.6, 0.75 and 0.9 with the ground truth, in the second of two images."""
+    ground_truth = pad_ground_truth(
+        [detectors.targets([]), detectors.targets([[0, 0, 90, 60]], labels=[2])]
+    )
     boxes = torch.tensor([[0.0, 0, 90 * iou, 60] for iou in (0.45, 0.6, 0.75, 0.9)])
-    picture = torch.ones(4, dtype=torch.int64)
+    image = torch.ones(4, dtype=torch.int64)
     detector = make(detectors)
     for stage, positive in zip(detector.stages, (3, 2, 1), strict=True):
-        rois = detector._label(boxes, picture, truth, stage)
+        rois = detector._label(boxes, image, ground_truth, stage)
         assert rois.matched.tolist() == [BACKGROUND] * (4 - positive) + [0] * positive
         assert rois.gt_labels[-1] == 2
-        assert torch.equal(rois.gt_boxes[-1], truth.boxes[1, 0])
-    elsewhere = detector._label(boxes, 1 - picture, truth, detector.stages[0])
+        assert torch.equal(rois.gt_boxes[-1], ground_truth.boxes[1, 0])
+    elsewhere = detector._label(boxes, 1 - image, ground_truth, detector.stages[0])
     assert elsewhere.matched.tolist() == [BACKGROUND] * 4
 
 
-def test_the_first_stage_samples_proposals_and_the_truth(detectors: Any) -> None:
+def test_the_first_stage_samples_proposals_and_the_annotations(detectors: Any) -> None:
     detector = make(detectors)
     detector.samples, detector.positive_fraction = 8, 0.25
     boxes = [[0.0, 0, 50, 50], [40, 0, 90, 60], [0, 0, 96, 64]]
@@ -129,8 +131,8 @@ def test_the_first_stage_samples_proposals_and_the_truth(detectors: Any) -> None
         scores=torch.zeros(2, 3),
         is_valid=torch.tensor([[True, True, True], [True, False, False]]),
     )
-    rois = detector._sample(proposals, pad_truth(targets))
-    assert rois.picture.tolist() == [0, 0, 1]  # the small ones lie in a crowd and teach nothing
+    rois = detector._sample(proposals, pad_ground_truth(targets))
+    assert rois.image.tolist() == [0, 0, 1]  # the small ones lie in a crowd and teach nothing
     positive = rois.is_positive
     assert positive.tolist() == [True, True, False]  # a quarter of 8
     known = [[0.0, 0, 50, 49], *boxes[:2]]
@@ -142,8 +144,8 @@ def test_the_first_stage_samples_proposals_and_the_truth(detectors: Any) -> None
 def test_boxes_move_by_the_weights_of_their_stage() -> None:
     boxes, gt_boxes = torch.tensor([[10.0, 10, 50, 30]]), torch.tensor([[12.0, 8, 60, 36]])
     for stage in paper_stages((0.5, 0.7, 0.8)):
-        learnt = encode_deltas(gt_boxes, boxes) * torch.tensor(stage.delta_weights)
-        torch.testing.assert_close(move_boxes(boxes, learnt, stage), gt_boxes)
+        backbone = encode_deltas(gt_boxes, boxes) * torch.tensor(stage.delta_weights)
+        torch.testing.assert_close(move_boxes(boxes, backbone, stage), gt_boxes)
 
 
 def record(
@@ -181,7 +183,7 @@ def test_a_cascades_stages(detectors: Any, monkeypatch: pytest.MonkeyPatch) -> N
     losses = detector(features, targets)
     torch.testing.assert_close(losses["class"], sum(loss for loss, _, _ in seen) / 3)
     torch.testing.assert_close(losses["box"], sum(box_losses) / 3)
-    truth = pad_truth(targets)
+    ground_truth = pad_ground_truth(targets)
     for place in (1, 2):
         (_, _, before), (_, _, now) = seen[place - 1], seen[place]
         deltas = detector.moved_by[place - 1].detach()[:, 0]  # type: ignore[attr-defined]
@@ -189,8 +191,8 @@ def test_a_cascades_stages(detectors: Any, monkeypatch: pytest.MonkeyPatch) -> N
         clipped = clip_boxes(moved, (64, 96))
         assert not torch.equal(moved, clipped)
         torch.testing.assert_close(now.boxes, clipped)
-        assert torch.equal(now.picture, before.picture)
-        again = detector._label(now.boxes, now.picture, truth, detector.stages[place])
+        assert torch.equal(now.image, before.image)
+        again = detector._label(now.boxes, now.image, ground_truth, detector.stages[place])
         assert torch.equal(now.matched, again.matched)
     box_losses[1].backward()
     own = [head.box_deltas.weight.grad for head in detector.heads]  # type: ignore[union-attr]
@@ -200,17 +202,17 @@ def test_a_cascades_stages(detectors: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_detections_of_a_cascade_against_brute_force(detectors: Any) -> None:
-    detector = make(detectors, selection={"max_detections": 15, "score_threshold": 0.02}).eval()
+    detector = make(detectors, postprocess={"max_detections": 15, "score_threshold": 0.02}).eval()
     stir(detector)
-    features = detectors.features(pictures=1)
+    features = detectors.features(images=1)
     found = detector.detect(features, sizes_hw=[(60, 90)], image_ids=[7])[0]
     pyramid = detector.neck(features)
     proposals = detector.rpn.propose(detector.rpn(pyramid), pyramid, sizes_hw=[(60, 90)])
     boxes = proposals.boxes[0, proposals.is_valid[0]]
-    picture = torch.zeros(len(boxes), dtype=torch.int64)
+    image = torch.zeros(len(boxes), dtype=torch.int64)
     logits_sum = torch.zeros(len(boxes), 4)
     for n, head in enumerate(detector.heads, start=1):
-        logits, deltas = head(detector.roi_align(pyramid, boxes, picture))
+        logits, deltas = head(detector.roi_align(pyramid, boxes, image))
         logits_sum += logits
         weights = torch.tensor([10.0, 10.0, 5.0, 5.0]) * n
         boxes = clip_boxes(apply_deltas(deltas[:, 0] / weights, boxes), (60, 90)).detach()
@@ -232,9 +234,9 @@ def test_detections_of_a_cascade_against_brute_force(detectors: Any) -> None:
 
 
 def test_class_specific_boxes_move_by_their_own_class(detectors: Any) -> None:
-    detector = make(detectors, "faster_rcnn", selection={"score_threshold": 0.0}).eval()
+    detector = make(detectors, "faster_rcnn", postprocess={"score_threshold": 0.0}).eval()
     stir(detector)
-    features = detectors.features(pictures=1)
+    features = detectors.features(images=1)
     found = detector.detect(features, sizes_hw=[(64, 96)], image_ids=[7])[0]
     pyramid = detector.neck(features)
     proposals = detector.rpn.propose(detector.rpn(pyramid), pyramid, sizes_hw=[(64, 96)])
@@ -253,7 +255,7 @@ def test_class_specific_boxes_move_by_their_own_class(detectors: Any) -> None:
 def test_proposals_are_those_the_heads_see(detectors: Any) -> None:
     detector = make(detectors, "faster_rcnn").eval()
     stir(detector)
-    features = detectors.features(pictures=2)
+    features = detectors.features(images=2)
     sizes_hw = [(64, 96), (50, 60)]
     pyramid = detector.neck(features)
     expected = detector.rpn.propose(detector.rpn(pyramid), pyramid, sizes_hw=sizes_hw)
@@ -274,7 +276,7 @@ def test_heads_that_do_not_fit_the_stages(detectors: Any) -> None:
         "neck": faster.neck,
         "rpn": faster.rpn,
         "roi_align": faster.roi_align,
-        "selection": faster.selection,
+        "postprocess": faster.postprocess,
     }
     heads = list(faster.heads)
     with pytest.raises(ValueError, match="expected one head a stage, got 1 for 2"):

@@ -13,7 +13,7 @@ from torchvision.ops import box_iou
 from cachedet.config.detector import RetinaNetConfig
 from cachedet.detector.boxes import apply_deltas, encode_deltas
 from cachedet.detector.build import build_detector
-from cachedet.detector.matching import BACKGROUND, IGNORED, match_boxes, pad_truth
+from cachedet.detector.matching import BACKGROUND, IGNORED, match_boxes, pad_ground_truth
 from cachedet.detector.retinanet import RetinaNet
 from cachedet.errors import ConfigError
 from cachedet.structures import Features, FeatureSpec, LevelSpec, Targets
@@ -36,7 +36,11 @@ def make_detector(**changes: object) -> RetinaNet:
 
 def matched_of(anchors: Tensor, targets: list[Targets]) -> Tensor:
     return match_boxes(
-        anchors, pad_truth(targets), foreground_iou=0.5, background_iou=0.5, forcing="one"
+        anchors,
+        pad_ground_truth(targets),
+        foreground_iou=0.5,
+        background_iou=0.5,
+        allow_low_quality="one",
     )
 
 
@@ -98,12 +102,12 @@ def test_losses_against_plain_loops_in_float64() -> None:
                 for error in (deltas[n, t] - wanted).abs().tolist():
                     small = 0.5 * error**2 if error <= 0.1 else 0.1 * (error - 0.05)
                     box_sum += 50.0 * small / 4
-    truth = pad_truth(double_targets)
+    ground_truth = pad_ground_truth(double_targets)
     assert positives > 4
     assert int((matched >= 0).sum()) == positives
     assert BACKGROUND in matched
     assert IGNORED in matched
-    losses = detector.losses(logits, deltas, anchors=anchors, truth=truth)
+    losses = detector.losses(logits, deltas, anchors=anchors, ground_truth=ground_truth)
     for name, expected in (("class", class_sum), ("box", box_sum)):
         assert losses[name].item() == pytest.approx(expected / (positives + 1), rel=1e-6)
     found = detector(features, double_targets)
@@ -143,7 +147,7 @@ def test_gradient_reaches_every_parameter(norm: str) -> None:
     assert idle == []
 
 
-def test_pictures_without_boxes_give_finite_losses() -> None:
+def test_images_without_boxes_give_finite_losses() -> None:
     features, targets = make_batch()
     losses = make_detector()(features, [targets[1], targets[1]])
     assert losses["box"].item() == 0.0
@@ -154,16 +158,16 @@ def test_crowd_teaches_nothing_at_its_background() -> None:
     detector = make_detector(norm="group")
     features, targets = make_batch()
     anchors = detector.anchors(detector.neck(features))
-    matched, truth = matched_of(anchors, targets), pad_truth(targets)
+    matched, ground_truth = matched_of(anchors, targets), pad_ground_truth(targets)
     logits, deltas = torch.zeros(2, len(anchors), 3), torch.zeros(2, len(anchors), 4)
-    before = detector.losses(logits, deltas, anchors=anchors, truth=truth)["class"]
+    before = detector.losses(logits, deltas, anchors=anchors, ground_truth=ground_truth)["class"]
     logits[matched == IGNORED] = 9.0
-    after = detector.losses(logits, deltas, anchors=anchors, truth=truth)["class"]
+    after = detector.losses(logits, deltas, anchors=anchors, ground_truth=ground_truth)["class"]
     assert torch.equal(after, before)
 
 
 def test_detections_against_brute_force() -> None:
-    detector = make_detector(selection={"max_detections": 20}).eval()
+    detector = make_detector(postprocess={"max_detections": 20}).eval()
     torch.nn.init.normal_(detector.head.class_logits.weight, std=0.6)
     torch.nn.init.normal_(detector.head.box_deltas.weight, std=0.2)
     features, _ = make_batch()

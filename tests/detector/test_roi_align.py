@@ -39,12 +39,12 @@ def test_cells_equal_torchvisions_op_on_the_level_of_each_box() -> None:
     strides = (8, 16, 32)
     pyramid, boxes = make_pyramid(strides, 512), random_boxes(60).clamp(max=512)
     align = PyramidRoIAlign(strides=strides)
-    picture = torch.tensor([0] * 25 + [1] * 35)
-    found = align(pyramid, boxes, picture)
+    image = torch.tensor([0] * 25 + [1] * 35)
+    found = align(pyramid, boxes, image)
     for place, stride in enumerate(strides):
         own = align.levels_of(boxes) == place
         assert bool(own.any())
-        rois = torch.cat([picture[own, None].float(), boxes[own]], dim=1)
+        rois = torch.cat([image[own, None].float(), boxes[own]], dim=1)
         direct = roi_align(
             pyramid[f"P{place}"], rois, 7, 1 / stride, sampling_ratio=1, aligned=True
         )
@@ -86,9 +86,9 @@ def test_cells_of_bf16_maps_come_from_exact_corners() -> None:
     ramp = torch.arange(160.0).expand(1, 1, 8, 160)
     align = PyramidRoIAlign(strides=(8,), resolution=1)
     box = torch.tensor([[1003.0, 10.0, 1019.0, 26.0]])
-    picture = torch.zeros(1, dtype=torch.int64)
-    exact = align({"P3": ramp}, box, picture)
-    found = align({"P3": ramp.bfloat16()}, box, picture)
+    image = torch.zeros(1, dtype=torch.int64)
+    exact = align({"P3": ramp}, box, image)
+    found = align({"P3": ramp.bfloat16()}, box, image)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), exact, rtol=2e-3, atol=0)
 

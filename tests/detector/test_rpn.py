@@ -9,7 +9,7 @@ from torchvision.models.detection.rpn import RPNHead as TorchvisionHead
 
 from cachedet.detector.anchors import AnchorGenerator
 from cachedet.detector.boxes import encode_deltas
-from cachedet.detector.matching import match_boxes, pad_truth
+from cachedet.detector.matching import match_boxes, pad_ground_truth
 from cachedet.detector.rpn import RPN, ProposalCounts, RPNHead
 from cachedet.structures import Features, Targets
 
@@ -80,24 +80,28 @@ def test_proposals_equal_torchvisions_on_the_same_weights() -> None:
 def test_a_weighted_box_loss_is_torchs_smooth_l1() -> None:
     """Huber's divided by its delta; the paper's weight is 1."""
     rpn = make_rpn(samples=10_000, box_weight=9.0)
-    pyramid, truth = make_pyramid(), pad_truth(make_targets())
+    pyramid, ground_truth = make_pyramid(), pad_ground_truth(make_targets())
     output = rpn(pyramid)
     anchors = rpn.anchors(pyramid)
-    matched = match_boxes(anchors, truth, foreground_iou=0.7, background_iou=0.3, forcing="one")
-    picture, place = (matched >= 0).nonzero(as_tuple=True)
-    wanted = encode_deltas(truth.boxes[picture, matched[picture, place]], anchors[place])
-    deltas = torch.cat(output.deltas, dim=1)[picture, place]
+    matched = match_boxes(
+        anchors, ground_truth, foreground_iou=0.7, background_iou=0.3, allow_low_quality="one"
+    )
+    image, place = (matched >= 0).nonzero(as_tuple=True)
+    wanted = encode_deltas(ground_truth.boxes[image, matched[image, place]], anchors[place])
+    deltas = torch.cat(output.deltas, dim=1)[image, place]
     expected = F.smooth_l1_loss(deltas, wanted, beta=1 / 9)
-    torch.testing.assert_close(rpn.losses(output, pyramid, truth)["rpn_box"], expected)
+    torch.testing.assert_close(rpn.losses(output, pyramid, ground_truth)["rpn_box"], expected)
 
 
 def test_losses_by_plain_loops_where_every_anchor_is_sampled() -> None:
     rpn = make_rpn(samples=10_000, positive_fraction=0.5, huber_delta=0.2, class_weight=0.7)
-    pyramid, truth = make_pyramid(), pad_truth(make_targets())
+    pyramid, ground_truth = make_pyramid(), pad_ground_truth(make_targets())
     output = rpn(pyramid)
-    losses = rpn.losses(output, pyramid, truth)
+    losses = rpn.losses(output, pyramid, ground_truth)
     anchors = rpn.anchors(pyramid)
-    matched = match_boxes(anchors, truth, foreground_iou=0.7, background_iou=0.3, forcing="one")
+    matched = match_boxes(
+        anchors, ground_truth, foreground_iou=0.7, background_iou=0.3, allow_low_quality="one"
+    )
     logits, deltas = torch.cat(output.logits, dim=1), torch.cat(output.deltas, dim=1)
     class_sum, box_sum, positives = 0.0, 0.0, 0
     for n in range(2):
@@ -108,7 +112,7 @@ def test_losses_by_plain_loops_where_every_anchor_is_sampled() -> None:
             class_sum += F.binary_cross_entropy_with_logits(logits[n, t], target).item()
             if match >= 0:
                 positives += 1
-                box, anchor = truth.boxes[n, match], anchors[t]
+                box, anchor = ground_truth.boxes[n, match], anchors[t]
                 size, wanted = anchor[2:] - anchor[:2], box[2:] - box[:2]
                 shift = ((box[:2] + box[2:]) - (anchor[:2] + anchor[2:])) / 2 / size
                 error = (deltas[n, t] - torch.cat([shift, (wanted / size).log()])).abs()
@@ -123,15 +127,15 @@ def test_losses_by_plain_loops_where_every_anchor_is_sampled() -> None:
     )
 
 
-def test_pictures_without_boxes() -> None:
+def test_images_without_boxes() -> None:
     rpn, pyramid = make_rpn(), make_pyramid()
-    losses = rpn.losses(rpn(pyramid), pyramid, pad_truth([make_targets()[1]] * 2))
+    losses = rpn.losses(rpn(pyramid), pyramid, pad_ground_truth([make_targets()[1]] * 2))
     assert losses["rpn_box"].item() == 0.0
     assert 0 < losses["rpn_class"].item() < 10
 
 
-def test_fewer_anchors_than_wanted_and_pictures_without_room() -> None:
-    """A picture clipped to nothing has no proposals; nothing is NaN."""
+def test_fewer_anchors_than_wanted_and_images_without_room() -> None:
+    """An image clipped to nothing has no proposals; nothing is NaN."""
     rpn, pyramid = make_rpn(), make_pyramid(32)
     found = rpn.eval().propose(rpn(pyramid), pyramid, sizes_hw=[(32, 32), (0, 0)])
     assert found.boxes.shape == (2, 1000, 4)

@@ -36,9 +36,9 @@ def speak(_: Any) -> dict[str, Any]:
     values = torch.tensor([rank + 1.0, 10.0], requires_grad=True)
     in_place = torch.tensor([float(rank)])
     collective.sum_in_place([in_place])
-    with collective.alone():
+    with collective.single_process():
         when_alone = collective.count_over_ranks(5), collective.world_size()
-    with collective.alone(False):
+    with collective.single_process(False):
         not_alone = collective.count_over_ranks(5)
     return {
         "rank": rank,
@@ -71,19 +71,19 @@ def test_three_ranks_agree(ranks: Any) -> None:
         assert said["alone"] == ((5, 1), 15)
 
 
-def draw(pictures: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The numbers of a batch whose pictures differ in width, then the random state."""
+def draw(images: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The numbers of a batch whose images differ in width, then the random state."""
     rank, world = collective.rank(), collective.world_size()
-    own = list(range(pictures))[rank::world]
+    own = list(range(images))[rank::world]
     widest = max(4 + n for n in own)
     return collective.rand_of_rank(len(own), widest, generator=None), torch.get_rng_state()
 
 
 def test_draws_are_those_of_one_process(ranks: Any) -> None:
-    pictures = 5
-    (whole, state) = ranks.run(draw, pictures, world=1)[0]
+    images = 5
+    (whole, state) = ranks.run(draw, images, world=1)[0]
     for world in (2, 4):
-        for rank, (drawn, own_state) in enumerate(ranks.run(draw, pictures, world=world)):
+        for rank, (drawn, own_state) in enumerate(ranks.run(draw, images, world=world)):
             assert torch.equal(drawn, whole[rank::world, : drawn.shape[1]])
             assert torch.equal(own_state, state)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cachedet.config.detector import DetectorConfig
 from cachedet.data.masks import encode_bitmap
 from cachedet.detector.build import build_detector
-from cachedet.distributed.collective import alone, rank, world_size
+from cachedet.distributed.collective import rank, single_process, world_size
 from cachedet.distributed.data_parallel import (
     Launch,
     describe_ranks,
@@ -32,7 +32,7 @@ SPEC = FeatureSpec(
     (LevelSpec(name="C3", channels=4, stride=8), LevelSpec(name="C4", channels=6, stride=16))
 )
 SIZE = 64, 96
-# pictures of each batch of each step: even and uneven shares, and fewer pictures than processes
+# images of each batch of each step: even and uneven shares, and fewer images than processes
 STEPS = ((5,), (4,), (3, 1), (6, 2), (1,))
 _TWO_STAGE = {
     "rpn": {"size_factor": 3.0, "samples": 32, "train_post_nms": 40},
@@ -51,7 +51,7 @@ DETECTORS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_picture(generator: torch.Generator, count: int) -> tuple[dict[str, Tensor], Targets]:
+def make_image(generator: torch.Generator, count: int) -> tuple[dict[str, Tensor], Targets]:
     """Features and `count` boxes with masks."""
     features = {
         level.name: torch.randn(
@@ -70,7 +70,7 @@ def make_picture(generator: torch.Generator, count: int) -> tuple[dict[str, Tens
         crowd=torch.zeros(count, dtype=torch.bool),
         masks=TargetMasks(
             codes=(encode_bitmap(bitmap),) * count,
-            picture_hw=SIZE,
+            image_hw=SIZE,
             scale_xy=(1.0, 1.0),
             origin_xy=(0.0, 0.0),
         ),
@@ -79,18 +79,18 @@ def make_picture(generator: torch.Generator, count: int) -> tuple[dict[str, Tens
 
 
 def make_share(
-    pictures: int, generator: torch.Generator, *, dtype: torch.dtype = torch.float32
+    images: int, generator: torch.Generator, *, dtype: torch.dtype = torch.float32
 ) -> Batch:
-    """This rank's share of a global batch, as the loader deals it; pictures 0, 1, 2... boxes."""
-    made = [make_picture(generator, (3 * n) % 7) for n in range(pictures)]
-    own = made if pictures < world_size() else made[rank() :: world_size()]
+    """This rank's share of a global batch, as the loader deals it; images 0, 1, 2... boxes."""
+    made = [make_image(generator, (3 * n) % 7) for n in range(images)]
+    own = made if images < world_size() else made[rank() :: world_size()]
     return Batch(
         features={
             name: torch.stack([features[name] for features, _ in own]).to(dtype)
             for name in SPEC.names
         },
         targets=[replace(targets, boxes=targets.boxes.to(dtype)) for _, targets in own],
-        others=pictures - len(own),
+        others=images - len(own),
     )
 
 
@@ -105,7 +105,7 @@ def make_trainer_of(config: dict[str, Any], *, clip_norm: float = 5.0) -> Traine
         learning_rate=LearningRate(
             peak=0.02, total_steps=10, warmup_steps=0, kind="cosine", drops=(), warmup_from=0.0
         ),
-        step_pictures=6,
+        step_images=6,
         clip_norm=clip_norm,
         device=torch.device("cpu"),
     )
@@ -118,8 +118,8 @@ def train_steps(case: tuple[dict[str, Any], torch.dtype]) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(11)
     rows, states = [], []
     for batches in STEPS:
-        for pictures in batches:
-            trainer.add_gradients(make_share(pictures, generator, dtype=dtype))
+        for images in batches:
+            trainer.add_gradients(make_share(images, generator, dtype=dtype))
         rows.append(trainer.finish_step())
         states.append({k: v.clone() for k, v in trainer.detector.state_dict().items()})
     return {"rows": rows, "states": states, "random": torch.get_rng_state()}
@@ -217,7 +217,7 @@ def sum_some(_: Any) -> list[list[float] | None]:
         if number != 2 or rank() == 1:
             parameter.grad = torch.full_like(parameter, 10.0 * number + rank() + 1)
     sum_gradients(parameters)
-    with alone():
+    with single_process():
         sum_gradients(parameters)
     return [None if p.grad is None else [*p.grad[:2].tolist()] for p in parameters]
 
@@ -300,8 +300,8 @@ def describe(sizes: tuple[int, ...]) -> list[str]:
 
 def test_how_a_batch_is_shared_is_said(ranks: Any) -> None:
     assert ranks.run(describe, (8, 5, 2), world=4)[0] == [
-        "4 processes share each batch of 8 pictures: 2 each",
-        "4 processes share each batch of 5 pictures unevenly: some take 2, some 1, and those wait",
-        "4 processes share each batch of 2 pictures: fewer pictures than processes, so each "
+        "4 processes share each batch of 8 images: 2 each",
+        "4 processes share each batch of 5 images unevenly: some take 2, some 1, and those wait",
+        "4 processes share each batch of 2 images: fewer images than processes, so each "
         "computes the whole batch",
     ]

@@ -75,7 +75,7 @@ def test_two_cells_then_more(run_compare: Any, tiny: Any, tmp_path: Path) -> Non
     assert "fine-tuned" in html
     told = (tmp_path / "out" / "comparison.md").read_text()
     assert told.startswith("# ")
-    assert "what augment moves in maps is moved in the pictures" in told
+    assert "what augment moves in maps is moved in the images" in told
     assert len(json.loads((tmp_path / "out" / "comparison.json").read_text())["cells"]) == 2
 
     moved = shutil.copytree(tiny.paths.images, tmp_path / "moved")
@@ -143,7 +143,7 @@ def _drop_class(values: dict[str, Any]) -> None:
         (lambda values: values["annotations"].clear(), "holds no boxes (crowds aside)"),
     ],
 )
-def test_scored_pictures_that_do_not_fit_are_told_before_training(
+def test_scored_images_that_do_not_fit_are_told_before_training(
     run_compare: Any, tiny: Any, tmp_path: Path, change: Any, message: str
 ) -> None:
     val = change_annotations(tiny.paths.val, tmp_path / "val.json", change)
@@ -168,13 +168,13 @@ def test_a_failed_cell_leaves_the_others(run_compare: Any, tmp_path: Path) -> No
     assert [bool(cell["error"]) for cell in cells] == [True, False]
     folder = tmp_path / "out" / "cells" / "bad-cached-0"
     assert f"once {folder} is removed; a changed config goes under" in cells[0]["error"]
-    alone = run_compare("--modes", "cached", "--epochs", "1")
-    assert alone.exit_code == 0, "a failed cell that this call did not ask for"
+    single_process = run_compare("--modes", "cached", "--epochs", "1")
+    assert single_process.exit_code == 0, "a failed cell that this call did not ask for"
 
-    bad.write_text(CONFIG.read_text())  # mended
-    mended = run_compare("--modes", "cached", "--epochs", "1", "--json", configs=(bad, CONFIG))
-    assert mended.exit_code == 0, mended.stderr
-    assert [cell["error"] for cell in cells_of(mended).values()] == ["", ""]
+    bad.write_text(CONFIG.read_text())  # repaired
+    repaired = run_compare("--modes", "cached", "--epochs", "1", "--json", configs=(bad, CONFIG))
+    assert repaired.exit_code == 0, repaired.stderr
+    assert [cell["error"] for cell in cells_of(repaired).values()] == ["", ""]
     assert (tmp_path / "out" / "failed" / "0-bad-cached-0" / "cell.json").exists()
 
 

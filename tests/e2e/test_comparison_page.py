@@ -256,11 +256,11 @@ def test_names_with_html_in_them_are_text(opened: Any, full: Path, odd: Path) ->
     assert page.locator("img").count() == 0
 
 
-def test_there_is_no_place_for_pictures_and_every_link_leads_somewhere(
+def test_there_is_no_place_for_images_and_every_link_leads_somewhere(
     opened: Any, full: Path
 ) -> None:
     page = opened(full, width=390)
-    assert page.locator("#pictures").count() == 0
+    assert page.locator("#images").count() == 0
     targets = page.locator("nav a").evaluate_all("links => links.map((own) => own.hash)")
     assert len(targets) == 8
     assert all(page.locator(target).count() == 1 for target in targets)

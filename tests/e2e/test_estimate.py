@@ -1,4 +1,4 @@
-"""`estimate`, then the same extraction and training: one pass over eight pictures."""
+"""`estimate`, then the same extraction and training: one pass over eight images."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_nothing_stays_but_the_prediction(report: EstimateReport, folder: Path) 
 
 
 def test_every_figure_is_there(report: EstimateReport) -> None:
-    assert report.sample == 8  # fewer pictures than the sample
+    assert report.sample == 8  # fewer images than the sample
     forecast = report.forecast
     assert set(forecast.modes) == {"cached", "live", "tuned"}
     for mode in forecast.modes.values():
@@ -73,7 +73,7 @@ def test_every_figure_is_there(report: EstimateReport) -> None:
 def test_what_a_person_reads(report: EstimateReport, capsys: pytest.CaptureFixture[str]) -> None:
     print_estimate(report, heads="small")
     shown = capsys.readouterr().out
-    for words in ("8 pictures in 2 views", "int8+zstd (asked for)", "live frozen", "(B + H) / H"):
+    for words in ("8 images in 2 views", "int8+zstd (asked for)", "live frozen", "(B + H) / H"):
         assert words in shown
     assert "what if" not in shown
 
@@ -161,7 +161,7 @@ def test_a_what_if_is_arithmetic(
         load_backbone(f"test_{n}", weights="none").spec for n in ("resnet", "efficientnet")
     )
     values = [sum(level.channels / level.stride**2 for level in spec) for spec in (own, other)]
-    sizes = subject.dataset.truth.sizes_hw.tolist()
+    sizes = subject.dataset.annotations.sizes_hw.tolist()
     pixels = [
         sum(math.prod(-(-round(a * side / max(size)) // 32) * 32 for a in size) for size in sizes)
         for side in (128, 256)

@@ -21,13 +21,13 @@ from cachedet.training.run_folder import count_annotations
 
 SELECTION = {"score_threshold": 0.005}
 NECK = {"kind": "fpn", "channels": 8}
-RETINANET = {"kind": "retinanet", "neck": NECK, "num_convs": 1, "selection": SELECTION}
+RETINANET = {"kind": "retinanet", "neck": NECK, "num_convs": 1, "postprocess": SELECTION}
 FASTER = {
     "kind": "faster_rcnn",
     "neck": NECK,
     "rpn": {"samples": 32, "train_post_nms": 40, "test_post_nms": 30},
     "roi_head": {"samples": 16, "num_convs": 0, "fc_channels": 16},
-    "selection": SELECTION,
+    "postprocess": SELECTION,
 }
 
 
@@ -71,7 +71,7 @@ def told_by(*arguments: object) -> dict[str, Any]:
 def test_a_run_knows_what_it_learnt_from(tiny: Any, runs: Path) -> None:
     """AP by training annotations without naming anything; the JSON is the results file."""
     told = told_by(runs / "a", "--store", tiny.val, "--device", "cpu")
-    counts = count_annotations(FeatureStore.open(tiny.train).truth)
+    counts = count_annotations(FeatureStore.open(tiny.train).annotations)
     assert told["strata"]["training_boxes"] == {str(key): own for key, own in counts.items()}
     assert [own["name"] for own in told["strata"]["bins"]] == ["0-9", "10-99", "100-999", "1000+"]
     assert told["training"] == str(tiny.train)
@@ -98,12 +98,12 @@ def test_a_run_made_before_runs_noted_it(tiny: Any, runs: Path, tmp_path: Path) 
 def test_two_runs_on_the_same_store(tiny: Any, runs: Path) -> None:
     options = ("--store", tiny.val, "--device", "cpu", "--resamples", 20)
     told = told_by(runs / "a", "--against", runs / "b", *options)
-    alone = told_by(runs / "b", *options)
-    assert told["comparison"]["second"] == alone["intervals"]
+    single_process = told_by(runs / "b", *options)
+    assert told["comparison"]["second"] == single_process["intervals"]
     assert told["comparison"]["first"]["ap"]["value"] == pytest.approx(told["ap"])
     assert told["against"] == str(runs / "b")
     same = call(runs / "a", "--against", runs / "a", *options)
-    assert "These pictures cannot tell the runs apart by AP" in same.stdout
+    assert "These images cannot tell the runs apart by AP" in same.stdout
     assert (
         told_by(runs / "a", "--against", runs / "b", "--store", tiny.val)["comparison"][
             "difference"
@@ -125,12 +125,12 @@ def test_files_tell_what_the_run_told(tiny: Any, runs: Path, tmp_path: Path) -> 
     shown = call(*files, "--against", runs / "b" / "detections.json", "--out", out)
     assert shown.exit_code == 0
     assert "COCO figures of boxes" in shown.stdout
-    assert "1000 resamples of 4 pictures" in " ".join(shown.stdout.split())
+    assert "1000 resamples of 4 images" in " ".join(shown.stdout.split())
     assert "comparison" in json.loads(out.read_text())
 
 
 def lvis_file(annotations: Path, path: Path) -> Path:
-    """The same pictures and boxes in another order, with LVIS's fields."""
+    """The same images and boxes in another order, with LVIS's fields."""
     content = json.loads(annotations.read_text())
     for category in content["categories"]:
         category["frequency"] = "rcf"[category["id"] % 2]
@@ -158,12 +158,12 @@ def test_lvis_of_a_run_and_of_its_file(tiny: Any, runs: Path, tmp_path: Path) ->
 
 def test_proposals_of_two_stage_detectors(tiny: Any, runs: Path) -> None:
     told = told_by(runs / "b", "--store", tiny.val, "--device", "cpu", "--proposals")
-    assert told["proposals"]["most_per_picture"] == 30
+    assert told["proposals"]["most_per_image"] == 30
     recalls = {own["limit"]: own["ar"] for own in told["proposals"]["at_limits"]}
     assert list(recalls) == [10, 100, 300, 1000]
     assert 0 < recalls[10] <= recalls[100] == recalls[300] == recalls[1000]
     shown = call(runs / "b", "--store", tiny.val, "--proposals", "--views", "base")
-    assert "recall of proposals (the RPN keeps 30 a picture)" in shown.stdout
+    assert "recall of proposals (the RPN keeps 30 an image)" in shown.stdout
     message = refused(runs / "a", "--store", tiny.val, "--proposals")
     assert "needs a two-stage detector" in message
     assert "is a retinanet" in message
@@ -177,7 +177,10 @@ def test_proposals_of_two_stage_detectors(tiny: Any, runs: Path) -> None:
     [
         ("", "there is nothing to score: give a run and its store, .* or files of any producer"),
         ("{a}", "--store is missing: the store to score .*a on; give a run and its store"),
-        ("{a} --detections {found} --annotations {truth}", "got both the run .* and --detections"),
+        (
+            "{a} --detections {found} --annotations {truth}",
+            "got both the run .* and --detections",
+        ),
         ("--store {store}", "there is nothing to score"),
         ("--annotations {truth}", "there is nothing to score"),
         ("--detections {found}", "--detections and --annotations are needed together; give"),
@@ -185,9 +188,18 @@ def test_proposals_of_two_stage_detectors(tiny: Any, runs: Path) -> None:
             "--detections {found} --annotations {truth} --store {store} --proposals",
             "--store, --proposals cannot be used with --detections",
         ),
-        ("--detections {found} --annotations {truth} --views base", "--views cannot be used with"),
-        ("--detections {found} --annotations {truth} --weights last", "--weights cannot be used"),
-        ("--detections {found} --annotations {truth} --device cpu", "--device cannot be used"),
+        (
+            "--detections {found} --annotations {truth} --views base",
+            "--views cannot be used with",
+        ),
+        (
+            "--detections {found} --annotations {truth} --weights last",
+            "--weights cannot be used",
+        ),
+        (
+            "--detections {found} --annotations {truth} --device cpu",
+            "--device cannot be used",
+        ),
         (
             "--detections {found} --annotations {truth} --against {b}",
             "--against expects a results file .* got the folder .*; of a run give .*b/detections",
@@ -196,7 +208,10 @@ def test_proposals_of_two_stage_detectors(tiny: Any, runs: Path) -> None:
             "--detections {found} --annotations {truth} --against {found} --resamples 0",
             "comparisons of runs need resamples of the bootstrap, such as 1000, got 0",
         ),
-        ("--detections {found} --annotations {truth} --bins 0,5", "--bins needs training annotat"),
+        (
+            "--detections {found} --annotations {truth} --bins 0,5",
+            "--bins needs training annotat",
+        ),
         (
             "--detections {found} --annotations {truth} --training {truth} --bins 5,1",
             "edges that rise from 0, such as 0,10,100,1000, got 5,1",
@@ -205,10 +220,22 @@ def test_proposals_of_two_stage_detectors(tiny: Any, runs: Path) -> None:
             "--detections {found} --annotations {truth} --training {truth} --bins few",
             "need whole numbers and commas, such as 0,10,100,1000, got 'few'",
         ),
-        ("--detections {found} --annotations {truth} --training nowhere", "there is no nowhere"),
-        ("--detections {found} --annotations {truth} --lvis", "needs a `frequency` of r, c or f"),
-        ("--detections {found} --annotations {truth} --out nowhere/x.json", "folder that exists"),
-        ("--detections {found} --annotations {truth} --out {truth}", "is one of the inputs; name"),
+        (
+            "--detections {found} --annotations {truth} --training nowhere",
+            "there is no nowhere",
+        ),
+        (
+            "--detections {found} --annotations {truth} --lvis",
+            "needs a `frequency` of r, c or f",
+        ),
+        (
+            "--detections {found} --annotations {truth} --out nowhere/x.json",
+            "folder that exists",
+        ),
+        (
+            "--detections {found} --annotations {truth} --out {truth}",
+            "is one of the inputs; name",
+        ),
         ("{a} --store {store} --lvis", "--lvis needs --annotations: a store does not keep which"),
         ("{a} --store {store} --against {found}", "--against expects a run folder .* got the file"),
         ("{a} --store {store} --against nowhere", "nowhere is not a run folder"),
@@ -232,7 +259,7 @@ def test_what_cannot_be(
         "b": runs / "b",
         "store": tiny.val,
         "found": found,
-        "truth": tiny.paths.val,
+        "ground_truth": tiny.paths.val,
         "train": tiny.paths.train,
     }
     before = tiny.paths.val.read_bytes()
@@ -246,7 +273,7 @@ def test_what_cannot_be(
     [
         ("", "is not JSON in UTF-8"),
         ("{}", "expected a list of detections, got a dict"),
-        ('[{"image_id": 99999, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 1}]', "a picture"),
+        ('[{"image_id": 99999, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 1}]', "an image"),
         ('[{"image_id": 1, "category_id": 4, "bbox": [0, 0, 1, 1], "score": 1}]', "is not a class"),
         (
             '[{"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1], "score": NaN}]',
@@ -279,11 +306,11 @@ def test_results_that_are_seldom_meant(tiny: Any, tmp_path: Path) -> None:
     shown = call("--detections", found, "--annotations", tiny.paths.val)
     assert shown.exit_code == 0
     for note in (
-        "boxes beyond their picture: 10001",
+        "boxes beyond their image: 10001",
         "exact duplicates: 10000",
         "scores outside 0..1: 10001",
-        "past the limit of a class and picture: 9901",
-        "pictures without detections: 3",
+        "past the limit of a class and image: 9901",
+        "images without detections: 3",
     ):
         assert f"note: {note}" in shown.stdout
     found.write_text("[]")

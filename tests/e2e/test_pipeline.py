@@ -1,4 +1,4 @@
-"""Extract, train, score and predict on eight generated pictures with a tiny real backbone."""
+"""Extract, train, score and predict on eight generated images with a tiny real backbone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CONFIG = TrainConfig.model_validate(
             "kind": "retinanet",
             "neck": {"kind": "fpn", "channels": 16},
             "num_convs": 1,
-            "selection": {"score_threshold": 0.005},
+            "postprocess": {"score_threshold": 0.005},
         },
         "schedule": {
             "epochs": 3,
@@ -65,7 +65,7 @@ CASCADE = CONFIG.model_copy(
                 "adapters": {"kind": "pointwise"},
                 "rpn": {"samples": 32, "train_post_nms": 40, "test_post_nms": 30},
                 "roi_head": {"samples": 16, "num_convs": 0, "fc_channels": 16},
-                "selection": {"score_threshold": 0.005},
+                "postprocess": {"score_threshold": 0.005},
             }
         )
     }
@@ -89,7 +89,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("config", [CONFIG, CASCADE], ids=["retinanet", "cascade"])
 def test_same_losses_as_with_the_live_backbone(tiny: Any, config: TrainConfig) -> None:
-    """Law L3: fp32 cache against pictures decoded and forwarded in every step."""
+    """Law L3: fp32 cache against images decoded and forwarded in every step."""
     store = FeatureStore.open(tiny.train)
     views = ("base", "hflip")
     loader = FeatureLoader(
@@ -106,9 +106,9 @@ def test_same_losses_as_with_the_live_backbone(tiny: Any, config: TrainConfig) -
                 if kind == "live":
                     images = [
                         load_input(
-                            tiny.paths.images / store.truth.file_names[row],
+                            tiny.paths.images / store.annotations.file_names[row],
                             view=views[view],
-                            image_id=int(store.truth.image_ids[row]),
+                            image_id=int(store.annotations.image_ids[row]),
                             image_size=128,
                             pad_multiple=32,
                             preprocessing=backbone.preprocessing,
@@ -132,13 +132,18 @@ def test_extracting_again_is_bit_exact_and_changes_no_input(tiny: Any, tmp_path:
     assert first == second
 
 
-def test_features_do_not_depend_on_the_other_pictures_of_a_block(tiny: Any, tmp_path: Path) -> None:
+def test_features_do_not_depend_on_the_other_images_of_a_block(tiny: Any, tmp_path: Path) -> None:
     """Law L5: other blocks and batches, the same features."""
     extract(tiny.extract_config(tmp_path / "one.zarr", block_size=1, batch_size=1))
-    together, alone = FeatureStore.open(tiny.train), FeatureStore.open(tmp_path / "one.zarr")
+    together, single_process = (
+        FeatureStore.open(tiny.train),
+        FeatureStore.open(tmp_path / "one.zarr"),
+    )
     for row in range(len(together)):
         for level, maps in together.read(row, "hflip").items():
-            torch.testing.assert_close(maps, alone.read(row, "hflip")[level], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                maps, single_process.read(row, "hflip")[level], rtol=1e-5, atol=1e-5
+            )
 
 
 def test_extraction_continues_and_mends(tiny: Any, tmp_path: Path) -> None:
@@ -252,10 +257,10 @@ def test_a_mask_head_is_trained_scored_and_drawn(tiny: Any, tmp_path: Path) -> N
     assert {"size", "counts"} == set(rows[0]["segmentation"])
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["masks"]["ap"] == report.mask_scores.ap
-    picture = tiny.paths.images / "val_00000.jpg"
+    image = tiny.paths.images / "val_00000.jpg"
     entries = predict(
         tmp_path / "run",
-        pictures=[picture],
+        images=[image],
         out=tmp_path / "drawn",
         weights=str(tiny.weights),
         min_score=0.0,
@@ -305,7 +310,7 @@ def test_prediction_from_files_equals_scoring_from_the_store(
     report = evaluate(run, store=tiny.val)
     files = [tiny.paths.images / f"val_{n:05d}.jpg" for n in range(4)]
     entries = predict(
-        run, pictures=files, out=tmp_path, weights=str(tiny.weights), min_score=0.0, device="cpu"
+        run, images=files, out=tmp_path, weights=str(tiny.weights), min_score=0.0, device="cpu"
     )
     for entry, stored in zip(entries, report.detections, strict=True):
         scores = [found["score"] for found in entry["detections"]]
@@ -316,7 +321,7 @@ def test_prediction_from_files_equals_scoring_from_the_store(
 
 def test_prediction_needs_the_same_weights(tiny: Any, run: Path, tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match=r"give the same ones with --weights"):
-        predict(run, pictures=[tiny.paths.images], out=tmp_path, weights="none", device="cpu")
+        predict(run, images=[tiny.paths.images], out=tmp_path, weights="none", device="cpu")
 
 
 @pytest.mark.parametrize("config", [CONFIG, CASCADE], ids=["retinanet", "cascade"])
@@ -384,7 +389,7 @@ def test_the_commands(tiny: Any, run: Path, tmp_path: Path) -> None:
     assert shown.exit_code == 0
     assert "test_resnet" in shown.output
     described = json.loads(call("info", tiny.train, "--json").stdout)
-    assert described["pictures"] == 8
+    assert described["images"] == 8
     assert json.loads(call("verify", tiny.train, "--deep", "--json").stdout)["ok"] is True
     scored = json.loads(call("eval", run, "--store", tiny.val, "--json", "--device", "cpu").stdout)
     assert set(scored) >= {"ap", "ap50", "per_class"}

@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 from cachedet.cli import app
 from cachedet.config.run import EvalConfig, TrainConfig
-from cachedet.data.images import decode_picture
+from cachedet.data.images import decode_image
 from cachedet.data.views import parse_views
 from cachedet.errors import InputError
 from cachedet.evaluate import evaluate
 from cachedet.extract import extract
-from cachedet.predict import load_picture_detector, predict
+from cachedet.predict import load_image_detector, predict
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Detections
 from cachedet.train import train
@@ -35,7 +35,7 @@ RETINANET = TrainConfig.model_validate(
             "neck": {"kind": "fpn", "channels": 16},
             "num_convs": 1,
             # others than `Merging` has by itself
-            "selection": {"score_threshold": 0.005, "nms_iou": 0.3, "max_detections": 30},
+            "postprocess": {"score_threshold": 0.005, "nms_iou": 0.3, "max_detections": 30},
         },
         **SHARED,
     }
@@ -48,7 +48,7 @@ WITH_MASKS = TrainConfig.model_validate(
             "rpn": {"samples": 32, "train_post_nms": 40, "test_post_nms": 30},
             "roi_head": {"samples": 16, "num_convs": 0, "fc_channels": 16},
             "mask_head": {"resolution": 7, "num_convs": 1, "channels": 8},
-            "selection": {"score_threshold": 0.005},
+            "postprocess": {"score_threshold": 0.005},
         },
         **SHARED,
     }
@@ -57,7 +57,7 @@ WITH_MASKS = TrainConfig.model_validate(
 
 @pytest.fixture(scope="module")
 def store(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    """The validation pictures in several views, lossless."""
+    """The validation images in several views, lossless."""
     root = tmp_path_factory.mktemp("stores") / "val.zarr"
     views = f"{ASKED},crop=2,jitter=1"
     extract(tiny.extract_config(root, annotations=tiny.paths.val, views=views))
@@ -77,8 +77,8 @@ def stored_detections(run: Path, store: FeatureStore, views: str) -> list[Detect
     return evaluate(run, store=str(store.location), config=config).detections
 
 
-def picture_files(tiny: Any, store: FeatureStore) -> list[Path]:
-    return [tiny.paths.images / name for name in store.truth.file_names]
+def image_files(tiny: Any, store: FeatureStore) -> list[Path]:
+    return [tiny.paths.images / name for name in store.annotations.file_names]
 
 
 def assert_same(found: Detections, stored: Detections) -> None:
@@ -92,29 +92,29 @@ def assert_same(found: Detections, stored: Detections) -> None:
 
 @pytest.mark.parametrize("kind", ["retinanet", "masks"])
 @pytest.mark.parametrize("views", [ASKED, "base,crop=2"])
-def test_a_picture_gives_what_its_cached_views_give(
+def test_a_image_gives_what_its_cached_views_give(
     tiny: Any, runs: dict[str, Path], store: FeatureStore, views: str, kind: str
 ) -> None:
     """Windows too, for who knows the image id."""
-    detector = load_picture_detector(
+    detector = load_image_detector(
         runs[kind], weights=str(tiny.weights), device="cpu", views=parse_views(views)
     )
     stored = stored_detections(runs[kind], store, views)
-    assert sum(len(of_picture) for of_picture in stored) > 20
-    for row, file in enumerate(picture_files(tiny, store)):
-        found = detector(decode_picture(file), image_id=int(store.truth.image_ids[row]))
+    assert sum(len(of_image) for of_image in stored) > 20
+    for row, file in enumerate(image_files(tiny, store)):
+        found = detector(decode_image(file), image_id=int(store.annotations.image_ids[row]))
         assert_same(found, stored[row])
 
 
 def test_of_equal_scores_the_view_named_first_wins(
     tiny: Any, runs: dict[str, Path], store: FeatureStore
 ) -> None:
-    """A picture that is its own mirror image gives both views the same scores."""
-    half = decode_picture(picture_files(tiny, store)[0])[:128, :64]
+    """An image that is its own mirror image gives both views the same scores."""
+    half = decode_image(image_files(tiny, store)[0])[:128, :64]
     pixels = np.concatenate([half, half[:, ::-1]], axis=1)
     strongest = {}
     for views in ("base", "hflip", "base,hflip", "hflip,base"):
-        detector = load_picture_detector(
+        detector = load_image_detector(
             runs["retinanet"], weights=str(tiny.weights), device="cpu", views=parse_views(views)
         )
         strongest[views] = detector(pixels).boxes[0].tolist()
@@ -126,16 +126,16 @@ def test_of_equal_scores_the_view_named_first_wins(
 def test_views_are_merged_into_what_is_written(
     tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
 ) -> None:
-    files = picture_files(tiny, store)[:2]
+    files = image_files(tiny, store)[:2]
     settings: dict[str, Any] = {"weights": str(tiny.weights), "min_score": 0.0, "device": "cpu"}
-    entries = predict(runs["masks"], pictures=files, out=tmp_path, views=ASKED, **settings)
+    entries = predict(runs["masks"], images=files, out=tmp_path, views=ASKED, **settings)
     assert json.loads((tmp_path / "detections.json").read_text()) == entries
-    single = predict(runs["masks"], pictures=files, out=tmp_path / "base", **settings)
+    single = predict(runs["masks"], images=files, out=tmp_path / "base", **settings)
     stored = stored_detections(runs["masks"], store, ASKED)[:2]
-    for entry, alone, expected in zip(entries, single, stored, strict=True):
+    for entry, single_process, expected in zip(entries, single, stored, strict=True):
         scores = [found["score"] for found in entry["detections"]]
         torch.testing.assert_close(torch.tensor(scores), expected.scores, rtol=1e-4, atol=1e-5)
-        assert scores != [found["score"] for found in alone["detections"]]
+        assert scores != [found["score"] for found in single_process["detections"]]
         assert all("segmentation" in found for found in entry["detections"])
 
 
@@ -144,14 +144,14 @@ def test_views_drawn_from_an_image_id_are_refused(tmp_path: Path, views: str) ->
     """Before anything is opened or written."""
     message = f"predict expects views among base, hflip and scale=<f>, got '{views}': crop and jit"
     with pytest.raises(InputError, match=message):
-        predict(tmp_path / "no", pictures=[tmp_path], out=tmp_path / "out", views=views)
+        predict(tmp_path / "no", images=[tmp_path], out=tmp_path / "out", views=views)
     assert not (tmp_path / "out").exists()
 
 
 def test_through_the_command_line(
     tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
 ) -> None:
-    command = ["predict", runs["retinanet"], picture_files(tiny, store)[0], "--out", tmp_path]
+    command = ["predict", runs["retinanet"], image_files(tiny, store)[0], "--out", tmp_path]
     command += ["--weights", tiny.weights, "--min-score", "0", "--device", "cpu"]
 
     def call(*more: str) -> Any:
@@ -159,7 +159,7 @@ def test_through_the_command_line(
 
     shown = call("--views", ASKED, "--json")
     assert shown.exit_code == 0, shown.output
-    scores = [found["score"] for found in json.loads(shown.stdout)["pictures"][0]["detections"]]
+    scores = [found["score"] for found in json.loads(shown.stdout)["images"][0]["detections"]]
     expected = stored_detections(runs["retinanet"], store, ASKED)[0].scores
     torch.testing.assert_close(torch.tensor(scores), expected, rtol=1e-4, atol=1e-5)
     for views, message in {

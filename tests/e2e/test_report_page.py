@@ -40,7 +40,7 @@ _CONFIG = {
         "kind": "retinanet",
         "neck": {"kind": "fpn", "channels": 16},
         "num_convs": 1,
-        "selection": {"score_threshold": 0.005},
+        "postprocess": {"score_threshold": 0.005},
     },
     "schedule": {"epochs": 4, "batch_size": 3, "optimizer": "adamw", "lr": 3e-3, "kind": "cosine",
                  "warmup_steps": 2},
@@ -50,7 +50,7 @@ _CONFIG = {
 
 @pytest.fixture(scope="module")
 def page_file(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs on classes whose names hold HTML, with pictures."""
+    """Two runs on classes whose names hold HTML, with images."""
     root = tmp_path_factory.mktemp("report")
     stores = {}
     for split, source in (("train", tiny.paths.train), ("val", tiny.paths.val)):
@@ -187,12 +187,12 @@ def test_slider_and_filters_change_what_is_drawn(browser: Browser, page_file: Pa
     data = json.loads(page_file.with_suffix(".json").read_text())
     with Opened(browser, page_file, width=1600) as page:
         set_score(page, 0)
-        everything, boxes = detections(page), drawn(page, "truth")
+        everything, boxes = detections(page), drawn(page, "ground-truth")
         assert boxes == sum(own["num_boxes"] for own in data["runs"][0]["per_class"])
         assert everything > boxes
         scores = page.evaluate(
             "JSON.parse(document.getElementById('data').textContent)"
-            ".sheet.pictures.flatMap(own => own.runs[0].map(found => found[4]))"
+            ".sheet.images.flatMap(own => own.runs[0].map(found => found[4]))"
         )
         end = float(page.locator("#score").get_attribute("max") or 0)
         step = float(page.locator("#score").get_attribute("step") or 0)
@@ -204,11 +204,11 @@ def test_slider_and_filters_change_what_is_drawn(browser: Browser, page_file: Pa
         assert float(page.locator("#score-shown").inner_text()) == pytest.approx(cut, abs=0.005)
         page.locator("#class").select_option("0")
         of_class = next(own for own in data["runs"][0]["per_class"] if own["name"] == HOSTILE)
-        assert drawn(page, "truth") == of_class["num_boxes"]
+        assert drawn(page, "ground-truth") == of_class["num_boxes"]
         page.locator("#class").select_option("-1")
         set_score(page, end)
         assert detections(page) == 0
-        assert drawn(page, "truth.missed") == boxes
+        assert drawn(page, "ground-truth.missed") == boxes
         assert f"0 of {boxes} boxes found" in page.locator("#sheet-summary").inner_text()
         page.locator("#run").select_option("1")
         assert float(page.locator("#score").input_value()) == pytest.approx(
@@ -228,14 +228,14 @@ def test_the_keyboard_reaches_everything(browser: Browser, page_file: Path) -> N
         assert float(page.locator("#score").input_value()) == pytest.approx(
             float(before) + float(page.locator("#score").get_attribute("step") or 0)
         )
-        picture = page.locator("button.picture").first
-        picture.focus()
+        image = page.locator("button.image").first
+        image.focus()
         page.keyboard.press("Enter")
         assert page.locator("dialog").is_visible()
         assert page.locator("dialog img").count() == 1
         page.keyboard.press("Escape")
         assert page.locator("dialog").is_hidden()
-        assert picture.evaluate("button => document.activeElement === button")
+        assert image.evaluate("button => document.activeElement === button")
 
 
 def test_tables_sort_and_curves_change(browser: Browser, page_file: Path) -> None:

@@ -30,14 +30,14 @@ from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 RETINANET = {
     "kind": "retinanet", "levels": ["C4", "C5"], "num_convs": 1,
     "neck": {"kind": "fpn", "channels": 8, "num_levels": 2},
-    "selection": {"score_threshold": 0.005},
+    "postprocess": {"score_threshold": 0.005},
 }  # fmt: skip
 CASCADE = {
     "kind": "cascade_rcnn", "levels": ["C4", "C5"],
     "neck": {"kind": "fpn", "channels": 8, "num_levels": 2},
     "rpn": {"samples": 16, "train_post_nms": 20, "test_post_nms": 20},
     "roi_head": {"samples": 8, "num_convs": 0, "fc_channels": 8},
-    "selection": {"score_threshold": 0.005},
+    "postprocess": {"score_threshold": 0.005},
 }  # fmt: skip
 
 
@@ -368,14 +368,14 @@ def test_logs(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     report = train(config, run=run, resume=True, **stores)
     with (run / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert set(rows[0]) >= {"pictures_per_second", "waiting_share", "val_ap75", "loss_box"}
+    assert set(rows[0]) >= {"images_per_second", "waiting_share", "val_ap75", "loss_box"}
     first = rows[0]
     assert (first["step"], first["epoch"]) == ("1", "0")
     assert float(first["loss"]) == pytest.approx(
         float(first["loss_class"]) + float(first["loss_box"])
     )
     assert 0 <= float(first["waiting_share"]) <= 1
-    assert float(first["pictures_per_second"]) > 0
+    assert float(first["images_per_second"]) > 0
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     scores = events.Scalars("validation/ap")
@@ -385,7 +385,7 @@ def test_logs(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     shown = capsys.readouterr()
     assert shown.out == ""
     for text in (shown.err, (run / "log.txt").read_text()):
-        assert re.search(r"  epoch +lr +loss +class +box +AP +AP50 +pict/s +wait", text)
+        assert re.search(r"  epoch +lr +loss +class +box +AP +AP50 +img/s +wait", text)
         lines = re.findall(r"\s3/3 +\S+e-\d+ +[\d.]+ +[\d.]+ +[\d.]+ +0.\d{3} +0.\d{3} .*%", text)
         assert len(lines) == 1
     assert "on cpu, float32" in (run / "log.txt").read_text()
@@ -400,7 +400,7 @@ def test_tensorboard_that_is_missing_is_said_before_anything_is_made(
     assert not (tmp_path / "run").exists()
 
 
-def test_pictures_without_boxes(
+def test_images_without_boxes(
     tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """They teach what background is, which is said; AP on them is undefined, which is refused."""
@@ -415,7 +415,7 @@ def test_pictures_without_boxes(
         )  # fmt: skip
         assert report.reason == "finished"
         assert report.losses[-1] < report.losses[0]
-        assert "note: no training picture holds a box" in capsys.readouterr().err
+        assert "note: no training image holds a box" in capsys.readouterr().err
     with pytest.raises(
         ConfigError, match="validation store .*e.zarr holds no boxes .* leave --val"
     ):

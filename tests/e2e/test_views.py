@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from cachedet.backbone.frozen import load_backbone
 from cachedet.cli import app
 from cachedet.config.run import EvalConfig, TrainConfig
-from cachedet.data.images import decode_picture, make_input
+from cachedet.data.images import decode_image, make_input
 from cachedet.data.views import TRAINING_VIEWS, make_geometry, parse_views, view_named
 from cachedet.errors import ConfigError, InputError, MissingFeatureError, StoreError
 from cachedet.evaluate import evaluate
@@ -35,7 +35,7 @@ CONFIG = TrainConfig.model_validate(
             "kind": "retinanet",
             "neck": {"kind": "fpn", "channels": 16},
             "num_convs": 1,
-            "selection": {"score_threshold": 0.005},
+            "postprocess": {"score_threshold": 0.005},
         },
         "schedule": {"epochs": 1, "batch_size": 3, "optimizer": "adamw", "lr": 3e-3},
         "device": "cpu",
@@ -63,12 +63,12 @@ def run(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def live_input(tiny: Any, store: FeatureStore, row: int, view: str) -> torch.Tensor:
-    """What the backbone would see, made from the picture file."""
-    pixels = decode_picture(tiny.paths.images / store.truth.file_names[row])
+    """What the backbone would see, made from the image file."""
+    pixels = decode_image(tiny.paths.images / store.annotations.file_names[row])
     geometry = make_geometry(
         view_named(view),
-        picture_hw=(pixels.shape[0], pixels.shape[1]),
-        image_id=int(store.truth.image_ids[row]),
+        image_hw=(pixels.shape[0], pixels.shape[1]),
+        image_id=int(store.annotations.image_ids[row]),
         image_size=128,
         pad_multiple=32,
     )
@@ -76,7 +76,7 @@ def live_input(tiny: Any, store: FeatureStore, row: int, view: str) -> torch.Ten
 
 
 def test_cached_features_are_those_of_the_view(tiny: Any, added: Path) -> None:
-    """Laws L4 and L5: for each picture alone the same as in its block."""
+    """Laws L4 and L5: for each image alone the same as in its block."""
     store = FeatureStore.open(added)
     backbone = load_backbone("test_resnet", weights=str(tiny.weights), image_size=128)
     for view in VIEWS[2:]:
@@ -122,7 +122,7 @@ def test_adding_views_equals_extracting_them_at_once(
     assert verify_store(added, deep=True).is_good
 
 
-def test_views_of_one_picture_share_its_bucket(added: Path) -> None:
+def test_views_of_one_image_share_its_bucket(added: Path) -> None:
     store = FeatureStore.open(added)
     for view in ("hflip", "crop-k0", "jitter-s0", "jitter-s1", "jitter-0.5-1.5-s0"):
         assert str(store.buckets(view)) == str(store.buckets("base"))
@@ -148,9 +148,9 @@ def test_detections_of_several_views(added: Path, run: Path) -> None:
     assert results["views"] == ["base", "hflip", "scale-1.5", "crop-k0"]
     assert single.views == ("base",)
     assert several.scores.ap != single.scores.ap
-    sizes = FeatureStore.open(added).truth.sizes_hw
+    sizes = FeatureStore.open(added).annotations.sizes_hw
     for found, (height, width) in zip(several.detections, sizes.tolist(), strict=True):
-        assert len(found) <= CONFIG.detector.selection.max_detections
+        assert len(found) <= CONFIG.detector.postprocess.max_detections
         limits = torch.tensor([width, height, width, height]) + 0.01
         assert bool(((found.boxes >= -0.01) & (found.boxes <= limits)).all())
         assert bool((found.scores.diff() <= 0).all())
@@ -169,7 +169,7 @@ def test_views_that_cannot_be_scored(tiny: Any, run: Path, added: Path, tmp_path
     shutil.copytree(added, root)
     for record in (root / "commits").glob("jitter-s1*"):
         record.unlink()
-    assert evaluate(run, store=root).scores.num_pictures == 8  # its views are complete
+    assert evaluate(run, store=root).scores.num_images == 8  # its views are complete
     with pytest.raises(MissingFeatureError, match="is unfinished"):
         evaluate(run, store=root, config=EvalConfig(views="base,jitter=2"))
 
@@ -233,7 +233,7 @@ def test_through_the_command_line(tiny: Any, run: Path, added: Path, tmp_path: P
     assert "not 'crop-k2'; the same `cachedet extract` with these --views adds" in refused.stderr
 
 
-def test_a_tiny_picture(tiny: Any, tmp_path: Path) -> None:
+def test_a_tiny_image(tiny: Any, tmp_path: Path) -> None:
     """One pixel, and views of a few: every map still has a cell."""
     from PIL import Image
 

@@ -13,10 +13,10 @@ from cachedet.estimation.measured import CodecFigures, Measured, Memory, Phase, 
 
 
 def make_measured(**changes: Any) -> Measured:
-    """100 pictures in 2 views, 2 GB as int8; B = 30 s, H = 18 s an epoch."""
+    """100 images in 2 views, 2 GB as int8; B = 30 s, H = 18 s an epoch."""
     memory = Memory(resting=0.7e9, working=0.3e9)
     measured = Measured(
-        pictures=100,
+        images=100,
         views=("base", "hflip"),
         showings=100,
         read_share=1.0,
@@ -28,7 +28,7 @@ def make_measured(**changes: Any) -> Measured:
             "fp16": CodecFigures(nbytes=4e9, unpacked=4e9, encode_seconds=5.0),
             "int4": CodecFigures(nbytes=1e9, unpacked=1e9, encode_seconds=30.0),
         },
-        survey=Phase(seconds=5.0, stages={"decode": 5.0}),
+        scan=Phase(seconds=5.0, stages={"decode": 5.0}),
         fit=Phase(seconds=0.0, stages={"backbone": 0.0}),
         extract=Phase(
             seconds=240.0,

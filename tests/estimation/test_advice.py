@@ -39,7 +39,7 @@ def test_a_disk_that_is_too_small(measured_of: Make) -> None:
 def test_a_disk_with_no_room_at_all(measured_of: Make) -> None:
     found = advice.disk_too_small(*both(measured_of(free_disk=1e8)))
     assert found is not None
-    assert found.endswith("100.00 MB are free. Smaller pictures, or another disk")
+    assert found.endswith("100.00 MB are free. Smaller images, or another disk")
 
 
 def test_a_disk_that_will_be_nearly_full(measured_of: Make) -> None:
@@ -151,13 +151,13 @@ def test_a_small_data_set_wants_more_draws(measured_of: Make) -> None:
     small = measured_of(views=("base", "hflip"), free_disk=41e9)
     found = advice.few_draws(*both(small))
     assert found == (
-        "100 pictures are few: 4 jittered views in place of 0 take 4.00 GB more and may bring "
+        "100 images are few: 4 jittered views in place of 0 take 4.00 GB more and may bring "
         "an AP or more (--views base,hflip,jitter=4:0.5-1.5)"
     )
     found = advice.few_draws(*both(measured_of(views=views, free_disk=41e9)))
     assert found is not None
     assert "4 jittered views in place of 2 take 1.33 GB more" in found
     assert advice.few_draws(*both(replace(small, free_disk=39e9))) is None
-    assert advice.few_draws(*both(replace(small, pictures=1001))) is None
+    assert advice.few_draws(*both(replace(small, images=1001))) is None
     enough = (*views, "jitter-0.5-1.5-k2", "jitter-0.5-1.5-k3")
     assert advice.few_draws(*both(measured_of(views=enough, free_disk=41e9))) is None

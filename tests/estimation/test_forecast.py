@@ -26,7 +26,7 @@ def test_the_whole_forecast(measured_of: Make) -> None:
     found = make_forecast(measured_of())
     assert found.nbytes == 2e9
     assert found.nbytes_by_codec == {"int8": 2e9, "fp16": 4e9, "int4": 1e9}
-    assert (found.survey_seconds, found.fit_seconds, found.extract_seconds) == (5.0, 0.0, 242.0)
+    assert (found.scan_seconds, found.fit_seconds, found.extract_seconds) == (5.0, 0.0, 242.0)
     assert found.extraction_seconds == 247.0
     assert found.extract_bottleneck == "backbone"
     seconds = {name: mode.seconds_per_epoch for name, mode in found.modes.items()}

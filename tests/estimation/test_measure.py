@@ -1,6 +1,6 @@
-"""From what was tried to all pictures: by hand, with trials that were not run.
+"""From what was tried to all images: by hand, with trials that were not run.
 
-A subject of six pictures at 128 px: four of 128 x 128 and two of 64 x 128 padded pixels, 81,920 in
+A subject of six images at 128 px: four of 128 x 128 and two of 64 x 128 padded pixels, 81,920 in
 all. Its store has base, hflip and a view of half the sides, 2.25 times as many; it trains on base
 and hflip. Of the 768 + 768 + 96 values of 32 x 32 pixels C4 and C5 have 9/17.
 """
@@ -17,7 +17,7 @@ import pytest
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.config.run import ExtractConfig, TrainConfig
 from cachedet.data.coco import CocoDataset
-from cachedet.data.images import Survey
+from cachedet.data.images import Scan
 from cachedet.data.views import parse_views
 from cachedet.estimation.disk import DiskRates
 from cachedet.estimation.measure import (
@@ -39,7 +39,7 @@ from cachedet.store.codecs.registry import make_codec
 from cachedet.store.format.layout import Layout
 from cachedet.store.format.manifest import FORMAT_VERSION
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import FeatureSpec, LevelSpec, Truth
+from cachedet.structures import Annotations, FeatureSpec, LevelSpec
 
 SIZES_HW = [(200, 200)] * 4 + [(100, 200)] * 2
 EPOCH_PIXELS = 81_920
@@ -52,7 +52,7 @@ def backbone() -> FrozenBackbone:
 
 @pytest.fixture
 def make_subject(
-    tiny: Any, backbone: FrozenBackbone, truth_of: Callable[..., Truth]
+    tiny: Any, backbone: FrozenBackbone, annotations_of: Callable[..., Annotations]
 ) -> Callable[..., Subject]:
     def make(
         *,
@@ -60,7 +60,7 @@ def make_subject(
         levels: tuple[str, ...] | None = ("C4", "C5"),
         views: tuple[str, ...] = ("base", "hflip"),
         residency: str = "stream",
-        fit_pictures: int = 4,
+        fit_images: int = 4,
     ) -> Subject:
         detector = {"kind": "retinanet", "neck": {"kind": "fpn"}, "levels": levels}
         heads = {
@@ -74,32 +74,36 @@ def make_subject(
         return Subject(
             extract=extract,
             heads=TrainConfig.model_validate(heads),
-            dataset=CocoDataset(images=Path("images"), truth=truth_of(SIZES_HW), counts={}),
+            dataset=CocoDataset(
+                images=Path("images"), annotations=annotations_of(SIZES_HW), counts={}
+            ),
             views=parse_views("base,hflip,scale=0.5"),
             backbone=backbone,
             sample=6,
             seconds=1.0,
-            fit_pictures=fit_pictures,
+            fit_images=fit_images,
         )
 
     return make
 
 
 @pytest.fixture
-def tried(tiny: Any, backbone: FrozenBackbone, truth_of: Callable[..., Truth]) -> Tried:
-    """Its trial store is that of the eight generated pictures, with figures by hand."""
-    store, truth = FeatureStore.open(tiny.train), truth_of(SIZES_HW)
+def tried(tiny: Any, backbone: FrozenBackbone, annotations_of: Callable[..., Annotations]) -> Tried:
+    """Its trial store is that of the eight generated images, with figures by hand."""
+    store, annotations = FeatureStore.open(tiny.train), annotations_of(SIZES_HW)
     bucket, rows = next(iter(store.buckets("base").items()))
     loader = make_inputs(
-        truth,
+        annotations,
         images=Path("images"),
         image_size=128,
         pad_multiple=32,
         preprocessing=backbone.preprocessing,
     )
-    survey = Survey(contents=np.zeros(6, dtype=np.uint64), bad=(), remarks=())
+    scan = Scan(contents=np.zeros(6, dtype=np.uint64), bad=(), notes=())
     return Tried(
-        sample=Sample(truth=truth, loader=loader, survey=survey, survey_seconds=0.5, skipped=()),
+        sample=Sample(
+            annotations=annotations, loader=loader, scan=scan, scan_seconds=0.5, skipped=()
+        ),
         fit=Fit(statistics={}, seconds=0.25),
         cost=BackboneCost(seconds=2e-4, flops=1e3),
         trial=Trial(
@@ -127,7 +131,7 @@ def assemble_all(subject: Subject, tried: Tried) -> Measured:
     return assemble(subject, whole, tried, trainings={}, heads_seconds=9.0, free_disk=5e9)
 
 
-def test_all_pictures_in_numbers(make_subject: Callable[..., Subject]) -> None:
+def test_all_images_in_numbers(make_subject: Callable[..., Subject]) -> None:
     """Trained on: 9/17 of the values of 8/9 of the pixels; one epoch reads 4/9 of the pixels."""
     found = look_at_all(make_subject())
     assert found.pixels == 184_320
@@ -164,10 +168,10 @@ def test_levels_and_views_that_are_not_trained_on_are_not_read(
 
 def test_everything_is_extrapolated(make_subject: Callable[..., Subject], tried: Tried) -> None:
     found = assemble_all(make_subject(), tried)
-    assert (found.pictures, found.showings, found.epochs) == (6, 6, 7)
+    assert (found.images, found.showings, found.epochs) == (6, 6, 7)
     assert found.views == ("base", "hflip", "scale-0.5")
     assert (found.read_share, found.epoch_share) == pytest.approx((8 / 17, 4 / 17))
-    assert found.survey == Phase(seconds=3.0, stages={"decode": 3.0})
+    assert found.scan == Phase(seconds=3.0, stages={"decode": 3.0})
     assert found.start == 3.0
     assert found.extract.seconds == pytest.approx(18.432)
     assert found.extract.stages == pytest.approx({"decode": 1.8432, "backbone": 18.432})
@@ -178,22 +182,22 @@ def test_everything_is_extrapolated(make_subject: Callable[..., Subject], tried:
 
 
 @pytest.mark.parametrize(
-    ("codec", "fit_pictures", "seconds"),
+    ("codec", "fit_images", "seconds"),
     [
         ("int8", 4, 1.0),
         ("int8", 100, 1.5),  # there are six
         ("fp32", 4, 0.0),  # learns nothing
     ],
 )
-def test_a_codec_learns_from_a_few_pictures(
+def test_a_codec_learns_from_a_few_images(
     make_subject: Callable[..., Subject],
     tried: Tried,
     codec: str,
-    fit_pictures: int,
+    fit_images: int,
     seconds: float,
 ) -> None:
     """A quarter of a second each."""
-    found = assemble_all(make_subject(codec=codec, fit_pictures=fit_pictures), tried)
+    found = assemble_all(make_subject(codec=codec, fit_images=fit_images), tried)
     assert found.fit == Phase(seconds=seconds, stages={"backbone": seconds})
 
 

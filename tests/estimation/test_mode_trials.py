@@ -14,7 +14,7 @@ from cachedet.estimation.mode_trials import (
     ModeTrials,
     choose_batches,
     memory_of,
-    most_pictures,
+    most_images,
     plain_heads,
 )
 from cachedet.estimation.sample import BatchShape
@@ -25,8 +25,8 @@ HELD = {
     (64, 64): np.array([[0, 2]]),
 }
 EPOCH = [
-    *[BatchShape(bucket=(32, 32), pictures=4) for _ in range(9)],
-    BatchShape(bucket=(64, 64), pictures=2),
+    *[BatchShape(bucket=(32, 32), images=4) for _ in range(9)],
+    BatchShape(bucket=(64, 64), images=2),
 ]
 TAKEN = StepTrial(
     numbers=(0, 1, 0),
@@ -40,7 +40,7 @@ TAKEN = StepTrial(
 
 
 def test_batches_stand_for_the_epoch() -> None:
-    found = choose_batches(EPOCH, HELD, most_pictures=100)
+    found = choose_batches(EPOCH, HELD, most_images=100)
     assert found.warm_up.tolist() == [[0, 2], [0, 2]]  # the largest
     assert len(found.timed) == 8
     assert sorted(found.pixels) == [4096] * 7 + [8192]
@@ -49,16 +49,16 @@ def test_batches_stand_for_the_epoch() -> None:
 
 
 def test_of_large_batches_a_part_is_taken() -> None:
-    found = choose_batches(EPOCH, HELD, most_pictures=1)
+    found = choose_batches(EPOCH, HELD, most_images=1)
     assert set(map(len, found.timed)) == {1}
     assert found.enlarge == 2.0
 
 
-def test_how_many_pictures_can_be_tried() -> None:
+def test_how_many_images_can_be_tried() -> None:
     """6 s over five forwards of 0.05 s: 24."""
-    assert most_pictures(0.05) == 24
-    assert most_pictures(10.0) == 8
-    assert most_pictures(0.0) > 1_000_000
+    assert most_images(0.05) == 24
+    assert most_images(10.0) == 8
+    assert most_images(0.0) > 1_000_000
 
 
 def test_memory_of_the_whole_batch() -> None:
@@ -74,7 +74,7 @@ def test_only_what_a_step_takes_of_a_device_grows_with_its_batch() -> None:
 
 
 def trials(steps: Any) -> ModeTrials:
-    batches = choose_batches(EPOCH, HELD, most_pictures=100)
+    batches = choose_batches(EPOCH, HELD, most_images=100)
     config = TrainConfig.model_validate(
         {
             "augment": {"flip": 0.5, "noise": 1.0},
@@ -104,9 +104,11 @@ def test_an_epoch_by_pixels() -> None:
         jobs.append(job)
         return TAKEN
 
-    rig = trials(steps)
-    training, computing = rig.run("cached", residency="ram", step="heads", beside={"read": 0.5})
-    pixels = rig.batches.pixels
+    training_mode = trials(steps)
+    training, computing = training_mode.run(
+        "cached", residency="ram", step="heads", beside={"read": 0.5}
+    )
+    pixels = training_mode.batches.pixels
     timed = pixels[0] + pixels[1] + pixels[0]
     assert training.phase is not None
     assert training.phase.seconds == pytest.approx(6.0 / timed * 61_440)

@@ -30,7 +30,7 @@ def manifest(tiny: Any) -> Manifest:
 
 def predict(manifest: Manifest, **changes: object) -> Prediction:
     values: dict[str, Any] = {
-        "store": describe_store(manifest, pictures=8),
+        "store": describe_store(manifest, images=8),
         "extraction": HOW,
         "training": describe_training(TrainConfig(), views=manifest.views),
         "nbytes": 100.0,
@@ -42,13 +42,13 @@ def predict(manifest: Manifest, **changes: object) -> Prediction:
 
 
 def extraction(store: Path, manifest: Manifest, **changes: object) -> dict[str, Any]:
-    values: dict[str, Any] = {"pictures": 8, "extraction": HOW, "nbytes": 110, "seconds": 12.0}
+    values: dict[str, Any] = {"images": 8, "extraction": HOW, "nbytes": 110, "seconds": 12.0}
     return outcome_of_extraction(store, manifest, **{**values, **changes})
 
 
 def training(store: Path | str, manifest: Manifest, config: TrainConfig) -> dict[str, Any]:
     return outcome_of_training(
-        store, manifest, config, pictures=8, seconds_per_epoch=2.5, peak_memory=2_000_000_000
+        store, manifest, config, images=8, seconds_per_epoch=2.5, peak_memory=2_000_000_000
     )
 
 
@@ -113,21 +113,21 @@ def test_another_store_is_not_compared(
     assert training(store, other, TrainConfig()) == {}
 
 
-def test_other_pictures_workers_or_device_are_not_compared(
+def test_other_images_workers_or_device_are_not_compared(
     manifest: Manifest, tmp_path: Path
 ) -> None:
     store = tmp_path / "train.zarr"
     predict(manifest).write(store)
-    assert extraction(store, manifest, pictures=7) == {}
+    assert extraction(store, manifest, images=7) == {}
     assert extraction(store, manifest, extraction={"device": "cpu", "workers": 4}) == {}
 
 
-def test_skipped_pictures_were_counted(manifest: Manifest, tmp_path: Path) -> None:
+def test_skipped_images_were_counted(manifest: Manifest, tmp_path: Path) -> None:
     """The prediction knows of the whole annotation file only."""
     store = tmp_path / "train.zarr"
     predict(manifest).write(store)
     skipping = replace(manifest, skipped=(("bad.jpg", "truncated"),))
-    assert extraction(store, skipping, pictures=7)
+    assert extraction(store, skipping, images=7)
 
 
 def test_figures_that_were_not_known_are_left_out(manifest: Manifest, tmp_path: Path) -> None:

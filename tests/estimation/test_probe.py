@@ -47,7 +47,7 @@ def test_bytes_of_the_whole_cache_are_those_that_are_written(
     fit = collect_statistics(sample, backbone, view="base", count=2)
     views = parse_views("base,hflip")
     sizes = padded_sizes(
-        dataset.truth, views, image_size=128, pad_multiple=backbone.spec.pad_multiple
+        dataset.annotations, views, image_size=128, pad_multiple=backbone.spec.pad_multiple
     )
     height, width = sizes[0, 0].tolist()
     rows = np.flatnonzero((sizes[0, :4] == sizes[0, 0]).all(axis=1)).tolist()

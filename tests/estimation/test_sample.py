@@ -1,4 +1,4 @@
-"""Pictures and batches that stand for all."""
+"""Images and batches that stand for all."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from cachedet.estimation.sample import (
     spread_batches,
     spread_rows,
 )
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 
-TruthOf = Callable[..., Truth]
+AnnotationsOf = Callable[..., Annotations]
 VIEWS = parse_views("base,scale=0.5")
 
 
-def test_padded_sizes_by_hand(truth_of: TruthOf) -> None:
+def test_padded_sizes_by_hand(annotations_of: AnnotationsOf) -> None:
     """100 x 200 at 64: 32 x 64 fits a multiple of 32; halved 16 x 32, padded to 32 x 32."""
-    truth = truth_of([(100, 200), (200, 200), (100, 200)])
-    sizes = padded_sizes(truth, VIEWS, image_size=64, pad_multiple=32)
+    annotations = annotations_of([(100, 200), (200, 200), (100, 200)])
+    sizes = padded_sizes(annotations, VIEWS, image_size=64, pad_multiple=32)
     assert sizes.tolist() == [
         [[32, 64], [64, 64], [32, 64]],
         [[32, 32], [32, 32], [32, 32]],
@@ -51,7 +51,7 @@ def test_the_commonest_size() -> None:
     assert commonest_size(sizes) == ((64, 64), [1, 3])
 
 
-def test_fewer_pictures_than_the_sample_are_all_taken() -> None:
+def test_fewer_images_than_the_sample_are_all_taken() -> None:
     sizes = np.full((1, 5, 2), 64)
     assert spread_rows(sizes, 32) == [0, 1, 2, 3, 4]
 
@@ -60,67 +60,67 @@ def config_of(**changes: object) -> TrainConfig:
     return TrainConfig.model_validate({"schedule": {"batch_size": 4}, **changes})
 
 
-def test_batches_of_an_epoch_are_those_of_training(truth_of: TruthOf) -> None:
-    """Nine pictures of one size and three of another, one view: 4 + 4 + 1 and 3."""
-    truth = truth_of([(100, 200)] * 9 + [(200, 100)] * 3)
+def test_batches_of_an_epoch_are_those_of_training(annotations_of: AnnotationsOf) -> None:
+    """Nine images of one size and three of another, one view: 4 + 4 + 1 and 3."""
+    annotations = annotations_of([(100, 200)] * 9 + [(200, 100)] * 3)
     views = parse_views("base")
-    sizes = padded_sizes(truth, views, image_size=64, pad_multiple=32)
-    batches, shown = epoch_batches(truth, sizes, views, config_of(), where="here")
+    sizes = padded_sizes(annotations, views, image_size=64, pad_multiple=32)
+    batches, shown = epoch_batches(annotations, sizes, views, config_of(), where="here")
     assert shown == [0]
-    found = sorted((batch.bucket, batch.pictures) for batch in batches)
+    found = sorted((batch.bucket, batch.images) for batch in batches)
     assert found == [((32, 64), 1), ((32, 64), 4), ((32, 64), 4), ((64, 32), 3)]
 
 
-def test_only_views_that_are_trained_on(truth_of: TruthOf) -> None:
-    truth = truth_of([(100, 200)] * 8)
-    sizes = padded_sizes(truth, VIEWS, image_size=64, pad_multiple=32)
+def test_only_views_that_are_trained_on(annotations_of: AnnotationsOf) -> None:
+    annotations = annotations_of([(100, 200)] * 8)
+    sizes = padded_sizes(annotations, VIEWS, image_size=64, pad_multiple=32)
     config = config_of(views=["scale-0.5"])
-    batches, shown = epoch_batches(truth, sizes, VIEWS, config, where="here")
+    batches, shown = epoch_batches(annotations, sizes, VIEWS, config, where="here")
     assert shown == [1]
     assert [batch.bucket for batch in batches] == [(32, 32), (32, 32)]
 
 
-def test_views_the_store_will_not_have(truth_of: TruthOf) -> None:
-    truth = truth_of([(100, 200)])
-    sizes = padded_sizes(truth, VIEWS, image_size=64, pad_multiple=32)
+def test_views_the_store_will_not_have(annotations_of: AnnotationsOf) -> None:
+    annotations = annotations_of([(100, 200)])
+    sizes = padded_sizes(annotations, VIEWS, image_size=64, pad_multiple=32)
     with pytest.raises(ConfigError, match="here has no 'hflip'"):
-        epoch_batches(truth, sizes, VIEWS, config_of(views=["hflip"]), where="here")
+        epoch_batches(annotations, sizes, VIEWS, config_of(views=["hflip"]), where="here")
 
 
-def test_sampling_repeats_rare_classes(truth_of: TruthOf) -> None:
-    """One of 16 pictures has a box: at threshold 1 it is shown sqrt(16) = 4 times."""
-    truth = truth_of([(64, 64)] * 16, [[[1, 1, 9, 9, 0, 0]], *[[] for _ in range(15)]])
+def test_sampling_repeats_rare_classes(annotations_of: AnnotationsOf) -> None:
+    """One of 16 images has a box: at threshold 1 it is shown sqrt(16) = 4 times."""
+    annotations = annotations_of([(64, 64)] * 16, [[[1, 1, 9, 9, 0, 0]], *[[] for _ in range(15)]])
     views = parse_views("base")
-    sizes = padded_sizes(truth, views, image_size=64, pad_multiple=32)
+    sizes = padded_sizes(annotations, views, image_size=64, pad_multiple=32)
     config = config_of(sampling={"kind": "repeat_factor", "threshold": 1.0})
-    batches, _ = epoch_batches(truth, sizes, views, config, where="here")
-    assert sum(batch.pictures for batch in batches) == 19
+    batches, _ = epoch_batches(annotations, sizes, views, config, where="here")
+    assert sum(batch.images for batch in batches) == 19
 
 
 def test_batches_are_spread_over_sizes() -> None:
-    """Sixteen of 1 to 16 pictures: every fourth, so that the mean is theirs within a half."""
-    batches = [BatchShape(bucket=(32, 32), pictures=n) for n in range(16, 0, -1)]
+    """Sixteen of 1 to 16 images: every fourth, so that the mean is theirs within a half."""
+    batches = [BatchShape(bucket=(32, 32), images=n) for n in range(16, 0, -1)]
     found = spread_batches(batches, 4)
-    assert sorted(batch.pictures for batch in found) == [3, 7, 11, 15]
+    assert sorted(batch.images for batch in found) == [3, 7, 11, 15]
     assert len(spread_batches(batches, 100)) == 16
 
 
 def test_the_largest_batch_is_that_of_most_pixels() -> None:
-    wide = BatchShape(bucket=(64, 64), pictures=2)
-    many = BatchShape(bucket=(32, 32), pictures=7)
+    wide = BatchShape(bucket=(64, 64), images=2)
+    many = BatchShape(bucket=(32, 32), images=7)
     assert largest_batch([many, wide]) == wide
-    assert many.limited(3) == BatchShape(bucket=(32, 32), pictures=3)
+    assert many.limited(3) == BatchShape(bucket=(32, 32), images=3)
     assert wide.limited(3) == wide
 
 
-def test_a_batch_of_pictures_that_are_there() -> None:
+def test_a_batch_of_images_that_are_there() -> None:
     held = {
         (32, 32): np.array([[0, 1], [1, 1], [0, 5]]),
         (64, 64): np.array([[0, 7]]),
     }
-    keys, shape = keys_like(BatchShape(bucket=(32, 32), pictures=4), held, start=2)
+    keys, shape = keys_like(BatchShape(bucket=(32, 32), images=4), held, start=2)
     assert keys.tolist() == [[0, 5], [0, 1], [1, 1], [0, 5]]
     assert shape.bucket == (32, 32)
-    keys, shape = keys_like(BatchShape(bucket=(64, 96), pictures=2), held)
+    keys, shape = keys_like(BatchShape(bucket=(64, 96), images=2), held)
     assert keys.tolist() == [[0, 7], [0, 7]]
-    assert shape == BatchShape(bucket=(64, 64), pictures=2)
+    assert shape == BatchShape(bucket=(64, 64), images=2)

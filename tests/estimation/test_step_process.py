@@ -55,7 +55,7 @@ def job_of(tiny: Any, **changes: object) -> StepJob:
     return replace(job, **changes)  # type: ignore[arg-type]
 
 
-def rig(job: StepJob) -> tuple[Any, Any]:
+def training_mode(job: StepJob) -> tuple[Any, Any]:
     store = FeatureStore.open(job.store)
     trainer = make_trainer(job.config, manifest=store.manifest, total_steps=100)
     return trainer, make_loader(job.config, store)
@@ -63,7 +63,7 @@ def rig(job: StepJob) -> tuple[Any, Any]:
 
 def test_the_warm_up_is_not_counted(tiny: Any) -> None:
     job = job_of(tiny, seconds=0.0)
-    trainer, loader = rig(job)
+    trainer, loader = training_mode(job)
     found = time_steps(trainer, loader, job)
     assert found.numbers == (0,)  # out of time after the first
     assert trainer.step == 2
@@ -75,7 +75,7 @@ def test_the_warm_up_is_not_counted(tiny: Any) -> None:
 
 def test_whole_rounds_while_there_is_time(tiny: Any) -> None:
     job = job_of(tiny, seconds=1.0)
-    found = time_steps(*rig(job), job)
+    found = time_steps(*training_mode(job), job)
     assert len(found.numbers) >= 3
     assert found.numbers[:3] == (0, 1, 2)
 
@@ -83,7 +83,7 @@ def test_whole_rounds_while_there_is_time(tiny: Any) -> None:
 def test_gradients_are_accumulated(tiny: Any) -> None:
     schedule = CONFIG.schedule.model_copy(update={"accumulate": 2})
     job = job_of(tiny, seconds=0.0, config=CONFIG.model_copy(update={"schedule": schedule}))
-    trainer, loader = rig(job)
+    trainer, loader = training_mode(job)
     time_steps(trainer, loader, job)
     assert trainer.step == 1
 
@@ -130,5 +130,5 @@ def test_the_cached_process_needs_no_backbone() -> None:
 def test_no_file_is_left(tiny: Any, tmp_path: Path) -> None:
     before = sorted(tiny.train.rglob("*"))
     job = job_of(tiny, seconds=0.0)
-    time_steps(*rig(job), job)
+    time_steps(*training_mode(job), job)
     assert sorted(tiny.train.rglob("*")) == before

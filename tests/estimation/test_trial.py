@@ -124,23 +124,23 @@ def test_fitting_is_what_extract_does(
     assert any(name.startswith("C3/") for name in state)
 
 
-def test_a_bad_picture_in_the_sample(
+def test_a_bad_image_in_the_sample(
     tiny: Any, dataset: CocoDataset, backbone: FrozenBackbone, tmp_path: Path
 ) -> None:
     images = tmp_path / "images"
     shutil.copytree(dataset.images, images)
-    name = dataset.truth.file_names[2]
+    name = dataset.annotations.file_names[2]
     content = (images / name).read_bytes()
     (images / name).write_bytes(content[: len(content) // 2])
     damaged = read_coco(annotations=tiny.paths.train, images=images)
-    with pytest.raises(BadImageError, match="1 of 8 pictures cannot be used") as error:
+    with pytest.raises(BadImageError, match="1 of 8 images cannot be used") as error:
         take_sample(damaged, range(8), tiny.extract_config(tmp_path / "x"), backbone)
     assert name in str(error.value)
     config = tiny.extract_config(tmp_path / "x", on_bad_image="skip")
     sample = take_sample(damaged, range(8), config, backbone)
-    assert len(sample.truth) == 7
+    assert len(sample.annotations) == 7
     assert [file for file, _ in sample.skipped] == [name]
-    assert len(sample.survey.contents) == 7
+    assert len(sample.scan.contents) == 7
 
 
 def test_it_lies_beside_the_store_and_is_removed(tmp_path: Path) -> None:

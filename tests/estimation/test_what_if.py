@@ -20,7 +20,7 @@ from cachedet.estimation.what_if import (
     parse_what_if,
     with_codec,
     with_device,
-    with_pictures,
+    with_images,
     with_pixels,
 )
 
@@ -29,14 +29,14 @@ Make = Callable[..., Measured]
 
 def test_parsing_all_of_it() -> None:
     found = parse_what_if(
-        "image-size=800, backbone=resnet101,disk=500MB/s,device-flops=60T,pictures=118k,codec=int4"
+        "image-size=800, backbone=resnet101,disk=500MB/s,device-flops=60T,images=118k,codec=int4"
     )
     assert found == WhatIf(
         image_size=800,
         backbone="resnet101",
         disk=5e8,
         device_flops=6e13,
-        pictures=118_000,
+        images=118_000,
         codec="int4",
     )
     assert found.to_json() == {
@@ -44,7 +44,7 @@ def test_parsing_all_of_it() -> None:
         "backbone": "resnet101",
         "disk": 5e8,
         "device-flops": 6e13,
-        "pictures": 118_000,
+        "images": 118_000,
         "codec": "int4",
     }
 
@@ -66,7 +66,7 @@ def test_nothing_is_otherwise() -> None:
         ("image-size=big", r"--what-if image-size: expected a number"),
         ("image-size=16", r"--what-if image-size: expected 32 to 4096 pixels, got '16'"),
         ("device-flops=60X", r"--what-if device-flops: expected operations per second"),
-        ("pictures=0", r"--what-if pictures: expected a whole number"),
+        ("images=0", r"--what-if images: expected a whole number"),
     ],
 )
 def test_what_cannot_be(text: str, message: str) -> None:
@@ -80,11 +80,11 @@ def test_another_disk(measured_of: Make) -> None:
     assert make_forecast(found).extract_seconds == 2 + 500
 
 
-def test_larger_pictures(measured_of: Make) -> None:
+def test_larger_images(measured_of: Make) -> None:
     """Four times the pixels; files are read and decoded as before."""
     found = with_pixels(measured_of(), 4.0)
     assert found.stored.nbytes == 8e9
-    assert found.survey.seconds == 5.0
+    assert found.scan.seconds == 5.0
     assert found.extract.stages == {
         "decode": 40.0,
         "backbone": 800.0,
@@ -102,10 +102,10 @@ def test_larger_pictures(measured_of: Make) -> None:
     assert (found.backbone_seconds, found.heads_seconds) == (120.0, 72.0)
 
 
-def test_more_pictures(measured_of: Make) -> None:
-    found = make_forecast(with_pictures(measured_of(free_ram=80e9), 1000))
+def test_more_images(measured_of: Make) -> None:
+    found = make_forecast(with_images(measured_of(free_ram=80e9), 1000))
     assert found.nbytes == 2e10
-    assert found.survey_seconds == 50.0
+    assert found.scan_seconds == 50.0
     assert found.extract_seconds == 2402.0
     assert found.modes["cached"].seconds_per_epoch == 200.0
     assert found.limit == pytest.approx(48 / 18)
@@ -177,7 +177,7 @@ def test_what_could_not_be_run_stays_unknown(measured_of: Make) -> None:
     failed = replace(measured.trainings["tuned"], phase=None, memory=None, failure="no memory")
     measured = replace(measured, trainings={**measured.trainings, "tuned": failed})
     change = BackboneChange(seconds=2.0, flops=2.0, heads=1.0, values=1.0)
-    for what_if in (WhatIf(device_flops=1e13), WhatIf(pictures=7), WhatIf(image_size=800)):
+    for what_if in (WhatIf(device_flops=1e13), WhatIf(images=7), WhatIf(image_size=800)):
         found = apply_what_if(measured, what_if, pixels=2.0)
         assert found.trainings["tuned"] == failed
     found = apply_what_if(measured, WhatIf(backbone="x"), backbone=change)
@@ -225,5 +225,5 @@ def test_no_flops(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["0", "1.5", "many", "3 apples", "-4"])
 def test_no_count(text: str) -> None:
-    with pytest.raises(InputError, match="--what-if pictures: expected"):
-        parse_count(text, where="--what-if pictures")
+    with pytest.raises(InputError, match="--what-if images: expected"):
+        parse_count(text, where="--what-if images")

@@ -14,23 +14,23 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from cachedet.structures import CategoryMap, Detections, Truth
+from cachedet.structures import Annotations, CategoryMap, Detections
 
 
 @dataclass(frozen=True)
 class RandomScene:
     """Boxes on a coarse grid: equal overlaps, equal scores and areas at the bounds are common."""
 
-    pictures: int = 6
+    images: int = 6
     boxes: int = 6
     classes: int = 3
     crowds: float = 0.15
     detections: int = 12
     ids: tuple[int, ...] | None = None
 
-    def truth(self, rng: np.random.Generator) -> Truth:
-        counts = rng.integers(0, self.boxes + 1, size=self.pictures)
-        counts[rng.integers(self.pictures)] = 0
+    def annotations(self, rng: np.random.Generator) -> Annotations:
+        counts = rng.integers(0, self.boxes + 1, size=self.images)
+        counts[rng.integers(self.images)] = 0
         total = int(counts.sum())
         corners = rng.integers(0, 12, size=(total, 2)) * 8.0
         sides = rng.choice([8.0, 16, 32, 40, 96, 100], size=(total, 2))
@@ -38,10 +38,10 @@ class RandomScene:
         ids = self.ids or tuple(range(0, 3 * self.classes, 3))
         areas = sides.prod(axis=1)
         areas[::4] *= 0.75  # of masks: smaller than their boxes
-        return Truth(
-            image_ids=rng.permutation(self.pictures * 5)[: self.pictures].astype(np.int64),
-            file_names=tuple(f"{n}.jpg" for n in range(self.pictures)),
-            sizes_hw=np.full((self.pictures, 2), 200, dtype=np.int64),
+        return Annotations(
+            image_ids=rng.permutation(self.images * 5)[: self.images].astype(np.int64),
+            file_names=tuple(f"{n}.jpg" for n in range(self.images)),
+            sizes_hw=np.full((self.images, 2), 200, dtype=np.int64),
             offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             boxes=boxes,
             labels=rng.integers(0, max(self.classes - 1, 1), size=total).astype(np.int64),
@@ -50,13 +50,13 @@ class RandomScene:
             categories=CategoryMap(ids=ids, names=tuple(f"class {n}" for n in ids)),
         )
 
-    def found(self, rng: np.random.Generator, truth: Truth) -> list[Detections]:
+    def found(self, rng: np.random.Generator, annotations: Annotations) -> list[Detections]:
         """Near boxes, elsewhere, of the right class or another, several times the same."""
         result = []
-        for row, image_id in enumerate(truth.image_ids.tolist()):
+        for row, image_id in enumerate(annotations.image_ids.tolist()):
             count = int(rng.integers(0, self.detections + 1))
-            own = truth.boxes[truth.boxes_of(row)]
-            labels = truth.labels[truth.boxes_of(row)]
+            own = annotations.boxes[annotations.boxes_of(row)]
+            labels = annotations.labels[annotations.boxes_of(row)]
             corners = rng.integers(0, 12, size=(count, 2)) * 8.0
             sides = rng.choice([8.0, 16, 32, 96], size=(count, 2))
             boxes = np.concatenate([corners, corners + sides], axis=1)
@@ -77,10 +77,10 @@ class RandomScene:
             )
         return result
 
-    def draw(self, seed: int) -> tuple[Truth, list[Detections]]:
+    def draw(self, seed: int) -> tuple[Annotations, list[Detections]]:
         rng = np.random.default_rng(seed)
-        truth = self.truth(rng)
-        return truth, self.found(rng, truth)
+        annotations = self.annotations(rng)
+        return annotations, self.found(rng, annotations)
 
 
 def run_pycocotools(

@@ -18,81 +18,81 @@ from cachedet.evaluation.lvis import Federated, score_lvis
 from cachedet.evaluation.metrics import score_table
 from cachedet.evaluation.significance import bootstrap, compare_runs
 from cachedet.evaluation.strata import stratify
-from cachedet.structures import Detections, MaskCodes, Truth
+from cachedet.structures import Annotations, Detections, MaskCodes
 
-Tabulated = tuple[Truth, DetectionTable]
+Tabulated = tuple[Annotations, DetectionTable]
 
 
 @pytest.fixture
 def drawn(scene: Any) -> Tabulated:
-    truth, found = scene(pictures=8).draw(8)
-    return truth, tabulate(truth, found)
+    annotations, found = scene(images=8).draw(8)
+    return annotations, tabulate(annotations, found)
 
 
 def test_every_part_is_the_function_of_its_own(drawn: Tabulated) -> None:
-    truth, table = drawn
+    annotations, table = drawn
     counts = {0: 3, 3: 30, 6: 4}
-    report = analyse(truth, table, counts=counts, edges=(0, 5), resamples=15, seed=2)
+    report = analyse(annotations, table, counts=counts, edges=(0, 5), resamples=15, seed=2)
     told = report.to_json()
-    scores = score_table(truth, table)
+    scores = score_table(annotations, table)
     assert {name: told[name] for name in scores.to_json()} == scores.to_json()
-    assert told["errors"] == analyse_errors(truth, table).to_json()
-    assert told["intervals"] == bootstrap(truth, table, resamples=15, seed=2).to_json()
+    assert told["errors"] == analyse_errors(annotations, table).to_json()
+    assert told["intervals"] == bootstrap(annotations, table, resamples=15, seed=2).to_json()
     strata = stratify(scores.per_class, counts, edges=(0, 5))
     assert told["strata"]["bins"] == [own.to_json() for own in strata]
     assert told["strata"]["training_boxes"] == {"0": 3, "3": 30, "6": 4}
-    assert told["oddities"] == count_oddities(truth, table)
-    assert told["curves"] == draw_curves(truth, table).to_json()
+    assert told["oddities"] == count_oddities(annotations, table)
+    assert told["curves"] == draw_curves(annotations, table).to_json()
     assert not {"masks", "lvis", "lvis_masks", "comparison"} & told.keys()
     assert json.loads(json.dumps(told, allow_nan=False)) == told
 
 
 def test_another_run_is_compared(drawn: Tabulated) -> None:
-    truth, table = drawn
+    annotations, table = drawn
     other = table.keep(np.arange(0, len(table), 2))
-    report = analyse(truth, table, other=other, resamples=15)
+    report = analyse(annotations, table, other=other, resamples=15)
     told = report.to_json()["comparison"]
-    expected = compare_runs(truth, table, other, resamples=15, seed=0)
+    expected = compare_runs(annotations, table, other, resamples=15, seed=0)
     assert told == expected.to_json()
     assert report.intervals is None  # they are part of the comparison
     assert told["first"]["ap"]["value"] == pytest.approx(report.scores.ap)
     assert told["tells_apart"] is expected.difference.ap.excludes_zero
     with pytest.raises(InputError, match="comparisons of runs need resamples .* 1000, got 0"):
-        analyse(truth, table, other=other)
+        analyse(annotations, table, other=other)
     with pytest.raises(InputError, match="intervals need resamples .* got -1"):
-        analyse(truth, table, resamples=-1)
+        analyse(annotations, table, resamples=-1)
     with pytest.raises(InputError, match="edges that rise from 0"):
-        analyse(truth, table, edges=(3,))
+        analyse(annotations, table, edges=(3,))
 
 
 def test_resampling_tells_how_far_it_is(
     drawn: Tabulated, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    truth, table = drawn
-    analyse(truth, table)
+    annotations, table = drawn
+    analyse(annotations, table)
     assert capsys.readouterr() == ("", "")
-    analyse(truth, table, resamples=3)
+    analyse(annotations, table, resamples=3)
     assert "resample: 3/3" in capsys.readouterr().err
-    analyse(truth, table, other=table, resamples=3)
+    analyse(annotations, table, other=table, resamples=3)
     out, err = capsys.readouterr()
     assert "resample: 6/6" in err
     assert out == ""
 
 
 def test_a_run_against_itself_is_no_difference(drawn: Tabulated) -> None:
-    truth, table = drawn
-    report = analyse(truth, table, other=table, resamples=15)
+    annotations, table = drawn
+    report = analyse(annotations, table, other=table, resamples=15)
     assert report.comparison is not None
     assert report.comparison.difference.ap.value == 0
     assert report.to_json()["comparison"]["tells_apart"] is False
 
 
 def test_lvis_and_masks_where_they_are(drawn: Tabulated) -> None:
-    truth, table = drawn
+    annotations, table = drawn
     bitmap = np.zeros((200, 200), dtype=np.bool_)
     bitmap[10:60, 20:90] = True
     masked = dataclasses.replace(
-        truth, masks=MaskCodes.join([encode_bitmap(bitmap)] * len(truth.labels))
+        annotations, masks=MaskCodes.join([encode_bitmap(bitmap)] * len(annotations.labels))
     )
     found = [
         Detections(
@@ -102,7 +102,7 @@ def test_lvis_and_masks_where_they_are(drawn: Tabulated) -> None:
             labels=torch.tensor([0]),
             masks=torch.ones(1, 4, 4),
         )
-        for image_id in truth.image_ids.tolist()
+        for image_id in annotations.image_ids.tolist()
     ]
     nothing = np.zeros(0, dtype=np.int64)
     federated = Federated(negative=nothing, not_exhaustive=nothing, frequencies=("r", "c", "f"))
@@ -114,4 +114,4 @@ def test_lvis_and_masks_where_they_are(drawn: Tabulated) -> None:
     expected = score_lvis(masked, federated, with_masks, of="segm")
     assert told["lvis_masks"] == expected.to_json()
     assert analyse(masked, table).mask_scores is None
-    assert analyse(truth, with_masks).mask_scores is None
+    assert analyse(annotations, with_masks).mask_scores is None

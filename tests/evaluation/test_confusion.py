@@ -14,7 +14,7 @@ from cachedet.evaluation.curves import draw_curves
 from cachedet.evaluation.detection_table import tabulate
 from cachedet.evaluation.matches import match_detections
 from cachedet.evaluation.precision import accumulate
-from cachedet.structures import Detections, Truth
+from cachedet.structures import Annotations, Detections
 
 BOXES = [[[0, 0, 40, 40, 0, 0], [100, 100, 140, 140, 1, 0], [0, 100, 60, 160, 2, 1]]]
 
@@ -28,9 +28,9 @@ def detections(rows: list[tuple[list[float], float, int]]) -> Detections:
     )
 
 
-def test_by_hand(truth_of: Callable[..., Truth]) -> None:
+def test_by_hand(annotations_of: Callable[..., Annotations]) -> None:
     """Right, taken for another, of nothing, not found, in a crowd, below the score."""
-    truth = truth_of([(200, 200)], BOXES)
+    annotations = annotations_of([(200, 200)], BOXES)
     rows = [
         ([0.0, 0, 40, 40], 0.9, 0),
         ([0.0, 0, 40, 40], 0.8, 1),  # the box is taken: of nothing
@@ -38,33 +38,33 @@ def test_by_hand(truth_of: Callable[..., Truth]) -> None:
         ([10.0, 110, 30, 130], 0.6, 2),  # in the crowd
         ([100.0, 100, 140, 140], 0.1, 1),
     ]
-    matrix = confuse(truth, [detections(rows)], min_score=0.5)
+    matrix = confuse(annotations, [detections(rows)], min_score=0.5)
     expected = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0]])
     np.testing.assert_array_equal(matrix.counts, expected)
     assert matrix.to_json()["cells"] == [
-        {"truth": 2, "detected": 2, "count": 1},
-        {"truth": 5, "detected": 90, "count": 1},
-        {"truth": None, "detected": 5, "count": 1},
+        {"ground_truth": 2, "detected": 2, "count": 1},
+        {"ground_truth": 5, "detected": 90, "count": 1},
+        {"ground_truth": None, "detected": 5, "count": 1},
     ]
-    low = confuse(truth, [detections(rows)], min_score=0.0)
+    low = confuse(annotations, [detections(rows)], min_score=0.0)
     assert low.counts[1].tolist() == [0, 1, 0, 0], "the right class comes before a better score"
 
 
-def test_the_largest_overlap_is_taken(truth_of: Callable[..., Truth]) -> None:
-    truth = truth_of([(200, 200)], [[[0, 0, 40, 40, 0, 0], [0, 0, 40, 60, 1, 0]]])
-    matrix = confuse(truth, [detections([([0.0, 0, 40, 55], 0.9, 2)])], min_score=0.5)
+def test_the_largest_overlap_is_taken(annotations_of: Callable[..., Annotations]) -> None:
+    annotations = annotations_of([(200, 200)], [[[0, 0, 40, 40, 0, 0], [0, 0, 40, 60, 1, 0]]])
+    matrix = confuse(annotations, [detections([([0.0, 0, 40, 55], 0.9, 2)])], min_score=0.5)
     assert matrix.counts[1, 2] == 1
     assert matrix.counts[0, 3] == 1
 
 
 def test_the_score_is_that_of_the_best_f1_unless_told(scene: Any) -> None:
-    truth, found = scene().draw(3)
-    matrix = confuse(truth, found)
-    assert matrix.min_score == draw_curves(truth, found).best.score
+    annotations, found = scene().draw(3)
+    matrix = confuse(annotations, found)
+    assert matrix.min_score == draw_curves(annotations, found).best.score
     np.testing.assert_array_equal(
-        matrix.counts, confuse(truth, found, min_score=matrix.min_score).counts
+        matrix.counts, confuse(annotations, found, min_score=matrix.min_score).counts
     )
-    assert confuse(truth, []).min_score == 0.0
+    assert confuse(annotations, []).min_score == 0.0
 
 
 @settings(
@@ -72,20 +72,20 @@ def test_the_score_is_that_of_the_best_f1_unless_told(scene: Any) -> None:
 )
 @given(seed=st.integers(0, 2**32 - 1))
 def test_every_box_and_detection_is_counted_once(seed: int, scene: Any) -> None:
-    truth, found = scene(crowds=0.0).draw(seed)
-    counts = confuse(truth, found, min_score=0.4).counts
-    table = tabulate(truth, found)
-    boxes = np.bincount(truth.labels, minlength=3)
+    annotations, found = scene(crowds=0.0).draw(seed)
+    counts = confuse(annotations, found, min_score=0.4).counts
+    table = tabulate(annotations, found)
+    boxes = np.bincount(annotations.labels, minlength=3)
     kept = np.bincount(table.labels[table.scores >= 0.4], minlength=3)
     np.testing.assert_array_equal(counts[:3].sum(axis=1), boxes)
     np.testing.assert_array_equal(counts[:, :3].sum(axis=0), kept)
     assert counts[3, 3] == 0
-    full = accumulate(match_detections(truth, table.keep(table.scores >= 0.4)))
+    full = accumulate(match_detections(annotations, table.keep(table.scores >= 0.4)))
     found_at_half = np.where(boxes > 0, full.recall[0, :, 0], 0) * boxes
     np.testing.assert_allclose(np.diagonal(counts)[:3], found_at_half, atol=1e-9)
 
 
 def test_an_impossible_iou(scene: Any) -> None:
-    truth, found = scene().draw(1)
+    annotations, found = scene().draw(1)
     with pytest.raises(ValueError, match=r"expected an IoU in \(0, 1\], got 2"):
-        confuse(truth, found, min_score=0.5, iou=2)
+        confuse(annotations, found, min_score=0.5, iou=2)

@@ -14,7 +14,7 @@ from cachedet.evaluation.curves import draw_curves
 from cachedet.evaluation.detection_table import tabulate
 from cachedet.evaluation.matches import match_detections
 from cachedet.evaluation.metrics import score_detections
-from cachedet.structures import Detections, Truth
+from cachedet.structures import Annotations, Detections
 
 few = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -24,9 +24,9 @@ few = settings(
 @few
 @given(seed=st.integers(0, 2**32 - 1))
 def test_curves_have_the_ap_of_the_figures(seed: int, scene: Any) -> None:
-    truth, found = scene().draw(seed)
-    curves = draw_curves(truth, found)
-    scores = score_detections(truth, found)
+    annotations, found = scene().draw(seed)
+    curves = draw_curves(annotations, found)
+    scores = score_detections(annotations, found)
     for curve, score in zip(curves.per_class, scores.per_class, strict=True):
         assert curve.ap == pytest.approx(score.ap50, abs=1e-12, nan_ok=True)
         assert list(curve.precision) == sorted(curve.precision, reverse=True)
@@ -36,17 +36,19 @@ def test_curves_have_the_ap_of_the_figures(seed: int, scene: Any) -> None:
 @given(seed=st.integers(0, 2**32 - 1))
 def test_the_best_cut_is_the_best_of_all_scores(seed: int, scene: Any) -> None:
     """Every score is tried by throwing away what lies below it and counting."""
-    truth, found = scene().draw(seed)
-    curves = draw_curves(truth, found)
+    annotations, found = scene().draw(seed)
+    curves = draw_curves(annotations, found)
     for label, curve in enumerate(curves.per_class):
-        assert_best(truth, found, label, curve.best)
-    assert_best(truth, found, None, curves.best)
+        assert_best(annotations, found, label, curve.best)
+    assert_best(annotations, found, None, curves.best)
 
 
-def assert_best(truth: Truth, found: list[Detections], label: int | None, best: Any) -> None:
-    of_class = truth.labels >= 0 if label is None else truth.labels == label
-    boxes = int((~truth.crowd & of_class).sum())
-    matches = match_detections(truth, tabulate(truth, found))
+def assert_best(
+    annotations: Annotations, found: list[Detections], label: int | None, best: Any
+) -> None:
+    of_class = annotations.labels >= 0 if label is None else annotations.labels == label
+    boxes = int((~annotations.crowd & of_class).sum())
+    matches = match_detections(annotations, tabulate(annotations, found))
     own = ~matches.ignored[0, 0]
     own &= True if label is None else matches.labels == label
     right, scores = matches.matched[0, 0][own], matches.scores[own]
@@ -62,15 +64,15 @@ def assert_best(truth: Truth, found: list[Detections], label: int | None, best: 
     assert (best.f1, best.precision, best.recall) == pytest.approx(tried[best.score])
 
 
-def test_calibration_by_hand(truth_of: Callable[..., Truth]) -> None:
-    truth = truth_of([(100, 100)], [[[0, 0, 40, 40, 0, 0], [50, 50, 90, 90, 0, 0]]])
+def test_calibration_by_hand(annotations_of: Callable[..., Annotations]) -> None:
+    annotations = annotations_of([(100, 100)], [[[0, 0, 40, 40, 0, 0], [50, 50, 90, 90, 0, 0]]])
     found = Detections(
         image_id=7,
         boxes=torch.tensor([[0.0, 0, 40, 40], [50, 50, 90, 90], [0, 50, 9, 60], [60, 0, 70, 9]]),
         scores=torch.tensor([0.75, 0.875, 0.625, 1.0]),
         labels=torch.tensor([0, 0, 0, 1]),
     )
-    curves = draw_curves(truth, [found], num_bins=4)
+    curves = draw_curves(annotations, [found], num_bins=4)
     first, _, third, last = curves.calibration
     assert (first.count, third.count, last.count) == (0, 1, 3)
     assert math.isnan(first.precision)
@@ -85,21 +87,23 @@ def test_calibration_by_hand(truth_of: Callable[..., Truth]) -> None:
     assert len(told["recall"]) == len(told["per_class"][0]["precision"]) == 101
 
 
-def test_scores_outside_0_to_1_fall_into_the_outer_bins(truth_of: Callable[..., Truth]) -> None:
-    truth = truth_of([(100, 100)], [[[0, 0, 40, 40, 0, 0]]])
+def test_scores_outside_0_to_1_fall_into_the_outer_bins(
+    annotations_of: Callable[..., Annotations],
+) -> None:
+    annotations = annotations_of([(100, 100)], [[[0, 0, 40, 40, 0, 0]]])
     found = Detections(
         image_id=7,
         boxes=torch.tensor([[0.0, 0, 40, 40], [0.0, 50, 40, 90]]),
         scores=torch.tensor([7.0, -3.0]),
         labels=torch.tensor([0, 0]),
     )
-    curves = draw_curves(truth, [found])
+    curves = draw_curves(annotations, [found])
     assert [own.count for own in curves.calibration] == [1, *[0] * 8, 1]
     assert curves.best.score == 7.0
 
 
-def test_nothing_detected(truth_of: Callable[..., Truth]) -> None:
-    curves = draw_curves(truth_of([(100, 100)], [[[0, 0, 40, 40, 0, 0]]]), [])
+def test_nothing_detected(annotations_of: Callable[..., Annotations]) -> None:
+    curves = draw_curves(annotations_of([(100, 100)], [[[0, 0, 40, 40, 0, 0]]]), [])
     assert curves.per_class[0].ap == 0.0
     assert math.isnan(curves.calibration_error)
     assert curves.to_json()["best"] == dict.fromkeys(("score", "precision", "recall", "f1"))
@@ -107,6 +111,6 @@ def test_nothing_detected(truth_of: Callable[..., Truth]) -> None:
 
 @pytest.mark.parametrize(("iou", "bins"), [(0.0, 10), (1.5, 10), (0.5, 0)])
 def test_impossible_settings(scene: Any, iou: float, bins: int) -> None:
-    truth, found = scene().draw(1)
+    annotations, found = scene().draw(1)
     with pytest.raises(ValueError, match=r"an IoU in \(0, 1\] and a bin or more, got"):
-        draw_curves(truth, found, iou=iou, num_bins=bins)
+        draw_curves(annotations, found, iou=iou, num_bins=bins)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from cachedet.data.coco import load_annotations, truth_of
+from cachedet.data.coco import annotations_of, load_annotations
 from cachedet.errors import InputError
 from cachedet.evaluation.detection_table import (
     count_oddities,
@@ -22,25 +22,25 @@ from cachedet.evaluation.detection_table import (
     tabulate,
 )
 from cachedet.evaluation.metrics import coco_results, score_detections, score_table
-from cachedet.structures import Detections, Truth
+from cachedet.structures import Annotations, Detections
 
 GOOD = {"image_id": 7, "category_id": 5, "bbox": [1, 2, 30.5, 40], "score": 0.5}
 BOXES = [[[10, 10, 60, 60, 0, 0], [70, 70, 90, 95, 1, 0]]]
 
 
 @pytest.fixture
-def one(truth_of: Callable[..., Truth]) -> Truth:
-    return truth_of([(100, 120)], BOXES)
+def one(annotations_of: Callable[..., Annotations]) -> Annotations:
+    return annotations_of([(100, 120)], BOXES)
 
 
 def test_a_table_passes_through(scene: Any) -> None:
-    truth, found = scene().draw(1)
-    table = tabulate(truth, found)
-    assert tabulate(truth, table) is table
-    again = table_of_results(truth, coco_results(truth, found))
+    annotations, found = scene().draw(1)
+    table = tabulate(annotations, found)
+    assert tabulate(annotations, table) is table
+    again = table_of_results(annotations, coco_results(annotations, found))
     for name in ("rows", "labels", "xywh", "scores"):
         np.testing.assert_array_equal(getattr(table, name), getattr(again, name))
-    assert len(tabulate(truth, [])) == 0
+    assert len(tabulate(annotations, [])) == 0
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -50,10 +50,10 @@ def test_files_of_any_producer_score_as_with_pycocotools(
     """In double precision, with boxes that have no area or lie outside, decimals and ties."""
     rng = np.random.default_rng(seed)
     annotations, results = raw_files(rng)
-    (tmp_path / "truth.json").write_text(json.dumps(annotations))
+    (tmp_path / "annotations.json").write_text(json.dumps(annotations))
     (tmp_path / "found.json").write_text(json.dumps(results))
-    path = tmp_path / "truth.json"
-    scored, counts = truth_of(load_annotations(path), where=path, keep_all=True)
+    path = tmp_path / "annotations.json"
+    scored, counts = annotations_of(load_annotations(path), where=path, keep_all=True)
     assert counts["boxes"] == len(annotations["annotations"])
     scores = score_table(scored, read_results(tmp_path / "found.json", scored))
     official = pycocotools(annotations, results).stats
@@ -95,8 +95,8 @@ def raw_files(rng: np.random.Generator) -> tuple[dict[str, Any], list[dict[str, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": 8}, r"\[1\] has image_id 8, which is not a picture of the annotations; 1 "),
-        ({"image_id": "7"}, r"\[1\] has image_id '7', which is not a picture"),
+        ({"image_id": 8}, r"\[1\] has image_id 8, which is not an image of the annotations; 1 "),
+        ({"image_id": "7"}, r"\[1\] has image_id '7', which is not an image"),
         ({"category_id": 0}, r"category_id 0, which is not a class .* know 3 ids from 2 to 90"),
         ({"category_id": True}, "has category_id True, which is not a class"),
         ({"score": math.nan}, r"\[1\] needs a finite `score`, got nan"),
@@ -114,7 +114,7 @@ def raw_files(rng: np.random.Generator) -> tuple[dict[str, Any], list[dict[str, 
         ),
     ],
 )
-def test_rows_that_are_refused(one: Truth, change: dict[str, Any], message: str) -> None:
+def test_rows_that_are_refused(one: Annotations, change: dict[str, Any], message: str) -> None:
     first = GOOD | change if "compressed" in message else GOOD
     with pytest.raises(InputError, match=message):
         table_of_results(one, [first, GOOD | change])
@@ -129,14 +129,14 @@ def test_rows_that_are_refused(one: Truth, change: dict[str, Any], message: str)
         ("[3]", r"found.json\[0\] is not an object, got 3"),
     ],
 )
-def test_files_that_are_refused(one: Truth, text: str, message: str, tmp_path: Path) -> None:
+def test_files_that_are_refused(one: Annotations, text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "found.json"
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         read_results(path, one)
 
 
-def test_an_empty_file_scores_nothing(one: Truth, tmp_path: Path) -> None:
+def test_an_empty_file_scores_nothing(one: Annotations, tmp_path: Path) -> None:
     path = tmp_path / "found.json"
     path.write_text("[]")
     table = read_results(path, one)
@@ -144,12 +144,12 @@ def test_an_empty_file_scores_nothing(one: Truth, tmp_path: Path) -> None:
     assert score_table(one, table).ap == 0.0
 
 
-def test_a_file_that_is_not_there(one: Truth, tmp_path: Path) -> None:
+def test_a_file_that_is_not_there(one: Annotations, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--detections expects a COCO results file; there is no"):
         read_results(tmp_path / "none.json", one)
 
 
-def test_boxes_of_masks_alone(one: Truth) -> None:
+def test_boxes_of_masks_alone(one: Annotations) -> None:
     runs = [10 * 100 + 10, 50] + [50, 50] * 49 + [100 * 120 - 10 * 100 - 10 - 50 * 99]
     row = {"image_id": 7, "category_id": 2, "score": 0.5,
            "segmentation": {"size": [100, 120], "counts": runs}}  # fmt: skip
@@ -159,7 +159,7 @@ def test_boxes_of_masks_alone(one: Truth) -> None:
     assert score_table(one, table).per_class[0].ap == pytest.approx(1.0)
 
 
-def test_detections_without_masks_among_others(one: Truth) -> None:
+def test_detections_without_masks_among_others(one: Annotations) -> None:
     with_mask = Detections(
         image_id=7,
         boxes=torch.tensor([[1.0, 1, 9, 9]]),
@@ -172,7 +172,7 @@ def test_detections_without_masks_among_others(one: Truth) -> None:
         coco_results(one, [with_mask, without])
 
 
-def test_oddities_are_counted_and_scored_as_they_stand(one: Truth) -> None:
+def test_oddities_are_counted_and_scored_as_they_stand(one: Annotations) -> None:
     found = Detections(
         image_id=7,
         boxes=torch.tensor(
@@ -188,14 +188,14 @@ def test_oddities_are_counted_and_scored_as_they_stand(one: Truth) -> None:
         labels=torch.tensor([0, 0, 0, 0, 1]),
     )
     assert count_oddities(one, [found], most_per_class=3) == {
-        "boxes beyond their picture": 1,
+        "boxes beyond their image": 1,
         "boxes without area": 1,
         "exact duplicates": 1,
         "scores outside 0..1": 1,
-        "past the limit of a class and picture": 1,
-        "pictures without detections": 0,
+        "past the limit of a class and image": 1,
+        "images without detections": 0,
     }
     scores = score_detections(one, [found])
     assert scores.num_detections == 5
     assert scores.per_class[0].ap == pytest.approx(1.0), "the false alarms come after the hit"
-    assert count_oddities(one, [])["pictures without detections"] == 1
+    assert count_oddities(one, [])["images without detections"] == 1

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cachedet.evaluation.detection_table import DetectionTable, tabulate
 from cachedet.evaluation.error_kinds import ERROR_KINDS, analyse_errors, sort_errors
 from cachedet.evaluation.metrics import score_detections
-from cachedet.structures import Detections, Truth
+from cachedet.structures import Annotations, Detections
 
 Row = tuple[list[float], float, int]
 BOXES = [[[0, 0, 40, 40, 0, 0], [100, 100, 140, 140, 1, 0]]]
@@ -44,9 +44,9 @@ def detections(rows: list[Row]) -> Detections:
     ],
 )
 def test_planted(
-    truth_of: Callable[..., Truth], kind: str, rows: list[Row], ap50: float, cost: float
+    annotations_of: Callable[..., Annotations], kind: str, rows: list[Row], ap50: float, cost: float
 ) -> None:
-    report = analyse_errors(truth_of([(200, 200)], BOXES), [detections(rows)])
+    report = analyse_errors(annotations_of([(200, 200)], BOXES), [detections(rows)])
     by_kind = {own.kind: own for own in report.kinds}
     assert report.ap50 == pytest.approx(ap50)
     assert by_kind.pop(kind).count == 1
@@ -54,36 +54,40 @@ def test_planted(
     assert {own.kind: own.cost for own in report.kinds}[kind] == pytest.approx(cost)
 
 
-def test_a_repair_that_would_be_a_duplicate_removes(truth_of: Callable[..., Truth]) -> None:
+def test_a_repair_that_would_be_a_duplicate_removes(
+    annotations_of: Callable[..., Annotations],
+) -> None:
     """Two misplaced ones: the better takes the box, the other goes; a taken box helps nobody."""
-    truth = truth_of([(200, 200)], [[[0, 0, 40, 40, 0, 0]]])
+    annotations = annotations_of([(200, 200)], [[[0, 0, 40, 40, 0, 0]]])
     two = [([0.0, 0, 40, 15], 0.9, 0), ([0.0, 0, 15, 40], 0.8, 0)]
-    report = analyse_errors(truth, [detections(two)])
+    report = analyse_errors(annotations, [detections(two)])
     assert report.kinds[0].count == 2
     assert report.kinds[0].cost == pytest.approx(1.0)
     assert report.kinds[-1].count == 0, "a box that a repair finds is not missed"
     found = [([0.0, 0, 40, 15], 0.95, 0), ([0.0, 0, 40, 40], 0.5, 0)]
-    report = analyse_errors(truth, [detections(found)])
+    report = analyse_errors(annotations, [detections(found)])
     assert report.ap50 == pytest.approx(0.5)
     assert report.kinds[0].cost == pytest.approx(0.5)
     assert report.false_positives.cost == pytest.approx(0.5)
     assert report.false_negatives.cost == 0.0
 
 
-def test_what_a_crowd_holds_is_no_error(truth_of: Callable[..., Truth]) -> None:
-    truth = truth_of([(200, 200)], [[[0, 0, 100, 100, 0, 1], [120, 120, 160, 160, 0, 0]]])
+def test_what_a_crowd_holds_is_no_error(annotations_of: Callable[..., Annotations]) -> None:
+    annotations = annotations_of(
+        [(200, 200)], [[[0, 0, 100, 100, 0, 1], [120, 120, 160, 160, 0, 0]]]
+    )
     rows = [([10.0, 10, 30, 30], 0.9, 0), ([120.0, 120, 160, 160], 0.8, 0)]
-    report = analyse_errors(truth, [detections(rows)])
+    report = analyse_errors(annotations, [detections(rows)])
     assert report.ap50 == pytest.approx(1.0)
     assert sum(own.count for own in report.kinds) == 0
 
 
-def test_nothing_found_and_nothing_there(truth_of: Callable[..., Truth]) -> None:
-    report = analyse_errors(truth_of([(200, 200)], BOXES), [])
+def test_nothing_found_and_nothing_there(annotations_of: Callable[..., Annotations]) -> None:
+    report = analyse_errors(annotations_of([(200, 200)], BOXES), [])
     assert report.ap50 == 0.0
     assert [own.count for own in report.kinds] == [0, 0, 0, 0, 0, 2]
     assert report.kinds[-1].cost == pytest.approx(1.0)
-    empty = analyse_errors(truth_of([(200, 200)]), [detections(PERFECT)])
+    empty = analyse_errors(annotations_of([(200, 200)]), [detections(PERFECT)])
     assert math.isnan(empty.ap50)
     assert empty.to_json()["ap50"] is None
     assert empty.to_json()["kinds"][3]["count"] == 2
@@ -94,12 +98,12 @@ def test_nothing_found_and_nothing_there(truth_of: Callable[..., Truth]) -> None
 )
 @given(seed=st.integers(0, 2**32 - 1))
 def test_equals_plain_loops(seed: int, scene: Any) -> None:
-    truth, found = scene().draw(seed)
-    table = tabulate(truth, found)
-    report = analyse_errors(truth, table)
-    expected = plain_tide(truth, table)
+    annotations, found = scene().draw(seed)
+    table = tabulate(annotations, found)
+    report = analyse_errors(annotations, table)
+    expected = plain_tide(annotations, table)
     assert report.ap50 == pytest.approx(expected.pop("ap50"), abs=1e-12, nan_ok=True)
-    assert report.ap50 == pytest.approx(score_detections(truth, found).ap50, nan_ok=True)
+    assert report.ap50 == pytest.approx(score_detections(annotations, found).ap50, nan_ok=True)
     ours = {own.kind: (own.count, own.cost) for own in report.kinds}
     assert ours.keys() == expected.keys()
     for kind, (count, cost) in expected.items():
@@ -111,23 +115,26 @@ def test_equals_plain_loops(seed: int, scene: Any) -> None:
     assert per_class == {kind: count for kind, (count, _) in expected.items()}
 
 
-def plain_tide(truth: Truth, table: DetectionTable) -> dict[str, Any]:
+def plain_tide(annotations: Annotations, table: DetectionTable) -> dict[str, Any]:
     """Section 2.2 of the paper, one detection after the other; matches as COCO makes them."""
-    matches = sort_errors(truth, table).matches
+    matches = sort_errors(annotations, table).matches
     partner = np.full(len(table), -1)
     partner[matches.source] = matches.partner[0]
-    used = {int(box) for box in partner if box >= 0 and not truth.crowd[box]}
+    used = {int(box) for box in partner if box >= 0 and not annotations.crowd[box]}
     kinds: dict[int, str] = {}
     target: dict[int, int] = {}
     for number in range(len(table)):
         if partner[number] >= 0:
-            kinds[number] = "ignored" if truth.crowd[partner[number]] else "right"
+            kinds[number] = "ignored" if annotations.crowd[partner[number]] else "right"
             continue
-        span = truth.boxes_of(int(table.rows[number]))
-        boxes = [b for b in range(span.start, span.stop) if not truth.crowd[b]]
-        same = [b for b in boxes if truth.labels[b] == table.labels[number]]
-        other = [b for b in boxes if truth.labels[b] != table.labels[number]]
-        own, near = best_of(table, truth, number, same), best_of(table, truth, number, other)
+        span = annotations.boxes_of(int(table.rows[number]))
+        boxes = [b for b in range(span.start, span.stop) if not annotations.crowd[b]]
+        same = [b for b in boxes if annotations.labels[b] == table.labels[number]]
+        other = [b for b in boxes if annotations.labels[b] != table.labels[number]]
+        own, near = (
+            best_of(table, annotations, number, same),
+            best_of(table, annotations, number, other),
+        )
         if 0.1 <= own[0] < 0.5:
             kinds[number], target[number] = "localisation", own[1]
         elif near[0] >= 0.5:
@@ -137,34 +144,34 @@ def plain_tide(truth: Truth, table: DetectionTable) -> dict[str, Any]:
         else:
             kinds[number] = "both" if near[0] >= 0.1 else "background"
     hopeful = {box for box in target.values() if box not in used}
-    real = [b for b in range(len(truth.labels)) if not truth.crowd[b]]
+    real = [b for b in range(len(annotations.labels)) if not annotations.crowd[b]]
     missed = [b for b in real if b not in used and b not in hopeful]
-    base = plain_ap50(truth, table, kinds, {}, real)
+    base = plain_ap50(annotations, table, kinds, {}, real)
     result: dict[str, Any] = {"ap50": base}
     for kind in ERROR_KINDS:
         fixes: dict[int, int] = {}
         numbers = [n for n in kinds if kinds[n] == kind]
         taken = set(used)
-        place = {int(i): p for p, i in enumerate(np.argsort(truth.image_ids).tolist())}
+        place = {int(i): p for p, i in enumerate(np.argsort(annotations.image_ids).tolist())}
         for n in sorted(numbers, key=lambda n: (-table.scores[n], place[int(table.rows[n])], n)):
             fixes[n] = -1
             if n in target and target[n] not in taken:
                 fixes[n] = target[n]
                 taken.add(target[n])
-        result[kind] = (len(numbers), plain_ap50(truth, table, kinds, fixes, real) - base)
+        result[kind] = (len(numbers), plain_ap50(annotations, table, kinds, fixes, real) - base)
     left = [b for b in real if b not in missed]
-    fixed = plain_ap50(truth, table, kinds, {}, left)
+    fixed = plain_ap50(annotations, table, kinds, {}, left)
     result["missed"] = (len(missed), (1.0 if math.isnan(fixed) else fixed) - base)
     return result
 
 
 def best_of(
-    table: DetectionTable, truth: Truth, number: int, boxes: list[int]
+    table: DetectionTable, annotations: Annotations, number: int, boxes: list[int]
 ) -> tuple[float, int]:
     best = (0.0, -1)
     x1, y1, w, h = table.xywh[number].tolist()
     for box in boxes:
-        a1, b1, a2, b2 = truth.boxes[box].tolist()
+        a1, b1, a2, b2 = annotations.boxes[box].tolist()
         width, height = min(x1 + w, a2) - max(x1, a1), min(y1 + h, b2) - max(y1, b1)
         if width > 0 and height > 0:
             overlap = width * height / (w * h + (a2 - a1) * (b2 - b1) - width * height)
@@ -173,7 +180,7 @@ def best_of(
 
 
 def plain_ap50(
-    truth: Truth,
+    annotations: Annotations,
     table: DetectionTable,
     kinds: dict[int, str],
     fixes: dict[int, int],
@@ -181,15 +188,15 @@ def plain_ap50(
 ) -> float:
     counts: dict[int, int] = defaultdict(int)
     for box in boxes:
-        counts[int(truth.labels[box])] += 1
-    place = {int(i): p for p, i in enumerate(np.argsort(truth.image_ids).tolist())}
+        counts[int(annotations.labels[box])] += 1
+    place = {int(i): p for p, i in enumerate(np.argsort(annotations.image_ids).tolist())}
     values = []
     for label, count in counts.items():
         points = []
         for n, kind in kinds.items():
             if kind == "ignored" or fixes.get(n) == -1:
                 continue
-            own = int(truth.labels[fixes[n]]) if n in fixes else int(table.labels[n])
+            own = int(annotations.labels[fixes[n]]) if n in fixes else int(table.labels[n])
             if own == label:
                 right = kind == "right" or n in fixes
                 points.append((-table.scores[n], place[int(table.rows[n])], n, right))

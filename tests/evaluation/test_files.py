@@ -8,64 +8,64 @@ import pytest
 
 from cachedet.errors import DatasetError, InputError, StoreError
 from cachedet.evaluation.error_kinds import analyse_errors
-from cachedet.evaluation.files import read_counts, read_truth_of, score_files
+from cachedet.evaluation.files import read_annotations_of, read_counts, score_files
 from cachedet.evaluation.metrics import coco_results, ground_truth_json, score_detections
 from cachedet.evaluation.significance import compare_runs
-from cachedet.structures import Detections, Truth
+from cachedet.structures import Annotations, Detections
 from cachedet.training.run_folder import count_annotations
 
-Scene = tuple[Truth, list[Detections]]
+Scene = tuple[Annotations, list[Detections]]
 
 
 @pytest.fixture
 def drawn(scene: Any, tmp_path: Path) -> Scene:
-    truth, found = scene(pictures=8).draw(8)
+    annotations, found = scene(images=8).draw(8)
     found[0] = found[0].above(2)  # none
-    (tmp_path / "truth.json").write_text(json.dumps(ground_truth_json(truth)))
-    (tmp_path / "found.json").write_text(json.dumps(coco_results(truth, found)))
+    (tmp_path / "annotations.json").write_text(json.dumps(ground_truth_json(annotations)))
+    (tmp_path / "found.json").write_text(json.dumps(coco_results(annotations, found)))
     (tmp_path / "less.json").write_text(
-        json.dumps(coco_results(truth, [own.above(0.5) for own in found]))
+        json.dumps(coco_results(annotations, [own.above(0.5) for own in found]))
     )
-    return truth, found
+    return annotations, found
 
 
 def test_the_files_tell_what_the_parts_tell(drawn: Scene, tmp_path: Path) -> None:
-    truth, found = drawn
+    annotations, found = drawn
     report = score_files(
         detections=tmp_path / "found.json",
-        annotations=tmp_path / "truth.json",
-        training=str(tmp_path / "truth.json"),
+        annotations=tmp_path / "annotations.json",
+        training=str(tmp_path / "annotations.json"),
         edges=(0, 5),
         resamples=20,
     )
     told = report.to_json()
-    scores = score_detections(truth, found)
+    scores = score_detections(annotations, found)
     assert {name: told[name] for name in scores.to_json()} == scores.to_json()
-    assert told["errors"] == analyse_errors(truth, found).to_json()
+    assert told["errors"] == analyse_errors(annotations, found).to_json()
     assert told["intervals"]["ap"]["value"] == pytest.approx(scores.ap)
     assert [own["name"] for own in told["strata"]["bins"]] == ["0-4", "5+"]
-    assert told["oddities"]["pictures without detections"] >= 1
+    assert told["oddities"]["images without detections"] >= 1
     assert not {"masks", "lvis", "comparison"} & told.keys()
     assert json.loads(json.dumps(told, allow_nan=False)) == told
 
 
 def test_two_files(drawn: Scene, tmp_path: Path) -> None:
-    truth, found = drawn
+    annotations, found = drawn
     report = score_files(
         detections=tmp_path / "found.json",
-        annotations=tmp_path / "truth.json",
+        annotations=tmp_path / "annotations.json",
         against=tmp_path / "less.json",
         resamples=20,
         seed=3,
     )
     less = [own.above(0.5) for own in found]
-    expected = compare_runs(truth, found, less, resamples=20, seed=3)
+    expected = compare_runs(annotations, found, less, resamples=20, seed=3)
     assert report.to_json()["comparison"] == expected.to_json()
     assert report.intervals is None
     with pytest.raises(InputError, match="comparisons of runs need resamples .* got 0"):
         score_files(
             detections=tmp_path / "found.json",
-            annotations=tmp_path / "truth.json",
+            annotations=tmp_path / "annotations.json",
             against=tmp_path / "less.json",
         )
 
@@ -73,21 +73,21 @@ def test_two_files(drawn: Scene, tmp_path: Path) -> None:
 def test_lvis_only_of_its_own_files(drawn: Scene, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="needs a `frequency` of r, c or f .* got None"):
         score_files(
-            detections=tmp_path / "found.json", annotations=tmp_path / "truth.json", lvis=True
+            detections=tmp_path / "found.json", annotations=tmp_path / "annotations.json", lvis=True
         )
     recorded = json.loads((Path(__file__).parent / "fixtures" / "lvis_official.json").read_text())
-    (tmp_path / "truth.json").write_text(json.dumps(recorded["annotations"]))
+    (tmp_path / "annotations.json").write_text(json.dumps(recorded["annotations"]))
     (tmp_path / "found.json").write_text(json.dumps(recorded["results"]))
     report = score_files(
-        detections=tmp_path / "found.json", annotations=tmp_path / "truth.json", lvis=True
+        detections=tmp_path / "found.json", annotations=tmp_path / "annotations.json", lvis=True
     )
     assert report.to_json()["lvis"]["ap"] == pytest.approx(recorded["figures"][0], abs=1e-12)
     assert report.mask_lvis is None
 
 
 def test_masks_where_both_files_have_them(drawn: Scene, tmp_path: Path) -> None:
-    truth, _ = drawn
-    content = ground_truth_json(truth)
+    annotations, _ = drawn
+    content = ground_truth_json(annotations)
     rows = []
     for annotation in content["annotations"]:
         x, y, w, h = annotation["bbox"]
@@ -96,56 +96,58 @@ def test_masks_where_both_files_have_them(drawn: Scene, tmp_path: Path) -> None:
             {key: annotation[key] for key in ("image_id", "category_id", "segmentation")}
             | {"score": 0.5}
         )
-    (tmp_path / "truth.json").write_text(json.dumps(content))
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
     (tmp_path / "found.json").write_text(json.dumps(rows))
-    report = score_files(detections=tmp_path / "found.json", annotations=tmp_path / "truth.json")
+    report = score_files(
+        detections=tmp_path / "found.json", annotations=tmp_path / "annotations.json"
+    )
     assert report.mask_scores is not None
     assert report.mask_lvis is None
     assert report.to_json()["masks"]["ar100"] > 0.9
 
 
 def test_what_a_detector_was_trained_on(drawn: Scene, tmp_path: Path) -> None:
-    truth, _ = drawn
-    path = tmp_path / "truth.json"
-    counts = read_counts(str(path), truth.categories)
-    assert counts == count_annotations(truth)
+    annotations, _ = drawn
+    path = tmp_path / "annotations.json"
+    counts = read_counts(str(path), annotations.categories)
+    assert counts == count_annotations(annotations)
     content = json.loads(path.read_text())
     content["categories"][1]["name"] = "zebra"
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match="category id 3 is 'zebra' in the training data .*'class"):
-        read_counts(str(path), truth.categories)
+        read_counts(str(path), annotations.categories)
     with pytest.raises(DatasetError, match="--training expects .* or a store; there is no nowhere"):
-        read_counts("nowhere", truth.categories)
+        read_counts("nowhere", annotations.categories)
     with pytest.raises(StoreError, match="is not a feature store"):
-        read_counts(str(tmp_path), truth.categories)
+        read_counts(str(tmp_path), annotations.categories)
 
 
 def test_a_missing_file_is_named_by_its_option(drawn: Scene, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--against expects a COCO results file; there is no file"):
         score_files(
             detections=tmp_path / "found.json",
-            annotations=tmp_path / "truth.json",
+            annotations=tmp_path / "annotations.json",
             against=tmp_path / "none.json",
             resamples=1,
         )
 
 
-def test_a_file_about_the_pictures_of_a_store(drawn: Scene, tmp_path: Path) -> None:
-    """In the order of the store's rows, whatever the file's, which may describe more pictures."""
-    truth, _ = drawn
-    store = truth.keep_rows([5, 0, 3])
-    found, federated = read_truth_of(store, tmp_path / "truth.json")
+def test_a_file_about_the_images_of_a_store(drawn: Scene, tmp_path: Path) -> None:
+    """In the order of the store's rows, whatever the file's, which may describe more images."""
+    annotations, _ = drawn
+    store = annotations.keep_rows([5, 0, 3])
+    found, federated = read_annotations_of(store, tmp_path / "annotations.json")
     assert federated is None
     for name in ("image_ids", "labels", "boxes", "crowd", "areas"):
         assert getattr(found, name).tolist() == getattr(store, name).tolist(), name
-    content = json.loads((tmp_path / "truth.json").read_text())
+    content = json.loads((tmp_path / "annotations.json").read_text())
     for category in content["categories"]:
         category["frequency"] = "c"
     for row, image in enumerate(content["images"]):
         image["neg_category_ids"] = [0] if row == 3 else []
         image["not_exhaustive_category_ids"] = [6] if row == 0 else []
     (tmp_path / "lvis.json").write_text(json.dumps(content))
-    _, federated = read_truth_of(store, tmp_path / "lvis.json", lvis=True)
+    _, federated = read_annotations_of(store, tmp_path / "lvis.json", lvis=True)
     assert federated is not None
     assert federated.negative.tolist() == [2 * 3]  # row 3 of the file is row 2 of the store
     assert federated.not_exhaustive.tolist() == [1 * 3 + 2]
@@ -157,18 +159,18 @@ def test_a_file_about_the_pictures_of_a_store(drawn: Scene, tmp_path: Path) -> N
         (
             "images",
             {"id": 10_000},
-            "does not describe image id .* .1 of its 8 pictures are unknown",
+            "does not describe image id .* .1 of its 8 images are unknown",
         ),
-        ("images", {"height": 77}, "has 77 x 200 pixels, the store 200 x 200 .1 pictures differ"),
+        ("images", {"height": 77}, "has 77 x 200 pixels, the store 200 x 200 .1 images differ"),
         ("categories", {"id": 1}, "has other classes than the store: only there {1: 'class 0'}"),
         ("categories", {"name": "b"}, "only in the store {0: 'class 0'}; give a file with the st"),
     ],
 )
-def test_a_file_about_other_pictures(
+def test_a_file_about_other_images(
     drawn: Scene, tmp_path: Path, section: str, change: dict[str, Any], message: str
 ) -> None:
-    truth, _ = drawn
-    content = json.loads((tmp_path / "truth.json").read_text())
+    annotations, _ = drawn
+    content = json.loads((tmp_path / "annotations.json").read_text())
     changed = content[section][0]
     if "id" in change:
         key = "image_id" if section == "images" else "category_id"
@@ -176,6 +178,6 @@ def test_a_file_about_other_pictures(
             if annotation[key] == changed["id"]:
                 annotation[key] = change["id"]
     changed.update(change)
-    (tmp_path / "truth.json").write_text(json.dumps(content))
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=message):
-        read_truth_of(truth, tmp_path / "truth.json")
+        read_annotations_of(annotations, tmp_path / "annotations.json")

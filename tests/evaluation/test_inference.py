@@ -18,7 +18,7 @@ from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.layout import Block
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Detections, Features, SizeHW, Truth
+from cachedet.structures import Annotations, Detections, Features, SizeHW
 
 VIEWS = ("base", "hflip", "scale-2", "crop-k0", "jitter-1-3-k0")
 BOX = [[30, 20, 90, 70, 0, 0]]
@@ -55,14 +55,16 @@ def make(image_id: int, boxes: Tensor, scores: Tensor) -> Detections:
 
 
 @pytest.fixture
-def store(tmp_path: Path, truth_of: Callable[..., Truth], store_kit: Any) -> FeatureStore:
-    """Every view of three pictures, whose maps say where the box is."""
+def store(
+    tmp_path: Path, annotations_of: Callable[..., Annotations], store_kit: Any
+) -> FeatureStore:
+    """Every view of three images, whose maps say where the box is."""
     from cachedet.structures import FeatureSpec, LevelSpec
 
     spec = FeatureSpec((LevelSpec(name="C4", channels=5, stride=16),))
-    truth = truth_of([(96, 128)] * 3, [BOX, BOX, BOX])
+    annotations = annotations_of([(96, 128)] * 3, [BOX, BOX, BOX])
     root = store_kit.open_writer(
-        tmp_path / "s.zarr", truth, spec=spec, views=VIEWS, codec="fp32"
+        tmp_path / "s.zarr", annotations, spec=spec, views=VIEWS, codec="fp32"
     ).root
     plan = StorePlan.load(LocalFiles(root))
     reader = FeatureStore(plan)
@@ -71,12 +73,14 @@ def store(tmp_path: Path, truth_of: Callable[..., Truth], store_kit: Any) -> Fea
         _, height, width = spec.map_shapes(block.bucket)["C4"]
         maps = torch.zeros(len(block.rows), 5, height, width)
         for place, row in enumerate(block.rows):
-            box = reader.geometry(row, block.view).boxes_to_view(truth.boxes[row : row + 1])[0]
+            box = reader.geometry(row, block.view).boxes_to_view(annotations.boxes[row : row + 1])[
+                0
+            ]
             values = torch.cat([box, torch.tensor([0.5 + 0.1 * VIEWS.index(block.view)])])
             maps[place] = values[:, None, None]
         return {"C4": maps}
 
-    store_kit.fill(root, truth, painted, spec=spec, views=VIEWS, codec="fp32")
+    store_kit.fill(root, annotations, painted, spec=spec, views=VIEWS, codec="fp32")
     return FeatureStore.open(root)
 
 
@@ -88,9 +92,9 @@ def detect(store: FeatureStore, views: Sequence[str], **options: Any) -> list[De
 
 
 @pytest.mark.parametrize("view", ["base", "hflip", "scale-2"])
-def test_a_view_of_the_whole_picture_gives_the_box_back(store: FeatureStore, view: str) -> None:
+def test_a_view_of_the_whole_image_gives_the_box_back(store: FeatureStore, view: str) -> None:
     for row, found in enumerate(detect(store, [view])):
-        assert found.image_id == store.truth.image_ids[row]
+        assert found.image_id == store.annotations.image_ids[row]
         torch.testing.assert_close(found.boxes, torch.tensor([BOX[0][:4]]).float())
         rises = bool(found.masks[0, 0, -1] > found.masks[0, 0, 0])
         assert rises == (view != "hflip")
@@ -112,33 +116,33 @@ def test_several_views_are_merged_and_the_best_wins(store: FeatureStore) -> None
 def test_a_window_gives_whole_boxes_only(store: FeatureStore, view: str) -> None:
     whole = 0
     for row, found in enumerate(detect(store, [view])):
-        visible = float(store.geometry(row, view).visible_fraction(store.truth.boxes[:1])[0])
+        visible = float(store.geometry(row, view).visible_fraction(store.annotations.boxes[:1])[0])
         assert len(found) in ((1,) if visible == 1 else (0,))
         if len(found):
             whole += 1
             torch.testing.assert_close(found.boxes, torch.tensor([BOX[0][:4]]).float())
-    assert whole < 3  # the draws of these pictures cut at least one
+    assert whole < 3  # the draws of these images cut at least one
 
 
 def test_what_a_border_cuts_is_dropped() -> None:
     geometry = Geometry(
-        picture_hw=(100, 200), scaled_hw=(200, 400), offset_yx=(0, 100), valid_hw=(200, 300),
+        image_hw=(100, 200), scaled_hw=(200, 400), offset_yx=(0, 100), valid_hw=(200, 300),
         padded_hw=(224, 320), flip=False,
     )  # fmt: skip
     boxes = torch.tensor([[2.0, 10, 50, 60], [4, 10, 50, 60], [100, 1, 300, 200]])
     kept = drop_cut(make(7, boxes, torch.ones(3)), geometry)
-    assert kept.boxes.tolist() == boxes[1:].tolist()  # right, top and bottom end with the picture
+    assert kept.boxes.tolist() == boxes[1:].tolist()  # right, top and bottom end with the image
 
 
 @pytest.mark.parametrize("view", ["base", "hflip", "scale-2"])
-def test_proposals_are_in_pixels_of_the_picture(store: FeatureStore, view: str) -> None:
+def test_proposals_are_in_pixels_of_the_image(store: FeatureStore, view: str) -> None:
     done: list[int] = []
     detector = Painted().train()
     found = propose_store(
         detector, store, levels=["C4"], batch_size=2, device=torch.device("cpu"), view=view,
         on_progress=done.append,
     )  # fmt: skip
-    assert [own.image_id for own in found] == store.truth.image_ids.tolist()
+    assert [own.image_id for own in found] == store.annotations.image_ids.tolist()
     for own in found:
         torch.testing.assert_close(own.boxes, torch.tensor([BOX[0][:4]]).float())
     assert sum(done) == 3

@@ -14,12 +14,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cachedet.data.coco import load_annotations, truth_of
+from cachedet.data.coco import annotations_of, load_annotations
 from cachedet.errors import DatasetError
 from cachedet.evaluation.detection_table import DetectionTable, table_of_results, tabulate
 from cachedet.evaluation.lvis import Federated, read_federated, score_lvis
 from cachedet.evaluation.metrics import ground_truth_json
-from cachedet.structures import Detections, Truth
+from cachedet.structures import Annotations, Detections
 
 FIGURES = (
     "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ap_rare", "ap_common",
@@ -28,13 +28,13 @@ FIGURES = (
 RANGES = ((0.0, 1e10), (0.0, 1024.0), (1024.0, 9216.0), (9216.0, 1e10))
 
 
-def federate(truth: Truth, seed: int) -> Federated:
-    """Negative: some classes a picture does not hold; not exhaustive: some, held or not."""
+def federate(annotations: Annotations, seed: int) -> Federated:
+    """Negative: some classes an image does not hold; not exhaustive: some, held or not."""
     rng = np.random.default_rng(seed)
-    classes = len(truth.categories)
-    every = np.arange(len(truth) * classes)
-    rows = np.repeat(np.arange(len(truth)), np.diff(truth.offsets))
-    held = np.unique(rows * classes + truth.labels)
+    classes = len(annotations.categories)
+    every = np.arange(len(annotations) * classes)
+    rows = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
+    held = np.unique(rows * classes + annotations.labels)
     absent = np.setdiff1d(every, held)
     return Federated(
         negative=absent[rng.random(len(absent)) < 0.4],
@@ -43,40 +43,42 @@ def federate(truth: Truth, seed: int) -> Federated:
     )
 
 
-def plain_lvis(truth: Truth, federated: Federated, table: DetectionTable) -> dict[str, float]:
+def plain_lvis(
+    annotations: Annotations, federated: Federated, table: DetectionTable
+) -> dict[str, float]:
     """The protocol as lvis-api's documentation and code have it, one thing after the other."""
-    classes = len(truth.categories)
+    classes = len(annotations.categories)
     kept: list[int] = []
-    for row in range(len(truth)):
+    for row in range(len(annotations)):
         mine = [n for n in range(len(table)) if table.rows[n] == row]
         best = sorted(mine, key=lambda n: -table.scores[n])[:300]
         kept += [n for n in best if table.xywh[n][2] * table.xywh[n][3] > 0]
     precision = -np.ones((10, 101, classes, 4))
     recall = -np.ones((10, classes, 4))
-    order = np.argsort(truth.image_ids).tolist()
+    order = np.argsort(annotations.image_ids).tolist()
     for label in range(classes):
         for area, (low, high) in enumerate(RANGES):
             scores: list[float] = []
             fates: list[list[str]] = []
             boxes_that_count = 0
             for row in order:
-                span = truth.boxes_of(row)
+                span = annotations.boxes_of(row)
                 boxes = [
                     b
                     for b in range(span.start, span.stop)
-                    if truth.labels[b] == label and truth.areas[b] > 0
+                    if annotations.labels[b] == label and annotations.areas[b] > 0
                 ]
                 code = row * classes + label
                 if not boxes and code not in federated.negative:
                     continue
                 mine = [n for n in kept if table.rows[n] == row and table.labels[n] == label]
                 mine.sort(key=lambda n: -table.scores[n])
-                boxes.sort(key=lambda b: not low <= truth.areas[b] <= high)
-                counts = [bool(low <= truth.areas[b] <= high) for b in boxes]
+                boxes.sort(key=lambda b: not low <= annotations.areas[b] <= high)
+                counts = [bool(low <= annotations.areas[b] <= high) for b in boxes]
                 boxes_that_count += sum(counts)
                 spared = code in federated.not_exhaustive
                 scores += [float(table.scores[n]) for n in mine]
-                fates += fates_of(truth, table, mine, boxes, counts, (low, high), spared)
+                fates += fates_of(annotations, table, mine, boxes, counts, (low, high), spared)
             if boxes_that_count == 0:
                 continue
             ranked = sorted(range(len(scores)), key=lambda n: -scores[n])
@@ -96,7 +98,7 @@ def plain_lvis(truth: Truth, federated: Federated, table: DetectionTable) -> dic
 
 
 def fates_of(
-    truth: Truth,
+    annotations: Annotations,
     table: DetectionTable,
     mine: list[int],
     boxes: list[int],
@@ -114,7 +116,7 @@ def fates_of(
                     continue
                 if best >= 0 and counts[best] and not counts[at]:
                     break
-                overlap = iou(table.xywh[number], truth.boxes[box])
+                overlap = iou(table.xywh[number], annotations.boxes[box])
                 if overlap >= most:
                     best, most = at, overlap
             area = table.xywh[number][2] * table.xywh[number][3]
@@ -156,10 +158,10 @@ def iou(xywh: Any, xyxy: Any) -> float:
 )
 @given(seed=st.integers(0, 2**32 - 1))
 def test_equals_plain_loops(seed: int, scene: Any) -> None:
-    truth, found = scene(classes=4, crowds=0.0).draw(seed)
-    federated = federate(truth, seed)
-    ours = score_lvis(truth, federated, found).to_json()
-    theirs = plain_lvis(truth, federated, tabulate(truth, found))
+    annotations, found = scene(classes=4, crowds=0.0).draw(seed)
+    federated = federate(annotations, seed)
+    ours = score_lvis(annotations, federated, found).to_json()
+    theirs = plain_lvis(annotations, federated, tabulate(annotations, found))
     for name in FIGURES:
         if math.isnan(theirs[name]):
             assert ours[name] is None
@@ -168,19 +170,19 @@ def test_equals_plain_loops(seed: int, scene: Any) -> None:
 
 
 def test_more_than_300_detections(scene: Any) -> None:
-    """The limit is of a picture, over all classes, and there is none of 100 a class."""
-    truth, found = scene(pictures=2, boxes=30, classes=2, crowds=0.0, detections=900).draw(9)
+    """The limit is of an image, over all classes, and there is none of 100 a class."""
+    annotations, found = scene(images=2, boxes=30, classes=2, crowds=0.0, detections=900).draw(9)
     assert max(len(own) for own in found) > 400
-    federated = federate(truth, 9)
-    ours = score_lvis(truth, federated, found)
-    theirs = plain_lvis(truth, federated, tabulate(truth, found))
+    federated = federate(annotations, 9)
+    ours = score_lvis(annotations, federated, found)
+    theirs = plain_lvis(annotations, federated, tabulate(annotations, found))
     assert ours.ap == pytest.approx(theirs["ap"], abs=1e-12)
-    assert ours.num_judged <= 300 * len(truth) < ours.num_detections
+    assert ours.num_judged <= 300 * len(annotations) < ours.num_detections
 
 
-def lvis_file(truth: Truth, federated: Federated) -> dict[str, Any]:
-    content = ground_truth_json(truth)
-    classes, ids = len(truth.categories), truth.categories.ids
+def lvis_file(annotations: Annotations, federated: Federated) -> dict[str, Any]:
+    content = ground_truth_json(annotations)
+    classes, ids = len(annotations.categories), annotations.categories.ids
     for row, image in enumerate(content["images"]):
         own = range(row * classes, (row + 1) * classes)
         image["neg_category_ids"] = [ids[c % classes] for c in own if c in federated.negative]
@@ -193,12 +195,12 @@ def lvis_file(truth: Truth, federated: Federated) -> dict[str, Any]:
 
 
 def test_the_file_round_trips(scene: Any, tmp_path: Path) -> None:
-    truth, _ = scene(classes=4, crowds=0.0).draw(3)
-    federated = federate(truth, 3)
+    annotations, _ = scene(classes=4, crowds=0.0).draw(3)
+    federated = federate(annotations, 3)
     path = tmp_path / "lvis.json"
-    path.write_text(json.dumps(lvis_file(truth, federated)))
+    path.write_text(json.dumps(lvis_file(annotations, federated)))
     content = load_annotations(path)
-    again, _ = truth_of(content, where=path, keep_all=True)
+    again, _ = annotations_of(content, where=path, keep_all=True)
     read = read_federated(content, again, where=path)
     np.testing.assert_array_equal(read.negative, federated.negative)
     np.testing.assert_array_equal(read.not_exhaustive, federated.not_exhaustive)
@@ -217,16 +219,16 @@ def test_the_file_round_trips(scene: Any, tmp_path: Path) -> None:
     ],
 )
 def test_files_that_are_not_lvis(scene: Any, spoil: Callable[[Any], Any], message: str) -> None:
-    truth, _ = scene().draw(3)
-    content = lvis_file(truth, federate(truth, 3))
+    annotations, _ = scene().draw(3)
+    content = lvis_file(annotations, federate(annotations, 3))
     spoil(content)
     with pytest.raises(DatasetError, match=message):
-        read_federated(content, truth, where=Path("lvis.json"))
+        read_federated(content, annotations, where=Path("lvis.json"))
 
 
-def test_by_hand(truth_of: Callable[..., Truth]) -> None:
+def test_by_hand(annotations_of: Callable[..., Annotations]) -> None:
     """One class a row: an absent class in the negative list costs, one that is unsaid does not."""
-    truth = truth_of([(100, 100)], [[[0, 0, 40, 40, 0, 0]]])
+    annotations = annotations_of([(100, 100)], [[[0, 0, 40, 40, 0, 0]]])
     rows = [([0.0, 0, 40, 40], 0.5, 0), ([50.0, 50, 90, 90], 0.9, 0), ([50.0, 50, 90, 90], 0.9, 1)]
     found = Detections(
         image_id=7,
@@ -236,23 +238,23 @@ def test_by_hand(truth_of: Callable[..., Truth]) -> None:
     )
     nobody = np.zeros(0, dtype=np.int64)
     strict = Federated(negative=nobody, not_exhaustive=nobody, frequencies=("r", "c", "f"))
-    scores = score_lvis(truth, strict, [found])
+    scores = score_lvis(annotations, strict, [found])
     assert scores.ap == scores.ap_rare == pytest.approx(0.5)
     assert scores.num_judged == 2
     assert math.isnan(scores.ap_common)
     assert scores.to_json()["ap_common"] is None
     spared = Federated(negative=nobody, not_exhaustive=np.array([0]), frequencies=("r", "c", "f"))
-    assert score_lvis(truth, spared, [found]).ap == pytest.approx(1.0)
+    assert score_lvis(annotations, spared, [found]).ap == pytest.approx(1.0)
 
 
 def test_the_official_figures() -> None:
     """Recorded from lvis-api 0.5.3 on the file beside; -1 is LVIS's "no such boxes"."""
     path = Path(__file__).parent / "fixtures" / "lvis_official.json"
     recorded = json.loads(path.read_text())
-    truth, _ = truth_of(recorded["annotations"], where=path, keep_all=True)
-    federated = read_federated(recorded["annotations"], truth, where=path)
-    table = table_of_results(truth, recorded["results"])
-    ours = score_lvis(truth, federated, table).to_json()
+    annotations, _ = annotations_of(recorded["annotations"], where=path, keep_all=True)
+    federated = read_federated(recorded["annotations"], annotations, where=path)
+    table = table_of_results(annotations, recorded["results"])
+    ours = score_lvis(annotations, federated, table).to_json()
     figures = [-1.0 if ours[name] is None else ours[name] for name in FIGURES]
     np.testing.assert_allclose(figures, recorded["figures"], rtol=0, atol=1e-12)
     assert len(set(figures)) > 10

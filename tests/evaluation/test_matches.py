@@ -19,7 +19,7 @@ from cachedet.evaluation.detection_table import tabulate
 from cachedet.evaluation.matches import MatchTable, match_detections
 from cachedet.evaluation.metrics import coco_results, ground_truth_json, score_matches
 from cachedet.evaluation.precision import accumulate
-from cachedet.structures import Detections, MaskCodes, Truth
+from cachedet.structures import Annotations, Detections, MaskCodes
 
 FIGURES = 12
 any_scene = settings(
@@ -27,50 +27,53 @@ any_scene = settings(
 )
 
 
-def figures_of(truth: Truth, matches: MatchTable) -> list[float]:
-    scores = score_matches(truth, matches, num_detections=0)
+def figures_of(annotations: Annotations, matches: MatchTable) -> list[float]:
+    scores = score_matches(annotations, matches, num_detections=0)
     return [-1.0 if np.isnan(value) else value for value in dataclasses.astuple(scores)[:FIGURES]]
 
 
 def assert_equals_pycocotools(
-    truth: Truth, found: list[Detections], pycocotools: Callable[..., Any], of: Any = "bbox"
+    annotations: Annotations,
+    found: list[Detections],
+    pycocotools: Callable[..., Any],
+    of: Any = "bbox",
 ) -> None:
     with_masks = of == "segm"
-    rows = coco_results(truth, found)
+    rows = coco_results(annotations, found)
     if with_masks:
         rows = [{key: row[key] for key in row if key != "bbox"} for row in rows]
-    theirs = pycocotools(ground_truth_json(truth), rows, of=of)
-    table = tabulate(truth, found, with_masks=with_masks)
-    matches = match_detections(truth, table, of=of)
+    theirs = pycocotools(ground_truth_json(annotations), rows, of=of)
+    table = tabulate(annotations, found, with_masks=with_masks)
+    matches = match_detections(annotations, table, of=of)
     ours = accumulate(matches)
     np.testing.assert_array_equal(ours.precision, theirs.eval["precision"][..., -1])
     np.testing.assert_array_equal(ours.recall, theirs.eval["recall"][..., -1])
-    np.testing.assert_allclose(figures_of(truth, matches), theirs.stats, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(figures_of(annotations, matches), theirs.stats, rtol=0, atol=1e-12)
 
 
 @any_scene
 @given(seed=st.integers(0, 2**32 - 1))
 def test_equals_pycocotools(seed: int, scene: Any, pycocotools: Callable[..., Any]) -> None:
-    """Crowds, empty pictures, ties, 0-based gapped ids, unsorted image ids, area bounds."""
-    truth, found = scene().draw(seed)
-    assert_equals_pycocotools(truth, found, pycocotools)
+    """Crowds, empty images, ties, 0-based gapped ids, unsorted image ids, area bounds."""
+    annotations, found = scene().draw(seed)
+    assert_equals_pycocotools(annotations, found, pycocotools)
 
 
 def test_many_of_one_class(scene: Any, pycocotools: Callable[..., Any]) -> None:
-    """More than 100 detections of a class in a picture, dozens of candidates each."""
-    truth, found = scene(pictures=3, boxes=60, classes=1, detections=400).draw(5)
+    """More than 100 detections of a class in an image, dozens of candidates each."""
+    annotations, found = scene(images=3, boxes=60, classes=1, detections=400).draw(5)
     assert max(len(own) for own in found) > 150
-    assert_equals_pycocotools(truth, found, pycocotools)
+    assert_equals_pycocotools(annotations, found, pycocotools)
 
 
-def test_a_class_without_truth_and_1203_classes(
+def test_a_class_without_annotations_and_1203_classes(
     scene: Any, pycocotools: Callable[..., Any]
 ) -> None:
-    truth, found = scene(classes=1203, boxes=4, detections=6).draw(2)
-    theirs = pycocotools(ground_truth_json(truth), coco_results(truth, found))
-    matches = match_detections(truth, tabulate(truth, found))
-    np.testing.assert_allclose(figures_of(truth, matches), theirs.stats, rtol=0, atol=1e-12)
-    per_class = score_matches(truth, matches, num_detections=0).per_class
+    annotations, found = scene(classes=1203, boxes=4, detections=6).draw(2)
+    theirs = pycocotools(ground_truth_json(annotations), coco_results(annotations, found))
+    matches = match_detections(annotations, tabulate(annotations, found))
+    np.testing.assert_allclose(figures_of(annotations, matches), theirs.stats, rtol=0, atol=1e-12)
+    per_class = score_matches(annotations, matches, num_detections=0).per_class
     assert len(per_class) == 1203
     absent = [score.num_boxes == 0 for score in per_class]
     assert sum(absent) > 1000
@@ -78,61 +81,63 @@ def test_a_class_without_truth_and_1203_classes(
 
 
 def test_masks_equal_pycocotools(scene: Any, pycocotools: Callable[..., Any]) -> None:
-    truth, found = scene(pictures=4).draw(11)
+    annotations, found = scene(images=4).draw(11)
     y, x = np.mgrid[:200, :200]
     codes = []
-    for x1, y1, x2, y2 in truth.boxes.tolist():
+    for x1, y1, x2, y2 in annotations.boxes.tolist():
         inside = (x >= x1) & (x < x2) & (y >= y1) & (y < y2) & ((x + y) % 3 > 0)
         codes.append(encode_bitmap(inside))
-    truth = dataclasses.replace(truth, masks=MaskCodes.join(codes))
+    annotations = dataclasses.replace(annotations, masks=MaskCodes.join(codes))
     found = [dataclasses.replace(own, masks=torch.rand(len(own), 7, 7)) for own in found]
-    assert_equals_pycocotools(truth, found, pycocotools, of="segm")
+    assert_equals_pycocotools(annotations, found, pycocotools, of="segm")
 
 
 def test_hundreds_of_masks(scene: Any, pycocotools: Callable[..., Any]) -> None:
     """pycocotools' own area of a list fails beyond 255; its loadRes asks one by one."""
-    truth, found = scene(pictures=2, boxes=8, classes=2, crowds=0.0, detections=900).draw(6)
+    annotations, found = scene(images=2, boxes=8, classes=2, crowds=0.0, detections=900).draw(6)
     assert max(len(own) for own in found) > 300
-    codes = [NO_MASK] * len(truth.labels)
-    truth = dataclasses.replace(truth, masks=MaskCodes.join(codes))
+    codes = [NO_MASK] * len(annotations.labels)
+    annotations = dataclasses.replace(annotations, masks=MaskCodes.join(codes))
     found = [dataclasses.replace(own, masks=torch.ones(len(own), 7, 7)) for own in found]
-    assert_equals_pycocotools(truth, found, pycocotools, of="segm")
+    assert_equals_pycocotools(annotations, found, pycocotools, of="segm")
 
 
 def test_masks_are_asked_for_where_there_are_none(scene: Any) -> None:
-    truth, found = scene().draw(1)
+    annotations, found = scene().draw(1)
     with pytest.raises(InputError, match="scoring masks needs detections with masks"):
-        match_detections(truth, tabulate(truth, found), of="segm")
+        match_detections(annotations, tabulate(annotations, found), of="segm")
     found = [dataclasses.replace(own, masks=torch.rand(len(own), 7, 7)) for own in found]
-    with pytest.raises(InputError, match="scoring masks needs a truth with masks"):
-        match_detections(truth, tabulate(truth, found, with_masks=True), of="segm")
+    with pytest.raises(InputError, match="scoring masks needs ground truth with masks"):
+        match_detections(annotations, tabulate(annotations, found, with_masks=True), of="segm")
 
 
 @any_scene
 @given(seed=st.integers(0, 2**32 - 1))
 def test_partners_are_those_of_plain_loops(seed: int, scene: Any) -> None:
     """COCO's loop as prose has it, for one threshold, with the number of the box found."""
-    truth, found = scene(pictures=3).draw(seed)
-    table = tabulate(truth, found)
-    matches = match_detections(truth, table)
+    annotations, found = scene(images=3).draw(seed)
+    table = tabulate(annotations, found)
+    matches = match_detections(annotations, table)
     threshold = seed % 10
     expected = np.full(len(table), -1)
-    for row in range(len(truth)):
-        for label in range(len(truth.categories)):
+    for row in range(len(annotations)):
+        for label in range(len(annotations.categories)):
             mine = np.flatnonzero((table.rows == row) & (table.labels == label))
             mine = mine[np.argsort(-table.scores[mine], kind="stable")]
-            span = truth.boxes_of(row)
-            boxes = [b for b in range(span.start, span.stop) if truth.labels[b] == label]
-            boxes.sort(key=lambda b: bool(truth.crowd[b]))
+            span = annotations.boxes_of(row)
+            boxes = [b for b in range(span.start, span.stop) if annotations.labels[b] == label]
+            boxes.sort(key=lambda b: bool(annotations.crowd[b]))
             taken: set[int] = set()
             for number in mine.tolist():
                 best, most = -1, matches.iou_thresholds[threshold]
                 for box in boxes:
-                    if box in taken and not truth.crowd[box]:
+                    if box in taken and not annotations.crowd[box]:
                         continue
-                    if best >= 0 and not truth.crowd[best] and truth.crowd[box]:
+                    if best >= 0 and not annotations.crowd[best] and annotations.crowd[box]:
                         break
-                    overlap = iou(table.xywh[number], truth.boxes[box], bool(truth.crowd[box]))
+                    overlap = iou(
+                        table.xywh[number], annotations.boxes[box], bool(annotations.crowd[box])
+                    )
                     if overlap >= most:
                         best, most = box, overlap
                 if best >= 0:
@@ -153,20 +158,20 @@ def iou(xywh: Any, xyxy: Any, crowd: bool) -> float:
 
 
 def test_small_turns_change_nothing(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    truth, found = scene(pictures=20, boxes=12).draw(3)
-    table = tabulate(truth, found)
-    whole = match_detections(truth, table)
+    annotations, found = scene(images=20, boxes=12).draw(3)
+    table = tabulate(annotations, found)
+    whole = match_detections(annotations, table)
     monkeypatch.setattr(matches_module, "_PAIRS_AT_ONCE", 2)
-    parts = match_detections(truth, table)
+    parts = match_detections(annotations, table)
     np.testing.assert_array_equal(whole.matched, parts.matched)
     np.testing.assert_array_equal(whole.partner, parts.partner)
 
 
-def test_ten_thousand_detections_in_a_picture(truth_of: Callable[..., Truth]) -> None:
-    """The limit of a class and picture comes first, so the rest costs nothing."""
+def test_ten_thousand_detections_in_a_image(annotations_of: Callable[..., Annotations]) -> None:
+    """The limit of a class and image comes first, so the rest costs nothing."""
     boxes = [[float(n % 40) * 4, float(n // 40) * 4, float(n % 40) * 4 + 9, n // 40 * 4 + 9, 0, 0]
              for n in range(500)]  # fmt: skip
-    truth = truth_of([(200, 200)], [boxes])
+    annotations = annotations_of([(200, 200)], [boxes])
     corners = torch.rand(12_000, 2) * 150
     found = Detections(
         image_id=7,
@@ -174,16 +179,16 @@ def test_ten_thousand_detections_in_a_picture(truth_of: Callable[..., Truth]) ->
         scores=torch.rand(12_000),
         labels=torch.zeros(12_000, dtype=torch.int64),
     )
-    matches = match_detections(truth, tabulate(truth, [found]))
+    matches = match_detections(annotations, tabulate(annotations, [found]))
     assert len(matches.scores) == 100
     assert float(matches.scores.min()) >= float(found.scores.sort().values[-101])
-    unlimited = match_detections(truth, tabulate(truth, [found]), most_per_class=None)
+    unlimited = match_detections(annotations, tabulate(annotations, [found]), most_per_class=None)
     assert len(unlimited.scores) == 12_000
 
 
 def test_a_threshold_that_was_not_matched_at(scene: Any) -> None:
-    truth, found = scene().draw(1)
-    matches = match_detections(truth, tabulate(truth, found))
+    annotations, found = scene().draw(1)
+    matches = match_detections(annotations, tabulate(annotations, found))
     assert matches.threshold(0.75) == 5
     with pytest.raises(ValueError, match="matched at IoU .*, asked for 0.3"):
         matches.threshold(0.3)

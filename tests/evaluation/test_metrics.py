@@ -23,7 +23,7 @@ from cachedet.evaluation.metrics import (
     score_detections,
     score_table,
 )
-from cachedet.structures import Detections, MaskCodes, Truth
+from cachedet.structures import Annotations, Detections, MaskCodes
 
 BOXES = [
     [[10, 10, 60, 60, 0, 0], [70, 70, 90, 95, 1, 0], [0, 0, 120, 40, 0, 1]],
@@ -33,8 +33,10 @@ BOXES = [
 
 
 @pytest.fixture(params=[(2, 5, 90), (0, 17, 1203)])
-def truth(request: pytest.FixtureRequest, truth_of: Callable[..., Truth]) -> Truth:
-    return truth_of([(200, 200)] * 3, BOXES, ids=request.param)
+def annotations(
+    request: pytest.FixtureRequest, annotations_of: Callable[..., Annotations]
+) -> Annotations:
+    return annotations_of([(200, 200)] * 3, BOXES, ids=request.param)
 
 
 def detections(image_id: int, rows: list[tuple[list[float], float, int]]) -> Detections:
@@ -48,7 +50,7 @@ def detections(image_id: int, rows: list[tuple[list[float], float, int]]) -> Det
 
 @pytest.fixture
 def found() -> list[Detections]:
-    """Hits, a miss, a duplicate, ties in score, something inside the crowd, a negative picture."""
+    """Hits, a miss, a duplicate, ties in score, something inside the crowd, a negative image."""
     return [
         detections(7, [
             ([11.0, 10, 60, 61], 0.9, 0), ([12.0, 10, 60, 61], 0.9, 0), ([2.0, 2, 30, 30], 0.8, 0),
@@ -60,11 +62,11 @@ def found() -> list[Detections]:
 
 
 def test_the_results_file_scores_the_same_on_the_users_annotations(
-    truth: Truth, found: list[Detections], tmp_path: Path
+    annotations: Annotations, found: list[Detections], tmp_path: Path
 ) -> None:
-    scores = score_detections(truth, found)
-    (tmp_path / "gt.json").write_text(json.dumps(ground_truth_json(truth)))
-    (tmp_path / "dt.json").write_text(json.dumps(coco_results(truth, found)))
+    scores = score_detections(annotations, found)
+    (tmp_path / "gt.json").write_text(json.dumps(ground_truth_json(annotations)))
+    (tmp_path / "dt.json").write_text(json.dumps(coco_results(annotations, found)))
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(tmp_path / "gt.json"))
         official = COCOeval(coco, coco.loadRes(str(tmp_path / "dt.json")), "bbox")
@@ -76,7 +78,7 @@ def test_the_results_file_scores_the_same_on_the_users_annotations(
     expected = [None if value == -1 else value for value in official.stats.tolist()]
     assert [ours[name] for name in names] == expected
     for label in range(3):
-        official.params.catIds = [truth.categories.ids[label]]
+        official.params.catIds = [annotations.categories.ids[label]]
         with contextlib.redirect_stdout(io.StringIO()):
             official.evaluate()
             official.accumulate()
@@ -85,11 +87,11 @@ def test_the_results_file_scores_the_same_on_the_users_annotations(
         assert scores.per_class[label].ap50 == pytest.approx(official.stats[1], abs=1e-12)
 
 
-def test_by_hand(truth_of: Callable[..., Truth]) -> None:
+def test_by_hand(annotations_of: Callable[..., Annotations]) -> None:
     """One of two boxes found, with a false alarm below it: precision 1 up to recall 0.5."""
-    truth = truth_of([(100, 100)], [[[0, 0, 40, 40, 0, 0], [50, 50, 90, 90, 0, 0]]])
+    annotations = annotations_of([(100, 100)], [[[0, 0, 40, 40, 0, 0], [50, 50, 90, 90, 0, 0]]])
     rows = [([0.0, 0, 40, 40], 0.9, 0), ([50.0, 0, 90, 30], 0.8, 0)]
-    scores = score_detections(truth, [detections(7, rows)])
+    scores = score_detections(annotations, [detections(7, rows)])
     assert scores.ap == pytest.approx(51 / 101)
     assert scores.ap50 == pytest.approx(51 / 101)
     assert scores.ar1 == scores.ar100 == pytest.approx(0.5)
@@ -99,46 +101,48 @@ def test_by_hand(truth_of: Callable[..., Truth]) -> None:
     assert math.isnan(scores.per_class[1].ap)
 
 
-def test_nothing_detected(truth: Truth) -> None:
-    scores = score_detections(truth, [])
+def test_nothing_detected(annotations: Annotations) -> None:
+    scores = score_detections(annotations, [])
     assert scores.ap == scores.ap50 == scores.ar100 == 0.0
     assert scores.num_detections == 0
-    assert scores.num_pictures == 3
+    assert scores.num_images == 3
 
 
-def test_boxes_travel_as_xywh(truth: Truth) -> None:
-    annotation = ground_truth_json(truth)["annotations"][-1]
+def test_boxes_travel_as_xywh(annotations: Annotations) -> None:
+    annotation = ground_truth_json(annotations)["annotations"][-1]
     np.testing.assert_array_equal(annotation["bbox"], [20.5, 30.25, 20.25, 29.75])
-    assert ground_truth_json(truth)["annotations"][2]["iscrowd"] == 1
+    assert ground_truth_json(annotations)["annotations"][2]["iscrowd"] == 1
 
 
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (detections(99, []), "image id 99, which is not in the truth"),
+        (detections(99, []), "image id 99, which is not in the ground truth"),
         (detections(7, [([0.0, 0, 1, 1], 0.5, 3)]), r"image id 7 hold a label outside 0..2"),
         (detections(7, [([0.0, 0, 1, 1], math.nan, 0)]), "hold a box or score that is NaN or Inf"),
         (detections(7, [([0.0, 0, math.inf, 1], 0.5, 0)]), "hold a box or score that is NaN"),
     ],
 )
-def test_impossible_detections(truth: Truth, bad: Detections, message: str) -> None:
+def test_impossible_detections(annotations: Annotations, bad: Detections, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        score_detections(truth, [bad])
+        score_detections(annotations, [bad])
 
 
-def with_masks(truth: Truth) -> Truth:
+def with_masks(annotations: Annotations) -> Annotations:
     """Every second box has an ellipse for a mask, the others none."""
     y, x = np.mgrid[:200, :200] + 0.5
     codes = []
-    for number, (x1, y1, x2, y2) in enumerate(truth.boxes.tolist()):
+    for number, (x1, y1, x2, y2) in enumerate(annotations.boxes.tolist()):
         dx, dy = (2 * x - x1 - x2) / (x2 - x1), (2 * y - y1 - y2) / (y2 - y1)
         codes.append(encode_bitmap(dx**2 + dy**2 < 1) if number % 2 == 0 else NO_MASK)
-    return dataclasses.replace(truth, masks=MaskCodes.join(codes))
+    return dataclasses.replace(annotations, masks=MaskCodes.join(codes))
 
 
-def test_mask_figures_are_pycocotools_own(truth: Truth, found: list[Detections]) -> None:
+def test_mask_figures_are_pycocotools_own(
+    annotations: Annotations, found: list[Detections]
+) -> None:
     """On the files a person would give it: boxes left out of the results, as its users do."""
-    masked = with_masks(truth)
+    masked = with_masks(annotations)
     seen = [dataclasses.replace(own, masks=torch.rand(len(own), 14, 14)) for own in found]
     rows = coco_results(masked, seen)
     scores = score_table(masked, table_of_results(masked, rows), of="segm")
@@ -158,8 +162,8 @@ def test_mask_figures_are_pycocotools_own(truth: Truth, found: list[Detections])
     assert score_table(masked, other, of="segm").ap != scores.ap
 
 
-def test_masks_of_a_foreign_store_never_reach_pycocotools(truth: Truth) -> None:
-    codes = [b"ooooo"] * len(truth.labels)
-    hostile = dataclasses.replace(truth, masks=MaskCodes.join(codes))
-    with pytest.raises(StoreError, match="a mask of 5 bytes does not cover its picture of 200 x"):
+def test_masks_of_a_foreign_store_never_reach_pycocotools(annotations: Annotations) -> None:
+    codes = [b"ooooo"] * len(annotations.labels)
+    hostile = dataclasses.replace(annotations, masks=MaskCodes.join(codes))
+    with pytest.raises(StoreError, match="a mask of 5 bytes does not cover its image of 200 x"):
         ground_truth_json(hostile)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cachedet.evaluation.metrics import coco_results, ground_truth_json
 from cachedet.evaluation.precision import ProposalReport, proposal_recall
-from cachedet.structures import Detections, Truth
+from cachedet.structures import Annotations, Detections
 
 
 @settings(
@@ -22,12 +22,15 @@ from cachedet.structures import Detections, Truth
 def test_equals_pycocotools_without_classes(
     seed: int, scene: Any, pycocotools: Callable[..., Any]
 ) -> None:
-    truth, found = scene(detections=20).draw(seed)
+    annotations, found = scene(detections=20).draw(seed)
     found = [dataclasses.replace(own, labels=torch.zeros_like(own.labels)) for own in found]
     theirs = pycocotools(
-        ground_truth_json(truth), coco_results(truth, found), limits=(1, 3, 12), use_classes=False
+        ground_truth_json(annotations),
+        coco_results(annotations, found),
+        limits=(1, 3, 12),
+        use_classes=False,
     ).eval["recall"]
-    ours = proposal_recall(truth, found, limits=(12, 1, 3))
+    ours = proposal_recall(annotations, found, limits=(12, 1, 3))
     assert [own.limit for own in ours] == [1, 3, 12]
     for place, own in enumerate(ours):
         figures = (own.ar, own.ar_small, own.ar_medium, own.ar_large)
@@ -42,27 +45,27 @@ def test_equals_pycocotools_without_classes(
             assert own.recall75 == pytest.approx(theirs[5, 0, 0, place])
 
 
-def test_classes_do_not_matter(truth_of: Callable[..., Truth]) -> None:
-    truth = truth_of([(200, 200)], [[[0, 0, 40, 40, 2, 0], [100, 100, 140, 140, 1, 0]]])
+def test_classes_do_not_matter(annotations_of: Callable[..., Annotations]) -> None:
+    annotations = annotations_of([(200, 200)], [[[0, 0, 40, 40, 2, 0], [100, 100, 140, 140, 1, 0]]])
     proposals = Detections(
         image_id=7,
         boxes=torch.tensor([[0.0, 0, 40, 40], [50, 0, 90, 40], [100, 100, 140, 140]]),
         scores=torch.tensor([0.9, 0.8, 0.7]),
         labels=torch.tensor([0, 1, 2]),
     )
-    two, three = proposal_recall(truth, [proposals], limits=(2, 3))
+    two, three = proposal_recall(annotations, [proposals], limits=(2, 3))
     assert (two.ar, three.ar) == (0.5, 1.0)
     assert math.isnan(two.ar_small)
     assert two.to_json()["ar_small"] is None
     assert two.to_json()["limit"] == 2
-    report = ProposalReport(most_per_picture=3, at_limits=(two, three))
+    report = ProposalReport(most_per_image=3, at_limits=(two, three))
     assert report.to_json() == {
-        "most_per_picture": 3,
+        "most_per_image": 3,
         "at_limits": [two.to_json(), three.to_json()],
     }
 
 
 def test_impossible_limits(scene: Any) -> None:
-    truth, found = scene().draw(1)
-    with pytest.raises(ValueError, match=r"limits of at least 1 proposal a picture, got \[0\]"):
-        proposal_recall(truth, found, limits=(0,))
+    annotations, found = scene().draw(1)
+    with pytest.raises(ValueError, match=r"limits of at least 1 proposal an image, got \[0\]"):
+        proposal_recall(annotations, found, limits=(0,))

@@ -1,4 +1,4 @@
-"""The bootstrap: weights against pictures that really stand several times, and its coverage."""
+"""The bootstrap: weights against images that really stand several times, and its coverage."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from cachedet.evaluation.significance import (
     Interval,
     bootstrap,
     compare_runs,
-    draw_pictures,
+    draw_images,
     weighted_ap,
 )
-from cachedet.structures import CategoryMap, Detections, Truth
+from cachedet.structures import Annotations, CategoryMap, Detections
 
 few = settings(
     max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -32,13 +32,13 @@ few = settings(
 
 
 def repeated(
-    truth: Truth, found: list[Detections], weights: NDArray[np.int64]
-) -> tuple[Truth, list[Detections]]:
-    """A data set in which picture n really stands `weights[n]` times, under ids of their own."""
-    rows = np.repeat(np.arange(len(truth)), weights)
+    annotations: Annotations, found: list[Detections], weights: NDArray[np.int64]
+) -> tuple[Annotations, list[Detections]]:
+    """A data set in which image n really stands `weights[n]` times, under ids of their own."""
+    rows = np.repeat(np.arange(len(annotations)), weights)
     copy = np.concatenate([np.arange(count) for count in weights])
-    ids = truth.image_ids[rows] * 100 + copy  # in the order of the ids they had
-    plain = truth.keep_rows(rows.tolist())
+    ids = annotations.image_ids[rows] * 100 + copy  # in the order of the ids they had
+    plain = annotations.keep_rows(rows.tolist())
     again = dataclasses.replace(
         plain, image_ids=ids, file_names=tuple(f"{n}.jpg" for n in range(len(ids)))
     )
@@ -51,10 +51,10 @@ def repeated(
 @few
 @given(seed=st.integers(0, 2**32 - 1))
 def test_weights_of_one_give_the_ap(seed: int, scene: Any) -> None:
-    truth, found = scene().draw(seed)
-    matches = match_detections(truth, tabulate(truth, found))
-    ours = weighted_ap(matches, np.ones((1, len(truth)), dtype=np.int64))
-    scores = score_detections(truth, found)
+    annotations, found = scene().draw(seed)
+    matches = match_detections(annotations, tabulate(annotations, found))
+    ours = weighted_ap(matches, np.ones((1, len(annotations)), dtype=np.int64))
+    scores = score_detections(annotations, found)
     assert ours.ap[0] == pytest.approx(scores.ap, abs=1e-12, nan_ok=True)
     assert ours.ap50[0] == pytest.approx(scores.ap50, abs=1e-12, nan_ok=True)
     per_class = [score.ap for score in scores.per_class]
@@ -63,16 +63,16 @@ def test_weights_of_one_give_the_ap(seed: int, scene: Any) -> None:
 
 @few
 @given(seed=st.integers(0, 2**32 - 1))
-def test_weights_equal_repeated_pictures(seed: int, scene: Any) -> None:
-    truth, found = scene(detections=8).draw(seed)
-    # Equal scores in a picture may fall on both sides of a copy; apart from these all is exact.
+def test_weights_equal_repeated_images(seed: int, scene: Any) -> None:
+    annotations, found = scene(detections=8).draw(seed)
+    # Equal scores in an image may fall on both sides of a copy; apart from these all is exact.
     found = [
         dataclasses.replace(own, scores=own.scores - torch.arange(len(own)) * 1e-3) for own in found
     ]
-    weights = draw_pictures(len(truth), resamples=3, seed=seed)
-    ours = weighted_ap(match_detections(truth, tabulate(truth, found)), weights)
+    weights = draw_images(len(annotations), resamples=3, seed=seed)
+    ours = weighted_ap(match_detections(annotations, tabulate(annotations, found)), weights)
     for place, own in enumerate(weights):
-        scores = score_detections(*repeated(truth, found, own))
+        scores = score_detections(*repeated(annotations, found, own))
         assert ours.ap[place] == pytest.approx(scores.ap, abs=1e-12, nan_ok=True)
         assert ours.ap50[place] == pytest.approx(scores.ap50, abs=1e-12, nan_ok=True)
         per_class = [score.ap for score in scores.per_class]
@@ -80,43 +80,43 @@ def test_weights_equal_repeated_pictures(seed: int, scene: Any) -> None:
 
 
 def test_parts_change_nothing(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    truth, found = scene(pictures=12).draw(3)
-    whole = bootstrap(truth, found, resamples=50)
+    annotations, found = scene(images=12).draw(3)
+    whole = bootstrap(annotations, found, resamples=50)
     monkeypatch.setattr(significance, "_VALUES_AT_ONCE", 100)
-    assert bootstrap(truth, found, resamples=50).to_json() == whole.to_json()
+    assert bootstrap(annotations, found, resamples=50).to_json() == whole.to_json()
 
 
 def test_draws() -> None:
-    weights = draw_pictures(9, resamples=200, seed=4)
+    weights = draw_images(9, resamples=200, seed=4)
     assert weights.shape == (200, 9)
     assert (weights.sum(axis=1) == 9).all()
-    np.testing.assert_array_equal(weights, draw_pictures(9, resamples=200, seed=4))
-    assert (weights != draw_pictures(9, resamples=200, seed=5)).any()
+    np.testing.assert_array_equal(weights, draw_images(9, resamples=200, seed=4))
+    assert (weights != draw_images(9, resamples=200, seed=5)).any()
     assert weights.mean(axis=0) == pytest.approx(np.ones(9), abs=0.3)
 
 
 def test_intervals_are_quantiles_of_the_resamples(scene: Any) -> None:
-    truth, found = scene(pictures=12).draw(8)
-    report = bootstrap(truth, found, resamples=200, seed=3, confidence=0.9)
-    matches = match_detections(truth, tabulate(truth, found))
-    values = weighted_ap(matches, draw_pictures(len(truth), resamples=200, seed=3)).ap
+    annotations, found = scene(images=12).draw(8)
+    report = bootstrap(annotations, found, resamples=200, seed=3, confidence=0.9)
+    matches = match_detections(annotations, tabulate(annotations, found))
+    values = weighted_ap(matches, draw_images(len(annotations), resamples=200, seed=3)).ap
     assert report.ap.low == pytest.approx(np.quantile(values, 0.05))
     assert report.ap.high == pytest.approx(np.quantile(values, 0.95))
     assert report.ap.low < report.ap.value < report.ap.high
-    assert report.ap.value == pytest.approx(score_detections(truth, found).ap)
+    assert report.ap.value == pytest.approx(score_detections(annotations, found).ap)
     told = report.to_json()
     assert told["resamples"] == 200
-    assert told["num_pictures"] == 12
+    assert told["num_images"] == 12
     assert told["per_class"][-1]["value"] is None, "a class without boxes has no interval"
 
 
 def test_a_run_against_itself_and_a_worse_one(scene: Any) -> None:
     """Paired: the same run differs by exactly nothing, however noisy it is."""
-    truth, found = scene(pictures=12).draw(8)
-    same = compare_runs(truth, found, found, resamples=50).difference
+    annotations, found = scene(images=12).draw(8)
+    same = compare_runs(annotations, found, found, resamples=50).difference
     assert (same.ap.value, same.ap.low, same.ap.high) == (0.0, 0.0, 0.0)
     worse = [dataclasses.replace(own, boxes=own.boxes + 2.5) for own in found]
-    report = compare_runs(truth, found, worse, resamples=200)
+    report = compare_runs(annotations, found, worse, resamples=200)
     difference = report.difference.ap
     assert difference.value == pytest.approx(report.first.ap.value - report.second.ap.value)
     assert difference.low > 0
@@ -131,22 +131,22 @@ def width(interval: significance.Interval) -> float:
 
 
 def test_coverage() -> None:
-    """Of 60 data sets of 80 pictures, intervals of 90 % hold the truth of 4,000 pictures."""
+    """Of 60 data sets of 80 images, intervals of 90 % hold the value of 4,000 images."""
     rng = np.random.default_rng(0)
-    population = bernoulli_pictures(rng, 4000)
+    population = bernoulli_images(rng, 4000)
     expected = bootstrap(*population, resamples=1).ap50.value
     held = 0
     for seed in range(60):
-        report = bootstrap(*bernoulli_pictures(rng, 80), resamples=150, seed=seed, confidence=0.9)
+        report = bootstrap(*bernoulli_images(rng, 80), resamples=150, seed=seed, confidence=0.9)
         held += report.ap50.low <= expected <= report.ap50.high
     assert 46 <= held <= 60  # 90 % of 60 are 54, within three standard deviations
 
 
-def bernoulli_pictures(rng: np.random.Generator, count: int) -> tuple[Truth, list[Detections]]:
-    """Three boxes a picture; a picture's difficulty decides how many are found, and how surely."""
+def bernoulli_images(rng: np.random.Generator, count: int) -> tuple[Annotations, list[Detections]]:
+    """Three boxes an image; an image's difficulty decides how many are found, and how surely."""
     corner = np.array([[0.0, 0], [40, 40], [80, 80]])
     boxes = np.tile(np.concatenate([corner, corner + 20], axis=1), (count, 1))
-    truth = Truth(
+    annotations = Annotations(
         image_ids=np.arange(count, dtype=np.int64),
         file_names=tuple(map(str, range(count))),
         sizes_hw=np.full((count, 2), 100, dtype=np.int64),
@@ -169,20 +169,20 @@ def bernoulli_pictures(rng: np.random.Generator, count: int) -> tuple[Truth, lis
                 labels=torch.zeros(3, dtype=torch.int64),
             )
         )
-    return truth, found
+    return annotations, found
 
 
 def test_impossible_settings(scene: Any) -> None:
-    truth, found = scene().draw(1)
-    with pytest.raises(ValueError, match="at least one resample and picture, got 0 and 6"):
-        bootstrap(truth, found, resamples=0)
+    annotations, found = scene().draw(1)
+    with pytest.raises(ValueError, match="at least one resample and image, got 0 and 6"):
+        bootstrap(annotations, found, resamples=0)
     with pytest.raises(ValueError, match="confidence must lie between 0 and 1, .* got 95"):
-        bootstrap(truth, found, resamples=2, confidence=95)
+        bootstrap(annotations, found, resamples=2, confidence=95)
 
 
 def test_nothing_to_find(scene: Any) -> None:
-    truth, found = scene(boxes=0).draw(1)
-    report = bootstrap(truth, found, resamples=5)
+    annotations, found = scene(boxes=0).draw(1)
+    report = bootstrap(annotations, found, resamples=5)
     assert report.ap.to_json() == dict.fromkeys(("value", "low", "high", "share_above_zero"))
 
 

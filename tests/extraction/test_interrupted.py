@@ -20,7 +20,7 @@ from cachedet.store.verify import verify_store
 
 
 class Launcher:
-    """Runs `cachedet extract` again and again on the same pictures."""
+    """Runs `cachedet extract` again and again on the same images."""
 
     def __init__(self, nursery: Any, folder: Path) -> None:
         self._nursery = nursery
@@ -187,7 +187,7 @@ def test_a_read_only_disk(tiny: Any, tmp_path: Path, store_kit: Any) -> None:
     with (
         store_kit.read_only(tmp_path),
         pytest.raises(
-            StoreError, match=r"cannot write .*: (Read-only|Permission).* mend the cause"
+            StoreError, match=r"cannot write .*: (Read-only|Permission).* repair the cause"
         ),
     ):
         extract(config)

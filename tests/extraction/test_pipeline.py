@@ -24,7 +24,7 @@ from cachedet.store.files.leases import LeaseBook
 from cachedet.store.files.owner import Owner
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import describe_store, verify_store
-from cachedet.store.writer import PackedPictures, StoreWriter
+from cachedet.store.writer import PackedImages, StoreWriter
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -68,21 +68,21 @@ def test_the_report_names_the_slowest_stage(tiny: Any, tmp_path: Path) -> None:
 
 
 class SlowWriter(StoreWriter):
-    """Counts how many blocks' pictures are in memory at once."""
+    """Counts how many blocks' images are in memory at once."""
 
     held = most = 0
     lock = threading.Lock()
 
-    def encode(self, block: Any, features: Any, *, start: int = 0) -> PackedPictures:
+    def encode(self, block: Any, features: Any, *, start: int = 0) -> PackedImages:
         with self.lock:
             if start == 0:
                 type(self).held += 1
             type(self).most = max(type(self).most, type(self).held)
         return super().encode(block, features, start=start)
 
-    def commit(self, block: Any, pictures: Any) -> bool:
+    def commit(self, block: Any, images: Any) -> bool:
         time.sleep(0.05)
-        is_ours = super().commit(block, pictures)
+        is_ours = super().commit(block, images)
         with self.lock:
             type(self).held -= 1
         return is_ours
@@ -99,8 +99,8 @@ def pipeline_of(tiny: Any, root: Path, kind: type[StoreWriter], **changes: Any) 
     plan = StorePlan.load(LocalFiles(root))
     writer = kind(root, plan)
     loader = InputLoader(
-        paths=[tiny.paths.images / name for name in plan.truth.file_names],
-        image_ids=plan.truth.image_ids.tolist(),
+        paths=[tiny.paths.images / name for name in plan.annotations.file_names],
+        image_ids=plan.annotations.image_ids.tolist(),
         image_size=128,
         pad_multiple=32,
         preprocessing=backbone.preprocessing,
@@ -133,7 +133,7 @@ def test_encoding_threads_do_not_change_a_byte(tiny: Any, tmp_path: Path) -> Non
 class UnevenWriter(StoreWriter):
     """Takes longest for the first batch of a block."""
 
-    def encode(self, block: Any, features: Any, *, start: int = 0) -> PackedPictures:
+    def encode(self, block: Any, features: Any, *, start: int = 0) -> PackedImages:
         time.sleep(0.05 if start == 0 else 0.0)
         return super().encode(block, features, start=start)
 
@@ -143,7 +143,7 @@ class CountingWriter(StoreWriter):
 
     counts: set[int] = set()  # noqa: RUF012
 
-    def encode(self, block: Any, features: Any, *, start: int = 0) -> PackedPictures:
+    def encode(self, block: Any, features: Any, *, start: int = 0) -> PackedImages:
         self.counts.add(torch.get_num_threads())
         return super().encode(block, features, start=start)
 
@@ -164,7 +164,7 @@ def test_only_the_backbone_uses_several_cores(tiny: Any, tmp_path: Path) -> None
 
 
 class Broken(FrozenBackbone):
-    """Gives NaN from the fifth picture on."""
+    """Gives NaN from the fifth image on."""
 
     seen = 0
 
@@ -176,7 +176,7 @@ class Broken(FrozenBackbone):
         return features
 
 
-def test_a_bad_feature_stops_the_run_and_names_the_picture(tiny: Any, tmp_path: Path) -> None:
+def test_a_bad_feature_stops_the_run_and_names_the_image(tiny: Any, tmp_path: Path) -> None:
     good = load_backbone("test_resnet", weights=str(tiny.weights), image_size=128)
     broken = Broken(
         name=good.name,
@@ -193,7 +193,7 @@ def test_a_bad_feature_stops_the_run_and_names_the_picture(tiny: Any, tmp_path: 
     assert verify_store(tmp_path / "s.zarr", deep=True).bad == ()
 
 
-def test_a_picture_that_vanishes_stops_the_run(tiny: Any, tmp_path: Path) -> None:
+def test_a_image_that_vanishes_stops_the_run(tiny: Any, tmp_path: Path) -> None:
     pipeline, writer, done = pipeline_of(tiny, tmp_path / "s.zarr", StoreWriter)
     pipeline._loader.paths[4] = tmp_path / "gone.jpg"
     with pytest.raises(BadImageError, match=r"gone.jpg: No such file"):
@@ -286,7 +286,7 @@ def test_blocks_left_to_others_are_said_last(tiny: Any, tmp_path: Path) -> None:
     ]
     last = shown.stderr.splitlines()[-1]
     assert last.startswith("extract: ")
-    assert "more pictures by other writers" in last
+    assert "more images by other writers" in last
     assert "left, ends" not in last
 
 
@@ -337,8 +337,8 @@ def test_rates_are_of_busy_time_and_all_workers() -> None:
         time.sleep(0.08)
     decode, backbone = clock.stages["decode"], clock.stages["backbone"]
     assert 0.04 <= decode.seconds < 0.09
-    assert decode.pictures_per_second == 2 * 2 / decode.seconds
+    assert decode.images_per_second == 2 * 2 / decode.seconds
     assert decode.bytes_per_second == 1000 * 2 / decode.seconds
-    slow = min(("decode", "backbone"), key=lambda name: clock.stages[name].pictures_per_second)
+    slow = min(("decode", "backbone"), key=lambda name: clock.stages[name].images_per_second)
     assert clock.slowest == slow
-    assert f"{backbone.pictures_per_second:.0f}/s 0 MB/s; slowest: {slow}" in clock.describe()
+    assert f"{backbone.images_per_second:.0f}/s 0 MB/s; slowest: {slow}" in clock.describe()

@@ -14,7 +14,7 @@ from cachedet.errors import ConfigError
 from cachedet.extraction.ranks import Rank, blocks_to_write, find_rank
 from cachedet.store.files.leases import LeaseBook
 from cachedet.store.files.owner import Owner
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 
 ELSEWHERE = Owner(host="another-machine", pid=1, start=1)
 
@@ -53,9 +53,9 @@ def test_ranks_that_make_no_sense() -> None:
 
 
 @pytest.fixture
-def writer(tmp_path: Path, truth_of: Callable[..., Truth], store_kit: Any) -> Any:
-    truth = truth_of([(96, 128)] * 12, [[] for _ in range(12)])
-    return store_kit.open_writer(tmp_path / "s.zarr", truth, views=("base",))
+def writer(tmp_path: Path, annotations_of: Callable[..., Annotations], store_kit: Any) -> Any:
+    annotations = annotations_of([(96, 128)] * 12, [[] for _ in range(12)])
+    return store_kit.open_writer(tmp_path / "s.zarr", annotations, views=("base",))
 
 
 def names(blocks: list[Any]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Batches from picture files: which draw of a view an epoch shows."""
+"""Batches from image files: which draw of a view an epoch shows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from cachedet.data.geometry import Geometry
 from cachedet.data.views import MOST_DRAWS, make_geometry, make_targets, parse_views, view_named
 from cachedet.detector.end_to_end import PIXELS
-from cachedet.live.image_loader import PictureLoader, fresh_view
+from cachedet.live.image_loader import ImageLoader, fresh_view
 from cachedet.live.modes import inputs_of
 from cachedet.loading.loader import FeatureLoader
 from cachedet.store.reader import FeatureStore
@@ -52,10 +52,10 @@ def store(tiny: Any) -> FeatureStore:
     return FeatureStore.open(tiny.train)
 
 
-def loader_of(store: FeatureStore, images: Path, view: str, *, fresh: bool = True) -> PictureLoader:
+def loader_of(store: FeatureStore, images: Path, view: str, *, fresh: bool = True) -> ImageLoader:
     """Its plans are those of the base view, whose buckets jitter shares."""
     plans = FeatureLoader(store, views=["base"], levels=("C5",), batch_size=2, seed=0)
-    return PictureLoader(
+    return ImageLoader(
         plans,
         views=[view],
         store=store,
@@ -69,8 +69,8 @@ def geometry_of(store: FeatureStore, row: int, view: str) -> Geometry:
     """Also of a view that the store does not hold."""
     return make_geometry(
         view_named(view),
-        picture_hw=store.truth.size_of(row),
-        image_id=int(store.truth.image_ids[row]),
+        image_hw=store.annotations.size_of(row),
+        image_id=int(store.annotations.image_ids[row]),
         image_size=store.manifest.image_size,
         pad_multiple=store.manifest.spec.pad_multiple,
     )
@@ -97,6 +97,6 @@ def test_each_epoch_shows_its_own_draw(
         expected = torch.stack([inputs.load(row, name) for row in rows])
         assert torch.equal(batch.features[PIXELS], expected)
         for row, targets in zip(rows, batch.targets, strict=True):
-            own = make_targets(store.truth, row, geometry_of(store, row, name))
+            own = make_targets(store.annotations, row, geometry_of(store, row, name))
             assert targets.size_hw == own.size_hw
             assert torch.equal(targets.boxes, own.boxes)

@@ -12,7 +12,7 @@ import torch
 from cachedet.config.run import TrainConfig, load_train_config
 from cachedet.detector.end_to_end import PIXELS
 from cachedet.errors import ConfigError, InputError
-from cachedet.live.modes import MODES, BackboneTraining, Rig, make_rig
+from cachedet.live.modes import MODES, BackboneTraining, TrainingMode, make_training_mode
 from cachedet.store.reader import FeatureStore
 
 CONFIG = Path(__file__).parents[2] / "configs" / "retinanet_fpn_tiny.yaml"
@@ -23,8 +23,8 @@ def make_config(*overrides: str) -> TrainConfig:
     return load_train_config(CONFIG, [*small, "device=cpu", *overrides])
 
 
-def rig_of(tiny: Any, mode: Any, config: TrainConfig | None = None, **options: Any) -> Rig:
-    return make_rig(
+def rig_of(tiny: Any, mode: Any, config: TrainConfig | None = None, **options: Any) -> TrainingMode:
+    return make_training_mode(
         mode,
         config or make_config(),
         store=FeatureStore.open(tiny.train),
@@ -35,13 +35,16 @@ def rig_of(tiny: Any, mode: Any, config: TrainConfig | None = None, **options: A
     )
 
 
-def losses_of(rig: Rig, steps: int) -> list[float]:
-    return [rig.trainer.take_step(batch)["loss"] for batch in islice(rig.loader.batches(0), steps)]
+def losses_of(training_mode: TrainingMode, steps: int) -> list[float]:
+    return [
+        training_mode.trainer.take_step(batch)["loss"]
+        for batch in islice(training_mode.loader.batches(0), steps)
+    ]
 
 
-def backbone_of(rig: Rig) -> dict[str, torch.Tensor]:
-    learnt: Any = rig.trainer.detector
-    return {name: value.clone() for name, value in learnt.learnt.state_dict().items()}
+def backbone_of(training_mode: TrainingMode) -> dict[str, torch.Tensor]:
+    backbone: Any = training_mode.trainer.detector
+    return {name: value.clone() for name, value in backbone.backbone.state_dict().items()}
 
 
 def test_live_losses_are_those_of_the_cache(tiny: Any) -> None:
@@ -55,7 +58,7 @@ MOVING = tuple(
 )
 
 
-def test_all_modes_move_pictures_alike(tiny: Any) -> None:
+def test_all_modes_move_images_alike(tiny: Any) -> None:
     """The same draws: cached maps and pixels cover the same, with the same boxes."""
     config = make_config(*MOVING, "schedule.batch_size=4", "seed=3")
     cached, live = (
@@ -72,7 +75,7 @@ def test_all_modes_move_pictures_alike(tiny: Any) -> None:
     assert len({pixels.features[PIXELS].shape[2:] for pixels in live}) > 1  # some were cropped
 
 
-def test_flipped_pixels_are_those_of_the_mirrored_picture(tiny: Any) -> None:
+def test_flipped_pixels_are_those_of_the_mirrored_image(tiny: Any) -> None:
     """Exact, where a flipped map is an approximation."""
     views = "views={base: 1}"
     always, never = (
@@ -93,9 +96,9 @@ def test_tuned_starts_where_the_cache_starts(tiny: Any) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_learns(tiny: Any, mode: str) -> None:
     config = make_config("schedule.warmup_steps=0", "schedule.lr=0.003")
-    rig = rig_of(tiny, mode, config)
-    batch = next(iter(rig.loader.batches(0)))
-    found = [rig.trainer.take_step(batch)["loss"] for _ in range(6)]
+    training_mode = rig_of(tiny, mode, config)
+    batch = next(iter(training_mode.loader.batches(0)))
+    found = [training_mode.trainer.take_step(batch)["loss"] for _ in range(6)]
     assert found[-1] < found[0]
 
 
@@ -112,10 +115,10 @@ def test_a_frozen_backbone_is_neither_trained_nor_saved(tiny: Any) -> None:
 
 
 def test_frozen_batch_norms_stay_and_the_rest_moves(tiny: Any) -> None:
-    rig = rig_of(tiny, "tuned")
-    before = backbone_of(rig)
-    losses_of(rig, 2)
-    after = backbone_of(rig)
+    training_mode = rig_of(tiny, "tuned")
+    before = backbone_of(training_mode)
+    losses_of(training_mode, 2)
+    after = backbone_of(training_mode)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     norms = {name for name in before if name.endswith(("running_mean", "running_var"))}
     assert norms
@@ -128,18 +131,18 @@ def test_frozen_batch_norms_stay_and_the_rest_moves(tiny: Any) -> None:
     ("mode", "training"), [("tuned", BackboneTraining(batch_norm="trained")), ("scratch", None)]
 )
 def test_trained_batch_norms_move(tiny: Any, mode: str, training: BackboneTraining | None) -> None:
-    rig = rig_of(tiny, mode, backbone=training)
-    before = backbone_of(rig)
-    losses_of(rig, 2)
-    after = backbone_of(rig)
+    training_mode = rig_of(tiny, mode, backbone=training)
+    before = backbone_of(training_mode)
+    losses_of(training_mode, 2)
+    after = backbone_of(training_mode)
     assert all(not torch.equal(before[name], after[name]) for name in before if "running" in name)
 
 
 def test_the_backbone_learns_at_its_own_rate(tiny: Any) -> None:
-    rig = rig_of(tiny, "tuned", backbone=BackboneTraining(lr_scale=0.25))
-    losses_of(rig, 3)
-    rates = [group["lr"] for group in rig.trainer.optimizer.param_groups]
-    assert rates[0] == rates[1] == pytest.approx(rig.trainer.learning_rate.at(2))
+    training_mode = rig_of(tiny, "tuned", backbone=BackboneTraining(lr_scale=0.25))
+    losses_of(training_mode, 3)
+    rates = [group["lr"] for group in training_mode.trainer.optimizer.param_groups]
+    assert rates[0] == rates[1] == pytest.approx(training_mode.trainer.learning_rate.at(2))
     assert rates[2:] == pytest.approx([rates[0] / 4] * 2)
 
 
@@ -158,7 +161,7 @@ def test_other_weights_than_the_store_are_refused(tiny: Any, tmp_path: Path) -> 
     other = torch.load(tiny.weights, weights_only=True)
     torch.save({name: value + 1 for name, value in other.items()}, tmp_path / "other.pth")
     with pytest.raises(InputError, match="their digests differ. Name the same --weights"):
-        make_rig(
+        make_training_mode(
             "live",
             make_config(),
             store=FeatureStore.open(tiny.train),

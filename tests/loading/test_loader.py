@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from cachedet.augmentation.draws import Draws
+from cachedet.augmentation.draws import RandomDraws
 from cachedet.augmentation.steps import make_augment
 from cachedet.config.run import AugmentConfig, make_train_config
 from cachedet.errors import ConfigError, CorruptBlockError, StoreError
 from cachedet.loading.loader import FeatureLoader, make_loader
 from cachedet.loading.residency import StreamedFeatures
 from cachedet.store.reader import FeatureStore, Key
-from cachedet.structures import Batch, Features, Truth
+from cachedet.structures import Annotations, Batch, Features
 
 VIEWS = ("base", "hflip")
 LEVELS = ("C3", "C5")
@@ -38,7 +38,7 @@ def test_batches_are_those_of_the_plan(tiny: Any) -> None:
     assert len(plan) == len(batches)
     for keys, batch in zip(plan, batches, strict=True):
         assert list(batch.features) == ["C3", "C5"]
-        assert batch.image_ids == [int(store.truth.image_ids[row]) for _, row in keys]
+        assert batch.image_ids == [int(store.annotations.image_ids[row]) for _, row in keys]
         for n, (view, row) in enumerate(keys):
             expected = store.read(int(row), VIEWS[view])
             assert torch.equal(batch.features["C5"][n], expected["C5"])
@@ -106,7 +106,7 @@ def test_ranks_read_their_share_of_the_global_batches(tiny: Any, world_size: int
             assert of_rank[number].image_ids == own
 
 
-def add_noise(batch: Batch, draws: Draws) -> Batch:
+def add_noise(batch: Batch, draws: RandomDraws) -> Batch:
     assert threading.current_thread() is not threading.main_thread()
     return Batch(
         features={
@@ -139,12 +139,12 @@ def test_augmentation_depends_on_seed_epoch_and_batch_alone(tiny: Any) -> None:
 
 
 def test_epochs_that_follow_are_those_read_alone(tiny: Any) -> None:
-    """Pictures and what augmentation draws; only the first epoch is entered in its middle."""
+    """Images and what augmentation draws; only the first epoch is entered in its middle."""
     loader = loader_of(FeatureStore.open(tiny.train), augment=add_noise)
-    alone = [*loader.batches(1, skip=1), *loader.batches(2), *loader.batches(3)]
+    single_process = [*loader.batches(1, skip=1), *loader.batches(2), *loader.batches(3)]
     together = list(loader.batches(1, skip=1, until=4))
-    assert [b.image_ids for b in together] == [b.image_ids for b in alone]
-    for one, other in zip(together, alone, strict=True):
+    assert [b.image_ids for b in together] == [b.image_ids for b in single_process]
+    for one, other in zip(together, single_process, strict=True):
         assert torch.equal(one.features["C5"], other.features["C5"])
     assert not list(loader.batches(4, until=4))
 
@@ -167,7 +167,7 @@ def test_the_next_epoch_is_read_while_this_one_ends(tiny: Any) -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_augment_a_picture_as_one_process_does(tiny: Any, world_size: int) -> None:
+def test_ranks_augment_a_image_as_one_process_does(tiny: Any, world_size: int) -> None:
     """Of their share, and of a batch that all of them read whole."""
     store = FeatureStore.open(tiny.train)
     config = AugmentConfig(translate=0.5, crop=0.5, flip=0.5, channel_dropout=0.2)
@@ -285,12 +285,12 @@ def test_weights_of_views_reach_the_plan(tiny: Any) -> None:
 def test_samplings_of_a_config(
     tmp_path: Path,
     store_kit: Any,
-    truth_of: Callable[..., Truth],
+    annotations_of: Callable[..., Annotations],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     boxes = [[[1.0, 2, 30, 40, 1, 0]], [], [[5, 5, 9, 9, 0, 1]], [], [[0, 0, 50, 60, 1, 0]]]
-    truth = truth_of([(96, 128)] * 5, boxes)
-    store = FeatureStore.open(store_kit.fill(tmp_path / "s.zarr", truth))
+    annotations = annotations_of([(96, 128)] * 5, boxes)
+    store = FeatureStore.open(store_kit.fill(tmp_path / "s.zarr", annotations))
 
     def rows_of(sampling: dict[str, Any]) -> list[int]:
         loader = make_loader(config_of(sampling=sampling), store)
@@ -304,8 +304,10 @@ def test_samplings_of_a_config(
     assert len(twice) in (5, 6, 7)
 
 
-def test_all_pictures_empty(tmp_path: Path, store_kit: Any, truth_of: Callable[..., Truth]) -> None:
-    store = FeatureStore.open(store_kit.fill(tmp_path / "s.zarr", truth_of([(96, 128)] * 3)))
+def test_all_images_empty(
+    tmp_path: Path, store_kit: Any, annotations_of: Callable[..., Annotations]
+) -> None:
+    store = FeatureStore.open(store_kit.fill(tmp_path / "s.zarr", annotations_of([(96, 128)] * 3)))
     assert len(list(make_loader(config_of(), store).batches(0))) == 1
     for kind in ("repeat_factor", "class_balanced"):
         with pytest.raises(ConfigError, match=f"sampling.kind={kind} needs boxes"):

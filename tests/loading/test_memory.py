@@ -73,7 +73,7 @@ def test_a_system_that_says_nothing_has_half_of_its_ram(tmp_path: Path) -> None:
 
 
 SMALL = {"C4": (3, 4, 5), "C5": (7, 2, 3)}
-LARGE = {"C4": (64, 128, 128), "C5": (128, 64, 64)}  # 6 MB a picture
+LARGE = {"C4": (64, 128, 128), "C5": (128, 64, 64)}  # 6 MB an image
 
 
 def address(maps: Features) -> int:

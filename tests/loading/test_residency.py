@@ -24,7 +24,7 @@ from cachedet.loading.residency import (
 from cachedet.store.codecs.codec import Part
 from cachedet.store.format.shards import pack_chunk
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 
 CPU = torch.device("cpu")
 VIEWS = ("base", "hflip")
@@ -34,8 +34,8 @@ GB = 10**9
 
 
 @pytest.fixture
-def truth(truth_of: Callable[..., Truth]) -> Truth:
-    return truth_of([(96, 128), (96, 128), (128, 96), (96, 128), (90, 128)])
+def annotations(annotations_of: Callable[..., Annotations]) -> Annotations:
+    return annotations_of([(96, 128), (96, 128), (128, 96), (96, 128), (90, 128)])
 
 
 def source_of(store: FeatureStore, kind: Residency, *, levels: tuple[str, ...]) -> FeatureSource:
@@ -44,9 +44,9 @@ def source_of(store: FeatureStore, kind: Residency, *, levels: tuple[str, ...]) 
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_batches_are_bit_identical(
-    tmp_path: Path, truth: Truth, store_kit: Any, codec: str
+    tmp_path: Path, annotations: Annotations, store_kit: Any, codec: str
 ) -> None:
-    root = store_kit.fill(tmp_path / "s.zarr", truth, store_kit.noise_of, codec=codec)
+    root = store_kit.fill(tmp_path / "s.zarr", annotations, store_kit.noise_of, codec=codec)
     store = FeatureStore.open(root)
     for levels in (("C4", "C5"), ("C5",)):
         sources = {kind: source_of(store, kind, levels=levels) for kind in KINDS}
@@ -69,9 +69,9 @@ def test_batches_are_bit_identical(
 
 
 def test_maps_in_huge_pages_are_the_same(
-    tmp_path: Path, truth: Truth, store_kit: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, annotations: Annotations, store_kit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = store_kit.fill(tmp_path / "s.zarr", truth, store_kit.noise_of, codec="int8")
+    root = store_kit.fill(tmp_path / "s.zarr", annotations, store_kit.noise_of, codec="int8")
     store = FeatureStore.open(root)
     source = source_of(store, "stream", levels=("C4", "C5"))
     keys = [(0, "base"), (3, "hflip"), (1, "base")]
@@ -88,9 +88,9 @@ def test_maps_in_huge_pages_are_the_same(
 
 @pytest.mark.parametrize("kind", ["ram", "device"])
 def test_nothing_is_read_again_once_it_is_held(
-    tmp_path: Path, truth: Truth, store_kit: Any, kind: Residency
+    tmp_path: Path, annotations: Annotations, store_kit: Any, kind: Residency
 ) -> None:
-    root = store_kit.fill(tmp_path / "s.zarr", truth, store_kit.noise_of, codec="int8+zstd")
+    root = store_kit.fill(tmp_path / "s.zarr", annotations, store_kit.noise_of, codec="int8+zstd")
     store = FeatureStore.open(root)
     exact = store.read(3, "hflip")
     source = source_of(store, kind, levels=("C4", "C5"))
@@ -100,9 +100,9 @@ def test_nothing_is_read_again_once_it_is_held(
 
 
 def test_ram_keeps_what_is_compressed_compressed(
-    tmp_path: Path, truth: Truth, store_kit: Any
+    tmp_path: Path, annotations: Annotations, store_kit: Any
 ) -> None:
-    root = store_kit.fill(tmp_path / "s.zarr", truth, codec="int8+zstd")  # constant maps
+    root = store_kit.fill(tmp_path / "s.zarr", annotations, codec="int8+zstd")  # constant maps
     store = FeatureStore.open(root)
     packed = store.read_packed(0, "base", ("C4",))
     codes, scale = packed
@@ -118,9 +118,9 @@ def test_ram_keeps_what_is_compressed_compressed(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_damage_is_found_wherever_features_wait(
-    tmp_path: Path, truth: Truth, store_kit: Any, kind: Residency
+    tmp_path: Path, annotations: Annotations, store_kit: Any, kind: Residency
 ) -> None:
-    root = store_kit.fill(tmp_path / "s.zarr", truth, store_kit.noise_of, codec="int8+zstd")
+    root = store_kit.fill(tmp_path / "s.zarr", annotations, store_kit.noise_of, codec="int8+zstd")
     shard = next(f for f in sorted(root.glob("base/b96x128/C5/codes/c/**/*")) if f.is_file())
     store_kit.flip_bit(shard, 12)
     store = FeatureStore.open(root)
@@ -131,9 +131,9 @@ def test_damage_is_found_wherever_features_wait(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_store_that_is_gone_is_no_damage(
-    tmp_path: Path, truth: Truth, store_kit: Any, kind: Residency
+    tmp_path: Path, annotations: Annotations, store_kit: Any, kind: Residency
 ) -> None:
-    root = store_kit.fill(tmp_path / "s.zarr", truth)
+    root = store_kit.fill(tmp_path / "s.zarr", annotations)
     store = FeatureStore.open(root)
     shutil.rmtree(root)
     with pytest.raises(StoreError, match=r"s.zarr is gone: .*train-heads --resume") as caught:
@@ -152,7 +152,7 @@ def test_a_store_that_is_gone_is_no_damage(
 )
 def test_a_scale_that_is_no_number(
     tmp_path: Path,
-    truth: Truth,
+    annotations: Annotations,
     store_kit: Any,
     kind: Residency,
     codec: str,
@@ -160,7 +160,7 @@ def test_a_scale_that_is_no_number(
     bad: float,
 ) -> None:
     """Checksums fit: whoever wrote this store wrote the scale so."""
-    writer = store_kit.open_writer(tmp_path / "s.zarr", truth, codec=codec)
+    writer = store_kit.open_writer(tmp_path / "s.zarr", annotations, codec=codec)
     for block in writer.missing_blocks():
         packed = writer.encode(block, store_kit.noise_of(block))
         if 1 in block.rows:
@@ -169,13 +169,13 @@ def test_a_scale_that_is_no_number(
     store = FeatureStore.open(tmp_path / "s.zarr")
     with pytest.raises(
         StoreError,
-        match=r"the scale of level C4 of picture_1.jpg \(view base\) is not a finite number.*new",
+        match=r"the scale of level C4 of image_1.jpg \(view base\) is not a finite number.*new",
     ):
         source_of(store, kind, levels=("C4",)).read([(0, "base"), (1, "base")])
 
 
 def spoil(chunks: list[Any], slot: int, *, dtype: str, value: float) -> None:
-    """One scale of one picture becomes `value`, with a checksum that fits."""
+    """One scale of one image becomes `value`, with a checksum that fits."""
     scale = np.frombuffer(chunks[slot][0], dtype=dtype).copy()
     scale[-1] = value
     part = Part(name="scale", dtype=dtype, shape=scale.shape, packing="crc32c")
@@ -232,12 +232,12 @@ def test_what_does_not_fit_is_refused_with_the_difference() -> None:
 
 def test_long_loading_shows_progress(
     tmp_path: Path,
-    truth: Truth,
+    annotations: Annotations,
     store_kit: Any,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    root = store_kit.fill(tmp_path / "s.zarr", truth)
+    root = store_kit.fill(tmp_path / "s.zarr", annotations)
     store = FeatureStore.open(root)
     RamFeatures(store, views=VIEWS, levels=("C4",), device=CPU)
     assert capsys.readouterr().err == ""

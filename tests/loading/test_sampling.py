@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 from cachedet.config.run import dump_config, load_train_config, make_train_config
 from cachedet.errors import ConfigError
 from cachedet.loading.sampling import (
-    Due,
+    PlannedBatch,
     describe_empty_classes,
-    due_batches,
     make_class_balanced_sampler,
     make_repeat_factor_sampler,
     places_of_rank,
     plan_epoch,
+    planned_batches,
     resolve_views,
 )
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 
-TruthOf = Callable[..., Truth]
+AnnotationsOf = Callable[..., Annotations]
 BOX = [10.0, 10.0, 30.0, 40.0]
 
 
@@ -53,7 +53,7 @@ def plain_plan(
     batch_size=st.integers(1, 40),
     epoch=st.integers(0, 9),
 )
-def test_each_picture_once_in_batches_of_one_bucket(
+def test_each_image_once_in_batches_of_one_bucket(
     table: list[list[int]], batch_size: int, epoch: int
 ) -> None:
     """Law L6: the plan is a pure function of its arguments."""
@@ -161,10 +161,10 @@ def boxes_of(labels: list[list[int]], *, crowd: int = 0) -> list[list[list[float
     return [[[*BOX, float(label), float(crowd)] for label in own] for own in labels]
 
 
-def test_repeat_factors_are_those_of_the_paper(truth_of: TruthOf) -> None:
+def test_repeat_factors_are_those_of_the_paper(annotations_of: AnnotationsOf) -> None:
     labels = [[0], [0, 0, 1], [0], [], [0], [0], [0], [0]]
-    truth = truth_of([(64, 64)] * 8, boxes_of(labels))
-    factors = make_repeat_factor_sampler(truth, threshold=0.5).factors
+    annotations = annotations_of([(64, 64)] * 8, boxes_of(labels))
+    factors = make_repeat_factor_sampler(annotations, threshold=0.5).factors
     for row, own in enumerate(labels):
         expected = 1.0
         for label in own:
@@ -174,9 +174,9 @@ def test_repeat_factors_are_those_of_the_paper(truth_of: TruthOf) -> None:
     assert factors[1] == 2.0
 
 
-def test_repeat_factors_show_rare_pictures_more_often(truth_of: TruthOf) -> None:
-    truth = truth_of([(64, 64)] * 5, boxes_of([[0], [0, 1], [0], [], [0]]))
-    sampler = make_repeat_factor_sampler(truth, threshold=0.45)  # 1.5 for picture 1
+def test_repeat_factors_show_rare_images_more_often(annotations_of: AnnotationsOf) -> None:
+    annotations = annotations_of([(64, 64)] * 5, boxes_of([[0], [0, 1], [0], [], [0]]))
+    sampler = make_repeat_factor_sampler(annotations, threshold=0.45)  # 1.5 for image 1
     assert sampler.factors[1] == pytest.approx(1.5)
     buckets = np.zeros((1, 5), dtype=np.int64)
     shown = np.zeros(5)
@@ -191,10 +191,10 @@ def test_repeat_factors_show_rare_pictures_more_often(truth_of: TruthOf) -> None
     assert shown[1] == pytest.approx(600, abs=40)  # 4 standard deviations
 
 
-def test_class_balanced_draws(truth_of: TruthOf) -> None:
-    """Class 0 in nine pictures, class 2 in one, class 1 in none, one picture empty."""
-    truth = truth_of([(64, 64)] * 11, boxes_of([[0, 0]] * 9 + [[2]] + [[]]))
-    sampler = make_class_balanced_sampler(truth)
+def test_class_balanced_draws(annotations_of: AnnotationsOf) -> None:
+    """Class 0 in nine images, class 2 in one, class 1 in none, one image empty."""
+    annotations = annotations_of([(64, 64)] * 11, boxes_of([[0, 0]] * 9 + [[2]] + [[]]))
+    sampler = make_class_balanced_sampler(annotations)
     buckets = np.zeros((1, 11), dtype=np.int64)
     shown = np.zeros(11)
     for epoch in range(300):
@@ -207,31 +207,31 @@ def test_class_balanced_draws(truth_of: TruthOf) -> None:
     np.testing.assert_allclose(shown[:9] / shown.sum(), 0.5 / 9, atol=0.017)
 
 
-def test_crowd_boxes_do_not_count(truth_of: TruthOf) -> None:
+def test_crowd_boxes_do_not_count(annotations_of: AnnotationsOf) -> None:
     boxes = boxes_of([[0], [0]]) + boxes_of([[2]], crowd=1)
-    truth = truth_of([(64, 64)] * 3, boxes)
-    assert make_class_balanced_sampler(truth).rows.tolist() == [0, 1]
-    assert make_repeat_factor_sampler(truth, threshold=1.0).factors[2] == 1.0
-    assert describe_empty_classes(truth) == (
+    annotations = annotations_of([(64, 64)] * 3, boxes)
+    assert make_class_balanced_sampler(annotations).rows.tolist() == [0, 1]
+    assert make_repeat_factor_sampler(annotations, threshold=1.0).factors[2] == 1.0
+    assert describe_empty_classes(annotations) == (
         "2 of 3 classes have no box to learn from and are never sampled: class 5, class 90"
     )
 
 
-def test_classes_without_a_box_are_named(truth_of: TruthOf) -> None:
-    assert describe_empty_classes(truth_of([(64, 64)], boxes_of([[0, 1, 2]]))) is None
-    many = truth_of([(64, 64)], boxes_of([[0]]), ids=tuple(range(9)))
+def test_classes_without_a_box_are_named(annotations_of: AnnotationsOf) -> None:
+    assert describe_empty_classes(annotations_of([(64, 64)], boxes_of([[0, 1, 2]]))) is None
+    many = annotations_of([(64, 64)], boxes_of([[0]]), ids=tuple(range(9)))
     line = describe_empty_classes(many)
     assert line is not None
     assert line.startswith("8 of 9 classes")
     assert line.endswith("class 1, class 2, class 3, class 4, class 5, ...")
 
 
-def test_all_pictures_empty(truth_of: TruthOf) -> None:
-    truth = truth_of([(64, 64)] * 3)
-    with pytest.raises(ConfigError, match="repeat_factor needs boxes, but none of the 3 pictures"):
-        make_repeat_factor_sampler(truth, threshold=0.1)
+def test_all_images_empty(annotations_of: AnnotationsOf) -> None:
+    annotations = annotations_of([(64, 64)] * 3)
+    with pytest.raises(ConfigError, match="repeat_factor needs boxes, but none of the 3 images"):
+        make_repeat_factor_sampler(annotations, threshold=0.1)
     with pytest.raises(ConfigError, match="class_balanced needs boxes.*use sampling.kind=uniform"):
-        make_class_balanced_sampler(truth)
+        make_class_balanced_sampler(annotations)
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)
@@ -248,13 +248,13 @@ def test_ranks_share_a_global_batch(size: int, world_size: int) -> None:
 
 
 def test_an_epoch_of_lvis_is_planned_in_no_time() -> None:
-    """100,000 pictures, 1,203 classes, 1.2 million boxes, 3 views in 4 buckets."""
+    """100,000 images, 1,203 classes, 1.2 million boxes, 3 views in 4 buckets."""
     from cachedet.structures import CategoryMap
 
     rng = np.random.default_rng(0)
     num_rows, num_boxes, num_classes = 100_000, 1_200_000, 1203
     owners = np.sort(rng.integers(num_rows, size=num_boxes))
-    truth = Truth(
+    annotations = Annotations(
         image_ids=np.arange(num_rows),
         file_names=(),
         sizes_hw=np.zeros((num_rows, 2), dtype=np.int64),
@@ -269,8 +269,8 @@ def test_an_epoch_of_lvis_is_planned_in_no_time() -> None:
     )
     buckets = rng.integers(4, size=(3, num_rows))
     samplers = [
-        make_repeat_factor_sampler(truth, threshold=0.001),
-        make_class_balanced_sampler(truth),
+        make_repeat_factor_sampler(annotations, threshold=0.001),
+        make_class_balanced_sampler(annotations),
     ]
     for sampler in samplers:
         started = time.process_time()
@@ -282,12 +282,12 @@ def test_batches_that_are_due_know_their_place() -> None:
     def plan(epoch: int) -> list[NDArray[np.int64]]:
         return [np.array([[0, 10 * epoch + number]]) for number in range(epoch + 1)]
 
-    due = list(due_batches(plan, 1, skip=1, until=3))
-    assert [(int(own.keys[0, 1]), own.epoch, own.number) for own in due] == [
+    planned = list(planned_batches(plan, 1, skip=1, until=3))
+    assert [(int(own.keys[0, 1]), own.epoch, own.number) for own in planned] == [
         (11, 1, 1),
         (20, 2, 0),
         (21, 2, 1),
         (22, 2, 2),
     ]
-    assert list(due_batches(plan, 1, skip=2)) == []  # a whole epoch was taken
-    assert Due(np.zeros((1, 2), np.int64))[1:] == (0, 0)
+    assert list(planned_batches(plan, 1, skip=2)) == []  # a whole epoch was taken
+    assert PlannedBatch(np.zeros((1, 2), np.int64))[1:] == (0, 0)

@@ -33,9 +33,9 @@ def test_differences_have_signs_but_zero_has_none(value: float, text: str) -> No
     [
         (0.001, 0.1, "better"),
         (-0.1, -0.001, "worse"),
-        (-0.1, 0.1, "these pictures cannot tell the runs apart"),
-        (0.0, 0.1, "these pictures cannot tell the runs apart"),
-        (-0.1, 0.0, "these pictures cannot tell the runs apart"),
+        (-0.1, 0.1, "these images cannot tell the runs apart"),
+        (0.0, 0.1, "these images cannot tell the runs apart"),
+        (-0.1, 0.0, "these images cannot tell the runs apart"),
     ],
 )
 def test_only_an_interval_without_zero_is_a_verdict(low: float, high: float, said: str) -> None:

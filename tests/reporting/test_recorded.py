@@ -14,7 +14,7 @@ def test_lvis_and_proposals_of_the_runs_that_have_them() -> None:
     told = {row.name: [cell.plain for cell in row.cells] for row in rows}
     assert told["AP"] == ["0.250", "not asked for"]
     assert told["AP of rare classes"] == ["–", "not asked for"]
-    assert told["best 10 a picture"] == ["0.500 (at IoU 0.5 0.750)", "not asked for"]
+    assert told["best 10 an image"] == ["0.500 (at IoU 0.5 0.750)", "not asked for"]
     assert [row.name for row in rows if row.group] == ["LVIS v1", "Recall of proposals"]
 
 

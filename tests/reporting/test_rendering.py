@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cachedet.reporting.pictures import make_sheet
+from cachedet.reporting.image_sheet import make_sheet
 
 HOSTILE = (
     "</script><script>alert(1)</script>",
@@ -50,10 +50,10 @@ class Outline(HTMLParser):
 
 @pytest.fixture(scope="module")
 def hostile(kit: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
-    truth = kit.truth(names=HOSTILE)
-    analyses = kit.analyse(truth, kit.found(truth, seed=1, skill=0.8))
-    images = kit.photographs(tmp_path_factory.mktemp("photographs"), truth)
-    sheet = make_sheet(truth, analyses, images=images, most=3, on_done=lambda _: None)
+    annotations = kit.annotations(names=HOSTILE)
+    analyses = kit.analyse(annotations, kit.found(annotations, seed=1, skill=0.8))
+    images = kit.photographs(tmp_path_factory.mktemp("photographs"), annotations)
+    sheet = make_sheet(annotations, analyses, images=images, most=3, on_done=lambda _: None)
     page: str = kit.page(['run <b>"x"</b>'], analyses, sheet=sheet)
     return page
 
@@ -109,7 +109,7 @@ def test_headings_ids_and_headers_are_in_order(hostile: str) -> None:
     assert all(own.get("alt") for own in page.of("img"))
 
 
-def test_without_pictures_it_says_how_to_get_them(kit: Any, two_runs: Any) -> None:
+def test_without_images_it_says_how_to_get_them(kit: Any, two_runs: Any) -> None:
     _, analyses = two_runs
     page = kit.page(["good", "bad"], analyses)
     assert "--images DIR" in page
@@ -118,8 +118,8 @@ def test_without_pictures_it_says_how_to_get_them(kit: Any, two_runs: Any) -> No
 
 def test_1203_classes_fit(kit: Any, tmp_path: Path) -> None:
     names = [f"class number {n} of the many" for n in range(1203)]
-    truth = kit.truth(pictures=120, boxes=12, names=names)
-    analyses = kit.analyse(truth, kit.found(truth, seed=1, skill=0.5), resamples=2)
+    annotations = kit.annotations(images=120, boxes=12, names=names)
+    analyses = kit.analyse(annotations, kit.found(annotations, seed=1, skill=0.5), resamples=2)
     page = kit.page(["run"], analyses, training=dict.fromkeys(range(1, 1204), 1))
     assert len(page.encode()) < 2_000_000
     assert page.count('<th scope="row">class number') >= 1203

@@ -32,7 +32,7 @@ def texts(row: Row) -> list[str]:
 
 
 def test_the_result_is_that_of_the_scores_and_of_compare_runs(two_runs: Any) -> None:
-    truth, analyses = two_runs
+    annotations, analyses = two_runs
     first, second = analyses
     table = result_section(["good", "bad"], analyses, resamples=30).tables[0]
     for name, field in (
@@ -44,7 +44,7 @@ def test_the_result_is_that_of_the_scores_and_of_compare_runs(two_runs: Any) -> 
         assert texts(row_of(table, name)) == [
             f"{getattr(own.scores, field):.3f}" for own in analyses
         ]
-    again = compare_runs(truth, second.table, first.table, resamples=30, seed=0)
+    again = compare_runs(annotations, second.table, first.table, resamples=30, seed=0)
     assert second.difference.to_json() == again.difference.to_json()
     assert second.intervals.to_json() == again.first.to_json()
     assert first.difference is None
@@ -56,11 +56,11 @@ def test_the_result_is_that_of_the_scores_and_of_compare_runs(two_runs: Any) -> 
 
 
 def test_equal_runs_cannot_be_told_apart(kit: Any) -> None:
-    truth = kit.truth()
-    found = kit.found(truth, seed=1, skill=0.9)
-    analyses = kit.analyse(truth, found, list(found))
+    annotations = kit.annotations()
+    found = kit.found(annotations, seed=1, skill=0.9)
+    analyses = kit.analyse(annotations, found, list(found))
     headline = make_headlines(["a", "b"], analyses)[1]
-    assert headline.verdict == "0.000 against a: these pictures cannot tell the runs apart"
+    assert headline.verdict == "0.000 against a: these images cannot tell the runs apart"
     assert headline.tone == ""
     assert (
         "cannot tell the runs apart" in result_section(["a", "b"], analyses, resamples=30).leads[1]
@@ -68,17 +68,17 @@ def test_equal_runs_cannot_be_told_apart(kit: Any) -> None:
 
 
 def test_one_run_alone_has_no_differences(kit: Any) -> None:
-    truth = kit.truth()
-    analyses = kit.analyse(truth, kit.found(truth, seed=1, skill=0.9))
+    annotations = kit.annotations()
+    analyses = kit.analyse(annotations, kit.found(annotations, seed=1, skill=0.9))
     table = result_section(["only"], analyses, resamples=30).tables[0]
     assert not [row for row in table.rows if "against" in row.name]
     section = class_section(["only"], analyses, [None])
     assert section.tables[0].columns == ("boxes", "AP", "cut at")
     assert section.leads[0].startswith("only is best at ")
-    truth = kit.truth(names=("disc",))
-    analyses = kit.analyse(truth, kit.found(truth, seed=1, skill=1))
+    annotations = kit.annotations(names=("disc",))
+    analyses = kit.analyse(annotations, kit.found(annotations, seed=1, skill=1))
     section = class_section(["only"], analyses, [None])
-    assert section.leads == ("The scored pictures hold boxes of one class only, disc.",)
+    assert section.leads == ("The scored images hold boxes of one class only, disc.",)
     assert section.tables[0].caption.startswith("1 class. ")
 
 
@@ -109,21 +109,21 @@ def test_classes_have_their_figures_and_those_without_boxes_dashes(two_runs: Any
     assert ring.cells[1].text == "5,000"
 
 
-def test_a_class_of_few_pictures_gets_no_verdict(kit: Any) -> None:
-    """The only picture of a class is in every resample that holds the class: its interval is a
+def test_a_class_of_few_images_gets_no_verdict(kit: Any) -> None:
+    """The only image of a class is in every resample that holds the class: its interval is a
     point, and would be a verdict."""
-    truth = kit.truth(pictures=40, names=("disc", "star", "ring"))
-    labels = np.zeros_like(truth.labels)
+    annotations = kit.annotations(images=40, names=("disc", "star", "ring"))
+    labels = np.zeros_like(annotations.labels)
     labels[5] = 1
-    truth = dataclasses.replace(truth, labels=labels)
-    good, bad = kit.found(truth, seed=1, skill=1), kit.found(truth, seed=2, skill=0)
-    analyses = kit.analyse(truth, good, bad)
-    assert analyses[1].class_pictures == (39, 1, 0)
+    annotations = dataclasses.replace(annotations, labels=labels)
+    good, bad = kit.found(annotations, seed=1, skill=1), kit.found(annotations, seed=2, skill=0)
+    analyses = kit.analyse(annotations, good, bad)
+    assert analyses[1].class_images == (39, 1, 0)
     table = class_section(["good", "bad"], analyses, [None, None]).tables[0]
     gains = [row.cells[4] for row in table.rows]
     assert [cell.tone for cell in gains] == ["worse", "", ""]
     assert gains[0].note.endswith("worse")
-    assert gains[1].note.endswith("too few pictures")
+    assert gains[1].note.endswith("too few images")
     assert gains[1].text.startswith("−")
 
 
@@ -153,17 +153,19 @@ def test_strata_or_that_they_are_not_recorded(kit: Any, two_runs: Any) -> None:
     assert table.rows[0].cells[0].note == "1 of 1 class"
     assert table.rows[2].cells[0] == Cell(text="–", note="no class")
     assert table.rows[3].cells[1].note == "0 of 1 class"
-    truth = kit.truth()
-    unknown = kit.analyse(truth, kit.found(truth, seed=1, skill=0.9))
+    annotations = kit.annotations()
+    unknown = kit.analyse(annotations, kit.found(annotations, seed=1, skill=0.9))
     section = annotation_section(["old"], unknown)
     assert not section.tables
     assert "Not recorded" in section.leads[1]
 
 
 def test_training_data_of_other_classes_is_refused(kit: Any) -> None:
-    truth = kit.truth()
+    annotations = kit.annotations()
     with pytest.raises(InputError, match="does not know category id 2"):
-        kit.analyse(truth, kit.found(truth, seed=1, skill=1), training_boxes={1: 4, 3: 5})
+        kit.analyse(
+            annotations, kit.found(annotations, seed=1, skill=1), training_boxes={1: 4, 3: 5}
+        )
 
 
 def test_errors_cost_what_the_analysis_says(two_runs: Any) -> None:
@@ -191,8 +193,8 @@ def test_a_matrix_is_shown_whole_where_classes_are_few(two_runs: Any) -> None:
 
 
 def test_of_many_classes_the_most_confused_pairs_are_shown(kit: Any) -> None:
-    truth = kit.truth(pictures=30, boxes=8, names=[f"class {n}" for n in range(40)])
-    analyses = kit.analyse(truth, kit.found(truth, seed=3, skill=0.6), resamples=2)
+    annotations = kit.annotations(images=30, boxes=8, names=[f"class {n}" for n in range(40)])
+    analyses = kit.analyse(annotations, kit.found(annotations, seed=3, skill=0.6), resamples=2)
     table = confusion_section(["run"], analyses).folds[0].table
     assert table is not None
     assert 0 < len(table.rows) <= MOST_PAIRS
@@ -202,19 +204,19 @@ def test_of_many_classes_the_most_confused_pairs_are_shown(kit: Any) -> None:
     assert found[0] == counts[~np.eye(40, dtype=bool)].max()
     assert all(row.name != row.cells[0].text for row in table.rows)
     first = table.rows[0]
-    truth_label, detected = (int(name.split()[1]) for name in (first.name, first.cells[0].text))
-    assert counts[truth_label, detected] == found[0]
+    gt_label, detected = (int(name.split()[1]) for name in (first.name, first.cells[0].text))
+    assert counts[gt_label, detected] == found[0]
     assert len(class_paths(analyses)) == 39 + 1  # the last class has no boxes
     assert len(class_paths(analyses)) <= MOST_CURVES + 1
 
 
 def test_nothing_found_and_nothing_there_are_told(kit: Any) -> None:
-    truth = kit.truth()
-    none = [Detections.keep(own, own.scores > 2) for own in kit.found(truth, seed=1, skill=1)]
-    analyses = kit.analyse(truth, none)
+    annotations = kit.annotations()
+    none = [Detections.keep(own, own.scores > 2) for own in kit.found(annotations, seed=1, skill=1)]
+    analyses = kit.analyse(annotations, none)
     assert make_headlines(["none"], analyses)[0].value == "0.000"
     assert "no detections" in curve_section(["none"], analyses).leads[0]
-    empty = truth.keep_rows([len(truth) - 1])
+    empty = annotations.keep_rows([len(annotations) - 1])
     analyses = kit.analyse(empty, kit.found(empty, seed=1, skill=1))
     assert math.isnan(analyses[0].scores.ap)
     assert make_headlines(["empty"], analyses)[0].value == "–"

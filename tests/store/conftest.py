@@ -1,4 +1,4 @@
-"""A small store by hand: two levels, five pictures, two buckets, two views."""
+"""A small store by hand: two levels, five images, two buckets, two views."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.layout import Block
 from cachedet.store.format.manifest import (
     Manifest,
+    annotations_digest,
     digest_json,
+    images_digest,
     load_manifest,
-    pictures_digest,
-    truth_digest,
 )
 from cachedet.store.format.npz import dump_arrays
 from cachedet.store.writer import StoreWriter
-from cachedet.structures import Features, FeatureSpec, LevelSpec, Preprocessing, Truth
+from cachedet.structures import Annotations, Features, FeatureSpec, LevelSpec, Preprocessing
 
 SPEC = FeatureSpec(
     (LevelSpec(name="C4", channels=3, stride=16), LevelSpec(name="C5", channels=2, stride=32))
 )
 
 
-def contents_of(truth: Truth) -> np.ndarray:
-    return np.arange(len(truth), dtype=np.uint64) + 1
+def contents_of(annotations: Annotations) -> np.ndarray:
+    return np.arange(len(annotations), dtype=np.uint64) + 1
 
 
-def make_manifest(truth: Truth, **changes: object) -> Manifest:
+def make_manifest(annotations: Annotations, **changes: object) -> Manifest:
     manifest = Manifest(
         spec=SPEC,
         preprocessing=Preprocessing(mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic"),
@@ -52,9 +52,9 @@ def make_manifest(truth: Truth, **changes: object) -> Manifest:
         codec="fp16",
         block_size=2,
         batch_size=2,
-        truth_digest=truth_digest(truth),
-        pictures_digest=pictures_digest(contents_of(truth)),
-        categories=truth.categories,
+        annotations_digest=annotations_digest(annotations),
+        images_digest=images_digest(contents_of(annotations)),
+        categories=annotations.categories,
         skipped=(("bad.jpg", "truncated"),),
         versions={"torch": "2"},
     )
@@ -62,7 +62,7 @@ def make_manifest(truth: Truth, **changes: object) -> Manifest:
 
 
 def features_of(block: Block) -> Features:
-    """Recognisable maps: picture, view and level in every value."""
+    """Recognisable maps: image, view and level in every value."""
     flip = 100.0 if block.view == "hflip" else 0.0
     return {
         level: torch.stack([torch.full(shape, row + flip + place * 0.5) for row in block.rows])
@@ -89,18 +89,21 @@ def fit(codec: Codec) -> Codec:
     return codec.fit(seen.levels)
 
 
-def open_writer(root: Path, truth: Truth, **changes: object) -> StoreWriter:
-    manifest = make_manifest(truth, **changes)
+def open_writer(root: Path, annotations: Annotations, **changes: object) -> StoreWriter:
+    manifest = make_manifest(annotations, **changes)
     return StoreWriter.open(
-        root, manifest=manifest, truth=truth, contents=contents_of(truth), fit=fit
+        root, manifest=manifest, annotations=annotations, contents=contents_of(annotations), fit=fit
     )
 
 
 def fill(
-    root: Path, truth: Truth, make: Callable[[Block], Features] = features_of, **changes: object
+    root: Path,
+    annotations: Annotations,
+    make: Callable[[Block], Features] = features_of,
+    **changes: object,
 ) -> Path:
     """Write every block that is missing."""
-    writer = open_writer(root, truth, **changes)
+    writer = open_writer(root, annotations, **changes)
     for block in writer.missing_blocks():
         writer.write(block, make(block))
     return root
@@ -204,7 +207,8 @@ def load(name):
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-truth = load("conftest").make_truth([(96, 128)] * {pictures}, [[] for _ in range({pictures})])
+make = load("conftest").make_annotations
+annotations = make([(96, 128)] * {images}, [[] for _ in range({images})])
 kit = load("store/conftest")
 root = Path({root!r})
 {body}
@@ -230,11 +234,11 @@ class Kit:
     read_only = staticmethod(read_only)
 
     def start(
-        self, root: Path, body: str, *, pictures: int = 20, file_limit: int | None = None
+        self, root: Path, body: str, *, images: int = 20, file_limit: int | None = None
     ) -> Any:
-        """Another process that runs `body` with `kit`, `truth` and `root` at hand."""
+        """Another process that runs `body` with `kit`, `annotations` and `root` at hand."""
         tests = str(Path(__file__).parents[1])
-        script = SCRIPT.format(tests=tests, root=str(root), pictures=pictures, body=body)
+        script = SCRIPT.format(tests=tests, root=str(root), images=images, body=body)
         if file_limit is not None:
             script = self.nursery.limit_files(file_limit) + script
         return self.nursery.start(script)
@@ -302,10 +306,10 @@ def forger() -> Forger:
 
 
 @pytest.fixture
-def fitted(tmp_path_factory: pytest.TempPathFactory, truth: Truth) -> Path:
+def fitted(tmp_path_factory: pytest.TempPathFactory, annotations: Annotations) -> Path:
     """A store whose codec keeps a state, made once: to be copied, never changed."""
     path = tmp_path_factory.getbasetemp() / "fitted.zarr"
-    return path if path.exists() else fill(path, truth, noise_of, codec="snr12")
+    return path if path.exists() else fill(path, annotations, noise_of, codec="snr12")
 
 
 @pytest.fixture
@@ -314,11 +318,11 @@ def kit(nursery: Any) -> Kit:
 
 
 @pytest.fixture
-def truth(truth_of: Callable[..., Truth]) -> Truth:
+def annotations(annotations_of: Callable[..., Annotations]) -> Annotations:
     boxes = [[[1, 2, 30, 40, 1, 0]], [], [[5, 5, 9, 9, 0, 1]], [], [[0, 0, 50, 60, 2, 0]]]
-    return truth_of([(96, 128), (96, 128), (128, 96), (96, 128), (90, 128)], boxes)
+    return annotations_of([(96, 128), (96, 128), (128, 96), (96, 128), (90, 128)], boxes)
 
 
 @pytest.fixture
-def root(tmp_path: Path, truth: Truth) -> Path:
-    return fill(tmp_path / "s.zarr", truth)
+def root(tmp_path: Path, annotations: Annotations) -> Path:
+    return fill(tmp_path / "s.zarr", annotations)

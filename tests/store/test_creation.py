@@ -19,13 +19,13 @@ from cachedet.store.prune import prune_store
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store
 from cachedet.store.writer import StoreWriter
-from cachedet.structures import FeatureSpec, LevelSpec, Truth
+from cachedet.structures import Annotations, FeatureSpec, LevelSpec
 
 
 @pytest.fixture
-def whole(tmp_path: Path, truth: Truth, kit: Any) -> dict[str, bytes]:
+def whole(tmp_path: Path, annotations: Annotations, kit: Any) -> dict[str, bytes]:
     """Files of the store that each of these tests makes."""
-    files: dict[str, bytes] = kit.files(kit.fill(tmp_path / "whole.zarr", truth))
+    files: dict[str, bytes] = kit.files(kit.fill(tmp_path / "whole.zarr", annotations))
     return files
 
 
@@ -35,64 +35,70 @@ def as_made(root: Path, kit: Any) -> dict[str, bytes]:
 
 
 def test_in_the_current_folder(
-    tmp_path: Path, truth: Truth, whole: Any, monkeypatch: pytest.MonkeyPatch, kit: Any
+    tmp_path: Path, annotations: Annotations, whole: Any, monkeypatch: pytest.MonkeyPatch, kit: Any
 ) -> None:
     place = tmp_path / "place"
     place.mkdir()
     monkeypatch.chdir(place)
-    kit.fill(Path("."), truth)
+    kit.fill(Path("."), annotations)
     assert FeatureStore.open(Path(".")).missing_blocks() == []
     assert kit.files(place) == whole
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_through_a_link(tmp_path: Path, truth: Truth, whole: Any, exists: bool, kit: Any) -> None:
+def test_through_a_link(
+    tmp_path: Path, annotations: Annotations, whole: Any, exists: bool, kit: Any
+) -> None:
     target = tmp_path / "disk" / "target"
     (target if exists else target.parent).mkdir(parents=True)
     link = tmp_path / "link"
     link.symlink_to(target)
-    kit.fill(link, truth)
+    kit.fill(link, annotations)
     assert link.is_symlink()
     assert kit.files(target) == whole
     assert {path.name for path in tmp_path.iterdir()} == {"whole.zarr", "disk", "link"}
 
 
-def test_in_an_empty_mount_point(tmp_path: Path, truth: Truth, whole: Any, kit: Any) -> None:
+def test_in_an_empty_mount_point(
+    tmp_path: Path, annotations: Annotations, whole: Any, kit: Any
+) -> None:
     """A volume of Docker's; on a disk of its own it has lost+found."""
     place = tmp_path / "volume"
     place.mkdir()
     with kit.mounted(place, "-t tmpfs -o size=2m none"):
         (place / "lost+found").mkdir()
-        kit.fill(place, truth)
+        kit.fill(place, annotations)
         assert as_made(place, kit) == whole
 
 
-def test_beside_names_that_look_like_patterns(tmp_path: Path, truth: Truth, kit: Any) -> None:
+def test_beside_names_that_look_like_patterns(
+    tmp_path: Path, annotations: Annotations, kit: Any
+) -> None:
     place = tmp_path / "s[1]*.zarr"
     dead = Owner.me().token.replace(f"~{Owner.me().pid}~", f"~{2**22 + 1}~")
     (tmp_path / f".{place.name}.{dead}.creating").mkdir()
-    kit.fill(place, truth)
+    kit.fill(place, annotations)
     assert [path.name for path in tmp_path.iterdir()] == [place.name]
 
 
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_failed_creation_can_be_repeated_in_the_same_process(
-    tmp_path: Path, truth: Truth, whole: Any, exists: bool, kit: Any
+    tmp_path: Path, annotations: Annotations, whole: Any, exists: bool, kit: Any
 ) -> None:
     place = tmp_path / "s.zarr"
     if exists:
         place.mkdir()
     giant = FeatureSpec((LevelSpec(name="C4", channels=10**12, stride=16),))
     with pytest.raises(StoreError, match="are still to be written"):
-        kit.open_writer(place, truth, spec=giant)
+        kit.open_writer(place, annotations, spec=giant)
 
     def interrupt() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), kit.at_call("sync_directory", interrupt):
-        kit.open_writer(place, truth)
+        kit.open_writer(place, annotations)
     assert {path.name for path in tmp_path.iterdir()} <= {"whole.zarr", "s.zarr"}
-    kit.fill(place, truth)
+    kit.fill(place, annotations)
     assert kit.files(place) == whole
 
 
@@ -109,48 +115,52 @@ def test_a_failed_creation_can_be_repeated_in_the_same_process(
     ],
 )
 def test_the_slower_of_two_starters_takes_the_others_store(
-    tmp_path: Path, truth: Truth, whole: Any, exists: bool, moment: str, kit: Any
+    tmp_path: Path, annotations: Annotations, whole: Any, exists: bool, moment: str, kit: Any
 ) -> None:
     place = tmp_path / "s.zarr"
     if exists:
         place.mkdir()
-    with kit.at_call(moment, lambda: kit.fill(place, truth)):
-        writer = kit.open_writer(place, truth)
+    with kit.at_call(moment, lambda: kit.fill(place, annotations)):
+        writer = kit.open_writer(place, annotations)
     assert writer.missing_blocks() == []
     assert kit.files(place) == whole
     assert {path.name for path in tmp_path.iterdir()} == {"whole.zarr", "s.zarr"}
 
 
 def test_a_codec_is_learnt_while_another_makes_the_store(
-    tmp_path: Path, truth: Truth, kit: Any
+    tmp_path: Path, annotations: Annotations, kit: Any
 ) -> None:
     place = tmp_path / "s.zarr"
-    manifest = kit.make_manifest(truth, codec="snr12")
+    manifest = kit.make_manifest(annotations, codec="snr12")
 
     def learn_slowly(codec: Codec) -> Codec:
-        kit.fill(place, truth, kit.noise_of, codec="snr12")
+        kit.fill(place, annotations, kit.noise_of, codec="snr12")
         fitted: Codec = kit.fit(codec)
         return fitted
 
     writer = StoreWriter.open(
-        place, manifest=manifest, truth=truth, contents=kit.contents_of(truth), fit=learn_slowly
+        place,
+        manifest=manifest,
+        annotations=annotations,
+        contents=kit.contents_of(annotations),
+        fit=learn_slowly,
     )
     assert writer.missing_blocks() == []
 
 
 DIE_IN_PLACE = """
 def make(own):
-    kit.open_writer(own, truth, views=("base",))
+    kit.open_writer(own, annotations, views=("base",))
 print(kit.die_at_each_step(root, lambda own: own.mkdir(parents=True), make))
 """
 
 
 def test_dead_at_each_step_of_making_it_in_place(
-    tmp_path: Path, truth_of: Callable[..., Truth], kit: Any
+    tmp_path: Path, annotations_of: Callable[..., Annotations], kit: Any
 ) -> None:
-    blank = truth_of([(96, 128)] * 2, [[] for _ in range(2)])
+    blank = annotations_of([(96, 128)] * 2, [[] for _ in range(2)])
     made = kit.files(kit.open_writer(tmp_path / "whole.zarr", blank, views=("base",)).root)
-    with kit.start(tmp_path / "in place" / "s.zarr", DIE_IN_PLACE, pictures=2) as process:
+    with kit.start(tmp_path / "in place" / "s.zarr", DIE_IN_PLACE, images=2) as process:
         output, errors = process.communicate()
     steps = int(output or 0)
     assert steps > 30, errors
@@ -166,18 +176,20 @@ def test_dead_at_each_step_of_making_it_in_place(
         shutil.rmtree(place)
 
 
-def test_four_start_in_one_empty_folder(tmp_path: Path, truth: Truth, whole: Any, kit: Any) -> None:
+def test_four_start_in_one_empty_folder(
+    tmp_path: Path, annotations: Annotations, whole: Any, kit: Any
+) -> None:
     root = tmp_path / "s.zarr"
     root.mkdir()
     with ThreadPoolExecutor(4) as pool:
-        writers = list(pool.map(lambda _: kit.open_writer(root, truth), range(4)))
+        writers = list(pool.map(lambda _: kit.open_writer(root, annotations), range(4)))
     assert all(len(writer.missing_blocks()) == 6 for writer in writers)
-    kit.fill(root, truth)
+    kit.fill(root, annotations)
     assert kit.files(root) == whole
 
 
 def test_an_unfinished_creation_is_told_from_other_folders(
-    tmp_path: Path, truth: Truth, kit: Any
+    tmp_path: Path, annotations: Annotations, kit: Any
 ) -> None:
     """Somebody's own zarr group is nothing that we began."""
     place = tmp_path / "s.zarr"
@@ -185,7 +197,7 @@ def test_an_unfinished_creation_is_told_from_other_folders(
     (place / "zarr.json").write_text("{}")
     before = kit.files(place)
     with pytest.raises(StoreError, match=r"exists and is not a feature store \(it has no manifest"):
-        kit.open_writer(place, truth)
+        kit.open_writer(place, annotations)
     assert kit.files(place) == before
 
 
@@ -194,8 +206,8 @@ ALL = (*PLAIN, "scale-0.5", "crop-k0", "jitter-k0", "jitter-0.5-1.5-k1")
 
 
 @pytest.fixture
-def plain(tmp_path: Path, truth: Truth, kit: Any) -> Path:
-    return Path(kit.fill(tmp_path / "s.zarr", truth, kit.noise_of, views=PLAIN))
+def plain(tmp_path: Path, annotations: Annotations, kit: Any) -> Path:
+    return Path(kit.fill(tmp_path / "s.zarr", annotations, kit.noise_of, views=PLAIN))
 
 
 def states(root: Path) -> dict[str, tuple[int, int]]:
@@ -206,24 +218,26 @@ def states(root: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-def test_what_is_there_is_not_touched(plain: Path, tmp_path: Path, truth: Truth, kit: Any) -> None:
+def test_what_is_there_is_not_touched(
+    plain: Path, tmp_path: Path, annotations: Annotations, kit: Any
+) -> None:
     before, content = states(plain), kit.files(plain)
-    writer = kit.open_writer(plain, truth, views=ALL)
+    writer = kit.open_writer(plain, annotations, views=ALL)
     assert {block.view for block in writer.missing_blocks()} == set(ALL[2:])
-    kit.fill(plain, truth, kit.noise_of, views=ALL)
+    kit.fill(plain, annotations, kit.noise_of, views=ALL)
     after = states(plain)
     changed = {key for key in before if after[key] != before[key]}
     assert changed == {"manifest.json"}
     assert all(kit.files(plain)[key] == content[key] for key in before.keys() - changed)
-    at_once = kit.fill(tmp_path / "once.zarr", truth, kit.noise_of, views=ALL)
+    at_once = kit.fill(tmp_path / "once.zarr", annotations, kit.noise_of, views=ALL)
     assert kit.files(plain) == kit.files(at_once)
     assert verify_store(plain, deep=True).is_good
 
 
-def test_readers_opened_before_read_on(plain: Path, truth: Truth, kit: Any) -> None:
+def test_readers_opened_before_read_on(plain: Path, annotations: Annotations, kit: Any) -> None:
     before, unread = FeatureStore.open(plain), FeatureStore.open(plain)
     expected = before.read(4, "hflip")
-    kit.fill(plain, truth, kit.noise_of, views=ALL)
+    kit.fill(plain, annotations, kit.noise_of, views=ALL)
     for reader in (before, unread, FeatureStore.open(plain)):
         for level, maps in reader.read(4, "hflip").items():
             assert torch.equal(maps, expected[level])
@@ -234,8 +248,10 @@ def test_readers_opened_before_read_on(plain: Path, truth: Truth, kit: Any) -> N
     assert before.missing_blocks() == []
 
 
-def test_an_addition_that_stopped_continues(plain: Path, truth: Truth, kit: Any) -> None:
-    writer = kit.open_writer(plain, truth, views=ALL)
+def test_an_addition_that_stopped_continues(
+    plain: Path, annotations: Annotations, kit: Any
+) -> None:
+    writer = kit.open_writer(plain, annotations, views=ALL)
     block = writer.missing_blocks()[1]
     writer.write(block, kit.noise_of(block))
     store = FeatureStore.open(plain)
@@ -249,27 +265,29 @@ def test_an_addition_that_stopped_continues(plain: Path, truth: Truth, kit: Any)
         MissingFeatureError, match="not 'crop-k1', 'scale-2'; the same `cachedet ex"
     ):
         store.require_complete(("base", "crop-k1", "scale-2"))
-    again = kit.open_writer(plain, truth, views=PLAIN)  # whatever is asked for, it is finished
+    again = kit.open_writer(
+        plain, annotations, views=PLAIN
+    )  # whatever is asked for, it is finished
     assert len(again.missing_blocks()) == 11
     assert block not in again.missing_blocks()
 
 
 @pytest.mark.parametrize("asked", [("base",), ("hflip", "base"), ("hflip",)])
 def test_what_was_not_asked_for_stays(
-    plain: Path, truth: Truth, asked: tuple[str, ...], kit: Any
+    plain: Path, annotations: Annotations, asked: tuple[str, ...], kit: Any
 ) -> None:
     before = kit.files(plain)
-    assert kit.open_writer(plain, truth, views=asked).manifest.views == PLAIN
+    assert kit.open_writer(plain, annotations, views=asked).manifest.views == PLAIN
     assert kit.files(plain) == before
 
 
-def test_only_new_views_may_be_named(plain: Path, truth: Truth, kit: Any) -> None:
-    writer = kit.open_writer(plain, truth, views=("jitter-k1", "base", "jitter-k0"))
+def test_only_new_views_may_be_named(plain: Path, annotations: Annotations, kit: Any) -> None:
+    writer = kit.open_writer(plain, annotations, views=("jitter-k1", "base", "jitter-k0"))
     assert writer.manifest.views == ("base", "hflip", "jitter-k1", "jitter-k0")
 
 
 def test_the_codec_keeps_what_it_learnt(
-    fitted: Path, tmp_path: Path, truth: Truth, kit: Any
+    fitted: Path, tmp_path: Path, annotations: Annotations, kit: Any
 ) -> None:
     root = Path(tmp_path / "s.zarr")
     shutil.copytree(fitted, root)
@@ -278,9 +296,13 @@ def test_the_codec_keeps_what_it_learnt(
     def never(codec: Codec) -> Codec:
         raise AssertionError("the codec has learnt already")
 
-    manifest = kit.make_manifest(truth, views=("jitter-k0",), codec="snr12")
+    manifest = kit.make_manifest(annotations, views=("jitter-k0",), codec="snr12")
     writer = StoreWriter.open(
-        root, manifest=manifest, truth=truth, contents=kit.contents_of(truth), fit=never
+        root,
+        manifest=manifest,
+        annotations=annotations,
+        contents=kit.contents_of(annotations),
+        fit=never,
     )
     for block in writer.missing_blocks():
         writer.write(block, kit.noise_of(block))
@@ -289,88 +311,92 @@ def test_the_codec_keeps_what_it_learnt(
 
 
 def test_damaged_metadata_is_mended_first(
-    plain: Path, tmp_path: Path, truth: Truth, kit: Any
+    plain: Path, tmp_path: Path, annotations: Annotations, kit: Any
 ) -> None:
     (plain / "base/b96x128/C4/values/zarr.json").unlink()
-    (plain / "truth.npz").write_bytes(b"")
-    kit.fill(plain, truth, kit.noise_of, views=ALL)
-    at_once = kit.fill(tmp_path / "once.zarr", truth, kit.noise_of, views=ALL)
+    (plain / "annotations.npz").write_bytes(b"")
+    kit.fill(plain, annotations, kit.noise_of, views=ALL)
+    at_once = kit.fill(tmp_path / "once.zarr", annotations, kit.noise_of, views=ALL)
     assert kit.files(plain) == kit.files(at_once)
 
 
 def test_a_damaged_manifest_is_restored_with_the_new_views(
-    plain: Path, truth: Truth, kit: Any
+    plain: Path, annotations: Annotations, kit: Any
 ) -> None:
     (plain / "manifest.json").write_bytes(b"{")
-    kit.fill(plain, truth, kit.noise_of, views=ALL)
+    kit.fill(plain, annotations, kit.noise_of, views=ALL)
     FeatureStore.open(plain).require_complete()
     (plain / "manifest.json").write_bytes(b"{")
     with pytest.raises(StoreError, match="No commit record shows that it held what is asked for"):
-        kit.open_writer(plain, truth, views=PLAIN)
+        kit.open_writer(plain, annotations, views=PLAIN)
 
 
 def test_a_disk_too_small_is_known_before_the_store_changes(
-    tmp_path: Path, truth: Truth, kit: Any
+    tmp_path: Path, annotations: Annotations, kit: Any
 ) -> None:
     """A store of too many views would be unfinished for ever."""
     spec = FeatureSpec((LevelSpec(name="C4", channels=2_500_000, stride=16),))
-    root = kit.open_writer(tmp_path / "s.zarr", truth, spec=spec, views=("base",)).root
+    root = kit.open_writer(tmp_path / "s.zarr", annotations, spec=spec, views=("base",)).root
     before = kit.files(root)
     count = 2 + shutil.disk_usage(tmp_path).free // 10**9  # each view takes more than 1 GB
     views = parse_views(",".join(f"scale={4 - n / 10_000:g}" for n in range(count)))
     with pytest.raises(StoreError, match="are still to be written, the disk has"):
-        kit.open_writer(root, truth, spec=spec, views=("base", *(view.name for view in views)))
+        kit.open_writer(
+            root, annotations, spec=spec, views=("base", *(view.name for view in views))
+        )
     assert kit.files(root) == before
 
 
-def test_several_add_at_once(plain: Path, truth: Truth, kit: Any) -> None:
+def test_several_add_at_once(plain: Path, annotations: Annotations, kit: Any) -> None:
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda view: kit.open_writer(plain, truth, views=(view,)), ALL[2:]))
+        list(pool.map(lambda view: kit.open_writer(plain, annotations, views=(view,)), ALL[2:]))
     assert set(FeatureStore.open(plain).manifest.views) == set(ALL)
-    kit.fill(plain, truth, kit.noise_of, views=ALL)
+    kit.fill(plain, annotations, kit.noise_of, views=ALL)
     assert verify_store(plain, deep=True).is_good
 
 
-def test_a_writer_goes_on_while_views_are_added(tmp_path: Path, truth: Truth, kit: Any) -> None:
-    writer = kit.open_writer(tmp_path / "s.zarr", truth)
+def test_a_writer_goes_on_while_views_are_added(
+    tmp_path: Path, annotations: Annotations, kit: Any
+) -> None:
+    writer = kit.open_writer(tmp_path / "s.zarr", annotations)
     blocks = writer.missing_blocks()
     writer.write(blocks[0], kit.noise_of(blocks[0]))
-    kit.open_writer(writer.root, truth, views=ALL)
+    kit.open_writer(writer.root, annotations, views=ALL)
     assert writer.write(blocks[1], kit.noise_of(blocks[1]))
     assert FeatureStore.open(writer.root).manifest.views == ALL
 
 
-def test_a_view_leaves_and_comes_back(plain: Path, truth: Truth, kit: Any) -> None:
-    kit.fill(plain, truth, kit.noise_of, views=ALL)
+def test_a_view_leaves_and_comes_back(plain: Path, annotations: Annotations, kit: Any) -> None:
+    kit.fill(plain, annotations, kit.noise_of, views=ALL)
     whole = kit.files(plain)
     prune_store(plain, dry_run=False, keep_views=["base", "hflip", "scale=0.5", "crop=1"])
     assert FeatureStore.open(plain).manifest.views == ALL[:4]
     assert not (plain / "jitter-k0").exists()
-    kit.fill(plain, truth, kit.noise_of, views=ALL)
+    kit.fill(plain, annotations, kit.noise_of, views=ALL)
     assert kit.files(plain) == whole
     with pytest.raises(InputError, match="--keep-views expects some of base, .*, got 'jitter=2'"):
         prune_store(plain, dry_run=True, keep_views=["jitter=2"])
 
 
-def test_geometry_and_targets_are_those_of_the_picture(
-    tmp_path: Path, truth: Truth, kit: Any
+def test_geometry_and_targets_are_those_of_the_image(
+    tmp_path: Path, annotations: Annotations, kit: Any
 ) -> None:
-    store = FeatureStore.open(kit.fill(tmp_path / "s.zarr", truth, kit.noise_of, views=ALL))
+    store = FeatureStore.open(kit.fill(tmp_path / "s.zarr", annotations, kit.noise_of, views=ALL))
     drawn = set()
     for view in ALL:
         for row in range(len(store)):
             geometry = store.geometry(row, view)
             assert geometry == make_geometry(
                 view_named(view),
-                picture_hw=truth.size_of(row),
-                image_id=int(truth.image_ids[row]),
+                image_hw=annotations.size_of(row),
+                image_id=int(annotations.image_ids[row]),
                 image_size=128,
                 pad_multiple=32,
             )
             shapes = kit.spec.map_shapes(geometry.padded_hw)
             assert {k: m.shape for k, m in store.read(row, view).items()} == shapes
             drawn.add(geometry if view == "jitter-k0" else None)
-    assert len(drawn) == 6  # each of the five pictures has a draw of its own
+    assert len(drawn) == 6  # each of the five images has a draw of its own
     assert store.targets(0, "crop-k0").size_hw == (96, 128)
 
 
@@ -388,21 +414,21 @@ def test_forged_views(plain: Path, forger: Any) -> None:
 ADD_AND_DIE = """
 import shutil
 def add(own):
-    kit.open_writer(own, truth, views=("base", "crop-k0"))
+    kit.open_writer(own, annotations, views=("base", "crop-k0"))
 print(kit.die_at_each_step(root, lambda own: shutil.copytree(root, own), add, every=3))
 """
 
 
 def test_dead_at_each_step_of_adding(
-    tmp_path: Path, truth_of: Callable[..., Truth], kit: Any
+    tmp_path: Path, annotations_of: Callable[..., Annotations], kit: Any
 ) -> None:
     """At every moment the store is the one before or the one after, and both can be continued."""
-    blank = truth_of([(96, 128)] * 2, [[] for _ in range(2)])
+    blank = annotations_of([(96, 128)] * 2, [[] for _ in range(2)])
     views = ("base", "crop-k0")
     whole = kit.files(kit.fill(tmp_path / "whole.zarr", blank, views=views))
     root = kit.fill(tmp_path / "s" / "s.zarr", blank, views=("base",))
     before = kit.files(root)
-    with kit.start(root, ADD_AND_DIE, pictures=2) as process:
+    with kit.start(root, ADD_AND_DIE, images=2) as process:
         output, errors = process.communicate()
     steps = int(output or 0)
     assert steps > 15, errors

@@ -22,11 +22,11 @@ from cachedet.errors import CachedetError, CorruptBlockError, MissingFeatureErro
 from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.commits import ShardRecord, digest_of, read_record
 from cachedet.store.format.layout import commit_key, shard_key
-from cachedet.store.format.manifest import digest_json, truth_arrays, truth_digest
+from cachedet.store.format.manifest import annotation_arrays, annotations_digest, digest_json
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 
 CODECS = ["fp32", "fp16", "bf16", "int8", "int8+zstd", "int4", "pca2+int8", "snr12"]
 READERS: dict[str, Callable[[Path], FeatureStore]] = {
@@ -69,7 +69,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("reader", READERS)
 def test_a_damaged_shard_is_an_error_and_is_mended(
-    root: Path, truth: Truth, damage: str, reader: str, kit: Any
+    root: Path, annotations: Annotations, damage: str, reader: str, kit: Any
 ) -> None:
     path = root / "base/b96x128/C4/values/c/0/0/0/0"
     whole = kit.files(root)
@@ -83,9 +83,9 @@ def test_a_damaged_shard_is_an_error_and_is_mended(
     assert report.to_json()["ok"] is False
     with pytest.raises(MissingFeatureError):  # withdrawn: no reader sees it any more
         READERS[reader](root).read(0, "base")
-    writer = kit.open_writer(root, truth)
+    writer = kit.open_writer(root, annotations)
     assert [block.name for block in writer.missing_blocks()] == ["base-b96x128-000000"]
-    kit.fill(root, truth)
+    kit.fill(root, annotations)
     assert verify_store(root, deep=True).is_good
     assert kit.files(root) == whole
 
@@ -93,10 +93,10 @@ def test_a_damaged_shard_is_an_error_and_is_mended(
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("reader", READERS)
 def test_any_flipped_bit_of_any_file_is_noticed_or_harmless(
-    tmp_path: Path, truth: Truth, codec: str, reader: str, kit: Any
+    tmp_path: Path, annotations: Annotations, codec: str, reader: str, kit: Any
 ) -> None:
     """Never other features or boxes than were written; harmless are a zip file's own dates."""
-    root = kit.fill(tmp_path / "s.zarr", truth, kit.noise_of, codec=codec)
+    root = kit.fill(tmp_path / "s.zarr", annotations, kit.noise_of, codec=codec)
     expected = {key: FeatureStore.open(root).read(*key) for key in [(0, "base"), (2, "hflip")]}
     rng = np.random.default_rng(0)
     files = sorted(path for path in root.rglob("*") if path.is_file() and path.stat().st_size)
@@ -113,8 +113,8 @@ def test_any_flipped_bit_of_any_file_is_noticed_or_harmless(
         except CachedetError:
             noticed += 1
         else:
-            assert path.name in {"truth.npz", "codec.npz"}, f"{path} byte {place} bit {bit}"
-            assert truth_digest(store.truth) == truth_digest(truth)
+            assert path.name in {"annotations.npz", "codec.npz"}, f"{path} byte {place} bit {bit}"
+            assert annotations_digest(store.annotations) == annotations_digest(annotations)
             for key, features in expected.items():
                 for level, maps in store.read(*key).items():
                     np.testing.assert_array_equal(maps.numpy(), features[level].numpy())
@@ -122,31 +122,31 @@ def test_any_flipped_bit_of_any_file_is_noticed_or_harmless(
     assert noticed >= len(files) - 2
 
 
-@pytest.mark.parametrize("name", ["truth.npz", "codec.npz", "zarr.json", "base/zarr.json"])
+@pytest.mark.parametrize("name", ["annotations.npz", "codec.npz", "zarr.json", "base/zarr.json"])
 @pytest.mark.parametrize("damage", ["truncated", "missing", "empty", "zeroed"])
 def test_damaged_metadata_is_written_anew_by_the_next_extract(
-    tmp_path: Path, truth: Truth, name: str, damage: str, kit: Any
+    tmp_path: Path, annotations: Annotations, name: str, damage: str, kit: Any
 ) -> None:
-    root = kit.fill(tmp_path / "s.zarr", truth, kit.noise_of, codec="snr12")
+    root = kit.fill(tmp_path / "s.zarr", annotations, kit.noise_of, codec="snr12")
     whole = kit.files(root)
     DAMAGES[damage](root / name)  # type: ignore[operator]
     with pytest.raises(StoreError, match=r"same `cachedet extract` again|missing or damaged"):
         FeatureStore.open(root)
-    kit.open_writer(root, truth, codec="snr12")
+    kit.open_writer(root, annotations, codec="snr12")
     assert kit.files(root) == whole
 
 
 def test_a_codec_that_would_learn_something_else_is_not_replaced(
-    tmp_path: Path, truth: Truth, kit: Any
+    tmp_path: Path, annotations: Annotations, kit: Any
 ) -> None:
-    root = kit.fill(tmp_path / "s.zarr", truth, kit.noise_of, codec="snr12")
+    root = kit.fill(tmp_path / "s.zarr", annotations, kit.noise_of, codec="snr12")
     state = (root / "codec.npz").read_bytes()
     (root / "codec.npz").unlink()
     manifest = json.loads((root / "manifest.json").read_text())
     manifest["codec_digest"] = "0" * 64
     rewrite_manifest(root, manifest)
     with pytest.raises(StoreError, match=r"codec.npz is missing or damaged"):
-        kit.open_writer(root, truth, codec="snr12")
+        kit.open_writer(root, annotations, codec="snr12")
     (root / "codec.npz").write_bytes(state)
     with pytest.raises(StoreError, match=r"is not the one this store was made with; copy it from"):
         FeatureStore.open(root)
@@ -163,27 +163,27 @@ def test_a_flipped_bit_in_the_manifest(root: Path, share: float, kit: Any) -> No
 @pytest.mark.parametrize("damage", ["truncated", "missing", "empty", "zeroed", "value"])
 @pytest.mark.parametrize("codec", ["fp16", "snr12"])
 def test_a_damaged_manifest_is_written_anew_where_the_records_prove_it(
-    tmp_path: Path, truth: Truth, damage: str, codec: str, kit: Any
+    tmp_path: Path, annotations: Annotations, damage: str, codec: str, kit: Any
 ) -> None:
-    root = kit.fill(tmp_path / "s.zarr", truth, kit.noise_of, codec=codec)
+    root = kit.fill(tmp_path / "s.zarr", annotations, kit.noise_of, codec=codec)
     whole = kit.files(root)
     DAMAGES[damage](root / "manifest.json")  # type: ignore[operator]
     with pytest.raises(StoreError):
         FeatureStore.open(root)
     with pytest.raises(StoreError, match="No commit record shows that it held what is asked for"):
-        kit.open_writer(root, truth, codec=codec, weights_digest="e" * 64)
-    kit.open_writer(root, truth, codec=codec)
+        kit.open_writer(root, annotations, codec=codec, weights_digest="e" * 64)
+    kit.open_writer(root, annotations, codec=codec)
     assert kit.files(root) == whole
 
 
 def test_a_whole_manifest_of_another_format_is_never_replaced(
-    root: Path, truth: Truth, kit: Any
+    root: Path, annotations: Annotations, kit: Any
 ) -> None:
     values = json.loads((root / "manifest.json").read_text())
     rewrite_manifest(root, values | {"format_version": 4})
     before = (root / "manifest.json").read_bytes()
     with pytest.raises(StoreError, match="has store format 4"):
-        kit.open_writer(root, truth)
+        kit.open_writer(root, annotations)
     assert (root / "manifest.json").read_bytes() == before
 
 
@@ -251,8 +251,8 @@ def test_hostile_indices(root: Path, kind: str, reader: str) -> None:
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.usefixtures("bounded_memory")
-def test_zstd_bombs(tmp_path: Path, truth: Truth, reader: str, kit: Any) -> None:
-    root = kit.fill(tmp_path / "s.zarr", truth, kit.noise_of, codec="int8+zstd")
+def test_zstd_bombs(tmp_path: Path, annotations: Annotations, reader: str, kit: Any) -> None:
+    root = kit.fill(tmp_path / "s.zarr", annotations, kit.noise_of, codec="int8+zstd")
     honest = Zstd(level=1, checksum=True).encode(bytes(3 * 6 * 8))
     bombs = {
         "3000000 bytes, not 144": Zstd(level=19, checksum=True).encode(bytes(3_000_000)),
@@ -278,7 +278,11 @@ def test_hostile_manifests(root: Path) -> None:
         ("image_size", 10**12, "image_size must be a whole number from 1 to 65536"),
         ("codec", "../codec", "unknown codec '../codec'.*upgrade"),
         ("categories", 7, "is not a manifest of cachedet"),
-        ("truth_digest", "0" * 64, "truth.npz is not the one this store was extracted with"),
+        (
+            "annotations_digest",
+            "0" * 64,
+            "annotations.npz is not the one this store was extracted with",
+        ),
     ]
     for field, value, message in wrong:
         rewrite_manifest(root, {**honest, field: value})
@@ -298,8 +302,10 @@ def test_an_array_file_that_claims_a_huge_shape(root: Path, kit: Any) -> None:
         stored = io.BytesIO()
         with zipfile.ZipFile(stored, "w", compression) as archive:
             archive.writestr("boxes.npy", npy)
-        (root / "truth.npz").write_bytes(stored.getvalue())
-        with pytest.raises(StoreError, match=r"truth.npz is missing or damaged: entry boxes.npy"):
+        (root / "annotations.npz").write_bytes(stored.getvalue())
+        with pytest.raises(
+            StoreError, match=r"annotations.npz is missing or damaged: entry boxes.npy"
+        ):
             FeatureStore.open(root)
 
 
@@ -312,14 +318,14 @@ def test_an_array_file_that_claims_a_huge_shape(root: Path, kit: Any) -> None:
         ("boxes", np.zeros((3, 5)), r"boxes is float64 \(3, 5\), not float64 \(3, 4\)"),
     ],
 )
-def test_hostile_truths(
-    root: Path, truth: Truth, name: str, value: np.ndarray, message: str, kit: Any
+def test_hostile_annotations(
+    root: Path, annotations: Annotations, name: str, value: np.ndarray, message: str, kit: Any
 ) -> None:
-    forged = replace(truth, **{name: value})
-    arrays: dict[str, Any] = {**truth_arrays(forged), "contents": kit.contents_of(truth)}
-    np.savez(root / "truth.npz", **arrays)
+    forged = replace(annotations, **{name: value})
+    arrays: dict[str, Any] = {**annotation_arrays(forged), "contents": kit.contents_of(annotations)}
+    np.savez(root / "annotations.npz", **arrays)
     values = json.loads((root / "manifest.json").read_text())
-    rewrite_manifest(root, {**values, "truth_digest": truth_digest(forged)})
+    rewrite_manifest(root, {**values, "annotations_digest": annotations_digest(forged)})
     with pytest.raises(StoreError, match=message):
         FeatureStore.open(root)
 

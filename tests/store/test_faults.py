@@ -17,10 +17,10 @@ import pytest
 from cachedet.errors import CachedetError, MissingFeatureError, StoreError
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 
 WRITE_ALL = """
-writer = kit.open_writer(root, truth, codec="int8")
+writer = kit.open_writer(root, annotations, codec="int8")
 print("open", flush=True)
 for block in writer.missing_blocks():
     writer.write(block, kit.noise_of(block))
@@ -48,7 +48,7 @@ def write_in_a_child(name, at_step):
         own = root.parent / str(name) / "s.zarr"
         own.parent.mkdir(parents=True)
         watch_steps(own, at_step)
-        writer = kit.open_writer(own, truth, codec="int8")
+        writer = kit.open_writer(own, annotations, codec="int8")
         for block in writer.missing_blocks():
             writer.write(block, kit.noise_of(block))
         os._exit(0)
@@ -70,26 +70,26 @@ print("died", step, flush=True)
 """
 
 
-def finish(root: Path, kit: Any, *, pictures: int = 20) -> None:
-    with kit.start(root, WRITE_ALL, pictures=pictures) as process:
+def finish(root: Path, kit: Any, *, images: int = 20) -> None:
+    with kit.start(root, WRITE_ALL, images=images) as process:
         output, errors = process.communicate()
     assert "done" in output, errors
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, bytes]]:
-    """Files of whole stores, by number of pictures; filled by `expected`."""
+    """Files of whole stores, by number of images; filled by `expected`."""
     return {}
 
 
 def expected(
-    known: dict[int, dict[str, bytes]], pictures: int, tmp_path: Path, kit: Any
+    known: dict[int, dict[str, bytes]], images: int, tmp_path: Path, kit: Any
 ) -> dict[str, bytes]:
-    if pictures not in known:
+    if images not in known:
         root = tmp_path / "uninterrupted.zarr"
-        finish(root, kit, pictures=pictures)
-        known[pictures] = kit.files(root)
-    return known[pictures]
+        finish(root, kit, images=images)
+        known[images] = kit.files(root)
+    return known[images]
 
 
 def assert_only_whole_blocks(root: Path) -> None:
@@ -113,7 +113,7 @@ def assert_only_whole_blocks(root: Path) -> None:
 def test_killed_at_each_step(
     tmp_path: Path,
     uninterrupted: dict[int, dict[str, bytes]],
-    truth_of: Callable[..., Truth],
+    annotations_of: Callable[..., Annotations],
     kit: Any,
     thorough: bool,
 ) -> None:
@@ -124,24 +124,24 @@ def test_killed_at_each_step(
     every = 1 if thorough else 3
     whole = expected(uninterrupted, 2, tmp_path, kit)
     body = f"import itertools\nEVERY = {every}\n{KILL_AT_EACH_STEP}"
-    with kit.start(tmp_path / "k" / "s.zarr", body, pictures=2) as process:
+    with kit.start(tmp_path / "k" / "s.zarr", body, images=2) as process:
         output, errors = process.communicate()
     *steps, last = output.splitlines()
     assert last.startswith("died"), errors
     renamed = [step for step in steps if "os.rename" in step]
-    for name in ("creating", "manifest.json", "truth.npz", "base-b96x128-000000.json", " 0."):
+    for name in ("creating", "manifest.json", "annotations.npz", "base-b96x128-000000.json", " 0."):
         assert any(name in step for step in renamed), f"no rename of {name}"
     assert len(steps) > 60, "the hook sees what a writer does"
     for step in steps[::every]:
         root = tmp_path / "k" / step.split()[0] / "s.zarr"
         assert_only_whole_blocks(root)
-        kit.fill(root, blank(truth_of, 2), kit.noise_of, codec="int8")
+        kit.fill(root, blank(annotations_of, 2), kit.noise_of, codec="int8")
         assert kit.files(root) == whole, step
         assert [path.name for path in root.parent.iterdir()] == ["s.zarr"]
 
 
-def blank(truth_of: Callable[..., Truth], pictures: int) -> Truth:
-    return truth_of([(96, 128)] * pictures, [[] for _ in range(pictures)])
+def blank(annotations_of: Callable[..., Annotations], images: int) -> Annotations:
+    return annotations_of([(96, 128)] * images, [[] for _ in range(images)])
 
 
 # One process forks a writer for each of 50 moments: starting Python 50 times would take minutes.
@@ -157,7 +157,7 @@ for turn in range(50):
     child = os.fork()
     if child == 0:
         try:
-            writer = kit.open_writer(root, truth, codec="int8")
+            writer = kit.open_writer(root, annotations, codec="int8")
             for block in writer.missing_blocks():
                 writer.write(block, kit.noise_of(block))
         finally:
@@ -177,13 +177,13 @@ print("killed", flush=True)
 def test_killed_at_50_random_moments(
     tmp_path: Path,
     uninterrupted: dict[int, dict[str, bytes]],
-    truth_of: Callable[..., Truth],
+    annotations_of: Callable[..., Annotations],
     kit: Any,
 ) -> None:
     whole = expected(uninterrupted, 300, tmp_path, kit)
     root = tmp_path / "r" / "s.zarr"
     root.parent.mkdir()
-    with kit.start(root, KILL_AT_RANDOM, pictures=300) as process:
+    with kit.start(root, KILL_AT_RANDOM, images=300) as process:
         output, errors = process.communicate()
     assert "killed" in output, errors
     committed = [int(line) for line in output.splitlines()[:-1]]
@@ -191,7 +191,7 @@ def test_killed_at_50_random_moments(
         f"{committed}: the kills fall into different moments of the work"
     )
     assert_only_whole_blocks(root)
-    kit.fill(root, blank(truth_of, 300), kit.noise_of, codec="int8")
+    kit.fill(root, blank(annotations_of, 300), kit.noise_of, codec="int8")
     assert kit.files(root) == whole
     assert [path.name for path in root.parent.iterdir()] == ["s.zarr"]
 
@@ -220,22 +220,22 @@ def test_a_small_disk(tmp_path: Path, kit: Any) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     with kit.mounted(disk, "-t tmpfs -o size=1m none"):
-        body = "writer = kit.open_writer(root, truth)\n" + WRITE_ALL.replace("int8", "fp16")
+        body = "writer = kit.open_writer(root, annotations)\n" + WRITE_ALL.replace("int8", "fp16")
         (disk / "ballast").write_bytes(bytes(400_000))
-        with kit.start(disk / "s.zarr", body, pictures=60) as process:
+        with kit.start(disk / "s.zarr", body, images=60) as process:
             _, errors = process.communicate()
         assert re.search(r"the disk has|No space left on device", errors), errors
         assert not list(disk.rglob("*.tmp"))
         (disk / "ballast").unlink()
-        with kit.start(disk / "s.zarr", body, pictures=60) as process:
+        with kit.start(disk / "s.zarr", body, images=60) as process:
             output, errors = process.communicate()
         assert "done" in output, errors
         assert verify_store(disk / "s.zarr", deep=True).is_good
 
 
 WRITE_TOGETHER = """
-from cachedet.store.leases import LeaseBook
-writer = kit.open_writer(root, truth, codec="int8")
+from cachedet.store.files.leases import LeaseBook
+writer = kit.open_writer(root, annotations, codec="int8")
 gate = root.parent / "gate"
 gate.mkdir(exist_ok=True)
 (gate / str(os.getpid())).touch()
@@ -263,10 +263,10 @@ def test_three_writers_on_the_same_blocks_at_once(
 
 
 def test_a_reader_beside_a_writer_sees_only_committed_blocks(
-    tmp_path: Path, truth: Truth, kit: Any
+    tmp_path: Path, annotations: Annotations, kit: Any
 ) -> None:
     root = tmp_path / "s.zarr"
-    writer = kit.open_writer(root, truth)
+    writer = kit.open_writer(root, annotations)
     stop = threading.Event()
     seen: list[int] = []
 
@@ -303,11 +303,11 @@ def test_a_reader_beside_a_writer_sees_only_committed_blocks(
 
 
 def test_a_record_is_gone_for_good_before_its_shards_change(
-    root: Path, truth: Truth, kit: Any
+    root: Path, annotations: Annotations, kit: Any
 ) -> None:
     """After a power cut the old record must not stand over new shards."""
     (root / "base/b96x128/C4/values/c/0/0/0/0").write_bytes(b"short")
-    writer = kit.open_writer(root, truth)
+    writer = kit.open_writer(root, annotations)
     steps: list[tuple[str, str]] = []
 
     def watch(frame: Any, event: str, _: object) -> None:
@@ -327,34 +327,38 @@ def test_a_record_is_gone_for_good_before_its_shards_change(
 
 
 def test_a_block_written_anew_is_not_mixed_into_an_open_store(
-    root: Path, truth: Truth, kit: Any
+    root: Path, annotations: Annotations, kit: Any
 ) -> None:
     store = FeatureStore.open(root, most_files=1)
     store.read(0, "base", ["C4"])
     (root / "commits/base-b96x128-000000.json").unlink()
-    kit.fill(root, truth, kit.noise_of)
+    kit.fill(root, annotations, kit.noise_of)
     assert float(store.read(0, "base", ["C4"])["C4"].max()) == 0.0  # still the open, old file
     store.read(2, "base", ["C4"])  # now the only open file is another one
     with pytest.raises(StoreError, match=r"was written anew while this store was open; open the"):
         store.read(0, "base", ["C4"])
 
 
-def test_a_read_only_store(root: Path, truth: Truth, kit: Any) -> None:
+def test_a_read_only_store(root: Path, annotations: Annotations, kit: Any) -> None:
     before = kit.files(root)
     with kit.read_only(root):
         store = FeatureStore.open(root)
         assert float(store.read(4, "base")["C4"].max()) == 4.0
         assert verify_store(root, deep=True).is_good
-        with pytest.raises(StoreError, match=r"cannot write .*: (Read-only|Permission).*mend the"):
-            kit.open_writer(root, truth)
+        with pytest.raises(
+            StoreError, match=r"cannot write .*: (Read-only|Permission).*repair the"
+        ):
+            kit.open_writer(root, annotations)
     assert kit.files(root) == before
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_no_permission_is_one_clear_message(tmp_path: Path, truth: Truth, kit: Any) -> None:
+def test_no_permission_is_one_clear_message(
+    tmp_path: Path, annotations: Annotations, kit: Any
+) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(StoreError, match="cannot write"):
-        kit.open_writer(tmp_path / "s.zarr", truth)
+        kit.open_writer(tmp_path / "s.zarr", annotations)
     tmp_path.chmod(0o700)
 
 
@@ -384,11 +388,13 @@ print(text, flush=True)
 """
 
 
-def test_open_files_are_bounded(tmp_path: Path, truth_of: Callable[..., Truth], kit: Any) -> None:
+def test_open_files_are_bounded(
+    tmp_path: Path, annotations_of: Callable[..., Annotations], kit: Any
+) -> None:
     """80 shards of two parts, 64 files allowed."""
     root = tmp_path / "s.zarr"
-    kit.fill(root, blank(truth_of, 80), kit.noise_of, codec="int8", block_size=2)
-    with kit.start(root, READ_WITH_FEW_FILES, pictures=80) as process:
+    kit.fill(root, blank(annotations_of, 80), kit.noise_of, codec="int8", block_size=2)
+    with kit.start(root, READ_WITH_FEW_FILES, images=80) as process:
         output, errors = process.communicate()
     assert "done" in output, errors
     assert int(output.split()[1]) < 40

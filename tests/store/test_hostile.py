@@ -15,18 +15,18 @@ from zarr.storage import LocalStore
 from cachedet.errors import CorruptBlockError, MissingFeatureError, StoreError
 from cachedet.store.files.names import MANIFEST, most_nbytes
 from cachedet.store.files.source import LocalFiles
-from cachedet.store.format.manifest import encode_manifest, truth_arrays
+from cachedet.store.format.manifest import annotation_arrays, encode_manifest
 from cachedet.store.format.npz import dump_arrays
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.prune import prune_store
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 
 RECORD = "commits/base-b96x128-000000.json"
 SHARD = "base/b96x128/C4/nibbles/c/0/0/0"
 ZARR = "base/b96x128/C4/nibbles/zarr.json"
-METADATA = ("manifest.json", "truth.npz", "codec.npz", "zarr.json", ZARR)
+METADATA = ("manifest.json", "annotations.npz", "codec.npz", "zarr.json", ZARR)
 Json = dict[str, Any]
 
 
@@ -73,7 +73,7 @@ MANIFESTS: list[tuple[Json, str]] = [
     ({"spec": level(stride=True)}, "channels and stride must be whole numbers"),
     ({"spec": level(stride=10**30)}, "stride must fit into 64 bits"),
     ({"spec": level(stride=2**40)}, "strides must have a common multiple of at most 1048576"),
-    ({"spec": level(channels=2**40)}, "one picture of .* pixels would take .* the limit of"),
+    ({"spec": level(channels=2**40)}, "one image of .* pixels would take .* the limit of"),
     ({"spec": [*level(), *level(stride=32)]}, "at most 64 levels, each of another name"),
     ({"format_version": [2] * 1000}, r"has store format \[2, 2, .*\.\.\.\], this cachedet"),
 ]
@@ -95,11 +95,11 @@ def test_fields_for_people_may_be_anything(root: Path, forger: Any) -> None:
 
 
 def test_a_forged_manifest_is_not_said_to_be_mended_by_extract(
-    root: Path, truth: Truth, kit: Any, forger: Any
+    root: Path, annotations: Annotations, kit: Any, forger: Any
 ) -> None:
     forger.manifest(root, codec=5)
     remedy = "cachedet writes no such file: fetch the store again .* or extract into a new --store"
-    for act in (FeatureStore.open, lambda root: kit.open_writer(root, truth, codec="snr12")):
+    for act in (FeatureStore.open, lambda root: kit.open_writer(root, annotations, codec="snr12")):
         with pytest.raises(StoreError, match=remedy):
             act(root)
 
@@ -107,7 +107,7 @@ def test_a_forged_manifest_is_not_said_to_be_mended_by_extract(
 def test_levels_cannot_lead_out_of_the_store(
     root: Path, tmp_path: Path, kit: Any, forger: Any
 ) -> None:
-    victim = kit.fill(tmp_path / "victim", StorePlan.load(LocalFiles(root)).truth)
+    victim = kit.fill(tmp_path / "victim", StorePlan.load(LocalFiles(root)).annotations)
     before = kit.files(victim)
     forger.manifest(root, spec=level(name="../../../victim/base/b96x128/C4"))
     for act in (FeatureStore.open, lambda root: prune_store(root, dry_run=False)):
@@ -119,7 +119,7 @@ def test_levels_cannot_lead_out_of_the_store(
 RESTORE = "The same `cachedet extract` again writes it anew where the commit records prove"
 MEND = {
     "manifest.json": RESTORE,
-    "truth.npz": "The same `cachedet extract` again writes it anew",
+    "annotations.npz": "The same `cachedet extract` again writes it anew",
     "codec.npz": "The same `cachedet extract` again learns it anew and keeps that where it comes",
     "zarr.json": "The same `cachedet extract` again writes the zarr.json files anew",
     ZARR: "The same `cachedet extract` again writes the zarr.json files anew",
@@ -172,14 +172,14 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("name", METADATA)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_metadata_is_named_with_a_remedy_that_works(
-    root: Path, truth: Truth, name: str, damage: str, kit: Any
+    root: Path, annotations: Annotations, name: str, damage: str, kit: Any
 ) -> None:
     whole = kit.files(root)
     DAMAGES[damage](root / name)
     for open_it in (FeatureStore.open, lambda root: verify_store(root, deep=True)):
         with pytest.raises(StoreError, match=rf"{root}/{name} .*{MEND[name]}"):
             open_it(root)
-    kit.open_writer(root, truth, codec="snr12")
+    kit.open_writer(root, annotations, codec="snr12")
     assert kit.files(root) == whole
     assert FeatureStore.open(root).read(0, "base")["C4"].isfinite().all()
 
@@ -312,19 +312,19 @@ def test_forged_codec_states(root: Path, kind: str, forger: Any) -> None:
 
 
 def test_forged_states_of_the_other_codecs(
-    tmp_path: Path, truth: Truth, kit: Any, forger: Any
+    tmp_path: Path, annotations: Annotations, kit: Any, forger: Any
 ) -> None:
     for codec, name, value, message in [
         ("int8", "C4/nonnegative", np.zeros(2, bool), r"as bool \(2,\) instead of bool \(\)"),
         ("pca2+int8", "C4/basis", np.zeros((3, 3), np.float32), "has 3 components in 'C4/basis'"),
     ]:
-        root = kit.fill(tmp_path / codec, truth, kit.noise_of, codec=codec)
+        root = kit.fill(tmp_path / codec, annotations, kit.noise_of, codec=codec)
         forger.state(root, forger.read_state(root) | {name: value})
         with pytest.raises(StoreError, match=message):
             FeatureStore.open(root)
 
 
-TRUTHS: dict[str, tuple[Change, str]] = {
+ANNOTATION_FILES: dict[str, tuple[Change, str]] = {
     "lacks boxes": (lambda arrays: arrays.pop("boxes"), "it lacks 'boxes'"),
     "scalar ids": (
         lambda arrays: arrays.update(image_ids=np.array(7)),
@@ -336,7 +336,7 @@ TRUTHS: dict[str, tuple[Change, str]] = {
     ),
     "endless names": (
         lambda arrays: arrays.update(file_names=np.full(10_000, ord("\n"), np.uint8)),
-        "there are 10001 file names for 5 pictures",
+        "there are 10001 file names for 5 images",
     ),
     "no UTF-8": (
         lambda arrays: arrays.update(file_names=np.array([10, 10, 10, 10, 255], np.uint8)),
@@ -351,28 +351,29 @@ TRUTHS: dict[str, tuple[Change, str]] = {
         lambda arrays: arrays.update(boxes=np.full((3, 4), np.inf)),
         "boxes must be finite",
     ),
-    "too many pictures": (
+    "too many images": (
         lambda arrays: arrays.update(image_ids=np.zeros((1 << 24) + 1, np.int64)),
-        "16,777,217 pictures are more than a store may hold, 16,777,216",
+        "16,777,217 images are more than a store may hold, 16,777,216",
     ),
 }
 
 
-@pytest.mark.parametrize("kind", TRUTHS)
-def test_forged_truths(root: Path, truth: Truth, kind: str, kit: Any) -> None:
-    change, message = TRUTHS[kind]
-    arrays: dict[str, Any] = {**truth_arrays(truth), "contents": kit.contents_of(truth)}
+@pytest.mark.parametrize("kind", ANNOTATION_FILES)
+def test_forged_annotations(root: Path, annotations: Annotations, kind: str, kit: Any) -> None:
+    change, message = ANNOTATION_FILES[kind]
+    arrays: dict[str, Any] = {
+        **annotation_arrays(annotations),
+        "contents": kit.contents_of(annotations),
+    }
     change(arrays)
-    (root / "truth.npz").write_bytes(dump_arrays(arrays))
-    with pytest.raises(StoreError, match=rf"{root}/truth.npz is .*damaged: .*{message}"):
+    (root / "annotations.npz").write_bytes(dump_arrays(arrays))
+    with pytest.raises(StoreError, match=rf"{root}/annotations.npz is .*damaged: .*{message}"):
         FeatureStore.open(root)
 
 
-def test_no_manifest_is_written_that_no_reader_takes(truth: Truth, kit: Any) -> None:
+def test_no_manifest_is_written_that_no_reader_takes(annotations: Annotations, kit: Any) -> None:
     many = tuple((f"{n:0990}.jpg", "truncated") for n in range(34_000))
-    with pytest.raises(
-        StoreError, match="34,000 pictures were skipped, 3 categories exist; repair"
-    ):
-        encode_manifest(kit.make_manifest(truth, skipped=many))
-    fitting = encode_manifest(kit.make_manifest(truth, skipped=many[:30_000]))
+    with pytest.raises(StoreError, match="34,000 images were skipped, 3 categories exist; repair"):
+        encode_manifest(kit.make_manifest(annotations, skipped=many))
+    fitting = encode_manifest(kit.make_manifest(annotations, skipped=many[:30_000]))
     assert len(fitting) < most_nbytes(MANIFEST)

@@ -20,20 +20,20 @@ from cachedet.store.files.names import MANIFEST
 from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.layout import metadata_digest, metadata_keys
 from cachedet.store.format.manifest import (
+    annotation_arrays,
+    annotations_digest,
+    images_digest,
     load_manifest,
-    pictures_digest,
-    truth_arrays,
-    truth_digest,
 )
 from cachedet.store.format.npz import dump_arrays
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import describe_store
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 
 RECORD = "commits/base-b96x128-000000.json"
 ZARR = "base/b96x128/C4/nibbles/zarr.json"
-METADATA = ("manifest.json", "truth.npz", "codec.npz", "zarr.json", ZARR)
+METADATA = ("manifest.json", "annotations.npz", "codec.npz", "zarr.json", ZARR)
 GIGABYTE = 1 << 30
 Json = dict[str, Any]
 
@@ -58,10 +58,10 @@ for case, limit in {cases}:
 """
 
 
-def many_pictures(root: Path, kit: Any, forger: Any) -> None:
-    """A truth that fits its manifest, of more pictures than memory holds as objects."""
+def many_images(root: Path, kit: Any, forger: Any) -> None:
+    """Annotations that fit its manifest, of more images than memory holds as objects."""
     count = 100_000
-    truth = Truth(
+    annotations = Annotations(
         image_ids=np.arange(count),
         file_names=tuple(map(str, range(count))),
         sizes_hw=np.full((count, 2), 96),
@@ -72,9 +72,14 @@ def many_pictures(root: Path, kit: Any, forger: Any) -> None:
         areas=np.zeros(0),
         categories=load_manifest(LocalFiles(root)).categories,
     )
-    contents = kit.contents_of(truth)
-    (root / "truth.npz").write_bytes(dump_arrays({**truth_arrays(truth), "contents": contents}))
-    digests = {"truth_digest": truth_digest(truth), "pictures_digest": pictures_digest(contents)}
+    contents = kit.contents_of(annotations)
+    (root / "annotations.npz").write_bytes(
+        dump_arrays({**annotation_arrays(annotations), "contents": contents})
+    )
+    digests = {
+        "annotations_digest": annotations_digest(annotations),
+        "images_digest": images_digest(contents),
+    }
     forger.manifest(root, **digests, block_size=1)
 
 
@@ -105,10 +110,10 @@ BOMBS: dict[str, tuple[Callable[[Path, Any, Any], None], int, str]] = {
         )
         for number, name in enumerate((*METADATA, RECORD))
     },
-    "large truth": (
-        sparse("truth.npz", 10 * GIGABYTE),
+    "large ground truth": (
+        sparse("annotations.npz", 10 * GIGABYTE),
         GIGABYTE,
-        "truth.npz does not fit into the memory that this process may take; open the store on a",
+        "annotations.npz does not fit into the memory that this process may take; open the store",
     ),
     "large codec": (
         sparse("codec.npz", GIGABYTE),
@@ -122,8 +127,8 @@ BOMBS: dict[str, tuple[Callable[[Path, Any, Any], None], int, str]] = {
         "needs more memory than this process may take; open it on a larger machine, or fetch"
         "|damaged",  # where the allocator finds room after all
     ),
-    "pictures": (
-        many_pictures,
+    "images": (
+        many_images,
         GIGABYTE // 32,
         "needs more memory than this process may take|damaged",  # any StoreError in bounds
     ),
@@ -137,7 +142,7 @@ def test_no_file_takes_more_memory_than_it_may(
     for case, (make, _, _) in BOMBS.items():
         make(Path(shutil.copytree(fitted, tmp_path / case)), kit, forger)
     cases = [(case, limit) for case, (_, limit, _) in BOMBS.items()]
-    process = kit.start(tmp_path / "s.zarr", BOUNDED.format(cases=cases), pictures=1)
+    process = kit.start(tmp_path / "s.zarr", BOUNDED.format(cases=cases), images=1)
     out, err = process.communicate(timeout=120)
     lines = out.splitlines()
     assert process.returncode == 0, err
@@ -199,7 +204,7 @@ def read_all(root: Path) -> dict[str, np.ndarray]:
         for row in range(5)
         for name, values in store.read(row, view).items()
     }
-    return {**truth_arrays(store.truth), **maps}
+    return {**annotation_arrays(store.annotations), **maps}
 
 
 def read_or_refuse(root: Path) -> dict[str, np.ndarray] | None:
@@ -257,13 +262,13 @@ numbers = st.sampled_from([0, 1, 2, 3, -1, 2**62, 0.25, 1e38, float("nan"), floa
 @pytest.mark.parametrize("codec", ["snr12", "pca2+int8", "int8+zstd"])
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NaN as a whole number
 def test_any_codec_state_is_refused_or_gives_maps_of_the_right_shape(
-    fitted: Path, tmp_path: Path, truth: Truth, codec: str, kit: Any, forger: Any
+    fitted: Path, tmp_path: Path, annotations: Annotations, codec: str, kit: Any, forger: Any
 ) -> None:
     root = tmp_path / "s.zarr"
     if codec == "snr12":
         shutil.copytree(fitted, root)
     else:
-        kit.fill(root, truth, kit.noise_of, codec=codec)
+        kit.fill(root, annotations, kit.noise_of, codec=codec)
     paths = [root / MANIFEST, root / "codec.npz", *(root / "commits").glob("*.json")]
     whole = {path: path.read_bytes() for path in paths}
     expected = {name: array.shape for name, array in read_all(root).items()}

@@ -15,7 +15,7 @@ import torch
 from zarr.storage import LocalStore, ZipStore
 
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import FeatureSpec, LevelSpec, Truth
+from cachedet.structures import Annotations, FeatureSpec, LevelSpec
 
 # A child that waits for ever is killed by its alarm; status 14 is that alarm.
 FORK = """
@@ -79,13 +79,13 @@ print(first_value(store), "done")
 
 
 @pytest.fixture
-def wide_root(tmp_path: Path, truth_of: Callable[..., Truth], kit: Any) -> Path:
-    """Two pictures of 1.4 MB: a read is shared between threads."""
-    truth = truth_of([(96, 128)] * 2, [[], []])
+def wide_root(tmp_path: Path, annotations_of: Callable[..., Annotations], kit: Any) -> Path:
+    """Two images of 1.4 MB: a read is shared between threads."""
+    annotations = annotations_of([(96, 128)] * 2, [[], []])
     levels = (LevelSpec(name=f"C{n}", channels=12_000, stride=1 << n) for n in (4, 5))
     root: Path = tmp_path / "s.zarr"
     writer = kit.open_writer(
-        root, truth, spec=FeatureSpec(tuple(levels)), views=("base",), block_size=1
+        root, annotations, spec=FeatureSpec(tuple(levels)), views=("base",), block_size=1
     )
     for block in writer.blocks:
         shapes = {"C4": (1, 12_000, 6, 8), "C5": (1, 12_000, 3, 4)}
@@ -144,9 +144,9 @@ def test_a_pickled_store_reads_the_same(root: Path, opener: str) -> None:
 
 
 def test_a_pickled_store_stays_at_the_moment_it_was_opened(
-    tmp_path: Path, truth: Truth, kit: Any
+    tmp_path: Path, annotations: Annotations, kit: Any
 ) -> None:
-    writer = kit.open_writer(tmp_path / "s.zarr", truth)
+    writer = kit.open_writer(tmp_path / "s.zarr", annotations)
     first, second = writer.blocks[:2]
     writer.write(first, kit.features_of(first))
     content = pickle.dumps(FeatureStore.open(writer.root))

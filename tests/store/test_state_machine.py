@@ -39,7 +39,7 @@ from cachedet.store.format.plan import StorePlan
 from cachedet.store.prune import prune_store
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 
 RANDOM_EXAMPLES = int(os.environ.get("CACHEDET_EXAMPLES", "0"))
 DEAD = replace(Owner.me(), pid=2**22 + 1, start=1)  # above the largest process id
@@ -50,7 +50,7 @@ class StoreMachine(RuleBasedStateMachine):
     """The model: which blocks are committed, which of those are damaged, who holds a lease."""
 
     kit: Any
-    truth: Truth
+    annotations: Annotations
 
     @initialize(codec=st.sampled_from(["fp16", "int8", "int8+zstd", "snr12"]))
     def create(self, codec: str) -> None:
@@ -66,7 +66,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.leases = LeaseBook(self.root, patience=60, watch=lambda: self.watch)
 
     def open_writer(self) -> Any:
-        return self.kit.open_writer(self.root, self.truth, codec=self.codec)
+        return self.kit.open_writer(self.root, self.annotations, codec=self.codec)
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):
@@ -221,14 +221,14 @@ class StoreMachine(RuleBasedStateMachine):
                 bound = codec.error_bound(exact, level=level).expand_as(exact) * (1 + 1e-5)
                 saturates = self.codec.startswith("snr")
                 assert saturates or ((maps[None] - exact).abs() <= bound).all()
-                encoded = codec.encode(exact, level=level, pictures=["x"])
+                encoded = codec.encode(exact, level=level, images=["x"])
                 stored = {k: torch.from_numpy(v) for k, v in encoded.parts.items()}
                 shape = (exact.shape[1], exact.shape[2], exact.shape[3])
                 again = codec.decode(stored, level=level, shape=shape)[0]
                 torch.testing.assert_close(maps, again, rtol=1e-5, atol=1e-5)
 
     def check_damaged(self, store: FeatureStore, block: Any) -> None:
-        """Each picture is either right or an exception."""
+        """Each image is either right or an exception."""
         for place, row in enumerate(block.rows):
             try:
                 features = store.read(row, block.view)
@@ -237,9 +237,11 @@ class StoreMachine(RuleBasedStateMachine):
             assert features["C4"].isfinite().all(), place
 
 
-def test_the_store_agrees_with_its_model(truth_of: Callable[..., Truth], kit: Any) -> None:
+def test_the_store_agrees_with_its_model(
+    annotations_of: Callable[..., Annotations], kit: Any
+) -> None:
     StoreMachine.kit = kit
-    StoreMachine.truth = truth_of([(96, 128)] * 5 + [(128, 96)], [[] for _ in range(6)])
+    StoreMachine.annotations = annotations_of([(96, 128)] * 5 + [(128, 96)], [[] for _ in range(6)])
     run_state_machine_as_test(
         StoreMachine,
         settings=settings(

@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from cachedet.errors import CodecError, MissingFeatureError, StoreError, StoreMismatchError
-from cachedet.store.format.manifest import pictures_digest
+from cachedet.store.format.manifest import images_digest
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import describe_store
 from cachedet.store.writer import StoreWriter
-from cachedet.structures import FeatureSpec, LevelSpec, Preprocessing, Truth
+from cachedet.structures import Annotations, FeatureSpec, LevelSpec, Preprocessing
 
 
-def test_round_trip(root: Path, truth: Truth, kit: Any) -> None:
+def test_round_trip(root: Path, annotations: Annotations, kit: Any) -> None:
     store = FeatureStore.open(root)
     store.require_complete()
     assert len(store) == 5
-    asked = kit.make_manifest(truth)
+    asked = kit.make_manifest(annotations)
     assert store.manifest.identity() == asked.identity()
     assert store.manifest.skipped == asked.skipped
     for row in range(5):
@@ -33,19 +33,21 @@ def test_round_trip(root: Path, truth: Truth, kit: Any) -> None:
             assert float(features["C4"].min()) == float(features["C4"].max()) == expected
             assert float(features["C5"].min()) == expected + 0.5
     assert store.targets(0, "hflip").boxes.tolist() == [[98.0, 2.0, 127.0, 40.0]]
-    assert store.truth.file_names == truth.file_names
+    assert store.annotations.file_names == annotations.file_names
     assert list(store.read(0, "base", ["C5"])) == ["C5"]
 
 
-def test_maps_of_zeros_are_written_too(tmp_path: Path, truth: Truth, kit: Any) -> None:
-    writer = kit.open_writer(tmp_path / "s.zarr", truth)
+def test_maps_of_zeros_are_written_too(tmp_path: Path, annotations: Annotations, kit: Any) -> None:
+    writer = kit.open_writer(tmp_path / "s.zarr", annotations)
     for block in writer.missing_blocks():
         writer.write(block, {k: torch.zeros_like(v) for k, v in kit.features_of(block).items()})
     assert float(FeatureStore.open(writer.root).read(3, "base")["C4"].abs().max()) == 0.0
 
 
-def test_an_unfinished_store_says_so_and_continues(tmp_path: Path, truth: Truth, kit: Any) -> None:
-    writer = kit.open_writer(tmp_path / "s.zarr", truth)
+def test_an_unfinished_store_says_so_and_continues(
+    tmp_path: Path, annotations: Annotations, kit: Any
+) -> None:
+    writer = kit.open_writer(tmp_path / "s.zarr", annotations)
     first = writer.missing_blocks()[0]
     writer.write(first, kit.features_of(first))
     store = FeatureStore.open(writer.root)
@@ -54,14 +56,14 @@ def test_an_unfinished_store_says_so_and_continues(tmp_path: Path, truth: Truth,
         store.require_complete()
     with pytest.raises(MissingFeatureError, match="hflip-b96x128-000000 was never committed"):
         store.read(0, "hflip")
-    again = kit.open_writer(writer.root, truth)
+    again = kit.open_writer(writer.root, annotations)
     assert again.missing_blocks() == writer.missing_blocks() == list(writer.blocks[1:])
 
 
 def test_a_reader_sees_only_what_was_committed_when_it_opened(
-    tmp_path: Path, truth: Truth, kit: Any
+    tmp_path: Path, annotations: Annotations, kit: Any
 ) -> None:
-    writer = kit.open_writer(tmp_path / "s.zarr", truth)
+    writer = kit.open_writer(tmp_path / "s.zarr", annotations)
     store = FeatureStore.open(writer.root)
     block = writer.blocks[0]
     writer.write(block, kit.features_of(block))
@@ -69,19 +71,23 @@ def test_a_reader_sees_only_what_was_committed_when_it_opened(
         store.read(block.rows[0], block.view)
 
 
-def test_changed_inputs_are_refused_by_name(root: Path, truth: Truth, kit: Any) -> None:
+def test_changed_inputs_are_refused_by_name(root: Path, annotations: Annotations, kit: Any) -> None:
     with pytest.raises(StoreMismatchError, match="codec: 'fp16' in the store, 'fp32' now"):
-        kit.open_writer(root, truth, codec="fp32")
+        kit.open_writer(root, annotations, codec="fp32")
     with pytest.raises(
         StoreMismatchError, match="weights_digest: dddddddddddd in.*image_size: 128 in"
     ):
-        kit.open_writer(root, truth, image_size=256, weights_digest="e")
-    contents = kit.contents_of(truth)
+        kit.open_writer(root, annotations, image_size=256, weights_digest="e")
+    contents = kit.contents_of(annotations)
     contents[3] = 99
-    manifest = kit.make_manifest(truth, pictures_digest=pictures_digest(contents))
-    with pytest.raises(StoreMismatchError, match=r"gone: picture_3.jpg\. Extract into a new"):
-        StoreWriter.open(root, manifest=manifest, truth=truth, contents=contents, fit=kit.fit)
-    kit.open_writer(root, truth, weights="other words", versions={})  # not part of the identity
+    manifest = kit.make_manifest(annotations, images_digest=images_digest(contents))
+    with pytest.raises(StoreMismatchError, match=r"gone: image_3.jpg\. Extract into a new"):
+        StoreWriter.open(
+            root, manifest=manifest, annotations=annotations, contents=contents, fit=kit.fit
+        )
+    kit.open_writer(
+        root, annotations, weights="other words", versions={}
+    )  # not part of the identity
 
 
 @pytest.mark.parametrize(
@@ -98,21 +104,21 @@ def test_changed_inputs_are_refused_by_name(root: Path, truth: Truth, kit: Any) 
     ],
 )
 def test_each_changed_field_is_named(
-    root: Path, truth: Truth, field: str, value: Any, kit: Any
+    root: Path, annotations: Annotations, field: str, value: Any, kit: Any
 ) -> None:
     """Fault F8."""
     before = kit.files(root)
     with pytest.raises(
         StoreMismatchError, match=rf"other inputs\. {field}: .* in the store, .* now"
     ):
-        kit.open_writer(root, truth, **{field: value})
+        kit.open_writer(root, annotations, **{field: value})
     assert kit.files(root) == before
 
 
-def test_other_folders_are_left_alone(tmp_path: Path, truth: Truth, kit: Any) -> None:
+def test_other_folders_are_left_alone(tmp_path: Path, annotations: Annotations, kit: Any) -> None:
     (tmp_path / "photo.jpg").touch()
     with pytest.raises(StoreError, match="is not a feature store"):
-        kit.open_writer(tmp_path, truth)
+        kit.open_writer(tmp_path, annotations)
     with pytest.raises(StoreError, match=r"is not a feature store: it has no manifest.json"):
         FeatureStore.open(tmp_path)
     assert (tmp_path / "photo.jpg").exists()
@@ -128,29 +134,31 @@ def test_wrong_questions(root: Path) -> None:
         store.read(0, "base", ["C3"])
 
 
-def test_wrong_maps_are_refused(tmp_path: Path, truth: Truth, kit: Any) -> None:
-    writer = kit.open_writer(tmp_path / "s.zarr", truth)
+def test_wrong_maps_are_refused(tmp_path: Path, annotations: Annotations, kit: Any) -> None:
+    writer = kit.open_writer(tmp_path / "s.zarr", annotations)
     block = writer.blocks[0]
     maps = kit.features_of(block)
     with pytest.raises(StoreError, match=r"block base-b96x128-000000: expected maps"):
         writer.write(block, {"C4": maps["C4"]})
     maps["C5"][1, 0, 0, 0] = float("nan")
-    with pytest.raises(CodecError, match=r"picture_1.jpg: level C5 holds nan"):
+    with pytest.raises(CodecError, match=r"image_1.jpg: level C5 holds nan"):
         writer.write(block, maps)
     assert block in writer.missing_blocks()
 
 
 def test_a_disk_too_small_is_known_before_anything_is_written(
-    tmp_path: Path, truth: Truth, kit: Any
+    tmp_path: Path, annotations: Annotations, kit: Any
 ) -> None:
     giant = FeatureSpec((LevelSpec(name="C4", channels=10**12, stride=16),))
     with pytest.raises(StoreError, match=r"GB are still to be written, the disk has .* --codec"):
-        kit.open_writer(tmp_path / "s.zarr", truth, spec=giant)
+        kit.open_writer(tmp_path / "s.zarr", annotations, spec=giant)
     assert not (tmp_path / "s.zarr").exists()
 
 
-def test_planned_bytes_are_what_is_written(tmp_path: Path, truth: Truth, kit: Any) -> None:
-    writer = kit.open_writer(tmp_path / "s.zarr", truth, block_size=1)
+def test_planned_bytes_are_what_is_written(
+    tmp_path: Path, annotations: Annotations, kit: Any
+) -> None:
+    writer = kit.open_writer(tmp_path / "s.zarr", annotations, block_size=1)
     planned = writer.planned_nbytes(writer.blocks)
     for block in writer.blocks:
         writer.write(block, kit.features_of(block))

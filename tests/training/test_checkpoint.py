@@ -37,7 +37,7 @@ def checkpoint(tiny: Any) -> Checkpoint:
         optimizer={"state": {}, "param_groups": []},
         scaler={"scale": 1024.0},
         stopping={"metric": "ap", "best": None, "misses": 1},
-        epoch_statistics={"pictures": 3},
+        epoch_statistics={"images": 3},
         torch_rng=torch.get_rng_state(),
         config=TrainConfig(seed=9),
         manifest=FeatureStore.open(tiny.train).manifest,
@@ -52,7 +52,7 @@ def test_round_trip(checkpoint: Checkpoint, tmp_path: Path) -> None:
     assert torch.equal(found.heads["w"], torch.arange(3.0))
     assert torch.equal(found.scored_heads["w"], torch.arange(3.0) / 2)
     assert (found.scaler, found.stopping) == (checkpoint.scaler, checkpoint.stopping)
-    assert found.epoch_statistics == {"pictures": 3}
+    assert found.epoch_statistics == {"images": 3}
     assert torch.equal(found.torch_rng, checkpoint.torch_rng)
     assert found.config == checkpoint.config
     assert found.manifest == checkpoint.manifest

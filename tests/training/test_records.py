@@ -58,7 +58,7 @@ def figures(**changes: object) -> EpochFigures:
         "losses": {"loss": 1.25, "loss_class": 1.0, "loss_box": 0.25},
         "ap": 0.3333,
         "ap50": 0.7,
-        "pictures_per_second": 123.4,
+        "images_per_second": 123.4,
         "waiting_share": 0.034,
     }
     return EpochFigures(**{**values, **changes})
@@ -67,7 +67,7 @@ def figures(**changes: object) -> EpochFigures:
 def test_by_hand() -> None:
     table = EpochTable(("class", "box"), width=80)
     assert table.lines(figures()) == [
-        "  epoch       lr    loss   class     box     AP   AP50   pict/s  wait",
+        "  epoch       lr    loss   class     box     AP   AP50    img/s  wait",
         "   3/72  1.2e-03   1.250   1.000   0.250  0.333  0.700    123.4    3%",
     ]
     assert table.lines(figures(epoch=4, ap=None, ap50=None)) == [
@@ -82,7 +82,7 @@ def test_fits_and_lines_up(parts: tuple[str, ...], width: int) -> None:
     table = EpochTable(parts, width=width)
     losses = {"loss": 12345.6, **{f"loss_{name}": 1234.5 for name in parts}}
     header, line = table.lines(
-        figures(losses=losses, epoch=600, epochs=600, pictures_per_second=98765.0, waiting_share=1)
+        figures(losses=losses, epoch=600, epochs=600, images_per_second=98765.0, waiting_share=1)
     )
     assert len(header) == len(line) <= width
     assert all(name in header for name in parts)

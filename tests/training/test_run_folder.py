@@ -7,22 +7,22 @@ from pathlib import Path
 import pytest
 
 from cachedet.errors import CheckpointError
-from cachedet.structures import CategoryMap, Truth
+from cachedet.structures import Annotations, CategoryMap
 from cachedet.training.run_folder import RunFolder, TrainingData, count_annotations
 
 DATA = TrainingData(
     store="s3://bucket/train.zarr",
     fingerprint="f00",
-    pictures=7,
+    images=7,
     categories=CategoryMap(ids=(0, 90), names=("cat", "<b>dog</b>")),
     boxes={0: 12, 90: 0},
 )
 
 
-def test_crowds_do_not_count(truth_of: Callable[..., Truth]) -> None:
+def test_crowds_do_not_count(annotations_of: Callable[..., Annotations]) -> None:
     """By category id, so the order of classes may differ between training and scoring."""
     boxes = [[[0, 0, 9, 9, 0, 0], [0, 0, 9, 9, 2, 0]], [[0, 0, 9, 9, 2, 0], [0, 0, 9, 9, 2, 1]]]
-    assert count_annotations(truth_of([(10, 10)] * 2, boxes)) == {2: 1, 5: 0, 90: 2}
+    assert count_annotations(annotations_of([(10, 10)] * 2, boxes)) == {2: 1, 5: 0, 90: 2}
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:

@@ -96,9 +96,9 @@ def test_another_store_is_refused(checkpoint: Checkpoint) -> None:
     other = dataclasses.replace(checkpoint.manifest, image_size=640)
     with pytest.raises(CheckpointError, match="on another store: image_size: 128 .*, 640 now"):
         require_same_run(checkpoint, CONFIG, other, where=Path("last.pt"))
-    learnt = dataclasses.replace(checkpoint.manifest, codec_digest="0" * 64)
+    backbone = dataclasses.replace(checkpoint.manifest, codec_digest="0" * 64)
     with pytest.raises(CheckpointError, match="on another store: codec_digest"):
-        require_same_run(checkpoint, CONFIG, learnt, where=Path("last.pt"))
+        require_same_run(checkpoint, CONFIG, backbone, where=Path("last.pt"))
 
 
 def test_initial_weights_must_mean_the_same(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_initial_weights_must_mean_the_same(checkpoint: Checkpoint, tmp_path: Pa
     save_checkpoint(path, checkpoint)
     assert load_initial_weights(path, CONFIG, manifest).step == 7
     taught_otherwise = changed(
-        detector__focal_gamma=2.0, detector__selection__score_threshold=0.5, schedule__lr=1e-3,
+        detector__focal_gamma=2.0, detector__postprocess__score_threshold=0.5, schedule__lr=1e-3,
         seed=8,
     )  # fmt: skip
     assert load_initial_weights(path, taught_otherwise, manifest).step == 7

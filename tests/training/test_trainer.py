@@ -42,14 +42,14 @@ def make(tiny: Any, config: TrainConfig) -> Trainer:
 
 
 def read_batches(tiny: Any) -> list[Batch]:
-    """Of all pictures, the largest first: 3 pictures, ..., 2 pictures."""
+    """Of all images, the largest first: 3 images, ..., 2 images."""
     store = FeatureStore.open(tiny.train)
     loader = FeatureLoader(store, views=("base",), levels=("C4", "C5"), batch_size=3, seed=5)
     batches = list(loader.batches(0))
     return sorted(batches, key=lambda batch: -len(batch.targets))
 
 
-def test_accumulated_batches_are_one_step_of_all_their_pictures(tiny: Any) -> None:
+def test_accumulated_batches_are_one_step_of_all_their_images(tiny: Any) -> None:
     """Against gradients summed by hand and one step of plain SGD; group norm sees no batch."""
     trainer = make(tiny, make_config(accumulate=2))
     oracle = copy.deepcopy(trainer.detector)
@@ -91,13 +91,12 @@ def test_a_warm_up_that_the_plan_cuts_short_is_not_forgotten(tiny: Any) -> None:
     assert rate.stretched(400).at(50) == pytest.approx(0.51 * rate.peak, rel=0.01)
 
 
-def test_the_rate_follows_the_pictures_of_a_step() -> None:
+def test_the_rate_follows_the_images_of_a_step() -> None:
     schedule = make_config(accumulate=4, reference_batch=6, lr=0.1).schedule
-    assert schedule.step_pictures == 12
+    assert schedule.step_images == 12
     assert schedule.scaled_lr == pytest.approx(0.2)
     assert schedule.describe_lr() == (
-        "learning rate 0.2 for steps of 12 pictures in 4 batches (0.1 belongs to 6, scaled "
-        "linearly)"
+        "learning rate 0.2 for steps of 12 images in 4 batches (0.1 belongs to 6, scaled linearly)"
     )
 
 
@@ -233,24 +232,24 @@ def test_fp16_on_a_cpu_is_refused(tiny: Any) -> None:
         make(tiny, make_config().model_copy(update={"precision": "fp16"}))
 
 
-def test_means_weigh_every_picture_the_same() -> None:
+def test_means_weigh_every_image_the_same() -> None:
     epoch = StepStatistics()
-    epoch.merge(StepStatistics.of_step({"loss": 4.0}, pictures=8, seconds=2.0, waiting=0.5))
-    epoch.merge(StepStatistics.of_step({"loss": 1.0}, pictures=2, seconds=0.5, waiting=0.0))
+    epoch.merge(StepStatistics.of_step({"loss": 4.0}, images=8, seconds=2.0, waiting=0.5))
+    epoch.merge(StepStatistics.of_step({"loss": 1.0}, images=2, seconds=0.5, waiting=0.0))
     assert epoch.means() == {"loss": pytest.approx(3.4)}
-    assert epoch.pictures_per_second == pytest.approx(4.0)
+    assert epoch.images_per_second == pytest.approx(4.0)
     assert epoch.waiting_share == pytest.approx(0.2)
 
 
 def test_nothing_yet() -> None:
     empty = StepStatistics()
-    assert (empty.means(), empty.pictures_per_second, empty.waiting_share) == ({}, 0.0, 0.0)
+    assert (empty.means(), empty.images_per_second, empty.waiting_share) == ({}, 0.0, 0.0)
 
 
 def test_saved_and_continued() -> None:
-    epoch = StepStatistics.of_step({"loss": 1.5}, pictures=3, seconds=1.0, waiting=0.25)
+    epoch = StepStatistics.of_step({"loss": 1.5}, images=3, seconds=1.0, waiting=0.25)
     again = StepStatistics(**epoch.state_dict())
     epoch.merge(epoch)
     assert again.state_dict() == {
-        "pictures": 3, "seconds": 1.0, "waiting": 0.25, "loss_sums": {"loss": 4.5},
+        "images": 3, "seconds": 1.0, "waiting": 0.25, "loss_sums": {"loss": 4.5},
     }  # fmt: skip

@@ -3,7 +3,7 @@
 A codec is one frozen value. It says which arrays (parts) it stores for a map, encodes, decodes, and
 states how far a decoded value may lie from the true one. What it must learn first (a rotation, the
 sign of a level) it learns from the statistics of a sample, once for the whole store.
-Letters: n pictures, C channels, h w feature cells.
+Letters: n images, C channels, h w feature cells.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _CRC_NBYTES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One stored array of a level: what it holds for each picture, and how that is packed.
+    """One stored array of a level: what it holds for each image, and how that is packed.
 
     `crc32c` keeps the bytes as they are and adds their checksum; `zstd` compresses them and
     keeps the frame's own checksum. `cells_last`: a map's bytes lie in the order (h, w, C), cell
@@ -50,19 +50,19 @@ class Part:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one picture before packing."""
+        """Bytes of one image before packing."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @property
     def packed_nbytes(self) -> int:
-        """Exact bytes of one packed picture, for zstd the most they can be (ZSTD_COMPRESSBOUND)."""
+        """Exact bytes of one packed image, for zstd the most they can be (ZSTD_COMPRESSBOUND)."""
         if self.packing == "crc32c":
             return self.nbytes + _CRC_NBYTES
         margin = (131_072 - self.nbytes) >> 11 if self.nbytes < 131_072 else 0
         return self.nbytes + (self.nbytes >> 8) + margin + _CRC_NBYTES
 
     def empty(self, count: int) -> NDArray[Any]:
-        """Memory for `count` pictures, (count, *shape), each in the order of its bytes."""
+        """Memory for `count` images, (count, *shape), each in the order of its bytes."""
         if not self.cells_last:
             return np.empty((count, *self.shape), dtype=self.dtype)
         channels, height, width = self.shape
@@ -70,7 +70,7 @@ class Part:
         return cells.transpose(0, 3, 1, 2)
 
     def in_order(self, values: NDArray[Any]) -> NDArray[Any]:
-        """One picture's values (*shape) as a view whose axes are those of its bytes."""
+        """One image's values (*shape) as a view whose axes are those of its bytes."""
         return values.transpose(1, 2, 0) if self.cells_last else values
 
 
@@ -106,8 +106,8 @@ class Codec(Protocol):
         """The arrays it stores for a map of this shape."""
         ...
 
-    def encode(self, maps: Tensor, *, level: str, pictures: Sequence[str]) -> Encoded:
-        """(n, C, h, w) floats on any device -> arrays. Raises CodecError naming the picture."""
+    def encode(self, maps: Tensor, *, level: str, images: Sequence[str]) -> Encoded:
+        """(n, C, h, w) floats on any device -> arrays. Raises CodecError naming the image."""
         ...
 
     def decode(
@@ -169,22 +169,22 @@ def take_state(
     return array
 
 
-def require_finite(maps: Tensor, *, level: str, pictures: Sequence[str]) -> Tensor:
-    """The maps as float32. Raises CodecError at the first NaN or Inf, naming its picture."""
+def require_finite(maps: Tensor, *, level: str, images: Sequence[str]) -> Tensor:
+    """The maps as float32. Raises CodecError at the first NaN or Inf, naming its image."""
     exact = maps.detach().to(torch.float32)
     if not bool(torch.isfinite(torch.stack(exact.aminmax())).all()):  # NaN is kept by aminmax
         remedy = "is not a number a detector can learn from; run the backbone in fp32"
-        refuse_values(exact, ~torch.isfinite(exact), remedy, level=level, pictures=pictures)
+        refuse_values(exact, ~torch.isfinite(exact), remedy, level=level, images=images)
     return exact
 
 
 def refuse_values(
-    exact: Tensor, bad: Tensor, remedy: str, *, level: str, pictures: Sequence[str]
+    exact: Tensor, bad: Tensor, remedy: str, *, level: str, images: Sequence[str]
 ) -> None:
     """Raise CodecError for the first value marked in `bad`."""
     slot = int(bad.flatten(1).any(dim=1).nonzero()[0, 0])
     value = float(exact[slot][bad[slot]][0])
-    raise CodecError(f"{pictures[slot]}: level {level} holds {value:g}, which {remedy}")
+    raise CodecError(f"{images[slot]}: level {level} holds {value:g}, which {remedy}")
 
 
 def as_array(codes: Tensor) -> NDArray[Any]:

@@ -41,14 +41,14 @@ class FloatCodec:
     def parts(self, level: str, shape: Shape) -> tuple[Part, ...]:
         return (Part(name="values", dtype=self.stored, shape=shape, packing="crc32c"),)
 
-    def encode(self, maps: Tensor, *, level: str, pictures: Sequence[str]) -> Encoded:
+    def encode(self, maps: Tensor, *, level: str, images: Sequence[str]) -> Encoded:
         """Raises CodecError on NaN, Inf or a value beyond the range of the stored type."""
-        exact = require_finite(maps, level=level, pictures=pictures)
+        exact = require_finite(maps, level=level, images=images)
         rounded = exact.to(self.dtype)
         if not bool(torch.isfinite(rounded).all()):
             largest = torch.finfo(self.dtype).max
             remedy = f"is beyond the range of {self.name} (+-{largest:g}); use --codec fp32"
-            refuse_values(exact, ~torch.isfinite(rounded), remedy, level=level, pictures=pictures)
+            refuse_values(exact, ~torch.isfinite(rounded), remedy, level=level, images=images)
         bits = rounded.view(torch.uint16) if self.stored == "uint16" else rounded
         return Encoded(parts={"values": as_array(bits)})
 

@@ -1,6 +1,6 @@
 """Maps stored as small integers: `int8`, `int8+zstd`, `int4`, `int4+zstd`.
 
-value = code * scale, so a zero stays an exact zero. Letters: n pictures, C channels, h w cells,
+value = code * scale, so a zero stays an exact zero. Letters: n images, C channels, h w cells,
 G groups of a channel's cells.
 """
 
@@ -39,7 +39,7 @@ _LARGEST = 1e38  # half a step beyond it a decoded value is still a float32
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Codec:
-    """Per channel and picture one scale: its largest magnitude over 127 (255 without negatives).
+    """Per channel and image one scale: its largest magnitude over 127 (255 without negatives).
 
     `noise_floor` keeps the step of a channel from being finer than this share of the level's root
     mean square: finer steps only cost bytes. Levels without negative values in the sample are
@@ -63,18 +63,18 @@ class Int8Codec:
             Part(name="scale", dtype="float32", shape=shape[:1], packing="crc32c"),
         )
 
-    def encode(self, maps: Tensor, *, level: str, pictures: Sequence[str]) -> Encoded:
+    def encode(self, maps: Tensor, *, level: str, images: Sequence[str]) -> Encoded:
         """Raises CodecError on NaN, Inf, beyond 1e38, or below zero in a level that was not."""
-        exact = require_finite(maps, level=level, pictures=pictures)
+        exact = require_finite(maps, level=level, images=images)
         peak = _peak(exact)
         if bool((peak > _LARGEST).any()):
             remedy = f"is beyond the range of {self.name} (+-{_LARGEST:g}); use --codec fp32"
-            refuse_values(exact, exact.abs() > _LARGEST, remedy, level=level, pictures=pictures)
+            refuse_values(exact, exact.abs() > _LARGEST, remedy, level=level, images=images)
         nonnegative = self.nonnegative[level]
         if nonnegative and bool(exact.amin() < 0):
             remedy = "is negative where the sample this codec was fitted on had no negative value"
             remedy += "; use --codec fp16"
-            refuse_values(exact, exact < 0, remedy, level=level, pictures=pictures)
+            refuse_values(exact, exact < 0, remedy, level=level, images=images)
         scale = self._scale(exact, peak, level)
         divisor = torch.where(scale > 0, scale, 1.0)[:, :, None, None]
         dtype = torch.uint8 if nonnegative else torch.int8
@@ -137,14 +137,14 @@ class Int4Codec:
             Part(name="scale", dtype="float16", shape=(channels, groups), packing="crc32c"),
         )
 
-    def encode(self, maps: Tensor, *, level: str, pictures: Sequence[str]) -> Encoded:
+    def encode(self, maps: Tensor, *, level: str, images: Sequence[str]) -> Encoded:
         """Raises CodecError on NaN, Inf, or a value beyond 7 times the largest fp16."""
-        exact = require_finite(maps, level=level, pictures=pictures)
+        exact = require_finite(maps, level=level, images=images)
         scale = _group_scale(exact)
         if bool(torch.isinf(scale).any()):
             remedy = "is beyond the range of int4 scales (+-458528); use --codec fp32"
             too_large = exact.abs() > 7 * torch.finfo(torch.float16).max
-            refuse_values(exact, too_large, remedy, level=level, pictures=pictures)
+            refuse_values(exact, too_large, remedy, level=level, images=images)
         steps = _spread(scale.float(), exact.shape)
         codes = (exact / torch.where(steps > 0, steps, 1.0)).round_().clamp_(-7, 7)
         return Encoded(parts={"nibbles": as_array(pack_nibbles(codes)), "scale": as_array(scale)})

@@ -1,7 +1,7 @@
 """Maps rotated onto the principal components of their channels: `pca<k>+int8`, `snr<dB>`.
 
 One orthogonal projection per level, fitted on a sample and kept in the store, is undone on read.
-Letters: n pictures, C channels, K components kept, h w cells.
+Letters: n images, C channels, K components kept, h w cells.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _NARROW_SIGMAS = 4.5  # a component goes there if this many of its deviations fi
 _FLOAT_SLACK = 1e-4  # float32 rounding of a rotation, relative to the length of a cell's vector
 _TINY = 2.0**-60  # squares of smaller numbers vanish in float32
 _LARGEST = 2.0**100  # sums over channels of such values are still float32
-_MOST_CUT_OFF = 0.7  # of a picture's length, by codes at the end of their range: 3 dB are left
+_MOST_CUT_OFF = 0.7  # of an image's length, by codes at the end of their range: 3 dB are left
 _PROJECTION = ("basis", "mean", "explained")
 SNR_RANGE = range(3, 25)  # dB; finer steps would not fit into eight bits
 
@@ -118,11 +118,11 @@ class PcaCodec:
     def parts(self, level: str, shape: Shape) -> tuple[Part, ...]:
         return self._inner.parts(level, (len(self.projections[level].basis), *shape[1:]))
 
-    def encode(self, maps: Tensor, *, level: str, pictures: Sequence[str]) -> Encoded:
+    def encode(self, maps: Tensor, *, level: str, images: Sequence[str]) -> Encoded:
         """Raises CodecError on NaN, Inf, or beyond 2^100."""
-        exact = _require_range(maps, level=level, pictures=pictures, codec=self.name)
+        exact = _require_range(maps, level=level, images=images, codec=self.name)
         rotated = self.projections[level].forward(exact)
-        return self._inner.encode(rotated, level=level, pictures=pictures)
+        return self._inner.encode(rotated, level=level, images=images)
 
     def decode(
         self, parts: Stored, *, level: str, shape: Shape, out: Tensor | None = None
@@ -193,20 +193,20 @@ class SnrCodec:
         )
         return tuple(part for part in parts if part.shape[0])
 
-    def encode(self, maps: Tensor, *, level: str, pictures: Sequence[str]) -> Encoded:
+    def encode(self, maps: Tensor, *, level: str, images: Sequence[str]) -> Encoded:
         """Counts codes cut off at the end of their range.
 
-        Raises CodecError on NaN, Inf, beyond 2^100, or where a picture would lose half its energy
+        Raises CodecError on NaN, Inf, beyond 2^100, or where an image would lose half its energy
         in codes that were cut off: it is nothing like the sample.
         """
-        exact = _require_range(maps, level=level, pictures=pictures, codec=self.name)
+        exact = _require_range(maps, level=level, images=images, codec=self.name)
         scaled = self.projections[level].forward(exact) / self.steps[level]
         codes = scaled.sign() * (scaled.abs() + _DEAD_ZONE).floor_()
         wide = codes[:, : self.wide[level]]
         narrow = codes[:, self.wide[level] :]
         saturated = int((wide.abs() > _WIDE).sum() + (narrow.abs() > _NARROW).sum())
         if saturated:
-            self._require_alike(exact, codes, level=level, pictures=pictures)
+            self._require_alike(exact, codes, level=level, images=images)
         stored = {
             "codes": wide.clamp(-_WIDE, _WIDE).to(torch.int8),
             "nibbles": pack_nibbles(narrow.clamp(-_NARROW, _NARROW)),
@@ -217,26 +217,26 @@ class SnrCodec:
         )
 
     def _require_alike(
-        self, exact: Tensor, codes: Tensor, *, level: str, pictures: Sequence[str]
+        self, exact: Tensor, codes: Tensor, *, level: str, images: Sequence[str]
     ) -> None:
-        """Raises CodecError where cutting off codes costs more than half of a picture's energy."""
+        """Raises CodecError where cutting off codes costs more than half of an image's energy."""
         step = self.steps[level]
         ends = torch.full((codes.shape[1], 1, 1), float(_NARROW), device=codes.device)
         ends[: self.wide[level]] = _WIDE
         top = exact.abs().amax(dim=(1, 2, 3), keepdim=True)
         peak = top.clamp(min=step)
-        lost = _picture_length((codes.abs() - ends).clamp_(min=0).mul_(step / peak))
-        # a dark picture may lose as much as one of the sample, whose energy the step tells
+        lost = _image_length((codes.abs() - ends).clamp_(min=0).mul_(step / peak))
+        # a dark image may lose as much as one of the sample, whose energy the step tells
         sample = step * math.sqrt(10 ** (self.decibels / 10) / 12 * exact[0].numel())
-        length = torch.maximum(_picture_length(exact / peak), sample / peak.flatten())
+        length = torch.maximum(_image_length(exact / peak), sample / peak.flatten())
         bad = ~(lost <= _MOST_CUT_OFF * length)  # NaN is bad
         if bool(bad.any()):
             remedy = (
                 f"is so far from the sample {self.name} was fitted on that more than half of the "
-                "picture would be cut off; use --codec int8 or fp16"
+                "image would be cut off; use --codec int8 or fp16"
             )
             largest = (exact.abs() == top) & bad[:, None, None, None]
-            refuse_values(exact, largest, remedy, level=level, pictures=pictures)
+            refuse_values(exact, largest, remedy, level=level, images=images)
 
     def decode(
         self, parts: Stored, *, level: str, shape: Shape, out: Tensor | None = None
@@ -280,17 +280,17 @@ class SnrCodec:
         return replace(self, projections=projections, steps=steps, wide=wide)
 
 
-def _require_range(maps: Tensor, *, level: str, pictures: Sequence[str], codec: str) -> Tensor:
+def _require_range(maps: Tensor, *, level: str, images: Sequence[str], codec: str) -> Tensor:
     """The maps as float32. Raises CodecError where a sum over channels could overflow."""
-    exact = require_finite(maps, level=level, pictures=pictures)
+    exact = require_finite(maps, level=level, images=images)
     if bool(torch.stack(exact.aminmax()).abs().amax() > _LARGEST):
         remedy = f"is beyond the range of {codec} (+-{_LARGEST:.3g}); use --codec fp32"
-        refuse_values(exact, exact.abs() > _LARGEST, remedy, level=level, pictures=pictures)
+        refuse_values(exact, exact.abs() > _LARGEST, remedy, level=level, images=images)
     return exact
 
 
-def _picture_length(maps: Tensor) -> Tensor:
-    """(n,) root of the sum of squares of each picture."""
+def _image_length(maps: Tensor) -> Tensor:
+    """(n,) root of the sum of squares of each image."""
     length: Tensor = torch.linalg.vector_norm(maps, dim=(1, 2, 3))
     return length
 

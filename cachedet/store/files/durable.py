@@ -39,7 +39,7 @@ def cannot_write(root: Path, error: OSError, *, needed: int | None = None) -> St
         room = f"; {wanted}{readable_nbytes(_free_nbytes(root))} are free"
     return StoreError(
         f"cannot write {error.filename or root}: {error.strerror or error}{room}. What was "
-        "committed is safe: mend the cause and run the same command again"
+        "committed is safe: repair the cause and run the same command again"
     )
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 MANIFEST = "manifest.json"
-TRUTH = "truth.npz"
+ANNOTATIONS = "annotations.npz"
 CODEC_STATE = "codec.npz"
 COMMITS = "commits"
 LEASES = "leases"
 METADATA = "zarr.json"
 WITHDRAWN_SUFFIX = ".bad"
 _MOST_NBYTES = {
-    MANIFEST: 32 << 20,  # 200,000 skipped pictures; parsed it takes up to 25 times as much memory
-    TRUTH: 16 << 30,  # 5 million pictures of 7 boxes with masks of 350 bytes take 13 GB
+    MANIFEST: 32 << 20,  # 200,000 skipped images; parsed it takes up to 25 times as much memory
+    ANNOTATIONS: 16 << 30,  # 5 million images of 7 boxes with masks of 350 bytes take 13 GB
     CODEC_STATE: 1 << 30,  # bases of three levels of 8,192 channels take 0.8 GB
     METADATA: 64 << 10,  # an array of five axes takes 2 kB
 }
-_MOST_RECORD_NBYTES = 1 << 20  # 64 levels of two parts and 256 pictures take 0.4 MB
+_MOST_RECORD_NBYTES = 1 << 20  # 64 levels of two parts and 256 images take 0.4 MB
 
 
 def most_nbytes(key: str) -> int:

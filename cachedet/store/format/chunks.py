@@ -1,4 +1,4 @@
-"""Reading single pictures out of shards: cached index, bounded open files, every byte checked."""
+"""Reading single images out of shards: cached index, bounded open files, every byte checked."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from cachedet.structures import SizeHW
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EncodedFeatures:
-    """Stored arrays of n pictures of one bucket, checked but not decoded."""
+    """Stored arrays of n images of one bucket, checked but not decoded."""
 
     bucket: SizeHW
     arrays: dict[str, dict[str, NDArray[Any]]]  # level -> part -> (n, *part.shape)
@@ -39,7 +39,7 @@ class EncodedFeatures:
     def require_fits(self, bucket: SizeHW, count: int, levels: Sequence[str]) -> None:
         """Raises ValueError where these are not buffers for such a read."""
         if self.bucket != bucket:
-            raise ValueError(f"the buffers are of bucket {self.bucket}, the pictures of {bucket}")
+            raise ValueError(f"the buffers are of bucket {self.bucket}, the images of {bucket}")
         for level in levels:
             if level not in self.arrays:
                 raise ValueError(
@@ -47,7 +47,7 @@ class EncodedFeatures:
                 )
             for array in self.arrays[level].values():
                 if len(array) != count:
-                    raise ValueError(f"the buffers are for {len(array)} pictures, {count} are read")
+                    raise ValueError(f"the buffers are for {len(array)} images, {count} are read")
 
 
 _MOST_INDICES = 65_536  # about 0.5 kB each
@@ -66,7 +66,7 @@ class Shard:
 
 
 class Chunk(NamedTuple):
-    """One picture's part: where it lies and where it shall go."""
+    """One image's part: where it lies and where it shall go."""
 
     shard: Shard
     slot: int
@@ -124,7 +124,7 @@ class ChunkReader:
         _read_into(file, offset, [packed] if is_compressed else [raw.data, packed], shard=shard)
         found, committed = bytes(packed[-CHECKSUM_NBYTES:]), shard.record.checksum_of(slot)
         if found != committed:
-            reason = f"picture {slot} of the block ends with the checksum {found.hex()}, "
+            reason = f"image {slot} of the block ends with the checksum {found.hex()}, "
             reason += f"{committed.hex()} was committed: another shard lies in its place"
             raise corrupt(shard.where, reason)
         if is_compressed:

@@ -1,4 +1,4 @@
-"""Commit records: the truth about which blocks exist, and how their bytes must look."""
+"""Commit records: which blocks exist, and how their bytes must look."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ class ShardRecord:
         return {**vars(self), "chunk_checksums": self.chunk_checksums.hex()}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any], *, pictures: int) -> ShardRecord:
+    def from_json(cls, values: dict[str, Any], *, images: int) -> ShardRecord:
         """Raises ValueError or TypeError where a field is not what a writer writes."""
         checksums = bytes.fromhex(values["chunk_checksums"])
         shard = cls(**{**values, "chunk_checksums": checksums})
         if type(shard.nbytes) is not int or type(shard.digest) is not str:
             raise TypeError("nbytes must be a whole number and digest a text")
-        if len(checksums) != CHECKSUM_NBYTES * pictures:
-            raise ValueError(f"{len(checksums)} bytes of chunk checksums for {pictures} pictures")
+        if len(checksums) != CHECKSUM_NBYTES * images:
+            raise ValueError(f"{len(checksums)} bytes of chunk checksums for {images} images")
         return shard
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """What a codec did to the values of one level: sums over all cells of the pictures."""
+    """What a codec did to the values of one level: sums over all cells of the images."""
 
     values: int
     signal: float  # sum of squares of the true values
@@ -128,7 +128,7 @@ class CommitRecord:
                 image_ids=image_ids,
                 fingerprint=body["fingerprint"],
                 shards={
-                    array: ShardRecord.from_json(shard, pictures=len(image_ids))
+                    array: ShardRecord.from_json(shard, images=len(image_ids))
                     for array, shard in body["shards"].items()
                 },
                 quality={
@@ -191,9 +191,9 @@ def find_misfit(plan: StorePlan, block: Block, record: CommitRecord) -> str | No
     if record.block != block.name:
         return f"it is the record of block {record.block}"
     if record.fingerprint != plan.block_fingerprint:
-        return "it is of a store with another backbone, preprocessing, codec or other pictures"
+        return "it is of a store with another backbone, preprocessing, codec or other images"
     if record.image_ids != plan.image_ids_of(block):
-        return "it lists other pictures than truth.npz has in this block"
+        return "it lists other images than annotations.npz has in this block"
     parts = plan.layout.parts(block.bucket)
     if record.shards.keys() != parts.keys():
         return f"it lists {', '.join(record.shards)} instead of {', '.join(parts)}"

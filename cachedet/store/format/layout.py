@@ -1,7 +1,7 @@
 """Where everything lies in a store, and the zarr metadata that tells other tools.
 
 Array of a level's part: `{view}/b{H}x{W}/{level}/{part}`, axis 0 = slot in the bucket; one chunk a
-picture, one shard a block. docs/disk-format.md is the full description.
+image, one shard a block. docs/disk-format.md is the full description.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from zarr.storage import MemoryStore
 from cachedet.data.views import View, padded_size
 from cachedet.store.codecs.codec import ZSTD_LEVEL, Codec, Part, Shape
 from cachedet.store.files.names import COMMITS, METADATA, WITHDRAWN_SUFFIX
-from cachedet.structures import FeatureSpec, SizeHW, Truth
+from cachedet.structures import Annotations, FeatureSpec, SizeHW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Block:
     view: str
     bucket: SizeHW  # padded (height, width)
     number: int
-    rows: tuple[int, ...]  # rows of the truth, in slot order
+    rows: tuple[int, ...]  # rows of the ground truth, in slot order
 
     @property
     def group(self) -> str:
@@ -42,16 +42,21 @@ class Block:
 
 
 def plan_blocks(
-    *, truth: Truth, views: Iterable[View], image_size: int, pad_multiple: int, block_size: int
+    *,
+    annotations: Annotations,
+    views: Iterable[View],
+    image_size: int,
+    pad_multiple: int,
+    block_size: int,
 ) -> tuple[Block, ...]:
-    """Every (picture, view) in exactly one block: a pure function of its arguments.
+    """Every (image, view) in exactly one block: a pure function of its arguments.
 
-    Pictures keep the order of their rows within a bucket, so a block never depends on which
+    Images keep the order of their rows within a bucket, so a block never depends on which
     blocks were written before it.
     """
     blocks = []
     for view in views:
-        for bucket, rows in _rows_by_bucket(truth, view, image_size, pad_multiple).items():
+        for bucket, rows in _rows_by_bucket(annotations, view, image_size, pad_multiple).items():
             for number, start in enumerate(range(0, len(rows), block_size)):
                 members = tuple(rows[start : start + block_size])
                 blocks.append(Block(view=view.name, bucket=bucket, number=number, rows=members))
@@ -59,15 +64,15 @@ def plan_blocks(
 
 
 def _rows_by_bucket(
-    truth: Truth, view: View, image_size: int, pad_multiple: int
+    annotations: Annotations, view: View, image_size: int, pad_multiple: int
 ) -> dict[SizeHW, list[int]]:
     bucket_of: dict[SizeHW, SizeHW] = {}
     rows: dict[SizeHW, list[int]] = {}
-    for row, (height, width) in enumerate(truth.sizes_hw.tolist()):
+    for row, (height, width) in enumerate(annotations.sizes_hw.tolist()):
         size = (height, width)
         if size not in bucket_of:
             bucket_of[size] = padded_size(
-                view, picture_hw=size, image_size=image_size, pad_multiple=pad_multiple
+                view, image_hw=size, image_size=image_size, pad_multiple=pad_multiple
             )
         rows.setdefault(bucket_of[size], []).append(row)
     return rows
@@ -126,12 +131,12 @@ class Layout:
             for part in arrays.parts
         }
 
-    def picture_nbytes(self, bucket: SizeHW) -> int:
-        """Bytes of one stored picture: exact without zstd, else the most they can be."""
+    def image_nbytes(self, bucket: SizeHW) -> int:
+        """Bytes of one stored image: exact without zstd, else the most they can be."""
         parts = self.parts(bucket).values()
         return sum(part.packed_nbytes + _INDEX_ENTRY_NBYTES for part in parts)
 
-    def least_picture_nbytes(self, bucket: SizeHW) -> int:
+    def least_image_nbytes(self, bucket: SizeHW) -> int:
         """The same where zstd does as well as it ever did on features."""
         return sum(
             round(part.packed_nbytes * (_BEST_ZSTD if part.packing == "zstd" else 1))

@@ -1,7 +1,7 @@
 """The manifest: what a store holds, of which inputs, in which format.
 
 Its fingerprint covers everything that changes features (weights content, preprocessing, views,
-codec, pictures, annotations), never workers or device.
+codec, images, annotations), never workers or device.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cachedet.store.files.names import COMMITS, MANIFEST, most_nbytes
 from cachedet.store.files.source import ByteSource
 from cachedet.store.format.layout import Block, Layout, plan_blocks
 from cachedet.store.format.shards import proves_damage, unreadable
-from cachedet.structures import CategoryMap, FeatureSpec, Preprocessing, Truth
+from cachedet.structures import Annotations, CategoryMap, FeatureSpec, Preprocessing
 from cachedet.version import __version__
 
 _BEYOND_INT64 = 2**63  # whole numbers go into arrays and tensors
@@ -87,7 +87,7 @@ def _require_sane_number(value: Any, name: str) -> None:
 
 FORMAT_VERSION = 3
 READABLE_FORMATS = (2, 3)  # 3: maps that are not compressed lie cell after cell
-_LARGEST_SIDE = 1 << 20  # pixels of a picture with its padding
+_LARGEST_SIDE = 1 << 20  # pixels of an image with its padding
 _LONGEST_NAME = 200  # characters of a codec or view; folders and messages hold them
 _RESTORE = (
     "The same `cachedet extract` again writes it anew where the commit records prove what it held; "
@@ -114,8 +114,8 @@ class Manifest:
     codec: str
     block_size: int
     batch_size: int
-    truth_digest: str
-    pictures_digest: str
+    annotations_digest: str
+    images_digest: str
     categories: CategoryMap
     skipped: tuple[tuple[str, str], ...]  # file name, reason
     versions: dict[str, str]  # for people; not part of the identity
@@ -135,8 +135,8 @@ class Manifest:
             "codec": self.codec,
             "block_size": self.block_size,
             "batch_size": self.batch_size,
-            "truth_digest": self.truth_digest,
-            "pictures_digest": self.pictures_digest,
+            "annotations_digest": self.annotations_digest,
+            "images_digest": self.images_digest,
             "categories": {
                 "ids": list(self.categories.ids),
                 "names": list(self.categories.names),
@@ -179,10 +179,10 @@ class Manifest:
         """The arrays of its blocks."""
         return Layout(spec=self.spec, codec=codec, format_version=self.format_version)
 
-    def plan(self, truth: Truth) -> tuple[Block, ...]:
+    def plan(self, annotations: Annotations) -> tuple[Block, ...]:
         """Every block of the finished store."""
         return plan_blocks(
-            truth=truth,
+            annotations=annotations,
             views=[view_named(name) for name in self.views],
             image_size=self.image_size,
             pad_multiple=self.spec.pad_multiple,
@@ -218,8 +218,8 @@ class Manifest:
                 codec=values["codec"],
                 block_size=values["block_size"],
                 batch_size=values["batch_size"],
-                truth_digest=values["truth_digest"],
-                pictures_digest=values["pictures_digest"],
+                annotations_digest=values["annotations_digest"],
+                images_digest=values["images_digest"],
                 categories=CategoryMap(
                     ids=tuple(values["categories"]["ids"]),
                     names=tuple(values["categories"]["names"]),
@@ -240,38 +240,38 @@ class Manifest:
         return manifest
 
 
-def truth_digest(truth: Truth) -> str:
-    """sha256 over pictures, boxes and categories."""
+def annotations_digest(annotations: Annotations) -> str:
+    """sha256 over images, boxes and categories."""
     digest = hashlib.sha256()
-    for array in truth_arrays(truth).values():
+    for array in annotation_arrays(annotations).values():
         digest.update(f"{array.dtype} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
-    digest.update(json.dumps([truth.categories.ids, truth.categories.names]).encode())
+    digest.update(json.dumps([annotations.categories.ids, annotations.categories.names]).encode())
     return digest.hexdigest()
 
 
-def truth_arrays(truth: Truth) -> dict[str, NDArray[Any]]:
-    """The arrays of `truth`; file names as UTF-8 bytes with newlines between."""
-    names = "\n".join(truth.file_names).encode()
-    masks = truth.masks
+def annotation_arrays(annotations: Annotations) -> dict[str, NDArray[Any]]:
+    """The arrays of `annotations`; file names as UTF-8 bytes with newlines between."""
+    names = "\n".join(annotations.file_names).encode()
+    masks = annotations.masks
     of_masks: dict[str, NDArray[Any]] = (
         {} if masks is None else {"masks": masks.codes, "mask_offsets": masks.offsets}
     )
     return {
-        "image_ids": truth.image_ids,
+        "image_ids": annotations.image_ids,
         "file_names": np.frombuffer(names, dtype=np.uint8),
-        "sizes_hw": truth.sizes_hw,
-        "offsets": truth.offsets,
-        "boxes": truth.boxes,
-        "labels": truth.labels,
-        "crowd": truth.crowd,
-        "areas": truth.areas,
+        "sizes_hw": annotations.sizes_hw,
+        "offsets": annotations.offsets,
+        "boxes": annotations.boxes,
+        "labels": annotations.labels,
+        "crowd": annotations.crowd,
+        "areas": annotations.areas,
         **of_masks,
     }
 
 
-def pictures_digest(contents: NDArray[np.uint64]) -> str:
-    """sha256 over the content hash of every picture file, in the order of the rows."""
+def images_digest(contents: NDArray[np.uint64]) -> str:
+    """sha256 over the content hash of every image file, in the order of the rows."""
     return hashlib.sha256(contents.astype("<u8").tobytes()).hexdigest()
 
 
@@ -328,8 +328,8 @@ def encode_manifest(manifest: Manifest) -> bytes:
     if len(content) > most_nbytes(MANIFEST):
         raise StoreError(
             f"the manifest would have {len(content):,} bytes, at most {most_nbytes(MANIFEST):,} "
-            f"are read: {len(manifest.skipped):,} pictures were skipped, "
-            f"{len(manifest.categories):,} categories exist; repair the pictures, or leave out of "
+            f"are read: {len(manifest.skipped):,} images were skipped, "
+            f"{len(manifest.categories):,} categories exist; repair the images, or leave out of "
             "--annotations what cannot be used"
         )
     return content

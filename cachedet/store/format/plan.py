@@ -17,6 +17,7 @@ from cachedet.store.codecs.codec import Codec, State, state_digest
 from cachedet.store.codecs.registry import make_codec
 from cachedet.store.files.names import CODEC_STATE, MANIFEST
 from cachedet.store.files.source import ByteSource
+from cachedet.store.format.annotations import load_annotations
 from cachedet.store.format.layout import (
     Block,
     Layout,
@@ -28,8 +29,7 @@ from cachedet.store.format.layout import (
 from cachedet.store.format.manifest import Manifest, load_manifest
 from cachedet.store.format.npz import load_arrays
 from cachedet.store.format.shards import proves_damage, unreadable
-from cachedet.store.format.truth import load_truth
-from cachedet.structures import FeatureSpec, Truth
+from cachedet.structures import Annotations, FeatureSpec
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,8 +38,8 @@ class StorePlan:
 
     source: ByteSource
     manifest: Manifest
-    truth: Truth
-    contents: NDArray[np.uint64]  # (N,) content hash of each picture file
+    annotations: Annotations
+    contents: NDArray[np.uint64]  # (N,) content hash of each image file
     codec: Codec
     layout: Layout
     blocks: tuple[Block, ...]
@@ -64,14 +64,14 @@ class StorePlan:
             raise StoreError(
                 f"{where} holds views {reprlib.repr(unknown)} this cachedet does not know; upgrade"
             )
-        truth, contents = load_truth(source, manifest)
-        blocks = manifest.plan(truth)
+        annotations, contents = load_annotations(source, manifest)
+        blocks = manifest.plan(annotations)
         _require_bounded(source, manifest, blocks)
         codec = load_codec(source, manifest)
         return cls(
             source=source,
             manifest=manifest,
-            truth=truth,
+            annotations=annotations,
             contents=contents,
             codec=codec,
             layout=manifest.layout(codec),
@@ -84,8 +84,8 @@ class StorePlan:
         return self.manifest.block_fingerprint()
 
     def image_ids_of(self, block: Block) -> tuple[int, ...]:
-        """COCO's ids of the pictures of a block, in slot order."""
-        return tuple(self.truth.image_ids[list(block.rows)].tolist())
+        """COCO's ids of the images of a block, in slot order."""
+        return tuple(self.annotations.image_ids[list(block.rows)].tolist())
 
     def require_metadata(self) -> None:
         """Raises StoreError where a zarr.json is not the one that was written."""
@@ -118,7 +118,7 @@ class StorePlan:
         return f"one of the {len(keys)} zarr.json files of {self.source.describe('')}"
 
 
-_MOST_PICTURE_NBYTES = 8 << 30  # of decoded features
+_MOST_IMAGE_NBYTES = 8 << 30  # of decoded features
 _MEND_ZARR = "The same `cachedet extract` again writes the zarr.json files anew"
 _MEND_CODEC = (
     "The same `cachedet extract` again learns it anew and keeps that where it comes out the same; "
@@ -130,11 +130,11 @@ def _require_bounded(source: ByteSource, manifest: Manifest, blocks: Sequence[Bl
     """Before anything of that size is allocated. Raises StoreError."""
     for bucket in {block.bucket for block in blocks}:
         nbytes = 4 * sum(map(math.prod, manifest.spec.map_shapes(bucket).values()))
-        if nbytes > _MOST_PICTURE_NBYTES:
+        if nbytes > _MOST_IMAGE_NBYTES:
             raise StoreError(
-                f"{source.describe(MANIFEST)}: one picture of {bucket[1]}x{bucket[0]} pixels would "
+                f"{source.describe(MANIFEST)}: one image of {bucket[1]}x{bucket[0]} pixels would "
                 f"take {nbytes / 1e9:.1f} GB, more than the limit of "
-                f"{_MOST_PICTURE_NBYTES / 1e9:.1f} GB; extract fewer levels or smaller pictures"
+                f"{_MOST_IMAGE_NBYTES / 1e9:.1f} GB; extract fewer levels or smaller images"
             )
 
 

@@ -32,7 +32,7 @@ Packed = list[bytes | memoryview]  # pieces of one chunk, to be written one afte
 
 
 def pack_chunk(values: NDArray[Any], part: Part) -> Packed:
-    """One picture's part as the bytes of its chunk."""
+    """One image's part as the bytes of its chunk."""
     array = np.ascontiguousarray(part.in_order(values))
     if part.packing == "zstd":
         return [bytes(_zstd.encode(array))]
@@ -70,9 +70,9 @@ def parse_index(
         raise corrupt(where, "the checksum of its index does not match")
     table = np.frombuffer(entries, dtype="<u8").reshape(-1, 2)
     if (table[:used] == _UNUSED).any():
-        raise corrupt(where, "its index marks a committed picture as never written")
+        raise corrupt(where, "its index marks a committed image as never written")
     if (table[used:] != _UNUSED).any():
-        raise corrupt(where, "its index has more pictures than were committed")
+        raise corrupt(where, "its index has more images than were committed")
     offsets, lengths = table[:used, 0], table[:used, 1]
     shortest = part.packed_nbytes if part.packing == "crc32c" else 1
     if (lengths > part.packed_nbytes).any() or (lengths < shortest).any():
@@ -86,18 +86,18 @@ def parse_index(
 def check_crc32c(raw: NDArray[np.uint8], stored: bytes | memoryview, *, where: str) -> None:
     """Raises CorruptBlockError where these bytes do not give the stored checksum."""
     if _crc32c(raw) != stored:
-        raise corrupt(where, "the checksum of a picture does not match")
+        raise corrupt(where, "the checksum of an image does not match")
 
 
 def unpack_zstd(frame: bytes | memoryview, out: NDArray[Any], *, where: str) -> None:
     """Decompress one frame into exactly `out`. Raises CorruptBlockError on any other content."""
     declared = _frame_content(bytes(frame[:18]))
     if declared != out.nbytes:
-        raise corrupt(where, f"a compressed picture has {declared} bytes, not {out.nbytes}")
+        raise corrupt(where, f"a compressed image has {declared} bytes, not {out.nbytes}")
     try:
         _zstd.decode(frame, out=out)
     except (RuntimeError, ValueError) as error:
-        raise corrupt(where, f"a picture cannot be decompressed ({error})") from error
+        raise corrupt(where, f"an image cannot be decompressed ({error})") from error
 
 
 def raw_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:

@@ -48,8 +48,8 @@ def fitted(name: str, maps: torch.Tensor) -> Codec:
 def round_trip(codec: Codec, maps: torch.Tensor) -> tuple[torch.Tensor, int]:
     """Through encoding, packing, unpacking and decoding; also how many codes were cut off."""
     count, *shape = maps.shape
-    pictures = [f"{n}.jpg" for n in range(count)]
-    encoded = codec.encode(maps, level="C4", pictures=pictures)
+    images = [f"{n}.jpg" for n in range(count)]
+    encoded = codec.encode(maps, level="C4", images=images)
     stored = {}
     for part in codec.parts("C4", (shape[0], shape[1], shape[2])):
         array = encoded.parts[part.name]
@@ -76,7 +76,7 @@ def test_given_memory_takes_the_maps(name: str, stored_last: bool) -> None:
     """Whatever lies in which order: stored arrays and memory, channels first or last."""
     maps = torch.randn(2, 6, 5, 4, generator=torch.Generator().manual_seed(0))
     codec = fitted(name, maps)
-    encoded = codec.encode(maps, level="C4", pictures=["a.jpg", "b.jpg"])
+    encoded = codec.encode(maps, level="C4", images=["a.jpg", "b.jpg"])
     parts = {key: torch.from_numpy(values.copy()) for key, values in encoded.parts.items()}
     if stored_last:
         last = torch.channels_last
@@ -125,7 +125,7 @@ def test_the_true_values_are_not_changed_and_decoding_makes_new_ones(name: str) 
     maps = torch.randn(2, 3, 6, 8)
     before = maps.clone()
     codec = fitted(name, maps)
-    encoded = codec.encode(maps, level="C4", pictures=["a", "b"])
+    encoded = codec.encode(maps, level="C4", images=["a", "b"])
     stored = {key: torch.from_numpy(array) for key, array in encoded.parts.items()}
     kept = {key: tensor.clone() for key, tensor in stored.items()}
     codec.decode(stored, level="C4", shape=(3, 6, 8)).fill_(7)
@@ -135,12 +135,12 @@ def test_the_true_values_are_not_changed_and_decoding_makes_new_ones(name: str) 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pictures_do_not_influence_each_other(name: str) -> None:
+def test_images_do_not_influence_each_other(name: str) -> None:
     maps = torch.randn(3, 4, 6, 8)
     codec = fitted(name, maps)
-    together = codec.encode(maps, level="C4", pictures=["a", "b", "c"])
-    alone = codec.encode(maps[1:2], level="C4", pictures=["b"])
-    for part, array in alone.parts.items():
+    together = codec.encode(maps, level="C4", images=["a", "b", "c"])
+    single_process = codec.encode(maps[1:2], level="C4", images=["b"])
+    for part, array in single_process.parts.items():
         np.testing.assert_array_equal(array[0], together.parts[part][1])
 
 
@@ -156,12 +156,12 @@ def test_the_state_survives_being_stored(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_a_number_is_refused_with_the_pictures_name(name: str, value: float) -> None:
+def test_what_is_not_a_number_is_refused_with_the_images_name(name: str, value: float) -> None:
     maps = torch.randn(2, 3, 6, 8)
     codec = fitted(name, maps)
     maps[1, 2, 3, 4] = value
     with pytest.raises(CodecError, match=r"b.jpg: level C4 holds (nan|-?inf), which is not a num"):
-        codec.encode(maps, level="C4", pictures=["a.jpg", "b.jpg"])
+        codec.encode(maps, level="C4", images=["a.jpg", "b.jpg"])
 
 
 def test_values_a_codec_cannot_represent_are_refused() -> None:
@@ -169,23 +169,23 @@ def test_values_a_codec_cannot_represent_are_refused() -> None:
     codec = fitted("int8", maps)
     maps[0, 0, 0, 0] = -1
     with pytest.raises(CodecError, match=r"a.jpg: level C4 holds -1, which is negative where the"):
-        codec.encode(maps, level="C4", pictures=["a.jpg"])
+        codec.encode(maps, level="C4", images=["a.jpg"])
     maps[0, 0, 0, 0] = 70000
     with pytest.raises(CodecError, match=r"beyond the range of fp16 \(\+-65504\); use --codec fp3"):
-        make_codec("fp16").encode(maps, level="C4", pictures=["a.jpg"])
+        make_codec("fp16").encode(maps, level="C4", images=["a.jpg"])
     maps[0, 0, 0, 0] = -500_000
     with pytest.raises(CodecError, match=r"-500000, which is beyond the range of int4 scales"):
-        make_codec("int4").encode(maps, level="C4", pictures=["a.jpg"])
+        make_codec("int4").encode(maps, level="C4", images=["a.jpg"])
     maps[0, 0, 0, 0] = 3.4e38  # rounds up beyond the largest bfloat16
     with pytest.raises(CodecError, match=r"beyond the range of bf16"):
-        make_codec("bf16").encode(maps, level="C4", pictures=["a.jpg"])
+        make_codec("bf16").encode(maps, level="C4", images=["a.jpg"])
 
 
 def test_maps_without_negative_values_use_all_eight_bits() -> None:
     maps = torch.rand(1, 2, 6, 8)
     codec = fitted("int8", maps)
     assert codec.parts("C4", (2, 6, 8))[0].dtype == "uint8"
-    assert codec.encode(maps, level="C4", pictures=["a"]).parts["codes"].max() == 255
+    assert codec.encode(maps, level="C4", images=["a"]).parts["codes"].max() == 255
 
 
 def test_exact_sizes() -> None:
@@ -248,7 +248,7 @@ def test_a_shared_step_after_a_rotation_needs_fewer_bytes_at_the_same_noise() ->
 
     def cost(name: str) -> tuple[float, float]:
         codec = fitted(name, correlated(64))
-        encoded = codec.encode(fresh, level="C4", pictures=["a"] * 16)
+        encoded = codec.encode(fresh, level="C4", images=["a"] * 16)
         parts = codec.parts("C4", (12, 10, 16))
         size = sum(
             len(piece)
@@ -275,20 +275,20 @@ def test_components_below_the_noise_are_not_stored() -> None:
 def test_codes_that_were_cut_off_are_counted() -> None:
     maps = correlated(8)
     codec = fitted("snr12", maps)
-    encoded = codec.encode(maps * 20, level="C4", pictures=["a"] * 8)
+    encoded = codec.encode(maps * 20, level="C4", images=["a"] * 8)
     assert encoded.saturated > 1000
 
 
-def test_a_picture_unlike_the_sample_is_refused_instead_of_cut_off() -> None:
+def test_a_image_unlike_the_sample_is_refused_instead_of_cut_off() -> None:
     maps = correlated(3)
     codec = fitted("snr12", maps)
     maps[1] *= 1e19
     with pytest.raises(CodecError, match=r"b: level C4 holds .*so far from the sample snr12 was.*"):
-        codec.encode(maps, level="C4", pictures=["a", "b", "c"])
+        codec.encode(maps, level="C4", images=["a", "b", "c"])
 
 
-def test_a_picture_without_energy_is_measured_by_the_sample() -> None:
-    """What is cut off of a black picture must be little beside a usual one, or it is refused."""
+def test_a_image_without_energy_is_measured_by_the_sample() -> None:
+    """What is cut off of a black image must be little beside a usual one, or it is refused."""
     maps = torch.randn(8, 12, 10, 16)
     maps[:, 0] *= 4
     maps[:, 3] = 0.7 * maps[:, 3] + 6

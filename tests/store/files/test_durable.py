@@ -46,12 +46,12 @@ def test_what_is_free_is_told_where_room_is_the_trouble(tmp_path: Path, number: 
         f"cannot write {tmp_path / 'shard'}: {os.strerror(number)}; this block needs 300 bytes, "
         in (message)
     )
-    assert "are free. What was committed is safe: mend the cause and run the same" in message
+    assert "are free. What was committed is safe: repair the cause and run the same" in message
 
 
 def test_what_is_free_is_no_matter_elsewhere(tmp_path: Path) -> None:
     error = OSError(errno.EROFS, os.strerror(errno.EROFS))
     assert str(cannot_write(tmp_path, error, needed=300)) == (
-        f"cannot write {tmp_path}: Read-only file system. What was committed is safe: mend the "
+        f"cannot write {tmp_path}: Read-only file system. What was committed is safe: repair the "
         "cause and run the same command again"
     )

@@ -168,8 +168,8 @@ def test_owners_before_the_last_boot_are_dead_where_the_machine_is_known() -> No
 TAKE_IN_ANOTHER_NAMESPACE = """
 import sys, time
 from pathlib import Path
-from cachedet.store.durable import temporary_path
-from cachedet.store.leases import LeaseBook
+from cachedet.store.files.durable import temporary_path
+from cachedet.store.files.leases import LeaseBook
 root = Path(sys.argv[1])
 LeaseBook(root).take("a")
 temporary_path(root / "shard").write_bytes(b"x")
@@ -214,7 +214,7 @@ def test_a_zombie_is_dead(folder: Path) -> None:
 
 TAKE = """
 from pathlib import Path
-from cachedet.store.leases import LeaseBook
+from cachedet.store.files.leases import LeaseBook
 with LeaseBook(Path({folder!r})) as leases:
     leases.take("a")
 """

@@ -22,7 +22,7 @@ from cachedet.store.format.layout import commit_key, shard_key
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store
-from cachedet.structures import Features, FeatureSpec, LevelSpec, Truth
+from cachedet.structures import Annotations, Features, FeatureSpec, LevelSpec
 
 READERS: dict[str, Callable[[Path], FeatureStore]] = {
     "local": FeatureStore.open,
@@ -55,12 +55,12 @@ def misplace(root: Path, number: int) -> tuple[str, str]:
 @pytest.mark.parametrize("number", [0, -1])
 @pytest.mark.parametrize("codec", ["fp16", "int8", "int8+zstd", "snr12"])
 def test_a_shard_of_another_block_is_not_handed_out(
-    tmp_path: Path, truth: Truth, codec: str, number: int, reader: str, kit: Any
+    tmp_path: Path, annotations: Annotations, codec: str, number: int, reader: str, kit: Any
 ) -> None:
-    root = kit.fill(tmp_path / "s.zarr", truth, kit.noise_of, codec=codec)
+    root = kit.fill(tmp_path / "s.zarr", annotations, kit.noise_of, codec=codec)
     array, key = misplace(root, number)
     store = READERS[reader](root)
-    message = rf"{key} \(block {SECOND}\): picture . of the block ends with the checksum .*"
+    message = rf"{key} \(block {SECOND}\): image . of the block ends with the checksum .*"
     message += r"was committed: another shard lies in its place; run `cachedet verify --deep STORE`"
     for row in (3, 4):
         with pytest.raises(CorruptBlockError, match=message):
@@ -71,7 +71,7 @@ def test_a_shard_of_another_block_is_not_handed_out(
 
 
 def test_shards_that_changed_places_are_withdrawn_and_mended(
-    root: Path, truth: Truth, kit: Any
+    root: Path, annotations: Annotations, kit: Any
 ) -> None:
     whole = kit.files(root)
     first, second = (root / f"base/b96x128/C4/values/c/{n}/0/0/0" for n in (0, 1))
@@ -81,16 +81,16 @@ def test_shards_that_changed_places_are_withdrawn_and_mended(
     with pytest.raises(CorruptBlockError, match="another shard lies in its place"):
         FeatureStore.open(root).read(0, "base")
     assert [bad.name for bad in verify_store(root, deep=True).bad] == [FIRST, SECOND]
-    kit.fill(root, truth)
+    kit.fill(root, annotations)
     assert kit.files(root) == whole
 
 
-def write_anew(root: Path, truth: Truth, kit: Any, *, codec: str) -> None:
+def write_anew(root: Path, annotations: Annotations, kit: Any, *, codec: str) -> None:
     """The first block, with other content."""
     (root / f"commits/{FIRST}.json").unlink()
     kit.fill(
         root,
-        truth,
+        annotations,
         lambda b: {k: m.flip(1) * 2 + 1 for k, m in kit.noise_of(b).items()},
         codec=codec,
     )
@@ -102,12 +102,12 @@ WRITTEN_ANEW = r"block base-b96x128-000000\) was written anew while this store w
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("codec", ["fp16", "int8", "int8+zstd", "snr12"])
 def test_levels_of_two_commits_are_not_mixed(
-    tmp_path: Path, truth: Truth, codec: str, reader: str, kit: Any
+    tmp_path: Path, annotations: Annotations, codec: str, reader: str, kit: Any
 ) -> None:
-    root = kit.fill(tmp_path / "s.zarr", truth, kit.noise_of, codec=codec)
+    root = kit.fill(tmp_path / "s.zarr", annotations, kit.noise_of, codec=codec)
     store = READERS[reader](root)
     before = store.read(0, "base", ["C4"])
-    write_anew(root, truth, kit, codec=codec)
+    write_anew(root, annotations, kit, codec=codec)
     with pytest.raises(CorruptBlockError, match=WRITTEN_ANEW):
         store.read(0, "base", ["C5"])
     if reader == "local":  # its old file is still open
@@ -130,11 +130,15 @@ class HookedFiles(LocalFiles):
         return super().open(key)
 
 
-def test_parts_of_two_commits_are_not_mixed(tmp_path: Path, truth: Truth, kit: Any) -> None:
+def test_parts_of_two_commits_are_not_mixed(
+    tmp_path: Path, annotations: Annotations, kit: Any
+) -> None:
     """Codes of the old commit times scales of the new one would be nobody's features."""
-    root = kit.fill(tmp_path / "s.zarr", truth, kit.noise_of, codec="int8")
+    root = kit.fill(tmp_path / "s.zarr", annotations, kit.noise_of, codec="int8")
     scale = "base/b96x128/C4/scale/c/0"
-    rewrite = HookedFiles(root, before=scale, do=lambda: write_anew(root, truth, kit, codec="int8"))
+    rewrite = HookedFiles(
+        root, before=scale, do=lambda: write_anew(root, annotations, kit, codec="int8")
+    )
     store = FeatureStore(StorePlan.load(rewrite))
     with pytest.raises(CorruptBlockError, match=f"{scale}.*{WRITTEN_ANEW}"):
         store.read(0, "base", ["C4"])
@@ -142,13 +146,13 @@ def test_parts_of_two_commits_are_not_mixed(tmp_path: Path, truth: Truth, kit: A
 
 @pytest.mark.parametrize("reader", READERS)
 def test_the_same_bytes_written_anew_are_read_on(
-    root: Path, truth: Truth, reader: str, kit: Any
+    root: Path, annotations: Annotations, reader: str, kit: Any
 ) -> None:
     """Extracting a withdrawn block again gives the committed bytes again (law L5)."""
     store = READERS[reader](root)
     expected = store.read(0, "base", ["C4"])
     (root / f"commits/{FIRST}.json").unlink()
-    kit.fill(root, truth)
+    kit.fill(root, annotations)
     store.read(2, "base", ["C4"])  # with one open file the new one is opened now
     torch.testing.assert_close(store.read(0, "base", ["C4"]), expected, rtol=0, atol=0)
     assert float(store.read(0, "base", ["C5"])["C5"].max()) == 0.5
@@ -193,13 +197,17 @@ def wide_features(channels: int, row: int) -> Features:
 
 
 def test_no_thread_still_writes_into_the_buffers_after_an_error(
-    tmp_path: Path, truth_of: Callable[..., Truth], kit: Any
+    tmp_path: Path, annotations_of: Callable[..., Annotations], kit: Any
 ) -> None:
-    """Else a late chunk of one picture ends up in the features of the next."""
-    truth = truth_of([(96, 128)] * 2, [[], []])
+    """Else a late chunk of one image ends up in the features of the next."""
+    annotations = annotations_of([(96, 128)] * 2, [[], []])
     levels = (LevelSpec(name=f"C{n}", channels=12_000, stride=1 << n) for n in (4, 5))
     writer = kit.open_writer(
-        tmp_path / "s.zarr", truth, spec=FeatureSpec(tuple(levels)), views=("base",), block_size=1
+        tmp_path / "s.zarr",
+        annotations,
+        spec=FeatureSpec(tuple(levels)),
+        views=("base",),
+        block_size=1,
     )
     for block in writer.blocks:
         writer.write(block, wide_features(12_000, block.rows[0]))

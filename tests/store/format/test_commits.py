@@ -16,7 +16,7 @@ from cachedet.store.format.manifest import digest_json
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 
 RECORD = "commits/base-b96x128-000000.json"
 
@@ -43,33 +43,33 @@ def test_a_record_keeps_the_end_of_every_chunk(root: Path) -> None:
 FOREIGN: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "block": (lambda body: body.update(block="base-b96x128-000001"), "the record of block base"),
     "fingerprint": (lambda body: body.update(fingerprint="0" * 64), "of a store with another back"),
-    "pictures": (lambda body: body["image_ids"].reverse(), "other pictures than truth.npz has"),
+    "images": (lambda body: body["image_ids"].reverse(), "other images than annotations.npz has"),
     "shards": (lambda body: body["shards"].pop("C5/values"), "lists C4/values instead of C4/val"),
 }
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_a_foreign_record_keeps_the_store_closed_until_it_is_withdrawn(
-    root: Path, truth: Truth, kind: str, kit: Any
+    root: Path, annotations: Annotations, kind: str, kit: Any
 ) -> None:
     whole = kit.files(root)
     change, message = FOREIGN[kind]
     rewrite(root / RECORD, change)
     with pytest.raises(CorruptBlockError, match=rf"{RECORD} belongs to another .*: it .*{message}"):
         FeatureStore.open(root)
-    writer = kit.open_writer(root, truth)
+    writer = kit.open_writer(root, annotations)
     assert [block.name for block in writer.missing_blocks()] == ["base-b96x128-000000"]
     assert [bad.withdrawn for bad in verify_store(root, deep=False).bad] == [True]
     with pytest.raises(MissingFeatureError):
         FeatureStore.open(root).read(0, "base")
-    kit.fill(root, truth)
+    kit.fill(root, annotations)
     assert kit.files(root) == whole
 
 
 DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "too few ends": (
         lambda body: body["shards"]["C4/values"].update(chunk_checksums="00" * 4),
-        "4 bytes of chunk checksums for 2 pictures",
+        "4 bytes of chunk checksums for 2 images",
     ),
     "no ends": (
         lambda body: body["shards"]["C4/values"].pop("chunk_checksums"),
@@ -99,7 +99,7 @@ def test_a_damaged_record(root: Path, kind: str) -> None:
         FeatureStore.open(root)
 
 
-def test_a_record_that_is_a_folder(root: Path, truth: Truth, kit: Any) -> None:
+def test_a_record_that_is_a_folder(root: Path, annotations: Annotations, kit: Any) -> None:
     whole = kit.files(root)
     (root / RECORD).unlink()
     (root / RECORD).mkdir()
@@ -107,17 +107,19 @@ def test_a_record_that_is_a_folder(root: Path, truth: Truth, kit: Any) -> None:
         CorruptBlockError, match=rf"{RECORD}: the file cannot be opened \(it is a fol"
     ):
         FeatureStore.open(root)
-    assert len(kit.open_writer(root, truth).missing_blocks()) == 1
+    assert len(kit.open_writer(root, annotations).missing_blocks()) == 1
     assert [bad.withdrawn for bad in verify_store(root, deep=False).bad] == [True]
     (root / f"{RECORD}.bad").rmdir()
-    kit.fill(root, truth)
+    kit.fill(root, annotations)
     assert kit.files(root) == whole
 
 
-def test_sums_beyond_float32_are_numbers_too(tmp_path: Path, truth: Truth, kit: Any) -> None:
+def test_sums_beyond_float32_are_numbers_too(
+    tmp_path: Path, annotations: Annotations, kit: Any
+) -> None:
     root = kit.fill(
         tmp_path / "s.zarr",
-        truth,
+        annotations,
         lambda block: {k: maps * 1e30 for k, maps in kit.noise_of(block).items()},
         codec="fp32",
     )

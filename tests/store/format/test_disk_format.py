@@ -17,9 +17,9 @@ from numcodecs.zstd import Zstd
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 IDENTITY = (
     "backbone", "weights_digest", "preprocessing", "spec", "image_size", "views", "codec",
-    "block_size", "batch_size", "truth_digest", "pictures_digest", "categories",
+    "block_size", "batch_size", "annotations_digest", "images_digest", "categories",
 )  # fmt: skip
-TRUTH = (
+ANNOTATIONS = (
     "image_ids", "file_names", "sizes_hw", "offsets", "boxes", "labels", "crowd", "areas",
 )  # fmt: skip
 GROUP = "base/b96x128"
@@ -46,7 +46,7 @@ def digest_arrays(arrays: dict[str, np.ndarray], names: Any, *, named: bool) -> 
 
 
 def chunk(root: Path, array: str, row: int, block_size: int) -> bytes:
-    """The bytes of one picture's chunk, by the index at the end of its shard."""
+    """The bytes of one image's chunk, by the index at the end of its shard."""
     content = shard_file(root, array, row // block_size).read_bytes()
     return chunks(content, block_size)[row % block_size]
 
@@ -181,13 +181,13 @@ def test_the_page_is_enough_to_check_a_store(unpacked: Path, codec: str) -> None
     if manifest["format_version"] > 2:
         identity["format_version"] = manifest["format_version"]
     assert digest(identity) == manifest["fingerprint"]
-    truth = dict(np.load(root / "truth.npz"))
+    annotations = dict(np.load(root / "annotations.npz"))
     categories = manifest["categories"]
-    found = digest_arrays(truth, TRUTH, named=False)
+    found = digest_arrays(annotations, ANNOTATIONS, named=False)
     found.update(json.dumps([categories["ids"], categories["names"]]).encode())
-    assert found.hexdigest() == manifest["truth_digest"]
-    contents = hashlib.sha256(truth["contents"].tobytes()).hexdigest()
-    assert contents == manifest["pictures_digest"]
+    assert found.hexdigest() == manifest["annotations_digest"]
+    contents = hashlib.sha256(annotations["contents"].tobytes()).hexdigest()
+    assert contents == manifest["images_digest"]
     state = dict(np.load(root / "codec.npz")) if (root / "codec.npz").exists() else {}
     of_state = digest_arrays(state, sorted(state), named=True).hexdigest()
     assert of_state == manifest["codec_digest"]
@@ -208,7 +208,7 @@ def test_the_page_is_enough_to_check_a_store(unpacked: Path, codec: str) -> None
 def test_the_page_is_enough_to_check_the_shards(unpacked: Path, codec: str) -> None:
     root = unpacked / codec
     block_size = json.loads((root / "manifest.json").read_text())["block_size"]
-    image_ids = np.load(root / "truth.npz")["image_ids"].tolist()
+    image_ids = np.load(root / "annotations.npz")["image_ids"].tolist()
     for path in (root / "commits").glob("*.json"):
         record = json.loads(path.read_text())
         number = int(path.stem.rpartition("-")[2])

@@ -21,15 +21,17 @@ from cachedet.store.files.source import LocalFiles, ZarrStorage
 from cachedet.store.format.layout import metadata_keys
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 
 NAMES = [*CODECS, "pca2+int8", "snr12"]
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 @pytest.fixture(params=NAMES)
-def filled(request: pytest.FixtureRequest, tmp_path: Path, truth: Truth, kit: Any) -> Path:
-    root: Path = kit.fill(tmp_path / "s.zarr", truth, kit.noise_of, codec=request.param)
+def filled(
+    request: pytest.FixtureRequest, tmp_path: Path, annotations: Annotations, kit: Any
+) -> Path:
+    root: Path = kit.fill(tmp_path / "s.zarr", annotations, kit.noise_of, codec=request.param)
     return root
 
 
@@ -104,10 +106,10 @@ def test_buffers_are_read_into_again(filled: Path) -> None:
         torch.testing.assert_close(second[level][0], store.read(3, "base")[level])
     with pytest.raises(ValueError, match="must share one bucket"):
         store.read_encoded([(0, "base"), (2, "base")])
-    with pytest.raises(ValueError, match="buffers are of bucket .*, the pictures of"):
+    with pytest.raises(ValueError, match="buffers are of bucket .*, the images of"):
         store.read_encoded([(2, "base")], out=buffers)
-    with pytest.raises(ValueError, match="buffers are for 2 pictures, 1 are read"):
-        store.read_encoded([(3, "base")], out=buffers)  # else the second would be an older picture
+    with pytest.raises(ValueError, match="buffers are for 2 images, 1 are read"):
+        store.read_encoded([(3, "base")], out=buffers)  # else the second would be an older image
     with pytest.raises(ValueError, match="buffers are of levels C5, not 'C4'"):
         store.read_encoded([(3, "base")], out=store.make_buffers(bucket, 1, ["C5"]))
 

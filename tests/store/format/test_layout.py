@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from cachedet.data.views import make_geometry, parse_views, view_named
 from cachedet.store.format.layout import plan_blocks
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 
 VIEWS = parse_views("base,hflip,scale=0.5,crop=2,jitter=2,jitter=1:0.5-4")
 
 
-def test_every_picture_and_view_lies_in_exactly_one_block(
-    truth_of: Callable[..., Truth],
+def test_every_image_and_view_lies_in_exactly_one_block(
+    annotations_of: Callable[..., Annotations],
 ) -> None:
     @settings(deadline=None, max_examples=60, derandomize=True)
     @given(
@@ -22,10 +22,10 @@ def test_every_picture_and_view_lies_in_exactly_one_block(
         block_size=st.integers(1, 9),
     )
     def holds(sizes: list[tuple[int, int]], block_size: int) -> None:
-        truth = truth_of(sizes)
+        annotations = annotations_of(sizes)
         options = {"image_size": 128, "pad_multiple": 32, "block_size": block_size}
-        blocks = plan_blocks(truth=truth, views=VIEWS, **options)
-        assert blocks == plan_blocks(truth=truth, views=VIEWS, **options)
+        blocks = plan_blocks(annotations=annotations, views=VIEWS, **options)
+        assert blocks == plan_blocks(annotations=annotations, views=VIEWS, **options)
         assert len({block.name for block in blocks}) == len(blocks)
         keys = Counter((block.view, row) for block in blocks for row in block.rows)
         assert keys == Counter((view.name, row) for view in VIEWS for row in range(len(sizes)))
@@ -34,8 +34,8 @@ def test_every_picture_and_view_lies_in_exactly_one_block(
             for row in block.rows:
                 geometry = make_geometry(
                     view_named(block.view),
-                    picture_hw=sizes[row],
-                    image_id=int(truth.image_ids[row]),
+                    image_hw=sizes[row],
+                    image_id=int(annotations.image_ids[row]),
                     image_size=128,
                     pad_multiple=32,
                 )
@@ -44,10 +44,14 @@ def test_every_picture_and_view_lies_in_exactly_one_block(
     holds()
 
 
-def test_names_and_numbers(truth_of: Callable[..., Truth]) -> None:
-    truth = truth_of([(96, 128), (128, 96), (96, 128), (96, 128)])
+def test_names_and_numbers(annotations_of: Callable[..., Annotations]) -> None:
+    annotations = annotations_of([(96, 128), (128, 96), (96, 128), (96, 128)])
     blocks = plan_blocks(
-        truth=truth, views=[view_named("base")], image_size=128, pad_multiple=32, block_size=2
+        annotations=annotations,
+        views=[view_named("base")],
+        image_size=128,
+        pad_multiple=32,
+        block_size=2,
     )
     assert [(block.name, block.rows) for block in blocks] == [
         ("base-b96x128-000000", (0, 2)),

@@ -16,8 +16,8 @@ from cachedet.store.format.npz import dump_arrays, load_arrays
 
 
 def load(folder: Path, content: bytes, *wanted: str) -> dict[str, np.ndarray]:
-    (folder / "truth.npz").write_bytes(content)
-    return load_arrays(LocalFiles(folder), "truth.npz", wanted=wanted, remedy="Do this.")
+    (folder / "annotations.npz").write_bytes(content)
+    return load_arrays(LocalFiles(folder), "annotations.npz", wanted=wanted, remedy="Do this.")
 
 
 def test_arrays_come_back(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ ARCHIVES = {
 def test_forged_archives(tmp_path: Path, kind: str) -> None:
     content, message = ARCHIVES[kind]
     with pytest.raises(
-        StoreError, match=rf"truth.npz is missing or damaged: .*{message}.* Do this"
+        StoreError, match=rf"annotations.npz is missing or damaged: .*{message}.* Do this"
     ):
         load(tmp_path, content, "labels")
 
@@ -123,6 +123,6 @@ def test_an_array_that_is_there_twice(tmp_path: Path) -> None:
 
 
 def test_what_proves_no_damage_is_not_called_damage(tmp_path: Path) -> None:
-    (tmp_path / "truth.npz").symlink_to("x" * 300)
+    (tmp_path / "annotations.npz").symlink_to("x" * 300)
     with pytest.raises(StoreError, match="cannot be read: File name too long. That proves no dama"):
-        load_arrays(LocalFiles(tmp_path), "truth.npz", wanted=["a"], remedy="Do this.")
+        load_arrays(LocalFiles(tmp_path), "annotations.npz", wanted=["a"], remedy="Do this.")

@@ -1,4 +1,4 @@
-"""Pictures and boxes in a store: truth.npz as it is read back, whoever wrote it."""
+"""Images and boxes in a store: annotations.npz as it is read back, whoever wrote it."""
 
 from __future__ import annotations
 
@@ -9,39 +9,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.errors import StoreError
-from cachedet.store.files.names import TRUTH
+from cachedet.store.files.names import ANNOTATIONS
 from cachedet.store.files.source import ByteSource
-from cachedet.store.format.manifest import Manifest, pictures_digest, truth_digest
+from cachedet.store.format.manifest import Manifest, annotations_digest, images_digest
 from cachedet.store.format.npz import load_arrays
-from cachedet.structures import MaskCodes, Truth
+from cachedet.structures import Annotations, MaskCodes
 
-_LARGEST_SIDE = 1 << 20  # pixels of a picture
-_MOST_PICTURES = 1 << 24  # each takes a few hundred bytes of memory beside its arrays
+_LARGEST_SIDE = 1 << 20  # pixels of an image
+_MOST_IMAGES = 1 << 24  # each takes a few hundred bytes of memory beside its arrays
 _MEND = "The same `cachedet extract` again writes it anew"
-_TRUTH_ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {  # type and shape
-    "image_ids": ("int64", ("pictures",)),
+_ANNOTATION_ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {  # type and shape
+    "image_ids": ("int64", ("images",)),
     "file_names": ("uint8", ("bytes of names",)),
-    "sizes_hw": ("int64", ("pictures", 2)),
-    "offsets": ("int64", ("pictures + 1",)),
+    "sizes_hw": ("int64", ("images", 2)),
+    "offsets": ("int64", ("images + 1",)),
     "boxes": ("float64", ("boxes", 4)),
     "labels": ("int64", ("boxes",)),
     "crowd": ("bool", ("boxes",)),
     "areas": ("float64", ("boxes",)),
-    "contents": ("uint64", ("pictures",)),
+    "contents": ("uint64", ("images",)),
     "masks": ("uint8", ("bytes of masks",)),
     "mask_offsets": ("int64", ("boxes + 1",)),
 }
 
 
-def load_truth(source: ByteSource, manifest: Manifest) -> tuple[Truth, NDArray[np.uint64]]:
-    """Pictures and boxes kept in the store, with the pictures' content hashes.
+def load_annotations(
+    source: ByteSource, manifest: Manifest
+) -> tuple[Annotations, NDArray[np.uint64]]:
+    """Images and boxes kept in the store, with the images' content hashes.
 
     Raises StoreError where they are missing, damaged or not the ones of the manifest.
     """
-    arrays = load_arrays(source, TRUTH, wanted=_TRUTH_ARRAYS, remedy=_MEND)
+    arrays = load_arrays(source, ANNOTATIONS, wanted=_ANNOTATION_ARRAYS, remedy=_MEND)
     try:
         _require_shapes(arrays)
-        truth = Truth(
+        annotations = Annotations(
             image_ids=arrays["image_ids"],
             file_names=tuple(_names_from_bytes(arrays["file_names"])),
             sizes_hw=arrays["sizes_hw"],
@@ -54,18 +56,18 @@ def load_truth(source: ByteSource, manifest: Manifest) -> tuple[Truth, NDArray[n
             masks=_masks_from(arrays),
         )
         contents = arrays["contents"]
-        _require_consistent(truth)
+        _require_consistent(annotations)
     except (KeyError, ValueError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-        where = source.describe(TRUTH)
+        where = source.describe(ANNOTATIONS)
         raise StoreError(f"{where} is damaged: {reason}. {_MEND}") from error
-    digests = truth_digest(truth), pictures_digest(contents)
-    if digests != (manifest.truth_digest, manifest.pictures_digest):
+    digests = annotations_digest(annotations), images_digest(contents)
+    if digests != (manifest.annotations_digest, manifest.images_digest):
         raise StoreError(
-            f"{source.describe(TRUTH)} is not the one this store was extracted with; the same "
-            "`cachedet extract` again writes it anew"
+            f"{source.describe(ANNOTATIONS)} is not the one this store was extracted with; the "
+            "same `cachedet extract` again writes it anew"
         )
-    return truth, contents
+    return annotations, contents
 
 
 def _masks_from(arrays: dict[str, NDArray[Any]]) -> MaskCodes | None:
@@ -77,16 +79,16 @@ def _masks_from(arrays: dict[str, NDArray[Any]]) -> MaskCodes | None:
 def _require_shapes(arrays: dict[str, NDArray[Any]]) -> None:
     """Before any of them becomes Python objects. Raises KeyError or ValueError."""
     rows, boxes = arrays["image_ids"].size, arrays["labels"].size
-    if rows > _MOST_PICTURES:
-        raise ValueError(f"{rows:,} pictures are more than a store may hold, {_MOST_PICTURES:,}")
+    if rows > _MOST_IMAGES:
+        raise ValueError(f"{rows:,} images are more than a store may hold, {_MOST_IMAGES:,}")
     lengths: dict[str | int, int] = {
-        "pictures": rows,
-        "pictures + 1": rows + 1,
+        "images": rows,
+        "images + 1": rows + 1,
         "boxes": boxes,
         "boxes + 1": boxes + 1,
     }
     for name, array in arrays.items():
-        dtype, axes = _TRUTH_ARRAYS[name]
+        dtype, axes = _ANNOTATION_ARRAYS[name]
         shape = tuple(
             axis if isinstance(axis, int) else lengths.get(axis, array.size) for axis in axes
         )
@@ -95,27 +97,33 @@ def _require_shapes(arrays: dict[str, NDArray[Any]]) -> None:
     joined = arrays["file_names"]
     names = int(np.count_nonzero(joined == ord("\n"))) + bool(joined.size)
     if names != rows:
-        raise ValueError(f"there are {names} file names for {rows} pictures")
+        raise ValueError(f"there are {names} file names for {rows} images")
 
 
-def _require_consistent(truth: Truth) -> None:
-    """Raises ValueError where the values do not describe one set of pictures and boxes."""
-    rows, boxes = len(truth), len(truth.labels)
-    if rows and not 1 <= truth.sizes_hw.min() <= truth.sizes_hw.max() <= _LARGEST_SIDE:
+def _require_consistent(annotations: Annotations) -> None:
+    """Raises ValueError where the values do not describe one set of images and boxes."""
+    rows, boxes = len(annotations), len(annotations.labels)
+    if rows and not 1 <= annotations.sizes_hw.min() <= annotations.sizes_hw.max() <= _LARGEST_SIDE:
         raise ValueError(f"sizes_hw must be 1 to {_LARGEST_SIDE}")
-    if truth.offsets[0] != 0 or truth.offsets[-1] != boxes or (np.diff(truth.offsets) < 0).any():
+    if (
+        annotations.offsets[0] != 0
+        or annotations.offsets[-1] != boxes
+        or (np.diff(annotations.offsets) < 0).any()
+    ):
         raise ValueError("offsets must rise from 0 to the number of boxes")
-    if truth.masks is not None:
-        ends = truth.masks.offsets
-        if ends[0] != 0 or ends[-1] != len(truth.masks.codes) or (np.diff(ends) < 0).any():
+    if annotations.masks is not None:
+        ends = annotations.masks.offsets
+        if ends[0] != 0 or ends[-1] != len(annotations.masks.codes) or (np.diff(ends) < 0).any():
             raise ValueError("mask_offsets must rise from 0 to the number of bytes in masks")
-    if boxes and not 0 <= truth.labels.min() <= truth.labels.max() < len(truth.categories):
-        raise ValueError(f"labels must be 0 to {len(truth.categories) - 1}")
-    if not np.isfinite(truth.boxes).all():
+    if boxes and not 0 <= annotations.labels.min() <= annotations.labels.max() < len(
+        annotations.categories
+    ):
+        raise ValueError(f"labels must be 0 to {len(annotations.categories) - 1}")
+    if not np.isfinite(annotations.boxes).all():
         raise ValueError("boxes must be finite")
 
 
 def _names_from_bytes(encoded: NDArray[np.uint8]) -> Sequence[str]:
-    """Inverse of the file names in `truth_arrays`."""
+    """Inverse of the file names in `annotation_arrays`."""
     text = encoded.tobytes().decode()
     return text.split("\n") if text else []

@@ -1,6 +1,6 @@
-"""The contact sheet: which pictures are shown, as what JPEG, with which boxes.
+"""The contact sheet: which images are shown, as what JPEG, with which boxes.
 
-Letters: N pictures, D detections.
+Letters: N images, D detections.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cachedet.data.images import decode_picture
+from cachedet.data.images import decode_image
 from cachedet.errors import BadImageError, InputError
 from cachedet.evaluation.error_kinds import KIND_NAMES, RIGHT
 from cachedet.reporting.run_analysis import RunAnalysis
-from cachedet.structures import Truth
+from cachedet.structures import Annotations
 
-MOST_NBYTES = 3_300_000  # of all pictures in base64; the page stays below 5 MB
+MOST_NBYTES = 3_300_000  # of all images in base64; the page stays below 5 MB
 _LADDER = ((384, 70), (384, 55), (320, 55), (256, 50), (192, 45), (128, 40))  # long side, quality
-_MOST_DETECTIONS = 20_000  # of all pictures and runs that the page draws
-_MOST_BOXES = 500  # of the truth of one picture that the page draws
+_MOST_DETECTIONS = 20_000  # of all images and runs that the page draws
+_MOST_BOXES = 500  # of the ground truth of one image that the page draws
 _PREFIX = "data:image/jpeg;base64,"
 
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SheetPicture:
-    """One picture of the sheet; boxes are xywh in its pixels."""
+class SheetImage:
+    """One image of the sheet; boxes are xywh in its pixels."""
 
     row: int
     file_name: str
@@ -47,28 +47,28 @@ class SheetPicture:
 
     def to_json(self) -> dict[str, Any]:
         """What the page draws boxes from."""
-        return {"truth": self.boxes, "runs": self.detections}
+        return {"ground_truth": self.boxes, "runs": self.detections}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """The pictures, best first, and what the page's controls start with."""
+    """The images, best first, and what the page's controls start with."""
 
-    pictures: tuple[SheetPicture, ...]
+    images: tuple[SheetImage, ...]
     class_names: tuple[str, ...]
     cuts: tuple[float, ...]  # best cut of each run
-    most_detections: int  # drawn of a picture and run
-    unreadable: tuple[str, ...]  # why pictures are missing
+    most_detections: int  # drawn of an image and run
+    unreadable: tuple[str, ...]  # why images are missing
     long_side: int
 
-    def place_of(self, picture: SheetPicture) -> int:
+    def place_of(self, image: SheetImage) -> int:
         """Its number in the data of the page's script."""
-        return next(n for n, own in enumerate(self.pictures) if own is picture)
+        return next(n for n, own in enumerate(self.images) if own is image)
 
     def to_json(self) -> dict[str, Any]:
         """The data of the page's script."""
         return {
-            "pictures": [picture.to_json() for picture in self.pictures],
+            "images": [image.to_json() for image in self.images],
             "classes": list(self.class_names),
             "cuts": list(self.cuts),
             "kinds": list(KIND_NAMES),
@@ -76,33 +76,33 @@ class Sheet:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PictureScores:
-    """How the first run does on each picture at its best cut, IoU 0.5."""
+class ImageScores:
+    """How the first run does on each image at its best cut, IoU 0.5."""
 
     f1: NDArray[np.float64]  # (N,) NaN: neither boxes nor detections
     right: Ints  # (N,)
     wrong: Ints  # (N,) wrong detections and boxes not found
 
 
-def score_pictures(truth: Truth, analysis: RunAnalysis) -> PictureScores:
-    """F1 of each picture; crowds and detections in them are left out."""
+def score_images(annotations: Annotations, analysis: RunAnalysis) -> ImageScores:
+    """F1 of each image; crowds and detections in them are left out."""
     kinds, matches = analysis.kinds, analysis.kinds.matches
     cut = analysis.curves.best.score
     kept = matches.scores >= (cut if not math.isnan(cut) else 0.0)
     hits = kept & kinds.of_kind(RIGHT)
     judged = kept & ~kinds.of_kind("ignored")
-    of_picture = [
-        np.bincount(matches.rows[flags], minlength=len(truth)) for flags in (hits, judged)
+    of_image = [
+        np.bincount(matches.rows[flags], minlength=len(annotations)) for flags in (hits, judged)
     ]
-    right, detected = of_picture
-    boxes = np.bincount(matches.truth_rows[~truth.crowd], minlength=len(truth))
+    right, detected = of_image
+    boxes = np.bincount(matches.gt_rows[~annotations.crowd], minlength=len(annotations))
     total = boxes + detected
     f1 = np.where(total > 0, 2 * right / np.maximum(total, 1), np.nan)
-    return PictureScores(f1=f1, right=right, wrong=total - 2 * right)
+    return ImageScores(f1=f1, right=right, wrong=total - 2 * right)
 
 
-def choose_pictures(scores: PictureScores, *, most: int) -> tuple[list[int], list[int]]:
-    """Rows of the best and the worst pictures, the most extreme first; none is in both.
+def choose_images(scores: ImageScores, *, most: int) -> tuple[list[int], list[int]]:
+    """Rows of the best and the worst images, the most extreme first; none is in both.
 
     Equal F1: the one with more boxes found is better, the one with more errors worse.
     """
@@ -119,42 +119,42 @@ def choose_pictures(scores: PictureScores, *, most: int) -> tuple[list[int], lis
 def require_folder(images: Path) -> None:
     """Raises InputError: known before minutes of resampling."""
     if not images.is_dir():
-        raise InputError(f"--images expects the folder of the scored pictures, got {images}")
+        raise InputError(f"--images expects the folder of the scored images, got {images}")
 
 
 def make_sheet(
-    truth: Truth,
+    annotations: Annotations,
     analyses: Sequence[RunAnalysis],
     *,
     images: Path,
     most: int,
     on_done: Callable[[int], None],
 ) -> Sheet:
-    """Decode, shrink and encode the pictures; those that cannot be read are named, not shown.
+    """Decode, shrink and encode the images; those that cannot be read are named, not shown.
 
     Args:
-        truth: of all scored pictures.
-        analyses: of each run; the first decides which pictures are shown.
-        images: folder of the pictures.
+        annotations: of all scored images.
+        analyses: of each run; the first decides which images are shown.
+        images: folder of the images.
         most: of the best, and of the worst.
-        on_done: told 1 for each picture.
+        on_done: told 1 for each image.
 
-    Raises InputError where the folder does not exist or holds none of the pictures.
+    Raises InputError where the folder does not exist or holds none of the images.
     """
     require_folder(images)
-    scores = score_pictures(truth, analyses[0])
-    best, worst = choose_pictures(scores, most=most)
+    scores = score_images(annotations, analyses[0])
+    best, worst = choose_images(scores, most=most)
     decoded: dict[int, NDArray[np.uint8]] = {}
     reasons: list[str] = []
     for row in (*best, *worst):
         try:
-            decoded[row] = _shrink(_read(images, truth, row))
+            decoded[row] = _shrink(_read(images, annotations, row))
         except BadImageError as error:
             reasons.append(str(error))
         on_done(1)
     if not decoded and reasons:
         raise InputError(
-            f"--images {images} holds none of the {len(reasons)} pictures to show; the first: "
+            f"--images {images} holds none of the {len(reasons)} images to show; the first: "
             f"{reasons[0]}. Give the folder that the annotations' file names start from"
         )
     sources, long_side = _encode_all(decoded)
@@ -162,23 +162,23 @@ def make_sheet(
     cap = max(min(100, _MOST_DETECTIONS // shown), 1)
     drawn = [_Detections.of(own, cap) for own in analyses]
     sheet_images = [
-        SheetPicture(
+        SheetImage(
             row=row,
-            file_name=truth.file_names[row],
+            file_name=annotations.file_names[row],
             is_worst=row in worst,
             f1=float(scores.f1[row]),
-            size_hw=truth.size_of(row),
+            size_hw=annotations.size_of(row),
             source=sources[row],
-            boxes=_boxes(truth, row),
-            detections=[own.of_picture(truth, row) for own in drawn],
+            boxes=_boxes(annotations, row),
+            detections=[own.of_image(annotations, row) for own in drawn],
         )
         for row in (*best, *worst)
         if row in decoded
     ]
     cuts = [own.curves.best.score for own in analyses]
     return Sheet(
-        pictures=tuple(sheet_images),
-        class_names=truth.categories.names,
+        images=tuple(sheet_images),
+        class_names=annotations.categories.names,
         cuts=tuple(0.5 if math.isnan(cut) else cut for cut in cuts),
         most_detections=cap,
         unreadable=tuple(reasons),
@@ -186,29 +186,28 @@ def make_sheet(
     )
 
 
-def _read(images: Path, truth: Truth, row: int) -> NDArray[np.uint8]:
-    """Pixels of one picture. Raises BadImageError; a path that leaves the folder is one."""
-    name = truth.file_names[row]
+def _read(images: Path, annotations: Annotations, row: int) -> NDArray[np.uint8]:
+    """Pixels of one image. Raises BadImageError; a path that leaves the folder is one."""
+    name = annotations.file_names[row]
     path = images / name
     if not path.resolve().is_relative_to(images.resolve()):
         raise BadImageError(f"{name!r} leaves the folder {images}")
-    pixels = decode_picture(path)
-    if pixels.shape[:2] != truth.size_of(row):
-        height, width = truth.size_of(row)
+    pixels = decode_image(path)
+    if pixels.shape[:2] != annotations.size_of(row):
+        height, width = annotations.size_of(row)
         raise BadImageError(
-            f"{path} is {pixels.shape[1]}x{pixels.shape[0]}, the scored picture was "
-            f"{width}x{height}"
+            f"{path} is {pixels.shape[1]}x{pixels.shape[0]}, the scored image was {width}x{height}"
         )
     return pixels
 
 
 def _shrink(pixels: NDArray[np.uint8], *, long_side: int = _LADDER[0][0]) -> NDArray[np.uint8]:
-    picture = Image.fromarray(pixels)
-    scale = long_side / max(picture.size)
+    image = Image.fromarray(pixels)
+    scale = long_side / max(image.size)
     if scale >= 1:
         return pixels
-    size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
-    return np.asarray(picture.resize(size, Image.Resampling.LANCZOS))
+    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    return np.asarray(image.resize(size, Image.Resampling.LANCZOS))
 
 
 def _encode_all(decoded: dict[int, NDArray[np.uint8]]) -> tuple[dict[int, str], int]:
@@ -230,22 +229,25 @@ def _encode(pixels: NDArray[np.uint8], *, quality: int) -> str:
     return _PREFIX + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _boxes(truth: Truth, row: int) -> list[list[float]]:
-    of_row = truth.boxes_of(row)
+def _boxes(annotations: Annotations, row: int) -> list[list[float]]:
+    of_row = annotations.boxes_of(row)
     return [
         [*_rounded(box), int(label), int(crowd)]
         for box, label, crowd in zip(
-            truth.xywh[of_row], truth.labels[of_row], truth.crowd[of_row], strict=True
+            annotations.xywh[of_row],
+            annotations.labels[of_row],
+            annotations.crowd[of_row],
+            strict=True,
         )
     ][:_MOST_BOXES]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Detections:
-    """The detections of a run by picture, best score first."""
+    """The detections of a run by image, best score first."""
 
     analysis: RunAnalysis
-    order: Ints  # (D,) numbers in the MatchTable, by picture, then falling score
+    order: Ints  # (D,) numbers in the MatchTable, by image, then falling score
     starts: Ints  # (D,) rows of `order`, to be searched
     most: int
 
@@ -255,12 +257,12 @@ class _Detections:
         order = np.lexsort((-matches.scores, matches.rows))
         return cls(analysis=analysis, order=order, starts=matches.rows[order], most=most)
 
-    def of_picture(self, truth: Truth, row: int) -> list[list[float]]:
+    def of_image(self, annotations: Annotations, row: int) -> list[list[float]]:
         kinds, matches = self.analysis.kinds, self.analysis.kinds.matches
         first, last = np.searchsorted(self.starts, [row, row + 1])
         numbers = self.order[first:last][: self.most]
         right = kinds.of_kind(RIGHT)[numbers]
-        own = np.where(right, matches.partner[0][numbers] - truth.offsets[row], -1)
+        own = np.where(right, matches.partner[0][numbers] - annotations.offsets[row], -1)
         return [
             [*_rounded(box), round(float(score), 4), int(label), int(kind), int(found)]
             for box, score, label, kind, found in zip(

@@ -1,4 +1,4 @@
-"""Which pictures are shown, and with which boxes."""
+"""Which images are shown, and with which boxes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from PIL import Image
 
 from cachedet.errors import InputError
 from cachedet.evaluation.error_kinds import KIND_NAMES
-from cachedet.reporting.pictures import (
-    PictureScores,
+from cachedet.reporting.image_sheet import (
+    ImageScores,
     Sheet,
-    choose_pictures,
+    choose_images,
     make_sheet,
-    score_pictures,
+    score_images,
 )
 
 
@@ -34,18 +34,21 @@ def iou(one: Any, other: Any) -> float:
     return float(both / (sum(areas) - both))
 
 
-def sheet_of(truth: Any, analyses: Any, images: Path, *, most: int) -> Sheet:
-    return make_sheet(truth, analyses, images=images, most=most, on_done=lambda _: None)
+def sheet_of(annotations: Any, analyses: Any, images: Path, *, most: int) -> Sheet:
+    return make_sheet(annotations, analyses, images=images, most=most, on_done=lambda _: None)
 
 
-def test_f1_of_pictures_as_plain_loops_find_it(kit: Any) -> None:
-    truth = kit.truth(pictures=9)
-    found = kit.found(truth, seed=4, skill=0.7, clutter=12)  # the cut leaves right ones out
-    (analysis,) = kit.analyse(truth, found)
+def test_f1_of_images_as_plain_loops_find_it(kit: Any) -> None:
+    annotations = kit.annotations(images=9)
+    found = kit.found(annotations, seed=4, skill=0.7, clutter=12)  # the cut leaves right ones out
+    (analysis,) = kit.analyse(annotations, found)
     cut = analysis.curves.best.score
-    scores = score_pictures(truth, analysis)
+    scores = score_images(annotations, analysis)
     for row, own in enumerate(found):
-        boxes, labels = truth.boxes[truth.boxes_of(row)], truth.labels[truth.boxes_of(row)]
+        boxes, labels = (
+            annotations.boxes[annotations.boxes_of(row)],
+            annotations.labels[annotations.boxes_of(row)],
+        )
         free, right, detected = set(range(len(boxes))), 0, 0
         for place in np.argsort(-own.scores.numpy(), kind="stable").tolist():
             if float(own.scores[place]) < cut:
@@ -72,11 +75,11 @@ def test_f1_of_pictures_as_plain_loops_find_it(kit: Any) -> None:
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=30),
     st.integers(0, 20),
 )
-def test_no_picture_is_both_best_and_worst(counts: list[tuple[int, int]], most: int) -> None:
+def test_no_image_is_both_best_and_worst(counts: list[tuple[int, int]], most: int) -> None:
     right, wrong = (np.array(own, dtype=np.int64) for own in zip(*counts, strict=True))
     total = 2 * right + wrong
     f1 = np.where(total > 0, 2 * right / np.maximum(total, 1), np.nan)
-    best, worst = choose_pictures(PictureScores(f1=f1, right=right, wrong=wrong), most=most)
+    best, worst = choose_images(ImageScores(f1=f1, right=right, wrong=wrong), most=most)
     known = int((total > 0).sum())
     assert not set(best) & set(worst)
     assert len(best) + len(worst) == min(known, 2 * most)
@@ -87,18 +90,18 @@ def test_no_picture_is_both_best_and_worst(counts: list[tuple[int, int]], most: 
 
 
 def test_boxes_and_detections_are_those_of_the_run(kit: Any, two_runs: Any, tmp_path: Path) -> None:
-    truth, analyses = two_runs
-    sheet = sheet_of(truth, analyses, kit.photographs(tmp_path, truth), most=3)
-    assert len(sheet.pictures) == len(truth) - 1  # the last has neither boxes nor detections
+    annotations, analyses = two_runs
+    sheet = sheet_of(annotations, analyses, kit.photographs(tmp_path, annotations), most=3)
+    assert len(sheet.images) == len(annotations) - 1  # the last has neither boxes nor detections
     assert sheet.cuts == tuple(own.curves.best.score for own in analyses)
-    for picture in sheet.pictures:
-        own = truth.boxes_of(picture.row)
-        np.testing.assert_allclose([box[:4] for box in picture.boxes] or np.zeros((0, 4)),
-                                   truth.xywh[own], atol=0.051)  # fmt: skip
-        assert [box[4] for box in picture.boxes] == truth.labels[own].tolist()
-        for analysis, detections in zip(analyses, picture.detections, strict=True):
+    for image in sheet.images:
+        own = annotations.boxes_of(image.row)
+        np.testing.assert_allclose([box[:4] for box in image.boxes] or np.zeros((0, 4)),
+                                   annotations.xywh[own], atol=0.051)  # fmt: skip
+        assert [box[4] for box in image.boxes] == annotations.labels[own].tolist()
+        for analysis, detections in zip(analyses, image.detections, strict=True):
             table = analysis.table
-            numbers = np.flatnonzero(table.rows == picture.row)
+            numbers = np.flatnonzero(table.rows == image.row)
             assert len(detections) == len(numbers)
             scores = [detection[4] for detection in detections]
             assert scores == sorted(scores, reverse=True)
@@ -106,59 +109,59 @@ def test_boxes_and_detections_are_those_of_the_run(kit: Any, two_runs: Any, tmp_
             for x, y, width, height, _, label, kind, box in detections:
                 assert (KIND_NAMES[int(kind)] == "right") == (box >= 0)
                 if box >= 0:
-                    found = picture.boxes[int(box)]
+                    found = image.boxes[int(box)]
                     ends = [found[0], found[1], found[0] + found[2], found[1] + found[3]]
                     assert found[4] == label
                     assert iou([x, y, x + width, y + height], ends) >= 0.5 - 1e-2
 
 
-def test_pictures_are_shrunk_not_cut(kit: Any, two_runs: Any, tmp_path: Path) -> None:
-    truth, analyses = two_runs
-    sheet = sheet_of(truth, analyses, kit.photographs(tmp_path, truth), most=1)
-    assert [picture.is_worst for picture in sheet.pictures] == [False, True]
-    for picture in sheet.pictures:
-        content = base64.b64decode(picture.source.removeprefix("data:image/jpeg;base64,"))
+def test_images_are_shrunk_not_cut(kit: Any, two_runs: Any, tmp_path: Path) -> None:
+    annotations, analyses = two_runs
+    sheet = sheet_of(annotations, analyses, kit.photographs(tmp_path, annotations), most=1)
+    assert [image.is_worst for image in sheet.images] == [False, True]
+    for image in sheet.images:
+        content = base64.b64decode(image.source.removeprefix("data:image/jpeg;base64,"))
         with Image.open(io.BytesIO(content)) as decoded:
             assert decoded.format == "JPEG"
             assert decoded.size == (384, 288)
 
 
 def test_what_cannot_be_read_is_named_and_left_out(kit: Any, two_runs: Any, tmp_path: Path) -> None:
-    truth, analyses = two_runs
-    images = kit.photographs(tmp_path / "images", truth)
-    Image.new("RGB", (10, 10)).save(images / truth.file_names[0])
-    (images / truth.file_names[1]).write_bytes(b"no picture")
-    (images / truth.file_names[2]).unlink()
+    annotations, analyses = two_runs
+    images = kit.photographs(tmp_path / "images", annotations)
+    Image.new("RGB", (10, 10)).save(images / annotations.file_names[0])
+    (images / annotations.file_names[1]).write_bytes(b"no image")
+    (images / annotations.file_names[2]).unlink()
     Image.new("RGB", (640, 480)).save(tmp_path / "secret.jpg")
-    names = (*truth.file_names[:3], "../secret.jpg", *truth.file_names[4:])
-    moved = dataclasses.replace(truth, file_names=names)
+    names = (*annotations.file_names[:3], "../secret.jpg", *annotations.file_names[4:])
+    moved = dataclasses.replace(annotations, file_names=names)
     sheet = sheet_of(moved, analyses, images, most=9)
-    assert sorted(picture.row for picture in sheet.pictures) == [4]
+    assert sorted(image.row for image in sheet.images) == [4]
     told = "\n".join(sheet.unreadable)
-    assert "is 10x10, the scored picture was 640x480" in told
-    assert "not a picture" in told
+    assert "is 10x10, the scored image was 640x480" in told
+    assert "not an image" in told
     assert "No such file" in told
     assert "'../secret.jpg' leaves the folder" in told
 
 
 def test_a_wrong_folder_is_refused(two_runs: Any, tmp_path: Path) -> None:
-    truth, analyses = two_runs
+    annotations, analyses = two_runs
     with pytest.raises(InputError, match=r"--images expects the folder .* got .*nowhere"):
-        sheet_of(truth, analyses, tmp_path / "nowhere", most=2)
-    with pytest.raises(InputError, match="holds none of the 4 pictures to show; the first: "):
-        sheet_of(truth, analyses, tmp_path, most=2)
+        sheet_of(annotations, analyses, tmp_path / "nowhere", most=2)
+    with pytest.raises(InputError, match="holds none of the 4 images to show; the first: "):
+        sheet_of(annotations, analyses, tmp_path, most=2)
 
 
-def test_200_pictures_weigh_less_than_5_mb(kit: Any, tmp_path: Path) -> None:
-    truth = kit.truth(pictures=201, boxes=12)  # the last has nothing to show
+def test_200_images_weigh_less_than_5_mb(kit: Any, tmp_path: Path) -> None:
+    annotations = kit.annotations(images=201, boxes=12)  # the last has nothing to show
     analyses = kit.analyse(
-        truth,
-        kit.found(truth, seed=1, skill=0.7, clutter=100),
-        kit.found(truth, seed=2, skill=0.5, clutter=100),
+        annotations,
+        kit.found(annotations, seed=1, skill=0.7, clutter=100),
+        kit.found(annotations, seed=2, skill=0.5, clutter=100),
         resamples=2,
     )
-    sheet = sheet_of(truth, analyses, kit.photographs(tmp_path, truth), most=100)
-    assert len(sheet.pictures) == 200
+    sheet = sheet_of(annotations, analyses, kit.photographs(tmp_path, annotations), most=100)
+    assert len(sheet.images) == 200
     assert sheet.most_detections == 50
     assert sheet.long_side >= 256
     page = kit.page(["one", "other"], analyses, sheet=sheet)
