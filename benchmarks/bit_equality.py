@@ -83,11 +83,11 @@ def cachedet(*arguments: object) -> dict[str, Any]:
 
 
 def digest(store: Path) -> str:
-    """SHA-256 of names and bytes of all shards and of what they decode with."""
+    """SHA-256 of names and bytes of all shards and of what decodes them."""
     found = hashlib.sha256()
     for path in sorted(store.rglob("*")):
         inside = path.relative_to(store).as_posix()
-        if path.is_file() and ("/c/" in inside or inside.endswith(".npz")):
+        if path.is_file() and ("/c/" in inside or inside == "codec.npz"):
             found.update(inside.encode() + b"\0" + path.read_bytes())
     return found.hexdigest()
 
