@@ -20,7 +20,7 @@ from cachedet.store.format.plan import StorePlan
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, Detections, Features, SizeHW
 
-VIEWS = ("base", "hflip", "scale-2", "crop-k0", "jitter-1-3-k0")
+VIEWS = ("base", "hflip", "scale-2", "crop-k0", "jitter-1-3-s0")
 BOX = [[30, 20, 90, 70, 0, 0]]
 
 
@@ -112,7 +112,7 @@ def test_several_views_are_merged_and_the_best_wins(store: FeatureStore) -> None
     assert len(apart[0]) == 2
 
 
-@pytest.mark.parametrize("view", ["crop-k0", "jitter-1-3-k0"])
+@pytest.mark.parametrize("view", ["crop-k0", "jitter-1-3-s0"])
 def test_a_window_gives_whole_boxes_only(store: FeatureStore, view: str) -> None:
     whole = 0
     for row, found in enumerate(detect(store, [view])):

@@ -70,7 +70,7 @@ def test_a_shard_of_another_block_is_not_handed_out(
     assert set(store.read(3, "base", [other])) == {other}
 
 
-def test_shards_that_changed_places_are_withdrawn_and_mended(
+def test_shards_that_changed_places_are_withdrawn_and_repaired(
     root: Path, annotations: Annotations, kit: Any
 ) -> None:
     whole = kit.files(root)
