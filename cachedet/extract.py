@@ -16,7 +16,6 @@ from cachedet.data.coco import CocoDataset, read_coco
 from cachedet.data.images import Scan, require_good, scan_images
 from cachedet.data.views import TRAINING_VIEWS, parse_views
 from cachedet.device import choose_device, usable_cores
-from cachedet.errors import StoreError
 from cachedet.estimation.prediction import PredictedVsActual, outcome_of_extraction
 from cachedet.extraction.inputs import InputLoader, make_inputs, make_manifest
 from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
@@ -163,14 +162,9 @@ def describe_extraction(config: ExtractConfig) -> dict[str, Any]:
 def default_views(store: Path) -> str:
     """Those it has, so that nothing is added unasked; of a new store what training wants.
 
-    Raises StoreError where its manifest is damaged: extraction repairs it, given the views.
+    Raises StoreError where its manifest is damaged.
     """
-    try:
-        held = _held_manifest(store)
-    except StoreError as error:
-        raise StoreError(
-            f"{error}. Which views it holds cannot be read either: name them with --views"
-        ) from error
+    held = _held_manifest(store)
     return TRAINING_VIEWS if held is None else ",".join(held.views)
 
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from cachedet.augmentation.steps import make_augment
 from cachedet.config.run import AugmentConfig, make_train_config
 from cachedet.errors import ConfigError
+from cachedet.loading.residency import StreamedFeatures
+from cachedet.loading.targets import targets_of
 from cachedet.store.format.commits import Quality
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Batch
@@ -144,9 +146,10 @@ def test_on_a_store(tiny: Any, painting: Any) -> None:
     """Maps of a real backbone, a level left out, every step on."""
     store = FeatureStore.open(tiny.train)
     rows = next(iter(store.buckets("base").values())).tolist()[:4]
+    source = StreamedFeatures(store, levels=("C3", "C4"), device=torch.device("cpu"))
     batch = Batch(
-        features=store.read_batch([(row, "base") for row in rows], ("C3", "C4")),
-        targets=[store.targets(row, "base") for row in rows],
+        features=source.read([(row, "base") for row in rows]),
+        targets=[targets_of(store, row, "base") for row in rows],
     )
     quality = dict.fromkeys(store.manifest.spec.names, LOSSY["S8"])
     augment = make_augment(

@@ -14,6 +14,7 @@ from cachedet.data.geometry import Geometry
 from cachedet.errors import MissingFeatureError
 from cachedet.evaluation.inference import detect_store, drop_cut, propose_store
 from cachedet.evaluation.merging import Merging
+from cachedet.loading.targets import geometry_of
 from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.layout import Block
 from cachedet.store.format.plan import StorePlan
@@ -73,9 +74,9 @@ def store(
         _, height, width = spec.map_shapes(block.bucket)["C4"]
         maps = torch.zeros(len(block.rows), 5, height, width)
         for place, row in enumerate(block.rows):
-            box = reader.geometry(row, block.view).boxes_to_view(annotations.boxes[row : row + 1])[
-                0
-            ]
+            box = geometry_of(reader, row, block.view).boxes_to_view(
+                annotations.boxes[row : row + 1]
+            )[0]
             values = torch.cat([box, torch.tensor([0.5 + 0.1 * VIEWS.index(block.view)])])
             maps[place] = values[:, None, None]
         return {"C4": maps}
@@ -116,7 +117,9 @@ def test_several_views_are_merged_and_the_best_wins(store: FeatureStore) -> None
 def test_a_window_gives_whole_boxes_only(store: FeatureStore, view: str) -> None:
     whole = 0
     for row, found in enumerate(detect(store, [view])):
-        visible = float(store.geometry(row, view).visible_fraction(store.annotations.boxes[:1])[0])
+        visible = float(
+            geometry_of(store, row, view).visible_fraction(store.annotations.boxes[:1])[0]
+        )
         assert len(found) in ((1,) if visible == 1 else (0,))
         if len(found):
             whole += 1

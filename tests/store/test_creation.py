@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from cachedet.data.views import make_geometry, parse_views, view_named
+from cachedet.data.views import parse_views
 from cachedet.errors import InputError, MissingFeatureError, StoreError
 from cachedet.store.codecs.codec import Codec
 from cachedet.store.files.owner import Owner
@@ -365,28 +365,6 @@ def test_a_view_leaves_and_comes_back(plain: Path, annotations: Annotations, kit
     assert kit.files(plain) == whole
     with pytest.raises(InputError, match="--keep-views expects some of base, .*, got 'jitter=2'"):
         prune_store(plain, dry_run=True, keep_views=["jitter=2"])
-
-
-def test_geometry_and_targets_are_those_of_the_image(
-    tmp_path: Path, annotations: Annotations, kit: Any
-) -> None:
-    store = FeatureStore.open(kit.fill(tmp_path / "s.zarr", annotations, kit.noise_of, views=ALL))
-    drawn = set()
-    for view in ALL:
-        for row in range(len(store)):
-            geometry = store.geometry(row, view)
-            assert geometry == make_geometry(
-                view_named(view),
-                image_hw=annotations.size_of(row),
-                image_id=int(annotations.image_ids[row]),
-                image_size=128,
-                pad_multiple=32,
-            )
-            shapes = kit.spec.map_shapes(geometry.padded_hw)
-            assert {k: m.shape for k, m in store.read(row, view).items()} == shapes
-            drawn.add(geometry if view == "jitter-s0" else None)
-    assert len(drawn) == 6  # each of the five images has a draw of its own
-    assert store.targets(0, "crop-k0").size_hw == (96, 128)
 
 
 def test_forged_views(plain: Path, forger: Any) -> None:

@@ -31,7 +31,6 @@ from cachedet.structures import Annotations
 CODECS = ["fp32", "fp16", "bf16", "int8", "int8+zstd", "int4", "pca2+int8", "snr12"]
 READERS: dict[str, Callable[[Path], FeatureStore]] = {
     "local": FeatureStore.open,
-    "two threads": lambda root: FeatureStore.open(root, threads=2),
     "zarr storage": lambda root: FeatureStore.open(LocalStore(root, read_only=True)),
 }
 
