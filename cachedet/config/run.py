@@ -169,30 +169,14 @@ SamplingConfig = Annotated[
 class AugmentConfig(Config):
     """Feature-space augmentation, in the order it is applied; 0 switches a step off.
 
-    Each is the chance of an image, `crop` that of a whole batch. docs/augmentation.md says more.
+    Each is the probability of an image, `crop` that of a whole batch. See docs/augmentation.md.
     """
 
-    mosaic: Fraction = 0.0
-    copy_paste: Fraction = 0.0
     translate: Fraction = 0.0
     translate_by: Annotated[float, Field(gt=0, le=1)] = 0.25  # of each side, at most
     crop: Fraction = 0.0
     crop_to: Annotated[float, Field(gt=0, le=1)] = 0.75  # of each side, at least
     flip: Fraction = 0.0
-    channel_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the channels
-    noise: Annotated[float, Field(ge=0, le=1000)] = 0.0  # 1: as strong as the codec's own error
-
-    @property
-    def mixing(self) -> tuple[str, ...]:
-        """Keys of the steps that are on and take from other images of the batch."""
-        chances = {"mosaic": self.mosaic, "copy_paste": self.copy_paste}
-        return tuple(key for key, chance in chances.items() if chance > 0)
-
-    @property
-    def changing_values(self) -> tuple[str, ...]:
-        """Keys of the steps that are on and that pixels cannot have: they change values of maps."""
-        strengths = {"channel_dropout": self.channel_dropout, "noise": self.noise}
-        return tuple(key for key, strength in strengths.items() if strength > 0)
 
 
 class TrainConfig(Config):
@@ -229,11 +213,6 @@ class TrainConfig(Config):
             raise ValueError(
                 f"early_stopping on {stopping.metric} needs validations, eval_every is 0; set "
                 "eval_every: 1"
-            )
-        if self.augment.mixing and self.schedule.batch_size == 1:
-            raise ValueError(
-                f"augment.{' and augment.'.join(self.augment.mixing)} mix the images of a batch, "
-                "and schedule.batch_size is 1; give it at least 2, or set them to 0"
             )
         return self
 

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from cachedet.augmentation.draws import RandomDraws
 from cachedet.augmentation.steps import Augment, make_augment
-from cachedet.config.detector import trains_masks
 from cachedet.config.run import ClassBalancedConfig, RepeatFactorConfig, SamplingConfig, TrainConfig
 from cachedet.detector.build import choose_levels
 from cachedet.device import choose_device, single_core_threads, usable_cores
@@ -202,7 +201,7 @@ class FeatureLoader:
                 nbytes = self._decoded_nbytes(share)
                 while _is_enough(waiting, nbytes):
                     yield prefetch_stream.take(waiting.popleft()[1].result())
-                draws = RandomDraws((self._seed, epoch, number), places=places)
+                draws = RandomDraws((self._seed, epoch, number), indices=places)
                 others = len(keys) - len(share)
                 job = readers.submit(self._read, share, others, draws, prefetch_stream)
                 waiting.append((nbytes, job))
@@ -247,8 +246,8 @@ def make_loader(
     Rank 0 says on standard error where the features wait, and which classes have no box.
 
     Raises:
-        ConfigError: views the store lacks, a sampling that needs boxes where there are none, a
-            residency that does not fit, or an augmentation that cannot be had.
+        ConfigError: views the store lacks, a sampling that needs boxes where there are none, or
+            a residency that does not fit.
         StoreError: the store cannot be read (with residency `ram` and `device`).
     """
     device = choose_device(config.device)
@@ -287,12 +286,7 @@ def make_loader(
             device=device,
             threads=_reading_threads(),
         ),
-        augment=make_augment(
-            config.augment,
-            spec=store.manifest.spec,
-            quality=store.quality,
-            trains_masks=trains_masks(config.detector),
-        ),
+        augment=make_augment(config.augment, spec=store.manifest.spec),
         rank=rank,
         world_size=world_size,
     )

@@ -43,7 +43,7 @@ CONFIG = TrainConfig.model_validate(
             "warmup_steps": 2,
             "clip_norm": 5.0,
         },
-        "augment": {"translate": 0.5, "crop": 0.5, "flip": 0.5, "channel_dropout": 0.1},
+        "augment": {"translate": 0.5, "crop": 0.5, "flip": 0.5},
         "device": "cpu",
         "residency": "stream",
         "eval_every": 2,
