@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,6 @@ from cachedet.data.images import Scan, require_good, scan_images
 from cachedet.data.views import TRAINING_VIEWS, parse_views
 from cachedet.device import choose_device, usable_cores
 from cachedet.errors import StoreError
-from cachedet.estimation.prediction import PredictedVsActual, outcome_of_extraction
 from cachedet.extraction.inputs import InputLoader, make_inputs, make_manifest
 from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
 from cachedet.extraction.ranks import Rank, blocks_to_write, find_rank
@@ -54,9 +52,6 @@ class ExtractReport:
     skipped: tuple[tuple[str, str], ...]  # file name, reason
     notes: tuple[tuple[str, str], ...]  # file name, what was noticed; the image is used
     counts: dict[str, int]  # of the annotation file
-    predicted: (
-        PredictedVsActual  # by `estimate`, and what it was; empty without a prediction of this
-    )
 
 
 def extract(config: ExtractConfig) -> ExtractReport:
@@ -122,7 +117,6 @@ def extract(config: ExtractConfig) -> ExtractReport:
         skipped=skipped,
         notes=_named(dataset.annotations, scan.notes),
         counts=dataset.counts,
-        predicted=_outcome(writer, config, len(annotations), blocks_written, seconds),
     )
 
 
@@ -137,27 +131,6 @@ def fit_codec(codec: Codec, loader: InputLoader, backbone: FrozenBackbone, *, vi
             statistics.add(backbone(loader.load(row, view)[None].to(device)))
             progress.advance()
     return codec.fit(statistics.levels)
-
-
-def _outcome(
-    writer: StoreWriter, config: ExtractConfig, images: int, blocks_written: int, seconds: float
-) -> PredictedVsActual:
-    """Only of a store that this call wrote from its first block to its last."""
-    if blocks_written < len(writer.blocks):
-        return {}
-    return outcome_of_extraction(
-        config.store,
-        writer.manifest,
-        images=images,
-        extraction=describe_extraction(config),
-        nbytes=writer.nbytes_written,
-        seconds=seconds,
-    )
-
-
-def describe_extraction(config: ExtractConfig) -> dict[str, Any]:
-    """What its speed depends on beside what it writes."""
-    return {"device": str(choose_device(config.device)), "workers": config.workers}
 
 
 def default_views(store: Path) -> str:

@@ -16,7 +16,6 @@ from cachedet.detector.end_to_end import Trained
 from cachedet.distributed.collective import from_first, is_first, rank, world_size
 from cachedet.distributed.data_parallel import find_launch, joined_ranks
 from cachedet.errors import ConfigError
-from cachedet.estimation.prediction import PredictedVsActual, outcome_of_training
 from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.metrics import CocoScores, score_detections
 from cachedet.evaluation.plots import plot_training
@@ -36,18 +35,18 @@ class TrainReport:
     """What a run of `train-heads` reached."""
 
     run: Path
+    images: int  # of the training store
+    views: dict[str, float]  # that were trained on, with their probabilities
     steps: int
     epochs: int  # that are done, validation included
     reason: str  # it ended: finished, max_steps, early_stopping, or the name of a signal
     seconds: float
     seconds_per_epoch: float
+    step_seconds_per_epoch: float  # of them in steps, without validations and saving
     peak_memory: int  # bytes: on an accelerator of its tensors, else all RAM of this process
     parameters: int  # that are trained
     best_ap: float | None  # None without a validation
     losses: tuple[float, ...]  # of every step of this call
-    predicted: (
-        PredictedVsActual  # by `estimate`, and what it was; empty without a prediction of this
-    )
 
     @property
     def stopped_early(self) -> bool:
@@ -105,8 +104,9 @@ def _train_together(
     """`train` on each of the processes that have joined, or on the only one."""
     store = FeatureStore.open(train_store)
     goes_on = resume or restarts > 0
-    config = from_first(lambda: pin_views(config, store, folder, goes_on=goes_on))
-    store.require_complete(tuple(config.views or ()))
+    views = from_first(lambda: pin_views(config, store, folder, goes_on=goes_on))
+    config = config.model_copy(update={"views": views})
+    store.require_complete(tuple(views))
     validation = _open_complete(val_store, views=["base"]) if val_store else None
     require_fit(config, store, validation)
     torch.manual_seed(config.seed)
@@ -125,30 +125,23 @@ def _train_together(
         validator=_make_validator(config, validation, device=trainer.device),
         notes=() if len(store.annotations.boxes) else (_NO_BOXES,),
     )
-    steps_per_epoch = _steps_of(loader, config, 0)
     if is_first():
         plot_training(folder.metrics, folder.plots / "training.png")
+    epochs = max(len(done.losses), 1) / _steps_of(loader, config, 0)  # taken by this call
     return TrainReport(
         run=folder.root,
+        images=len(store),
+        views=views,
         steps=trainer.step,
         epochs=trainer.epoch,
         reason=done.reason,
         seconds=done.seconds,
-        seconds_per_epoch=done.seconds / max(len(done.losses), 1) * steps_per_epoch,
+        seconds_per_epoch=done.seconds / epochs,
+        step_seconds_per_epoch=done.step_seconds / epochs,
         peak_memory=done.peak_memory,
         parameters=count_trained(trainer.detector),
         best_ap=trainer.best_ap if trainer.best_ap >= 0 else None,
         losses=done.losses,
-        predicted=outcome_of_training(
-            train_store,
-            store.manifest,
-            config,
-            images=len(store),
-            seconds_per_epoch=done.step_seconds / max(len(done.losses), 1) * steps_per_epoch,
-            peak_memory=done.peak_memory,
-        )
-        if world_size() == 1
-        else {},
     )
 
 

@@ -12,7 +12,12 @@ import typer
 
 from cachedet.commands.options import Device, Json, Overrides, print_json
 from cachedet.commands.score_tables import print_scores
-from cachedet.commands.tables import console, print_cost, print_training
+from cachedet.commands.tables import (
+    console,
+    print_cost,
+    print_predicted_vs_actual,
+    print_training,
+)
 
 
 def train_heads(
@@ -37,6 +42,7 @@ def train_heads(
     """
     from cachedet.config.run import load_train_config
     from cachedet.distributed.data_parallel import find_launch
+    from cachedet.estimation.prediction import compare_training
     from cachedet.train import train as run_train
     from cachedet.training.stopping import STOPPED_STATUS
 
@@ -49,10 +55,12 @@ def train_heads(
     if launch.is_first and not as_json:
         print(settings.schedule.describe_lr())
     report = run_train(settings, train_store=train, val_store=val, run=run, resume=resume)
+    predicted = compare_training(report, settings, store=train) if launch.world == 1 else {}
     if launch.is_first and as_json:
-        print_json(report.to_json())
+        print_json({**report.to_json(), "predicted": predicted})
     elif launch.is_first:
         print_training(report)
+        print_predicted_vs_actual(predicted)
     if report.was_interrupted:
         words = [*launch.command, *sys.argv[1:], *([] if resume else ["--resume"])]
         if launch.is_first:

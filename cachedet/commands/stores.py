@@ -24,7 +24,13 @@ from cachedet.commands.options import (
     local_folder,
     print_json,
 )
-from cachedet.commands.tables import print_description, print_extraction, print_faults, print_waste
+from cachedet.commands.tables import (
+    print_description,
+    print_extraction,
+    print_faults,
+    print_predicted_vs_actual,
+    print_waste,
+)
 
 
 def extract(
@@ -59,6 +65,7 @@ def extract(
 ) -> None:
     """Stage 1: write the frozen backbone's features. Run again to continue."""
     from cachedet.config.run import make_extract_config
+    from cachedet.estimation.prediction import compare_extraction
     from cachedet.extract import default_workers
     from cachedet.extract import extract as run_extract
 
@@ -83,10 +90,13 @@ def extract(
         }
     )
     report = run_extract(config)
+    predicted = compare_extraction(report, config)
     if as_json:
-        print_json({name: _plain(value) for name, value in vars(report).items()})
+        plain = {name: _plain(value) for name, value in vars(report).items()}
+        print_json({**plain, "predicted": predicted})
         return
     print_extraction(report)
+    print_predicted_vs_actual(predicted)
 
 
 def info(store: str, as_json: Json = False) -> None:

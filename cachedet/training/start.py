@@ -102,8 +102,8 @@ def _create(
 
 def pin_views(
     config: TrainConfig, store: FeatureStore, folder: RunFolder, *, goes_on: bool
-) -> TrainConfig:
-    """The config with the chance of each single view.
+) -> dict[str, float]:
+    """The probability of each single view.
 
     Families, and "all there are" (no `views`), mean the views the store held when the run started:
     a run that goes on finds those in its folder.
@@ -116,7 +116,7 @@ def pin_views(
     if started is not None:
         _require_held(started, store, folder)
         held, where = tuple(started), f"{where} as the run found it"
-    return config.model_copy(update={"views": resolve_views(config.views, held=held, where=where)})
+    return resolve_views(config.views, held=held, where=where)
 
 
 def _require_held(started: Collection[str], store: FeatureStore, folder: RunFolder) -> None:
