@@ -15,15 +15,19 @@ from typer.core import TyperGroup
 
 from cachedet.commands import comparisons, estimates, reports, runs, scores, stores
 from cachedet.errors import CachedetError
+from cachedet.progress import shown
 from cachedet.version import __version__
 
 
 class _Commands(TyperGroup):
-    """Errors of the user's become one message and exit status 1, Ctrl-C one line and 130."""
+    """Progress and notes are shown; an error of the user's is one message and exit status 1,
+    Ctrl-C one line and 130.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with shown():
+                return super().invoke(ctx)
         except CachedetError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)

@@ -6,6 +6,7 @@ see sampling.py. Where features wait before their batch is due: see residency.py
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -92,6 +93,7 @@ def _tensors_of(batch: Batch) -> Iterator[Tensor]:
         yield from (targets.boxes, targets.labels, targets.crowd)
 
 
+_log = logging.getLogger("cachedet.loading")
 _LOWER_PRIORITY = 10  # on a machine full of other work it still gets a tenth of a core
 _AHEAD_NBYTES = 256 << 20  # of decoded features that wait for the step; at least two batches
 _MOST_AHEAD = 16  # batches
@@ -243,7 +245,7 @@ def make_loader(
 ) -> FeatureLoader:
     """The batches that a run of this config trains on.
 
-    Rank 0 says on standard error where the features wait, and which classes have no box.
+    Rank 0 logs where the features wait, and which classes have no box.
 
     Raises:
         ConfigError: views the store lacks, a sampling that needs boxes where there are none, or
@@ -269,7 +271,7 @@ def make_loader(
     empty_classes = describe_empty_classes(store.annotations)
     for line in (reason, empty_classes):
         if line is not None and rank == 0:
-            print(line, file=sys.stderr)
+            _log.info(line)
     return FeatureLoader(
         store,
         views=views,

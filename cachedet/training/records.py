@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import logging
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +19,8 @@ from cachedet.errors import CheckpointError, ConfigError
 from cachedet.progress import StageProgress
 from cachedet.training.run_folder import RunFolder
 from cachedet.training.trainer import StepStatistics, Trainer
+
+_log = logging.getLogger("cachedet.training")
 
 
 def require_tensorboard() -> None:
@@ -295,13 +297,13 @@ class RunRecords:
             waiting_share=statistics.waiting_share,
         )
         for line in self._shown.lines(figures):
-            print(line, file=sys.stderr)  # above the progress line, which rich redraws
+            _log.info(line)
         for line in self._logged.lines(figures):
             self._folder.log(line)
 
     def note(self, line: str) -> None:
-        """One line for the terminal and log.txt."""
-        print(line, file=sys.stderr)
+        """One line for whoever looks on, and for log.txt."""
+        _log.info(line)
         self._folder.log(line)
 
     def _append(
