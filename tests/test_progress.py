@@ -51,7 +51,7 @@ def test_the_end_promises_nothing_more(capsys: pytest.CaptureFixture[str]) -> No
     assert "left, ends" not in capsys.readouterr().err
 
 
-def test_a_remark_is_shown_though_nothing_was_done() -> None:
+def test_a_note_is_shown_though_nothing_was_done() -> None:
     with StageProgress("extract", total=9, unit="images") as progress:
         progress.note("waiting for another machine")
         assert "waiting for another machine" in progress.status()

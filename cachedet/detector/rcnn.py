@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cachedet.detector.boxes import Postprocess, apply_deltas, clip_to_own, encode_deltas
+from cachedet.detector.costs import neck_costs, roi_head_cost
 from cachedet.detector.mask_head import MaskBranch
 from cachedet.detector.matching import (
     BACKGROUND,
@@ -24,6 +26,7 @@ from cachedet.detector.matching import (
     pad_ground_truth,
     sample_boxes,
 )
+from cachedet.detector.protocol import CostedPart
 from cachedet.detector.roi_align import PyramidRoIAlign
 from cachedet.detector.roi_head import RoIHead, own_deltas
 from cachedet.detector.rpn import RPN, Proposals
@@ -76,6 +79,8 @@ class RCNN(nn.Module):
         mask_branch: learns from the positives of the first stage, predicts in the last one's boxes.
     """
 
+    normalizes_over_ranks = True
+
     def __init__(
         self,
         *,
@@ -107,8 +112,15 @@ class RCNN(nn.Module):
         self.samples, self.positive_fraction = samples, positive_fraction
         self.huber_delta, self.box_weight = huber_delta, box_weight
         self.mask_branch = mask_branch
-        names = ("rpn_class", "rpn_box", "class", "box")
-        self.loss_names = names if mask_branch is None else (*names, "mask")
+
+    @property
+    def trains_masks(self) -> bool:
+        return self.mask_branch is not None
+
+    @property
+    def max_proposals(self) -> int:
+        """Most proposals of an image at inference."""
+        return self.rpn.test_counts.post_nms
 
     def parts(self) -> list[nn.Module]:
         """What is worth compiling: everything with parameters, without matching and losses."""
@@ -119,8 +131,37 @@ class RCNN(nn.Module):
         """The last layers that name classes, one a stage (PAPER 1.7)."""
         return [cast(RoIHead, head).class_logits for head in self.heads]
 
+    def costs(self, features: Features) -> list[CostedPart]:
+        """For `cachedet model`."""
+        parts, pyramid = neck_costs(self.adapters, self.neck, features)
+        rpn = partial(_rpn_outputs, self.rpn, pyramid)
+        parts.append(CostedPart(name="rpn", module=self.rpn, forward=rpn, step=rpn))
+        channels = next(iter(pyramid.values())).shape[1]
+        parts += [
+            roi_head_cost(
+                f"roi head {number}",
+                head,
+                sampled=self.samples,
+                proposed=self.max_proposals,
+                channels=channels,
+                side=self.roi_align.resolution,
+            )
+            for number, head in enumerate(self.heads, start=1)
+        ]
+        if self.mask_branch is not None:
+            mask_head = roi_head_cost(
+                "mask head",
+                self.mask_branch.head,
+                sampled=int(self.samples * self.positive_fraction),
+                proposed=self.postprocess.max_detections,
+                channels=channels,
+                side=self.mask_branch.roi_align.resolution,
+            )
+            parts.append(mask_head)
+        return parts
+
     def forward(self, features: Features, targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """Losses by `loss_names`; "class" and "box" are means of the stages."""
+        """Losses "rpn_class", "rpn_box", "class", "box" (means of the stages), and "mask"."""
         pyramid = self.neck(self.adapters(features))
         ground_truth = pad_ground_truth(targets)
         sizes_hw = [of_image.size_hw for of_image in targets]
@@ -291,3 +332,8 @@ def paper_stages(foreground_ious: Sequence[float]) -> tuple[Stage, ...]:
         )
         for n, iou in enumerate(foreground_ious, start=1)
     )
+
+
+def _rpn_outputs(rpn: RPN, pyramid: Features) -> list[Tensor]:
+    output = rpn(pyramid)
+    return [*output.logits, *output.deltas]
