@@ -156,9 +156,10 @@ def _require_usable(detections: Detections, size_hw: SizeHW, *, where: str) -> N
     if count == 0:
         return
     limits = boxes.new_tensor([size_hw[1], size_hw[0]] * 2)
-    is_inside = (boxes >= -_BORDER) & (boxes <= limits + _BORDER)
-    if not bool(is_inside.all() & torch.isfinite(detections.scores).all()):
-        bad = int((~is_inside).any(dim=1).logical_or(~torch.isfinite(detections.scores)).argmax())
+    is_usable = ((boxes >= -_BORDER) & (boxes <= limits + _BORDER)).all(dim=1)
+    is_usable &= torch.isfinite(detections.scores)
+    if not bool(is_usable.all()):
+        bad = int(is_usable.int().argmin())
         raise DetectorError(
             f"{where}: expected boxes xyxy within the {size_hw[1]} x {size_hw[0]} pixels of the "
             f"view and scores that are numbers, got box {boxes[bad].tolist()} with score "
