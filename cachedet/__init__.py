@@ -85,7 +85,7 @@ _HOMES = {
 
 
 class _Library(ModuleType):
-    """The package, in which `train` is the function, also once the module of that name is loaded."""
+    """The package, in which `train` is the function also once its module is loaded."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, ModuleType) and _HOMES.get(name) == name:
@@ -104,7 +104,9 @@ def __getattr__(name: str) -> Any:
         return value
     from cachedet.errors import nearest_names
 
-    raise AttributeError(f"module 'cachedet' has no attribute {name!r}{nearest_names(name, __all__)}")
+    raise AttributeError(
+        f"module 'cachedet' has no attribute {name!r}{nearest_names(name, __all__)}"
+    )
 
 
 def __dir__() -> list[str]:

@@ -375,18 +375,18 @@ def _tabulate(annotations: Annotations, detections: list[Detections]) -> Detecti
 
 
 def _require_fits(checkpoint: Checkpoint, store: FeatureStore, run: Path) -> None:
-    trained, found = checkpoint.manifest, store.manifest
-    field = trained.incompatible_field(found)
+    trained, scored = checkpoint.manifest, store.manifest
+    field = trained.incompatible_field(scored)
     if field == "categories":
         raise CheckpointError(
             f"the run {run} was trained on other classes than the store {store.location} has: "
-            f"{differing_classes(trained.categories, found.categories)}; evaluate on a store "
+            f"{differing_classes(trained.categories, scored.categories)}; evaluate on a store "
             "extracted with the same ones"
         )
     if field is not None:
         raise CheckpointError(
             f"the run {run} was trained on features with {field} = {getattr(trained, field)}, the "
-            f"store {store.location} has {getattr(found, field)}; evaluate on a store extracted "
+            f"store {store.location} has {getattr(scored, field)}; evaluate on a store extracted "
             "with the same backbone and weights. Runs on features of different backbones are "
             "compared by their results files: `cachedet eval --detections A/detections.json "
             "--against B/detections.json --annotations FILE`"

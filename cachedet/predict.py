@@ -67,13 +67,13 @@ class ImageDetector:
         device = next(self.detector.parameters()).device
         image = make_input(pixels, geometry, self.manifest.preprocessing).to(device)
         maps = self.backbone(image[None])
-        found = run_detector(
+        detections = run_detector(
             self.detector,
             {name: maps[name] for name in self.levels},
             sizes_hw=[geometry.valid_hw],
             image_ids=[image_id],
         )[0]
-        return geometry.detections_to_image(drop_cut(found, geometry))
+        return geometry.detections_to_image(drop_cut(detections, geometry))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -223,16 +223,17 @@ def load_image_detector(
     )
 
 
-def make_drawing(found: Detections, categories: CategoryMap, *, size_hw: SizeHW) -> Drawing:
+def make_drawing(detections: Detections, categories: CategoryMap, *, size_hw: SizeHW) -> Drawing:
     """Boxes with name and score, the weakest first so that the strongest lie on top."""
-    masks = [decode_mask(code, size_hw) > 0 for code in paste_masks(found, size_hw)]
-    order = range(len(found) - 1, -1, -1)
-    labels = found.labels.numpy()[list(order)]
+    masks = [decode_mask(code, size_hw) > 0 for code in paste_masks(detections, size_hw)]
+    order = range(len(detections) - 1, -1, -1)
+    labels = detections.labels.numpy()[list(order)]
     return Drawing(
-        boxes=found.boxes.double().numpy()[list(order)],
+        boxes=detections.boxes.double().numpy()[list(order)],
         labels=labels,
         captions=tuple(
-            f"{categories.names[found.labels[i]]} {float(found.scores[i]):.2f}" for i in order
+            f"{categories.names[detections.labels[i]]} {float(detections.scores[i]):.2f}"
+            for i in order
         ),
         masks=tuple(masks[i] for i in order) if masks else (),
     )

@@ -105,12 +105,8 @@ def compute_losses(
         raise DetectorError(f"{name}.forward returned no losses; there is nothing to train on")
     for key, loss in losses.items():
         if not isinstance(loss, Tensor) or loss.ndim != 0:
-            found = (
-                f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            )
-            raise DetectorError(
-                f"{name}.forward: loss {key!r} must be a scalar tensor, got {found}"
-            )
+            got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise DetectorError(f"{name}.forward: loss {key!r} must be a scalar tensor, got {got}")
     if torch.is_grad_enabled() and not any(loss.requires_grad for loss in losses.values()):
         raise DetectorError(
             f"{name}.forward: no loss depends on a parameter that is trained; was it detached?"

@@ -76,11 +76,13 @@ class RetinaNetHead(nn.Module):
     def forward(self, features: Features) -> tuple[Tensor, Tensor]:
         """P levels (N, C, h, w) -> class logits (N, T, K) and box deltas (N, T, 4)."""
         logits, deltas = [], []
-        for place, level in enumerate(features.values()):
+        for level_index, level in enumerate(features.values()):
             logits.append(
-                per_anchor(self.class_logits(self.class_tower(level, place)), self.num_classes)
+                per_anchor(
+                    self.class_logits(self.class_tower(level, level_index)), self.num_classes
+                )
             )
-            deltas.append(per_anchor(self.box_deltas(self.box_tower(level, place)), 4))
+            deltas.append(per_anchor(self.box_deltas(self.box_tower(level, level_index)), 4))
         return torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
 
 
