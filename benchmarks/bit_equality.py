@@ -2,8 +2,8 @@
 
 Refactoring must not change a bit of them. Run it in each checkout and compare:
 
-    python benchmarks/bit_equality.py --data ../shared/data/bccd --out /tmp/now --save now.json
-    python benchmarks/bit_equality.py --data ../shared/data/bccd --out /tmp/new --against now.json
+    python benchmarks/bit_equality.py --data bccd --out /tmp/now --save now.json
+    python benchmarks/bit_equality.py --data bccd --out /tmp/new --against now.json
 
 Everything goes through the command line, so that the script knows no module of the package. It
 prints one line a figure; the exit status is 1 where one differs from the file's.

@@ -120,7 +120,7 @@ class _NormByMoments(torch.autograd.Function):
 
 
 def make_norm(name: NormName, channels: int) -> nn.Module:
-    """BatchNorm with the paper's momentum and epsilon (PAPER 2.2), GroupNorm, or nothing."""
+    """BatchNorm as in the paper's RetinaNet (PAPER 2.2), GroupNorm, or nothing."""
     if name == "batch":
         return BatchNorm(channels, eps=1e-3, momentum=0.01)  # Keras momentum 0.99
     if name == "group":

@@ -326,7 +326,7 @@ def move_boxes(boxes: Tensor, deltas: Tensor, stage: Stage) -> Tensor:
 
 
 def paper_stages(foreground_ious: Sequence[float]) -> tuple[Stage, ...]:
-    """One stage for each IoU; stage n learns deltas times n + 1 times (10, 10, 5, 5) (PAPER 2.6)"""
+    """One stage for each IoU; stage n learns deltas times n x (10, 10, 5, 5) (PAPER 2.6)."""
     return tuple(
         Stage(
             foreground_iou=iou,

@@ -29,7 +29,7 @@ class Tower(nn.Module):
         channels: of every convolution's output.
         num_levels: that share the convolutions.
         num_convs: depth; with 0 the maps pass unchanged.
-        norm, activation: names, see norms.py.
+        norm, activation: names, see layers.py.
         separable: depthwise-separable convolutions.
         norm_per_level: every level has norms of its own (statistics differ between levels).
         init_std: of the convolutions' normal initial weights; None, or separable: He, fan-out.
