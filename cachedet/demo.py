@@ -172,7 +172,7 @@ def _draw_sheet(out: Path, val_store: Path, paths: ShapesPaths, detector: ImageD
                 ),
             )
         )
-    sheet = out / "ground_ground_truth_and_prediction.png"
+    sheet = out / "ground_truth_and_prediction.png"
     contact_sheet(rows, sheet)
     return sheet
 

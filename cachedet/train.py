@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from cachedet.config.detector import CustomDetectorConfig
 from cachedet.config.run import EvalConfig, TrainConfig
 from cachedet.detector.build import choose_levels
-from cachedet.detector.end_to_end import Trained
+from cachedet.detector.protocol import require_detector, trains_masks
 from cachedet.distributed.collective import from_first, is_first, rank, world_size
 from cachedet.distributed.data_parallel import find_launch, joined_ranks
 from cachedet.errors import ConfigError
@@ -68,6 +70,7 @@ def train(
     run: Path,
     val_store: Path | str | None = None,
     resume: bool = False,
+    detector: nn.Module | None = None,
 ) -> TrainReport:
     """Train the heads of `config` on a store; `best.pt` is chosen by validation AP.
 
@@ -80,6 +83,8 @@ def train(
         NonFiniteLossError: a loss or gradient became NaN or Inf.
         RankError: the processes did not meet, or one was lost.
     """
+    if detector is not None:
+        config = config.model_copy(update={"detector": note_detector(detector, config)})
     launch = find_launch()
     with joined_ranks(launch, device=config.device):
         return _train_together(
@@ -89,6 +94,7 @@ def train(
             val_store=val_store,
             resume=resume,
             restarts=launch.restarts,
+            detector=detector,
         )
 
 
@@ -100,6 +106,7 @@ def _train_together(
     val_store: Path | str | None,
     resume: bool,
     restarts: int,
+    detector: nn.Module | None,
 ) -> TrainReport:
     """`train` on each of the processes that have joined, or on the only one."""
     store = FeatureStore.open(train_store)
@@ -112,7 +119,9 @@ def _train_together(
     torch.manual_seed(config.seed)
     loader = make_loader(config, store, rank=rank(), world_size=world_size())
     total_steps = _count_steps(loader, config)
-    trainer = make_trainer(config, manifest=store.manifest, total_steps=total_steps)
+    trainer = make_trainer(
+        config, manifest=store.manifest, total_steps=total_steps, detector=detector
+    )
     start_or_continue(folder, config, trainer, store.manifest, resume=resume, restarts=restarts)
     if is_first():
         TrainingData.of(store).write(folder)
@@ -145,8 +154,18 @@ def _train_together(
     )
 
 
+def note_detector(detector: nn.Module, config: TrainConfig) -> CustomDetectorConfig:
+    """What a run notes of a detector that was given as an object. Raises DetectorError."""
+    return CustomDetectorConfig(
+        name=type(require_detector(detector)).__name__,
+        levels=config.detector.levels,
+        masks=trains_masks(detector),
+        postprocess=config.detector.postprocess,
+    )
+
+
 def validate(
-    detector: Trained,
+    detector: nn.Module,
     config: TrainConfig,
     store: FeatureStore,
     *,
@@ -171,7 +190,7 @@ def _make_validator(
     if store is None:
         return None
 
-    def score(detector: Trained, between_batches: Callable[[], None]) -> dict[str, float]:
+    def score(detector: nn.Module, between_batches: Callable[[], None]) -> dict[str, float]:
         scores = validate(
             detector, config, store, device=device, on_progress=lambda _: between_batches()
         )

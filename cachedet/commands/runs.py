@@ -112,7 +112,7 @@ def predict(
     """Detect in image files; joins backbone and heads."""
     from cachedet.predict import predict as run_predict
 
-    entries = run_predict(
+    report = run_predict(
         run,
         images=images,
         out=out,
@@ -122,11 +122,11 @@ def predict(
         device=device,
     )
     if as_json:
-        print_json({"images": entries})
+        print_json(report.to_json())
         return
-    for entry in entries:
-        names = [f"{found['name']} {found['score']:.2f}" for found in entry["detections"]]
-        print(f"{entry['file']}: {', '.join(names) or 'nothing'}")
+    for image in report.to_json()["images"]:
+        names = [f"{entry['name']} {entry['score']:.2f}" for entry in image["detections"]]
+        print(f"{image['file']}: {', '.join(names) or 'nothing'}")
     print(f"drawings and detections.json in {out}")
 
 

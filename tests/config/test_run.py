@@ -25,7 +25,7 @@ def test_shipped_configs_load(path: Path) -> None:
 
 
 def test_the_paper_is_the_default() -> None:
-    """configs/retinanet_fpn.yaml spells out PAPER 2.2; drops are rounded shares of 72 epochs."""
+    """configs/retinanet_fpn.yaml spells out PAPER 2.1 and 2.2; drops are rounded shares of 72."""
     shipped, default = load_train_config(CONFIGS / "retinanet_fpn.yaml"), TrainConfig()
     assert shipped.detector == default.detector
     same = {"drops": default.schedule.drops, "reference_batch": None}
