@@ -163,11 +163,15 @@ def _measure_roi_head(
 
 
 def _measure(name: str, module: nn.Module, run: Callable[[], Any]) -> PartCost:
+    with FlopCounterMode(display=False) as counter:
+        outputs = _tensors_in(run())
+        forward_flops = int(counter.get_total_flops())
+        torch.autograd.backward([output.sum() for output in outputs])
     return PartCost(
         name=name,
         parameters=_count_parameters(module),
-        forward_flops=_count_flops(run, backward=False),
-        step_flops=_count_flops(run, backward=True),
+        forward_flops=forward_flops,
+        step_flops=int(counter.get_total_flops()),
     )
 
 
