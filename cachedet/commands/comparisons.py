@@ -32,6 +32,7 @@ from cachedet.progress import count_of
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
     from cachedet.backbone.trained import BatchNorm
     from cachedet.compare import ComparisonReport
+    from cachedet.config.run import TrainConfig
     from cachedet.live.modes import Mode
 
 _LARGEST_SEED = 2**63 - 1
@@ -39,9 +40,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
 def compare(
-    configs: Annotated[
-        list[str], typer.Argument(help="Of the heads: presets, or YAML files of any names.")
-    ],
+    configs: Annotated[list[str], typer.Argument(help="Of the heads: presets or YAML files.")],
     images: Images,
     annotations: Annotations,
     val_annotations: Annotated[Path, typer.Option(help="The file to score on.")],
@@ -87,34 +86,22 @@ def compare(
     from cachedet.compare import ComparisonConfig
     from cachedet.compare import compare as run_compare
     from cachedet.comparison.folder import ComparisonFolder
-    from cachedet.config.run import load_train_config, make_extract_config
+    from cachedet.config.run import make_extract_config
     from cachedet.extract import default_workers
     from cachedet.live.modes import BackboneTraining
 
     changes = [*(overrides or []), *([] if device == "auto" else [f"device={device}"])]
-    shared = {
-        "backbone": backbone,
-        "weights": weights,
-        "image_size": image_size,
-        "codec": codec,
-        "on_bad_image": on_bad_image,
-        "device": device,
-        "workers": workers or default_workers(),
-    }
     folder = ComparisonFolder(out)
-    train = {"images": images, "annotations": annotations, "store": folder.train, "views": views}
-    val = {
-        "images": val_images or images,
-        "annotations": val_annotations,
-        "store": folder.val,
-        "views": "base",
-    }
+    train = {
+        "images": images, "annotations": annotations, "store": folder.train, "views": views,
+        "backbone": backbone, "weights": weights, "image_size": image_size, "codec": codec,
+        "on_bad_image": on_bad_image, "device": device, "workers": workers or default_workers(),
+    }  # fmt: skip
+    val = {"annotations": val_annotations, "store": folder.val, "views": "base"}
     config = ComparisonConfig(
-        heads={
-            name: load_train_config(path, changes) for name, path in name_configs(configs).items()
-        },
-        train=make_extract_config(shared | train),
-        val=make_extract_config(shared | val),
+        heads=load_heads(configs, changes),
+        train=make_extract_config(train),
+        val=make_extract_config(train | val | {"images": val_images or images}),
         out=out,
         modes=parse_modes(modes),
         seeds=parse_seeds(seeds),
@@ -132,22 +119,23 @@ def compare(
     _leave(report)
 
 
-def name_configs(names_or_paths: Sequence[str]) -> dict[str, Path]:
-    """The YAML files by their name, which every cell is called by.
+def load_heads(configs: Sequence[str], changes: Sequence[str]) -> dict[str, TrainConfig]:
+    """The configs with `changes` applied, by the name of their file.
 
-    Raises InputError on equal names, ConfigError where there is no such file or preset.
+    Raises InputError on equal names, ConfigError on what `load_train_config` refuses.
     """
     from cachedet.config.presets import find_config
+    from cachedet.config.run import load_train_config
 
-    configs: dict[str, Path] = {}
-    for path in map(find_config, names_or_paths):
-        if path.stem in configs:
+    heads: dict[str, TrainConfig] = {}
+    for path in map(find_config, configs):
+        if path.stem in heads:
             raise InputError(
                 f"two configs are named {path.stem}: cells are called by the name of their file, "
                 "so rename one"
             )
-        configs[path.stem] = path
-    return configs
+        heads[path.stem] = load_train_config(path, changes)
+    return heads
 
 
 def parse_modes(text: str) -> tuple[Mode, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cachedet.commands.comparisons import (
-    name_configs,
+    load_heads,
     parse_batch_norm,
     parse_modes,
     parse_seconds,
@@ -52,15 +52,17 @@ def test_batch_norms() -> None:
         parse_batch_norm("free")
 
 
-def test_configs_are_called_by_their_files(tmp_path: Path) -> None:
+def test_heads_are_called_by_their_files(tmp_path: Path) -> None:
     mine, other = tmp_path / "one.yaml", tmp_path / "other" / "one.yaml"
     other.parent.mkdir()
     for path in (mine, other):
-        path.touch()
-    configs = name_configs([str(mine), "retinanet_fpn_tiny"])
-    assert list(configs) == ["one", "retinanet_fpn_tiny"]
-    assert configs["one"] == mine
+        path.write_text("seed: 3")
+    heads = load_heads([str(mine), "retinanet_fpn_tiny"], ["schedule.epochs=2"])
+    assert [(name, config.seed) for name, config in heads.items()] == [
+        ("one", 3), ("retinanet_fpn_tiny", 0),
+    ]  # fmt: skip
+    assert all(config.schedule.epochs == 2 for config in heads.values())
     with pytest.raises(InputError, match="two configs are named one: .* rename one"):
-        name_configs([str(mine), str(other)])
+        load_heads([str(mine), str(other)], [])
     with pytest.raises(ConfigError, match="nearest: 'retinanet_fpn_tiny'"):
-        name_configs(["retinanet_fpn_tinny"])
+        load_heads(["retinanet_fpn_tinny"], [])
