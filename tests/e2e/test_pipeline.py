@@ -28,7 +28,7 @@ from cachedet.errors import (
 )
 from cachedet.evaluate import evaluate
 from cachedet.extract import extract
-from cachedet.extraction.inputs import load_input
+from cachedet.live.modes import inputs_of
 from cachedet.loading.loader import FeatureLoader
 from cachedet.predict import predict
 from cachedet.store.reader import FeatureStore
@@ -97,6 +97,7 @@ def test_same_losses_as_with_the_live_backbone(tiny: Any, config: TrainConfig) -
     )
     backbone = load_backbone("test_resnet", weights=str(tiny.weights), image_size=128)
     assert backbone.digest == store.manifest.weights_digest
+    inputs = inputs_of(store, tiny.paths.images)
     losses: dict[str, list[float]] = {"cached": [], "live": []}
     for kind, found in losses.items():
         torch.manual_seed(0)
@@ -104,17 +105,7 @@ def test_same_losses_as_with_the_live_backbone(tiny: Any, config: TrainConfig) -
         for epoch in range(2):
             for keys, batch in zip(loader.plan(epoch), loader.batches(epoch), strict=True):
                 if kind == "live":
-                    images = [
-                        load_input(
-                            tiny.paths.images / store.annotations.file_names[row],
-                            view=views[view],
-                            image_id=int(store.annotations.image_ids[row]),
-                            image_size=128,
-                            pad_multiple=32,
-                            preprocessing=backbone.preprocessing,
-                        )
-                        for view, row in keys
-                    ]
+                    images = [inputs.load(int(row), views[view]) for view, row in keys]
                     batch = dataclasses.replace(batch, features=backbone(torch.stack(images)))
                 found.append(trainer.take_step(batch)["loss"])
     assert len(losses["live"]) >= 6
