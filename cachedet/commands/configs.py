@@ -69,12 +69,12 @@ def _tier_of(name: str) -> _Tier:
 
 
 def _measure(name: str) -> ModelCost:
-    from cachedet.config.presets import as_train_config
+    from cachedet.config.presets import load_config
     from cachedet.model import measure_model, parse_features
 
     tier = _tier_of(name)
     return measure_model(
-        as_train_config(name).detector,
+        load_config(name).detector,
         features=parse_features(tier.features),
         num_classes=_NUM_CLASSES,
         size_hw=(tier.side, tier.side),

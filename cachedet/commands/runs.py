@@ -40,7 +40,7 @@ def train_heads(
     SIGTERM, SIGUSR1 and a first Ctrl-C end it after the step under way: the state is saved, the
     command that continues is printed, and the exit status is 75. A second Ctrl-C stops at once.
     """
-    from cachedet.config.presets import as_train_config
+    from cachedet.config.presets import load_config
     from cachedet.distributed.data_parallel import find_launch
     from cachedet.estimation.prediction import compare_training
     from cachedet.train import train as run_train
@@ -50,7 +50,7 @@ def train_heads(
     if init_from is not None:
         changes.append(f"init_from={json.dumps(str(init_from))}")
     changes += [f"residency={residency}"] if residency else []
-    settings = as_train_config(config, changes)
+    settings = load_config(config, overrides=changes)
     launch = find_launch()
     if launch.is_first and not as_json:
         print(settings.schedule.describe_lr())
@@ -81,11 +81,11 @@ def model(
     as_json: Json = False,
 ) -> None:
     """Parameters and FLOPs of what a config trains, part by part; needs no store."""
-    from cachedet.config.presets import as_train_config
+    from cachedet.config.presets import load_config
     from cachedet.model import measure_model, parse_features, parse_size
 
     cost = measure_model(
-        as_train_config(config, overrides or []).detector,
+        load_config(config, overrides=overrides or []).detector,
         features=parse_features(features),
         num_classes=num_classes,
         size_hw=parse_size(image_size),

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from cachedet.config.run import TrainConfig, apply_override, load_train_config, make_train_config
+from cachedet.config.run import (
+    Overrides,
+    TrainConfig,
+    apply_overrides,
+    load_train_config,
+    make_train_config,
+)
 from cachedet.errors import ConfigError, nearest_names
 
 _FOLDER = Path(str(files("cachedet") / "configs"))
@@ -49,17 +55,24 @@ def find_config(name_or_path: str | Path) -> Path:
     return _file_of(text)
 
 
-def as_train_config(
-    config: str | Path | Mapping[str, Any] | TrainConfig, overrides: Sequence[str] = ()
+def load_config(
+    config: str | Path | Mapping[str, Any] | TrainConfig,
+    *,
+    overrides: Overrides = (),
 ) -> TrainConfig:
     """A training's config from any of its forms, with overrides applied.
 
     Args:
         config: a preset's name, the path of a YAML file, the keys and values of one, or a config.
-        overrides: `key.subkey=value`, as `--set` takes them; values are YAML.
+        overrides: `key.subkey=value`, as `--set` takes them (values are YAML), or a dict.
 
     Raises:
         ConfigError: there is no such file or preset, or a key or value is wrong.
+
+    Example:
+        >>> config = cachedet.load_config("retinanet_fpn_tiny", overrides={"schedule.epochs": 12})
+        >>> config.schedule.epochs
+        12
     """
     if isinstance(config, str | Path):
         return load_train_config(find_config(config), overrides)
@@ -74,8 +87,7 @@ def as_train_config(
             "expected a preset's name, the path of a YAML file, a mapping or a TrainConfig, "
             f"got {type(config).__name__}"
         )
-    for override in overrides:
-        apply_override(values, override)
+    apply_overrides(values, overrides)
     return make_train_config(values, where="config")
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from cachedet.config.presets import (
-    as_train_config,
     describe_preset,
     find_config,
+    load_config,
     preset_names,
     read_preset,
 )
@@ -45,7 +45,7 @@ def test_a_file_wins_over_a_preset_and_a_folder_does_not(
     (tmp_path / NAME).rmdir()
     (tmp_path / NAME).write_text("seed: 5")
     assert find_config(NAME) == Path(NAME)
-    assert as_train_config(NAME).seed == 5
+    assert load_config(NAME).seed == 5
 
 
 @pytest.mark.parametrize(
@@ -71,18 +71,18 @@ def test_only_presets_are_read_by_name() -> None:
 
 def test_every_form_of_a_config_gives_the_same() -> None:
     config = load_train_config(CONFIGS / f"{NAME}.yaml")
-    assert as_train_config(NAME) == config
-    assert as_train_config(CONFIGS / f"{NAME}.yaml") == config
-    assert as_train_config(config.model_dump()) == config
-    assert as_train_config(config) is config
-    assert as_train_config({}) == TrainConfig()
+    assert load_config(NAME) == config
+    assert load_config(CONFIGS / f"{NAME}.yaml") == config
+    assert load_config(config.model_dump()) == config
+    assert load_config(config) is config
+    assert load_config({}) == TrainConfig()
 
 
 def test_overrides_change_every_form_and_not_what_was_given() -> None:
     values = {"schedule": {"epochs": 3}}
     config = TrainConfig.model_validate(values)
     for form in (NAME, values, config):
-        changed = as_train_config(form, ["schedule.epochs=7", "views=[base]"])
+        changed = load_config(form, overrides=["schedule.epochs=7", "views=[base]"])
         assert (changed.schedule.epochs, changed.views) == (7, ("base",))
     assert values == {"schedule": {"epochs": 3}}
     assert config.schedule.epochs == 3
@@ -90,6 +90,6 @@ def test_overrides_change_every_form_and_not_what_was_given() -> None:
 
 def test_other_types_and_wrong_keys_are_refused() -> None:
     with pytest.raises(ConfigError, match="a mapping or a TrainConfig, got NoneType"):
-        as_train_config(None)  # type: ignore[arg-type]
+        load_config(None)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="config: unknown key 'sed'; nearest: 'seed'"):
-        as_train_config({"sed": 1})
+        load_config({"sed": 1})
