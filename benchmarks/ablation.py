@@ -85,10 +85,6 @@ CONDITIONS = {
     "jitter 8": Condition(weights=WITH_TWO, draws=8),
     "cached flip + translate": Condition(weights=BOTH, augment=("translate=0.5",)),
     "cached flip + crop": Condition(weights=BOTH, augment=("crop=0.5",)),
-    "cached flip + mosaic": Condition(weights=BOTH, augment=("mosaic=0.5",)),
-    "cached flip + copy-paste": Condition(weights=BOTH, augment=("copy_paste=0.5",)),
-    "cached flip + channel dropout": Condition(weights=BOTH, augment=("channel_dropout=0.1",)),
-    "cached flip + noise": Condition(weights=BOTH, augment=("noise=1.0",)),
     "jitter 3 without flip": Condition(weights={"base": 1.0, "jitter": 3.0}, draws=3),
     "jitter 3 without flip + feature flip": Condition(
         weights={"base": 1.0, "jitter": 3.0}, draws=3, augment=("flip=0.5",)
@@ -108,11 +104,6 @@ CONDITIONS = {
     "jitter 4 alone": Condition(weights={"jitter": 1.0}, draws=4),
     "jitter 2 + feature flip": Condition(weights=WITH_TWO, draws=2, augment=("flip=0.5",)),
     "jitter 2 + translate": Condition(weights=WITH_TWO, draws=2, augment=("translate=0.5",)),
-    "jitter 2 + mosaic": Condition(weights=WITH_TWO, draws=2, augment=("mosaic=0.5",)),
-    "jitter 2 + copy-paste": Condition(weights=WITH_TWO, draws=2, augment=("copy_paste=0.5",)),
-    "jitter 2 + channel dropout": Condition(
-        weights=WITH_TWO, draws=2, augment=("channel_dropout=0.1",)
-    ),
     "live flip": Condition(weights=BOTH, live=True),
     "live jitter": Condition(weights=WITH_TWO, draws=1, live=True),
 }

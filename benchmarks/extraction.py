@@ -122,7 +122,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         started = wall_seconds(device)
         for batch in batches:
             backbone(batch.to(device))
-        single_process = wall_seconds(device) - started
+        alone = wall_seconds(device) - started
         pipeline = ExtractionPipeline(
             loader=loader,
             backbone=backbone,
@@ -134,7 +134,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         started = wall_seconds(device)
         pipeline.run(writer.blocks)
         if turn:  # the first warms up
-            seconds["alone"].append(single_process)
+            seconds["alone"].append(alone)
             seconds["extraction"].append(wall_seconds(device) - started)
         stages = {k: work.images_per_second for k, work in pipeline.clock.stages.items()}
     shutil.rmtree(root, ignore_errors=True)
@@ -144,9 +144,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "images": len(annotations),
         "alone_images_per_second": len(annotations) / statistics.median(seconds["alone"]),
         "extraction_images_per_second": len(annotations) / statistics.median(seconds["extraction"]),
-        "extraction_to_alone": statistics.median(
-            single_process / whole for single_process, whole in pairs
-        ),
+        "extraction_to_alone": statistics.median(alone / whole for alone, whole in pairs),
         "stage_images_per_second": stages,
     }
 

@@ -77,7 +77,6 @@ def print_training(report: TrainReport) -> None:
         f"{readable_nbytes(report.peak_memory)} of memory{best}",
         highlight=False,
     )
-    print_predicted_vs_actual(report.predicted)
 
 
 def print_faults(report: VerifyReport) -> None:
@@ -115,19 +114,18 @@ def print_extraction(report: ExtractReport) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    print_predicted_vs_actual(report.predicted)
     if report.blocks_missing:
         print_unfinished(report)
 
 
-def print_predicted_vs_actual(outcome: PredictedVsActual) -> None:
+def print_predicted_vs_actual(comparison: PredictedVsActual) -> None:
     """What `estimate` had predicted, and what it was."""
-    for name, found in outcome.items():
+    for name, pair in comparison.items():
         figures = [
-            f"{found[key]:.1f}" if "seconds" in name else readable_nbytes(round(found[key]))
+            f"{pair[key]:.1f}" if "seconds" in name else readable_nbytes(round(pair[key]))
             for key in ("predicted", "actual")
         ]
-        error = found["predicted"] / found["actual"] - 1
+        error = pair["predicted"] / pair["actual"] - 1
         console.print(
             f"{name}: {figures[0]} predicted, {figures[1]} actual ({error:+.0%})", highlight=False
         )

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import traceback
+from contextlib import nullcontext
 from multiprocessing.process import BaseProcess
 
 from cachedet.comparison.cell import CellTask, Interrupted, train_cell
 from cachedet.comparison.results import CellResult
 from cachedet.errors import CachedetError
+from cachedet.progress import is_shown, shown
 from cachedet.training.stopping import STOPPED_STATUS, StopSignals
 
+_log = logging.getLogger("cachedet.comparison")
 _LOOK_EVERY = 0.2  # seconds
 
 
@@ -28,7 +32,8 @@ def run_cell(task: CellTask, signals: StopSignals) -> CellResult:
     Raises Interrupted.
     """
     task.result.unlink(missing_ok=True)  # of an attempt that failed
-    process = multiprocessing.get_context("spawn").Process(target=_run, args=(task,))
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_run, args=(task, is_shown()))
     process.start()
     passed_on = False
     while process.is_alive():
@@ -43,19 +48,23 @@ def run_cell(task: CellTask, signals: StopSignals) -> CellResult:
     return _keep(task, CellResult(key=task.key, error=_describe_end(process)))
 
 
-def _run(task: CellTask) -> None:
-    """In the process of the cell."""
+def _run(task: CellTask, speaks: bool) -> None:
+    """In the process of the cell, which shows what its parent shows."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    with shown() if speaks else nullcontext():
+        _keep(task, _try_to_train(task))
+
+
+def _try_to_train(task: CellTask) -> CellResult:
     try:
-        found = train_cell(task)
+        return train_cell(task)
     except (Interrupted, KeyboardInterrupt):
         sys.exit(STOPPED_STATUS)
     except CachedetError as error:
-        found = _failed(task, str(error))
+        return _failed(task, str(error))
     except Exception as error:  # the other cells go on, whatever it was
-        traceback.print_exc()
-        found = _failed(task, f"{type(error).__name__}: {error}")
-    _keep(task, found)
+        _log.error(traceback.format_exc().rstrip())
+        return _failed(task, f"{type(error).__name__}: {error}")
 
 
 def _failed(task: CellTask, why: str) -> CellResult:

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from cachedet.comparison.results import BinFigure, ClassFigure
 from cachedet.config.run import TrainConfig
 from cachedet.detector.build import choose_levels
-from cachedet.detector.end_to_end import EndToEndDetector, Trained
+from cachedet.detector.end_to_end import EndToEndDetector
 from cachedet.evaluation.analysis import Analysis, analyse
 from cachedet.evaluation.detection_table import has_masks, tabulate
 from cachedet.evaluation.inference import EVAL_VIEW, detect_batches, detect_store
@@ -49,7 +51,7 @@ class Scorer:
     def validator(self) -> Validator:
         """For the training loop."""
 
-        def score(detector: Trained, between_batches: Callable[[], None]) -> dict[str, float]:
+        def score(detector: nn.Module, between_batches: Callable[[], None]) -> dict[str, float]:
             found = self._detect(detector, on_progress=lambda _: between_batches())
             scores = score_detections(self._store.annotations, found)
             return {"ap": scores.ap, "ap50": scores.ap50, "ap75": scores.ap75}
@@ -83,7 +85,7 @@ class Scorer:
         return analysis
 
     def _detect(
-        self, detector: Trained, *, on_progress: Callable[[int], None] | None = None
+        self, detector: nn.Module, *, on_progress: Callable[[int], None] | None = None
     ) -> list[Detections]:
         device = self._trainer.device
         if isinstance(detector, EndToEndDetector):

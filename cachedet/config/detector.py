@@ -224,11 +224,31 @@ class CascadeRCNNConfig(Config):
         return self
 
 
-DetectorConfig = Annotated[
-    RetinaNetConfig | FasterRCNNConfig | CascadeRCNNConfig, Field(discriminator="kind")
-]
+class CustomDetectorConfig(Config):
+    """A detector that was given as an object: what a run notes of it besides its weights."""
+
+    kind: Literal["custom"] = "custom"
+    name: str  # of its class
+    levels: Levels | None = None
+    masks: bool = False  # whether it learns from masks
+    postprocess: PostprocessConfig = PostprocessConfig()  # `eval` merges views like this
+
+
+BuiltDetectorConfig = RetinaNetConfig | FasterRCNNConfig | CascadeRCNNConfig
+"""What `build_detector` can make."""
+
+DetectorConfig = Annotated[BuiltDetectorConfig | CustomDetectorConfig, Field(discriminator="kind")]
 
 
 def trains_masks(config: DetectorConfig) -> bool:
-    """Whether the detector has a mask head, and so needs masks to learn from."""
-    return config.kind != "retinanet" and config.mask_head is not None
+    """Whether the detector needs masks to learn from."""
+    if isinstance(config, CustomDetectorConfig):
+        return config.masks
+    return not isinstance(config, RetinaNetConfig) and config.mask_head is not None
+
+
+def describe_detector(config: DetectorConfig) -> str:
+    """Its kind in a few words, such as "retinanet, fpn"."""
+    if isinstance(config, CustomDetectorConfig):
+        return f"{config.name} (custom)"
+    return f"{config.kind}, {config.neck.kind}"

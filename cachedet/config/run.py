@@ -169,30 +169,14 @@ SamplingConfig = Annotated[
 class AugmentConfig(Config):
     """Feature-space augmentation, in the order it is applied; 0 switches a step off.
 
-    Each is the chance of an image, `crop` that of a whole batch. docs/augmentation.md says more.
+    Each is the probability of an image, `crop` that of a whole batch. See docs/augmentation.md.
     """
 
-    mosaic: Fraction = 0.0
-    copy_paste: Fraction = 0.0
     translate: Fraction = 0.0
     translate_by: Annotated[float, Field(gt=0, le=1)] = 0.25  # of each side, at most
     crop: Fraction = 0.0
     crop_to: Annotated[float, Field(gt=0, le=1)] = 0.75  # of each side, at least
     flip: Fraction = 0.0
-    channel_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the channels
-    noise: Annotated[float, Field(ge=0, le=1000)] = 0.0  # 1: as strong as the codec's own error
-
-    @property
-    def mixing(self) -> tuple[str, ...]:
-        """Keys of the steps that are on and take from other images of the batch."""
-        chances = {"mosaic": self.mosaic, "copy_paste": self.copy_paste}
-        return tuple(key for key, chance in chances.items() if chance > 0)
-
-    @property
-    def changing_values(self) -> tuple[str, ...]:
-        """Keys of the steps that are on and that pixels cannot have: they change values of maps."""
-        strengths = {"channel_dropout": self.channel_dropout, "noise": self.noise}
-        return tuple(key for key, strength in strengths.items() if strength > 0)
 
 
 class TrainConfig(Config):
@@ -230,11 +214,6 @@ class TrainConfig(Config):
                 f"early_stopping on {stopping.metric} needs validations, eval_every is 0; set "
                 "eval_every: 1"
             )
-        if self.augment.mixing and self.schedule.batch_size == 1:
-            raise ValueError(
-                f"augment.{' and augment.'.join(self.augment.mixing)} mix the images of a batch, "
-                "and schedule.batch_size is 1; give it at least 2, or set them to 0"
-            )
         return self
 
 
@@ -255,8 +234,12 @@ class EvalConfig(Config):
     device: str = "auto"
 
 
-def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read one YAML file and apply `key.subkey=value` overrides (values are YAML).
+Overrides = Sequence[str] | Mapping[str, Any]
+"""`key.subkey=value`, as `--set` takes them (values are YAML), or values by their dotted keys."""
+
+
+def load_train_config(path: Path, overrides: Overrides = ()) -> TrainConfig:
+    """Read one YAML file and apply `overrides`.
 
     Raises ConfigError: no such file, not a mapping, unknown key (with the nearest), bad value.
     """
@@ -268,8 +251,7 @@ def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, got {type(values).__name__}")
-    for override in overrides:
-        _apply_override(values, override)
+    apply_overrides(values, overrides)
     return make_train_config(values, where=str(path))
 
 
@@ -293,17 +275,24 @@ def dump_config(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
+def apply_overrides(values: dict[str, Any], overrides: Overrides) -> None:
+    """Set keys of nested `values`. Raises ConfigError where a value stands in a section's place."""
+    pairs = overrides.items() if isinstance(overrides, Mapping) else map(_parse_override, overrides)
+    for key, value in pairs:
+        *parents, last = key.strip().split(".")
+        node = values
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"--set {key}: {parent!r} is a value, not a section")
+        node[last] = value
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
     if not separator or not key:
-        raise ConfigError(f"--set expects key=value, got {override!r}; e.g. schedule.epochs=12")
-    *parents, last = key.strip().split(".")
-    node = values
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"--set {override}: {parent!r} is a value, not a section")
-    node[last] = yaml.safe_load(text)
+        raise ConfigError(f"--set expects key=value, got {text!r}; e.g. schedule.epochs=12")
+    return key, yaml.safe_load(value)
 
 
 def _validated(kind: type[C], values: dict[str, Any], *, where: str) -> C:

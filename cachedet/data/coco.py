@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -92,9 +92,7 @@ def annotations_of(
     counts = {
         "images": len(rows),
         "boxes": len(order),
-        "masks": 0
-        if annotations.masks is None
-        else int((np.diff(annotations.masks.offsets) > 0).sum()),
+        "masks": 0 if masks is None else int((np.diff(masks.offsets) > 0).sum()),
         "crowd boxes": int(annotations.crowd.sum()),
         "images without boxes": int((per_image == 0).sum()),
         "unusable masks dropped": unusable,
@@ -226,7 +224,7 @@ def _read_categories(entries: Sequence[dict[str, Any]], where: Path) -> Category
 def _ids(entries: Sequence[dict[str, Any]], section: str, where: Path) -> NDArray[np.int64]:
     ids = [entry.get("id") for entry in entries]
     for index, value in enumerate(ids):
-        if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
+        if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= _LARGEST:
             raise DatasetError(f"{where}: {section}[{index}] needs an integer `id`, got {value!r}")
     _require_unique(ids, "id", section, where)
     return np.array(ids, dtype=np.int64)
@@ -277,64 +275,72 @@ def _size(entry: dict[str, Any], index: int, where: Path) -> tuple[int, int]:
 def _look_up(
     entries: Sequence[dict[str, Any]],
     key: str,
-    places: dict[Any, int],
+    index_of: dict[Any, int],
     ids: NDArray[np.int64],
     where: Path,
 ) -> NDArray[np.int64]:
-    named = (entry.get(key) for entry in entries)
-    found = np.fromiter(
-        (places.get(own, -1) if isinstance(own, int | float) else -1 for own in named),
+    values = (entry.get(key) for entry in entries)
+    indices = np.fromiter(
+        (index_of.get(value, -1) if isinstance(value, int | float) else -1 for value in values),
         dtype=np.int64,
         count=len(entries),
     )
-    unknown = np.flatnonzero(found < 0)
+    unknown = np.flatnonzero(indices < 0)
     if len(unknown):
         first = int(unknown[0])
         raise DatasetError(
             f"{where}: annotation id {ids[first]} has {key} {entries[first].get(key)!r}, which is "
             f"not in the file; {len(unknown)} annotations are like this"
         )
-    return found
+    return indices
+
+
+def _column(
+    entries: Sequence[dict[str, Any]],
+    key: str,
+    is_valid: Callable[[Any], bool],
+    needs: str,
+    where: Path,
+) -> list[Any]:
+    """One key of all annotations. Raises DatasetError on the first value that is not valid."""
+    values = [entry.get(key) for entry in entries]
+    for entry, value in zip(entries, values, strict=True):
+        if not is_valid(value):
+            raise DatasetError(
+                f"{where}: annotation id {entry['id']} needs {needs}, got {reprlib.repr(value)}"
+            )
+    return values
 
 
 def _xywh(entries: Sequence[dict[str, Any]], where: Path) -> NDArray[np.float64]:
-    for entry in entries:
-        box = entry.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-            raise DatasetError(
-                f"{where}: annotation id {entry['id']} needs `bbox` [x, y, width, height], "
-                f"got {reprlib.repr(box)}"
-            )
-    numbers = chain.from_iterable(entry["bbox"] for entry in entries)
+    boxes = _column(entries, "bbox", _is_box, "`bbox` [x, y, width, height]", where)
+    numbers = chain.from_iterable(boxes)
     return np.fromiter(numbers, dtype=np.float64, count=4 * len(entries)).reshape(-1, 4)
 
 
 def _areas(
     entries: Sequence[dict[str, Any]], xywh: NDArray[np.float64], where: Path
 ) -> NDArray[np.float64]:
-    """As the file has them, the box's where it has none (or NaN, as table libraries write it)."""
+    """The file's; the box's where it has none (or NaN, as table libraries write it)."""
     areas = xywh[:, 2] * xywh[:, 3]
-    for place, entry in enumerate(entries):
-        area = entry.get("area")
-        if area is not None and not _is_number(area):
-            raise DatasetError(
-                f"{where}: annotation id {entry['id']} needs a number as `area`, got "
-                f"{reprlib.repr(area)}"
-            )
+    given = _column(entries, "area", _is_area, "a number as `area`", where)
+    for index, area in enumerate(given):
         if area is not None and math.isfinite(area):
-            areas[place] = area
+            areas[index] = area
     return areas
 
 
 def _crowd(entries: Sequence[dict[str, Any]], where: Path) -> NDArray[np.bool_]:
-    flags = [entry.get("iscrowd") for entry in entries]
-    for entry, flag in zip(entries, flags, strict=True):
-        if flag not in (0, 1, None):
-            raise DatasetError(
-                f"{where}: annotation id {entry['id']} needs 0 or 1 as `iscrowd`, got "
-                f"{reprlib.repr(flag)}"
-            )
+    flags = _column(entries, "iscrowd", (0, 1, None).__contains__, "0 or 1 as `iscrowd`", where)
     return np.array([bool(flag) for flag in flags], dtype=np.bool_)
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+
+
+def _is_area(value: Any) -> bool:
+    return value is None or _is_number(value)
 
 
 def _is_number(value: Any) -> bool:

@@ -67,7 +67,7 @@ def decode_image(path: Path) -> NDArray[np.uint8]:
 
 
 def decode_bytes(content: bytes) -> tuple[NDArray[np.uint8], str | None]:
-    """Pixels (H, W, 3) RGB, and a remark where something was odd but harmless.
+    """Pixels (H, W, 3) RGB, and a note where something was odd but harmless.
 
     Raises BadImageError (without the file's name): not an image, truncated, or too large.
     """
@@ -159,7 +159,7 @@ def require_good(dataset: CocoDataset, scan: Scan) -> None:
 
 
 def _inspect(dataset: CocoDataset, row: int) -> tuple[int, str | None, str | None]:
-    """Content hash, fault and remark of one image file."""
+    """Content hash, fault and note of one image file."""
     try:
         content = dataset.path_of(row).read_bytes()
     except OSError as error:

@@ -1,8 +1,8 @@
 """Adapters: one small residual module on each cached level, in front of the neck.
 
-The residual adapters of PAPER 1.8 (Rebuffi et al., arXiv 1705.08045) sit inside the backbone
-between its layers: they change the features themselves, which then cannot be cached. Ours sit
-behind the frozen backbone, so they adapt what is cached and cost no pass through the backbone.
+The residual adapters of PAPER 1.8 follow Rebuffi et al. (arXiv 1705.08045), whose sit between the
+layers of a frozen network: they change the features themselves, which then cannot be cached. Ours
+sit behind the frozen backbone, so they adapt what is cached and cost no pass through it.
 
 Letters: N images, C channels, h w feature cells.
 """

@@ -99,8 +99,8 @@ class FPN(nn.Module):
         """Maps of the in-levels (N, C_level, h, w) -> maps of the out-levels (N, C, h, w)."""
         merged = self._merge([features[name] for name in self.in_names])
         maps = [conv(level) for conv, level in zip(self.outputs, merged, strict=True)]
-        for place, conv in enumerate(self.extras):
-            maps.append(conv(self.activation(maps[-1]) if place > 0 else maps[-1]))
+        for index, conv in enumerate(self.extras):
+            maps.append(conv(self.activation(maps[-1]) if index > 0 else maps[-1]))
         normed = [norm(level) for norm, level in zip(self.norms, maps, strict=True)]
         return dict(zip(self.spec.names, normed, strict=True))
 

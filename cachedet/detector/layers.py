@@ -69,13 +69,13 @@ def _moments_over_ranks(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Merged without cancellation (Chan, Golub, LeVeque 1983); a rank may have no values at all.
     """
     channels = maps.shape[1]
-    own = torch.zeros(2 * channels + 1, dtype=torch.float64, device=maps.device)
+    statistics = torch.zeros(2 * channels + 1, dtype=torch.float64, device=maps.device)
     if maps.numel():
         exact = torch.promote_types(maps.dtype, torch.float32)
         variance, mean = torch.var_mean(maps.to(exact), dim=_CELLS, correction=0)
-        own[0] = maps.numel() // channels
-        own[1 : channels + 1], own[channels + 1 :] = mean, variance
-    counts, means, variances = torch.split(gather(own), [1, channels, channels], dim=1)
+        statistics[0] = maps.numel() // channels
+        statistics[1 : channels + 1], statistics[channels + 1 :] = mean, variance
+    counts, means, variances = torch.split(gather(statistics), [1, channels, channels], dim=1)
     count = counts.sum()
     share = counts / count.clamp(min=1)
     mean = (share * means).sum(dim=0)
@@ -120,7 +120,7 @@ class _NormByMoments(torch.autograd.Function):
 
 
 def make_norm(name: NormName, channels: int) -> nn.Module:
-    """BatchNorm with the paper's momentum and epsilon (PAPER 2.2), GroupNorm, or nothing."""
+    """BatchNorm as in the paper's RetinaNet (PAPER 2.2), GroupNorm, or nothing."""
     if name == "batch":
         return BatchNorm(channels, eps=1e-3, momentum=0.01)  # Keras momentum 0.99
     if name == "group":

@@ -93,7 +93,7 @@ class _FullyConnected(nn.Module):
         return activated
 
 
-def own_deltas(deltas: Tensor, labels: Tensor) -> Tensor:
+def class_deltas(deltas: Tensor, labels: Tensor) -> Tensor:
     """(R, 1 or K, 4) -> (R, 4): those of each RoI's class, or the only ones."""
     if deltas.shape[1] == 1:
         return deltas[:, 0]

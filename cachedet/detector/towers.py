@@ -29,7 +29,7 @@ class Tower(nn.Module):
         channels: of every convolution's output.
         num_levels: that share the convolutions.
         num_convs: depth; with 0 the maps pass unchanged.
-        norm, activation: names, see norms.py.
+        norm, activation: names, see layers.py.
         separable: depthwise-separable convolutions.
         norm_per_level: every level has norms of its own (statistics differ between levels).
         init_std: of the convolutions' normal initial weights; None, or separable: He, fan-out.
@@ -68,9 +68,9 @@ class Tower(nn.Module):
                 else:
                     init_normal(conv, std=init_std)
 
-    def forward(self, level: Tensor, place: int = 0) -> Tensor:
-        """(N, C, h, w) of level number `place` -> (N, out_channels, h, w)."""
-        norms = cast(nn.ModuleList, self.norms[min(place, len(self.norms) - 1)])
+    def forward(self, level: Tensor, level_index: int = 0) -> Tensor:
+        """(N, C, h, w) of level number `level_index` -> (N, out_channels, h, w)."""
+        norms = cast(nn.ModuleList, self.norms[min(level_index, len(self.norms) - 1)])
         for conv, norm in zip(self.convs, norms, strict=True):
             level = self.activation(norm(conv(level)))
         return level

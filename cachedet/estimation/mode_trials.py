@@ -162,6 +162,4 @@ def memory_of(found: StepTrial, enlarge: float) -> Memory:
 
 def plain_heads(config: TrainConfig) -> TrainConfig:
     """The config without what `make_training_mode` refuses: what only cached features can have."""
-    off = dict.fromkeys(config.augment.changing_values, 0.0)
-    moving = config.augment.model_copy(update=off)
-    return config.model_copy(update={"augment": moving, **ONLY_CACHED})
+    return config.model_copy(update=ONLY_CACHED)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from cachedet.config.run import EvalConfig, TrainConfig
+from cachedet.detector.protocol import run_detector
 from cachedet.errors import CachedetError
 from cachedet.estimation.sample import Keys
 from cachedet.loading.loader import BatchLoader, make_loader
@@ -155,7 +156,7 @@ def _detect_once(trainer: Trainer, loader: BatchLoader, keys: Keys) -> None:
     as_many = keys[np.arange(EvalConfig().batch_size) % len(keys)]
     for batch in loader.read_ahead([PlannedBatch(as_many)]):
         own = batch.to(trainer.device)
-        detector.detect(own.features, sizes_hw=own.sizes_hw, image_ids=own.image_ids)
+        run_detector(detector, own.features, sizes_hw=own.sizes_hw, image_ids=own.image_ids)
 
 
 def _work(job: StepJob, sender: Connection) -> None:

@@ -122,14 +122,14 @@ def read_counts(training: str, scored: CategoryMap) -> dict[int, int]:
     """
     if Path(training).is_file():
         where = Path(training)
-        backbone, _ = annotations_of(load_annotations(where), where=where)
+        trained_on, _ = annotations_of(load_annotations(where), where=where)
     elif "://" in training or Path(training).exists():
-        backbone = FeatureStore.open(training).annotations
+        trained_on = FeatureStore.open(training).annotations
     else:
         raise DatasetError(
             f"--training expects a COCO annotation file or a store; there is no {training}"
         )
-    names = dict(zip(backbone.categories.ids, backbone.categories.names, strict=True))
+    names = dict(zip(trained_on.categories.ids, trained_on.categories.names, strict=True))
     for category_id, name in zip(scored.ids, scored.names, strict=True):
         if names.get(category_id, name) != name:
             raise InputError(
@@ -137,7 +137,7 @@ def read_counts(training: str, scored: CategoryMap) -> dict[int, int]:
                 f"{training} and {name!r} in the scored images; give the data the detector was "
                 "trained on"
             )
-    return count_annotations(backbone)
+    return count_annotations(trained_on)
 
 
 def differing_classes(here: CategoryMap, store: CategoryMap) -> str:

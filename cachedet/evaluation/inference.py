@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import nn
 
 from cachedet.data.geometry import Geometry
-from cachedet.detector.end_to_end import Trained
-from cachedet.detector.rcnn import RCNN
+from cachedet.detector.protocol import run_detector
 from cachedet.evaluation.merging import Merging
 from cachedet.loading.loader import FeatureLoader
 from cachedet.loading.targets import geometry_of
@@ -24,7 +24,7 @@ BatchSource = Callable[[str], Iterator[tuple[list[int], Batch]]]
 
 
 def detect_store(
-    detector: Trained,
+    detector: nn.Module,
     store: FeatureStore,
     *,
     levels: Sequence[str],
@@ -61,7 +61,7 @@ def detect_store(
 
 @torch.no_grad()
 def detect_batches(
-    detector: Trained,
+    detector: nn.Module,
     store: FeatureStore,
     *,
     batches: BatchSource,
@@ -75,8 +75,8 @@ def detect_batches(
     found: dict[int, list[Detections]] = {row: [] for row in range(len(store))}
     for view in views:
         for rows, batch in batches(view):
-            detections = detector.detect(
-                batch.features, sizes_hw=batch.sizes_hw, image_ids=batch.image_ids
+            detections = run_detector(
+                detector, batch.features, sizes_hw=batch.sizes_hw, image_ids=batch.image_ids
             )
             for row, of_view in zip(rows, detections, strict=True):
                 geometry = geometry_of(store, row, view)
@@ -91,7 +91,7 @@ def detect_batches(
 
 @torch.no_grad()
 def propose_store(
-    detector: RCNN,
+    detector: nn.Module,
     store: FeatureStore,
     *,
     levels: Sequence[str],
@@ -100,7 +100,7 @@ def propose_store(
     view: str = EVAL_VIEW,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Detections]:
-    """The RPN's proposals for every image, as `RCNN.propose` makes them at inference.
+    """What the first stage of a detector proposes for every image; see `Detector`.
 
     In pixels of the image, in the order of the store's rows; arguments as `detect_store`, of one
     view. Raises MissingFeatureError where the store lacks it.
@@ -109,8 +109,12 @@ def propose_store(
     detector.eval()
     found: dict[int, Detections] = {}
     for rows, batch in _batches(store, view, levels, batch_size, device):
-        proposals = detector.propose(
-            batch.features, sizes_hw=batch.sizes_hw, image_ids=batch.image_ids
+        proposals = run_detector(
+            detector,
+            batch.features,
+            sizes_hw=batch.sizes_hw,
+            image_ids=batch.image_ids,
+            method="propose",
         )
         for row, own in zip(rows, proposals, strict=True):
             found[row] = geometry_of(store, row, view).detections_to_image(own)

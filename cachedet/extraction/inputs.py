@@ -24,47 +24,27 @@ from cachedet.store.format.manifest import (
 from cachedet.structures import Annotations, Features, Preprocessing
 
 
-def load_input(
-    path: Path,
-    *,
-    view: str,
-    image_id: int,
-    image_size: int,
-    pad_multiple: int,
-    preprocessing: Preprocessing,
-) -> Tensor:
-    """One image file as backbone input (3, H, W) of one view."""
-    pixels = decode_image(path)
-    geometry = make_geometry(
-        view_named(view),
-        image_hw=(pixels.shape[0], pixels.shape[1]),
-        image_id=image_id,
-        image_size=image_size,
-        pad_multiple=pad_multiple,
-    )
-    return make_input(pixels, geometry, preprocessing)
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InputLoader:
     """Loads rows of one data set as backbone input."""
 
     paths: Sequence[Path]  # by row
     image_ids: Sequence[int]  # by row
-    image_size: int
+    image_size: int  # long side of the base view in pixels
     pad_multiple: int
     preprocessing: Preprocessing
 
     def load(self, row: int, view: str) -> Tensor:
-        """(3, H, W)"""
-        return load_input(
-            self.paths[row],
-            view=view,
+        """One image in one view: (3, H, W), normalised and padded."""
+        pixels = decode_image(self.paths[row])
+        geometry = make_geometry(
+            view_named(view),
+            image_hw=(pixels.shape[0], pixels.shape[1]),
             image_id=self.image_ids[row],
             image_size=self.image_size,
             pad_multiple=self.pad_multiple,
-            preprocessing=self.preprocessing,
         )
+        return make_input(pixels, geometry, self.preprocessing)
 
 
 def make_inputs(
@@ -75,7 +55,7 @@ def make_inputs(
     pad_multiple: int,
     preprocessing: Preprocessing,
 ) -> InputLoader:
-    """Of the images of `annotations`, row by row, in the folder `images`."""
+    """A loader of the images that `annotations` describe, in the folder `images`."""
     return InputLoader(
         paths=[images / name for name in annotations.file_names],
         image_ids=annotations.image_ids.tolist(),
@@ -101,15 +81,10 @@ def make_manifest(
     contents: NDArray[np.uint64],
     skipped: tuple[tuple[str, str], ...],
 ) -> Manifest:
-    """Of features of `annotations`' images.
+    """What a store of these features says of itself.
 
-    Args:
-        config: of the extraction.
-        backbone: whose features they are.
-        views: of each image.
-        annotations: of the images.
-        contents: (N,) digest of each image file.
-        skipped: file name and reason of those left out.
+    `contents` (N,) are digests of the image files; `skipped` are the file names and reasons of
+    images that were left out.
     """
     return Manifest(
         spec=backbone.spec,

@@ -89,7 +89,7 @@ class ImageLoader:
             for keys, epoch, number in planned:
                 pairs = [(int(row), self._name(int(view), epoch)) for view, row in keys]
                 jobs = [decoders.submit(self._inputs.load, row, view) for row, view in pairs]
-                draws = RandomDraws((self._seed, epoch, number), places=range(len(keys)))
+                draws = RandomDraws((self._seed, epoch, number), indices=range(len(keys)))
                 waiting.append(collector.submit(self._collect, pairs, jobs, draws))
                 if len(waiting) > 1 + math.ceil(workers / len(pairs)):
                     yield waiting.popleft().result()

@@ -12,7 +12,6 @@ import torch
 from cachedet.augmentation.steps import make_pixel_augment
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.backbone.trained import BatchNorm, TrainedBackbone
-from cachedet.config.detector import trains_masks
 from cachedet.config.run import ONLY_CACHED, TrainConfig
 from cachedet.detector.build import build_detector, choose_levels
 from cachedet.detector.end_to_end import PIXELS, EndToEndDetector
@@ -94,12 +93,7 @@ def make_training_mode(
         store=store,
         inputs=inputs_of(store, images),
         device=choose_device(config.device),
-        augment=make_pixel_augment(
-            config.augment,
-            name=PIXELS,
-            spec=store.manifest.spec,
-            trains_masks=trains_masks(config.detector),
-        ),
+        augment=make_pixel_augment(config.augment, name=PIXELS, spec=store.manifest.spec),
         seed=config.seed,
     )
     trainer = make_trainer_of(detector, config, total_steps=total_steps)
@@ -139,13 +133,6 @@ def inputs_of(store: FeatureStore, images: Path) -> InputLoader:
 
 def require_shared(config: TrainConfig) -> None:
     """Raises ConfigError on what only cached features can have."""
-    changed = [f"augment.{key}" for key in config.augment.changing_values]
-    if changed:
-        raise ConfigError(
-            f"{' and '.join(changed)}: values of cached maps are changed, which a backbone that "
-            "learns does not have; set it to 0 to compare like with like. The other keys of "
-            "augment move images, which all modes can"
-        )
     for key, default in ONLY_CACHED.items():
         if (value := getattr(config, key)) != default:
             raise ConfigError(

@@ -6,6 +6,7 @@ see sampling.py. Where features wait before their batch is due: see residency.py
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -24,7 +25,6 @@ from torch import Tensor
 
 from cachedet.augmentation.draws import RandomDraws
 from cachedet.augmentation.steps import Augment, make_augment
-from cachedet.config.detector import trains_masks
 from cachedet.config.run import ClassBalancedConfig, RepeatFactorConfig, SamplingConfig, TrainConfig
 from cachedet.detector.build import choose_levels
 from cachedet.device import choose_device, single_core_threads, usable_cores
@@ -94,6 +94,7 @@ def _tensors_of(batch: Batch) -> Iterator[Tensor]:
         yield from (targets.boxes, targets.labels, targets.crowd)
 
 
+_log = logging.getLogger("cachedet.loading")
 _LOWER_PRIORITY = 10  # on a machine full of other work it still gets a tenth of a core
 _AHEAD_NBYTES = 256 << 20  # of decoded features that wait for the step; at least two batches
 _MOST_AHEAD = 16  # batches
@@ -203,7 +204,7 @@ class FeatureLoader:
                 nbytes = self._decoded_nbytes(share)
                 while _is_enough(waiting, nbytes):
                     yield prefetch_stream.take(waiting.popleft()[1].result())
-                draws = RandomDraws((self._seed, epoch, number), places=places)
+                draws = RandomDraws((self._seed, epoch, number), indices=places)
                 others = len(keys) - len(share)
                 job = readers.submit(self._read, share, others, draws, prefetch_stream)
                 waiting.append((nbytes, job))
@@ -245,11 +246,11 @@ def make_loader(
 ) -> FeatureLoader:
     """The batches that a run of this config trains on.
 
-    Rank 0 says on standard error where the features wait, and which classes have no box.
+    Rank 0 logs where the features wait, and which classes have no box.
 
     Raises:
-        ConfigError: views the store lacks, a sampling that needs boxes where there are none, a
-            residency that does not fit, or an augmentation that cannot be had.
+        ConfigError: views the store lacks, a sampling that needs boxes where there are none, or
+            a residency that does not fit.
         StoreError: the store cannot be read (with residency `ram` and `device`).
     """
     device = choose_device(config.device)
@@ -271,7 +272,7 @@ def make_loader(
     empty_classes = describe_empty_classes(store.annotations)
     for line in (reason, empty_classes):
         if line is not None and rank == 0:
-            print(line, file=sys.stderr)
+            _log.info(line)
     return FeatureLoader(
         store,
         views=views,
@@ -288,12 +289,7 @@ def make_loader(
             device=device,
             threads=_reading_threads(),
         ),
-        augment=make_augment(
-            config.augment,
-            spec=store.manifest.spec,
-            quality=store.quality,
-            trains_masks=trains_masks(config.detector),
-        ),
+        augment=make_augment(config.augment, spec=store.manifest.spec),
         rank=rank,
         world_size=world_size,
     )

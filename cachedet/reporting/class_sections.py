@@ -40,8 +40,12 @@ def class_section(
     for label, score in enumerate(analyses[0].scores.per_class):
         cells = [Cell(text=count(score.num_boxes), rank=score.num_boxes)]
         for counts in counted.values():
-            backbone = counts.get(score.category_id)
-            cells.append(Cell(text=ABSENT if backbone is None else count(backbone), rank=backbone))
+            num_training = counts.get(score.category_id)
+            cells.append(
+                Cell(
+                    text=ABSENT if num_training is None else count(num_training), rank=num_training
+                )
+            )
         for own in analyses:
             cells += _class_cells(own, label)
         rows.append(Row(name=score.name, cells=tuple(cells)))

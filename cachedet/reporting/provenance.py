@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from cachedet.config.detector import describe_detector
 from cachedet.reporting.content import Cell, Fold, Row, Section, Table, count, duration
 from cachedet.reporting.scored_run import ScoredRun
 from cachedet.store.files.durable import readable_nbytes
@@ -112,8 +113,7 @@ def _saved(run: ScoredRun, _: FeatureStore) -> str:
 
 
 def _detector(run: ScoredRun, _: FeatureStore) -> str:
-    detector = run.checkpoint.config.detector
-    return f"{detector.kind}, {detector.neck.kind}"
+    return describe_detector(run.checkpoint.config.detector)
 
 
 def _eval_seconds(run: ScoredRun, _: FeatureStore) -> str:

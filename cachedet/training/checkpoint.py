@@ -10,14 +10,14 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cachedet.config.run import TrainConfig, make_train_config
 from cachedet.errors import CheckpointError, DamagedCheckpointError
@@ -71,9 +71,22 @@ class Checkpoint:
         return _of_heads(self.heads if self.average is None else self.average)
 
 
+def load_weights(detector: nn.Module, weights: Mapping[str, Any]) -> None:
+    """Give a detector the weights of a checkpoint. Raises CheckpointError where they do not fit."""
+    try:
+        detector.load_state_dict(weights)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise CheckpointError(
+            f"the weights of the checkpoint do not fit {type(detector).__name__}: "
+            f"{' '.join(lines[:3])[:300]}; give the detector that was trained, made with the same "
+            "arguments"
+        ) from error
+
+
 def _of_heads(weights: dict[str, Any]) -> dict[str, Any]:
     """Without the prefix that a `EndToEndDetector` gives them."""
-    if any(name.startswith("learnt.") for name in weights):
+    if any(name.startswith("backbone.") for name in weights):
         raise CheckpointError(
             "these heads were trained together with their backbone (a cell of `cachedet compare`, "
             "mode tuned or scratch), so they do not fit cached features; `cachedet report` shows "

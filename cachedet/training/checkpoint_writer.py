@@ -75,7 +75,7 @@ def _place(trainer: Trainer) -> tuple[int, int, int]:
 
 
 def load_last(folder: RunFolder) -> tuple[Checkpoint, str]:
-    """The newest whole state of a run, and a remark where that is not `last.pt` (else "").
+    """The newest whole state of a run, and a note where that is not `last.pt` (else "").
 
     A damaged `last.pt` is set aside as `last.pt.damaged`, so that it never replaces
     `previous.pt`. Files that a killed process left half written are removed.

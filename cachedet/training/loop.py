@@ -13,8 +13,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 
+from torch import nn
+
 from cachedet.config.run import TrainConfig
-from cachedet.detector.end_to_end import Trained
 from cachedet.distributed.collective import from_first, is_first
 from cachedet.distributed.data_parallel import first_of_ranks
 from cachedet.loading.loader import BatchLoader
@@ -37,7 +38,7 @@ def is_signal(reason: str) -> bool:
     return reason not in (FINISHED, MAX_STEPS, EARLY_STOPPING, BUDGET)
 
 
-Validator = Callable[[Trained, Callable[[], None]], Mapping[str, float]]
+Validator = Callable[[nn.Module, Callable[[], None]], Mapping[str, float]]
 """Scores (ap, ap50, ap75) of a detector; calls the function from time to time, which may raise."""
 
 

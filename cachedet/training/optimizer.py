@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cachedet.config.run import ScheduleConfig
-from cachedet.detector.end_to_end import EndToEndDetector, Trained
+from cachedet.detector.protocol import lr_scales_of
 from cachedet.errors import ConfigError
 
 
@@ -36,15 +36,16 @@ def count_trained(detector: nn.Module) -> int:
     return sum(p.numel() for p in detector.parameters() if p.requires_grad)
 
 
-def make_optimizer(detector: Trained, schedule: ScheduleConfig) -> torch.optim.Optimizer:
+def make_optimizer(detector: nn.Module, schedule: ScheduleConfig) -> torch.optim.Optimizer:
     """Of what is not frozen; weight decay on kernels only, not on biases and norms (PAPER 2.2).
 
     A group's `lr_scale` is its learning rate as a share of the schedule's.
     """
-    whole = detector if isinstance(detector, EndToEndDetector) else None
-    groups = _groups(whole.heads if whole else detector, schedule, lr_scale=1.0)
-    if whole is not None and whole.backbone is not None:
-        groups += _groups(whole.backbone, schedule, lr_scale=whole.lr_scale)
+    groups = [
+        group
+        for module, lr_scale in lr_scales_of(detector)
+        for group in _groups(module, schedule, lr_scale=lr_scale)
+    ]
     if schedule.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=schedule.scaled_lr, betas=(schedule.momentum, 0.999))
     return torch.optim.SGD(groups, lr=schedule.scaled_lr, momentum=schedule.momentum)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import logging
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +19,8 @@ from cachedet.errors import CheckpointError, ConfigError
 from cachedet.progress import StageProgress
 from cachedet.training.run_folder import RunFolder
 from cachedet.training.trainer import StepStatistics, Trainer
+
+_log = logging.getLogger("cachedet.training")
 
 
 def require_tensorboard() -> None:
@@ -203,6 +205,15 @@ def log_columns(loss_names: Sequence[str]) -> tuple[str, ...]:
     return (*first, *losses, "grad_norm", *speed, "val_ap", "val_ap50", "val_ap75")
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Tables:
+    """What has a column for each loss."""
+
+    metrics: MetricsLog
+    shown: EpochTable  # on the terminal
+    logged: EpochTable  # in log.txt
+
+
 class RunRecords:
     """Context manager around the training loop.
 
@@ -219,25 +230,17 @@ class RunRecords:
         self._folder = folder
         self._epochs = epochs
         self._stack = ExitStack()
-        names = trainer.detector.loss_names
-        self._metrics = MetricsLog(
-            folder.metrics,
-            log_columns(names),
-            keep_until_step=trainer.step,
-            keep_until_epoch=trainer.epoch,
-        )
+        self._started_at = trainer.step, trainer.epoch
+        self._tables: _Tables | None = None  # the names of the losses come with the first step
         self._tensorboard = (
             TensorBoardLog(folder.tensorboard, first_step=trainer.step + 1) if tensorboard else None
         )
         total = trainer.learning_rate.total_steps
         self._progress = StageProgress("train", total=total, unit="steps", done=trainer.step)
-        self._shown = EpochTable(names, width=shutil.get_terminal_size((_WIDE, 24)).columns)
-        self._logged = EpochTable(names, width=_WIDE)
         self._window = StepStatistics()
         self._note = f"best AP {trainer.best_ap:.3f}" if trainer.best_ap >= 0 else ""
 
     def __enter__(self) -> RunRecords:
-        self._stack.enter_context(self._metrics)
         self._stack.enter_context(self._progress)
         if self._tensorboard is not None:
             self._stack.enter_context(contextlib.closing(self._tensorboard))
@@ -294,21 +297,40 @@ class RunRecords:
             images_per_second=statistics.images_per_second,
             waiting_share=statistics.waiting_share,
         )
-        for line in self._shown.lines(figures):
-            print(line, file=sys.stderr)  # above the progress line, which rich redraws
-        for line in self._logged.lines(figures):
+        tables = self._tables_of(trainer)
+        for line in tables.shown.lines(figures):
+            _log.info(line)
+        for line in tables.logged.lines(figures):
             self._folder.log(line)
 
     def note(self, line: str) -> None:
-        """One line for the terminal and log.txt."""
-        print(line, file=sys.stderr)
+        """One line for whoever looks on, and for log.txt."""
+        _log.info(line)
         self._folder.log(line)
+
+    def _tables_of(self, trainer: Trainer) -> _Tables:
+        if self._tables is None:
+            sums = trainer.epoch_statistics.loss_sums
+            names = [name.removeprefix("loss_") for name in sums if name != "loss"]
+            step, epoch = self._started_at
+            metrics = MetricsLog(
+                self._folder.metrics,
+                log_columns(names),
+                keep_until_step=step,
+                keep_until_epoch=epoch,
+            )
+            self._tables = _Tables(
+                metrics=self._stack.enter_context(metrics),
+                shown=EpochTable(names, width=shutil.get_terminal_size((_WIDE, 24)).columns),
+                logged=EpochTable(names, width=_WIDE),
+            )
+        return self._tables
 
     def _append(
         self, trainer: Trainer, values: Mapping[str, float], *, epoch: int | None = None
     ) -> None:
         place = {"step": trainer.step, "epoch": trainer.epoch if epoch is None else epoch}
-        self._metrics.append({**place, **values})
+        self._tables_of(trainer).metrics.append({**place, **values})
         if self._tensorboard is not None:
             self._tensorboard.append(values, step=trainer.step)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Collection
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from cachedet.training.records import require_tensorboard
 from cachedet.training.run_folder import RunFolder
 from cachedet.training.same_run import load_initial_weights, require_same_run
 from cachedet.training.trainer import Trainer
+
+_log = logging.getLogger("cachedet.training")
 
 
 def start_or_continue(
@@ -69,7 +71,7 @@ def _open_last(folder: RunFolder, config: TrainConfig, manifest: Manifest) -> Ch
     checkpoint, note = load_last(folder)
     require_same_run(checkpoint, config, manifest, where=folder.last)
     if note:
-        print(f"note: {note}", file=sys.stderr)
+        _log.warning("note: %s", note)
         folder.log(note)
     folder.log(f"resumed at step {checkpoint.step}")
     if world_size() > 1:
@@ -102,8 +104,8 @@ def _create(
 
 def pin_views(
     config: TrainConfig, store: FeatureStore, folder: RunFolder, *, goes_on: bool
-) -> TrainConfig:
-    """The config with the chance of each single view.
+) -> dict[str, float]:
+    """The probability of each single view.
 
     Families, and "all there are" (no `views`), mean the views the store held when the run started:
     a run that goes on finds those in its folder.
@@ -116,7 +118,7 @@ def pin_views(
     if started is not None:
         _require_held(started, store, folder)
         held, where = tuple(started), f"{where} as the run found it"
-    return config.model_copy(update={"views": resolve_views(config.views, held=held, where=where)})
+    return resolve_views(config.views, held=held, where=where)
 
 
 def _require_held(started: Collection[str], store: FeatureStore, folder: RunFolder) -> None:

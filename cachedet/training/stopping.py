@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, Literal
 
+from cachedet.progress import is_shown
+
 Metric = Literal["ap", "ap50", "ap75", "loss"]
 
 
@@ -119,8 +121,10 @@ class StopSignals:
                 raise KeyboardInterrupt
         if self.received is None:
             self.received = name
-            # Not print(): the signal may have come in the middle of one.
-            os.write(2, f"\n{name}: finishing the step and saving; Ctrl-C stops at once\n".encode())
+            if is_shown():
+                # Not logged: the signal may have come in the middle of that.
+                line = f"\n{name}: finishing the step and saving; Ctrl-C stops at once\n"
+                os.write(2, line.encode())
 
 
 _TOO_EARLY = 0.02  # of the budget: the first steps are not yet those of the run

@@ -110,12 +110,12 @@ def test_the_table_joins_exactly_the_maps_nobody_used() -> None:
     places, unused = list(range(NUM_LEVELS)), set(range(NUM_LEVELS))
     for node in NODES:
         unused -= set(node.inputs)
-        left = {index for index in unused if places[index] == node.place}
+        left = {index for index in unused if places[index] == node.level}
         assert set(node.joined) == (left if node.is_output else set())
         unused -= left if node.is_output else set()
         unused.add(len(places))
-        places.append(node.place)
-    outputs = [node.place for node in NODES if node.is_output]
+        places.append(node.level)
+    outputs = [node.level for node in NODES if node.is_output]
     assert sorted(outputs) == list(range(NUM_LEVELS))
 
 

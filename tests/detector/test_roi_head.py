@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
-from cachedet.detector.roi_head import RoIHead, own_deltas
+from cachedet.detector.roi_head import RoIHead, class_deltas
 
 
 def test_equals_torchvisions_light_head_on_the_same_weights() -> None:
@@ -57,6 +57,6 @@ def test_paper_size() -> None:
 
 def test_own_deltas() -> None:
     deltas = torch.arange(24.0).view(2, 3, 4)
-    assert own_deltas(deltas, torch.tensor([2, 0])).tolist() == [[8, 9, 10, 11], [12, 13, 14, 15]]
-    assert torch.equal(own_deltas(deltas, torch.tensor([3, -1])), deltas[[0, 1], [2, 0]])
-    assert torch.equal(own_deltas(deltas[:, :1], torch.tensor([2, 0])), deltas[:, 0])
+    assert class_deltas(deltas, torch.tensor([2, 0])).tolist() == [[8, 9, 10, 11], [12, 13, 14, 15]]
+    assert torch.equal(class_deltas(deltas, torch.tensor([3, -1])), deltas[[0, 1], [2, 0]])
+    assert torch.equal(class_deltas(deltas[:, :1], torch.tensor([2, 0])), deltas[:, 0])

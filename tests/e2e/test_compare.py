@@ -168,8 +168,8 @@ def test_a_failed_cell_leaves_the_others(run_compare: Any, tmp_path: Path) -> No
     assert [bool(cell["error"]) for cell in cells] == [True, False]
     folder = tmp_path / "out" / "cells" / "bad-cached-0"
     assert f"once {folder} is removed; a changed config goes under" in cells[0]["error"]
-    single_process = run_compare("--modes", "cached", "--epochs", "1")
-    assert single_process.exit_code == 0, "a failed cell that this call did not ask for"
+    alone = run_compare("--modes", "cached", "--epochs", "1")
+    assert alone.exit_code == 0, "a failed cell that this call did not ask for"
 
     bad.write_text(CONFIG.read_text())  # repaired
     repaired = run_compare("--modes", "cached", "--epochs", "1", "--json", configs=(bad, CONFIG))
@@ -188,7 +188,7 @@ def test_a_failed_cell_leaves_the_others(run_compare: Any, tmp_path: Path) -> No
         (("--epochs", "1", "--budget", "5m"), "--epochs and --budget are two ways"),
         (("--budget", "soon"), "--budget expects a time such as 10m"),
         (("--batch-norm", "off"), "--batch-norm expects frozen or trained"),
-        (("--set", "augment.noise=1"), "augment.noise: values of cached maps are changed"),
+        (("--set", "init_from=somewhere"), "init_from is 'somewhere': all modes start"),
         (("--set", "nonsense=1"), "unknown key 'nonsense'"),
         (("--device", "cuda:77"), "device 'cuda:77' cannot be used here"),
     ],

@@ -90,16 +90,14 @@ def test_a_run_made_before_runs_noted_it(tiny: Any, runs: Path, tmp_path: Path) 
     assert [own["name"] for own in told["strata"]["bins"]] == ["0-2", "3+"]
     named = told_by(old, "--store", tiny.val, "--training", tiny.paths.train, "--bins", "0,3")
     assert named["strata"] == told["strata"]
-    assert "--bins needs training annotations, and " in refused(
-        old, "--store", tiny.val, "--bins", "0,3"
-    )
+    assert "--bins needs training annotations" in refused(old, "--store", tiny.val, "--bins", "0,3")
 
 
 def test_two_runs_on_the_same_store(tiny: Any, runs: Path) -> None:
     options = ("--store", tiny.val, "--device", "cpu", "--resamples", 20)
     told = told_by(runs / "a", "--against", runs / "b", *options)
-    single_process = told_by(runs / "b", *options)
-    assert told["comparison"]["second"] == single_process["intervals"]
+    alone = told_by(runs / "b", *options)
+    assert told["comparison"]["second"] == alone["intervals"]
     assert told["comparison"]["first"]["ap"]["value"] == pytest.approx(told["ap"])
     assert told["against"] == str(runs / "b")
     same = call(runs / "a", "--against", runs / "a", *options)
@@ -178,62 +176,62 @@ def test_proposals_of_two_stage_detectors(tiny: Any, runs: Path) -> None:
         ("", "there is nothing to score: give a run and its store, .* or files of any producer"),
         ("{a}", "--store is missing: the store to score .*a on; give a run and its store"),
         (
-            "{a} --detections {found} --annotations {truth}",
+            "{a} --detections {found} --annotations {annotations}",
             "got both the run .* and --detections",
         ),
         ("--store {store}", "there is nothing to score"),
-        ("--annotations {truth}", "there is nothing to score"),
+        ("--annotations {annotations}", "there is nothing to score"),
         ("--detections {found}", "--detections and --annotations are needed together; give"),
         (
-            "--detections {found} --annotations {truth} --store {store} --proposals",
+            "--detections {found} --annotations {annotations} --store {store} --proposals",
             "--store, --proposals cannot be used with --detections",
         ),
         (
-            "--detections {found} --annotations {truth} --views base",
+            "--detections {found} --annotations {annotations} --views base",
             "--views cannot be used with",
         ),
         (
-            "--detections {found} --annotations {truth} --weights last",
+            "--detections {found} --annotations {annotations} --weights last",
             "--weights cannot be used",
         ),
         (
-            "--detections {found} --annotations {truth} --device cpu",
+            "--detections {found} --annotations {annotations} --device cpu",
             "--device cannot be used",
         ),
         (
-            "--detections {found} --annotations {truth} --against {b}",
+            "--detections {found} --annotations {annotations} --against {b}",
             "--against expects a results file .* got the folder .*; of a run give .*b/detections",
         ),
         (
-            "--detections {found} --annotations {truth} --against {found} --resamples 0",
+            "--detections {found} --annotations {annotations} --against {found} --resamples 0",
             "comparisons of runs need resamples of the bootstrap, such as 1000, got 0",
         ),
         (
-            "--detections {found} --annotations {truth} --bins 0,5",
+            "--detections {found} --annotations {annotations} --bins 0,5",
             "--bins needs training annotat",
         ),
         (
-            "--detections {found} --annotations {truth} --training {truth} --bins 5,1",
+            "--detections {found} --annotations {annotations} --training {annotations} --bins 5,1",
             "edges that rise from 0, such as 0,10,100,1000, got 5,1",
         ),
         (
-            "--detections {found} --annotations {truth} --training {truth} --bins few",
+            "--detections {found} --annotations {annotations} --training {annotations} --bins few",
             "need whole numbers and commas, such as 0,10,100,1000, got 'few'",
         ),
         (
-            "--detections {found} --annotations {truth} --training nowhere",
+            "--detections {found} --annotations {annotations} --training nowhere",
             "there is no nowhere",
         ),
         (
-            "--detections {found} --annotations {truth} --lvis",
+            "--detections {found} --annotations {annotations} --lvis",
             "needs a `frequency` of r, c or f",
         ),
         (
-            "--detections {found} --annotations {truth} --out nowhere/x.json",
+            "--detections {found} --annotations {annotations} --out nowhere/x.json",
             "folder that exists",
         ),
         (
-            "--detections {found} --annotations {truth} --out {truth}",
+            "--detections {found} --annotations {annotations} --out {annotations}",
             "is one of the inputs; name",
         ),
         ("{a} --store {store} --lvis", "--lvis needs --annotations: a store does not keep which"),
@@ -259,7 +257,7 @@ def test_what_cannot_be(
         "b": runs / "b",
         "store": tiny.val,
         "found": found,
-        "ground_truth": tiny.paths.val,
+        "annotations": tiny.paths.val,
         "train": tiny.paths.train,
     }
     before = tiny.paths.val.read_bytes()

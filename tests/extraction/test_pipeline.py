@@ -299,7 +299,7 @@ def test_waiting_for_another_machine_is_said_and_holds_nothing_back(
     notes: list[str] = []
 
     def watch(frame: Any, event: str, _: object) -> None:
-        if event == "call" and frame.f_code.co_name == "remark":
+        if event == "call" and frame.f_code.co_name == "note":
             notes.append(frame.f_locals["note"])
             patience = time.monotonic() + 20
             while not ours.exists() and time.monotonic() < patience:

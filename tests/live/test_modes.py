@@ -53,9 +53,7 @@ def test_live_losses_are_those_of_the_cache(tiny: Any) -> None:
     torch.testing.assert_close(torch.tensor(live), torch.tensor(cached), rtol=1e-4, atol=1e-6)
 
 
-MOVING = tuple(
-    f"augment.{key}=0.5" for key in ("mosaic", "copy_paste", "translate", "crop", "flip")
-)
+MOVING = tuple(f"augment.{key}=0.5" for key in ("translate", "crop", "flip"))
 
 
 def test_all_modes_move_images_alike(tiny: Any) -> None:
@@ -171,13 +169,6 @@ def test_other_weights_than_the_store_are_refused(tiny: Any, tmp_path: Path) -> 
         )
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("augment.noise=0.5", "augment.noise: values of cached maps are changed"),
-        ("init_from=somewhere", "init_from is 'somewhere': all modes start from the same"),
-    ],
-)
-def test_what_modes_cannot_share_is_refused(tiny: Any, override: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        rig_of(tiny, "cached", make_config(override))
+def test_what_modes_cannot_share_is_refused(tiny: Any) -> None:
+    with pytest.raises(ConfigError, match="init_from is 'somewhere': all modes start from the sam"):
+        rig_of(tiny, "cached", make_config("init_from=somewhere"))

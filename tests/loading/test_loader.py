@@ -171,8 +171,8 @@ def test_the_next_epoch_is_read_while_this_one_ends(tiny: Any) -> None:
 def test_ranks_augment_a_image_as_one_process_does(tiny: Any, world_size: int) -> None:
     """Of their share, and of a batch that all of them read whole."""
     store = FeatureStore.open(tiny.train)
-    config = AugmentConfig(translate=0.5, crop=0.5, flip=0.5, channel_dropout=0.2)
-    augment = make_augment(config, spec=store.manifest.spec, quality={}, trains_masks=False)
+    config = AugmentConfig(translate=0.5, crop=0.5, flip=0.5)
+    augment = make_augment(config, spec=store.manifest.spec)
     whole = loader_of(store, augment=augment, batch_size=3)
     sizes = [len(batch.targets) for batch in whole.batches(0)]
     assert min(sizes) < world_size <= max(sizes)
@@ -246,13 +246,14 @@ def config_of(**changes: Any) -> Any:
     return make_train_config(values | changes, where="test")
 
 
-def test_the_loader_of_a_config(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_loader_of_a_config(tiny: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="cachedet")
     store = FeatureStore.open(tiny.train)
     loaders = {
         residency: make_loader(config_of(residency=residency), store)
         for residency in ("stream", "ram", "device", "auto")
     }
-    lines = [line for line in capsys.readouterr().err.splitlines() if "residency" in line]
+    lines = [line for line in caplog.messages if "residency" in line]
     assert [line.split(":")[0] for line in lines] == [
         "residency stream",
         "residency ram",
@@ -267,8 +268,9 @@ def test_the_loader_of_a_config(tiny: Any, capsys: pytest.CaptureFixture[str]) -
             assert one.image_ids == two.image_ids
             for level, maps in one.features.items():
                 assert torch.equal(maps, two.features[level])
+    caplog.clear()
     make_loader(config_of(), store, rank=1, world_size=2)
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == []
 
 
 def test_weights_of_views_reach_the_plan(tiny: Any) -> None:
@@ -287,8 +289,9 @@ def test_samplings_of_a_config(
     tmp_path: Path,
     store_kit: Any,
     annotations_of: Callable[..., Annotations],
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", logger="cachedet")
     boxes = [[[1.0, 2, 30, 40, 1, 0]], [], [[5, 5, 9, 9, 0, 1]], [], [[0, 0, 50, 60, 1, 0]]]
     annotations = annotations_of([(96, 128)] * 5, boxes)
     store = FeatureStore.open(store_kit.fill(tmp_path / "s.zarr", annotations))
@@ -298,7 +301,7 @@ def test_samplings_of_a_config(
         return sorted(np.concatenate(loader.plan(0))[:, 1].tolist())
 
     assert rows_of({"kind": "uniform"}) == [0, 1, 2, 3, 4]
-    assert "2 of 3 classes have no box to learn from" in capsys.readouterr().err
+    assert "2 of 3 classes have no box to learn from" in caplog.text
     assert set(rows_of({"kind": "class_balanced"})) == {0, 4}
     assert rows_of({"kind": "repeat_factor"}) == [0, 1, 2, 3, 4]
     twice = rows_of({"kind": "repeat_factor", "threshold": 1.0})  # sqrt(1 / 0.4) = 1.58
@@ -325,7 +328,7 @@ def test_a_batch_larger_than_the_data_is_the_data(tiny: Any) -> None:
 def test_augmentation_of_a_config(tiny: Any) -> None:
     store = FeatureStore.open(tiny.train)
     plain = list(make_loader(config_of(), store).batches(0))
-    augmented = list(make_loader(config_of(augment={"channel_dropout": 0.5}), store).batches(0))
+    augmented = list(make_loader(config_of(augment={"flip": 1.0}), store).batches(0))
     for before, after in zip(plain, augmented, strict=True):
         assert before.image_ids == after.image_ids
         assert not torch.equal(before.features["C5"], after.features["C5"])

@@ -100,7 +100,7 @@ def test_heads_of_a_live_cell_are_those_of_a_run(checkpoint: Checkpoint) -> None
     whole = {f"heads.{name}": value for name, value in heads.items()}
     live = dataclasses.replace(checkpoint, heads=whole, average=None)
     assert live.scored_heads == heads
-    tuned = dataclasses.replace(live, heads={**whole, "learnt.conv.w": torch.arange(1.0)})
+    tuned = dataclasses.replace(live, heads={**whole, "backbone.conv.w": torch.arange(1.0)})
     with pytest.raises(CheckpointError, match="trained together with their backbone .* mode tuned"):
         _ = tuned.scored_heads
 

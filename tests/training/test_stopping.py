@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cachedet.progress import shown
 from cachedet.training.optimizer import LearningRate
 from cachedet.training.stopping import EarlyStopping, StopRequested, StopSignals, TimeBudget
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such 
 def test_a_signal_leaves_a_note(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     number = getattr(signal, name)
     before = signal.getsignal(number)
-    with StopSignals() as signals:
+    with shown(), StopSignals() as signals:
         assert signals.received is None
         signals.raise_if_received()
         os.kill(os.getpid(), number)
