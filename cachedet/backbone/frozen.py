@@ -89,11 +89,10 @@ def load_backbone(
     """Open a timm model as a frozen feature extractor.
 
     Args:
-        name: any timm model that has `features_only`.
+        name: of any timm model that has `features_only`.
         weights: "auto" (an installed registry package, else timm's hub), "none" or a file.
         levels: names such as ("C3", "C4"); None takes C3-C5, or the one level of a plain ViT.
         image_size: long side in pixels; a ViT or Swin is built for it.
-        device: where it runs.
         seed: of random weights, which are the same for the same seed.
 
     Raises:
@@ -187,7 +186,7 @@ def _create(name: str, *, image_size: int, indices: tuple[int, ...], source: _We
 
 
 def _build(name: str, *, image_size: int, options: dict[str, Any]) -> Any:
-    """A timm feature extractor that takes rectangles; ViTs and Swins are told their input size."""
+    """A timm feature extractor that takes rectangles; ViTs and Swins need their input size."""
     default = timm.get_pretrained_cfg(name)
     if default is not None and default.fixed_input_size:
         options = {**options, "img_size": image_size, "dynamic_img_size": True}

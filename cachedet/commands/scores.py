@@ -92,13 +92,13 @@ def evaluate(
     )
     settings = {"weights": weights, "views": views, "device": device}
     if run is not None:
-        told = _score_run(run, store, questions, settings, quiet=as_json)
+        report = _score_run(run, store, questions, settings, quiet=as_json)
     else:
-        told = _score_files(detections, questions, quiet=as_json)
+        report = _score_files(detections, questions, quiet=as_json)
     if out is not None:
-        out.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if as_json:
-        print_json(told)
+        print_json(report)
     elif out is not None:
         print(out)
 

@@ -139,7 +139,7 @@ class _Boxes:
         return finite, {"boxes of NaN or Inf dropped": int((~finite).sum())}
 
     def usable(self, sizes_hw: NDArray[np.int64]) -> tuple[NDArray[np.bool_], dict[str, int]]:
-        """Which boxes can be learnt from, and how many cannot, by reason."""
+        """Which boxes can teach, and how many cannot, by reason."""
         x1, y1, x2, y2 = self.xyxy.T
         height, width = sizes_hw[self.rows].T
         solid = np.isfinite(self.xyxy).all(axis=1) & (x2 > x1) & (y2 > y1)

@@ -67,7 +67,7 @@ def decode_image(path: Path) -> NDArray[np.uint8]:
 
 
 def decode_bytes(content: bytes) -> tuple[NDArray[np.uint8], str | None]:
-    """Pixels (H, W, 3) RGB, and a remark where something was odd but harmless.
+    """Pixels (H, W, 3) RGB, and a note where something was odd but harmless.
 
     Raises BadImageError (without the file's name): not an image, truncated, or too large.
     """
@@ -97,8 +97,8 @@ def make_input(
 ) -> Tensor:
     """Pixels (H, W, 3) -> normalised input (3, *geometry.padded_hw) float32, padded with zeros.
 
-    Of a window only its own pixels are computed; the filter still sees the image around it, so
-    they are those of resizing the whole image and cutting, within rounding (2 of 255).
+    Only the pixels of the window are computed. The filter still sees the image around it, so they
+    are those of resizing the whole image and cutting, within rounding (2 of 255).
     """
     height, width = geometry.valid_hw
     resample = Image.Resampling[preprocessing.interpolation.upper()]
@@ -159,7 +159,7 @@ def require_good(dataset: CocoDataset, scan: Scan) -> None:
 
 
 def _inspect(dataset: CocoDataset, row: int) -> tuple[int, str | None, str | None]:
-    """Content hash, fault and remark of one image file."""
+    """Content hash, fault and note of one image file."""
     try:
         content = dataset.path_of(row).read_bytes()
     except OSError as error:
@@ -171,8 +171,8 @@ def _inspect(dataset: CocoDataset, row: int) -> tuple[int, str | None, str | Non
         return content_hash, str(error), None
     height, width = dataset.annotations.size_of(row)
     if pixels.shape[:2] != (height, width):
-        found = f"{pixels.shape[1]}x{pixels.shape[0]}"
-        return content_hash, f"annotated as {width}x{height}, the upright file is {found}", note
+        upright = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        return content_hash, f"annotated as {width}x{height}, the upright file is {upright}", note
     return content_hash, None, note
 
 

@@ -83,8 +83,8 @@ def parse_views(text: str) -> tuple[View, ...]:
     names = [view.name for view in views]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if not views or repeated:
-        found = f"{', '.join(repeated)} more than once in {text!r}" if repeated else repr(text)
-        raise InputError(f"views must name each view once, got {found}; known: {', '.join(_KNOWN)}")
+        got = f"{', '.join(repeated)} more than once in {text!r}" if repeated else repr(text)
+        raise InputError(f"views must name each view once, got {got}; known: {', '.join(_KNOWN)}")
     if len(views) > MOST_VIEWS:
         raise InputError(f"a store holds at most {MOST_VIEWS} views, {text!r} names {len(views)}")
     return tuple(views)
@@ -92,8 +92,8 @@ def parse_views(text: str) -> tuple[View, ...]:
 
 def view_named(name: str) -> View:
     """The view whose `name` this is. Raises InputError."""
-    found = _NAME.fullmatch(name)
-    view = _view_of(found) if found else None
+    match = _NAME.fullmatch(name)
+    view = _view_of(match) if match else None
     if view is None or view.name != name:
         raise _unknown(name)
     if view.draw >= MOST_DRAWS:
@@ -124,7 +124,7 @@ def make_geometry(
     Args:
         view: any.
         image_hw: pixels of the upright image; its aspect is kept.
-        image_id: of the image, for what is drawn at random.
+        image_id: seeds what is drawn at random.
         image_size: long side of the base view in pixels.
         pad_multiple: sides are padded up to multiples of this.
     """
@@ -164,10 +164,10 @@ def make_targets(annotations: Annotations, row: int, geometry: Geometry) -> Targ
     kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     masks = None
     if annotations.masks is not None:
-        own = where.start + kept.nonzero()[:, 0]
+        rows = where.start + kept.nonzero()[:, 0]
         scale_xy, origin_xy = geometry.affine_to_image()
         masks = TargetMasks(
-            codes=tuple(annotations.masks[int(box)] for box in own),
+            codes=tuple(annotations.masks[int(box_row)] for box_row in rows),
             image_hw=geometry.image_hw,
             scale_xy=scale_xy,
             origin_xy=origin_xy,
