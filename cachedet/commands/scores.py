@@ -175,7 +175,7 @@ def _require_one_kind(run: Path | None, detections: Path | None, of_a_run: dict[
     if detections is not None and given:
         raise InputError(
             f"{', '.join(given)} cannot be used with --detections: the file says what was found; "
-            f"leave it out, or give a run"
+            "leave it out, or give a run"
         )
 
 

@@ -119,21 +119,15 @@ def view_family(name: str) -> Family:
 def make_geometry(
     view: View, *, image_hw: SizeHW, image_id: int, image_size: int, pad_multiple: int
 ) -> Geometry:
-    """The geometry of `view` for one image.
+    """The geometry of `view` for one upright image, whose aspect is kept.
 
-    Args:
-        view: any.
-        image_hw: pixels of the upright image; its aspect is kept.
-        image_id: seeds what is drawn at random.
-        image_size: long side of the base view in pixels.
-        pad_multiple: sides are padded up to multiples of this.
+    `image_size` is the long side of the base view in pixels; `image_id` seeds what is drawn.
     """
-    base_hw = _scaled(image_hw, image_size)
     padded_hw = padded_size(
         view, image_hw=image_hw, image_size=image_size, pad_multiple=pad_multiple
     )
     if view.family in ("crop", "jitter"):
-        return _drawn_geometry(view, image_hw, image_id, image_size, base_hw, padded_hw)
+        return _drawn_geometry(view, image_hw, image_id, image_size, padded_hw)
     scaled_hw = _scaled(image_hw, image_size * view.scales[0])
     return Geometry(
         image_hw=image_hw,
@@ -188,18 +182,16 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def _drawn_geometry(
-    view: View,
-    image_hw: SizeHW,
-    image_id: int,
-    image_size: int,
-    base_hw: SizeHW,
-    padded_hw: SizeHW,
+    view: View, image_hw: SizeHW, image_id: int, image_size: int, padded_hw: SizeHW
 ) -> Geometry:
-    """One draw of `crop` or `jitter`: a factor, a flip and the place of the window."""
+    """One draw of `crop` or `jitter`: a factor, a flip and where the window lies."""
     at, mirror, at_y, at_x = _uniform(view, image_id)
     low, high = CROP_SIDES if view.family == "crop" else view.scales
     drawn = low + (high - low) * at
-    scale, room_hw = (1 / drawn, base_hw) if view.family == "crop" else (drawn, padded_hw)
+    if view.family == "crop":
+        scale, room_hw = 1 / drawn, _scaled(image_hw, image_size)
+    else:
+        scale, room_hw = drawn, padded_hw
     scaled_hw = _scaled(image_hw, image_size * scale)
     valid_hw = min(scaled_hw[0], room_hw[0]), min(scaled_hw[1], room_hw[1])
     offset_yx = (

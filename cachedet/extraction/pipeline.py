@@ -46,7 +46,7 @@ class Work:
 
 
 class StageClock:
-    """Adds up the busy time of every stage, from any thread; stages in the order images pass."""
+    """Adds up the busy time of every stage, from any thread, in the order images pass them."""
 
     def __init__(self, workers: dict[str, int]) -> None:
         self.stages = {name: Work(workers=count) for name, count in workers.items()}
