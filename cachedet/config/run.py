@@ -115,7 +115,7 @@ class EarlyStoppingConfig(Config):
 
 
 def _check_views(views: Any) -> Any:
-    """A list of names with equal chance, or their weights; see `resolve_views`."""
+    """Names, equally likely, or their weights; see `resolve_views`."""
     if views is None:
         return None
     if not isinstance(views, list | tuple | dict) or not all(isinstance(v, str) for v in views):
@@ -124,7 +124,7 @@ def _check_views(views: Any) -> Any:
         raise ValueError("views must name at least one view")
     if not isinstance(views, dict):
         if len(set(views)) != len(views):
-            raise ValueError("views must name each view once; for other chances give weights")
+            raise ValueError("views must name each view once; for other probabilities give weights")
         return tuple(views)
     for name, weight in views.items():
         is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
@@ -161,7 +161,7 @@ class RepeatFactorConfig(Config):
 
 
 class ClassBalancedConfig(Config):
-    """Each draw picks a class with equal chance, then an image that has it."""
+    """Each draw picks a class, all equally likely, then an image that has it."""
 
     kind: Literal["class_balanced"]
 
@@ -338,7 +338,7 @@ def _locate(
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [found for part in get_args(annotation) for found in _sections_in(part)]
+    return [section for part in get_args(annotation) for section in _sections_in(part)]
 
 
 def _tag_of(section: type[BaseModel]) -> str:

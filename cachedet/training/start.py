@@ -97,8 +97,7 @@ def start_or_continue(
     Only rank 0 touches the folder: the state travels to the others, which need not see its disk.
 
     Args:
-        folder: of the run.
-        config, manifest: of the run.
+        folder, config, manifest: of the run.
         trainer: of this rank, as `make_trainer` made it.
         resume: the user wants to continue; there must be a run.
         restarts: how often torchrun has started the processes anew; then they continue the run
