@@ -45,6 +45,7 @@ from cachedet.evaluation.metrics import CocoScores, score_detections
 from cachedet.live.image_loader import ImageLoader
 from cachedet.live.modes import inputs_of
 from cachedet.loading.loader import FeatureLoader
+from cachedet.loading.targets import geometry_of, targets_of
 from cachedet.store.format.manifest import library_versions
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Batch, Detections, Features, FeatureSpec, Targets
@@ -207,7 +208,7 @@ class TrainingMode:
         return [(int(row), views[int(view)]) for view, row in keys]
 
     def targets(self, keys: Any) -> list[Targets]:
-        return [self.store.targets(row, view) for row, view in self.named(keys)]
+        return [targets_of(self.store, row, view) for row, view in self.named(keys)]
 
     def their_cached_step(self, batch: Batch) -> float:
         return self.their_step(self.in_place_of_images(batch), batch.targets)
@@ -269,7 +270,7 @@ class TrainingMode:
             output = self.theirs(list(self.in_place_of_images(batch)))[0]
             found[row] = Detections(
                 image_id=batch.image_ids[0],
-                boxes=store.geometry(row, "base").boxes_to_image(output["boxes"]),
+                boxes=geometry_of(store, row, "base").boxes_to_image(output["boxes"]),
                 scores=output["scores"].cpu(),
                 labels=output["labels"].cpu() - 1,
             )

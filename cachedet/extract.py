@@ -16,7 +16,7 @@ from cachedet.data.coco import CocoDataset, read_coco
 from cachedet.data.images import Scan, require_good, scan_images
 from cachedet.data.views import TRAINING_VIEWS, parse_views
 from cachedet.device import choose_device, usable_cores
-from cachedet.errors import BackboneError, ConfigError, StoreError
+from cachedet.errors import BackboneError, ConfigError
 from cachedet.extraction.inputs import InputLoader, make_inputs, make_manifest
 from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
 from cachedet.extraction.ranks import Rank, blocks_to_write, find_rank
@@ -218,14 +218,9 @@ def fit_codec(codec: Codec, loader: InputLoader, backbone: FrozenBackbone, *, vi
 def default_views(store: Path) -> str:
     """Those it has, so that nothing is added unasked; of a new store what training wants.
 
-    Raises StoreError where its manifest is damaged: extraction repairs it, given the views.
+    Raises StoreError where its manifest is damaged.
     """
-    try:
-        held = _held_manifest(store)
-    except StoreError as error:
-        raise StoreError(
-            f"{error}. Which views it holds cannot be read either: name them with --views"
-        ) from error
+    held = _held_manifest(store)
     return TRAINING_VIEWS if held is None else ",".join(held.views)
 
 

@@ -130,7 +130,7 @@ def _first_epoch(planner: FeatureLoader, config: TrainConfig, store: FeatureStor
 
     def area_of(keys: NDArray[np.int64]) -> int:
         view, row = keys[0]
-        return math.prod(store.geometry(int(row), views[int(view)]).padded_hw)
+        return math.prod(store.bucket_of(int(row), views[int(view)]))
 
     plan = planner.plan(0)
     images = sum(len(keys) for keys in plan)

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Sampler
 from cachedet.errors import ConfigError
 from cachedet.loading.loader import FeatureLoader
 from cachedet.loading.sampling import resolve_views
+from cachedet.loading.targets import targets_of
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Batch, Features, Targets
 
@@ -54,9 +55,8 @@ class FeatureDataset(Dataset[Item]):
         levels: Sequence[str] | None = None,
     ) -> None:
         self.store = store
-        held = store.manifest.views
-        self.views = tuple(resolve_views(views, held=held, where=store.location))
-        self.levels = tuple(levels) if levels is not None else store.manifest.spec.names
+        self.views = tuple(resolve_views(views, held=store.views, where=store.location))
+        self.levels = tuple(levels) if levels is not None else store.spec.names
         store.require_complete(self.views)
 
     def __len__(self) -> int:
@@ -69,7 +69,7 @@ class FeatureDataset(Dataset[Item]):
         row, number = divmod(index, len(self.views))
         view = self.views[number]
         features = self.store.read(row, view, self.levels)
-        return Item(features, self.store.targets(row, view))
+        return Item(features, targets_of(self.store, row, view))
 
     def batches(self, *, batch_size: int, seed: int = 0) -> BucketBatches:
         """For `DataLoader(batch_sampler=...)`: images of one padded size together, none padded."""

@@ -47,6 +47,7 @@ from cachedet.loading.sampling import (
     planned_batches,
     resolve_views,
 )
+from cachedet.loading.targets import targets_of
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, Batch, SizeHW
 
@@ -217,7 +218,7 @@ class FeatureLoader:
         pairs = [(int(row), self._views[int(view)]) for view, row in keys]
         return Batch(
             features=self._source.read(pairs),
-            targets=[self._store.targets(row, view) for row, view in pairs],
+            targets=[targets_of(self._store, row, view) for row, view in pairs],
         )
 
     def _read(

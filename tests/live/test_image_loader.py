@@ -20,9 +20,9 @@ from cachedet.store.reader import FeatureStore
 @pytest.mark.parametrize(
     ("name", "epoch", "expected"),
     [
-        ("jitter-k0", 0, "jitter-k63"),
-        ("jitter-k0", 1, "jitter-k62"),
-        ("jitter-k5", 1, "jitter-k62"),  # all draws of one recipe are one view here
+        ("jitter-s0", 0, "jitter-s63"),
+        ("jitter-s0", 1, "jitter-s62"),
+        ("jitter-s5", 1, "jitter-s62"),  # all draws of one recipe are one view here
         ("jitter-0.5-1.5-s1", 63, "jitter-0.5-1.5-s0"),
         ("jitter-0.5-1.5-s1", 64, "jitter-0.5-1.5-s63"),
     ],

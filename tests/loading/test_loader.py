@@ -64,7 +64,8 @@ def test_a_reading_error_reaches_the_training_loop(tiny: Any, tmp_path: Path) ->
 
 def test_the_disk_vanishes_in_the_middle_of_an_epoch(tiny: Any, tmp_path: Path) -> None:
     shutil.copytree(tiny.train, tmp_path / "s.zarr")
-    store = FeatureStore.open(tmp_path / "s.zarr", most_files=1)
+    store = FeatureStore.open(tmp_path / "s.zarr")
+    store._chunks._most_files = 1
     loader = loader_of(store, batch_size=1)
     loader._source = VanishingDisk(loader._source, tmp_path / "s.zarr", after=3)
     batches = loader.batches(0)
