@@ -19,7 +19,6 @@ from cachedet.evaluate import evaluate
 from cachedet.evaluation.metrics import CocoScores
 from cachedet.evaluation.plots import Drawing, SheetRow, contact_sheet
 from cachedet.extract import ExtractReport, default_workers, extract
-from cachedet.extraction.inputs import run_backbone
 from cachedet.live.modes import inputs_of
 from cachedet.loading.loader import FeatureLoader
 from cachedet.predict import ImageDetector, load_image_detector, make_drawing
@@ -135,13 +134,14 @@ def _live_backbone_seconds(
     )
     measured = [batch for batch in loader.plan(0) if len(batch) == batch_size]
     measured = measured[: _LIVE_BATCHES + 1]
-    inputs = inputs_of(store, paths.images)
+    inputs, device = inputs_of(store, paths.images), next(backbone.parameters()).device
     started = time.perf_counter()
     for number, batch in enumerate(measured):
         if number == 1:  # the first one warms up
             started = time.perf_counter()
         images = [inputs.load(int(row), "base") for _, row in batch]
-        run_backbone(backbone, torch.stack(images), batch_size=len(images))
+        for level in backbone(torch.stack(images).to(device)).values():
+            level.cpu()
     count = sum(len(batch) for batch in measured[1:])
     return (time.perf_counter() - started) / count * len(store)
 

@@ -271,8 +271,8 @@ def _write_blocks(
 ) -> tuple[StageClock, int]:
     """Write what is missing; returns the stages' times and how many blocks this process wrote."""
     missing = {block.name for block in writer.missing_blocks()}
-    own = [block for place, block in enumerate(writer.blocks) if rank.owns(place)]
-    total = sum(len(block.rows) for block in own if block.name in missing)
+    ours = [block for number, block in enumerate(writer.blocks) if rank.owns(number)]
+    total = sum(len(block.rows) for block in ours if block.name in missing)
     committed: list[Block] = []
     with (
         StageProgress("extract", total=total, unit="images") as progress,

@@ -25,7 +25,7 @@ from cachedet.commands.options import (
     Workers,
     print_json,
 )
-from cachedet.commands.tables import console
+from cachedet.commands.tables import say
 from cachedet.errors import InputError, nearest_names
 from cachedet.progress import count_of
 
@@ -115,7 +115,7 @@ def compare(
         print_json(report.to_json())
     elif report.cells:
         print_summary(report.summary)
-        console.print(str(report.page), highlight=False, markup=False, soft_wrap=True)
+        say(str(report.page), wraps=False)
     _leave(report)
 
 

@@ -19,6 +19,7 @@ Levels = Annotated[tuple[str, ...], Field(min_length=1)]
 Norm = Literal["batch", "group", "none"]
 Activation = Literal["relu", "silu"]
 LowQuality = Literal["one", "ties"]
+"""Of the anchors that a ground-truth box overlaps most: one, or all that tie."""
 
 
 class Config(BaseModel):
@@ -90,9 +91,7 @@ class AnchorConfig(Config):
     aspect_ratios: Ratios = (0.5, 1.0, 2.0)  # height / width
     foreground_iou: IoU = 0.5
     background_iou: Fraction = 0.5
-    allow_low_quality: LowQuality = (
-        "one"  # of the anchors a ground-truth box overlaps most: one, or all that tie
-    )
+    allow_low_quality: LowQuality = "one"
 
     @model_validator(mode="after")
     def _ordered(self) -> AnchorConfig:
@@ -108,9 +107,7 @@ class RPNConfig(Config):
     aspect_ratios: Ratios = (0.5, 1.0, 2.0)
     foreground_iou: IoU = 0.7
     background_iou: Fraction = 0.3
-    allow_low_quality: LowQuality = (
-        "one"  # of the anchors a ground-truth box overlaps most: one, or all that tie
-    )
+    allow_low_quality: LowQuality = "one"
     channels: Count | None = None  # of its tower; None: the neck's
     num_convs: Depth = 1
     separable: bool = False

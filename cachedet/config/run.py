@@ -32,6 +32,11 @@ from cachedet.config.detector import (
 from cachedet.errors import ConfigError, nearest_names
 
 C = TypeVar("C", bound=Config)
+Decay = Literal["step", "cosine"]
+Metric = Literal["ap", "ap50", "ap75", "loss"]
+Precision = Literal["fp32", "bf16", "fp16", "auto"]
+Residency = Literal["stream", "ram", "device"]
+WantedResidency = Literal[Residency, "auto"]
 
 _LARGEST_WEIGHT = 1e6  # of a view
 
@@ -72,7 +77,7 @@ class ScheduleConfig(Config):
     lr: Positive = 0.32
     momentum: Fraction = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4  # kernels only, as in PAPER 2.2
-    kind: Literal["step", "cosine"] = "step"
+    kind: Decay = "step"
     drops: tuple[Fraction, ...] = (48 / 72, 68 / 72)  # of all steps; each multiplies lr by 0.1
     warmup_steps: Annotated[int, Field(ge=0)] = 500
     warmup_from: Fraction = 0.0067 / 0.32  # of lr, where the warm-up starts (PAPER 2.2)
@@ -104,13 +109,13 @@ class ScheduleConfig(Config):
 class EarlyStoppingConfig(Config):
     """Stop when a metric has not improved for `patience` validations (of `loss`: epochs)."""
 
-    metric: Literal["ap", "ap50", "ap75", "loss"] = "ap"  # loss: mean of an epoch's training loss
+    metric: Metric = "ap"  # loss: mean of an epoch's training loss
     patience: Count = 5
     min_delta: Annotated[float, Field(ge=0)] = 0.0  # what counts as an improvement is more than it
 
 
 def _check_views(views: Any) -> Any:
-    """A list of names with equal chance, or their weights; see `resolve_views`."""
+    """Names, equally likely, or their weights; see `resolve_views`."""
     if views is None:
         return None
     if not isinstance(views, list | tuple | dict) or not all(isinstance(v, str) for v in views):
@@ -119,7 +124,7 @@ def _check_views(views: Any) -> Any:
         raise ValueError("views must name at least one view")
     if not isinstance(views, dict):
         if len(set(views)) != len(views):
-            raise ValueError("views must name each view once; for other chances give weights")
+            raise ValueError("views must name each view once; for other probabilities give weights")
         return tuple(views)
     for name, weight in views.items():
         is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
@@ -156,7 +161,7 @@ class RepeatFactorConfig(Config):
 
 
 class ClassBalancedConfig(Config):
-    """Each draw picks a class with equal chance, then an image that has it."""
+    """Each draw picks a class, all equally likely, then an image that has it."""
 
     kind: Literal["class_balanced"]
 
@@ -187,12 +192,12 @@ class TrainConfig(Config):
     augment: AugmentConfig = AugmentConfig()
     views: ViewsConfig = None  # None: all the store has; one is drawn per image and epoch
     sampling: SamplingConfig = UniformConfig()
-    residency: Literal["stream", "ram", "device", "auto"] = "auto"  # where features wait
+    residency: WantedResidency = "auto"  # where features wait
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     eval_every: Annotated[int, Field(ge=0)] = 1  # epochs between validations; 0: only at the end
     device: str = "auto"
     compile: bool = False  # torch.compile the neck and heads
-    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"  # auto: the fast one of the device
+    precision: Precision = "fp32"  # auto: the fast one of the device
     init_from: str | None = None  # a run folder or checkpoint whose weights training starts from
     trainable: Literal["all", "classifier"] = "all"  # classifier: its last layer (PAPER 1.7)
     early_stopping: EarlyStoppingConfig | None = None
@@ -343,7 +348,7 @@ def _locate(
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [found for part in get_args(annotation) for found in _sections_in(part)]
+    return [section for part in get_args(annotation) for section in _sections_in(part)]
 
 
 def _tag_of(section: type[BaseModel]) -> str:

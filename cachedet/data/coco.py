@@ -46,7 +46,10 @@ def read_coco(*, annotations: Path, images: Path) -> CocoDataset:
         DatasetError: a missing file, folder or key, a duplicate id, an annotation of an unknown
             image or category, a path that leaves the image folder, or no images at all.
     """
-    _require_folder(images)
+    if not images.is_dir():
+        raise DatasetError(f"--images expects a folder of images; there is no folder {images}")
+    if next(images.iterdir(), None) is None:
+        raise DatasetError(f"--images {images} is an empty folder, expected images in it")
     described, counts = annotations_of(load_annotations(annotations), where=annotations)
     _require_inside(described.file_names, images, annotations)
     return CocoDataset(images=images, annotations=described, counts=counts)
@@ -58,8 +61,7 @@ def annotations_of(
     """The ground truth in what `load_annotations` gave, and what was read and dropped, by name.
 
     `keep_all`, for scoring as the official tools do, keeps boxes without area or outside their
-    image, and widths and heights to the last digit; those with NaN or Inf are dropped either
-    way. Raises DatasetError as `read_coco`.
+    image, and sides to the last digit; NaN and Inf are dropped either way. Raises DatasetError.
     """
     categories = _read_categories(content["categories"], where)
     rows = content["images"]
@@ -120,17 +122,19 @@ class _Boxes:
         categories: CategoryMap,
         where: Path,
     ) -> _Boxes:
-        ids = _ids(entries, "annotations", where)
-        row_of = {int(image_id): row for row, image_id in enumerate(image_ids)}
-        label_of = categories.label_of()
-        xywh = _xywh(entries, where)
+        _ids(entries, "annotations", where)
+        row_of = {image_id: row for row, image_id in enumerate(image_ids.tolist())}
+        bboxes = _column(entries, "bbox", _is_box, "`bbox` [x, y, width, height]", where)
+        numbers = np.fromiter(chain.from_iterable(bboxes), dtype=np.float64, count=4 * len(bboxes))
+        xywh = numbers.reshape(-1, 4)
+        crowd = _column(entries, "iscrowd", (0, 1, None).__contains__, "0 or 1 as `iscrowd`", where)
         return cls(
-            rows=_look_up(entries, "image_id", row_of, ids, where),
-            labels=_look_up(entries, "category_id", label_of, ids, where),
+            rows=_look_up(entries, "image_id", row_of, where),
+            labels=_look_up(entries, "category_id", categories.label_of(), where),
             xywh=xywh,
             xyxy=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
             areas=_areas(entries, xywh, where),
-            crowd=_crowd(entries, where),
+            crowd=np.array([bool(flag) for flag in crowd], dtype=np.bool_),
         )
 
     def finite(self) -> tuple[NDArray[np.bool_], dict[str, int]]:
@@ -139,7 +143,7 @@ class _Boxes:
         return finite, {"boxes of NaN or Inf dropped": int((~finite).sum())}
 
     def usable(self, sizes_hw: NDArray[np.int64]) -> tuple[NDArray[np.bool_], dict[str, int]]:
-        """Which boxes can be learnt from, and how many cannot, by reason."""
+        """Which boxes can teach, and how many cannot, by reason."""
         x1, y1, x2, y2 = self.xyxy.T
         height, width = sizes_hw[self.rows].T
         solid = np.isfinite(self.xyxy).all(axis=1) & (x2 > x1) & (y2 > y1)
@@ -171,13 +175,6 @@ def _read_masks(
             codes.append(NO_MASK)
             unusable += 1
     return MaskCodes.join(codes), unusable
-
-
-def _require_folder(images: Path) -> None:
-    if not images.is_dir():
-        raise DatasetError(f"--images expects a folder of images; there is no folder {images}")
-    if next(images.iterdir(), None) is None:
-        raise DatasetError(f"--images {images} is an empty folder, expected images in it")
 
 
 def load_json(path: Path, *, option: str, what: str) -> Any:
@@ -213,12 +210,9 @@ def load_annotations(path: Path) -> dict[str, Any]:
 def _read_categories(entries: Sequence[dict[str, Any]], where: Path) -> CategoryMap:
     if not entries:
         raise DatasetError(f"{where}: `categories` is empty, expected at least one class")
-    ids = _ids(entries, "categories", where)
-    order = np.argsort(ids)
-    names = [str(entry.get("name", entry["id"])) for entry in entries]
-    return CategoryMap(
-        ids=tuple(int(ids[i]) for i in order), names=tuple(names[int(i)] for i in order)
-    )
+    _ids(entries, "categories", where)
+    named = sorted((entry["id"], str(entry.get("name", entry["id"]))) for entry in entries)
+    return CategoryMap(ids=tuple(i for i, _ in named), names=tuple(name for _, name in named))
 
 
 def _ids(entries: Sequence[dict[str, Any]], section: str, where: Path) -> NDArray[np.int64]:
@@ -273,23 +267,18 @@ def _size(entry: dict[str, Any], index: int, where: Path) -> tuple[int, int]:
 
 
 def _look_up(
-    entries: Sequence[dict[str, Any]],
-    key: str,
-    index_of: dict[Any, int],
-    ids: NDArray[np.int64],
-    where: Path,
+    entries: Sequence[dict[str, Any]], key: str, index_of: dict[Any, int], where: Path
 ) -> NDArray[np.int64]:
-    values = (entry.get(key) for entry in entries)
-    indices = np.fromiter(
-        (index_of.get(value, -1) if isinstance(value, int | float) else -1 for value in values),
+    values = [entry.get(key) for entry in entries]
+    indices = np.array(
+        [index_of.get(value, -1) if isinstance(value, int | float) else -1 for value in values],
         dtype=np.int64,
-        count=len(entries),
     )
     unknown = np.flatnonzero(indices < 0)
     if len(unknown):
         first = int(unknown[0])
         raise DatasetError(
-            f"{where}: annotation id {ids[first]} has {key} {entries[first].get(key)!r}, which is "
+            f"{where}: annotation id {entries[first]['id']} has {key} {values[first]!r}, which is "
             f"not in the file; {len(unknown)} annotations are like this"
         )
     return indices
@@ -312,12 +301,6 @@ def _column(
     return values
 
 
-def _xywh(entries: Sequence[dict[str, Any]], where: Path) -> NDArray[np.float64]:
-    boxes = _column(entries, "bbox", _is_box, "`bbox` [x, y, width, height]", where)
-    numbers = chain.from_iterable(boxes)
-    return np.fromiter(numbers, dtype=np.float64, count=4 * len(entries)).reshape(-1, 4)
-
-
 def _areas(
     entries: Sequence[dict[str, Any]], xywh: NDArray[np.float64], where: Path
 ) -> NDArray[np.float64]:
@@ -328,11 +311,6 @@ def _areas(
         if area is not None and math.isfinite(area):
             areas[index] = area
     return areas
-
-
-def _crowd(entries: Sequence[dict[str, Any]], where: Path) -> NDArray[np.bool_]:
-    flags = _column(entries, "iscrowd", (0, 1, None).__contains__, "0 or 1 as `iscrowd`", where)
-    return np.array([bool(flag) for flag in flags], dtype=np.bool_)
 
 
 def _is_box(value: Any) -> bool:

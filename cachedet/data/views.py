@@ -80,8 +80,8 @@ def parse_views(text: str) -> tuple[View, ...]:
     names = [view.name for view in views]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if not views or repeated:
-        found = f"{', '.join(repeated)} more than once in {text!r}" if repeated else repr(text)
-        raise InputError(f"views must name each view once, got {found}; known: {', '.join(_KNOWN)}")
+        got = f"{', '.join(repeated)} more than once in {text!r}" if repeated else repr(text)
+        raise InputError(f"views must name each view once, got {got}; known: {', '.join(_KNOWN)}")
     if len(views) > MOST_VIEWS:
         raise InputError(f"a store holds at most {MOST_VIEWS} views, {text!r} names {len(views)}")
     return tuple(views)
@@ -89,8 +89,8 @@ def parse_views(text: str) -> tuple[View, ...]:
 
 def view_named(name: str) -> View:
     """The view whose `name` this is. Raises InputError."""
-    found = _NAME.fullmatch(name)
-    view = _view_of(found) if found else None
+    match = _NAME.fullmatch(name)
+    view = _view_of(match) if match else None
     if view is None or view.name != name:
         raise _unknown(name)
     if view.draw >= MOST_DRAWS:
@@ -116,21 +116,15 @@ def view_family(name: str) -> Family:
 def make_geometry(
     view: View, *, image_hw: SizeHW, image_id: int, image_size: int, pad_multiple: int
 ) -> Geometry:
-    """The geometry of `view` for one image.
+    """The geometry of `view` for one upright image, whose aspect is kept.
 
-    Args:
-        view: any.
-        image_hw: pixels of the upright image; its aspect is kept.
-        image_id: of the image, for what is drawn at random.
-        image_size: long side of the base view in pixels.
-        pad_multiple: sides are padded up to multiples of this.
+    `image_size` is the long side of the base view in pixels; `image_id` seeds what is drawn.
     """
-    base_hw = _scaled(image_hw, image_size)
     padded_hw = padded_size(
         view, image_hw=image_hw, image_size=image_size, pad_multiple=pad_multiple
     )
     if view.family in ("crop", "jitter"):
-        return _drawn_geometry(view, image_hw, image_id, image_size, base_hw, padded_hw)
+        return _drawn_geometry(view, image_hw, image_id, image_size, padded_hw)
     scaled_hw = _scaled(image_hw, image_size * view.scales[0])
     return Geometry(
         image_hw=image_hw,
@@ -161,10 +155,10 @@ def make_targets(annotations: Annotations, row: int, geometry: Geometry) -> Targ
     kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     masks = None
     if annotations.masks is not None:
-        own = where.start + kept.nonzero()[:, 0]
+        rows = where.start + kept.nonzero()[:, 0]
         scale_xy, origin_xy = geometry.affine_to_image()
         masks = TargetMasks(
-            codes=tuple(annotations.masks[int(box)] for box in own),
+            codes=tuple(annotations.masks[int(box_row)] for box_row in rows),
             image_hw=geometry.image_hw,
             scale_xy=scale_xy,
             origin_xy=origin_xy,
@@ -185,18 +179,16 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def _drawn_geometry(
-    view: View,
-    image_hw: SizeHW,
-    image_id: int,
-    image_size: int,
-    base_hw: SizeHW,
-    padded_hw: SizeHW,
+    view: View, image_hw: SizeHW, image_id: int, image_size: int, padded_hw: SizeHW
 ) -> Geometry:
-    """One draw of `crop` or `jitter`: a factor, a flip and the place of the window."""
+    """One draw of `crop` or `jitter`: a factor, a flip and where the window lies."""
     at, mirror, at_y, at_x = _uniform(view, image_id)
     low, high = CROP_SIDES if view.family == "crop" else view.scales
     drawn = low + (high - low) * at
-    scale, room_hw = (1 / drawn, base_hw) if view.family == "crop" else (drawn, padded_hw)
+    if view.family == "crop":
+        scale, room_hw = 1 / drawn, _scaled(image_hw, image_size)
+    else:
+        scale, room_hw = drawn, padded_hw
     scaled_hw = _scaled(image_hw, image_size * scale)
     valid_hw = min(scaled_hw[0], room_hw[0]), min(scaled_hw[1], room_hw[1])
     offset_yx = (

@@ -28,10 +28,10 @@ class Postprocess:
         max_detections: of an image.
     """
 
-    score_threshold: float = 0.05
-    pre_nms: int = 5000
-    nms_iou: float = 0.5
-    max_detections: int = 100
+    score_threshold: float
+    pre_nms: int
+    nms_iou: float
+    max_detections: int
 
     def __call__(
         self, scores: Tensor, boxes: Tensor, *, size_hw: SizeHW, image_id: int

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cachedet.detector.layers import ACTIVATIONS, ActivationName, NormName, make_conv, make_norm
+from cachedet.config.detector import Activation, Norm
+from cachedet.detector.layers import ACTIVATIONS, make_conv, make_norm
 from cachedet.structures import Features, FeatureSpec, LevelSpec
 
 
@@ -71,11 +72,11 @@ class FPN(nn.Module):
         self,
         spec: FeatureSpec,
         *,
-        channels: int = 256,
-        num_levels: int = 5,
-        norm: NormName = "batch",
-        activation: ActivationName = "relu",
-        separable: bool = False,
+        channels: int,
+        num_levels: int,
+        norm: Norm,
+        activation: Activation,
+        separable: bool,
     ) -> None:
         super().__init__()
         if num_levels < len(spec):

@@ -6,18 +6,16 @@ Letters: N images, C channels, h w cells.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cachedet.config.detector import Activation, Norm
 from cachedet.distributed.collective import gather, sum_over_ranks, world_size
 
-NormName = Literal["batch", "group", "none"]
-ActivationName = Literal["relu", "silu"]
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 _MOST_GROUPS = 32  # GroupNorm, arXiv 1803.08494
 _LEAST_GROUP = 4  # channels; a group of one would be flattened on maps of a single cell
 _CELLS = (0, 2, 3)  # the dimensions a channel's statistics are taken over
@@ -119,7 +117,7 @@ class _NormByMoments(torch.autograd.Function):
         return grad_maps.to(maps.dtype), grad_weight, grad_bias, None, None, None, None
 
 
-def make_norm(name: NormName, channels: int) -> nn.Module:
+def make_norm(name: Norm, channels: int) -> nn.Module:
     """BatchNorm as in the paper's RetinaNet (PAPER 2.2), GroupNorm, or nothing."""
     if name == "batch":
         return BatchNorm(channels, eps=1e-3, momentum=0.01)  # Keras momentum 0.99

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from cachedet.config.detector import Activation, Norm
 from cachedet.data.masks import NO_MASK, decode_mask
-from cachedet.detector.layers import ACTIVATIONS, ActivationName, NormName, init_he
+from cachedet.detector.layers import ACTIVATIONS, init_he
 from cachedet.detector.roi_align import PyramidRoIAlign
 from cachedet.detector.towers import Tower, full_precision, init_normal
 from cachedet.distributed.collective import count_over_ranks
@@ -39,11 +40,11 @@ class MaskHead(nn.Module):
         *,
         in_channels: int,
         num_classes: int,
-        num_convs: int = 4,
-        channels: int = 256,
-        norm: NormName = "batch",
-        activation: ActivationName = "relu",
-        separable: bool = False,
+        num_convs: int,
+        channels: int,
+        norm: Norm,
+        activation: Activation,
+        separable: bool,
     ) -> None:
         super().__init__()
         self.tower = Tower(

@@ -13,11 +13,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cachedet.config.detector import LowQuality
 from cachedet.detector.boxes import covered_fraction, pairwise_iou
 from cachedet.distributed.collective import rand_of_rank
 from cachedet.structures import Targets
 
-LowQuality = Literal["none", "one", "ties"]
+AllowedLowQuality = Literal["none", LowQuality]
 
 BACKGROUND = -1
 IGNORED = -2
@@ -94,7 +95,7 @@ def match_boxes(
     *,
     foreground_iou: float,
     background_iou: float,
-    allow_low_quality: LowQuality,
+    allow_low_quality: AllowedLowQuality,
 ) -> Tensor:
     """Which gt box each box shall learn (PAPER 2.2).
 
@@ -140,7 +141,7 @@ def _match_some(
     ground_truth: PaddedGroundTruth,
     foreground_iou: float,
     background_iou: float,
-    allow_low_quality: LowQuality,
+    allow_low_quality: AllowedLowQuality,
 ) -> Tensor:
     """Images that fit in memory together, against their boxes piece by piece: (n, T)."""
     matched, best_iou_of_gt, best_of_gt = [], [], []

@@ -11,11 +11,10 @@ from typing import Literal, NamedTuple, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cachedet.config.detector import Activation, Norm
 from cachedet.detector.fpn import coarsen, continued_strides, pyramid_spec
 from cachedet.detector.layers import (
     ACTIVATIONS,
-    ActivationName,
-    NormName,
     init_he,
     make_conv,
     make_norm,
@@ -71,11 +70,11 @@ class NASFPN(nn.Module):
         self,
         spec: FeatureSpec,
         *,
-        channels: int = 256,
-        repeats: int = 5,
-        norm: NormName = "batch",
-        activation: ActivationName = "relu",
-        separable: bool = False,
+        channels: int,
+        repeats: int,
+        norm: Norm,
+        activation: Activation,
+        separable: bool,
     ) -> None:
         super().__init__()
         _check_consecutive(spec)
@@ -111,7 +110,7 @@ class _Cell(nn.Module):
     """One repeat: 7 merging nodes, each followed by activation, 3x3 convolution and norm."""
 
     def __init__(
-        self, *, channels: int, norm: NormName, activation: ActivationName, separable: bool
+        self, *, channels: int, norm: Norm, activation: Activation, separable: bool
     ) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[activation]()

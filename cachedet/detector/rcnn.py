@@ -91,11 +91,11 @@ class RCNN(nn.Module):
         heads: Sequence[RoIHead],
         stages: Sequence[Stage],
         postprocess: Postprocess,
-        samples: int = 512,
-        positive_fraction: float = 0.25,
-        huber_delta: float = 1.0,
-        box_weight: float = 1.0,
-        mask_branch: MaskBranch | None = None,
+        samples: int,
+        positive_fraction: float,
+        huber_delta: float,
+        box_weight: float,
+        mask_branch: MaskBranch | None,
     ) -> None:
         super().__init__()
         if len(heads) != len(stages):

@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
+from cachedet.config.detector import Activation, LowQuality, Norm
 from cachedet.detector.anchors import AnchorGenerator
 from cachedet.detector.boxes import Postprocess, apply_deltas, encode_deltas
 from cachedet.detector.costs import neck_costs
-from cachedet.detector.layers import ActivationName, NormName
 from cachedet.detector.matching import (
     IGNORED,
-    LowQuality,
     PaddedGroundTruth,
     match_boxes,
     pad_ground_truth,
@@ -45,11 +44,11 @@ class RetinaNetHead(nn.Module):
         num_levels: int,
         num_anchors: int,
         num_classes: int,
-        num_convs: int = 4,
-        norm: NormName = "batch",
-        activation: ActivationName = "relu",
-        separable: bool = False,
-        norm_per_level: bool = True,
+        num_convs: int,
+        norm: Norm,
+        activation: Activation,
+        separable: bool,
+        norm_per_level: bool,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -111,13 +110,13 @@ class RetinaNet(nn.Module):
         head: RetinaNetHead,
         anchors: AnchorGenerator,
         postprocess: Postprocess,
-        foreground_iou: float = 0.5,
-        background_iou: float = 0.5,
-        allow_low_quality: LowQuality = "one",
-        focal_alpha: float = 0.25,
-        focal_gamma: float = 1.5,
-        huber_delta: float = 0.1,
-        box_weight: float = 50.0,
+        foreground_iou: float,
+        background_iou: float,
+        allow_low_quality: LowQuality,
+        focal_alpha: float,
+        focal_gamma: float,
+        huber_delta: float,
+        box_weight: float,
     ) -> None:
         super().__init__()
         self.adapters = adapters

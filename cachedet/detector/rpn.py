@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
+from cachedet.config.detector import Activation, LowQuality, Norm
 from cachedet.detector.anchors import AnchorGenerator
 from cachedet.detector.boxes import apply_deltas, clip_to_sizes, encode_deltas
-from cachedet.detector.layers import ActivationName, NormName
-from cachedet.detector.matching import LowQuality, PaddedGroundTruth, match_boxes, sample_boxes
+from cachedet.detector.matching import PaddedGroundTruth, match_boxes, sample_boxes
 from cachedet.detector.towers import Tower, init_normal, per_anchor
 from cachedet.distributed.collective import count_over_ranks
 from cachedet.structures import Features, SizeHW
@@ -58,10 +58,10 @@ class RPNHead(nn.Module):
         channels: int,
         num_levels: int,
         num_anchors: int,
-        num_convs: int = 1,
-        norm: NormName = "batch",
-        activation: ActivationName = "relu",
-        separable: bool = False,
+        num_convs: int,
+        norm: Norm,
+        activation: Activation,
+        separable: bool,
     ) -> None:
         super().__init__()
         self.tower = Tower(
@@ -109,17 +109,17 @@ class RPN(nn.Module):
         *,
         head: RPNHead,
         anchors: AnchorGenerator,
-        foreground_iou: float = 0.7,
-        background_iou: float = 0.3,
-        allow_low_quality: LowQuality = "one",
-        samples: int = 256,
-        positive_fraction: float = 0.5,
-        class_weight: float = 0.5,
-        huber_delta: float = 1 / 9,
-        box_weight: float = 1.0,
-        nms_iou: float = 0.7,
-        train_counts: ProposalCounts = ProposalCounts(pre_nms=2000, post_nms=1000),
-        test_counts: ProposalCounts = ProposalCounts(pre_nms=1000, post_nms=1000),
+        foreground_iou: float,
+        background_iou: float,
+        allow_low_quality: LowQuality,
+        samples: int,
+        positive_fraction: float,
+        class_weight: float,
+        huber_delta: float,
+        box_weight: float,
+        nms_iou: float,
+        train_counts: ProposalCounts,
+        test_counts: ProposalCounts,
     ) -> None:
         super().__init__()
         self.head = head

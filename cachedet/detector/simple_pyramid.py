@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from cachedet.config.detector import Norm
 from cachedet.detector.fpn import coarsen, pyramid_spec
-from cachedet.detector.layers import NormName, make_conv, make_norm
+from cachedet.detector.layers import make_conv, make_norm
 from cachedet.structures import Features, FeatureSpec, LevelSpec
 
 
@@ -39,9 +40,9 @@ class SimplePyramid(nn.Module):
         self,
         spec: FeatureSpec,
         *,
-        channels: int = 256,
-        num_levels: int = 4,
-        norm: NormName = "group",
+        channels: int,
+        num_levels: int,
+        norm: Norm,
     ) -> None:
         super().__init__()
         level = _only_level(spec)
@@ -69,7 +70,7 @@ class SimplePyramid(nn.Module):
         return coarsen(level, factor=2 ** (index - 1)) if index > 1 else level
 
 
-def _make_branch(in_channels: int, channels: int, norm: NormName) -> nn.Sequential:
+def _make_branch(in_channels: int, channels: int, norm: Norm) -> nn.Sequential:
     return nn.Sequential(
         make_conv(in_channels, channels, kernel=1, bias=norm == "none"),
         make_norm(norm, channels),

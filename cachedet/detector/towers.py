@@ -11,10 +11,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from cachedet.config.detector import Activation, Norm
 from cachedet.detector.layers import (
     ACTIVATIONS,
-    ActivationName,
-    NormName,
     init_he,
     make_conv,
     make_norm,
@@ -42,9 +41,9 @@ class Tower(nn.Module):
         channels: int,
         num_levels: int,
         num_convs: int,
-        norm: NormName = "batch",
-        activation: ActivationName = "relu",
-        separable: bool = False,
+        norm: Norm,
+        activation: Activation,
+        separable: bool,
         norm_per_level: bool = True,
         init_std: float | None = 0.01,
     ) -> None:

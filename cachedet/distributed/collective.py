@@ -72,8 +72,8 @@ def join(
     """
     global _rank, _world, _errands
     try:
-        found, *_ = next(rendezvous(init_method, rank, world, timeout=timeout))
-        store = PrefixStore(f"attempt {attempt}", found)
+        met, *_ = next(rendezvous(init_method, rank, world, timeout=timeout))
+        store = PrefixStore(f"attempt {attempt}", met)
         store.set_timeout(timeout)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
         errands = dist.new_group(backend="gloo", timeout=_LONGEST_ERRAND)

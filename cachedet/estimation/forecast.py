@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from cachedet.config.run import Residency, WantedResidency
 from cachedet.errors import ConfigError
-from cachedet.estimation.measured import Measured, Memory, Phase, Training, Wanted
-from cachedet.loading.residency import Need, Residency, choose_residency
+from cachedet.estimation.measured import Measured, Memory, Phase, Training
+from cachedet.loading.residency import Need, choose_residency
 
 _PAGE_CACHE_SHARE = 0.8  # of free RAM that the system keeps files in before it lets go of them
 
@@ -154,7 +155,7 @@ def reads_disk(residency: Residency, nbytes: float, free_ram: float) -> bool:
 
 
 def expected_residency(
-    wanted: Wanted, *, stored: float, unpacked: float, ram: float, device: float | None
+    wanted: WantedResidency, *, stored: float, unpacked: float, ram: float, device: float | None
 ) -> Residency:
     """What `train-heads` will choose; as for `auto` where it would refuse what the config names.
 

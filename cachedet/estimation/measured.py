@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
+from cachedet.config.run import WantedResidency
 from cachedet.estimation.disk import DiskRates
 
 
@@ -44,10 +45,6 @@ class Phase:
         known = max(seconds, self.stages.get(stage, 0.0))
         stages = {**self.stages, stage: known}
         return replace(self, seconds=max(self.seconds, known), stages=stages)
-
-
-Wanted = Literal["stream", "ram", "device", "auto"]
-"""Residency of a config."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +128,7 @@ class Measured:
     free_disk: float
     free_ram: float
     free_device: float | None
-    residency: Wanted
+    residency: WantedResidency
 
     @property
     def stored(self) -> CodecFigures:

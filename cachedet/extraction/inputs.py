@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from cachedet.store.format.manifest import (
     images_digest,
     library_versions,
 )
-from cachedet.structures import Annotations, Features, Preprocessing
+from cachedet.structures import Annotations, Preprocessing
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,13 +62,6 @@ def make_inputs(
         pad_multiple=pad_multiple,
         preprocessing=preprocessing,
     )
-
-
-def run_backbone(backbone: FrozenBackbone, images: Tensor, *, batch_size: int) -> Features:
-    """(n, 3, H, W) -> CPU maps (n, C, h, w), in batches that depend on nothing but the block."""
-    device = next(backbone.parameters()).device
-    parts = [backbone(batch.to(device)) for batch in torch.split(images, batch_size)]
-    return {name: torch.cat([part[name].cpu() for part in parts]) for name in backbone.spec.names}
 
 
 def make_manifest(

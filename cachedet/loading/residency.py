@@ -15,12 +15,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cachedet.config.run import Residency, WantedResidency
 from cachedet.errors import ConfigError, CorruptBlockError, StoreError
 from cachedet.loading.decoding import BatchDecoder, map_parts
 from cachedet.progress import StageProgress
@@ -30,8 +31,6 @@ from cachedet.store.format.layout import Block
 from cachedet.store.format.shards import unpack_zstd
 from cachedet.store.reader import FeatureStore, Key, PackedParts
 from cachedet.structures import Features, SizeHW
-
-Residency = Literal["stream", "ram", "device"]
 
 _SHARE = 0.5  # of what is free that `auto` takes: the step, validation and others need the rest
 _WORTH_A_LINE = 256 << 20  # bytes to load below which no progress is shown
@@ -57,7 +56,7 @@ class Need:
 
 
 def choose_residency(
-    wanted: Residency | Literal["auto"], need: Need, *, has_own_memory: bool
+    wanted: WantedResidency, need: Need, *, has_own_memory: bool
 ) -> tuple[Residency, str]:
     """The residency, and one line that says why.
 

@@ -1,7 +1,4 @@
-"""What a run writes down and shows while it trains: metrics.csv, TensorBoard, log.txt, the table.
-
-One object of one process: with several, only the first has it.
-"""
+"""What a run writes down and logs while it trains: metrics.csv, TensorBoard, log.txt, a table."""
 
 from __future__ import annotations
 
@@ -22,200 +19,14 @@ from cachedet.training.trainer import StepStatistics, Trainer
 
 _log = logging.getLogger("cachedet.training")
 
-
-def require_tensorboard() -> None:
-    """Raises ConfigError where the package is missing."""
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"tensorboard: true needs the tensorboard package ({error}); "
-            "pip install 'cachedet[tensorboard]', or set tensorboard: false (metrics.csv has all)"
-        ) from error
-
-
-class TensorBoardLog:
-    """Scalars of a run; events after the resumed step are purged.
-
-    Raises ConfigError where the package is missing.
-    """
-
-    def __init__(self, folder: Path, *, first_step: int) -> None:
-        require_tensorboard()
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder), purge_step=first_step)
-
-    def append(self, values: Mapping[str, float], *, step: int) -> None:
-        """`val_ap` becomes validation/ap, everything else training/<name>."""
-        for name, value in values.items():
-            section = "validation" if name.startswith("val_") else "training"
-            self._writer.add_scalar(f"{section}/{name.removeprefix('val_')}", value, step)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class MetricsLog:
-    """Appends rows with fixed columns; rows after the resumed step are dropped first.
-
-    Args:
-        path: of the file; one that lacks some of the columns gets them.
-        columns: names, "step" and "epoch" among them.
-        keep_until_step, keep_until_epoch: where the run goes on; a row of a validation counts the
-            epochs that are done, so that one that will be made again is dropped.
-
-    Raises CheckpointError where the file has columns that are not among these.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        columns: Sequence[str],
-        *,
-        keep_until_step: int = 0,
-        keep_until_epoch: int = 0,
-    ) -> None:
-        self.path = path
-        self.columns = tuple(columns)
-        kept = [
-            row
-            for row in self._rows()
-            if int(row["step"]) <= keep_until_step and int(row["epoch"]) <= keep_until_epoch
-        ]
-        self._file = path.open("w", encoding="utf-8", newline="", buffering=1)
-        self._writer = csv.DictWriter(self._file, self.columns)
-        self._writer.writeheader()
-        self._writer.writerows(kept)
-        self._file.flush()
-
-    def __enter__(self) -> MetricsLog:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
-
-    def append(self, row: Mapping[str, float]) -> None:
-        """Write one row; columns it lacks stay empty, unknown columns are a ValueError."""
-        self._writer.writerow(row)
-
-    def _rows(self) -> list[dict[str, str]]:
-        if not self.path.exists():
-            return []
-        with self.path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-        if not {"step", "epoch"} <= set(reader.fieldnames or ()) <= set(self.columns):
-            raise CheckpointError(
-                f"{self.path} has columns {reader.fieldnames}, expected {list(self.columns)}; "
-                "move the file away to start a new one"
-            )
-        return rows
-
-
-_GAP = "  "
+_LOG_EVERY = 20  # steps between rows of metrics.csv
+_WIDE = 120  # characters of a line of log.txt
+_GAP = "  "  # between columns of the table
 _REPEAT_HEADER = 25  # lines
 
 
-@dataclass(frozen=True, kw_only=True)
-class EpochFigures:
-    """What an epoch reached."""
-
-    epoch: int  # epochs done
-    epochs: int  # of the run
-    learning_rate: float  # of its last step
-    losses: Mapping[str, float]  # "loss" and "loss_*", means over its images
-    ap: float | None  # None: not validated
-    ap50: float | None
-    images_per_second: float  # of training, without validation
-    waiting_share: float  # of the training time, for data
-
-
-class EpochTable:
-    """Lines of equal columns.
-
-    Args:
-        parts: names of the loss parts.
-        width: characters of a line; where the parts do not fit, the total alone is shown.
-    """
-
-    def __init__(self, parts: Sequence[str], *, width: int) -> None:
-        self._parts = tuple(parts)
-        if len(self.header()) > width:
-            self._parts = ()
-        self._lines = 0
-
-    def header(self) -> str:
-        parts = [f"{name:>{_width_of(name)}}" for name in self._parts]
-        columns = ["  epoch", "     lr", "  loss", *parts, "   AP", " AP50", "  img/s", "wait"]
-        return _GAP.join(columns)
-
-    def lines(self, figures: EpochFigures) -> list[str]:
-        """The line of an epoch, with the header before it from time to time."""
-        parts = [
-            f"{_short(figures.losses.get(f'loss_{name}')):>{_width_of(name)}}"
-            for name in self._parts
-        ]
-        line = _GAP.join(
-            [
-                f"{f'{figures.epoch}/{figures.epochs}':>7}",
-                f"{figures.learning_rate:>7.1e}",
-                f"{_short(figures.losses.get('loss')):>6}",
-                *parts,
-                f"{_score(figures.ap):>5}",
-                f"{_score(figures.ap50):>5}",
-                f"{figures.images_per_second:>7.1f}",
-                f"{figures.waiting_share:>4.0%}",
-            ]
-        )
-        header = [self.header()] if self._lines % _REPEAT_HEADER == 0 else []
-        self._lines += 1
-        return [*header, line]
-
-
-def _width_of(name: str) -> int:
-    return max(len(name), 6)
-
-
-def _short(value: float | None) -> str:
-    """Six characters at most for what is between 0.001 and 99999."""
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
-
-
-def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-_LOG_EVERY = 20  # steps between rows of metrics.csv
-_WIDE = 120  # characters of a line of log.txt
-
-
-def log_columns(loss_names: Sequence[str]) -> tuple[str, ...]:
-    """Of metrics.csv."""
-    losses = (f"loss_{name}" for name in loss_names)
-    first = ("step", "epoch", "lr", "loss")
-    speed = ("images_per_second", "waiting_share", "seconds")
-    return (*first, *losses, "grad_norm", *speed, "val_ap", "val_ap50", "val_ap75")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Tables:
-    """What has a column for each loss."""
-
-    metrics: MetricsLog
-    shown: EpochTable  # on the terminal
-    logged: EpochTable  # in log.txt
-
-
 class RunRecords:
-    """Context manager around the training loop.
+    """Context manager around the training loop; of several processes only the first has one.
 
     Args:
         folder: of the run.
@@ -304,7 +115,7 @@ class RunRecords:
             self._folder.log(line)
 
     def note(self, line: str) -> None:
-        """One line for whoever looks on, and for log.txt."""
+        """Log one line, also in log.txt."""
         _log.info(line)
         self._folder.log(line)
 
@@ -329,14 +140,14 @@ class RunRecords:
     def _append(
         self, trainer: Trainer, values: Mapping[str, float], *, epoch: int | None = None
     ) -> None:
-        place = {"step": trainer.step, "epoch": trainer.epoch if epoch is None else epoch}
-        self._tables_of(trainer).metrics.append({**place, **values})
+        position = {"step": trainer.step, "epoch": trainer.epoch if epoch is None else epoch}
+        self._tables_of(trainer).metrics.append({**position, **values})
         if self._tensorboard is not None:
             self._tensorboard.append(values, step=trainer.step)
 
 
 class NoOpRecorder:
-    """Takes what `RunRecords` takes, and writes and shows nothing."""
+    """Takes the place of `RunRecords` in the other processes; writes and shows nothing."""
 
     def __enter__(self) -> NoOpRecorder:
         return self
@@ -364,17 +175,184 @@ class NoOpRecorder:
         """See RunRecords."""
 
 
-class NoOpCheckpointer:
-    """Takes what `CheckpointWriter` takes, and saves nothing."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Tables:
+    """What has a column for each loss."""
 
-    def save_if_due(self, trainer: Trainer) -> None:
-        """See CheckpointWriter."""
+    metrics: MetricsLog
+    shown: EpochTable  # as wide as the terminal
+    logged: EpochTable  # in log.txt
 
-    def save_last(self, trainer: Trainer) -> None:
-        """See CheckpointWriter."""
 
-    def save_unsaved(self, trainer: Trainer) -> None:
-        """See CheckpointWriter."""
+class MetricsLog:
+    """Appends rows with fixed columns; rows after the resumed step are dropped first.
 
-    def save_best(self, trainer: Trainer) -> None:
-        """See CheckpointWriter."""
+    Args:
+        path: of the file.
+        columns: names, "step" and "epoch" among them.
+        keep_until_step, keep_until_epoch: where the run goes on; a row of a validation counts the
+            epochs that are done, so that one that will be made again is dropped.
+
+    Raises CheckpointError where the file has other columns.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        columns: Sequence[str],
+        *,
+        keep_until_step: int = 0,
+        keep_until_epoch: int = 0,
+    ) -> None:
+        self.path = path
+        self.columns = tuple(columns)
+        kept = [
+            row
+            for row in self._rows()
+            if int(row["step"]) <= keep_until_step and int(row["epoch"]) <= keep_until_epoch
+        ]
+        self._file = path.open("w", encoding="utf-8", newline="", buffering=1)
+        self._writer = csv.DictWriter(self._file, self.columns)
+        self._writer.writeheader()
+        self._writer.writerows(kept)
+        self._file.flush()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Write one row; columns it lacks stay empty, unknown columns are a ValueError."""
+        self._writer.writerow(row)
+
+    def _rows(self) -> list[dict[str, str]]:
+        if not self.path.exists():
+            return []
+        with self.path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        if tuple(reader.fieldnames or ()) != self.columns:
+            raise CheckpointError(
+                f"{self.path} has columns {reader.fieldnames}, expected {list(self.columns)}; "
+                "move the file away to start a new one"
+            )
+        return rows
+
+
+def log_columns(loss_names: Sequence[str]) -> tuple[str, ...]:
+    """The columns of metrics.csv."""
+    losses = (f"loss_{name}" for name in loss_names)
+    first = ("step", "epoch", "lr", "loss")
+    speed = ("images_per_second", "waiting_share", "seconds")
+    return (*first, *losses, "grad_norm", *speed, "val_ap", "val_ap50", "val_ap75")
+
+
+class TensorBoardLog:
+    """Scalars of a run; events after the resumed step are purged.
+
+    Raises ConfigError where the package is missing.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int) -> None:
+        require_tensorboard()
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+
+    def append(self, values: Mapping[str, float], *, step: int) -> None:
+        """`val_ap` becomes validation/ap, everything else training/<name>."""
+        for name, value in values.items():
+            section = "validation" if name.startswith("val_") else "training"
+            self._writer.add_scalar(f"{section}/{name.removeprefix('val_')}", value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def require_tensorboard() -> None:
+    """Raises ConfigError where the package is missing."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"tensorboard: true needs the tensorboard package ({error}); "
+            "pip install 'cachedet[tensorboard]', or set tensorboard: false (metrics.csv has all)"
+        ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochFigures:
+    """What an epoch reached."""
+
+    epoch: int  # epochs done
+    epochs: int  # of the run
+    learning_rate: float  # of its last step
+    losses: Mapping[str, float]  # "loss" and "loss_*", means over its images
+    ap: float | None  # None: not validated
+    ap50: float | None
+    images_per_second: float  # of training, without validation
+    waiting_share: float  # of the training time, for data
+
+
+class EpochTable:
+    """Lines of equal columns.
+
+    Args:
+        parts: names of the loss parts.
+        width: characters of a line; where the parts do not fit, the total alone is shown.
+    """
+
+    def __init__(self, parts: Sequence[str], *, width: int) -> None:
+        self._parts = tuple(parts)
+        if len(self.header()) > width:
+            self._parts = ()
+        self._lines = 0
+
+    def header(self) -> str:
+        parts = [f"{name:>{_width_of(name)}}" for name in self._parts]
+        columns = ["  epoch", "     lr", "  loss", *parts, "   AP", " AP50", "  img/s", "wait"]
+        return _GAP.join(columns)
+
+    def lines(self, figures: EpochFigures) -> list[str]:
+        """The line of an epoch, with the header before it from time to time."""
+        parts = [
+            f"{_short(figures.losses.get(f'loss_{name}')):>{_width_of(name)}}"
+            for name in self._parts
+        ]
+        line = _GAP.join(
+            [
+                f"{f'{figures.epoch}/{figures.epochs}':>7}",
+                f"{figures.learning_rate:>7.1e}",
+                f"{_short(figures.losses.get('loss')):>6}",
+                *parts,
+                f"{_score(figures.ap):>5}",
+                f"{_score(figures.ap50):>5}",
+                f"{figures.images_per_second:>7.1f}",
+                f"{figures.waiting_share:>4.0%}",
+            ]
+        )
+        header = [self.header()] if self._lines % _REPEAT_HEADER == 0 else []
+        self._lines += 1
+        return [*header, line]
+
+
+def _width_of(name: str) -> int:
+    return max(len(name), 6)
+
+
+def _short(value: float | None) -> str:
+    """Six characters at most for what is between 0.001 and 99999."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,9 +1,8 @@
-"""How a run starts: in a new folder, or where its last checkpoint left it."""
+"""How a run starts: its views, what must fit together, a new folder or the last checkpoint."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,63 @@ from cachedet.training.trainer import Trainer
 _log = logging.getLogger("cachedet.training")
 
 
+def pin_views(
+    config: TrainConfig, store: FeatureStore, folder: RunFolder, *, goes_on: bool
+) -> dict[str, float]:
+    """The probability of each single view.
+
+    Families, and "all there are" (no `views`), mean the views the store held when the run started:
+    a run that goes on finds those in its folder.
+
+    Raises ConfigError: views the store lacks or, for a run that goes on, that it did not start
+    with; CheckpointError: the store no longer holds those of the run.
+    """
+    held, where = store.manifest.views, store.location
+    started = None
+    if goes_on and folder.config.is_file():
+        started = load_train_config(folder.config).views
+    if started is not None:
+        gone = [view for view in started if view not in held]
+        if gone:
+            raise CheckpointError(
+                f"cannot resume {folder.root}: it trains on views {', '.join(started)}, and "
+                f"{where} has no {', '.join(gone)}: they were pruned, or it is another store. "
+                "Give the store of the run, or add the views with `cachedet extract --views`"
+            )
+        held, where = tuple(started), f"{where} as the run found it"
+    return resolve_views(config.views, held=held, where=where)
+
+
+def require_fit(config: TrainConfig, store: FeatureStore, validation: FeatureStore | None) -> None:
+    """Refuse what would be found out after hours, or never.
+
+    Raises:
+        CheckpointError: features or classes of the two stores differ.
+        ConfigError: validation images without boxes, a metric that nobody computes, masks that
+            are not there, or TensorBoard that is not installed.
+    """
+    if config.tensorboard:
+        require_tensorboard()
+    if validation is not None:
+        _require_same_features(store.manifest, validation.manifest)
+        if not np.any(~validation.annotations.crowd):
+            raise ConfigError(
+                f"the validation store {validation.location} holds no boxes (crowds aside), so "
+                "that AP is undefined; validate on images with boxes, or leave --val out"
+            )
+    stopping = config.early_stopping
+    if stopping is not None and stopping.metric != "loss" and validation is None:
+        raise ConfigError(
+            f"early_stopping on {stopping.metric} needs a validation store: give --val, or set "
+            "early_stopping.metric: loss"
+        )
+    if trains_masks(config.detector) and store.annotations.masks is None:
+        raise ConfigError(
+            "detector.mask_head needs masks, the store's annotations have none; extract from an "
+            "annotation file with `segmentation`, or remove detector.mask_head"
+        )
+
+
 def start_or_continue(
     folder: RunFolder,
     config: TrainConfig,
@@ -41,12 +97,11 @@ def start_or_continue(
     Only rank 0 touches the folder: the state travels to the others, which need not see its disk.
 
     Args:
-        folder: of the run.
-        config, manifest: of the run.
+        folder, config, manifest: of the run.
         trainer: of this rank, as `make_trainer` made it.
         resume: the user wants to continue; there must be a run.
-        restarts: how often torchrun has started the processes anew; then they continue the run they
-            find, or start it again where it had not saved anything yet.
+        restarts: how often torchrun has started the processes anew; then they continue the run
+            that is there, or start it again where it had not saved anything yet.
 
     Raises CheckpointError: the folder does not fit.
     """
@@ -82,7 +137,7 @@ def _open_last(folder: RunFolder, config: TrainConfig, manifest: Manifest) -> Ch
 def _create(
     folder: RunFolder, config: TrainConfig, trainer: Trainer, manifest: Manifest, *, again: bool
 ) -> Checkpoint | None:
-    """Returns the weights to start from; `again`: the folder is of this run, which saved nothing"""
+    """The weights to start from; `again`: the folder is of this run, which has saved nothing."""
     initial = (
         None
         if config.init_from is None
@@ -102,65 +157,6 @@ def _create(
     return initial
 
 
-def pin_views(
-    config: TrainConfig, store: FeatureStore, folder: RunFolder, *, goes_on: bool
-) -> dict[str, float]:
-    """The probability of each single view.
-
-    Families, and "all there are" (no `views`), mean the views the store held when the run started:
-    a run that goes on finds those in its folder.
-
-    Raises ConfigError: views the store lacks or, for a run that goes on, that it did not start
-    with; CheckpointError: the store no longer holds those of the run.
-    """
-    started = load_train_config(folder.config, []).views if _has_config(folder, goes_on) else None
-    held, where = store.manifest.views, store.location
-    if started is not None:
-        _require_held(started, store, folder)
-        held, where = tuple(started), f"{where} as the run found it"
-    return resolve_views(config.views, held=held, where=where)
-
-
-def _require_held(started: Collection[str], store: FeatureStore, folder: RunFolder) -> None:
-    gone = [view for view in started if view not in store.manifest.views]
-    if gone:
-        raise CheckpointError(
-            f"cannot resume {folder.root}: it trains on views {', '.join(started)}, and "
-            f"{store.location} has no {', '.join(gone)}: they were pruned, or it is another store. "
-            "Give the store of the run, or add the views with `cachedet extract --views`"
-        )
-
-
-def _has_config(folder: RunFolder, goes_on: bool) -> bool:
-    return goes_on and folder.config.is_file()
-
-
-def require_fit(config: TrainConfig, store: FeatureStore, validation: FeatureStore | None) -> None:
-    """Refuse what would be found out after hours, or never.
-
-    Raises:
-        CheckpointError: features or classes of the two stores differ.
-        ConfigError: validation images without boxes, a metric that nobody computes, masks that
-            are not there, or TensorBoard that is not installed.
-    """
-    if config.tensorboard:
-        require_tensorboard()
-    if validation is not None:
-        _require_same_features(store.manifest, validation.manifest)
-        if not np.any(~validation.annotations.crowd):
-            raise ConfigError(
-                f"the validation store {validation.location} holds no boxes (crowds aside), so "
-                "that AP is undefined; validate on images with boxes, or leave --val out"
-            )
-    stopping = config.early_stopping
-    if stopping is not None and stopping.metric != "loss" and validation is None:
-        raise ConfigError(
-            f"early_stopping on {stopping.metric} needs a validation store: give --val, or set "
-            "early_stopping.metric: loss"
-        )
-    _require_masks(config, store)
-
-
 def _require_same_features(train: Manifest, validation: Manifest) -> None:
     """Validation features must come from the same backbone and classes. Raises CheckpointError."""
     field = train.incompatible_field(validation)
@@ -168,12 +164,4 @@ def _require_same_features(train: Manifest, validation: Manifest) -> None:
         raise CheckpointError(
             f"the validation store differs in {field}: expected {getattr(train, field)}, got "
             f"{getattr(validation, field)}; extract both stores with the same options"
-        )
-
-
-def _require_masks(config: TrainConfig, store: FeatureStore) -> None:
-    if trains_masks(config.detector) and store.annotations.masks is None:
-        raise ConfigError(
-            "detector.mask_head needs masks, the store's annotations have none; extract from an "
-            "annotation file with `segmentation`, or remove detector.mask_head"
         )

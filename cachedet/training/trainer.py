@@ -37,6 +37,8 @@ from cachedet.training.optimizer import (
 )
 from cachedet.training.stopping import EarlyStopping
 
+_SMALLEST_SCALE = 1.0  # of fp16 gradients; one that overflows unscaled will not get better
+
 
 @dataclass(kw_only=True, eq=False)
 class StepStatistics:
@@ -78,9 +80,6 @@ class StepStatistics:
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-_SMALLEST_SCALE = 1.0  # of fp16 gradients; one that overflows unscaled will not get better
 
 
 @dataclass(kw_only=True, eq=False)
@@ -156,8 +155,7 @@ class Trainer:
         error: the step is left out and the scale halved.
         """
         for group in self.optimizer.param_groups:
-            # A state that an older cachedet saved has no scales.
-            group["lr"] = self.learning_rate.at(self.step) * group.get("lr_scale", 1.0)
+            group["lr"] = self.learning_rate.at(self.step) * group["lr_scale"]
         sum_gradients(self.detector.parameters())
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from cachedet.augmentation.steps import make_augment
-from cachedet.config.run import AugmentConfig
+from cachedet.config.run import AugmentConfig, Residency
 from cachedet.loading.loader import FeatureLoader
-from cachedet.loading.residency import FeatureSource, Residency, make_source
+from cachedet.loading.residency import FeatureSource, make_source
 from cachedet.store.reader import FeatureStore, Key
 from cachedet.structures import Annotations, Batch, Features
 

@@ -277,6 +277,11 @@ def test_heads_that_do_not_fit_the_stages(detectors: Any) -> None:
         "rpn": faster.rpn,
         "roi_align": faster.roi_align,
         "postprocess": faster.postprocess,
+        "samples": 512,
+        "positive_fraction": 0.25,
+        "huber_delta": 1.0,
+        "box_weight": 1.0,
+        "mask_branch": None,
     }
     heads = list(faster.heads)
     with pytest.raises(ValueError, match="expected one head a stage, got 1 for 2"):

@@ -101,7 +101,9 @@ def make_trainer_of(config: dict[str, Any], *, clip_norm: float = 5.0) -> Traine
     detector = build_detector(adapter.validate_python(values), spec=SPEC, num_classes=3)
     return Trainer(
         detector=detector,
-        optimizer=torch.optim.SGD(detector.parameters(), lr=0.02, momentum=0.9),
+        optimizer=torch.optim.SGD(
+            [{"params": detector.parameters(), "lr_scale": 1.0}], lr=0.02, momentum=0.9
+        ),
         learning_rate=LearningRate(
             peak=0.02, total_steps=10, warmup_steps=0, kind="cosine", drops=(), warmup_from=0.0
         ),

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from cachedet.config.run import Residency
 from cachedet.errors import ConfigError, CorruptBlockError, StoreError
 from cachedet.loading.loader import FeatureLoader
 from cachedet.loading.residency import (
     FeatureSource,
     Need,
     RamFeatures,
-    Residency,
     choose_residency,
     make_source,
 )

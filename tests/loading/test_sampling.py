@@ -136,7 +136,7 @@ def test_weights_for_views_the_store_lacks() -> None:
         ("{base: .inf}", "weight of view 'base' must be above 0"),
         ("{base: true}", "weight of view 'base' must be above 0"),
         ("{}", "views must name at least one view, got {}"),
-        ("[base, base]", "views must name each view once; for other chances give weights"),
+        ("[base, base]", "views must name each view once; for other probabilities give weights"),
         ("base", "expected names of views as \\[base, hflip\\], or weights"),
         ("[1]", "expected names of views"),
     ],

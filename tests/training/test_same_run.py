@@ -44,6 +44,7 @@ def checkpoint(tiny: Any) -> Checkpoint:
         epoch=1,
         batch=2,
         best_ap=0.25,
+        seconds=1.0,
         heads={},
         optimizer={},
         torch_rng=torch.get_rng_state(),
