@@ -23,11 +23,8 @@ def free_memory(device: torch.device) -> int:
 def free_ram(root: Path = Path("/")) -> int:
     """Bytes of RAM this process can still have: what the machine has left, and each cgroup allows.
 
-    Args:
-        root: of the file system that holds /proc and /sys; another one in tests.
-
     Where the system does not say what it has left (macOS), half of all RAM; 0 where it says nothing
-    (Windows).
+    (Windows). `root` holds /proc and /sys; another folder in tests.
     """
     return max(0, min([_left_on_machine(root), *_left_in_cgroups(root)]))
 
@@ -35,11 +32,7 @@ def free_ram(root: Path = Path("/")) -> int:
 def peak_memory(device: torch.device, root: Path = Path("/")) -> int:
     """Most bytes this process ever held: on an accelerator what tensors took, else all its RAM.
 
-    Args:
-        device: of the training.
-        root: of the file system that holds /proc; another one in tests.
-
-    0 where the system does not say (Windows).
+    0 where the system does not say (Windows). `root` holds /proc; another folder in tests.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))

@@ -63,7 +63,7 @@ def choose_residency(
     Args:
         wanted: `auto` takes the first of device, ram and stream that fits into half of what is
             free.
-        need: bytes.
+        need: bytes that are needed and free.
         has_own_memory: whether the device has memory besides RAM; `auto` considers it only then.
 
     Raises ConfigError where what was named does not fit; says by how much.

@@ -79,12 +79,8 @@ def make_repeat_factor_sampler(
     """Repeat factors of the images of `annotations`.
 
     r(c) = max(1, sqrt(threshold / f(c))) with f(c) the share of all images that have class c;
-    an image has the largest factor of its classes, 1 without a box. Crowd boxes do not count:
-    the losses ignore them.
-
-    Args:
-        annotations: of the store.
-        threshold: share of the images below which a class is shown more often; 0.001 in LVIS.
+    an image has the largest factor of its classes, 1 without a box. LVIS takes a threshold of
+    0.001. Crowd boxes do not count: the losses ignore them.
 
     Raises ConfigError where no image has a box.
     """
@@ -135,7 +131,7 @@ def resolve_views(
         wanted: names, or their weights; None: all views held, equally. A name is
             a view or a family (`jitter`, `crop`, ...), whose weight its members share equally.
         held: views of the store.
-        where: names the store in messages.
+        where: what messages call the store.
 
     Raises ConfigError: names that are neither, all of them in one message.
     """
@@ -182,7 +178,7 @@ def plan_epoch(
     Args:
         buckets: (V, N) number of the bucket that view v of image n falls into.
         batch_size: most images in a batch.
-        seed: of the run.
+        seed: with `epoch`, all that the draws depend on.
         epoch: counted from 0.
         sampler: of the images; each once by default.
         probabilities: (V,) of the views, whose sum is 1; equal by default.

@@ -190,12 +190,7 @@ class FeatureStore:
                 self._chunks.read(chunk)
 
     def read_packed(self, row: int, view: str, *, out: EncodedFeatures) -> PackedParts:
-        """The stored parts of one image, checked; what is compressed stays so.
-
-        Args:
-            row: of the image.
-            view: of the image.
-            out: of `make_buffers`, for one image: what is compressed is tried there.
+        """The stored parts of one image; what is compressed stays so, tried in `out` for one image.
 
         Raises as `read_encoded`.
         """

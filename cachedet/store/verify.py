@@ -78,10 +78,7 @@ def verify_store(
     `extract` writes it anew; where the store is read-only it stays. What cannot be read this time
     is only reported.
 
-    Args:
-        root: folder of the store.
-        deep: read every byte.
-        on_progress: called with (blocks, bytes) that were checked.
+    `on_progress` is called with (blocks, bytes) that were checked.
 
     Raises StoreError where the store cannot be opened at all.
     """

@@ -83,7 +83,7 @@ class StoreWriter:
 
         Args:
             root: folder of the store.
-            manifest: what it shall hold.
+            manifest: what it is to hold.
             annotations: kept inside the store.
             contents: (N,) content hash of each image file, to notice changed images.
             fit: gives the codec what it must learn from a sample; called for a new store.
@@ -160,8 +160,8 @@ class StoreWriter:
         temporary: dict[str, Path] = {}
         shards: dict[str, ShardRecord] = {}
         try:
-            for array, part in self._plan.layout.parts(block.bucket).items():
-                path = self.root / shard_key(block, array, part)
+            for array, key in self._plan.layout.shard_keys(block).items():
+                path = self.root / key
                 path.parent.mkdir(parents=True, exist_ok=True)
                 temporary[array] = temporary_path(path)
                 chunks = [chunk for some in images for chunk in some.chunks[array]]

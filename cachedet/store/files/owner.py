@@ -86,8 +86,8 @@ class Owner:
             return Life.ALIVE
         if _is_zombie(self.pid):
             return Life.DEAD
-        found = _start_of(self.pid)
-        return Life.ALIVE if found is None or self.start in (0, found) else Life.DEAD
+        start = _start_of(self.pid)
+        return Life.ALIVE if start is None or self.start in (0, start) else Life.DEAD
 
 
 def _host() -> str:

@@ -75,10 +75,6 @@ class ChunkReader:
     per thread one buffer as large as the largest compressed chunk. The checksum a chunk ends with
     must be the one in its commit record, whatever storage it comes from: a shard in the wrong place
     or written anew is an error, unless it holds the committed bytes again.
-
-    Args:
-        source: of the store.
-        slots: of a shard.
     """
 
     def __init__(self, source: ByteSource, slots: int) -> None:

@@ -13,7 +13,7 @@ import xxhash
 from cachedet.errors import CorruptBlockError
 from cachedet.store.files.names import COMMITS
 from cachedet.store.files.source import ByteSource, OpenFile
-from cachedet.store.format.layout import Block, commit_key, shard_key
+from cachedet.store.format.layout import Block, commit_key
 from cachedet.store.format.manifest import digest_json
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.format.shards import CHECKSUM_NBYTES, proves_damage, unreadable
@@ -208,8 +208,7 @@ def check_block(plan: StorePlan, block: Block, *, deep: bool) -> tuple[int, Faul
     misfit = _find_misfit(plan, block, record)
     if misfit is not None:
         return nbytes, Fault(where, f"the record belongs to another store or block: {misfit}")
-    for array, part in plan.layout.parts(block.bucket).items():
-        key = shard_key(block, array, part)
+    for array, key in plan.layout.shard_keys(block).items():
         reason = _shard_fault(plan.source, key, record.shards[array], deep=deep)
         if reason is not None:
             return nbytes, Fault(plan.source.describe(key), reason)

@@ -112,6 +112,11 @@ class Layout:
             for part in parts
         }
 
+    def shard_keys(self, block: Block) -> dict[str, str]:
+        """Key of each shard of a block, by array as in `parts`."""
+        parts = self.parts(block.bucket).items()
+        return {array: shard_key(block, array, part) for array, part in parts}
+
     def image_nbytes(self, bucket: SizeHW) -> int:
         """Bytes of one stored image: exact without zstd, else the most they can be."""
         parts = self.parts(bucket).values()

@@ -38,7 +38,7 @@ def require_types(value: Any, declared: Any, *, name: str) -> None:
     Args:
         value: read from JSON; lists already as tuples, objects already as dataclasses.
         declared: a hint made of str, int, float, tuple, dict and dataclasses.
-        name: of the value, for people.
+        name: what messages call the value.
 
     Raises:
         TypeError: a value of another type; names it.
@@ -63,12 +63,8 @@ def require_types(value: Any, declared: Any, *, name: str) -> None:
             if not (hint is str and type(item) is str):  # most are: millions need no call each
                 require_types(item, hint, name=name)
     else:
-        _require(
-            type(value) is declared or (declared is float and type(value) is int),
-            value,
-            declared,
-            name,
-        )
+        fits = type(value) is declared or (declared is float and type(value) is int)
+        _require(fits, value, declared, name)
         _require_sane_number(value, name)
 
 
@@ -275,8 +271,8 @@ def digest_json(value: Any) -> str:
 
 def library_versions() -> dict[str, str]:
     """What wrote the store, for people who ask later."""
-    found = {name: version(name) for name in _LIBRARIES}
-    return {"cachedet": __version__, "python": platform.python_version(), **found}
+    libraries = {name: version(name) for name in _LIBRARIES}
+    return {"cachedet": __version__, "python": platform.python_version(), **libraries}
 
 
 def _short(value: Any, *, most: int = 120) -> str:
