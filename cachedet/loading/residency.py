@@ -195,7 +195,7 @@ class DeviceFeatures:
         for block in blocks:
             images[block.bucket] += len(block.rows)
         self._held = {
-            bucket: map_parts(store.make_buffers(bucket, count, levels).arrays, self._empty_like)
+            bucket: map_parts(store.make_buffers(bucket, count, levels).arrays, self._make_room)
             for bucket, count in images.items()
         }
         _, nbytes = store.encoded_nbytes(views, levels)
@@ -213,7 +213,7 @@ class DeviceFeatures:
         parts = map_parts(self._held[bucket], lambda held: _pick(held, slots))
         return self._decoder.decode_parts(bucket, parts)
 
-    def _empty_like(self, array: np.ndarray) -> Tensor:
+    def _make_room(self, array: np.ndarray) -> Tensor:
         return torch.empty_like(torch.from_numpy(array), device=self._device)
 
     def _load(self, block: Block, *, start: int) -> int:

@@ -28,16 +28,6 @@ class Sampler(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class UniformSampler:
-    """Every image once."""
-
-    num_rows: int
-
-    def draw(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        return rng.permutation(self.num_rows)
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RepeatFactorSampler:
     """Every image as often as its repeat factor says (arXiv 1908.03195, section 6.1).
@@ -188,7 +178,7 @@ def plan_epoch(
     """
     rng = np.random.default_rng([seed, epoch])
     num_views, num_rows = buckets.shape
-    rows = (sampler or UniformSampler(num_rows=num_rows)).draw(rng)
+    rows = rng.permutation(num_rows) if sampler is None else sampler.draw(rng)
     views = _draw_views(rng, probabilities or [1 / num_views] * num_views, count=len(rows))
     drawn = buckets[views, rows]
     by_bucket = np.argsort(drawn, kind="stable")

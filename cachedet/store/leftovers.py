@@ -64,12 +64,13 @@ def _of_writers(root: Path) -> list[Path]:
         top = {entry.name: entry.is_dir() for entry in entries}
     files = [root / name for name, is_folder in top.items() if not is_folder]
     files += walk_files(root, [name for name, is_folder in top.items() if is_folder])
-    return sorted(path for path in files if _is_of_writer(path, root / LEASES))
-
-
-def _is_of_writer(path: Path, leases: Path) -> bool:
-    is_lease = path.parent == leases and path.name.endswith(LEASE_SUFFIX)
-    return is_lease or path.name.endswith(TEMPORARY_SUFFIX)
+    leases = root / LEASES
+    return sorted(
+        path
+        for path in files
+        if path.name.endswith(TEMPORARY_SUFFIX)
+        or (path.parent == leases and path.name.endswith(LEASE_SUFFIX))
+    )
 
 
 def _life_of(path: Path) -> Life:

@@ -53,7 +53,9 @@ def load_annotations(
             crowd=arrays["crowd"],
             areas=arrays["areas"],
             categories=manifest.categories,
-            masks=_masks_from(arrays),
+            masks=MaskCodes(codes=arrays["masks"], offsets=arrays["mask_offsets"])
+            if "masks" in arrays
+            else None,
         )
         contents = arrays["contents"]
         _require_consistent(annotations)
@@ -64,12 +66,6 @@ def load_annotations(
     if digests != (manifest.annotations_digest, manifest.images_digest):
         raise StoreError(f"{where} is not the one this store was extracted with. {_REPAIR}")
     return annotations, contents
-
-
-def _masks_from(arrays: dict[str, NDArray[Any]]) -> MaskCodes | None:
-    if "masks" not in arrays:
-        return None
-    return MaskCodes(codes=arrays["masks"], offsets=arrays["mask_offsets"])
 
 
 def _require_shapes(arrays: dict[str, NDArray[Any]]) -> None:

@@ -143,11 +143,8 @@ class Manifest:
         return digest_json({k: v for k, v in self._fingerprinted().items() if k != "views"})
 
     def _fingerprinted(self) -> dict[str, Any]:
-        return {
-            **self.identity(),
-            "codec_digest": self.codec_digest,
-            "format_version": FORMAT_VERSION,
-        }
+        digest = self.codec_digest
+        return {**self.identity(), "codec_digest": digest, "format_version": FORMAT_VERSION}
 
     def differing_fields(self, other: Manifest) -> list[str]:
         """``"codec: 'fp16' here, 'fp32' there"`` for each identity field that differs."""
@@ -275,11 +272,11 @@ def library_versions() -> dict[str, str]:
     return {"cachedet": __version__, "python": platform.python_version(), **libraries}
 
 
-def _short(value: Any, *, most: int = 120) -> str:
+def _short(value: Any) -> str:
     if isinstance(value, str) and len(value) == 64:  # a digest: its beginning tells it apart
         return value[:12]
     text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}..."
+    return text if len(text) <= 120 else f"{text[:120]}..."
 
 
 def load_manifest(source: ByteSource) -> Manifest:
