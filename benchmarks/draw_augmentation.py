@@ -30,6 +30,8 @@ from cachedet.augmentation.draws import RandomDraws
 from cachedet.augmentation.regions import Grid
 from cachedet.augmentation.steps import Augment, crop, flip, translate
 from cachedet.data.images import decode_image
+from cachedet.loading.residency import StreamedFeatures
+from cachedet.loading.targets import targets_of
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Batch, FeatureSpec, LevelSpec, SizeHW, Targets
 
@@ -77,7 +79,7 @@ def measure_flip(store: FeatureStore) -> dict[str, dict[str, float | int | None]
         base, mirrored = store.read(row, "base"), store.read(row, "hflip")
         other = store.read(before, "hflip") if before is not None else None
         for level in store.manifest.spec:
-            rows = store.targets(row, "base").size_hw[0] // level.stride
+            rows = targets_of(store, row, "base").size_hw[0] // level.stride
             annotations = mirrored[level.name][:, :rows]
             own = sums[level.name]
             add(own, "flip", base[level.name].flip(-1)[:, :rows], annotations)
@@ -94,7 +96,7 @@ def unpadded_rows(store: FeatureStore) -> Iterator[tuple[int, int | None]]:
     for bucket, rows in store.buckets("base").items():
         before = None
         for row in rows.tolist():
-            if store.targets(row, "base").size_hw[1] == bucket[1]:
+            if targets_of(store, row, "base").size_hw[1] == bucket[1]:
                 yield row, before
                 before = row
 
@@ -147,12 +149,13 @@ def make_steps(store: FeatureStore) -> list[tuple[str, Augment]]:
 def read_with_photos(store: FeatureStore, images: Path, *, seed: int) -> Batch:
     """Four images with boxes of the largest bucket; their photographs are the finest level."""
     rows = max(store.buckets("base").values(), key=len)
-    filled = [row for row in rows.tolist() if len(store.targets(row, "base").boxes)]
+    filled = [row for row in rows.tolist() if len(targets_of(store, row, "base").boxes)]
     order = torch.randperm(len(filled), generator=torch.Generator().manual_seed(seed))
     chosen = [filled[place] for place in order[:4].tolist()]
     spec = store.manifest.spec
-    maps = store.read_batch([(row, "base") for row in chosen], spec.names)
-    targets = [store.targets(row, "base") for row in chosen]
+    source = StreamedFeatures(store, levels=spec.names, device=torch.device("cpu"))
+    maps = source.read([(row, "base") for row in chosen])
+    targets = [targets_of(store, row, "base") for row in chosen]
     padded = Grid(spec).shape_of(maps)
     shape = (padded[0] * spec.pad_multiple, padded[1] * spec.pad_multiple)
     photos = [

@@ -19,7 +19,7 @@ from cachedet.evaluate import evaluate
 from cachedet.evaluation.metrics import CocoScores
 from cachedet.evaluation.plots import Drawing, SheetRow, contact_sheet
 from cachedet.extract import ExtractReport, default_workers, extract
-from cachedet.extraction.inputs import load_input, run_backbone
+from cachedet.live.modes import inputs_of
 from cachedet.loading.loader import FeatureLoader
 from cachedet.predict import ImageDetector, load_image_detector, make_drawing
 from cachedet.store.reader import FeatureStore
@@ -134,25 +134,16 @@ def _live_backbone_seconds(
     )
     measured = [batch for batch in loader.plan(0) if len(batch) == batch_size]
     measured = measured[: _LIVE_BATCHES + 1]
+    inputs, device = inputs_of(store, paths.images), next(backbone.parameters()).device
     started = time.perf_counter()
     for number, batch in enumerate(measured):
         if number == 1:  # the first one warms up
             started = time.perf_counter()
-        images = [_load_base(store, paths, int(row)) for _, row in batch]
-        run_backbone(backbone, torch.stack(images), batch_size=len(images))
+        images = [inputs.load(int(row), "base") for _, row in batch]
+        for level in backbone(torch.stack(images).to(device)).values():
+            level.cpu()
     count = sum(len(batch) for batch in measured[1:])
     return (time.perf_counter() - started) / count * len(store)
-
-
-def _load_base(store: FeatureStore, paths: ShapesPaths, row: int) -> torch.Tensor:
-    return load_input(
-        paths.images / store.annotations.file_names[row],
-        view="base",
-        image_id=int(store.annotations.image_ids[row]),
-        image_size=store.manifest.image_size,
-        pad_multiple=store.manifest.spec.pad_multiple,
-        preprocessing=store.manifest.preprocessing,
-    )
 
 
 def _draw_sheet(out: Path, val_store: Path, paths: ShapesPaths, detector: ImageDetector) -> Path:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cachedet.config.detector import DetectorConfig
@@ -119,24 +119,20 @@ def parse_size(text: str) -> SizeHW:
 
 
 def _measure(part: CostedPart) -> PartCost:
-    return PartCost(
-        name=part.name,
-        parameters=_count_parameters(part.module),
-        forward_flops=_count_flops(part.forward, backward=False),
-        step_flops=_count_flops(part.step, backward=True),
-    )
+    forward, step = _count_flops(part.forward)
+    if part.step is not part.forward:
+        _, step = _count_flops(part.step)
+    parameters = sum(parameter.numel() for parameter in part.module.parameters())
+    return PartCost(name=part.name, parameters=parameters, forward_flops=forward, step_flops=step)
 
 
-def _count_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _count_flops(run: Callable[[], Any], *, backward: bool) -> int:
+def _count_flops(run: Callable[[], Any]) -> tuple[int, int]:
+    """FLOPs of a forward, and of a forward and its backward."""
     with FlopCounterMode(display=False) as counter:
         outputs = _tensors_in(run())
-        if backward:
-            torch.autograd.backward([output.sum() for output in outputs])
-    return int(counter.get_total_flops())
+        forward = int(counter.get_total_flops())
+        torch.autograd.backward([output.sum() for output in outputs])
+    return forward, int(counter.get_total_flops())
 
 
 def _tensors_in(outputs: Any) -> list[Tensor]:

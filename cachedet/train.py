@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from cachedet.config.detector import CustomDetectorConfig
-from cachedet.config.run import EvalConfig, TrainConfig
+from cachedet.config.presets import load_config
+from cachedet.config.run import EvalConfig, Overrides, TrainConfig
 from cachedet.detector.build import choose_levels
 from cachedet.detector.protocol import require_detector, trains_masks
 from cachedet.distributed.collective import from_first, is_first, rank, world_size
@@ -21,7 +22,7 @@ from cachedet.errors import ConfigError
 from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.metrics import CocoScores, score_detections
 from cachedet.evaluation.plots import plot_training
-from cachedet.loading.loader import FeatureLoader, make_loader
+from cachedet.loading.loader import FeatureLoader, make_run_loader
 from cachedet.store.reader import FeatureStore
 from cachedet.training.loop import EARLY_STOPPING, Validator, is_signal, run_session
 from cachedet.training.optimizer import count_trained
@@ -64,25 +65,42 @@ class TrainReport:
 
 
 def train(
-    config: TrainConfig,
+    config: str | Path | Mapping[str, Any] | TrainConfig,
     *,
     train_store: Path | str,
-    run: Path,
+    run: Path | str,
     val_store: Path | str | None = None,
     resume: bool = False,
     detector: nn.Module | None = None,
+    overrides: Overrides = (),
 ) -> TrainReport:
     """Train the heads of `config` on a store; `best.pt` is chosen by validation AP.
 
     SIGTERM, SIGUSR1 and a first Ctrl-C end it after the step under way, with its state saved.
     Started by torchrun, the processes share every batch, and the first writes the run folder.
 
+    Args:
+        config: a preset's name, a path, keys and values, or a TrainConfig.
+        train_store, val_store: folders or URLs; without the second nothing is validated.
+        run: folder to make, or to go on in.
+        resume: go on where the run's last checkpoint is.
+        detector: trained in the place of what the config describes; see `Detector`.
+        overrides: of the config, {"schedule.epochs": 12} or ["schedule.epochs=12"].
+
     Raises:
         ConfigError, CheckpointError: the config or run folder does not fit.
+        DetectorError: `detector` is none, or returns something else than losses or detections.
         StoreError: a store is incomplete or damaged.
         NonFiniteLossError: a loss or gradient became NaN or Inf.
         RankError: the processes did not meet, or one was lost.
+
+    Example:
+        >>> report = cachedet.train(
+        ...     "retinanet_fpn_tiny", train_store="train.zarr", val_store="val.zarr", run="runs/1"
+        ... )
+        >>> report.best_ap
     """
+    config = load_config(config, overrides=overrides)
     if detector is not None:
         config = config.model_copy(update={"detector": note_detector(detector, config)})
     launch = find_launch()
@@ -90,7 +108,7 @@ def train(
         return _train_together(
             config,
             train_store=train_store,
-            folder=RunFolder(run),
+            folder=RunFolder(Path(run)),
             val_store=val_store,
             resume=resume,
             restarts=launch.restarts,
@@ -117,7 +135,7 @@ def _train_together(
     validation = _open_complete(val_store, views=["base"]) if val_store else None
     require_fit(config, store, validation)
     torch.manual_seed(config.seed)
-    loader = make_loader(config, store, rank=rank(), world_size=world_size())
+    loader = make_run_loader(config, store, rank=rank(), world_size=world_size())
     total_steps = _count_steps(loader, config)
     trainer = make_trainer(
         config, manifest=store.manifest, total_steps=total_steps, detector=detector

@@ -130,7 +130,7 @@ def _first_epoch(planner: FeatureLoader, config: TrainConfig, store: FeatureStor
 
     def area_of(keys: NDArray[np.int64]) -> int:
         view, row = keys[0]
-        return math.prod(store.geometry(int(row), views[int(view)]).padded_hw)
+        return math.prod(store.bucket_of(int(row), views[int(view)]))
 
     plan = planner.plan(0)
     images = sum(len(keys) for keys in plan)
@@ -200,7 +200,7 @@ def try_steps(
     )
     if seconds <= 0:
         return Trial(step_flops=flops, seconds_per_step=0.0)
-    with closing(training_mode.loader.batches(0, until=sys.maxsize)) as batches:
+    with closing(training_mode.loader.epoch(0, until=sys.maxsize)) as batches:
         return Trial(
             step_flops=flops, seconds_per_step=_time_steps(training_mode, batches, seconds)
         )

@@ -239,8 +239,12 @@ class EvalConfig(Config):
     device: str = "auto"
 
 
-def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read one YAML file and apply `key.subkey=value` overrides (values are YAML).
+Overrides = Sequence[str] | Mapping[str, Any]
+"""`key.subkey=value`, as `--set` takes them (values are YAML), or values by their dotted keys."""
+
+
+def load_train_config(path: Path, overrides: Overrides = ()) -> TrainConfig:
+    """Read one YAML file and apply `overrides`.
 
     Raises ConfigError: no such file, not a mapping, unknown key (with the nearest), bad value.
     """
@@ -252,8 +256,7 @@ def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, got {type(values).__name__}")
-    for override in overrides:
-        _apply_override(values, override)
+    apply_overrides(values, overrides)
     return make_train_config(values, where=str(path))
 
 
@@ -277,17 +280,24 @@ def dump_config(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
+def apply_overrides(values: dict[str, Any], overrides: Overrides) -> None:
+    """Set keys of nested `values`. Raises ConfigError where a value stands in a section's place."""
+    pairs = overrides.items() if isinstance(overrides, Mapping) else map(_parse_override, overrides)
+    for key, value in pairs:
+        *parents, last = key.strip().split(".")
+        node = values
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"--set {key}: {parent!r} is a value, not a section")
+        node[last] = value
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
     if not separator or not key:
-        raise ConfigError(f"--set expects key=value, got {override!r}; e.g. schedule.epochs=12")
-    *parents, last = key.strip().split(".")
-    node = values
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"--set {override}: {parent!r} is a value, not a section")
-    node[last] = yaml.safe_load(text)
+        raise ConfigError(f"--set expects key=value, got {text!r}; e.g. schedule.epochs=12")
+    return key, yaml.safe_load(value)
 
 
 def _validated(kind: type[C], values: dict[str, Any], *, where: str) -> C:

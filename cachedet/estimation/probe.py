@@ -20,7 +20,6 @@ from cachedet.estimation.trial import Fit, Sample
 from cachedet.store.codecs.codec import Codec
 from cachedet.store.codecs.registry import make_codec
 from cachedet.store.format.layout import Layout
-from cachedet.store.format.manifest import FORMAT_VERSION
 from cachedet.store.format.shards import pack_chunk
 from cachedet.structures import Features, FeatureSpec, SizeHW
 
@@ -100,7 +99,7 @@ def codec_figures(cost: CodecCost, sizes: NDArray[np.int64], *, share: float) ->
 def _measure_codec(
     codec: Codec, features: Features, *, spec: FeatureSpec, bucket: SizeHW
 ) -> CodecCost:
-    layout = Layout(spec=spec, codec=codec, format_version=FORMAT_VERSION)
+    layout = Layout(spec=spec, codec=codec)
     count = len(next(iter(features.values())))
     images = [f"image {number} of the sample" for number in range(count)]
     packed_nbytes, most = 0, 0

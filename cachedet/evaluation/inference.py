@@ -11,6 +11,7 @@ from cachedet.data.geometry import Geometry
 from cachedet.detector.protocol import run_detector
 from cachedet.evaluation.merging import Merging
 from cachedet.loading.loader import FeatureLoader
+from cachedet.loading.targets import geometry_of
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Batch, Detections
 
@@ -78,7 +79,7 @@ def detect_batches(
                 detector, batch.features, sizes_hw=batch.sizes_hw, image_ids=batch.image_ids
             )
             for row, of_view in zip(rows, detections, strict=True):
-                geometry = store.geometry(row, view)
+                geometry = geometry_of(store, row, view)
                 whole = drop_cut(of_view, geometry)
                 found[row].append(geometry.detections_to_image(whole))
             if on_progress is not None:
@@ -116,7 +117,7 @@ def propose_store(
             method="propose",
         )
         for row, own in zip(rows, proposals, strict=True):
-            found[row] = store.geometry(row, view).detections_to_image(own)
+            found[row] = geometry_of(store, row, view).detections_to_image(own)
         if on_progress is not None:
             on_progress(len(proposals))
     detector.train(was_training)
@@ -130,7 +131,7 @@ def _batches(
     loader = FeatureLoader(
         store, views=[view], levels=levels, batch_size=batch_size, seed=0, device=device
     )
-    for keys, batch in zip(loader.plan(0), loader.batches(0), strict=True):
+    for keys, batch in zip(loader.plan(0), loader.epoch(0), strict=True):
         yield [int(row) for _, row in keys], batch
 
 

@@ -7,9 +7,7 @@ and of several writers that start together exactly one makes it. In a folder tha
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -20,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.data.views import is_view_name
-from cachedet.errors import CorruptBlockError, StoreError, StoreMismatchError
+from cachedet.errors import StoreError, StoreMismatchError
 from cachedet.store.codecs.codec import Codec, state_digest
 from cachedet.store.codecs.registry import make_codec
 from cachedet.store.files.durable import (
@@ -35,18 +33,15 @@ from cachedet.store.files.names import ANNOTATIONS, CODEC_STATE, COMMITS, LEASES
 from cachedet.store.files.owner import Owner
 from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.annotations import load_annotations
-from cachedet.store.format.commits import CommitRecord
 from cachedet.store.format.layout import make_metadata, metadata_digest, metadata_keys
 from cachedet.store.format.manifest import (
-    READABLE_FORMATS,
     Manifest,
     annotation_arrays,
-    digest_json,
     encode_manifest,
     load_manifest,
 )
 from cachedet.store.format.npz import dump_arrays
-from cachedet.store.format.plan import StorePlan, load_codec, load_state
+from cachedet.store.format.plan import StorePlan, load_codec
 from cachedet.store.leftovers import is_dead, remove_leftovers
 from cachedet.structures import Annotations
 
@@ -81,7 +76,6 @@ def open_or_create(
     _remove_unborn(root)
     if not (root / MANIFEST).exists() and not (root / COMMITS).is_dir():
         _create(root, manifest=manifest, annotations=annotations, contents=contents, fit=fit)
-    _restore_manifest(root, manifest, annotations)
     _require_same_inputs(root, manifest, annotations, contents)
     for folder in (COMMITS, LEASES):  # copying tools drop empty folders
         (root / folder).mkdir(exist_ok=True)
@@ -224,59 +218,6 @@ def _rewrite_metadata(root: Path, plan: StorePlan) -> None:
     decided = replace(plan.manifest, metadata_digest=metadata_digest(metadata))
     if decided != plan.manifest:
         write_durably(root / MANIFEST, encode_manifest(decided))
-
-
-def _restore_manifest(root: Path, manifest: Manifest, annotations: Annotations) -> None:
-    """Write a damaged manifest anew where the commit records prove that it said the same.
-
-    Raises StoreError where it is whole but of another format, or nothing proves it.
-    """
-    source = LocalFiles(root)
-    try:
-        load_manifest(source)
-    except StoreError as error:
-        if _is_whole(root / MANIFEST):
-            raise
-        codec = make_codec(manifest.codec)
-        state = load_state(source, codec, manifest.spec)
-        like_it = [
-            replace(manifest, codec_digest=state_digest(state), format_version=number)
-            for number in READABLE_FORMATS
-        ]
-        decided = next((one for one in like_it if _is_proven(root, one)), None)
-        if decided is None:
-            raise StoreError(
-                f"{error}. No commit record shows that it held what is asked for now; give the "
-                "same inputs, copy the file from a backup, or extract into a new --store"
-            ) from error
-        layout = decided.layout(codec.with_state(state, spec=decided.spec))
-        metadata = make_metadata(
-            blocks=decided.plan(annotations), layout=layout, block_size=decided.block_size
-        )
-        decided = replace(decided, metadata_digest=metadata_digest(metadata))
-        write_durably(root / MANIFEST, encode_manifest(decided))
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a JSON object fits its own checksum, whatever its format."""
-    try:
-        body = json.loads(LocalFiles(path.parent).read(path.name))
-        checksum = body.pop("checksum")
-    except (OSError, ValueError, AttributeError, KeyError, RecursionError):
-        return False
-    return bool(checksum == digest_json(body))
-
-
-def _is_proven(root: Path, manifest: Manifest) -> bool:
-    """Whether every whole commit record is of a store like this one, and there is one at least."""
-    records = []
-    for path in (root / COMMITS).glob("*.json"):
-        with contextlib.suppress(CorruptBlockError, OSError):
-            content = LocalFiles(path.parent).read(path.name)
-            records.append(CommitRecord.from_bytes(content, where=str(path)))
-    views = {record.block.partition("-b")[0] for record in records}
-    fingerprints = {record.fingerprint for record in records}
-    return fingerprints == {manifest.block_fingerprint()} and views <= set(manifest.views)
 
 
 def _require_same_inputs(

@@ -16,6 +16,8 @@ from cachedet.config.run import AugmentConfig, make_train_config
 from cachedet.data.masks import encode_bitmap
 from cachedet.detector.mask_head import crop_masks
 from cachedet.errors import ConfigError
+from cachedet.loading.residency import StreamedFeatures
+from cachedet.loading.targets import targets_of
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Batch, TargetMasks
 
@@ -212,9 +214,10 @@ def test_on_a_store(tiny: Any, painting: Any) -> None:
     """Maps of a real backbone, a level left out, every step on."""
     store = FeatureStore.open(tiny.train)
     rows = next(iter(store.buckets("base").values())).tolist()[:4]
+    source = StreamedFeatures(store, levels=("C3", "C4"), device=torch.device("cpu"))
     batch = Batch(
-        features=store.read_batch([(row, "base") for row in rows], ("C3", "C4")),
-        targets=[store.targets(row, "base") for row in rows],
+        features=source.read([(row, "base") for row in rows]),
+        targets=[targets_of(store, row, "base") for row in rows],
     )
     augment = make_augment(ALL, spec=store.manifest.spec)
     assert augment is not None

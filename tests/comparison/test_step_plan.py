@@ -109,7 +109,7 @@ def test_flops_are_those_of_the_mean_image(tiny: Any, path: Path, changes: list[
         return plan_steps(config, store, make, seconds=None).step_flops
 
     store = FeatureStore.open(tiny.train)
-    sizes = {store.geometry(row, "base").padded_hw for row in range(len(store))}
+    sizes = {store.bucket_of(row, "base") for row in range(len(store))}
     assert len(sizes) > 1
     found = [flops(seed) for seed in range(4)]
     assert max(found) == pytest.approx(min(found), rel=0.02)
@@ -128,7 +128,7 @@ def test_flops_of_a_step_are_those_of_the_model_command(tiny: Any) -> None:
         config.detector,
         features=store.manifest.spec,
         num_classes=len(store.manifest.categories),
-        size_hw=store.geometry(row, view).padded_hw,
+        size_hw=store.bucket_of(row, view),
     )
     assert trial.step_flops == (pytest.approx(cost.total.step_flops, rel=0.02),)
     assert trial.seconds_per_step == 0

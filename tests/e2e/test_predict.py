@@ -140,7 +140,7 @@ def test_views_are_merged_into_what_is_written(
         assert scores.tolist() != of_one_view.detections.scores.tolist()
 
 
-@pytest.mark.parametrize("views", ["jitter=2", "base,crop=1", "base,jitter-0.5-1.5-k3"])
+@pytest.mark.parametrize("views", ["jitter=2", "base,crop=1", "base,jitter-0.5-1.5-s3"])
 def test_views_drawn_from_an_image_id_are_refused(tmp_path: Path, views: str) -> None:
     """Before anything is opened or written."""
     message = f"predict expects views among base, hflip and scale=<f>, got '{views}': crop and jit"

@@ -59,7 +59,7 @@ def test_batches_are_bit_identical(
         }
         plan = loaders["stream"].plan(0)
         for keys, *batches in zip(
-            plan, *(loader.batches(0) for loader in loaders.values()), strict=True
+            plan, *(loader.epoch(0) for loader in loaders.values()), strict=True
         ):
             for batch in batches:
                 assert list(batch.features) == list(levels)
@@ -77,7 +77,7 @@ def test_maps_in_huge_pages_are_the_same(
     source = source_of(store, "stream", levels=("C4", "C5"))
     keys = [(0, "base"), (3, "hflip"), (1, "base")]
     plain = source.read(keys)
-    monkeypatch.setattr("cachedet.loading.memory._LARGE", 1)
+    monkeypatch.setattr("cachedet.loading.decoding._LARGE", 1)
     huge = source.read(keys)
     del source, store  # the maps own their memory
     for level, maps in plain.items():
@@ -105,8 +105,8 @@ def test_ram_keeps_what_is_compressed_compressed(
 ) -> None:
     root = store_kit.fill(tmp_path / "s.zarr", annotations, codec="int8+zstd")  # constant maps
     store = FeatureStore.open(root)
-    packed = store.read_packed(0, "base", ("C4",))
-    codes, scale = packed
+    room = store.make_buffers(store.bucket_of(0, "base"), 1, ("C4",))
+    codes, scale = store.read_packed(0, "base", out=room)
     assert isinstance(codes, bytes)
     assert isinstance(scale, np.ndarray)
     assert len(codes) < 3 * 6 * 8  # C x h x w int8 codes

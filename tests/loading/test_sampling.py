@@ -101,7 +101,7 @@ def test_views_come_as_often_as_their_weights_say() -> None:
     assert [b.tolist() for b in equal] == [b.tolist() for b in plain]
 
 
-HELD = ("base", "hflip", "jitter-k0", "jitter-k1")
+HELD = ("base", "hflip", "jitter-s0", "jitter-s1")
 
 
 def test_chances_of_views() -> None:
@@ -112,15 +112,15 @@ def test_chances_of_views() -> None:
     assert resolve(("hflip", "base")) == {"hflip": 0.5, "base": 0.5}
     assert list(resolve(("hflip", "base"))) == ["hflip", "base"]
     assert resolve({"base": 1, "hflip": 1, "jitter": 2}) == dict.fromkeys(HELD, 0.25)
-    assert resolve({"jitter": 1, "jitter-k1": 1}) == {"jitter-k0": 0.25, "jitter-k1": 0.75}
-    assert resolve(("base", "jitter")) == {"base": 0.5, "jitter-k0": 0.25, "jitter-k1": 0.25}
+    assert resolve({"jitter": 1, "jitter-s1": 1}) == {"jitter-s0": 0.25, "jitter-s1": 0.75}
+    assert resolve(("base", "jitter")) == {"base": 0.5, "jitter-s0": 0.25, "jitter-s1": 0.25}
 
 
 def test_weights_for_views_the_store_lacks() -> None:
     with pytest.raises(
         ConfigError,
         match=r"views: s.zarr has no 'hflp', 'crop'; nearest: 'hflip'.*; it holds base, hflip, "
-        r"jitter-k0, jitter-k1, so also the families jitter. Extract the missing views",
+        r"jitter-s0, jitter-s1, so also the families jitter. Extract the missing views",
     ):
         resolve_views({"base": 1, "hflp": 2, "crop": 1}, held=HELD, where="s.zarr")
     with pytest.raises(ConfigError, match=r"it holds base. Extract"):

@@ -255,10 +255,7 @@ class Kit:
         return values
 
 
-NO_IDENTITY = (
-    "format_version", "weights", "skipped", "versions", "metadata_digest", "fingerprint",
-    "checksum",
-)  # fmt: skip
+NO_IDENTITY = ("weights", "skipped", "versions", "metadata_digest", "fingerprint", "checksum")
 
 
 @dataclass(frozen=True)
@@ -273,10 +270,7 @@ class Forger:
 
     @classmethod
     def write_manifest(cls, root: Path, values: dict[str, Any]) -> None:
-        left_out = set(NO_IDENTITY)
-        if values.get("format_version") != 2:
-            left_out.remove("format_version")
-        fingerprint = digest_json({k: v for k, v in values.items() if k not in left_out})
+        fingerprint = digest_json({k: v for k, v in values.items() if k not in NO_IDENTITY})
         cls.seal(root / "manifest.json", {**values, "fingerprint": fingerprint})
 
     @classmethod

@@ -329,7 +329,8 @@ def test_a_record_is_gone_for_good_before_its_shards_change(
 def test_a_block_written_anew_is_not_mixed_into_an_open_store(
     root: Path, annotations: Annotations, kit: Any
 ) -> None:
-    store = FeatureStore.open(root, most_files=1)
+    store = FeatureStore.open(root)
+    store._chunks._most_files = 1
     store.read(0, "base", ["C4"])
     (root / "commits/base-b96x128-000000.json").unlink()
     kit.fill(root, annotations, kit.noise_of)
@@ -404,7 +405,8 @@ def test_open_files_are_bounded(
 
 def test_reading_from_many_threads_gives_the_same(root: Path) -> None:
     """Files are closed and opened under the readers' hands."""
-    store = FeatureStore.open(root, most_files=1)
+    store = FeatureStore.open(root)
+    store._chunks._most_files = 1
     failures: list[BaseException] = []
 
     def read(seed: int) -> None:

@@ -176,8 +176,13 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.damaged)
     @rule()
     def prune(self) -> None:
+        """Leases of the dead go, and those of others for blocks that are committed."""
         prune_store(self.root, dry_run=False)
-        self.leased = {k: owner for k, owner in self.leased.items() if owner != DEAD}
+        self.leased = {
+            name: owner
+            for name, owner in self.leased.items()
+            if owner != DEAD and name not in self.committed
+        }
         assert all(
             waste.kind == "orphan" or not waste.paths
             for waste in prune_store(self.root, dry_run=True).waste

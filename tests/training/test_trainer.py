@@ -45,7 +45,7 @@ def read_batches(tiny: Any) -> list[Batch]:
     """Of all images, the largest first: 3 images, ..., 2 images."""
     store = FeatureStore.open(tiny.train)
     loader = FeatureLoader(store, views=("base",), levels=("C4", "C5"), batch_size=3, seed=5)
-    batches = list(loader.batches(0))
+    batches = list(loader.epoch(0))
     return sorted(batches, key=lambda batch: -len(batch.targets))
 
 

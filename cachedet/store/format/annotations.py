@@ -17,7 +17,7 @@ from cachedet.structures import Annotations, MaskCodes
 
 _LARGEST_SIDE = 1 << 20  # pixels of an image
 _MOST_IMAGES = 1 << 24  # each takes a few hundred bytes of memory beside its arrays
-_MEND = "The same `cachedet extract` again writes it anew"
+_REPAIR = "The same `cachedet extract` again writes it anew"
 _ANNOTATION_ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {  # type and shape
     "image_ids": ("int64", ("images",)),
     "file_names": ("uint8", ("bytes of names",)),
@@ -40,7 +40,7 @@ def load_annotations(
 
     Raises StoreError where they are missing, damaged or not the ones of the manifest.
     """
-    arrays = load_arrays(source, ANNOTATIONS, wanted=_ANNOTATION_ARRAYS, remedy=_MEND)
+    arrays = load_arrays(source, ANNOTATIONS, wanted=_ANNOTATION_ARRAYS, remedy=_REPAIR)
     try:
         _require_shapes(arrays)
         annotations = Annotations(
@@ -60,7 +60,7 @@ def load_annotations(
     except (KeyError, ValueError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         where = source.describe(ANNOTATIONS)
-        raise StoreError(f"{where} is damaged: {reason}. {_MEND}") from error
+        raise StoreError(f"{where} is damaged: {reason}. {_REPAIR}") from error
     digests = annotations_digest(annotations), images_digest(contents)
     if digests != (manifest.annotations_digest, manifest.images_digest):
         raise StoreError(

@@ -80,7 +80,6 @@ def _rows_by_bucket(
 
 _INDEX_ENTRY_NBYTES = 16
 _BEST_ZSTD = 0.4  # compressed over raw codes, measured on snr6; int8 reaches 0.8
-_CELLS_LAST_FROM = 3
 _MAP_AXES = 3
 
 
@@ -94,16 +93,15 @@ class LevelArrays:
 
 
 class Layout:
-    """Which arrays the blocks of a store have; a function of levels, codec and format version.
+    """Which arrays the blocks of a store have; a function of levels and codec.
 
-    From format 3 on, maps that are not compressed lie cell after cell: turning them when they are
-    read took most of the time of decoding. Compressed ones stay channel after channel.
+    Maps that are not compressed lie cell after cell: turning them when they are read took most of
+    the time of decoding. Compressed ones lie channel after channel.
     """
 
-    def __init__(self, *, spec: FeatureSpec, codec: Codec, format_version: int) -> None:
+    def __init__(self, *, spec: FeatureSpec, codec: Codec) -> None:
         self._spec = spec
         self._codec = codec
-        self._cells_last = format_version >= _CELLS_LAST_FROM
         self._by_bucket: dict[SizeHW, dict[str, LevelArrays]] = {}
 
     def levels(self, bucket: SizeHW) -> Mapping[str, LevelArrays]:
@@ -118,7 +116,7 @@ class Layout:
     def _parts_of(self, level: str, shape: Shape) -> tuple[Part, ...]:
         return tuple(
             replace(part, cells_last=True)
-            if self._cells_last and part.packing == "crc32c" and len(part.shape) == _MAP_AXES
+            if part.packing == "crc32c" and len(part.shape) == _MAP_AXES
             else part
             for part in self._codec.parts(level, shape)
         )

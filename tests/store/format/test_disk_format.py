@@ -14,7 +14,7 @@ import pytest
 import xxhash
 from numcodecs.zstd import Zstd
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "format-4.zip"
 IDENTITY = (
     "backbone", "weights_digest", "preprocessing", "spec", "image_size", "views", "codec",
     "block_size", "batch_size", "annotations_digest", "images_digest", "categories",
@@ -25,10 +25,10 @@ ANNOTATIONS = (
 GROUP = "base/b96x128"
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def unpacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("fixture")
-    shutil.unpack_archive(FIXTURES / f"format-{request.param}.zip", root)
+    shutil.unpack_archive(FIXTURE, root)
     return root
 
 
@@ -88,7 +88,6 @@ class Page:
         self.codec, self.name, self.channels = manifest["codec"], level["name"], level["channels"]
         self.hw = 96 // level["stride"], 128 // level["stride"]
         self.cells = self.hw[0] * self.hw[1]
-        self.turned = manifest["format_version"] >= 3
         self._where = root, row, manifest["block_size"]
         state = root / "codec.npz"
         self.state = dict(np.load(state)) if state.exists() else {}
@@ -101,7 +100,7 @@ class Page:
     def maps(self, name: str, dtype: Any, *, zstd: bool = False) -> np.ndarray:
         """Channels by cells."""
         values = np.frombuffer(self.part(name, zstd=zstd), dtype)
-        if self.turned and not zstd:
+        if not zstd:
             return values.reshape(self.cells, -1).T
         return values.reshape(-1, self.cells)
 
@@ -178,8 +177,7 @@ def test_the_page_is_enough_to_check_a_store(unpacked: Path, codec: str) -> None
     assert digest(manifest) == checksum
     identity = {name: manifest[name] for name in IDENTITY}
     identity["codec_digest"] = manifest["codec_digest"]
-    if manifest["format_version"] > 2:
-        identity["format_version"] = manifest["format_version"]
+    identity["format_version"] = manifest["format_version"]
     assert digest(identity) == manifest["fingerprint"]
     annotations = dict(np.load(root / "annotations.npz"))
     categories = manifest["categories"]
