@@ -29,7 +29,7 @@ from synthetic import contents_of, make_manifest
 
 from cachedet.store.codecs.statistics import FeatureStatistics
 from cachedet.store.files.source import LocalFiles
-from cachedet.store.format.layout import Layout, shard_key
+from cachedet.store.format.layout import shard_key
 from cachedet.store.format.manifest import library_versions
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.format.shards import (
@@ -209,10 +209,11 @@ class BareReader:
 
     def __init__(self, root: Path) -> None:
         self.plan = StorePlan.load(LocalFiles(root))
-        self.layout = Layout(spec=self.plan.manifest.spec, codec=self.plan.codec)
+        self.layout = self.plan.layout
         self.root = root
         bucket = self.plan.blocks[0].bucket
         self.levels = self.layout.levels(bucket)
+        self.shapes = self.plan.manifest.spec.map_shapes(bucket)
         self.places: dict[tuple[str, int], tuple[int, int, int]] = {}
         slots = self.plan.manifest.block_size
         for block in self.plan.blocks:
@@ -233,9 +234,9 @@ class BareReader:
 
     def read(self, row: int) -> Features:
         features = {}
-        for level, arrays in self.levels.items():
+        for level, of_level in self.levels.items():
             parts = {}
-            for part in arrays.parts:
+            for part in of_level:
                 file, offset, nbytes = self.places[f"{level}/{part.name}", row]
                 out = part.empty(1)
                 if part.packing == "zstd":
@@ -246,7 +247,7 @@ class BareReader:
                     os.preadv(file, [raw.data, crc], offset)
                     check_crc32c(raw, bytes(crc), where=level)
                 parts[part.name] = torch.from_numpy(out)
-            features[level] = self.plan.codec.decode(parts, level=level, shape=arrays.shape)
+            features[level] = self.plan.codec.decode(parts, level=level, shape=self.shapes[level])
         return features
 
 

@@ -105,9 +105,9 @@ def _measure_codec(
     packed_nbytes, most = 0, 0
     times: list[float] = []
     with _timed(next(iter(features.values())).device, times):
-        for level, arrays in layout.levels(bucket).items():
+        for level, parts in layout.levels(bucket).items():
             encoded = codec.encode(features[level], level=level, images=images)
-            for part in arrays.parts:
+            for part in parts:
                 chunks = [pack_chunk(values, part) for values in encoded.parts[part.name]]
                 packed_nbytes += sum(len(piece) for chunk in chunks for piece in chunk)
                 most += part.packed_nbytes * count

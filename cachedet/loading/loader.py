@@ -46,9 +46,9 @@ from cachedet.loading.sampling import (
     PlannedBatch,
     Sampler,
     describe_empty_classes,
+    indices_of_rank,
     make_class_balanced_sampler,
     make_repeat_factor_sampler,
-    places_of_rank,
     plan_epoch,
     planned_batches,
     resolve_views,
@@ -84,14 +84,14 @@ class PrefetchStream:
             event.record(self._stream)
         return PrefetchedBatch(batch=batch, event=event)
 
-    def take(self, ready: PrefetchedBatch) -> Batch:
+    def take(self, prefetched: PrefetchedBatch) -> Batch:
         """The batch, for the current stream of this thread."""
-        if ready.event is not None and self._stream is not None:
+        if prefetched.event is not None and self._stream is not None:
             current = torch.cuda.current_stream(self._stream.device)
-            current.wait_event(ready.event)
-            for tensor in _tensors_of(ready.batch):
+            current.wait_event(prefetched.event)
+            for tensor in _tensors_of(prefetched.batch):
                 tensor.record_stream(current)  # else its memory could be used again too early
-        return ready.batch
+        return prefetched.batch
 
 
 def _tensors_of(batch: Batch) -> Iterator[Tensor]:
@@ -133,7 +133,7 @@ class FeatureLoader:
 
     Args:
         store: to train on.
-        views: names with equal chance, or the chance of each (in any unit).
+        views: names, or the weight of each in the draw (in any unit).
         levels: to read.
         batch_size: most images of a global batch; larger than the data is simply the data.
         seed: of the order, and of augmentation.
@@ -141,8 +141,8 @@ class FeatureLoader:
         sampler: draws the images of an epoch; each once by default.
         source: holds the features; read from the disk by default.
         augment: changes a batch, with draws that depend on the seed, the epoch, the number of the
-            batch and the places of its images alone.
-        rank: of this process; it reads its share of each global batch (`places_of_rank`).
+            batch and the indices of its images alone.
+        rank: of this process; it reads its share of each global batch (`indices_of_rank`).
         world_size: processes that train together.
     """
 
@@ -164,7 +164,7 @@ class FeatureLoader:
         self._device = device or torch.device("cpu")
         self._store = store
         self._views = tuple(views)
-        self._chances = tuple(views.values()) if isinstance(views, Mapping) else None
+        self._probabilities = tuple(views.values()) if isinstance(views, Mapping) else None
         self._levels = tuple(levels)
         self._batch_size = batch_size
         self._seed = seed
@@ -182,7 +182,7 @@ class FeatureLoader:
             seed=self._seed,
             epoch=epoch,
             sampler=self._sampler,
-            chances=self._chances,
+            probabilities=self._probabilities,
         )
 
     def epoch(
@@ -198,24 +198,23 @@ class FeatureLoader:
 
     def read_ahead(self, planned: Iterable[PlannedBatch]) -> Generator[Batch, None, None]:
         """This rank's share of each batch; see `epoch`. Closing ends the reading."""
-        prefetch_stream = PrefetchStream(self._device)
+        stream = PrefetchStream(self._device)
         waiting: deque[tuple[int, Future[PrefetchedBatch]]] = deque()
         readers = single_core_threads(
             _reading_threads(), "feature-reader", begin=partial(give_way, self._device.type)
         )
         try:
             for keys, epoch, number in planned:
-                places = places_of_rank(len(keys), rank=self._rank, world_size=self._world_size)
-                share = keys[places]
+                indices = indices_of_rank(len(keys), rank=self._rank, world_size=self._world_size)
+                share = keys[indices]
                 nbytes = self._decoded_nbytes(share)
                 while _is_enough(waiting, nbytes):
-                    yield prefetch_stream.take(waiting.popleft()[1].result())
-                draws = RandomDraws((self._seed, epoch, number), indices=places)
-                others = len(keys) - len(share)
-                job = readers.submit(self._read, share, others, draws, prefetch_stream)
-                waiting.append((nbytes, job))
+                    yield stream.take(waiting.popleft()[1].result())
+                draws = RandomDraws((self._seed, epoch, number), indices=indices)
+                make = partial(self._read, share, draws, others=len(keys) - len(share))
+                waiting.append((nbytes, readers.submit(stream.make, make)))
             while waiting:
-                yield prefetch_stream.take(waiting.popleft()[1].result())
+                yield stream.take(waiting.popleft()[1].result())
         finally:
             readers.shutdown(cancel_futures=True)
 
@@ -227,20 +226,11 @@ class FeatureLoader:
             targets=[targets_of(self._store, row, view) for row, view in pairs],
         )
 
-    def _read(
-        self,
-        keys: NDArray[np.int64],
-        others: int,
-        draws: RandomDraws,
-        prefetch_stream: PrefetchStream,
-    ) -> PrefetchedBatch:
-        def make() -> Batch:
-            batch = self.read(keys)
-            if self._augment is not None:
-                batch = self._augment(batch, draws)
-            return replace(batch.to(self._device), others=others)
-
-        return prefetch_stream.make(make)
+    def _read(self, keys: NDArray[np.int64], draws: RandomDraws, *, others: int) -> Batch:
+        batch = self.read(keys)
+        if self._augment is not None:
+            batch = self._augment(batch, draws)
+        return replace(batch.to(self._device), others=others)
 
     def _decoded_nbytes(self, keys: NDArray[np.int64]) -> int:
         view, row = keys[0]
@@ -391,11 +381,9 @@ def _is_enough(waiting: deque[tuple[int, Future[PrefetchedBatch]]], nbytes: int)
 def _make_sampler(config: SamplingConfig, annotations: Annotations) -> Sampler | None:
     if isinstance(config, RepeatFactorConfig):
         return make_repeat_factor_sampler(annotations, threshold=config.threshold)
-    return (
-        make_class_balanced_sampler(annotations)
-        if isinstance(config, ClassBalancedConfig)
-        else None
-    )
+    if isinstance(config, ClassBalancedConfig):
+        return make_class_balanced_sampler(annotations)
+    return None
 
 
 def give_way(device_type: str) -> None:
@@ -413,13 +401,12 @@ def give_way(device_type: str) -> None:
 
 def _reading_threads() -> int:
     """Threads of this process that read and decode: one for every four of its cores."""
-    cores = usable_cores() or os.cpu_count() or 1
-    own = cores // _processes_here()
-    return max(1, min(_MOST_THREADS, own // _CORES_OF_A_THREAD))
+    cores = (usable_cores() or os.cpu_count() or 1) // _processes_here()
+    return max(1, min(_MOST_THREADS, cores // _CORES_OF_A_THREAD))
 
 
 def _processes_here() -> int:
-    """That train together on this machine, as torchrun says."""
+    """How many train together on this machine, as torchrun says."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
@@ -432,6 +419,6 @@ def _bucket_numbers(
     for index, view in enumerate(views):
         for bucket, rows in store.buckets(view).items():
             buckets[index, rows] = numbers.setdefault(bucket, len(numbers))
-    shapes = [store.manifest.spec.map_shapes(bucket) for bucket in numbers]
+    shapes = [store.spec.map_shapes(bucket) for bucket in numbers]
     nbytes = [4 * sum(int(np.prod(of_bucket[level])) for level in levels) for of_bucket in shapes]
     return buckets, nbytes

@@ -101,7 +101,7 @@ class FeatureStore:
     @property
     def quality(self) -> dict[str, Quality]:
         """What the codec did to the committed values, by level."""
-        return total_quality(self._records.values())
+        return total_quality(record.quality for record in self._records.values())
 
     def missing_blocks(self) -> list[Block]:
         """Blocks that were not committed when the store was opened."""
@@ -184,7 +184,7 @@ class FeatureStore:
             bucket=bucket,
             count=count,
             arrays={
-                level: {part.name: part.empty(count) for part in held[level].parts}
+                level: {part.name: part.empty(count) for part in held[level]}
                 for level in (self.spec.names if levels is None else levels)
             },
         )
@@ -242,7 +242,7 @@ class FeatureStore:
                 f"{self.location}: block {block.name} was never committed; "
                 "run the same `cachedet extract` command again"
             )
-        parts = self._plan.layout.levels(block.bucket)[level].parts
+        parts = self._plan.layout.levels(block.bucket)[level]
         shards = [self._make_shard(block, f"{level}/{part.name}", part) for part in parts]
         self._shards[index, level] = shards
         return shards

@@ -15,9 +15,9 @@ from cachedet.errors import ConfigError
 from cachedet.loading.sampling import (
     PlannedBatch,
     describe_empty_classes,
+    indices_of_rank,
     make_class_balanced_sampler,
     make_repeat_factor_sampler,
-    places_of_rank,
     plan_epoch,
     planned_batches,
     resolve_views,
@@ -91,12 +91,12 @@ def test_views_and_order_change_with_epoch_and_seed() -> None:
 
 def test_views_come_as_often_as_their_weights_say() -> None:
     buckets = np.zeros((3, 20_000), dtype=np.int64)
-    plan = plan_epoch(buckets, batch_size=64, seed=3, epoch=1, chances=(0.2, 0.5, 0.3))
+    plan = plan_epoch(buckets, batch_size=64, seed=3, epoch=1, probabilities=(0.2, 0.5, 0.3))
     found = np.bincount(np.concatenate(plan)[:, 0]) / 20_000
     np.testing.assert_allclose(found, (0.2, 0.5, 0.3), atol=0.015)  # 4 standard deviations
-    again = plan_epoch(buckets, batch_size=64, seed=3, epoch=1, chances=(0.2, 0.5, 0.3))
+    again = plan_epoch(buckets, batch_size=64, seed=3, epoch=1, probabilities=(0.2, 0.5, 0.3))
     assert [b.tolist() for b in plan] == [b.tolist() for b in again]
-    equal = plan_epoch(buckets, batch_size=64, seed=3, epoch=1, chances=(1 / 3, 1 / 3, 1 / 3))
+    equal = plan_epoch(buckets, batch_size=64, seed=3, epoch=1, probabilities=(1 / 3, 1 / 3, 1 / 3))
     plain = plan_epoch(buckets, batch_size=64, seed=3, epoch=1)
     assert [b.tolist() for b in equal] == [b.tolist() for b in plain]
 
@@ -104,7 +104,7 @@ def test_views_come_as_often_as_their_weights_say() -> None:
 HELD = ("base", "hflip", "jitter-s0", "jitter-s1")
 
 
-def test_chances_of_views() -> None:
+def test_probabilities_of_views() -> None:
     def resolve(wanted: Any) -> dict[str, float]:
         return resolve_views(wanted, held=HELD, where="s.zarr")
 
@@ -237,7 +237,7 @@ def test_all_images_empty(annotations_of: AnnotationsOf) -> None:
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(size=st.integers(1, 20), world_size=st.integers(1, 6))
 def test_ranks_share_a_global_batch(size: int, world_size: int) -> None:
-    shares = [places_of_rank(size, rank=rank, world_size=world_size) for rank in range(world_size)]
+    shares = [indices_of_rank(size, rank=rank, world_size=world_size) for rank in range(world_size)]
     if size < world_size:
         assert all(share == range(size) for share in shares)
         return
@@ -274,7 +274,9 @@ def test_an_epoch_of_lvis_is_planned_in_no_time() -> None:
     ]
     for sampler in samplers:
         started = time.process_time()
-        plan_epoch(buckets, batch_size=8, seed=0, epoch=0, sampler=sampler, chances=(0.5, 0.3, 0.2))
+        plan_epoch(
+            buckets, batch_size=8, seed=0, epoch=0, sampler=sampler, probabilities=(0.5, 0.3, 0.2)
+        )
         assert time.process_time() - started < 2
 
 

@@ -87,11 +87,16 @@ class StorePlan:
         """COCO's ids of the images of a block, in slot order."""
         return tuple(self.annotations.image_ids[list(block.rows)].tolist())
 
+    def make_metadata(self) -> dict[str, bytes]:
+        """Key and content of every zarr.json."""
+        size = self.manifest.block_size
+        return make_metadata(blocks=self.blocks, layout=self.layout, block_size=size)
+
     def require_metadata(self) -> None:
         """Raises StoreError where a zarr.json is not the one that was written."""
         keys = metadata_keys(self.blocks, self.layout)
-        found = digest_files((key, self._read_metadata(key)) for key in keys)
-        if found != self.manifest.metadata_digest:
+        digest = digest_files((key, self._read_metadata(key)) for key in keys)
+        if digest != self.manifest.metadata_digest:
             where = self._altered_metadata(keys)
             raise StoreError(f"{where} is not the one that was written. {_REPAIR_ZARR}")
 
@@ -108,9 +113,7 @@ class StorePlan:
 
     def _altered_metadata(self, keys: Sequence[str]) -> str:
         """Where the first altered file lies, if this zarr writes what the manifest's zarr wrote."""
-        written = make_metadata(
-            blocks=self.blocks, layout=self.layout, block_size=self.manifest.block_size
-        )
+        written = self.make_metadata()
         if metadata_digest(written) == self.manifest.metadata_digest:
             for key in keys:
                 if self._read_metadata(key) != written[key]:

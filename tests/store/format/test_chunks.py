@@ -15,7 +15,7 @@ from zarr.storage import LocalStore
 
 from cachedet.errors import CorruptBlockError, StoreError
 from cachedet.store.files.source import LocalFiles, OpenFile
-from cachedet.store.format.commits import digest_of, find_fault, read_record
+from cachedet.store.format.commits import check_block, digest_of, read_record
 from cachedet.store.format.layout import commit_key, shard_key
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.reader import FeatureStore
@@ -211,9 +211,8 @@ def test_a_disk_that_fails_is_not_taken_for_damage(root: Path) -> None:
     with pytest.raises(StoreError, match=message) as caught:  # the index is what is read first
         FeatureStore(plan).read(0, "base")
     assert not isinstance(caught.value, CorruptBlockError)
-    record = read_record(source, plan.blocks[0])
     with pytest.raises(StoreError, match=message):
-        find_fault(source, plan.blocks[0], record, plan.layout, deep=True)
+        check_block(plan, plan.blocks[0], deep=True)
 
 
 def test_a_shard_cut_off_while_it_is_read(root: Path) -> None:
@@ -222,7 +221,6 @@ def test_a_shard_cut_off_while_it_is_read(root: Path) -> None:
     plan = StorePlan.load(source)
     with pytest.raises(CorruptBlockError, match=r"the shard was cut off \(the file ends at 7\)"):
         FeatureStore(plan).read(0, "base")
-    record = read_record(source, plan.blocks[0])
-    fault = find_fault(source, plan.blocks[0], record, plan.layout, deep=True)
+    _, fault = check_block(plan, plan.blocks[0], deep=True)
     assert fault is not None
-    assert "was cut off" in fault[1]
+    assert "was cut off" in fault.reason
