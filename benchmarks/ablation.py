@@ -40,7 +40,7 @@ from cachedet.device import choose_device
 from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.metrics import score_detections
 from cachedet.live.modes import make_training_mode
-from cachedet.loading.loader import BatchLoader, make_loader, make_planner
+from cachedet.loading.loader import BatchLoader, make_planner, make_run_loader
 from cachedet.store.format.manifest import library_versions
 from cachedet.store.reader import FeatureStore
 from cachedet.training.trainer import Trainer, make_trainer
@@ -185,7 +185,7 @@ def train_and_score(
     trainer, loader = make_training(config, condition, store, options)
     epochs = range(config.schedule.epochs)
     for epoch in epochs:
-        for batch in loader.batches(epoch):
+        for batch in loader.epoch(epoch):
             trainer.take_step(batch)
         print(f"epoch {epoch + 1}/{len(epochs)}", file=sys.stderr)
     detections = detect_store(
@@ -211,7 +211,7 @@ def make_training(
         return training_mode.trainer, training_mode.loader
     torch.manual_seed(config.seed)
     trainer = make_trainer(config, manifest=store.manifest, total_steps=total)
-    return trainer, make_loader(config, store)
+    return trainer, make_run_loader(config, store)
 
 
 def heads_of(trainer: Trainer) -> RetinaNet | RCNN:

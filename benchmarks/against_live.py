@@ -120,12 +120,12 @@ class Bench:
     def batches(self, mode: str) -> Iterator[Batch]:
         """The same in every mode; read ahead from run to run, as from epoch to epoch."""
         if mode not in self.streams:
-            self.streams[mode] = self.training_mode(mode).loader.batches(0, until=sys.maxsize)
+            self.streams[mode] = self.training_mode(mode).loader.epoch(0, until=sys.maxsize)
         return islice(self.streams[mode], self.steps)
 
     def held(self, mode: str) -> list[Batch]:
         """Those of a first run, on the device."""
-        with closing(self.training_mode(mode).loader.batches(0, until=sys.maxsize)) as batches:
+        with closing(self.training_mode(mode).loader.epoch(0, until=sys.maxsize)) as batches:
             return [batch.to(self.device) for batch in islice(batches, self.steps)]
 
     def run(self, mode: str) -> None:

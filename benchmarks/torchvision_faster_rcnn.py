@@ -240,7 +240,7 @@ class TrainingMode:
         )
         forget_peak(self.device)
         started = wall_seconds(self.device)
-        for batch in self.images_ahead.batches(0, until=options.epochs):
+        for batch in self.images_ahead.epoch(0, until=options.epochs):
             self.their_step(batch.features[PIXELS], batch.targets)
             schedule.step()
         seconds = wall_seconds(self.device) - started
@@ -265,7 +265,7 @@ class TrainingMode:
         )
         self.theirs.eval()
         found = {}
-        for keys, batch in zip(loader.plan(0), loader.batches(0), strict=True):
+        for keys, batch in zip(loader.plan(0), loader.epoch(0), strict=True):
             row = int(keys[0, 1])
             output = self.theirs(list(self.in_place_of_images(batch)))[0]
             found[row] = Detections(

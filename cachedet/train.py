@@ -22,7 +22,7 @@ from cachedet.errors import ConfigError
 from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.metrics import CocoScores, score_detections
 from cachedet.evaluation.plots import plot_training
-from cachedet.loading.loader import FeatureLoader, make_loader
+from cachedet.loading.loader import FeatureLoader, make_run_loader
 from cachedet.store.reader import FeatureStore
 from cachedet.training.loop import EARLY_STOPPING, Validator, is_signal, run_session
 from cachedet.training.optimizer import count_trained
@@ -135,7 +135,7 @@ def _train_together(
     validation = _open_complete(val_store, views=["base"]) if val_store else None
     require_fit(config, store, validation)
     torch.manual_seed(config.seed)
-    loader = make_loader(config, store, rank=rank(), world_size=world_size())
+    loader = make_run_loader(config, store, rank=rank(), world_size=world_size())
     total_steps = _count_steps(loader, config)
     trainer = make_trainer(
         config, manifest=store.manifest, total_steps=total_steps, detector=detector

@@ -22,7 +22,7 @@ _NUM_CLASSES = 80
 
 @dataclass(frozen=True, kw_only=True)
 class _Tier:
-    """Presets for one kind of machine, and a usual input of theirs, for which costs are told."""
+    """Presets for one kind of machine, and a usual input, for which costs are shown."""
 
     backbone: str
     features: str

@@ -200,7 +200,7 @@ def try_steps(
     )
     if seconds <= 0:
         return Trial(step_flops=flops, seconds_per_step=0.0)
-    with closing(training_mode.loader.batches(0, until=sys.maxsize)) as batches:
+    with closing(training_mode.loader.epoch(0, until=sys.maxsize)) as batches:
         return Trial(
             step_flops=flops, seconds_per_step=_time_steps(training_mode, batches, seconds)
         )

@@ -57,8 +57,15 @@ def build_detector(
 ) -> RetinaNet | RCNN:
     """Make the detector for features of `spec` and `num_classes` foreground classes.
 
-    Raises ConfigError where the neck cannot work on the levels there are, or the config only names
-    a detector that was given as an object.
+    Raises:
+        ConfigError: the neck cannot work on the levels there are, or the config only names a
+            detector that was given as an object.
+
+    Example:
+        >>> config = cachedet.load_config("retinanet_fpn_tiny")
+        >>> head = cachedet.build_detector(
+        ...     config.detector, spec=store.spec, num_classes=store.num_classes
+        ... )
     """
     if isinstance(config, CustomDetectorConfig):
         raise ConfigError(

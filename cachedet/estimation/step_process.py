@@ -26,7 +26,7 @@ from cachedet.config.run import EvalConfig, TrainConfig
 from cachedet.detector.protocol import run_detector
 from cachedet.errors import CachedetError
 from cachedet.estimation.sample import Keys
-from cachedet.loading.loader import BatchLoader, make_loader
+from cachedet.loading.loader import BatchLoader, make_run_loader
 from cachedet.loading.memory import peak_memory
 from cachedet.loading.sampling import PlannedBatch
 from cachedet.store.reader import FeatureStore
@@ -179,7 +179,7 @@ def _make_training_mode(job: StepJob) -> tuple[Trainer, BatchLoader]:
     store = FeatureStore.open(job.store)
     if job.mode == "cached":
         torch.manual_seed(job.config.seed)
-        loader = make_loader(job.config, store)
+        loader = make_run_loader(job.config, store)
         return make_trainer(job.config, manifest=store.manifest, total_steps=_TOTAL_STEPS), loader
     from cachedet.live.modes import make_training_mode
 

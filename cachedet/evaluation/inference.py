@@ -131,7 +131,7 @@ def _batches(
     loader = FeatureLoader(
         store, views=[view], levels=levels, batch_size=batch_size, seed=0, device=device
     )
-    for keys, batch in zip(loader.plan(0), loader.batches(0), strict=True):
+    for keys, batch in zip(loader.plan(0), loader.epoch(0), strict=True):
         yield [int(row) for _, row in keys], batch
 
 

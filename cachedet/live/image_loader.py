@@ -71,7 +71,7 @@ class ImageLoader:
         """See FeatureLoader."""
         return self._plans.plan(epoch)
 
-    def batches(
+    def epoch(
         self, epoch: int, *, skip: int = 0, until: int | None = None
     ) -> Generator[Batch, None, None]:
         """See FeatureLoader. Raises BadImageError at the batch that cannot be read."""

@@ -19,7 +19,7 @@ from cachedet.device import choose_device
 from cachedet.errors import ConfigError, InputError
 from cachedet.extraction.inputs import InputLoader, make_inputs
 from cachedet.live.image_loader import ImageLoader
-from cachedet.loading.loader import BatchLoader, FeatureLoader, make_loader, make_planner
+from cachedet.loading.loader import BatchLoader, FeatureLoader, make_planner, make_run_loader
 from cachedet.loading.sampling import resolve_views
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Batch
@@ -82,7 +82,7 @@ def make_training_mode(
     """
     require_shared(config)
     if mode == "cached":
-        loader = make_loader(config, store)
+        loader = make_run_loader(config, store)
         torch.manual_seed(config.seed)
         trainer = make_trainer(config, manifest=store.manifest, total_steps=total_steps)
         return TrainingMode(mode=mode, trainer=trainer, loader=loader)
@@ -115,7 +115,7 @@ def image_batches(
         device=device,
         fresh=False,
     )
-    for keys, batch in zip(loader.plan(0), loader.batches(0), strict=True):
+    for keys, batch in zip(loader.plan(0), loader.epoch(0), strict=True):
         yield [int(row) for _, row in keys], batch.to(device)
 
 

@@ -111,6 +111,9 @@ def collate(items: Sequence[Item]) -> Batch:
 
     Returns:
         features (n, C, h, w) by level, and the targets of the n images.
+
+    Example:
+        >>> DataLoader(dataset, batch_size=4, collate_fn=cachedet.collate)
     """
     features = {}
     for level in items[0].features:

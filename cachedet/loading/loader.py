@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -25,7 +25,13 @@ from torch import Tensor
 
 from cachedet.augmentation.draws import RandomDraws
 from cachedet.augmentation.steps import Augment, make_augment
-from cachedet.config.run import ClassBalancedConfig, RepeatFactorConfig, SamplingConfig, TrainConfig
+from cachedet.config.run import (
+    ClassBalancedConfig,
+    RepeatFactorConfig,
+    SamplingConfig,
+    TrainConfig,
+    WantedResidency,
+)
 from cachedet.detector.build import choose_levels
 from cachedet.device import choose_device, single_core_threads, usable_cores
 from cachedet.loading.memory import free_memory, free_ram
@@ -109,7 +115,7 @@ class BatchLoader(Protocol):
         """The global batches of `epoch` as (view index, row) pairs."""
         ...
 
-    def batches(
+    def epoch(
         self, epoch: int, *, skip: int = 0, until: int | None = None
     ) -> Generator[Batch, None, None]:
         """Each batch of `epoch` from number `skip` on, then those of the epochs before `until`."""
@@ -179,7 +185,7 @@ class FeatureLoader:
             probabilities=self._probabilities,
         )
 
-    def batches(
+    def epoch(
         self, epoch: int, *, skip: int = 0, until: int | None = None
     ) -> Generator[Batch, None, None]:
         """This rank's share of each batch of `epoch`, from number `skip` on.
@@ -191,7 +197,7 @@ class FeatureLoader:
         return self.read_ahead(planned_batches(self.plan, epoch, skip=skip, until=until))
 
     def read_ahead(self, planned: Iterable[PlannedBatch]) -> Generator[Batch, None, None]:
-        """This rank's share of each batch; see `batches`. Closing ends the reading."""
+        """This rank's share of each batch; see `epoch`. Closing ends the reading."""
         stream = PrefetchStream(self._device)
         waiting: deque[tuple[int, Future[PrefetchedBatch]]] = deque()
         readers = single_core_threads(
@@ -232,6 +238,58 @@ class FeatureLoader:
 
 
 def make_loader(
+    store: FeatureStore,
+    *,
+    views: Sequence[str] | Mapping[str, float] | None = None,
+    levels: Sequence[str] | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    device: str = "cpu",
+    residency: WantedResidency = "stream",
+    rank: int = 0,
+    world_size: int = 1,
+) -> FeatureLoader:
+    """Batches of a store, read and decoded ahead of whoever takes them; `.epoch(n)` gives them.
+
+    Args:
+        store: to read; all blocks of the views must be there.
+        views: names or families, drawn with equal chance, one an image and epoch; or the chance
+            of each. All that the store holds by default.
+        levels: to read; all by default.
+        batch_size: most images of a batch; images of a batch have one padded size.
+        seed: of the order and of the views drawn; an epoch is the same for the same seed.
+        device: where batches come to lie.
+        residency: "stream" reads from the disk in every epoch, "ram" and "device" keep the encoded
+            features, "auto" chooses by what is free.
+        rank, world_size: this process's share of each batch, of how many.
+
+    Raises:
+        ConfigError: views the store lacks, or a residency that does not fit.
+        StoreError: blocks are missing, or cannot be read.
+
+    Example:
+        >>> loader = cachedet.make_loader(cachedet.open_store("train.zarr"), views=["base"])
+        >>> for batch in loader.epoch(0):
+        ...     batch.features["C3"].shape, batch.targets[0].boxes
+    """
+    chances = resolve_views(views, held=store.views, where=store.location)
+    store.require_complete(tuple(chances))
+    chosen = choose_device(device)
+    names = tuple(levels) if levels is not None else store.spec.names
+    return FeatureLoader(
+        store,
+        views=chances,
+        levels=names,
+        batch_size=batch_size,
+        seed=seed,
+        device=chosen,
+        source=_make_source(residency, store, chances, names, chosen, tells=rank == 0),
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def make_run_loader(
     config: TrainConfig, store: FeatureStore, *, rank: int = 0, world_size: int = 1
 ) -> FeatureLoader:
     """The batches that a run of this config trains on.
@@ -244,25 +302,13 @@ def make_loader(
         StoreError: the store cannot be read (with residency `ram` and `device`).
     """
     device = choose_device(config.device)
-    levels = choose_levels(config.detector, store.manifest.spec).names
-    views = resolve_views(config.views, held=store.manifest.views, where=store.location)
+    levels = choose_levels(config.detector, store.spec).names
+    views = resolve_views(config.views, held=store.views, where=store.location)
     sampler = _make_sampler(config.sampling, store.annotations)
-    stored, unpacked = store.encoded_nbytes(views, levels)
-    processes = _processes_here()
-    need = Need(
-        stored=stored,
-        unpacked=unpacked,
-        ram=free_ram() // processes,
-        device=free_memory(device) // (1 if device.type == "cuda" else processes),
-        device_name=str(device),
-    )
-    residency, reason = choose_residency(
-        config.residency, need, has_own_memory=device.type == "cuda"
-    )
+    source = _make_source(config.residency, store, views, levels, device, tells=rank == 0)
     empty_classes = describe_empty_classes(store.annotations)
-    for line in (reason, empty_classes):
-        if line is not None and rank == 0:
-            _log.info(line)
+    if empty_classes is not None and rank == 0:
+        _log.info(empty_classes)
     return FeatureLoader(
         store,
         views=views,
@@ -271,22 +317,48 @@ def make_loader(
         seed=config.seed,
         device=device,
         sampler=sampler,
-        source=make_source(
-            residency,
-            store,
-            views=tuple(views),
-            levels=levels,
-            device=device,
-            threads=_reading_threads(),
-        ),
-        augment=make_augment(config.augment, spec=store.manifest.spec),
+        source=source,
+        augment=make_augment(config.augment, spec=store.spec),
         rank=rank,
         world_size=world_size,
     )
 
 
+def _make_source(
+    wanted: WantedResidency,
+    store: FeatureStore,
+    views: Collection[str],
+    levels: Sequence[str],
+    device: torch.device,
+    *,
+    tells: bool,
+) -> FeatureSource:
+    """Where the features wait; with `tells` the log says why."""
+    stored, unpacked = store.encoded_nbytes(views, levels)
+    processes = _processes_here()
+    has_own_memory = device.type == "cuda"
+    need = Need(
+        stored=stored,
+        unpacked=unpacked,
+        ram=free_ram() // processes,
+        device=free_memory(device) // (1 if has_own_memory else processes),
+        device_name=str(device),
+    )
+    residency, reason = choose_residency(wanted, need, has_own_memory=has_own_memory)
+    if tells:
+        _log.info(reason)
+    return make_source(
+        residency,
+        store,
+        views=tuple(views),
+        levels=levels,
+        device=device,
+        threads=_reading_threads(),
+    )
+
+
 def make_planner(config: TrainConfig, store: FeatureStore) -> FeatureLoader:
-    """A loader of the same plan as `make_loader`'s, for those who do not read its features.
+    """A loader of the same plan as `make_run_loader`'s, for those who do not read its features.
 
     Raises ConfigError: views the store lacks, a sampling that needs boxes where there are none.
     """

@@ -28,6 +28,21 @@ PackedParts = tuple[bytes | NDArray[Any], ...]
 """The parts of one image, level by level: zstd frames, or arrays that are not compressed."""
 
 
+def open_store(location: Path | str | Store) -> FeatureStore:
+    """Open a store for reading: a folder, a URL for fsspec, or a zarr storage object.
+
+    Raises:
+        StoreError: no store there, another format, or damaged metadata.
+        CorruptBlockError: a damaged commit record.
+
+    Example:
+        >>> store = cachedet.open_store("train.zarr")
+        >>> store.spec, store.class_names, store.views, len(store)
+        >>> store.read(0, "base")["C3"]  # (C, h, w) float32
+    """
+    return FeatureStore.open(location)
+
+
 class FeatureStore:
     """The committed part of a store at the moment it was opened.
 

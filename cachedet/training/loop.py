@@ -161,7 +161,7 @@ class TrainingLoop:
         trainer = self.trainer
         self._keep_pace()  # of a run that goes on
         with closing(
-            self.loader.batches(trainer.epoch, skip=trainer.batch, until=self.epochs)
+            self.loader.epoch(trainer.epoch, skip=trainer.batch, until=self.epochs)
         ) as read_ahead:
             batches = TimedBatches(read_ahead)
             while trainer.epoch < self.epochs:

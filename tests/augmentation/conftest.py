@@ -66,14 +66,14 @@ def scenes(draw: st.DrawFn) -> Scene:
             y1, y2 = draw(_ends(size_hw[0] // unit))
             box = [x1 * unit, y1 * unit, x2 * unit, y2 * unit]
             origin[label] = (image, box, draw(st.integers(0, 3)) == 0)
-        own = [origin[label] for label in range(first, len(origin))]
+        boxes = [origin[label] for label in range(first, len(origin))]
         targets.append(
             Targets(
                 image_id=100 + image,
                 size_hw=size_hw,
-                boxes=torch.tensor([box for _, box, _ in own], dtype=torch.float32).view(-1, 4),
+                boxes=torch.tensor([box for _, box, _ in boxes], dtype=torch.float32).view(-1, 4),
                 labels=torch.arange(first, len(origin)),
-                crowd=torch.tensor([crowd for *_, crowd in own], dtype=torch.bool),
+                crowd=torch.tensor([crowd for *_, crowd in boxes], dtype=torch.bool),
             )
         )
     return Scene(spec, Batch(features=paint(spec, shape, count), targets=targets), origin)
@@ -160,11 +160,11 @@ def one_level_batch(boxes: list[list[list[float]]], *, cells: int = 8) -> tuple[
         Targets(
             image_id=number,
             size_hw=(cells * 10, cells * 10),
-            boxes=torch.tensor(own, dtype=torch.float32).view(-1, 4),
-            labels=torch.arange(len(own)),
-            crowd=torch.zeros(len(own), dtype=torch.bool),
+            boxes=torch.tensor(of_image, dtype=torch.float32).view(-1, 4),
+            labels=torch.arange(len(of_image)),
+            crowd=torch.zeros(len(of_image), dtype=torch.bool),
         )
-        for number, own in enumerate(boxes)
+        for number, of_image in enumerate(boxes)
     ]
     features = paint(spec, (cells * 10, cells * 10), len(boxes))
     return Grid(spec), Batch(features=features, targets=targets)
@@ -180,12 +180,14 @@ def check_pure(step: Step, batch: Batch, seed: int, *, writes: bool = False) -> 
 
     Of a step that `writes` on maps only the boxes stay.
     """
-    boxes = [own.boxes.clone() for own in batch.targets]
+    boxes = [of_image.boxes.clone() for of_image in batch.targets]
     given = [with_own_maps(batch) for _ in range(2)]
-    after, again = (step(own, seeded(seed)) for own in given)
+    after, again = (step(one, seeded(seed)) for one in given)
     if not writes:
         torch.testing.assert_close(given[0].features, batch.features, rtol=0, atol=0)
-    assert all(torch.equal(own.boxes, old) for own, old in zip(batch.targets, boxes, strict=True))
+    assert all(
+        torch.equal(targets.boxes, old) for targets, old in zip(batch.targets, boxes, strict=True)
+    )
     torch.testing.assert_close(after.features, again.features, rtol=0, atol=0)
     for one, other in zip(after.targets, again.targets, strict=True):
         assert one.size_hw == other.size_hw

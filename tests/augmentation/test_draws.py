@@ -37,4 +37,4 @@ def test_an_image_draws_the_same_whoever_has_it() -> None:
         numbers(RandomDraws(entropy, indices=range(6)), 0) for entropy in ((3, 1, 8), (4, 1, 7))
     ]
     of_batch = torch.rand(4, generator=whole.of_batch).tolist()
-    assert len({tuple(own) for own in (*drawn, *others, of_batch)}) == 9
+    assert len({tuple(each) for each in (*drawn, *others, of_batch)}) == 9

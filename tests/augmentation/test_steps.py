@@ -139,10 +139,10 @@ def test_masks_follow(painting: Any, name: str, mirrored: bool) -> None:
             before = old.boxes[label]
             if not torch.equal(box[2:] - box[:2], before[2:] - before[:2]):
                 continue  # clipped: the same cells do not lie on the same grid any more
-            found = crop_masks(new, box[None], torch.tensor([index]), side=14)
+            learnt = crop_masks(new, box[None], torch.tensor([index]), side=14)
             expected = crop_masks(old, before[None], label[None], side=14)
             assert 0.2 < float(expected.mean()) < 0.8
-            assert torch.equal(found, expected.flip(2) if name == "flip" else expected)
+            assert torch.equal(learnt, expected.flip(2) if name == "flip" else expected)
             whole += 1
     assert whole >= 10
 

@@ -50,7 +50,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_show_completion_prints_a_script(shell: str) -> None:
-    """Which shell it is, is else found out from the parent process."""
+    """Else the parent process says which shell it is."""
     done = run_installed(
         "--show-completion", shell, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1"
     )

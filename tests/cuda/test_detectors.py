@@ -58,7 +58,7 @@ def make(config: TrainConfig, store: FeatureStore) -> Trainer:
 def read_batch(store: FeatureStore, config: TrainConfig, count: int = 4) -> Batch:
     levels = choose_levels(config.detector, store.manifest.spec).names
     loader = FeatureLoader(store, views=("base",), levels=levels, batch_size=count, seed=5)
-    return next(iter(loader.batches(0)))
+    return next(iter(loader.epoch(0)))
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -127,7 +127,7 @@ def test_cached_losses_are_those_of_the_live_backbone(
     loader = FeatureLoader(store, views=views, levels=levels, batch_size=3, seed=0, device=device)
     cached, live = make(config, store), make(config, store)
     inputs = inputs_of(store, tiny.paths.images)
-    for keys, batch in zip(loader.plan(0), loader.batches(0), strict=True):
+    for keys, batch in zip(loader.plan(0), loader.epoch(0), strict=True):
         images = [inputs.load(int(row), views[view]) for view, row in keys]
         fresh = Batch(features=backbone(torch.stack(images).to(device)), targets=batch.targets)
         state = torch.get_rng_state()

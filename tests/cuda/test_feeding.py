@@ -92,10 +92,10 @@ def test_all_residencies_give_the_batches_of_the_cpu(
 ) -> None:
     """Bit for bit, but for products of matrices."""
     store = open_store(codec)
-    expected = list(loader_of(store, "stream", "cpu").batches(0))
+    expected = list(loader_of(store, "stream", "cpu").epoch(0))
     found: dict[str, list[Batch]] = {}
     for kind in KINDS:
-        batches = list(loader_of(store, kind, "cuda").batches(0))
+        batches = list(loader_of(store, kind, "cuda").epoch(0))
         for batch in batches:
             for maps in batch.features.values():
                 assert maps.is_cuda
@@ -137,11 +137,11 @@ def test_batches_a_busy_step_has_dropped_are_not_overwritten(
     cpu, cuda = loader_of(store, "stream", "cpu"), loader_of(store, kind, "cuda")
     taken: list[Features] = []
     for epoch in range(EPOCHS):
-        for batch in cuda.batches(epoch):
+        for batch in cuda.epoch(epoch):
             torch.cuda._sleep(CYCLES // 4)
             taken.append({level: maps.clone() for level, maps in batch.features.items()})
             del batch
-    expected = [batch.features for epoch in range(EPOCHS) for batch in cpu.batches(epoch)]
+    expected = [batch.features for epoch in range(EPOCHS) for batch in cpu.epoch(epoch)]
     for maps, others in zip(taken, expected, strict=True):
         on_host = {level: own.cpu() for level, own in maps.items()}
         torch.testing.assert_close(on_host, others, rtol=0, atol=0)
@@ -172,9 +172,9 @@ def test_a_slow_copy_delays_the_step_not_its_values(
         source=Slow(source_of(store, "device", "cuda")),
     )
     taken = [
-        {level: maps.clone() for level, maps in batch.features.items()} for batch in slow.batches(0)
+        {level: maps.clone() for level, maps in batch.features.items()} for batch in slow.epoch(0)
     ]
-    for maps, batch in zip(taken, loader_of(store, "stream", "cpu").batches(0), strict=True):
+    for maps, batch in zip(taken, loader_of(store, "stream", "cpu").epoch(0), strict=True):
         on_host = {level: own.cpu() for level, own in maps.items()}
         expected = {level: own + 1 for level, own in batch.features.items()}
         torch.testing.assert_close(on_host, expected, rtol=0, atol=0)
@@ -187,8 +187,8 @@ def test_augmentation_is_that_of_the_cpu(
     store = open_store("int8")
     config = AugmentConfig.model_validate({step: 0.9})
     pairs = zip(
-        loader_of(store, "device", "cuda", config).batches(1),
-        loader_of(store, "stream", "cpu", config).batches(1),
+        loader_of(store, "device", "cuda", config).epoch(1),
+        loader_of(store, "stream", "cpu", config).epoch(1),
         strict=True,
     )
     for found, expected in pairs:

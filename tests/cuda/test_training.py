@@ -68,7 +68,7 @@ def read_batch(store: FeatureStore) -> Batch:
         seed=5,
         device=torch.device("cuda"),
     )
-    return next(iter(loader.batches(0)))
+    return next(iter(loader.epoch(0)))
 
 
 @pytest.mark.parametrize("detector", [RETINANET, CASCADE], ids=["retinanet", "cascade"])

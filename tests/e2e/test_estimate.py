@@ -101,7 +101,7 @@ def test_extract_and_train_heads_compare_with_it(
     assert done["predicted"]["seconds per epoch"]["actual"] == done["step_seconds_per_epoch"]
     assert done["step_seconds_per_epoch"] <= done["seconds_per_epoch"]
     shown = CliRunner().invoke(app, [*training, str(folder / "shown")]).output
-    assert re.search(r"^peak memory: .* MB predicted, .* MB actual \([+-]\d+%\)$", shown, re.M)
+    assert re.search(r"^peak memory: .*B predicted, .*B actual \([+-]\d+%\)$", shown, re.M)
     other = HEADS.model_copy(update={"seed": 1, "precision": "bf16"})
     again = train(other, train_store=store, run=folder / "other")
     assert compare_training(again, other, store=store) == {}

@@ -103,7 +103,7 @@ def test_same_losses_as_with_the_live_backbone(tiny: Any, config: TrainConfig) -
         torch.manual_seed(0)
         trainer = make_trainer(config, manifest=store.manifest, total_steps=9)
         for epoch in range(2):
-            for keys, batch in zip(loader.plan(epoch), loader.batches(epoch), strict=True):
+            for keys, batch in zip(loader.plan(epoch), loader.epoch(epoch), strict=True):
                 if kind == "live":
                     images = [inputs.load(int(row), views[view]) for view, row in keys]
                     batch = dataclasses.replace(batch, features=backbone(torch.stack(images)))
@@ -218,7 +218,7 @@ def test_compiled_parts_give_the_same_losses(tiny: Any) -> None:
     detector = {"kind": "retinanet", "levels": ["C5"], "neck": neck, "num_convs": 1}
     plain = TrainConfig.model_validate({"detector": detector, "device": "cpu"})
     loader = FeatureLoader(store, views=("base",), levels=("C5",), batch_size=3, seed=0)
-    batch = next(loader.batches(0))
+    batch = next(loader.epoch(0))
     losses: dict[bool, list[float]] = {False: [], True: []}
     for compiled, found in losses.items():
         torch.manual_seed(0)
@@ -321,7 +321,7 @@ def test_a_nonfinite_loss_stops_before_the_optimiser_moves(tiny: Any, config: Tr
         store, views=("base",), levels=store.manifest.spec.names, batch_size=2, seed=0
     )
     trainer = make_trainer(config, manifest=store.manifest, total_steps=4)
-    batch = next(iter(loader.batches(0)))
+    batch = next(iter(loader.epoch(0)))
     before = {name: value.clone() for name, value in trainer.detector.named_parameters()}
     batch.features["C4"][0, 0, 0, 0] = float("nan")
     ids = ", ".join(map(str, batch.image_ids))

@@ -19,7 +19,7 @@ import pytest
 from cachedet.config.run import TrainConfig
 from cachedet.errors import ConfigError
 from cachedet.estimation.step_process import StepJob, TrialFailedError, measure_steps, time_steps
-from cachedet.loading.loader import make_loader
+from cachedet.loading.loader import make_run_loader
 from cachedet.store.reader import FeatureStore
 from cachedet.training.trainer import make_trainer
 
@@ -58,7 +58,7 @@ def job_of(tiny: Any, **changes: object) -> StepJob:
 def training_mode(job: StepJob) -> tuple[Any, Any]:
     store = FeatureStore.open(job.store)
     trainer = make_trainer(job.config, manifest=store.manifest, total_steps=100)
-    return trainer, make_loader(job.config, store)
+    return trainer, make_run_loader(job.config, store)
 
 
 def test_the_warm_up_is_not_counted(tiny: Any) -> None:

@@ -90,7 +90,7 @@ def test_each_epoch_shows_its_own_draw(
     """Pixels and boxes alike."""
     loader = loader_of(store, tiny.paths.images, view, fresh=fresh)
     inputs = inputs_of(store, tiny.paths.images)
-    in_turn = list(loader.batches(0, until=len(shown)))
+    in_turn = list(loader.epoch(0, until=len(shown)))
     for epoch, name in enumerate(shown):
         batch = in_turn[epoch * len(loader.plan(0))]
         rows = [int(row) for _, row in loader.plan(epoch)[0]]

@@ -38,7 +38,7 @@ def rig_of(tiny: Any, mode: Any, config: TrainConfig | None = None, **options: A
 def losses_of(training_mode: TrainingMode, steps: int) -> list[float]:
     return [
         training_mode.trainer.take_step(batch)["loss"]
-        for batch in islice(training_mode.loader.batches(0), steps)
+        for batch in islice(training_mode.loader.epoch(0), steps)
     ]
 
 
@@ -60,7 +60,7 @@ def test_all_modes_move_images_alike(tiny: Any) -> None:
     """The same draws: cached maps and pixels cover the same, with the same boxes."""
     config = make_config(*MOVING, "schedule.batch_size=4", "seed=3")
     cached, live = (
-        list(rig_of(tiny, mode, config).loader.batches(0, until=3)) for mode in ("cached", "live")
+        list(rig_of(tiny, mode, config).loader.epoch(0, until=3)) for mode in ("cached", "live")
     )
     stride = FeatureStore.open(tiny.train).manifest.spec.levels[-1].stride
     for maps, pixels in zip(cached, live, strict=True):
@@ -77,7 +77,7 @@ def test_flipped_pixels_are_those_of_the_mirrored_image(tiny: Any) -> None:
     """Exact, where a flipped map is an approximation."""
     views = "views={base: 1}"
     always, never = (
-        next(rig_of(tiny, "live", make_config(views, f"augment.flip={chance}")).loader.batches(0))
+        next(rig_of(tiny, "live", make_config(views, f"augment.flip={chance}")).loader.epoch(0))
         for chance in (1.0, 0.0)
     )
     assert torch.equal(always.features[PIXELS], never.features[PIXELS].flip(-1))
@@ -95,7 +95,7 @@ def test_tuned_starts_where_the_cache_starts(tiny: Any) -> None:
 def test_every_mode_learns(tiny: Any, mode: str) -> None:
     config = make_config("schedule.warmup_steps=0", "schedule.lr=0.003")
     training_mode = rig_of(tiny, mode, config)
-    batch = next(iter(training_mode.loader.batches(0)))
+    batch = next(iter(training_mode.loader.epoch(0)))
     found = [training_mode.trainer.take_step(batch)["loss"] for _ in range(6)]
     assert found[-1] < found[0]
 

@@ -59,7 +59,7 @@ def test_batches_are_bit_identical(
         }
         plan = loaders["stream"].plan(0)
         for keys, *batches in zip(
-            plan, *(loader.batches(0) for loader in loaders.values()), strict=True
+            plan, *(loader.epoch(0) for loader in loaders.values()), strict=True
         ):
             for batch in batches:
                 assert list(batch.features) == list(levels)

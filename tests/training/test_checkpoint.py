@@ -45,17 +45,17 @@ def checkpoint(tiny: Any) -> Checkpoint:
 
 def test_round_trip(checkpoint: Checkpoint, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "last.pt", checkpoint)
-    found = load_checkpoint(tmp_path / "last.pt")
-    assert (found.step, found.epoch, found.batch, found.best_ap) == (7, 1, 2, 0.25)
-    assert found.seconds == 1.5
-    assert torch.equal(found.heads["w"], torch.arange(3.0))
-    assert torch.equal(found.scored_heads["w"], torch.arange(3.0) / 2)
-    assert (found.scaler, found.stopping) == (checkpoint.scaler, checkpoint.stopping)
-    assert found.epoch_statistics == {"images": 3}
-    assert torch.equal(found.torch_rng, checkpoint.torch_rng)
-    assert found.config == checkpoint.config
-    assert found.manifest == checkpoint.manifest
-    assert found.categories.names[0] == "disc"
+    loaded = load_checkpoint(tmp_path / "last.pt")
+    assert (loaded.step, loaded.epoch, loaded.batch, loaded.best_ap) == (7, 1, 2, 0.25)
+    assert loaded.seconds == 1.5
+    assert torch.equal(loaded.heads["w"], torch.arange(3.0))
+    assert torch.equal(loaded.scored_heads["w"], torch.arange(3.0) / 2)
+    assert (loaded.scaler, loaded.stopping) == (checkpoint.scaler, checkpoint.stopping)
+    assert loaded.epoch_statistics == {"images": 3}
+    assert torch.equal(loaded.torch_rng, checkpoint.torch_rng)
+    assert loaded.config == checkpoint.config
+    assert loaded.manifest == checkpoint.manifest
+    assert loaded.categories.names[0] == "disc"
     assert os.listdir(tmp_path) == ["last.pt"]
 
 
@@ -128,12 +128,12 @@ def test_every_flipped_byte_is_noticed_or_harmless(checkpoint: Checkpoint, tmp_p
     for index in np.random.default_rng(0).integers(len(content), size=60).tolist():
         path.write_bytes(content[:index] + bytes([content[index] ^ 64]) + content[index + 1 :])
         try:
-            found = load_checkpoint(path)
+            loaded = load_checkpoint(path)
         except DamagedCheckpointError:
             noticed += 1
         else:
-            assert torch.equal(found.heads["w"], weights)
-            assert found.step == 7
+            assert torch.equal(loaded.heads["w"], weights)
+            assert loaded.step == 7
     assert noticed > 30
     path.write_bytes(content[:-200])
     with pytest.raises(DamagedCheckpointError, match="is damaged"):

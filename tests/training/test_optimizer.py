@@ -113,18 +113,18 @@ def test_applied_and_taken_back_bit_for_bit_also_after_an_error() -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(1.0)
-    own = {name: value.clone() for name, value in module.state_dict().items()}
+    before = {name: value.clone() for name, value in module.state_dict().items()}
 
     def look_and_fail() -> None:
         with average.applied_to(module):
             for name, value in average.state_dict().items():
                 assert torch.equal(module.state_dict()[name], value)
-            assert not torch.equal(module.state_dict()["0.weight"], own["0.weight"])
+            assert not torch.equal(module.state_dict()["0.weight"], before["0.weight"])
             raise RuntimeError("in the middle")
 
     with pytest.raises(RuntimeError, match="in the middle"):
         look_and_fail()
-    for name, value in own.items():
+    for name, value in before.items():
         assert torch.equal(module.state_dict()[name], value)
 
 

@@ -68,16 +68,16 @@ def test_what_is_ignored_stays_ignored() -> None:
 
 def test_other_threads_install_nothing() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    found: list[object] = []
+    seen: list[object] = []
 
     def work() -> None:
         with StopSignals() as signals:
-            found.extend([signal.getsignal(signal.SIGTERM), signals.received])
+            seen.extend([signal.getsignal(signal.SIGTERM), signals.received])
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [before, None]
+    assert seen == [before, None]
 
 
 def stops_after(values: list[float], **changes: Any) -> int | None:
