@@ -28,7 +28,7 @@ from cachedet.commands.options import (
 )
 from cachedet.commands.tables import console
 from cachedet.errors import InputError, nearest_names
-from cachedet.live.modes import MODES, Mode
+from cachedet.live.mode_names import MODES, Mode
 from cachedet.progress import count_of
 
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 
 import pytest
 
-from cachedet.comparison.page import CurveOf, comparison_page
+from cachedet.comparison.page import comparison_page
+from cachedet.comparison.page_charts import CurveOf
 from cachedet.comparison.results import BinFigure, CellKey, CellResult, ClassFigure
-from cachedet.live.modes import Mode
+from cachedet.live.mode_names import Mode
 from cachedet.reporting.charts import (
     CIRCLE,
     Shape,
     Spot,
-    draw_spots,
+    draw_chart,
     log_axis,
     span_axis,
     unit_axis,
@@ -195,7 +196,7 @@ def test_costs_are_drawn_with_a_mark_a_mode() -> None:
     assert len(parameters.links) == 1
     bars = [own.bar for own in parameters.marks]
     assert bars.count("") == 1  # both seeds of scratch are alike
-    at = {own.told.split(",")[1].split(":")[0].strip(): own.at for own in parameters.marks}
+    at = {mark.title.split(",")[1].split(":")[0].strip(): mark.at for mark in parameters.marks}
     assert at["cached"][0] == at["live frozen"][0] < at["fine-tuned"][0]
     assert at["cached"][1] < at["fine-tuned"][1] < at["from scratch"][1]  # higher AP is higher up
 
@@ -211,8 +212,8 @@ def test_the_difference_of_each_class_is_drawn_over_its_boxes() -> None:
     section = section_of(page_of(FULL), "classes")
     (chart,) = section.charts
     rare, common = sorted(chart.marks, key=lambda own: own.at[0])
-    assert rare.told == "rare, 50 boxes: +0.045"
-    assert common.told.startswith("common, 5,000 boxes")
+    assert rare.title == "rare, 50 boxes: +0.045"
+    assert common.title.startswith("common, 5,000 boxes")
     assert {own.text for own in chart.labels} == {"rare", "common"}
     table = section.folds[0].table
     assert table is not None
@@ -317,12 +318,12 @@ def test_an_axis_around_values_holds_them() -> None:
 
 def test_names_never_overlap() -> None:
     spots = [
-        Spot(x=0.3 + n / 90, y=0.5 + (n % 3) / 60, least=0.45, most=0.55, shape=SHAPE, told="",
+        Spot(x=0.3 + n / 90, y=0.5 + (n % 3) / 60, least=0.45, most=0.55, shape=SHAPE, title="",
              label=f"a name {n}")
         for n in range(25)
     ]  # fmt: skip
     x, y = unit_axis("x"), unit_axis("y")
-    chart = draw_spots("key", "title", "words", x=x, y=y, spots=spots)
+    chart = draw_chart("key", "title", "words", x=x, y=y, spots=spots)
     assert 1 < len(chart.labels) < 25
     boxes = []
     for own in chart.labels:

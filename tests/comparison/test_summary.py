@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
-from cachedet.comparison.results import BinFigure, CellKey, CellResult, ClassFigure
+from cachedet.comparison.results import (
+    BinFigure,
+    CellKey,
+    CellResult,
+    ClassFigure,
+    without_nan,
+)
 from cachedet.comparison.summary import (
     Summary,
     bin_spreads,
@@ -24,7 +31,7 @@ from cachedet.comparison.verdicts import (
     describe_freezing,
     judge_difference,
 )
-from cachedet.live.modes import Mode
+from cachedet.live.mode_names import Mode
 
 
 def cell(mode: Mode, seed: int, ap: float, *, heads: str = "fpn", error: str = "") -> CellResult:
@@ -67,7 +74,7 @@ def test_a_spread_is_of_what_is_known() -> None:
     nothing = spread_of([math.nan])
     assert nothing.count == 0
     assert math.isnan(nothing.mean)
-    assert nothing.to_json() == {"mean": None, "least": None, "most": None, "count": 0}
+    assert without_nan(asdict(nothing)) == {"mean": None, "least": None, "most": None, "count": 0}
 
 
 def test_groups_are_by_heads_as_they_came_then_by_mode() -> None:
@@ -204,7 +211,7 @@ def test_the_best_and_the_best_of_the_other_kind() -> None:
         "seeds). They are 0.015 apart, within the 0.020 that seeds alone move AP.",
     )
     nothing = summarise([cell("cached", 0, math.nan)])
-    assert nothing.best is None
+    assert nothing.best_of() is None
     assert "nothing to compare" in describe_best(nothing)[0]
     assert len(describe_best(summarise(runs(cached=[0.5])))) == 1
 
