@@ -42,7 +42,7 @@ def test_the_result_is_that_of_the_scores_and_of_compare_runs(two_runs: Any) -> 
         ("best 10 a class", "ar10"),
     ):
         assert texts(row_of(table, name)) == [
-            f"{getattr(own.scores, field):.3f}" for own in analyses
+            f"{getattr(run.scores, field):.3f}" for run in analyses
         ]
     again = compare_runs(annotations, second.table, first.table, resamples=30, seed=0)
     assert second.difference.to_json() == again.difference.to_json()
@@ -51,7 +51,7 @@ def test_the_result_is_that_of_the_scores_and_of_compare_runs(two_runs: Any) -> 
     cell = row_of(table, "AP, against the first run").cells[1]
     assert cell.text == f"−{abs(again.difference.ap.value):.3f}"
     assert cell.tone == "worse"
-    assert cell.note.endswith("worse")  # told in words too
+    assert cell.note.endswith("worse")  # in words too
     assert row_of(table, "AP, against the first run").cells[0].text == "first run"
 
 
@@ -221,7 +221,7 @@ def test_of_many_classes_the_most_confused_pairs_are_shown(kit: Any) -> None:
     assert len(class_paths(analyses)) <= MOST_CURVES + 1
 
 
-def test_nothing_found_and_nothing_there_are_told(kit: Any) -> None:
+def test_nothing_found_and_nothing_there_are_described(kit: Any) -> None:
     annotations = kit.annotations()
     every = kit.detections(annotations, seed=1, skill=1)
     analyses = kit.analyse(annotations, none=[each.keep(each.scores > 2) for each in every])
