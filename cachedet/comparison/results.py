@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cachedet.errors import InputError
+from cachedet.evaluation.precision import nan_to_null
 from cachedet.live.mode_names import MODES, Mode
 from cachedet.store.files.durable import encode_json, write_durably
 
@@ -89,14 +89,14 @@ class CellResult:
         return bool(self.error)
 
     def to_json(self) -> dict[str, Any]:
-        values: dict[str, Any] = without_nan(asdict(self))
+        values: dict[str, Any] = nan_to_null(asdict(self))
         return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any], *, where: str) -> CellResult:
         """Raises InputError where `values` are not what `to_json` gave."""
         try:
-            values = _change_leaves(values, lambda leaf: math.nan if leaf is None else leaf)
+            values = _null_to_nan(values)
             key = CellKey(**values.pop("key"))
             if key.mode not in MODES:
                 raise ValueError(f"mode {key.mode!r}")
@@ -124,18 +124,9 @@ class CellResult:
         return cls.from_json(values, where=str(path))
 
 
-def without_nan(values: Any) -> Any:
-    """Lists and dicts for JSON, which has no NaN: null stands for it."""
-
-    def or_null(leaf: Any) -> Any:
-        return None if isinstance(leaf, float) and math.isnan(leaf) else leaf
-
-    return _change_leaves(values, or_null)
-
-
-def _change_leaves(values: Any, change: Callable[[Any], Any]) -> Any:
+def _null_to_nan(values: Any) -> Any:
     if isinstance(values, dict):
-        return {name: _change_leaves(value, change) for name, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [_change_leaves(value, change) for value in values]
-    return change(values)
+        return {name: _null_to_nan(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [_null_to_nan(value) for value in values]
+    return math.nan if values is None else values

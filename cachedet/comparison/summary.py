@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from cachedet.comparison.results import CellResult, without_nan
+from cachedet.comparison.results import CellResult
+from cachedet.evaluation.precision import nan_to_null
 from cachedet.live.mode_names import MODES, Mode
 
 Judgement = Literal["nothing", "one seed", "within", "beyond"]
@@ -166,7 +167,7 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         best = self.best_of()
-        values: dict[str, Any] = without_nan(
+        values: dict[str, Any] = nan_to_null(
             {
                 "best": None if best is None else best.name_json(),
                 "groups": [group.to_json() for group in self.groups],

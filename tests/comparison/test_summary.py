@@ -14,7 +14,6 @@ from cachedet.comparison.results import (
     CellKey,
     CellResult,
     ClassFigure,
-    without_nan,
 )
 from cachedet.comparison.summary import (
     Summary,
@@ -31,6 +30,7 @@ from cachedet.comparison.verdicts import (
     describe_freezing,
     judge_difference,
 )
+from cachedet.evaluation.precision import nan_to_null
 from cachedet.live.mode_names import Mode
 
 
@@ -74,7 +74,7 @@ def test_a_spread_is_of_what_is_known() -> None:
     nothing = spread_of([math.nan])
     assert nothing.count == 0
     assert math.isnan(nothing.mean)
-    assert without_nan(asdict(nothing)) == {"mean": None, "least": None, "most": None, "count": 0}
+    assert nan_to_null(asdict(nothing)) == {"mean": None, "least": None, "most": None, "count": 0}
 
 
 def test_groups_are_by_heads_as_they_came_then_by_mode() -> None:
