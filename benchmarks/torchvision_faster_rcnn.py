@@ -134,7 +134,7 @@ class TrainingMode:
             device=device,
         )
         self.images_ahead = ImageLoader(
-            self.loader,
+            plans=self.loader,
             views=manifest.views,
             store=store,
             inputs=self.inputs,

@@ -8,18 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cachedet.comparison.cell import CellTask, Interrupted
+from cachedet.comparison.cell import CellTask, Interrupted, run_cell
 from cachedet.comparison.folder import ComparisonFolder, Extracted, ExtractionLog, require_known
-from cachedet.comparison.page import CurveOf, comparison_page
-from cachedet.comparison.process import run_cell
+from cachedet.comparison.page import comparison_page
+from cachedet.comparison.page_charts import CurveOf
 from cachedet.comparison.results import CellKey, CellResult
 from cachedet.comparison.summary import Summary, summarise
 from cachedet.config.run import AugmentConfig, ExtractConfig, TrainConfig
 from cachedet.data.views import TRAINING_VIEWS, parse_views
 from cachedet.device import choose_device
 from cachedet.errors import CheckpointError, ConfigError, InputError, StoreError
+from cachedet.evaluation.analysis import DEFAULT_RESAMPLES
 from cachedet.extract import extract
-from cachedet.live.modes import MODES, BackboneTraining, Mode, require_shared
+from cachedet.live.mode_names import MODES, Mode
+from cachedet.live.modes import BackboneTraining, require_shared
 from cachedet.reporting.rendering import render_markdown, render_page
 from cachedet.reporting.scored_run import read_metrics
 from cachedet.store.files.durable import encode_json, write_durably
@@ -30,7 +32,8 @@ from cachedet.training.start import require_fit
 from cachedet.training.stopping import StopSignals
 from cachedet.version import __version__
 
-DEFAULT_RESAMPLES = 1000
+OnCell = Callable[[CellResult, int, int], None]
+"""Called with each cell that is done, its number and how many there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +43,12 @@ class ComparisonConfig:
     Attributes:
         heads: configs by name.
         train, val: how features are extracted; their stores lie in the comparison's folder.
-        out: the folder.
+        out: the comparison's folder.
         modes, seeds: every config is trained with each of them.
-        epochs: of every cell; None: those of its config.
-        budget: seconds of every cell, in the place of epochs; the cache's include its extraction.
+        epochs: that every cell trains; None: those of its config.
+        budget: seconds of every cell instead of epochs; the cached ones' include extraction.
         backbone: how it learns where it does.
-        resamples: of the bootstrap.
+        resamples: of the bootstrap, for the interval of a cell.
     """
 
     heads: Mapping[str, TrainConfig]
@@ -101,17 +104,11 @@ class ComparisonReport:
         }
 
 
-def compare(
-    config: ComparisonConfig, *, on_cell: Callable[[CellResult, int, int], None] | None = None
-) -> ComparisonReport:
+def compare(config: ComparisonConfig, *, on_cell: OnCell | None = None) -> ComparisonReport:
     """Train and score every cell, each in a process of its own, and write the page about them.
 
     Called again with the same config it goes on: finished cells are read, a begun one continues,
     failed ones are tried again.
-
-    Args:
-        config: what is compared.
-        on_cell: called with each cell that is done, its number and how many there are.
 
     Raises:
         InputError, ConfigError: the options do not fit together, or the folder is of another
@@ -142,7 +139,10 @@ def compare(
 
 
 def _require_sensible(config: ComparisonConfig) -> None:
-    """What can be known before anything is written. Raises InputError, ConfigError."""
+    """Refuse what can be known to fail before anything is written.
+
+    Raises InputError, ConfigError.
+    """
     if config.epochs is not None and config.budget is not None:
         raise InputError("--epochs and --budget are two ways to end training; give one of them")
     if not config.cell_keys():
@@ -158,20 +158,18 @@ def _require_sensible(config: ComparisonConfig) -> None:
 
 def _settings(config: ComparisonConfig) -> dict[str, Any]:
     """What the cells of one folder share; seeds, modes and configs may be added later."""
-    training = vars(config.backbone)
     return {
         "train": _extraction_settings(config.train),
         "val": _extraction_settings(config.val),
         "epochs": config.epochs,
         "budget": config.budget,
-        "backbone": training,
-        "heads": {name: _heads_settings(own) for name, own in config.heads.items()},
+        "backbone": vars(config.backbone),
+        # With the device that `auto` came to: times on another one are not to be compared.
+        "heads": {
+            name: heads.model_dump(mode="json") | {"device": choose_device(heads.device).type}
+            for name, heads in config.heads.items()
+        },
     }
-
-
-def _heads_settings(config: TrainConfig) -> dict[str, Any]:
-    """With the device that `auto` came to: cells of another one are not to be compared in time."""
-    return config.model_dump(mode="json") | {"device": choose_device(config.device).type}
 
 
 def _extraction_settings(config: ExtractConfig) -> dict[str, Any]:
@@ -179,15 +177,15 @@ def _extraction_settings(config: ExtractConfig) -> dict[str, Any]:
 
 
 def extract_stores(train: ExtractConfig, val: ExtractConfig, log: ExtractionLog) -> Extracted:
-    """Both stores; where they are whole this only checks that the data is the same.
+    """Extract both stores; where they are whole this only checks that the data is the same.
 
     Raises what `extract` raises.
     """
-    asked = train.views or TRAINING_VIEWS
-    views = tuple(view.name for view in parse_views(asked))
+    recipe = train.views or TRAINING_VIEWS
+    views = tuple(view.name for view in parse_views(recipe))
     try:
         log.begin()
-        done = extract(train.model_copy(update={"views": asked}))
+        done = extract(train.model_copy(update={"views": recipe}))
         log.end(seconds=done.seconds, blocks=done.blocks_written)
         extract(val)
     except StoreError as error:
@@ -200,7 +198,7 @@ def extract_stores(train: ExtractConfig, val: ExtractConfig, log: ExtractionLog)
 
 
 def _require_fit(config: ComparisonConfig, store: FeatureStore, validation: FeatureStore) -> None:
-    """What every cell of some heads would fail of. Raises ConfigError, CheckpointError."""
+    """Refuse what every cell of some heads would fail of. Raises ConfigError, CheckpointError."""
     for name, heads in config.heads.items():
         try:
             require_fit(heads, store, validation)
@@ -221,20 +219,20 @@ def _train_cells(
     config: ComparisonConfig,
     folder: ComparisonFolder,
     extracted: Extracted,
-    on_cell: Callable[[CellResult, int, int], None] | None,
+    on_cell: OnCell | None,
 ) -> str | None:
-    """Those that are not done; returns the signal that came meanwhile."""
+    """Train those that are not done; returns the signal that came meanwhile."""
     keys = config.cell_keys()
     with StopSignals() as signals:
         for number, key in enumerate(keys, start=1):
-            found = folder.result_of(key)
-            if found is None:
+            result = folder.result_of(key)
+            if result is None:
                 try:
-                    found = run_cell(_task(config, folder, extracted, key), signals)
+                    result = run_cell(_task(config, folder, extracted, key), signals)
                 except Interrupted as error:
                     return str(error)
             if on_cell is not None:
-                on_cell(found, number, len(keys))
+                on_cell(result, number, len(keys))
     return None
 
 
@@ -268,27 +266,23 @@ def _write_page(
     cells: Sequence[CellResult],
 ) -> None:
     """HTML, Markdown and JSON of everything in the folder."""
-    heads = {cell.key.heads for cell in cells}
     page = comparison_page(
         cells,
-        title=f"Frozen or fine-tuned: {' and '.join(sorted(heads))}",
+        title=f"Frozen or fine-tuned: {' and '.join(sorted({cell.key.heads for cell in cells}))}",
         standfirst=_standfirst(config, store),
         facts=_facts(config, store, extracted, cells),
         curves=[curve for cell in cells if (curve := _curve(folder, cell)) is not None],
     )
-    texts = {
-        folder.page: render_page(page, curves=(), sheet=None),
-        folder.page.with_suffix(".md"): render_markdown(page),
-    }
-    for path, text in texts.items():
-        write_durably(path, text.encode("utf-8"))
-    told = {
+    values = {
         "cachedet": __version__,
         "settings": _settings(config),
         "summary": summarise(cells).to_json(),
         "cells": [cell.to_json() for cell in cells],
     }
-    write_durably(folder.page.with_suffix(".json"), encode_json(told))
+    html, markdown = render_page(page, curves=(), sheet=None), render_markdown(page)
+    write_durably(folder.page, html.encode("utf-8"))
+    write_durably(folder.page.with_suffix(".md"), markdown.encode("utf-8"))
+    write_durably(folder.page.with_suffix(".json"), encode_json(values))
 
 
 def _standfirst(config: ComparisonConfig, store: FeatureStore) -> str:
@@ -311,6 +305,11 @@ def _facts(
 ) -> list[tuple[str, str]]:
     """What was equal in all cells, and what could not be."""
     manifest, training = store.manifest, config.backbone
+    extraction = (
+        "not known what it took: the features were not written by this comparison"
+        if math.isnan(extracted.seconds)
+        else f"{extracted.seconds:,.0f} s to write the features once"
+    )
     ends = (
         f"{config.budget:.0f} s of steps; extraction of the cache counts, validations do not"
         if config.budget is not None
@@ -324,7 +323,7 @@ def _facts(
         ("image size", f"{manifest.image_size} pixels, long side"),
         ("views of the cache", f"{', '.join(extracted.views)} ({manifest.codec})"),
         ("augmentation without the cache", live),
-        ("extraction", _describe_extraction(extracted)),
+        ("extraction", extraction),
         ("each cell ends after", ends),
         ("scored", "the weights of the last step, on view base"),
         (
@@ -337,21 +336,15 @@ def _facts(
     ]
 
 
-def _describe_extraction(extracted: Extracted) -> str:
-    if math.isnan(extracted.seconds):
-        return "not known what it took: the features were not written by this comparison"
-    return f"{extracted.seconds:,.0f} s to write the features once"
-
-
 def _curve(folder: ComparisonFolder, cell: CellResult) -> CurveOf | None:
     """Validation AP against seconds in steps; None where nothing was validated."""
     if cell.has_failed:
         return None
     points = read_metrics(RunFolder(folder.cell(cell.key)).metrics)
     each = cell.seconds / max(cell.steps, 1)
-    found = {point.step * each: point.val_ap for point in points if point.val_ap is not None}
-    found[cell.seconds] = cell.ap  # a run that ends inside an epoch has no validation there
+    ap_at = {point.step * each: point.val_ap for point in points if point.val_ap is not None}
+    ap_at[cell.seconds] = cell.ap  # a run that ends inside an epoch has no validation there
     start = 0.0 if math.isnan(cell.extraction_seconds) else cell.extraction_seconds
     return CurveOf(
-        key=cell.key, seconds=tuple(start + at for at in found), ap=tuple(found.values())
+        key=cell.key, seconds=tuple(start + at for at in ap_at), ap=tuple(ap_at.values())
     )

@@ -39,6 +39,12 @@ def usable_cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
+def wait_for(device: torch.device) -> None:
+    """Return when the device has done all it was given; before that no clock tells its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def single_core_threads(
     count: int, name: str, *, begin: Callable[[], None] | None = None
 ) -> ThreadPoolExecutor:

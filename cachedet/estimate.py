@@ -1,4 +1,4 @@
-"""Before a byte is written: what a cache will cost and save on this machine."""
+"""What a cache will cost and save on this machine, before a byte of it is written."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from cachedet.backbone.frozen import FrozenBackbone, load_backbone
+from cachedet.backbone.frozen import load_backbone
 from cachedet.config.run import ExtractConfig, TrainConfig
 from cachedet.data.coco import read_coco
 from cachedet.data.views import parse_views
 from cachedet.device import choose_device
 from cachedet.estimation.advice import advise
 from cachedet.estimation.forecast import Forecast, make_forecast
-from cachedet.estimation.measure import Estimated, Subject, measure
+from cachedet.estimation.measure import EstimateInputs, measure
 from cachedet.estimation.measured import Measured
 from cachedet.estimation.prediction import (
     Prediction,
@@ -26,11 +26,11 @@ from cachedet.estimation.prediction import (
     describe_training,
 )
 from cachedet.estimation.probe import measure_backbone
-from cachedet.estimation.sample import commonest_size, count_pixels, padded_sizes
+from cachedet.estimation.sample import commonest_size, count_pixels
 from cachedet.estimation.what_if import BackboneChange, WhatIf, apply_what_if
 from cachedet.extract import FIT_IMAGES, default_views
 from cachedet.model import measure_model
-from cachedet.structures import FeatureSpec, SizeHW
+from cachedet.store.format.manifest import Manifest
 
 SAMPLE = 32  # images
 SECONDS = 8.0  # of each trial
@@ -40,32 +40,18 @@ _NOISE_IMAGES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class EstimateReport:
-    """What one call of `estimate` found.
-
-    Attributes:
-        extract: options of the extraction.
-        heads: config of the training, as it was resolved.
-        measured: on the sample, extrapolated; where there is a what-if, changed by it.
-        forecast: what follows.
-        advice: in words.
-        what_if: what is otherwise than here; empty where everything was measured.
-        skipped: file name and reason of bad images of the sample.
-        prediction: where it was saved for `extract` and `train-heads` to compare with; None of a
-            what-if.
-        sample: images that were tried.
-        seconds: that the estimate took.
-    """
+    """What one call of `estimate` measured and forecasts."""
 
     extract: ExtractConfig
-    heads: TrainConfig
-    measured: Measured
+    heads: TrainConfig  # as it was resolved
+    measured: Measured  # on the sample, extrapolated; where there is a what-if, changed by it
     forecast: Forecast
     advice: list[str]
-    what_if: dict[str, Any]
-    skipped: tuple[tuple[str, str], ...]
-    prediction: Path | None
-    sample: int
-    seconds: float
+    what_if: dict[str, Any]  # what is otherwise than here; empty where everything was measured
+    skipped: tuple[tuple[str, str], ...]  # file name and reason of bad images of the sample
+    prediction: Path | None  # for `extract` and `train-heads` to compare with; None of a what-if
+    sample: int  # images that were tried
+    seconds: float  # that the estimate took
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -93,8 +79,8 @@ def estimate(
     """Try extraction and training on a sample, and forecast both; nothing stays but the forecast.
 
     Args:
-        config: of the extraction that is meant.
-        heads: of the training that is meant.
+        config: the extraction that is meant.
+        heads: the training that is meant.
         sample: most images to try.
         seconds: for each trial, about; more is more exact.
         what_if: what shall be otherwise than it is here.
@@ -105,10 +91,11 @@ def estimate(
     """
     started = time.perf_counter()
     change = what_if or WhatIf()
-    subject = open_subject(config, heads, sample, seconds)
-    found = measure(subject)
-    measured = change_measured(found.measured, subject, change)
+    inputs = open_inputs(config, heads, sample, seconds)
+    measured, tried = measure(inputs)
+    measured = change_measured(measured, inputs, change)
     forecast = make_forecast(measured)
+    manifest = tried.trial.manifest
     return EstimateReport(
         extract=config,
         heads=heads,
@@ -116,17 +103,19 @@ def estimate(
         forecast=forecast,
         advice=advise(measured, forecast),
         what_if=change.to_json(),
-        skipped=found.manifest.skipped,
-        prediction=_save(found, subject, forecast) if change == WhatIf() else None,
-        sample=found.sample,
+        skipped=manifest.skipped,
+        prediction=_save(manifest, inputs, forecast) if change == WhatIf() else None,
+        sample=len(tried.sample.annotations),
         seconds=time.perf_counter() - started,
     )
 
 
-def open_subject(config: ExtractConfig, heads: TrainConfig, sample: int, seconds: float) -> Subject:
-    """Everything that is tried, opened. Raises as `estimate`."""
+def open_inputs(
+    config: ExtractConfig, heads: TrainConfig, sample: int, seconds: float
+) -> EstimateInputs:
+    """Open everything that is tried. Raises as `estimate`."""
     views = parse_views(config.views or default_views(config.store))
-    return Subject(
+    return EstimateInputs(
         extract=config,
         heads=heads,
         dataset=read_coco(annotations=config.annotations, images=config.images),
@@ -144,78 +133,52 @@ def open_subject(config: ExtractConfig, heads: TrainConfig, sample: int, seconds
     )
 
 
-def change_measured(measured: Measured, subject: Subject, change: WhatIf) -> Measured:
+def change_measured(measured: Measured, inputs: EstimateInputs, change: WhatIf) -> Measured:
     """What a what-if makes of it; another backbone is timed here, with random weights."""
-    pixels = 1.0 if change.image_size is None else _pixels_at(subject, change.image_size)
-    other = None if change.backbone is None else _other_backbone(subject, change.backbone)
+    other = None if change.backbone is None else _other_backbone(inputs, change.backbone)
+    pixels = 1.0
+    if change.image_size is not None:
+        there = count_pixels(inputs.padded_sizes(image_size=change.image_size))
+        pixels = there / count_pixels(inputs.padded_sizes())
     return apply_what_if(measured, change, pixels=pixels, backbone=other)
 
 
-def _pixels_at(subject: Subject, image_size: int) -> float:
-    """Padded pixels at another image size over those at the one that was measured."""
-    multiple = subject.backbone.spec.pad_multiple
-    counts = [
-        count_pixels(
-            padded_sizes(
-                subject.dataset.annotations, subject.views, image_size=size, pad_multiple=multiple
-            )
-        )
-        for size in (image_size, subject.extract.image_size)
-    ]
-    return counts[0] / counts[1]
-
-
-def _other_backbone(subject: Subject, name: str) -> BackboneChange:
+def _other_backbone(inputs: EstimateInputs, name: str) -> BackboneChange:
     """Both backbones on the same noise, here; random weights take as long as trained ones."""
-    own = subject.backbone
-    device = next(own.parameters()).device
-    size = subject.extract.image_size
-    other = load_backbone(name, weights="none", image_size=size, device=device)
-    height, width = _usual_size(subject, other.spec)
+    device = next(inputs.backbone.parameters()).device
+    other = load_backbone(name, weights="none", image_size=inputs.extract.image_size, device=device)
+    both = (inputs.backbone, other)
+    multiple = math.lcm(*(backbone.spec.pad_multiple for backbone in both))
+    height, width = commonest_size(inputs.padded_sizes(pad_multiple=multiple)[0])[0]
     noise = torch.rand(_NOISE_IMAGES, 3, height, width, device=device)
-    (before, _), (after, _) = (measure_backbone(each, noise) for each in (own, other))
-    classes = len(subject.dataset.annotations.categories)
+    before, after = (measure_backbone(backbone, noise)[0] for backbone in both)
     heads = [
         measure_model(
-            subject.heads.detector,
-            features=each.spec,
-            num_classes=classes,
+            inputs.heads.detector,
+            features=backbone.spec,
+            num_classes=len(inputs.dataset.annotations.categories),
             size_hw=(height, width),
         ).total.step_flops
-        for each in (own, other)
+        for backbone in both
+    ]
+    values = [  # cached a pixel
+        sum(level.channels / level.stride**2 for level in backbone.spec) for backbone in both
     ]
     return BackboneChange(
         seconds=after.seconds / before.seconds,
         flops=after.flops / before.flops,
         heads=heads[1] / heads[0],
-        values=_values(other) / _values(own),
+        values=values[1] / values[0],
     )
 
 
-def _usual_size(subject: Subject, spec: FeatureSpec) -> SizeHW:
-    """The commonest of the first view, such that both backbones take it."""
-    multiple = math.lcm(spec.pad_multiple, subject.backbone.spec.pad_multiple)
-    sizes = padded_sizes(
-        subject.dataset.annotations,
-        subject.views[:1],
-        image_size=subject.extract.image_size,
-        pad_multiple=multiple,
-    )[0]
-    return commonest_size(sizes)[0]
-
-
-def _values(backbone: FrozenBackbone) -> float:
-    """That are cached a pixel."""
-    return sum(level.channels / level.stride**2 for level in backbone.spec)
-
-
-def _save(found: Estimated, subject: Subject, forecast: Forecast) -> Path | None:
+def _save(manifest: Manifest, inputs: EstimateInputs, forecast: Forecast) -> Path | None:
     """For `extract` and `train-heads`; None where the folder of the store is not there yet."""
-    config, cached = subject.extract, forecast.modes["cached"]
+    config, cached = inputs.extract, forecast.modes["cached"]
     prediction = Prediction(
-        store=describe_store(found.manifest, images=len(subject.dataset.annotations)),
+        store=describe_store(manifest, images=len(inputs.dataset.annotations)),
         extraction=describe_extraction(config),
-        training=describe_training(subject.heads, views=found.manifest.views),
+        training=describe_training(inputs.heads, views=manifest.views),
         nbytes=forecast.nbytes,
         extract_seconds=forecast.extract_seconds,
         seconds_per_epoch=cached.seconds_per_epoch,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cachedet.errors import InputError, StoreError
+from cachedet.evaluation.analysis import DEFAULT_RESAMPLES
 from cachedet.evaluation.files import read_annotations_of
 from cachedet.progress import StageProgress
 from cachedet.reporting.class_sections import annotation_section, class_section
@@ -61,19 +62,18 @@ def report(
     images: Path | None = None,
     out: Path | None = None,
     max_images: int = 24,
-    resamples: int = 1000,
+    resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
 ) -> ReportFiles:
     """Write a page about runs that were scored on the same images; the first is compared with.
 
     Args:
         runs: folders that `cachedet eval` has been through.
-        store: with the images' ground truth, for all runs; None: the one each run was scored on.
-        images: folder of the images; None: a page without images.
+        store: holds the ground truth, for all runs; None: the one each run was scored on.
+        images: folder of the image files; None: a page without images.
         out: the HTML file; .md and .json are written beside it. None: report.html in the first run.
-        max_images: of the best, and of the worst.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        max_images: how many of the best, and of the worst.
+        resamples, seed: of the bootstrap.
 
     Raises:
         CheckpointError: no such run.
@@ -86,10 +86,14 @@ def report(
     scored = read_runs(runs)
     stores = [_open_store(run, store) for run in scored]
     annotations = _same_annotations(
-        scored, [_annotations_of(*own) for own in zip(scored, stores, strict=True)]
+        scored, [_annotations_of(run, held) for run, held in zip(scored, stores, strict=True)]
     )
     inputs = [
-        RunInput(table=read_detections(run, annotations), training_boxes=run.training_boxes)
+        RunInput(
+            name=run.name,
+            table=read_detections(run, annotations),
+            training_boxes=run.training_boxes,
+        )
         for run in scored
     ]
     analyses = analyse_runs(annotations, inputs, resamples=resamples, seed=seed)
@@ -100,7 +104,7 @@ def report(
             sheet = make_sheet(
                 annotations, analyses, images=images, most=max_images, on_done=progress.advance
             )
-    page = _lay_out(scored, stores, annotations, analyses, inputs, resamples=resamples)
+    page = _lay_out(scored, stores, annotations, analyses, resamples=resamples)
     content = _content(scored, stores, analyses, resamples=resamples, seed=seed)
     return _write(target, page, content, analyses, sheet)
 
@@ -114,12 +118,11 @@ def _target(out: Path | None, runs: Sequence[Path]) -> Path:
             f"--out expects a file that ends in .html, got {target}; the Markdown and JSON are "
             "written beside it under the same name"
         )
-    own = {
-        path.resolve()
-        for run in runs
-        for path in (RunFolder(run).results, RunFolder(run).detections, RunFolder(run).training)
-    }
-    if target.with_suffix(".json").resolve() in own:
+    folders = [RunFolder(run) for run in runs]
+    kept = [
+        path for folder in folders for path in (folder.results, folder.detections, folder.training)
+    ]
+    if target.with_suffix(".json").resolve() in [path.resolve() for path in kept]:
         raise InputError(
             f"--out {target} would write its JSON over {target.with_suffix('.json')}, which "
             "belongs to the run; choose another name, such as report.html"
@@ -128,7 +131,7 @@ def _target(out: Path | None, runs: Sequence[Path]) -> Path:
 
 
 def _open_store(run: ScoredRun, store: Path | str | None) -> FeatureStore:
-    """The store whose ground truth the run was scored against."""
+    """Open the store whose ground truth the run was scored against."""
     try:
         return FeatureStore.open(run.store if store is None else store)
     except StoreError as error:
@@ -145,28 +148,26 @@ def _annotations_of(run: ScoredRun, store: FeatureStore) -> Annotations:
     if run.annotations is None:
         return store.annotations
     try:
-        annotations, _ = read_annotations_of(store.annotations, Path(run.annotations))
+        return read_annotations_of(store.annotations, Path(run.annotations))[0]
     except InputError as error:
         raise InputError(
             f"{run.folder} was scored against {run.annotations}, which cannot be used now: "
             f"{error}. Score the run again with `cachedet eval {run.folder} --store {run.store}`"
         ) from error
-    return annotations
 
 
 def _same_annotations(runs: Sequence[ScoredRun], gt: Sequence[Annotations]) -> Annotations:
     """The ground truth that all runs share. Raises InputError."""
-    first = gt[0]
-    for run, own in zip(runs[1:], gt[1:], strict=True):
-        what = _difference(first, own)
+    for run, other in zip(runs[1:], gt[1:], strict=True):
+        what = _difference(gt[0], other)
         if what:
             raise InputError(
                 f"{runs[0].name} and {run.name} were scored on different {what} "
-                f"({_scored_on(runs[0])}: {len(first)} images, {_scored_on(run)}: {len(own)}); "
-                "side by side, runs need the same images and boxes: score both on the same "
-                "data, or write a report of each"
+                f"({_scored_on(runs[0])}: {len(gt[0])} images, {_scored_on(run)}: "
+                f"{len(other)}); side by side, runs need the same images and boxes: score "
+                "both on the same data, or write a report of each"
             )
-    return first
+    return gt[0]
 
 
 def _scored_on(run: ScoredRun) -> str:
@@ -178,9 +179,9 @@ def _difference(one: Annotations, other: Annotations) -> str:
         return "classes"
     if not np.array_equal(one.image_ids, other.image_ids):
         return "images"
-    same = np.array_equal(one.offsets, other.offsets) and np.array_equal(one.boxes, other.boxes)
-    same = same and np.array_equal(one.labels, other.labels)
-    return "" if same and np.array_equal(one.crowd, other.crowd) else "boxes"
+    fields = ("offsets", "boxes", "labels", "crowd")
+    is_same = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in fields)
+    return "" if is_same else "boxes"
 
 
 def _lay_out(
@@ -188,31 +189,27 @@ def _lay_out(
     stores: Sequence[FeatureStore],
     annotations: Annotations,
     analyses: Sequence[RunAnalysis],
-    inputs: Sequence[RunInput],
     *,
     resamples: int,
 ) -> Report:
     names = [run.name for run in runs]
-    training = [own.training_boxes for own in inputs]
+    oddities = (describe_oddities(run.name, run.results) for run in runs)
     return Report(
         title=" against ".join(names) if len(names) < 4 else f"{len(names)} runs side by side",
         standfirst=f"{describe_annotations(annotations)}, scored on {stores[0].location}",
-        headlines=make_headlines(names, analyses),
+        headlines=make_headlines(analyses),
         sections=(
             result_section(
-                names,
                 analyses,
                 resamples=resamples,
                 recorded=recorded_rows([run.results for run in runs]),
-                oddities=[
-                    told for run in runs if (told := describe_oddities(run.name, run.results))
-                ],
+                oddities=list(filter(None, oddities)),
             ),
-            class_section(names, analyses, training),
-            annotation_section(names, analyses),
-            error_section(names, analyses),
-            confusion_section(names, analyses),
-            curve_section(names, analyses),
+            class_section(analyses),
+            annotation_section(analyses),
+            error_section(analyses),
+            confusion_section(analyses),
+            curve_section(analyses),
             training_section(runs),
         ),
         last=(provenance_section(runs, stores),),
@@ -260,7 +257,7 @@ def _write(
     analyses: Sequence[RunAnalysis],
     sheet: Sheet | None,
 ) -> ReportFiles:
-    found = ReportFiles(
+    files = ReportFiles(
         html=target,
         markdown=target.with_suffix(".md"),
         json=target.with_suffix(".json"),
@@ -268,11 +265,10 @@ def _write(
         unreadable=() if sheet is None else sheet.unreadable,
         content=content,
     )
-    html = render_page(page, curves=class_paths(analyses), sheet=sheet)
     texts = {
-        found.html: html,
-        found.markdown: render_markdown(page),
-        found.json: json.dumps(content, indent=1, allow_nan=False) + "\n",
+        files.html: render_page(page, curves=class_paths(analyses), sheet=sheet),
+        files.markdown: render_markdown(page),
+        files.json: json.dumps(content, indent=1, allow_nan=False) + "\n",
     }
     for path, text in texts.items():
         try:
@@ -282,4 +278,4 @@ def _write(
             raise InputError(
                 f"cannot write {path}: {error.strerror or error}; choose another --out"
             ) from error
-    return found
+    return files

@@ -54,7 +54,7 @@ def copy_of(run: Path, folder: Path) -> Path:
     return Path(shutil.copytree(run, folder / run.name))
 
 
-def test_every_file_is_written_and_tells_the_figures_of_eval(
+def test_every_file_is_written_and_holds_the_figures_of_eval(
     tiny: Any, runs: tuple[Path, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "new folder" / "page.html"
@@ -63,19 +63,19 @@ def test_every_file_is_written_and_tells_the_figures_of_eval(
         out, out.with_suffix(".md"), out.with_suffix(".json"),
     ]  # fmt: skip
     content = json.loads(out.with_suffix(".json").read_text())
-    for run, told in zip(runs, content["runs"], strict=True):
+    for run, values in zip(runs, content["runs"], strict=True):
         results = json.loads((run / "results.json").read_text())
         for name in ("ap", "ap50", "ap75", "ap_small", "ar100", "per_class"):
-            assert told[name] == results[name], name
-        assert told["errors"] == results["errors"]
-        assert told["oddities"] == results["oddities"]
-        assert told["config"]["seed"] == int(run.name[-1])
-        assert told["training_seconds"] >= 0
-        assert told["backbone_passes_spared_at_most"] == 8 * 3  # steps of 3 images
+            assert values[name] == results[name], name
+        assert values["errors"] == results["errors"]
+        assert values["oddities"] == results["oddities"]
+        assert values["config"]["seed"] == int(run.name[-1])
+        assert values["training_seconds"] >= 0
+        assert values["backbone_passes_spared_at_most"] == 8 * 3  # steps of 3 images
         page, text = out.read_text(), out.with_suffix(".md").read_text()
         assert f"{results['ap']:.3f}" in page
         assert f"{results['ap']:.3f}" in text
-        assert told["weights_digest"] in page
+        assert values["weights_digest"] in page
     assert content["runs"][0]["difference_to_first"] is None
     assert content["runs"][1]["difference_to_first"]["resamples"] == 20
     assert written.images == 4
@@ -86,13 +86,13 @@ def test_every_file_is_written_and_tells_the_figures_of_eval(
 def test_training_annotations_are_those_the_run_noted(
     tiny: Any, runs: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    told = report(runs[:1], out=tmp_path / "r.html", resamples=2).content["runs"][0]
+    values = report(runs[:1], out=tmp_path / "r.html", resamples=2).content["runs"][0]
     boxes = json.loads(tiny.paths.train.read_text())["annotations"]
-    assert sum(stratum["num_classes"] for stratum in told["strata"]["bins"]) == 10
-    assert told["strata"]["bins"][0]["high"] == 10
-    few = {own["category_id"] for own in boxes}
-    counts = {c: sum(own["category_id"] == c for own in boxes) for c in few}
-    assert set(told["strata"]["bins"][1]["category_ids"]) == {
+    assert sum(stratum["num_classes"] for stratum in values["strata"]["bins"]) == 10
+    assert values["strata"]["bins"][0]["high"] == 10
+    few = {box["category_id"] for box in boxes}
+    counts = {c: sum(box["category_id"] == c for box in boxes) for c in few}
+    assert set(values["strata"]["bins"][1]["category_ids"]) == {
         c for c, number in counts.items() if number >= 10
     }
     old = copy_of(runs[0], tmp_path)
@@ -147,9 +147,9 @@ def test_the_command_prints_one_object_or_the_files(
     call = ["report", *map(str, runs), "--out", str(out), "--resamples", "2"]
     done = CliRunner().invoke(app, [*call, "--json"])
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert told["files"]["html"] == str(out)
-    assert [own["name"] for own in told["runs"]] == ["seed0", "seed1"]
+    values = json.loads(done.stdout)
+    assert values["files"]["html"] == str(out)
+    assert [run["name"] for run in values["runs"]] == ["seed0", "seed1"]
     done = CliRunner().invoke(app, call)
     assert done.stdout.splitlines() == [str(out.with_suffix(s)) for s in (".html", ".md", ".json")]
 
@@ -237,9 +237,9 @@ def test_a_run_scored_against_an_annotation_file_is_shown_against_it(
     annotations = tmp_path / "half.json"
     annotations.write_text(json.dumps(content))
     evaluate(run, store=tiny.val, questions=Questions(annotations=annotations))
-    told = report([run], resamples=2).content["runs"][0]
-    assert told["ap"] == json.loads((run / "results.json").read_text())["ap"]
-    assert sum(own["num_boxes"] for own in told["per_class"]) == len(content["annotations"])
+    values = report([run], resamples=2).content["runs"][0]
+    assert values["ap"] == json.loads((run / "results.json").read_text())["ap"]
+    assert sum(score["num_boxes"] for score in values["per_class"]) == len(content["annotations"])
     with pytest.raises(InputError, match=r"different boxes \(.*val.zarr: 4 images, .*half.json"):
         report([runs[0], run])
 

@@ -27,13 +27,13 @@ from cachedet.commands.options import (
 )
 from cachedet.commands.tables import say
 from cachedet.errors import InputError, nearest_names
+from cachedet.live.mode_names import MODES, Mode
 from cachedet.progress import count_of
 
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
     from cachedet.backbone.trained import BatchNorm
     from cachedet.compare import ComparisonReport
     from cachedet.config.run import TrainConfig
-    from cachedet.live.modes import Mode
 
 _LARGEST_SEED = 2**63 - 1
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -140,8 +140,6 @@ def load_heads(configs: Sequence[str], changes: Sequence[str]) -> dict[str, Trai
 
 def parse_modes(text: str) -> tuple[Mode, ...]:
     """``cached,tuned``. Raises InputError on other names."""
-    from cachedet.live.modes import MODES
-
     names = _split(text)
     for name in names:
         if name not in MODES:

@@ -1,15 +1,26 @@
-"""One cell of a comparison: one mode with one config and seed, trained and scored."""
+"""One cell of a comparison: a mode with a config and a seed, trained and scored.
+
+Each has a process of its own: its memory is its own, and what ends it does not end the others.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
+import signal
+import sys
+import threading
+import traceback
 from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from cachedet.comparison.results import RESULT, CellKey, CellResult
 from cachedet.comparison.scoring import Scorer, figures_of
 from cachedet.comparison.step_plan import StepPlan, keep_peak_memory, plan_steps, time_left
 from cachedet.config.run import TrainConfig
+from cachedet.errors import CachedetError
 from cachedet.evaluation.plots import plot_training
 from cachedet.live.modes import BackboneTraining, TrainingMode, make_training_mode
 from cachedet.loading.sampling import resolve_views
@@ -19,6 +30,10 @@ from cachedet.training.loop import run_session
 from cachedet.training.optimizer import count_trained
 from cachedet.training.run_folder import RunFolder, TrainingData
 from cachedet.training.start import start_or_continue
+from cachedet.training.stopping import STOPPED_STATUS, StopSignals
+
+_LOOK_EVERY = 0.2  # seconds
+_TRIAL_STEPS = 1000  # length of the schedule of steps that are thrown away
 
 
 class Interrupted(Exception):
@@ -30,16 +45,14 @@ class CellTask:
     """All that the process of a cell needs to know.
 
     Attributes:
-        key: of the cell.
-        config: of its heads, with the seed, the epochs and the device.
+        config: heads and schedule, with the seed, the epochs and the device of this cell.
         train, val: stores.
-        images, val_images: folders of their images.
+        images, val_images: folders of their image files.
         weights: of the backbone, as `extract --weights` takes them.
-        backbone: how it learns.
         budget: seconds, extraction included where the mode needs it; None: the config's epochs.
-        extraction_seconds: of the training store.
+        extraction_seconds: that the training store took.
         resamples: for the interval of AP.
-        folder: of the run.
+        folder: a run folder.
     """
 
     key: CellKey
@@ -64,6 +77,29 @@ class CellTask:
         return self.folder / RESULT
 
 
+def run_cell(task: CellTask, signals: StopSignals) -> CellResult:
+    """Train and score a cell in a process of its own; a cell that fails is a result too.
+
+    `signals` that come to this process are passed on, and the cell saves its state.
+
+    Raises Interrupted.
+    """
+    task.result.unlink(missing_ok=True)  # of an attempt that failed
+    process = multiprocessing.get_context("spawn").Process(target=_run, args=(task,))
+    process.start()
+    passed_on = False
+    while process.is_alive():
+        process.join(_LOOK_EVERY)
+        if signals.received is not None and not passed_on:
+            process.terminate()  # SIGTERM: where the terminal has sent it Ctrl-C, nothing changes
+            passed_on = True
+    if process.exitcode == STOPPED_STATUS or signals.received is not None:
+        raise Interrupted(signals.received or "a signal")
+    if task.result.is_file():
+        return CellResult.read(task.result)
+    return _keep(task, CellResult(key=task.key, error=_describe_end(process)))
+
+
 def train_cell(task: CellTask) -> CellResult:
     """Train, or continue, and score one cell; its folder is a run folder that `report` reads.
 
@@ -76,31 +112,60 @@ def train_cell(task: CellTask) -> CellResult:
     goes_on = folder.last.exists() or folder.previous.exists()
     if not goes_on and folder.root.exists():
         shutil.rmtree(folder.root)  # it ended before anything was saved
-    config = _with_views(task.config, store)
+    views = resolve_views(task.config.views, held=store.manifest.views, where=store.location)
+    config = task.config.model_copy(update={"views": views})  # by probability, as they are here
     plan = StepPlan.read(folder.root) or _plan(task, config, store)
     config = plan.fit(config)
-    training_mode = _rig(task, config, store, total_steps=plan.steps)
+    training_mode = _make_training_mode(task, config, store, total_steps=plan.steps)
     trainer, trained_on = training_mode.trainer, TrainingData.of(store)
     start_or_continue(folder, config, trainer, store.manifest, resume=goes_on, restarts=0)
     plan.write(folder.root)
     trained_on.write(folder)
-    scorer = Scorer(config, store=val, images=task.val_images, trainer=trainer)
-    memory = _train(config, folder, training_mode, store.manifest, scorer, plan)
+    scorer = Scorer(config=config, store=val, images=task.val_images, trainer=trainer)
+    peak_memory = _train(config, folder, training_mode, store.manifest, scorer, plan)
     analysis = scorer.score(folder, trained_on, resamples=task.resamples)
-    found = CellResult(
+    result = CellResult(
         key=task.key,
         device=str(trainer.device),
         steps=trainer.step,
         epochs=trainer.step / plan.steps_per_epoch,
         seconds=trainer.seconds,
-        peak_memory=memory,
+        peak_memory=peak_memory,
         step_flops=plan.step_flops,
         parameters=count_trained(trainer.detector),
         **figures_of(analysis),
     )
     if not task.needs_cache:
-        return found
-    return replace(found, extraction_seconds=task.extraction_seconds, cache_nbytes=store.nbytes)
+        return result
+    return replace(result, extraction_seconds=task.extraction_seconds, cache_nbytes=store.nbytes)
+
+
+def _plan(task: CellTask, config: TrainConfig, store: FeatureStore) -> StepPlan:
+    seconds = task.budget
+    if seconds is not None and task.needs_cache:
+        seconds = time_left(seconds, spent=task.extraction_seconds)
+    # All features would be loaded for a few steps, and again for the run.
+    streamed = config.model_copy(update={"residency": "stream"})
+    return plan_steps(
+        config,
+        store,
+        _make_training_mode(task, streamed, store, total_steps=_TRIAL_STEPS),
+        seconds=seconds,
+    )
+
+
+def _make_training_mode(
+    task: CellTask, config: TrainConfig, store: FeatureStore, *, total_steps: int
+) -> TrainingMode:
+    return make_training_mode(
+        task.key.mode,
+        config,
+        store=store,
+        images=task.images,
+        weights=task.weights,
+        total_steps=total_steps,
+        backbone=task.backbone,
+    )
 
 
 def _train(
@@ -121,42 +186,56 @@ def _train(
         validator=scorer.validator(),
         budget=plan.budget,
     )
-    memory = keep_peak_memory(folder.root, session.peak_memory)
+    peak_memory = keep_peak_memory(folder.root, session.peak_memory)
     plot_training(folder.metrics, folder.plots / "training.png")
     if session.was_interrupted:
         raise Interrupted(session.reason)
-    return memory
+    return peak_memory
 
 
-def _with_views(config: TrainConfig, store: FeatureStore) -> TrainConfig:
-    """The config with the chance of each single view of the store."""
-    views = resolve_views(config.views, held=store.manifest.views, where=store.location)
-    return config.model_copy(update={"views": views})
+def _run(task: CellTask) -> None:
+    """In the process of the cell."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        result = train_cell(task)
+    except (Interrupted, KeyboardInterrupt):
+        sys.exit(STOPPED_STATUS)
+    except CachedetError as error:
+        result = _failed(task, str(error))
+    except Exception as error:  # the other cells go on, whatever it was
+        traceback.print_exc()
+        result = _failed(task, f"{type(error).__name__}: {error}")
+    _keep(task, result)
 
 
-def _plan(task: CellTask, config: TrainConfig, store: FeatureStore) -> StepPlan:
-    seconds = task.budget
-    if seconds is not None and task.needs_cache:
-        seconds = time_left(seconds, spent=task.extraction_seconds)
-    # All features would be loaded for a few steps, and again for the run.
-    streamed = config.model_copy(update={"residency": "stream"})
-    return plan_steps(
-        config,
-        store,
-        lambda: _rig(task, streamed, store, total_steps=1000),
-        seconds=seconds,
+def _failed(task: CellTask, why: str) -> CellResult:
+    """What training advises, such as another --run, is not to be had in a comparison."""
+    advice = (
+        f"The same command tries it again, from its start once {task.folder} is removed; a changed "
+        "config goes under another name, or under this one while no cell of it has succeeded"
     )
+    return CellResult(key=task.key, error=f"{why.rstrip('. ')}. {advice}")
 
 
-def _rig(
-    task: CellTask, config: TrainConfig, store: FeatureStore, *, total_steps: int
-) -> TrainingMode:
-    return make_training_mode(
-        task.key.mode,
-        config,
-        store=store,
-        images=task.images,
-        weights=task.weights,
-        total_steps=total_steps,
-        backbone=task.backbone,
-    )
+def _keep(task: CellTask, result: CellResult) -> CellResult:
+    """In the cell's folder, which a cell that failed early has not made."""
+    task.folder.mkdir(parents=True, exist_ok=True)
+    result.write(task.result)
+    return result
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed can pass nothing on, and its next call would train the cell too."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _describe_end(process: BaseProcess) -> str:
+    code = process.exitcode
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        hint = "; the system may have run out of memory" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{hint}"
+    return f"its process ended with status {code} and left no result"

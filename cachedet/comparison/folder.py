@@ -1,4 +1,8 @@
-"""The folder of a comparison: what it is of, who works in it, and where each part lies."""
+"""The folder of a comparison: what it is of, who works in it, and what its features took.
+
+Beside the parts that `ComparisonFolder` names, features/ holds the two stores and seconds.json, the
+log of their extraction: a cell on cached features is charged with it.
+"""
 
 from __future__ import annotations
 
@@ -18,110 +22,7 @@ from cachedet.store.files.names import COMMITS
 from cachedet.store.files.owner import Life, Owner
 from cachedet.training.same_run import flatten
 
-
-@dataclass(frozen=True, kw_only=True)
-class Timed:
-    """Blocks whose writing was timed, and how long they took together."""
-
-    seconds: float = 0.0
-    blocks: int = 0
-    is_open: bool = False  # a call is under way, or was cut off
-
-    def plus(self, *, seconds: float, blocks: int) -> Timed:
-        """Without blocks it was no writing, whatever it took."""
-        if not blocks:
-            return self
-        return replace(self, seconds=self.seconds + seconds, blocks=self.blocks + blocks)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtractionLog:
-    """What writing a store took, all calls together.
-
-    A call that was cut off, by a signal, an error or a kill, could not tell: the times of the
-    commit records it left do, from its first block to its last.
-
-    Attributes:
-        path: of the file it is kept in.
-        store: folder of the store.
-    """
-
-    path: Path
-    store: Path
-
-    def begin(self) -> None:
-        """Just before a call of `extract`."""
-        self._write(replace(self._settled(), is_open=True))
-
-    def end(self, *, seconds: float, blocks: int) -> None:
-        """Of the call that was begun: how many blocks it wrote, and in which time."""
-        timed = self._read().plus(seconds=seconds, blocks=blocks)
-        self._write(replace(timed, is_open=False))
-
-    def seconds_of(self, blocks: int) -> float:
-        """To write so many, at the pace of those that were timed; NaN where none was."""
-        timed = self._read()
-        return timed.seconds / timed.blocks * blocks if timed.blocks else math.nan
-
-    def _settled(self) -> Timed:
-        timed = self._read()
-        if not timed.is_open:
-            return timed
-        begun = self.path.stat().st_mtime_ns  # by the clock that dates the records
-        times = [at for at in self._commit_times() if at >= begun]
-        if not times:
-            return timed
-        return timed.plus(seconds=(max(times) - min(times)) / 1e9, blocks=len(times) - 1)
-
-    def _commit_times(self) -> list[int]:
-        return [path.stat().st_mtime_ns for path in (self.store / COMMITS).glob("*.json")]
-
-    def _write(self, timed: Timed) -> None:
-        told = {"train": timed.seconds, "blocks": timed.blocks, "is_open": timed.is_open}
-        write_durably(self.path, encode_json(told))
-
-    def _read(self) -> Timed:
-        """Nothing where there is no file. Raises InputError on a damaged one."""
-        if not self.path.is_file():
-            return Timed()
-        try:
-            values: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-            return Timed(
-                seconds=float(values["train"]),
-                blocks=int(values.get("blocks", len(self._commit_times()))),
-                is_open=bool(values.get("is_open", False)),
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{self.path} is damaged ({error}): it should tell what extraction took; remove "
-                "it, and that is not known"
-            ) from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class Extracted:
-    """What the cells may read.
-
-    Attributes:
-        views: that were asked for; the store may hold more.
-        seconds: to write their features once; NaN where that is not known.
-    """
-
-    views: tuple[str, ...]
-    seconds: float
-
-
-def require_known(extracted: Extracted, *, store: Path) -> None:
-    """Raises InputError where a budget cannot be charged with extraction."""
-    if math.isnan(extracted.seconds):
-        raise InputError(
-            f"--budget has to pay for extraction, and how long {store} took is not known: it was "
-            "not written by this comparison. Remove it and it is extracted anew, or move it to "
-            "another --out and compare with --epochs"
-        )
-
-
-_PLACES = ("images", "annotations")
+_FILES = ("images", "annotations")  # settings that name files: these may be moved
 
 
 @dataclass(frozen=True)
@@ -143,12 +44,12 @@ class ComparisonFolder:
         return self.root / "comparison.html"
 
     @property
-    def _settings(self) -> Path:
-        return self.root / "settings.json"
-
-    @property
     def extraction(self) -> ExtractionLog:
         return ExtractionLog(path=self.root / "features" / "seconds.json", store=self.train)
+
+    @property
+    def _settings(self) -> Path:
+        return self.root / "settings.json"
 
     @property
     def _lock(self) -> Path:
@@ -160,20 +61,23 @@ class ComparisonFolder:
     def result_of(self, key: CellKey) -> CellResult | None:
         """None where the cell is to be trained: new, begun, or failed before."""
         path = self.cell(key) / RESULT
-        if not path.is_file():
-            return None
-        found = CellResult.read(path)
-        return None if found.has_failed else found
+        result = CellResult.read(path) if path.is_file() else None
+        return None if result is None or result.has_failed else result
 
     def results(self) -> tuple[CellResult, ...]:
-        """Of all cells that ended, failed ones among them. Raises InputError on a damaged one."""
-        found = (CellResult.read(path) for path in self.root.glob(f"cells/*/{RESULT}"))
-        return tuple(sorted(found, key=lambda cell: cell.key))
+        """All cells that ended, failed ones among them. Raises InputError on a damaged one."""
+        results = (CellResult.read(path) for path in self.root.glob(f"cells/*/{RESULT}"))
+        return tuple(sorted(results, key=lambda cell: cell.key))
 
     @contextmanager
     def owned(self) -> Iterator[None]:
         """One comparison at a time. Raises InputError while another process works here."""
-        self._make()
+        try:
+            (self.root / "features").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"cannot make the folder {self.root}: {error.strerror}; choose another --out"
+            ) from error
         self._take_lock()
         try:
             yield
@@ -194,8 +98,7 @@ class ComparisonFolder:
         else:
             kept = self._read_settings()
             common = kept["heads"].keys() & now["heads"].keys()
-            settled = common & self._settled_heads()
-            changed = _differences(kept, now, heads=settled)
+            changed = _differences(kept, now, heads=common & self._settled_heads())
             if changed:
                 raise InputError(
                     f"{self.root} holds another comparison: {'; '.join(changed)}. Give the same "
@@ -214,7 +117,7 @@ class ComparisonFolder:
         }
 
     def _set_aside(self, heads: set[str]) -> None:
-        """The cells of these, which failed with another config: nothing goes on from them."""
+        """Move their cells, which failed with another config: nothing goes on from them."""
         failed = self.root / "failed"
         for cell in sorted(self.root.glob("cells/*")):
             if CellKey.heads_in(cell.name) in heads:
@@ -230,28 +133,22 @@ class ComparisonFolder:
             ) from error
         return kept
 
-    def _make(self) -> None:
-        try:
-            (self.root / "features").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"cannot make the folder {self.root}: {error.strerror}; choose another --out"
-            ) from error
-
     def _require_empty(self) -> None:
-        """Apart from stores put there before, which extraction checks."""
-        own = {"features", self._lock.name}
-        names = [path.name for path in self.root.iterdir() if path.name not in own]
-        others = sorted(name for name in names if not self._is_leftover(name))
+        """Apart from stores put there before, which extraction checks, and a killed write."""
+        others = sorted(
+            path.name
+            for path in self.root.iterdir()
+            if path.name not in {"features", self._lock.name}
+            and not (
+                path.name.startswith(f"{self._settings.name}.")
+                and path.name.endswith(TEMPORARY_SUFFIX)
+            )
+        )
         if others:
             raise InputError(
                 f"{self.root} holds other things than a comparison ({', '.join(others[:3])}); "
                 "choose another --out"
             )
-
-    def _is_leftover(self, name: str) -> bool:
-        """Of a process that was killed while it wrote the settings."""
-        return name.startswith(f"{self._settings.name}.") and name.endswith(TEMPORARY_SUFFIX)
 
     def _take_lock(self) -> None:
         try:
@@ -293,9 +190,9 @@ class ComparisonFolder:
 def _differences(
     kept: Mapping[str, Any], now: Mapping[str, Any], *, heads: Collection[str]
 ) -> list[str]:
-    """In words. Of the heads only these, which are in both."""
+    """In words; of the heads only these, which are in both."""
     old, new = (
-        flatten({**_without_places(one), "heads": {name: one["heads"][name] for name in heads}})
+        flatten({**_without_files(one), "heads": {name: one["heads"][name] for name in heads}})
         for one in (kept, now)
     )
     return [
@@ -305,12 +202,100 @@ def _differences(
     ]
 
 
-def _without_places(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Files may be moved: the stores hold digests of what is in them, which `extract` compares."""
-    found = dict(settings)
+def _without_files(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The stores hold digests of what is in the files, which `extract` compares."""
+    stripped = dict(settings)
     for part in ("train", "val"):
-        values = {k: v for k, v in found.get(part, {}).items() if k not in _PLACES}
+        values = {k: v for k, v in stripped.get(part, {}).items() if k not in _FILES}
         if values.get("weights", "auto") not in ("auto", "none"):
             values["weights"] = "a file"
-        found[part] = values
-    return found
+        stripped[part] = values
+    return stripped
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Timed:
+    """Blocks whose writing was timed, and how long they took together."""
+
+    seconds: float = 0.0
+    blocks: int = 0
+    is_open: bool = False  # a call is under way, or was cut off
+
+    def plus(self, *, seconds: float, blocks: int) -> _Timed:
+        """Without blocks it was no writing, whatever it took."""
+        if not blocks:
+            return self
+        return replace(self, seconds=self.seconds + seconds, blocks=self.blocks + blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionLog:
+    """What writing a store took, all calls together.
+
+    A call that was cut off, by a signal, an error or a kill, could not tell: the times of the
+    commit records it left do, from its first block to its last.
+    """
+
+    path: Path  # of the log
+    store: Path
+
+    def begin(self) -> None:
+        """Just before a call of `extract`."""
+        timed = self._read()
+        if timed.is_open:
+            begun = self.path.stat().st_mtime_ns  # by the clock that dates the records
+            records = (path.stat().st_mtime_ns for path in (self.store / COMMITS).glob("*.json"))
+            times = [at for at in records if at >= begun]
+            if times:
+                seconds = (max(times) - min(times)) / 1e9
+                timed = timed.plus(seconds=seconds, blocks=len(times) - 1)
+        self._write(replace(timed, is_open=True))
+
+    def end(self, *, seconds: float, blocks: int) -> None:
+        """The call that was begun wrote so many blocks in so many seconds."""
+        timed = self._read().plus(seconds=seconds, blocks=blocks)
+        self._write(replace(timed, is_open=False))
+
+    def seconds_of(self, blocks: int) -> float:
+        """To write so many, at the pace of those that were timed; NaN where none was."""
+        timed = self._read()
+        return timed.seconds / timed.blocks * blocks if timed.blocks else math.nan
+
+    def _write(self, timed: _Timed) -> None:
+        values = {"train": timed.seconds, "blocks": timed.blocks, "is_open": timed.is_open}
+        write_durably(self.path, encode_json(values))
+
+    def _read(self) -> _Timed:
+        """Nothing where there is no file. Raises InputError on a damaged one."""
+        if not self.path.is_file():
+            return _Timed()
+        try:
+            values: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+            return _Timed(
+                seconds=float(values["train"]),
+                blocks=int(values["blocks"]),
+                is_open=bool(values["is_open"]),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{self.path} is damaged ({error}): it should tell what extraction took; remove "
+                "it, and that is not known"
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extracted:
+    """What the cells may read, and what it took."""
+
+    views: tuple[str, ...]  # that were asked for; the store may hold more
+    seconds: float  # to write their features once; NaN where that is not known
+
+
+def require_known(extracted: Extracted, *, store: Path) -> None:
+    """Raises InputError where a budget cannot be charged with extraction."""
+    if math.isnan(extracted.seconds):
+        raise InputError(
+            f"--budget has to pay for extraction, and how long {store} took is not known: it was "
+            "not written by this comparison. Remove it and it is extracted anew, or move it to "
+            "another --out and compare with --epochs"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from datetime import date
 
@@ -17,12 +16,15 @@ from cachedet.comparison.page_charts import (
 from cachedet.comparison.page_tables import (
     JUDGEMENTS,
     runs_section,
+    spread_note,
     summary_table,
-    tone_against,
+    tone_of,
     verdict_tables,
 )
 from cachedet.comparison.results import CellResult
 from cachedet.comparison.summary import (
+    BinSpread,
+    ClassDifference,
     Group,
     Summary,
     bin_spreads,
@@ -31,12 +33,12 @@ from cachedet.comparison.summary import (
     summarise,
 )
 from cachedet.comparison.verdicts import (
-    MODE_NAMES,
     describe_agreement,
     describe_best,
     describe_failed,
     describe_freezing,
 )
+from cachedet.live.mode_names import MODE_LABELS
 from cachedet.reporting.content import (
     ABSENT,
     Cell,
@@ -46,13 +48,14 @@ from cachedet.reporting.content import (
     Row,
     Section,
     Table,
+    Tone,
     count_classes,
     figure,
     signed,
+    span,
+    tracks_of,
 )
 from cachedet.version import __version__
-
-__all__ = ["CurveOf", "comparison_page"]
 
 _PAPER_PARAMETERS = (
     "The paper (arXiv 2204.00484, tables 1 and 3: COCO, ResNet-101, ImageNet weights, its long "
@@ -95,7 +98,7 @@ def comparison_page(
         headlines=_headlines(summary),
         sections=(
             _result_section(summary),
-            _parameter_section(summary),
+            _cost_section(summary),
             _class_section(summary),
             _bin_section(summary),
             _time_section(curves),
@@ -112,46 +115,36 @@ def comparison_page(
 
 def _headlines(summary: Summary) -> tuple[Headline, ...]:
     """The best heads of each mode."""
-    best = [own for mode in summary.modes if (own := summary.best_of((mode,))) is not None]
-    ends = [_ends(own) for own in best]
-    known = [end for pair in ends for end in pair if not math.isnan(end)]
-    low, high = (min(known), max(known)) if known else (0.0, 1.0)
-    room = max(high - low, 0.01) / 4
-    low, high = low - room, high + room
-    found = []
-    for own, (least, most) in zip(best, ends, strict=True):
-        track = [(end - low) / (high - low) for end in (least, own.ap.mean, most)]
-        over = own.ap.count > 1
-        found.append(
+    best = [group for mode in summary.modes if (group := summary.best_of((mode,))) is not None]
+    ends = [group.ends for group in best]
+    figures = [(low, group.ap.mean, high) for group, (low, high) in zip(best, ends, strict=True)]
+    headlines = []
+    for group, (low, high), track in zip(best, ends, tracks_of(figures), strict=True):
+        seeds = group.ap.count
+        verdict, tone = _headline_verdict(summary, group)
+        headlines.append(
             Headline(
-                run=f"{MODE_NAMES[own.mode]}, {own.heads}",
-                value=figure(own.ap.mean),
-                interval=ABSENT if math.isnan(least) else f"{least:.3f}–{most:.3f}",
-                interval_name=f"{own.ap.count} seeds" if over else "one seed, 95 % interval",
-                verdict=_headline_verdict(summary, own),
-                tone=tone_against(summary, own),
-                track=None if math.isnan(least) else (track[0], track[1], track[2]),
+                run=f"{MODE_LABELS[group.mode]}, {group.heads}",
+                value=figure(group.ap.mean),
+                interval=span(low, high),
+                interval_name=f"{seeds} seeds" if seeds > 1 else "one seed, 95 % interval",
+                verdict=verdict,
+                tone=tone,
+                track=track,
             )
         )
-    return tuple(found)
+    return tuple(headlines)
 
 
-def _headline_verdict(summary: Summary, own: Group) -> str:
-    best = "best mean AP of all" if own is summary.best else ""
-    tuned = summary.find(own.heads, "tuned")
-    if tuned is None or own.mode == "tuned":
-        return best
-    found = compare_groups(own, tuned)
-    told = f"{signed(found.difference.mean)} against fine-tuned: {JUDGEMENTS[found.judgement]}"
-    return f"{best}; {told}" if best else told
-
-
-def _ends(group: Group) -> tuple[float, float]:
-    """Least and most of the seeds; of one seed the interval over the images."""
-    if group.ap.count > 1:
-        return group.ap.least, group.ap.most
-    cell = next(own for own in group.cells if not math.isnan(own.ap))
-    return cell.low, cell.high
+def _headline_verdict(summary: Summary, group: Group) -> tuple[str, Tone]:
+    best = "best mean AP of all" if group is summary.best_of() else ""
+    tuned = summary.find(group.heads, "tuned")
+    if tuned is None or group.mode == "tuned":
+        return best, ""
+    comparison = compare_groups(group, tuned)
+    gap, judgement = signed(comparison.difference.mean), JUDGEMENTS[comparison.judgement]
+    against = f"{gap} against fine-tuned: {judgement}"
+    return "; ".join(filter(None, (best, against))), tone_of(comparison)
 
 
 def _result_section(summary: Summary) -> Section:
@@ -171,159 +164,156 @@ def _result_section(summary: Summary) -> Section:
     )
 
 
-def _parameter_section(summary: Summary) -> Section:
+def _cost_section(summary: Summary) -> Section:
     charts = cost_charts(summary)
+    lead = (
+        "The paper’s point is that a frozen backbone needs heads that are strong enough: where "
+        "they are, freezing costs nothing or gains."
+    )
     return Section(
         key="costs",
         title="AP against what it costs",
         short="Costs",
-        leads=(
-            ("The paper’s point is that a frozen backbone needs heads that are strong enough: "
-             "where they are, freezing costs nothing or gains.",)
-            if charts
-            else ("No run was scored.",)
-        ),
+        leads=(lead if charts else "No run was scored.",),
         charts=charts,
         notes=(_PAPER_PARAMETERS, _OTHER_SCALE),
-    )  # fmt: skip
+    )
 
 
 def _class_section(summary: Summary) -> Section:
     charts = difference_charts(summary)
+    by_heads = {
+        heads: {each.name: each for each in differences}
+        for heads in summary.heads
+        if (differences := class_differences(summary, heads))
+    }
+    boxes = {name: each.boxes for by_name in by_heads.values() for name, each in by_name.items()}
+    if not boxes:
+        lead = "Not here: that takes runs of the modes cached and tuned with a seed in common."
+    elif charts:
+        lead = (
+            "A point is a class: above the line, freezing helped it. Bars reach from the least to "
+            "the most of the seeds."
+        )
+    else:
+        lead = (
+            f"{count_classes(len(boxes))} with boxes to learn from and to score: there is no trend "
+            "to draw. The difference stands in the table."
+        )
     return Section(
         key="classes",
         title="Class by class: cached minus fine-tuned",
         short="Classes",
-        leads=(_class_lead(summary, bool(charts)),),
+        leads=(lead,),
         charts=charts,
-        folds=_class_folds(summary),
+        folds=(_class_fold(by_heads, boxes),) if by_heads else (),
         notes=(_PAPER_CLASSES,),
     )
 
 
-def _class_lead(summary: Summary, is_drawn: bool) -> str:
-    names = {own.name for heads in summary.heads for own in class_differences(summary, heads)}
-    if not names:
-        return "Not here: that takes runs of the modes cached and tuned with a seed in common."
-    if is_drawn:
-        return (
-            "A point is a class: above the line, freezing helped it. Bars reach from the least to "
-            "the most of the seeds."
+def _class_fold(by_heads: dict[str, dict[str, ClassDifference]], boxes: dict[str, int]) -> Fold:
+    rows = [
+        Row(
+            name=name,
+            cells=(
+                Cell(text=f"{boxes[name]:,}", rank=boxes[name]),
+                *(_class_cell(by_name.get(name)) for by_name in by_heads.values()),
+            ),
         )
-    return (
-        f"{count_classes(len(names))} with boxes to learn from and to score: there is no trend to "
-        "draw. The difference stands in the table."
-    )
-
-
-def _class_folds(summary: Summary) -> tuple[Fold, ...]:
-    found = {
-        heads: {own.name: own for own in differences}
-        for heads in summary.heads
-        if (differences := class_differences(summary, heads))
-    }
-    if not found:
-        return ()
-    boxes = {name: own.boxes for by_name in found.values() for name, own in by_name.items()}
-    rows = []
-    for name in sorted(boxes, key=lambda name: boxes[name]):
-        cells = [Cell(text=f"{boxes[name]:,}", rank=boxes[name])]
-        for by_name in found.values():
-            own = by_name.get(name)
-            if own is None or not own.difference.count:
-                cells.append(Cell(text=ABSENT))
-                continue
-            apart = own.difference
-            sure = is_one_sided(apart)
-            note = f"{signed(apart.least)} to {signed(apart.most)}" if apart.count > 1 else ""
-            cells.append(
-                Cell(
-                    text=signed(apart.mean),
-                    note=note,
-                    tone=("better" if apart.mean > 0 else "worse") if sure else "",
-                    rank=apart.mean,
-                )
-            )
-        rows.append(Row(name=name, cells=tuple(cells)))
+        for name in sorted(boxes, key=lambda name: boxes[name])
+    ]
     table = Table(
         caption="Mean over the seeds of cached minus fine-tuned, with the least and the most of "
         "them. Coloured where all seeds are on the same side; of many classes, some are by chance.",
         corner="Class",
-        columns=("training boxes", *found),
+        columns=("training boxes", *by_heads),
         rows=tuple(rows),
         sortable=True,
         dense=True,
     )
-    return (Fold(title="Classes in figures", table=table, is_open=len(rows) <= 8),)
+    return Fold(title="Classes in figures", table=table, is_open=len(rows) <= 8)
+
+
+def _class_cell(of_class: ClassDifference | None) -> Cell:
+    if of_class is None or not of_class.difference.count:
+        return Cell(text=ABSENT)
+    difference = of_class.difference
+    tone: Tone = "better" if difference.mean > 0 else "worse"
+    return Cell(
+        text=signed(difference.mean),
+        note=spread_note(difference),
+        tone=tone if is_one_sided(difference) else "",
+        rank=difference.mean,
+    )
 
 
 def _bin_section(summary: Summary) -> Section:
     rows: list[Row] = []
     for heads in summary.heads:
-        by_mode = {mode: summary.find(heads, mode) for mode in summary.modes}
-        found = {mode: bin_spreads(own) if own else () for mode, own in by_mode.items()}
-        names = {o.name: o.classes for bins in found.values() for o in bins if o.classes}
-        if names:
+        groups = [summary.find(heads, mode) for mode in summary.modes]
+        by_mode = [{b.name: b for b in bin_spreads(group)} if group else {} for group in groups]
+        classes = {b.name: b.classes for bins in by_mode for b in bins.values() if b.classes}
+        if classes:
             rows.append(Row(name=heads, cells=(), group=True))
-        for name, classes in names.items():
-            cells = tuple(
-                next((_bin_cell(o.ap.mean, o.ap.least, o.ap.most, o.ap.count)
-                      for o in found[mode] if o.name == name), Cell(text=ABSENT))
-                for mode in summary.modes
-            )  # fmt: skip
-            rows.append(Row(name=f"{name} boxes", note=count_classes(classes), cells=cells))
-    if not rows:
-        return Section(
-            key="bins",
-            title="By number of training boxes",
-            short="Boxes",
-            leads=("No run has its classes in bins of training boxes.",),
-        )
+        rows += [
+            Row(
+                name=f"{name} boxes",
+                note=count_classes(number),
+                cells=tuple(_bin_cell(bins.get(name)) for bins in by_mode),
+            )
+            for name, number in classes.items()
+        ]
     table = Table(
         caption="Mean AP of the classes of each bin, and its least and most over the seeds. A "
         "dash: no such class has boxes in the scored images.",
         corner="Training boxes of a class",
-        columns=tuple(MODE_NAMES[mode] for mode in summary.modes),
+        columns=tuple(MODE_LABELS[mode] for mode in summary.modes),
         rows=tuple(rows),
     )
-    return Section(key="bins", title="By number of training boxes", short="Boxes", tables=(table,))
+    return Section(
+        key="bins",
+        title="By number of training boxes",
+        short="Boxes",
+        leads=() if rows else ("No run has its classes in bins of training boxes.",),
+        tables=(table,) if rows else (),
+    )
 
 
-def _bin_cell(mean: float, least: float, most: float, count: int) -> Cell:
-    return Cell(text=figure(mean), note=f"{least:.3f}–{most:.3f}" if count > 1 else "")
+def _bin_cell(of_bin: BinSpread | None) -> Cell:
+    if of_bin is None:
+        return Cell(text=ABSENT)
+    ap = of_bin.ap
+    return Cell(text=figure(ap.mean), note=span(ap.least, ap.most) if ap.count > 1 else "")
 
 
 def _time_section(curves: Sequence[CurveOf]) -> Section:
     charts = time_charts(curves)
+    note = (
+        "The lines of cached begin after the extraction of the cache, which is paid once for all "
+        "heads and seeds."
+    )
     return Section(
         key="time",
         title="Who is ahead when",
         short="Time",
         leads=describe_race(curves) if charts else ("No run recorded a validation.",),
         charts=charts,
-        notes=(
-            "The lines of cached begin after the extraction of the cache, which is paid once for "
-            "all heads and seeds.",
-        )
-        if any(own.key.mode == "cached" for own in curves)
-        else (),
+        notes=(note,) if any(curve.key.mode == "cached" for curve in curves) else (),
     )
 
 
 def _agreement_section(summary: Summary) -> Section:
-    pairs = summary.compare("cached", "live")
+    note = (
+        "Both train the same heads on the features of the same frozen backbone. Over equal epochs, "
+        "and without jitter (live draws it anew every epoch), they should differ by no more than "
+        "seeds do."
+    )
     return Section(
         key="agreement",
         title="Do cached and live agree?",
         short="Cached and live",
         leads=describe_agreement(summary),
-        notes=(
-            "Both train the same heads on the features of the same frozen backbone. Over equal "
-            "epochs, and without jitter (live draws it anew every epoch), they should differ by no "
-            "more than seeds do.",
-        )
-        if pairs
-        else (),
+        notes=(note,) if summary.compare("cached", "live") else (),
     )
 
 

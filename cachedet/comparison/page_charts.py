@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cachedet.comparison.results import CellKey, CellResult
+from cachedet.comparison.results import CellKey
 from cachedet.comparison.summary import (
-    FROZEN,
     ClassDifference,
+    Group,
     Spread,
     Summary,
     class_differences,
     spread_of,
 )
-from cachedet.comparison.verdicts import MODE_NAMES
-from cachedet.live.modes import MODES, Mode
+from cachedet.live.mode_names import FROZEN, MODE_LABELS, MODES, Mode
 from cachedet.reporting.charts import (
     CIRCLE,
     RING,
@@ -29,7 +28,6 @@ from cachedet.reporting.charts import (
     Spot,
     axis_from_zero,
     draw_chart,
-    draw_spots,
     log_axis,
     span_axis,
 )
@@ -41,8 +39,15 @@ SHAPES: dict[Mode, Shape] = {
     "tuned": Shape(path=SQUARE, tone="tuned"),
     "scratch": Shape(path=TRIANGLE, tone="scratch", is_hollow=True),
 }
+_COSTS = (  # key, title, name of the axis, figure of a run, unit
+    ("parameters", "AP against trained parameters", "M trained parameters, log",
+     "parameters", 1e6),
+    ("flops", "AP against the arithmetic of a step", "GFLOP a step and image, log",
+     "step_flops", 1e9),
+)  # fmt: skip
 _SURE, _UNSURE = Shape(path=CIRCLE, tone="cached"), Shape(path=CIRCLE, tone="", is_hollow=True)
 _MOST_NAMED = 8  # classes; of more, the names of those that differ most
+_LONGEST_NAME = 16  # letters
 _FEWEST_FOR_THIRDS = 9
 _MINUTES_FROM = 300.0
 
@@ -67,23 +72,16 @@ class CurveOf:
 
 def cost_charts(summary: Summary) -> tuple[Chart, ...]:
     """AP against trained parameters and against the arithmetic of a step; of scored runs."""
-    charts = (
-        _cost_chart(
-            summary,
-            "parameters",
-            "AP against trained parameters",
-            "M trained parameters, log",
-            lambda own: own.parameters / 1e6,
-        ),
-        _cost_chart(
-            summary,
-            "flops",
-            "AP against the arithmetic of a step",
-            "GFLOP a step and image, log",
-            lambda own: own.step_flops / 1e9,
-        ),
-    )
-    return tuple(own for own in charts if own is not None)
+    charts = []
+    for key, title, axis, field, unit in _COSTS:
+        costs = {
+            (group.heads, group.mode): max(getattr(cell, field) / unit for cell in group.cells)
+            for group in summary.groups
+            if group.ap.count
+        }
+        if any(costs.values()):
+            charts.append(_cost_chart(summary, key, title, axis, costs))
+    return tuple(charts)
 
 
 def difference_charts(summary: Summary) -> tuple[Chart, ...]:
@@ -91,127 +89,140 @@ def difference_charts(summary: Summary) -> tuple[Chart, ...]:
 
     None for fewer than two classes to draw.
     """
-    found = {heads: _drawable(class_differences(summary, heads)) for heads in summary.heads}
-    every = [own for differences in found.values() for own in differences]
-    if len({own.name for own in every}) < 2:
+    drawn = {
+        heads: [
+            difference
+            for difference in class_differences(summary, heads)
+            if difference.boxes > 0 and difference.difference.count  # a logarithm, and a mean
+        ]
+        for heads in summary.heads
+    }
+    every = [difference for differences in drawn.values() for difference in differences]
+    if len({difference.name for difference in every}) < 2:
         return ()
-    boxes = [own.boxes for own in every]
-    x = log_axis("training boxes, log", min(boxes), max(boxes))
-    ends = [end for own in every for end in (own.difference.least, own.difference.most)]
-    y = span_axis("AP, cached − fine-tuned", min(0.0, *ends), max(0.0, *ends))
-    charts = []
-    for number, (heads, own) in enumerate(found.items()):
-        if own:
-            spots = _class_spots(own)
-            chart = draw_spots(
-                f"difference-{number}",
-                heads,
-                _describe_differences(own),
-                x=x,
-                y=y,
-                spots=spots,
-                keys=(
-                    ("every seed on the same side", _SURE),
-                    ("seeds on both sides, or one seed", _UNSURE),
-                ),
-            )
-            charts.append(chart)
-    return tuple(charts)
+    boxes = [difference.boxes for difference in every]
+    ends = [end for d in every for end in (d.difference.least, d.difference.most)]
+    return tuple(
+        draw_chart(
+            f"difference-{number}",
+            heads,
+            _describe_differences(differences),
+            x=log_axis("training boxes, log", min(boxes), max(boxes)),
+            y=span_axis("AP, cached − fine-tuned", min(0.0, *ends), max(0.0, *ends)),
+            spots=_class_spots(differences),
+            keys=(
+                ("every seed on the same side", _SURE),
+                ("seeds on both sides, or one seed", _UNSURE),
+            ),
+        )
+        for number, (heads, differences) in enumerate(drawn.items())
+        if differences
+    )
 
 
 def time_charts(curves: Sequence[CurveOf]) -> tuple[Chart, ...]:
     """Validation AP over time, a line each run, one chart a heads."""
-    known = [own for own in curves if own.points]
-    if not known:
+    by_heads = _by_heads(curves)
+    if not by_heads:
         return ()
-    y = axis_from_zero("AP", max(ap for own in known for _, ap in own.points))
+    every = [point for runs in by_heads.values() for curve in runs for point in curve.points]
+    y = axis_from_zero("AP", max(ap for _, ap in every))
     charts = []
-    for number, heads in enumerate(dict.fromkeys(own.key.heads for own in known)):
-        mine = sorted((o for o in known if o.key.heads == heads), key=lambda o: o.key.seed)
-        end = max(own.points[-1][0] for own in mine)
+    for number, (heads, runs) in enumerate(by_heads.items()):
+        end = max(curve.points[-1][0] for curve in runs)
         unit, size = ("minutes", 60.0) if end >= _MINUTES_FROM else ("seconds", 1.0)
-        charts.append(
-            draw_chart(
-                f"time-{number}",
-                heads,
-                "Each line is a run.",
-                x=axis_from_zero(f"{unit} from the start", end / size),
-                y=y,
-                series=[
-                    Series(
-                        name=MODE_NAMES[mode],
-                        points=[(at / size, ap) for at, ap in own.points],
-                        look=MODES.index(mode),
-                        tone=mode,
-                        dots=len(own.points) == 1,  # of which no line can be drawn
-                        in_legend=place == 0,
-                    )
-                    for mode in MODES
-                    for place, own in enumerate(o for o in mine if o.key.mode == mode)
-                ],
+        series = [
+            Series(
+                name=MODE_LABELS[mode],
+                points=[(at / size, ap) for at, ap in curve.points],
+                look=MODES.index(mode),
+                tone=mode,
+                dots=len(curve.points) == 1,  # of which no line can be drawn
+                in_legend=index == 0,
             )
+            for mode in MODES
+            for index, curve in enumerate(_of_mode(runs, mode))
+        ]
+        x = axis_from_zero(f"{unit} from the start", end / size)
+        charts.append(
+            draw_chart(f"time-{number}", heads, "Each line is a run.", x=x, y=y, series=series)
         )
     return tuple(charts)
 
 
 def describe_race(curves: Sequence[CurveOf]) -> tuple[str, ...]:
     """Where each mode stands when the first is done, a sentence a heads."""
-    known = [own for own in curves if own.points]
-    said = []
-    for heads in dict.fromkeys(own.key.heads for own in known):
-        mine = [own for own in known if own.key.heads == heads]
-        modes = [mode for mode in MODES if any(own.key.mode == mode for own in mine)]
-        if len(modes) < 2:
-            continue
+    lines = []
+    for heads, runs in _by_heads(curves).items():
         ends = {
-            mode: min(own.points[-1][0] for own in mine if own.key.mode == mode) for mode in modes
+            mode: min(curve.points[-1][0] for curve in _of_mode(runs, mode))
+            for mode in MODES
+            if _of_mode(runs, mode)
         }
-        first = min(modes, key=lambda mode: ends[mode])
+        if len(ends) < 2:
+            continue
+        first = min(ends, key=lambda mode: ends[mode])
         stands = []
-        for mode in modes:
-            ap = spread_of(own.best_until(ends[first]) for own in mine if own.key.mode == mode)
+        for mode in ends:
+            ap = spread_of(curve.best_until(ends[first]) for curve in _of_mode(runs, mode))
             where = figure(ap.mean) if ap.count else "not validated yet"
-            stands.append(f"{MODE_NAMES[mode]} {where}")
-        said.append(
-            f"{heads}: after {duration(ends[first])}, when the first run of {MODE_NAMES[first]} "
+            stands.append(f"{MODE_LABELS[mode]} {where}")
+        lines.append(
+            f"{heads}: after {duration(ends[first])}, when the first run of {MODE_LABELS[first]} "
             f"is done, the best validation AP so far is: {', '.join(stands)}."
         )
-    return tuple(said)
+    return tuple(lines)
+
+
+def is_one_sided(difference: Spread) -> bool:
+    """Whether several seeds agree which of the two is better."""
+    return difference.count > 1 and (difference.least > 0 or difference.most < 0)
+
+
+def _by_heads(curves: Sequence[CurveOf]) -> dict[str, list[CurveOf]]:
+    """Those that have points, by seed; heads as they came."""
+    known = [curve for curve in curves if curve.points]
+    by_heads: dict[str, list[CurveOf]] = {curve.key.heads: [] for curve in known}
+    for curve in sorted(known, key=lambda curve: curve.key.seed):
+        by_heads[curve.key.heads].append(curve)
+    return by_heads
+
+
+def _of_mode(curves: Sequence[CurveOf], mode: Mode) -> list[CurveOf]:
+    return [curve for curve in curves if curve.key.mode == mode]
 
 
 def _cost_chart(
-    summary: Summary, key: str, title: str, axis: str, cost: Callable[[CellResult], float]
-) -> Chart | None:
+    summary: Summary, key: str, title: str, axis: str, costs: dict[tuple[str, Mode], float]
+) -> Chart:
     """Heads by their names where these find room, otherwise by letters."""
-    costs = {
-        (own.heads, own.mode): max(map(cost, own.cells)) for own in summary.groups if own.ap.count
-    }
-    if not any(costs.values()):
-        return None
-    ends = [end for own in summary.groups for end in (own.ap.least, own.ap.most)]
+    ends = [end for group in summary.groups for end in (group.ap.least, group.ap.most)]
     known = [end for end in ends if not math.isnan(end)]
-    modes = [mode for mode in MODES if any(mode == own for _, own in costs)]
+    modes = [mode for mode in MODES if any(mode == scored for _, scored in costs)]
 
-    def draw(labels: dict[str, str], told: str) -> Chart:
+    def draw(labels: dict[str, str], legend: str) -> Chart:
         spots, links = _cost_spots(summary, costs, labels)
-        return draw_spots(
+        return draw_chart(
             key,
             title,
             "Means over the seeds, from the least to the most. A dotted line joins frozen and "
-            f"fine-tuned of the same heads.{told}",
+            f"fine-tuned of the same heads.{legend}",
             x=log_axis(axis, min(filter(None, costs.values())), max(costs.values())),
             y=span_axis("AP", min(known), max(known)),
             spots=spots,
             links=links,
-            keys=[(MODE_NAMES[mode], SHAPES[mode]) for mode in modes],
+            keys=[(MODE_LABELS[mode], SHAPES[mode]) for mode in modes],
         )
 
     chart = draw({heads: heads for heads in summary.heads}, "")
     if len(chart.labels) == len({heads for heads, _ in costs}):
         return chart
-    letters = {heads: _letters(number) for number, heads in enumerate(summary.heads)}
-    told = ", ".join(f"{letter}: {heads}" for heads, letter in letters.items())
-    return draw(letters, f" {told}.")
+    letters = {
+        heads: chr(ord("A") + number) if number < 26 else str(number + 1)
+        for number, heads in enumerate(summary.heads)
+    }
+    legend = ", ".join(f"{letter}: {heads}" for heads, letter in letters.items())
+    return draw(letters, f" {legend}.")
 
 
 def _cost_spots(
@@ -220,25 +231,25 @@ def _cost_spots(
     """A spot a group, and a link a heads."""
     spots, links = [], []
     for heads in summary.heads:
-        mine = {
-            own.mode: own for own in summary.groups if own.heads == heads and own.ap.count
-            if costs[heads, own.mode] > 0
-        }  # fmt: skip
-        named = mine.get("cached") or mine.get("live") or next(iter(mine.values()), None)
-        if named is not None and named.mode in FROZEN and "tuned" in mine:
-            links.append(
-                [(costs[heads, mode], mine[mode].ap.mean) for mode in (named.mode, "tuned")]
-            )
-        for own in reversed(mine.values()):  # cached last: above the ring of live
+        groups: dict[Mode, Group] = {
+            group.mode: group
+            for group in summary.groups
+            if group.heads == heads and costs.get((heads, group.mode), 0.0) > 0
+        }
+        named = groups.get("cached") or groups.get("live") or next(iter(groups.values()), None)
+        if named is not None and named.mode in FROZEN and "tuned" in groups:
+            ends: tuple[Mode, Mode] = (named.mode, "tuned")
+            links.append([(costs[heads, mode], groups[mode].ap.mean) for mode in ends])
+        for group in reversed(groups.values()):  # cached last: above the ring of live
             spots.append(
                 Spot(
-                    x=costs[heads, own.mode],
-                    y=own.ap.mean,
-                    least=own.ap.least,
-                    most=own.ap.most,
-                    shape=SHAPES[own.mode],
-                    told=f"{heads}, {MODE_NAMES[own.mode]}: {figure(own.ap.mean)}",
-                    label=labels[heads] if own is named else "",
+                    x=costs[heads, group.mode],
+                    y=group.ap.mean,
+                    least=group.ap.least,
+                    most=group.ap.most,
+                    shape=SHAPES[group.mode],
+                    title=f"{heads}, {MODE_LABELS[group.mode]}: {figure(group.ap.mean)}",
+                    label=labels[heads] if group is named else "",
                 )
             )
     return spots, links
@@ -246,48 +257,37 @@ def _cost_spots(
 
 def _class_spots(differences: Sequence[ClassDifference]) -> list[Spot]:
     """Those that differ most first, as their names find room first."""
-    falling = sorted(differences, key=lambda own: -abs(own.difference.mean))
+    falling = sorted(differences, key=lambda each: -abs(each.difference.mean))
     return [
         Spot(
-            x=own.boxes,
-            y=own.difference.mean,
-            least=own.difference.least,
-            most=own.difference.most,
-            shape=_SURE if is_one_sided(own.difference) else _UNSURE,
-            told=f"{own.name}, {own.boxes:,} boxes: {signed(own.difference.mean)}",
-            label=_short(own.name) if place < _MOST_NAMED else "",
+            x=each.boxes,
+            y=each.difference.mean,
+            least=each.difference.least,
+            most=each.difference.most,
+            shape=_SURE if is_one_sided(each.difference) else _UNSURE,
+            title=f"{each.name}, {each.boxes:,} boxes: {signed(each.difference.mean)}",
+            label=_shorten(each.name) if index < _MOST_NAMED else "",
         )
-        for place, own in enumerate(falling)
+        for index, each in enumerate(falling)
     ]
 
 
-def is_one_sided(difference: Spread) -> bool:
-    """Whether several seeds agree which of the two is better."""
-    return difference.count > 1 and (difference.least > 0 or difference.most < 0)
+def _shorten(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 def _describe_differences(differences: Sequence[ClassDifference]) -> str:
-    above = sum(own.difference.mean > 0 for own in differences)
-    told = f"{above} of {len(differences)} classes above zero."
+    above = sum(each.difference.mean > 0 for each in differences)
+    line = f"{above} of {len(differences)} classes above zero."
     if len(differences) < _FEWEST_FOR_THIRDS:
-        return told
-    rising = sorted(differences, key=lambda own: own.boxes)
+        return line
+    rising = sorted(differences, key=lambda each: each.boxes)
     third = len(rising) // 3
-    few, many = (spread_of(o.difference.mean for o in p) for p in (rising[:third], rising[-third:]))
+    few, many = (
+        spread_of(each.difference.mean for each in part)
+        for part in (rising[:third], rising[-third:])
+    )
     return (
-        f"{told} The {third} classes with the fewest boxes: {signed(few.mean)} in the mean; the "
+        f"{line} The {third} classes with the fewest boxes: {signed(few.mean)} in the mean; the "
         f"{third} with the most: {signed(many.mean)}."
     )
-
-
-def _drawable(differences: Sequence[ClassDifference]) -> list[ClassDifference]:
-    """A logarithm needs a box, and a mean a seed."""
-    return [own for own in differences if own.boxes > 0 and own.difference.count]
-
-
-def _letters(number: int) -> str:
-    return chr(ord("A") + number) if number < 26 else str(number + 1)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 16 else f"{name[:15]}…"

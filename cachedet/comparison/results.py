@@ -1,4 +1,4 @@
-"""What each cell of a comparison came to, as its folder keeps it."""
+"""Results of a comparison's cells, as their folders keep them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cachedet.errors import InputError
-from cachedet.live.modes import MODES, Mode
+from cachedet.evaluation.precision import nan_to_null
+from cachedet.live.mode_names import MODES, Mode
 from cachedet.store.files.durable import encode_json, write_durably
 
 RESULT = "cell.json"  # in the folder of a cell
@@ -44,7 +45,7 @@ class ClassFigure:
 
 @dataclass(frozen=True, kw_only=True)
 class BinFigure:
-    """AP of the classes with `low` to `high` training boxes; see evaluation.strata."""
+    """AP of the classes of one bin of training boxes; see evaluation.strata."""
 
     name: str
     classes: int
@@ -57,9 +58,9 @@ class CellResult:
 
     Attributes:
         seconds: in training steps, waiting for images and features included.
-        extraction_seconds: of the cache; 0 in the modes that need none, NaN where not known.
-        peak_memory: bytes, of the process that trained (on an accelerator of its tensors).
-        step_flops: of a training step, an image: everything the mode computes.
+        extraction_seconds: for the cache; 0 in the modes that need none, NaN where not known.
+        peak_memory: bytes of the process that trained (on an accelerator of its tensors).
+        step_flops: a training step, an image: everything the mode computes.
         parameters: that are trained.
         cache_nbytes: on the disk; 0 in the modes that need none.
     """
@@ -88,19 +89,19 @@ class CellResult:
         return bool(self.error)
 
     def to_json(self) -> dict[str, Any]:
-        told: dict[str, Any] = _without_nan(asdict(self))
-        return told
+        values: dict[str, Any] = nan_to_null(asdict(self))
+        return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any], *, where: str) -> CellResult:
         """Raises InputError where `values` are not what `to_json` gave."""
         try:
-            values = {name: _with_nan(value) for name, value in values.items()}
+            values = _null_to_nan(values)
             key = CellKey(**values.pop("key"))
             if key.mode not in MODES:
                 raise ValueError(f"mode {key.mode!r}")
-            classes = tuple(ClassFigure(**_nan_in(own)) for own in values.pop("classes"))
-            bins = tuple(BinFigure(**_nan_in(own)) for own in values.pop("bins"))
+            classes = tuple(ClassFigure(**figure) for figure in values.pop("classes"))
+            bins = tuple(BinFigure(**figure) for figure in values.pop("bins"))
             return cls(key=key, classes=classes, bins=bins, **values)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
@@ -123,18 +124,9 @@ class CellResult:
         return cls.from_json(values, where=str(path))
 
 
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: null stands for it."""
-    if isinstance(value, dict):
-        return {name: _without_nan(own) for name, own in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(own) for own in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _with_nan(value: Any) -> Any:
-    return math.nan if value is None else value
-
-
-def _nan_in(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: _with_nan(value) for name, value in values.items()}
+def _null_to_nan(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {name: _null_to_nan(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [_null_to_nan(value) for value in values]
+    return math.nan if values is None else values

@@ -1,10 +1,11 @@
-"""Scoring a cell: on cached features or on images, whichever its mode has."""
+"""Scores of a cell: on cached features or on images, whichever its mode has."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,42 +28,33 @@ from cachedet.training.run_folder import RunFolder, TrainingData
 from cachedet.training.trainer import Trainer
 from cachedet.version import __version__
 
-_AT_ONCE = 8  # images
+_BATCH_SIZE = 8
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Scorer:
-    """Scores the detector of a trainer on validation images.
+    """Scores the detector of a trainer on validation images."""
 
-    Args:
-        config: of the detector.
-        store: of the validation images.
-        images: folder of them.
-        trainer: whose detector it is.
-    """
-
-    def __init__(
-        self, config: TrainConfig, *, store: FeatureStore, images: Path, trainer: Trainer
-    ) -> None:
-        self._config = config
-        self._store = store
-        self._images = images
-        self._trainer = trainer
+    config: TrainConfig
+    store: FeatureStore  # of the validation images
+    images: Path  # folder of their files
+    trainer: Trainer
 
     def validator(self) -> Validator:
         """For the training loop."""
 
         def score(detector: nn.Module, between_batches: Callable[[], None]) -> dict[str, float]:
-            found = self._detect(detector, on_progress=lambda _: between_batches())
-            scores = score_detections(self._store.annotations, found)
+            detections = self._detect(detector, on_progress=lambda _: between_batches())
+            scores = score_detections(self.store.annotations, detections)
             return {"ap": scores.ap, "ap50": scores.ap50, "ap75": scores.ap75}
 
         return score
 
     def score(self, folder: RunFolder, trained_on: TrainingData, *, resamples: int) -> Analysis:
-        """Of the weights as they are; writes results.json and detections.json as `eval` does."""
-        annotations = self._store.annotations
-        with self._trainer.scored_weights():
-            detections = self._detect(self._trainer.detector)
+        """Score the weights as they are; writes results.json and detections.json as `eval` does."""
+        annotations = self.store.annotations
+        with self.trainer.scored_weights():
+            detections = self._detect(self.trainer.detector)
         table = tabulate(annotations, detections, with_masks=has_masks(detections))
         analysis = analyse(annotations, table, counts=trained_on.boxes, resamples=resamples)
         values: dict[str, Any] = {
@@ -70,11 +62,11 @@ class Scorer:
             "views": [EVAL_VIEW],
             "detections": str(folder.detections),
             "run": str(folder.root),
-            "store": str(self._store.location),
+            "store": str(self.store.location),
             "training": trained_on.store,
-            "step": self._trainer.step,
+            "step": self.trainer.step,
             "weights": "last",
-            "store_fingerprint": self._store.manifest.fingerprint(),
+            "store_fingerprint": self.store.manifest.fingerprint(),
             "evaluator": "cachedet, equal to pycocotools",
             "cachedet": __version__,
             "annotations": None,
@@ -87,21 +79,21 @@ class Scorer:
     def _detect(
         self, detector: nn.Module, *, on_progress: Callable[[int], None] | None = None
     ) -> list[Detections]:
-        device = self._trainer.device
+        device = self.trainer.device
         if isinstance(detector, EndToEndDetector):
             return detect_batches(
                 detector,
-                self._store,
+                self.store,
                 batches=lambda view: image_batches(
-                    self._store, images=self._images, view=view, batch_size=_AT_ONCE, device=device
+                    self.store, images=self.images, view=view, batch_size=_BATCH_SIZE, device=device
                 ),
                 on_progress=on_progress,
             )
         return detect_store(
             detector,
-            self._store,
-            levels=choose_levels(self._config.detector, self._store.manifest.spec).names,
-            batch_size=_AT_ONCE,
+            self.store,
+            levels=choose_levels(self.config.detector, self.store.manifest.spec).names,
+            batch_size=_BATCH_SIZE,
             device=device,
             on_progress=on_progress,
         )
@@ -118,11 +110,11 @@ def figures_of(analysis: Analysis) -> dict[str, Any]:
         "low": math.nan if intervals is None else intervals.ap.low,
         "high": math.nan if intervals is None else intervals.ap.high,
         "classes": tuple(
-            ClassFigure(name=own.name, boxes=boxes.get(own.category_id, 0), ap=own.ap)
-            for own in scores.per_class
+            ClassFigure(name=score.name, boxes=boxes.get(score.category_id, 0), ap=score.ap)
+            for score in scores.per_class
         ),
         "bins": tuple(
-            BinFigure(name=own.name, classes=own.num_scored, ap=own.ap)
-            for own in analysis.strata or ()
+            BinFigure(name=stratum.name, classes=stratum.num_scored, ap=stratum.ap)
+            for stratum in analysis.strata or ()
         ),
     }

@@ -1,4 +1,4 @@
-"""How many steps a cell takes, and how much memory: kept in its folder, so that it can go on."""
+"""How many steps a cell takes and what a step costs: tried, and kept so that the cell can go on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from cachedet.config.run import TrainConfig
+from cachedet.device import wait_for
 from cachedet.errors import InputError
 from cachedet.live.modes import TrainingMode
 from cachedet.loading.loader import FeatureLoader, make_planner
@@ -30,6 +30,11 @@ from cachedet.training.stopping import TimeBudget
 
 _TRIAL_SHARE = 0.03  # of the budget, for the steps that tell how many fit into it
 _LONGEST_TRIAL = 20.0  # seconds
+_WARM_UP = 2  # steps: the first ones allocate, and choose kernels
+_LEAST_STEPS = 3  # that are timed
+
+Keys = NDArray[np.int64]
+"""(n, 2) view index and row of each image of a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +44,7 @@ class StepPlan:
     steps: int  # of a budget: about so many
     steps_per_epoch: int
     seconds: float | None  # budget of the steps; None: as many steps as there are in the epochs
-    step_flops: int  # of an image
+    step_flops: int  # an image
 
     def fit(self, config: TrainConfig) -> TrainConfig:
         """The config with the epochs that are planned."""
@@ -51,7 +56,7 @@ class StepPlan:
 
     @property
     def budget(self) -> TimeBudget | None:
-        """Of the whole cell, however often it goes on; None without one."""
+        """For the whole cell, however often it goes on; None without one."""
         return None if self.seconds is None else TimeBudget(seconds=self.seconds)
 
     def write(self, root: Path) -> None:
@@ -64,82 +69,38 @@ class StepPlan:
         return None if values is None else cls(**values)
 
 
-def keep_peak_memory(root: Path, peak: int) -> int:
-    """The most bytes of all stretches of a cell; `peak` is of the latest.
-
-    Of a stretch that was killed before it ended nothing is known: the next takes steps like those.
-
-    Raises InputError where what was kept is damaged.
-    """
-    before = _read(root / "memory.json") or {"peak": 0}
-    most = max(int(before["peak"]), peak)
-    write_durably(root / "memory.json", encode_json({"peak": most}))
-    return most
-
-
 def plan_steps(
     config: TrainConfig,
     store: FeatureStore,
-    make: Callable[[], TrainingMode],
+    training_mode: TrainingMode,
     *,
     seconds: float | None,
 ) -> StepPlan:
     """About as many steps as fit into `seconds` by a trial, else those of the config's epochs.
 
-    Args:
-        config: of the cell.
-        store: of the training images.
-        make: the rig of the cell, to be thrown away.
-        seconds: to train; None: the config's epochs.
+    The cell's `training_mode` is of no use afterwards: its steps change the weights.
     """
     planner = make_planner(config, store)
-    trial_seconds = 0.0 if seconds is None else min(_TRIAL_SHARE * seconds, _LONGEST_TRIAL)
-    epoch = _first_epoch(planner, config, store)
-    trial = try_steps(make, counted=epoch.extremes, seconds=trial_seconds)
+    mean_area, extremes = _areas_of_epoch(planner, config, store)
+    flops, seconds_per_batch = try_steps(
+        training_mode,
+        counted=list(extremes.values()),
+        seconds=0.0 if seconds is None else min(_TRIAL_SHARE * seconds, _LONGEST_TRIAL),
+    )
 
-    def steps_of(number: int) -> int:
-        return math.ceil(len(planner.plan(number)) / config.schedule.accumulate)
+    def steps_of(epoch: int) -> int:
+        return math.ceil(len(planner.plan(epoch)) / config.schedule.accumulate)
 
     if seconds is None:
-        steps = sum(steps_of(number) for number in range(config.schedule.epochs))
+        steps = sum(steps_of(epoch) for epoch in range(config.schedule.epochs))
     else:
-        steps = max(1, round(seconds / (trial.seconds_per_step * config.schedule.accumulate)))
+        steps = max(1, round(seconds / (seconds_per_batch * config.schedule.accumulate)))
     return StepPlan(
         steps=steps,
         steps_per_epoch=steps_of(0),
         seconds=seconds,
-        step_flops=epoch.flops_of_mean(trial.step_flops),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Epoch:
-    """Padded pixels of the first epoch's images, and its batches of the least and the most."""
-
-    mean_area: float
-    extremes: list[NDArray[np.int64]]
-    areas: list[int]  # of the extremes
-
-    def flops_of_mean(self, flops: Sequence[int]) -> int:
-        """Of an image: what convolutions compute grows with its pixels, what RoI heads do not."""
-        return round(float(np.interp(self.mean_area, self.areas, flops)))
-
-
-def _first_epoch(planner: FeatureLoader, config: TrainConfig, store: FeatureStore) -> _Epoch:
-    views = tuple(resolve_views(config.views, held=store.manifest.views, where=store.location))
-
-    def area_of(keys: NDArray[np.int64]) -> int:
-        view, row = keys[0]
-        return math.prod(store.bucket_of(int(row), views[int(view)]))
-
-    plan = planner.plan(0)
-    images = sum(len(keys) for keys in plan)
-    by_area = {area_of(keys): keys for keys in plan}
-    areas = sorted({min(by_area), max(by_area)})  # one where all images are of one size
-    return _Epoch(
-        mean_area=sum(area_of(keys) * len(keys) for keys in plan) / images,
-        extremes=[by_area[area] for area in areas],
-        areas=areas,
+        # What convolutions compute grows with an image's pixels, what RoI heads do does not.
+        step_flops=round(float(np.interp(mean_area, list(extremes), flops))),
     )
 
 
@@ -153,6 +114,74 @@ def time_left(budget: float, *, spent: float) -> float:
     return budget - spent
 
 
+def keep_peak_memory(root: Path, peak: int) -> int:
+    """The most bytes of all stretches of a cell; `peak` is of the latest.
+
+    Nothing is known of a stretch that was killed before it ended: the next takes steps like those.
+
+    Raises InputError where what was kept is damaged.
+    """
+    before = _read(root / "memory.json") or {"peak": 0}
+    most = max(int(before["peak"]), peak)
+    write_durably(root / "memory.json", encode_json({"peak": most}))
+    return most
+
+
+def try_steps(
+    training_mode: TrainingMode, *, counted: Sequence[Keys], seconds: float
+) -> tuple[list[int], float]:
+    """Take steps of one batch each for about so many seconds, after those that are counted.
+
+    Returns the FLOPs of a step on each counted batch, an image (a multiplication and an addition
+    are two), and the seconds of a timed step; 0 where no seconds are given.
+    """
+    flops = [
+        _count(training_mode, batch)
+        for batch in training_mode.loader.read_ahead(map(PlannedBatch, counted))
+    ]
+    if seconds <= 0:
+        return flops, 0.0
+    with closing(training_mode.loader.epoch(0, until=sys.maxsize)) as batches:
+        return flops, _time_steps(training_mode, batches, seconds)
+
+
+def _areas_of_epoch(
+    planner: FeatureLoader, config: TrainConfig, store: FeatureStore
+) -> tuple[float, dict[int, Keys]]:
+    """Padded pixels of an image: mean of the first epoch, and batches of the least and the most."""
+    views = tuple(resolve_views(config.views, held=store.manifest.views, where=store.location))
+
+    def area_of(keys: Keys) -> int:
+        view, row = keys[0]
+        return math.prod(store.bucket_of(int(row), views[int(view)]))
+
+    plan = planner.plan(0)
+    by_area = {area_of(keys): keys for keys in plan}
+    areas = sorted({min(by_area), max(by_area)})  # one where all images are of one size
+    total = sum(area_of(keys) * len(keys) for keys in plan)
+    return total / sum(len(keys) for keys in plan), {area: by_area[area] for area in areas}
+
+
+def _time_steps(training_mode: TrainingMode, batches: Iterator[Batch], seconds: float) -> float:
+    trainer = training_mode.trainer
+    for batch in islice(batches, _WARM_UP):
+        trainer.take_step(batch)
+    wait_for(trainer.device)
+    started, taken = time.perf_counter(), 0
+    while taken < _LEAST_STEPS or time.perf_counter() - started < seconds:
+        trainer.take_step(next(batches))
+        taken += 1
+    wait_for(trainer.device)
+    return (time.perf_counter() - started) / taken
+
+
+def _count(training_mode: TrainingMode, batch: Batch) -> int:
+    with FlopCounterMode(display=False) as counter:
+        training_mode.trainer.take_step(batch)
+    flops: int = counter.get_total_flops()
+    return flops // len(batch.targets)
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
@@ -164,69 +193,3 @@ def _read(path: Path) -> dict[str, Any] | None:
             "trained again"
         ) from error
     return values
-
-
-_WARM_UP = 2  # steps: the first ones allocate, and choose kernels
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """Of one mode and its heads.
-
-    Attributes:
-        step_flops: of a training step on each counted batch, an image: a multiplication and an
-            addition count as two.
-        seconds_per_step: 0 where it was not asked for.
-    """
-
-    step_flops: tuple[int, ...]
-    seconds_per_step: float
-
-
-def try_steps(
-    make: Callable[[], TrainingMode], *, counted: Sequence[NDArray[np.int64]], seconds: float
-) -> Trial:
-    """Take steps for about so many seconds, after those that are counted; 0: only those.
-
-    Args:
-        make: a new rig, which is thrown away. Its optimiser steps take one batch each.
-        counted: batches whose FLOPs are counted, as in a plan.
-        seconds: of timed steps.
-    """
-    training_mode = make()
-    flops = tuple(
-        _count(training_mode, batch)
-        for batch in training_mode.loader.read_ahead(map(PlannedBatch, counted))
-    )
-    if seconds <= 0:
-        return Trial(step_flops=flops, seconds_per_step=0.0)
-    with closing(training_mode.loader.epoch(0, until=sys.maxsize)) as batches:
-        return Trial(
-            step_flops=flops, seconds_per_step=_time_steps(training_mode, batches, seconds)
-        )
-
-
-def _time_steps(training_mode: TrainingMode, batches: Iterator[Batch], seconds: float) -> float:
-    """Seconds a step, of at least three and so many seconds."""
-    for batch in islice(batches, _WARM_UP):
-        training_mode.trainer.take_step(batch)
-    _wait_for(training_mode.trainer.device)
-    started, taken = time.perf_counter(), 0
-    while taken < 3 or time.perf_counter() - started < seconds:
-        training_mode.trainer.take_step(next(batches))
-        taken += 1
-    _wait_for(training_mode.trainer.device)
-    return (time.perf_counter() - started) / taken
-
-
-def _count(training_mode: TrainingMode, batch: Batch) -> int:
-    """FLOPs of a training step on the batch, an image."""
-    with FlopCounterMode(display=False) as counter:
-        training_mode.trainer.take_step(batch)
-    flops: int = counter.get_total_flops()
-    return flops // len(batch.targets)
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from cachedet.comparison.results import CellResult
-from cachedet.evaluation.precision import or_null
-from cachedet.live.modes import MODES, Mode
+from cachedet.evaluation.precision import nan_to_null
+from cachedet.live.mode_names import MODES, Mode
 
 Judgement = Literal["nothing", "one seed", "within", "beyond"]
-FROZEN: tuple[Mode, ...] = ("cached", "live")
-LEARNED: tuple[Mode, ...] = ("tuned", "scratch")
+_FIGURES = (
+    "ap", "ap50", "ap75", "seconds", "extraction_seconds", "step_flops", "parameters",
+    "cache_nbytes", "steps", "epochs",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,23 +31,14 @@ class Spread:
     def width(self) -> float:
         return self.most - self.least
 
-    def to_json(self) -> dict[str, Any]:
-        ends = {name: or_null(getattr(self, name)) for name in ("mean", "least", "most")}
-        return {**ends, "count": self.count}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The runs of one mode with the same heads.
-
-    Attributes:
-        cells: that were trained and scored, by seed.
-        failed: the others.
-    """
+    """The runs of one mode with the same heads, by seed."""
 
     heads: str
     mode: Mode
-    cells: tuple[CellResult, ...]
+    cells: tuple[CellResult, ...]  # that were trained and scored
     failed: tuple[CellResult, ...]
 
     @property
@@ -53,22 +46,33 @@ class Group:
         return self.over_seeds("ap")
 
     @property
+    def ends(self) -> tuple[float, float]:
+        """Least and most AP of the seeds; of one seed the 95 % interval over the images."""
+        if self.ap.count != 1:
+            return self.ap.least, self.ap.most
+        cell = next(cell for cell in self.cells if not math.isnan(cell.ap))
+        return cell.low, cell.high
+
+    @property
     def peak_memory(self) -> int:
-        return max((own.peak_memory for own in self.cells), default=0)
+        return max((cell.peak_memory for cell in self.cells), default=0)
+
+    def of_seed(self, seed: int) -> CellResult:
+        return next(cell for cell in self.cells if cell.key.seed == seed)
 
     def over_seeds(self, field: str) -> Spread:
-        """Of a figure of `CellResult`, by its name."""
-        return spread_of(getattr(own, field) for own in self.cells)
+        """A figure of `CellResult`, by its name."""
+        return spread_of(getattr(cell, field) for cell in self.cells)
+
+    def name_json(self) -> dict[str, str]:
+        return {"heads": self.heads, "mode": self.mode}
 
     def to_json(self) -> dict[str, Any]:
-        figures = ("ap", "ap50", "ap75", "seconds", "extraction_seconds", "step_flops",
-                   "parameters", "cache_nbytes", "steps", "epochs")  # fmt: skip
         return {
-            "heads": self.heads,
-            "mode": self.mode,
-            "failed": [asdict(own.key) for own in self.failed],
+            **self.name_json(),
+            "failed": [asdict(cell.key) for cell in self.failed],
             "peak_memory": self.peak_memory,
-            **{name: self.over_seeds(name).to_json() for name in figures},
+            **{name: asdict(self.over_seeds(name)) for name in _FIGURES},
         }
 
 
@@ -102,11 +106,11 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "first": {"heads": self.first.heads, "mode": self.first.mode},
-            "second": {"heads": self.second.heads, "mode": self.second.mode},
+            "first": self.first.name_json(),
+            "second": self.second.name_json(),
             "seeds": list(self.seeds),
-            "difference": self.difference.to_json(),
-            "spread": or_null(self.spread),
+            "difference": asdict(self.difference),
+            "spread": self.spread,
             "judgement": self.judgement,
         }
 
@@ -137,50 +141,45 @@ class Summary:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(own.heads for own in self.groups))
+        return tuple(dict.fromkeys(group.heads for group in self.groups))
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        present = {own.mode for own in self.groups}
+        present = {group.mode for group in self.groups}
         return tuple(mode for mode in MODES if mode in present)
 
     @property
     def failed(self) -> tuple[CellResult, ...]:
-        return tuple(cell for own in self.groups for cell in own.failed)
+        return tuple(cell for group in self.groups for cell in group.failed)
 
-    @property
-    def best(self) -> Group | None:
-        """With the highest mean AP; None where nothing was scored."""
-        return self.best_of(MODES)
-
-    def best_of(self, modes: Sequence[Mode]) -> Group | None:
-        """The same among some modes."""
-        known = [own for own in self.groups if own.mode in modes and own.ap.count]
-        return max(known, key=lambda own: own.ap.mean, default=None)
+    def best_of(self, modes: Sequence[Mode] = MODES) -> Group | None:
+        """The group with the highest mean AP; None where nothing was scored."""
+        scored = [group for group in self.groups if group.mode in modes and group.ap.count]
+        return max(scored, key=lambda group: group.ap.mean, default=None)
 
     def find(self, heads: str, mode: Mode) -> Group | None:
-        return next((o for o in self.groups if o.heads == heads and o.mode == mode), None)
+        return next((g for g in self.groups if (g.heads, g.mode) == (heads, mode)), None)
 
     def compare(self, first: Mode, second: Mode) -> tuple[Comparison, ...]:
-        """Of each heads that were trained both ways."""
-        pairs = [(self.find(own, first), self.find(own, second)) for own in self.heads]
+        """One comparison for each heads that were trained both ways."""
+        pairs = [(self.find(heads, first), self.find(heads, second)) for heads in self.heads]
         return tuple(compare_groups(one, other) for one, other in pairs if one and other)
 
     def to_json(self) -> dict[str, Any]:
-        best = self.best
-        return {
-            "best": None if best is None else {"heads": best.heads, "mode": best.mode},
-            "groups": [own.to_json() for own in self.groups],
-            "cached_against_tuned": [o.to_json() for o in self.compare("cached", "tuned")],
-            "cached_against_live": [o.to_json() for o in self.compare("cached", "live")],
-            "class_differences": {
-                heads: [
-                    {"name": o.name, "boxes": o.boxes, "difference": o.difference.to_json()}
-                    for o in class_differences(self, heads)
-                ]
-                for heads in self.heads
-            },
-        }
+        best = self.best_of()
+        values: dict[str, Any] = nan_to_null(
+            {
+                "best": None if best is None else best.name_json(),
+                "groups": [group.to_json() for group in self.groups],
+                "cached_against_tuned": [c.to_json() for c in self.compare("cached", "tuned")],
+                "cached_against_live": [c.to_json() for c in self.compare("cached", "live")],
+                "class_differences": {
+                    heads: [asdict(difference) for difference in class_differences(self, heads)]
+                    for heads in self.heads
+                },
+            }
+        )
+        return values
 
 
 def summarise(cells: Sequence[CellResult]) -> Summary:
@@ -188,16 +187,16 @@ def summarise(cells: Sequence[CellResult]) -> Summary:
     groups = []
     for heads in dict.fromkeys(cell.key.heads for cell in cells):
         for mode in MODES:
-            own = [cell for cell in cells if (cell.key.heads, cell.key.mode) == (heads, mode)]
-            if not own:
+            runs = [cell for cell in cells if (cell.key.heads, cell.key.mode) == (heads, mode)]
+            if not runs:
                 continue
-            own.sort(key=lambda cell: cell.key.seed)
+            runs.sort(key=lambda cell: cell.key.seed)
             groups.append(
                 Group(
                     heads=heads,
                     mode=mode,
-                    cells=tuple(cell for cell in own if not cell.has_failed),
-                    failed=tuple(cell for cell in own if cell.has_failed),
+                    cells=tuple(cell for cell in runs if not cell.has_failed),
+                    failed=tuple(cell for cell in runs if cell.has_failed),
                 )
             )
     return Summary(groups=tuple(groups))
@@ -213,8 +212,11 @@ def spread_of(values: Iterable[float]) -> Spread:
 
 
 def compare_groups(first: Group, second: Group) -> Comparison:
-    """By the seeds for which both have an AP, as those runs saw the same order of images."""
-    one, other = _ap_by_seed(first), _ap_by_seed(second)
+    """Compare by the seeds for which both have an AP: those runs saw the same order of images."""
+    one, other = (
+        {cell.key.seed: cell.ap for cell in group.cells if not math.isnan(cell.ap)}
+        for group in (first, second)
+    )
     seeds = sorted(one.keys() & other.keys())
     first_ap = spread_of(one[seed] for seed in seeds)
     second_ap = spread_of(other[seed] for seed in seeds)
@@ -234,34 +236,31 @@ def class_differences(summary: Summary, heads: str) -> tuple[ClassDifference, ..
     cached, tuned = summary.find(heads, "cached"), summary.find(heads, "tuned")
     if cached is None or tuned is None:
         return ()
-    by_seed = {cell.key.seed: cell for cell in tuned.cells}
-    pairs = [(cell, by_seed[cell.key.seed]) for cell in cached.cells if cell.key.seed in by_seed]
-    found: dict[str, list[float]] = {}
     boxes: dict[str, int] = {}
-    for one, other in pairs:
-        theirs = {own.name: own.ap for own in other.classes}
-        for own in one.classes:
-            boxes[own.name] = own.boxes
-            found.setdefault(own.name, []).append(own.ap - theirs.get(own.name, math.nan))
+    gaps: dict[str, list[float]] = {}
+    tuned_ap = {cell.key.seed: {o.name: o.ap for o in cell.classes} for cell in tuned.cells}
+    for cell in cached.cells:
+        if cell.key.seed not in tuned_ap:
+            continue
+        for figure in cell.classes:
+            boxes[figure.name] = figure.boxes
+            other = tuned_ap[cell.key.seed].get(figure.name, math.nan)
+            gaps.setdefault(figure.name, []).append(figure.ap - other)
     return tuple(
         ClassDifference(name=name, boxes=boxes[name], difference=spread_of(values))
-        for name, values in found.items()
+        for name, values in gaps.items()
     )
 
 
 def bin_spreads(group: Group) -> tuple[BinSpread, ...]:
     """AP of each bin over the seeds, bins in their order; empty where there are none."""
-    found: dict[str, list[float]] = {}
     classes: dict[str, int] = {}
+    values: dict[str, list[float]] = {}
     for cell in group.cells:
-        for own in cell.bins:
-            classes[own.name] = own.classes
-            found.setdefault(own.name, []).append(own.ap)
+        for figure in cell.bins:
+            classes[figure.name] = figure.classes
+            values.setdefault(figure.name, []).append(figure.ap)
     return tuple(
-        BinSpread(name=name, classes=classes[name], ap=spread_of(values))
-        for name, values in found.items()
+        BinSpread(name=name, classes=classes[name], ap=spread_of(of_bin))
+        for name, of_bin in values.items()
     )
-
-
-def _ap_by_seed(group: Group) -> dict[int, float]:
-    return {cell.key.seed: cell.ap for cell in group.cells if not math.isnan(cell.ap)}

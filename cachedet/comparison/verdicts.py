@@ -6,23 +6,9 @@ import math
 from collections.abc import Sequence
 
 from cachedet.comparison.results import CellResult
-from cachedet.comparison.summary import (
-    FROZEN,
-    LEARNED,
-    Comparison,
-    Group,
-    Spread,
-    Summary,
-    compare_groups,
-)
-from cachedet.live.modes import Mode
+from cachedet.comparison.summary import Comparison, Group, Spread, Summary, compare_groups
+from cachedet.live.mode_names import FROZEN, LEARNED, MODE_LABELS
 
-MODE_NAMES: dict[Mode, str] = {
-    "cached": "cached",
-    "live": "live frozen",
-    "tuned": "fine-tuned",
-    "scratch": "from scratch",
-}
 # How often two modes whose runs differ by seed alone are judged "beyond", in words, by number of
 # seeds: 21.5 %, 4.9 %, 1.1 % for normal noise; tests/comparison/test_summary.py draws it again.
 _BY_CHANCE = {2: "one in five", 3: "one in twenty", 4: "one in a hundred"}
@@ -31,107 +17,113 @@ _FEWEST_SAFE = 5
 
 def describe_best(summary: Summary) -> tuple[str, ...]:
     """Which way and heads have the best mean AP, and how the best of the other kind compares."""
-    best = summary.best
+    best = summary.best_of()
     if best is None:
         return ("No run was scored, so there is nothing to compare.",)
-    said = [f"The best mean AP is {_ap(best.ap)}: {_name(best)}{_over_seeds(best)}."]
+    lines = [f"The best mean AP is {_ap(best.ap)}: {_describe_group(best)}."]
     other = summary.best_of(LEARNED if best.mode in FROZEN else FROZEN)
     if other is not None:
         kind = "a backbone that learns" if other.mode in LEARNED else "a frozen backbone"
-        said.append(
-            f"The best with {kind} is {_ap(other.ap)}: {_name(other)}{_over_seeds(other)}. "
-            + _gap(compare_groups(best, other))
+        lines.append(
+            f"The best with {kind} is {_ap(other.ap)}: {_describe_group(other)}. "
+            + _describe_gap(compare_groups(best, other))
         )
-    return tuple(said)
+    return tuple(lines)
 
 
 def describe_freezing(summary: Summary) -> tuple[str, ...]:
-    """Cached against fine-tuned, and how sure that is; of several heads, with which it wins."""
-    found = summary.compare("cached", "tuned")
-    if not found:
+    """Cached against fine-tuned, and how sure that is; for several heads, with which it wins."""
+    comparisons = summary.compare("cached", "tuned")
+    if not comparisons:
         return (
             "Whether freezing costs or gains AP is not answered here: that takes the modes cached "
             "and tuned with the same heads.",
         )
-    said = judge_difference(found[0]) if len(found) == 1 else _count_wins(found)
-    return (said, *_caution(found))
+    one = len(comparisons) == 1
+    line = judge_difference(comparisons[0]) if one else _count_wins(comparisons)
+    return (line, *_caution(comparisons))
 
 
 def describe_agreement(summary: Summary) -> tuple[str, ...]:
     """Cached against live: the same computation on the same images, where there is no jitter."""
-    found = summary.compare("cached", "live")
-    if not found:
+    comparisons = summary.compare("cached", "live")
+    if not comparisons:
         return ("Not looked at: that takes the modes cached and live with the same heads.",)
-    return tuple(_judge_agreement(own) for own in found)
+    return tuple(_judge_agreement(comparison) for comparison in comparisons)
 
 
-def judge_difference(own: Comparison) -> str:
+def judge_difference(comparison: Comparison) -> str:
     """One heads, cached against fine-tuned or any other two."""
-    heads, first, second = own.first.heads, _mode(own.first), _mode(own.second)
-    if own.judgement == "nothing":
+    gap, seeds = comparison.difference, len(comparison.seeds)
+    heads, first, second = comparison.first.heads, *_labels(comparison)
+    if comparison.judgement == "nothing":
         return f"{heads}: {first} and {second} have no scored seed in common."
-    if own.judgement == "one seed":
-        return f"{heads}: {_of_one_seed(own)} One seed: another may turn it round, so no verdict."
-    gap, spread = _pair(own)
-    told = (
-        f"{heads}: {first} {_ap(own.first_ap)} is {_apart(own.difference.mean, gap)} {second} "
-        f"{_ap(own.second_ap)} in the mean of {len(own.seeds)} seeds, seed by seed from "
-        f"{_apart(own.difference.least).removesuffix(' with')} to "
-        f"{_apart(own.difference.most).removesuffix(' with')}."
+    if comparison.judgement == "one seed":
+        one_seed = _describe_one_seed(comparison)
+        return f"{heads}: {one_seed} One seed: another may turn it round, so no verdict."
+    shown, spread = _shown(comparison)
+    line = (
+        f"{heads}: {first} {_ap(comparison.first_ap)} is {_apart(gap.mean, shown)} {second} "
+        f"{_ap(comparison.second_ap)} in the mean of {seeds} seeds, seed by seed from "
+        f"{_apart(gap.least).removesuffix(' with')} to {_apart(gap.most).removesuffix(' with')}."
     )
-    if own.judgement == "within":
-        return f"{told} Seeds alone move AP by {spread}: no difference can be told."
-    return f"{told} That is more than the {spread} that seeds alone move AP."
+    if comparison.judgement == "within":
+        return f"{line} Seeds alone move AP by {spread}: no difference can be told."
+    return f"{line} That is more than the {spread} that seeds alone move AP."
 
 
 def describe_failed(failed: Sequence[CellResult]) -> str:
-    """Empty where all went well."""
-    if not failed:
-        return ""
-    names = ", ".join(own.key.folder for own in failed)
-    return f"Failed, and left out of every figure: {names}."
+    """Name the failed cells; empty where all went well."""
+    names = ", ".join(cell.key.folder for cell in failed)
+    return f"Failed, and left out of every figure: {names}." if failed else ""
 
 
-def _judge_agreement(own: Comparison) -> str:
-    heads = own.first.heads
-    if own.judgement == "nothing":
+def _judge_agreement(comparison: Comparison) -> str:
+    heads = comparison.first.heads
+    if comparison.judgement == "nothing":
         return f"{heads}: cached and live have no scored seed in common."
-    if own.judgement == "one seed":
-        return f"{heads}: {_of_one_seed(own)} One seed does not say how far apart two runs may lie."
-    gap, spread = _pair(own)
-    told = f"Cached {_ap(own.first_ap)} and live {_ap(own.second_ap)} are {gap} apart"
-    if own.judgement == "within":
-        return f"{heads}: they agree. {told}; seeds alone move AP by {spread}."
+    if comparison.judgement == "one seed":
+        one_seed = _describe_one_seed(comparison)
+        return f"{heads}: {one_seed} One seed does not say how far apart two runs may lie."
+    gap, spread = _shown(comparison)
+    first, second = _ap(comparison.first_ap), _ap(comparison.second_ap)
+    line = f"Cached {first} and live {second} are {gap} apart"
+    if comparison.judgement == "within":
+        return f"{heads}: they agree. {line}; seeds alone move AP by {spread}."
     return (
-        f"{heads}: they differ. {told}, more than the {spread} that seeds alone move AP. Jitter, "
+        f"{heads}: they differ. {line}, more than the {spread} that seeds alone move AP. Jitter, "
         "which live draws anew every epoch, or equal time in the place of equal epochs may do "
         "that; without both of them it is the codec, or few seeds."
     )
 
 
-def _count_wins(found: Sequence[Comparison]) -> str:
-    above = [o.first.heads for o in found if o.judgement == "beyond" and o.difference.mean > 0]
-    below = [o.first.heads for o in found if o.judgement == "beyond" and o.difference.mean < 0]
-    if all(own.judgement in ("nothing", "one seed") for own in found):
+def _count_wins(comparisons: Sequence[Comparison]) -> str:
+    if all(comparison.judgement in ("nothing", "one seed") for comparison in comparisons):
         return (
-            f"With {len(found)} heads, cached and fine-tuned share one seed at most: no verdict, "
-            "as another seed may turn any difference round."
+            f"With {len(comparisons)} heads, cached and fine-tuned share one seed at most: no "
+            "verdict, as another seed may turn any difference round."
         )
-    left = len(found) - len(above) - len(below)
-    told = [
+    beyond = [comparison for comparison in comparisons if comparison.judgement == "beyond"]
+    better = [c.first.heads for c in beyond if c.difference.mean > 0]
+    worse = [c.first.heads for c in beyond if c.difference.mean < 0]
+    left = len(comparisons) - len(better) - len(worse)
+    wins = [
         f"{word} with {', '.join(names)}"
-        for word, names in (("better", above), ("worse", below))
+        for word, names in (("better", better), ("worse", worse))
         if names
     ]
-    if not told:
-        return f"With none of the {len(found)} heads can these seeds tell cached from fine-tuned."
+    if not wins:
+        return (
+            f"With none of the {len(comparisons)} heads can these seeds tell cached from "
+            "fine-tuned."
+        )
     rest = f"; with the other {left} these seeds cannot tell" if left else ""
-    return f"Of {len(found)} heads, cached against fine-tuned is {' and '.join(told)}{rest}."
+    return f"Of {len(comparisons)} heads, cached against fine-tuned is {' and '.join(wins)}{rest}."
 
 
-def _caution(found: Sequence[Comparison]) -> tuple[str, ...]:
+def _caution(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
     """How often the rule is wrong, at the smallest number of seeds that was judged beyond."""
-    seeds = [len(own.seeds) for own in found if own.judgement == "beyond"]
+    seeds = [len(c.seeds) for c in comparisons if c.judgement == "beyond"]
     if not seeds or min(seeds) >= _FEWEST_SAFE:
         return ()
     return (
@@ -140,47 +132,48 @@ def _caution(found: Sequence[Comparison]) -> tuple[str, ...]:
     )
 
 
-def _gap(own: Comparison) -> str:
-    gap, spread = _pair(own)
-    if own.judgement == "nothing":
+def _describe_gap(comparison: Comparison) -> str:
+    gap, spread = _shown(comparison)
+    ends = {
+        "one seed": "from one seed",
+        "within": f"within the {spread} that seeds alone move AP",
+        "beyond": f"more than the {spread} that seeds alone move AP",
+    }
+    if comparison.judgement == "nothing":
         return "They have no seed in common."
-    if own.judgement == "one seed":
-        return f"They are {gap} apart, from one seed."
-    if own.judgement == "within":
-        return f"They are {gap} apart, within the {spread} that seeds alone move AP."
-    return f"They are {gap} apart, more than the {spread} that seeds alone move AP."
+    return f"They are {gap} apart, {ends[comparison.judgement]}."
 
 
-def _pair(own: Comparison) -> tuple[str, str]:
+def _shown(comparison: Comparison) -> tuple[str, str]:
     """Difference and spread, with as many digits as it takes to see which is larger."""
-    gap, spread = abs(own.difference.mean), own.spread
+    gap, spread = abs(comparison.difference.mean), comparison.spread
     digits = next((d for d in (3, 4, 5) if f"{gap:.{d}f}" != f"{spread:.{d}f}"), 3)
     return f"{gap:.{digits}f}", f"{spread:.{digits}f}"
 
 
-def _of_one_seed(own: Comparison) -> str:
-    first, second = (_of_seed(group, own.seeds[0]) for group in (own.first, own.second))
-    return f"{first} is {_apart(own.difference.mean)} {second}."
+def _describe_one_seed(comparison: Comparison) -> str:
+    described = []
+    for group, label in zip(
+        (comparison.first, comparison.second), _labels(comparison), strict=True
+    ):
+        cell = group.of_seed(comparison.seeds[0])
+        interval = _describe_interval(cell.low, cell.high)
+        described.append(f"{label} {cell.ap:.3f}" + (f" ({interval})" if interval else ""))
+    return f"{described[0]} is {_apart(comparison.difference.mean)} {described[1]}."
 
 
-def _of_seed(group: Group, seed: int) -> str:
-    cell = next(own for own in group.cells if own.key.seed == seed)
-    interval = _interval(cell)
-    return f"{_mode(group)} {cell.ap:.3f}" + (f" ({interval})" if interval else "")
+def _describe_group(group: Group) -> str:
+    """Mode, heads and how far apart the seeds lie."""
+    low, high = group.ends
+    if group.ap.count > 1:
+        seeds = f"{low:.3f} to {high:.3f} over {group.ap.count} seeds"
+    else:
+        seeds = ", ".join(filter(None, ("one seed", _describe_interval(low, high))))
+    return f"{MODE_LABELS[group.mode]} with {group.heads} ({seeds})"
 
 
-def _over_seeds(group: Group) -> str:
-    ap = group.ap
-    if ap.count > 1:
-        return f" ({ap.least:.3f} to {ap.most:.3f} over {ap.count} seeds)"
-    interval = _interval(next(own for own in group.cells if not math.isnan(own.ap)))
-    return f" (one seed, {interval})" if interval else " (one seed)"
-
-
-def _interval(cell: CellResult) -> str:
-    if math.isnan(cell.low):
-        return ""
-    return f"95 % interval over the images {cell.low:.3f} to {cell.high:.3f}"
+def _describe_interval(low: float, high: float) -> str:
+    return "" if math.isnan(low) else f"95 % interval over the images {low:.3f} to {high:.3f}"
 
 
 def _apart(gap: float, shown: str = "") -> str:
@@ -195,9 +188,5 @@ def _ap(spread: Spread) -> str:
     return f"{spread.mean:.3f}"
 
 
-def _mode(group: Group) -> str:
-    return MODE_NAMES[group.mode]
-
-
-def _name(group: Group) -> str:
-    return f"{_mode(group)} with {group.heads}"
+def _labels(comparison: Comparison) -> tuple[str, str]:
+    return MODE_LABELS[comparison.first.mode], MODE_LABELS[comparison.second.mode]

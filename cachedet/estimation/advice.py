@@ -1,4 +1,4 @@
-"""What follows from a forecast, in words: one rule, one function."""
+"""Advice that follows from a forecast, in words: one rule, one function."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def advise(measured: Measured, forecast: Forecast) -> list[str]:
 
 
 def disk_too_small(measured: Measured, forecast: Forecast) -> str | None:
-    """What fits, where the cache does not."""
+    """Name what fits, where the cache does not."""
     if forecast.nbytes <= forecast.free_disk:
         return None
     needed, free = readable_nbytes(round(forecast.nbytes)), readable_nbytes(int(forecast.free_disk))
@@ -83,9 +83,9 @@ def disk_bound_epoch(measured: Measured, forecast: Forecast) -> str | None:
     for name, figures in measured.codecs.items():
         nbytes = epoch_nbytes(measured) * figures.nbytes / measured.stored.nbytes
         is_read = reads_disk(forecast.residency, figures.nbytes, measured.free_ram)
-        own = cached_phase(phase, nbytes, measured, is_read).seconds
-        if own < seconds:
-            best, seconds = name, own
+        with_codec = cached_phase(phase, nbytes, measured, is_read).seconds
+        if with_codec < seconds:
+            best, seconds = name, with_codec
     if seconds > _NOTICEABLE * now.seconds_per_epoch:
         return "the disk is the bottleneck of the cached epoch, and no other codec helps"
     share = seconds / now.seconds_per_epoch
@@ -109,7 +109,7 @@ def few_draws(measured: Measured, forecast: Forecast) -> str | None:
 
 
 def slow_extraction(measured: Measured, forecast: Forecast) -> str | None:
-    """What to turn, where it is not the backbone that extraction waits for."""
+    """Name the knob, where it is not the backbone that extraction waits for."""
     ways = {
         "decode": "reading and decoding the images is: more --workers, or smaller files",
         "encode": f"the codec {measured.codec} is: a simpler one encodes faster",
@@ -140,8 +140,8 @@ def where_features_wait(measured: Measured, forecast: Forecast) -> str | None:
     if forecast.residency == "stream":
         kept = "not all of it stays" if forecast.is_disk_read else "which keeps it in memory"
         return f"the cache is read from the disk in every epoch, through the system's cache, {kept}"
-    place = "RAM" if forecast.residency == "ram" else "the memory of the device"
-    return f"the cache fits into {place} (residency {forecast.residency}): epochs read no disk"
+    memory = "RAM" if forecast.residency == "ram" else "the memory of the device"
+    return f"the cache fits into {memory} (residency {forecast.residency}): epochs read no disk"
 
 
 Rule = Callable[[Measured, Forecast], str | None]

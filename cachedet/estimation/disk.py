@@ -1,4 +1,4 @@
-"""What a disk sustains: written and waited for, read without the system's cache.
+"""Rates that a disk sustains: written and waited for, read without the system's cache.
 
 The test file has bytes that do not compress, and is removed whatever happens.
 """
@@ -29,11 +29,11 @@ class DiskRates:
 
 
 def measure_disk(folder: Path, *, nbytes: int, piece: int, free: int, seconds: float) -> DiskRates:
-    """Write and read a file in `folder`.
+    """Write and read a file in `folder`, each for about so many seconds.
 
     Args:
         folder: on the disk in question.
-        nbytes: of the store to come: a disk whose write cache it fits into may use that cache.
+        nbytes: size of the store to come: a disk whose write cache holds it may use that cache.
         piece: bytes of one read, as training reads: an image's part, anywhere.
         free: bytes on the disk.
         seconds: for each of the two.
@@ -88,11 +88,11 @@ def _measure_writing(path: Path, size: int, seconds: float) -> float:
 
 def _measure_reading(path: Path, piece: int, seconds: float) -> float:
     size = path.stat().st_size
-    places = np.random.default_rng(0).permutation(-(-size // piece))
+    order = np.random.default_rng(0).permutation(-(-size // piece))
     done, started = 0, time.perf_counter()
     with path.open("rb", buffering=0) as file:
-        for place in places.tolist():
-            file.seek(place * piece)
+        for index in order.tolist():
+            file.seek(index * piece)
             done += len(file.read(piece))
             if time.perf_counter() - started > seconds:
                 break

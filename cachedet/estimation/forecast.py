@@ -1,4 +1,4 @@
-"""From what was measured to what a cache costs and saves: pure formulas.
+"""What a cache costs and saves, from what was measured: pure formulas.
 
 B is the frozen backbone's forward and H the heads' step, seconds an epoch.
 """
@@ -30,42 +30,24 @@ class ModeForecast:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What is to be expected.
+    """What is to be expected."""
 
-    Attributes:
-        nbytes: of the cache.
-        nbytes_by_codec: the same in other codecs.
-        free_disk: bytes.
-        scan_seconds, fit_seconds, extract_seconds: of `extract`.
-        extract_bottleneck: its slowest stage.
-        modes: cached, live, tuned.
-        residency: where cached features will wait.
-        is_disk_read: whether each epoch reads from the disk itself, and not from memory.
-        read_rate_needed: bytes per second at which reading does not hold up the cached epoch.
-        read_rate: that the disk gives.
-        break_even: epochs after which the cache has paid for itself; None: never.
-        limit: most that a cache can gain over the live frozen backbone, (B + H) / H.
-            None where H could not be measured.
-        heads_share: H / (B + H).
-        gain: what it gains, live over cached seconds; None where one of them could not be run.
-    """
-
-    nbytes: float
+    nbytes: float  # of the cache
     nbytes_by_codec: Mapping[str, float]
-    free_disk: float
-    scan_seconds: float
+    free_disk: float  # bytes
+    scan_seconds: float  # of `extract`, as the next two
     fit_seconds: float
     extract_seconds: float
-    extract_bottleneck: str
-    modes: Mapping[str, ModeForecast]
-    residency: Residency
-    is_disk_read: bool
-    read_rate_needed: float | None
-    read_rate: float
-    break_even: float | None
-    limit: float | None
-    heads_share: float
-    gain: float | None
+    extract_bottleneck: str  # its slowest stage
+    modes: Mapping[str, ModeForecast]  # cached, live, tuned
+    residency: Residency  # where cached features will wait
+    is_disk_read: bool  # whether each epoch reads from the disk itself, and not from memory
+    read_rate_needed: float | None  # bytes per second that do not hold up the cached epoch
+    read_rate: float  # bytes per second that the disk gives
+    break_even: float | None  # epochs after which the cache has paid for itself; None: never
+    limit: float | None  # most that a cache can gain, (B + H) / H; None: H could not be measured
+    heads_share: float  # H / (B + H)
+    gain: float | None  # live over cached seconds; None where one of them could not be run
 
     @property
     def extraction_seconds(self) -> float:
@@ -79,7 +61,6 @@ class Forecast:
 def make_forecast(measured: Measured) -> Forecast:
     """All figures."""
     stored = measured.stored
-    extract = extract_phase(measured)
     read = {
         "stored": stored.nbytes * measured.read_share,
         "unpacked": stored.unpacked * measured.read_share,
@@ -94,16 +75,19 @@ def make_forecast(measured: Measured) -> Forecast:
         phase = cached_phase(cached.phase, epoch_nbytes(measured), measured, is_disk_read)
         held = held_nbytes(residency, **read, has_own_memory=measured.free_device is not None)
         modes["cached"] = _mode(Training(phase=phase, memory=with_features(cached.memory, held)))
-    own, live = modes["cached"].seconds_per_epoch, modes["live"].seconds_per_epoch
-    fit, scan = measured.fit.seconds, measured.scan.seconds
-    extraction = measured.start + extract.seconds
+    epoch, live_epoch = modes["cached"].seconds_per_epoch, modes["live"].seconds_per_epoch
+    # The disk takes what it sustains and not what its cache takes.
+    extract = measured.extract.at_least("write", stored.nbytes / measured.disk.write)
+    extract_seconds = measured.start + extract.seconds
+    costs = measured.scan.seconds + measured.fit.seconds + extract_seconds
+    backbone, heads = measured.backbone_seconds, measured.heads_seconds
     return Forecast(
         nbytes=stored.nbytes,
         nbytes_by_codec={name: figures.nbytes for name, figures in measured.codecs.items()},
         free_disk=measured.free_disk,
-        scan_seconds=scan,
-        fit_seconds=fit,
-        extract_seconds=extraction,
+        scan_seconds=measured.scan.seconds,
+        fit_seconds=measured.fit.seconds,
+        extract_seconds=extract_seconds,
         extract_bottleneck=extract.bottleneck,
         modes=modes,
         residency=residency,
@@ -112,10 +96,10 @@ def make_forecast(measured: Measured) -> Forecast:
         if cached.phase is None
         else epoch_nbytes(measured) / cached.phase.seconds,
         read_rate=measured.disk.read,
-        break_even=break_even(scan + fit + extraction, live=live, cached=own),
-        limit=gain_limit(measured.backbone_seconds, measured.heads_seconds),
-        heads_share=measured.heads_seconds / (measured.backbone_seconds + measured.heads_seconds),
-        gain=None if own is None or live is None else live / own,
+        break_even=break_even(costs, live=live_epoch, cached=epoch),
+        limit=gain_limit(backbone, heads),
+        heads_share=heads / (backbone + heads),
+        gain=None if epoch is None or live_epoch is None else live_epoch / epoch,
     )
 
 
@@ -129,12 +113,6 @@ def break_even(extraction: float, *, live: float | None, cached: float | None) -
     if live is None or cached is None or live <= cached:
         return None
     return extraction / (live - cached)
-
-
-def extract_phase(measured: Measured) -> Phase:
-    """Extraction, where the disk takes what it sustains and not what its cache takes."""
-    written = measured.stored.nbytes / measured.disk.write
-    return measured.extract.at_least("write", written)
 
 
 def cached_phase(phase: Phase, nbytes: float, measured: Measured, is_disk_read: bool) -> Phase:
@@ -155,14 +133,17 @@ def reads_disk(residency: Residency, nbytes: float, free_ram: float) -> bool:
 
 
 def expected_residency(
-    wanted: WantedResidency, *, stored: float, unpacked: float, ram: float, device: float | None
+    wanted: WantedResidency,
+    *,
+    stored: float,
+    unpacked: float,
+    ram: float,
+    device: float | None,
 ) -> Residency:
     """What `train-heads` will choose; as for `auto` where it would refuse what the config names.
 
-    Args:
-        wanted: of the config.
-        stored, unpacked: bytes of what is trained on.
-        ram, device: free bytes; no device memory without an accelerator.
+    `stored` and `unpacked` are the bytes that are trained on, `ram` and `device` those that are
+    free (None without an accelerator).
     """
     need = Need(
         stored=round(stored),
@@ -189,7 +170,7 @@ def held_nbytes(
 
 
 def with_features(memory: Memory | None, held: tuple[float, float]) -> Memory | None:
-    """Of a process that keeps features in RAM and on the device as well."""
+    """Memory of a process that keeps features in RAM and on the device as well."""
     if memory is None:
         return None
     device = None if memory.device is None else memory.device + held[1]

@@ -49,15 +49,11 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes a process of a mode takes, without the features that it may keep for the whole run.
+    """Bytes a process of a mode takes, without the features that it may keep for the whole run."""
 
-    `resting` is what it holds before its first step, `working` what the steps come to on top, in
-    the largest batch; `device` what tensors take on an accelerator, None without one.
-    """
-
-    resting: float
-    working: float
-    device: float | None = None
+    resting: float  # before its first step
+    working: float  # what the steps come to on top, in the largest batch
+    device: float | None = None  # of tensors on an accelerator; None without one
 
     @property
     def ram(self) -> float:
@@ -81,54 +77,35 @@ class CodecFigures:
     unpacked: float  # of these once zstd is undone: what residency `device` holds
     encode_seconds: float  # for all images and views, in one thread
 
+    def times(self, factor: float) -> CodecFigures:
+        return CodecFigures(**{name: value * factor for name, value in vars(self).items()})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Everything a forecast needs.
+    """Everything a forecast needs."""
 
-    Attributes:
-        images: of the data set.
-        views: of the cache.
-        showings: of images in an epoch.
-        read_share: share of the stored bytes that belongs to the levels and views trained on.
-        epoch_share: share of them that one epoch reads.
-        epochs: of the config.
-        codec: asked for.
-        codecs: by name, the one asked for among them.
-        scan: reading and checking every image.
-        fit: what the codec learns from; 0 seconds where it learns nothing.
-        extract: decode, backbone, encode and write, all at the same time.
-        start: seconds that starting the extraction takes.
-        trainings: by mode: cached, live, tuned.
-        backbone_seconds: B, the frozen forward alone, an epoch.
-        heads_seconds: H, the step on features that are there, an epoch.
-        backbone_flops: of B.
-        disk: rates.
-        free_disk, free_ram, free_device: bytes; no device memory without an accelerator.
-        residency: of the config.
-    """
-
-    images: int
-    views: tuple[str, ...]
-    showings: int
-    read_share: float
-    epoch_share: float
-    epochs: int
-    codec: str
-    codecs: Mapping[str, CodecFigures]
-    scan: Phase
-    fit: Phase
-    extract: Phase
-    start: float
-    trainings: Mapping[str, Training]
-    backbone_seconds: float
-    heads_seconds: float
-    backbone_flops: float
+    images: int  # in the data set
+    views: tuple[str, ...]  # of the cache
+    showings: int  # of images in an epoch
+    read_share: float  # of the stored bytes: those of the levels and views trained on
+    epoch_share: float  # of the stored bytes: those that one epoch reads
+    epochs: int  # that the config trains
+    codec: str  # asked for
+    codecs: Mapping[str, CodecFigures]  # the one asked for among them
+    scan: Phase  # reading and checking every image
+    fit: Phase  # what the codec learns from; 0 seconds where it learns nothing
+    extract: Phase  # decode, backbone, encode and write, all at the same time
+    start: float  # seconds that starting the extraction takes
+    trainings: Mapping[str, Training]  # by mode: cached, live, tuned
+    backbone_seconds: float  # B: the frozen forward alone, an epoch
+    heads_seconds: float  # H: the step on features that are there, an epoch
+    backbone_flops: float  # that B stands for
     disk: DiskRates
-    free_disk: float
-    free_ram: float
-    free_device: float | None
-    residency: WantedResidency
+    free_disk: float  # bytes
+    free_ram: float  # bytes
+    free_device: float | None  # bytes; None without an accelerator
+    residency: WantedResidency  # that the config asks for
 
     @property
     def stored(self) -> CodecFigures:

@@ -1,165 +1,258 @@
-"""Trials of the ways to train: which batches stand for an epoch, and what they say about it."""
+"""Trials of the ways to train: steps taken in a process of their own, and what an epoch then takes.
+
+In a process of its own the peak memory is that of the steps alone. That process imports this
+module: it must not import the backbone, which training on a cache does without.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from cachedet.config.run import ONLY_CACHED, TrainConfig
+from cachedet.config.run import ONLY_CACHED, EvalConfig, TrainConfig
+from cachedet.detector.protocol import run_detector
+from cachedet.device import wait_for
+from cachedet.errors import CachedetError
 from cachedet.estimation.measured import Memory, Phase, Training
-from cachedet.estimation.sample import (
-    BatchShape,
-    Keys,
-    keys_like,
-    largest_batch,
-    spread_batches,
-)
-from cachedet.estimation.step_process import (
-    Mode,
-    StepJob,
-    StepTrial,
-    TrialFailedError,
-    measure_steps,
-)
-from cachedet.structures import SizeHW
+from cachedet.estimation.sample import Keys, TrialBatches
+from cachedet.live.mode_names import Mode
+from cachedet.loading.loader import BatchLoader, make_run_loader
+from cachedet.loading.memory import peak_memory
+from cachedet.loading.sampling import PlannedBatch
+from cachedet.store.reader import FeatureStore
+from cachedet.training.trainer import Trainer, make_trainer
 
-_BATCHES = 8  # that stand for an epoch
-_STEP_SECONDS = 6.0  # of a step beyond which fewer images are taken than a batch has
-_LEAST_IMAGES = 8  # that are always taken
-_FORWARDS = 5.0  # that a fine-tuning step takes, heads included, at most
-
-Steps = Callable[[StepJob], StepTrial]
+_CPU = torch.device("cpu")
+_TOTAL_STEPS = 10_000  # of the schedule: a learning rate that stays small
+_MOST_ROUNDS = 50
+_LOOK_EVERY = 0.2  # seconds
+_MOST_SECONDS = 600.0  # after which a process that says nothing is given up
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TrialBatches:
-    """Batches of the trial store that are like those of the epoch.
+class StepJob:
+    """What the process shall train on."""
 
-    Attributes:
-        warm_up: like the largest.
-        timed: like small, usual and large ones.
-        pixels: padded, of each timed one.
-        enlarge: pixels of the largest batch of the epoch over those of the largest tried.
-    """
-
-    warm_up: Keys
-    timed: tuple[Keys, ...]
-    pixels: tuple[int, ...]
-    enlarge: float
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ModeTrials:
-    """How the modes are tried.
-
-    Attributes:
-        store: the trial store.
-        views: that are whole in it.
-        batches: on which.
-        config: of the heads.
-        images: folder of the images.
-        weights: of the backbone.
-        epoch_pixels: padded pixels of an epoch.
-        seconds: of the timed steps of a mode.
-        steps: takes the steps of a job; in a process of its own.
-    """
-
-    store: Path
-    views: tuple[str, ...]
-    batches: TrialBatches
+    mode: Mode
     config: TrainConfig
-    images: Path
-    weights: str
-    epoch_pixels: int
-    seconds: float
-    steps: Steps = measure_steps
-
-    def run(
-        self, mode: Mode, *, residency: str, step: str, beside: dict[str, float]
-    ) -> tuple[Training, float]:
-        """One epoch of the mode, and the seconds of its steps without waiting (0: it failed).
-
-        Args:
-            mode: which.
-            residency: of cached features.
-            step: name of the stage that computes.
-            beside: seconds of an epoch of the stages that run beside it.
-
-        Raises what `make_training_mode` raises.
-        """
-        try:
-            found = self.steps(self._job(mode, residency))
-        except TrialFailedError as error:
-            return Training(phase=None, memory=None, failure=str(error)), 0.0
-        pixels = sum(self.batches.pixels[number] for number in found.numbers)
-        computing = (found.seconds - found.waiting) / pixels * self.epoch_pixels
-        phase = Phase(
-            seconds=found.seconds / pixels * self.epoch_pixels, stages={step: computing, **beside}
-        )
-        memory = memory_of(found, self.batches.enlarge)
-        return Training(phase=phase, memory=memory), computing
-
-    def _job(self, mode: Mode, residency: str) -> StepJob:
-        config = self.config if mode == "cached" else plain_heads(self.config)
-        changes = {"views": self.views, "residency": residency}
-        return StepJob(
-            mode=mode,
-            config=config.model_copy(update=changes),
-            store=self.store,
-            images=self.images,
-            weights=self.weights,
-            warm_up=(self.batches.warm_up,),
-            batches=self.batches.timed,
-            seconds=self.seconds,
-            threads=torch.get_num_threads(),
-        )
+    store: Path
+    images: Path  # folder of the image files
+    weights: str  # of the backbone
+    batches: TrialBatches  # the timed ones come again and again while there is time
+    seconds: float  # for the timed ones; a round of all is ended if twice the time allows it
+    threads: int  # of torch
 
 
-def choose_batches(
-    epoch: Sequence[BatchShape], held: Mapping[SizeHW, Keys], *, most_images: int
-) -> TrialBatches:
-    """Batches for the trials of an epoch.
+@dataclass(frozen=True, kw_only=True)
+class StepTrial:
+    """What it took."""
 
-    Args:
-        epoch: its batches.
-        held: images of the trial store by bucket.
-        most_images: of a batch; of larger ones a part is taken.
-    """
-    largest = largest_batch(epoch)
-    warm_up, warm_shape = keys_like(largest.limited(most_images), held)
-    chosen = [batch.limited(most_images) for batch in spread_batches(epoch, _BATCHES)]
-    timed = [
-        keys_like(batch, held, start=place * batch.images) for place, batch in enumerate(chosen)
-    ]
-    return TrialBatches(
-        warm_up=warm_up,
-        timed=tuple(keys for keys, _ in timed),
-        pixels=tuple(shape.pixels for _, shape in timed),
-        enlarge=largest.pixels / warm_shape.pixels,
-    )
+    numbers: tuple[int, ...]  # indices of the batches that were timed
+    seconds: float  # of these steps, waiting included
+    waiting: float  # of those, in which the batch was not there yet
+    resting_nbytes: int  # RAM before the first step
+    ram_nbytes: int  # most RAM, a batch of a validation included
+    device_resting_nbytes: int | None  # of tensors on an accelerator, before the first step
+    device_nbytes: int | None  # the most of it
 
 
-def most_images(forward_seconds: float) -> int:
-    """Of a batch that can be tried in seconds; `forward_seconds` of the backbone an image."""
-    return max(_LEAST_IMAGES, int(_STEP_SECONDS / (_FORWARDS * max(forward_seconds, 1e-9))))
-
-
-def memory_of(found: StepTrial, enlarge: float) -> Memory:
-    """Of the largest batch, where `1 / enlarge` of it was tried."""
-    device = None
-    if found.device_nbytes is not None and found.device_resting_nbytes is not None:
-        working = found.device_nbytes - found.device_resting_nbytes
-        device = found.device_resting_nbytes + working * enlarge
-    return Memory(
-        resting=found.resting_nbytes,
-        working=max(0, found.ram_nbytes - found.resting_nbytes) * enlarge,
-        device=device,
-    )
+class TrialFailedError(Exception):
+    """The process ended without a result; says why in a few words."""
 
 
 def plain_heads(config: TrainConfig) -> TrainConfig:
     """The config without what `make_training_mode` refuses: what only cached features can have."""
     return config.model_copy(update=ONLY_CACHED)
+
+
+def measure_steps(job: StepJob) -> StepTrial:
+    """Run the job in a process of its own, which is gone afterwards.
+
+    Raises what `make_training_mode` raises, and TrialFailedError where memory did not suffice.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(job, sender), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        deadline = time.monotonic() + _MOST_SECONDS
+        while not receiver.poll(_LOOK_EVERY):
+            if time.monotonic() > deadline:
+                raise TrialFailedError(f"no step in {_MOST_SECONDS:.0f} s")
+        answer = receiver.recv()
+    except EOFError as error:
+        process.join()
+        raise TrialFailedError(_describe_end(process.exitcode)) from error
+    finally:
+        process.kill()
+        process.join()
+        receiver.close()
+    if isinstance(answer, BaseException):
+        raise answer
+    result: StepTrial = answer
+    return result
+
+
+def try_mode(
+    job: StepJob,
+    *,
+    stage: str,
+    beside: Mapping[str, float],
+    epoch_pixels: int,
+    take_steps: Callable[[StepJob], StepTrial] = measure_steps,
+) -> tuple[Training, float]:
+    """One epoch of the job's mode, and the seconds of its steps without waiting (0: it failed).
+
+    Args:
+        job: what is tried.
+        stage: name of the stage that computes.
+        beside: seconds of an epoch of the stages that run beside it.
+        epoch_pixels: padded pixels that an epoch shows.
+        take_steps: does the job.
+
+    Raises what `make_training_mode` raises.
+    """
+    try:
+        trial = take_steps(job)
+    except TrialFailedError as error:
+        return Training(phase=None, memory=None, failure=str(error)), 0.0
+    per_epoch = epoch_pixels / sum(job.batches.pixels[number] for number in trial.numbers)
+    computing = (trial.seconds - trial.waiting) * per_epoch
+    phase = Phase(seconds=trial.seconds * per_epoch, stages={stage: computing, **beside})
+    return Training(phase=phase, memory=memory_of(trial, job.batches.enlarge)), computing
+
+
+def memory_of(trial: StepTrial, enlarge: float) -> Memory:
+    """What the largest batch takes, where `1 / enlarge` of it was tried."""
+    device = None
+    if trial.device_nbytes is not None and trial.device_resting_nbytes is not None:
+        working = trial.device_nbytes - trial.device_resting_nbytes
+        device = trial.device_resting_nbytes + working * enlarge
+    return Memory(
+        resting=trial.resting_nbytes,
+        working=max(0, trial.ram_nbytes - trial.resting_nbytes) * enlarge,
+        device=device,
+    )
+
+
+def time_steps(trainer: Trainer, loader: BatchLoader, job: StepJob) -> StepTrial:
+    """Take the steps in this process: those of the warm-up, then the timed ones."""
+    resting, device_resting = peak_memory(_CPU), _peak_of_accelerator(trainer.device)
+    plan = [job.batches.warm_up, *(job.batches.timed * _MOST_ROUNDS)]
+    numbers: list[int] = []
+    seconds = waiting = 0.0
+    batches = loader.read_ahead(PlannedBatch(keys, number=step) for step, keys in enumerate(plan))
+    for step in range(len(plan)):
+        started = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - started
+        trainer.add_gradients(batch)
+        if (step + 1) % job.config.schedule.accumulate == 0:
+            trainer.finish_step()
+        wait_for(trainer.device)
+        if step == 0:
+            continue
+        numbers.append((step - 1) % len(job.batches.timed))
+        waiting += waited
+        seconds += time.perf_counter() - started
+        is_round = numbers[-1] == len(job.batches.timed) - 1
+        if seconds > (job.seconds if is_round else 2 * job.seconds):
+            break
+    batches.close()
+    _detect_once(trainer, loader, job.batches.warm_up)
+    return StepTrial(
+        numbers=tuple(numbers),
+        seconds=seconds,
+        waiting=waiting,
+        resting_nbytes=resting,
+        ram_nbytes=peak_memory(_CPU),
+        device_resting_nbytes=device_resting,
+        device_nbytes=_peak_of_accelerator(trainer.device),
+    )
+
+
+def _peak_of_accelerator(device: torch.device) -> int | None:
+    return peak_memory(device) if device.type == "cuda" else None
+
+
+@torch.no_grad()
+def _detect_once(trainer: Trainer, loader: BatchLoader, keys: Keys) -> None:
+    """A batch as in a validation, which takes more memory than small steps; nobody times it."""
+    detector = trainer.detector.eval()
+    as_many = keys[np.arange(EvalConfig().batch_size) % len(keys)]
+    for read in loader.read_ahead([PlannedBatch(as_many)]):
+        batch = read.to(trainer.device)
+        run_detector(detector, batch.features, sizes_hw=batch.sizes_hw, image_ids=batch.image_ids)
+
+
+def _work(job: StepJob, sender: Connection) -> None:
+    """In the process of the trial."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends this one
+    torch.set_num_threads(job.threads)
+    try:
+        with _silent():
+            answer: StepTrial | BaseException = time_steps(*_make_trainer(job), job)
+    except CachedetError as error:
+        answer = error
+    except Exception as error:  # the parent raises it
+        answer = _as_failure(error)
+    with suppress(BrokenPipeError):  # the parent is gone
+        sender.send(answer)
+
+
+def _make_trainer(job: StepJob) -> tuple[Trainer, BatchLoader]:
+    """On a cache as `train-heads` does it, with the backbone in the step as `compare` does it."""
+    store = FeatureStore.open(job.store)
+    if job.mode == "cached":
+        torch.manual_seed(job.config.seed)
+        loader = make_run_loader(job.config, store)
+        return make_trainer(job.config, manifest=store.manifest, total_steps=_TOTAL_STEPS), loader
+    from cachedet.live.modes import make_training_mode
+
+    training_mode = make_training_mode(
+        job.mode,
+        job.config,
+        store=store,
+        images=job.images,
+        weights=job.weights,
+        total_steps=_TOTAL_STEPS,
+    )
+    return training_mode.trainer, training_mode.loader
+
+
+def _as_failure(error: Exception) -> Exception:
+    """Whatever allocator it was: torch names them differently."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
+        return TrialFailedError("memory does not suffice")
+    return RuntimeError("".join(traceback.format_exception(error)))
+
+
+def _describe_end(code: int | None) -> str:
+    if code is not None and -code == signal.SIGKILL:
+        return "its process was killed: memory does not suffice"
+    return f"its process ended with status {code}"
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """What a run says of itself (residency, empty classes) is not about the trial."""
+    with open(os.devnull, "w") as nowhere:
+        before, sys.stderr = sys.stderr, nowhere
+        try:
+            yield
+        finally:
+            sys.stderr = before

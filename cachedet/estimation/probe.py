@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cachedet.backbone.frozen import FrozenBackbone
+from cachedet.device import wait_for
 from cachedet.estimation.measured import CodecFigures
-from cachedet.estimation.sample import count_pixels
-from cachedet.estimation.trial import Fit, Sample
+from cachedet.estimation.sample import Sizes, count_pixels
+from cachedet.estimation.trial import Fit
 from cachedet.store.codecs.codec import Codec
 from cachedet.store.codecs.registry import make_codec
 from cachedet.store.format.layout import Layout
@@ -30,7 +30,7 @@ _MOST_SECONDS = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneCost:
-    """Of a forward, a padded pixel."""
+    """Seconds and FLOPs of a forward, a padded pixel."""
 
     seconds: float
     flops: float
@@ -38,18 +38,11 @@ class BackboneCost:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CodecCost:
-    """Of one codec on the features of the sample."""
+    """One codec on the features of the sample."""
 
     layout: Layout
     share: float  # of the bytes that zstd could need at most; 1 without it
     seconds: float  # of encoding and packing, in one thread, a padded pixel
-
-
-def sample_inputs(
-    sample: Sample, rows: Sequence[int], *, view: str, device: torch.device
-) -> Tensor:
-    """(n, 3, H, W) inputs of rows of one size."""
-    return torch.stack([sample.loader.load(row, view) for row in rows]).to(device)
 
 
 def measure_backbone(backbone: FrozenBackbone, images: Tensor) -> tuple[BackboneCost, Features]:
@@ -77,13 +70,10 @@ def measure_codecs(
     }
 
 
-def codec_figures(cost: CodecCost, sizes: NDArray[np.int64], *, share: float) -> CodecFigures:
-    """Of the whole cache: what the layout of a codec takes for every size, times what zstd leaves.
+def codec_figures(cost: CodecCost, sizes: Sizes, *, share: float) -> CodecFigures:
+    """The whole cache: what the layout of a codec takes for every size, times what zstd leaves.
 
-    Args:
-        cost: of the codec on the probe.
-        sizes: (V, N, 2) padded.
-        share: of the bytes that zstd could need at most.
+    `share` is of the bytes that zstd could need at most.
     """
     buckets, counts = np.unique(sizes.reshape(-1, 2), axis=0, return_counts=True)
     nbytes = unpacked = 0.0
@@ -100,11 +90,12 @@ def _measure_codec(
     codec: Codec, features: Features, *, spec: FeatureSpec, bucket: SizeHW
 ) -> CodecCost:
     layout = Layout(spec=spec, codec=codec)
-    count = len(next(iter(features.values())))
+    first = next(iter(features.values()))
+    count = len(first)
     images = [f"image {number} of the sample" for number in range(count)]
     packed_nbytes, most = 0, 0
     times: list[float] = []
-    with _timed(next(iter(features.values())).device, times):
+    with _timed(first.device, times):
         for level, parts in layout.levels(bucket).items():
             encoded = codec.encode(features[level], level=level, images=images)
             for part in parts:
@@ -120,13 +111,8 @@ def _measure_codec(
 
 @contextmanager
 def _timed(device: torch.device, times: list[float]) -> Iterator[None]:
-    _wait_for(device)
+    wait_for(device)
     started = time.perf_counter()
     yield
-    _wait_for(device)
+    wait_for(device)
     times.append(time.perf_counter() - started)
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

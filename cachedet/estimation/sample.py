@@ -6,7 +6,7 @@ Letters: V views, N images. Everything is a pure function of its arguments.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,13 @@ from cachedet.loading.sampling import (
 )
 from cachedet.structures import Annotations, SizeHW
 
+_BATCHES = 8  # that stand for an epoch
+_STEP_SECONDS = 6.0  # of a step beyond which fewer images are taken than a batch has
+_LEAST_IMAGES = 8  # that are always taken
+_FORWARDS = 5.0  # that a fine-tuning step takes, heads included, at most
+
+Sizes = NDArray[np.int64]
+"""(V, N, 2) padded height and width of each view of each image."""
 Keys = NDArray[np.int64]
 """(n, 2) view index and row of each image of a batch."""
 
@@ -38,16 +45,26 @@ class BatchShape:
         return self.images * self.bucket[0] * self.bucket[1]
 
     def limited(self, most: int) -> BatchShape:
-        """The same with at most so many images."""
-        return BatchShape(bucket=self.bucket, images=min(self.images, most))
+        """At most so many of its images."""
+        return replace(self, images=min(self.images, most))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrialBatches:
+    """Batches of the trial store that are like those of the epoch."""
+
+    warm_up: Keys  # like the largest
+    timed: tuple[Keys, ...]  # like small, usual and large ones
+    pixels: tuple[int, ...]  # padded, of each timed one
+    enlarge: float = 1.0  # pixels of the largest batch of the epoch over those of the warm-up
 
 
 def padded_sizes(
     annotations: Annotations, views: Sequence[View], *, image_size: int, pad_multiple: int
-) -> NDArray[np.int64]:
-    """(V, N, 2) padded height and width of each view of each image."""
-    unique, place = np.unique(annotations.sizes_hw, axis=0, return_inverse=True)
-    found = [
+) -> Sizes:
+    """Sizes of every view, by the long side of an image and the multiple of both sides."""
+    unique, numbers = np.unique(annotations.sizes_hw, axis=0, return_inverse=True)
+    by_view = [
         [
             padded_size(
                 view, image_hw=(height, width), image_size=image_size, pad_multiple=pad_multiple
@@ -56,37 +73,32 @@ def padded_sizes(
         ]
         for view in views
     ]
-    return np.array(found, dtype=np.int64)[:, place.reshape(-1)]
+    return np.array(by_view, dtype=np.int64)[:, numbers.reshape(-1)]
 
 
-def count_pixels(sizes: NDArray[np.int64]) -> int:
-    """Padded pixels of all views of all images; sizes as from `padded_sizes`."""
+def count_pixels(sizes: Sizes) -> int:
+    """Padded pixels of all views of all images."""
     return int(sizes.prod(axis=2).sum())
 
 
 def commonest_size(sizes: NDArray[np.int64]) -> tuple[SizeHW, list[int]]:
     """Of (N, 2) sizes the one that most rows have, and those rows."""
-    found, numbers, counts = np.unique(sizes, axis=0, return_inverse=True, return_counts=True)
-    place = int(np.argmax(counts))
-    return _as_size(found[place]), np.flatnonzero(numbers.reshape(-1) == place).tolist()
+    unique, numbers, counts = np.unique(sizes, axis=0, return_inverse=True, return_counts=True)
+    most = int(np.argmax(counts))
+    return _as_size(unique[most]), np.flatnonzero(numbers.reshape(-1) == most).tolist()
 
 
-def spread_rows(sizes: NDArray[np.int64], count: int) -> list[int]:
-    """At most `count` rows, in order: small, usual and the largest images as often as they come.
-
-    Args:
-        sizes: (V, N, 2) as from `padded_sizes`.
-        count: images wanted.
-    """
+def spread_rows(sizes: Sizes, count: int) -> list[int]:
+    """At most `count` rows, in order: small, usual and the largest images as often as they come."""
     pixels = sizes.prod(axis=2).sum(axis=0)
     by_pixels = np.argsort(pixels, kind="stable")
-    places = np.linspace(0, len(pixels) - 1, min(count, len(pixels))).round().astype(int)
-    return sorted(by_pixels[places].tolist())
+    picked = np.linspace(0, len(pixels) - 1, min(count, len(pixels))).round().astype(int)
+    return sorted(by_pixels[picked].tolist())
 
 
 def epoch_batches(
     annotations: Annotations,
-    sizes: NDArray[np.int64],
+    sizes: Sizes,
     views: Sequence[View],
     config: TrainConfig,
     *,
@@ -94,21 +106,16 @@ def epoch_batches(
 ) -> tuple[list[BatchShape], list[int]]:
     """The batches of the first epoch of a training on all images, and the views it shows.
 
-    Args:
-        annotations: of all images.
-        sizes: (V, N, 2) of `views`.
-        views: of the store.
-        config: of the run.
-        where: names the store in messages.
+    `sizes` are those of `views`, which the store will have; `where` names the store in messages.
 
     Raises ConfigError: views the store will not have, or a sampling that needs boxes.
     """
     held = [view.name for view in views]
     chances = resolve_views(config.views, held=held, where=where)
     shown = [held.index(name) for name in chances]
-    own = sizes[shown]
-    buckets, numbers = np.unique(own.reshape(-1, 2), axis=0, return_inverse=True)
-    table = numbers.reshape(own.shape[:2])
+    shown_sizes = sizes[shown]
+    buckets, numbers = np.unique(shown_sizes.reshape(-1, 2), axis=0, return_inverse=True)
+    table = numbers.reshape(shown_sizes.shape[:2])
     plan = plan_epoch(
         table,
         batch_size=config.schedule.batch_size,
@@ -124,34 +131,52 @@ def epoch_batches(
     return batches, shown
 
 
+def most_images(forward_seconds: float) -> int:
+    """Images of a batch that can be tried in seconds; a forward of the backbone is of one image."""
+    return max(_LEAST_IMAGES, int(_STEP_SECONDS / (_FORWARDS * max(forward_seconds, 1e-9))))
+
+
+def choose_batches(
+    epoch: Sequence[BatchShape], held: Mapping[SizeHW, Keys], *, most_images: int
+) -> TrialBatches:
+    """Batches for the trials of an epoch, of the images that are `held`, by bucket.
+
+    Of a batch of more than `most_images` a part is taken.
+    """
+    largest = max(epoch, key=lambda batch: batch.pixels)
+    warm_up, warm_shape = keys_like(largest.limited(most_images), held)
+    chosen = [batch.limited(most_images) for batch in spread_batches(epoch, _BATCHES)]
+    timed = [
+        keys_like(batch, held, start=number * batch.images) for number, batch in enumerate(chosen)
+    ]
+    return TrialBatches(
+        warm_up=warm_up,
+        timed=tuple(keys for keys, _ in timed),
+        pixels=tuple(shape.pixels for _, shape in timed),
+        enlarge=largest.pixels / warm_shape.pixels,
+    )
+
+
 def spread_batches(batches: Sequence[BatchShape], count: int) -> list[BatchShape]:
     """At most `count` of them, small and large ones as often as they come, mixed."""
     ordered = sorted(batches, key=lambda batch: batch.pixels)
     count = min(count, len(ordered))
-    picked = [ordered[int((place + 0.5) * len(ordered) / count)] for place in range(count)]
-    return [picked[place] for place in np.random.default_rng(0).permutation(count)]
-
-
-def largest_batch(batches: Sequence[BatchShape]) -> BatchShape:
-    """The one that needs most memory."""
-    return max(batches, key=lambda batch: batch.pixels)
+    picked = [ordered[int((number + 0.5) * len(ordered) / count)] for number in range(count)]
+    return [picked[number] for number in np.random.default_rng(0).permutation(count)]
 
 
 def keys_like(
     shape: BatchShape, held: Mapping[SizeHW, Keys], *, start: int = 0
 ) -> tuple[Keys, BatchShape]:
-    """A batch like `shape` of images that are there, each as often as it takes; and its shape.
+    """A batch like `shape` of images that are held, each as often as it takes; and its shape.
 
-    Args:
-        shape: of the batch.
-        held: images by bucket; where its own is not there, the one nearest in pixels is taken.
-        start: the first of them.
+    Where the bucket is not held, the one nearest in pixels is taken. `start` is the first image.
     """
     wanted = shape.bucket[0] * shape.bucket[1]
     bucket = (
         shape.bucket
         if shape.bucket in held
-        else min(held, key=lambda own: abs(own[0] * own[1] - wanted))
+        else min(held, key=lambda size: abs(size[0] * size[1] - wanted))
     )
     keys = held[bucket][(start + np.arange(shape.images)) % len(held[bucket])]
     return keys, BatchShape(bucket=bucket, images=shape.images)
@@ -161,11 +186,8 @@ def _make_sampler(config: TrainConfig, annotations: Annotations) -> Sampler | No
     sampling = config.sampling
     if isinstance(sampling, RepeatFactorConfig):
         return make_repeat_factor_sampler(annotations, threshold=sampling.threshold)
-    return (
-        make_class_balanced_sampler(annotations)
-        if isinstance(sampling, ClassBalancedConfig)
-        else None
-    )
+    is_balanced = isinstance(sampling, ClassBalancedConfig)
+    return make_class_balanced_sampler(annotations) if is_balanced else None
 
 
 def _as_size(size: NDArray[np.int64]) -> SizeHW:

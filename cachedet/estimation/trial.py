@@ -1,7 +1,8 @@
 """Extraction of a sample, as `extract` does it, into a store that is thrown away.
 
 The stages run at the same time on the same cores and the same disk as in the real extraction, so
-what they cost each other is measured and not assumed.
+what they cost each other is measured and not assumed. The store lies in a folder beside the one
+that is meant, which is removed whatever happens.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from cachedet.data.views import View
 from cachedet.errors import InputError
 from cachedet.estimation.sample import Keys
 from cachedet.extraction.inputs import InputLoader, make_inputs, make_manifest
-from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
+from cachedet.extraction.pipeline import ExtractionPipeline
 from cachedet.loading.residency import StreamedFeatures
 from cachedet.store.codecs.codec import Codec
 from cachedet.store.codecs.statistics import FeatureStatistics, LevelStatistics
@@ -39,6 +40,7 @@ from cachedet.store.reader import FeatureStore
 from cachedet.store.writer import StoreWriter
 from cachedet.structures import Annotations, SizeHW
 
+_SUFFIX = ".estimating"  # of the folder's name
 _READ_IMAGES = 8
 
 
@@ -80,6 +82,40 @@ class Trial:
     stored_share: float  # of the bytes that zstd could need at most; 1 without it
 
 
+@contextlib.contextmanager
+def trial_folder(store: Path) -> Iterator[Path]:
+    """An empty folder beside `store`, or in the nearest folder above it that there is.
+
+    It is removed at the end, whatever that is; what a killed process left there is removed too.
+
+    Raises InputError where nothing can be written.
+    """
+    above = existing_folder(store)
+    with contextlib.suppress(OSError):  # a folder that may not be listed
+        for name in os.listdir(above):
+            if name.endswith(_SUFFIX) and is_dead(name):
+                shutil.rmtree(above / name, ignore_errors=True)
+    name = os.path.basename(os.path.realpath(store))
+    folder = above / f".{name}.{Owner.me().token}{_SUFFIX}"
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise InputError(
+            f"--store {store}: nothing can be written in {above}: {error.strerror or error}; "
+            "`cachedet estimate` writes a small trial store where the store shall lie. Choose "
+            "another place, or repair the permissions"
+        ) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def existing_folder(store: Path) -> Path:
+    """The one that holds, or will hold, the store or the folders on the way to it."""
+    return next(path for path in Path(os.path.realpath(store)).parents if path.is_dir())
+
+
 def take_sample(
     dataset: CocoDataset, rows: Sequence[int], config: ExtractConfig, backbone: FrozenBackbone
 ) -> Sample:
@@ -113,17 +149,14 @@ def take_sample(
 
 def collect_statistics(sample: Sample, backbone: FrozenBackbone, *, view: str, count: int) -> Fit:
     """What `extract` shows a codec, of fewer images; the first warms up and is not timed."""
-    rows = (
-        np.linspace(0, len(sample.annotations) - 1, min(count, len(sample.annotations)))
-        .round()
-        .astype(int)
-    )
+    images = len(sample.annotations)
+    rows = np.linspace(0, images - 1, min(count, images)).round().astype(int).tolist()
     device = next(backbone.parameters()).device
     statistics = FeatureStatistics()
     times = []
     for row in [rows[0], *rows]:
         started = time.perf_counter()
-        statistics.add(backbone(sample.loader.load(int(row), view)[None].to(device)))
+        statistics.add(backbone(sample.loader.load(row, view)[None].to(device)))
         times.append(time.perf_counter() - started)
     return Fit(statistics=statistics.levels, seconds=sum(times[1:]) / len(rows))
 
@@ -140,14 +173,7 @@ def write_trial(
 ) -> Trial:
     """Extract the sample into `folder`, view by view.
 
-    Args:
-        folder: to put the store into.
-        sample: images.
-        backbone: whose features are wanted.
-        fit: for the codec.
-        config: of the extraction.
-        views: of the store.
-        seconds: after which no other view is begun; the first is always finished.
+    After `seconds` no other view is begun; the first is always finished.
 
     Raises what `extract` raises.
     """
@@ -177,20 +203,21 @@ def write_trial(
     )
     started = time.perf_counter()
     pipeline.run(_until(writer.blocks, started + seconds))
-    times = [(moment - started, block) for moment, block in commits]
-    blocks = [block for _, block in times]
-    start, per_pixel = split_start(
-        [(moment, _pixels(block)) for moment, block in times], _warm(blocks)
-    )
-    done = tuple(view.name for view in views if view.name in {block.view for block in blocks})
+    blocks = [block for _, block in commits]
+    times = [(moment - started, _pixels(block)) for moment, block in commits]
+    start, per_pixel = split_start(times, _warm(blocks))
+    written = tuple(view.name for view in views if view.name in {block.view for block in blocks})
     return Trial(
         store=writer.root,
         manifest=manifest,
-        views=done,
-        keys=_keys_of(blocks, done),
+        views=written,
+        keys=_keys_of(blocks, written),
         start_seconds=start,
         seconds_per_pixel=per_pixel,
-        stages=_per_pixel(pipeline.clock, sum(map(_pixels, blocks))),
+        stages={
+            name: work.seconds / work.workers / sum(map(_pixels, blocks))
+            for name, work in pipeline.clock.stages.items()
+        },
         nbytes=writer.nbytes_written,
         unpacked=_unpacked(writer.root, blocks),
         stored_share=writer.nbytes_written / writer.planned_nbytes(blocks),
@@ -198,7 +225,7 @@ def write_trial(
 
 
 def read_seconds(trial: Trial, levels: Sequence[str]) -> float:
-    """Of reading and decoding a padded pixel in one thread, out of the system's cache."""
+    """Seconds of reading and decoding a padded pixel in one thread, from the system's cache."""
     store = FeatureStore.open(trial.store)
     source = StreamedFeatures(store, levels=levels, device=torch.device("cpu"))
     bucket, keys = max(trial.keys.items(), key=lambda item: len(item[1]))
@@ -232,7 +259,7 @@ def split_start(times: Sequence[tuple[float, int]], warm: int) -> tuple[float, f
 def _warm(blocks: Sequence[Block]) -> int:
     """Blocks of the first view, which meets every size for the first time; at least one.
 
-    Of a single view the first block.
+    Where there is one view, the first block.
     """
     first = [block for block in blocks if block.view == blocks[0].view]
     return len(first) if len(first) < len(blocks) else 1
@@ -257,58 +284,13 @@ def _unpacked(store: Path, blocks: Sequence[Block]) -> int:
 
 
 def _keys_of(blocks: Sequence[Block], views: Sequence[str]) -> dict[SizeHW, Keys]:
-    found: dict[SizeHW, list[tuple[int, int]]] = {}
+    by_bucket: dict[SizeHW, list[tuple[int, int]]] = {}
     for block in blocks:
-        own = [(views.index(block.view), row) for row in block.rows]
-        found.setdefault(block.bucket, []).extend(own)
+        keys = [(views.index(block.view), row) for row in block.rows]
+        by_bucket.setdefault(block.bucket, []).extend(keys)
     rng = np.random.default_rng(0)
-    return {bucket: rng.permutation(np.array(keys)) for bucket, keys in found.items()}
+    return {bucket: rng.permutation(np.array(keys)) for bucket, keys in by_bucket.items()}
 
 
 def _pixels(block: Block) -> int:
     return len(block.rows) * block.bucket[0] * block.bucket[1]
-
-
-def _per_pixel(clock: StageClock, pixels: int) -> dict[str, float]:
-    return {name: work.seconds / work.workers / pixels for name, work in clock.stages.items()}
-
-
-_SUFFIX = ".estimating"
-
-
-@contextlib.contextmanager
-def trial_folder(store: Path) -> Iterator[Path]:
-    """An empty folder beside `store`, or in the nearest folder above it that there is.
-
-    It is removed at the end, whatever that is; what a killed process left there is removed too.
-
-    Raises InputError where nothing can be written.
-    """
-    place = Path(os.path.realpath(store))
-    above = existing_folder(store)
-    _remove_dead(above)
-    folder = above / f".{place.name}.{Owner.me().token}{_SUFFIX}"
-    try:
-        folder.mkdir()
-    except OSError as error:
-        raise InputError(
-            f"--store {store}: nothing can be written in {above}: {error.strerror or error}; "
-            "`cachedet estimate` writes a small trial store where the store shall lie. Choose "
-            "another place, or repair the permissions"
-        ) from error
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def existing_folder(store: Path) -> Path:
-    """The one that holds, or will hold, the store or the folders on the way to it."""
-    return next(path for path in Path(os.path.realpath(store)).parents if path.is_dir())
-
-
-def _remove_dead(above: Path) -> None:
-    with contextlib.suppress(OSError):  # a folder that may not be listed
-        for name in os.listdir(above):
-            if name.endswith(_SUFFIX) and is_dead(name):
-                shutil.rmtree(above / name, ignore_errors=True)

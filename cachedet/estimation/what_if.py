@@ -9,10 +9,78 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from cachedet.errors import InputError, nearest_names
-from cachedet.estimation.measured import CodecFigures, Measured, Memory, Phase, Training
+from cachedet.estimation.measured import CodecFigures, Measured, Memory, Training
 
 _NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e([+-]?[0-9]+))?\s*(.*?)\s*")
 _PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15}
+_SIDES = range(32, 4097)  # pixels, as `--image-size` takes them
+_COMPUTED = ("backbone", "heads", "backbone and heads")  # stages that a device computes
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhatIf:
+    """What shall be otherwise; None: as it is here."""
+
+    image_size: int | None = None  # long side of an image in pixels
+    backbone: str | None = None
+    disk: float | None = None  # bytes per second, read and written
+    device_flops: float | None = None  # per second, that a device sustains on this backbone
+    images: int | None = None  # in the data set, of the same kind
+    codec: str | None = None  # one of those that were measured
+
+    def to_json(self) -> dict[str, Any]:
+        """Only what is otherwise, as it is written."""
+        return {
+            name.replace("_", "-"): value for name, value in vars(self).items() if value is not None
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneChange:
+    """Another backbone over the one that was measured: quotients."""
+
+    seconds: float  # of a forward
+    flops: float  # of a forward
+    heads: float  # FLOPs of the heads' step, whose neck meets other channels
+    values: float  # cached
+
+
+def parse_what_if(text: str) -> WhatIf:
+    """``image-size=800,disk=500MB/s``.
+
+    Raises InputError on an unknown name (with the nearest), a repeated one, or no number.
+    """
+    known = [field.name.replace("_", "-") for field in fields(WhatIf)]
+    values: dict[str, Any] = {}
+    for item in filter(None, map(str.strip, text.split(","))):
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if name not in known:
+            raise InputError(
+                f"--what-if: unknown name {name!r}{nearest_names(name, known)}; known: "
+                f"{', '.join(known)}"
+            )
+        if not equals or not value:
+            raise InputError(f"--what-if {name}: expected {name}=VALUE, got {item!r}")
+        if name in values:
+            raise InputError(f"--what-if names {name} twice")
+        values[name] = _parse(name, value)
+    return WhatIf(**{name.replace("-", "_"): value for name, value in values.items()})
+
+
+def _parse(name: str, value: str) -> Any:
+    where = f"--what-if {name}"
+    if name == "disk":
+        return parse_rate(value, where=where)
+    if name == "device-flops":
+        return parse_flops(value, where=where)
+    if name in ("backbone", "codec"):
+        return value
+    number = parse_count(value, where=where)
+    if name == "image-size" and number not in _SIDES:
+        raise InputError(
+            f"{where}: expected {_SIDES.start} to {_SIDES.stop - 1} pixels, got {value!r}"
+        )
+    return number
 
 
 def parse_rate(text: str, *, where: str) -> float:
@@ -51,86 +119,16 @@ def parse_count(text: str, *, where: str) -> int:
 
 
 def _split(text: str, *, where: str, example: str) -> tuple[float, str]:
-    found = _NUMBER.fullmatch(text)
-    if found is None:
+    match = _NUMBER.fullmatch(text)
+    if match is None:
         raise InputError(f"{where}: expected a number such as {example}, got {text!r}")
-    return float(f"{found[1]}e{found[2] or 0}"), found[3]
+    return float(f"{match[1]}e{match[2] or 0}"), match[3]
 
 
 def _positive(value: float, text: str, *, where: str) -> float:
     if not 0 < value < math.inf:
         raise InputError(f"{where}: expected a number above 0, got {text!r}")
     return value
-
-
-_SIDES = range(32, 4097)  # pixels, as `--image-size` takes them
-_COMPUTED = ("backbone", "heads", "backbone and heads")  # stages that a device computes
-
-
-@dataclass(frozen=True, kw_only=True)
-class WhatIf:
-    """What shall be otherwise; None: as it is here.
-
-    Attributes:
-        image_size: long side of an image in pixels.
-        backbone: another one.
-        disk: bytes per second, read and written.
-        device_flops: that a device sustains on this backbone.
-        images: of the data set, of the same kind.
-        codec: one of those that were measured.
-    """
-
-    image_size: int | None = None
-    backbone: str | None = None
-    disk: float | None = None
-    device_flops: float | None = None
-    images: int | None = None
-    codec: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Only what is otherwise, as it is written."""
-        return {
-            name.replace("_", "-"): value for name, value in vars(self).items() if value is not None
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneChange:
-    """Another backbone over the one that was measured: quotients.
-
-    Attributes:
-        seconds: of a forward.
-        flops: of a forward.
-        heads: FLOPs of the heads' step, whose neck meets other channels.
-        values: cached.
-    """
-
-    seconds: float
-    flops: float
-    heads: float
-    values: float
-
-
-def parse_what_if(text: str) -> WhatIf:
-    """``image-size=800,disk=500MB/s``.
-
-    Raises InputError on an unknown name (with the nearest), a repeated one, or no number.
-    """
-    known = [field.name.replace("_", "-") for field in fields(WhatIf)]
-    found: dict[str, Any] = {}
-    for item in filter(None, map(str.strip, text.split(","))):
-        name, equals, value = (part.strip() for part in item.partition("="))
-        if name not in known:
-            raise InputError(
-                f"--what-if: unknown name {name!r}{nearest_names(name, known)}; known: "
-                f"{', '.join(known)}"
-            )
-        if not equals or not value:
-            raise InputError(f"--what-if {name}: expected {name}=VALUE, got {item!r}")
-        if name in found:
-            raise InputError(f"--what-if names {name} twice")
-        found[name] = _parse(name, value)
-    return WhatIf(**{name.replace("-", "_"): value for name, value in found.items()})
 
 
 def apply_what_if(
@@ -142,11 +140,8 @@ def apply_what_if(
 ) -> Measured:
     """What would have been measured.
 
-    Args:
-        measured: here.
-        change: what is otherwise.
-        pixels: padded pixels at the other image size over those here.
-        backbone: what the other backbone changes.
+    `pixels` are the padded pixels at the other image size over those here, `backbone` says what the
+    other backbone changes.
 
     Raises InputError on a codec that was not measured.
     """
@@ -161,9 +156,8 @@ def apply_what_if(
     if change.device_flops is not None:
         measured = with_device(measured, change.device_flops)
     if change.disk is not None:
-        measured = replace(
-            measured, disk=replace(measured.disk, read=change.disk, write=change.disk)
-        )
+        disk = replace(measured.disk, read=change.disk, write=change.disk)
+        measured = replace(measured, disk=disk)
     return measured
 
 
@@ -184,18 +178,16 @@ def with_codec(measured: Measured, codec: str) -> Measured:
 
 def with_pixels(measured: Measured, factor: float) -> Measured:
     """Larger or smaller images: all but reading files goes with the pixels."""
+    factors = dict.fromkeys((*_COMPUTED, "encode", "write", "read"), factor)
     return replace(
-        measured,
-        codecs={name: _times(figures, factor) for name, figures in measured.codecs.items()},
+        _with_work(measured, factor),
+        codecs=_times(measured.codecs, factor),
         fit=measured.fit.times(factor),
-        extract=measured.extract.scaled(dict.fromkeys(("backbone", "encode", "write"), factor)),
+        extract=measured.extract.scaled(factors),
         trainings={
-            name: _training(training, {**dict.fromkeys(_COMPUTED, factor), "read": factor}, factor)
+            name: _scale(training, factors, working=factor)
             for name, training in measured.trainings.items()
         },
-        backbone_seconds=measured.backbone_seconds * factor,
-        heads_seconds=measured.heads_seconds * factor,
-        backbone_flops=measured.backbone_flops * factor,
     )
 
 
@@ -203,21 +195,16 @@ def with_images(measured: Measured, images: int) -> Measured:
     """More or fewer images like these."""
     factor = images / measured.images
     return replace(
-        measured,
+        _with_work(measured, factor),
         images=images,
         showings=round(measured.showings * factor),
-        codecs={name: _times(figures, factor) for name, figures in measured.codecs.items()},
+        codecs=_times(measured.codecs, factor),
         scan=measured.scan.times(factor),
         extract=measured.extract.times(factor),
         trainings={
-            name: replace(
-                training, phase=None if training.phase is None else training.phase.times(factor)
-            )
+            name: replace(training, phase=training.phase and training.phase.times(factor))
             for name, training in measured.trainings.items()
         },
-        backbone_seconds=measured.backbone_seconds * factor,
-        heads_seconds=measured.heads_seconds * factor,
-        backbone_flops=measured.backbone_flops * factor,
     )
 
 
@@ -234,8 +221,7 @@ def with_device(measured: Measured, flops: float) -> Measured:
         fit=measured.fit.scaled(factors),
         extract=measured.extract.scaled(factors),
         trainings={
-            name: _training(training, factors, None)
-            for name, training in measured.trainings.items()
+            name: _scale(training, factors) for name, training in measured.trainings.items()
         },
         backbone_seconds=measured.backbone_seconds * factor,
         heads_seconds=measured.heads_seconds * factor,
@@ -246,18 +232,16 @@ def with_backbone(measured: Measured, change: BackboneChange) -> Measured:
     """Another backbone: B, the heads' part of H, and the bytes change; memory is then unknown."""
     before = measured.backbone_seconds, measured.heads_seconds
     after = before[0] * change.seconds, before[1] * change.heads
-    live = sum(after) / sum(before)
     encoded = {"backbone": change.seconds, "encode": change.values, "write": change.values}
+    cached, live = measured.trainings["cached"], measured.trainings["live"]
     return replace(
         measured,
-        codecs={name: _times(figures, change.values) for name, figures in measured.codecs.items()},
+        codecs=_times(measured.codecs, change.values),
         fit=measured.fit.times(change.seconds),
         extract=measured.extract.scaled(encoded),
         trainings={
-            "cached": _training(
-                measured.trainings["cached"], {"heads": change.heads, "read": change.values}, None
-            ),
-            "live": _training(measured.trainings["live"], {"backbone and heads": live}, None),
+            "cached": _scale(cached, {"heads": change.heads, "read": change.values}),
+            "live": _scale(live, {"backbone and heads": sum(after) / sum(before)}),
             "tuned": _tuned(measured, after[1], change.seconds),
         },
         backbone_seconds=after[0],
@@ -273,12 +257,23 @@ def _tuned(measured: Measured, heads: float, factor: float) -> Training:
         return tuned
     before = tuned.phase.stages["backbone and heads"]
     after = heads + max(0.0, before - measured.heads_seconds) * factor
-    return _training(tuned, {"backbone and heads": after / before}, None)
+    return _scale(tuned, {"backbone and heads": after / before})
 
 
-def _training(training: Training, factors: Mapping[str, float], working: float | None) -> Training:
+def _with_work(measured: Measured, factor: float) -> Measured:
+    """`factor` times as much to compute in an epoch."""
+    return replace(
+        measured,
+        backbone_seconds=measured.backbone_seconds * factor,
+        heads_seconds=measured.heads_seconds * factor,
+        backbone_flops=measured.backbone_flops * factor,
+    )
+
+
+def _scale(
+    training: Training, factors: Mapping[str, float], *, working: float | None = None
+) -> Training:
     """Other seconds of some stages; `working` times the memory of the steps, None: not known."""
-    phase: Phase | None = None if training.phase is None else training.phase.scaled(factors)
     memory: Memory | None = None
     if training.memory is not None and working is not None:
         device = training.memory.device
@@ -287,28 +282,8 @@ def _training(training: Training, factors: Mapping[str, float], working: float |
             working=training.memory.working * working,
             device=None if device is None else device * working,
         )
-    return replace(training, phase=phase, memory=memory)
+    return replace(training, phase=training.phase and training.phase.scaled(factors), memory=memory)
 
 
-def _times(figures: CodecFigures, factor: float) -> CodecFigures:
-    return CodecFigures(
-        nbytes=figures.nbytes * factor,
-        unpacked=figures.unpacked * factor,
-        encode_seconds=figures.encode_seconds * factor,
-    )
-
-
-def _parse(name: str, value: str) -> Any:
-    where = f"--what-if {name}"
-    if name == "disk":
-        return parse_rate(value, where=where)
-    if name == "device-flops":
-        return parse_flops(value, where=where)
-    if name in ("backbone", "codec"):
-        return value
-    number = parse_count(value, where=where)
-    if name == "image-size" and number not in _SIDES:
-        raise InputError(
-            f"{where}: expected {_SIDES.start} to {_SIDES.stop - 1} pixels, got {value!r}"
-        )
-    return number
+def _times(codecs: Mapping[str, CodecFigures], factor: float) -> dict[str, CodecFigures]:
+    return {name: figures.times(factor) for name, figures in codecs.items()}

@@ -1,4 +1,4 @@
-"""Everything the figures of this room say about one set of detections, asked for at once."""
+"""Every figure of this room about one set of detections, asked for at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DEFAULT_RESAMPLES = 1000  # of a comparison; percentiles of 95 % need about so m
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """What detections tell; None where it was not asked for or there is nothing to tell from."""
+    """Figures of detections; None where they were not asked for or have nothing to stand on."""
 
     scores: CocoScores
     mask_scores: CocoScores | None  # where ground truth and detections have masks
@@ -51,15 +51,15 @@ class Analysis:
             "intervals": self.intervals,
             "comparison": self.comparison,
         }
-        told = {name: part.to_json() for name, part in parts.items() if part is not None}
+        values = {name: part.to_json() for name, part in parts.items() if part is not None}
         if self.strata is not None and self.training_boxes is not None:
-            told["strata"] = {
+            values["strata"] = {
                 "bins": [stratum.to_json() for stratum in self.strata],
-                "training_boxes": {str(key): own for key, own in self.training_boxes.items()},
+                "training_boxes": {str(key): boxes for key, boxes in self.training_boxes.items()},
             }
         return {
             **self.scores.to_json(),
-            **told,
+            **values,
             "oddities": dict(self.oddities),
             "curves": self.curves.to_json(),
         }
@@ -79,14 +79,13 @@ def analyse(
     """Score detections and say what kinds of errors they make, how sure the figures are.
 
     Args:
-        annotations: of the scored images.
+        annotations: the ground truth of the scored images.
         table: their detections.
         federated: LVIS's fields of the same images: LVIS v1 is scored too.
         other: detections of another run on the same images, compared with `table`'s.
         counts: category id -> training annotations, for AP by number of them.
-        edges: of the bins of training annotations.
-        resamples: of the bootstrap; 0: no intervals.
-        seed: of the bootstrap.
+        edges: ends of the bins of training annotations.
+        resamples, seed: of the bootstrap; 0 resamples: no intervals.
 
     Raises InputError: `other` without resamples, edges that do not rise from 0, a class without
     a count.
@@ -121,7 +120,7 @@ def _resample(
     resamples: int,
     seed: int,
 ) -> tuple[BootstrapReport | None, ComparisonReport | None]:
-    """With a progress line: of large sets it takes minutes."""
+    """With a progress line: for large sets it takes minutes."""
     if not resamples:
         return None, None
     runs = 1 if other is None else 2
@@ -139,7 +138,7 @@ def _resample(
 
 
 def require_resamples(resamples: int, *, comparing: bool) -> None:
-    """Raises InputError where they are too few, before anything is computed."""
+    """Refuse too few of them before anything is computed. Raises InputError."""
     if resamples < (1 if comparing else 0):
         what = "comparisons of runs" if comparing else "intervals"
         raise InputError(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.evaluation.curves import draw_curves
-from cachedet.evaluation.detection_table import DetectionTable, Found, tabulate
+from cachedet.evaluation.detection_table import DetectionsOrTable, DetectionTable, tabulate
 from cachedet.evaluation.matches import ALL_SIZES, Kind, match_detections
 from cachedet.evaluation.overlaps import candidate_pairs
 from cachedet.structures import Annotations, CategoryMap
@@ -38,37 +38,40 @@ class ConfusionMatrix:
             "iou": self.iou,
             "cells": [
                 {
-                    "ground_truth": ids[annotations],
+                    "ground_truth": ids[true_class],
                     "detected": ids[detected],
-                    "count": int(self.counts[annotations, detected]),
+                    "count": int(self.counts[true_class, detected]),
                 }
-                for annotations, detected in np.argwhere(self.counts).tolist()
+                for true_class, detected in np.argwhere(self.counts).tolist()
             ],
         }
 
 
 def confuse(
     annotations: Annotations,
-    found: Found,
+    detections: DetectionsOrTable,
     *,
     min_score: float | None = None,
     iou: float = 0.5,
     of: Kind = "bbox",
 ) -> ConfusionMatrix:
-    """First each detection takes a box of its own class as in COCO; then, best score first, those
-    left take the box of another class that they overlap most. Crowds are no boxes here, and
-    detections in a crowd of their class are left out.
+    """Count which classes are taken for which.
+
+    First each detection takes a box of its own class as in COCO; then, best score first, those left
+    take the box of another class that they overlap most. Crowds are no boxes here, and detections
+    in a crowd of their class are left out.
 
     Args:
-        annotations: the boxes.
-        found: the detections.
-        min_score: of the detections that count; None: where F1 of all classes together is best.
+        annotations: the ground truth.
+        detections: of the same images.
+        min_score: below which detections do not count; None: where F1 of all classes together is
+            best.
         iou: from which on a box is detected.
         of: IoU of boxes or masks.
 
     Raises InputError as `tabulate`, ValueError on an IoU outside (0, 1].
     """
-    table = tabulate(annotations, found, with_masks=of == "segm")
+    table = tabulate(annotations, detections, with_masks=of == "segm")
     if min_score is None:
         best = draw_curves(annotations, table, iou=iou, of=of).best.score
         min_score = 0.0 if np.isnan(best) else best
@@ -112,8 +115,8 @@ def _take_others(
     numbers = np.flatnonzero(left)
     pairs = candidate_pairs(annotations, kept.keep(numbers), at_least=iou, of=of, same_class=False)
     open_pairs = free[pairs[1]]
-    places, boxes, overlaps = (column[open_pairs] for column in pairs)
-    detections = numbers[places]
+    indices, boxes, overlaps = (column[open_pairs] for column in pairs)
+    detections = numbers[indices]
     order = np.lexsort((boxes, -overlaps, detections, -kept.scores[detections]))
     result, taken = box_of.copy(), set[int]()
     for detection, box in zip(detections[order].tolist(), boxes[order].tolist(), strict=True):

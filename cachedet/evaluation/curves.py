@@ -6,15 +6,15 @@ All at one IoU, boxes of all sizes, detections in crowds left out.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedet.evaluation.detection_table import Found, tabulate
+from cachedet.evaluation.detection_table import DetectionsOrTable, tabulate
 from cachedet.evaluation.matches import ALL_SIZES, Kind, MatchTable, match_detections
-from cachedet.evaluation.precision import RECALLS, count_gt, interpolate, or_null, raw_curve
+from cachedet.evaluation.precision import RECALLS, count_gt, interpolate, nan_to_null, raw_curve
 from cachedet.structures import Annotations
 
 
@@ -27,15 +27,6 @@ class Cut:
     recall: float
     f1: float
 
-    def to_json(self) -> dict[str, float | None]:
-        values = {
-            "score": self.score,
-            "precision": self.precision,
-            "recall": self.recall,
-            "f1": self.f1,
-        }
-        return {name: or_null(value) for name, value in values.items()}
-
 
 @dataclass(frozen=True, kw_only=True)
 class ClassCurve:
@@ -46,15 +37,6 @@ class ClassCurve:
     ap: float  # mean of `precision`; NaN without boxes
     precision: tuple[float, ...]  # 101; empty without boxes
     best: Cut
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "category_id": self.category_id,
-            "ap": or_null(self.ap),
-            "precision": list(self.precision),
-            "best": self.best.to_json(),
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,28 +61,13 @@ class Curves:
     calibration_error: float  # mean |score - precision| of the bins, by count; NaN: no detections
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "iou": self.iou,
-            "recall": RECALLS.tolist(),
-            "per_class": [curve.to_json() for curve in self.per_class],
-            "best": self.best.to_json(),
-            "calibration": [
-                {
-                    "low": own.low,
-                    "high": own.high,
-                    "count": own.count,
-                    "mean_score": or_null(own.mean_score),
-                    "precision": or_null(own.precision),
-                }
-                for own in self.calibration
-            ],
-            "calibration_error": or_null(self.calibration_error),
-        }
+        """JSON values; null instead of NaN."""
+        return {"iou": self.iou, "recall": RECALLS.tolist(), **nan_to_null(asdict(self))}
 
 
 def draw_curves(
     annotations: Annotations,
-    found: Found,
+    detections: DetectionsOrTable,
     *,
     iou: float = 0.5,
     num_bins: int = 10,
@@ -112,7 +79,7 @@ def draw_curves(
     """
     if not 0 < iou <= 1 or num_bins < 1:
         raise ValueError(f"expected an IoU in (0, 1] and a bin or more, got {iou} and {num_bins}")
-    table = tabulate(annotations, found, with_masks=of == "segm")
+    table = tabulate(annotations, detections, with_masks=of == "segm")
     matches = match_detections(
         annotations, table, iou_thresholds=np.array([iou]), areas=ALL_SIZES, of=of
     )
@@ -150,10 +117,10 @@ def _curve(annotations: Annotations, matches: MatchTable, label: int) -> ClassCu
 
 
 def _best_cut(scores: NDArray[np.float64], right: NDArray[np.bool_], num_gt: int) -> Cut:
-    """Of falling scores; a cut keeps all detections of a score or none."""
+    """The best cut of falling scores; it keeps all detections of a score or none."""
     if not num_gt or not len(scores):
         return Cut(score=math.nan, precision=math.nan, recall=math.nan, f1=math.nan)
-    recall, precision = (own[0] for own in raw_curve(right[None], ~right[None], num_gt))
+    recall, precision = (curve[0] for curve in raw_curve(right[None], ~right[None], num_gt))
     last = np.append(scores[:-1] != scores[1:], True)
     f1 = 2 * np.cumsum(right) / (np.arange(1, len(right) + 1) + num_gt)
     best = int(np.argmax(np.where(last, f1, -1.0)))
@@ -170,11 +137,11 @@ def _calibrate(
 ) -> tuple[tuple[CalibrationBin, ...], float]:
     """Guo et al., arXiv 1706.04599, section 2; scores outside 0..1 fall into the outer bins."""
     edges = np.linspace(0.0, 1.0, num_bins + 1)
-    places = np.searchsorted(edges[1:-1], scores, side="right")
-    counts = np.bincount(places, minlength=num_bins)
+    indices = np.searchsorted(edges[1:-1], scores, side="right")
+    counts = np.bincount(indices, minlength=num_bins)
     with np.errstate(invalid="ignore"):  # empty bins are NaN
-        mean_score = np.bincount(places, weights=scores, minlength=num_bins) / counts
-        precision = np.bincount(places, weights=right, minlength=num_bins) / counts
+        mean_score = np.bincount(indices, weights=scores, minlength=num_bins) / counts
+        precision = np.bincount(indices, weights=right, minlength=num_bins) / counts
     bins = tuple(
         CalibrationBin(
             low=float(edges[n]),

@@ -47,46 +47,49 @@ class DetectionTable:
         )
 
 
-Found = Sequence[Detections] | DetectionTable
+DetectionsOrTable = Sequence[Detections] | DetectionTable
 """What every analysis of this room takes: a detector's output or a table made before."""
 
 
-def has_masks(found: Found) -> bool:
+def has_masks(detections: DetectionsOrTable) -> bool:
     """Whether some detection brings a mask."""
-    if isinstance(found, DetectionTable):
-        return found.masks is not None
-    return any(own.masks is not None for own in found)
+    if isinstance(detections, DetectionTable):
+        return detections.masks is not None
+    return any(of_image.masks is not None for of_image in detections)
 
 
-def tabulate(annotations: Annotations, found: Found, *, with_masks: bool = False) -> DetectionTable:
+def tabulate(
+    annotations: Annotations, detections: DetectionsOrTable, *, with_masks: bool = False
+) -> DetectionTable:
     """Detections in pixels of the images as a table; a table passes through unchanged.
 
     Raises InputError on an unknown image or label, or a box or score that is NaN or Inf.
     """
-    if isinstance(found, DetectionTable):
-        return found
+    if isinstance(detections, DetectionTable):
+        return detections
     row_of = {image_id: row for row, image_id in enumerate(annotations.image_ids.tolist())}
-    for own in found:
-        _require_valid(own, row_of, num_classes=len(annotations.categories))
-    boxes = _joined([own.boxes.double().cpu().numpy() for own in found], np.float64, (0, 4))
+    for each in detections:
+        _require_valid(each, row_of, num_classes=len(annotations.categories))
+    boxes = _joined([each.boxes.double().cpu().numpy() for each in detections], np.float64, (0, 4))
+    scores = [each.scores.double().cpu().numpy() for each in detections]
     masks: list[dict[str, Any]] = []
     if with_masks:
-        for own in found:
-            if own.masks is None and len(own):
+        for each in detections:
+            if each.masks is None and len(each):
                 raise InputError(
-                    f"detections of image id {own.image_id} have no masks, others have; give all "
+                    f"detections of image id {each.image_id} have no masks, others have; give all "
                     "of them masks, or none"
                 )
-            size_hw = annotations.size_of(row_of[own.image_id])
-            masks += [rle_of(code, size_hw) for code in paste_masks(own, size_hw)]
+            size_hw = annotations.size_of(row_of[each.image_id])
+            masks += [rle_of(code, size_hw) for code in paste_masks(each, size_hw)]
     return DetectionTable(
         rows=np.repeat(
-            np.array([row_of[own.image_id] for own in found], dtype=np.int64),
-            np.array([len(own) for own in found], dtype=np.int64),
+            np.array([row_of[each.image_id] for each in detections], dtype=np.int64),
+            np.array([len(each) for each in detections], dtype=np.int64),
         ),
-        labels=_joined([own.labels.cpu().numpy() for own in found], np.int64, (0,)),
+        labels=_joined([each.labels.cpu().numpy() for each in detections], np.int64, (0,)),
         xywh=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
-        scores=_joined([own.scores.double().cpu().numpy() for own in found], np.float64, (0,)),
+        scores=_joined(scores, np.float64, (0,)),
         masks=tuple(masks) if with_masks else None,
     )
 
@@ -138,13 +141,13 @@ def table_of_results(
 
 
 def count_oddities(
-    annotations: Annotations, found: Found, *, most_per_class: int = 100
+    annotations: Annotations, detections: DetectionsOrTable, *, most_per_class: int = 100
 ) -> dict[str, int]:
     """What is scored as it stands but is seldom meant, by name: a line each for the user."""
-    table = tabulate(annotations, found)
+    table = tabulate(annotations, detections)
     x, y, width, height = table.xywh.T
     heights, widths = annotations.sizes_hw[table.rows].T
-    whole = np.column_stack([table.rows, table.labels, table.xywh, table.scores])
+    entries = np.column_stack([table.rows, table.labels, table.xywh, table.scores])
     groups = table.rows * len(annotations.categories) + table.labels
     in_group = np.unique(groups, return_counts=True)[1]
     tolerance = 1.0  # a pixel: rounding of float32 and of resized images is no oddity
@@ -153,7 +156,7 @@ def count_oddities(
     return {
         "boxes beyond their image": int(beyond.sum()),
         "boxes without area": int(((width <= 0) | (height <= 0)).sum()),
-        "exact duplicates": len(table) - len(np.unique(whole, axis=0)),
+        "exact duplicates": len(table) - len(np.unique(entries, axis=0)),
         "scores outside 0..1": int(((table.scores < 0) | (table.scores > 1)).sum()),
         "past the limit of a class and image": int(np.maximum(in_group - most_per_class, 0).sum()),
         "images without detections": len(annotations) - len(np.unique(table.rows)),
@@ -164,15 +167,17 @@ def _joined(parts: list[NDArray[Any]], dtype: Any, empty: tuple[int, ...]) -> ND
     return np.concatenate([np.zeros(empty, dtype=dtype), *parts]).astype(dtype)
 
 
-def _require_valid(found: Detections, row_of: dict[int, int], *, num_classes: int) -> None:
-    if found.image_id not in row_of:
+def _require_valid(detections: Detections, row_of: dict[int, int], *, num_classes: int) -> None:
+    if detections.image_id not in row_of:
         raise InputError(
-            f"detections for image id {found.image_id}, which is not in the ground truth"
+            f"detections for image id {detections.image_id}, which is not in the ground truth"
         )
-    where = f"detections of image id {found.image_id}"
-    if not bool(found.boxes.isfinite().all()) or not bool(found.scores.isfinite().all()):
+    where = f"detections of image id {detections.image_id}"
+    if not bool(detections.boxes.isfinite().all()) or not bool(detections.scores.isfinite().all()):
         raise InputError(f"{where} hold a box or score that is NaN or Inf")
-    if len(found) and not bool(((found.labels >= 0) & (found.labels < num_classes)).all()):
+    if len(detections) and not bool(
+        ((detections.labels >= 0) & (detections.labels < num_classes)).all()
+    ):
         raise InputError(f"{where} hold a label outside 0..{num_classes - 1}")
 
 
@@ -192,25 +197,26 @@ def _require_result(entry: Any, where: str) -> None:
 
 
 def _look_up(
-    entries: Sequence[dict[str, Any]], key: str, places: dict[int, int], what: str, where: str
+    entries: Sequence[dict[str, Any]], key: str, index_of: dict[int, int], what: str, where: str
 ) -> NDArray[np.int64]:
     ids = [entry.get(key) for entry in entries]
-    found = np.array([_place(places, value) for value in ids], dtype=np.int64)
-    unknown = np.flatnonzero(found < 0)
+    indices = np.array([_look_up_one(index_of, value) for value in ids], dtype=np.int64)
+    unknown = np.flatnonzero(indices < 0)
     if len(unknown):
         first = int(unknown[0])
         wrong = sorted({repr(ids[number]) for number in unknown.tolist()})
         raise InputError(
             f"{where}[{first}] has {key} {ids[first]!r}, which is not {what} of the annotations; "
             f"{len(unknown)} detections are like this, {len(wrong)} ids. The annotations know "
-            f"{len(places)} ids from {min(places)} to {max(places)}: score against the file the "
-            "detections were made for"
+            f"{len(index_of)} ids from {min(index_of)} to {max(index_of)}: score against the file "
+            "the detections were made for"
         )
-    return found
+    return indices
 
 
-def _place(places: dict[int, int], value: Any) -> int:
-    return places.get(value, -1) if isinstance(value, int) and not isinstance(value, bool) else -1
+def _look_up_one(index_of: dict[int, int], value: Any) -> int:
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return index_of.get(value, -1) if is_number else -1
 
 
 def _masks_of(

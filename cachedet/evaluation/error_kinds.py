@@ -1,4 +1,4 @@
-"""What kinds of errors cost how much AP50: the analysis of TIDE (arXiv 2008.08115, section 2).
+"""Kinds of errors and how much AP50 they cost: the analysis of TIDE (arXiv 2008.08115, section 2).
 
 A detection that is wrong at IoU 0.5 gets the first kind that fits, a box that nothing found and no
 detection nearly found is missed. The cost of a kind is the AP50 gained if it alone were put right.
@@ -9,16 +9,16 @@ Letters: D detections, M ground-truth boxes, K classes, P pairs.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedet.evaluation.detection_table import DetectionTable, Found, tabulate
+from cachedet.evaluation.detection_table import DetectionsOrTable, DetectionTable, tabulate
 from cachedet.evaluation.matches import ALL_SIZES, Kind, MatchTable, match_detections
 from cachedet.evaluation.overlaps import candidate_pairs
-from cachedet.evaluation.precision import interpolate, or_null
+from cachedet.evaluation.precision import interpolate, nan_to_null
 from cachedet.structures import Annotations
 
 FOREGROUND = 0.5  # from this IoU on a box is found
@@ -49,21 +49,15 @@ class ErrorReport:
     """The six kinds of TIDE, and the two sums it gives beside them."""
 
     ap50: float
-    kinds: tuple[
-        ErrorCost, ...
-    ]  # localisation, classification, duplicate, background, both, missed
+    kinds: tuple[ErrorCost, ...]  # those of ERROR_KINDS, and missed
     false_positives: ErrorCost  # all wrong detections gone
     false_negatives: ErrorCost  # all boxes not found gone
     per_class: tuple[dict[str, int], ...]  # K times kind -> count
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "ap50": or_null(self.ap50),
-            "kinds": [_cost_json(cost) for cost in self.kinds],
-            "false_positives": _cost_json(self.false_positives),
-            "false_negatives": _cost_json(self.false_negatives),
-            "per_class": [dict(counts) for counts in self.per_class],
-        }
+        """JSON values; null instead of NaN."""
+        values: dict[str, Any] = nan_to_null(asdict(self))
+        return values
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,7 +65,7 @@ class DetectionKinds:
     """The kind of each detection; those past COCO's 100 a class and image are left out."""
 
     matches: MatchTable  # at IoU 0.5, all sizes
-    codes: NDArray[np.int64]  # (D,) place in KIND_NAMES, in the order of `matches`
+    codes: NDArray[np.int64]  # (D,) index in KIND_NAMES, in the order of `matches`
     targets: NDArray[np.int64]  # (D,) box that a repair would give it, -1: none
     missed: NDArray[np.bool_]  # (M,)
 
@@ -80,9 +74,11 @@ class DetectionKinds:
         return np.asarray(self.codes == KIND_NAMES.index(kind))
 
 
-def analyse_errors(annotations: Annotations, found: Found, *, of: Kind = "bbox") -> ErrorReport:
+def analyse_errors(
+    annotations: Annotations, detections: DetectionsOrTable, *, of: Kind = "bbox"
+) -> ErrorReport:
     """Kinds of errors and their costs. Raises InputError as `tabulate`."""
-    table = tabulate(annotations, found, with_masks=of == "segm")
+    table = tabulate(annotations, detections, with_masks=of == "segm")
     kinds = sort_errors(annotations, table, of=of)
     state = _State.of(annotations, kinds)
     ap50 = state.ap50()
@@ -179,16 +175,16 @@ class _State:
     scores: NDArray[np.float64]
     order: NDArray[np.int64]  # (D,) who comes first among equal scores
     right: NDArray[np.bool_]
-    numbers: NDArray[np.int64]  # (D,) place in the MatchTable
+    numbers: NDArray[np.int64]  # (D,) index in the MatchTable
     num_gt: NDArray[np.int64]  # (K,)
 
     @classmethod
     def of(cls, annotations: Annotations, kinds: DetectionKinds) -> _State:
         judged = np.flatnonzero(~kinds.of_kind(IGNORED))
         matches = kinds.matches
-        place_of_row = np.argsort(np.argsort(annotations.image_ids, kind="stable"))
+        order_of_row = np.argsort(np.argsort(annotations.image_ids, kind="stable"))
         order = np.empty(len(matches.scores), dtype=np.int64)
-        order[np.lexsort((matches.source, place_of_row[matches.rows]))] = np.arange(len(order))
+        order[np.lexsort((matches.source, order_of_row[matches.rows]))] = np.arange(len(order))
         return cls(
             labels=matches.labels[judged],
             scores=matches.scores[judged],
@@ -263,7 +259,3 @@ def _per_class(annotations: Annotations, kinds: DetectionKinds) -> tuple[dict[st
     return tuple(
         {kind: int(counts[label]) for kind, counts in columns.items()} for label in range(classes)
     )
-
-
-def _cost_json(cost: ErrorCost) -> dict[str, Any]:
-    return {"kind": cost.kind, "count": cost.count, "cost": or_null(cost.cost)}

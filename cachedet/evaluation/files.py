@@ -1,4 +1,4 @@
-"""What evaluation reads from the user: annotation files, results files, counts of training data."""
+"""Files that evaluation reads from the user: annotations, results, counts of training data."""
 
 from __future__ import annotations
 
@@ -39,10 +39,9 @@ def score_files(
         against: a second results file on the same images; needs resamples.
         training: what the detector was trained on, an annotation file or a store, for AP by number
             of annotations.
-        edges: of the bins of training annotations.
+        edges: ends of the bins of training annotations.
         lvis: also score as LVIS v1; `annotations` must be an LVIS file.
-        resamples: of the bootstrap; 0: no intervals.
-        seed: of the bootstrap.
+        resamples, seed: of the bootstrap; 0 resamples: no intervals.
 
     Raises:
         InputError: detections that do not fit the annotations, or `against` without resamples.
@@ -79,7 +78,7 @@ def read_annotations(
 def read_annotations_of(
     held: Annotations, annotations: Path, *, lvis: bool = False
 ) -> tuple[Annotations, Federated | None]:
-    """What an annotation file says of a store's images, in the order of the store's rows.
+    """Ground truth of a store's images from an annotation file, in the order of the store's rows.
 
     Images are matched by image id; the file may describe more of them.
 
@@ -88,9 +87,9 @@ def read_annotations_of(
         InputError: it lacks images of the store, or gives them other sizes or other classes.
     """
     content = load_annotations(annotations)
-    whole, _ = annotations_of(content, where=annotations, keep_all=True)
-    _require_same_classes(held.categories, whole.categories, annotations)
-    row_of = {image_id: row for row, image_id in enumerate(whole.image_ids.tolist())}
+    described, _ = annotations_of(content, where=annotations, keep_all=True)
+    _require_same_classes(held.categories, described.categories, annotations)
+    row_of = {image_id: row for row, image_id in enumerate(described.image_ids.tolist())}
     wanted = held.image_ids.tolist()
     unknown = [image_id for image_id in wanted if image_id not in row_of]
     if unknown:
@@ -100,7 +99,7 @@ def read_annotations_of(
             "store was extracted from, or one with the same image ids"
         )
     rows = [row_of[image_id] for image_id in wanted]
-    scored = whole.keep_rows(rows)
+    scored = described.keep_rows(rows)
     wrong = np.flatnonzero((scored.sizes_hw != held.sizes_hw).any(axis=1))
     if len(wrong):
         row = int(wrong[0])
@@ -108,9 +107,10 @@ def read_annotations_of(
             f"{annotations} says that image id {wanted[row]} has {_size(scored, row)} pixels, the "
             f"store {_size(held, row)} ({len(wrong)} images differ); it is of other images"
         )
-    images = [content["images"][row] for row in rows]
-    own: dict[str, Any] = {**content, "images": images}
-    return scored, read_federated(own, scored, where=annotations) if lvis else None
+    if not lvis:
+        return scored, None
+    of_store: dict[str, Any] = {**content, "images": [content["images"][row] for row in rows]}
+    return scored, read_federated(of_store, scored, where=annotations)
 
 
 def read_counts(training: str, scored: CategoryMap) -> dict[int, int]:
@@ -142,7 +142,7 @@ def read_counts(training: str, scored: CategoryMap) -> dict[int, int]:
 
 def differing_classes(here: CategoryMap, store: CategoryMap) -> str:
     """Which classes (id: name) only one of the two has, shortened."""
-    first, second = (dict(zip(own.ids, own.names, strict=True)) for own in (here, store))
+    first, second = (dict(zip(each.ids, each.names, strict=True)) for each in (here, store))
     only_here = {key: name for key, name in first.items() if second.get(key) != name}
     only_in_store = {key: name for key, name in second.items() if first.get(key) != name}
     return f"only there {reprlib.repr(only_here)}, only in the store {reprlib.repr(only_in_store)}"

@@ -20,7 +20,7 @@ _CUT_MARGIN = 0.01  # of the window's long side; a detector finds an edge no bet
 
 
 BatchSource = Callable[[str], Iterator[tuple[list[int], Batch]]]
-"""Of a view: every image once, as rows of the store and what the detector takes."""
+"""Gives every image of a view once, as rows of the store and what the detector takes."""
 
 
 def detect_store(
@@ -41,11 +41,11 @@ def detect_store(
         store: to run over.
         levels: to read.
         batch_size: images at a time.
-        device: of the detector.
-        views: of each image; what is found in them is merged. Where a view is a window, what
-            its border cuts is left to the other views.
-        merging: how; by default as `Merging` does.
-        on_progress: called with images done, of each view.
+        device: where the detector is.
+        views: of each image; their detections are merged. Where a view is a window, what its
+            border cuts is left to the other views.
+        merging: by default as `Merging` does.
+        on_progress: called with the images that are done, for each view.
 
     Raises MissingFeatureError where the store lacks a view.
     """
@@ -72,7 +72,7 @@ def detect_batches(
     """`detect_store` on batches from anywhere: `store` only says what its images are."""
     was_training = detector.training
     detector.eval()
-    found: dict[int, list[Detections]] = {row: [] for row in range(len(store))}
+    by_row: dict[int, list[Detections]] = {row: [] for row in range(len(store))}
     for view in views:
         for rows, batch in batches(view):
             detections = run_detector(
@@ -80,13 +80,13 @@ def detect_batches(
             )
             for row, of_view in zip(rows, detections, strict=True):
                 geometry = geometry_of(store, row, view)
-                whole = drop_cut(of_view, geometry)
-                found[row].append(geometry.detections_to_image(whole))
+                uncut = drop_cut(of_view, geometry)
+                by_row[row].append(geometry.detections_to_image(uncut))
             if on_progress is not None:
                 on_progress(len(detections))
     detector.train(was_training)
     merge = merging if merging is not None else Merging()
-    return [merge(of_image) for of_image in found.values()]
+    return [merge(of_image) for of_image in by_row.values()]
 
 
 @torch.no_grad()
@@ -107,7 +107,7 @@ def propose_store(
     """
     was_training = detector.training
     detector.eval()
-    found: dict[int, Detections] = {}
+    by_row: dict[int, Detections] = {}
     for rows, batch in _batches(store, view, levels, batch_size, device):
         proposals = run_detector(
             detector,
@@ -116,12 +116,12 @@ def propose_store(
             image_ids=batch.image_ids,
             method="propose",
         )
-        for row, own in zip(rows, proposals, strict=True):
-            found[row] = geometry_of(store, row, view).detections_to_image(own)
+        for row, of_image in zip(rows, proposals, strict=True):
+            by_row[row] = geometry_of(store, row, view).detections_to_image(of_image)
         if on_progress is not None:
             on_progress(len(proposals))
     detector.train(was_training)
-    return [found[row] for row in range(len(store))]
+    return [by_row[row] for row in range(len(store))]
 
 
 def _batches(
@@ -135,13 +135,13 @@ def _batches(
         yield [int(row) for _, row in keys], batch
 
 
-def drop_cut(found: Detections, geometry: Geometry) -> Detections:
-    """Without detections that end where the view's window cuts the image (pixels of the view).
+def drop_cut(detections: Detections, geometry: Geometry) -> Detections:
+    """Leave out detections that end where the view's window cuts the image (pixels of the view).
 
     Part of an object overlaps the whole one too little for suppression to remove it. Where the
     window ends with the image nothing is dropped.
     """
     if not geometry.is_window:
-        return found
+        return detections
     margin = _CUT_MARGIN * max(geometry.valid_hw)
-    return found.keep(~geometry.cut_by_window(found.boxes, margin=margin))
+    return detections.keep(~geometry.cut_by_window(detections.boxes, margin=margin))

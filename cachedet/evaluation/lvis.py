@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.errors import DatasetError
-from cachedet.evaluation.detection_table import DetectionTable, Found, tabulate
-from cachedet.evaluation.matches import AREAS, Kind, MatchTable, match_detections
+from cachedet.evaluation.detection_table import DetectionsOrTable, DetectionTable, tabulate
+from cachedet.evaluation.matches import Kind, MatchTable, match_detections
 from cachedet.evaluation.overlaps import box_areas, mask_areas
-from cachedet.evaluation.precision import PrecisionTable, accumulate, or_null
+from cachedet.evaluation.precision import accumulate, nan_to_null
 from cachedet.structures import Annotations
 
 MOST_PER_IMAGE = 300
@@ -30,7 +30,7 @@ FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}  # 1-10, 11-100, > 1
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Federated:
-    """What LVIS says beyond COCO, as sets of (image, class): `row * K + label`, sorted."""
+    """Fields of LVIS beyond COCO's, as sets of (image, class): `row * K + label`, sorted."""
 
     negative: NDArray[np.int64]
     not_exhaustive: NDArray[np.int64]
@@ -61,9 +61,8 @@ class LvisScores:
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; null instead of NaN."""
-        values = dataclasses.asdict(self)
-        classes = [or_null(value) for value in values.pop("per_class")]
-        return {**{name: or_null(value) for name, value in values.items()}, "per_class": classes}
+        values: dict[str, Any] = nan_to_null(dataclasses.asdict(self))
+        return values
 
 
 def read_federated(content: dict[str, Any], annotations: Annotations, *, where: Path) -> Federated:
@@ -90,15 +89,19 @@ def read_federated(content: dict[str, Any], annotations: Annotations, *, where: 
 
 
 def score_lvis(
-    annotations: Annotations, federated: Federated, found: Found, *, of: Kind = "bbox"
+    annotations: Annotations,
+    federated: Federated,
+    detections: DetectionsOrTable,
+    *,
+    of: Kind = "bbox",
 ) -> LvisScores:
     """LVIS's figures of boxes or masks. Raises InputError as `tabulate`."""
-    table = tabulate(annotations, found, with_masks=of == "segm")
+    table = tabulate(annotations, detections, with_masks=of == "segm")
     matches = match_lvis(annotations, federated, table, of=of)
     full = accumulate(matches)
     groups = {
         f"ap_{name}": full.mean_precision(
-            labels=[k for k, own in enumerate(federated.frequencies) if own == letter]
+            labels=[k for k, rated in enumerate(federated.frequencies) if rated == letter]
         )
         for letter, name in FREQUENCIES.items()
     }
@@ -108,7 +111,7 @@ def score_lvis(
         ap75=full.mean_precision(threshold=matches.threshold(0.75)),
         ar300=full.mean_recall(),
         **groups,
-        **_of_areas(full),
+        **full.by_area(),
         per_class=tuple(
             full.mean_precision(labels=[label]) for label in range(len(annotations.categories))
         ),
@@ -142,7 +145,7 @@ def match_lvis(
 
 
 def _as_lvis(annotations: Annotations) -> Annotations:
-    """Without boxes of no area, and without crowds, which LVIS does not know."""
+    """Leave out boxes of no area, and crowds, which LVIS does not know."""
     solid = np.flatnonzero(annotations.areas > 0)
     rows = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
     counts = np.bincount(rows[solid], minlength=len(annotations))
@@ -164,15 +167,6 @@ def _best_of_images(table: DetectionTable, most: int) -> NDArray[np.int64]:
     starts = np.flatnonzero(np.diff(table.rows[order], prepend=-1))
     ranks = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
     return np.sort(order[ranks < most])
-
-
-def _of_areas(full: PrecisionTable) -> dict[str, float]:
-    return {
-        f"{kind}_{area}": mean(area=place)
-        for kind, mean in (("ap", full.mean_precision), ("ar", full.mean_recall))
-        for place, area in enumerate(AREAS)
-        if area != "all"
-    }
 
 
 def _codes(

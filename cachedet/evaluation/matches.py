@@ -1,15 +1,15 @@
-"""Which detection found which box: COCO's greedy matching of all images at once.
+"""Matches of detections and boxes: COCO's greedy matching of all images at once.
 
 Letters: D detections, M ground-truth boxes, A area ranges, T IoU thresholds, K classes,
 P candidate pairs (a detection and a box of its image and class that overlap enough),
-n detections that have their turn at once, C candidates of a detection.
+n detections that are matched in one round, C candidates of a detection.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,12 +33,12 @@ AREAS: Mapping[str, tuple[float, float]] = {  # square pixels, both ends include
 ALL_SIZES: Mapping[str, tuple[float, float]] = {"all": AREAS["all"]}
 MOST_PER_CLASS = 100  # detections of a class in an image that COCO looks at
 
-_PAIRS_AT_ONCE = 100_000  # bounds the working memory of a turn: A x T x 6 bytes a pair
+_PAIRS_AT_ONCE = 100_000  # bounds the working memory of a round: A x T x 6 bytes a pair
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MatchTable:
-    """The fate of every detection and box, at each area range and IoU threshold.
+    """What became of every detection and box, at each area range and IoU threshold.
 
     Detections stand class by class, best score first; equal scores in the order of image ids, then
     as they came (pycocotools' order). About 2 A T + 4 T + 40 bytes a detection.
@@ -55,7 +55,7 @@ class MatchTable:
     ranks: Ints  # (D,) 0: the best of its class in its image
     matched: Flags  # (A, T, D)
     ignored: Flags  # (A, T, D) neither right nor wrong
-    partner: NDArray[np.int32]  # (T, D) box found in the first area range, -1: none
+    partner: NDArray[np.int32]  # (T, D) matched box in the first area range, -1: none
     gt_rows: Ints  # (M,)
     gt_labels: Ints  # (M,)
     gt_ignored: Flags  # (A, M) crowds and boxes of other sizes
@@ -66,11 +66,11 @@ class MatchTable:
         return slice(int(first), int(last))
 
     def threshold(self, iou: float) -> int:
-        """Place of an IoU threshold. Raises ValueError where it was not matched at."""
-        places = np.flatnonzero(np.isclose(self.iou_thresholds, iou, rtol=0, atol=1e-9))
-        if not len(places):
+        """Index of an IoU threshold. Raises ValueError where it was not matched at."""
+        indices = np.flatnonzero(np.isclose(self.iou_thresholds, iou, rtol=0, atol=1e-9))
+        if not len(indices):
             raise ValueError(f"matched at IoU {self.iou_thresholds.tolist()}, asked for {iou}")
-        return int(places[0])
+        return int(indices[0])
 
 
 def match_detections(
@@ -83,13 +83,15 @@ def match_detections(
     of: Kind = "bbox",
     unjudged: Flags | None = None,
 ) -> MatchTable:
-    """Match as pycocotools does: in each image and class, best score first, each takes the free
-    box of highest IoU (the last of equals), a box that counts before one that is ignored.
+    """Match as pycocotools does.
+
+    In each image and class, best score first, each detection takes the free box of highest IoU (the
+    last of equals), a box that counts before one that is ignored.
 
     Args:
         annotations: the boxes; crowds may be matched by many and are ignored, as are boxes whose
             annotated area is out of range.
-        table: with masks where `of` is "segm".
+        table: detections, with masks where `of` is "segm".
         iou_thresholds: (T,).
         areas: name -> square pixels, both ends included. Detections without a match are ignored
             where their own area is out of range.
@@ -105,11 +107,12 @@ def match_detections(
     if unjudged is not None:
         outside |= unjudged[numbers]
     gt_ignored = annotations.crowd | _outside(annotations.areas, ranges)
-    fates = _Fates.start(len(ranges), len(iou_thresholds), len(kept), len(annotations.labels))
-    pairs = _Pairs.sort(*candidate_pairs(annotations, kept, at_least=_floor(iou_thresholds), of=of))
-    for turn in pairs.turns(kept, ranks, most_at_once=_PAIRS_AT_ONCE):
-        fates.play(turn, _capped(iou_thresholds), annotations.crowd, gt_ignored)
-    fates.ignored[:] |= ~fates.matched & outside[:, None, :]
+    state = _MatchState.start(len(ranges), len(iou_thresholds), len(kept), len(annotations.labels))
+    capped = np.minimum(iou_thresholds, 1 - 1e-10)  # pycocotools: 1 is reached despite rounding
+    pairs = _Pairs.sort(*candidate_pairs(annotations, kept, at_least=float(capped.min()), of=of))
+    for round_ in pairs.rounds(kept, ranks, most_at_once=_PAIRS_AT_ONCE):
+        state.match(round_, capped, annotations.crowd, gt_ignored)
+    state.ignored[:] |= ~state.matched & outside[:, None, :]
     return MatchTable(
         iou_thresholds=np.asarray(iou_thresholds, dtype=np.float64),
         areas=tuple(areas),
@@ -120,9 +123,9 @@ def match_detections(
         labels=kept.labels,
         scores=kept.scores,
         ranks=ranks,
-        matched=fates.matched,
-        ignored=fates.ignored,
-        partner=fates.partner,
+        matched=state.matched,
+        ignored=state.ignored,
+        partner=state.partner,
         gt_rows=np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets)),
         gt_labels=annotations.labels,
         gt_ignored=gt_ignored,
@@ -137,8 +140,8 @@ def _ranked(annotations: Annotations, table: DetectionTable, most: int | None) -
     ranks = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
     kept = slice(None) if most is None else ranks < most
     order, ranks = order[kept], ranks[kept]
-    place_of_row = np.argsort(np.argsort(annotations.image_ids, kind="stable"))
-    again = np.lexsort((ranks, place_of_row[table.rows[order]], -table.scores[order],
+    order_of_row = np.argsort(np.argsort(annotations.image_ids, kind="stable"))
+    again = np.lexsort((ranks, order_of_row[table.rows[order]], -table.scores[order],
                         table.labels[order]))  # fmt: skip
     return order[again], ranks[again]
 
@@ -148,16 +151,8 @@ def _outside(sizes: Floats, ranges: Floats) -> Flags:
     return np.asarray((sizes < ranges[:, :1]) | (sizes > ranges[:, 1:]))
 
 
-def _capped(iou_thresholds: Floats) -> Floats:
-    return np.minimum(iou_thresholds, 1 - 1e-10)  # pycocotools: 1 is reached despite rounding
-
-
-def _floor(iou_thresholds: Floats) -> float:
-    return float(_capped(iou_thresholds).min())
-
-
 @dataclass(frozen=True, eq=False)
-class _Turn:
+class _Round:
     """Detections of different images or classes, which do not meet."""
 
     detections: Ints  # (n,)
@@ -176,43 +171,44 @@ class _Pairs:
         order = np.lexsort((boxes, ious, detections))
         return cls(detections[order], boxes[order], ious[order])
 
-    def turns(self, kept: DetectionTable, ranks: Ints, *, most_at_once: int) -> Any:
-        """First the best candidate of every image and class, then the second, ..."""
-        own, first, counts = np.unique(self.detections, return_index=True, return_counts=True)
-        group = kept.rows[own] * (int(kept.labels.max(initial=0)) + 1) + kept.labels[own]
-        order = np.lexsort((ranks[own], group))
+    def rounds(self, kept: DetectionTable, ranks: Ints, *, most_at_once: int) -> Iterator[_Round]:
+        """First the best detection of every image and class that has candidates, then the next."""
+        matched, first, counts = np.unique(self.detections, return_index=True, return_counts=True)
+        group = kept.rows[matched] * (int(kept.labels.max(initial=0)) + 1) + kept.labels[matched]
+        order = np.lexsort((ranks[matched], group))
         starts = np.flatnonzero(np.diff(group[order], prepend=-1))
-        turn = np.empty(len(own), dtype=np.int64)
-        turn[order] = np.arange(len(own)) - np.repeat(starts, np.diff(starts, append=len(own)))
-        width = 1 << np.ceil(np.log2(counts)).astype(np.int64)  # few paddings in a turn
-        by_turn = np.lexsort((width, turn))
-        cuts = np.flatnonzero(np.diff(turn[by_turn]) | np.diff(width[by_turn])) + 1
-        for alike in np.split(by_turn, cuts):
+        number = np.empty(len(matched), dtype=np.int64)  # of the round
+        repeats = np.diff(starts, append=len(matched))
+        number[order] = np.arange(len(matched)) - np.repeat(starts, repeats)
+        width = 1 << np.ceil(np.log2(counts)).astype(np.int64)  # few paddings in a round
+        by_round = np.lexsort((width, number))
+        cuts = np.flatnonzero(np.diff(number[by_round]) | np.diff(width[by_round])) + 1
+        for alike in np.split(by_round, cuts):
             most = max(most_at_once // int(width[alike[0]]), 1) if len(alike) else 1
             for start in range(0, len(alike), most):
                 part = alike[start : start + most]
-                yield self._turn(own[part], first[part], counts[part])
+                yield self._round(matched[part], first[part], counts[part])
 
-    def _turn(self, detections: Ints, first: Ints, counts: Ints) -> _Turn:
+    def _round(self, detections: Ints, first: Ints, counts: Ints) -> _Round:
         columns = np.arange(int(counts.max()))
         real = columns < counts[:, None]
-        places = np.where(real, first[:, None] + columns, 0)
-        return _Turn(
+        indices = np.where(real, first[:, None] + columns, 0)
+        return _Round(
             detections,
-            np.where(real, self.boxes[places], -1),
-            np.where(real, self.ious[places], -1.0),
+            np.where(real, self.boxes[indices], -1),
+            np.where(real, self.ious[indices], -1.0),
         )
 
 
 @dataclass(frozen=True, eq=False)
-class _Fates:
+class _MatchState:
     matched: Flags  # (A, T, D)
     ignored: Flags  # (A, T, D)
     partner: NDArray[np.int32]  # (T, D)
     taken: Flags  # (A, T, M + 1); the last stands for "no candidate"
 
     @classmethod
-    def start(cls, areas: int, thresholds: int, detections: int, boxes: int) -> _Fates:
+    def start(cls, areas: int, thresholds: int, detections: int, boxes: int) -> _MatchState:
         return cls(
             np.zeros((areas, thresholds, detections), dtype=np.bool_),
             np.zeros((areas, thresholds, detections), dtype=np.bool_),
@@ -220,19 +216,19 @@ class _Fates:
             np.zeros((areas, thresholds, boxes + 1), dtype=np.bool_),
         )
 
-    def play(self, turn: _Turn, thresholds: Floats, crowd: Flags, gt_ignored: Flags) -> None:
-        """Each detection of the turn takes its box at every area range and threshold."""
-        most = turn.boxes.shape[1]
-        free = ~self.taken[:, :, turn.boxes] | crowd[turn.boxes]
-        free &= turn.ious >= thresholds[:, None, None]  # (A, T, n, C)
-        counts = ~gt_ignored[:, turn.boxes][:, None]
-        wish = np.arange(most, dtype=np.int32) + np.int32(most) * counts.astype(np.int32)
-        wish = np.where(free, wish, np.int32(-1))
-        chosen = wish.argmax(axis=-1)
-        any_free = np.take_along_axis(wish, chosen[..., None], axis=-1)[..., 0] >= 0
-        area, threshold, place = np.nonzero(any_free)
-        boxes = turn.boxes[place, chosen[area, threshold, place]]
-        detections = turn.detections[place]
+    def match(self, round_: _Round, thresholds: Floats, crowd: Flags, gt_ignored: Flags) -> None:
+        """Each detection of the round takes its box at every area range and threshold."""
+        most = round_.boxes.shape[1]
+        free = ~self.taken[:, :, round_.boxes] | crowd[round_.boxes]
+        free &= round_.ious >= thresholds[:, None, None]  # (A, T, n, C)
+        counts = ~gt_ignored[:, round_.boxes][:, None]
+        candidate = np.arange(most, dtype=np.int32) + np.int32(most) * counts.astype(np.int32)
+        candidate = np.where(free, candidate, np.int32(-1))  # the highest is taken
+        chosen = candidate.argmax(axis=-1)
+        any_free = np.take_along_axis(candidate, chosen[..., None], axis=-1)[..., 0] >= 0
+        area, threshold, number = np.nonzero(any_free)
+        boxes = round_.boxes[number, chosen[area, threshold, number]]
+        detections = round_.detections[number]
         self.matched[area, threshold, detections] = True
         self.ignored[area, threshold, detections] = gt_ignored[area, boxes]
         self.taken[area, threshold, boxes] = True

@@ -1,4 +1,4 @@
-"""Detections of several views of one image -> one list (test-time views).
+"""One list of detections from those of several views of an image (test-time views).
 
 Letters: D detections.
 """
@@ -18,36 +18,31 @@ from cachedet.structures import Detections
 
 @dataclass(frozen=True, kw_only=True)
 class Merging:
-    """How detections of several views, all in pixels of the image, become one list.
+    """How detections of several views, all in pixels of the image, become one list."""
 
-    Attributes:
-        nms_iou: of two boxes of a class that overlap more, the weaker is dropped.
-        max_detections: of an image.
-    """
-
-    nms_iou: float = 0.5
-    max_detections: int = 100
+    nms_iou: float = 0.5  # of two boxes of a class that overlap more, the weaker is dropped
+    max_detections: int = 100  # of an image
 
     @classmethod
     def like(cls, postprocess: PostprocessConfig) -> Merging:
-        """With the numbers by which the detector selects within one view."""
+        """Merge with the numbers by which the detector selects within one view."""
         return cls(nms_iou=postprocess.nms_iou, max_detections=postprocess.max_detections)
 
-    def __call__(self, found: Sequence[Detections]) -> Detections:
+    def __call__(self, by_view: Sequence[Detections]) -> Detections:
         """One image's detections by non-maximum suppression within each class, best first.
 
         Of equal scores the earlier view wins. Detections of a single view come back as they are.
         """
-        if len(found) == 1:
-            return found[0]
+        if len(by_view) == 1:
+            return by_view[0]
         boxes, scores, labels = (
-            torch.cat([getattr(of_view, name) for of_view in found])
+            torch.cat([getattr(of_view, name) for of_view in by_view])
             for name in ("boxes", "scores", "labels")
         )
         kept = self._suppress(boxes, scores, labels)
-        masks = [of_view.masks for of_view in found if of_view.masks is not None]
+        masks = [of_view.masks for of_view in by_view if of_view.masks is not None]
         return replace(
-            found[0],
+            by_view[0],
             boxes=boxes[kept],
             scores=scores[kept],
             labels=labels[kept],
@@ -58,8 +53,8 @@ class Merging:
         """Indices of the boxes that stay, best first."""
         kept = [torch.zeros(0, dtype=torch.int64)]
         for label in torch.unique(labels):
-            own = (labels == label).nonzero()[:, 0]
-            kept.append(own[nms(boxes[own], scores[own], self.nms_iou)])
+            of_class = (labels == label).nonzero()[:, 0]
+            kept.append(of_class[nms(boxes[of_class], scores[of_class], self.nms_iou)])
         idx = torch.cat(kept).sort().values
         order = scores[idx].argsort(descending=True, stable=True)
         return idx[order][: self.max_detections]

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from cachedet.evaluation.detection_table import DetectionTable, Found, has_masks, tabulate
-from cachedet.evaluation.matches import AREAS, Kind, MatchTable, match_detections
+from cachedet.evaluation.detection_table import (
+    DetectionsOrTable,
+    DetectionTable,
+    has_masks,
+    tabulate,
+)
+from cachedet.evaluation.matches import Kind, MatchTable, match_detections
 from cachedet.evaluation.overlaps import masks_of_image
-from cachedet.evaluation.precision import PrecisionTable, accumulate, or_null
+from cachedet.evaluation.precision import PrecisionTable, accumulate, nan_to_null
 from cachedet.structures import Annotations, Detections
-
-_FIGURES = (
-    "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
-    "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +53,12 @@ class CocoScores:
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; null instead of NaN."""
-        values = dataclasses.asdict(self)
-        figures = {name: or_null(values[name]) for name in _FIGURES}
-        classes = [
-            {**score, "ap": or_null(score["ap"]), "ap50": or_null(score["ap50"])}
-            for score in values["per_class"]
-        ]
-        return {**values, **figures, "per_class": classes}
+        values: dict[str, Any] = nan_to_null(asdict(self))
+        return values
 
 
 def score_detections(annotations: Annotations, detections: Sequence[Detections]) -> CocoScores:
-    """Score detections in pixels of the images against the truth.
+    """Score detections in pixels of the images against the ground truth.
 
     Raises InputError on an unknown image or label, or a box or score that is NaN or Inf.
     """
@@ -85,12 +79,6 @@ def score_matches(
 ) -> CocoScores:
     """COCO's figures of matches at its own IoU thresholds and areas, in pycocotools' order."""
     full = accumulate(matches)
-    of_areas = {
-        f"{kind}_{area}": mean(area=place)
-        for kind, mean in (("ap", full.mean_precision), ("ar", full.mean_recall))
-        for place, area in enumerate(AREAS)
-        if area != "all"
-    }
     return CocoScores(
         ap=full.mean_precision(),
         ap50=full.mean_precision(threshold=matches.threshold(0.5)),
@@ -98,19 +86,19 @@ def score_matches(
         ar1=accumulate(matches, most_per_class=1).mean_recall(),
         ar10=accumulate(matches, most_per_class=10).mean_recall(),
         ar100=full.mean_recall(),
-        **of_areas,
+        **full.by_area(),
         per_class=_per_class(full, matches, annotations),
         num_images=len(annotations),
         num_detections=num_detections,
     )
 
 
-def coco_results(annotations: Annotations, found: Found) -> list[dict[str, Any]]:
+def coco_results(annotations: Annotations, detections: DetectionsOrTable) -> list[dict[str, Any]]:
     """COCO results rows: image_id, category_id, bbox xywh, score; segmentation where predicted.
 
     Raises InputError.
     """
-    table = tabulate(annotations, found, with_masks=has_masks(found))
+    table = tabulate(annotations, detections, with_masks=has_masks(detections))
     results = [
         {
             "image_id": image_id,

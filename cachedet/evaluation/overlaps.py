@@ -1,4 +1,4 @@
-"""IoU of detections and ground-truth boxes, by pycocotools' own routines.
+"""IoU of detections and ground-truth boxes, by the routines of pycocotools.
 
 Letters: D detections, P candidate pairs.
 """
@@ -32,31 +32,31 @@ def candidate_pairs(
 
     The "IoU" with a crowd is the part of the detection inside it, as in COCO.
     """
-    found = []
+    pairs = []
     xywh = annotations.xywh
     for row, numbers in _by_image(table):
         span = annotations.boxes_of(row)
-        own = np.arange(span.start, span.stop)
-        if not len(own):
+        boxes = np.arange(span.start, span.stop)
+        if not len(boxes):
             continue
         if of == "bbox":
-            found.append(
-                _box_pairs(annotations, table, numbers, own, xywh[own], at_least, same_class)
+            pairs.append(
+                _box_pairs(annotations, table, numbers, boxes, xywh[boxes], at_least, same_class)
             )
             continue
         masks = masks_of_image(annotations, row)
         for label in np.unique(table.labels[numbers]).tolist() if same_class else [None]:
             mine = numbers if label is None else numbers[table.labels[numbers] == label]
-            theirs = own if label is None else own[annotations.labels[own] == label]
+            theirs = boxes if label is None else boxes[annotations.labels[boxes] == label]
             if len(theirs):
                 codes = [masks[box - span.start] for box in theirs]
-                found.append(
+                pairs.append(
                     _mask_pairs(_masks_of(table), mine, codes, theirs, annotations.crowd, at_least)
                 )
     empty = np.zeros(0, dtype=np.int64)
-    columns = zip(*[(empty, empty, np.zeros(0)), *found], strict=True)
-    detections, boxes, ious = (np.concatenate(column) for column in columns)
-    return detections, boxes, ious
+    columns = zip(*[(empty, empty, np.zeros(0)), *pairs], strict=True)
+    detections, partners, ious = (np.concatenate(column) for column in columns)
+    return detections, partners, ious
 
 
 def box_areas(table: DetectionTable) -> NDArray[np.float64]:
@@ -110,31 +110,31 @@ def _box_pairs(
     annotations: Annotations,
     table: DetectionTable,
     numbers: NDArray[np.int64],
-    own: NDArray[np.int64],
+    boxes: NDArray[np.int64],
     xywh: NDArray[np.float64],
     at_least: float,
     same_class: bool,
 ) -> Pairs:
-    ious = np.asarray(coco_mask.iou(table.xywh[numbers], xywh, annotations.crowd[own].tolist()))
+    ious = np.asarray(coco_mask.iou(table.xywh[numbers], xywh, annotations.crowd[boxes].tolist()))
     close = ious >= at_least
     if same_class:
-        close &= table.labels[numbers][:, None] == annotations.labels[own]
+        close &= table.labels[numbers][:, None] == annotations.labels[boxes]
     detection, box = np.nonzero(close)
-    return numbers[detection], own[box], ious[detection, box]
+    return numbers[detection], boxes[box], ious[detection, box]
 
 
 def _mask_pairs(
     given: list[dict[str, Any]],
     numbers: NDArray[np.int64],
     theirs: list[dict[str, Any]],
-    own: NDArray[np.int64],
+    boxes: NDArray[np.int64],
     crowd: NDArray[np.bool_],
     at_least: float,
 ) -> Pairs:
     mine = [given[number] for number in numbers]
-    ious = np.asarray(coco_mask.iou(mine, theirs, crowd[own].tolist()))
+    ious = np.asarray(coco_mask.iou(mine, theirs, crowd[boxes].tolist()))
     detection, box = np.nonzero(ious >= at_least)
-    return numbers[detection], own[box], ious[detection, box]
+    return numbers[detection], boxes[box], ious[detection, box]
 
 
 def _masks_of(table: DetectionTable) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-# Okabe and Ito's colours, told apart by colour-blind people too; classes beyond take them in turn.
+# Okabe and Ito's colours, which colour-blind people tell apart too; further classes start again.
 PALETTE = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66),
     (0, 114, 178), (213, 94, 0), (204, 121, 167), (255, 255, 255),
@@ -75,8 +75,8 @@ def contact_sheet(rows: Sequence[SheetRow], path: Path, *, pairs_per_line: int =
     sheet = Image.new("RGB", (width, sum(heights) + _GAP * (len(lines) + 1)), _PAPER)
     y = _GAP
     for line, height in zip(lines, heights, strict=True):
-        for place, pair in enumerate(line):
-            sheet.paste(pair, (2 * _GAP + place * (pair_width + 2 * _GAP), y))
+        for column, pair in enumerate(line):
+            sheet.paste(pair, (2 * _GAP + column * (pair_width + 2 * _GAP), y))
         y += height + _GAP
     sheet.save(path)
 
@@ -134,10 +134,10 @@ def _pair(row: SheetRow) -> Image.Image:
     pair = Image.new("RGB", (2 * _CELL + _GAP // 2, height + _CAPTION), _PAPER)
     canvas = ImageDraw.Draw(pair)
     font = ImageFont.load_default(13)
-    for place, (title, drawing) in enumerate(
+    for column, (title, drawing) in enumerate(
         ((f"{row.name}: ground truth", row.annotations), ("prediction", row.prediction))
     ):
-        x = place * (_CELL + _GAP // 2)
+        x = column * (_CELL + _GAP // 2)
         canvas.text((x, 3), title, fill=_INK, font=font)
         size = (round(row.pixels.shape[1] * scale), height)
         small = np.asarray(Image.fromarray(row.pixels).resize(size, Image.Resampling.LANCZOS))

@@ -1,26 +1,26 @@
-"""From matches to precision at the 101 recalls of COCO.
+"""Precision and recall of matches: at the 101 recalls of COCO, and of proposals without classes.
 
-Letters: A area ranges, T IoU thresholds, R recalls, K classes, D detections, B weightings.
+Letters: A area ranges, T IoU thresholds, R recalls, K classes, D detections.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedet.evaluation.detection_table import Found, tabulate
+from cachedet.evaluation.detection_table import DetectionsOrTable, tabulate
 from cachedet.evaluation.matches import AREAS, MatchTable, match_detections
 from cachedet.structures import Annotations, CategoryMap
 
 Floats = NDArray[np.float64]
 RECALLS: Floats = np.linspace(0.0, 1.0, 101)
 ABSENT = -1.0  # of a class without boxes that count, as in pycocotools
+DEFAULT_LIMITS = (10, 100, 300, 1000)  # proposals of an image
 _TINY = np.spacing(1)  # pycocotools' guard against 0 / 0, which it adds to every denominator
 
 
@@ -46,6 +46,15 @@ class PrecisionTable:
     def mean_recall(self, *, area: int = 0) -> float:
         """Over thresholds and classes; NaN where no class has boxes."""
         return mean_known(self.recall[:, :, area])
+
+    def by_area(self) -> dict[str, float]:
+        """ap_small to ar_large; the areas are COCO's."""
+        return {
+            f"{kind}_{area}": mean(area=index)
+            for kind, mean in (("ap", self.mean_precision), ("ar", self.mean_recall))
+            for index, area in enumerate(AREAS)
+            if area != "all"
+        }
 
 
 def mean_known(values: Floats) -> float:
@@ -95,7 +104,7 @@ def interpolate(
     recall, precision = raw_curve(right, wrong, num_gt)
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     envelope = np.pad(envelope, ((0, 0), (0, 1)))  # the zero of recalls beyond the last
-    at = np.stack([np.searchsorted(own, RECALLS, side="left") for own in recall])
+    at = np.stack([np.searchsorted(curve, RECALLS, side="left") for curve in recall])
     last = recall[:, -1] if recall.shape[1] else np.zeros(len(recall))
     return np.take_along_axis(envelope, at, axis=1), last
 
@@ -109,18 +118,21 @@ def raw_curve(
     return hits / num_gt, hits / (alarms + hits + _TINY)
 
 
-def or_null(value: float) -> float | None:
-    """The figure, or None (JSON's null) where it is NaN: there was nothing to score."""
-    return None if math.isnan(value) else value
-
-
-DEFAULT_LIMITS = (10, 100, 300, 1000)
+def nan_to_null(values: Any) -> Any:
+    """Values, dicts and lists of them for JSON: null (None) stands for NaN, nothing to score."""
+    if isinstance(values, dict):
+        return {name: nan_to_null(value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [nan_to_null(value) for value in values]
+    return None if isinstance(values, float) and math.isnan(values) else values
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProposalRecall:
-    """Recall of the best `limit` proposals of each image, mean over IoU 0.5 to 0.95 (NaN: none
-    to find)."""
+    """Recall of the best `limit` proposals of each image, mean over IoU 0.5 to 0.95.
+
+    NaN where there are no boxes.
+    """
 
     limit: int
     ar: float
@@ -130,27 +142,25 @@ class ProposalRecall:
     recall50: float  # at IoU 0.5 only
     recall75: float
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON values; null instead of NaN."""
-        return {name: or_null(value) for name, value in dataclasses.asdict(self).items()}
-
 
 @dataclass(frozen=True, kw_only=True)
 class ProposalReport:
-    """Recall of a detector's proposals at rising limits; beyond its own limit it stays."""
+    """Recall of a detector's proposals at rising limits; beyond the detector's it stays."""
 
     most_per_image: int  # that the detector keeps
     at_limits: tuple[ProposalRecall, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "most_per_image": self.most_per_image,
-            "at_limits": [recall.to_json() for recall in self.at_limits],
-        }
+        """JSON values; null instead of NaN."""
+        values: dict[str, Any] = nan_to_null(asdict(self))
+        return values
 
 
 def proposal_recall(
-    annotations: Annotations, proposals: Found, *, limits: Sequence[int] = DEFAULT_LIMITS
+    annotations: Annotations,
+    proposals: DetectionsOrTable,
+    *,
+    limits: Sequence[int] = DEFAULT_LIMITS,
 ) -> tuple[ProposalRecall, ...]:
     """Recall at each limit; scores are objectness, labels of proposals are not looked at.
 
@@ -159,7 +169,7 @@ def proposal_recall(
     if not limits or min(limits) < 1:
         raise ValueError(f"expected limits of at least 1 proposal an image, got {list(limits)}")
     table = tabulate(annotations, proposals)
-    table = dataclasses.replace(table, labels=np.zeros_like(table.labels))
+    table = replace(table, labels=np.zeros_like(table.labels))
     matches = match_detections(_without_classes(annotations), table, most_per_class=max(limits))
     return tuple(_at_limit(matches, limit) for limit in sorted(limits))
 

@@ -1,4 +1,4 @@
-"""How far AP would move with other images of the same kind: the bootstrap over images.
+"""Intervals: how far AP would move with other images of the same kind: the bootstrap over images.
 
 Detections are matched once; a resample only weighs images by how often they were drawn, so
 1,000 resamples of a small set take seconds. Efron & Tibshirani, An Introduction to the Bootstrap,
@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedet.evaluation.detection_table import Found, tabulate
+from cachedet.evaluation.detection_table import DetectionsOrTable, tabulate
 from cachedet.evaluation.matches import ALL_SIZES, Kind, MatchTable, match_detections
-from cachedet.evaluation.precision import RECALLS, or_null
+from cachedet.evaluation.precision import RECALLS, nan_to_null
 from cachedet.structures import Annotations
 
 Floats = NDArray[np.float64]
@@ -40,17 +40,8 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Of a difference: whether it is told from none."""
+        """Whether a difference is surely one."""
         return self.low > 0 or self.high < 0
-
-    def to_json(self) -> dict[str, float | None]:
-        values = {
-            "value": self.value,
-            "low": self.low,
-            "high": self.high,
-            "share_above_zero": self.share_above_zero,
-        }
-        return {name: or_null(value) for name, value in values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +56,9 @@ class BootstrapReport:
     num_images: int
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "ap": self.ap.to_json(),
-            "ap50": self.ap50.to_json(),
-            "per_class": [interval.to_json() for interval in self.per_class],
-            "resamples": self.resamples,
-            "confidence": self.confidence,
-            "num_images": self.num_images,
-        }
+        """JSON values; null instead of NaN."""
+        values: dict[str, Any] = nan_to_null(asdict(self))
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,17 +75,13 @@ class ComparisonReport:
         return self.difference.num_images > 1 and self.difference.ap.excludes_zero
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "first": self.first.to_json(),
-            "second": self.second.to_json(),
-            "difference": self.difference.to_json(),
-            "tells_apart": self.tells_apart,
-        }
+        """JSON values; null instead of NaN."""
+        return {**nan_to_null(asdict(self)), "tells_apart": self.tells_apart}
 
 
 def bootstrap(
     annotations: Annotations,
-    found: Found,
+    detections: DetectionsOrTable,
     *,
     resamples: int = 1000,
     seed: int = 0,
@@ -112,14 +94,14 @@ def bootstrap(
     Raises ValueError on a count below 1 or a confidence outside (0, 1).
     """
     weights = draw_images(len(annotations), resamples=resamples, seed=seed)
-    values = _values(annotations, found, weights, of, on_progress)
+    values = _values(annotations, detections, weights, of, on_progress)
     return _summarise(values, confidence=confidence, annotations=annotations)
 
 
 def compare_runs(
     annotations: Annotations,
-    first: Found,
-    second: Found,
+    first: DetectionsOrTable,
+    second: DetectionsOrTable,
     *,
     resamples: int = 1000,
     seed: int = 0,
@@ -204,10 +186,10 @@ def _of_class(matches: MatchTable, span: slice, weights: Ints, num_gt: Ints) -> 
     right = matches.matched[0][:, span] & judged
     ap = np.zeros((len(weights), len(judged)))
     so_far: tuple[NDArray[np.bool_], Floats] | None = None
-    for threshold, (own_judged, own_right) in enumerate(zip(judged, right, strict=True)):
-        if so_far is None or not np.array_equal(so_far[0], own_judged):
-            so_far = own_judged, np.cumsum(of_image * own_judged, axis=1)
-        at = np.flatnonzero(own_right)
+    for threshold, (judged_at, right_at) in enumerate(zip(judged, right, strict=True)):
+        if so_far is None or not np.array_equal(so_far[0], judged_at):
+            so_far = judged_at, np.cumsum(of_image * judged_at, axis=1)
+        at = np.flatnonzero(right_at)
         if not len(at):
             continue
         hits = np.cumsum(of_image[:, at], axis=1)
@@ -221,10 +203,14 @@ def _of_class(matches: MatchTable, span: slice, weights: Ints, num_gt: Ints) -> 
 
 
 def _values(
-    annotations: Annotations, found: Found, weights: Ints, of: Kind, on_progress: Progress | None
+    annotations: Annotations,
+    detections: DetectionsOrTable,
+    weights: Ints,
+    of: Kind,
+    on_progress: Progress | None,
 ) -> WeightedAP:
     """Row 0: the images as they are."""
-    table = tabulate(annotations, found, with_masks=of == "segm")
+    table = tabulate(annotations, detections, with_masks=of == "segm")
     matches = match_detections(annotations, table, areas=ALL_SIZES, of=of)
     once = np.ones((1, len(annotations)), dtype=weights.dtype)
     return weighted_ap(matches, np.concatenate([once, weights]), on_progress=on_progress)
@@ -238,7 +224,7 @@ def _summarise(
     return BootstrapReport(
         ap=_interval(values.ap, confidence),
         ap50=_interval(values.ap50, confidence),
-        per_class=tuple(_interval(own, confidence) for own in values.per_class.T),
+        per_class=tuple(_interval(of_class, confidence) for of_class in values.per_class.T),
         resamples=len(values.ap) - 1,
         confidence=confidence,
         num_images=len(annotations),
@@ -246,7 +232,7 @@ def _summarise(
 
 
 def _interval(values: Floats, confidence: float) -> Interval:
-    """Of the resamples that hold the class at all."""
+    """The interval of those resamples that hold the class at all."""
     resampled = values[1:][~np.isnan(values[1:])]
     if not len(resampled):
         return Interval(value=float(values[0]), low=math.nan, high=math.nan,

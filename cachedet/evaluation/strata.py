@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from cachedet.errors import InputError
 from cachedet.evaluation.metrics import ClassScore
-from cachedet.evaluation.precision import or_null
+from cachedet.evaluation.precision import nan_to_null
 
 DEFAULT_EDGES = (0, 10, 100, 1000)
 
@@ -39,16 +39,8 @@ class Stratum:
         return f"{self.low}+" if self.high is None else f"{self.low}-{self.high - 1}"
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "low": self.low,
-            "high": self.high,
-            "ap": or_null(self.ap),
-            "ap50": or_null(self.ap50),
-            "num_classes": self.num_classes,
-            "num_scored": self.num_scored,
-            "category_ids": list(self.category_ids),
-        }
+        """JSON values; null instead of NaN."""
+        return {"name": self.name, **nan_to_null(asdict(self))}
 
 
 def stratify(
@@ -72,13 +64,13 @@ def stratify(
     ends: list[int | None] = [*edges[1:], None]
     strata = []
     for low, high in zip(edges, ends, strict=True):
-        own = [
+        scores = [
             score
             for score in per_class
             if counts[score.category_id] >= low
             and (high is None or counts[score.category_id] < high)
         ]
-        strata.append(_stratum(low, high, own))
+        strata.append(_stratum(low, high, scores))
     return tuple(strata)
 
 
@@ -96,7 +88,7 @@ def parse_edges(text: str) -> tuple[int, ...]:
 
 
 def check_edges(edges: Sequence[int]) -> None:
-    """Raises InputError; the user may have named them."""
+    """Refuse edges that do not rise from 0; the user may have named them. Raises InputError."""
     rising = all(low < high for low, high in itertools.pairwise(edges))
     if not edges or edges[0] != 0 or not rising:
         raise InputError(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -29,47 +29,36 @@ _CORES_OF_A_THREAD = 2  # decoding waits for nothing else, but on a CPU the step
 _MOST_THREADS = 16
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ImageLoader:
     """Decodes batches ahead of the training step, in background threads.
 
     Where the plan says a jitter view, each epoch has a draw of its own of the same recipe, which no
     cache can offer: this is what cached views are compared with.
 
-    Args:
+    Attributes:
         plans: says which images and views make up each batch.
         views: names by the plan's view index.
-        store: whose images they are; its features are not read.
+        store: says which images and boxes there are; its features are not read.
         inputs: reads the image of a row.
-        device: of the training.
+        device: that trains.
         fresh: whether jitter is drawn anew every epoch; else the views are those of the store.
         augment: changes a batch of pixels, with the draws that a cached run of this seed has.
-        seed: of the draws.
+        seed: makes the draws.
     """
 
-    def __init__(
-        self,
-        plans: FeatureLoader,
-        *,
-        views: Sequence[str],
-        store: FeatureStore,
-        inputs: InputLoader,
-        device: torch.device,
-        fresh: bool = True,
-        augment: Augment | None = None,
-        seed: int = 0,
-    ) -> None:
-        self._plans = plans
-        self._views = tuple(views)
-        self._store = store
-        self._inputs = inputs
-        self._device = device
-        self._fresh = fresh
-        self._augment = augment
-        self._seed = seed
+    plans: FeatureLoader
+    views: tuple[str, ...]
+    store: FeatureStore
+    inputs: InputLoader
+    device: torch.device
+    fresh: bool = True
+    augment: Augment | None = None
+    seed: int = 0
 
     def plan(self, epoch: int) -> list[NDArray[np.int64]]:
         """See FeatureLoader."""
-        return self._plans.plan(epoch)
+        return self.plans.plan(epoch)
 
     def epoch(
         self, epoch: int, *, skip: int = 0, until: int | None = None
@@ -80,16 +69,16 @@ class ImageLoader:
     def read_ahead(self, planned: Iterable[PlannedBatch]) -> Generator[Batch, None, None]:
         """See FeatureLoader."""
         waiting: deque[Future[Batch]] = deque()
-        workers = _decoding_threads()
+        workers = decoding_threads()
         decoders, collector = (
-            single_core_threads(threads, name, begin=partial(give_way, self._device.type))
+            single_core_threads(threads, name, begin=partial(give_way, self.device.type))
             for threads, name in ((workers, "decode"), (1, "collect"))
         )
         try:
             for keys, epoch, number in planned:
                 pairs = [(int(row), self._name(int(view), epoch)) for view, row in keys]
-                jobs = [decoders.submit(self._inputs.load, row, view) for row, view in pairs]
-                draws = RandomDraws((self._seed, epoch, number), indices=range(len(keys)))
+                jobs = [decoders.submit(self.inputs.load, row, view) for row, view in pairs]
+                draws = RandomDraws((self.seed, epoch, number), indices=range(len(keys)))
                 waiting.append(collector.submit(self._collect, pairs, jobs, draws))
                 if len(waiting) > 1 + math.ceil(workers / len(pairs)):
                     yield waiting.popleft().result()
@@ -100,7 +89,7 @@ class ImageLoader:
             collector.shutdown(cancel_futures=True)
 
     def _name(self, view: int, epoch: int) -> str:
-        return fresh_view(self._views[view], epoch) if self._fresh else self._views[view]
+        return fresh_view(self.views[view], epoch) if self.fresh else self.views[view]
 
     def _collect(
         self, pairs: list[tuple[int, str]], jobs: list[Future[Tensor]], draws: RandomDraws
@@ -109,28 +98,28 @@ class ImageLoader:
             features={PIXELS: torch.stack([job.result() for job in jobs])},
             targets=[self._targets(row, view) for row, view in pairs],
         )
-        if self._augment is not None:
-            batch = self._augment(batch, draws)
-        if self._device.type == "cuda":
+        if self.augment is not None:
+            batch = self.augment(batch, draws)
+        if self.device.type == "cuda":
             pinned = {PIXELS: batch.features[PIXELS].pin_memory()}
             batch = replace(batch, features=pinned)
         return batch
 
     def _targets(self, row: int, view: str) -> Targets:
-        """Of any view, also one that the store does not hold."""
-        annotations = self._store.annotations
+        """Ground truth in pixels of a view, which the store need not hold."""
+        annotations = self.store.annotations
         geometry = make_geometry(
             view_named(view),
             image_hw=annotations.size_of(row),
             image_id=int(annotations.image_ids[row]),
-            image_size=self._inputs.image_size,
-            pad_multiple=self._inputs.pad_multiple,
+            image_size=self.inputs.image_size,
+            pad_multiple=self.inputs.pad_multiple,
         )
         return make_targets(annotations, row, geometry)
 
 
 def fresh_view(name: str, epoch: int) -> str:
-    """The view itself, or for a jitter view the draw of this epoch, counted from the last one.
+    """Name the view an epoch shows: of jitter the draw of this epoch, counted from the last one.
 
     A store's draws are numbered from the first, so that the two meet in long runs only.
     """
@@ -140,5 +129,6 @@ def fresh_view(name: str, epoch: int) -> str:
     return replace(view, draw=MOST_DRAWS - 1 - epoch % MOST_DRAWS).name
 
 
-def _decoding_threads() -> int:
+def decoding_threads() -> int:
+    """Count the threads that decode beside a step."""
     return max(1, min(_MOST_THREADS, (usable_cores() or 1) // _CORES_OF_A_THREAD))

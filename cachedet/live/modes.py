@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 
 from cachedet.augmentation.steps import make_pixel_augment
-from cachedet.backbone.frozen import FrozenBackbone, load_backbone
+from cachedet.backbone.frozen import load_backbone
 from cachedet.backbone.trained import BatchNorm, TrainedBackbone
 from cachedet.config.run import ONLY_CACHED, TrainConfig
 from cachedet.detector.build import build_detector, choose_levels
@@ -19,14 +18,12 @@ from cachedet.device import choose_device
 from cachedet.errors import ConfigError, InputError
 from cachedet.extraction.inputs import InputLoader, make_inputs
 from cachedet.live.image_loader import ImageLoader
+from cachedet.live.mode_names import Mode
 from cachedet.loading.loader import BatchLoader, FeatureLoader, make_planner, make_run_loader
 from cachedet.loading.sampling import resolve_views
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Batch
 from cachedet.training.trainer import Trainer, make_trainer, make_trainer_of
-
-Mode = Literal["cached", "live", "tuned", "scratch"]
-MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +45,6 @@ class BackboneTraining:
 class TrainingMode:
     """What one mode trains, and on what. The trainer's step includes all that the mode costs."""
 
-    mode: Mode
     trainer: Trainer
     loader: BatchLoader
 
@@ -68,12 +64,12 @@ def make_training_mode(
     Args:
         mode: cached: heads on the store's features. live: heads on a frozen backbone that runs in
             every step. tuned: backbone and heads. scratch: the same from random weights.
-        config: of the heads; its views are those of the store.
+        config: heads and schedule; its views are those of the store.
         store: says which images, views and boxes there are, and what the backbone was.
-        images: folder of the images.
-        weights: of the backbone, as `extract --weights` takes them.
-        total_steps: of the schedule.
-        backbone: how it learns.
+        images: folder of the image files.
+        weights: pretrained weights, as `extract --weights` takes them.
+        total_steps: length of the schedule.
+        backbone: how it learns, in the modes in which it does.
 
     Raises:
         ConfigError: a config that the modes cannot share.
@@ -85,10 +81,10 @@ def make_training_mode(
         loader = make_run_loader(config, store)
         torch.manual_seed(config.seed)
         trainer = make_trainer(config, manifest=store.manifest, total_steps=total_steps)
-        return TrainingMode(mode=mode, trainer=trainer, loader=loader)
-    detector = _make_whole(mode, config, store, weights, backbone or BackboneTraining())
+        return TrainingMode(trainer=trainer, loader=loader)
+    detector = _make_end_to_end(mode, config, store, weights, backbone or BackboneTraining())
     image_loader = ImageLoader(
-        make_planner(config, store),
+        plans=make_planner(config, store),
         views=tuple(resolve_views(config.views, held=store.manifest.views, where=store.location)),
         store=store,
         inputs=inputs_of(store, images),
@@ -97,19 +93,18 @@ def make_training_mode(
         seed=config.seed,
     )
     trainer = make_trainer_of(detector, config, total_steps=total_steps)
-    return TrainingMode(mode=mode, trainer=trainer, loader=image_loader)
+    return TrainingMode(trainer=trainer, loader=image_loader)
 
 
 def image_batches(
     store: FeatureStore, *, images: Path, view: str, batch_size: int, device: torch.device
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Every image of `store` once, from its file: rows, and pixels for a `EndToEndDetector`."""
-    plans = FeatureLoader(
-        store, views=[view], levels=store.manifest.spec.names, batch_size=batch_size, seed=0
-    )
+    """Every image of `store` once, from its file: rows, and pixels for an `EndToEndDetector`."""
     loader = ImageLoader(
-        plans,
-        views=[view],
+        plans=FeatureLoader(
+            store, views=[view], levels=store.manifest.spec.names, batch_size=batch_size, seed=0
+        ),
+        views=(view,),
         store=store,
         inputs=inputs_of(store, images),
         device=device,
@@ -132,7 +127,7 @@ def inputs_of(store: FeatureStore, images: Path) -> InputLoader:
 
 
 def require_shared(config: TrainConfig) -> None:
-    """Raises ConfigError on what only cached features can have."""
+    """Refuse what only cached features can have. Raises ConfigError."""
     for key, default in ONLY_CACHED.items():
         if (value := getattr(config, key)) != default:
             raise ConfigError(
@@ -141,43 +136,32 @@ def require_shared(config: TrainConfig) -> None:
             )
 
 
-def _make_whole(
+def _make_end_to_end(
     mode: Mode, config: TrainConfig, store: FeatureStore, weights: str, training: BackboneTraining
 ) -> EndToEndDetector:
-    manifest, device = store.manifest, choose_device(config.device)
+    manifest, is_new = store.manifest, mode == "scratch"
     frozen = load_backbone(
         manifest.backbone,
-        weights="none" if mode == "scratch" else weights,
+        weights="none" if is_new else weights,
         levels=manifest.spec.names,
         image_size=manifest.image_size,
-        device=device,
-        seed=config.seed if mode == "scratch" else 0,
+        device=choose_device(config.device),
+        seed=config.seed if is_new else 0,
     )
-    if mode != "scratch":
-        _require_same_weights(frozen, store)
-    is_new = mode == "scratch"
-    run = (
-        frozen
-        if mode == "live"
-        else TrainedBackbone(frozen, batch_norm="trained" if is_new else training.batch_norm)
-    )
+    if not is_new and frozen.digest != manifest.weights_digest:
+        raise InputError(
+            f"the weights of {frozen.name} ({frozen.weights}) are not those that "
+            f"{store.location} was extracted with ({manifest.weights}): their digests "
+            "differ. Name the same --weights for both"
+        )
+    batch_norm: BatchNorm = "trained" if is_new else training.batch_norm
     torch.manual_seed(config.seed)  # the heads start as those of the cached mode
-    heads = build_detector(
-        config.detector, spec=manifest.spec, num_classes=len(manifest.categories)
-    )
     return EndToEndDetector(
-        backbone=run,
-        heads=heads,
+        backbone=frozen if mode == "live" else TrainedBackbone(frozen, batch_norm=batch_norm),
+        heads=build_detector(
+            config.detector, spec=manifest.spec, num_classes=len(manifest.categories)
+        ),
         levels=choose_levels(config.detector, manifest.spec).names,
         learns=mode != "live",
         lr_scale=1.0 if is_new else training.lr_scale,
     )
-
-
-def _require_same_weights(backbone: FrozenBackbone, store: FeatureStore) -> None:
-    if backbone.digest != store.manifest.weights_digest:
-        raise InputError(
-            f"the weights of {backbone.name} ({backbone.weights}) are not those that "
-            f"{store.location} was extracted with ({store.manifest.weights}): their digests "
-            "differ. Name the same --weights for both"
-        )

@@ -1,7 +1,8 @@
-"""Line charts as geometry: what the template draws as SVG, in the page's own colours.
+"""Charts as geometry: what the template draws as SVG, in the page's own colours.
 
 A chart is 360 x 240 units, as wide as a phone, so that its letters keep their size everywhere;
-wider pages set several beside each other. Lines differ by their dashes, never by colour alone.
+wider pages set several beside each other. Lines differ by their dashes and marks by their outline,
+never by colour alone.
 """
 
 from __future__ import annotations
@@ -12,10 +13,19 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 360, 240
 LEFT, RIGHT, TOP, BOTTOM = 42, 348, 14, 202
-_MOST_TICKS = 6
 DASHES = ("", "7 4", "2 3", "10 3 2 3", "1 5")
+CIRCLE = "M-3.6 0A3.6 3.6 0 1 1 3.6 0A3.6 3.6 0 1 1 -3.6 0Z"
+RING = "M-5.4 0A5.4 5.4 0 1 1 5.4 0A5.4 5.4 0 1 1 -5.4 0Z"
+SQUARE = "M-3.4 -3.4L3.4 -3.4L3.4 3.4L-3.4 3.4Z"
+TRIANGLE = "M0 -5.2L5 3.8L-5 3.8Z"
+_MOST_TICKS = 6
+_LETTER = 6.3  # width of one at 11 pixels, on the safe side
+_LINE = 12.0  # height of one
+_REACH = 5.5  # half of a mark
 
 Point = tuple[float, float]
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom in units of the drawing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +53,40 @@ class Axis:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Series:
+    """Named points to be drawn as a line."""
+
+    name: str
+    points: Sequence[Point]
+    dots: bool = False
+    look: int | None = None  # number of its dashes and tone; None: its index
+    tone: str = ""
+    in_legend: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """How a mark is drawn, around 0, 0."""
+
+    path: str
+    tone: str  # class of its colour
+    is_hollow: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spot:
+    """A point to be drawn as a mark."""
+
+    x: float
+    y: float
+    least: float  # ends of its error bar
+    most: float
+    shape: Shape
+    title: str
+    label: str = ""  # beside it
+
+
+@dataclass(frozen=True, kw_only=True)
 class Line:
     """One line of a chart."""
 
@@ -50,18 +94,9 @@ class Line:
     path: str  # of an SVG path
     dash: str
     accent: bool
-    dots: tuple[Point, ...] = ()
-    tone: str = ""  # class of its colour
-    in_legend: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """How a mark is drawn, around 0, 0; kinds differ by their outline, never by colour alone."""
-
-    path: str
+    dots: tuple[Point, ...]
     tone: str  # class of its colour
-    is_hollow: bool = False
+    in_legend: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +106,7 @@ class Mark:
     at: Point
     shape: Shape
     bar: str  # path; empty where there is one value only
-    told: str  # when the pointer rests on it
+    title: str  # shown when the pointer rests on it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +128,7 @@ class Tick:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A drawn chart; all places in units of the drawing."""
+    """A drawn chart, in units of the drawing."""
 
     key: str
     title: str
@@ -103,30 +138,18 @@ class Chart:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     lines: tuple[Line, ...]
-    diagonal: str = ""  # path of y = x
-    zero: str = ""  # path of y = 0
-    links: tuple[str, ...] = ()  # paths between marks that belong together
-    marks: tuple[Mark, ...] = ()
-    labels: tuple[Label, ...] = ()
-    keys: tuple[tuple[str, Shape], ...] = ()  # what the marks stand for
+    diagonal: str  # path of y = x
+    zero: str  # path of y = 0
+    links: tuple[str, ...]  # paths between marks that belong together
+    marks: tuple[Mark, ...]
+    labels: tuple[Label, ...]
+    keys: tuple[tuple[str, Shape], ...]  # what the marks stand for
     left: int = LEFT
     right: int = RIGHT
     top: int = TOP
     bottom: int = BOTTOM
     width: int = WIDTH
     height: int = HEIGHT
-
-
-@dataclass(frozen=True, kw_only=True)
-class Series:
-    """Named points to be drawn as a line."""
-
-    name: str
-    points: Sequence[Point]
-    dots: bool = False
-    look: int | None = None  # number of its dashes and tone; None: its place
-    tone: str = ""
-    in_legend: bool = True
 
 
 def unit_axis(name: str) -> Axis:
@@ -137,15 +160,19 @@ def unit_axis(name: str) -> Axis:
 def axis_from_zero(name: str, highest: float) -> Axis:
     """From 0 to the first round number that holds `highest`, in 2 to 5 steps."""
     highest = highest if math.isfinite(highest) and highest > 0 else 1.0
-    size = 10.0 ** math.floor(math.log10(highest / 4))
-    step = next(f * size for f in (1.0, 2.0, 2.5, 5.0, 10.0) if f * size * 5 >= highest)
+    step = _round_step(highest)
     steps = math.ceil(highest / step - 1e-9)
-    return Axis(
-        name=name,
-        low=0.0,
-        high=steps * step,
-        ticks=tuple(round(n * step, 10) for n in range(steps + 1)),
-    )
+    ticks = tuple(round(n * step, 10) for n in range(steps + 1))
+    return Axis(name=name, low=0.0, high=steps * step, ticks=ticks)
+
+
+def span_axis(name: str, low: float, high: float) -> Axis:
+    """From a round number below `low` to one above `high`, in 1 to 7 steps."""
+    step = _round_step(max(high - low, 0.01))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    last = max(last, first + 1)
+    ticks = tuple(round(n * step, 10) for n in range(first, last + 1))
+    return Axis(name=name, low=ticks[0], high=ticks[-1], ticks=ticks)
 
 
 def log_axis(name: str, low: float, high: float) -> Axis:
@@ -163,17 +190,6 @@ def log_axis(name: str, low: float, high: float) -> Axis:
     return Axis(name=name, low=low, high=high, ticks=tuple(ticks), is_log=True)
 
 
-def span_axis(name: str, low: float, high: float) -> Axis:
-    """From a round number below `low` to one above `high`, in 1 to 7 steps."""
-    size = max(high - low, 0.01)
-    power = 10.0 ** math.floor(math.log10(size / 4))
-    step = next(f * power for f in (1.0, 2.0, 2.5, 5.0, 10.0) if f * power * 5 >= size)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    last = max(last, first + 1)
-    ticks = tuple(round(n * step, 10) for n in range(first, last + 1))
-    return Axis(name=name, low=ticks[0], high=ticks[-1], ticks=ticks)
-
-
 def draw_chart(
     key: str,
     title: str,
@@ -181,53 +197,53 @@ def draw_chart(
     *,
     x: Axis,
     y: Axis,
-    series: Sequence[Series],
+    series: Sequence[Series] = (),
+    spots: Sequence[Spot] = (),
+    links: Sequence[Sequence[Point]] = (),
+    keys: Sequence[tuple[str, Shape]] = (),
     diagonal: bool = False,
 ) -> Chart:
-    """Scale the series; the first look is drawn in the accent colour."""
+    """Scale lines and marks; the first look is drawn in the accent colour.
+
+    Labels that find no room are left out, the last spots' first.
+    """
     return Chart(
         key=key,
         title=title,
         description=description,
         x_name=x.name,
         y_name=y.name,
-        x_ticks=x_ticks(x),
-        y_ticks=y_ticks(y),
-        lines=tuple(
-            Line(
-                name=own.name,
-                path=path_of(own.points, x=x, y=y),
-                dash=DASHES[(number if own.look is None else own.look) % len(DASHES)],
-                accent=(number if own.look is None else own.look) == 0,
-                dots=tuple(place_of(point, x=x, y=y) for point in own.points) if own.dots else (),
-                tone=own.tone,
-                in_legend=own.in_legend,
-            )
-            for number, own in enumerate(series)
-        ),
+        x_ticks=tuple(Tick(at=_x(x, tick), text=x.text_of(tick)) for tick in x.ticks),
+        y_ticks=tuple(Tick(at=_y(y, tick), text=y.text_of(tick)) for tick in y.ticks),
+        lines=tuple(_draw_line(index, each, x, y) for index, each in enumerate(series)),
         diagonal=path_of([(x.low, y.low), (x.high, y.high)], x=x, y=y) if diagonal else "",
+        zero=path_of([(x.low, 0.0), (x.high, 0.0)], x=x, y=y) if y.low < 0 <= y.high else "",
+        links=tuple(path_of(points, x=x, y=y) for points in links),
+        marks=tuple(
+            Mark(
+                at=(_x(x, spot.x), _y(y, spot.y)),
+                shape=spot.shape,
+                bar=path_of([(spot.x, spot.least), (spot.x, spot.most)], x=x, y=y)
+                if spot.most > spot.least
+                else "",
+                title=spot.title,
+            )
+            for spot in spots
+        ),
+        labels=_place_labels(spots, x, y),
+        keys=tuple(keys),
     )
-
-
-def x_ticks(axis: Axis) -> tuple[Tick, ...]:
-    """Where the ticks of a horizontal axis lie."""
-    return tuple(Tick(at=_x(axis, tick), text=axis.text_of(tick)) for tick in axis.ticks)
-
-
-def y_ticks(axis: Axis) -> tuple[Tick, ...]:
-    """Where the ticks of a vertical axis lie."""
-    return tuple(Tick(at=_y(axis, tick), text=axis.text_of(tick)) for tick in axis.ticks)
-
-
-def place_of(point: Point, *, x: Axis, y: Axis) -> Point:
-    """Where a point lies in the drawing."""
-    return _x(x, point[0]), _y(y, point[1])
 
 
 def path_of(points: Sequence[Point], *, x: Axis, y: Axis) -> str:
     """The points as an SVG path; empty where there are none."""
-    places = [f"{_x(x, a):.1f} {_y(y, b):.1f}" for a, b in points]
-    return f"M{'L'.join(places)}" if places else ""
+    corners = [f"{_x(x, a):.1f} {_y(y, b):.1f}" for a, b in points]
+    return f"M{'L'.join(corners)}" if corners else ""
+
+
+def _round_step(size: float) -> float:
+    power = 10.0 ** math.floor(math.log10(size / 4))
+    return next(f * power for f in (1.0, 2.0, 2.5, 5.0, 10.0) if f * power * 5 >= size)
 
 
 def _x(axis: Axis, value: float) -> float:
@@ -238,101 +254,42 @@ def _y(axis: Axis, value: float) -> float:
     return round(BOTTOM - axis.share(value) * (BOTTOM - TOP), 1)
 
 
-_LETTER = 6.3  # width of one at 11 pixels, on the safe side
-_LINE = 12.0  # height of one
-_REACH = 5.5  # half of a mark
-
-CIRCLE = "M-3.6 0A3.6 3.6 0 1 1 3.6 0A3.6 3.6 0 1 1 -3.6 0Z"
-RING = "M-5.4 0A5.4 5.4 0 1 1 5.4 0A5.4 5.4 0 1 1 -5.4 0Z"
-SQUARE = "M-3.4 -3.4L3.4 -3.4L3.4 3.4L-3.4 3.4Z"
-TRIANGLE = "M0 -5.2L5 3.8L-5 3.8Z"
-
-Box = tuple[float, float, float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spot:
-    """A point to be drawn.
-
-    Attributes:
-        least, most: ends of its error bar.
-        label: text beside it; empty: none.
-    """
-
-    x: float
-    y: float
-    least: float
-    most: float
-    shape: Shape
-    told: str
-    label: str = ""
-
-
-def draw_spots(
-    key: str,
-    title: str,
-    description: str,
-    *,
-    x: Axis,
-    y: Axis,
-    spots: Sequence[Spot],
-    links: Sequence[Sequence[Point]] = (),
-    keys: Sequence[tuple[str, Shape]] = (),
-) -> Chart:
-    """Scale the spots; labels that find no room are left out, the last spots' first."""
-    return Chart(
-        key=key,
-        title=title,
-        description=description,
-        x_name=x.name,
-        y_name=y.name,
-        x_ticks=x_ticks(x),
-        y_ticks=y_ticks(y),
-        lines=(),
-        zero=path_of([(x.low, 0.0), (x.high, 0.0)], x=x, y=y) if y.low < 0 <= y.high else "",
-        links=tuple(path_of(points, x=x, y=y) for points in links),
-        marks=tuple(
-            Mark(
-                at=place_of((own.x, own.y), x=x, y=y),
-                shape=own.shape,
-                bar=_bar(own, x, y),
-                told=own.told,
-            )
-            for own in spots
-        ),
-        labels=_place_labels(spots, x=x, y=y),
-        keys=tuple(keys),
+def _draw_line(index: int, series: Series, x: Axis, y: Axis) -> Line:
+    look = index if series.look is None else series.look
+    return Line(
+        name=series.name,
+        path=path_of(series.points, x=x, y=y),
+        dash=DASHES[look % len(DASHES)],
+        accent=look == 0,
+        dots=tuple((_x(x, a), _y(y, b)) for a, b in series.points) if series.dots else (),
+        tone=series.tone,
+        in_legend=series.in_legend,
     )
 
 
-def _bar(own: Spot, x: Axis, y: Axis) -> str:
-    if own.most <= own.least:
-        return ""
-    return path_of([(own.x, own.least), (own.x, own.most)], x=x, y=y)
-
-
-def _place_labels(spots: Sequence[Spot], *, x: Axis, y: Axis) -> tuple[Label, ...]:
-    """Each label at the first of eight places around its mark that nothing else takes."""
-    taken = [box for own in spots for box in _boxes_of(own, x, y)]
-    found = []
-    for own in spots:
-        if not own.label:
+def _place_labels(spots: Sequence[Spot], x: Axis, y: Axis) -> tuple[Label, ...]:
+    """Put each label at the first of eight places around its mark that nothing else takes."""
+    taken = [box for spot in spots for box in _boxes_of(spot, x, y)]
+    labels = []
+    for spot in spots:
+        if not spot.label:
             continue
-        mark, bar = _boxes_of(own, x, y)
-        for label in _places(place_of((own.x, own.y), x=x, y=y), _around(mark, bar), own.label):
+        for label in _places(spot, x, y):
             box = _box_of(label)
             is_inside = box[0] >= LEFT and box[2] <= RIGHT and box[1] >= TOP and box[3] <= BOTTOM
             if is_inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
-                found.append(label)
+                labels.append(label)
                 break
-    return tuple(found)
+    return tuple(labels)
 
 
-def _places(at: Point, bar: Box, text: str) -> list[Label]:
+def _places(spot: Spot, x: Axis, y: Axis) -> list[Label]:
     """Beside, above and below the mark, then askew; a letter or two stand above it first."""
-    across, down = at
-    near, up, low = _REACH + 3, bar[1] - _REACH, bar[3] + _REACH + 8
+    mark, bar = _boxes_of(spot, x, y)
+    across, down = _x(x, spot.x), _y(y, spot.y)
+    near = _REACH + 3
+    up, low = min(mark[1], bar[1]) - _REACH, max(mark[3], bar[3]) + _REACH + 8
     beside = [(across + near, down + 4, "start"), (across - near, down + 4, "end")]
     level = [(across, up, "middle"), (across, low, "middle")]
     askew = [
@@ -340,9 +297,10 @@ def _places(at: Point, bar: Box, text: str) -> list[Label]:
         for drop in (-10, 18)
         for step in (1, -1)
     ]
-    sides = [*level, *beside, *askew] if len(text) <= 2 else [*beside, *level, *askew]
+    sides = [*level, *beside, *askew] if len(spot.label) <= 2 else [*beside, *level, *askew]
     return [
-        Label(at=(round(a, 1), round(b, 1)), anchor=anchor, text=text) for a, b, anchor in sides
+        Label(at=(round(a, 1), round(b, 1)), anchor=anchor, text=spot.label)
+        for a, b, anchor in sides
     ]
 
 
@@ -352,17 +310,11 @@ def _box_of(label: Label) -> Box:
     return left - 2, label.at[1] - _LINE + 2, left + width + 2, label.at[1] + 3
 
 
-def _around(one: Box, other: Box) -> Box:
-    lows = [min(pair) for pair in zip(one, other, strict=True)]
-    highs = [max(pair) for pair in zip(one, other, strict=True)]
-    return lows[0], lows[1], highs[2], highs[3]
-
-
-def _boxes_of(own: Spot, x: Axis, y: Axis) -> tuple[Box, Box]:
-    across, down = place_of((own.x, own.y), x=x, y=y)
-    top, bottom = (place_of((own.x, end), x=x, y=y)[1] for end in (own.most, own.least))
+def _boxes_of(spot: Spot, x: Axis, y: Axis) -> tuple[Box, Box]:
+    """What the mark covers, and its error bar."""
+    across, down = _x(x, spot.x), _y(y, spot.y)
     mark = (across - _REACH, down - _REACH, across + _REACH, down + _REACH)
-    return mark, (across - 1, top, across + 1, bottom)
+    return mark, (across - 1, _y(y, spot.most), across + 1, _y(y, spot.least))
 
 
 def _overlap(one: Box, other: Box) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from cachedet.evaluation.strata import Stratum
 from cachedet.reporting.content import (
     ABSENT,
     Cell,
@@ -14,55 +15,49 @@ from cachedet.reporting.content import (
     count,
     count_classes,
     figure,
+    rank_of,
     span,
 )
 from cachedet.reporting.run_analysis import RunAnalysis
-from cachedet.reporting.scores_sections import (
-    FEWEST_IMAGES,
-    difference_cell,
-    of_run,
+from cachedet.reporting.scores_sections import FEWEST_IMAGES, difference_cell, of_run
+
+_MAIN_FINDING = (
+    "The fewer annotations a class has, the more a frozen backbone helps: the main finding of "
+    "arXiv 2204.00484. Classes are grouped by their boxes in the training data."
+)
+_NO_STRATA = (
+    "Not recorded: no run here has the training.json that cachedet train-heads writes when it "
+    "starts."
+)
+_CUT = "Cut at: the score at which F1 is best at IoU 0.5, with precision and recall there."
+_GAIN = (
+    "Gain: AP minus that of the first run. Of many classes, one in twenty is better or worse by "
+    f"chance; one that fewer than {FEWEST_IMAGES} images hold gets no verdict."
 )
 
 
-def class_section(
-    names: Sequence[str],
-    analyses: Sequence[RunAnalysis],
-    training: Sequence[dict[int, int] | None],
-) -> Section:
+def class_section(runs: Sequence[RunAnalysis]) -> Section:
     """AP and best cut of every class."""
-    counted = _columns_of_counts(names, training)
+    counted = _columns_of_counts(runs)
     columns = ["boxes", *counted]
-    for number, name in enumerate(names):
-        columns += [of_run("AP", name, names)]
-        columns += [of_run("gain", name, names)] if number else []
-        columns += [of_run("cut at", name, names)]
+    for number, run in enumerate(runs):
+        heads = ("AP", "gain", "cut at") if number else ("AP", "cut at")
+        columns += [of_run(head, run, runs) for head in heads]
     rows = []
-    for label, score in enumerate(analyses[0].scores.per_class):
+    for label, score in enumerate(runs[0].scores.per_class):
         cells = [Cell(text=count(score.num_boxes), rank=score.num_boxes)]
         for counts in counted.values():
-            num_training = counts.get(score.category_id)
-            cells.append(
-                Cell(
-                    text=ABSENT if num_training is None else count(num_training), rank=num_training
-                )
-            )
-        for own in analyses:
-            cells += _class_cells(own, label)
+            number_of = counts.get(score.category_id)
+            text = ABSENT if number_of is None else count(number_of)
+            cells.append(Cell(text=text, rank=number_of))
+        for run in runs:
+            cells += _class_cells(run, label)
         rows.append(Row(name=score.name, cells=tuple(cells)))
-    several = (
-        (
-            "Gain: AP minus that of the first run. Of many classes, one in twenty is better or "
-            f"worse by chance; one that fewer than {FEWEST_IMAGES} images hold gets no "
-            "verdict.",
-        )
-        if len(names) > 1
-        else ()
-    )
     return Section(
         key="classes",
         title="Class by class",
         short="Classes",
-        leads=(_class_lead(names[0], analyses[0]),),
+        leads=(_class_lead(runs[0]),),
         tables=(
             Table(
                 caption=f"{count_classes(len(rows))}. A dash: the scored images hold no such box.",
@@ -72,102 +67,80 @@ def class_section(
                 sortable=True,
             ),
         ),
-        notes=(
-            "Cut at: the score at which F1 is best at IoU 0.5, with precision and recall there.",
-            *several,
-        ),
+        notes=(_CUT, _GAIN) if len(runs) > 1 else (_CUT,),
     )
 
 
-def annotation_section(names: Sequence[str], analyses: Sequence[RunAnalysis]) -> Section:
+def annotation_section(runs: Sequence[RunAnalysis]) -> Section:
     """AP by the number of training annotations of a class."""
-    known = next((own.strata for own in analyses if own.strata is not None), None)
-    lead = (
-        "The fewer annotations a class has, the more a frozen backbone helps: the main finding of "
-        "arXiv 2204.00484. Classes are grouped by their boxes in the training data."
-    )
-    if known is None:
-        return Section(
-            key="annotations",
-            title="By number of training annotations",
-            short="Annotations",
-            leads=(
-                lead,
-                "Not recorded: no run here has the training.json that cachedet train-heads writes "
-                "when it starts.",
+    known = next((run.analysis.strata for run in runs if run.analysis.strata is not None), ())
+    rows = [
+        Row(
+            name=f"{stratum.name} annotations",
+            cells=tuple(
+                _stratum_cell(None if run.analysis.strata is None else run.analysis.strata[number])
+                for run in runs
             ),
         )
-    rows = []
-    for number, stratum in enumerate(known):
-        cells = []
-        for own in analyses:
-            found = None if own.strata is None else own.strata[number]
-            cells.append(
-                Cell(text="not recorded", tone="faint")
-                if found is None
-                else Cell(
-                    text=figure(found.ap),
-                    note=f"{count(found.num_scored)} of {count_classes(found.num_classes)}"
-                    if found.num_classes
-                    else "no class",
-                )
-            )
-        rows.append(Row(name=f"{stratum.name} annotations", cells=tuple(cells)))
+        for number, stratum in enumerate(known)
+    ]
+    table = Table(
+        caption="Mean AP of the classes in each bin that have boxes in the scored images, and how "
+        "many these are.",
+        corner="Training boxes",
+        columns=tuple(of_run("AP", run, runs) for run in runs),
+        rows=tuple(rows),
+    )
     return Section(
         key="annotations",
         title="By number of training annotations",
         short="Annotations",
-        leads=(lead,),
-        tables=(
-            Table(
-                caption="Mean AP of the classes in each bin that have boxes in the scored "
-                "images, and how many these are.",
-                corner="Training boxes",
-                columns=tuple(of_run("AP", name, names) for name in names),
-                rows=tuple(rows),
-            ),
-        ),
+        leads=(_MAIN_FINDING,) if rows else (_MAIN_FINDING, _NO_STRATA),
+        tables=(table,) if rows else (),
     )
 
 
-def _class_cells(own: RunAnalysis, label: int) -> list[Cell]:
-    score, best = own.scores.per_class[label], own.curves.per_class[label].best
-    interval = own.intervals.per_class[label]
-    cells = [
-        Cell(
-            text=figure(score.ap),
-            note="" if math.isnan(interval.low) else span(interval),
-            rank=None if math.isnan(score.ap) else score.ap,
-        )
-    ]
-    if own.difference is not None:
-        cells.append(
-            difference_cell(own.difference.per_class[label], num_images=own.class_images[label])
-        )
+def _stratum_cell(stratum: Stratum | None) -> Cell:
+    if stratum is None:
+        return Cell(text="not recorded", tone="faint")
+    scored = f"{count(stratum.num_scored)} of {count_classes(stratum.num_classes)}"
+    return Cell(text=figure(stratum.ap), note=scored if stratum.num_classes else "no class")
+
+
+def _class_cells(run: RunAnalysis, label: int) -> list[Cell]:
+    ap, best = run.scores.per_class[label].ap, run.curves.per_class[label].best
+    interval = run.intervals.per_class[label]
+    interval_text = span(interval.low, interval.high, absent="")
+    cells = [Cell(text=figure(ap), note=interval_text, rank=rank_of(ap))]
+    if run.difference is not None:
+        gain = run.difference.per_class[label]
+        cells.append(difference_cell(gain, num_images=run.class_images[label]))
     if math.isnan(best.score):
         return [*cells, Cell(text=ABSENT)]
     note = f"P {figure(best.precision, digits=2)}, R {figure(best.recall, digits=2)}"
     return [*cells, Cell(text=figure(best.score, digits=2), note=note, rank=best.score)]
 
 
-def _columns_of_counts(
-    names: Sequence[str], training: Sequence[dict[int, int] | None]
-) -> dict[str, dict[int, int]]:
+def _columns_of_counts(runs: Sequence[RunAnalysis]) -> dict[str, dict[int, int]]:
     """One column of training boxes where all runs learnt from as many, else one a run."""
-    known = {name: own for name, own in zip(names, training, strict=True) if own is not None}
-    if len(known) == len(names) and all(own == training[0] for own in known.values()):
-        return {"in training": known[names[0]]}
-    return {of_run("in training", name, names): own for name, own in known.items()}
+    counts = [run.analysis.training_boxes for run in runs]
+    if counts[0] is not None and all(of_other == counts[0] for of_other in counts):
+        return {"in training": counts[0]}
+    return {
+        of_run("in training", run, runs): of_this
+        for run, of_this in zip(runs, counts, strict=True)
+        if of_this is not None
+    }
 
 
-def _class_lead(name: str, own: RunAnalysis) -> str:
-    known = [score for score in own.scores.per_class if not math.isnan(score.ap)]
+def _class_lead(run: RunAnalysis) -> str:
+    known = [score for score in run.scores.per_class if not math.isnan(score.ap)]
     if not known:
         return "The scored images hold boxes of no class."
     if len(known) == 1:
         return f"The scored images hold boxes of one class only, {known[0].name}."
     low, high = (pick(known, key=lambda score: score.ap) for pick in (min, max))
     return (
-        f"{name} is best at {high.name} (AP {figure(high.ap)}) and worst at {low.name} "
+        f"{run.name} is best at {high.name} (AP {figure(high.ap)}) and worst at {low.name} "
         f"(AP {figure(low.ap)}), of {count(len(known))} classes that can be scored."
     )

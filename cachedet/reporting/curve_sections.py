@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from cachedet.reporting.charts import (
     path_of,
     unit_axis,
 )
-from cachedet.reporting.content import Cell, Fold, Row, Section, Table, figure
+from cachedet.reporting.content import Cell, Fold, Row, Section, Table, count, figure
 from cachedet.reporting.run_analysis import RunAnalysis
 from cachedet.reporting.scored_run import ScoredRun
 
@@ -36,28 +35,23 @@ class ClassPaths:
     name: str
     paths: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "paths": list(self.paths)}
 
-
-def curve_section(names: Sequence[str], analyses: Sequence[RunAnalysis]) -> Section:
+def curve_section(runs: Sequence[RunAnalysis]) -> Section:
     """Precision, recall, and whether scores mean what they say."""
+    ends = ", ".join(f"{run.name}: AP50 {figure(run.scores.ap50)}" for run in runs)
     return Section(
         key="curves",
         title="Precision, recall and scores",
         short="Curves",
-        leads=tuple(_cut_lead(n, own.curves) for n, own in zip(names, analyses, strict=True)),
+        leads=tuple(_cut_lead(run.name, run.curves) for run in runs),
         charts=(
             draw_chart(
                 PRECISION_CHART,
                 "Precision against recall",
-                "Mean over all classes at IoU 0.5. " + _ends(names, analyses),
+                f"Mean over all classes at IoU 0.5. {ends}.",
                 x=unit_axis("recall"),
                 y=unit_axis("precision"),
-                series=[
-                    Series(name=name, points=_mean_curve(own.curves))
-                    for name, own in zip(names, analyses, strict=True)
-                ],
+                series=[Series(name=run.name, points=_mean_curve(run.curves)) for run in runs],
             ),
             draw_chart(
                 "calibration",
@@ -67,39 +61,31 @@ def curve_section(names: Sequence[str], analyses: Sequence[RunAnalysis]) -> Sect
                 x=unit_axis("mean score"),
                 y=unit_axis("share that is right"),
                 series=[
-                    Series(name=name, points=_calibration(own.curves), dots=True)
-                    for name, own in zip(names, analyses, strict=True)
+                    Series(name=run.name, points=_calibration(run.curves), dots=True)
+                    for run in runs
                 ],
                 diagonal=True,
             ),
         ),
-        folds=(Fold(title="Calibration in figures", table=_calibration_table(names, analyses)),),
+        folds=(Fold(title="Calibration in figures", table=_calibration_table(runs)),),
         notes=("Cuts of single classes stand in the table of classes.",),
     )
 
 
-def class_paths(analyses: Sequence[RunAnalysis]) -> tuple[ClassPaths, ...]:
+def class_paths(runs: Sequence[RunAnalysis]) -> tuple[ClassPaths, ...]:
     """The classes with the most boxes, in label order; the page offers them beside the mean."""
-    scores = analyses[0].scores.per_class
+    scores = runs[0].scores.per_class
     known = [label for label, score in enumerate(scores) if not math.isnan(score.ap)]
     most = sorted(known, key=lambda label: -scores[label].num_boxes)[:MOST_CURVES]
     x, y = unit_axis(""), unit_axis("")
-    mean = ClassPaths(
-        name="Mean over all classes",
-        paths=tuple(path_of(_mean_curve(own.curves), x=x, y=y) for own in analyses),
-    )
-    return (
-        mean,
-        *(
-            ClassPaths(
-                name=scores[label].name,
-                paths=tuple(
-                    path_of(_points(own.curves.per_class[label].precision), x=x, y=y)
-                    for own in analyses
-                ),
-            )
-            for label in sorted(most)
-        ),
+    lines = [("Mean over all classes", [_mean_curve(run.curves) for run in runs])]
+    lines += [
+        (scores[label].name, [_points(run.curves.per_class[label].precision) for run in runs])
+        for label in sorted(most)
+    ]
+    return tuple(
+        ClassPaths(name=name, paths=tuple(path_of(points, x=x, y=y) for points in of_runs))
+        for name, of_runs in lines
     )
 
 
@@ -109,27 +95,18 @@ def training_section(runs: Sequence[ScoredRun]) -> Section:
         Series(name=run.name, points=_thin([(p.step, p.loss) for p in run.metrics])) for run in runs
     ]
     scores = [
-        Series(
-            name=run.name,
-            points=_thin([(p.step, p.val_ap) for p in run.metrics if p.val_ap is not None]),
-            dots=True,
-        )
+        Series(name=run.name, points=_thin([(p.step, p.val_ap) for p in run.metrics]), dots=True)
         for run in runs
     ]
-    charts = tuple(
-        chart
-        for chart in (
-            _over_steps("loss", "Training loss", "loss", losses),
-            _over_steps("validation", "AP on the validation store", "AP", scores),
-        )
-        if chart is not None
-    )
     return Section(
         key="training",
         title="Training",
         short="Training",
         leads=tuple(_training_lead(run) for run in runs),
-        charts=charts,
+        charts=(
+            *_over_steps("loss", "Training loss", "loss", losses),
+            *_over_steps("validation", "AP on the validation store", "AP", scores),
+        ),
         notes=(
             "The best of the validations chose the checkpoint; where it is scored on the same "
             "images, its AP is a little too good.",
@@ -158,53 +135,45 @@ def _points(precision: Sequence[float]) -> list[Point]:
     return list(zip(RECALLS.tolist(), precision, strict=True)) if len(precision) else []
 
 
-def _ends(names: Sequence[str], analyses: Sequence[RunAnalysis]) -> str:
-    """The area under each curve in words."""
-    told = [f"{n}: AP50 {figure(a.scores.ap50)}" for n, a in zip(names, analyses, strict=True)]
-    return ", ".join(told) + "."
-
-
 def _calibration(curves: Curves) -> list[Point]:
-    return [(own.mean_score, own.precision) for own in curves.calibration if own.count]
+    return [(bin_.mean_score, bin_.precision) for bin_ in curves.calibration if bin_.count]
 
 
-def _calibration_table(names: Sequence[str], analyses: Sequence[RunAnalysis]) -> Table:
-    rows = []
-    for number, own in enumerate(analyses[0].curves.calibration):
-        found = [analysis.curves.calibration[number] for analysis in analyses]
-        cells = tuple(
-            Cell(text=figure(bin_.precision, digits=2), note=f"{bin_.count:,}") for bin_ in found
+def _calibration_table(runs: Sequence[RunAnalysis]) -> Table:
+    by_score = zip(*(run.curves.calibration for run in runs), strict=True)
+    rows = tuple(
+        Row(
+            name=f"{bins[0].low:.1f} to {bins[0].high:.1f}",
+            cells=tuple(
+                Cell(text=figure(bin_.precision, digits=2), note=count(bin_.count)) for bin_ in bins
+            ),
         )
-        rows.append(Row(name=f"{own.low:.1f} to {own.high:.1f}", cells=cells))
+        for bins in by_score
+    )
     return Table(
         caption="Share of detections that are right, and how many there are, by score.",
         corner="Score",
-        columns=tuple(names),
-        rows=tuple(rows),
+        columns=tuple(run.name for run in runs),
+        rows=rows,
     )
 
 
-def _over_steps(key: str, title: str, name: str, series: Sequence[Series]) -> Chart | None:
+def _over_steps(key: str, title: str, name: str, series: Sequence[Series]) -> tuple[Chart, ...]:
     """None where no run has such points."""
-    points = [point for own in series for point in own.points]
+    points = [point for each in series for point in each.points]
     if not points:
-        return None
-    ends = [f"{own.name} ends at {own.points[-1][1]:.3f}" for own in series if own.points]
-    return draw_chart(
-        key,
-        title,
-        ", ".join(ends) + ".",
-        x=axis_from_zero("step", max(step for step, _ in points)),
-        y=axis_from_zero(name, max(value for _, value in points)),
-        series=series,
-    )
+        return ()
+    ends = [f"{each.name} ends at {each.points[-1][1]:.3f}" for each in series if each.points]
+    x = axis_from_zero("step", max(step for step, _ in points))
+    y = axis_from_zero(name, max(value for _, value in points))
+    return (draw_chart(key, title, f"{', '.join(ends)}.", x=x, y=y, series=series),)
 
 
 def _thin(points: Sequence[tuple[int, float | None]]) -> list[Point]:
-    """At most `_MOST_POINTS`: means of neighbours."""
+    """At most `_MOST_POINTS` of those that have a value: means of neighbours."""
     known = np.array([(a, b) for a, b in points if b is not None], dtype=np.float64).reshape(-1, 2)
     groups = np.array_split(known, min(len(known), _MOST_POINTS)) if len(known) else []
-    return [(float(own[:, 0].mean()), float(own[:, 1].mean())) for own in groups]
+    return [(float(group[:, 0].mean()), float(group[:, 1].mean())) for group in groups]
 
 
 def _training_lead(run: ScoredRun) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cachedet.evaluation.confusion import ConfusionMatrix
+from cachedet.evaluation.error_kinds import ErrorCost
 from cachedet.reporting.content import ABSENT, Cell, Fold, Row, Section, Table, count, figure
 from cachedet.reporting.run_analysis import RunAnalysis
 
@@ -25,33 +26,36 @@ _MEANINGS = {
 }
 
 
-def error_section(names: Sequence[str], analyses: Sequence[RunAnalysis]) -> Section:
+def error_section(runs: Sequence[RunAnalysis]) -> Section:
     """What each kind of error costs."""
-    most = max((cost.cost for own in analyses for cost in own.errors.kinds), default=0.0)
-    rows = []
-    for number, kind in enumerate(_MEANINGS):
-        cells = []
-        for own in analyses:
-            cost = own.errors.kinds[number]
-            cells.append(_cost_cell(cost.cost, cost.count, most=most))
-        rows.append(Row(name=kind, note=_MEANINGS[kind], cells=tuple(cells)))
-    for name, pick in (("all wrong detections", "false_positives"),
-                       ("all boxes not found", "false_negatives")):  # fmt: skip
-        found = [getattr(own.errors, pick) for own in analyses]
-        rows.append(
-            Row(name=name, cells=tuple(_cost_cell(c.cost, c.count, most=None) for c in found))
+    most = max((cost.cost for run in runs for cost in run.errors.kinds), default=0.0)
+    rows = [
+        Row(
+            name=kind,
+            note=meaning,
+            cells=tuple(_cost_cell(run.errors.kinds[number], most=most) for run in runs),
         )
+        for number, (kind, meaning) in enumerate(_MEANINGS.items())
+    ]
+    sums = {
+        "all wrong detections": [run.errors.false_positives for run in runs],
+        "all boxes not found": [run.errors.false_negatives for run in runs],
+    }
+    rows += [
+        Row(name=name, cells=tuple(_cost_cell(cost, most=None) for cost in costs))
+        for name, costs in sums.items()
+    ]
     return Section(
         key="errors",
         title="Where the errors come from",
         short="Errors",
-        leads=tuple(_lead(name, own) for name, own in zip(names, analyses, strict=True)),
+        leads=tuple(map(_lead, runs)),
         tables=(
             Table(
                 caption="AP50 that would be gained if one kind of error alone were put right, and "
                 "how often it occurs.",
                 corner="Kind",
-                columns=tuple(names),
+                columns=tuple(run.name for run in runs),
                 rows=tuple(rows),
             ),
         ),
@@ -62,53 +66,55 @@ def error_section(names: Sequence[str], analyses: Sequence[RunAnalysis]) -> Sect
     )
 
 
-def confusion_section(names: Sequence[str], analyses: Sequence[RunAnalysis]) -> Section:
+def confusion_section(runs: Sequence[RunAnalysis]) -> Section:
     """Which class is taken for which, above the best score of each run."""
-    whole = len(analyses[0].confusion.categories) <= MOST_CLASSES
+    classes = len(runs[0].confusion.categories)
+    has_matrix = classes <= MOST_CLASSES
+    how = (
+        "Read along a line: what became of the boxes of that class."
+        if has_matrix
+        else f"Of {count(classes)} classes, the {MOST_PAIRS} pairs that are confused most often."
+    )
     return Section(
         key="confusion",
         title="What is taken for what",
         short="Confusion",
         leads=(
             "Counts of detections above the score at which F1 of all classes together is best. "
-            + (
-                "Read along a line: what became of the boxes of that class."
-                if whole
-                else f"Of {count(len(analyses[0].confusion.categories))} classes, the "
-                f"{MOST_PAIRS} pairs that are confused most often."
-            ),
+            + how,
         ),
         folds=tuple(
             Fold(
-                title=f"{name}, scores from {figure(own.confusion.min_score, digits=2)}",
-                table=_matrix(own.confusion) if whole else _pairs(own.confusion),
+                title=f"{run.name}, scores from {figure(run.confusion.min_score, digits=2)}",
+                table=_matrix(run.confusion) if has_matrix else _pairs(run.confusion),
                 is_open=number == 0,
             )
-            for number, (name, own) in enumerate(zip(names, analyses, strict=True))
+            for number, run in enumerate(runs)
         ),
     )
 
 
-def _cost_cell(cost: float, number: int, *, most: float | None) -> Cell:
-    bar = None if most is None else max(cost, 0.0) / most if most > 0 else 0.0
-    return Cell(text=figure(cost), note=count(number), bar=None if math.isnan(cost) else bar)
+def _cost_cell(cost: ErrorCost, *, most: float | None) -> Cell:
+    bar = None if most is None else max(cost.cost, 0.0) / most if most > 0 else 0.0
+    text, note = figure(cost.cost), count(cost.count)
+    return Cell(text=text, note=note, bar=None if math.isnan(cost.cost) else bar)
 
 
-def _lead(name: str, own: RunAnalysis) -> str:
-    known = [cost for cost in own.errors.kinds if not math.isnan(cost.cost)]
+def _lead(run: RunAnalysis) -> str:
+    known = [cost for cost in run.errors.kinds if not math.isnan(cost.cost)]
     if not known:
-        return f"{name}: there are no boxes to find, so no error has a cost."
+        return f"{run.name}: there are no boxes to find, so no error has a cost."
     worst = max(known, key=lambda cost: cost.cost)
     if worst.cost <= 0:
-        return f"{name}: no single kind of error costs AP50."
+        return f"{run.name}: no single kind of error costs AP50."
     return (
-        f"{name}: {worst.kind} costs most, {figure(worst.cost)} AP50 "
+        f"{run.name}: {worst.kind} costs most, {figure(worst.cost)} AP50 "
         f"({_MEANINGS[worst.kind]}; {count(worst.count)} times)."
     )
 
 
 def _matrix(confusion: ConfusionMatrix) -> Table:
-    names = [*confusion.categories.names, _NOTHING]
+    names = (*confusion.categories.names, _NOTHING)
     rows = []
     for true_class, name in enumerate(names):
         counts = confusion.counts[true_class]
@@ -124,30 +130,30 @@ def _matrix(confusion: ConfusionMatrix) -> Table:
         caption="Lines: what is there. Columns: what was detected. The shade is the share of the "
         "line.",
         corner="there",
-        columns=tuple(names),
+        columns=names,
         rows=tuple(rows),
     )
 
 
 def _pairs(confusion: ConfusionMatrix) -> Table:
     """The most frequent confusions between classes; boxes missed and false alarms stand apart."""
-    classes = len(confusion.categories)
+    names, classes = confusion.categories.names, len(confusion.categories)
     between = confusion.counts[:classes, :classes].copy()
     np.fill_diagonal(between, 0)
-    order = np.argsort(-between, axis=None, kind="stable")[:MOST_PAIRS]
-    rows = []
     totals = confusion.counts.sum(axis=1)
-    for place in order.tolist():
-        true_class, detected = divmod(place, classes)
+    rows = []
+    for index in np.argsort(-between, axis=None, kind="stable")[:MOST_PAIRS].tolist():
+        true_class, detected = divmod(index, classes)
         number = int(between[true_class, detected])
         if not number:
             break
+        share = number / totals[true_class]
         cells = (
-            Cell(text=confusion.categories.names[detected], is_name=True),
+            Cell(text=names[detected], is_name=True),
             Cell(text=count(number), rank=number),
-            Cell(text=f"{number / totals[true_class]:.0%}", rank=number / totals[true_class]),
+            Cell(text=f"{share:.0%}", rank=share),
         )
-        rows.append(Row(name=confusion.categories.names[true_class], cells=cells))
+        rows.append(Row(name=names[true_class], cells=cells))
     missed = int(confusion.counts[:classes, classes].sum())
     alarms = int(confusion.counts[classes, :classes].sum())
     return Table(

@@ -19,7 +19,7 @@ from PIL import Image
 
 from cachedet.data.images import decode_image
 from cachedet.errors import BadImageError, InputError
-from cachedet.evaluation.error_kinds import KIND_NAMES, RIGHT
+from cachedet.evaluation.error_kinds import IGNORED, KIND_NAMES, RIGHT
 from cachedet.reporting.run_analysis import RunAnalysis
 from cachedet.structures import Annotations
 
@@ -43,11 +43,7 @@ class SheetImage:
     size_hw: tuple[int, int]
     source: str  # data URL
     boxes: list[list[float]]  # x, y, w, h, label, crowd
-    detections: list[list[list[float]]]  # runs of x, y, w, h, score, label, kind, box found or -1
-
-    def to_json(self) -> dict[str, Any]:
-        """What the page draws boxes from."""
-        return {"ground_truth": self.boxes, "runs": self.detections}
+    detections: list[list[list[float]]]  # runs of x, y, w, h, score, label, kind, its box or -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +57,16 @@ class Sheet:
     unreadable: tuple[str, ...]  # why images are missing
     long_side: int
 
-    def place_of(self, image: SheetImage) -> int:
-        """Its number in the data of the page's script."""
-        return next(n for n, own in enumerate(self.images) if own is image)
+    def index_of(self, image: SheetImage) -> int:
+        """Its index in the data of the page's script."""
+        return next(n for n, shown in enumerate(self.images) if shown is image)
 
     def to_json(self) -> dict[str, Any]:
         """The data of the page's script."""
         return {
-            "images": [image.to_json() for image in self.images],
+            "images": [
+                {"ground_truth": image.boxes, "runs": image.detections} for image in self.images
+            ],
             "classes": list(self.class_names),
             "cuts": list(self.cuts),
             "kinds": list(KIND_NAMES),
@@ -84,17 +82,14 @@ class ImageScores:
     wrong: Ints  # (N,) wrong detections and boxes not found
 
 
-def score_images(annotations: Annotations, analysis: RunAnalysis) -> ImageScores:
+def score_images(annotations: Annotations, run: RunAnalysis) -> ImageScores:
     """F1 of each image; crowds and detections in them are left out."""
-    kinds, matches = analysis.kinds, analysis.kinds.matches
-    cut = analysis.curves.best.score
+    kinds, matches, cut = run.kinds, run.kinds.matches, run.curves.best.score
     kept = matches.scores >= (cut if not math.isnan(cut) else 0.0)
-    hits = kept & kinds.of_kind(RIGHT)
-    judged = kept & ~kinds.of_kind("ignored")
-    of_image = [
-        np.bincount(matches.rows[flags], minlength=len(annotations)) for flags in (hits, judged)
-    ]
-    right, detected = of_image
+    right, detected = (
+        np.bincount(matches.rows[kept & flags], minlength=len(annotations))
+        for flags in (kinds.of_kind(RIGHT), ~kinds.of_kind(IGNORED))
+    )
     boxes = np.bincount(matches.gt_rows[~annotations.crowd], minlength=len(annotations))
     total = boxes + detected
     f1 = np.where(total > 0, 2 * right / np.maximum(total, 1), np.nan)
@@ -117,14 +112,14 @@ def choose_images(scores: ImageScores, *, most: int) -> tuple[list[int], list[in
 
 
 def require_folder(images: Path) -> None:
-    """Raises InputError: known before minutes of resampling."""
+    """Refuse what is no folder before minutes of resampling. Raises InputError."""
     if not images.is_dir():
         raise InputError(f"--images expects the folder of the scored images, got {images}")
 
 
 def make_sheet(
     annotations: Annotations,
-    analyses: Sequence[RunAnalysis],
+    runs: Sequence[RunAnalysis],
     *,
     images: Path,
     most: int,
@@ -134,15 +129,15 @@ def make_sheet(
 
     Args:
         annotations: of all scored images.
-        analyses: of each run; the first decides which images are shown.
-        images: folder of the images.
-        most: of the best, and of the worst.
-        on_done: told 1 for each image.
+        runs: the first decides which images are shown.
+        images: folder of the image files.
+        most: how many of the best, and of the worst.
+        on_done: called with 1 for each image.
 
     Raises InputError where the folder does not exist or holds none of the images.
     """
     require_folder(images)
-    scores = score_images(annotations, analyses[0])
+    scores = score_images(annotations, runs[0])
     best, worst = choose_images(scores, most=most)
     decoded: dict[int, NDArray[np.uint8]] = {}
     reasons: list[str] = []
@@ -158,9 +153,8 @@ def make_sheet(
             f"{reasons[0]}. Give the folder that the annotations' file names start from"
         )
     sources, long_side = _encode_all(decoded)
-    shown = max(len(decoded) * len(analyses), 1)
+    shown = max(len(decoded) * len(runs), 1)
     cap = max(min(100, _MOST_DETECTIONS // shown), 1)
-    drawn = [_Detections.of(own, cap) for own in analyses]
     sheet_images = [
         SheetImage(
             row=row,
@@ -170,12 +164,11 @@ def make_sheet(
             size_hw=annotations.size_of(row),
             source=sources[row],
             boxes=_boxes(annotations, row),
-            detections=[own.of_image(annotations, row) for own in drawn],
+            detections=[_detections(annotations, run, row, most=cap) for run in runs],
         )
-        for row in (*best, *worst)
-        if row in decoded
+        for row in decoded
     ]
-    cuts = [own.curves.best.score for own in analyses]
+    cuts = [run.curves.best.score for run in runs]
     return Sheet(
         images=tuple(sheet_images),
         class_names=annotations.categories.names,
@@ -242,38 +235,26 @@ def _boxes(annotations: Annotations, row: int) -> list[list[float]]:
     ][:_MOST_BOXES]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Detections:
-    """The detections of a run by image, best score first."""
-
-    analysis: RunAnalysis
-    order: Ints  # (D,) numbers in the MatchTable, by image, then falling score
-    starts: Ints  # (D,) rows of `order`, to be searched
-    most: int
-
-    @classmethod
-    def of(cls, analysis: RunAnalysis, most: int) -> _Detections:
-        matches = analysis.kinds.matches
-        order = np.lexsort((-matches.scores, matches.rows))
-        return cls(analysis=analysis, order=order, starts=matches.rows[order], most=most)
-
-    def of_image(self, annotations: Annotations, row: int) -> list[list[float]]:
-        kinds, matches = self.analysis.kinds, self.analysis.kinds.matches
-        first, last = np.searchsorted(self.starts, [row, row + 1])
-        numbers = self.order[first:last][: self.most]
-        right = kinds.of_kind(RIGHT)[numbers]
-        own = np.where(right, matches.partner[0][numbers] - annotations.offsets[row], -1)
-        return [
-            [*_rounded(box), round(float(score), 4), int(label), int(kind), int(found)]
-            for box, score, label, kind, found in zip(
-                self.analysis.table.xywh[matches.source[numbers]],
-                matches.scores[numbers],
-                matches.labels[numbers],
-                kinds.codes[numbers],
-                own,
-                strict=True,
-            )
-        ]
+def _detections(
+    annotations: Annotations, run: RunAnalysis, row: int, *, most: int
+) -> list[list[float]]:
+    """Best score first."""
+    kinds, matches = run.kinds, run.kinds.matches
+    numbers = np.flatnonzero(matches.rows == row)
+    numbers = numbers[np.argsort(-matches.scores[numbers], kind="stable")][:most]
+    right = kinds.of_kind(RIGHT)[numbers]
+    partners = np.where(right, matches.partner[0][numbers] - annotations.offsets[row], -1)
+    return [
+        [*_rounded(box), round(float(score), 4), int(label), int(kind), int(partner)]
+        for box, score, label, kind, partner in zip(
+            run.table.xywh[matches.source[numbers]],
+            matches.scores[numbers],
+            matches.labels[numbers],
+            kinds.codes[numbers],
+            partners,
+            strict=True,
+        )
+    ]
 
 
 def _rounded(box: NDArray[np.float64]) -> list[float]:

@@ -62,7 +62,7 @@
   const RIGHT = kinds.indexOf("right"), IGNORED = kinds.indexOf("ignored");
   // A detector that is young or badly calibrated may score everything below 0.1: the slider ends
   // just above the best score shown.
-  const best = Math.max(0, ...images.flatMap((own) => own.runs.flatMap((found) => found.map((one) => one[4]))));
+  const best = Math.max(0, ...images.flatMap((image) => image.runs.flatMap((run) => run.map((detection) => detection[4]))));
   const end = Math.min(Math.floor(best * 20 + 1) / 20, 1), step = end > 0.1 ? 0.01 : 0.0005;
   const digits = end > 0.1 ? 2 : 4;
   score.max = end;
@@ -77,9 +77,9 @@
       element.setAttribute(name, value);
     }
     if (title) {
-      const told = document.createElementNS("http://www.w3.org/2000/svg", "title");
-      told.textContent = title;
-      element.append(told);
+      const text = document.createElementNS("http://www.w3.org/2000/svg", "title");
+      text.textContent = title;
+      element.append(text);
     }
     return element;
   }
@@ -96,18 +96,18 @@
   // What of an image is shown now: ground-truth boxes with whether they are found, detections.
   function state(image) {
     const wanted = Number(ofClass.value), cut = Number(score.value);
-    const all = image.runs[runNumber()].filter((own) => own[4] >= cut);
-    const found = new Set(all.filter((own) => own[7] >= 0).map((own) => own[7]));
+    const kept = image.runs[runNumber()].filter((detection) => detection[4] >= cut);
+    const matched = new Set(kept.filter((detection) => detection[7] >= 0).map((detection) => detection[7]));
     const groundTruth = image.ground_truth
-      .map((box, number) => ({ box, missed: !box[5] && !found.has(number) }))
-      .filter((own) => wanted < 0 || own.box[4] === wanted);
-    const detections = all.filter((own) => wanted < 0 || own[5] === wanted);
-    const counted = groundTruth.filter((own) => !own.box[5]);
+      .map((box, number) => ({ box, missed: !box[5] && !matched.has(number) }))
+      .filter(({ box }) => wanted < 0 || box[4] === wanted);
+    const detections = kept.filter((detection) => wanted < 0 || detection[5] === wanted);
+    const counted = groundTruth.filter(({ box }) => !box[5]);
     return {
       groundTruth, detections,
       boxes: counted.length,
-      right: counted.filter((own) => !own.missed).length,
-      wrong: detections.filter((own) => own[6] !== RIGHT && own[6] !== IGNORED).length,
+      right: counted.filter(({ missed }) => !missed).length,
+      wrong: detections.filter((detection) => detection[6] !== RIGHT && detection[6] !== IGNORED).length,
     };
   }
 
@@ -118,14 +118,14 @@
       parts.push(rect(box, `casing of-ground-truth${kind}`), rect(box, `ground-truth${kind}`, `ground truth: ${classes[box[4]]}${missed ? ", not found" : ""}`));
       if (named && missed) texts.push(label(box, classes[box[4]], size, width));
     }
-    for (const own of [...now.detections].reverse()) {
-      const right = own[6] === RIGHT, text = `${classes[own[5]]} ${own[4].toFixed(digits)}`;
-      parts.push(rect(own, "casing"), rect(own, right ? "found" : "wrong", `detection: ${text}, ${kinds[own[6]]}`));
-      if (named) texts.push(label(own, right ? text : `${text} ${kinds[own[6]]}`, size, width));
+    for (const detection of [...now.detections].reverse()) {
+      const right = detection[6] === RIGHT, text = `${classes[detection[5]]} ${detection[4].toFixed(digits)}`;
+      parts.push(rect(detection, "casing"), rect(detection, right ? "right" : "wrong", `detection: ${text}, ${kinds[detection[6]]}`));
+      if (named) texts.push(label(detection, right ? text : `${text} ${kinds[detection[6]]}`, size, width));
     }
     svg.replaceChildren(...parts, ...texts);
   }
-  const tell = (now) => `${now.right} of ${now.boxes} found, ${now.wrong} wrong`;
+  const describe = (now) => `${now.right} of ${now.boxes} found, ${now.wrong} wrong`;
 
   const buttons = [...document.querySelectorAll("button.image")];
   function redraw() {
@@ -139,23 +139,23 @@
       const svg = button.querySelector("svg");
       const now = state(images[Number(button.dataset.image)]);
       draw(svg, now, names.checked, svg.viewBox.baseVal.width / 24);
-      button.closest("figure").querySelector(".told").textContent = tell(now);
+      button.closest("figure").querySelector(".counts").textContent = describe(now);
       for (const key of Object.keys(total)) total[key] += now[key];
     }
     byId("sheet-summary").textContent = `In the images shown: ${total.right} of ${total.boxes} boxes found, ${total.wrong} wrong detections.`;
   }
 
   function enlarge(button) {
-    const place = byId("enlarged-image"), copy = button.querySelector("img").cloneNode();
+    const frame = byId("enlarged-image"), copy = button.querySelector("img").cloneNode();
     const svg = button.querySelector("svg").cloneNode();
     const now = state(images[Number(button.dataset.image)]);
     const { width, height } = svg.viewBox.baseVal;
-    place.style.setProperty("--wide", width / height);
-    place.replaceChildren(copy, svg);
+    frame.style.setProperty("--wide", width / height);
+    frame.replaceChildren(copy, svg);
     byId("enlarged-name").textContent = copy.alt;
-    byId("enlarged-told").textContent = tell(now);
+    byId("enlarged-counts").textContent = describe(now);
     dialog.showModal();
-    draw(svg, now, true, 12 * width / Math.max(place.clientWidth, 1)); // 12 pixels on the screen
+    draw(svg, now, true, 12 * width / Math.max(frame.clientWidth, 1)); // 12 pixels on the screen
   }
   for (const button of buttons) button.addEventListener("click", () => enlarge(button));
   byId("close").addEventListener("click", () => dialog.close());

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cachedet.config.detector import describe_detector
@@ -11,6 +11,7 @@ from cachedet.reporting.content import Cell, Fold, Row, Section, Table, count, d
 from cachedet.reporting.scored_run import ScoredRun
 from cachedet.store.files.durable import readable_nbytes
 from cachedet.store.reader import FeatureStore
+from cachedet.training.same_run import flatten
 
 NOT_RECORDED = "not recorded"
 
@@ -23,8 +24,8 @@ def provenance_section(runs: Sequence[ScoredRun], stores: Sequence[FeatureStore]
     for group, facts in _FACTS.items():
         rows.append(Row(name=group, cells=(), group=True))
         for name, fact in facts.items():
-            told = [fact(run, store) for run, store in zip(runs, stores, strict=True)]
-            rows.append(_row(name, told))
+            texts = [fact(run, store) for run, store in zip(runs, stores, strict=True)]
+            rows.append(_row(name, texts))
     differing = differing_keys([run.checkpoint.config.model_dump(mode="json") for run in runs])
     if differing:
         rows.append(Row(name="Keys of the config that differ", cells=(), group=True))
@@ -46,27 +47,21 @@ def provenance_section(runs: Sequence[ScoredRun], stores: Sequence[FeatureStore]
     )
 
 
-def _row(name: str, told: Sequence[str]) -> Row:
+def _row(name: str, texts: Sequence[str]) -> Row:
     cells = tuple(
-        Cell(text=text, tone="faint" if text.startswith(NOT_RECORDED) else "") for text in told
+        Cell(text=text, tone="faint" if text.startswith(NOT_RECORDED) else "") for text in texts
     )
-    return Row(name=name, cells=cells, same=len(told) > 1 and len(set(told)) == 1)
+    return Row(name=name, cells=cells, same=len(texts) > 1 and len(set(texts)) == 1)
 
 
 def differing_keys(configs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
     """Dotted key -> each config's value, of the keys that are not the same in all."""
-    flat = [dict(_flatten(config)) for config in configs]
-    keys = dict.fromkeys(key for own in flat for key in own)
-    told = {key: [own.get(key, "-") for own in flat] for key in keys}
-    return {key: values for key, values in told.items() if len(set(values)) > 1}
-
-
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict) and value:
-        for key, own in value.items():
-            yield from _flatten(own, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, json.dumps(value)
+    flat = [flatten(config) for config in configs]
+    keys = dict.fromkeys(key for config in flat for key in config)
+    values = {
+        key: [json.dumps(config[key]) if key in config else "-" for config in flat] for key in keys
+    }
+    return {key: of_runs for key, of_runs in values.items() if len(set(of_runs)) > 1}
 
 
 def spared_passes(run: ScoredRun) -> int:
@@ -76,7 +71,7 @@ def spared_passes(run: ScoredRun) -> int:
 
 
 def bytes_per_image(store: FeatureStore) -> float:
-    """Of one view."""
+    """Stored bytes of an image in one view."""
     return store.nbytes / max(len(store) * len(store.manifest.views), 1)
 
 
@@ -85,8 +80,8 @@ def _text(value: object) -> str:
 
 
 def _versions(store: FeatureStore) -> str:
-    found = store.manifest.versions
-    return ", ".join(f"{name} {version}" for name, version in found.items()) or NOT_RECORDED
+    versions = store.manifest.versions
+    return ", ".join(f"{name} {version}" for name, version in versions.items()) or NOT_RECORDED
 
 
 def _trained_on(run: ScoredRun, _: FeatureStore) -> str:
@@ -103,13 +98,7 @@ def _hours(run: ScoredRun, _: FeatureStore) -> str:
 
 def _spared(run: ScoredRun, _: FeatureStore) -> str:
     passes = spared_passes(run)
-    if not passes:
-        return NOT_RECORDED
-    return f"at most {count(passes)} (steps times images of a step)"
-
-
-def _saved(run: ScoredRun, _: FeatureStore) -> str:
-    return f"{NOT_RECORDED}: neither run nor store holds the seconds of a pass of the backbone"
+    return f"at most {count(passes)} (steps times images of a step)" if passes else NOT_RECORDED
 
 
 def _detector(run: ScoredRun, _: FeatureStore) -> str:
@@ -128,10 +117,10 @@ def _views_scored(run: ScoredRun, _: FeatureStore) -> str:
 
 def _same_store(run: ScoredRun, store: FeatureStore) -> str:
     recorded = run.results.get("store_fingerprint")
-    own = store.manifest.fingerprint()
-    if recorded is None or recorded == own:
-        return own
-    return f"{own} (scored on {recorded}: the same images, other features)"
+    now = store.manifest.fingerprint()
+    if recorded is None or recorded == now:
+        return now
+    return f"{now} (scored on {recorded}: the same images, other features)"
 
 
 _FACTS: dict[str, dict[str, Fact]] = {
@@ -168,7 +157,9 @@ _FACTS: dict[str, dict[str, Fact]] = {
             round(bytes_per_image(store))
         ),
         "Passes of the backbone spared": _spared,
-        "Time saved against the live backbone": _saved,
+        "Time saved against the live backbone": lambda *_: (
+            f"{NOT_RECORDED}: neither run nor store holds the seconds of a pass of the backbone"
+        ),
     },
     "Versions": {
         "Scored with cachedet": lambda run, _: _text(run.results.get("cachedet")),

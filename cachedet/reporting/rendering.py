@@ -1,7 +1,8 @@
-"""The report as one HTML file that needs nothing else: style, script, images and data inside.
+"""A report as one HTML file that needs nothing else, and as GitHub's kind of Markdown.
 
-Text from outside is escaped by Jinja2. A content security policy allows the page's own script, by
-its digest, and nothing from anywhere: also where escaping failed, no foreign script would run.
+The HTML holds style, script, images and data. Text from outside is escaped by Jinja2, and a content
+security policy allows the page's own script, by its digest, and nothing from anywhere: also where
+escaping failed, no foreign script would run. The Markdown escapes such text itself.
 """
 
 from __future__ import annotations
@@ -16,19 +17,18 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from cachedet.reporting.charts import DASHES
 from cachedet.reporting.content import Report, Row, Section, Table
 from cachedet.reporting.curve_sections import PRECISION_CHART, ClassPaths
 from cachedet.reporting.image_sheet import Sheet
+
+_MARKDOWN_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&!])")
 
 
 def render_page(report: Report, *, curves: Sequence[ClassPaths], sheet: Sheet | None) -> str:
     """HTML of the whole page.
 
-    Args:
-        report: everything but images.
-        curves: the choices of the chart of precision against recall.
-        sheet: the images; None where no folder of images was given.
+    `curves` are the choices of the chart of precision against recall; `sheet` is None where no
+    folder of images was given.
     """
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_read),
@@ -38,9 +38,10 @@ def render_page(report: Report, *, curves: Sequence[ClassPaths], sheet: Sheet | 
         lstrip_blocks=True,
     )
     script, style = _read("page.js"), _read("page.css")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     data: dict[str, Any] = {
         "chart": PRECISION_CHART,
-        "curves": [own.to_json() for own in curves],
+        "curves": [vars(paths) for paths in curves],
         "sheet": None if sheet is None else sheet.to_json(),
     }
     return environment.get_template("page.html").render(
@@ -49,26 +50,14 @@ def render_page(report: Report, *, curves: Sequence[ClassPaths], sheet: Sheet | 
         chart_with_choice=PRECISION_CHART,
         sheet=sheet,
         data=data,
-        dashes=DASHES,
         script=Markup(script),
-        script_digest=_digest(script),
+        script_digest=digest,
         style=Markup(style),
     )
 
 
-def _read(name: str) -> str:
-    return files("cachedet.reporting").joinpath(name).read_text(encoding="utf-8")
-
-
-def _digest(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-
-
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&!])")
-
-
 def render_markdown(report: Report) -> str:
-    """GitHub's kind of Markdown; everything that came from outside is escaped."""
+    """The tables and sentences of a page; everything that came from outside is escaped."""
     parts = [f"# {escape(report.title)}", escape(report.standfirst)]
     for section in (*report.sections, *report.last):
         parts += _section(section)
@@ -78,7 +67,11 @@ def render_markdown(report: Report) -> str:
 
 def escape(text: str) -> str:
     """Plain text that Markdown and the HTML in it show as it is, on one line."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return _MARKDOWN_SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def _read(name: str) -> str:
+    return files("cachedet.reporting").joinpath(name).read_text(encoding="utf-8")
 
 
 def _section(section: Section) -> list[str]:
@@ -117,6 +110,6 @@ def _line(texts: Sequence[str]) -> str:
 
 def _block(text: str) -> str:
     """A fence longer than any in the text."""
-    longest = max((len(found) for found in re.findall(r"`+", text)), default=0)
+    longest = max(map(len, re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}yaml\n{text.rstrip()}\n{fence}"

@@ -15,7 +15,6 @@ from cachedet.evaluation.detection_table import DetectionTable
 from cachedet.evaluation.error_kinds import DetectionKinds, ErrorReport, sort_errors
 from cachedet.evaluation.metrics import CocoScores
 from cachedet.evaluation.significance import BootstrapReport
-from cachedet.evaluation.strata import Stratum
 from cachedet.structures import Annotations
 
 
@@ -23,7 +22,8 @@ from cachedet.structures import Annotations
 class RunAnalysis:
     """What one run's detections tell."""
 
-    told: Analysis
+    name: str  # what the page calls the run
+    analysis: Analysis
     intervals: BootstrapReport
     difference: BootstrapReport | None  # this run minus the first; None of the first itself
     kinds: DetectionKinds
@@ -33,29 +33,19 @@ class RunAnalysis:
 
     @property
     def scores(self) -> CocoScores:
-        return self.told.scores
-
-    @property
-    def mask_scores(self) -> CocoScores | None:
-        """Where detections and ground truth have masks."""
-        return self.told.mask_scores
+        return self.analysis.scores
 
     @property
     def errors(self) -> ErrorReport:
-        return self.told.errors
+        return self.analysis.errors
 
     @property
     def curves(self) -> Curves:
-        return self.told.curves
-
-    @property
-    def strata(self) -> tuple[Stratum, ...] | None:
-        """None: the run does not say what it was trained on."""
-        return self.told.strata
+        return self.analysis.curves
 
     def to_json(self) -> dict[str, Any]:
         """What `eval` writes, with the intervals, the difference and the confusion matrix."""
-        values = self.told.to_json()
+        values = self.analysis.to_json()
         values.pop("comparison", None)
         return {
             **values,
@@ -69,6 +59,7 @@ class RunAnalysis:
 class RunInput:
     """One run's detections, and the boxes it learnt from by category id (None: not recorded)."""
 
+    name: str
     table: DetectionTable
     training_boxes: dict[int, int] | None
 
@@ -80,47 +71,36 @@ def analyse_runs(
 
     Raises InputError where a class has no count in `training_boxes`.
     """
-    first = inputs[0].table
-    return tuple(
-        _analyse(
-            annotations, own, None if own.table is first else first, resamples=resamples, seed=seed
-        )
-        for own in inputs
-    )
-
-
-def _analyse(
-    annotations: Annotations,
-    own: RunInput,
-    first: DetectionTable | None,
-    *,
-    resamples: int,
-    seed: int,
-) -> RunAnalysis:
-    told = analyse(
-        annotations,
-        own.table,
-        other=first,
-        counts=own.training_boxes,
-        resamples=resamples,
-        seed=seed,
-    )
-    intervals = told.intervals if told.comparison is None else told.comparison.first
-    if intervals is None:
-        raise ValueError(f"a report needs resamples of the bootstrap, got {resamples}")
-    cut = told.curves.best.score
-    return RunAnalysis(
-        told=told,
-        intervals=intervals,
-        difference=None if told.comparison is None else told.comparison.difference,
-        kinds=sort_errors(annotations, own.table),
-        confusion=confuse(annotations, own.table, min_score=0.0 if np.isnan(cut) else cut),
-        class_images=_images_by_class(annotations),
-        table=own.table,
-    )
-
-
-def _images_by_class(annotations: Annotations) -> tuple[int, ...]:
     rows = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
-    held = np.unique(np.stack([annotations.labels, rows])[:, ~annotations.crowd], axis=1)
-    return tuple(np.bincount(held[0], minlength=len(annotations.categories)).tolist())
+    pairs = np.unique(np.stack([annotations.labels, rows])[:, ~annotations.crowd], axis=1)
+    class_images = np.bincount(pairs[0], minlength=len(annotations.categories)).tolist()
+    runs = []
+    for given in inputs:
+        analysis = analyse(
+            annotations,
+            given.table,
+            other=None if given is inputs[0] else inputs[0].table,
+            counts=given.training_boxes,
+            resamples=resamples,
+            seed=seed,
+        )
+        comparison = analysis.comparison
+        intervals = analysis.intervals if comparison is None else comparison.first
+        if intervals is None:
+            raise ValueError(f"a report needs resamples of the bootstrap, got {resamples}")
+        cut = analysis.curves.best.score
+        runs.append(
+            RunAnalysis(
+                name=given.name,
+                analysis=analysis,
+                intervals=intervals,
+                difference=None if comparison is None else comparison.difference,
+                kinds=sort_errors(annotations, given.table),
+                confusion=confuse(
+                    annotations, given.table, min_score=0.0 if np.isnan(cut) else cut
+                ),
+                class_images=tuple(class_images),
+                table=given.table,
+            )
+        )
+    return tuple(runs)

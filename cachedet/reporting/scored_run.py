@@ -32,7 +32,6 @@ class TrainingPoint:
     step: int
     loss: float | None
     val_ap: float | None
-    val_ap50: float | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,9 +50,9 @@ class ScoredRun:
 
     @property
     def annotations(self) -> str | None:
-        """The file it was scored against, where that was not the store's own truth."""
-        told = self.results.get("annotations")
-        return told if isinstance(told, str) else None
+        """The file it was scored against, where that was not the store's own ground truth."""
+        path = self.results.get("annotations")
+        return path if isinstance(path, str) else None
 
     @property
     def training_boxes(self) -> dict[int, int] | None:
@@ -79,8 +78,8 @@ def read_runs(folders: Sequence[Path]) -> tuple[ScoredRun, ...]:
         InputError: a run that has not been scored, or is named twice; a damaged file.
     """
     resolved = [folder.resolve() for folder in folders]
-    for folder, place in zip(folders, resolved, strict=True):
-        if resolved.count(place) > 1:
+    for folder, path in zip(folders, resolved, strict=True):
+        if resolved.count(path) > 1:
             raise InputError(f"the run {folder} is named more than once; name each run once")
     return tuple(
         _read_run(folder, name) for folder, name in zip(folders, _names(resolved), strict=True)
@@ -96,26 +95,30 @@ def read_detections(run: ScoredRun, annotations: Annotations) -> DetectionTable:
     path = RunFolder(run.folder).detections
     table = read_results(path, annotations)
     ap = score_table(annotations, table).ap
-    told = run.results.get("ap")
-    same = (
+    recorded = run.results.get("ap")
+    is_same = (
         math.isnan(ap)
-        if told is None
-        else isinstance(told, int | float) and abs(ap - told) <= _TOLERANCE
+        if recorded is None
+        else isinstance(recorded, int | float) and abs(ap - recorded) <= _TOLERANCE
     )
-    if not same:
+    if not is_same:
         raise InputError(
             f"the detections in {path} have AP {ap:.6f} on this store, results.json says "
-            f"{told}: the store is not the one the run was scored on, or one of the two files is "
-            f"of another scoring. Score it again: `cachedet eval {run.folder} --store {run.store}`"
+            f"{recorded}: the store is not the one the run was scored on, or one of the two files "
+            "is of another scoring. Score it again: "
+            f"`cachedet eval {run.folder} --store {run.store}`"
         )
     return table
 
 
 def _read_run(root: Path, name: str) -> ScoredRun:
     folder = RunFolder.open(root)
-    results = _read_object(folder.results, missing=_not_scored(root))
-    if not folder.detections.is_file():
-        raise InputError(_not_scored(root))
+    if not (folder.results.is_file() and folder.detections.is_file()):
+        raise InputError(
+            f"{root} has not been scored: a report needs the results.json and detections.json that "
+            f"`cachedet eval {root} --store STORE` writes; run it first"
+        )
+    results = _read_object(folder.results)
     store = results.get("store")
     if not isinstance(store, str):
         raise InputError(
@@ -132,13 +135,6 @@ def _read_run(root: Path, name: str) -> ScoredRun:
         metrics=read_metrics(folder.metrics),
         trained_on=TrainingData.read(folder),
         training_seconds=_sum_sessions(root / "log.txt"),
-    )
-
-
-def _not_scored(root: Path) -> str:
-    return (
-        f"{root} has not been scored: a report needs the results.json and detections.json that "
-        f"`cachedet eval {root} --store STORE` writes; run it first"
     )
 
 
@@ -162,9 +158,7 @@ def _any_checkpoint(folder: RunFolder) -> Checkpoint:
     )
 
 
-def _read_object(path: Path, *, missing: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(missing)
+def _read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -180,19 +174,11 @@ def read_metrics(path: Path) -> tuple[TrainingPoint, ...]:
         return ()
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    points = []
-    for row in rows:
-        step = _number(row, "step")
-        if step is not None:
-            points.append(
-                TrainingPoint(
-                    step=int(step),
-                    loss=_number(row, "loss"),
-                    val_ap=_number(row, "val_ap"),
-                    val_ap50=_number(row, "val_ap50"),
-                )
-            )
-    return tuple(points)
+    return tuple(
+        TrainingPoint(step=int(step), loss=_number(row, "loss"), val_ap=_number(row, "val_ap"))
+        for row in rows
+        if (step := _number(row, "step")) is not None
+    )
 
 
 def _number(row: Mapping[str, str | None], column: str) -> float | None:
@@ -209,11 +195,11 @@ def _sum_sessions(path: Path) -> float | None:
         return None
     total, begun, last = 0.0, None, None
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        found = _STAMP.match(line)
-        if found is None:
+        stamped = _STAMP.match(line)
+        if stamped is None:
             continue
-        now = datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S")
-        if found[2].startswith(_BEGINS):
+        now = datetime.strptime(stamped[1], "%Y-%m-%d %H:%M:%S")
+        if stamped[2].startswith(_BEGINS):
             total += _between(begun, last)
             begun = now
         last = now

@@ -9,7 +9,7 @@ import pytest
 from cachedet.commands.comparison_tables import print_cell, print_summary
 from cachedet.comparison.results import CellKey, CellResult
 from cachedet.comparison.summary import summarise
-from cachedet.live.modes import Mode
+from cachedet.live.mode_names import Mode
 
 
 def made(heads: str, mode: Mode, seed: int, ap: float, *, error: str = "") -> CellResult:

@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from cachedet.comparison.cell import CellTask, Interrupted, train_cell
-from cachedet.comparison.process import run_cell
+from cachedet.comparison.cell import CellTask, Interrupted, run_cell, train_cell
 from cachedet.comparison.results import CellKey, CellResult
 from cachedet.comparison.scoring import Scorer
 from cachedet.config.run import TrainConfig, load_train_config
 from cachedet.errors import InputError
-from cachedet.live.modes import MODES, BackboneTraining, Mode
+from cachedet.live.mode_names import MODES, Mode
+from cachedet.live.modes import BackboneTraining
 from cachedet.reporting.scored_run import read_runs
 from cachedet.store.reader import FeatureStore
 from cachedet.training.checkpoint import load_checkpoint
@@ -73,16 +73,16 @@ def cells(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[Mode, Cel
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_cell_tells_what_its_mode_cost(cells: dict[Mode, CellResult], mode: Mode) -> None:
-    found = cells[mode]
-    assert found.steps == 6  # batches of at most 4 from 8 images in two buckets, twice
-    assert found.epochs == 2
-    assert 0 <= found.ap <= 1
-    assert found.low <= found.ap <= found.high or math.isclose(found.ap, found.low)
-    assert found.seconds > 0
-    assert found.peak_memory > 50e6
-    assert (found.cache_nbytes > 0) == (found.extraction_seconds > 0) == (mode == "cached")
-    assert sum(own.boxes for own in found.classes) > 8
-    assert CellResult.from_json(found.to_json(), where="it").to_json() == found.to_json()
+    cell = cells[mode]
+    assert cell.steps == 6  # batches of at most 4 from 8 images in two buckets, twice
+    assert cell.epochs == 2
+    assert 0 <= cell.ap <= 1
+    assert cell.low <= cell.ap <= cell.high or math.isclose(cell.ap, cell.low)
+    assert cell.seconds > 0
+    assert cell.peak_memory > 50e6
+    assert (cell.cache_nbytes > 0) == (cell.extraction_seconds > 0) == (mode == "cached")
+    assert sum(figure.boxes for figure in cell.classes) > 8
+    assert CellResult.from_json(cell.to_json(), where="it").to_json() == cell.to_json()
 
 
 def test_modes_compute_and_train_more_and_more(cells: dict[Mode, CellResult]) -> None:
@@ -94,20 +94,20 @@ def test_modes_compute_and_train_more_and_more(cells: dict[Mode, CellResult]) ->
 
 def test_a_cell_is_a_run_that_the_report_reads(tiny: Any, tmp_path: Path) -> None:
     task = make_task(tiny, tmp_path, "tuned")
-    found = train_cell(task)
+    cell = train_cell(task)
     (run,) = read_runs([task.folder])
-    assert run.results["ap"] == found.ap
+    assert run.results["ap"] == cell.ap
     assert run.training_boxes is not None
-    assert sum(run.training_boxes.values()) == sum(own.boxes for own in found.classes)
+    assert sum(run.training_boxes.values()) == sum(figure.boxes for figure in cell.classes)
 
 
 def test_a_budget_is_kept_and_pays_for_extraction(tiny: Any, tmp_path: Path) -> None:
     task = make_task(tiny, tmp_path, budget=5.0, extraction_seconds=3.0)
-    found = train_cell(task)
+    cell = train_cell(task)
     steps = json.loads((task.folder / "steps.json").read_text())
     assert steps["seconds"] == 2.0
-    assert 2.0 <= found.seconds < 2.0 + 20 * found.seconds / found.steps
-    assert found.epochs == found.steps / steps["steps_per_epoch"]
+    assert 2.0 <= cell.seconds < 2.0 + 20 * cell.seconds / cell.steps
+    assert cell.epochs == cell.steps / steps["steps_per_epoch"]
 
 
 def test_a_stopped_budget_goes_on_with_what_is_left(
@@ -117,9 +117,9 @@ def test_a_stopped_budget_goes_on_with_what_is_left(
     with interrupt_after(task.folder / "metrics.csv"), pytest.raises(Interrupted):
         train_cell(task)
     spent = load_checkpoint(RunFolder(task.folder).last).seconds
-    found = train_cell(task)
+    cell = train_cell(task)
     assert 0 < spent < 2.0
-    assert 2.0 <= found.seconds < 3.0
+    assert 2.0 <= cell.seconds < 3.0
 
 
 def test_a_killed_budget_goes_on_with_what_is_left(tiny: Any, tmp_path: Path) -> None:
@@ -136,9 +136,9 @@ def test_a_killed_budget_goes_on_with_what_is_left(tiny: Any, tmp_path: Path) ->
     process.join()
     saved = load_checkpoint(last)
     assert saved.seconds >= 1.3
-    found = train_cell(task)
-    assert found.seconds >= 2.0
-    assert found.steps >= saved.step
+    cell = train_cell(task)
+    assert cell.seconds >= 2.0
+    assert cell.steps >= saved.step
     highest = (1 + math.cos(math.pi * min(saved.seconds / 2.0, 1.0))) / 2
     with (task.folder / "metrics.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["lr"]]
@@ -159,7 +159,7 @@ def detections_of(weights: dict[str, Any], task: CellTask, root: Path) -> bytes:
     trainer = make_trainer(plain, manifest=store.manifest, total_steps=1)
     trainer.detector.load_state_dict(weights)
     folder = RunFolder.create(root)
-    scorer = Scorer(plain, store=val, images=task.val_images, trainer=trainer)
+    scorer = Scorer(config=plain, store=val, images=task.val_images, trainer=trainer)
     scorer.score(folder, TrainingData.of(store), resamples=20)
     return folder.detections.read_bytes()
 
@@ -190,10 +190,10 @@ def test_a_stopped_cell_goes_on_to_the_same_result(
     task = make_task(tiny, tmp_path / "stopped", mode, config=config)
     with interrupt_after(task.folder / "metrics.csv"), pytest.raises(Interrupted, match="SIGTERM"):
         train_cell(task)
-    found = train_cell(task)
-    assert found.steps == whole.steps
-    assert found.ap == whole.ap
-    assert found.seconds > 0
+    cell = train_cell(task)
+    assert cell.steps == whole.steps
+    assert cell.ap == whole.ap
+    assert cell.seconds > 0
 
 
 @pytest.fixture
@@ -229,9 +229,9 @@ def test_a_process_that_dies_is_a_result(tiny: Any, tmp_path: Path) -> None:
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
     with StopSignals() as signals:
-        found = run_cell(task, signals)
+        cell = run_cell(task, signals)
     thread.join()
-    assert found.error == "its process was ended by SIGKILL; the system may have run out of memory"
+    assert cell.error == "its process was ended by SIGKILL; the system may have run out of memory"
 
 
 def test_signals_reach_the_process_of_the_cell(tiny: Any, tmp_path: Path) -> None:

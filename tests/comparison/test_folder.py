@@ -202,9 +202,9 @@ def test_failed_cells_are_tried_again(folder: ComparisonFolder) -> None:
     assert [cell.error for cell in folder.results()] == ["no memory"]
     done = CellResult(key=KEY, ap=0.5, classes=(ClassFigure(name="a", boxes=3, ap=0.5),))
     done.write(path / "cell.json")
-    found = folder.result_of(KEY)
-    assert found is not None
-    assert found.to_json() == done.to_json()
+    result = folder.result_of(KEY)
+    assert result is not None
+    assert result.to_json() == done.to_json()
 
 
 @pytest.mark.parametrize(
@@ -238,11 +238,11 @@ def log(tmp_path: Path) -> ExtractionLog:
 def commit(log: ExtractionLog, count: int, *, after: float, apart: float) -> None:
     """As a call that was begun leaves commit records, some seconds after that."""
     begun = log.path.stat().st_mtime_ns
-    for place in range(count):
-        path = log.store / "commits" / f"base-b{place}.json"
+    for number in range(count):
+        path = log.store / "commits" / f"base-b{number}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-        at = begun + round((after + place * apart) * SECOND)
+        at = begun + round((after + number * apart) * SECOND)
         os.utime(path, ns=(at, at))
 
 
@@ -258,7 +258,7 @@ def test_calls_add_up_to_the_pace_of_a_block(log: ExtractionLog) -> None:
     assert log.seconds_of(6) == 6
 
 
-def test_a_call_that_was_cut_off_is_told_by_its_blocks(log: ExtractionLog) -> None:
+def test_a_call_that_was_cut_off_is_timed_by_its_blocks(log: ExtractionLog) -> None:
     log.begin()
     commit(log, 6, after=5.0, apart=2.0)  # and was killed before it could say what it took
     assert math.isnan(log.seconds_of(6))
@@ -269,20 +269,14 @@ def test_a_call_that_was_cut_off_is_told_by_its_blocks(log: ExtractionLog) -> No
     assert log.seconds_of(6) == pytest.approx(5 * 2.0 + 7.0)
 
 
-def test_blocks_from_before_tell_nothing(log: ExtractionLog) -> None:
+def test_blocks_from_before_do_not_count(log: ExtractionLog) -> None:
     log.begin()
     commit(log, 6, after=-60.0, apart=1.0)
     log.begin()
     assert math.isnan(log.seconds_of(6))
 
 
-def test_a_file_without_blocks_is_of_all_there_were(log: ExtractionLog) -> None:
-    log.path.write_text('{"train": 12.0}')
-    commit(log, 6, after=0.0, apart=0.0)
-    assert log.seconds_of(6) == 12
-
-
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"train": "much"}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"train": 12.0}', '{"train": "much"}'])
 def test_a_damaged_file_is_named(log: ExtractionLog, text: str) -> None:
     log.path.write_text(text)
     with pytest.raises(InputError, match=r"seconds.json is damaged .*; remove it, and that is not"):
@@ -292,12 +286,12 @@ def test_a_damaged_file_is_named(log: ExtractionLog, text: str) -> None:
 def test_only_the_views_asked_for_are_charged(tiny: Any, log: ExtractionLog) -> None:
     shutil.copytree(tiny.train, log.store)  # base,hflip
     blocks = len(FeatureStore.open(log.store).blocks)
-    log.path.write_text(json.dumps({"train": 12.0, "blocks": blocks}))
+    log.path.write_text(json.dumps({"train": 12.0, "blocks": blocks, "is_open": False}))
     train, val = tiny.extract_config(log.store, views="hflip"), tiny.extract_config(tiny.train)
-    found = extract_stores(train, val, log)
-    assert found.views == ("hflip",)
-    assert found.seconds == pytest.approx(6.0)
-    require_known(found, store=log.store)
+    extracted = extract_stores(train, val, log)
+    assert extracted.views == ("hflip",)
+    assert extracted.seconds == pytest.approx(6.0)
+    require_known(extracted, store=log.store)
 
 
 def test_a_budget_needs_to_know_what_extraction_took(tmp_path: Path) -> None:

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 
 import pytest
 
-from cachedet.comparison.page import CurveOf, comparison_page
+from cachedet.comparison.page import comparison_page
+from cachedet.comparison.page_charts import CurveOf
 from cachedet.comparison.results import BinFigure, CellKey, CellResult, ClassFigure
-from cachedet.live.modes import Mode
+from cachedet.live.mode_names import Mode
 from cachedet.reporting.charts import (
     CIRCLE,
     Shape,
     Spot,
-    draw_spots,
+    draw_chart,
     log_axis,
     span_axis,
     unit_axis,
@@ -64,8 +65,8 @@ def experiment(**aps: list[float]) -> list[CellResult]:
     """One run for each AP of each mode, with the same heads."""
     return [
         cell("fpn", mode, seed, ap)  # type: ignore[arg-type]
-        for mode, found in aps.items()
-        for seed, ap in enumerate(found)
+        for mode, of_seeds in aps.items()
+        for seed, ap in enumerate(of_seeds)
     ]
 
 
@@ -85,15 +86,15 @@ def page_of(cells: Sequence[CellResult], curves: Sequence[CurveOf] = ()) -> Repo
 
 
 def section_of(page: Report, key: str) -> Section:
-    return next(own for own in (*page.sections, *page.last) if own.key == key)
+    return next(s for s in (*page.sections, *page.last) if s.key == key)
 
 
 def row_of(table: Table, name: str, note: str = "") -> Row:
-    return next(own for own in table.rows if own.name == name and own.note.startswith(note))
+    return next(row for row in table.rows if row.name == name and row.note.startswith(note))
 
 
 def texts(row: Row) -> list[str]:
-    return [own.text for own in row.cells]
+    return [cell.text for cell in row.cells]
 
 
 def test_headlines_are_the_best_of_each_mode_with_its_verdict() -> None:
@@ -118,7 +119,7 @@ def test_a_headline_of_one_seed_has_the_interval_over_images() -> None:
     assert tuned.verdict == ""
 
 
-def test_the_verdict_is_told_in_figures_and_words() -> None:
+def test_the_verdict_stands_there_in_figures_and_words() -> None:
     section = section_of(page_of(FULL), "result")
     verdict, summary = section.tables
     assert texts(row_of(verdict, "fpn")) == ["+0.045", "better", "0.510", "0.465", "0.020", "2"]
@@ -138,7 +139,7 @@ def test_one_seed_gets_no_verdict() -> None:
     row = section.tables[0].rows[0]
     assert texts(row) == ["+0.100", "no verdict", "0.500", "0.400", "–", "1"]
     assert row.cells[0].tone == ""
-    assert [own.note for own in row.cells[2:4]] == ["0.480–0.530", "0.380–0.430"]
+    assert [cell.note for cell in row.cells[2:4]] == ["0.480–0.530", "0.380–0.430"]
 
 
 def test_every_run_stands_in_a_table_and_failed_ones_say_why() -> None:
@@ -150,7 +151,7 @@ def test_every_run_stands_in_a_table_and_failed_ones_say_why() -> None:
     ]  # fmt: skip
     lost = row_of(every, "fpn", "fine-tuned, seed 7")
     assert texts(lost) == ["failed", *"–" * 10]
-    assert all(own.rank is None for own in lost.cells)
+    assert all(cell.rank is None for cell in lost.cells)
     assert texts(failed.rows[0]) == ["no memory"]
     result = section_of(page_of(cells), "result")
     assert any("fpn-tuned-7" in note for note in result.notes)
@@ -179,7 +180,7 @@ def test_runs_without_ap_are_counted() -> None:
 def test_what_is_missing_is_said(cells: list[CellResult]) -> None:
     page = page_of(cells)
     assert not section_of(page, "classes").charts
-    assert all(own.leads or own.tables for own in (*page.sections, *page.last))
+    assert all(s.leads or s.tables for s in (*page.sections, *page.last))
     assert "nan" not in render_markdown(page)
 
 
@@ -191,11 +192,11 @@ def test_costs_are_drawn_with_a_mark_a_mode() -> None:
     assert len({shape.path for _, shape in parameters.keys}) == 4
     assert len({shape.tone for _, shape in parameters.keys}) == 4
     assert len(parameters.marks) == len(flops.marks) == 4
-    assert [own.text for own in parameters.labels] == ["fpn"]
+    assert [label.text for label in parameters.labels] == ["fpn"]
     assert len(parameters.links) == 1
-    bars = [own.bar for own in parameters.marks]
+    bars = [mark.bar for mark in parameters.marks]
     assert bars.count("") == 1  # both seeds of scratch are alike
-    at = {own.told.split(",")[1].split(":")[0].strip(): own.at for own in parameters.marks}
+    at = {mark.title.split(",")[1].split(":")[0].strip(): mark.at for mark in parameters.marks}
     assert at["cached"][0] == at["live frozen"][0] < at["fine-tuned"][0]
     assert at["cached"][1] < at["fine-tuned"][1] < at["from scratch"][1]  # higher AP is higher up
 
@@ -203,17 +204,17 @@ def test_costs_are_drawn_with_a_mark_a_mode() -> None:
 def test_names_that_find_no_room_become_letters() -> None:
     cells = [cell("h" * 90 + str(n), "cached", 0, 0.5 + n / 50) for n in range(3)]
     chart = section_of(page_of(cells), "costs").charts[0]
-    assert [own.text for own in chart.labels] == ["A", "B", "C"]
+    assert [label.text for label in chart.labels] == ["A", "B", "C"]
     assert f"B: {'h' * 90}1" in chart.description
 
 
 def test_the_difference_of_each_class_is_drawn_over_its_boxes() -> None:
     section = section_of(page_of(FULL), "classes")
     (chart,) = section.charts
-    rare, common = sorted(chart.marks, key=lambda own: own.at[0])
-    assert rare.told == "rare, 50 boxes: +0.045"
-    assert common.told.startswith("common, 5,000 boxes")
-    assert {own.text for own in chart.labels} == {"rare", "common"}
+    rare, common = sorted(chart.marks, key=lambda mark: mark.at[0])
+    assert rare.title == "rare, 50 boxes: +0.045"
+    assert common.title.startswith("common, 5,000 boxes")
+    assert {label.text for label in chart.labels} == {"rare", "common"}
     table = section.folds[0].table
     assert table is not None
     assert texts(row_of(table, "rare")) == ["50", "+0.045"]
@@ -221,7 +222,7 @@ def test_the_difference_of_each_class_is_drawn_over_its_boxes() -> None:
     assert chart.zero == ""  # all above: zero is the axis itself
 
 
-def test_classes_below_and_above_have_a_zero_line_and_forty_are_told_in_thirds() -> None:
+def test_classes_below_and_above_have_a_zero_line_and_many_are_described_in_thirds() -> None:
     many = [(f"class {n}", 10 * 2**n) for n in range(12)]
     cells = [cell("fpn", mode, 0, 0.5, classes=many) for mode in ("cached", "tuned")]  # type: ignore[arg-type]
     tilted = tuple(
@@ -253,7 +254,7 @@ def test_one_class_has_no_trend() -> None:
 
 def test_bins_stand_by_heads_without_empty_ones() -> None:
     (table,) = section_of(page_of(FULL), "bins").tables
-    assert [own.name for own in table.rows] == ["fpn", "10+ boxes"]
+    assert [row.name for row in table.rows] == ["fpn", "10+ boxes"]
     assert texts(table.rows[1]) == ["0.510", "0.505", "0.465", "0.200"]
     assert table.rows[1].note == "2 classes"
 
@@ -274,7 +275,7 @@ def test_who_is_ahead_when() -> None:
     )
     (chart,) = section.charts
     assert len(chart.lines) == 4
-    assert [own.name for own in chart.lines if own.in_legend] == [
+    assert [line.name for line in chart.lines if line.in_legend] == [
         "cached", "live frozen", "fine-tuned",
     ]  # fmt: skip
     assert chart.lines[0].dash == chart.lines[1].dash != chart.lines[2].dash
@@ -283,11 +284,11 @@ def test_who_is_ahead_when() -> None:
 
 
 def test_the_page_names_its_facts_and_the_papers_figures() -> None:
-    told = render_markdown(page_of(FULL)).replace("\\", "")
-    assert "| Backbone | lite0 |" in told
+    markdown = render_markdown(page_of(FULL)).replace("\\", "")
+    assert "| Backbone | lite0 |" in markdown
     for figures in ("frozen 42.1 and fine-tuned 48.6", "19.3 fine-tuned and 22.2 frozen"):
-        assert figures in told
-    assert "another scale" in told
+        assert figures in markdown
+    assert "another scale" in markdown
     html = render_page(page_of(FULL), curves=(), sheet=None)
     assert "--images" not in html  # no place for images
     assert 'href="#images"' not in html
@@ -317,21 +318,21 @@ def test_an_axis_around_values_holds_them() -> None:
 
 def test_names_never_overlap() -> None:
     spots = [
-        Spot(x=0.3 + n / 90, y=0.5 + (n % 3) / 60, least=0.45, most=0.55, shape=SHAPE, told="",
+        Spot(x=0.3 + n / 90, y=0.5 + (n % 3) / 60, least=0.45, most=0.55, shape=SHAPE, title="",
              label=f"a name {n}")
         for n in range(25)
     ]  # fmt: skip
     x, y = unit_axis("x"), unit_axis("y")
-    chart = draw_spots("key", "title", "words", x=x, y=y, spots=spots)
+    chart = draw_chart("key", "title", "words", x=x, y=y, spots=spots)
     assert 1 < len(chart.labels) < 25
     boxes = []
-    for own in chart.labels:
-        width = 6 * len(own.text)
-        left = own.at[0] - width * {"start": 0, "middle": 0.5, "end": 1}[own.anchor]
-        boxes.append((left, own.at[1] - 9, left + width, own.at[1] + 2))
-    for place, one in enumerate(boxes):
+    for label in chart.labels:
+        width = 6 * len(label.text)
+        left = label.at[0] - width * {"start": 0, "middle": 0.5, "end": 1}[label.anchor]
+        boxes.append((left, label.at[1] - 9, left + width, label.at[1] + 2))
+    for number, one in enumerate(boxes):
         assert chart.left <= one[0]
         assert one[2] <= chart.right
-        for other in boxes[:place]:
+        for other in boxes[:number]:
             apart = one[2] <= other[0] or other[2] <= one[0]
             assert apart or one[3] <= other[1] or other[3] <= one[1]

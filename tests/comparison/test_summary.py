@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
-from cachedet.comparison.results import BinFigure, CellKey, CellResult, ClassFigure
+from cachedet.comparison.results import (
+    BinFigure,
+    CellKey,
+    CellResult,
+    ClassFigure,
+)
 from cachedet.comparison.summary import (
     Summary,
     bin_spreads,
@@ -24,7 +30,8 @@ from cachedet.comparison.verdicts import (
     describe_freezing,
     judge_difference,
 )
-from cachedet.live.modes import Mode
+from cachedet.evaluation.precision import nan_to_null
+from cachedet.live.mode_names import Mode
 
 
 def cell(mode: Mode, seed: int, ap: float, *, heads: str = "fpn", error: str = "") -> CellResult:
@@ -48,37 +55,37 @@ def runs(heads: str = "fpn", **aps: list[float]) -> list[CellResult]:
     """One run for each AP of each mode, seeds from 0."""
     return [
         cell(mode, seed, ap, heads=heads)  # type: ignore[arg-type]
-        for mode, found in aps.items()
-        for seed, ap in enumerate(found)
+        for mode, of_seeds in aps.items()
+        for seed, ap in enumerate(of_seeds)
     ]
 
 
 def only(summary: Summary) -> str:
     """The one sentence about cached against fine-tuned."""
-    (found,) = summary.compare("cached", "tuned")
-    return judge_difference(found)
+    (comparison,) = summary.compare("cached", "tuned")
+    return judge_difference(comparison)
 
 
 def test_a_spread_is_of_what_is_known() -> None:
-    found = spread_of([0.5, math.nan, 0.2, 0.8])
-    assert found.mean == pytest.approx(0.5)
-    assert (found.least, found.most, found.count) == (0.2, 0.8, 3)
-    assert found.width == pytest.approx(0.6)
+    spread = spread_of([0.5, math.nan, 0.2, 0.8])
+    assert spread.mean == pytest.approx(0.5)
+    assert (spread.least, spread.most, spread.count) == (0.2, 0.8, 3)
+    assert spread.width == pytest.approx(0.6)
     nothing = spread_of([math.nan])
     assert nothing.count == 0
     assert math.isnan(nothing.mean)
-    assert nothing.to_json() == {"mean": None, "least": None, "most": None, "count": 0}
+    assert nan_to_null(asdict(nothing)) == {"mean": None, "least": None, "most": None, "count": 0}
 
 
 def test_groups_are_by_heads_as_they_came_then_by_mode() -> None:
     cells = [*runs("z", scratch=[0.1], cached=[0.3, 0.5]), *runs("a", tuned=[0.4])]
     summary = summarise(cells[::-1][:1] + cells[:-1][::-1])
-    assert [(own.heads, own.mode) for own in summary.groups] == [
+    assert [(group.heads, group.mode) for group in summary.groups] == [
         ("a", "tuned"), ("z", "cached"), ("z", "scratch"),
     ]  # fmt: skip
     assert summary.modes == ("cached", "tuned", "scratch")
     group = summary.groups[1]
-    assert [own.key.seed for own in group.cells] == [0, 1]
+    assert [cell.key.seed for cell in group.cells] == [0, 1]
     assert group.ap.mean == pytest.approx(0.4)
     assert group.over_seeds("seconds").mean == pytest.approx(150)
     assert group.peak_memory == 1001
@@ -87,7 +94,7 @@ def test_groups_are_by_heads_as_they_came_then_by_mode() -> None:
 def test_failed_runs_count_nowhere_but_are_named() -> None:
     cells = [*runs(cached=[0.3, 0.5], tuned=[0.4]), cell("tuned", 1, 0.9, error="no memory")]
     summary = summarise(cells)
-    assert [own.key.folder for own in summary.failed] == ["fpn-tuned-1"]
+    assert [cell.key.folder for cell in summary.failed] == ["fpn-tuned-1"]
     tuned = summary.find("fpn", "tuned")
     assert tuned is not None
     assert tuned.ap.mean == pytest.approx(0.4)
@@ -100,13 +107,13 @@ def test_failed_runs_count_nowhere_but_are_named() -> None:
 
 def test_differences_are_seed_by_seed_of_those_both_have() -> None:
     summary = summarise(runs(cached=[0.50, 0.52, 0.90], tuned=[0.47, 0.50]))
-    (found,) = summary.compare("cached", "tuned")
-    assert found.seeds == (0, 1)
-    assert found.first_ap.mean == pytest.approx(0.51)  # without the run that tuned lacks
-    assert found.difference.mean == pytest.approx(0.025)
-    assert (found.difference.least, found.difference.most) == pytest.approx((0.02, 0.03))
-    assert found.spread == pytest.approx(0.03)  # of tuned, the wider
-    assert found.judgement == "within"
+    (comparison,) = summary.compare("cached", "tuned")
+    assert comparison.seeds == (0, 1)
+    assert comparison.first_ap.mean == pytest.approx(0.51)  # without the run that tuned lacks
+    assert comparison.difference.mean == pytest.approx(0.025)
+    assert (comparison.difference.least, comparison.difference.most) == pytest.approx((0.02, 0.03))
+    assert comparison.spread == pytest.approx(0.03)  # of tuned, the wider
+    assert comparison.judgement == "within"
 
 
 @pytest.mark.parametrize(
@@ -124,8 +131,8 @@ def test_differences_are_seed_by_seed_of_those_both_have() -> None:
 def test_a_difference_is_judged_by_the_spread(
     cached: list[float], tuned: list[float], judgement: str
 ) -> None:
-    (found,) = summarise(runs(cached=cached, tuned=tuned)).compare("cached", "tuned")
-    assert found.judgement == judgement
+    (comparison,) = summarise(runs(cached=cached, tuned=tuned)).compare("cached", "tuned")
+    assert comparison.judgement == judgement
 
 
 @pytest.mark.parametrize(("seeds", "share"), [(2, 0.215), (3, 0.049), (4, 0.011), (5, 0.002)])
@@ -136,8 +143,8 @@ def test_how_often_equals_are_judged_beyond(seeds: int, share: float) -> None:
     beyond = gap > np.maximum(np.ptp(first, axis=1), np.ptp(second, axis=1))
     assert beyond.mean() == pytest.approx(share, abs=0.004)
     cells = runs(cached=first[0].tolist(), tuned=second[0].tolist())  # the code judges the same
-    (found,) = summarise(cells).compare("cached", "tuned")
-    assert (found.judgement == "beyond") == bool(beyond[0])
+    (comparison,) = summarise(cells).compare("cached", "tuned")
+    assert (comparison.judgement == "beyond") == bool(beyond[0])
 
 
 def test_a_verdict_says_which_by_how_much_and_how_sure() -> None:
@@ -165,16 +172,16 @@ def test_digits_show_which_of_two_is_larger() -> None:
 
 
 def test_one_seed_has_intervals_and_no_verdict() -> None:
-    told = only(summarise(runs(cached=[0.5], tuned=[0.47])))
-    assert told == (
+    line = only(summarise(runs(cached=[0.5], tuned=[0.47])))
+    assert line == (
         "fpn: cached 0.500 (95 % interval over the images 0.480 to 0.530) is 0.030 above "
         "fine-tuned 0.470 (95 % interval over the images 0.450 to 0.500). One seed: another may "
         "turn it round, so no verdict."
     )
     summary = summarise([*runs("a", cached=[0.5], tuned=[0.4]), *runs("b", cached=[1], tuned=[0])])
-    (told,) = describe_freezing(summary)
-    assert "no verdict" in told
-    assert "better" not in told
+    (line,) = describe_freezing(summary)
+    assert "no verdict" in line
+    assert "better" not in line
 
 
 def test_several_heads_are_counted() -> None:
@@ -189,8 +196,8 @@ def test_several_heads_are_counted() -> None:
         "other 1 these seeds cannot tell."
     )
     assert "one in twenty" in caution
-    (told,) = describe_freezing(summarise(cells[12:] + runs("b", cached=[1, 0], tuned=[0, 1])))
-    assert told == "With none of the 2 heads can these seeds tell cached from fine-tuned."
+    (line,) = describe_freezing(summarise(cells[12:] + runs("b", cached=[1, 0], tuned=[0, 1])))
+    assert line == "With none of the 2 heads can these seeds tell cached from fine-tuned."
 
 
 def test_the_best_and_the_best_of_the_other_kind() -> None:
@@ -204,25 +211,25 @@ def test_the_best_and_the_best_of_the_other_kind() -> None:
         "seeds). They are 0.015 apart, within the 0.020 that seeds alone move AP.",
     )
     nothing = summarise([cell("cached", 0, math.nan)])
-    assert nothing.best is None
+    assert nothing.best_of() is None
     assert "nothing to compare" in describe_best(nothing)[0]
     assert len(describe_best(summarise(runs(cached=[0.5])))) == 1
 
 
 def test_cached_and_live_agree_or_not() -> None:
-    (told,) = describe_agreement(summarise(runs(cached=[0.50, 0.53], live=[0.51, 0.53])))
-    assert told == (
+    (line,) = describe_agreement(summarise(runs(cached=[0.50, 0.53], live=[0.51, 0.53])))
+    assert line == (
         "fpn: they agree. Cached 0.515 and live 0.520 are 0.005 apart; seeds alone move AP by "
         "0.030."
     )
-    (told,) = describe_agreement(summarise(runs(cached=[0.50, 0.51], live=[0.53, 0.53])))
-    assert told.startswith("fpn: they differ. Cached 0.505 and live 0.530 are 0.025 apart")
-    assert "Jitter, which live draws anew every epoch" in told
-    (told,) = describe_agreement(summarise(runs(cached=[0.50], live=[0.53])))
-    assert "agree" not in told
-    assert "One seed does not say" in told
-    (told,) = describe_agreement(summarise(runs(cached=[0.50])))
-    assert told.startswith("Not looked at")
+    (line,) = describe_agreement(summarise(runs(cached=[0.50, 0.51], live=[0.53, 0.53])))
+    assert line.startswith("fpn: they differ. Cached 0.505 and live 0.530 are 0.025 apart")
+    assert "Jitter, which live draws anew every epoch" in line
+    (line,) = describe_agreement(summarise(runs(cached=[0.50], live=[0.53])))
+    assert "agree" not in line
+    assert "One seed does not say" in line
+    (line,) = describe_agreement(summarise(runs(cached=[0.50])))
+    assert line.startswith("Not looked at")
     assert describe_freezing(summarise(runs(cached=[0.5])))[0].startswith("Whether freezing")
 
 
@@ -239,9 +246,9 @@ def test_class_differences_are_seed_by_seed() -> None:
 
 def test_bins_are_means_over_seeds() -> None:
     group = summarise(runs(cached=[0.4, 0.8])).groups[0]
-    (own,) = bin_spreads(group)
-    assert (own.name, own.classes) == ("0-9", 1)
-    assert own.ap.mean == pytest.approx(0.3)
+    (of_bin,) = bin_spreads(group)
+    assert (of_bin.name, of_bin.classes) == ("0-9", 1)
+    assert of_bin.ap.mean == pytest.approx(0.3)
 
 
 def test_groups_of_different_heads_compare_too() -> None:
@@ -251,8 +258,8 @@ def test_groups_of_different_heads_compare_too() -> None:
 
 def test_the_json_is_json() -> None:
     cells = [*runs(cached=[0.5, math.nan], live=[0.5], tuned=[math.nan]), cell("scratch", 0, 0.1)]
-    told = json.loads(json.dumps(summarise(cells).to_json(), allow_nan=False))
-    assert told["best"] == {"heads": "fpn", "mode": "cached"}
-    assert told["cached_against_tuned"][0]["judgement"] == "nothing"
-    assert told["cached_against_live"][0]["seeds"] == [0]
-    assert told["groups"][0]["ap"] == {"mean": 0.5, "least": 0.5, "most": 0.5, "count": 1}
+    values = json.loads(json.dumps(summarise(cells).to_json(), allow_nan=False))
+    assert values["best"] == {"heads": "fpn", "mode": "cached"}
+    assert values["cached_against_tuned"][0]["judgement"] == "nothing"
+    assert values["cached_against_live"][0]["seeds"] == [0]
+    assert values["groups"][0]["ap"] == {"mean": 0.5, "least": 0.5, "most": 0.5, "count": 1}

@@ -50,10 +50,9 @@ def run_compare(tiny: Any, tmp_path: Path) -> Any:
 
 
 def cells_of(result: Result) -> dict[str, Any]:
-    told = json.loads(result.stdout)
     return {
         f"{cell['key']['heads']} {cell['key']['mode']} {cell['key']['seed']}": cell
-        for cell in told["cells"]
+        for cell in json.loads(result.stdout)["cells"]
     }
 
 
@@ -67,15 +66,15 @@ def change_annotations(path: Path, to: Path, change: Callable[[dict[str, Any]], 
 def test_two_cells_then_more(run_compare: Any, tiny: Any, tmp_path: Path) -> None:
     result = run_compare("--modes", "cached,tuned", "--epochs", "2", "--json")
     assert result.exit_code == 0, result.stderr
-    found = cells_of(result)
-    assert list(found) == ["retinanet_fpn_tiny cached 0", "retinanet_fpn_tiny tuned 0"]
-    assert all(cell["epochs"] == 2 and cell["error"] == "" for cell in found.values())
-    assert found["retinanet_fpn_tiny cached 0"]["extraction_seconds"] > 0
+    cells = cells_of(result)
+    assert list(cells) == ["retinanet_fpn_tiny cached 0", "retinanet_fpn_tiny tuned 0"]
+    assert all(cell["epochs"] == 2 and cell["error"] == "" for cell in cells.values())
+    assert cells["retinanet_fpn_tiny cached 0"]["extraction_seconds"] > 0
     html = (tmp_path / "out" / "comparison.html").read_text()
     assert "fine-tuned" in html
-    told = (tmp_path / "out" / "comparison.md").read_text()
-    assert told.startswith("# ")
-    assert "what augment moves in maps is moved in the images" in told
+    markdown = (tmp_path / "out" / "comparison.md").read_text()
+    assert markdown.startswith("# ")
+    assert "what augment moves in maps is moved in the images" in markdown
     assert len(json.loads((tmp_path / "out" / "comparison.json").read_text())["cells"]) == 2
 
     moved = shutil.copytree(tiny.paths.images, tmp_path / "moved")
@@ -85,7 +84,7 @@ def test_two_cells_then_more(run_compare: Any, tiny: Any, tmp_path: Path) -> Non
     assert more.exit_code == 0, more.stderr
     again = cells_of(more)
     assert len(again) == 3
-    for name, cell in found.items():  # read, not trained again
+    for name, cell in cells.items():  # read, not trained again
         assert again[name] == cell
 
     other = run_compare("--modes", "cached", "--epochs", "3")
@@ -126,9 +125,9 @@ def test_a_store_that_was_there_before(run_compare: Any, tiny: Any, tmp_path: Pa
     assert cell["extraction_seconds"] is None
     trained = tmp_path / "out" / "cells" / "retinanet_fpn_tiny-cached-0" / "config.yaml"
     assert yaml.safe_load(trained.read_text())["views"] == {"base": 0.5, "hflip": 0.5}
-    told = (tmp_path / "out" / "comparison.md").read_text()
-    assert "not known what it took" in told
-    assert "base, hflip (fp32)" in told
+    markdown = (tmp_path / "out" / "comparison.md").read_text()
+    assert "not known what it took" in markdown
+    assert "base, hflip (fp32)" in markdown
 
 
 def _drop_class(values: dict[str, Any]) -> None:
@@ -143,7 +142,7 @@ def _drop_class(values: dict[str, Any]) -> None:
         (lambda values: values["annotations"].clear(), "holds no boxes (crowds aside)"),
     ],
 )
-def test_scored_images_that_do_not_fit_are_told_before_training(
+def test_scored_images_that_do_not_fit_are_refused_before_training(
     run_compare: Any, tiny: Any, tmp_path: Path, change: Any, message: str
 ) -> None:
     val = change_annotations(tiny.paths.val, tmp_path / "val.json", change)
@@ -160,16 +159,16 @@ def test_a_failed_cell_leaves_the_others(run_compare: Any, tmp_path: Path) -> No
     bad.write_text(CONFIG.read_text().replace("kind: retinanet", "kind: retinanet\n  levels: [C9]"))
     result = run_compare("--modes", "cached", "--epochs", "1", configs=(bad, CONFIG))
     assert result.exit_code == 1
-    told = " ".join(result.stdout.split())
-    assert "detector.levels asks for 'C9'" in told
-    assert "The same command tries it again, from its start once" in told
+    printed = " ".join(result.stdout.split())
+    assert "detector.levels asks for 'C9'" in printed
+    assert "The same command tries it again, from its start once" in printed
     assert "some cells failed" in result.stderr
     cells = json.loads((tmp_path / "out" / "comparison.json").read_text())["cells"]
     assert [bool(cell["error"]) for cell in cells] == [True, False]
     folder = tmp_path / "out" / "cells" / "bad-cached-0"
     assert f"once {folder} is removed; a changed config goes under" in cells[0]["error"]
-    alone = run_compare("--modes", "cached", "--epochs", "1")
-    assert alone.exit_code == 0, "a failed cell that this call did not ask for"
+    single = run_compare("--modes", "cached", "--epochs", "1")
+    assert single.exit_code == 0, "a failed cell that this call did not ask for"
 
     bad.write_text(CONFIG.read_text())  # repaired
     repaired = run_compare("--modes", "cached", "--epochs", "1", "--json", configs=(bad, CONFIG))
@@ -193,7 +192,7 @@ def test_a_failed_cell_leaves_the_others(run_compare: Any, tmp_path: Path) -> No
         (("--device", "cuda:77"), "device 'cuda:77' cannot be used here"),
     ],
 )
-def test_bad_input_is_told_before_anything_is_written(
+def test_bad_input_is_refused_before_anything_is_written(
     run_compare: Any, tmp_path: Path, options: tuple[str, ...], message: str
 ) -> None:
     result = run_compare(*options)

@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from cachedet.comparison.page import comparison_page
 from cachedet.comparison.page_charts import CurveOf
 from cachedet.comparison.results import BinFigure, CellKey, CellResult, ClassFigure
-from cachedet.live.modes import MODES, Mode
+from cachedet.live.mode_names import MODES, Mode
 from cachedet.reporting.rendering import render_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -57,29 +57,31 @@ def experiment(
     """Runs with believable figures: stronger heads gain by freezing, and so do rare classes."""
     random.seed(7)
     cells = []
-    for place, (name, size) in enumerate(heads.items()):
+    for index, (name, size) in enumerate(heads.items()):
         for mode in modes:
             frozen = mode in ("cached", "live")
-            base = 0.50 + 0.012 * place + (0.0 if frozen else 0.012 - 0.01 * place)
+            base = 0.50 + 0.012 * index + (0.0 if frozen else 0.012 - 0.01 * index)
             base -= 0.17 if mode == "scratch" else 0.0
             for seed in range(seeds):
                 noise = random.gauss(0, 0.006)
                 figures = []
-                for own, boxes in classes.items():
+                for of_class, boxes in classes.items():
                     rare = 0.02 * (3 - math.log10(boxes)) * frozen
                     hard = 0.12 * (math.log10(boxes) - 2.5)
                     ap = base + noise + rare + hard + random.gauss(0, 0.012)
-                    figures.append(ClassFigure(name=own, boxes=boxes, ap=min(max(ap, 0.0), 1.0)))
+                    figures.append(
+                        ClassFigure(name=of_class, boxes=boxes, ap=min(max(ap, 0.0), 1.0))
+                    )
                 cells.append(_cell(CellKey(heads=name, mode=mode, seed=seed), size, figures))
     return cells
 
 
 def _cell(key: CellKey, size: float, figures: list[ClassFigure]) -> CellResult:
     frozen, cost = key.mode in ("cached", "live"), {"cached": 1, "live": 2.2}.get(key.mode, 5.3)
-    ap = sum(own.ap for own in figures) / len(figures)
+    ap = sum(figure.ap for figure in figures) / len(figures)
     bins = []
     for name, low, high in (("10-99", 10, 99), ("100-999", 100, 999), ("1000+", 1000, 10**9)):
-        inside = [own.ap for own in figures if low <= own.boxes <= high]
+        inside = [figure.ap for figure in figures if low <= figure.boxes <= high]
         mean = sum(inside) / len(inside) if inside else math.nan
         bins.append(BinFigure(name=name, classes=len(inside), ap=mean))
     return CellResult(
@@ -105,18 +107,16 @@ def _cell(key: CellKey, size: float, figures: list[ClassFigure]) -> CellResult:
 
 def curves_of(cells: Sequence[CellResult]) -> list[CurveOf]:
     """Ten validations of each run that was scored."""
-    found = []
-    for cell in cells:
-        if not cell.has_failed and not math.isnan(cell.ap):
-            shares = [n / 10 for n in range(1, 11)]
-            found.append(
-                CurveOf(
-                    key=cell.key,
-                    seconds=tuple(share * cell.seconds for share in shares),
-                    ap=tuple(cell.ap * (1 - math.exp(-5 * share)) for share in shares),
-                )
-            )
-    return found
+    shares = [n / 10 for n in range(1, 11)]
+    return [
+        CurveOf(
+            key=cell.key,
+            seconds=tuple(share * cell.seconds for share in shares),
+            ap=tuple(cell.ap * (1 - math.exp(-5 * share)) for share in shares),
+        )
+        for cell in cells
+        if not cell.has_failed and not math.isnan(cell.ap)
+    ]
 
 
 def write_page(file: Path, cells: Sequence[CellResult]) -> Path:
@@ -167,7 +167,7 @@ def opened(browser: Browser) -> Iterator[Any]:
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
-        page.on("console", lambda told: complaints.append(f"{told.type}: {told.text}"))
+        page.on("console", lambda line: complaints.append(f"{line.type}: {line.text}"))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
         page.goto(file.as_uri())
@@ -191,11 +191,11 @@ def test_it_fits_and_axe_finds_nothing(
 ) -> None:
     page = opened(request.getfixturevalue(which), width=width, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    found = Axe().run(page).response
-    assert len(found["passes"]) > 15
+    result = Axe().run(page).response
+    assert len(result["passes"]) > 15
     assert [
-        (own["id"], [node["html"][:200] for node in own["nodes"]][:5])
-        for own in found["violations"]
+        (rule["id"], [node["html"][:200] for node in rule["nodes"]][:5])
+        for rule in result["violations"]
     ] == []
 
 
@@ -209,14 +209,14 @@ def test_texts_of_charts_do_not_overlap(
     assert charts.count() >= 5
     for number in range(charts.count()):
         overlapping = charts.nth(number).evaluate("""svg => {
-            const boxes = [...svg.querySelectorAll("text")].map((own) => [own.textContent,
-                own.getBBox()]);
-            const found = [];
+            const boxes = [...svg.querySelectorAll("text")].map((text) => [text.textContent,
+                text.getBBox()]);
+            const pairs = [];
             boxes.forEach(([one, a], n) => boxes.slice(n + 1).forEach(([other, b]) => {
                 if (a.x < b.x + b.width && b.x < a.x + a.width && a.y + 1 < b.y + b.height
-                    && b.y + 1 < a.y + a.height) found.push([one, other]);
+                    && b.y + 1 < a.y + a.height) pairs.push([one, other]);
             }));
-            return found;
+            return pairs;
         }""")
         assert overlapping == []
 
@@ -227,7 +227,7 @@ def test_marks_are_seen_in_both_themes(opened: Any, full: Path) -> None:
         page = opened(full, width=1600, scheme=scheme)
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
         strokes = page.locator("#chart-parameters .legend .shape").evaluate_all(
-            "shapes => shapes.map((own) => getComputedStyle(own).stroke)"
+            "shapes => shapes.map((shape) => getComputedStyle(shape).stroke)"
         )
         assert len(strokes) == len(set(strokes)) == 4
         assert paper not in strokes
@@ -239,7 +239,7 @@ def test_runs_sort_with_failed_ones_last(opened: Any, full: Path) -> None:
     head.get_by_role("button").click()
     values = page.locator("#runs table.sortable tbody td:nth-child(2) .value").all_inner_texts()
     assert len(values) == 48
-    known = [float(own) for own in values[:46]]
+    known = [float(value) for value in values[:46]]
     assert known == sorted(known, reverse=True)
     assert set(values[46:]) == {"failed", "–"}
     page.locator("#runs thead th").first.get_by_role("button").click()  # by name
@@ -261,6 +261,6 @@ def test_there_is_no_place_for_images_and_every_link_leads_somewhere(
 ) -> None:
     page = opened(full, width=390)
     assert page.locator("#images").count() == 0
-    targets = page.locator("nav a").evaluate_all("links => links.map((own) => own.hash)")
+    targets = page.locator("nav a").evaluate_all("links => links.map((link) => link.hash)")
     assert len(targets) == 8
     assert all(page.locator(target).count() == 1 for target in targets)

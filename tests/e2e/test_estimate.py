@@ -19,7 +19,7 @@ from cachedet.backbone.frozen import load_backbone
 from cachedet.cli import app
 from cachedet.commands.estimate_tables import print_estimate
 from cachedet.config.run import TrainConfig, dump_config
-from cachedet.estimate import EstimateReport, change_measured, estimate, open_subject
+from cachedet.estimate import EstimateReport, change_measured, estimate, open_inputs
 from cachedet.estimation.forecast import make_forecast
 from cachedet.estimation.prediction import compare_extraction, compare_training
 from cachedet.estimation.what_if import parse_what_if
@@ -160,9 +160,9 @@ def test_ctrl_c_leaves_nothing_behind(nursery: Any, options: list[str], tmp_path
             time.sleep(0.05)
         time.sleep(0.5)  # into the trials of training
         os.killpg(process.pid, signal.SIGINT)
-        _, told = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "Traceback" not in told
+    assert "Traceback" not in errors
     assert list(tmp_path.iterdir()) == []
 
 
@@ -172,14 +172,12 @@ def test_a_what_if_is_arithmetic(
     """Bytes go with padded pixels and values a pixel; both backbones are timed on one noise."""
     text = "image-size=256,backbone=test_efficientnet,device-flops=1T,disk=1GB/s"
     change = parse_what_if(text)
-    subject = open_subject(report.extract, HEADS, 8, 0.1)
-    measured = change_measured(report.measured, subject, change)
+    inputs = open_inputs(report.extract, HEADS, 8, 0.1)
+    measured = change_measured(report.measured, inputs, change)
     assert measured.disk.read == 1e9
-    own, other = (
-        load_backbone(f"test_{n}", weights="none").spec for n in ("resnet", "efficientnet")
-    )
-    values = [sum(level.channels / level.stride**2 for level in spec) for spec in (own, other)]
-    sizes = subject.dataset.annotations.sizes_hw.tolist()
+    specs = [load_backbone(f"test_{n}", weights="none").spec for n in ("resnet", "efficientnet")]
+    values = [sum(level.channels / level.stride**2 for level in spec) for spec in specs]
+    sizes = inputs.dataset.annotations.sizes_hw.tolist()
     pixels = [
         sum(math.prod(-(-round(a * side / max(size)) // 32) * 32 for a in size) for size in sizes)
         for side in (128, 256)

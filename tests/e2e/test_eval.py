@@ -61,22 +61,29 @@ def refused(*arguments: object) -> str:
     return str(result.stderr)
 
 
-def told_by(*arguments: object) -> dict[str, Any]:
+def printed_by(*arguments: object) -> dict[str, Any]:
     result = call(*arguments, "--json")
     assert result.exit_code == 0, result.output
-    told: dict[str, Any] = json.loads(result.stdout)
-    return told
+    printed: dict[str, Any] = json.loads(result.stdout)
+    return printed
 
 
 def test_a_run_knows_what_it_learnt_from(tiny: Any, runs: Path) -> None:
     """AP by training annotations without naming anything; the JSON is the results file."""
-    told = told_by(runs / "a", "--store", tiny.val, "--device", "cpu")
+    printed = printed_by(runs / "a", "--store", tiny.val, "--device", "cpu")
     counts = count_annotations(FeatureStore.open(tiny.train).annotations)
-    assert told["strata"]["training_boxes"] == {str(key): own for key, own in counts.items()}
-    assert [own["name"] for own in told["strata"]["bins"]] == ["0-9", "10-99", "100-999", "1000+"]
-    assert told["training"] == str(tiny.train)
-    assert not {"intervals", "comparison", "lvis", "proposals"} & told.keys()
-    assert json.loads((runs / "a" / "results.json").read_text()) == told
+    assert printed["strata"]["training_boxes"] == {
+        str(key): number for key, number in counts.items()
+    }
+    assert [bin_["name"] for bin_ in printed["strata"]["bins"]] == [
+        "0-9",
+        "10-99",
+        "100-999",
+        "1000+",
+    ]
+    assert printed["training"] == str(tiny.train)
+    assert not {"intervals", "comparison", "lvis", "proposals"} & printed.keys()
+    assert json.loads((runs / "a" / "results.json").read_text()) == printed
 
 
 def test_a_run_made_before_runs_noted_it(tiny: Any, runs: Path, tmp_path: Path) -> None:
@@ -86,24 +93,26 @@ def test_a_run_made_before_runs_noted_it(tiny: Any, runs: Path, tmp_path: Path) 
     shown = call(old, "--store", tiny.val, "--device", "cpu")
     assert shown.exit_code == 0
     assert shown.stdout.count("AP by training annotations is left out: the run was made bef") == 1
-    told = told_by(old, "--store", tiny.val, "--training", tiny.train, "--bins", "0,3")
-    assert [own["name"] for own in told["strata"]["bins"]] == ["0-2", "3+"]
-    named = told_by(old, "--store", tiny.val, "--training", tiny.paths.train, "--bins", "0,3")
-    assert named["strata"] == told["strata"]
-    assert "--bins needs training annotations" in refused(old, "--store", tiny.val, "--bins", "0,3")
+    printed = printed_by(old, "--store", tiny.val, "--training", tiny.train, "--bins", "0,3")
+    assert [bin_["name"] for bin_ in printed["strata"]["bins"]] == ["0-2", "3+"]
+    named = printed_by(old, "--store", tiny.val, "--training", tiny.paths.train, "--bins", "0,3")
+    assert named["strata"] == printed["strata"]
+    assert "--bins needs training annotations, and " in refused(
+        old, "--store", tiny.val, "--bins", "0,3"
+    )
 
 
 def test_two_runs_on_the_same_store(tiny: Any, runs: Path) -> None:
     options = ("--store", tiny.val, "--device", "cpu", "--resamples", 20)
-    told = told_by(runs / "a", "--against", runs / "b", *options)
-    alone = told_by(runs / "b", *options)
-    assert told["comparison"]["second"] == alone["intervals"]
-    assert told["comparison"]["first"]["ap"]["value"] == pytest.approx(told["ap"])
-    assert told["against"] == str(runs / "b")
+    printed = printed_by(runs / "a", "--against", runs / "b", *options)
+    single = printed_by(runs / "b", *options)
+    assert printed["comparison"]["second"] == single["intervals"]
+    assert printed["comparison"]["first"]["ap"]["value"] == pytest.approx(printed["ap"])
+    assert printed["against"] == str(runs / "b")
     same = call(runs / "a", "--against", runs / "a", *options)
     assert "These images cannot tell the runs apart by AP" in same.stdout
     assert (
-        told_by(runs / "a", "--against", runs / "b", "--store", tiny.val)["comparison"][
+        printed_by(runs / "a", "--against", runs / "b", "--store", tiny.val)["comparison"][
             "difference"
         ]["resamples"]
         == 1000
@@ -111,15 +120,15 @@ def test_two_runs_on_the_same_store(tiny: Any, runs: Path) -> None:
 
 
 def test_files_tell_what_the_run_told(tiny: Any, runs: Path, tmp_path: Path) -> None:
-    """Any producer's results: here our own, against the annotation file instead of the store."""
-    of_run = told_by(runs / "a", "--store", tiny.val, "--device", "cpu")
-    told_by(runs / "b", "--store", tiny.val, "--device", "cpu")
+    """Any producer's results: here ours, against the annotation file instead of the store."""
+    of_run = printed_by(runs / "a", "--store", tiny.val, "--device", "cpu")
+    printed_by(runs / "b", "--store", tiny.val, "--device", "cpu")
     files = ("--detections", runs / "a" / "detections.json", "--annotations", tiny.paths.val)
     out = tmp_path / "out.json"
-    told = told_by(*files, "--training", tiny.train, "--out", out)
-    assert json.loads(out.read_text()) == told
+    printed = printed_by(*files, "--training", tiny.train, "--out", out)
+    assert json.loads(out.read_text()) == printed
     for name in ("ap", "ap50", "ar100", "strata", "errors", "oddities"):
-        assert told[name] == of_run[name], name
+        assert printed[name] == of_run[name], name
     shown = call(*files, "--against", runs / "b" / "detections.json", "--out", out)
     assert shown.exit_code == 0
     assert "COCO figures of boxes" in shown.stdout
@@ -143,21 +152,21 @@ def lvis_file(annotations: Path, path: Path) -> Path:
 def test_lvis_of_a_run_and_of_its_file(tiny: Any, runs: Path, tmp_path: Path) -> None:
     lvis = lvis_file(tiny.paths.val, tmp_path / "lvis.json")
     scored = ("--annotations", lvis, "--lvis")
-    of_run = told_by(runs / "a", "--store", tiny.val, "--device", "cpu", *scored)
-    of_file = told_by("--detections", runs / "a" / "detections.json", *scored)
+    of_run = printed_by(runs / "a", "--store", tiny.val, "--device", "cpu", *scored)
+    of_file = printed_by("--detections", runs / "a" / "detections.json", *scored)
     assert of_run["lvis"] == of_file["lvis"]
     assert of_run["lvis"]["num_judged"] < of_run["lvis"]["num_detections"]
     assert of_run["annotations"] == str(lvis)
-    plain = told_by(runs / "a", "--store", tiny.val, "--device", "cpu")
+    plain = printed_by(runs / "a", "--store", tiny.val, "--device", "cpu")
     assert plain["ap"] == pytest.approx(of_run["ap"], abs=1e-9)
     shown = call(runs / "a", "--store", tiny.val, *scored)
     assert "LVIS v1 figures of boxes" in shown.stdout
 
 
 def test_proposals_of_two_stage_detectors(tiny: Any, runs: Path) -> None:
-    told = told_by(runs / "b", "--store", tiny.val, "--device", "cpu", "--proposals")
-    assert told["proposals"]["most_per_image"] == 30
-    recalls = {own["limit"]: own["ar"] for own in told["proposals"]["at_limits"]}
+    printed = printed_by(runs / "b", "--store", tiny.val, "--device", "cpu", "--proposals")
+    assert printed["proposals"]["most_per_image"] == 30
+    recalls = {at["limit"]: at["ar"] for at in printed["proposals"]["at_limits"]}
     assert list(recalls) == [10, 100, 300, 1000]
     assert 0 < recalls[10] <= recalls[100] == recalls[300] == recalls[1000]
     shown = call(runs / "b", "--store", tiny.val, "--proposals", "--views", "base")
@@ -176,66 +185,69 @@ def test_proposals_of_two_stage_detectors(tiny: Any, runs: Path) -> None:
         ("", "there is nothing to score: give a run and its store, .* or files of any producer"),
         ("{a}", "--store is missing: the store to score .*a on; give a run and its store"),
         (
-            "{a} --detections {found} --annotations {annotations}",
+            "{a} --detections {results} --annotations {gt}",
             "got both the run .* and --detections",
         ),
         ("--store {store}", "there is nothing to score"),
-        ("--annotations {annotations}", "there is nothing to score"),
-        ("--detections {found}", "--detections and --annotations are needed together; give"),
+        ("--annotations {gt}", "there is nothing to score"),
+        ("--detections {results}", "--detections and --annotations are needed together; give"),
         (
-            "--detections {found} --annotations {annotations} --store {store} --proposals",
+            "--detections {results} --annotations {gt} --store {store} --proposals",
             "--store, --proposals cannot be used with --detections",
         ),
         (
-            "--detections {found} --annotations {annotations} --views base",
+            "--detections {results} --annotations {gt} --views base",
             "--views cannot be used with",
         ),
         (
-            "--detections {found} --annotations {annotations} --weights last",
+            "--detections {results} --annotations {gt} --weights last",
             "--weights cannot be used",
         ),
         (
-            "--detections {found} --annotations {annotations} --device cpu",
+            "--detections {results} --annotations {gt} --device cpu",
             "--device cannot be used",
         ),
         (
-            "--detections {found} --annotations {annotations} --against {b}",
+            "--detections {results} --annotations {gt} --against {b}",
             "--against expects a results file .* got the folder .*; of a run give .*b/detections",
         ),
         (
-            "--detections {found} --annotations {annotations} --against {found} --resamples 0",
+            "--detections {results} --annotations {gt} --against {results} --resamples 0",
             "comparisons of runs need resamples of the bootstrap, such as 1000, got 0",
         ),
         (
-            "--detections {found} --annotations {annotations} --bins 0,5",
+            "--detections {results} --annotations {gt} --bins 0,5",
             "--bins needs training annotat",
         ),
         (
-            "--detections {found} --annotations {annotations} --training {annotations} --bins 5,1",
+            "--detections {results} --annotations {gt} --training {gt} --bins 5,1",
             "edges that rise from 0, such as 0,10,100,1000, got 5,1",
         ),
         (
-            "--detections {found} --annotations {annotations} --training {annotations} --bins few",
+            "--detections {results} --annotations {gt} --training {gt} --bins few",
             "need whole numbers and commas, such as 0,10,100,1000, got 'few'",
         ),
         (
-            "--detections {found} --annotations {annotations} --training nowhere",
+            "--detections {results} --annotations {gt} --training nowhere",
             "there is no nowhere",
         ),
         (
-            "--detections {found} --annotations {annotations} --lvis",
+            "--detections {results} --annotations {gt} --lvis",
             "needs a `frequency` of r, c or f",
         ),
         (
-            "--detections {found} --annotations {annotations} --out nowhere/x.json",
+            "--detections {results} --annotations {gt} --out nowhere/x.json",
             "folder that exists",
         ),
         (
-            "--detections {found} --annotations {annotations} --out {annotations}",
+            "--detections {results} --annotations {gt} --out {gt}",
             "is one of the inputs; name",
         ),
         ("{a} --store {store} --lvis", "--lvis needs --annotations: a store does not keep which"),
-        ("{a} --store {store} --against {found}", "--against expects a run folder .* got the file"),
+        (
+            "{a} --store {store} --against {results}",
+            "--against expects a run folder .* got the file",
+        ),
         ("{a} --store {store} --against nowhere", "nowhere is not a run folder"),
         ("{a} --store {store} --against {b} --resamples 0", "comparisons of runs need resamples"),
         ("{a} --store {store} --weights worst", "weights: Input should be 'best' or 'last'"),
@@ -250,18 +262,18 @@ def test_proposals_of_two_stage_detectors(tiny: Any, runs: Path) -> None:
 def test_what_cannot_be(
     tiny: Any, runs: Path, tmp_path: Path, arguments: str, message: str
 ) -> None:
-    found = tmp_path / "found.json"
-    found.write_text("[]")
-    places = {
+    results = tmp_path / "results.json"
+    results.write_text("[]")
+    paths = {
         "a": runs / "a",
         "b": runs / "b",
         "store": tiny.val,
-        "found": found,
-        "annotations": tiny.paths.val,
+        "results": results,
+        "gt": tiny.paths.val,
         "train": tiny.paths.train,
     }
     before = tiny.paths.val.read_bytes()
-    error = refused(*(part.format(**places) for part in arguments.split()))
+    error = refused(*(part.format(**paths) for part in arguments.split()))
     assert re.search(message, error), error
     assert tiny.paths.val.read_bytes() == before
 
@@ -288,9 +300,9 @@ def test_what_cannot_be(
 )
 def test_results_that_are_none(tiny: Any, tmp_path: Path, content: str, message: str) -> None:
     image_id = json.loads(tiny.paths.val.read_text())["images"][0]["id"]
-    found = tmp_path / "found.json"
-    found.write_text(content.replace('"image_id": 1,', f'"image_id": {image_id},'))
-    error = refused("--detections", found, "--annotations", tiny.paths.val)
+    results = tmp_path / "results.json"
+    results.write_text(content.replace('"image_id": 1,', f'"image_id": {image_id},'))
+    error = refused("--detections", results, "--annotations", tiny.paths.val)
     assert message in error
 
 
@@ -299,9 +311,9 @@ def test_results_that_are_seldom_meant(tiny: Any, tmp_path: Path) -> None:
     content = json.loads(tiny.paths.val.read_text())
     image_id = content["images"][0]["id"]
     row = {"image_id": image_id, "category_id": 3, "bbox": [-50, 0, 400, 3], "score": 1.5}
-    found = tmp_path / "found.json"
-    found.write_text(json.dumps([row] * 10_001))
-    shown = call("--detections", found, "--annotations", tiny.paths.val)
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps([row] * 10_001))
+    shown = call("--detections", results, "--annotations", tiny.paths.val)
     assert shown.exit_code == 0
     for note in (
         "boxes beyond their image: 10001",
@@ -311,9 +323,9 @@ def test_results_that_are_seldom_meant(tiny: Any, tmp_path: Path) -> None:
         "images without detections: 3",
     ):
         assert f"note: {note}" in shown.stdout
-    found.write_text("[]")
-    told = told_by("--detections", found, "--annotations", tiny.paths.val)
-    assert (told["ap"], told["num_detections"]) == (0.0, 0)
+    results.write_text("[]")
+    printed = printed_by("--detections", results, "--annotations", tiny.paths.val)
+    assert (printed["ap"], printed["num_detections"]) == (0.0, 0)
 
 
 def test_runs_of_other_features(tiny: Any, runs: Path, tmp_path: Path) -> None:

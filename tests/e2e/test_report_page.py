@@ -91,7 +91,7 @@ class Opened:
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self.page: Page = self.context.new_page()
-        self.page.on("console", lambda told: self.complaints.append(f"{told.type}: {told.text}"))
+        self.page.on("console", lambda line: self.complaints.append(f"{line.type}: {line.text}"))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.route("http://**", lambda route: route.abort())
@@ -114,7 +114,7 @@ def drawn(page: Page, kind: str) -> int:
 
 
 def detections(page: Page) -> int:
-    return drawn(page, "found") + drawn(page, "wrong")
+    return drawn(page, "right") + drawn(page, "wrong")
 
 
 def set_score(page: Page, value: float) -> None:
@@ -146,14 +146,14 @@ def test_axe_finds_nothing_serious(
         for fold in page.locator("details").all():
             fold.evaluate("fold => { fold.open = true; }")
         page.locator("#names").check()
-        found = Axe().run(page).response
-        assert found["testEngine"]["name"] == "axe-core"
-        assert len(found["passes"]) > 15
-        told = [
-            (own["id"], own["impact"], [node["html"][:200] for node in own["nodes"]][:5])
-            for own in found["violations"]
+        result = Axe().run(page).response
+        assert result["testEngine"]["name"] == "axe-core"
+        assert len(result["passes"]) > 15
+        violations = [
+            (rule["id"], rule["impact"], [node["html"][:200] for node in rule["nodes"]][:5])
+            for rule in result["violations"]
         ]
-        assert told == []
+        assert violations == []
 
 
 def test_the_switch_overrides_the_system(browser: Browser, page_file: Path) -> None:
@@ -188,22 +188,22 @@ def test_slider_and_filters_change_what_is_drawn(browser: Browser, page_file: Pa
     with Opened(browser, page_file, width=1600) as page:
         set_score(page, 0)
         everything, boxes = detections(page), drawn(page, "ground-truth")
-        assert boxes == sum(own["num_boxes"] for own in data["runs"][0]["per_class"])
+        assert boxes == sum(score["num_boxes"] for score in data["runs"][0]["per_class"])
         assert everything > boxes
         scores = page.evaluate(
             "JSON.parse(document.getElementById('data').textContent)"
-            ".sheet.images.flatMap(own => own.runs[0].map(found => found[4]))"
+            ".sheet.images.flatMap(image => image.runs[0].map(detection => detection[4]))"
         )
         end = float(page.locator("#score").get_attribute("max") or 0)
         step = float(page.locator("#score").get_attribute("step") or 0)
         assert max(scores) < end  # the slider can hide them all
         cuts = [round(n * step, 4) for n in range(round(end / step))]
-        cut = next(cut for cut in cuts if 0 < sum(own >= cut for own in scores) < everything)
+        cut = next(cut for cut in cuts if 0 < sum(score >= cut for score in scores) < everything)
         set_score(page, cut)
         assert 0 < detections(page) == sum(score >= cut for score in scores) < everything
         assert float(page.locator("#score-shown").inner_text()) == pytest.approx(cut, abs=0.005)
         page.locator("#class").select_option("0")
-        of_class = next(own for own in data["runs"][0]["per_class"] if own["name"] == HOSTILE)
+        of_class = next(c for c in data["runs"][0]["per_class"] if c["name"] == HOSTILE)
         assert drawn(page, "ground-truth") == of_class["num_boxes"]
         page.locator("#class").select_option("-1")
         set_score(page, end)

@@ -24,28 +24,28 @@ def with_training(measured: Measured, name: str, training: Training) -> Measured
 
 
 def test_on_a_good_machine_only_the_residency_is_said(measured_of: Make) -> None:
-    found = advice.advise(*both(measured_of()))
-    assert found == ["the cache fits into RAM (residency ram): epochs read no disk"]
+    line = advice.advise(*both(measured_of()))
+    assert line == ["the cache fits into RAM (residency ram): epochs read no disk"]
 
 
 def test_a_disk_that_is_too_small(measured_of: Make) -> None:
-    found = advice.disk_too_small(*both(measured_of(free_disk=1.5e9)))
-    assert found == (
+    line = advice.disk_too_small(*both(measured_of(free_disk=1.5e9)))
+    assert line == (
         "the disk is too small: the cache needs 2.00 GB, 1.50 GB are free. It has room for "
         "--codec int4 (1.00 GB) or 1 of the 2 views"
     )
 
 
 def test_a_disk_with_no_room_at_all(measured_of: Make) -> None:
-    found = advice.disk_too_small(*both(measured_of(free_disk=1e8)))
-    assert found is not None
-    assert found.endswith("100.00 MB are free. Smaller images, or another disk")
+    line = advice.disk_too_small(*both(measured_of(free_disk=1e8)))
+    assert line is not None
+    assert line.endswith("100.00 MB are free. Smaller images, or another disk")
 
 
 def test_a_disk_that_will_be_nearly_full(measured_of: Make) -> None:
     assert advice.disk_nearly_full(*both(measured_of())) is None
-    found = advice.disk_nearly_full(*both(measured_of(free_disk=2.1e9)))
-    assert found == "the cache takes 95% of what is free on the disk"
+    line = advice.disk_nearly_full(*both(measured_of(free_disk=2.1e9)))
+    assert line == "the cache takes 95% of what is free on the disk"
     assert advice.disk_nearly_full(*both(measured_of(free_disk=1e9))) is None  # said elsewhere
 
 
@@ -53,24 +53,24 @@ def test_heads_that_are_most_of_the_step(measured_of: Make) -> None:
     """B = 2, H = 18: 18 of 20 s, at most 1.11 times as fast."""
     live = Training(phase=Phase(seconds=21.0, stages={"backbone and heads": 20.0}), memory=None)
     measured = with_training(measured_of(backbone_seconds=2.0), "live", live)
-    found = advice.not_worth_it(*both(measured))
-    assert found is not None
-    assert found.startswith("do not cache: H is 90% of the step, so that no cache gains more than")
-    assert "1.11" in found
+    line = advice.not_worth_it(*both(measured))
+    assert line is not None
+    assert line.startswith("do not cache: H is 90% of the step, so that no cache gains more than")
+    assert "1.11" in line
 
 
 def test_a_cache_that_does_not_reach_its_limit(measured_of: Make) -> None:
     disk = DiskRates(write=1e8, read=2e7, is_cold=True)
-    found = advice.not_worth_it(*both(measured_of(disk=disk, free_ram=1e9)))
-    assert found == (
+    line = advice.not_worth_it(*both(measured_of(disk=disk, free_ram=1e9)))
+    assert line == (
         "do not cache like this: an epoch gains 1.00 of at most 2.67; what holds it up is disk"
     )
 
 
 def test_a_cache_that_pays_late(measured_of: Make) -> None:
     assert advice.pays_late(*both(measured_of())) is None
-    found = advice.pays_late(*both(measured_of(epochs=3)))
-    assert found == (
+    line = advice.pays_late(*both(measured_of(epochs=3)))
+    assert line == (
         "the cache pays for itself after 8.2 epochs, the config trains for 3 epochs: it pays only "
         "in several runs, with fewer --views or with a larger backbone"
     )
@@ -79,22 +79,22 @@ def test_a_cache_that_pays_late(measured_of: Make) -> None:
 def test_a_disk_that_holds_up_the_epoch(measured_of: Make) -> None:
     """1 GB at 20 MB/s: 50 s; with int4 25 s."""
     disk = DiskRates(write=1e8, read=2e7, is_cold=True)
-    found = advice.disk_bound_epoch(*both(measured_of(disk=disk, free_ram=1e9)))
-    assert found == "codec int4 halves the epoch: the disk is the bottleneck"
+    line = advice.disk_bound_epoch(*both(measured_of(disk=disk, free_ram=1e9)))
+    assert line == "codec int4 halves the epoch: the disk is the bottleneck"
 
 
 def test_a_codec_whose_cache_stays_in_memory(measured_of: Make) -> None:
     """int4 with 1 GB stays in 1.5 GB of RAM, so that its epoch reads no disk: 20 of 50 s."""
     disk = DiskRates(write=1e8, read=2e7, is_cold=True)
-    found = advice.disk_bound_epoch(*both(measured_of(disk=disk, free_ram=1.5e9)))
-    assert found == "codec int4 brings the epoch to 40%: the disk is the bottleneck"
+    line = advice.disk_bound_epoch(*both(measured_of(disk=disk, free_ram=1.5e9)))
+    assert line == "codec int4 brings the epoch to 40%: the disk is the bottleneck"
 
 
 def test_no_codec_that_helps(measured_of: Make) -> None:
     codecs = {"int8": CodecFigures(nbytes=2e9, unpacked=2e9, encode_seconds=1.0)}
     disk = DiskRates(write=1e8, read=2e7, is_cold=True)
-    found = advice.disk_bound_epoch(*both(measured_of(disk=disk, free_ram=1e9, codecs=codecs)))
-    assert found == "the disk is the bottleneck of the cached epoch, and no other codec helps"
+    line = advice.disk_bound_epoch(*both(measured_of(disk=disk, free_ram=1e9, codecs=codecs)))
+    assert line == "the disk is the bottleneck of the cached epoch, and no other codec helps"
 
 
 @pytest.mark.parametrize(
@@ -105,9 +105,9 @@ def test_extraction_that_does_not_wait_for_the_backbone(
     measured_of: Make, stage: str, words: str
 ) -> None:
     stages = {**measured_of().extract.stages, stage: 900.0}
-    found = advice.slow_extraction(*both(measured_of(extract=Phase(seconds=950.0, stages=stages))))
-    assert found is not None
-    assert words in found
+    line = advice.slow_extraction(*both(measured_of(extract=Phase(seconds=950.0, stages=stages))))
+    assert line is not None
+    assert words in line
     assert advice.slow_extraction(*both(measured_of())) is None
 
 
@@ -117,46 +117,46 @@ def test_modes_that_need_too_much_memory(measured_of: Make) -> None:
         phase=Phase(seconds=110.0, stages={"backbone and heads": 108.0}),
         memory=Memory(resting=1e9, working=9e9),
     )
-    found = advice.does_not_fit(*both(with_training(measured_of(), "tuned", hungry)))
-    assert found == (
+    line = advice.does_not_fit(*both(with_training(measured_of(), "tuned", hungry)))
+    assert line == (
         "tuned may need more memory than the 8.00 GB that are free: a smaller "
         "schedule.batch_size takes less"
     )
     failed = Training(phase=None, memory=None, failure="memory does not suffice")
-    found = advice.does_not_fit(*both(with_training(measured_of(), "tuned", failed)))
-    assert found == "tuned: memory does not suffice: a smaller schedule.batch_size takes less"
+    line = advice.does_not_fit(*both(with_training(measured_of(), "tuned", failed)))
+    assert line == "tuned: memory does not suffice: a smaller schedule.batch_size takes less"
     broken = Training(phase=None, memory=None, failure="no step in 600 s")
-    found = advice.does_not_fit(*both(with_training(measured_of(), "tuned", broken)))
-    assert found == "tuned: no step in 600 s"
+    line = advice.does_not_fit(*both(with_training(measured_of(), "tuned", broken)))
+    assert line == "tuned: no step in 600 s"
 
 
 @pytest.mark.parametrize(
     ("free_ram", "words"), [(3e9, "which keeps it in memory"), (1e9, "not all of it stays")]
 )
 def test_features_that_are_streamed(measured_of: Make, free_ram: float, words: str) -> None:
-    found = advice.where_features_wait(*both(measured_of(free_ram=free_ram)))
-    assert found is not None
-    assert words in found
+    line = advice.where_features_wait(*both(measured_of(free_ram=free_ram)))
+    assert line is not None
+    assert words in line
 
 
 def test_features_that_fit_on_the_device(measured_of: Make) -> None:
-    found = advice.where_features_wait(*both(measured_of(free_device=8e9)))
-    assert found is not None
-    assert "residency device" in found
+    line = advice.where_features_wait(*both(measured_of(free_device=8e9)))
+    assert line is not None
+    assert "residency device" in line
 
 
 def test_a_small_data_set_wants_more_draws(measured_of: Make) -> None:
     """Two views of 1 GB: four more are 4 GB, less than a tenth of 41."""
     views = ("base", "jitter-0.5-1.5-s0", "jitter-0.5-1.5-s1")
     small = measured_of(views=("base", "hflip"), free_disk=41e9)
-    found = advice.few_draws(*both(small))
-    assert found == (
+    line = advice.few_draws(*both(small))
+    assert line == (
         "100 images are few: 4 jittered views in place of 0 take 4.00 GB more and may bring "
         "an AP or more (--views base,hflip,jitter=4:0.5-1.5)"
     )
-    found = advice.few_draws(*both(measured_of(views=views, free_disk=41e9)))
-    assert found is not None
-    assert "4 jittered views in place of 2 take 1.33 GB more" in found
+    line = advice.few_draws(*both(measured_of(views=views, free_disk=41e9)))
+    assert line is not None
+    assert "4 jittered views in place of 2 take 1.33 GB more" in line
     assert advice.few_draws(*both(replace(small, free_disk=39e9))) is None
     assert advice.few_draws(*both(replace(small, images=1001))) is None
     enough = (*views, "jitter-0.5-1.5-s2", "jitter-0.5-1.5-s3")

@@ -16,15 +16,15 @@ def test_the_later_half_counts() -> None:
 
 
 def test_a_real_disk(tmp_path: Path) -> None:
-    found = measure_disk(tmp_path, nbytes=1 << 20, piece=100_000, free=1 << 40, seconds=0.05)
-    assert found.write > 0
-    assert found.read > 0
+    rates = measure_disk(tmp_path, nbytes=1 << 20, piece=100_000, free=1 << 40, seconds=0.05)
+    assert rates.write > 0
+    assert rates.read > 0
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_nearly_full_disk_is_not_filled(tmp_path: Path) -> None:
-    found = measure_disk(tmp_path, nbytes=1 << 40, piece=1 << 20, free=4 << 20, seconds=60.0)
-    assert found.write > 0  # of a quarter of 4 MB, or this would take a minute
+    rates = measure_disk(tmp_path, nbytes=1 << 40, piece=1 << 20, free=4 << 20, seconds=60.0)
+    assert rates.write > 0  # of a quarter of 4 MB, or this would take a minute
 
 
 def test_nothing_is_left_where_the_disk_refuses(tmp_path: Path) -> None:

@@ -23,21 +23,25 @@ Make = Callable[..., Measured]
 
 
 def test_the_whole_forecast(measured_of: Make) -> None:
-    found = make_forecast(measured_of())
-    assert found.nbytes == 2e9
-    assert found.nbytes_by_codec == {"int8": 2e9, "fp16": 4e9, "int4": 1e9}
-    assert (found.scan_seconds, found.fit_seconds, found.extract_seconds) == (5.0, 0.0, 242.0)
-    assert found.extraction_seconds == 247.0
-    assert found.extract_bottleneck == "backbone"
-    seconds = {name: mode.seconds_per_epoch for name, mode in found.modes.items()}
+    forecast = make_forecast(measured_of())
+    assert forecast.nbytes == 2e9
+    assert forecast.nbytes_by_codec == {"int8": 2e9, "fp16": 4e9, "int4": 1e9}
+    assert (forecast.scan_seconds, forecast.fit_seconds, forecast.extract_seconds) == (
+        5.0,
+        0.0,
+        242.0,
+    )
+    assert forecast.extraction_seconds == 247.0
+    assert forecast.extract_bottleneck == "backbone"
+    seconds = {name: mode.seconds_per_epoch for name, mode in forecast.modes.items()}
     assert seconds == {"cached": 20.0, "live": 50.0, "tuned": 110.0}
-    assert found.break_even == pytest.approx(247 / 30)
-    assert found.gain == pytest.approx(2.5)
-    assert found.limit == pytest.approx(48 / 18)
-    assert found.heads_share == pytest.approx(18 / 48)
-    assert found.read_rate_needed == pytest.approx(1e9 / 20)
-    assert found.residency == "ram"
-    assert not found.is_disk_read
+    assert forecast.break_even == pytest.approx(247 / 30)
+    assert forecast.gain == pytest.approx(2.5)
+    assert forecast.limit == pytest.approx(48 / 18)
+    assert forecast.heads_share == pytest.approx(18 / 48)
+    assert forecast.read_rate_needed == pytest.approx(1e9 / 20)
+    assert forecast.residency == "ram"
+    assert not forecast.is_disk_read
 
 
 def test_features_in_ram_count_as_memory_of_the_cached_mode_alone(measured_of: Make) -> None:
@@ -49,9 +53,9 @@ def test_features_in_ram_count_as_memory_of_the_cached_mode_alone(measured_of: M
 
 def test_a_slow_disk_holds_up_extraction(measured_of: Make) -> None:
     """2 GB at 4 MB/s take 500 s, more than the 240 s that everything else takes."""
-    found = make_forecast(measured_of(disk=DiskRates(write=4e6, read=5e8, is_cold=True)))
-    assert found.extract_seconds == 502.0
-    assert found.extract_bottleneck == "write"
+    forecast = make_forecast(measured_of(disk=DiskRates(write=4e6, read=5e8, is_cold=True)))
+    assert forecast.extract_seconds == 502.0
+    assert forecast.extract_bottleneck == "write"
 
 
 @pytest.mark.parametrize(
@@ -62,11 +66,11 @@ def test_an_epoch_takes_the_longer_of_computing_and_reading(
 ) -> None:
     """One GB an epoch: 10 s at 100 MB/s, 50 s at 20 MB/s; it does not stay in 1 GB of RAM."""
     disk = DiskRates(write=1e8, read=rate, is_cold=True)
-    found = make_forecast(measured_of(disk=disk, free_ram=1e9))
-    assert found.residency == "stream"
-    assert found.is_disk_read
-    assert found.modes["cached"].seconds_per_epoch == seconds
-    assert found.modes["cached"].bottleneck == bottleneck
+    forecast = make_forecast(measured_of(disk=disk, free_ram=1e9))
+    assert forecast.residency == "stream"
+    assert forecast.is_disk_read
+    assert forecast.modes["cached"].seconds_per_epoch == seconds
+    assert forecast.modes["cached"].bottleneck == bottleneck
 
 
 def test_without_a_live_figure_nothing_is_said_of_the_gain(measured_of: Make) -> None:
@@ -75,10 +79,10 @@ def test_without_a_live_figure_nothing_is_said_of_the_gain(measured_of: Make) ->
         **measured.trainings,
         "live": Training(phase=None, memory=None, failure="memory does not suffice"),
     }
-    found = make_forecast(replace(measured, trainings=trainings))
-    assert (found.gain, found.break_even) == (None, None)
-    assert found.modes["live"].failure == "memory does not suffice"
-    assert found.modes["live"].seconds_per_epoch is None
+    forecast = make_forecast(replace(measured, trainings=trainings))
+    assert (forecast.gain, forecast.break_even) == (None, None)
+    assert forecast.modes["live"].failure == "memory does not suffice"
+    assert forecast.modes["live"].seconds_per_epoch is None
 
 
 @pytest.mark.parametrize(
@@ -98,9 +102,9 @@ def test_where_the_cached_mode_could_not_be_run(measured_of: Make) -> None:
     measured = measured_of(heads_seconds=0.0)
     failed = Training(phase=None, memory=None, failure="memory does not suffice")
     trainings = {**measured.trainings, "cached": failed}
-    found = make_forecast(replace(measured, trainings=trainings))
-    assert (found.limit, found.gain, found.read_rate_needed) == (None, None, None)
-    assert found.modes["live"].seconds_per_epoch == 50.0
+    forecast = make_forecast(replace(measured, trainings=trainings))
+    assert (forecast.limit, forecast.gain, forecast.read_rate_needed) == (None, None, None)
+    assert forecast.modes["live"].seconds_per_epoch == 50.0
 
 
 @pytest.mark.parametrize(
@@ -118,14 +122,14 @@ def test_where_the_cached_mode_could_not_be_run(measured_of: Make) -> None:
 def test_expected_residency(
     wanted: str, stored: float, device: float | None, expected: str
 ) -> None:
-    found = expected_residency(
+    forecast = expected_residency(
         wanted,  # type: ignore[arg-type]
         stored=stored,
         unpacked=5e9,
         ram=8e9,
         device=device,
     )
-    assert found == expected
+    assert forecast == expected
 
 
 @pytest.mark.parametrize(
@@ -138,13 +142,13 @@ def test_expected_residency(
     ],
 )
 def test_held_nbytes(residency: str, has_own_memory: bool, expected: tuple[float, float]) -> None:
-    found = held_nbytes(
+    forecast = held_nbytes(
         residency,  # type: ignore[arg-type]
         stored=2.0,
         unpacked=3.0,
         has_own_memory=has_own_memory,
     )
-    assert found == expected
+    assert forecast == expected
 
 
 def test_features_are_added_where_they_wait() -> None:

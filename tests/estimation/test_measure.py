@@ -1,6 +1,6 @@
 """From what was tried to all images: by hand, with trials that were not run.
 
-A subject of six images at 128 px: four of 128 x 128 and two of 64 x 128 padded pixels, 81,920 in
+Six images at 128 px: four of 128 x 128 and two of 64 x 128 padded pixels, 81,920 in
 all. Its store has base, hflip and a view of half the sides, 2.25 times as many; it trains on base
 and hflip. Of the 768 + 768 + 96 values of 32 x 32 pixels C4 and C5 have 9/17.
 """
@@ -21,18 +21,17 @@ from cachedet.data.images import Scan
 from cachedet.data.views import parse_views
 from cachedet.estimation.disk import DiskRates
 from cachedet.estimation.measure import (
-    Subject,
-    Tried,
-    Whole,
+    EstimateInputs,
+    ExtractionTrials,
     assemble,
     figures_of,
     look_at_all,
     try_cached,
 )
 from cachedet.estimation.measured import CodecFigures, Measured, Phase
-from cachedet.estimation.mode_trials import ModeTrials, TrialBatches
+from cachedet.estimation.mode_trials import StepJob, StepTrial
 from cachedet.estimation.probe import BackboneCost, CodecCost
-from cachedet.estimation.step_process import StepJob, StepTrial
+from cachedet.estimation.sample import TrialBatches
 from cachedet.estimation.trial import Fit, Sample, Trial
 from cachedet.extraction.inputs import make_inputs
 from cachedet.store.codecs.registry import make_codec
@@ -50,9 +49,9 @@ def backbone() -> FrozenBackbone:
 
 
 @pytest.fixture
-def make_subject(
+def make_inputs_of(
     tiny: Any, backbone: FrozenBackbone, annotations_of: Callable[..., Annotations]
-) -> Callable[..., Subject]:
+) -> Callable[..., EstimateInputs]:
     def make(
         *,
         codec: str = "int8",
@@ -60,7 +59,7 @@ def make_subject(
         views: tuple[str, ...] = ("base", "hflip"),
         residency: str = "stream",
         fit_images: int = 4,
-    ) -> Subject:
+    ) -> EstimateInputs:
         detector = {"kind": "retinanet", "neck": {"kind": "fpn"}, "levels": levels}
         heads = {
             "detector": detector,
@@ -70,7 +69,7 @@ def make_subject(
             "residency": residency,
         }
         extract: ExtractConfig = tiny.extract_config(Path("x.zarr"), codec=codec)
-        return Subject(
+        return EstimateInputs(
             extract=extract,
             heads=TrainConfig.model_validate(heads),
             dataset=CocoDataset(
@@ -87,7 +86,9 @@ def make_subject(
 
 
 @pytest.fixture
-def tried(tiny: Any, backbone: FrozenBackbone, annotations_of: Callable[..., Annotations]) -> Tried:
+def tried(
+    tiny: Any, backbone: FrozenBackbone, annotations_of: Callable[..., Annotations]
+) -> ExtractionTrials:
     """Its trial store is that of the eight generated images, with figures by hand."""
     store, annotations = FeatureStore.open(tiny.train), annotations_of(SIZES_HW)
     bucket, rows = next(iter(store.buckets("base").items()))
@@ -99,7 +100,7 @@ def tried(tiny: Any, backbone: FrozenBackbone, annotations_of: Callable[..., Ann
         preprocessing=backbone.preprocessing,
     )
     scan = Scan(contents=np.zeros(6, dtype=np.uint64), bad=(), notes=())
-    return Tried(
+    return ExtractionTrials(
         sample=Sample(
             annotations=annotations, loader=loader, scan=scan, scan_seconds=0.5, skipped=()
         ),
@@ -125,21 +126,21 @@ def tried(tiny: Any, backbone: FrozenBackbone, annotations_of: Callable[..., Ann
 FIGURES = CodecFigures(nbytes=2e3, unpacked=4e3, encode_seconds=1.0)
 
 
-def assemble_all(subject: Subject, tried: Tried) -> Measured:
-    whole = look_at_all(subject)
-    return assemble(subject, whole, tried, trainings={}, heads_seconds=9.0, free_disk=5e9)
+def assemble_all(inputs: EstimateInputs, tried: ExtractionTrials) -> Measured:
+    sizes = look_at_all(inputs)
+    return assemble(inputs, sizes, tried, trainings={}, heads_seconds=9.0, free_disk=5e9)
 
 
-def test_all_images_in_numbers(make_subject: Callable[..., Subject]) -> None:
+def test_all_images_in_numbers(make_inputs_of: Callable[..., EstimateInputs]) -> None:
     """Trained on: 9/17 of the values of 8/9 of the pixels; one epoch reads 4/9 of the pixels."""
-    found = look_at_all(make_subject())
-    assert found.pixels == 184_320
-    assert found.epoch_pixels == EPOCH_PIXELS
-    assert sorted(batch.pixels for batch in found.batches) == [2 * 64 * 128, 4 * 128 * 128]
-    assert found.level_share == pytest.approx(9 / 17)
-    assert found.view_share == pytest.approx(8 / 9)
-    assert found.read_share == pytest.approx(8 / 17)
-    assert found.epoch_share == pytest.approx(4 / 17)
+    sizes = look_at_all(make_inputs_of())
+    assert sizes.pixels == 184_320
+    assert sizes.epoch_pixels == EPOCH_PIXELS
+    assert sorted(batch.pixels for batch in sizes.batches) == [2 * 64 * 128, 4 * 128 * 128]
+    assert sizes.level_share == pytest.approx(9 / 17)
+    assert sizes.view_share == pytest.approx(8 / 9)
+    assert sizes.read_share == pytest.approx(8 / 17)
+    assert sizes.epoch_share == pytest.approx(4 / 17)
 
 
 @pytest.mark.parametrize(
@@ -153,31 +154,33 @@ def test_all_images_in_numbers(make_subject: Callable[..., Subject]) -> None:
     ],
 )
 def test_levels_and_views_that_are_not_trained_on_are_not_read(
-    make_subject: Callable[..., Subject],
+    make_inputs_of: Callable[..., EstimateInputs],
     levels: tuple[str, ...] | None,
     views: tuple[str, ...],
     read: float,
     epoch: float | None,
 ) -> None:
-    found = look_at_all(make_subject(levels=levels, views=views))
-    assert found.read_share == pytest.approx(read)
+    sizes = look_at_all(make_inputs_of(levels=levels, views=views))
+    assert sizes.read_share == pytest.approx(read)
     if epoch is not None:
-        assert found.epoch_share == pytest.approx(epoch)
+        assert sizes.epoch_share == pytest.approx(epoch)
 
 
-def test_everything_is_extrapolated(make_subject: Callable[..., Subject], tried: Tried) -> None:
-    found = assemble_all(make_subject(), tried)
-    assert (found.images, found.showings, found.epochs) == (6, 6, 7)
-    assert found.views == ("base", "hflip", "scale-0.5")
-    assert (found.read_share, found.epoch_share) == pytest.approx((8 / 17, 4 / 17))
-    assert found.scan == Phase(seconds=3.0, stages={"decode": 3.0})
-    assert found.start == 3.0
-    assert found.extract.seconds == pytest.approx(18.432)
-    assert found.extract.stages == pytest.approx({"decode": 1.8432, "backbone": 18.432})
-    assert found.backbone_seconds == pytest.approx(16.384)
-    assert found.backbone_flops == pytest.approx(8.192e7)
-    assert (found.heads_seconds, found.free_disk, found.free_device) == (9.0, 5e9, None)
-    assert found.stored == FIGURES
+def test_everything_is_extrapolated(
+    make_inputs_of: Callable[..., EstimateInputs], tried: ExtractionTrials
+) -> None:
+    measured = assemble_all(make_inputs_of(), tried)
+    assert (measured.images, measured.showings, measured.epochs) == (6, 6, 7)
+    assert measured.views == ("base", "hflip", "scale-0.5")
+    assert (measured.read_share, measured.epoch_share) == pytest.approx((8 / 17, 4 / 17))
+    assert measured.scan == Phase(seconds=3.0, stages={"decode": 3.0})
+    assert measured.start == 3.0
+    assert measured.extract.seconds == pytest.approx(18.432)
+    assert measured.extract.stages == pytest.approx({"decode": 1.8432, "backbone": 18.432})
+    assert measured.backbone_seconds == pytest.approx(16.384)
+    assert measured.backbone_flops == pytest.approx(8.192e7)
+    assert (measured.heads_seconds, measured.free_disk, measured.free_device) == (9.0, 5e9, None)
+    assert measured.stored == FIGURES
 
 
 @pytest.mark.parametrize(
@@ -189,15 +192,15 @@ def test_everything_is_extrapolated(make_subject: Callable[..., Subject], tried:
     ],
 )
 def test_a_codec_learns_from_a_few_images(
-    make_subject: Callable[..., Subject],
-    tried: Tried,
+    make_inputs_of: Callable[..., EstimateInputs],
+    tried: ExtractionTrials,
     codec: str,
     fit_images: int,
     seconds: float,
 ) -> None:
     """A quarter of a second each."""
-    found = assemble_all(make_subject(codec=codec, fit_images=fit_images), tried)
-    assert found.fit == Phase(seconds=seconds, stages={"backbone": seconds})
+    measured = assemble_all(make_inputs_of(codec=codec, fit_images=fit_images), tried)
+    assert measured.fit == Phase(seconds=seconds, stages={"backbone": seconds})
 
 
 @pytest.mark.parametrize(
@@ -205,7 +208,7 @@ def test_a_codec_learns_from_a_few_images(
     [("fp32", {"fp32": 270.0, "fp16": 70.0}), ("fp16", {"fp32": 180.0, "fp16": 210.0})],
 )
 def test_what_zstd_left_of_the_trial_goes_for_its_codec_alone(
-    tried: Tried, codec: str, expected: dict[str, float]
+    tried: ExtractionTrials, codec: str, expected: dict[str, float]
 ) -> None:
     """Ten maps of 4 values with 20 bytes of checksum and index: 360 bytes in fp32, 280 in fp16.
 
@@ -220,22 +223,24 @@ def test_what_zstd_left_of_the_trial_goes_for_its_codec_alone(
         )
         for name, share in (("fp32", 0.5), ("fp16", 0.25))
     }
-    whole = Whole(sizes=np.full((1, 10, 2), 32), batches=[], level_share=1.0, view_share=1.0)
-    found = figures_of(codecs, whole, tried.trial, codec=codec)
-    assert {name: figures.nbytes for name, figures in found.items()} == expected
+    figures = figures_of(codecs, np.full((1, 10, 2), 32), tried.trial, codec=codec)
+    assert {name: of_codec.nbytes for name, of_codec in figures.items()} == expected
 
 
 @pytest.mark.parametrize(
     ("residency", "resting"), [("stream", 100e6), ("ram", 91e6), ("device", 82e6)]
 )
 def test_features_of_the_trial_are_taken_off_its_memory(
-    make_subject: Callable[..., Subject], tried: Tried, residency: str, resting: float
+    make_inputs_of: Callable[..., EstimateInputs],
+    tried: ExtractionTrials,
+    residency: str,
+    resting: float,
 ) -> None:
     """9/17 of 17 MB stored, or 34 MB unpacked, waited in RAM: a CPU has no memory besides."""
-    subject = make_subject(residency=residency)
+    inputs = make_inputs_of(residency=residency)
     jobs: list[StepJob] = []
 
-    def steps(job: StepJob) -> StepTrial:
+    def take_steps(job: StepJob) -> StepTrial:
         jobs.append(job)
         return StepTrial(
             numbers=(0, 0),
@@ -248,22 +253,21 @@ def test_features_of_the_trial_are_taken_off_its_memory(
         )
 
     keys = next(iter(tried.trial.keys.values()))
-    trials = ModeTrials(
+    job = StepJob(
+        mode="cached",
+        config=inputs.heads,
         store=tried.trial.store,
-        views=("base",),
-        batches=TrialBatches(warm_up=keys, timed=(keys,), pixels=(EPOCH_PIXELS,), enlarge=1.0),
-        config=subject.heads,
-        images=subject.dataset.images,
+        images=inputs.dataset.images,
         weights="none",
-        epoch_pixels=EPOCH_PIXELS,
+        batches=TrialBatches(warm_up=keys, timed=(keys,), pixels=(EPOCH_PIXELS,)),
         seconds=1.0,
-        steps=steps,
+        threads=1,
     )
-    found, computing = try_cached(subject, look_at_all(subject), tried, trials)
-    assert found.memory is not None
-    assert found.memory.resting == pytest.approx(resting)
-    assert (found.memory.working, found.memory.device) == (30e6, None)
-    assert found.phase is not None
-    assert (found.phase.seconds, computing) == (3.0, 2.0)
-    assert found.phase.stages["heads"] == 2.0
+    training, computing = try_cached(inputs, look_at_all(inputs), tried, job, take_steps=take_steps)
+    assert training.memory is not None
+    assert training.memory.resting == pytest.approx(resting)
+    assert (training.memory.working, training.memory.device) == (30e6, None)
+    assert training.phase is not None
+    assert (training.phase.seconds, computing) == (3.0, 2.0)
+    assert training.phase.stages["heads"] == 2.0
     assert jobs[0].config.residency == residency

@@ -31,9 +31,9 @@ def test_unknown_stages_are_left_out_of_scaling() -> None:
 
 @pytest.mark.parametrize(("seconds", "expected"), [(3.0, 12.0), (30.0, 30.0)])
 def test_a_stage_that_takes_at_least_so_long(seconds: float, expected: float) -> None:
-    found = PHASE.at_least("disk", seconds)
-    assert found.seconds == expected
-    assert found.stages == {"decode": 4.0, "backbone": 10.0, "disk": seconds}
+    phase = PHASE.at_least("disk", seconds)
+    assert phase.seconds == expected
+    assert phase.stages == {"decode": 4.0, "backbone": 10.0, "disk": seconds}
 
 
 def test_at_least_never_shortens_a_stage() -> None:

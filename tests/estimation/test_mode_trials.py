@@ -1,33 +1,50 @@
-"""From timed steps to an epoch: by hand, with steps that were not taken."""
+"""Steps in a process of their own, and from timed steps to an epoch: by hand, without steps."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from multiprocessing import active_children
 from typing import Any
 
 import numpy as np
 import pytest
 
 from cachedet.config.run import AugmentConfig, TrainConfig
+from cachedet.errors import ConfigError
 from cachedet.estimation.mode_trials import (
-    ModeTrials,
-    choose_batches,
+    StepJob,
+    StepTrial,
+    TrialFailedError,
+    measure_steps,
     memory_of,
-    most_images,
     plain_heads,
+    time_steps,
+    try_mode,
 )
-from cachedet.estimation.sample import BatchShape
-from cachedet.estimation.step_process import StepJob, StepTrial, TrialFailedError
+from cachedet.estimation.sample import TrialBatches
+from cachedet.loading.loader import make_run_loader
+from cachedet.store.reader import FeatureStore
+from cachedet.training.trainer import make_trainer
 
-HELD = {
-    (32, 32): np.array([[0, 0], [0, 1], [1, 0]]),
-    (64, 64): np.array([[0, 2]]),
-}
-EPOCH = [
-    *[BatchShape(bucket=(32, 32), images=4) for _ in range(9)],
-    BatchShape(bucket=(64, 64), images=2),
-]
+CONFIG = TrainConfig.model_validate(
+    {
+        "detector": {
+            "kind": "retinanet",
+            "neck": {"kind": "fpn", "channels": 16},
+            "num_convs": 1,
+        },
+        "schedule": {"batch_size": 2, "optimizer": "adamw", "lr": 1e-4},
+        "device": "cpu",
+        "residency": "stream",
+    }
+)
 TAKEN = StepTrial(
     numbers=(0, 1, 0),
     seconds=6.0,
@@ -39,110 +56,149 @@ TAKEN = StepTrial(
 )
 
 
-def test_batches_stand_for_the_epoch() -> None:
-    found = choose_batches(EPOCH, HELD, most_images=100)
-    assert found.warm_up.tolist() == [[0, 2], [0, 2]]  # the largest
-    assert len(found.timed) == 8
-    assert sorted(found.pixels) == [4096] * 7 + [8192]
-    assert [len(keys) * 32 * 32 for keys in found.timed if keys[0, 1] < 2] == [4096] * 7
-    assert found.enlarge == 1.0
+@pytest.fixture
+def job_of(tiny: Any) -> Callable[..., StepJob]:
+    """Makes a job on the store of the generated images, whose batches have 1000, 500, 1000 px."""
 
+    def make(**changes: object) -> StepJob:
+        rows = next(iter(FeatureStore.open(tiny.train).buckets("base").values()))
+        keys = np.array([[0, row] for row in rows[:2]])
+        job = StepJob(
+            mode="cached",
+            config=CONFIG,
+            store=tiny.train,
+            images=tiny.paths.images,
+            weights=str(tiny.weights),
+            batches=TrialBatches(
+                warm_up=keys, timed=(keys, keys[:1], keys), pixels=(1000, 500, 1000)
+            ),
+            seconds=0.2,
+            threads=1,
+        )
+        return replace(job, **changes)  # type: ignore[arg-type]
 
-def test_of_large_batches_a_part_is_taken() -> None:
-    found = choose_batches(EPOCH, HELD, most_images=1)
-    assert set(map(len, found.timed)) == {1}
-    assert found.enlarge == 2.0
-
-
-def test_how_many_images_can_be_tried() -> None:
-    """6 s over five forwards of 0.05 s: 24."""
-    assert most_images(0.05) == 24
-    assert most_images(10.0) == 8
-    assert most_images(0.0) > 1_000_000
+    return make
 
 
 def test_memory_of_the_whole_batch() -> None:
-    found = memory_of(TAKEN, 3.0)
-    assert (found.resting, found.working, found.ram) == (100, 180, 280)
-    assert found.device is None
+    memory = memory_of(TAKEN, 3.0)
+    assert (memory.resting, memory.working, memory.ram) == (100, 180, 280)
+    assert memory.device is None
 
 
 def test_only_what_a_step_takes_of_a_device_grows_with_its_batch() -> None:
     """500 of weights and held features, and 3 x 200."""
-    found = memory_of(replace(TAKEN, device_resting_nbytes=500, device_nbytes=700), 3.0)
-    assert found.device == 1100
+    memory = memory_of(replace(TAKEN, device_resting_nbytes=500, device_nbytes=700), 3.0)
+    assert memory.device == 1100
 
 
-def trials(steps: Any) -> ModeTrials:
-    batches = choose_batches(EPOCH, HELD, most_images=100)
+def test_an_epoch_by_pixels(job_of: Callable[..., StepJob]) -> None:
+    """Timed were 2,500 pixels in 6 s, 4.5 of them computing; the epoch has 5,000."""
+    training, computing = try_mode(
+        job_of(), stage="heads", beside={"read": 0.5}, epoch_pixels=5000, take_steps=lambda _: TAKEN
+    )
+    assert training.phase is not None
+    assert training.phase.seconds == pytest.approx(12.0)
+    assert computing == pytest.approx(9.0)
+    assert training.phase.stages == {"heads": computing, "read": 0.5}
+
+
+def test_a_mode_that_fails_is_a_result(job_of: Callable[..., StepJob]) -> None:
+    def take_steps(job: StepJob) -> StepTrial:
+        raise TrialFailedError("memory does not suffice")
+
+    training, computing = try_mode(
+        job_of(mode="tuned"), stage="x", beside={}, epoch_pixels=1, take_steps=take_steps
+    )
+    assert (training.phase, training.memory) == (None, None)
+    assert training.failure == "memory does not suffice"
+    assert computing == 0.0
+
+
+def test_plain_heads_have_what_all_modes_can_have() -> None:
     config = TrainConfig.model_validate(
         {
+            "seed": 7,
             "augment": {"flip": 0.5},
             "trainable": "classifier",
             "init_from": "x",
             "early_stopping": {"metric": "ap"},
         }
     )
-    return ModeTrials(
-        store=Path("trial.zarr"),
-        views=("base",),
-        batches=batches,
-        config=config,
-        images=Path("images"),
-        weights="none",
-        epoch_pixels=61_440,
-        seconds=3.0,
-        steps=steps,
+    assert plain_heads(config) == TrainConfig(seed=7, augment=AugmentConfig(flip=0.5))
+
+
+def trainer_and_loader(job: StepJob) -> tuple[Any, Any]:
+    store = FeatureStore.open(job.store)
+    trainer = make_trainer(job.config, manifest=store.manifest, total_steps=100)
+    return trainer, make_run_loader(job.config, store)
+
+
+def test_the_warm_up_is_not_counted_and_no_file_is_left(
+    tiny: Any, job_of: Callable[..., StepJob]
+) -> None:
+    before = sorted(tiny.train.rglob("*"))
+    job = job_of(seconds=0.0)
+    trainer, loader = trainer_and_loader(job)
+    trial = time_steps(trainer, loader, job)
+    assert trial.numbers == (0,)  # out of time after the first
+    assert trainer.step == 2
+    assert 0 <= trial.waiting <= trial.seconds
+    assert trial.device_resting_nbytes is None
+    assert trial.device_nbytes is None
+    assert trial.ram_nbytes >= trial.resting_nbytes > 0
+    assert sorted(tiny.train.rglob("*")) == before
+
+
+def test_whole_rounds_while_there_is_time(job_of: Callable[..., StepJob]) -> None:
+    job = job_of(seconds=1.0)
+    trial = time_steps(*trainer_and_loader(job), job)
+    assert len(trial.numbers) >= 3
+    assert trial.numbers[:3] == (0, 1, 2)
+
+
+def test_gradients_are_accumulated(job_of: Callable[..., StepJob]) -> None:
+    schedule = CONFIG.schedule.model_copy(update={"accumulate": 2})
+    job = job_of(seconds=0.0, config=CONFIG.model_copy(update={"schedule": schedule}))
+    trainer, loader = trainer_and_loader(job)
+    time_steps(trainer, loader, job)
+    assert trainer.step == 1
+
+
+def test_in_a_process_of_its_own(job_of: Callable[..., StepJob]) -> None:
+    trial = measure_steps(job_of(mode="tuned"))
+    assert len(trial.numbers) >= 1
+    assert trial.ram_nbytes > 50e6
+    assert active_children() == []
+
+
+def test_errors_of_the_users_come_through(job_of: Callable[..., StepJob]) -> None:
+    config = CONFIG.model_copy(update={"views": ("jitter",)})
+    with pytest.raises(ConfigError, match="has no 'jitter'"):
+        measure_steps(job_of(config=config))
+    assert active_children() == []
+
+
+def test_a_process_that_is_killed_had_too_little_memory(job_of: Callable[..., StepJob]) -> None:
+    def kill() -> None:
+        while not (children := active_children()):
+            time.sleep(0.01)
+        assert children[0].pid is not None
+        os.kill(children[0].pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(TrialFailedError, match="was killed: memory does not suffice"):
+        measure_steps(job_of(seconds=60.0))
+    killer.join()
+    assert active_children() == []
+
+
+def test_the_cached_process_needs_no_backbone() -> None:
+    script = (
+        "import sys, cachedet.estimation.mode_trials\n"
+        "assert not any(n.split('.')[0] == 'timm' for n in sys.modules)\n"
+        "assert 'cachedet.backbone' not in sys.modules\n"
     )
-
-
-def test_an_epoch_by_pixels() -> None:
-    """What was timed has p pixels in 6 s, 4.5 of them computing; the epoch has 61,440."""
-    jobs: list[StepJob] = []
-
-    def steps(job: StepJob) -> StepTrial:
-        jobs.append(job)
-        return TAKEN
-
-    training_mode = trials(steps)
-    training, computing = training_mode.run(
-        "cached", residency="ram", step="heads", beside={"read": 0.5}
-    )
-    pixels = training_mode.batches.pixels
-    timed = pixels[0] + pixels[1] + pixels[0]
-    assert training.phase is not None
-    assert training.phase.seconds == pytest.approx(6.0 / timed * 61_440)
-    assert computing == pytest.approx(4.5 / timed * 61_440)
-    assert training.phase.stages == {"heads": computing, "read": 0.5}
-    assert (jobs[0].config.residency, jobs[0].config.views) == ("ram", ("base",))
-    assert jobs[0].config.trainable == "classifier"
-    assert jobs[0].seconds == 3.0
-
-
-def test_the_live_modes_have_what_both_can_have() -> None:
-    jobs: list[StepJob] = []
-
-    def steps(job: StepJob) -> StepTrial:
-        jobs.append(job)
-        return TAKEN
-
-    trials(steps).run("live", residency="stream", step="x", beside={})
-    assert jobs[0].config.trainable == "all"
-    assert jobs[0].config.init_from is None
-    assert jobs[0].config.early_stopping is None
-    assert jobs[0].config.augment == AugmentConfig(flip=0.5)
-
-
-def test_a_mode_that_fails_is_a_result() -> None:
-    def steps(job: StepJob) -> StepTrial:
-        raise TrialFailedError("memory does not suffice")
-
-    training, computing = trials(steps).run("tuned", residency="stream", step="x", beside={})
-    assert (training.phase, training.memory) == (None, None)
-    assert training.failure == "memory does not suffice"
-    assert computing == 0.0
-
-
-def test_plain_heads_keep_everything_else() -> None:
-    config = TrainConfig.model_validate({"seed": 7, "init_from": "runs/a"})
-    assert plain_heads(config) == TrainConfig.model_validate({"seed": 7})
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -17,7 +17,6 @@ from cachedet.estimation.probe import (
     codec_figures,
     measure_backbone,
     measure_codecs,
-    sample_inputs,
 )
 from cachedet.estimation.sample import padded_sizes
 from cachedet.estimation.trial import collect_statistics, take_sample
@@ -51,7 +50,7 @@ def test_bytes_of_the_whole_cache_are_those_that_are_written(
     )
     height, width = sizes[0, 0].tolist()
     rows = np.flatnonzero((sizes[0, :4] == sizes[0, 0]).all(axis=1)).tolist()
-    images = sample_inputs(sample, rows, view="base", device=torch.device("cpu"))
+    images = torch.stack([sample.loader.load(row, "base") for row in rows])
     _, features = measure_backbone(backbone, images)
     costs = measure_codecs(features, fit, spec=backbone.spec, bucket=(height, width), codec=codec)
     assert next(iter(costs)) == codec

@@ -12,11 +12,12 @@ from cachedet.data.views import parse_views
 from cachedet.errors import ConfigError
 from cachedet.estimation.sample import (
     BatchShape,
+    choose_batches,
     commonest_size,
     count_pixels,
     epoch_batches,
     keys_like,
-    largest_batch,
+    most_images,
     padded_sizes,
     spread_batches,
     spread_rows,
@@ -67,8 +68,8 @@ def test_batches_of_an_epoch_are_those_of_training(annotations_of: AnnotationsOf
     sizes = padded_sizes(annotations, views, image_size=64, pad_multiple=32)
     batches, shown = epoch_batches(annotations, sizes, views, config_of(), where="here")
     assert shown == [0]
-    found = sorted((batch.bucket, batch.images) for batch in batches)
-    assert found == [((32, 64), 1), ((32, 64), 4), ((32, 64), 4), ((64, 32), 3)]
+    shapes = sorted((batch.bucket, batch.images) for batch in batches)
+    assert shapes == [((32, 64), 1), ((32, 64), 4), ((32, 64), 4), ((64, 32), 3)]
 
 
 def test_only_views_that_are_trained_on(annotations_of: AnnotationsOf) -> None:
@@ -100,17 +101,9 @@ def test_sampling_repeats_rare_classes(annotations_of: AnnotationsOf) -> None:
 def test_batches_are_spread_over_sizes() -> None:
     """Sixteen of 1 to 16 images: every fourth, so that the mean is theirs within a half."""
     batches = [BatchShape(bucket=(32, 32), images=n) for n in range(16, 0, -1)]
-    found = spread_batches(batches, 4)
-    assert sorted(batch.images for batch in found) == [3, 7, 11, 15]
+    spread = spread_batches(batches, 4)
+    assert sorted(batch.images for batch in spread) == [3, 7, 11, 15]
     assert len(spread_batches(batches, 100)) == 16
-
-
-def test_the_largest_batch_is_that_of_most_pixels() -> None:
-    wide = BatchShape(bucket=(64, 64), images=2)
-    many = BatchShape(bucket=(32, 32), images=7)
-    assert largest_batch([many, wide]) == wide
-    assert many.limited(3) == BatchShape(bucket=(32, 32), images=3)
-    assert wide.limited(3) == wide
 
 
 def test_a_batch_of_images_that_are_there() -> None:
@@ -124,3 +117,29 @@ def test_a_batch_of_images_that_are_there() -> None:
     keys, shape = keys_like(BatchShape(bucket=(64, 96), images=2), held)
     assert keys.tolist() == [[0, 7], [0, 7]]
     assert shape == BatchShape(bucket=(64, 64), images=2)
+
+
+HELD = {(32, 32): np.array([[0, 0], [0, 1], [1, 0]]), (64, 64): np.array([[0, 2]])}
+EPOCH = [*[BatchShape(bucket=(32, 32), images=4)] * 9, BatchShape(bucket=(64, 64), images=2)]
+
+
+def test_batches_stand_for_the_epoch() -> None:
+    chosen = choose_batches(EPOCH, HELD, most_images=100)
+    assert chosen.warm_up.tolist() == [[0, 2], [0, 2]]  # the one of most pixels
+    assert len(chosen.timed) == 8
+    assert sorted(chosen.pixels) == [4096] * 7 + [8192]
+    assert [len(keys) * 32 * 32 for keys in chosen.timed if keys[0, 1] < 2] == [4096] * 7
+    assert chosen.enlarge == 1.0
+
+
+def test_of_large_batches_a_part_is_taken() -> None:
+    chosen = choose_batches(EPOCH, HELD, most_images=1)
+    assert set(map(len, chosen.timed)) == {1}
+    assert chosen.enlarge == 2.0
+
+
+def test_how_many_images_can_be_tried() -> None:
+    """6 s over five forwards of 0.05 s: 24."""
+    assert most_images(0.05) == 24
+    assert most_images(10.0) == 8
+    assert most_images(0.0) > 1_000_000

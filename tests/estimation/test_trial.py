@@ -58,10 +58,10 @@ def write(
 def test_it_is_a_whole_store_with_the_same_features(
     tiny: Any, dataset: CocoDataset, backbone: FrozenBackbone, tmp_path: Path
 ) -> None:
-    found = write(tiny, dataset, backbone, tmp_path, codec="fp32")
-    store, whole = FeatureStore.open(found.store), FeatureStore.open(tiny.train)
+    trial = write(tiny, dataset, backbone, tmp_path, codec="fp32")
+    store, whole = FeatureStore.open(trial.store), FeatureStore.open(tiny.train)
     store.require_complete()
-    assert found.views == ("base", "hflip")
+    assert trial.views == ("base", "hflip")
     assert len(store) == 6
     for level, maps in store.read(3, "hflip").items():
         torch.testing.assert_close(maps, whole.read(3, "hflip")[level], rtol=1e-5, atol=1e-6)
@@ -70,17 +70,17 @@ def test_it_is_a_whole_store_with_the_same_features(
 def test_what_it_reports(
     tiny: Any, dataset: CocoDataset, backbone: FrozenBackbone, tmp_path: Path
 ) -> None:
-    found = write(tiny, dataset, backbone, tmp_path)
-    shards = [path for path in found.store.rglob("*") if path.is_file() and "/c/" in str(path)]
-    assert found.nbytes == sum(path.stat().st_size for path in shards)
-    assert 0.1 < found.stored_share < 1.0
-    assert found.unpacked > found.nbytes * 0.9
-    assert sum(len(keys) for keys in found.keys.values()) == 12
-    assert found.seconds_per_pixel > 0
-    assert found.start_seconds >= 0
-    assert set(found.stages) == {"decode", "backbone", "encode", "write"}
-    assert all(seconds > 0 for seconds in found.stages.values())
-    assert read_seconds(found, backbone.spec.names) > 0
+    trial = write(tiny, dataset, backbone, tmp_path)
+    shards = [path for path in trial.store.rglob("*") if path.is_file() and "/c/" in str(path)]
+    assert trial.nbytes == sum(path.stat().st_size for path in shards)
+    assert 0.1 < trial.stored_share < 1.0
+    assert trial.unpacked > trial.nbytes * 0.9
+    assert sum(len(keys) for keys in trial.keys.values()) == 12
+    assert trial.seconds_per_pixel > 0
+    assert trial.start_seconds >= 0
+    assert set(trial.stages) == {"decode", "backbone", "encode", "write"}
+    assert all(seconds > 0 for seconds in trial.stages.values())
+    assert read_seconds(trial, backbone.spec.names) > 0
 
 
 def test_out_of_time_it_ends_after_a_whole_view(
@@ -89,7 +89,7 @@ def test_out_of_time_it_ends_after_a_whole_view(
     config = tiny.extract_config(tmp_path / "x.zarr")
     sample = take_sample(dataset, range(8), config, backbone)
     fit = collect_statistics(sample, backbone, view="base", count=2)
-    found = write_trial(
+    trial = write_trial(
         tmp_path,
         sample,
         backbone,
@@ -98,10 +98,10 @@ def test_out_of_time_it_ends_after_a_whole_view(
         views=parse_views("base,hflip"),
         seconds=-1.0,
     )
-    assert found.views == ("base",)
-    store = FeatureStore.open(found.store)
+    assert trial.views == ("base",)
+    store = FeatureStore.open(trial.store)
     store.require_complete(["base"])
-    assert all(view == 0 for keys in found.keys.values() for view, _ in keys.tolist())
+    assert all(view == 0 for keys in trial.keys.values() for view, _ in keys.tolist())
 
 
 def test_start_and_rate_by_hand() -> None:

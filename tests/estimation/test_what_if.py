@@ -28,10 +28,10 @@ Make = Callable[..., Measured]
 
 
 def test_parsing_all_of_it() -> None:
-    found = parse_what_if(
+    changed = parse_what_if(
         "image-size=800, backbone=resnet101,disk=500MB/s,device-flops=60T,images=118k,codec=int4"
     )
-    assert found == WhatIf(
+    assert changed == WhatIf(
         image_size=800,
         backbone="resnet101",
         disk=5e8,
@@ -39,7 +39,7 @@ def test_parsing_all_of_it() -> None:
         images=118_000,
         codec="int4",
     )
-    assert found.to_json() == {
+    assert changed.to_json() == {
         "image-size": 800,
         "backbone": "resnet101",
         "disk": 5e8,
@@ -75,40 +75,40 @@ def test_what_cannot_be(text: str, message: str) -> None:
 
 
 def test_another_disk(measured_of: Make) -> None:
-    found = apply_what_if(measured_of(), WhatIf(disk=4e6))
-    assert (found.disk.read, found.disk.write) == (4e6, 4e6)
-    assert make_forecast(found).extract_seconds == 2 + 500
+    changed = apply_what_if(measured_of(), WhatIf(disk=4e6))
+    assert (changed.disk.read, changed.disk.write) == (4e6, 4e6)
+    assert make_forecast(changed).extract_seconds == 2 + 500
 
 
 def test_larger_images(measured_of: Make) -> None:
     """Four times the pixels; files are read and decoded as before."""
-    found = with_pixels(measured_of(), 4.0)
-    assert found.stored.nbytes == 8e9
-    assert found.scan.seconds == 5.0
-    assert found.extract.stages == {
+    changed = with_pixels(measured_of(), 4.0)
+    assert changed.stored.nbytes == 8e9
+    assert changed.scan.seconds == 5.0
+    assert changed.extract.stages == {
         "decode": 40.0,
         "backbone": 800.0,
         "encode": 80.0,
         "write": 40.0,
     }
-    assert found.extract.seconds == pytest.approx(960.0)
-    cached, live = found.trainings["cached"], found.trainings["live"]
+    assert changed.extract.seconds == pytest.approx(960.0)
+    cached, live = changed.trainings["cached"], changed.trainings["live"]
     assert cached.phase is not None
     assert live.phase is not None
     assert cached.phase.seconds == pytest.approx(80.0)
     assert live.phase.stages == {"backbone and heads": 192.0, "decode": 10.0}
     assert cached.memory is not None
     assert cached.memory.ram == pytest.approx(0.7e9 + 4 * 0.3e9)
-    assert (found.backbone_seconds, found.heads_seconds) == (120.0, 72.0)
+    assert (changed.backbone_seconds, changed.heads_seconds) == (120.0, 72.0)
 
 
 def test_more_images(measured_of: Make) -> None:
-    found = make_forecast(with_images(measured_of(free_ram=80e9), 1000))
-    assert found.nbytes == 2e10
-    assert found.scan_seconds == 50.0
-    assert found.extract_seconds == 2402.0
-    assert found.modes["cached"].seconds_per_epoch == 200.0
-    assert found.limit == pytest.approx(48 / 18)
+    changed = make_forecast(with_images(measured_of(free_ram=80e9), 1000))
+    assert changed.nbytes == 2e10
+    assert changed.scan_seconds == 50.0
+    assert changed.extract_seconds == 2402.0
+    assert changed.modes["cached"].seconds_per_epoch == 200.0
+    assert changed.limit == pytest.approx(48 / 18)
 
 
 def test_a_faster_device(measured_of: Make) -> None:
@@ -116,27 +116,27 @@ def test_a_faster_device(measured_of: Make) -> None:
 
     Extraction is then held up by decoding (40 s, 1.2 times that as before), and live training too.
     """
-    found = with_device(measured_of(), 1e13)
-    assert found.extract.stages["backbone"] == pytest.approx(20.0)
-    assert found.extract.bottleneck == "decode"
-    assert found.extract.seconds == pytest.approx(48.0)
-    live, cached = found.trainings["live"].phase, found.trainings["cached"].phase
+    changed = with_device(measured_of(), 1e13)
+    assert changed.extract.stages["backbone"] == pytest.approx(20.0)
+    assert changed.extract.bottleneck == "decode"
+    assert changed.extract.seconds == pytest.approx(48.0)
+    live, cached = changed.trainings["live"].phase, changed.trainings["cached"].phase
     assert live is not None
     assert cached is not None
     assert live.bottleneck == "decode"
     assert live.seconds == pytest.approx(10 * 50 / 48)
     assert cached.stages["heads"] == pytest.approx(1.8)
     assert cached.bottleneck == "read"
-    assert found.trainings["live"].memory is None  # another machine: nobody knows
-    assert make_forecast(found).limit == pytest.approx(48 / 18)
+    assert changed.trainings["live"].memory is None  # another machine: nobody knows
+    assert make_forecast(changed).limit == pytest.approx(48 / 18)
 
 
 def test_another_codec(measured_of: Make) -> None:
-    found = with_codec(measured_of(), "int4")
-    assert found.stored.nbytes == 1e9
-    assert found.extract.stages["encode"] == pytest.approx(60.0)
-    assert found.extract.stages["write"] == pytest.approx(5.0)
-    assert found.extract.seconds == pytest.approx(240.0)
+    changed = with_codec(measured_of(), "int4")
+    assert changed.stored.nbytes == 1e9
+    assert changed.extract.stages["encode"] == pytest.approx(60.0)
+    assert changed.extract.stages["write"] == pytest.approx(5.0)
+    assert changed.extract.seconds == pytest.approx(240.0)
 
 
 def test_a_codec_that_was_not_measured(measured_of: Make) -> None:
@@ -152,24 +152,24 @@ def test_another_backbone(measured_of: Make) -> None:
     Fine-tuning: 27 s of heads, and twice the 108 - 18 s beyond them.
     """
     change = BackboneChange(seconds=2.0, flops=3.0, heads=1.5, values=5.0)
-    found = apply_what_if(measured_of(), WhatIf(backbone="resnet101"), backbone=change)
-    assert (found.backbone_seconds, found.heads_seconds) == (60.0, 27.0)
-    assert found.backbone_flops == 9e13
-    assert found.stored.nbytes == 1e10
-    assert found.extract.stages == {
+    changed = apply_what_if(measured_of(), WhatIf(backbone="resnet101"), backbone=change)
+    assert (changed.backbone_seconds, changed.heads_seconds) == (60.0, 27.0)
+    assert changed.backbone_flops == 9e13
+    assert changed.stored.nbytes == 1e10
+    assert changed.extract.stages == {
         "decode": 40.0,
         "backbone": 400.0,
         "encode": 100.0,
         "write": 50.0,
     }
-    phases = {name: training.phase for name, training in found.trainings.items()}
+    phases = {name: training.phase for name, training in changed.trainings.items()}
     assert phases["cached"] is not None
     assert phases["live"] is not None
     assert phases["tuned"] is not None
     assert phases["cached"].stages == {"heads": 27.0, "read": 20.0}
     assert phases["live"].stages["backbone and heads"] == pytest.approx(48 * 87 / 48)
     assert phases["tuned"].stages["backbone and heads"] == pytest.approx(27 + 90 * 2)
-    assert make_forecast(found).limit == pytest.approx(87 / 27)
+    assert make_forecast(changed).limit == pytest.approx(87 / 27)
 
 
 def test_what_could_not_be_run_stays_unknown(measured_of: Make) -> None:
@@ -178,10 +178,10 @@ def test_what_could_not_be_run_stays_unknown(measured_of: Make) -> None:
     measured = replace(measured, trainings={**measured.trainings, "tuned": failed})
     change = BackboneChange(seconds=2.0, flops=2.0, heads=1.0, values=1.0)
     for what_if in (WhatIf(device_flops=1e13), WhatIf(images=7), WhatIf(image_size=800)):
-        found = apply_what_if(measured, what_if, pixels=2.0)
-        assert found.trainings["tuned"] == failed
-    found = apply_what_if(measured, WhatIf(backbone="x"), backbone=change)
-    assert found.trainings["tuned"] == failed
+        changed = apply_what_if(measured, what_if, pixels=2.0)
+        assert changed.trainings["tuned"] == failed
+    changed = apply_what_if(measured, WhatIf(backbone="x"), backbone=change)
+    assert changed.trainings["tuned"] == failed
 
 
 @pytest.mark.parametrize(

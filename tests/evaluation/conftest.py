@@ -50,21 +50,23 @@ class RandomScene:
             categories=CategoryMap(ids=ids, names=tuple(f"class {n}" for n in ids)),
         )
 
-    def found(self, rng: np.random.Generator, annotations: Annotations) -> list[Detections]:
+    def draw_detections(
+        self, rng: np.random.Generator, annotations: Annotations
+    ) -> list[Detections]:
         """Near boxes, elsewhere, of the right class or another, several times the same."""
         result = []
         for row, image_id in enumerate(annotations.image_ids.tolist()):
             count = int(rng.integers(0, self.detections + 1))
-            own = annotations.boxes[annotations.boxes_of(row)]
+            boxes_of_row = annotations.boxes[annotations.boxes_of(row)]
             labels = annotations.labels[annotations.boxes_of(row)]
             corners = rng.integers(0, 12, size=(count, 2)) * 8.0
             sides = rng.choice([8.0, 16, 32, 96], size=(count, 2))
             boxes = np.concatenate([corners, corners + sides], axis=1)
             picked = rng.integers(0, self.classes, size=count)
-            if len(own):
+            if len(boxes_of_row):
                 near = rng.random(count) < 0.7
-                at = rng.integers(0, len(own), size=count)
-                moved = own[at] + rng.integers(-1, 2, size=(count, 4)) * 4.0
+                at = rng.integers(0, len(boxes_of_row), size=count)
+                moved = boxes_of_row[at] + rng.integers(-1, 2, size=(count, 4)) * 4.0
                 boxes = np.where((near & (moved[:, 2] > moved[:, 0]))[:, None], moved, boxes)
                 picked = np.where(near & (rng.random(count) < 0.8), labels[at], picked)
             result.append(
@@ -80,7 +82,7 @@ class RandomScene:
     def draw(self, seed: int) -> tuple[Annotations, list[Detections]]:
         rng = np.random.default_rng(seed)
         annotations = self.annotations(rng)
-        return annotations, self.found(rng, annotations)
+        return annotations, self.draw_detections(rng, annotations)
 
 
 def run_pycocotools(
@@ -97,12 +99,12 @@ def run_pycocotools(
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
         if results:
-            found = coco.loadRes([dict(row) for row in results])
+            results_of = coco.loadRes([dict(row) for row in results])
         else:
-            found = COCO()
-            found.dataset = {**annotations, "annotations": []}
-            found.createIndex()
-        scored = COCOeval(coco, found, of)
+            results_of = COCO()
+            results_of.dataset = {**annotations, "annotations": []}
+            results_of.createIndex()
+        scored = COCOeval(coco, results_of, of)
         scored.params.maxDets = list(limits)
         scored.params.useCats = int(use_classes)
         scored.evaluate()

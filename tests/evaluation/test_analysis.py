@@ -26,38 +26,38 @@ Tabulated = tuple[Annotations, DetectionTable]
 
 @pytest.fixture
 def drawn(scene: Any) -> Tabulated:
-    annotations, found = scene(images=8).draw(8)
-    return annotations, tabulate(annotations, found)
+    annotations, detections = scene(images=8).draw(8)
+    return annotations, tabulate(annotations, detections)
 
 
 def test_every_part_is_the_function_of_its_own(drawn: Tabulated) -> None:
     annotations, table = drawn
     counts = {0: 3, 3: 30, 6: 4}
     report = analyse(annotations, table, counts=counts, edges=(0, 5), resamples=15, seed=2)
-    told = report.to_json()
+    values = report.to_json()
     scores = score_table(annotations, table)
-    assert {name: told[name] for name in scores.to_json()} == scores.to_json()
-    assert told["errors"] == analyse_errors(annotations, table).to_json()
-    assert told["intervals"] == bootstrap(annotations, table, resamples=15, seed=2).to_json()
+    assert {name: values[name] for name in scores.to_json()} == scores.to_json()
+    assert values["errors"] == analyse_errors(annotations, table).to_json()
+    assert values["intervals"] == bootstrap(annotations, table, resamples=15, seed=2).to_json()
     strata = stratify(scores.per_class, counts, edges=(0, 5))
-    assert told["strata"]["bins"] == [own.to_json() for own in strata]
-    assert told["strata"]["training_boxes"] == {"0": 3, "3": 30, "6": 4}
-    assert told["oddities"] == count_oddities(annotations, table)
-    assert told["curves"] == draw_curves(annotations, table).to_json()
-    assert not {"masks", "lvis", "lvis_masks", "comparison"} & told.keys()
-    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    assert values["strata"]["bins"] == [stratum.to_json() for stratum in strata]
+    assert values["strata"]["training_boxes"] == {"0": 3, "3": 30, "6": 4}
+    assert values["oddities"] == count_oddities(annotations, table)
+    assert values["curves"] == draw_curves(annotations, table).to_json()
+    assert not {"masks", "lvis", "lvis_masks", "comparison"} & values.keys()
+    assert json.loads(json.dumps(values, allow_nan=False)) == values
 
 
 def test_another_run_is_compared(drawn: Tabulated) -> None:
     annotations, table = drawn
     other = table.keep(np.arange(0, len(table), 2))
     report = analyse(annotations, table, other=other, resamples=15)
-    told = report.to_json()["comparison"]
+    values = report.to_json()["comparison"]
     expected = compare_runs(annotations, table, other, resamples=15, seed=0)
-    assert told == expected.to_json()
+    assert values == expected.to_json()
     assert report.intervals is None  # they are part of the comparison
-    assert told["first"]["ap"]["value"] == pytest.approx(report.scores.ap)
-    assert told["tells_apart"] is expected.difference.ap.excludes_zero
+    assert values["first"]["ap"]["value"] == pytest.approx(report.scores.ap)
+    assert values["tells_apart"] is expected.difference.ap.excludes_zero
     with pytest.raises(InputError, match="comparisons of runs need resamples .* 1000, got 0"):
         analyse(annotations, table, other=other)
     with pytest.raises(InputError, match="intervals need resamples .* got -1"):
@@ -97,7 +97,7 @@ def test_lvis_and_masks_where_they_are(drawn: Tabulated) -> None:
     masked = dataclasses.replace(
         annotations, masks=MaskCodes.join([encode_bitmap(bitmap)] * len(annotations.labels))
     )
-    found = [
+    detections = [
         Detections(
             image_id=image_id,
             boxes=torch.tensor([[20.0, 10, 90, 60]]),
@@ -109,12 +109,12 @@ def test_lvis_and_masks_where_they_are(drawn: Tabulated) -> None:
     ]
     nothing = np.zeros(0, dtype=np.int64)
     federated = Federated(negative=nothing, not_exhaustive=nothing, frequencies=("r", "c", "f"))
-    with_masks = tabulate(masked, found, with_masks=True)
+    with_masks = tabulate(masked, detections, with_masks=True)
     report = analyse(masked, with_masks, federated=federated)
-    told = report.to_json()
-    assert told["masks"] == score_table(masked, with_masks, of="segm").to_json()
-    assert told["lvis"] == score_lvis(masked, federated, with_masks).to_json()
+    values = report.to_json()
+    assert values["masks"] == score_table(masked, with_masks, of="segm").to_json()
+    assert values["lvis"] == score_lvis(masked, federated, with_masks).to_json()
     expected = score_lvis(masked, federated, with_masks, of="segm")
-    assert told["lvis_masks"] == expected.to_json()
+    assert values["lvis_masks"] == expected.to_json()
     assert analyse(masked, table).mask_scores is None
     assert analyse(annotations, with_masks).mask_scores is None

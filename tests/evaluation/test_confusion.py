@@ -58,11 +58,11 @@ def test_the_largest_overlap_is_taken(annotations_of: Callable[..., Annotations]
 
 
 def test_the_score_is_that_of_the_best_f1_unless_told(scene: Any) -> None:
-    annotations, found = scene().draw(3)
-    matrix = confuse(annotations, found)
-    assert matrix.min_score == draw_curves(annotations, found).best.score
+    annotations, drawn = scene().draw(3)
+    matrix = confuse(annotations, drawn)
+    assert matrix.min_score == draw_curves(annotations, drawn).best.score
     np.testing.assert_array_equal(
-        matrix.counts, confuse(annotations, found, min_score=matrix.min_score).counts
+        matrix.counts, confuse(annotations, drawn, min_score=matrix.min_score).counts
     )
     assert confuse(annotations, []).min_score == 0.0
 
@@ -72,9 +72,9 @@ def test_the_score_is_that_of_the_best_f1_unless_told(scene: Any) -> None:
 )
 @given(seed=st.integers(0, 2**32 - 1))
 def test_every_box_and_detection_is_counted_once(seed: int, scene: Any) -> None:
-    annotations, found = scene(crowds=0.0).draw(seed)
-    counts = confuse(annotations, found, min_score=0.4).counts
-    table = tabulate(annotations, found)
+    annotations, drawn = scene(crowds=0.0).draw(seed)
+    counts = confuse(annotations, drawn, min_score=0.4).counts
+    table = tabulate(annotations, drawn)
     boxes = np.bincount(annotations.labels, minlength=3)
     kept = np.bincount(table.labels[table.scores >= 0.4], minlength=3)
     np.testing.assert_array_equal(counts[:3].sum(axis=1), boxes)
@@ -86,6 +86,6 @@ def test_every_box_and_detection_is_counted_once(seed: int, scene: Any) -> None:
 
 
 def test_an_impossible_iou(scene: Any) -> None:
-    annotations, found = scene().draw(1)
+    annotations, drawn = scene().draw(1)
     with pytest.raises(ValueError, match=r"expected an IoU in \(0, 1\], got 2"):
-        confuse(annotations, found, min_score=0.5, iou=2)
+        confuse(annotations, drawn, min_score=0.5, iou=2)

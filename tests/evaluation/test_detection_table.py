@@ -34,10 +34,10 @@ def one(annotations_of: Callable[..., Annotations]) -> Annotations:
 
 
 def test_a_table_passes_through(scene: Any) -> None:
-    annotations, found = scene().draw(1)
-    table = tabulate(annotations, found)
+    annotations, drawn = scene().draw(1)
+    table = tabulate(annotations, drawn)
     assert tabulate(annotations, table) is table
-    again = table_of_results(annotations, coco_results(annotations, found))
+    again = table_of_results(annotations, coco_results(annotations, drawn))
     for name in ("rows", "labels", "xywh", "scores"):
         np.testing.assert_array_equal(getattr(table, name), getattr(again, name))
     assert len(tabulate(annotations, [])) == 0
@@ -51,11 +51,11 @@ def test_files_of_any_producer_score_as_with_pycocotools(
     rng = np.random.default_rng(seed)
     annotations, results = raw_files(rng)
     (tmp_path / "annotations.json").write_text(json.dumps(annotations))
-    (tmp_path / "found.json").write_text(json.dumps(results))
+    (tmp_path / "results.json").write_text(json.dumps(results))
     path = tmp_path / "annotations.json"
     scored, counts = annotations_of(load_annotations(path), where=path, keep_all=True)
     assert counts["boxes"] == len(annotations["annotations"])
-    scores = score_table(scored, read_results(tmp_path / "found.json", scored))
+    scores = score_table(scored, read_results(tmp_path / "results.json", scored))
     official = pycocotools(annotations, results).stats
     ours = [-1 if math.isnan(v) else v for v in dataclasses.astuple(scores)[:12]]
     np.testing.assert_allclose(ours, official, rtol=0, atol=1e-12)
@@ -126,18 +126,18 @@ def test_rows_that_are_refused(one: Annotations, change: dict[str, Any], message
         ("{}", "is not a COCO results file: expected a list of detections, got a dict"),
         ("[", "is not JSON in UTF-8"),
         ("[" * 100_000, "is not JSON in UTF-8"),
-        ("[3]", r"found.json\[0\] is not an object, got 3"),
+        ("[3]", r"results.json\[0\] is not an object, got 3"),
     ],
 )
 def test_files_that_are_refused(one: Annotations, text: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "found.json"
+    path = tmp_path / "results.json"
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         read_results(path, one)
 
 
 def test_an_empty_file_scores_nothing(one: Annotations, tmp_path: Path) -> None:
-    path = tmp_path / "found.json"
+    path = tmp_path / "results.json"
     path.write_text("[]")
     table = read_results(path, one)
     assert len(table) == 0
@@ -173,7 +173,7 @@ def test_detections_without_masks_among_others(one: Annotations) -> None:
 
 
 def test_oddities_are_counted_and_scored_as_they_stand(one: Annotations) -> None:
-    found = Detections(
+    odd = Detections(
         image_id=7,
         boxes=torch.tensor(
             [
@@ -187,7 +187,7 @@ def test_oddities_are_counted_and_scored_as_they_stand(one: Annotations) -> None
         scores=torch.tensor([0.9, 0.9, 0.8, 0.7, 1.5]),
         labels=torch.tensor([0, 0, 0, 0, 1]),
     )
-    assert count_oddities(one, [found], most_per_class=3) == {
+    assert count_oddities(one, [odd], most_per_class=3) == {
         "boxes beyond their image": 1,
         "boxes without area": 1,
         "exact duplicates": 1,
@@ -195,7 +195,7 @@ def test_oddities_are_counted_and_scored_as_they_stand(one: Annotations) -> None
         "past the limit of a class and image": 1,
         "images without detections": 0,
     }
-    scores = score_detections(one, [found])
+    scores = score_detections(one, [odd])
     assert scores.num_detections == 5
     assert scores.per_class[0].ap == pytest.approx(1.0), "the false alarms come after the hit"
     assert count_oddities(one, [])["images without detections"] == 1

@@ -47,11 +47,11 @@ def test_planted(
     annotations_of: Callable[..., Annotations], kind: str, rows: list[Row], ap50: float, cost: float
 ) -> None:
     report = analyse_errors(annotations_of([(200, 200)], BOXES), [detections(rows)])
-    by_kind = {own.kind: own for own in report.kinds}
+    by_kind = {each.kind: each for each in report.kinds}
     assert report.ap50 == pytest.approx(ap50)
-    assert by_kind.pop(kind).count == 1
-    assert sum(own.count for own in by_kind.values()) == 0
-    assert {own.kind: own.cost for own in report.kinds}[kind] == pytest.approx(cost)
+    planted = by_kind.pop(kind)
+    assert (planted.count, planted.cost) == (1, pytest.approx(cost))
+    assert sum(each.count for each in by_kind.values()) == 0
 
 
 def test_a_repair_that_would_be_a_duplicate_removes(
@@ -64,8 +64,8 @@ def test_a_repair_that_would_be_a_duplicate_removes(
     assert report.kinds[0].count == 2
     assert report.kinds[0].cost == pytest.approx(1.0)
     assert report.kinds[-1].count == 0, "a box that a repair finds is not missed"
-    found = [([0.0, 0, 40, 15], 0.95, 0), ([0.0, 0, 40, 40], 0.5, 0)]
-    report = analyse_errors(annotations, [detections(found)])
+    again = [([0.0, 0, 40, 15], 0.95, 0), ([0.0, 0, 40, 40], 0.5, 0)]
+    report = analyse_errors(annotations, [detections(again)])
     assert report.ap50 == pytest.approx(0.5)
     assert report.kinds[0].cost == pytest.approx(0.5)
     assert report.false_positives.cost == pytest.approx(0.5)
@@ -79,13 +79,13 @@ def test_what_a_crowd_holds_is_no_error(annotations_of: Callable[..., Annotation
     rows = [([10.0, 10, 30, 30], 0.9, 0), ([120.0, 120, 160, 160], 0.8, 0)]
     report = analyse_errors(annotations, [detections(rows)])
     assert report.ap50 == pytest.approx(1.0)
-    assert sum(own.count for own in report.kinds) == 0
+    assert sum(each.count for each in report.kinds) == 0
 
 
 def test_nothing_found_and_nothing_there(annotations_of: Callable[..., Annotations]) -> None:
     report = analyse_errors(annotations_of([(200, 200)], BOXES), [])
     assert report.ap50 == 0.0
-    assert [own.count for own in report.kinds] == [0, 0, 0, 0, 0, 2]
+    assert [each.count for each in report.kinds] == [0, 0, 0, 0, 0, 2]
     assert report.kinds[-1].cost == pytest.approx(1.0)
     empty = analyse_errors(annotations_of([(200, 200)]), [detections(PERFECT)])
     assert math.isnan(empty.ap50)
@@ -98,19 +98,19 @@ def test_nothing_found_and_nothing_there(annotations_of: Callable[..., Annotatio
 )
 @given(seed=st.integers(0, 2**32 - 1))
 def test_equals_plain_loops(seed: int, scene: Any) -> None:
-    annotations, found = scene().draw(seed)
-    table = tabulate(annotations, found)
+    annotations, drawn = scene().draw(seed)
+    table = tabulate(annotations, drawn)
     report = analyse_errors(annotations, table)
     expected = plain_tide(annotations, table)
     assert report.ap50 == pytest.approx(expected.pop("ap50"), abs=1e-12, nan_ok=True)
-    assert report.ap50 == pytest.approx(score_detections(annotations, found).ap50, nan_ok=True)
-    ours = {own.kind: (own.count, own.cost) for own in report.kinds}
+    assert report.ap50 == pytest.approx(score_detections(annotations, drawn).ap50, nan_ok=True)
+    ours = {each.kind: (each.count, each.cost) for each in report.kinds}
     assert ours.keys() == expected.keys()
     for kind, (count, cost) in expected.items():
         assert ours[kind][0] == count, kind
         assert ours[kind][1] == pytest.approx(cost, abs=1e-12, nan_ok=True), kind
     per_class = {
-        kind: sum(own[kind] for own in report.per_class) for kind in (*ERROR_KINDS, "missed")
+        kind: sum(counts[kind] for counts in report.per_class) for kind in (*ERROR_KINDS, "missed")
     }
     assert per_class == {kind: count for kind, (count, _) in expected.items()}
 
@@ -131,18 +131,17 @@ def plain_tide(annotations: Annotations, table: DetectionTable) -> dict[str, Any
         boxes = [b for b in range(span.start, span.stop) if not annotations.crowd[b]]
         same = [b for b in boxes if annotations.labels[b] == table.labels[number]]
         other = [b for b in boxes if annotations.labels[b] != table.labels[number]]
-        own, near = (
-            best_of(table, annotations, number, same),
-            best_of(table, annotations, number, other),
+        near_same, near_other = (
+            best_of(table, annotations, number, boxes_of) for boxes_of in (same, other)
         )
-        if 0.1 <= own[0] < 0.5:
-            kinds[number], target[number] = "localisation", own[1]
-        elif near[0] >= 0.5:
-            kinds[number], target[number] = "classification", near[1]
-        elif own[0] >= 0.5:
+        if 0.1 <= near_same[0] < 0.5:
+            kinds[number], target[number] = "localisation", near_same[1]
+        elif near_other[0] >= 0.5:
+            kinds[number], target[number] = "classification", near_other[1]
+        elif near_same[0] >= 0.5:
             kinds[number] = "duplicate"
         else:
-            kinds[number] = "both" if near[0] >= 0.1 else "background"
+            kinds[number] = "both" if near_other[0] >= 0.1 else "background"
     hopeful = {box for box in target.values() if box not in used}
     real = [b for b in range(len(annotations.labels)) if not annotations.crowd[b]]
     missed = [b for b in real if b not in used and b not in hopeful]
@@ -152,8 +151,8 @@ def plain_tide(annotations: Annotations, table: DetectionTable) -> dict[str, Any
         fixes: dict[int, int] = {}
         numbers = [n for n in kinds if kinds[n] == kind]
         taken = set(used)
-        place = {int(i): p for p, i in enumerate(np.argsort(annotations.image_ids).tolist())}
-        for n in sorted(numbers, key=lambda n: (-table.scores[n], place[int(table.rows[n])], n)):
+        order = {int(i): p for p, i in enumerate(np.argsort(annotations.image_ids).tolist())}
+        for n in sorted(numbers, key=lambda n: (-table.scores[n], order[int(table.rows[n])], n)):
             fixes[n] = -1
             if n in target and target[n] not in taken:
                 fixes[n] = target[n]
@@ -189,17 +188,17 @@ def plain_ap50(
     counts: dict[int, int] = defaultdict(int)
     for box in boxes:
         counts[int(annotations.labels[box])] += 1
-    place = {int(i): p for p, i in enumerate(np.argsort(annotations.image_ids).tolist())}
+    order = {int(i): p for p, i in enumerate(np.argsort(annotations.image_ids).tolist())}
     values = []
     for label, count in counts.items():
         points = []
         for n, kind in kinds.items():
             if kind == "ignored" or fixes.get(n) == -1:
                 continue
-            own = int(annotations.labels[fixes[n]]) if n in fixes else int(table.labels[n])
-            if own == label:
+            fixed = int(annotations.labels[fixes[n]]) if n in fixes else int(table.labels[n])
+            if fixed == label:
                 right = kind == "right" or n in fixes
-                points.append((-table.scores[n], place[int(table.rows[n])], n, right))
+                points.append((-table.scores[n], order[int(table.rows[n])], n, right))
         hits, curve = 0, []
         for at, (_, _, _, right) in enumerate(sorted(points)):
             hits += right

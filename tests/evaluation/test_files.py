@@ -19,52 +19,52 @@ Scene = tuple[Annotations, list[Detections]]
 
 @pytest.fixture
 def drawn(scene: Any, tmp_path: Path) -> Scene:
-    annotations, found = scene(images=8).draw(8)
-    found[0] = found[0].above(2)  # none
+    annotations, detections = scene(images=8).draw(8)
+    detections[0] = detections[0].above(2)  # none
     (tmp_path / "annotations.json").write_text(json.dumps(ground_truth_json(annotations)))
-    (tmp_path / "found.json").write_text(json.dumps(coco_results(annotations, found)))
+    (tmp_path / "detections.json").write_text(json.dumps(coco_results(annotations, detections)))
     (tmp_path / "less.json").write_text(
-        json.dumps(coco_results(annotations, [own.above(0.5) for own in found]))
+        json.dumps(coco_results(annotations, [of_image.above(0.5) for of_image in detections]))
     )
-    return annotations, found
+    return annotations, detections
 
 
-def test_the_files_tell_what_the_parts_tell(drawn: Scene, tmp_path: Path) -> None:
-    annotations, found = drawn
+def test_the_files_give_what_the_parts_give(drawn: Scene, tmp_path: Path) -> None:
+    annotations, detections = drawn
     report = score_files(
-        detections=tmp_path / "found.json",
+        detections=tmp_path / "detections.json",
         annotations=tmp_path / "annotations.json",
         training=str(tmp_path / "annotations.json"),
         edges=(0, 5),
         resamples=20,
     )
-    told = report.to_json()
-    scores = score_detections(annotations, found)
-    assert {name: told[name] for name in scores.to_json()} == scores.to_json()
-    assert told["errors"] == analyse_errors(annotations, found).to_json()
-    assert told["intervals"]["ap"]["value"] == pytest.approx(scores.ap)
-    assert [own["name"] for own in told["strata"]["bins"]] == ["0-4", "5+"]
-    assert told["oddities"]["images without detections"] >= 1
-    assert not {"masks", "lvis", "comparison"} & told.keys()
-    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    values = report.to_json()
+    scores = score_detections(annotations, detections)
+    assert {name: values[name] for name in scores.to_json()} == scores.to_json()
+    assert values["errors"] == analyse_errors(annotations, detections).to_json()
+    assert values["intervals"]["ap"]["value"] == pytest.approx(scores.ap)
+    assert [bin_["name"] for bin_ in values["strata"]["bins"]] == ["0-4", "5+"]
+    assert values["oddities"]["images without detections"] >= 1
+    assert not {"masks", "lvis", "comparison"} & values.keys()
+    assert json.loads(json.dumps(values, allow_nan=False)) == values
 
 
 def test_two_files(drawn: Scene, tmp_path: Path) -> None:
-    annotations, found = drawn
+    annotations, detections = drawn
     report = score_files(
-        detections=tmp_path / "found.json",
+        detections=tmp_path / "detections.json",
         annotations=tmp_path / "annotations.json",
         against=tmp_path / "less.json",
         resamples=20,
         seed=3,
     )
-    less = [own.above(0.5) for own in found]
-    expected = compare_runs(annotations, found, less, resamples=20, seed=3)
+    less = [of_image.above(0.5) for of_image in detections]
+    expected = compare_runs(annotations, detections, less, resamples=20, seed=3)
     assert report.to_json()["comparison"] == expected.to_json()
     assert report.intervals is None
     with pytest.raises(InputError, match="comparisons of runs need resamples .* got 0"):
         score_files(
-            detections=tmp_path / "found.json",
+            detections=tmp_path / "detections.json",
             annotations=tmp_path / "annotations.json",
             against=tmp_path / "less.json",
         )
@@ -73,13 +73,17 @@ def test_two_files(drawn: Scene, tmp_path: Path) -> None:
 def test_lvis_only_of_its_own_files(drawn: Scene, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="needs a `frequency` of r, c or f .* got None"):
         score_files(
-            detections=tmp_path / "found.json", annotations=tmp_path / "annotations.json", lvis=True
+            detections=tmp_path / "detections.json",
+            annotations=tmp_path / "annotations.json",
+            lvis=True,
         )
     recorded = json.loads((Path(__file__).parent / "fixtures" / "lvis_official.json").read_text())
     (tmp_path / "annotations.json").write_text(json.dumps(recorded["annotations"]))
-    (tmp_path / "found.json").write_text(json.dumps(recorded["results"]))
+    (tmp_path / "detections.json").write_text(json.dumps(recorded["results"]))
     report = score_files(
-        detections=tmp_path / "found.json", annotations=tmp_path / "annotations.json", lvis=True
+        detections=tmp_path / "detections.json",
+        annotations=tmp_path / "annotations.json",
+        lvis=True,
     )
     assert report.to_json()["lvis"]["ap"] == pytest.approx(recorded["figures"][0], abs=1e-12)
     assert report.mask_lvis is None
@@ -97,9 +101,9 @@ def test_masks_where_both_files_have_them(drawn: Scene, tmp_path: Path) -> None:
             | {"score": 0.5}
         )
     (tmp_path / "annotations.json").write_text(json.dumps(content))
-    (tmp_path / "found.json").write_text(json.dumps(rows))
+    (tmp_path / "detections.json").write_text(json.dumps(rows))
     report = score_files(
-        detections=tmp_path / "found.json", annotations=tmp_path / "annotations.json"
+        detections=tmp_path / "detections.json", annotations=tmp_path / "annotations.json"
     )
     assert report.mask_scores is not None
     assert report.mask_lvis is None
@@ -125,7 +129,7 @@ def test_what_a_detector_was_trained_on(drawn: Scene, tmp_path: Path) -> None:
 def test_a_missing_file_is_named_by_its_option(drawn: Scene, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--against expects a COCO results file; there is no file"):
         score_files(
-            detections=tmp_path / "found.json",
+            detections=tmp_path / "detections.json",
             annotations=tmp_path / "annotations.json",
             against=tmp_path / "none.json",
             resamples=1,
@@ -136,10 +140,10 @@ def test_a_file_about_the_images_of_a_store(drawn: Scene, tmp_path: Path) -> Non
     """In the order of the store's rows, whatever the file's, which may describe more images."""
     annotations, _ = drawn
     store = annotations.keep_rows([5, 0, 3])
-    found, federated = read_annotations_of(store, tmp_path / "annotations.json")
+    detections, federated = read_annotations_of(store, tmp_path / "annotations.json")
     assert federated is None
     for name in ("image_ids", "labels", "boxes", "crowd", "areas"):
-        assert getattr(found, name).tolist() == getattr(store, name).tolist(), name
+        assert getattr(detections, name).tolist() == getattr(store, name).tolist(), name
     content = json.loads((tmp_path / "annotations.json").read_text())
     for category in content["categories"]:
         category["frequency"] = "c"

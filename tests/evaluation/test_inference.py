@@ -37,7 +37,7 @@ class Painted(nn.Module):
         self, features: Features, *, sizes_hw: Sequence[SizeHW], image_ids: Sequence[int]
     ) -> list[Detections]:
         assert not self.training
-        found = []
+        detections = []
         for maps, (height, width), image_id in zip(
             features["C4"], sizes_hw, image_ids, strict=True
         ):
@@ -45,8 +45,8 @@ class Painted(nn.Module):
             box = values[:4].clamp(min=0).minimum(torch.tensor([width, height] * 2))
             seen = bool(box[2] > box[0] and box[3] > box[1])
             boxes, scores = (box[None], values[4:]) if seen else (box[:0], values[:0])
-            found.append(make(image_id, boxes.reshape(-1, 4), scores))
-        return found
+            detections.append(make(image_id, boxes.reshape(-1, 4), scores))
+        return detections
 
 
 def make(image_id: int, boxes: Tensor, scores: Tensor) -> Detections:
@@ -73,12 +73,11 @@ def store(
     def painted(block: Block) -> Features:
         _, height, width = spec.map_shapes(block.bucket)["C4"]
         maps = torch.zeros(len(block.rows), 5, height, width)
-        for place, row in enumerate(block.rows):
-            box = geometry_of(reader, row, block.view).boxes_to_view(
-                annotations.boxes[row : row + 1]
-            )[0]
+        for index, row in enumerate(block.rows):
+            geometry = geometry_of(reader, row, block.view)
+            box = geometry.boxes_to_view(annotations.boxes[row : row + 1])[0]
             values = torch.cat([box, torch.tensor([0.5 + 0.1 * VIEWS.index(block.view)])])
-            maps[place] = values[:, None, None]
+            maps[index] = values[:, None, None]
         return {"C4": maps}
 
     store_kit.fill(root, annotations, painted, spec=spec, views=VIEWS, codec="fp32")
@@ -94,21 +93,21 @@ def detect(store: FeatureStore, views: Sequence[str], **options: Any) -> list[De
 
 @pytest.mark.parametrize("view", ["base", "hflip", "scale-2"])
 def test_a_view_of_the_whole_image_gives_the_box_back(store: FeatureStore, view: str) -> None:
-    for row, found in enumerate(detect(store, [view])):
-        assert found.image_id == store.annotations.image_ids[row]
-        torch.testing.assert_close(found.boxes, torch.tensor([BOX[0][:4]]).float())
-        rises = bool(found.masks[0, 0, -1] > found.masks[0, 0, 0])
+    for row, detections in enumerate(detect(store, [view])):
+        assert detections.image_id == store.annotations.image_ids[row]
+        torch.testing.assert_close(detections.boxes, torch.tensor([BOX[0][:4]]).float())
+        rises = bool(detections.masks[0, 0, -1] > detections.masks[0, 0, 0])
         assert rises == (view != "hflip")
 
 
 def test_several_views_are_merged_and_the_best_wins(store: FeatureStore) -> None:
     done: list[int] = []
     merged = detect(store, ["base", "hflip", "scale-2"], on_progress=done.append)
-    assert [len(found) for found in merged] == [1, 1, 1]
+    assert [len(detections) for detections in merged] == [1, 1, 1]
     torch.testing.assert_close(merged[0].scores, torch.tensor([0.7]))
     assert sum(done) == 9
     apart = detect(store, ["base", "hflip"], merging=Merging(nms_iou=1.0, max_detections=1))
-    assert [found.scores.tolist() for found in apart] == [[pytest.approx(0.6)]] * 3
+    assert [detections.scores.tolist() for detections in apart] == [[pytest.approx(0.6)]] * 3
     apart = detect(store, ["base", "hflip"], merging=Merging(nms_iou=1.0))
     assert len(apart[0]) == 2
 
@@ -116,14 +115,13 @@ def test_several_views_are_merged_and_the_best_wins(store: FeatureStore) -> None
 @pytest.mark.parametrize("view", ["crop-k0", "jitter-1-3-s0"])
 def test_a_window_gives_whole_boxes_only(store: FeatureStore, view: str) -> None:
     whole = 0
-    for row, found in enumerate(detect(store, [view])):
-        visible = float(
-            geometry_of(store, row, view).visible_fraction(store.annotations.boxes[:1])[0]
-        )
-        assert len(found) in ((1,) if visible == 1 else (0,))
-        if len(found):
+    for row, detections in enumerate(detect(store, [view])):
+        geometry = geometry_of(store, row, view)
+        visible = float(geometry.visible_fraction(store.annotations.boxes[:1])[0])
+        assert len(detections) in ((1,) if visible == 1 else (0,))
+        if len(detections):
             whole += 1
-            torch.testing.assert_close(found.boxes, torch.tensor([BOX[0][:4]]).float())
+            torch.testing.assert_close(detections.boxes, torch.tensor([BOX[0][:4]]).float())
     assert whole < 3  # the draws of these images cut at least one
 
 
@@ -141,13 +139,13 @@ def test_what_a_border_cuts_is_dropped() -> None:
 def test_proposals_are_in_pixels_of_the_image(store: FeatureStore, view: str) -> None:
     done: list[int] = []
     detector = Painted().train()
-    found = propose_store(
+    detections = propose_store(
         detector, store, levels=["C4"], batch_size=2, device=torch.device("cpu"), view=view,
         on_progress=done.append,
     )  # fmt: skip
-    assert [own.image_id for own in found] == store.annotations.image_ids.tolist()
-    for own in found:
-        torch.testing.assert_close(own.boxes, torch.tensor([BOX[0][:4]]).float())
+    assert [of_image.image_id for of_image in detections] == store.annotations.image_ids.tolist()
+    for of_image in detections:
+        torch.testing.assert_close(of_image.boxes, torch.tensor([BOX[0][:4]]).float())
     assert sum(done) == 3
     assert detector.training
 

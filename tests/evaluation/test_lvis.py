@@ -109,7 +109,7 @@ def fates_of(
     result: list[list[str]] = [[] for _ in mine]
     for threshold in np.linspace(0.5, 0.95, 10):
         free = [True] * len(boxes)
-        for place, number in enumerate(mine):
+        for index, number in enumerate(mine):
             best, most = -1, min(threshold, 1 - 1e-10)
             for at, box in enumerate(boxes):
                 if not free[at]:
@@ -122,11 +122,11 @@ def fates_of(
             area = table.xywh[number][2] * table.xywh[number][3]
             if best >= 0:
                 free[best] = False
-                result[place].append("right" if counts[best] else "ignored")
+                result[index].append("right" if counts[best] else "ignored")
             elif spared or not bounds[0] <= area <= bounds[1]:
-                result[place].append("ignored")
+                result[index].append("ignored")
             else:
-                result[place].append("wrong")
+                result[index].append("wrong")
     return result
 
 
@@ -158,10 +158,10 @@ def iou(xywh: Any, xyxy: Any) -> float:
 )
 @given(seed=st.integers(0, 2**32 - 1))
 def test_equals_plain_loops(seed: int, scene: Any) -> None:
-    annotations, found = scene(classes=4, crowds=0.0).draw(seed)
+    annotations, drawn = scene(classes=4, crowds=0.0).draw(seed)
     federated = federate(annotations, seed)
-    ours = score_lvis(annotations, federated, found).to_json()
-    theirs = plain_lvis(annotations, federated, tabulate(annotations, found))
+    ours = score_lvis(annotations, federated, drawn).to_json()
+    theirs = plain_lvis(annotations, federated, tabulate(annotations, drawn))
     for name in FIGURES:
         if math.isnan(theirs[name]):
             assert ours[name] is None
@@ -171,11 +171,11 @@ def test_equals_plain_loops(seed: int, scene: Any) -> None:
 
 def test_more_than_300_detections(scene: Any) -> None:
     """The limit is of an image, over all classes, and there is none of 100 a class."""
-    annotations, found = scene(images=2, boxes=30, classes=2, crowds=0.0, detections=900).draw(9)
-    assert max(len(own) for own in found) > 400
+    annotations, drawn = scene(images=2, boxes=30, classes=2, crowds=0.0, detections=900).draw(9)
+    assert max(len(of_image) for of_image in drawn) > 400
     federated = federate(annotations, 9)
-    ours = score_lvis(annotations, federated, found)
-    theirs = plain_lvis(annotations, federated, tabulate(annotations, found))
+    ours = score_lvis(annotations, federated, drawn)
+    theirs = plain_lvis(annotations, federated, tabulate(annotations, drawn))
     assert ours.ap == pytest.approx(theirs["ap"], abs=1e-12)
     assert ours.num_judged <= 300 * len(annotations) < ours.num_detections
 
@@ -184,10 +184,10 @@ def lvis_file(annotations: Annotations, federated: Federated) -> dict[str, Any]:
     content = ground_truth_json(annotations)
     classes, ids = len(annotations.categories), annotations.categories.ids
     for row, image in enumerate(content["images"]):
-        own = range(row * classes, (row + 1) * classes)
-        image["neg_category_ids"] = [ids[c % classes] for c in own if c in federated.negative]
+        codes = range(row * classes, (row + 1) * classes)
+        image["neg_category_ids"] = [ids[c % classes] for c in codes if c in federated.negative]
         image["not_exhaustive_category_ids"] = [
-            ids[c % classes] for c in own if c in federated.not_exhaustive
+            ids[c % classes] for c in codes if c in federated.not_exhaustive
         ]
     for category, letter in zip(content["categories"], federated.frequencies, strict=True):
         category["frequency"] = letter
@@ -230,7 +230,7 @@ def test_by_hand(annotations_of: Callable[..., Annotations]) -> None:
     """One class a row: an absent class in the negative list costs, one that is unsaid does not."""
     annotations = annotations_of([(100, 100)], [[[0, 0, 40, 40, 0, 0]]])
     rows = [([0.0, 0, 40, 40], 0.5, 0), ([50.0, 50, 90, 90], 0.9, 0), ([50.0, 50, 90, 90], 0.9, 1)]
-    found = Detections(
+    drawn = Detections(
         image_id=7,
         boxes=torch.tensor([box for box, _, _ in rows]),
         scores=torch.tensor([score for _, score, _ in rows]),
@@ -238,13 +238,13 @@ def test_by_hand(annotations_of: Callable[..., Annotations]) -> None:
     )
     nobody = np.zeros(0, dtype=np.int64)
     strict = Federated(negative=nobody, not_exhaustive=nobody, frequencies=("r", "c", "f"))
-    scores = score_lvis(annotations, strict, [found])
+    scores = score_lvis(annotations, strict, [drawn])
     assert scores.ap == scores.ap_rare == pytest.approx(0.5)
     assert scores.num_judged == 2
     assert math.isnan(scores.ap_common)
     assert scores.to_json()["ap_common"] is None
     spared = Federated(negative=nobody, not_exhaustive=np.array([0]), frequencies=("r", "c", "f"))
-    assert score_lvis(annotations, spared, [found]).ap == pytest.approx(1.0)
+    assert score_lvis(annotations, spared, [drawn]).ap == pytest.approx(1.0)
 
 
 def test_the_official_figures() -> None:

@@ -34,16 +34,16 @@ def figures_of(annotations: Annotations, matches: MatchTable) -> list[float]:
 
 def assert_equals_pycocotools(
     annotations: Annotations,
-    found: list[Detections],
+    drawn: list[Detections],
     pycocotools: Callable[..., Any],
     of: Any = "bbox",
 ) -> None:
     with_masks = of == "segm"
-    rows = coco_results(annotations, found)
+    rows = coco_results(annotations, drawn)
     if with_masks:
         rows = [{key: row[key] for key in row if key != "bbox"} for row in rows]
     theirs = pycocotools(ground_truth_json(annotations), rows, of=of)
-    table = tabulate(annotations, found, with_masks=with_masks)
+    table = tabulate(annotations, drawn, with_masks=with_masks)
     matches = match_detections(annotations, table, of=of)
     ours = accumulate(matches)
     np.testing.assert_array_equal(ours.precision, theirs.eval["precision"][..., -1])
@@ -55,23 +55,23 @@ def assert_equals_pycocotools(
 @given(seed=st.integers(0, 2**32 - 1))
 def test_equals_pycocotools(seed: int, scene: Any, pycocotools: Callable[..., Any]) -> None:
     """Crowds, empty images, ties, 0-based gapped ids, unsorted image ids, area bounds."""
-    annotations, found = scene().draw(seed)
-    assert_equals_pycocotools(annotations, found, pycocotools)
+    annotations, drawn = scene().draw(seed)
+    assert_equals_pycocotools(annotations, drawn, pycocotools)
 
 
 def test_many_of_one_class(scene: Any, pycocotools: Callable[..., Any]) -> None:
     """More than 100 detections of a class in an image, dozens of candidates each."""
-    annotations, found = scene(images=3, boxes=60, classes=1, detections=400).draw(5)
-    assert max(len(own) for own in found) > 150
-    assert_equals_pycocotools(annotations, found, pycocotools)
+    annotations, drawn = scene(images=3, boxes=60, classes=1, detections=400).draw(5)
+    assert max(len(of_image) for of_image in drawn) > 150
+    assert_equals_pycocotools(annotations, drawn, pycocotools)
 
 
 def test_a_class_without_annotations_and_1203_classes(
     scene: Any, pycocotools: Callable[..., Any]
 ) -> None:
-    annotations, found = scene(classes=1203, boxes=4, detections=6).draw(2)
-    theirs = pycocotools(ground_truth_json(annotations), coco_results(annotations, found))
-    matches = match_detections(annotations, tabulate(annotations, found))
+    annotations, drawn = scene(classes=1203, boxes=4, detections=6).draw(2)
+    theirs = pycocotools(ground_truth_json(annotations), coco_results(annotations, drawn))
+    matches = match_detections(annotations, tabulate(annotations, drawn))
     np.testing.assert_allclose(figures_of(annotations, matches), theirs.stats, rtol=0, atol=1e-12)
     per_class = score_matches(annotations, matches, num_detections=0).per_class
     assert len(per_class) == 1203
@@ -81,42 +81,42 @@ def test_a_class_without_annotations_and_1203_classes(
 
 
 def test_masks_equal_pycocotools(scene: Any, pycocotools: Callable[..., Any]) -> None:
-    annotations, found = scene(images=4).draw(11)
+    annotations, drawn = scene(images=4).draw(11)
     y, x = np.mgrid[:200, :200]
     codes = []
     for x1, y1, x2, y2 in annotations.boxes.tolist():
         inside = (x >= x1) & (x < x2) & (y >= y1) & (y < y2) & ((x + y) % 3 > 0)
         codes.append(encode_bitmap(inside))
     annotations = dataclasses.replace(annotations, masks=MaskCodes.join(codes))
-    found = [dataclasses.replace(own, masks=torch.rand(len(own), 7, 7)) for own in found]
-    assert_equals_pycocotools(annotations, found, pycocotools, of="segm")
+    drawn = [dataclasses.replace(each, masks=torch.rand(len(each), 7, 7)) for each in drawn]
+    assert_equals_pycocotools(annotations, drawn, pycocotools, of="segm")
 
 
 def test_hundreds_of_masks(scene: Any, pycocotools: Callable[..., Any]) -> None:
-    """pycocotools' own area of a list fails beyond 255; its loadRes asks one by one."""
-    annotations, found = scene(images=2, boxes=8, classes=2, crowds=0.0, detections=900).draw(6)
-    assert max(len(own) for own in found) > 300
+    """pycocotools' area of a list fails beyond 255; its loadRes asks one by one."""
+    annotations, drawn = scene(images=2, boxes=8, classes=2, crowds=0.0, detections=900).draw(6)
+    assert max(len(of_image) for of_image in drawn) > 300
     codes = [NO_MASK] * len(annotations.labels)
     annotations = dataclasses.replace(annotations, masks=MaskCodes.join(codes))
-    found = [dataclasses.replace(own, masks=torch.ones(len(own), 7, 7)) for own in found]
-    assert_equals_pycocotools(annotations, found, pycocotools, of="segm")
+    drawn = [dataclasses.replace(each, masks=torch.ones(len(each), 7, 7)) for each in drawn]
+    assert_equals_pycocotools(annotations, drawn, pycocotools, of="segm")
 
 
 def test_masks_are_asked_for_where_there_are_none(scene: Any) -> None:
-    annotations, found = scene().draw(1)
+    annotations, drawn = scene().draw(1)
     with pytest.raises(InputError, match="scoring masks needs detections with masks"):
-        match_detections(annotations, tabulate(annotations, found), of="segm")
-    found = [dataclasses.replace(own, masks=torch.rand(len(own), 7, 7)) for own in found]
+        match_detections(annotations, tabulate(annotations, drawn), of="segm")
+    drawn = [dataclasses.replace(each, masks=torch.rand(len(each), 7, 7)) for each in drawn]
     with pytest.raises(InputError, match="scoring masks needs ground truth with masks"):
-        match_detections(annotations, tabulate(annotations, found, with_masks=True), of="segm")
+        match_detections(annotations, tabulate(annotations, drawn, with_masks=True), of="segm")
 
 
 @any_scene
 @given(seed=st.integers(0, 2**32 - 1))
 def test_partners_are_those_of_plain_loops(seed: int, scene: Any) -> None:
-    """COCO's loop as prose has it, for one threshold, with the number of the box found."""
-    annotations, found = scene(images=3).draw(seed)
-    table = tabulate(annotations, found)
+    """COCO's loop as prose has it, for one threshold, with the number of the box drawn."""
+    annotations, drawn = scene(images=3).draw(seed)
+    table = tabulate(annotations, drawn)
     matches = match_detections(annotations, table)
     threshold = seed % 10
     expected = np.full(len(table), -1)
@@ -158,8 +158,8 @@ def iou(xywh: Any, xyxy: Any, crowd: bool) -> float:
 
 
 def test_small_turns_change_nothing(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    annotations, found = scene(images=20, boxes=12).draw(3)
-    table = tabulate(annotations, found)
+    annotations, drawn = scene(images=20, boxes=12).draw(3)
+    table = tabulate(annotations, drawn)
     whole = match_detections(annotations, table)
     monkeypatch.setattr(matches_module, "_PAIRS_AT_ONCE", 2)
     parts = match_detections(annotations, table)
@@ -173,22 +173,22 @@ def test_ten_thousand_detections_in_a_image(annotations_of: Callable[..., Annota
              for n in range(500)]  # fmt: skip
     annotations = annotations_of([(200, 200)], [boxes])
     corners = torch.rand(12_000, 2) * 150
-    found = Detections(
+    drawn = Detections(
         image_id=7,
         boxes=torch.cat([corners, corners + 9], dim=1),
         scores=torch.rand(12_000),
         labels=torch.zeros(12_000, dtype=torch.int64),
     )
-    matches = match_detections(annotations, tabulate(annotations, [found]))
+    matches = match_detections(annotations, tabulate(annotations, [drawn]))
     assert len(matches.scores) == 100
-    assert float(matches.scores.min()) >= float(found.scores.sort().values[-101])
-    unlimited = match_detections(annotations, tabulate(annotations, [found]), most_per_class=None)
+    assert float(matches.scores.min()) >= float(drawn.scores.sort().values[-101])
+    unlimited = match_detections(annotations, tabulate(annotations, [drawn]), most_per_class=None)
     assert len(unlimited.scores) == 12_000
 
 
 def test_a_threshold_that_was_not_matched_at(scene: Any) -> None:
-    annotations, found = scene().draw(1)
-    matches = match_detections(annotations, tabulate(annotations, found))
+    annotations, drawn = scene().draw(1)
+    matches = match_detections(annotations, tabulate(annotations, drawn))
     assert matches.threshold(0.75) == 5
     with pytest.raises(ValueError, match="matched at IoU .*, asked for 0.3"):
         matches.threshold(0.3)

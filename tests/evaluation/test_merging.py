@@ -29,12 +29,12 @@ def iou(a: list[float], b: list[float]) -> float:
 
 
 def oracle(
-    found: list[Detections], *, nms_iou: float, most: int
+    by_view: list[Detections], *, nms_iou: float, most: int
 ) -> list[tuple[list[float], float, int]]:
     """One after the other, the best first; a stronger one of the class in the way drops it."""
     rows = [
         row
-        for view in found
+        for view in by_view
         for row in zip(view.boxes.tolist(), view.scores.tolist(), view.labels.tolist(), strict=True)
     ]
     kept: list[tuple[list[float], float, int]] = []
@@ -62,12 +62,12 @@ ROWS = st.lists(
 def test_equals_a_plain_loop(
     views: list[list[tuple[list[float], float, int]]], nms_iou: float, most: int
 ) -> None:
-    found = [detections(rows) for rows in views]
-    merged = Merging(nms_iou=nms_iou, max_detections=most)(found)
+    by_view = [detections(rows) for rows in views]
+    merged = Merging(nms_iou=nms_iou, max_detections=most)(by_view)
     rows = list(
         zip(merged.boxes.tolist(), merged.scores.tolist(), merged.labels.tolist(), strict=True)
     )
-    assert rows == oracle(found, nms_iou=nms_iou, most=most)
+    assert rows == oracle(by_view, nms_iou=nms_iou, most=most)
     assert merged.image_id == 7
 
 
@@ -89,6 +89,6 @@ def test_masks_stay_with_their_boxes(order: tuple[int, int]) -> None:
         masks=torch.stack([torch.full((2, 2), 0.1), torch.full((2, 2), 0.2)]),
     )
     second = detections([([0.0, 0, 8, 7], 0.75, 0)], masks=torch.full((1, 2, 2), 0.3))
-    merged = Merging()([(first, second)[place] for place in order])
+    merged = Merging()([(first, second)[index] for index in order])
     assert merged.scores.tolist() == [0.75, 0.25]
     torch.testing.assert_close(merged.masks[:, 0, 0], torch.tensor([0.3, 0.2]))

@@ -49,7 +49,7 @@ def detections(image_id: int, rows: list[tuple[list[float], float, int]]) -> Det
 
 
 @pytest.fixture
-def found() -> list[Detections]:
+def drawn() -> list[Detections]:
     """Hits, a miss, a duplicate, ties in score, something inside the crowd, a negative image."""
     return [
         detections(7, [
@@ -62,11 +62,11 @@ def found() -> list[Detections]:
 
 
 def test_the_results_file_scores_the_same_on_the_users_annotations(
-    annotations: Annotations, found: list[Detections], tmp_path: Path
+    annotations: Annotations, drawn: list[Detections], tmp_path: Path
 ) -> None:
-    scores = score_detections(annotations, found)
+    scores = score_detections(annotations, drawn)
     (tmp_path / "gt.json").write_text(json.dumps(ground_truth_json(annotations)))
-    (tmp_path / "dt.json").write_text(json.dumps(coco_results(annotations, found)))
+    (tmp_path / "dt.json").write_text(json.dumps(coco_results(annotations, drawn)))
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(tmp_path / "gt.json"))
         official = COCOeval(coco, coco.loadRes(str(tmp_path / "dt.json")), "bbox")
@@ -88,7 +88,7 @@ def test_the_results_file_scores_the_same_on_the_users_annotations(
 
 
 def test_by_hand(annotations_of: Callable[..., Annotations]) -> None:
-    """One of two boxes found, with a false alarm below it: precision 1 up to recall 0.5."""
+    """One of two boxes is detected, with a false alarm below it: precision 1 up to recall 0.5."""
     annotations = annotations_of([(100, 100)], [[[0, 0, 40, 40, 0, 0], [50, 50, 90, 90, 0, 0]]])
     rows = [([0.0, 0, 40, 40], 0.9, 0), ([50.0, 0, 90, 30], 0.8, 0)]
     scores = score_detections(annotations, [detections(7, rows)])
@@ -139,11 +139,11 @@ def with_masks(annotations: Annotations) -> Annotations:
 
 
 def test_mask_figures_are_pycocotools_own(
-    annotations: Annotations, found: list[Detections]
+    annotations: Annotations, drawn: list[Detections]
 ) -> None:
     """On the files a person would give it: boxes left out of the results, as its users do."""
     masked = with_masks(annotations)
-    seen = [dataclasses.replace(own, masks=torch.rand(len(own), 14, 14)) for own in found]
+    seen = [dataclasses.replace(each, masks=torch.rand(len(each), 14, 14)) for each in drawn]
     rows = coco_results(masked, seen)
     scores = score_table(masked, table_of_results(masked, rows), of="segm")
     plain = COCO()
@@ -157,7 +157,7 @@ def test_mask_figures_are_pycocotools_own(
         theirs.summarize()
     assert scores.ap == pytest.approx(theirs.stats[0], abs=1e-12)
     assert scores.ar100 == pytest.approx(theirs.stats[8], abs=1e-12)
-    full = [dataclasses.replace(own, masks=torch.ones(len(own), 14, 14)) for own in found]
+    full = [dataclasses.replace(each, masks=torch.ones(len(each), 14, 14)) for each in drawn]
     other = table_of_results(masked, coco_results(masked, full))
     assert score_table(masked, other, of="segm").ap != scores.ap
 

@@ -22,27 +22,27 @@ from cachedet.structures import Annotations, Detections
 def test_equals_pycocotools_without_classes(
     seed: int, scene: Any, pycocotools: Callable[..., Any]
 ) -> None:
-    annotations, found = scene(detections=20).draw(seed)
-    found = [dataclasses.replace(own, labels=torch.zeros_like(own.labels)) for own in found]
+    annotations, drawn = scene(detections=20).draw(seed)
+    drawn = [dataclasses.replace(each, labels=torch.zeros_like(each.labels)) for each in drawn]
     theirs = pycocotools(
         ground_truth_json(annotations),
-        coco_results(annotations, found),
+        coco_results(annotations, drawn),
         limits=(1, 3, 12),
         use_classes=False,
     ).eval["recall"]
-    ours = proposal_recall(annotations, found, limits=(12, 1, 3))
-    assert [own.limit for own in ours] == [1, 3, 12]
-    for place, own in enumerate(ours):
-        figures = (own.ar, own.ar_small, own.ar_medium, own.ar_large)
+    ours = proposal_recall(annotations, drawn, limits=(12, 1, 3))
+    assert [recall.limit for recall in ours] == [1, 3, 12]
+    for index, recall in enumerate(ours):
+        figures = (recall.ar, recall.ar_small, recall.ar_medium, recall.ar_large)
         for area, figure in enumerate(figures):
-            expected = theirs[:, 0, area, place]
+            expected = theirs[:, 0, area, index]
             if (expected < 0).all():
                 assert math.isnan(figure)
             else:
                 assert figure == pytest.approx(expected.mean(), abs=1e-12)
-        if not math.isnan(own.ar):
-            assert own.recall50 == pytest.approx(theirs[0, 0, 0, place])
-            assert own.recall75 == pytest.approx(theirs[5, 0, 0, place])
+        if not math.isnan(recall.ar):
+            assert recall.recall50 == pytest.approx(theirs[0, 0, 0, index])
+            assert recall.recall75 == pytest.approx(theirs[5, 0, 0, index])
 
 
 def test_classes_do_not_matter(annotations_of: Callable[..., Annotations]) -> None:
@@ -56,16 +56,14 @@ def test_classes_do_not_matter(annotations_of: Callable[..., Annotations]) -> No
     two, three = proposal_recall(annotations, [proposals], limits=(2, 3))
     assert (two.ar, three.ar) == (0.5, 1.0)
     assert math.isnan(two.ar_small)
-    assert two.to_json()["ar_small"] is None
-    assert two.to_json()["limit"] == 2
     report = ProposalReport(most_per_image=3, at_limits=(two, three))
-    assert report.to_json() == {
-        "most_per_image": 3,
-        "at_limits": [two.to_json(), three.to_json()],
-    }
+    values = report.to_json()
+    assert values["most_per_image"] == 3
+    assert [recall["limit"] for recall in values["at_limits"]] == [2, 3]
+    assert values["at_limits"][0]["ar_small"] is None
 
 
 def test_impossible_limits(scene: Any) -> None:
-    annotations, found = scene().draw(1)
+    annotations, drawn = scene().draw(1)
     with pytest.raises(ValueError, match=r"limits of at least 1 proposal an image, got \[0\]"):
-        proposal_recall(annotations, found, limits=(0,))
+        proposal_recall(annotations, drawn, limits=(0,))

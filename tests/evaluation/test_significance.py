@@ -32,7 +32,7 @@ few = settings(
 
 
 def repeated(
-    annotations: Annotations, found: list[Detections], weights: NDArray[np.int64]
+    annotations: Annotations, drawn: list[Detections], weights: NDArray[np.int64]
 ) -> tuple[Annotations, list[Detections]]:
     """A data set in which image n really stands `weights[n]` times, under ids of their own."""
     rows = np.repeat(np.arange(len(annotations)), weights)
@@ -43,18 +43,18 @@ def repeated(
         plain, image_ids=ids, file_names=tuple(f"{n}.jpg" for n in range(len(ids)))
     )
     return again, [
-        dataclasses.replace(found[row], image_id=int(own))
-        for row, own in zip(rows.tolist(), ids, strict=True)
+        dataclasses.replace(drawn[row], image_id=int(image_id))
+        for row, image_id in zip(rows.tolist(), ids, strict=True)
     ]
 
 
 @few
 @given(seed=st.integers(0, 2**32 - 1))
 def test_weights_of_one_give_the_ap(seed: int, scene: Any) -> None:
-    annotations, found = scene().draw(seed)
-    matches = match_detections(annotations, tabulate(annotations, found))
+    annotations, drawn = scene().draw(seed)
+    matches = match_detections(annotations, tabulate(annotations, drawn))
     ours = weighted_ap(matches, np.ones((1, len(annotations)), dtype=np.int64))
-    scores = score_detections(annotations, found)
+    scores = score_detections(annotations, drawn)
     assert ours.ap[0] == pytest.approx(scores.ap, abs=1e-12, nan_ok=True)
     assert ours.ap50[0] == pytest.approx(scores.ap50, abs=1e-12, nan_ok=True)
     per_class = [score.ap for score in scores.per_class]
@@ -64,26 +64,27 @@ def test_weights_of_one_give_the_ap(seed: int, scene: Any) -> None:
 @few
 @given(seed=st.integers(0, 2**32 - 1))
 def test_weights_equal_repeated_images(seed: int, scene: Any) -> None:
-    annotations, found = scene(detections=8).draw(seed)
+    annotations, drawn = scene(detections=8).draw(seed)
     # Equal scores in an image may fall on both sides of a copy; apart from these all is exact.
-    found = [
-        dataclasses.replace(own, scores=own.scores - torch.arange(len(own)) * 1e-3) for own in found
+    drawn = [
+        dataclasses.replace(each, scores=each.scores - torch.arange(len(each)) * 1e-3)
+        for each in drawn
     ]
     weights = draw_images(len(annotations), resamples=3, seed=seed)
-    ours = weighted_ap(match_detections(annotations, tabulate(annotations, found)), weights)
-    for place, own in enumerate(weights):
-        scores = score_detections(*repeated(annotations, found, own))
-        assert ours.ap[place] == pytest.approx(scores.ap, abs=1e-12, nan_ok=True)
-        assert ours.ap50[place] == pytest.approx(scores.ap50, abs=1e-12, nan_ok=True)
+    ours = weighted_ap(match_detections(annotations, tabulate(annotations, drawn)), weights)
+    for index, of_images in enumerate(weights):
+        scores = score_detections(*repeated(annotations, drawn, of_images))
+        assert ours.ap[index] == pytest.approx(scores.ap, abs=1e-12, nan_ok=True)
+        assert ours.ap50[index] == pytest.approx(scores.ap50, abs=1e-12, nan_ok=True)
         per_class = [score.ap for score in scores.per_class]
-        np.testing.assert_allclose(ours.per_class[place], per_class, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(ours.per_class[index], per_class, rtol=0, atol=1e-12)
 
 
 def test_parts_change_nothing(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    annotations, found = scene(images=12).draw(3)
-    whole = bootstrap(annotations, found, resamples=50)
+    annotations, drawn = scene(images=12).draw(3)
+    whole = bootstrap(annotations, drawn, resamples=50)
     monkeypatch.setattr(significance, "_VALUES_AT_ONCE", 100)
-    assert bootstrap(annotations, found, resamples=50).to_json() == whole.to_json()
+    assert bootstrap(annotations, drawn, resamples=50).to_json() == whole.to_json()
 
 
 def test_draws() -> None:
@@ -96,27 +97,27 @@ def test_draws() -> None:
 
 
 def test_intervals_are_quantiles_of_the_resamples(scene: Any) -> None:
-    annotations, found = scene(images=12).draw(8)
-    report = bootstrap(annotations, found, resamples=200, seed=3, confidence=0.9)
-    matches = match_detections(annotations, tabulate(annotations, found))
+    annotations, drawn = scene(images=12).draw(8)
+    report = bootstrap(annotations, drawn, resamples=200, seed=3, confidence=0.9)
+    matches = match_detections(annotations, tabulate(annotations, drawn))
     values = weighted_ap(matches, draw_images(len(annotations), resamples=200, seed=3)).ap
     assert report.ap.low == pytest.approx(np.quantile(values, 0.05))
     assert report.ap.high == pytest.approx(np.quantile(values, 0.95))
     assert report.ap.low < report.ap.value < report.ap.high
-    assert report.ap.value == pytest.approx(score_detections(annotations, found).ap)
-    told = report.to_json()
-    assert told["resamples"] == 200
-    assert told["num_images"] == 12
-    assert told["per_class"][-1]["value"] is None, "a class without boxes has no interval"
+    assert report.ap.value == pytest.approx(score_detections(annotations, drawn).ap)
+    values = report.to_json()
+    assert values["resamples"] == 200
+    assert values["num_images"] == 12
+    assert values["per_class"][-1]["value"] is None, "a class without boxes has no interval"
 
 
 def test_a_run_against_itself_and_a_worse_one(scene: Any) -> None:
     """Paired: the same run differs by exactly nothing, however noisy it is."""
-    annotations, found = scene(images=12).draw(8)
-    same = compare_runs(annotations, found, found, resamples=50).difference
+    annotations, drawn = scene(images=12).draw(8)
+    same = compare_runs(annotations, drawn, drawn, resamples=50).difference
     assert (same.ap.value, same.ap.low, same.ap.high) == (0.0, 0.0, 0.0)
-    worse = [dataclasses.replace(own, boxes=own.boxes + 2.5) for own in found]
-    report = compare_runs(annotations, found, worse, resamples=200)
+    worse = [dataclasses.replace(each, boxes=each.boxes + 2.5) for each in drawn]
+    report = compare_runs(annotations, drawn, worse, resamples=200)
     difference = report.difference.ap
     assert difference.value == pytest.approx(report.first.ap.value - report.second.ap.value)
     assert difference.low > 0
@@ -143,7 +144,7 @@ def test_coverage() -> None:
 
 
 def bernoulli_images(rng: np.random.Generator, count: int) -> tuple[Annotations, list[Detections]]:
-    """Three boxes an image; an image's difficulty decides how many are found, and how surely."""
+    """Three boxes an image; an image's difficulty decides how many are drawn, and how surely."""
     corner = np.array([[0.0, 0], [40, 40], [80, 80]])
     boxes = np.tile(np.concatenate([corner, corner + 20], axis=1), (count, 1))
     annotations = Annotations(
@@ -157,33 +158,34 @@ def bernoulli_images(rng: np.random.Generator, count: int) -> tuple[Annotations,
         areas=np.full(3 * count, 400.0),
         categories=CategoryMap(ids=(1,), names=("box",)),
     )
-    found = []
+    drawn = []
     for row, ease in enumerate(rng.beta(2, 1, size=count)):
         hit = rng.random(3) < ease
-        own = np.where(hit[:, None], boxes[:3], boxes[:3] + 300)
-        found.append(
+        shifted = np.where(hit[:, None], boxes[:3], boxes[:3] + 300)
+        drawn.append(
             Detections(
                 image_id=row,
-                boxes=torch.from_numpy(own),
+                boxes=torch.from_numpy(shifted),
                 scores=torch.from_numpy(rng.beta(2 + 2 * hit, 2)),
                 labels=torch.zeros(3, dtype=torch.int64),
             )
         )
-    return annotations, found
+    return annotations, drawn
 
 
 def test_impossible_settings(scene: Any) -> None:
-    annotations, found = scene().draw(1)
+    annotations, drawn = scene().draw(1)
     with pytest.raises(ValueError, match="at least one resample and image, got 0 and 6"):
-        bootstrap(annotations, found, resamples=0)
+        bootstrap(annotations, drawn, resamples=0)
     with pytest.raises(ValueError, match="confidence must lie between 0 and 1, .* got 95"):
-        bootstrap(annotations, found, resamples=2, confidence=95)
+        bootstrap(annotations, drawn, resamples=2, confidence=95)
 
 
 def test_nothing_to_find(scene: Any) -> None:
-    annotations, found = scene(boxes=0).draw(1)
-    report = bootstrap(annotations, found, resamples=5)
-    assert report.ap.to_json() == dict.fromkeys(("value", "low", "high", "share_above_zero"))
+    annotations, drawn = scene(boxes=0).draw(1)
+    report = bootstrap(annotations, drawn, resamples=5)
+    expected = dict.fromkeys(("value", "low", "high", "share_above_zero"))
+    assert report.to_json()["ap"] == expected
 
 
 @pytest.mark.parametrize(
@@ -192,5 +194,5 @@ def test_nothing_to_find(scene: Any) -> None:
      (math.nan, math.nan, False)],
 )  # fmt: skip
 def test_an_interval_that_tells_runs_apart(low: float, high: float, apart: bool) -> None:
-    own = Interval(value=0.05, low=low, high=high, share_above_zero=0.5)
-    assert own.excludes_zero is apart
+    interval = Interval(value=0.05, low=low, high=high, share_above_zero=0.5)
+    assert interval.excludes_zero is apart

@@ -21,21 +21,21 @@ COUNTS = {1: 0, 2: 9, 3: 10, 4: 99, 5: 1000}
 
 def test_default_bins() -> None:
     strata = stratify(SCORES, COUNTS)
-    assert [own.name for own in strata] == ["0-9", "10-99", "100-999", "1000+"]
-    assert [own.category_ids for own in strata] == [(1, 2), (3, 4), (), (5,)]
+    assert [stratum.name for stratum in strata] == ["0-9", "10-99", "100-999", "1000+"]
+    assert [stratum.category_ids for stratum in strata] == [(1, 2), (3, 4), (), (5,)]
     assert strata[0].ap == pytest.approx(0.3)
     assert strata[0].ap50 == pytest.approx(0.15)
     assert (strata[1].ap, strata[1].num_classes, strata[1].num_scored) == (0.6, 2, 1)
     assert math.isnan(strata[2].ap)
-    told = strata[2].to_json()
-    assert (told["name"], told["ap"], told["high"]) == ("100-999", None, 1000)
+    values = strata[2].to_json()
+    assert (values["name"], values["ap"], values["high"]) == ("100-999", None, 1000)
     assert strata[3].to_json()["high"] is None
 
 
 def test_bins_of_the_user() -> None:
     strata = stratify(SCORES, COUNTS, edges=(0, 10))
-    assert [own.category_ids for own in strata] == [(1, 2), (3, 4, 5)]
-    assert sum(own.num_classes for own in stratify(SCORES, COUNTS, edges=(0,))) == 5
+    assert [stratum.category_ids for stratum in strata] == [(1, 2), (3, 4, 5)]
+    assert sum(stratum.num_classes for stratum in stratify(SCORES, COUNTS, edges=(0,))) == 5
 
 
 @pytest.mark.parametrize("edges", [(), (1, 10), (0, 10, 10), (0, 100, 10)])

@@ -56,8 +56,8 @@ def loader_of(store: FeatureStore, images: Path, view: str, *, fresh: bool = Tru
     """Its plans are those of the base view, whose buckets jitter shares."""
     plans = FeatureLoader(store, views=["base"], levels=("C5",), batch_size=2, seed=0)
     return ImageLoader(
-        plans,
-        views=[view],
+        plans=plans,
+        views=(view,),
         store=store,
         inputs=inputs_of(store, images),
         device=torch.device("cpu"),
@@ -97,6 +97,6 @@ def test_each_epoch_shows_its_own_draw(
         expected = torch.stack([inputs.load(row, name) for row in rows])
         assert torch.equal(batch.features[PIXELS], expected)
         for row, targets in zip(rows, batch.targets, strict=True):
-            own = make_targets(store.annotations, row, geometry_of(store, row, name))
-            assert targets.size_hw == own.size_hw
-            assert torch.equal(targets.boxes, own.boxes)
+            of_view = make_targets(store.annotations, row, geometry_of(store, row, name))
+            assert targets.size_hw == of_view.size_hw
+            assert torch.equal(targets.boxes, of_view.boxes)

@@ -12,7 +12,8 @@ import torch
 from cachedet.config.run import TrainConfig, load_train_config
 from cachedet.detector.end_to_end import PIXELS
 from cachedet.errors import ConfigError, InputError
-from cachedet.live.modes import MODES, BackboneTraining, TrainingMode, make_training_mode
+from cachedet.live.mode_names import MODES
+from cachedet.live.modes import BackboneTraining, TrainingMode, make_training_mode
 from cachedet.store.reader import FeatureStore
 
 CONFIG = Path(__file__).parents[2] / "configs" / "retinanet_fpn_tiny.yaml"
@@ -23,7 +24,9 @@ def make_config(*overrides: str) -> TrainConfig:
     return load_train_config(CONFIG, [*small, "device=cpu", *overrides])
 
 
-def rig_of(tiny: Any, mode: Any, config: TrainConfig | None = None, **options: Any) -> TrainingMode:
+def mode_of(
+    tiny: Any, mode: Any, config: TrainConfig | None = None, **options: Any
+) -> TrainingMode:
     return make_training_mode(
         mode,
         config or make_config(),
@@ -49,7 +52,7 @@ def backbone_of(training_mode: TrainingMode) -> dict[str, torch.Tensor]:
 
 def test_live_losses_are_those_of_the_cache(tiny: Any) -> None:
     """Law L3, with flips as well: the store is lossless."""
-    cached, live = (losses_of(rig_of(tiny, mode), 4) for mode in ("cached", "live"))
+    cached, live = (losses_of(mode_of(tiny, mode), 4) for mode in ("cached", "live"))
     torch.testing.assert_close(torch.tensor(live), torch.tensor(cached), rtol=1e-4, atol=1e-6)
 
 
@@ -60,7 +63,7 @@ def test_all_modes_move_images_alike(tiny: Any) -> None:
     """The same draws: cached maps and pixels cover the same, with the same boxes."""
     config = make_config(*MOVING, "schedule.batch_size=4", "seed=3")
     cached, live = (
-        list(rig_of(tiny, mode, config).loader.epoch(0, until=3)) for mode in ("cached", "live")
+        list(mode_of(tiny, mode, config).loader.epoch(0, until=3)) for mode in ("cached", "live")
     )
     stride = FeatureStore.open(tiny.train).manifest.spec.levels[-1].stride
     for maps, pixels in zip(cached, live, strict=True):
@@ -77,8 +80,10 @@ def test_flipped_pixels_are_those_of_the_mirrored_image(tiny: Any) -> None:
     """Exact, where a flipped map is an approximation."""
     views = "views={base: 1}"
     always, never = (
-        next(rig_of(tiny, "live", make_config(views, f"augment.flip={chance}")).loader.epoch(0))
-        for chance in (1.0, 0.0)
+        next(
+            mode_of(tiny, "live", make_config(views, f"augment.flip={probability}")).loader.epoch(0)
+        )
+        for probability in (1.0, 0.0)
     )
     assert torch.equal(always.features[PIXELS], never.features[PIXELS].flip(-1))
 
@@ -86,7 +91,7 @@ def test_flipped_pixels_are_those_of_the_mirrored_image(tiny: Any) -> None:
 def test_tuned_starts_where_the_cache_starts(tiny: Any) -> None:
     """The same weights everywhere: the first loss is the same, later ones are not."""
     config = make_config("schedule.warmup_steps=0", "schedule.lr=0.01")
-    cached, tuned = (losses_of(rig_of(tiny, mode, config), 4) for mode in ("cached", "tuned"))
+    cached, tuned = (losses_of(mode_of(tiny, mode, config), 4) for mode in ("cached", "tuned"))
     assert tuned[0] == pytest.approx(cached[0], rel=1e-4)
     assert tuned[-1] != pytest.approx(cached[-1], rel=1e-4)
 
@@ -94,15 +99,15 @@ def test_tuned_starts_where_the_cache_starts(tiny: Any) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_learns(tiny: Any, mode: str) -> None:
     config = make_config("schedule.warmup_steps=0", "schedule.lr=0.003")
-    training_mode = rig_of(tiny, mode, config)
+    training_mode = mode_of(tiny, mode, config)
     batch = next(iter(training_mode.loader.epoch(0)))
-    found = [training_mode.trainer.take_step(batch)["loss"] for _ in range(6)]
-    assert found[-1] < found[0]
+    losses = [training_mode.trainer.take_step(batch)["loss"] for _ in range(6)]
+    assert losses[-1] < losses[0]
 
 
 def test_a_frozen_backbone_is_neither_trained_nor_saved(tiny: Any) -> None:
     """Law L7."""
-    cached, live = rig_of(tiny, "cached").trainer, rig_of(tiny, "live").trainer
+    cached, live = mode_of(tiny, "cached").trainer, mode_of(tiny, "live").trainer
     names = set(live.detector.state_dict())
     assert names == {f"heads.{name}" for name in cached.detector.state_dict()}
     counts = [
@@ -113,7 +118,7 @@ def test_a_frozen_backbone_is_neither_trained_nor_saved(tiny: Any) -> None:
 
 
 def test_frozen_batch_norms_stay_and_the_rest_moves(tiny: Any) -> None:
-    training_mode = rig_of(tiny, "tuned")
+    training_mode = mode_of(tiny, "tuned")
     before = backbone_of(training_mode)
     losses_of(training_mode, 2)
     after = backbone_of(training_mode)
@@ -129,7 +134,7 @@ def test_frozen_batch_norms_stay_and_the_rest_moves(tiny: Any) -> None:
     ("mode", "training"), [("tuned", BackboneTraining(batch_norm="trained")), ("scratch", None)]
 )
 def test_trained_batch_norms_move(tiny: Any, mode: str, training: BackboneTraining | None) -> None:
-    training_mode = rig_of(tiny, mode, backbone=training)
+    training_mode = mode_of(tiny, mode, backbone=training)
     before = backbone_of(training_mode)
     losses_of(training_mode, 2)
     after = backbone_of(training_mode)
@@ -137,7 +142,7 @@ def test_trained_batch_norms_move(tiny: Any, mode: str, training: BackboneTraini
 
 
 def test_the_backbone_learns_at_its_own_rate(tiny: Any) -> None:
-    training_mode = rig_of(tiny, "tuned", backbone=BackboneTraining(lr_scale=0.25))
+    training_mode = mode_of(tiny, "tuned", backbone=BackboneTraining(lr_scale=0.25))
     losses_of(training_mode, 3)
     rates = [group["lr"] for group in training_mode.trainer.optimizer.param_groups]
     assert rates[0] == rates[1] == pytest.approx(training_mode.trainer.learning_rate.at(2))
@@ -146,8 +151,8 @@ def test_the_backbone_learns_at_its_own_rate(tiny: Any) -> None:
 
 def test_scratch_has_new_weights_of_the_seed(tiny: Any) -> None:
     def weights(seed: int) -> torch.Tensor:
-        found = backbone_of(rig_of(tiny, "scratch", make_config(f"seed={seed}")))
-        return next(value for value in found.values() if value.ndim == 4)
+        state = backbone_of(mode_of(tiny, "scratch", make_config(f"seed={seed}")))
+        return next(value for value in state.values() if value.ndim == 4)
 
     pretrained = torch.load(tiny.weights, weights_only=True)
     assert torch.equal(weights(1), weights(1))
@@ -171,4 +176,4 @@ def test_other_weights_than_the_store_are_refused(tiny: Any, tmp_path: Path) -> 
 
 def test_what_modes_cannot_share_is_refused(tiny: Any) -> None:
     with pytest.raises(ConfigError, match="init_from is 'somewhere': all modes start from the sam"):
-        rig_of(tiny, "cached", make_config("init_from=somewhere"))
+        mode_of(tiny, "cached", make_config("init_from=somewhere"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,21 +53,21 @@ class ReportKit:
             categories=CategoryMap(ids=tuple(range(1, len(names) + 1)), names=tuple(names)),
         )
 
-    def found(
+    def detections(
         self, annotations: Annotations, *, seed: int, skill: float, clutter: int = 3
     ) -> list[Detections]:
         """Boxes near the true ones, right with chance `skill`, and `clutter` of them elsewhere."""
         rng = np.random.default_rng(seed)
         result = []
         for row, image_id in enumerate(annotations.image_ids.tolist()):
-            own = annotations.boxes[annotations.boxes_of(row)]
+            held = annotations.boxes[annotations.boxes_of(row)]
             labels = annotations.labels[annotations.boxes_of(row)].copy()
-            wrong = rng.random(len(own)) > skill
+            wrong = rng.random(len(held)) > skill
             labels[wrong] = (labels[wrong] + 1) % len(annotations.categories)
             elsewhere = rng.uniform(0, 400, size=(clutter, 2))
-            boxes = [own + rng.normal(0, 4, own.shape), np.hstack([elsewhere, elsewhere + 60])]
+            boxes = [held + rng.normal(0, 4, held.shape), np.hstack([elsewhere, elsewhere + 60])]
             every = [labels, rng.integers(0, len(annotations.categories), clutter)]
-            scores = [rng.uniform(0.3, 1, len(own)), rng.uniform(0, 0.6, clutter)]
+            scores = [rng.uniform(0.3, 1, len(held)), rng.uniform(0, 0.6, clutter)]
             result.append(
                 Detections(
                     image_id=image_id,
@@ -80,33 +81,32 @@ class ReportKit:
     def analyse(
         self,
         annotations: Annotations,
-        *found: list[Detections],
         training_boxes: dict[int, int] | None = None,
         resamples: int = 30,
+        **detections: list[Detections],
     ) -> tuple[RunAnalysis, ...]:
-        inputs = []
-        for own in found:
-            inputs.append(RunInput(table=tabulate(annotations, own), training_boxes=training_boxes))
+        """Analyse detections of runs by their names."""
+        inputs = [
+            RunInput(name=name, table=tabulate(annotations, of_run), training_boxes=training_boxes)
+            for name, of_run in detections.items()
+        ]
         return analyse_runs(annotations, inputs, resamples=resamples, seed=0)
 
-    def report(
-        self,
-        names: Sequence[str],
-        analyses: Sequence[RunAnalysis],
-        *,
-        training: dict[int, int] | None = None,
-    ) -> Report:
+    def report(self, runs: Sequence[RunAnalysis], *, names: Sequence[str] = ()) -> Report:
+        """The page of runs, which may get other names."""
+        if names:
+            runs = [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
         return Report(
-            title=" against ".join(names),
+            title=" against ".join(run.name for run in runs),
             standfirst="a few images",
-            headlines=make_headlines(names, analyses),
+            headlines=make_headlines(runs),
             sections=(
-                result_section(names, analyses, resamples=30),
-                class_section(names, analyses, [training for _ in names]),
-                annotation_section(names, analyses),
-                error_section(names, analyses),
-                confusion_section(names, analyses),
-                curve_section(names, analyses),
+                result_section(runs, resamples=30),
+                class_section(runs),
+                annotation_section(runs),
+                error_section(runs),
+                confusion_section(runs),
+                curve_section(runs),
             ),
             version="1.2.3",
             written="2026-11-24",
@@ -114,14 +114,13 @@ class ReportKit:
 
     def page(
         self,
-        names: Sequence[str],
-        analyses: Sequence[RunAnalysis],
+        runs: Sequence[RunAnalysis],
         *,
-        training: dict[int, int] | None = None,
+        names: Sequence[str] = (),
         sheet: Sheet | None = None,
     ) -> str:
-        report = self.report(names, analyses, training=training)
-        return render_page(report, curves=class_paths(analyses), sheet=sheet)
+        report = self.report(runs, names=names)
+        return render_page(report, curves=class_paths(runs), sheet=sheet)
 
     def photographs(self, folder: Path, annotations: Annotations, *, kinds: int = 4) -> Path:
         """A JPEG for each image: `kinds` different ones of smooth shapes, texture and noise."""
@@ -152,5 +151,10 @@ def kit() -> ReportKit:
 @pytest.fixture(scope="session")
 def two_runs(kit: ReportKit) -> tuple[Annotations, tuple[RunAnalysis, ...]]:
     annotations = kit.annotations()
-    good, bad = kit.found(annotations, seed=1, skill=0.9), kit.found(annotations, seed=2, skill=0.3)
-    return annotations, kit.analyse(annotations, good, bad, training_boxes={1: 5, 2: 50, 3: 5000})
+    runs = kit.analyse(
+        annotations,
+        training_boxes={1: 5, 2: 50, 3: 5000},
+        good=kit.detections(annotations, seed=1, skill=0.9),
+        bad=kit.detections(annotations, seed=2, skill=0.3),
+    )
+    return annotations, runs

@@ -40,24 +40,24 @@ def sheet_of(annotations: Any, analyses: Any, images: Path, *, most: int) -> She
 
 def test_f1_of_images_as_plain_loops_find_it(kit: Any) -> None:
     annotations = kit.annotations(images=9)
-    found = kit.found(annotations, seed=4, skill=0.7, clutter=12)  # the cut leaves right ones out
-    (analysis,) = kit.analyse(annotations, found)
+    every = kit.detections(
+        annotations, seed=4, skill=0.7, clutter=12
+    )  # the cut leaves right ones out
+    (analysis,) = kit.analyse(annotations, run=every)
     cut = analysis.curves.best.score
     scores = score_images(annotations, analysis)
-    for row, own in enumerate(found):
-        boxes, labels = (
-            annotations.boxes[annotations.boxes_of(row)],
-            annotations.labels[annotations.boxes_of(row)],
-        )
+    for row, detections in enumerate(every):
+        span = annotations.boxes_of(row)
+        boxes, labels = annotations.boxes[span], annotations.labels[span]
         free, right, detected = set(range(len(boxes))), 0, 0
-        for place in np.argsort(-own.scores.numpy(), kind="stable").tolist():
-            if float(own.scores[place]) < cut:
+        for number in np.argsort(-detections.scores.numpy(), kind="stable").tolist():
+            if float(detections.scores[number]) < cut:
                 continue
             detected += 1
             near = {
-                n: iou(own.boxes[place].tolist(), boxes[n])
+                n: iou(detections.boxes[number].tolist(), boxes[n])
                 for n in free
-                if labels[n] == own.labels[place]
+                if labels[n] == detections.labels[number]
             }
             best = max(near, key=lambda n: near[n], default=None)
             if best is not None and near[best] >= 0.5:
@@ -76,7 +76,7 @@ def test_f1_of_images_as_plain_loops_find_it(kit: Any) -> None:
     st.integers(0, 20),
 )
 def test_no_image_is_both_best_and_worst(counts: list[tuple[int, int]], most: int) -> None:
-    right, wrong = (np.array(own, dtype=np.int64) for own in zip(*counts, strict=True))
+    right, wrong = (np.array(of_all, dtype=np.int64) for of_all in zip(*counts, strict=True))
     total = 2 * right + wrong
     f1 = np.where(total > 0, 2 * right / np.maximum(total, 1), np.nan)
     best, worst = choose_images(ImageScores(f1=f1, right=right, wrong=wrong), most=most)
@@ -93,12 +93,12 @@ def test_boxes_and_detections_are_those_of_the_run(kit: Any, two_runs: Any, tmp_
     annotations, analyses = two_runs
     sheet = sheet_of(annotations, analyses, kit.photographs(tmp_path, annotations), most=3)
     assert len(sheet.images) == len(annotations) - 1  # the last has neither boxes nor detections
-    assert sheet.cuts == tuple(own.curves.best.score for own in analyses)
+    assert sheet.cuts == tuple(run.curves.best.score for run in analyses)
     for image in sheet.images:
-        own = annotations.boxes_of(image.row)
+        span = annotations.boxes_of(image.row)
         np.testing.assert_allclose([box[:4] for box in image.boxes] or np.zeros((0, 4)),
-                                   annotations.xywh[own], atol=0.051)  # fmt: skip
-        assert [box[4] for box in image.boxes] == annotations.labels[own].tolist()
+                                   annotations.xywh[span], atol=0.051)  # fmt: skip
+        assert [box[4] for box in image.boxes] == annotations.labels[span].tolist()
         for analysis, detections in zip(analyses, image.detections, strict=True):
             table = analysis.table
             numbers = np.flatnonzero(table.rows == image.row)
@@ -109,9 +109,9 @@ def test_boxes_and_detections_are_those_of_the_run(kit: Any, two_runs: Any, tmp_
             for x, y, width, height, _, label, kind, box in detections:
                 assert (KIND_NAMES[int(kind)] == "right") == (box >= 0)
                 if box >= 0:
-                    found = image.boxes[int(box)]
-                    ends = [found[0], found[1], found[0] + found[2], found[1] + found[3]]
-                    assert found[4] == label
+                    left, top, across, down, box_label, _ = image.boxes[int(box)]
+                    assert box_label == label
+                    ends = [left, top, left + across, top + down]
                     assert iou([x, y, x + width, y + height], ends) >= 0.5 - 1e-2
 
 
@@ -137,11 +137,11 @@ def test_what_cannot_be_read_is_named_and_left_out(kit: Any, two_runs: Any, tmp_
     moved = dataclasses.replace(annotations, file_names=names)
     sheet = sheet_of(moved, analyses, images, most=9)
     assert sorted(image.row for image in sheet.images) == [4]
-    told = "\n".join(sheet.unreadable)
-    assert "is 10x10, the scored image was 640x480" in told
-    assert "not an image" in told
-    assert "No such file" in told
-    assert "'../secret.jpg' leaves the folder" in told
+    reasons = "\n".join(sheet.unreadable)
+    assert "is 10x10, the scored image was 640x480" in reasons
+    assert "not an image" in reasons
+    assert "No such file" in reasons
+    assert "'../secret.jpg' leaves the folder" in reasons
 
 
 def test_a_wrong_folder_is_refused(two_runs: Any, tmp_path: Path) -> None:
@@ -156,13 +156,13 @@ def test_200_images_weigh_less_than_5_mb(kit: Any, tmp_path: Path) -> None:
     annotations = kit.annotations(images=201, boxes=12)  # the last has nothing to show
     analyses = kit.analyse(
         annotations,
-        kit.found(annotations, seed=1, skill=0.7, clutter=100),
-        kit.found(annotations, seed=2, skill=0.5, clutter=100),
         resamples=2,
+        one=kit.detections(annotations, seed=1, skill=0.7, clutter=100),
+        other=kit.detections(annotations, seed=2, skill=0.5, clutter=100),
     )
     sheet = sheet_of(annotations, analyses, kit.photographs(tmp_path, annotations), most=100)
     assert len(sheet.images) == 200
     assert sheet.most_detections == 50
     assert sheet.long_side >= 256
-    page = kit.page(["one", "other"], analyses, sheet=sheet)
+    page = kit.page(analyses, sheet=sheet)
     assert len(page.encode()) < 5_000_000

@@ -21,10 +21,10 @@ def test_what_came_from_outside_stays_text() -> None:
 
 def test_tables_have_as_many_cells_in_every_line(kit: Any, two_runs: Any) -> None:
     _, analyses = two_runs
-    told = render_markdown(kit.report(["a|b", "c"], analyses, training={1: 5, 2: 50, 3: 5000}))
-    assert "## How good it is" in told
-    assert "## Class by class" in told
-    lines = [line.replace(r"\|", "") for line in told.splitlines()]
+    text = render_markdown(kit.report(analyses, names=["a|b", "c"]))
+    assert "## How good it is" in text
+    assert "## Class by class" in text
+    lines = [line.replace(r"\|", "") for line in text.splitlines()]
     tables, width = 0, 0
     for before, line in zip(["", *lines], lines, strict=False):
         if not line.startswith("|"):
@@ -41,6 +41,6 @@ def test_a_file_stands_in_a_fence_longer_than_its_own(text: str) -> None:
     report = Report(
         title="r", standfirst="s", headlines=(), sections=(section,), version="1", written="today"
     )
-    told = render_markdown(report)
+    markdown = render_markdown(report)
     fence = "`" * (3 if "`" not in text else 5)
-    assert f"\n{fence}yaml\n{text.rstrip()}\n{fence}\n" in told
+    assert f"\n{fence}yaml\n{text.rstrip()}\n{fence}\n" in markdown

@@ -51,10 +51,10 @@ class Outline(HTMLParser):
 @pytest.fixture(scope="module")
 def hostile(kit: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
     annotations = kit.annotations(names=HOSTILE)
-    analyses = kit.analyse(annotations, kit.found(annotations, seed=1, skill=0.8))
+    analyses = kit.analyse(annotations, run=kit.detections(annotations, seed=1, skill=0.8))
     images = kit.photographs(tmp_path_factory.mktemp("photographs"), annotations)
     sheet = make_sheet(annotations, analyses, images=images, most=3, on_done=lambda _: None)
-    page: str = kit.page(['run <b>"x"</b>'], analyses, sheet=sheet)
+    page: str = kit.page(analyses, names=['run <b>"x"</b>'], sheet=sheet)
     return page
 
 
@@ -73,8 +73,8 @@ def test_names_with_html_in_them_are_text(hostile: str) -> None:
 def test_the_policy_allows_its_own_script_and_nothing_else(hostile: str) -> None:
     page = Outline(hostile)
     policy = next(
-        own["content"] for own in page.of("meta")
-        if own.get("http-equiv") == "Content-Security-Policy"
+        meta["content"] for meta in page.of("meta")
+        if meta.get("http-equiv") == "Content-Security-Policy"
     )  # fmt: skip
     assert policy is not None
     digest = base64.b64encode(hashlib.sha256(page.scripts[1].encode()).digest()).decode()
@@ -103,15 +103,15 @@ def test_headings_ids_and_headers_are_in_order(hostile: str) -> None:
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    targets = {(own["href"] or "")[1:] for own in page.of("a")}
+    targets = {(link["href"] or "")[1:] for link in page.of("a")}
     assert targets <= set(ids)
-    assert all(own.get("scope") in ("col", "row", "colgroup") for own in page.of("th"))
-    assert all(own.get("alt") for own in page.of("img"))
+    assert all(head.get("scope") in ("col", "row", "colgroup") for head in page.of("th"))
+    assert all(image.get("alt") for image in page.of("img"))
 
 
 def test_without_images_it_says_how_to_get_them(kit: Any, two_runs: Any) -> None:
     _, analyses = two_runs
-    page = kit.page(["good", "bad"], analyses)
+    page = kit.page(analyses)
     assert "--images DIR" in page
     assert 'id="score"' not in page
 
@@ -119,8 +119,13 @@ def test_without_images_it_says_how_to_get_them(kit: Any, two_runs: Any) -> None
 def test_1203_classes_fit(kit: Any, tmp_path: Path) -> None:
     names = [f"class number {n} of the many" for n in range(1203)]
     annotations = kit.annotations(images=120, boxes=12, names=names)
-    analyses = kit.analyse(annotations, kit.found(annotations, seed=1, skill=0.5), resamples=2)
-    page = kit.page(["run"], analyses, training=dict.fromkeys(range(1, 1204), 1))
+    analyses = kit.analyse(
+        annotations,
+        training_boxes=dict.fromkeys(range(1, 1204), 1),
+        resamples=2,
+        run=kit.detections(annotations, seed=1, skill=0.5),
+    )
+    page = kit.page(analyses)
     assert len(page.encode()) < 2_000_000
     assert page.count('<th scope="row">class number') >= 1203
     assert 'class="frame long"' in page
