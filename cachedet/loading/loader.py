@@ -333,7 +333,7 @@ def _make_source(
     *,
     logs: bool,
 ) -> FeatureSource:
-    """Where the features wait; with `logs` the log says why."""
+    """Make the source of the features, where they fit best; with `logs` the log says why."""
     stored, unpacked = store.encoded_nbytes(views, levels)
     processes = _processes_here()
     has_own_memory = device.type == "cuda"
@@ -364,8 +364,8 @@ def make_planner(config: TrainConfig, store: FeatureStore) -> FeatureLoader:
     """
     return FeatureLoader(
         store,
-        views=resolve_views(config.views, held=store.manifest.views, where=store.location),
-        levels=choose_levels(config.detector, store.manifest.spec).names,
+        views=resolve_views(config.views, held=store.views, where=store.location),
+        levels=choose_levels(config.detector, store.spec).names,
         batch_size=config.schedule.batch_size,
         seed=config.seed,
         sampler=_make_sampler(config.sampling, store.annotations),

@@ -172,7 +172,7 @@ def test_ranks_augment_a_image_as_one_process_does(tiny: Any, world_size: int) -
     """Of their share, and of a batch that all of them read whole."""
     store = FeatureStore.open(tiny.train)
     config = AugmentConfig(translate=0.5, crop=0.5, flip=0.5)
-    augment = make_augment(config, spec=store.manifest.spec)
+    augment = make_augment(config, spec=store.spec)
     whole = loader_of(store, augment=augment, batch_size=3)
     sizes = [len(batch.targets) for batch in whole.epoch(0)]
     assert min(sizes) < world_size <= max(sizes)
