@@ -253,8 +253,8 @@ def make_loader(
 
     Args:
         store: to read; all blocks of the views must be there.
-        views: names or families, drawn with equal chance, one an image and epoch; or the chance
-            of each. All that the store holds by default.
+        views: names or families, or the weight of each, of which one is drawn for each image and
+            epoch. All that the store holds by default.
         levels: to read; all by default.
         batch_size: most images of a batch; images of a batch have one padded size.
         seed: of the order and of the views drawn; an epoch is the same for the same seed.
@@ -272,18 +272,18 @@ def make_loader(
         >>> for batch in loader.epoch(0):
         ...     batch.features["C3"].shape, batch.targets[0].boxes
     """
-    chances = resolve_views(views, held=store.views, where=store.location)
-    store.require_complete(tuple(chances))
+    probabilities = resolve_views(views, held=store.views, where=store.location)
+    store.require_complete(tuple(probabilities))
     chosen = choose_device(device)
     names = tuple(levels) if levels is not None else store.spec.names
     return FeatureLoader(
         store,
-        views=chances,
+        views=probabilities,
         levels=names,
         batch_size=batch_size,
         seed=seed,
         device=chosen,
-        source=_make_source(residency, store, chances, names, chosen, tells=rank == 0),
+        source=_make_source(residency, store, probabilities, names, chosen, logs=rank == 0),
         rank=rank,
         world_size=world_size,
     )
@@ -305,7 +305,7 @@ def make_run_loader(
     levels = choose_levels(config.detector, store.spec).names
     views = resolve_views(config.views, held=store.views, where=store.location)
     sampler = _make_sampler(config.sampling, store.annotations)
-    source = _make_source(config.residency, store, views, levels, device, tells=rank == 0)
+    source = _make_source(config.residency, store, views, levels, device, logs=rank == 0)
     empty_classes = describe_empty_classes(store.annotations)
     if empty_classes is not None and rank == 0:
         _log.info(empty_classes)
@@ -331,9 +331,9 @@ def _make_source(
     levels: Sequence[str],
     device: torch.device,
     *,
-    tells: bool,
+    logs: bool,
 ) -> FeatureSource:
-    """Where the features wait; with `tells` the log says why."""
+    """Make the source of the features, where they fit best; with `logs` the log says why."""
     stored, unpacked = store.encoded_nbytes(views, levels)
     processes = _processes_here()
     has_own_memory = device.type == "cuda"
@@ -345,7 +345,7 @@ def _make_source(
         device_name=str(device),
     )
     residency, reason = choose_residency(wanted, need, has_own_memory=has_own_memory)
-    if tells:
+    if logs:
         _log.info(reason)
     return make_source(
         residency,
@@ -364,8 +364,8 @@ def make_planner(config: TrainConfig, store: FeatureStore) -> FeatureLoader:
     """
     return FeatureLoader(
         store,
-        views=resolve_views(config.views, held=store.manifest.views, where=store.location),
-        levels=choose_levels(config.detector, store.manifest.spec).names,
+        views=resolve_views(config.views, held=store.views, where=store.location),
+        levels=choose_levels(config.detector, store.spec).names,
         batch_size=config.schedule.batch_size,
         seed=config.seed,
         sampler=_make_sampler(config.sampling, store.annotations),

@@ -64,7 +64,7 @@ def _left_on_machine(root: Path) -> int:
 
 
 def _left_in_cgroups(root: Path) -> Iterator[int]:
-    """Of every limit from the group of this process up to the root, of version 1 and 2."""
+    """Bytes left by every limit from the group of this process up to the root, version 1 and 2."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -87,7 +87,7 @@ def _left_in_cgroups(root: Path) -> Iterator[int]:
 
 
 def _left_in_group(folder: Path, limit: str, usage: str, cached: str) -> int | None:
-    """None where the group has no limit. What files keep cached can be had back."""
+    """Bytes left, None where the group has no limit. What files keep cached can be had back."""
     try:
         most = int((folder / limit).read_text())  # "max" where there is none
         used = int((folder / usage).read_text())

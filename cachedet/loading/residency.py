@@ -155,7 +155,7 @@ class RamFeatures:
         nbytes, _ = store.encoded_nbytes(views, levels)
         pool = ThreadPoolExecutor(threads, thread_name_prefix="feature-loader")
         try:
-            with _tell_if_gone(store), _loading(len(blocks), nbytes) as progress:
+            with _loading(store, len(blocks), nbytes) as progress:
                 for images in pool.map(load, blocks):
                     self._packed.update(images)
                     progress.advance(nbytes=sum(map(_packed_nbytes, images.values())))
@@ -200,7 +200,7 @@ class DeviceFeatures:
         }
         _, nbytes = store.encoded_nbytes(views, levels)
         loaded: Counter[SizeHW] = Counter()
-        with _tell_if_gone(store), _loading(len(blocks), nbytes) as progress:
+        with _loading(store, len(blocks), nbytes) as progress:
             for block in blocks:
                 progress.advance(nbytes=self._load(block, start=loaded[block.bucket]))
                 loaded[block.bucket] += len(block.rows)
@@ -233,7 +233,7 @@ class DeviceFeatures:
 
 
 def _pick(held: Tensor, slots: Tensor) -> Tensor:
-    """Those slots, lying as they lay."""
+    """Select slots; their bytes keep their order."""
     if held.dtype == torch.uint16:  # which few operators of torch know
         return _pick(held.view(torch.int16), slots).view(torch.uint16)
     if held.ndim == 4 and held.is_contiguous(memory_format=torch.channels_last):
@@ -267,7 +267,7 @@ def _require_finite(store: FeatureStore, encoded: EncodedFeatures, keys: Sequenc
 
 @contextmanager
 def _tell_if_gone(store: FeatureStore) -> Iterator[None]:
-    """Where all of the store has vanished, that is the error: not damage of one file."""
+    """Say that the whole store is gone, where it is, instead of damage of one file."""
     try:
         yield
     except CorruptBlockError:
@@ -276,7 +276,7 @@ def _tell_if_gone(store: FeatureStore) -> Iterator[None]:
 
 
 @contextmanager
-def _loading(blocks: int, nbytes: int) -> Iterator[StageProgress]:
+def _loading(store: FeatureStore, blocks: int, nbytes: int) -> Iterator[StageProgress]:
     progress = StageProgress("load features", total=blocks, unit="blocks")
-    with progress if nbytes >= _WORTH_A_LINE else nullcontext():
+    with _tell_if_gone(store), progress if nbytes >= _WORTH_A_LINE else nullcontext():
         yield progress

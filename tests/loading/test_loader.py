@@ -103,8 +103,8 @@ def test_ranks_read_their_share_of_the_global_batches(tiny: Any, world_size: int
     for number, batch in enumerate(whole.epoch(1)):
         small = len(batch.targets) < world_size
         for rank, of_rank in enumerate(shares):
-            own = batch.image_ids if small else batch.image_ids[rank::world_size]
-            assert of_rank[number].image_ids == own
+            share = batch.image_ids if small else batch.image_ids[rank::world_size]
+            assert of_rank[number].image_ids == share
 
 
 def add_noise(batch: Batch, draws: RandomDraws) -> Batch:
@@ -172,20 +172,20 @@ def test_ranks_augment_a_image_as_one_process_does(tiny: Any, world_size: int) -
     """Of their share, and of a batch that all of them read whole."""
     store = FeatureStore.open(tiny.train)
     config = AugmentConfig(translate=0.5, crop=0.5, flip=0.5)
-    augment = make_augment(config, spec=store.manifest.spec)
+    augment = make_augment(config, spec=store.spec)
     whole = loader_of(store, augment=augment, batch_size=3)
     sizes = [len(batch.targets) for batch in whole.epoch(0)]
     assert min(sizes) < world_size <= max(sizes)
     for rank in range(world_size):
-        own = loader_of(store, augment=augment, batch_size=3, rank=rank, world_size=world_size)
-        for batch, share in zip(whole.epoch(0), own.epoch(0), strict=True):
-            places = range(len(batch.targets))
-            places = places if len(places) < world_size else places[rank::world_size]
-            assert share.image_ids == [batch.image_ids[place] for place in places]
-            for n, place in enumerate(places):
-                assert torch.equal(share.targets[n].boxes, batch.targets[place].boxes)
+        of_rank = loader_of(store, augment=augment, batch_size=3, rank=rank, world_size=world_size)
+        for batch, share in zip(whole.epoch(0), of_rank.epoch(0), strict=True):
+            indices = range(len(batch.targets))
+            indices = indices if len(indices) < world_size else indices[rank::world_size]
+            assert share.image_ids == [batch.image_ids[index] for index in indices]
+            for n, index in enumerate(indices):
+                assert torch.equal(share.targets[n].boxes, batch.targets[index].boxes)
                 for level in LEVELS:
-                    assert torch.equal(share.features[level][n], batch.features[level][place])
+                    assert torch.equal(share.features[level][n], batch.features[level][index])
 
 
 def test_what_is_read_ahead_is_bounded_by_bytes(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,8 +96,8 @@ def test_nothing_is_read_again_once_it_is_held(
     exact = store.read(3, "hflip")
     source = source_of(store, kind, levels=("C4", "C5"))
     shutil.rmtree(root)
-    found = source.read([(3, "hflip"), (0, "base")])
-    assert torch.equal(found["C5"][0], exact["C5"])
+    features = source.read([(3, "hflip"), (0, "base")])
+    assert torch.equal(features["C5"][0], exact["C5"])
 
 
 def test_ram_keeps_what_is_compressed_compressed(

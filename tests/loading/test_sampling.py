@@ -44,7 +44,7 @@ def plain_plan(
         for bucket in sorted(of_bucket)
         for start in range(0, len(of_bucket[bucket]), batch_size)
     ]
-    return [batches[place] for place in rng.permutation(len(batches))]
+    return [batches[index] for index in rng.permutation(len(batches))]
 
 
 @settings(deadline=None, max_examples=80, derandomize=True)
@@ -92,8 +92,8 @@ def test_views_and_order_change_with_epoch_and_seed() -> None:
 def test_views_come_as_often_as_their_weights_say() -> None:
     buckets = np.zeros((3, 20_000), dtype=np.int64)
     plan = plan_epoch(buckets, batch_size=64, seed=3, epoch=1, probabilities=(0.2, 0.5, 0.3))
-    found = np.bincount(np.concatenate(plan)[:, 0]) / 20_000
-    np.testing.assert_allclose(found, (0.2, 0.5, 0.3), atol=0.015)  # 4 standard deviations
+    shares = np.bincount(np.concatenate(plan)[:, 0]) / 20_000
+    np.testing.assert_allclose(shares, (0.2, 0.5, 0.3), atol=0.015)  # 4 standard deviations
     again = plan_epoch(buckets, batch_size=64, seed=3, epoch=1, probabilities=(0.2, 0.5, 0.3))
     assert [b.tolist() for b in plan] == [b.tolist() for b in again]
     equal = plan_epoch(buckets, batch_size=64, seed=3, epoch=1, probabilities=(1 / 3, 1 / 3, 1 / 3))
@@ -158,16 +158,16 @@ def test_views_of_a_config_survive_writing_it_down() -> None:
 
 
 def boxes_of(labels: list[list[int]], *, crowd: int = 0) -> list[list[list[float]]]:
-    return [[[*BOX, float(label), float(crowd)] for label in own] for own in labels]
+    return [[[*BOX, float(label), float(crowd)] for label in of_image] for of_image in labels]
 
 
 def test_repeat_factors_are_those_of_the_paper(annotations_of: AnnotationsOf) -> None:
     labels = [[0], [0, 0, 1], [0], [], [0], [0], [0], [0]]
     annotations = annotations_of([(64, 64)] * 8, boxes_of(labels))
     factors = make_repeat_factor_sampler(annotations, threshold=0.5).factors
-    for row, own in enumerate(labels):
+    for row, of_image in enumerate(labels):
         expected = 1.0
-        for label in own:
+        for label in of_image:
             share = sum(label in other for other in labels) / len(labels)
             expected = max(expected, (0.5 / share) ** 0.5)
         assert factors[row] == pytest.approx(expected)
@@ -241,7 +241,7 @@ def test_ranks_share_a_global_batch(size: int, world_size: int) -> None:
     if size < world_size:
         assert all(share == range(size) for share in shares)
         return
-    assert sorted(place for share in shares for place in share) == list(range(size))
+    assert sorted(index for share in shares for index in share) == list(range(size))
     assert [share[0] for share in shares] == list(range(world_size))
     sizes = [len(share) for share in shares]
     assert max(sizes) - min(sizes) <= 1
@@ -285,7 +285,7 @@ def test_batches_that_are_due_know_their_place() -> None:
         return [np.array([[0, 10 * epoch + number]]) for number in range(epoch + 1)]
 
     planned = list(planned_batches(plan, 1, skip=1, until=3))
-    assert [(int(own.keys[0, 1]), own.epoch, own.number) for own in planned] == [
+    assert [(int(batch.keys[0, 1]), batch.epoch, batch.number) for batch in planned] == [
         (11, 1, 1),
         (20, 2, 0),
         (21, 2, 1),

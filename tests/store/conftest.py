@@ -65,8 +65,8 @@ def features_of(block: Block) -> Features:
     """Recognisable maps: image, view and level in every value."""
     flip = 100.0 if block.view == "hflip" else 0.0
     return {
-        level: torch.stack([torch.full(shape, row + flip + place * 0.5) for row in block.rows])
-        for place, (level, shape) in enumerate(SPEC.map_shapes(block.bucket).items())
+        level: torch.stack([torch.full(shape, row + flip + index * 0.5) for row in block.rows])
+        for index, (level, shape) in enumerate(SPEC.map_shapes(block.bucket).items())
     }
 
 
@@ -109,9 +109,9 @@ def fill(
     return root
 
 
-def flip_bit(path: Path, place: int) -> None:
+def flip_bit(path: Path, position: int) -> None:
     content = bytearray(path.read_bytes())
-    content[place] ^= 4
+    content[position] ^= 4
     path.write_bytes(bytes(content))
 
 
@@ -186,12 +186,12 @@ def die_at_each_step(
     status, step = None, 1 - every
     while status != 0:
         step += every
-        own = root.parent / str(step)
-        prepare(own)
+        folder = root.parent / str(step)
+        prepare(folder)
         child = os.fork()
         if child == 0:
             die_at(step)
-            act(own)
+            act(folder)
             os._exit(0)
         status = os.waitpid(child, 0)[1]
         assert status in (0, signal.SIGKILL), status

@@ -37,12 +37,12 @@ def as_made(root: Path, kit: Any) -> dict[str, bytes]:
 def test_in_the_current_folder(
     tmp_path: Path, annotations: Annotations, whole: Any, monkeypatch: pytest.MonkeyPatch, kit: Any
 ) -> None:
-    place = tmp_path / "place"
-    place.mkdir()
-    monkeypatch.chdir(place)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
     kit.fill(Path("."), annotations)
     assert FeatureStore.open(Path(".")).missing_blocks() == []
-    assert kit.files(place) == whole
+    assert kit.files(folder) == whole
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -63,43 +63,43 @@ def test_in_an_empty_mount_point(
     tmp_path: Path, annotations: Annotations, whole: Any, kit: Any
 ) -> None:
     """A volume of Docker's; on a disk of its own it has lost+found."""
-    place = tmp_path / "volume"
-    place.mkdir()
-    with kit.mounted(place, "-t tmpfs -o size=2m none"):
-        (place / "lost+found").mkdir()
-        kit.fill(place, annotations)
-        assert as_made(place, kit) == whole
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    with kit.mounted(folder, "-t tmpfs -o size=2m none"):
+        (folder / "lost+found").mkdir()
+        kit.fill(folder, annotations)
+        assert as_made(folder, kit) == whole
 
 
 def test_beside_names_that_look_like_patterns(
     tmp_path: Path, annotations: Annotations, kit: Any
 ) -> None:
-    place = tmp_path / "s[1]*.zarr"
+    folder = tmp_path / "s[1]*.zarr"
     dead = Owner.me().token.replace(f"~{Owner.me().pid}~", f"~{2**22 + 1}~")
-    (tmp_path / f".{place.name}.{dead}.creating").mkdir()
-    kit.fill(place, annotations)
-    assert [path.name for path in tmp_path.iterdir()] == [place.name]
+    (tmp_path / f".{folder.name}.{dead}.creating").mkdir()
+    kit.fill(folder, annotations)
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_failed_creation_can_be_repeated_in_the_same_process(
     tmp_path: Path, annotations: Annotations, whole: Any, exists: bool, kit: Any
 ) -> None:
-    place = tmp_path / "s.zarr"
+    folder = tmp_path / "s.zarr"
     if exists:
-        place.mkdir()
+        folder.mkdir()
     giant = FeatureSpec((LevelSpec(name="C4", channels=10**12, stride=16),))
     with pytest.raises(StoreError, match="are still to be written"):
-        kit.open_writer(place, annotations, spec=giant)
+        kit.open_writer(folder, annotations, spec=giant)
 
     def interrupt() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), kit.at_call("sync_directory", interrupt):
-        kit.open_writer(place, annotations)
+        kit.open_writer(folder, annotations)
     assert {path.name for path in tmp_path.iterdir()} <= {"whole.zarr", "s.zarr"}
-    kit.fill(place, annotations)
-    assert kit.files(place) == whole
+    kit.fill(folder, annotations)
+    assert kit.files(folder) == whole
 
 
 @pytest.mark.parametrize(
@@ -117,29 +117,29 @@ def test_a_failed_creation_can_be_repeated_in_the_same_process(
 def test_the_slower_of_two_starters_takes_the_others_store(
     tmp_path: Path, annotations: Annotations, whole: Any, exists: bool, moment: str, kit: Any
 ) -> None:
-    place = tmp_path / "s.zarr"
+    folder = tmp_path / "s.zarr"
     if exists:
-        place.mkdir()
-    with kit.at_call(moment, lambda: kit.fill(place, annotations)):
-        writer = kit.open_writer(place, annotations)
+        folder.mkdir()
+    with kit.at_call(moment, lambda: kit.fill(folder, annotations)):
+        writer = kit.open_writer(folder, annotations)
     assert writer.missing_blocks() == []
-    assert kit.files(place) == whole
+    assert kit.files(folder) == whole
     assert {path.name for path in tmp_path.iterdir()} == {"whole.zarr", "s.zarr"}
 
 
 def test_a_codec_is_learnt_while_another_makes_the_store(
     tmp_path: Path, annotations: Annotations, kit: Any
 ) -> None:
-    place = tmp_path / "s.zarr"
+    folder = tmp_path / "s.zarr"
     manifest = kit.make_manifest(annotations, codec="snr12")
 
     def learn_slowly(codec: Codec) -> Codec:
-        kit.fill(place, annotations, kit.noise_of, codec="snr12")
+        kit.fill(folder, annotations, kit.noise_of, codec="snr12")
         fitted: Codec = kit.fit(codec)
         return fitted
 
     writer = StoreWriter.open(
-        place,
+        folder,
         manifest=manifest,
         annotations=annotations,
         contents=kit.contents_of(annotations),
@@ -149,9 +149,9 @@ def test_a_codec_is_learnt_while_another_makes_the_store(
 
 
 DIE_IN_PLACE = """
-def make(own):
-    kit.open_writer(own, annotations, views=("base",))
-print(kit.die_at_each_step(root, lambda own: own.mkdir(parents=True), make))
+def make(folder):
+    kit.open_writer(folder, annotations, views=("base",))
+print(kit.die_at_each_step(root, lambda folder: folder.mkdir(parents=True), make))
 """
 
 
@@ -165,15 +165,15 @@ def test_dead_at_each_step_of_making_it_in_place(
     steps = int(output or 0)
     assert steps > 30, errors
     for step in range(1, steps + 1):
-        place = tmp_path / "in place" / str(step)
-        if (place / "manifest.json").exists():
-            FeatureStore.open(place)
+        folder = tmp_path / "in place" / str(step)
+        if (folder / "manifest.json").exists():
+            FeatureStore.open(folder)
         else:
             with pytest.raises(StoreError, match="is not a feature store"):
-                FeatureStore.open(place)
-        kit.open_writer(place, blank, views=("base",))
-        assert kit.files(place) == made, step
-        shutil.rmtree(place)
+                FeatureStore.open(folder)
+        kit.open_writer(folder, blank, views=("base",))
+        assert kit.files(folder) == made, step
+        shutil.rmtree(folder)
 
 
 def test_four_start_in_one_empty_folder(
@@ -192,13 +192,13 @@ def test_an_unfinished_creation_is_told_from_other_folders(
     tmp_path: Path, annotations: Annotations, kit: Any
 ) -> None:
     """Somebody's own zarr group is nothing that we began."""
-    place = tmp_path / "s.zarr"
-    (place / "base").mkdir(parents=True)
-    (place / "zarr.json").write_text("{}")
-    before = kit.files(place)
+    folder = tmp_path / "s.zarr"
+    (folder / "base").mkdir(parents=True)
+    (folder / "zarr.json").write_text("{}")
+    before = kit.files(folder)
     with pytest.raises(StoreError, match=r"exists and is not a feature store \(it has no manifest"):
-        kit.open_writer(place, annotations)
-    assert kit.files(place) == before
+        kit.open_writer(folder, annotations)
+    assert kit.files(folder) == before
 
 
 PLAIN = ("base", "hflip")
@@ -380,9 +380,9 @@ def test_forged_views(plain: Path, forger: Any) -> None:
 
 ADD_AND_DIE = """
 import shutil
-def add(own):
-    kit.open_writer(own, annotations, views=("base", "crop-k0"))
-print(kit.die_at_each_step(root, lambda own: shutil.copytree(root, own), add, every=3))
+def add(folder):
+    kit.open_writer(folder, annotations, views=("base", "crop-k0"))
+print(kit.die_at_each_step(root, lambda folder: shutil.copytree(root, folder), add, every=3))
 """
 
 
@@ -401,16 +401,16 @@ def test_dead_at_each_step_of_adding(
     assert steps > 15, errors
     seen = set()
     for step in range(1, steps + 1, 3):
-        own = root.parent / str(step)
-        store = FeatureStore.open(own)
+        folder = root.parent / str(step)
+        store = FeatureStore.open(folder)
         store.require_complete(["base"])
         seen.add(store.manifest.views)
         assert float(store.read(1, "base")["C4"].max()) == 1.0
         if store.manifest.views == ("base",) and step % 2:  # given up instead: nothing stays
-            prune_store(own, dry_run=False)
-            assert kit.files(own) == before, step
-            assert not (own / "crop-k0").exists()
+            prune_store(folder, dry_run=False)
+            assert kit.files(folder) == before, step
+            assert not (folder / "crop-k0").exists()
         else:
-            kit.fill(own, blank, views=views)
-            assert kit.files(own) == whole, step
+            kit.fill(folder, blank, views=views)
+            assert kit.files(folder) == whole, step
     assert seen == {("base",), views}

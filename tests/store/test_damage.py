@@ -45,10 +45,10 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
 
 
-def flip(place: int) -> Callable[[Path], None]:
+def flip(position: int) -> Callable[[Path], None]:
     def damage(path: Path) -> None:
         content = bytearray(path.read_bytes())
-        content[place] ^= 4
+        content[position] ^= 4
         path.write_bytes(bytes(content))
 
     return damage
@@ -102,9 +102,9 @@ def test_any_flipped_bit_of_any_file_is_noticed_or_harmless(
     noticed = 0
     for path in files:
         content = path.read_bytes()
-        place, bit = int(rng.integers(len(content))), int(rng.integers(8))
+        position, bit = int(rng.integers(len(content))), int(rng.integers(8))
         changed = bytearray(content)
-        changed[place] ^= 1 << bit
+        changed[position] ^= 1 << bit
         path.write_bytes(bytes(changed))
         try:
             store = READERS[reader](root)
@@ -112,7 +112,7 @@ def test_any_flipped_bit_of_any_file_is_noticed_or_harmless(
         except CachedetError:
             noticed += 1
         else:
-            assert path.name in {"annotations.npz", "codec.npz"}, f"{path} byte {place} bit {bit}"
+            assert path.name in {"annotations.npz", "codec.npz"}, f"{path}: {position}, bit {bit}"
             assert annotations_digest(store.annotations) == annotations_digest(annotations)
             for key, features in expected.items():
                 for level, maps in store.read(*key).items():
@@ -189,9 +189,9 @@ def test_a_store_of_another_format_is_refused_and_stays(
 
 def rewrite_manifest(root: Path, values: dict[str, Any]) -> None:
     """As a forger would: with a checksum that fits."""
-    own = ("weights", "skipped", "versions", "metadata_digest")
+    unsigned = ("weights", "skipped", "versions", "metadata_digest")
     body = {key: value for key, value in values.items() if key not in {"checksum", "fingerprint"}}
-    body["fingerprint"] = digest_json({k: v for k, v in body.items() if k not in own})
+    body["fingerprint"] = digest_json({k: v for k, v in body.items() if k not in unsigned})
     (root / "manifest.json").write_text(json.dumps({**body, "checksum": digest_json(body)}))
 
 
@@ -261,8 +261,8 @@ def test_zstd_bombs(tmp_path: Path, annotations: Annotations, reader: str, kit: 
     }
     for message, bomb in bombs.items():
         content = bytes(honest) + bytes(bomb)
-        places = [(0, len(honest)), (len(honest), len(bomb))]
-        shard = content + index_of(places)
+        entries = [(0, len(honest)), (len(honest), len(bomb))]
+        shard = content + index_of(entries)
         forge_shard(root, shard, part="codes", ends=bytes(honest[-4:]) + bytes(bomb[-4:]))
         with pytest.raises(CorruptBlockError, match=message):
             READERS[reader](root).read(1, "base")

@@ -185,7 +185,7 @@ def refuse_values(
 
 
 def as_array(codes: Tensor) -> NDArray[Any]:
-    """The same on the CPU, in the order it lies in."""
+    """Copy codes to the CPU, in the order they lie in."""
     array: NDArray[Any] = codes.detach().to("cpu").numpy()
     return array
 

@@ -296,7 +296,7 @@ def _slack(exact: Tensor) -> Tensor:
 
 
 def _length(maps: Tensor) -> Tensor:
-    """Of the vector in each cell: (n, C, h, w) -> (n, 1, h, w)."""
+    """Length of the vector in each cell: (n, C, h, w) -> (n, 1, h, w)."""
     return maps.square().sum(dim=1, keepdim=True).sqrt()
 
 

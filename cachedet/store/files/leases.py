@@ -97,7 +97,7 @@ class LeaseBook:
             raise cannot_write(self._root, error) from error
 
     def holder_life(self, block: str) -> Life:
-        """Of whoever holds the block; a holder elsewhere lives once it was seen to renew."""
+        """Whether whoever holds the block lives; elsewhere they do once they were seen to renew."""
         try:
             content = LocalFiles(self._folder).read(self._path(block).name)
         except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""Where everything lies in a store, and the zarr metadata that tells other tools.
+"""Places of everything in a store, and the zarr metadata that tells other tools.
 
-Array of a level's part: `{view}/b{H}x{W}/{level}/{part}`, axis 0 = slot in the bucket; one chunk a
+Array of a level's part: `{view}/b{H}x{W}/{level}/{part}`, axis 0 = slot in the bucket; one chunk an
 image, one shard a block. docs/disk-format.md is the full description.
 """
 
@@ -150,7 +150,7 @@ def commit_key(block: Block) -> str:
 
 
 def withdrawn_key(block: Block) -> str:
-    """Where `verify` puts the record of a block that is not what was committed."""
+    """Key of a record that `verify` put aside: its block is not what was committed."""
     return f"{commit_key(block)}{WITHDRAWN_SUFFIX}"
 
 
@@ -189,7 +189,7 @@ def metadata_digest(contents: Mapping[str, bytes]) -> str:
 
 
 def digest_files(contents: Iterable[tuple[str, bytes]]) -> str:
-    """The same over (key, content) in the order of the keys, one at a time in memory."""
+    """sha256 over (key, content) in the order of the keys, one at a time in memory."""
     digest = hashlib.sha256()
     for key, content in contents:
         digest.update(f"{key} {len(content)}\n".encode())

@@ -139,7 +139,7 @@ class Manifest:
         return digest_json(self._fingerprinted())
 
     def block_fingerprint(self) -> str:
-        """The same without the list of views: what the bytes of one block depend on."""
+        """sha256 over what the bytes of one block depend on: all that but the list of views."""
         return digest_json({k: v for k, v in self._fingerprinted().items() if k != "views"})
 
     def _fingerprinted(self) -> dict[str, Any]:

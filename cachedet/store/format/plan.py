@@ -112,7 +112,7 @@ class StorePlan:
             raise unreadable(where, error) from error
 
     def _altered_metadata(self, keys: Sequence[str]) -> str:
-        """Where the first altered file lies, if this zarr writes what the manifest's zarr wrote."""
+        """Describe the first altered file, if this zarr writes what the manifest's zarr wrote."""
         written = self.make_metadata()
         if metadata_digest(written) == self.manifest.metadata_digest:
             for key in keys:

@@ -39,14 +39,14 @@ def filled(
 def encoded_by_array(root: Path) -> dict[str, list[np.ndarray]]:
     """What cachedet reads, slot by slot, by path of the array."""
     store, plan = FeatureStore.open(root), StorePlan.load(LocalFiles(root))
-    found: dict[str, list[np.ndarray]] = {}
+    slots: dict[str, list[np.ndarray]] = {}
     for block in plan.blocks:
         encoded = store.make_buffers(block.bucket, len(block.rows))
         store.read_encoded([(row, block.view) for row in block.rows], out=encoded)
         for level, parts in encoded.arrays.items():
             for name, array in parts.items():
-                found.setdefault(f"{block.group}/{level}/{name}", []).extend(array)
-    return found
+                slots.setdefault(f"{block.group}/{level}/{name}", []).extend(array)
+    return slots
 
 
 def test_zarr_alone_reads_the_same(filled: Path) -> None:
