@@ -80,8 +80,8 @@ def compare(
     """
     from cachedet.commands import comparisons as choices
     from cachedet.commands.comparison_tables import print_cell, print_summary
-    from cachedet.compare import ComparisonConfig
     from cachedet.compare import compare as run_compare
+    from cachedet.comparison.cell import ComparisonConfig
     from cachedet.comparison.folder import ComparisonFolder
     from cachedet.config.run import load_train_config, make_extract_config
     from cachedet.extract import default_workers
