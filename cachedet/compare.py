@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cachedet.comparison.cell import CellTask, Interrupted, run_cell
+from cachedet.comparison.cell import CellTask, ComparisonConfig, Interrupted, run_cell
 from cachedet.comparison.folder import ComparisonFolder, Extracted, ExtractionLog, require_known
 from cachedet.comparison.page import comparison_page
 from cachedet.comparison.page_charts import CurveOf
-from cachedet.comparison.results import CellKey, CellResult
+from cachedet.comparison.results import CellResult
 from cachedet.comparison.summary import Summary, summarise
-from cachedet.config.run import AugmentConfig, ExtractConfig, TrainConfig
+from cachedet.config.run import AugmentConfig, ExtractConfig
 from cachedet.data.views import TRAINING_VIEWS, parse_views
 from cachedet.device import choose_device
 from cachedet.errors import CheckpointError, ConfigError, InputError, StoreError
-from cachedet.evaluation.analysis import DEFAULT_RESAMPLES
 from cachedet.extract import extract
-from cachedet.live.mode_names import MODES, Mode
-from cachedet.live.modes import BackboneTraining, require_shared
+from cachedet.live.modes import require_shared
 from cachedet.reporting.rendering import render_markdown, render_page
 from cachedet.reporting.scored_run import read_metrics
 from cachedet.store.files.durable import encode_json, write_durably
@@ -34,49 +32,6 @@ from cachedet.version import __version__
 
 OnCell = Callable[[CellResult, int, int], None]
 """Called with each cell that is done, its number and how many there are."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparisonConfig:
-    """What is compared.
-
-    Attributes:
-        heads: configs by name.
-        train, val: how features are extracted; their stores lie in the comparison's folder.
-        out: the comparison's folder.
-        modes, seeds: every config is trained with each of them.
-        epochs: that every cell trains; None: those of its config.
-        budget: seconds of every cell instead of epochs; the cached ones' include extraction.
-        backbone: how it learns where it does.
-        resamples: of the bootstrap, for the interval of a cell.
-    """
-
-    heads: Mapping[str, TrainConfig]
-    train: ExtractConfig
-    val: ExtractConfig
-    out: Path
-    modes: Sequence[Mode] = MODES
-    seeds: Sequence[int] = (0,)
-    epochs: int | None = None
-    budget: float | None = None
-    backbone: BackboneTraining = field(default_factory=BackboneTraining)
-    resamples: int = DEFAULT_RESAMPLES
-
-    def cell_keys(self) -> list[CellKey]:
-        """A seed of everything first, so that a comparison that is stopped is a whole one."""
-        return [
-            CellKey(heads=heads, mode=mode, seed=seed)
-            for seed in self.seeds
-            for heads in self.heads
-            for mode in self.modes
-        ]
-
-    def config_of(self, key: CellKey) -> TrainConfig:
-        config = self.heads[key.heads]
-        schedule = config.schedule
-        if self.epochs is not None:
-            schedule = schedule.model_copy(update={"epochs": self.epochs})
-        return config.model_copy(update={"seed": key.seed, "schedule": schedule})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +78,8 @@ def compare(config: ComparisonConfig, *, on_cell: OnCell | None = None) -> Compa
         extracted = extract_stores(config.train, config.val, folder.extraction)
         store = FeatureStore.open(folder.train)
         _require_fit(config, store, FeatureStore.open(folder.val))
-        if config.budget is not None and _pays_for_cache(config, folder):
+        left = [key for key in config.cell_keys() if folder.result_of(key) is None]
+        if config.budget is not None and any(key.mode == "cached" for key in left):
             require_known(extracted, store=folder.train)
         interrupted_by = _train_cells(config, folder, extracted, on_cell)
         cells = folder.results()
@@ -209,12 +165,6 @@ def _require_fit(config: ComparisonConfig, store: FeatureStore, validation: Feat
             ) from error
 
 
-def _pays_for_cache(config: ComparisonConfig, folder: ComparisonFolder) -> bool:
-    """Whether a cached cell is to be trained."""
-    keys = [key for key in config.cell_keys() if key.mode == "cached"]
-    return any(folder.result_of(key) is None for key in keys)
-
-
 def _train_cells(
     config: ComparisonConfig,
     folder: ComparisonFolder,
@@ -227,35 +177,16 @@ def _train_cells(
         for number, key in enumerate(keys, start=1):
             result = folder.result_of(key)
             if result is None:
+                task = CellTask(
+                    key=key, comparison=config, extracted=extracted, folder=folder.cell(key)
+                )
                 try:
-                    result = run_cell(_task(config, folder, extracted, key), signals)
+                    result = run_cell(task, signals)
                 except Interrupted as error:
                     return str(error)
             if on_cell is not None:
                 on_cell(result, number, len(keys))
     return None
-
-
-def _task(
-    config: ComparisonConfig, folder: ComparisonFolder, extracted: Extracted, key: CellKey
-) -> CellTask:
-    heads = config.config_of(key)
-    if heads.views is None:  # else all that the store holds
-        heads = heads.model_copy(update={"views": extracted.views})
-    return CellTask(
-        key=key,
-        config=heads,
-        train=folder.train,
-        val=folder.val,
-        images=config.train.images,
-        val_images=config.val.images,
-        weights=config.train.weights,
-        backbone=config.backbone,
-        budget=config.budget,
-        extraction_seconds=extracted.seconds,
-        resamples=config.resamples,
-        folder=folder.cell(key),
-    )
 
 
 def _write_page(

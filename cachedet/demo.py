@@ -1,8 +1,10 @@
-"""The whole pipeline on the built-in data set, with what the cache saved, measured."""
+"""The pipeline from images to scores on the built-in data set, and what the cache saved."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -20,10 +22,9 @@ from cachedet.evaluation.metrics import CocoScores
 from cachedet.evaluation.plots import Drawing, SheetRow, contact_sheet
 from cachedet.extract import ExtractReport, default_workers, extract
 from cachedet.live.modes import inputs_of
-from cachedet.loading.loader import FeatureLoader
+from cachedet.loading.loader import make_planner
 from cachedet.predict import ImageDetector, load_image_detector, make_drawing
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Annotations
 from cachedet.train import train
 
 TRAIN_IMAGES = 320
@@ -43,7 +44,7 @@ class DemoReport:
     seconds: dict[str, float]  # by stage
     nbytes: int
     cached_epoch: float  # seconds per epoch on the cache
-    live_epoch: float  # the same epoch if the backbone ran in every step
+    live_epoch: float  # seconds if the backbone ran in every step
     sheet: Path
 
     def to_json(self) -> dict[str, Any]:
@@ -60,7 +61,7 @@ class DemoReport:
             f"images\ntime: {stages}\ncache: {self.nbytes / 1e6:.1f} MB; an epoch takes "
             f"{self.cached_epoch:.1f} s from the cache, {self.live_epoch:.1f} s with the live "
             f"frozen backbone ({self.live_epoch / self.cached_epoch:.1f} times as long); the cache "
-            f"has paid for itself {pays}\ntruth beside prediction: {self.sheet}"
+            f"has paid for itself {pays}\nground truth beside prediction: {self.sheet}"
         )
 
 
@@ -74,27 +75,19 @@ def run_demo(out: Path) -> DemoReport:
             f"{out} exists already and is not empty; remove it or choose another --out"
         )
     seconds: dict[str, float] = {}
-    started = time.perf_counter()
-    paths = write_shapes(out / "shapes", train=TRAIN_IMAGES, val=VAL_IMAGES)
-    seconds["draw images"] = time.perf_counter() - started
-    started = time.perf_counter()
-    reports = [_extract(out, paths, split) for split in ("train", "val")]
-    seconds["extract"] = time.perf_counter() - started
-    started = time.perf_counter()
-    config = demo_config()
-    trained = train(
-        config,
-        train_store=reports[0].store,
-        val_store=reports[1].store,
-        run=out / "run",
-    )
-    seconds["train"] = time.perf_counter() - started
-    started = time.perf_counter()
-    scored = evaluate(out / "run", store=reports[1].store)
-    detector = load_image_detector(out / "run")
-    sheet = _draw_sheet(out, reports[1].store, paths, detector)
-    seconds["score and draw"] = time.perf_counter() - started
-    live = _live_backbone_seconds(reports[0].store, paths, detector.backbone, config)
+    with _timed(seconds, "draw images"):
+        paths = write_shapes(out / "shapes", train=TRAIN_IMAGES, val=VAL_IMAGES)
+    with _timed(seconds, "extract"):
+        reports = [_extract(out, paths, split) for split in ("train", "val")]
+    train_store, val_store = (report.store for report in reports)
+    with _timed(seconds, "train"):
+        config = demo_config()
+        trained = train(config, train_store=train_store, val_store=val_store, run=out / "run")
+    with _timed(seconds, "score and draw"):
+        scored = evaluate(out / "run", store=val_store)
+        detector = load_image_detector(out / "run")
+        sheet = _draw_sheet(out, val_store, paths, detector)
+    live = _live_backbone_seconds(train_store, paths, detector.backbone, config)
     return DemoReport(
         scores=scored.scores,
         seconds=seconds,
@@ -103,6 +96,13 @@ def run_demo(out: Path) -> DemoReport:
         live_epoch=trained.seconds_per_epoch + live,
         sheet=sheet,
     )
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - started
 
 
 def demo_config() -> TrainConfig:
@@ -128,51 +128,42 @@ def _live_backbone_seconds(
 ) -> float:
     """Seconds an epoch would take longer if images were decoded and forwarded in each step."""
     store = FeatureStore.open(store_path)
-    batch_size = config.schedule.batch_size
-    loader = FeatureLoader(
-        store, views=("base",), levels=store.manifest.spec.names, batch_size=batch_size, seed=0
-    )
-    measured = [batch for batch in loader.plan(0) if len(batch) == batch_size]
-    measured = measured[: _LIVE_BATCHES + 1]
     inputs, device = inputs_of(store, paths.images), next(backbone.parameters()).device
+    batch_size = config.schedule.batch_size
+    plan = [keys for keys in make_planner(config, store).plan(0) if len(keys) == batch_size]
+    measured = plan[: _LIVE_BATCHES + 1]
     started = time.perf_counter()
-    for number, batch in enumerate(measured):
+    for number, keys in enumerate(measured):
         if number == 1:  # the first one warms up
             started = time.perf_counter()
-        images = [inputs.load(int(row), "base") for _, row in batch]
+        images = [inputs.load(int(row), "base") for _, row in keys]
         for level in backbone(torch.stack(images).to(device)).values():
             level.cpu()
-    count = sum(len(batch) for batch in measured[1:])
+    count = sum(len(keys) for keys in measured[1:])
     return (time.perf_counter() - started) / count * len(store)
 
 
 def _draw_sheet(out: Path, val_store: Path, paths: ShapesPaths, detector: ImageDetector) -> Path:
     """Ground truth beside what `predict` finds in the image files."""
     annotations = FeatureStore.open(val_store).annotations
+    categories = annotations.categories
     rows = []
-    for row in range(min(_SHEET_IMAGES, len(annotations))):
-        pixels = decode_image(paths.images / annotations.file_names[row])
-        found = detector(pixels, image_id=int(annotations.image_ids[row])).above(_SHEET_SCORE)
+    for row, name in enumerate(annotations.file_names[:_SHEET_IMAGES]):
+        pixels = decode_image(paths.images / name)
+        detections = detector(pixels, image_id=int(annotations.image_ids[row]))
+        prediction = make_drawing(
+            detections.above(_SHEET_SCORE), categories, size_hw=annotations.size_of(row)
+        )
+        boxes = annotations.boxes_of(row)
+        labels = annotations.labels[boxes]
+        ground_truth = Drawing(
+            boxes=annotations.boxes[boxes],
+            labels=labels,
+            captions=tuple(categories.names[label] for label in labels),
+        )
         rows.append(
-            SheetRow(
-                name=annotations.file_names[row],
-                pixels=pixels,
-                annotations=_annotations_drawing(annotations, row),
-                prediction=make_drawing(
-                    found, annotations.categories, size_hw=annotations.size_of(row)
-                ),
-            )
+            SheetRow(name=name, pixels=pixels, annotations=ground_truth, prediction=prediction)
         )
     sheet = out / "ground_truth_and_prediction.png"
     contact_sheet(rows, sheet)
     return sheet
-
-
-def _annotations_drawing(annotations: Annotations, row: int) -> Drawing:
-    where = annotations.boxes_of(row)
-    labels = annotations.labels[where]
-    return Drawing(
-        boxes=annotations.boxes[where],
-        labels=labels,
-        captions=tuple(annotations.categories.names[label] for label in labels),
-    )

@@ -78,12 +78,7 @@ def estimate(
 ) -> EstimateReport:
     """Try extraction and training on a sample, and forecast both; nothing stays but the forecast.
 
-    Args:
-        config: the extraction that is meant.
-        heads: the training that is meant.
-        sample: most images to try.
-        seconds: for each trial, about; more is more exact.
-        what_if: what shall be otherwise than it is here.
+    At most `sample` images are tried, for about so many seconds in each trial: more is more exact.
 
     Raises:
         DatasetError, BadImageError, BackboneError, ConfigError: the inputs cannot be used.

@@ -83,8 +83,8 @@ def compare(
     Every cell (config x mode x seed) is trained alike. Run again to go on, or with more of them.
     """
     from cachedet.commands.comparison_tables import print_cell, print_summary
-    from cachedet.compare import ComparisonConfig
     from cachedet.compare import compare as run_compare
+    from cachedet.comparison.cell import ComparisonConfig
     from cachedet.comparison.folder import ComparisonFolder
     from cachedet.config.run import make_extract_config
     from cachedet.extract import default_workers

@@ -12,16 +12,20 @@ import signal
 import sys
 import threading
 import traceback
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from cachedet.comparison.folder import Extracted
 from cachedet.comparison.results import RESULT, CellKey, CellResult
 from cachedet.comparison.scoring import Scorer, figures_of
 from cachedet.comparison.step_plan import StepPlan, keep_peak_memory, plan_steps, time_left
-from cachedet.config.run import TrainConfig
+from cachedet.config.run import ExtractConfig, TrainConfig
 from cachedet.errors import CachedetError
+from cachedet.evaluation.analysis import DEFAULT_RESAMPLES
 from cachedet.evaluation.plots import plot_training
+from cachedet.live.mode_names import MODES, Mode
 from cachedet.live.modes import BackboneTraining, TrainingMode, make_training_mode
 from cachedet.loading.sampling import resolve_views
 from cachedet.store.format.manifest import Manifest
@@ -41,32 +45,50 @@ class Interrupted(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellTask:
-    """All that the process of a cell needs to know.
+class ComparisonConfig:
+    """What is compared: every config with each mode and seed."""
 
-    Attributes:
-        config: heads and schedule, with the seed, the epochs and the device of this cell.
-        train, val: stores.
-        images, val_images: folders of their image files.
-        weights: of the backbone, as `extract --weights` takes them.
-        budget: seconds, extraction included where the mode needs it; None: the config's epochs.
-        extraction_seconds: that the training store took.
-        resamples: for the interval of AP.
-        folder: a run folder.
-    """
+    heads: Mapping[str, TrainConfig]  # configs by name
+    train: ExtractConfig  # into a store in the comparison's folder, as `val`
+    val: ExtractConfig
+    out: Path  # the comparison's folder
+    modes: Sequence[Mode] = MODES
+    seeds: Sequence[int] = (0,)
+    epochs: int | None = None  # of every cell; None: those of its config
+    budget: float | None = None  # seconds of every cell instead, with extraction where it is cached
+    backbone: BackboneTraining = field(default_factory=BackboneTraining)
+    resamples: int = DEFAULT_RESAMPLES
+
+    def cell_keys(self) -> list[CellKey]:
+        """A seed of everything first, so that a comparison that is stopped is a whole one."""
+        return [
+            CellKey(heads=heads, mode=mode, seed=seed)
+            for seed in self.seeds
+            for heads in self.heads
+            for mode in self.modes
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellTask:
+    """All that the process of a cell needs to know."""
 
     key: CellKey
-    config: TrainConfig
-    train: Path
-    val: Path
-    images: Path
-    val_images: Path
-    weights: str
-    backbone: BackboneTraining
-    budget: float | None
-    extraction_seconds: float
-    resamples: int
-    folder: Path
+    comparison: ComparisonConfig
+    extracted: Extracted
+    folder: Path  # of the run
+
+    @property
+    def config(self) -> TrainConfig:
+        """The heads with the seed and the epochs of this cell, on the views that were asked for."""
+        heads = self.comparison.heads[self.key.heads]
+        schedule = heads.schedule
+        if self.comparison.epochs is not None:
+            schedule = schedule.model_copy(update={"epochs": self.comparison.epochs})
+        views = self.extracted.views if heads.views is None else heads.views
+        return heads.model_copy(
+            update={"seed": self.key.seed, "schedule": schedule, "views": views}
+        )
 
     @property
     def needs_cache(self) -> bool:
@@ -107,13 +129,15 @@ def train_cell(task: CellTask) -> CellResult:
         Interrupted: by a signal; the next call goes on.
         CachedetError: what training or scoring raises.
     """
-    store, val = FeatureStore.open(task.train), FeatureStore.open(task.val)
+    comparison = task.comparison
+    store, val = FeatureStore.open(comparison.train.store), FeatureStore.open(comparison.val.store)
     folder = RunFolder(task.folder)
     goes_on = folder.last.exists() or folder.previous.exists()
     if not goes_on and folder.root.exists():
         shutil.rmtree(folder.root)  # it ended before anything was saved
-    views = resolve_views(task.config.views, held=store.manifest.views, where=store.location)
-    config = task.config.model_copy(update={"views": views})  # by probability, as they are here
+    config = task.config
+    views = resolve_views(config.views, held=store.manifest.views, where=store.location)
+    config = config.model_copy(update={"views": views})  # single ones, by probability
     plan = StepPlan.read(folder.root) or _plan(task, config, store)
     config = plan.fit(config)
     training_mode = _make_training_mode(task, config, store, total_steps=plan.steps)
@@ -121,9 +145,9 @@ def train_cell(task: CellTask) -> CellResult:
     start_or_continue(folder, config, trainer, store.manifest, resume=goes_on, restarts=0)
     plan.write(folder.root)
     trained_on.write(folder)
-    scorer = Scorer(config=config, store=val, images=task.val_images, trainer=trainer)
+    scorer = Scorer(config=config, store=val, images=comparison.val.images, trainer=trainer)
     peak_memory = _train(config, folder, training_mode, store.manifest, scorer, plan)
-    analysis = scorer.score(folder, trained_on, resamples=task.resamples)
+    analysis = scorer.score(folder, trained_on, resamples=comparison.resamples)
     result = CellResult(
         key=task.key,
         device=str(trainer.device),
@@ -137,13 +161,14 @@ def train_cell(task: CellTask) -> CellResult:
     )
     if not task.needs_cache:
         return result
-    return replace(result, extraction_seconds=task.extraction_seconds, cache_nbytes=store.nbytes)
+    seconds = task.extracted.seconds
+    return replace(result, extraction_seconds=seconds, cache_nbytes=store.nbytes)
 
 
 def _plan(task: CellTask, config: TrainConfig, store: FeatureStore) -> StepPlan:
-    seconds = task.budget
+    seconds = task.comparison.budget
     if seconds is not None and task.needs_cache:
-        seconds = time_left(seconds, spent=task.extraction_seconds)
+        seconds = time_left(seconds, spent=task.extracted.seconds)
     # All features would be loaded for a few steps, and again for the run.
     streamed = config.model_copy(update={"residency": "stream"})
     return plan_steps(
@@ -161,10 +186,10 @@ def _make_training_mode(
         task.key.mode,
         config,
         store=store,
-        images=task.images,
-        weights=task.weights,
+        images=task.comparison.train.images,
+        weights=task.comparison.train.weights,
         total_steps=total_steps,
-        backbone=task.backbone,
+        backbone=task.comparison.backbone,
     )
 
 

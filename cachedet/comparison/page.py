@@ -85,11 +85,7 @@ def comparison_page(
 ) -> Report:
     """Everything about the runs of a comparison, failed ones included.
 
-    Args:
-        cells: one a run.
-        title, standfirst: above the page.
-        facts: what was the same for all runs and what was not, name and text.
-        curves: validation AP over time, of those runs that have it.
+    `facts` are names and texts of what was the same for all runs and what was not.
     """
     summary = summarise(cells)
     return Report(

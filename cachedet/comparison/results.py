@@ -54,28 +54,19 @@ class BinFigure:
 
 @dataclass(frozen=True, kw_only=True)
 class CellResult:
-    """A cell that was trained and scored, or why it was not.
-
-    Attributes:
-        seconds: in training steps, waiting for images and features included.
-        extraction_seconds: for the cache; 0 in the modes that need none, NaN where not known.
-        peak_memory: bytes of the process that trained (on an accelerator of its tensors).
-        step_flops: a training step, an image: everything the mode computes.
-        parameters: that are trained.
-        cache_nbytes: on the disk; 0 in the modes that need none.
-    """
+    """A cell that was trained and scored, or why it was not."""
 
     key: CellKey
     error: str = ""  # why the cell failed; the figures then mean nothing
     device: str = ""
     steps: int = 0
     epochs: float = 0.0  # that the steps make up
-    seconds: float = 0.0
-    extraction_seconds: float = 0.0
-    peak_memory: int = 0
-    step_flops: int = 0
-    parameters: int = 0
-    cache_nbytes: int = 0
+    seconds: float = 0.0  # in training steps, waiting for images and features included
+    extraction_seconds: float = 0.0  # NaN where not known; 0 in the modes that need no cache
+    peak_memory: int = 0  # bytes of the process that trained (on an accelerator of its tensors)
+    step_flops: int = 0  # of a training step, an image: everything the mode computes
+    parameters: int = 0  # that are trained
+    cache_nbytes: int = 0  # on the disk; 0 in the modes that need none
     ap: float = math.nan
     ap50: float = math.nan
     ap75: float = math.nan

@@ -78,22 +78,15 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two groups by the seeds that both have.
-
-    Attributes:
-        seeds: for which both have an AP; what follows is of these.
-        difference: first minus second, seed by seed.
-        spread: how far apart the runs of one group lie, of the group where they lie farther; NaN
-            for one seed.
-    """
+    """Two groups by the seeds that both have."""
 
     first: Group
     second: Group
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...]  # for which both have an AP; what follows is of these
     first_ap: Spread
     second_ap: Spread
-    difference: Spread
-    spread: float
+    difference: Spread  # first minus second, seed by seed
+    spread: float  # width of the AP of that group where it is wider; NaN for one seed
 
     @property
     def judgement(self) -> Judgement:

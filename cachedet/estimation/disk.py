@@ -31,12 +31,8 @@ class DiskRates:
 def measure_disk(folder: Path, *, nbytes: int, piece: int, free: int, seconds: float) -> DiskRates:
     """Write and read a file in `folder`, each for about so many seconds.
 
-    Args:
-        folder: on the disk in question.
-        nbytes: size of the store to come: a disk whose write cache holds it may use that cache.
-        piece: bytes of one read, as training reads: an image's part, anywhere.
-        free: bytes on the disk.
-        seconds: for each of the two.
+    The file is about as large as the store to come, `nbytes`: a disk whose write cache holds it may
+    use that cache. `piece` are the bytes of one read, as training reads: an image's part, anywhere.
 
     Raises OSError.
     """

@@ -117,11 +117,9 @@ def try_mode(
     """One epoch of the job's mode, and the seconds of its steps without waiting (0: it failed).
 
     Args:
-        job: what is tried.
         stage: name of the stage that computes.
         beside: seconds of an epoch of the stages that run beside it.
         epoch_pixels: padded pixels that an epoch shows.
-        take_steps: does the job.
 
     Raises what `make_training_mode` raises.
     """

@@ -88,20 +88,18 @@ def parse_rate(text: str, *, where: str) -> float:
 
     Raises InputError; `where` names the option.
     """
-    value, unit = _split(text, where=where, example="500MB/s")
-    prefix = unit.removesuffix("/s").strip()
-    if prefix[-1:].lower() != "b" or prefix[:-1].lower() not in _PREFIXES:
+    value, prefix = _split(text, r"(.*?)b\s*(?:/s)?", where=where, example="500MB/s")
+    if prefix not in _PREFIXES:
         raise InputError(
             f"{where}: expected bytes per second such as 500MB/s, got {text!r}; units: B/s, kB/s, "
             "MB/s, GB/s"
         )
-    return _positive(value * _PREFIXES[prefix[:-1].lower()], text, where=where)
+    return _positive(value * _PREFIXES[prefix], text, where=where)
 
 
 def parse_flops(text: str, *, where: str) -> float:
     """``60T`` or ``60TFLOPS`` -> 6e13 floating-point operations per second. Raises InputError."""
-    value, unit = _split(text, where=where, example="60T")
-    prefix = re.sub(r"(flops?)?(/s)?$", "", unit.lower())
+    value, prefix = _split(text, r"(.*?)(?:flops?)?(?:/s)?", where=where, example="60T")
     if prefix not in _PREFIXES:
         raise InputError(
             f"{where}: expected operations per second such as 60T, got {text!r}; units: G, T, P"
@@ -111,18 +109,20 @@ def parse_flops(text: str, *, where: str) -> float:
 
 def parse_count(text: str, *, where: str) -> int:
     """``118000`` or ``118k`` -> a whole number from 1 on. Raises InputError."""
-    value, unit = _split(text, where=where, example="118000")
-    number = value * _PREFIXES.get(unit.lower(), math.nan)
+    value, prefix = _split(text, r"(.*)", where=where, example="118000")
+    number = value * _PREFIXES.get(prefix, math.nan)
     if not (number >= 1 and number == int(number)):
         raise InputError(f"{where}: expected a whole number such as 118000, got {text!r}")
     return int(number)
 
 
-def _split(text: str, *, where: str, example: str) -> tuple[float, str]:
+def _split(text: str, unit: str, *, where: str, example: str) -> tuple[float, str]:
+    """The number and the prefix of its unit, which a group of the pattern `unit` matches."""
     match = _NUMBER.fullmatch(text)
     if match is None:
         raise InputError(f"{where}: expected a number such as {example}, got {text!r}")
-    return float(f"{match[1]}e{match[2] or 0}"), match[3]
+    in_unit = re.fullmatch(unit, match[3].lower())
+    return float(f"{match[1]}e{match[2] or 0}"), in_unit[1] if in_unit else "?"
 
 
 def _positive(value: float, text: str, *, where: str) -> float:

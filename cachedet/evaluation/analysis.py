@@ -79,8 +79,6 @@ def analyse(
     """Score detections and say what kinds of errors they make, how sure the figures are.
 
     Args:
-        annotations: the ground truth of the scored images.
-        table: their detections.
         federated: LVIS's fields of the same images: LVIS v1 is scored too.
         other: detections of another run on the same images, compared with `table`'s.
         counts: category id -> training annotations, for AP by number of them.

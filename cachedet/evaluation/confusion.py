@@ -62,8 +62,6 @@ def confuse(
     in a crowd of their class are left out.
 
     Args:
-        annotations: the ground truth.
-        detections: of the same images.
         min_score: below which detections do not count; None: where F1 of all classes together is
             best.
         iou: from which on a box is detected.

@@ -9,7 +9,7 @@ Letters: D detections, M ground-truth boxes, K classes, P pairs.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -109,7 +109,7 @@ def analyse_errors(
         false_negatives=ErrorCost(
             kind="false negatives",
             count=unfound,
-            cost=_gain(state.with_gt(hits).ap50(), ap50),
+            cost=_gain(replace(state, num_gt=hits).ap50(), ap50),
         ),
         per_class=_per_class(annotations, kinds),
     )
@@ -210,21 +210,12 @@ class _State:
         return float(np.mean(values)) if values else math.nan
 
     def keep(self, which: NDArray[np.bool_]) -> _State:
-        return _State(
-            self.labels[which],
-            self.scores[which],
-            self.order[which],
-            self.right[which],
-            self.numbers[which],
-            self.num_gt,
-        )
-
-    def with_gt(self, num_gt: NDArray[np.int64]) -> _State:
-        return _State(self.labels, self.scores, self.order, self.right, self.numbers, num_gt)
+        columns = ("labels", "scores", "order", "right", "numbers")
+        return replace(self, **{name: getattr(self, name)[which] for name in columns})
 
     def without_boxes(self, gone: NDArray[np.bool_], annotations: Annotations) -> _State:
         fewer = np.bincount(annotations.labels[gone], minlength=len(self.num_gt))
-        return self.with_gt(self.num_gt - fewer)
+        return replace(self, num_gt=self.num_gt - fewer)
 
 
 def _repair(state: _State, kinds: DetectionKinds, kind: str) -> _State:
@@ -240,8 +231,7 @@ def _repair(state: _State, kinds: DetectionKinds, kind: str) -> _State:
     right[winners] = True
     kept = ~of_kind
     kept[winners] = True
-    fixed = _State(labels, state.scores, state.order, right, state.numbers, state.num_gt)
-    return fixed.keep(kept)
+    return replace(state, labels=labels, right=right).keep(kept)
 
 
 def _gain(fixed: float, ap50: float) -> float:

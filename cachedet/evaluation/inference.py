@@ -37,11 +37,6 @@ def detect_store(
     """Detections of every image in pixels of the image, in the order of the store's rows.
 
     Args:
-        detector: trained on features of these levels.
-        store: to run over.
-        levels: to read.
-        batch_size: images at a time.
-        device: where the detector is.
         views: of each image; their detections are merged. Where a view is a window, what its
             border cuts is left to the other views.
         merging: by default as `Merging` does.
@@ -74,16 +69,9 @@ def detect_batches(
     detector.eval()
     by_row: dict[int, list[Detections]] = {row: [] for row in range(len(store))}
     for view in views:
-        for rows, batch in batches(view):
-            detections = run_detector(
-                detector, batch.features, sizes_hw=batch.sizes_hw, image_ids=batch.image_ids
-            )
-            for row, of_view in zip(rows, detections, strict=True):
-                geometry = geometry_of(store, row, view)
-                uncut = drop_cut(of_view, geometry)
-                by_row[row].append(geometry.detections_to_image(uncut))
-            if on_progress is not None:
-                on_progress(len(detections))
+        for row, of_view in _in_view(detector, "detect", batches(view), on_progress):
+            geometry = geometry_of(store, row, view)
+            by_row[row].append(geometry.detections_to_image(drop_cut(of_view, geometry)))
     detector.train(was_training)
     merge = merging if merging is not None else Merging()
     return [merge(of_image) for of_image in by_row.values()]
@@ -107,21 +95,33 @@ def propose_store(
     """
     was_training = detector.training
     detector.eval()
-    by_row: dict[int, Detections] = {}
-    for rows, batch in _batches(store, view, levels, batch_size, device):
-        proposals = run_detector(
+    batches = _batches(store, view, levels, batch_size, device)
+    by_row = {
+        row: geometry_of(store, row, view).detections_to_image(proposals)
+        for row, proposals in _in_view(detector, "propose", batches, on_progress)
+    }
+    detector.train(was_training)
+    return [by_row[row] for row in range(len(store))]
+
+
+def _in_view(
+    detector: nn.Module,
+    method: str,
+    batches: Iterator[tuple[list[int], Batch]],
+    on_progress: Callable[[int], None] | None,
+) -> Iterator[tuple[int, Detections]]:
+    """Rows of the store, and what is detected in them."""
+    for rows, batch in batches:
+        detections = run_detector(
             detector,
             batch.features,
             sizes_hw=batch.sizes_hw,
             image_ids=batch.image_ids,
-            method="propose",
+            method=method,
         )
-        for row, of_image in zip(rows, proposals, strict=True):
-            by_row[row] = geometry_of(store, row, view).detections_to_image(of_image)
+        yield from zip(rows, detections, strict=True)
         if on_progress is not None:
-            on_progress(len(proposals))
-    detector.train(was_training)
-    return [by_row[row] for row in range(len(store))]
+            on_progress(len(detections))
 
 
 def _batches(

@@ -92,7 +92,6 @@ def match_detections(
         annotations: the boxes; crowds may be matched by many and are ignored, as are boxes whose
             annotated area is out of range.
         table: detections, with masks where `of` is "segm".
-        iou_thresholds: (T,).
         areas: name -> square pixels, both ends included. Detections without a match are ignored
             where their own area is out of range.
         most_per_class: detections of a class in an image; None: all of them.

@@ -35,25 +35,15 @@ class ImageLoader:
 
     Where the plan says a jitter view, each epoch has a draw of its own of the same recipe, which no
     cache can offer: this is what cached views are compared with.
-
-    Attributes:
-        plans: says which images and views make up each batch.
-        views: names by the plan's view index.
-        store: says which images and boxes there are; its features are not read.
-        inputs: reads the image of a row.
-        device: that trains.
-        fresh: whether jitter is drawn anew every epoch; else the views are those of the store.
-        augment: changes a batch of pixels, with the draws that a cached run of this seed has.
-        seed: makes the draws.
     """
 
-    plans: FeatureLoader
-    views: tuple[str, ...]
-    store: FeatureStore
-    inputs: InputLoader
+    plans: FeatureLoader  # says which images and views make up each batch
+    views: tuple[str, ...]  # names by the plan's view index
+    store: FeatureStore  # says which images and boxes there are; its features are not read
+    inputs: InputLoader  # reads the image of a row
     device: torch.device
-    fresh: bool = True
-    augment: Augment | None = None
+    fresh: bool = True  # whether jitter is drawn anew every epoch; else as in the store
+    augment: Augment | None = None  # with the draws that a cached run of this seed has
     seed: int = 0
 
     def plan(self, epoch: int) -> list[NDArray[np.int64]]:

@@ -28,16 +28,13 @@ from cachedet.training.trainer import Trainer, make_trainer, make_trainer_of
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneTraining:
-    """How a backbone learns in the modes in which it does.
+    """How a pretrained backbone learns.
 
-    Attributes:
-        lr_scale: learning rate of a pretrained backbone, as a share of the heads'; one that starts
-            from random weights learns at the heads' rate.
-        batch_norm: of a pretrained backbone; from random weights it is always trained, as its
-            statistics mean nothing.
+    One that starts from random weights learns at the rate of the heads and trains its batch norms,
+    whose statistics mean nothing.
     """
 
-    lr_scale: float = 0.1
+    lr_scale: float = 0.1  # learning rate as a share of the heads'
     batch_norm: BatchNorm = "frozen"
 
 
@@ -69,7 +66,7 @@ def make_training_mode(
         images: folder of the image files.
         weights: pretrained weights, as `extract --weights` takes them.
         total_steps: length of the schedule.
-        backbone: how it learns, in the modes in which it does.
+        backbone: how it learns in the mode tuned.
 
     Raises:
         ConfigError: a config that the modes cannot share.

@@ -119,14 +119,6 @@ class Label:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tick:
-    """Where a tick lies, and its text."""
-
-    at: float
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Chart:
     """A drawn chart, in units of the drawing."""
 
@@ -135,8 +127,8 @@ class Chart:
     description: str  # for those who cannot see it
     x_name: str
     y_name: str
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
+    x_ticks: tuple[tuple[float, str], ...]  # where a tick lies, and its text
+    y_ticks: tuple[tuple[float, str], ...]
     lines: tuple[Line, ...]
     diagonal: str  # path of y = x
     zero: str  # path of y = 0
@@ -146,7 +138,6 @@ class Chart:
     keys: tuple[tuple[str, Shape], ...]  # what the marks stand for
     left: int = LEFT
     right: int = RIGHT
-    top: int = TOP
     bottom: int = BOTTOM
     width: int = WIDTH
     height: int = HEIGHT
@@ -213,8 +204,8 @@ def draw_chart(
         description=description,
         x_name=x.name,
         y_name=y.name,
-        x_ticks=tuple(Tick(at=_x(x, tick), text=x.text_of(tick)) for tick in x.ticks),
-        y_ticks=tuple(Tick(at=_y(y, tick), text=y.text_of(tick)) for tick in y.ticks),
+        x_ticks=tuple((_x(x, tick), x.text_of(tick)) for tick in x.ticks),
+        y_ticks=tuple((_y(y, tick), y.text_of(tick)) for tick in y.ticks),
         lines=tuple(_draw_line(index, each, x, y) for index, each in enumerate(series)),
         diagonal=path_of([(x.low, y.low), (x.high, y.high)], x=x, y=y) if diagonal else "",
         zero=path_of([(x.low, 0.0), (x.high, 0.0)], x=x, y=y) if y.low < 0 <= y.high else "",

@@ -39,7 +39,6 @@ class SheetImage:
     row: int
     file_name: str
     is_worst: bool
-    f1: float  # of the first run, at its best cut
     size_hw: tuple[int, int]
     source: str  # data URL
     boxes: list[list[float]]  # x, y, w, h, label, crowd
@@ -127,12 +126,8 @@ def make_sheet(
 ) -> Sheet:
     """Decode, shrink and encode the images; those that cannot be read are named, not shown.
 
-    Args:
-        annotations: of all scored images.
-        runs: the first decides which images are shown.
-        images: folder of the image files.
-        most: how many of the best, and of the worst.
-        on_done: called with 1 for each image.
+    Shown are at most so many of the first run's best images, and of its worst; `on_done` is called
+    with 1 for each.
 
     Raises InputError where the folder does not exist or holds none of the images.
     """
@@ -160,7 +155,6 @@ def make_sheet(
             row=row,
             file_name=annotations.file_names[row],
             is_worst=row in worst,
-            f1=float(scores.f1[row]),
             size_hw=annotations.size_of(row),
             source=sources[row],
             boxes=_boxes(annotations, row),

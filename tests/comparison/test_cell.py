@@ -10,19 +10,24 @@ import os
 import signal
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cachedet.comparison.cell import CellTask, Interrupted, run_cell, train_cell
+from cachedet.comparison.cell import (
+    CellTask,
+    ComparisonConfig,
+    Interrupted,
+    run_cell,
+    train_cell,
+)
+from cachedet.comparison.folder import Extracted
 from cachedet.comparison.results import CellKey, CellResult
 from cachedet.comparison.scoring import Scorer
 from cachedet.config.run import TrainConfig, load_train_config
 from cachedet.errors import InputError
 from cachedet.live.mode_names import MODES, Mode
-from cachedet.live.modes import BackboneTraining
 from cachedet.reporting.scored_run import read_runs
 from cachedet.store.reader import FeatureStore
 from cachedet.training.checkpoint import load_checkpoint
@@ -39,23 +44,27 @@ def make_config(*overrides: str) -> TrainConfig:
     return load_train_config(CONFIG, [*small, "device=cpu", "schedule.epochs=2", *overrides])
 
 
-def make_task(tiny: Any, root: Path, mode: Mode = "cached", **changes: Any) -> CellTask:
-    key = CellKey(heads="small", mode=mode, seed=0)
-    task = CellTask(
-        key=key,
-        config=make_config(),
-        train=tiny.train,
-        val=tiny.val,
-        images=tiny.paths.images,
-        val_images=tiny.paths.images,
-        weights=str(tiny.weights),
-        backbone=BackboneTraining(),
-        budget=None,
-        extraction_seconds=3.0,
+def make_task(
+    tiny: Any,
+    root: Path,
+    mode: Mode = "cached",
+    *,
+    config: TrainConfig | None = None,
+    budget: float | None = None,
+    extraction_seconds: float = 3.0,
+) -> CellTask:
+    config = config or make_config()
+    key = CellKey(heads="small", mode=mode, seed=config.seed)
+    comparison = ComparisonConfig(
+        heads={"small": config},
+        train=tiny.extract_config(tiny.train),
+        val=tiny.extract_config(tiny.val, annotations=tiny.paths.val),
+        out=root,
+        budget=budget,
         resamples=20,
-        folder=root / key.folder,
     )
-    return replace(task, **changes)
+    extracted = Extracted(views=("base", "hflip"), seconds=extraction_seconds)
+    return CellTask(key=key, comparison=comparison, extracted=extracted, folder=root / key.folder)
 
 
 def wait_for_steps(metrics: Path) -> None:
@@ -154,12 +163,13 @@ def test_a_cell_that_died_before_its_result_takes_no_more_steps(tiny: Any, tmp_p
 
 
 def detections_of(weights: dict[str, Any], task: CellTask, root: Path) -> bytes:
-    store, val = FeatureStore.open(task.train), FeatureStore.open(task.val)
+    comparison = task.comparison
+    store, val = FeatureStore.open(comparison.train.store), FeatureStore.open(comparison.val.store)
     plain = make_config(THRESHOLD)
     trainer = make_trainer(plain, manifest=store.manifest, total_steps=1)
     trainer.detector.load_state_dict(weights)
     folder = RunFolder.create(root)
-    scorer = Scorer(config=plain, store=val, images=task.val_images, trainer=trainer)
+    scorer = Scorer(config=plain, store=val, images=comparison.val.images, trainer=trainer)
     scorer.score(folder, TrainingData.of(store), resamples=20)
     return folder.detections.read_bytes()
 

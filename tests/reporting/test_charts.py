@@ -46,7 +46,7 @@ def test_lines_differ_by_their_dashes_not_by_colour_alone() -> None:
     chart = draw_chart("key", "title", "words", x=x, y=y, series=series)
     assert len({line.dash for line in chart.lines}) == 4
     assert [line.accent for line in chart.lines] == [True, False, False, False]
-    assert [tick.text for tick in chart.x_ticks] == ["0", "0.25", "0.5", "0.75", "1"]
+    assert [text for _, text in chart.x_ticks] == ["0", "0.25", "0.5", "0.75", "1"]
 
 
 def test_thousands_are_short() -> None:
