@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--backbones", default="tf_efficientnet_lite0,resnet50")
     parser.add_argument("--codec", default="int8")
     parser.add_argument("--image-size", type=int, default=384)
-    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--count", type=int, default=64, help="images")
     add_device_option(parser)
     options = parser.parse_args()
     results = [measure(name, options) for name in options.backbones.split(",")]
@@ -72,9 +72,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     device = choose_device(options.device)
     backbone = load_backbone(name, weights="none", image_size=options.image_size, device=device)
     dataset = read_coco(annotations=options.annotations, images=options.images)
-    annotations = dataset.annotations.keep_rows(
-        range(min(options.images, len(dataset.annotations)))
-    )
+    annotations = dataset.annotations.keep_rows(range(min(options.count, len(dataset.annotations))))
     loader = InputLoader(
         paths=[dataset.images / file for file in annotations.file_names],
         image_ids=annotations.image_ids.tolist(),
