@@ -13,7 +13,7 @@ from torch import nn
 
 from cachedet.config.detector import CustomDetectorConfig
 from cachedet.config.presets import load_config
-from cachedet.config.run import EvalConfig, Overrides, TrainConfig
+from cachedet.config.run import VALIDATED, EvalConfig, Overrides, TrainConfig
 from cachedet.detector.build import choose_levels
 from cachedet.detector.protocol import require_detector, trains_masks
 from cachedet.distributed.collective import from_first, is_first, rank, world_size
@@ -212,7 +212,7 @@ def _make_validator(
         scores = validate(
             detector, config, store, device=device, on_progress=lambda _: between_batches()
         )
-        return {"ap": scores.ap, "ap50": scores.ap50, "ap75": scores.ap75}
+        return {name: getattr(scores, name) for name in VALIDATED}
 
     return score
 

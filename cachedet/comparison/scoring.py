@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from cachedet.comparison.results import BinFigure, ClassFigure
-from cachedet.config.run import TrainConfig
+from cachedet.config.run import VALIDATED, TrainConfig
 from cachedet.detector.build import choose_levels
 from cachedet.detector.end_to_end import EndToEndDetector
 from cachedet.evaluation.analysis import Analysis, analyse
@@ -46,7 +46,7 @@ class Scorer:
         def score(detector: nn.Module, between_batches: Callable[[], None]) -> dict[str, float]:
             detections = self._detect(detector, on_progress=lambda _: between_batches())
             scores = score_detections(self.store.annotations, detections)
-            return {"ap": scores.ap, "ap50": scores.ap50, "ap75": scores.ap75}
+            return {name: getattr(scores, name) for name in VALIDATED}
 
         return score
 

@@ -34,6 +34,8 @@ from cachedet.errors import ConfigError, nearest_names
 C = TypeVar("C", bound=Config)
 Decay = Literal["step", "cosine"]
 Metric = Literal["ap", "ap50", "ap75", "loss"]
+VALIDATED: tuple[str, ...] = tuple(name for name in get_args(Metric) if name != "loss")
+"""Figures of CocoScores that every validation gives: they are logged, and can stop a run."""
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
 Residency = Literal["stream", "ram", "device"]
 WantedResidency = Literal[Residency, "auto"]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from cachedet.config.run import VALIDATED
 from cachedet.errors import CheckpointError, ConfigError
 from cachedet.progress import StageProgress
 from cachedet.training.run_folder import RunFolder
@@ -251,7 +252,7 @@ def log_columns(loss_names: Sequence[str]) -> tuple[str, ...]:
     losses = (f"loss_{name}" for name in loss_names)
     first = ("step", "epoch", "lr", "loss")
     speed = ("images_per_second", "waiting_share", "seconds")
-    return (*first, *losses, "grad_norm", *speed, "val_ap", "val_ap50", "val_ap75")
+    return (*first, *losses, "grad_norm", *speed, *(f"val_{name}" for name in VALIDATED))
 
 
 class TensorBoardLog:
