@@ -17,7 +17,7 @@ from cachedet.data.views import View
 from cachedet.detector.build import build_detector, choose_levels
 from cachedet.device import choose_device
 from cachedet.estimation.disk import DiskRates, measure_disk
-from cachedet.estimation.forecast import expected_residency, held_nbytes, with_features
+from cachedet.estimation.forecast import expected_residency, with_features
 from cachedet.estimation.measured import CodecFigures, Measured, Phase, Training
 from cachedet.estimation.mode_trials import (
     StepJob,
@@ -250,13 +250,8 @@ def _probe(
 ) -> tuple[BackboneCost, dict[str, CodecCost]]:
     """On images of the size that is commonest in the sample."""
     view, spec = inputs.views[0], inputs.backbone.spec
-    sizes = padded_sizes(
-        sample.annotations,
-        [view],
-        image_size=inputs.extract.image_size,
-        pad_multiple=spec.pad_multiple,
-    )[0]
-    bucket, rows = commonest_size(sizes)
+    of_sample = replace(inputs, dataset=replace(inputs.dataset, annotations=sample.annotations))
+    bucket, rows = commonest_size(of_sample.padded_sizes()[0])
     rows = rows[: min(_PROBE_IMAGES, inputs.heads.schedule.batch_size)]
     device = next(inputs.backbone.parameters()).device
     images = torch.stack([sample.loader.load(row, view.name) for row in rows]).to(device)
@@ -320,8 +315,7 @@ def try_cached(
     free_device = inputs.free_device
     residency = expected_residency(
         inputs.heads.residency,
-        stored=figures.nbytes * sizes.read_share,
-        unpacked=figures.unpacked * sizes.read_share,
+        figures.times(sizes.read_share),
         ram=free_ram(),
         device=free_device,
     )
@@ -333,13 +327,10 @@ def try_cached(
         epoch_pixels=sizes.epoch_pixels,
         take_steps=take_steps,
     )
-    held = held_nbytes(
-        residency,
-        stored=trial.nbytes * sizes.level_share,
-        unpacked=trial.unpacked * sizes.level_share,
-        has_own_memory=free_device is not None,
+    held = CodecFigures(nbytes=trial.nbytes, unpacked=trial.unpacked, encode_seconds=0.0)
+    memory = with_features(
+        cached.memory, residency, held.times(-sizes.level_share), has_own=free_device is not None
     )
-    memory = with_features(cached.memory, (-held[0], -held[1]))
     return replace(cached, memory=memory), heads_seconds
 
 
