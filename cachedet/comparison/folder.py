@@ -60,7 +60,7 @@ class ComparisonFolder:
         return self.root / "cells" / key.folder
 
     def result_of(self, key: CellKey) -> CellResult | None:
-        """None where the cell is to be trained: new, begun, or failed before."""
+        """Result of a cell; None where it is to be trained: new, begun, or failed before."""
         path = self.cell(key) / RESULT
         result = CellResult.read(path) if path.is_file() else None
         return None if result is None or result.has_failed else result
@@ -135,7 +135,7 @@ class ComparisonFolder:
         return kept
 
     def _require_empty(self) -> None:
-        """Apart from stores put there before, which extraction checks, and a killed write."""
+        """Refuse other things than stores put there before and what a killed write left."""
         names = {path.name for path in self.root.iterdir()} - {"features", self._lock.name}
         cut_off = re.compile(rf"{re.escape(self._settings.name)}\..*{re.escape(TEMPORARY_SUFFIX)}")
         others = sorted(name for name in names if not cut_off.fullmatch(name))
@@ -155,7 +155,7 @@ class ComparisonFolder:
             ) from error
 
     def _make_lock(self) -> None:
-        """Under the commit lock. Raises InputError, OSError."""
+        """Make it under the commit lock. Raises InputError, OSError."""
         for _ in range(2):
             try:
                 with open(self._lock, "x", encoding="utf-8") as file:
@@ -185,7 +185,7 @@ class ComparisonFolder:
 def _differences(
     kept: Mapping[str, Any], now: Mapping[str, Any], *, heads: Collection[str]
 ) -> list[str]:
-    """In words; of the heads only these, which are in both."""
+    """Say what differs, of the heads only in these, which are in both."""
     old, new = (
         flatten({**_without_files(one), "heads": {name: one["heads"][name] for name in heads}})
         for one in (kept, now)
@@ -237,7 +237,7 @@ class ExtractionLog:
         self._write(before + (seconds if blocks else 0.0), written + blocks, is_open=False)
 
     def seconds_of(self, blocks: int) -> float:
-        """To write so many, at the pace of those that were timed; NaN where none was."""
+        """Seconds to write so many at the pace of those that were timed; NaN where none was."""
         seconds, written, _ = self._read()
         return seconds / written * blocks if written else math.nan
 
