@@ -40,7 +40,7 @@ from cachedet.device import choose_device
 from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.metrics import score_detections
 from cachedet.live.modes import make_training_mode
-from cachedet.loading.loader import BatchLoader, make_loader, make_planner
+from cachedet.loading.loader import BatchLoader, make_planner, make_run_loader
 from cachedet.store.format.manifest import library_versions
 from cachedet.store.reader import FeatureStore
 from cachedet.training.trainer import Trainer, make_trainer
@@ -85,10 +85,6 @@ CONDITIONS = {
     "jitter 8": Condition(weights=WITH_TWO, draws=8),
     "cached flip + translate": Condition(weights=BOTH, augment=("translate=0.5",)),
     "cached flip + crop": Condition(weights=BOTH, augment=("crop=0.5",)),
-    "cached flip + mosaic": Condition(weights=BOTH, augment=("mosaic=0.5",)),
-    "cached flip + copy-paste": Condition(weights=BOTH, augment=("copy_paste=0.5",)),
-    "cached flip + channel dropout": Condition(weights=BOTH, augment=("channel_dropout=0.1",)),
-    "cached flip + noise": Condition(weights=BOTH, augment=("noise=1.0",)),
     "jitter 3 without flip": Condition(weights={"base": 1.0, "jitter": 3.0}, draws=3),
     "jitter 3 without flip + feature flip": Condition(
         weights={"base": 1.0, "jitter": 3.0}, draws=3, augment=("flip=0.5",)
@@ -108,11 +104,6 @@ CONDITIONS = {
     "jitter 4 alone": Condition(weights={"jitter": 1.0}, draws=4),
     "jitter 2 + feature flip": Condition(weights=WITH_TWO, draws=2, augment=("flip=0.5",)),
     "jitter 2 + translate": Condition(weights=WITH_TWO, draws=2, augment=("translate=0.5",)),
-    "jitter 2 + mosaic": Condition(weights=WITH_TWO, draws=2, augment=("mosaic=0.5",)),
-    "jitter 2 + copy-paste": Condition(weights=WITH_TWO, draws=2, augment=("copy_paste=0.5",)),
-    "jitter 2 + channel dropout": Condition(
-        weights=WITH_TWO, draws=2, augment=("channel_dropout=0.1",)
-    ),
     "live flip": Condition(weights=BOTH, live=True),
     "live jitter": Condition(weights=WITH_TWO, draws=1, live=True),
 }
@@ -194,7 +185,7 @@ def train_and_score(
     trainer, loader = make_training(config, condition, store, options)
     epochs = range(config.schedule.epochs)
     for epoch in epochs:
-        for batch in loader.batches(epoch):
+        for batch in loader.epoch(epoch):
             trainer.take_step(batch)
         print(f"epoch {epoch + 1}/{len(epochs)}", file=sys.stderr)
     detections = detect_store(
@@ -220,7 +211,7 @@ def make_training(
         return training_mode.trainer, training_mode.loader
     torch.manual_seed(config.seed)
     trainer = make_trainer(config, manifest=store.manifest, total_steps=total)
-    return trainer, make_loader(config, store)
+    return trainer, make_run_loader(config, store)
 
 
 def heads_of(trainer: Trainer) -> RetinaNet | RCNN:

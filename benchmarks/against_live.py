@@ -2,7 +2,7 @@
 
 python benchmarks/against_live.py --images DIR --annotations train.json --out DIR \
     [--backbones tf_efficientnet_lite0,resnet50,convnext_base,vit_base_patch16_224] \
-    [--config configs/retinanet_fpn_tiny.yaml] [--image-size 384] [--images 48] [--steps 6] \
+    [--config configs/retinanet_fpn_tiny.yaml] [--image-size 384] [--count 48] [--steps 6] \
     [--device cuda]
 
 Backbones have random weights: only time and memory are measured. The images are extracted first.
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path("configs/retinanet_fpn_tiny.yaml"))
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--image-size", type=int, default=384)
-    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--count", type=int, default=48, help="images")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
@@ -120,12 +120,12 @@ class Bench:
     def batches(self, mode: str) -> Iterator[Batch]:
         """The same in every mode; read ahead from run to run, as from epoch to epoch."""
         if mode not in self.streams:
-            self.streams[mode] = self.training_mode(mode).loader.batches(0, until=sys.maxsize)
+            self.streams[mode] = self.training_mode(mode).loader.epoch(0, until=sys.maxsize)
         return islice(self.streams[mode], self.steps)
 
     def held(self, mode: str) -> list[Batch]:
         """Those of a first run, on the device."""
-        with closing(self.training_mode(mode).loader.batches(0, until=sys.maxsize)) as batches:
+        with closing(self.training_mode(mode).loader.epoch(0, until=sys.maxsize)) as batches:
             return [batch.to(self.device) for batch in islice(batches, self.steps)]
 
     def run(self, mode: str) -> None:
@@ -145,7 +145,7 @@ class Bench:
 def extracted(name: str, options: argparse.Namespace) -> Path:
     """A store of the first images; made once."""
     document = json.loads(options.annotations.read_text())
-    document["images"] = document["images"][: options.images]
+    document["images"] = document["images"][: options.count]
     kept = {image["id"] for image in document["images"]}
     document["annotations"] = [a for a in document["annotations"] if a["image_id"] in kept]
     few = options.out / "few.json"

@@ -35,7 +35,7 @@ from device_clock import (
 from cachedet.config.run import EvalConfig, TrainConfig, load_train_config
 from cachedet.device import choose_device
 from cachedet.evaluate import evaluate
-from cachedet.loading.loader import make_loader
+from cachedet.loading.loader import make_run_loader
 from cachedet.model import measure_model
 from cachedet.store.format.manifest import library_versions
 from cachedet.store.reader import FeatureStore
@@ -143,11 +143,11 @@ def epochs_within(config: TrainConfig, store: FeatureStore, minutes: float) -> i
     device = choose_device(config.device)
     of_processor = torch.get_num_threads() == 1 and device.type == "cpu"
     clock = time.process_time if of_processor else partial(wall_seconds, device)
-    loader = make_loader(config, store)
+    loader = make_run_loader(config, store)
     trainer = make_trainer(config, manifest=store.manifest, total_steps=10_000)
     seconds = []
     started = clock()
-    for number, batch in enumerate(loader.batches(0)):
+    for number, batch in enumerate(loader.epoch(0)):
         trainer.take_step(batch)
         seconds.append(clock() - started)
         started = clock()

@@ -27,12 +27,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from cachedet.augmentation.draws import RandomDraws
-from cachedet.augmentation.mixing import copy_paste, mosaic
 from cachedet.augmentation.regions import Grid
-from cachedet.augmentation.spatial import crop, flip, translate
-from cachedet.augmentation.steps import Augment, make_augment
-from cachedet.config.run import AugmentConfig
+from cachedet.augmentation.steps import Augment, crop, flip, translate
 from cachedet.data.images import decode_image
+from cachedet.loading.residency import StreamedFeatures
+from cachedet.loading.targets import targets_of
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Batch, FeatureSpec, LevelSpec, SizeHW, Targets
 
@@ -40,7 +39,6 @@ PHOTO = "photo"
 PANEL, GAP, CAPTION = 236, 8, 20
 PAPER, INK, OUTLINE = (250, 250, 250), (40, 40, 40), (255, 255, 255)
 DASH, LEAST_SIDE = 5, 4  # pixels of an outline
-SEEN_NOISE = 30
 COLOURS = 144  # of the palette: photographs in a PNG of less than 300 kB
 
 
@@ -81,7 +79,7 @@ def measure_flip(store: FeatureStore) -> dict[str, dict[str, float | int | None]
         base, mirrored = store.read(row, "base"), store.read(row, "hflip")
         other = store.read(before, "hflip") if before is not None else None
         for level in store.manifest.spec:
-            rows = store.targets(row, "base").size_hw[0] // level.stride
+            rows = targets_of(store, row, "base").size_hw[0] // level.stride
             annotations = mirrored[level.name][:, :rows]
             own = sums[level.name]
             add(own, "flip", base[level.name].flip(-1)[:, :rows], annotations)
@@ -98,7 +96,7 @@ def unpadded_rows(store: FeatureStore) -> Iterator[tuple[int, int | None]]:
     for bucket, rows in store.buckets("base").items():
         before = None
         for row in rows.tolist():
-            if store.targets(row, "base").size_hw[1] == bucket[1]:
+            if targets_of(store, row, "base").size_hw[1] == bucket[1]:
                 yield row, before
                 before = row
 
@@ -129,55 +127,35 @@ def draw_sheet(store: FeatureStore, images: Path, *, seed: int) -> Image.Image:
     limits = float(mean.min()), float(mean.max())
     before = draw_map(batch, finest, limits)
     captioned = [("as cached", draw_photo(batch), before)]
-    for caption, step in make_moving_steps(store):
+    for caption, step in make_steps(store):
         own = {level: of_level.clone() for level, of_level in batch.features.items()}
-        after = step(replace(batch, features=own), RandomDraws((seed,), places=range(4)))
+        after = step(replace(batch, features=own), RandomDraws((seed,), indices=range(4)))
         captioned.append((caption, draw_photo(after), draw_map(after, finest, limits)))
-    maps = replace(batch, features={k: v for k, v in batch.features.items() if k != PHOTO})
-    for caption, step in make_value_steps(store):
-        after = step(maps, RandomDraws((seed,), places=range(4)))
-        captioned.append((caption, before, draw_map(after, finest, limits)))
     cells = [draw_cell(*parts, width=before.width) for parts in captioned]
     return lay_out(cells, columns=2).quantize(COLOURS, dither=Image.Dither.NONE)
 
 
-def make_moving_steps(store: FeatureStore) -> list[tuple[str, Augment]]:
+def make_steps(store: FeatureStore) -> list[tuple[str, Augment]]:
     """Photographs are a level of stride 1, which the grid allows without becoming coarser."""
     photo = LevelSpec(name=PHOTO, channels=3, stride=1)
     grid = Grid(FeatureSpec((photo, *store.manifest.spec.levels)))
     return [
-        ("translate", partial(translate, grid=grid, chance=1, most=0.25)),
-        ("crop", partial(crop, grid=grid, chance=1, least=0.6)),
-        ("flip", partial(flip, grid=grid, chance=1)),
-        ("mosaic", partial(mosaic, grid=grid, chance=1)),
-        ("copy-paste", partial(copy_paste, grid=grid, chance=1)),
+        ("translate", partial(translate, grid=grid, probability=1, most=0.25)),
+        ("crop", partial(crop, grid=grid, probability=1, least=0.6)),
+        ("flip", partial(flip, grid=grid, probability=1)),
     ]
-
-
-def make_value_steps(store: FeatureStore) -> list[tuple[str, Augment]]:
-    """Channel dropout, and noise far stronger than anybody would train with, so that it shows."""
-    wanted = [("channel dropout 0.3", AugmentConfig(channel_dropout=0.3))]
-    if any(own.noise > 0 for own in store.quality.values()):
-        wanted.append((f"noise {SEEN_NOISE}", AugmentConfig(noise=SEEN_NOISE)))
-    steps = []
-    for caption, config in wanted:
-        step = make_augment(
-            config, spec=store.manifest.spec, quality=store.quality, trains_masks=False
-        )
-        assert step is not None  # both switch one step on
-        steps.append((caption, step))
-    return steps
 
 
 def read_with_photos(store: FeatureStore, images: Path, *, seed: int) -> Batch:
     """Four images with boxes of the largest bucket; their photographs are the finest level."""
     rows = max(store.buckets("base").values(), key=len)
-    filled = [row for row in rows.tolist() if len(store.targets(row, "base").boxes)]
+    filled = [row for row in rows.tolist() if len(targets_of(store, row, "base").boxes)]
     order = torch.randperm(len(filled), generator=torch.Generator().manual_seed(seed))
     chosen = [filled[place] for place in order[:4].tolist()]
     spec = store.manifest.spec
-    maps = store.read_batch([(row, "base") for row in chosen], spec.names)
-    targets = [store.targets(row, "base") for row in chosen]
+    source = StreamedFeatures(store, levels=spec.names, device=torch.device("cpu"))
+    maps = source.read([(row, "base") for row in chosen])
+    targets = [targets_of(store, row, "base") for row in chosen]
     padded = Grid(spec).shape_of(maps)
     shape = (padded[0] * spec.pad_multiple, padded[1] * spec.pad_multiple)
     photos = [

@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--backbones", default="tf_efficientnet_lite0,resnet50")
     parser.add_argument("--codec", default="int8")
     parser.add_argument("--image-size", type=int, default=384)
-    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--count", type=int, default=64, help="images")
     add_device_option(parser)
     options = parser.parse_args()
     results = [measure(name, options) for name in options.backbones.split(",")]
@@ -72,9 +72,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     device = choose_device(options.device)
     backbone = load_backbone(name, weights="none", image_size=options.image_size, device=device)
     dataset = read_coco(annotations=options.annotations, images=options.images)
-    annotations = dataset.annotations.keep_rows(
-        range(min(options.images, len(dataset.annotations)))
-    )
+    annotations = dataset.annotations.keep_rows(range(min(options.count, len(dataset.annotations))))
     loader = InputLoader(
         paths=[dataset.images / file for file in annotations.file_names],
         image_ids=annotations.image_ids.tolist(),
@@ -122,7 +120,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         started = wall_seconds(device)
         for batch in batches:
             backbone(batch.to(device))
-        single_process = wall_seconds(device) - started
+        alone = wall_seconds(device) - started
         pipeline = ExtractionPipeline(
             loader=loader,
             backbone=backbone,
@@ -134,7 +132,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         started = wall_seconds(device)
         pipeline.run(writer.blocks)
         if turn:  # the first warms up
-            seconds["alone"].append(single_process)
+            seconds["alone"].append(alone)
             seconds["extraction"].append(wall_seconds(device) - started)
         stages = {k: work.images_per_second for k, work in pipeline.clock.stages.items()}
     shutil.rmtree(root, ignore_errors=True)
@@ -144,9 +142,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "images": len(annotations),
         "alone_images_per_second": len(annotations) / statistics.median(seconds["alone"]),
         "extraction_images_per_second": len(annotations) / statistics.median(seconds["extraction"]),
-        "extraction_to_alone": statistics.median(
-            single_process / whole for single_process, whole in pairs
-        ),
+        "extraction_to_alone": statistics.median(alone / whole for alone, whole in pairs),
         "stage_images_per_second": stages,
     }
 

@@ -21,7 +21,7 @@ import torch
 from device_clock import add_device_option, describe_device, wall_seconds
 
 from cachedet.config.run import load_train_config
-from cachedet.detector.build import Detector, build_detector
+from cachedet.detector.build import build_detector
 from cachedet.device import choose_device
 from cachedet.model import parse_features, parse_size
 from cachedet.store.format.manifest import library_versions
@@ -109,7 +109,7 @@ def make_batch(spec: FeatureSpec, size_hw: SizeHW, count: int, device: torch.dev
 
 def make_step(path: Path, overrides: list[str], spec: FeatureSpec, device: torch.device) -> Any:
     config = load_train_config(path, overrides)
-    detector: Detector = build_detector(config.detector, spec=spec, num_classes=NUM_CLASSES)
+    detector = build_detector(config.detector, spec=spec, num_classes=NUM_CLASSES)
     detector.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-4)
 

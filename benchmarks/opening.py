@@ -19,12 +19,10 @@ from pathlib import Path
 import numpy as np
 from synthetic import contents_of, make_manifest
 
-from cachedet.store.creation import open_or_create
-from cachedet.store.files.source import LocalFiles
+from cachedet.store.creation import StoreInputs, open_or_create
 from cachedet.store.format.commits import CommitRecord, Quality, ShardRecord
 from cachedet.store.format.layout import commit_key
 from cachedet.store.format.manifest import library_versions
-from cachedet.store.format.plan import StorePlan
 from cachedet.structures import (
     Annotations,
     CategoryMap,
@@ -87,10 +85,10 @@ def build(root: Path, images: int) -> None:
     contents = contents_of(annotations)
     manifest = make_manifest(spec=spec, annotations=annotations, image_size=640, codec="fp16")
 
-    open_or_create(
-        root, manifest=manifest, annotations=annotations, contents=contents, fit=lambda c: c
+    plan = open_or_create(
+        root,
+        StoreInputs(manifest=manifest, annotations=annotations, contents=contents, fit=lambda c: c),
     )
-    plan = StorePlan.load(LocalFiles(root))
     for block in plan.blocks:
         parts = plan.layout.parts(block.bucket)
         shard = ShardRecord(

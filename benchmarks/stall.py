@@ -29,7 +29,7 @@ from synthetic import contents_of, make_manifest
 
 from cachedet.config.run import TrainConfig, load_train_config
 from cachedet.device import choose_device
-from cachedet.loading.loader import FeatureLoader, make_loader
+from cachedet.loading.loader import FeatureLoader, make_run_loader
 from cachedet.loading.sampling import PlannedBatch
 from cachedet.store.codecs.statistics import FeatureStatistics
 from cachedet.store.format.manifest import library_versions
@@ -104,7 +104,7 @@ def main() -> None:
 def measure(store: FeatureStore, config: TrainConfig, options: Any) -> dict[str, Any]:
     """Ratios of steps per second, through the loader over in memory, and what it waited."""
     torch.manual_seed(0)
-    loader = make_loader(config, store)
+    loader = make_run_loader(config, store)
     trainer = make_trainer(config, manifest=store.manifest, total_steps=1_000_000)
     held = hold(loader, steps=options.steps)
     planned = [
@@ -138,7 +138,7 @@ def measure(store: FeatureStore, config: TrainConfig, options: Any) -> dict[str,
 def hold(loader: FeatureLoader, *, steps: int) -> list[Batch]:
     """The first batches of epoch 0, as many as fit."""
     held: list[Batch] = []
-    with closing(loader.batches(0)) as batches:
+    with closing(loader.epoch(0)) as batches:
         for batch in batches:
             held.append(batch)
             if len(held) == steps or sum(b.nbytes for b in held) > _MEMORY:

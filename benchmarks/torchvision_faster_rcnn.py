@@ -45,6 +45,7 @@ from cachedet.evaluation.metrics import CocoScores, score_detections
 from cachedet.live.image_loader import ImageLoader
 from cachedet.live.modes import inputs_of
 from cachedet.loading.loader import FeatureLoader
+from cachedet.loading.targets import geometry_of, targets_of
 from cachedet.store.format.manifest import library_versions
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Batch, Detections, Features, FeatureSpec, Targets
@@ -207,7 +208,7 @@ class TrainingMode:
         return [(int(row), views[int(view)]) for view, row in keys]
 
     def targets(self, keys: Any) -> list[Targets]:
-        return [self.store.targets(row, view) for row, view in self.named(keys)]
+        return [targets_of(self.store, row, view) for row, view in self.named(keys)]
 
     def their_cached_step(self, batch: Batch) -> float:
         return self.their_step(self.in_place_of_images(batch), batch.targets)
@@ -239,7 +240,7 @@ class TrainingMode:
         )
         forget_peak(self.device)
         started = wall_seconds(self.device)
-        for batch in self.images_ahead.batches(0, until=options.epochs):
+        for batch in self.images_ahead.epoch(0, until=options.epochs):
             self.their_step(batch.features[PIXELS], batch.targets)
             schedule.step()
         seconds = wall_seconds(self.device) - started
@@ -264,12 +265,12 @@ class TrainingMode:
         )
         self.theirs.eval()
         found = {}
-        for keys, batch in zip(loader.plan(0), loader.batches(0), strict=True):
+        for keys, batch in zip(loader.plan(0), loader.epoch(0), strict=True):
             row = int(keys[0, 1])
             output = self.theirs(list(self.in_place_of_images(batch)))[0]
             found[row] = Detections(
                 image_id=batch.image_ids[0],
-                boxes=store.geometry(row, "base").boxes_to_image(output["boxes"]),
+                boxes=geometry_of(store, row, "base").boxes_to_image(output["boxes"]),
                 scores=output["scores"].cpu(),
                 labels=output["labels"].cpu() - 1,
             )

@@ -13,17 +13,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cachedet.commands import comparisons, estimates, reports, runs, scores, stores
+from cachedet.commands import comparisons, configs, estimates, reports, runs, scores, stores
 from cachedet.errors import CachedetError
+from cachedet.progress import shown
 from cachedet.version import __version__
 
 
 class _Commands(TyperGroup):
-    """Errors of the user's become one message and exit status 1, Ctrl-C one line and 130."""
+    """Progress and notes are shown; an error of the user's is one message and exit status 1,
+    Ctrl-C one line and 130.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with shown():
+                return super().invoke(ctx)
         except CachedetError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
@@ -42,7 +46,7 @@ app = typer.Typer(
     cls=_Commands,
     help="Train strong object detectors on cached features of a frozen backbone.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},  # of all commands
     pretty_exceptions_enable=False,
 )
 
@@ -64,7 +68,8 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
     pass
@@ -76,6 +81,7 @@ app.command()(stores.info)
 app.command()(stores.verify)
 app.command()(stores.prune)
 app.command("train-heads")(runs.train_heads)
+app.add_typer(configs.app, name="configs")
 app.command()(runs.model)
 app.command("eval")(scores.evaluate)
 app.command()(reports.report)

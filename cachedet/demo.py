@@ -20,7 +20,6 @@ from cachedet.evaluate import evaluate
 from cachedet.evaluation.metrics import CocoScores
 from cachedet.evaluation.plots import Drawing, SheetRow, contact_sheet
 from cachedet.extract import ExtractReport, default_workers, extract
-from cachedet.extraction.inputs import run_backbone
 from cachedet.live.modes import inputs_of
 from cachedet.loading.loader import make_planner
 from cachedet.predict import ImageDetector, load_image_detector, make_drawing
@@ -127,7 +126,8 @@ def _live_backbone_seconds(
 ) -> float:
     """Seconds an epoch would take longer if images were decoded and forwarded in each step."""
     store = FeatureStore.open(store_path)
-    inputs, batch_size = inputs_of(store, paths.images), config.schedule.batch_size
+    inputs, device = inputs_of(store, paths.images), next(backbone.parameters()).device
+    batch_size = config.schedule.batch_size
     plan = [keys for keys in make_planner(config, store).plan(0) if len(keys) == batch_size]
     measured = plan[: _LIVE_BATCHES + 1]
     started = time.perf_counter()
@@ -135,7 +135,8 @@ def _live_backbone_seconds(
         if number == 1:  # the first one warms up
             started = time.perf_counter()
         images = [inputs.load(int(row), "base") for _, row in keys]
-        run_backbone(backbone, torch.stack(images), batch_size=len(images))
+        for level in backbone(torch.stack(images).to(device)).values():
+            level.cpu()
     count = sum(len(keys) for keys in measured[1:])
     return (time.perf_counter() - started) / count * len(store)
 

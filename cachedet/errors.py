@@ -49,6 +49,10 @@ class BackboneError(CachedetError, ValueError):
     """An unknown backbone name, or weights that do not fit it."""
 
 
+class DetectorError(CachedetError, ValueError):
+    """A detector that lacks a method, or returns something else than losses or detections."""
+
+
 class StoreError(CachedetError):
     """The feature store cannot be created, opened or written."""
 

@@ -19,11 +19,16 @@ from cachedet.estimation.advice import advise
 from cachedet.estimation.forecast import Forecast, make_forecast
 from cachedet.estimation.measure import EstimateInputs, measure
 from cachedet.estimation.measured import Measured
-from cachedet.estimation.prediction import Prediction, describe_store, describe_training
+from cachedet.estimation.prediction import (
+    Prediction,
+    describe_extraction,
+    describe_store,
+    describe_training,
+)
 from cachedet.estimation.probe import measure_backbone
 from cachedet.estimation.sample import commonest_size, count_pixels
 from cachedet.estimation.what_if import BackboneChange, WhatIf, apply_what_if
-from cachedet.extract import FIT_IMAGES, default_views, describe_extraction
+from cachedet.extract import FIT_IMAGES, default_views
 from cachedet.model import measure_model
 from cachedet.store.format.manifest import Manifest
 

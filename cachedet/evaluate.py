@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Sequence
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from cachedet.config.run import EvalConfig
 from cachedet.data.views import parse_views
-from cachedet.detector.build import Detector, build_detector, choose_levels
-from cachedet.detector.rcnn import RCNN
+from cachedet.detector.build import build_detector, choose_levels
+from cachedet.detector.protocol import max_proposals_of, require_detector
 from cachedet.device import choose_device
 from cachedet.errors import CheckpointError, InputError
 from cachedet.evaluation.analysis import Analysis, analyse, require_resamples
@@ -22,13 +24,13 @@ from cachedet.evaluation.detection_table import DetectionTable, has_masks, tabul
 from cachedet.evaluation.files import differing_classes, read_annotations_of, read_counts
 from cachedet.evaluation.inference import detect_store, propose_store
 from cachedet.evaluation.merging import Merging
-from cachedet.evaluation.metrics import CocoScores, coco_results
+from cachedet.evaluation.metrics import ClassScore, CocoScores, coco_results
 from cachedet.evaluation.precision import ProposalReport, proposal_recall
 from cachedet.evaluation.strata import DEFAULT_EDGES, check_edges
 from cachedet.progress import StageProgress
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, Detections
-from cachedet.training.checkpoint import Checkpoint, load_checkpoint
+from cachedet.training.checkpoint import Checkpoint, load_checkpoint, load_weights
 from cachedet.training.run_folder import RunFolder, TrainingData
 from cachedet.version import __version__
 
@@ -72,9 +74,24 @@ class EvalReport:
     views: tuple[str, ...]  # whose detections were merged
     detections: list[Detections]  # pixels of the images, in the order of the store's rows
     seconds: float
-    results: Path
-    coco_file: Path
+    results: Path | None  # results.json of the run; None: no run was scored
+    coco_file: Path | None
     provenance: dict[str, Any]  # what was scored, as JSON
+
+    @property
+    def ap(self) -> float:
+        """COCO's AP of boxes, 0..1; NaN where the store has none."""
+        return self.scores.ap
+
+    @property
+    def ap50(self) -> float:
+        """AP at IoU 0.5."""
+        return self.scores.ap50
+
+    @property
+    def per_class(self) -> tuple[ClassScore, ...]:
+        """AP of each class."""
+        return self.scores.per_class
 
     @property
     def scores(self) -> CocoScores:
@@ -92,42 +109,70 @@ class EvalReport:
             **proposals,
             "views": list(self.views),
             "seconds": self.seconds,
-            "detections": str(self.coco_file),
+            "detections": None if self.coco_file is None else str(self.coco_file),
             **self.provenance,
         }
 
+    def write(self, coco_rows: list[dict[str, Any]]) -> None:
+        """Into the run folder, where there is one."""
+        if self.coco_file is not None and self.results is not None:
+            self.coco_file.write_text(json.dumps(coco_rows), encoding="utf-8")
+            text = json.dumps(self.to_json(), indent=2)
+            self.results.write_text(text + "\n", encoding="utf-8")
+
 
 def evaluate(
-    run: Path,
-    *,
+    subject: Path | str | nn.Module,
     store: Path | str,
+    *,
+    detector: nn.Module | None = None,
     config: EvalConfig | None = None,
     questions: Questions | None = None,
 ) -> EvalReport:
-    """Score the run's detector; writes results.json and a COCO results file into the run folder.
+    """Score a run, or a detector as it is, on a store.
+
+    Of a run, results.json and a COCO results file are written into its folder.
+
+    Args:
+        subject: run folder, or the detector itself.
+        store: with every view that is asked for.
+        detector: what the run trained, where that was an object (`train(..., detector=...)`); a
+            copy of it gets the run's weights.
+        config: views to merge, images at a time, device, and which weights of the run.
+        questions: what is asked beyond COCO's figures.
 
     Raises:
         InputError: an unknown view, or a question that cannot be answered.
         CheckpointError: no such run, or its features are not those of the store.
+        DetectorError: the object is no detector, or returns something else than detections.
         StoreError: the store lacks a view, is incomplete or damaged.
+
+    Example:
+        >>> report = cachedet.evaluate("runs/first", "val.zarr")
+        >>> report.ap, [score.name for score in report.per_class]
     """
     config, questions = config or EvalConfig(), questions or Questions()
     views = tuple(view.name for view in parse_views(config.views))
     _require_answerable(questions, views)
     features = FeatureStore.open(store)
     features.require_complete(views)
-    own = _Scored.open(run, features, config, views)
-    against = questions.against
-    other = None if against is None else _Scored.open(against, features, config, views)
-    counts, source = _find_counts(questions, own, features)
+
+    def open_scored(one: Path | str | nn.Module) -> _Scored:
+        if isinstance(one, nn.Module):
+            return _Scored.of_module(one, features, config, views)
+        return _Scored.of_run(Path(one), features, config, views, detector=detector)
+
+    scored = open_scored(subject)
+    other = None if questions.against is None else open_scored(questions.against)
+    counts, source = _find_counts(questions, scored.folder, features)
     annotations, federated = features.annotations, None
     if questions.annotations is not None:
         annotations, federated = read_annotations_of(
             annotations, questions.annotations, lvis=questions.lvis
         )
     started = time.perf_counter()
-    proposals = own.recall_proposals(annotations) if questions.proposals else None
-    detections = own.detect("eval")
+    proposals = scored.recall_proposals(annotations) if questions.proposals else None
+    detections = scored.detect("eval")
     table = _tabulate(annotations, detections)
     analysis = analyse(
         annotations,
@@ -144,112 +189,152 @@ def evaluate(
         views=views,
         detections=detections,
         seconds=time.perf_counter() - started,
-        results=own.folder.results,
-        coco_file=own.folder.detections,
+        results=None if scored.folder is None else scored.folder.results,
+        coco_file=None if scored.folder is None else scored.folder.detections,
         provenance={
-            "run": str(run),
+            "run": None if scored.folder is None else str(subject),
             "store": str(store),
             "training": source,
-            **own.describe(),
+            **scored.provenance,
             **questions.describe(),
         },
     )
-    report.coco_file.write_text(json.dumps(coco_results(annotations, table)), encoding="utf-8")
-    report.results.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+    report.write(coco_results(annotations, table))
     return report
 
 
-def load_detector(checkpoint: Checkpoint, *, device: torch.device) -> Detector:
-    """The trained detector of a checkpoint, in eval mode."""
-    detector = build_detector(
-        checkpoint.config.detector,
-        spec=checkpoint.manifest.spec,
-        num_classes=len(checkpoint.categories),
-    )
-    detector.load_state_dict(checkpoint.scored_heads)
+def load_detector(
+    checkpoint: Checkpoint, *, device: torch.device, detector: nn.Module | None = None
+) -> nn.Module:
+    """The trained detector of a checkpoint, in eval mode.
+
+    A copy of `detector` gets the weights; without it one is built from the config.
+    Raises ConfigError where an object was trained and none is given, CheckpointError where the
+    weights do not fit it.
+    """
+    if detector is not None:
+        detector = copy.deepcopy(require_detector(detector))
+    else:
+        detector = build_detector(
+            checkpoint.config.detector,
+            spec=checkpoint.manifest.spec,
+            num_classes=len(checkpoint.categories),
+        )
+    load_weights(detector, checkpoint.scored_heads)
     return detector.to(device).to(memory_format=torch.channels_last).eval()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Scored:
-    """A run about to be scored on a store that fits it."""
+    """A detector about to be scored on a store that fits it."""
 
-    folder: RunFolder
-    checkpoint: Checkpoint
+    detector: nn.Module
+    name: str  # for messages
+    folder: RunFolder | None  # of its run
     features: FeatureStore
-    config: EvalConfig
+    levels: tuple[str, ...]
+    merging: Merging
     views: tuple[str, ...]
+    batch_size: int
     device: torch.device
+    provenance: dict[str, Any]
 
     @classmethod
-    def open(
-        cls, run: Path, features: FeatureStore, config: EvalConfig, views: tuple[str, ...]
+    def of_run(
+        cls,
+        run: Path,
+        features: FeatureStore,
+        config: EvalConfig,
+        views: tuple[str, ...],
+        *,
+        detector: nn.Module | None,
     ) -> _Scored:
-        folder = RunFolder.open(run)
+        folder, device = RunFolder.open(run), choose_device(config.device)
         checkpoint = load_checkpoint(folder.weights(config.weights))
         _require_fits(checkpoint, features, run)
+        trained = checkpoint.config.detector
         return cls(
+            detector=load_detector(checkpoint, device=device, detector=detector),
+            name=f"{run} is a {trained.kind}",
             folder=folder,
-            checkpoint=checkpoint,
             features=features,
-            config=config,
+            levels=choose_levels(trained, features.manifest.spec).names,
+            merging=Merging.like(trained.postprocess),
             views=views,
-            device=choose_device(config.device),
+            batch_size=config.batch_size,
+            device=device,
+            provenance={
+                "step": checkpoint.step,
+                "weights": config.weights,
+                **_describe_scoring(features),
+            },
         )
 
-    def describe(self) -> dict[str, Any]:
-        """For results.json."""
-        return {
-            "step": self.checkpoint.step,
-            "weights": self.config.weights,
-            "store_fingerprint": self.features.manifest.fingerprint(),
-            "evaluator": "cachedet, equal to pycocotools",
-            "cachedet": __version__,
-        }
-
-    @property
-    def levels(self) -> tuple[str, ...]:
-        spec = choose_levels(self.checkpoint.config.detector, self.features.manifest.spec)
-        return tuple(spec.names)
+    @classmethod
+    def of_module(
+        cls, module: nn.Module, features: FeatureStore, config: EvalConfig, views: tuple[str, ...]
+    ) -> _Scored:
+        parameter = next(require_detector(module).parameters(), None)
+        name = type(module).__name__
+        return cls(
+            detector=module,
+            name=f"{name} has none",
+            folder=None,
+            features=features,
+            levels=features.manifest.spec.names,
+            merging=Merging(),
+            views=views,
+            batch_size=config.batch_size,
+            device=torch.device("cpu") if parameter is None else parameter.device,
+            provenance={"detector": name, **_describe_scoring(features)},
+        )
 
     def detect(self, stage: str) -> list[Detections]:
         with self._progress(stage, len(self.views)) as progress:
             return detect_store(
-                load_detector(self.checkpoint, device=self.device),
+                self.detector,
                 self.features,
                 views=self.views,
-                merging=Merging.like(self.checkpoint.config.detector.postprocess),
+                merging=self.merging,
                 levels=self.levels,
-                batch_size=self.config.batch_size,
+                batch_size=self.batch_size,
                 device=self.device,
                 on_progress=progress.advance,
             )
 
     def recall_proposals(self, annotations: Annotations) -> ProposalReport:
         """Raises InputError where the detector proposes nothing."""
-        detector = load_detector(self.checkpoint, device=self.device)
-        if not isinstance(detector, RCNN):
+        most = max_proposals_of(self.detector)
+        if most is None:
             raise InputError(
-                "--proposals needs a two-stage detector, whose RPN proposes boxes; "
-                f"{self.folder.root} is a {self.checkpoint.config.detector.kind}; leave it out"
+                "--proposals needs a two-stage detector, whose first stage proposes boxes; "
+                f"{self.name}; leave it out"
             )
         with self._progress("proposals", 1) as progress:
             proposals = propose_store(
-                detector,
+                self.detector,
                 self.features,
                 view=self.views[0],
                 levels=self.levels,
-                batch_size=self.config.batch_size,
+                batch_size=self.batch_size,
                 device=self.device,
                 on_progress=progress.advance,
             )
         return ProposalReport(
-            most_per_image=detector.rpn.test_counts.post_nms,
-            at_limits=proposal_recall(annotations, proposals),
+            most_per_image=most, at_limits=proposal_recall(annotations, proposals)
         )
 
     def _progress(self, stage: str, passes: int) -> StageProgress:
         return StageProgress(stage, total=len(self.features) * passes, unit="images")
+
+
+def _describe_scoring(features: FeatureStore) -> dict[str, Any]:
+    """What was scored on and by what, for results.json."""
+    return {
+        "store_fingerprint": features.manifest.fingerprint(),
+        "evaluator": "cachedet, equal to pycocotools",
+        "cachedet": __version__,
+    }
 
 
 def _require_answerable(questions: Questions, views: Sequence[str]) -> None:
@@ -269,18 +354,18 @@ def _require_answerable(questions: Questions, views: Sequence[str]) -> None:
 
 
 def _find_counts(
-    questions: Questions, own: _Scored, features: FeatureStore
+    questions: Questions, folder: RunFolder | None, features: FeatureStore
 ) -> tuple[dict[int, int] | None, str | None]:
     """Training annotations of each class, and where they are from."""
     if questions.training is not None:
         return read_counts(questions.training, features.annotations.categories), questions.training
-    noted = TrainingData.read(own.folder)
+    noted = None if folder is None else TrainingData.read(folder)
     if noted is not None:
         return noted.boxes, noted.store
     if questions.edges is not None:
         raise InputError(
-            f"--bins needs training annotations, and {own.folder.root} was trained before runs "
-            "kept their numbers; name its training store or annotation file with --training"
+            "--bins needs training annotations, of which nothing is known here; name the training "
+            "store or annotation file with --training"
         )
     return None, None
 
@@ -290,18 +375,18 @@ def _tabulate(annotations: Annotations, detections: list[Detections]) -> Detecti
 
 
 def _require_fits(checkpoint: Checkpoint, store: FeatureStore, run: Path) -> None:
-    trained, found = checkpoint.manifest, store.manifest
-    field = trained.incompatible_field(found)
+    trained, scored = checkpoint.manifest, store.manifest
+    field = trained.incompatible_field(scored)
     if field == "categories":
         raise CheckpointError(
             f"the run {run} was trained on other classes than the store {store.location} has: "
-            f"{differing_classes(trained.categories, found.categories)}; evaluate on a store "
+            f"{differing_classes(trained.categories, scored.categories)}; evaluate on a store "
             "extracted with the same ones"
         )
     if field is not None:
         raise CheckpointError(
             f"the run {run} was trained on features with {field} = {getattr(trained, field)}, the "
-            f"store {store.location} has {getattr(found, field)}; evaluate on a store extracted "
+            f"store {store.location} has {getattr(scored, field)}; evaluate on a store extracted "
             "with the same backbone and weights. Runs on features of different backbones are "
             "compared by their results files: `cachedet eval --detections A/detections.json "
             "--against B/detections.json --annotations FILE`"

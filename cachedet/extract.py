@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
-from cachedet.config.run import ExtractConfig
+from cachedet.config.run import ExtractConfig, make_extract_config
 from cachedet.data.coco import CocoDataset, read_coco
 from cachedet.data.images import Scan, require_good, scan_images
 from cachedet.data.views import TRAINING_VIEWS, parse_views
 from cachedet.device import choose_device, usable_cores
-from cachedet.errors import StoreError
-from cachedet.estimation.prediction import PredictedVsActual, outcome_of_extraction
+from cachedet.errors import BackboneError, ConfigError
 from cachedet.extraction.inputs import InputLoader, make_inputs, make_manifest
 from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
 from cachedet.extraction.ranks import Rank, blocks_to_write, find_rank
@@ -54,32 +53,110 @@ class ExtractReport:
     skipped: tuple[tuple[str, str], ...]  # file name, reason
     notes: tuple[tuple[str, str], ...]  # file name, what was noticed; the image is used
     counts: dict[str, int]  # of the annotation file
-    predicted: (
-        PredictedVsActual  # by `estimate`, and what it was; empty without a prediction of this
-    )
 
 
-def extract(config: ExtractConfig) -> ExtractReport:
+def extract(
+    config: ExtractConfig | None = None,
+    *,
+    images: Path | str | None = None,
+    annotations: Path | str | None = None,
+    store: Path | str | None = None,
+    backbone: str | FrozenBackbone | None = None,
+    weights: str | None = None,
+    levels: Sequence[str] | None = None,
+    image_size: int | None = None,
+    views: str | Sequence[str] | None = None,
+    codec: str | None = None,
+    on_bad_image: str | None = None,
+    block_size: int | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    device: str | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
+) -> ExtractReport:
     """Write the features of every (image, view) once; safe to interrupt and repeat.
 
     Views that an existing store lacks are added to it; what it holds is not touched.
     Several processes may extract into one store at once; each block is written by one of them.
 
+    Args:
+        config: all of it at once, or the plain arguments; what is left out has its default.
+        images: folder of the images.
+        annotations: COCO or LVIS file.
+        store: folder to write, or to go on writing.
+        backbone: a timm model's name, or what `wrap_backbone` made of a module.
+        weights: "auto", "none" or a checkpoint file.
+        levels: such as ["C3", "C4"].
+        image_size: long side in pixels.
+        views: such as "base,hflip".
+        codec: such as "int8".
+        on_bad_image: "fail" or "skip".
+        block_size, batch_size: images of a commit, and of a forward pass.
+        workers: threads that read and decode images.
+        device: "auto", "cpu", "cuda", ...
+        rank, world_size: of the processes that share the work.
+
     Raises:
+        ConfigError: a value out of range, or both a config and plain arguments.
         DatasetError, BadImageError, BackboneError: the inputs cannot be used.
         StoreMismatchError: the store holds features of other inputs.
         StoreError, CodecError: the store cannot be written.
+
+    Example:
+        >>> report = cachedet.extract(images="photos", annotations="train.json", store="t.zarr")
+        >>> report.images, report.nbytes_written
     """
+    network = backbone if isinstance(backbone, FrozenBackbone) else None
+    given = {
+        "images": images, "annotations": annotations, "store": store, "weights": weights,
+        "backbone": _name_of(backbone), "levels": levels, "image_size": image_size,
+        "views": ",".join(views) if isinstance(views, list | tuple) else views,
+        "codec": codec, "on_bad_image": on_bad_image, "block_size": block_size,
+        "batch_size": batch_size, "workers": workers, "device": device, "rank": rank,
+        "world_size": world_size,
+    }  # fmt: skip
+    return _extract(_join_config(config, given), network)
+
+
+def _join_config(config: ExtractConfig | None, given: Mapping[str, Any]) -> ExtractConfig:
+    plain = {name: value for name, value in given.items() if value is not None}
+    if config is None:
+        return make_extract_config({"workers": default_workers(), **plain})
+    if set(plain) - {"backbone"}:
+        raise ConfigError(
+            f"extract takes a config or plain arguments, got both: a config and {', '.join(plain)}"
+        )
+    return config.model_copy(update=plain)
+
+
+def _name_of(backbone: object) -> str | None:
+    if backbone is None or isinstance(backbone, str):
+        return backbone
+    if isinstance(backbone, FrozenBackbone):
+        return backbone.name
+    raise BackboneError(
+        "expected the name of a timm model, or what cachedet.wrap_backbone(module, name=..., "
+        f"levels=[...]) returns, got {type(backbone).__name__}"
+    )
+
+
+def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractReport:
     views = parse_views(config.views or default_views(config.store))
     make_codec(config.codec)
     rank = find_rank(config.rank, config.world_size)
     dataset = read_coco(annotations=config.annotations, images=config.images)
-    backbone = load_backbone(
-        config.backbone,
-        weights=config.weights,
-        levels=config.levels,
-        image_size=config.image_size,
-        device=choose_device(config.device),
+    device = choose_device(config.device)
+    backbone = (
+        network.to(device)
+        if network is not None
+        else load_backbone(
+            config.backbone,
+            weights=config.weights,
+            levels=config.levels,
+            image_size=config.image_size,
+            device=device,
+        )
     )
     scan = _scan(dataset, config)
     kept, skipped = _split_bad(dataset, scan, on_bad_image=config.on_bad_image)
@@ -122,7 +199,6 @@ def extract(config: ExtractConfig) -> ExtractReport:
         skipped=skipped,
         notes=_named(dataset.annotations, scan.notes),
         counts=dataset.counts,
-        predicted=_outcome(writer, config, len(annotations), blocks_written, seconds),
     )
 
 
@@ -139,38 +215,12 @@ def fit_codec(codec: Codec, loader: InputLoader, backbone: FrozenBackbone, *, vi
     return codec.fit(statistics.levels)
 
 
-def _outcome(
-    writer: StoreWriter, config: ExtractConfig, images: int, blocks_written: int, seconds: float
-) -> PredictedVsActual:
-    """Only of a store that this call wrote from its first block to its last."""
-    if blocks_written < len(writer.blocks):
-        return {}
-    return outcome_of_extraction(
-        config.store,
-        writer.manifest,
-        images=images,
-        extraction=describe_extraction(config),
-        nbytes=writer.nbytes_written,
-        seconds=seconds,
-    )
-
-
-def describe_extraction(config: ExtractConfig) -> dict[str, Any]:
-    """What its speed depends on beside what it writes."""
-    return {"device": str(choose_device(config.device)), "workers": config.workers}
-
-
 def default_views(store: Path) -> str:
     """Those it has, so that nothing is added unasked; of a new store what training wants.
 
-    Raises StoreError where its manifest is damaged: extraction repairs it, given the views.
+    Raises StoreError where its manifest is damaged.
     """
-    try:
-        held = _held_manifest(store)
-    except StoreError as error:
-        raise StoreError(
-            f"{error}. Which views it holds cannot be read either: name them with --views"
-        ) from error
+    held = _held_manifest(store)
     return TRAINING_VIEWS if held is None else ",".join(held.views)
 
 
@@ -221,8 +271,8 @@ def _write_blocks(
 ) -> tuple[StageClock, int]:
     """Write what is missing; returns the stages' times and how many blocks this process wrote."""
     missing = {block.name for block in writer.missing_blocks()}
-    own = [block for place, block in enumerate(writer.blocks) if rank.owns(place)]
-    total = sum(len(block.rows) for block in own if block.name in missing)
+    ours = [block for number, block in enumerate(writer.blocks) if rank.owns(number)]
+    total = sum(len(block.rows) for block in ours if block.name in missing)
     committed: list[Block] = []
     with (
         StageProgress("extract", total=total, unit="images") as progress,

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cachedet.config.detector import DetectorConfig
 from cachedet.data.views import round_up
-from cachedet.detector.build import Detector, build_detector, choose_levels
-from cachedet.detector.rcnn import RCNN
+from cachedet.detector.build import build_detector, choose_levels
+from cachedet.detector.protocol import CostedPart
 from cachedet.errors import InputError
 from cachedet.structures import FeatureSpec, LevelSpec, SizeHW
 
@@ -82,7 +82,7 @@ def measure_model(
         features=features,
         size_hw=padded_hw,
         num_classes=num_classes,
-        parts=tuple(_measure_parts(detector, maps)),
+        parts=tuple(_measure(part) for part in detector.costs(maps)),
     )
 
 
@@ -118,69 +118,21 @@ def parse_size(text: str) -> SizeHW:
     return numbers[0], numbers[-1]
 
 
-def _measure_parts(detector: Detector, maps: Mapping[str, Tensor]) -> list[PartCost]:
-    parts = []
-    adapted = detector.adapters(dict(maps))
-    if _count_parameters(detector.adapters):
-        parts.append(_measure("adapters", detector.adapters, lambda: detector.adapters(dict(maps))))
-        adapted = {name: level.detach().requires_grad_() for name, level in adapted.items()}
-    parts.append(_measure("neck", detector.neck, lambda: detector.neck(adapted)))
-    pyramid = {
-        name: level.detach().requires_grad_() for name, level in detector.neck(adapted).items()
-    }
-    if not isinstance(detector, RCNN):
-        parts.append(_measure("head", detector.head, lambda: detector.head(pyramid)))
-        return parts
-    parts.append(_measure("rpn", detector.rpn, lambda: vars(detector.rpn.head(pyramid))))
-    counts = detector.samples, detector.rpn.test_counts.post_nms
-    channels = next(iter(pyramid.values())).shape[1]
-    for place, head in enumerate(detector.heads, start=1):
-        resolution = detector.roi_align.resolution
-        parts.append(_measure_roi_head(f"roi head {place}", head, counts, channels, resolution))
-    if detector.mask_branch is not None:
-        positives = int(detector.samples * detector.positive_fraction)
-        counts = positives, detector.postprocess.max_detections
-        resolution = detector.mask_branch.roi_align.resolution
-        head = detector.mask_branch.head
-        parts.append(_measure_roi_head("mask head", head, counts, channels, resolution))
-    return parts
+def _measure(part: CostedPart) -> PartCost:
+    forward, step = _count_flops(part.forward)
+    if part.step is not part.forward:
+        _, step = _count_flops(part.step)
+    parameters = sum(parameter.numel() for parameter in part.module.parameters())
+    return PartCost(name=part.name, parameters=parameters, forward_flops=forward, step_flops=step)
 
 
-def _measure_roi_head(
-    name: str, head: nn.Module, counts: tuple[int, int], channels: int, side: int
-) -> PartCost:
-    """A step trains on at most `counts[0]` sampled RoIs, a forward takes up to `counts[1]`."""
-    sampled, proposed = (
-        torch.empty(count, channels, side, side, device=_META, requires_grad=True)
-        for count in counts
-    )
-    return PartCost(
-        name=name,
-        parameters=_count_parameters(head),
-        forward_flops=_count_flops(lambda: head(proposed), backward=False),
-        step_flops=_count_flops(lambda: head(sampled), backward=True),
-    )
-
-
-def _measure(name: str, module: nn.Module, run: Callable[[], Any]) -> PartCost:
-    return PartCost(
-        name=name,
-        parameters=_count_parameters(module),
-        forward_flops=_count_flops(run, backward=False),
-        step_flops=_count_flops(run, backward=True),
-    )
-
-
-def _count_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _count_flops(run: Callable[[], Any], *, backward: bool) -> int:
+def _count_flops(run: Callable[[], Any]) -> tuple[int, int]:
+    """FLOPs of a forward, and of a forward and its backward."""
     with FlopCounterMode(display=False) as counter:
         outputs = _tensors_in(run())
-        if backward:
-            torch.autograd.backward([output.sum() for output in outputs])
-    return int(counter.get_total_flops())
+        forward = int(counter.get_total_flops())
+        torch.autograd.backward([output.sum() for output in outputs])
+    return forward, int(counter.get_total_flops())
 
 
 def _tensors_in(outputs: Any) -> list[Tensor]:

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.data.images import decode_image, make_input
 from cachedet.data.masks import decode_mask, paste_masks, rle_of
 from cachedet.data.views import View, make_geometry, parse_views
-from cachedet.detector.build import Detector
+from cachedet.detector.build import choose_levels
+from cachedet.detector.protocol import run_detector
 from cachedet.device import choose_device
 from cachedet.errors import BackboneError, InputError
 from cachedet.evaluate import load_detector
@@ -42,7 +44,8 @@ class ImageDetector:
     """
 
     backbone: FrozenBackbone
-    detector: Detector
+    detector: nn.Module
+    levels: Sequence[str]  # that the detector takes
     manifest: Manifest
     merging: Merging
     views: Sequence[View] = _BASE
@@ -63,69 +66,147 @@ class ImageDetector:
         )
         device = next(self.detector.parameters()).device
         image = make_input(pixels, geometry, self.manifest.preprocessing).to(device)
-        found = self.detector.detect(
-            self.backbone(image[None]), sizes_hw=[geometry.valid_hw], image_ids=[image_id]
+        maps = self.backbone(image[None])
+        detections = run_detector(
+            self.detector,
+            {name: maps[name] for name in self.levels},
+            sizes_hw=[geometry.valid_hw],
+            image_ids=[image_id],
         )[0]
-        return geometry.detections_to_image(drop_cut(found, geometry))
+        return geometry.detections_to_image(drop_cut(detections, geometry))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageReport:
+    """What was detected in one image file."""
+
+    file: Path
+    drawing: Path
+    detections: Detections  # pixels of the image, best first
+    categories: CategoryMap
+    size_hw: SizeHW
+
+    def to_json(self) -> dict[str, Any]:
+        """File, drawing and detections: name, category_id, score, box xyxy, COCO RLE of a mask."""
+        boxes, scores = self.detections.boxes.tolist(), self.detections.scores.tolist()
+        detections: list[dict[str, Any]] = [
+            {
+                "name": self.categories.names[label],
+                "category_id": self.categories.ids[label],
+                "score": score,
+                "box": box,
+            }
+            for box, score, label in zip(
+                boxes, scores, self.detections.labels.tolist(), strict=True
+            )
+        ]
+        codes = paste_masks(self.detections, self.size_hw)
+        for detection, code in zip(detections, codes, strict=False):
+            detection["segmentation"] = rle_of(code, self.size_hw)
+        return {"file": str(self.file), "drawing": str(self.drawing), "detections": detections}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PredictReport:
+    """What one call of `predict` did."""
+
+    images: tuple[ImageReport, ...]
+    out: Path  # folder of the drawings and detections.json
+
+    def to_json(self) -> dict[str, Any]:
+        return {"images": [image.to_json() for image in self.images]}
 
 
 def predict(
-    run: Path,
+    run: Path | str,
     *,
-    images: Sequence[Path],
-    out: Path,
+    images: Sequence[Path | str],
+    out: Path | str,
     weights: str = "auto",
     views: str = EVAL_VIEW,
     min_score: float = 0.3,
     device: str = "auto",
-) -> list[dict[str, Any]]:
+    detector: nn.Module | None = None,
+    backbone: FrozenBackbone | None = None,
+) -> PredictReport:
     """Detect in image files or folders of them; writes drawn images and detections.json.
 
-    Detections of several `views` (as `parse_views` takes them) are merged as `evaluate` does.
-
-    Returns:
-        One entry per image: file, drawing, detections (name, category_id, score, box xyxy, and
-        a COCO RLE where the detector has a mask head).
+    Args:
+        run: folder of the run; its best weights are taken.
+        images: files, or folders of files.
+        out: folder to write into; made where it is missing.
+        weights: of the backbone: "auto", "none" or a file.
+        views: of each image, as `parse_views` takes them; their detections are merged as
+            `evaluate` merges them.
+        min_score: least score of what is drawn and listed, 0..1.
+        device: "auto", "cpu", "cuda", ...
+        detector: what the run trained, where that was an object.
+        backbone: what the store was extracted with, where that was an object.
 
     Raises:
-        CheckpointError: no such run.
+        CheckpointError: no such run, or weights that do not fit `detector`.
         BackboneError: the run's backbone cannot be had, or has other weights now.
         InputError, BadImageError: a view that files cannot have, no images, two of one name, or
             one that cannot be decoded.
+
+    Example:
+        >>> report = cachedet.predict("runs/first", images=["photos/"], out="drawn/")
+        >>> report.images[0].detections.boxes  # (D, 4) xyxy in pixels
     """
     chosen = _views_of_files(views)
-    files = _image_files(images)
-    detector = load_image_detector(run, weights=weights, device=device, views=chosen)
+    files = _image_files([Path(path) for path in images])
+    image_detector = load_image_detector(
+        Path(run), weights=weights, device=device, views=chosen, detector=detector,
+        backbone=backbone,
+    )  # fmt: skip
+    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    entries = []
+    reports = []
     with StageProgress("predict", total=len(files), unit="images") as progress:
         for file in files:
-            pixels = decode_image(file)
-            found = detector(pixels).above(min_score)
-            drawing = out / f"{file.stem}{'' if file.suffix == '.jpg' else file.suffix}.jpg"
-            size_hw = (pixels.shape[0], pixels.shape[1])
-            drawn = make_drawing(found, detector.manifest.categories, size_hw=size_hw)
-            draw_boxes(pixels, drawn).save(drawing)
-            entries.append(_entry(file, drawing, found, detector.manifest.categories, size_hw))
+            reports.append(_predict_file(file, image_detector, out, min_score=min_score))
             progress.advance()
+    report = PredictReport(images=tuple(reports), out=out)
+    entries = report.to_json()["images"]
     (out / "detections.json").write_text(json.dumps(entries, indent=1), encoding="utf-8")
-    return entries
+    return report
+
+
+def _predict_file(
+    file: Path, image_detector: ImageDetector, out: Path, *, min_score: float
+) -> ImageReport:
+    pixels = decode_image(file)
+    detections = image_detector(pixels).above(min_score)
+    drawing = out / f"{file.stem}{'' if file.suffix == '.jpg' else file.suffix}.jpg"
+    size_hw = (pixels.shape[0], pixels.shape[1])
+    categories = image_detector.manifest.categories
+    draw_boxes(pixels, make_drawing(detections, categories, size_hw=size_hw)).save(drawing)
+    return ImageReport(
+        file=file, drawing=drawing, detections=detections, categories=categories, size_hw=size_hw
+    )
 
 
 def load_image_detector(
-    run: Path, *, weights: str = "auto", device: str = "auto", views: Sequence[View] = _BASE
+    run: Path,
+    *,
+    weights: str = "auto",
+    device: str = "auto",
+    views: Sequence[View] = _BASE,
+    detector: nn.Module | None = None,
+    backbone: FrozenBackbone | None = None,
 ) -> ImageDetector:
     """Join the run's heads with its backbone, whose weights must be those it was trained on."""
     checkpoint = load_checkpoint(RunFolder.open(run).best)
     manifest = checkpoint.manifest
     chosen = choose_device(device)
-    backbone = load_backbone(
-        manifest.backbone,
-        weights=weights,
-        levels=manifest.spec.names,
-        image_size=manifest.image_size,
-        device=chosen,
-    )
+    if backbone is None:
+        backbone = load_backbone(
+            manifest.backbone,
+            weights=weights,
+            levels=manifest.spec.names,
+            image_size=manifest.image_size,
+            device=chosen,
+        )
     if backbone.digest != manifest.weights_digest:
         raise BackboneError(
             f"{run} was trained on features of {manifest.backbone} with weights "
@@ -133,24 +214,26 @@ def load_image_detector(
             f"(sha256 {backbone.digest[:12]}); give the same ones with --weights"
         )
     return ImageDetector(
-        backbone=backbone,
-        detector=load_detector(checkpoint, device=chosen),
+        backbone=backbone.to(chosen),
+        detector=load_detector(checkpoint, device=chosen, detector=detector),
+        levels=choose_levels(checkpoint.config.detector, manifest.spec).names,
         manifest=manifest,
         merging=Merging.like(checkpoint.config.detector.postprocess),
         views=views,
     )
 
 
-def make_drawing(found: Detections, categories: CategoryMap, *, size_hw: SizeHW) -> Drawing:
+def make_drawing(detections: Detections, categories: CategoryMap, *, size_hw: SizeHW) -> Drawing:
     """Boxes with name and score, the weakest first so that the strongest lie on top."""
-    masks = [decode_mask(code, size_hw) > 0 for code in paste_masks(found, size_hw)]
-    order = range(len(found) - 1, -1, -1)
-    labels = found.labels.numpy()[list(order)]
+    masks = [decode_mask(code, size_hw) > 0 for code in paste_masks(detections, size_hw)]
+    order = range(len(detections) - 1, -1, -1)
+    labels = detections.labels.numpy()[list(order)]
     return Drawing(
-        boxes=found.boxes.double().numpy()[list(order)],
+        boxes=detections.boxes.double().numpy()[list(order)],
         labels=labels,
         captions=tuple(
-            f"{categories.names[found.labels[i]]} {float(found.scores[i]):.2f}" for i in order
+            f"{categories.names[detections.labels[i]]} {float(detections.scores[i]):.2f}"
+            for i in order
         ),
         masks=tuple(masks[i] for i in order) if masks else (),
     )
@@ -186,22 +269,3 @@ def _image_files(images: Sequence[Path]) -> list[Path]:
     if not files:
         raise InputError("expected at least one image or folder of images")
     return files
-
-
-def _entry(
-    file: Path, drawing: Path, found: Detections, categories: CategoryMap, size_hw: SizeHW
-) -> dict[str, Any]:
-    detections: list[dict[str, Any]] = [
-        {
-            "name": categories.names[label],
-            "category_id": categories.ids[label],
-            "score": score,
-            "box": box,
-        }
-        for box, score, label in zip(
-            found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
-        )
-    ]
-    for detection, code in zip(detections, paste_masks(found, size_hw), strict=False):
-        detection["segmentation"] = rle_of(code, size_hw)
-    return {"file": str(file), "drawing": str(drawing), "detections": detections}

@@ -1,10 +1,17 @@
-"""One progress line for long work, on standard error: standard output belongs to results."""
+"""What a person sees of long work, on standard error: standard output belongs to results.
+
+A progress line for each stage, and the lines that the library logs. The library itself shows
+neither: the command line asks for both, with `shown`.
+"""
 
 from __future__ import annotations
 
 import datetime
+import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -13,13 +20,45 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 _PLAIN_INTERVAL = 15.0  # seconds between lines where the output is no terminal
+_log = logging.getLogger("cachedet")
+_log.addHandler(logging.NullHandler())  # else Python prints warnings of a program without handlers
+
+_is_shown = False
+
+
+def is_shown() -> bool:
+    """Whether this process shows anything; processes that it starts have to be told."""
+    return _is_shown
+
+
+@contextmanager
+def shown() -> Iterator[None]:
+    """Inside, progress lines and what the library logs appear on standard error."""
+    global _is_shown
+    before, level, handler = _is_shown, _log.level, _BareLines()
+    _is_shown = True
+    _log.setLevel(logging.INFO)
+    _log.addHandler(handler)
+    try:
+        yield
+    finally:
+        _is_shown = before
+        _log.setLevel(level)
+        _log.removeHandler(handler)
+
+
+class _BareLines(logging.Handler):
+    """Writes to what is standard error at that moment: above a progress line while one is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
 
 
 class StageProgress:
     """Bar, count, rate, MB/s where bytes move, a note, ETA and end time of one stage.
 
     On a terminal one line is redrawn; elsewhere (a log file, CI) a plain line appears at most
-    every 15 seconds and once at the end.
+    every 15 seconds and once at the end. Nothing appears outside of `shown`.
 
     Args:
         name: of the stage.
@@ -41,7 +80,7 @@ class StageProgress:
         self._note = ""
         self._detail = ""
         self._is_over = False
-        self._started = self._printed = time.monotonic()
+        self._started = self._printed_at = time.monotonic()
         console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description:<14}"),
@@ -50,14 +89,15 @@ class StageProgress:
             TextColumn("{task.fields[status]}"),
             console=console,
         )
-        self._is_terminal = console.is_terminal
+        self._is_drawn = _is_shown and console.is_terminal
+        self._is_plain = _is_shown and not console.is_terminal
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=8)
         self._task = self._bar.add_task(name, total=total, completed=done, status="")
 
     def __enter__(self) -> StageProgress:
-        if self._is_terminal:
+        if self._is_drawn:
             self._live.start()
-        self._started = self._printed = time.monotonic()
+        self._started = self._printed_at = time.monotonic()
         return self
 
     def __exit__(
@@ -68,7 +108,7 @@ class StageProgress:
     ) -> None:
         self._is_over = True
         self._bar.update(self._task, status=self.status())
-        if self._is_terminal:
+        if self._is_drawn:
             self._live.stop()
         elif self._done > self._first:
             self._print()
@@ -124,7 +164,7 @@ class StageProgress:
 
     def _show(self) -> None:
         self._bar.update(self._task, completed=self._done, total=self.total, status=self.status())
-        if not self._is_terminal and time.monotonic() - self._printed >= _PLAIN_INTERVAL:
+        if time.monotonic() - self._printed_at >= _PLAIN_INTERVAL:
             self._print()
 
     def _render(self) -> RenderableType:
@@ -133,7 +173,9 @@ class StageProgress:
         return Group(self._bar, Text(f"  {self._detail}", style="dim"))
 
     def _print(self) -> None:
-        self._printed = time.monotonic()
+        if not self._is_plain:
+            return
+        self._printed_at = time.monotonic()
         detail = f"  ({self._detail})" if self._detail else ""
         line = f"{self.name}: {self._done}/{self.total}  {self.status()}{detail}"
         print(line, file=sys.stderr)

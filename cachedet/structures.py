@@ -133,8 +133,8 @@ class CategoryMap:
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.names) or len(set(self.ids)) != len(self.ids):
-            found = reprlib.repr(self.ids)
-            raise ValueError(f"category ids must be unique, one name each, got {found}")
+            got = reprlib.repr(self.ids)
+            raise ValueError(f"category ids must be unique, one name each, got {got}")
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from cachedet.config.run import EvalConfig, TrainConfig
+from cachedet.config.detector import CustomDetectorConfig
+from cachedet.config.presets import load_config
+from cachedet.config.run import VALIDATED, EvalConfig, Overrides, TrainConfig
 from cachedet.detector.build import choose_levels
-from cachedet.detector.end_to_end import Trained
+from cachedet.detector.protocol import require_detector, trains_masks
 from cachedet.distributed.collective import from_first, is_first, rank, world_size
 from cachedet.distributed.data_parallel import find_launch, joined_ranks
 from cachedet.errors import ConfigError
-from cachedet.estimation.prediction import PredictedVsActual, outcome_of_training
 from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.metrics import CocoScores, score_detections
 from cachedet.evaluation.plots import plot_training
-from cachedet.loading.loader import FeatureLoader, make_loader
+from cachedet.loading.loader import FeatureLoader, make_run_loader
 from cachedet.store.reader import FeatureStore
 from cachedet.training.loop import EARLY_STOPPING, Validator, is_signal, run_session
 from cachedet.training.optimizer import count_trained
@@ -36,18 +38,18 @@ class TrainReport:
     """What a run of `train-heads` reached."""
 
     run: Path
+    images: int  # of the training store
+    views: dict[str, float]  # that were trained on, with their probabilities
     steps: int
     epochs: int  # that are done, validation included
     reason: str  # it ended: finished, max_steps, early_stopping, or the name of a signal
     seconds: float
     seconds_per_epoch: float
+    step_seconds_per_epoch: float  # of them in steps, without validations and saving
     peak_memory: int  # bytes: on an accelerator of its tensors, else all RAM of this process
     parameters: int  # that are trained
     best_ap: float | None  # None without a validation
     losses: tuple[float, ...]  # of every step of this call
-    predicted: (
-        PredictedVsActual  # by `estimate`, and what it was; empty without a prediction of this
-    )
 
     @property
     def stopped_early(self) -> bool:
@@ -63,33 +65,54 @@ class TrainReport:
 
 
 def train(
-    config: TrainConfig,
+    config: str | Path | Mapping[str, Any] | TrainConfig,
     *,
     train_store: Path | str,
-    run: Path,
+    run: Path | str,
     val_store: Path | str | None = None,
     resume: bool = False,
+    detector: nn.Module | None = None,
+    overrides: Overrides = (),
 ) -> TrainReport:
     """Train the heads of `config` on a store; `best.pt` is chosen by validation AP.
 
     SIGTERM, SIGUSR1 and a first Ctrl-C end it after the step under way, with its state saved.
     Started by torchrun, the processes share every batch, and the first writes the run folder.
 
+    Args:
+        config: a preset's name, a path, keys and values, or a TrainConfig.
+        train_store, val_store: folders or URLs; without the second nothing is validated.
+        run: folder to make, or to go on in.
+        resume: go on where the run's last checkpoint is.
+        detector: trained in the place of what the config describes; see `Detector`.
+        overrides: of the config, {"schedule.epochs": 12} or ["schedule.epochs=12"].
+
     Raises:
         ConfigError, CheckpointError: the config or run folder does not fit.
+        DetectorError: `detector` is none, or returns something else than losses or detections.
         StoreError: a store is incomplete or damaged.
         NonFiniteLossError: a loss or gradient became NaN or Inf.
         RankError: the processes did not meet, or one was lost.
+
+    Example:
+        >>> report = cachedet.train(
+        ...     "retinanet_fpn_tiny", train_store="train.zarr", val_store="val.zarr", run="runs/1"
+        ... )
+        >>> report.best_ap
     """
+    config = load_config(config, overrides=overrides)
+    if detector is not None:
+        config = config.model_copy(update={"detector": note_detector(detector, config)})
     launch = find_launch()
     with joined_ranks(launch, device=config.device):
         return _train_together(
             config,
             train_store=train_store,
-            folder=RunFolder(run),
+            folder=RunFolder(Path(run)),
             val_store=val_store,
             resume=resume,
             restarts=launch.restarts,
+            detector=detector,
         )
 
 
@@ -101,18 +124,22 @@ def _train_together(
     val_store: Path | str | None,
     resume: bool,
     restarts: int,
+    detector: nn.Module | None,
 ) -> TrainReport:
     """`train` on each of the processes that have joined, or on the only one."""
     store = FeatureStore.open(train_store)
     goes_on = resume or restarts > 0
-    config = from_first(lambda: pin_views(config, store, folder, goes_on=goes_on))
-    store.require_complete(tuple(config.views or ()))
+    views = from_first(lambda: pin_views(config, store, folder, goes_on=goes_on))
+    config = config.model_copy(update={"views": views})
+    store.require_complete(tuple(views))
     validation = _open_complete(val_store, views=["base"]) if val_store else None
     require_fit(config, store, validation)
     torch.manual_seed(config.seed)
-    loader = make_loader(config, store, rank=rank(), world_size=world_size())
+    loader = make_run_loader(config, store, rank=rank(), world_size=world_size())
     total_steps = _count_steps(loader, config)
-    trainer = make_trainer(config, manifest=store.manifest, total_steps=total_steps)
+    trainer = make_trainer(
+        config, manifest=store.manifest, total_steps=total_steps, detector=detector
+    )
     start_or_continue(folder, config, trainer, store.manifest, resume=resume, restarts=restarts)
     if is_first():
         TrainingData.of(store).write(folder)
@@ -125,35 +152,38 @@ def _train_together(
         validator=_make_validator(config, validation, device=trainer.device),
         notes=() if len(store.annotations.boxes) else (_NO_BOXES,),
     )
-    steps_per_epoch = _steps_of(loader, config, 0)
     if is_first():
         plot_training(folder.metrics, folder.plots / "training.png")
+    epochs = max(len(done.losses), 1) / _steps_of(loader, config, 0)  # taken by this call
     return TrainReport(
         run=folder.root,
+        images=len(store),
+        views=views,
         steps=trainer.step,
         epochs=trainer.epoch,
         reason=done.reason,
         seconds=done.seconds,
-        seconds_per_epoch=done.seconds / max(len(done.losses), 1) * steps_per_epoch,
+        seconds_per_epoch=done.seconds / epochs,
+        step_seconds_per_epoch=done.step_seconds / epochs,
         peak_memory=done.peak_memory,
         parameters=count_trained(trainer.detector),
         best_ap=trainer.best_ap if trainer.best_ap >= 0 else None,
         losses=done.losses,
-        predicted=outcome_of_training(
-            train_store,
-            store.manifest,
-            config,
-            images=len(store),
-            seconds_per_epoch=done.step_seconds / max(len(done.losses), 1) * steps_per_epoch,
-            peak_memory=done.peak_memory,
-        )
-        if world_size() == 1
-        else {},
+    )
+
+
+def note_detector(detector: nn.Module, config: TrainConfig) -> CustomDetectorConfig:
+    """What a run notes of a detector that was given as an object. Raises DetectorError."""
+    return CustomDetectorConfig(
+        name=type(require_detector(detector)).__name__,
+        levels=config.detector.levels,
+        masks=trains_masks(detector),
+        postprocess=config.detector.postprocess,
     )
 
 
 def validate(
-    detector: Trained,
+    detector: nn.Module,
     config: TrainConfig,
     store: FeatureStore,
     *,
@@ -178,11 +208,11 @@ def _make_validator(
     if store is None:
         return None
 
-    def score(detector: Trained, between_batches: Callable[[], None]) -> dict[str, float]:
+    def score(detector: nn.Module, between_batches: Callable[[], None]) -> dict[str, float]:
         scores = validate(
             detector, config, store, device=device, on_progress=lambda _: between_batches()
         )
-        return {"ap": scores.ap, "ap50": scores.ap50, "ap75": scores.ap75}
+        return {name: getattr(scores, name) for name in VALIDATED}
 
     return score
 

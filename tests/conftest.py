@@ -164,3 +164,15 @@ def ranks(nursery: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def store_kit(nursery: Any) -> Any:
     """The kit of tests/store/conftest.py, for other rooms."""
     return load_beside("store/conftest.py").Kit(nursery)
+
+
+@pytest.fixture(scope="session")
+def contract() -> ModuleType:
+    """What every detector must do; see detector/contract.py."""
+    return load_beside("detector/contract.py")
+
+
+@pytest.fixture(scope="session")
+def fcos() -> ModuleType:
+    """A head that knows nothing of cachedet's; see detector/fcos.py."""
+    return load_beside("detector/fcos.py")

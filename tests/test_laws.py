@@ -58,6 +58,17 @@ def test_imports_point_one_way(path: Path) -> None:
             assert ORDER.index(room) < ORDER.index(own[0]), f"{path} imports {name}"
 
 
+@pytest.mark.parametrize(
+    "path",
+    sorted((PACKAGE / "store").rglob("*.py")),
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
+def test_the_store_knows_nothing_of_detection(path: Path) -> None:
+    rooms = {room_of(name) for name in imports_of(path) if name.startswith("cachedet.")}
+    assert not rooms & {"detector", "loading", "evaluation"}
+    assert "Targets" not in path.read_text()
+
+
 def test_no_cycles_inside_a_room() -> None:
     """Law L2 within rooms: repeatedly take away modules that import nothing that is left."""
     left = {

@@ -39,7 +39,7 @@ def cost_of(
 def test_trainable_parameters_as_the_paper_counts_them(
     name: str, features: str, millions: float, tolerance: float
 ) -> None:
-    """PAPER 1.4 [I]: a ResNet-101's channels, 91 outputs."""
+    """PAPER 1.4 [I], counted from its public configs: a ResNet-101's channels, 91 outputs."""
     cost = cost_of(name, features=features)
     assert cost.total.parameters / 1e6 == pytest.approx(millions, rel=tolerance)
 

@@ -1,10 +1,47 @@
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+
 import pytest
 
-from cachedet.progress import StageProgress, count_of, format_seconds
+from cachedet.progress import StageProgress, count_of, format_seconds, is_shown, shown
 
 
+@pytest.fixture
+def _shown() -> Iterator[None]:
+    with shown():
+        yield
+
+
+looked_at = pytest.mark.usefixtures("_shown")
+
+
+def work_and_log() -> None:
+    with StageProgress("extract", total=2, unit="images") as progress:
+        progress.advance(2)
+    logging.getLogger("cachedet.anywhere").info("for %s", "a person")
+    logging.getLogger("cachedet.anywhere").debug("for a developer")
+    logging.getLogger("elsewhere").info("for others")
+
+
+def test_the_library_shows_nothing_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not is_shown()
+    work_and_log()
+    assert capsys.readouterr() == ("", "")
+
+
+@looked_at
+def test_what_is_asked_for_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert is_shown()
+    work_and_log()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("extract: 2/2  ")
+    assert err.splitlines()[1:] == ["for a person"]
+
+
+@looked_at
 def test_a_log_file_gets_a_last_line_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     with StageProgress("extract", total=10, unit="images", done=4) as progress:
         progress.advance(3, nbytes=5_000_000, note="loss 0.5")
@@ -21,6 +58,7 @@ def test_seconds() -> None:
     assert [format_seconds(s) for s in (0.4, 75, 3700)] == ["0:00", "1:15", "1:01:40"]
 
 
+@looked_at
 def test_the_detail_is_kept_and_unplanned_work_raises_the_total(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -34,6 +72,7 @@ def test_the_detail_is_kept_and_unplanned_work_raises_the_total(
     assert progress.nbytes == 0
 
 
+@looked_at
 def test_what_others_did_is_no_work_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
     with StageProgress("extract", total=9, unit="images") as progress:
         progress.advance(4)
@@ -43,6 +82,7 @@ def test_what_others_did_is_no_work_of_ours(capsys: pytest.CaptureFixture[str]) 
     assert "5 more images by other writers" in output
 
 
+@looked_at
 def test_the_end_promises_nothing_more(capsys: pytest.CaptureFixture[str]) -> None:
     """Also where the work stopped before its end."""
     with StageProgress("extract", total=9, unit="images") as progress:
@@ -51,7 +91,7 @@ def test_the_end_promises_nothing_more(capsys: pytest.CaptureFixture[str]) -> No
     assert "left, ends" not in capsys.readouterr().err
 
 
-def test_a_remark_is_shown_though_nothing_was_done() -> None:
+def test_a_note_is_shown_though_nothing_was_done() -> None:
     with StageProgress("extract", total=9, unit="images") as progress:
         progress.note("waiting for another machine")
         assert "waiting for another machine" in progress.status()

@@ -16,51 +16,41 @@ class RandomDraws:
     and whatever else that process has.
 
     Args:
-        entropy: what tells this batch from others: seed, epoch, number of the batch.
-        places: in the global batch, of the images that are here.
+        entropy: tells this batch from others: seed, epoch, number of the batch.
+        indices: in the global batch, of the images that are here.
     """
 
-    def __init__(self, entropy: Sequence[int], *, places: Sequence[int]) -> None:
+    def __init__(self, entropy: Sequence[int], *, indices: Sequence[int]) -> None:
         self._entropy = tuple(entropy)
-        self._places = places
+        self._indices = indices
         self._images: dict[int, torch.Generator] = {}
 
     @cached_property
     def of_batch(self) -> torch.Generator:
-        """Of what all its images share."""
+        """For what all images of the batch share."""
         return _make_generator((*self._entropy, 0))
 
     def of_image(self, image: int) -> torch.Generator:
-        """Of an image by its number in the batch."""
+        """For one image, by its number among those that are here."""
         if image not in self._images:
-            entropy = (*self._entropy, 1 + self._places[image])
+            entropy = (*self._entropy, 1 + self._indices[image])
             self._images[image] = _make_generator(entropy)
         return self._images[image]
 
 
-def draw_images(count: int, *, chance: float, draws: RandomDraws) -> list[int]:
-    """Which of `count` images are drawn, each with this chance, in order."""
-    return [n for n in range(count) if is_drawn(chance, draws.of_image(n))]
+def draw_images(count: int, *, probability: float, draws: RandomDraws) -> list[int]:
+    """Which of `count` images are drawn, in order."""
+    return [n for n in range(count) if is_drawn(probability, draws.of_image(n))]
 
 
-def is_drawn(chance: float, generator: torch.Generator) -> bool:
-    """True with this chance."""
-    return float(torch.rand((), generator=generator)) < chance
+def is_drawn(probability: float, generator: torch.Generator) -> bool:
+    """True with this probability."""
+    return float(torch.rand((), generator=generator)) < probability
 
 
 def draw_number(least: int, most: int, generator: torch.Generator) -> int:
     """A whole number from `least` to `most`, both included, all equally likely."""
     return int(torch.randint(least, most + 1, (), generator=generator))
-
-
-def draw_others(image: int, *, count: int, wanted: int, generator: torch.Generator) -> list[int]:
-    """`wanted` of `count` images other than `image`: different ones if there are enough."""
-    others = [other for other in range(count) if other != image]
-    if len(others) >= wanted:
-        order = torch.randperm(len(others), generator=generator)[:wanted]
-    else:
-        order = torch.randint(len(others), (wanted,), generator=generator)
-    return [others[place] for place in order.tolist()]
 
 
 def _make_generator(entropy: Sequence[int]) -> torch.Generator:

@@ -1,4 +1,4 @@
-"""Regions that all levels share, and what becomes of the boxes that a region shows or hides.
+"""Regions that all levels share, and what becomes of the boxes that a region shows.
 
 Letters: n images, M boxes, C channels, h w feature cells, R S rows and columns of the grid.
 The grid has cells of `spec.pad_multiple` pixels, which is a whole number of feature cells on every
@@ -7,14 +7,13 @@ level, whatever the strides: what is moved by grid cells is moved exactly on all
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from cachedet.data.views import LEAST_VISIBLE
-from cachedet.detector.boxes import box_areas, clip_boxes, covered_fraction
+from cachedet.detector.boxes import box_areas, clip_boxes
 from cachedet.structures import Features, FeatureSpec, SizeHW, TargetMasks, Targets
 
 Window = tuple[int, int, int, int]
@@ -74,41 +73,8 @@ class Grid:
         """(R, S) of the cells that hold a valid pixel."""
         return -(-size_hw[0] // self.cell), -(-size_hw[1] // self.cell)
 
-    def filled(self, size_hw: SizeHW) -> SizeHW:
-        """(R, S) of the cells that hold valid pixels only."""
-        return size_hw[0] // self.cell, size_hw[1] // self.cell
-
-    def around(self, box: Tensor) -> Region:
-        """The smallest region that holds the box (4,)."""
-        x1, y1, x2, y2 = box.tolist()
-        left, top = int(x1 // self.cell), int(y1 // self.cell)
-        right, bottom = int(-(-x2 // self.cell)), int(-(-y2 // self.cell))
-        return Region(top=top, left=left, height=bottom - top, width=right - left)
-
     def _stride(self, level: str) -> int:
         return next(known.stride for known in self.spec if known.name == level)
-
-
-def clone_maps(features: Features) -> Features:
-    """The same maps, to be written on."""
-    return {level: maps.clone() for level, maps in features.items()}
-
-
-def copy_region(
-    grid: Grid,
-    source: Features,
-    *,
-    image: int,
-    region: Region,
-    canvas: Features,
-    onto: int,
-    place: Region,
-) -> None:
-    """Write `region` of one image's maps over `place` of the canvas, on every level."""
-    for level, maps in canvas.items():
-        rows, columns = grid.slices(level, region)
-        rows_there, columns_there = grid.slices(level, place)
-        maps[onto, :, rows_there, columns_there] = source[level][image, :, rows, columns]
 
 
 def show_boxes(targets: Targets, window: Window) -> Targets:
@@ -127,24 +93,6 @@ def show_boxes(targets: Targets, window: Window) -> Targets:
     return replace(shown, masks=_move_masks(shown.masks, x1, y1))
 
 
-def hide_boxes(targets: Targets, window: Window) -> Targets:
-    """What is left of the boxes where something else lies over the window.
-
-    A box shrinks to the smallest one around the part that can be seen; quarter and nothing as in
-    `show_boxes`. Masks are dropped: a bitmap of the image cannot say what is hidden.
-    """
-    cover = targets.boxes.new_tensor([window])
-    visible = 1 - covered_fraction(targets.boxes, cover)[:, 0]
-    return _keep_visible(replace(targets, masks=None), _trim(targets.boxes, window), visible)
-
-
-def place_boxes(targets: Targets, place: Window) -> Targets:
-    """Boxes of a window, in the pixels of the view it was put into at `place`; without masks."""
-    x1, y1, _, _ = place
-    moved = targets.boxes + targets.boxes.new_tensor([x1, y1, x1, y1])
-    return _keep_visible(replace(targets, masks=None), moved, _all_visible(moved))
-
-
 def mirror_boxes(targets: Targets, width: int) -> Targets:
     """Boxes and masks of a view mirrored along x over `width` pixels, all of which are valid."""
     x1, y1, x2, y2 = targets.boxes.unbind(1)
@@ -158,24 +106,7 @@ def mirror_boxes(targets: Targets, width: int) -> Targets:
         )
     mirrored = torch.stack([width - x2, y1, width - x1, y2], dim=1)
     targets = replace(targets, size_hw=(targets.size_hw[0], width), masks=masks)
-    return _keep_visible(targets, mirrored, _all_visible(mirrored))
-
-
-def join_targets(own: Targets, parts: Sequence[Targets], *, size_hw: SizeHW) -> Targets:
-    """The boxes of all parts as those of one image, which keeps the id of `own`; no masks."""
-    return replace(
-        own,
-        size_hw=size_hw,
-        boxes=torch.cat([part.boxes for part in parts]),
-        labels=torch.cat([part.labels for part in parts]),
-        crowd=torch.cat([part.crowd for part in parts]),
-        masks=None,
-    )
-
-
-def _all_visible(boxes: Tensor) -> Tensor:
-    """(M,)"""
-    return torch.ones_like(boxes[:, 0])
+    return _keep_visible(targets, mirrored, torch.ones_like(x1))
 
 
 def _keep_visible(targets: Targets, boxes: Tensor, visible: Tensor) -> Targets:
@@ -203,20 +134,3 @@ def _move_masks(masks: TargetMasks | None, x: int, y: int) -> TargetMasks | None
         return None
     (scale_x, scale_y), (origin_x, origin_y) = masks.scale_xy, masks.origin_xy
     return replace(masks, origin_xy=(origin_x + scale_x * x, origin_y + scale_y * y))
-
-
-def _trim(boxes: Tensor, window: Window) -> Tensor:
-    """(M, 4) boxes without the ends that lie under the window across their whole side."""
-    x1, y1, x2, y2 = boxes.unbind(1)
-    left, top, right, bottom = window
-    is_crossed = (top <= y1) & (y2 <= bottom)  # from top to bottom: its left or right may go
-    is_split = (left <= x1) & (x2 <= right)
-    return torch.stack(
-        [
-            torch.where(is_crossed & (left <= x1), x1.clamp(min=right), x1),
-            torch.where(is_split & (top <= y1), y1.clamp(min=bottom), y1),
-            torch.where(is_crossed & (x2 <= right), x2.clamp(max=left), x2),
-            torch.where(is_split & (y2 <= bottom), y2.clamp(max=top), y2),
-        ],
-        dim=1,
-    )

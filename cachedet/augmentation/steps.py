@@ -1,24 +1,22 @@
-"""Feature-space augmentation: which steps a run takes, in which order. See docs/augmentation.md.
+"""Feature-space augmentation: translation, crop and flip, with the boxes of the images.
 
-Images are mixed first, while all maps have one size and objects are whole; then moved; values are
-changed last, so that the noise is as strong as the values it falls on.
+Letters: n images, R S rows and columns of the grid (`Grid`). Every step returns new targets; `flip`
+writes on the maps it is given, the others return new ones. See docs/augmentation.md.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
-from cachedet.augmentation.draws import RandomDraws
-from cachedet.augmentation.mixing import copy_paste, mosaic
-from cachedet.augmentation.noise import add_noise, channel_dropout
-from cachedet.augmentation.regions import Grid
-from cachedet.augmentation.spatial import crop, flip, translate
+import torch
+
+from cachedet.augmentation.draws import RandomDraws, draw_images, draw_number, is_drawn
+from cachedet.augmentation.regions import Grid, Region, mirror_boxes, show_boxes
 from cachedet.config.run import AugmentConfig
-from cachedet.errors import ConfigError
-from cachedet.store.format.commits import Quality
-from cachedet.structures import Batch, FeatureSpec, LevelSpec
+from cachedet.structures import Batch, Features, FeatureSpec, LevelSpec, SizeHW
 
 Augment = Callable[[Batch, RandomDraws], Batch]
 """A batch from one and all that is random; targets stay as they were.
@@ -27,65 +25,111 @@ May write on the maps it is given: fresh memory for large ones takes five times 
 """
 
 
-def make_augment(
-    config: AugmentConfig,
-    *,
-    spec: FeatureSpec,
-    quality: Mapping[str, Quality],
-    trains_masks: bool,
-) -> Augment | None:
+def make_augment(config: AugmentConfig, *, spec: FeatureSpec) -> Augment | None:
     """All steps the config switches on, or None where it switches on none.
 
     Args:
         config: the section `augment` of a run.
         spec: all levels of the store, also those the detector leaves out.
-        quality: what the codec did to the store's values, by level (`FeatureStore.quality`).
-        trains_masks: whether the detector has a mask head.
-
-    Raises ConfigError: masks do not survive a step, or noise of a codec that has no error.
     """
-    if trains_masks:
-        _refuse_mixing(config)
-    steps = _moving_steps(config, Grid(spec))
-    if config.channel_dropout:
-        steps.append(partial(channel_dropout, share=config.channel_dropout))
-    if config.noise:
-        steps.append(partial(add_noise, relative=_noise_scale(config.noise, quality)))
-    return partial(_take_steps, steps=tuple(steps)) if steps else None
-
-
-def make_pixel_augment(
-    config: AugmentConfig, *, name: str, spec: FeatureSpec, trains_masks: bool
-) -> Augment | None:
-    """The same steps with the same draws on images: what is moved is moved before the backbone.
-
-    Args:
-        config: of steps that move images only (`AugmentConfig.changing_values` is empty).
-        name: of the pixels in a batch's features.
-        spec: of the backbone's levels, to whose grid the steps keep.
-        trains_masks: whether the detector has a mask head.
-
-    Raises ConfigError: masks do not survive a step, or a step changes values.
-    """
-    pixels = LevelSpec(name=name, channels=3, stride=1)
-    return make_augment(
-        config, spec=FeatureSpec((pixels, *spec)), quality={}, trains_masks=trains_masks
-    )
-
-
-def _moving_steps(config: AugmentConfig, grid: Grid) -> list[Augment]:
-    """Those that boxes must follow."""
+    grid = Grid(spec)
     steps: list[tuple[float, Augment]] = [
-        (config.mosaic, partial(mosaic, grid=grid, chance=config.mosaic)),
-        (config.copy_paste, partial(copy_paste, grid=grid, chance=config.copy_paste)),
         (
             config.translate,
-            partial(translate, grid=grid, chance=config.translate, most=config.translate_by),
+            partial(translate, grid=grid, probability=config.translate, most=config.translate_by),
         ),
-        (config.crop, partial(crop, grid=grid, chance=config.crop, least=config.crop_to)),
-        (config.flip, partial(flip, grid=grid, chance=config.flip)),
+        (config.crop, partial(crop, grid=grid, probability=config.crop, least=config.crop_to)),
+        (config.flip, partial(flip, grid=grid, probability=config.flip)),
     ]
-    return [step for chance, step in steps if chance > 0]
+    taken = tuple(step for probability, step in steps if probability > 0)
+    return partial(_take_steps, steps=taken) if taken else None
+
+
+def make_pixel_augment(config: AugmentConfig, *, name: str, spec: FeatureSpec) -> Augment | None:
+    """The same steps with the same draws on images, which are moved before the backbone.
+
+    Args:
+        config: the section `augment` of a run.
+        name: of the pixels in a batch's features.
+        spec: of the backbone's levels, to whose grid the steps keep.
+    """
+    pixels = LevelSpec(name=name, channels=3, stride=1)
+    return make_augment(config, spec=FeatureSpec((pixels, *spec)))
+
+
+def translate(
+    batch: Batch, draws: RandomDraws, *, grid: Grid, probability: float, most: float
+) -> Batch:
+    """Shift maps by whole grid cells; zeros come in, as at the edge of a convolution's input.
+
+    Args:
+        batch: n images.
+        draws: of the batch.
+        grid: of the store's levels.
+        probability: of each image.
+        most: largest shift as a share of each side, but at least one cell.
+    """
+    features = {level: maps.clone() for level, maps in batch.features.items()}
+    targets = list(batch.targets)
+    shape = grid.shape_of(batch.features)
+    for image in draw_images(len(targets), probability=probability, draws=draws):
+        touched = grid.touched(targets[image].size_hw)
+        down, right = (
+            _draw_shift(side, touched=cells, most=most, generator=draws.of_image(image))
+            for side, cells in zip(shape, touched, strict=True)
+        )
+        _shift_maps(grid, batch.features, image=image, down=down, right=right, canvas=features)
+        window = Region(top=-down, left=-right, height=shape[0], width=shape[1])
+        targets[image] = show_boxes(targets[image], grid.window_of(window))
+    return replace(batch, features=features, targets=targets)
+
+
+def crop(
+    batch: Batch, draws: RandomDraws, *, grid: Grid, probability: float, least: float
+) -> Batch:
+    """Cut a window out of every image: one size for the batch, each image its own place.
+
+    Args:
+        batch: n images.
+        draws: of the batch.
+        grid: of the store's levels.
+        probability: of the whole batch, which becomes smaller and its step cheaper.
+        least: smallest window as a share of each side.
+    """
+    if not is_drawn(probability, draws.of_batch):
+        return batch
+    size_rs = _draw_window_size(grid.shape_of(batch.features), least, draws.of_batch)
+    regions = [
+        _draw_region(size_rs, grid.touched(targets.size_hw), draws.of_image(image))
+        for image, targets in enumerate(batch.targets)
+    ]
+    features = {
+        level: torch.stack(
+            [one[:, *grid.slices(level, at)] for one, at in zip(maps, regions, strict=True)]
+        )
+        for level, maps in batch.features.items()
+    }
+    shown = [
+        show_boxes(targets, grid.window_of(at))
+        for targets, at in zip(batch.targets, regions, strict=True)
+    ]
+    return replace(batch, features=features, targets=shown)
+
+
+def flip(batch: Batch, draws: RandomDraws, *, grid: Grid, probability: float) -> Batch:
+    """Mirror maps along x over their whole width, padding included, where they lie.
+
+    An approximation: a backbone's features of the mirrored image are other than these, because
+    its kernels and its strides have sides (docs/augmentation.md has the size of the error). The
+    padding comes to the left and counts as valid, since only the right end can be cut off.
+    """
+    targets = list(batch.targets)
+    _, columns = grid.shape_of(batch.features)
+    for image in draw_images(len(targets), probability=probability, draws=draws):
+        for maps in batch.features.values():
+            maps[image].copy_(maps[image].flip(-1))
+        targets[image] = mirror_boxes(targets[image], columns * grid.cell)
+    return replace(batch, targets=targets)
 
 
 def _take_steps(batch: Batch, draws: RandomDraws, *, steps: tuple[Augment, ...]) -> Batch:
@@ -94,25 +138,38 @@ def _take_steps(batch: Batch, draws: RandomDraws, *, steps: tuple[Augment, ...])
     return batch
 
 
-def _refuse_mixing(config: AugmentConfig) -> None:
-    wanted = [f"augment.{key}" for key in config.mixing]
-    if wanted:
-        raise ConfigError(
-            f"detector.mask_head learns masks, which do not survive {' and '.join(wanted)} (the "
-            "masks of a target lie in one image): set them to 0, or remove detector.mask_head; "
-            "all other keys of augment carry masks"
-        )
+def _shift_maps(
+    grid: Grid, source: Features, *, image: int, down: int, right: int, canvas: Features
+) -> None:
+    """Write one image's maps onto the canvas, shifted by grid cells, zeros where nothing is."""
+    rows, columns = grid.shape_of(source)
+    height, width = rows - abs(down), columns - abs(right)
+    shown = Region(top=max(-down, 0), left=max(-right, 0), height=height, width=width)
+    covered = Region(top=max(down, 0), left=max(right, 0), height=height, width=width)
+    for level, maps in canvas.items():
+        maps[image] = 0
+        maps[image, :, *grid.slices(level, covered)] = source[level][
+            image, :, *grid.slices(level, shown)
+        ]
 
 
-def _noise_scale(factor: float, quality: Mapping[str, Quality]) -> dict[str, float]:
-    """Standard deviation by level, as a share of the root mean square of the values."""
-    scale = {
-        level: factor * math.sqrt(own.noise / own.signal) if own.signal > 0 else 0.0
-        for level, own in quality.items()
-    }
-    if not any(scale.values()):
-        raise ConfigError(
-            f"augment.noise is {factor:g} times the error of the store's codec, which has none; "
-            "set augment.noise to 0, or extract with a codec that loses something, such as int8"
-        )
-    return scale
+def _draw_shift(side: int, *, touched: int, most: float, generator: torch.Generator) -> int:
+    """Grid cells along one side; at least one cell that holds something stays."""
+    farthest = max(1, math.floor(most * side))
+    return draw_number(-min(farthest, touched - 1), min(farthest, side - 1), generator)
+
+
+def _draw_window_size(shape_rs: SizeHW, least: float, generator: torch.Generator) -> SizeHW:
+    rows, columns = (
+        draw_number(max(1, math.ceil(least * side)), side, generator) for side in shape_rs
+    )
+    return rows, columns
+
+
+def _draw_region(size_rs: SizeHW, within_rs: SizeHW, generator: torch.Generator) -> Region:
+    """A region of this size inside the first R x S cells, or at their start if it is larger."""
+    top, left = (
+        draw_number(0, max(0, most - side), generator)
+        for side, most in zip(size_rs, within_rs, strict=True)
+    )
+    return Region(top=top, left=left, height=size_rs[0], width=size_rs[1])

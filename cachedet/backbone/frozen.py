@@ -29,7 +29,7 @@ class FrozenBackbone(nn.Module):
         spec: the levels it gives, fine to coarse.
         preprocessing: how its input must be made from pixels.
         weights: where the weights came from, in words.
-        digest: sha256 of their content.
+        digest: sha256 of the weights.
     """
 
     def __init__(
@@ -89,11 +89,9 @@ def load_backbone(
     """Open a timm model as a frozen feature extractor.
 
     Args:
-        name: any timm model that has `features_only`.
         weights: "auto" (an installed registry package, else timm's hub), "none" or a file.
         levels: names such as ("C3", "C4"); None takes C3-C5, or the one level of a plain ViT.
         image_size: long side in pixels; a ViT or Swin is built for it.
-        device: where it runs.
         seed: of random weights, which are the same for the same seed.
 
     Raises:
@@ -187,7 +185,7 @@ def _create(name: str, *, image_size: int, indices: tuple[int, ...], source: _We
 
 
 def _build(name: str, *, image_size: int, options: dict[str, Any]) -> Any:
-    """A timm feature extractor that takes rectangles; ViTs and Swins are told their input size."""
+    """A timm feature extractor that takes rectangles; ViTs and Swins need their input size."""
     default = timm.get_pretrained_cfg(name)
     if default is not None and default.fixed_input_size:
         options = {**options, "img_size": image_size, "dynamic_img_size": True}
@@ -200,7 +198,7 @@ def _build(name: str, *, image_size: int, options: dict[str, Any]) -> Any:
 
 
 def _unavailable(name: str, source: _WeightsSource, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if source.kind != "hub":
         return f"{name}: {source.file} does not hold weights that fit this backbone: {reason}"
     package = PACKAGES.get(name)

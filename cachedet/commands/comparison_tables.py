@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from cachedet.commands.tables import console
+from cachedet.commands.tables import console, figure, say, span
 
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
     from cachedet.comparison.results import CellResult
@@ -24,13 +24,13 @@ def print_cell(cell: CellResult, number: int, total: int) -> None:
     named = [f"{number}/{total}", cell.key.heads, cell.key.mode, f"seed {cell.key.seed}"]
     if cell.has_failed:
         _print_row([*named, "failed"])
-        _say(f"failed: {cell.error}")
+        say(f"failed: {cell.error}")
         return
     _print_row(
         [
             *named,
-            f"AP {_figure(cell.ap)}",
-            _span(cell.low, cell.high),
+            f"AP {figure(cell.ap)}",
+            span(cell.low, cell.high),
             f"{cell.seconds:,.0f} s",
             f"{_megabytes(cell.peak_memory)} MB",
         ]
@@ -62,19 +62,19 @@ def print_summary(summary: Summary) -> None:
         table.add_row(Text(name), group.mode, *_means(group, apart))
     console.print(table, highlight=False)
     for line in describe_best(summary):
-        _say(line)
-    found = summary.compare("cached", "tuned")
+        say(line)
     for line in describe_freezing(summary):
-        _say(line)
-    if len(found) > 1:
-        for own in found:
-            _say(judge_difference(own))
+        say(line)
+    differences = summary.compare("cached", "tuned")
+    if len(differences) > 1:
+        for difference in differences:
+            say(judge_difference(difference))
     if summary.compare("cached", "live"):
-        _say("Cached against live:")
+        say("Cached against live:")
         for line in describe_agreement(summary):
-            _say(line)
+            say(line)
     for cell in summary.failed:
-        _say(f"failed: {cell.key.folder}: {cell.error}")
+        say(f"failed: {cell.key.folder}: {cell.error}")
 
 
 def _means(group: Group, apart: float) -> list[str]:
@@ -82,9 +82,9 @@ def _means(group: Group, apart: float) -> list[str]:
         return ["-", "-", "-", "0", "-", "-", "-"]
     ap = group.ap
     return [
-        _figure(ap.mean),
-        _span(ap.least, ap.most) if ap.count > 1 else "-",
-        "-" if math.isnan(apart) else f"{apart:+.3f}",
+        figure(ap.mean),
+        span(ap.least, ap.most) if ap.count > 1 else "-",
+        figure(apart, signed=True),
         str(ap.count),
         f"{group.over_seeds('seconds').mean:,.0f}",
         _megabytes(group.peak_memory),
@@ -94,28 +94,15 @@ def _means(group: Group, apart: float) -> list[str]:
 
 def _print_row(texts: list[str]) -> None:
     row = Table.grid(padding=(0, 1, 0, 0))
-    for place, width in enumerate(_WIDTHS):
+    for number, width in enumerate(_WIDTHS):
         row.add_column(
             width=width,
             no_wrap=True,
             overflow="ellipsis",
-            justify="left" if place in _FLUSH_LEFT else "right",
+            justify="left" if number in _FLUSH_LEFT else "right",
         )
     row.add_row(*map(Text, texts))
     console.print(row, highlight=False)
-
-
-def _say(line: str) -> None:
-    """A sentence; brackets in names are no markup."""
-    console.print(line, highlight=False, markup=False)
-
-
-def _figure(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
-
-
-def _span(low: float, high: float) -> str:
-    return "-" if math.isnan(low) else f"{low:.3f}-{high:.3f}"
 
 
 def _megabytes(nbytes: int) -> str:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from cachedet.backbone.trained import BatchNorm
 from cachedet.commands.options import (
     Annotations,
     Backbone,
@@ -26,17 +25,22 @@ from cachedet.commands.options import (
     Workers,
     print_json,
 )
-from cachedet.commands.tables import console
+from cachedet.commands.tables import say
 from cachedet.errors import InputError, nearest_names
 from cachedet.live.mode_names import MODES, Mode
 from cachedet.progress import count_of
 
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
+    from cachedet.backbone.trained import BatchNorm
     from cachedet.compare import ComparisonReport
+    from cachedet.config.run import TrainConfig
+
+_LARGEST_SEED = 2**63 - 1
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
 def compare(
-    configs: Annotated[list[Path], typer.Argument(help="YAML files of heads, as in configs/.")],
+    configs: Annotated[list[str], typer.Argument(help="Of the heads: presets or YAML files.")],
     images: Images,
     annotations: Annotations,
     val_annotations: Annotated[Path, typer.Option(help="The file to score on.")],
@@ -78,34 +82,32 @@ def compare(
 
     Every cell (config x mode x seed) is trained alike. Run again to go on, or with more of them.
     """
-    from cachedet.commands import comparisons as choices
     from cachedet.commands.comparison_tables import print_cell, print_summary
     from cachedet.compare import compare as run_compare
     from cachedet.comparison.cell import ComparisonConfig
     from cachedet.comparison.folder import ComparisonFolder
-    from cachedet.config.run import load_train_config, make_extract_config
+    from cachedet.config.run import make_extract_config
     from cachedet.extract import default_workers
     from cachedet.live.modes import BackboneTraining
 
     changes = [*(overrides or []), *([] if device == "auto" else [f"device={device}"])]
-    shared = {"backbone": backbone, "weights": weights, "image_size": image_size, "codec": codec}
-    threads = workers or default_workers()
-    shared |= {"on_bad_image": on_bad_image, "device": device, "workers": threads}
     folder = ComparisonFolder(out)
-    train = {"images": images, "annotations": annotations, "store": folder.train, "views": views}
+    train = {
+        "images": images, "annotations": annotations, "store": folder.train, "views": views,
+        "backbone": backbone, "weights": weights, "image_size": image_size, "codec": codec,
+        "on_bad_image": on_bad_image, "device": device, "workers": workers or default_workers(),
+    }  # fmt: skip
     val = {"annotations": val_annotations, "store": folder.val, "views": "base"}
     config = ComparisonConfig(
-        heads=choices.name_configs(configs, lambda path: load_train_config(path, changes)),
-        train=make_extract_config({**shared, **train}),
-        val=make_extract_config({**shared, **val, "images": val_images or images}),
+        heads=load_heads(configs, changes),
+        train=make_extract_config(train),
+        val=make_extract_config(train | val | {"images": val_images or images}),
         out=out,
-        modes=choices.parse_modes(modes),
-        seeds=choices.parse_seeds(seeds),
+        modes=parse_modes(modes),
+        seeds=parse_seeds(seeds),
         epochs=epochs,
-        budget=None if budget is None else choices.parse_seconds(budget),
-        backbone=BackboneTraining(
-            lr_scale=backbone_lr, batch_norm=choices.parse_batch_norm(batch_norm)
-        ),
+        budget=None if budget is None else parse_seconds(budget),
+        backbone=BackboneTraining(lr_scale=backbone_lr, batch_norm=parse_batch_norm(batch_norm)),
         resamples=resamples,
     )
     report = run_compare(config, on_cell=None if as_json else print_cell)
@@ -113,31 +115,27 @@ def compare(
         print_json(report.to_json())
     elif report.cells:
         print_summary(report.summary)
-        console.print(str(report.page), highlight=False, markup=False, soft_wrap=True)
+        say(str(report.page), wraps=False)
     _leave(report)
 
 
-def _leave(report: ComparisonReport) -> None:
-    """The exit status says whether all cells are there."""
-    from cachedet.training.stopping import STOPPED_STATUS
+def load_heads(configs: Sequence[str], changes: Sequence[str]) -> dict[str, TrainConfig]:
+    """The configs with `changes` applied, by the name of their file.
 
-    if report.interrupted_by is not None:
-        again = shlex.join(["cachedet", *sys.argv[1:]])
-        left = count_of(report.left, "cell")
-        print(
-            f"{report.interrupted_by}: saved, {left} to go; continue with\n  {again}",
-            file=sys.stderr,
-        )
-        raise typer.Exit(STOPPED_STATUS)
-    if report.left:
-        print("some cells failed, see above; the same command tries them again", file=sys.stderr)
-        raise typer.Exit(1)
+    Raises InputError on equal names, ConfigError on what `load_train_config` refuses.
+    """
+    from cachedet.config.presets import find_config
+    from cachedet.config.run import load_train_config
 
-
-T = TypeVar("T")
-
-_LARGEST_SEED = 2**63 - 1
-_SECONDS = {"s": 1, "m": 60, "h": 3600}
+    heads: dict[str, TrainConfig] = {}
+    for path in map(find_config, configs):
+        if path.stem in heads:
+            raise InputError(
+                f"two configs are named {path.stem}: cells are called by the name of their file, "
+                "so rename one"
+            )
+        heads[path.stem] = load_train_config(path, changes)
+    return heads
 
 
 def parse_modes(text: str) -> tuple[Mode, ...]:
@@ -149,7 +147,7 @@ def parse_modes(text: str) -> tuple[Mode, ...]:
                 f"--modes: unknown mode {name!r}{nearest_names(name, MODES)}; "
                 f"known: {', '.join(MODES)}"
             )
-    return tuple(cast(Mode, name) for name in names)
+    return tuple(cast("Mode", name) for name in names)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -168,32 +166,38 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 def parse_seconds(text: str) -> float:
     """``10m``, ``90s``, ``1.5h`` or ``600``. Raises InputError on anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip().lower())
-    seconds = float(found[1]) * _SECONDS[found[2] or "s"] if found else 0.0
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip().lower())
+    seconds = float(match[1]) * _SECONDS[match[2] or "s"] if match else 0.0
     if seconds <= 0:
         raise InputError(f"--budget expects a time such as 10m, 90s or 1h, got {text!r}")
     return seconds
 
 
 def parse_batch_norm(text: str) -> BatchNorm:
-    """Raises InputError on an unknown word."""
+    """``frozen`` or ``trained``. Raises InputError on another word."""
+    from cachedet.backbone.trained import BatchNorm
+
     if text not in get_args(BatchNorm):
         raise InputError(f"--batch-norm expects frozen or trained, got {text!r}")
     return cast(BatchNorm, text)
 
 
-def name_configs(paths: Sequence[Path], load: Callable[[Path], T]) -> dict[str, T]:
-    """By the file's name, which every cell is called by. Raises InputError on equal names."""
-    found: dict[str, T] = {}
-    for path in paths:
-        if path.stem in found:
-            raise InputError(
-                f"two configs are named {path.stem}: cells are called by the name of their file, "
-                "so rename one"
-            )
-        found[path.stem] = load(path)
-    return found
-
-
 def _split(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _leave(report: ComparisonReport) -> None:
+    """End with the exit status that says whether all cells are there."""
+    from cachedet.training.stopping import STOPPED_STATUS
+
+    if report.interrupted_by is not None:
+        again = shlex.join(["cachedet", *sys.argv[1:]])
+        left = count_of(report.left, "cell")
+        print(
+            f"{report.interrupted_by}: saved, {left} to go; continue with\n  {again}",
+            file=sys.stderr,
+        )
+        raise typer.Exit(STOPPED_STATUS)
+    if report.left:
+        print("some cells failed, see above; the same command tries them again", file=sys.stderr)
+        raise typer.Exit(1)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from cachedet.commands.tables import console
+from cachedet.commands.tables import console, make_table, say
 from cachedet.progress import count_of, format_seconds
 from cachedet.store.files.durable import readable_nbytes
 
@@ -21,40 +21,33 @@ def print_estimate(report: EstimateReport, *, heads: str) -> None:
     """Tables of the cache, of its extraction and of training, and what follows."""
     measured = report.measured
     for name, reason in report.skipped:
-        console.print(f"skipped {name}: {reason}", highlight=False, markup=False)
+        say(f"skipped {name}: {reason}")
     views = count_of(len(measured.views), "view")
-    console.print(
+    say(
         f"{count_of(measured.images, 'image')} in {views} ({', '.join(measured.views)}), heads "
         f"{heads}; tried on {count_of(report.sample, 'image')} in {report.seconds:.0f} s",
-        highlight=False,
-        soft_wrap=True,
+        wraps=False,
     )
     if report.what_if:
         asked = ", ".join(f"{name}={_plain(value)}" for name, value in report.what_if.items())
-        console.print(
-            f"what if {asked}: arithmetic on what was measured here, not measured",
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(f"what if {asked}: arithmetic on what was measured here, not measured", wraps=False)
     console.print(_cache_table(report))
     console.print(_extraction_table(report))
     console.print(_training_table(report))
     for line in (*_summary(report), *report.advice):
-        console.print(f"- {line}", highlight=False, markup=False, soft_wrap=True)
+        say(f"- {line}", wraps=False)
     if report.prediction is not None:
-        console.print(
+        say(
             f"saved as {report.prediction}: `extract` and `train-heads` will print predicted "
             "against actual",
-            highlight=False,
-            soft_wrap=True,
+            wraps=False,
         )
 
 
 def _cache_table(report: EstimateReport) -> Table:
     forecast, measured = report.forecast, report.measured
-    table = Table(title=f"cache; {readable_nbytes(int(forecast.free_disk))} free on the disk")
-    for name in ("codec", "size", "an image and view"):
-        table.add_column(name, justify="left" if name == "codec" else "right")
+    title = f"cache; {readable_nbytes(int(forecast.free_disk))} free on the disk"
+    table = make_table(title, "codec", "size", "an image and view", left=["codec"])
     stored = measured.images * len(measured.views)
     for name, nbytes in forecast.nbytes_by_codec.items():
         mark = " (asked for)" if name == measured.codec else ""
@@ -66,9 +59,8 @@ def _cache_table(report: EstimateReport) -> Table:
 
 def _extraction_table(report: EstimateReport) -> Table:
     forecast = report.forecast
-    table = Table(title="extraction")
-    for name in ("part", "time", "bottleneck"):
-        table.add_column(name, justify="right" if name == "time" else "left")
+    columns = ("part", "time", "bottleneck")
+    table = make_table("extraction", *columns, left=["part", "bottleneck"])
     table.add_row("check the images", _time(forecast.scan_seconds), "decode")
     if forecast.fit_seconds > 0:
         table.add_row("fit the codec", _time(forecast.fit_seconds), "backbone")
@@ -78,12 +70,10 @@ def _extraction_table(report: EstimateReport) -> Table:
 
 
 def _training_table(report: EstimateReport) -> Table:
-    table = Table(title="training")
     modes = report.forecast.modes
     has_device = any(mode.device is not None for mode in modes.values())
     columns = ["", "an epoch", "bottleneck", "peak RAM", *(["device memory"] if has_device else [])]
-    for name in columns:
-        table.add_column(name, justify="left" if name in ("", "bottleneck") else "right")
+    table = make_table("training", *columns, left=["", "bottleneck"])
     for name, mode in modes.items():
         table.add_row(_NAMES[name], *_cells(mode, has_device=has_device))
     return table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,7 +22,7 @@ from cachedet.commands.options import (
     Overrides,
     Weights,
     Workers,
-    local_folder,
+    make_extraction,
     print_json,
 )
 
@@ -33,8 +32,8 @@ def estimate(
     annotations: Annotations,
     store: Annotated[str, typer.Option(help="Where the store shall lie; it is not made.")],
     config: Annotated[
-        Path | None,
-        typer.Argument(help="Heads: a YAML file such as those in configs/; default: the demo's."),
+        str | None,
+        typer.Argument(help="Of the heads: a preset or a YAML file; default: the demo's."),
     ] = None,
     overrides: Overrides = None,
     backbone: Backbone = "tf_efficientnet_lite0",
@@ -62,34 +61,36 @@ def estimate(
     as_json: Json = False,
 ) -> None:
     """What a cache will cost and save here: tried on a sample, before anything is written."""
-    from cachedet.config.run import load_train_config, make_extract_config
+    from cachedet.config.presets import find_config
+    from cachedet.config.run import load_train_config
     from cachedet.estimate import DEFAULT_HEADS
     from cachedet.estimate import estimate as run_estimate
     from cachedet.estimation.what_if import parse_what_if
-    from cachedet.extract import default_workers
 
     change = parse_what_if(what_if)
-    options = make_extract_config(
+    options = make_extraction(
         {
             "images": images,
             "annotations": annotations,
-            "store": local_folder(store, command="estimate"),
+            "store": store,
             "backbone": backbone,
             "weights": weights,
-            "levels": [name.strip() for name in levels.split(",")] if levels else None,
+            "levels": levels,
             "image_size": image_size,
             "views": views,
             "codec": codec,
             "on_bad_image": on_bad_image,
             "block_size": block_size,
             "batch_size": batch_size,
-            "workers": workers or default_workers(),
+            "workers": workers,
             "device": device,
-        }
+        },
+        command="estimate",
     )
-    heads = load_train_config(config or DEFAULT_HEADS, overrides or [])
+    path = DEFAULT_HEADS if config is None else find_config(config)
+    heads = load_train_config(path, overrides or [])
     report = run_estimate(options, heads, sample=sample, seconds=seconds, what_if=change)
     if as_json:
         print_json(report.to_json())
         return
-    print_estimate(report, heads=(config or DEFAULT_HEADS).stem)
+    print_estimate(report, heads=path.stem)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cachedet.errors import InputError
 
+if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
+    from cachedet.config.run import ExtractConfig
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+ConfigName = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="A preset, see `cachedet configs`, or a YAML file.")
+]
 Images = Annotated[Path, typer.Option(help="Folder of the images.")]
 Annotations = Annotated[Path, typer.Option(help="COCO (or LVIS) JSON file.")]
 Backbone = Annotated[str, typer.Option(help="Any timm model with features.")]
@@ -32,6 +38,24 @@ Overrides = Annotated[
     typer.Option("--set", help="A key of the config, as schedule.epochs=12; repeatable."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+
+
+def split_names(text: str) -> list[str] | None:
+    """``C3,C4`` -> its names; None of the empty text, where the option was not given."""
+    return [name.strip() for name in text.split(",")] if text else None
+
+
+def make_extraction(values: dict[str, Any], *, command: str) -> ExtractConfig:
+    """The config of an extraction from options as they were typed. Raises ConfigError."""
+    from cachedet.config.run import make_extract_config
+    from cachedet.extract import default_workers
+
+    typed = {
+        "store": local_folder(values["store"], command=command),
+        "levels": split_names(values["levels"]),
+        "workers": values["workers"] or default_workers(),
+    }
+    return make_extract_config(values | typed)
 
 
 def local_folder(store: str, *, command: str) -> Path:

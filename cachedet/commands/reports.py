@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cachedet.commands.options import Json, print_json
-from cachedet.commands.tables import console
+from cachedet.commands.tables import say
 
 
 def report(
@@ -47,6 +47,6 @@ def report(
         print_json(written.to_json())
         return
     for reason in written.unreadable:
-        console.print(f"not shown: {reason}", highlight=False, markup=False, soft_wrap=True)
+        say(f"not shown: {reason}", wraps=False)
     for path in (written.html, written.markdown, written.json):
-        console.print(str(path), highlight=False, markup=False, soft_wrap=True)
+        say(str(path), wraps=False)

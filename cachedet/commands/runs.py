@@ -10,13 +10,18 @@ from typing import Annotated
 
 import typer
 
-from cachedet.commands.options import Device, Json, Overrides, print_json
+from cachedet.commands.options import ConfigName, Device, Json, Overrides, print_json
 from cachedet.commands.score_tables import print_scores
-from cachedet.commands.tables import console, print_cost, print_training
+from cachedet.commands.tables import (
+    console,
+    print_cost,
+    print_predicted_vs_actual,
+    print_training,
+)
 
 
 def train_heads(
-    config: Annotated[Path, typer.Argument(help="A YAML file such as those in configs/.")],
+    config: ConfigName,
     train: Annotated[str, typer.Option(help="Store to train on: a folder, or s3://...")],
     run: Annotated[
         Path, typer.Option("--run", "--run-folder", help="To make; torchrun has a --run itself.")
@@ -35,8 +40,9 @@ def train_heads(
     SIGTERM, SIGUSR1 and a first Ctrl-C end it after the step under way: the state is saved, the
     command that continues is printed, and the exit status is 75. A second Ctrl-C stops at once.
     """
-    from cachedet.config.run import load_train_config
+    from cachedet.config.presets import load_config
     from cachedet.distributed.data_parallel import find_launch
+    from cachedet.estimation.prediction import compare_training
     from cachedet.train import train as run_train
     from cachedet.training.stopping import STOPPED_STATUS
 
@@ -44,15 +50,17 @@ def train_heads(
     if init_from is not None:
         changes.append(f"init_from={json.dumps(str(init_from))}")
     changes += [f"residency={residency}"] if residency else []
-    settings = load_train_config(config, changes)
+    settings = load_config(config, overrides=changes)
     launch = find_launch()
     if launch.is_first and not as_json:
         print(settings.schedule.describe_lr())
     report = run_train(settings, train_store=train, val_store=val, run=run, resume=resume)
+    predicted = compare_training(report, settings, store=train) if launch.world == 1 else {}
     if launch.is_first and as_json:
-        print_json(report.to_json())
+        print_json({**report.to_json(), "predicted": predicted})
     elif launch.is_first:
         print_training(report)
+        print_predicted_vs_actual(predicted)
     if report.was_interrupted:
         words = [*launch.command, *sys.argv[1:], *([] if resume else ["--resume"])]
         if launch.is_first:
@@ -61,7 +69,7 @@ def train_heads(
 
 
 def model(
-    config: Annotated[Path, typer.Argument(help="A YAML file such as those in configs/.")],
+    config: ConfigName,
     features: Annotated[
         str, typer.Option(help="Levels as NAME:CHANNELS:STRIDE; default: a ResNet-50's or -101's.")
     ] = "C3:512:8,C4:1024:16,C5:2048:32",
@@ -73,11 +81,11 @@ def model(
     as_json: Json = False,
 ) -> None:
     """Parameters and FLOPs of what a config trains, part by part; needs no store."""
-    from cachedet.config.run import load_train_config
+    from cachedet.config.presets import load_config
     from cachedet.model import measure_model, parse_features, parse_size
 
     cost = measure_model(
-        load_train_config(config, overrides or []).detector,
+        load_config(config, overrides=overrides or []).detector,
         features=parse_features(features),
         num_classes=num_classes,
         size_hw=parse_size(image_size),
@@ -85,7 +93,7 @@ def model(
     if as_json:
         print_json(cost.to_json())
         return
-    print_cost(cost, title=config.name)
+    print_cost(cost, title=Path(config).name)
 
 
 def predict(
@@ -104,7 +112,7 @@ def predict(
     """Detect in image files; joins backbone and heads."""
     from cachedet.predict import predict as run_predict
 
-    entries = run_predict(
+    report = run_predict(
         run,
         images=images,
         out=out,
@@ -114,11 +122,11 @@ def predict(
         device=device,
     )
     if as_json:
-        print_json({"images": entries})
+        print_json(report.to_json())
         return
-    for entry in entries:
-        names = [f"{found['name']} {found['score']:.2f}" for found in entry["detections"]]
-        print(f"{entry['file']}: {', '.join(names) or 'nothing'}")
+    for image in report.to_json()["images"]:
+        names = [f"{entry['name']} {entry['score']:.2f}" for entry in image["detections"]]
+        print(f"{image['file']}: {', '.join(names) or 'nothing'}")
     print(f"drawings and detections.json in {out}")
 
 

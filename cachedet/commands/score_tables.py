@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from cachedet.commands.tables import console
+from cachedet.commands.tables import console, figure, make_table, say, span
 from cachedet.progress import count_of
 
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
@@ -34,7 +34,7 @@ def print_scores(scores: CocoScores, *, of: str) -> None:
 
 
 def print_analysis(analysis: Analysis) -> None:
-    """All that was found out, the most asked for first."""
+    """All tables and notes of an analysis, the most asked for first."""
     _print_figures(analysis.scores, of="boxes")
     if analysis.mask_scores is not None:
         _print_figures(analysis.mask_scores, of="masks")
@@ -62,28 +62,26 @@ def print_analysis(analysis: Analysis) -> None:
 
 def print_proposals(report: ProposalReport) -> None:
     """Average recall of the RPN's proposals."""
-    table = Table(title=f"recall of proposals (the RPN keeps {report.most_per_image} an image)")
-    for name in ("proposals", "AR", "small", "medium", "large", "at 0.5", "at 0.75"):
-        table.add_column(name, justify="right")
+    title = f"recall of proposals (the RPN keeps {report.most_per_image} an image)"
+    columns = ("proposals", "AR", "small", "medium", "large", "at 0.5", "at 0.75")
+    table = make_table(title, *columns)
     for at in report.at_limits:
         recalls = (at.ar, at.ar_small, at.ar_medium, at.ar_large, at.recall50, at.recall75)
-        table.add_row(str(at.limit), *map(_figure, recalls))
+        table.add_row(str(at.limit), *map(figure, recalls))
     console.print(table)
 
 
 def _print_figures(scores: CocoScores, *, of: str) -> None:
-    table = Table(title=f"COCO figures of {of}", show_header=False)
     rows = [
         [("AP", scores.ap), ("AP50", scores.ap50), ("AP75", scores.ap75)],
         [("AP small", scores.ap_small), ("medium", scores.ap_medium), ("large", scores.ap_large)],
         [("AR 1", scores.ar1), ("10", scores.ar10), ("100", scores.ar100)],
         [("AR small", scores.ar_small), ("medium", scores.ar_medium), ("large", scores.ar_large)],
     ]
-    _add_figures(table, rows)
+    _print_grid(f"COCO figures of {of}", rows)
 
 
 def _print_lvis(lvis: LvisScores, *, of: str) -> None:
-    table = Table(title=f"LVIS v1 figures of {of}", show_header=False)
     rows = [
         [("AP", lvis.ap), ("AP50", lvis.ap50), ("AP75", lvis.ap75)],
         [("AP rare", lvis.ap_rare), ("common", lvis.ap_common), ("frequent", lvis.ap_frequent)],
@@ -91,15 +89,16 @@ def _print_lvis(lvis: LvisScores, *, of: str) -> None:
         [("AR small", lvis.ar_small), ("medium", lvis.ar_medium), ("large", lvis.ar_large)],
         [("AR 300", lvis.ar300)],
     ]
-    _add_figures(table, rows)
+    _print_grid(f"LVIS v1 figures of {of}", rows)
 
 
-def _add_figures(table: Table, rows: Sequence[Sequence[tuple[str, float]]]) -> None:
+def _print_grid(title: str, rows: Sequence[Sequence[tuple[str, float]]]) -> None:
+    table = Table(title=title, show_header=False)
     for _ in rows[0]:
         table.add_column()
         table.add_column(justify="right")
     for row in rows:
-        table.add_row(*(cell for name, value in row for cell in (name, _figure(value))))
+        table.add_row(*(cell for name, value in row for cell in (name, figure(value))))
     console.print(table)
 
 
@@ -113,142 +112,123 @@ def _print_classes(
     title: str = "per class",
 ) -> None:
     """A line for each class, or for the best and the worst where they are many."""
-    table = Table(title=title)
-    table.add_column("class")
     columns: dict[str, Sequence[str]] = {
         "boxes": [str(score.num_boxes) for score in scores],
-        "AP": [_figure(score.ap) for score in scores],
+        "AP": [figure(score.ap) for score in scores],
     }
     if lvis is None:
-        columns["AP50"] = [_figure(score.ap50) for score in scores]
-    else:  # in its place: more would not fit
-        columns["LVIS AP"] = [_figure(ap) for ap in lvis]
+        columns["AP50"] = [figure(score.ap50) for score in scores]
+    else:  # instead of it: more would not fit
+        columns["LVIS AP"] = [figure(ap) for ap in lvis]
     if training_boxes is not None:
         columns["train"] = [str(training_boxes[score.category_id]) for score in scores]
     if intervals is not None:
-        columns["95 % of AP"] = [_span(own) for own in intervals]
+        columns["95 % of AP"] = [span(interval.low, interval.high) for interval in intervals]
     if cuts is not None:
-        columns["best cut"] = [_figure(cut) for cut in cuts]
+        columns["best cut"] = [figure(cut) for cut in cuts]
+    table = Table(title=title)
+    table.add_column("class")
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     shown = _choose_classes(scores)
-    for place in shown:
-        cells = [column[place] for column in columns.values()]
-        table.add_row(_name(scores[place].name), *cells)
+    for index in shown:
+        table.add_row(_name(scores[index].name), *(column[index] for column in columns.values()))
     console.print(table)
     if len(shown) < len(scores):
         without = sum(math.isnan(score.ap) for score in scores)
-        console.print(
+        say(
             f"best and worst by AP; {_count_classes(len(scores) - len(shown))} of {len(scores)} "
-            f"left out, {without} of them without boxes here: --json has all",
-            highlight=False,
+            f"left out, {without} of them without boxes here: --json has all"
         )
 
 
 def _choose_classes(scores: Sequence[ClassScore]) -> list[int]:
-    """All places, or those of the best AP and of the worst, falling."""
+    """The indices of all classes, or of those with the best AP and the worst, falling."""
     if len(scores) <= _MOST_CLASSES:
         return list(range(len(scores)))
-    known = [place for place, score in enumerate(scores) if not math.isnan(score.ap)]
-    known.sort(key=lambda place: -scores[place].ap)
+    known = [index for index, score in enumerate(scores) if not math.isnan(score.ap)]
+    known.sort(key=lambda index: -scores[index].ap)
     if len(known) <= 2 * _OF_EACH_END:
         return known
     return known[:_OF_EACH_END] + known[-_OF_EACH_END:]
 
 
 def _print_strata(strata: Sequence[Stratum]) -> None:
-    table = Table(title="AP by training annotations of a class")
-    for name in ("annotations", "classes", "with boxes here", "AP", "AP50"):
-        table.add_column(name, justify="right")
-    for own in strata:
-        table.add_row(
-            own.name, str(own.num_classes), str(own.num_scored), _figure(own.ap), _figure(own.ap50)
-        )
+    columns = ("annotations", "classes", "with boxes here", "AP", "AP50")
+    table = make_table("AP by training annotations of a class", *columns)
+    for stratum in strata:
+        counts = str(stratum.num_classes), str(stratum.num_scored)
+        table.add_row(stratum.name, *counts, figure(stratum.ap), figure(stratum.ap50))
     console.print(table)
 
 
 def _print_errors(errors: ErrorReport) -> None:
-    table = Table(title="kinds of errors at IoU 0.5")
-    table.add_column("kind")
-    table.add_column("count", justify="right")
-    table.add_column("AP50 it costs", justify="right")
+    columns = ("kind", "count", "AP50 it costs")
+    table = make_table("kinds of errors at IoU 0.5", *columns, left=["kind"])
     for cost in errors.kinds:
         last = cost is errors.kinds[-1]
-        table.add_row(cost.kind, str(cost.count), _figure(cost.cost), end_section=last)
+        table.add_row(cost.kind, str(cost.count), figure(cost.cost), end_section=last)
     for cost in (errors.false_positives, errors.false_negatives):
-        table.add_row(f"all {cost.kind}", str(cost.count), _figure(cost.cost))
+        table.add_row(f"all {cost.kind}", str(cost.count), figure(cost.cost))
     console.print(table)
 
 
 def _print_intervals(report: BootstrapReport) -> None:
-    for name, own in (("AP", report.ap), ("AP50", report.ap50)):
-        console.print(
-            f"{name} {_figure(own.value)}, 95 % interval {_span(own)} "
-            f"({report.resamples} resamples of {count_of(report.num_images, 'image')})",
-            highlight=False,
+    for name, interval in (("AP", report.ap), ("AP50", report.ap50)):
+        say(
+            f"{name} {figure(interval.value)}, 95 % interval {span(interval.low, interval.high)} "
+            f"({report.resamples} resamples of {count_of(report.num_images, 'image')})"
         )
 
 
 def _print_comparison(report: ComparisonReport, classes: Sequence[ClassScore]) -> None:
     """Both runs, their difference, and what the images can tell."""
-    difference = report.difference
-    places = [n for n, own in enumerate(difference.per_class) if own.excludes_zero]
-    places.sort(key=lambda n: -abs(difference.per_class[n].value))
-    shown = places[:_MOST_DIFFERENCES] if len(classes) > 1 else []
+    first, second, difference = report.first, report.second, report.difference
+    apart = [n for n, interval in enumerate(difference.per_class) if interval.excludes_zero]
+    apart.sort(key=lambda n: -abs(difference.per_class[n].value))
+    shown = apart[:_MOST_DIFFERENCES] if len(classes) > 1 else []
     title = "this against the other, on the same images"
     table = Table(title=title, caption="below the line: AP of classes" if shown else None)
     table.add_column("")
     for name in ("this", "other", "difference", "95 % interval", "share > 0"):
         table.add_column(name, justify="right", no_wrap=True)
-    rows = [
-        ("AP", report.first.ap, report.second.ap, difference.ap),
-        ("AP50", report.first.ap50, report.second.ap50, difference.ap50),
-    ]
-    rows += [
-        (
-            classes[n].name,
-            report.first.per_class[n],
-            report.second.per_class[n],
-            difference.per_class[n],
-        )
-        for n in shown
-    ]
-    for place, (name, first, second, apart) in enumerate(rows):
-        table.add_row(
-            _name(name),
-            _figure(first.value),
-            _figure(second.value),
-            _signed(apart.value),
-            f"{_signed(apart.low)} to {_signed(apart.high)}",
-            "-" if math.isnan(apart.share_above_zero) else f"{apart.share_above_zero:.1%}",
-            end_section=place == 1,
-        )
+    table.add_row("AP", *_compared(first.ap, second.ap, difference.ap))
+    cells = _compared(first.ap50, second.ap50, difference.ap50)
+    table.add_row("AP50", *cells, end_section=True)
+    for n in shown:
+        cells = _compared(first.per_class[n], second.per_class[n], difference.per_class[n])
+        table.add_row(_name(classes[n].name), *cells)
     console.print(table)
-    for line in (*_class_notes(len(places), len(shown), len(classes)), _verdict(report)):
-        console.print(line, highlight=False, markup=False)
+    if len(classes) > 1:
+        hidden = len(apart) - len(shown)
+        left_out = f", {hidden} of them left out here" if hidden else ""
+        say(
+            f"{_count_classes(len(apart))} of {len(classes)} with an interval without 0{left_out}; "
+            "of classes that do not differ, one in twenty has one by chance"
+        )
+    say(_verdict(report))
 
 
-def _class_notes(found: int, shown: int, classes: int) -> list[str]:
-    if classes < 2:
-        return []
-    left_out = f", {found - shown} of them left out here" if shown < found else ""
+def _compared(first: Interval, second: Interval, difference: Interval) -> list[str]:
+    low, high = (figure(end, signed=True) for end in (difference.low, difference.high))
+    share = difference.share_above_zero
     return [
-        f"{_count_classes(found)} of {classes} with an interval without 0{left_out}; of classes "
-        "that do not differ, one in twenty has one by chance"
+        figure(first.value),
+        figure(second.value),
+        figure(difference.value, signed=True),
+        f"{low} to {high}",
+        "-" if math.isnan(share) else f"{share:.1%}",
     ]
 
 
 def _verdict(report: ComparisonReport) -> str:
-    apart = report.difference.ap
-    drawn = (
-        f"{report.difference.resamples} resamples of "
-        f"{count_of(report.difference.num_images, 'image')}"
-    )
-    if report.difference.num_images < 2:
+    difference = report.difference
+    if difference.num_images < 2:
         return "One image cannot tell the runs apart."
+    drawn = f"{difference.resamples} resamples of {count_of(difference.num_images, 'image')}"
     few = (
         f" Intervals of fewer than {_FEW_IMAGES} images are too narrow."
-        if report.difference.num_images < _FEW_IMAGES
+        if difference.num_images < _FEW_IMAGES
         else ""
     )
     if not report.tells_apart:
@@ -256,14 +236,14 @@ def _verdict(report: ComparisonReport) -> str:
             "These images cannot tell the runs apart by AP: the 95 % interval of the difference "
             f"holds 0 ({drawn}).{few}"
         )
-    better = "This one is better" if apart.low > 0 else "The other one is better"
+    better = "This one is better" if difference.ap.low > 0 else "The other one is better"
     return f"{better} on such images: the 95 % interval of the difference is off 0 ({drawn}).{few}"
 
 
 def _print_oddities(oddities: Mapping[str, int]) -> None:
     for what, count in oddities.items():
         if count:
-            console.print(f"note: {what}: {count}", highlight=False)
+            say(f"note: {what}: {count}")
 
 
 def _count_classes(number: int) -> str:
@@ -273,15 +253,3 @@ def _count_classes(number: int) -> str:
 def _name(name: str) -> Text:
     """Brackets of names are no markup; what does not fit beside the figures is cut."""
     return Text(" ".join(name.split()), no_wrap=True, overflow="ellipsis")
-
-
-def _figure(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
-
-
-def _signed(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:+.3f}"
-
-
-def _span(own: Interval) -> str:
-    return f"{_figure(own.low)}-{_figure(own.high)}" if not math.isnan(own.low) else "-"

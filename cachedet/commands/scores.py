@@ -92,13 +92,13 @@ def evaluate(
     )
     settings = {"weights": weights, "views": views, "device": device}
     if run is not None:
-        told = _score_run(run, store, questions, settings, quiet=as_json)
+        report = _score_run(run, store, questions, settings, quiet=as_json)
     else:
-        told = _score_files(detections, questions, quiet=as_json)
+        report = _score_files(detections, questions, quiet=as_json)
     if out is not None:
-        out.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if as_json:
-        print_json(told)
+        print_json(report)
     elif out is not None:
         print(out)
 
@@ -175,7 +175,7 @@ def _require_one_kind(run: Path | None, detections: Path | None, of_a_run: dict[
     if detections is not None and given:
         raise InputError(
             f"{', '.join(given)} cannot be used with --detections: the file says what was found; "
-            f"leave it out, or give a run"
+            "leave it out, or give a run"
         )
 
 

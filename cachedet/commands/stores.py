@@ -22,9 +22,17 @@ from cachedet.commands.options import (
     Weights,
     Workers,
     local_folder,
+    make_extraction,
     print_json,
+    split_names,
 )
-from cachedet.commands.tables import print_description, print_extraction, print_faults, print_waste
+from cachedet.commands.tables import (
+    print_description,
+    print_extraction,
+    print_faults,
+    print_predicted_vs_actual,
+    print_waste,
+)
 
 
 def extract(
@@ -58,35 +66,38 @@ def extract(
     as_json: Json = False,
 ) -> None:
     """Stage 1: write the frozen backbone's features. Run again to continue."""
-    from cachedet.config.run import make_extract_config
-    from cachedet.extract import default_workers
+    from cachedet.estimation.prediction import compare_extraction
     from cachedet.extract import extract as run_extract
 
-    config = make_extract_config(
+    config = make_extraction(
         {
             "images": images,
             "annotations": annotations,
-            "store": local_folder(store, command="extract"),
+            "store": store,
             "backbone": backbone,
             "weights": weights,
-            "levels": [name.strip() for name in levels.split(",")] if levels else None,
+            "levels": levels,
             "image_size": image_size,
             "views": views,
             "codec": codec,
             "on_bad_image": on_bad_image,
             "block_size": block_size,
             "batch_size": batch_size,
-            "workers": workers or default_workers(),
+            "workers": workers,
             "device": device,
             "rank": rank,
             "world_size": world_size,
-        }
+        },
+        command="extract",
     )
     report = run_extract(config)
+    predicted = compare_extraction(report, config)
     if as_json:
-        print_json({name: _plain(value) for name, value in vars(report).items()})
+        plain = {name: _plain(value) for name, value in vars(report).items()}
+        print_json({**plain, "predicted": predicted})
         return
     print_extraction(report)
+    print_predicted_vs_actual(predicted)
 
 
 def info(store: str, as_json: Json = False) -> None:
@@ -138,9 +149,8 @@ def prune(
     """Free what nobody needs: leftovers, orphans, withdrawn records, views no longer wanted."""
     from cachedet.store.prune import prune_store
 
-    views = [name.strip() for name in keep_views.split(",")] if keep_views else None
     folder = local_folder(store, command="prune")
-    report = prune_store(folder, dry_run=dry_run, keep_views=views)
+    report = prune_store(folder, dry_run=dry_run, keep_views=split_names(keep_views))
     if as_json:
         print_json(report.to_json())
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -22,8 +24,36 @@ if TYPE_CHECKING:  # commands import what they need when they run: `--help` stay
 console = Console()
 
 
+def say(text: str, *, wraps: bool = True) -> None:
+    """Print words as they are: brackets in names are no markup.
+
+    Without `wraps` it is one line, however long, from which a path can be copied.
+    """
+    console.print(text, highlight=False, markup=False, soft_wrap=not wraps)
+
+
+def make_table(title: str, *columns: str, left: Collection[str] = ()) -> Table:
+    """A table without rows; its columns are flush right, but for those in `left`."""
+    table = Table(title=title)
+    for name in columns:
+        table.add_column(name, justify="left" if name in left else "right")
+    return table
+
+
+def figure(value: float, *, signed: bool = False) -> str:
+    """An AP or a share with three digits; a dash for NaN, where there is none."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:+.3f}" if signed else f"{value:.3f}"
+
+
+def span(low: float, high: float) -> str:
+    """An interval; a dash where there is none."""
+    return "-" if math.isnan(low) else f"{figure(low)}-{figure(high)}"
+
+
 def print_description(description: dict[str, Any]) -> None:
-    """What `info` tells of a store."""
+    """What `info` says of a store."""
     rows = [(name.replace("_", " "), _readable(name, value)) for name, value in description.items()]
     if not console.is_terminal:  # for other programs: a line each, however long
         print("\n".join(f"{name:<28}{value}" for name, value in rows))
@@ -38,10 +68,8 @@ def print_description(description: dict[str, Any]) -> None:
 
 def print_waste(report: PruneReport, *, dry_run: bool) -> None:
     """What `prune` frees or would free."""
-    table = Table(title="would be freed" if dry_run else "freed")
-    table.add_column("kind")
-    for name in ("files", "size"):
-        table.add_column(name, justify="right")
+    title = "would be freed" if dry_run else "freed"
+    table = make_table(title, "kind", "files", "size", left=["kind"])
     for waste in report.waste:
         table.add_row(waste.kind, str(len(waste.paths)), readable_nbytes(waste.nbytes))
     console.print(table)
@@ -50,10 +78,9 @@ def print_waste(report: PruneReport, *, dry_run: bool) -> None:
 def print_cost(cost: ModelCost, *, title: str) -> None:
     """Parameters and FLOPs, part by part."""
     height, width = cost.size_hw
-    table = Table(title=f"{title}: one image of {height} x {width}, {cost.num_classes} classes")
-    table.add_column("part")
-    for name in ("M parameters", "GFLOP forward", "GFLOP a step", "of the step"):
-        table.add_column(name, justify="right")
+    title = f"{title}: one image of {height} x {width}, {cost.num_classes} classes"
+    columns = ("part", "M parameters", "GFLOP forward", "GFLOP a step", "of the step")
+    table = make_table(title, *columns, left=["part"])
     for part in (*cost.parts, cost.total):
         table.add_row(
             part.name,
@@ -77,11 +104,10 @@ def print_training(report: TrainReport) -> None:
         f"{readable_nbytes(report.peak_memory)} of memory{best}",
         highlight=False,
     )
-    print_predicted_vs_actual(report.predicted)
 
 
 def print_faults(report: VerifyReport) -> None:
-    """What `verify` found."""
+    """Blocks that `verify` misses or could not accept, and what to do about them."""
     for name in report.missing:
         print(f"missing  {name}")
     for block in report.bad:
@@ -115,19 +141,18 @@ def print_extraction(report: ExtractReport) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    print_predicted_vs_actual(report.predicted)
     if report.blocks_missing:
         print_unfinished(report)
 
 
-def print_predicted_vs_actual(outcome: PredictedVsActual) -> None:
+def print_predicted_vs_actual(comparison: PredictedVsActual) -> None:
     """What `estimate` had predicted, and what it was."""
-    for name, found in outcome.items():
+    for name, pair in comparison.items():
         figures = [
-            f"{found[key]:.1f}" if "seconds" in name else readable_nbytes(round(found[key]))
+            f"{pair[key]:.1f}" if "seconds" in name else readable_nbytes(round(pair[key]))
             for key in ("predicted", "actual")
         ]
-        error = found["predicted"] / found["actual"] - 1
+        error = pair["predicted"] / pair["actual"] - 1
         console.print(
             f"{name}: {figures[0]} predicted, {figures[1]} actual ({error:+.0%})", highlight=False
         )
@@ -147,7 +172,7 @@ def _readable(name: str, value: Any) -> str:
     if name in ("bytes", "bytes_per_image_and_view"):
         return "-" if value is None else readable_nbytes(round(value))
     if name == "quality":
-        return ", ".join(f"{level} {_quality(found)}" for level, found in value.items()) or "-"
+        return ", ".join(f"{level} {_quality(noise)}" for level, noise in value.items()) or "-"
     if name == "levels":
         return ", ".join(f"{v['name']} {v['channels']}x/{v['stride']}" for v in value)
     if isinstance(value, dict):
@@ -157,6 +182,6 @@ def _readable(name: str, value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _quality(found: dict[str, float | None]) -> str:
-    noise = "lossless" if found["snr_db"] is None else f"{found['snr_db']:.1f} dB"
-    return f"{noise}, {found['saturation']:.1g} saturated" if found["saturation"] else noise
+def _quality(noise: dict[str, float | None]) -> str:
+    text = "lossless" if noise["snr_db"] is None else f"{noise['snr_db']:.1f} dB"
+    return f"{text}, {noise['saturation']:.1g} saturated" if noise["saturation"] else text

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from cachedet.comparison.results import BinFigure, ClassFigure
-from cachedet.config.run import TrainConfig
+from cachedet.config.run import VALIDATED, TrainConfig
 from cachedet.detector.build import choose_levels
-from cachedet.detector.end_to_end import EndToEndDetector, Trained
+from cachedet.detector.end_to_end import EndToEndDetector
 from cachedet.evaluation.analysis import Analysis, analyse
 from cachedet.evaluation.detection_table import has_masks, tabulate
 from cachedet.evaluation.inference import EVAL_VIEW, detect_batches, detect_store
@@ -41,10 +43,10 @@ class Scorer:
     def validator(self) -> Validator:
         """Make what the training loop validates with."""
 
-        def score(detector: Trained, between_batches: Callable[[], None]) -> dict[str, float]:
+        def score(detector: nn.Module, between_batches: Callable[[], None]) -> dict[str, float]:
             detections = self._detect(detector, on_progress=lambda _: between_batches())
             scores = score_detections(self.store.annotations, detections)
-            return {"ap": scores.ap, "ap50": scores.ap50, "ap75": scores.ap75}
+            return {name: getattr(scores, name) for name in VALIDATED}
 
         return score
 
@@ -75,7 +77,7 @@ class Scorer:
         return analysis
 
     def _detect(
-        self, detector: Trained, *, on_progress: Callable[[int], None] | None = None
+        self, detector: nn.Module, *, on_progress: Callable[[int], None] | None = None
     ) -> list[Detections]:
         device = self.trainer.device
         if isinstance(detector, EndToEndDetector):

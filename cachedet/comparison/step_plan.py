@@ -141,7 +141,7 @@ def try_steps(
     ]
     if seconds <= 0:
         return flops, 0.0
-    with closing(training_mode.loader.batches(0, until=sys.maxsize)) as batches:
+    with closing(training_mode.loader.epoch(0, until=sys.maxsize)) as batches:
         return flops, _time_steps(training_mode, batches, seconds)
 
 
@@ -153,7 +153,7 @@ def _areas_of_epoch(
 
     def area_of(keys: Keys) -> int:
         view, row = keys[0]
-        return math.prod(store.geometry(int(row), views[int(view)]).padded_hw)
+        return math.prod(store.bucket_of(int(row), views[int(view)]))
 
     plan = planner.plan(0)
     by_area = {area_of(keys): keys for keys in plan}

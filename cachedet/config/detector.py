@@ -19,6 +19,7 @@ Levels = Annotated[tuple[str, ...], Field(min_length=1)]
 Norm = Literal["batch", "group", "none"]
 Activation = Literal["relu", "silu"]
 LowQuality = Literal["one", "ties"]
+"""Of the anchors that a ground-truth box overlaps most: one, or all that tie."""
 
 
 class Config(BaseModel):
@@ -90,9 +91,7 @@ class AnchorConfig(Config):
     aspect_ratios: Ratios = (0.5, 1.0, 2.0)  # height / width
     foreground_iou: IoU = 0.5
     background_iou: Fraction = 0.5
-    allow_low_quality: LowQuality = (
-        "one"  # of the anchors a ground-truth box overlaps most: one, or all that tie
-    )
+    allow_low_quality: LowQuality = "one"
 
     @model_validator(mode="after")
     def _ordered(self) -> AnchorConfig:
@@ -108,9 +107,7 @@ class RPNConfig(Config):
     aspect_ratios: Ratios = (0.5, 1.0, 2.0)
     foreground_iou: IoU = 0.7
     background_iou: Fraction = 0.3
-    allow_low_quality: LowQuality = (
-        "one"  # of the anchors a ground-truth box overlaps most: one, or all that tie
-    )
+    allow_low_quality: LowQuality = "one"
     channels: Count | None = None  # of its tower; None: the neck's
     num_convs: Depth = 1
     separable: bool = False
@@ -224,11 +221,31 @@ class CascadeRCNNConfig(Config):
         return self
 
 
-DetectorConfig = Annotated[
-    RetinaNetConfig | FasterRCNNConfig | CascadeRCNNConfig, Field(discriminator="kind")
-]
+class CustomDetectorConfig(Config):
+    """A detector that was given as an object: what a run notes of it besides its weights."""
+
+    kind: Literal["custom"] = "custom"
+    name: str  # of its class
+    levels: Levels | None = None
+    masks: bool = False  # whether it learns from masks
+    postprocess: PostprocessConfig = PostprocessConfig()  # `eval` merges views like this
+
+
+BuiltDetectorConfig = RetinaNetConfig | FasterRCNNConfig | CascadeRCNNConfig
+"""What `build_detector` can make."""
+
+DetectorConfig = Annotated[BuiltDetectorConfig | CustomDetectorConfig, Field(discriminator="kind")]
 
 
 def trains_masks(config: DetectorConfig) -> bool:
-    """Whether the detector has a mask head, and so needs masks to learn from."""
-    return config.kind != "retinanet" and config.mask_head is not None
+    """Whether the detector needs masks to learn from."""
+    if isinstance(config, CustomDetectorConfig):
+        return config.masks
+    return not isinstance(config, RetinaNetConfig) and config.mask_head is not None
+
+
+def describe_detector(config: DetectorConfig) -> str:
+    """Its kind in a few words, such as "retinanet, fpn"."""
+    if isinstance(config, CustomDetectorConfig):
+        return f"{config.name} (custom)"
+    return f"{config.kind}, {config.neck.kind}"

@@ -32,6 +32,13 @@ from cachedet.config.detector import (
 from cachedet.errors import ConfigError, nearest_names
 
 C = TypeVar("C", bound=Config)
+Decay = Literal["step", "cosine"]
+Metric = Literal["ap", "ap50", "ap75", "loss"]
+VALIDATED: tuple[str, ...] = tuple(name for name in get_args(Metric) if name != "loss")
+"""Figures of CocoScores that every validation gives: they are logged, and can stop a run."""
+Precision = Literal["fp32", "bf16", "fp16", "auto"]
+Residency = Literal["stream", "ram", "device"]
+WantedResidency = Literal[Residency, "auto"]
 
 _LARGEST_WEIGHT = 1e6  # of a view
 
@@ -72,7 +79,7 @@ class ScheduleConfig(Config):
     lr: Positive = 0.32
     momentum: Fraction = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4  # kernels only, as in PAPER 2.2
-    kind: Literal["step", "cosine"] = "step"
+    kind: Decay = "step"
     drops: tuple[Fraction, ...] = (48 / 72, 68 / 72)  # of all steps; each multiplies lr by 0.1
     warmup_steps: Annotated[int, Field(ge=0)] = 500
     warmup_from: Fraction = 0.0067 / 0.32  # of lr, where the warm-up starts (PAPER 2.2)
@@ -104,13 +111,13 @@ class ScheduleConfig(Config):
 class EarlyStoppingConfig(Config):
     """Stop when a metric has not improved for `patience` validations (of `loss`: epochs)."""
 
-    metric: Literal["ap", "ap50", "ap75", "loss"] = "ap"  # loss: mean of an epoch's training loss
+    metric: Metric = "ap"  # loss: mean of an epoch's training loss
     patience: Count = 5
     min_delta: Annotated[float, Field(ge=0)] = 0.0  # what counts as an improvement is more than it
 
 
 def _check_views(views: Any) -> Any:
-    """A list of names with equal chance, or their weights; see `resolve_views`."""
+    """Names, equally likely, or their weights; see `resolve_views`."""
     if views is None:
         return None
     if not isinstance(views, list | tuple | dict) or not all(isinstance(v, str) for v in views):
@@ -119,7 +126,7 @@ def _check_views(views: Any) -> Any:
         raise ValueError("views must name at least one view")
     if not isinstance(views, dict):
         if len(set(views)) != len(views):
-            raise ValueError("views must name each view once; for other chances give weights")
+            raise ValueError("views must name each view once; for other probabilities give weights")
         return tuple(views)
     for name, weight in views.items():
         is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
@@ -156,7 +163,7 @@ class RepeatFactorConfig(Config):
 
 
 class ClassBalancedConfig(Config):
-    """Each draw picks a class with equal chance, then an image that has it."""
+    """Each draw picks a class, all equally likely, then an image that has it."""
 
     kind: Literal["class_balanced"]
 
@@ -169,30 +176,14 @@ SamplingConfig = Annotated[
 class AugmentConfig(Config):
     """Feature-space augmentation, in the order it is applied; 0 switches a step off.
 
-    Each is the chance of an image, `crop` that of a whole batch. docs/augmentation.md says more.
+    Each is the probability of an image, `crop` that of a whole batch. See docs/augmentation.md.
     """
 
-    mosaic: Fraction = 0.0
-    copy_paste: Fraction = 0.0
     translate: Fraction = 0.0
     translate_by: Annotated[float, Field(gt=0, le=1)] = 0.25  # of each side, at most
     crop: Fraction = 0.0
     crop_to: Annotated[float, Field(gt=0, le=1)] = 0.75  # of each side, at least
     flip: Fraction = 0.0
-    channel_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the channels
-    noise: Annotated[float, Field(ge=0, le=1000)] = 0.0  # 1: as strong as the codec's own error
-
-    @property
-    def mixing(self) -> tuple[str, ...]:
-        """Keys of the steps that are on and take from other images of the batch."""
-        chances = {"mosaic": self.mosaic, "copy_paste": self.copy_paste}
-        return tuple(key for key, chance in chances.items() if chance > 0)
-
-    @property
-    def changing_values(self) -> tuple[str, ...]:
-        """Keys of the steps that are on and that pixels cannot have: they change values of maps."""
-        strengths = {"channel_dropout": self.channel_dropout, "noise": self.noise}
-        return tuple(key for key, strength in strengths.items() if strength > 0)
 
 
 class TrainConfig(Config):
@@ -203,12 +194,12 @@ class TrainConfig(Config):
     augment: AugmentConfig = AugmentConfig()
     views: ViewsConfig = None  # None: all the store has; one is drawn per image and epoch
     sampling: SamplingConfig = UniformConfig()
-    residency: Literal["stream", "ram", "device", "auto"] = "auto"  # where features wait
+    residency: WantedResidency = "auto"  # where features wait
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     eval_every: Annotated[int, Field(ge=0)] = 1  # epochs between validations; 0: only at the end
     device: str = "auto"
     compile: bool = False  # torch.compile the neck and heads
-    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"  # auto: the fast one of the device
+    precision: Precision = "fp32"  # auto: the fast one of the device
     init_from: str | None = None  # a run folder or checkpoint whose weights training starts from
     trainable: Literal["all", "classifier"] = "all"  # classifier: its last layer (PAPER 1.7)
     early_stopping: EarlyStoppingConfig | None = None
@@ -230,11 +221,6 @@ class TrainConfig(Config):
                 f"early_stopping on {stopping.metric} needs validations, eval_every is 0; set "
                 "eval_every: 1"
             )
-        if self.augment.mixing and self.schedule.batch_size == 1:
-            raise ValueError(
-                f"augment.{' and augment.'.join(self.augment.mixing)} mix the images of a batch, "
-                "and schedule.batch_size is 1; give it at least 2, or set them to 0"
-            )
         return self
 
 
@@ -255,8 +241,12 @@ class EvalConfig(Config):
     device: str = "auto"
 
 
-def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read one YAML file and apply `key.subkey=value` overrides (values are YAML).
+Overrides = Sequence[str] | Mapping[str, Any]
+"""`key.subkey=value`, as `--set` takes them (values are YAML), or values by their dotted keys."""
+
+
+def load_train_config(path: Path, overrides: Overrides = ()) -> TrainConfig:
+    """Read one YAML file and apply `overrides`.
 
     Raises ConfigError: no such file, not a mapping, unknown key (with the nearest), bad value.
     """
@@ -268,8 +258,7 @@ def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, got {type(values).__name__}")
-    for override in overrides:
-        _apply_override(values, override)
+    apply_overrides(values, overrides)
     return make_train_config(values, where=str(path))
 
 
@@ -293,17 +282,24 @@ def dump_config(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
+def apply_overrides(values: dict[str, Any], overrides: Overrides) -> None:
+    """Set keys of nested `values`. Raises ConfigError where a value stands in a section's place."""
+    pairs = overrides.items() if isinstance(overrides, Mapping) else map(_parse_override, overrides)
+    for key, value in pairs:
+        *parents, last = key.strip().split(".")
+        node = values
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"--set {key}: {parent!r} is a value, not a section")
+        node[last] = value
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
     if not separator or not key:
-        raise ConfigError(f"--set expects key=value, got {override!r}; e.g. schedule.epochs=12")
-    *parents, last = key.strip().split(".")
-    node = values
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"--set {override}: {parent!r} is a value, not a section")
-    node[last] = yaml.safe_load(text)
+        raise ConfigError(f"--set expects key=value, got {text!r}; e.g. schedule.epochs=12")
+    return key, yaml.safe_load(value)
 
 
 def _validated(kind: type[C], values: dict[str, Any], *, where: str) -> C:
@@ -354,7 +350,7 @@ def _locate(
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [found for part in get_args(annotation) for found in _sections_in(part)]
+    return [section for part in get_args(annotation) for section in _sections_in(part)]
 
 
 def _tag_of(section: type[BaseModel]) -> str:

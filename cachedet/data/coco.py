@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -46,7 +46,10 @@ def read_coco(*, annotations: Path, images: Path) -> CocoDataset:
         DatasetError: a missing file, folder or key, a duplicate id, an annotation of an unknown
             image or category, a path that leaves the image folder, or no images at all.
     """
-    _require_folder(images)
+    if not images.is_dir():
+        raise DatasetError(f"--images expects a folder of images; there is no folder {images}")
+    if next(images.iterdir(), None) is None:
+        raise DatasetError(f"--images {images} is an empty folder, expected images in it")
     described, counts = annotations_of(load_annotations(annotations), where=annotations)
     _require_inside(described.file_names, images, annotations)
     return CocoDataset(images=images, annotations=described, counts=counts)
@@ -58,8 +61,7 @@ def annotations_of(
     """The ground truth in what `load_annotations` gave, and what was read and dropped, by name.
 
     `keep_all`, for scoring as the official tools do, keeps boxes without area or outside their
-    image, and widths and heights to the last digit; those with NaN or Inf are dropped either
-    way. Raises DatasetError as `read_coco`.
+    image, and sides to the last digit; NaN and Inf are dropped either way. Raises DatasetError.
     """
     categories = _read_categories(content["categories"], where)
     rows = content["images"]
@@ -92,9 +94,7 @@ def annotations_of(
     counts = {
         "images": len(rows),
         "boxes": len(order),
-        "masks": 0
-        if annotations.masks is None
-        else int((np.diff(annotations.masks.offsets) > 0).sum()),
+        "masks": 0 if masks is None else int((np.diff(masks.offsets) > 0).sum()),
         "crowd boxes": int(annotations.crowd.sum()),
         "images without boxes": int((per_image == 0).sum()),
         "unusable masks dropped": unusable,
@@ -122,17 +122,19 @@ class _Boxes:
         categories: CategoryMap,
         where: Path,
     ) -> _Boxes:
-        ids = _ids(entries, "annotations", where)
-        row_of = {int(image_id): row for row, image_id in enumerate(image_ids)}
-        label_of = categories.label_of()
-        xywh = _xywh(entries, where)
+        _ids(entries, "annotations", where)
+        row_of = {image_id: row for row, image_id in enumerate(image_ids.tolist())}
+        bboxes = _column(entries, "bbox", _is_box, "`bbox` [x, y, width, height]", where)
+        numbers = np.fromiter(chain.from_iterable(bboxes), dtype=np.float64, count=4 * len(bboxes))
+        xywh = numbers.reshape(-1, 4)
+        crowd = _column(entries, "iscrowd", (0, 1, None).__contains__, "0 or 1 as `iscrowd`", where)
         return cls(
-            rows=_look_up(entries, "image_id", row_of, ids, where),
-            labels=_look_up(entries, "category_id", label_of, ids, where),
+            rows=_look_up(entries, "image_id", row_of, where),
+            labels=_look_up(entries, "category_id", categories.label_of(), where),
             xywh=xywh,
             xyxy=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
             areas=_areas(entries, xywh, where),
-            crowd=_crowd(entries, where),
+            crowd=np.array([bool(flag) for flag in crowd], dtype=np.bool_),
         )
 
     def finite(self) -> tuple[NDArray[np.bool_], dict[str, int]]:
@@ -141,7 +143,7 @@ class _Boxes:
         return finite, {"boxes of NaN or Inf dropped": int((~finite).sum())}
 
     def usable(self, sizes_hw: NDArray[np.int64]) -> tuple[NDArray[np.bool_], dict[str, int]]:
-        """Which boxes can be learnt from, and how many cannot, by reason."""
+        """Which boxes can teach, and how many cannot, by reason."""
         x1, y1, x2, y2 = self.xyxy.T
         height, width = sizes_hw[self.rows].T
         solid = np.isfinite(self.xyxy).all(axis=1) & (x2 > x1) & (y2 > y1)
@@ -173,13 +175,6 @@ def _read_masks(
             codes.append(NO_MASK)
             unusable += 1
     return MaskCodes.join(codes), unusable
-
-
-def _require_folder(images: Path) -> None:
-    if not images.is_dir():
-        raise DatasetError(f"--images expects a folder of images; there is no folder {images}")
-    if next(images.iterdir(), None) is None:
-        raise DatasetError(f"--images {images} is an empty folder, expected images in it")
 
 
 def load_json(path: Path, *, option: str, what: str) -> Any:
@@ -215,18 +210,15 @@ def load_annotations(path: Path) -> dict[str, Any]:
 def _read_categories(entries: Sequence[dict[str, Any]], where: Path) -> CategoryMap:
     if not entries:
         raise DatasetError(f"{where}: `categories` is empty, expected at least one class")
-    ids = _ids(entries, "categories", where)
-    order = np.argsort(ids)
-    names = [str(entry.get("name", entry["id"])) for entry in entries]
-    return CategoryMap(
-        ids=tuple(int(ids[i]) for i in order), names=tuple(names[int(i)] for i in order)
-    )
+    _ids(entries, "categories", where)
+    named = sorted((entry["id"], str(entry.get("name", entry["id"]))) for entry in entries)
+    return CategoryMap(ids=tuple(i for i, _ in named), names=tuple(name for _, name in named))
 
 
 def _ids(entries: Sequence[dict[str, Any]], section: str, where: Path) -> NDArray[np.int64]:
     ids = [entry.get("id") for entry in entries]
     for index, value in enumerate(ids):
-        if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
+        if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= _LARGEST:
             raise DatasetError(f"{where}: {section}[{index}] needs an integer `id`, got {value!r}")
     _require_unique(ids, "id", section, where)
     return np.array(ids, dtype=np.int64)
@@ -275,66 +267,58 @@ def _size(entry: dict[str, Any], index: int, where: Path) -> tuple[int, int]:
 
 
 def _look_up(
-    entries: Sequence[dict[str, Any]],
-    key: str,
-    places: dict[Any, int],
-    ids: NDArray[np.int64],
-    where: Path,
+    entries: Sequence[dict[str, Any]], key: str, index_of: dict[Any, int], where: Path
 ) -> NDArray[np.int64]:
-    named = (entry.get(key) for entry in entries)
-    found = np.fromiter(
-        (places.get(own, -1) if isinstance(own, int | float) else -1 for own in named),
+    values = [entry.get(key) for entry in entries]
+    indices = np.array(
+        [index_of.get(value, -1) if isinstance(value, int | float) else -1 for value in values],
         dtype=np.int64,
-        count=len(entries),
     )
-    unknown = np.flatnonzero(found < 0)
+    unknown = np.flatnonzero(indices < 0)
     if len(unknown):
         first = int(unknown[0])
         raise DatasetError(
-            f"{where}: annotation id {ids[first]} has {key} {entries[first].get(key)!r}, which is "
+            f"{where}: annotation id {entries[first]['id']} has {key} {values[first]!r}, which is "
             f"not in the file; {len(unknown)} annotations are like this"
         )
-    return found
+    return indices
 
 
-def _xywh(entries: Sequence[dict[str, Any]], where: Path) -> NDArray[np.float64]:
-    for entry in entries:
-        box = entry.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+def _column(
+    entries: Sequence[dict[str, Any]],
+    key: str,
+    is_valid: Callable[[Any], bool],
+    needs: str,
+    where: Path,
+) -> list[Any]:
+    """One key of all annotations. Raises DatasetError on the first value that is not valid."""
+    values = [entry.get(key) for entry in entries]
+    for entry, value in zip(entries, values, strict=True):
+        if not is_valid(value):
             raise DatasetError(
-                f"{where}: annotation id {entry['id']} needs `bbox` [x, y, width, height], "
-                f"got {reprlib.repr(box)}"
+                f"{where}: annotation id {entry['id']} needs {needs}, got {reprlib.repr(value)}"
             )
-    numbers = chain.from_iterable(entry["bbox"] for entry in entries)
-    return np.fromiter(numbers, dtype=np.float64, count=4 * len(entries)).reshape(-1, 4)
+    return values
 
 
 def _areas(
     entries: Sequence[dict[str, Any]], xywh: NDArray[np.float64], where: Path
 ) -> NDArray[np.float64]:
-    """As the file has them, the box's where it has none (or NaN, as table libraries write it)."""
+    """The file's; the box's where it has none (or NaN, as table libraries write it)."""
     areas = xywh[:, 2] * xywh[:, 3]
-    for place, entry in enumerate(entries):
-        area = entry.get("area")
-        if area is not None and not _is_number(area):
-            raise DatasetError(
-                f"{where}: annotation id {entry['id']} needs a number as `area`, got "
-                f"{reprlib.repr(area)}"
-            )
+    given = _column(entries, "area", _is_area, "a number as `area`", where)
+    for index, area in enumerate(given):
         if area is not None and math.isfinite(area):
-            areas[place] = area
+            areas[index] = area
     return areas
 
 
-def _crowd(entries: Sequence[dict[str, Any]], where: Path) -> NDArray[np.bool_]:
-    flags = [entry.get("iscrowd") for entry in entries]
-    for entry, flag in zip(entries, flags, strict=True):
-        if flag not in (0, 1, None):
-            raise DatasetError(
-                f"{where}: annotation id {entry['id']} needs 0 or 1 as `iscrowd`, got "
-                f"{reprlib.repr(flag)}"
-            )
-    return np.array([bool(flag) for flag in flags], dtype=np.bool_)
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+
+
+def _is_area(value: Any) -> bool:
+    return value is None or _is_number(value)
 
 
 def _is_number(value: Any) -> bool:

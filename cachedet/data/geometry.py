@@ -59,9 +59,9 @@ class Geometry:
         mapped += torch.from_numpy(self._offsets())
         return (mapped / torch.from_numpy(self._scales())).to(torch.float32)
 
-    def detections_to_image(self, found: Detections) -> Detections:
-        """Detections in pixels of the view -> the same on the CPU, in pixels of the image."""
-        moved = replace(found.cpu(), boxes=self.boxes_to_image(found.boxes))
+    def detections_to_image(self, detections: Detections) -> Detections:
+        """Detections in pixels of the view -> on the CPU, in pixels of the image."""
+        moved = replace(detections.cpu(), boxes=self.boxes_to_image(detections.boxes))
         if moved.masks is None or not self.flip:
             return moved
         return replace(moved, masks=moved.masks.flip(2))
@@ -83,8 +83,8 @@ class Geometry:
         if not self.is_window:
             return np.ones(len(boxes))
         height, width = self.image_hw
-        whole = _clip(boxes, (0, 0, width, height))
-        areas, visible = _areas(whole), _areas(_clip(whole, self.window_in_image()))
+        inside = _clip(boxes, (0, 0, width, height))
+        areas, visible = _areas(inside), _areas(_clip(inside, self.window_in_image()))
         return np.divide(visible, areas, out=np.ones(len(boxes)), where=areas > 0)
 
     def cut_by_window(self, boxes: Tensor, *, margin: float) -> Tensor:

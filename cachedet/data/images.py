@@ -48,7 +48,7 @@ _LISTED = 20  # bad files named in one message
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scan:
-    """What one reading of all image files found."""
+    """What one reading of all image files gave."""
 
     contents: NDArray[np.uint64]  # (N,) hash of each file's bytes; 0 where it cannot be read
     bad: tuple[tuple[int, str], ...]  # row, reason
@@ -58,16 +58,15 @@ class Scan:
 def decode_image(path: Path) -> NDArray[np.uint8]:
     """Pixels (H, W, 3) RGB by the rule of this module. Raises BadImageError naming the file."""
     try:
-        pixels, _ = decode_bytes(path.read_bytes())
+        return decode_bytes(path.read_bytes())[0]
     except OSError as error:
         raise BadImageError(f"{path}: {error.strerror or error}") from error
     except BadImageError as error:
         raise BadImageError(f"{path}: {error}") from error
-    return pixels
 
 
 def decode_bytes(content: bytes) -> tuple[NDArray[np.uint8], str | None]:
-    """Pixels (H, W, 3) RGB, and a remark where something was odd but harmless.
+    """Pixels (H, W, 3) RGB, and a note where something was odd but harmless.
 
     Raises BadImageError (without the file's name): not an image, truncated, or too large.
     """
@@ -83,10 +82,11 @@ def decode_bytes(content: bytes) -> tuple[NDArray[np.uint8], str | None]:
             upright = _to_rgb(image)
     except BadImageError:
         raise
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise BadImageError(_first_line(error, "not an image")) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise BadImageError(_first_line(error, "it cannot be decoded")) from error
+    except UnidentifiedImageError as error:
+        raise BadImageError("not an image") from error
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError) as error:
+        reason = str(error).strip() or "it cannot be decoded"
+        raise BadImageError(reason.splitlines()[0]) from error
     if orientation in _UPRIGHT:
         upright = upright.transpose(_UPRIGHT[orientation])
     return np.asarray(upright), note
@@ -97,8 +97,8 @@ def make_input(
 ) -> Tensor:
     """Pixels (H, W, 3) -> normalised input (3, *geometry.padded_hw) float32, padded with zeros.
 
-    Of a window only its own pixels are computed; the filter still sees the image around it, so
-    they are those of resizing the whole image and cutting, within rounding (2 of 255).
+    Only the pixels of the window are computed. The filter still sees the image around it, so they
+    are those of resizing the whole image and cutting, within rounding (2 of 255).
     """
     height, width = geometry.valid_hw
     resample = Image.Resampling[preprocessing.interpolation.upper()]
@@ -127,20 +127,16 @@ def scan_images(
     dataset: CocoDataset, *, workers: int, on_progress: Callable[[int], None] | None = None
 ) -> Scan:
     """Read and decode every image once, in threads: hashes, and all bad files at once."""
-    num_images = len(dataset.annotations)
-    contents = np.zeros(num_images, dtype=np.uint64)
-    bad: list[tuple[int, str]] = []
-    notes: list[tuple[int, str]] = []
+    findings = []
     with ThreadPoolExecutor(workers, thread_name_prefix="scan") as readers:
-        findings = readers.map(lambda row: _inspect(dataset, row), range(num_images))
-        for row, (content_hash, fault, note) in enumerate(findings):
-            contents[row] = content_hash
-            if fault is not None:
-                bad.append((row, fault))
-            if note is not None:
-                notes.append((row, note))
+        rows = range(len(dataset.annotations))
+        for finding in readers.map(lambda row: _inspect(dataset, row), rows):
+            findings.append(finding)
             if on_progress is not None:
                 on_progress(1)
+    contents = np.array([content_hash for content_hash, _, _ in findings], dtype=np.uint64)
+    bad = [(row, fault) for row, (_, fault, _) in enumerate(findings) if fault is not None]
+    notes = [(row, note) for row, (_, _, note) in enumerate(findings) if note is not None]
     return Scan(contents=contents, bad=tuple(bad), notes=tuple(notes))
 
 
@@ -159,7 +155,7 @@ def require_good(dataset: CocoDataset, scan: Scan) -> None:
 
 
 def _inspect(dataset: CocoDataset, row: int) -> tuple[int, str | None, str | None]:
-    """Content hash, fault and remark of one image file."""
+    """Content hash, fault and note of one image file."""
     try:
         content = dataset.path_of(row).read_bytes()
     except OSError as error:
@@ -171,8 +167,8 @@ def _inspect(dataset: CocoDataset, row: int) -> tuple[int, str | None, str | Non
         return content_hash, str(error), None
     height, width = dataset.annotations.size_of(row)
     if pixels.shape[:2] != (height, width):
-        found = f"{pixels.shape[1]}x{pixels.shape[0]}"
-        return content_hash, f"annotated as {width}x{height}, the upright file is {found}", note
+        upright = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        return content_hash, f"annotated as {width}x{height}, the upright file is {upright}", note
     return content_hash, None, note
 
 
@@ -196,10 +192,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         over_black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
         return Image.alpha_composite(over_black, rgba).convert("RGB")
     return image.convert("RGB")
-
-
-def _first_line(error: Exception, otherwise: str) -> str:
-    text = str(error).strip().splitlines()
-    if isinstance(error, UnidentifiedImageError) or not text:
-        return otherwise
-    return text[0]

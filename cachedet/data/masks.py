@@ -1,7 +1,7 @@
-"""Masks of objects as COCO's compressed run lengths: a few hundred bytes each.
+"""Masks of objects: in stores as codes of a few hundred bytes each, from heads as probabilities.
 
-`code` is the `counts` of a compressed RLE (pycocotools), for a bitmap of a known size; the empty
-code stands for an annotation without a mask.
+A code is the `counts` of COCO's compressed run lengths (pycocotools), for a bitmap of a known
+size; the empty code stands for an annotation without a mask.
 """
 
 from __future__ import annotations
@@ -20,20 +20,15 @@ from cachedet.errors import StoreError
 from cachedet.structures import Detections, SizeHW
 
 NO_MASK = b""
+_THRESHOLD = 0.5  # probability from which a pixel belongs to the object
 
 
 def encode_segmentation(segmentation: Any, size_hw: SizeHW) -> bytes:
     """A COCO `segmentation` as one code; parts outside the image are cut off.
 
-    Polygons of fewer than 3 points, which COCO itself holds, are left out.
-
-    Args:
-        segmentation: polygons [[x, y, ...], ...] in pixels, an RLE with `counts` as a list or as a
-            compressed string, or None.
-        size_hw: of the image.
-
-    Raises:
-        ValueError: it is none of these, holds no polygon, or is an RLE of another size.
+    It may be None, an RLE, or polygons [[x, y, ...], ...] in pixels, of which those of fewer than
+    3 points are left out: COCO itself holds some. Raises ValueError on anything else, where no
+    polygon is left, and on an RLE of another size.
     """
     if segmentation is None or segmentation == []:
         return NO_MASK
@@ -83,6 +78,39 @@ def rle_of(code: bytes, size_hw: SizeHW) -> dict[str, Any]:
     return {"size": list(size_hw), "counts": code.decode("ascii")}
 
 
+def paste_masks(detections: Detections, size_hw: SizeHW) -> list[bytes]:
+    """One code for each detection, whose boxes are in pixels of the image; none without masks."""
+    if detections.masks is None:
+        return []
+    return [
+        encode_bitmap(paste_mask(cells, box, size_hw))
+        for cells, box in zip(detections.masks.cpu(), detections.boxes.cpu(), strict=True)
+    ]
+
+
+def paste_mask(cells: Tensor, box: Tensor, size_hw: SizeHW) -> NDArray[np.bool_]:
+    """Probabilities (S, S) over a box (4,) -> bitmap (H, W): where they reach a half.
+
+    Each pixel's centre is looked up among the centres of the cells, bilinearly; beyond the outer
+    centres they fade to zero, as in Mask R-CNN's own code.
+    """
+    height, width = size_hw
+    x1, y1, x2, y2 = box.tolist()
+    left, right = max(math.floor(x1), 0), min(math.ceil(x2), width)
+    top, bottom = max(math.floor(y1), 0), min(math.ceil(y2), height)
+    bitmap = np.zeros(size_hw, dtype=np.bool_)
+    if right <= left or bottom <= top or x2 <= x1 or y2 <= y1:
+        return bitmap
+    grid_x = (torch.arange(left, right) + 0.5 - x1) / (x2 - x1) * 2 - 1
+    grid_y = (torch.arange(top, bottom) + 0.5 - y1) / (y2 - y1) * 2 - 1
+    grid = torch.stack(torch.meshgrid(grid_x, grid_y, indexing="xy"), dim=-1)
+    values = F.grid_sample(
+        cells[None, None].float(), grid[None].float(), align_corners=False, padding_mode="zeros"
+    )
+    bitmap[top:bottom, left:right] = (values[0, 0] >= _THRESHOLD).numpy()
+    return bitmap
+
+
 def _encode_rle(segmentation: dict[str, Any], size_hw: SizeHW) -> bytes:
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if size != list(size_hw):
@@ -112,17 +140,17 @@ def _covering_runs(code: bytes, size_hw: SizeHW) -> list[int] | None:
 def _run_lengths(code: bytes) -> list[int] | None:
     """Runs of a compressed RLE: 5 bits a character, each run minus the one two before it."""
     runs: list[int] = []
-    place = 0
-    while place < len(code):
+    position = 0
+    while position < len(code):
         value, shift, more = 0, 0, True
         while more:
-            if place >= len(code) or not 48 <= code[place] < 112 or shift > 30:
+            if position >= len(code) or not 48 <= code[position] < 112 or shift > 30:
                 return None
-            digit = code[place] - 48
+            digit = code[position] - 48
             value |= (digit & 31) << shift
             more = bool(digit & 32)
             shift += 5
-            place += 1
+            position += 1
             if not more and digit & 16:
                 value -= 1 << shift
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
@@ -143,42 +171,6 @@ def _is_polygon(polygon: Any) -> bool:
 def _clipped(polygon: list[float], size_hw: SizeHW) -> list[float]:
     height, width = size_hw
     return [
-        min(max(float(value), 0.0), float(width if place % 2 == 0 else height))
-        for place, value in enumerate(polygon)
+        min(max(float(value), 0.0), float(width if number % 2 == 0 else height))
+        for number, value in enumerate(polygon)
     ]
-
-
-_THRESHOLD = 0.5
-
-
-def paste_masks(found: Detections, size_hw: SizeHW) -> list[bytes]:
-    """One code of masks.py for each detection, whose boxes are in pixels of the image."""
-    if found.masks is None:
-        return []
-    return [
-        encode_bitmap(paste_mask(cells, box, size_hw))
-        for cells, box in zip(found.masks.cpu(), found.boxes.cpu(), strict=True)
-    ]
-
-
-def paste_mask(cells: Tensor, box: Tensor, size_hw: SizeHW) -> NDArray[np.bool_]:
-    """Probabilities (S, S) over a box (4,) -> bitmap (H, W): where they reach a half.
-
-    Each pixel's centre is looked up among the centres of the cells, bilinearly; beyond the outer
-    centres they fade to zero, as in Mask R-CNN's own code.
-    """
-    height, width = size_hw
-    x1, y1, x2, y2 = box.tolist()
-    left, right = max(math.floor(x1), 0), min(math.ceil(x2), width)
-    top, bottom = max(math.floor(y1), 0), min(math.ceil(y2), height)
-    bitmap = np.zeros(size_hw, dtype=np.bool_)
-    if right <= left or bottom <= top or x2 <= x1 or y2 <= y1:
-        return bitmap
-    grid_x = (torch.arange(left, right) + 0.5 - x1) / (x2 - x1) * 2 - 1
-    grid_y = (torch.arange(top, bottom) + 0.5 - y1) / (y2 - y1) * 2 - 1
-    grid = torch.stack(torch.meshgrid(grid_x, grid_y, indexing="xy"), dim=-1)
-    values = F.grid_sample(
-        cells[None, None].float(), grid[None].float(), align_corners=False, padding_mode="zeros"
-    )
-    bitmap[top:bottom, left:right] = (values[0, 0] >= _THRESHOLD).numpy()
-    return bitmap

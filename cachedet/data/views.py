@@ -8,7 +8,6 @@
     jitter-s3            draw 3 of PAPER 2.2's scale jitter: a factor in [0.1, 2.0], flipped or not,
                          a random window where it is larger than the base view's bucket
     jitter-0.5-1.5-s3    the same with another range of factors
-    jitter-k3            the same, each draw by itself: two may be alike (what stores held before)
 
 What is drawn depends on the view and the image id alone: never on other images, on what else is
 drawn, the batch or the process. `crop` and `jitter` views share the bucket of the base view.
@@ -39,13 +38,12 @@ LEAST_VISIBLE = 0.25  # share of a box; with less in sight it is neither object 
 _NUMBER = r"([0-9]{1,2}(?:\.[0-9]{1,4})?)"
 _NAME = re.compile(
     rf"(base|hflip)|scale-{_NUMBER}|crop-k([0-9]{{1,4}})"
-    rf"|jitter-(?:{_NUMBER}-{_NUMBER}-)?([ks])([0-9]{{1,4}})"
+    rf"|jitter-(?:{_NUMBER}-{_NUMBER}-)?s([0-9]{{1,4}})"
 )
 _KNOWN = ("base", "hflip", "scale=<f>", "crop=<K>", "jitter=<K>[:<low>-<high>]")
-_STREAMS = {"crop": 1, "jitter": 2}  # each family has random numbers of its own
-_SPREAD_STREAM = 3
-# From one spread draw to the next, of 2^64: the golden ratio's fraction for the factor, a half for
-# the mirror, those of the plastic number for the place. Any few in a row are far apart.
+_STREAMS = {"crop": 1, "jitter": 3}  # each family has random numbers of its own
+# From one jitter to the next, of 2^64: the golden ratio's fraction for the factor, a half for the
+# mirror, those of the plastic number for the window. Any few draws in a row are far apart.
 _STEPS = (0x9E3779B97F4A7C15, 1 << 63, 0xC13FA9A902A6328F, 0x91E10DA5C79E7B1C)
 
 
@@ -56,7 +54,6 @@ class View:
     family: Family
     scales: tuple[float, float] = (1.0, 1.0)  # of `jitter` the range, of `scale` twice its factor
     draw: int = 0  # number of the draw, of `crop` and `jitter`
-    is_spread: bool = False  # of `jitter`: draws of an image keep apart from each other
 
     @property
     def name(self) -> str:
@@ -68,7 +65,7 @@ class View:
         if self.family == "jitter":
             low, high = map(_text, self.scales)
             own_range = "" if self.scales == PAPER_SCALES else f"{low}-{high}-"
-            return f"jitter-{own_range}{'s' if self.is_spread else 'k'}{self.draw}"
+            return f"jitter-{own_range}s{self.draw}"
         return self.family
 
 
@@ -83,8 +80,8 @@ def parse_views(text: str) -> tuple[View, ...]:
     names = [view.name for view in views]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if not views or repeated:
-        found = f"{', '.join(repeated)} more than once in {text!r}" if repeated else repr(text)
-        raise InputError(f"views must name each view once, got {found}; known: {', '.join(_KNOWN)}")
+        got = f"{', '.join(repeated)} more than once in {text!r}" if repeated else repr(text)
+        raise InputError(f"views must name each view once, got {got}; known: {', '.join(_KNOWN)}")
     if len(views) > MOST_VIEWS:
         raise InputError(f"a store holds at most {MOST_VIEWS} views, {text!r} names {len(views)}")
     return tuple(views)
@@ -92,8 +89,8 @@ def parse_views(text: str) -> tuple[View, ...]:
 
 def view_named(name: str) -> View:
     """The view whose `name` this is. Raises InputError."""
-    found = _NAME.fullmatch(name)
-    view = _view_of(found) if found else None
+    match = _NAME.fullmatch(name)
+    view = _view_of(match) if match else None
     if view is None or view.name != name:
         raise _unknown(name)
     if view.draw >= MOST_DRAWS:
@@ -119,21 +116,15 @@ def view_family(name: str) -> Family:
 def make_geometry(
     view: View, *, image_hw: SizeHW, image_id: int, image_size: int, pad_multiple: int
 ) -> Geometry:
-    """The geometry of `view` for one image.
+    """The geometry of `view` for one upright image, whose aspect is kept.
 
-    Args:
-        view: any.
-        image_hw: pixels of the upright image; its aspect is kept.
-        image_id: of the image, for what is drawn at random.
-        image_size: long side of the base view in pixels.
-        pad_multiple: sides are padded up to multiples of this.
+    `image_size` is the long side of the base view in pixels; `image_id` seeds what is drawn.
     """
-    base_hw = _scaled(image_hw, image_size)
     padded_hw = padded_size(
         view, image_hw=image_hw, image_size=image_size, pad_multiple=pad_multiple
     )
     if view.family in ("crop", "jitter"):
-        return _drawn_geometry(view, image_hw, image_id, image_size, base_hw, padded_hw)
+        return _drawn_geometry(view, image_hw, image_id, image_size, padded_hw)
     scaled_hw = _scaled(image_hw, image_size * view.scales[0])
     return Geometry(
         image_hw=image_hw,
@@ -164,10 +155,10 @@ def make_targets(annotations: Annotations, row: int, geometry: Geometry) -> Targ
     kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     masks = None
     if annotations.masks is not None:
-        own = where.start + kept.nonzero()[:, 0]
+        rows = where.start + kept.nonzero()[:, 0]
         scale_xy, origin_xy = geometry.affine_to_image()
         masks = TargetMasks(
-            codes=tuple(annotations.masks[int(box)] for box in own),
+            codes=tuple(annotations.masks[int(box_row)] for box_row in rows),
             image_hw=geometry.image_hw,
             scale_xy=scale_xy,
             origin_xy=origin_xy,
@@ -188,18 +179,16 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def _drawn_geometry(
-    view: View,
-    image_hw: SizeHW,
-    image_id: int,
-    image_size: int,
-    base_hw: SizeHW,
-    padded_hw: SizeHW,
+    view: View, image_hw: SizeHW, image_id: int, image_size: int, padded_hw: SizeHW
 ) -> Geometry:
-    """One draw of `crop` or `jitter`: a factor, a flip and the place of the window."""
+    """One draw of `crop` or `jitter`: a factor, a flip and where the window lies."""
     at, mirror, at_y, at_x = _uniform(view, image_id)
     low, high = CROP_SIDES if view.family == "crop" else view.scales
     drawn = low + (high - low) * at
-    scale, room_hw = (1 / drawn, base_hw) if view.family == "crop" else (drawn, padded_hw)
+    if view.family == "crop":
+        scale, room_hw = 1 / drawn, _scaled(image_hw, image_size)
+    else:
+        scale, room_hw = drawn, padded_hw
     scaled_hw = _scaled(image_hw, image_size * scale)
     valid_hw = min(scaled_hw[0], room_hw[0]), min(scaled_hw[1], room_hw[1])
     offset_yx = (
@@ -224,12 +213,10 @@ def _uniform(view: View, image_id: int) -> list[float]:
     """
     words = image_id & 0xFFFFFFFF, (image_id >> 32) & 0xFFFFFFFF
     scales = (round(scale * 10_000) for scale in view.scales)
-    first = (
-        (_SPREAD_STREAM, *words) if view.is_spread else (_STREAMS[view.family], *words, view.draw)
-    )
-    seed = np.random.SeedSequence([*first, *scales])
+    draw = (view.draw,) if view.family == "crop" else ()
+    seed = np.random.SeedSequence([_STREAMS[view.family], *words, *draw, *scales])
     raw = [int(number) for number in np.random.PCG64(seed).random_raw(len(_STEPS))]
-    if view.is_spread:
+    if view.family == "jitter":  # the draws of an image keep apart from each other
         raw = [(at + view.draw * by) % 2**64 for at, by in zip(raw, _STEPS, strict=True)]
     return [(number >> 11) / 2**53 for number in raw]
 
@@ -257,12 +244,12 @@ def _expand(item: str) -> tuple[View, ...]:
         count, colon, span = value.partition(":")
         scales = _parse_range(span, where=item) if colon else PAPER_SCALES
         draws = _parse_draws(count, where=item)
-        return tuple(View(family="jitter", scales=scales, draw=k, is_spread=True) for k in draws)
+        return tuple(View(family="jitter", scales=scales, draw=k) for k in draws)
     raise _unknown(item)
 
 
-def _view_of(found: re.Match[str]) -> View | None:
-    plain, scale, window, low, high, kind, draw = found.groups()
+def _view_of(match: re.Match[str]) -> View | None:
+    plain, scale, window, low, high, draw = match.groups()
     if plain:
         return View(family="hflip" if plain == "hflip" else "base")
     if scale:
@@ -270,7 +257,7 @@ def _view_of(found: re.Match[str]) -> View | None:
     if window:
         return View(family="crop", draw=int(window))
     scales = (float(low), float(high)) if low else PAPER_SCALES
-    return View(family="jitter", scales=scales, draw=int(draw), is_spread=kind == "s")
+    return View(family="jitter", scales=scales, draw=int(draw))
 
 
 def _unknown(text: str) -> InputError:

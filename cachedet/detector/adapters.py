@@ -1,8 +1,8 @@
 """Adapters: one small residual module on each cached level, in front of the neck.
 
-The residual adapters of PAPER 1.8 (Rebuffi et al., arXiv 1705.08045) sit inside the backbone
-between its layers: they change the features themselves, which then cannot be cached. Ours sit
-behind the frozen backbone, so they adapt what is cached and cost no pass through the backbone.
+The residual adapters of PAPER 1.8 follow Rebuffi et al. (arXiv 1705.08045), whose sit between the
+layers of a frozen network: they change the features themselves, which then cannot be cached. Ours
+sit behind the frozen backbone, so they adapt what is cached and cost no pass through it.
 
 Letters: N images, C channels, h w feature cells.
 """
@@ -13,7 +13,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from cachedet.detector.layers import ACTIVATIONS, ActivationName, NormName, make_conv, make_norm
+from cachedet.config.detector import Activation, Norm
+from cachedet.detector.layers import ACTIVATIONS, make_conv, make_norm
 from cachedet.structures import Features, FeatureSpec
 
 AdapterKind = Literal["pointwise", "bottleneck"]
@@ -40,9 +41,9 @@ class Adapters(nn.Module):
         spec: FeatureSpec,
         *,
         kind: AdapterKind,
-        ratio: float = 0.25,
-        norm: NormName = "batch",
-        activation: ActivationName = "relu",
+        ratio: float,
+        norm: Norm,
+        activation: Activation,
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -68,7 +69,7 @@ def hidden_channels(channels: int, *, ratio: float) -> int:
 
 
 def _make_bottleneck(
-    channels: int, *, ratio: float, norm: NormName, activation: ActivationName
+    channels: int, *, ratio: float, norm: Norm, activation: Activation
 ) -> nn.Sequential:
     hidden = hidden_channels(channels, ratio=ratio)
     return nn.Sequential(

@@ -29,9 +29,9 @@ class AnchorGenerator:
         self,
         *,
         strides: Sequence[int],
-        size_factor: float = 4.0,
-        scales_per_octave: int = 3,
-        aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        size_factor: float,
+        scales_per_octave: int,
+        aspect_ratios: Sequence[float],
     ) -> None:
         self.strides = tuple(strides)
         self.num_anchors = scales_per_octave * len(aspect_ratios)

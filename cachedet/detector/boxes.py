@@ -28,10 +28,10 @@ class Postprocess:
         max_detections: of an image.
     """
 
-    score_threshold: float = 0.05
-    pre_nms: int = 5000
-    nms_iou: float = 0.5
-    max_detections: int = 100
+    score_threshold: float
+    pre_nms: int
+    nms_iou: float
+    max_detections: int
 
     def __call__(
         self, scores: Tensor, boxes: Tensor, *, size_hw: SizeHW, image_id: int
@@ -42,7 +42,7 @@ class Postprocess:
             scores: (T, K).
             boxes: (T, 4), or (T, K, 4) where every class has its own.
             size_hw: valid pixels of the view.
-            image_id: of the image.
+            image_id: goes into the result.
         """
         num_classes = scores.shape[1]
         flat = scores.flatten()
@@ -50,15 +50,15 @@ class Postprocess:
         best = flat[candidates].topk(min(self.pre_nms, len(candidates))).indices
         candidates = candidates[best]
         labels = candidates % num_classes
-        own = (
+        chosen = (
             boxes.flatten(0, 1)[candidates] if boxes.ndim == 3 else boxes[candidates // num_classes]
         )
-        own = clip_boxes(own, size_hw)
-        solid = ((own[:, 2:] - own[:, :2]) > 0).all(dim=1)
-        own, labels, flat = own[solid], labels[solid], flat[candidates][solid]
-        kept: Tensor = batched_nms(own, flat, labels, self.nms_iou)[: self.max_detections]
+        chosen = clip_boxes(chosen, size_hw)
+        solid = ((chosen[:, 2:] - chosen[:, :2]) > 0).all(dim=1)
+        chosen, labels, flat = chosen[solid], labels[solid], flat[candidates][solid]
+        kept: Tensor = batched_nms(chosen, flat, labels, self.nms_iou)[: self.max_detections]
         return Detections(
-            image_id=image_id, boxes=own[kept], scores=flat[kept], labels=labels[kept]
+            image_id=image_id, boxes=chosen[kept], scores=flat[kept], labels=labels[kept]
         )
 
 
@@ -93,7 +93,7 @@ def clip_to_sizes(boxes: Tensor, sizes_hw: Sequence[SizeHW]) -> Tensor:
     return boxes.clamp(min=0).minimum(_limits(boxes, sizes_hw)[:, None])
 
 
-def clip_to_own(boxes: Tensor, sizes_hw: Sequence[SizeHW], image: Tensor) -> Tensor:
+def clip_to_images(boxes: Tensor, sizes_hw: Sequence[SizeHW], image: Tensor) -> Tensor:
     """(R, 4) boxes, each cut at the edges of the image (R,) it lies in."""
     return boxes.clamp(min=0).minimum(_limits(boxes, sizes_hw)[image])
 

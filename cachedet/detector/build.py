@@ -9,7 +9,9 @@ from torch import nn
 from cachedet.config.detector import (
     AnchorConfig,
     BottleneckAdapterConfig,
+    BuiltDetectorConfig,
     CascadeRCNNConfig,
+    CustomDetectorConfig,
     DetectorConfig,
     FasterRCNNConfig,
     FPNConfig,
@@ -34,7 +36,6 @@ from cachedet.detector.simple_pyramid import SimplePyramid
 from cachedet.errors import ConfigError
 from cachedet.structures import FeatureSpec
 
-Detector = RetinaNet | RCNN
 Neck = FPN | NASFPN | SimplePyramid
 
 
@@ -51,17 +52,32 @@ def choose_levels(config: DetectorConfig, spec: FeatureSpec) -> FeatureSpec:
     return FeatureSpec(tuple(level for level in spec if level.name in config.levels))
 
 
-def build_detector(config: DetectorConfig, *, spec: FeatureSpec, num_classes: int) -> Detector:
+def build_detector(
+    config: DetectorConfig, *, spec: FeatureSpec, num_classes: int
+) -> RetinaNet | RCNN:
     """Make the detector for features of `spec` and `num_classes` foreground classes.
 
-    Raises ConfigError where the neck cannot work on the levels there are.
+    Raises:
+        ConfigError: the neck cannot work on the levels there are, or the config only names a
+            detector that was given as an object.
+
+    Example:
+        >>> config = cachedet.load_config("retinanet_fpn_tiny")
+        >>> head = cachedet.build_detector(
+        ...     config.detector, spec=store.spec, num_classes=store.num_classes
+        ... )
     """
+    if isinstance(config, CustomDetectorConfig):
+        raise ConfigError(
+            f"detector {config.name!r} was given as an object and cannot be made from a config; "
+            "call cachedet.train, cachedet.evaluate or cachedet.predict with detector=..."
+        )
     if isinstance(config, RetinaNetConfig):
         return _build_retinanet(config, spec=spec, num_classes=num_classes)
     return _build_rcnn(config, spec=spec, num_classes=num_classes)
 
 
-def build_neck(config: DetectorConfig, spec: FeatureSpec) -> Neck:
+def build_neck(config: BuiltDetectorConfig, spec: FeatureSpec) -> Neck:
     """The neck alone, for the levels that the detector uses. Raises ConfigError."""
     levels = choose_levels(config, spec)
     neck = config.neck
@@ -98,7 +114,7 @@ def build_neck(config: DetectorConfig, spec: FeatureSpec) -> Neck:
         raise ConfigError(f"detector.neck {neck.kind!r}: {error}") from error
 
 
-def build_adapters(config: DetectorConfig, spec: FeatureSpec) -> nn.Module:
+def build_adapters(config: BuiltDetectorConfig, spec: FeatureSpec) -> nn.Module:
     """What stands between the cached levels and the neck."""
     adapters = config.adapters
     if adapters is None:

@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from cachedet.detector.rcnn import RCNN
-from cachedet.detector.retinanet import RetinaNet
+from cachedet.detector.protocol import classifiers_of, normalizes_over_ranks, parts_of, run_detector
 from cachedet.structures import Detections, Features, SizeHW, Targets
 
 PIXELS = "pixels"  # the one map of a batch of images: (N, 3, H, W), normalised and padded
@@ -33,7 +32,7 @@ class EndToEndDetector(nn.Module):
         self,
         *,
         backbone: Callable[[Tensor], Features],
-        heads: RetinaNet | RCNN,
+        heads: nn.Module,
         levels: Sequence[str],
         learns: bool,
         lr_scale: float = 1.0,
@@ -46,8 +45,21 @@ class EndToEndDetector(nn.Module):
         self._levels = tuple(levels)
 
     @property
-    def loss_names(self) -> tuple[str, ...]:
-        return self.heads.loss_names
+    def normalizes_over_ranks(self) -> bool:
+        return normalizes_over_ranks(self.heads)
+
+    def parts(self) -> list[nn.Module]:
+        """What is worth compiling of the heads."""
+        return parts_of(self.heads)
+
+    def classifiers(self) -> list[nn.Module]:
+        """The last layers of the heads."""
+        return classifiers_of(self.heads)
+
+    def lr_scales(self) -> list[tuple[nn.Module, float]]:
+        """Heads at the schedule's rate, and the backbone where it learns."""
+        backbone = [] if self.backbone is None else [(self.backbone, self.lr_scale)]
+        return [(self.heads, 1.0), *backbone]
 
     def features(self, pixels: Tensor) -> Features:
         """C levels that the heads use."""
@@ -64,8 +76,4 @@ class EndToEndDetector(nn.Module):
     ) -> list[Detections]:
         """Detections of the heads; `features` holds the images under PIXELS."""
         maps = self.features(features[PIXELS])
-        return self.heads.detect(maps, sizes_hw=sizes_hw, image_ids=image_ids)
-
-
-Trained = RetinaNet | RCNN | EndToEndDetector
-"""What a trainer may hold."""
+        return run_detector(self.heads, maps, sizes_hw=sizes_hw, image_ids=image_ids)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cachedet.detector.layers import ACTIVATIONS, ActivationName, NormName, make_conv, make_norm
+from cachedet.config.detector import Activation, Norm
+from cachedet.detector.layers import ACTIVATIONS, make_conv, make_norm
 from cachedet.structures import Features, FeatureSpec, LevelSpec
 
 
@@ -71,11 +72,11 @@ class FPN(nn.Module):
         self,
         spec: FeatureSpec,
         *,
-        channels: int = 256,
-        num_levels: int = 5,
-        norm: NormName = "batch",
-        activation: ActivationName = "relu",
-        separable: bool = False,
+        channels: int,
+        num_levels: int,
+        norm: Norm,
+        activation: Activation,
+        separable: bool,
     ) -> None:
         super().__init__()
         if num_levels < len(spec):
@@ -99,8 +100,8 @@ class FPN(nn.Module):
         """Maps of the in-levels (N, C_level, h, w) -> maps of the out-levels (N, C, h, w)."""
         merged = self._merge([features[name] for name in self.in_names])
         maps = [conv(level) for conv, level in zip(self.outputs, merged, strict=True)]
-        for place, conv in enumerate(self.extras):
-            maps.append(conv(self.activation(maps[-1]) if place > 0 else maps[-1]))
+        for index, conv in enumerate(self.extras):
+            maps.append(conv(self.activation(maps[-1]) if index > 0 else maps[-1]))
         normed = [norm(level) for norm, level in zip(self.norms, maps, strict=True)]
         return dict(zip(self.spec.names, normed, strict=True))
 

@@ -6,18 +6,16 @@ Letters: N images, C channels, h w cells.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cachedet.config.detector import Activation, Norm
 from cachedet.distributed.collective import gather, sum_over_ranks, world_size
 
-NormName = Literal["batch", "group", "none"]
-ActivationName = Literal["relu", "silu"]
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 _MOST_GROUPS = 32  # GroupNorm, arXiv 1803.08494
 _LEAST_GROUP = 4  # channels; a group of one would be flattened on maps of a single cell
 _CELLS = (0, 2, 3)  # the dimensions a channel's statistics are taken over
@@ -69,13 +67,13 @@ def _moments_over_ranks(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Merged without cancellation (Chan, Golub, LeVeque 1983); a rank may have no values at all.
     """
     channels = maps.shape[1]
-    own = torch.zeros(2 * channels + 1, dtype=torch.float64, device=maps.device)
+    statistics = torch.zeros(2 * channels + 1, dtype=torch.float64, device=maps.device)
     if maps.numel():
         exact = torch.promote_types(maps.dtype, torch.float32)
         variance, mean = torch.var_mean(maps.to(exact), dim=_CELLS, correction=0)
-        own[0] = maps.numel() // channels
-        own[1 : channels + 1], own[channels + 1 :] = mean, variance
-    counts, means, variances = torch.split(gather(own), [1, channels, channels], dim=1)
+        statistics[0] = maps.numel() // channels
+        statistics[1 : channels + 1], statistics[channels + 1 :] = mean, variance
+    counts, means, variances = torch.split(gather(statistics), [1, channels, channels], dim=1)
     count = counts.sum()
     share = counts / count.clamp(min=1)
     mean = (share * means).sum(dim=0)
@@ -119,8 +117,8 @@ class _NormByMoments(torch.autograd.Function):
         return grad_maps.to(maps.dtype), grad_weight, grad_bias, None, None, None, None
 
 
-def make_norm(name: NormName, channels: int) -> nn.Module:
-    """BatchNorm with the paper's momentum and epsilon (PAPER 2.2), GroupNorm, or nothing."""
+def make_norm(name: Norm, channels: int) -> nn.Module:
+    """BatchNorm as in the paper's RetinaNet (PAPER 2.2), GroupNorm, or nothing."""
     if name == "batch":
         return BatchNorm(channels, eps=1e-3, momentum=0.01)  # Keras momentum 0.99
     if name == "group":

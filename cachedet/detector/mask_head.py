@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from cachedet.config.detector import Activation, Norm
 from cachedet.data.masks import NO_MASK, decode_mask
-from cachedet.detector.layers import ACTIVATIONS, ActivationName, NormName, init_he
+from cachedet.detector.layers import ACTIVATIONS, init_he
 from cachedet.detector.roi_align import PyramidRoIAlign
 from cachedet.detector.towers import Tower, full_precision, init_normal
 from cachedet.distributed.collective import count_over_ranks
@@ -39,11 +40,11 @@ class MaskHead(nn.Module):
         *,
         in_channels: int,
         num_classes: int,
-        num_convs: int = 4,
-        channels: int = 256,
-        norm: NormName = "batch",
-        activation: ActivationName = "relu",
-        separable: bool = False,
+        num_convs: int,
+        channels: int,
+        norm: Norm,
+        activation: Activation,
+        separable: bool,
     ) -> None:
         super().__init__()
         self.tower = Tower(
@@ -111,30 +112,32 @@ class MaskBranch(nn.Module):
         logits: Tensor = self.head(self.roi_align(pyramid, boxes, image))
         wanted, labels = [], []
         for n, of_image in enumerate(targets):
-            own = image == n
-            wanted.append(crop_masks(of_image, boxes[own], matched[own], side=logits.shape[-1]))
-            labels.append(of_image.labels[matched[own]])
+            in_image = image == n
+            wanted.append(
+                crop_masks(of_image, boxes[in_image], matched[in_image], side=logits.shape[-1])
+            )
+            labels.append(of_image.labels[matched[in_image]])
         order = torch.argsort(image, stable=True)
         rows = torch.arange(len(order), device=logits.device)
-        own_logits = logits[order][rows, torch.cat(labels)]
-        loss = F.binary_cross_entropy_with_logits(own_logits, torch.cat(wanted), reduction="sum")
-        mean: Tensor = loss / max(count_over_ranks(own_logits.numel()), 1)
+        class_logits = logits[order][rows, torch.cat(labels)]
+        loss = F.binary_cross_entropy_with_logits(class_logits, torch.cat(wanted), reduction="sum")
+        mean: Tensor = loss / max(count_over_ranks(class_logits.numel()), 1)
         return mean
 
     def predict(self, pyramid: Features, detections: Sequence[Detections]) -> list[Detections]:
         """The same detections with `masks` (D, 2 S, 2 S), probabilities of their own class."""
-        counts = [len(found) for found in detections]
-        boxes = torch.cat([found.boxes for found in detections])
-        labels = torch.cat([found.labels for found in detections])
+        counts = [len(of_image) for of_image in detections]
+        boxes = torch.cat([of_image.boxes for of_image in detections])
+        labels = torch.cat([of_image.labels for of_image in detections])
         image = torch.repeat_interleave(
             torch.arange(len(counts), device=boxes.device),
             torch.tensor(counts, device=boxes.device),
         )
         logits = self.head(self.roi_align(pyramid, boxes, image)).float()
-        own = logits[torch.arange(len(labels), device=labels.device), labels].sigmoid()
+        probabilities = logits[torch.arange(len(labels), device=labels.device), labels].sigmoid()
         return [
-            replace(found, masks=masks)
-            for found, masks in zip(detections, torch.split(own, counts), strict=True)
+            replace(of_image, masks=masks)
+            for of_image, masks in zip(detections, torch.split(probabilities, counts), strict=True)
         ]
 
 
@@ -153,9 +156,9 @@ def crop_masks(targets: Targets, boxes: Tensor, matched: Tensor, *, side: int) -
     masks = targets.masks
     if masks is None or len(boxes) == 0:
         return boxes.new_zeros(len(boxes), side, side)
-    used, place = torch.unique(matched, return_inverse=True)
+    used, mask_index = torch.unique(matched, return_inverse=True)
     bitmaps = np.stack([decode_mask(masks.codes[m], masks.image_hw) for m in used.tolist()])
-    rois = torch.cat([place[:, None].to(boxes.dtype), _in_image(boxes, masks)], dim=1)
+    rois = torch.cat([mask_index[:, None].to(boxes.dtype), _in_image(boxes, masks)], dim=1)
     cells = roi_align(
         torch.from_numpy(bitmaps).to(boxes.device, boxes.dtype)[:, None],
         rois,

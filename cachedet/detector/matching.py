@@ -13,11 +13,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cachedet.config.detector import LowQuality
 from cachedet.detector.boxes import covered_fraction, pairwise_iou
 from cachedet.distributed.collective import rand_of_rank
 from cachedet.structures import Targets
 
-LowQuality = Literal["none", "one", "ties"]
+AllowedLowQuality = Literal["none", LowQuality]
 
 BACKGROUND = -1
 IGNORED = -2
@@ -94,7 +95,7 @@ def match_boxes(
     *,
     foreground_iou: float,
     background_iou: float,
-    allow_low_quality: LowQuality,
+    allow_low_quality: AllowedLowQuality,
 ) -> Tensor:
     """Which gt box each box shall learn (PAPER 2.2).
 
@@ -121,11 +122,11 @@ def match_boxes(
     parts = []
     for start in range(0, len(ground_truth), step):
         own_ground_truth = ground_truth[start : start + step]
-        own = boxes[start : start + step] if boxes.ndim == 3 else boxes[None]
+        own_boxes = boxes[start : start + step] if boxes.ndim == 3 else boxes[None]
         width = max(1, _MOST_PAIRS // own_ground_truth.boxes[..., 0].numel())
         parts.append(
             _match_some(
-                torch.split(own, width, dim=1),
+                torch.split(own_boxes, width, dim=1),
                 own_ground_truth,
                 foreground_iou,
                 background_iou,
@@ -140,16 +141,16 @@ def _match_some(
     ground_truth: PaddedGroundTruth,
     foreground_iou: float,
     background_iou: float,
-    allow_low_quality: LowQuality,
+    allow_low_quality: AllowedLowQuality,
 ) -> Tensor:
     """Images that fit in memory together, against their boxes piece by piece: (n, T)."""
     matched, best_iou_of_gt, best_of_gt = [], [], []
     first = 0
     for boxes in pieces:
         iou = _usable_iou(ground_truth, boxes)
-        found = _best_match(iou, foreground_iou, background_iou)
+        of_piece = _best_match(iou, foreground_iou, background_iou)
         matched.append(
-            _ignore_crowd(found, boxes, ground_truth) if ground_truth.has_crowd else found
+            _ignore_crowd(of_piece, boxes, ground_truth) if ground_truth.has_crowd else of_piece
         )
         if allow_low_quality != "none":
             best_iou, best = iou.max(dim=2)
@@ -163,8 +164,8 @@ def _match_some(
         best = torch.stack(best_of_gt).gather(0, piece[None])[0]
         return _allow_one(torch.cat(matched, dim=1), best, best_iou)
     with_ties = [
-        _allow_ties(found, _usable_iou(ground_truth, boxes), best_iou)
-        for boxes, found in zip(pieces, matched, strict=True)
+        _allow_ties(of_piece, _usable_iou(ground_truth, boxes), best_iou)
+        for boxes, of_piece in zip(pieces, matched, strict=True)
     ]
     return torch.cat(with_ties, dim=1)
 
@@ -244,8 +245,8 @@ def sample_boxes(
     positive_idx, positive_valid = _draw(matched >= 0, draw, min(most_positive, draw.shape[1]))
     background_idx, background_valid = _draw(matched == BACKGROUND, draw, min(size, draw.shape[1]))
     room = size - positive_valid.sum(dim=1, keepdim=True)
-    place = torch.arange(background_idx.shape[1], device=matched.device)
-    background_valid &= place < room
+    index = torch.arange(background_idx.shape[1], device=matched.device)
+    background_valid &= index < room
     idx = torch.cat([positive_idx, background_idx], dim=1)
     is_valid = torch.cat([positive_valid, background_valid], dim=1)
     order = is_valid.int().argsort(dim=1, descending=True, stable=True)[:, :size]

@@ -1,6 +1,6 @@
 """NAS-FPN (arXiv 1904.07392) with the numbers of PAPER 2.3.
 
-Letters: N images, C channels, h w feature cells. `place` counts levels from the finest, 0..4.
+Letters: N images, C channels, h w feature cells. `level` counts levels from the finest, 0..4.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from typing import Literal, NamedTuple, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cachedet.config.detector import Activation, Norm
 from cachedet.detector.fpn import coarsen, continued_strides, pyramid_spec
 from cachedet.detector.layers import (
     ACTIVATIONS,
-    ActivationName,
-    NormName,
     init_he,
     make_conv,
     make_norm,
@@ -28,10 +27,10 @@ NUM_LEVELS = 5
 class Node(NamedTuple):
     """A map made from two others; maps 0..4 are those that come in, nodes count on from 5."""
 
-    place: int
+    level: int
     op: Literal["sum", "attention"]
     inputs: tuple[int, int]
-    joined: tuple[int, ...] = ()  # incoming maps of this place that no node before has used
+    joined: tuple[int, ...] = ()  # incoming maps of this level that no node before has used
     is_output: bool = True
 
 
@@ -71,11 +70,11 @@ class NASFPN(nn.Module):
         self,
         spec: FeatureSpec,
         *,
-        channels: int = 256,
-        repeats: int = 5,
-        norm: NormName = "batch",
-        activation: ActivationName = "relu",
-        separable: bool = False,
+        channels: int,
+        repeats: int,
+        norm: Norm,
+        activation: Activation,
+        separable: bool,
     ) -> None:
         super().__init__()
         _check_consecutive(spec)
@@ -111,7 +110,7 @@ class _Cell(nn.Module):
     """One repeat: 7 merging nodes, each followed by activation, 3x3 convolution and norm."""
 
     def __init__(
-        self, *, channels: int, norm: NormName, activation: ActivationName, separable: bool
+        self, *, channels: int, norm: Norm, activation: Activation, separable: bool
     ) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[activation]()
@@ -123,26 +122,26 @@ class _Cell(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """5 maps (N, C, h, w), fine to coarse -> 5 of the same shapes."""
         made = list(maps)
-        places = list(range(NUM_LEVELS))
+        levels = list(range(NUM_LEVELS))
         sizes = [cast(SizeHW, tuple(level.shape[-2:])) for level in maps]
         outputs: dict[int, Tensor] = {}
         for node, conv, norm in zip(NODES, self.convs, self.norms, strict=True):
-            merged = _merge(node, made, places, sizes[node.place])
+            merged = _merge(node, made, levels, sizes[node.level])
             made.append(norm(conv(self.activation(merged))))
-            places.append(node.place)
+            levels.append(node.level)
             if node.is_output:
-                outputs[node.place] = made[-1]
-        return [outputs[place] for place in range(NUM_LEVELS)]
+                outputs[node.level] = made[-1]
+        return [outputs[level] for level in range(NUM_LEVELS)]
 
 
-def _merge(node: Node, made: Sequence[Tensor], places: Sequence[int], size_hw: SizeHW) -> Tensor:
+def _merge(node: Node, made: Sequence[Tensor], levels: Sequence[int], size_hw: SizeHW) -> Tensor:
     first, second = (
-        _resample(made[index], steps=node.place - places[index], size_hw=size_hw)
+        _resample(made[index], steps=node.level - levels[index], size_hw=size_hw)
         for index in node.inputs
     )
     if node.op == "sum":
         merged = first + second
-    elif places[node.inputs[0]] >= places[node.inputs[1]]:
+    elif levels[node.inputs[0]] >= levels[node.inputs[1]]:
         merged = _attend(first, second)
     else:
         merged = _attend(second, first)
@@ -167,7 +166,7 @@ def _resample(level: Tensor, *, steps: int, size_hw: SizeHW) -> Tensor:
 
 def _check_consecutive(spec: FeatureSpec) -> None:
     strides = [level.stride for level in spec]
-    doubled = [strides[0] * 2**place for place in range(len(strides))]
+    doubled = [strides[0] * 2**level for level in range(len(strides))]
     if len(strides) > NUM_LEVELS or strides != doubled:
         came = ", ".join(f"{level.name} (stride {level.stride})" for level in spec)
         raise ValueError(

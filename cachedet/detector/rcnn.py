@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cachedet.detector.boxes import Postprocess, apply_deltas, clip_to_own, encode_deltas
+from cachedet.detector.boxes import Postprocess, apply_deltas, clip_to_images, encode_deltas
+from cachedet.detector.costs import neck_costs, roi_head_cost
 from cachedet.detector.mask_head import MaskBranch
 from cachedet.detector.matching import (
     BACKGROUND,
@@ -24,8 +26,9 @@ from cachedet.detector.matching import (
     pad_ground_truth,
     sample_boxes,
 )
+from cachedet.detector.protocol import CostedPart
 from cachedet.detector.roi_align import PyramidRoIAlign
-from cachedet.detector.roi_head import RoIHead, own_deltas
+from cachedet.detector.roi_head import RoIHead, class_deltas
 from cachedet.detector.rpn import RPN, Proposals
 from cachedet.distributed.collective import count_over_ranks, sum_over_ranks
 from cachedet.structures import Detections, Features, SizeHW, Targets
@@ -76,6 +79,8 @@ class RCNN(nn.Module):
         mask_branch: learns from the positives of the first stage, predicts in the last one's boxes.
     """
 
+    normalizes_over_ranks = True
+
     def __init__(
         self,
         *,
@@ -86,11 +91,11 @@ class RCNN(nn.Module):
         heads: Sequence[RoIHead],
         stages: Sequence[Stage],
         postprocess: Postprocess,
-        samples: int = 512,
-        positive_fraction: float = 0.25,
-        huber_delta: float = 1.0,
-        box_weight: float = 1.0,
-        mask_branch: MaskBranch | None = None,
+        samples: int,
+        positive_fraction: float,
+        huber_delta: float,
+        box_weight: float,
+        mask_branch: MaskBranch | None,
     ) -> None:
         super().__init__()
         if len(heads) != len(stages):
@@ -107,8 +112,15 @@ class RCNN(nn.Module):
         self.samples, self.positive_fraction = samples, positive_fraction
         self.huber_delta, self.box_weight = huber_delta, box_weight
         self.mask_branch = mask_branch
-        names = ("rpn_class", "rpn_box", "class", "box")
-        self.loss_names = names if mask_branch is None else (*names, "mask")
+
+    @property
+    def trains_masks(self) -> bool:
+        return self.mask_branch is not None
+
+    @property
+    def max_proposals(self) -> int:
+        """Most proposals of an image at inference."""
+        return self.rpn.test_counts.post_nms
 
     def parts(self) -> list[nn.Module]:
         """What is worth compiling: everything with parameters, without matching and losses."""
@@ -119,8 +131,37 @@ class RCNN(nn.Module):
         """The last layers that name classes, one a stage (PAPER 1.7)."""
         return [cast(RoIHead, head).class_logits for head in self.heads]
 
+    def costs(self, features: Features) -> list[CostedPart]:
+        """For `cachedet model`."""
+        parts, pyramid = neck_costs(self.adapters, self.neck, features)
+        rpn = partial(_rpn_outputs, self.rpn, pyramid)
+        parts.append(CostedPart(name="rpn", module=self.rpn, forward=rpn, step=rpn))
+        channels = next(iter(pyramid.values())).shape[1]
+        parts += [
+            roi_head_cost(
+                f"roi head {number}",
+                head,
+                sampled=self.samples,
+                proposed=self.max_proposals,
+                channels=channels,
+                side=self.roi_align.resolution,
+            )
+            for number, head in enumerate(self.heads, start=1)
+        ]
+        if self.mask_branch is not None:
+            mask_head = roi_head_cost(
+                "mask head",
+                self.mask_branch.head,
+                sampled=int(self.samples * self.positive_fraction),
+                proposed=self.postprocess.max_detections,
+                channels=channels,
+                side=self.mask_branch.roi_align.resolution,
+            )
+            parts.append(mask_head)
+        return parts
+
     def forward(self, features: Features, targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """Losses by `loss_names`; "class" and "box" are means of the stages."""
+        """Losses "rpn_class", "rpn_box", "class", "box" (means of the stages), and "mask"."""
         pyramid = self.neck(self.adapters(features))
         ground_truth = pad_ground_truth(targets)
         sizes_hw = [of_image.size_hw for of_image in targets]
@@ -129,14 +170,14 @@ class RCNN(nn.Module):
         rois = self._sample(self.rpn.propose(output, pyramid, sizes_hw=sizes_hw), ground_truth)
         sampled = rois
         class_losses, box_losses = [], []
-        for place, (stage, head) in enumerate(zip(self.stages, self.heads, strict=True)):
+        for number, (stage, head) in enumerate(zip(self.stages, self.heads, strict=True)):
             logits, deltas = head(self.roi_align(pyramid, rois.boxes, rois.image))
             class_losses.append(self._class_loss(logits, rois))
             box_losses.append(self._box_loss(deltas, rois, stage))
-            if place + 1 < len(self.stages):
+            if number + 1 < len(self.stages):
                 moved = move_boxes(rois.boxes, deltas.detach()[:, 0], stage)
-                moved = clip_to_own(moved, sizes_hw, rois.image)
-                rois = self._label(moved, rois.image, ground_truth, self.stages[place + 1])
+                moved = clip_to_images(moved, sizes_hw, rois.image)
+                rois = self._label(moved, rois.image, ground_truth, self.stages[number + 1])
         losses["class"] = torch.stack(class_losses).mean()
         losses["box"] = torch.stack(box_losses).mean()
         if self.mask_branch is not None:
@@ -156,24 +197,24 @@ class RCNN(nn.Module):
         """
         pyramid = self.neck(self.adapters(features))
         proposals = self.rpn.propose(self.rpn(pyramid), pyramid, sizes_hw=sizes_hw)
-        image, place_of = proposals.is_valid.nonzero(as_tuple=True)
-        boxes = proposals.boxes[image, place_of]
+        image, slot = proposals.is_valid.nonzero(as_tuple=True)
+        boxes = proposals.boxes[image, slot]
         logits_of_stages = []
-        for place, (stage, head) in enumerate(zip(self.stages, self.heads, strict=True)):
+        for number, (stage, head) in enumerate(zip(self.stages, self.heads, strict=True)):
             logits, deltas = head(self.roi_align(pyramid, boxes, image))
             logits_of_stages.append(logits.float())
-            if place + 1 < len(self.stages):
-                boxes = clip_to_own(move_boxes(boxes, deltas[:, 0], stage), sizes_hw, image)
+            if number + 1 < len(self.stages):
+                boxes = clip_to_images(move_boxes(boxes, deltas[:, 0], stage), sizes_hw, image)
         scores = torch.stack(logits_of_stages).mean(dim=0).softmax(dim=-1)[:, :-1]
-        found = move_boxes(boxes[:, None], deltas.float(), self.stages[-1])
-        if found.shape[1] == 1:
-            found = found[:, 0]
+        moved = move_boxes(boxes[:, None], deltas.float(), self.stages[-1])
+        if moved.shape[1] == 1:
+            moved = moved[:, 0]
         counts = proposals.is_valid.sum(dim=1).tolist()
         detections = [
-            self.postprocess(own_scores, own_boxes, size_hw=size_hw, image_id=image_id)
-            for own_scores, own_boxes, size_hw, image_id in zip(
+            self.postprocess(image_scores, image_boxes, size_hw=size_hw, image_id=image_id)
+            for image_scores, image_boxes, size_hw, image_id in zip(
                 torch.split(scores, counts),
-                torch.split(found, counts),
+                torch.split(moved, counts),
                 sizes_hw,
                 image_ids,
                 strict=True,
@@ -193,14 +234,16 @@ class RCNN(nn.Module):
         """
         pyramid = self.neck(self.adapters(features))
         proposals = self.rpn.propose(self.rpn(pyramid), pyramid, sizes_hw=sizes_hw)
-        found = []
+        detections = []
         for n, image_id in enumerate(image_ids):
-            own = proposals.is_valid[n]
-            scores = proposals.scores[n, own].sigmoid()
+            is_valid = proposals.is_valid[n]
+            scores = proposals.scores[n, is_valid].sigmoid()
             labels = torch.zeros_like(scores, dtype=torch.int64)
-            boxes = proposals.boxes[n, own]
-            found.append(Detections(image_id=image_id, boxes=boxes, scores=scores, labels=labels))
-        return found
+            boxes = proposals.boxes[n, is_valid]
+            detections.append(
+                Detections(image_id=image_id, boxes=boxes, scores=scores, labels=labels)
+            )
+        return detections
 
     def _mask_loss(
         self, branch: MaskBranch, pyramid: Features, rois: RoIs, targets: Sequence[Targets]
@@ -228,8 +271,8 @@ class RCNN(nn.Module):
             size=self.samples,
             positive_fraction=self.positive_fraction,
         )
-        image, place = sample.is_valid.nonzero(as_tuple=True)
-        taken = sample.idx[image, place]
+        image, slot = sample.is_valid.nonzero(as_tuple=True)
+        taken = sample.idx[image, slot]
         return _make_rois(boxes[image, taken], image, matched[image, taken], ground_truth)
 
     @torch.no_grad()
@@ -259,7 +302,7 @@ class RCNN(nn.Module):
         positive = rois.is_positive.nonzero()[:, 0]
         wanted = encode_deltas(rois.gt_boxes[positive], rois.boxes[positive])
         wanted = wanted * wanted.new_tensor(stage.delta_weights)
-        predicted = own_deltas(deltas[positive], rois.gt_labels[positive])
+        predicted = class_deltas(deltas[positive], rois.gt_labels[positive])
         loss = F.huber_loss(predicted, wanted, delta=self.huber_delta, reduction="sum")
         return loss * (self.box_weight / max(count_over_ranks(wanted.numel()), 1))
 
@@ -283,7 +326,7 @@ def move_boxes(boxes: Tensor, deltas: Tensor, stage: Stage) -> Tensor:
 
 
 def paper_stages(foreground_ious: Sequence[float]) -> tuple[Stage, ...]:
-    """One stage for each IoU; stage n learns deltas times n + 1 times (10, 10, 5, 5) (PAPER 2.6)"""
+    """One stage for each IoU; stage n learns deltas times n x (10, 10, 5, 5) (PAPER 2.6)."""
     return tuple(
         Stage(
             foreground_iou=iou,
@@ -291,3 +334,8 @@ def paper_stages(foreground_ious: Sequence[float]) -> tuple[Stage, ...]:
         )
         for n, iou in enumerate(foreground_ious, start=1)
     )
+
+
+def _rpn_outputs(rpn: RPN, pyramid: Features) -> list[Tensor]:
+    output = rpn(pyramid)
+    return [*output.logits, *output.deltas]

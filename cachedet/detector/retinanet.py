@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -14,16 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
+from cachedet.config.detector import Activation, LowQuality, Norm
 from cachedet.detector.anchors import AnchorGenerator
 from cachedet.detector.boxes import Postprocess, apply_deltas, encode_deltas
-from cachedet.detector.layers import ActivationName, NormName
+from cachedet.detector.costs import neck_costs
 from cachedet.detector.matching import (
     IGNORED,
-    LowQuality,
     PaddedGroundTruth,
     match_boxes,
     pad_ground_truth,
 )
+from cachedet.detector.protocol import CostedPart
 from cachedet.detector.towers import Tower, init_normal, per_anchor
 from cachedet.distributed.collective import count_over_ranks
 from cachedet.structures import Detections, Features, SizeHW, Targets
@@ -42,11 +44,11 @@ class RetinaNetHead(nn.Module):
         num_levels: int,
         num_anchors: int,
         num_classes: int,
-        num_convs: int = 4,
-        norm: NormName = "batch",
-        activation: ActivationName = "relu",
-        separable: bool = False,
-        norm_per_level: bool = True,
+        num_convs: int,
+        norm: Norm,
+        activation: Activation,
+        separable: bool,
+        norm_per_level: bool,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -73,11 +75,13 @@ class RetinaNetHead(nn.Module):
     def forward(self, features: Features) -> tuple[Tensor, Tensor]:
         """P levels (N, C, h, w) -> class logits (N, T, K) and box deltas (N, T, 4)."""
         logits, deltas = [], []
-        for place, level in enumerate(features.values()):
+        for level_index, level in enumerate(features.values()):
             logits.append(
-                per_anchor(self.class_logits(self.class_tower(level, place)), self.num_classes)
+                per_anchor(
+                    self.class_logits(self.class_tower(level, level_index)), self.num_classes
+                )
             )
-            deltas.append(per_anchor(self.box_deltas(self.box_tower(level, place)), 4))
+            deltas.append(per_anchor(self.box_deltas(self.box_tower(level, level_index)), 4))
         return torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
 
 
@@ -96,7 +100,7 @@ class RetinaNet(nn.Module):
         box_weight: of the box loss, which is a mean over the 4 coordinates.
     """
 
-    loss_names = ("class", "box")
+    normalizes_over_ranks = True
 
     def __init__(
         self,
@@ -106,13 +110,13 @@ class RetinaNet(nn.Module):
         head: RetinaNetHead,
         anchors: AnchorGenerator,
         postprocess: Postprocess,
-        foreground_iou: float = 0.5,
-        background_iou: float = 0.5,
-        allow_low_quality: LowQuality = "one",
-        focal_alpha: float = 0.25,
-        focal_gamma: float = 1.5,
-        huber_delta: float = 0.1,
-        box_weight: float = 50.0,
+        foreground_iou: float,
+        background_iou: float,
+        allow_low_quality: LowQuality,
+        focal_alpha: float,
+        focal_gamma: float,
+        huber_delta: float,
+        box_weight: float,
     ) -> None:
         super().__init__()
         self.adapters = adapters
@@ -133,6 +137,12 @@ class RetinaNet(nn.Module):
         """The last layer that names classes: all that a second stage may retrain (PAPER 1.7)."""
         return [self.head.class_logits]
 
+    def costs(self, features: Features) -> list[CostedPart]:
+        """For `cachedet model`."""
+        parts, pyramid = neck_costs(self.adapters, self.neck, features)
+        head = partial(self.head, pyramid)
+        return [*parts, CostedPart(name="head", module=self.head, forward=head, step=head)]
+
     def forward(self, features: Features, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """Losses {"class", "box"}, both divided by the positives of the batch + 1 (PAPER 2.2)."""
         pyramid = self.neck(self.adapters(features))
@@ -152,15 +162,15 @@ class RetinaNet(nn.Module):
             background_iou=self.background_iou,
             allow_low_quality=self.allow_low_quality,
         )
-        image, place = (matched >= 0).nonzero(as_tuple=True)
-        backbone = image, matched[image, place]
-        wanted_deltas = encode_deltas(ground_truth.boxes[backbone], anchors[place])
+        image, index = (matched >= 0).nonzero(as_tuple=True)
+        gt = image, matched[image, index]
+        wanted_deltas = encode_deltas(ground_truth.boxes[gt], anchors[index])
         wanted_class = torch.zeros_like(logits)
-        wanted_class[image, place, ground_truth.labels[backbone]] = 1.0
-        normaliser = count_over_ranks(len(place)) + 1
+        wanted_class[image, index, ground_truth.labels[gt]] = 1.0
+        normaliser = count_over_ranks(len(index)) + 1
         return {
             "class": self._class_loss(logits, wanted_class, matched != IGNORED) / normaliser,
-            "box": self._box_loss(deltas[image, place], wanted_deltas) / normaliser,
+            "box": self._box_loss(deltas[image, index], wanted_deltas) / normaliser,
         }
 
     @torch.no_grad()

@@ -48,16 +48,16 @@ class PyramidRoIAlign(nn.Module):
         boxes = boxes.nan_to_num()  # the kernel would look up memory anywhere
         maps = list(pyramid.values())
         rois = torch.cat([image[:, None].to(boxes.dtype), boxes], dim=1)
-        place_of = self.levels_of(boxes)
+        level_of = self.levels_of(boxes)
         members, pooled = [], []
-        for place, (level, stride) in enumerate(zip(maps, self.strides, strict=True)):
-            own = (place_of == place).nonzero().squeeze(1)
+        for index, (level, stride) in enumerate(zip(maps, self.strides, strict=True)):
+            rows = (level_of == index).nonzero().squeeze(1)
             exact = torch.promote_types(level.dtype, torch.float32)  # bf16 cannot tell pixels apart
-            members.append(own)
+            members.append(rows)
             pooled.append(
                 roi_align(
                     level.to(exact),
-                    rois[own].to(exact),
+                    rois[rows].to(exact),
                     output_size=self.resolution,
                     spatial_scale=1 / stride,
                     sampling_ratio=self.sampling,
@@ -67,7 +67,7 @@ class PyramidRoIAlign(nn.Module):
         return torch.cat(pooled).index_select(0, torch.cat(members).argsort())
 
     def levels_of(self, boxes: Tensor) -> Tensor:
-        """(R, 4) -> (R,) place of the level each box is pooled from.
+        """(R, 4) -> (R,) index of the level each box is pooled from.
 
         Wanted is the stride of 16 times 2^floor(log2(side / 224)); taken is the coarsest level that
         is no coarser, strides rounded to powers of two, or the finest.

@@ -10,7 +10,8 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from cachedet.detector.layers import ACTIVATIONS, ActivationName, NormName, make_norm
+from cachedet.config.detector import Activation, Norm
+from cachedet.detector.layers import ACTIVATIONS, make_norm
 from cachedet.detector.towers import Tower, full_precision, init_normal
 
 
@@ -34,14 +35,14 @@ class RoIHead(nn.Module):
         in_channels: int,
         resolution: int,
         num_classes: int,
-        class_agnostic: bool = False,
-        num_convs: int = 4,
-        conv_channels: int = 256,
-        num_fcs: int = 2,
-        fc_channels: int = 1024,
-        norm: NormName = "batch",
-        activation: ActivationName = "relu",
-        separable: bool = False,
+        class_agnostic: bool,
+        num_convs: int,
+        conv_channels: int,
+        num_fcs: int,
+        fc_channels: int,
+        norm: Norm,
+        activation: Activation,
+        separable: bool,
     ) -> None:
         super().__init__()
         self.tower = Tower(
@@ -75,9 +76,7 @@ class RoIHead(nn.Module):
 
 
 class _FullyConnected(nn.Module):
-    def __init__(
-        self, before: int, after: int, *, norm: NormName, activation: ActivationName
-    ) -> None:
+    def __init__(self, before: int, after: int, *, norm: Norm, activation: Activation) -> None:
         super().__init__()
         self.linear = nn.Linear(before, after, bias=norm == "none")
         self.norm = make_norm(norm, after)
@@ -93,7 +92,7 @@ class _FullyConnected(nn.Module):
         return activated
 
 
-def own_deltas(deltas: Tensor, labels: Tensor) -> Tensor:
+def class_deltas(deltas: Tensor, labels: Tensor) -> Tensor:
     """(R, 1 or K, 4) -> (R, 4): those of each RoI's class, or the only ones."""
     if deltas.shape[1] == 1:
         return deltas[:, 0]

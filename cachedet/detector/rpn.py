@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
+from cachedet.config.detector import Activation, LowQuality, Norm
 from cachedet.detector.anchors import AnchorGenerator
 from cachedet.detector.boxes import apply_deltas, clip_to_sizes, encode_deltas
-from cachedet.detector.layers import ActivationName, NormName
-from cachedet.detector.matching import LowQuality, PaddedGroundTruth, match_boxes, sample_boxes
+from cachedet.detector.matching import PaddedGroundTruth, match_boxes, sample_boxes
 from cachedet.detector.towers import Tower, init_normal, per_anchor
 from cachedet.distributed.collective import count_over_ranks
 from cachedet.structures import Features, SizeHW
@@ -58,10 +58,10 @@ class RPNHead(nn.Module):
         channels: int,
         num_levels: int,
         num_anchors: int,
-        num_convs: int = 1,
-        norm: NormName = "batch",
-        activation: ActivationName = "relu",
-        separable: bool = False,
+        num_convs: int,
+        norm: Norm,
+        activation: Activation,
+        separable: bool,
     ) -> None:
         super().__init__()
         self.tower = Tower(
@@ -80,7 +80,7 @@ class RPNHead(nn.Module):
 
     def forward(self, pyramid: Features) -> RPNOutput:
         """P levels (N, C, h, w) -> logits and deltas of every anchor."""
-        maps = [self.tower(level, place) for place, level in enumerate(pyramid.values())]
+        maps = [self.tower(level, index) for index, level in enumerate(pyramid.values())]
         return RPNOutput(
             logits=[per_anchor(self.objectness(level), 1).squeeze(2) for level in maps],
             deltas=[per_anchor(self.box_deltas(level), 4) for level in maps],
@@ -109,17 +109,17 @@ class RPN(nn.Module):
         *,
         head: RPNHead,
         anchors: AnchorGenerator,
-        foreground_iou: float = 0.7,
-        background_iou: float = 0.3,
-        allow_low_quality: LowQuality = "one",
-        samples: int = 256,
-        positive_fraction: float = 0.5,
-        class_weight: float = 0.5,
-        huber_delta: float = 1 / 9,
-        box_weight: float = 1.0,
-        nms_iou: float = 0.7,
-        train_counts: ProposalCounts = ProposalCounts(pre_nms=2000, post_nms=1000),
-        test_counts: ProposalCounts = ProposalCounts(pre_nms=1000, post_nms=1000),
+        foreground_iou: float,
+        background_iou: float,
+        allow_low_quality: LowQuality,
+        samples: int,
+        positive_fraction: float,
+        class_weight: float,
+        huber_delta: float,
+        box_weight: float,
+        nms_iou: float,
+        train_counts: ProposalCounts,
+        test_counts: ProposalCounts,
     ) -> None:
         super().__init__()
         self.head = head
@@ -157,8 +157,8 @@ class RPN(nn.Module):
         class_loss = F.binary_cross_entropy_with_logits(
             logits, sample.is_positive.to(logits.dtype), reduction="none"
         )
-        image, place = sample.is_positive.nonzero(as_tuple=True)
-        taken = sample.idx[image, place]
+        image, slot = sample.is_positive.nonzero(as_tuple=True)
+        taken = sample.idx[image, slot]
         wanted = encode_deltas(ground_truth.boxes[image, matched[image, taken]], anchors[taken])
         deltas = torch.cat(output.deltas, dim=1)[image, taken]
         box_loss = F.huber_loss(deltas, wanted, delta=self.huber_delta, reduction="sum")
@@ -177,17 +177,19 @@ class RPN(nn.Module):
         scores, boxes, levels = self._candidates(output, self.anchors(pyramid), counts.pre_nms)
         boxes = clip_to_sizes(boxes, sizes_hw)
         solid = ((boxes[..., 2:] - boxes[..., :2]) > 0).all(dim=-1)
-        found = boxes.new_zeros(len(boxes), counts.post_nms, 4)
+        kept_boxes = boxes.new_zeros(len(boxes), counts.post_nms, 4)
         objectness = scores.new_zeros(len(boxes), counts.post_nms)
         is_valid = solid.new_zeros(len(boxes), counts.post_nms)
         for n in range(len(boxes)):
-            own = solid[n]
-            kept = batched_nms(boxes[n, own], scores[n, own], levels[own], self.nms_iou)
+            is_solid = solid[n]
+            kept = batched_nms(
+                boxes[n, is_solid], scores[n, is_solid], levels[is_solid], self.nms_iou
+            )
             kept = kept[: counts.post_nms]
-            found[n, : len(kept)] = boxes[n, own][kept]
-            objectness[n, : len(kept)] = scores[n, own][kept]
+            kept_boxes[n, : len(kept)] = boxes[n, is_solid][kept]
+            objectness[n, : len(kept)] = scores[n, is_solid][kept]
             is_valid[n, : len(kept)] = True
-        return Proposals(boxes=found, scores=objectness, is_valid=is_valid)
+        return Proposals(boxes=kept_boxes, scores=objectness, is_valid=is_valid)
 
     def _candidates(
         self, output: RPNOutput, anchors: Tensor, pre_nms: int
@@ -195,10 +197,10 @@ class RPN(nn.Module):
         """The best anchors of each level, moved: logits (N, Q), boxes (N, Q, 4), level (Q,)."""
         scores, boxes, levels = [], [], []
         per_level = torch.split(anchors, [logits.shape[1] for logits in output.logits])
-        for place, own in enumerate(per_level):
-            best, idx = output.logits[place].float().topk(min(pre_nms, len(own)), dim=1)
-            deltas = output.deltas[place].float().gather(1, idx[..., None].expand(-1, -1, 4))
+        for index, level_anchors in enumerate(per_level):
+            best, idx = output.logits[index].float().topk(min(pre_nms, len(level_anchors)), dim=1)
+            deltas = output.deltas[index].float().gather(1, idx[..., None].expand(-1, -1, 4))
             scores.append(best)
-            boxes.append(apply_deltas(deltas, own[idx]))
-            levels.append(torch.full_like(idx[0], place))
+            boxes.append(apply_deltas(deltas, level_anchors[idx]))
+            levels.append(torch.full_like(idx[0], index))
         return torch.cat(scores, dim=1), torch.cat(boxes, dim=1), torch.cat(levels)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from cachedet.config.detector import Norm
 from cachedet.detector.fpn import coarsen, pyramid_spec
-from cachedet.detector.layers import NormName, make_conv, make_norm
+from cachedet.detector.layers import make_conv, make_norm
 from cachedet.structures import Features, FeatureSpec, LevelSpec
 
 
@@ -39,37 +40,37 @@ class SimplePyramid(nn.Module):
         self,
         spec: FeatureSpec,
         *,
-        channels: int = 256,
-        num_levels: int = 4,
-        norm: NormName = "group",
+        channels: int,
+        num_levels: int,
+        norm: Norm,
     ) -> None:
         super().__init__()
         level = _only_level(spec)
         self.in_name = level.name
-        strides = [level.stride * 2**place // 2 for place in range(num_levels)]
+        strides = [level.stride * 2**index // 2 for index in range(num_levels)]
         self.spec = pyramid_spec(strides, channels=channels)
         finest = (level.channels + 1) // 2
         self.upsample = nn.ConvTranspose2d(level.channels, finest, 2, stride=2)
         self.branches = nn.ModuleList(
-            _make_branch(level.channels if place > 0 else finest, channels, norm)
-            for place in range(num_levels)
+            _make_branch(level.channels if index > 0 else finest, channels, norm)
+            for index in range(num_levels)
         )
 
     def forward(self, features: Features) -> Features:
         """(N, C_level, h, w) -> (N, C, 2h, 2w), (N, C, h, w), (N, C, ceil(h/2), ceil(w/2)) ..."""
         level = features[self.in_name]
-        maps = [branch(self._at(level, place)) for place, branch in enumerate(self.branches)]
+        maps = [branch(self._at(level, index)) for index, branch in enumerate(self.branches)]
         return dict(zip(self.spec.names, maps, strict=True))
 
-    def _at(self, level: Tensor, place: int) -> Tensor:
-        """The map at the stride of out-level number `place`."""
-        if place == 0:
+    def _at(self, level: Tensor, index: int) -> Tensor:
+        """The map at the stride of out-level number `index`."""
+        if index == 0:
             finer: Tensor = self.upsample(level)
             return finer
-        return coarsen(level, factor=2 ** (place - 1)) if place > 1 else level
+        return coarsen(level, factor=2 ** (index - 1)) if index > 1 else level
 
 
-def _make_branch(in_channels: int, channels: int, norm: NormName) -> nn.Sequential:
+def _make_branch(in_channels: int, channels: int, norm: Norm) -> nn.Sequential:
     return nn.Sequential(
         make_conv(in_channels, channels, kernel=1, bias=norm == "none"),
         make_norm(norm, channels),

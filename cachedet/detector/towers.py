@@ -11,10 +11,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from cachedet.config.detector import Activation, Norm
 from cachedet.detector.layers import (
     ACTIVATIONS,
-    ActivationName,
-    NormName,
     init_he,
     make_conv,
     make_norm,
@@ -29,7 +28,7 @@ class Tower(nn.Module):
         channels: of every convolution's output.
         num_levels: that share the convolutions.
         num_convs: depth; with 0 the maps pass unchanged.
-        norm, activation: names, see norms.py.
+        norm, activation: names, see layers.py.
         separable: depthwise-separable convolutions.
         norm_per_level: every level has norms of its own (statistics differ between levels).
         init_std: of the convolutions' normal initial weights; None, or separable: He, fan-out.
@@ -42,9 +41,9 @@ class Tower(nn.Module):
         channels: int,
         num_levels: int,
         num_convs: int,
-        norm: NormName = "batch",
-        activation: ActivationName = "relu",
-        separable: bool = False,
+        norm: Norm,
+        activation: Activation,
+        separable: bool,
         norm_per_level: bool = True,
         init_std: float | None = 0.01,
     ) -> None:
@@ -68,9 +67,9 @@ class Tower(nn.Module):
                 else:
                     init_normal(conv, std=init_std)
 
-    def forward(self, level: Tensor, place: int = 0) -> Tensor:
-        """(N, C, h, w) of level number `place` -> (N, out_channels, h, w)."""
-        norms = cast(nn.ModuleList, self.norms[min(place, len(self.norms) - 1)])
+    def forward(self, level: Tensor, level_index: int = 0) -> Tensor:
+        """(N, C, h, w) of level number `level_index` -> (N, out_channels, h, w)."""
+        norms = cast(nn.ModuleList, self.norms[min(level_index, len(self.norms) - 1)])
         for conv, norm in zip(self.convs, norms, strict=True):
             level = self.activation(norm(conv(level)))
         return level

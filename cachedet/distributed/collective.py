@@ -72,8 +72,8 @@ def join(
     """
     global _rank, _world, _errands
     try:
-        found, *_ = next(rendezvous(init_method, rank, world, timeout=timeout))
-        store = PrefixStore(f"attempt {attempt}", found)
+        met, *_ = next(rendezvous(init_method, rank, world, timeout=timeout))
+        store = PrefixStore(f"attempt {attempt}", met)
         store.set_timeout(timeout)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
         errands = dist.new_group(backend="gloo", timeout=_LONGEST_ERRAND)
@@ -121,7 +121,11 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def count_over_ranks(count: int) -> int:
-    """The sum of every rank's count."""
+    """The sum of every rank's count, such as the positives that a loss is divided by.
+
+    Example:
+        >>> loss = summed / (cachedet.count_over_ranks(num_positives) + 1)
+    """
     return count if _world == 1 else int(sum_over_ranks(torch.tensor(count)))
 
 

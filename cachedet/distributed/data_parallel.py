@@ -63,8 +63,8 @@ def find_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     try:
         rank, world, local_world, restarts = (int(text) for text in texts)
     except ValueError as error:
-        found = ", ".join(f"{name}={text}" for name, text in zip(names, texts, strict=True))
-        raise ConfigError(f"the launcher's variables must be whole numbers, got {found}") from error
+        came = ", ".join(f"{name}={text}" for name, text in zip(names, texts, strict=True))
+        raise ConfigError(f"the launcher's variables must be whole numbers, got {came}") from error
     if not 0 <= rank < world:
         raise ConfigError(
             f"RANK must be 0 to {world - 1} for WORLD_SIZE={world}, got {rank}; start with torchrun"
@@ -83,10 +83,8 @@ def joined_ranks(
 ) -> Iterator[None]:
     """Inside, `distributed.collective` reaches all ranks of the launch; with one rank, nothing.
 
-    Args:
-        launch: of this process.
-        device: as in the config; on CUDA each process of a machine takes a GPU of its own.
-        environment: where CACHEDET_RANK_TIMEOUT may stand: seconds to wait for a silent rank.
+    On CUDA each process of a machine takes a GPU of its own. CACHEDET_RANK_TIMEOUT in the
+    environment says how many seconds to wait for a silent rank.
 
     Raises:
         ConfigError: the device or the timeout does not fit.
@@ -135,8 +133,8 @@ def of_ranks(message: str) -> str:
     """One message made of those of the ranks that have one; the same on every rank."""
     if collective.world_size() == 1:
         return message
-    told = enumerate(collective.gather_texts(message))
-    return "; ".join(f"rank {number}: {text}" for number, text in told if text)
+    messages = enumerate(collective.gather_texts(message))
+    return "; ".join(f"rank {number}: {text}" for number, text in messages if text)
 
 
 def first_of_ranks(name: str | None) -> str | None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
+from cachedet.config.run import Residency, WantedResidency
 from cachedet.errors import ConfigError
 from cachedet.estimation.measured import CodecFigures, Measured, Memory, Phase, Training
-from cachedet.loading.residency import Need, Residency, choose_residency
+from cachedet.loading.residency import Need, choose_residency
 
 _PAGE_CACHE_SHARE = 0.8  # of free RAM that the system keeps files in before it lets go of them
 
@@ -130,7 +131,7 @@ def reads_disk(residency: Residency, nbytes: float, free_ram: float) -> bool:
 
 
 def expected_residency(
-    wanted: Residency | Literal["auto"],
+    wanted: WantedResidency,
     features: CodecFigures,
     *,
     ram: float,

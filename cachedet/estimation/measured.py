@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
+from cachedet.config.run import WantedResidency
 from cachedet.estimation.disk import DiskRates
-from cachedet.loading.residency import Residency
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class Measured:
     free_disk: float  # bytes
     free_ram: float  # bytes
     free_device: float | None  # bytes; None without an accelerator
-    residency: Residency | Literal["auto"]  # that the config asks for
+    residency: WantedResidency  # that the config asks for
 
     @property
     def stored(self) -> CodecFigures:

@@ -22,12 +22,13 @@ import numpy as np
 import torch
 
 from cachedet.config.run import ONLY_CACHED, EvalConfig, TrainConfig
+from cachedet.detector.protocol import run_detector
 from cachedet.device import wait_for
 from cachedet.errors import CachedetError
 from cachedet.estimation.measured import Memory, Phase, Training
 from cachedet.estimation.sample import Keys, TrialBatches
 from cachedet.live.mode_names import Mode
-from cachedet.loading.loader import BatchLoader, make_loader
+from cachedet.loading.loader import BatchLoader, make_run_loader
 from cachedet.loading.memory import peak_memory
 from cachedet.loading.sampling import PlannedBatch
 from cachedet.store.reader import FeatureStore
@@ -73,9 +74,7 @@ class TrialFailedError(Exception):
 
 def plain_heads(config: TrainConfig) -> TrainConfig:
     """The config without what `make_training_mode` refuses: what only cached features can have."""
-    off = dict.fromkeys(config.augment.changing_values, 0.0)
-    moving = config.augment.model_copy(update=off)
-    return config.model_copy(update={"augment": moving, **ONLY_CACHED})
+    return config.model_copy(update=ONLY_CACHED)
 
 
 def measure_steps(job: StepJob) -> StepTrial:
@@ -186,7 +185,7 @@ def _detect_once(trainer: Trainer, loader: BatchLoader, keys: Keys) -> None:
     as_many = keys[np.arange(EvalConfig().batch_size) % len(keys)]
     for read in loader.read_ahead([PlannedBatch(as_many)]):
         batch = read.to(trainer.device)
-        detector.detect(batch.features, sizes_hw=batch.sizes_hw, image_ids=batch.image_ids)
+        run_detector(detector, batch.features, sizes_hw=batch.sizes_hw, image_ids=batch.image_ids)
 
 
 def _work(job: StepJob, sender: Connection) -> None:
@@ -209,7 +208,7 @@ def _make_trainer(job: StepJob) -> tuple[Trainer, BatchLoader]:
     store = FeatureStore.open(job.store)
     if job.mode == "cached":
         torch.manual_seed(job.config.seed)
-        loader = make_loader(job.config, store)
+        loader = make_run_loader(job.config, store)
         return make_trainer(job.config, manifest=store.manifest, total_steps=_TOTAL_STEPS), loader
     from cachedet.live.modes import make_training_mode
 

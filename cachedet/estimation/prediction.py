@@ -1,20 +1,23 @@
-"""What `estimate` predicted, kept beside the store, and what came of it.
-
-Light: `extract` and `train-heads` read it, neither needs the other's libraries for it.
-"""
+"""What `estimate` predicted, kept beside the store, and what came of it."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cachedet.config.run import TrainConfig
+from cachedet.config.run import ExtractConfig, TrainConfig
+from cachedet.device import choose_device
 from cachedet.loading.sampling import resolve_views
 from cachedet.store.files.durable import encode_json, write_durably
-from cachedet.store.format.manifest import Manifest
+from cachedet.store.files.source import LocalFiles
+from cachedet.store.format.manifest import Manifest, load_manifest
 from cachedet.version import __version__
+
+if TYPE_CHECKING:  # neither of the two commands needs the other's libraries for it
+    from cachedet.extract import ExtractReport
+    from cachedet.train import TrainReport
 
 SUFFIX = ".estimate.json"
 # What decides how long a step takes and what it holds.
@@ -24,17 +27,16 @@ _CONFIG = (
 )  # fmt: skip
 
 PredictedVsActual = dict[str, dict[str, float]]
-"""By what it is about: what was predicted and what it was, in bytes or seconds."""
+"""Name of a figure -> "predicted" and "actual", in bytes or seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Of one extraction and one training.
+    """What one extraction and one training will cost.
 
     Attributes:
-        store: what the store holds, see `describe_store`.
-        extraction: how it is made: device and workers.
-        training: what is trained, see `describe_training`.
+        store, extraction, training: what is predicted, see `describe_store`,
+            `describe_extraction` and `describe_training`.
         nbytes: of the shards.
         extract_seconds: of extraction alone, without the scan of the images.
         seconds_per_epoch: of the steps; None where it could not be tried.
@@ -58,7 +60,7 @@ class Prediction:
 
     @classmethod
     def find(cls, store: Path | str) -> Prediction | None:
-        """Of a store in a local folder; None where there is none that can be read."""
+        """The one beside a local store; None where there is none that can be read."""
         if "://" in str(store):
             return None
         try:
@@ -90,7 +92,10 @@ def describe_store(manifest: Manifest, *, images: int) -> dict[str, Any]:
 
 
 def describe_training(config: TrainConfig, *, views: tuple[str, ...]) -> dict[str, Any]:
-    """The same of a training on a store of these views. Raises ConfigError on views it lacks."""
+    """What a step's cost depends on, for a store of these views.
+
+    Raises ConfigError on views that the store lacks.
+    """
     values = config.model_dump(mode="json")
     return {
         **{key: values[key] for key in _CONFIG},
@@ -99,52 +104,49 @@ def describe_training(config: TrainConfig, *, views: tuple[str, ...]) -> dict[st
     }
 
 
-def outcome_of_extraction(
-    store: Path,
-    manifest: Manifest,
-    *,
-    images: int,
-    extraction: dict[str, Any],
-    nbytes: int,
-    seconds: float,
-) -> PredictedVsActual:
-    """Predicted and actual; empty where there is no prediction for these options.
+def describe_extraction(config: ExtractConfig) -> dict[str, Any]:
+    """What its speed depends on beside what it writes."""
+    return {"device": str(choose_device(config.device)), "workers": config.workers}
 
-    Args:
-        store: where it lies.
-        manifest: of it.
-        images: in it.
-        extraction: device and workers.
-        nbytes: written, all of the store.
-        seconds: it took.
+
+def compare_extraction(report: ExtractReport, config: ExtractConfig) -> PredictedVsActual:
+    """Only of a store that the call wrote from its first block to its last.
+
+    Empty where nothing was predicted for these options.
     """
-    found = Prediction.find(store)
-    if found is None or not _is_of(found, manifest, images) or found.extraction != extraction:
+    prediction = Prediction.find(config.store)
+    if prediction is None or report.blocks_written < report.blocks_total:
+        return {}
+    manifest = load_manifest(LocalFiles(config.store))
+    if not _is_of(prediction, manifest, report.images):
+        return {}
+    if prediction.extraction != describe_extraction(config):
         return {}
     return {
-        "bytes": {"predicted": found.nbytes, "actual": nbytes},
-        "extraction seconds": {"predicted": found.extract_seconds, "actual": seconds},
+        "bytes": {"predicted": prediction.nbytes, "actual": report.nbytes_written},
+        "extraction seconds": {"predicted": prediction.extract_seconds, "actual": report.seconds},
     }
 
 
-def outcome_of_training(
-    store: Path | str,
-    manifest: Manifest,
-    config: TrainConfig,
-    *,
-    images: int,
-    seconds_per_epoch: float,
-    peak_memory: int,
+def compare_training(
+    report: TrainReport, config: TrainConfig, *, store: Path | str
 ) -> PredictedVsActual:
-    """The same of a training; `seconds_per_epoch` of its steps, without validations and saving."""
-    found = Prediction.find(store)
-    if found is None or not _is_of(found, manifest, images):
+    """Seconds of the steps alone, without validations and saving, and memory.
+
+    Empty where nothing was predicted for this training of one process on `store`.
+    """
+    prediction = Prediction.find(store)
+    if prediction is None:
         return {}
-    if found.training != describe_training(config, views=manifest.views):
+    manifest = load_manifest(LocalFiles(Path(store)))
+    if not _is_of(prediction, manifest, report.images):
+        return {}
+    config = config.model_copy(update={"views": report.views})
+    if prediction.training != describe_training(config, views=manifest.views):
         return {}
     pairs = {
-        "seconds per epoch": (found.seconds_per_epoch, seconds_per_epoch),
-        "peak memory": (found.peak_memory, float(peak_memory)),
+        "seconds per epoch": (prediction.seconds_per_epoch, report.step_seconds_per_epoch),
+        "peak memory": (prediction.peak_memory, float(report.peak_memory)),
     }
     return {
         name: {"predicted": predicted, "actual": actual}
@@ -154,6 +156,6 @@ def outcome_of_training(
 
 
 def _is_of(prediction: Prediction, manifest: Manifest, images: int) -> bool:
-    """Whether the store is the one that was predicted, whose skipped images were not known."""
-    every = images + len(manifest.skipped)
-    return prediction.store == describe_store(manifest, images=every)
+    """Whether it was made for this store; it did not know which images would be skipped."""
+    every_image = images + len(manifest.skipped)
+    return prediction.store == describe_store(manifest, images=every_image)

@@ -20,7 +20,6 @@ from cachedet.estimation.trial import Fit
 from cachedet.store.codecs.codec import Codec
 from cachedet.store.codecs.registry import make_codec
 from cachedet.store.format.layout import Layout
-from cachedet.store.format.manifest import FORMAT_VERSION
 from cachedet.store.format.shards import pack_chunk
 from cachedet.structures import Features, FeatureSpec, SizeHW
 
@@ -90,16 +89,16 @@ def codec_figures(cost: CodecCost, sizes: Sizes, *, share: float) -> CodecFigure
 def _measure_codec(
     codec: Codec, features: Features, *, spec: FeatureSpec, bucket: SizeHW
 ) -> CodecCost:
-    layout = Layout(spec=spec, codec=codec, format_version=FORMAT_VERSION)
+    layout = Layout(spec=spec, codec=codec)
     first = next(iter(features.values()))
     count = len(first)
     images = [f"image {number} of the sample" for number in range(count)]
     packed_nbytes, most = 0, 0
     times: list[float] = []
     with _timed(first.device, times):
-        for level, arrays in layout.levels(bucket).items():
+        for level, parts in layout.levels(bucket).items():
             encoded = codec.encode(features[level], level=level, images=images)
-            for part in arrays.parts:
+            for part in parts:
                 chunks = [pack_chunk(values, part) for values in encoded.parts[part.name]]
                 packed_nbytes += sum(len(piece) for chunk in chunks for piece in chunk)
                 most += part.packed_nbytes * count

@@ -122,7 +122,7 @@ def epoch_batches(
         seed=config.seed,
         epoch=0,
         sampler=_make_sampler(config, annotations),
-        chances=tuple(chances.values()),
+        probabilities=tuple(chances.values()),
     )
     batches = [
         BatchShape(bucket=_as_size(buckets[table[tuple(keys[0])]]), images=len(keys))

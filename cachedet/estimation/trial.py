@@ -27,6 +27,7 @@ from cachedet.errors import InputError
 from cachedet.estimation.sample import Keys
 from cachedet.extraction.inputs import InputLoader, make_inputs, make_manifest
 from cachedet.extraction.pipeline import ExtractionPipeline
+from cachedet.loading.residency import StreamedFeatures
 from cachedet.store.codecs.codec import Codec
 from cachedet.store.codecs.statistics import FeatureStatistics, LevelStatistics
 from cachedet.store.files.owner import Owner
@@ -226,14 +227,15 @@ def write_trial(
 def read_seconds(trial: Trial, levels: Sequence[str]) -> float:
     """Seconds of reading and decoding a padded pixel in one thread, from the system's cache."""
     store = FeatureStore.open(trial.store)
+    source = StreamedFeatures(store, levels=levels, device=torch.device("cpu"))
     bucket, keys = max(trial.keys.items(), key=lambda item: len(item[1]))
     pairs = [(int(row), trial.views[view]) for view, row in keys[:_READ_IMAGES]]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a reading thread has it
     try:
-        store.read_batch(pairs, levels)
+        source.read(pairs)
         started = time.perf_counter()
-        store.read_batch(pairs, levels)
+        source.read(pairs)
         return (time.perf_counter() - started) / (len(pairs) * bucket[0] * bucket[1])
     finally:
         torch.set_num_threads(threads)

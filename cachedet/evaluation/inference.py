@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import nn
 
 from cachedet.data.geometry import Geometry
-from cachedet.detector.end_to_end import Trained
-from cachedet.detector.rcnn import RCNN
+from cachedet.detector.protocol import run_detector
 from cachedet.evaluation.merging import Merging
 from cachedet.loading.loader import FeatureLoader
+from cachedet.loading.targets import geometry_of
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Batch, Detections
 
@@ -23,7 +24,7 @@ BatchSource = Callable[[str], Iterator[tuple[list[int], Batch]]]
 
 
 def detect_store(
-    detector: Trained,
+    detector: nn.Module,
     store: FeatureStore,
     *,
     levels: Sequence[str],
@@ -55,7 +56,7 @@ def detect_store(
 
 @torch.no_grad()
 def detect_batches(
-    detector: Trained,
+    detector: nn.Module,
     store: FeatureStore,
     *,
     batches: BatchSource,
@@ -68,8 +69,8 @@ def detect_batches(
     detector.eval()
     by_row: dict[int, list[Detections]] = {row: [] for row in range(len(store))}
     for view in views:
-        for row, of_view in _in_view(detector.detect, batches(view), on_progress):
-            geometry = store.geometry(row, view)
+        for row, of_view in _in_view(detector, "detect", batches(view), on_progress):
+            geometry = geometry_of(store, row, view)
             by_row[row].append(geometry.detections_to_image(drop_cut(of_view, geometry)))
     detector.train(was_training)
     merge = merging if merging is not None else Merging()
@@ -78,7 +79,7 @@ def detect_batches(
 
 @torch.no_grad()
 def propose_store(
-    detector: RCNN,
+    detector: nn.Module,
     store: FeatureStore,
     *,
     levels: Sequence[str],
@@ -87,7 +88,7 @@ def propose_store(
     view: str = EVAL_VIEW,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Detections]:
-    """The RPN's proposals for every image, as `RCNN.propose` makes them at inference.
+    """What the first stage of a detector proposes for every image; see `Detector`.
 
     In pixels of the image, in the order of the store's rows; arguments as `detect_store`, of one
     view. Raises MissingFeatureError where the store lacks it.
@@ -96,21 +97,28 @@ def propose_store(
     detector.eval()
     batches = _batches(store, view, levels, batch_size, device)
     by_row = {
-        row: store.geometry(row, view).detections_to_image(proposals)
-        for row, proposals in _in_view(detector.propose, batches, on_progress)
+        row: geometry_of(store, row, view).detections_to_image(proposals)
+        for row, proposals in _in_view(detector, "propose", batches, on_progress)
     }
     detector.train(was_training)
     return [by_row[row] for row in range(len(store))]
 
 
 def _in_view(
-    detect: Callable[..., list[Detections]],
+    detector: nn.Module,
+    method: str,
     batches: Iterator[tuple[list[int], Batch]],
     on_progress: Callable[[int], None] | None,
 ) -> Iterator[tuple[int, Detections]]:
     """Rows of the store, and what is detected in them."""
     for rows, batch in batches:
-        detections = detect(batch.features, sizes_hw=batch.sizes_hw, image_ids=batch.image_ids)
+        detections = run_detector(
+            detector,
+            batch.features,
+            sizes_hw=batch.sizes_hw,
+            image_ids=batch.image_ids,
+            method=method,
+        )
         yield from zip(rows, detections, strict=True)
         if on_progress is not None:
             on_progress(len(detections))
@@ -123,7 +131,7 @@ def _batches(
     loader = FeatureLoader(
         store, views=[view], levels=levels, batch_size=batch_size, seed=0, device=device
     )
-    for keys, batch in zip(loader.plan(0), loader.batches(0), strict=True):
+    for keys, batch in zip(loader.plan(0), loader.epoch(0), strict=True):
         yield [int(row) for _, row in keys], batch
 
 

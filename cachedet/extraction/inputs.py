@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,28 +20,7 @@ from cachedet.store.format.manifest import (
     images_digest,
     library_versions,
 )
-from cachedet.structures import Annotations, Features, Preprocessing
-
-
-def load_input(
-    path: Path,
-    *,
-    view: str,
-    image_id: int,
-    image_size: int,
-    pad_multiple: int,
-    preprocessing: Preprocessing,
-) -> Tensor:
-    """One image file as backbone input (3, H, W) of one view."""
-    pixels = decode_image(path)
-    geometry = make_geometry(
-        view_named(view),
-        image_hw=(pixels.shape[0], pixels.shape[1]),
-        image_id=image_id,
-        image_size=image_size,
-        pad_multiple=pad_multiple,
-    )
-    return make_input(pixels, geometry, preprocessing)
+from cachedet.structures import Annotations, Preprocessing
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,20 +29,21 @@ class InputLoader:
 
     paths: Sequence[Path]  # by row
     image_ids: Sequence[int]  # by row
-    image_size: int
+    image_size: int  # long side of the base view in pixels
     pad_multiple: int
     preprocessing: Preprocessing
 
     def load(self, row: int, view: str) -> Tensor:
-        """(3, H, W)"""
-        return load_input(
-            self.paths[row],
-            view=view,
+        """One image in one view: (3, H, W), normalised and padded."""
+        pixels = decode_image(self.paths[row])
+        geometry = make_geometry(
+            view_named(view),
+            image_hw=(pixels.shape[0], pixels.shape[1]),
             image_id=self.image_ids[row],
             image_size=self.image_size,
             pad_multiple=self.pad_multiple,
-            preprocessing=self.preprocessing,
         )
+        return make_input(pixels, geometry, self.preprocessing)
 
 
 def make_inputs(
@@ -75,7 +54,7 @@ def make_inputs(
     pad_multiple: int,
     preprocessing: Preprocessing,
 ) -> InputLoader:
-    """Of the images of `annotations`, row by row, in the folder `images`."""
+    """A loader of the images that `annotations` describe, in the folder `images`."""
     return InputLoader(
         paths=[images / name for name in annotations.file_names],
         image_ids=annotations.image_ids.tolist(),
@@ -83,13 +62,6 @@ def make_inputs(
         pad_multiple=pad_multiple,
         preprocessing=preprocessing,
     )
-
-
-def run_backbone(backbone: FrozenBackbone, images: Tensor, *, batch_size: int) -> Features:
-    """(n, 3, H, W) -> CPU maps (n, C, h, w), in batches that depend on nothing but the block."""
-    device = next(backbone.parameters()).device
-    parts = [backbone(batch.to(device)) for batch in torch.split(images, batch_size)]
-    return {name: torch.cat([part[name].cpu() for part in parts]) for name in backbone.spec.names}
 
 
 def make_manifest(
@@ -101,15 +73,10 @@ def make_manifest(
     contents: NDArray[np.uint64],
     skipped: tuple[tuple[str, str], ...],
 ) -> Manifest:
-    """Of features of `annotations`' images.
+    """What a store of these features says of itself.
 
-    Args:
-        config: of the extraction.
-        backbone: whose features they are.
-        views: of each image.
-        annotations: of the images.
-        contents: (N,) digest of each image file.
-        skipped: file name and reason of those left out.
+    `contents` (N,) are digests of the image files; `skipped` are the file names and reasons of
+    images that were left out.
     """
     return Manifest(
         spec=backbone.spec,

@@ -37,7 +37,7 @@ class Work:
 
     @property
     def images_per_second(self) -> float:
-        """Of all its workers together, if nothing else held them up."""
+        """The rate of all its workers together, if nothing else held them up."""
         return self.images * self.workers / self.seconds if self.seconds > 0 else 0.0
 
     @property
@@ -46,11 +46,7 @@ class Work:
 
 
 class StageClock:
-    """Adds up the busy time of every stage, from any thread.
-
-    Args:
-        workers: threads of each stage, in the order images pass through.
-    """
+    """Adds up the busy time of every stage, from any thread, in the order images pass them."""
 
     def __init__(self, workers: dict[str, int]) -> None:
         self.stages = {name: Work(workers=count) for name, count in workers.items()}
@@ -109,9 +105,6 @@ class ExtractionPipeline:
     """Writes the features of blocks into a store.
 
     Args:
-        loader: of the images.
-        backbone: whose features are wanted.
-        writer: of the store.
         batch_size: images per forward; a block is cut into batches from its start (law L5).
         workers: threads that decode.
         encoders: threads that encode; None: as many as suit the backbone's device.
@@ -186,8 +179,8 @@ class ExtractionPipeline:
         rows = block.rows[start : start + self._batch_size]
         images = torch.empty((len(rows), 3, *block.bucket), pin_memory=self._is_cuda)
         filled = [
-            decoders.submit(self._load, row, block.view, images[place])
-            for place, row in enumerate(rows)
+            decoders.submit(self._load, row, block.view, image)
+            for row, image in zip(rows, images, strict=True)
         ]
         return _Inputs(images, filled)
 
@@ -225,7 +218,7 @@ class ExtractionPipeline:
             images = [future.result() for future in packed]
             with self.clock.busy("write", len(block.rows)) as work:
                 is_ours = self._writer.commit(block, images)
-                work.nbytes = sum(some.nbytes for some in images)
+                work.nbytes = sum(packed_images.nbytes for packed_images in images)
             self._on_block(block, is_ours)
         finally:
             self._blocks.release()

@@ -32,9 +32,9 @@ class Rank:
                 f"got {self.number}"
             )
 
-    def owns(self, place: int) -> bool:
-        """Whether the block at this place of the plan is ours by the static map."""
-        return place % self.world == self.number
+    def owns(self, index: int) -> bool:
+        """Whether the block of this index in the plan is ours by the static map."""
+        return index % self.world == self.number
 
 
 def find_rank(
@@ -75,18 +75,11 @@ def blocks_to_write(
     Blocks that a living process works on are left to it. A block leased on another machine is
     watched until it is committed, renewed or stale; None comes before each such wait.
 
-    Args:
-        writer: of the store.
-        leases: of this process, open.
-        rank: which blocks are its own.
-        on_wait: called with the blocks it is about to wait for, and with none when that is over.
-        pause: waits for some seconds.
-
+    `on_wait` is called with the blocks it is about to wait for, and with none when that is over.
     Raises StoreError where the store cannot be read, or a lease not be written.
     """
-    own = [block for place, block in enumerate(writer.blocks) if rank.owns(place)]
-    rest = [block for place, block in enumerate(writer.blocks) if not rank.owns(place)]
-    waiting = own + rest
+    ours_first = sorted(enumerate(writer.blocks), key=lambda item: not rank.owns(item[0]))
+    waiting = [block for _, block in ours_first]
     while waiting:
         unsure = []
         for block in waiting:

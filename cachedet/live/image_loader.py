@@ -50,7 +50,7 @@ class ImageLoader:
         """See FeatureLoader."""
         return self.plans.plan(epoch)
 
-    def batches(
+    def epoch(
         self, epoch: int, *, skip: int = 0, until: int | None = None
     ) -> Generator[Batch, None, None]:
         """See FeatureLoader. Raises BadImageError at the batch that cannot be read."""
@@ -69,7 +69,7 @@ class ImageLoader:
                 views = [fresh_view(v, epoch) for v in self.views] if self.fresh else self.views
                 pairs = [(int(row), views[view]) for view, row in keys]
                 jobs = [decoders.submit(self.inputs.load, row, view) for row, view in pairs]
-                draws = RandomDraws((self.seed, epoch, number), places=range(len(keys)))
+                draws = RandomDraws((self.seed, epoch, number), indices=range(len(keys)))
                 waiting.append(collector.submit(self._collect, pairs, jobs, draws))
                 if len(waiting) > 1 + math.ceil(workers / len(pairs)):
                     yield waiting.popleft().result()

@@ -11,7 +11,6 @@ import torch
 from cachedet.augmentation.steps import make_pixel_augment
 from cachedet.backbone.frozen import load_backbone
 from cachedet.backbone.trained import BatchNorm, TrainedBackbone
-from cachedet.config.detector import trains_masks
 from cachedet.config.run import ONLY_CACHED, TrainConfig
 from cachedet.detector.build import build_detector, choose_levels
 from cachedet.detector.end_to_end import PIXELS, EndToEndDetector
@@ -20,7 +19,7 @@ from cachedet.errors import ConfigError, InputError
 from cachedet.extraction.inputs import InputLoader, make_inputs
 from cachedet.live.image_loader import ImageLoader
 from cachedet.live.mode_names import Mode
-from cachedet.loading.loader import BatchLoader, FeatureLoader, make_loader, make_planner
+from cachedet.loading.loader import BatchLoader, FeatureLoader, make_planner, make_run_loader
 from cachedet.loading.sampling import resolve_views
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Batch
@@ -76,7 +75,7 @@ def make_training_mode(
     """
     require_shared(config)
     if mode == "cached":
-        loader = make_loader(config, store)
+        loader = make_run_loader(config, store)
         torch.manual_seed(config.seed)
         trainer = make_trainer(config, manifest=store.manifest, total_steps=total_steps)
         return TrainingMode(trainer=trainer, loader=loader)
@@ -87,12 +86,7 @@ def make_training_mode(
         store=store,
         inputs=inputs_of(store, images),
         device=choose_device(config.device),
-        augment=make_pixel_augment(
-            config.augment,
-            name=PIXELS,
-            spec=store.manifest.spec,
-            trains_masks=trains_masks(config.detector),
-        ),
+        augment=make_pixel_augment(config.augment, name=PIXELS, spec=store.manifest.spec),
         seed=config.seed,
     )
     trainer = make_trainer_of(detector, config, total_steps=total_steps)
@@ -113,7 +107,7 @@ def image_batches(
         device=device,
         fresh=False,
     )
-    for keys, batch in zip(loader.plan(0), loader.batches(0), strict=True):
+    for keys, batch in zip(loader.plan(0), loader.epoch(0), strict=True):
         yield [int(row) for _, row in keys], batch.to(device)
 
 
@@ -131,13 +125,6 @@ def inputs_of(store: FeatureStore, images: Path) -> InputLoader:
 
 def require_shared(config: TrainConfig) -> None:
     """Refuse what only cached features can have. Raises ConfigError."""
-    changed = [f"augment.{key}" for key in config.augment.changing_values]
-    if changed:
-        raise ConfigError(
-            f"{' and '.join(changed)}: values of cached maps are changed, which a backbone that "
-            "learns does not have; set it to 0 to compare like with like. The other keys of "
-            "augment move images, which all modes can"
-        )
     for key, default in ONLY_CACHED.items():
         if (value := getattr(config, key)) != default:
             raise ConfigError(

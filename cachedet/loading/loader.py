@@ -6,11 +6,12 @@ see sampling.py. Where features wait before their batch is due: see residency.py
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,8 +25,13 @@ from torch import Tensor
 
 from cachedet.augmentation.draws import RandomDraws
 from cachedet.augmentation.steps import Augment, make_augment
-from cachedet.config.detector import trains_masks
-from cachedet.config.run import ClassBalancedConfig, RepeatFactorConfig, SamplingConfig, TrainConfig
+from cachedet.config.run import (
+    ClassBalancedConfig,
+    RepeatFactorConfig,
+    SamplingConfig,
+    TrainConfig,
+    WantedResidency,
+)
 from cachedet.detector.build import choose_levels
 from cachedet.device import choose_device, single_core_threads, usable_cores
 from cachedet.loading.memory import free_memory, free_ram
@@ -40,13 +46,14 @@ from cachedet.loading.sampling import (
     PlannedBatch,
     Sampler,
     describe_empty_classes,
+    indices_of_rank,
     make_class_balanced_sampler,
     make_repeat_factor_sampler,
-    places_of_rank,
     plan_epoch,
     planned_batches,
     resolve_views,
 )
+from cachedet.loading.targets import targets_of
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, Batch, SizeHW
 
@@ -77,14 +84,14 @@ class PrefetchStream:
             event.record(self._stream)
         return PrefetchedBatch(batch=batch, event=event)
 
-    def take(self, ready: PrefetchedBatch) -> Batch:
+    def take(self, prefetched: PrefetchedBatch) -> Batch:
         """The batch, for the current stream of this thread."""
-        if ready.event is not None and self._stream is not None:
+        if prefetched.event is not None and self._stream is not None:
             current = torch.cuda.current_stream(self._stream.device)
-            current.wait_event(ready.event)
-            for tensor in _tensors_of(ready.batch):
+            current.wait_event(prefetched.event)
+            for tensor in _tensors_of(prefetched.batch):
                 tensor.record_stream(current)  # else its memory could be used again too early
-        return ready.batch
+        return prefetched.batch
 
 
 def _tensors_of(batch: Batch) -> Iterator[Tensor]:
@@ -93,6 +100,7 @@ def _tensors_of(batch: Batch) -> Iterator[Tensor]:
         yield from (targets.boxes, targets.labels, targets.crowd)
 
 
+_log = logging.getLogger("cachedet.loading")
 _LOWER_PRIORITY = 10  # on a machine full of other work it still gets a tenth of a core
 _AHEAD_NBYTES = 256 << 20  # of decoded features that wait for the step; at least two batches
 _MOST_AHEAD = 16  # batches
@@ -107,7 +115,7 @@ class BatchLoader(Protocol):
         """The global batches of `epoch` as (view index, row) pairs."""
         ...
 
-    def batches(
+    def epoch(
         self, epoch: int, *, skip: int = 0, until: int | None = None
     ) -> Generator[Batch, None, None]:
         """Each batch of `epoch` from number `skip` on, then those of the epochs before `until`."""
@@ -125,7 +133,7 @@ class FeatureLoader:
 
     Args:
         store: to train on.
-        views: names with equal chance, or the chance of each (in any unit).
+        views: names, or the weight of each in the draw (in any unit).
         levels: to read.
         batch_size: most images of a global batch; larger than the data is simply the data.
         seed: of the order, and of augmentation.
@@ -133,8 +141,8 @@ class FeatureLoader:
         sampler: draws the images of an epoch; each once by default.
         source: holds the features; read from the disk by default.
         augment: changes a batch, with draws that depend on the seed, the epoch, the number of the
-            batch and the places of its images alone.
-        rank: of this process; it reads its share of each global batch (`places_of_rank`).
+            batch and the indices of its images alone.
+        rank: of this process; it reads its share of each global batch (`indices_of_rank`).
         world_size: processes that train together.
     """
 
@@ -156,7 +164,7 @@ class FeatureLoader:
         self._device = device or torch.device("cpu")
         self._store = store
         self._views = tuple(views)
-        self._chances = tuple(views.values()) if isinstance(views, Mapping) else None
+        self._probabilities = tuple(views.values()) if isinstance(views, Mapping) else None
         self._levels = tuple(levels)
         self._batch_size = batch_size
         self._seed = seed
@@ -174,10 +182,10 @@ class FeatureLoader:
             seed=self._seed,
             epoch=epoch,
             sampler=self._sampler,
-            chances=self._chances,
+            probabilities=self._probabilities,
         )
 
-    def batches(
+    def epoch(
         self, epoch: int, *, skip: int = 0, until: int | None = None
     ) -> Generator[Batch, None, None]:
         """This rank's share of each batch of `epoch`, from number `skip` on.
@@ -189,25 +197,24 @@ class FeatureLoader:
         return self.read_ahead(planned_batches(self.plan, epoch, skip=skip, until=until))
 
     def read_ahead(self, planned: Iterable[PlannedBatch]) -> Generator[Batch, None, None]:
-        """This rank's share of each batch; see `batches`. Closing ends the reading."""
-        prefetch_stream = PrefetchStream(self._device)
+        """This rank's share of each batch; see `epoch`. Closing ends the reading."""
+        stream = PrefetchStream(self._device)
         waiting: deque[tuple[int, Future[PrefetchedBatch]]] = deque()
         readers = single_core_threads(
             _reading_threads(), "feature-reader", begin=partial(give_way, self._device.type)
         )
         try:
             for keys, epoch, number in planned:
-                places = places_of_rank(len(keys), rank=self._rank, world_size=self._world_size)
-                share = keys[places]
+                indices = indices_of_rank(len(keys), rank=self._rank, world_size=self._world_size)
+                share = keys[indices]
                 nbytes = self._decoded_nbytes(share)
                 while _is_enough(waiting, nbytes):
-                    yield prefetch_stream.take(waiting.popleft()[1].result())
-                draws = RandomDraws((self._seed, epoch, number), places=places)
-                others = len(keys) - len(share)
-                job = readers.submit(self._read, share, others, draws, prefetch_stream)
-                waiting.append((nbytes, job))
+                    yield stream.take(waiting.popleft()[1].result())
+                draws = RandomDraws((self._seed, epoch, number), indices=indices)
+                make = partial(self._read, share, draws, others=len(keys) - len(share))
+                waiting.append((nbytes, readers.submit(stream.make, make)))
             while waiting:
-                yield prefetch_stream.take(waiting.popleft()[1].result())
+                yield stream.take(waiting.popleft()[1].result())
         finally:
             readers.shutdown(cancel_futures=True)
 
@@ -216,23 +223,14 @@ class FeatureLoader:
         pairs = [(int(row), self._views[int(view)]) for view, row in keys]
         return Batch(
             features=self._source.read(pairs),
-            targets=[self._store.targets(row, view) for row, view in pairs],
+            targets=[targets_of(self._store, row, view) for row, view in pairs],
         )
 
-    def _read(
-        self,
-        keys: NDArray[np.int64],
-        others: int,
-        draws: RandomDraws,
-        prefetch_stream: PrefetchStream,
-    ) -> PrefetchedBatch:
-        def make() -> Batch:
-            batch = self.read(keys)
-            if self._augment is not None:
-                batch = self._augment(batch, draws)
-            return replace(batch.to(self._device), others=others)
-
-        return prefetch_stream.make(make)
+    def _read(self, keys: NDArray[np.int64], draws: RandomDraws, *, others: int) -> Batch:
+        batch = self.read(keys)
+        if self._augment is not None:
+            batch = self._augment(batch, draws)
+        return replace(batch.to(self._device), others=others)
 
     def _decoded_nbytes(self, keys: NDArray[np.int64]) -> int:
         view, row = keys[0]
@@ -240,37 +238,77 @@ class FeatureLoader:
 
 
 def make_loader(
+    store: FeatureStore,
+    *,
+    views: Sequence[str] | Mapping[str, float] | None = None,
+    levels: Sequence[str] | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    device: str = "cpu",
+    residency: WantedResidency = "stream",
+    rank: int = 0,
+    world_size: int = 1,
+) -> FeatureLoader:
+    """Batches of a store, read and decoded ahead of whoever takes them; `.epoch(n)` gives them.
+
+    Args:
+        store: to read; all blocks of the views must be there.
+        views: names or families, or the weight of each, of which one is drawn for each image and
+            epoch. All that the store holds by default.
+        levels: to read; all by default.
+        batch_size: most images of a batch; images of a batch have one padded size.
+        seed: of the order and of the views drawn; an epoch is the same for the same seed.
+        device: where batches come to lie.
+        residency: "stream" reads from the disk in every epoch, "ram" and "device" keep the encoded
+            features, "auto" chooses by what is free.
+        rank, world_size: this process's share of each batch, of how many.
+
+    Raises:
+        ConfigError: views the store lacks, or a residency that does not fit.
+        StoreError: blocks are missing, or cannot be read.
+
+    Example:
+        >>> loader = cachedet.make_loader(cachedet.open_store("train.zarr"), views=["base"])
+        >>> for batch in loader.epoch(0):
+        ...     batch.features["C3"].shape, batch.targets[0].boxes
+    """
+    probabilities = resolve_views(views, held=store.views, where=store.location)
+    store.require_complete(tuple(probabilities))
+    chosen = choose_device(device)
+    names = tuple(levels) if levels is not None else store.spec.names
+    return FeatureLoader(
+        store,
+        views=probabilities,
+        levels=names,
+        batch_size=batch_size,
+        seed=seed,
+        device=chosen,
+        source=_make_source(residency, store, probabilities, names, chosen, logs=rank == 0),
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def make_run_loader(
     config: TrainConfig, store: FeatureStore, *, rank: int = 0, world_size: int = 1
 ) -> FeatureLoader:
     """The batches that a run of this config trains on.
 
-    Rank 0 says on standard error where the features wait, and which classes have no box.
+    Rank 0 logs where the features wait, and which classes have no box.
 
     Raises:
-        ConfigError: views the store lacks, a sampling that needs boxes where there are none, a
-            residency that does not fit, or an augmentation that cannot be had.
+        ConfigError: views the store lacks, a sampling that needs boxes where there are none, or
+            a residency that does not fit.
         StoreError: the store cannot be read (with residency `ram` and `device`).
     """
     device = choose_device(config.device)
-    levels = choose_levels(config.detector, store.manifest.spec).names
-    views = resolve_views(config.views, held=store.manifest.views, where=store.location)
+    levels = choose_levels(config.detector, store.spec).names
+    views = resolve_views(config.views, held=store.views, where=store.location)
     sampler = _make_sampler(config.sampling, store.annotations)
-    stored, unpacked = store.encoded_nbytes(views, levels)
-    processes = _processes_here()
-    need = Need(
-        stored=stored,
-        unpacked=unpacked,
-        ram=free_ram() // processes,
-        device=free_memory(device) // (1 if device.type == "cuda" else processes),
-        device_name=str(device),
-    )
-    residency, reason = choose_residency(
-        config.residency, need, has_own_memory=device.type == "cuda"
-    )
+    source = _make_source(config.residency, store, views, levels, device, logs=rank == 0)
     empty_classes = describe_empty_classes(store.annotations)
-    for line in (reason, empty_classes):
-        if line is not None and rank == 0:
-            print(line, file=sys.stderr)
+    if empty_classes is not None and rank == 0:
+        _log.info(empty_classes)
     return FeatureLoader(
         store,
         views=views,
@@ -279,34 +317,55 @@ def make_loader(
         seed=config.seed,
         device=device,
         sampler=sampler,
-        source=make_source(
-            residency,
-            store,
-            views=tuple(views),
-            levels=levels,
-            device=device,
-            threads=_reading_threads(),
-        ),
-        augment=make_augment(
-            config.augment,
-            spec=store.manifest.spec,
-            quality=store.quality,
-            trains_masks=trains_masks(config.detector),
-        ),
+        source=source,
+        augment=make_augment(config.augment, spec=store.spec),
         rank=rank,
         world_size=world_size,
     )
 
 
+def _make_source(
+    wanted: WantedResidency,
+    store: FeatureStore,
+    views: Collection[str],
+    levels: Sequence[str],
+    device: torch.device,
+    *,
+    logs: bool,
+) -> FeatureSource:
+    """Make the source of the features, where they fit best; with `logs` the log says why."""
+    stored, unpacked = store.encoded_nbytes(views, levels)
+    processes = _processes_here()
+    has_own_memory = device.type == "cuda"
+    need = Need(
+        stored=stored,
+        unpacked=unpacked,
+        ram=free_ram() // processes,
+        device=free_memory(device) // (1 if has_own_memory else processes),
+        device_name=str(device),
+    )
+    residency, reason = choose_residency(wanted, need, has_own_memory=has_own_memory)
+    if logs:
+        _log.info(reason)
+    return make_source(
+        residency,
+        store,
+        views=tuple(views),
+        levels=levels,
+        device=device,
+        threads=_reading_threads(),
+    )
+
+
 def make_planner(config: TrainConfig, store: FeatureStore) -> FeatureLoader:
-    """A loader of the same plan as `make_loader`'s, for those who do not read its features.
+    """A loader of the same plan as `make_run_loader`'s, for those who do not read its features.
 
     Raises ConfigError: views the store lacks, a sampling that needs boxes where there are none.
     """
     return FeatureLoader(
         store,
-        views=resolve_views(config.views, held=store.manifest.views, where=store.location),
-        levels=choose_levels(config.detector, store.manifest.spec).names,
+        views=resolve_views(config.views, held=store.views, where=store.location),
+        levels=choose_levels(config.detector, store.spec).names,
         batch_size=config.schedule.batch_size,
         seed=config.seed,
         sampler=_make_sampler(config.sampling, store.annotations),
@@ -322,11 +381,9 @@ def _is_enough(waiting: deque[tuple[int, Future[PrefetchedBatch]]], nbytes: int)
 def _make_sampler(config: SamplingConfig, annotations: Annotations) -> Sampler | None:
     if isinstance(config, RepeatFactorConfig):
         return make_repeat_factor_sampler(annotations, threshold=config.threshold)
-    return (
-        make_class_balanced_sampler(annotations)
-        if isinstance(config, ClassBalancedConfig)
-        else None
-    )
+    if isinstance(config, ClassBalancedConfig):
+        return make_class_balanced_sampler(annotations)
+    return None
 
 
 def give_way(device_type: str) -> None:
@@ -344,13 +401,12 @@ def give_way(device_type: str) -> None:
 
 def _reading_threads() -> int:
     """Threads of this process that read and decode: one for every four of its cores."""
-    cores = usable_cores() or os.cpu_count() or 1
-    own = cores // _processes_here()
-    return max(1, min(_MOST_THREADS, own // _CORES_OF_A_THREAD))
+    cores = (usable_cores() or os.cpu_count() or 1) // _processes_here()
+    return max(1, min(_MOST_THREADS, cores // _CORES_OF_A_THREAD))
 
 
 def _processes_here() -> int:
-    """That train together on this machine, as torchrun says."""
+    """How many train together on this machine, as torchrun says."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
@@ -363,6 +419,6 @@ def _bucket_numbers(
     for index, view in enumerate(views):
         for bucket, rows in store.buckets(view).items():
             buckets[index, rows] = numbers.setdefault(bucket, len(numbers))
-    shapes = [store.manifest.spec.map_shapes(bucket) for bucket in numbers]
+    shapes = [store.spec.map_shapes(bucket) for bucket in numbers]
     nbytes = [4 * sum(int(np.prod(of_bucket[level])) for level in levels) for of_bucket in shapes]
     return buckets, nbytes

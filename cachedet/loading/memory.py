@@ -2,75 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import mmap
 import os
 import sys
-import weakref
-from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
-
-from cachedet.store.codecs.codec import Shape
-from cachedet.structures import Features
-
-_LARGE = (
-    8 << 20
-)  # bytes of a batch from which on memory is kept: malloc keeps smaller pieces itself
-_MOST_IDLE = 2  # pieces kept for the next batches
-
-
-class MapMemory:
-    """Makes empty maps; to fault in fresh memory takes as long as to decode into it.
-
-    Large batches lie in huge pages where Linux has them. A piece comes back when the last map in
-    it is gone, from whatever thread that happens in.
-    """
-
-    def __init__(self) -> None:
-        self._idle: deque[mmap.mmap] = deque(maxlen=_MOST_IDLE)  # the oldest leaves for good
-
-    def take(self, count: int, shapes: Mapping[str, Shape]) -> Features:
-        """Maps (n, C, h, w) float32 of each level, channels last, with anything in them."""
-        lengths = {level: count * math.prod(shape) for level, shape in shapes.items()}
-        values = self._values(sum(lengths.values()))
-        maps, start = {}, 0
-        for level, (channels, height, width) in shapes.items():
-            cells = values[start : start + lengths[level]].view(count, height, width, channels)
-            maps[level] = cells.permute(0, 3, 1, 2)
-            start += lengths[level]
-        return maps
-
-    def _values(self, length: int) -> Tensor:
-        nbytes = 4 * length
-        if nbytes < _LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-            return torch.empty(length)
-        memory = self._reuse(nbytes) or _new_memory(nbytes)
-        array = np.frombuffer(memory, dtype=np.float32, count=length)
-        weakref.finalize(array, self._idle.append, memory).atexit = False
-        return torch.from_numpy(array)
-
-    def _reuse(self, nbytes: int) -> mmap.mmap | None:
-        """An idle piece that is large enough, and not twice as large."""
-        for _ in range(len(self._idle)):
-            with suppress(IndexError):  # another thread was faster
-                memory = self._idle.popleft()
-                if nbytes <= len(memory) < 2 * nbytes:
-                    return memory
-                self._idle.append(memory)
-        return None
-
-
-def _new_memory(nbytes: int) -> mmap.mmap:
-    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without huge pages
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory
 
 
 def free_memory(device: torch.device) -> int:
@@ -86,11 +23,8 @@ def free_memory(device: torch.device) -> int:
 def free_ram(root: Path = Path("/")) -> int:
     """Bytes of RAM this process can still have: what the machine has left, and each cgroup allows.
 
-    Args:
-        root: of the file system that holds /proc and /sys; another one in tests.
-
     Where the system does not say what it has left (macOS), half of all RAM; 0 where it says nothing
-    (Windows).
+    (Windows). `root` holds /proc and /sys; another folder in tests.
     """
     return max(0, min([_left_on_machine(root), *_left_in_cgroups(root)]))
 
@@ -98,11 +32,7 @@ def free_ram(root: Path = Path("/")) -> int:
 def peak_memory(device: torch.device, root: Path = Path("/")) -> int:
     """Most bytes this process ever held: on an accelerator what tensors took, else all its RAM.
 
-    Args:
-        device: of the training.
-        root: of the file system that holds /proc; another one in tests.
-
-    0 where the system does not say (Windows).
+    0 where the system does not say (Windows). `root` holds /proc; another folder in tests.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
@@ -134,7 +64,7 @@ def _left_on_machine(root: Path) -> int:
 
 
 def _left_in_cgroups(root: Path) -> Iterator[int]:
-    """Of every limit from the group of this process up to the root, of version 1 and 2."""
+    """Bytes left by every limit from the group of this process up to the root, version 1 and 2."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -157,7 +87,7 @@ def _left_in_cgroups(root: Path) -> Iterator[int]:
 
 
 def _left_in_group(folder: Path, limit: str, usage: str, cached: str) -> int | None:
-    """None where the group has no limit. What files keep cached can be had back."""
+    """Bytes left, None where the group has no limit. What files keep cached can be had back."""
     try:
         most = int((folder / limit).read_text())  # "max" where there is none
         used = int((folder / usage).read_text())

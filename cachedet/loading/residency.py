@@ -5,39 +5,35 @@
     device   decompressed arrays, dequantised where they are
 
 Each image's checksums are checked when it is read from the store. All three end in the same
-`decode_parts` of the same bytes, so their batches are bit-identical.
+decoding of the same bytes, so their batches are bit-identical.
 """
 
 from __future__ import annotations
 
-import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cachedet.config.run import Residency, WantedResidency
 from cachedet.errors import ConfigError, CorruptBlockError, StoreError
-from cachedet.loading.memory import MapMemory
+from cachedet.loading.decoding import BatchDecoder, map_parts
 from cachedet.progress import StageProgress
 from cachedet.store.files.durable import readable_nbytes
 from cachedet.store.format.chunks import EncodedFeatures
 from cachedet.store.format.layout import Block
 from cachedet.store.format.shards import unpack_zstd
-from cachedet.store.reader import FeatureStore, Key, Packed
+from cachedet.store.reader import FeatureStore, Key, PackedParts
 from cachedet.structures import Features, SizeHW
-
-Residency = Literal["stream", "ram", "device"]
 
 _SHARE = 0.5  # of what is free that `auto` takes: the step, validation and others need the rest
 _WORTH_A_LINE = 256 << 20  # bytes to load below which no progress is shown
-
-
-_OnDevice = dict[str, dict[str, Tensor]]  # level -> part -> (images, *part.shape)
 
 
 class FeatureSource(Protocol):
@@ -60,14 +56,14 @@ class Need:
 
 
 def choose_residency(
-    wanted: Residency | Literal["auto"], need: Need, *, has_own_memory: bool
+    wanted: WantedResidency, need: Need, *, has_own_memory: bool
 ) -> tuple[Residency, str]:
     """The residency, and one line that says why.
 
     Args:
         wanted: `auto` takes the first of device, ram and stream that fits into half of what is
             free.
-        need: bytes.
+        need: bytes that are needed and free.
         has_own_memory: whether the device has memory besides RAM; `auto` considers it only then.
 
     Raises ConfigError where what was named does not fit; says by how much.
@@ -122,15 +118,14 @@ class StreamedFeatures:
 
     def __init__(self, store: FeatureStore, *, levels: Sequence[str], device: torch.device) -> None:
         self._store = store
-        self._levels = levels
-        self._host = _HostBuffers(store, levels, device)
+        self._decoder = BatchDecoder(store, levels=levels, device=device)
 
     def read(self, keys: Sequence[Key]) -> Features:
-        buffers = self._host.take(_bucket_of(self._store, keys), len(keys))
+        encoded = self._decoder.make_buffers(self._store.bucket_of(*keys[0]), len(keys))
         with _tell_if_gone(self._store):
-            encoded = self._store.read_encoded(keys, self._levels, out=buffers)
+            self._store.read_encoded(keys, out=encoded)
         _require_finite(self._store, encoded, keys)
-        return self._host.decode(encoded)
+        return self._decoder.decode(encoded)
 
 
 class RamFeatures:
@@ -146,35 +141,38 @@ class RamFeatures:
         threads: int = 1,
     ) -> None:
         self._store = store
-        self._host = _HostBuffers(store, levels, device)
-        self._packed: dict[Key, Packed] = {}
+        self._decoder = BatchDecoder(store, levels=levels, device=device)
+        self._packed: dict[Key, PackedParts] = {}
 
-        def load(block: Block) -> dict[Key, Packed]:
-            keys = [(row, block.view) for row in block.rows]
-            return {key: store.read_packed(*key, levels) for key in keys}
+        def load(block: Block) -> dict[Key, PackedParts]:
+            room = store.make_buffers(block.bucket, 1, levels)
+            return {
+                (row, block.view): store.read_packed(row, block.view, out=room)
+                for row in block.rows
+            }
 
         blocks = [block for block in store.blocks if block.view in views]
         nbytes, _ = store.encoded_nbytes(views, levels)
         pool = ThreadPoolExecutor(threads, thread_name_prefix="feature-loader")
         try:
-            with _tell_if_gone(store), _loading(len(blocks), nbytes) as progress:
-                for found in pool.map(load, blocks):
-                    self._packed.update(found)
-                    progress.advance(nbytes=sum(map(_packed_nbytes, found.values())))
+            with _loading(store, len(blocks), nbytes) as progress:
+                for images in pool.map(load, blocks):
+                    self._packed.update(images)
+                    progress.advance(nbytes=sum(map(_packed_nbytes, images.values())))
         finally:
             pool.shutdown(cancel_futures=True)
 
     def read(self, keys: Sequence[Key]) -> Features:
-        buffers = self._host.take(_bucket_of(self._store, keys), len(keys))
-        outs = [out for arrays in buffers.arrays.values() for out in arrays.values()]
-        for place, key in enumerate(keys):
-            for stored, out in zip(self._packed[key], outs, strict=True):
-                if isinstance(stored, bytes):
-                    unpack_zstd(stored, out[place], where="features in memory")
+        encoded = self._decoder.make_buffers(self._store.bucket_of(*keys[0]), len(keys))
+        outs = [out for arrays in encoded.arrays.values() for out in arrays.values()]
+        for index, key in enumerate(keys):
+            for packed, out in zip(self._packed[key], outs, strict=True):
+                if isinstance(packed, bytes):
+                    unpack_zstd(packed, out[index], where="features in memory")
                 else:
-                    out[place] = stored
-        _require_finite(self._store, buffers, keys)
-        return self._host.decode(buffers)
+                    out[index] = packed
+        _require_finite(self._store, encoded, keys)
+        return self._decoder.decode(encoded)
 
 
 class DeviceFeatures:
@@ -190,131 +188,52 @@ class DeviceFeatures:
     ) -> None:
         self._store = store
         self._device = device
-        self._memory = MapMemory()
-        self._slots: dict[Key, int] = {}
+        self._decoder = BatchDecoder(store, levels=levels, device=device)
+        self._slots: dict[Key, int] = {}  # of each image in the arrays of its bucket
         blocks = [block for block in store.blocks if block.view in views]
+        images: Counter[SizeHW] = Counter()
+        for block in blocks:
+            images[block.bucket] += len(block.rows)
         self._held = {
-            bucket: _empty_on(device, store.make_buffers(bucket, count, levels))
-            for bucket, count in _images_by_bucket(blocks).items()
+            bucket: map_parts(store.make_buffers(bucket, count, levels).arrays, self._make_room)
+            for bucket, count in images.items()
         }
-        used = dict.fromkeys(self._held, 0)
         _, nbytes = store.encoded_nbytes(views, levels)
-        with _tell_if_gone(store), _loading(len(blocks), nbytes) as progress:
+        loaded: Counter[SizeHW] = Counter()
+        with _loading(store, len(blocks), nbytes) as progress:
             for block in blocks:
-                keys = [(row, block.view) for row in block.rows]
-                encoded = store.read_encoded(keys, levels)
-                _require_finite(store, encoded, keys)
-                start = used[block.bucket]
-                used[block.bucket] += len(keys)
-                self._slots.update((key, start + n) for n, key in enumerate(keys))
-                moved = _fill(self._held[block.bucket], encoded, start)
-                progress.advance(nbytes=moved)
+                progress.advance(nbytes=self._load(block, start=loaded[block.bucket]))
+                loaded[block.bucket] += len(block.rows)
         if device.type == "cuda":  # batches are made in another stream
             torch.cuda.synchronize(device)
 
     def read(self, keys: Sequence[Key]) -> Features:
-        bucket = _bucket_of(self._store, keys)
+        bucket = self._store.bucket_of(*keys[0])
         slots = torch.tensor([self._slots[key] for key in keys]).to(self._device)
-        picked = {
-            level: {name: _pick(held, slots) for name, held in parts.items()}
-            for level, parts in self._held[bucket].items()
-        }
-        return _decode(self._store, bucket, picked, self._memory)
+        parts = map_parts(self._held[bucket], lambda held: _pick(held, slots))
+        return self._decoder.decode_parts(bucket, parts)
 
+    def _make_room(self, array: np.ndarray) -> Tensor:
+        return torch.empty_like(torch.from_numpy(array), device=self._device)
 
-class _HostBuffers:
-    """Buffers a batch is put together in before it travels.
-
-    On a CPU a thread uses its last ones again: decoding always makes new maps. On CUDA they are
-    pinned, and torch takes them back when their asynchronous copies are done.
-    """
-
-    def __init__(self, store: FeatureStore, levels: Sequence[str], device: torch.device) -> None:
-        self._store = store
-        self._levels = levels
-        self._device = device
-        self._of_thread = threading.local()
-        self._memory = MapMemory()
-
-    def take(self, bucket: SizeHW, count: int) -> EncodedFeatures:
-        if self._device.type == "cuda":
-            return _pinned(self._store.make_buffers(bucket, count, self._levels))
-        held: EncodedFeatures | None = getattr(self._of_thread, "held", None)
-        if held is None or (held.bucket, self._of_thread.count) != (bucket, count):
-            held = self._of_thread.held = self._store.make_buffers(bucket, count, self._levels)
-            self._of_thread.count = count
-        return held
-
-    def decode(self, encoded: EncodedFeatures) -> Features:
-        is_pinned = self._device.type == "cuda"
-        parts = {
-            level: {
-                name: torch.from_numpy(array).to(self._device, non_blocking=is_pinned)
-                for name, array in arrays.items()
-            }
-            for level, arrays in encoded.arrays.items()
-        }
-        return _decode(self._store, encoded.bucket, parts, self._memory)
-
-
-def _decode(store: FeatureStore, bucket: SizeHW, parts: _OnDevice, memory: MapMemory) -> Features:
-    """Maps (n, C, h, w) float32, channels last.
-
-    On a CPU image by image: what lies between the codes and the result stays in the cache.
-    """
-    first = next(iter(next(iter(parts.values())).values()))
-    if first.device.type != "cpu":
-        return {
-            level: maps.contiguous(memory_format=torch.channels_last)
-            for level, maps in store.decode_parts(bucket, parts).items()
-        }
-    shapes = store.manifest.spec.map_shapes(bucket)
-    decoded = memory.take(len(first), {level: shapes[level] for level in parts})
-    for n in range(len(first)):
-        of_image = {
-            level: {name: part[n : n + 1] for name, part in of_level.items()}
-            for level, of_level in parts.items()
-        }
-        own = {level: maps[n : n + 1] for level, maps in decoded.items()}
-        store.decode_parts(bucket, of_image, out=own)
-    return decoded
-
-
-def _pinned(buffers: EncodedFeatures) -> EncodedFeatures:
-    return EncodedFeatures(
-        bucket=buffers.bucket,
-        arrays={
-            level: {
-                name: torch.empty_like(torch.from_numpy(array), pin_memory=True).numpy()
-                for name, array in arrays.items()
-            }
-            for level, arrays in buffers.arrays.items()
-        },
-    )
-
-
-def _empty_on(device: torch.device, buffers: EncodedFeatures) -> _OnDevice:
-    return {
-        level: {
-            name: torch.empty_like(torch.from_numpy(array), device=device)
-            for name, array in arrays.items()
-        }
-        for level, arrays in buffers.arrays.items()
-    }
-
-
-def _fill(held: _OnDevice, encoded: EncodedFeatures, start: int) -> int:
-    """Copy images to their slots from `start` on; returns their bytes."""
-    moved = 0
-    for level, arrays in encoded.arrays.items():
-        for name, array in arrays.items():
-            held[level][name][start : start + len(array)].copy_(torch.from_numpy(array))
-            moved += array.nbytes
-    return moved
+    def _load(self, block: Block, *, start: int) -> int:
+        """Copy the images of a block to their slots from `start` on; returns their bytes."""
+        keys = [(row, block.view) for row in block.rows]
+        encoded = self._decoder.make_buffers(block.bucket, len(keys))
+        self._store.read_encoded(keys, out=encoded)
+        _require_finite(self._store, encoded, keys)
+        self._slots.update((key, start + n) for n, key in enumerate(keys))
+        moved = 0
+        for level, arrays in encoded.arrays.items():
+            for name, array in arrays.items():
+                held = self._held[block.bucket][level][name]
+                held[start : start + len(keys)].copy_(torch.from_numpy(array))
+                moved += array.nbytes
+        return moved
 
 
 def _pick(held: Tensor, slots: Tensor) -> Tensor:
-    """Those slots, lying as they lay."""
+    """Select slots; their bytes keep their order."""
     if held.dtype == torch.uint16:  # which few operators of torch know
         return _pick(held.view(torch.int16), slots).view(torch.uint16)
     if held.ndim == 4 and held.is_contiguous(memory_format=torch.channels_last):
@@ -322,18 +241,7 @@ def _pick(held: Tensor, slots: Tensor) -> Tensor:
     return held.index_select(0, slots)
 
 
-def _bucket_of(store: FeatureStore, keys: Sequence[Key]) -> SizeHW:
-    return store.geometry(*keys[0]).padded_hw
-
-
-def _images_by_bucket(blocks: Sequence[Block]) -> dict[SizeHW, int]:
-    counts: dict[SizeHW, int] = {}
-    for block in blocks:
-        counts[block.bucket] = counts.get(block.bucket, 0) + len(block.rows)
-    return counts
-
-
-def _packed_nbytes(packed: Packed) -> int:
+def _packed_nbytes(packed: PackedParts) -> int:
     return sum(len(part) if isinstance(part, bytes) else part.nbytes for part in packed)
 
 
@@ -347,8 +255,8 @@ def _require_finite(store: FeatureStore, encoded: EncodedFeatures, keys: Sequenc
         for name, array in arrays.items():
             if array.dtype.kind != "f" or array.ndim == 4 or np.isfinite(array).all():
                 continue
-            place = int(np.argmin(np.isfinite(array).reshape(len(array), -1).all(axis=1)))
-            row, view = keys[place]
+            index = int(np.argmin(np.isfinite(array).reshape(len(array), -1).all(axis=1)))
+            row, view = keys[index]
             image = store.annotations.file_names[row]
             raise StoreError(
                 f"{store.location}: the {name} of level {level} of {image} (view {view}) is "
@@ -359,7 +267,7 @@ def _require_finite(store: FeatureStore, encoded: EncodedFeatures, keys: Sequenc
 
 @contextmanager
 def _tell_if_gone(store: FeatureStore) -> Iterator[None]:
-    """Where all of the store has vanished, that is the error: not damage of one file."""
+    """Say that the whole store is gone, where it is, instead of damage of one file."""
     try:
         yield
     except CorruptBlockError:
@@ -368,7 +276,7 @@ def _tell_if_gone(store: FeatureStore) -> Iterator[None]:
 
 
 @contextmanager
-def _loading(blocks: int, nbytes: int) -> Iterator[StageProgress]:
+def _loading(store: FeatureStore, blocks: int, nbytes: int) -> Iterator[StageProgress]:
     progress = StageProgress("load features", total=blocks, unit="blocks")
-    with progress if nbytes >= _WORTH_A_LINE else nullcontext():
+    with _tell_if_gone(store), progress if nbytes >= _WORTH_A_LINE else nullcontext():
         yield progress

@@ -28,21 +28,11 @@ class Sampler(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class UniformSampler:
-    """Every image once."""
-
-    num_rows: int
-
-    def draw(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        return rng.permutation(self.num_rows)
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RepeatFactorSampler:
     """Every image as often as its repeat factor says (arXiv 1908.03195, section 6.1).
 
-    The fractional part of a factor is the chance of one more showing, drawn anew in every epoch.
+    The fractional part of a factor is the probability of one more showing, in every epoch.
     """
 
     factors: NDArray[np.float64]  # (N,) at least 1
@@ -56,7 +46,7 @@ class RepeatFactorSampler:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClassBalancedSampler:
-    """N draws of a class with equal chance, then of an image that has it.
+    """N times a class drawn at random, then an image that has it.
 
     For the second stage of LVIS training, which retunes the last classifier layer only. Classes
     without a box are never drawn, nor are images without one.
@@ -79,12 +69,8 @@ def make_repeat_factor_sampler(
     """Repeat factors of the images of `annotations`.
 
     r(c) = max(1, sqrt(threshold / f(c))) with f(c) the share of all images that have class c;
-    an image has the largest factor of its classes, 1 without a box. Crowd boxes do not count:
-    the losses ignore them.
-
-    Args:
-        annotations: of the store.
-        threshold: share of the images below which a class is shown more often; 0.001 in LVIS.
+    an image has the largest factor of its classes, 1 without a box. LVIS takes a threshold of
+    0.001. Crowd boxes do not count: the losses ignore them.
 
     Raises ConfigError where no image has a box.
     """
@@ -129,13 +115,13 @@ def resolve_views(
     held: Sequence[str],
     where: str,
 ) -> dict[str, float]:
-    """The chance of each view, which sum to 1, in the order wanted.
+    """The probability of each view, in the order wanted; their sum is 1.
 
     Args:
-        wanted: names with equal chance, or their weights; None: all views held, equally. A name is
+        wanted: names, or their weights; None: all views held, equally. A name is
             a view or a family (`jitter`, `crop`, ...), whose weight its members share equally.
         held: views of the store.
-        where: names the store in messages.
+        where: what messages call the store.
 
     Raises ConfigError: names that are neither, all of them in one message.
     """
@@ -170,7 +156,7 @@ def plan_epoch(
     seed: int,
     epoch: int,
     sampler: Sampler | None = None,
-    chances: Sequence[float] | None = None,
+    probabilities: Sequence[float] | None = None,
 ) -> list[NDArray[np.int64]]:
     """The batches of one epoch.
 
@@ -182,18 +168,18 @@ def plan_epoch(
     Args:
         buckets: (V, N) number of the bucket that view v of image n falls into.
         batch_size: most images in a batch.
-        seed: of the run.
+        seed: with `epoch`, all that the draws depend on.
         epoch: counted from 0.
         sampler: of the images; each once by default.
-        chances: (V,) of the views, which sum to 1; equal by default.
+        probabilities: (V,) of the views, whose sum is 1; equal by default.
 
     Returns:
         Batches in order, each (n, 2) pairs of view index and row, all of one bucket.
     """
     rng = np.random.default_rng([seed, epoch])
     num_views, num_rows = buckets.shape
-    rows = (sampler or UniformSampler(num_rows=num_rows)).draw(rng)
-    views = _draw_views(rng, chances or [1 / num_views] * num_views, count=len(rows))
+    rows = rng.permutation(num_rows) if sampler is None else sampler.draw(rng)
+    views = _draw_views(rng, probabilities or [1 / num_views] * num_views, count=len(rows))
     drawn = buckets[views, rows]
     by_bucket = np.argsort(drawn, kind="stable")
     pairs = np.stack([views, rows], axis=1)[by_bucket]
@@ -202,11 +188,11 @@ def plan_epoch(
     for start, size in zip(np.cumsum(sizes) - sizes, sizes, strict=True):
         of_bucket = pairs[start : start + size]
         batches.extend(of_bucket[at : at + batch_size] for at in range(0, size, batch_size))
-    return [batches[place] for place in rng.permutation(len(batches))]
+    return [batches[index] for index in rng.permutation(len(batches))]
 
 
 class PlannedBatch(NamedTuple):
-    """A batch and its place in the run, which the draws of its augmentation depend on."""
+    """A batch, and where it comes in the run: the draws of its augmentation depend on that."""
 
     keys: NDArray[np.int64]  # (n, 2) view index and row, as in a plan
     epoch: int = 0
@@ -227,8 +213,8 @@ def planned_batches(
                 yield PlannedBatch(keys, each, number)
 
 
-def places_of_rank(images: int, *, rank: int, world_size: int) -> range:
-    """Places in a global batch of the images that one of `world_size` processes reads.
+def indices_of_rank(images: int, *, rank: int, world_size: int) -> range:
+    """Which images of a global batch one of `world_size` processes reads.
 
     Every `world_size`-th from `rank` on. A batch of fewer images than processes is read whole by
     all of them: their gradients are then equal, and so is the mean.
@@ -239,11 +225,11 @@ def places_of_rank(images: int, *, rank: int, world_size: int) -> range:
 
 
 def _draw_views(
-    rng: np.random.Generator, chances: Sequence[float], *, count: int
+    rng: np.random.Generator, probabilities: Sequence[float], *, count: int
 ) -> NDArray[np.int64]:
-    if len(set(chances)) == 1:
-        return np.asarray(rng.integers(len(chances), size=count))
-    ends = np.cumsum(chances)
+    if len(set(probabilities)) == 1:
+        return np.asarray(rng.integers(len(probabilities), size=count))
+    ends = np.cumsum(probabilities)
     return np.searchsorted(ends[:-1] / ends[-1], rng.random(count), side="right")
 
 
@@ -253,13 +239,13 @@ def _classes_of_images(
     """Each (row, label) once, by row: which classes each image has. Raises ConfigError."""
     num_classes = len(annotations.categories)
     of_boxes = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
-    found = np.sort(
+    pairs = np.sort(
         (of_boxes * num_classes + annotations.labels)[~annotations.crowd], kind="stable"
     )
-    found = found[np.diff(found, prepend=-1) != 0]  # 8 times as fast as np.unique
-    if not len(found):
+    pairs = pairs[np.diff(pairs, prepend=-1) != 0]  # 8 times as fast as np.unique
+    if not len(pairs):
         raise ConfigError(
             f"sampling.kind={kind} needs boxes, but none of the {len(annotations)} images of the "
             "store has one; use sampling.kind=uniform, or extract with annotations that have boxes"
         )
-    return found // num_classes, found % num_classes
+    return pairs // num_classes, pairs % num_classes

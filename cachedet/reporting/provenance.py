@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from cachedet.config.detector import describe_detector
 from cachedet.reporting.content import Cell, Fold, Row, Section, Table, count, duration
 from cachedet.reporting.scored_run import ScoredRun
 from cachedet.store.files.durable import readable_nbytes
@@ -99,7 +100,7 @@ def _facts(run: ScoredRun, store: FeatureStore) -> dict[str, dict[str, str]]:
         },
         "Training": {
             "Run": str(run.folder),
-            "Detector": f"{config.detector.kind}, {config.detector.neck.kind}",
+            "Detector": describe_detector(config.detector),
             "Seed": str(config.seed),
             "Epochs": str(config.schedule.epochs),
             "Step of the scored checkpoint": NOT_RECORDED if step is None else str(step),

@@ -7,20 +7,18 @@ and of several writers that start together exactly one makes it. In a folder tha
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.data.views import is_view_name
-from cachedet.errors import CorruptBlockError, StoreError, StoreMismatchError
+from cachedet.errors import StoreError, StoreMismatchError
 from cachedet.store.codecs.codec import Codec, state_digest
 from cachedet.store.codecs.registry import make_codec
 from cachedet.store.files.durable import (
@@ -35,18 +33,15 @@ from cachedet.store.files.names import ANNOTATIONS, CODEC_STATE, COMMITS, LEASES
 from cachedet.store.files.owner import Owner
 from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.annotations import load_annotations
-from cachedet.store.format.commits import CommitRecord
 from cachedet.store.format.layout import make_metadata, metadata_digest, metadata_keys
 from cachedet.store.format.manifest import (
-    READABLE_FORMATS,
     Manifest,
     annotation_arrays,
-    digest_json,
     encode_manifest,
     load_manifest,
 )
 from cachedet.store.format.npz import dump_arrays
-from cachedet.store.format.plan import StorePlan, load_codec, load_state
+from cachedet.store.format.plan import StorePlan, load_codec
 from cachedet.store.leftovers import is_dead, remove_leftovers
 from cachedet.structures import Annotations
 
@@ -56,77 +51,40 @@ Fit = Callable[[Codec], Codec]
 """Gives the codec what it must learn; called only where that is not in the store yet."""
 
 
-def open_or_create(
-    root: Path,
-    *,
-    manifest: Manifest,
-    annotations: Annotations,
-    contents: NDArray[np.uint64],
-    fit: Fit,
-) -> StorePlan:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoreInputs:
+    """What a store is made of; the digests of codec and zarr.json files are decided when it is."""
+
+    manifest: Manifest
+    annotations: Annotations
+    contents: NDArray[np.uint64]  # (N,) content hash of each image file
+    fit: Fit
+
+    def annotations_file(self) -> bytes:
+        return dump_arrays({**annotation_arrays(self.annotations), "contents": self.contents})
+
+
+def open_or_create(root: Path, inputs: StoreInputs) -> StorePlan:
     """The plan of the store at `root`, made now or before from the same inputs.
 
-    Views that `manifest` names and the store lacks become part of it; those it holds beside them
-    stay.
-
-    Args:
-        root: folder of the store.
-        manifest: what it shall hold; its `codec_digest` and `metadata_digest` are decided here.
-        annotations: images and boxes.
-        contents: (N,) content hash of each image file.
-        fit: learns what the codec needs from a sample.
+    Views that the store lacks become part of it; those it holds beside them stay.
 
     Raises StoreMismatchError, or StoreError where the folder is something else or too full.
     """
     _remove_unborn(root)
     if not (root / MANIFEST).exists() and not (root / COMMITS).is_dir():
-        _create(root, manifest=manifest, annotations=annotations, contents=contents, fit=fit)
-    _restore_manifest(root, manifest, annotations)
-    _require_same_inputs(root, manifest, annotations, contents)
+        _create(root, inputs)
+    _require_same_inputs(root, inputs)
     for folder in (COMMITS, LEASES):  # copying tools drop empty folders
         (root / folder).mkdir(exist_ok=True)
     with commit_lock(root):
-        repair_metadata(root, annotations=annotations, contents=contents, fit=fit)
-        add_views(root, manifest.views)
+        _repair_metadata(root, inputs)
+        _add_views(root, inputs.manifest.views)
     remove_leftovers(root)
     return StorePlan.load(LocalFiles(root))
 
 
-def repair_metadata(
-    root: Path, *, annotations: Annotations, contents: NDArray[np.uint64], fit: Fit
-) -> None:
-    """Write damaged annotations.npz, codec.npz and zarr.json files anew.
-
-    Raises StoreError where the codec would not learn the same again.
-    """
-    source = LocalFiles(root)
-    manifest = load_manifest(source)
-    try:
-        load_annotations(source, manifest)
-    except StoreError:
-        write_durably(root / ANNOTATIONS, _annotations_content(annotations, contents))
-    try:
-        load_codec(source, manifest)
-    except StoreError:
-        state = fit(make_codec(manifest.codec)).state()
-        if state_digest(state) != manifest.codec_digest:
-            raise
-        write_durably(root / CODEC_STATE, dump_arrays(state))
-    plan = StorePlan.load(source)
-    try:
-        plan.require_metadata()
-    except StoreError:
-        _rewrite_metadata(root, plan)
-
-
-def _create(
-    root: Path,
-    *,
-    manifest: Manifest,
-    annotations: Annotations,
-    contents: NDArray[np.uint64],
-    fit: Fit,
-) -> None:
+def _create(root: Path, inputs: StoreInputs) -> None:
     if root.exists() and not _is_free(root):
         if (root / MANIFEST).exists():  # another writer made the store since we looked
             return
@@ -134,9 +92,7 @@ def _create(
             f"{root} exists and is not a feature store (it has no {MANIFEST}); "
             "choose another --store"
         )
-    files = _make_files(
-        root, manifest=manifest, annotations=annotations, contents=contents, fit=fit
-    )
+    files = _make_files(root, inputs)
     if not root.exists():
         _create_beside(root, files)
         return
@@ -156,45 +112,34 @@ def _is_free(root: Path) -> bool:
     return not names
 
 
-def _make_files(
-    root: Path,
-    *,
-    manifest: Manifest,
-    annotations: Annotations,
-    contents: NDArray[np.uint64],
-    fit: Fit,
-) -> dict[str, bytes]:
+def _make_files(root: Path, inputs: StoreInputs) -> dict[str, bytes]:
     """Every file of a store without blocks, the manifest last. Raises StoreError: too full."""
-    blocks = manifest.plan(annotations)
+    manifest = inputs.manifest
+    blocks = manifest.plan(inputs.annotations)
     codec = make_codec(manifest.codec)
     if codec.needs_fit:
-        codec = fit(codec)
+        codec = inputs.fit(codec)
     layout = manifest.layout(codec)
-    require_space(root, sum(len(b.rows) * layout.least_image_nbytes(b.bucket) for b in blocks))
-    metadata = make_metadata(blocks=blocks, layout=layout, block_size=manifest.block_size)
+    require_space(root, layout.least_nbytes(blocks))
+    files = make_metadata(blocks=blocks, layout=layout, block_size=manifest.block_size)
     decided = replace(
-        manifest,
-        codec_digest=state_digest(codec.state()),
-        metadata_digest=metadata_digest(metadata),
+        manifest, codec_digest=state_digest(codec.state()), metadata_digest=metadata_digest(files)
     )
-    state = {CODEC_STATE: dump_arrays(codec.state())} if codec.needs_fit else {}
-    annotations_content = _annotations_content(annotations, contents)
-    return {
-        **metadata,
-        **state,
-        ANNOTATIONS: annotations_content,
-        MANIFEST: encode_manifest(decided),
-    }
+    if codec.needs_fit:
+        files[CODEC_STATE] = dump_arrays(codec.state())
+    files[ANNOTATIONS] = inputs.annotations_file()
+    files[MANIFEST] = encode_manifest(decided)
+    return files
 
 
 def _create_beside(root: Path, files: dict[str, bytes]) -> None:
-    place = Path(os.path.realpath(root))
-    unborn = place.with_name(f".{place.name}.{Owner.me().token}{_CREATING}")
+    target = Path(os.path.realpath(root))
+    unborn = target.with_name(f".{target.name}.{Owner.me().token}{_CREATING}")
     try:
         for folder in (COMMITS, LEASES):
             (unborn / folder).mkdir(parents=True)
         write_files(unborn, files)
-        os.rename(unborn, place)
+        os.rename(unborn, target)
     except OSError as error:
         was_slower = error.errno in (errno.ENOTEMPTY, errno.EEXIST) and error.filename2 is not None
         if not was_slower or not (root / MANIFEST).exists():
@@ -202,87 +147,22 @@ def _create_beside(root: Path, files: dict[str, bytes]) -> None:
         return  # the store of the faster writer is checked like any other
     finally:
         shutil.rmtree(unborn, ignore_errors=True)
-    sync_directory(place.parent)
+    sync_directory(target.parent)
 
 
 def _remove_unborn(root: Path) -> None:
-    place = Path(os.path.realpath(root))
+    target = Path(os.path.realpath(root))
     try:
-        names = os.listdir(place.parent)
+        names = os.listdir(target.parent)
     except OSError:  # not there yet, or not for us to see
         return
     for name in names:
-        if name.startswith(f".{place.name}.") and name.endswith(_CREATING) and is_dead(name):
-            shutil.rmtree(place.parent / name, ignore_errors=True)
+        if name.startswith(f".{target.name}.") and name.endswith(_CREATING) and is_dead(name):
+            shutil.rmtree(target.parent / name, ignore_errors=True)
 
 
-def _rewrite_metadata(root: Path, plan: StorePlan) -> None:
-    """Another zarr version may write other bytes, so the manifest takes the new digest."""
-    block_size = plan.manifest.block_size
-    metadata = make_metadata(blocks=plan.blocks, layout=plan.layout, block_size=block_size)
-    write_files(root, metadata)
-    decided = replace(plan.manifest, metadata_digest=metadata_digest(metadata))
-    if decided != plan.manifest:
-        write_durably(root / MANIFEST, encode_manifest(decided))
-
-
-def _restore_manifest(root: Path, manifest: Manifest, annotations: Annotations) -> None:
-    """Write a damaged manifest anew where the commit records prove that it said the same.
-
-    Raises StoreError where it is whole but of another format, or nothing proves it.
-    """
-    source = LocalFiles(root)
-    try:
-        load_manifest(source)
-    except StoreError as error:
-        if _is_whole(root / MANIFEST):
-            raise
-        codec = make_codec(manifest.codec)
-        state = load_state(source, codec, manifest.spec)
-        like_it = [
-            replace(manifest, codec_digest=state_digest(state), format_version=number)
-            for number in READABLE_FORMATS
-        ]
-        decided = next((one for one in like_it if _is_proven(root, one)), None)
-        if decided is None:
-            raise StoreError(
-                f"{error}. No commit record shows that it held what is asked for now; give the "
-                "same inputs, copy the file from a backup, or extract into a new --store"
-            ) from error
-        layout = decided.layout(codec.with_state(state, spec=decided.spec))
-        metadata = make_metadata(
-            blocks=decided.plan(annotations), layout=layout, block_size=decided.block_size
-        )
-        decided = replace(decided, metadata_digest=metadata_digest(metadata))
-        write_durably(root / MANIFEST, encode_manifest(decided))
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a JSON object fits its own checksum, whatever its format."""
-    try:
-        body = json.loads(LocalFiles(path.parent).read(path.name))
-        checksum = body.pop("checksum")
-    except (OSError, ValueError, AttributeError, KeyError, RecursionError):
-        return False
-    return bool(checksum == digest_json(body))
-
-
-def _is_proven(root: Path, manifest: Manifest) -> bool:
-    """Whether every whole commit record is of a store like this one, and there is one at least."""
-    records = []
-    for path in (root / COMMITS).glob("*.json"):
-        with contextlib.suppress(CorruptBlockError, OSError):
-            content = LocalFiles(path.parent).read(path.name)
-            records.append(CommitRecord.from_bytes(content, where=str(path)))
-    views = {record.block.partition("-b")[0] for record in records}
-    fingerprints = {record.fingerprint for record in records}
-    return fingerprints == {manifest.block_fingerprint()} and views <= set(manifest.views)
-
-
-def _require_same_inputs(
-    root: Path, manifest: Manifest, annotations: Annotations, contents: NDArray[np.uint64]
-) -> None:
-    source = LocalFiles(root)
+def _require_same_inputs(root: Path, inputs: StoreInputs) -> None:
+    source, manifest = LocalFiles(root), inputs.manifest
     stored = load_manifest(source)
     fields = stored.differing_fields(replace(manifest, views=stored.views))
     if not fields:
@@ -291,18 +171,44 @@ def _require_same_inputs(
     if stored.images_digest != manifest.images_digest:
         old_annotations, old_contents = load_annotations(source, stored)
         before = dict(zip(old_annotations.file_names, old_contents.tolist(), strict=True))
-        now = dict(zip(annotations.file_names, contents.tolist(), strict=True))
+        now = dict(zip(inputs.annotations.file_names, inputs.contents.tolist(), strict=True))
         changed = sorted(name for name in before.keys() | now if before.get(name) != now.get(name))
         message += f"; images changed, added or gone: {', '.join(changed[:10])}"
         message += f" and {len(changed) - 10} more" if len(changed) > 10 else ""
     raise StoreMismatchError(f"{message}. Extract into a new --store, or give the same inputs")
 
 
-def _annotations_content(annotations: Annotations, contents: NDArray[np.uint64]) -> bytes:
-    return dump_arrays({**annotation_arrays(annotations), "contents": contents})
+def _repair_metadata(root: Path, inputs: StoreInputs) -> None:
+    """Write damaged annotations.npz, codec.npz and zarr.json files anew.
+
+    Raises StoreError where the codec would not learn the same again.
+    """
+    source = LocalFiles(root)
+    manifest = load_manifest(source)
+    try:
+        load_annotations(source, manifest)
+    except StoreError:
+        write_durably(root / ANNOTATIONS, inputs.annotations_file())
+    try:
+        load_codec(source, manifest)
+    except StoreError:
+        state = inputs.fit(make_codec(manifest.codec)).state()
+        if state_digest(state) != manifest.codec_digest:
+            raise
+        write_durably(root / CODEC_STATE, dump_arrays(state))
+    plan = StorePlan.load(source)
+    try:
+        plan.require_metadata()
+    except StoreError:
+        files = plan.make_metadata()
+        write_files(root, files)
+        # another zarr version may write other bytes, so the manifest takes the new digest
+        decided = replace(manifest, metadata_digest=metadata_digest(files))
+        if decided != manifest:
+            write_durably(root / MANIFEST, encode_manifest(decided))
 
 
-def add_views(root: Path, views: Sequence[str]) -> None:
+def _add_views(root: Path, views: Sequence[str]) -> None:
     """Make the store one that holds these views beside its own; only under the commit lock.
 
     What its codec learnt stays. Raises StoreError where the metadata is damaged or the disk cannot
@@ -315,7 +221,7 @@ def add_views(root: Path, views: Sequence[str]) -> None:
         return
     larger = replace(plan.manifest, views=(*held, *added))
     blocks = [block for block in larger.plan(plan.annotations) if block.view in added]
-    require_space(root, sum(len(b.rows) * plan.layout.least_image_nbytes(b.bucket) for b in blocks))
+    require_space(root, plan.layout.least_nbytes(blocks))
     kept = {key: plan.source.read(key) for key in metadata_keys(plan.blocks, plan.layout)}
     made = make_metadata(blocks=blocks, layout=plan.layout, block_size=larger.block_size)
     new = {key: content for key, content in made.items() if key not in kept}

@@ -10,17 +10,15 @@ from cachedet.store.files.durable import TEMPORARY_SUFFIX
 from cachedet.store.files.names import COMMITS, LEASES
 from cachedet.store.files.owner import Life, Owner
 from cachedet.store.files.source import LocalFiles
-from cachedet.store.format.layout import Block, Layout, shard_key
+from cachedet.store.format.layout import Block, Layout
 
 LEASE_SUFFIX = ".lease"
 
 
-def remove_leftovers(root: Path) -> int:
-    """Remove what dead writers of this machine left behind; returns how many files."""
-    found = dead_leftovers(root)
-    for path in found:
+def remove_leftovers(root: Path) -> None:
+    """Remove what dead writers of this machine left behind."""
+    for path in dead_leftovers(root):
         path.unlink(missing_ok=True)
-    return len(found)
 
 
 def dead_leftovers(root: Path) -> list[Path]:
@@ -38,8 +36,7 @@ def spent_leftovers(root: Path, committed: Iterable[Block], layout: Layout) -> l
     folders = {root / COMMITS}
     for block in committed:
         names.add(block.name)
-        parts = layout.parts(block.bucket).items()
-        folders.update((root / shard_key(block, array, part)).parent for array, part in parts)
+        folders.update((root / key).parent for key in layout.shard_keys(block).values())
     return [
         path
         for path in _of_writers(root)
@@ -67,16 +64,17 @@ def _of_writers(root: Path) -> list[Path]:
         top = {entry.name: entry.is_dir() for entry in entries}
     files = [root / name for name, is_folder in top.items() if not is_folder]
     files += walk_files(root, [name for name, is_folder in top.items() if is_folder])
-    return sorted(path for path in files if _is_of_writer(path, root / LEASES))
-
-
-def _is_of_writer(path: Path, leases: Path) -> bool:
-    is_lease = path.parent == leases and path.name.endswith(LEASE_SUFFIX)
-    return is_lease or path.name.endswith(TEMPORARY_SUFFIX)
+    leases = root / LEASES
+    return sorted(
+        path
+        for path in files
+        if path.name.endswith(TEMPORARY_SUFFIX)
+        or (path.parent == leases and path.name.endswith(LEASE_SUFFIX))
+    )
 
 
 def _life_of(path: Path) -> Life:
-    """Of the owner named in a file's name or, for a lease, in its content."""
+    """Life of the owner named in a file's name or, for a lease, in its content."""
     text = path.name
     if path.name.endswith(LEASE_SUFFIX):
         try:

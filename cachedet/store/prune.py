@@ -16,13 +16,7 @@ from cachedet.store.files.durable import TEMPORARY_SUFFIX, cannot_write, write_d
 from cachedet.store.files.leases import COMMIT_LOCK, commit_lock
 from cachedet.store.files.names import COMMITS, LEASES, MANIFEST, WITHDRAWN_SUFFIX
 from cachedet.store.files.source import LocalFiles
-from cachedet.store.format.layout import (
-    Block,
-    commit_key,
-    metadata_digest,
-    metadata_keys,
-    shard_key,
-)
+from cachedet.store.format.layout import Block, commit_key, metadata_digest, metadata_keys
 from cachedet.store.format.manifest import encode_manifest, load_manifest
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.leftovers import LEASE_SUFFIX, dead_leftovers, spent_leftovers, walk_files
@@ -110,34 +104,36 @@ def _kept_views(plan: StorePlan, keep_views: Sequence[str] | None) -> tuple[str,
 
 
 def _expanded(view: str) -> list[str]:
-    """``"jitter=2"`` -> jitter-s0, jitter-s1; what is no view stays as it is."""
+    """``"jitter=2"`` -> jitter-s0, jitter-s1; a name that is no view stays as it is."""
     try:
-        return [found.name for found in parse_views(view)]
+        return [each.name for each in parse_views(view)]
     except InputError:
         return [view]
 
 
 def _view_folders(root: Path, plan: StorePlan) -> set[str]:
-    """Of the store's views, and of any that left it or never came to be part of it."""
+    """Folders of the store's views, and of any that left it or never came to be part of it."""
     return {*filter(is_view_name, os.listdir(root)), *plan.manifest.views}
 
 
 def _find_waste(root: Path, plan: StorePlan, kept: tuple[str, ...]) -> tuple[Waste, ...]:
     committed = [block for block in plan.blocks if (root / commit_key(block)).exists()]
-    spent = spent_leftovers(root, committed, plan.layout)
-    found: dict[Kind, list[Path]] = {"leftover": sorted({*dead_leftovers(root), *spent})}
-    found["withdrawn"] = sorted((root / COMMITS).glob(f"*{WITHDRAWN_SUFFIX}"))
+    leftover = {*dead_leftovers(root), *spent_leftovers(root, committed, plan.layout)}
+    withdrawn = {*(root / COMMITS).glob(f"*{WITHDRAWN_SUFFIX}")}
     wanted = _wanted_files(root, plan, committed)
     of_views = {path for path in wanted if _view_of(root, path) not in {*kept, None}}
-    found["view"] = sorted(path for path in of_views if path.exists())
-    known = wanted | set(found["leftover"]) | set(found["withdrawn"])
     folders = sorted({*_view_folders(root, plan), COMMITS, LEASES})
-    found["orphan"] = sorted(
+    orphan = {
         path
-        for path in walk_files(root, folders)
-        if path not in known and not path.name.endswith((TEMPORARY_SUFFIX, LEASE_SUFFIX))
+        for path in {*walk_files(root, folders)} - wanted - leftover - withdrawn
+        if not path.name.endswith((TEMPORARY_SUFFIX, LEASE_SUFFIX))
+    }
+    return (
+        _waste("leftover", leftover),
+        _waste("withdrawn", withdrawn),
+        _waste("view", {path for path in of_views if path.exists()}),
+        _waste("orphan", orphan),
     )
-    return tuple(_waste(kind, paths) for kind, paths in found.items())
 
 
 def _wanted_files(root: Path, plan: StorePlan, committed: Sequence[Block]) -> set[Path]:
@@ -146,7 +142,7 @@ def _wanted_files(root: Path, plan: StorePlan, committed: Sequence[Block]) -> se
     leased = [b for b in plan.blocks if (root / LEASES / f"{b.name}{LEASE_SUFFIX}").exists()]
     for block in (*committed, *leased):
         keys.add(commit_key(block))
-        keys.update(shard_key(block, a, p) for a, p in plan.layout.parts(block.bucket).items())
+        keys.update(plan.layout.shard_keys(block).values())
     return {root / key for key in keys}
 
 
@@ -182,7 +178,7 @@ def _remove_empty_folders(root: Path) -> None:
 
 def _waste(kind: Kind, paths: Iterable[Path]) -> Waste:
     sizes = {}
-    for path in paths:
+    for path in sorted(paths):
         with contextlib.suppress(FileNotFoundError):  # its writer removed it while we looked
             sizes[path] = path.lstat().st_size
     return Waste(kind=kind, paths=tuple(sizes), nbytes=sum(sizes.values()))

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from cachedet.errors import CorruptBlockError, StoreError
+from cachedet.errors import StoreError
 from cachedet.store.files.leases import commit_lock
 from cachedet.store.files.source import LocalFiles
-from cachedet.store.format.commits import Quality, find_fault, find_misfit, read_record
+from cachedet.store.format.commits import Fault, check_block
 from cachedet.store.format.layout import Block, commit_key, withdrawn_key
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.reader import FeatureStore
@@ -66,10 +66,6 @@ class VerifyReport:
         }
 
 
-_Fault = tuple[str, str]
-"""Where something is wrong, and what."""
-
-
 def verify_store(
     root: Path,
     *,
@@ -82,10 +78,7 @@ def verify_store(
     `extract` writes it anew; where the store is read-only it stays. What cannot be read this time
     is only reported.
 
-    Args:
-        root: folder of the store.
-        deep: read every byte.
-        on_progress: called with (blocks, bytes) that were checked.
+    `on_progress` is called with (blocks, bytes) that were checked.
 
     Raises StoreError where the store cannot be opened at all.
     """
@@ -97,7 +90,7 @@ def verify_store(
     for block in plan.blocks:
         nbytes = 0
         try:
-            nbytes, fault = _find_fault(plan, block, deep=deep)
+            nbytes, fault = check_block(plan, block, deep=deep)
             bad += _withdraw(root, plan, block, fault, deep=deep) if fault is not None else []
         except FileNotFoundError:
             missing.append(block.name)
@@ -114,34 +107,17 @@ def verify_store(
     )
 
 
-def _find_fault(plan: StorePlan, block: Block, *, deep: bool) -> tuple[int, _Fault | None]:
-    """Bytes of the committed shards, and what is wrong with them or their record.
-
-    Raises FileNotFoundError: never committed; StoreError: it cannot be read now.
-    """
-    where = plan.source.describe(commit_key(block))
-    try:
-        record = read_record(plan.source, block)
-    except CorruptBlockError as error:
-        return 0, (where, str(error).removeprefix(f"{where}: "))
-    nbytes = sum(shard.nbytes for shard in record.shards.values())
-    misfit = find_misfit(plan, block, record)
-    if misfit is not None:
-        return nbytes, (where, f"the record belongs to another store or block: {misfit}")
-    return nbytes, find_fault(plan.source, block, record, plan.layout, deep=deep)
-
-
 def _withdraw(
-    root: Path, plan: StorePlan, block: Block, fault: _Fault, *, deep: bool
+    root: Path, plan: StorePlan, block: Block, fault: Fault, *, deep: bool
 ) -> list[BadBlock]:
     """Put a bad record aside; empty where a writer has put the block right meanwhile.
 
-    Raises what `_find_fault` raises.
+    Raises what `check_block` raises.
     """
     withdrawn = True
     try:
         with commit_lock(root):
-            _, still = _find_fault(plan, block, deep=deep)
+            _, still = check_block(plan, block, deep=deep)
             if still is None:
                 return []
             fault = still
@@ -150,8 +126,7 @@ def _withdraw(
         raise
     except OSError:  # read-only: reported, and left to its owner
         withdrawn = False
-    where, reason = fault
-    return [BadBlock(name=block.name, path=where, reason=reason, withdrawn=withdrawn)]
+    return [BadBlock(name=block.name, path=fault.where, reason=fault.reason, withdrawn=withdrawn)]
 
 
 def count_blocks(root: Path) -> int:
@@ -164,28 +139,29 @@ def describe_store(root: Path | str) -> dict[str, Any]:
     store = FeatureStore.open(root)
     manifest, annotations = store.manifest, store.annotations
     missing = len(store.missing_blocks())
-    boxes_per_class = np.bincount(
-        annotations.labels, minlength=len(annotations.categories)
-    ).tolist()
-    keys = len(annotations) * len(manifest.views)
+    boxes = np.bincount(annotations.labels, minlength=store.num_classes).tolist()
+    keys = len(annotations) * len(store.views)
     return {
         "store": str(root),
         "backbone": manifest.backbone,
         "weights": manifest.weights,
         "weights_digest": manifest.weights_digest,
-        "levels": manifest.spec.to_json(),
+        "levels": store.spec.to_json(),
         "image_size": manifest.image_size,
-        "views": list(manifest.views),
+        "views": list(store.views),
         "codec": manifest.codec,
-        "quality": {level: _quality(found) for level, found in store.quality.items()},
+        "quality": {
+            level: {"snr_db": quality.decibels, "saturation": quality.saturation}
+            for level, quality in store.quality.items()
+        },
         "images": len(annotations),
         "boxes": len(annotations.labels),
         "crowd_boxes": int(annotations.crowd.sum()),
         "images_without_boxes": int((np.diff(annotations.offsets) == 0).sum()),
-        "boxes_per_class": dict(zip(annotations.categories.names, boxes_per_class, strict=True)),
+        "boxes_per_class": dict(zip(store.class_names, boxes, strict=True)),
         "buckets": {
             f"{height}x{width}": len(rows)
-            for (height, width), rows in store.buckets(manifest.views[0]).items()
+            for (height, width), rows in store.buckets(store.views[0]).items()
         },
         "blocks": len(store.blocks),
         "blocks_missing": missing,
@@ -195,7 +171,3 @@ def describe_store(root: Path | str) -> dict[str, Any]:
         "fingerprint": manifest.fingerprint(),
         "versions": manifest.versions,
     }
-
-
-def _quality(found: Quality) -> dict[str, float | None]:
-    return {"snr_db": found.decibels, "saturation": found.saturation}

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cachedet.errors import CorruptBlockError, StoreError
-from cachedet.store.codecs.codec import Codec, Encoded, Part, Shape
-from cachedet.store.creation import Fit, open_or_create
+from cachedet.errors import StoreError
+from cachedet.store.codecs.codec import Codec, Encoded, Shape
+from cachedet.store.creation import Fit, StoreInputs, open_or_create
 from cachedet.store.files.durable import (
     cannot_write,
     require_space,
@@ -28,13 +28,11 @@ from cachedet.store.files.durable import (
 )
 from cachedet.store.files.leases import commit_lock
 from cachedet.store.format.commits import (
-    NO_QUALITY,
     CommitRecord,
     Quality,
     ShardRecord,
-    find_fault,
-    find_misfit,
-    read_record,
+    check_block,
+    total_quality,
 )
 from cachedet.store.format.layout import Block, commit_key, shard_key, withdrawn_key
 from cachedet.store.format.manifest import Manifest, load_manifest
@@ -85,8 +83,8 @@ class StoreWriter:
 
         Args:
             root: folder of the store.
-            manifest: what it shall hold.
-            annotations: images and boxes, kept inside the store.
+            manifest: what it is to hold.
+            annotations: kept inside the store.
             contents: (N,) content hash of each image file, to notice changed images.
             fit: gives the codec what it must learn from a sample; called for a new store.
 
@@ -95,12 +93,10 @@ class StoreWriter:
             StoreError: the folder is something else, cannot be written, or the disk is too small
                 for what is missing even if it compresses as well as anything did.
         """
+        inputs = StoreInputs(manifest=manifest, annotations=annotations, contents=contents, fit=fit)
         try:
-            plan = open_or_create(
-                root, manifest=manifest, annotations=annotations, contents=contents, fit=fit
-            )
-            writer = cls(root, plan)
-            require_space(root, writer.least_nbytes(writer.missing_blocks()))
+            writer = cls(root, open_or_create(root, inputs))
+            require_space(root, writer._plan.layout.least_nbytes(writer.missing_blocks()))
         except OSError as error:
             raise cannot_write(root, error) from error
         return writer
@@ -112,22 +108,15 @@ class StoreWriter:
     def is_committed(self, block: Block) -> bool:
         """Whether a whole block lies in the store now, whoever wrote it."""
         try:
-            record = read_record(self._plan.source, block)
-        except (FileNotFoundError, CorruptBlockError):
+            _, fault = check_block(self._plan, block, deep=False)
+        except FileNotFoundError:
             return False
-        if find_misfit(self._plan, block, record) is not None:
-            return False
-        return find_fault(self._plan.source, block, record, self._plan.layout, deep=False) is None
+        return fault is None
 
     def planned_nbytes(self, blocks: Sequence[Block]) -> int:
         """Bytes that writing `blocks` takes: exact without zstd, else the most they can be."""
         layout = self._plan.layout
         return sum(len(block.rows) * layout.image_nbytes(block.bucket) for block in blocks)
-
-    def least_nbytes(self, blocks: Sequence[Block]) -> int:
-        """The same where zstd does as well as it ever did: without them it is no use to start."""
-        layout = self._plan.layout
-        return sum(len(b.rows) * layout.least_image_nbytes(b.bucket) for b in blocks)
 
     def write(self, block: Block, features: Features) -> bool:
         """Encode and commit one whole block; see `encode` and `commit`."""
@@ -139,7 +128,7 @@ class StoreWriter:
         Args:
             block: one of `blocks`.
             features: level -> (n, C, h, w) maps on any device, in the block's order.
-            start: place of the first of them in the block.
+            start: slot of the first of them.
 
         Raises:
             CodecError: a value cannot be represented; names the image.
@@ -147,15 +136,16 @@ class StoreWriter:
         """
         count = len(next(iter(features.values())))
         rows = block.rows[start : start + count]
-        self._require_shapes(block, features, len(rows))
+        shapes = self.manifest.spec.map_shapes(block.bucket)
+        _require_shapes(block, features, {k: (len(rows), *shape) for k, shape in shapes.items()})
         images = [self._plan.annotations.file_names[row] for row in rows]
         chunks: dict[str, list[Packed]] = {}
         quality = {}
-        for level, arrays in self._plan.layout.levels(block.bucket).items():
+        for level, parts in self._plan.layout.levels(block.bucket).items():
             maps = features[level]
             encoded = self._plan.codec.encode(maps, level=level, images=images)
-            quality[level] = _measure(self._plan.codec, maps, encoded, level, arrays.shape)
-            for part in arrays.parts:
+            quality[level] = _measure(self._plan.codec, maps, encoded, level, shapes[level])
+            for part in parts:
                 values = encoded.parts[part.name]
                 chunks[f"{level}/{part.name}"] = [pack_chunk(one, part) for one in values]
         return PackedImages(chunks=chunks, quality=quality)
@@ -167,12 +157,11 @@ class StoreWriter:
         Raises StoreError where the disk refuses, or the store no longer wants the block; nothing
         half-written is visible then.
         """
-        parts = self._plan.layout.parts(block.bucket)
         temporary: dict[str, Path] = {}
         shards: dict[str, ShardRecord] = {}
         try:
-            for array, part in parts.items():
-                path = self.root / shard_key(block, array, part)
+            for array, key in self._plan.layout.shard_keys(block).items():
+                path = self.root / key
                 path.parent.mkdir(parents=True, exist_ok=True)
                 temporary[array] = temporary_path(path)
                 chunks = [chunk for some in images for chunk in some.chunks[array]]
@@ -182,15 +171,18 @@ class StoreWriter:
                     digest=digest,
                     chunk_checksums=b"".join(map(chunk_checksum, chunks)),
                 )
-            quality: dict[str, Quality] = {}
-            for some in images:
-                for level, value in some.quality.items():
-                    quality[level] = quality.get(level, NO_QUALITY) + value
+            record = CommitRecord(
+                block=block.name,
+                image_ids=self._plan.image_ids_of(block),
+                fingerprint=self._plan.block_fingerprint,
+                shards=shards,
+                quality=total_quality(some.quality for some in images),
+            )
             with commit_lock(self.root):
                 self._require_planned(block)
                 if self.is_committed(block):
                     return False
-                self._publish(block, parts, temporary, shards, quality)
+                self._publish(block, record, temporary)
         except OSError as error:
             needed = sum(some.nbytes for some in images)
             raise cannot_write(self.root, error, needed=needed) from error
@@ -216,40 +208,25 @@ class StoreWriter:
             "inputs that the store has now, or extract into a new --store"
         )
 
-    def _publish(
-        self,
-        block: Block,
-        parts: dict[str, Part],
-        temporary: dict[str, Path],
-        shards: dict[str, ShardRecord],
-        quality: dict[str, Quality],
-    ) -> None:
-        """Rename the shards to their places, then write the record: only then the block exists."""
+    def _publish(self, block: Block, record: CommitRecord, temporary: dict[str, Path]) -> None:
+        """Give the shards their names, then write the record: only then the block exists."""
         record_path = self.root / commit_key(block)
         if record_path.exists():  # it must be gone for good before a shard changes
             record_path.unlink(missing_ok=True)
             sync_directory(record_path.parent)
-        for array, part in parts.items():
+        for array, part in self._plan.layout.parts(block.bucket).items():
             path = self.root / shard_key(block, array, part)
             temporary[array].replace(path)
             for folder in list(path.parents)[: len(part.shape) + 2]:  # up to the array's own
                 sync_directory(folder)
-        record = CommitRecord(
-            block=block.name,
-            image_ids=self._plan.image_ids_of(block),
-            fingerprint=self._plan.block_fingerprint,
-            shards=shards,
-            quality=quality,
-        )
         write_durably(record_path, record.to_bytes())
         (self.root / withdrawn_key(block)).unlink(missing_ok=True)
 
-    def _require_shapes(self, block: Block, features: Features, count: int) -> None:
-        shapes = self._plan.manifest.spec.map_shapes(block.bucket)
-        expected = {level: (count, *shape) for level, shape in shapes.items()}
-        found = {level: tuple(maps.shape) for level, maps in features.items()}
-        if found != expected:
-            raise StoreError(f"block {block.name}: expected maps {expected}, got {found}")
+
+def _require_shapes(block: Block, features: Features, expected: dict[str, tuple[int, ...]]) -> None:
+    shapes = {level: tuple(maps.shape) for level, maps in features.items()}
+    if shapes != expected:
+        raise StoreError(f"block {block.name}: expected maps {expected}, got {shapes}")
 
 
 def _measure(codec: Codec, maps: Tensor, encoded: Encoded, level: str, shape: Shape) -> Quality:

@@ -10,14 +10,14 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cachedet.config.run import TrainConfig, make_train_config
 from cachedet.errors import CheckpointError, DamagedCheckpointError
@@ -26,16 +26,12 @@ from cachedet.store.format.manifest import Manifest
 from cachedet.structures import CategoryMap
 from cachedet.version import __version__
 
-_FORMAT = 2  # 1 had no average, scaler, stopping, epoch_statistics; it is still read
+_FORMAT = 2
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "step": int, "epoch": int, "batch": int, "best_ap": float, "seconds": float, "heads": dict,
     "average": (dict, type(None)), "optimizer": dict, "scaler": (dict, type(None)),
     "stopping": (dict, type(None)), "epoch_statistics": dict, "torch_rng": Tensor,
     "config": str, "manifest": str,
-}  # fmt: skip
-_MAY_BE_MISSING: dict[str, Any] = {"seconds": 0.0}  # came without a new format: others skip it
-_LACKING_IN_1: dict[str, Any] = {
-    "average": None, "scaler": None, "stopping": None, "epoch_statistics": {},
 }  # fmt: skip
 
 
@@ -47,7 +43,7 @@ class Checkpoint:
     epoch: int  # the epoch the next step belongs to
     batch: int  # the batch of that epoch the next step takes; one past its last: not validated yet
     best_ap: float  # -1 before the first validation
-    seconds: float = 0.0  # of the steps, waiting for their batches included
+    seconds: float  # of the steps, waiting for their batches included
     heads: dict[str, Any]  # the weights that training goes on with
     average: dict[str, Any] | None = None  # of the weights, where there is a moving average
     optimizer: dict[str, Any]
@@ -71,17 +67,17 @@ class Checkpoint:
         return _of_heads(self.heads if self.average is None else self.average)
 
 
-def _of_heads(weights: dict[str, Any]) -> dict[str, Any]:
-    """Without the prefix that a `EndToEndDetector` gives them."""
-    if any(name.startswith("learnt.") for name in weights):
+def load_weights(detector: nn.Module, weights: Mapping[str, Any]) -> None:
+    """Give a detector the weights of a checkpoint. Raises CheckpointError where they do not fit."""
+    try:
+        detector.load_state_dict(weights)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
         raise CheckpointError(
-            "these heads were trained together with their backbone (a cell of `cachedet compare`, "
-            "mode tuned or scratch), so they do not fit cached features; `cachedet report` shows "
-            "what the cell found"
-        )
-    if weights and all(name.startswith("heads.") for name in weights):
-        return {name.removeprefix("heads."): value for name, value in weights.items()}
-    return weights
+            f"the weights of the checkpoint do not fit {type(detector).__name__}: "
+            f"{' '.join(lines[:3])[:300]}; give the detector that was trained, made with the same "
+            "arguments"
+        ) from error
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -121,13 +117,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     values = _read(path)
     if not isinstance(values, dict) or "format" not in values:
         raise CheckpointError(f"{path} is not a checkpoint of cachedet (it has no format number)")
-    found = values["format"]
-    if not isinstance(found, int) or not 1 <= found <= _FORMAT:
+    number = values["format"]
+    if not isinstance(number, int) or number != _FORMAT:
         raise CheckpointError(
-            f"{path} has checkpoint format {found}, this cachedet {__version__} reads "
-            f"1 to {_FORMAT}; upgrade to cachedet {values.get('cachedet')} or newer"
+            f"{path} has checkpoint format {number}, this cachedet {__version__} reads "
+            f"format {_FORMAT} only; use cachedet {values.get('cachedet')}, which wrote it, or "
+            "train again"
         )
-    values = {**_MAY_BE_MISSING, **(_LACKING_IN_1 if found == 1 else {}), **values}
     for name, kind in _TYPES.items():
         if not isinstance(values.get(name, _TYPES), kind):
             raise CheckpointError(
@@ -139,6 +135,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
         config=make_train_config(json.loads(values["config"]), where=str(path)),
         manifest=Manifest.from_json(json.loads(values["manifest"]), where=str(path)),
     )
+
+
+def _of_heads(weights: dict[str, Any]) -> dict[str, Any]:
+    """The weights without the prefix that an `EndToEndDetector` gives them."""
+    if any(name.startswith("backbone.") for name in weights):
+        raise CheckpointError(
+            "these heads were trained together with their backbone (a cell of `cachedet compare`, "
+            "mode tuned or scratch), so they do not fit cached features; `cachedet report` shows "
+            "what the cell found"
+        )
+    if weights and all(name.startswith("heads.") for name in weights):
+        return {name.removeprefix("heads."): value for name, value in weights.items()}
+    return weights
 
 
 def _keep_as(path: Path, previous: Path) -> None:

@@ -1,4 +1,4 @@
-"""When and where a run's state is saved. One object of one process: with several, of the first."""
+"""When and where a run's state is saved, and which saved state a run goes on from."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from cachedet.training.trainer import Trainer
 
 
 class CheckpointWriter:
-    """Saves a trainer into its run folder.
+    """Saves a trainer into its run folder; of several processes only the first has one.
 
     Args:
         folder: of the run.
         config, manifest: of the run; they are part of every checkpoint.
-        every_seconds, every_steps: since the last save, after which the next is due; 0: never.
         first_step: where this process starts or goes on.
     """
 
@@ -34,23 +33,21 @@ class CheckpointWriter:
         *,
         config: TrainConfig,
         manifest: Manifest,
-        every_seconds: float,
-        every_steps: int,
         first_step: int,
     ) -> None:
         self._folder = folder
         self._config = config
         self._manifest = manifest
-        self._every_seconds = every_seconds
-        self._every_steps = every_steps
         self._saved_at = time.monotonic()
         self._saved_step = first_step
-        self._saved_place: tuple[int, int, int] | None = None
+        self._saved_position: tuple[int, int, int] | None = None
 
     def save_if_due(self, trainer: Trainer) -> None:
         """Save `last.pt` where enough steps or seconds have passed."""
-        by_steps = 0 < self._every_steps <= trainer.step - self._saved_step
-        if by_steps or 0 < self._every_seconds <= time.monotonic() - self._saved_at:
+        every_steps = self._config.checkpoint_every_steps
+        every_seconds = self._config.checkpoint_every_seconds
+        by_steps = 0 < every_steps <= trainer.step - self._saved_step
+        if by_steps or 0 < every_seconds <= time.monotonic() - self._saved_at:
             self.save_last(trainer)
 
     def save_last(self, trainer: Trainer) -> None:
@@ -58,11 +55,11 @@ class CheckpointWriter:
         checkpoint = trainer.checkpoint(self._config, self._manifest)
         save_rotating(self._folder.last, self._folder.previous, checkpoint)
         self._saved_at, self._saved_step = time.monotonic(), trainer.step
-        self._saved_place = _place(trainer)
+        self._saved_position = _position(trainer)
 
     def save_unsaved(self, trainer: Trainer) -> None:
         """Write `last.pt` unless this writer's last save was of the same state."""
-        if self._saved_place != _place(trainer):
+        if self._saved_position != _position(trainer):
             self.save_last(trainer)
 
     def save_best(self, trainer: Trainer) -> None:
@@ -70,12 +67,24 @@ class CheckpointWriter:
         save_checkpoint(self._folder.best, trainer.checkpoint(self._config, self._manifest))
 
 
-def _place(trainer: Trainer) -> tuple[int, int, int]:
-    return trainer.step, trainer.epoch, trainer.batch
+class NoOpCheckpointer:
+    """Takes the place of `CheckpointWriter` in the other processes, and saves nothing."""
+
+    def save_if_due(self, trainer: Trainer) -> None:
+        """See CheckpointWriter."""
+
+    def save_last(self, trainer: Trainer) -> None:
+        """See CheckpointWriter."""
+
+    def save_unsaved(self, trainer: Trainer) -> None:
+        """See CheckpointWriter."""
+
+    def save_best(self, trainer: Trainer) -> None:
+        """See CheckpointWriter."""
 
 
 def load_last(folder: RunFolder) -> tuple[Checkpoint, str]:
-    """The newest whole state of a run, and a remark where that is not `last.pt` (else "").
+    """The newest whole state of a run, and a note where that is not `last.pt` (else "").
 
     A damaged `last.pt` is set aside as `last.pt.damaged`, so that it never replaces
     `previous.pt`. Files that a killed process left half written are removed.
@@ -107,3 +116,7 @@ def load_last(folder: RunFolder) -> tuple[Checkpoint, str]:
         folder.last.replace(folder.last.with_name("last.pt.damaged"))
     note = f"{reason}; going on from {folder.previous.name}, step {checkpoint.step}"
     return checkpoint, note
+
+
+def _position(trainer: Trainer) -> tuple[int, int, int]:
+    return trainer.step, trainer.epoch, trainer.batch

@@ -13,23 +13,43 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 
+from torch import nn
+
 from cachedet.config.run import TrainConfig
-from cachedet.detector.end_to_end import Trained
 from cachedet.distributed.collective import from_first, is_first
 from cachedet.distributed.data_parallel import first_of_ranks
 from cachedet.loading.loader import BatchLoader
 from cachedet.loading.memory import peak_memory
 from cachedet.store.format.manifest import Manifest
 from cachedet.structures import Batch
-from cachedet.training.checkpoint_writer import CheckpointWriter
+from cachedet.training.checkpoint_writer import CheckpointWriter, NoOpCheckpointer
 from cachedet.training.optimizer import set_training_mode
-from cachedet.training.records import NoOpCheckpointer, NoOpRecorder, RunRecords
+from cachedet.training.records import NoOpRecorder, RunRecords
 from cachedet.training.run_folder import RunFolder
 from cachedet.training.stopping import StopRequested, StopSignals, TimeBudget
 from cachedet.training.trainer import StepStatistics, Trainer
 
-FINISHED, MAX_STEPS, EARLY_STOPPING = "finished", "max_steps", "early_stopping"
-BUDGET = "budget"  # of time
+# Why a run ends, if not by a signal:
+FINISHED, MAX_STEPS, EARLY_STOPPING, BUDGET = "finished", "max_steps", "early_stopping", "budget"
+
+Validator = Callable[[nn.Module, Callable[[], None]], Mapping[str, float]]
+"""Scores (ap, ap50, ap75) of a detector; calls the function from time to time, which may raise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionReport:
+    """What one stretch of a run did."""
+
+    reason: str  # it ended: finished, max_steps, early_stopping, budget, or a signal's name
+    seconds: float
+    step_seconds: float  # of those in steps, without validations and saving
+    losses: tuple[float, ...]  # of every step
+    peak_memory: int  # bytes, of this process until now
+
+    @property
+    def was_interrupted(self) -> bool:
+        """By a signal; the run can go on."""
+        return is_signal(self.reason)
 
 
 def is_signal(reason: str) -> bool:
@@ -37,35 +57,60 @@ def is_signal(reason: str) -> bool:
     return reason not in (FINISHED, MAX_STEPS, EARLY_STOPPING, BUDGET)
 
 
-Validator = Callable[[Trained, Callable[[], None]], Mapping[str, float]]
-"""Scores (ap, ap50, ap75) of a detector; calls the function from time to time, which may raise."""
+def run_session(
+    config: TrainConfig,
+    *,
+    folder: RunFolder,
+    trainer: Trainer,
+    loader: BatchLoader,
+    manifest: Manifest,
+    validator: Validator | None,
+    notes: Sequence[str] = (),
+    budget: TimeBudget | None = None,
+) -> SessionReport:
+    """Train from where `trainer` stands to an end of the run, or until a signal comes.
 
+    With several processes, each calls it, and only the first writes. A `budget` takes the place of
+    the config's epochs.
 
-class TimedBatches:
-    """Batches, and the seconds somebody waited for them.
-
-    Attributes:
-        waiting: seconds since it was last set to zero.
-        images: taken since then, by all ranks.
+    Raises NonFiniteLossError, StoreError, CheckpointError, RankError.
     """
-
-    def __init__(self, batches: Iterator[Batch]) -> None:
-        self._batches = batches
-        self.waiting = 0.0
-        self.images = 0
-
-    def take(self, count: int) -> Iterator[Batch]:
-        """The next `count` batches; there are as many."""
-        for _ in range(count):
-            started = time.perf_counter()
-            batch = next(self._batches)
-            self.waiting += time.perf_counter() - started
-            self.images += batch.global_images
-            yield batch
-
-    def start_step(self) -> None:
-        """Count from zero."""
-        self.waiting, self.images = 0.0, 0
+    started = time.perf_counter()
+    records: RunRecords | NoOpRecorder = NoOpRecorder()
+    checkpoints: CheckpointWriter | NoOpCheckpointer = NoOpCheckpointer()
+    if is_first():
+        records = RunRecords(
+            folder, trainer, epochs=config.schedule.epochs, tensorboard=config.tensorboard
+        )
+        checkpoints = CheckpointWriter(
+            folder, config=config, manifest=manifest, first_step=trainer.step
+        )
+    with records, StopSignals() as signals:
+        loop = TrainingLoop(
+            trainer=trainer,
+            loader=loader,
+            epochs=config.schedule.epochs if budget is None else sys.maxsize,
+            accumulate=config.schedule.accumulate,
+            max_steps=config.max_steps,
+            eval_every=config.eval_every,
+            validator=validator,
+            records=records,
+            checkpoints=checkpoints,
+            signals=signals,
+            budget=budget,
+        )
+        for note in notes:
+            records.note(note)
+        reason = loop.run()
+    if is_first():
+        folder.log(f"ended at step {trainer.step}: {reason}")
+    return SessionReport(
+        reason=reason,
+        seconds=time.perf_counter() - started,
+        step_seconds=sum(loop.seconds),
+        losses=tuple(loop.losses),
+        peak_memory=peak_memory(trainer.device),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,7 +161,7 @@ class TrainingLoop:
         trainer = self.trainer
         self._keep_pace()  # of a run that goes on
         with closing(
-            self.loader.batches(trainer.epoch, skip=trainer.batch, until=self.epochs)
+            self.loader.epoch(trainer.epoch, skip=trainer.batch, until=self.epochs)
         ) as read_ahead:
             batches = TimedBatches(read_ahead)
             while trainer.epoch < self.epochs:
@@ -233,86 +278,28 @@ class TrainingLoop:
         return scores
 
 
-@dataclass(frozen=True, kw_only=True)
-class SessionReport:
-    """What one stretch did."""
+class TimedBatches:
+    """Batches, and what a step waited for them.
 
-    reason: str  # it ended: finished, max_steps, early_stopping, budget, or a signal's name
-    seconds: float
-    step_seconds: float  # of those in steps, without validations and saving
-    losses: tuple[float, ...]  # of every step
-    peak_memory: int  # bytes, of this process until now
-
-    @property
-    def was_interrupted(self) -> bool:
-        """By a signal; the run can go on."""
-        return is_signal(self.reason)
-
-
-def run_session(
-    config: TrainConfig,
-    *,
-    folder: RunFolder,
-    trainer: Trainer,
-    loader: BatchLoader,
-    manifest: Manifest,
-    validator: Validator | None,
-    notes: Sequence[str] = (),
-    budget: TimeBudget | None = None,
-) -> SessionReport:
-    """Train from where `trainer` stands to an end of the run, or until a signal comes.
-
-    With several processes, each calls it, and only the first writes. A `budget` takes the place of
-    the config's epochs.
-
-    Raises NonFiniteLossError, StoreError, CheckpointError, RankError.
+    Attributes:
+        waiting: seconds of the step under way.
+        images: of the step under way, taken by all ranks.
     """
-    started = time.perf_counter()
-    records = _make_records(folder, trainer, config) if is_first() else NoOpRecorder()
-    with records, StopSignals() as signals:
-        loop = TrainingLoop(
-            trainer=trainer,
-            loader=loader,
-            epochs=config.schedule.epochs if budget is None else sys.maxsize,
-            accumulate=config.schedule.accumulate,
-            max_steps=config.max_steps,
-            eval_every=config.eval_every,
-            validator=validator,
-            records=records,
-            checkpoints=_make_writer(folder, config, manifest, first_step=trainer.step)
-            if is_first()
-            else NoOpCheckpointer(),
-            signals=signals,
-            budget=budget,
-        )
-        for note in notes:
-            records.note(note)
-        reason = loop.run()
-    if is_first():
-        folder.log(f"ended at step {trainer.step}: {reason}")
-    return SessionReport(
-        reason=reason,
-        seconds=time.perf_counter() - started,
-        step_seconds=sum(loop.seconds),
-        losses=tuple(loop.losses),
-        peak_memory=peak_memory(trainer.device),
-    )
 
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self.waiting = 0.0
+        self.images = 0
 
-def _make_records(folder: RunFolder, trainer: Trainer, config: TrainConfig) -> RunRecords:
-    return RunRecords(
-        folder, trainer, epochs=config.schedule.epochs, tensorboard=config.tensorboard
-    )
+    def take(self, count: int) -> Iterator[Batch]:
+        """The next `count` batches; there are as many."""
+        for _ in range(count):
+            started = time.perf_counter()
+            batch = next(self._batches)
+            self.waiting += time.perf_counter() - started
+            self.images += batch.global_images
+            yield batch
 
-
-def _make_writer(
-    folder: RunFolder, config: TrainConfig, manifest: Manifest, *, first_step: int
-) -> CheckpointWriter:
-    return CheckpointWriter(
-        folder,
-        config=config,
-        manifest=manifest,
-        every_seconds=config.checkpoint_every_seconds,
-        every_steps=config.checkpoint_every_steps,
-        first_step=first_step,
-    )
+    def start_step(self) -> None:
+        """Count from zero."""
+        self.waiting, self.images = 0.0, 0

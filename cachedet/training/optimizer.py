@@ -1,4 +1,7 @@
-"""What of the detector is trained, and by which optimiser."""
+"""How weights move: what of a detector is trained, by which optimiser, rate, average and precision.
+
+The Trainer (trainer.py) puts these parts together.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
-from cachedet.config.run import ScheduleConfig
-from cachedet.detector.end_to_end import EndToEndDetector, Trained
+from cachedet.config.run import Decay, Precision, ScheduleConfig
+from cachedet.detector.protocol import lr_scales_of
 from cachedet.errors import ConfigError
+
+_DROP = 0.1  # of the learning rate, at each step down
 
 
 def freeze_all_but(detector: nn.Module, trained: Sequence[nn.Module]) -> None:
@@ -36,15 +42,16 @@ def count_trained(detector: nn.Module) -> int:
     return sum(p.numel() for p in detector.parameters() if p.requires_grad)
 
 
-def make_optimizer(detector: Trained, schedule: ScheduleConfig) -> torch.optim.Optimizer:
-    """Of what is not frozen; weight decay on kernels only, not on biases and norms (PAPER 2.2).
+def make_optimizer(detector: nn.Module, schedule: ScheduleConfig) -> torch.optim.Optimizer:
+    """For what is not frozen; weight decay on kernels only, not on biases and norms (PAPER 2.2).
 
     A group's `lr_scale` is its learning rate as a share of the schedule's.
     """
-    whole = detector if isinstance(detector, EndToEndDetector) else None
-    groups = _groups(whole.heads if whole else detector, schedule, lr_scale=1.0)
-    if whole is not None and whole.backbone is not None:
-        groups += _groups(whole.backbone, schedule, lr_scale=whole.lr_scale)
+    groups = [
+        group
+        for module, lr_scale in lr_scales_of(detector)
+        for group in _groups(module, schedule, lr_scale=lr_scale)
+    ]
     if schedule.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=schedule.scaled_lr, betas=(schedule.momentum, 0.999))
     return torch.optim.SGD(groups, lr=schedule.scaled_lr, momentum=schedule.momentum)
@@ -62,9 +69,6 @@ def _groups(
     ]
 
 
-_DROP = 0.1
-
-
 @dataclass(frozen=True, kw_only=True)
 class LearningRate:
     """Linear warm-up, then cosine to zero, or steps of a tenth.
@@ -72,18 +76,17 @@ class LearningRate:
     Attributes:
         peak: reached after the warm-up.
         total_steps: of the run.
-        warmup_steps: wished for, counted in total_steps; it is over after half of them at most.
+        warmup_steps: asked for, counted in total_steps; it is over after half of them at most.
         warmup_from: share of the peak that the warm-up starts at.
-        kind: "cosine" or "step".
-        drops: "step" only: shares of total_steps at which the rate falls to a tenth.
+        drops: of kind "step" only: shares of total_steps at which the rate falls to a tenth.
     """
 
     peak: float
     total_steps: int
     warmup_steps: int
-    kind: Literal["cosine", "step"]
+    warmup_from: float
+    kind: Decay
     drops: Sequence[float] = ()
-    warmup_from: float = 0.0067 / 0.32  # PAPER 2.2, RetinaNet
 
     def __post_init__(self) -> None:
         if self.peak <= 0 or self.total_steps < 1:
@@ -110,59 +113,55 @@ class LearningRate:
         return self.peak * (1 + math.cos(math.pi * share)) / 2
 
 
-def warm_decay(decay: float, step: int) -> float:
-    """The decay after `step` steps: small at first, so that short runs forget their beginning."""
-    return min(decay, (1 + step) / (10 + step))
-
-
 class WeightAverage:
-    """A float32 average of every floating tensor of a module's state.
+    """A float32 average of a module's weights and running statistics; counters are copied.
 
     Args:
-        module: whose state the average starts from.
-        decay: share of the old average that a step keeps, in 0..1, once `warm_decay` reaches it.
+        module: whose weights the average starts from.
+        decay: share of the old average that a step keeps, once `warm_decay` reaches it.
     """
 
     def __init__(self, module: nn.Module, *, decay: float) -> None:
-        self.decay = decay
-        self._average = {
-            name: value.detach().to(torch.float32 if value.is_floating_point() else None, copy=True)
-            for name, value in module.state_dict().items()
-        }
+        self._decay = decay
+        self._share = 0.0  # of the module's weights in the next average
+        device = next(module.parameters()).device
+        model = AveragedModel(module, device=device, avg_fn=self._mix, use_buffers=True)
+        self._average = model.float()
+        self._average.n_averaged.fill_(1)  # else the first update would forget where it starts
 
-    @torch.no_grad()
     def update(self, module: nn.Module, *, step: int) -> None:
         """Take in the weights that `module` has after `step` steps."""
-        share = 1 - warm_decay(self.decay, step)
-        for name, value in module.state_dict().items():
-            average = self._average[name]
-            if average.is_floating_point():
-                average.lerp_(value.to(average.dtype), share)
-            else:
-                average.copy_(value)
+        self._share = 1 - warm_decay(self._decay, step)
+        self._average.update_parameters(module)
 
     @contextmanager
     def applied_to(self, module: nn.Module) -> Iterator[None]:
         """Inside, `module` has the averaged weights; afterwards its own ones again, bit for bit."""
-        own = {name: value.clone() for name, value in module.state_dict().items()}
-        module.load_state_dict(self._average)
+        before = {name: value.clone() for name, value in module.state_dict().items()}
+        module.load_state_dict(self.state_dict())
         try:
             yield
         finally:
-            module.load_state_dict(own)
+            module.load_state_dict(before)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The average, in the names of the module's state."""
-        return dict(self._average)
+        state: dict[str, Tensor] = self._average.module.state_dict()
+        return state
 
-    @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from a saved average of the same module."""
-        for name, average in self._average.items():
-            average.copy_(state[name])
+        self._average.module.load_state_dict(state)
+
+    def _mix(self, average: Tensor, current: Tensor, _: Tensor | int) -> Tensor:
+        if not average.is_floating_point():
+            return current
+        return average.lerp(current.to(average.dtype), self._share)
 
 
-Precision = Literal["fp32", "bf16", "fp16", "auto"]
+def warm_decay(decay: float, step: int) -> float:
+    """The decay after `step` steps: small at first, so that short runs forget their beginning."""
+    return min(decay, (1 + step) / (10 + step))
 
 
 def choose_autocast(precision: Precision, device: torch.device) -> torch.dtype | None:
@@ -189,7 +188,7 @@ def choose_autocast(precision: Precision, device: torch.device) -> torch.dtype |
 
 
 def make_scaler(autocast: torch.dtype | None, device: torch.device) -> torch.amp.GradScaler | None:
-    """fp16 alone needs its gradients scaled into range (arXiv 1710.03740)."""
+    """A scaler for fp16, which alone needs its gradients scaled into range (arXiv 1710.03740)."""
     return torch.amp.GradScaler(device.type) if autocast is torch.float16 else None
 
 

@@ -1,69 +1,200 @@
-"""What a run writes down and shows while it trains: metrics.csv, TensorBoard, log.txt, the table.
-
-One object of one process: with several, only the first has it.
-"""
+"""What a run writes down and logs while it trains: metrics.csv, TensorBoard, log.txt, a table."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import logging
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from cachedet.config.run import VALIDATED
 from cachedet.errors import CheckpointError, ConfigError
 from cachedet.progress import StageProgress
 from cachedet.training.run_folder import RunFolder
 from cachedet.training.trainer import StepStatistics, Trainer
 
+_log = logging.getLogger("cachedet.training")
 
-def require_tensorboard() -> None:
-    """Raises ConfigError where the package is missing."""
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"tensorboard: true needs the tensorboard package ({error}); "
-            "pip install 'cachedet[tensorboard]', or set tensorboard: false (metrics.csv has all)"
-        ) from error
+_LOG_EVERY = 20  # steps between rows of metrics.csv
+_WIDE = 120  # characters of a line of log.txt
+_GAP = "  "  # between columns of the table
+_REPEAT_HEADER = 25  # lines
 
 
-class TensorBoardLog:
-    """Scalars of a run; events after the resumed step are purged.
+class RunRecords:
+    """Context manager around the training loop; of several processes only the first has one.
 
-    Raises ConfigError where the package is missing.
+    Args:
+        folder: of the run.
+        trainer: where the run starts or goes on.
+        epochs: of the run.
+        tensorboard: whether to write its event files.
     """
 
-    def __init__(self, folder: Path, *, first_step: int) -> None:
-        require_tensorboard()
-        from torch.utils.tensorboard import SummaryWriter
+    def __init__(
+        self, folder: RunFolder, trainer: Trainer, *, epochs: int, tensorboard: bool
+    ) -> None:
+        self._folder = folder
+        self._epochs = epochs
+        self._stack = ExitStack()
+        self._started_at = trainer.step, trainer.epoch
+        self._tables: _Tables | None = None  # the names of the losses come with the first step
+        self._tensorboard = (
+            TensorBoardLog(folder.tensorboard, first_step=trainer.step + 1) if tensorboard else None
+        )
+        total = trainer.learning_rate.total_steps
+        self._progress = StageProgress("train", total=total, unit="steps", done=trainer.step)
+        self._window = StepStatistics()
+        self._note = f"best AP {trainer.best_ap:.3f}" if trainer.best_ap >= 0 else ""
 
-        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+    def __enter__(self) -> RunRecords:
+        self._stack.enter_context(self._progress)
+        if self._tensorboard is not None:
+            self._stack.enter_context(contextlib.closing(self._tensorboard))
+        return self
 
-    def append(self, values: Mapping[str, float], *, step: int) -> None:
-        """`val_ap` becomes validation/ap, everything else training/<name>."""
-        for name, value in values.items():
-            section = "validation" if name.startswith("val_") else "training"
-            self._writer.add_scalar(f"{section}/{name.removeprefix('val_')}", value, step)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
 
-    def close(self) -> None:
-        self._writer.close()
+    def after_step(self, trainer: Trainer, row: Mapping[str, float], taken: StepStatistics) -> None:
+        """One step is done; `row` is what `Trainer.finish_step` returned, `taken` what it took."""
+        self._progress.advance(1, note=f"loss {row['loss']:.3f}  {self._note}")
+        self._window.merge(taken)
+        if trainer.step % _LOG_EVERY != 0 and trainer.step != 1:
+            return
+        self._append(
+            trainer,
+            {
+                "lr": trainer.optimizer.param_groups[0]["lr"],
+                **row,
+                "images_per_second": self._window.images_per_second,
+                "waiting_share": self._window.waiting_share,
+            },
+        )
+        self._window = StepStatistics()
+
+    def after_validation(
+        self, trainer: Trainer, scores: Mapping[str, float], *, seconds: float
+    ) -> None:
+        """`scores` has ap, ap50 and ap75; `trainer.best_ap` is still the best before them."""
+        self._append(
+            trainer,
+            {**{f"val_{name}": value for name, value in scores.items()}, "seconds": seconds},
+            epoch=trainer.epoch + 1,
+        )
+        best = max(trainer.best_ap, scores["ap"])
+        self._note = f"AP {scores['ap']:.3f}  AP50 {scores['ap50']:.3f}  best AP {best:.3f}"
+        self._progress.note(self._note)
+
+    def after_epoch(self, trainer: Trainer, scores: Mapping[str, float] | None) -> None:
+        """The epoch that `trainer` is still in is over; None: it was not validated."""
+        statistics = trainer.epoch_statistics
+        figures = EpochFigures(
+            epoch=trainer.epoch + 1,
+            epochs=self._epochs,
+            learning_rate=trainer.optimizer.param_groups[0]["lr"],
+            losses=statistics.means(),
+            ap=None if scores is None else scores["ap"],
+            ap50=None if scores is None else scores["ap50"],
+            images_per_second=statistics.images_per_second,
+            waiting_share=statistics.waiting_share,
+        )
+        tables = self._tables_of(trainer)
+        for line in tables.shown.lines(figures):
+            _log.info(line)
+        for line in tables.logged.lines(figures):
+            self._folder.log(line)
+
+    def note(self, line: str) -> None:
+        """Log one line, also in log.txt."""
+        _log.info(line)
+        self._folder.log(line)
+
+    def _tables_of(self, trainer: Trainer) -> _Tables:
+        if self._tables is None:
+            sums = trainer.epoch_statistics.loss_sums
+            names = [name.removeprefix("loss_") for name in sums if name != "loss"]
+            step, epoch = self._started_at
+            metrics = MetricsLog(
+                self._folder.metrics,
+                log_columns(names),
+                keep_until_step=step,
+                keep_until_epoch=epoch,
+            )
+            self._tables = _Tables(
+                metrics=self._stack.enter_context(metrics),
+                shown=EpochTable(names, width=shutil.get_terminal_size((_WIDE, 24)).columns),
+                logged=EpochTable(names, width=_WIDE),
+            )
+        return self._tables
+
+    def _append(
+        self, trainer: Trainer, values: Mapping[str, float], *, epoch: int | None = None
+    ) -> None:
+        position = {"step": trainer.step, "epoch": trainer.epoch if epoch is None else epoch}
+        self._tables_of(trainer).metrics.append({**position, **values})
+        if self._tensorboard is not None:
+            self._tensorboard.append(values, step=trainer.step)
+
+
+class NoOpRecorder:
+    """Takes the place of `RunRecords` in the other processes; writes and shows nothing."""
+
+    def __enter__(self) -> NoOpRecorder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return
+
+    def after_step(self, trainer: Trainer, row: Mapping[str, float], taken: StepStatistics) -> None:
+        """See RunRecords."""
+
+    def after_validation(
+        self, trainer: Trainer, scores: Mapping[str, float], *, seconds: float
+    ) -> None:
+        """See RunRecords."""
+
+    def after_epoch(self, trainer: Trainer, scores: Mapping[str, float] | None) -> None:
+        """See RunRecords."""
+
+    def note(self, line: str) -> None:
+        """See RunRecords."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Tables:
+    """What has a column for each loss."""
+
+    metrics: MetricsLog
+    shown: EpochTable  # as wide as the terminal
+    logged: EpochTable  # in log.txt
 
 
 class MetricsLog:
     """Appends rows with fixed columns; rows after the resumed step are dropped first.
 
     Args:
-        path: of the file; one that lacks some of the columns gets them.
+        path: of the file.
         columns: names, "step" and "epoch" among them.
         keep_until_step, keep_until_epoch: where the run goes on; a row of a validation counts the
             epochs that are done, so that one that will be made again is dropped.
 
-    Raises CheckpointError where the file has columns that are not among these.
+    Raises CheckpointError where the file has other columns.
     """
 
     def __init__(
@@ -108,7 +239,7 @@ class MetricsLog:
         with self.path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
-        if not {"step", "epoch"} <= set(reader.fieldnames or ()) <= set(self.columns):
+        if tuple(reader.fieldnames or ()) != self.columns:
             raise CheckpointError(
                 f"{self.path} has columns {reader.fieldnames}, expected {list(self.columns)}; "
                 "move the file away to start a new one"
@@ -116,8 +247,45 @@ class MetricsLog:
         return rows
 
 
-_GAP = "  "
-_REPEAT_HEADER = 25  # lines
+def log_columns(loss_names: Sequence[str]) -> tuple[str, ...]:
+    """The columns of metrics.csv."""
+    losses = (f"loss_{name}" for name in loss_names)
+    first = ("step", "epoch", "lr", "loss")
+    speed = ("images_per_second", "waiting_share", "seconds")
+    return (*first, *losses, "grad_norm", *speed, *(f"val_{name}" for name in VALIDATED))
+
+
+class TensorBoardLog:
+    """Scalars of a run; events after the resumed step are purged.
+
+    Raises ConfigError where the package is missing.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int) -> None:
+        require_tensorboard()
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+
+    def append(self, values: Mapping[str, float], *, step: int) -> None:
+        """`val_ap` becomes validation/ap, everything else training/<name>."""
+        for name, value in values.items():
+            section = "validation" if name.startswith("val_") else "training"
+            self._writer.add_scalar(f"{section}/{name.removeprefix('val_')}", value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def require_tensorboard() -> None:
+    """Raises ConfigError where the package is missing."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"tensorboard: true needs the tensorboard package ({error}); "
+            "pip install 'cachedet[tensorboard]', or set tensorboard: false (metrics.csv has all)"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,170 +357,3 @@ def _short(value: float | None) -> str:
 
 def _score(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-_LOG_EVERY = 20  # steps between rows of metrics.csv
-_WIDE = 120  # characters of a line of log.txt
-
-
-def log_columns(loss_names: Sequence[str]) -> tuple[str, ...]:
-    """Of metrics.csv."""
-    losses = (f"loss_{name}" for name in loss_names)
-    first = ("step", "epoch", "lr", "loss")
-    speed = ("images_per_second", "waiting_share", "seconds")
-    return (*first, *losses, "grad_norm", *speed, "val_ap", "val_ap50", "val_ap75")
-
-
-class RunRecords:
-    """Context manager around the training loop.
-
-    Args:
-        folder: of the run.
-        trainer: where the run starts or goes on.
-        epochs: of the run.
-        tensorboard: whether to write its event files.
-    """
-
-    def __init__(
-        self, folder: RunFolder, trainer: Trainer, *, epochs: int, tensorboard: bool
-    ) -> None:
-        self._folder = folder
-        self._epochs = epochs
-        self._stack = ExitStack()
-        names = trainer.detector.loss_names
-        self._metrics = MetricsLog(
-            folder.metrics,
-            log_columns(names),
-            keep_until_step=trainer.step,
-            keep_until_epoch=trainer.epoch,
-        )
-        self._tensorboard = (
-            TensorBoardLog(folder.tensorboard, first_step=trainer.step + 1) if tensorboard else None
-        )
-        total = trainer.learning_rate.total_steps
-        self._progress = StageProgress("train", total=total, unit="steps", done=trainer.step)
-        self._shown = EpochTable(names, width=shutil.get_terminal_size((_WIDE, 24)).columns)
-        self._logged = EpochTable(names, width=_WIDE)
-        self._window = StepStatistics()
-        self._note = f"best AP {trainer.best_ap:.3f}" if trainer.best_ap >= 0 else ""
-
-    def __enter__(self) -> RunRecords:
-        self._stack.enter_context(self._metrics)
-        self._stack.enter_context(self._progress)
-        if self._tensorboard is not None:
-            self._stack.enter_context(contextlib.closing(self._tensorboard))
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
-
-    def after_step(self, trainer: Trainer, row: Mapping[str, float], taken: StepStatistics) -> None:
-        """One step is done; `row` is what `Trainer.finish_step` returned, `taken` what it took."""
-        self._progress.advance(1, note=f"loss {row['loss']:.3f}  {self._note}")
-        self._window.merge(taken)
-        if trainer.step % _LOG_EVERY != 0 and trainer.step != 1:
-            return
-        self._append(
-            trainer,
-            {
-                "lr": trainer.optimizer.param_groups[0]["lr"],
-                **row,
-                "images_per_second": self._window.images_per_second,
-                "waiting_share": self._window.waiting_share,
-            },
-        )
-        self._window = StepStatistics()
-
-    def after_validation(
-        self, trainer: Trainer, scores: Mapping[str, float], *, seconds: float
-    ) -> None:
-        """`scores` has ap, ap50 and ap75; `trainer.best_ap` is still the best before them."""
-        self._append(
-            trainer,
-            {**{f"val_{name}": value for name, value in scores.items()}, "seconds": seconds},
-            epoch=trainer.epoch + 1,
-        )
-        best = max(trainer.best_ap, scores["ap"])
-        self._note = f"AP {scores['ap']:.3f}  AP50 {scores['ap50']:.3f}  best AP {best:.3f}"
-        self._progress.note(self._note)
-
-    def after_epoch(self, trainer: Trainer, scores: Mapping[str, float] | None) -> None:
-        """The epoch that `trainer` is still in is over; None: it was not validated."""
-        statistics = trainer.epoch_statistics
-        figures = EpochFigures(
-            epoch=trainer.epoch + 1,
-            epochs=self._epochs,
-            learning_rate=trainer.optimizer.param_groups[0]["lr"],
-            losses=statistics.means(),
-            ap=None if scores is None else scores["ap"],
-            ap50=None if scores is None else scores["ap50"],
-            images_per_second=statistics.images_per_second,
-            waiting_share=statistics.waiting_share,
-        )
-        for line in self._shown.lines(figures):
-            print(line, file=sys.stderr)  # above the progress line, which rich redraws
-        for line in self._logged.lines(figures):
-            self._folder.log(line)
-
-    def note(self, line: str) -> None:
-        """One line for the terminal and log.txt."""
-        print(line, file=sys.stderr)
-        self._folder.log(line)
-
-    def _append(
-        self, trainer: Trainer, values: Mapping[str, float], *, epoch: int | None = None
-    ) -> None:
-        place = {"step": trainer.step, "epoch": trainer.epoch if epoch is None else epoch}
-        self._metrics.append({**place, **values})
-        if self._tensorboard is not None:
-            self._tensorboard.append(values, step=trainer.step)
-
-
-class NoOpRecorder:
-    """Takes what `RunRecords` takes, and writes and shows nothing."""
-
-    def __enter__(self) -> NoOpRecorder:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        return
-
-    def after_step(self, trainer: Trainer, row: Mapping[str, float], taken: StepStatistics) -> None:
-        """See RunRecords."""
-
-    def after_validation(
-        self, trainer: Trainer, scores: Mapping[str, float], *, seconds: float
-    ) -> None:
-        """See RunRecords."""
-
-    def after_epoch(self, trainer: Trainer, scores: Mapping[str, float] | None) -> None:
-        """See RunRecords."""
-
-    def note(self, line: str) -> None:
-        """See RunRecords."""
-
-
-class NoOpCheckpointer:
-    """Takes what `CheckpointWriter` takes, and saves nothing."""
-
-    def save_if_due(self, trainer: Trainer) -> None:
-        """See CheckpointWriter."""
-
-    def save_last(self, trainer: Trainer) -> None:
-        """See CheckpointWriter."""
-
-    def save_unsaved(self, trainer: Trainer) -> None:
-        """See CheckpointWriter."""
-
-    def save_best(self, trainer: Trainer) -> None:
-        """See CheckpointWriter."""

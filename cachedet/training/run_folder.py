@@ -1,4 +1,4 @@
-"""The run folder: where each file of a run lives."""
+"""The run folder: where each file of a run lies, and training.json, what the run learns from."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class RunFolder:
 
     @property
     def training(self) -> Path:
-        """What the run learns from: the store, its images, and how many boxes of each class."""
+        """See TrainingData."""
         return self.root / "training.json"
 
     @property
@@ -103,7 +103,7 @@ class RunFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """A training store in numbers."""
+    """What a run learns from: a store in numbers."""
 
     store: str  # where it lay
     fingerprint: str
@@ -123,7 +123,7 @@ class TrainingData:
 
     @classmethod
     def read(cls, folder: RunFolder) -> TrainingData | None:
-        """None: the run was made before runs kept it. Raises CheckpointError on another content."""
+        """None: the file is not there. Raises CheckpointError on another content."""
         if not folder.training.is_file():
             return None
         try:
@@ -134,10 +134,10 @@ class TrainingData:
                 fingerprint=str(values["fingerprint"]),
                 images=int(values["images"]),
                 categories=CategoryMap(
-                    ids=tuple(int(own["id"]) for own in classes),
-                    names=tuple(str(own["name"]) for own in classes),
+                    ids=tuple(int(entry["id"]) for entry in classes),
+                    names=tuple(str(entry["name"]) for entry in classes),
                 ),
-                boxes={int(own["id"]): int(own["boxes"]) for own in classes},
+                boxes={int(entry["id"]): int(entry["boxes"]) for entry in classes},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
@@ -147,7 +147,7 @@ class TrainingData:
             ) from error
 
     def write(self, folder: RunFolder) -> None:
-        """Into the run folder; again where the run is continued, with the same content."""
+        """Write it into the run folder; a run that goes on writes the same content again."""
         write_durably(folder.training, encode_json(self.to_json()))
 
     def to_json(self) -> dict[str, Any]:

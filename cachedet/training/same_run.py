@@ -49,7 +49,7 @@ def require_same_run(
         fields = "; ".join(before.differing_fields(replace(manifest, views=before.views)))
         raise CheckpointError(
             f"cannot resume {where}: it was trained on another store: "
-            f"{fields or 'codec_digest (what the codec backbone)'}"
+            f"{fields or 'codec_digest (what the codec learnt)'}"
         )
 
 

@@ -1,9 +1,8 @@
-"""How a run starts: in a new folder, or where its last checkpoint left it."""
+"""How a run starts: its views, what must fit together, a new folder or the last checkpoint."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Collection
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -24,86 +23,13 @@ from cachedet.training.run_folder import RunFolder
 from cachedet.training.same_run import load_initial_weights, require_same_run
 from cachedet.training.trainer import Trainer
 
-
-def start_or_continue(
-    folder: RunFolder,
-    config: TrainConfig,
-    trainer: Trainer,
-    manifest: Manifest,
-    *,
-    resume: bool,
-    restarts: int,
-) -> None:
-    """Make the run folder or read its last state, and bring every rank's trainer there.
-
-    Only rank 0 touches the folder: the state travels to the others, which need not see its disk.
-
-    Args:
-        folder: of the run.
-        config, manifest: of the run.
-        trainer: of this rank, as `make_trainer` made it.
-        resume: the user wants to continue; there must be a run.
-        restarts: how often torchrun has started the processes anew; then they continue the run they
-            find, or start it again where it had not saved anything yet.
-
-    Raises CheckpointError: the folder does not fit.
-    """
-
-    def open_folder() -> tuple[Checkpoint | None, Checkpoint | None]:
-        again = restarts > 0 and not resume and folder.config.is_file()
-        if again:
-            folder.log(f"the launcher started the processes anew (restart {restarts})")
-        if resume or (again and (folder.last.exists() or folder.previous.exists())):
-            return _open_last(folder, config, manifest), None
-        return None, _create(folder, config, trainer, manifest, again=again)
-
-    last, initial = from_first(open_folder)
-    if last is not None:
-        trainer.restore(last)
-    elif initial is not None:
-        trainer.start_from(initial)
-
-
-def _open_last(folder: RunFolder, config: TrainConfig, manifest: Manifest) -> Checkpoint:
-    RunFolder.open(folder.root)
-    checkpoint, note = load_last(folder)
-    require_same_run(checkpoint, config, manifest, where=folder.last)
-    if note:
-        print(f"note: {note}", file=sys.stderr)
-        folder.log(note)
-    folder.log(f"resumed at step {checkpoint.step}")
-    if world_size() > 1:
-        folder.log(describe_ranks(config.schedule.batch_size))
-    return checkpoint
-
-
-def _create(
-    folder: RunFolder, config: TrainConfig, trainer: Trainer, manifest: Manifest, *, again: bool
-) -> Checkpoint | None:
-    """Returns the weights to start from; `again`: the folder is of this run, which saved nothing"""
-    initial = (
-        None
-        if config.init_from is None
-        else load_initial_weights(Path(config.init_from), config, manifest)
-    )
-    text = dump_config(config)
-    if not (again and folder.config.read_text(encoding="utf-8") == text):
-        RunFolder.create(folder.root)
-        folder.config.write_text(text, encoding="utf-8")
-    folder.log(f"started; store fingerprint {manifest.fingerprint()}")
-    folder.log(config.schedule.describe_lr())
-    folder.log(f"on {trainer.device}, {str(trainer.autocast or torch.float32)[6:]}")
-    if world_size() > 1:
-        folder.log(describe_ranks(config.schedule.batch_size))
-    if initial is not None:
-        folder.log(f"weights of {config.init_from}, step {initial.step}")
-    return initial
+_log = logging.getLogger("cachedet.training")
 
 
 def pin_views(
     config: TrainConfig, store: FeatureStore, folder: RunFolder, *, goes_on: bool
-) -> TrainConfig:
-    """The config with the chance of each single view.
+) -> dict[str, float]:
+    """The probability of each single view.
 
     Families, and "all there are" (no `views`), mean the views the store held when the run started:
     a run that goes on finds those in its folder.
@@ -111,26 +37,20 @@ def pin_views(
     Raises ConfigError: views the store lacks or, for a run that goes on, that it did not start
     with; CheckpointError: the store no longer holds those of the run.
     """
-    started = load_train_config(folder.config, []).views if _has_config(folder, goes_on) else None
     held, where = store.manifest.views, store.location
+    started = None
+    if goes_on and folder.config.is_file():
+        started = load_train_config(folder.config).views
     if started is not None:
-        _require_held(started, store, folder)
+        gone = [view for view in started if view not in held]
+        if gone:
+            raise CheckpointError(
+                f"cannot resume {folder.root}: it trains on views {', '.join(started)}, and "
+                f"{where} has no {', '.join(gone)}: they were pruned, or it is another store. "
+                "Give the store of the run, or add the views with `cachedet extract --views`"
+            )
         held, where = tuple(started), f"{where} as the run found it"
-    return config.model_copy(update={"views": resolve_views(config.views, held=held, where=where)})
-
-
-def _require_held(started: Collection[str], store: FeatureStore, folder: RunFolder) -> None:
-    gone = [view for view in started if view not in store.manifest.views]
-    if gone:
-        raise CheckpointError(
-            f"cannot resume {folder.root}: it trains on views {', '.join(started)}, and "
-            f"{store.location} has no {', '.join(gone)}: they were pruned, or it is another store. "
-            "Give the store of the run, or add the views with `cachedet extract --views`"
-        )
-
-
-def _has_config(folder: RunFolder, goes_on: bool) -> bool:
-    return goes_on and folder.config.is_file()
+    return resolve_views(config.views, held=held, where=where)
 
 
 def require_fit(config: TrainConfig, store: FeatureStore, validation: FeatureStore | None) -> None:
@@ -156,7 +76,85 @@ def require_fit(config: TrainConfig, store: FeatureStore, validation: FeatureSto
             f"early_stopping on {stopping.metric} needs a validation store: give --val, or set "
             "early_stopping.metric: loss"
         )
-    _require_masks(config, store)
+    if trains_masks(config.detector) and store.annotations.masks is None:
+        raise ConfigError(
+            "detector.mask_head needs masks, the store's annotations have none; extract from an "
+            "annotation file with `segmentation`, or remove detector.mask_head"
+        )
+
+
+def start_or_continue(
+    folder: RunFolder,
+    config: TrainConfig,
+    trainer: Trainer,
+    manifest: Manifest,
+    *,
+    resume: bool,
+    restarts: int,
+) -> None:
+    """Make the run folder or read its last state, and bring every rank's trainer there.
+
+    Only rank 0 touches the folder: the state travels to the others, which need not see its disk.
+
+    Args:
+        folder, config, manifest: of the run.
+        trainer: of this rank, as `make_trainer` made it.
+        resume: the user wants to continue; there must be a run.
+        restarts: how often torchrun has started the processes anew; then they continue the run
+            that is there, or start it again where it had not saved anything yet.
+
+    Raises CheckpointError: the folder does not fit.
+    """
+
+    def open_folder() -> tuple[Checkpoint | None, Checkpoint | None]:
+        again = restarts > 0 and not resume and folder.config.is_file()
+        if again:
+            folder.log(f"the launcher started the processes anew (restart {restarts})")
+        if resume or (again and (folder.last.exists() or folder.previous.exists())):
+            return _open_last(folder, config, manifest), None
+        return None, _create(folder, config, trainer, manifest, again=again)
+
+    last, initial = from_first(open_folder)
+    if last is not None:
+        trainer.restore(last)
+    elif initial is not None:
+        trainer.start_from(initial)
+
+
+def _open_last(folder: RunFolder, config: TrainConfig, manifest: Manifest) -> Checkpoint:
+    RunFolder.open(folder.root)
+    checkpoint, note = load_last(folder)
+    require_same_run(checkpoint, config, manifest, where=folder.last)
+    if note:
+        _log.warning("note: %s", note)
+        folder.log(note)
+    folder.log(f"resumed at step {checkpoint.step}")
+    if world_size() > 1:
+        folder.log(describe_ranks(config.schedule.batch_size))
+    return checkpoint
+
+
+def _create(
+    folder: RunFolder, config: TrainConfig, trainer: Trainer, manifest: Manifest, *, again: bool
+) -> Checkpoint | None:
+    """The weights to start from; `again`: the folder is of this run, which has saved nothing."""
+    initial = (
+        None
+        if config.init_from is None
+        else load_initial_weights(Path(config.init_from), config, manifest)
+    )
+    text = dump_config(config)
+    if not (again and folder.config.read_text(encoding="utf-8") == text):
+        RunFolder.create(folder.root)
+        folder.config.write_text(text, encoding="utf-8")
+    folder.log(f"started; store fingerprint {manifest.fingerprint()}")
+    folder.log(config.schedule.describe_lr())
+    folder.log(f"on {trainer.device}, {str(trainer.autocast or torch.float32)[6:]}")
+    if world_size() > 1:
+        folder.log(describe_ranks(config.schedule.batch_size))
+    if initial is not None:
+        folder.log(f"weights of {config.init_from}, step {initial.step}")
+    return initial
 
 
 def _require_same_features(train: Manifest, validation: Manifest) -> None:
@@ -166,12 +164,4 @@ def _require_same_features(train: Manifest, validation: Manifest) -> None:
         raise CheckpointError(
             f"the validation store differs in {field}: expected {getattr(train, field)}, got "
             f"{getattr(validation, field)}; extract both stores with the same options"
-        )
-
-
-def _require_masks(config: TrainConfig, store: FeatureStore) -> None:
-    if trains_masks(config.detector) and store.annotations.masks is None:
-        raise ConfigError(
-            "detector.mask_head needs masks, the store's annotations have none; extract from an "
-            "annotation file with `segmentation`, or remove detector.mask_head"
         )

@@ -1,4 +1,4 @@
-"""Signals that ask a training run to save and stop: preemption of a cluster, or Ctrl-C."""
+"""What ends a run before its last epoch: a signal, early stopping, or a budget of time."""
 
 from __future__ import annotations
 
@@ -7,62 +7,14 @@ import signal
 import threading
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import Any, Literal
+from typing import Any
 
-Metric = Literal["ap", "ap50", "ap75", "loss"]
+from cachedet.config.run import Metric
+from cachedet.progress import is_shown
 
-
-@dataclass(kw_only=True, eq=False)
-class EarlyStopping:
-    """Counts how often in a row a metric did not improve.
-
-    Attributes:
-        metric: `loss` improves by falling, the others by rising.
-        patience: misses after which the run is over.
-        min_delta: an improvement is more than this.
-        best: value of the last improvement; None before the first value.
-        misses: values since then.
-    """
-
-    metric: Metric
-    patience: int
-    min_delta: float
-    best: float | None = None
-    misses: int = 0
-
-    def observe(self, value: float) -> None:
-        """Take in the next value; NaN is no improvement."""
-        if self.best is None:
-            improved = value == value
-        else:
-            gain = self.best - value if self.metric == "loss" else value - self.best
-            improved = gain > self.min_delta
-        if improved:
-            self.best, self.misses = value, 0
-        else:
-            self.misses += 1
-
-    @property
-    def is_exhausted(self) -> bool:
-        return self.misses >= self.patience
-
-    def describe(self) -> str:
-        """Why the run is over, for a person."""
-        best = "never had a value" if self.best is None else f"was best at {self.best:.4g}"
-        unit = "epochs" if self.metric == "loss" else "validations"
-        return f"{self.metric} {best} and did not improve in the last {self.misses} {unit}"
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"metric": self.metric, "best": self.best, "misses": self.misses}
-
-    def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Continue counting; a state of another metric, or none, starts anew."""
-        if state is not None and state["metric"] == self.metric:
-            self.best, self.misses = state["best"], state["misses"]
-
-
-_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")  # Windows has no SIGUSR1
 STOPPED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: not done, run it again to continue
+_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")  # Windows has no SIGUSR1
+_TOO_EARLY = 0.02  # of a budget: the first steps are not yet those of the run
 
 
 class StopRequested(Exception):
@@ -119,25 +71,69 @@ class StopSignals:
                 raise KeyboardInterrupt
         if self.received is None:
             self.received = name
-            # Not print(): the signal may have come in the middle of one.
-            os.write(2, f"\n{name}: finishing the step and saving; Ctrl-C stops at once\n".encode())
+            if is_shown():  # not logged: the signal may have come in the middle of that
+                line = f"\n{name}: finishing the step and saving; Ctrl-C stops at once\n"
+                os.write(2, line.encode())
 
 
-_TOO_EARLY = 0.02  # of the budget: the first steps are not yet those of the run
+@dataclass(kw_only=True, eq=False)
+class EarlyStopping:
+    """Counts how often in a row a metric did not improve.
+
+    Attributes:
+        metric: `loss` improves by falling, the others by rising.
+        patience: misses after which the run is over.
+        min_delta: an improvement is more than this.
+        best: value of the last improvement; None before the first value.
+        misses: values since then.
+    """
+
+    metric: Metric
+    patience: int
+    min_delta: float
+    best: float | None = None
+    misses: int = 0
+
+    def observe(self, value: float) -> None:
+        """Take in the next value; NaN is no improvement."""
+        if self.best is None:
+            improved = value == value
+        else:
+            gain = self.best - value if self.metric == "loss" else value - self.best
+            improved = gain > self.min_delta
+        if improved:
+            self.best, self.misses = value, 0
+        else:
+            self.misses += 1
+
+    @property
+    def is_exhausted(self) -> bool:
+        return self.misses >= self.patience
+
+    def describe(self) -> str:
+        """Why the run is over, for a person."""
+        best = "never had a value" if self.best is None else f"was best at {self.best:.4g}"
+        unit = "epochs" if self.metric == "loss" else "validations"
+        return f"{self.metric} {best} and did not improve in the last {self.misses} {unit}"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"metric": self.metric, "best": self.best, "misses": self.misses}
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Continue counting; a state of another metric, or none, starts anew."""
+        if state is not None and state["metric"] == self.metric:
+            self.best, self.misses = state["best"], state["misses"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimeBudget:
     """Seconds of training steps; waiting for batches counts, validations and saving do not.
 
-    How many steps fit is not known before, as machines have other work too: it is told anew at
+    How many steps fit is not known before, as machines have other work too: it is reckoned anew at
     every step from the pace so far. A run of a budget is therefore no two times the same.
 
     What is spent is kept with the run's state. Steps after the last state that was saved are lost
     where a process is killed: they are taken again, and only the second time is counted.
-
-    Attributes:
-        seconds: of the run.
     """
 
     seconds: float

@@ -12,14 +12,20 @@ from torch import Tensor, nn
 
 from cachedet.config.run import TrainConfig
 from cachedet.detector.build import build_detector
-from cachedet.detector.end_to_end import EndToEndDetector, Trained
+from cachedet.detector.protocol import (
+    classifiers_of,
+    compute_losses,
+    normalizes_over_ranks,
+    parts_of,
+    require_detector,
+)
 from cachedet.device import choose_device
 from cachedet.distributed.collective import single_process, sum_over_ranks, world_size
 from cachedet.distributed.data_parallel import of_ranks, sum_gradients
 from cachedet.errors import NonFiniteLossError
 from cachedet.store.format.manifest import Manifest
 from cachedet.structures import Batch
-from cachedet.training.checkpoint import Checkpoint
+from cachedet.training.checkpoint import Checkpoint, load_weights
 from cachedet.training.optimizer import (
     LearningRate,
     WeightAverage,
@@ -30,6 +36,8 @@ from cachedet.training.optimizer import (
     set_training_mode,
 )
 from cachedet.training.stopping import EarlyStopping
+
+_SMALLEST_SCALE = 1.0  # of fp16 gradients; one that overflows unscaled will not get better
 
 
 @dataclass(kw_only=True, eq=False)
@@ -74,14 +82,11 @@ class StepStatistics:
         return asdict(self)
 
 
-_SMALLEST_SCALE = 1.0  # of fp16 gradients; one that overflows unscaled will not get better
-
-
 @dataclass(kw_only=True, eq=False)
 class Trainer:
     """Everything that changes while a run is trained."""
 
-    detector: Trained
+    detector: nn.Module  # see detector/protocol.py
     optimizer: torch.optim.Optimizer
     learning_rate: LearningRate
     step_images: int  # of a whole step
@@ -121,8 +126,10 @@ class Trainer:
             with torch.autocast(
                 self.device.type, dtype=self.autocast, enabled=self.autocast is not None
             ):
-                losses = self.detector(batch.features, batch.targets)
+                losses = compute_losses(self.detector, batch.features, batch.targets)
             stacked = torch.stack(list(losses.values()))
+            if not (batch.is_whole or normalizes_over_ranks(self.detector)):
+                stacked = stacked * (len(batch.targets) / batch.global_images)
             reached = sum_over_ranks(stacked.detach())
         # A bucket's last batch may be small; every image weighs the same all the same.
         share = batch.global_images / self.step_images
@@ -148,8 +155,7 @@ class Trainer:
         error: the step is left out and the scale halved.
         """
         for group in self.optimizer.param_groups:
-            # A state that an older cachedet saved has no scales.
-            group["lr"] = self.learning_rate.at(self.step) * group.get("lr_scale", 1.0)
+            group["lr"] = self.learning_rate.at(self.step) * group["lr_scale"]
         sum_gradients(self.detector.parameters())
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
@@ -198,13 +204,13 @@ class Trainer:
 
     def start_from(self, checkpoint: Checkpoint) -> None:
         """Begin with the weights that another run was scored with, and nothing else of it."""
-        self.detector.load_state_dict(checkpoint.scored_heads)
+        load_weights(self.detector, checkpoint.scored_heads)
         if self.average is not None:
             self.average.load_state_dict(self.detector.state_dict())
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue where `checkpoint` was made, by a trainer of the same config."""
-        self.detector.load_state_dict(checkpoint.heads)
+        load_weights(self.detector, checkpoint.heads)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         if self.average is not None and checkpoint.average is not None:
             self.average.load_state_dict(checkpoint.average)
@@ -235,32 +241,35 @@ class Trainer:
             )
 
 
-def make_trainer(config: TrainConfig, *, manifest: Manifest, total_steps: int) -> Trainer:
+def make_trainer(
+    config: TrainConfig, *, manifest: Manifest, total_steps: int, detector: nn.Module | None = None
+) -> Trainer:
     """The detector, its optimiser and schedule for features described by `manifest`.
 
-    Raises ConfigError where the detector does not fit them, or the device not the precision.
+    `detector` takes the place of what the config describes. Raises ConfigError where the detector
+    does not fit the features, or the device not the precision.
     """
-    detector = build_detector(
-        config.detector, spec=manifest.spec, num_classes=len(manifest.categories)
-    )
+    if detector is None:
+        detector = build_detector(
+            config.detector, spec=manifest.spec, num_classes=len(manifest.categories)
+        )
     return make_trainer_of(detector, config, total_steps=total_steps)
 
 
-def make_trainer_of(detector: Trained, config: TrainConfig, *, total_steps: int) -> Trainer:
+def make_trainer_of(detector: nn.Module, config: TrainConfig, *, total_steps: int) -> Trainer:
     """Optimiser and schedule for a detector that was built before.
 
     Raises ConfigError where the device does not exist, or has not the precision.
     """
     device = choose_device(config.device)
     autocast = choose_autocast(config.precision, device)
-    detector = detector.to(device)
+    detector = require_detector(detector).to(device)
     detector.to(memory_format=torch.channels_last)
-    heads = detector.heads if isinstance(detector, EndToEndDetector) else detector
     if config.trainable == "classifier":
-        freeze_all_but(heads, heads.classifiers())
+        freeze_all_but(detector, classifiers_of(detector))
     set_training_mode(detector)
     if config.compile:
-        for part in heads.parts():
+        for part in parts_of(detector):
             part.compile()
     schedule, stopping = config.schedule, config.early_stopping
     return Trainer(

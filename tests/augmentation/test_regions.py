@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachedet.augmentation.regions import Grid, Region, hide_boxes, show_boxes
+from cachedet.augmentation.regions import Grid, Region, show_boxes
 from cachedet.structures import Targets
 
 SIDE = 12
@@ -44,20 +44,6 @@ WINDOWS = st.builds(make_box, edges, edges, edges, edges)
 
 
 @settings(deadline=None, max_examples=150, derandomize=True)
-@given(boxes=st.lists(BOXES, max_size=4), window=WINDOWS)
-def test_hidden_boxes_by_counting_pixels(
-    boxes: list[tuple[int, int, int, int]], window: tuple[int, int, int, int]
-) -> None:
-    after = hide_boxes(make_targets(boxes), window)
-    left = [pixels_of(box) - pixels_of(window) for box in boxes]
-    seen = [number for number, pixels in enumerate(left) if pixels]
-    assert after.labels.tolist() == seen
-    assert after.boxes.tolist() == [around(left[number]) for number in seen]
-    shares = [len(left[number]) / len(pixels_of(boxes[number])) for number in seen]
-    assert after.crowd.tolist() == [share < 0.25 for share in shares]
-
-
-@settings(deadline=None, max_examples=150, derandomize=True)
 @given(boxes=st.lists(BOXES, max_size=4), window=WINDOWS, crowd=st.booleans())
 def test_shown_boxes_by_counting_pixels(
     boxes: list[tuple[int, int, int, int]], window: tuple[int, int, int, int], crowd: bool
@@ -79,8 +65,6 @@ def test_exactly_a_quarter_is_still_an_object() -> None:
     targets = make_targets([(0, 0, 8, 4)])
     assert show_boxes(targets, (6, 0, 12, 12)).crowd.tolist() == [False]
     assert show_boxes(targets, (7, 0, 12, 12)).crowd.tolist() == [True]
-    assert hide_boxes(targets, (0, 0, 6, 12)).crowd.tolist() == [False]
-    assert hide_boxes(targets, (0, 0, 7, 12)).crowd.tolist() == [True]
 
 
 def test_regions_are_whole_cells_on_every_level(painting: Any) -> None:
@@ -91,10 +75,6 @@ def test_regions_are_whole_cells_on_every_level(painting: Any) -> None:
     assert grid.slices("S12", region) == (slice(2, 6), slice(0, 6))
     assert grid.window_of(region) == (0, 24, 72, 72)
     assert grid.touched((25, 24)) == (2, 1)
-    assert grid.filled((47, 48)) == (1, 2)
-    assert grid.around(torch.tensor([23.5, 24.0, 24.5, 48.0])) == Region(
-        top=1, left=0, height=1, width=2
-    )
 
 
 def test_a_level_the_detector_leaves_out_still_decides_the_grid(painting: Any) -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,42 +10,156 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachedet.augmentation.steps import make_augment
+from cachedet.augmentation.regions import Grid
+from cachedet.augmentation.steps import crop, flip, make_augment, translate
 from cachedet.config.run import AugmentConfig, make_train_config
+from cachedet.data.masks import encode_bitmap
+from cachedet.detector.mask_head import crop_masks
 from cachedet.errors import ConfigError
-from cachedet.store.format.commits import Quality
+from cachedet.loading.residency import StreamedFeatures
+from cachedet.loading.targets import targets_of
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Batch
+from cachedet.structures import Batch, TargetMasks
 
-LOSSY = {
-    "S8": Quality(values=10, signal=400.0, noise=4.0, saturated=0),
-    "S16": Quality(values=10, signal=100.0, noise=4.0, saturated=0),
-    "S32": Quality(values=10, signal=0.0, noise=0.0, saturated=0),
+STEPS: dict[str, Callable[..., Any]] = {
+    "translate": lambda grid, probability: partial(
+        translate, grid=grid, probability=probability, most=0.5
+    ),
+    "crop": lambda grid, probability: partial(crop, grid=grid, probability=probability, least=0.3),
+    "flip": lambda grid, probability: partial(flip, grid=grid, probability=probability),
 }
-ALL = {
-    "mosaic": 0.5,
-    "copy_paste": 0.5,
-    "translate": 0.5,
-    "crop": 0.5,
-    "flip": 0.5,
-    "channel_dropout": 0.1,
-    "noise": 1.0,
-}
+
+
+@pytest.mark.parametrize("name", STEPS)
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(data=st.data(), seed=st.integers(0, 2**40), probability=st.sampled_from([0.5, 1.0]))
+def test_boxes_follow_exactly_and_the_input_stays(
+    painting: Any, name: str, data: st.DataObject, seed: int, probability: float
+) -> None:
+    painting.check_step(STEPS[name], data, seed, probability, writes=name == "flip")
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_each_image_is_drawn_with_its_probability(painting: Any, name: str) -> None:
+    # A drawn translation or window may also leave an image as it was.
+    assert 0.2 < painting.share_changed(STEPS[name], 0.3) < 0.36
+    assert painting.share_changed(STEPS[name], 0.0) == 0
+
+
+@settings(deadline=None, max_examples=120, derandomize=True)
+@given(data=st.data(), seed=st.integers(0, 2**40))
+def test_translate_is_one_shift_on_all_levels(
+    painting: Any, data: st.DataObject, seed: int
+) -> None:
+    scene = data.draw(painting.scenes())
+    after = translate(
+        scene.batch, painting.seeded(seed), grid=Grid(scene.spec), probability=1.0, most=0.5
+    )
+    cell = scene.spec.pad_multiple
+    for image, targets in enumerate(after.targets):
+        shifts = set()
+        for level in scene.spec:
+            maps = after.features[level.name][image]
+            filled = maps[0] > 0
+            assert bool((maps[:, ~filled] == 0).all())
+            rows = torch.arange(1.0, maps.shape[1] + 1)[:, None] - maps[1]
+            columns = torch.arange(1.0, maps.shape[2] + 1) - maps[2]
+            assert rows[filled].unique().numel() == columns[filled].unique().numel() == 1
+            down, right = int(rows[filled][0]), int(columns[filled][0])
+            assert int(filled.sum()) == (maps.shape[1] - abs(down)) * (maps.shape[2] - abs(right))
+            shifts.add((down * level.stride, right * level.stride))
+        assert len(shifts) == 1
+        shift = shifts.pop()
+        padded = [side * level.stride for side in maps.shape[1:]]
+        before = scene.batch.targets[image].size_hw
+        moved = zip(before, shift, padded, strict=True)
+        assert targets.size_hw == tuple(min(side + by, most) for side, by, most in moved)
+        for side, by in zip(padded, shift, strict=True):
+            assert by % cell == 0
+            assert abs(by) <= max(cell, side / 2)
+
+
+@settings(deadline=None, max_examples=120, derandomize=True)
+@given(data=st.data(), seed=st.integers(0, 2**40))
+def test_crop_cuts_one_size_out_of_the_valid_part(
+    painting: Any, data: st.DataObject, seed: int
+) -> None:
+    scene = data.draw(painting.scenes())
+    after = crop(
+        scene.batch, painting.seeded(seed), grid=Grid(scene.spec), probability=1.0, least=0.3
+    )
+    cell, level = scene.spec.pad_multiple, scene.spec.levels[-1]
+    for image, (old, new) in enumerate(zip(scene.batch.targets, after.targets, strict=True)):
+        before, maps = scene.batch.features[level.name], after.features[level.name]
+        top, left = (int(maps[image, axis, 0, 0]) - 1 for axis in (1, 2))
+        window = before[image, :, top : top + maps.shape[2], left : left + maps.shape[3]]
+        assert torch.equal(maps[image], window)
+        for axis, start in enumerate((top, left)):
+            start, side = start * level.stride, maps.shape[2 + axis] * level.stride
+            assert start % cell == side % cell == 0
+            assert side >= 0.3 * before.shape[2 + axis] * level.stride
+            assert new.size_hw[axis] == min(side, old.size_hw[axis] - start)
+
+
+@settings(deadline=None, max_examples=80, derandomize=True)
+@given(data=st.data(), seed=st.integers(0, 2**40))
+def test_flip_twice_is_nothing_but_padding_that_counts(
+    painting: Any, data: st.DataObject, seed: int
+) -> None:
+    scene = data.draw(painting.scenes())
+    step = partial(flip, grid=Grid(scene.spec), probability=1.0)
+    once = step(painting.with_own_maps(scene.batch), painting.seeded(seed))
+    twice = step(once, painting.seeded(seed))
+    torch.testing.assert_close(twice.features, scene.batch.features, rtol=0, atol=0)
+    width = once.features[scene.spec.names[0]].shape[3] * scene.spec.levels[0].stride
+    for old, mirrored, new in zip(scene.batch.targets, once.targets, twice.targets, strict=True):
+        assert torch.equal(new.boxes, old.boxes)
+        assert new.size_hw == mirrored.size_hw == (old.size_hw[0], width)
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_masks_follow(painting: Any, name: str, mirrored: bool) -> None:
+    """What the mask head would learn under a box is what it would have learnt before."""
+    grid, batch = painting.one_level_batch([[[12, 21, 36, 50], [0, 0, 8, 9], [30, 10, 75, 60]]])
+    bitmaps = torch.rand(3, 160, 120, generator=torch.Generator().manual_seed(1)) < 0.5
+    masks = TargetMasks(
+        codes=tuple(encode_bitmap(bitmap.numpy()) for bitmap in bitmaps),
+        image_hw=(160, 120),
+        scale_xy=(-1.5 if mirrored else 1.5, 2.0),
+        origin_xy=(120.0 if mirrored else 0.0, 0.0),
+    )
+    old = replace(batch.targets[0], masks=masks)
+    whole = 0
+    for seed in range(20):
+        after = STEPS[name](grid, 1.0)(replace(batch, targets=[old]), painting.seeded(seed))
+        new = after.targets[0]
+        assert len(new.masks.codes) == len(new.boxes)
+        for index, (label, box) in enumerate(zip(new.labels, new.boxes, strict=True)):
+            before = old.boxes[label]
+            if not torch.equal(box[2:] - box[:2], before[2:] - before[:2]):
+                continue  # clipped: the same cells do not lie on the same grid any more
+            learnt = crop_masks(new, box[None], torch.tensor([index]), side=14)
+            expected = crop_masks(old, before[None], label[None], side=14)
+            assert 0.2 < float(expected.mean()) < 0.8
+            assert torch.equal(learnt, expected.flip(2) if name == "flip" else expected)
+            whole += 1
+    assert whole >= 10
+
+
+ALL = AugmentConfig(translate=0.5, crop=0.5, flip=0.5)
 
 
 def test_all_off_is_the_default_and_nothing(painting: Any) -> None:
     assert make_train_config({}, where="x").augment == AugmentConfig()
-    spec = painting.make_spec(8, 16)
-    assert make_augment(AugmentConfig(), spec=spec, quality={}, trains_masks=True) is None
+    assert make_augment(AugmentConfig(), spec=painting.make_spec(8, 16)) is None
 
 
-@pytest.mark.parametrize("key", ALL)
+@pytest.mark.parametrize("key", STEPS)
 def test_each_key_switches_one_step_on(painting: Any, key: str) -> None:
     """Alone at full strength a step changes the maps."""
     spec = painting.make_spec(8, 16)
-    strength = 0.5 if key == "channel_dropout" else 1.0
-    config = AugmentConfig.model_validate({key: strength})
-    augment = make_augment(config, spec=spec, quality=LOSSY, trains_masks=False)
+    augment = make_augment(AugmentConfig.model_validate({key: 1.0}), spec=spec)
     assert augment is not None
     _, batch = painting.one_level_batch([[[0, 0, 20, 20]]] * 3)
     maps = painting.paint(spec, (96, 128), 3)
@@ -61,9 +178,7 @@ def test_each_key_switches_one_step_on(painting: Any, key: str) -> None:
 def test_all_steps_together(painting: Any, data: st.DataObject, seed: int) -> None:
     """A pure function of batch and generator, and boxes stay inside."""
     scene = data.draw(painting.scenes())
-    quality = dict.fromkeys(scene.spec.names, LOSSY["S8"])
-    config = AugmentConfig.model_validate(ALL)
-    augment = make_augment(config, spec=scene.spec, quality=quality, trains_masks=False)
+    augment = make_augment(ALL, spec=scene.spec)
     after = painting.check_pure(augment, scene.batch, seed, writes=True)
     painting.check_shapes(scene, after)
 
@@ -71,68 +186,23 @@ def test_all_steps_together(painting: Any, data: st.DataObject, seed: int) -> No
 @settings(deadline=None, max_examples=40, derandomize=True)
 @given(data=st.data(), seed=st.integers(0, 2**40))
 def test_boxes_follow_through_several_steps(painting: Any, data: st.DataObject, seed: int) -> None:
-    """Without mixing each label occurs once, and a share of a share is what is left in the end."""
+    """A share of a share is what is left in the end."""
     scene = data.draw(painting.scenes())
     config = AugmentConfig(translate=1, crop=1, crop_to=0.5, flip=1)
-    augment = make_augment(config, spec=scene.spec, quality={}, trains_masks=True)
+    augment = make_augment(config, spec=scene.spec)
     assert augment is not None
     after = augment(scene.batch, painting.seeded(seed))
     painting.check_shapes(scene, after)
     painting.check_boxes(scene, after, check_crowd=False)
 
 
-def test_noise_is_as_strong_as_the_codec_erred(painting: Any) -> None:
-    """Signal-to-noise of S8 is 100, of S16 25: at twice the error a fifth and 0.4."""
-    spec = painting.make_spec(8, 16, 32)
-    _, batch = painting.one_level_batch([[]])
-    maps = {
-        name: torch.randn(1, 20, 32 // side, 32 // side)
-        for name, side in zip(LOSSY, (1, 2, 4), strict=True)
-    }
-    batch = type(batch)(features=maps, targets=batch.targets)
-    augment = make_augment(AugmentConfig(noise=2), spec=spec, quality=LOSSY, trains_masks=False)
-    assert augment is not None
-    after = augment(batch, painting.seeded())
-    for name, expected in zip(LOSSY, (0.2, 0.4, 0.0), strict=True):
-        noise = after.features[name] - maps[name]
-        found = float((noise.square().sum() / maps[name].square().sum()).sqrt())
-        assert found == pytest.approx(expected, rel=0.05)
-
-
-def test_a_lossless_codec_has_no_noise_to_add(painting: Any) -> None:
-    lossless = {"S8": Quality(values=10, signal=4.0, noise=0.0, saturated=0)}
-    with pytest.raises(ConfigError, match="augment.noise is 1.5 times the error of the store's"):
-        make_augment(
-            AugmentConfig(noise=1.5),
-            spec=painting.make_spec(8),
-            quality=lossless,
-            trains_masks=False,
-        )
-
-
-@pytest.mark.parametrize(
-    ("values", "named"),
-    [
-        ({"mosaic": 0.1}, "augment.mosaic"),
-        ({"copy_paste": 0.1, "mosaic": 1}, "augment.mosaic and augment.copy_paste"),
-    ],
-)
-def test_masks_do_not_survive_mixing(painting: Any, values: dict[str, float], named: str) -> None:
-    config = AugmentConfig.model_validate(values)
-    with pytest.raises(ConfigError, match=f"learns masks, which do not survive {named} .the masks"):
-        make_augment(config, spec=painting.make_spec(8), quality={}, trains_masks=True)
-    assert make_augment(config, spec=painting.make_spec(8), quality={}, trains_masks=False)
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"mosaik": 1}, "unknown key 'augment.mosaik'; nearest: 'mosaic'"),
+        ({"flipp": 1}, "unknown key 'augment.flipp'; nearest: 'flip'"),
         ({"flip": 1.5}, "augment.flip: Input should be less than or equal to 1, got 1.5"),
-        ({"channel_dropout": 1.0}, "augment.channel_dropout: Input should be less than 1, got 1.0"),
         ({"crop_to": 0}, "augment.crop_to: Input should be greater than 0, got 0"),
         ({"translate_by": 0}, "augment.translate_by: Input should be greater than 0, got 0"),
-        ({"noise": -1}, "augment.noise: Input should be greater than or equal to 0, got -1"),
     ],
 )
 def test_values_out_of_range(values: dict[str, float], message: str) -> None:
@@ -144,17 +214,12 @@ def test_on_a_store(tiny: Any, painting: Any) -> None:
     """Maps of a real backbone, a level left out, every step on."""
     store = FeatureStore.open(tiny.train)
     rows = next(iter(store.buckets("base").values())).tolist()[:4]
+    source = StreamedFeatures(store, levels=("C3", "C4"), device=torch.device("cpu"))
     batch = Batch(
-        features=store.read_batch([(row, "base") for row in rows], ("C3", "C4")),
-        targets=[store.targets(row, "base") for row in rows],
+        features=source.read([(row, "base") for row in rows]),
+        targets=[targets_of(store, row, "base") for row in rows],
     )
-    quality = dict.fromkeys(store.manifest.spec.names, LOSSY["S8"])
-    augment = make_augment(
-        AugmentConfig.model_validate(ALL),
-        spec=store.manifest.spec,
-        quality=quality,
-        trains_masks=False,
-    )
+    augment = make_augment(ALL, spec=store.manifest.spec)
     assert augment is not None
     for seed in range(10):
         after = augment(batch, painting.seeded(seed))

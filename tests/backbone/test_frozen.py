@@ -32,11 +32,9 @@ def test_features_do_not_depend_on_the_batch(name: str) -> None:
     """Law L5."""
     backbone = load_backbone(name, weights="none", image_size=64)
     images = torch.randn(3, 3, 64, 64)
-    together, single_process = backbone(images), backbone(images[1:2])
+    together, alone = backbone(images), backbone(images[1:2])
     for level in backbone.spec.names:
-        torch.testing.assert_close(
-            together[level][1:2], single_process[level], rtol=1e-5, atol=1e-5
-        )
+        torch.testing.assert_close(together[level][1:2], alone[level], rtol=1e-5, atol=1e-5)
 
 
 def test_stays_frozen() -> None:

@@ -70,17 +70,17 @@ def test_the_summary_has_means_and_verdicts(capsys: pytest.CaptureFixture[str]) 
     tuned = [line.split() for line in lines if line.split()[:1] == ["tuned"]]
     assert tuned[0][1:4] == ["0.610", "0.600-0.620", "-"]
     assert tuned[1] == ["tuned", "-", "-", "-", "0", "-", "-", "-"]
-    told = " ".join(lines)
-    assert "The best mean AP is 0.700: cached with nasfpn (one seed" in told
-    assert "fpn: cached 0.510 is 0.100 below fine-tuned 0.610" in told
-    assert "nasfpn: cached and fine-tuned have no scored seed in common." in told
-    assert "fpn: they agree." in told
-    assert "failed: nasfpn-tuned-0: [no] memory" in told
+    text = " ".join(lines)
+    assert "The best mean AP is 0.700: cached with nasfpn (one seed" in text
+    assert "fpn: cached 0.510 is 0.100 below fine-tuned 0.610" in text
+    assert "nasfpn: cached and fine-tuned have no scored seed in common." in text
+    assert "fpn: they agree." in text
+    assert "failed: nasfpn-tuned-0: [no] memory" in text
 
 
 def test_one_heads_is_judged_once(capsys: pytest.CaptureFixture[str]) -> None:
     cells = [made("fpn", mode, seed, 0.5) for mode in ("cached", "tuned") for seed in (0, 1)]  # type: ignore[arg-type]
     print_summary(summarise(cells))
-    told = " ".join(lines_of(capsys))
-    assert told.count("is level with fine-tuned 0.500") == 1
-    assert "Cached against live" not in told
+    text = " ".join(lines_of(capsys))
+    assert text.count("is level with fine-tuned 0.500") == 1
+    assert "Cached against live" not in text

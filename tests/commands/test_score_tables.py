@@ -41,20 +41,20 @@ def drawn(annotations_of: Callable[..., Annotations]) -> tuple[Annotations, Dete
         [[20, 20, 60, 60, 1, 0]],
     ]
     annotations = annotations_of([(200, 200)] * 3, boxes)
-    found = [
+    detections = [
         Detections(
             image_id=image_id,
-            boxes=torch.tensor(own).reshape(-1, 4),
-            scores=torch.linspace(0.9, 0.4, len(own)),
-            labels=torch.arange(len(own)),
+            boxes=torch.tensor(per_image).reshape(-1, 4),
+            scores=torch.linspace(0.9, 0.4, len(per_image)),
+            labels=torch.arange(len(per_image)),
         )
-        for image_id, own in zip(
+        for image_id, per_image in zip(
             annotations.image_ids.tolist(),
             ([[0.0, 0, 50, 48], [100, 100, 141, 140]], [[20.0, 0, 70, 50]], []),
             strict=True,
         )
     ]
-    return annotations, tabulate(annotations, found)
+    return annotations, tabulate(annotations, detections)
 
 
 def test_the_twelve_figures(
@@ -160,13 +160,13 @@ def test_one_image_tells_nothing(
     annotations_of: Callable[..., Annotations], capsys: pytest.CaptureFixture[str]
 ) -> None:
     annotations = annotations_of([(200, 200)], [[[0, 0, 50, 50, 0, 0]]])
-    found = Detections(
+    detections = Detections(
         image_id=7,
         boxes=torch.tensor([[0.0, 0, 50, 50]]),
         scores=torch.ones(1),
         labels=torch.zeros(1, dtype=torch.int64),
     )
-    table = tabulate(annotations, [found])
+    table = tabulate(annotations, [detections])
     report = analyse(annotations, table, other=table.keep(np.zeros(1, dtype=np.bool_)), resamples=5)
     assert report.comparison is not None
     assert report.comparison.difference.ap.excludes_zero
@@ -192,14 +192,14 @@ def test_of_1203_classes_the_best_and_the_worst(capsys: pytest.CaptureFixture[st
         areas=np.full(count, 2500.0),
         categories=CategoryMap(ids=tuple(range(1203)), names=names),
     )
-    found = Detections(
+    detections = Detections(
         image_id=1,
         boxes=torch.from_numpy(annotations.boxes[:300]).float(),
         scores=torch.linspace(0.9, 0.1, 300),
         labels=torch.arange(300),
     )
     counts = dict.fromkeys(range(1203), 123_456)
-    report = analyse(annotations, tabulate(annotations, [found]), counts=counts, resamples=3)
+    report = analyse(annotations, tabulate(annotations, [detections]), counts=counts, resamples=3)
     print_analysis(report)
     lines = lines_of(capsys)
     rows = [line for line in lines if "[red]class" in line]

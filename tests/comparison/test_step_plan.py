@@ -100,7 +100,7 @@ def test_flops_are_those_of_the_mean_image(tiny: Any, path: Path, changes: list[
         return plan_steps(config, store, mode, seconds=None).step_flops
 
     store = FeatureStore.open(tiny.train)
-    sizes = {store.geometry(row, "base").padded_hw for row in range(len(store))}
+    sizes = {store.bucket_of(row, "base") for row in range(len(store))}
     assert len(sizes) > 1
     of_seeds = [flops(seed) for seed in range(4)]
     assert max(of_seeds) == pytest.approx(min(of_seeds), rel=0.02)
@@ -118,7 +118,7 @@ def test_flops_of_a_step_are_those_of_the_model_command(tiny: Any) -> None:
         config.detector,
         features=store.manifest.spec,
         num_classes=len(store.manifest.categories),
-        size_hw=store.geometry(row, view).padded_hw,
+        size_hw=store.bucket_of(row, view),
     )
     assert flops == [pytest.approx(cost.total.step_flops, rel=0.02)]
     assert seconds_per_step == 0

@@ -25,7 +25,7 @@ def test_shipped_configs_load(path: Path) -> None:
 
 
 def test_the_paper_is_the_default() -> None:
-    """configs/retinanet_fpn.yaml spells out PAPER 2.2; drops are rounded shares of 72 epochs."""
+    """configs/retinanet_fpn.yaml is PAPER 2.1 and 2.2; drops are rounded shares of 72."""
     shipped, default = load_train_config(CONFIGS / "retinanet_fpn.yaml"), TrainConfig()
     assert shipped.detector == default.detector
     same = {"drops": default.schedule.drops, "reference_batch": None}
@@ -77,7 +77,7 @@ def test_the_learning_rate_follows_the_batch(tmp_path: Path) -> None:
         ),
         (
             "detector: {kind: retina}",
-            r"detector.kind: expected retinanet, faster_rcnn, cascade_rcnn, got 'retina'; nearest",
+            r"detector.kind: expected retinanet, faster_rcnn, cascade_rcnn.*, got 'retina'; near",
         ),
         ("detector: {norm: batch}", r"detector: expected a section with `kind:`"),
         (
@@ -110,10 +110,7 @@ def test_the_learning_rate_follows_the_batch(tmp_path: Path) -> None:
             "{eval_every: 0, early_stopping: {metric: ap50}}",
             "early_stopping on ap50 needs validations, eval_every is 0; set eval_every: 1",
         ),
-        (
-            "{schedule: {batch_size: 1}, augment: {mosaic: 0.5, copy_paste: 0.5}}",
-            "augment.mosaic and augment.copy_paste mix the images of a batch, and schedule.batch",
-        ),
+        ("augment: {mosaic: 0.5}", "unknown key 'augment.mosaic'"),
         ("trainable: classifier", "keeps everything else as it is, which needs weights: set init"),
         ("checkpoint_every_seconds: -1", "checkpoint_every_seconds: .* equal to 0, got -1"),
         (

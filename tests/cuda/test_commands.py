@@ -150,8 +150,8 @@ def train_here(options: dict[str, Any]) -> TrainReport:
 def test_two_ranks_share_one_gpu_over_gloo(tiny: Any, ranks: Any, tmp_path: Path) -> None:
     """Not how anybody should run it (nccl refuses), but the code of the ranks on CUDA tensors."""
     options = {"config": CONFIG, "train_store": tiny.train, "val_store": tiny.val}
-    single_process = train(**options, run=tmp_path / "1")
+    alone = train(**options, run=tmp_path / "1")
     one, other = ranks.run(train_here, {**options, "run": tmp_path / "2"}, world=2)
     assert one.losses == other.losses
-    assert one.losses[0] == pytest.approx(single_process.losses[0], rel=1e-2)
-    assert len(one.losses) == len(single_process.losses)
+    assert one.losses[0] == pytest.approx(alone.losses[0], rel=1e-2)
+    assert len(one.losses) == len(alone.losses)

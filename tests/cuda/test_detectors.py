@@ -13,7 +13,7 @@ import torch
 from cachedet.backbone.frozen import load_backbone
 from cachedet.config.run import TrainConfig, load_train_config
 from cachedet.detector.build import choose_levels
-from cachedet.extraction.inputs import load_input
+from cachedet.live.modes import inputs_of
 from cachedet.loading.loader import FeatureLoader
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Batch
@@ -58,7 +58,7 @@ def make(config: TrainConfig, store: FeatureStore) -> Trainer:
 def read_batch(store: FeatureStore, config: TrainConfig, count: int = 4) -> Batch:
     levels = choose_levels(config.detector, store.manifest.spec).names
     loader = FeatureLoader(store, views=("base",), levels=levels, batch_size=count, seed=5)
-    return next(iter(loader.batches(0)))
+    return next(iter(loader.epoch(0)))
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -126,18 +126,9 @@ def test_cached_losses_are_those_of_the_live_backbone(
     views, levels = ("base", "hflip"), store.manifest.spec.names
     loader = FeatureLoader(store, views=views, levels=levels, batch_size=3, seed=0, device=device)
     cached, live = make(config, store), make(config, store)
-    for keys, batch in zip(loader.plan(0), loader.batches(0), strict=True):
-        images = [
-            load_input(
-                tiny.paths.images / store.annotations.file_names[row],
-                view=views[view],
-                image_id=int(store.annotations.image_ids[row]),
-                image_size=128,
-                pad_multiple=32,
-                preprocessing=backbone.preprocessing,
-            )
-            for view, row in keys
-        ]
+    inputs = inputs_of(store, tiny.paths.images)
+    for keys, batch in zip(loader.plan(0), loader.epoch(0), strict=True):
+        images = [inputs.load(int(row), views[view]) for view, row in keys]
         fresh = Batch(features=backbone(torch.stack(images).to(device)), targets=batch.targets)
         state = torch.get_rng_state()
         expected = live.take_step(fresh)["loss"]

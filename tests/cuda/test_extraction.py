@@ -78,7 +78,7 @@ def test_the_features_do_not_depend_on_the_batch(
 ) -> None:
     """Law L5; cuDNN may sum in another order for another batch."""
     extract(tiny.extract_config(tmp_path / "1.zarr", device="cuda", block_size=1, batch_size=1))
-    together, single_process = FeatureStore.open(cuda_train), FeatureStore.open(tmp_path / "1.zarr")
+    together, alone = FeatureStore.open(cuda_train), FeatureStore.open(tmp_path / "1.zarr")
     for row in range(len(together)):
         for level, maps in together.read(row, "base").items():
-            assert difference(single_process.read(row, "base")[level], maps) < 1e-5
+            assert difference(alone.read(row, "base")[level], maps) < 1e-5

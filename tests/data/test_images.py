@@ -188,9 +188,9 @@ def test_looked_up_values_are_the_computed_ones_to_the_bit() -> None:
     geometry = make_geometry(
         view_named("hflip"), image_hw=(16, 16), image_id=7, image_size=16, pad_multiple=24
     )
-    found = make_input(pixels, geometry, preprocessing)
+    made = make_input(pixels, geometry, preprocessing)
     values = torch.from_numpy(pixels[:, ::-1].copy()).permute(2, 0, 1).float() / 255
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
-    assert torch.equal(found[:, :16, :16], (values - mean) / std)
-    assert not found[:, 16:].any()
-    assert not found[:, :, 16:].any()
+    assert torch.equal(made[:, :16, :16], (values - mean) / std)
+    assert not made[:, 16:].any()
+    assert not made[:, :, 16:].any()

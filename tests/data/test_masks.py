@@ -36,10 +36,10 @@ def test_bitmaps_come_back(height: int, width: int, share: float, seed: int) -> 
 def test_polygons_as_pycocotools_draws_them() -> None:
     polygons = [[2.0, 2, 12, 2, 12, 9, 2, 9], [15, 1, 19, 1, 17, 8]]
     merged = coco_mask.merge(coco_mask.frPyObjects(polygons, 10, 20))
-    found = decode_mask(encode_segmentation(polygons, (10, 20)), (10, 20))
-    assert found.sum() == coco_mask.area(merged) > 60
-    assert found[2:9, 2:12].all()
-    assert not found[:, 13].any()
+    bitmap = decode_mask(encode_segmentation(polygons, (10, 20)), (10, 20))
+    assert bitmap.sum() == coco_mask.area(merged) > 60
+    assert bitmap[2:9, 2:12].all()
+    assert not bitmap[:, 13].any()
 
 
 def test_polygons_are_cut_at_the_image_and_scraps_left_out() -> None:
@@ -137,14 +137,16 @@ def test_a_smooth_shape_survives_the_round_trip() -> None:
 
 
 def test_codes_of_all_detections() -> None:
-    found = Detections(
+    detections = Detections(
         image_id=1,
         boxes=torch.tensor([[4.0, 2, 14, 9], [0.0, 0, 3, 3]]),
         scores=torch.ones(2),
         labels=torch.zeros(2, dtype=torch.int64),
         masks=torch.stack([torch.ones(4, 4), torch.zeros(4, 4)]),
     )
-    areas = [int(decode_mask(code, (12, 20)).sum()) for code in paste_masks(found, (12, 20))]
+    areas = [int(decode_mask(code, (12, 20)).sum()) for code in paste_masks(detections, (12, 20))]
     assert areas == [70, 0]
-    plain = Detections(image_id=1, boxes=found.boxes, scores=found.scores, labels=found.labels)
+    plain = Detections(
+        image_id=1, boxes=detections.boxes, scores=detections.scores, labels=detections.labels
+    )
     assert paste_masks(plain, (12, 20)) == []

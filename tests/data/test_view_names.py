@@ -24,13 +24,10 @@ VIEWS = st.one_of(
     SCALES.filter(lambda s: s != 1).map(lambda s: View(family="scale", scales=(s, s))),
     DRAWS.map(lambda k: View(family="crop", draw=k)),
     st.builds(
-        lambda a, b, k, apart: View(
-            family="jitter", scales=(min(a, b), max(a, b)), draw=k, is_spread=apart
-        ),
+        lambda a, b, k: View(family="jitter", scales=(min(a, b), max(a, b)), draw=k),
         SCALES,
         SCALES,
         DRAWS,
-        st.booleans(),
     ),
 )
 
@@ -52,9 +49,7 @@ def test_families_expand_to_single_views() -> None:
 
 
 def test_single_names_may_be_asked_for() -> None:
-    assert names("jitter-s3,jitter-k3,scale-1.5,crop-k0") == [
-        "jitter-s3", "jitter-k3", "scale-1.5", "crop-k0",
-    ]  # fmt: skip
+    assert names("jitter-s3,scale-1.5,crop-k0") == ["jitter-s3", "scale-1.5", "crop-k0"]
 
 
 def test_the_papers_range_has_one_name_only() -> None:
@@ -66,7 +61,7 @@ def test_the_papers_range_has_one_name_only() -> None:
 def test_families() -> None:
     found = [view_family(name) for name in names("base,hflip,scale=2,crop=1,jitter=1:0.5-1.5")]
     assert found == ["base", "hflip", "scale", "crop", "jitter"]
-    assert view_family("jitter-0.5-1.5-s3") == view_family("jitter-k3") == "jitter"
+    assert view_family("jitter-0.5-1.5-s3") == view_family("jitter-s3") == "jitter"
     with pytest.raises(InputError, match="unknown view 'jitter'"):
         view_family("jitter")
 
@@ -103,9 +98,8 @@ def test_other_names_are_no_views(text: str) -> None:
         ("jitter=", "jitter=: expected a number of draws from 1 to 64"),
         ("jitter=-1", "jitter=-1: expected a number of draws"),
         ("jitter=2.5", "jitter=2.5: expected a number of draws"),
-        ("jitter-k64", "view jitter-k64: draws are numbered 0 to 63, got 64"),
         ("jitter-s64", "view jitter-s64: draws are numbered 0 to 63, got 64"),
-        ("jitter-z0", "unknown view 'jitter-z0'"),
+        ("jitter-k0", "unknown view 'jitter-k0'"),
         ("crop-s0", "unknown view 'crop-s0'"),
         ("crop-k9999", "view crop-k9999: draws are numbered 0 to 63, got 9999"),
         ("scale=0.09", "scale=0.09: expected scales from 0.1 to 4, got 0.09"),
@@ -121,7 +115,7 @@ def test_other_names_are_no_views(text: str) -> None:
         ("scale=1e0", "at most 4 decimals, got '1e0'"),
         ("scale=0.12345", "at most 4 decimals, got '0.12345'"),
         ("jitter=4:1.5-0.5", "expected the smaller scale first, got 1.5 to 0.5; write 0.5-1.5"),
-        ("jitter-1.5-0.5-k0", "view jitter-1.5-0.5-k0: expected the smaller scale first"),
+        ("jitter-1.5-0.5-s0", "view jitter-1.5-0.5-s0: expected the smaller scale first"),
         ("jitter=4:0.05-2", "jitter=4:0.05-2: expected scales from 0.1 to 4, got 0.05 to 2"),
         ("jitter=4:0.5", "expected a range of scales such as 0.5-1.5, got '0.5'"),
         ("jitter=4:", "expected a range of scales such as 0.5-1.5, got ''"),

@@ -1,19 +1,24 @@
 from __future__ import annotations
 
 import typing
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from cachedet.config.detector import Norm
 from cachedet.detector.adapters import AdapterKind, Adapters, hidden_channels
-from cachedet.detector.layers import NormName
 from cachedet.structures import Features, FeatureSpec, LevelSpec
 
 KINDS: tuple[AdapterKind, ...] = typing.get_args(AdapterKind)
 SPEC = FeatureSpec(
     (LevelSpec(name="C3", channels=40, stride=8), LevelSpec(name="C4", channels=72, stride=16))
 )
+
+
+def make_adapters(**changes: Any) -> Adapters:
+    return Adapters(SPEC, **({"ratio": 0.25, "norm": "batch", "activation": "relu"} | changes))
 
 
 def make_features() -> Features:
@@ -48,8 +53,8 @@ def last_names(adapters: Adapters) -> set[str]:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_starts_as_the_identity(kind: AdapterKind, norm: NormName, training: bool) -> None:
-    adapters = Adapters(SPEC, kind=kind, norm=norm).train(training)
+def test_starts_as_the_identity(kind: AdapterKind, norm: Norm, training: bool) -> None:
+    adapters = make_adapters(kind=kind, norm=norm).train(training)
     features = make_features()
     adapted = adapters(features)
     assert tuple(adapted) == ("C3", "C4")
@@ -62,9 +67,9 @@ def test_starts_as_the_identity(kind: AdapterKind, norm: NormName, training: boo
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_last_convolution_learns_first_and_the_others_follow(
-    kind: AdapterKind, norm: NormName
+    kind: AdapterKind, norm: Norm
 ) -> None:
-    adapters = Adapters(SPEC, kind=kind, norm=norm)
+    adapters = make_adapters(kind=kind, norm=norm)
     features = make_features()
     last = last_names(adapters)
     at_once = step(adapters, features)
@@ -78,7 +83,7 @@ def test_the_last_convolution_learns_first_and_the_others_follow(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_levels_change_with_a_step(kind: AdapterKind) -> None:
-    adapters = Adapters(SPEC, kind=kind)
+    adapters = make_adapters(kind=kind)
     features = make_features()
     step(adapters, features)
     for name, level in adapters(features).items():
@@ -90,12 +95,12 @@ def test_parameter_counts() -> None:
     def count(adapters: Adapters) -> int:
         return sum(parameter.numel() for parameter in adapters.parameters())
 
-    assert count(Adapters(SPEC, kind="pointwise")) == 40 * 41 + 72 * 73
+    assert count(make_adapters(kind="pointwise")) == 40 * 41 + 72 * 73
     for norm, per_hidden in (("none", 1), ("batch", 2), ("group", 2)):
         expected = sum(
             2 * c * h + 9 * h * h + 2 * per_hidden * h + c for c, h in ((40, 8), (72, 16))
         )
-        assert count(Adapters(SPEC, kind="bottleneck", norm=norm)) == expected
+        assert count(make_adapters(kind="bottleneck", norm=norm)) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from cachedet.detector.anchors import AnchorGenerator
 
 
+def make_generator(**changes: Any) -> AnchorGenerator:
+    values = {"strides": (8,), "size_factor": 4.0, "scales_per_octave": 3}
+    return AnchorGenerator(**({"aspect_ratios": (0.5, 1.0, 2.0)} | values | changes))
+
+
 def test_anchors_by_hand() -> None:
-    generator = AnchorGenerator(
+    generator = make_generator(
         strides=(8, 14), size_factor=2.0, scales_per_octave=1, aspect_ratios=(1.0, 4.0)
     )
     anchors = generator({"P3": torch.zeros(1, 1, 1, 2), "P4": torch.zeros(1, 1, 1, 1)})
@@ -22,7 +29,7 @@ def test_anchors_by_hand() -> None:
 
 
 def test_paper_anchors() -> None:
-    generator = AnchorGenerator(strides=(8,))
+    generator = make_generator()
     assert generator.num_anchors == 9
     anchors = generator({"P3": torch.zeros(1, 1, 2, 3)})
     sizes = anchors[:, 2:] - anchors[:, :2]
@@ -35,7 +42,7 @@ def test_paper_anchors() -> None:
 
 
 def test_few_shapes_are_kept() -> None:
-    generator = AnchorGenerator(strides=(8,))
+    generator = make_generator()
     first = generator({"P3": torch.zeros(1, 1, 2, 3)})
     assert generator({"P3": torch.zeros(4, 7, 2, 3)}) is first
     for width in range(1, 80):

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torchvision.ops import FeaturePyramidNetwork
 
+from cachedet.config.detector import Activation
 from cachedet.detector.fpn import FPN, coarsen, continued_strides, pyramid_spec
-from cachedet.detector.layers import ActivationName
 from cachedet.structures import FeatureSpec, LevelSpec
 
 SPEC = FeatureSpec(
@@ -26,8 +28,13 @@ def maps_of(spec: FeatureSpec, height: int, width: int) -> dict[str, torch.Tenso
     }
 
 
+def make_neck(spec: FeatureSpec = SPEC, **changes: Any) -> FPN:
+    values = {"channels": 16, "num_levels": 5, "norm": "batch", "activation": "relu"}
+    return FPN(spec, **({"separable": False} | values | changes))
+
+
 def test_equals_torchvision_on_the_same_weights() -> None:
-    ours = FPN(SPEC, channels=16, num_levels=3, norm="none")
+    ours = make_neck(num_levels=3, norm="none")
     theirs = FeaturePyramidNetwork([6, 8, 10], 16)
     for place in range(3):
         theirs.inner_blocks[place][0].load_state_dict(ours.laterals[place].state_dict())
@@ -41,7 +48,7 @@ def test_equals_torchvision_on_the_same_weights() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(96, 160), (100, 171)])
 def test_shapes_and_spec(height: int, width: int) -> None:
-    neck = FPN(SPEC, channels=16, num_levels=5)
+    neck = make_neck()
     assert neck.spec.names == ("P3", "P4", "P5", "P6", "P7")
     assert [level.stride for level in neck.spec] == [8, 16, 32, 64, 128]
     found = neck(maps_of(SPEC, height, width))
@@ -52,7 +59,7 @@ def test_shapes_and_spec(height: int, width: int) -> None:
 
 def test_one_level_of_a_plain_vit_keeps_its_exact_stride() -> None:
     spec = FeatureSpec((LevelSpec(name="C4", channels=6, stride=14),))
-    neck = FPN(spec, channels=16, num_levels=3, norm="group")
+    neck = make_neck(spec, num_levels=3, norm="group")
     assert [(level.name, level.stride) for level in neck.spec] == [
         ("P4", 14),
         ("P5", 28),
@@ -65,14 +72,14 @@ def test_one_level_of_a_plain_vit_keeps_its_exact_stride() -> None:
 
 def test_too_few_levels() -> None:
     with pytest.raises(ValueError, match="num_levels must be at least the 3 levels"):
-        FPN(SPEC, num_levels=2)
+        make_neck(num_levels=2)
 
 
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 def test_the_activation_stands_in_front_of_the_second_extra_level(
-    activation: ActivationName,
+    activation: Activation,
 ) -> None:
-    neck = FPN(SPEC, channels=16, num_levels=5, norm="none", activation=activation)
+    neck = make_neck(norm="none", activation=activation)
     found = list(neck(maps_of(SPEC, 96, 160)).values())
     apply = {"relu": F.relu, "silu": F.silu}[activation]
     first, second = neck.extras
@@ -81,7 +88,7 @@ def test_the_activation_stands_in_front_of_the_second_extra_level(
 
 
 def test_separable_changes_the_3x3_convolutions_only() -> None:
-    neck = FPN(SPEC, channels=16, num_levels=5, norm="none", separable=True)
+    neck = make_neck(norm="none", separable=True)
     laterals = (6 + 8 + 10) * 16 + 3 * 16
     separable = 5 * (9 * 16 + 16 * 16 + 16)
     assert sum(parameter.numel() for parameter in neck.parameters()) == laterals + separable
@@ -90,7 +97,7 @@ def test_separable_changes_the_3x3_convolutions_only() -> None:
 
 
 def test_names_of_the_weights_are_those_of_older_checkpoints() -> None:
-    neck = FPN(FeatureSpec(SPEC.levels[:1]), channels=16, num_levels=2, norm="group")
+    neck = make_neck(FeatureSpec(SPEC.levels[:1]), num_levels=2, norm="group")
     modules = ("laterals.0", "outputs.0", "extras.0", "norms.0", "norms.1")
     expected = [f"{module}.{kind}" for module in modules for kind in ("weight", "bias")]
     assert list(neck.state_dict()) == expected

@@ -45,7 +45,7 @@ def rasterised(bitmap: np.ndarray, geometry: Geometry) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("name", "image_id"),
     [("base", 7), ("hflip", 7), ("scale-1.5", 7), ("crop-k0", 7), ("crop-k1", 27),
-     ("jitter-1.2-3-k0", 7), ("jitter-1.2-3-k3", 7), ("jitter-1.2-3-k1", 17)],
+     ("jitter-1.2-3-s0", 7), ("jitter-1.2-3-s3", 7), ("jitter-1.2-3-s1", 17)],
 )  # fmt: skip
 def test_masks_cropped_are_masks_rasterised(
     annotations_of: Callable[..., Annotations], name: str, image_id: int

@@ -10,7 +10,7 @@ from cachedet.detector.anchors import AnchorGenerator
 from cachedet.detector.matching import (
     BACKGROUND,
     IGNORED,
-    LowQuality,
+    AllowedLowQuality,
     PaddedGroundTruth,
     match_boxes,
     pad_ground_truth,
@@ -35,7 +35,10 @@ def annotations_of(*images: torch.Tensor) -> PaddedGroundTruth:
 
 def random_case(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    anchors = AnchorGenerator(strides=(16,))({"P4": torch.zeros(1, 1, 6, 6)})
+    generate = AnchorGenerator(
+        strides=(16,), size_factor=4.0, scales_per_octave=3, aspect_ratios=(0.5, 1.0, 2.0)
+    )
+    anchors = generate({"P4": torch.zeros(1, 1, 6, 6)})
     corners = torch.rand(7, 2, generator=generator) * 80
     sides = 8 + torch.rand(7, 2, generator=generator) * 60
     return anchors, torch.cat([corners, corners + sides], dim=1)
@@ -46,7 +49,7 @@ def match(
     *images: torch.Tensor,
     foreground: float = 0.5,
     background: float = 0.5,
-    allow_low_quality: LowQuality = "one",
+    allow_low_quality: AllowedLowQuality = "one",
 ) -> torch.Tensor:
     return match_boxes(
         anchors,

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cachedet.detector.layers import ActivationName, NormName
+from cachedet.config.detector import Activation, Norm
 from cachedet.detector.nasfpn import NASFPN, NODES, NUM_LEVELS
 from cachedet.structures import Features, FeatureSpec, LevelSpec
 
@@ -77,9 +78,14 @@ def one_repeat(neck: NASFPN, maps: list[Tensor]) -> list[Tensor]:
     return [node7, node8, node9, node11, node10]
 
 
+def make_neck(spec: FeatureSpec = SPEC, **changes: Any) -> NASFPN:
+    values = {"channels": 8, "repeats": 2, "norm": "batch", "activation": "relu"}
+    return NASFPN(spec, **({"separable": False} | values | changes))
+
+
 @pytest.mark.parametrize(("height", "width"), [(128, 256), (8 * 9, 8 * 13), (8 * 17, 8 * 1)])
 def test_one_repeat_against_the_table_by_hand(height: int, width: int) -> None:
-    neck = NASFPN(SPEC, channels=5, repeats=1, norm="none").double()
+    neck = make_neck(channels=5, repeats=1, norm="none").double()
     for parameter in neck.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     features = {name: m.double() for name, m in maps_of(SPEC, height, width).items()}
@@ -96,7 +102,7 @@ def test_one_repeat_against_the_table_by_hand(height: int, width: int) -> None:
 
 
 def test_each_repeat_takes_the_maps_of_the_one_before() -> None:
-    neck = NASFPN(SPEC, channels=4, repeats=2, norm="none")
+    neck = make_neck(channels=4, norm="none")
     features = maps_of(SPEC, 64, 64)
     twice = neck(features)
     last = neck.cells[1]
@@ -110,12 +116,12 @@ def test_the_table_joins_exactly_the_maps_nobody_used() -> None:
     places, unused = list(range(NUM_LEVELS)), set(range(NUM_LEVELS))
     for node in NODES:
         unused -= set(node.inputs)
-        left = {index for index in unused if places[index] == node.place}
+        left = {index for index in unused if places[index] == node.level}
         assert set(node.joined) == (left if node.is_output else set())
         unused -= left if node.is_output else set()
         unused.add(len(places))
-        places.append(node.place)
-    outputs = [node.place for node in NODES if node.is_output]
+        places.append(node.level)
+    outputs = [node.level for node in NODES if node.is_output]
     assert sorted(outputs) == list(range(NUM_LEVELS))
 
 
@@ -134,7 +140,7 @@ def test_shapes_and_spec(
     strides: tuple[int, ...], names: tuple[str, ...], height: int, width: int, separable: bool
 ) -> None:
     spec = make_spec(strides)
-    neck = NASFPN(spec, channels=8, repeats=2, separable=separable)
+    neck = make_neck(spec, separable=separable)
     assert neck.spec.names == names
     assert [level.stride for level in neck.spec] == [strides[0] * 2**n for n in range(5)]
     found = neck(maps_of(spec, height, width))
@@ -146,10 +152,8 @@ def test_shapes_and_spec(
 
 @pytest.mark.parametrize("separable", [False, True])
 @pytest.mark.parametrize("activation", ["relu", "silu"])
-def test_gradient_reaches_every_parameter(activation: ActivationName, separable: bool) -> None:
-    neck = NASFPN(
-        SPEC, channels=8, repeats=2, norm="none", activation=activation, separable=separable
-    )
+def test_gradient_reaches_every_parameter(activation: Activation, separable: bool) -> None:
+    neck = make_neck(norm="none", activation=activation, separable=separable)
     found = neck(maps_of(SPEC, 128, 160))
     torch.stack([level.square().mean() for level in found.values()]).sum().backward()
     for name, parameter in neck.named_parameters():
@@ -158,8 +162,8 @@ def test_gradient_reaches_every_parameter(activation: ActivationName, separable:
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
-def test_one_tiny_image(norm: NormName) -> None:
-    neck = NASFPN(SPEC, channels=8, norm=norm)
+def test_one_tiny_image(norm: Norm) -> None:
+    neck = make_neck(repeats=5, norm=norm)
     found = neck(maps_of(SPEC, 32, 32, images=1))
     sides = [level.shape[-1] for level in found.values()]
     assert sides == [4, 2, 1, 1, 1]
@@ -172,7 +176,7 @@ def test_one_tiny_image(norm: NormName) -> None:
 
 def test_parameters_of_the_papers_size() -> None:
     with torch.device("meta"):
-        neck = NASFPN(make_spec((8, 16, 32), (512, 1024, 2048)))
+        neck = make_neck(make_spec((8, 16, 32), (512, 1024, 2048)), channels=256, repeats=5)
     entry = (512 + 1024 + 2048 + 3) * 256
     norms = (3 + 35) * 2 * 256
     found = sum(parameter.numel() for parameter in neck.parameters())
@@ -185,7 +189,7 @@ def test_parameters_of_the_papers_size() -> None:
     [(False, None, (2 / (9 * 64)) ** 0.5), (True, 0, (2 / 9) ** 0.5), (True, 1, (2 / 64) ** 0.5)],
 )
 def test_convolutions_start_from_hes_normal(separable: bool, place: int | None, std: float) -> None:
-    neck = NASFPN(SPEC, channels=64, repeats=2, separable=separable)
+    neck = make_neck(channels=64, separable=separable)
     convs = [conv if place is None else conv[place] for cell in neck.cells for conv in cell.convs]
     weights = torch.cat([conv.weight.flatten() for conv in convs])
     assert weights.std().item() == pytest.approx(std, rel=0.03)
@@ -203,4 +207,4 @@ def test_levels_that_do_not_fit(strides: tuple[int, ...], came: str) -> None:
     with pytest.raises(
         ValueError, match=f"1 to 5 levels, each of twice the stride.*{came}.*detector.levels"
     ):
-        NASFPN(make_spec(strides))
+        make_neck(make_spec(strides))

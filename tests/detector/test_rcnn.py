@@ -144,8 +144,8 @@ def test_the_first_stage_samples_proposals_and_the_annotations(detectors: Any) -
 def test_boxes_move_by_the_weights_of_their_stage() -> None:
     boxes, gt_boxes = torch.tensor([[10.0, 10, 50, 30]]), torch.tensor([[12.0, 8, 60, 36]])
     for stage in paper_stages((0.5, 0.7, 0.8)):
-        backbone = encode_deltas(gt_boxes, boxes) * torch.tensor(stage.delta_weights)
-        torch.testing.assert_close(move_boxes(boxes, backbone, stage), gt_boxes)
+        deltas = encode_deltas(gt_boxes, boxes) * torch.tensor(stage.delta_weights)
+        torch.testing.assert_close(move_boxes(boxes, deltas, stage), gt_boxes)
 
 
 def record(
@@ -277,6 +277,11 @@ def test_heads_that_do_not_fit_the_stages(detectors: Any) -> None:
         "rpn": faster.rpn,
         "roi_align": faster.roi_align,
         "postprocess": faster.postprocess,
+        "samples": 512,
+        "positive_fraction": 0.25,
+        "huber_delta": 1.0,
+        "box_weight": 1.0,
+        "mask_branch": None,
     }
     heads = list(faster.heads)
     with pytest.raises(ValueError, match="expected one head a stage, got 1 for 2"):

@@ -1,15 +1,23 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
-from cachedet.detector.roi_head import RoIHead, own_deltas
+from cachedet.detector.roi_head import RoIHead, class_deltas
+
+
+def make_head(**changes: Any) -> RoIHead:
+    towers = {"num_convs": 4, "conv_channels": 256, "num_fcs": 2, "fc_channels": 1024}
+    looks = {"norm": "batch", "activation": "relu", "separable": False, "class_agnostic": False}
+    return RoIHead(**(towers | looks | changes))
 
 
 def test_equals_torchvisions_light_head_on_the_same_weights() -> None:
     """Two fully connected layers; torchvision counts the background first, we count it last."""
-    ours = RoIHead(
+    ours = make_head(
         in_channels=5, resolution=7, num_classes=3, num_convs=0, fc_channels=12, norm="none"
     )
     mlp, predictor = TwoMLPHead(5 * 49, 12), FastRCNNPredictor(12, 4)
@@ -30,7 +38,7 @@ def test_equals_torchvisions_light_head_on_the_same_weights() -> None:
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
 @pytest.mark.parametrize("rois", [0, 1, 5])
 def test_any_number_of_rois(norm: str, rois: int) -> None:
-    head = RoIHead(
+    head = make_head(
         in_channels=4,
         resolution=3,
         num_classes=2,
@@ -38,7 +46,7 @@ def test_any_number_of_rois(norm: str, rois: int) -> None:
         num_convs=2,
         conv_channels=8,
         fc_channels=8,
-        norm=norm,  # type: ignore[arg-type]
+        norm=norm,
         activation="silu",
         separable=True,
     )
@@ -51,12 +59,12 @@ def test_any_number_of_rois(norm: str, rois: int) -> None:
 
 def test_paper_size() -> None:
     """PAPER 2.5: each cascade stage owns 16.36 M parameters."""
-    head = RoIHead(in_channels=256, resolution=7, num_classes=90, class_agnostic=True)
+    head = make_head(in_channels=256, resolution=7, num_classes=90, class_agnostic=True)
     assert sum(p.numel() for p in head.parameters()) == pytest.approx(16.36e6, rel=1e-3)
 
 
 def test_own_deltas() -> None:
     deltas = torch.arange(24.0).view(2, 3, 4)
-    assert own_deltas(deltas, torch.tensor([2, 0])).tolist() == [[8, 9, 10, 11], [12, 13, 14, 15]]
-    assert torch.equal(own_deltas(deltas, torch.tensor([3, -1])), deltas[[0, 1], [2, 0]])
-    assert torch.equal(own_deltas(deltas[:, :1], torch.tensor([2, 0])), deltas[:, 0])
+    assert class_deltas(deltas, torch.tensor([2, 0])).tolist() == [[8, 9, 10, 11], [12, 13, 14, 15]]
+    assert torch.equal(class_deltas(deltas, torch.tensor([3, -1])), deltas[[0, 1], [2, 0]])
+    assert torch.equal(class_deltas(deltas[:, :1], torch.tensor([2, 0])), deltas[:, 0])

@@ -18,13 +18,22 @@ STRIDES = (8, 16)
 
 def make_rpn(**changes: object) -> RPN:
     torch.manual_seed(1)
-    anchors = AnchorGenerator(strides=STRIDES, size_factor=4.0, scales_per_octave=1)
-    head = RPNHead(
-        in_channels=6, channels=6, num_levels=2, num_anchors=anchors.num_anchors, norm="none"
+    anchors = AnchorGenerator(
+        strides=STRIDES, size_factor=4.0, scales_per_octave=1, aspect_ratios=(0.5, 1.0, 2.0)
     )
+    head = RPNHead(
+        in_channels=6, channels=6, num_levels=2, num_anchors=anchors.num_anchors, num_convs=1,
+        norm="none", activation="relu", separable=False,
+    )  # fmt: skip
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    return RPN(head=head, anchors=anchors, **changes)  # type: ignore[arg-type]
+    values = {
+        "foreground_iou": 0.7, "background_iou": 0.3, "allow_low_quality": "one", "samples": 256,
+        "positive_fraction": 0.5, "class_weight": 0.5, "huber_delta": 1 / 9, "box_weight": 1.0,
+        "nms_iou": 0.7, "train_counts": ProposalCounts(pre_nms=2000, post_nms=1000),
+        "test_counts": ProposalCounts(pre_nms=1000, post_nms=1000),
+    }  # fmt: skip
+    return RPN(head=head, anchors=anchors, **(values | changes))  # type: ignore[arg-type]
 
 
 def make_pyramid(side: int = 64) -> Features:

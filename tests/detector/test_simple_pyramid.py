@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from cachedet.detector.layers import NormName
+from cachedet.config.detector import Norm
 from cachedet.detector.simple_pyramid import SimplePyramid
 from cachedet.structures import FeatureSpec, LevelSpec
 
@@ -13,12 +15,16 @@ def make_spec(stride: int, *, channels: int = 6) -> FeatureSpec:
     return FeatureSpec((LevelSpec(name="C4", channels=channels, stride=stride),))
 
 
+def make_neck(spec: FeatureSpec, **changes: Any) -> SimplePyramid:
+    return SimplePyramid(spec, **({"channels": 16, "num_levels": 4, "norm": "group"} | changes))
+
+
 @pytest.mark.parametrize(
     ("stride", "num_levels", "strides"),
     [(14, 4, [7, 14, 28, 56]), (16, 4, [8, 16, 32, 64]), (16, 2, [8, 16]), (16, 1, [8])],
 )
 def test_strides_are_exact(stride: int, num_levels: int, strides: list[int]) -> None:
-    neck = SimplePyramid(make_spec(stride), channels=8, num_levels=num_levels)
+    neck = make_neck(make_spec(stride), channels=8, num_levels=num_levels)
     assert [level.stride for level in neck.spec] == strides
     assert neck.spec.names == ("P3", "P4", "P5", "P6")[:num_levels]
 
@@ -32,8 +38,8 @@ def test_strides_are_exact(stride: int, num_levels: int, strides: list[int]) -> 
         ((1, 1), [(2, 2), (1, 1), (1, 1), (1, 1), (1, 1)]),
     ],
 )
-def test_shapes(size_hw: tuple[int, int], expected: list[tuple[int, int]], norm: NormName) -> None:
-    neck = SimplePyramid(make_spec(14), channels=16, num_levels=5, norm=norm)
+def test_shapes(size_hw: tuple[int, int], expected: list[tuple[int, int]], norm: Norm) -> None:
+    neck = make_neck(make_spec(14), num_levels=5, norm=norm)
     found = neck({"C4": torch.randn(1, 6, *size_hw), "C5": torch.randn(1)})
     assert [(level.shape[1], *level.shape[-2:]) for level in found.values()] == [
         (16, *size) for size in expected
@@ -42,7 +48,7 @@ def test_shapes(size_hw: tuple[int, int], expected: list[tuple[int, int]], norm:
 
 
 def test_against_plain_code() -> None:
-    neck = SimplePyramid(make_spec(16, channels=3), channels=4, norm="none").double()
+    neck = make_neck(make_spec(16, channels=3), channels=4, norm="none").double()
     level = torch.randn(2, 3, 5, 7, dtype=torch.float64)
     doubled = torch.zeros(2, 2, 10, 14, dtype=torch.float64)
     for y in range(2):
@@ -64,15 +70,15 @@ def test_against_plain_code() -> None:
 
 
 def test_parameter_count() -> None:
-    neck = SimplePyramid(make_spec(16, channels=768))
+    neck = make_neck(make_spec(16, channels=768), channels=256)
     upsample = 768 * 384 * 4 + 384
     branches = (384 + 3 * 768) * 256 + 4 * (9 * 256 * 256 + 4 * 256)
     assert sum(parameter.numel() for parameter in neck.parameters()) == upsample + branches
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
-def test_gradient_reaches_every_parameter(norm: NormName) -> None:
-    neck = SimplePyramid(make_spec(14), channels=16, norm=norm)
+def test_gradient_reaches_every_parameter(norm: Norm) -> None:
+    neck = make_neck(make_spec(14), norm=norm)
     found = neck({"C4": torch.randn(2, 6, 9, 7)})
     torch.stack(
         [(level * torch.randn_like(level)).sum() for level in found.values()]
@@ -84,7 +90,7 @@ def test_gradient_reaches_every_parameter(norm: NormName) -> None:
 
 def test_a_stride_that_cannot_be_halved() -> None:
     with pytest.raises(ValueError, match="must be even, got C4 of stride 15; choose another"):
-        SimplePyramid(make_spec(15))
+        make_neck(make_spec(15))
 
 
 def test_several_levels() -> None:
@@ -92,4 +98,4 @@ def test_several_levels() -> None:
     with pytest.raises(
         ValueError, match="takes one level, got C3, C4; choose one with detector.levels"
     ):
-        SimplePyramid(FeatureSpec(levels))
+        make_neck(FeatureSpec(levels))

@@ -7,8 +7,9 @@ from cachedet.detector.towers import Tower, per_anchor
 
 
 def make_tower(**changes: object) -> Tower:
-    values = {"in_channels": 4, "channels": 8, "num_levels": 3, "num_convs": 2} | changes
-    return Tower(**values)  # type: ignore[arg-type]
+    values = {"in_channels": 4, "channels": 8, "num_levels": 3, "num_convs": 2}
+    looks = {"norm": "batch", "activation": "relu", "separable": False}
+    return Tower(**(values | looks | changes))  # type: ignore[arg-type]
 
 
 def test_levels_share_convolutions_but_not_norms() -> None:

@@ -74,9 +74,9 @@ def test_three_ranks_agree(ranks: Any) -> None:
 def draw(images: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The numbers of a batch whose images differ in width, then the random state."""
     rank, world = collective.rank(), collective.world_size()
-    own = list(range(images))[rank::world]
-    widest = max(4 + n for n in own)
-    return collective.rand_of_rank(len(own), widest, generator=None), torch.get_rng_state()
+    mine = list(range(images))[rank::world]
+    widest = max(4 + n for n in mine)
+    return collective.rand_of_rank(len(mine), widest, generator=None), torch.get_rng_state()
 
 
 def test_draws_are_those_of_one_process(ranks: Any) -> None:
@@ -132,9 +132,9 @@ def test_a_rank_that_died_is_an_error_at_once(
     assert statuses[dead] == -signal.SIGKILL
     assert statuses[left] == 1
     assert time.monotonic() - started < 40  # the timeout is 90 s
-    told = (folder / f"{left}.txt").read_text()
-    assert f"RankError: rank {left} of 2 lost another rank, which died or did not answer" in told
-    assert "continue with --resume, or let torchrun do so with --max-restarts" in told
+    message = (folder / f"{left}.txt").read_text()
+    assert f"RankError: rank {left} of 2 lost another rank, which died or did not answer" in message
+    assert "continue with --resume, or let torchrun do so with --max-restarts" in message
 
 
 def wait_for_a_rank_that_hangs(folder: Path) -> tuple[str, float]:

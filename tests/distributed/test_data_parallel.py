@@ -83,14 +83,14 @@ def make_share(
 ) -> Batch:
     """This rank's share of a global batch, as the loader deals it; images 0, 1, 2... boxes."""
     made = [make_image(generator, (3 * n) % 7) for n in range(images)]
-    own = made if images < world_size() else made[rank() :: world_size()]
+    mine = made if images < world_size() else made[rank() :: world_size()]
     return Batch(
         features={
-            name: torch.stack([features[name] for features, _ in own]).to(dtype)
+            name: torch.stack([features[name] for features, _ in mine]).to(dtype)
             for name in SPEC.names
         },
-        targets=[replace(targets, boxes=targets.boxes.to(dtype)) for _, targets in own],
-        others=images - len(own),
+        targets=[replace(targets, boxes=targets.boxes.to(dtype)) for _, targets in mine],
+        others=images - len(mine),
     )
 
 
@@ -101,7 +101,9 @@ def make_trainer_of(config: dict[str, Any], *, clip_norm: float = 5.0) -> Traine
     detector = build_detector(adapter.validate_python(values), spec=SPEC, num_classes=3)
     return Trainer(
         detector=detector,
-        optimizer=torch.optim.SGD(detector.parameters(), lr=0.02, momentum=0.9),
+        optimizer=torch.optim.SGD(
+            [{"params": detector.parameters(), "lr_scale": 1.0}], lr=0.02, momentum=0.9
+        ),
         learning_rate=LearningRate(
             peak=0.02, total_steps=10, warmup_steps=0, kind="cosine", drops=(), warmup_from=0.0
         ),
@@ -146,18 +148,18 @@ def test_ranks_train_as_one_process_does(
     case = DETECTORS[name], dtype
     one = ranks.run(train_steps, case, world=1)[0]
     for world in (2, 4):
-        found = ranks.run(train_steps, case, world=world)
-        for other in found[1:]:
-            assert other["rows"] == found[0]["rows"]
-            assert torch.equal(other["random"], found[0]["random"])
-            for state, first in zip(other["states"], found[0]["states"], strict=True):
+        states = ranks.run(train_steps, case, world=world)
+        for other in states[1:]:
+            assert other["rows"] == states[0]["rows"]
+            assert torch.equal(other["random"], states[0]["random"])
+            for state, first in zip(other["states"], states[0]["states"], strict=True):
                 assert all(torch.equal(state[key], first[key]) for key in state)
-        assert torch.equal(found[0]["random"], one["random"])
+        assert torch.equal(states[0]["random"], one["random"])
         for step, expected in enumerate(one["states"]):
-            apart = distances(found[0]["states"][step], expected)
+            apart = distances(states[0]["states"][step], expected)
             worst = max(apart, key=lambda key: apart[key])
             assert apart[worst] <= most, (world, step, worst, apart[worst])
-        for row, wanted in zip(found[0]["rows"], one["rows"], strict=True):
+        for row, wanted in zip(states[0]["rows"], one["rows"], strict=True):
             assert row == pytest.approx(wanted, rel=1e-5, abs=1e-7)
 
 

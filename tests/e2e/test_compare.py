@@ -187,7 +187,7 @@ def test_a_failed_cell_leaves_the_others(run_compare: Any, tmp_path: Path) -> No
         (("--epochs", "1", "--budget", "5m"), "--epochs and --budget are two ways"),
         (("--budget", "soon"), "--budget expects a time such as 10m"),
         (("--batch-norm", "off"), "--batch-norm expects frozen or trained"),
-        (("--set", "augment.noise=1"), "augment.noise: values of cached maps are changed"),
+        (("--set", "init_from=somewhere"), "init_from is 'somewhere': all modes start"),
         (("--set", "nonsense=1"), "unknown key 'nonsense'"),
         (("--device", "cuda:77"), "device 'cuda:77' cannot be used here"),
     ],

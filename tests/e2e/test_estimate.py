@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import time
 from dataclasses import replace
@@ -17,9 +18,10 @@ from typer.testing import CliRunner
 from cachedet.backbone.frozen import load_backbone
 from cachedet.cli import app
 from cachedet.commands.estimate_tables import print_estimate
-from cachedet.config.run import TrainConfig
+from cachedet.config.run import TrainConfig, dump_config
 from cachedet.estimate import EstimateReport, change_measured, estimate, open_inputs
 from cachedet.estimation.forecast import make_forecast
+from cachedet.estimation.prediction import compare_extraction, compare_training
 from cachedet.estimation.what_if import parse_what_if
 from cachedet.extract import extract
 from cachedet.train import train
@@ -79,21 +81,37 @@ def test_what_a_person_reads(report: EstimateReport, capsys: pytest.CaptureFixtu
 
 
 def test_extract_and_train_heads_compare_with_it(
-    report: EstimateReport, tiny: Any, folder: Path
+    report: EstimateReport, tiny: Any, folder: Path, options: list[str]
 ) -> None:
-    config = tiny.extract_config(folder / "train.zarr", codec="int8+zstd")
-    written = extract(config)
-    assert set(written.predicted) == {"bytes", "extraction seconds"}
-    size = written.predicted["bytes"]
+    store, heads = folder / "train.zarr", folder / "heads.yaml"
+    config = tiny.extract_config(store, codec="int8+zstd")
+    how = ["--views", "base,hflip", "--codec", config.codec, "--workers", str(config.workers)]
+    how += ["--block-size", "3", "--batch-size", "2", "--json"]
+    written = run_json("extract", *options[1:], *how, "--store", str(store))
+    assert set(written["predicted"]) == {"bytes", "extraction seconds"}
+    size = written["predicted"]["bytes"]
     assert size["predicted"] == report.forecast.nbytes
-    assert size["actual"] == written.nbytes_written
+    assert size["actual"] == written["nbytes_written"]
     assert size["predicted"] == pytest.approx(size["actual"], rel=0.05)
-    assert extract(config).predicted == {}  # nothing was written this time
-    done = train(HEADS, train_store=folder / "train.zarr", run=folder / "run")
-    assert set(done.predicted) == {"seconds per epoch", "peak memory"}
-    assert json.loads(json.dumps(done.to_json()))["predicted"] == done.predicted
+    assert compare_extraction(extract(config), config) == {}  # nothing was written this time
+    heads.write_text(dump_config(HEADS))
+    training = ["train-heads", str(heads), "--train", str(store), "--run"]
+    done = run_json(*training, str(folder / "run"), "--json")
+    assert set(done["predicted"]) == {"seconds per epoch", "peak memory"}
+    assert done["predicted"]["seconds per epoch"]["actual"] == done["step_seconds_per_epoch"]
+    assert done["step_seconds_per_epoch"] <= done["seconds_per_epoch"]
+    shown = CliRunner().invoke(app, [*training, str(folder / "shown")]).output
+    assert re.search(r"^peak memory: .*B predicted, .*B actual \([+-]\d+%\)$", shown, re.M)
     other = HEADS.model_copy(update={"seed": 1, "precision": "bf16"})
-    assert train(other, train_store=folder / "train.zarr", run=folder / "other").predicted == {}
+    again = train(other, train_store=store, run=folder / "other")
+    assert compare_training(again, other, store=store) == {}
+
+
+def run_json(*words: str) -> dict[str, Any]:
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    values: dict[str, Any] = json.loads(result.stdout)
+    return values
 
 
 @pytest.fixture

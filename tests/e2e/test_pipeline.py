@@ -28,7 +28,7 @@ from cachedet.errors import (
 )
 from cachedet.evaluate import evaluate
 from cachedet.extract import extract
-from cachedet.extraction.inputs import load_input
+from cachedet.live.modes import inputs_of
 from cachedet.loading.loader import FeatureLoader
 from cachedet.predict import predict
 from cachedet.store.reader import FeatureStore
@@ -97,24 +97,15 @@ def test_same_losses_as_with_the_live_backbone(tiny: Any, config: TrainConfig) -
     )
     backbone = load_backbone("test_resnet", weights=str(tiny.weights), image_size=128)
     assert backbone.digest == store.manifest.weights_digest
+    inputs = inputs_of(store, tiny.paths.images)
     losses: dict[str, list[float]] = {"cached": [], "live": []}
     for kind, found in losses.items():
         torch.manual_seed(0)
         trainer = make_trainer(config, manifest=store.manifest, total_steps=9)
         for epoch in range(2):
-            for keys, batch in zip(loader.plan(epoch), loader.batches(epoch), strict=True):
+            for keys, batch in zip(loader.plan(epoch), loader.epoch(epoch), strict=True):
                 if kind == "live":
-                    images = [
-                        load_input(
-                            tiny.paths.images / store.annotations.file_names[row],
-                            view=views[view],
-                            image_id=int(store.annotations.image_ids[row]),
-                            image_size=128,
-                            pad_multiple=32,
-                            preprocessing=backbone.preprocessing,
-                        )
-                        for view, row in keys
-                    ]
+                    images = [inputs.load(int(row), views[view]) for view, row in keys]
                     batch = dataclasses.replace(batch, features=backbone(torch.stack(images)))
                 found.append(trainer.take_step(batch)["loss"])
     assert len(losses["live"]) >= 6
@@ -135,15 +126,13 @@ def test_extracting_again_is_bit_exact_and_changes_no_input(tiny: Any, tmp_path:
 def test_features_do_not_depend_on_the_other_images_of_a_block(tiny: Any, tmp_path: Path) -> None:
     """Law L5: other blocks and batches, the same features."""
     extract(tiny.extract_config(tmp_path / "one.zarr", block_size=1, batch_size=1))
-    together, single_process = (
+    together, alone = (
         FeatureStore.open(tiny.train),
         FeatureStore.open(tmp_path / "one.zarr"),
     )
     for row in range(len(together)):
         for level, maps in together.read(row, "hflip").items():
-            torch.testing.assert_close(
-                maps, single_process.read(row, "hflip")[level], rtol=1e-5, atol=1e-5
-            )
+            torch.testing.assert_close(maps, alone.read(row, "hflip")[level], rtol=1e-5, atol=1e-5)
 
 
 def test_extraction_continues_and_mends(tiny: Any, tmp_path: Path) -> None:
@@ -229,7 +218,7 @@ def test_compiled_parts_give_the_same_losses(tiny: Any) -> None:
     detector = {"kind": "retinanet", "levels": ["C5"], "neck": neck, "num_convs": 1}
     plain = TrainConfig.model_validate({"detector": detector, "device": "cpu"})
     loader = FeatureLoader(store, views=("base",), levels=("C5",), batch_size=3, seed=0)
-    batch = next(loader.batches(0))
+    batch = next(loader.epoch(0))
     losses: dict[bool, list[float]] = {False: [], True: []}
     for compiled, found in losses.items():
         torch.manual_seed(0)
@@ -258,7 +247,7 @@ def test_a_mask_head_is_trained_scored_and_drawn(tiny: Any, tmp_path: Path) -> N
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["masks"]["ap"] == report.mask_scores.ap
     image = tiny.paths.images / "val_00000.jpg"
-    entries = predict(
+    predicted = predict(
         tmp_path / "run",
         images=[image],
         out=tmp_path / "drawn",
@@ -266,7 +255,7 @@ def test_a_mask_head_is_trained_scored_and_drawn(tiny: Any, tmp_path: Path) -> N
         min_score=0.0,
         device="cpu",
     )
-    assert all("segmentation" in found for found in entries[0]["detections"])
+    assert all("segmentation" in d for d in predicted.to_json()["images"][0]["detections"])
     shown = call("eval", tmp_path / "run", "--store", tiny.val, "--device", "cpu")
     assert "COCO figures of masks" in shown.output
 
@@ -309,14 +298,15 @@ def test_prediction_from_files_equals_scoring_from_the_store(
 ) -> None:
     report = evaluate(run, store=tiny.val)
     files = [tiny.paths.images / f"val_{n:05d}.jpg" for n in range(4)]
-    entries = predict(
+    predicted = predict(
         run, images=files, out=tmp_path, weights=str(tiny.weights), min_score=0.0, device="cpu"
     )
-    for entry, stored in zip(entries, report.detections, strict=True):
-        scores = [found["score"] for found in entry["detections"]]
-        torch.testing.assert_close(torch.tensor(scores), stored.scores, rtol=1e-4, atol=1e-5)
-        assert Path(entry["drawing"]).is_file()
-    assert json.loads((tmp_path / "detections.json").read_text()) == entries
+    for image, stored in zip(predicted.images, report.detections, strict=True):
+        scores = image.detections.scores
+        torch.testing.assert_close(scores, stored.scores, rtol=1e-4, atol=1e-5)
+        assert image.drawing.is_file()
+    written = json.loads((tmp_path / "detections.json").read_text())
+    assert written == predicted.to_json()["images"]
 
 
 def test_prediction_needs_the_same_weights(tiny: Any, run: Path, tmp_path: Path) -> None:
@@ -331,7 +321,7 @@ def test_a_nonfinite_loss_stops_before_the_optimiser_moves(tiny: Any, config: Tr
         store, views=("base",), levels=store.manifest.spec.names, batch_size=2, seed=0
     )
     trainer = make_trainer(config, manifest=store.manifest, total_steps=4)
-    batch = next(iter(loader.batches(0)))
+    batch = next(iter(loader.epoch(0)))
     before = {name: value.clone() for name, value in trainer.detector.named_parameters()}
     batch.features["C4"][0, 0, 0, 0] = float("nan")
     ids = ", ".join(map(str, batch.image_ids))

@@ -128,18 +128,19 @@ def test_views_are_merged_into_what_is_written(
 ) -> None:
     files = image_files(tiny, store)[:2]
     settings: dict[str, Any] = {"weights": str(tiny.weights), "min_score": 0.0, "device": "cpu"}
-    entries = predict(runs["masks"], images=files, out=tmp_path, views=ASKED, **settings)
+    merged = predict(runs["masks"], images=files, out=tmp_path, views=ASKED, **settings)
+    entries = merged.to_json()["images"]
     assert json.loads((tmp_path / "detections.json").read_text()) == entries
+    assert all("segmentation" in entry for entry in entries[0]["detections"])
     single = predict(runs["masks"], images=files, out=tmp_path / "base", **settings)
     stored = stored_detections(runs["masks"], store, ASKED)[:2]
-    for entry, single_process, expected in zip(entries, single, stored, strict=True):
-        scores = [found["score"] for found in entry["detections"]]
-        torch.testing.assert_close(torch.tensor(scores), expected.scores, rtol=1e-4, atol=1e-5)
-        assert scores != [found["score"] for found in single_process["detections"]]
-        assert all("segmentation" in found for found in entry["detections"])
+    for image, of_one_view, expected in zip(merged.images, single.images, stored, strict=True):
+        scores = image.detections.scores
+        torch.testing.assert_close(scores, expected.scores, rtol=1e-4, atol=1e-5)
+        assert scores.tolist() != of_one_view.detections.scores.tolist()
 
 
-@pytest.mark.parametrize("views", ["jitter=2", "base,crop=1", "base,jitter-0.5-1.5-k3"])
+@pytest.mark.parametrize("views", ["jitter=2", "base,crop=1", "base,jitter-0.5-1.5-s3"])
 def test_views_drawn_from_an_image_id_are_refused(tmp_path: Path, views: str) -> None:
     """Before anything is opened or written."""
     message = f"predict expects views among base, hflip and scale=<f>, got '{views}': crop and jit"

@@ -24,6 +24,7 @@ from cachedet.config.run import TrainConfig, dump_config
 from cachedet.errors import CheckpointError, ConfigError
 from cachedet.evaluate import evaluate, load_detector
 from cachedet.extract import extract
+from cachedet.progress import shown
 from cachedet.train import TrainReport, train
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 
@@ -365,7 +366,8 @@ def test_logs(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     config, run = make_config(schedule={"accumulate": 1}, tensorboard=True), tmp_path / "run"
     stores = {"train_store": tiny.train, "val_store": tiny.val}
     train(config.model_copy(update={"max_steps": 3}), run=run, **stores)
-    report = train(config, run=run, resume=True, **stores)
+    with shown():
+        report = train(config, run=run, resume=True, **stores)
     with (run / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert set(rows[0]) >= {"images_per_second", "waiting_share", "val_ap75", "loss_box"}
@@ -382,9 +384,9 @@ def test_logs(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert scores[-1].step == report.steps
     assert scores[-1].value == pytest.approx(float(rows[-1]["val_ap"]))
     assert events.Scalars("training/loss")[0].value == pytest.approx(float(first["loss"]))
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    for text in (shown.err, (run / "log.txt").read_text()):
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    for text in (printed.err, (run / "log.txt").read_text()):
         assert re.search(r"  epoch +lr +loss +class +box +AP +AP50 +img/s +wait", text)
         lines = re.findall(r"\s3/3 +\S+e-\d+ +[\d.]+ +[\d.]+ +[\d.]+ +0.\d{3} +0.\d{3} .*%", text)
         assert len(lines) == 1
@@ -400,10 +402,9 @@ def test_tensorboard_that_is_missing_is_said_before_anything_is_made(
     assert not (tmp_path / "run").exists()
 
 
-def test_images_without_boxes(
-    tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_images_without_boxes(tiny: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """They teach what background is, which is said; AP on them is undefined, which is refused."""
+    caplog.set_level("INFO", logger="cachedet")
     content = json.loads(tiny.paths.train.read_text())
     content["annotations"] = []
     (tmp_path / "empty.json").write_text(json.dumps(content))
@@ -415,7 +416,8 @@ def test_images_without_boxes(
         )  # fmt: skip
         assert report.reason == "finished"
         assert report.losses[-1] < report.losses[0]
-        assert "note: no training image holds a box" in capsys.readouterr().err
+        assert "note: no training image holds a box" in caplog.text
+        caplog.clear()
     with pytest.raises(
         ConfigError, match="validation store .*e.zarr holds no boxes .* leave --val"
     ):

@@ -17,9 +17,11 @@ from cachedet.cli import app
 from cachedet.config.run import EvalConfig, TrainConfig
 from cachedet.data.images import decode_image, make_input
 from cachedet.data.views import TRAINING_VIEWS, make_geometry, parse_views, view_named
-from cachedet.errors import ConfigError, InputError, MissingFeatureError, StoreError
+from cachedet.errors import ConfigError, InputError, MissingFeatureError
 from cachedet.evaluate import evaluate
 from cachedet.extract import extract
+from cachedet.loading.residency import StreamedFeatures
+from cachedet.loading.targets import geometry_of, targets_of
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store
 from cachedet.structures import Batch
@@ -90,7 +92,7 @@ def test_same_losses_as_with_the_live_backbone(tiny: Any, added: Path) -> None:
     """Law L3, step by step over all views."""
     store = FeatureStore.open(added)
     backbone = load_backbone("test_resnet", weights=str(tiny.weights), image_size=128)
-    levels = store.manifest.spec.names
+    source = StreamedFeatures(store, levels=store.spec.names, device=torch.device("cpu"))
     batches = [
         [(int(row), view) for row in rows[:3]]
         for view in VIEWS
@@ -101,8 +103,8 @@ def test_same_losses_as_with_the_live_backbone(tiny: Any, added: Path) -> None:
         torch.manual_seed(0)
         trainer = make_trainer(CONFIG, manifest=store.manifest, total_steps=20)
         for keys in batches:
-            targets = [store.targets(*key) for key in keys]
-            batch = Batch(features=store.read_batch(keys, levels), targets=targets)
+            targets = [targets_of(store, *key) for key in keys]
+            batch = Batch(features=source.read(keys), targets=targets)
             if kind == "live":
                 images = torch.stack([live_input(tiny, store, *key) for key in keys])
                 batch = dataclasses.replace(batch, features=backbone(images))
@@ -127,7 +129,7 @@ def test_views_of_one_image_share_its_bucket(added: Path) -> None:
     for view in ("hflip", "crop-k0", "jitter-s0", "jitter-s1", "jitter-0.5-1.5-s0"):
         assert str(store.buckets(view)) == str(store.buckets("base"))
     keys = [(0, view) for view in ("base", "crop-k0", "jitter-s0")]
-    assert len(next(iter(store.read_batch(keys, ["C3"]).values()))) == 3
+    assert len({store.bucket_of(*key) for key in keys}) == 1
 
 
 def test_a_codecs_statistics_stay_those_of_the_store(tiny: Any, tmp_path: Path) -> None:
@@ -269,10 +271,10 @@ def test_a_tiny_image(tiny: Any, tmp_path: Path) -> None:
     store.require_complete()
     for view in store.manifest.views:
         for row in range(2):
-            height, width = store.geometry(row, view).valid_hw
+            height, width = geometry_of(store, row, view).valid_hw
             assert min(height, width) >= 1
             assert all(maps.numel() > 0 for maps in store.read(row, view).values())
-            assert len(store.targets(row, view).boxes) <= 1 - row
+            assert len(targets_of(store, row, view).boxes) <= 1 - row
 
 
 def test_views_that_nobody_named(tiny: Any, tmp_path: Path) -> None:
@@ -287,15 +289,3 @@ def test_views_that_nobody_named(tiny: Any, tmp_path: Path) -> None:
     assert report.blocks_written == 0
     shown = CliRunner().invoke(app, ["extract", "--help"], env={"COLUMNS": "300"})
     assert f"Default of a new store: {TRAINING_VIEWS}" in shown.output
-
-
-def test_a_damaged_manifest_asks_for_the_views(tiny: Any, tmp_path: Path) -> None:
-    store = tmp_path / "val.zarr"
-    config = {"annotations": tiny.paths.val, "views": "base"}
-    extract(tiny.extract_config(store, **config))
-    whole = (store / "manifest.json").read_bytes()
-    (store / "manifest.json").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(StoreError, match="holds cannot be read either: name them with --views"):
-        extract(tiny.extract_config(store, **(config | {"views": None})))
-    extract(tiny.extract_config(store, **config))
-    assert (store / "manifest.json").read_bytes() == whole

@@ -144,7 +144,7 @@ def test_features_that_fit_on_the_device(measured_of: Make) -> None:
 
 def test_a_small_data_set_wants_more_draws(measured_of: Make) -> None:
     """Two views of 1 GB: four more are 4 GB, less than a tenth of 41."""
-    views = ("base", "jitter-0.5-1.5-k0", "jitter-0.5-1.5-k1")
+    views = ("base", "jitter-0.5-1.5-s0", "jitter-0.5-1.5-s1")
     small = measured_of(views=("base", "hflip"), free_disk=41e9)
     line = advice.few_draws(*both(small))
     assert line == (
@@ -156,5 +156,5 @@ def test_a_small_data_set_wants_more_draws(measured_of: Make) -> None:
     assert "4 jittered views in place of 2 take 1.33 GB more" in line
     assert advice.few_draws(*both(replace(small, free_disk=39e9))) is None
     assert advice.few_draws(*both(replace(small, images=1001))) is None
-    enough = (*views, "jitter-0.5-1.5-k2", "jitter-0.5-1.5-k3")
+    enough = (*views, "jitter-0.5-1.5-s2", "jitter-0.5-1.5-s3")
     assert advice.few_draws(*both(measured_of(views=enough, free_disk=41e9))) is None

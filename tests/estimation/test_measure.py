@@ -36,7 +36,6 @@ from cachedet.estimation.trial import Fit, Sample, Trial
 from cachedet.extraction.inputs import make_inputs
 from cachedet.store.codecs.registry import make_codec
 from cachedet.store.format.layout import Layout
-from cachedet.store.format.manifest import FORMAT_VERSION
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, FeatureSpec, LevelSpec
 
@@ -218,7 +217,7 @@ def test_what_zstd_left_of_the_trial_goes_for_its_codec_alone(
     spec = FeatureSpec((LevelSpec(name="C5", channels=4, stride=32),))
     codecs = {
         name: CodecCost(
-            layout=Layout(spec=spec, codec=make_codec(name), format_version=FORMAT_VERSION),
+            layout=Layout(spec=spec, codec=make_codec(name)),
             share=share,
             seconds=0.0,
         )

@@ -30,7 +30,7 @@ from cachedet.estimation.mode_trials import (
     try_mode,
 )
 from cachedet.estimation.sample import TrialBatches
-from cachedet.loading.loader import make_loader
+from cachedet.loading.loader import make_run_loader
 from cachedet.store.reader import FeatureStore
 from cachedet.training.trainer import make_trainer
 
@@ -113,7 +113,7 @@ def test_plain_heads_have_what_all_modes_can_have() -> None:
     config = TrainConfig.model_validate(
         {
             "seed": 7,
-            "augment": {"flip": 0.5, "noise": 1.0, "channel_dropout": 0.1},
+            "augment": {"flip": 0.5},
             "trainable": "classifier",
             "init_from": "x",
             "early_stopping": {"metric": "ap"},
@@ -125,7 +125,7 @@ def test_plain_heads_have_what_all_modes_can_have() -> None:
 def trainer_and_loader(job: StepJob) -> tuple[Any, Any]:
     store = FeatureStore.open(job.store)
     trainer = make_trainer(job.config, manifest=store.manifest, total_steps=100)
-    return trainer, make_loader(job.config, store)
+    return trainer, make_run_loader(job.config, store)
 
 
 def test_the_warm_up_is_not_counted_and_no_file_is_left(

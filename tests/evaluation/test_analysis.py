@@ -18,6 +18,7 @@ from cachedet.evaluation.lvis import Federated, score_lvis
 from cachedet.evaluation.metrics import score_table
 from cachedet.evaluation.significance import bootstrap, compare_runs
 from cachedet.evaluation.strata import stratify
+from cachedet.progress import shown
 from cachedet.structures import Annotations, Detections, MaskCodes
 
 Tabulated = tuple[Annotations, DetectionTable]
@@ -71,9 +72,11 @@ def test_resampling_tells_how_far_it_is(
     annotations, table = drawn
     analyse(annotations, table)
     assert capsys.readouterr() == ("", "")
-    analyse(annotations, table, resamples=3)
+    with shown():
+        analyse(annotations, table, resamples=3)
     assert "resample: 3/3" in capsys.readouterr().err
-    analyse(annotations, table, other=table, resamples=3)
+    with shown():
+        analyse(annotations, table, other=table, resamples=3)
     out, err = capsys.readouterr()
     assert "resample: 6/6" in err
     assert out == ""

@@ -14,13 +14,14 @@ from cachedet.data.geometry import Geometry
 from cachedet.errors import MissingFeatureError
 from cachedet.evaluation.inference import detect_store, drop_cut, propose_store
 from cachedet.evaluation.merging import Merging
+from cachedet.loading.targets import geometry_of
 from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.layout import Block
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, Detections, Features, SizeHW
 
-VIEWS = ("base", "hflip", "scale-2", "crop-k0", "jitter-1-3-k0")
+VIEWS = ("base", "hflip", "scale-2", "crop-k0", "jitter-1-3-s0")
 BOX = [[30, 20, 90, 70, 0, 0]]
 
 
@@ -73,9 +74,8 @@ def store(
         _, height, width = spec.map_shapes(block.bucket)["C4"]
         maps = torch.zeros(len(block.rows), 5, height, width)
         for index, row in enumerate(block.rows):
-            box = reader.geometry(row, block.view).boxes_to_view(annotations.boxes[row : row + 1])[
-                0
-            ]
+            geometry = geometry_of(reader, row, block.view)
+            box = geometry.boxes_to_view(annotations.boxes[row : row + 1])[0]
             values = torch.cat([box, torch.tensor([0.5 + 0.1 * VIEWS.index(block.view)])])
             maps[index] = values[:, None, None]
         return {"C4": maps}
@@ -112,11 +112,12 @@ def test_several_views_are_merged_and_the_best_wins(store: FeatureStore) -> None
     assert len(apart[0]) == 2
 
 
-@pytest.mark.parametrize("view", ["crop-k0", "jitter-1-3-k0"])
+@pytest.mark.parametrize("view", ["crop-k0", "jitter-1-3-s0"])
 def test_a_window_gives_whole_boxes_only(store: FeatureStore, view: str) -> None:
     whole = 0
     for row, detections in enumerate(detect(store, [view])):
-        visible = float(store.geometry(row, view).visible_fraction(store.annotations.boxes[:1])[0])
+        geometry = geometry_of(store, row, view)
+        visible = float(geometry.visible_fraction(store.annotations.boxes[:1])[0])
         assert len(detections) in ((1,) if visible == 1 else (0,))
         if len(detections):
             whole += 1

@@ -44,8 +44,8 @@ def test_quality_is_recorded_and_shown(tiny: Any, tmp_path: Path) -> None:
     extract(tiny.extract_config(tmp_path / "s.zarr", codec="snr12"))
     quality = describe_store(tmp_path / "s.zarr")["quality"]
     assert set(quality) == {"C3", "C4", "C5"}
-    assert all(10 < found["snr_db"] < 16 for found in quality.values())
-    assert all(found["saturation"] < 1e-3 for found in quality.values())
+    assert all(10 < noise["snr_db"] < 16 for noise in quality.values())
+    assert all(noise["saturation"] < 1e-3 for noise in quality.values())
     store, exact = FeatureStore.open(tmp_path / "s.zarr"), FeatureStore.open(tiny.train)
     noise = signal = 0.0
     for row in range(8):
@@ -299,7 +299,7 @@ def test_waiting_for_another_machine_is_said_and_holds_nothing_back(
     notes: list[str] = []
 
     def watch(frame: Any, event: str, _: object) -> None:
-        if event == "call" and frame.f_code.co_name == "remark":
+        if event == "call" and frame.f_code.co_name == "note":
             notes.append(frame.f_locals["note"])
             patience = time.monotonic() + 20
             while not ours.exists() and time.monotonic() < patience:

@@ -20,8 +20,8 @@ ELSEWHERE = Owner(host="another-machine", pid=1, start=1)
 
 
 @given(st.integers(1, 9), st.integers(0, 50))
-def test_each_place_belongs_to_one_rank(world: int, place: int) -> None:
-    owners = [number for number in range(world) if Rank(number=number, world=world).owns(place)]
+def test_each_block_belongs_to_one_rank(world: int, index: int) -> None:
+    owners = [number for number in range(world) if Rank(number=number, world=world).owns(index)]
     assert len(owners) == 1
 
 
@@ -63,13 +63,13 @@ def names(blocks: list[Any]) -> list[int]:
 
 
 class Waits:
-    """What a person is told: numbers of the blocks waited for."""
+    """What a person sees: numbers of the blocks waited for."""
 
     def __init__(self) -> None:
-        self.told: list[list[int]] = []
+        self.shown: list[list[int]] = []
 
     def __call__(self, blocks: Sequence[Any]) -> None:
-        self.told.append(names(list(blocks)))
+        self.shown.append(names(list(blocks)))
 
 
 def test_own_blocks_come_first_and_nobody_waits_for_the_dead(writer: Any, store_kit: Any) -> None:
@@ -90,7 +90,7 @@ def test_blocks_of_living_writers_are_left_to_them(writer: Any) -> None:
     with LeaseBook(writer.root) as leases:
         done = list(blocks_to_write(writer, leases, Rank(), on_wait=waits))
     assert names(done) == [0, 1, 3, 4, 5]
-    assert waits.told == []
+    assert waits.shown == []
 
 
 def test_committed_blocks_are_not_done_again(writer: Any, store_kit: Any) -> None:
@@ -115,8 +115,8 @@ def test_a_machine_that_fell_silent_is_waited_for_and_then_replaced(writer: Any)
     assert names(done) == [1, 2, 3, 4, 5, 0]
     assert done[5] is None  # so that nobody holds back the last block meanwhile
     assert now >= 60
-    assert waits.told[:2] == [[0], []]
-    assert len(waits.told) == 2 * now
+    assert waits.shown[:2] == [[0], []]
+    assert len(waits.shown) == 2 * now
 
 
 def test_a_machine_that_commits_while_we_wait(writer: Any, store_kit: Any) -> None:

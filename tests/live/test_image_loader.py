@@ -20,9 +20,9 @@ from cachedet.store.reader import FeatureStore
 @pytest.mark.parametrize(
     ("name", "epoch", "expected"),
     [
-        ("jitter-k0", 0, "jitter-k63"),
-        ("jitter-k0", 1, "jitter-k62"),
-        ("jitter-k5", 1, "jitter-k62"),  # all draws of one recipe are one view here
+        ("jitter-s0", 0, "jitter-s63"),
+        ("jitter-s0", 1, "jitter-s62"),
+        ("jitter-s5", 1, "jitter-s62"),  # all draws of one recipe are one view here
         ("jitter-0.5-1.5-s1", 63, "jitter-0.5-1.5-s0"),
         ("jitter-0.5-1.5-s1", 64, "jitter-0.5-1.5-s63"),
     ],
@@ -90,7 +90,7 @@ def test_each_epoch_shows_its_own_draw(
     """Pixels and boxes alike."""
     loader = loader_of(store, tiny.paths.images, view, fresh=fresh)
     inputs = inputs_of(store, tiny.paths.images)
-    in_turn = list(loader.batches(0, until=len(shown)))
+    in_turn = list(loader.epoch(0, until=len(shown)))
     for epoch, name in enumerate(shown):
         batch = in_turn[epoch * len(loader.plan(0))]
         rows = [int(row) for _, row in loader.plan(epoch)[0]]

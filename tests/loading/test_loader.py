@@ -17,7 +17,7 @@ from cachedet.augmentation.draws import RandomDraws
 from cachedet.augmentation.steps import make_augment
 from cachedet.config.run import AugmentConfig, make_train_config
 from cachedet.errors import ConfigError, CorruptBlockError, StoreError
-from cachedet.loading.loader import FeatureLoader, make_loader
+from cachedet.loading.loader import FeatureLoader, make_run_loader
 from cachedet.loading.residency import StreamedFeatures
 from cachedet.store.reader import FeatureStore, Key
 from cachedet.structures import Annotations, Batch, Features
@@ -34,7 +34,7 @@ def loader_of(store: FeatureStore, **changes: Any) -> FeatureLoader:
 def test_batches_are_those_of_the_plan(tiny: Any) -> None:
     store = FeatureStore.open(tiny.train)
     loader = loader_of(store)
-    plan, batches = loader.plan(2), list(loader.batches(2))
+    plan, batches = loader.plan(2), list(loader.epoch(2))
     assert len(plan) == len(batches)
     for keys, batch in zip(plan, batches, strict=True):
         assert list(batch.features) == ["C3", "C5"]
@@ -42,13 +42,13 @@ def test_batches_are_those_of_the_plan(tiny: Any) -> None:
         for n, (view, row) in enumerate(keys):
             expected = store.read(int(row), VIEWS[view])
             assert torch.equal(batch.features["C5"][n], expected["C5"])
-    rest = list(loader.batches(2, skip=2))
+    rest = list(loader.epoch(2, skip=2))
     assert [b.image_ids for b in rest] == [b.image_ids for b in batches[2:]]
 
 
 def test_batches_come_channels_last(tiny: Any) -> None:
     """Not in the training thread, which would wait for it."""
-    for batch in loader_of(FeatureStore.open(tiny.train)).batches(0):
+    for batch in loader_of(FeatureStore.open(tiny.train)).epoch(0):
         for maps in batch.features.values():
             assert maps.is_contiguous(memory_format=torch.channels_last)
         assert batch.nbytes == sum(maps.numel() * 4 for maps in batch.features.values())
@@ -59,15 +59,16 @@ def test_a_reading_error_reaches_the_training_loop(tiny: Any, tmp_path: Path) ->
     store = FeatureStore.open(tmp_path / "s.zarr")
     shutil.rmtree(tmp_path / "s.zarr" / "base")
     with pytest.raises(CorruptBlockError, match="the shard file is missing"):
-        list(loader_of(store, views=("base",)).batches(0))
+        list(loader_of(store, views=("base",)).epoch(0))
 
 
 def test_the_disk_vanishes_in_the_middle_of_an_epoch(tiny: Any, tmp_path: Path) -> None:
     shutil.copytree(tiny.train, tmp_path / "s.zarr")
-    store = FeatureStore.open(tmp_path / "s.zarr", most_files=1)
+    store = FeatureStore.open(tmp_path / "s.zarr")
+    store._chunks._most_files = 1
     loader = loader_of(store, batch_size=1)
     loader._source = VanishingDisk(loader._source, tmp_path / "s.zarr", after=3)
-    batches = loader.batches(0)
+    batches = loader.epoch(0)
     for _ in range(3):
         next(batches)
     with pytest.raises(StoreError, match="s.zarr is gone: its folder was removed or its disk unm"):
@@ -98,12 +99,12 @@ def test_ranks_read_their_share_of_the_global_batches(tiny: Any, world_size: int
     ]
     for loader in ranks:
         assert [b.tolist() for b in loader.plan(1)] == [b.tolist() for b in whole.plan(1)]
-    shares = [list(loader.batches(1)) for loader in ranks]
-    for number, batch in enumerate(whole.batches(1)):
+    shares = [list(loader.epoch(1)) for loader in ranks]
+    for number, batch in enumerate(whole.epoch(1)):
         small = len(batch.targets) < world_size
         for rank, of_rank in enumerate(shares):
-            own = batch.image_ids if small else batch.image_ids[rank::world_size]
-            assert of_rank[number].image_ids == own
+            share = batch.image_ids if small else batch.image_ids[rank::world_size]
+            assert of_rank[number].image_ids == share
 
 
 def add_noise(batch: Batch, draws: RandomDraws) -> Batch:
@@ -124,29 +125,29 @@ def drawn_by(batches: Sequence[Batch], plain: Sequence[Batch]) -> list[torch.Ten
 def test_augmentation_depends_on_seed_epoch_and_batch_alone(tiny: Any) -> None:
     store = FeatureStore.open(tiny.train)
     loader = loader_of(store, augment=add_noise)
-    first, again = list(loader.batches(1)), list(loader.batches(1))
+    first, again = list(loader.epoch(1)), list(loader.epoch(1))
     torch.rand(3)  # the global generator has no say
-    rest = list(loader.batches(1, skip=1))
+    rest = list(loader.epoch(1, skip=1))
     for one, other in [*zip(first, again, strict=True), *zip(first[1:], rest, strict=True)]:
         assert torch.equal(one.features["C5"], other.features["C5"])
-    plain = list(loader_of(store).batches(1))
+    plain = list(loader_of(store).epoch(1))
     drawn = drawn_by(first, plain)
     assert len({tuple(noise.flatten()[:8].tolist()) for noise in drawn}) == len(drawn)
     other_seed = loader_of(store, augment=add_noise, seed=6)
     other_seed.plan = loader.plan  # type: ignore[method-assign]
-    for before, after in zip(drawn, drawn_by(list(other_seed.batches(1)), plain), strict=True):
+    for before, after in zip(drawn, drawn_by(list(other_seed.epoch(1)), plain), strict=True):
         assert not torch.equal(before, after)
 
 
 def test_epochs_that_follow_are_those_read_alone(tiny: Any) -> None:
     """Images and what augmentation draws; only the first epoch is entered in its middle."""
     loader = loader_of(FeatureStore.open(tiny.train), augment=add_noise)
-    single_process = [*loader.batches(1, skip=1), *loader.batches(2), *loader.batches(3)]
-    together = list(loader.batches(1, skip=1, until=4))
+    single_process = [*loader.epoch(1, skip=1), *loader.epoch(2), *loader.epoch(3)]
+    together = list(loader.epoch(1, skip=1, until=4))
     assert [b.image_ids for b in together] == [b.image_ids for b in single_process]
     for one, other in zip(together, single_process, strict=True):
         assert torch.equal(one.features["C5"], other.features["C5"])
-    assert not list(loader.batches(4, until=4))
+    assert not list(loader.epoch(4, until=4))
 
 
 def test_the_next_epoch_is_read_while_this_one_ends(tiny: Any) -> None:
@@ -160,7 +161,7 @@ def test_the_next_epoch_is_read_while_this_one_ends(tiny: Any) -> None:
     source = Counting(store, levels=LEVELS, device=torch.device("cpu"))
     loader = loader_of(store, source=source)
     steps = len(loader.plan(0))
-    with closing(loader.batches(0, until=2)) as batches:
+    with closing(loader.epoch(0, until=2)) as batches:
         for _ in range(steps):
             next(batches)
         assert all(read.acquire(timeout=10) for _ in range(steps + 1))
@@ -170,21 +171,21 @@ def test_the_next_epoch_is_read_while_this_one_ends(tiny: Any) -> None:
 def test_ranks_augment_a_image_as_one_process_does(tiny: Any, world_size: int) -> None:
     """Of their share, and of a batch that all of them read whole."""
     store = FeatureStore.open(tiny.train)
-    config = AugmentConfig(translate=0.5, crop=0.5, flip=0.5, channel_dropout=0.2)
-    augment = make_augment(config, spec=store.manifest.spec, quality={}, trains_masks=False)
+    config = AugmentConfig(translate=0.5, crop=0.5, flip=0.5)
+    augment = make_augment(config, spec=store.spec)
     whole = loader_of(store, augment=augment, batch_size=3)
-    sizes = [len(batch.targets) for batch in whole.batches(0)]
+    sizes = [len(batch.targets) for batch in whole.epoch(0)]
     assert min(sizes) < world_size <= max(sizes)
     for rank in range(world_size):
-        own = loader_of(store, augment=augment, batch_size=3, rank=rank, world_size=world_size)
-        for batch, share in zip(whole.batches(0), own.batches(0), strict=True):
-            places = range(len(batch.targets))
-            places = places if len(places) < world_size else places[rank::world_size]
-            assert share.image_ids == [batch.image_ids[place] for place in places]
-            for n, place in enumerate(places):
-                assert torch.equal(share.targets[n].boxes, batch.targets[place].boxes)
+        of_rank = loader_of(store, augment=augment, batch_size=3, rank=rank, world_size=world_size)
+        for batch, share in zip(whole.epoch(0), of_rank.epoch(0), strict=True):
+            indices = range(len(batch.targets))
+            indices = indices if len(indices) < world_size else indices[rank::world_size]
+            assert share.image_ids == [batch.image_ids[index] for index in indices]
+            for n, index in enumerate(indices):
+                assert torch.equal(share.targets[n].boxes, batch.targets[index].boxes)
                 for level in LEVELS:
-                    assert torch.equal(share.features[level][n], batch.features[level][place])
+                    assert torch.equal(share.features[level][n], batch.features[level][index])
 
 
 def test_what_is_read_ahead_is_bounded_by_bytes(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +204,7 @@ def test_what_is_read_ahead_is_bounded_by_bytes(tiny: Any, monkeypatch: pytest.M
         monkeypatch.setattr("cachedet.loading.loader._AHEAD_NBYTES", room)
         loader = loader_of(store, batch_size=1, source=source)
         count[0] = 0
-        batches = loader.batches(0)
+        batches = loader.epoch(0)
         next(batches)
         for _ in range(expected):
             assert read.acquire(timeout=10)
@@ -227,13 +228,13 @@ def test_readers_give_way_to_the_step(tiny: Any) -> None:
 
     before = os.getpriority(os.PRIO_PROCESS, 0)
     source = Watched(store, levels=LEVELS, device=torch.device("cpu"))
-    list(loader_of(store, source=source).batches(0))
+    list(loader_of(store, source=source).epoch(0))
     assert seen == {(min(before + 10, 19), 1)}
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 def test_a_loader_that_is_left_early_leaves_no_thread(tiny: Any) -> None:
-    batches = loader_of(FeatureStore.open(tiny.train), batch_size=1).batches(0)
+    batches = loader_of(FeatureStore.open(tiny.train), batch_size=1).epoch(0)
     next(batches)
     batches.close()
     names = [thread.name for thread in threading.enumerate()]
@@ -245,13 +246,14 @@ def config_of(**changes: Any) -> Any:
     return make_train_config(values | changes, where="test")
 
 
-def test_the_loader_of_a_config(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_loader_of_a_config(tiny: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="cachedet")
     store = FeatureStore.open(tiny.train)
     loaders = {
-        residency: make_loader(config_of(residency=residency), store)
+        residency: make_run_loader(config_of(residency=residency), store)
         for residency in ("stream", "ram", "device", "auto")
     }
-    lines = [line for line in capsys.readouterr().err.splitlines() if "residency" in line]
+    lines = [line for line in caplog.messages if "residency" in line]
     assert [line.split(":")[0] for line in lines] == [
         "residency stream",
         "residency ram",
@@ -260,44 +262,46 @@ def test_the_loader_of_a_config(tiny: Any, capsys: pytest.CaptureFixture[str]) -
     ]
     assert "residency auto: ram, as encoded features need" in lines[3]
     assert "at most half of" in lines[3]
-    batches = [list(loader.batches(0)) for loader in loaders.values()]
+    batches = [list(loader.epoch(0)) for loader in loaders.values()]
     for other in batches[1:]:
         for one, two in zip(batches[0], other, strict=True):
             assert one.image_ids == two.image_ids
             for level, maps in one.features.items():
                 assert torch.equal(maps, two.features[level])
-    make_loader(config_of(), store, rank=1, world_size=2)
-    assert capsys.readouterr().err == ""
+    caplog.clear()
+    make_run_loader(config_of(), store, rank=1, world_size=2)
+    assert caplog.messages == []
 
 
 def test_weights_of_views_reach_the_plan(tiny: Any) -> None:
     store = FeatureStore.open(tiny.train)
-    loader = make_loader(config_of(views={"base": 1, "hflip": 1e6}), store)
+    loader = make_run_loader(config_of(views={"base": 1, "hflip": 1e6}), store)
     assert all((keys[:, 0] == 1).all() for keys in loader.plan(0))
-    equal = make_loader(config_of(views={"base": 2, "hflip": 2}), store).plan(3)
+    equal = make_run_loader(config_of(views={"base": 2, "hflip": 2}), store).plan(3)
     assert [b.tolist() for b in equal] == [
-        b.tolist() for b in make_loader(config_of(), store).plan(3)
+        b.tolist() for b in make_run_loader(config_of(), store).plan(3)
     ]
     with pytest.raises(ConfigError, match=r"train.zarr has no 'crop'; .*holds base, hflip"):
-        make_loader(config_of(views={"base": 1, "crop": 1}), store)
+        make_run_loader(config_of(views={"base": 1, "crop": 1}), store)
 
 
 def test_samplings_of_a_config(
     tmp_path: Path,
     store_kit: Any,
     annotations_of: Callable[..., Annotations],
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", logger="cachedet")
     boxes = [[[1.0, 2, 30, 40, 1, 0]], [], [[5, 5, 9, 9, 0, 1]], [], [[0, 0, 50, 60, 1, 0]]]
     annotations = annotations_of([(96, 128)] * 5, boxes)
     store = FeatureStore.open(store_kit.fill(tmp_path / "s.zarr", annotations))
 
     def rows_of(sampling: dict[str, Any]) -> list[int]:
-        loader = make_loader(config_of(sampling=sampling), store)
+        loader = make_run_loader(config_of(sampling=sampling), store)
         return sorted(np.concatenate(loader.plan(0))[:, 1].tolist())
 
     assert rows_of({"kind": "uniform"}) == [0, 1, 2, 3, 4]
-    assert "2 of 3 classes have no box to learn from" in capsys.readouterr().err
+    assert "2 of 3 classes have no box to learn from" in caplog.text
     assert set(rows_of({"kind": "class_balanced"})) == {0, 4}
     assert rows_of({"kind": "repeat_factor"}) == [0, 1, 2, 3, 4]
     twice = rows_of({"kind": "repeat_factor", "threshold": 1.0})  # sqrt(1 / 0.4) = 1.58
@@ -308,23 +312,23 @@ def test_all_images_empty(
     tmp_path: Path, store_kit: Any, annotations_of: Callable[..., Annotations]
 ) -> None:
     store = FeatureStore.open(store_kit.fill(tmp_path / "s.zarr", annotations_of([(96, 128)] * 3)))
-    assert len(list(make_loader(config_of(), store).batches(0))) == 1
+    assert len(list(make_run_loader(config_of(), store).epoch(0))) == 1
     for kind in ("repeat_factor", "class_balanced"):
         with pytest.raises(ConfigError, match=f"sampling.kind={kind} needs boxes"):
-            make_loader(config_of(sampling={"kind": kind}), store)
+            make_run_loader(config_of(sampling={"kind": kind}), store)
 
 
 def test_a_batch_larger_than_the_data_is_the_data(tiny: Any) -> None:
     store = FeatureStore.open(tiny.train)
     loader = loader_of(store, batch_size=10_000, views=("base",))
     assert len(loader.plan(0)) == len(store.buckets("base"))
-    assert sum(len(batch.targets) for batch in loader.batches(0)) == len(store)
+    assert sum(len(batch.targets) for batch in loader.epoch(0)) == len(store)
 
 
 def test_augmentation_of_a_config(tiny: Any) -> None:
     store = FeatureStore.open(tiny.train)
-    plain = list(make_loader(config_of(), store).batches(0))
-    augmented = list(make_loader(config_of(augment={"channel_dropout": 0.5}), store).batches(0))
+    plain = list(make_run_loader(config_of(), store).epoch(0))
+    augmented = list(make_run_loader(config_of(augment={"flip": 1.0}), store).epoch(0))
     for before, after in zip(plain, augmented, strict=True):
         assert before.image_ids == after.image_ids
         assert not torch.equal(before.features["C5"], after.features["C5"])

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import gc
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from cachedet.loading.memory import MapMemory, free_memory, free_ram
-from cachedet.structures import Features
+from cachedet.loading.memory import free_memory, free_ram
 
 GB = 1 << 30
 
@@ -70,70 +67,3 @@ def test_a_group_beyond_its_limit_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_system_that_says_nothing_has_half_of_its_ram(tmp_path: Path) -> None:
     assert free_ram(tmp_path) > 10 << 20
-
-
-SMALL = {"C4": (3, 4, 5), "C5": (7, 2, 3)}
-LARGE = {"C4": (64, 128, 128), "C5": (128, 64, 64)}  # 6 MB an image
-
-
-def address(maps: Features) -> int:
-    return maps["C4"].data_ptr()
-
-
-@pytest.mark.parametrize("shapes", [SMALL, LARGE], ids=["small", "large"])
-def test_maps_have_their_shapes_and_do_not_overlap(shapes: dict[str, tuple[int, int, int]]) -> None:
-    maps = MapMemory().take(2, shapes)
-    for number, (level, shape) in enumerate(shapes.items()):
-        assert maps[level].shape == (2, *shape)
-        assert maps[level].dtype == torch.float32
-        assert maps[level].is_contiguous(memory_format=torch.channels_last)
-        maps[level].fill_(number)
-    for number, level in enumerate(shapes):
-        assert (maps[level] == number).all()
-
-
-def test_memory_is_used_again_only_when_every_map_is_gone() -> None:
-    memory = MapMemory()
-    first = memory.take(2, LARGE)
-    place = address(first)
-    kept = first["C5"][1, :3]  # a view of one level holds it all
-    kept.fill_(7.0)
-    del first
-    second = memory.take(2, LARGE)
-    assert address(second) != place
-    second["C5"].fill_(0.0)
-    assert (kept == 7.0).all()
-    del kept
-    gc.collect()
-    assert address(memory.take(2, LARGE)) == place
-
-
-def test_what_a_graph_still_needs_is_not_used_again() -> None:
-    memory = MapMemory()
-    maps = memory.take(2, LARGE)
-    maps["C4"].fill_(3.0)
-    weight = torch.ones(64, 1, 1, requires_grad=True)
-    loss = (maps["C4"] * weight).sum()
-    del maps
-    memory.take(2, LARGE)["C4"].fill_(0.0)
-    loss.backward()
-    torch.testing.assert_close(weight.grad, torch.full((64, 1, 1), 3.0 * 2 * 128 * 128))
-
-
-def test_much_larger_memory_is_left_to_others() -> None:
-    memory = MapMemory()
-    place = address(memory.take(6, LARGE))
-    assert address(memory.take(2, LARGE)) != place
-    assert address(memory.take(5, LARGE)) == place
-
-
-def test_threads_never_share_memory_that_is_held() -> None:
-    memory = MapMemory()
-
-    def work(number: int) -> bool:
-        maps = memory.take(2, LARGE)
-        maps["C5"].fill_(number)
-        return bool((maps["C5"] == number).all())
-
-    with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(work, range(60)))

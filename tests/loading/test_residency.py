@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 import torch
 
+from cachedet.config.run import Residency
 from cachedet.errors import ConfigError, CorruptBlockError, StoreError
 from cachedet.loading.loader import FeatureLoader
 from cachedet.loading.residency import (
     FeatureSource,
     Need,
     RamFeatures,
-    Residency,
     choose_residency,
     make_source,
 )
+from cachedet.progress import shown
 from cachedet.store.codecs.codec import Part
 from cachedet.store.format.shards import pack_chunk
 from cachedet.store.reader import FeatureStore
@@ -58,7 +59,7 @@ def test_batches_are_bit_identical(
         }
         plan = loaders["stream"].plan(0)
         for keys, *batches in zip(
-            plan, *(loader.batches(0) for loader in loaders.values()), strict=True
+            plan, *(loader.epoch(0) for loader in loaders.values()), strict=True
         ):
             for batch in batches:
                 assert list(batch.features) == list(levels)
@@ -76,7 +77,7 @@ def test_maps_in_huge_pages_are_the_same(
     source = source_of(store, "stream", levels=("C4", "C5"))
     keys = [(0, "base"), (3, "hflip"), (1, "base")]
     plain = source.read(keys)
-    monkeypatch.setattr("cachedet.loading.memory._LARGE", 1)
+    monkeypatch.setattr("cachedet.loading.decoding._LARGE", 1)
     huge = source.read(keys)
     del source, store  # the maps own their memory
     for level, maps in plain.items():
@@ -95,8 +96,8 @@ def test_nothing_is_read_again_once_it_is_held(
     exact = store.read(3, "hflip")
     source = source_of(store, kind, levels=("C4", "C5"))
     shutil.rmtree(root)
-    found = source.read([(3, "hflip"), (0, "base")])
-    assert torch.equal(found["C5"][0], exact["C5"])
+    features = source.read([(3, "hflip"), (0, "base")])
+    assert torch.equal(features["C5"][0], exact["C5"])
 
 
 def test_ram_keeps_what_is_compressed_compressed(
@@ -104,8 +105,8 @@ def test_ram_keeps_what_is_compressed_compressed(
 ) -> None:
     root = store_kit.fill(tmp_path / "s.zarr", annotations, codec="int8+zstd")  # constant maps
     store = FeatureStore.open(root)
-    packed = store.read_packed(0, "base", ("C4",))
-    codes, scale = packed
+    room = store.make_buffers(store.bucket_of(0, "base"), 1, ("C4",))
+    codes, scale = store.read_packed(0, "base", out=room)
     assert isinstance(codes, bytes)
     assert isinstance(scale, np.ndarray)
     assert len(codes) < 3 * 6 * 8  # C x h x w int8 codes
@@ -239,8 +240,10 @@ def test_long_loading_shows_progress(
 ) -> None:
     root = store_kit.fill(tmp_path / "s.zarr", annotations)
     store = FeatureStore.open(root)
-    RamFeatures(store, views=VIEWS, levels=("C4",), device=CPU)
+    with shown():
+        RamFeatures(store, views=VIEWS, levels=("C4",), device=CPU)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("cachedet.loading.residency._WORTH_A_LINE", 1)
-    RamFeatures(store, views=VIEWS, levels=("C4",), device=CPU)
+    with shown():
+        RamFeatures(store, views=VIEWS, levels=("C4",), device=CPU)
     assert f"load features: {len(store.blocks)}/{len(store.blocks)}" in capsys.readouterr().err

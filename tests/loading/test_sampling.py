@@ -15,9 +15,9 @@ from cachedet.errors import ConfigError
 from cachedet.loading.sampling import (
     PlannedBatch,
     describe_empty_classes,
+    indices_of_rank,
     make_class_balanced_sampler,
     make_repeat_factor_sampler,
-    places_of_rank,
     plan_epoch,
     planned_batches,
     resolve_views,
@@ -44,7 +44,7 @@ def plain_plan(
         for bucket in sorted(of_bucket)
         for start in range(0, len(of_bucket[bucket]), batch_size)
     ]
-    return [batches[place] for place in rng.permutation(len(batches))]
+    return [batches[index] for index in rng.permutation(len(batches))]
 
 
 @settings(deadline=None, max_examples=80, derandomize=True)
@@ -91,20 +91,20 @@ def test_views_and_order_change_with_epoch_and_seed() -> None:
 
 def test_views_come_as_often_as_their_weights_say() -> None:
     buckets = np.zeros((3, 20_000), dtype=np.int64)
-    plan = plan_epoch(buckets, batch_size=64, seed=3, epoch=1, chances=(0.2, 0.5, 0.3))
-    found = np.bincount(np.concatenate(plan)[:, 0]) / 20_000
-    np.testing.assert_allclose(found, (0.2, 0.5, 0.3), atol=0.015)  # 4 standard deviations
-    again = plan_epoch(buckets, batch_size=64, seed=3, epoch=1, chances=(0.2, 0.5, 0.3))
+    plan = plan_epoch(buckets, batch_size=64, seed=3, epoch=1, probabilities=(0.2, 0.5, 0.3))
+    shares = np.bincount(np.concatenate(plan)[:, 0]) / 20_000
+    np.testing.assert_allclose(shares, (0.2, 0.5, 0.3), atol=0.015)  # 4 standard deviations
+    again = plan_epoch(buckets, batch_size=64, seed=3, epoch=1, probabilities=(0.2, 0.5, 0.3))
     assert [b.tolist() for b in plan] == [b.tolist() for b in again]
-    equal = plan_epoch(buckets, batch_size=64, seed=3, epoch=1, chances=(1 / 3, 1 / 3, 1 / 3))
+    equal = plan_epoch(buckets, batch_size=64, seed=3, epoch=1, probabilities=(1 / 3, 1 / 3, 1 / 3))
     plain = plan_epoch(buckets, batch_size=64, seed=3, epoch=1)
     assert [b.tolist() for b in equal] == [b.tolist() for b in plain]
 
 
-HELD = ("base", "hflip", "jitter-k0", "jitter-k1")
+HELD = ("base", "hflip", "jitter-s0", "jitter-s1")
 
 
-def test_chances_of_views() -> None:
+def test_probabilities_of_views() -> None:
     def resolve(wanted: Any) -> dict[str, float]:
         return resolve_views(wanted, held=HELD, where="s.zarr")
 
@@ -112,15 +112,15 @@ def test_chances_of_views() -> None:
     assert resolve(("hflip", "base")) == {"hflip": 0.5, "base": 0.5}
     assert list(resolve(("hflip", "base"))) == ["hflip", "base"]
     assert resolve({"base": 1, "hflip": 1, "jitter": 2}) == dict.fromkeys(HELD, 0.25)
-    assert resolve({"jitter": 1, "jitter-k1": 1}) == {"jitter-k0": 0.25, "jitter-k1": 0.75}
-    assert resolve(("base", "jitter")) == {"base": 0.5, "jitter-k0": 0.25, "jitter-k1": 0.25}
+    assert resolve({"jitter": 1, "jitter-s1": 1}) == {"jitter-s0": 0.25, "jitter-s1": 0.75}
+    assert resolve(("base", "jitter")) == {"base": 0.5, "jitter-s0": 0.25, "jitter-s1": 0.25}
 
 
 def test_weights_for_views_the_store_lacks() -> None:
     with pytest.raises(
         ConfigError,
         match=r"views: s.zarr has no 'hflp', 'crop'; nearest: 'hflip'.*; it holds base, hflip, "
-        r"jitter-k0, jitter-k1, so also the families jitter. Extract the missing views",
+        r"jitter-s0, jitter-s1, so also the families jitter. Extract the missing views",
     ):
         resolve_views({"base": 1, "hflp": 2, "crop": 1}, held=HELD, where="s.zarr")
     with pytest.raises(ConfigError, match=r"it holds base. Extract"):
@@ -136,7 +136,7 @@ def test_weights_for_views_the_store_lacks() -> None:
         ("{base: .inf}", "weight of view 'base' must be above 0"),
         ("{base: true}", "weight of view 'base' must be above 0"),
         ("{}", "views must name at least one view, got {}"),
-        ("[base, base]", "views must name each view once; for other chances give weights"),
+        ("[base, base]", "views must name each view once; for other probabilities give weights"),
         ("base", "expected names of views as \\[base, hflip\\], or weights"),
         ("[1]", "expected names of views"),
     ],
@@ -158,16 +158,16 @@ def test_views_of_a_config_survive_writing_it_down() -> None:
 
 
 def boxes_of(labels: list[list[int]], *, crowd: int = 0) -> list[list[list[float]]]:
-    return [[[*BOX, float(label), float(crowd)] for label in own] for own in labels]
+    return [[[*BOX, float(label), float(crowd)] for label in of_image] for of_image in labels]
 
 
 def test_repeat_factors_are_those_of_the_paper(annotations_of: AnnotationsOf) -> None:
     labels = [[0], [0, 0, 1], [0], [], [0], [0], [0], [0]]
     annotations = annotations_of([(64, 64)] * 8, boxes_of(labels))
     factors = make_repeat_factor_sampler(annotations, threshold=0.5).factors
-    for row, own in enumerate(labels):
+    for row, of_image in enumerate(labels):
         expected = 1.0
-        for label in own:
+        for label in of_image:
             share = sum(label in other for other in labels) / len(labels)
             expected = max(expected, (0.5 / share) ** 0.5)
         assert factors[row] == pytest.approx(expected)
@@ -237,11 +237,11 @@ def test_all_images_empty(annotations_of: AnnotationsOf) -> None:
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(size=st.integers(1, 20), world_size=st.integers(1, 6))
 def test_ranks_share_a_global_batch(size: int, world_size: int) -> None:
-    shares = [places_of_rank(size, rank=rank, world_size=world_size) for rank in range(world_size)]
+    shares = [indices_of_rank(size, rank=rank, world_size=world_size) for rank in range(world_size)]
     if size < world_size:
         assert all(share == range(size) for share in shares)
         return
-    assert sorted(place for share in shares for place in share) == list(range(size))
+    assert sorted(index for share in shares for index in share) == list(range(size))
     assert [share[0] for share in shares] == list(range(world_size))
     sizes = [len(share) for share in shares]
     assert max(sizes) - min(sizes) <= 1
@@ -274,7 +274,9 @@ def test_an_epoch_of_lvis_is_planned_in_no_time() -> None:
     ]
     for sampler in samplers:
         started = time.process_time()
-        plan_epoch(buckets, batch_size=8, seed=0, epoch=0, sampler=sampler, chances=(0.5, 0.3, 0.2))
+        plan_epoch(
+            buckets, batch_size=8, seed=0, epoch=0, sampler=sampler, probabilities=(0.5, 0.3, 0.2)
+        )
         assert time.process_time() - started < 2
 
 
@@ -283,7 +285,7 @@ def test_batches_that_are_due_know_their_place() -> None:
         return [np.array([[0, 10 * epoch + number]]) for number in range(epoch + 1)]
 
     planned = list(planned_batches(plan, 1, skip=1, until=3))
-    assert [(int(own.keys[0, 1]), own.epoch, own.number) for own in planned] == [
+    assert [(int(batch.keys[0, 1]), batch.epoch, batch.number) for batch in planned] == [
         (11, 1, 1),
         (20, 2, 0),
         (21, 2, 1),

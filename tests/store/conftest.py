@@ -65,8 +65,8 @@ def features_of(block: Block) -> Features:
     """Recognisable maps: image, view and level in every value."""
     flip = 100.0 if block.view == "hflip" else 0.0
     return {
-        level: torch.stack([torch.full(shape, row + flip + place * 0.5) for row in block.rows])
-        for place, (level, shape) in enumerate(SPEC.map_shapes(block.bucket).items())
+        level: torch.stack([torch.full(shape, row + flip + index * 0.5) for row in block.rows])
+        for index, (level, shape) in enumerate(SPEC.map_shapes(block.bucket).items())
     }
 
 
@@ -109,9 +109,9 @@ def fill(
     return root
 
 
-def flip_bit(path: Path, place: int) -> None:
+def flip_bit(path: Path, position: int) -> None:
     content = bytearray(path.read_bytes())
-    content[place] ^= 4
+    content[position] ^= 4
     path.write_bytes(bytes(content))
 
 
@@ -186,12 +186,12 @@ def die_at_each_step(
     status, step = None, 1 - every
     while status != 0:
         step += every
-        own = root.parent / str(step)
-        prepare(own)
+        folder = root.parent / str(step)
+        prepare(folder)
         child = os.fork()
         if child == 0:
             die_at(step)
-            act(own)
+            act(folder)
             os._exit(0)
         status = os.waitpid(child, 0)[1]
         assert status in (0, signal.SIGKILL), status
@@ -255,10 +255,7 @@ class Kit:
         return values
 
 
-NO_IDENTITY = (
-    "format_version", "weights", "skipped", "versions", "metadata_digest", "fingerprint",
-    "checksum",
-)  # fmt: skip
+NO_IDENTITY = ("weights", "skipped", "versions", "metadata_digest", "fingerprint", "checksum")
 
 
 @dataclass(frozen=True)
@@ -273,10 +270,7 @@ class Forger:
 
     @classmethod
     def write_manifest(cls, root: Path, values: dict[str, Any]) -> None:
-        left_out = set(NO_IDENTITY)
-        if values.get("format_version") != 2:
-            left_out.remove("format_version")
-        fingerprint = digest_json({k: v for k, v in values.items() if k not in left_out})
+        fingerprint = digest_json({k: v for k, v in values.items() if k not in NO_IDENTITY})
         cls.seal(root / "manifest.json", {**values, "fingerprint": fingerprint})
 
     @classmethod

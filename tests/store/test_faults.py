@@ -30,14 +30,14 @@ print("done", flush=True)
 # Python tells an audit hook of every file operation. One process forks a writer for each operation
 # that could change the store and lets it die there: starting Python each time would take minutes.
 KILL_AT_EACH_STEP = """
-def watch_steps(own, at_step):
+def watch_steps(folder, at_step):
     count = 0
     def watch(event, arguments):
         nonlocal count
         flags = arguments[2] if event == "open" and isinstance(arguments[2], int) else 0
         writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         if writes or event in ("os.rename", "os.remove", "os.mkdir", "shutil.rmtree"):
-            if str(own.parent) in str(arguments[0]):
+            if str(folder.parent) in str(arguments[0]):
                 count += 1
                 at_step(count, f"{event} {Path(str(arguments[0])).name}")
     sys.addaudithook(watch)
@@ -45,10 +45,10 @@ def watch_steps(own, at_step):
 def write_in_a_child(name, at_step):
     child = os.fork()
     if child == 0:
-        own = root.parent / str(name) / "s.zarr"
-        own.parent.mkdir(parents=True)
-        watch_steps(own, at_step)
-        writer = kit.open_writer(own, annotations, codec="int8")
+        folder = root.parent / str(name) / "s.zarr"
+        folder.parent.mkdir(parents=True)
+        watch_steps(folder, at_step)
+        writer = kit.open_writer(folder, annotations, codec="int8")
         for block in writer.missing_blocks():
             writer.write(block, kit.noise_of(block))
         os._exit(0)
@@ -323,13 +323,14 @@ def test_a_record_is_gone_for_good_before_its_shards_change(
         sys.setprofile(None)
     gone = steps.index(("unlink", "commits/base-b96x128-000000.json"))
     assert steps[gone + 1] == ("sync_directory", "commits")
-    assert gone < min(place for place, (name, _) in enumerate(steps) if name == "replace")
+    assert gone < min(step for step, (name, _) in enumerate(steps) if name == "replace")
 
 
 def test_a_block_written_anew_is_not_mixed_into_an_open_store(
     root: Path, annotations: Annotations, kit: Any
 ) -> None:
-    store = FeatureStore.open(root, most_files=1)
+    store = FeatureStore.open(root)
+    store._chunks._most_files = 1
     store.read(0, "base", ["C4"])
     (root / "commits/base-b96x128-000000.json").unlink()
     kit.fill(root, annotations, kit.noise_of)
@@ -404,7 +405,8 @@ def test_open_files_are_bounded(
 
 def test_reading_from_many_threads_gives_the_same(root: Path) -> None:
     """Files are closed and opened under the readers' hands."""
-    store = FeatureStore.open(root, most_files=1)
+    store = FeatureStore.open(root)
+    store._chunks._most_files = 1
     failures: list[BaseException] = []
 
     def read(seed: int) -> None:

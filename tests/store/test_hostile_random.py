@@ -166,14 +166,14 @@ changes_of_json = st.lists(
 at_random = settings(derandomize=True, database=None, deadline=None)
 
 
-def places(values: Any) -> list[tuple[Any, Any]]:
+def slots_of(values: Any) -> list[tuple[Any, Any]]:
     """Every (container, key) inside a JSON value."""
     keys: Any = values if isinstance(values, dict) else range(len(values))
     inner = [
-        place
+        slot
         for key in keys
         if isinstance(values[key], dict | list)
-        for place in places(values[key])
+        for slot in slots_of(values[key])
     ]
     return [(values, key) for key in keys] + inner
 
@@ -182,8 +182,8 @@ def mutate(values: Json, changes: list[tuple[int, str, Any]]) -> Json:
     for number, action, value in changes:
         if not values:
             break
-        found = places(values)
-        container, key = found[number % len(found)]
+        slots = slots_of(values)
+        container, key = slots[number % len(slots)]
         if action == "replace":
             container[key] = value
         elif action == "delete":
@@ -242,12 +242,12 @@ def test_any_json_is_refused_or_reads_right(root: Path, name: str, forger: Any) 
             forger.seal(root / name, values)
         elif is_forged:
             forge_zarr(root, forger)
-        found = read_or_refuse(root)
-        seen.add(found is None)
-        if found is not None:
-            assert found.keys() == expected.keys()
+        arrays = read_or_refuse(root)
+        seen.add(arrays is None)
+        if arrays is not None:
+            assert arrays.keys() == expected.keys()
             for key, array in expected.items():
-                np.testing.assert_array_equal(found[key], array)
+                np.testing.assert_array_equal(arrays[key], array)
 
     check()
     assert True in seen
@@ -285,8 +285,8 @@ def test_any_codec_state_is_refused_or_gives_maps_of_the_right_shape(
         array = np.full(shape, number, dtype=object if kind == "<U2" else None).astype(kind)
         state[f"{name}2" if is_new else name] = array
         forger.state(root, state)
-        found = read_or_refuse(root)
-        if found is not None:
-            assert {name: array.shape for name, array in found.items()} == expected
+        arrays = read_or_refuse(root)
+        if arrays is not None:
+            assert {name: array.shape for name, array in arrays.items()} == expected
 
     check()

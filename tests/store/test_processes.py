@@ -42,13 +42,15 @@ def first_value(store):
 """
 
 FORK_LOCAL = """
-store = FeatureStore.open(root, threads=2, most_files=1)
+store = FeatureStore.open(root)
+store._chunks._most_files = 1
 stop = threading.Event()
 
 def read_all_the_time():  # so that locks are held when the fork comes
+    buffers = store.make_buffers(store.bucket_of(0, "base"), 1, ["C5"])
     while not stop.is_set():
-        store.read_encoded([(0, "base")], ["C5"])
-        store.read_encoded([(1, "base")], ["C5"])
+        store.read_encoded([(0, "base")], out=buffers)
+        store.read_encoded([(1, "base")], out=buffers)
 
 threads = [threading.Thread(target=read_all_the_time, daemon=True) for _ in range(2)]
 for thread in threads:
@@ -80,7 +82,7 @@ print(first_value(store), "done")
 
 @pytest.fixture
 def wide_root(tmp_path: Path, annotations_of: Callable[..., Annotations], kit: Any) -> Path:
-    """Two images of 1.4 MB: a read is shared between threads."""
+    """Two images of 1.4 MB: a fork comes while one is read."""
     annotations = annotations_of([(96, 128)] * 2, [[], []])
     levels = (LevelSpec(name=f"C{n}", channels=12_000, stride=1 << n) for n in (4, 5))
     root: Path = tmp_path / "s.zarr"
@@ -125,7 +127,7 @@ def zip_of(root: Path) -> Path:
 
 
 OPENERS: dict[str, Callable[[Path], FeatureStore]] = {
-    "local": lambda root: FeatureStore.open(root, threads=2, most_files=3),
+    "local": FeatureStore.open,
     "zarr local": lambda root: FeatureStore.open(LocalStore(root, read_only=True)),
     "zip file": lambda root: FeatureStore.open(ZipStore(zip_of(root), mode="r")),
     "url": lambda root: FeatureStore.open(f"file://{root}"),
@@ -156,9 +158,8 @@ def test_a_pickled_store_stays_at_the_moment_it_was_opened(
 
 
 def test_a_store_is_sent_to_a_spawned_process(root: Path) -> None:
-    store = FeatureStore.open(root, threads=2)
+    store = FeatureStore.open(root)
     store.read(0, "base")
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        work = pool.apply_async(FeatureStore.read_encoded, (store, [(3, "base")]))
-        arrays = work.get(timeout=120).arrays
-    assert float(arrays["C4"]["values"].max()) == 3.0
+        features = pool.apply_async(FeatureStore.read, (store, 3, "base")).get(timeout=120)
+    assert float(features["C4"].max()) == 3.0

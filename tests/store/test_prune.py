@@ -189,9 +189,9 @@ def test_prune_beside_a_running_writer(
 PRUNE_KILLED_AT_EACH_STEP = """
 import shutil
 from cachedet.store.prune import prune_store
-def prune(own):
-    prune_store(own, dry_run=False, keep_views=["base"])
-print(kit.die_at_each_step(root, lambda own: shutil.copytree(root, own), prune))
+def prune(folder):
+    prune_store(folder, dry_run=False, keep_views=["base"])
+print(kit.die_at_each_step(root, lambda folder: shutil.copytree(root, folder), prune))
 """
 
 
@@ -207,12 +207,12 @@ def test_prune_killed_at_each_step(
     steps = int(output or 0)
     assert steps > 20, errors
     for step in range(1, steps + 1):
-        own = root.parent / str(step)
-        store = FeatureStore.open(own)
+        folder = root.parent / str(step)
+        store = FeatureStore.open(folder)
         assert float(store.read(1, "base")["C4"].max()) == 1.0
-        prune_store(own, dry_run=False, keep_views=["base"])
-        assert kit.files(own) == only_base, step
-        assert not (own / "hflip").exists()
+        prune_store(folder, dry_run=False, keep_views=["base"])
+        assert kit.files(folder) == only_base, step
+        assert not (folder / "hflip").exists()
 
 
 @pytest.mark.parametrize("dry_run", [True, False])

@@ -93,12 +93,12 @@ class StoreMachine(RuleBasedStateMachine):
         block = self.block(number)
         if block.name in self.committed:
             return
-        for place, (array, part) in enumerate(self.parts(block)):
+        for index, (array, part) in enumerate(self.parts(block)):
             path = self.root / shard_key(block, array, part)
             path.parent.mkdir(parents=True, exist_ok=True)
             half = temporary_path(path)
             half = half.with_name(half.name.replace(Owner.me().token, DEAD.token))
-            (path if place < renamed else half).write_bytes(b"half of a shard")
+            (path if index < renamed else half).write_bytes(b"half of a shard")
 
     def parts(self, block: Any) -> Any:
         return StorePlan.load(LocalFiles(self.root)).layout.parts(block.bucket).items()
@@ -176,8 +176,13 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.damaged)
     @rule()
     def prune(self) -> None:
+        """Leases of the dead go, and those of others for blocks that are committed."""
         prune_store(self.root, dry_run=False)
-        self.leased = {k: owner for k, owner in self.leased.items() if owner != DEAD}
+        self.leased = {
+            name: owner
+            for name, owner in self.leased.items()
+            if owner != DEAD and name not in self.committed
+        }
         assert all(
             waste.kind == "orphan" or not waste.paths
             for waste in prune_store(self.root, dry_run=True).waste
@@ -215,9 +220,9 @@ class StoreMachine(RuleBasedStateMachine):
     def check_features(self, store: FeatureStore, block: Any) -> None:
         true = self.kit.noise_of(block)
         codec = StorePlan.load(LocalFiles(self.root)).codec
-        for place, row in enumerate(block.rows):
+        for index, row in enumerate(block.rows):
             for level, maps in store.read(row, block.view).items():
-                exact = true[level][place : place + 1]
+                exact = true[level][index : index + 1]
                 bound = codec.error_bound(exact, level=level).expand_as(exact) * (1 + 1e-5)
                 saturates = self.codec.startswith("snr")
                 assert saturates or ((maps[None] - exact).abs() <= bound).all()
@@ -229,12 +234,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     def check_damaged(self, store: FeatureStore, block: Any) -> None:
         """Each image is either right or an exception."""
-        for place, row in enumerate(block.rows):
+        for index, row in enumerate(block.rows):
             try:
                 features = store.read(row, block.view)
             except CorruptBlockError:
                 continue
-            assert features["C4"].isfinite().all(), place
+            assert features["C4"].isfinite().all(), index
 
 
 def test_the_store_agrees_with_its_model(

@@ -20,7 +20,7 @@ NAME = "base-b96x128-000000"
 
 
 @pytest.mark.parametrize("deep", [False, True])
-def test_a_block_of_another_store_is_withdrawn_and_mended(
+def test_a_block_of_another_store_is_withdrawn_and_repaired(
     root: Path, annotations: Annotations, tmp_path: Path, deep: bool, kit: Any
 ) -> None:
     """Record and shards are whole and fit each other, but other weights made them."""

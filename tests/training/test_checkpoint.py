@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pickle
 import sys
@@ -46,51 +45,18 @@ def checkpoint(tiny: Any) -> Checkpoint:
 
 def test_round_trip(checkpoint: Checkpoint, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "last.pt", checkpoint)
-    found = load_checkpoint(tmp_path / "last.pt")
-    assert (found.step, found.epoch, found.batch, found.best_ap) == (7, 1, 2, 0.25)
-    assert found.seconds == 1.5
-    assert torch.equal(found.heads["w"], torch.arange(3.0))
-    assert torch.equal(found.scored_heads["w"], torch.arange(3.0) / 2)
-    assert (found.scaler, found.stopping) == (checkpoint.scaler, checkpoint.stopping)
-    assert found.epoch_statistics == {"images": 3}
-    assert torch.equal(found.torch_rng, checkpoint.torch_rng)
-    assert found.config == checkpoint.config
-    assert found.manifest == checkpoint.manifest
-    assert found.categories.names[0] == "disc"
+    loaded = load_checkpoint(tmp_path / "last.pt")
+    assert (loaded.step, loaded.epoch, loaded.batch, loaded.best_ap) == (7, 1, 2, 0.25)
+    assert loaded.seconds == 1.5
+    assert torch.equal(loaded.heads["w"], torch.arange(3.0))
+    assert torch.equal(loaded.scored_heads["w"], torch.arange(3.0) / 2)
+    assert (loaded.scaler, loaded.stopping) == (checkpoint.scaler, checkpoint.stopping)
+    assert loaded.epoch_statistics == {"images": 3}
+    assert torch.equal(loaded.torch_rng, checkpoint.torch_rng)
+    assert loaded.config == checkpoint.config
+    assert loaded.manifest == checkpoint.manifest
+    assert loaded.categories.names[0] == "disc"
     assert os.listdir(tmp_path) == ["last.pt"]
-
-
-def test_format_1_is_still_read(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """What the first release wrote: no average, scaler, stopping or statistics."""
-    names = ("step", "epoch", "batch", "best_ap", "heads", "optimizer", "torch_rng")
-    values = {name: getattr(checkpoint, name) for name in names}
-    texts = {
-        "config": json.dumps({"seed": 9}),
-        "manifest": json.dumps(checkpoint.manifest.to_json()),
-    }
-    torch.save({**values, **texts, "format": 1, "cachedet": "0.1"}, tmp_path / "last.pt")
-    found = load_checkpoint(tmp_path / "last.pt")
-    assert found.step == 7
-    assert (found.average, found.scaler, found.stopping, found.epoch_statistics) == (
-        None, None, None, {},
-    )  # fmt: skip
-    assert found.seconds == 0.0
-    assert found.scored_heads is found.heads
-    assert found.config.schedule.accumulate == 1
-
-
-def test_a_state_from_before_seconds_were_kept(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """Of format 2, as it was first; the field is checked where it is there."""
-    path = tmp_path / "last.pt"
-    save_checkpoint(path, checkpoint)
-    values = torch.load(path, weights_only=True)
-    del values["seconds"]
-    torch.save(values, path)
-    found = load_checkpoint(path)
-    assert (found.step, found.seconds) == (7, 0.0)
-    torch.save({**values, "seconds": "1.5"}, path)
-    with pytest.raises(CheckpointError, match="its seconds is missing or of a wrong type"):
-        load_checkpoint(path)
 
 
 def test_heads_of_a_live_cell_are_those_of_a_run(checkpoint: Checkpoint) -> None:
@@ -100,7 +66,7 @@ def test_heads_of_a_live_cell_are_those_of_a_run(checkpoint: Checkpoint) -> None
     whole = {f"heads.{name}": value for name, value in heads.items()}
     live = dataclasses.replace(checkpoint, heads=whole, average=None)
     assert live.scored_heads == heads
-    tuned = dataclasses.replace(live, heads={**whole, "learnt.conv.w": torch.arange(1.0)})
+    tuned = dataclasses.replace(live, heads={**whole, "backbone.conv.w": torch.arange(1.0)})
     with pytest.raises(CheckpointError, match="trained together with their backbone .* mode tuned"):
         _ = tuned.scored_heads
 
@@ -137,12 +103,17 @@ def test_what_is_no_checkpoint(checkpoint: Checkpoint, tmp_path: Path) -> None:
     torch.save({"other": 1}, path)
     with pytest.raises(CheckpointError, match="it has no format number"):
         load_checkpoint(path)
-    for number in (3, 0, "2", None):
+    for number in (3, 1, "2", None):
         torch.save({"format": number, "cachedet": "9.0"}, path)
-        with pytest.raises(CheckpointError, match=rf"format {number}, .* upgrade to cachedet 9.0"):
+        message = rf"format {number}, .* reads format 2 only; use cachedet 9.0, which wrote it, or"
+        with pytest.raises(CheckpointError, match=message):
             load_checkpoint(path)
     torch.save({"format": 2}, path)
     with pytest.raises(CheckpointError, match="its step is missing or of a wrong type"):
+        load_checkpoint(path)
+    save_checkpoint(path, checkpoint)
+    torch.save({**torch.load(path, weights_only=True), "seconds": "1.5"}, path)
+    with pytest.raises(CheckpointError, match="its seconds is missing or of a wrong type"):
         load_checkpoint(path)
 
 
@@ -154,15 +125,15 @@ def test_every_flipped_byte_is_noticed_or_harmless(checkpoint: Checkpoint, tmp_p
     save_checkpoint(path, checkpoint)
     content = path.read_bytes()
     noticed = 0
-    for place in np.random.default_rng(0).integers(len(content), size=60).tolist():
-        path.write_bytes(content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :])
+    for index in np.random.default_rng(0).integers(len(content), size=60).tolist():
+        path.write_bytes(content[:index] + bytes([content[index] ^ 64]) + content[index + 1 :])
         try:
-            found = load_checkpoint(path)
+            loaded = load_checkpoint(path)
         except DamagedCheckpointError:
             noticed += 1
         else:
-            assert torch.equal(found.heads["w"], weights)
-            assert found.step == 7
+            assert torch.equal(loaded.heads["w"], weights)
+            assert loaded.step == 7
     assert noticed > 30
     path.write_bytes(content[:-200])
     with pytest.raises(DamagedCheckpointError, match="is damaged"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cachedet.config.run import TrainConfig
-from cachedet.loading.loader import make_loader
+from cachedet.loading.loader import make_run_loader
 from cachedet.store.reader import FeatureStore
 from cachedet.training.checkpoint import load_checkpoint
 from cachedet.training.loop import SessionReport, run_session
@@ -41,7 +41,7 @@ def spend(tiny: Any, folder: RunFolder, trainer: Trainer, *, seconds: float) -> 
         CONFIG,
         folder=folder,
         trainer=trainer,
-        loader=make_loader(CONFIG, store, rank=0, world_size=1),
+        loader=make_run_loader(CONFIG, store, rank=0, world_size=1),
         manifest=store.manifest,
         validator=None,
         budget=TimeBudget(seconds=seconds),

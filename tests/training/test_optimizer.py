@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,8 +18,12 @@ from cachedet.training.optimizer import (
 )
 
 
+def make_rate(**values: Any) -> LearningRate:
+    return LearningRate(warmup_from=0.0067 / 0.32, **values)
+
+
 def test_the_papers_schedule_by_hand() -> None:
-    rate = LearningRate(
+    rate = make_rate(
         peak=0.32, total_steps=33264, warmup_steps=500, kind="step", drops=(48 / 72, 68 / 72)
     )
     assert rate.at(0) == pytest.approx(0.0067)
@@ -28,7 +34,7 @@ def test_the_papers_schedule_by_hand() -> None:
 
 
 def test_cosine_by_hand() -> None:
-    rate = LearningRate(peak=1.0, total_steps=110, warmup_steps=10, kind="cosine")
+    rate = make_rate(peak=1.0, total_steps=110, warmup_steps=10, kind="cosine")
     assert rate.at(10) == 1.0
     assert rate.at(60) == pytest.approx(0.5)
     assert rate.at(110) == pytest.approx(0.0)
@@ -38,9 +44,7 @@ def test_cosine_by_hand() -> None:
 @settings(deadline=None, max_examples=80, derandomize=True)
 @given(st.integers(1, 400), st.integers(0, 400), st.sampled_from(["cosine", "step"]))
 def test_rises_then_falls_within_the_peak(total: int, warmup: int, kind: str) -> None:
-    rate = LearningRate(
-        peak=0.1, total_steps=total, warmup_steps=warmup, kind=kind, drops=(0.5, 0.9)
-    )
+    rate = make_rate(peak=0.1, total_steps=total, warmup_steps=warmup, kind=kind, drops=(0.5, 0.9))
     rates = [rate.at(step) for step in range(total)]
     warmup = min(warmup, total // 2)
     assert all(0 <= value <= 0.1 for value in rates)
@@ -50,9 +54,9 @@ def test_rises_then_falls_within_the_peak(total: int, warmup: int, kind: str) ->
 
 def test_wrong_values() -> None:
     with pytest.raises(ValueError, match="expected warmup_steps >= 0, got -1"):
-        LearningRate(peak=1.0, total_steps=5, warmup_steps=-1, kind="step")
+        make_rate(peak=1.0, total_steps=5, warmup_steps=-1, kind="step")
     with pytest.raises(ValueError, match="expected peak > 0 and total_steps >= 1, got 0.0 and 5"):
-        LearningRate(peak=0.0, total_steps=5, warmup_steps=0, kind="step")
+        make_rate(peak=0.0, total_steps=5, warmup_steps=0, kind="step")
 
 
 def small_net() -> nn.Module:
@@ -109,18 +113,18 @@ def test_applied_and_taken_back_bit_for_bit_also_after_an_error() -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(1.0)
-    own = {name: value.clone() for name, value in module.state_dict().items()}
+    before = {name: value.clone() for name, value in module.state_dict().items()}
 
     def look_and_fail() -> None:
         with average.applied_to(module):
             for name, value in average.state_dict().items():
                 assert torch.equal(module.state_dict()[name], value)
-            assert not torch.equal(module.state_dict()["0.weight"], own["0.weight"])
+            assert not torch.equal(module.state_dict()["0.weight"], before["0.weight"])
             raise RuntimeError("in the middle")
 
     with pytest.raises(RuntimeError, match="in the middle"):
         look_and_fail()
-    for name, value in own.items():
+    for name, value in before.items():
         assert torch.equal(module.state_dict()[name], value)
 
 

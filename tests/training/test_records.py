@@ -32,13 +32,6 @@ def test_a_validation_that_will_be_made_again_is_dropped(tmp_path: Path) -> None
         assert path.read_text().splitlines()[1:] == ["5,1,,0.25"]
 
 
-def test_a_file_of_fewer_columns_gets_the_others(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.csv"
-    path.write_text("step,epoch,val_ap\n7,1,0.5\n")
-    with MetricsLog(path, COLUMNS, keep_until_step=7, keep_until_epoch=1):
-        assert path.read_text().splitlines() == ["step,epoch,loss,val_ap", "7,1,,0.5"]
-
-
 def test_unknown_columns(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     with MetricsLog(path, COLUMNS) as log, pytest.raises(ValueError, match="not in field"):
@@ -101,4 +94,4 @@ def test_a_narrow_terminal_gets_the_total_only() -> None:
 def test_the_header_comes_again() -> None:
     table = EpochTable(("class", "box"), width=80)
     counts = [len(table.lines(figures())) for _ in range(60)]
-    assert [place for place, count in enumerate(counts) if count == 2] == [0, 25, 50]
+    assert [index for index, count in enumerate(counts) if count == 2] == [0, 25, 50]

@@ -44,6 +44,7 @@ def checkpoint(tiny: Any) -> Checkpoint:
         epoch=1,
         batch=2,
         best_ap=0.25,
+        seconds=1.0,
         heads={},
         optimizer={},
         torch_rng=torch.get_rng_state(),
@@ -96,9 +97,9 @@ def test_another_store_is_refused(checkpoint: Checkpoint) -> None:
     other = dataclasses.replace(checkpoint.manifest, image_size=640)
     with pytest.raises(CheckpointError, match="on another store: image_size: 128 .*, 640 now"):
         require_same_run(checkpoint, CONFIG, other, where=Path("last.pt"))
-    backbone = dataclasses.replace(checkpoint.manifest, codec_digest="0" * 64)
+    other_codec = dataclasses.replace(checkpoint.manifest, codec_digest="0" * 64)
     with pytest.raises(CheckpointError, match="on another store: codec_digest"):
-        require_same_run(checkpoint, CONFIG, backbone, where=Path("last.pt"))
+        require_same_run(checkpoint, CONFIG, other_codec, where=Path("last.pt"))
 
 
 def test_initial_weights_must_mean_the_same(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from cachedet.progress import shown
 from cachedet.training.optimizer import LearningRate
 from cachedet.training.stopping import EarlyStopping, StopRequested, StopSignals, TimeBudget
 
@@ -19,7 +21,7 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such 
 def test_a_signal_leaves_a_note(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     number = getattr(signal, name)
     before = signal.getsignal(number)
-    with StopSignals() as signals:
+    with shown(), StopSignals() as signals:
         assert signals.received is None
         signals.raise_if_received()
         os.kill(os.getpid(), number)
@@ -66,16 +68,16 @@ def test_what_is_ignored_stays_ignored() -> None:
 
 def test_other_threads_install_nothing() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    found: list[object] = []
+    seen: list[object] = []
 
     def work() -> None:
         with StopSignals() as signals:
-            found.extend([signal.getsignal(signal.SIGTERM), signals.received])
+            seen.extend([signal.getsignal(signal.SIGTERM), signals.received])
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [before, None]
+    assert seen == [before, None]
 
 
 def stops_after(values: list[float], **changes: Any) -> int | None:
@@ -150,11 +152,14 @@ def test_more_than_the_budget_is_over() -> None:
     assert budget.total_steps(done=30, spent=12.0, planned=5) == 30
 
 
+def make_rate(**values: Any) -> LearningRate:
+    return LearningRate(warmup_from=0.02, **values)
+
+
 @pytest.mark.parametrize("kind", ["cosine", "step"])
 def test_a_stretched_schedule_is_one_of_that_length(kind: str) -> None:
-    options = {"peak": 0.1, "kind": kind, "drops": (0.5, 0.9)}
-    rate = LearningRate(total_steps=100, warmup_steps=20, **options)  # type: ignore[arg-type]
-    longer = LearningRate(total_steps=400, warmup_steps=20, **options)  # type: ignore[arg-type]
+    rate = make_rate(peak=0.1, total_steps=100, warmup_steps=20, kind=kind, drops=(0.5, 0.9))
+    longer = replace(rate, total_steps=400)
     assert [rate.stretched(400).at(n) for n in range(400)] == [longer.at(n) for n in range(400)]
     assert rate.stretched(30).stretched(400) == rate.stretched(400)
 
@@ -172,7 +177,7 @@ def rates_of(pace: Callable[[int], float], *, seconds: float, rate: LearningRate
 
 def test_a_cosine_that_is_stretched_at_every_step_ends_at_nothing() -> None:
     """Steps become twice as slow in the middle of the budget."""
-    rate = LearningRate(peak=1.0, total_steps=1000, warmup_steps=10, kind="cosine")
+    rate = make_rate(peak=1.0, total_steps=1000, warmup_steps=10, kind="cosine")
     rates = rates_of(lambda done: 0.5 if done < 100 else 1.0, seconds=100.0, rate=rate)
     assert len(rates) == 150
     assert rates[-1] < 0.001
@@ -181,7 +186,7 @@ def test_a_cosine_that_is_stretched_at_every_step_ends_at_nothing() -> None:
 
 def test_a_warm_up_survives_slow_first_steps() -> None:
     """They tell of so few steps that the whole run seems shorter than its warm-up."""
-    rate = LearningRate(peak=1.0, total_steps=2000, warmup_steps=500, kind="cosine")
+    rate = make_rate(peak=1.0, total_steps=2000, warmup_steps=500, kind="cosine")
     rates = rates_of(lambda done: 5.0 if done < 4 else 0.3, seconds=600.0, rate=rate)
     assert len(rates) == 4 + 1934
     assert rates[100:500] == pytest.approx([rate.at(step) for step in range(100, 500)])

@@ -45,7 +45,7 @@ def read_batches(tiny: Any) -> list[Batch]:
     """Of all images, the largest first: 3 images, ..., 2 images."""
     store = FeatureStore.open(tiny.train)
     loader = FeatureLoader(store, views=("base",), levels=("C4", "C5"), batch_size=3, seed=5)
-    batches = list(loader.batches(0))
+    batches = list(loader.epoch(0))
     return sorted(batches, key=lambda batch: -len(batch.targets))
 
 
@@ -53,7 +53,7 @@ def test_accumulated_batches_are_one_step_of_all_their_images(tiny: Any) -> None
     """Against gradients summed by hand and one step of plain SGD; group norm sees no batch."""
     trainer = make(tiny, make_config(accumulate=2))
     oracle = copy.deepcopy(trainer.detector)
-    batches = [read_batches(tiny)[place] for place in (0, 2)]
+    batches = [read_batches(tiny)[index] for index in (0, 2)]
     assert [len(batch.targets) for batch in batches] == [3, 2]
     means: dict[str, float] = {}
     for batch in batches:
@@ -134,8 +134,8 @@ def test_bf16_is_close_to_fp32_and_its_losses_are_float32(
         config = make_config(detector).model_copy(update={"precision": precision})
         trainer = make(tiny, config)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-            found = trainer.detector(batch.features, batch.targets)
-        assert {loss.dtype for loss in found.values()} == {torch.float32}
+            computed = trainer.detector(batch.features, batch.targets)
+        assert {loss.dtype for loss in computed.values()} == {torch.float32}
         torch.manual_seed(1)
         losses[precision] = trainer.take_step(batch)["loss"]
         assert all(p.dtype == torch.float32 for p in trainer.detector.parameters())
@@ -164,8 +164,8 @@ def test_fp16_scaled_steps_equal_plain_ones(tiny: Any) -> None:
     plain, scaled = (make(tiny, make_config(clip_norm=0.1)) for _ in range(2))
     scaled.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     for batch in read_batches(tiny):
-        expected, found = plain.take_step(batch), scaled.take_step(batch)
-        assert found == pytest.approx(expected, rel=1e-4)
+        expected, row = plain.take_step(batch), scaled.take_step(batch)
+        assert row == pytest.approx(expected, rel=1e-4)
     state = plain.detector.state_dict()
     for name, value in scaled.detector.state_dict().items():
         torch.testing.assert_close(value, state[name], rtol=1e-4, atol=1e-6)
@@ -218,13 +218,13 @@ def test_the_average_follows_the_steps(tiny: Any) -> None:
     assert checkpoint.scored_heads is checkpoint.average
     for name, value in expected.items():
         if "num_batches" not in name:
-            found = checkpoint.scored_heads[name].double()
-            torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-6)
-    own = trainer.detector.state_dict()["head.class_logits.weight"].clone()
+            average = checkpoint.scored_heads[name].double()
+            torch.testing.assert_close(average, value, rtol=1e-5, atol=1e-6)
+    plain = trainer.detector.state_dict()["head.class_logits.weight"].clone()
     with trainer.scored_weights():
         inside = trainer.detector.state_dict()["head.class_logits.weight"]
-        assert not torch.equal(inside, own)
-    assert torch.equal(trainer.detector.state_dict()["head.class_logits.weight"], own)
+        assert not torch.equal(inside, plain)
+    assert torch.equal(trainer.detector.state_dict()["head.class_logits.weight"], plain)
 
 
 def test_fp16_on_a_cpu_is_refused(tiny: Any) -> None:

@@ -132,11 +132,6 @@ class Codec(Protocol):
         ...
 
 
-def encoded_nbytes(codec: Codec, level: str, shape: Shape) -> int:
-    """Bytes of one encoded map: exact without zstd, else the most they can be."""
-    return sum(part.packed_nbytes for part in codec.parts(level, shape))
-
-
 def state_digest(state: State) -> str:
     """sha256 over the names, types and values of a codec's state."""
     digest = hashlib.sha256()
@@ -162,8 +157,10 @@ def take_state(
     )
     if array.dtype != dtype or not fits:
         expected = f"{dtype} {str(shape).replace('None', 'any')}"
-        found = f"{array.dtype} {array.shape}"
-        raise StoreError(f"the state of codec {codec} has {key!r} as {found} instead of {expected}")
+        raise StoreError(
+            f"the state of codec {codec} has {key!r} as {array.dtype} {array.shape} instead of "
+            f"{expected}"
+        )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise StoreError(f"the state of codec {codec} has values in {key!r} that are not finite")
     return array
@@ -188,7 +185,7 @@ def refuse_values(
 
 
 def as_array(codes: Tensor) -> NDArray[Any]:
-    """The same on the CPU, in the order it lies in."""
+    """Copy codes to the CPU, in the order they lie in."""
     array: NDArray[Any] = codes.detach().to("cpu").numpy()
     return array
 

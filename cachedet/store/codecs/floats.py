@@ -30,8 +30,6 @@ class FloatCodec:
     name: str
     dtype: torch.dtype
     stored: str  # numpy and zarr name of what is stored
-    relative_error: float  # of normal numbers: half a unit in the last significant bit
-    absolute_error: float  # of subnormal numbers: half the smallest one
     needs_fit: bool = False
     state_names: tuple[str, ...] = ()
 
@@ -59,7 +57,11 @@ class FloatCodec:
         return as_maps(values.view(self.dtype) if self.stored == "uint16" else values, out)
 
     def error_bound(self, maps: Tensor, *, level: str) -> Tensor:
-        return (maps.abs() * self.relative_error).clamp(min=self.absolute_error)
+        """Half a unit in the last bit; of subnormal numbers half the smallest one."""
+        if self.dtype == torch.float32:
+            return torch.zeros_like(maps)
+        info = torch.finfo(self.dtype)
+        return (maps.abs() * (info.eps / 2)).clamp(min=info.smallest_normal * info.eps / 2)
 
     def state(self) -> State:
         return {}
@@ -69,28 +71,10 @@ class FloatCodec:
 
 
 FLOAT_CODECS = {
-    codec.name: codec
-    for codec in (
-        FloatCodec(
-            name="fp32",
-            dtype=torch.float32,
-            stored="float32",
-            relative_error=0.0,
-            absolute_error=0.0,
-        ),
-        FloatCodec(
-            name="fp16",
-            dtype=torch.float16,
-            stored="float16",
-            relative_error=2.0**-11,
-            absolute_error=2.0**-25,
-        ),
-        FloatCodec(
-            name="bf16",
-            dtype=torch.bfloat16,
-            stored="uint16",
-            relative_error=2.0**-8,
-            absolute_error=2.0**-134,
-        ),
+    name: FloatCodec(name=name, dtype=dtype, stored=stored)
+    for name, dtype, stored in (
+        ("fp32", torch.float32, "float32"),
+        ("fp16", torch.float16, "float16"),
+        ("bf16", torch.bfloat16, "uint16"),
     )
 }

@@ -105,7 +105,7 @@ class Int8Codec:
 
     def _scale(self, exact: Tensor, peak: Tensor, level: str) -> Tensor:
         """(n, C)"""
-        scale = peak / _largest_code(self.nonnegative[level])
+        scale = peak / (255 if self.nonnegative[level] else 127)
         if not self.noise_floor:
             return scale
         length = torch.linalg.vector_norm(exact, dim=(1, 2, 3))
@@ -188,10 +188,6 @@ def _peak(exact: Tensor) -> Tensor:
     """(n, C) largest magnitude of each channel."""
     low, high = exact.flatten(2).aminmax(dim=2)
     return torch.maximum(-low, high)
-
-
-def _largest_code(nonnegative: bool) -> int:
-    return 255 if nonnegative else 127
 
 
 def _group_scale(exact: Tensor) -> Tensor:

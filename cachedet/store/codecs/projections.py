@@ -58,15 +58,11 @@ class Projection:
         rotated = self.basis.to(maps.device) @ centred
         return rotated.reshape(len(maps), -1, *maps.shape[2:])
 
-    def backward(self, components: Tensor) -> Tensor:
-        """(n, K, h, w) -> (n, C, h, w)"""
+    def backward(self, components: Tensor, out: Tensor | None = None) -> Tensor:
+        """(n, K, h, w) -> (n, C, h, w), new or `out` filled with them."""
         maps = self.basis.T.to(components.device) @ components.flatten(2)
         maps += self.mean.to(maps.device)[:, None]
-        return maps.reshape(len(maps), -1, *components.shape[2:])
-
-    def restore(self, components: Tensor, out: Tensor | None) -> Tensor:
-        """The same as `backward`: new maps, or `out` filled with them."""
-        maps = self.backward(components)
+        maps = maps.reshape(len(maps), -1, *components.shape[2:])
         return maps if out is None else as_maps(maps, out)
 
     def lost(self, maps: Tensor) -> Tensor:
@@ -112,8 +108,8 @@ class PcaCodec:
         return Int8Codec(name=self.name, packing="zstd", noise_floor=0.05, nonnegative=signed)
 
     def fit(self, statistics: Mapping[str, LevelStatistics]) -> PcaCodec:
-        found = {k: make_projection(s, self.components) for k, s in statistics.items()}
-        return replace(self, projections=found)
+        projections = {k: make_projection(s, self.components) for k, s in statistics.items()}
+        return replace(self, projections=projections)
 
     def parts(self, level: str, shape: Shape) -> tuple[Part, ...]:
         return self._inner.parts(level, (len(self.projections[level].basis), *shape[1:]))
@@ -128,7 +124,7 @@ class PcaCodec:
         self, parts: Stored, *, level: str, shape: Shape, out: Tensor | None = None
     ) -> Tensor:
         rotated = self._inner.decode(parts, level=level, shape=shape)
-        return self.projections[level].restore(rotated, out)
+        return self.projections[level].backward(rotated, out)
 
     def error_bound(self, maps: Tensor, *, level: str) -> Tensor:
         """A bound of the error's length in each cell, hence of each value: (n, 1, h, w)."""
@@ -248,7 +244,7 @@ class SnrCodec:
             narrow = len(self.projections[level].basis) - self.wide[level]
             components.append(unpack_nibbles(parts["nibbles"], (narrow, *shape[1:])))
         rotated = torch.cat(components, dim=1).mul_(self.steps[level])
-        return self.projections[level].restore(rotated, out)
+        return self.projections[level].backward(rotated, out)
 
     def error_bound(self, maps: Tensor, *, level: str) -> Tensor:
         """A bound of the error's length in each cell, hence of each value: (n, 1, h, w)."""
@@ -300,7 +296,7 @@ def _slack(exact: Tensor) -> Tensor:
 
 
 def _length(maps: Tensor) -> Tensor:
-    """Of the vector in each cell: (n, C, h, w) -> (n, 1, h, w)."""
+    """Length of the vector in each cell: (n, C, h, w) -> (n, 1, h, w)."""
     return maps.square().sum(dim=1, keepdim=True).sqrt()
 
 

@@ -102,19 +102,15 @@ def write_synced(path: Path, pieces: Iterable[bytes | memoryview]) -> tuple[int,
     return nbytes, digest.hexdigest()
 
 
-def sync_file(path: Path) -> None:
-    """Wait until the bytes of `path` are on the disk (zarr does not)."""
+def sync_directory(path: Path) -> None:
+    """Wait until the names in `path` are on the disk; Windows cannot do this."""
+    if os.name == "nt":
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sync_directory(path: Path) -> None:
-    """Wait until the names in `path` are on the disk; Windows cannot do this."""
-    if os.name != "nt":
-        sync_file(path)
 
 
 def _write_all(descriptor: int, piece: memoryview) -> int:

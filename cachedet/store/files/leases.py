@@ -37,7 +37,7 @@ class LeaseBook:
 
     Args:
         root: folder of the store.
-        owner: who takes the leases.
+        owner: who takes the leases; this process by default.
         patience: seconds without renewal after which another machine's lease counts as stale.
         watch: this process's own clock, in seconds.
     """
@@ -97,7 +97,7 @@ class LeaseBook:
             raise cannot_write(self._root, error) from error
 
     def holder_life(self, block: str) -> Life:
-        """Of whoever holds the block; a holder elsewhere lives once it was seen to renew."""
+        """Whether whoever holds the block lives; elsewhere they do once they were seen to renew."""
         try:
             content = LocalFiles(self._folder).read(self._path(block).name)
         except FileNotFoundError:
@@ -168,11 +168,9 @@ def commit_lock(root: Path, *, acquire: Callable[[int], None] = _flock) -> Itera
     """One commit at a time among all processes; the system lets go of it when its holder dies.
 
     On file systems that know no locks commits are not serialised, which is warned of: there each
-    block must have one writer. Raises OSError where the lock file cannot be made.
+    block must have one writer. `acquire` locks an open file by its descriptor, or raises OSError.
 
-    Args:
-        root: folder of the store.
-        acquire: locks the open file of this descriptor, or raises OSError.
+    Raises OSError where the lock file cannot be made.
     """
     (root / LEASES).mkdir(exist_ok=True)  # copying tools drop empty folders
     with (root / COMMIT_LOCK).open("ab") as file:

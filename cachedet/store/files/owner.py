@@ -84,10 +84,10 @@ class Owner:
             return Life.DEAD
         except PermissionError:  # it exists and belongs to somebody else
             return Life.ALIVE
-        if _is_zombie(self.pid):
+        if _fields_of(self.pid)[:1] in (["Z"], ["X"]):  # its parent has not noticed its end
             return Life.DEAD
-        found = _start_of(self.pid)
-        return Life.ALIVE if found is None or self.start in (0, found) else Life.DEAD
+        start = _start_of(self.pid)
+        return Life.ALIVE if start is None or self.start in (0, start) else Life.DEAD
 
 
 def _host() -> str:
@@ -111,11 +111,6 @@ def _namespace() -> int:
         return os.stat("/proc/self/ns/pid").st_ino
     except OSError:  # not Linux
         return 0
-
-
-def _is_zombie(pid: int) -> bool:
-    """Whether it has ended and only waits for its parent to notice, who may never do so."""
-    return _fields_of(pid)[:1] in (["Z"], ["X"])
 
 
 def _start_of(pid: int) -> int | None:

@@ -192,10 +192,10 @@ class ZarrStorage:
         return self._get(key, RangeByteRequest(start, stop))
 
     def _get(self, key: str, byte_range: RangeByteRequest | None) -> bytes:
-        found = self._wait(self._store.get(key, default_buffer_prototype(), byte_range))
-        if found is None:
+        content = self._wait(self._store.get(key, default_buffer_prototype(), byte_range))
+        if content is None:
             raise FileNotFoundError(errno.ENOENT, "there is no such object", self.describe(key))
-        return found.to_bytes()
+        return content.to_bytes()
 
     async def _list(self, folder: str) -> set[str]:
         return {name.rpartition("/")[2] async for name in self._store.list_dir(folder)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from cachedet.structures import Annotations, MaskCodes
 
 _LARGEST_SIDE = 1 << 20  # pixels of an image
 _MOST_IMAGES = 1 << 24  # each takes a few hundred bytes of memory beside its arrays
-_MEND = "The same `cachedet extract` again writes it anew"
+_REPAIR = "The same `cachedet extract` again writes it anew"
 _ANNOTATION_ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {  # type and shape
     "image_ids": ("int64", ("images",)),
     "file_names": ("uint8", ("bytes of names",)),
@@ -40,12 +39,13 @@ def load_annotations(
 
     Raises StoreError where they are missing, damaged or not the ones of the manifest.
     """
-    arrays = load_arrays(source, ANNOTATIONS, wanted=_ANNOTATION_ARRAYS, remedy=_MEND)
+    where = source.describe(ANNOTATIONS)
+    arrays = load_arrays(source, ANNOTATIONS, wanted=_ANNOTATION_ARRAYS, remedy=_REPAIR)
     try:
         _require_shapes(arrays)
         annotations = Annotations(
             image_ids=arrays["image_ids"],
-            file_names=tuple(_names_from_bytes(arrays["file_names"])),
+            file_names=_names_from_bytes(arrays["file_names"]),
             sizes_hw=arrays["sizes_hw"],
             offsets=arrays["offsets"],
             boxes=arrays["boxes"],
@@ -53,27 +53,19 @@ def load_annotations(
             crowd=arrays["crowd"],
             areas=arrays["areas"],
             categories=manifest.categories,
-            masks=_masks_from(arrays),
+            masks=MaskCodes(codes=arrays["masks"], offsets=arrays["mask_offsets"])
+            if "masks" in arrays
+            else None,
         )
         contents = arrays["contents"]
         _require_consistent(annotations)
     except (KeyError, ValueError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-        where = source.describe(ANNOTATIONS)
-        raise StoreError(f"{where} is damaged: {reason}. {_MEND}") from error
+        raise StoreError(f"{where} is damaged: {reason}. {_REPAIR}") from error
     digests = annotations_digest(annotations), images_digest(contents)
     if digests != (manifest.annotations_digest, manifest.images_digest):
-        raise StoreError(
-            f"{source.describe(ANNOTATIONS)} is not the one this store was extracted with; the "
-            "same `cachedet extract` again writes it anew"
-        )
+        raise StoreError(f"{where} is not the one this store was extracted with. {_REPAIR}")
     return annotations, contents
-
-
-def _masks_from(arrays: dict[str, NDArray[Any]]) -> MaskCodes | None:
-    if "masks" not in arrays:
-        return None
-    return MaskCodes(codes=arrays["masks"], offsets=arrays["mask_offsets"])
 
 
 def _require_shapes(arrays: dict[str, NDArray[Any]]) -> None:
@@ -102,28 +94,26 @@ def _require_shapes(arrays: dict[str, NDArray[Any]]) -> None:
 
 def _require_consistent(annotations: Annotations) -> None:
     """Raises ValueError where the values do not describe one set of images and boxes."""
-    rows, boxes = len(annotations), len(annotations.labels)
-    if rows and not 1 <= annotations.sizes_hw.min() <= annotations.sizes_hw.max() <= _LARGEST_SIDE:
+    boxes, classes = len(annotations.labels), len(annotations.categories)
+    sizes, labels = annotations.sizes_hw, annotations.labels
+    if len(annotations) and not 1 <= sizes.min() <= sizes.max() <= _LARGEST_SIDE:
         raise ValueError(f"sizes_hw must be 1 to {_LARGEST_SIDE}")
-    if (
-        annotations.offsets[0] != 0
-        or annotations.offsets[-1] != boxes
-        or (np.diff(annotations.offsets) < 0).any()
-    ):
+    if not _is_rising(annotations.offsets, boxes):
         raise ValueError("offsets must rise from 0 to the number of boxes")
-    if annotations.masks is not None:
-        ends = annotations.masks.offsets
-        if ends[0] != 0 or ends[-1] != len(annotations.masks.codes) or (np.diff(ends) < 0).any():
-            raise ValueError("mask_offsets must rise from 0 to the number of bytes in masks")
-    if boxes and not 0 <= annotations.labels.min() <= annotations.labels.max() < len(
-        annotations.categories
-    ):
-        raise ValueError(f"labels must be 0 to {len(annotations.categories) - 1}")
+    masks = annotations.masks
+    if masks is not None and not _is_rising(masks.offsets, len(masks.codes)):
+        raise ValueError("mask_offsets must rise from 0 to the number of bytes in masks")
+    if boxes and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"labels must be 0 to {classes - 1}")
     if not np.isfinite(annotations.boxes).all():
         raise ValueError("boxes must be finite")
 
 
-def _names_from_bytes(encoded: NDArray[np.uint8]) -> Sequence[str]:
+def _is_rising(offsets: NDArray[np.int64], end: int) -> bool:
+    return offsets[0] == 0 and offsets[-1] == end and bool((np.diff(offsets) >= 0).all())
+
+
+def _names_from_bytes(encoded: NDArray[np.uint8]) -> tuple[str, ...]:
     """Inverse of the file names in `annotation_arrays`."""
     text = encoded.tobytes().decode()
-    return text.split("\n") if text else []
+    return tuple(text.split("\n")) if text else ()

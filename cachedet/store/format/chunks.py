@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -34,20 +35,8 @@ class EncodedFeatures:
     """Stored arrays of n images of one bucket, checked but not decoded."""
 
     bucket: SizeHW
+    count: int  # n
     arrays: dict[str, dict[str, NDArray[Any]]]  # level -> part -> (n, *part.shape)
-
-    def require_fits(self, bucket: SizeHW, count: int, levels: Sequence[str]) -> None:
-        """Raises ValueError where these are not buffers for such a read."""
-        if self.bucket != bucket:
-            raise ValueError(f"the buffers are of bucket {self.bucket}, the images of {bucket}")
-        for level in levels:
-            if level not in self.arrays:
-                raise ValueError(
-                    f"the buffers are of levels {', '.join(self.arrays)}, not {level!r}"
-                )
-            for array in self.arrays[level].values():
-                if len(array) != count:
-                    raise ValueError(f"the buffers are for {len(array)} images, {count} are read")
 
 
 _MOST_INDICES = 65_536  # about 0.5 kB each
@@ -82,20 +71,28 @@ class _Index:
 class ChunkReader:
     """Reads chunks from any thread. Open files are bounded, and so is its memory.
 
-    It keeps at most `most_files` files open and the parsed index of at most 65,536 shards, and per
-    thread one buffer as large as the largest compressed chunk. The checksum a chunk ends with must
-    be the one in its commit record, whatever storage it comes from: a shard in the wrong place or
-    written anew is an error, unless it holds the committed bytes again.
+    It keeps at most `file_limit()` files open and the parsed index of at most 65,536 shards, and
+    per thread one buffer as large as the largest compressed chunk. The checksum a chunk ends with
+    must be the one in its commit record, whatever storage it comes from: a shard in the wrong place
+    or written anew is an error, unless it holds the committed bytes again.
     """
 
-    def __init__(self, source: ByteSource, *, slots: int, most_files: int | None = None) -> None:
+    def __init__(self, source: ByteSource, slots: int) -> None:
         self._source = source
         self._slots = slots
-        self._most_files = most_files if most_files is not None else file_limit()
+        self._most_files = file_limit()
+        self._start()
+
+    def _start(self) -> None:
+        """Make what belongs to one process: open files and locks."""
         self._files: OrderedDict[str, tuple[OpenFile, _Index]] = OrderedDict()
         self._indices: OrderedDict[str, _Index] = OrderedDict()
         self._lock = threading.Lock()
         self._scratch = threading.local()
+        self._process = os.getpid()  # last: another thread that sees it sees the rest
+
+    def __reduce__(self) -> tuple[type[ChunkReader], tuple[ByteSource, int]]:
+        return ChunkReader, (self._source, self._slots)
 
     def read(self, chunk: Chunk) -> memoryview:
         """Fill `chunk.out`.
@@ -107,6 +104,8 @@ class ChunkReader:
             CorruptBlockError: the bytes are not what was committed; names file and block.
             StoreError: they cannot be read now, which proves no damage.
         """
+        if self._process != os.getpid():  # forked: a thread that is gone may hold the lock
+            self._start()
         try:
             return self._read(chunk)
         except CorruptBlockError:
@@ -122,9 +121,9 @@ class ChunkReader:
         packed = self._buffer(nbytes) if is_compressed else memoryview(bytearray(CHECKSUM_NBYTES))
         raw = raw_bytes(out)
         _read_into(file, offset, [packed] if is_compressed else [raw.data, packed], shard=shard)
-        found, committed = bytes(packed[-CHECKSUM_NBYTES:]), shard.record.checksum_of(slot)
-        if found != committed:
-            reason = f"image {slot} of the block ends with the checksum {found.hex()}, "
+        checksum, committed = bytes(packed[-CHECKSUM_NBYTES:]), shard.record.checksum_of(slot)
+        if checksum != committed:
+            reason = f"image {slot} of the block ends with the checksum {checksum.hex()}, "
             reason += f"{committed.hex()} was committed: another shard lies in its place"
             raise corrupt(shard.where, reason)
         if is_compressed:
@@ -152,10 +151,10 @@ class ChunkReader:
 
     def _open_shard(self, shard: Shard) -> tuple[OpenFile, _Index]:
         with self._lock:
-            found = self._files.get(shard.key)
-            if found is not None:
+            known = self._files.get(shard.key)
+            if known is not None:
                 self._files.move_to_end(shard.key)
-                return found
+                return known
         file = self._open(shard)
         opened = file, self._index_of(shard, file)
         with self._lock:

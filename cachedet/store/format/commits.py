@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import xxhash
 
 from cachedet.errors import CorruptBlockError
 from cachedet.store.files.names import COMMITS
 from cachedet.store.files.source import ByteSource, OpenFile
-from cachedet.store.format.layout import Block, Layout, commit_key, shard_key
+from cachedet.store.format.layout import Block, commit_key
 from cachedet.store.format.manifest import digest_json
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.format.shards import CHECKSUM_NBYTES, proves_damage, unreadable
@@ -89,9 +89,6 @@ class Quality:
     @property
     def saturation(self) -> float:
         return self.saturated / self.values if self.values else 0.0
-
-
-NO_QUALITY = Quality(values=0, signal=0.0, noise=0.0, saturated=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +173,7 @@ def read_records(plan: StorePlan) -> dict[str, CommitRecord]:
             record = read_record(plan.source, block)
         except FileNotFoundError:  # since the listing: somebody writes the block anew
             continue
-        misfit = find_misfit(plan, block, record)
+        misfit = _find_misfit(plan, block, record)
         if misfit is not None:
             raise CorruptBlockError(
                 f"{plan.source.describe(commit_key(block))} belongs to another store or block: "
@@ -186,7 +183,39 @@ def read_records(plan: StorePlan) -> dict[str, CommitRecord]:
     return records
 
 
-def find_misfit(plan: StorePlan, block: Block, record: CommitRecord) -> str | None:
+class Fault(NamedTuple):
+    """Something of a committed block that is not what was committed."""
+
+    where: str
+    reason: str
+
+
+def check_block(plan: StorePlan, block: Block, *, deep: bool) -> tuple[int, Fault | None]:
+    """Bytes of the committed shards, and the first fault of them or their record.
+
+    Lengths are always compared; `deep` reads every byte and compares digests too.
+
+    Raises:
+        FileNotFoundError: never committed.
+        StoreError: it cannot be read now, which proves no damage.
+    """
+    where = plan.source.describe(commit_key(block))
+    try:
+        record = read_record(plan.source, block)
+    except CorruptBlockError as error:
+        return 0, Fault(where, str(error).removeprefix(f"{where}: "))
+    nbytes = sum(shard.nbytes for shard in record.shards.values())
+    misfit = _find_misfit(plan, block, record)
+    if misfit is not None:
+        return nbytes, Fault(where, f"the record belongs to another store or block: {misfit}")
+    for array, key in plan.layout.shard_keys(block).items():
+        reason = _shard_fault(plan.source, key, record.shards[array], deep=deep)
+        if reason is not None:
+            return nbytes, Fault(plan.source.describe(key), reason)
+    return nbytes, None
+
+
+def _find_misfit(plan: StorePlan, block: Block, record: CommitRecord) -> str | None:
     """Why a whole record is not the one of this block of this store; None where it is."""
     if record.block != block.name:
         return f"it is the record of block {record.block}"
@@ -197,26 +226,6 @@ def find_misfit(plan: StorePlan, block: Block, record: CommitRecord) -> str | No
     parts = plan.layout.parts(block.bucket)
     if record.shards.keys() != parts.keys():
         return f"it lists {', '.join(record.shards)} instead of {', '.join(parts)}"
-    return None
-
-
-def find_fault(
-    source: ByteSource, block: Block, record: CommitRecord, layout: Layout, *, deep: bool
-) -> tuple[str, str] | None:
-    """The first shard that is not what was committed, as (where, reason); None where all are.
-
-    Lengths are always compared; `deep` reads every byte and compares digests too.
-    Raises StoreError where a shard cannot be read now, which proves no damage.
-    """
-    parts = layout.parts(block.bucket)
-    if record.shards.keys() != parts.keys():
-        where = source.describe(commit_key(block))
-        return where, f"it lists {', '.join(record.shards)} instead of {', '.join(parts)}"
-    for array, part in parts.items():
-        key = shard_key(block, array, part)
-        reason = _shard_fault(source, key, record.shards[array], deep=deep)
-        if reason is not None:
-            return source.describe(key), reason
     return None
 
 
@@ -249,10 +258,10 @@ def digest_of(file: OpenFile) -> str:
     return digest.hexdigest()
 
 
-def total_quality(records: Iterable[CommitRecord]) -> dict[str, Quality]:
-    """Sums over blocks, by level."""
+def total_quality(of_parts: Iterable[Mapping[str, Quality]]) -> dict[str, Quality]:
+    """Sums over blocks or images, by level."""
     total: dict[str, Quality] = {}
-    for record in records:
-        for level, quality in record.quality.items():
-            total[level] = total.get(level, NO_QUALITY) + quality
+    for by_level in of_parts:
+        for level, quality in by_level.items():
+            total[level] = total[level] + quality if level in total else quality
     return total

@@ -1,6 +1,6 @@
-"""Where everything lies in a store, and the zarr metadata that tells other tools.
+"""Places of everything in a store, and the zarr metadata that tells other tools.
 
-Array of a level's part: `{view}/b{H}x{W}/{level}/{part}`, axis 0 = slot in the bucket; one chunk a
+Array of a level's part: `{view}/b{H}x{W}/{level}/{part}`, axis 0 = slot in the bucket; one chunk an
 image, one shard a block. docs/disk-format.md is the full description.
 """
 
@@ -17,7 +17,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, TransposeCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from cachedet.data.views import View, padded_size
-from cachedet.store.codecs.codec import ZSTD_LEVEL, Codec, Part, Shape
+from cachedet.store.codecs.codec import ZSTD_LEVEL, Codec, Part
 from cachedet.store.files.names import COMMITS, METADATA, WITHDRAWN_SUFFIX
 from cachedet.structures import Annotations, FeatureSpec, SizeHW
 
@@ -80,69 +80,64 @@ def _rows_by_bucket(
 
 _INDEX_ENTRY_NBYTES = 16
 _BEST_ZSTD = 0.4  # compressed over raw codes, measured on snr6; int8 reaches 0.8
-_CELLS_LAST_FROM = 3
 _MAP_AXES = 3
 
 
-@dataclass(frozen=True, kw_only=True)
-class LevelArrays:
-    """The arrays of one level in one bucket."""
-
-    level: str
-    shape: Shape  # (C, h, w) of a decoded map
-    parts: tuple[Part, ...]
-
-
 class Layout:
-    """Which arrays the blocks of a store have; a function of levels, codec and format version.
+    """Which arrays the blocks of a store have; a function of levels and codec.
 
-    From format 3 on, maps that are not compressed lie cell after cell: turning them when they are
-    read took most of the time of decoding. Compressed ones stay channel after channel.
+    Maps that are not compressed lie cell after cell: turning them when they are read took most of
+    the time of decoding. Compressed ones lie channel after channel.
     """
 
-    def __init__(self, *, spec: FeatureSpec, codec: Codec, format_version: int) -> None:
+    def __init__(self, *, spec: FeatureSpec, codec: Codec) -> None:
         self._spec = spec
         self._codec = codec
-        self._cells_last = format_version >= _CELLS_LAST_FROM
-        self._by_bucket: dict[SizeHW, dict[str, LevelArrays]] = {}
+        self._by_bucket: dict[SizeHW, dict[str, tuple[Part, ...]]] = {}
 
-    def levels(self, bucket: SizeHW) -> Mapping[str, LevelArrays]:
-        """The arrays of every level, by its name."""
+    def levels(self, bucket: SizeHW) -> Mapping[str, tuple[Part, ...]]:
+        """The parts of every level, by its name."""
         if bucket not in self._by_bucket:
             self._by_bucket[bucket] = {
-                level: LevelArrays(level=level, shape=shape, parts=self._parts_of(level, shape))
+                level: tuple(map(_laid_out, self._codec.parts(level, shape)))
                 for level, shape in self._spec.map_shapes(bucket).items()
             }
         return self._by_bucket[bucket]
 
-    def _parts_of(self, level: str, shape: Shape) -> tuple[Part, ...]:
-        return tuple(
-            replace(part, cells_last=True)
-            if self._cells_last and part.packing == "crc32c" and len(part.shape) == _MAP_AXES
-            else part
-            for part in self._codec.parts(level, shape)
-        )
-
     def parts(self, bucket: SizeHW) -> dict[str, Part]:
         """Every array of a bucket by its path below the bucket's group: {"C3/codes": ...}."""
         return {
-            f"{arrays.level}/{part.name}": part
-            for arrays in self.levels(bucket).values()
-            for part in arrays.parts
+            f"{level}/{part.name}": part
+            for level, parts in self.levels(bucket).items()
+            for part in parts
         }
+
+    def shard_keys(self, block: Block) -> dict[str, str]:
+        """Key of each shard of a block, by array as in `parts`."""
+        parts = self.parts(block.bucket).items()
+        return {array: shard_key(block, array, part) for array, part in parts}
 
     def image_nbytes(self, bucket: SizeHW) -> int:
         """Bytes of one stored image: exact without zstd, else the most they can be."""
         parts = self.parts(bucket).values()
         return sum(part.packed_nbytes + _INDEX_ENTRY_NBYTES for part in parts)
 
-    def least_image_nbytes(self, bucket: SizeHW) -> int:
-        """The same where zstd does as well as it ever did on features."""
+    def least_nbytes(self, blocks: Iterable[Block]) -> int:
+        """Bytes of these blocks where zstd does as well as it ever did on features."""
         return sum(
-            round(part.packed_nbytes * (_BEST_ZSTD if part.packing == "zstd" else 1))
-            + _INDEX_ENTRY_NBYTES
-            for part in self.parts(bucket).values()
+            len(block.rows) * sum(map(_least_nbytes, self.parts(block.bucket).values()))
+            for block in blocks
         )
+
+
+def _laid_out(part: Part) -> Part:
+    is_map = part.packing == "crc32c" and len(part.shape) == _MAP_AXES
+    return replace(part, cells_last=True) if is_map else part
+
+
+def _least_nbytes(part: Part) -> int:
+    share = _BEST_ZSTD if part.packing == "zstd" else 1
+    return round(part.packed_nbytes * share) + _INDEX_ENTRY_NBYTES
 
 
 def shard_key(block: Block, array: str, part: Part) -> str:
@@ -155,7 +150,7 @@ def commit_key(block: Block) -> str:
 
 
 def withdrawn_key(block: Block) -> str:
-    """Where `verify` puts the record of a block that is not what was committed."""
+    """Key of a record that `verify` put aside: its block is not what was committed."""
     return f"{commit_key(block)}{WITHDRAWN_SUFFIX}"
 
 
@@ -194,7 +189,7 @@ def metadata_digest(contents: Mapping[str, bytes]) -> str:
 
 
 def digest_files(contents: Iterable[tuple[str, bytes]]) -> str:
-    """The same over (key, content) in the order of the keys, one at a time in memory."""
+    """sha256 over (key, content) in the order of the keys, one at a time in memory."""
     digest = hashlib.sha256()
     for key, content in contents:
         digest.update(f"{key} {len(content)}\n".encode())
@@ -208,6 +203,7 @@ def _create_array(
     compressor: Any = (
         ZstdCodec(level=ZSTD_LEVEL, checksum=True) if part.packing == "zstd" else Crc32cCodec()
     )
+    is_of_bytes = part.dtype.endswith("8")
     group.create_array(
         name,
         shape=(num_slots, *part.shape),
@@ -215,9 +211,7 @@ def _create_array(
         shards=(block_size, *part.shape),
         dtype=part.dtype,
         filters=[TransposeCodec(order=(0, 2, 3, 1))] if part.cells_last else None,
-        serializer=BytesCodec(endian="little")
-        if part.dtype[-1] != "8"
-        else BytesCodec(endian=None),
+        serializer=BytesCodec(endian=None if is_of_bytes else "little"),
         compressors=[compressor],
         fill_value=float("nan") if part.dtype.startswith("float") else 0,
     )

@@ -38,7 +38,7 @@ def require_types(value: Any, declared: Any, *, name: str) -> None:
     Args:
         value: read from JSON; lists already as tuples, objects already as dataclasses.
         declared: a hint made of str, int, float, tuple, dict and dataclasses.
-        name: of the value, for people.
+        name: what messages call the value.
 
     Raises:
         TypeError: a value of another type; names it.
@@ -63,12 +63,8 @@ def require_types(value: Any, declared: Any, *, name: str) -> None:
             if not (hint is str and type(item) is str):  # most are: millions need no call each
                 require_types(item, hint, name=name)
     else:
-        _require(
-            type(value) is declared or (declared is float and type(value) is int),
-            value,
-            declared,
-            name,
-        )
+        fits = type(value) is declared or (declared is float and type(value) is int)
+        _require(fits, value, declared, name)
         _require_sane_number(value, name)
 
 
@@ -85,14 +81,10 @@ def _require_sane_number(value: Any, name: str) -> None:
         raise ValueError(f"{name} must be finite, got {value}")
 
 
-FORMAT_VERSION = 3
-READABLE_FORMATS = (2, 3)  # 3: maps that are not compressed lie cell after cell
+FORMAT_VERSION = 4  # of the files; part of every fingerprint
 _LARGEST_SIDE = 1 << 20  # pixels of an image with its padding
 _LONGEST_NAME = 200  # characters of a codec or view; folders and messages hold them
-_RESTORE = (
-    "The same `cachedet extract` again writes it anew where the commit records prove what it held; "
-    "else copy it from a backup, or extract into a new --store"
-)
+_LOST = "Copy it from a backup, or delete this store or choose a new --store, and extract again"
 _REFETCH = (
     "cachedet writes no such file: fetch the store again from where it came from, or extract into "
     "a new --store"
@@ -121,7 +113,6 @@ class Manifest:
     versions: dict[str, str]  # for people; not part of the identity
     codec_digest: str = ""  # of what the codec learnt from the sample; decided when a store is made
     metadata_digest: str = ""  # of all zarr.json files; decided when a store is made
-    format_version: int = FORMAT_VERSION  # of the files; part of the fingerprint from 3 on
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide which features the store holds."""
@@ -144,20 +135,16 @@ class Manifest:
         }
 
     def fingerprint(self) -> str:
-        """sha256 over the identity fields, what the codec learnt and from 3 on the format."""
+        """sha256 over the identity fields, what the codec learnt and the format."""
         return digest_json(self._fingerprinted())
 
     def block_fingerprint(self) -> str:
-        """The same without the list of views: what the bytes of one block depend on."""
+        """sha256 over what the bytes of one block depend on: all that but the list of views."""
         return digest_json({k: v for k, v in self._fingerprinted().items() if k != "views"})
 
     def _fingerprinted(self) -> dict[str, Any]:
-        fields = {**self.identity(), "codec_digest": self.codec_digest}
-        return (
-            fields
-            if self.format_version == 2
-            else {**fields, "format_version": self.format_version}
-        )
+        digest = self.codec_digest
+        return {**self.identity(), "codec_digest": digest, "format_version": FORMAT_VERSION}
 
     def differing_fields(self, other: Manifest) -> list[str]:
         """``"codec: 'fp16' here, 'fp32' there"`` for each identity field that differs."""
@@ -177,7 +164,7 @@ class Manifest:
 
     def layout(self, codec: Codec) -> Layout:
         """The arrays of its blocks."""
-        return Layout(spec=self.spec, codec=codec, format_version=self.format_version)
+        return Layout(spec=self.spec, codec=codec)
 
     def plan(self, annotations: Annotations) -> tuple[Block, ...]:
         """Every block of the finished store."""
@@ -191,7 +178,7 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         body = {
-            "format_version": self.format_version,
+            "format_version": FORMAT_VERSION,
             **self.identity(),
             "weights": self.weights,
             "skipped": [list(pair) for pair in self.skipped],
@@ -228,7 +215,6 @@ class Manifest:
                 versions=dict(values["versions"]),
                 codec_digest=values["codec_digest"],
                 metadata_digest=values["metadata_digest"],
-                format_version=values["format_version"],
             )
             require_types(manifest, cls, name="manifest")
             _require_sane(manifest)
@@ -282,15 +268,15 @@ def digest_json(value: Any) -> str:
 
 def library_versions() -> dict[str, str]:
     """What wrote the store, for people who ask later."""
-    found = {name: version(name) for name in _LIBRARIES}
-    return {"cachedet": __version__, "python": platform.python_version(), **found}
+    libraries = {name: version(name) for name in _LIBRARIES}
+    return {"cachedet": __version__, "python": platform.python_version(), **libraries}
 
 
-def _short(value: Any, *, most: int = 120) -> str:
+def _short(value: Any) -> str:
     if isinstance(value, str) and len(value) == 64:  # a digest: its beginning tells it apart
         return value[:12]
     text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}..."
+    return text if len(text) <= 120 else f"{text[:120]}..."
 
 
 def load_manifest(source: ByteSource) -> Manifest:
@@ -304,18 +290,10 @@ def load_manifest(source: ByteSource) -> Manifest:
         body = {key: value for key, value in values.items() if key != "checksum"}
         is_whole = values.get("checksum") == digest_json(body)
     except (ValueError, RecursionError) as error:
-        raise StoreError(f"{where} is damaged: it is not JSON ({error}). {_RESTORE}") from error
-    found = values.get("format_version")
+        raise StoreError(f"{where} is damaged: it is not JSON ({error}). {_LOST}") from error
     if not is_whole:
-        other = (
-            f" (it names store format {reprlib.repr(found)})"
-            if found not in READABLE_FORMATS
-            else ""
-        )
-        raise StoreError(
-            f"{where} is damaged: its checksum does not fit its fields{other}. {_RESTORE}"
-        )
-    _require_version(found, where)
+        raise StoreError(f"{where} is damaged: its checksum does not fit its fields. {_LOST}")
+    _require_version(values.get("format_version"), where)
     try:
         return Manifest.from_json(values, where=where)
     except StoreError as error:
@@ -341,7 +319,7 @@ def _read_manifest(source: ByteSource) -> bytes:
         return source.read(MANIFEST)
     except (FileNotFoundError, NotADirectoryError) as error:
         if source.names(COMMITS):
-            raise StoreError(f"{where} is missing. {_RESTORE}") from error
+            raise StoreError(f"{where} is missing. {_LOST}") from error
         raise StoreError(
             f"{source.describe('')} is not a feature store: it has no {MANIFEST}; "
             "expected a folder written by `cachedet extract --store`"
@@ -349,7 +327,7 @@ def _read_manifest(source: ByteSource) -> bytes:
     except OSError as error:
         if not proves_damage(error):
             raise unreadable(where, error) from error
-        raise StoreError(f"{where} is damaged: {error.strerror}. {_RESTORE}") from error
+        raise StoreError(f"{where} is damaged: {error.strerror}. {_LOST}") from error
 
 
 def _require_sane(manifest: Manifest) -> None:
@@ -370,15 +348,9 @@ def _require_sane(manifest: Manifest) -> None:
             raise ValueError(f"a name of {len(name):,} characters, {name[:40]}..., is no name")
 
 
-def _require_version(found: object, where: str) -> None:
-    if isinstance(found, int) and found in READABLE_FORMATS:
-        return
-    if isinstance(found, int) and 0 < found < READABLE_FORMATS[0]:
+def _require_version(version: object, where: str) -> None:
+    if version != FORMAT_VERSION:
         raise StoreError(
-            f"{where} has store format {found}, which no released cachedet wrote; "
-            f"extract again: this one writes format {FORMAT_VERSION}"
+            f"{where} has store format {reprlib.repr(version)}, cachedet {__version__} reads and "
+            f"writes format {FORMAT_VERSION}; extract again into a new --store"
         )
-    raise StoreError(
-        f"{where} has store format {reprlib.repr(found)}, this cachedet {__version__} reads "
-        f"{' and '.join(map(str, READABLE_FORMATS))}; upgrade cachedet to read it"
-    )

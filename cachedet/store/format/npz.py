@@ -28,15 +28,10 @@ _MOST_HEADER_NBYTES = 10_010  # numpy itself refuses longer ones
 def load_arrays(
     source: ByteSource, key: str, *, wanted: Collection[str], remedy: str
 ) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz file that `dump_arrays` wrote.
+    """The arrays, of these names at most, of an .npz file that `dump_arrays` wrote.
 
-    Args:
-        source: the store.
-        key: of the file.
-        wanted: names it may hold.
-        remedy: what to do about damage, for people.
-
-    Raises StoreError where it is missing, damaged, holds anything else or cannot be read now.
+    Raises StoreError where it is missing, damaged (the message ends with `remedy`), holds anything
+    else or cannot be read now.
     """
     where = source.describe(key)
     try:

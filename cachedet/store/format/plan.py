@@ -29,7 +29,7 @@ from cachedet.store.format.layout import (
 from cachedet.store.format.manifest import Manifest, load_manifest
 from cachedet.store.format.npz import load_arrays
 from cachedet.store.format.shards import proves_damage, unreadable
-from cachedet.structures import Annotations, FeatureSpec
+from cachedet.structures import Annotations
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,13 +87,18 @@ class StorePlan:
         """COCO's ids of the images of a block, in slot order."""
         return tuple(self.annotations.image_ids[list(block.rows)].tolist())
 
+    def make_metadata(self) -> dict[str, bytes]:
+        """Key and content of every zarr.json."""
+        size = self.manifest.block_size
+        return make_metadata(blocks=self.blocks, layout=self.layout, block_size=size)
+
     def require_metadata(self) -> None:
         """Raises StoreError where a zarr.json is not the one that was written."""
         keys = metadata_keys(self.blocks, self.layout)
-        found = digest_files((key, self._read_metadata(key)) for key in keys)
-        if found != self.manifest.metadata_digest:
+        digest = digest_files((key, self._read_metadata(key)) for key in keys)
+        if digest != self.manifest.metadata_digest:
             where = self._altered_metadata(keys)
-            raise StoreError(f"{where} is not the one that was written. {_MEND_ZARR}")
+            raise StoreError(f"{where} is not the one that was written. {_REPAIR_ZARR}")
 
     def _read_metadata(self, key: str) -> bytes:
         try:
@@ -102,15 +107,13 @@ class StorePlan:
             where = self.source.describe(key)
             if isinstance(error, FileNotFoundError) or proves_damage(error):
                 raise StoreError(
-                    f"{where} is missing or damaged: {error.strerror}. {_MEND_ZARR}"
+                    f"{where} is missing or damaged: {error.strerror}. {_REPAIR_ZARR}"
                 ) from error
             raise unreadable(where, error) from error
 
     def _altered_metadata(self, keys: Sequence[str]) -> str:
-        """Where the first altered file lies, if this zarr writes what the manifest's zarr wrote."""
-        written = make_metadata(
-            blocks=self.blocks, layout=self.layout, block_size=self.manifest.block_size
-        )
+        """Describe the first altered file, if this zarr writes what the manifest's zarr wrote."""
+        written = self.make_metadata()
         if metadata_digest(written) == self.manifest.metadata_digest:
             for key in keys:
                 if self._read_metadata(key) != written[key]:
@@ -119,8 +122,8 @@ class StorePlan:
 
 
 _MOST_IMAGE_NBYTES = 8 << 30  # of decoded features
-_MEND_ZARR = "The same `cachedet extract` again writes the zarr.json files anew"
-_MEND_CODEC = (
+_REPAIR_ZARR = "The same `cachedet extract` again writes the zarr.json files anew"
+_REPAIR_CODEC = (
     "The same `cachedet extract` again learns it anew and keeps that where it comes out the same; "
     "else extract into a new --store"
 )
@@ -144,21 +147,17 @@ def load_codec(source: ByteSource, manifest: Manifest) -> Codec:
         codec = make_codec(manifest.codec)
     except InputError as error:
         raise StoreError(f"{source.describe('')}: {error}; upgrade cachedet") from error
-    state = load_state(source, codec, manifest.spec)
+    state: State = {}
+    if codec.needs_fit:
+        wanted = {f"{level}/{n}" for level in manifest.spec.names for n in codec.state_names}
+        state = load_arrays(source, CODEC_STATE, wanted=wanted, remedy=_REPAIR_CODEC)
     where = source.describe(CODEC_STATE)
     if state_digest(state) != manifest.codec_digest:
         raise StoreError(
-            f"{where} is not the one this store was made with; copy it from a backup. {_MEND_CODEC}"
+            f"{where} is not the one this store was made with; copy it from a backup. "
+            f"{_REPAIR_CODEC}"
         )
     try:
         return codec.with_state(state, spec=manifest.spec)
     except StoreError as error:
-        raise StoreError(f"{where} is damaged: {error}. {_MEND_CODEC}") from error
-
-
-def load_state(source: ByteSource, codec: Codec, spec: FeatureSpec) -> State:
-    """What the codec learnt, not compared with anything. Raises StoreError."""
-    if not codec.needs_fit:
-        return {}
-    wanted = {f"{level}/{name}" for level in spec.names for name in codec.state_names}
-    return load_arrays(source, CODEC_STATE, wanted=wanted, remedy=_MEND_CODEC)
+        raise StoreError(f"{where} is damaged: {error}. {_REPAIR_CODEC}") from error

@@ -20,7 +20,7 @@ from cachedet.store.codecs.codec import ZSTD_LEVEL, Part
 
 _UNUSED = 2**64 - 1
 CHECKSUM_NBYTES = 4  # at the end of every chunk: a crc32c, or the content checksum of a zstd frame
-_MEND = (
+_REPAIR = (
     "run `cachedet verify --deep STORE`, which withdraws the bad blocks, then the same "
     "`cachedet extract` again"
 )
@@ -106,7 +106,7 @@ def raw_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def corrupt(where: str, reason: str) -> CorruptBlockError:
-    return CorruptBlockError(f"{where}: {reason}; {_MEND}")
+    return CorruptBlockError(f"{where}: {reason}; {_REPAIR}")
 
 
 def proves_damage(error: OSError) -> bool:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cachedet.errors import CodecError, InputError, StoreError
-from cachedet.store.codecs.codec import Codec, encoded_nbytes, state_digest
+from cachedet.store.codecs.codec import Codec, state_digest
 from cachedet.store.codecs.integers import pack_nibbles, unpack_nibbles
 from cachedet.store.codecs.projections import SnrCodec, principal_components
 from cachedet.store.codecs.registry import CODECS, make_codec
@@ -193,7 +193,8 @@ def test_exact_sizes() -> None:
     sizes = {"fp32": 768 + 4, "fp16": 384 + 4, "bf16": 384 + 4, "int8": 192 + 4 + 16 + 4}
     sizes["int4"] = 96 + 4 + 8 + 4
     for name, size in sizes.items():
-        assert encoded_nbytes(fitted(name, maps), "C4", (4, 6, 8)) == size
+        parts = fitted(name, maps).parts("C4", (4, 6, 8))
+        assert sum(part.packed_nbytes for part in parts) == size
 
 
 @given(

@@ -131,9 +131,9 @@ class Vanishing(LocalFiles):
     """A writer takes a record away between the listing and the reading."""
 
     def names(self, folder: str) -> set[str]:
-        found = super().names(folder)
+        names = super().names(folder)
         (self.root / RECORD).unlink()
-        return found
+        return names
 
 
 def test_a_record_that_vanishes_while_the_store_is_opened(root: Path) -> None:

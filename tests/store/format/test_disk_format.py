@@ -14,7 +14,7 @@ import pytest
 import xxhash
 from numcodecs.zstd import Zstd
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "format-4.zip"
 IDENTITY = (
     "backbone", "weights_digest", "preprocessing", "spec", "image_size", "views", "codec",
     "block_size", "batch_size", "annotations_digest", "images_digest", "categories",
@@ -25,10 +25,10 @@ ANNOTATIONS = (
 GROUP = "base/b96x128"
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def unpacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("fixture")
-    shutil.unpack_archive(FIXTURES / f"format-{request.param}.zip", root)
+    shutil.unpack_archive(FIXTURE, root)
     return root
 
 
@@ -37,12 +37,12 @@ def digest(value: Any) -> str:
 
 
 def digest_arrays(arrays: dict[str, np.ndarray], names: Any, *, named: bool) -> Any:
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name in names:
         prefix = f"{name} " if named else ""
-        found.update(f"{prefix}{arrays[name].dtype} {arrays[name].shape}\n".encode())
-        found.update(arrays[name].tobytes())
-    return found
+        sha256.update(f"{prefix}{arrays[name].dtype} {arrays[name].shape}\n".encode())
+        sha256.update(arrays[name].tobytes())
+    return sha256
 
 
 def chunk(root: Path, array: str, row: int, block_size: int) -> bytes:
@@ -64,13 +64,13 @@ def chunks(shard: bytes, block_size: int) -> list[bytes]:
     entries = list(struct.iter_unpack("<QQ", shard[start:-4]))
     used = [entry for entry in entries if entry != (2**64 - 1, 2**64 - 1)]
     assert used == entries[: len(used)]
-    found, end = [], 0
+    contents, end = [], 0
     for offset, nbytes in used:
         assert offset == end
         end += nbytes
-        found.append(shard[offset:end])
+        contents.append(shard[offset:end])
     assert end == start
-    return found
+    return contents
 
 
 def nibbles(content: bytes, channels: int, cells: int) -> np.ndarray:
@@ -88,7 +88,6 @@ class Page:
         self.codec, self.name, self.channels = manifest["codec"], level["name"], level["channels"]
         self.hw = 96 // level["stride"], 128 // level["stride"]
         self.cells = self.hw[0] * self.hw[1]
-        self.turned = manifest["format_version"] >= 3
         self._where = root, row, manifest["block_size"]
         state = root / "codec.npz"
         self.state = dict(np.load(state)) if state.exists() else {}
@@ -101,7 +100,7 @@ class Page:
     def maps(self, name: str, dtype: Any, *, zstd: bool = False) -> np.ndarray:
         """Channels by cells."""
         values = np.frombuffer(self.part(name, zstd=zstd), dtype)
-        if self.turned and not zstd:
+        if not zstd:
             return values.reshape(self.cells, -1).T
         return values.reshape(-1, self.cells)
 
@@ -110,7 +109,7 @@ class Page:
         reader = {"fp32": self.floats, "fp16": self.floats, "bf16": self.bf16}.get(kind)
         if reader is None:
             by_start = {"int8": self.int8, "int4": self.int4, "pca": self.pca, "snr": self.snr}
-            reader = next(found for start, found in by_start.items() if kind.startswith(start))
+            reader = next(read for start, read in by_start.items() if kind.startswith(start))
         return reader().reshape(self.channels, *self.hw)
 
     def floats(self) -> np.ndarray:
@@ -163,9 +162,9 @@ def test_the_page_is_enough_to_read_a_store(unpacked: Path, codec: str) -> None:
     expected = np.load(root / "expected.npz")
     for level in manifest["spec"]:
         for row in range(3):
-            found = Page(root, manifest, level, row).value()
+            value = Page(root, manifest, level, row).value()
             np.testing.assert_allclose(
-                found, expected[f"{row}/{level['name']}"], rtol=1e-5, atol=1e-5
+                value, expected[f"{row}/{level['name']}"], rtol=1e-5, atol=1e-5
             )
     expected.close()
 
@@ -178,14 +177,13 @@ def test_the_page_is_enough_to_check_a_store(unpacked: Path, codec: str) -> None
     assert digest(manifest) == checksum
     identity = {name: manifest[name] for name in IDENTITY}
     identity["codec_digest"] = manifest["codec_digest"]
-    if manifest["format_version"] > 2:
-        identity["format_version"] = manifest["format_version"]
+    identity["format_version"] = manifest["format_version"]
     assert digest(identity) == manifest["fingerprint"]
     annotations = dict(np.load(root / "annotations.npz"))
     categories = manifest["categories"]
-    found = digest_arrays(annotations, ANNOTATIONS, named=False)
-    found.update(json.dumps([categories["ids"], categories["names"]]).encode())
-    assert found.hexdigest() == manifest["annotations_digest"]
+    of_annotations = digest_arrays(annotations, ANNOTATIONS, named=False)
+    of_annotations.update(json.dumps([categories["ids"], categories["names"]]).encode())
+    assert of_annotations.hexdigest() == manifest["annotations_digest"]
     contents = hashlib.sha256(annotations["contents"].tobytes()).hexdigest()
     assert contents == manifest["images_digest"]
     state = dict(np.load(root / "codec.npz")) if (root / "codec.npz").exists() else {}

@@ -27,12 +27,12 @@ def test_arrays_come_back(tmp_path: Path) -> None:
         "scalar": np.array(True),
         "bytes": np.frombuffer(b"abc", np.uint8),
     }
-    found = load(tmp_path, dump_arrays(arrays), *arrays)
-    assert list(found) == list(arrays)
+    loaded = load(tmp_path, dump_arrays(arrays), *arrays)
+    assert list(loaded) == list(arrays)
     for name, array in arrays.items():
-        assert found[name].dtype == array.dtype
-        assert found[name].flags.writeable
-        np.testing.assert_array_equal(found[name], array)
+        assert loaded[name].dtype == array.dtype
+        assert loaded[name].flags.writeable
+        np.testing.assert_array_equal(loaded[name], array)
     assert load(tmp_path, dump_arrays({}), "a") == {}
 
 

@@ -1,0 +1,75 @@
+"""The command line before any command runs: help, completion, what it imports."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from cachedet.cli import app
+
+COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
+
+
+def run_installed(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`cachedet WORDS` as its entry point runs it, then the heavy modules that were imported."""
+    script = (
+        "import atexit, sys\nfrom cachedet.cli import main\n"
+        "heavy = {'torch', 'zarr', 'timm', 'numpy', 'pydantic'}\n"
+        "atexit.register(lambda: print('imported', *heavy & sys.modules.keys(), file=sys.stderr))\n"
+        f"sys.argv = ['cachedet', *{list(words)!r}]\nmain()\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS), ["configs", "show"]])
+def test_short_and_long_help_are_one(words: list[str]) -> None:
+    short, long = (CliRunner().invoke(app, [*words, option]) for option in ("-h", "--help"))
+    assert short.exit_code == long.exit_code == 0
+    assert short.output == long.output
+    assert "Usage: " in short.output
+
+
+def test_help_imports_nothing_heavy() -> None:
+    done = run_installed("--help")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in COMMANDS)
+    assert done.stderr == "imported\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_show_completion_prints_a_script(shell: str) -> None:
+    """Else the parent process says which shell it is."""
+    done = run_installed(
+        "--show-completion", shell, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1"
+    )
+    assert done.returncode == 0
+    assert f"_CACHEDET_COMPLETE=complete_{shell}" in done.stdout
+
+
+def test_completion_knows_the_commands() -> None:
+    done = run_installed(
+        _CACHEDET_COMPLETE="complete_bash", COMP_WORDS="cachedet co", COMP_CWORD="1"
+    )
+    assert done.stdout.split() == ["compare", "configs"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["trainheads"], "No such command 'trainheads'"), (["--colour"], "No such option: --colour")],
+)
+def test_wrong_usage_has_status_2(words: list[str], message: str) -> None:
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert message in done.output
