@@ -114,9 +114,10 @@ def _require_sensible(config: ComparisonConfig) -> None:
 
 def _settings(config: ComparisonConfig) -> dict[str, Any]:
     """What the cells of one folder share; seeds, modes and configs may be added later."""
+    not_shared = {"store", "device", "workers"}
     return {
-        "train": _extraction_settings(config.train),
-        "val": _extraction_settings(config.val),
+        "train": config.train.model_dump(mode="json", exclude=not_shared),
+        "val": config.val.model_dump(mode="json", exclude=not_shared),
         "epochs": config.epochs,
         "budget": config.budget,
         "backbone": vars(config.backbone),
@@ -126,10 +127,6 @@ def _settings(config: ComparisonConfig) -> dict[str, Any]:
             for name, heads in config.heads.items()
         },
     }
-
-
-def _extraction_settings(config: ExtractConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude={"store", "device", "workers"})
 
 
 def extract_stores(train: ExtractConfig, val: ExtractConfig, log: ExtractionLog) -> Extracted:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ _IMAGE_SIZE = 320
 _SHEET_IMAGES = 12
 _SHEET_SCORE = 0.4
 _LIVE_BATCHES = 8
-_CONFIG = "demo.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +105,7 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 def demo_config() -> TrainConfig:
     """The demo's training run, shipped inside the package."""
-    return load_train_config(Path(str(files("cachedet") / _CONFIG)))
+    return load_train_config(Path(__file__).with_name("demo.yaml"))
 
 
 def _extract(out: Path, paths: ShapesPaths, split: str) -> ExtractReport:

@@ -87,10 +87,10 @@ def estimate(
     started = time.perf_counter()
     change = what_if or WhatIf()
     inputs = open_inputs(config, heads, sample, seconds)
-    measured, tried = measure(inputs)
+    measured, trials = measure(inputs)
     measured = change_measured(measured, inputs, change)
     forecast = make_forecast(measured)
-    manifest = tried.trial.manifest
+    manifest = trials.trial.manifest
     return EstimateReport(
         extract=config,
         heads=heads,
@@ -100,7 +100,7 @@ def estimate(
         what_if=change.to_json(),
         skipped=manifest.skipped,
         prediction=_save(manifest, inputs, forecast) if change == WhatIf() else None,
-        sample=len(tried.sample.annotations),
+        sample=len(trials.sample.annotations),
         seconds=time.perf_counter() - started,
     )
 
@@ -139,7 +139,7 @@ def change_measured(measured: Measured, inputs: EstimateInputs, change: WhatIf) 
 
 
 def _other_backbone(inputs: EstimateInputs, name: str) -> BackboneChange:
-    """Both backbones on the same noise, here; random weights take as long as trained ones."""
+    """Time both backbones on the same noise; random weights take as long as trained ones."""
     device = next(inputs.backbone.parameters()).device
     other = load_backbone(name, weights="none", image_size=inputs.extract.image_size, device=device)
     both = (inputs.backbone, other)
@@ -168,7 +168,7 @@ def _other_backbone(inputs: EstimateInputs, name: str) -> BackboneChange:
 
 
 def _save(manifest: Manifest, inputs: EstimateInputs, forecast: Forecast) -> Path | None:
-    """For `extract` and `train-heads`; None where the folder of the store is not there yet."""
+    """Save it for `extract` and `train-heads`; None where the store's folder is not there yet."""
     config, cached = inputs.extract, forecast.modes["cached"]
     prediction = Prediction(
         store=describe_store(manifest, images=len(inputs.dataset.annotations)),

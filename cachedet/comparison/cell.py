@@ -201,7 +201,7 @@ def _train(
     scorer: Scorer,
     plan: StepPlan,
 ) -> int:
-    """To the end of the run; returns the peak memory of its stretches. Raises Interrupted."""
+    """Train to the end; returns the peak memory of all stretches. Raises Interrupted."""
     session = run_session(
         config,
         folder=folder,
@@ -219,7 +219,7 @@ def _train(
 
 
 def _run(task: CellTask) -> None:
-    """In the process of the cell."""
+    """Train the cell in its process, and keep the result or the error."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         result = train_cell(task)
@@ -234,7 +234,7 @@ def _run(task: CellTask) -> None:
 
 
 def _failed(task: CellTask, why: str) -> CellResult:
-    """What training advises, such as another --run, is not to be had in a comparison."""
+    """Advise what can be done in a comparison: it has no --run, as training advises."""
     advice = (
         f"The same command tries it again, from its start once {task.folder} is removed; a changed "
         "config goes under another name, or under this one while no cell of it has succeeded"
@@ -243,14 +243,14 @@ def _failed(task: CellTask, why: str) -> CellResult:
 
 
 def _keep(task: CellTask, result: CellResult) -> CellResult:
-    """In the cell's folder, which a cell that failed early has not made."""
+    """Write it into the cell's folder, which a cell that failed early has not made."""
     task.folder.mkdir(parents=True, exist_ok=True)
     result.write(task.result)
     return result
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed can pass nothing on, and its next call would train the cell too."""
+    """End where the parent was killed: its next call would train the cell too."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

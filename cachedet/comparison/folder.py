@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class ComparisonFolder:
         return self.root / "cells" / key.folder
 
     def result_of(self, key: CellKey) -> CellResult | None:
-        """None where the cell is to be trained: new, begun, or failed before."""
+        """Result of a cell; None where it is to be trained: new, begun, or failed before."""
         path = self.cell(key) / RESULT
         result = CellResult.read(path) if path.is_file() else None
         return None if result is None or result.has_failed else result
@@ -134,16 +135,10 @@ class ComparisonFolder:
         return kept
 
     def _require_empty(self) -> None:
-        """Apart from stores put there before, which extraction checks, and a killed write."""
-        others = sorted(
-            path.name
-            for path in self.root.iterdir()
-            if path.name not in {"features", self._lock.name}
-            and not (
-                path.name.startswith(f"{self._settings.name}.")
-                and path.name.endswith(TEMPORARY_SUFFIX)
-            )
-        )
+        """Refuse other things than stores put there before and what a killed write left."""
+        names = {path.name for path in self.root.iterdir()} - {"features", self._lock.name}
+        cut_off = re.compile(rf"{re.escape(self._settings.name)}\..*{re.escape(TEMPORARY_SUFFIX)}")
+        others = sorted(name for name in names if not cut_off.fullmatch(name))
         if others:
             raise InputError(
                 f"{self.root} holds other things than a comparison ({', '.join(others[:3])}); "
@@ -160,7 +155,7 @@ class ComparisonFolder:
             ) from error
 
     def _make_lock(self) -> None:
-        """Under the commit lock. Raises InputError, OSError."""
+        """Make it under the commit lock. Raises InputError, OSError."""
         for _ in range(2):
             try:
                 with open(self._lock, "x", encoding="utf-8") as file:
@@ -190,7 +185,7 @@ class ComparisonFolder:
 def _differences(
     kept: Mapping[str, Any], now: Mapping[str, Any], *, heads: Collection[str]
 ) -> list[str]:
-    """In words; of the heads only these, which are in both."""
+    """Say what differs, of the heads only in these, which are in both."""
     old, new = (
         flatten({**_without_files(one), "heads": {name: one["heads"][name] for name in heads}})
         for one in (kept, now)
@@ -214,21 +209,6 @@ def _without_files(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Timed:
-    """Blocks whose writing was timed, and how long they took together."""
-
-    seconds: float = 0.0
-    blocks: int = 0
-    is_open: bool = False  # a call is under way, or was cut off
-
-    def plus(self, *, seconds: float, blocks: int) -> _Timed:
-        """Without blocks it was no writing, whatever it took."""
-        if not blocks:
-            return self
-        return replace(self, seconds=self.seconds + seconds, blocks=self.blocks + blocks)
-
-
-@dataclass(frozen=True, kw_only=True)
 class ExtractionLog:
     """What writing a store took, all calls together.
 
@@ -241,41 +221,40 @@ class ExtractionLog:
 
     def begin(self) -> None:
         """Just before a call of `extract`."""
-        timed = self._read()
-        if timed.is_open:
+        seconds, blocks, is_open = self._read()
+        if is_open:
             begun = self.path.stat().st_mtime_ns  # by the clock that dates the records
             records = (path.stat().st_mtime_ns for path in (self.store / COMMITS).glob("*.json"))
-            times = [at for at in records if at >= begun]
-            if times:
-                seconds = (max(times) - min(times)) / 1e9
-                timed = timed.plus(seconds=seconds, blocks=len(times) - 1)
-        self._write(replace(timed, is_open=True))
+            times = sorted(at for at in records if at >= begun)
+            if len(times) > 1:
+                seconds += (times[-1] - times[0]) / 1e9
+                blocks += len(times) - 1
+        self._write(seconds, blocks, is_open=True)
 
     def end(self, *, seconds: float, blocks: int) -> None:
-        """The call that was begun wrote so many blocks in so many seconds."""
-        timed = self._read().plus(seconds=seconds, blocks=blocks)
-        self._write(replace(timed, is_open=False))
+        """Just after it; without blocks it was no writing, whatever it took."""
+        before, written, _ = self._read()
+        self._write(before + (seconds if blocks else 0.0), written + blocks, is_open=False)
 
     def seconds_of(self, blocks: int) -> float:
-        """To write so many, at the pace of those that were timed; NaN where none was."""
-        timed = self._read()
-        return timed.seconds / timed.blocks * blocks if timed.blocks else math.nan
+        """Seconds to write so many at the pace of those that were timed; NaN where none was."""
+        seconds, written, _ = self._read()
+        return seconds / written * blocks if written else math.nan
 
-    def _write(self, timed: _Timed) -> None:
-        values = {"train": timed.seconds, "blocks": timed.blocks, "is_open": timed.is_open}
+    def _write(self, seconds: float, blocks: int, *, is_open: bool) -> None:
+        values = {"train": seconds, "blocks": blocks, "is_open": is_open}
         write_durably(self.path, encode_json(values))
 
-    def _read(self) -> _Timed:
-        """Nothing where there is no file. Raises InputError on a damaged one."""
+    def _read(self) -> tuple[float, int, bool]:
+        """Seconds, the blocks written in them, and whether a call is under way or was cut off.
+
+        Raises InputError on a damaged file.
+        """
         if not self.path.is_file():
-            return _Timed()
+            return 0.0, 0, False
         try:
             values: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-            return _Timed(
-                seconds=float(values["train"]),
-                blocks=int(values["blocks"]),
-                is_open=bool(values["is_open"]),
-            )
+            return float(values["train"]), int(values["blocks"]), bool(values["is_open"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{self.path} is damaged ({error}): it should tell what extraction took; remove "

@@ -151,7 +151,7 @@ def time_charts(curves: Sequence[CurveOf]) -> tuple[Chart, ...]:
 
 
 def describe_race(curves: Sequence[CurveOf]) -> tuple[str, ...]:
-    """Where each mode stands when the first is done, a sentence a heads."""
+    """Say where each mode stands when the first is done, a sentence a heads."""
     lines = []
     for heads, runs in _by_heads(curves).items():
         ends = {
@@ -180,7 +180,7 @@ def is_one_sided(difference: Spread) -> bool:
 
 
 def _by_heads(curves: Sequence[CurveOf]) -> dict[str, list[CurveOf]]:
-    """Those that have points, by seed; heads as they came."""
+    """Sort curves that have points by heads as they came, then by seed."""
     known = [curve for curve in curves if curve.points]
     by_heads: dict[str, list[CurveOf]] = {curve.key.heads: [] for curve in known}
     for curve in sorted(known, key=lambda curve: curve.key.seed):
@@ -256,7 +256,7 @@ def _cost_spots(
 
 
 def _class_spots(differences: Sequence[ClassDifference]) -> list[Spot]:
-    """Those that differ most first, as their names find room first."""
+    """Spots of classes, those that differ most first: their names find room first."""
     falling = sorted(differences, key=lambda each: -abs(each.difference.mean))
     return [
         Spot(

@@ -41,7 +41,7 @@ class Scorer:
     trainer: Trainer
 
     def validator(self) -> Validator:
-        """For the training loop."""
+        """Make what the training loop validates with."""
 
         def score(detector: nn.Module, between_batches: Callable[[], None]) -> dict[str, float]:
             detections = self._detect(detector, on_progress=lambda _: between_batches())

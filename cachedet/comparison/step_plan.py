@@ -1,4 +1,4 @@
-"""How many steps a cell takes and what a step costs: tried, and kept so that the cell can go on."""
+"""Number and cost of a cell's steps: tried, and kept so that the cell can go on."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class StepPlan:
 
     @property
     def budget(self) -> TimeBudget | None:
-        """For the whole cell, however often it goes on; None without one."""
+        """Budget of the whole cell, however often it goes on; None without one."""
         return None if self.seconds is None else TimeBudget(seconds=self.seconds)
 
     def write(self, root: Path) -> None:
@@ -64,7 +64,7 @@ class StepPlan:
 
     @classmethod
     def read(cls, root: Path) -> StepPlan | None:
-        """None where there is none. Raises InputError on a damaged one."""
+        """Read the plan; None where there is none. Raises InputError on a damaged one."""
         values = _read(root / "steps.json")
         return None if values is None else cls(**values)
 
@@ -76,7 +76,7 @@ def plan_steps(
     *,
     seconds: float | None,
 ) -> StepPlan:
-    """About as many steps as fit into `seconds` by a trial, else those of the config's epochs.
+    """Plan about as many steps as a trial fits into `seconds`, else those of the config's epochs.
 
     The cell's `training_mode` is of no use afterwards: its steps change the weights.
     """

@@ -90,7 +90,7 @@ class Comparison:
 
     @property
     def judgement(self) -> Judgement:
-        """Beyond: the means differ by more than the seeds of either group do."""
+        """Judge it: `beyond` where the means differ by more than the seeds of either group do."""
         if not self.seeds:
             return "nothing"
         if len(self.seeds) == 1:

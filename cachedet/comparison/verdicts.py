@@ -16,7 +16,7 @@ _FEWEST_SAFE = 5
 
 
 def describe_best(summary: Summary) -> tuple[str, ...]:
-    """Which way and heads have the best mean AP, and how the best of the other kind compares."""
+    """Name the way and heads of the best mean AP, and how the best of the other kind compares."""
     best = summary.best_of()
     if best is None:
         return ("No run was scored, so there is nothing to compare.",)
@@ -32,7 +32,7 @@ def describe_best(summary: Summary) -> tuple[str, ...]:
 
 
 def describe_freezing(summary: Summary) -> tuple[str, ...]:
-    """Cached against fine-tuned, and how sure that is; for several heads, with which it wins."""
+    """Hold cached against fine-tuned, and say how sure that is; of several heads, which win."""
     comparisons = summary.compare("cached", "tuned")
     if not comparisons:
         return (
@@ -45,7 +45,7 @@ def describe_freezing(summary: Summary) -> tuple[str, ...]:
 
 
 def describe_agreement(summary: Summary) -> tuple[str, ...]:
-    """Cached against live: the same computation on the same images, where there is no jitter."""
+    """Hold cached against live: one computation on the same images, where there is no jitter."""
     comparisons = summary.compare("cached", "live")
     if not comparisons:
         return ("Not looked at: that takes the modes cached and live with the same heads.",)
@@ -53,7 +53,7 @@ def describe_agreement(summary: Summary) -> tuple[str, ...]:
 
 
 def judge_difference(comparison: Comparison) -> str:
-    """One heads, cached against fine-tuned or any other two."""
+    """Judge one heads, cached against fine-tuned or any other two."""
     gap, seeds = comparison.difference, len(comparison.seeds)
     heads, first, second = comparison.first.heads, *_labels(comparison)
     if comparison.judgement == "nothing":
@@ -122,7 +122,7 @@ def _count_wins(comparisons: Sequence[Comparison]) -> str:
 
 
 def _caution(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
-    """How often the rule is wrong, at the smallest number of seeds that was judged beyond."""
+    """Say how often the rule is wrong, at the smallest number of seeds that was judged beyond."""
     seeds = [len(c.seeds) for c in comparisons if c.judgement == "beyond"]
     if not seeds or min(seeds) >= _FEWEST_SAFE:
         return ()
@@ -177,7 +177,7 @@ def _describe_interval(low: float, high: float) -> str:
 
 
 def _apart(gap: float, shown: str = "") -> str:
-    """Such as 0.012 above; `shown`: the figure where more digits are wanted."""
+    """Write a gap, such as 0.012 above; `shown` is the figure where more digits are wanted."""
     shown = shown or f"{abs(gap):.3f}"
     if not float(shown):
         return "level with"

@@ -47,7 +47,7 @@ def disk_nearly_full(measured: Measured, forecast: Forecast) -> str | None:
 
 
 def not_worth_it(measured: Measured, forecast: Forecast) -> str | None:
-    """Where the heads are nearly all of a step, there is little to save."""
+    """Advise against a cache that saves little, as where heads are nearly all of a step."""
     if forecast.gain is None or forecast.limit is None or forecast.gain >= _WORTH_IT:
         return None
     if forecast.limit < _WORTH_IT:

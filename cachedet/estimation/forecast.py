@@ -11,7 +11,7 @@ from typing import Any
 
 from cachedet.config.run import Residency, WantedResidency
 from cachedet.errors import ConfigError
-from cachedet.estimation.measured import Measured, Memory, Phase, Training
+from cachedet.estimation.measured import CodecFigures, Measured, Memory, Phase, Training
 from cachedet.loading.residency import Need, choose_residency
 
 _PAGE_CACHE_SHARE = 0.8  # of free RAM that the system keeps files in before it lets go of them
@@ -61,20 +61,18 @@ class Forecast:
 def make_forecast(measured: Measured) -> Forecast:
     """All figures."""
     stored = measured.stored
-    read = {
-        "stored": stored.nbytes * measured.read_share,
-        "unpacked": stored.unpacked * measured.read_share,
-    }
+    read = stored.times(measured.read_share)
     residency = expected_residency(
-        measured.residency, **read, ram=measured.free_ram, device=measured.free_device
+        measured.residency, read, ram=measured.free_ram, device=measured.free_device
     )
     is_disk_read = reads_disk(residency, stored.nbytes, measured.free_ram)
     cached = measured.trainings["cached"]
     modes = {name: _mode(training) for name, training in measured.trainings.items()}
     if cached.phase is not None:
         phase = cached_phase(cached.phase, epoch_nbytes(measured), measured, is_disk_read)
-        held = held_nbytes(residency, **read, has_own_memory=measured.free_device is not None)
-        modes["cached"] = _mode(Training(phase=phase, memory=with_features(cached.memory, held)))
+        has_own = measured.free_device is not None
+        memory = with_features(cached.memory, residency, read, has_own=has_own)
+        modes["cached"] = _mode(Training(phase=phase, memory=memory))
     epoch, live_epoch = modes["cached"].seconds_per_epoch, modes["live"].seconds_per_epoch
     # The disk takes what it sustains and not what its cache takes.
     extract = measured.extract.at_least("write", stored.nbytes / measured.disk.write)
@@ -134,20 +132,19 @@ def reads_disk(residency: Residency, nbytes: float, free_ram: float) -> bool:
 
 def expected_residency(
     wanted: WantedResidency,
+    features: CodecFigures,
     *,
-    stored: float,
-    unpacked: float,
     ram: float,
     device: float | None,
 ) -> Residency:
     """What `train-heads` will choose; as for `auto` where it would refuse what the config names.
 
-    `stored` and `unpacked` are the bytes that are trained on, `ram` and `device` those that are
-    free (None without an accelerator).
+    `features` are those that are trained on, `ram` and `device` free bytes (None without an
+    accelerator).
     """
     need = Need(
-        stored=round(stored),
-        unpacked=round(unpacked),
+        stored=round(features.nbytes),
+        unpacked=round(features.unpacked),
         ram=round(ram),
         device=round(ram if device is None else device),
         device_name="the device",
@@ -158,23 +155,20 @@ def expected_residency(
         return choose_residency("auto", need, has_own_memory=device is not None)[0]
 
 
-def held_nbytes(
-    residency: Residency, *, stored: float, unpacked: float, has_own_memory: bool
-) -> tuple[float, float]:
-    """Bytes of features that stay in RAM, and on the device, for the whole run."""
-    if residency == "ram":
-        return stored, 0.0
-    if residency == "device":
-        return (0.0, unpacked) if has_own_memory else (unpacked, 0.0)
-    return 0.0, 0.0
+def with_features(
+    memory: Memory | None, residency: Residency, features: CodecFigures, *, has_own: bool
+) -> Memory | None:
+    """Memory of a process that keeps these features as well, for the whole run.
 
-
-def with_features(memory: Memory | None, held: tuple[float, float]) -> Memory | None:
-    """Memory of a process that keeps features in RAM and on the device as well."""
-    if memory is None:
-        return None
-    device = None if memory.device is None else memory.device + held[1]
-    return replace(memory, resting=memory.resting + held[0], device=device)
+    `has_own`: whether the device has memory besides RAM.
+    """
+    if memory is None or residency == "stream":
+        return memory
+    if residency == "ram" or not has_own:
+        held = features.nbytes if residency == "ram" else features.unpacked
+        return replace(memory, resting=memory.resting + held)
+    device = None if memory.device is None else memory.device + features.unpacked
+    return replace(memory, device=device)
 
 
 def _mode(training: Training) -> ModeForecast:

@@ -17,7 +17,7 @@ from cachedet.data.views import View
 from cachedet.detector.build import build_detector, choose_levels
 from cachedet.device import choose_device
 from cachedet.estimation.disk import DiskRates, measure_disk
-from cachedet.estimation.forecast import expected_residency, held_nbytes, with_features
+from cachedet.estimation.forecast import expected_residency, with_features
 from cachedet.estimation.measured import CodecFigures, Measured, Phase, Training
 from cachedet.estimation.mode_trials import (
     StepJob,
@@ -155,12 +155,12 @@ def measure(inputs: EstimateInputs) -> tuple[Measured, ExtractionTrials]:
         StageProgress("estimate", total=len(_PARTS), unit="trials") as progress,
         trial_folder(inputs.extract.store) as folder,
     ):
-        tried = _try_extraction(inputs, sizes, folder, free_disk, progress)
-        trainings, heads_seconds = _try_trainings(inputs, sizes, tried, progress)
+        trials = _try_extraction(inputs, sizes, folder, free_disk, progress)
+        trainings, heads_seconds = _try_trainings(inputs, sizes, trials, progress)
     measured = assemble(
-        inputs, sizes, tried, trainings=trainings, heads_seconds=heads_seconds, free_disk=free_disk
+        inputs, sizes, trials, trainings=trainings, heads_seconds=heads_seconds, free_disk=free_disk
     )
-    return measured, tried
+    return measured, trials
 
 
 def look_at_all(inputs: EstimateInputs) -> DatasetSizes:
@@ -235,7 +235,7 @@ def _try_extraction(
 def _try_disk(
     inputs: EstimateInputs, sizes: DatasetSizes, folder: Path, nbytes: int, free_disk: int
 ) -> DiskRates:
-    """With pieces as long as a stored map is on average. Raises StoreError."""
+    """Measure it with pieces as long as a stored map is on average. Raises StoreError."""
     piece = nbytes // (sizes.sizes[..., 0].size * len(inputs.backbone.spec))
     try:
         return measure_disk(
@@ -248,15 +248,10 @@ def _try_disk(
 def _probe(
     inputs: EstimateInputs, sample: Sample, fit: Fit
 ) -> tuple[BackboneCost, dict[str, CodecCost]]:
-    """On images of the size that is commonest in the sample."""
+    """Measure backbone and codecs on images of the size that is commonest in the sample."""
     view, spec = inputs.views[0], inputs.backbone.spec
-    sizes = padded_sizes(
-        sample.annotations,
-        [view],
-        image_size=inputs.extract.image_size,
-        pad_multiple=spec.pad_multiple,
-    )[0]
-    bucket, rows = commonest_size(sizes)
+    of_sample = replace(inputs, dataset=replace(inputs.dataset, annotations=sample.annotations))
+    bucket, rows = commonest_size(of_sample.padded_sizes()[0])
     rows = rows[: min(_PROBE_IMAGES, inputs.heads.schedule.batch_size)]
     device = next(inputs.backbone.parameters()).device
     images = torch.stack([sample.loader.load(row, view.name) for row in rows]).to(device)
@@ -271,10 +266,10 @@ def _probe(
 
 
 def _try_trainings(
-    inputs: EstimateInputs, sizes: DatasetSizes, tried: ExtractionTrials, progress: StageProgress
+    inputs: EstimateInputs, sizes: DatasetSizes, trials: ExtractionTrials, progress: StageProgress
 ) -> tuple[dict[str, Training], float]:
-    """Every mode, and H."""
-    trial, epoch_pixels = tried.trial, sizes.epoch_pixels
+    """Try every mode; returns H too."""
+    trial, epoch_pixels = trials.trial, sizes.epoch_pixels
     usual = epoch_pixels / sizes.showings
     job = StepJob(
         mode="cached",
@@ -283,14 +278,14 @@ def _try_trainings(
         images=inputs.dataset.images,
         weights=inputs.extract.weights,
         batches=choose_batches(
-            sizes.batches, trial.keys, most_images=most_images(tried.cost.seconds * usual)
+            sizes.batches, trial.keys, most_images=most_images(trials.cost.seconds * usual)
         ),
         seconds=inputs.seconds,
         threads=torch.get_num_threads(),
     )
     torch.cuda.empty_cache()  # for the processes of the trials; nothing without CUDA
     progress.advance(note=_PARTS[4])
-    cached, heads_seconds = try_cached(inputs, sizes, tried, job)
+    cached, heads_seconds = try_cached(inputs, sizes, trials, job)
     trainings = {"cached": cached}
     plain = plain_heads(job.config).model_copy(update={"residency": "stream"})
     decoding = trial.stages["decode"] * inputs.extract.workers / decoding_threads()
@@ -310,18 +305,17 @@ def _try_trainings(
 def try_cached(
     inputs: EstimateInputs,
     sizes: DatasetSizes,
-    tried: ExtractionTrials,
+    trials: ExtractionTrials,
     job: StepJob,
     *,
     take_steps: Callable[[StepJob], StepTrial] = measure_steps,
 ) -> tuple[Training, float]:
-    """With features waiting where those of the real run will; their memory is taken off again."""
-    trial, figures = tried.trial, tried.figures[inputs.extract.codec]
+    """Try it with features waiting where the real ones will; their memory is taken off again."""
+    trial, figures = trials.trial, trials.figures[inputs.extract.codec]
     free_device = inputs.free_device
     residency = expected_residency(
         inputs.heads.residency,
-        stored=figures.nbytes * sizes.read_share,
-        unpacked=figures.unpacked * sizes.read_share,
+        figures.times(sizes.read_share),
         ram=free_ram(),
         device=free_device,
     )
@@ -333,20 +327,17 @@ def try_cached(
         epoch_pixels=sizes.epoch_pixels,
         take_steps=take_steps,
     )
-    held = held_nbytes(
-        residency,
-        stored=trial.nbytes * sizes.level_share,
-        unpacked=trial.unpacked * sizes.level_share,
-        has_own_memory=free_device is not None,
+    held = CodecFigures(nbytes=trial.nbytes, unpacked=trial.unpacked, encode_seconds=0.0)
+    memory = with_features(
+        cached.memory, residency, held.times(-sizes.level_share), has_own=free_device is not None
     )
-    memory = with_features(cached.memory, (-held[0], -held[1]))
     return replace(cached, memory=memory), heads_seconds
 
 
 def assemble(
     inputs: EstimateInputs,
     sizes: DatasetSizes,
-    tried: ExtractionTrials,
+    trials: ExtractionTrials,
     *,
     trainings: Mapping[str, Training],
     heads_seconds: float,
@@ -354,10 +345,10 @@ def assemble(
 ) -> Measured:
     """Extrapolate what was tried."""
     images = len(inputs.dataset.annotations)
-    scan = tried.sample.scan_seconds * images
+    scan = trials.sample.scan_seconds * images
     needs_fit = make_codec(inputs.extract.codec).needs_fit
-    fit = tried.fit.seconds * min(inputs.fit_images, images) if needs_fit else 0.0
-    a_pixel = Phase(seconds=tried.trial.seconds_per_pixel, stages=tried.trial.stages)
+    fit = trials.fit.seconds * min(inputs.fit_images, images) if needs_fit else 0.0
+    a_pixel = Phase(seconds=trials.trial.seconds_per_pixel, stages=trials.trial.stages)
     return Measured(
         images=images,
         views=tuple(view.name for view in inputs.views),
@@ -366,16 +357,16 @@ def assemble(
         epoch_share=sizes.epoch_share,
         epochs=inputs.heads.schedule.epochs,
         codec=inputs.extract.codec,
-        codecs=tried.figures,
+        codecs=trials.figures,
         scan=Phase(seconds=scan, stages={"decode": scan}),
         fit=Phase(seconds=fit, stages={"backbone": fit}),
-        start=tried.trial.start_seconds,
+        start=trials.trial.start_seconds,
         extract=a_pixel.times(sizes.pixels),
         trainings=trainings,
-        backbone_seconds=tried.cost.seconds * sizes.epoch_pixels,
+        backbone_seconds=trials.cost.seconds * sizes.epoch_pixels,
         heads_seconds=heads_seconds,
-        backbone_flops=tried.cost.flops * sizes.epoch_pixels,
-        disk=tried.disk,
+        backbone_flops=trials.cost.flops * sizes.epoch_pixels,
+        disk=trials.disk,
         free_disk=free_disk,
         free_ram=free_ram(),
         free_device=inputs.free_device,

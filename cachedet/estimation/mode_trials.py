@@ -40,6 +40,9 @@ _MOST_ROUNDS = 50
 _LOOK_EVERY = 0.2  # seconds
 _MOST_SECONDS = 600.0  # after which a process that says nothing is given up
 
+Peaks = tuple[int, int | None]
+"""The most bytes so far: RAM, and tensors on an accelerator (None without one)."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepJob:
@@ -62,10 +65,7 @@ class StepTrial:
     numbers: tuple[int, ...]  # indices of the batches that were timed
     seconds: float  # of these steps, waiting included
     waiting: float  # of those, in which the batch was not there yet
-    resting_nbytes: int  # RAM before the first step
-    ram_nbytes: int  # most RAM, a batch of a validation included
-    device_resting_nbytes: int | None  # of tensors on an accelerator, before the first step
-    device_nbytes: int | None  # the most of it
+    memory: Memory  # of the largest batch of the epoch, or of a validation
 
 
 class TrialFailedError(Exception):
@@ -130,25 +130,12 @@ def try_mode(
     per_epoch = epoch_pixels / sum(job.batches.pixels[number] for number in trial.numbers)
     computing = (trial.seconds - trial.waiting) * per_epoch
     phase = Phase(seconds=trial.seconds * per_epoch, stages={stage: computing, **beside})
-    return Training(phase=phase, memory=memory_of(trial, job.batches.enlarge)), computing
-
-
-def memory_of(trial: StepTrial, enlarge: float) -> Memory:
-    """What the largest batch takes, where `1 / enlarge` of it was tried."""
-    device = None
-    if trial.device_nbytes is not None and trial.device_resting_nbytes is not None:
-        working = trial.device_nbytes - trial.device_resting_nbytes
-        device = trial.device_resting_nbytes + working * enlarge
-    return Memory(
-        resting=trial.resting_nbytes,
-        working=max(0, trial.ram_nbytes - trial.resting_nbytes) * enlarge,
-        device=device,
-    )
+    return Training(phase=phase, memory=trial.memory), computing
 
 
 def time_steps(trainer: Trainer, loader: BatchLoader, job: StepJob) -> StepTrial:
     """Take the steps in this process: those of the warm-up, then the timed ones."""
-    resting, device_resting = peak_memory(_CPU), _peak_of_accelerator(trainer.device)
+    resting = _peaks(trainer.device)
     plan = [job.batches.warm_up, *(job.batches.timed * _MOST_ROUNDS)]
     numbers: list[int] = []
     seconds = waiting = 0.0
@@ -175,15 +162,20 @@ def time_steps(trainer: Trainer, loader: BatchLoader, job: StepJob) -> StepTrial
         numbers=tuple(numbers),
         seconds=seconds,
         waiting=waiting,
-        resting_nbytes=resting,
-        ram_nbytes=peak_memory(_CPU),
-        device_resting_nbytes=device_resting,
-        device_nbytes=_peak_of_accelerator(trainer.device),
+        memory=memory_of(resting, _peaks(trainer.device), job.batches.enlarge),
     )
 
 
-def _peak_of_accelerator(device: torch.device) -> int | None:
-    return peak_memory(device) if device.type == "cuda" else None
+def memory_of(resting: Peaks, most: Peaks, enlarge: float) -> Memory:
+    """What the largest batch takes, where `1 / enlarge` of it was tried."""
+    device = None
+    if resting[1] is not None and most[1] is not None:
+        device = resting[1] + (most[1] - resting[1]) * enlarge
+    return Memory(resting=resting[0], working=max(0, most[0] - resting[0]) * enlarge, device=device)
+
+
+def _peaks(device: torch.device) -> Peaks:
+    return peak_memory(_CPU), peak_memory(device) if device.type == "cuda" else None
 
 
 @torch.no_grad()
@@ -197,7 +189,7 @@ def _detect_once(trainer: Trainer, loader: BatchLoader, keys: Keys) -> None:
 
 
 def _work(job: StepJob, sender: Connection) -> None:
-    """In the process of the trial."""
+    """Do the job in the process of the trial, and send its result or its error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends this one
     torch.set_num_threads(job.threads)
     try:
@@ -212,7 +204,7 @@ def _work(job: StepJob, sender: Connection) -> None:
 
 
 def _make_trainer(job: StepJob) -> tuple[Trainer, BatchLoader]:
-    """On a cache as `train-heads` does it, with the backbone in the step as `compare` does it."""
+    """Make what `train-heads` trains on a cache, or `compare` with the backbone in the step."""
     store = FeatureStore.open(job.store)
     if job.mode == "cached":
         torch.manual_seed(job.config.seed)

@@ -1,4 +1,4 @@
-"""Which images and batches stand for all of them.
+"""Images and batches that stand for all of them.
 
 Letters: V views, N images. Everything is a pure function of its arguments.
 """
@@ -45,7 +45,7 @@ class BatchShape:
         return self.images * self.bucket[0] * self.bucket[1]
 
     def limited(self, most: int) -> BatchShape:
-        """At most so many of its images."""
+        """Take at most so many of its images."""
         return replace(self, images=min(self.images, most))
 
 
@@ -82,14 +82,14 @@ def count_pixels(sizes: Sizes) -> int:
 
 
 def commonest_size(sizes: NDArray[np.int64]) -> tuple[SizeHW, list[int]]:
-    """Of (N, 2) sizes the one that most rows have, and those rows."""
+    """Find the one of (N, 2) sizes that most rows have, and those rows."""
     unique, numbers, counts = np.unique(sizes, axis=0, return_inverse=True, return_counts=True)
     most = int(np.argmax(counts))
     return _as_size(unique[most]), np.flatnonzero(numbers.reshape(-1) == most).tolist()
 
 
 def spread_rows(sizes: Sizes, count: int) -> list[int]:
-    """At most `count` rows, in order: small, usual and the largest images as often as they come."""
+    """Pick at most `count` rows, in order; small, usual and large images as often as they come."""
     pixels = sizes.prod(axis=2).sum(axis=0)
     by_pixels = np.argsort(pixels, kind="stable")
     picked = np.linspace(0, len(pixels) - 1, min(count, len(pixels))).round().astype(int)
@@ -158,7 +158,7 @@ def choose_batches(
 
 
 def spread_batches(batches: Sequence[BatchShape], count: int) -> list[BatchShape]:
-    """At most `count` of them, small and large ones as often as they come, mixed."""
+    """Pick at most `count` of them, small and large ones as often as they come, mixed."""
     ordered = sorted(batches, key=lambda batch: batch.pixels)
     count = min(count, len(ordered))
     picked = [ordered[int((number + 0.5) * len(ordered) / count)] for number in range(count)]

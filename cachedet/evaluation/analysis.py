@@ -118,7 +118,7 @@ def _resample(
     resamples: int,
     seed: int,
 ) -> tuple[BootstrapReport | None, ComparisonReport | None]:
-    """With a progress line: for large sets it takes minutes."""
+    """Resample with a progress line: for large sets it takes minutes."""
     if not resamples:
         return None, None
     runs = 1 if other is None else 2

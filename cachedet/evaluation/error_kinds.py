@@ -88,8 +88,11 @@ def analyse_errors(
         ErrorCost(kind=kind, count=counts[kind], cost=_gain(fixed.ap50(), ap50))
         for kind, fixed in repaired.items()
     ]
-    without_missed = state.without_boxes(kinds.missed, annotations)
-    hits = np.bincount(state.labels[state.right], minlength=len(annotations.categories))
+    hits, missed = (
+        np.bincount(labels, minlength=len(annotations.categories))
+        for labels in (state.labels[state.right], annotations.labels[kinds.missed])
+    )
+    without_missed = replace(state, num_gt=state.num_gt - missed)
     unfound = int(state.num_gt.sum() - hits.sum())
     return ErrorReport(
         ap50=ap50,
@@ -212,10 +215,6 @@ class _State:
     def keep(self, which: NDArray[np.bool_]) -> _State:
         columns = ("labels", "scores", "order", "right", "numbers")
         return replace(self, **{name: getattr(self, name)[which] for name in columns})
-
-    def without_boxes(self, gone: NDArray[np.bool_], annotations: Annotations) -> _State:
-        fewer = np.bincount(annotations.labels[gone], minlength=len(self.num_gt))
-        return replace(self, num_gt=self.num_gt - fewer)
 
 
 def _repair(state: _State, kinds: DetectionKinds, kind: str) -> _State:

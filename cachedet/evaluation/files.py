@@ -88,7 +88,12 @@ def read_annotations_of(
     """
     content = load_annotations(annotations)
     described, _ = annotations_of(content, where=annotations, keep_all=True)
-    _require_same_classes(held.categories, described.categories, annotations)
+    if held.categories != described.categories:
+        raise InputError(
+            f"{annotations} has other classes than the store: "
+            f"{differing_classes(described.categories, held.categories)}; give a file with the "
+            "store's categories"
+        )
     row_of = {image_id: row for row, image_id in enumerate(described.image_ids.tolist())}
     wanted = held.image_ids.tolist()
     unknown = [image_id for image_id in wanted if image_id not in row_of]
@@ -103,9 +108,10 @@ def read_annotations_of(
     wrong = np.flatnonzero((scored.sizes_hw != held.sizes_hw).any(axis=1))
     if len(wrong):
         row = int(wrong[0])
+        sizes = [" x ".join(map(str, each.size_of(row))) for each in (scored, held)]
         raise InputError(
-            f"{annotations} says that image id {wanted[row]} has {_size(scored, row)} pixels, the "
-            f"store {_size(held, row)} ({len(wrong)} images differ); it is of other images"
+            f"{annotations} says that image id {wanted[row]} has {sizes[0]} pixels, the store "
+            f"{sizes[1]} ({len(wrong)} images differ); it is of other images"
         )
     if not lvis:
         return scored, None
@@ -141,20 +147,8 @@ def read_counts(training: str, scored: CategoryMap) -> dict[int, int]:
 
 
 def differing_classes(here: CategoryMap, store: CategoryMap) -> str:
-    """Which classes (id: name) only one of the two has, shortened."""
+    """Name the classes (id: name) that only one of the two has, shortened."""
     first, second = (dict(zip(each.ids, each.names, strict=True)) for each in (here, store))
     only_here = {key: name for key, name in first.items() if second.get(key) != name}
     only_in_store = {key: name for key, name in second.items() if first.get(key) != name}
     return f"only there {reprlib.repr(only_here)}, only in the store {reprlib.repr(only_in_store)}"
-
-
-def _require_same_classes(store: CategoryMap, file: CategoryMap, where: Path) -> None:
-    if store != file:
-        raise InputError(
-            f"{where} has other classes than the store: {differing_classes(file, store)}; give a "
-            "file with the store's categories"
-        )
-
-
-def _size(annotations: Annotations, row: int) -> str:
-    return " x ".join(map(str, annotations.size_of(row)))

@@ -178,17 +178,15 @@ def _without_classes(annotations: Annotations) -> Annotations:
     """One class; boxes class by class in each image, as COCO lists them."""
     rows = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
     order = np.lexsort((annotations.labels, rows))
-    return Annotations(
-        image_ids=annotations.image_ids,
-        file_names=annotations.file_names,
-        sizes_hw=annotations.sizes_hw,
-        offsets=annotations.offsets,
+    return replace(
+        annotations,
         boxes=annotations.boxes[order],
         labels=np.zeros_like(annotations.labels),
         crowd=annotations.crowd[order],
         areas=annotations.areas[order],
         categories=CategoryMap(ids=(0,), names=("object",)),
         sides_wh=annotations.sides_wh[order] if annotations.sides_wh is not None else None,
+        masks=None,
     )
 
 

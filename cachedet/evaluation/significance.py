@@ -71,7 +71,7 @@ class ComparisonReport:
 
     @property
     def tells_apart(self) -> bool:
-        """By AP; one image alone, drawn again and again, tells nothing."""
+        """Whether AP differs surely; one image alone, drawn again and again, tells nothing."""
         return self.difference.num_images > 1 and self.difference.ap.excludes_zero
 
     def to_json(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Stratum:
 
     @property
     def name(self) -> str:
-        """Such as `10-99` or `1000+`."""
+        """The bin as `10-99` or `1000+`."""
         return f"{self.low}+" if self.high is None else f"{self.low}-{self.high - 1}"
 
     def to_json(self) -> dict[str, Any]:

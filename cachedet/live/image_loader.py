@@ -66,7 +66,8 @@ class ImageLoader:
         )
         try:
             for keys, epoch, number in planned:
-                pairs = [(int(row), self._name(int(view), epoch)) for view, row in keys]
+                views = [fresh_view(v, epoch) for v in self.views] if self.fresh else self.views
+                pairs = [(int(row), views[view]) for view, row in keys]
                 jobs = [decoders.submit(self.inputs.load, row, view) for row, view in pairs]
                 draws = RandomDraws((self.seed, epoch, number), indices=range(len(keys)))
                 waiting.append(collector.submit(self._collect, pairs, jobs, draws))
@@ -77,9 +78,6 @@ class ImageLoader:
         finally:
             decoders.shutdown(cancel_futures=True)
             collector.shutdown(cancel_futures=True)
-
-    def _name(self, view: int, epoch: int) -> str:
-        return fresh_view(self.views[view], epoch) if self.fresh else self.views[view]
 
     def _collect(
         self, pairs: list[tuple[int, str]], jobs: list[Future[Tensor]], draws: RandomDraws

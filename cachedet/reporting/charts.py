@@ -144,12 +144,12 @@ class Chart:
 
 
 def unit_axis(name: str) -> Axis:
-    """From 0 to 1."""
+    """Axis from 0 to 1."""
     return Axis(name=name, low=0.0, high=1.0, ticks=(0.0, 0.25, 0.5, 0.75, 1.0))
 
 
 def axis_from_zero(name: str, highest: float) -> Axis:
-    """From 0 to the first round number that holds `highest`, in 2 to 5 steps."""
+    """Axis from 0 to the first round number that holds `highest`, in 2 to 5 steps."""
     highest = highest if math.isfinite(highest) and highest > 0 else 1.0
     step = _round_step(highest)
     steps = math.ceil(highest / step - 1e-9)
@@ -158,7 +158,7 @@ def axis_from_zero(name: str, highest: float) -> Axis:
 
 
 def span_axis(name: str, low: float, high: float) -> Axis:
-    """From a round number below `low` to one above `high`, in 1 to 7 steps."""
+    """Axis from a round number below `low` to one above `high`, in 1 to 7 steps."""
     step = _round_step(max(high - low, 0.01))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     last = max(last, first + 1)
@@ -167,7 +167,7 @@ def span_axis(name: str, low: float, high: float) -> Axis:
 
 
 def log_axis(name: str, low: float, high: float) -> Axis:
-    """Holds positive values with some room, with ticks at 1, 2 and 5 or at powers of ten only."""
+    """Axis of positive values with some room, with ticks at 1, 2 and 5 or at powers of ten only."""
     room = max(1.25, math.sqrt(5 * low / high))
     low, high = low / room, high * room
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -276,7 +276,7 @@ def _place_labels(spots: Sequence[Spot], x: Axis, y: Axis) -> tuple[Label, ...]:
 
 
 def _places(spot: Spot, x: Axis, y: Axis) -> list[Label]:
-    """Beside, above and below the mark, then askew; a letter or two stand above it first."""
+    """Labels beside, above and below the mark, then askew; a letter or two above it first."""
     mark, bar = _boxes_of(spot, x, y)
     across, down = _x(x, spot.x), _y(y, spot.y)
     near = _REACH + 3

@@ -121,12 +121,12 @@ class Report:
 
 
 def figure(value: float | None, *, digits: int = 3) -> str:
-    """Such as 0.324; a dash where there was nothing to score."""
+    """Write 0.324, or a dash where there was nothing to score."""
     return ABSENT if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def signed(value: float, *, digits: int = 3) -> str:
-    """Such as +0.012 or −0.004; 0.000 has no sign."""
+    """Write +0.012 or −0.004; 0.000 has no sign."""
     if math.isnan(value):
         return ABSENT
     text = f"{abs(value):.{digits}f}"
@@ -136,12 +136,12 @@ def signed(value: float, *, digits: int = 3) -> str:
 
 
 def span(low: float, high: float, *, absent: str = ABSENT) -> str:
-    """Such as 0.296–0.351."""
+    """Write 0.296–0.351."""
     return absent if math.isnan(low) else f"{low:.3f}–{high:.3f}"
 
 
 def signed_span(low: float, high: float) -> str:
-    """Such as −0.004 to +0.031."""
+    """Write −0.004 to +0.031."""
     return ABSENT if math.isnan(low) else f"{signed(low)} to {signed(high)}"
 
 
@@ -162,7 +162,7 @@ def verdict(difference: Interval) -> str:
 def tracks_of(
     figures: Sequence[Track], *, scale: tuple[float, float] | None = None
 ) -> list[Track | None]:
-    """Each on a scale of 0..1: `scale`, or what all of them span with some room.
+    """Put each on a scale of 0..1: `scale`, or what all of them span with some room.
 
     None for a figure that does not exist.
     """
@@ -181,17 +181,17 @@ def tracks_of(
 
 
 def count(value: float) -> str:
-    """Such as 12,345."""
+    """Write 12,345."""
     return f"{value:,.0f}"
 
 
 def count_classes(number: int) -> str:
-    """Such as 1 class, 1,203 classes."""
+    """Write 1 class, 1,203 classes."""
     return f"{count(number)} {'class' if number == 1 else 'classes'}"
 
 
 def duration(seconds: float) -> str:
-    """Such as 42 s, 7.5 min, 3.2 h."""
+    """Write 42 s, 7.5 min, 3.2 h."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7200:

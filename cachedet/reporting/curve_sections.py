@@ -159,7 +159,7 @@ def _calibration_table(runs: Sequence[RunAnalysis]) -> Table:
 
 
 def _over_steps(key: str, title: str, name: str, series: Sequence[Series]) -> tuple[Chart, ...]:
-    """None where no run has such points."""
+    """Draw the series over steps; no chart where no run has such points."""
     points = [point for each in series for point in each.points]
     if not points:
         return ()
@@ -170,7 +170,7 @@ def _over_steps(key: str, title: str, name: str, series: Sequence[Series]) -> tu
 
 
 def _thin(points: Sequence[tuple[int, float | None]]) -> list[Point]:
-    """At most `_MOST_POINTS` of those that have a value: means of neighbours."""
+    """Average neighbours until at most `_MOST_POINTS` are left of those that have a value."""
     known = np.array([(a, b) for a, b in points if b is not None], dtype=np.float64).reshape(-1, 2)
     groups = np.array_split(known, min(len(known), _MOST_POINTS)) if len(known) else []
     return [(float(group[:, 0].mean()), float(group[:, 1].mean())) for group in groups]

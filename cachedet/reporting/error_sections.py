@@ -14,8 +14,6 @@ from cachedet.reporting.run_analysis import RunAnalysis
 
 MOST_CLASSES = 12  # of a confusion matrix that is shown whole
 MOST_PAIRS = 30  # of the most confused pairs otherwise
-_NOTHING = "nothing"
-
 _MEANINGS = {
     "localisation": "right class, box too far off (IoU 0.1 to 0.5)",
     "classification": "box right, class wrong",
@@ -114,7 +112,7 @@ def _lead(run: RunAnalysis) -> str:
 
 
 def _matrix(confusion: ConfusionMatrix) -> Table:
-    names = (*confusion.categories.names, _NOTHING)
+    names = (*confusion.categories.names, "nothing")
     rows = []
     for true_class, name in enumerate(names):
         counts = confusion.counts[true_class]

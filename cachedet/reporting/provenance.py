@@ -1,9 +1,9 @@
-"""Where the figures come from: data, weights, store, config, versions, hours, bytes."""
+"""The section that says where figures come from: data, weights, store, config, hours, bytes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from cachedet.config.detector import describe_detector
@@ -15,17 +15,14 @@ from cachedet.training.same_run import flatten
 
 NOT_RECORDED = "not recorded"
 
-Fact = Callable[[ScoredRun, FeatureStore], str]
-
 
 def provenance_section(runs: Sequence[ScoredRun], stores: Sequence[FeatureStore]) -> Section:
     """One column a run."""
+    facts = [_facts(run, store) for run, store in zip(runs, stores, strict=True)]
     rows = []
-    for group, facts in _FACTS.items():
+    for group, names in facts[0].items():
         rows.append(Row(name=group, cells=(), group=True))
-        for name, fact in facts.items():
-            texts = [fact(run, store) for run, store in zip(runs, stores, strict=True)]
-            rows.append(_row(name, texts))
+        rows += [_row(name, [of_run[group][name] for of_run in facts]) for name in names]
     differing = differing_keys([run.checkpoint.config.model_dump(mode="json") for run in runs])
     if differing:
         rows.append(Row(name="Keys of the config that differ", cells=(), group=True))
@@ -75,94 +72,71 @@ def bytes_per_image(store: FeatureStore) -> float:
     return store.nbytes / max(len(store) * len(store.manifest.views), 1)
 
 
-def _text(value: object) -> str:
-    return NOT_RECORDED if value is None else str(value)
+def _facts(run: ScoredRun, store: FeatureStore) -> dict[str, dict[str, str]]:
+    """What is recorded of a run, by group and name."""
+    manifest, config, results = run.checkpoint.manifest, run.checkpoint.config, run.results
+    seconds, passes, step = run.training_seconds, spared_passes(run), results.get("step")
+    scoring, views, version = (results.get(key) for key in ("seconds", "views", "cachedet"))
+    versions = (f"{name} {number}" for name, number in store.manifest.versions.items())
+    return {
+        "Data": {
+            "Trained on": _trained_on(run),
+            "Scored on": f"{store.location}: {count(len(store))} images",
+            "Boxes scored against": run.annotations or "those of the store",
+            "Views scored": ", ".join(map(str, views))
+            if isinstance(views, list) and views
+            else NOT_RECORDED,
+            "Fingerprint of the store scored on": _store_fingerprint(run, store),
+            "Fingerprint of the store trained on": manifest.fingerprint(),
+            "Digest of its annotations": manifest.annotations_digest,
+            "Digest of its images": manifest.images_digest,
+        },
+        "Backbone": {
+            "Network": manifest.backbone,
+            "Weights": manifest.weights,
+            "Digest of the weights": manifest.weights_digest,
+            "Long side of an image": f"{manifest.image_size} pixels",
+            "Views and codec": f"{', '.join(manifest.views)}; {manifest.codec}",
+        },
+        "Training": {
+            "Run": str(run.folder),
+            "Detector": describe_detector(config.detector),
+            "Seed": str(config.seed),
+            "Epochs": str(config.schedule.epochs),
+            "Step of the scored checkpoint": NOT_RECORDED if step is None else str(step),
+        },
+        "Cost": {
+            "Time of training": NOT_RECORDED
+            if seconds is None
+            else f"{duration(seconds)} (wall clock of log.txt)",
+            "Time of scoring": duration(scoring)
+            if isinstance(scoring, int | float)
+            else NOT_RECORDED,
+            "Cached bytes an image and view": readable_nbytes(round(bytes_per_image(store))),
+            "Passes of the backbone spared": f"at most {count(passes)} (steps times images of a "
+            "step)"
+            if passes
+            else NOT_RECORDED,
+            "Time saved against the live backbone": f"{NOT_RECORDED}: neither run nor store holds "
+            "the seconds of a pass of the backbone",
+        },
+        "Versions": {
+            "Scored with cachedet": NOT_RECORDED if version is None else str(version),
+            "Extracted with": ", ".join(versions) or NOT_RECORDED,
+        },
+    }
 
 
-def _versions(store: FeatureStore) -> str:
-    versions = store.manifest.versions
-    return ", ".join(f"{name} {version}" for name, version in versions.items()) or NOT_RECORDED
-
-
-def _trained_on(run: ScoredRun, _: FeatureStore) -> str:
+def _trained_on(run: ScoredRun) -> str:
     if run.trained_on is None:
         return NOT_RECORDED
     boxes = sum(run.trained_on.boxes.values())
     return f"{run.trained_on.store}: {count(run.trained_on.images)} images, {count(boxes)} boxes"
 
 
-def _hours(run: ScoredRun, _: FeatureStore) -> str:
-    seconds = run.training_seconds
-    return NOT_RECORDED if seconds is None else f"{duration(seconds)} (wall clock of log.txt)"
-
-
-def _spared(run: ScoredRun, _: FeatureStore) -> str:
-    passes = spared_passes(run)
-    return f"at most {count(passes)} (steps times images of a step)" if passes else NOT_RECORDED
-
-
-def _detector(run: ScoredRun, _: FeatureStore) -> str:
-    return describe_detector(run.checkpoint.config.detector)
-
-
-def _eval_seconds(run: ScoredRun, _: FeatureStore) -> str:
-    seconds = run.results.get("seconds")
-    return duration(seconds) if isinstance(seconds, int | float) else NOT_RECORDED
-
-
-def _views_scored(run: ScoredRun, _: FeatureStore) -> str:
-    views = run.results.get("views")
-    return ", ".join(map(str, views)) if isinstance(views, list) and views else NOT_RECORDED
-
-
-def _same_store(run: ScoredRun, store: FeatureStore) -> str:
+def _store_fingerprint(run: ScoredRun, store: FeatureStore) -> str:
     recorded = run.results.get("store_fingerprint")
     now = store.manifest.fingerprint()
     if recorded is None or recorded == now:
         return now
     return f"{now} (scored on {recorded}: the same images, other features)"
-
-
-_FACTS: dict[str, dict[str, Fact]] = {
-    "Data": {
-        "Trained on": _trained_on,
-        "Scored on": lambda run, store: f"{store.location}: {count(len(store))} images",
-        "Boxes scored against": lambda run, _: run.annotations or "those of the store",
-        "Views scored": _views_scored,
-        "Fingerprint of the store scored on": _same_store,
-        "Fingerprint of the store trained on": lambda run, _: run.checkpoint.manifest.fingerprint(),
-        "Digest of its annotations": lambda run, _: run.checkpoint.manifest.annotations_digest,
-        "Digest of its images": lambda run, _: run.checkpoint.manifest.images_digest,
-    },
-    "Backbone": {
-        "Network": lambda run, _: run.checkpoint.manifest.backbone,
-        "Weights": lambda run, _: run.checkpoint.manifest.weights,
-        "Digest of the weights": lambda run, _: run.checkpoint.manifest.weights_digest,
-        "Long side of an image": lambda run, _: f"{run.checkpoint.manifest.image_size} pixels",
-        "Views and codec": lambda run, _: (
-            f"{', '.join(run.checkpoint.manifest.views)}; {run.checkpoint.manifest.codec}"
-        ),
-    },
-    "Training": {
-        "Run": lambda run, _: str(run.folder),
-        "Detector": _detector,
-        "Seed": lambda run, _: str(run.checkpoint.config.seed),
-        "Epochs": lambda run, _: str(run.checkpoint.config.schedule.epochs),
-        "Step of the scored checkpoint": lambda run, _: _text(run.results.get("step")),
-    },
-    "Cost": {
-        "Time of training": _hours,
-        "Time of scoring": _eval_seconds,
-        "Cached bytes an image and view": lambda _, store: readable_nbytes(
-            round(bytes_per_image(store))
-        ),
-        "Passes of the backbone spared": _spared,
-        "Time saved against the live backbone": lambda *_: (
-            f"{NOT_RECORDED}: neither run nor store holds the seconds of a pass of the backbone"
-        ),
-    },
-    "Versions": {
-        "Scored with cachedet": lambda run, _: _text(run.results.get("cachedet")),
-        "Extracted with": lambda _, store: _versions(store),
-    },
-}

@@ -193,18 +193,14 @@ def _sum_sessions(path: Path) -> float | None:
     """Seconds between the first and the last line of each stretch of training."""
     if not path.is_file():
         return None
-    total, begun, last = 0.0, None, None
+    stretches: list[list[datetime]] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         stamped = _STAMP.match(line)
         if stamped is None:
             continue
-        now = datetime.strptime(stamped[1], "%Y-%m-%d %H:%M:%S")
         if stamped[2].startswith(_BEGINS):
-            total += _between(begun, last)
-            begun = now
-        last = now
-    return total + _between(begun, last) if begun is not None else None
-
-
-def _between(begun: datetime | None, last: datetime | None) -> float:
-    return 0.0 if begun is None or last is None else max((last - begun).total_seconds(), 0.0)
+            stretches.append([])
+        if stretches:
+            stretches[-1].append(datetime.strptime(stamped[1], "%Y-%m-%d %H:%M:%S"))
+    seconds = [max((times[-1] - times[0]).total_seconds(), 0.0) for times in stretches]
+    return sum(seconds) if seconds else None

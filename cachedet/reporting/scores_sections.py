@@ -205,7 +205,7 @@ def _figures(
 
 
 def _differences(name: str, runs: Sequence[RunAnalysis], field: str) -> tuple[Row, ...]:
-    """None for one run alone."""
+    """Differences to the first run; none for one run alone."""
     if len(runs) < 2:
         return ()
     cells = tuple(

@@ -10,6 +10,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -210,22 +212,20 @@ def test_a_stopped_cell_goes_on_to_the_same_result(
 def interrupt_after() -> Any:
     """A context that sends SIGTERM to this process once a file is there."""
 
-    class After:
-        def __init__(self, path: Path) -> None:
-            self.path = path
-            self.thread = threading.Thread(target=self.send, daemon=True)
-
-        def send(self) -> None:
-            wait_for_steps(self.path)
+    @contextmanager
+    def after(path: Path) -> Iterator[None]:
+        def send() -> None:
+            wait_for_steps(path)
             os.kill(os.getpid(), signal.SIGTERM)
 
-        def __enter__(self) -> None:
-            self.thread.start()
+        thread = threading.Thread(target=send, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
 
-        def __exit__(self, *_: object) -> None:
-            self.thread.join()
-
-    return After
+    return after
 
 
 def test_a_process_that_dies_is_a_result(tiny: Any, tmp_path: Path) -> None:
@@ -244,17 +244,14 @@ def test_a_process_that_dies_is_a_result(tiny: Any, tmp_path: Path) -> None:
     assert cell.error == "its process was ended by SIGKILL; the system may have run out of memory"
 
 
-def test_signals_reach_the_process_of_the_cell(tiny: Any, tmp_path: Path) -> None:
+def test_signals_reach_the_process_of_the_cell(
+    tiny: Any, tmp_path: Path, interrupt_after: Any
+) -> None:
     task = make_task(tiny, tmp_path, config=make_config("schedule.epochs=1000"))
-
-    def stop() -> None:
-        wait_for_steps(task.folder / "metrics.csv")
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    with StopSignals() as signals:
-        thread = threading.Thread(target=stop, daemon=True)
-        thread.start()
-        with pytest.raises(Interrupted, match="SIGTERM"):
-            run_cell(task, signals)
-        thread.join()
+    with (
+        StopSignals() as signals,
+        interrupt_after(task.folder / "metrics.csv"),
+        pytest.raises(Interrupted, match="SIGTERM"),
+    ):
+        run_cell(task, signals)
     assert (task.folder / "weights" / "last.pt").exists()

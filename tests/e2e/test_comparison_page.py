@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 import random
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from cachedet.comparison.page import comparison_page
 from cachedet.comparison.page_charts import CurveOf
@@ -22,14 +21,6 @@ from cachedet.comparison.results import BinFigure, CellKey, CellResult, ClassFig
 from cachedet.live.mode_names import MODES, Mode
 from cachedet.reporting.rendering import render_page
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium here: apt-get install chromium, as .ci/run does"
-)
-_OFFLINE = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 HEADS = {
     "retinanet_fpn_tiny": 0.55,
     "retinanet_nasfpn_tiny": 1.1,
@@ -129,16 +120,6 @@ def write_page(file: Path, cells: Sequence[CellResult]) -> Path:
     )
     file.write_text(render_page(page, curves=(), sheet=None), encoding="utf-8")
     return file
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=CHROMIUM, headless=True, args=list(_OFFLINE)
-        )
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

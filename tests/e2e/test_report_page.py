@@ -7,14 +7,12 @@ the test that made it.
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from cachedet.config.run import EvalConfig, TrainConfig
 from cachedet.evaluate import evaluate
@@ -22,19 +20,11 @@ from cachedet.extract import extract
 from cachedet.report import report
 from cachedet.train import train
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium here: apt-get install chromium, as .ci/run does"
-)
 HOSTILE = "</script><script>document.title='taken'</script>"
 QUOTED = "<img src=x onerror=\"document.title='taken'\"> & 'single'"
 LONG = "pneumonoultramicroscopicsilicovolcanoconiosis" * 4
 RUNS = ("run <b>0", "a_name_without_spaces_" * 5)
 TITLE = f"{RUNS[0]} against {RUNS[1]}"
-_OFFLINE = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 _CONFIG = {
     "detector": {
         "kind": "retinanet",
@@ -69,16 +59,6 @@ def page_file(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         train(config, train_store=stores["train"], val_store=stores["val"], run=runs[-1])
         evaluate(runs[-1], store=stores["val"], config=EvalConfig(weights="last"))
     return report(runs, images=tiny.paths.images, out=root / "r.html", resamples=20).html
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=CHROMIUM, headless=True, args=list(_OFFLINE)
-        )
-        yield started
-        started.close()
 
 
 class Opened:

@@ -13,6 +13,7 @@ from cachedet.estimation.forecast import Forecast, make_forecast
 from cachedet.estimation.measured import CodecFigures, Measured, Memory, Phase, Training
 
 Make = Callable[..., Measured]
+SLOW = DiskRates(write=1e8, read=2e7, is_cold=True)  # 1 GB an epoch: 50 s
 
 
 def both(measured: Measured) -> tuple[Measured, Forecast]:
@@ -60,8 +61,7 @@ def test_heads_that_are_most_of_the_step(measured_of: Make) -> None:
 
 
 def test_a_cache_that_does_not_reach_its_limit(measured_of: Make) -> None:
-    disk = DiskRates(write=1e8, read=2e7, is_cold=True)
-    line = advice.not_worth_it(*both(measured_of(disk=disk, free_ram=1e9)))
+    line = advice.not_worth_it(*both(measured_of(disk=SLOW, free_ram=1e9)))
     assert line == (
         "do not cache like this: an epoch gains 1.00 of at most 2.67; what holds it up is disk"
     )
@@ -78,22 +78,19 @@ def test_a_cache_that_pays_late(measured_of: Make) -> None:
 
 def test_a_disk_that_holds_up_the_epoch(measured_of: Make) -> None:
     """1 GB at 20 MB/s: 50 s; with int4 25 s."""
-    disk = DiskRates(write=1e8, read=2e7, is_cold=True)
-    line = advice.disk_bound_epoch(*both(measured_of(disk=disk, free_ram=1e9)))
+    line = advice.disk_bound_epoch(*both(measured_of(disk=SLOW, free_ram=1e9)))
     assert line == "codec int4 halves the epoch: the disk is the bottleneck"
 
 
 def test_a_codec_whose_cache_stays_in_memory(measured_of: Make) -> None:
     """int4 with 1 GB stays in 1.5 GB of RAM, so that its epoch reads no disk: 20 of 50 s."""
-    disk = DiskRates(write=1e8, read=2e7, is_cold=True)
-    line = advice.disk_bound_epoch(*both(measured_of(disk=disk, free_ram=1.5e9)))
+    line = advice.disk_bound_epoch(*both(measured_of(disk=SLOW, free_ram=1.5e9)))
     assert line == "codec int4 brings the epoch to 40%: the disk is the bottleneck"
 
 
 def test_no_codec_that_helps(measured_of: Make) -> None:
     codecs = {"int8": CodecFigures(nbytes=2e9, unpacked=2e9, encode_seconds=1.0)}
-    disk = DiskRates(write=1e8, read=2e7, is_cold=True)
-    line = advice.disk_bound_epoch(*both(measured_of(disk=disk, free_ram=1e9, codecs=codecs)))
+    line = advice.disk_bound_epoch(*both(measured_of(disk=SLOW, free_ram=1e9, codecs=codecs)))
     assert line == "the disk is the bottleneck of the cached epoch, and no other codec helps"
 
 

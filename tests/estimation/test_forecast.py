@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -12,12 +13,11 @@ from cachedet.estimation.forecast import (
     break_even,
     expected_residency,
     gain_limit,
-    held_nbytes,
     make_forecast,
     reads_disk,
     with_features,
 )
-from cachedet.estimation.measured import Measured, Memory, Training
+from cachedet.estimation.measured import CodecFigures, Measured, Memory, Training
 
 Make = Callable[..., Measured]
 
@@ -120,41 +120,32 @@ def test_where_the_cached_mode_could_not_be_run(measured_of: Make) -> None:
     ],
 )
 def test_expected_residency(
-    wanted: str, stored: float, device: float | None, expected: str
+    wanted: Any, stored: float, device: float | None, expected: str
 ) -> None:
-    forecast = expected_residency(
-        wanted,  # type: ignore[arg-type]
-        stored=stored,
-        unpacked=5e9,
-        ram=8e9,
-        device=device,
-    )
-    assert forecast == expected
+    features = CodecFigures(nbytes=stored, unpacked=5e9, encode_seconds=0.0)
+    residency = expected_residency(wanted, features, ram=8e9, device=device)
+    assert residency == expected
 
 
 @pytest.mark.parametrize(
-    ("residency", "has_own_memory", "expected"),
+    ("residency", "has_own", "resting", "device"),
     [
-        ("stream", False, (0.0, 0.0)),
-        ("ram", True, (2.0, 0.0)),
-        ("device", True, (0.0, 3.0)),
-        ("device", False, (3.0, 0.0)),
+        ("stream", False, 1.0, 5.0),
+        ("ram", True, 11.0, 5.0),
+        ("device", True, 1.0, 25.0),
+        ("device", False, 21.0, 5.0),
     ],
 )
-def test_held_nbytes(residency: str, has_own_memory: bool, expected: tuple[float, float]) -> None:
-    forecast = held_nbytes(
-        residency,  # type: ignore[arg-type]
-        stored=2.0,
-        unpacked=3.0,
-        has_own_memory=has_own_memory,
-    )
-    assert forecast == expected
-
-
-def test_features_are_added_where_they_wait() -> None:
+def test_features_are_added_where_they_wait(
+    residency: Any, has_own: bool, resting: float, device: float
+) -> None:
+    """10 bytes stored, 20 unpacked."""
+    features = CodecFigures(nbytes=10.0, unpacked=20.0, encode_seconds=0.0)
     memory = Memory(resting=1.0, working=2.0, device=5.0)
-    assert with_features(memory, (10.0, 20.0)) == Memory(resting=11.0, working=2.0, device=25.0)
-    assert with_features(None, (10.0, 20.0)) is None
+    assert with_features(memory, residency, features, has_own=has_own) == Memory(
+        resting=resting, working=2.0, device=device
+    )
+    assert with_features(None, residency, features, has_own=has_own) is None
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from cachedet.estimation.measure import (
     look_at_all,
     try_cached,
 )
-from cachedet.estimation.measured import CodecFigures, Measured, Phase
+from cachedet.estimation.measured import CodecFigures, Measured, Memory, Phase
 from cachedet.estimation.mode_trials import StepJob, StepTrial
 from cachedet.estimation.probe import BackboneCost, CodecCost
 from cachedet.estimation.sample import TrialBatches
@@ -86,7 +86,7 @@ def make_inputs_of(
 
 
 @pytest.fixture
-def tried(
+def trials(
     tiny: Any, backbone: FrozenBackbone, annotations_of: Callable[..., Annotations]
 ) -> ExtractionTrials:
     """Its trial store is that of the eight generated images, with figures by hand."""
@@ -126,9 +126,9 @@ def tried(
 FIGURES = CodecFigures(nbytes=2e3, unpacked=4e3, encode_seconds=1.0)
 
 
-def assemble_all(inputs: EstimateInputs, tried: ExtractionTrials) -> Measured:
+def assemble_all(inputs: EstimateInputs, trials: ExtractionTrials) -> Measured:
     sizes = look_at_all(inputs)
-    return assemble(inputs, sizes, tried, trainings={}, heads_seconds=9.0, free_disk=5e9)
+    return assemble(inputs, sizes, trials, trainings={}, heads_seconds=9.0, free_disk=5e9)
 
 
 def test_all_images_in_numbers(make_inputs_of: Callable[..., EstimateInputs]) -> None:
@@ -167,9 +167,9 @@ def test_levels_and_views_that_are_not_trained_on_are_not_read(
 
 
 def test_everything_is_extrapolated(
-    make_inputs_of: Callable[..., EstimateInputs], tried: ExtractionTrials
+    make_inputs_of: Callable[..., EstimateInputs], trials: ExtractionTrials
 ) -> None:
-    measured = assemble_all(make_inputs_of(), tried)
+    measured = assemble_all(make_inputs_of(), trials)
     assert (measured.images, measured.showings, measured.epochs) == (6, 6, 7)
     assert measured.views == ("base", "hflip", "scale-0.5")
     assert (measured.read_share, measured.epoch_share) == pytest.approx((8 / 17, 4 / 17))
@@ -193,13 +193,13 @@ def test_everything_is_extrapolated(
 )
 def test_a_codec_learns_from_a_few_images(
     make_inputs_of: Callable[..., EstimateInputs],
-    tried: ExtractionTrials,
+    trials: ExtractionTrials,
     codec: str,
     fit_images: int,
     seconds: float,
 ) -> None:
     """A quarter of a second each."""
-    measured = assemble_all(make_inputs_of(codec=codec, fit_images=fit_images), tried)
+    measured = assemble_all(make_inputs_of(codec=codec, fit_images=fit_images), trials)
     assert measured.fit == Phase(seconds=seconds, stages={"backbone": seconds})
 
 
@@ -208,7 +208,7 @@ def test_a_codec_learns_from_a_few_images(
     [("fp32", {"fp32": 270.0, "fp16": 70.0}), ("fp16", {"fp32": 180.0, "fp16": 210.0})],
 )
 def test_what_zstd_left_of_the_trial_goes_for_its_codec_alone(
-    tried: ExtractionTrials, codec: str, expected: dict[str, float]
+    trials: ExtractionTrials, codec: str, expected: dict[str, float]
 ) -> None:
     """Ten maps of 4 values with 20 bytes of checksum and index: 360 bytes in fp32, 280 in fp16.
 
@@ -223,7 +223,7 @@ def test_what_zstd_left_of_the_trial_goes_for_its_codec_alone(
         )
         for name, share in (("fp32", 0.5), ("fp16", 0.25))
     }
-    figures = figures_of(codecs, np.full((1, 10, 2), 32), tried.trial, codec=codec)
+    figures = figures_of(codecs, np.full((1, 10, 2), 32), trials.trial, codec=codec)
     assert {name: of_codec.nbytes for name, of_codec in figures.items()} == expected
 
 
@@ -232,7 +232,7 @@ def test_what_zstd_left_of_the_trial_goes_for_its_codec_alone(
 )
 def test_features_of_the_trial_are_taken_off_its_memory(
     make_inputs_of: Callable[..., EstimateInputs],
-    tried: ExtractionTrials,
+    trials: ExtractionTrials,
     residency: str,
     resting: float,
 ) -> None:
@@ -246,24 +246,23 @@ def test_features_of_the_trial_are_taken_off_its_memory(
             numbers=(0, 0),
             seconds=6.0,
             waiting=2.0,
-            resting_nbytes=100_000_000,
-            ram_nbytes=130_000_000,
-            device_resting_nbytes=None,
-            device_nbytes=None,
+            memory=Memory(resting=100e6, working=30e6),
         )
 
-    keys = next(iter(tried.trial.keys.values()))
+    keys = next(iter(trials.trial.keys.values()))
     job = StepJob(
         mode="cached",
         config=inputs.heads,
-        store=tried.trial.store,
+        store=trials.trial.store,
         images=inputs.dataset.images,
         weights="none",
         batches=TrialBatches(warm_up=keys, timed=(keys,), pixels=(EPOCH_PIXELS,)),
         seconds=1.0,
         threads=1,
     )
-    training, computing = try_cached(inputs, look_at_all(inputs), tried, job, take_steps=take_steps)
+    training, computing = try_cached(
+        inputs, look_at_all(inputs), trials, job, take_steps=take_steps
+    )
     assert training.memory is not None
     assert training.memory.resting == pytest.approx(resting)
     assert (training.memory.working, training.memory.device) == (30e6, None)

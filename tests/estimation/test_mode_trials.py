@@ -18,6 +18,7 @@ import pytest
 
 from cachedet.config.run import AugmentConfig, TrainConfig
 from cachedet.errors import ConfigError
+from cachedet.estimation.measured import Memory
 from cachedet.estimation.mode_trials import (
     StepJob,
     StepTrial,
@@ -49,10 +50,7 @@ TAKEN = StepTrial(
     numbers=(0, 1, 0),
     seconds=6.0,
     waiting=1.5,
-    resting_nbytes=100,
-    ram_nbytes=160,
-    device_resting_nbytes=None,
-    device_nbytes=None,
+    memory=Memory(resting=100, working=60),
 )
 
 
@@ -81,15 +79,10 @@ def job_of(tiny: Any) -> Callable[..., StepJob]:
 
 
 def test_memory_of_the_whole_batch() -> None:
-    memory = memory_of(TAKEN, 3.0)
-    assert (memory.resting, memory.working, memory.ram) == (100, 180, 280)
-    assert memory.device is None
-
-
-def test_only_what_a_step_takes_of_a_device_grows_with_its_batch() -> None:
-    """500 of weights and held features, and 3 x 200."""
-    memory = memory_of(replace(TAKEN, device_resting_nbytes=500, device_nbytes=700), 3.0)
-    assert memory.device == 1100
+    """Only what a step takes grows with its batch: 3 x 60, and 3 x 200 on a device."""
+    assert memory_of((100, None), (160, None), 3.0) == Memory(resting=100, working=180)
+    memory = memory_of((100, 500), (160, 700), 3.0)
+    assert (memory.ram, memory.device) == (280, 1100)
 
 
 def test_an_epoch_by_pixels(job_of: Callable[..., StepJob]) -> None:
@@ -101,6 +94,7 @@ def test_an_epoch_by_pixels(job_of: Callable[..., StepJob]) -> None:
     assert training.phase.seconds == pytest.approx(12.0)
     assert computing == pytest.approx(9.0)
     assert training.phase.stages == {"heads": computing, "read": 0.5}
+    assert training.memory == TAKEN.memory
 
 
 def test_a_mode_that_fails_is_a_result(job_of: Callable[..., StepJob]) -> None:
@@ -144,9 +138,8 @@ def test_the_warm_up_is_not_counted_and_no_file_is_left(
     assert trial.numbers == (0,)  # out of time after the first
     assert trainer.step == 2
     assert 0 <= trial.waiting <= trial.seconds
-    assert trial.device_resting_nbytes is None
-    assert trial.device_nbytes is None
-    assert trial.ram_nbytes >= trial.resting_nbytes > 0
+    assert trial.memory.device is None
+    assert trial.memory.ram >= trial.memory.resting > 0
     assert sorted(tiny.train.rglob("*")) == before
 
 
@@ -168,7 +161,7 @@ def test_gradients_are_accumulated(job_of: Callable[..., StepJob]) -> None:
 def test_in_a_process_of_its_own(job_of: Callable[..., StepJob]) -> None:
     trial = measure_steps(job_of(mode="tuned"))
     assert len(trial.numbers) >= 1
-    assert trial.ram_nbytes > 50e6
+    assert trial.memory.ram > 50e6
     assert active_children() == []
 
 

@@ -39,9 +39,15 @@ def dataset(tiny: Any) -> CocoDataset:
 
 
 def write(
-    tiny: Any, dataset: CocoDataset, backbone: FrozenBackbone, folder: Path, **changes: object
+    tiny: Any,
+    dataset: CocoDataset,
+    backbone: FrozenBackbone,
+    folder: Path,
+    *,
+    codec: str = "int8+zstd",
+    seconds: float = 60.0,
 ) -> Trial:
-    config = tiny.extract_config(folder / "x.zarr", **{"codec": "int8+zstd", **changes})
+    config = tiny.extract_config(folder / "x.zarr", codec=codec)
     sample = take_sample(dataset, range(6), config, backbone)
     fit = collect_statistics(sample, backbone, view="base", count=3)
     return write_trial(
@@ -51,7 +57,7 @@ def write(
         fit,
         config=config,
         views=parse_views("base,hflip"),
-        seconds=60.0,
+        seconds=seconds,
     )
 
 
@@ -86,18 +92,7 @@ def test_what_it_reports(
 def test_out_of_time_it_ends_after_a_whole_view(
     tiny: Any, dataset: CocoDataset, backbone: FrozenBackbone, tmp_path: Path
 ) -> None:
-    config = tiny.extract_config(tmp_path / "x.zarr")
-    sample = take_sample(dataset, range(8), config, backbone)
-    fit = collect_statistics(sample, backbone, view="base", count=2)
-    trial = write_trial(
-        tmp_path,
-        sample,
-        backbone,
-        fit,
-        config=config,
-        views=parse_views("base,hflip"),
-        seconds=-1.0,
-    )
+    trial = write(tiny, dataset, backbone, tmp_path, seconds=-1.0)
     assert trial.views == ("base",)
     store = FeatureStore.open(trial.store)
     store.require_complete(["base"])

@@ -185,45 +185,40 @@ def test_what_could_not_be_run_stays_unknown(measured_of: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("parse", "text", "expected"),
     [
-        ("500MB/s", 5e8),
-        ("1.5 GB/s", 1.5e9),
-        ("800kb", 8e5),
-        ("7B/s", 7.0),
-        ("2e3MB/s", 2e9),
-        (".5GB/s", 5e8),
+        (parse_rate, "500MB/s", 5e8),
+        (parse_rate, "1.5 GB/s", 1.5e9),
+        (parse_rate, "800kb", 8e5),
+        (parse_rate, "7B/s", 7.0),
+        (parse_rate, "2e3MB/s", 2e9),
+        (parse_rate, ".5GB/s", 5e8),
+        (parse_flops, "60T", 6e13),
+        (parse_flops, "60TFLOPS", 6e13),
+        (parse_flops, "300 gflop/s", 3e11),
+        (parse_flops, "1e12", 1e12),
+        (parse_count, "118k", 118_000),
+        (parse_count, "800", 800),
+        (parse_count, "1.5k", 1500),
     ],
 )
-def test_rates(text: str, expected: float) -> None:
-    assert parse_rate(text, where="x") == pytest.approx(expected)
+def test_numbers_with_units(parse: Callable[..., float], text: str, expected: float) -> None:
+    assert parse(text, where="x") == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("60T", 6e13), ("60TFLOPS", 6e13), ("300 gflop/s", 3e11), ("1e12", 1e12)]
+    ("parse", "texts", "message"),
+    [
+        (
+            parse_rate,
+            ("500", "500Mbit/s", "fast", "0MB/s", "-5MB/s", "", "nanMB/s"),
+            r"^here: expected .*500MB/s|above 0",
+        ),
+        (parse_flops, ("60X", "T", "inf", "0T", "1e400T"), r"^here: expected .*60T|above 0"),
+        (parse_count, ("0", "1.5", "many", "3 apples", "-4"), "here: expected"),
+    ],
 )
-def test_flops(text: str, expected: float) -> None:
-    assert parse_flops(text, where="x") == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(("text", "expected"), [("118k", 118_000), ("800", 800), ("1.5k", 1500)])
-def test_counts(text: str, expected: int) -> None:
-    assert parse_count(text, where="x") == expected
-
-
-@pytest.mark.parametrize("text", ["500", "500Mbit/s", "fast", "0MB/s", "-5MB/s", "", "nanMB/s"])
-def test_no_rate(text: str) -> None:
-    with pytest.raises(InputError, match=r"^--what-if disk: expected .*500MB/s|above 0"):
-        parse_rate(text, where="--what-if disk")
-
-
-@pytest.mark.parametrize("text", ["60X", "T", "inf", "0T", "1e400T"])
-def test_no_flops(text: str) -> None:
-    with pytest.raises(InputError, match=r"^--what-if device-flops: expected .*60T|above 0"):
-        parse_flops(text, where="--what-if device-flops")
-
-
-@pytest.mark.parametrize("text", ["0", "1.5", "many", "3 apples", "-4"])
-def test_no_count(text: str) -> None:
-    with pytest.raises(InputError, match="--what-if images: expected"):
-        parse_count(text, where="--what-if images")
+def test_no_numbers(parse: Callable[..., float], texts: tuple[str, ...], message: str) -> None:
+    for text in texts:
+        with pytest.raises(InputError, match=message):
+            parse(text, where="here")
