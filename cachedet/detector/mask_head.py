@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from cachedet.config.detector import Activation, Norm
 from cachedet.data.masks import NO_MASK, decode_mask
-from cachedet.detector.layers import ACTIVATIONS, init_he
+from cachedet.detector.layers import LayerStyle, init_he
 from cachedet.detector.roi_align import PyramidRoIAlign
 from cachedet.detector.towers import Tower, full_precision, init_normal
 from cachedet.distributed.collective import count_over_ranks
@@ -25,15 +24,7 @@ from cachedet.structures import Detections, Features, TargetMasks, Targets
 
 
 class MaskHead(nn.Module):
-    """Convolutions, a transposed convolution to twice the side, one map of logits a class.
-
-    Args:
-        in_channels: of the RoIs.
-        num_classes: foreground classes.
-        num_convs, channels: of the 3x3 convolutions.
-        norm, activation: after every 3x3 convolution.
-        separable: depthwise-separable 3x3 convolutions.
-    """
+    """Convolutions, a transposed convolution to twice the side, one map of logits a class."""
 
     def __init__(
         self,
@@ -42,9 +33,7 @@ class MaskHead(nn.Module):
         num_classes: int,
         num_convs: int,
         channels: int,
-        norm: Norm,
-        activation: Activation,
-        separable: bool,
+        style: LayerStyle,
     ) -> None:
         super().__init__()
         self.tower = Tower(
@@ -52,13 +41,11 @@ class MaskHead(nn.Module):
             channels=channels,
             num_levels=1,
             num_convs=num_convs,
-            norm=norm,
-            activation=activation,
-            separable=separable,
+            style=style,
             init_std=None,
         )
         self.enlarge = nn.ConvTranspose2d(self.tower.out_channels, channels, 2, stride=2)
-        self.activation = ACTIVATIONS[activation]()
+        self.activation = style.make_activation()
         self.logits = nn.Conv2d(channels, num_classes, 1)
         init_he(self.enlarge)
         init_normal(self.logits, std=0.001)
@@ -70,12 +57,7 @@ class MaskHead(nn.Module):
 
 
 class MaskBranch(nn.Module):
-    """Learns the masks of the RoIs that matched, predicts those of the boxes that were found.
-
-    Args:
-        head: RoIs -> logits.
-        roi_align: pools RoIs for it.
-    """
+    """Learns the masks of the RoIs that matched, predicts those of the boxes that were found."""
 
     def __init__(self, *, head: MaskHead, roi_align: PyramidRoIAlign) -> None:
         super().__init__()
@@ -93,16 +75,17 @@ class MaskBranch(nn.Module):
     ) -> Tensor:
         """Mean binary cross-entropy over the cells of each RoI's own class (section 3).
 
+        RoIs whose gt box has no mask teach nothing.
+
         Args:
-            pyramid: P levels.
-            targets: N images.
-            boxes: (R, 4) RoIs that matched a box; those whose box has no mask teach nothing.
+            pyramid, targets: P levels and ground truth of N images.
+            boxes: (R, 4) RoIs that matched a box.
             image: (R,) which image each lies in.
             matched: (R,) which of that image's M boxes it matched.
         """
         has_mask = torch.tensor(
             [
-                _code_of(targets[n], m) != NO_MASK
+                (masks := targets[n].masks) is not None and masks.codes[m] != NO_MASK
                 for n, m in zip(image.tolist(), matched.tolist(), strict=True)
             ],
             dtype=torch.bool,
@@ -176,7 +159,3 @@ def _in_image(boxes: Tensor, masks: TargetMasks) -> Tensor:
     """Boxes of the view -> boxes of the image the view was made from."""
     mapped = boxes * boxes.new_tensor(masks.scale_xy * 2) + boxes.new_tensor(masks.origin_xy * 2)
     return mapped[:, [2, 1, 0, 3]] if masks.scale_xy[0] < 0 else mapped
-
-
-def _code_of(targets: Targets, box: int) -> bytes:
-    return targets.masks.codes[box] if targets.masks is not None else NO_MASK
