@@ -115,36 +115,21 @@ def run_session(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingLoop:
-    """Trains until one of its ends, which all ranks reach together.
+    """Trains until one of its ends, which all ranks reach together."""
 
-    Attributes:
-        trainer: what is trained; where it is, the loop goes on.
-        loader: gives the batches of each epoch.
-        epochs: of the run.
-        accumulate: batches of a step; an epoch's last step may have fewer.
-        max_steps: of the run; None: no limit.
-        eval_every: epochs between validations; 0: only after the last.
-        validator: scores the detector; None: there is nothing to validate on.
-        records, checkpoints: where it writes.
-        signals: that ask it to stop.
-        budget: of time; None: no limit.
-        losses: of every step of this call.
-        seconds: of every step of this call, waiting for its batches included.
-    """
-
-    trainer: Trainer
+    trainer: Trainer  # where it is, the loop goes on
     loader: BatchLoader
     epochs: int
-    accumulate: int
+    accumulate: int  # batches of a step; an epoch's last step may have fewer
     max_steps: int | None
-    eval_every: int
-    validator: Validator | None
+    eval_every: int  # epochs between validations; 0: only after the last
+    validator: Validator | None  # None: there is nothing to validate on
     records: RunRecords | NoOpRecorder
     checkpoints: CheckpointWriter | NoOpCheckpointer
     signals: StopSignals
-    budget: TimeBudget | None = None
-    losses: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
+    budget: TimeBudget | None
+    losses: list[float] = field(default_factory=list)  # of every step of this call
+    seconds: list[float] = field(default_factory=list)  # likewise, waiting for batches included
 
     def run(self) -> str:
         """Why it ended: FINISHED, MAX_STEPS, EARLY_STOPPING, BUDGET, or the name of a signal.
@@ -279,17 +264,12 @@ class TrainingLoop:
 
 
 class TimedBatches:
-    """Batches, and what a step waited for them.
-
-    Attributes:
-        waiting: seconds of the step under way.
-        images: of the step under way, taken by all ranks.
-    """
+    """Batches, and what the step under way waited for them."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches
-        self.waiting = 0.0
-        self.images = 0
+        self.waiting = 0.0  # seconds
+        self.images = 0  # taken by all ranks
 
     def take(self, count: int) -> Iterator[Batch]:
         """The next `count` batches; there are as many."""
