@@ -38,29 +38,18 @@ OnCell = Callable[[CellResult, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonConfig:
-    """What is compared.
+    """What is compared: every config is trained in each mode with each seed."""
 
-    Attributes:
-        heads: configs by name.
-        train, val: how features are extracted; their stores lie in the comparison's folder.
-        out: the comparison's folder.
-        modes, seeds: every config is trained with each of them.
-        epochs: that every cell trains; None: those of its config.
-        budget: seconds of every cell instead of epochs; the cached ones' include extraction.
-        backbone: how it learns where it does.
-        resamples: of the bootstrap, for the interval of a cell.
-    """
-
-    heads: Mapping[str, TrainConfig]
-    train: ExtractConfig
+    heads: Mapping[str, TrainConfig]  # by name
+    train: ExtractConfig  # its store and that of `val` lie in `out`
     val: ExtractConfig
-    out: Path
+    out: Path  # the comparison's folder
     modes: Sequence[Mode] = MODES
     seeds: Sequence[int] = (0,)
-    epochs: int | None = None
-    budget: float | None = None
-    backbone: BackboneTraining = field(default_factory=BackboneTraining)
-    resamples: int = DEFAULT_RESAMPLES
+    epochs: int | None = None  # that every cell trains; None: those of its config
+    budget: float | None = None  # seconds of a cell instead; the cached ones' include extraction
+    backbone: BackboneTraining = field(default_factory=BackboneTraining)  # where it learns
+    resamples: int = DEFAULT_RESAMPLES  # of the bootstrap, for the interval of a cell
 
     def cell_keys(self) -> list[CellKey]:
         """A seed of everything first, so that a comparison that is stopped is a whole one."""
@@ -123,7 +112,8 @@ def compare(config: ComparisonConfig, *, on_cell: OnCell | None = None) -> Compa
         extracted = extract_stores(config.train, config.val, folder.extraction)
         store = FeatureStore.open(folder.train)
         _require_fit(config, store, FeatureStore.open(folder.val))
-        if config.budget is not None and _pays_for_cache(config, folder):
+        left = [key for key in config.cell_keys() if folder.result_of(key) is None]
+        if config.budget is not None and any(key.mode == "cached" for key in left):
             require_known(extracted, store=folder.train)
         interrupted_by = _train_cells(config, folder, extracted, on_cell)
         cells = folder.results()
@@ -158,9 +148,10 @@ def _require_sensible(config: ComparisonConfig) -> None:
 
 def _settings(config: ComparisonConfig) -> dict[str, Any]:
     """What the cells of one folder share; seeds, modes and configs may be added later."""
+    apart = {"store", "device", "workers"}
     return {
-        "train": _extraction_settings(config.train),
-        "val": _extraction_settings(config.val),
+        "train": config.train.model_dump(mode="json", exclude=apart),
+        "val": config.val.model_dump(mode="json", exclude=apart),
         "epochs": config.epochs,
         "budget": config.budget,
         "backbone": vars(config.backbone),
@@ -170,10 +161,6 @@ def _settings(config: ComparisonConfig) -> dict[str, Any]:
             for name, heads in config.heads.items()
         },
     }
-
-
-def _extraction_settings(config: ExtractConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude={"store", "device", "workers"})
 
 
 def extract_stores(train: ExtractConfig, val: ExtractConfig, log: ExtractionLog) -> Extracted:
@@ -207,12 +194,6 @@ def _require_fit(config: ComparisonConfig, store: FeatureStore, validation: Feat
                 f"{name}: {error}. A comparison reads --annotations and --val-annotations; with "
                 "others, choose another --out"
             ) from error
-
-
-def _pays_for_cache(config: ComparisonConfig, folder: ComparisonFolder) -> bool:
-    """Whether a cached cell is to be trained."""
-    keys = [key for key in config.cell_keys() if key.mode == "cached"]
-    return any(folder.result_of(key) is None for key in keys)
 
 
 def _train_cells(
@@ -286,15 +267,11 @@ def _write_page(
 
 
 def _standfirst(config: ComparisonConfig, store: FeatureStore) -> str:
-    each = (
-        f"{config.budget:.0f} s of training each"
-        if config.budget is not None
-        else "the same number of epochs each"
-    )
+    budget = config.budget
+    each = "the same number of epochs" if budget is None else f"{budget:.0f} s of training"
     boxes = int((~store.annotations.crowd).sum())
-    return (
-        f"{len(store)} images with {boxes} boxes to learn from, {store.manifest.backbone}, {each}"
-    )
+    learns = f"{len(store)} images with {boxes} boxes to learn from"
+    return f"{learns}, {store.manifest.backbone}, {each} each"
 
 
 def _facts(
