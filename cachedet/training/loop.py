@@ -87,12 +87,10 @@ def run_session(
         )
     with records, StopSignals() as signals:
         loop = TrainingLoop(
+            config=config,
             trainer=trainer,
             loader=loader,
             epochs=config.schedule.epochs if budget is None else sys.maxsize,
-            accumulate=config.schedule.accumulate,
-            max_steps=config.max_steps,
-            eval_every=config.eval_every,
             validator=validator,
             records=records,
             checkpoints=checkpoints,
@@ -117,12 +115,10 @@ def run_session(
 class TrainingLoop:
     """Trains until one of its ends, which all ranks reach together."""
 
+    config: TrainConfig
     trainer: Trainer  # where it is, the loop goes on
     loader: BatchLoader
     epochs: int
-    accumulate: int  # batches of a step; an epoch's last step may have fewer
-    max_steps: int | None
-    eval_every: int  # epochs between validations; 0: only after the last
     validator: Validator | None  # None: there is nothing to validate on
     records: RunRecords | NoOpRecorder
     checkpoints: CheckpointWriter | NoOpCheckpointer
@@ -160,17 +156,17 @@ class TrainingLoop:
 
     def _train_epoch(self, batches: TimedBatches) -> str | None:
         """The rest of the epoch; returns why it was left before its end."""
-        trainer = self.trainer
+        trainer, max_steps = self.trainer, self.config.max_steps
         left = len(self.loader.plan(trainer.epoch)) - trainer.batch
         while left > 0:
             signal = first_of_ranks(self.signals.received)
             if signal is not None:
                 return signal
-            if self.max_steps is not None and trainer.step >= self.max_steps:
+            if max_steps is not None and trainer.step >= max_steps:
                 return MAX_STEPS
             if self.budget is not None and self.budget.is_spent(trainer.seconds):
                 return BUDGET
-            count = min(self.accumulate, left)
+            count = min(self.config.schedule.accumulate, left)  # an epoch's last step has fewer
             self._take_step(batches, count)
             left -= count
             self.checkpoints.save_if_due(trainer)
@@ -214,7 +210,7 @@ class TrainingLoop:
         self._observe({"loss": trainer.epoch_statistics.means()["loss"]})
         scores = None
         if self.validator is not None and self._is_due():
-            scores, signal = from_first(partial(self._try_to_validate, self.validator))
+            scores, signal = from_first(partial(self._validate, self.validator))
             if signal is not None:  # the epoch stays open: resuming closes it
                 if stopping is not None:
                     stopping.load_state_dict(before)
@@ -239,28 +235,24 @@ class TrainingLoop:
         done, stopping = self.trainer.epoch + 1, self.trainer.stopping
         if done == self.epochs or (stopping is not None and stopping.is_exhausted):
             return True
-        return self.eval_every > 0 and done % self.eval_every == 0
+        return self.config.eval_every > 0 and done % self.config.eval_every == 0
 
-    def _try_to_validate(
-        self, validator: Validator
-    ) -> tuple[Mapping[str, float] | None, str | None]:
-        """The scores, or the name of the signal that came meanwhile."""
-        try:
-            return self._validate(validator), None
-        except StopRequested:
-            return None, self.signals.received
+    def _validate(self, validator: Validator) -> tuple[Mapping[str, float] | None, str | None]:
+        """Scores with the weights that count, or the name of the signal that came meanwhile.
 
-    def _validate(self, validator: Validator) -> Mapping[str, float]:
-        """Scores with the weights that count; afterwards the detector is in training again."""
+        Afterwards the detector is in training again.
+        """
         detector = self.trainer.detector
         started = time.perf_counter()
         try:
             with self.trainer.scored_weights():
                 scores = validator(detector, self.signals.raise_if_received)
+        except StopRequested:
+            return None, self.signals.received
         finally:
             set_training_mode(detector)
         self.records.after_validation(self.trainer, scores, seconds=time.perf_counter() - started)
-        return scores
+        return scores, None
 
 
 class TimedBatches:
