@@ -28,7 +28,7 @@ class EndToEndDetector(nn.Module):
         heads: nn.Module,
         levels: Sequence[str],  # that the heads use
         learns: bool,  # whether the backbone is trained
-        lr_scale: float = 1.0,  # the backbone's learning rate, as a share of the heads'
+        lr_scale: float,  # the backbone's learning rate, as a share of the heads'
     ) -> None:
         super().__init__()
         self.heads = heads

@@ -93,12 +93,10 @@ class MaskBranch(nn.Module):
         )
         boxes, image, matched = boxes[has_mask], image[has_mask], matched[has_mask]
         logits: Tensor = self.head(self.roi_align(pyramid, boxes, image))
-        wanted, labels = [], []
+        side, wanted, labels = logits.shape[-1], [], []
         for n, of_image in enumerate(targets):
             in_image = image == n
-            wanted.append(
-                crop_masks(of_image, boxes[in_image], matched[in_image], side=logits.shape[-1])
-            )
+            wanted.append(crop_masks(of_image, boxes[in_image], matched[in_image], side=side))
             labels.append(of_image.labels[matched[in_image]])
         order = torch.argsort(image, stable=True)
         rows = torch.arange(len(order), device=logits.device)
@@ -125,16 +123,10 @@ class MaskBranch(nn.Module):
 
 
 def crop_masks(targets: Targets, boxes: Tensor, matched: Tensor, *, side: int) -> Tensor:
-    """What the cells of each RoI of one image should say.
+    """What the cells of RoIs (R, 4) of one image should say: (R, side, side) float32 of 0 and 1.
 
-    Args:
-        targets: of the image; its masks are bitmaps of the image, not of the view.
-        boxes: (R, 4) in pixels of the view.
-        matched: (R,) index of each RoI's gt box.
-        side: cells of a RoI's side.
-
-    Returns:
-        (R, side, side) float32 of 0 and 1: whether half of the cell lies on the object.
+    A cell is 1 where half of it lies on the object, which is gt box `matched` (R,). Boxes are in
+    pixels of the view, masks are bitmaps of the image.
     """
     masks = targets.masks
     if masks is None or len(boxes) == 0:

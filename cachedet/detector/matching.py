@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -59,36 +59,30 @@ class PaddedGroundTruth:
     def __getitem__(self, images: slice) -> PaddedGroundTruth:
         """Some of the images, without the columns that none of them uses."""
         counts = self.counts[images]
-        most = max(1, *counts)
-        return replace(
-            self,
-            boxes=self.boxes[images, :most],
-            labels=self.labels[images, :most],
-            usable=self.usable[images, :most],
-            crowd=self.crowd[images, :most],
-            counts=counts,
-        )
+        return self._take((images, slice(max(1, *counts))), counts)
 
     def of_rois(self, image: Tensor) -> PaddedGroundTruth:
         """One row of ground truth for each of R RoIs, from the image (R,) it lies in."""
+        return self._take(image, (self.boxes.shape[1],) * len(image))
+
+    def _take(self, rows: Any, counts: tuple[int, ...]) -> PaddedGroundTruth:
         return replace(
             self,
-            boxes=self.boxes[image],
-            labels=self.labels[image],
-            usable=self.usable[image],
-            crowd=self.crowd[image],
-            counts=(self.boxes.shape[1],) * len(image),
+            boxes=self.boxes[rows],
+            labels=self.labels[rows],
+            usable=self.usable[rows],
+            crowd=self.crowd[rows],
+            counts=counts,
         )
 
 
 def pad_ground_truth(targets: Sequence[Targets]) -> PaddedGroundTruth:
     """At least one row an image, so that empty images need no case of their own."""
     counts = tuple(len(of_image.boxes) for of_image in targets)
-    device, shape = targets[0].boxes.device, (len(targets), max(1, *counts))
-    boxes = torch.zeros(*shape, 4, dtype=targets[0].boxes.dtype, device=device)
-    labels = torch.zeros(shape, dtype=torch.int64, device=device)
-    usable = torch.zeros(shape, dtype=torch.bool, device=device)
-    crowd = torch.zeros(shape, dtype=torch.bool, device=device)
+    shape = len(targets), max(1, *counts)
+    boxes = targets[0].boxes.new_zeros(*shape, 4)
+    labels = boxes.new_zeros(shape, dtype=torch.int64)
+    usable, crowd = (boxes.new_zeros(shape, dtype=torch.bool) for _ in range(2))
     for n, (of_image, count) in enumerate(zip(targets, counts, strict=True)):
         boxes[n, :count] = of_image.boxes
         labels[n, :count] = of_image.labels
@@ -116,10 +110,10 @@ def match_boxes(boxes: Tensor, ground_truth: PaddedGroundTruth, rule: MatchRule)
     step = max(1, _MOST_PAIRS // max(1, num_boxes * ground_truth.boxes.shape[1]))
     parts = []
     for start in range(0, len(ground_truth), step):
-        own_ground_truth = ground_truth[start : start + step]
-        own_boxes = boxes[start : start + step] if boxes.ndim == 3 else boxes[None]
-        width = max(1, _MOST_PAIRS // own_ground_truth.boxes[..., 0].numel())
-        parts.append(_match_some(torch.split(own_boxes, width, dim=1), own_ground_truth, rule))
+        some_ground_truth = ground_truth[start : start + step]
+        some_boxes = boxes[start : start + step] if boxes.ndim == 3 else boxes[None]
+        width = max(1, _MOST_PAIRS // some_ground_truth.boxes[..., 0].numel())
+        parts.append(_match_some(torch.split(some_boxes, width, dim=1), some_ground_truth, rule))
     return torch.cat(parts)
 
 

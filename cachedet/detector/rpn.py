@@ -154,17 +154,15 @@ class RPN(nn.Module):
         scores, boxes, levels = self._candidates(output, self.anchors(pyramid), counts.pre_nms)
         boxes = clip_to_sizes(boxes, sizes_hw)
         solid = ((boxes[..., 2:] - boxes[..., :2]) > 0).all(dim=-1)
-        kept_boxes = boxes.new_zeros(len(boxes), counts.post_nms, 4)
-        objectness = scores.new_zeros(len(boxes), counts.post_nms)
-        is_valid = solid.new_zeros(len(boxes), counts.post_nms)
-        for n in range(len(boxes)):
-            is_solid = solid[n]
-            kept = batched_nms(
-                boxes[n, is_solid], scores[n, is_solid], levels[is_solid], self.nms_iou
-            )
+        shape = len(boxes), counts.post_nms
+        kept_boxes = boxes.new_zeros(*shape, 4)
+        objectness, is_valid = scores.new_zeros(shape), solid.new_zeros(shape)
+        for n, is_solid in enumerate(solid):
+            candidates, logits = boxes[n, is_solid], scores[n, is_solid]
+            kept = batched_nms(candidates, logits, levels[is_solid], self.nms_iou)
             kept = kept[: counts.post_nms]
-            kept_boxes[n, : len(kept)] = boxes[n, is_solid][kept]
-            objectness[n, : len(kept)] = scores[n, is_solid][kept]
+            kept_boxes[n, : len(kept)] = candidates[kept]
+            objectness[n, : len(kept)] = logits[kept]
             is_valid[n, : len(kept)] = True
         return Proposals(boxes=kept_boxes, scores=objectness, is_valid=is_valid)
 
