@@ -26,13 +26,12 @@ from cachedet.config.detector import (
     Count,
     DetectorConfig,
     Fraction,
-    Positive,
     RetinaNetConfig,
 )
+from cachedet.config.schedule import ScheduleConfig
 from cachedet.errors import ConfigError, nearest_names
 
 C = TypeVar("C", bound=Config)
-Decay = Literal["step", "cosine"]
 Metric = Literal["ap", "ap50", "ap75", "loss"]
 VALIDATED: tuple[str, ...] = tuple(name for name in get_args(Metric) if name != "loss")
 """Figures of CocoScores that every validation gives: they are logged, and can stop a run."""
@@ -62,50 +61,6 @@ class ExtractConfig(Config):
     on_bad_image: Literal["fail", "skip"] = "fail"
     rank: Annotated[int, Field(ge=0)] | None = None  # of the processes that share the work
     world_size: Count | None = None  # None: what torchrun or SLURM say, else one
-
-
-class ScheduleConfig(Config):
-    """How the heads are optimised.
-
-    `lr` belongs to steps of `reference_batch` images and is scaled linearly to the images of a
-    step (arXiv 1706.02677); without `reference_batch` it is taken as it is.
-    """
-
-    epochs: Count = 72
-    batch_size: Count = 256
-    accumulate: Count = 1  # batches of one optimiser step, for a memory that holds no larger batch
-    reference_batch: Count | None = None
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: Positive = 0.32
-    momentum: Fraction = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4  # kernels only, as in PAPER 2.2
-    kind: Decay = "step"
-    drops: tuple[Fraction, ...] = (48 / 72, 68 / 72)  # of all steps; each multiplies lr by 0.1
-    warmup_steps: Annotated[int, Field(ge=0)] = 500
-    warmup_from: Fraction = 0.0067 / 0.32  # of lr, where the warm-up starts (PAPER 2.2)
-    clip_norm: Annotated[float, Field(ge=0)] = 0.0  # 0: no gradient clipping
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no moving average of the weights
-
-    @property
-    def step_images(self) -> int:
-        """Images of a whole optimiser step."""
-        return self.batch_size * self.accumulate
-
-    @property
-    def scaled_lr(self) -> float:
-        """The learning rate after the warm-up, for steps of `step_images`."""
-        return self.lr * self.step_images / (self.reference_batch or self.step_images)
-
-    def describe_lr(self) -> str:
-        """For a person: what the learning rate is and where it comes from."""
-        parts = "" if self.accumulate == 1 else f" in {self.accumulate} batches"
-        step = f"steps of {self.step_images} images{parts}"
-        if self.reference_batch in (None, self.step_images):
-            return f"learning rate {self.lr:g} for {step}"
-        return (
-            f"learning rate {self.scaled_lr:g} for {step} "
-            f"({self.lr:g} belongs to {self.reference_batch}, scaled linearly)"
-        )
 
 
 class EarlyStoppingConfig(Config):

@@ -5,21 +5,18 @@ The Trainer (trainer.py) puts these parts together.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from cachedet.config.run import Decay, Precision, ScheduleConfig
+from cachedet.config.run import Precision
+from cachedet.config.schedule import ScheduleConfig
 from cachedet.detector.protocol import lr_scales_of
 from cachedet.errors import ConfigError
-
-_DROP = 0.1  # of the learning rate, at each step down
 
 
 def freeze_all_but(detector: nn.Module, trained: Sequence[nn.Module]) -> None:
@@ -67,42 +64,6 @@ def _groups(
         {"params": kernels, "weight_decay": schedule.weight_decay, "lr_scale": lr_scale},
         {"params": others, "weight_decay": 0.0, "lr_scale": lr_scale},
     ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearningRate:
-    """Linear warm-up, then cosine to zero, or steps of a tenth."""
-
-    peak: float  # reached after the warm-up
-    total_steps: int  # of the run
-    warmup_steps: int  # counted in total_steps; the warm-up is over after half of them at most
-    warmup_from: float  # share of the peak that the warm-up starts at
-    kind: Decay
-    drops: Sequence[float] = ()  # of "step": shares of total_steps at which the rate falls
-
-    def __post_init__(self) -> None:
-        if self.peak <= 0 or self.total_steps < 1:
-            raise ValueError(
-                f"expected peak > 0 and total_steps >= 1, got {self.peak} and {self.total_steps}"
-            )
-        if self.warmup_steps < 0:
-            raise ValueError(f"expected warmup_steps >= 0, got {self.warmup_steps}")
-
-    def stretched(self, total_steps: int) -> LearningRate:
-        """The same over another number of steps; a warm-up that was cut short can grow again."""
-        return replace(self, total_steps=total_steps)
-
-    def at(self, step: int) -> float:
-        """Rate of step number `step`, counted from 0."""
-        warmup_steps = min(self.warmup_steps, self.total_steps // 2)
-        if step < warmup_steps:
-            return self.peak * (self.warmup_from + (1 - self.warmup_from) * step / warmup_steps)
-        if self.kind == "step":
-            passed = sum(step >= drop * self.total_steps for drop in self.drops)
-            return float(self.peak * _DROP**passed)
-        rest = max(self.total_steps - warmup_steps, 1)
-        share = min((step - warmup_steps) / rest, 1.0)
-        return self.peak * (1 + math.cos(math.pi * share)) / 2
 
 
 class WeightAverage:

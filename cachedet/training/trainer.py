@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cachedet.config.run import TrainConfig
+from cachedet.config.schedule import LearningRate
 from cachedet.detector.build import build_detector
 from cachedet.detector.protocol import (
     classifiers_of,
@@ -27,7 +28,6 @@ from cachedet.store.format.manifest import Manifest
 from cachedet.structures import Batch
 from cachedet.training.checkpoint import Checkpoint, load_weights
 from cachedet.training.optimizer import (
-    LearningRate,
     WeightAverage,
     choose_autocast,
     freeze_all_but,

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from cachedet.config.schedule import LearningRate
 from cachedet.errors import ConfigError
 from cachedet.training.optimizer import (
-    LearningRate,
     WeightAverage,
     choose_autocast,
     make_scaler,

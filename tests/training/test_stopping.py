@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from cachedet.config.schedule import LearningRate
 from cachedet.progress import shown
-from cachedet.training.optimizer import LearningRate
 from cachedet.training.stopping import EarlyStopping, StopRequested, StopSignals, TimeBudget
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signals here")
