@@ -75,16 +75,7 @@ def _root(
     pass
 
 
-app.command()(estimates.estimate)
-app.command()(stores.extract)
-app.command()(stores.info)
-app.command()(stores.verify)
-app.command()(stores.prune)
-app.command("train-heads")(runs.train_heads)
+for _module in (estimates, stores, runs, scores, reports, comparisons):
+    for _name, _command in _module.COMMANDS.items():
+        app.command(_name)(_command)
 app.add_typer(configs.app, name="configs")
-app.command()(runs.model)
-app.command("eval")(scores.evaluate)
-app.command()(reports.report)
-app.command()(comparisons.compare)
-app.command()(runs.predict)
-app.command()(runs.demo)

@@ -201,3 +201,6 @@ def _leave(report: ComparisonReport) -> None:
     if report.left:
         print("some cells failed, see above; the same command tries them again", file=sys.stderr)
         raise typer.Exit(1)
+
+
+COMMANDS = {"compare": compare}

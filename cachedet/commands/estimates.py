@@ -82,3 +82,6 @@ def estimate(
         print_json(report.to_json())
         return
     print_estimate(report, heads=path.stem)
+
+
+COMMANDS = {"estimate": estimate}

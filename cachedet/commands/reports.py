@@ -50,3 +50,6 @@ def report(
         say(f"not shown: {reason}", wraps=False)
     for path in (written.html, written.markdown, written.json):
         say(str(path), wraps=False)
+
+
+COMMANDS = {"report": report}

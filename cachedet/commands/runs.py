@@ -143,3 +143,6 @@ def demo(
     else:
         print_scores(report.scores, of="boxes")
         console.print(report.summary(), highlight=False)
+
+
+COMMANDS = {"train-heads": train_heads, "model": model, "predict": predict, "demo": demo}

@@ -188,3 +188,6 @@ def _require_writable(out: Path | None, inputs: list[Path | str | None]) -> None
     for path in inputs:
         if path is not None and Path(path).resolve() == out.resolve():
             raise InputError(f"--out {out} is one of the inputs; name another file")
+
+
+COMMANDS = {"eval": evaluate}

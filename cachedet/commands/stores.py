@@ -140,3 +140,6 @@ def prune(
         print_json(report.to_json())
         return
     print_waste(report, dry_run=dry_run)
+
+
+COMMANDS = {"extract": extract, "info": info, "verify": verify, "prune": prune}
