@@ -214,15 +214,11 @@ def _write_page(
 
 
 def _standfirst(config: ComparisonConfig, store: FeatureStore) -> str:
-    each = (
-        f"{config.budget:.0f} s of training each"
-        if config.budget is not None
-        else "the same number of epochs each"
-    )
+    budget = config.budget
+    each = "the same number of epochs" if budget is None else f"{budget:.0f} s of training"
     boxes = int((~store.annotations.crowd).sum())
-    return (
-        f"{len(store)} images with {boxes} boxes to learn from, {store.manifest.backbone}, {each}"
-    )
+    learns = f"{len(store)} images with {boxes} boxes to learn from"
+    return f"{learns}, {store.manifest.backbone}, {each} each"
 
 
 def _facts(

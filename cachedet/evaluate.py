@@ -23,6 +23,7 @@ from cachedet.evaluation.analysis import Analysis, analyse, require_resamples
 from cachedet.evaluation.detection_table import DetectionTable, has_masks, tabulate
 from cachedet.evaluation.files import differing_classes, read_annotations_of, read_counts
 from cachedet.evaluation.inference import detect_store, propose_store
+from cachedet.evaluation.lvis import Federated
 from cachedet.evaluation.merging import Merging
 from cachedet.evaluation.metrics import ClassScore, CocoScores, coco_results
 from cachedet.evaluation.precision import ProposalReport, proposal_recall
@@ -37,31 +38,22 @@ from cachedet.version import __version__
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
-    """What is asked of a run beyond COCO's figures and the kinds of its errors.
+    """What is asked of a run beyond COCO's figures and the kinds of its errors."""
 
-    Attributes:
-        against: another run, whose detections on the same store are compared with this one's.
-        training: an annotation file or store; None: what the run noted when it was trained.
-        annotations: a COCO or LVIS file to score against instead of the store's own boxes.
-        lvis: score as LVIS v1 too; `annotations` must be an LVIS file.
-        edges: of the bins of training annotations; None: 0, 10, 100, 1000 where counts are known.
-        resamples: of the bootstrap; 0: no intervals.
-        proposals: recall of the RPN's proposals too.
-    """
-
-    against: Path | None = None
-    training: str | None = None
-    annotations: Path | None = None
-    lvis: bool = False
+    against: Path | None = None  # another run, to compare detections on the same store with
+    training: str | None = None  # an annotation file or store; None: what the run noted
+    annotations: Path | None = None  # a COCO or LVIS file to score against instead of the store's
+    lvis: bool = False  # score as LVIS v1 too; `annotations` must be an LVIS file
+    # Of the bins of training annotations; None: 0, 10, 100, 1000 where counts are known.
     edges: Sequence[int] | None = None
-    resamples: int = 0
-    proposals: bool = False
+    resamples: int = 0  # of the bootstrap; 0: no intervals
+    proposals: bool = False  # recall of the RPN's proposals too
 
     def describe(self) -> dict[str, Any]:
         """For results.json."""
         return {
-            "annotations": None if self.annotations is None else str(self.annotations),
-            "against": None if self.against is None else str(self.against),
+            "annotations": self.annotations and str(self.annotations),
+            "against": self.against and str(self.against),
         }
 
 
@@ -109,8 +101,10 @@ class EvalReport:
             **proposals,
             "views": list(self.views),
             "seconds": self.seconds,
-            "detections": None if self.coco_file is None else str(self.coco_file),
+            "detections": self.coco_file and str(self.coco_file),
             **self.provenance,
+            "evaluator": "cachedet, equal to pycocotools",
+            "cachedet": __version__,
         }
 
     def write(self, coco_rows: list[dict[str, Any]]) -> None:
@@ -156,20 +150,16 @@ def evaluate(
     _require_answerable(questions, views)
     features = FeatureStore.open(store)
     features.require_complete(views)
-
-    def open_scored(one: Path | str | nn.Module) -> _Scored:
-        if isinstance(one, nn.Module):
-            return _Scored.of_module(one, features, config, views)
-        return _Scored.of_run(Path(one), features, config, views, detector=detector)
-
-    scored = open_scored(subject)
-    other = None if questions.against is None else open_scored(questions.against)
-    counts, source = _find_counts(questions, scored.folder, features)
-    annotations, federated = features.annotations, None
-    if questions.annotations is not None:
-        annotations, federated = read_annotations_of(
-            annotations, questions.annotations, lvis=questions.lvis
-        )
+    if isinstance(subject, nn.Module):
+        scored = _Scored.of_module(subject, features, config, views)
+    else:
+        scored = _Scored.of_run(Path(subject), features, config, views, detector=detector)
+    other = None
+    if questions.against is not None:
+        other = _Scored.of_run(questions.against, features, config, views, detector=detector)
+    folder = scored.folder
+    counts, source = _find_counts(questions, folder, features)
+    annotations, federated = _find_annotations(questions, features.annotations)
     started = time.perf_counter()
     proposals = scored.recall_proposals(annotations) if questions.proposals else None
     detections = scored.detect("eval")
@@ -189,13 +179,14 @@ def evaluate(
         views=views,
         detections=detections,
         seconds=time.perf_counter() - started,
-        results=None if scored.folder is None else scored.folder.results,
-        coco_file=None if scored.folder is None else scored.folder.detections,
+        results=None if folder is None else folder.results,
+        coco_file=None if folder is None else folder.detections,
         provenance={
-            "run": None if scored.folder is None else str(subject),
+            "run": None if folder is None else str(subject),
             "store": str(store),
             "training": source,
             **scored.provenance,
+            "store_fingerprint": features.manifest.fingerprint(),
             **questions.describe(),
         },
     )
@@ -263,11 +254,7 @@ class _Scored:
             views=views,
             batch_size=config.batch_size,
             device=device,
-            provenance={
-                "step": checkpoint.step,
-                "weights": config.weights,
-                **_describe_scoring(features),
-            },
+            provenance={"step": checkpoint.step, "weights": config.weights},
         )
 
     @classmethod
@@ -286,7 +273,7 @@ class _Scored:
             views=views,
             batch_size=config.batch_size,
             device=torch.device("cpu") if parameter is None else parameter.device,
-            provenance={"detector": name, **_describe_scoring(features)},
+            provenance={"detector": name},
         )
 
     def detect(self, stage: str) -> list[Detections]:
@@ -320,21 +307,11 @@ class _Scored:
                 device=self.device,
                 on_progress=progress.advance,
             )
-        return ProposalReport(
-            most_per_image=most, at_limits=proposal_recall(annotations, proposals)
-        )
+        recalls = proposal_recall(annotations, proposals)
+        return ProposalReport(most_per_image=most, at_limits=recalls)
 
     def _progress(self, stage: str, passes: int) -> StageProgress:
         return StageProgress(stage, total=len(self.features) * passes, unit="images")
-
-
-def _describe_scoring(features: FeatureStore) -> dict[str, Any]:
-    """What was scored on and by what, for results.json."""
-    return {
-        "store_fingerprint": features.manifest.fingerprint(),
-        "evaluator": "cachedet, equal to pycocotools",
-        "cachedet": __version__,
-    }
 
 
 def _require_answerable(questions: Questions, views: Sequence[str]) -> None:
@@ -351,6 +328,14 @@ def _require_answerable(questions: Questions, views: Sequence[str]) -> None:
         raise InputError(
             f"--proposals are those of one view, got {','.join(views)}; leave --views out"
         )
+
+
+def _find_annotations(
+    questions: Questions, stored: Annotations
+) -> tuple[Annotations, Federated | None]:
+    if questions.annotations is None:
+        return stored, None
+    return read_annotations_of(stored, questions.annotations, lvis=questions.lvis)
 
 
 def _find_counts(

@@ -37,18 +37,14 @@ _BASE = parse_views(EVAL_VIEW)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageDetector:
-    """Backbone and trained heads of one run, ready for images.
-
-    Attributes:
-        views: of each image; what is found in them is merged as `detect_store` does.
-    """
+    """Backbone and trained heads of one run, ready for images."""
 
     backbone: FrozenBackbone
     detector: nn.Module
     levels: Sequence[str]  # that the detector takes
     manifest: Manifest
     merging: Merging
-    views: Sequence[View] = _BASE
+    views: Sequence[View] = _BASE  # of an image; their detections are merged as `detect_store` does
 
     @torch.no_grad()
     def __call__(self, pixels: NDArray[np.uint8], *, image_id: int = 0) -> Detections:
@@ -88,7 +84,7 @@ class ImageReport:
 
     def to_json(self) -> dict[str, Any]:
         """File, drawing and detections: name, category_id, score, box xyxy, COCO RLE of a mask."""
-        boxes, scores = self.detections.boxes.tolist(), self.detections.scores.tolist()
+        columns = (self.detections.boxes, self.detections.scores, self.detections.labels)
         detections: list[dict[str, Any]] = [
             {
                 "name": self.categories.names[label],
@@ -96,9 +92,7 @@ class ImageReport:
                 "score": score,
                 "box": box,
             }
-            for box, score, label in zip(
-                boxes, scores, self.detections.labels.tolist(), strict=True
-            )
+            for box, score, label in zip(*(column.tolist() for column in columns), strict=True)
         ]
         codes = paste_masks(self.detections, self.size_hw)
         for detection, code in zip(detections, codes, strict=False):

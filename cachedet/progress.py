@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -59,24 +58,14 @@ class StageProgress:
 
     On a terminal one line is redrawn; elsewhere (a log file, CI) a plain line appears at most
     every 15 seconds and once at the end. Nothing appears outside of `shown`.
-
-    Args:
-        name: of the stage.
-        total: units of work in all.
-        unit: their name, in plural.
-        done: units an earlier call has done already.
-
-    Attributes:
-        nbytes: bytes moved so far.
     """
 
     def __init__(self, name: str, *, total: int, unit: str, done: int = 0) -> None:
         self.name = name
-        self.total = total
-        self.unit = unit
-        self._first = done
-        self._done = done
-        self.nbytes = 0
+        self.total = total  # units of work in all
+        self.unit = unit  # their name, in plural
+        self._first = self._done = done  # units; some an earlier call has done already
+        self.nbytes = 0  # moved so far
         self._note = ""
         self._detail = ""
         self._is_over = False
@@ -100,12 +89,7 @@ class StageProgress:
         self._started = self._printed_at = time.monotonic()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._is_over = True
         self._bar.update(self._task, status=self.status())
         if self._is_drawn:
@@ -114,23 +98,14 @@ class StageProgress:
             self._print()
 
     def advance(
-        self,
-        count: int = 1,
-        *,
-        nbytes: int = 0,
-        note: str | None = None,
-        detail: str | None = None,
+        self, count: int = 1, *, nbytes: int = 0, note: str | None = None, detail: str | None = None
     ) -> None:
         """`count` more units are done, `nbytes` more bytes were moved.
 
-        Args:
-            count: units; more than the total in all is more work than was known.
-            nbytes: bytes.
-            note: a few words for the line, kept until the next.
-            detail: a second line, kept until the next.
+        `note`, a few words for the line, and `detail`, a second line, are kept until the next.
         """
         self._done += count
-        self.total = max(self.total, self._done)
+        self.total = max(self.total, self._done)  # there may be more work than was known
         self.nbytes += nbytes
         self._note = self._note if note is None else note
         self._detail = self._detail if detail is None else detail

@@ -112,11 +112,8 @@ class Preprocessing:
     interpolation: str
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "interpolation": self.interpolation,
-        }
+        mean, std = list(self.mean), list(self.std)
+        return {"mean": mean, "std": std, "interpolation": self.interpolation}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Preprocessing:
@@ -210,7 +207,8 @@ class Annotations:
         starts = self.offsets[list(rows)]
         spans = [np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)]
         picked = np.concatenate(spans) if spans else np.zeros(0, dtype=np.int64)
-        return Annotations(
+        return replace(
+            self,
             image_ids=self.image_ids[list(rows)],
             file_names=tuple(self.file_names[row] for row in rows),
             sizes_hw=self.sizes_hw[list(rows)],
@@ -219,7 +217,6 @@ class Annotations:
             labels=self.labels[picked],
             crowd=self.crowd[picked],
             areas=self.areas[picked],
-            categories=self.categories,
             masks=self.masks.keep(picked) if self.masks is not None else None,
             sides_wh=self.sides_wh[picked] if self.sides_wh is not None else None,
         )
@@ -251,13 +248,11 @@ class Targets:
     masks: TargetMasks | None = None  # None where the data set has none
 
     def to(self, device: torch.device) -> Targets:
-        return Targets(
-            image_id=self.image_id,
-            size_hw=self.size_hw,
+        return replace(
+            self,
             boxes=self.boxes.to(device),
             labels=self.labels.to(device),
             crowd=self.crowd.to(device),
-            masks=self.masks,
         )
 
 
@@ -336,11 +331,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """On the device, channels last: convolutions are 6 to 12 % faster so on a CPU."""
-        return Batch(
-            features={
-                name: maps.to(device, memory_format=torch.channels_last)
-                for name, maps in self.features.items()
-            },
-            targets=[targets.to(device) for targets in self.targets],
-            others=self.others,
-        )
+        features = {
+            name: maps.to(device, memory_format=torch.channels_last)
+            for name, maps in self.features.items()
+        }
+        targets = [targets.to(device) for targets in self.targets]
+        return replace(self, features=features, targets=targets)

@@ -149,9 +149,9 @@ def load_beside(name: str) -> ModuleType:
 @pytest.fixture(scope="session")
 def nursery() -> Iterator[Any]:
     """Starts processes that need not import anything; see forking.py."""
-    found = load_beside("forking.py").Nursery()
-    yield found
-    found.close()
+    opened = load_beside("forking.py").Nursery()
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,32 @@ def test_imports_point_one_way(path: Path) -> None:
         room = room_of(name)
         if room != own[0]:
             assert ORDER.index(room) < ORDER.index(own[0]), f"{path} imports {name}"
+
+
+def test_the_main_job_does_not_know_the_laboratory() -> None:
+    """It follows from the order; said once more, as it is the one line that people remember."""
+    for path in modules():
+        if path.relative_to(PACKAGE).with_suffix("").parts[0] in MAIN_JOB:
+            rooms = {room_of(name) for name in imports_of(path) if name.startswith("cachedet.")}
+            assert not rooms & set(LABORATORY), path
+            assert "cachedet" not in imports_of(path), f"{path} imports the public names"
+
+
+def test_nobody_outside_asks_which_detector_it_is() -> None:
+    """A detector is what its methods make it: detector/protocol.py."""
+    asks = re.compile(r"isinstance\([^)]*\b(RetinaNet|RCNN)\b")
+    for path in modules():
+        if path.parent.name != "detector":
+            assert not asks.search(path.read_text()), path
+
+
+def test_the_library_never_prints() -> None:
+    for path in modules():
+        if path.relative_to(PACKAGE).parts[0] in ("commands", "cli.py", "__main__.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            is_print = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+            assert not is_print or path.stem == "progress", f"{path} prints"
 
 
 @pytest.mark.parametrize(

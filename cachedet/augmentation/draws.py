@@ -14,15 +14,11 @@ class RandomDraws:
 
     They depend on these numbers alone, so an image's draws are the same whichever process has it
     and whatever else that process has.
-
-    Args:
-        entropy: tells this batch from others: seed, epoch, number of the batch.
-        indices: in the global batch, of the images that are here.
     """
 
     def __init__(self, entropy: Sequence[int], *, indices: Sequence[int]) -> None:
-        self._entropy = tuple(entropy)
-        self._indices = indices
+        self._entropy = tuple(entropy)  # seed, epoch and number of the batch
+        self._indices = indices  # in the global batch, of the images that are here
         self._images: dict[int, torch.Generator] = {}
 
     @cached_property

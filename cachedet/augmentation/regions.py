@@ -96,14 +96,10 @@ def show_boxes(targets: Targets, window: Window) -> Targets:
 def mirror_boxes(targets: Targets, width: int) -> Targets:
     """Boxes and masks of a view mirrored along x over `width` pixels, all of which are valid."""
     x1, y1, x2, y2 = targets.boxes.unbind(1)
-    masks = targets.masks
+    masks = _move_masks(targets.masks, width, 0)
     if masks is not None:
-        (scale_x, scale_y), (origin_x, origin_y) = masks.scale_xy, masks.origin_xy
-        masks = replace(
-            masks,
-            scale_xy=(-scale_x, scale_y),
-            origin_xy=(origin_x + scale_x * width, origin_y),
-        )
+        scale_x, scale_y = masks.scale_xy
+        masks = replace(masks, scale_xy=(-scale_x, scale_y))
     mirrored = torch.stack([width - x2, y1, width - x1, y2], dim=1)
     targets = replace(targets, size_hw=(targets.size_hw[0], width), masks=masks)
     return _keep_visible(targets, mirrored, torch.ones_like(x1))
@@ -129,7 +125,7 @@ def _keep_visible(targets: Targets, boxes: Tensor, visible: Tensor) -> Targets:
 
 
 def _move_masks(masks: TargetMasks | None, x: int, y: int) -> TargetMasks | None:
-    """The masks of a view in the pixels of its window that starts at (x, y)."""
+    """The masks of a view in pixels that are counted from its point (x, y)."""
     if masks is None:
         return None
     (scale_x, scale_y), (origin_x, origin_y) = masks.scale_xy, masks.origin_xy

@@ -28,9 +28,7 @@ May write on the maps it is given: fresh memory for large ones takes five times 
 def make_augment(config: AugmentConfig, *, spec: FeatureSpec) -> Augment | None:
     """All steps the config switches on, or None where it switches on none.
 
-    Args:
-        config: the section `augment` of a run.
-        spec: all levels of the store, also those the detector leaves out.
+    `spec` has all levels of the store, also those the detector leaves out.
     """
     grid = Grid(spec)
     steps: list[tuple[float, Augment]] = [
@@ -48,10 +46,8 @@ def make_augment(config: AugmentConfig, *, spec: FeatureSpec) -> Augment | None:
 def make_pixel_augment(config: AugmentConfig, *, name: str, spec: FeatureSpec) -> Augment | None:
     """The same steps with the same draws on images, which are moved before the backbone.
 
-    Args:
-        config: the section `augment` of a run.
-        name: of the pixels in a batch's features.
-        spec: of the backbone's levels, to whose grid the steps keep.
+    `name` is that of the pixels in a batch's features; the steps keep to the grid of `spec`, the
+    backbone's levels.
     """
     pixels = LevelSpec(name=name, channels=3, stride=1)
     return make_augment(config, spec=FeatureSpec((pixels, *spec)))
@@ -62,12 +58,7 @@ def translate(
 ) -> Batch:
     """Shift maps by whole grid cells; zeros come in, as at the edge of a convolution's input.
 
-    Args:
-        batch: n images.
-        draws: of the batch.
-        grid: of the store's levels.
-        probability: of each image.
-        most: largest shift as a share of each side, but at least one cell.
+    `probability` is each image's, `most` the largest shift as a share of a side, at least one cell.
     """
     features = {level: maps.clone() for level, maps in batch.features.items()}
     targets = list(batch.targets)
@@ -89,12 +80,8 @@ def crop(
 ) -> Batch:
     """Cut a window out of every image: one size for the batch, each image its own place.
 
-    Args:
-        batch: n images.
-        draws: of the batch.
-        grid: of the store's levels.
-        probability: of the whole batch, which becomes smaller and its step cheaper.
-        least: smallest window as a share of each side.
+    `probability` is the whole batch's, which becomes smaller and its step cheaper; `least` is the
+    smallest window as a share of each side.
     """
     if not is_drawn(probability, draws.of_batch):
         return batch

@@ -23,14 +23,7 @@ DEFAULT_STRIDES = (8, 16, 32)  # C3-C5
 
 
 class FrozenBackbone(nn.Module):
-    """A pretrained network that never changes: eval mode, no gradients (law L7).
-
-    Attributes:
-        spec: the levels it gives, fine to coarse.
-        preprocessing: how its input must be made from pixels.
-        weights: where the weights came from, in words.
-        digest: sha256 of the weights.
-    """
+    """A pretrained network that never changes: eval mode, no gradients (law L7)."""
 
     def __init__(
         self,
@@ -45,9 +38,9 @@ class FrozenBackbone(nn.Module):
         super().__init__()
         self.name = name
         self.model = model.requires_grad_(False)
-        self.spec = spec
-        self.preprocessing = preprocessing
-        self.weights = weights
+        self.spec = spec  # the levels it gives, fine to coarse
+        self.preprocessing = preprocessing  # how its input must be made from pixels
+        self.weights = weights  # where they came from, in words
         self._channels_last = channels_last
         self.digest = digest_weights(model)
         super().train(False)
@@ -88,14 +81,11 @@ def load_backbone(
 ) -> FrozenBackbone:
     """Open a timm model as a frozen feature extractor.
 
-    Args:
-        weights: "auto" (an installed registry package, else timm's hub), "none" or a file.
-        levels: names such as ("C3", "C4"); None takes C3-C5, or the one level of a plain ViT.
-        image_size: long side in pixels; a ViT or Swin is built for it.
-        seed: of random weights, which are the same for the same seed.
+    `weights` are "auto" (an installed registry package, else timm's hub), "none" (random, by
+    `seed`) or a file; `levels` names such as ("C3", "C4"), None takes C3-C5, or the one level of a
+    plain ViT. A ViT or Swin is built for `image_size`, the long side in pixels.
 
-    Raises:
-        BackboneError: unknown name or level, weights that cannot be had or do not fit.
+    Raises BackboneError: unknown name or level, weights that cannot be had or do not fit.
     """
     if not timm.is_model(name):
         near = nearest_names(name, timm.list_models())

@@ -13,12 +13,10 @@ BatchNorm = Literal["frozen", "trained"]
 
 
 class TrainedBackbone(nn.Module):
-    """Takes over the network of a frozen backbone, with gradients.
+    """Takes over the network of `frozen`, which is not frozen any more, with gradients.
 
-    Args:
-        frozen: whose network it becomes; not to be used as a frozen one any more.
-        batch_norm: "frozen" keeps the statistics, weights and biases of batch norms as they are,
-            as detectors with small batches do; "trained" learns them. Other norms always learn.
+    With `batch_norm` "frozen" the statistics, weights and biases of batch norms stay as they are,
+    as in detectors with small batches; "trained" learns them. Other norms always learn.
     """
 
     def __init__(self, frozen: FrozenBackbone, *, batch_norm: BatchNorm) -> None:

@@ -61,9 +61,7 @@ def print_summary(summary: Summary) -> None:
         shown = group.heads
         table.add_row(Text(name), group.mode, *_means(group, apart))
     console.print(table, highlight=False)
-    for line in describe_best(summary):
-        say(line)
-    for line in describe_freezing(summary):
+    for line in (*describe_best(summary), *describe_freezing(summary)):
         say(line)
     differences = summary.compare("cached", "tuned")
     if len(differences) > 1:

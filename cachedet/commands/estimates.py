@@ -68,28 +68,16 @@ def estimate(
     from cachedet.estimation.what_if import parse_what_if
 
     change = parse_what_if(what_if)
-    options = make_extraction(
-        {
-            "images": images,
-            "annotations": annotations,
-            "store": store,
-            "backbone": backbone,
-            "weights": weights,
-            "levels": levels,
-            "image_size": image_size,
-            "views": views,
-            "codec": codec,
-            "on_bad_image": on_bad_image,
-            "block_size": block_size,
-            "batch_size": batch_size,
-            "workers": workers,
-            "device": device,
-        },
-        command="estimate",
-    )
+    options = {
+        "images": images, "annotations": annotations, "store": store, "backbone": backbone,
+        "weights": weights, "levels": levels, "image_size": image_size, "views": views,
+        "codec": codec, "on_bad_image": on_bad_image, "block_size": block_size,
+        "batch_size": batch_size, "workers": workers, "device": device,
+    }  # fmt: skip
+    extraction = make_extraction(options, command="estimate")
     path = DEFAULT_HEADS if config is None else find_config(config)
     heads = load_train_config(path, overrides or [])
-    report = run_estimate(options, heads, sample=sample, seconds=seconds, what_if=change)
+    report = run_estimate(extraction, heads, sample=sample, seconds=seconds, what_if=change)
     if as_json:
         print_json(report.to_json())
         return

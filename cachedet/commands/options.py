@@ -25,7 +25,7 @@ Levels = Annotated[str, typer.Option(help="Such as C3,C4,C5; empty: the usual on
 ImageSize = Annotated[int, typer.Option(help="Long side in pixels.")]
 Codec = Annotated[
     str,
-    typer.Option(help="fp32, fp16, bf16, int8, int8+zstd, int4, int4+zstd, pca<k>+int8, snr<dB>."),
+    typer.Option(help="Such as fp16, int8, int8+zstd or snr12; a wrong name lists them all."),
 ]
 OnBadImage = Annotated[
     str, typer.Option(help="fail: list all bad images and stop; skip: leave them out.")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -69,32 +68,18 @@ def extract(
     from cachedet.estimation.prediction import compare_extraction
     from cachedet.extract import extract as run_extract
 
-    config = make_extraction(
-        {
-            "images": images,
-            "annotations": annotations,
-            "store": store,
-            "backbone": backbone,
-            "weights": weights,
-            "levels": levels,
-            "image_size": image_size,
-            "views": views,
-            "codec": codec,
-            "on_bad_image": on_bad_image,
-            "block_size": block_size,
-            "batch_size": batch_size,
-            "workers": workers,
-            "device": device,
-            "rank": rank,
-            "world_size": world_size,
-        },
-        command="extract",
-    )
+    options = {
+        "images": images, "annotations": annotations, "store": store, "backbone": backbone,
+        "weights": weights, "levels": levels, "image_size": image_size, "views": views,
+        "codec": codec, "on_bad_image": on_bad_image, "block_size": block_size,
+        "batch_size": batch_size, "workers": workers, "device": device,
+        "rank": rank, "world_size": world_size,
+    }  # fmt: skip
+    config = make_extraction(options, command="extract")
     report = run_extract(config)
     predicted = compare_extraction(report, config)
     if as_json:
-        plain = {name: _plain(value) for name, value in vars(report).items()}
-        print_json({**plain, "predicted": predicted})
+        print_json({**vars(report), "store": str(report.store), "predicted": predicted})
         return
     print_extraction(report)
     print_predicted_vs_actual(predicted)
@@ -155,7 +140,3 @@ def prune(
         print_json(report.to_json())
         return
     print_waste(report, dry_run=dry_run)
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value

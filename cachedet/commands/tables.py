@@ -97,12 +97,11 @@ def print_training(report: TrainReport) -> None:
     """What `train-heads` reached."""
     best = f", best AP {report.best_ap:.3f}" if report.best_ap is not None else ""
     early = " and stopped early" if report.stopped_early else ""
-    console.print(
+    say(
         f"{report.run}: {report.parameters / 1e6:.2f} M parameters trained for "
         f"{count_of(report.steps, 'step')}, {count_of(report.epochs, 'epoch')}{early}, in "
         f"{report.seconds:.0f} s ({report.seconds_per_epoch:.1f} s an epoch), at most "
-        f"{readable_nbytes(report.peak_memory)} of memory{best}",
-        highlight=False,
+        f"{readable_nbytes(report.peak_memory)} of memory{best}"
     )
 
 
@@ -123,26 +122,29 @@ def print_faults(report: VerifyReport) -> None:
 def print_extraction(report: ExtractReport) -> None:
     """What `extract` left out, noticed, kept and wrote."""
     for name, reason in report.skipped:
-        console.print(f"skipped {name}: {reason}", highlight=False, markup=False)
+        say(f"skipped {name}: {reason}")
     for name, note in report.notes:
-        console.print(f"note    {name}: {note}", highlight=False, markup=False)
+        say(f"note    {name}: {note}")
     if report.views_kept:
-        console.print(
+        say(
             f"the store keeps views that were not asked for: {', '.join(report.views_kept)} "
             "(`cachedet prune --keep-views` removes views)",
-            highlight=False,
-            soft_wrap=True,
+            wraps=False,
         )
     console.print(", ".join(f"{count} {what}" for what, count in report.counts.items() if count))
-    console.print(
+    say(
         f"{report.store}: {report.images} images, {report.blocks_written} of "
         f"{report.blocks_total} blocks written now, {readable_nbytes(report.nbytes_written)} in "
         f"{report.seconds:.1f} s",
-        highlight=False,
-        soft_wrap=True,
+        wraps=False,
     )
     if report.blocks_missing:
-        print_unfinished(report)
+        left = count_of(report.blocks_missing, "block")
+        print(
+            f"UNFINISHED: {left} of {report.blocks_total} left to other writers that are at work.\n"
+            "When they have ended, run the same `cachedet extract` again: it writes what is still "
+            "missing, or says that nothing is."
+        )
 
 
 def print_predicted_vs_actual(comparison: PredictedVsActual) -> None:
@@ -153,19 +155,7 @@ def print_predicted_vs_actual(comparison: PredictedVsActual) -> None:
             for key in ("predicted", "actual")
         ]
         error = pair["predicted"] / pair["actual"] - 1
-        console.print(
-            f"{name}: {figures[0]} predicted, {figures[1]} actual ({error:+.0%})", highlight=False
-        )
-
-
-def print_unfinished(report: ExtractReport) -> None:
-    """What is left to others, and what to do when they are done."""
-    left = count_of(report.blocks_missing, "block")
-    print(
-        f"UNFINISHED: {left} of {report.blocks_total} left to other writers that are at work.\n"
-        "When they have ended, run the same `cachedet extract` again: it writes what is still "
-        "missing, or says that nothing is."
-    )
+        say(f"{name}: {figures[0]} predicted, {figures[1]} actual ({error:+.0%})")
 
 
 def _readable(name: str, value: Any) -> str:

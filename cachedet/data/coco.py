@@ -42,9 +42,8 @@ def read_coco(*, annotations: Path, images: Path) -> CocoDataset:
     boxes are kept as negatives. Boxes without area, with NaN or Inf, or wholly outside their
     image are dropped and counted; a box whose mask cannot be used stays, without a mask.
 
-    Raises:
-        DatasetError: a missing file, folder or key, a duplicate id, an annotation of an unknown
-            image or category, a path that leaves the image folder, or no images at all.
+    Raises DatasetError: a missing file, folder or key, a duplicate id, an annotation of an unknown
+    image or category, a path that leaves the image folder, or no images at all.
     """
     if not images.is_dir():
         raise DatasetError(f"--images expects a folder of images; there is no folder {images}")

@@ -98,15 +98,8 @@ class Geometry:
         cuts_bottom = top + height < self.scaled_hw[0]
         if self.flip:
             cuts_left, cuts_right = cuts_right, cuts_left
-        near = torch.stack(
-            [
-                boxes[:, 0] < margin,
-                boxes[:, 1] < margin,
-                boxes[:, 2] > width - margin,
-                boxes[:, 3] > height - margin,
-            ],
-            dim=1,
-        )
+        ends = boxes[:, 2:] > boxes.new_tensor([width - margin, height - margin])
+        near = torch.cat([boxes[:, :2] < margin, ends], dim=1)
         cuts = torch.tensor([cuts_left, cuts_top, cuts_right, cuts_bottom], device=boxes.device)
         return (near & cuts).any(dim=1)
 

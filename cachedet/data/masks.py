@@ -119,10 +119,9 @@ def _encode_rle(segmentation: dict[str, Any], size_hw: SizeHW) -> bytes:
     if isinstance(counts, list):
         if not all(isinstance(run, int) and run >= 0 for run in counts):
             raise ValueError("expected run lengths that are whole numbers from 0")
-        if sum(counts) != height * width:
-            raise ValueError(
-                f"expected run lengths that sum to {height * width}, got {sum(counts)}"
-            )
+        total, expected = sum(counts), height * width
+        if total != expected:
+            raise ValueError(f"expected run lengths that sum to {expected}, got {total}")
         return bytes(coco_mask.frPyObjects(segmentation, height, width)["counts"])
     if not isinstance(counts, str) or not counts.isascii():
         raise ValueError(f"expected `counts` as a list or a string, got {type(counts).__name__}")

@@ -185,10 +185,10 @@ def _outlines(label: int) -> list[tuple[Points, int]]:
 
 
 def _circle(radius: float, corners: int = 48) -> Points:
-    return _around([radius] * corners, first_angle=0.0)
+    return _around([radius] * corners)
 
 
-def _around(radii: list[float], *, first_angle: float) -> Points:
+def _around(radii: list[float], *, first_angle: float = 0.0) -> Points:
     """Corners at these distances from the middle, at equal angles."""
     points = []
     for corner, radius in enumerate(radii):

@@ -191,14 +191,11 @@ def _drawn_geometry(
         scale, room_hw = drawn, padded_hw
     scaled_hw = _scaled(image_hw, image_size * scale)
     valid_hw = min(scaled_hw[0], room_hw[0]), min(scaled_hw[1], room_hw[1])
-    offset_yx = (
-        int(at_y * (scaled_hw[0] - valid_hw[0] + 1)),
-        int(at_x * (scaled_hw[1] - valid_hw[1] + 1)),
-    )
+    rest_y, rest_x = scaled_hw[0] - valid_hw[0], scaled_hw[1] - valid_hw[1]
     return Geometry(
         image_hw=image_hw,
         scaled_hw=scaled_hw,
-        offset_yx=offset_yx,
+        offset_yx=(int(at_y * (rest_y + 1)), int(at_x * (rest_x + 1))),
         valid_hw=valid_hw,
         padded_hw=padded_hw,
         flip=view.family == "jitter" and mirror < 0.5,

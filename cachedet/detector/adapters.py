@@ -13,8 +13,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from cachedet.config.detector import Activation, Norm
-from cachedet.detector.layers import ACTIVATIONS, make_conv, make_norm
+from cachedet.detector.layers import LayerStyle, make_conv, make_norm
 from cachedet.structures import Features, FeatureSpec
 
 AdapterKind = Literal["pointwise", "bottleneck"]
@@ -25,32 +24,20 @@ _CHANNEL_STEP = 8  # hidden widths are multiples of it, for tensor cores and Gro
 class Adapters(nn.Module):
     """Adds to each level a correction that starts as zero, so that training starts from the cache.
 
-    Args:
-        spec: levels to adapt; others that come in are dropped.
-        kind: "pointwise" adds one 1x1 convolution of the level; "bottleneck" adds 1x1 to fewer
-            channels, 3x3, 1x1 back, with norm and activation behind the first two.
-        ratio: of a bottleneck's hidden channels to the level's, see `hidden_channels`.
-        norm, activation: of a bottleneck.
-
-    Attributes:
-        spec: levels that go out, the same.
+    Levels that are not in `spec` are dropped. "pointwise" adds one 1x1 convolution of the level;
+    "bottleneck" adds 1x1 to fewer channels (`hidden_channels` of them), 3x3, 1x1 back, with norm
+    and activation behind the first two.
     """
 
     def __init__(
-        self,
-        spec: FeatureSpec,
-        *,
-        kind: AdapterKind,
-        ratio: float,
-        norm: Norm,
-        activation: Activation,
+        self, spec: FeatureSpec, *, kind: AdapterKind, ratio: float, style: LayerStyle
     ) -> None:
         super().__init__()
         self.spec = spec
         self.corrections = nn.ModuleList(
             _zeroed_conv(level.channels, level.channels)
             if kind == "pointwise"
-            else _make_bottleneck(level.channels, ratio=ratio, norm=norm, activation=activation)
+            else _make_bottleneck(level.channels, ratio, style)
             for level in spec
         )
 
@@ -68,23 +55,21 @@ def hidden_channels(channels: int, *, ratio: float) -> int:
     return max(1, round(channels * ratio / _CHANNEL_STEP)) * _CHANNEL_STEP
 
 
-def _make_bottleneck(
-    channels: int, *, ratio: float, norm: Norm, activation: Activation
-) -> nn.Sequential:
+def _make_bottleneck(channels: int, ratio: float, style: LayerStyle) -> nn.Sequential:
     hidden = hidden_channels(channels, ratio=ratio)
     return nn.Sequential(
-        make_conv(channels, hidden, kernel=1, bias=norm == "none"),
-        make_norm(norm, hidden),
-        ACTIVATIONS[activation](),
-        make_conv(hidden, hidden, bias=norm == "none"),
-        make_norm(norm, hidden),
-        ACTIVATIONS[activation](),
+        nn.Conv2d(channels, hidden, 1, bias=style.has_bias),
+        make_norm(style.norm, hidden),
+        style.make_activation(),
+        make_conv(hidden, hidden, bias=style.has_bias),
+        make_norm(style.norm, hidden),
+        style.make_activation(),
         _zeroed_conv(hidden, channels),
     )
 
 
 def _zeroed_conv(in_channels: int, out_channels: int) -> nn.Module:
-    conv = make_conv(in_channels, out_channels, kernel=1)
+    conv = nn.Conv2d(in_channels, out_channels, 1)
     for parameter in conv.parameters():
         nn.init.zeros_(parameter)
     return conv

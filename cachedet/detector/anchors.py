@@ -16,34 +16,21 @@ _CACHED_SHAPES = 64  # a store has few buckets, so few combinations of map shape
 
 
 class AnchorGenerator:
-    """Reference boxes for each cell of each level (PAPER 2.2, RetinaNet arXiv 1708.02002 4).
-
-    Args:
-        strides: of the levels, fine to coarse.
-        size_factor: side of the smallest square anchor, in strides of its level.
-        scales_per_octave: sizes between one level and the next.
-        aspect_ratios: height / width.
-    """
+    """Reference boxes for each cell of each level (PAPER 2.2, RetinaNet arXiv 1708.02002 4)."""
 
     def __init__(
         self,
         *,
-        strides: Sequence[int],
-        size_factor: float,
-        scales_per_octave: int,
-        aspect_ratios: Sequence[float],
+        strides: Sequence[int],  # of the levels, fine to coarse
+        size_factor: float,  # side of the smallest square anchor, in strides of its level
+        scales_per_octave: int,  # sizes between one level and the next
+        aspect_ratios: Sequence[float],  # height / width
     ) -> None:
         self.strides = tuple(strides)
         self.num_anchors = scales_per_octave * len(aspect_ratios)
         scales = [size_factor * 2 ** (i / scales_per_octave) for i in range(scales_per_octave)]
-        self._shapes_hw = torch.tensor(
-            [
-                [scale * ratio**0.5, scale / ratio**0.5]
-                for scale in scales
-                for ratio in aspect_ratios
-            ],
-            dtype=torch.float64,
-        )
+        shapes_hw = [(s * ratio**0.5, s / ratio**0.5) for s in scales for ratio in aspect_ratios]
+        self._shapes_hw = torch.tensor(shapes_hw, dtype=torch.float64)
         self._cache: dict[tuple[object, ...], Tensor] = {}
 
     def __call__(self, features: Features) -> Tensor:

@@ -19,30 +19,19 @@ from cachedet.structures import Detections, SizeHW
 
 @dataclass(frozen=True, kw_only=True)
 class Postprocess:
-    """How candidates become detections (PAPER 2.2).
+    """How candidates become detections (PAPER 2.2)."""
 
-    Attributes:
-        score_threshold: candidates at or below it are dropped.
-        pre_nms: most candidates, over all classes, that go into the suppression.
-        nms_iou: of two boxes of a class that overlap more, the weaker is dropped.
-        max_detections: of an image.
-    """
-
-    score_threshold: float
-    pre_nms: int
-    nms_iou: float
-    max_detections: int
+    score_threshold: float  # candidates at or below it are dropped
+    pre_nms: int  # most candidates, over all classes, that go into the suppression
+    nms_iou: float  # of two boxes of a class that overlap more, the weaker is dropped
+    max_detections: int  # of an image
 
     def __call__(
         self, scores: Tensor, boxes: Tensor, *, size_hw: SizeHW, image_id: int
     ) -> Detections:
-        """Detections of one image, best first, clipped to `size_hw`.
+        """Detections of one image, best first, clipped to the `size_hw` valid pixels of the view.
 
-        Args:
-            scores: (T, K).
-            boxes: (T, 4), or (T, K, 4) where every class has its own.
-            size_hw: valid pixels of the view.
-            image_id: goes into the result.
+        Scores are (T, K), boxes (T, 4), or (T, K, 4) where every class has its own.
         """
         num_classes = scores.shape[1]
         flat = scores.flatten()
@@ -50,9 +39,8 @@ class Postprocess:
         best = flat[candidates].topk(min(self.pre_nms, len(candidates))).indices
         candidates = candidates[best]
         labels = candidates % num_classes
-        chosen = (
-            boxes.flatten(0, 1)[candidates] if boxes.ndim == 3 else boxes[candidates // num_classes]
-        )
+        rows = candidates // num_classes
+        chosen = boxes[rows, labels] if boxes.ndim == 3 else boxes[rows]
         chosen = clip_boxes(chosen, size_hw)
         solid = ((chosen[:, 2:] - chosen[:, :2]) > 0).all(dim=1)
         chosen, labels, flat = chosen[solid], labels[solid], flat[candidates][solid]

@@ -16,7 +16,6 @@ from cachedet.config.detector import (
     FasterRCNNConfig,
     FPNConfig,
     NASFPNConfig,
-    PostprocessConfig,
     RetinaNetConfig,
     RPNConfig,
     SimplePyramidConfig,
@@ -25,7 +24,9 @@ from cachedet.detector.adapters import Adapters
 from cachedet.detector.anchors import AnchorGenerator
 from cachedet.detector.boxes import Postprocess
 from cachedet.detector.fpn import FPN
+from cachedet.detector.layers import LayerStyle
 from cachedet.detector.mask_head import MaskBranch, MaskHead
+from cachedet.detector.matching import MatchRule
 from cachedet.detector.nasfpn import NASFPN
 from cachedet.detector.rcnn import RCNN, paper_stages
 from cachedet.detector.retinanet import RetinaNet, RetinaNetHead
@@ -88,18 +89,14 @@ def build_neck(config: BuiltDetectorConfig, spec: FeatureSpec) -> Neck:
                     levels,
                     channels=neck.channels,
                     num_levels=neck.num_levels,
-                    norm=config.norm,
-                    activation=config.activation,
-                    separable=neck.separable,
+                    style=_style(config, separable=neck.separable),
                 )
             case NASFPNConfig():
                 return NASFPN(
                     levels,
                     channels=neck.channels,
                     repeats=neck.repeats,
-                    norm=config.norm,
-                    activation=config.activation,
-                    separable=neck.separable,
+                    style=_style(config, separable=neck.separable),
                 )
             case SimplePyramidConfig():
                 return SimplePyramid(
@@ -119,13 +116,13 @@ def build_adapters(config: BuiltDetectorConfig, spec: FeatureSpec) -> nn.Module:
     adapters = config.adapters
     if adapters is None:
         return nn.Identity()
-    return Adapters(
-        choose_levels(config, spec),
-        kind=adapters.kind,
-        ratio=adapters.ratio if isinstance(adapters, BottleneckAdapterConfig) else 1.0,
-        norm=config.norm,
-        activation=config.activation,
-    )
+    ratio = adapters.ratio if isinstance(adapters, BottleneckAdapterConfig) else 1.0
+    levels = choose_levels(config, spec)
+    return Adapters(levels, kind=adapters.kind, ratio=ratio, style=_style(config))
+
+
+def _style(config: BuiltDetectorConfig, *, separable: bool = False) -> LayerStyle:
+    return LayerStyle(norm=config.norm, activation=config.activation, separable=separable)
 
 
 def _build_retinanet(config: RetinaNetConfig, *, spec: FeatureSpec, num_classes: int) -> RetinaNet:
@@ -138,9 +135,7 @@ def _build_retinanet(config: RetinaNetConfig, *, spec: FeatureSpec, num_classes:
         num_anchors=anchors.num_anchors,
         num_classes=num_classes,
         num_convs=config.num_convs,
-        norm=config.norm,
-        activation=config.activation,
-        separable=config.separable,
+        style=_style(config, separable=config.separable),
         norm_per_level=config.norm_per_level,
     )
     return RetinaNet(
@@ -148,10 +143,8 @@ def _build_retinanet(config: RetinaNetConfig, *, spec: FeatureSpec, num_classes:
         neck=neck,
         head=head,
         anchors=anchors,
-        postprocess=_make_postprocess(config.postprocess),
-        foreground_iou=config.anchors.foreground_iou,
-        background_iou=config.anchors.background_iou,
-        allow_low_quality=config.anchors.allow_low_quality,
+        postprocess=Postprocess(**config.postprocess.model_dump()),
+        match_rule=_make_match_rule(config.anchors),
         focal_alpha=config.focal_alpha,
         focal_gamma=config.focal_gamma,
         huber_delta=config.huber_delta,
@@ -178,9 +171,7 @@ def _build_rcnn(
             conv_channels=roi_head.conv_channels,
             num_fcs=roi_head.num_fcs,
             fc_channels=roi_head.fc_channels,
-            norm=config.norm,
-            activation=config.activation,
-            separable=roi_head.separable,
+            style=_style(config, separable=roi_head.separable),
         )
         for _ in ious
     ]
@@ -193,7 +184,7 @@ def _build_rcnn(
         ),
         heads=heads,
         stages=paper_stages(ious),
-        postprocess=_make_postprocess(config.postprocess),
+        postprocess=Postprocess(**config.postprocess.model_dump()),
         samples=roi_head.samples,
         positive_fraction=roi_head.positive_fraction,
         huber_delta=roi_head.huber_delta,
@@ -213,9 +204,7 @@ def _build_mask_branch(
         num_classes=num_classes,
         num_convs=mask_head.num_convs,
         channels=mask_head.channels,
-        norm=config.norm,
-        activation=config.activation,
-        separable=mask_head.separable,
+        style=_style(config, separable=mask_head.separable),
     )
     strides = [level.stride for level in pyramid]
     roi_align = PyramidRoIAlign(strides=strides, resolution=mask_head.resolution)
@@ -231,16 +220,12 @@ def _build_rpn(config: FasterRCNNConfig | CascadeRCNNConfig, pyramid: FeatureSpe
         num_levels=len(pyramid),
         num_anchors=anchors.num_anchors,
         num_convs=rpn.num_convs,
-        norm=config.norm,
-        activation=config.activation,
-        separable=rpn.separable,
+        style=_style(config, separable=rpn.separable),
     )
     return RPN(
         head=head,
         anchors=anchors,
-        foreground_iou=rpn.foreground_iou,
-        background_iou=rpn.background_iou,
-        allow_low_quality=rpn.allow_low_quality,
+        match_rule=_make_match_rule(rpn),
         samples=rpn.samples,
         positive_fraction=rpn.positive_fraction,
         class_weight=rpn.class_weight,
@@ -261,10 +246,9 @@ def _make_anchors(config: AnchorConfig | RPNConfig, pyramid: FeatureSpec) -> Anc
     )
 
 
-def _make_postprocess(config: PostprocessConfig) -> Postprocess:
-    return Postprocess(
-        score_threshold=config.score_threshold,
-        pre_nms=config.pre_nms,
-        nms_iou=config.nms_iou,
-        max_detections=config.max_detections,
+def _make_match_rule(config: AnchorConfig | RPNConfig) -> MatchRule:
+    return MatchRule(
+        foreground_iou=config.foreground_iou,
+        background_iou=config.background_iou,
+        allow_low_quality=config.allow_low_quality,
     )

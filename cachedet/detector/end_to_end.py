@@ -19,23 +19,16 @@ class EndToEndDetector(nn.Module):
     """Backbone and heads as one module.
 
     A frozen backbone is no submodule: it is neither trained nor saved (law L7).
-
-    Args:
-        backbone: (N, 3, H, W) -> C levels (N, C, h, w).
-        heads: on the levels of it that they use.
-        levels: their names.
-        learns: whether the backbone is trained.
-        lr_scale: the backbone's learning rate, as a share of the heads'.
     """
 
     def __init__(
         self,
         *,
-        backbone: Callable[[Tensor], Features],
+        backbone: Callable[[Tensor], Features],  # (N, 3, H, W) -> C levels (N, C, h, w)
         heads: nn.Module,
-        levels: Sequence[str],
-        learns: bool,
-        lr_scale: float = 1.0,
+        levels: Sequence[str],  # that the heads use
+        learns: bool,  # whether the backbone is trained
+        lr_scale: float,  # the backbone's learning rate, as a share of the heads'
     ) -> None:
         super().__init__()
         self.heads = heads

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cachedet.config.detector import Activation, Norm
-from cachedet.detector.layers import ACTIVATIONS, make_conv, make_norm
+from cachedet.detector.layers import LayerStyle, make_conv, make_norm
 from cachedet.structures import Features, FeatureSpec, LevelSpec
 
 
@@ -56,27 +55,12 @@ class FPN(nn.Module):
     3x3 convolutions (with an activation in front from the second on), one norm per level at the
     very end and no activation.
 
-    Args:
-        spec: levels that come in, fine to coarse.
-        channels: of every level that goes out.
-        num_levels: that go out; the finest has the finest input's stride.
-        norm: "batch", "group" or "none".
-        activation: in front of the second and later coarser levels.
-        separable: 3x3 convolutions, see `make_conv`.
-
-    Attributes:
-        spec: levels that go out.
+    Of the `num_levels` that go out, which `spec` describes, the finest has the stride of the finest
+    that comes in.
     """
 
     def __init__(
-        self,
-        spec: FeatureSpec,
-        *,
-        channels: int,
-        num_levels: int,
-        norm: Norm,
-        activation: Activation,
-        separable: bool,
+        self, spec: FeatureSpec, *, channels: int, num_levels: int, style: LayerStyle
     ) -> None:
         super().__init__()
         if num_levels < len(spec):
@@ -87,14 +71,14 @@ class FPN(nn.Module):
         self.spec = pyramid_spec(continued_strides(spec, num_levels=num_levels), channels=channels)
         self.laterals = nn.ModuleList(nn.Conv2d(level.channels, channels, 1) for level in spec)
         self.outputs = nn.ModuleList(
-            make_conv(channels, channels, separable=separable) for _ in spec
+            make_conv(channels, channels, separable=style.separable) for _ in spec
         )
         self.extras = nn.ModuleList(
-            make_conv(channels, channels, stride=2, separable=separable)
+            make_conv(channels, channels, stride=2, separable=style.separable)
             for _ in range(num_levels - len(spec))
         )
-        self.norms = nn.ModuleList(make_norm(norm, channels) for _ in range(num_levels))
-        self.activation = ACTIVATIONS[activation]()
+        self.norms = nn.ModuleList(make_norm(style.norm, channels) for _ in range(num_levels))
+        self.activation = style.make_activation()
 
     def forward(self, features: Features) -> Features:
         """Maps of the in-levels (N, C_level, h, w) -> maps of the out-levels (N, C, h, w)."""

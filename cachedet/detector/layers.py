@@ -6,6 +6,8 @@ Letters: N images, C channels, h w cells.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -19,6 +21,23 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.Si
 _MOST_GROUPS = 32  # GroupNorm, arXiv 1803.08494
 _LEAST_GROUP = 4  # channels; a group of one would be flattened on maps of a single cell
 _CELLS = (0, 2, 3)  # the dimensions a channel's statistics are taken over
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerStyle:
+    """What the layers of a neck or head are like."""
+
+    norm: Norm
+    activation: Activation
+    separable: bool = False  # of 3x3 convolutions, see `make_conv`
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether a layer in front of a norm has a bias; norms have one themselves."""
+        return self.norm == "none"
+
+    def make_activation(self) -> nn.Module:
+        return ACTIVATIONS[self.activation]()
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -139,28 +158,13 @@ def make_conv(
 ) -> nn.Module:
     """Make a convolution (N, C_in, h, w) -> (N, C_out, ceil(h / stride), ceil(w / stride)).
 
-    Args:
-        in_channels, out_channels: C_in, C_out.
-        kernel: side in cells, odd.
-        stride: cells of the input per cell of the output.
-        bias: of the output channels.
-        separable: a convolution of each channel by itself, then a 1x1 that mixes channels
-            (arXiv 1704.04861, section 3.1, with nothing in between). No difference for kernel 1.
+    The side `kernel` is odd. A separable one is a convolution of each channel by itself, then a
+    1x1 that mixes channels (arXiv 1704.04861, section 3.1, with nothing in between).
     """
-    padding = kernel // 2
+    make = partial(nn.Conv2d, kernel_size=kernel, stride=stride, padding=kernel // 2)
     if not separable or kernel == 1:
-        return nn.Conv2d(
-            in_channels, out_channels, kernel, stride=stride, padding=padding, bias=bias
-        )
-    depthwise = nn.Conv2d(
-        in_channels,
-        in_channels,
-        kernel,
-        stride=stride,
-        padding=padding,
-        groups=in_channels,
-        bias=False,
-    )
+        return make(in_channels, out_channels, bias=bias)
+    depthwise = make(in_channels, in_channels, groups=in_channels, bias=False)
     return nn.Sequential(depthwise, nn.Conv2d(in_channels, out_channels, 1, bias=bias))
 
 

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from cachedet.config.detector import Activation, Norm
 from cachedet.data.masks import NO_MASK, decode_mask
-from cachedet.detector.layers import ACTIVATIONS, init_he
+from cachedet.detector.layers import LayerStyle, init_he
 from cachedet.detector.roi_align import PyramidRoIAlign
 from cachedet.detector.towers import Tower, full_precision, init_normal
 from cachedet.distributed.collective import count_over_ranks
@@ -25,15 +24,7 @@ from cachedet.structures import Detections, Features, TargetMasks, Targets
 
 
 class MaskHead(nn.Module):
-    """Convolutions, a transposed convolution to twice the side, one map of logits a class.
-
-    Args:
-        in_channels: of the RoIs.
-        num_classes: foreground classes.
-        num_convs, channels: of the 3x3 convolutions.
-        norm, activation: after every 3x3 convolution.
-        separable: depthwise-separable 3x3 convolutions.
-    """
+    """Convolutions, a transposed convolution to twice the side, one map of logits a class."""
 
     def __init__(
         self,
@@ -42,9 +33,7 @@ class MaskHead(nn.Module):
         num_classes: int,
         num_convs: int,
         channels: int,
-        norm: Norm,
-        activation: Activation,
-        separable: bool,
+        style: LayerStyle,
     ) -> None:
         super().__init__()
         self.tower = Tower(
@@ -52,13 +41,11 @@ class MaskHead(nn.Module):
             channels=channels,
             num_levels=1,
             num_convs=num_convs,
-            norm=norm,
-            activation=activation,
-            separable=separable,
+            style=style,
             init_std=None,
         )
         self.enlarge = nn.ConvTranspose2d(self.tower.out_channels, channels, 2, stride=2)
-        self.activation = ACTIVATIONS[activation]()
+        self.activation = style.make_activation()
         self.logits = nn.Conv2d(channels, num_classes, 1)
         init_he(self.enlarge)
         init_normal(self.logits, std=0.001)
@@ -70,12 +57,7 @@ class MaskHead(nn.Module):
 
 
 class MaskBranch(nn.Module):
-    """Learns the masks of the RoIs that matched, predicts those of the boxes that were found.
-
-    Args:
-        head: RoIs -> logits.
-        roi_align: pools RoIs for it.
-    """
+    """Learns the masks of the RoIs that matched, predicts those of the boxes that were found."""
 
     def __init__(self, *, head: MaskHead, roi_align: PyramidRoIAlign) -> None:
         super().__init__()
@@ -93,16 +75,17 @@ class MaskBranch(nn.Module):
     ) -> Tensor:
         """Mean binary cross-entropy over the cells of each RoI's own class (section 3).
 
+        RoIs whose gt box has no mask teach nothing.
+
         Args:
-            pyramid: P levels.
-            targets: N images.
-            boxes: (R, 4) RoIs that matched a box; those whose box has no mask teach nothing.
+            pyramid, targets: P levels and ground truth of N images.
+            boxes: (R, 4) RoIs that matched a box.
             image: (R,) which image each lies in.
             matched: (R,) which of that image's M boxes it matched.
         """
         has_mask = torch.tensor(
             [
-                _code_of(targets[n], m) != NO_MASK
+                (masks := targets[n].masks) is not None and masks.codes[m] != NO_MASK
                 for n, m in zip(image.tolist(), matched.tolist(), strict=True)
             ],
             dtype=torch.bool,
@@ -110,12 +93,10 @@ class MaskBranch(nn.Module):
         )
         boxes, image, matched = boxes[has_mask], image[has_mask], matched[has_mask]
         logits: Tensor = self.head(self.roi_align(pyramid, boxes, image))
-        wanted, labels = [], []
+        side, wanted, labels = logits.shape[-1], [], []
         for n, of_image in enumerate(targets):
             in_image = image == n
-            wanted.append(
-                crop_masks(of_image, boxes[in_image], matched[in_image], side=logits.shape[-1])
-            )
+            wanted.append(crop_masks(of_image, boxes[in_image], matched[in_image], side=side))
             labels.append(of_image.labels[matched[in_image]])
         order = torch.argsort(image, stable=True)
         rows = torch.arange(len(order), device=logits.device)
@@ -142,16 +123,10 @@ class MaskBranch(nn.Module):
 
 
 def crop_masks(targets: Targets, boxes: Tensor, matched: Tensor, *, side: int) -> Tensor:
-    """What the cells of each RoI of one image should say.
+    """What the cells of RoIs (R, 4) of one image should say: (R, side, side) float32 of 0 and 1.
 
-    Args:
-        targets: of the image; its masks are bitmaps of the image, not of the view.
-        boxes: (R, 4) in pixels of the view.
-        matched: (R,) index of each RoI's gt box.
-        side: cells of a RoI's side.
-
-    Returns:
-        (R, side, side) float32 of 0 and 1: whether half of the cell lies on the object.
+    A cell is 1 where half of it lies on the object, which is gt box `matched` (R,). Boxes are in
+    pixels of the view, masks are bitmaps of the image.
     """
     masks = targets.masks
     if masks is None or len(boxes) == 0:
@@ -176,7 +151,3 @@ def _in_image(boxes: Tensor, masks: TargetMasks) -> Tensor:
     """Boxes of the view -> boxes of the image the view was made from."""
     mapped = boxes * boxes.new_tensor(masks.scale_xy * 2) + boxes.new_tensor(masks.origin_xy * 2)
     return mapped[:, [2, 1, 0, 3]] if masks.scale_xy[0] < 0 else mapped
-
-
-def _code_of(targets: Targets, box: int) -> bytes:
-    return targets.masks.codes[box] if targets.masks is not None else NO_MASK

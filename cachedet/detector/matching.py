@@ -7,8 +7,8 @@ S sampled boxes of an image.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,22 @@ BACKGROUND = -1
 IGNORED = -2
 _CROWD_COVER = 0.5  # a box this much inside a crowd region teaches nothing
 _MOST_PAIRS = 2**23  # IoU values at a time: 32 MB in float32, and a few such tensors at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchRule:
+    """Which gt box a box takes (PAPER 2.2).
+
+    A box takes the gt box it overlaps most if the IoU is at least `foreground_iou`; below
+    `background_iou` it is BACKGROUND, between the two IGNORED, and so is background inside a crowd.
+    With `allow_low_quality` "one", each gt box also gets the box that overlaps it most, whatever
+    the IoU; with "ties", every box that overlaps it as much as that one, which is many where a gt
+    box lies inside its boxes. Where two gt boxes claim a box, the one it overlaps more has it.
+    """
+
+    foreground_iou: float
+    background_iou: float
+    allow_low_quality: AllowedLowQuality
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,36 +59,30 @@ class PaddedGroundTruth:
     def __getitem__(self, images: slice) -> PaddedGroundTruth:
         """Some of the images, without the columns that none of them uses."""
         counts = self.counts[images]
-        most = max(1, *counts)
-        return PaddedGroundTruth(
-            boxes=self.boxes[images, :most],
-            labels=self.labels[images, :most],
-            usable=self.usable[images, :most],
-            crowd=self.crowd[images, :most],
-            counts=counts,
-            has_crowd=self.has_crowd,
-        )
+        return self._take((images, slice(max(1, *counts))), counts)
 
     def of_rois(self, image: Tensor) -> PaddedGroundTruth:
         """One row of ground truth for each of R RoIs, from the image (R,) it lies in."""
-        return PaddedGroundTruth(
-            boxes=self.boxes[image],
-            labels=self.labels[image],
-            usable=self.usable[image],
-            crowd=self.crowd[image],
-            counts=(self.boxes.shape[1],) * len(image),
-            has_crowd=self.has_crowd,
+        return self._take(image, (self.boxes.shape[1],) * len(image))
+
+    def _take(self, rows: Any, counts: tuple[int, ...]) -> PaddedGroundTruth:
+        return replace(
+            self,
+            boxes=self.boxes[rows],
+            labels=self.labels[rows],
+            usable=self.usable[rows],
+            crowd=self.crowd[rows],
+            counts=counts,
         )
 
 
 def pad_ground_truth(targets: Sequence[Targets]) -> PaddedGroundTruth:
     """At least one row an image, so that empty images need no case of their own."""
     counts = tuple(len(of_image.boxes) for of_image in targets)
-    device, shape = targets[0].boxes.device, (len(targets), max(1, *counts))
-    boxes = torch.zeros(*shape, 4, dtype=targets[0].boxes.dtype, device=device)
-    labels = torch.zeros(shape, dtype=torch.int64, device=device)
-    usable = torch.zeros(shape, dtype=torch.bool, device=device)
-    crowd = torch.zeros(shape, dtype=torch.bool, device=device)
+    shape = len(targets), max(1, *counts)
+    boxes = targets[0].boxes.new_zeros(*shape, 4)
+    labels = boxes.new_zeros(shape, dtype=torch.int64)
+    usable, crowd = (boxes.new_zeros(shape, dtype=torch.bool) for _ in range(2))
     for n, (of_image, count) in enumerate(zip(targets, counts, strict=True)):
         boxes[n, :count] = of_image.boxes
         labels[n, :count] = of_image.labels
@@ -89,31 +99,10 @@ def pad_ground_truth(targets: Sequence[Targets]) -> PaddedGroundTruth:
 
 
 @torch.no_grad()
-def match_boxes(
-    boxes: Tensor,
-    ground_truth: PaddedGroundTruth,
-    *,
-    foreground_iou: float,
-    background_iou: float,
-    allow_low_quality: AllowedLowQuality,
-) -> Tensor:
-    """Which gt box each box shall learn (PAPER 2.2).
+def match_boxes(boxes: Tensor, ground_truth: PaddedGroundTruth, rule: MatchRule) -> Tensor:
+    """Which gt box each box shall learn: (T, 4) the same for all N images, or (N, T, 4) -> (N, T).
 
-    A box takes the gt box it overlaps most if the IoU is at least `foreground_iou`; below
-    `background_iou` it is BACKGROUND, between the two IGNORED, and so is background inside a crowd.
-
-    Args:
-        boxes: (T, 4) the same for all images, or (N, T, 4).
-        ground_truth: of the N images.
-        foreground_iou: least IoU of a positive.
-        background_iou: IoU below which a box is background; at most `foreground_iou`.
-        allow_low_quality: "one": each gt box also gets the box that overlaps it most,
-            whatever the IoU; "ties": every box that overlaps it as much as that one, which is many
-            where a gt box lies inside its boxes. Where two gt boxes claim a
-            box, the one it overlaps more has it.
-
-    Returns:
-        (N, T) int64 index into the M boxes of `ground_truth`, BACKGROUND or IGNORED.
+    Returned are int64 indices into the M boxes of `ground_truth`, BACKGROUND or IGNORED.
     """
     num_boxes = boxes.shape[-2]
     if len(ground_truth) == 0:
@@ -121,46 +110,34 @@ def match_boxes(
     step = max(1, _MOST_PAIRS // max(1, num_boxes * ground_truth.boxes.shape[1]))
     parts = []
     for start in range(0, len(ground_truth), step):
-        own_ground_truth = ground_truth[start : start + step]
-        own_boxes = boxes[start : start + step] if boxes.ndim == 3 else boxes[None]
-        width = max(1, _MOST_PAIRS // own_ground_truth.boxes[..., 0].numel())
-        parts.append(
-            _match_some(
-                torch.split(own_boxes, width, dim=1),
-                own_ground_truth,
-                foreground_iou,
-                background_iou,
-                allow_low_quality,
-            )
-        )
+        some_ground_truth = ground_truth[start : start + step]
+        some_boxes = boxes[start : start + step] if boxes.ndim == 3 else boxes[None]
+        width = max(1, _MOST_PAIRS // some_ground_truth.boxes[..., 0].numel())
+        parts.append(_match_some(torch.split(some_boxes, width, dim=1), some_ground_truth, rule))
     return torch.cat(parts)
 
 
 def _match_some(
-    pieces: Sequence[Tensor],
-    ground_truth: PaddedGroundTruth,
-    foreground_iou: float,
-    background_iou: float,
-    allow_low_quality: AllowedLowQuality,
+    pieces: Sequence[Tensor], ground_truth: PaddedGroundTruth, rule: MatchRule
 ) -> Tensor:
     """Images that fit in memory together, against their boxes piece by piece: (n, T)."""
     matched, best_iou_of_gt, best_of_gt = [], [], []
     first = 0
     for boxes in pieces:
         iou = _usable_iou(ground_truth, boxes)
-        of_piece = _best_match(iou, foreground_iou, background_iou)
+        of_piece = _best_match(iou, rule)
         matched.append(
             _ignore_crowd(of_piece, boxes, ground_truth) if ground_truth.has_crowd else of_piece
         )
-        if allow_low_quality != "none":
+        if rule.allow_low_quality != "none":
             best_iou, best = iou.max(dim=2)
             best_iou_of_gt.append(best_iou)
             best_of_gt.append(best + first)
         first += boxes.shape[1]
-    if allow_low_quality == "none":
+    if rule.allow_low_quality == "none":
         return torch.cat(matched, dim=1)
     best_iou, piece = torch.stack(best_iou_of_gt).max(dim=0)
-    if allow_low_quality == "one":
+    if rule.allow_low_quality == "one":
         best = torch.stack(best_of_gt).gather(0, piece[None])[0]
         return _allow_one(torch.cat(matched, dim=1), best, best_iou)
     with_ties = [
@@ -177,10 +154,10 @@ def _usable_iou(ground_truth: PaddedGroundTruth, boxes: Tensor) -> Tensor:
     )
 
 
-def _best_match(iou: Tensor, foreground_iou: float, background_iou: float) -> Tensor:
+def _best_match(iou: Tensor, rule: MatchRule) -> Tensor:
     best_iou, matched = iou.max(dim=1)
-    matched = torch.where(best_iou < foreground_iou, IGNORED, matched)
-    return torch.where(best_iou < background_iou, BACKGROUND, matched)
+    matched = torch.where(best_iou < rule.foreground_iou, IGNORED, matched)
+    return torch.where(best_iou < rule.background_iou, BACKGROUND, matched)
 
 
 def _allow_one(matched: Tensor, best: Tensor, best_iou: Tensor) -> Tensor:
@@ -203,12 +180,9 @@ def _allow_ties(matched: Tensor, iou: Tensor, best_iou: Tensor) -> Tensor:
 
 
 def _ignore_crowd(matched: Tensor, boxes: Tensor, ground_truth: PaddedGroundTruth) -> Tensor:
-    covered = (
-        covered_fraction(boxes, ground_truth.boxes) * ground_truth.crowd[:, None, :]
-    )  # (n, t, M)
-    return torch.where(
-        (matched == BACKGROUND) & (covered.amax(dim=2) >= _CROWD_COVER), IGNORED, matched
-    )
+    covered = covered_fraction(boxes, ground_truth.boxes) * ground_truth.crowd[:, None]  # (n, t, M)
+    in_crowd = covered.amax(dim=2) >= _CROWD_COVER
+    return torch.where((matched == BACKGROUND) & in_crowd, IGNORED, matched)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -232,13 +206,7 @@ def sample_boxes(
 
     Missing positives are made up for by background. Random numbers come from the CPU, so that
     resuming needs one random state on any device; those of an image do not depend on how many
-    ranks share the batch.
-
-    Args:
-        matched: (N, T) from `match_boxes`; IGNORED is never drawn.
-        size: S, boxes of an image.
-        positive_fraction: largest share of positives.
-        generator: of random numbers on the CPU; None is torch's own.
+    ranks share the batch. What is IGNORED in `matched` (N, T) is never drawn.
     """
     draw = rand_of_rank(*matched.shape, generator=generator).to(matched.device)
     most_positive = int(size * positive_fraction)

@@ -11,14 +11,8 @@ from typing import Literal, NamedTuple, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cachedet.config.detector import Activation, Norm
 from cachedet.detector.fpn import coarsen, continued_strides, pyramid_spec
-from cachedet.detector.layers import (
-    ACTIVATIONS,
-    init_he,
-    make_conv,
-    make_norm,
-)
+from cachedet.detector.layers import LayerStyle, init_he, make_conv, make_norm
 from cachedet.structures import Features, FeatureSpec, SizeHW
 
 NUM_LEVELS = 5
@@ -49,32 +43,14 @@ class NASFPN(nn.Module):
     """Searched feature pyramid: the same merging cell several times over, always on 5 levels.
 
     Levels that come in get a 1x1 convolution and a norm; coarser ones that are missing are pooled
-    from the level before. With a finest stride of 8 the levels are P3 to P7.
+    from the level before. With a finest stride of 8 the levels are P3 to P7. Each repeat of the
+    cell has its own weights. `spec` describes the 5 levels that go out.
 
-    Args:
-        spec: 1 to 5 levels that come in, each of twice the stride before it.
-        channels: of every level that goes out.
-        repeats: of the cell, each with its own weights.
-        norm: "batch", "group" or "none".
-        activation: in front of each 3x3 convolution.
-        separable: 3x3 convolutions, see `make_conv`.
-
-    Attributes:
-        spec: the 5 levels that go out.
-
-    Raises:
-        ValueError: if the levels that come in are too many or not consecutive.
+    Raises ValueError where more than 5 levels come in, or one not of twice the stride before it.
     """
 
     def __init__(
-        self,
-        spec: FeatureSpec,
-        *,
-        channels: int,
-        repeats: int,
-        norm: Norm,
-        activation: Activation,
-        separable: bool,
+        self, spec: FeatureSpec, *, channels: int, repeats: int, style: LayerStyle
     ) -> None:
         super().__init__()
         _check_consecutive(spec)
@@ -82,13 +58,10 @@ class NASFPN(nn.Module):
         strides = continued_strides(spec, num_levels=NUM_LEVELS)
         self.spec = pyramid_spec(strides, channels=channels)
         self.laterals = nn.ModuleList(
-            nn.Sequential(make_conv(level.channels, channels, kernel=1), make_norm(norm, channels))
+            nn.Sequential(nn.Conv2d(level.channels, channels, 1), make_norm(style.norm, channels))
             for level in spec
         )
-        self.cells = nn.ModuleList(
-            _Cell(channels=channels, norm=norm, activation=activation, separable=separable)
-            for _ in range(repeats)
-        )
+        self.cells = nn.ModuleList(_Cell(channels, style) for _ in range(repeats))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 init_he(module)
@@ -109,15 +82,13 @@ class NASFPN(nn.Module):
 class _Cell(nn.Module):
     """One repeat: 7 merging nodes, each followed by activation, 3x3 convolution and norm."""
 
-    def __init__(
-        self, *, channels: int, norm: Norm, activation: Activation, separable: bool
-    ) -> None:
+    def __init__(self, channels: int, style: LayerStyle) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[activation]()
+        self.activation = style.make_activation()
         self.convs = nn.ModuleList(
-            make_conv(channels, channels, separable=separable) for _ in NODES
+            make_conv(channels, channels, separable=style.separable) for _ in NODES
         )
-        self.norms = nn.ModuleList(make_norm(norm, channels) for _ in NODES)
+        self.norms = nn.ModuleList(make_norm(style.norm, channels) for _ in NODES)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """5 maps (N, C, h, w), fine to coarse -> 5 of the same shapes."""

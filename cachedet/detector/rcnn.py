@@ -21,6 +21,7 @@ from cachedet.detector.mask_head import MaskBranch
 from cachedet.detector.matching import (
     BACKGROUND,
     IGNORED,
+    MatchRule,
     PaddedGroundTruth,
     match_boxes,
     pad_ground_truth,
@@ -40,6 +41,11 @@ class Stage:
 
     foreground_iou: float
     delta_weights: tuple[float, float, float, float]  # deltas are learnt times these
+
+    @property
+    def match_rule(self) -> MatchRule:
+        iou = self.foreground_iou
+        return MatchRule(foreground_iou=iou, background_iou=iou, allow_low_quality="none")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,20 +69,7 @@ class RCNN(nn.Module):
     Stage 1 samples RoIs from the proposals and the gt boxes; later stages take the boxes the stage
     before has moved, label them at their own IoU, and sample nothing anew. Losses of the stages
     are averaged; at inference so are their logits, and the boxes are the last stage's (PAPER 2.6).
-
-    Args:
-        adapters: C levels -> C levels; nn.Identity for none.
-        neck: C levels -> P levels.
-        rpn: proposes boxes.
-        roi_align: pools RoIs from P levels.
-        heads: one a stage; more than one need class-agnostic boxes.
-        stages: as many.
-        postprocess: of the detections.
-        samples: RoIs of an image that teach in a step.
-        positive_fraction: largest share of positives among them.
-        huber_delta: of the box loss, where it turns from quadratic to linear.
-        box_weight: of the box loss, which is a mean over coordinates.
-        mask_branch: learns from the positives of the first stage, predicts in the last one's boxes.
+    Masks are learnt from the positives of the first stage and predicted in the last one's boxes.
     """
 
     normalizes_over_ranks = True
@@ -84,17 +77,17 @@ class RCNN(nn.Module):
     def __init__(
         self,
         *,
-        adapters: nn.Module,
-        neck: nn.Module,
+        adapters: nn.Module,  # C levels -> C levels; nn.Identity for none
+        neck: nn.Module,  # C levels -> P levels
         rpn: RPN,
         roi_align: PyramidRoIAlign,
-        heads: Sequence[RoIHead],
+        heads: Sequence[RoIHead],  # one a stage; more than one need class-agnostic boxes
         stages: Sequence[Stage],
         postprocess: Postprocess,
-        samples: int,
-        positive_fraction: float,
-        huber_delta: float,
-        box_weight: float,
+        samples: int,  # RoIs of an image that teach in a step
+        positive_fraction: float,  # the largest among them
+        huber_delta: float,  # where the box loss turns from quadratic to linear
+        box_weight: float,  # of the box loss, which is a mean over coordinates
         mask_branch: MaskBranch | None,
     ) -> None:
         super().__init__()
@@ -181,20 +174,21 @@ class RCNN(nn.Module):
         losses["class"] = torch.stack(class_losses).mean()
         losses["box"] = torch.stack(box_losses).mean()
         if self.mask_branch is not None:
-            losses["mask"] = self._mask_loss(self.mask_branch, pyramid, sampled, targets)
+            positive = sampled.is_positive.nonzero()[:, 0]
+            losses["mask"] = self.mask_branch.loss(
+                pyramid,
+                targets,
+                boxes=sampled.boxes[positive],
+                image=sampled.image[positive],
+                matched=sampled.matched[positive],
+            )
         return losses
 
     @torch.no_grad()
     def detect(
         self, features: Features, *, sizes_hw: Sequence[SizeHW], image_ids: Sequence[int]
     ) -> list[Detections]:
-        """Detections of each image in pixels of its view, best first.
-
-        Args:
-            features: C levels (N, C, h, w).
-            sizes_hw: valid pixels of each view; boxes are clipped to them.
-            image_ids: of the images.
-        """
+        """Detections of each image in pixels of its view, best first; see `Detector`."""
         pyramid = self.neck(self.adapters(features))
         proposals = self.rpn.propose(self.rpn(pyramid), pyramid, sizes_hw=sizes_hw)
         image, slot = proposals.is_valid.nonzero(as_tuple=True)
@@ -245,27 +239,12 @@ class RCNN(nn.Module):
             )
         return detections
 
-    def _mask_loss(
-        self, branch: MaskBranch, pyramid: Features, rois: RoIs, targets: Sequence[Targets]
-    ) -> Tensor:
-        positive = rois.is_positive.nonzero()[:, 0]
-        return branch.loss(
-            pyramid,
-            targets,
-            boxes=rois.boxes[positive],
-            image=rois.image[positive],
-            matched=rois.matched[positive],
-        )
-
     @torch.no_grad()
     def _sample(self, proposals: Proposals, ground_truth: PaddedGroundTruth) -> RoIs:
         """RoIs of the first stage: proposals and the ground truth itself, labelled and sampled."""
         boxes = torch.cat([proposals.boxes, ground_truth.boxes.to(proposals.boxes.dtype)], dim=1)
         is_valid = torch.cat([proposals.is_valid, ground_truth.usable], dim=1)
-        iou = self.stages[0].foreground_iou
-        matched = match_boxes(
-            boxes, ground_truth, foreground_iou=iou, background_iou=iou, allow_low_quality="none"
-        )
+        matched = match_boxes(boxes, ground_truth, self.stages[0].match_rule)
         sample = sample_boxes(
             torch.where(is_valid, matched, IGNORED),
             size=self.samples,
@@ -280,13 +259,7 @@ class RCNN(nn.Module):
         self, boxes: Tensor, image: Tensor, ground_truth: PaddedGroundTruth, stage: Stage
     ) -> RoIs:
         """What boxes (R, 4), wherever they have been moved, shall learn at the stage's IoU."""
-        matched = match_boxes(
-            boxes[:, None],
-            ground_truth.of_rois(image),
-            foreground_iou=stage.foreground_iou,
-            background_iou=stage.foreground_iou,
-            allow_low_quality="none",
-        )
+        matched = match_boxes(boxes[:, None], ground_truth.of_rois(image), stage.match_rule)
         return _make_rois(boxes, image, matched[:, 0], ground_truth)
 
     def _class_loss(self, logits: Tensor, rois: RoIs) -> Tensor:
@@ -328,10 +301,7 @@ def move_boxes(boxes: Tensor, deltas: Tensor, stage: Stage) -> Tensor:
 def paper_stages(foreground_ious: Sequence[float]) -> tuple[Stage, ...]:
     """One stage for each IoU; stage n learns deltas times n x (10, 10, 5, 5) (PAPER 2.6)."""
     return tuple(
-        Stage(
-            foreground_iou=iou,
-            delta_weights=(10.0 * n, 10.0 * n, 5.0 * n, 5.0 * n),
-        )
+        Stage(foreground_iou=iou, delta_weights=(10.0 * n, 10.0 * n, 5.0 * n, 5.0 * n))
         for n, iou in enumerate(foreground_ious, start=1)
     )
 

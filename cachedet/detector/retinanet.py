@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
-from cachedet.config.detector import Activation, LowQuality, Norm
 from cachedet.detector.anchors import AnchorGenerator
 from cachedet.detector.boxes import Postprocess, apply_deltas, encode_deltas
 from cachedet.detector.costs import neck_costs
+from cachedet.detector.layers import LayerStyle
 from cachedet.detector.matching import (
     IGNORED,
+    MatchRule,
     PaddedGroundTruth,
     match_boxes,
     pad_ground_truth,
@@ -45,9 +46,7 @@ class RetinaNetHead(nn.Module):
         num_anchors: int,
         num_classes: int,
         num_convs: int,
-        norm: Norm,
-        activation: Activation,
-        separable: bool,
+        style: LayerStyle,
         norm_per_level: bool,
     ) -> None:
         super().__init__()
@@ -58,9 +57,7 @@ class RetinaNetHead(nn.Module):
                 channels=channels,
                 num_levels=num_levels,
                 num_convs=num_convs,
-                norm=norm,
-                activation=activation,
-                separable=separable,
+                style=style,
                 norm_per_level=norm_per_level,
             )
             for _ in range(2)
@@ -75,48 +72,31 @@ class RetinaNetHead(nn.Module):
     def forward(self, features: Features) -> tuple[Tensor, Tensor]:
         """P levels (N, C, h, w) -> class logits (N, T, K) and box deltas (N, T, 4)."""
         logits, deltas = [], []
-        for level_index, level in enumerate(features.values()):
-            logits.append(
-                per_anchor(
-                    self.class_logits(self.class_tower(level, level_index)), self.num_classes
-                )
-            )
-            deltas.append(per_anchor(self.box_deltas(self.box_tower(level, level_index)), 4))
+        for index, level in enumerate(features.values()):
+            class_maps = self.class_logits(self.class_tower(level, index))
+            logits.append(per_anchor(class_maps, self.num_classes))
+            deltas.append(per_anchor(self.box_deltas(self.box_tower(level, index)), 4))
         return torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
 
 
 class RetinaNet(nn.Module):
-    """Neck, head and anchors: losses for training, detections for everything else.
-
-    Args:
-        adapters: C levels -> C levels; nn.Identity for none.
-        neck: C levels -> P levels.
-        head: P levels -> logits and deltas.
-        anchors: for the P levels.
-        postprocess: of the detections.
-        foreground_iou, background_iou, allow_low_quality: see `match_boxes`.
-        focal_alpha, focal_gamma: of the class loss.
-        huber_delta: where the box loss turns from quadratic to linear.
-        box_weight: of the box loss, which is a mean over the 4 coordinates.
-    """
+    """Neck, head and anchors: losses for training, detections for everything else."""
 
     normalizes_over_ranks = True
 
     def __init__(
         self,
         *,
-        adapters: nn.Module,
-        neck: nn.Module,
+        adapters: nn.Module,  # C levels -> C levels; nn.Identity for none
+        neck: nn.Module,  # C levels -> P levels
         head: RetinaNetHead,
         anchors: AnchorGenerator,
         postprocess: Postprocess,
-        foreground_iou: float,
-        background_iou: float,
-        allow_low_quality: LowQuality,
+        match_rule: MatchRule,
         focal_alpha: float,
         focal_gamma: float,
-        huber_delta: float,
-        box_weight: float,
+        huber_delta: float,  # where the box loss turns from quadratic to linear
+        box_weight: float,  # of the box loss, which is a mean over the 4 coordinates
     ) -> None:
         super().__init__()
         self.adapters = adapters
@@ -124,8 +104,7 @@ class RetinaNet(nn.Module):
         self.head = head
         self.anchors = anchors
         self.postprocess = postprocess
-        self.foreground_iou, self.background_iou = foreground_iou, background_iou
-        self.allow_low_quality: LowQuality = allow_low_quality
+        self.match_rule = match_rule
         self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
         self.huber_delta, self.box_weight = huber_delta, box_weight
 
@@ -155,13 +134,7 @@ class RetinaNet(nn.Module):
         self, logits: Tensor, deltas: Tensor, *, anchors: Tensor, ground_truth: PaddedGroundTruth
     ) -> dict[str, Tensor]:
         """Of class logits (N, T, K) and box deltas (N, T, 4) of anchors (T, 4)."""
-        matched = match_boxes(
-            anchors,
-            ground_truth,
-            foreground_iou=self.foreground_iou,
-            background_iou=self.background_iou,
-            allow_low_quality=self.allow_low_quality,
-        )
+        matched = match_boxes(anchors, ground_truth, self.match_rule)
         image, index = (matched >= 0).nonzero(as_tuple=True)
         gt = image, matched[image, index]
         wanted_deltas = encode_deltas(ground_truth.boxes[gt], anchors[index])
@@ -177,13 +150,7 @@ class RetinaNet(nn.Module):
     def detect(
         self, features: Features, *, sizes_hw: Sequence[SizeHW], image_ids: Sequence[int]
     ) -> list[Detections]:
-        """Detections of each image in pixels of its view, best first.
-
-        Args:
-            features: C levels (N, C, h, w).
-            sizes_hw: valid pixels of each view; boxes are clipped to them.
-            image_ids: of the images.
-        """
+        """Detections of each image in pixels of its view, best first; see `Detector`."""
         pyramid = self.neck(self.adapters(features))
         logits, deltas = self.head(pyramid)
         scores = logits.float().sigmoid()

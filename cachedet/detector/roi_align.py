@@ -20,30 +20,17 @@ _LEAST_AREA = 1e-6
 
 
 class PyramidRoIAlign(nn.Module):
-    """Pools each RoI from the level that fits its size.
+    """Pools each RoI from the level that fits its size, to `resolution` (S) cells of a side."""
 
-    Args:
-        strides: of the levels, fine to coarse.
-        resolution: S, cells of a side.
-        sampling: bilinear samples of a cell's side (1: its centre, PAPER 2.2).
-    """
-
-    def __init__(self, *, strides: Sequence[int], resolution: int = 7, sampling: int = 1) -> None:
+    def __init__(self, *, strides: Sequence[int], resolution: int = 7) -> None:
         super().__init__()
-        self.strides = tuple(strides)
+        self.strides = tuple(strides)  # of the levels, fine to coarse
         self.resolution = resolution
-        self.sampling = sampling
 
     def forward(self, pyramid: Features, boxes: Tensor, image: Tensor) -> Tensor:
-        """Cells of every RoI.
+        """Cells (R, C, S, S) of boxes (R, 4), each of the image (R,), from P levels (N, C, h, w).
 
-        Args:
-            pyramid: P levels (N, C, h, w).
-            boxes: (R, 4).
-            image: (R,) which of the N images each box lies in.
-
-        Returns:
-            (R, C, S, S); a box that is NaN is pooled like an empty one, its NaN is in the losses.
+        A box that is NaN is pooled like an empty one, its NaN is in the losses.
         """
         boxes = boxes.nan_to_num()  # the kernel would look up memory anywhere
         maps = list(pyramid.values())
@@ -60,7 +47,7 @@ class PyramidRoIAlign(nn.Module):
                     rois[rows].to(exact),
                     output_size=self.resolution,
                     spatial_scale=1 / stride,
-                    sampling_ratio=self.sampling,
+                    sampling_ratio=1,  # the centre of a cell, PAPER 2.2
                     aligned=True,
                 ).to(level.dtype)
             )

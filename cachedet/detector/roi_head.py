@@ -10,39 +10,28 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from cachedet.config.detector import Activation, Norm
-from cachedet.detector.layers import ACTIVATIONS, make_norm
+from cachedet.detector.layers import LayerStyle, make_norm
 from cachedet.detector.towers import Tower, full_precision, init_normal
 
 
 class RoIHead(nn.Module):
     """Convolutions, then fully connected layers, then the two predictors.
 
-    Args:
-        in_channels: of the RoIs.
-        resolution: cells of a RoI's side.
-        num_classes: foreground classes; the logits have one more, the last: background.
-        class_agnostic: one box for a RoI instead of one for each class.
-        num_convs, conv_channels: 3x3 convolutions.
-        num_fcs, fc_channels: fully connected layers.
-        norm, activation: after every convolution and fully connected layer.
-        separable: depthwise-separable convolutions.
+    Background is the last of the class logits, one more than `num_classes`.
     """
 
     def __init__(
         self,
         *,
         in_channels: int,
-        resolution: int,
+        resolution: int,  # S, cells of a RoI's side
         num_classes: int,
-        class_agnostic: bool,
+        class_agnostic: bool,  # one box for a RoI instead of one for each class
         num_convs: int,
         conv_channels: int,
         num_fcs: int,
         fc_channels: int,
-        norm: Norm,
-        activation: Activation,
-        separable: bool,
+        style: LayerStyle,
     ) -> None:
         super().__init__()
         self.tower = Tower(
@@ -50,15 +39,12 @@ class RoIHead(nn.Module):
             channels=conv_channels,
             num_levels=1,
             num_convs=num_convs,
-            norm=norm,
-            activation=activation,
-            separable=separable,
+            style=style,
             init_std=None,
         )
         widths = [self.tower.out_channels * resolution**2] + [fc_channels] * num_fcs
         self.fcs = nn.ModuleList(
-            _FullyConnected(before, after, norm=norm, activation=activation)
-            for before, after in itertools.pairwise(widths)
+            _FullyConnected(before, after, style) for before, after in itertools.pairwise(widths)
         )
         self.boxes_per_roi = 1 if class_agnostic else num_classes
         self.class_logits = nn.Linear(widths[-1], num_classes + 1)
@@ -76,11 +62,11 @@ class RoIHead(nn.Module):
 
 
 class _FullyConnected(nn.Module):
-    def __init__(self, before: int, after: int, *, norm: Norm, activation: Activation) -> None:
+    def __init__(self, before: int, after: int, style: LayerStyle) -> None:
         super().__init__()
-        self.linear = nn.Linear(before, after, bias=norm == "none")
-        self.norm = make_norm(norm, after)
-        self.activation = ACTIVATIONS[activation]()
+        self.linear = nn.Linear(before, after, bias=style.has_bias)
+        self.norm = make_norm(style.norm, after)
+        self.activation = style.make_activation()
         nn.init.kaiming_normal_(self.linear.weight, mode="fan_out", nonlinearity="relu")
         if self.linear.bias is not None:
             nn.init.zeros_(self.linear.bias)

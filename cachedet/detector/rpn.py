@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from cachedet.config.detector import Activation, LowQuality, Norm
 from cachedet.detector.anchors import AnchorGenerator
 from cachedet.detector.boxes import apply_deltas, clip_to_sizes, encode_deltas
-from cachedet.detector.matching import PaddedGroundTruth, match_boxes, sample_boxes
+from cachedet.detector.layers import LayerStyle
+from cachedet.detector.matching import MatchRule, PaddedGroundTruth, match_boxes, sample_boxes
 from cachedet.detector.towers import Tower, init_normal, per_anchor
 from cachedet.distributed.collective import count_over_ranks
 from cachedet.structures import Features, SizeHW
@@ -59,9 +59,7 @@ class RPNHead(nn.Module):
         num_levels: int,
         num_anchors: int,
         num_convs: int,
-        norm: Norm,
-        activation: Activation,
-        separable: bool,
+        style: LayerStyle,
     ) -> None:
         super().__init__()
         self.tower = Tower(
@@ -69,9 +67,7 @@ class RPNHead(nn.Module):
             channels=channels,
             num_levels=num_levels,
             num_convs=num_convs,
-            norm=norm,
-            activation=activation,
-            separable=separable,
+            style=style,
         )
         self.objectness = nn.Conv2d(self.tower.out_channels, num_anchors, 1)
         self.box_deltas = nn.Conv2d(self.tower.out_channels, num_anchors * 4, 1)
@@ -90,18 +86,8 @@ class RPNHead(nn.Module):
 class RPN(nn.Module):
     """Scores anchors as object or not, and proposes the best of them, moved, as boxes.
 
-    Args:
-        head: P levels -> logits and deltas.
-        anchors: for the P levels.
-        foreground_iou, background_iou, allow_low_quality: see `match_boxes`.
-        samples: anchors of an image that teach in a step.
-        positive_fraction: largest share of positives among them.
-        class_weight: of the class loss, a mean over `samples` anchors an image; the paper's code
-            divides by its 512 RoIs instead, which is a weight of 0.5 (PAPER 2.2).
-        huber_delta: where the box loss turns from quadratic to linear.
-        box_weight: of the box loss, which is a mean over coordinates.
-        nms_iou: of two proposals of a level that overlap more, the weaker is dropped.
-        train_counts, test_counts: of proposals.
+    The class loss is a mean over `samples` anchors an image, the box loss one over coordinates. The
+    paper's code divides the first by its 512 RoIs, which is a `class_weight` of 0.5 (PAPER 2.2).
     """
 
     def __init__(
@@ -109,23 +95,20 @@ class RPN(nn.Module):
         *,
         head: RPNHead,
         anchors: AnchorGenerator,
-        foreground_iou: float,
-        background_iou: float,
-        allow_low_quality: LowQuality,
-        samples: int,
-        positive_fraction: float,
+        match_rule: MatchRule,
+        samples: int,  # anchors of an image that teach in a step
+        positive_fraction: float,  # the largest among them
         class_weight: float,
-        huber_delta: float,
+        huber_delta: float,  # where the box loss turns from quadratic to linear
         box_weight: float,
-        nms_iou: float,
+        nms_iou: float,  # of two proposals of a level that overlap more, the weaker is dropped
         train_counts: ProposalCounts,
         test_counts: ProposalCounts,
     ) -> None:
         super().__init__()
         self.head = head
         self.anchors = anchors
-        self.foreground_iou, self.background_iou = foreground_iou, background_iou
-        self.allow_low_quality: LowQuality = allow_low_quality
+        self.match_rule = match_rule
         self.samples, self.positive_fraction = samples, positive_fraction
         self.class_weight = class_weight
         self.huber_delta, self.box_weight = huber_delta, box_weight
@@ -145,13 +128,7 @@ class RPN(nn.Module):
         Both times their weights.
         """
         anchors = self.anchors(pyramid)
-        matched = match_boxes(
-            anchors,
-            ground_truth,
-            foreground_iou=self.foreground_iou,
-            background_iou=self.background_iou,
-            allow_low_quality=self.allow_low_quality,
-        )
+        matched = match_boxes(anchors, ground_truth, self.match_rule)
         sample = sample_boxes(matched, size=self.samples, positive_fraction=self.positive_fraction)
         logits = torch.cat(output.logits, dim=1).gather(1, sample.idx)
         class_loss = F.binary_cross_entropy_with_logits(
@@ -177,17 +154,15 @@ class RPN(nn.Module):
         scores, boxes, levels = self._candidates(output, self.anchors(pyramid), counts.pre_nms)
         boxes = clip_to_sizes(boxes, sizes_hw)
         solid = ((boxes[..., 2:] - boxes[..., :2]) > 0).all(dim=-1)
-        kept_boxes = boxes.new_zeros(len(boxes), counts.post_nms, 4)
-        objectness = scores.new_zeros(len(boxes), counts.post_nms)
-        is_valid = solid.new_zeros(len(boxes), counts.post_nms)
-        for n in range(len(boxes)):
-            is_solid = solid[n]
-            kept = batched_nms(
-                boxes[n, is_solid], scores[n, is_solid], levels[is_solid], self.nms_iou
-            )
+        shape = len(boxes), counts.post_nms
+        kept_boxes = boxes.new_zeros(*shape, 4)
+        objectness, is_valid = scores.new_zeros(shape), solid.new_zeros(shape)
+        for n, is_solid in enumerate(solid):
+            candidates, logits = boxes[n, is_solid], scores[n, is_solid]
+            kept = batched_nms(candidates, logits, levels[is_solid], self.nms_iou)
             kept = kept[: counts.post_nms]
-            kept_boxes[n, : len(kept)] = boxes[n, is_solid][kept]
-            objectness[n, : len(kept)] = scores[n, is_solid][kept]
+            kept_boxes[n, : len(kept)] = candidates[kept]
+            objectness[n, : len(kept)] = logits[kept]
             is_valid[n, : len(kept)] = True
         return Proposals(boxes=kept_boxes, scores=objectness, is_valid=is_valid)
 

@@ -21,29 +21,12 @@ class SimplePyramid(nn.Module):
     by a 1x1 convolution, norm, 3x3 convolution, norm. Differences from ViTDet: its norm is a
     LayerNorm over channels, ours one of `make_norm` ("group" is the nearest); it starts at s/4;
     its coarsest level (P6) subsamples the finished level before it, ours pools the map that comes
-    in and has convolutions of its own.
+    in and has convolutions of its own. `spec` describes the levels that go out.
 
-    Args:
-        spec: the one level that comes in, of even stride.
-        channels: of every level that goes out.
-        num_levels: that go out; the finest has stride s/2.
-        norm: "batch", "group" or "none".
-
-    Attributes:
-        spec: levels that go out.
-
-    Raises:
-        ValueError: if several levels come in or the stride cannot be halved.
+    Raises ValueError if several levels come in or the stride cannot be halved.
     """
 
-    def __init__(
-        self,
-        spec: FeatureSpec,
-        *,
-        channels: int,
-        num_levels: int,
-        norm: Norm,
-    ) -> None:
+    def __init__(self, spec: FeatureSpec, *, channels: int, num_levels: int, norm: Norm) -> None:
         super().__init__()
         level = _only_level(spec)
         self.in_name = level.name

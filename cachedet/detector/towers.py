@@ -11,27 +11,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from cachedet.config.detector import Activation, Norm
-from cachedet.detector.layers import (
-    ACTIVATIONS,
-    init_he,
-    make_conv,
-    make_norm,
-)
+from cachedet.detector.layers import LayerStyle, init_he, make_conv, make_norm
 
 
 class Tower(nn.Module):
-    """Convolution, norm and activation, `num_convs` times (PAPER 2.5).
+    """Convolution, norm and activation, `num_convs` times (PAPER 2.5); with 0 maps pass unchanged.
 
-    Args:
-        in_channels: of the maps that come in.
-        channels: of every convolution's output.
-        num_levels: that share the convolutions.
-        num_convs: depth; with 0 the maps pass unchanged.
-        norm, activation: names, see layers.py.
-        separable: depthwise-separable convolutions.
-        norm_per_level: every level has norms of its own (statistics differ between levels).
-        init_std: of the convolutions' normal initial weights; None, or separable: He, fan-out.
+    Levels share the convolutions; each has norms of its own unless `norm_per_level` is off, since
+    statistics differ between levels. Weights start from a normal distribution of `init_std`; of
+    None, or where they are separable, from He's.
     """
 
     def __init__(
@@ -41,9 +29,7 @@ class Tower(nn.Module):
         channels: int,
         num_levels: int,
         num_convs: int,
-        norm: Norm,
-        activation: Activation,
-        separable: bool,
+        style: LayerStyle,
         norm_per_level: bool = True,
         init_std: float | None = 0.01,
     ) -> None:
@@ -51,18 +37,18 @@ class Tower(nn.Module):
         self.out_channels = channels if num_convs else in_channels
         widths = [in_channels] + [channels] * num_convs
         self.convs = nn.ModuleList(
-            make_conv(before, after, bias=norm == "none", separable=separable)
+            make_conv(before, after, bias=style.has_bias, separable=style.separable)
             for before, after in itertools.pairwise(widths)
         )
         self.norms = nn.ModuleList(
-            nn.ModuleList(make_norm(norm, channels) for _ in range(num_convs))
+            nn.ModuleList(make_norm(style.norm, channels) for _ in range(num_convs))
             for _ in range(num_levels if norm_per_level else 1)
         )
-        self.activation = ACTIVATIONS[activation]()
+        self.activation = style.make_activation()
         for conv in self.convs.modules():
             if isinstance(conv, nn.Conv2d):
                 # Two small factors, one of them over 9 values only, vanish beside a norm's epsilon.
-                if init_std is None or separable:
+                if init_std is None or style.separable:
                     init_he(conv)
                 else:
                     init_normal(conv, std=init_std)

@@ -59,16 +59,11 @@ def join(
 ) -> None:
     """Meet the other ranks. Every rank must call it; `leave` ends it.
 
-    Args:
-        backend: of torch.distributed; it must carry CPU tensors: "gloo", "cpu:gloo,cuda:nccl".
-        rank: number of this process.
-        world: how many there are.
-        timeout: how long a rank waits for the others before it gives up.
-        attempt: how often the processes were started before. torchrun may keep its store over a
-            restart, and gloo would then find the addresses of the dead.
-        init_method: where they meet, see `torch.distributed.init_process_group`.
+    The `backend` must carry CPU tensors: "gloo", "cpu:gloo,cuda:nccl". `attempt` counts how often
+    the processes were started before: torchrun may keep its store over a restart, and gloo would
+    then find the addresses of the dead.
 
-    Raises RankError where they do not meet.
+    Raises RankError where the `world` ranks do not meet within `timeout`.
     """
     global _rank, _world, _errands
     try:

@@ -111,8 +111,8 @@ def epoch_batches(
     Raises ConfigError: views the store will not have, or a sampling that needs boxes.
     """
     held = [view.name for view in views]
-    chances = resolve_views(config.views, held=held, where=where)
-    shown = [held.index(name) for name in chances]
+    probabilities = resolve_views(config.views, held=held, where=where)
+    shown = [held.index(name) for name in probabilities]
     shown_sizes = sizes[shown]
     buckets, numbers = np.unique(shown_sizes.reshape(-1, 2), axis=0, return_inverse=True)
     table = numbers.reshape(shown_sizes.shape[:2])
@@ -122,7 +122,7 @@ def epoch_batches(
         seed=config.seed,
         epoch=0,
         sampler=_make_sampler(config, annotations),
-        probabilities=tuple(chances.values()),
+        probabilities=tuple(probabilities.values()),
     )
     batches = [
         BatchShape(bucket=_as_size(buckets[table[tuple(keys[0])]]), images=len(keys))

@@ -20,8 +20,9 @@ from cachedet.structures import Detections
 class Merging:
     """How detections of several views, all in pixels of the image, become one list."""
 
-    nms_iou: float = 0.5  # of two boxes of a class that overlap more, the weaker is dropped
-    max_detections: int = 100  # of an image
+    # of two boxes of a class that overlap more, the weaker is dropped
+    nms_iou: float = PostprocessConfig().nms_iou
+    max_detections: int = PostprocessConfig().max_detections  # of an image
 
     @classmethod
     def like(cls, postprocess: PostprocessConfig) -> Merging:

@@ -102,14 +102,7 @@ class _Inputs:
 
 
 class ExtractionPipeline:
-    """Writes the features of blocks into a store.
-
-    Args:
-        batch_size: images per forward; a block is cut into batches from its start (law L5).
-        workers: threads that decode.
-        encoders: threads that encode; None: as many as suit the backbone's device.
-        on_block: called after each block with it and whether this process committed it.
-    """
+    """Writes the features of blocks into a store."""
 
     def __init__(
         self,
@@ -117,10 +110,10 @@ class ExtractionPipeline:
         loader: InputLoader,
         backbone: FrozenBackbone,
         writer: StoreWriter,
-        batch_size: int,
-        workers: int,
-        on_block: Callable[[Block, bool], None],
-        encoders: int | None = None,
+        batch_size: int,  # images per forward; a block is cut into batches from its start (law L5)
+        workers: int,  # threads that decode
+        on_block: Callable[[Block, bool], None],  # after each block: it, and whether we wrote it
+        encoders: int | None = None,  # threads that encode; None: as suits the backbone's device
     ) -> None:
         self._loader = loader
         self._backbone = backbone

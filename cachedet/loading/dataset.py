@@ -77,16 +77,12 @@ class FeatureDataset(Dataset[Item]):
 
 
 class BucketBatches(Sampler[list[int]]):
-    """One view of each image an epoch, drawn and ordered as cachedet's own loader does.
-
-    Attributes:
-        epoch: whose order is given next; counted up by each pass over it.
-    """
+    """One view of each image an epoch, drawn and ordered as cachedet's own loader does."""
 
     def __init__(self, dataset: FeatureDataset, *, batch_size: int, seed: int = 0) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-        self.epoch = 0
+        self.epoch = 0  # whose order is given next; counted up by each pass over it
         self._num_views = len(dataset.views)
         self._loader = FeatureLoader(
             dataset.store,

@@ -25,13 +25,7 @@ from torch import Tensor
 
 from cachedet.augmentation.draws import RandomDraws
 from cachedet.augmentation.steps import Augment, make_augment
-from cachedet.config.run import (
-    ClassBalancedConfig,
-    RepeatFactorConfig,
-    SamplingConfig,
-    TrainConfig,
-    WantedResidency,
-)
+from cachedet.config.run import TrainConfig, WantedResidency
 from cachedet.detector.build import choose_levels
 from cachedet.device import choose_device, single_core_threads, usable_cores
 from cachedet.loading.memory import free_memory, free_ram
@@ -47,15 +41,14 @@ from cachedet.loading.sampling import (
     Sampler,
     describe_empty_classes,
     indices_of_rank,
-    make_class_balanced_sampler,
-    make_repeat_factor_sampler,
+    make_sampler,
     plan_epoch,
     planned_batches,
     resolve_views,
 )
 from cachedet.loading.targets import targets_of
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Annotations, Batch, SizeHW
+from cachedet.structures import Batch, SizeHW
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -130,34 +123,21 @@ class FeatureLoader:
     """Reads batches ahead of the training step, in background threads.
 
     What is stored travels to `device` and is decoded and augmented there, beside the step before.
-
-    Args:
-        store: to train on.
-        views: names, or the weight of each in the draw (in any unit).
-        levels: to read.
-        batch_size: most images of a global batch; larger than the data is simply the data.
-        seed: of the order, and of augmentation.
-        device: where batches come to lie; the CPU by default.
-        sampler: draws the images of an epoch; each once by default.
-        source: holds the features; read from the disk by default.
-        augment: changes a batch, with draws that depend on the seed, the epoch, the number of the
-            batch and the indices of its images alone.
-        rank: of this process; it reads its share of each global batch (`indices_of_rank`).
-        world_size: processes that train together.
+    Each rank reads its share of a global batch (`indices_of_rank`).
     """
 
     def __init__(
         self,
         store: FeatureStore,
         *,
-        views: Sequence[str] | Mapping[str, float],
+        views: Sequence[str] | Mapping[str, float],  # names, or weights in any unit
         levels: Sequence[str],
-        batch_size: int,
-        seed: int,
-        device: torch.device | None = None,
-        sampler: Sampler | None = None,
-        source: FeatureSource | None = None,
-        augment: Augment | None = None,
+        batch_size: int,  # most images of a global batch; larger than the data is simply the data
+        seed: int,  # of the order, and of augmentation
+        device: torch.device | None = None,  # where batches come to lie; None: the CPU
+        sampler: Sampler | None = None,  # None: each image once an epoch
+        source: FeatureSource | None = None,  # None: read from the disk
+        augment: Augment | None = None,  # draws by seed, epoch, number of the batch, image index
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -296,15 +276,13 @@ def make_run_loader(
 
     Rank 0 logs where the features wait, and which classes have no box.
 
-    Raises:
-        ConfigError: views the store lacks, a sampling that needs boxes where there are none, or
-            a residency that does not fit.
-        StoreError: the store cannot be read (with residency `ram` and `device`).
+    Raises ConfigError: views the store lacks, a sampling that needs boxes where there are none, or
+    a residency that does not fit; StoreError where residency `ram` or `device` cannot read.
     """
     device = choose_device(config.device)
     levels = choose_levels(config.detector, store.spec).names
     views = resolve_views(config.views, held=store.views, where=store.location)
-    sampler = _make_sampler(config.sampling, store.annotations)
+    sampler = make_sampler(config.sampling, store.annotations)
     source = _make_source(config.residency, store, views, levels, device, logs=rank == 0)
     empty_classes = describe_empty_classes(store.annotations)
     if empty_classes is not None and rank == 0:
@@ -368,7 +346,7 @@ def make_planner(config: TrainConfig, store: FeatureStore) -> FeatureLoader:
         levels=choose_levels(config.detector, store.spec).names,
         batch_size=config.schedule.batch_size,
         seed=config.seed,
-        sampler=_make_sampler(config.sampling, store.annotations),
+        sampler=make_sampler(config.sampling, store.annotations),
     )
 
 
@@ -376,14 +354,6 @@ def _is_enough(waiting: deque[tuple[int, Future[PrefetchedBatch]]], nbytes: int)
     """Whether the step must take a batch before one of `nbytes` more is read."""
     ahead = nbytes + sum(of_batch for of_batch, _ in waiting)
     return len(waiting) >= 2 and (ahead > _AHEAD_NBYTES or len(waiting) >= _MOST_AHEAD)
-
-
-def _make_sampler(config: SamplingConfig, annotations: Annotations) -> Sampler | None:
-    if isinstance(config, RepeatFactorConfig):
-        return make_repeat_factor_sampler(annotations, threshold=config.threshold)
-    if isinstance(config, ClassBalancedConfig):
-        return make_class_balanced_sampler(annotations)
-    return None
 
 
 def give_way(device_type: str) -> None:

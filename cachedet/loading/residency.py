@@ -60,11 +60,8 @@ def choose_residency(
 ) -> tuple[Residency, str]:
     """The residency, and one line that says why.
 
-    Args:
-        wanted: `auto` takes the first of device, ram and stream that fits into half of what is
-            free.
-        need: bytes that are needed and free.
-        has_own_memory: whether the device has memory besides RAM; `auto` considers it only then.
+    `auto` takes the first of device (where it has memory besides RAM), ram and stream that fits
+    into half of what is free.
 
     Raises ConfigError where what was named does not fit; says by how much.
     """

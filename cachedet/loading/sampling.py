@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cachedet.config.run import ClassBalancedConfig, RepeatFactorConfig, SamplingConfig
 from cachedet.data.views import view_family
 from cachedet.errors import ConfigError, nearest_names
 from cachedet.structures import Annotations
@@ -26,6 +27,15 @@ class Sampler(Protocol):
     def draw(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """(D,) rows in the order they are shown; a row may come more than once."""
         ...
+
+
+def make_sampler(config: SamplingConfig, annotations: Annotations) -> Sampler | None:
+    """The sampler of a run; None: each image once. Raises ConfigError where no image has a box."""
+    if isinstance(config, RepeatFactorConfig):
+        return make_repeat_factor_sampler(annotations, threshold=config.threshold)
+    if isinstance(config, ClassBalancedConfig):
+        return make_class_balanced_sampler(annotations)
+    return None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,18 +120,13 @@ def describe_empty_classes(annotations: Annotations) -> str | None:
 
 
 def resolve_views(
-    wanted: Sequence[str] | Mapping[str, float] | None,
-    *,
-    held: Sequence[str],
-    where: str,
+    wanted: Sequence[str] | Mapping[str, float] | None, *, held: Sequence[str], where: str
 ) -> dict[str, float]:
     """The probability of each view, in the order wanted; their sum is 1.
 
-    Args:
-        wanted: names, or their weights; None: all views held, equally. A name is
-            a view or a family (`jitter`, `crop`, ...), whose weight its members share equally.
-        held: views of the store.
-        where: what messages call the store.
+    `wanted` are names or their weights; None: all views held, equally. A name is a view or a
+    family (`jitter`, `crop`, ...), whose weight its members share equally. Messages call the store
+    `where`.
 
     Raises ConfigError: names that are neither, all of them in one message.
     """
@@ -150,13 +155,13 @@ def resolve_views(
 
 
 def plan_epoch(
-    buckets: NDArray[np.int64],
+    buckets: NDArray[np.int64],  # (V, N) number of the bucket that view v of image n falls into
     *,
     batch_size: int,
-    seed: int,
-    epoch: int,
-    sampler: Sampler | None = None,
-    probabilities: Sequence[float] | None = None,
+    seed: int,  # with `epoch`, all that the draws depend on
+    epoch: int,  # from 0
+    sampler: Sampler | None = None,  # None: each image once
+    probabilities: Sequence[float] | None = None,  # (V,) of the views, sum 1; None: equal
 ) -> list[NDArray[np.int64]]:
     """The batches of one epoch.
 
@@ -165,16 +170,7 @@ def plan_epoch(
     kept. Then the batches of all buckets are shuffled, so that small and large maps mix. A batch
     size beyond the number of images gives one batch a bucket.
 
-    Args:
-        buckets: (V, N) number of the bucket that view v of image n falls into.
-        batch_size: most images in a batch.
-        seed: with `epoch`, all that the draws depend on.
-        epoch: counted from 0.
-        sampler: of the images; each once by default.
-        probabilities: (V,) of the views, whose sum is 1; equal by default.
-
-    Returns:
-        Batches in order, each (n, 2) pairs of view index and row, all of one bucket.
+    Returns batches in order, each (n, 2) pairs of view index and row, all of one bucket.
     """
     rng = np.random.default_rng([seed, epoch])
     num_views, num_rows = buckets.shape

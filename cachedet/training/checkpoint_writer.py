@@ -21,19 +21,11 @@ from cachedet.training.trainer import Trainer
 class CheckpointWriter:
     """Saves a trainer into its run folder; of several processes only the first has one.
 
-    Args:
-        folder: of the run.
-        config, manifest: of the run; they are part of every checkpoint.
-        first_step: where this process starts or goes on.
+    Config and manifest are part of every checkpoint; this process goes on from `first_step`.
     """
 
     def __init__(
-        self,
-        folder: RunFolder,
-        *,
-        config: TrainConfig,
-        manifest: Manifest,
-        first_step: int,
+        self, folder: RunFolder, *, config: TrainConfig, manifest: Manifest, first_step: int
     ) -> None:
         self._folder = folder
         self._config = config
@@ -70,17 +62,13 @@ class CheckpointWriter:
 class NoOpCheckpointer:
     """Takes the place of `CheckpointWriter` in the other processes, and saves nothing."""
 
-    def save_if_due(self, trainer: Trainer) -> None:
-        """See CheckpointWriter."""
+    def save_if_due(self, trainer: Trainer) -> None: ...
 
-    def save_last(self, trainer: Trainer) -> None:
-        """See CheckpointWriter."""
+    def save_last(self, trainer: Trainer) -> None: ...
 
-    def save_unsaved(self, trainer: Trainer) -> None:
-        """See CheckpointWriter."""
+    def save_unsaved(self, trainer: Trainer) -> None: ...
 
-    def save_best(self, trainer: Trainer) -> None:
-        """See CheckpointWriter."""
+    def save_best(self, trainer: Trainer) -> None: ...
 
 
 def load_last(folder: RunFolder) -> tuple[Checkpoint, str]:
@@ -114,8 +102,7 @@ def load_last(folder: RunFolder) -> tuple[Checkpoint, str]:
         raise CheckpointError(f"{reason}; nor can the one before it be used: {error}") from error
     if folder.last.exists():
         folder.last.replace(folder.last.with_name("last.pt.damaged"))
-    note = f"{reason}; going on from {folder.previous.name}, step {checkpoint.step}"
-    return checkpoint, note
+    return checkpoint, f"{reason}; going on from {folder.previous.name}, step {checkpoint.step}"
 
 
 def _position(trainer: Trainer) -> tuple[int, int, int]:

@@ -87,12 +87,10 @@ def run_session(
         )
     with records, StopSignals() as signals:
         loop = TrainingLoop(
+            config=config,
             trainer=trainer,
             loader=loader,
             epochs=config.schedule.epochs if budget is None else sys.maxsize,
-            accumulate=config.schedule.accumulate,
-            max_steps=config.max_steps,
-            eval_every=config.eval_every,
             validator=validator,
             records=records,
             checkpoints=checkpoints,
@@ -115,36 +113,19 @@ def run_session(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingLoop:
-    """Trains until one of its ends, which all ranks reach together.
+    """Trains until one of its ends, which all ranks reach together."""
 
-    Attributes:
-        trainer: what is trained; where it is, the loop goes on.
-        loader: gives the batches of each epoch.
-        epochs: of the run.
-        accumulate: batches of a step; an epoch's last step may have fewer.
-        max_steps: of the run; None: no limit.
-        eval_every: epochs between validations; 0: only after the last.
-        validator: scores the detector; None: there is nothing to validate on.
-        records, checkpoints: where it writes.
-        signals: that ask it to stop.
-        budget: of time; None: no limit.
-        losses: of every step of this call.
-        seconds: of every step of this call, waiting for its batches included.
-    """
-
-    trainer: Trainer
+    config: TrainConfig
+    trainer: Trainer  # where it is, the loop goes on
     loader: BatchLoader
     epochs: int
-    accumulate: int
-    max_steps: int | None
-    eval_every: int
-    validator: Validator | None
+    validator: Validator | None  # None: there is nothing to validate on
     records: RunRecords | NoOpRecorder
     checkpoints: CheckpointWriter | NoOpCheckpointer
     signals: StopSignals
-    budget: TimeBudget | None = None
-    losses: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
+    budget: TimeBudget | None
+    losses: list[float] = field(default_factory=list)  # of every step of this call
+    seconds: list[float] = field(default_factory=list)  # likewise, waiting for batches included
 
     def run(self) -> str:
         """Why it ended: FINISHED, MAX_STEPS, EARLY_STOPPING, BUDGET, or the name of a signal.
@@ -175,17 +156,17 @@ class TrainingLoop:
 
     def _train_epoch(self, batches: TimedBatches) -> str | None:
         """The rest of the epoch; returns why it was left before its end."""
-        trainer = self.trainer
+        trainer, max_steps = self.trainer, self.config.max_steps
         left = len(self.loader.plan(trainer.epoch)) - trainer.batch
         while left > 0:
             signal = first_of_ranks(self.signals.received)
             if signal is not None:
                 return signal
-            if self.max_steps is not None and trainer.step >= self.max_steps:
+            if max_steps is not None and trainer.step >= max_steps:
                 return MAX_STEPS
             if self.budget is not None and self.budget.is_spent(trainer.seconds):
                 return BUDGET
-            count = min(self.accumulate, left)
+            count = min(self.config.schedule.accumulate, left)  # an epoch's last step has fewer
             self._take_step(batches, count)
             left -= count
             self.checkpoints.save_if_due(trainer)
@@ -229,7 +210,7 @@ class TrainingLoop:
         self._observe({"loss": trainer.epoch_statistics.means()["loss"]})
         scores = None
         if self.validator is not None and self._is_due():
-            scores, signal = from_first(partial(self._try_to_validate, self.validator))
+            scores, signal = from_first(partial(self._validate, self.validator))
             if signal is not None:  # the epoch stays open: resuming closes it
                 if stopping is not None:
                     stopping.load_state_dict(before)
@@ -254,42 +235,33 @@ class TrainingLoop:
         done, stopping = self.trainer.epoch + 1, self.trainer.stopping
         if done == self.epochs or (stopping is not None and stopping.is_exhausted):
             return True
-        return self.eval_every > 0 and done % self.eval_every == 0
+        return self.config.eval_every > 0 and done % self.config.eval_every == 0
 
-    def _try_to_validate(
-        self, validator: Validator
-    ) -> tuple[Mapping[str, float] | None, str | None]:
-        """The scores, or the name of the signal that came meanwhile."""
-        try:
-            return self._validate(validator), None
-        except StopRequested:
-            return None, self.signals.received
+    def _validate(self, validator: Validator) -> tuple[Mapping[str, float] | None, str | None]:
+        """Scores with the weights that count, or the name of the signal that came meanwhile.
 
-    def _validate(self, validator: Validator) -> Mapping[str, float]:
-        """Scores with the weights that count; afterwards the detector is in training again."""
+        Afterwards the detector is in training again.
+        """
         detector = self.trainer.detector
         started = time.perf_counter()
         try:
             with self.trainer.scored_weights():
                 scores = validator(detector, self.signals.raise_if_received)
+        except StopRequested:
+            return None, self.signals.received
         finally:
             set_training_mode(detector)
         self.records.after_validation(self.trainer, scores, seconds=time.perf_counter() - started)
-        return scores
+        return scores, None
 
 
 class TimedBatches:
-    """Batches, and what a step waited for them.
-
-    Attributes:
-        waiting: seconds of the step under way.
-        images: of the step under way, taken by all ranks.
-    """
+    """Batches, and what the step under way waited for them."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches
-        self.waiting = 0.0
-        self.images = 0
+        self.waiting = 0.0  # seconds
+        self.images = 0  # taken by all ranks
 
     def take(self, count: int) -> Iterator[Batch]:
         """The next `count` batches; there are as many."""

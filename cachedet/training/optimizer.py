@@ -71,22 +71,14 @@ def _groups(
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRate:
-    """Linear warm-up, then cosine to zero, or steps of a tenth.
+    """Linear warm-up, then cosine to zero, or steps of a tenth."""
 
-    Attributes:
-        peak: reached after the warm-up.
-        total_steps: of the run.
-        warmup_steps: asked for, counted in total_steps; it is over after half of them at most.
-        warmup_from: share of the peak that the warm-up starts at.
-        drops: of kind "step" only: shares of total_steps at which the rate falls to a tenth.
-    """
-
-    peak: float
-    total_steps: int
-    warmup_steps: int
-    warmup_from: float
+    peak: float  # reached after the warm-up
+    total_steps: int  # of the run
+    warmup_steps: int  # counted in total_steps; the warm-up is over after half of them at most
+    warmup_from: float  # share of the peak that the warm-up starts at
     kind: Decay
-    drops: Sequence[float] = ()
+    drops: Sequence[float] = ()  # of "step": shares of total_steps at which the rate falls
 
     def __post_init__(self) -> None:
         if self.peak <= 0 or self.total_steps < 1:
@@ -114,15 +106,10 @@ class LearningRate:
 
 
 class WeightAverage:
-    """A float32 average of a module's weights and running statistics; counters are copied.
-
-    Args:
-        module: whose weights the average starts from.
-        decay: share of the old average that a step keeps, once `warm_decay` reaches it.
-    """
+    """A float32 average of a module's weights and running statistics; counters are copied."""
 
     def __init__(self, module: nn.Module, *, decay: float) -> None:
-        self._decay = decay
+        self._decay = decay  # share that a step keeps, once `warm_decay` reaches it
         self._share = 0.0  # of the module's weights in the next average
         device = next(module.parameters()).device
         model = AveragedModel(module, device=device, avg_fn=self._mix, use_buffers=True)

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from cachedet.config.run import VALIDATED
 from cachedet.errors import CheckpointError, ConfigError
@@ -29,11 +28,7 @@ _REPEAT_HEADER = 25  # lines
 class RunRecords:
     """Context manager around the training loop; of several processes only the first has one.
 
-    Args:
-        folder: of the run.
-        trainer: where the run starts or goes on.
-        epochs: of the run.
-        tensorboard: whether to write its event files.
+    `trainer` stands where the run starts or goes on.
     """
 
     def __init__(
@@ -58,13 +53,8 @@ class RunRecords:
             self._stack.enter_context(contextlib.closing(self._tensorboard))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
     def after_step(self, trainer: Trainer, row: Mapping[str, float], taken: StepStatistics) -> None:
         """One step is done; `row` is what `Trainer.finish_step` returned, `taken` what it took."""
@@ -87,11 +77,8 @@ class RunRecords:
         self, trainer: Trainer, scores: Mapping[str, float], *, seconds: float
     ) -> None:
         """`scores` has ap, ap50 and ap75; `trainer.best_ap` is still the best before them."""
-        self._append(
-            trainer,
-            {**{f"val_{name}": value for name, value in scores.items()}, "seconds": seconds},
-            epoch=trainer.epoch + 1,
-        )
+        values = {f"val_{name}": value for name, value in scores.items()}
+        self._append(trainer, {**values, "seconds": seconds}, epoch=trainer.epoch + 1)
         best = max(trainer.best_ap, scores["ap"])
         self._note = f"AP {scores['ap']:.3f}  AP50 {scores['ap50']:.3f}  best AP {best:.3f}"
         self._progress.note(self._note)
@@ -104,8 +91,8 @@ class RunRecords:
             epochs=self._epochs,
             learning_rate=trainer.optimizer.param_groups[0]["lr"],
             losses=statistics.means(),
-            ap=None if scores is None else scores["ap"],
-            ap50=None if scores is None else scores["ap50"],
+            ap=(scores or {}).get("ap"),
+            ap50=(scores or {}).get("ap50"),
             images_per_second=statistics.images_per_second,
             waiting_share=statistics.waiting_share,
         )
@@ -132,7 +119,7 @@ class RunRecords:
                 keep_until_epoch=epoch,
             )
             self._tables = _Tables(
-                metrics=self._stack.enter_context(metrics),
+                metrics=self._stack.enter_context(contextlib.closing(metrics)),
                 shown=EpochTable(names, width=shutil.get_terminal_size((_WIDE, 24)).columns),
                 logged=EpochTable(names, width=_WIDE),
             )
@@ -153,27 +140,15 @@ class NoOpRecorder:
     def __enter__(self) -> NoOpRecorder:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        return
+    def __exit__(self, *_: object) -> None: ...
 
-    def after_step(self, trainer: Trainer, row: Mapping[str, float], taken: StepStatistics) -> None:
-        """See RunRecords."""
+    def after_step(self, *_: object) -> None: ...
 
-    def after_validation(
-        self, trainer: Trainer, scores: Mapping[str, float], *, seconds: float
-    ) -> None:
-        """See RunRecords."""
+    def after_validation(self, *_: object, seconds: float) -> None: ...
 
-    def after_epoch(self, trainer: Trainer, scores: Mapping[str, float] | None) -> None:
-        """See RunRecords."""
+    def after_epoch(self, *_: object) -> None: ...
 
-    def note(self, line: str) -> None:
-        """See RunRecords."""
+    def note(self, line: str) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -188,19 +163,14 @@ class _Tables:
 class MetricsLog:
     """Appends rows with fixed columns; rows after the resumed step are dropped first.
 
-    Args:
-        path: of the file.
-        columns: names, "step" and "epoch" among them.
-        keep_until_step, keep_until_epoch: where the run goes on; a row of a validation counts the
-            epochs that are done, so that one that will be made again is dropped.
-
-    Raises CheckpointError where the file has other columns.
+    A row of a validation counts the epochs that are done, so that one that will be made again is
+    dropped. Raises CheckpointError where the file has other columns.
     """
 
     def __init__(
         self,
         path: Path,
-        columns: Sequence[str],
+        columns: Sequence[str],  # "step" and "epoch" among them
         *,
         keep_until_step: int = 0,
         keep_until_epoch: int = 0,
@@ -218,15 +188,7 @@ class MetricsLog:
         self._writer.writerows(kept)
         self._file.flush()
 
-    def __enter__(self) -> MetricsLog:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._file.close()
 
     def append(self, row: Mapping[str, float]) -> None:
@@ -303,12 +265,7 @@ class EpochFigures:
 
 
 class EpochTable:
-    """Lines of equal columns.
-
-    Args:
-        parts: names of the loss parts.
-        width: characters of a line; where the parts do not fit, the total alone is shown.
-    """
+    """Lines of equal columns, one for each part of the loss if they fit into `width` characters."""
 
     def __init__(self, parts: Sequence[str], *, width: int) -> None:
         self._parts = tuple(parts)
@@ -317,35 +274,27 @@ class EpochTable:
         self._lines = 0
 
     def header(self) -> str:
-        parts = [f"{name:>{_width_of(name)}}" for name in self._parts]
-        columns = ["  epoch", "     lr", "  loss", *parts, "   AP", " AP50", "  img/s", "wait"]
-        return _GAP.join(columns)
+        return self._line("epoch", "lr", "loss", *self._parts, "AP", "AP50", "img/s", "wait")
 
     def lines(self, figures: EpochFigures) -> list[str]:
         """The line of an epoch, with the header before it from time to time."""
-        parts = [
-            f"{_short(figures.losses.get(f'loss_{name}')):>{_width_of(name)}}"
-            for name in self._parts
-        ]
-        line = _GAP.join(
-            [
-                f"{f'{figures.epoch}/{figures.epochs}':>7}",
-                f"{figures.learning_rate:>7.1e}",
-                f"{_short(figures.losses.get('loss')):>6}",
-                *parts,
-                f"{_score(figures.ap):>5}",
-                f"{_score(figures.ap50):>5}",
-                f"{figures.images_per_second:>7.1f}",
-                f"{figures.waiting_share:>4.0%}",
-            ]
+        line = self._line(
+            f"{figures.epoch}/{figures.epochs}",
+            f"{figures.learning_rate:.1e}",
+            _short(figures.losses.get("loss")),
+            *(_short(figures.losses.get(f"loss_{name}")) for name in self._parts),
+            _score(figures.ap),
+            _score(figures.ap50),
+            f"{figures.images_per_second:.1f}",
+            f"{figures.waiting_share:.0%}",
         )
         header = [self.header()] if self._lines % _REPEAT_HEADER == 0 else []
         self._lines += 1
         return [*header, line]
 
-
-def _width_of(name: str) -> int:
-    return max(len(name), 6)
+    def _line(self, *cells: str) -> str:
+        widths = (7, 7, 6, *(max(len(name), 6) for name in self._parts), 5, 5, 7, 4)
+        return _GAP.join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
 
 
 def _short(value: float | None) -> str:

@@ -16,14 +16,21 @@ from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, CategoryMap
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """config.yaml, training.json, metrics.csv, results.json, weights/, plots/ and log.txt.
+    """Where each file of a run lies; tensorboard/ is there where it is asked for."""
 
-    weights/ holds best.pt, last.pt and previous.pt; tensorboard/ is there where it is asked for.
-    """
-
-    root: Path
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.yaml"
+        self.training = root / "training.json"  # see TrainingData
+        self.metrics = root / "metrics.csv"
+        self.results = root / "results.json"
+        self.detections = root / "detections.json"
+        self.best = root / "weights" / "best.pt"
+        self.last = root / "weights" / "last.pt"
+        self.previous = root / "weights" / "previous.pt"  # for when `last` is damaged
+        self.tensorboard = root / "tensorboard"
+        self.plots = root / "plots"
 
     @classmethod
     def create(cls, root: Path) -> RunFolder:
@@ -48,48 +55,6 @@ class RunFolder:
                 "expected a folder that `cachedet train-heads --run` made"
             )
         return folder
-
-    @property
-    def config(self) -> Path:
-        return self.root / "config.yaml"
-
-    @property
-    def training(self) -> Path:
-        """See TrainingData."""
-        return self.root / "training.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.csv"
-
-    @property
-    def results(self) -> Path:
-        return self.root / "results.json"
-
-    @property
-    def detections(self) -> Path:
-        return self.root / "detections.json"
-
-    @property
-    def best(self) -> Path:
-        return self.root / "weights" / "best.pt"
-
-    @property
-    def last(self) -> Path:
-        return self.root / "weights" / "last.pt"
-
-    @property
-    def previous(self) -> Path:
-        """The state before `last`, for when that one is damaged."""
-        return self.root / "weights" / "previous.pt"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.root / "tensorboard"
-
-    @property
-    def plots(self) -> Path:
-        return self.root / "plots"
 
     def weights(self, which: str) -> Path:
         """Path of the "best" or "last" checkpoint."""

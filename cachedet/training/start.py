@@ -95,13 +95,8 @@ def start_or_continue(
     """Make the run folder or read its last state, and bring every rank's trainer there.
 
     Only rank 0 touches the folder: the state travels to the others, which need not see its disk.
-
-    Args:
-        folder, config, manifest: of the run.
-        trainer: of this rank, as `make_trainer` made it.
-        resume: the user wants to continue; there must be a run.
-        restarts: how often torchrun has started the processes anew; then they continue the run
-            that is there, or start it again where it had not saved anything yet.
+    With `resume` there must be a run. Where torchrun has started the processes anew (`restarts`
+    times), they continue the run that is there, or start it again where it had saved nothing yet.
 
     Raises CheckpointError: the folder does not fit.
     """
@@ -138,11 +133,9 @@ def _create(
     folder: RunFolder, config: TrainConfig, trainer: Trainer, manifest: Manifest, *, again: bool
 ) -> Checkpoint | None:
     """The weights to start from; `again`: the folder is of this run, which has saved nothing."""
-    initial = (
-        None
-        if config.init_from is None
-        else load_initial_weights(Path(config.init_from), config, manifest)
-    )
+    initial = None
+    if config.init_from is not None:
+        initial = load_initial_weights(Path(config.init_from), config, manifest)
     text = dump_config(config)
     if not (again and folder.config.read_text(encoding="utf-8") == text):
         RunFolder.create(folder.root)

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from dataclasses import dataclass
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from cachedet.config.run import Metric
@@ -27,13 +27,10 @@ class StopSignals:
     A second Ctrl-C raises KeyboardInterrupt at once. Handlers are installed in the main thread
     only (Python allows no other), not over signals that are ignored (as under nohup), and those
     that were there before come back at the exit.
-
-    Attributes:
-        received: name of the first signal; None before it.
     """
 
     def __init__(self) -> None:
-        self.received: str | None = None
+        self.received: str | None = None  # name of the first signal
         self._interrupts = 0
         self._before: dict[int, signal._HANDLER] = {}
 
@@ -47,12 +44,7 @@ class StopSignals:
             self._before[number] = signal.signal(number, self._receive)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             # None: a handler that was not installed from Python, which cannot be put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -78,21 +70,13 @@ class StopSignals:
 
 @dataclass(kw_only=True, eq=False)
 class EarlyStopping:
-    """Counts how often in a row a metric did not improve.
+    """Counts how often in a row a metric did not improve."""
 
-    Attributes:
-        metric: `loss` improves by falling, the others by rising.
-        patience: misses after which the run is over.
-        min_delta: an improvement is more than this.
-        best: value of the last improvement; None before the first value.
-        misses: values since then.
-    """
-
-    metric: Metric
-    patience: int
-    min_delta: float
-    best: float | None = None
-    misses: int = 0
+    metric: Metric  # `loss` improves by falling, the others by rising
+    patience: int  # misses after which the run is over
+    min_delta: float  # an improvement is more than this
+    best: float | None = None  # value of the last improvement; None before the first value
+    misses: int = 0  # values since then
 
     def observe(self, value: float) -> None:
         """Take in the next value; NaN is no improvement."""
@@ -143,12 +127,6 @@ class TimeBudget:
         return spent >= self.seconds
 
     def total_steps(self, *, done: int, spent: float, planned: int) -> int:
-        """Steps of the whole run.
-
-        Args:
-            done: until now.
-            spent: seconds that they took.
-            planned: before it began.
-        """
+        """Steps of the whole run: `done` of them took `spent` seconds, `planned` were wanted."""
         share = spent / self.seconds
         return planned if done == 0 or share < _TOO_EARLY else max(done, round(done / share))

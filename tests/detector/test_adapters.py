@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import typing
-from typing import Any
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ from torch import nn
 
 from cachedet.config.detector import Norm
 from cachedet.detector.adapters import AdapterKind, Adapters, hidden_channels
+from cachedet.detector.layers import LayerStyle
 from cachedet.structures import Features, FeatureSpec, LevelSpec
 
 KINDS: tuple[AdapterKind, ...] = typing.get_args(AdapterKind)
@@ -17,8 +17,9 @@ SPEC = FeatureSpec(
 )
 
 
-def make_adapters(**changes: Any) -> Adapters:
-    return Adapters(SPEC, **({"ratio": 0.25, "norm": "batch", "activation": "relu"} | changes))
+def make_adapters(kind: AdapterKind, norm: Norm = "batch") -> Adapters:
+    style = LayerStyle(norm=norm, activation="relu")
+    return Adapters(SPEC, kind=kind, ratio=0.25, style=style)
 
 
 def make_features() -> Features:

@@ -9,6 +9,7 @@ from torchvision.ops import FeaturePyramidNetwork
 
 from cachedet.config.detector import Activation
 from cachedet.detector.fpn import FPN, coarsen, continued_strides, pyramid_spec
+from cachedet.detector.layers import LayerStyle
 from cachedet.structures import FeatureSpec, LevelSpec
 
 SPEC = FeatureSpec(
@@ -28,9 +29,9 @@ def maps_of(spec: FeatureSpec, height: int, width: int) -> dict[str, torch.Tenso
     }
 
 
-def make_neck(spec: FeatureSpec = SPEC, **changes: Any) -> FPN:
-    values = {"channels": 16, "num_levels": 5, "norm": "batch", "activation": "relu"}
-    return FPN(spec, **({"separable": False} | values | changes))
+def make_neck(spec: FeatureSpec = SPEC, *, num_levels: int = 5, **changes: Any) -> FPN:
+    style = LayerStyle(**({"norm": "batch", "activation": "relu"} | changes))
+    return FPN(spec, channels=16, num_levels=num_levels, style=style)
 
 
 def test_equals_torchvision_on_the_same_weights() -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 from cachedet.data.masks import NO_MASK, encode_bitmap
+from cachedet.detector.layers import LayerStyle
 from cachedet.detector.mask_head import MaskHead, crop_masks
 from cachedet.structures import TargetMasks, Targets
 
@@ -39,10 +40,8 @@ def with_masks(targets: Targets, *, flip: bool = False, scale: float = 2.0) -> T
 
 
 def test_head_equals_torchvisions_on_the_same_weights() -> None:
-    ours = MaskHead(
-        in_channels=5, num_classes=3, num_convs=2, channels=6, norm="none", activation="relu",
-        separable=False,
-    )  # fmt: skip
+    style = LayerStyle(norm="none", activation="relu")
+    ours = MaskHead(in_channels=5, num_classes=3, num_convs=2, channels=6, style=style)
     heads, predictor = MaskRCNNHeads(5, (6, 6), 1), MaskRCNNPredictor(6, 6, 3)
     for place in range(2):
         heads[place][0].load_state_dict(ours.tower.convs[place].state_dict())

@@ -11,6 +11,7 @@ from cachedet.detector.matching import (
     BACKGROUND,
     IGNORED,
     AllowedLowQuality,
+    MatchRule,
     PaddedGroundTruth,
     match_boxes,
     pad_ground_truth,
@@ -51,13 +52,12 @@ def match(
     background: float = 0.5,
     allow_low_quality: AllowedLowQuality = "one",
 ) -> torch.Tensor:
-    return match_boxes(
-        anchors,
-        annotations_of(*images),
+    rule = MatchRule(
         foreground_iou=foreground,
         background_iou=background,
         allow_low_quality=allow_low_quality,
     )
+    return match_boxes(anchors, annotations_of(*images), rule)
 
 
 def test_ties_are_forced_as_torchvision_does_where_no_annotations_fights_for_an_anchor() -> None:
@@ -167,9 +167,8 @@ def test_crowd_is_ignored_but_positives_stay() -> None:
         ([True, True], [IGNORED, IGNORED, BACKGROUND]),
     ):
         ground_truth = pad_ground_truth([targets_of(boxes, crowd=crowd)])
-        matched = match_boxes(
-            anchors, ground_truth, foreground_iou=0.5, background_iou=0.5, allow_low_quality="one"
-        )
+        rule = MatchRule(foreground_iou=0.5, background_iou=0.5, allow_low_quality="one")
+        matched = match_boxes(anchors, ground_truth, rule)
         assert matched[0].tolist() == expected
 
 

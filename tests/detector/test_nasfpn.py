@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cachedet.config.detector import Activation, Norm
+from cachedet.detector.layers import LayerStyle
 from cachedet.detector.nasfpn import NASFPN, NODES, NUM_LEVELS
 from cachedet.structures import Features, FeatureSpec, LevelSpec
 
@@ -78,9 +79,11 @@ def one_repeat(neck: NASFPN, maps: list[Tensor]) -> list[Tensor]:
     return [node7, node8, node9, node11, node10]
 
 
-def make_neck(spec: FeatureSpec = SPEC, **changes: Any) -> NASFPN:
-    values = {"channels": 8, "repeats": 2, "norm": "batch", "activation": "relu"}
-    return NASFPN(spec, **({"separable": False} | values | changes))
+def make_neck(
+    spec: FeatureSpec = SPEC, *, channels: int = 8, repeats: int = 2, **changes: Any
+) -> NASFPN:
+    style = LayerStyle(**({"norm": "batch", "activation": "relu"} | changes))
+    return NASFPN(spec, channels=channels, repeats=repeats, style=style)
 
 
 @pytest.mark.parametrize(("height", "width"), [(128, 256), (8 * 9, 8 * 13), (8 * 17, 8 * 1)])

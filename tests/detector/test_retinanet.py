@@ -13,7 +13,7 @@ from torchvision.ops import box_iou
 from cachedet.config.detector import RetinaNetConfig
 from cachedet.detector.boxes import apply_deltas, encode_deltas
 from cachedet.detector.build import build_detector
-from cachedet.detector.matching import BACKGROUND, IGNORED, match_boxes, pad_ground_truth
+from cachedet.detector.matching import BACKGROUND, IGNORED, MatchRule, match_boxes, pad_ground_truth
 from cachedet.detector.retinanet import RetinaNet
 from cachedet.errors import ConfigError
 from cachedet.structures import Features, FeatureSpec, LevelSpec, Targets
@@ -35,13 +35,8 @@ def make_detector(**changes: object) -> RetinaNet:
 
 
 def matched_of(anchors: Tensor, targets: list[Targets]) -> Tensor:
-    return match_boxes(
-        anchors,
-        pad_ground_truth(targets),
-        foreground_iou=0.5,
-        background_iou=0.5,
-        allow_low_quality="one",
-    )
+    rule = MatchRule(foreground_iou=0.5, background_iou=0.5, allow_low_quality="one")
+    return match_boxes(anchors, pad_ground_truth(targets), rule)
 
 
 def make_batch() -> tuple[Features, list[Targets]]:

@@ -6,19 +6,25 @@ import pytest
 import torch
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
+from cachedet.config.detector import Norm
+from cachedet.detector.layers import LayerStyle
 from cachedet.detector.roi_head import RoIHead, class_deltas
 
 
-def make_head(**changes: Any) -> RoIHead:
+def make_head(style: LayerStyle, **changes: Any) -> RoIHead:
     towers = {"num_convs": 4, "conv_channels": 256, "num_fcs": 2, "fc_channels": 1024}
-    looks = {"norm": "batch", "activation": "relu", "separable": False, "class_agnostic": False}
-    return RoIHead(**(towers | looks | changes))
+    return RoIHead(style=style, **(towers | {"class_agnostic": False} | changes))
 
 
 def test_equals_torchvisions_light_head_on_the_same_weights() -> None:
     """Two fully connected layers; torchvision counts the background first, we count it last."""
     ours = make_head(
-        in_channels=5, resolution=7, num_classes=3, num_convs=0, fc_channels=12, norm="none"
+        LayerStyle(norm="none", activation="relu"),
+        in_channels=5,
+        resolution=7,
+        num_classes=3,
+        num_convs=0,
+        fc_channels=12,
     )
     mlp, predictor = TwoMLPHead(5 * 49, 12), FastRCNNPredictor(12, 4)
     mlp.fc6.load_state_dict(ours.fcs[0].linear.state_dict())
@@ -37,8 +43,9 @@ def test_equals_torchvisions_light_head_on_the_same_weights() -> None:
 
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
 @pytest.mark.parametrize("rois", [0, 1, 5])
-def test_any_number_of_rois(norm: str, rois: int) -> None:
+def test_any_number_of_rois(norm: Norm, rois: int) -> None:
     head = make_head(
+        LayerStyle(norm=norm, activation="silu", separable=True),
         in_channels=4,
         resolution=3,
         num_classes=2,
@@ -46,9 +53,6 @@ def test_any_number_of_rois(norm: str, rois: int) -> None:
         num_convs=2,
         conv_channels=8,
         fc_channels=8,
-        norm=norm,
-        activation="silu",
-        separable=True,
     )
     logits, deltas = head(torch.randn(rois, 4, 3, 3))
     assert logits.shape == (rois, 3)
@@ -59,7 +63,8 @@ def test_any_number_of_rois(norm: str, rois: int) -> None:
 
 def test_paper_size() -> None:
     """PAPER 2.5: each cascade stage owns 16.36 M parameters."""
-    head = make_head(in_channels=256, resolution=7, num_classes=90, class_agnostic=True)
+    style = LayerStyle(norm="batch", activation="relu")
+    head = make_head(style, in_channels=256, resolution=7, num_classes=90, class_agnostic=True)
     assert sum(p.numel() for p in head.parameters()) == pytest.approx(16.36e6, rel=1e-3)
 
 

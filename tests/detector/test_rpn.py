@@ -9,11 +9,13 @@ from torchvision.models.detection.rpn import RPNHead as TorchvisionHead
 
 from cachedet.detector.anchors import AnchorGenerator
 from cachedet.detector.boxes import encode_deltas
-from cachedet.detector.matching import match_boxes, pad_ground_truth
+from cachedet.detector.layers import LayerStyle
+from cachedet.detector.matching import MatchRule, match_boxes, pad_ground_truth
 from cachedet.detector.rpn import RPN, ProposalCounts, RPNHead
 from cachedet.structures import Features, Targets
 
 STRIDES = (8, 16)
+RULE = MatchRule(foreground_iou=0.7, background_iou=0.3, allow_low_quality="one")
 
 
 def make_rpn(**changes: object) -> RPN:
@@ -23,12 +25,12 @@ def make_rpn(**changes: object) -> RPN:
     )
     head = RPNHead(
         in_channels=6, channels=6, num_levels=2, num_anchors=anchors.num_anchors, num_convs=1,
-        norm="none", activation="relu", separable=False,
+        style=LayerStyle(norm="none", activation="relu"),
     )  # fmt: skip
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     values = {
-        "foreground_iou": 0.7, "background_iou": 0.3, "allow_low_quality": "one", "samples": 256,
+        "match_rule": RULE, "samples": 256,
         "positive_fraction": 0.5, "class_weight": 0.5, "huber_delta": 1 / 9, "box_weight": 1.0,
         "nms_iou": 0.7, "train_counts": ProposalCounts(pre_nms=2000, post_nms=1000),
         "test_counts": ProposalCounts(pre_nms=1000, post_nms=1000),
@@ -92,9 +94,7 @@ def test_a_weighted_box_loss_is_torchs_smooth_l1() -> None:
     pyramid, ground_truth = make_pyramid(), pad_ground_truth(make_targets())
     output = rpn(pyramid)
     anchors = rpn.anchors(pyramid)
-    matched = match_boxes(
-        anchors, ground_truth, foreground_iou=0.7, background_iou=0.3, allow_low_quality="one"
-    )
+    matched = match_boxes(anchors, ground_truth, RULE)
     image, place = (matched >= 0).nonzero(as_tuple=True)
     wanted = encode_deltas(ground_truth.boxes[image, matched[image, place]], anchors[place])
     deltas = torch.cat(output.deltas, dim=1)[image, place]
@@ -108,9 +108,7 @@ def test_losses_by_plain_loops_where_every_anchor_is_sampled() -> None:
     output = rpn(pyramid)
     losses = rpn.losses(output, pyramid, ground_truth)
     anchors = rpn.anchors(pyramid)
-    matched = match_boxes(
-        anchors, ground_truth, foreground_iou=0.7, background_iou=0.3, allow_low_quality="one"
-    )
+    matched = match_boxes(anchors, ground_truth, RULE)
     logits, deltas = torch.cat(output.logits, dim=1), torch.cat(output.deltas, dim=1)
     class_sum, box_sum, positives = 0.0, 0.0, 0
     for n in range(2):

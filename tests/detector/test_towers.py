@@ -3,13 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cachedet.detector.layers import LayerStyle
 from cachedet.detector.towers import Tower, per_anchor
 
 
-def make_tower(**changes: object) -> Tower:
+def make_tower(*, separable: bool = False, **changes: object) -> Tower:
     values = {"in_channels": 4, "channels": 8, "num_levels": 3, "num_convs": 2}
-    looks = {"norm": "batch", "activation": "relu", "separable": False}
-    return Tower(**(values | looks | changes))  # type: ignore[arg-type]
+    style = LayerStyle(norm="batch", activation="relu", separable=separable)
+    return Tower(style=style, **(values | changes))  # type: ignore[arg-type]
 
 
 def test_levels_share_convolutions_but_not_norms() -> None:
