@@ -49,7 +49,7 @@ class ComparisonConfig:
     """What is compared: every config with each mode and seed."""
 
     heads: Mapping[str, TrainConfig]  # configs by name
-    train: ExtractConfig  # into a store in the comparison's folder, as `val`
+    train: ExtractConfig  # its store lies in the comparison's folder, as that of `val`
     val: ExtractConfig
     out: Path  # the comparison's folder
     modes: Sequence[Mode] = MODES

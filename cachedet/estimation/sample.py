@@ -11,15 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedet.config.run import ClassBalancedConfig, RepeatFactorConfig, TrainConfig
+from cachedet.config.run import TrainConfig
 from cachedet.data.views import View, padded_size
-from cachedet.loading.sampling import (
-    Sampler,
-    make_class_balanced_sampler,
-    make_repeat_factor_sampler,
-    plan_epoch,
-    resolve_views,
-)
+from cachedet.loading.sampling import make_sampler, plan_epoch, resolve_views
 from cachedet.structures import Annotations, SizeHW
 
 _BATCHES = 8  # that stand for an epoch
@@ -121,7 +115,7 @@ def epoch_batches(
         batch_size=config.schedule.batch_size,
         seed=config.seed,
         epoch=0,
-        sampler=_make_sampler(config, annotations),
+        sampler=make_sampler(config.sampling, annotations),
         probabilities=tuple(probabilities.values()),
     )
     batches = [
@@ -180,14 +174,6 @@ def keys_like(
     )
     keys = held[bucket][(start + np.arange(shape.images)) % len(held[bucket])]
     return keys, BatchShape(bucket=bucket, images=shape.images)
-
-
-def _make_sampler(config: TrainConfig, annotations: Annotations) -> Sampler | None:
-    sampling = config.sampling
-    if isinstance(sampling, RepeatFactorConfig):
-        return make_repeat_factor_sampler(annotations, threshold=sampling.threshold)
-    is_balanced = isinstance(sampling, ClassBalancedConfig)
-    return make_class_balanced_sampler(annotations) if is_balanced else None
 
 
 def _as_size(size: NDArray[np.int64]) -> SizeHW:
