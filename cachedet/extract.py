@@ -147,18 +147,12 @@ def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractRe
     rank = find_rank(config.rank, config.world_size)
     dataset = read_coco(annotations=config.annotations, images=config.images)
     device = choose_device(config.device)
-    backbone = (
-        network.to(device)
-        if network is not None
-        else load_backbone(
-            config.backbone,
-            weights=config.weights,
-            levels=config.levels,
-            image_size=config.image_size,
-            device=device,
-        )
+    network = network or load_backbone(
+        config.backbone, weights=config.weights, levels=config.levels, image_size=config.image_size
     )
-    scan = _scan(dataset, config)
+    backbone = network.to(device)
+    with StageProgress("check images", total=len(dataset.annotations), unit="images") as progress:
+        scan = scan_images(dataset, workers=config.workers, on_progress=progress.advance)
     kept, skipped = _split_bad(dataset, scan, on_bad_image=config.on_bad_image)
     annotations = dataset.annotations.keep_rows(kept)
     contents = scan.contents[kept]
@@ -172,14 +166,13 @@ def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractRe
         pad_multiple=backbone.spec.pad_multiple,
         preprocessing=backbone.preprocessing,
     )
+
+    def fit(codec: Codec) -> Codec:
+        learns_from = _held_manifest(config.store) or manifest  # a store under repair: its own view
+        return fit_codec(codec, loader, backbone, view=learns_from.views[0])
+
     writer = StoreWriter.open(
-        config.store,
-        manifest=manifest,
-        annotations=annotations,
-        contents=contents,
-        fit=lambda codec: fit_codec(
-            codec, loader, backbone, view=_first_view(config.store, manifest)
-        ),
+        config.store, manifest=manifest, annotations=annotations, contents=contents, fit=fit
     )
     started = time.perf_counter()
     clock, blocks_written = _write_blocks(writer, loader, backbone, config, rank)
@@ -224,11 +217,6 @@ def default_views(store: Path) -> str:
     return TRAINING_VIEWS if held is None else ",".join(held.views)
 
 
-def _first_view(store: Path, asked: Manifest) -> str:
-    """The view a codec learns from: of a store that is repaired its own first one."""
-    return (_held_manifest(store) or asked).views[0]
-
-
 def _held_manifest(store: Path) -> Manifest | None:
     """None where there is no store yet. Raises StoreError where it is damaged."""
     return load_manifest(LocalFiles(store)) if (store / MANIFEST).exists() else None
@@ -237,12 +225,6 @@ def _held_manifest(store: Path) -> Manifest | None:
 def default_workers() -> int:
     """Decoding threads for this machine."""
     return max(1, min(16, usable_cores() or 4))
-
-
-def _scan(dataset: CocoDataset, config: ExtractConfig) -> Scan:
-    """Read every image once, before anything is written: content hashes and all bad files."""
-    with StageProgress("check images", total=len(dataset.annotations), unit="images") as progress:
-        return scan_images(dataset, workers=config.workers, on_progress=progress.advance)
 
 
 def _split_bad(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from cachedet.distributed.collective import from_first, is_first, rank, world_si
 from cachedet.distributed.data_parallel import find_launch, joined_ranks
 from cachedet.errors import ConfigError
 from cachedet.evaluation.inference import detect_store
-from cachedet.evaluation.metrics import CocoScores, score_detections
+from cachedet.evaluation.metrics import score_detections
 from cachedet.evaluation.plots import plot_training
 from cachedet.loading.loader import FeatureLoader, make_run_loader
 from cachedet.store.reader import FeatureStore
@@ -132,11 +132,13 @@ def _train_together(
     views = from_first(lambda: pin_views(config, store, folder, goes_on=goes_on))
     config = config.model_copy(update={"views": views})
     store.require_complete(tuple(views))
-    validation = _open_complete(val_store, views=["base"]) if val_store else None
+    validation = FeatureStore.open(val_store) if val_store else None
+    if validation is not None:
+        validation.require_complete(["base"])
     require_fit(config, store, validation)
     torch.manual_seed(config.seed)
     loader = make_run_loader(config, store, rank=rank(), world_size=world_size())
-    total_steps = _count_steps(loader, config)
+    total_steps = sum(_steps_of(loader, config, epoch) for epoch in range(config.schedule.epochs))
     trainer = make_trainer(
         config, manifest=store.manifest, total_steps=total_steps, detector=detector
     )
@@ -182,49 +184,26 @@ def note_detector(detector: nn.Module, config: TrainConfig) -> CustomDetectorCon
     )
 
 
-def validate(
-    detector: nn.Module,
-    config: TrainConfig,
-    store: FeatureStore,
-    *,
-    device: torch.device,
-    on_progress: Callable[[int], None] | None = None,
-) -> CocoScores:
-    """COCO figures of the detector on every image of `store`; always computed in float32."""
-    detections = detect_store(
-        detector,
-        store,
-        levels=choose_levels(config.detector, store.manifest.spec).names,
-        batch_size=EvalConfig().batch_size,
-        device=device,
-        on_progress=on_progress,
-    )
-    return score_detections(store.annotations, detections)
-
-
 def _make_validator(
     config: TrainConfig, store: FeatureStore | None, *, device: torch.device
 ) -> Validator | None:
+    """Computes COCO figures of a detector on every image of `store`, always in float32."""
     if store is None:
         return None
 
     def score(detector: nn.Module, between_batches: Callable[[], None]) -> dict[str, float]:
-        scores = validate(
-            detector, config, store, device=device, on_progress=lambda _: between_batches()
+        detections = detect_store(
+            detector,
+            store,
+            levels=choose_levels(config.detector, store.manifest.spec).names,
+            batch_size=EvalConfig().batch_size,
+            device=device,
+            on_progress=lambda _: between_batches(),
         )
+        scores = score_detections(store.annotations, detections)
         return {name: getattr(scores, name) for name in VALIDATED}
 
     return score
-
-
-def _open_complete(path: Path | str, *, views: Sequence[str]) -> FeatureStore:
-    store = FeatureStore.open(path)
-    store.require_complete(views)
-    return store
-
-
-def _count_steps(loader: FeatureLoader, config: TrainConfig) -> int:
-    return sum(_steps_of(loader, config, epoch) for epoch in range(config.schedule.epochs))
 
 
 def _steps_of(loader: FeatureLoader, config: TrainConfig, epoch: int) -> int:

@@ -85,9 +85,12 @@ def crop(
     """
     if not is_drawn(probability, draws.of_batch):
         return batch
-    size_rs = _draw_window_size(grid.shape_of(batch.features), least, draws.of_batch)
+    rows, columns = (
+        draw_number(max(1, math.ceil(least * side)), side, draws.of_batch)
+        for side in grid.shape_of(batch.features)
+    )
     regions = [
-        _draw_region(size_rs, grid.touched(targets.size_hw), draws.of_image(image))
+        _draw_region((rows, columns), grid.touched(targets.size_hw), draws.of_image(image))
         for image, targets in enumerate(batch.targets)
     ]
     features = {
@@ -144,13 +147,6 @@ def _draw_shift(side: int, *, touched: int, most: float, generator: torch.Genera
     """Grid cells along one side; at least one cell that holds something stays."""
     farthest = max(1, math.floor(most * side))
     return draw_number(-min(farthest, touched - 1), min(farthest, side - 1), generator)
-
-
-def _draw_window_size(shape_rs: SizeHW, least: float, generator: torch.Generator) -> SizeHW:
-    rows, columns = (
-        draw_number(max(1, math.ceil(least * side)), side, generator) for side in shape_rs
-    )
-    return rows, columns
 
 
 def _draw_region(size_rs: SizeHW, within_rs: SizeHW, generator: torch.Generator) -> Region:

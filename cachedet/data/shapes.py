@@ -134,54 +134,40 @@ def _object_mask(rng: np.random.Generator, label: int, height: int, width: int) 
     )
     angle = rng.uniform(-0.35, 0.35)
     stretch = rng.uniform(0.85, 1.0)
+    cos, sin = math.cos(angle), math.sin(angle)
+    radius = reach * _OVERSAMPLING
     big = Image.new("L", (width * _OVERSAMPLING, height * _OVERSAMPLING), 0)
     pen = ImageDraw.Draw(big)
     for points, value in _outlines(label):
-        placed = [_place(point, center, reach * _OVERSAMPLING, angle, stretch) for point in points]
+        placed = [
+            (
+                center[0] * _OVERSAMPLING + radius * (x * stretch * cos - y * sin),
+                center[1] * _OVERSAMPLING + radius * (x * stretch * sin + y * cos),
+            )
+            for x, y in points
+        ]
         pen.polygon(placed, fill=value)
     small = big.resize((width, height), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.float64) / 255
 
 
-def _place(
-    point: tuple[float, float],
-    center: tuple[float, float],
-    reach: float,
-    angle: float,
-    stretch: float,
-) -> tuple[float, float]:
-    """A point of the unit square -1..1 on the oversampled canvas."""
-    x, y = point[0] * stretch, point[1]
-    cos, sin = math.cos(angle), math.sin(angle)
-    return (
-        center[0] * _OVERSAMPLING + reach * (x * cos - y * sin),
-        center[1] * _OVERSAMPLING + reach * (x * sin + y * cos),
-    )
-
-
 def _outlines(label: int) -> list[tuple[Points, int]]:
     """Polygons of a class in the square -1..1, to be filled (255) or cut out (0) in order."""
-    cut_outs = {
-        "ring": (_circle(1.0), _circle(0.55)),
-        "crescent": (_circle(1.0), [(x + 0.55, y) for x, y in _circle(0.85)]),
-    }
-    name = CLASS_NAMES[label]
-    if name in cut_outs:
-        outer, inner = cut_outs[name]
-        return [(outer, 255), (inner, 0)]
-    solids: dict[str, Points] = {
-        "disc": _circle(1.0),
-        "square": [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
-        "triangle": [(0, -1), (0.95, 0.8), (-0.95, 0.8)],
-        "star": _around([1.0, 0.42] * 5, first_angle=-math.pi / 2),
-        "cross": _cross(0.32),
-        "hexagon": _circle(1.0, corners=6),
-        "heart": _heart(),
-        "arrow": [
+    outlines: dict[str, list[Points]] = {
+        "disc": [_circle(1.0)],
+        "square": [[(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)]],
+        "triangle": [[(0, -1), (0.95, 0.8), (-0.95, 0.8)]],
+        "star": [_around([1.0, 0.42] * 5, first_angle=-math.pi / 2)],
+        "ring": [_circle(1.0), _circle(0.55)],
+        "cross": [_cross(0.32)],
+        "hexagon": [_circle(1.0, corners=6)],
+        "heart": [_heart()],
+        "arrow": [[
             (-1, -0.25), (0.15, -0.25), (0.15, -0.7), (1, 0), (0.15, 0.7), (0.15, 0.25), (-1, 0.25),
-        ],
+        ]],
+        "crescent": [_circle(1.0), [(x + 0.55, y) for x, y in _circle(0.85)]],
     }  # fmt: skip
-    return [(solids[name], 255)]
+    return list(zip(outlines[CLASS_NAMES[label]], (255, 0), strict=False))
 
 
 def _circle(radius: float, corners: int = 48) -> Points:

@@ -42,6 +42,7 @@ _NAME = re.compile(
 )
 _KNOWN = ("base", "hflip", "scale=<f>", "crop=<K>", "jitter=<K>[:<low>-<high>]")
 _STREAMS = {"crop": 1, "jitter": 3}  # each family has random numbers of its own
+_NOT_DRAWN = (0.0, 1.0, 0.0, 0.0)  # of other families, in place of those
 # From one jitter to the next, of 2^64: the golden ratio's fraction for the factor, a half for the
 # mirror, those of the plastic number for the window. Any few draws in a row are far apart.
 _STEPS = (0x9E3779B97F4A7C15, 1 << 63, 0xC13FA9A902A6328F, 0x91E10DA5C79E7B1C)
@@ -123,16 +124,23 @@ def make_geometry(
     padded_hw = padded_size(
         view, image_hw=image_hw, image_size=image_size, pad_multiple=pad_multiple
     )
-    if view.family in ("crop", "jitter"):
-        return _drawn_geometry(view, image_hw, image_id, image_size, padded_hw)
-    scaled_hw = _scaled(image_hw, image_size * view.scales[0])
+    at, mirror, at_y, at_x = _uniform(view, image_id) if view.family in _STREAMS else _NOT_DRAWN
+    low, high = CROP_SIDES if view.family == "crop" else view.scales
+    drawn = low + (high - low) * at
+    if view.family == "crop":  # `drawn` is the share of the image that fills the base view
+        scale, room_hw = 1 / drawn, _scaled(image_hw, image_size)
+    else:
+        scale, room_hw = drawn, padded_hw
+    scaled_hw = _scaled(image_hw, image_size * scale)
+    valid_hw = min(scaled_hw[0], room_hw[0]), min(scaled_hw[1], room_hw[1])
+    rest_y, rest_x = scaled_hw[0] - valid_hw[0], scaled_hw[1] - valid_hw[1]
     return Geometry(
         image_hw=image_hw,
         scaled_hw=scaled_hw,
-        offset_yx=(0, 0),
-        valid_hw=scaled_hw,
+        offset_yx=(int(at_y * (rest_y + 1)), int(at_x * (rest_x + 1))),
+        valid_hw=valid_hw,
         padded_hw=padded_hw,
-        flip=view.family == "hflip",
+        flip=view.family == "hflip" or (view.family == "jitter" and mirror < 0.5),
     )
 
 
@@ -178,32 +186,8 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def _drawn_geometry(
-    view: View, image_hw: SizeHW, image_id: int, image_size: int, padded_hw: SizeHW
-) -> Geometry:
-    """One draw of `crop` or `jitter`: a factor, a flip and where the window lies."""
-    at, mirror, at_y, at_x = _uniform(view, image_id)
-    low, high = CROP_SIDES if view.family == "crop" else view.scales
-    drawn = low + (high - low) * at
-    if view.family == "crop":
-        scale, room_hw = 1 / drawn, _scaled(image_hw, image_size)
-    else:
-        scale, room_hw = drawn, padded_hw
-    scaled_hw = _scaled(image_hw, image_size * scale)
-    valid_hw = min(scaled_hw[0], room_hw[0]), min(scaled_hw[1], room_hw[1])
-    rest_y, rest_x = scaled_hw[0] - valid_hw[0], scaled_hw[1] - valid_hw[1]
-    return Geometry(
-        image_hw=image_hw,
-        scaled_hw=scaled_hw,
-        offset_yx=(int(at_y * (rest_y + 1)), int(at_x * (rest_x + 1))),
-        valid_hw=valid_hw,
-        padded_hw=padded_hw,
-        flip=view.family == "jitter" and mirror < 0.5,
-    )
-
-
 def _uniform(view: View, image_id: int) -> list[float]:
-    """Four numbers in [0, 1) that depend on the view and the image alone.
+    """A factor, a flip and where the window lies: four numbers in [0, 1), of view and image alone.
 
     Geometries are not stored, so this must be the same for ever: numpy keeps SeedSequence and the
     raw output of PCG64, but not what its Generator makes of it (NEP 19).

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,7 +21,6 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cachedet.augmentation.draws import RandomDraws
 from cachedet.augmentation.steps import Augment, make_augment
@@ -82,15 +81,12 @@ class PrefetchStream:
         if prefetched.event is not None and self._stream is not None:
             current = torch.cuda.current_stream(self._stream.device)
             current.wait_event(prefetched.event)
-            for tensor in _tensors_of(prefetched.batch):
+            tensors = list(prefetched.batch.features.values())
+            for targets in prefetched.batch.targets:
+                tensors += (targets.boxes, targets.labels, targets.crowd)
+            for tensor in tensors:
                 tensor.record_stream(current)  # else its memory could be used again too early
         return prefetched.batch
-
-
-def _tensors_of(batch: Batch) -> Iterator[Tensor]:
-    yield from batch.features.values()
-    for targets in batch.targets:
-        yield from (targets.boxes, targets.labels, targets.crowd)
 
 
 _log = logging.getLogger("cachedet.loading")
@@ -106,17 +102,14 @@ class BatchLoader(Protocol):
 
     def plan(self, epoch: int) -> list[NDArray[np.int64]]:
         """The global batches of `epoch` as (view index, row) pairs."""
-        ...
 
     def epoch(
         self, epoch: int, *, skip: int = 0, until: int | None = None
     ) -> Generator[Batch, None, None]:
         """Each batch of `epoch` from number `skip` on, then those of the epochs before `until`."""
-        ...
 
     def read_ahead(self, planned: Iterable[PlannedBatch]) -> Generator[Batch, None, None]:
         """Each batch in turn; closing ends the reading."""
-        ...
 
 
 class FeatureLoader:
@@ -187,7 +180,8 @@ class FeatureLoader:
             for keys, epoch, number in planned:
                 indices = indices_of_rank(len(keys), rank=self._rank, world_size=self._world_size)
                 share = keys[indices]
-                nbytes = self._decoded_nbytes(share)
+                view, row = share[0]
+                nbytes = len(share) * self._nbytes[int(self._buckets[view, row])]
                 while _is_enough(waiting, nbytes):
                     yield stream.take(waiting.popleft()[1].result())
                 draws = RandomDraws((self._seed, epoch, number), indices=indices)
@@ -211,10 +205,6 @@ class FeatureLoader:
         if self._augment is not None:
             batch = self._augment(batch, draws)
         return replace(batch.to(self._device), others=others)
-
-    def _decoded_nbytes(self, keys: NDArray[np.int64]) -> int:
-        view, row = keys[0]
-        return len(keys) * self._nbytes[int(self._buckets[view, row])]
 
 
 def make_loader(

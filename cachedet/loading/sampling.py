@@ -26,7 +26,6 @@ class Sampler(Protocol):
 
     def draw(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """(D,) rows in the order they are shown; a row may come more than once."""
-        ...
 
 
 def make_sampler(config: SamplingConfig, annotations: Annotations) -> Sampler | None:

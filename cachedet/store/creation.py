@@ -33,7 +33,7 @@ from cachedet.store.files.names import ANNOTATIONS, CODEC_STATE, COMMITS, LEASES
 from cachedet.store.files.owner import Owner
 from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.annotations import load_annotations
-from cachedet.store.format.layout import make_metadata, metadata_digest, metadata_keys
+from cachedet.store.format.layout import Layout, make_metadata, metadata_digest, metadata_keys
 from cachedet.store.format.manifest import (
     Manifest,
     annotation_arrays,
@@ -119,7 +119,7 @@ def _make_files(root: Path, inputs: StoreInputs) -> dict[str, bytes]:
     codec = make_codec(manifest.codec)
     if codec.needs_fit:
         codec = inputs.fit(codec)
-    layout = manifest.layout(codec)
+    layout = Layout(spec=manifest.spec, codec=codec)
     require_space(root, layout.least_nbytes(blocks))
     files = make_metadata(blocks=blocks, layout=layout, block_size=manifest.block_size)
     decided = replace(

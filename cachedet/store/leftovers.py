@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cachedet.store.files.durable import TEMPORARY_SUFFIX
 from cachedet.store.files.names import COMMITS, LEASES
-from cachedet.store.files.owner import Life, Owner
+from cachedet.store.files.owner import Life, life_of
 from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.layout import Block, Layout
 
@@ -47,8 +47,7 @@ def spent_leftovers(root: Path, committed: Iterable[Block], layout: Layout) -> l
 
 def is_dead(text: str) -> bool:
     """Whether the writer named in `text` ran on this machine and is dead."""
-    owner = Owner.parse(text)
-    return owner is not None and owner.life() is Life.DEAD
+    return life_of(text) is Life.DEAD
 
 
 def walk_files(root: Path, folders: Iterable[str]) -> Iterator[Path]:
@@ -81,5 +80,4 @@ def _life_of(path: Path) -> Life:
             text = LocalFiles(path.parent).read(path.name).decode(errors="replace")
         except OSError:
             text = ""
-    owner = Owner.parse(text)
-    return Life.UNKNOWN if owner is None else owner.life()
+    return life_of(text)

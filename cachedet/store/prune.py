@@ -65,9 +65,7 @@ def prune_store(
     Nobody commits while it looks and removes, and what a living writer works on is never touched:
     it may run beside any number of writers, and be killed and run again.
 
-    Raises:
-        StoreError: the store cannot be opened, or may not be written.
-        InputError: an unknown view.
+    Raises StoreError where the store cannot be opened or written, InputError on an unknown view.
     """
     source = LocalFiles(root)
     plan = StorePlan.load(source)

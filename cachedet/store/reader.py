@@ -80,12 +80,7 @@ class FeatureStore:
 
     @classmethod
     def open(cls, location: Path | str | Store) -> FeatureStore:
-        """Open a store for reading: a folder, a URL for fsspec, or a zarr storage object.
-
-        Raises:
-            StoreError: no store there, another format, or damaged metadata.
-            CorruptBlockError: a damaged commit record.
-        """
+        """Open a store for reading; takes and raises what `open_store` does."""
         plan = StorePlan.load(open_source(location))
         plan.require_metadata()
         return cls(plan)
@@ -190,13 +185,10 @@ class FeatureStore:
         )
 
     def read_encoded(self, keys: Sequence[Key], *, out: EncodedFeatures) -> None:
-        """Fill buffers with the stored parts of images of one bucket.
+        """Fill buffers of `make_buffers` with the stored parts of images of one bucket.
 
-        Args:
-            keys: (row, view) of each image.
-            out: of `make_buffers`, for as many images; after an exception it holds anything.
-
-        Raises what `read` raises, and ValueError where the buffers are for other images.
+        Raises what `read` raises, and ValueError where the buffers are for other images; after an
+        exception they hold anything.
         """
         if len(keys) != out.count:  # else the rest would be older images
             raise ValueError(f"the buffers are for {out.count} images, {len(keys)} are read")

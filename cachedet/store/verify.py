@@ -67,10 +67,7 @@ class VerifyReport:
 
 
 def verify_store(
-    root: Path,
-    *,
-    deep: bool,
-    on_progress: Callable[[int, int], None] | None = None,
+    root: Path, *, deep: bool, on_progress: Callable[[int, int], None] | None = None
 ) -> VerifyReport:
     """Compare every block with its commit record: lengths, and with `deep` every byte.
 

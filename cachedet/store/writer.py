@@ -54,19 +54,13 @@ class PackedImages:
 
 
 class StoreWriter:
-    """Writes blocks of features into a new store or one that was interrupted.
-
-    Attributes:
-        manifest: what the finished store holds.
-        blocks: every block the finished store has.
-        nbytes_written: bytes of the shards written so far by this writer.
-    """
+    """Writes blocks of features into a new store or one that was interrupted."""
 
     def __init__(self, root: Path, plan: StorePlan) -> None:
         self.root = root
         self.manifest = plan.manifest
-        self.blocks = plan.blocks
-        self.nbytes_written = 0
+        self.blocks = plan.blocks  # all that the finished store has
+        self.nbytes_written = 0  # of shards, by this writer
         self._plan = plan
 
     @classmethod
@@ -76,17 +70,10 @@ class StoreWriter:
         *,
         manifest: Manifest,
         annotations: Annotations,
-        contents: NDArray[np.uint64],
+        contents: NDArray[np.uint64],  # (N,) hash of each image file, to notice changed ones
         fit: Fit,
     ) -> StoreWriter:
         """Create the store, or continue one made from the same inputs, with more views or not.
-
-        Args:
-            root: folder of the store.
-            manifest: what it is to hold.
-            annotations: kept inside the store.
-            contents: (N,) content hash of each image file, to notice changed images.
-            fit: gives the codec what it must learn from a sample; called for a new store.
 
         Raises:
             StoreMismatchError: it holds features of other inputs; names each differing field.
@@ -123,21 +110,18 @@ class StoreWriter:
         return self.commit(block, [self.encode(block, features)])
 
     def encode(self, block: Block, features: Features, *, start: int = 0) -> PackedImages:
-        """Encode images `start` and following of a block.
+        """Encode maps (n, C, h, w) by level, on any device, of images `start` and following.
 
-        Args:
-            block: one of `blocks`.
-            features: level -> (n, C, h, w) maps on any device, in the block's order.
-            start: slot of the first of them.
-
-        Raises:
-            CodecError: a value cannot be represented; names the image.
-            StoreError: wrong shapes.
+        Raises CodecError that names the image where a value cannot be represented, StoreError on
+        wrong shapes.
         """
         count = len(next(iter(features.values())))
         rows = block.rows[start : start + count]
         shapes = self.manifest.spec.map_shapes(block.bucket)
-        _require_shapes(block, features, {k: (len(rows), *shape) for k, shape in shapes.items()})
+        expected = {level: (len(rows), *shape) for level, shape in shapes.items()}
+        given = {level: tuple(maps.shape) for level, maps in features.items()}
+        if given != expected:
+            raise StoreError(f"block {block.name}: expected maps {expected}, got {given}")
         images = [self._plan.annotations.file_names[row] for row in rows]
         chunks: dict[str, list[Packed]] = {}
         quality = {}
@@ -221,12 +205,6 @@ class StoreWriter:
                 sync_directory(folder)
         write_durably(record_path, record.to_bytes())
         (self.root / withdrawn_key(block)).unlink(missing_ok=True)
-
-
-def _require_shapes(block: Block, features: Features, expected: dict[str, tuple[int, ...]]) -> None:
-    shapes = {level: tuple(maps.shape) for level, maps in features.items()}
-    if shapes != expected:
-        raise StoreError(f"block {block.name}: expected maps {expected}, got {shapes}")
 
 
 def _measure(codec: Codec, maps: Tensor, encoded: Encoded, level: str, shape: Shape) -> Quality:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -82,34 +83,31 @@ class Encoded:
     saturated: int = 0  # values whose code was cut off at the end of its range
 
 
-class Codec(Protocol):
-    """What every codec can do."""
+@dataclass(frozen=True, kw_only=True)
+class Codec(ABC):
+    """What every codec can do; one that learns nothing from a sample leaves `fit` as it is."""
 
-    @property
-    def name(self) -> str: ...
+    name: str
+    state_names: ClassVar[tuple[str, ...]] = ()  # of each level's `{level}/{name}` in the state
 
     @property
     def needs_fit(self) -> bool:
         """Whether it must learn from a sample before it can encode."""
-        ...
-
-    @property
-    def state_names(self) -> tuple[str, ...]:
-        """What it keeps of each level: `{level}/{name}` in the state."""
-        ...
+        return bool(self.state_names)
 
     def fit(self, statistics: Mapping[str, LevelStatistics]) -> Codec:
         """The codec for features like these; a pure function of the statistics."""
-        ...
+        return self
 
+    @abstractmethod
     def parts(self, level: str, shape: Shape) -> tuple[Part, ...]:
         """The arrays it stores for a map of this shape."""
-        ...
 
+    @abstractmethod
     def encode(self, maps: Tensor, *, level: str, images: Sequence[str]) -> Encoded:
         """(n, C, h, w) floats on any device -> arrays. Raises CodecError naming the image."""
-        ...
 
+    @abstractmethod
     def decode(
         self, parts: Stored, *, level: str, shape: Shape, out: Tensor | None = None
     ) -> Tensor:
@@ -117,19 +115,18 @@ class Codec(Protocol):
 
         New ones, or `out` filled with them.
         """
-        ...
 
+    @abstractmethod
     def error_bound(self, maps: Tensor, *, level: str) -> Tensor:
         """Largest |decode(encode(x)) - x| of each value (without saturation), broadcastable."""
-        ...
 
     def state(self) -> State:
         """What `fit` learnt, kept inside the store."""
-        ...
+        return {}
 
     def with_state(self, state: State, *, spec: FeatureSpec) -> Codec:
         """The fitted codec. Raises StoreError where the state is not one of it for these levels."""
-        ...
+        return self
 
 
 def state_digest(state: State) -> str:

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cachedet.store.codecs.codec import (
+    Codec,
     Encoded,
     Part,
     Shape,
-    State,
     Stored,
     as_array,
     as_maps,
     refuse_values,
     require_finite,
 )
-from cachedet.store.codecs.statistics import LevelStatistics
-from cachedet.structures import FeatureSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class FloatCodec:
+class FloatCodec(Codec):
     """One part `values`. bf16 is stored as its bits in uint16: zarr 3.1 knows no bfloat16."""
 
-    name: str
     dtype: torch.dtype
     stored: str  # numpy and zarr name of what is stored
-    needs_fit: bool = False
-    state_names: tuple[str, ...] = ()
-
-    def fit(self, statistics: Mapping[str, LevelStatistics]) -> FloatCodec:
-        return self
 
     def parts(self, level: str, shape: Shape) -> tuple[Part, ...]:
         return (Part(name="values", dtype=self.stored, shape=shape, packing="crc32c"),)
@@ -62,12 +54,6 @@ class FloatCodec:
             return torch.zeros_like(maps)
         info = torch.finfo(self.dtype)
         return (maps.abs() * (info.eps / 2)).clamp(min=info.smallest_normal * info.eps / 2)
-
-    def state(self) -> State:
-        return {}
-
-    def with_state(self, state: State, *, spec: FeatureSpec) -> FloatCodec:
-        return self
 
 
 FLOAT_CODECS = {

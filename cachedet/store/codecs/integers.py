@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cachedet.store.codecs.codec import (
+    Codec,
     Encoded,
     Packing,
     Part,
@@ -38,7 +40,7 @@ _LARGEST = 1e38  # half a step beyond it a decoded value is still a float32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Int8Codec:
+class Int8Codec(Codec):
     """Per channel and image one scale: its largest magnitude over 127 (255 without negatives).
 
     `noise_floor` keeps the step of a channel from being finer than this share of the level's root
@@ -46,12 +48,10 @@ class Int8Codec:
     stored as uint8; a later negative value there is refused.
     """
 
-    name: str
+    state_names = ("nonnegative",)
     packing: Packing
     noise_floor: float
     nonnegative: Mapping[str, bool] = field(default_factory=dict)  # by level, from the sample
-    needs_fit: bool = True
-    state_names: tuple[str, ...] = ("nonnegative",)
 
     def fit(self, statistics: Mapping[str, LevelStatistics]) -> Int8Codec:
         return replace(self, nonnegative={k: s.minimum >= 0 for k, s in statistics.items()})
@@ -95,13 +95,9 @@ class Int8Codec:
         return {f"{k}/nonnegative": np.array(v) for k, v in sorted(self.nonnegative.items())}
 
     def with_state(self, state: State, *, spec: FeatureSpec) -> Int8Codec:
-        signs = {
-            level: take_state(
-                state, f"{level}/nonnegative", codec=self.name, dtype="bool", shape=()
-            )
-            for level in spec.names
-        }
-        return replace(self, nonnegative={level: bool(sign) for level, sign in signs.items()})
+        take = partial(take_state, state, codec=self.name, dtype="bool", shape=())
+        nonnegative = {level: bool(take(f"{level}/nonnegative")) for level in spec.names}
+        return replace(self, nonnegative=nonnegative)
 
     def _scale(self, exact: Tensor, peak: Tensor, level: str) -> Tensor:
         """(n, C)"""
@@ -116,16 +112,10 @@ class Int8Codec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Int4Codec:
+class Int4Codec(Codec):
     """Per 64 cells of a channel one fp16 scale; codes -7 to 7, two to a byte, lower half first."""
 
-    name: str
     packing: Packing
-    needs_fit: bool = False
-    state_names: tuple[str, ...] = ()
-
-    def fit(self, statistics: Mapping[str, LevelStatistics]) -> Int4Codec:
-        return self
 
     def parts(self, level: str, shape: Shape) -> tuple[Part, ...]:
         channels, height, width = shape
@@ -160,12 +150,6 @@ class Int4Codec:
         exact = maps.to(torch.float32)
         scale = _group_scale(exact).float()
         return _spread(scale, exact.shape) / 2 + exact.abs() * _ROUNDING + _TINY
-
-    def state(self) -> State:
-        return {}
-
-    def with_state(self, state: State, *, spec: FeatureSpec) -> Int4Codec:
-        return self
 
 
 def pack_nibbles(codes: Tensor) -> Tensor:

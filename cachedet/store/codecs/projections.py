@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from cachedet.errors import StoreError
 from cachedet.store.codecs.codec import (
+    Codec,
     Encoded,
     Part,
     Shape,
@@ -90,17 +92,12 @@ def make_projection(statistics: LevelStatistics, components: int) -> Projection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PcaCodec:
+class PcaCodec(Codec):
     """`pca<k>+int8`: the first k components, each as in `int8+zstd`."""
 
+    state_names = _PROJECTION
     components: int
     projections: Mapping[str, Projection] = field(default_factory=dict)
-    needs_fit: bool = True
-    state_names: tuple[str, ...] = _PROJECTION
-
-    @property
-    def name(self) -> str:
-        return f"pca{self.components}+int8"
 
     @property
     def _inner(self) -> Int8Codec:
@@ -148,23 +145,18 @@ class PcaCodec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SnrCodec:
+class SnrCodec(Codec):
     """`snr<dB>`: one step for all components, as coarse as that signal-to-noise ratio allows.
 
     With one shared step every component gets the bytes its variance is worth (reverse
     water-filling), and those below the noise get none. Codes that fit into four bits share bytes.
     """
 
+    state_names = (*_PROJECTION, "step", "wide")
     decibels: int
     projections: Mapping[str, Projection] = field(default_factory=dict)
     steps: Mapping[str, float] = field(default_factory=dict)
     wide: Mapping[str, int] = field(default_factory=dict)  # components that need eight bits
-    needs_fit: bool = True
-    state_names: tuple[str, ...] = (*_PROJECTION, "step", "wide")
-
-    @property
-    def name(self) -> str:
-        return f"snr{self.decibels}"
 
     def fit(self, statistics: Mapping[str, LevelStatistics]) -> SnrCodec:
         projections, steps, wide = {}, {}, {}
@@ -262,11 +254,11 @@ class SnrCodec:
 
     def with_state(self, state: State, *, spec: FeatureSpec) -> SnrCodec:
         projections = _load_projections(state, spec, codec=self.name)
+        take = partial(take_state, state, codec=self.name, shape=())
         steps, wide = {}, {}
         for level, projection in projections.items():
-            step = take_state(state, f"{level}/step", codec=self.name, dtype="float32", shape=())
-            bits = take_state(state, f"{level}/wide", codec=self.name, dtype="int64", shape=())
-            steps[level], wide[level] = float(step), int(bits)
+            steps[level] = float(take(f"{level}/step", dtype="float32"))
+            wide[level] = int(take(f"{level}/wide", dtype="int64"))
             kept = len(projection.basis)
             if not (steps[level] > 0 and 0 <= wide[level] <= kept):
                 raise StoreError(
@@ -303,9 +295,9 @@ def _length(maps: Tensor) -> Tensor:
 def parse_pca_codec(name: str) -> PcaCodec | SnrCodec | None:
     """`pca64+int8` or `snr12` as a codec that is not fitted yet; None for any other name."""
     if (match := re.fullmatch(r"pca([1-9]\d{0,4})\+int8", name)) is not None:
-        return PcaCodec(components=int(match[1]))
+        return PcaCodec(name=name, components=int(match[1]))
     if (match := re.fullmatch(r"snr(\d{1,2})", name)) is not None and int(match[1]) in SNR_RANGE:
-        return SnrCodec(decibels=int(match[1]))
+        return SnrCodec(name=f"snr{int(match[1])}", decibels=int(match[1]))
     return None
 
 
@@ -332,24 +324,19 @@ def _projection_state(projections: Mapping[str, Projection]) -> State:
 
 def _load_projections(state: State, spec: FeatureSpec, *, codec: str) -> dict[str, Projection]:
     """Raises StoreError, before anything is made of sizes that do not fit the levels."""
+    take = partial(take_state, state, codec=codec)
     projections = {}
     for level in spec:
         channels, key = level.channels, f"{level.name}/basis"
-        basis = take_state(state, key, codec=codec, dtype="float32", shape=(None, channels))
+        basis = take(key, dtype="float32", shape=(None, channels))
         if not 1 <= len(basis) <= channels:
             raise StoreError(
                 f"the state of codec {codec} has {len(basis)} components of {channels} channels in "
                 f"{key!r}"
             )
-        mean = take_state(
-            state, f"{level.name}/mean", codec=codec, dtype="float32", shape=(channels,)
-        )
-        explained = take_state(
-            state, f"{level.name}/explained", codec=codec, dtype="float64", shape=()
-        )
+        mean = take(f"{level.name}/mean", dtype="float32", shape=(channels,))
+        explained = take(f"{level.name}/explained", dtype="float64", shape=())
         projections[level.name] = Projection(
-            basis=torch.from_numpy(basis),
-            mean=torch.from_numpy(mean),
-            explained=float(explained),
+            basis=torch.from_numpy(basis), mean=torch.from_numpy(mean), explained=float(explained)
         )
     return projections

@@ -9,16 +9,11 @@ from cachedet.structures import Features
 
 
 class LevelStatistics:
-    """Running sums over the cells of one level, in float64.
-
-    Attributes:
-        count: cells seen.
-        minimum: the smallest value of any channel.
-    """
+    """Running sums over the cells of one level, in float64."""
 
     def __init__(self, channels: int) -> None:
-        self.count = 0
-        self.minimum = float("inf")
+        self.count = 0  # cells seen
+        self.minimum = float("inf")  # the smallest value of any channel
         self._sum = torch.zeros(channels, dtype=torch.float64)
         self._products = torch.zeros(channels, channels, dtype=torch.float64)
 

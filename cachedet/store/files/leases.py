@@ -15,11 +15,10 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 
 from cachedet.store.files.durable import cannot_write
 from cachedet.store.files.names import LEASES
-from cachedet.store.files.owner import Life, Owner
+from cachedet.store.files.owner import Life, Owner, life_of
 from cachedet.store.files.source import LocalFiles
 
 COMMIT_LOCK = f"{LEASES}/commit.lock"
@@ -33,22 +32,15 @@ except ImportError:  # Windows
 
 
 class LeaseBook:
-    """The leases of one writer in one store; a thread renews them while the book is open.
-
-    Args:
-        root: folder of the store.
-        owner: who takes the leases; this process by default.
-        patience: seconds without renewal after which another machine's lease counts as stale.
-        watch: this process's own clock, in seconds.
-    """
+    """The leases of one writer in one store; a thread renews them while the book is open."""
 
     def __init__(
         self,
         root: Path,
         *,
-        owner: Owner | None = None,
-        patience: float = PATIENCE_SECONDS,
-        watch: Callable[[], float] = time.monotonic,
+        owner: Owner | None = None,  # None: this process
+        patience: float = PATIENCE_SECONDS,  # without renewal makes another machine's lease stale
+        watch: Callable[[], float] = time.monotonic,  # this process's own clock, in seconds
     ) -> None:
         self._root = root
         self._folder = root / LEASES
@@ -70,12 +62,7 @@ class LeaseBook:
         self._renewer.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._closing.set()
         self._renewer.join()
         for block in list(self._held):
@@ -105,8 +92,7 @@ class LeaseBook:
             return Life.DEAD
         except OSError:  # watched like one that says nothing
             content = b""
-        owner = Owner.parse(content.decode(errors="replace"))
-        life = owner.life() if owner is not None else Life.UNKNOWN
+        life = life_of(content.decode(errors="replace"))
         if life is not Life.UNKNOWN:
             return life
         before, since = self._seen.setdefault(block, (content, self._watch()))

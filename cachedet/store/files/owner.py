@@ -90,6 +90,12 @@ class Owner:
         return Life.ALIVE if start is None or self.start in (0, start) else Life.DEAD
 
 
+def life_of(text: str) -> Life:
+    """Life of the owner named anywhere in `text`; unknown where none is."""
+    owner = Owner.parse(text)
+    return Life.UNKNOWN if owner is None else owner.life()
+
+
 def _host() -> str:
     """Host name, and the machine's own id where it has one: names are often given twice."""
     name = re.sub(r"[^\w.-]", "-", socket.gethostname())[:64] or "host"

@@ -36,7 +36,6 @@ class OpenFile(Protocol):
 
     def read_into(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """Fill the buffers, one after the other. Raises EOFError where the file ends before."""
-        ...
 
 
 class ByteSource(Protocol):
@@ -44,19 +43,15 @@ class ByteSource(Protocol):
 
     def describe(self, key: str) -> str:
         """The key as people can find it."""
-        ...
 
     def read(self, key: str) -> bytes:
         """A whole file of metadata. Raises OSError, also where it is larger than it can be."""
-        ...
 
     def names(self, folder: str) -> set[str]:
         """Names of the files in a folder; empty where there is none."""
-        ...
 
     def open(self, key: str) -> OpenFile:
         """Raises OSError."""
-        ...
 
 
 class LocalFiles:

@@ -43,15 +43,11 @@ def load_annotations(
     arrays = load_arrays(source, ANNOTATIONS, wanted=_ANNOTATION_ARRAYS, remedy=_REPAIR)
     try:
         _require_shapes(arrays)
+        names = arrays["file_names"].tobytes().decode()
+        plain = ("image_ids", "sizes_hw", "offsets", "boxes", "labels", "crowd", "areas")
         annotations = Annotations(
-            image_ids=arrays["image_ids"],
-            file_names=_names_from_bytes(arrays["file_names"]),
-            sizes_hw=arrays["sizes_hw"],
-            offsets=arrays["offsets"],
-            boxes=arrays["boxes"],
-            labels=arrays["labels"],
-            crowd=arrays["crowd"],
-            areas=arrays["areas"],
+            **{name: arrays[name] for name in plain},
+            file_names=tuple(names.split("\n")) if names else (),
             categories=manifest.categories,
             masks=MaskCodes(codes=arrays["masks"], offsets=arrays["mask_offsets"])
             if "masks" in arrays
@@ -111,9 +107,3 @@ def _require_consistent(annotations: Annotations) -> None:
 
 def _is_rising(offsets: NDArray[np.int64], end: int) -> bool:
     return offsets[0] == 0 and offsets[-1] == end and bool((np.diff(offsets) >= 0).all())
-
-
-def _names_from_bytes(encoded: NDArray[np.uint8]) -> tuple[str, ...]:
-    """Inverse of the file names in `annotation_arrays`."""
-    text = encoded.tobytes().decode()
-    return tuple(text.split("\n")) if text else ()

@@ -100,9 +100,8 @@ class ChunkReader:
         Returns what followed or made it in the file: its checksum, or the zstd frame. It is this
         thread's until its next read.
 
-        Raises:
-            CorruptBlockError: the bytes are not what was committed; names file and block.
-            StoreError: they cannot be read now, which proves no damage.
+        Raises CorruptBlockError, naming file and block, where the bytes are not what was committed;
+        StoreError where they cannot be read now, which proves no damage.
         """
         if self._process != os.getpid():  # forked: a thread that is gone may hold the lock
             self._start()

@@ -142,10 +142,8 @@ class CommitRecord:
 def read_record(source: ByteSource, block: Block) -> CommitRecord:
     """The record of a block, whole, of whatever store.
 
-    Raises:
-        FileNotFoundError: there is none.
-        CorruptBlockError: it is damaged, or no file.
-        StoreError: it cannot be read now, which proves no damage.
+    Raises FileNotFoundError where there is none, CorruptBlockError where it is damaged or no file,
+    StoreError where it cannot be read now, which proves no damage.
     """
     key = commit_key(block)
     try:
@@ -160,9 +158,8 @@ def read_record(source: ByteSource, block: Block) -> CommitRecord:
 def read_records(plan: StorePlan) -> dict[str, CommitRecord]:
     """The records of all committed blocks, by block name.
 
-    Raises:
-        CorruptBlockError: one is damaged, or of another store or block.
-        StoreError: one cannot be read now, which proves no damage.
+    Raises CorruptBlockError where one is damaged or of another store or block, StoreError where
+    one cannot be read now, which proves no damage.
     """
     present = plan.source.names(COMMITS)
     records = {}
@@ -195,9 +192,8 @@ def check_block(plan: StorePlan, block: Block, *, deep: bool) -> tuple[int, Faul
 
     Lengths are always compared; `deep` reads every byte and compares digests too.
 
-    Raises:
-        FileNotFoundError: never committed.
-        StoreError: it cannot be read now, which proves no damage.
+    Raises FileNotFoundError where it was never committed, StoreError where it cannot be read now,
+    which proves no damage.
     """
     where = plan.source.describe(commit_key(block))
     try:

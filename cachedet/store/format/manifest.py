@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 
 from cachedet.data.views import MOST_VIEWS, view_named
 from cachedet.errors import StoreError
-from cachedet.store.codecs.codec import Codec
 from cachedet.store.files.durable import encode_json
 from cachedet.store.files.names import COMMITS, MANIFEST, most_nbytes
 from cachedet.store.files.source import ByteSource
-from cachedet.store.format.layout import Block, Layout, plan_blocks
+from cachedet.store.format.layout import Block, plan_blocks
 from cachedet.store.format.shards import proves_damage, unreadable
 from cachedet.structures import Annotations, CategoryMap, FeatureSpec, Preprocessing
 from cachedet.version import __version__
@@ -35,14 +34,10 @@ _BEYOND_INT64 = 2**63  # whole numbers go into arrays and tensors
 def require_types(value: Any, declared: Any, *, name: str) -> None:
     """Compare `value`, and everything inside it, with a type hint.
 
-    Args:
-        value: read from JSON; lists already as tuples, objects already as dataclasses.
-        declared: a hint made of str, int, float, tuple, dict and dataclasses.
-        name: what messages call the value.
+    The value was read from JSON, with tuples and dataclasses in place of lists and objects; the
+    hint is made of str, int, float, tuple, dict and dataclasses. Messages call the value `name`.
 
-    Raises:
-        TypeError: a value of another type; names it.
-        ValueError: a number that is not finite, or beyond int64.
+    Raises TypeError on another type, ValueError on a number not finite or beyond int64.
     """
     origin, inner = get_origin(declared), get_args(declared)
     if is_dataclass(declared):
@@ -128,10 +123,7 @@ class Manifest:
             "batch_size": self.batch_size,
             "annotations_digest": self.annotations_digest,
             "images_digest": self.images_digest,
-            "categories": {
-                "ids": list(self.categories.ids),
-                "names": list(self.categories.names),
-            },
+            "categories": {"ids": list(self.categories.ids), "names": list(self.categories.names)},
         }
 
     def fingerprint(self) -> str:
@@ -162,10 +154,6 @@ class Manifest:
                 return field
         return None
 
-    def layout(self, codec: Codec) -> Layout:
-        """The arrays of its blocks."""
-        return Layout(spec=self.spec, codec=codec)
-
     def plan(self, annotations: Annotations) -> tuple[Block, ...]:
         """Every block of the finished store."""
         return plan_blocks(
@@ -194,28 +182,19 @@ class Manifest:
         """Raises StoreError: another format, a missing or malformed field, altered identity."""
         _require_version(values.get("format_version"), where)
         try:
-            manifest = cls(
-                spec=FeatureSpec.from_json(values["spec"]),
-                preprocessing=Preprocessing.from_json(values["preprocessing"]),
-                backbone=values["backbone"],
-                weights=values["weights"],
-                weights_digest=values["weights_digest"],
-                image_size=values["image_size"],
-                views=tuple(values["views"]),
-                codec=values["codec"],
-                block_size=values["block_size"],
-                batch_size=values["batch_size"],
-                annotations_digest=values["annotations_digest"],
-                images_digest=values["images_digest"],
-                categories=CategoryMap(
-                    ids=tuple(values["categories"]["ids"]),
-                    names=tuple(values["categories"]["names"]),
+            given = {field.name: values[field.name] for field in fields(cls)}
+            categories = given["categories"]
+            converted = {
+                "spec": FeatureSpec.from_json(given["spec"]),
+                "preprocessing": Preprocessing.from_json(given["preprocessing"]),
+                "views": tuple(given["views"]),
+                "categories": CategoryMap(
+                    ids=tuple(categories["ids"]), names=tuple(categories["names"])
                 ),
-                skipped=tuple((name, reason) for name, reason in values["skipped"]),
-                versions=dict(values["versions"]),
-                codec_digest=values["codec_digest"],
-                metadata_digest=values["metadata_digest"],
-            )
+                "skipped": tuple((name, reason) for name, reason in given["skipped"]),
+                "versions": dict(given["versions"]),
+            }
+            manifest = cls(**{**given, **converted})
             require_types(manifest, cls, name="manifest")
             _require_sane(manifest)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

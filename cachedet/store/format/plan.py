@@ -74,7 +74,7 @@ class StorePlan:
             annotations=annotations,
             contents=contents,
             codec=codec,
-            layout=manifest.layout(codec),
+            layout=Layout(spec=manifest.spec, codec=codec),
             blocks=blocks,
         )
 
