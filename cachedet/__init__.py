@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cachedet.loading.dataset import FeatureDataset, collate
     from cachedet.loading.loader import make_loader
     from cachedet.predict import predict
+    from cachedet.progress import show_progress
     from cachedet.store.reader import FeatureStore, open_store
     from cachedet.structures import Batch, Detections, FeatureSpec, LevelSpec, Targets
     from cachedet.train import train
@@ -53,6 +54,7 @@ __all__ = [
     "make_loader",
     "open_store",
     "predict",
+    "show_progress",
     "train",
     "wrap_backbone",
 ]
@@ -79,6 +81,7 @@ _HOMES = {
     "make_loader": "loading.loader",
     "open_store": "store.reader",
     "predict": "predict",
+    "show_progress": "progress",
     "train": "train",
     "wrap_backbone": "backbone.custom",
 }

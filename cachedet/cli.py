@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from cachedet.commands import comparisons, configs, estimates, reports, runs, scores, stores
 from cachedet.errors import CachedetError
-from cachedet.progress import shown
+from cachedet.progress import show_progress
 from cachedet.version import __version__
 
 
@@ -26,7 +26,7 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with shown():
+            with show_progress():
                 return super().invoke(ctx)
         except CachedetError as error:
             print(f"error: {error}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """What a person sees of long work, on standard error: standard output belongs to results.
 
 A progress line for each stage, and the lines that the library logs. The library itself shows
-neither: the command line asks for both, with `shown`.
+neither: the command line asks for both, with `show_progress`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,13 @@ def is_shown() -> bool:
 
 
 @contextmanager
-def shown() -> Iterator[None]:
-    """Inside, progress lines and what the library logs appear on standard error."""
+def show_progress() -> Iterator[None]:
+    """Inside, progress lines and what the library logs appear on standard error.
+
+    Example:
+        >>> with cachedet.show_progress():
+        ...     cachedet.extract(images="photos", annotations="train.json", store="train.zarr")
+    """
     global _is_shown
     before, level, handler = _is_shown, _log.level, _BareLines()
     _is_shown = True
@@ -57,7 +62,7 @@ class StageProgress:
     """Bar, count, rate, MB/s where bytes move, a note, ETA and end time of one stage.
 
     On a terminal one line is redrawn; elsewhere (a log file, CI) a plain line appears at most
-    every 15 seconds and once at the end. Nothing appears outside of `shown`.
+    every 15 seconds and once at the end. Nothing appears outside of `show_progress`.
     """
 
     def __init__(self, name: str, *, total: int, unit: str, done: int = 0) -> None:

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from cachedet.progress import StageProgress, count_of, format_seconds, is_shown, shown
+from cachedet.progress import StageProgress, count_of, format_seconds, is_shown, show_progress
 
 
 @pytest.fixture
 def _shown() -> Iterator[None]:
-    with shown():
+    with show_progress():
         yield
 
 

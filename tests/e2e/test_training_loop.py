@@ -24,7 +24,7 @@ from cachedet.config.run import TrainConfig, dump_config
 from cachedet.errors import CheckpointError, ConfigError
 from cachedet.evaluate import evaluate, load_detector
 from cachedet.extract import extract
-from cachedet.progress import shown
+from cachedet.progress import show_progress
 from cachedet.train import TrainReport, train
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 
@@ -366,7 +366,7 @@ def test_logs(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     config, run = make_config(schedule={"accumulate": 1}, tensorboard=True), tmp_path / "run"
     stores = {"train_store": tiny.train, "val_store": tiny.val}
     train(config.model_copy(update={"max_steps": 3}), run=run, **stores)
-    with shown():
+    with show_progress():
         report = train(config, run=run, resume=True, **stores)
     with (run / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

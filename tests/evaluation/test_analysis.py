@@ -18,7 +18,7 @@ from cachedet.evaluation.lvis import Federated, score_lvis
 from cachedet.evaluation.metrics import score_table
 from cachedet.evaluation.significance import bootstrap, compare_runs
 from cachedet.evaluation.strata import stratify
-from cachedet.progress import shown
+from cachedet.progress import show_progress
 from cachedet.structures import Annotations, Detections, MaskCodes
 
 Tabulated = tuple[Annotations, DetectionTable]
@@ -72,10 +72,10 @@ def test_resampling_tells_how_far_it_is(
     annotations, table = drawn
     analyse(annotations, table)
     assert capsys.readouterr() == ("", "")
-    with shown():
+    with show_progress():
         analyse(annotations, table, resamples=3)
     assert "resample: 3/3" in capsys.readouterr().err
-    with shown():
+    with show_progress():
         analyse(annotations, table, other=table, resamples=3)
     out, err = capsys.readouterr()
     assert "resample: 6/6" in err

@@ -21,7 +21,7 @@ from cachedet.loading.residency import (
     choose_residency,
     make_source,
 )
-from cachedet.progress import shown
+from cachedet.progress import show_progress
 from cachedet.store.codecs.codec import Part
 from cachedet.store.format.shards import pack_chunk
 from cachedet.store.reader import FeatureStore
@@ -240,10 +240,10 @@ def test_long_loading_shows_progress(
 ) -> None:
     root = store_kit.fill(tmp_path / "s.zarr", annotations)
     store = FeatureStore.open(root)
-    with shown():
+    with show_progress():
         RamFeatures(store, views=VIEWS, levels=("C4",), device=CPU)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("cachedet.loading.residency._WORTH_A_LINE", 1)
-    with shown():
+    with show_progress():
         RamFeatures(store, views=VIEWS, levels=("C4",), device=CPU)
     assert f"load features: {len(store.blocks)}/{len(store.blocks)}" in capsys.readouterr().err

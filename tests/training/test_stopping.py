@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cachedet.config.schedule import LearningRate
-from cachedet.progress import shown
+from cachedet.progress import show_progress
 from cachedet.training.stopping import EarlyStopping, StopRequested, StopSignals, TimeBudget
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signals here")
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such 
 def test_a_signal_leaves_a_note(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     number = getattr(signal, name)
     before = signal.getsignal(number)
-    with shown(), StopSignals() as signals:
+    with show_progress(), StopSignals() as signals:
         assert signals.received is None
         signals.raise_if_received()
         os.kill(os.getpid(), number)
