@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cachedet.evaluation.curves import draw_curves
 from cachedet.evaluation.detection_table import DetectionsOrTable, DetectionTable, tabulate
-from cachedet.evaluation.matches import ALL_SIZES, Kind, match_detections
+from cachedet.evaluation.matches import ALL_SIZES, match_detections
 from cachedet.evaluation.overlaps import candidate_pairs
 from cachedet.structures import Annotations, CategoryMap
 
@@ -53,39 +53,31 @@ def confuse(
     *,
     min_score: float | None = None,
     iou: float = 0.5,
-    of: Kind = "bbox",
 ) -> ConfusionMatrix:
     """Count which classes are taken for which.
 
     First each detection takes a box of its own class as in COCO; then, best score first, those left
     take the box of another class that they overlap most. Crowds are no boxes here, and detections
-    in a crowd of their class are left out.
-
-    Args:
-        min_score: below which detections do not count; None: where F1 of all classes together is
-            best.
-        iou: from which on a box is detected.
-        of: IoU of boxes or masks.
+    in a crowd of their class are left out. Detections below `min_score` do not count; None: below
+    the score where F1 of all classes together is best. From `iou` on a box is detected.
 
     Raises InputError as `tabulate`, ValueError on an IoU outside (0, 1].
     """
-    table = tabulate(annotations, detections, with_masks=of == "segm")
+    table = tabulate(annotations, detections)
     if min_score is None:
-        best = draw_curves(annotations, table, iou=iou, of=of).best.score
+        best = draw_curves(annotations, table, iou=iou).best.score
         min_score = 0.0 if np.isnan(best) else best
     if not 0 < iou <= 1:
         raise ValueError(f"expected an IoU in (0, 1], got {iou}")
     table = table.keep(table.scores >= min_score)
-    matches = match_detections(
-        annotations, table, iou_thresholds=np.array([iou]), areas=ALL_SIZES, of=of
-    )
+    matches = match_detections(annotations, table, iou_thresholds=np.array([iou]), areas=ALL_SIZES)
     kept = table.keep(matches.source)
     ignored = matches.ignored[0, 0]
     box_of = np.where(ignored, -1, matches.partner[0]).astype(np.int64)
     free = ~annotations.crowd
     free[box_of[box_of >= 0]] = False
     left = (box_of < 0) & ~ignored
-    box_of = _take_others(annotations, kept, left, free, box_of, iou=iou, of=of)
+    box_of = _take_others(annotations, kept, left, free, box_of, iou=iou)
     classes = len(annotations.categories)
     counts = np.zeros((classes + 1, classes + 1), dtype=np.int64)
     judged = ~ignored
@@ -107,11 +99,10 @@ def _take_others(
     box_of: NDArray[np.int64],
     *,
     iou: float,
-    of: Kind,
 ) -> NDArray[np.int64]:
     """Boxes of all detections after those `left` have taken `free` ones of any class."""
     numbers = np.flatnonzero(left)
-    pairs = candidate_pairs(annotations, kept.keep(numbers), at_least=iou, of=of, same_class=False)
+    pairs = candidate_pairs(annotations, kept.keep(numbers), at_least=iou, same_class=False)
     open_pairs = free[pairs[1]]
     indices, boxes, overlaps = (column[open_pairs] for column in pairs)
     detections = numbers[indices]

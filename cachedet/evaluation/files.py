@@ -22,26 +22,16 @@ from cachedet.training.run_folder import count_annotations
 
 def score_files(
     *,
-    detections: Path,
-    annotations: Path,
-    against: Path | None = None,
-    training: str | None = None,
-    edges: Sequence[int] = DEFAULT_EDGES,
-    lvis: bool = False,
-    resamples: int = 0,
+    detections: Path,  # a COCO results file
+    annotations: Path,  # COCO (or LVIS) file that describes the images; none of them is opened
+    against: Path | None = None,  # a second results file on the same images; needs resamples
+    training: str | None = None,  # annotation file or store, for AP by number of annotations
+    edges: Sequence[int] = DEFAULT_EDGES,  # of the bins of training annotations
+    lvis: bool = False,  # also score as LVIS v1; `annotations` must be an LVIS file
+    resamples: int = 0,  # of the bootstrap; 0: no intervals
     seed: int = 0,
 ) -> Analysis:
     """Score a results file as pycocotools would, and say what else the files tell.
-
-    Args:
-        detections: a COCO results file.
-        annotations: the COCO (or LVIS) file the images are described in; no image is opened.
-        against: a second results file on the same images; needs resamples.
-        training: what the detector was trained on, an annotation file or a store, for AP by number
-            of annotations.
-        edges: ends of the bins of training annotations.
-        lvis: also score as LVIS v1; `annotations` must be an LVIS file.
-        resamples, seed: of the bootstrap; 0 resamples: no intervals.
 
     Raises:
         InputError: detections that do not fit the annotations, or `against` without resamples.
@@ -63,9 +53,7 @@ def score_files(
     )
 
 
-def read_annotations(
-    annotations: Path, *, lvis: bool = False
-) -> tuple[Annotations, Federated | None]:
+def read_annotations(annotations: Path, *, lvis: bool) -> tuple[Annotations, Federated | None]:
     """Images and boxes exactly as the official tools read them; LVIS's own fields if wanted.
 
     Raises DatasetError.

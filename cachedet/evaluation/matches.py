@@ -78,25 +78,17 @@ def match_detections(
     table: DetectionTable,
     *,
     iou_thresholds: Floats = IOU_THRESHOLDS,
-    areas: Mapping[str, tuple[float, float]] = AREAS,
-    most_per_class: int | None = MOST_PER_CLASS,
-    of: Kind = "bbox",
-    unjudged: Flags | None = None,
+    areas: Mapping[str, tuple[float, float]] = AREAS,  # square pixels, both ends included
+    most_per_class: int | None = MOST_PER_CLASS,  # in an image; None: all
+    of: Kind = "bbox",  # IoU and areas of boxes, or of masks, which the table then needs
+    unjudged: Flags | None = None,  # (D,) ignored where they match nothing (LVIS)
 ) -> MatchTable:
     """Match as pycocotools does.
 
     In each image and class, best score first, each detection takes the free box of highest IoU (the
-    last of equals), a box that counts before one that is ignored.
-
-    Args:
-        annotations: the boxes; crowds may be matched by many and are ignored, as are boxes whose
-            annotated area is out of range.
-        table: detections, with masks where `of` is "segm".
-        areas: name -> square pixels, both ends included. Detections without a match are ignored
-            where their own area is out of range.
-        most_per_class: detections of a class in an image; None: all of them.
-        of: IoU and areas of boxes or of masks.
-        unjudged: (D,) detections that are ignored where they match nothing (LVIS).
+    last of equals), a box that counts before one that is ignored. Crowds may be matched by many and
+    are ignored, as are boxes whose annotated area is out of range, and detections without a match
+    whose own area is.
     """
     numbers, ranks = _ranked(annotations, table, most_per_class)
     kept = table.keep(numbers)

@@ -20,8 +20,7 @@ from cachedet.structures import Detections
 class Merging:
     """How detections of several views, all in pixels of the image, become one list."""
 
-    # of two boxes of a class that overlap more, the weaker is dropped
-    nms_iou: float = PostprocessConfig().nms_iou
+    nms_iou: float = PostprocessConfig().nms_iou  # of boxes that overlap more one is dropped
     max_detections: int = PostprocessConfig().max_detections  # of an image
 
     @classmethod
