@@ -206,6 +206,7 @@ def _try_extraction(
     free_disk: int,
     progress: StageProgress,
 ) -> ExtractionTrials:
+    """Raises what `extract` raises, and StoreError where the disk cannot be tried."""
     progress.note(_PARTS[0])
     rows = spread_rows(sizes.sizes, inputs.sample)
     sample = take_sample(inputs.dataset, rows, inputs.extract, inputs.backbone)
@@ -224,25 +225,18 @@ def _try_extraction(
         seconds=2 * inputs.seconds,
     )
     progress.advance(note=_PARTS[3])
-    codec = inputs.extract.codec
+    codec, seconds = inputs.extract.codec, inputs.seconds / 2
     figures = figures_of(codecs, sizes.sizes, trial, codec=codec)
-    disk = _try_disk(inputs, sizes, folder, round(figures[codec].nbytes), free_disk)
+    nbytes = round(figures[codec].nbytes)
+    # as long as a stored map is on average
+    piece = nbytes // (sizes.sizes[..., 0].size * len(inputs.backbone.spec))
+    try:
+        disk = measure_disk(folder, nbytes=nbytes, piece=piece, free=free_disk, seconds=seconds)
+    except OSError as error:
+        raise cannot_write(inputs.extract.store, error) from error
     return ExtractionTrials(
         sample=sample, fit=fit, cost=cost, trial=trial, figures=figures, disk=disk
     )
-
-
-def _try_disk(
-    inputs: EstimateInputs, sizes: DatasetSizes, folder: Path, nbytes: int, free_disk: int
-) -> DiskRates:
-    """Measure it with pieces as long as a stored map is on average. Raises StoreError."""
-    piece = nbytes // (sizes.sizes[..., 0].size * len(inputs.backbone.spec))
-    try:
-        return measure_disk(
-            folder, nbytes=nbytes, piece=piece, free=free_disk, seconds=inputs.seconds / 2
-        )
-    except OSError as error:
-        raise cannot_write(inputs.extract.store, error) from error
 
 
 def _probe(
