@@ -19,22 +19,8 @@ from cachedet.comparison.summary import (
     summarise,
 )
 from cachedet.live.mode_names import MODE_LABELS
-from cachedet.reporting.content import (
-    ABSENT,
-    Cell,
-    Fold,
-    Headline,
-    Report,
-    Row,
-    Section,
-    Table,
-    Tone,
-    count_classes,
-    figure,
-    signed,
-    span,
-    tracks_of,
-)
+from cachedet.reporting.content import Cell, Fold, Headline, Report, Row, Section, Table, Tone
+from cachedet.reporting.figures import ABSENT, count_classes, figure, signed, span, tracks_of
 from cachedet.version import __version__
 
 _PAPER_PARAMETERS = (

@@ -8,20 +8,8 @@ from collections.abc import Mapping, Sequence
 from cachedet.comparison.results import CellResult
 from cachedet.comparison.summary import Comparison, Group, Spread, Summary, compare_groups
 from cachedet.live.mode_names import MODE_LABELS
-from cachedet.reporting.content import (
-    ABSENT,
-    Cell,
-    Row,
-    Section,
-    Table,
-    Tone,
-    count,
-    figure,
-    rank_of,
-    signed,
-    signed_span,
-    span,
-)
+from cachedet.reporting.content import Cell, Row, Section, Table, Tone
+from cachedet.reporting.figures import ABSENT, count, figure, rank_of, signed, signed_span, span
 
 _COSTS = (  # column, figure of a run, unit, digits
     ("train, s", "seconds", 1, 0),
