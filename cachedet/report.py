@@ -25,11 +25,7 @@ from cachedet.reporting.recorded import describe_oddities, recorded_rows
 from cachedet.reporting.rendering import render_markdown, render_page
 from cachedet.reporting.run_analysis import RunAnalysis, RunInput, analyse_runs
 from cachedet.reporting.scored_run import ScoredRun, read_detections, read_runs
-from cachedet.reporting.scores_sections import (
-    describe_annotations,
-    make_headlines,
-    result_section,
-)
+from cachedet.reporting.scores_sections import describe_annotations, make_headlines, result_section
 from cachedet.store.files.durable import write_durably
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations

@@ -83,8 +83,14 @@ class CellResult:
         return to_json_values(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any], *, where: str) -> CellResult:
-        """Raises InputError where `values` are not what `to_json` gave."""
+    def read(cls, path: Path) -> CellResult:
+        """Raises InputError where the file is not what `write` wrote."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read: {error}; remove it") from error
+        if not isinstance(values, dict):
+            raise InputError(f"{path} should hold an object, got {type(values).__name__}")
         try:
             values = _null_to_nan(values)
             key = CellKey(**values.pop("key"))
@@ -95,23 +101,12 @@ class CellResult:
             return cls(key=key, classes=classes, bins=bins, **values)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{where} is not the result of a cell ({error}); remove the file, and the cell is "
+                f"{path} is not the result of a cell ({error}); remove the file, and the cell is "
                 "trained again"
             ) from error
 
     def write(self, path: Path) -> None:
         write_durably(path, encode_json(self.to_json()))
-
-    @classmethod
-    def read(cls, path: Path) -> CellResult:
-        """Raises InputError where the file is not what `write` wrote."""
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read: {error}; remove it") from error
-        if not isinstance(values, dict):
-            raise InputError(f"{path} should hold an object, got {type(values).__name__}")
-        return cls.from_json(values, where=str(path))
 
 
 def _null_to_nan(values: dict[str, Any]) -> dict[str, Any]:

@@ -104,22 +104,16 @@ def _count_wins(comparisons: Sequence[Comparison]) -> str:
             f"With {len(comparisons)} heads, cached and fine-tuned share one seed at most: no "
             "verdict, as another seed may turn any difference round."
         )
-    beyond = [comparison for comparison in comparisons if comparison.judgement == "beyond"]
-    better = [c.first.heads for c in beyond if c.difference.mean > 0]
-    worse = [c.first.heads for c in beyond if c.difference.mean < 0]
-    left = len(comparisons) - len(better) - len(worse)
-    wins = [
-        f"{word} with {', '.join(names)}"
-        for word, names in (("better", better), ("worse", worse))
-        if names
-    ]
+    winners: dict[str, list[str]] = {"better": [], "worse": []}
+    for each in comparisons:
+        if each.judgement == "beyond":
+            winners["better" if each.difference.mean > 0 else "worse"].append(each.first.heads)
+    wins = [f"{word} with {', '.join(names)}" for word, names in winners.items() if names]
+    number, left = len(comparisons), len(comparisons) - sum(map(len, winners.values()))
     if not wins:
-        return (
-            f"With none of the {len(comparisons)} heads can these seeds tell cached from "
-            "fine-tuned."
-        )
+        return f"With none of the {number} heads can these seeds tell cached from fine-tuned."
     rest = f"; with the other {left} these seeds cannot tell" if left else ""
-    return f"Of {len(comparisons)} heads, cached against fine-tuned is {' and '.join(wins)}{rest}."
+    return f"Of {number} heads, cached against fine-tuned is {' and '.join(wins)}{rest}."
 
 
 def _caution(comparisons: Sequence[Comparison]) -> tuple[str, ...]:

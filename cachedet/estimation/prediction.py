@@ -26,6 +26,8 @@ _CONFIG = (
     "detector", "augment", "sampling", "residency", "device", "compile", "precision", "trainable",
 )  # fmt: skip
 
+_MANIFEST = ("backbone", "weights_digest", "image_size", "codec", "block_size", "batch_size")
+
 PredictedVsActual = dict[str, dict[str, float]]
 """Name of a figure -> "predicted" and "actual", in bytes or seconds."""
 
@@ -69,14 +71,9 @@ def prediction_path(store: Path) -> Path:
 def describe_store(manifest: Manifest, *, images: int) -> dict[str, Any]:
     """What the figures of a prediction depend on; `images` of the annotation file."""
     return {
-        "backbone": manifest.backbone,
-        "weights_digest": manifest.weights_digest,
+        **{name: getattr(manifest, name) for name in _MANIFEST},
         "levels": list(manifest.spec.names),
-        "image_size": manifest.image_size,
         "views": list(manifest.views),
-        "codec": manifest.codec,
-        "block_size": manifest.block_size,
-        "batch_size": manifest.batch_size,
         "images": images,
         "classes": list(manifest.categories.names),
     }

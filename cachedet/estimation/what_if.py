@@ -210,12 +210,11 @@ def with_device(measured: Measured, flops: float) -> Measured:
     factor = measured.backbone_flops / flops / measured.backbone_seconds
     factors = dict.fromkeys(_COMPUTED, factor)
     return replace(
-        measured,
+        _with_work(measured, factor),
         fit=measured.fit.scaled(factors),
         extract=measured.extract.scaled(factors),
         trainings=_scale_all(measured, factors, working=None),
-        backbone_seconds=measured.backbone_seconds * factor,
-        heads_seconds=measured.heads_seconds * factor,
+        backbone_flops=measured.backbone_flops,
     )
 
 

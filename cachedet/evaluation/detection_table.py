@@ -194,7 +194,8 @@ def _look_up(
     entries: Sequence[dict[str, Any]], key: str, index_of: dict[int, int], what: str, where: str
 ) -> NDArray[np.int64]:
     ids = [entry.get(key) for entry in entries]
-    indices = np.array([_look_up_one(index_of, value) for value in ids], dtype=np.int64)
+    known = [index_of.get(value, -1) if type(value) is int else -1 for value in ids]  # bool is none
+    indices = np.array(known, dtype=np.int64)
     unknown = np.flatnonzero(indices < 0)
     if len(unknown):
         first = int(unknown[0])
@@ -206,11 +207,6 @@ def _look_up(
             "the detections were made for"
         )
     return indices
-
-
-def _look_up_one(index_of: dict[int, int], value: Any) -> int:
-    is_number = isinstance(value, int) and not isinstance(value, bool)
-    return index_of.get(value, -1) if is_number else -1
 
 
 def _masks_of(

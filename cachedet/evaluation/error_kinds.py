@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.evaluation.detection_table import DetectionsOrTable, DetectionTable, tabulate
-from cachedet.evaluation.matches import ALL_SIZES, MatchTable, match_detections
+from cachedet.evaluation.matches import ALL_SIZES, Floats, Ints, MatchTable, match_detections
 from cachedet.evaluation.overlaps import candidate_pairs
 from cachedet.evaluation.precision import interpolate, to_json_values
 from cachedet.structures import Annotations
@@ -79,7 +79,10 @@ def analyse_errors(annotations: Annotations, detections: DetectionsOrTable) -> E
     ap50 = state.ap50()
 
     def cost_of(kind: str, count: int, fixed: _State) -> ErrorCost:
-        return ErrorCost(kind=kind, count=count, cost=_gain(fixed.ap50(), ap50))
+        after = fixed.ap50()
+        # A class that only missed boxes leaves the mean once they are gone: nothing left is NaN.
+        after = 1.0 if math.isnan(after) and not math.isnan(ap50) else after
+        return ErrorCost(kind=kind, count=count, cost=after - ap50)
 
     counts = {kind: int(kinds.of_kind(kind).sum()) for kind in ERROR_KINDS}
     costs = [cost_of(kind, counts[kind], _repair(state, kinds, kind)) for kind in ERROR_KINDS]
@@ -135,12 +138,7 @@ def sort_errors(annotations: Annotations, table: DetectionTable) -> DetectionKin
     return DetectionKinds(matches=matches, codes=codes, targets=targets, missed=missed)
 
 
-def _best(
-    detections: NDArray[np.int64],
-    boxes: NDArray[np.int64],
-    ious: NDArray[np.float64],
-    count: int,
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _best(detections: Ints, boxes: Ints, ious: Floats, count: int) -> tuple[Floats, Ints]:
     """Highest IoU of each detection (0: no pair) and its box, the first of equals (-1)."""
     best_iou, best_box = np.zeros(count), np.full(count, -1, dtype=np.int64)
     order = np.lexsort((-boxes, ious, detections))  # the last of a detection wins
@@ -210,11 +208,6 @@ def _repair(state: _State, kinds: DetectionKinds, kind: str) -> _State:
     kept = ~of_kind
     kept[winners] = True
     return replace(state, labels=labels, right=right).keep(kept)
-
-
-def _gain(fixed: float, ap50: float) -> float:
-    """A class that only missed boxes leaves the mean once they are gone: nothing left is NaN."""
-    return 1.0 - ap50 if math.isnan(fixed) and not math.isnan(ap50) else fixed - ap50
 
 
 def _per_class(annotations: Annotations, kinds: DetectionKinds) -> tuple[dict[str, int], ...]:

@@ -40,7 +40,10 @@ def score_files(
     """
     require_resamples(resamples, comparing=against is not None)
     check_edges(edges)
-    scored, federated = read_annotations(annotations, lvis=lvis)
+    content = load_annotations(annotations)
+    # exactly as the official tools read them
+    scored, _ = annotations_of(content, where=annotations, keep_all=True)
+    federated = read_federated(content, scored, where=annotations) if lvis else None
     return analyse(
         scored,
         read_results(detections, scored),
@@ -51,16 +54,6 @@ def score_files(
         resamples=resamples,
         seed=seed,
     )
-
-
-def read_annotations(annotations: Path, *, lvis: bool) -> tuple[Annotations, Federated | None]:
-    """Images and boxes exactly as the official tools read them; LVIS's own fields if wanted.
-
-    Raises DatasetError.
-    """
-    content = load_annotations(annotations)
-    scored, _ = annotations_of(content, where=annotations, keep_all=True)
-    return scored, read_federated(content, scored, where=annotations) if lvis else None
 
 
 def read_annotations_of(

@@ -72,33 +72,23 @@ def detect_batches(
     detector.eval()
     by_row: dict[int, list[Detections]] = {row: [] for row in range(len(store))}
     for view in views:
-        for row, of_view in _in_view(detector, method, batches(view), on_progress):
-            geometry = geometry_of(store, row, view)
-            whole = drop_cut(of_view, geometry) if method == "detect" else of_view
-            by_row[row].append(geometry.detections_to_image(whole))
+        for rows, batch in batches(view):
+            detections = run_detector(
+                detector,
+                batch.features,
+                sizes_hw=batch.sizes_hw,
+                image_ids=batch.image_ids,
+                method=method,
+            )
+            for row, of_view in zip(rows, detections, strict=True):
+                geometry = geometry_of(store, row, view)
+                whole = drop_cut(of_view, geometry) if method == "detect" else of_view
+                by_row[row].append(geometry.detections_to_image(whole))
+            if on_progress is not None:
+                on_progress(len(detections))
     detector.train(was_training)
     merge = merging if merging is not None else Merging()
     return [merge(of_image) for of_image in by_row.values()]
-
-
-def _in_view(
-    detector: nn.Module,
-    method: str,
-    batches: Iterator[tuple[list[int], Batch]],
-    on_progress: Callable[[int], None] | None,
-) -> Iterator[tuple[int, Detections]]:
-    """Rows of the store, and what is detected in them."""
-    for rows, batch in batches:
-        detections = run_detector(
-            detector,
-            batch.features,
-            sizes_hw=batch.sizes_hw,
-            image_ids=batch.image_ids,
-            method=method,
-        )
-        yield from zip(rows, detections, strict=True)
-        if on_progress is not None:
-            on_progress(len(detections))
 
 
 def _batches(

@@ -98,7 +98,7 @@ def match_detections(
     if unjudged is not None:
         outside |= unjudged[numbers]
     gt_ignored = annotations.crowd | _outside(annotations.areas, ranges)
-    state = _MatchState.start(len(ranges), len(iou_thresholds), len(kept), len(annotations.labels))
+    state = _MatchState(len(ranges), len(iou_thresholds), len(kept), len(annotations.labels))
     capped = np.minimum(iou_thresholds, 1 - 1e-10)  # pycocotools: 1 is reached despite rounding
     pairs = _Pairs.sort(*candidate_pairs(annotations, kept, at_least=float(capped.min()), of=of))
     for round_ in pairs.rounds(kept, ranks, most_at_once=_PAIRS_AT_ONCE):
@@ -191,21 +191,13 @@ class _Pairs:
         )
 
 
-@dataclass(frozen=True, eq=False)
 class _MatchState:
-    matched: Flags  # (A, T, D)
-    ignored: Flags  # (A, T, D)
-    partner: NDArray[np.int32]  # (T, D)
-    taken: Flags  # (A, T, M + 1); the last stands for "no candidate"
-
-    @classmethod
-    def start(cls, areas: int, thresholds: int, detections: int, boxes: int) -> _MatchState:
-        return cls(
-            np.zeros((areas, thresholds, detections), dtype=np.bool_),
-            np.zeros((areas, thresholds, detections), dtype=np.bool_),
-            np.full((thresholds, detections), -1, dtype=np.int32),
-            np.zeros((areas, thresholds, boxes + 1), dtype=np.bool_),
-        )
+    def __init__(self, areas: int, thresholds: int, detections: int, boxes: int) -> None:
+        self.matched = np.zeros((areas, thresholds, detections), dtype=np.bool_)
+        self.ignored = np.zeros((areas, thresholds, detections), dtype=np.bool_)
+        self.partner = np.full((thresholds, detections), -1, dtype=np.int32)
+        # the last one stands for "no candidate"
+        self.taken = np.zeros((areas, thresholds, boxes + 1), dtype=np.bool_)
 
     def match(self, round_: _Round, thresholds: Floats, crowd: Flags, gt_ignored: Flags) -> None:
         """Each detection of the round takes its box at every area range and threshold."""

@@ -98,6 +98,7 @@ def coco_results(annotations: Annotations, detections: DetectionsOrTable) -> lis
     Raises InputError.
     """
     table = tabulate(annotations, detections, with_masks=has_masks(detections))
+    columns = (annotations.image_ids[table.rows], table.labels, table.xywh, table.scores)
     results = [
         {
             "image_id": image_id,
@@ -105,13 +106,7 @@ def coco_results(annotations: Annotations, detections: DetectionsOrTable) -> lis
             "bbox": box,
             "score": score,
         }
-        for image_id, label, box, score in zip(
-            annotations.image_ids[table.rows].tolist(),
-            table.labels.tolist(),
-            table.xywh.tolist(),
-            table.scores.tolist(),
-            strict=True,
-        )
+        for image_id, label, box, score in zip(*(c.tolist() for c in columns), strict=True)
     ]
     for result, mask in zip(results, table.masks or (), strict=False):
         result["segmentation"] = mask

@@ -5,7 +5,6 @@ Letters: D detections, P candidate pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -35,7 +34,9 @@ def candidate_pairs(
     """
     pairs = []
     xywh = annotations.xywh
-    for row, numbers in _by_image(table):
+    order = np.argsort(table.rows, kind="stable")
+    rows, starts = np.unique(table.rows[order], return_index=True)
+    for row, numbers in zip(rows.tolist(), np.split(order, starts[1:]), strict=False):
         span = annotations.boxes_of(row)
         boxes = np.arange(span.start, span.stop)
         if not len(boxes):
@@ -104,12 +105,6 @@ def _filled(box: NDArray[np.float64], size_hw: SizeHW) -> NDArray[np.bool_]:
     x1, y1, x2, y2 = box.round().clip(min=0).astype(int)
     bitmap[y1:y2, x1:x2] = True
     return bitmap
-
-
-def _by_image(table: DetectionTable) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    order = np.argsort(table.rows, kind="stable")
-    rows, starts = np.unique(table.rows[order], return_index=True)
-    yield from zip(rows.tolist(), np.split(order, starts[1:]), strict=False)
 
 
 def _masks_of(table: DetectionTable) -> list[dict[str, Any]]:

@@ -58,7 +58,10 @@ def draw_boxes(pixels: NDArray[np.uint8], drawing: Drawing) -> Image.Image:
     width = max(2, round(long_side / 250))
     font = ImageFont.load_default(max(11, round(long_side / 40)))
     for box, label in zip(drawing.boxes, drawing.labels, strict=True):
-        _outline(canvas, box, colour_of(int(label)), width)
+        x1, y1, x2, y2 = (float(value) for value in box)
+        # A dark rim keeps the line visible on a background of its own colour.
+        canvas.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=(0, 0, 0), width=width + 2)
+        canvas.rectangle((x1, y1, x2, y2), outline=colour_of(int(label)), width=width)
     for box, label, caption in zip(drawing.boxes, drawing.labels, drawing.captions, strict=True):
         _tag(canvas, box, caption, colour_of(int(label)), font, image.size)
     return image
@@ -139,18 +142,6 @@ def _pair(row: SheetRow) -> Image.Image:
         )
         pair.paste(draw_boxes(small, scaled), (x, _CAPTION))
     return pair
-
-
-def _outline(
-    canvas: ImageDraw.ImageDraw,
-    box: NDArray[np.float64],
-    colour: tuple[int, int, int],
-    width: int,
-) -> None:
-    x1, y1, x2, y2 = (float(value) for value in box)
-    # A dark rim keeps the line visible on a background of its own colour.
-    canvas.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=(0, 0, 0), width=width + 2)
-    canvas.rectangle((x1, y1, x2, y2), outline=colour, width=width)
 
 
 def _tag(

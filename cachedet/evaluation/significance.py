@@ -108,11 +108,10 @@ def compare_runs(
     `on_progress` and errors as in `bootstrap`; the classes of both runs count.
     """
     weights = draw_images(len(annotations), resamples=resamples, seed=seed)
-    of_first = _values(annotations, first, weights, on_progress)
-    of_second = _values(annotations, second, weights, on_progress)
+    one, other = (_values(annotations, run, weights, on_progress) for run in (first, second))
     reports = [
         _summarise(values, confidence=0.95, annotations=annotations)
-        for values in (of_first, of_second, of_first.minus(of_second))
+        for values in (one, other, one.minus(other))
     ]
     return ComparisonReport(first=reports[0], second=reports[1], difference=reports[2])
 

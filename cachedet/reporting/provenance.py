@@ -79,12 +79,16 @@ def _facts(run: ScoredRun, store: FeatureStore) -> dict[str, dict[str, str]]:
     manifest, config, results = run.checkpoint.manifest, run.checkpoint.config, run.results
     seconds, passes, step = run.training_seconds, spared_passes(run), results.get("step")
     scoring, views, version = (results.get(key) for key in ("seconds", "views", "cachedet"))
+    trained_on = ""
+    if (data := run.trained_on) is not None:
+        boxes = count(sum(data.boxes.values()))
+        trained_on = f"{data.store}: {count(data.images)} images, {boxes} boxes"
     wall_clock = "" if seconds is None else f"{duration(seconds)} (wall clock of log.txt)"
     spared = f"at most {count(passes)} (steps times images of a step)" if passes else ""
     versions = (f"{name} {number}" for name, number in store.manifest.versions.items())
     return {
         "Data": {
-            "Trained on": _trained_on(run),
+            "Trained on": trained_on,
             "Scored on": f"{store.location}: {count(len(store))} images",
             "Boxes scored against": run.annotations or "those of the store",
             "Views scored": ", ".join(map(str, views)) if isinstance(views, list) else "",
@@ -120,13 +124,6 @@ def _facts(run: ScoredRun, store: FeatureStore) -> dict[str, dict[str, str]]:
             "Extracted with": ", ".join(versions),
         },
     }
-
-
-def _trained_on(run: ScoredRun) -> str:
-    if run.trained_on is None:
-        return ""
-    boxes = sum(run.trained_on.boxes.values())
-    return f"{run.trained_on.store}: {count(run.trained_on.images)} images, {count(boxes)} boxes"
 
 
 def _store_fingerprint(run: ScoredRun, store: FeatureStore) -> str:
