@@ -22,7 +22,7 @@ from cachedet.errors import CheckpointError, InputError
 from cachedet.evaluation.analysis import Analysis, analyse, require_resamples
 from cachedet.evaluation.detection_table import DetectionTable, has_masks, tabulate
 from cachedet.evaluation.files import differing_classes, read_annotations_of, read_counts
-from cachedet.evaluation.inference import detect_store, propose_store
+from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.lvis import Federated
 from cachedet.evaluation.merging import Merging
 from cachedet.evaluation.metrics import ClassScore, CocoScores, coco_results
@@ -298,10 +298,11 @@ class _Scored:
                 f"{self.name}; leave it out"
             )
         with self._progress("proposals", 1) as progress:
-            proposals = propose_store(
+            proposals = detect_store(
                 self.detector,
                 self.features,
-                view=self.views[0],
+                views=self.views[:1],
+                method="propose",
                 levels=self.levels,
                 batch_size=self.batch_size,
                 device=self.device,

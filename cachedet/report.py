@@ -25,11 +25,7 @@ from cachedet.reporting.recorded import describe_oddities, recorded_rows
 from cachedet.reporting.rendering import render_markdown, render_page
 from cachedet.reporting.run_analysis import RunAnalysis, RunInput, analyse_runs
 from cachedet.reporting.scored_run import ScoredRun, read_detections, read_runs
-from cachedet.reporting.scores_sections import (
-    describe_annotations,
-    make_headlines,
-    result_section,
-)
+from cachedet.reporting.scores_sections import describe_annotations, make_headlines, result_section
 from cachedet.store.files.durable import write_durably
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations
@@ -56,24 +52,16 @@ class ReportFiles:
 
 
 def report(
-    runs: Sequence[Path],
+    runs: Sequence[Path],  # folders that `cachedet eval` has been through
     *,
-    store: Path | str | None = None,
-    images: Path | None = None,
-    out: Path | None = None,
-    max_images: int = 24,
-    resamples: int = DEFAULT_RESAMPLES,
+    store: Path | str | None = None,  # the ground truth; None: the store each run was scored on
+    images: Path | None = None,  # folder of the image files; None: a page without images
+    out: Path | None = None,  # HTML file, .md and .json beside it; None: report.html in runs[0]
+    max_images: int = 24,  # how many of the best, and of the worst
+    resamples: int = DEFAULT_RESAMPLES,  # of the bootstrap
     seed: int = 0,
 ) -> ReportFiles:
     """Write a page about runs that were scored on the same images; the first is compared with.
-
-    Args:
-        runs: folders that `cachedet eval` has been through.
-        store: holds the ground truth, for all runs; None: the one each run was scored on.
-        images: folder of the image files; None: a page without images.
-        out: the HTML file; .md and .json are written beside it. None: report.html in the first run.
-        max_images: how many of the best, and of the worst.
-        resamples, seed: of the bootstrap.
 
     Raises:
         CheckpointError: no such run.

@@ -40,6 +40,7 @@ def imports_of(path: Path) -> list[str]:
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             found.append(node.module or "")
+            found.extend(f"{node.module}.{alias.name}" for alias in node.names)
         if isinstance(node, ast.Import):
             found.extend(alias.name for alias in node.names)
     return found

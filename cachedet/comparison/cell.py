@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -28,7 +28,6 @@ from cachedet.evaluation.plots import plot_training
 from cachedet.live.mode_names import MODES, Mode
 from cachedet.live.modes import BackboneTraining, TrainingMode, make_training_mode
 from cachedet.loading.sampling import resolve_views
-from cachedet.store.format.manifest import Manifest
 from cachedet.store.reader import FeatureStore
 from cachedet.training.loop import run_session
 from cachedet.training.optimizer import count_trained
@@ -98,6 +97,20 @@ class CellTask:
     def result(self) -> Path:
         return self.folder / RESULT
 
+    def training_mode(
+        self, config: TrainConfig, store: FeatureStore, *, total_steps: int
+    ) -> TrainingMode:
+        comparison = self.comparison
+        return make_training_mode(
+            self.key.mode,
+            config,
+            store=store,
+            images=comparison.train.images,
+            weights=comparison.train.weights,
+            total_steps=total_steps,
+            backbone=comparison.backbone,
+        )
+
 
 def run_cell(task: CellTask, signals: StopSignals) -> CellResult:
     """Train and score a cell in a process of its own; a cell that fails is a result too.
@@ -140,15 +153,28 @@ def train_cell(task: CellTask) -> CellResult:
     config = config.model_copy(update={"views": views})  # single ones, by probability
     plan = StepPlan.read(folder.root) or _plan(task, config, store)
     config = plan.fit(config)
-    training_mode = _make_training_mode(task, config, store, total_steps=plan.steps)
+    training_mode = task.training_mode(config, store, total_steps=plan.steps)
     trainer, trained_on = training_mode.trainer, TrainingData.of(store)
     start_or_continue(folder, config, trainer, store.manifest, resume=goes_on, restarts=0)
     plan.write(folder.root)
     trained_on.write(folder)
     scorer = Scorer(config=config, store=val, images=comparison.val.images, trainer=trainer)
-    peak_memory = _train(config, folder, training_mode, store.manifest, scorer, plan)
+    session = run_session(
+        config,
+        folder=folder,
+        trainer=trainer,
+        loader=training_mode.loader,
+        manifest=store.manifest,
+        validator=scorer.validator(),
+        budget=plan.budget,
+    )
+    peak_memory = keep_peak_memory(folder.root, session.peak_memory)
+    plot_training(folder.metrics, folder.plots / "training.png")
+    if session.was_interrupted:
+        raise Interrupted(session.reason)
     analysis = scorer.score(folder, trained_on, resamples=comparison.resamples)
-    result = CellResult(
+    is_cached = task.needs_cache
+    return CellResult(
         key=task.key,
         device=str(trainer.device),
         steps=trainer.step,
@@ -157,12 +183,10 @@ def train_cell(task: CellTask) -> CellResult:
         peak_memory=peak_memory,
         step_flops=plan.step_flops,
         parameters=count_trained(trainer.detector),
+        extraction_seconds=task.extracted.seconds if is_cached else 0.0,
+        cache_nbytes=store.nbytes if is_cached else 0,
         **figures_of(analysis),
     )
-    if not task.needs_cache:
-        return result
-    seconds = task.extracted.seconds
-    return replace(result, extraction_seconds=seconds, cache_nbytes=store.nbytes)
 
 
 def _plan(task: CellTask, config: TrainConfig, store: FeatureStore) -> StepPlan:
@@ -171,51 +195,8 @@ def _plan(task: CellTask, config: TrainConfig, store: FeatureStore) -> StepPlan:
         seconds = time_left(seconds, spent=task.extracted.seconds)
     # All features would be loaded for a few steps, and again for the run.
     streamed = config.model_copy(update={"residency": "stream"})
-    return plan_steps(
-        config,
-        store,
-        _make_training_mode(task, streamed, store, total_steps=_TRIAL_STEPS),
-        seconds=seconds,
-    )
-
-
-def _make_training_mode(
-    task: CellTask, config: TrainConfig, store: FeatureStore, *, total_steps: int
-) -> TrainingMode:
-    return make_training_mode(
-        task.key.mode,
-        config,
-        store=store,
-        images=task.comparison.train.images,
-        weights=task.comparison.train.weights,
-        total_steps=total_steps,
-        backbone=task.comparison.backbone,
-    )
-
-
-def _train(
-    config: TrainConfig,
-    folder: RunFolder,
-    training_mode: TrainingMode,
-    manifest: Manifest,
-    scorer: Scorer,
-    plan: StepPlan,
-) -> int:
-    """Train to the end; returns the peak memory of all stretches. Raises Interrupted."""
-    session = run_session(
-        config,
-        folder=folder,
-        trainer=training_mode.trainer,
-        loader=training_mode.loader,
-        manifest=manifest,
-        validator=scorer.validator(),
-        budget=plan.budget,
-    )
-    peak_memory = keep_peak_memory(folder.root, session.peak_memory)
-    plot_training(folder.metrics, folder.plots / "training.png")
-    if session.was_interrupted:
-        raise Interrupted(session.reason)
-    return peak_memory
+    training_mode = task.training_mode(streamed, store, total_steps=_TRIAL_STEPS)
+    return plan_steps(config, store, training_mode, seconds=seconds)
 
 
 def _run(task: CellTask) -> None:

@@ -26,35 +26,18 @@ from cachedet.training.same_run import flatten
 _FILES = ("images", "annotations")  # settings that name files: these may be moved
 
 
-@dataclass(frozen=True)
 class ComparisonFolder:
     """settings.json, features/, cells/, failed/, comparison.json, .md and .html."""
 
-    root: Path
-
-    @property
-    def train(self) -> Path:
-        return self.root / "features" / "train.zarr"
-
-    @property
-    def val(self) -> Path:
-        return self.root / "features" / "val.zarr"
-
-    @property
-    def page(self) -> Path:
-        return self.root / "comparison.html"
-
-    @property
-    def extraction(self) -> ExtractionLog:
-        return ExtractionLog(path=self.root / "features" / "seconds.json", store=self.train)
-
-    @property
-    def _settings(self) -> Path:
-        return self.root / "settings.json"
-
-    @property
-    def _lock(self) -> Path:
-        return self.root / "compare.lock"
+    def __init__(self, root: Path) -> None:
+        features = root / "features"
+        self.root = root
+        self.train = features / "train.zarr"
+        self.val = features / "val.zarr"
+        self.extraction = ExtractionLog(path=features / "seconds.json", store=self.train)
+        self.page = root / "comparison.html"
+        self._settings = root / "settings.json"
+        self._lock = root / "compare.lock"
 
     def cell(self, key: CellKey) -> Path:
         return self.root / "cells" / key.folder
@@ -79,7 +62,13 @@ class ComparisonFolder:
             raise InputError(
                 f"cannot make the folder {self.root}: {error.strerror}; choose another --out"
             ) from error
-        self._take_lock()
+        try:
+            with commit_lock(self.root / "features"):  # else two could clear one dead lock
+                self._make_lock()
+        except OSError as error:
+            raise InputError(
+                f"cannot write into {self.root}: {error.strerror}; choose another --out"
+            ) from error
         try:
             yield
         finally:
@@ -144,15 +133,6 @@ class ComparisonFolder:
                 f"{self.root} holds other things than a comparison ({', '.join(others[:3])}); "
                 "choose another --out"
             )
-
-    def _take_lock(self) -> None:
-        try:
-            with commit_lock(self.root / "features"):  # else two could clear one dead lock
-                self._make_lock()
-        except OSError as error:
-            raise InputError(
-                f"cannot write into {self.root}: {error.strerror}; choose another --out"
-            ) from error
 
     def _make_lock(self) -> None:
         """Make it under the commit lock. Raises InputError, OSError."""

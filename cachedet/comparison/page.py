@@ -5,22 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import date
 
-from cachedet.comparison.page_charts import (
-    CurveOf,
-    cost_charts,
-    describe_race,
-    difference_charts,
-    is_one_sided,
-    time_charts,
-)
-from cachedet.comparison.page_tables import (
-    JUDGEMENTS,
-    runs_section,
-    spread_note,
-    summary_table,
-    tone_of,
-    verdict_tables,
-)
+from cachedet.comparison import page_charts, page_tables, verdicts
+from cachedet.comparison.page_charts import CurveOf
 from cachedet.comparison.results import CellResult
 from cachedet.comparison.summary import (
     BinSpread,
@@ -32,29 +18,9 @@ from cachedet.comparison.summary import (
     compare_groups,
     summarise,
 )
-from cachedet.comparison.verdicts import (
-    describe_agreement,
-    describe_best,
-    describe_failed,
-    describe_freezing,
-)
 from cachedet.live.mode_names import MODE_LABELS
-from cachedet.reporting.content import (
-    ABSENT,
-    Cell,
-    Fold,
-    Headline,
-    Report,
-    Row,
-    Section,
-    Table,
-    Tone,
-    count_classes,
-    figure,
-    signed,
-    span,
-    tracks_of,
-)
+from cachedet.reporting.content import Cell, Fold, Headline, Report, Row, Section, Table, Tone
+from cachedet.reporting.figures import ABSENT, count_classes, figure, signed, span, tracks_of
 from cachedet.version import __version__
 
 _PAPER_PARAMETERS = (
@@ -99,7 +65,7 @@ def comparison_page(
             _bin_section(summary),
             _time_section(curves),
             _agreement_section(summary),
-            runs_section(cells),
+            page_tables.runs_section(cells),
         ),
         last=(_facts_section(facts),),
         version=__version__,
@@ -112,17 +78,16 @@ def comparison_page(
 def _headlines(summary: Summary) -> tuple[Headline, ...]:
     """The best heads of each mode."""
     best = [group for mode in summary.modes if (group := summary.best_of((mode,))) is not None]
-    ends = [group.ends for group in best]
-    figures = [(low, group.ap.mean, high) for group, (low, high) in zip(best, ends, strict=True)]
+    tracks = tracks_of([(group.ends[0], group.ap.mean, group.ends[1]) for group in best])
     headlines = []
-    for group, (low, high), track in zip(best, ends, tracks_of(figures), strict=True):
+    for group, track in zip(best, tracks, strict=True):
         seeds = group.ap.count
         verdict, tone = _headline_verdict(summary, group)
         headlines.append(
             Headline(
                 run=f"{MODE_LABELS[group.mode]}, {group.heads}",
                 value=figure(group.ap.mean),
-                interval=span(low, high),
+                interval=span(*group.ends),
                 interval_name=f"{seeds} seeds" if seeds > 1 else "one seed, 95 % interval",
                 verdict=verdict,
                 tone=tone,
@@ -138,19 +103,19 @@ def _headline_verdict(summary: Summary, group: Group) -> tuple[str, Tone]:
     if tuned is None or group.mode == "tuned":
         return best, ""
     comparison = compare_groups(group, tuned)
-    gap, judgement = signed(comparison.difference.mean), JUDGEMENTS[comparison.judgement]
-    against = f"{gap} against fine-tuned: {judgement}"
-    return "; ".join(filter(None, (best, against))), tone_of(comparison)
+    judgement = page_tables.JUDGEMENTS[comparison.judgement]
+    against = f"{signed(comparison.difference.mean)} against fine-tuned: {judgement}"
+    return "; ".join(filter(None, (best, against))), page_tables.tone_of(comparison)
 
 
 def _result_section(summary: Summary) -> Section:
-    failed = describe_failed(summary.failed)
+    failed = verdicts.describe_failed(summary.failed)
     return Section(
         key="result",
         title="Does freezing work here?",
         short="Result",
-        leads=(*describe_best(summary), *describe_freezing(summary)),
-        tables=(*verdict_tables(summary), summary_table(summary)),
+        leads=(*verdicts.describe_best(summary), *verdicts.describe_freezing(summary)),
+        tables=(*page_tables.verdict_tables(summary), page_tables.summary_table(summary)),
         notes=(
             "A difference is beyond the spread where the means lie farther apart than the runs of "
             "either mode do: only then is there a verdict. The best of many is a little too good: "
@@ -161,7 +126,7 @@ def _result_section(summary: Summary) -> Section:
 
 
 def _cost_section(summary: Summary) -> Section:
-    charts = cost_charts(summary)
+    charts = page_charts.cost_charts(summary)
     lead = (
         "The paper’s point is that a frozen backbone needs heads that are strong enough: where "
         "they are, freezing costs nothing or gains."
@@ -177,7 +142,7 @@ def _cost_section(summary: Summary) -> Section:
 
 
 def _class_section(summary: Summary) -> Section:
-    charts = difference_charts(summary)
+    charts = page_charts.difference_charts(summary)
     by_heads = {
         heads: {each.name: each for each in differences}
         for heads in summary.heads
@@ -237,8 +202,8 @@ def _class_cell(of_class: ClassDifference | None) -> Cell:
     tone: Tone = "better" if difference.mean > 0 else "worse"
     return Cell(
         text=signed(difference.mean),
-        note=spread_note(difference),
-        tone=tone if is_one_sided(difference) else "",
+        note=page_tables.spread_note(difference),
+        tone=tone if page_charts.is_one_sided(difference) else "",
         rank=difference.mean,
     )
 
@@ -283,7 +248,7 @@ def _bin_cell(of_bin: BinSpread | None) -> Cell:
 
 
 def _time_section(curves: Sequence[CurveOf]) -> Section:
-    charts = time_charts(curves)
+    charts = page_charts.time_charts(curves)
     note = (
         "The lines of cached begin after the extraction of the cache, which is paid once for all "
         "heads and seeds."
@@ -292,7 +257,7 @@ def _time_section(curves: Sequence[CurveOf]) -> Section:
         key="time",
         title="Who is ahead when",
         short="Time",
-        leads=describe_race(curves) if charts else ("No run recorded a validation.",),
+        leads=page_charts.describe_race(curves) if charts else ("No run recorded a validation.",),
         charts=charts,
         notes=(note,) if any(curve.key.mode == "cached" for curve in curves) else (),
     )
@@ -308,7 +273,7 @@ def _agreement_section(summary: Summary) -> Section:
         key="agreement",
         title="Do cached and live agree?",
         short="Cached and live",
-        leads=describe_agreement(summary),
+        leads=verdicts.describe_agreement(summary),
         notes=(note,) if summary.compare("cached", "live") else (),
     )
 

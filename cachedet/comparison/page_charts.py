@@ -31,7 +31,7 @@ from cachedet.reporting.charts import (
     log_axis,
     span_axis,
 )
-from cachedet.reporting.content import duration, figure, signed
+from cachedet.reporting.figures import duration, figure, signed
 
 SHAPES: dict[Mode, Shape] = {
     "cached": Shape(path=CIRCLE, tone="cached"),

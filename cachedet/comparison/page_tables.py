@@ -8,20 +8,8 @@ from collections.abc import Mapping, Sequence
 from cachedet.comparison.results import CellResult
 from cachedet.comparison.summary import Comparison, Group, Spread, Summary, compare_groups
 from cachedet.live.mode_names import MODE_LABELS
-from cachedet.reporting.content import (
-    ABSENT,
-    Cell,
-    Row,
-    Section,
-    Table,
-    Tone,
-    count,
-    figure,
-    rank_of,
-    signed,
-    signed_span,
-    span,
-)
+from cachedet.reporting.content import Cell, Row, Section, Table, Tone
+from cachedet.reporting.figures import ABSENT, count, figure, rank_of, signed, signed_span, span
 
 _COSTS = (  # column, figure of a run, unit, digits
     ("train, s", "seconds", 1, 0),
@@ -79,29 +67,24 @@ def verdict_tables(summary: Summary) -> tuple[Table, ...]:
 
 def runs_section(cells: Sequence[CellResult]) -> Section:
     """Every run, and why some failed."""
-    tables = [
-        Table(
-            caption="Below AP: its 95 % interval over the scored images, which does not cover "
-            "the seed.",
-            corner="Run",
-            columns=("AP", "AP50", "AP75", *_COST_COLUMNS, "steps", "epochs"),
-            rows=tuple(_run_row(cell, _run_cells(cell)) for cell in cells),
-            sortable=True,
-            dense=True,
-        )
-    ]
-    failed = [cell for cell in cells if cell.has_failed]
-    if failed:
-        tables.append(
-            Table(
-                caption="Runs that failed, and why.",
-                corner="Run",
-                columns=("Reason",),
-                rows=tuple(_run_row(cell, (Cell(text=cell.error),)) for cell in failed),
-                numeric=False,
-            )
-        )
-    return Section(key="runs", title="Every run", short="Runs", tables=tuple(tables))
+    table = Table(
+        caption="Below AP: its 95 % interval over the scored images, which does not cover the "
+        "seed.",
+        corner="Run",
+        columns=("AP", "AP50", "AP75", *_COST_COLUMNS, "steps", "epochs"),
+        rows=tuple(_run_row(cell, _run_cells(cell)) for cell in cells),
+        sortable=True,
+        dense=True,
+    )
+    failures = Table(
+        caption="Runs that failed, and why.",
+        corner="Run",
+        columns=("Reason",),
+        rows=tuple(_run_row(cell, (Cell(text=cell.error),)) for cell in cells if cell.has_failed),
+        numeric=False,
+    )
+    tables = (table, failures) if failures.rows else (table,)
+    return Section(key="runs", title="Every run", short="Runs", tables=tables)
 
 
 def tone_of(comparison: Comparison) -> Tone:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cachedet.errors import InputError
-from cachedet.evaluation.precision import nan_to_null
+from cachedet.evaluation.precision import to_json_values
 from cachedet.live.mode_names import MODES, Mode
 from cachedet.store.files.durable import encode_json, write_durably
 
@@ -80,28 +80,7 @@ class CellResult:
         return bool(self.error)
 
     def to_json(self) -> dict[str, Any]:
-        values: dict[str, Any] = nan_to_null(asdict(self))
-        return values
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any], *, where: str) -> CellResult:
-        """Raises InputError where `values` are not what `to_json` gave."""
-        try:
-            values = _null_to_nan(values)
-            key = CellKey(**values.pop("key"))
-            if key.mode not in MODES:
-                raise ValueError(f"mode {key.mode!r}")
-            classes = tuple(ClassFigure(**figure) for figure in values.pop("classes"))
-            bins = tuple(BinFigure(**figure) for figure in values.pop("bins"))
-            return cls(key=key, classes=classes, bins=bins, **values)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{where} is not the result of a cell ({error}); remove the file, and the cell is "
-                "trained again"
-            ) from error
-
-    def write(self, path: Path) -> None:
-        write_durably(path, encode_json(self.to_json()))
+        return to_json_values(self)
 
     @classmethod
     def read(cls, path: Path) -> CellResult:
@@ -112,12 +91,23 @@ class CellResult:
             raise InputError(f"{path} cannot be read: {error}; remove it") from error
         if not isinstance(values, dict):
             raise InputError(f"{path} should hold an object, got {type(values).__name__}")
-        return cls.from_json(values, where=str(path))
+        try:
+            values = _null_to_nan(values)
+            key = CellKey(**values.pop("key"))
+            if key.mode not in MODES:
+                raise ValueError(f"mode {key.mode!r}")
+            classes = tuple(ClassFigure(**_null_to_nan(each)) for each in values.pop("classes"))
+            bins = tuple(BinFigure(**_null_to_nan(each)) for each in values.pop("bins"))
+            return cls(key=key, classes=classes, bins=bins, **values)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path} is not the result of a cell ({error}); remove the file, and the cell is "
+                "trained again"
+            ) from error
+
+    def write(self, path: Path) -> None:
+        write_durably(path, encode_json(self.to_json()))
 
 
-def _null_to_nan(values: Any) -> Any:
-    if isinstance(values, dict):
-        return {name: _null_to_nan(value) for name, value in values.items()}
-    if isinstance(values, list):
-        return [_null_to_nan(value) for value in values]
-    return math.nan if values is None else values
+def _null_to_nan(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in values.items()}

@@ -135,10 +135,11 @@ def try_steps(
     Returns the FLOPs of a step on each counted batch, an image (a multiplication and an addition
     are two), and the seconds of a timed step; 0 where no seconds are given.
     """
-    flops = [
-        _count(training_mode, batch)
-        for batch in training_mode.loader.read_ahead(map(PlannedBatch, counted))
-    ]
+    flops = []
+    for batch in training_mode.loader.read_ahead(map(PlannedBatch, counted)):
+        with FlopCounterMode(display=False) as counter:
+            training_mode.trainer.take_step(batch)
+        flops.append(counter.get_total_flops() // len(batch.targets))
     if seconds <= 0:
         return flops, 0.0
     with closing(training_mode.loader.epoch(0, until=sys.maxsize)) as batches:
@@ -173,13 +174,6 @@ def _time_steps(training_mode: TrainingMode, batches: Iterator[Batch], seconds: 
         taken += 1
     wait_for(trainer.device)
     return (time.perf_counter() - started) / taken
-
-
-def _count(training_mode: TrainingMode, batch: Batch) -> int:
-    with FlopCounterMode(display=False) as counter:
-        training_mode.trainer.take_step(batch)
-    flops: int = counter.get_total_flops()
-    return flops // len(batch.targets)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -160,38 +160,30 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         best = self.best_of()
-        values: dict[str, Any] = nan_to_null(
-            {
-                "best": None if best is None else best.name_json(),
-                "groups": [group.to_json() for group in self.groups],
-                "cached_against_tuned": [c.to_json() for c in self.compare("cached", "tuned")],
-                "cached_against_live": [c.to_json() for c in self.compare("cached", "live")],
-                "class_differences": {
-                    heads: [asdict(difference) for difference in class_differences(self, heads)]
-                    for heads in self.heads
-                },
-            }
-        )
-        return values
+        values = {
+            "best": None if best is None else best.name_json(),
+            "groups": [group.to_json() for group in self.groups],
+            "cached_against_tuned": [c.to_json() for c in self.compare("cached", "tuned")],
+            "cached_against_live": [c.to_json() for c in self.compare("cached", "live")],
+            "class_differences": {
+                heads: [asdict(difference) for difference in class_differences(self, heads)]
+                for heads in self.heads
+            },
+        }
+        return {name: nan_to_null(value) for name, value in values.items()}
 
 
 def summarise(cells: Sequence[CellResult]) -> Summary:
     """Group runs by heads and mode."""
     groups = []
+    by_seed = sorted(cells, key=lambda cell: cell.key.seed)
     for heads in dict.fromkeys(cell.key.heads for cell in cells):
         for mode in MODES:
-            runs = [cell for cell in cells if (cell.key.heads, cell.key.mode) == (heads, mode)]
-            if not runs:
-                continue
-            runs.sort(key=lambda cell: cell.key.seed)
-            groups.append(
-                Group(
-                    heads=heads,
-                    mode=mode,
-                    cells=tuple(cell for cell in runs if not cell.has_failed),
-                    failed=tuple(cell for cell in runs if cell.has_failed),
-                )
-            )
+            runs = [cell for cell in by_seed if (cell.key.heads, cell.key.mode) == (heads, mode)]
+            good = tuple(cell for cell in runs if not cell.has_failed)
+            failed = tuple(cell for cell in runs if cell.has_failed)
+            if runs:
+                groups.append(Group(heads=heads, mode=mode, cells=good, failed=failed))
     return Summary(groups=tuple(groups))
 
 
@@ -211,8 +203,7 @@ def compare_groups(first: Group, second: Group) -> Comparison:
         for group in (first, second)
     )
     seeds = sorted(one.keys() & other.keys())
-    first_ap = spread_of(one[seed] for seed in seeds)
-    second_ap = spread_of(other[seed] for seed in seeds)
+    first_ap, second_ap = (spread_of(ap[seed] for seed in seeds) for ap in (one, other))
     return Comparison(
         first=first,
         second=second,

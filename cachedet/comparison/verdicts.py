@@ -55,7 +55,8 @@ def describe_agreement(summary: Summary) -> tuple[str, ...]:
 def judge_difference(comparison: Comparison) -> str:
     """Judge one heads, cached against fine-tuned or any other two."""
     gap, seeds = comparison.difference, len(comparison.seeds)
-    heads, first, second = comparison.first.heads, *_labels(comparison)
+    first, second = (MODE_LABELS[group.mode] for group in (comparison.first, comparison.second))
+    heads = comparison.first.heads
     if comparison.judgement == "nothing":
         return f"{heads}: {first} and {second} have no scored seed in common."
     if comparison.judgement == "one seed":
@@ -103,22 +104,16 @@ def _count_wins(comparisons: Sequence[Comparison]) -> str:
             f"With {len(comparisons)} heads, cached and fine-tuned share one seed at most: no "
             "verdict, as another seed may turn any difference round."
         )
-    beyond = [comparison for comparison in comparisons if comparison.judgement == "beyond"]
-    better = [c.first.heads for c in beyond if c.difference.mean > 0]
-    worse = [c.first.heads for c in beyond if c.difference.mean < 0]
-    left = len(comparisons) - len(better) - len(worse)
-    wins = [
-        f"{word} with {', '.join(names)}"
-        for word, names in (("better", better), ("worse", worse))
-        if names
-    ]
+    winners: dict[str, list[str]] = {"better": [], "worse": []}
+    for each in comparisons:
+        if each.judgement == "beyond":
+            winners["better" if each.difference.mean > 0 else "worse"].append(each.first.heads)
+    wins = [f"{word} with {', '.join(names)}" for word, names in winners.items() if names]
+    number, left = len(comparisons), len(comparisons) - sum(map(len, winners.values()))
     if not wins:
-        return (
-            f"With none of the {len(comparisons)} heads can these seeds tell cached from "
-            "fine-tuned."
-        )
+        return f"With none of the {number} heads can these seeds tell cached from fine-tuned."
     rest = f"; with the other {left} these seeds cannot tell" if left else ""
-    return f"Of {len(comparisons)} heads, cached against fine-tuned is {' and '.join(wins)}{rest}."
+    return f"Of {number} heads, cached against fine-tuned is {' and '.join(wins)}{rest}."
 
 
 def _caution(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
@@ -133,15 +128,12 @@ def _caution(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
 
 
 def _describe_gap(comparison: Comparison) -> str:
-    gap, spread = _shown(comparison)
-    ends = {
-        "one seed": "from one seed",
-        "within": f"within the {spread} that seeds alone move AP",
-        "beyond": f"more than the {spread} that seeds alone move AP",
-    }
     if comparison.judgement == "nothing":
         return "They have no seed in common."
-    return f"They are {gap} apart, {ends[comparison.judgement]}."
+    gap, spread = _shown(comparison)
+    end = {"within": "within the", "beyond": "more than the"}.get(comparison.judgement)
+    why = f"{end} {spread} that seeds alone move AP" if end else "from one seed"
+    return f"They are {gap} apart, {why}."
 
 
 def _shown(comparison: Comparison) -> tuple[str, str]:
@@ -153,12 +145,11 @@ def _shown(comparison: Comparison) -> tuple[str, str]:
 
 def _describe_one_seed(comparison: Comparison) -> str:
     described = []
-    for group, label in zip(
-        (comparison.first, comparison.second), _labels(comparison), strict=True
-    ):
+    for group in (comparison.first, comparison.second):
         cell = group.of_seed(comparison.seeds[0])
         interval = _describe_interval(cell.low, cell.high)
-        described.append(f"{label} {cell.ap:.3f}" + (f" ({interval})" if interval else ""))
+        note = f" ({interval})" if interval else ""
+        described.append(f"{MODE_LABELS[group.mode]} {cell.ap:.3f}{note}")
     return f"{described[0]} is {_apart(comparison.difference.mean)} {described[1]}."
 
 
@@ -186,7 +177,3 @@ def _apart(gap: float, shown: str = "") -> str:
 
 def _ap(spread: Spread) -> str:
     return f"{spread.mean:.3f}"
-
-
-def _labels(comparison: Comparison) -> tuple[str, str]:
-    return MODE_LABELS[comparison.first.mode], MODE_LABELS[comparison.second.mode]

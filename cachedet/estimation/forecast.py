@@ -131,11 +131,7 @@ def reads_disk(residency: Residency, nbytes: float, free_ram: float) -> bool:
 
 
 def expected_residency(
-    wanted: WantedResidency,
-    features: CodecFigures,
-    *,
-    ram: float,
-    device: float | None,
+    wanted: WantedResidency, features: CodecFigures, *, ram: float, device: float | None
 ) -> Residency:
     """What `train-heads` will choose; as for `auto` where it would refuse what the config names.
 

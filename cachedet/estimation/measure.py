@@ -19,13 +19,7 @@ from cachedet.device import choose_device
 from cachedet.estimation.disk import DiskRates, measure_disk
 from cachedet.estimation.forecast import expected_residency, with_features
 from cachedet.estimation.measured import CodecFigures, Measured, Phase, Training
-from cachedet.estimation.mode_trials import (
-    StepJob,
-    StepTrial,
-    measure_steps,
-    plain_heads,
-    try_mode,
-)
+from cachedet.estimation.mode_trials import StepJob, StepTrial, measure_steps, plain_heads, try_mode
 from cachedet.estimation.probe import (
     BackboneCost,
     CodecCost,
@@ -105,30 +99,14 @@ class DatasetSizes:
 
     sizes: Sizes
     batches: list[BatchShape]  # of the first epoch
-    level_share: float  # of the stored values: those of the levels that are trained on
-    view_share: float  # of the stored values: those of the views that are trained on
-
-    @property
-    def pixels(self) -> int:
-        return count_pixels(self.sizes)
-
-    @property
-    def showings(self) -> int:
-        return sum(batch.images for batch in self.batches)
-
-    @property
-    def epoch_pixels(self) -> int:
-        return sum(batch.pixels for batch in self.batches)
-
-    @property
-    def read_share(self) -> float:
-        """Share of the stored values that is trained on."""
-        return self.level_share * self.view_share
-
-    @property
-    def epoch_share(self) -> float:
-        """Share of the stored values that one epoch reads; what is shown twice counts twice."""
-        return self.level_share * self.epoch_pixels / self.pixels
+    pixels: int
+    showings: int  # images of the first epoch
+    epoch_pixels: int
+    # shares of the stored values:
+    level_share: float  # those of the levels that are trained on
+    view_share: float  # those of the views that are trained on
+    read_share: float  # those of both
+    epoch_share: float  # those that one epoch reads; what is shown twice counts twice
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -179,11 +157,19 @@ def look_at_all(inputs: EstimateInputs) -> DatasetSizes:
         sum(map(np.prod, each.map_shapes(unit).values()))
         for each in (choose_levels(detector, spec), spec)
     ]
+    pixels, epoch_pixels = count_pixels(sizes), sum(batch.pixels for batch in batches)
+    level_share = float(values[0] / values[1])
+    view_share = count_pixels(sizes[trained]) / pixels
     return DatasetSizes(
         sizes=sizes,
         batches=batches,
-        level_share=float(values[0] / values[1]),
-        view_share=count_pixels(sizes[trained]) / count_pixels(sizes),
+        pixels=pixels,
+        showings=sum(batch.images for batch in batches),
+        epoch_pixels=epoch_pixels,
+        level_share=level_share,
+        view_share=view_share,
+        read_share=level_share * view_share,
+        epoch_share=level_share * epoch_pixels / pixels,
     )
 
 
@@ -206,6 +192,7 @@ def _try_extraction(
     free_disk: int,
     progress: StageProgress,
 ) -> ExtractionTrials:
+    """Raises what `extract` raises, and StoreError where the disk cannot be tried."""
     progress.note(_PARTS[0])
     rows = spread_rows(sizes.sizes, inputs.sample)
     sample = take_sample(inputs.dataset, rows, inputs.extract, inputs.backbone)
@@ -224,25 +211,18 @@ def _try_extraction(
         seconds=2 * inputs.seconds,
     )
     progress.advance(note=_PARTS[3])
-    codec = inputs.extract.codec
+    codec, seconds = inputs.extract.codec, inputs.seconds / 2
     figures = figures_of(codecs, sizes.sizes, trial, codec=codec)
-    disk = _try_disk(inputs, sizes, folder, round(figures[codec].nbytes), free_disk)
+    nbytes = round(figures[codec].nbytes)
+    # as long as a stored map is on average
+    piece = nbytes // (sizes.sizes[..., 0].size * len(inputs.backbone.spec))
+    try:
+        disk = measure_disk(folder, nbytes=nbytes, piece=piece, free=free_disk, seconds=seconds)
+    except OSError as error:
+        raise cannot_write(inputs.extract.store, error) from error
     return ExtractionTrials(
         sample=sample, fit=fit, cost=cost, trial=trial, figures=figures, disk=disk
     )
-
-
-def _try_disk(
-    inputs: EstimateInputs, sizes: DatasetSizes, folder: Path, nbytes: int, free_disk: int
-) -> DiskRates:
-    """Measure it with pieces as long as a stored map is on average. Raises StoreError."""
-    piece = nbytes // (sizes.sizes[..., 0].size * len(inputs.backbone.spec))
-    try:
-        return measure_disk(
-            folder, nbytes=nbytes, piece=piece, free=free_disk, seconds=inputs.seconds / 2
-        )
-    except OSError as error:
-        raise cannot_write(inputs.extract.store, error) from error
 
 
 def _probe(

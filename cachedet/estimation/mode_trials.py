@@ -109,17 +109,12 @@ def measure_steps(job: StepJob) -> StepTrial:
 def try_mode(
     job: StepJob,
     *,
-    stage: str,
-    beside: Mapping[str, float],
-    epoch_pixels: int,
+    stage: str,  # name of the stage that computes
+    beside: Mapping[str, float],  # seconds of an epoch of the stages that run beside it
+    epoch_pixels: int,  # padded ones, that an epoch shows
     take_steps: Callable[[StepJob], StepTrial] = measure_steps,
 ) -> tuple[Training, float]:
     """One epoch of the job's mode, and the seconds of its steps without waiting (0: it failed).
-
-    Args:
-        stage: name of the stage that computes.
-        beside: seconds of an epoch of the stages that run beside it.
-        epoch_pixels: padded pixels that an epoch shows.
 
     Raises what `make_training_mode` raises.
     """

@@ -26,30 +26,23 @@ _CONFIG = (
     "detector", "augment", "sampling", "residency", "device", "compile", "precision", "trainable",
 )  # fmt: skip
 
+_MANIFEST = ("backbone", "weights_digest", "image_size", "codec", "block_size", "batch_size")
+
 PredictedVsActual = dict[str, dict[str, float]]
 """Name of a figure -> "predicted" and "actual", in bytes or seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What one extraction and one training will cost.
+    """What one extraction and one training will cost."""
 
-    Attributes:
-        store, extraction, training: what is predicted, see `describe_store`,
-            `describe_extraction` and `describe_training`.
-        nbytes: of the shards.
-        extract_seconds: of extraction alone, without the scan of the images.
-        seconds_per_epoch: of the steps; None where it could not be tried.
-        peak_memory: bytes of the training process, on an accelerator of its tensors.
-    """
-
-    store: dict[str, Any]
-    extraction: dict[str, Any]
-    training: dict[str, Any]
-    nbytes: float
-    extract_seconds: float
-    seconds_per_epoch: float | None
-    peak_memory: float | None
+    store: dict[str, Any]  # see `describe_store`
+    extraction: dict[str, Any]  # see `describe_extraction`
+    training: dict[str, Any]  # see `describe_training`
+    nbytes: float  # of the shards
+    extract_seconds: float  # of extraction alone, without the scan of the images
+    seconds_per_epoch: float | None  # of the steps; None where it could not be tried
+    peak_memory: float | None  # bytes of the training process, on an accelerator of its tensors
     version: str = __version__
 
     def write(self, store: Path) -> Path:
@@ -78,14 +71,9 @@ def prediction_path(store: Path) -> Path:
 def describe_store(manifest: Manifest, *, images: int) -> dict[str, Any]:
     """What the figures of a prediction depend on; `images` of the annotation file."""
     return {
-        "backbone": manifest.backbone,
-        "weights_digest": manifest.weights_digest,
+        **{name: getattr(manifest, name) for name in _MANIFEST},
         "levels": list(manifest.spec.names),
-        "image_size": manifest.image_size,
         "views": list(manifest.views),
-        "codec": manifest.codec,
-        "block_size": manifest.block_size,
-        "batch_size": manifest.batch_size,
         "images": images,
         "classes": list(manifest.categories.names),
     }
@@ -114,11 +102,8 @@ def compare_extraction(report: ExtractReport, config: ExtractConfig) -> Predicte
 
     Empty where nothing was predicted for these options.
     """
-    prediction = Prediction.find(config.store)
+    prediction = _find(config.store, report.images)
     if prediction is None or report.blocks_written < report.blocks_total:
-        return {}
-    manifest = load_manifest(LocalFiles(config.store))
-    if not _is_of(prediction, manifest, report.images):
         return {}
     if prediction.extraction != describe_extraction(config):
         return {}
@@ -135,14 +120,12 @@ def compare_training(
 
     Empty where nothing was predicted for this training of one process on `store`.
     """
-    prediction = Prediction.find(store)
+    prediction = _find(store, report.images)
     if prediction is None:
         return {}
-    manifest = load_manifest(LocalFiles(Path(store)))
-    if not _is_of(prediction, manifest, report.images):
-        return {}
     config = config.model_copy(update={"views": report.views})
-    if prediction.training != describe_training(config, views=manifest.views):
+    held = tuple(prediction.store["views"])
+    if prediction.training != describe_training(config, views=held):
         return {}
     pairs = {
         "seconds per epoch": (prediction.seconds_per_epoch, report.step_seconds_per_epoch),
@@ -155,7 +138,12 @@ def compare_training(
     }
 
 
-def _is_of(prediction: Prediction, manifest: Manifest, images: int) -> bool:
-    """Whether it was made for this store; it did not know which images would be skipped."""
+def _find(store: Path | str, images: int) -> Prediction | None:
+    """The one made for this store; it did not know which images would be skipped."""
+    prediction = Prediction.find(store)
+    if prediction is None:
+        return None
+    manifest = load_manifest(LocalFiles(Path(store)))
     every_image = images + len(manifest.skipped)
-    return prediction.store == describe_store(manifest, images=every_image)
+    is_of_store = prediction.store == describe_store(manifest, images=every_image)
+    return prediction if is_of_store else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,15 +59,8 @@ def padded_sizes(
 ) -> Sizes:
     """Sizes of every view, by the long side of an image and the multiple of both sides."""
     unique, numbers = np.unique(annotations.sizes_hw, axis=0, return_inverse=True)
-    by_view = [
-        [
-            padded_size(
-                view, image_hw=(height, width), image_size=image_size, pad_multiple=pad_multiple
-            )
-            for height, width in unique.tolist()
-        ]
-        for view in views
-    ]
+    size_of = partial(padded_size, image_size=image_size, pad_multiple=pad_multiple)
+    by_view = [[size_of(view, image_hw=(h, w)) for h, w in unique.tolist()] for view in views]
     return np.array(by_view, dtype=np.int64)[:, numbers.reshape(-1)]
 
 
@@ -167,11 +161,9 @@ def keys_like(
     Where the bucket is not held, the one nearest in pixels is taken. `start` is the first image.
     """
     wanted = shape.bucket[0] * shape.bucket[1]
-    bucket = (
-        shape.bucket
-        if shape.bucket in held
-        else min(held, key=lambda size: abs(size[0] * size[1] - wanted))
-    )
+    bucket = shape.bucket
+    if bucket not in held:
+        bucket = min(held, key=lambda size: abs(size[0] * size[1] - wanted))
     keys = held[bucket][(start + np.arange(shape.images)) % len(held[bucket])]
     return keys, BatchShape(bucket=bucket, images=shape.images)
 

@@ -192,19 +192,24 @@ def write_trial(
         contents=sample.scan.contents,
         fit=fit.fitted,
     )
-    commits: list[tuple[float, Block]] = []
+    blocks: list[Block] = []
+    moments: list[float] = []  # when each was committed
+
+    def note(block: Block, _: int) -> None:
+        blocks.append(block)
+        moments.append(time.perf_counter())
+
     pipeline = ExtractionPipeline(
         loader=sample.loader,
         backbone=backbone,
         writer=writer,
         batch_size=config.batch_size,
         workers=config.workers,
-        on_block=lambda block, _: commits.append((time.perf_counter(), block)),
+        on_block=note,
     )
     started = time.perf_counter()
     pipeline.run(_until(writer.blocks, started + seconds))
-    blocks = [block for _, block in commits]
-    times = [(moment - started, _pixels(block)) for moment, block in commits]
+    times = [(at - started, _pixels(block)) for at, block in zip(moments, blocks, strict=True)]
     start, per_pixel = split_start(times, _warm(blocks))
     written = tuple(view.name for view in views if view.name in {block.view for block in blocks})
     return Trial(
@@ -244,9 +249,8 @@ def read_seconds(trial: Trial, levels: Sequence[str]) -> float:
 def split_start(times: Sequence[tuple[float, int]], warm: int) -> tuple[float, float]:
     """Seconds of starting, and seconds a pixel from then on.
 
-    Args:
-        times: (seconds since the start, pixels) of each commit, in order.
-        warm: commits that belong to the start; with no more than these all count alike.
+    `times` are (seconds since the start, pixels) of each commit in order; the first `warm` of them
+    belong to the start, and with no more than these all count alike.
     """
     pixels = [count for _, count in times]
     if len(times) <= warm:

@@ -88,23 +88,15 @@ def parse_rate(text: str, *, where: str) -> float:
 
     Raises InputError; `where` names the option.
     """
-    value, prefix = _split(text, r"(.*?)b\s*(?:/s)?", where=where, example="500MB/s")
-    if prefix not in _PREFIXES:
-        raise InputError(
-            f"{where}: expected bytes per second such as 500MB/s, got {text!r}; units: B/s, kB/s, "
-            "MB/s, GB/s"
-        )
-    return _positive(value * _PREFIXES[prefix], text, where=where)
+    such_as, units = "bytes per second such as 500MB/s", "B/s, kB/s, MB/s, GB/s"
+    return _parse_speed(text, r"(.*?)b\s*(?:/s)?", where=where, such_as=such_as, units=units)
 
 
 def parse_flops(text: str, *, where: str) -> float:
     """``60T`` or ``60TFLOPS`` -> 6e13 floating-point operations per second. Raises InputError."""
-    value, prefix = _split(text, r"(.*?)(?:flops?)?(?:/s)?", where=where, example="60T")
-    if prefix not in _PREFIXES:
-        raise InputError(
-            f"{where}: expected operations per second such as 60T, got {text!r}; units: G, T, P"
-        )
-    return _positive(value * _PREFIXES[prefix], text, where=where)
+    such_as = "operations per second such as 60T"
+    unit = r"(.*?)(?:flops?)?(?:/s)?"
+    return _parse_speed(text, unit, where=where, such_as=such_as, units="G, T, P")
 
 
 def parse_count(text: str, *, where: str) -> int:
@@ -125,10 +117,14 @@ def _split(text: str, unit: str, *, where: str, example: str) -> tuple[float, st
     return float(f"{match[1]}e{match[2] or 0}"), in_unit[1] if in_unit else "?"
 
 
-def _positive(value: float, text: str, *, where: str) -> float:
-    if not 0 < value < math.inf:
+def _parse_speed(text: str, unit: str, *, where: str, such_as: str, units: str) -> float:
+    """A positive number; `such_as` ends with an example."""
+    value, prefix = _split(text, unit, where=where, example=such_as.split()[-1])
+    if prefix not in _PREFIXES:
+        raise InputError(f"{where}: expected {such_as}, got {text!r}; units: {units}")
+    if not 0 < value * _PREFIXES[prefix] < math.inf:
         raise InputError(f"{where}: expected a number above 0, got {text!r}")
-    return value
+    return value * _PREFIXES[prefix]
 
 
 def apply_what_if(
@@ -184,10 +180,7 @@ def with_pixels(measured: Measured, factor: float) -> Measured:
         codecs=_times(measured.codecs, factor),
         fit=measured.fit.times(factor),
         extract=measured.extract.scaled(factors),
-        trainings={
-            name: _scale(training, factors, working=factor)
-            for name, training in measured.trainings.items()
-        },
+        trainings=_scale_all(measured, factors, working=factor),
     )
 
 
@@ -217,14 +210,11 @@ def with_device(measured: Measured, flops: float) -> Measured:
     factor = measured.backbone_flops / flops / measured.backbone_seconds
     factors = dict.fromkeys(_COMPUTED, factor)
     return replace(
-        measured,
+        _with_work(measured, factor),
         fit=measured.fit.scaled(factors),
         extract=measured.extract.scaled(factors),
-        trainings={
-            name: _scale(training, factors) for name, training in measured.trainings.items()
-        },
-        backbone_seconds=measured.backbone_seconds * factor,
-        heads_seconds=measured.heads_seconds * factor,
+        trainings=_scale_all(measured, factors, working=None),
+        backbone_flops=measured.backbone_flops,
     )
 
 
@@ -268,6 +258,13 @@ def _with_work(measured: Measured, factor: float) -> Measured:
         heads_seconds=measured.heads_seconds * factor,
         backbone_flops=measured.backbone_flops * factor,
     )
+
+
+def _scale_all(
+    measured: Measured, factors: Mapping[str, float], *, working: float | None
+) -> dict[str, Training]:
+    trainings = measured.trainings.items()
+    return {name: _scale(training, factors, working=working) for name, training in trainings}
 
 
 def _scale(

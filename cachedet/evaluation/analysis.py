@@ -11,6 +11,7 @@ from cachedet.evaluation.curves import Curves, draw_curves
 from cachedet.evaluation.detection_table import DetectionTable, count_oddities
 from cachedet.evaluation.error_kinds import ErrorReport, analyse_errors
 from cachedet.evaluation.lvis import Federated, LvisScores, score_lvis
+from cachedet.evaluation.matches import Kind
 from cachedet.evaluation.metrics import CocoScores, score_table
 from cachedet.evaluation.significance import (
     BootstrapReport,
@@ -69,21 +70,14 @@ def analyse(
     annotations: Annotations,
     table: DetectionTable,
     *,
-    federated: Federated | None = None,
-    other: DetectionTable | None = None,
-    counts: Mapping[int, int] | None = None,
-    edges: Sequence[int] = DEFAULT_EDGES,
-    resamples: int = 0,
+    federated: Federated | None = None,  # LVIS's fields of the images: LVIS v1 is scored too
+    other: DetectionTable | None = None,  # of another run on the same images, to compare with
+    counts: Mapping[int, int] | None = None,  # category id -> training annotations, for strata
+    edges: Sequence[int] = DEFAULT_EDGES,  # of the bins of training annotations
+    resamples: int = 0,  # of the bootstrap; 0: no intervals
     seed: int = 0,
 ) -> Analysis:
     """Score detections and say what kinds of errors they make, how sure the figures are.
-
-    Args:
-        federated: LVIS's fields of the same images: LVIS v1 is scored too.
-        other: detections of another run on the same images, compared with `table`'s.
-        counts: category id -> training annotations, for AP by number of them.
-        edges: ends of the bins of training annotations.
-        resamples, seed: of the bootstrap; 0 resamples: no intervals.
 
     Raises InputError: `other` without resamples, edges that do not rise from 0, a class without
     a count.
@@ -93,13 +87,15 @@ def analyse(
     scores = score_table(annotations, table)
     intervals, comparison = _resample(annotations, table, other, resamples=resamples, seed=seed)
     masks = annotations.masks is not None and table.masks is not None
+    lvis: dict[Kind, LvisScores] = {}
+    if federated:
+        kinds: tuple[Kind, ...] = ("bbox", "segm") if masks else ("bbox",)
+        lvis = {kind: score_lvis(annotations, federated, table, of=kind) for kind in kinds}
     return Analysis(
         scores=scores,
         mask_scores=score_table(annotations, table, of="segm") if masks else None,
-        lvis=score_lvis(annotations, federated, table) if federated else None,
-        mask_lvis=score_lvis(annotations, federated, table, of="segm")
-        if federated and masks
-        else None,
+        lvis=lvis.get("bbox"),
+        mask_lvis=lvis.get("segm"),
         errors=analyse_errors(annotations, table),
         curves=draw_curves(annotations, table),
         intervals=intervals,
@@ -121,18 +117,13 @@ def _resample(
     """Resample with a progress line: for large sets it takes minutes."""
     if not resamples:
         return None, None
-    runs = 1 if other is None else 2
-    with StageProgress(
-        "resample", total=runs * len(annotations.categories), unit="classes"
-    ) as progress:
-        advance = progress.advance
+    tables = [table] if other is None else [table, other]
+    total = len(tables) * len(annotations.categories)
+    with StageProgress("resample", total=total, unit="classes") as progress:
+        how = {"resamples": resamples, "seed": seed}
         if other is None:
-            return bootstrap(
-                annotations, table, resamples=resamples, seed=seed, on_progress=advance
-            ), None
-        return None, compare_runs(
-            annotations, table, other, resamples=resamples, seed=seed, on_progress=advance
-        )
+            return bootstrap(annotations, table, **how, on_progress=progress.advance), None
+        return None, compare_runs(annotations, table, other, **how, on_progress=progress.advance)
 
 
 def require_resamples(resamples: int, *, comparing: bool) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cachedet.evaluation.curves import draw_curves
 from cachedet.evaluation.detection_table import DetectionsOrTable, DetectionTable, tabulate
-from cachedet.evaluation.matches import ALL_SIZES, Kind, match_detections
+from cachedet.evaluation.matches import ALL_SIZES, Flags, Ints, match_detections
 from cachedet.evaluation.overlaps import candidate_pairs
 from cachedet.structures import Annotations, CategoryMap
 
@@ -53,39 +53,32 @@ def confuse(
     *,
     min_score: float | None = None,
     iou: float = 0.5,
-    of: Kind = "bbox",
 ) -> ConfusionMatrix:
     """Count which classes are taken for which.
 
     First each detection takes a box of its own class as in COCO; then, best score first, those left
     take the box of another class that they overlap most. Crowds are no boxes here, and detections
-    in a crowd of their class are left out.
-
-    Args:
-        min_score: below which detections do not count; None: where F1 of all classes together is
-            best.
-        iou: from which on a box is detected.
-        of: IoU of boxes or masks.
+    in a crowd of their class are left out. Detections below `min_score` do not count; None: below
+    the score where F1 of all classes together is best. From `iou` on a box is detected.
 
     Raises InputError as `tabulate`, ValueError on an IoU outside (0, 1].
     """
-    table = tabulate(annotations, detections, with_masks=of == "segm")
+    table = tabulate(annotations, detections)
     if min_score is None:
-        best = draw_curves(annotations, table, iou=iou, of=of).best.score
+        best = draw_curves(annotations, table, iou=iou).best.score
         min_score = 0.0 if np.isnan(best) else best
     if not 0 < iou <= 1:
         raise ValueError(f"expected an IoU in (0, 1], got {iou}")
     table = table.keep(table.scores >= min_score)
-    matches = match_detections(
-        annotations, table, iou_thresholds=np.array([iou]), areas=ALL_SIZES, of=of
-    )
+    matches = match_detections(annotations, table, iou_thresholds=np.array([iou]), areas=ALL_SIZES)
     kept = table.keep(matches.source)
     ignored = matches.ignored[0, 0]
     box_of = np.where(ignored, -1, matches.partner[0]).astype(np.int64)
     free = ~annotations.crowd
     free[box_of[box_of >= 0]] = False
-    left = (box_of < 0) & ~ignored
-    box_of = _take_others(annotations, kept, left, free, box_of, iou=iou, of=of)
+    left = np.flatnonzero((box_of < 0) & ~ignored)
+    for detection, box in _take_others(annotations, kept, left, free, iou=iou).items():
+        box_of[detection] = box
     classes = len(annotations.categories)
     counts = np.zeros((classes + 1, classes + 1), dtype=np.int64)
     judged = ~ignored
@@ -100,25 +93,17 @@ def confuse(
 
 
 def _take_others(
-    annotations: Annotations,
-    kept: DetectionTable,
-    left: NDArray[np.bool_],
-    free: NDArray[np.bool_],
-    box_of: NDArray[np.int64],
-    *,
-    iou: float,
-    of: Kind,
-) -> NDArray[np.int64]:
-    """Boxes of all detections after those `left` have taken `free` ones of any class."""
-    numbers = np.flatnonzero(left)
-    pairs = candidate_pairs(annotations, kept.keep(numbers), at_least=iou, of=of, same_class=False)
+    annotations: Annotations, kept: DetectionTable, left: Ints, free: Flags, *, iou: float
+) -> dict[int, int]:
+    """What the detections `left` take of the `free` boxes of any class."""
+    pairs = candidate_pairs(annotations, kept.keep(left), at_least=iou, same_class=False)
     open_pairs = free[pairs[1]]
     indices, boxes, overlaps = (column[open_pairs] for column in pairs)
-    detections = numbers[indices]
+    detections = left[indices]
     order = np.lexsort((boxes, -overlaps, detections, -kept.scores[detections]))
-    result, taken = box_of.copy(), set[int]()
+    detection_of: dict[int, int] = {}  # by box
+    box_of: dict[int, int] = {}
     for detection, box in zip(detections[order].tolist(), boxes[order].tolist(), strict=True):
-        if result[detection] < 0 and box not in taken:
-            result[detection] = box
-            taken.add(box)
-    return result
+        if detection not in box_of and box not in detection_of:
+            box_of[detection], detection_of[box] = box, detection
+    return box_of

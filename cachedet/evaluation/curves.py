@@ -6,15 +6,15 @@ All at one IoU, boxes of all sizes, detections in crowds left out.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.evaluation.detection_table import DetectionsOrTable, tabulate
-from cachedet.evaluation.matches import ALL_SIZES, Kind, MatchTable, match_detections
-from cachedet.evaluation.precision import RECALLS, count_gt, interpolate, nan_to_null, raw_curve
+from cachedet.evaluation.matches import ALL_SIZES, MatchTable, match_detections
+from cachedet.evaluation.precision import RECALLS, count_gt, interpolate, raw_curve, to_json_values
 from cachedet.structures import Annotations
 
 
@@ -61,8 +61,7 @@ class Curves:
     calibration_error: float  # mean |score - precision| of the bins, by count; NaN: no detections
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values; null instead of NaN."""
-        return {"iou": self.iou, "recall": RECALLS.tolist(), **nan_to_null(asdict(self))}
+        return {"iou": self.iou, "recall": RECALLS.tolist(), **to_json_values(self)}
 
 
 def draw_curves(
@@ -71,7 +70,6 @@ def draw_curves(
     *,
     iou: float = 0.5,
     num_bins: int = 10,
-    of: Kind = "bbox",
 ) -> Curves:
     """Curves, cuts and calibration at an IoU.
 
@@ -79,10 +77,8 @@ def draw_curves(
     """
     if not 0 < iou <= 1 or num_bins < 1:
         raise ValueError(f"expected an IoU in (0, 1] and a bin or more, got {iou} and {num_bins}")
-    table = tabulate(annotations, detections, with_masks=of == "segm")
-    matches = match_detections(
-        annotations, table, iou_thresholds=np.array([iou]), areas=ALL_SIZES, of=of
-    )
+    table = tabulate(annotations, detections)
+    matches = match_detections(annotations, table, iou_thresholds=np.array([iou]), areas=ALL_SIZES)
     judged = ~matches.ignored[0, 0]
     right = matches.matched[0, 0][judged]
     scores = matches.scores[judged]

@@ -73,20 +73,17 @@ def tabulate(
     boxes = _joined([each.boxes.double().cpu().numpy() for each in detections], np.float64, (0, 4))
     scores = [each.scores.double().cpu().numpy() for each in detections]
     masks: list[dict[str, Any]] = []
-    if with_masks:
-        for each in detections:
-            if each.masks is None and len(each):
-                raise InputError(
-                    f"detections of image id {each.image_id} have no masks, others have; give all "
-                    "of them masks, or none"
-                )
-            size_hw = annotations.size_of(row_of[each.image_id])
-            masks += [rle_of(code, size_hw) for code in paste_masks(each, size_hw)]
+    for each in detections if with_masks else ():
+        if each.masks is None and len(each):
+            raise InputError(
+                f"detections of image id {each.image_id} have no masks, others have; give all "
+                "of them masks, or none"
+            )
+        size_hw = annotations.size_of(row_of[each.image_id])
+        masks += [rle_of(code, size_hw) for code in paste_masks(each, size_hw)]
+    rows = [row_of[each.image_id] for each in detections for _ in range(len(each))]
     return DetectionTable(
-        rows=np.repeat(
-            np.array([row_of[each.image_id] for each in detections], dtype=np.int64),
-            np.array([len(each) for each in detections], dtype=np.int64),
-        ),
+        rows=np.array(rows, dtype=np.int64),
         labels=_joined([each.labels.cpu().numpy() for each in detections], np.int64, (0,)),
         xywh=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
         scores=_joined(scores, np.float64, (0,)),
@@ -124,13 +121,12 @@ def table_of_results(
     rows = _look_up(entries, "image_id", row_of, "an image", where)
     labels = _look_up(entries, "category_id", annotations.categories.label_of(), "a class", where)
     masks = _masks_of(entries, annotations, rows, where)
-    if masks is not None and any("bbox" not in entry for entry in entries):
-        of_masks = coco_mask.toBbox(list(masks))
+    boxes = [entry.get("bbox") for entry in entries]
+    if masks is not None and None in boxes:
+        of_masks = coco_mask.toBbox(list(masks)).tolist()
         boxes = [
-            entry.get("bbox", box.tolist()) for entry, box in zip(entries, of_masks, strict=True)
+            of_mask if box is None else box for box, of_mask in zip(boxes, of_masks, strict=True)
         ]
-    else:
-        boxes = [entry["bbox"] for entry in entries]
     return DetectionTable(
         rows=rows,
         labels=labels,
@@ -175,9 +171,7 @@ def _require_valid(detections: Detections, row_of: dict[int, int], *, num_classe
     where = f"detections of image id {detections.image_id}"
     if not bool(detections.boxes.isfinite().all()) or not bool(detections.scores.isfinite().all()):
         raise InputError(f"{where} hold a box or score that is NaN or Inf")
-    if len(detections) and not bool(
-        ((detections.labels >= 0) & (detections.labels < num_classes)).all()
-    ):
+    if not bool(((detections.labels >= 0) & (detections.labels < num_classes)).all()):
         raise InputError(f"{where} hold a label outside 0..{num_classes - 1}")
 
 
@@ -200,7 +194,8 @@ def _look_up(
     entries: Sequence[dict[str, Any]], key: str, index_of: dict[int, int], what: str, where: str
 ) -> NDArray[np.int64]:
     ids = [entry.get(key) for entry in entries]
-    indices = np.array([_look_up_one(index_of, value) for value in ids], dtype=np.int64)
+    known = [index_of.get(value, -1) if type(value) is int else -1 for value in ids]  # bool is none
+    indices = np.array(known, dtype=np.int64)
     unknown = np.flatnonzero(indices < 0)
     if len(unknown):
         first = int(unknown[0])
@@ -212,11 +207,6 @@ def _look_up(
             "the detections were made for"
         )
     return indices
-
-
-def _look_up_one(index_of: dict[int, int], value: Any) -> int:
-    is_number = isinstance(value, int) and not isinstance(value, bool)
-    return index_of.get(value, -1) if is_number else -1
 
 
 def _masks_of(

@@ -9,16 +9,16 @@ Letters: D detections, M ground-truth boxes, K classes, P pairs.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.evaluation.detection_table import DetectionsOrTable, DetectionTable, tabulate
-from cachedet.evaluation.matches import ALL_SIZES, Kind, MatchTable, match_detections
+from cachedet.evaluation.matches import ALL_SIZES, Floats, Ints, MatchTable, match_detections
 from cachedet.evaluation.overlaps import candidate_pairs
-from cachedet.evaluation.precision import interpolate, nan_to_null
+from cachedet.evaluation.precision import interpolate, to_json_values
 from cachedet.structures import Annotations
 
 FOREGROUND = 0.5  # from this IoU on a box is found
@@ -55,9 +55,7 @@ class ErrorReport:
     per_class: tuple[dict[str, int], ...]  # K times kind -> count
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values; null instead of NaN."""
-        values: dict[str, Any] = nan_to_null(asdict(self))
-        return values
+        return to_json_values(self)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,58 +72,42 @@ class DetectionKinds:
         return np.asarray(self.codes == KIND_NAMES.index(kind))
 
 
-def analyse_errors(
-    annotations: Annotations, detections: DetectionsOrTable, *, of: Kind = "bbox"
-) -> ErrorReport:
+def analyse_errors(annotations: Annotations, detections: DetectionsOrTable) -> ErrorReport:
     """Kinds of errors and their costs. Raises InputError as `tabulate`."""
-    table = tabulate(annotations, detections, with_masks=of == "segm")
-    kinds = sort_errors(annotations, table, of=of)
+    kinds = sort_errors(annotations, tabulate(annotations, detections))
     state = _State.of(annotations, kinds)
     ap50 = state.ap50()
-    repaired = {kind: _repair(state, kinds, kind) for kind in ERROR_KINDS}
+
+    def cost_of(kind: str, count: int, fixed: _State) -> ErrorCost:
+        after = fixed.ap50()
+        # A class that only missed boxes leaves the mean once they are gone: nothing left is NaN.
+        after = 1.0 if math.isnan(after) and not math.isnan(ap50) else after
+        return ErrorCost(kind=kind, count=count, cost=after - ap50)
+
     counts = {kind: int(kinds.of_kind(kind).sum()) for kind in ERROR_KINDS}
-    costs = [
-        ErrorCost(kind=kind, count=counts[kind], cost=_gain(fixed.ap50(), ap50))
-        for kind, fixed in repaired.items()
-    ]
+    costs = [cost_of(kind, counts[kind], _repair(state, kinds, kind)) for kind in ERROR_KINDS]
     hits, missed = (
         np.bincount(labels, minlength=len(annotations.categories))
         for labels in (state.labels[state.right], annotations.labels[kinds.missed])
     )
     without_missed = replace(state, num_gt=state.num_gt - missed)
     unfound = int(state.num_gt.sum() - hits.sum())
+    all_wrong = sum(counts.values())
     return ErrorReport(
         ap50=ap50,
-        kinds=(
-            *costs,
-            ErrorCost(
-                kind="missed",
-                count=int(kinds.missed.sum()),
-                cost=_gain(without_missed.ap50(), ap50),
-            ),
-        ),
-        false_positives=ErrorCost(
-            kind="false positives",
-            count=sum(counts.values()),
-            cost=_gain(state.keep(state.right).ap50(), ap50),
-        ),
-        false_negatives=ErrorCost(
-            kind="false negatives",
-            count=unfound,
-            cost=_gain(replace(state, num_gt=hits).ap50(), ap50),
-        ),
+        kinds=(*costs, cost_of("missed", int(kinds.missed.sum()), without_missed)),
+        false_positives=cost_of("false positives", all_wrong, state.keep(state.right)),
+        false_negatives=cost_of("false negatives", unfound, replace(state, num_gt=hits)),
         per_class=_per_class(annotations, kinds),
     )
 
 
-def sort_errors(
-    annotations: Annotations, table: DetectionTable, *, of: Kind = "bbox"
-) -> DetectionKinds:
+def sort_errors(annotations: Annotations, table: DetectionTable) -> DetectionKinds:
     """The kind of every detection and which boxes were missed."""
     half = np.array([FOREGROUND])
-    matches = match_detections(annotations, table, iou_thresholds=half, areas=ALL_SIZES, of=of)
+    matches = match_detections(annotations, table, iou_thresholds=half, areas=ALL_SIZES)
     kept = table.keep(matches.source)
-    pairs = candidate_pairs(annotations, kept, at_least=BACKGROUND, of=of, same_class=False)
+    pairs = candidate_pairs(annotations, kept, at_least=BACKGROUND, same_class=False)
     counted = ~annotations.crowd[pairs[1]]
     detections, boxes, ious = (column[counted] for column in pairs)
     same = kept.labels[detections] == annotations.labels[boxes]
@@ -156,12 +138,7 @@ def sort_errors(
     return DetectionKinds(matches=matches, codes=codes, targets=targets, missed=missed)
 
 
-def _best(
-    detections: NDArray[np.int64],
-    boxes: NDArray[np.int64],
-    ious: NDArray[np.float64],
-    count: int,
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _best(detections: Ints, boxes: Ints, ious: Floats, count: int) -> tuple[Floats, Ints]:
     """Highest IoU of each detection (0: no pair) and its box, the first of equals (-1)."""
     best_iou, best_box = np.zeros(count), np.full(count, -1, dtype=np.int64)
     order = np.lexsort((-boxes, ious, detections))  # the last of a detection wins
@@ -231,11 +208,6 @@ def _repair(state: _State, kinds: DetectionKinds, kind: str) -> _State:
     kept = ~of_kind
     kept[winners] = True
     return replace(state, labels=labels, right=right).keep(kept)
-
-
-def _gain(fixed: float, ap50: float) -> float:
-    """A class that only missed boxes leaves the mean once they are gone: nothing left is NaN."""
-    return 1.0 - ap50 if math.isnan(fixed) and not math.isnan(ap50) else fixed - ap50
 
 
 def _per_class(annotations: Annotations, kinds: DetectionKinds) -> tuple[dict[str, int], ...]:

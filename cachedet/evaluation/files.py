@@ -22,26 +22,16 @@ from cachedet.training.run_folder import count_annotations
 
 def score_files(
     *,
-    detections: Path,
-    annotations: Path,
-    against: Path | None = None,
-    training: str | None = None,
-    edges: Sequence[int] = DEFAULT_EDGES,
-    lvis: bool = False,
-    resamples: int = 0,
+    detections: Path,  # a COCO results file
+    annotations: Path,  # COCO (or LVIS) file that describes the images; none of them is opened
+    against: Path | None = None,  # a second results file on the same images; needs resamples
+    training: str | None = None,  # annotation file or store, for AP by number of annotations
+    edges: Sequence[int] = DEFAULT_EDGES,  # of the bins of training annotations
+    lvis: bool = False,  # also score as LVIS v1; `annotations` must be an LVIS file
+    resamples: int = 0,  # of the bootstrap; 0: no intervals
     seed: int = 0,
 ) -> Analysis:
     """Score a results file as pycocotools would, and say what else the files tell.
-
-    Args:
-        detections: a COCO results file.
-        annotations: the COCO (or LVIS) file the images are described in; no image is opened.
-        against: a second results file on the same images; needs resamples.
-        training: what the detector was trained on, an annotation file or a store, for AP by number
-            of annotations.
-        edges: ends of the bins of training annotations.
-        lvis: also score as LVIS v1; `annotations` must be an LVIS file.
-        resamples, seed: of the bootstrap; 0 resamples: no intervals.
 
     Raises:
         InputError: detections that do not fit the annotations, or `against` without resamples.
@@ -50,7 +40,10 @@ def score_files(
     """
     require_resamples(resamples, comparing=against is not None)
     check_edges(edges)
-    scored, federated = read_annotations(annotations, lvis=lvis)
+    content = load_annotations(annotations)
+    # exactly as the official tools read them
+    scored, _ = annotations_of(content, where=annotations, keep_all=True)
+    federated = read_federated(content, scored, where=annotations) if lvis else None
     return analyse(
         scored,
         read_results(detections, scored),
@@ -61,18 +54,6 @@ def score_files(
         resamples=resamples,
         seed=seed,
     )
-
-
-def read_annotations(
-    annotations: Path, *, lvis: bool = False
-) -> tuple[Annotations, Federated | None]:
-    """Images and boxes exactly as the official tools read them; LVIS's own fields if wanted.
-
-    Raises DatasetError.
-    """
-    content = load_annotations(annotations)
-    scored, _ = annotations_of(content, where=annotations, keep_all=True)
-    return scored, read_federated(content, scored, where=annotations) if lvis else None
 
 
 def read_annotations_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import nn
@@ -31,16 +32,16 @@ def detect_store(
     batch_size: int,
     device: torch.device,
     views: Sequence[str] = (EVAL_VIEW,),
+    method: Literal["detect", "propose"] = "detect",
     merging: Merging | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Detections]:
     """Detections of every image in pixels of the image, in the order of the store's rows.
 
-    Args:
-        views: of each image; their detections are merged. Where a view is a window, what its
-            border cuts is left to the other views.
-        merging: by default as `Merging` does.
-        on_progress: called with the images that are done, for each view.
+    Those of several `views` are merged, by default as `Merging` does. Where a view is a window,
+    what its border cuts is left to the other views. With "propose" they are what the first stage
+    proposes, see `Detector`, and a window cuts nothing. `on_progress` is called with the images
+    that are done, for each view.
 
     Raises MissingFeatureError where the store lacks a view.
     """
@@ -49,6 +50,7 @@ def detect_store(
         store,
         batches=lambda view: _batches(store, view, levels, batch_size, device),
         views=views,
+        method=method,
         merging=merging,
         on_progress=on_progress,
     )
@@ -61,6 +63,7 @@ def detect_batches(
     *,
     batches: BatchSource,
     views: Sequence[str] = (EVAL_VIEW,),
+    method: Literal["detect", "propose"] = "detect",
     merging: Merging | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Detections]:
@@ -69,59 +72,23 @@ def detect_batches(
     detector.eval()
     by_row: dict[int, list[Detections]] = {row: [] for row in range(len(store))}
     for view in views:
-        for row, of_view in _in_view(detector, "detect", batches(view), on_progress):
-            geometry = geometry_of(store, row, view)
-            by_row[row].append(geometry.detections_to_image(drop_cut(of_view, geometry)))
+        for rows, batch in batches(view):
+            detections = run_detector(
+                detector,
+                batch.features,
+                sizes_hw=batch.sizes_hw,
+                image_ids=batch.image_ids,
+                method=method,
+            )
+            for row, of_view in zip(rows, detections, strict=True):
+                geometry = geometry_of(store, row, view)
+                whole = drop_cut(of_view, geometry) if method == "detect" else of_view
+                by_row[row].append(geometry.detections_to_image(whole))
+            if on_progress is not None:
+                on_progress(len(detections))
     detector.train(was_training)
     merge = merging if merging is not None else Merging()
     return [merge(of_image) for of_image in by_row.values()]
-
-
-@torch.no_grad()
-def propose_store(
-    detector: nn.Module,
-    store: FeatureStore,
-    *,
-    levels: Sequence[str],
-    batch_size: int,
-    device: torch.device,
-    view: str = EVAL_VIEW,
-    on_progress: Callable[[int], None] | None = None,
-) -> list[Detections]:
-    """What the first stage of a detector proposes for every image; see `Detector`.
-
-    In pixels of the image, in the order of the store's rows; arguments as `detect_store`, of one
-    view. Raises MissingFeatureError where the store lacks it.
-    """
-    was_training = detector.training
-    detector.eval()
-    batches = _batches(store, view, levels, batch_size, device)
-    by_row = {
-        row: geometry_of(store, row, view).detections_to_image(proposals)
-        for row, proposals in _in_view(detector, "propose", batches, on_progress)
-    }
-    detector.train(was_training)
-    return [by_row[row] for row in range(len(store))]
-
-
-def _in_view(
-    detector: nn.Module,
-    method: str,
-    batches: Iterator[tuple[list[int], Batch]],
-    on_progress: Callable[[int], None] | None,
-) -> Iterator[tuple[int, Detections]]:
-    """Rows of the store, and what is detected in them."""
-    for rows, batch in batches:
-        detections = run_detector(
-            detector,
-            batch.features,
-            sizes_hw=batch.sizes_hw,
-            image_ids=batch.image_ids,
-            method=method,
-        )
-        yield from zip(rows, detections, strict=True)
-        if on_progress is not None:
-            on_progress(len(detections))
 
 
 def _batches(

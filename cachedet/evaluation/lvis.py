@@ -8,9 +8,8 @@ are never wrong. The best 300 detections of an image are scored, of all classes 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from cachedet.errors import DatasetError
 from cachedet.evaluation.detection_table import DetectionsOrTable, DetectionTable, tabulate
 from cachedet.evaluation.matches import Kind, MatchTable, match_detections
 from cachedet.evaluation.overlaps import box_areas, mask_areas
-from cachedet.evaluation.precision import accumulate, nan_to_null
+from cachedet.evaluation.precision import accumulate, to_json_values
 from cachedet.structures import Annotations
 
 MOST_PER_IMAGE = 300
@@ -60,9 +59,7 @@ class LvisScores:
     num_judged: int  # after the limit and without classes an image says nothing about
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values; null instead of NaN."""
-        values: dict[str, Any] = nan_to_null(dataclasses.asdict(self))
-        return values
+        return to_json_values(self)
 
 
 def read_federated(content: dict[str, Any], annotations: Annotations, *, where: Path) -> Federated:
@@ -149,7 +146,7 @@ def _as_lvis(annotations: Annotations) -> Annotations:
     solid = np.flatnonzero(annotations.areas > 0)
     rows = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
     counts = np.bincount(rows[solid], minlength=len(annotations))
-    return dataclasses.replace(
+    return replace(
         annotations,
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         boxes=annotations.boxes[solid],

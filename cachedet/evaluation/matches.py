@@ -78,25 +78,17 @@ def match_detections(
     table: DetectionTable,
     *,
     iou_thresholds: Floats = IOU_THRESHOLDS,
-    areas: Mapping[str, tuple[float, float]] = AREAS,
-    most_per_class: int | None = MOST_PER_CLASS,
-    of: Kind = "bbox",
-    unjudged: Flags | None = None,
+    areas: Mapping[str, tuple[float, float]] = AREAS,  # square pixels, both ends included
+    most_per_class: int | None = MOST_PER_CLASS,  # in an image; None: all
+    of: Kind = "bbox",  # IoU and areas of boxes, or of masks, which the table then needs
+    unjudged: Flags | None = None,  # (D,) ignored where they match nothing (LVIS)
 ) -> MatchTable:
     """Match as pycocotools does.
 
     In each image and class, best score first, each detection takes the free box of highest IoU (the
-    last of equals), a box that counts before one that is ignored.
-
-    Args:
-        annotations: the boxes; crowds may be matched by many and are ignored, as are boxes whose
-            annotated area is out of range.
-        table: detections, with masks where `of` is "segm".
-        areas: name -> square pixels, both ends included. Detections without a match are ignored
-            where their own area is out of range.
-        most_per_class: detections of a class in an image; None: all of them.
-        of: IoU and areas of boxes or of masks.
-        unjudged: (D,) detections that are ignored where they match nothing (LVIS).
+    last of equals), a box that counts before one that is ignored. Crowds may be matched by many and
+    are ignored, as are boxes whose annotated area is out of range, and detections without a match
+    whose own area is.
     """
     numbers, ranks = _ranked(annotations, table, most_per_class)
     kept = table.keep(numbers)
@@ -106,7 +98,7 @@ def match_detections(
     if unjudged is not None:
         outside |= unjudged[numbers]
     gt_ignored = annotations.crowd | _outside(annotations.areas, ranges)
-    state = _MatchState.start(len(ranges), len(iou_thresholds), len(kept), len(annotations.labels))
+    state = _MatchState(len(ranges), len(iou_thresholds), len(kept), len(annotations.labels))
     capped = np.minimum(iou_thresholds, 1 - 1e-10)  # pycocotools: 1 is reached despite rounding
     pairs = _Pairs.sort(*candidate_pairs(annotations, kept, at_least=float(capped.min()), of=of))
     for round_ in pairs.rounds(kept, ranks, most_at_once=_PAIRS_AT_ONCE):
@@ -199,21 +191,13 @@ class _Pairs:
         )
 
 
-@dataclass(frozen=True, eq=False)
 class _MatchState:
-    matched: Flags  # (A, T, D)
-    ignored: Flags  # (A, T, D)
-    partner: NDArray[np.int32]  # (T, D)
-    taken: Flags  # (A, T, M + 1); the last stands for "no candidate"
-
-    @classmethod
-    def start(cls, areas: int, thresholds: int, detections: int, boxes: int) -> _MatchState:
-        return cls(
-            np.zeros((areas, thresholds, detections), dtype=np.bool_),
-            np.zeros((areas, thresholds, detections), dtype=np.bool_),
-            np.full((thresholds, detections), -1, dtype=np.int32),
-            np.zeros((areas, thresholds, boxes + 1), dtype=np.bool_),
-        )
+    def __init__(self, areas: int, thresholds: int, detections: int, boxes: int) -> None:
+        self.matched = np.zeros((areas, thresholds, detections), dtype=np.bool_)
+        self.ignored = np.zeros((areas, thresholds, detections), dtype=np.bool_)
+        self.partner = np.full((thresholds, detections), -1, dtype=np.int32)
+        # the last one stands for "no candidate"
+        self.taken = np.zeros((areas, thresholds, boxes + 1), dtype=np.bool_)
 
     def match(self, round_: _Round, thresholds: Floats, crowd: Flags, gt_ignored: Flags) -> None:
         """Each detection of the round takes its box at every area range and threshold."""

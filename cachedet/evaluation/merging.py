@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 from torchvision.ops import nms
 
 from cachedet.config.detector import PostprocessConfig
@@ -20,8 +19,7 @@ from cachedet.structures import Detections
 class Merging:
     """How detections of several views, all in pixels of the image, become one list."""
 
-    # of two boxes of a class that overlap more, the weaker is dropped
-    nms_iou: float = PostprocessConfig().nms_iou
+    nms_iou: float = PostprocessConfig().nms_iou  # of boxes that overlap more one is dropped
     max_detections: int = PostprocessConfig().max_detections  # of an image
 
     @classmethod
@@ -40,7 +38,13 @@ class Merging:
             torch.cat([getattr(of_view, name) for of_view in by_view])
             for name in ("boxes", "scores", "labels")
         )
-        kept = self._suppress(boxes, scores, labels)
+        stays = torch.zeros(len(labels), dtype=torch.bool)
+        for label in torch.unique(labels):
+            of_class = (labels == label).nonzero()[:, 0]
+            stays[of_class[nms(boxes[of_class], scores[of_class], self.nms_iou)]] = True
+        idx = stays.nonzero()[:, 0]
+        order = scores[idx].argsort(descending=True, stable=True)
+        kept = idx[order][: self.max_detections]
         masks = [of_view.masks for of_view in by_view if of_view.masks is not None]
         return replace(
             by_view[0],
@@ -49,13 +53,3 @@ class Merging:
             labels=labels[kept],
             masks=torch.cat(masks)[kept] if masks else None,
         )
-
-    def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-        """Indices of the boxes that stay, best first."""
-        kept = [torch.zeros(0, dtype=torch.int64)]
-        for label in torch.unique(labels):
-            of_class = (labels == label).nonzero()[:, 0]
-            kept.append(of_class[nms(boxes[of_class], scores[of_class], self.nms_iou)])
-        idx = torch.cat(kept).sort().values
-        order = scores[idx].argsort(descending=True, stable=True)
-        return idx[order][: self.max_detections]

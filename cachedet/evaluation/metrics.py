@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from cachedet.evaluation.detection_table import (
 )
 from cachedet.evaluation.matches import Kind, MatchTable, match_detections
 from cachedet.evaluation.overlaps import masks_of_image
-from cachedet.evaluation.precision import PrecisionTable, accumulate, nan_to_null
+from cachedet.evaluation.precision import PrecisionTable, accumulate, to_json_values
 from cachedet.structures import Annotations, Detections
 
 
@@ -52,9 +53,7 @@ class CocoScores:
     num_detections: int
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values; null instead of NaN."""
-        values: dict[str, Any] = nan_to_null(asdict(self))
-        return values
+        return to_json_values(self)
 
 
 def score_detections(annotations: Annotations, detections: Sequence[Detections]) -> CocoScores:
@@ -99,6 +98,7 @@ def coco_results(annotations: Annotations, detections: DetectionsOrTable) -> lis
     Raises InputError.
     """
     table = tabulate(annotations, detections, with_masks=has_masks(detections))
+    columns = (annotations.image_ids[table.rows], table.labels, table.xywh, table.scores)
     results = [
         {
             "image_id": image_id,
@@ -106,13 +106,7 @@ def coco_results(annotations: Annotations, detections: DetectionsOrTable) -> lis
             "bbox": box,
             "score": score,
         }
-        for image_id, label, box, score in zip(
-            annotations.image_ids[table.rows].tolist(),
-            table.labels.tolist(),
-            table.xywh.tolist(),
-            table.scores.tolist(),
-            strict=True,
-        )
+        for image_id, label, box, score in zip(*(c.tolist() for c in columns), strict=True)
     ]
     for result, mask in zip(results, table.masks or (), strict=False):
         result["segmentation"] = mask
@@ -135,10 +129,8 @@ def ground_truth_json(annotations: Annotations) -> dict[str, Any]:
         for number in range(len(annotations.labels))
     ]
     if annotations.masks is not None:
-        masks = [
-            mask for row in range(len(annotations)) for mask in masks_of_image(annotations, row)
-        ]
-        for annotation, mask in zip(rows, masks, strict=True):
+        masks = (masks_of_image(annotations, row) for row in range(len(annotations)))
+        for annotation, mask in zip(rows, chain.from_iterable(masks), strict=True):
             annotation["segmentation"] = mask
     images = [
         {"id": int(image_id), "file_name": name, "height": int(size[0]), "width": int(size[1])}
@@ -146,31 +138,24 @@ def ground_truth_json(annotations: Annotations) -> dict[str, Any]:
             annotations.image_ids, annotations.file_names, annotations.sizes_hw, strict=True
         )
     ]
-    categories = [
-        {"id": category_id, "name": name}
-        for category_id, name in zip(
-            annotations.categories.ids, annotations.categories.names, strict=True
-        )
-    ]
+    classes = zip(annotations.categories.ids, annotations.categories.names, strict=True)
+    categories = [{"id": category_id, "name": name} for category_id, name in classes]
     return {"info": {}, "images": images, "annotations": rows, "categories": categories}
 
 
 def _per_class(
     full: PrecisionTable, matches: MatchTable, annotations: Annotations
 ) -> tuple[ClassScore, ...]:
-    num_boxes = np.bincount(
-        annotations.labels[~annotations.crowd], minlength=len(annotations.categories)
-    )
+    categories = annotations.categories
+    num_boxes = np.bincount(annotations.labels[~annotations.crowd], minlength=len(categories))
     half = matches.threshold(0.5)
     return tuple(
         ClassScore(
-            name=name,
-            category_id=category_id,
-            num_boxes=int(num_boxes[label]),
+            name=categories.names[label],
+            category_id=categories.ids[label],
+            num_boxes=int(number),
             ap=full.mean_precision(labels=[label]),
             ap50=full.mean_precision(labels=[label], threshold=half),
         )
-        for label, (category_id, name) in enumerate(
-            zip(annotations.categories.ids, annotations.categories.names, strict=True)
-        )
+        for label, number in enumerate(num_boxes)
     )

@@ -5,7 +5,6 @@ Letters: D detections, P candidate pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -30,29 +29,37 @@ def candidate_pairs(
 ) -> Pairs:
     """Detections, boxes and IoUs (P,) of pairs in one image that overlap `at_least` so much.
 
-    The "IoU" with a crowd is the part of the detection inside it, as in COCO.
+    The "IoU" with a crowd is the part of the detection inside it, as in COCO. Masks are only paired
+    within a class.
     """
     pairs = []
     xywh = annotations.xywh
-    for row, numbers in _by_image(table):
+    order = np.argsort(table.rows, kind="stable")
+    rows, starts = np.unique(table.rows[order], return_index=True)
+    for row, numbers in zip(rows.tolist(), np.split(order, starts[1:]), strict=False):
         span = annotations.boxes_of(row)
         boxes = np.arange(span.start, span.stop)
         if not len(boxes):
             continue
+        crowd = annotations.crowd[boxes]
         if of == "bbox":
-            pairs.append(
-                _box_pairs(annotations, table, numbers, boxes, xywh[boxes], at_least, same_class)
-            )
+            ious = np.asarray(coco_mask.iou(table.xywh[numbers], xywh[boxes], crowd.tolist()))
+            close = ious >= at_least
+            if same_class:
+                close &= table.labels[numbers][:, None] == annotations.labels[boxes]
+            detection, box = np.nonzero(close)
+            pairs.append((numbers[detection], boxes[box], ious[detection, box]))
             continue
-        masks = masks_of_image(annotations, row)
-        for label in np.unique(table.labels[numbers]).tolist() if same_class else [None]:
-            mine = numbers if label is None else numbers[table.labels[numbers] == label]
-            theirs = boxes if label is None else boxes[annotations.labels[boxes] == label]
-            if len(theirs):
-                codes = [masks[box - span.start] for box in theirs]
-                pairs.append(
-                    _mask_pairs(_masks_of(table), mine, codes, theirs, annotations.crowd, at_least)
-                )
+        given, masks = _masks_of(table), masks_of_image(annotations, row)
+        for label in np.unique(table.labels[numbers]):  # masks of other classes cost too much
+            mine = numbers[table.labels[numbers] == label]
+            theirs = np.flatnonzero(annotations.labels[boxes] == label)
+            if not len(theirs):
+                continue
+            codes = [given[n] for n in mine], [masks[n] for n in theirs]
+            ious = np.asarray(coco_mask.iou(*codes, crowd[theirs].tolist()))
+            detection, box = np.nonzero(ious >= at_least)
+            pairs.append((mine[detection], boxes[theirs[box]], ious[detection, box]))
     empty = np.zeros(0, dtype=np.int64)
     columns = zip(*[(empty, empty, np.zeros(0)), *pairs], strict=True)
     detections, partners, ious = (np.concatenate(column) for column in columns)
@@ -98,43 +105,6 @@ def _filled(box: NDArray[np.float64], size_hw: SizeHW) -> NDArray[np.bool_]:
     x1, y1, x2, y2 = box.round().clip(min=0).astype(int)
     bitmap[y1:y2, x1:x2] = True
     return bitmap
-
-
-def _by_image(table: DetectionTable) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    order = np.argsort(table.rows, kind="stable")
-    rows, starts = np.unique(table.rows[order], return_index=True)
-    yield from zip(rows.tolist(), np.split(order, starts[1:]), strict=False)
-
-
-def _box_pairs(
-    annotations: Annotations,
-    table: DetectionTable,
-    numbers: NDArray[np.int64],
-    boxes: NDArray[np.int64],
-    xywh: NDArray[np.float64],
-    at_least: float,
-    same_class: bool,
-) -> Pairs:
-    ious = np.asarray(coco_mask.iou(table.xywh[numbers], xywh, annotations.crowd[boxes].tolist()))
-    close = ious >= at_least
-    if same_class:
-        close &= table.labels[numbers][:, None] == annotations.labels[boxes]
-    detection, box = np.nonzero(close)
-    return numbers[detection], boxes[box], ious[detection, box]
-
-
-def _mask_pairs(
-    given: list[dict[str, Any]],
-    numbers: NDArray[np.int64],
-    theirs: list[dict[str, Any]],
-    boxes: NDArray[np.int64],
-    crowd: NDArray[np.bool_],
-    at_least: float,
-) -> Pairs:
-    mine = [given[number] for number in numbers]
-    ious = np.asarray(coco_mask.iou(mine, theirs, crowd[boxes].tolist()))
-    detection, box = np.nonzero(ious >= at_least)
-    return numbers[detection], boxes[box], ious[detection, box]
 
 
 def _masks_of(table: DetectionTable) -> list[dict[str, Any]]:

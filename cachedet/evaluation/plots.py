@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -19,6 +18,7 @@ PALETTE = (
     (0, 114, 178), (213, 94, 0), (204, 121, 167), (255, 255, 255),
 )  # fmt: skip
 _CELL = 300  # pixels of the long side of one image on a sheet
+_PAIRS = 2  # in a line
 _GAP = 10
 _CAPTION = 22
 _TINT = 0.45  # of a mask's colour over the image
@@ -58,20 +58,22 @@ def draw_boxes(pixels: NDArray[np.uint8], drawing: Drawing) -> Image.Image:
     width = max(2, round(long_side / 250))
     font = ImageFont.load_default(max(11, round(long_side / 40)))
     for box, label in zip(drawing.boxes, drawing.labels, strict=True):
-        _outline(canvas, box, colour_of(int(label)), width)
+        x1, y1, x2, y2 = (float(value) for value in box)
+        # A dark rim keeps the line visible on a background of its own colour.
+        canvas.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=(0, 0, 0), width=width + 2)
+        canvas.rectangle((x1, y1, x2, y2), outline=colour_of(int(label)), width=width)
     for box, label, caption in zip(drawing.boxes, drawing.labels, drawing.captions, strict=True):
         _tag(canvas, box, caption, colour_of(int(label)), font, image.size)
     return image
 
 
-def contact_sheet(rows: Sequence[SheetRow], path: Path, *, pairs_per_line: int = 2) -> None:
+def contact_sheet(rows: Sequence[SheetRow], path: Path) -> None:
     """Write a PNG with ground truth beside prediction for each row."""
     pairs = [_pair(row) for row in rows]
-    lines = [pairs[i : i + pairs_per_line] for i in range(0, len(pairs), pairs_per_line)]
+    lines = [pairs[i : i + _PAIRS] for i in range(0, len(pairs), _PAIRS)]
     heights = [max(pair.height for pair in line) for line in lines]
     pair_width = 2 * _CELL + _GAP // 2
-    columns = min(pairs_per_line, len(pairs))
-    width = columns * (pair_width + 2 * _GAP) + 2 * _GAP
+    width = min(_PAIRS, len(pairs)) * (pair_width + 2 * _GAP) + 2 * _GAP
     sheet = Image.new("RGB", (width, sum(heights) + _GAP * (len(lines) + 1)), _PAPER)
     y = _GAP
     for line, height in zip(lines, heights, strict=True):
@@ -99,14 +101,15 @@ def plot_training(metrics: Path, path: Path) -> None:
     for column, name in (("val_ap", "AP"), ("val_ap50", "AP50")):
         scores.plot(*_series(rows, column), label=name, marker="o", markersize=3, linewidth=1.4)
     scores.set_ylabel("validation")
-    best = max(
-        (value for name in ("val_ap", "val_ap50") for value in _series(rows, name)[1]), default=0
-    )
+    best = max([0.0, *_series(rows, "val_ap")[1], *_series(rows, "val_ap50")[1]])
     scores.set_ylim(0, max(0.1, 1.1 * best))
-    _single_series(rates, _series(rows, "lr"), "learning rate")
+    rates.plot(*_series(rows, "lr"), color="0.3", linewidth=1.4)
+    rates.set_ylabel("learning rate")
+    rates.set_ylim(bottom=0)
     rates.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
     steps, shares = _series(rows, "waiting_share")
-    _single_series(waits, (steps, [100 * share for share in shares]), "waiting for\ndata, %")
+    waits.plot(steps, [100 * share for share in shares], color="0.3", linewidth=1.4)
+    waits.set_ylabel("waiting for\ndata, %")
     waits.set_ylim(bottom=0, top=max(5, *(110 * share for share in shares), 0))
     waits.set_xlabel("step")
     for axes in (losses, scores):
@@ -115,12 +118,6 @@ def plot_training(metrics: Path, path: Path) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
-
-
-def _single_series(axes: Axes, series: tuple[list[int], list[float]], name: str) -> None:
-    axes.plot(*series, color="0.3", linewidth=1.4)
-    axes.set_ylabel(name)
-    axes.set_ylim(bottom=0)
 
 
 def colour_of(label: int) -> tuple[int, int, int]:
@@ -134,30 +131,17 @@ def _pair(row: SheetRow) -> Image.Image:
     pair = Image.new("RGB", (2 * _CELL + _GAP // 2, height + _CAPTION), _PAPER)
     canvas = ImageDraw.Draw(pair)
     font = ImageFont.load_default(13)
-    for column, (title, drawing) in enumerate(
-        ((f"{row.name}: ground truth", row.annotations), ("prediction", row.prediction))
-    ):
+    size = (round(row.pixels.shape[1] * scale), height)
+    small = np.asarray(Image.fromarray(row.pixels).resize(size, Image.Resampling.LANCZOS))
+    titles = (f"{row.name}: ground truth", "prediction")
+    for column, drawing in enumerate((row.annotations, row.prediction)):
         x = column * (_CELL + _GAP // 2)
-        canvas.text((x, 3), title, fill=_INK, font=font)
-        size = (round(row.pixels.shape[1] * scale), height)
-        small = np.asarray(Image.fromarray(row.pixels).resize(size, Image.Resampling.LANCZOS))
+        canvas.text((x, 3), titles[column], fill=_INK, font=font)
         scaled = Drawing(
             boxes=drawing.boxes * scale, labels=drawing.labels, captions=drawing.captions
         )
         pair.paste(draw_boxes(small, scaled), (x, _CAPTION))
     return pair
-
-
-def _outline(
-    canvas: ImageDraw.ImageDraw,
-    box: NDArray[np.float64],
-    colour: tuple[int, int, int],
-    width: int,
-) -> None:
-    x1, y1, x2, y2 = (float(value) for value in box)
-    # A dark rim keeps the line visible on a background of its own colour.
-    canvas.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=(0, 0, 0), width=width + 2)
-    canvas.rectangle((x1, y1, x2, y2), outline=colour, width=width)
 
 
 def _tag(

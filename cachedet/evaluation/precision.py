@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from cachedet.evaluation.detection_table import DetectionsOrTable, tabulate
 from cachedet.evaluation.matches import AREAS, MatchTable, match_detections
 from cachedet.structures import Annotations, CategoryMap
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Floats = NDArray[np.float64]
 RECALLS: Floats = np.linspace(0.0, 1.0, 101)
@@ -118,6 +121,12 @@ def raw_curve(
     return hits / num_gt, hits / (alarms + hits + _TINY)
 
 
+def to_json_values(record: DataclassInstance) -> dict[str, Any]:
+    """Fields of a dataclass as JSON values; null instead of NaN."""
+    values: dict[str, Any] = nan_to_null(asdict(record))
+    return values
+
+
 def nan_to_null(values: Any) -> Any:
     """Values, dicts and lists of them for JSON: null (None) stands for NaN, nothing to score."""
     if isinstance(values, dict):
@@ -151,9 +160,7 @@ class ProposalReport:
     at_limits: tuple[ProposalRecall, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values; null instead of NaN."""
-        values: dict[str, Any] = nan_to_null(asdict(self))
-        return values
+        return to_json_values(self)
 
 
 def proposal_recall(
@@ -195,13 +202,10 @@ def _at_limit(matches: MatchTable, limit: int) -> ProposalRecall:
     within = matches.ranks < limit
     hits = (matches.matched & ~matches.ignored & within).sum(axis=2)  # (A, T)
     recall = np.where(counts[:, None] > 0, hits / np.maximum(counts, 1)[:, None], np.nan)
-    of_area: dict[str, NDArray[np.float64]] = dict(zip(AREAS, recall, strict=True))
     return ProposalRecall(
         limit=limit,
-        ar=float(of_area["all"].mean()),
-        ar_small=float(of_area["small"].mean()),
-        ar_medium=float(of_area["medium"].mean()),
-        ar_large=float(of_area["large"].mean()),
-        recall50=float(of_area["all"][matches.threshold(0.5)]),
-        recall75=float(of_area["all"][matches.threshold(0.75)]),
+        ar=float(recall[0].mean()),
+        **{f"ar_{name}": float(recall[n].mean()) for n, name in enumerate(AREAS) if n},
+        recall50=float(recall[0, matches.threshold(0.5)]),
+        recall75=float(recall[0, matches.threshold(0.75)]),
     )

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.evaluation.detection_table import DetectionsOrTable, tabulate
-from cachedet.evaluation.matches import ALL_SIZES, Kind, MatchTable, match_detections
-from cachedet.evaluation.precision import RECALLS, nan_to_null
+from cachedet.evaluation.matches import ALL_SIZES, MatchTable, match_detections
+from cachedet.evaluation.precision import RECALLS, to_json_values
 from cachedet.structures import Annotations
 
 Floats = NDArray[np.float64]
@@ -56,9 +56,7 @@ class BootstrapReport:
     num_images: int
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values; null instead of NaN."""
-        values: dict[str, Any] = nan_to_null(asdict(self))
-        return values
+        return to_json_values(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +73,7 @@ class ComparisonReport:
         return self.difference.num_images > 1 and self.difference.ap.excludes_zero
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values; null instead of NaN."""
-        return {**nan_to_null(asdict(self)), "tells_apart": self.tells_apart}
+        return {**to_json_values(self), "tells_apart": self.tells_apart}
 
 
 def bootstrap(
@@ -86,7 +83,6 @@ def bootstrap(
     resamples: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
-    of: Kind = "bbox",
     on_progress: Progress | None = None,
 ) -> BootstrapReport:
     """Intervals of one run; `on_progress` is called with 1 for each class done.
@@ -94,7 +90,7 @@ def bootstrap(
     Raises ValueError on a count below 1 or a confidence outside (0, 1).
     """
     weights = draw_images(len(annotations), resamples=resamples, seed=seed)
-    values = _values(annotations, detections, weights, of, on_progress)
+    values = _values(annotations, detections, weights, on_progress)
     return _summarise(values, confidence=confidence, annotations=annotations)
 
 
@@ -105,8 +101,6 @@ def compare_runs(
     *,
     resamples: int = 1000,
     seed: int = 0,
-    confidence: float = 0.95,
-    of: Kind = "bbox",
     on_progress: Progress | None = None,
 ) -> ComparisonReport:
     """Intervals of two runs and of their difference on the same resamples of the same images.
@@ -114,11 +108,10 @@ def compare_runs(
     `on_progress` and errors as in `bootstrap`; the classes of both runs count.
     """
     weights = draw_images(len(annotations), resamples=resamples, seed=seed)
-    of_first = _values(annotations, first, weights, of, on_progress)
-    of_second = _values(annotations, second, weights, of, on_progress)
+    one, other = (_values(annotations, run, weights, on_progress) for run in (first, second))
     reports = [
-        _summarise(values, confidence=confidence, annotations=annotations)
-        for values in (of_first, of_second, of_first.minus(of_second))
+        _summarise(values, confidence=0.95, annotations=annotations)
+        for values in (one, other, one.minus(other))
     ]
     return ComparisonReport(first=reports[0], second=reports[1], difference=reports[2])
 
@@ -142,11 +135,8 @@ class WeightedAP:
     per_class: Floats  # (B, K)
 
     def minus(self, other: WeightedAP) -> WeightedAP:
-        return WeightedAP(
-            ap=self.ap - other.ap,
-            ap50=self.ap50 - other.ap50,
-            per_class=self.per_class - other.per_class,
-        )
+        theirs = vars(other)
+        return WeightedAP(**{name: value - theirs[name] for name, value in vars(self).items()})
 
 
 def weighted_ap(
@@ -206,12 +196,10 @@ def _values(
     annotations: Annotations,
     detections: DetectionsOrTable,
     weights: Ints,
-    of: Kind,
     on_progress: Progress | None,
 ) -> WeightedAP:
     """Row 0: the images as they are."""
-    table = tabulate(annotations, detections, with_masks=of == "segm")
-    matches = match_detections(annotations, table, areas=ALL_SIZES, of=of)
+    matches = match_detections(annotations, tabulate(annotations, detections), areas=ALL_SIZES)
     once = np.ones((1, len(annotations)), dtype=weights.dtype)
     return weighted_ap(matches, np.concatenate([once, weights]), on_progress=on_progress)
 
@@ -234,21 +222,15 @@ def _summarise(
 def _interval(values: Floats, confidence: float) -> Interval:
     """The interval of those resamples that hold the class at all."""
     resampled = values[1:][~np.isnan(values[1:])]
-    if not len(resampled):
-        return Interval(value=float(values[0]), low=math.nan, high=math.nan,
-                        share_above_zero=math.nan)  # fmt: skip
-    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(
-        value=float(values[0]),
-        low=float(low),
-        high=float(high),
-        share_above_zero=float((resampled > 0).mean()),
-    )
+    low = high = share = math.nan
+    if len(resampled):
+        ends = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
+        low, high, share = float(ends[0]), float(ends[1]), float((resampled > 0).mean())
+    return Interval(value=float(values[0]), low=low, high=high, share_above_zero=share)
 
 
 def _mean_of_known(per_class: Floats) -> Floats:
     """(B,) means over classes that are not NaN."""
-    known = ~np.isnan(per_class)
-    counts = known.sum(axis=1)
-    total = np.where(known, per_class, 0.0).sum(axis=1)
+    counts = (~np.isnan(per_class)).sum(axis=1)
+    total = np.nansum(per_class, axis=1)
     return np.where(counts > 0, total / np.maximum(counts, 1), np.nan)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from cachedet.errors import InputError
 from cachedet.evaluation.metrics import ClassScore
-from cachedet.evaluation.precision import nan_to_null
+from cachedet.evaluation.precision import to_json_values
 
 DEFAULT_EDGES = (0, 10, 100, 1000)
 
@@ -39,8 +40,7 @@ class Stratum:
         return f"{self.low}+" if self.high is None else f"{self.low}-{self.high - 1}"
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values; null instead of NaN."""
-        return {"name": self.name, **nan_to_null(asdict(self))}
+        return {"name": self.name, **to_json_values(self)}
 
 
 def stratify(
@@ -62,16 +62,10 @@ def stratify(
             "run was trained on"
         )
     ends: list[int | None] = [*edges[1:], None]
-    strata = []
-    for low, high in zip(edges, ends, strict=True):
-        scores = [
-            score
-            for score in per_class
-            if counts[score.category_id] >= low
-            and (high is None or counts[score.category_id] < high)
-        ]
-        strata.append(_stratum(low, high, scores))
-    return tuple(strata)
+    bins: list[list[ClassScore]] = [[] for _ in edges]
+    for score in per_class:
+        bins[bisect_right(edges, counts[score.category_id]) - 1].append(score)
+    return tuple(map(_stratum, edges, ends, bins))
 
 
 def parse_edges(text: str) -> tuple[int, ...]:
@@ -99,11 +93,13 @@ def check_edges(edges: Sequence[int]) -> None:
 
 def _stratum(low: int, high: int | None, scores: Sequence[ClassScore]) -> Stratum:
     known = [score for score in scores if not math.isnan(score.ap)]
+    figures = [(score.ap, score.ap50) for score in known] or [(math.nan, math.nan)]
+    ap, ap50 = np.mean(figures, axis=0).tolist()
     return Stratum(
         low=low,
         high=high,
-        ap=float(np.mean([score.ap for score in known])) if known else math.nan,
-        ap50=float(np.mean([score.ap50 for score in known])) if known else math.nan,
+        ap=ap,
+        ap50=ap50,
         num_classes=len(scores),
         num_scored=len(known),
         category_ids=tuple(score.category_id for score in scores),

@@ -50,23 +50,17 @@ def make_training_mode(
     mode: Mode,
     config: TrainConfig,
     *,
-    store: FeatureStore,
-    images: Path,
-    weights: str,
-    total_steps: int,
-    backbone: BackboneTraining | None = None,
+    store: FeatureStore,  # says which images, views and boxes there are, and what the backbone was
+    images: Path,  # folder of the image files
+    weights: str,  # pretrained ones, as `extract --weights` takes them
+    total_steps: int,  # length of the schedule
+    backbone: BackboneTraining | None = None,  # how it learns in the mode tuned
 ) -> TrainingMode:
     """Everything for one mode, seeded: heads start from the same weights in all modes.
 
-    Args:
-        mode: cached: heads on the store's features. live: heads on a frozen backbone that runs in
-            every step. tuned: backbone and heads. scratch: the same from random weights.
-        config: heads and schedule; its views are those of the store.
-        store: says which images, views and boxes there are, and what the backbone was.
-        images: folder of the image files.
-        weights: pretrained weights, as `extract --weights` takes them.
-        total_steps: length of the schedule.
-        backbone: how it learns in the mode tuned.
+    In the mode cached heads learn on the store's features, in live on a frozen backbone that runs
+    in every step; in tuned the backbone learns too, in scratch it does so from random weights. The
+    views of `config` are those of the store.
 
     Raises:
         ConfigError: a config that the modes cannot share.

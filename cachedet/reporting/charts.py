@@ -60,7 +60,7 @@ class Series:
     points: Sequence[Point]
     dots: bool = False
     look: int | None = None  # number of its dashes and tone; None: its index
-    tone: str = ""
+    tone: str = ""  # class of its colour
     in_legend: bool = True
 
 
@@ -82,7 +82,7 @@ class Spot:
     least: float  # ends of its error bar
     most: float
     shape: Shape
-    title: str
+    title: str  # shown when the pointer rests on it
     label: str = ""  # beside it
 
 
@@ -90,13 +90,11 @@ class Spot:
 class Line:
     """One line of a chart."""
 
-    name: str
+    series: Series
     path: str  # of an SVG path
     dash: str
     accent: bool
     dots: tuple[Point, ...]
-    tone: str  # class of its colour
-    in_legend: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +102,8 @@ class Mark:
     """A point with its error bar."""
 
     at: Point
-    shape: Shape
     bar: str  # path; empty where there is one value only
-    title: str  # shown when the pointer rests on it
+    spot: Spot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,17 +207,7 @@ def draw_chart(
         diagonal=path_of([(x.low, y.low), (x.high, y.high)], x=x, y=y) if diagonal else "",
         zero=path_of([(x.low, 0.0), (x.high, 0.0)], x=x, y=y) if y.low < 0 <= y.high else "",
         links=tuple(path_of(points, x=x, y=y) for points in links),
-        marks=tuple(
-            Mark(
-                at=(_x(x, spot.x), _y(y, spot.y)),
-                shape=spot.shape,
-                bar=path_of([(spot.x, spot.least), (spot.x, spot.most)], x=x, y=y)
-                if spot.most > spot.least
-                else "",
-                title=spot.title,
-            )
-            for spot in spots
-        ),
+        marks=tuple(_draw_mark(spot, x, y) for spot in spots),
         labels=_place_labels(spots, x, y),
         keys=tuple(keys),
     )
@@ -248,14 +235,17 @@ def _y(axis: Axis, value: float) -> float:
 def _draw_line(index: int, series: Series, x: Axis, y: Axis) -> Line:
     look = index if series.look is None else series.look
     return Line(
-        name=series.name,
+        series=series,
         path=path_of(series.points, x=x, y=y),
         dash=DASHES[look % len(DASHES)],
         accent=look == 0,
         dots=tuple((_x(x, a), _y(y, b)) for a, b in series.points) if series.dots else (),
-        tone=series.tone,
-        in_legend=series.in_legend,
     )
+
+
+def _draw_mark(spot: Spot, x: Axis, y: Axis) -> Mark:
+    ends = [(spot.x, spot.least), (spot.x, spot.most)] if spot.most > spot.least else []
+    return Mark(at=(_x(x, spot.x), _y(y, spot.y)), bar=path_of(ends, x=x, y=y), spot=spot)
 
 
 def _place_labels(spots: Sequence[Spot], x: Axis, y: Axis) -> tuple[Label, ...]:

@@ -6,18 +6,8 @@ import math
 from collections.abc import Sequence
 
 from cachedet.evaluation.strata import Stratum
-from cachedet.reporting.content import (
-    ABSENT,
-    Cell,
-    Row,
-    Section,
-    Table,
-    count,
-    count_classes,
-    figure,
-    rank_of,
-    span,
-)
+from cachedet.reporting.content import Cell, Row, Section, Table
+from cachedet.reporting.figures import ABSENT, count, count_classes, figure, rank_of, span
 from cachedet.reporting.run_analysis import RunAnalysis
 from cachedet.reporting.scores_sections import FEWEST_IMAGES, difference_cell, of_run
 
@@ -53,20 +43,19 @@ def class_section(runs: Sequence[RunAnalysis]) -> Section:
         for run in runs:
             cells += _class_cells(run, label)
         rows.append(Row(name=score.name, cells=tuple(cells)))
+    table = Table(
+        caption=f"{count_classes(len(rows))}. A dash: the scored images hold no such box.",
+        corner="Class",
+        columns=tuple(columns),
+        rows=tuple(rows),
+        sortable=True,
+    )
     return Section(
         key="classes",
         title="Class by class",
         short="Classes",
         leads=(_class_lead(runs[0]),),
-        tables=(
-            Table(
-                caption=f"{count_classes(len(rows))}. A dash: the scored images hold no such box.",
-                corner="Class",
-                columns=tuple(columns),
-                rows=tuple(rows),
-                sortable=True,
-            ),
-        ),
+        tables=(table,),
         notes=(_CUT, _GAIN) if len(runs) > 1 else (_CUT,),
     )
 

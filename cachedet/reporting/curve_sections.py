@@ -19,7 +19,8 @@ from cachedet.reporting.charts import (
     path_of,
     unit_axis,
 )
-from cachedet.reporting.content import Cell, Fold, Row, Section, Table, count, figure
+from cachedet.reporting.content import Cell, Fold, Row, Section, Table
+from cachedet.reporting.figures import count, figure
 from cachedet.reporting.run_analysis import RunAnalysis
 from cachedet.reporting.scored_run import ScoredRun
 

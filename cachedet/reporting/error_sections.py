@@ -9,7 +9,8 @@ import numpy as np
 
 from cachedet.evaluation.confusion import ConfusionMatrix
 from cachedet.evaluation.error_kinds import ErrorCost
-from cachedet.reporting.content import ABSENT, Cell, Fold, Row, Section, Table, count, figure
+from cachedet.reporting.content import Cell, Fold, Row, Section, Table
+from cachedet.reporting.figures import ABSENT, count, figure
 from cachedet.reporting.run_analysis import RunAnalysis
 
 MOST_CLASSES = 12  # of a confusion matrix that is shown whole
@@ -43,20 +44,19 @@ def error_section(runs: Sequence[RunAnalysis]) -> Section:
         Row(name=name, cells=tuple(_cost_cell(cost, most=None) for cost in costs))
         for name, costs in sums.items()
     ]
+    table = Table(
+        caption="AP50 that would be gained if one kind of error alone were put right, and how "
+        "often it occurs.",
+        corner="Kind",
+        columns=tuple(run.name for run in runs),
+        rows=tuple(rows),
+    )
     return Section(
         key="errors",
         title="Where the errors come from",
         short="Errors",
         leads=tuple(map(_lead, runs)),
-        tables=(
-            Table(
-                caption="AP50 that would be gained if one kind of error alone were put right, and "
-                "how often it occurs.",
-                corner="Kind",
-                columns=tuple(run.name for run in runs),
-                rows=tuple(rows),
-            ),
-        ),
+        tables=(table,),
         notes=(
             "Kinds are those of TIDE (arXiv 2008.08115), at IoU 0.5. Each is put right on its "
             "own, so costs do not add up. Detections of every score count.",

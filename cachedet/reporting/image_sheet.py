@@ -218,15 +218,9 @@ def _encode(pixels: NDArray[np.uint8], *, quality: int) -> str:
 
 def _boxes(annotations: Annotations, row: int) -> list[list[float]]:
     of_row = annotations.boxes_of(row)
-    return [
-        [*_rounded(box), int(label), int(crowd)]
-        for box, label, crowd in zip(
-            annotations.xywh[of_row],
-            annotations.labels[of_row],
-            annotations.crowd[of_row],
-            strict=True,
-        )
-    ][:_MOST_BOXES]
+    columns = (annotations.xywh, annotations.labels, annotations.crowd)
+    boxes = zip(*(column[of_row][:_MOST_BOXES] for column in columns), strict=True)
+    return [[*_rounded(box), int(label), int(crowd)] for box, label, crowd in boxes]
 
 
 def _detections(
@@ -238,16 +232,11 @@ def _detections(
     numbers = numbers[np.argsort(-matches.scores[numbers], kind="stable")][:most]
     right = kinds.of_kind(RIGHT)[numbers]
     partners = np.where(right, matches.partner[0][numbers] - annotations.offsets[row], -1)
+    boxes = run.table.xywh[matches.source[numbers]]
+    columns = (column[numbers] for column in (matches.scores, matches.labels, kinds.codes))
     return [
         [*_rounded(box), round(float(score), 4), int(label), int(kind), int(partner)]
-        for box, score, label, kind, partner in zip(
-            run.table.xywh[matches.source[numbers]],
-            matches.scores[numbers],
-            matches.labels[numbers],
-            kinds.codes[numbers],
-            partners,
-            strict=True,
-        )
+        for box, score, label, kind, partner in zip(boxes, *columns, partners, strict=True)
     ]
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from cachedet.config.detector import describe_detector
-from cachedet.reporting.content import Cell, Fold, Row, Section, Table, count, duration
+from cachedet.reporting.content import Cell, Fold, Row, Section, Table
+from cachedet.reporting.figures import count, duration
 from cachedet.reporting.scored_run import ScoredRun
 from cachedet.store.files.durable import readable_nbytes
 from cachedet.store.reader import FeatureStore
@@ -27,24 +28,25 @@ def provenance_section(runs: Sequence[ScoredRun], stores: Sequence[FeatureStore]
     if differing:
         rows.append(Row(name="Keys of the config that differ", cells=(), group=True))
         rows += [_row(key, values) for key, values in differing.items()]
+    table = Table(
+        caption="What the run folders and stores record; nothing here is estimated.",
+        corner="",
+        columns=tuple(run.name for run in runs),
+        rows=tuple(rows),
+        numeric=False,
+    )
     return Section(
         key="provenance",
         title="Where it comes from",
         short="Provenance",
-        tables=(
-            Table(
-                caption="What the run folders and stores record; nothing here is estimated.",
-                corner="",
-                columns=tuple(run.name for run in runs),
-                rows=tuple(rows),
-                numeric=False,
-            ),
-        ),
+        tables=(table,),
         folds=tuple(Fold(title=f"{run.name}: config.yaml", text=run.config_text) for run in runs),
     )
 
 
 def _row(name: str, texts: Sequence[str]) -> Row:
+    """Nothing is recorded where a text is empty."""
+    texts = [text or NOT_RECORDED for text in texts]
     cells = tuple(
         Cell(text=text, tone="faint" if text.startswith(NOT_RECORDED) else "") for text in texts
     )
@@ -73,19 +75,23 @@ def bytes_per_image(store: FeatureStore) -> float:
 
 
 def _facts(run: ScoredRun, store: FeatureStore) -> dict[str, dict[str, str]]:
-    """What is recorded of a run, by group and name."""
+    """What is recorded of a run, by group and name; empty where nothing is."""
     manifest, config, results = run.checkpoint.manifest, run.checkpoint.config, run.results
     seconds, passes, step = run.training_seconds, spared_passes(run), results.get("step")
     scoring, views, version = (results.get(key) for key in ("seconds", "views", "cachedet"))
+    trained_on = ""
+    if (data := run.trained_on) is not None:
+        boxes = count(sum(data.boxes.values()))
+        trained_on = f"{data.store}: {count(data.images)} images, {boxes} boxes"
+    wall_clock = "" if seconds is None else f"{duration(seconds)} (wall clock of log.txt)"
+    spared = f"at most {count(passes)} (steps times images of a step)" if passes else ""
     versions = (f"{name} {number}" for name, number in store.manifest.versions.items())
     return {
         "Data": {
-            "Trained on": _trained_on(run),
+            "Trained on": trained_on,
             "Scored on": f"{store.location}: {count(len(store))} images",
             "Boxes scored against": run.annotations or "those of the store",
-            "Views scored": ", ".join(map(str, views))
-            if isinstance(views, list) and views
-            else NOT_RECORDED,
+            "Views scored": ", ".join(map(str, views)) if isinstance(views, list) else "",
             "Fingerprint of the store scored on": _store_fingerprint(run, store),
             "Fingerprint of the store trained on": manifest.fingerprint(),
             "Digest of its annotations": manifest.annotations_digest,
@@ -103,35 +109,21 @@ def _facts(run: ScoredRun, store: FeatureStore) -> dict[str, dict[str, str]]:
             "Detector": describe_detector(config.detector),
             "Seed": str(config.seed),
             "Epochs": str(config.schedule.epochs),
-            "Step of the scored checkpoint": NOT_RECORDED if step is None else str(step),
+            "Step of the scored checkpoint": "" if step is None else str(step),
         },
         "Cost": {
-            "Time of training": NOT_RECORDED
-            if seconds is None
-            else f"{duration(seconds)} (wall clock of log.txt)",
-            "Time of scoring": duration(scoring)
-            if isinstance(scoring, int | float)
-            else NOT_RECORDED,
+            "Time of training": wall_clock,
+            "Time of scoring": duration(scoring) if isinstance(scoring, int | float) else "",
             "Cached bytes an image and view": readable_nbytes(round(bytes_per_image(store))),
-            "Passes of the backbone spared": f"at most {count(passes)} (steps times images of a "
-            "step)"
-            if passes
-            else NOT_RECORDED,
+            "Passes of the backbone spared": spared,
             "Time saved against the live backbone": f"{NOT_RECORDED}: neither run nor store holds "
             "the seconds of a pass of the backbone",
         },
         "Versions": {
-            "Scored with cachedet": NOT_RECORDED if version is None else str(version),
-            "Extracted with": ", ".join(versions) or NOT_RECORDED,
+            "Scored with cachedet": "" if version is None else str(version),
+            "Extracted with": ", ".join(versions),
         },
     }
-
-
-def _trained_on(run: ScoredRun) -> str:
-    if run.trained_on is None:
-        return NOT_RECORDED
-    boxes = sum(run.trained_on.boxes.values())
-    return f"{run.trained_on.store}: {count(run.trained_on.images)} images, {count(boxes)} boxes"
 
 
 def _store_fingerprint(run: ScoredRun, store: FeatureStore) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cachedet.reporting.content import Cell, Row, count, figure
+from cachedet.reporting.content import Cell, Row
+from cachedet.reporting.figures import count, figure
 
 _LVIS = {
     "ap": "AP",

@@ -96,11 +96,9 @@ def read_detections(run: ScoredRun, annotations: Annotations) -> DetectionTable:
     table = read_results(path, annotations)
     ap = score_table(annotations, table).ap
     recorded = run.results.get("ap")
-    is_same = (
-        math.isnan(ap)
-        if recorded is None
-        else isinstance(recorded, int | float) and abs(ap - recorded) <= _TOLERANCE
-    )
+    is_same = recorded is None and math.isnan(ap)
+    if isinstance(recorded, int | float):
+        is_same = abs(ap - recorded) <= _TOLERANCE
     if not is_same:
         raise InputError(
             f"the detections in {path} have AP {ap:.6f} on this store, results.json says "

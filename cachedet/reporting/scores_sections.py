@@ -6,14 +6,9 @@ import math
 from collections.abc import Sequence
 
 from cachedet.evaluation.significance import BootstrapReport, Interval
-from cachedet.reporting.content import (
+from cachedet.reporting.content import Cell, Headline, Row, Section, Table, Tone
+from cachedet.reporting.figures import (
     UNDECIDED,
-    Cell,
-    Headline,
-    Row,
-    Section,
-    Table,
-    Tone,
     count,
     count_classes,
     figure,
@@ -65,9 +60,9 @@ def result_section(
     """The figures of COCO, runs side by side, then the lines of what eval recorded beside them."""
     rows = [
         Row(name="Boxes of all sizes", cells=(), group=True),
-        _figures("AP", runs, "ap", interval="ap"),
+        _figures("AP", runs, "ap", has_interval=True),
         *_differences("AP, against the first run", runs, "ap"),
-        _figures("AP50", runs, "ap50", interval="ap50"),
+        _figures("AP50", runs, "ap50", has_interval=True),
         *_differences("AP50, against the first run", runs, "ap50"),
         _figures("AP75", runs, "ap75"),
         Row(name="AP by size of object", cells=(), group=True),
@@ -87,20 +82,19 @@ def result_section(
         "Differences are those of the same resamples, so they are surer than the intervals of the "
         "runs suggest."
     )
+    table = Table(
+        caption="COCO's figures, 0 to 1. Where a second line stands, it is the interval that holds "
+        "95 % of the resamples.",
+        corner="Figure",
+        columns=tuple(run.name for run in runs),
+        rows=(*rows, *recorded),
+    )
     return Section(
         key="result",
         title="How good it is",
         short="Result",
         leads=_leads(runs),
-        tables=(
-            Table(
-                caption="COCO's figures, 0 to 1. Where a second line stands, it is the interval "
-                "that holds 95 % of the resamples.",
-                corner="Figure",
-                columns=tuple(run.name for run in runs),
-                rows=(*rows, *recorded),
-            ),
-        ),
+        tables=(table,),
         notes=(
             f"Intervals: {count(resamples)} resamples of the {images} images. They cover the "
             "choice of images, not the seed of training, which moves AP too.",
@@ -112,8 +106,8 @@ def result_section(
 
 def tone_of(difference: Interval) -> Tone:
     """Better or worse only where the interval leaves 0 out."""
-    judged = verdict(difference)
-    return "better" if judged == "better" else "worse" if judged == "worse" else ""
+    tones: dict[str, Tone] = {"better": "better", "worse": "worse"}
+    return tones.get(verdict(difference), "")
 
 
 def difference_cell(difference: Interval, *, num_images: int | None = None) -> Cell:
@@ -189,18 +183,18 @@ def _figures(
     runs: Sequence[RunAnalysis],
     field: str,
     *,
-    interval: str | None = None,
+    has_interval: bool = False,
     of_masks: bool = False,
 ) -> Row:
-    """A figure of `CocoScores`, with an interval of `BootstrapReport` below it."""
+    """A figure of `CocoScores`, with the interval of its name in `BootstrapReport` below it."""
     cells = []
     for run in runs:
         scores = run.analysis.mask_scores if of_masks else run.scores
-        value = math.nan if scores is None else float(getattr(scores, field))
-        ends = None if interval is None else _interval_of(run.intervals, interval)
-        cells.append(
-            Cell(text=figure(value), note="" if ends is None else span(ends.low, ends.high))
-        )
+        note = ""
+        if has_interval:
+            ends = _interval_of(run.intervals, field)
+            note = span(ends.low, ends.high)
+        cells.append(Cell(text=figure(getattr(scores, field, None)), note=note))
     return Row(name=name, cells=tuple(cells))
 
 

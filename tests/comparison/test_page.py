@@ -196,7 +196,7 @@ def test_costs_are_drawn_with_a_mark_a_mode() -> None:
     assert len(parameters.links) == 1
     bars = [mark.bar for mark in parameters.marks]
     assert bars.count("") == 1  # both seeds of scratch are alike
-    at = {mark.title.split(",")[1].split(":")[0].strip(): mark.at for mark in parameters.marks}
+    at = {mark.spot.title.split(",")[1].split(":")[0].strip(): mark.at for mark in parameters.marks}
     assert at["cached"][0] == at["live frozen"][0] < at["fine-tuned"][0]
     assert at["cached"][1] < at["fine-tuned"][1] < at["from scratch"][1]  # higher AP is higher up
 
@@ -212,8 +212,8 @@ def test_the_difference_of_each_class_is_drawn_over_its_boxes() -> None:
     section = section_of(page_of(FULL), "classes")
     (chart,) = section.charts
     rare, common = sorted(chart.marks, key=lambda mark: mark.at[0])
-    assert rare.title == "rare, 50 boxes: +0.045"
-    assert common.title.startswith("common, 5,000 boxes")
+    assert rare.spot.title == "rare, 50 boxes: +0.045"
+    assert common.spot.title.startswith("common, 5,000 boxes")
     assert {label.text for label in chart.labels} == {"rare", "common"}
     table = section.folds[0].table
     assert table is not None
@@ -275,7 +275,7 @@ def test_who_is_ahead_when() -> None:
     )
     (chart,) = section.charts
     assert len(chart.lines) == 4
-    assert [line.name for line in chart.lines if line.in_legend] == [
+    assert [line.series.name for line in chart.lines if line.series.in_legend] == [
         "cached", "live frozen", "fine-tuned",
     ]  # fmt: skip
     assert chart.lines[0].dash == chart.lines[1].dash != chart.lines[2].dash

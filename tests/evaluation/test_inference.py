@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cachedet.data.geometry import Geometry
 from cachedet.errors import MissingFeatureError
-from cachedet.evaluation.inference import detect_store, drop_cut, propose_store
+from cachedet.evaluation.inference import detect_store, drop_cut
 from cachedet.evaluation.merging import Merging
 from cachedet.loading.targets import geometry_of
 from cachedet.store.files.source import LocalFiles
@@ -139,9 +139,9 @@ def test_what_a_border_cuts_is_dropped() -> None:
 def test_proposals_are_in_pixels_of_the_image(store: FeatureStore, view: str) -> None:
     done: list[int] = []
     detector = Painted().train()
-    detections = propose_store(
-        detector, store, levels=["C4"], batch_size=2, device=torch.device("cpu"), view=view,
-        on_progress=done.append,
+    detections = detect_store(
+        detector, store, levels=["C4"], batch_size=2, device=torch.device("cpu"), views=[view],
+        method="propose", on_progress=done.append,
     )  # fmt: skip
     assert [of_image.image_id for of_image in detections] == store.annotations.image_ids.tolist()
     for of_image in detections:

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from cachedet.evaluation.significance import Interval
-from cachedet.reporting.content import duration, figure, signed, signed_span, span, verdict
+from cachedet.reporting.figures import duration, figure, signed, signed_span, span, verdict
 
 
 def interval(value: float, low: float, high: float) -> Interval:
