@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -47,6 +48,19 @@ class TinyData:
             "device": "cpu",
         }
         return ExtractConfig.model_validate(values | changes)
+
+    @property
+    def stores(self) -> dict[str, Path]:
+        """What `train` takes besides a config and a run folder."""
+        return {"train_store": self.train, "val_store": self.val}
+
+    @staticmethod
+    def change(annotations: Path, to: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+        """Writes the annotation file as `change` has changed it."""
+        values = json.loads(annotations.read_text())
+        change(values)
+        to.write_text(json.dumps(values))
+        return to
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -163,7 +177,7 @@ def ranks(nursery: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="session")
 def store_kit(nursery: Any) -> Any:
     """The kit of tests/store/conftest.py, for other rooms."""
-    return load_beside("store/conftest.py").Kit(nursery)
+    return load_beside("store/conftest.py").Kit(nursery, make_annotations)
 
 
 @pytest.fixture(scope="session")

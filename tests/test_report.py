@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from cachedet.cli import app
@@ -19,23 +20,14 @@ from cachedet.report import report
 from cachedet.train import train
 
 CONFIG = TrainConfig.model_validate(
-    {
-        "detector": {
-            "kind": "retinanet",
-            "neck": {"kind": "fpn", "channels": 16},
-            "num_convs": 1,
-            "postprocess": {"score_threshold": 0.005},
-        },
-        "schedule": {
-            "epochs": 2,
-            "batch_size": 3,
-            "optimizer": "adamw",
-            "lr": 3e-3,
-            "warmup_steps": 2,
-            "kind": "cosine",
-        },
-        "device": "cpu",
-    }
+    yaml.safe_load("""
+        detector:
+          {kind: retinanet, neck: {kind: fpn, channels: 16}, num_convs: 1,
+           postprocess: {score_threshold: 0.005}}
+        schedule:
+          {epochs: 2, batch_size: 3, optimizer: adamw, lr: 0.003, kind: cosine, warmup_steps: 2}
+        device: cpu
+    """)
 )
 
 
@@ -45,7 +37,7 @@ def runs(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pat
     for seed in (0, 1):
         run = root / f"seed{seed}"
         config = CONFIG.model_copy(update={"seed": seed})
-        train(config, train_store=tiny.train, val_store=tiny.val, run=run)
+        train(config, **tiny.stores, run=run)
         evaluate(run, store=tiny.val)
     return root / "seed0", root / "seed1"
 
@@ -55,7 +47,7 @@ def copy_of(run: Path, folder: Path) -> Path:
 
 
 def test_every_file_is_written_and_holds_the_figures_of_eval(
-    tiny: Any, runs: tuple[Path, Path], tmp_path: Path
+    tiny: Any, runs: Any, tmp_path: Path
 ) -> None:
     out = tmp_path / "new folder" / "page.html"
     written = report(runs, images=tiny.paths.images, out=out, resamples=20)
@@ -83,9 +75,7 @@ def test_every_file_is_written_and_holds_the_figures_of_eval(
     assert "seed" in text.split("Keys of the config that differ")[1]
 
 
-def test_training_annotations_are_those_the_run_noted(
-    tiny: Any, runs: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_training_annotations_are_those_the_run_noted(tiny: Any, runs: Any, tmp_path: Path) -> None:
     values = report(runs[:1], out=tmp_path / "r.html", resamples=2).content["runs"][0]
     boxes = json.loads(tiny.paths.train.read_text())["annotations"]
     assert sum(stratum["num_classes"] for stratum in values["strata"]["bins"]) == 10
@@ -106,9 +96,7 @@ def test_training_annotations_are_those_the_run_noted(
     assert "Not recorded: no run here has the training.json" in written.html.read_text()
 
 
-def test_what_a_run_does_not_record_is_said_not_invented(
-    runs: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_what_a_run_does_not_record_is_said_not_invented(runs: Any, tmp_path: Path) -> None:
     run = copy_of(runs[0], tmp_path)
     for name in ("log.txt", "metrics.csv", "training.json"):
         (run / name).unlink()
@@ -129,7 +117,7 @@ def test_what_a_run_does_not_record_is_said_not_invented(
     assert written.content["runs"][0]["training_seconds"] is None
 
 
-def test_no_file_of_the_run_is_changed(runs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_no_file_of_the_run_is_changed(runs: Any, tmp_path: Path) -> None:
     run = copy_of(runs[0], tmp_path)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     report([run], resamples=2)
@@ -140,9 +128,7 @@ def test_no_file_of_the_run_is_changed(runs: tuple[Path, Path], tmp_path: Path) 
     }  # fmt: skip
 
 
-def test_the_command_prints_one_object_or_the_files(
-    runs: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_the_command_prints_one_object_or_the_files(runs: Any, tmp_path: Path) -> None:
     out = tmp_path / "r.html"
     call = ["report", *map(str, runs), "--out", str(out), "--resamples", "2"]
     done = CliRunner().invoke(app, [*call, "--json"])
@@ -154,7 +140,7 @@ def test_the_command_prints_one_object_or_the_files(
     assert done.stdout.splitlines() == [str(out.with_suffix(s)) for s in (".html", ".md", ".json")]
 
 
-def test_a_run_that_was_not_scored_is_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_run_that_was_not_scored_is_refused(runs: Any, tmp_path: Path) -> None:
     run = copy_of(runs[0], tmp_path)
     for name in ("detections.json", "results.json"):
         (run / name).unlink()
@@ -164,7 +150,7 @@ def test_a_run_that_was_not_scored_is_refused(runs: tuple[Path, Path], tmp_path:
         report([tmp_path])
 
 
-def test_damaged_files_are_named(runs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_damaged_files_are_named(runs: Any, tmp_path: Path) -> None:
     run = copy_of(runs[0], tmp_path)
     results, whole = run / "results.json", (run / "results.json").read_text()
     for text, message in (
@@ -191,9 +177,7 @@ def test_damaged_files_are_named(runs: tuple[Path, Path], tmp_path: Path) -> Non
         report([run])
 
 
-def test_a_store_that_has_moved_is_named_with_store(
-    tiny: Any, runs: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_store_that_has_moved_is_named_with_store(tiny: Any, runs: Any, tmp_path: Path) -> None:
     run = copy_of(runs[0], tmp_path)
     results = json.loads((run / "results.json").read_text())
     (run / "results.json").write_text(json.dumps({**results, "store": "/nowhere/val.zarr"}))
@@ -201,33 +185,32 @@ def test_a_store_that_has_moved_is_named_with_store(
         report([run])
     written = report([run], store=tiny.val, resamples=2)
     assert written.content["runs"][0]["ap"] == results["ap"]
-    with pytest.raises(
-        InputError, match="have AP .* the store is not the one the run was scored on"
-    ):
+    message = "have AP .* the store is not the one the run was scored on"
+    with pytest.raises(InputError, match=message):
         report([run], store=tiny.train)
     with pytest.raises(StoreError):
         report([run], store=tmp_path / "no.zarr")
 
 
 def test_runs_on_different_images_do_not_stand_side_by_side(
-    tiny: Any, runs: tuple[Path, Path], tmp_path: Path
+    tiny: Any, runs: Any, tmp_path: Path
 ) -> None:
     other = copy_of(runs[1], tmp_path)
     evaluate(other, store=tiny.train)
     with pytest.raises(InputError, match=r"seed0 and seed1 were scored on different images"):
         report([runs[0], other])
-    content = json.loads(tiny.paths.val.read_text())
-    content["annotations"] = content["annotations"][1:]
-    (tmp_path / "fewer.json").write_text(json.dumps(content))
+    fewer = tiny.change(
+        tiny.paths.val, tmp_path / "fewer.json", lambda content: content["annotations"].pop(0)
+    )
     store = tmp_path / "fewer.zarr"
-    extract(tiny.extract_config(store, annotations=tmp_path / "fewer.json", views="base"))
+    extract(tiny.extract_config(store, annotations=fewer, views="base"))
     evaluate(other, store=store)
     with pytest.raises(InputError, match="were scored on different boxes"):
         report([runs[0], other])
 
 
 def test_a_run_scored_against_an_annotation_file_is_shown_against_it(
-    tiny: Any, runs: tuple[Path, Path], tmp_path: Path
+    tiny: Any, runs: Any, tmp_path: Path
 ) -> None:
     from cachedet.evaluate import Questions
 
@@ -244,7 +227,7 @@ def test_a_run_scored_against_an_annotation_file_is_shown_against_it(
         report([runs[0], run])
 
 
-def test_what_cannot_be_written_is_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_refused(runs: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--out expects a file that ends in .html, got r.pdf"):
         report(runs, out=Path("r.pdf"))
     with pytest.raises(InputError, match=r"over .*results.json, which belongs to the run"):

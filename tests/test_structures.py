@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 
 from cachedet.device import choose_device
 from cachedet.errors import ConfigError
-from cachedet.structures import Annotations, CategoryMap, Detections, FeatureSpec, LevelSpec
+from cachedet.structures import CategoryMap, Detections, FeatureSpec, LevelSpec
 
 
 def test_feature_spec() -> None:
@@ -26,9 +25,8 @@ def test_feature_spec() -> None:
 @pytest.mark.parametrize("numbers", [(0, 8), (8, 0), (-1, 8), (1.5, 8), (8, True), ("8", 8)])
 def test_a_level_has_whole_numbers(numbers: tuple[Any, Any]) -> None:
     channels, stride = numbers
-    with pytest.raises(
-        ValueError, match="'C3': channels and stride must be whole numbers >= 1, got ch"
-    ):
+    message = "'C3': channels and stride must be whole numbers >= 1, got ch"
+    with pytest.raises(ValueError, match=message):
         LevelSpec(name="C3", channels=channels, stride=stride)
 
 
@@ -53,7 +51,7 @@ def test_category_map() -> None:
         CategoryMap(ids=(3, 3), names=("a", "b"))
 
 
-def test_keeping_rows(annotations_of: Callable[..., Annotations]) -> None:
+def test_keeping_rows(annotations_of: Any) -> None:
     boxes = [[[0, 0, 1, 1, 0, 0]], [], [[2, 2, 3, 3, 1, 1], [4, 4, 5, 5, 2, 0]]]
     kept = annotations_of([(10, 10), (20, 20), (30, 30)], boxes).keep_rows([2, 1])
     assert kept.size_of(0) == (30, 30)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import ModuleType
 
 import pytest
 import torch
@@ -131,15 +133,8 @@ def check_boxes(scene: Scene, after: Batch, *, check_crowd: bool = True) -> None
 def check_shapes(scene: Scene, after: Batch) -> None:
     assert list(after.features) == list(scene.batch.features)
     assert after.image_ids == scene.batch.image_ids
-    assert (
-        len(
-            {
-                m.shape[2] * s.stride
-                for s, m in zip(scene.spec, after.features.values(), strict=True)
-            }
-        )
-        == 1
-    )
+    levels = zip(scene.spec, after.features.values(), strict=True)
+    assert len({maps.shape[2] * level.stride for level, maps in levels}) == 1
     for targets in after.targets:
         assert len(targets.boxes) == len(targets.labels) == len(targets.crowd)
         assert (targets.boxes.dtype, targets.labels.dtype) == (torch.float32, torch.int64)
@@ -217,22 +212,7 @@ def share_changed(make: MakeStep, probability: float) -> float:
     return changed / 800
 
 
-class Painting:
-    """All of this module; tests cannot import a conftest."""
-
-    make_spec = staticmethod(make_spec)
-    paint = staticmethod(paint)
-    scenes = staticmethod(scenes)
-    seeded = staticmethod(seeded)
-    check_boxes = staticmethod(check_boxes)
-    check_shapes = staticmethod(check_shapes)
-    with_own_maps = staticmethod(with_own_maps)
-    check_pure = staticmethod(check_pure)
-    check_step = staticmethod(check_step)
-    share_changed = staticmethod(share_changed)
-    one_level_batch = staticmethod(one_level_batch)
-
-
 @pytest.fixture(scope="session")
-def painting() -> Painting:
-    return Painting()
+def painting() -> ModuleType:
+    """All of this module; tests cannot import a conftest."""
+    return sys.modules[__name__]

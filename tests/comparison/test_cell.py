@@ -17,13 +17,7 @@ from typing import Any
 
 import pytest
 
-from cachedet.comparison.cell import (
-    CellTask,
-    ComparisonConfig,
-    Interrupted,
-    run_cell,
-    train_cell,
-)
+from cachedet.comparison.cell import CellTask, ComparisonConfig, Interrupted, run_cell, train_cell
 from cachedet.comparison.folder import Extracted
 from cachedet.comparison.results import CellKey, CellResult
 from cachedet.comparison.scoring import Scorer

@@ -9,12 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from cachedet.comparison.results import (
-    BinFigure,
-    CellKey,
-    CellResult,
-    ClassFigure,
-)
+from cachedet.comparison.results import BinFigure, CellKey, CellResult, ClassFigure
 from cachedet.comparison.summary import (
     Summary,
     bin_spreads,
@@ -96,7 +91,6 @@ def test_failed_runs_count_nowhere_but_are_named() -> None:
     summary = summarise(cells)
     assert [cell.key.folder for cell in summary.failed] == ["fpn-tuned-1"]
     tuned = summary.find("fpn", "tuned")
-    assert tuned is not None
     assert tuned.ap.mean == pytest.approx(0.4)
     assert describe_failed(summary.failed).endswith("figure: fpn-tuned-1.")
     assert describe_failed(()) == ""

@@ -30,7 +30,7 @@ EPOCHS = 6
 
 
 @pytest.fixture
-def annotations(annotations_of: Callable[..., Annotations]) -> Annotations:
+def annotations(annotations_of: Any) -> Annotations:
     """Two buckets, boxes in most images."""
     sizes = [(96, 128), (96, 128), (128, 96), (96, 128), (90, 128), (96, 128), (128, 96)]
     boxes = [[[8, 8, 40 + 4 * n, 60, n % 3, 0]] for n in range(6)]
@@ -42,7 +42,7 @@ def open_store(
     tmp_path: Path, annotations: Annotations, store_kit: Any
 ) -> Callable[[str], FeatureStore]:
     def make(codec: str) -> FeatureStore:
-        root = store_kit.fill(tmp_path / "s.zarr", annotations, store_kit.noise_of, codec=codec)
+        root = store_kit.of(annotations).fill(tmp_path / "s.zarr", store_kit.noise_of, codec=codec)
         return FeatureStore.open(root)
 
     return make
@@ -87,9 +87,7 @@ def assert_same(found: Batch, expected: Batch, *, tolerance: float = 0.0) -> Non
 
 
 @pytest.mark.parametrize("codec", [*EXACT, "pca2+int8", "snr12"])
-def test_all_residencies_give_the_batches_of_the_cpu(
-    open_store: Callable[[str], FeatureStore], codec: str
-) -> None:
+def test_all_residencies_give_the_batches_of_the_cpu(open_store: Any, codec: str) -> None:
     """Bit for bit, but for products of matrices."""
     store = open_store(codec)
     expected = list(loader_of(store, "stream", "cpu").epoch(0))
@@ -110,7 +108,7 @@ def test_all_residencies_give_the_batches_of_the_cpu(
 
 @pytest.mark.parametrize("kind", ["stream", "ram"])
 def test_pinned_memory_is_not_used_again_before_its_copy_is_done(
-    open_store: Callable[[str], FeatureStore], kind: Residency
+    open_store: Any, kind: Residency
 ) -> None:
     """Read after read is queued behind a busy stream, and its host buffers are dropped."""
     store = open_store("int8")
@@ -130,7 +128,7 @@ def test_pinned_memory_is_not_used_again_before_its_copy_is_done(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_a_busy_step_has_dropped_are_not_overwritten(
-    open_store: Callable[[str], FeatureStore], kind: Residency
+    open_store: Any, kind: Residency
 ) -> None:
     """Python is many batches ahead of the step; nothing holds those it has passed on."""
     store = open_store("int8+zstd")
@@ -147,9 +145,7 @@ def test_batches_a_busy_step_has_dropped_are_not_overwritten(
         torch.testing.assert_close(on_host, others, rtol=0, atol=0)
 
 
-def test_a_slow_copy_delays_the_step_not_its_values(
-    open_store: Callable[[str], FeatureStore],
-) -> None:
+def test_a_slow_copy_delays_the_step_not_its_values(open_store: Any) -> None:
     """The step must wait on the device for the event of its batch."""
     store = open_store("fp16")
 
@@ -181,9 +177,7 @@ def test_a_slow_copy_delays_the_step_not_its_values(
 
 
 @pytest.mark.parametrize("step", ["translate", "crop", "flip"])
-def test_augmentation_is_that_of_the_cpu(
-    open_store: Callable[[str], FeatureStore], step: str
-) -> None:
+def test_augmentation_is_that_of_the_cpu(open_store: Any, step: str) -> None:
     store = open_store("int8")
     config = AugmentConfig.model_validate({step: 0.9})
     pairs = zip(

@@ -44,13 +44,7 @@ def make_config(detector: dict[str, Any], **changes: Any) -> TrainConfig:
         "kind": "cosine", "clip_norm": 5.0, **changes.pop("schedule", {}),
     }  # fmt: skip
     return TrainConfig.model_validate(
-        {
-            "detector": detector,
-            "schedule": schedule,
-            "device": "cuda",
-            "eval_every": 0,
-            **changes,
-        }
+        {"detector": detector, "schedule": schedule, "device": "cuda", "eval_every": 0, **changes}
     )
 
 
@@ -77,7 +71,7 @@ def test_a_run_of_each_precision(
     tiny: Any, tmp_path: Path, precision: str, detector: dict[str, Any]
 ) -> None:
     config = make_config(detector, precision=precision)
-    report = train(config, train_store=tiny.train, val_store=tiny.val, run=tmp_path / "run")
+    report = train(config, **tiny.stores, run=tmp_path / "run")
     assert report.steps == len(report.losses) >= 12
     assert all(math.isfinite(loss) for loss in report.losses)
     third = len(report.losses) // 3
@@ -109,7 +103,6 @@ def test_low_precision_is_close_to_float32(
 def test_fp16_leaves_out_a_step_that_overflows(tiny: Any) -> None:
     store = FeatureStore.open(tiny.train)
     trainer = make(make_config(RETINANET, precision="fp16"), store)
-    assert trainer.scaler is not None
     batch = read_batch(store)
     trainer.take_step(batch)
     before = {name: value.clone() for name, value in trainer.detector.state_dict().items()}
@@ -151,7 +144,7 @@ def test_all_augmentation_on_every_residency(tiny: Any, tmp_path: Path, residenc
 
 def test_masks(tiny: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    train(make_config(MASKS), train_store=tiny.train, val_store=tiny.val, run=run)
+    train(make_config(MASKS), **tiny.stores, run=run)
     assert "loss_mask" in (run / "metrics.csv").read_text()
     assert evaluate(run, store=tiny.val).mask_scores is not None
 
@@ -185,9 +178,9 @@ def test_a_run_of_the_gpu_is_scored_and_resumed_on_a_cpu(tiny: Any, tmp_path: Pa
     """And a checkpoint holds no device."""
     run = tmp_path / "run"
     config = make_config(RETINANET, max_steps=5)
-    train(config, train_store=tiny.train, val_store=tiny.val, run=run)
+    train(config, **tiny.stores, run=run)
     moved = config.model_copy(update={"device": "cpu", "max_steps": None})
-    report = train(moved, train_store=tiny.train, val_store=tiny.val, run=run, resume=True)
+    report = train(moved, **tiny.stores, run=run, resume=True)
     assert report.reason == "finished"
     scores = {
         device: evaluate(run, store=tiny.val, config=EvalConfig(device=device)).scores.ap50

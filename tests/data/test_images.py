@@ -10,13 +10,7 @@ import torch
 from PIL import Image
 
 from cachedet.data.coco import CocoDataset, read_coco
-from cachedet.data.images import (
-    decode_bytes,
-    decode_image,
-    make_input,
-    require_good,
-    scan_images,
-)
+from cachedet.data.images import decode_bytes, decode_image, make_input, require_good, scan_images
 from cachedet.data.views import make_geometry, view_named
 from cachedet.errors import BadImageError
 from cachedet.structures import Preprocessing
@@ -161,9 +155,8 @@ def test_scan_finds_every_bad_file_at_once(dataset: CocoDataset) -> None:
     assert reasons[3] == "not an image"
     assert reasons[4] == "annotated as 64x48, the upright file is 48x64"
     assert scan.contents[0] != 0
-    with pytest.raises(
-        BadImageError, match=r"6 of 7 images cannot be used:(.|\n)*--on-bad-image skip"
-    ):
+    message = r"6 of 7 images cannot be used:(.|\n)*--on-bad-image skip"
+    with pytest.raises(BadImageError, match=message):
         require_good(dataset, scan)
 
 

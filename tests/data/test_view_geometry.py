@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from PIL import Image
 from cachedet.data.geometry import Geometry
 from cachedet.data.images import make_input
 from cachedet.data.views import View, make_geometry, make_targets, parse_views, view_named
-from cachedet.structures import Annotations, Detections, Preprocessing
+from cachedet.structures import Detections, Preprocessing
 
 RULE = settings(deadline=None, max_examples=100, derandomize=True)
 PLAIN = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bicubic")
@@ -32,20 +31,34 @@ def geometry_of(name: str, height: int, width: int, **changes: Any) -> Geometry:
     return make_geometry(view_named(name), image_hw=(height, width), **values)
 
 
+def test_geometry_keeps_aspect_and_pads_to_the_multiple() -> None:
+    geometry = geometry_of("base", 480, 640, image_size=384)
+    assert geometry.valid_hw == (288, 384)
+    assert geometry.padded_hw == (288, 384)
+    assert geometry_of("base", 333, 500, image_size=384).valid_hw == (256, 384)
+    assert geometry_of("base", 1, 5000, image_size=384).valid_hw == (1, 384)
+
+
+def test_hflip_by_hand() -> None:
+    geometry = geometry_of("hflip", 100, 200, image_size=100)
+    mapped = geometry.boxes_to_view(np.array([[20.0, 10.0, 60.0, 30.0]]))
+    torch.testing.assert_close(mapped, torch.tensor([[70.0, 5.0, 90.0, 15.0]]))
+
+
 @RULE
 @given(name=st.sampled_from(NAMES), height=SIDES, width=SIDES, image_id=IDS)
 def test_every_geometry_is_sound(name: str, height: int, width: int, image_id: int) -> None:
-    found = geometry_of(name, height, width, image_id=image_id)
-    assert found == geometry_of(name, height, width, image_id=image_id)
+    geometry = geometry_of(name, height, width, image_id=image_id)
+    assert geometry == geometry_of(name, height, width, image_id=image_id)
     for axis in range(2):
-        assert 1 <= found.valid_hw[axis] <= found.padded_hw[axis]
-        assert found.padded_hw[axis] >= 32
-        assert found.padded_hw[axis] % 32 == 0
-        room = found.scaled_hw[axis] - found.valid_hw[axis]
-        assert 0 <= found.offset_yx[axis] <= room
+        assert 1 <= geometry.valid_hw[axis] <= geometry.padded_hw[axis]
+        assert geometry.padded_hw[axis] >= 32
+        assert geometry.padded_hw[axis] % 32 == 0
+        room = geometry.scaled_hw[axis] - geometry.valid_hw[axis]
+        assert 0 <= geometry.offset_yx[axis] <= room
     if view_named(name).family in ("crop", "jitter"):
-        assert found.padded_hw == geometry_of("base", height, width).padded_hw
-    x1, y1, x2, y2 = found.window_in_image()
+        assert geometry.padded_hw == geometry_of("base", height, width).padded_hw
+    x1, y1, x2, y2 = geometry.window_in_image()
     assert 0 <= x1 < x2 <= width
     assert 0 <= y1 < y2 <= height
 
@@ -101,8 +114,8 @@ def test_pixels_of_a_window_are_those_of_resizing_and_cutting(
     geometry = geometry_of(name, *image_hw)
     assert geometry.is_window
     preprocessing = Preprocessing(mean=(0,) * 3, std=(1,) * 3, interpolation=interpolation)
-    found = make_input(noise, geometry, preprocessing)
-    assert torch.equal(found, make_input(noise, geometry, preprocessing))
+    pixels = make_input(noise, geometry, preprocessing)
+    assert torch.equal(pixels, make_input(noise, geometry, preprocessing))
     (tall, wide), (top, left), (height, width) = (
         geometry.scaled_hw,
         geometry.offset_yx,
@@ -111,15 +124,15 @@ def test_pixels_of_a_window_are_those_of_resizing_and_cutting(
     whole = Image.fromarray(noise).resize((wide, tall), Image.Resampling[interpolation.upper()])
     cut = np.asarray(whole)[top : top + height, left : left + width]
     cut = cut[:, ::-1] if geometry.flip else cut
-    levels = (found[:, :height, :width] * 255).round().permute(1, 2, 0).numpy()
+    levels = (pixels[:, :height, :width] * 255).round().permute(1, 2, 0).numpy()
     difference = np.abs(levels - cut.astype(np.float64))
     if interpolation == "nearest":  # where a centre lies on an edge, it may go either way
         assert (difference > 0).mean() < 0.02
     else:
         assert difference.max() <= 2  # each of the two passes rounds
         assert (difference > 0).mean() < 0.01
-    assert not found[:, height:].any()
-    assert not found[:, :, width:].any()
+    assert not pixels[:, height:].any()
+    assert not pixels[:, :, width:].any()
 
 
 def test_boxes_lie_on_their_pixels_in_every_view() -> None:
@@ -153,15 +166,11 @@ def test_what_is_drawn_depends_on_view_and_image_alone() -> None:
 
 def test_draws_are_the_same_for_ever() -> None:
     """Geometries are not in the store: another numpy must draw what this one drew."""
-    found = {
+    drawn = {
         (name, image_id): geometry_of(name, 480, 640, image_id=image_id)
-        for name, image_id in (
-            ("crop-k0", 7),
-            ("jitter-s0", 7),
-            ("jitter-s5", 2**40 + 3),
-        )
+        for name, image_id in (("crop-k0", 7), ("jitter-s0", 7), ("jitter-s5", 2**40 + 3))
     }
-    assert {key: (g.scaled_hw, g.offset_yx, g.flip) for key, g in found.items()} == {
+    assert {key: (g.scaled_hw, g.offset_yx, g.flip) for key, g in drawn.items()} == {
         ("crop-k0", 7): ((377, 502), (167, 98), False),
         ("jitter-s0", 7): ((335, 447), (58, 154), False),
         ("jitter-s5", 2**40 + 3): ((380, 506), (42, 133), True),
@@ -210,8 +219,8 @@ def by_the_page(
 def test_the_page_of_the_disk_format_says_what_is_drawn(
     name: str, height: int, width: int, image_id: int
 ) -> None:
-    found = geometry_of(name, height, width, image_id=image_id)
-    numbers = found.scaled_hw, found.offset_yx, found.valid_hw, found.flip
+    geometry = geometry_of(name, height, width, image_id=image_id)
+    numbers = geometry.scaled_hw, geometry.offset_yx, geometry.valid_hw, geometry.flip
     assert numbers == by_the_page(name, (height, width), image_id)
 
 
@@ -238,11 +247,11 @@ def test_spread_draws_of_a_image_keep_apart(draws: int, apart: float) -> None:
     """The least difference of their factors, of the range and round it; and both mirrorings."""
     views = parse_views(f"jitter={draws}:0.5-1.5")
     for image_id in range(50):
-        found = [geometry_of(view.name, 7500, 10_000, image_id=image_id) for view in views]
-        factors = sorted(g.scaled_hw[1] / 256 - 0.5 for g in found)
+        drawn = [geometry_of(view.name, 7500, 10_000, image_id=image_id) for view in views]
+        factors = sorted(g.scaled_hw[1] / 256 - 0.5 for g in drawn)
         ahead = [*factors[1:], factors[0] + 1]
         assert min(b - a for a, b in zip(factors, ahead, strict=True)) > apart - 0.01
-        assert {g.flip for g in found} == {True, False}
+        assert {g.flip for g in drawn} == {True, False}
 
 
 def test_draws_beyond_those_a_store_holds() -> None:
@@ -275,7 +284,20 @@ def test_windows_by_hand() -> None:
     assert window(flip=True).affine_to_image() == ((-0.5, 0.5), (70, 0))
 
 
-def test_a_box_mostly_hidden_is_a_crowd_region(annotations_of: Callable[..., Annotations]) -> None:
+def test_targets_are_clipped_and_empty_ones_left_out(annotations_of: Any) -> None:
+    annotations = annotations_of(
+        [(100, 100)], [[[-20, 10, 30, 40, 1, 0], [99.99, 0, 180, 50, 0, 0], [0, 0, 5, 5, 2, 1]]]
+    )
+    geometry = geometry_of("base", 100, 100, image_size=100)
+    targets = make_targets(annotations, 0, geometry)
+    torch.testing.assert_close(targets.boxes[0], torch.tensor([0.0, 10.0, 30.0, 40.0]))
+    assert targets.labels.tolist() == [1, 0, 2]
+    assert targets.crowd.tolist() == [False, False, True]
+    beyond = annotations_of([(100, 100)], [[[100.0, 0, 180, 50, 0, 0]]])
+    assert len(make_targets(beyond, 0, geometry).boxes) == 0
+
+
+def test_a_box_mostly_hidden_is_a_crowd_region(annotations_of: Any) -> None:
     boxes = [
         [30, 10, 60, 40, 0, 0],  # all in view
         [60, 10, 100, 40, 1, 0],  # a quarter: 10 of 40
@@ -303,9 +325,7 @@ def test_a_box_mostly_hidden_is_a_crowd_region(annotations_of: Callable[..., Ann
 
 
 @pytest.mark.parametrize("name", ["base", "hflip", "scale-0.5"])
-def test_whole_images_have_no_hidden_boxes(
-    annotations_of: Callable[..., Annotations], name: str
-) -> None:
+def test_whole_images_have_no_hidden_boxes(annotations_of: Any, name: str) -> None:
     """Also where the annotation lies mostly outside of the image."""
     annotations = annotations_of([(100, 100)], [[[90, 0, 400, 50, 0, 0]]])
     targets = make_targets(annotations, 0, geometry_of(name, 100, 100))
@@ -324,13 +344,13 @@ def test_what_a_window_cuts() -> None:
 
 def test_masks_of_a_mirrored_view_are_mirrored_back() -> None:
     masks = torch.rand(2, 4, 4)
-    found = Detections(
+    detections = Detections(
         image_id=1, boxes=torch.tensor([[10.0, 0, 30, 20], [0, 0, 5, 5]]),
         scores=torch.ones(2), labels=torch.zeros(2, dtype=torch.int64), masks=masks,
     )  # fmt: skip
-    plain = window().detections_to_image(found)
+    plain = window().detections_to_image(detections)
     assert plain.boxes.tolist() == [[25, 0, 35, 10], [20, 0, 22.5, 2.5]]
     assert torch.equal(plain.masks, masks)
-    mirrored = window(flip=True).detections_to_image(found)
+    mirrored = window(flip=True).detections_to_image(detections)
     assert mirrored.boxes.tolist() == [[55, 0, 65, 10], [67.5, 0, 70, 2.5]]
     assert torch.equal(mirrored.masks, masks.flip(2))

@@ -6,14 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachedet.data.views import (
-    MOST_DRAWS,
-    View,
-    is_view_name,
-    parse_views,
-    view_family,
-    view_named,
-)
+from cachedet.data.views import MOST_DRAWS, View, is_view_name, parse_views, view_family, view_named
 from cachedet.errors import InputError
 
 RULE = settings(deadline=None, max_examples=200, derandomize=True)
@@ -88,6 +81,9 @@ def test_other_names_are_no_views(text: str) -> None:
     ("text", "message"),
     [
         ("scale", "unknown view 'scale'; nearest: 'scale', 'base'; known: base, hflip, scale=<f>"),
+        ("base,hflp", "unknown view 'hflp'; nearest: 'hflip'; known: base, hflip"),
+        ("base,base", "each view once"),
+        ("", "each view once"),
         ("jiter=4", "unknown view 'jiter=4'; nearest: 'jitter'; known: "),
         ("base=1", "unknown view 'base=1'"),
         ("../x", "unknown view '../x'"),

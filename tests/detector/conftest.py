@@ -33,8 +33,8 @@ class Kit:
     spec = SPEC
 
     def config(self, kind: str, neck: str = "fpn", **changes: Any) -> DetectorConfig:
-        own: dict[str, Any] = {"num_convs": 1} if kind == "retinanet" else _TWO_STAGE
-        values = {"kind": kind, "neck": _NECK[neck], **own} | changes
+        parts: dict[str, Any] = {"num_convs": 1} if kind == "retinanet" else _TWO_STAGE
+        values = {"kind": kind, "neck": _NECK[neck], **parts} | changes
         adapter: TypeAdapter[DetectorConfig] = TypeAdapter(DetectorConfig)
         return adapter.validate_python(values)
 

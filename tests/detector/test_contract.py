@@ -60,9 +60,8 @@ def test_what_is_optional_has_a_default(contract: Any, fcos: Any) -> None:
     assert parts_of(head) == [head]
     assert lr_scales_of(head) == [(head, 1.0)]
     assert max_proposals_of(head) is None
-    with pytest.raises(
-        DetectorError, match=r"needs a detector with a method classifiers\(\); FCOS"
-    ):
+    message = r"needs a detector with a method classifiers\(\); FCOS"
+    with pytest.raises(DetectorError, match=message):
         classifiers_of(head)
 
 
@@ -106,7 +105,7 @@ def test_losses_without_gradient_serve_where_none_is_wanted() -> None:
         assert compute_losses(Answers({"a": torch.tensor(1.0)}), {}, [])["a"].item() == 1.0
 
 
-def found(boxes: Any, scores: Any = (0.5,), labels: Any = (0,)) -> Detections:
+def detections_of(boxes: Any, scores: Any = (0.5,), labels: Any = (0,)) -> Detections:
     return Detections(
         image_id=7,
         boxes=torch.tensor(boxes),
@@ -125,17 +124,20 @@ def found(boxes: Any, scores: Any = (0.5,), labels: Any = (0,)) -> Detections:
         ([], "each of the 1 images, got 0"),
         ([{"boxes": []}], "must return Detections, got dict"),
         (
-            [found([0.0, 0.0, 1.0, 1.0])],
+            [detections_of([0.0, 0.0, 1.0, 1.0])],
             r"expected boxes \(D, 4\), .* image id 7, got \(4,\), \(1,\)",
         ),
-        ([found([[0.0, 0.0, 1.0, 1.0]], (0.5, 0.4))], r"got \(1, 4\), \(2,\) and \(1,\)"),
+        ([detections_of([[0.0, 0.0, 1.0, 1.0]], (0.5, 0.4))], r"got \(1, 4\), \(2,\) and \(1,\)"),
         (
-            [found([[0.0, 0.0, 97.0, 1.0]])],
+            [detections_of([[0.0, 0.0, 97.0, 1.0]])],
             r"within the 96 x 64 pixels of the view .* 97\.0, 1\.0\]",
         ),
-        ([found([[-3.0, 0.0, 9.0, 1.0]])], r"got box \[-3\.0, 0\.0, 9\.0, 1\.0\] with score 0\.5"),
-        ([found([[float("nan"), 0.0, 9.0, 1.0]])], r"got box \[nan"),
-        ([found([[0.0, 0.0, 9.0, 1.0]], (float("nan"),))], "with score nan for image id 7"),
+        (
+            [detections_of([[-3.0, 0.0, 9.0, 1.0]])],
+            r"got box \[-3\.0, 0\.0, 9\.0, 1\.0\] with score 0\.5",
+        ),
+        ([detections_of([[float("nan"), 0.0, 9.0, 1.0]])], r"got box \[nan"),
+        ([detections_of([[0.0, 0.0, 9.0, 1.0]], (float("nan"),))], "with score nan for image id 7"),
     ],
 )
 def test_detections_that_are_none(detections: Any, message: str) -> None:

@@ -37,13 +37,13 @@ def make_neck(spec: FeatureSpec = SPEC, *, num_levels: int = 5, **changes: Any) 
 def test_equals_torchvision_on_the_same_weights() -> None:
     ours = make_neck(num_levels=3, norm="none")
     theirs = FeaturePyramidNetwork([6, 8, 10], 16)
-    for place in range(3):
-        theirs.inner_blocks[place][0].load_state_dict(ours.laterals[place].state_dict())
-        theirs.layer_blocks[place][0].load_state_dict(ours.outputs[place].state_dict())
+    for index in range(3):
+        theirs.inner_blocks[index][0].load_state_dict(ours.laterals[index].state_dict())
+        theirs.layer_blocks[index][0].load_state_dict(ours.outputs[index].state_dict())
     features = maps_of(SPEC, 96, 160)
     expected = theirs(features)
-    found = ours(features)
-    for mine, name in zip(found.values(), SPEC.names, strict=True):
+    pyramid = ours(features)
+    for mine, name in zip(pyramid.values(), SPEC.names, strict=True):
         torch.testing.assert_close(mine, expected[name], rtol=1e-5, atol=1e-5)
 
 
@@ -52,10 +52,10 @@ def test_shapes_and_spec(height: int, width: int) -> None:
     neck = make_neck()
     assert neck.spec.names == ("P3", "P4", "P5", "P6", "P7")
     assert [level.stride for level in neck.spec] == [8, 16, 32, 64, 128]
-    found = neck(maps_of(SPEC, height, width))
+    pyramid = neck(maps_of(SPEC, height, width))
     for level in neck.spec:
         expected = (2, 16, -(-height // level.stride), -(-width // level.stride))
-        assert tuple(found[level.name].shape) == expected
+        assert tuple(pyramid[level.name].shape) == expected
 
 
 def test_one_level_of_a_plain_vit_keeps_its_exact_stride() -> None:
@@ -77,15 +77,13 @@ def test_too_few_levels() -> None:
 
 
 @pytest.mark.parametrize("activation", ["relu", "silu"])
-def test_the_activation_stands_in_front_of_the_second_extra_level(
-    activation: Activation,
-) -> None:
+def test_the_activation_stands_in_front_of_the_second_extra_level(activation: Activation) -> None:
     neck = make_neck(norm="none", activation=activation)
-    found = list(neck(maps_of(SPEC, 96, 160)).values())
+    levels = list(neck(maps_of(SPEC, 96, 160)).values())
     apply = {"relu": F.relu, "silu": F.silu}[activation]
     first, second = neck.extras
-    torch.testing.assert_close(found[3], first(found[2]), rtol=0, atol=0)
-    torch.testing.assert_close(found[4], second(apply(found[3])), rtol=0, atol=0)
+    torch.testing.assert_close(levels[3], first(levels[2]), rtol=0, atol=0)
+    torch.testing.assert_close(levels[4], second(apply(levels[3])), rtol=0, atol=0)
 
 
 def test_separable_changes_the_3x3_convolutions_only() -> None:
@@ -122,9 +120,8 @@ def test_names_follow_the_strides_which_stay_exact(
 
 
 def test_two_levels_of_one_name_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match="strides 12 and 16 would both be called P4.*detector.levels"
-    ):
+    message = "strides 12 and 16 would both be called P4.*detector.levels"
+    with pytest.raises(ValueError, match=message):
         pyramid_spec((12, 16), channels=16)
 
 

@@ -53,9 +53,7 @@ def match(
     allow_low_quality: AllowedLowQuality = "one",
 ) -> torch.Tensor:
     rule = MatchRule(
-        foreground_iou=foreground,
-        background_iou=background,
-        allow_low_quality=allow_low_quality,
+        foreground_iou=foreground, background_iou=background, allow_low_quality=allow_low_quality
     )
     return match_boxes(anchors, annotations_of(*images), rule)
 
@@ -69,8 +67,8 @@ def test_ties_are_forced_as_torchvision_does_where_no_annotations_fights_for_an_
         ours = match(anchors, boxes, background=0.4, allow_low_quality="ties")[0]
         is_best = (iou == iou.amax(dim=1, keepdim=True)) & (iou > 0)
         tied += int((is_best.sum(dim=1) > 1).sum())
-        own = iou.argmax(dim=0)  # torchvision leaves such an anchor the gt box it overlaps most
-        unfought = (is_best.sum(dim=0) == 0) | is_best[own, torch.arange(len(anchors))]
+        best = iou.argmax(dim=0)  # torchvision leaves such an anchor the gt box it overlaps most
+        unfought = (is_best.sum(dim=0) == 0) | is_best[best, torch.arange(len(anchors))]
         assert torch.equal(ours[unfought], theirs[unfought])
         assert bool((ours[is_best.any(dim=0)] >= 0).all())
     assert tied > 0
@@ -135,10 +133,7 @@ def test_hand_table() -> None:
     )
     boxes = torch.tensor([[0.0, 0, 10, 10]])
     matched = match(anchors, boxes, boxes[:0], foreground=0.6, background=0.45)
-    assert matched.tolist() == [
-        [0, IGNORED, BACKGROUND, BACKGROUND, 0],
-        [BACKGROUND] * 5,
-    ]
+    assert matched.tolist() == [[0, IGNORED, BACKGROUND, BACKGROUND, 0], [BACKGROUND] * 5]
 
 
 def test_a_batch_is_matched_as_each_image_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,14 +143,14 @@ def test_a_batch_is_matched_as_each_image_alone(monkeypatch: pytest.MonkeyPatch)
     for n, boxes in enumerate(cases):
         assert torch.equal(together[n], match(anchors, boxes)[0])
     ties = match(anchors, *cases, allow_low_quality="ties")
-    own = torch.stack([anchors + shift for shift in range(5)])
-    separate = match(own, *cases)
+    anchors_of_each = torch.stack([anchors + shift for shift in range(5)])
+    separate = match(anchors_of_each, *cases)
     for n, boxes in enumerate(cases):
-        assert torch.equal(separate[n], match(own[n], boxes)[0])
+        assert torch.equal(separate[n], match(anchors_of_each[n], boxes)[0])
     for most in (1, 30, 200):  # one anchor at a time, some at a time, some images at a time
         monkeypatch.setattr(matching, "_MOST_PAIRS", most)
         assert torch.equal(match(anchors, *cases), together)
-        assert torch.equal(match(own, *cases), separate)
+        assert torch.equal(match(anchors_of_each, *cases), separate)
         assert torch.equal(match(anchors, *cases, allow_low_quality="ties"), ties)
 
 

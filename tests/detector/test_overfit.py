@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 from torch import nn
 
 from cachedet.evaluation.metrics import score_detections
-from cachedet.structures import Annotations
 
 SIZE_HW = (64, 96)
 ROI_HEAD = {"samples": 24, "num_convs": 0, "num_fcs": 2, "fc_channels": 64}
@@ -35,9 +33,7 @@ def random_boxes(images: int) -> list[list[list[float]]]:
 
 @pytest.mark.parametrize("neck", ["fpn", "nasfpn"])
 @pytest.mark.parametrize("kind", STEPS)
-def test_eight_images_by_heart(
-    detectors: Any, annotations_of: Callable[..., Annotations], kind: str, neck: str
-) -> None:
+def test_eight_images_by_heart(detectors: Any, annotations_of: Any, kind: str, neck: str) -> None:
     ground_truth = annotations_of([SIZE_HW] * 8, random_boxes(8))
     features = detectors.features(*SIZE_HW, images=8)
     targets = [

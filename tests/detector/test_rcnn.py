@@ -38,7 +38,7 @@ def test_paper_stages() -> None:
     ]
 
 
-def make_rois(detectors: Any) -> RoIs:
+def make_rois() -> RoIs:
     """Ten RoIs of two images: positives, background and an ignored one."""
     generator = torch.Generator().manual_seed(8)
     boxes = torch.rand(10, 4, dtype=torch.float64, generator=generator) * 20
@@ -55,7 +55,7 @@ def make_rois(detectors: Any) -> RoIs:
 
 
 def test_losses_by_plain_loops_in_float64(detectors: Any) -> None:
-    detector, rois = make(detectors, "faster_rcnn"), make_rois(detectors)
+    detector, rois = make(detectors, "faster_rcnn"), make_rois()
     logits = torch.randn(10, 4, dtype=torch.float64)
     deltas = torch.randn(10, 3, 4, dtype=torch.float64) * 3
     weights = (20.0, 20.0, 10.0, 10.0)
@@ -75,25 +75,25 @@ def test_losses_by_plain_loops_in_float64(detectors: Any) -> None:
                 error = abs(float(deltas[r, label, c]) - float(wanted[c]) * weights[c])
                 box_sum += error**2 / 2 if error <= 1 else error - 0.5
     assert (counted, positives) == (9, 6)
-    found = detector._class_loss(logits, rois)
-    assert found.item() == pytest.approx(class_sum / counted, rel=1e-12)
-    found = detector._box_loss(deltas, rois, Stage(foreground_iou=0.5, delta_weights=weights))
-    assert found.item() == pytest.approx(box_sum / (4 * positives), rel=1e-12)
+    loss = detector._class_loss(logits, rois)
+    assert loss.item() == pytest.approx(class_sum / counted, rel=1e-12)
+    loss = detector._box_loss(deltas, rois, Stage(foreground_iou=0.5, delta_weights=weights))
+    assert loss.item() == pytest.approx(box_sum / (4 * positives), rel=1e-12)
 
 
 def test_box_losses_have_the_weights_of_the_config(detectors: Any) -> None:
     """Four times the mean over coordinates is their sum over the positives."""
-    plain, rois = make(detectors, "faster_rcnn"), make_rois(detectors)
+    plain, rois = make(detectors, "faster_rcnn"), make_rois()
     changes = {"roi_head": {"box_weight": 4.0}, "rpn": {"box_weight": 9.0}}
     weighted = make(detectors, "faster_rcnn", **changes)
     assert weighted.rpn.box_weight == 9.0
     stage, deltas = paper_stages((0.5,))[0], torch.randn(10, 3, 4, dtype=torch.float64)
-    found = weighted._box_loss(deltas, rois, stage)
-    torch.testing.assert_close(found, plain._box_loss(deltas, rois, stage) * 4)
+    loss = weighted._box_loss(deltas, rois, stage)
+    torch.testing.assert_close(loss, plain._box_loss(deltas, rois, stage) * 4)
 
 
 def test_gradients_of_the_losses_by_finite_differences(detectors: Any) -> None:
-    detector, rois = make(detectors, "faster_rcnn"), make_rois(detectors)
+    detector, rois = make(detectors, "faster_rcnn"), make_rois()
     stage = paper_stages((0.5,))[0]
     deltas = torch.randn(10, 3, 4, dtype=torch.float64, requires_grad=True)
     logits = torch.randn(10, 4, dtype=torch.float64, requires_grad=True)
@@ -184,20 +184,20 @@ def test_a_cascades_stages(detectors: Any, monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(losses["class"], sum(loss for loss, _, _ in seen) / 3)
     torch.testing.assert_close(losses["box"], sum(box_losses) / 3)
     ground_truth = pad_ground_truth(targets)
-    for place in (1, 2):
-        (_, _, before), (_, _, now) = seen[place - 1], seen[place]
-        deltas = detector.moved_by[place - 1].detach()[:, 0]  # type: ignore[attr-defined]
-        moved = move_boxes(before.boxes, deltas, detector.stages[place - 1])
+    for index in (1, 2):
+        (_, _, before), (_, _, now) = seen[index - 1], seen[index]
+        deltas = detector.moved_by[index - 1].detach()[:, 0]  # type: ignore[attr-defined]
+        moved = move_boxes(before.boxes, deltas, detector.stages[index - 1])
         clipped = clip_boxes(moved, (64, 96))
         assert not torch.equal(moved, clipped)
         torch.testing.assert_close(now.boxes, clipped)
         assert torch.equal(now.image, before.image)
-        again = detector._label(now.boxes, now.image, ground_truth, detector.stages[place])
+        again = detector._label(now.boxes, now.image, ground_truth, detector.stages[index])
         assert torch.equal(now.matched, again.matched)
     box_losses[1].backward()
-    own = [head.box_deltas.weight.grad for head in detector.heads]  # type: ignore[union-attr]
-    assert own[0] is None
-    assert own[2] is None
+    grads = [head.box_deltas.weight.grad for head in detector.heads]  # type: ignore[union-attr]
+    assert grads[0] is None
+    assert grads[2] is None
     assert detector.rpn.head.box_deltas.weight.grad is None
 
 
@@ -205,7 +205,7 @@ def test_detections_of_a_cascade_against_brute_force(detectors: Any) -> None:
     detector = make(detectors, postprocess={"max_detections": 15, "score_threshold": 0.02}).eval()
     stir(detector)
     features = detectors.features(images=1)
-    found = detector.detect(features, sizes_hw=[(60, 90)], image_ids=[7])[0]
+    detections = detector.detect(features, sizes_hw=[(60, 90)], image_ids=[7])[0]
     pyramid = detector.neck(features)
     proposals = detector.rpn.propose(detector.rpn(pyramid), pyramid, sizes_hw=[(60, 90)])
     boxes = proposals.boxes[0, proposals.is_valid[0]]
@@ -219,17 +219,17 @@ def test_detections_of_a_cascade_against_brute_force(detectors: Any) -> None:
     scores = (logits_sum / 3).softmax(dim=1)[:, :3].detach()
     kept: list[tuple[float, int, int]] = []
     for k in range(3):
-        own = (scores[:, k] > 0.02) & ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
-        rows = own.nonzero().squeeze(1)
+        usable = (scores[:, k] > 0.02) & ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
+        rows = usable.nonzero().squeeze(1)
         chosen = rows[nms(boxes[rows], scores[rows, k], 0.5)]
         kept += [(scores[row, k].item(), int(row), k) for row in chosen]
     kept = sorted(kept, reverse=True)[:15]
-    assert found.image_id == 7
-    assert len(found) > 5
-    torch.testing.assert_close(found.scores, torch.tensor([score for score, _, _ in kept]))
-    assert found.labels.tolist() == [k for _, _, k in kept]
+    assert detections.image_id == 7
+    assert len(detections) > 5
+    torch.testing.assert_close(detections.scores, torch.tensor([score for score, _, _ in kept]))
+    assert detections.labels.tolist() == [k for _, _, k in kept]
     torch.testing.assert_close(
-        found.boxes, boxes[[row for _, row, _ in kept]], rtol=1e-4, atol=1e-3
+        detections.boxes, boxes[[row for _, row, _ in kept]], rtol=1e-4, atol=1e-3
     )
 
 
@@ -237,7 +237,7 @@ def test_class_specific_boxes_move_by_their_own_class(detectors: Any) -> None:
     detector = make(detectors, "faster_rcnn", postprocess={"score_threshold": 0.0}).eval()
     stir(detector)
     features = detectors.features(images=1)
-    found = detector.detect(features, sizes_hw=[(64, 96)], image_ids=[7])[0]
+    detections = detector.detect(features, sizes_hw=[(64, 96)], image_ids=[7])[0]
     pyramid = detector.neck(features)
     proposals = detector.rpn.propose(detector.rpn(pyramid), pyramid, sizes_hw=[(64, 96)])
     boxes = proposals.boxes[0, proposals.is_valid[0]]
@@ -248,8 +248,8 @@ def test_class_specific_boxes_move_by_their_own_class(detectors: Any) -> None:
     best = int(scores.argmax())
     row, label = best // 3, best % 3
     box = apply_deltas(deltas[row, label] / torch.tensor([10.0, 10.0, 5.0, 5.0]), boxes[row])
-    assert found.labels[0] == label
-    torch.testing.assert_close(found.boxes[0], clip_boxes(box, (64, 96)), rtol=1e-4, atol=1e-3)
+    assert detections.labels[0] == label
+    torch.testing.assert_close(detections.boxes[0], clip_boxes(box, (64, 96)), rtol=1e-4, atol=1e-3)
 
 
 def test_proposals_are_those_the_heads_see(detectors: Any) -> None:
@@ -259,32 +259,23 @@ def test_proposals_are_those_the_heads_see(detectors: Any) -> None:
     sizes_hw = [(64, 96), (50, 60)]
     pyramid = detector.neck(features)
     expected = detector.rpn.propose(detector.rpn(pyramid), pyramid, sizes_hw=sizes_hw)
-    found = detector.propose(features, sizes_hw=sizes_hw, image_ids=[7, 9])
-    assert [own.image_id for own in found] == [7, 9]
-    for n, own in enumerate(found):
+    proposals = detector.propose(features, sizes_hw=sizes_hw, image_ids=[7, 9])
+    assert [of_image.image_id for of_image in proposals] == [7, 9]
+    for n, of_image in enumerate(proposals):
         valid = expected.is_valid[n]
-        assert len(own) > 5
-        assert torch.equal(own.boxes, expected.boxes[n, valid])
-        torch.testing.assert_close(own.scores, 1 / (1 + (-expected.scores[n, valid]).exp()))
-        assert not own.labels.any()
+        assert len(of_image) > 5
+        assert torch.equal(of_image.boxes, expected.boxes[n, valid])
+        torch.testing.assert_close(of_image.scores, 1 / (1 + (-expected.scores[n, valid]).exp()))
+        assert not of_image.labels.any()
 
 
 def test_heads_that_do_not_fit_the_stages(detectors: Any) -> None:
     faster = make(detectors, "faster_rcnn")
-    parts = {
-        "adapters": faster.adapters,
-        "neck": faster.neck,
-        "rpn": faster.rpn,
-        "roi_align": faster.roi_align,
-        "postprocess": faster.postprocess,
-        "samples": 512,
-        "positive_fraction": 0.25,
-        "huber_delta": 1.0,
-        "box_weight": 1.0,
-        "mask_branch": None,
-    }
+    shared = ("adapters", "neck", "rpn", "roi_align", "postprocess")
+    parts: dict[str, Any] = {name: getattr(faster, name) for name in shared}
+    parts |= {"samples": 512, "positive_fraction": 0.25, "huber_delta": 1.0, "box_weight": 1.0}
     heads = list(faster.heads)
     with pytest.raises(ValueError, match="expected one head a stage, got 1 for 2"):
-        RCNN(heads=heads, stages=paper_stages((0.5, 0.7)), **parts)  # type: ignore[arg-type]
+        RCNN(heads=heads, stages=paper_stages((0.5, 0.7)), **parts, mask_branch=None)
     with pytest.raises(ValueError, match="several stages need class-agnostic heads"):
-        RCNN(heads=heads * 2, stages=paper_stages((0.5, 0.7)), **parts)  # type: ignore[arg-type]
+        RCNN(heads=heads * 2, stages=paper_stages((0.5, 0.7)), **parts, mask_branch=None)

@@ -95,7 +95,6 @@ def test_a_stride_that_cannot_be_halved() -> None:
 
 def test_several_levels() -> None:
     levels = (LevelSpec(name="C3", channels=4, stride=8), *make_spec(16))
-    with pytest.raises(
-        ValueError, match="takes one level, got C3, C4; choose one with detector.levels"
-    ):
+    message = "takes one level, got C3, C4; choose one with detector.levels"
+    with pytest.raises(ValueError, match=message):
         make_neck(FeatureSpec(levels))

@@ -166,9 +166,8 @@ def test_a_rank_that_hangs_is_given_up(ranks: Any, tmp_path: Path) -> None:
 
 
 def test_ranks_that_do_not_meet(tmp_path: Path) -> None:
-    with pytest.raises(
-        RankError, match=r"rank 0 of 2 did not meet the others \(it waits 0.2 s\): .*ch"
-    ):
+    message = r"rank 0 of 2 did not meet the others \(it waits 0.2 s\): .*ch"
+    with pytest.raises(RankError, match=message):
         collective.join(
             backend="gloo",
             rank=0,

@@ -249,13 +249,8 @@ MEETING = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
         ({"RANK": "0", "WORLD_SIZE": "1"}, Launch()),
         ({"RANK": "1", "WORLD_SIZE": "2", **MEETING}, Launch(rank=1, world=2)),
         (
-            {
-                "RANK": "5",
-                "WORLD_SIZE": "8",
-                "LOCAL_WORLD_SIZE": "4",
-                "TORCHELASTIC_RESTART_COUNT": "2",
-                **MEETING,
-            },
+            {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", **MEETING}
+            | {"TORCHELASTIC_RESTART_COUNT": "2"},
             Launch(rank=5, world=8, local_world=4, restarts=2),
         ),
     ],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +55,6 @@ def cells_of(result: Result) -> dict[str, Any]:
     }
 
 
-def change_annotations(path: Path, to: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    values = json.loads(path.read_text())
-    change(values)
-    to.write_text(json.dumps(values))
-    return to
-
-
 def test_two_cells_then_more(run_compare: Any, tiny: Any, tmp_path: Path) -> None:
     result = run_compare("--modes", "cached,tuned", "--epochs", "2", "--json")
     assert result.exit_code == 0, result.stderr
@@ -91,7 +83,7 @@ def test_two_cells_then_more(run_compare: Any, tiny: Any, tmp_path: Path) -> Non
     assert other.exit_code == 1
     assert "holds another comparison: epochs was 2, is 3" in other.stderr
 
-    changed = change_annotations(
+    changed = tiny.change(
         tiny.paths.train, tmp_path / "changed.json", lambda values: values["annotations"].pop()
     )
     refused = run_compare("--modes", "cached", "--epochs", "2", train=changed)
@@ -145,7 +137,7 @@ def _drop_class(values: dict[str, Any]) -> None:
 def test_scored_images_that_do_not_fit_are_refused_before_training(
     run_compare: Any, tiny: Any, tmp_path: Path, change: Any, message: str
 ) -> None:
-    val = change_annotations(tiny.paths.val, tmp_path / "val.json", change)
+    val = tiny.change(tiny.paths.val, tmp_path / "val.json", change)
     result = run_compare("--modes", "cached,tuned", "--epochs", "1", val=val)
     assert result.exit_code == 1
     assert "retinanet_fpn_tiny: the validation store" in result.stderr

@@ -28,11 +28,7 @@ from cachedet.train import train
 
 HEADS = TrainConfig.model_validate(
     {
-        "detector": {
-            "kind": "retinanet",
-            "neck": {"kind": "fpn", "channels": 16},
-            "num_convs": 1,
-        },
+        "detector": {"kind": "retinanet", "neck": {"kind": "fpn", "channels": 16}, "num_convs": 1},
         "schedule": {"epochs": 1, "batch_size": 3, "optimizer": "adamw", "lr": 1e-4},
         "device": "cpu",
     }
@@ -141,13 +137,6 @@ def test_bad_input_is_one_message(options: list[str], more: list[str], message: 
     assert done.exit_code == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
-
-
-@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs /proc")
-def test_a_place_that_cannot_be_written(options: list[str]) -> None:
-    done = CliRunner().invoke(app, [*options, "--store", "/proc/x.zarr"])
-    assert done.exit_code == 1
-    assert "nothing can be written in /proc" in done.stderr
 
 
 def test_ctrl_c_leaves_nothing_behind(nursery: Any, options: list[str], tmp_path: Path) -> None:

@@ -41,8 +41,7 @@ def make_head(store: Path) -> Any:
 
 
 def options_of(tiny: Any, run: Path, **more: Any) -> dict[str, Any]:
-    stores = {"train_store": tiny.train, "val_store": tiny.val}
-    return {"config": CONFIG, **stores, "run": run, "detector": make_head(tiny.train), **more}
+    return {"config": CONFIG, **tiny.stores, "run": run, "detector": make_head(tiny.train), **more}
 
 
 @pytest.fixture(scope="module")
@@ -114,16 +113,12 @@ def test_it_is_scored_reported_and_predicts(tiny: Any, run: Path, tmp_path: Path
     assert json.loads((run / "results.json").read_text())["ap"] == scored.scores.to_json()["ap"]
     page = report([run], images=tiny.paths.images, out=tmp_path / "r.html", resamples=10)
     assert "FCOSHead (custom)" in page.html.read_text()
-    found = cachedet.predict(
-        run,
-        images=[tiny.paths.images / "val_00000.jpg"],
-        out=tmp_path / "drawn",
-        detector=head,
-        weights=str(tiny.weights),
-        min_score=0.0,
-    )
+    settings = {"weights": str(tiny.weights), "min_score": 0.0, "out": tmp_path / "drawn"}
+    image = tiny.paths.images / "val_00000.jpg"
+    predicted = cachedet.predict(run, images=[image], detector=head, **settings)
     expected = scored.detections[0].scores
-    torch.testing.assert_close(found.images[0].detections.scores, expected, rtol=1e-4, atol=1e-5)
+    scores = predicted.images[0].detections.scores
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_module_is_scored_as_it_is(tiny: Any, run: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 from cachedet.cli import app
@@ -24,35 +25,25 @@ from cachedet.structures import Detections
 from cachedet.train import train
 
 ASKED = "base,hflip,scale=1.5"
-SHARED = {
-    "schedule": {"epochs": 2, "batch_size": 3, "optimizer": "adamw", "lr": 3e-3},
-    "device": "cpu",
-}
-RETINANET = TrainConfig.model_validate(
-    {
-        "detector": {
-            "kind": "retinanet",
-            "neck": {"kind": "fpn", "channels": 16},
-            "num_convs": 1,
-            # others than `Merging` has by itself
-            "postprocess": {"score_threshold": 0.005, "nms_iou": 0.3, "max_detections": 30},
-        },
-        **SHARED,
-    }
-)
-WITH_MASKS = TrainConfig.model_validate(
-    {
-        "detector": {
-            "kind": "faster_rcnn",
-            "neck": {"kind": "fpn", "channels": 16},
-            "rpn": {"samples": 32, "train_post_nms": 40, "test_post_nms": 30},
-            "roi_head": {"samples": 16, "num_convs": 0, "fc_channels": 16},
-            "mask_head": {"resolution": 7, "num_convs": 1, "channels": 8},
-            "postprocess": {"score_threshold": 0.005},
-        },
-        **SHARED,
-    }
-)
+SHARED = yaml.safe_load("""
+    schedule: {epochs: 2, batch_size: 3, optimizer: adamw, lr: 0.003}
+    device: cpu
+""")
+# its postprocess is another than `Merging` has by itself
+RETINANET = yaml.safe_load("""
+    kind: retinanet
+    neck: {kind: fpn, channels: 16}
+    num_convs: 1
+    postprocess: {score_threshold: 0.005, nms_iou: 0.3, max_detections: 30}
+""")
+WITH_MASKS = yaml.safe_load("""
+    kind: faster_rcnn
+    neck: {kind: fpn, channels: 16}
+    rpn: {samples: 32, train_post_nms: 40, test_post_nms: 30}
+    roi_head: {samples: 16, num_convs: 0, fc_channels: 16}
+    mask_head: {resolution: 7, num_convs: 1, channels: 8}
+    postprocess: {score_threshold: 0.005}
+""")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +58,8 @@ def store(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 @pytest.fixture(scope="module")
 def runs(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs")
-    for name, config in {"retinanet": RETINANET, "masks": WITH_MASKS}.items():
+    for name, detector in {"retinanet": RETINANET, "masks": WITH_MASKS}.items():
+        config = TrainConfig.model_validate({"detector": detector, **SHARED})
         train(config, train_store=tiny.train, run=folder / name)
     return {"retinanet": folder / "retinanet", "masks": folder / "masks"}
 
@@ -81,13 +73,13 @@ def image_files(tiny: Any, store: FeatureStore) -> list[Path]:
     return [tiny.paths.images / name for name in store.annotations.file_names]
 
 
-def assert_same(found: Detections, stored: Detections) -> None:
-    assert found.labels.tolist() == stored.labels.tolist()
-    torch.testing.assert_close(found.scores, stored.scores, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.boxes, stored.boxes, rtol=1e-4, atol=1e-2)
-    assert (found.masks is None) == (stored.masks is None)
-    if found.masks is not None:
-        torch.testing.assert_close(found.masks, stored.masks, rtol=1e-4, atol=1e-4)
+def assert_same(live: Detections, stored: Detections) -> None:
+    assert live.labels.tolist() == stored.labels.tolist()
+    torch.testing.assert_close(live.scores, stored.scores, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(live.boxes, stored.boxes, rtol=1e-4, atol=1e-2)
+    assert (live.masks is None) == (stored.masks is None)
+    if live.masks is not None:
+        torch.testing.assert_close(live.masks, stored.masks, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["retinanet", "masks"])
@@ -102,8 +94,8 @@ def test_a_image_gives_what_its_cached_views_give(
     stored = stored_detections(runs[kind], store, views)
     assert sum(len(of_image) for of_image in stored) > 20
     for row, file in enumerate(image_files(tiny, store)):
-        found = detector(decode_image(file), image_id=int(store.annotations.image_ids[row]))
-        assert_same(found, stored[row])
+        live = detector(decode_image(file), image_id=int(store.annotations.image_ids[row]))
+        assert_same(live, stored[row])
 
 
 def test_of_equal_scores_the_view_named_first_wins(
@@ -160,7 +152,7 @@ def test_through_the_command_line(
 
     shown = call("--views", ASKED, "--json")
     assert shown.exit_code == 0, shown.output
-    scores = [found["score"] for found in json.loads(shown.stdout)["images"][0]["detections"]]
+    scores = [entry["score"] for entry in json.loads(shown.stdout)["images"][0]["detections"]]
     expected = stored_detections(runs["retinanet"], store, ASKED)[0].scores
     torch.testing.assert_close(torch.tensor(scores), expected, rtol=1e-4, atol=1e-5)
     for views, message in {

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
@@ -25,17 +26,13 @@ QUOTED = "<img src=x onerror=\"document.title='taken'\"> & 'single'"
 LONG = "pneumonoultramicroscopicsilicovolcanoconiosis" * 4
 RUNS = ("run <b>0", "a_name_without_spaces_" * 5)
 TITLE = f"{RUNS[0]} against {RUNS[1]}"
-_CONFIG = {
-    "detector": {
-        "kind": "retinanet",
-        "neck": {"kind": "fpn", "channels": 16},
-        "num_convs": 1,
-        "postprocess": {"score_threshold": 0.005},
-    },
-    "schedule": {"epochs": 4, "batch_size": 3, "optimizer": "adamw", "lr": 3e-3, "kind": "cosine",
-                 "warmup_steps": 2},
-    "device": "cpu",
-}  # fmt: skip
+_CONFIG = yaml.safe_load("""
+    detector:
+      {kind: retinanet, neck: {kind: fpn, channels: 16}, num_convs: 1,
+       postprocess: {score_threshold: 0.005}}
+    schedule: {epochs: 4, batch_size: 3, optimizer: adamw, lr: 0.003, kind: cosine, warmup_steps: 2}
+    device: cpu
+""")
 
 
 @pytest.fixture(scope="module")

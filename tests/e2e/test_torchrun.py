@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from cachedet.config.run import TrainConfig, dump_config
 from cachedet.distributed.collective import rank
@@ -26,29 +27,22 @@ from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs fork and /proc")
 
 CONFIG = TrainConfig.model_validate(
-    {
-        "detector": {
-            "kind": "faster_rcnn",
-            "levels": ["C4", "C5"],
-            "neck": {"kind": "fpn", "channels": 8, "num_levels": 2},
-            "rpn": {"samples": 16, "train_post_nms": 20, "test_post_nms": 20},
-            "roi_head": {"samples": 8, "num_convs": 0, "fc_channels": 8},
-        },
-        "schedule": {
-            "epochs": 4,
-            "batch_size": 3,
-            "accumulate": 2,
-            "ema_decay": 0.9,
-            "lr": 0.01,
-            "warmup_steps": 2,
-            "clip_norm": 5.0,
-        },
-        "augment": {"translate": 0.5, "crop": 0.5, "flip": 0.5},
-        "device": "cpu",
-        "residency": "stream",
-        "eval_every": 2,
-        "checkpoint_every_steps": 1,
-    }
+    yaml.safe_load("""
+        detector:
+          kind: faster_rcnn
+          levels: [C4, C5]
+          neck: {kind: fpn, channels: 8, num_levels: 2}
+          rpn: {samples: 16, train_post_nms: 20, test_post_nms: 20}
+          roi_head: {samples: 8, num_convs: 0, fc_channels: 8}
+        schedule:
+          {epochs: 4, batch_size: 3, accumulate: 2, ema_decay: 0.9, lr: 0.01, warmup_steps: 2,
+           clip_norm: 5.0}
+        augment: {translate: 0.5, crop: 0.5, flip: 0.5}
+        device: cpu
+        residency: stream
+        eval_every: 2
+        checkpoint_every_steps: 1
+    """)
 )
 LONG = CONFIG.model_copy(
     update={"schedule": CONFIG.schedule.model_copy(update={"epochs": 20}), "eval_every": 0}
@@ -64,9 +58,7 @@ def train_in_ranks(options: dict[str, Any]) -> TrainReport | str:
 
 
 def options_of(tiny: Any, run: Path, config: TrainConfig = CONFIG, **more: Any) -> dict[str, Any]:
-    return {
-        "config": config, "train_store": tiny.train, "val_store": tiny.val, "run": run, **more
-    }  # fmt: skip
+    return {"config": config, **tiny.stores, "run": run, **more}
 
 
 def last(run: Path) -> Checkpoint:

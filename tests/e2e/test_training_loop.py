@@ -28,34 +28,33 @@ from cachedet.progress import show_progress
 from cachedet.train import TrainReport, train
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 
-RETINANET = {
-    "kind": "retinanet", "levels": ["C4", "C5"], "num_convs": 1,
-    "neck": {"kind": "fpn", "channels": 8, "num_levels": 2},
-    "postprocess": {"score_threshold": 0.005},
-}  # fmt: skip
-CASCADE = {
-    "kind": "cascade_rcnn", "levels": ["C4", "C5"],
-    "neck": {"kind": "fpn", "channels": 8, "num_levels": 2},
-    "rpn": {"samples": 16, "train_post_nms": 20, "test_post_nms": 20},
-    "roi_head": {"samples": 8, "num_convs": 0, "fc_channels": 8},
-    "postprocess": {"score_threshold": 0.005},
-}  # fmt: skip
+RETINANET = yaml.safe_load("""
+    kind: retinanet
+    levels: [C4, C5]
+    num_convs: 1
+    neck: {kind: fpn, channels: 8, num_levels: 2}
+    postprocess: {score_threshold: 0.005}
+""")
+CASCADE = yaml.safe_load("""
+    kind: cascade_rcnn
+    levels: [C4, C5]
+    neck: {kind: fpn, channels: 8, num_levels: 2}
+    rpn: {samples: 16, train_post_nms: 20, test_post_nms: 20}
+    roi_head: {samples: 8, num_convs: 0, fc_channels: 8}
+    postprocess: {score_threshold: 0.005}
+""")
+SCHEDULE = yaml.safe_load("""
+    {epochs: 3, batch_size: 2, accumulate: 2, ema_decay: 0.9, optimizer: adamw, lr: 0.003,
+     warmup_steps: 2, kind: cosine, clip_norm: 5.0}
+""")
 
 
 def make_config(
-    detector: dict[str, Any] | None = None, *, schedule: dict[str, Any] | None = None, **top: Any
+    detector: dict[str, Any] = RETINANET, *, schedule: dict[str, Any] | None = None, **top: Any
 ) -> TrainConfig:
-    return TrainConfig.model_validate(
-        {
-            "detector": detector or RETINANET,
-            "schedule": {
-                "epochs": 3, "batch_size": 2, "accumulate": 2, "ema_decay": 0.9,
-                "optimizer": "adamw", "lr": 3e-3, "warmup_steps": 2, "kind": "cosine",
-                "clip_norm": 5.0, **(schedule or {}),
-            },
-            "device": "cpu", "residency": "stream", "eval_every": 2, **top,
-        }
-    )  # fmt: skip
+    values = {"device": "cpu", "residency": "stream", "eval_every": 2, **top}
+    values |= {"detector": detector, "schedule": SCHEDULE | (schedule or {})}
+    return TrainConfig.model_validate(values)
 
 
 def last(run: Path) -> Checkpoint:
@@ -74,9 +73,9 @@ def assert_same_state(left: Path, right: Path) -> None:
         assert (ours is None) == (theirs is None)
         for key, value in (ours or {}).items():
             assert torch.equal(value, theirs[key]), f"{name} {key}"
-    for place, state in first.optimizer["state"].items():
+    for index, state in first.optimizer["state"].items():
         for key, value in state.items():
-            assert torch.equal(value, second.optimizer["state"][place][key])
+            assert torch.equal(value, second.optimizer["state"][index][key])
 
 
 def scores_in(run: Path) -> list[tuple[str, str]]:
@@ -92,61 +91,45 @@ def whole(
     """A run that nothing interrupted."""
     config = make_config(CASCADE, early_stopping={"metric": "ap50", "patience": 9})
     run = tmp_path_factory.mktemp("whole") / "run"
-    report = train(config, train_store=tiny.train, val_store=tiny.val, run=run)
+    report = train(config, **tiny.stores, run=run)
     assert report.reason == "finished"
     return config, run, report
 
 
-def test_stopped_after_any_step_the_rest_is_the_same(
-    whole: tuple[TrainConfig, Path, TrainReport], tiny: Any, tmp_path: Path
-) -> None:
+def test_stopped_after_any_step_the_rest_is_the_same(whole: Any, tiny: Any, tmp_path: Path) -> None:
     """Law L6, with EMA, accumulation, early stopping and RoIs drawn at random."""
     config, run, report = whole
     assert report.steps >= 6
-    stores = {"train_store": tiny.train, "val_store": tiny.val}
     for stop in range(1, report.steps + 1):
         again = tmp_path / f"{stop}"
-        first = train(config.model_copy(update={"max_steps": stop}), run=again, **stores)
+        first = train(config.model_copy(update={"max_steps": stop}), run=again, **tiny.stores)
         assert first.steps == stop
         assert first.reason == ("max_steps" if stop < report.steps else "finished")
-        second = train(config, run=again, resume=True, **stores)
+        second = train(config, run=again, resume=True, **tiny.stores)
         assert first.losses + second.losses == report.losses
         assert_same_state(run, again)
         assert scores_in(run) == scores_in(again)
 
 
-def test_stopped_after_every_single_step(
-    whole: tuple[TrainConfig, Path, TrainReport], tiny: Any, tmp_path: Path
-) -> None:
+def test_stopped_after_every_single_step(whole: Any, tiny: Any, tmp_path: Path) -> None:
     config, run, report = whole
     for stop in range(1, report.steps + 1):
-        train(
-            config.model_copy(update={"max_steps": stop}),
-            train_store=tiny.train,
-            val_store=tiny.val,
-            run=tmp_path / "run",
-            resume=stop > 1,
-        )
+        stopping = config.model_copy(update={"max_steps": stop})
+        train(stopping, **tiny.stores, run=tmp_path / "run", resume=stop > 1)
     assert_same_state(run, tmp_path / "run")
 
 
-def test_steps_beyond_the_end_change_nothing(
-    whole: tuple[TrainConfig, Path, TrainReport], tiny: Any, tmp_path: Path
-) -> None:
+def test_steps_beyond_the_end_change_nothing(whole: Any, tiny: Any, tmp_path: Path) -> None:
     config, run, report = whole
     more = config.model_copy(update={"max_steps": 10_000})
-    found = train(more, train_store=tiny.train, val_store=tiny.val, run=tmp_path / "run")
-    assert (found.steps, found.reason) == (report.steps, "finished")
+    longer = train(more, **tiny.stores, run=tmp_path / "run")
+    assert (longer.steps, longer.reason) == (report.steps, "finished")
     assert_same_state(run, tmp_path / "run")
-    resumed = train(
-        config, train_store=tiny.train, val_store=tiny.val, run=tmp_path / "run", resume=True
-    )
+    resumed = train(config, **tiny.stores, run=tmp_path / "run", resume=True)
     assert (resumed.steps, resumed.losses) == (report.steps, ())
 
 
-def test_the_average_is_what_is_validated_kept_and_scored(
-    whole: tuple[TrainConfig, Path, TrainReport], tiny: Any
-) -> None:
+def test_the_average_is_what_is_validated_kept_and_scored(whole: Any, tiny: Any) -> None:
     _, run, report = whole
     best = load_checkpoint(run / "weights" / "best.pt")
     scored = load_detector(best, device=torch.device("cpu"))
@@ -171,7 +154,6 @@ def test_a_real_process_stopped_by_signals_goes_on_bit_for_bit(
 ) -> None:
     """A preemption, then a Ctrl-C."""
     config = make_config(CASCADE, schedule={"epochs": 900, "accumulate": 1}, eval_every=0)
-    stores = {"train_store": tiny.train, "val_store": tiny.val}
     run, steps = tmp_path / "run", [0]
     for name in ("SIGTERM", "SIGINT"):
         resume = ["--resume"] if run.exists() else []
@@ -188,8 +170,8 @@ def test_a_real_process_stopped_by_signals_goes_on_bit_for_bit(
         steps.append(last(run).step)
         assert steps[-1] > steps[-2]
     to_the_same_step = config.model_copy(update={"max_steps": steps[-1] + 5})
-    train(to_the_same_step, run=run, resume=True, **stores)
-    train(to_the_same_step, run=tmp_path / "whole", **stores)
+    train(to_the_same_step, run=run, resume=True, **tiny.stores)
+    train(to_the_same_step, run=tmp_path / "whole", **tiny.stores)
     assert_same_state(tmp_path / "whole", run)
     assert "ended at step" in (run / "log.txt").read_text()
 
@@ -209,8 +191,7 @@ def test_a_signal_in_a_validation_leaves_the_epoch_open(tiny: Any, tmp_path: Pat
     config = make_config(
         schedule={"epochs": 2}, eval_every=1, early_stopping={"metric": "loss", "patience": 9}
     )
-    stores = {"train_store": tiny.train, "val_store": tiny.val}
-    train(config, run=tmp_path / "whole", **stores)
+    train(config, run=tmp_path / "whole", **tiny.stores)
     run, fired = tmp_path / "run", []
 
     def send_once(frame: Any, event: str, argument: Any) -> None:
@@ -220,29 +201,27 @@ def test_a_signal_in_a_validation_leaves_the_epoch_open(tiny: Any, tmp_path: Pat
 
     sys.setprofile(send_once)
     try:
-        report = train(config, run=run, **stores)
+        report = train(config, run=run, **tiny.stores)
     finally:
         sys.setprofile(None)
     assert (report.reason, report.epochs, report.was_interrupted) == ("SIGTERM", 0, True)
     assert last(run).batch > 0
     assert scores_in(run) == []
-    train(config, run=run, resume=True, **stores)
+    train(config, run=run, resume=True, **tiny.stores)
     assert_same_state(tmp_path / "whole", run)
     assert scores_in(run) == scores_in(tmp_path / "whole")
 
 
 def test_a_damaged_last_state_is_replaced_by_the_one_before(tiny: Any, tmp_path: Path) -> None:
     config, run = make_config(), tmp_path / "run"
-    stores = {"train_store": tiny.train, "val_store": tiny.val}
-    train(config, run=tmp_path / "whole", **stores)
-    train(
-        config.model_copy(update={"max_steps": 5, "checkpoint_every_steps": 1}), run=run, **stores
-    )
+    train(config, run=tmp_path / "whole", **tiny.stores)
+    stopping = config.model_copy(update={"max_steps": 5, "checkpoint_every_steps": 1})
+    train(stopping, run=run, **tiny.stores)
     path = run / "weights" / "last.pt"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 255
     path.write_bytes(content)
-    train(config, run=run, resume=True, **stores)
+    train(config, run=run, resume=True, **tiny.stores)
     log = (run / "log.txt").read_text()
     assert re.search(r"last.pt is damaged .*; going on from previous.pt, step 4", log)
     assert (run / "weights" / "last.pt.damaged").read_bytes() == bytes(content)
@@ -274,8 +253,7 @@ def test_checkpoints_by_steps_and_by_the_clock(tiny: Any, tmp_path: Path) -> Non
     config = make_config(schedule={"accumulate": 1, "batch_size": 1}, eval_every=0)
     by_steps = config.model_copy(update={"checkpoint_every_steps": 3, "max_steps": 7})
     train(by_steps, train_store=tiny.train, run=tmp_path / "steps")
-    found = load_checkpoint(tmp_path / "steps" / "weights" / "previous.pt")
-    assert found.step == 6
+    assert load_checkpoint(tmp_path / "steps" / "weights" / "previous.pt").step == 6
     by_clock = config.model_copy(update={"checkpoint_every_seconds": 1e-6, "max_steps": 4})
     train(by_clock, train_store=tiny.train, run=tmp_path / "clock")
     assert load_checkpoint(tmp_path / "clock" / "weights" / "previous.pt").step == 3
@@ -306,30 +284,28 @@ def test_early_stopping(tiny: Any, tmp_path: Path, metric: str) -> None:
         eval_every=1 if metric == "ap" else 10,
         early_stopping={"metric": metric, "patience": 3, "min_delta": 0.5},
     )
-    stores = {"train_store": tiny.train, "val_store": tiny.val}
-    report = train(config, run=tmp_path / "run", **stores)
+    report = train(config, run=tmp_path / "run", **tiny.stores)
     assert (report.reason, report.epochs, report.stopped_early) == ("early_stopping", 4, True)
     expected = 4 if metric == "ap" else 1  # the last epoch is validated whatever eval_every says
     assert len(scores_in(tmp_path / "run")) == expected
     log = (tmp_path / "run" / "log.txt").read_text()
     unit = "validations" if metric == "ap" else "epochs"
     assert re.search(rf"stopped early: {metric} was best at .* in the last 3 {unit}", log)
-    again = train(config, run=tmp_path / "run", resume=True, **stores)
+    again = train(config, run=tmp_path / "run", resume=True, **tiny.stores)
     assert (again.reason, again.losses) == ("early_stopping", ())
     patient = config.early_stopping.model_copy(update={"patience": 5})
     more = config.model_copy(update={"early_stopping": patient})
-    report = train(more, run=tmp_path / "run", resume=True, **stores)
+    report = train(more, run=tmp_path / "run", resume=True, **tiny.stores)
     assert (report.reason, report.epochs) == ("early_stopping", 6)
 
 
 def test_stage_2_retunes_the_classifier_of_stage_1(tiny: Any, tmp_path: Path) -> None:
     """PAPER 1.7; the average of the first run is where the second starts."""
-    stores = {"train_store": tiny.train, "val_store": tiny.val}
-    train(make_config(CASCADE), run=tmp_path / "one", **stores)
+    train(make_config(CASCADE), run=tmp_path / "one", **tiny.stores)
     stage_2 = make_config(
         CASCADE, init_from=str(tmp_path / "one"), trainable="classifier", schedule={"lr": 1e-2}
     )
-    report = train(stage_2, run=tmp_path / "two", **stores)
+    report = train(stage_2, run=tmp_path / "two", **tiny.stores)
     before = load_checkpoint(tmp_path / "one" / "weights" / "best.pt").scored_heads
     for state in (last(tmp_path / "two").heads, last(tmp_path / "two").average):
         moved = {name for name, value in state.items() if not torch.equal(value, before[name])}
@@ -341,8 +317,8 @@ def test_stage_2_retunes_the_classifier_of_stage_1(tiny: Any, tmp_path: Path) ->
         for kind in ("weight", "bias")
     )
     assert "weights of" in (tmp_path / "two" / "log.txt").read_text()
-    train(stage_2.model_copy(update={"max_steps": 2}), run=tmp_path / "cut", **stores)
-    train(stage_2, run=tmp_path / "cut", resume=True, **stores)
+    train(stage_2.model_copy(update={"max_steps": 2}), run=tmp_path / "cut", **tiny.stores)
+    train(stage_2, run=tmp_path / "cut", resume=True, **tiny.stores)
     assert_same_state(tmp_path / "two", tmp_path / "cut")
 
 
@@ -351,10 +327,12 @@ def test_init_from_that_does_not_fit_leaves_no_folder(tiny: Any, tmp_path: Path)
     source = str(tmp_path / "one" / "weights" / "last.pt")
     with pytest.raises(CheckpointError, match="detector.kind was retinanet, is cascade_rcnn"):
         train(make_config(CASCADE, init_from=source), train_store=tiny.train, run=tmp_path / "two")
-    content = json.loads(tiny.paths.train.read_text())
-    content["categories"].append({"id": 77, "name": "zebra"})
-    (tmp_path / "more.json").write_text(json.dumps(content))
-    extract(tiny.extract_config(tmp_path / "s.zarr", annotations=tmp_path / "more.json"))
+    more = tiny.change(
+        tiny.paths.train,
+        tmp_path / "more.json",
+        lambda content: content["categories"].append({"id": 77, "name": "zebra"}),
+    )
+    extract(tiny.extract_config(tmp_path / "s.zarr", annotations=more))
     with pytest.raises(CheckpointError, match=r"has 10 classes, the store 11 .* here: \['zebra'\]"):
         train(make_config(init_from=source), train_store=tmp_path / "s.zarr", run=tmp_path / "two")
     assert not (tmp_path / "two").exists()
@@ -364,10 +342,9 @@ def test_logs(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config, run = make_config(schedule={"accumulate": 1}, tensorboard=True), tmp_path / "run"
-    stores = {"train_store": tiny.train, "val_store": tiny.val}
-    train(config.model_copy(update={"max_steps": 3}), run=run, **stores)
+    train(config.model_copy(update={"max_steps": 3}), run=run, **tiny.stores)
     with show_progress():
-        report = train(config, run=run, resume=True, **stores)
+        report = train(config, run=run, resume=True, **tiny.stores)
     with (run / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert set(rows[0]) >= {"images_per_second", "waiting_share", "val_ap75", "loss_box"}
@@ -405,46 +382,38 @@ def test_tensorboard_that_is_missing_is_said_before_anything_is_made(
 def test_images_without_boxes(tiny: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """They teach what background is, which is said; AP on them is undefined, which is refused."""
     caplog.set_level("INFO", logger="cachedet")
-    content = json.loads(tiny.paths.train.read_text())
-    content["annotations"] = []
-    (tmp_path / "empty.json").write_text(json.dumps(content))
-    extract(tiny.extract_config(tmp_path / "e.zarr", annotations=tmp_path / "empty.json"))
+    empty = tiny.change(
+        tiny.paths.train, tmp_path / "empty.json", lambda content: content["annotations"].clear()
+    )
+    store = tmp_path / "e.zarr"
+    extract(tiny.extract_config(store, annotations=empty))
     for name, detector in (("r", RETINANET), ("c", CASCADE)):
-        report = train(
-            make_config(detector), train_store=tmp_path / "e.zarr", val_store=tiny.val,
-            run=tmp_path / name,
-        )  # fmt: skip
+        stores = {"train_store": store, "val_store": tiny.val}
+        report = train(make_config(detector), **stores, run=tmp_path / name)
         assert report.reason == "finished"
         assert report.losses[-1] < report.losses[0]
         assert "note: no training image holds a box" in caplog.text
         caplog.clear()
-    with pytest.raises(
-        ConfigError, match="validation store .*e.zarr holds no boxes .* leave --val"
-    ):
-        train(
-            make_config(), train_store=tiny.train, val_store=tmp_path / "e.zarr",
-            run=tmp_path / "x",
-        )  # fmt: skip
+    message = "validation store .*e.zarr holds no boxes .* leave --val"
+    with pytest.raises(ConfigError, match=message):
+        train(make_config(), train_store=tiny.train, val_store=store, run=tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
 def test_settings_that_cannot_work(tiny: Any, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    with pytest.raises(
-        ConfigError, match=r"accumulate is 9, epoch 0 has only \d batches: set sched"
-    ):
-        train(make_config(schedule={"accumulate": 9}), train_store=tiny.train, run=run)
-    with pytest.raises(
-        ConfigError, match="early_stopping on ap needs a validation store: give --v"
-    ):
-        train(make_config(early_stopping={}), train_store=tiny.train, run=run)
-    with pytest.raises(ConfigError, match="precision fp16 is not there on device cpu"):
-        train(make_config(precision="fp16"), train_store=tiny.train, run=run)
-    assert not run.exists()
+    refused: dict[str, dict[str, Any]] = {
+        r"accumulate is 9, epoch 0 has only \d batches: set sched": {"schedule": {"accumulate": 9}},
+        "early_stopping on ap needs a validation store: give --v": {"early_stopping": {}},
+        "precision fp16 is not there on device cpu": {"precision": "fp16"},
+    }
+    for message, changes in refused.items():
+        with pytest.raises(ConfigError, match=message):
+            train(make_config(**changes), train_store=tiny.train, run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_command_starts_from_another_run(tiny: Any, tmp_path: Path) -> None:
-    train(make_config(), train_store=tiny.train, val_store=tiny.val, run=tmp_path / "one")
+    train(make_config(), **tiny.stores, run=tmp_path / "one")
     arguments = [str(word) for word in words_of(make_config(), tmp_path / "two", tiny)]
     options = ["--init-from", str(tmp_path / "one"), "--set", "trainable=classifier", "--json"]
     done = CliRunner().invoke(app, [*arguments, *options])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 from cachedet.backbone.frozen import load_backbone
@@ -32,16 +33,13 @@ from cachedet.training.trainer import make_trainer
 ASKED = "base,hflip,scale=1.5,crop=1,jitter=2,jitter=1:0.5-1.5"
 VIEWS = tuple(view.name for view in parse_views(ASKED))
 CONFIG = TrainConfig.model_validate(
-    {
-        "detector": {
-            "kind": "retinanet",
-            "neck": {"kind": "fpn", "channels": 16},
-            "num_convs": 1,
-            "postprocess": {"score_threshold": 0.005},
-        },
-        "schedule": {"epochs": 1, "batch_size": 3, "optimizer": "adamw", "lr": 3e-3},
-        "device": "cpu",
-    }
+    yaml.safe_load("""
+        detector:
+          {kind: retinanet, neck: {kind: fpn, channels: 16}, num_convs: 1,
+           postprocess: {score_threshold: 0.005}}
+        schedule: {epochs: 1, batch_size: 3, optimizer: adamw, lr: 0.003}
+        device: cpu
+    """)
 )
 
 
@@ -99,7 +97,7 @@ def test_same_losses_as_with_the_live_backbone(tiny: Any, added: Path) -> None:
         for rows in store.buckets(view).values()
     ]
     losses: dict[str, list[float]] = {"cached": [], "live": []}
-    for kind, found in losses.items():
+    for kind, of_kind in losses.items():
         torch.manual_seed(0)
         trainer = make_trainer(CONFIG, manifest=store.manifest, total_steps=20)
         for keys in batches:
@@ -108,7 +106,7 @@ def test_same_losses_as_with_the_live_backbone(tiny: Any, added: Path) -> None:
             if kind == "live":
                 images = torch.stack([live_input(tiny, store, *key) for key in keys])
                 batch = dataclasses.replace(batch, features=backbone(images))
-            found.append(trainer.take_step(batch)["loss"])
+            of_kind.append(trainer.take_step(batch)["loss"])
     assert len(losses["live"]) >= len(VIEWS)
     torch.testing.assert_close(
         torch.tensor(losses["cached"]), torch.tensor(losses["live"]), rtol=1e-5, atol=0
@@ -151,19 +149,18 @@ def test_detections_of_several_views(added: Path, run: Path) -> None:
     assert single.views == ("base",)
     assert several.scores.ap != single.scores.ap
     sizes = FeatureStore.open(added).annotations.sizes_hw
-    for found, (height, width) in zip(several.detections, sizes.tolist(), strict=True):
-        assert len(found) <= CONFIG.detector.postprocess.max_detections
+    for of_image, (height, width) in zip(several.detections, sizes.tolist(), strict=True):
+        assert len(of_image) <= CONFIG.detector.postprocess.max_detections
         limits = torch.tensor([width, height, width, height]) + 0.01
-        assert bool(((found.boxes >= -0.01) & (found.boxes <= limits)).all())
-        assert bool((found.scores.diff() <= 0).all())
+        assert bool(((of_image.boxes >= -0.01) & (of_image.boxes <= limits)).all())
+        assert bool((of_image.scores.diff() <= 0).all())
     only_flip = evaluate(run, store=added, config=EvalConfig(views="hflip"))
     assert only_flip.scores.num_detections > 0
 
 
 def test_views_that_cannot_be_scored(tiny: Any, run: Path, added: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        MissingFeatureError, match="holds views base, not 'hflip', 'scale-1.5'; the"
-    ):
+    message = "holds views base, not 'hflip', 'scale-1.5'; the"
+    with pytest.raises(MissingFeatureError, match=message):
         evaluate(run, store=tiny.val, config=EvalConfig(views="base,hflip,scale=1.5"))
     with pytest.raises(InputError, match="unknown view 'bse'"):
         evaluate(run, store=tiny.val, config=EvalConfig(views="bse"))
@@ -180,9 +177,8 @@ def test_views_added_meanwhile_change_nothing_of_a_run(
     tiny: Any, added: Path, tmp_path: Path
 ) -> None:
     """Also while they are being written: a run trains on the views its store held at its start."""
-    config = CONFIG.model_copy(
-        update={"schedule": CONFIG.schedule.model_copy(update={"epochs": 3})}
-    )
+    schedule = CONFIG.schedule.model_copy(update={"epochs": 3})
+    config = CONFIG.model_copy(update={"schedule": schedule})
     train(config, train_store=tiny.train, run=tmp_path / "whole")
     train(config.model_copy(update={"max_steps": 4}), train_store=tiny.train, run=tmp_path / "run")
     root = tmp_path / "s.zarr"
@@ -203,11 +199,9 @@ def test_views_added_meanwhile_change_nothing_of_a_run(
         train(config, train_store=root, run=tmp_path / "new")
     both = config.model_copy(update={"views": ("base", "crop"), "max_steps": 2})
     assert train(both, train_store=root, run=tmp_path / "new").steps == 2
+    wanted = config.model_copy(update={"views": ("base", "hflip")})
     with pytest.raises(ConfigError, match="as the run found it has no 'hflip'"):
-        train(
-            config.model_copy(update={"views": ("base", "hflip")}),
-            train_store=root, run=tmp_path / "new", resume=True,
-        )  # fmt: skip
+        train(wanted, train_store=root, run=tmp_path / "new", resume=True)
 
 
 def test_through_the_command_line(tiny: Any, run: Path, added: Path, tmp_path: Path) -> None:
@@ -240,13 +234,12 @@ def test_a_tiny_image(tiny: Any, tmp_path: Path) -> None:
     from PIL import Image
 
     (tmp_path / "images").mkdir()
-    Image.new("RGB", (1, 1), "red").save(tmp_path / "images" / "dot.png")
-    Image.new("RGB", (400, 1), "red").save(tmp_path / "images" / "line.png")
+    images = []
+    for image_id, (name, width) in enumerate((("dot.png", 1), ("line.png", 400)), start=1):
+        Image.new("RGB", (width, 1), "red").save(tmp_path / "images" / name)
+        images.append({"id": image_id, "file_name": name, "width": width, "height": 1})
     content = {
-        "images": [
-            {"id": 1, "file_name": "dot.png", "width": 1, "height": 1},
-            {"id": 2, "file_name": "line.png", "width": 400, "height": 1},
-        ],
+        "images": images,
         "annotations": [
             {
                 "id": 1,

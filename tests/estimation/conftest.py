@@ -31,8 +31,7 @@ def make_measured(**changes: Any) -> Measured:
         scan=Phase(seconds=5.0, stages={"decode": 5.0}),
         fit=Phase(seconds=0.0, stages={"backbone": 0.0}),
         extract=Phase(
-            seconds=240.0,
-            stages={"decode": 40.0, "backbone": 200.0, "encode": 20.0, "write": 10.0},
+            seconds=240.0, stages={"decode": 40.0, "backbone": 200.0, "encode": 20.0, "write": 10.0}
         ),
         start=2.0,
         trainings={

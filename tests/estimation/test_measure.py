@@ -37,8 +37,9 @@ from cachedet.extraction.inputs import make_inputs
 from cachedet.store.codecs.registry import make_codec
 from cachedet.store.format.layout import Layout
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Annotations, FeatureSpec, LevelSpec
+from cachedet.structures import FeatureSpec, LevelSpec
 
+Make = Callable[..., EstimateInputs]
 SIZES_HW = [(200, 200)] * 4 + [(100, 200)] * 2
 EPOCH_PIXELS = 81_920
 
@@ -49,9 +50,7 @@ def backbone() -> FrozenBackbone:
 
 
 @pytest.fixture
-def make_inputs_of(
-    tiny: Any, backbone: FrozenBackbone, annotations_of: Callable[..., Annotations]
-) -> Callable[..., EstimateInputs]:
+def make_inputs_of(tiny: Any, backbone: FrozenBackbone, annotations_of: Any) -> Make:
     def make(
         *,
         codec: str = "int8",
@@ -86,9 +85,7 @@ def make_inputs_of(
 
 
 @pytest.fixture
-def trials(
-    tiny: Any, backbone: FrozenBackbone, annotations_of: Callable[..., Annotations]
-) -> ExtractionTrials:
+def trials(tiny: Any, backbone: FrozenBackbone, annotations_of: Any) -> ExtractionTrials:
     """Its trial store is that of the eight generated images, with figures by hand."""
     store, annotations = FeatureStore.open(tiny.train), annotations_of(SIZES_HW)
     bucket, rows = next(iter(store.buckets("base").items()))
@@ -131,7 +128,7 @@ def assemble_all(inputs: EstimateInputs, trials: ExtractionTrials) -> Measured:
     return assemble(inputs, sizes, trials, trainings={}, heads_seconds=9.0, free_disk=5e9)
 
 
-def test_all_images_in_numbers(make_inputs_of: Callable[..., EstimateInputs]) -> None:
+def test_all_images_in_numbers(make_inputs_of: Make) -> None:
     """Trained on: 9/17 of the values of 8/9 of the pixels; one epoch reads 4/9 of the pixels."""
     sizes = look_at_all(make_inputs_of())
     assert sizes.pixels == 184_320
@@ -154,7 +151,7 @@ def test_all_images_in_numbers(make_inputs_of: Callable[..., EstimateInputs]) ->
     ],
 )
 def test_levels_and_views_that_are_not_trained_on_are_not_read(
-    make_inputs_of: Callable[..., EstimateInputs],
+    make_inputs_of: Make,
     levels: tuple[str, ...] | None,
     views: tuple[str, ...],
     read: float,
@@ -166,9 +163,7 @@ def test_levels_and_views_that_are_not_trained_on_are_not_read(
         assert sizes.epoch_share == pytest.approx(epoch)
 
 
-def test_everything_is_extrapolated(
-    make_inputs_of: Callable[..., EstimateInputs], trials: ExtractionTrials
-) -> None:
+def test_everything_is_extrapolated(make_inputs_of: Make, trials: ExtractionTrials) -> None:
     measured = assemble_all(make_inputs_of(), trials)
     assert (measured.images, measured.showings, measured.epochs) == (6, 6, 7)
     assert measured.views == ("base", "hflip", "scale-0.5")
@@ -192,11 +187,7 @@ def test_everything_is_extrapolated(
     ],
 )
 def test_a_codec_learns_from_a_few_images(
-    make_inputs_of: Callable[..., EstimateInputs],
-    trials: ExtractionTrials,
-    codec: str,
-    fit_images: int,
-    seconds: float,
+    make_inputs_of: Make, trials: ExtractionTrials, codec: str, fit_images: int, seconds: float
 ) -> None:
     """A quarter of a second each."""
     measured = assemble_all(make_inputs_of(codec=codec, fit_images=fit_images), trials)
@@ -216,11 +207,7 @@ def test_what_zstd_left_of_the_trial_goes_for_its_codec_alone(
     """
     spec = FeatureSpec((LevelSpec(name="C5", channels=4, stride=32),))
     codecs = {
-        name: CodecCost(
-            layout=Layout(spec=spec, codec=make_codec(name)),
-            share=share,
-            seconds=0.0,
-        )
+        name: CodecCost(layout=Layout(spec=spec, codec=make_codec(name)), share=share, seconds=0.0)
         for name, share in (("fp32", 0.5), ("fp16", 0.25))
     }
     figures = figures_of(codecs, np.full((1, 10, 2), 32), trials.trial, codec=codec)
@@ -231,10 +218,7 @@ def test_what_zstd_left_of_the_trial_goes_for_its_codec_alone(
     ("residency", "resting"), [("stream", 100e6), ("ram", 91e6), ("device", 82e6)]
 )
 def test_features_of_the_trial_are_taken_off_its_memory(
-    make_inputs_of: Callable[..., EstimateInputs],
-    trials: ExtractionTrials,
-    residency: str,
-    resting: float,
+    make_inputs_of: Make, trials: ExtractionTrials, residency: str, resting: float
 ) -> None:
     """9/17 of 17 MB stored, or 34 MB unpacked, waited in RAM: a CPU has no memory besides."""
     inputs = make_inputs_of(residency=residency)
@@ -243,10 +227,7 @@ def test_features_of_the_trial_are_taken_off_its_memory(
     def take_steps(job: StepJob) -> StepTrial:
         jobs.append(job)
         return StepTrial(
-            numbers=(0, 0),
-            seconds=6.0,
-            waiting=2.0,
-            memory=Memory(resting=100e6, working=30e6),
+            numbers=(0, 0), seconds=6.0, waiting=2.0, memory=Memory(resting=100e6, working=30e6)
         )
 
     keys = next(iter(trials.trial.keys.values()))
@@ -263,10 +244,8 @@ def test_features_of_the_trial_are_taken_off_its_memory(
     training, computing = try_cached(
         inputs, look_at_all(inputs), trials, job, take_steps=take_steps
     )
-    assert training.memory is not None
     assert training.memory.resting == pytest.approx(resting)
     assert (training.memory.working, training.memory.device) == (30e6, None)
-    assert training.phase is not None
     assert (training.phase.seconds, computing) == (3.0, 2.0)
     assert training.phase.stages["heads"] == 2.0
     assert jobs[0].config.residency == residency

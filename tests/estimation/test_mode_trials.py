@@ -36,21 +36,14 @@ from cachedet.training.trainer import make_trainer
 
 CONFIG = TrainConfig.model_validate(
     {
-        "detector": {
-            "kind": "retinanet",
-            "neck": {"kind": "fpn", "channels": 16},
-            "num_convs": 1,
-        },
+        "detector": {"kind": "retinanet", "neck": {"kind": "fpn", "channels": 16}, "num_convs": 1},
         "schedule": {"batch_size": 2, "optimizer": "adamw", "lr": 1e-4},
         "device": "cpu",
         "residency": "stream",
     }
 )
 TAKEN = StepTrial(
-    numbers=(0, 1, 0),
-    seconds=6.0,
-    waiting=1.5,
-    memory=Memory(resting=100, working=60),
+    numbers=(0, 1, 0), seconds=6.0, waiting=1.5, memory=Memory(resting=100, working=60)
 )
 
 
@@ -90,7 +83,6 @@ def test_an_epoch_by_pixels(job_of: Callable[..., StepJob]) -> None:
     training, computing = try_mode(
         job_of(), stage="heads", beside={"read": 0.5}, epoch_pixels=5000, take_steps=lambda _: TAKEN
     )
-    assert training.phase is not None
     assert training.phase.seconds == pytest.approx(12.0)
     assert computing == pytest.approx(9.0)
     assert training.phase.stages == {"heads": computing, "read": 0.5}

@@ -53,6 +53,11 @@ def store_of(manifest: Manifest, folder: Path, prediction: Prediction) -> Path:
     return store
 
 
+@pytest.fixture
+def store(manifest: Manifest, tmp_path: Path) -> Path:
+    return store_of(manifest, tmp_path, predict(manifest))
+
+
 def extraction(store: Path, **changes: Any) -> PredictedVsActual:
     values: dict[str, Any] = {
         "store": store, "views": (), "views_kept": (), "images": 8, "blocks_written": 4,
@@ -82,8 +87,7 @@ def test_it_lies_beside_the_store(manifest: Manifest, tmp_path: Path) -> None:
     assert Prediction.find(store) == predict(manifest)
 
 
-def test_both_comparisons(manifest: Manifest, tmp_path: Path) -> None:
-    store = store_of(manifest, tmp_path, predict(manifest))
+def test_both_comparisons(manifest: Manifest, store: Path) -> None:
     assert extraction(store) == {
         "bytes": {"predicted": 100.0, "actual": 110},
         "extraction seconds": {"predicted": 10.0, "actual": 12.0},
@@ -94,17 +98,15 @@ def test_both_comparisons(manifest: Manifest, tmp_path: Path) -> None:
     }
 
 
-def test_what_does_not_change_the_speed_may_differ(manifest: Manifest, tmp_path: Path) -> None:
-    store = store_of(manifest, tmp_path, predict(manifest))
+def test_what_does_not_change_the_speed_may_differ(manifest: Manifest, store: Path) -> None:
     other = TrainConfig.model_validate({"seed": 5, "schedule": {"epochs": 3, "lr": 0.5}})
     assert training(store, other, manifest.views)
     named = TrainConfig.model_validate({"views": {"base": 1, "hflip": 1}})
     assert training(store, named, manifest.views)
 
 
-def test_views_are_those_of_the_run(manifest: Manifest, tmp_path: Path) -> None:
+def test_views_are_those_of_the_run(manifest: Manifest, store: Path) -> None:
     """A run that goes on keeps the views that it started with, whatever its config names."""
-    store = store_of(manifest, tmp_path, predict(manifest))
     assert training(store, TrainConfig(), ("base",)) == {}
 
 
@@ -119,9 +121,8 @@ def test_views_are_those_of_the_run(manifest: Manifest, tmp_path: Path) -> None:
     ],
 )
 def test_another_training_is_not_compared(
-    manifest: Manifest, tmp_path: Path, changes: dict[str, Any]
+    manifest: Manifest, store: Path, changes: dict[str, Any]
 ) -> None:
-    store = store_of(manifest, tmp_path, predict(manifest))
     assert training(store, TrainConfig.model_validate(changes), manifest.views) == {}
 
 
@@ -138,8 +139,7 @@ def test_another_store_is_not_compared(
     assert training(store, TrainConfig(), manifest.views) == {}
 
 
-def test_another_extraction_is_not_compared(manifest: Manifest, tmp_path: Path) -> None:
-    store = store_of(manifest, tmp_path, predict(manifest))
+def test_another_extraction_is_not_compared(manifest: Manifest, store: Path) -> None:
     assert extraction(store, images=7) == {}
     assert extraction(store, workers=4) == {}
     assert extraction(store, blocks_written=3) == {}  # the others were there, or somebody else's

@@ -12,12 +12,7 @@ import torch
 from cachedet.backbone.frozen import load_backbone
 from cachedet.data.coco import read_coco
 from cachedet.data.views import parse_views
-from cachedet.estimation.probe import (
-    CODECS,
-    codec_figures,
-    measure_backbone,
-    measure_codecs,
-)
+from cachedet.estimation.probe import CODECS, codec_figures, measure_backbone, measure_codecs
 from cachedet.estimation.sample import padded_sizes
 from cachedet.estimation.trial import collect_statistics, take_sample
 

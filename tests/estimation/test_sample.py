@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,20 +22,15 @@ from cachedet.estimation.sample import (
     spread_batches,
     spread_rows,
 )
-from cachedet.structures import Annotations
 
-AnnotationsOf = Callable[..., Annotations]
 VIEWS = parse_views("base,scale=0.5")
 
 
-def test_padded_sizes_by_hand(annotations_of: AnnotationsOf) -> None:
+def test_padded_sizes_by_hand(annotations_of: Any) -> None:
     """100 x 200 at 64: 32 x 64 fits a multiple of 32; halved 16 x 32, padded to 32 x 32."""
     annotations = annotations_of([(100, 200), (200, 200), (100, 200)])
     sizes = padded_sizes(annotations, VIEWS, image_size=64, pad_multiple=32)
-    assert sizes.tolist() == [
-        [[32, 64], [64, 64], [32, 64]],
-        [[32, 32], [32, 32], [32, 32]],
-    ]
+    assert sizes.tolist() == [[[32, 64], [64, 64], [32, 64]], [[32, 32], [32, 32], [32, 32]]]
     assert count_pixels(sizes) == 32 * 64 * 2 + 64 * 64 + 3 * 32 * 32
 
 
@@ -61,7 +56,7 @@ def config_of(**changes: object) -> TrainConfig:
     return TrainConfig.model_validate({"schedule": {"batch_size": 4}, **changes})
 
 
-def test_batches_of_an_epoch_are_those_of_training(annotations_of: AnnotationsOf) -> None:
+def test_batches_of_an_epoch_are_those_of_training(annotations_of: Any) -> None:
     """Nine images of one size and three of another, one view: 4 + 4 + 1 and 3."""
     annotations = annotations_of([(100, 200)] * 9 + [(200, 100)] * 3)
     views = parse_views("base")
@@ -72,7 +67,7 @@ def test_batches_of_an_epoch_are_those_of_training(annotations_of: AnnotationsOf
     assert shapes == [((32, 64), 1), ((32, 64), 4), ((32, 64), 4), ((64, 32), 3)]
 
 
-def test_only_views_that_are_trained_on(annotations_of: AnnotationsOf) -> None:
+def test_only_views_that_are_trained_on(annotations_of: Any) -> None:
     annotations = annotations_of([(100, 200)] * 8)
     sizes = padded_sizes(annotations, VIEWS, image_size=64, pad_multiple=32)
     config = config_of(views=["scale-0.5"])
@@ -81,14 +76,14 @@ def test_only_views_that_are_trained_on(annotations_of: AnnotationsOf) -> None:
     assert [batch.bucket for batch in batches] == [(32, 32), (32, 32)]
 
 
-def test_views_the_store_will_not_have(annotations_of: AnnotationsOf) -> None:
+def test_views_the_store_will_not_have(annotations_of: Any) -> None:
     annotations = annotations_of([(100, 200)])
     sizes = padded_sizes(annotations, VIEWS, image_size=64, pad_multiple=32)
     with pytest.raises(ConfigError, match="here has no 'hflip'"):
         epoch_batches(annotations, sizes, VIEWS, config_of(views=["hflip"]), where="here")
 
 
-def test_sampling_repeats_rare_classes(annotations_of: AnnotationsOf) -> None:
+def test_sampling_repeats_rare_classes(annotations_of: Any) -> None:
     """One of 16 images has a box: at threshold 1 it is shown sqrt(16) = 4 times."""
     annotations = annotations_of([(64, 64)] * 16, [[[1, 1, 9, 9, 0, 0]], *[[] for _ in range(15)]])
     views = parse_views("base")
@@ -107,10 +102,7 @@ def test_batches_are_spread_over_sizes() -> None:
 
 
 def test_a_batch_of_images_that_are_there() -> None:
-    held = {
-        (32, 32): np.array([[0, 1], [1, 1], [0, 5]]),
-        (64, 64): np.array([[0, 7]]),
-    }
+    held = {(32, 32): np.array([[0, 1], [1, 1], [0, 5]]), (64, 64): np.array([[0, 7]])}
     keys, shape = keys_like(BatchShape(bucket=(32, 32), images=4), held, start=2)
     assert keys.tolist() == [[0, 5], [0, 1], [1, 1], [0, 5]]
     assert shape.bucket == (32, 32)

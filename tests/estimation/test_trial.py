@@ -38,33 +38,22 @@ def dataset(tiny: Any) -> CocoDataset:
     return read_coco(annotations=tiny.paths.train, images=tiny.paths.images)
 
 
-def write(
-    tiny: Any,
-    dataset: CocoDataset,
-    backbone: FrozenBackbone,
-    folder: Path,
-    *,
-    codec: str = "int8+zstd",
-    seconds: float = 60.0,
-) -> Trial:
-    config = tiny.extract_config(folder / "x.zarr", codec=codec)
-    sample = take_sample(dataset, range(6), config, backbone)
-    fit = collect_statistics(sample, backbone, view="base", count=3)
-    return write_trial(
-        folder,
-        sample,
-        backbone,
-        fit,
-        config=config,
-        views=parse_views("base,hflip"),
-        seconds=seconds,
-    )
+@pytest.fixture
+def write(tiny: Any, dataset: CocoDataset, backbone: FrozenBackbone, tmp_path: Path) -> Any:
+    """Writes a trial of six images."""
+
+    def make(*, codec: str = "int8+zstd", seconds: float = 60.0) -> Trial:
+        config = tiny.extract_config(tmp_path / "x.zarr", codec=codec)
+        sample = take_sample(dataset, range(6), config, backbone)
+        fit = collect_statistics(sample, backbone, view="base", count=3)
+        options = {"config": config, "views": parse_views("base,hflip"), "seconds": seconds}
+        return write_trial(tmp_path, sample, backbone, fit, **options)
+
+    return make
 
 
-def test_it_is_a_whole_store_with_the_same_features(
-    tiny: Any, dataset: CocoDataset, backbone: FrozenBackbone, tmp_path: Path
-) -> None:
-    trial = write(tiny, dataset, backbone, tmp_path, codec="fp32")
+def test_it_is_a_whole_store_with_the_same_features(tiny: Any, write: Any) -> None:
+    trial = write(codec="fp32")
     store, whole = FeatureStore.open(trial.store), FeatureStore.open(tiny.train)
     store.require_complete()
     assert trial.views == ("base", "hflip")
@@ -73,10 +62,8 @@ def test_it_is_a_whole_store_with_the_same_features(
         torch.testing.assert_close(maps, whole.read(3, "hflip")[level], rtol=1e-5, atol=1e-6)
 
 
-def test_what_it_reports(
-    tiny: Any, dataset: CocoDataset, backbone: FrozenBackbone, tmp_path: Path
-) -> None:
-    trial = write(tiny, dataset, backbone, tmp_path)
+def test_what_it_reports(backbone: FrozenBackbone, write: Any) -> None:
+    trial = write()
     shards = [path for path in trial.store.rglob("*") if path.is_file() and "/c/" in str(path)]
     assert trial.nbytes == sum(path.stat().st_size for path in shards)
     assert 0.1 < trial.stored_share < 1.0
@@ -89,10 +76,8 @@ def test_what_it_reports(
     assert read_seconds(trial, backbone.spec.names) > 0
 
 
-def test_out_of_time_it_ends_after_a_whole_view(
-    tiny: Any, dataset: CocoDataset, backbone: FrozenBackbone, tmp_path: Path
-) -> None:
-    trial = write(tiny, dataset, backbone, tmp_path, seconds=-1.0)
+def test_out_of_time_it_ends_after_a_whole_view(write: Any) -> None:
+    trial = write(seconds=-1.0)
     assert trial.views == ("base",)
     store = FeatureStore.open(trial.store)
     store.require_complete(["base"])

@@ -93,11 +93,8 @@ def test_larger_images(measured_of: Make) -> None:
     }
     assert changed.extract.seconds == pytest.approx(960.0)
     cached, live = changed.trainings["cached"], changed.trainings["live"]
-    assert cached.phase is not None
-    assert live.phase is not None
     assert cached.phase.seconds == pytest.approx(80.0)
     assert live.phase.stages == {"backbone and heads": 192.0, "decode": 10.0}
-    assert cached.memory is not None
     assert cached.memory.ram == pytest.approx(0.7e9 + 4 * 0.3e9)
     assert (changed.backbone_seconds, changed.heads_seconds) == (120.0, 72.0)
 
@@ -121,8 +118,6 @@ def test_a_faster_device(measured_of: Make) -> None:
     assert changed.extract.bottleneck == "decode"
     assert changed.extract.seconds == pytest.approx(48.0)
     live, cached = changed.trainings["live"].phase, changed.trainings["cached"].phase
-    assert live is not None
-    assert cached is not None
     assert live.bottleneck == "decode"
     assert live.seconds == pytest.approx(10 * 50 / 48)
     assert cached.stages["heads"] == pytest.approx(1.8)
@@ -140,9 +135,8 @@ def test_another_codec(measured_of: Make) -> None:
 
 
 def test_a_codec_that_was_not_measured(measured_of: Make) -> None:
-    with pytest.raises(
-        InputError, match=r"'int5' was not measured; nearest: 'int8', 'int4'.*as --codec"
-    ):
+    message = r"'int5' was not measured; nearest: 'int8', 'int4'.*as --codec"
+    with pytest.raises(InputError, match=message):
         apply_what_if(measured_of(), WhatIf(codec="int5"))
 
 
@@ -163,9 +157,6 @@ def test_another_backbone(measured_of: Make) -> None:
         "write": 50.0,
     }
     phases = {name: training.phase for name, training in changed.trainings.items()}
-    assert phases["cached"] is not None
-    assert phases["live"] is not None
-    assert phases["tuned"] is not None
     assert phases["cached"].stages == {"heads": 27.0, "read": 20.0}
     assert phases["live"].stages["backbone and heads"] == pytest.approx(48 * 87 / 48)
     assert phases["tuned"].stages["backbone and heads"] == pytest.approx(27 + 90 * 2)

@@ -114,11 +114,11 @@ def run_pycocotools(
     return scored
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pycocotools() -> Callable[..., Any]:
     return run_pycocotools
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def scene() -> type[RandomScene]:
     return RandomScene

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachedet.evaluation.confusion import confuse
@@ -14,7 +13,7 @@ from cachedet.evaluation.curves import draw_curves
 from cachedet.evaluation.detection_table import tabulate
 from cachedet.evaluation.matches import match_detections
 from cachedet.evaluation.precision import accumulate
-from cachedet.structures import Annotations, Detections
+from cachedet.structures import Detections
 
 BOXES = [[[0, 0, 40, 40, 0, 0], [100, 100, 140, 140, 1, 0], [0, 100, 60, 160, 2, 1]]]
 
@@ -28,7 +27,7 @@ def detections(rows: list[tuple[list[float], float, int]]) -> Detections:
     )
 
 
-def test_by_hand(annotations_of: Callable[..., Annotations]) -> None:
+def test_by_hand(annotations_of: Any) -> None:
     """Right, taken for another, of nothing, not found, in a crowd, below the score."""
     annotations = annotations_of([(200, 200)], BOXES)
     rows = [
@@ -50,7 +49,7 @@ def test_by_hand(annotations_of: Callable[..., Annotations]) -> None:
     assert low.counts[1].tolist() == [0, 1, 0, 0], "the right class comes before a better score"
 
 
-def test_the_largest_overlap_is_taken(annotations_of: Callable[..., Annotations]) -> None:
+def test_the_largest_overlap_is_taken(annotations_of: Any) -> None:
     annotations = annotations_of([(200, 200)], [[[0, 0, 40, 40, 0, 0], [0, 0, 40, 60, 1, 0]]])
     matrix = confuse(annotations, [detections([([0.0, 0, 40, 55], 0.9, 2)])], min_score=0.5)
     assert matrix.counts[1, 2] == 1
@@ -67,9 +66,7 @@ def test_the_score_is_that_of_the_best_f1_unless_told(scene: Any) -> None:
     assert confuse(annotations, []).min_score == 0.0
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_every_box_and_detection_is_counted_once(seed: int, scene: Any) -> None:
     annotations, drawn = scene(crowds=0.0).draw(seed)

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachedet.evaluation.curves import draw_curves
@@ -16,9 +15,7 @@ from cachedet.evaluation.matches import match_detections
 from cachedet.evaluation.metrics import score_detections
 from cachedet.structures import Annotations, Detections
 
-few = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+few = settings(max_examples=25, deadline=None)
 
 
 @few
@@ -64,7 +61,7 @@ def assert_best(
     assert (best.f1, best.precision, best.recall) == pytest.approx(tried[best.score])
 
 
-def test_calibration_by_hand(annotations_of: Callable[..., Annotations]) -> None:
+def test_calibration_by_hand(annotations_of: Any) -> None:
     annotations = annotations_of([(100, 100)], [[[0, 0, 40, 40, 0, 0], [50, 50, 90, 90, 0, 0]]])
     detections = Detections(
         image_id=7,
@@ -87,9 +84,7 @@ def test_calibration_by_hand(annotations_of: Callable[..., Annotations]) -> None
     assert len(as_json["recall"]) == len(as_json["per_class"][0]["precision"]) == 101
 
 
-def test_scores_outside_0_to_1_fall_into_the_outer_bins(
-    annotations_of: Callable[..., Annotations],
-) -> None:
+def test_scores_outside_0_to_1_fall_into_the_outer_bins(annotations_of: Any) -> None:
     annotations = annotations_of([(100, 100)], [[[0, 0, 40, 40, 0, 0]]])
     detections = Detections(
         image_id=7,
@@ -102,7 +97,7 @@ def test_scores_outside_0_to_1_fall_into_the_outer_bins(
     assert curves.best.score == 7.0
 
 
-def test_nothing_detected(annotations_of: Callable[..., Annotations]) -> None:
+def test_nothing_detected(annotations_of: Any) -> None:
     curves = draw_curves(annotations_of([(100, 100)], [[[0, 0, 40, 40, 0, 0]]]), [])
     assert curves.per_class[0].ap == 0.0
     assert math.isnan(curves.calibration_error)

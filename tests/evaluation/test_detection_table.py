@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ BOXES = [[[10, 10, 60, 60, 0, 0], [70, 70, 90, 95, 1, 0]]]
 
 
 @pytest.fixture
-def one(annotations_of: Callable[..., Annotations]) -> Annotations:
+def one(annotations_of: Any) -> Annotations:
     return annotations_of([(100, 120)], BOXES)
 
 
@@ -45,7 +44,7 @@ def test_a_table_passes_through(scene: Any) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_files_of_any_producer_score_as_with_pycocotools(
-    seed: int, pycocotools: Callable[..., Any], tmp_path: Path
+    seed: int, pycocotools: Any, tmp_path: Path
 ) -> None:
     """In double precision, with boxes that have no area or lie outside, decimals and ties."""
     rng = np.random.default_rng(seed)
@@ -101,6 +100,8 @@ def raw_files(rng: np.random.Generator) -> tuple[dict[str, Any], list[dict[str, 
         ({"category_id": True}, "has category_id True, which is not a class"),
         ({"score": math.nan}, r"\[1\] needs a finite `score`, got nan"),
         ({"score": None}, "needs a finite `score`, got None"),
+        ({"score": math.inf}, "needs a finite `score`"),  # as JSON reads 1e999
+        ({"score": 10**400}, "needs a finite `score`"),
         ({"bbox": [1, 2, 3]}, r"needs a finite `bbox` \[x, y, width, height\] or a `segmentation`"),
         ({"bbox": [1, 2, 3, math.inf]}, r"needs a finite `bbox`"),
         ({"bbox": None}, r"needs a finite `bbox`"),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachedet.evaluation.detection_table import DetectionTable, tabulate
@@ -43,9 +42,7 @@ def detections(rows: list[Row]) -> Detections:
         ("missed", [PERFECT[0]], 0.5, 0.5),
     ],
 )
-def test_planted(
-    annotations_of: Callable[..., Annotations], kind: str, rows: list[Row], ap50: float, cost: float
-) -> None:
+def test_planted(annotations_of: Any, kind: str, rows: list[Row], ap50: float, cost: float) -> None:
     report = analyse_errors(annotations_of([(200, 200)], BOXES), [detections(rows)])
     by_kind = {each.kind: each for each in report.kinds}
     assert report.ap50 == pytest.approx(ap50)
@@ -54,9 +51,7 @@ def test_planted(
     assert sum(each.count for each in by_kind.values()) == 0
 
 
-def test_a_repair_that_would_be_a_duplicate_removes(
-    annotations_of: Callable[..., Annotations],
-) -> None:
+def test_a_repair_that_would_be_a_duplicate_removes(annotations_of: Any) -> None:
     """Two misplaced ones: the better takes the box, the other goes; a taken box helps nobody."""
     annotations = annotations_of([(200, 200)], [[[0, 0, 40, 40, 0, 0]]])
     two = [([0.0, 0, 40, 15], 0.9, 0), ([0.0, 0, 15, 40], 0.8, 0)]
@@ -72,7 +67,7 @@ def test_a_repair_that_would_be_a_duplicate_removes(
     assert report.false_negatives.cost == 0.0
 
 
-def test_what_a_crowd_holds_is_no_error(annotations_of: Callable[..., Annotations]) -> None:
+def test_what_a_crowd_holds_is_no_error(annotations_of: Any) -> None:
     annotations = annotations_of(
         [(200, 200)], [[[0, 0, 100, 100, 0, 1], [120, 120, 160, 160, 0, 0]]]
     )
@@ -82,7 +77,7 @@ def test_what_a_crowd_holds_is_no_error(annotations_of: Callable[..., Annotation
     assert sum(each.count for each in report.kinds) == 0
 
 
-def test_nothing_found_and_nothing_there(annotations_of: Callable[..., Annotations]) -> None:
+def test_nothing_found_and_nothing_there(annotations_of: Any) -> None:
     report = analyse_errors(annotations_of([(200, 200)], BOXES), [])
     assert report.ap50 == 0.0
     assert [each.count for each in report.kinds] == [0, 0, 0, 0, 0, 2]
@@ -93,9 +88,7 @@ def test_nothing_found_and_nothing_there(annotations_of: Callable[..., Annotatio
     assert empty.to_json()["kinds"][3]["count"] == 2
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_equals_plain_loops(seed: int, scene: Any) -> None:
     annotations, drawn = scene().draw(seed)

@@ -29,14 +29,15 @@ def drawn(scene: Any, tmp_path: Path) -> Scene:
     return annotations, detections
 
 
+def score_in(folder: Path, **options: Any) -> Any:
+    files = {name: folder / f"{name}.json" for name in ("detections", "annotations")}
+    return score_files(**files, **options)
+
+
 def test_the_files_give_what_the_parts_give(drawn: Scene, tmp_path: Path) -> None:
     annotations, detections = drawn
-    report = score_files(
-        detections=tmp_path / "detections.json",
-        annotations=tmp_path / "annotations.json",
-        training=str(tmp_path / "annotations.json"),
-        edges=(0, 5),
-        resamples=20,
+    report = score_in(
+        tmp_path, training=str(tmp_path / "annotations.json"), edges=(0, 5), resamples=20
     )
     values = report.to_json()
     scores = score_detections(annotations, detections)
@@ -51,40 +52,22 @@ def test_the_files_give_what_the_parts_give(drawn: Scene, tmp_path: Path) -> Non
 
 def test_two_files(drawn: Scene, tmp_path: Path) -> None:
     annotations, detections = drawn
-    report = score_files(
-        detections=tmp_path / "detections.json",
-        annotations=tmp_path / "annotations.json",
-        against=tmp_path / "less.json",
-        resamples=20,
-        seed=3,
-    )
+    report = score_in(tmp_path, against=tmp_path / "less.json", resamples=20, seed=3)
     less = [of_image.above(0.5) for of_image in detections]
     expected = compare_runs(annotations, detections, less, resamples=20, seed=3)
     assert report.to_json()["comparison"] == expected.to_json()
     assert report.intervals is None
     with pytest.raises(InputError, match="comparisons of runs need resamples .* got 0"):
-        score_files(
-            detections=tmp_path / "detections.json",
-            annotations=tmp_path / "annotations.json",
-            against=tmp_path / "less.json",
-        )
+        score_in(tmp_path, against=tmp_path / "less.json")
 
 
 def test_lvis_only_of_its_own_files(drawn: Scene, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="needs a `frequency` of r, c or f .* got None"):
-        score_files(
-            detections=tmp_path / "detections.json",
-            annotations=tmp_path / "annotations.json",
-            lvis=True,
-        )
+        score_in(tmp_path, lvis=True)
     recorded = json.loads((Path(__file__).parent / "fixtures" / "lvis_official.json").read_text())
     (tmp_path / "annotations.json").write_text(json.dumps(recorded["annotations"]))
     (tmp_path / "detections.json").write_text(json.dumps(recorded["results"]))
-    report = score_files(
-        detections=tmp_path / "detections.json",
-        annotations=tmp_path / "annotations.json",
-        lvis=True,
-    )
+    report = score_in(tmp_path, lvis=True)
     assert report.to_json()["lvis"]["ap"] == pytest.approx(recorded["figures"][0], abs=1e-12)
     assert report.mask_lvis is None
 
@@ -102,9 +85,7 @@ def test_masks_where_both_files_have_them(drawn: Scene, tmp_path: Path) -> None:
         )
     (tmp_path / "annotations.json").write_text(json.dumps(content))
     (tmp_path / "detections.json").write_text(json.dumps(rows))
-    report = score_files(
-        detections=tmp_path / "detections.json", annotations=tmp_path / "annotations.json"
-    )
+    report = score_in(tmp_path)
     assert report.mask_scores is not None
     assert report.mask_lvis is None
     assert report.to_json()["masks"]["ar100"] > 0.9
@@ -128,12 +109,7 @@ def test_what_a_detector_was_trained_on(drawn: Scene, tmp_path: Path) -> None:
 
 def test_a_missing_file_is_named_by_its_option(drawn: Scene, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--against expects a COCO results file; there is no file"):
-        score_files(
-            detections=tmp_path / "detections.json",
-            annotations=tmp_path / "annotations.json",
-            against=tmp_path / "none.json",
-            resamples=1,
-        )
+        score_in(tmp_path, against=tmp_path / "none.json", resamples=1)
 
 
 def test_a_file_about_the_images_of_a_store(drawn: Scene, tmp_path: Path) -> None:
@@ -152,7 +128,6 @@ def test_a_file_about_the_images_of_a_store(drawn: Scene, tmp_path: Path) -> Non
         image["not_exhaustive_category_ids"] = [6] if row == 0 else []
     (tmp_path / "lvis.json").write_text(json.dumps(content))
     _, federated = read_annotations_of(store, tmp_path / "lvis.json", lvis=True)
-    assert federated is not None
     assert federated.negative.tolist() == [2 * 3]  # row 3 of the file is row 2 of the store
     assert federated.not_exhaustive.tolist() == [1 * 3 + 2]
 
@@ -160,11 +135,7 @@ def test_a_file_about_the_images_of_a_store(drawn: Scene, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("section", "change", "message"),
     [
-        (
-            "images",
-            {"id": 10_000},
-            "does not describe image id .* .1 of its 8 images are unknown",
-        ),
+        ("images", {"id": 10_000}, "does not describe image id .* .1 of its 8 images are unknown"),
         ("images", {"height": 77}, "has 77 x 200 pixels, the store 200 x 200 .1 images differ"),
         ("categories", {"id": 1}, "has other classes than the store: only there {1: 'class 0'}"),
         ("categories", {"name": "b"}, "only in the store {0: 'class 0'}; give a file with the st"),

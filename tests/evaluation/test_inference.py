@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.layout import Block
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Annotations, Detections, Features, SizeHW
+from cachedet.structures import Detections, Features, SizeHW
 
 VIEWS = ("base", "hflip", "scale-2", "crop-k0", "jitter-1-3-s0")
 BOX = [[30, 20, 90, 70, 0, 0]]
@@ -56,17 +56,14 @@ def make(image_id: int, boxes: Tensor, scores: Tensor) -> Detections:
 
 
 @pytest.fixture
-def store(
-    tmp_path: Path, annotations_of: Callable[..., Annotations], store_kit: Any
-) -> FeatureStore:
+def store(tmp_path: Path, annotations_of: Any, store_kit: Any) -> FeatureStore:
     """Every view of three images, whose maps say where the box is."""
     from cachedet.structures import FeatureSpec, LevelSpec
 
     spec = FeatureSpec((LevelSpec(name="C4", channels=5, stride=16),))
     annotations = annotations_of([(96, 128)] * 3, [BOX, BOX, BOX])
-    root = store_kit.open_writer(
-        tmp_path / "s.zarr", annotations, spec=spec, views=VIEWS, codec="fp32"
-    ).root
+    kit, options = store_kit.of(annotations), {"spec": spec, "views": VIEWS, "codec": "fp32"}
+    root = kit.open_writer(tmp_path / "s.zarr", **options).root
     plan = StorePlan.load(LocalFiles(root))
     reader = FeatureStore(plan)
 
@@ -80,7 +77,7 @@ def store(
             maps[index] = values[:, None, None]
         return {"C4": maps}
 
-    store_kit.fill(root, annotations, painted, spec=spec, views=VIEWS, codec="fp32")
+    kit.fill(root, painted, **options)
     return FeatureStore.open(root)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachedet.data.coco import annotations_of, load_annotations
@@ -153,9 +153,7 @@ def iou(xywh: Any, xyxy: Any) -> float:
     return float(width * height / union)
 
 
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_equals_plain_loops(seed: int, scene: Any) -> None:
     annotations, drawn = scene(classes=4, crowds=0.0).draw(seed)
@@ -226,7 +224,7 @@ def test_files_that_are_not_lvis(scene: Any, spoil: Callable[[Any], Any], messag
         read_federated(content, annotations, where=Path("lvis.json"))
 
 
-def test_by_hand(annotations_of: Callable[..., Annotations]) -> None:
+def test_by_hand(annotations_of: Any) -> None:
     """One class a row: an absent class in the negative list costs, one that is unsaid does not."""
     annotations = annotations_of([(100, 100)], [[[0, 0, 40, 40, 0, 0]]])
     rows = [([0.0, 0, 40, 40], 0.5, 0), ([50.0, 50, 90, 90], 0.9, 0), ([50.0, 50, 90, 90], 0.9, 1)]

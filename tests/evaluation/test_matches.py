@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachedet.data.masks import NO_MASK, encode_bitmap
@@ -22,9 +21,7 @@ from cachedet.evaluation.precision import accumulate
 from cachedet.structures import Annotations, Detections, MaskCodes
 
 FIGURES = 12
-any_scene = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+any_scene = settings(max_examples=40, deadline=None)
 
 
 def figures_of(annotations: Annotations, matches: MatchTable) -> list[float]:
@@ -33,10 +30,7 @@ def figures_of(annotations: Annotations, matches: MatchTable) -> list[float]:
 
 
 def assert_equals_pycocotools(
-    annotations: Annotations,
-    drawn: list[Detections],
-    pycocotools: Callable[..., Any],
-    of: Any = "bbox",
+    annotations: Annotations, drawn: list[Detections], pycocotools: Any, of: Any = "bbox"
 ) -> None:
     with_masks = of == "segm"
     rows = coco_results(annotations, drawn)
@@ -53,22 +47,20 @@ def assert_equals_pycocotools(
 
 @any_scene
 @given(seed=st.integers(0, 2**32 - 1))
-def test_equals_pycocotools(seed: int, scene: Any, pycocotools: Callable[..., Any]) -> None:
+def test_equals_pycocotools(seed: int, scene: Any, pycocotools: Any) -> None:
     """Crowds, empty images, ties, 0-based gapped ids, unsorted image ids, area bounds."""
     annotations, drawn = scene().draw(seed)
     assert_equals_pycocotools(annotations, drawn, pycocotools)
 
 
-def test_many_of_one_class(scene: Any, pycocotools: Callable[..., Any]) -> None:
+def test_many_of_one_class(scene: Any, pycocotools: Any) -> None:
     """More than 100 detections of a class in an image, dozens of candidates each."""
     annotations, drawn = scene(images=3, boxes=60, classes=1, detections=400).draw(5)
     assert max(len(of_image) for of_image in drawn) > 150
     assert_equals_pycocotools(annotations, drawn, pycocotools)
 
 
-def test_a_class_without_annotations_and_1203_classes(
-    scene: Any, pycocotools: Callable[..., Any]
-) -> None:
+def test_a_class_without_annotations_and_1203_classes(scene: Any, pycocotools: Any) -> None:
     annotations, drawn = scene(classes=1203, boxes=4, detections=6).draw(2)
     theirs = pycocotools(ground_truth_json(annotations), coco_results(annotations, drawn))
     matches = match_detections(annotations, tabulate(annotations, drawn))
@@ -80,7 +72,7 @@ def test_a_class_without_annotations_and_1203_classes(
     assert all(np.isnan(score.ap) for score, gone in zip(per_class, absent, strict=True) if gone)
 
 
-def test_masks_equal_pycocotools(scene: Any, pycocotools: Callable[..., Any]) -> None:
+def test_masks_equal_pycocotools(scene: Any, pycocotools: Any) -> None:
     annotations, drawn = scene(images=4).draw(11)
     y, x = np.mgrid[:200, :200]
     codes = []
@@ -92,7 +84,7 @@ def test_masks_equal_pycocotools(scene: Any, pycocotools: Callable[..., Any]) ->
     assert_equals_pycocotools(annotations, drawn, pycocotools, of="segm")
 
 
-def test_hundreds_of_masks(scene: Any, pycocotools: Callable[..., Any]) -> None:
+def test_hundreds_of_masks(scene: Any, pycocotools: Any) -> None:
     """pycocotools' area of a list fails beyond 255; its loadRes asks one by one."""
     annotations, drawn = scene(images=2, boxes=8, classes=2, crowds=0.0, detections=900).draw(6)
     assert max(len(of_image) for of_image in drawn) > 300
@@ -167,7 +159,7 @@ def test_small_turns_change_nothing(scene: Any, monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_array_equal(whole.partner, parts.partner)
 
 
-def test_ten_thousand_detections_in_a_image(annotations_of: Callable[..., Annotations]) -> None:
+def test_ten_thousand_detections_in_a_image(annotations_of: Any) -> None:
     """The limit of a class and image comes first, so the rest costs nothing."""
     boxes = [[float(n % 40) * 4, float(n // 40) * 4, float(n % 40) * 4 + 9, n // 40 * 4 + 9, 0, 0]
              for n in range(500)]  # fmt: skip

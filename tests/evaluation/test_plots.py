@@ -19,9 +19,7 @@ EMPTY = Drawing(boxes=np.zeros((0, 4)), labels=np.zeros(0, dtype=np.int64), capt
 
 def drawing(*boxes: list[float], caption: str = "") -> Drawing:
     return Drawing(
-        boxes=np.array(boxes),
-        labels=np.arange(len(boxes)),
-        captions=tuple(caption for _ in boxes),
+        boxes=np.array(boxes), labels=np.arange(len(boxes)), captions=tuple(caption for _ in boxes)
     )
 
 

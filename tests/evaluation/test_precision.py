@@ -2,26 +2,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachedet.evaluation.metrics import coco_results, ground_truth_json
 from cachedet.evaluation.precision import ProposalReport, proposal_recall
-from cachedet.structures import Annotations, Detections
+from cachedet.structures import Detections
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_equals_pycocotools_without_classes(
-    seed: int, scene: Any, pycocotools: Callable[..., Any]
-) -> None:
+def test_equals_pycocotools_without_classes(seed: int, scene: Any, pycocotools: Any) -> None:
     annotations, drawn = scene(detections=20).draw(seed)
     drawn = [dataclasses.replace(each, labels=torch.zeros_like(each.labels)) for each in drawn]
     theirs = pycocotools(
@@ -45,7 +40,7 @@ def test_equals_pycocotools_without_classes(
             assert recall.recall75 == pytest.approx(theirs[5, 0, 0, index])
 
 
-def test_classes_do_not_matter(annotations_of: Callable[..., Annotations]) -> None:
+def test_classes_do_not_matter(annotations_of: Any) -> None:
     annotations = annotations_of([(200, 200)], [[[0, 0, 40, 40, 2, 0], [100, 100, 140, 140, 1, 0]]])
     proposals = Detections(
         image_id=7,

@@ -22,6 +22,8 @@ from cachedet.extraction.inputs import InputLoader
 from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
 from cachedet.store.files.leases import LeaseBook
 from cachedet.store.files.owner import Owner
+from cachedet.store.files.source import LocalFiles
+from cachedet.store.format.plan import StorePlan
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import describe_store, verify_store
 from cachedet.store.writer import PackedImages, StoreWriter
@@ -93,9 +95,6 @@ def pipeline_of(tiny: Any, root: Path, kind: type[StoreWriter], **changes: Any) 
     for path in (root / "commits").iterdir():
         path.unlink()
     backbone = load_backbone("test_resnet", weights=str(tiny.weights), image_size=128)
-    from cachedet.store.files.source import LocalFiles
-    from cachedet.store.format.plan import StorePlan
-
     plan = StorePlan.load(LocalFiles(root))
     writer = kind(root, plan)
     loader = InputLoader(
@@ -178,14 +177,8 @@ class Broken(FrozenBackbone):
 
 def test_a_bad_feature_stops_the_run_and_names_the_image(tiny: Any, tmp_path: Path) -> None:
     good = load_backbone("test_resnet", weights=str(tiny.weights), image_size=128)
-    broken = Broken(
-        name=good.name,
-        model=good.model,
-        spec=good.spec,
-        channels_last=False,
-        preprocessing=good.preprocessing,
-        weights="random",
-    )
+    same = {name: getattr(good, name) for name in ("name", "model", "spec", "preprocessing")}
+    broken = Broken(**same, channels_last=False, weights="random")
     pipeline, writer, done = pipeline_of(tiny, tmp_path / "s.zarr", StoreWriter, backbone=broken)
     with pytest.raises(CodecError, match=r"train_\d+.jpg: level C4 holds nan"):
         pipeline.run(writer.blocks)
@@ -203,21 +196,21 @@ def test_a_image_that_vanishes_stops_the_run(tiny: Any, tmp_path: Path) -> None:
 
 def words_of(tiny: Any, store: Path, *more: str) -> list[str]:
     """The command without its first word."""
-    arguments = {
-        "--images": tiny.paths.images,
-        "--annotations": tiny.paths.train,
-        "--store": store,
-        "--backbone": "test_resnet",
-        "--weights": tiny.weights,
-        "--image-size": 128,
-        "--views": "base,hflip",
-        "--codec": "fp32",
-        "--block-size": 3,
-        "--batch-size": 2,
-        "--device": "cpu",
-    }
-    flat = [str(part) for pair in arguments.items() for part in pair]
-    return ["extract", *flat, *more]
+    inputs = ["--images", tiny.paths.images, "--annotations", tiny.paths.train, "--store", store]
+    model = ["--backbone", "test_resnet", "--weights", tiny.weights, "--image-size", 128]
+    rest = [
+        "--views",
+        "base,hflip",
+        "--codec",
+        "fp32",
+        "--block-size",
+        "3",
+        "--batch-size",
+        "2",
+        "--device",
+        "cpu",
+    ]
+    return ["extract", *map(str, [*inputs, *model, *rest]), *more]
 
 
 def test_ranks_started_together_fill_one_store(tiny: Any, nursery: Any, tmp_path: Path) -> None:

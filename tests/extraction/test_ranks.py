@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from cachedet.errors import ConfigError
 from cachedet.extraction.ranks import Rank, blocks_to_write, find_rank
 from cachedet.store.files.leases import LeaseBook
 from cachedet.store.files.owner import Owner
-from cachedet.structures import Annotations
 
 ELSEWHERE = Owner(host="another-machine", pid=1, start=1)
 
@@ -53,9 +52,8 @@ def test_ranks_that_make_no_sense() -> None:
 
 
 @pytest.fixture
-def writer(tmp_path: Path, annotations_of: Callable[..., Annotations], store_kit: Any) -> Any:
-    annotations = annotations_of([(96, 128)] * 12, [[] for _ in range(12)])
-    return store_kit.open_writer(tmp_path / "s.zarr", annotations, views=("base",))
+def writer(tmp_path: Path, store_kit: Any) -> Any:
+    return store_kit.blank(12).open_writer(tmp_path / "s.zarr", views=("base",))
 
 
 def names(blocks: list[Any]) -> list[int]:
@@ -76,7 +74,6 @@ def test_own_blocks_come_first_and_nobody_waits_for_the_dead(writer: Any, store_
     with LeaseBook(writer.root) as leases:
         done = []
         for block in blocks_to_write(writer, leases, Rank(number=1, world=2), on_wait=Waits()):
-            assert block is not None
             done.append(block)
             writer.write(block, store_kit.features_of(block))
             leases.release(block.name)

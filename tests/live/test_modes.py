@@ -27,15 +27,9 @@ def make_config(*overrides: str) -> TrainConfig:
 def mode_of(
     tiny: Any, mode: Any, config: TrainConfig | None = None, **options: Any
 ) -> TrainingMode:
-    return make_training_mode(
-        mode,
-        config or make_config(),
-        store=FeatureStore.open(tiny.train),
-        images=tiny.paths.images,
-        weights=str(tiny.weights),
-        total_steps=20,
-        **options,
-    )
+    values = {"images": tiny.paths.images, "weights": str(tiny.weights), "total_steps": 20}
+    store = FeatureStore.open(tiny.train)
+    return make_training_mode(mode, config or make_config(), store=store, **(values | options))
 
 
 def losses_of(training_mode: TrainingMode, steps: int) -> list[float]:
@@ -164,14 +158,7 @@ def test_other_weights_than_the_store_are_refused(tiny: Any, tmp_path: Path) -> 
     other = torch.load(tiny.weights, weights_only=True)
     torch.save({name: value + 1 for name, value in other.items()}, tmp_path / "other.pth")
     with pytest.raises(InputError, match="their digests differ. Name the same --weights"):
-        make_training_mode(
-            "live",
-            make_config(),
-            store=FeatureStore.open(tiny.train),
-            images=tiny.paths.images,
-            weights=str(tmp_path / "other.pth"),
-            total_steps=5,
-        )
+        mode_of(tiny, "live", weights=str(tmp_path / "other.pth"))
 
 
 def test_what_modes_cannot_share_is_refused(tiny: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ GB = 10**9
 
 
 @pytest.fixture
-def annotations(annotations_of: Callable[..., Annotations]) -> Annotations:
+def annotations(annotations_of: Any) -> Annotations:
     return annotations_of([(96, 128), (96, 128), (128, 96), (96, 128), (90, 128)])
 
 
@@ -47,7 +46,7 @@ def source_of(store: FeatureStore, kind: Residency, *, levels: tuple[str, ...]) 
 def test_batches_are_bit_identical(
     tmp_path: Path, annotations: Annotations, store_kit: Any, codec: str
 ) -> None:
-    root = store_kit.fill(tmp_path / "s.zarr", annotations, store_kit.noise_of, codec=codec)
+    root = store_kit.of(annotations).fill(tmp_path / "s.zarr", store_kit.noise_of, codec=codec)
     store = FeatureStore.open(root)
     for levels in (("C4", "C5"), ("C5",)):
         sources = {kind: source_of(store, kind, levels=levels) for kind in KINDS}
@@ -72,7 +71,7 @@ def test_batches_are_bit_identical(
 def test_maps_in_huge_pages_are_the_same(
     tmp_path: Path, annotations: Annotations, store_kit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = store_kit.fill(tmp_path / "s.zarr", annotations, store_kit.noise_of, codec="int8")
+    root = store_kit.of(annotations).fill(tmp_path / "s.zarr", store_kit.noise_of, codec="int8")
     store = FeatureStore.open(root)
     source = source_of(store, "stream", levels=("C4", "C5"))
     keys = [(0, "base"), (3, "hflip"), (1, "base")]
@@ -91,7 +90,9 @@ def test_maps_in_huge_pages_are_the_same(
 def test_nothing_is_read_again_once_it_is_held(
     tmp_path: Path, annotations: Annotations, store_kit: Any, kind: Residency
 ) -> None:
-    root = store_kit.fill(tmp_path / "s.zarr", annotations, store_kit.noise_of, codec="int8+zstd")
+    root = store_kit.of(annotations).fill(
+        tmp_path / "s.zarr", store_kit.noise_of, codec="int8+zstd"
+    )
     store = FeatureStore.open(root)
     exact = store.read(3, "hflip")
     source = source_of(store, kind, levels=("C4", "C5"))
@@ -103,7 +104,7 @@ def test_nothing_is_read_again_once_it_is_held(
 def test_ram_keeps_what_is_compressed_compressed(
     tmp_path: Path, annotations: Annotations, store_kit: Any
 ) -> None:
-    root = store_kit.fill(tmp_path / "s.zarr", annotations, codec="int8+zstd")  # constant maps
+    root = store_kit.of(annotations).fill(tmp_path / "s.zarr", codec="int8+zstd")  # constant maps
     store = FeatureStore.open(root)
     room = store.make_buffers(store.bucket_of(0, "base"), 1, ("C4",))
     codes, scale = store.read_packed(0, "base", out=room)
@@ -121,7 +122,9 @@ def test_ram_keeps_what_is_compressed_compressed(
 def test_damage_is_found_wherever_features_wait(
     tmp_path: Path, annotations: Annotations, store_kit: Any, kind: Residency
 ) -> None:
-    root = store_kit.fill(tmp_path / "s.zarr", annotations, store_kit.noise_of, codec="int8+zstd")
+    root = store_kit.of(annotations).fill(
+        tmp_path / "s.zarr", store_kit.noise_of, codec="int8+zstd"
+    )
     shard = next(f for f in sorted(root.glob("base/b96x128/C5/codes/c/**/*")) if f.is_file())
     store_kit.flip_bit(shard, 12)
     store = FeatureStore.open(root)
@@ -134,7 +137,7 @@ def test_damage_is_found_wherever_features_wait(
 def test_a_store_that_is_gone_is_no_damage(
     tmp_path: Path, annotations: Annotations, store_kit: Any, kind: Residency
 ) -> None:
-    root = store_kit.fill(tmp_path / "s.zarr", annotations)
+    root = store_kit.of(annotations).fill(tmp_path / "s.zarr")
     store = FeatureStore.open(root)
     shutil.rmtree(root)
     with pytest.raises(StoreError, match=r"s.zarr is gone: .*train-heads --resume") as caught:
@@ -161,7 +164,7 @@ def test_a_scale_that_is_no_number(
     bad: float,
 ) -> None:
     """Checksums fit: whoever wrote this store wrote the scale so."""
-    writer = store_kit.open_writer(tmp_path / "s.zarr", annotations, codec=codec)
+    writer = store_kit.of(annotations).open_writer(tmp_path / "s.zarr", codec=codec)
     for block in writer.missing_blocks():
         packed = writer.encode(block, store_kit.noise_of(block))
         if 1 in block.rows:
@@ -238,7 +241,7 @@ def test_long_loading_shows_progress(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    root = store_kit.fill(tmp_path / "s.zarr", annotations)
+    root = store_kit.of(annotations).fill(tmp_path / "s.zarr")
     store = FeatureStore.open(root)
     with show_progress():
         RamFeatures(store, views=VIEWS, levels=("C4",), device=CPU)

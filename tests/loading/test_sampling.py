@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ from cachedet.loading.sampling import (
 )
 from cachedet.structures import Annotations
 
-AnnotationsOf = Callable[..., Annotations]
 BOX = [10.0, 10.0, 30.0, 40.0]
 
 
@@ -161,7 +159,7 @@ def boxes_of(labels: list[list[int]], *, crowd: int = 0) -> list[list[list[float
     return [[[*BOX, float(label), float(crowd)] for label in of_image] for of_image in labels]
 
 
-def test_repeat_factors_are_those_of_the_paper(annotations_of: AnnotationsOf) -> None:
+def test_repeat_factors_are_those_of_the_paper(annotations_of: Any) -> None:
     labels = [[0], [0, 0, 1], [0], [], [0], [0], [0], [0]]
     annotations = annotations_of([(64, 64)] * 8, boxes_of(labels))
     factors = make_repeat_factor_sampler(annotations, threshold=0.5).factors
@@ -174,7 +172,7 @@ def test_repeat_factors_are_those_of_the_paper(annotations_of: AnnotationsOf) ->
     assert factors[1] == 2.0
 
 
-def test_repeat_factors_show_rare_images_more_often(annotations_of: AnnotationsOf) -> None:
+def test_repeat_factors_show_rare_images_more_often(annotations_of: Any) -> None:
     annotations = annotations_of([(64, 64)] * 5, boxes_of([[0], [0, 1], [0], [], [0]]))
     sampler = make_repeat_factor_sampler(annotations, threshold=0.45)  # 1.5 for image 1
     assert sampler.factors[1] == pytest.approx(1.5)
@@ -191,7 +189,7 @@ def test_repeat_factors_show_rare_images_more_often(annotations_of: AnnotationsO
     assert shown[1] == pytest.approx(600, abs=40)  # 4 standard deviations
 
 
-def test_class_balanced_draws(annotations_of: AnnotationsOf) -> None:
+def test_class_balanced_draws(annotations_of: Any) -> None:
     """Class 0 in nine images, class 2 in one, class 1 in none, one image empty."""
     annotations = annotations_of([(64, 64)] * 11, boxes_of([[0, 0]] * 9 + [[2]] + [[]]))
     sampler = make_class_balanced_sampler(annotations)
@@ -207,7 +205,7 @@ def test_class_balanced_draws(annotations_of: AnnotationsOf) -> None:
     np.testing.assert_allclose(shown[:9] / shown.sum(), 0.5 / 9, atol=0.017)
 
 
-def test_crowd_boxes_do_not_count(annotations_of: AnnotationsOf) -> None:
+def test_crowd_boxes_do_not_count(annotations_of: Any) -> None:
     boxes = boxes_of([[0], [0]]) + boxes_of([[2]], crowd=1)
     annotations = annotations_of([(64, 64)] * 3, boxes)
     assert make_class_balanced_sampler(annotations).rows.tolist() == [0, 1]
@@ -217,20 +215,23 @@ def test_crowd_boxes_do_not_count(annotations_of: AnnotationsOf) -> None:
     )
 
 
-def test_classes_without_a_box_are_named(annotations_of: AnnotationsOf) -> None:
+def test_classes_without_a_box_are_named(annotations_of: Any) -> None:
     assert describe_empty_classes(annotations_of([(64, 64)], boxes_of([[0, 1, 2]]))) is None
     many = annotations_of([(64, 64)], boxes_of([[0]]), ids=tuple(range(9)))
     line = describe_empty_classes(many)
-    assert line is not None
     assert line.startswith("8 of 9 classes")
     assert line.endswith("class 1, class 2, class 3, class 4, class 5, ...")
 
 
-def test_all_images_empty(annotations_of: AnnotationsOf) -> None:
+def test_all_images_empty(annotations_of: Any) -> None:
     annotations = annotations_of([(64, 64)] * 3)
-    with pytest.raises(ConfigError, match="repeat_factor needs boxes, but none of the 3 images"):
+    with pytest.raises(
+        ConfigError, match="sampling.kind=repeat_factor needs boxes, but none of the 3 images"
+    ):
         make_repeat_factor_sampler(annotations, threshold=0.1)
-    with pytest.raises(ConfigError, match="class_balanced needs boxes.*use sampling.kind=uniform"):
+    with pytest.raises(
+        ConfigError, match="sampling.kind=class_balanced needs boxes.*use sampling.kind=uniform"
+    ):
         make_class_balanced_sampler(annotations)
 
 

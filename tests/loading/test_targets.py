@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +9,15 @@ from cachedet.data.views import make_geometry, view_named
 from cachedet.errors import MissingFeatureError
 from cachedet.loading.targets import geometry_of, targets_of
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Annotations
 
 VIEWS = ("base", "hflip", "scale-0.5", "crop-k0", "jitter-s0", "jitter-0.5-1.5-s1")
 
 
 @pytest.fixture
-def store(
-    tmp_path: Path, store_kit: Any, annotations_of: Callable[..., Annotations]
-) -> FeatureStore:
+def store(tmp_path: Path, store_kit: Any, annotations_of: Any) -> FeatureStore:
     sizes = [(96, 128), (96, 128), (128, 96), (96, 128), (90, 128)]
     annotations = annotations_of(sizes, [[[1, 2, 30, 40, 1, 0]], [], [], [], []])
-    root = store_kit.fill(tmp_path / "s.zarr", annotations, store_kit.noise_of, views=VIEWS)
+    root = store_kit.of(annotations).fill(tmp_path / "s.zarr", store_kit.noise_of, views=VIEWS)
     return FeatureStore.open(root)
 
 

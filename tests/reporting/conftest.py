@@ -19,10 +19,7 @@ from cachedet.reporting.error_sections import confusion_section, error_section
 from cachedet.reporting.image_sheet import Sheet
 from cachedet.reporting.rendering import render_page
 from cachedet.reporting.run_analysis import RunAnalysis, RunInput, analyse_runs
-from cachedet.reporting.scores_sections import (
-    make_headlines,
-    result_section,
-)
+from cachedet.reporting.scores_sections import make_headlines, result_section
 from cachedet.structures import Annotations, CategoryMap, Detections
 
 
@@ -113,11 +110,7 @@ class ReportKit:
         )
 
     def page(
-        self,
-        runs: Sequence[RunAnalysis],
-        *,
-        names: Sequence[str] = (),
-        sheet: Sheet | None = None,
+        self, runs: Sequence[RunAnalysis], *, names: Sequence[str] = (), sheet: Sheet | None = None
     ) -> str:
         report = self.report(runs, names=names)
         return render_page(report, curves=class_paths(runs), sheet=sheet)

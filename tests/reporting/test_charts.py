@@ -8,13 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachedet.reporting.charts import (
-    Series,
-    axis_from_zero,
-    draw_chart,
-    path_of,
-    unit_axis,
-)
+from cachedet.reporting.charts import Series, axis_from_zero, draw_chart, path_of, unit_axis
 
 
 @given(st.floats(1e-6, 1e9))

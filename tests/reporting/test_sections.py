@@ -17,10 +17,7 @@ from cachedet.reporting.content import Cell, Row, Table
 from cachedet.reporting.curve_sections import MOST_CURVES, class_paths, curve_section
 from cachedet.reporting.error_sections import MOST_PAIRS, confusion_section, error_section
 from cachedet.reporting.provenance import differing_keys
-from cachedet.reporting.scores_sections import (
-    make_headlines,
-    result_section,
-)
+from cachedet.reporting.scores_sections import make_headlines, result_section
 
 
 def row_of(table: Table, name: str) -> Row:
@@ -194,7 +191,6 @@ def test_a_matrix_is_shown_whole_where_classes_are_few(two_runs: Any) -> None:
     _, analyses = two_runs
     fold = confusion_section(analyses).folds[0]
     counts = analyses[0].confusion.counts
-    assert fold.table is not None
     assert fold.table.columns == ("disc", "star", "ring", "nothing")
     shown = [[cell.text for cell in row.cells] for row in fold.table.rows]
     assert shown[0] == [str(number) for number in counts[0].tolist()]
@@ -207,7 +203,6 @@ def test_of_many_classes_the_most_confused_pairs_are_shown(kit: Any) -> None:
         annotations, resamples=2, run=kit.detections(annotations, seed=3, skill=0.6)
     )
     table = confusion_section(analyses).folds[0].table
-    assert table is not None
     assert 0 < len(table.rows) <= MOST_PAIRS
     numbers = [int(row.cells[1].text) for row in table.rows]
     assert numbers == sorted(numbers, reverse=True)

@@ -40,27 +40,6 @@ def contents_of(annotations: Annotations) -> np.ndarray:
     return np.arange(len(annotations), dtype=np.uint64) + 1
 
 
-def make_manifest(annotations: Annotations, **changes: object) -> Manifest:
-    manifest = Manifest(
-        spec=SPEC,
-        preprocessing=Preprocessing(mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic"),
-        backbone="test_resnet",
-        weights="random",
-        weights_digest="d" * 64,
-        image_size=128,
-        views=("base", "hflip"),
-        codec="fp16",
-        block_size=2,
-        batch_size=2,
-        annotations_digest=annotations_digest(annotations),
-        images_digest=images_digest(contents_of(annotations)),
-        categories=annotations.categories,
-        skipped=(("bad.jpg", "truncated"),),
-        versions={"torch": "2"},
-    )
-    return replace(manifest, **changes)  # type: ignore[arg-type]
-
-
 def features_of(block: Block) -> Features:
     """Recognisable maps: image, view and level in every value."""
     flip = 100.0 if block.view == "hflip" else 0.0
@@ -87,26 +66,6 @@ def fit(codec: Codec) -> Codec:
         maps = torch.randn(4, level.channels, 6, 8, generator=torch.Generator().manual_seed(3))
         seen.add({level.name: maps})
     return codec.fit(seen.levels)
-
-
-def open_writer(root: Path, annotations: Annotations, **changes: object) -> StoreWriter:
-    manifest = make_manifest(annotations, **changes)
-    return StoreWriter.open(
-        root, manifest=manifest, annotations=annotations, contents=contents_of(annotations), fit=fit
-    )
-
-
-def fill(
-    root: Path,
-    annotations: Annotations,
-    make: Callable[[Block], Features] = features_of,
-    **changes: object,
-) -> Path:
-    """Write every block that is missing."""
-    writer = open_writer(root, annotations, **changes)
-    for block in writer.missing_blocks():
-        writer.write(block, make(block))
-    return root
 
 
 def flip_bit(path: Path, position: int) -> None:
@@ -161,7 +120,10 @@ def read_only(root: Path) -> Iterator[None]:
 
 
 def die_at(step: int) -> None:
-    """Kill this process at its `step`-th operation that could change files, just before it."""
+    """Kill this process at its `step`-th operation that could change files, just before it.
+
+    At step 0 it lives, and prints a line for each.
+    """
     count = 0
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -170,10 +132,22 @@ def die_at(step: int) -> None:
         writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         if writes or event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir"):
             count += 1
+            if step == 0:
+                os.write(1, f"{count} {event} {Path(str(arguments[0])).name}\n".encode())
             if count == step:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
+
+
+def act_and_die(folder: Path, act: Callable[[Path], object], step: int) -> int:
+    """The exit status of a child process; see `die_at`."""
+    child = os.fork()
+    if child == 0:
+        die_at(step)
+        act(folder)
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
 
 
 def die_at_each_step(
@@ -188,12 +162,7 @@ def die_at_each_step(
         step += every
         folder = root.parent / str(step)
         prepare(folder)
-        child = os.fork()
-        if child == 0:
-            die_at(step)
-            act(folder)
-            os._exit(0)
-        status = os.waitpid(child, 0)[1]
+        status = act_and_die(folder, act, step)
         assert status in (0, signal.SIGKILL), status
     return step
 
@@ -207,9 +176,7 @@ def load(name):
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-make = load("conftest").make_annotations
-annotations = make([(96, 128)] * {images}, [[] for _ in range({images})])
-kit = load("store/conftest")
+kit = load("store/conftest").Kit(None, load("conftest").make_annotations).blank({images})
 root = Path({root!r})
 {body}
 """
@@ -220,18 +187,74 @@ class Kit:
     """What tests of the store share; tests cannot import a conftest."""
 
     nursery: Any
+    annotations_of: Any
+    annotations: Annotations | None = None  # what its stores are of
     spec = SPEC
-    make_manifest = staticmethod(make_manifest)
     contents_of = staticmethod(contents_of)
     features_of = staticmethod(features_of)
     noise_of = staticmethod(noise_of)
     fit = staticmethod(fit)
-    open_writer = staticmethod(open_writer)
-    fill = staticmethod(fill)
     flip_bit = staticmethod(flip_bit)
     at_call = staticmethod(at_call)
     mounted = staticmethod(mounted)
     read_only = staticmethod(read_only)
+    act_and_die = staticmethod(act_and_die)
+    die_at_each_step = staticmethod(die_at_each_step)
+
+    def of(self, annotations: Annotations) -> Kit:
+        return replace(self, annotations=annotations)
+
+    def blank(self, images: int) -> Kit:
+        """For stores of so many images without boxes."""
+        return self.of(self.annotations_of([(96, 128)] * images))
+
+    def make_manifest(self, **changes: object) -> Manifest:
+        assert self.annotations is not None
+        manifest = Manifest(
+            spec=SPEC,
+            preprocessing=Preprocessing(mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic"),
+            backbone="test_resnet",
+            weights="random",
+            weights_digest="d" * 64,
+            image_size=128,
+            views=("base", "hflip"),
+            codec="fp16",
+            block_size=2,
+            batch_size=2,
+            annotations_digest=annotations_digest(self.annotations),
+            images_digest=images_digest(contents_of(self.annotations)),
+            categories=self.annotations.categories,
+            skipped=(("bad.jpg", "truncated"),),
+            versions={"torch": "2"},
+        )
+        return replace(manifest, **changes)  # type: ignore[arg-type]
+
+    def open_writer(
+        self,
+        root: Path,
+        *,
+        fit: Callable[[Codec], Codec] = fit,
+        contents: np.ndarray | None = None,
+        **changes: object,
+    ) -> StoreWriter:
+        """With another images' content its digest must be changed too."""
+        assert self.annotations is not None
+        return StoreWriter.open(
+            root,
+            manifest=self.make_manifest(**changes),
+            annotations=self.annotations,
+            contents=contents_of(self.annotations) if contents is None else contents,
+            fit=fit,
+        )
+
+    def fill(
+        self, root: Path, make: Callable[[Block], Features] = features_of, **changes: object
+    ) -> Path:
+        """Write every block that is missing."""
+        writer = self.open_writer(root, **changes)
+        for block in writer.missing_blocks():
+            writer.write(block, make(block))
+        return root
 
     def start(
         self, root: Path, body: str, *, images: int = 20, file_limit: int | None = None
@@ -242,6 +265,12 @@ class Kit:
         if file_limit is not None:
             script = self.nursery.limit_files(file_limit) + script
         return self.nursery.start(script)
+
+    def run(self, root: Path, body: str, **options: Any) -> tuple[str, str]:
+        """To the end of it: what it wrote to its output and to its error output."""
+        with self.start(root, body, **options) as process:
+            output, errors = process.communicate()
+        return output, errors
 
     @staticmethod
     def files(root: Path) -> dict[str, bytes]:
@@ -300,23 +329,23 @@ def forger() -> Forger:
 
 
 @pytest.fixture
-def fitted(tmp_path_factory: pytest.TempPathFactory, annotations: Annotations) -> Path:
+def fitted(tmp_path_factory: pytest.TempPathFactory, kit: Kit) -> Path:
     """A store whose codec keeps a state, made once: to be copied, never changed."""
     path = tmp_path_factory.getbasetemp() / "fitted.zarr"
-    return path if path.exists() else fill(path, annotations, noise_of, codec="snr12")
+    return path if path.exists() else kit.fill(path, noise_of, codec="snr12")
 
 
 @pytest.fixture
-def kit(nursery: Any) -> Kit:
-    return Kit(nursery)
+def kit(nursery: Any, annotations_of: Any, annotations: Annotations) -> Kit:
+    return Kit(nursery, annotations_of, annotations)
 
 
 @pytest.fixture
-def annotations(annotations_of: Callable[..., Annotations]) -> Annotations:
+def annotations(annotations_of: Any) -> Annotations:
     boxes = [[[1, 2, 30, 40, 1, 0]], [], [[5, 5, 9, 9, 0, 1]], [], [[0, 0, 50, 60, 2, 0]]]
     return annotations_of([(96, 128), (96, 128), (128, 96), (96, 128), (90, 128)], boxes)
 
 
 @pytest.fixture
-def root(tmp_path: Path, annotations: Annotations) -> Path:
-    return fill(tmp_path / "s.zarr", annotations)
+def root(tmp_path: Path, kit: Kit) -> Path:
+    return kit.fill(tmp_path / "s.zarr")

@@ -7,89 +7,45 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cachedet.errors import CachedetError, MissingFeatureError, StoreError
+from cachedet.errors import MissingFeatureError, StoreError
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store
-from cachedet.structures import Annotations
 
 WRITE_ALL = """
-writer = kit.open_writer(root, annotations, codec="int8")
+writer = kit.open_writer(root, codec="int8")
 print("open", flush=True)
 for block in writer.missing_blocks():
     writer.write(block, kit.noise_of(block))
 print("done", flush=True)
 """
 
-# Python tells an audit hook of every file operation. One process forks a writer for each operation
-# that could change the store and lets it die there: starting Python each time would take minutes.
+# One process forks a writer for each operation that could change the store and lets it die there:
+# starting Python each time would take minutes.
 KILL_AT_EACH_STEP = """
-def watch_steps(folder, at_step):
-    count = 0
-    def watch(event, arguments):
-        nonlocal count
-        flags = arguments[2] if event == "open" and isinstance(arguments[2], int) else 0
-        writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        if writes or event in ("os.rename", "os.remove", "os.mkdir", "shutil.rmtree"):
-            if str(folder.parent) in str(arguments[0]):
-                count += 1
-                at_step(count, f"{event} {Path(str(arguments[0])).name}")
-    sys.addaudithook(watch)
-
-def write_in_a_child(name, at_step):
-    child = os.fork()
-    if child == 0:
-        folder = root.parent / str(name) / "s.zarr"
-        folder.parent.mkdir(parents=True)
-        watch_steps(folder, at_step)
-        writer = kit.open_writer(folder, annotations, codec="int8")
-        for block in writer.missing_blocks():
-            writer.write(block, kit.noise_of(block))
-        os._exit(0)
-    return os.waitpid(child, 0)[1]
-
-def die_at(step):
-    return lambda count, _: os.kill(os.getpid(), signal.SIGKILL) if count == step else None
-
-def tell(count, what):
-    os.write(1, f"{count} {what}\\n".encode())
-
-assert write_in_a_child("all", tell) == 0
-for step in itertools.count(1, EVERY):
-    status = write_in_a_child(step, die_at(step))
-    if status == 0:
-        break
-    assert status == signal.SIGKILL, status
-print("died", step, flush=True)
+def prepare(folder):
+    folder.mkdir(parents=True)
+def write(folder):
+    kit.fill(folder / "s.zarr", kit.noise_of, codec="int8")
+prepare(root / "all")
+assert kit.act_and_die(root / "all", write, 0) == 0
+print("died", kit.die_at_each_step(root / "all", prepare, write, every=EVERY), flush=True)
 """
 
 
-def finish(root: Path, kit: Any, *, images: int = 20) -> None:
-    with kit.start(root, WRITE_ALL, images=images) as process:
-        output, errors = process.communicate()
+def uninterrupted(tmp_path: Path, kit: Any, *, images: int) -> dict[str, bytes]:
+    """Files of a store whose writer nothing disturbed."""
+    root = tmp_path / "uninterrupted.zarr"
+    output, errors = kit.run(root, WRITE_ALL, images=images)
     assert "done" in output, errors
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, bytes]]:
-    """Files of whole stores, by number of images; filled by `expected`."""
-    return {}
-
-
-def expected(
-    known: dict[int, dict[str, bytes]], images: int, tmp_path: Path, kit: Any
-) -> dict[str, bytes]:
-    if images not in known:
-        root = tmp_path / "uninterrupted.zarr"
-        finish(root, kit, images=images)
-        known[images] = kit.files(root)
-    return known[images]
+    files: dict[str, bytes] = kit.files(root)
+    return files
 
 
 def assert_only_whole_blocks(root: Path) -> None:
@@ -110,22 +66,15 @@ def assert_only_whole_blocks(root: Path) -> None:
                 store.read(row, block.view)
 
 
-def test_killed_at_each_step(
-    tmp_path: Path,
-    uninterrupted: dict[int, dict[str, bytes]],
-    annotations_of: Callable[..., Annotations],
-    kit: Any,
-    thorough: bool,
-) -> None:
+def test_killed_at_each_step(tmp_path: Path, kit: Any, thorough: bool) -> None:
     """Creation and two commits: dead at file operations, then finished.
 
     At every third, unless thorough: as files are opened and renamed in turn, both are met.
     """
     every = 1 if thorough else 3
-    whole = expected(uninterrupted, 2, tmp_path, kit)
-    body = f"import itertools\nEVERY = {every}\n{KILL_AT_EACH_STEP}"
-    with kit.start(tmp_path / "k" / "s.zarr", body, images=2) as process:
-        output, errors = process.communicate()
+    whole = uninterrupted(tmp_path, kit, images=2)
+    body = f"EVERY = {every}\n{KILL_AT_EACH_STEP}"
+    output, errors = kit.run(tmp_path / "k", body, images=2)
     *steps, last = output.splitlines()
     assert last.startswith("died"), errors
     renamed = [step for step in steps if "os.rename" in step]
@@ -135,13 +84,9 @@ def test_killed_at_each_step(
     for step in steps[::every]:
         root = tmp_path / "k" / step.split()[0] / "s.zarr"
         assert_only_whole_blocks(root)
-        kit.fill(root, blank(annotations_of, 2), kit.noise_of, codec="int8")
+        kit.blank(2).fill(root, kit.noise_of, codec="int8")
         assert kit.files(root) == whole, step
         assert [path.name for path in root.parent.iterdir()] == ["s.zarr"]
-
-
-def blank(annotations_of: Callable[..., Annotations], images: int) -> Annotations:
-    return annotations_of([(96, 128)] * images, [[] for _ in range(images)])
 
 
 # One process forks a writer for each of 50 moments: starting Python 50 times would take minutes.
@@ -157,7 +102,7 @@ for turn in range(50):
     child = os.fork()
     if child == 0:
         try:
-            writer = kit.open_writer(root, annotations, codec="int8")
+            writer = kit.open_writer(root, codec="int8")
             for block in writer.missing_blocks():
                 writer.write(block, kit.noise_of(block))
         finally:
@@ -174,24 +119,18 @@ print("killed", flush=True)
 """
 
 
-def test_killed_at_50_random_moments(
-    tmp_path: Path,
-    uninterrupted: dict[int, dict[str, bytes]],
-    annotations_of: Callable[..., Annotations],
-    kit: Any,
-) -> None:
-    whole = expected(uninterrupted, 300, tmp_path, kit)
+def test_killed_at_50_random_moments(tmp_path: Path, kit: Any) -> None:
+    whole = uninterrupted(tmp_path, kit, images=300)
     root = tmp_path / "r" / "s.zarr"
     root.parent.mkdir()
-    with kit.start(root, KILL_AT_RANDOM, images=300) as process:
-        output, errors = process.communicate()
+    output, errors = kit.run(root, KILL_AT_RANDOM, images=300)
     assert "killed" in output, errors
     committed = [int(line) for line in output.splitlines()[:-1]]
     assert len(set(committed)) > 15, (
         f"{committed}: the kills fall into different moments of the work"
     )
     assert_only_whole_blocks(root)
-    kit.fill(root, blank(annotations_of, 300), kit.noise_of, codec="int8")
+    kit.blank(300).fill(root, kit.noise_of, codec="int8")
     assert kit.files(root) == whole
     assert [path.name for path in root.parent.iterdir()] == ["s.zarr"]
 
@@ -204,13 +143,11 @@ def test_a_full_disk_is_one_clear_message_and_can_be_continued(
     root = tmp_path / "d" / "s.zarr"
     root.parent.mkdir()
     body = WRITE_ALL.replace('"int8"', '"fp32", block_size=16')
-    with kit.start(root, body, file_limit=limit) as process:
-        _, errors = process.communicate()
+    _, errors = kit.run(root, body, file_limit=limit)
     assert "StoreError: cannot write" in errors
     assert re.search(r"File too large.*B are free. What was committed is safe", errors)
     assert not list(root.parent.rglob("*.tmp"))
-    with kit.start(root, body) as process:
-        output, errors = process.communicate()
+    output, errors = kit.run(root, body)
     assert "done" in output, errors
     assert verify_store(root, deep=True).is_good
 
@@ -220,22 +157,20 @@ def test_a_small_disk(tmp_path: Path, kit: Any) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     with kit.mounted(disk, "-t tmpfs -o size=1m none"):
-        body = "writer = kit.open_writer(root, annotations)\n" + WRITE_ALL.replace("int8", "fp16")
+        body = "writer = kit.open_writer(root)\n" + WRITE_ALL.replace("int8", "fp16")
         (disk / "ballast").write_bytes(bytes(400_000))
-        with kit.start(disk / "s.zarr", body, images=60) as process:
-            _, errors = process.communicate()
+        _, errors = kit.run(disk / "s.zarr", body, images=60)
         assert re.search(r"the disk has|No space left on device", errors), errors
         assert not list(disk.rglob("*.tmp"))
         (disk / "ballast").unlink()
-        with kit.start(disk / "s.zarr", body, images=60) as process:
-            output, errors = process.communicate()
+        output, errors = kit.run(disk / "s.zarr", body, images=60)
         assert "done" in output, errors
         assert verify_store(disk / "s.zarr", deep=True).is_good
 
 
 WRITE_TOGETHER = """
 from cachedet.store.files.leases import LeaseBook
-writer = kit.open_writer(root, annotations, codec="int8")
+writer = kit.open_writer(root, codec="int8")
 gate = root.parent / "gate"
 gate.mkdir(exist_ok=True)
 (gate / str(os.getpid())).touch()
@@ -246,11 +181,9 @@ print("done", ours, flush=True)
 """
 
 
-def test_three_writers_on_the_same_blocks_at_once(
-    tmp_path: Path, uninterrupted: dict[int, dict[str, bytes]], kit: Any
-) -> None:
+def test_three_writers_on_the_same_blocks_at_once(tmp_path: Path, kit: Any) -> None:
     """Without leases: commits are serialised, the first wins, every hash matches its bytes."""
-    whole = expected(uninterrupted, 20, tmp_path, kit)
+    whole = uninterrupted(tmp_path, kit, images=20)
     root = tmp_path / "t" / "s.zarr"
     root.parent.mkdir()
     processes = [kit.start(root, WRITE_TOGETHER) for _ in range(3)]
@@ -262,11 +195,9 @@ def test_three_writers_on_the_same_blocks_at_once(
     assert kit.files(root) == whole
 
 
-def test_a_reader_beside_a_writer_sees_only_committed_blocks(
-    tmp_path: Path, annotations: Annotations, kit: Any
-) -> None:
+def test_a_reader_beside_a_writer_sees_only_committed_blocks(tmp_path: Path, kit: Any) -> None:
     root = tmp_path / "s.zarr"
-    writer = kit.open_writer(root, annotations)
+    writer = kit.open_writer(root)
     stop = threading.Event()
     seen: list[int] = []
 
@@ -281,33 +212,24 @@ def test_a_reader_beside_a_writer_sees_only_committed_blocks(
                         expected = row + (100.0 if block.view == "hflip" else 0.0)
                         assert float(store.read(row, block.view)["C4"].max()) == expected
 
-    failures: list[BaseException] = []
-
-    def guarded() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(read_again_and_again)
         try:
-            read_again_and_again()
-        except BaseException as error:
-            failures.append(error)
-
-    reader = threading.Thread(target=guarded)
-    reader.start()
-    for block in writer.blocks:
-        writer.write(block, kit.features_of(block))
-        time.sleep(0.02)
-    time.sleep(0.05)
-    stop.set()
-    reader.join()
-    assert not failures
+            for block in writer.blocks:
+                writer.write(block, kit.features_of(block))
+                time.sleep(0.02)
+            time.sleep(0.05)
+        finally:
+            stop.set()
+        reader.result()
     assert seen == sorted(seen)
     assert seen[-1] == len(writer.blocks)
 
 
-def test_a_record_is_gone_for_good_before_its_shards_change(
-    root: Path, annotations: Annotations, kit: Any
-) -> None:
+def test_a_record_is_gone_for_good_before_its_shards_change(root: Path, kit: Any) -> None:
     """After a power cut the old record must not stand over new shards."""
     (root / "base/b96x128/C4/values/c/0/0/0/0").write_bytes(b"short")
-    writer = kit.open_writer(root, annotations)
+    writer = kit.open_writer(root)
     steps: list[tuple[str, str]] = []
 
     def watch(frame: Any, event: str, _: object) -> None:
@@ -326,40 +248,35 @@ def test_a_record_is_gone_for_good_before_its_shards_change(
     assert gone < min(step for step, (name, _) in enumerate(steps) if name == "replace")
 
 
-def test_a_block_written_anew_is_not_mixed_into_an_open_store(
-    root: Path, annotations: Annotations, kit: Any
-) -> None:
+def test_a_block_written_anew_is_not_mixed_into_an_open_store(root: Path, kit: Any) -> None:
     store = FeatureStore.open(root)
     store._chunks._most_files = 1
     store.read(0, "base", ["C4"])
     (root / "commits/base-b96x128-000000.json").unlink()
-    kit.fill(root, annotations, kit.noise_of)
+    kit.fill(root, kit.noise_of)
     assert float(store.read(0, "base", ["C4"])["C4"].max()) == 0.0  # still the open, old file
     store.read(2, "base", ["C4"])  # now the only open file is another one
     with pytest.raises(StoreError, match=r"was written anew while this store was open; open the"):
         store.read(0, "base", ["C4"])
 
 
-def test_a_read_only_store(root: Path, annotations: Annotations, kit: Any) -> None:
+def test_a_read_only_store(root: Path, kit: Any) -> None:
     before = kit.files(root)
     with kit.read_only(root):
         store = FeatureStore.open(root)
         assert float(store.read(4, "base")["C4"].max()) == 4.0
         assert verify_store(root, deep=True).is_good
-        with pytest.raises(
-            StoreError, match=r"cannot write .*: (Read-only|Permission).*repair the"
-        ):
-            kit.open_writer(root, annotations)
+        message = r"cannot write .*: (Read-only|Permission).*repair the"
+        with pytest.raises(StoreError, match=message):
+            kit.open_writer(root)
     assert kit.files(root) == before
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_no_permission_is_one_clear_message(
-    tmp_path: Path, annotations: Annotations, kit: Any
-) -> None:
+def test_no_permission_is_one_clear_message(tmp_path: Path, kit: Any) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(StoreError, match="cannot write"):
-        kit.open_writer(tmp_path / "s.zarr", annotations)
+        kit.open_writer(tmp_path / "s.zarr")
     tmp_path.chmod(0o700)
 
 
@@ -389,14 +306,11 @@ print(text, flush=True)
 """
 
 
-def test_open_files_are_bounded(
-    tmp_path: Path, annotations_of: Callable[..., Annotations], kit: Any
-) -> None:
+def test_open_files_are_bounded(tmp_path: Path, kit: Any) -> None:
     """80 shards of two parts, 64 files allowed."""
     root = tmp_path / "s.zarr"
-    kit.fill(root, blank(annotations_of, 80), kit.noise_of, codec="int8", block_size=2)
-    with kit.start(root, READ_WITH_FEW_FILES, images=80) as process:
-        output, errors = process.communicate()
+    kit.blank(80).fill(root, kit.noise_of, codec="int8", block_size=2)
+    output, errors = kit.run(root, READ_WITH_FEW_FILES, images=80)
     assert "done" in output, errors
     assert int(output.split()[1]) < 40
     assert "StoreError" in output
@@ -407,20 +321,12 @@ def test_reading_from_many_threads_gives_the_same(root: Path) -> None:
     """Files are closed and opened under the readers' hands."""
     store = FeatureStore.open(root)
     store._chunks._most_files = 1
-    failures: list[BaseException] = []
 
     def read(seed: int) -> None:
         rng = np.random.default_rng(seed)
-        try:
-            for _ in range(300):
-                row = int(rng.integers(5))
-                assert float(store.read(row, "hflip")["C5"].max()) == row + 100.5
-        except (CachedetError, AssertionError) as error:
-            failures.append(error)
+        for _ in range(300):
+            row = int(rng.integers(5))
+            assert float(store.read(row, "hflip")["C5"].max()) == row + 100.5
 
-    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read, range(4)))

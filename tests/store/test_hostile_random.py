@@ -262,13 +262,13 @@ numbers = st.sampled_from([0, 1, 2, 3, -1, 2**62, 0.25, 1e38, float("nan"), floa
 @pytest.mark.parametrize("codec", ["snr12", "pca2+int8", "int8+zstd"])
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NaN as a whole number
 def test_any_codec_state_is_refused_or_gives_maps_of_the_right_shape(
-    fitted: Path, tmp_path: Path, annotations: Annotations, codec: str, kit: Any, forger: Any
+    fitted: Path, tmp_path: Path, codec: str, kit: Any, forger: Any
 ) -> None:
     root = tmp_path / "s.zarr"
     if codec == "snr12":
         shutil.copytree(fitted, root)
     else:
-        kit.fill(root, annotations, kit.noise_of, codec=codec)
+        kit.fill(root, kit.noise_of, codec=codec)
     paths = [root / MANIFEST, root / "codec.npz", *(root / "commits").glob("*.json")]
     whole = {path: path.read_bytes() for path in paths}
     expected = {name: array.shape for name, array in read_all(root).items()}

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
-import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from zarr.storage import LocalStore, ZipStore
 
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Annotations, FeatureSpec, LevelSpec
+from cachedet.structures import FeatureSpec, LevelSpec
 
 # A child that waits for ever is killed by its alarm; status 14 is that alarm.
 FORK = """
@@ -81,18 +78,15 @@ print(first_value(store), "done")
 
 
 @pytest.fixture
-def wide_root(tmp_path: Path, annotations_of: Callable[..., Annotations], kit: Any) -> Path:
+def wide_root(tmp_path: Path, kit: Any) -> Path:
     """Two images of 1.4 MB: a fork comes while one is read."""
-    annotations = annotations_of([(96, 128)] * 2, [[], []])
     levels = (LevelSpec(name=f"C{n}", channels=12_000, stride=1 << n) for n in (4, 5))
-    root: Path = tmp_path / "s.zarr"
-    writer = kit.open_writer(
-        root, annotations, spec=FeatureSpec(tuple(levels)), views=("base",), block_size=1
-    )
+    spec = FeatureSpec(tuple(levels))
+    writer = kit.blank(2).open_writer(tmp_path / "s.zarr", spec=spec, views=("base",), block_size=1)
     for block in writer.blocks:
         shapes = {"C4": (1, 12_000, 6, 8), "C5": (1, 12_000, 3, 4)}
         writer.write(block, {k: torch.full(s, block.rows[0] + 0.5) for k, s in shapes.items()})
-    return root
+    return Path(writer.root)
 
 
 def run(root: Path, body: str, kit: Any) -> list[str]:
@@ -122,33 +116,8 @@ def test_another_storage_refuses_in_the_child_and_can_be_opened_there(
     assert "open the store in the child, or start it with `spawn`" in refused
 
 
-def zip_of(root: Path) -> Path:
-    return Path(shutil.make_archive(str(root), "zip", root))
-
-
-OPENERS: dict[str, Callable[[Path], FeatureStore]] = {
-    "local": FeatureStore.open,
-    "zarr local": lambda root: FeatureStore.open(LocalStore(root, read_only=True)),
-    "zip file": lambda root: FeatureStore.open(ZipStore(zip_of(root), mode="r")),
-    "url": lambda root: FeatureStore.open(f"file://{root}"),
-}
-
-
-@pytest.mark.parametrize("opener", OPENERS)
-def test_a_pickled_store_reads_the_same(root: Path, opener: str) -> None:
-    store = OPENERS[opener](root)
-    expected = store.read(3, "hflip")
-    again = pickle.loads(pickle.dumps(store))
-    for level, maps in again.read(3, "hflip").items():
-        torch.testing.assert_close(maps, expected[level], rtol=0, atol=0)
-    assert again.manifest == store.manifest
-    assert again.nbytes == store.nbytes
-
-
-def test_a_pickled_store_stays_at_the_moment_it_was_opened(
-    tmp_path: Path, annotations: Annotations, kit: Any
-) -> None:
-    writer = kit.open_writer(tmp_path / "s.zarr", annotations)
+def test_a_pickled_store_stays_at_the_moment_it_was_opened(tmp_path: Path, kit: Any) -> None:
+    writer = kit.open_writer(tmp_path / "s.zarr")
     first, second = writer.blocks[:2]
     writer.write(first, kit.features_of(first))
     content = pickle.dumps(FeatureStore.open(writer.root))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from cachedet.store.files.owner import Owner
 from cachedet.store.prune import PruneReport, prune_store
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store
-from cachedet.structures import Annotations
 
 DEAD = replace(Owner.me(), pid=2**22 + 1, start=1)
 
@@ -59,7 +57,7 @@ def test_waste_of_every_kind(root: Path, kit: Any) -> None:
     assert leftover.exists()
     assert counts(prune_store(root, dry_run=False)) == counts(shown)
     assert counts(prune_store(root, dry_run=True)) == NOTHING
-    kit.fill(root, FeatureStore.open(root).annotations)
+    kit.fill(root)
     assert kit.files(root) == whole
 
 
@@ -93,9 +91,7 @@ def test_what_another_machine_left_of_a_committed_block_is_waste(root: Path, kit
     assert kit.files(root) == before
 
 
-def test_a_view_leaves_for_good(
-    root: Path, annotations: Annotations, tmp_path: Path, kit: Any
-) -> None:
+def test_a_view_leaves_for_good(root: Path, tmp_path: Path, kit: Any) -> None:
     report = prune_store(root, dry_run=True, keep_views=["base"])
     assert counts(report)["view"] > 10
     assert FeatureStore.open(root).manifest.views == ("base", "hflip")
@@ -106,7 +102,7 @@ def test_a_view_leaves_for_good(
     assert store.manifest.views == ("base",)
     assert float(store.read(4, "base")["C4"].max()) == 4.0
     assert verify_store(root, deep=True).is_good
-    only_base = kit.fill(tmp_path / "base.zarr", annotations, views=("base",))
+    only_base = kit.fill(tmp_path / "base.zarr", views=("base",))
     assert kit.files(root) == kit.files(only_base)
 
 
@@ -116,39 +112,32 @@ def test_unknown_views(root: Path) -> None:
             prune_store(root, dry_run=True, keep_views=views)
 
 
-def test_a_block_committed_while_prune_looks_is_kept(
-    root: Path, annotations: Annotations, kit: Any
-) -> None:
+def test_a_block_committed_while_prune_looks_is_kept(root: Path, kit: Any) -> None:
     """What is waste is decided under the lock, and not before."""
     whole = kit.files(root)
     record = root / "commits/base-b96x128-000000.json"
     record.rename(record.with_name(f"{record.name}.bad"))
-    with kit.at_call("_flock", lambda: kit.fill(root, annotations)):
+    with kit.at_call("_flock", lambda: kit.fill(root)):
         assert counts(prune_store(root, dry_run=False)) == NOTHING
     assert kit.files(root) == whole
 
 
-def test_a_writer_of_a_pruned_view_is_stopped(
-    root: Path, annotations: Annotations, kit: Any
-) -> None:
-    writer = kit.open_writer(root, annotations)
+def test_a_writer_of_a_pruned_view_is_stopped(root: Path, kit: Any) -> None:
+    writer = kit.open_writer(root)
     base, hflip = (next(b for b in writer.blocks if b.view == view) for view in ("base", "hflip"))
     prune_store(root, dry_run=False, keep_views=["base"])
-    with pytest.raises(
-        StoreError, match=r"was changed while this process wrote into it. views: \['base'\] in the"
-    ):
+    message = r"was changed while this process wrote into it. views: \['base'\] in the"
+    with pytest.raises(StoreError, match=message):
         writer.write(hflip, kit.features_of(hflip))
     assert writer.write(base, kit.features_of(base)) is False
     prune_store(root, dry_run=False)
     assert not (root / "hflip").exists()
 
 
-def test_a_writer_of_a_replaced_store_is_stopped(
-    root: Path, annotations: Annotations, kit: Any
-) -> None:
-    writer = kit.open_writer(root, annotations)
+def test_a_writer_of_a_replaced_store_is_stopped(root: Path, kit: Any) -> None:
+    writer = kit.open_writer(root)
     shutil.rmtree(root)
-    kit.open_writer(root, annotations, image_size=64)
+    kit.open_writer(root, image_size=64)
     block = writer.blocks[0]
     with pytest.raises(StoreError, match=r"image_size: 64 in the store, 128 now\. Give the inputs"):
         writer.write(block, kit.features_of(block))
@@ -157,7 +146,7 @@ def test_a_writer_of_a_replaced_store_is_stopped(
 WRITE_WITH_LEASES = """
 from cachedet.extraction.ranks import Rank, blocks_to_write
 from cachedet.store.files.leases import LeaseBook
-writer = kit.open_writer(root, annotations)
+writer = kit.open_writer(root)
 print("open", flush=True)
 with LeaseBook(root) as leases:
     for block in blocks_to_write(writer, leases, Rank(), on_wait=print):
@@ -167,11 +156,9 @@ print("done", flush=True)
 """
 
 
-def test_prune_beside_a_running_writer(
-    tmp_path: Path, annotations_of: Callable[..., Annotations], kit: Any
-) -> None:
-    blank = annotations_of([(96, 128)] * 40, [[] for _ in range(40)])
-    whole = kit.files(kit.fill(tmp_path / "whole.zarr", blank, kit.noise_of))
+def test_prune_beside_a_running_writer(tmp_path: Path, kit: Any) -> None:
+    blank = kit.blank(40)
+    whole = kit.files(blank.fill(tmp_path / "whole.zarr", kit.noise_of))
     root = tmp_path / "s.zarr"
     rounds = 0
     with kit.start(root, WRITE_WITH_LEASES, images=40) as process:
@@ -195,15 +182,12 @@ print(kit.die_at_each_step(root, lambda folder: shutil.copytree(root, folder), p
 """
 
 
-def test_prune_killed_at_each_step(
-    tmp_path: Path, annotations_of: Callable[..., Annotations], kit: Any
-) -> None:
+def test_prune_killed_at_each_step(tmp_path: Path, kit: Any) -> None:
     """The store stays good at every moment, and the next prune frees the rest."""
-    blank = annotations_of([(96, 128)] * 2, [[] for _ in range(2)])
-    only_base = kit.files(kit.fill(tmp_path / "base.zarr", blank, views=("base",)))
-    root = kit.fill(tmp_path / "s" / "s.zarr", blank)
-    with kit.start(root, PRUNE_KILLED_AT_EACH_STEP) as process:
-        output, errors = process.communicate()
+    blank = kit.blank(2)
+    only_base = kit.files(blank.fill(tmp_path / "base.zarr", views=("base",)))
+    root = blank.fill(tmp_path / "s" / "s.zarr")
+    output, errors = kit.run(root, PRUNE_KILLED_AT_EACH_STEP)
     steps = int(output or 0)
     assert steps > 20, errors
     for step in range(1, steps + 1):

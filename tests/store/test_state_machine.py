@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,6 @@ from cachedet.store.format.plan import StorePlan
 from cachedet.store.prune import prune_store
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store
-from cachedet.structures import Annotations
 
 RANDOM_EXAMPLES = int(os.environ.get("CACHEDET_EXAMPLES", "0"))
 DEAD = replace(Owner.me(), pid=2**22 + 1, start=1)  # above the largest process id
@@ -50,7 +48,6 @@ class StoreMachine(RuleBasedStateMachine):
     """The model: which blocks are committed, which of those are damaged, who holds a lease."""
 
     kit: Any
-    annotations: Annotations
 
     @initialize(codec=st.sampled_from(["fp16", "int8", "int8+zstd", "snr12"]))
     def create(self, codec: str) -> None:
@@ -66,7 +63,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.leases = LeaseBook(self.root, patience=60, watch=lambda: self.watch)
 
     def open_writer(self) -> Any:
-        return self.kit.open_writer(self.root, self.annotations, codec=self.codec)
+        return self.kit.open_writer(self.root, codec=self.codec)
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):
@@ -242,11 +239,8 @@ class StoreMachine(RuleBasedStateMachine):
             assert features["C4"].isfinite().all(), index
 
 
-def test_the_store_agrees_with_its_model(
-    annotations_of: Callable[..., Annotations], kit: Any
-) -> None:
-    StoreMachine.kit = kit
-    StoreMachine.annotations = annotations_of([(96, 128)] * 5 + [(128, 96)], [[] for _ in range(6)])
+def test_the_store_agrees_with_its_model(annotations_of: Any, kit: Any) -> None:
+    StoreMachine.kit = kit.of(annotations_of([(96, 128)] * 5 + [(128, 96)]))
     run_state_machine_as_test(
         StoreMachine,
         settings=settings(

@@ -13,7 +13,6 @@ from cachedet.errors import CodecError, MissingFeatureError, StoreError, StoreMi
 from cachedet.store.format.manifest import images_digest
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import describe_store
-from cachedet.store.writer import StoreWriter
 from cachedet.structures import Annotations, FeatureSpec, LevelSpec, Preprocessing
 
 
@@ -21,7 +20,7 @@ def test_round_trip(root: Path, annotations: Annotations, kit: Any) -> None:
     store = FeatureStore.open(root)
     store.require_complete()
     assert len(store) == 5
-    asked = kit.make_manifest(annotations)
+    asked = kit.make_manifest()
     assert store.manifest.identity() == asked.identity()
     assert store.manifest.skipped == asked.skipped
     for row in range(5):
@@ -36,17 +35,15 @@ def test_round_trip(root: Path, annotations: Annotations, kit: Any) -> None:
     assert list(store.read(0, "base", ["C5"])) == ["C5"]
 
 
-def test_maps_of_zeros_are_written_too(tmp_path: Path, annotations: Annotations, kit: Any) -> None:
-    writer = kit.open_writer(tmp_path / "s.zarr", annotations)
+def test_maps_of_zeros_are_written_too(tmp_path: Path, kit: Any) -> None:
+    writer = kit.open_writer(tmp_path / "s.zarr")
     for block in writer.missing_blocks():
         writer.write(block, {k: torch.zeros_like(v) for k, v in kit.features_of(block).items()})
     assert float(FeatureStore.open(writer.root).read(3, "base")["C4"].abs().max()) == 0.0
 
 
-def test_an_unfinished_store_says_so_and_continues(
-    tmp_path: Path, annotations: Annotations, kit: Any
-) -> None:
-    writer = kit.open_writer(tmp_path / "s.zarr", annotations)
+def test_an_unfinished_store_says_so_and_continues(tmp_path: Path, kit: Any) -> None:
+    writer = kit.open_writer(tmp_path / "s.zarr")
     first = writer.missing_blocks()[0]
     writer.write(first, kit.features_of(first))
     store = FeatureStore.open(writer.root)
@@ -55,14 +52,12 @@ def test_an_unfinished_store_says_so_and_continues(
         store.require_complete()
     with pytest.raises(MissingFeatureError, match="hflip-b96x128-000000 was never committed"):
         store.read(0, "hflip")
-    again = kit.open_writer(writer.root, annotations)
+    again = kit.open_writer(writer.root)
     assert again.missing_blocks() == writer.missing_blocks() == list(writer.blocks[1:])
 
 
-def test_a_reader_sees_only_what_was_committed_when_it_opened(
-    tmp_path: Path, annotations: Annotations, kit: Any
-) -> None:
-    writer = kit.open_writer(tmp_path / "s.zarr", annotations)
+def test_a_reader_sees_only_what_was_committed_when_it_opened(tmp_path: Path, kit: Any) -> None:
+    writer = kit.open_writer(tmp_path / "s.zarr")
     store = FeatureStore.open(writer.root)
     block = writer.blocks[0]
     writer.write(block, kit.features_of(block))
@@ -72,21 +67,15 @@ def test_a_reader_sees_only_what_was_committed_when_it_opened(
 
 def test_changed_inputs_are_refused_by_name(root: Path, annotations: Annotations, kit: Any) -> None:
     with pytest.raises(StoreMismatchError, match="codec: 'fp16' in the store, 'fp32' now"):
-        kit.open_writer(root, annotations, codec="fp32")
-    with pytest.raises(
-        StoreMismatchError, match="weights_digest: dddddddddddd in.*image_size: 128 in"
-    ):
-        kit.open_writer(root, annotations, image_size=256, weights_digest="e")
+        kit.open_writer(root, codec="fp32")
+    message = "weights_digest: dddddddddddd in.*image_size: 128 in"
+    with pytest.raises(StoreMismatchError, match=message):
+        kit.open_writer(root, image_size=256, weights_digest="e")
     contents = kit.contents_of(annotations)
     contents[3] = 99
-    manifest = kit.make_manifest(annotations, images_digest=images_digest(contents))
     with pytest.raises(StoreMismatchError, match=r"gone: image_3.jpg\. Extract into a new"):
-        StoreWriter.open(
-            root, manifest=manifest, annotations=annotations, contents=contents, fit=kit.fit
-        )
-    kit.open_writer(
-        root, annotations, weights="other words", versions={}
-    )  # not part of the identity
+        kit.open_writer(root, contents=contents, images_digest=images_digest(contents))
+    kit.open_writer(root, weights="other words", versions={})  # not part of the identity
 
 
 @pytest.mark.parametrize(
@@ -102,22 +91,19 @@ def test_changed_inputs_are_refused_by_name(root: Path, annotations: Annotations
         ("spec", FeatureSpec((LevelSpec(name="C4", channels=3, stride=16),))),
     ],
 )
-def test_each_changed_field_is_named(
-    root: Path, annotations: Annotations, field: str, value: Any, kit: Any
-) -> None:
+def test_each_changed_field_is_named(root: Path, field: str, value: Any, kit: Any) -> None:
     """Fault F8."""
     before = kit.files(root)
-    with pytest.raises(
-        StoreMismatchError, match=rf"other inputs\. {field}: .* in the store, .* now"
-    ):
-        kit.open_writer(root, annotations, **{field: value})
+    message = rf"other inputs\. {field}: .* in the store, .* now"
+    with pytest.raises(StoreMismatchError, match=message):
+        kit.open_writer(root, **{field: value})
     assert kit.files(root) == before
 
 
-def test_other_folders_are_left_alone(tmp_path: Path, annotations: Annotations, kit: Any) -> None:
+def test_other_folders_are_left_alone(tmp_path: Path, kit: Any) -> None:
     (tmp_path / "photo.jpg").touch()
     with pytest.raises(StoreError, match="is not a feature store"):
-        kit.open_writer(tmp_path, annotations)
+        kit.open_writer(tmp_path)
     with pytest.raises(StoreError, match=r"is not a feature store: it has no manifest.json"):
         FeatureStore.open(tmp_path)
     assert (tmp_path / "photo.jpg").exists()
@@ -133,8 +119,8 @@ def test_wrong_questions(root: Path) -> None:
         store.read(0, "base", ["C3"])
 
 
-def test_wrong_maps_are_refused(tmp_path: Path, annotations: Annotations, kit: Any) -> None:
-    writer = kit.open_writer(tmp_path / "s.zarr", annotations)
+def test_wrong_maps_are_refused(tmp_path: Path, kit: Any) -> None:
+    writer = kit.open_writer(tmp_path / "s.zarr")
     block = writer.blocks[0]
     maps = kit.features_of(block)
     with pytest.raises(StoreError, match=r"block base-b96x128-000000: expected maps"):
@@ -145,19 +131,15 @@ def test_wrong_maps_are_refused(tmp_path: Path, annotations: Annotations, kit: A
     assert block in writer.missing_blocks()
 
 
-def test_a_disk_too_small_is_known_before_anything_is_written(
-    tmp_path: Path, annotations: Annotations, kit: Any
-) -> None:
+def test_a_disk_too_small_is_known_before_anything_is_written(tmp_path: Path, kit: Any) -> None:
     giant = FeatureSpec((LevelSpec(name="C4", channels=10**12, stride=16),))
     with pytest.raises(StoreError, match=r"GB are still to be written, the disk has .* --codec"):
-        kit.open_writer(tmp_path / "s.zarr", annotations, spec=giant)
+        kit.open_writer(tmp_path / "s.zarr", spec=giant)
     assert not (tmp_path / "s.zarr").exists()
 
 
-def test_planned_bytes_are_what_is_written(
-    tmp_path: Path, annotations: Annotations, kit: Any
-) -> None:
-    writer = kit.open_writer(tmp_path / "s.zarr", annotations, block_size=1)
+def test_planned_bytes_are_what_is_written(tmp_path: Path, kit: Any) -> None:
+    writer = kit.open_writer(tmp_path / "s.zarr", block_size=1)
     planned = writer.planned_nbytes(writer.blocks)
     for block in writer.blocks:
         writer.write(block, kit.features_of(block))

@@ -14,18 +14,17 @@ from cachedet.cli import app
 from cachedet.errors import CorruptBlockError
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import describe_store, verify_store
-from cachedet.structures import Annotations
 
 NAME = "base-b96x128-000000"
 
 
 @pytest.mark.parametrize("deep", [False, True])
 def test_a_block_of_another_store_is_withdrawn_and_repaired(
-    root: Path, annotations: Annotations, tmp_path: Path, deep: bool, kit: Any
+    root: Path, tmp_path: Path, deep: bool, kit: Any
 ) -> None:
     """Record and shards are whole and fit each other, but other weights made them."""
     whole = kit.files(root)
-    other = kit.fill(tmp_path / "other.zarr", annotations, kit.noise_of, weights_digest="e" * 64)
+    other = kit.fill(tmp_path / "other.zarr", kit.noise_of, weights_digest="e" * 64)
     for key in (
         f"commits/{NAME}.json",
         *(f"base/b96x128/{k}/values/c/0/0/0/0" for k in kit.spec.names),
@@ -37,15 +36,8 @@ def test_a_block_of_another_store_is_withdrawn_and_repaired(
     assert [(bad.name, bad.withdrawn) for bad in report.bad] == [(NAME, True)]
     assert "the record belongs to another store or block: it is of a store" in report.bad[0].reason
     FeatureStore.open(root)
-    kit.fill(root, annotations)
+    kit.fill(root)
     assert kit.files(root) == whole
-
-
-def test_a_record_of_another_block_is_withdrawn(root: Path) -> None:
-    shutil.copy(root / "commits/base-b96x128-000001.json", root / f"commits/{NAME}.json")
-    report = verify_store(root, deep=False)
-    assert [(bad.name, bad.withdrawn) for bad in report.bad] == [(NAME, True)]
-    assert "it is the record of block base-b96x128-000001" in report.bad[0].reason
 
 
 def test_what_cannot_be_read_this_time_is_not_withdrawn(root: Path, kit: Any) -> None:
@@ -71,7 +63,7 @@ def test_what_cannot_be_read_this_time_is_not_withdrawn(root: Path, kit: Any) ->
 
 @pytest.mark.parametrize("kind", ["written anew", "written anew, but not well", "gone"])
 def test_a_block_put_right_while_verify_looks_is_not_withdrawn(
-    root: Path, annotations: Annotations, kind: str, kit: Any
+    root: Path, kind: str, kit: Any
 ) -> None:
     """The record that is put aside is the one that was found bad."""
     shard = root / "base/b96x128/C4/values/c/0/0/0/0"
@@ -82,7 +74,7 @@ def test_a_block_put_right_while_verify_looks_is_not_withdrawn(
         if kind == "gone":
             (root / f"commits/{NAME}.json").unlink()
             return
-        kit.fill(root, annotations)
+        kit.fill(root)
         if kind != "written anew":
             kit.flip_bit(shard, 3)
 

@@ -14,12 +14,7 @@ import torch
 from cachedet.config.run import TrainConfig
 from cachedet.errors import CheckpointError, DamagedCheckpointError
 from cachedet.store.reader import FeatureStore
-from cachedet.training.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-    save_rotating,
-)
+from cachedet.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_rotating
 from cachedet.training.run_folder import RunFolder
 
 

@@ -32,9 +32,8 @@ def test_a_disk_that_lacks_little(tmp_path: Path) -> None:
     """The two sizes may look the same; what is missing does not."""
     free = shutil.disk_usage(tmp_path).free
     require_space(tmp_path / "not there yet", free // 2)
-    with pytest.raises(
-        StoreError, match=r"still to be written, the disk has .* free, .* too littl"
-    ):
+    message = r"still to be written, the disk has .* free, .* too littl"
+    with pytest.raises(StoreError, match=message):
         require_space(tmp_path / "not there yet", free + 10**9)
 
 

@@ -203,7 +203,6 @@ def test_a_zombie_is_dead(folder: Path) -> None:
     )
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe) as process:
-        assert process.stdout is not None
         assert process.stdout.readline() == b"taken\n"
         assert LeaseBook(folder).holder_life("a") is Life.ALIVE
         process.kill()

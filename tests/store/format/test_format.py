@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,14 @@ from cachedet.store.format.layout import metadata_keys
 from cachedet.store.format.manifest import FORMAT_VERSION
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Annotations
 
 NAMES = [*CODECS, "pca2+int8", "snr12"]
 FIXTURE = Path(__file__).parents[1] / "fixtures" / f"format-{FORMAT_VERSION}.zip"
 
 
 @pytest.fixture(params=NAMES)
-def filled(
-    request: pytest.FixtureRequest, tmp_path: Path, annotations: Annotations, kit: Any
-) -> Path:
-    root: Path = kit.fill(tmp_path / "s.zarr", annotations, kit.noise_of, codec=request.param)
+def filled(request: pytest.FixtureRequest, tmp_path: Path, kit: Any) -> Path:
+    root: Path = kit.fill(tmp_path / "s.zarr", kit.noise_of, codec=request.param)
     return root
 
 
@@ -69,14 +66,11 @@ def test_tensorstore_reads_the_same(filled: Path) -> None:
 
 
 def zip_of(root: Path) -> Path:
-    path = root.with_suffix(".zip")
-    with zipfile.ZipFile(path, "w") as archive:
-        for file in sorted(p for p in root.rglob("*") if p.is_file()):
-            archive.write(file, file.relative_to(root))
-    return path
+    return Path(shutil.make_archive(str(root), "zip", root))
 
 
 OPENERS: dict[str, Callable[[Path], FeatureStore]] = {
+    "local": FeatureStore.open,
     "zarr local": lambda root: FeatureStore.open(LocalStore(root, read_only=True)),
     "zip file": lambda root: FeatureStore.open(ZipStore(zip_of(root), mode="r")),
     "url": lambda root: FeatureStore.open(f"file://{root}"),
@@ -85,11 +79,14 @@ OPENERS: dict[str, Callable[[Path], FeatureStore]] = {
 
 @pytest.mark.parametrize("opener", OPENERS)
 def test_every_way_to_read_gives_the_same(filled: Path, opener: str) -> None:
+    """Also in a process that the open store is sent to."""
     local, other = FeatureStore.open(filled), OPENERS[opener](filled)
-    assert other.manifest == local.manifest
-    for row in (0, 3, 1):
-        for level, maps in local.read(row, "hflip").items():
-            torch.testing.assert_close(other.read(row, "hflip")[level], maps, rtol=0, atol=0)
+    for again in (other, pickle.loads(pickle.dumps(other))):
+        assert again.manifest == local.manifest
+        assert again.nbytes == local.nbytes
+        for row in (0, 3, 1):
+            for level, maps in local.read(row, "hflip").items():
+                torch.testing.assert_close(again.read(row, "hflip")[level], maps, rtol=0, atol=0)
 
 
 def test_buffers_are_read_into_again(filled: Path) -> None:
@@ -102,9 +99,8 @@ def test_buffers_are_read_into_again(filled: Path) -> None:
     for level, parts in fresh.arrays.items():
         for name, array in parts.items():
             np.testing.assert_array_equal(buffers.arrays[level][name], array)
-    with pytest.raises(
-        ValueError, match=r"are of bucket \(96, 128\), image \(2, 'base'\) of \(128"
-    ):
+    message = r"are of bucket \(96, 128\), image \(2, 'base'\) of \(128"
+    with pytest.raises(ValueError, match=message):
         store.read_encoded([(0, "base"), (2, "base")], out=buffers)
     with pytest.raises(ValueError, match="buffers are for 2 images, 1 are read"):
         store.read_encoded([(3, "base")], out=buffers)

@@ -53,15 +53,17 @@ def header_of(shape: str, kind: str = "'<i8'") -> str:
     return f"{{'descr': {kind}, 'fortran_order': False, 'shape': {shape}, }}"
 
 
+def labels_of(header: str, version: bytes = b"\1\0") -> bytes:
+    """An archive of 24 bytes under this header."""
+    return zip_of([("labels.npy", npy_of(header, bytes(24), version))])
+
+
 LABELS = npy_of(header_of("(3,)"), bytes(24))
 ARCHIVES = {
     "no end": (zip_of([("labels.npy", LABELS)])[:-1], "its end is cut off"),
-    "negative": (
-        zip_of([("labels.npy", npy_of(header_of("(-3, -1)"), bytes(24)))]),
-        r"claims to be of shape \(-3, -1\)",
-    ),
+    "negative": (labels_of(header_of("(-3, -1)")), r"claims to be of shape \(-3, -1\)"),
     "objects": (
-        zip_of([("labels.npy", npy_of(header_of("(3,)", "'|O'"), bytes(24)))]),
+        labels_of(header_of("(3,)", "'|O'")),
         "entry labels.npy holds object, not plain numbers",
     ),
     "deflated": (zip_of([("labels.npy", LABELS)], zipfile.ZIP_DEFLATED), "is compressed or larger"),
@@ -69,14 +71,8 @@ ARCHIVES = {
         zip_of([("labels.npy", LABELS)]).replace(struct.pack("<I", len(LABELS)), b"\xee" * 4),
         "is compressed or larger than the file",
     ),
-    "version": (
-        zip_of([("labels.npy", npy_of(header_of("(3,)"), bytes(24), b"\2\0"))]),
-        r"has npy version \(2, 0\)",
-    ),
-    "objects inside": (
-        zip_of([("labels.npy", npy_of(header_of("(3,)", "[('a', '|O')]"), bytes(24)))]),
-        "not plain numbers",
-    ),
+    "version": (labels_of(header_of("(3,)"), b"\2\0"), r"has npy version \(2, 0\)"),
+    "objects inside": (labels_of(header_of("(3,)", "[('a', '|O')]")), "not plain numbers"),
     "deep header": (zip_of([("labels.npy", npy_of("(" * 5000))]), "EOF|nested"),
     "long header": (zip_of([("labels.npy", npy_of("{" + "1," * 9000 + "}"))]), "EOF|max_header"),
     "no header": (zip_of([("labels.npy", b"")]), "reading magic string"),
