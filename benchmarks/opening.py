@@ -23,12 +23,7 @@ from cachedet.store.creation import StoreInputs, open_or_create
 from cachedet.store.format.commits import CommitRecord, Quality, ShardRecord
 from cachedet.store.format.layout import commit_key
 from cachedet.store.format.manifest import library_versions
-from cachedet.structures import (
-    Annotations,
-    CategoryMap,
-    FeatureSpec,
-    LevelSpec,
-)
+from cachedet.structures import Annotations, CategoryMap, FeatureSpec, LevelSpec
 
 MEASURE = """
 import json, sys, time

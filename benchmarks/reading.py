@@ -41,13 +41,7 @@ from cachedet.store.format.shards import (
 )
 from cachedet.store.reader import FeatureStore
 from cachedet.store.writer import StoreWriter
-from cachedet.structures import (
-    Annotations,
-    CategoryMap,
-    Features,
-    FeatureSpec,
-    LevelSpec,
-)
+from cachedet.structures import Annotations, CategoryMap, Features, FeatureSpec, LevelSpec
 
 SIZES = {  # (height, width, channels of C3 to C5, images)
     "small": (288, 384, (40, 112, 320), 256),

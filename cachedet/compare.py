@@ -163,10 +163,7 @@ def _require_fit(config: ComparisonConfig, store: FeatureStore, validation: Feat
 
 
 def _train_cells(
-    config: ComparisonConfig,
-    folder: ComparisonFolder,
-    extracted: Extracted,
-    on_cell: OnCell | None,
+    config: ComparisonConfig, folder: ComparisonFolder, extracted: Extracted, on_cell: OnCell | None
 ) -> str | None:
     """Train those that are not done; returns the signal that came meanwhile."""
     keys = config.cell_keys()
@@ -222,10 +219,7 @@ def _standfirst(config: ComparisonConfig, store: FeatureStore) -> str:
 
 
 def _facts(
-    config: ComparisonConfig,
-    store: FeatureStore,
-    extracted: Extracted,
-    cells: Sequence[CellResult],
+    config: ComparisonConfig, store: FeatureStore, extracted: Extracted, cells: Sequence[CellResult]
 ) -> list[tuple[str, str]]:
     """What was equal in all cells, and what could not be."""
     manifest, training = store.manifest, config.backbone

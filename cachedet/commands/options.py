@@ -24,8 +24,7 @@ Weights = Annotated[str, typer.Option(help="auto, none or a checkpoint file.")]
 Levels = Annotated[str, typer.Option(help="Such as C3,C4,C5; empty: the usual ones.")]
 ImageSize = Annotated[int, typer.Option(help="Long side in pixels.")]
 Codec = Annotated[
-    str,
-    typer.Option(help="Such as fp16, int8, int8+zstd or snr12; a wrong name lists them all."),
+    str, typer.Option(help="Such as fp16, int8, int8+zstd or snr12; a wrong name lists them all.")
 ]
 OnBadImage = Annotated[
     str, typer.Option(help="fail: list all bad images and stop; skip: leave them out.")

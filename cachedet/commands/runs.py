@@ -12,12 +12,7 @@ import typer
 
 from cachedet.commands.options import ConfigName, Device, Json, Overrides, print_json
 from cachedet.commands.score_tables import print_scores
-from cachedet.commands.tables import (
-    console,
-    print_cost,
-    print_predicted_vs_actual,
-    print_training,
-)
+from cachedet.commands.tables import console, print_cost, print_predicted_vs_actual, print_training
 
 
 def train_heads(

@@ -70,11 +70,7 @@ class StepPlan:
 
 
 def plan_steps(
-    config: TrainConfig,
-    store: FeatureStore,
-    training_mode: TrainingMode,
-    *,
-    seconds: float | None,
+    config: TrainConfig, store: FeatureStore, training_mode: TrainingMode, *, seconds: float | None
 ) -> StepPlan:
     """Plan about as many steps as a trial fits into `seconds`, else those of the config's epochs.
 

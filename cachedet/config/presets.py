@@ -56,9 +56,7 @@ def find_config(name_or_path: str | Path) -> Path:
 
 
 def load_config(
-    config: str | Path | Mapping[str, Any] | TrainConfig,
-    *,
-    overrides: Overrides = (),
+    config: str | Path | Mapping[str, Any] | TrainConfig, *, overrides: Overrides = ()
 ) -> TrainConfig:
     """A training's config from any of its forms, with overrides applied.
 

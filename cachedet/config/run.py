@@ -21,13 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from cachedet.config.detector import (
-    Config,
-    Count,
-    DetectorConfig,
-    Fraction,
-    RetinaNetConfig,
-)
+from cachedet.config.detector import Config, Count, DetectorConfig, Fraction, RetinaNetConfig
 from cachedet.config.schedule import ScheduleConfig
 from cachedet.errors import ConfigError, nearest_names
 
@@ -179,11 +173,7 @@ class TrainConfig(Config):
         return self
 
 
-ONLY_CACHED: Mapping[str, object] = {
-    "trainable": "all",
-    "init_from": None,
-    "early_stopping": None,
-}
+ONLY_CACHED: Mapping[str, object] = {"trainable": "all", "init_from": None, "early_stopping": None}
 """Keys that only runs on a cache can set, with their value in all modes (`compare`, `estimate`)."""
 
 

@@ -100,10 +100,7 @@ def build_neck(config: BuiltDetectorConfig, spec: FeatureSpec) -> Neck:
                 )
             case SimplePyramidConfig():
                 return SimplePyramid(
-                    levels,
-                    channels=neck.channels,
-                    num_levels=neck.num_levels,
-                    norm=config.norm,
+                    levels, channels=neck.channels, num_levels=neck.num_levels, norm=config.norm
                 )
             case _:
                 assert_never(neck)

@@ -294,10 +294,7 @@ def try_cached(
     trial, figures = trials.trial, trials.figures[inputs.extract.codec]
     free_device = inputs.free_device
     residency = expected_residency(
-        inputs.heads.residency,
-        figures.times(sizes.read_share),
-        ram=free_ram(),
-        device=free_device,
+        inputs.heads.residency, figures.times(sizes.read_share), ram=free_ram(), device=free_device
     )
     levels = choose_levels(inputs.heads.detector, trial.manifest.spec).names
     cached, heads_seconds = try_mode(

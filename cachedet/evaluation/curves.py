@@ -65,11 +65,7 @@ class Curves:
 
 
 def draw_curves(
-    annotations: Annotations,
-    detections: DetectionsOrTable,
-    *,
-    iou: float = 0.5,
-    num_bins: int = 10,
+    annotations: Annotations, detections: DetectionsOrTable, *, iou: float = 0.5, num_bins: int = 10
 ) -> Curves:
     """Curves, cuts and calibration at an IoU.
 

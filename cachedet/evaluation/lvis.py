@@ -133,11 +133,7 @@ def match_lvis(
     judged = table.keep(kept)
     codes = judged.rows * classes + judged.labels
     return match_detections(
-        boxes,
-        judged,
-        most_per_class=None,
-        of=of,
-        unjudged=np.isin(codes, federated.not_exhaustive),
+        boxes, judged, most_per_class=None, of=of, unjudged=np.isin(codes, federated.not_exhaustive)
     )
 
 

@@ -35,11 +35,7 @@ class PrecisionTable:
     recall: Floats  # (T, K, A)
 
     def mean_precision(
-        self,
-        *,
-        area: int = 0,
-        threshold: int | None = None,
-        labels: Sequence[int] | None = None,
+        self, *, area: int = 0, threshold: int | None = None, labels: Sequence[int] | None = None
     ) -> float:
         """Over all thresholds or one, all classes or some; NaN where none has boxes."""
         part = self.precision if threshold is None else self.precision[[threshold]]

@@ -8,12 +8,7 @@ from cachedet.config.run import TrainConfig
 from cachedet.errors import CheckpointError, DamagedCheckpointError
 from cachedet.store.format.manifest import Manifest
 from cachedet.store.leftovers import remove_leftovers
-from cachedet.training.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-    save_rotating,
-)
+from cachedet.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_rotating
 from cachedet.training.run_folder import RunFolder
 from cachedet.training.trainer import Trainer
 

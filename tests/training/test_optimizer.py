@@ -10,12 +10,7 @@ from torch import nn
 
 from cachedet.config.schedule import LearningRate
 from cachedet.errors import ConfigError
-from cachedet.training.optimizer import (
-    WeightAverage,
-    choose_autocast,
-    make_scaler,
-    warm_decay,
-)
+from cachedet.training.optimizer import WeightAverage, choose_autocast, make_scaler, warm_decay
 
 
 def make_rate(**values: Any) -> LearningRate:
