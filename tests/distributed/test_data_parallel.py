@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from cachedet.config.detector import DetectorConfig
+from cachedet.config.schedule import LearningRate
 from cachedet.data.masks import encode_bitmap
 from cachedet.detector.build import build_detector
 from cachedet.distributed.collective import rank, single_process, world_size
@@ -25,7 +26,6 @@ from cachedet.distributed.data_parallel import (
 )
 from cachedet.errors import ConfigError, NonFiniteLossError
 from cachedet.structures import Batch, FeatureSpec, LevelSpec, TargetMasks, Targets
-from cachedet.training.optimizer import LearningRate
 from cachedet.training.trainer import Trainer
 
 SPEC = FeatureSpec(
