@@ -153,7 +153,7 @@ class FeatureStore:
             MissingFeatureError: never committed, or an unknown image, view or level.
             CorruptBlockError: the bytes are not what was committed; names the file.
         """
-        encoded = self.make_buffers(self.bucket_of(row, view), 1, levels)
+        encoded = self._room_for_one(self.bucket_of(row, view), levels)
         self.read_encoded([(row, view)], out=encoded)
         shapes = self.spec.map_shapes(encoded.bucket)
         features = {}
@@ -161,6 +161,14 @@ class FeatureStore:
             parts = {name: torch.from_numpy(array) for name, array in arrays.items()}
             features[level] = self.codec.decode(parts, level=level, shape=shapes[level])[0]
         return features
+
+    def _room_for_one(self, bucket: SizeHW, levels: Sequence[str] | None) -> EncodedFeatures:
+        """Buffers of this thread for one image; what is decoded from them is always new."""
+        wanted = self.spec.names if levels is None else tuple(levels)
+        room: EncodedFeatures | None = getattr(self._chunks.scratch, "room", None)
+        if room is None or room.bucket != bucket or tuple(room.arrays) != wanted:
+            room = self._chunks.scratch.room = self.make_buffers(bucket, 1, levels)
+        return room
 
     def make_buffers(
         self, bucket: SizeHW, count: int, levels: Sequence[str] | None = None

@@ -88,7 +88,7 @@ class ChunkReader:
         self._files: OrderedDict[str, tuple[OpenFile, _Index]] = OrderedDict()
         self._indices: OrderedDict[str, _Index] = OrderedDict()
         self._lock = threading.Lock()
-        self._scratch = threading.local()
+        self.scratch = threading.local()  # memory that a thread uses again for its next read
         self._process = os.getpid()  # last: another thread that sees it sees the rest
 
     def __reduce__(self) -> tuple[type[ChunkReader], tuple[ByteSource, int]]:
@@ -198,9 +198,9 @@ class ChunkReader:
 
     def _buffer(self, nbytes: int) -> memoryview:
         """Bytes of this thread, used again by its next chunk."""
-        held: bytearray | None = getattr(self._scratch, "held", None)
+        held: bytearray | None = getattr(self.scratch, "held", None)
         if held is None or len(held) < nbytes:
-            held = self._scratch.held = bytearray(max(nbytes, 4096))
+            held = self.scratch.held = bytearray(max(nbytes, 4096))
         return memoryview(held)[:nbytes]
 
 
