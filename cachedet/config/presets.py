@@ -51,7 +51,9 @@ def find_config(name_or_path: str | Path) -> Path:
     if os.path.exists(text) and not os.path.isdir(text):
         return Path(text)
     if text not in preset_names():
-        raise _unknown(text, expected="the path of a YAML file or the name of a preset")
+        kind = "the folder " if os.path.isdir(text) else ""
+        expected = "the path of a YAML file or the name of a preset"
+        raise _unknown(text, expected=expected, kind=kind)
     return _file_of(text)
 
 
@@ -93,8 +95,7 @@ def _file_of(name: str) -> Path:
     return _FOLDER / f"{name}.yaml"
 
 
-def _unknown(text: str, *, expected: str) -> ConfigError:
-    kind = "the folder " if os.path.isdir(text) else ""
+def _unknown(text: str, *, expected: str, kind: str = "") -> ConfigError:
     nearest = nearest_names(Path(text).stem, preset_names())
     return ConfigError(
         f"expected {expected}, got {kind}{text!r}{nearest}; `cachedet configs` lists the presets"
