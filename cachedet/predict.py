@@ -193,6 +193,11 @@ def load_image_detector(
     checkpoint = load_checkpoint(RunFolder.open(run).best)
     manifest = checkpoint.manifest
     chosen = choose_device(device)
+    if backbone is not None and not isinstance(backbone, FrozenBackbone):
+        raise BackboneError(
+            "expected what cachedet.wrap_backbone(module, name=..., levels=[...]) returns, got "
+            f"{type(backbone).__name__}"
+        )
     if backbone is None:
         backbone = load_backbone(
             manifest.backbone,

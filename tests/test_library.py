@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 import cachedet
 from cachedet.errors import BackboneError, ConfigError, DatasetError
+from cachedet.predict import load_image_detector
 from cachedet.structures import LevelSpec
 
 CANNOT_FAIL = ("collate", "count_over_ranks", "show_progress")
@@ -110,6 +111,25 @@ def test_a_data_set_in_workers(tiny: Any, start: str) -> None:
         assert batch.image_ids == expected.image_ids
         for level, maps in batch.features.items():
             assert torch.equal(maps, expected.features[level])
+
+
+def test_what_a_loader_and_a_prediction_refuse(tiny: Any, tmp_path: Path) -> None:
+    store = cachedet.open_store(tiny.train)
+    with pytest.raises(ConfigError, match="batch_size must be at least 1, got 0"):
+        cachedet.make_loader(store, batch_size=0)
+    names = cachedet.make_loader(store, views="base,hflip").plan(0)
+    listed = cachedet.make_loader(store, views=["base", "hflip"]).plan(0)
+    assert [keys.tolist() for keys in names] == [keys.tolist() for keys in listed]
+    with pytest.raises(BackboneError, match=r"what cachedet\.wrap_backbone.* got Identity"):
+        load_image_detector(tiny_run(tiny, tmp_path), backbone=nn.Identity())  # type: ignore[arg-type]
+
+
+def tiny_run(tiny: Any, tmp_path: Path) -> Path:
+    options = {"schedule.epochs": 1, "device": "cpu"}
+    cachedet.train(
+        "retinanet_fpn_tiny", overrides=options, train_store=tiny.train, run=tmp_path / "run"
+    )
+    return tmp_path / "run"
 
 
 def test_batches_of_one_size(tiny: Any) -> None:

@@ -89,7 +89,10 @@ def load_backbone(
     """
     if not timm.is_model(name):
         near = nearest_names(name, timm.list_models())
-        raise BackboneError(f"unknown backbone {name!r}{near}; `timm.list_models()` lists them all")
+        raise BackboneError(
+            f"unknown backbone {name!r}{near}; `timm.list_models()` lists them all. "
+            "One that was given as an object is given again, in Python: backbone=..."
+        )
     source = _weights_source(name, weights)
     indices, spec = _choose_levels(name, levels, image_size=image_size)
     with torch.random.fork_rng(devices=[]):

@@ -27,6 +27,7 @@ from cachedet.augmentation.steps import Augment, make_augment
 from cachedet.config.run import TrainConfig, WantedResidency
 from cachedet.detector.build import choose_levels
 from cachedet.device import choose_device, single_core_threads, usable_cores
+from cachedet.errors import ConfigError
 from cachedet.loading.memory import free_memory, free_ram
 from cachedet.loading.residency import (
     FeatureSource,
@@ -243,6 +244,8 @@ def make_loader(
         ...     batch.features["C3"].shape, batch.targets[0].boxes
     """
     probabilities = resolve_views(views, held=store.views, where=store.location)
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
     store.require_complete(tuple(probabilities))
     chosen = choose_device(device)
     names = tuple(levels) if levels is not None else store.spec.names

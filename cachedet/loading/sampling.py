@@ -129,6 +129,8 @@ def resolve_views(
 
     Raises ConfigError: names that are neither, all of them in one message.
     """
+    if isinstance(wanted, str):  # as `extract` takes them
+        wanted = [name.strip() for name in wanted.split(",")]
     if wanted is None:
         wanted = held
     weights = wanted if isinstance(wanted, Mapping) else dict.fromkeys(wanted, 1.0)

@@ -113,7 +113,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: no such file, something else than a checkpoint, or another format.
     """
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}; expected the run folder of `train-heads`")
+        raise CheckpointError(
+            f"no checkpoint at {path}; expected the run folder of `train-heads`; "
+            "one that was stopped before its first validation has only last.pt: --resume it"
+        )
     values = _read(path)
     if not isinstance(values, dict) or "format" not in values:
         raise CheckpointError(f"{path} is not a checkpoint of cachedet (it has no format number)")
