@@ -85,7 +85,12 @@ def measure_steps(job: StepJob) -> StepTrial:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(job, sender), daemon=True)
-    process.start()
+    # Inherited: Ctrl-C while the process still imports would be a traceback of its own.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
     sender.close()
     try:
         deadline = time.monotonic() + _MOST_SECONDS
