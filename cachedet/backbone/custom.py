@@ -64,7 +64,7 @@ def wrap_backbone(
         name=name,
         model=_ListedMaps(module, name=name, spec=spec),
         spec=spec,
-        channels_last=False,
+        is_nhwc=False,
         preprocessing=Preprocessing(mean=mean, std=std, interpolation=interpolation),
         weights=f"given as an object, {kind.__module__}.{kind.__qualname__}",
     )

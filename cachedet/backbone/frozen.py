@@ -31,7 +31,7 @@ class FrozenBackbone(nn.Module):
         name: str,
         model: nn.Module,
         spec: FeatureSpec,
-        channels_last: bool,
+        is_nhwc: bool,  # the network gives maps (N, h, w, C)
         preprocessing: Preprocessing,
         weights: str,
     ) -> None:
@@ -41,7 +41,7 @@ class FrozenBackbone(nn.Module):
         self.spec = spec  # the levels it gives, fine to coarse
         self.preprocessing = preprocessing  # how its input must be made from pixels
         self.weights = weights  # where they came from, in words
-        self._channels_last = channels_last
+        self.is_nhwc = is_nhwc
         self.digest = digest_weights(model)
         super().train(False)
 
@@ -57,7 +57,7 @@ class FrozenBackbone(nn.Module):
 
     def name_maps(self, maps: Sequence[Tensor], images: Tensor) -> Features:
         """What the network gave for `images`, by level. Raises BackboneError on other shapes."""
-        if self._channels_last:
+        if self.is_nhwc:
             maps = [feature_map.permute(0, 3, 1, 2) for feature_map in maps]
         expected = self.spec.map_shapes((images.shape[2], images.shape[3]))
         features = dict(zip(self.spec.names, maps, strict=True))
@@ -103,7 +103,7 @@ def load_backbone(
         name=name,
         model=model,
         spec=spec,
-        channels_last=getattr(model, "output_fmt", None) == "NHWC",
+        is_nhwc=getattr(model, "output_fmt", None) == "NHWC",
         preprocessing=Preprocessing(
             mean=tuple(config["mean"]),
             std=tuple(config["std"]),

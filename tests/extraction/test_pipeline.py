@@ -178,7 +178,7 @@ class Broken(FrozenBackbone):
 def test_a_bad_feature_stops_the_run_and_names_the_image(tiny: Any, tmp_path: Path) -> None:
     good = load_backbone("test_resnet", weights=str(tiny.weights), image_size=128)
     same = {name: getattr(good, name) for name in ("name", "model", "spec", "preprocessing")}
-    broken = Broken(**same, channels_last=False, weights="random")
+    broken = Broken(**same, is_nhwc=False, weights="random")
     pipeline, writer, done = pipeline_of(tiny, tmp_path / "s.zarr", StoreWriter, backbone=broken)
     with pytest.raises(CodecError, match=r"train_\d+.jpg: level C4 holds nan"):
         pipeline.run(writer.blocks)

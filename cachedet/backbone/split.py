@@ -1,0 +1,135 @@
+"""A network cut behind one of its levels: a trunk that stays frozen, and the stages behind it.
+
+What a trunk gives can be kept in a store, and the stages trained from it: trunk and stages one
+after the other give the whole network's maps, bit for bit on a CPU. Both are chains of the
+network's own modules. Networks whose features timm takes in another way than module after module
+(several resolutions side by side, hooks, tokens) cannot be cut.
+
+Letters: N images, C channels, h w feature cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cachedet.backbone.frozen import FrozenBackbone
+from cachedet.errors import BackboneError
+from cachedet.structures import Features, FeatureSpec
+
+_FAMILIES = (
+    "EfficientNet, MobileNet, ResNet, RegNet, ConvNeXt and Swin families can be cut, and other "
+    "networks whose stages follow each other"
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SplitBackbone:
+    """The two parts of a network."""
+
+    trunk: nn.Module  # images (N, 3, H, W) -> maps of the levels up to the cut
+    stages: Stages
+
+
+class _Chain(nn.Module):
+    """Modules one after the other; the outputs behind some of them are its maps."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], *, taps: Iterable[str]) -> None:
+        super().__init__()
+        self.chain = nn.ModuleDict(modules)
+        self._taps = frozenset(taps)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """One map for each tap, in the network's own memory order."""
+        maps = []
+        for name, module in self.chain.items():
+            x = module(x)
+            if name in self._taps:
+                maps.append(x)
+        return maps
+
+
+class Stages(nn.Module):
+    """What a network computes behind a level: from that level's map to the maps above it."""
+
+    def __init__(self, chain: nn.Module, *, cut: str, spec: FeatureSpec, is_nhwc: bool) -> None:
+        super().__init__()
+        self.chain = chain
+        self.cut = cut  # name of the level that it takes
+        self.spec = spec  # the levels that it gives
+        self._is_nhwc = is_nhwc
+
+    def forward(self, feature_map: Tensor) -> Features:
+        """Map (N, C, h, w) of the level `cut` -> those of `spec`."""
+        if self._is_nhwc:
+            feature_map = feature_map.permute(0, 2, 3, 1).contiguous()
+        maps = self.chain(feature_map)
+        if self._is_nhwc:
+            maps = [each.permute(0, 3, 1, 2) for each in maps]
+        return {name: each.contiguous() for name, each in zip(self.spec.names, maps, strict=True)}
+
+
+def split_backbone(backbone: FrozenBackbone, cut: str) -> SplitBackbone:
+    """Cut a network behind the level `cut`, such as "C4"; its modules are shared, not copied.
+
+    Raises BackboneError: no such level, none behind it, or a network that cannot be cut.
+    """
+    names = backbone.spec.names
+    if cut not in names[:-1]:
+        raise BackboneError(
+            f"{backbone.name} cannot be cut at {cut!r}: expected one of its levels but the last, "
+            + (", ".join(names[:-1]) or f"and it gives {names[0]} alone")
+        )
+    modules, taps = _sequence_of(backbone)
+    kept = names.index(cut) + 1
+    end = list(modules).index(taps[kept - 1]) + 1
+    trunk = _Chain(dict(list(modules.items())[:end]), taps=taps[:kept])
+    behind = _Chain(dict(list(modules.items())[end:]), taps=taps[kept:])
+    spec = FeatureSpec(tuple(backbone.spec)[kept:])
+    stages = Stages(behind, cut=cut, spec=spec, is_nhwc=backbone.is_nhwc)
+    split = SplitBackbone(trunk=trunk.eval(), stages=stages.eval())
+    _require_equal(backbone, split)
+    return split
+
+
+def _sequence_of(backbone: FrozenBackbone) -> tuple[dict[str, nn.Module], list[str]]:
+    """The modules in the order they run, and those behind which the levels are taken."""
+    model: Any = backbone.model
+    kind = type(model).__name__
+    if kind == "FeatureListNet":
+        return dict(model.items()), list(model.return_layers)
+    if kind in ("EfficientNetFeatures", "MobileNetV3Features") and model.feature_hooks is None:
+        stem = {name: child for name, child in model.named_children() if name != "blocks"}
+        blocks = {f"blocks_{number}": block for number, block in enumerate(model.blocks)}
+        behind = [list(stem)[-1], *blocks]  # stage 0 is the stem
+        return {**stem, **blocks}, [behind[stage] for stage in sorted(model._stage_out_idx)]
+    raise BackboneError(
+        f"{backbone.name} cannot be cut: timm gives its features through {kind}. {_FAMILIES}"
+    )
+
+
+@torch.no_grad()
+def _require_equal(backbone: FrozenBackbone, split: SplitBackbone) -> None:
+    """Trunk and stages must give the network's own maps. Raises BackboneError."""
+    parameter = next(backbone.parameters())
+    side = 2 * backbone.spec.pad_multiple
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(1, 3, side, side, generator=generator).to(parameter)
+    try:
+        whole = backbone(images)
+        below = split.trunk(images)
+        if backbone.is_nhwc:
+            below = [each.permute(0, 3, 1, 2) for each in below]
+        maps = [*below, *split.stages(below[-1]).values()]
+        is_equal = all(map(torch.equal, whole.values(), maps))
+    except (AttributeError, RuntimeError, TypeError):  # a stage takes more than one map
+        is_equal = False
+    if not is_equal:
+        raise BackboneError(
+            f"{backbone.name} cannot be cut at {split.stages.cut}: what lies behind it takes more "
+            f"than that level's map. {_FAMILIES}"
+        )
