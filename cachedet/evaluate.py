@@ -15,7 +15,7 @@ from torch import nn
 
 from cachedet.config.run import EvalConfig
 from cachedet.data.views import parse_views
-from cachedet.detector.build import build_detector, choose_levels
+from cachedet.detector.build import build_detector, choose_read_levels
 from cachedet.detector.protocol import max_proposals_of, require_detector
 from cachedet.device import choose_device
 from cachedet.errors import CheckpointError, InputError
@@ -32,6 +32,7 @@ from cachedet.progress import StageProgress
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, Detections
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint, load_weights
+from cachedet.training.partial import build_partial_detector
 from cachedet.training.run_folder import RunFolder, TrainingData
 from cachedet.version import __version__
 
@@ -205,6 +206,10 @@ def load_detector(
     """
     if detector is not None:
         detector = copy.deepcopy(require_detector(detector))
+    elif checkpoint.config.freeze_at is not None:
+        detector = build_partial_detector(
+            checkpoint.config, checkpoint.manifest, weights=None, where="the checkpoint"
+        )
     else:
         detector = build_detector(
             checkpoint.config.detector,
@@ -249,7 +254,11 @@ class _Scored:
             name=f"{run} is a {trained.kind}",
             folder=folder,
             features=features,
-            levels=choose_levels(trained, features.manifest.spec).names,
+            levels=choose_read_levels(
+                checkpoint.config,
+                held=features.manifest.spec,
+                network=features.manifest.network,
+            ),
             merging=Merging.like(trained.postprocess),
             views=views,
             batch_size=config.batch_size,

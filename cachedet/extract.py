@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
+from cachedet.backbone.split import freeze_trunk, stage_weights
 from cachedet.config.run import ExtractConfig, make_extract_config
 from cachedet.data.coco import CocoDataset, read_coco
 from cachedet.data.images import Scan, require_good, scan_images
@@ -29,8 +31,11 @@ from cachedet.store.files.names import MANIFEST
 from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.layout import Block
 from cachedet.store.format.manifest import Manifest, load_manifest
+from cachedet.store.format.stages import encode_stages
 from cachedet.store.writer import StoreWriter
 from cachedet.structures import Annotations
+
+_log = logging.getLogger("cachedet.extract")
 
 FIT_IMAGES = 64  # spread evenly over the data set
 
@@ -64,6 +69,7 @@ def extract(
     backbone: str | FrozenBackbone | None = None,
     weights: str | None = None,
     levels: Sequence[str] | None = None,
+    freeze_at: str | None = None,
     image_size: int | None = None,
     views: str | Sequence[str] | None = None,
     codec: str | None = None,
@@ -88,6 +94,7 @@ def extract(
         backbone: a timm model's name, or what `wrap_backbone` made of a module.
         weights: "auto", "none" or a checkpoint file.
         levels: such as ["C3", "C4"].
+        freeze_at: such as "C4": levels above it are left out, and trained stages make them.
         image_size: long side in pixels.
         views: such as "base,hflip".
         codec: such as "int8".
@@ -110,7 +117,8 @@ def extract(
     network = backbone if isinstance(backbone, FrozenBackbone) else None
     given = {
         "images": images, "annotations": annotations, "store": store, "weights": weights,
-        "backbone": _name_of(backbone), "levels": levels, "image_size": image_size,
+        "backbone": _name_of(backbone), "levels": levels, "freeze_at": freeze_at,
+        "image_size": image_size,
         "views": ",".join(views) if isinstance(views, list | tuple) else views,
         "codec": codec, "on_bad_image": on_bad_image, "block_size": block_size,
         "batch_size": batch_size, "workers": workers, "device": device, "rank": rank,
@@ -150,20 +158,29 @@ def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractRe
     network = network or load_backbone(
         config.backbone, weights=config.weights, levels=config.levels, image_size=config.image_size
     )
-    backbone = network.to(device)
+    network.to(device)
+    backbone = network if config.freeze_at is None else freeze_trunk(network, config.freeze_at)
+    stages = _encode_stages(network)
     with StageProgress("check images", total=len(dataset.annotations), unit="images") as progress:
         scan = scan_images(dataset, workers=config.workers, on_progress=progress.advance)
     kept, skipped = _split_bad(dataset, scan, on_bad_image=config.on_bad_image)
     annotations = dataset.annotations.keep_rows(kept)
     contents = scan.contents[kept]
     manifest = make_manifest(
-        config, backbone, views=views, annotations=annotations, contents=contents, skipped=skipped
+        config,
+        backbone,
+        network=network.spec,
+        stages=stages,
+        views=views,
+        annotations=annotations,
+        contents=contents,
+        skipped=skipped,
     )
     loader = make_inputs(
         annotations,
         images=dataset.images,
         image_size=config.image_size,
-        pad_multiple=backbone.spec.pad_multiple,
+        pad_multiple=manifest.pad_multiple,
         preprocessing=backbone.preprocessing,
     )
 
@@ -172,7 +189,12 @@ def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractRe
         return fit_codec(codec, loader, backbone, view=learns_from.views[0])
 
     writer = StoreWriter.open(
-        config.store, manifest=manifest, annotations=annotations, contents=contents, fit=fit
+        config.store,
+        manifest=manifest,
+        annotations=annotations,
+        contents=contents,
+        fit=fit,
+        stages=stages,
     )
     started = time.perf_counter()
     clock, blocks_written = _write_blocks(writer, loader, backbone, config, rank)
@@ -193,6 +215,15 @@ def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractRe
         notes=_named(dataset.annotations, scan.notes),
         counts=dataset.counts,
     )
+
+
+def _encode_stages(network: FrozenBackbone) -> bytes | None:
+    """The file of the stages' weights; None where the network cannot be cut."""
+    try:
+        return encode_stages(stage_weights(network))
+    except BackboneError as error:
+        _log.debug("no stage weights are kept: %s", error)
+        return None
 
 
 def fit_codec(codec: Codec, loader: InputLoader, backbone: FrozenBackbone, *, view: str) -> Codec:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
+from cachedet.backbone.split import freeze_trunk
 from cachedet.data.images import decode_image, make_input
 from cachedet.data.masks import decode_mask, paste_masks, rle_of
 from cachedet.data.views import View, make_geometry, parse_views
-from cachedet.detector.build import choose_levels
+from cachedet.detector.build import choose_read_levels
 from cachedet.detector.protocol import run_detector
 from cachedet.device import choose_device
 from cachedet.errors import BackboneError, InputError
@@ -58,7 +59,7 @@ class ImageDetector:
             image_hw=(pixels.shape[0], pixels.shape[1]),
             image_id=image_id,
             image_size=self.manifest.image_size,
-            pad_multiple=self.manifest.spec.pad_multiple,
+            pad_multiple=self.manifest.pad_multiple,
         )
         device = next(self.detector.parameters()).device
         image = make_input(pixels, geometry, self.manifest.preprocessing).to(device)
@@ -192,7 +193,7 @@ def load_image_detector(
     """Join the run's heads with its backbone, whose weights must be those it was trained on."""
     checkpoint = load_checkpoint(RunFolder.open(run).best)
     manifest = checkpoint.manifest
-    chosen = choose_device(device)
+    chosen, cut = choose_device(device), checkpoint.config.freeze_at
     if backbone is not None and not isinstance(backbone, FrozenBackbone):
         raise BackboneError(
             "expected what cachedet.wrap_backbone(module, name=..., levels=[...]) returns, got "
@@ -202,7 +203,7 @@ def load_image_detector(
         backbone = load_backbone(
             manifest.backbone,
             weights=weights,
-            levels=manifest.spec.names,
+            levels=manifest.network.names,
             image_size=manifest.image_size,
             device=chosen,
         )
@@ -213,13 +214,18 @@ def load_image_detector(
             f"(sha256 {backbone.digest[:12]}); give the same ones with --weights"
         )
     return ImageDetector(
-        backbone=backbone.to(chosen),
+        backbone=_up_to(cut, backbone.to(chosen)),
         detector=load_detector(checkpoint, device=chosen, detector=detector),
-        levels=choose_levels(checkpoint.config.detector, manifest.spec).names,
+        levels=choose_read_levels(checkpoint.config, held=manifest.spec, network=manifest.network),
         manifest=manifest,
         merging=Merging.like(checkpoint.config.detector.postprocess),
         views=views,
     )
+
+
+def _up_to(cut: str | None, backbone: FrozenBackbone) -> FrozenBackbone:
+    """The part of the backbone in front of the stages that were trained."""
+    return backbone if cut is None else freeze_trunk(backbone, cut)
 
 
 def make_drawing(detections: Detections, categories: CategoryMap, *, size_hw: SizeHW) -> Drawing:

@@ -14,7 +14,7 @@ from torch import nn
 from cachedet.config.detector import CustomDetectorConfig
 from cachedet.config.presets import load_config
 from cachedet.config.run import VALIDATED, EvalConfig, Overrides, TrainConfig
-from cachedet.detector.build import choose_levels
+from cachedet.detector.build import choose_read_levels
 from cachedet.detector.protocol import require_detector, trains_masks
 from cachedet.distributed.collective import from_first, is_first, rank, world_size
 from cachedet.distributed.data_parallel import find_launch, joined_ranks
@@ -26,6 +26,7 @@ from cachedet.loading.loader import FeatureLoader, make_run_loader
 from cachedet.store.reader import FeatureStore
 from cachedet.training.loop import EARLY_STOPPING, Validator, is_signal, run_session
 from cachedet.training.optimizer import count_trained
+from cachedet.training.partial import build_partial_detector
 from cachedet.training.run_folder import RunFolder, TrainingData
 from cachedet.training.start import pin_views, require_fit, start_or_continue
 from cachedet.training.trainer import make_trainer
@@ -139,6 +140,10 @@ def _train_together(
     torch.manual_seed(config.seed)
     loader = make_run_loader(config, store, rank=rank(), world_size=world_size())
     total_steps = sum(_steps_of(loader, config, epoch) for epoch in range(config.schedule.epochs))
+    if config.freeze_at is not None and detector is None:
+        detector = build_partial_detector(
+            config, store.manifest, weights=store.read_stages(), where=store.location
+        )
     trainer = make_trainer(
         config, manifest=store.manifest, total_steps=total_steps, detector=detector
     )
@@ -195,7 +200,9 @@ def _make_validator(
         detections = detect_store(
             detector,
             store,
-            levels=choose_levels(config.detector, store.manifest.spec).names,
+            levels=choose_read_levels(
+                config, held=store.manifest.spec, network=store.manifest.network
+            ),
             batch_size=EvalConfig().batch_size,
             device=device,
             on_progress=lambda _: between_batches(),

@@ -34,6 +34,7 @@ class FrozenBackbone(nn.Module):
         is_nhwc: bool,  # the network gives maps (N, h, w, C)
         preprocessing: Preprocessing,
         weights: str,
+        digest: str | None = None,  # of the network that `model` is a part of
     ) -> None:
         super().__init__()
         self.name = name
@@ -42,7 +43,7 @@ class FrozenBackbone(nn.Module):
         self.preprocessing = preprocessing  # how its input must be made from pixels
         self.weights = weights  # where they came from, in words
         self.is_nhwc = is_nhwc
-        self.digest = digest_weights(model)
+        self.digest = digest or digest_weights(model)
         super().train(False)
 
     def train(self, mode: bool = True) -> FrozenBackbone:

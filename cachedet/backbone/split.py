@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cachedet.backbone.frozen import FrozenBackbone
+from cachedet.backbone.frozen import FrozenBackbone, load_backbone
+from cachedet.backbone.weights import shape_of
 from cachedet.errors import BackboneError
 from cachedet.structures import Features, FeatureSpec
 
@@ -35,18 +36,17 @@ class SplitBackbone:
     stages: Stages
 
 
-class _Chain(nn.Module):
+class _Chain(nn.ModuleDict):
     """Modules one after the other; the outputs behind some of them are its maps."""
 
     def __init__(self, modules: Mapping[str, nn.Module], *, taps: Iterable[str]) -> None:
-        super().__init__()
-        self.chain = nn.ModuleDict(modules)
+        super().__init__(modules)
         self._taps = frozenset(taps)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """One map for each tap, in the network's own memory order."""
         maps = []
-        for name, module in self.chain.items():
+        for name, module in self.items():
             x = module(x)
             if name in self._taps:
                 maps.append(x)
@@ -56,21 +56,65 @@ class _Chain(nn.Module):
 class Stages(nn.Module):
     """What a network computes behind a level: from that level's map to the maps above it."""
 
-    def __init__(self, chain: nn.Module, *, cut: str, spec: FeatureSpec, is_nhwc: bool) -> None:
+    def __init__(
+        self, layers: nn.ModuleDict, *, cut: str, spec: FeatureSpec, is_nhwc: bool
+    ) -> None:
         super().__init__()
-        self.chain = chain
+        self.layers = layers
         self.cut = cut  # name of the level that it takes
         self.spec = spec  # the levels that it gives
-        self._is_nhwc = is_nhwc
+        self.is_nhwc = is_nhwc
 
     def forward(self, feature_map: Tensor) -> Features:
         """Map (N, C, h, w) of the level `cut` -> those of `spec`."""
-        if self._is_nhwc:
+        if self.is_nhwc:
             feature_map = feature_map.permute(0, 2, 3, 1).contiguous()
-        maps = self.chain(feature_map)
-        if self._is_nhwc:
+        maps = self.layers(feature_map)
+        if self.is_nhwc:
             maps = [each.permute(0, 3, 1, 2) for each in maps]
         return {name: each.contiguous() for name, each in zip(self.spec.names, maps, strict=True)}
+
+    def load(self, weights: Mapping[str, Tensor], *, where: str) -> None:
+        """Take the initial weights from those of `stage_weights`, named as there.
+
+        Raises BackboneError, which calls them `where`.
+        """
+        wanted = self.layers.state_dict()
+        problems = [
+            f"{name} is {shape_of(weights.get(name))}, expected {shape_of(tensor)}"
+            for name, tensor in wanted.items()
+            if shape_of(weights.get(name)) != shape_of(tensor)
+        ]
+        if problems:
+            raise BackboneError(
+                f"{where} does not hold the weights of the stages behind {self.cut}: "
+                f"{'; '.join(problems[:3])} ({len(problems)} of {len(wanted)} tensors); another "
+                "version of timm may have built the network: extract again into a new --store"
+            )
+        self.layers.load_state_dict({name: weights[name] for name in wanted})
+
+
+def stage_weights(backbone: FrozenBackbone) -> dict[str, Tensor]:
+    """Weights and statistics of all that lies behind the first level, for cuts at any level.
+
+    Raises BackboneError where the network cannot be cut.
+    """
+    return split_backbone(backbone, backbone.spec.names[0]).stages.layers.state_dict()
+
+
+def make_stages(name: str, *, spec: FeatureSpec, cut: str, image_size: int) -> Stages:
+    """The stages of the timm model `name`, whose levels are `spec`, with random weights.
+
+    Raises BackboneError: the network has other levels, or cannot be cut there.
+    """
+    with torch.random.fork_rng(devices=[]):  # heads start as they do without stages
+        backbone = load_backbone(name, weights="none", levels=spec.names, image_size=image_size)
+    if backbone.spec != spec:
+        raise BackboneError(
+            f"this timm builds {name} with levels {backbone.spec.to_json()}, the store was "
+            f"extracted with {spec.to_json()}; install the version that the store names"
+        )
+    return split_backbone(backbone, cut).stages
 
 
 def split_backbone(backbone: FrozenBackbone, cut: str) -> SplitBackbone:
@@ -94,6 +138,24 @@ def split_backbone(backbone: FrozenBackbone, cut: str) -> SplitBackbone:
     split = SplitBackbone(trunk=trunk.eval(), stages=stages.eval())
     _require_equal(backbone, split)
     return split
+
+
+def freeze_trunk(backbone: FrozenBackbone, cut: str) -> FrozenBackbone:
+    """What the network computes up to the level `cut`; it keeps the whole network's digest.
+
+    Raises BackboneError where the network cannot be cut there.
+    """
+    kept = backbone.spec.names.index(cut) + 1 if cut in backbone.spec.names else 0
+    trunk = split_backbone(backbone, cut).trunk
+    return FrozenBackbone(
+        name=backbone.name,
+        model=trunk,
+        spec=FeatureSpec(tuple(backbone.spec)[:kept]),
+        is_nhwc=backbone.is_nhwc,
+        preprocessing=backbone.preprocessing,
+        weights=backbone.weights,
+        digest=backbone.digest,
+    )
 
 
 def _sequence_of(backbone: FrozenBackbone) -> tuple[dict[str, nn.Module], list[str]]:

@@ -1,4 +1,4 @@
-"""A backbone that learns: fine-tuned, or from random weights."""
+"""A backbone that learns, whole or in part: which of its weights move."""
 
 from __future__ import annotations
 
@@ -25,10 +25,23 @@ class TrainedBackbone(nn.Module):
         self.network = frozen.model.requires_grad_(True)
         self._name_maps = frozen.name_maps
         if batch_norm == "frozen":
-            for module in self.network.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.requires_grad_(False)  # set_training_mode keeps their statistics too
+            freeze_batch_norms(self.network)
 
     def forward(self, images: Tensor) -> Features:
         """(N, 3, H, W) normalised, sides multiples of `spec.pad_multiple` -> maps (N, C, h, w)."""
         return self._name_maps(self.network(images), images)
+
+
+def freeze_batch_norms(network: nn.Module) -> None:
+    """Keep weights and biases of batch norms; `set_training_mode` then keeps their statistics."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.requires_grad_(False)
+
+
+def train_norms_only(network: nn.Module) -> None:
+    """Keep everything but the weights and biases of norms, batch norms and others."""
+    network.requires_grad_(False)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm):
+            module.requires_grad_(True)

@@ -108,9 +108,10 @@ def load_package_weights(model: nn.Module, package: WeightsPackage, file: Path) 
     renamed = rename_lite_tensors(tensors, blocks_per_stage=package.blocks_per_stage)
     wanted = model.state_dict()
     problems = [
-        f"{name}: {_shape(renamed.get(name))} in the file, {_shape(wanted.get(name))} in the model"
+        f"{name}: {shape_of(renamed.get(name))} in the file, "
+        f"{shape_of(wanted.get(name))} in the model"
         for name in sorted(wanted.keys() | renamed.keys())
-        if _shape(renamed.get(name)) != _shape(wanted.get(name))
+        if shape_of(renamed.get(name)) != shape_of(wanted.get(name))
     ]
     if problems:
         raise BackboneError(
@@ -129,5 +130,6 @@ def digest_weights(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _shape(tensor: Tensor | None) -> str:
+def shape_of(tensor: Tensor | None) -> str:
+    """``(3, 8)`` or ``absent``."""
     return "absent" if tensor is None else str(tuple(tensor.shape))

@@ -41,6 +41,13 @@ def extract(
     backbone: Backbone = "tf_efficientnet_lite0",
     weights: Weights = "auto",
     levels: Levels = "",
+    freeze_at: Annotated[
+        str | None,
+        typer.Option(
+            help="Such as C4: leave out the levels above it, for runs that train what makes them "
+            "(freeze_at of a run's config)."
+        ),
+    ] = None,
     image_size: ImageSize = 512,
     views: Annotated[
         str | None,
@@ -70,7 +77,8 @@ def extract(
 
     options = {
         "images": images, "annotations": annotations, "store": store, "backbone": backbone,
-        "weights": weights, "levels": levels, "image_size": image_size, "views": views,
+        "weights": weights, "levels": levels, "freeze_at": freeze_at, "image_size": image_size,
+        "views": views,
         "codec": codec, "on_bad_image": on_bad_image, "block_size": block_size,
         "batch_size": batch_size, "workers": workers, "device": device,
         "rank": rank, "world_size": world_size,

@@ -113,6 +113,8 @@ def print_faults(report: VerifyReport) -> None:
         print(f"bad      {block.name}: {block.path}: {block.reason}")
     for unread in report.unreadable:
         print(f"unread   {unread.name}: {unread.reason}")
+    if report.stages is not None:
+        print(f"bad      {report.stages}")
     if report.missing or any(block.withdrawn for block in report.bad):
         print("the same `cachedet extract` again writes the missing and bad blocks, and no others")
     if not all(block.withdrawn for block in report.bad):

@@ -45,6 +45,7 @@ class ExtractConfig(Config):
     backbone: str = "tf_efficientnet_lite0"
     weights: str = "auto"  # auto | none | a file
     levels: tuple[str, ...] | None = None  # None: C3-C5, or the one level a plain ViT has
+    freeze_at: str | None = None  # a level such as C4: those above it are left out
     image_size: Annotated[int, Field(ge=32, le=4096)] = 512  # long side of the view in pixels
     views: str | None = None  # None: those the store has; of a new one data.views.TRAINING_VIEWS
     codec: str = "int8"
@@ -135,6 +136,16 @@ class AugmentConfig(Config):
     flip: Fraction = 0.0
 
 
+class StagesConfig(Config):
+    """How the backbone's stages behind `freeze_at` learn."""
+
+    lr_scale: Annotated[float, Field(gt=0, le=10)] = (
+        0.1  # their learning rate, a share of the heads'
+    )
+    batch_norm: Literal["frozen", "trained"] = "frozen"
+    train: Literal["all", "norms", "adapters"] = "all"
+
+
 class TrainConfig(Config):
     """Stage 2: one run of `train-heads`."""
 
@@ -151,6 +162,8 @@ class TrainConfig(Config):
     precision: Precision = "fp32"  # auto: the fast one of the device
     init_from: str | None = None  # a run folder or checkpoint whose weights training starts from
     trainable: Literal["all", "classifier"] = "all"  # classifier: its last layer (PAPER 1.7)
+    freeze_at: str | None = None  # a level such as C4: what the backbone has behind it learns too
+    stages: StagesConfig = StagesConfig()
     early_stopping: EarlyStoppingConfig | None = None
     checkpoint_every_seconds: Annotated[float, Field(ge=0)] = 600.0  # 0: not by the clock
     checkpoint_every_steps: Annotated[int, Field(ge=0)] = 0  # 0: not by steps
@@ -164,6 +177,14 @@ class TrainConfig(Config):
                 "trainable: classifier keeps everything else as it is, which needs weights: set "
                 "init_from (--init-from) to the run of stage 1"
             )
+        if self.freeze_at is not None and self.trainable == "classifier":
+            raise ValueError(
+                f"freeze_at {self.freeze_at} trains stages of the backbone, trainable: classifier "
+                "nothing but the last layer; leave one of them out"
+            )
+        stages_are_set = self.freeze_at is None and self.stages != StagesConfig()
+        if stages_are_set:
+            raise ValueError("stages are trained behind a level: set freeze_at, such as C4")
         stopping = self.early_stopping
         if stopping is not None and stopping.metric != "loss" and self.eval_every == 0:
             raise ValueError(

@@ -20,6 +20,7 @@ from cachedet.config.detector import (
     RPNConfig,
     SimplePyramidConfig,
 )
+from cachedet.config.run import TrainConfig
 from cachedet.detector.adapters import Adapters
 from cachedet.detector.anchors import AnchorGenerator
 from cachedet.detector.boxes import Postprocess
@@ -51,6 +52,37 @@ def choose_levels(config: DetectorConfig, spec: FeatureSpec) -> FeatureSpec:
                 "change detector.levels or extract that level into a new store"
             )
     return FeatureSpec(tuple(level for level in spec if level.name in config.levels))
+
+
+def choose_read_levels(
+    config: TrainConfig, *, held: FeatureSpec, network: FeatureSpec
+) -> tuple[str, ...]:
+    """The levels that batches of a run need, fine to coarse.
+
+    `held` are those of the store, `network` all that its backbone gives. Without `freeze_at` they
+    are those of the heads; with it the heads' below the cut, and the cut.
+
+    Raises ConfigError: the store lacks one of them, or nothing lies behind the cut.
+    """
+    cut = config.freeze_at
+    if cut is None:
+        if config.detector.levels is None and held != network:
+            raise ConfigError(
+                f"the store was extracted with --freeze-at {held.names[-1]} and lacks "
+                f"{', '.join(network.names[len(held) :])}: train the stages behind it with "
+                f"freeze_at: {held.names[-1]} (`--set freeze_at={held.names[-1]}`), or name "
+                "detector.levels"
+            )
+        return choose_levels(config.detector, held).names
+    if cut not in held.names or cut == network.names[-1]:
+        cuts = [name for name in network.names[:-1] if name in held.names]
+        raise ConfigError(
+            "freeze_at expects a level of the store that has stages behind it "
+            f"({', '.join(cuts) or 'this one has none'}), got {cut!r}"
+        )
+    wanted = {*choose_levels(config.detector, network).names, cut}
+    below = network.names[: network.names.index(cut) + 1]
+    return tuple(name for name in below if name in wanted)
 
 
 def build_detector(

@@ -1,6 +1,7 @@
-"""A detector with its backbone: pixels in, losses and detections out.
+"""A detector with its backbone, or the last stages of it: losses and detections out.
 
-What a cache replaces. Heads, losses and detections are the very same modules.
+From pixels it is what a cache replaces; from a cached level, its last stages learn with the heads.
+Heads, losses and detections are the very same modules.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ PIXELS = "pixels"  # the one map of a batch of images: (N, 3, H, W), normalised 
 
 
 class EndToEndDetector(nn.Module):
-    """Backbone and heads as one module.
+    """Backbone, or stages of it, and heads as one module.
 
     A frozen backbone is no submodule: it is neither trained nor saved (law L7).
     """
@@ -24,11 +25,12 @@ class EndToEndDetector(nn.Module):
     def __init__(
         self,
         *,
-        backbone: Callable[[Tensor], Features],  # (N, 3, H, W) -> C levels (N, C, h, w)
+        backbone: Callable[[Tensor], Features],  # the map `source` -> C levels (N, C, h, w)
         heads: nn.Module,
         levels: Sequence[str],  # that the heads use
         learns: bool,  # whether the backbone is trained
         lr_scale: float,  # the backbone's learning rate, as a share of the heads'
+        source: str = PIXELS,  # the map of a batch that the backbone takes
     ) -> None:
         super().__init__()
         self.heads = heads
@@ -36,6 +38,9 @@ class EndToEndDetector(nn.Module):
         self.lr_scale = lr_scale
         self._run_backbone = (backbone,)  # in a tuple: modules in it are not registered
         self._levels = tuple(levels)
+        self._source = source
+        if hasattr(heads, "propose"):  # the protocol asks whether there is such a method
+            self.propose, self.max_proposals = self._propose, heads.max_proposals
 
     @property
     def normalizes_over_ranks(self) -> bool:
@@ -54,19 +59,28 @@ class EndToEndDetector(nn.Module):
         backbone = [] if self.backbone is None else [(self.backbone, self.lr_scale)]
         return [(self.heads, 1.0), *backbone]
 
-    def features(self, pixels: Tensor) -> Features:
-        """C levels that the heads use."""
-        maps = self._run_backbone[0](pixels)
-        return {name: maps[name] for name in self._levels}
+    def features(self, maps: Features) -> Features:
+        """C levels that the heads use, from the maps of a batch."""
+        levels = {**maps, **self._run_backbone[0](maps[self._source])}
+        return {name: levels[name] for name in self._levels}
 
     def forward(self, features: Features, targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """Losses of the heads; `features` holds the images under PIXELS."""
-        losses: dict[str, Tensor] = self.heads(self.features(features[PIXELS]), targets)
+        """Losses of the heads; `features` holds the map that the backbone takes."""
+        losses: dict[str, Tensor] = self.heads(self.features(features), targets)
         return losses
 
     def detect(
         self, features: Features, *, sizes_hw: Sequence[SizeHW], image_ids: Sequence[int]
     ) -> list[Detections]:
-        """Detections of the heads; `features` holds the images under PIXELS."""
-        maps = self.features(features[PIXELS])
+        """Detections of the heads; `features` holds the map that the backbone takes."""
+        maps = self.features(features)
         return run_detector(self.heads, maps, sizes_hw=sizes_hw, image_ids=image_ids)
+
+    def _propose(
+        self, features: Features, *, sizes_hw: Sequence[SizeHW], image_ids: Sequence[int]
+    ) -> list[Detections]:
+        """What the heads' first stage proposes."""
+        maps = self.features(features)
+        return run_detector(
+            self.heads, maps, sizes_hw=sizes_hw, image_ids=image_ids, method="propose"
+        )

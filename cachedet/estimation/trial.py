@@ -180,6 +180,8 @@ def write_trial(
     manifest = make_manifest(
         config,
         backbone,
+        network=backbone.spec,
+        stages=None,
         views=views,
         annotations=sample.annotations,
         contents=sample.scan.contents,

@@ -20,7 +20,8 @@ from cachedet.store.format.manifest import (
     images_digest,
     library_versions,
 )
-from cachedet.structures import Annotations, Preprocessing
+from cachedet.store.format.stages import stages_digest
+from cachedet.structures import Annotations, FeatureSpec, Preprocessing
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,6 +69,8 @@ def make_manifest(
     config: ExtractConfig,
     backbone: FrozenBackbone,
     *,
+    network: FeatureSpec,
+    stages: bytes | None,
     views: Sequence[View],
     annotations: Annotations,
     contents: NDArray[np.uint64],
@@ -75,6 +78,7 @@ def make_manifest(
 ) -> Manifest:
     """What a store of these features says of itself.
 
+    `network` are all levels of the backbone, `stages` the file of its weights behind the first;
     `contents` (N,) are digests of the image files; `skipped` are the file names and reasons of
     images that were left out.
     """
@@ -94,4 +98,6 @@ def make_manifest(
         categories=annotations.categories,
         skipped=skipped,
         versions=library_versions(),
+        network=network,
+        stages_digest="" if stages is None else stages_digest(stages),
     )

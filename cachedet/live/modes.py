@@ -112,7 +112,7 @@ def inputs_of(store: FeatureStore, images: Path) -> InputLoader:
         store.annotations,
         images=images,
         image_size=manifest.image_size,
-        pad_multiple=manifest.spec.pad_multiple,
+        pad_multiple=manifest.pad_multiple,
         preprocessing=manifest.preprocessing,
     )
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from cachedet.augmentation.draws import RandomDraws
 from cachedet.augmentation.steps import Augment, make_augment
 from cachedet.config.run import TrainConfig, WantedResidency
-from cachedet.detector.build import choose_levels
+from cachedet.detector.build import choose_read_levels
 from cachedet.device import choose_device, single_core_threads, usable_cores
 from cachedet.errors import ConfigError
 from cachedet.loading.memory import free_memory, free_ram
@@ -273,7 +273,7 @@ def make_run_loader(
     a residency that does not fit; StoreError where residency `ram` or `device` cannot read.
     """
     device = choose_device(config.device)
-    levels = choose_levels(config.detector, store.spec).names
+    levels = choose_read_levels(config, held=store.spec, network=store.manifest.network)
     views = resolve_views(config.views, held=store.views, where=store.location)
     sampler = make_sampler(config.sampling, store.annotations)
     source = _make_source(config.residency, store, views, levels, device, logs=rank == 0)
@@ -289,7 +289,7 @@ def make_run_loader(
         device=device,
         sampler=sampler,
         source=source,
-        augment=make_augment(config.augment, spec=store.spec),
+        augment=make_augment(config.augment, spec=store.manifest.network),
         rank=rank,
         world_size=world_size,
     )
@@ -336,7 +336,7 @@ def make_planner(config: TrainConfig, store: FeatureStore) -> FeatureLoader:
     return FeatureLoader(
         store,
         views=resolve_views(config.views, held=store.views, where=store.location),
-        levels=choose_levels(config.detector, store.spec).names,
+        levels=choose_read_levels(config, held=store.spec, network=store.manifest.network),
         batch_size=config.schedule.batch_size,
         seed=config.seed,
         sampler=make_sampler(config.sampling, store.annotations),

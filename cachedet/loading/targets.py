@@ -16,7 +16,7 @@ def geometry_of(store: FeatureStore, row: int, view: str) -> Geometry:
         image_hw=store.annotations.size_of(row),
         image_id=int(store.annotations.image_ids[row]),
         image_size=store.manifest.image_size,
-        pad_multiple=store.spec.pad_multiple,
+        pad_multiple=store.manifest.pad_multiple,
     )
 
 

@@ -29,7 +29,15 @@ from cachedet.store.files.durable import (
     write_files,
 )
 from cachedet.store.files.leases import COMMIT_LOCK, commit_lock
-from cachedet.store.files.names import ANNOTATIONS, CODEC_STATE, COMMITS, LEASES, MANIFEST, METADATA
+from cachedet.store.files.names import (
+    ANNOTATIONS,
+    CODEC_STATE,
+    COMMITS,
+    LEASES,
+    MANIFEST,
+    METADATA,
+    STAGES,
+)
 from cachedet.store.files.owner import Owner
 from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.annotations import load_annotations
@@ -42,6 +50,7 @@ from cachedet.store.format.manifest import (
 )
 from cachedet.store.format.npz import dump_arrays
 from cachedet.store.format.plan import StorePlan, load_codec
+from cachedet.store.format.stages import load_stages
 from cachedet.store.leftovers import is_dead, remove_leftovers
 from cachedet.structures import Annotations
 
@@ -59,6 +68,7 @@ class StoreInputs:
     annotations: Annotations
     contents: NDArray[np.uint64]  # (N,) content hash of each image file
     fit: Fit
+    stages: bytes | None = None  # content of the file of stage weights
 
     def annotations_file(self) -> bytes:
         return dump_arrays({**annotation_arrays(self.annotations), "contents": self.contents})
@@ -79,6 +89,7 @@ def open_or_create(root: Path, inputs: StoreInputs) -> StorePlan:
         (root / folder).mkdir(exist_ok=True)
     with commit_lock(root):
         _repair_metadata(root, inputs)
+        _repair_stages(root, inputs)
         _add_views(root, inputs.manifest.views)
     remove_leftovers(root)
     return StorePlan.load(LocalFiles(root))
@@ -108,7 +119,7 @@ def _is_free(root: Path) -> bool:
     names = {path.name for path in root.iterdir() if path.suffix != TEMPORARY_SUFFIX}
     names -= {LEASES, "lost+found"}  # the root of a disk has lost+found
     if (root / COMMIT_LOCK).exists():
-        names -= {METADATA, ANNOTATIONS, CODEC_STATE, *filter(is_view_name, names)}
+        names -= {METADATA, ANNOTATIONS, CODEC_STATE, STAGES, *filter(is_view_name, names)}
     return not names
 
 
@@ -128,6 +139,8 @@ def _make_files(root: Path, inputs: StoreInputs) -> dict[str, bytes]:
     if codec.needs_fit:
         files[CODEC_STATE] = dump_arrays(codec.state())
     files[ANNOTATIONS] = inputs.annotations_file()
+    if inputs.stages is not None:
+        files[STAGES] = inputs.stages
     files[MANIFEST] = encode_manifest(decided)
     return files
 
@@ -164,7 +177,9 @@ def _remove_unborn(root: Path) -> None:
 def _require_same_inputs(root: Path, inputs: StoreInputs) -> None:
     source, manifest = LocalFiles(root), inputs.manifest
     stored = load_manifest(source)
-    fields = stored.differing_fields(replace(manifest, views=stored.views))
+    digest = stored.stages_digest and manifest.stages_digest  # one without them gets them
+    stored = replace(stored, stages_digest=digest)
+    fields = stored.differing_fields(replace(manifest, views=stored.views, stages_digest=digest))
     if not fields:
         return
     message = f"{root} was extracted from other inputs. " + "; ".join(fields)
@@ -204,6 +219,21 @@ def _repair_metadata(root: Path, inputs: StoreInputs) -> None:
         write_files(root, files)
         # another zarr version may write other bytes, so the manifest takes the new digest
         decided = replace(manifest, metadata_digest=metadata_digest(files))
+        if decided != manifest:
+            write_durably(root / MANIFEST, encode_manifest(decided))
+
+
+def _repair_stages(root: Path, inputs: StoreInputs) -> None:
+    """Write the stages' weights where they are damaged, or were not kept when it was made."""
+    source = LocalFiles(root)
+    manifest = load_manifest(source)
+    if inputs.stages is None:
+        return
+    try:
+        load_stages(source, manifest)
+    except StoreError:
+        write_durably(root / STAGES, inputs.stages)
+        decided = replace(manifest, stages_digest=inputs.manifest.stages_digest)
         if decided != manifest:
             write_durably(root / MANIFEST, encode_manifest(decided))
 

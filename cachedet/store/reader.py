@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from zarr.abc.store import Store
 
 from cachedet.errors import MissingFeatureError, StoreError
@@ -19,6 +20,7 @@ from cachedet.store.format.chunks import Chunk, ChunkReader, EncodedFeatures, Sh
 from cachedet.store.format.commits import Quality, read_records, total_quality
 from cachedet.store.format.layout import Block, shard_key
 from cachedet.store.format.plan import StorePlan
+from cachedet.store.format.stages import load_stages
 from cachedet.structures import Features, SizeHW
 
 Key = tuple[int, str]
@@ -203,6 +205,13 @@ class FeatureStore:
         for index, key in enumerate(keys):
             for chunk in self._chunks_of(key, out, index):
                 self._chunks.read(chunk)
+
+    def read_stages(self) -> dict[str, Tensor]:
+        """Initial weights of the backbone's stages behind the first level, by name.
+
+        Raises StoreError where the store has none, or other bytes than were written.
+        """
+        return load_stages(self._plan.source, self.manifest)
 
     def read_packed(self, row: int, view: str, *, out: EncodedFeatures) -> PackedParts:
         """The stored parts of one image; what is compressed stays so, tried in `out` for one image.

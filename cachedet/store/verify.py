@@ -16,6 +16,7 @@ from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.commits import Fault, check_block
 from cachedet.store.format.layout import Block, commit_key, withdrawn_key
 from cachedet.store.format.plan import StorePlan
+from cachedet.store.format.stages import load_stages
 from cachedet.store.reader import FeatureStore
 
 
@@ -46,6 +47,7 @@ class VerifyReport:
     bad: tuple[BadBlock, ...]
     unreadable: tuple[UnreadableBlock, ...]
     deep: bool
+    stages: str | None = None  # what is wrong with the weights of the stages
 
     @property
     def good(self) -> int:
@@ -53,7 +55,7 @@ class VerifyReport:
 
     @property
     def is_good(self) -> bool:
-        return self.good == self.planned
+        return self.good == self.planned and self.stages is None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -63,6 +65,7 @@ class VerifyReport:
             "missing": list(self.missing),
             "bad": [vars(block) for block in self.bad],
             "unreadable": [vars(block) for block in self.unreadable],
+            "stages": self.stages,
         }
 
 
@@ -101,7 +104,19 @@ def verify_store(
         bad=tuple(bad),
         unreadable=tuple(unreadable),
         deep=deep,
+        stages=_find_fault_of_stages(plan),
     )
+
+
+def _find_fault_of_stages(plan: StorePlan) -> str | None:
+    """What is wrong with their weights, where the store has any."""
+    if not plan.manifest.stages_digest:
+        return None
+    try:
+        load_stages(plan.source, plan.manifest)
+    except StoreError as error:
+        return str(error)
+    return None
 
 
 def _withdraw(
@@ -144,6 +159,8 @@ def describe_store(root: Path | str) -> dict[str, Any]:
         "weights": manifest.weights,
         "weights_digest": manifest.weights_digest,
         "levels": store.spec.to_json(),
+        "network_levels": manifest.network.to_json(),
+        "has_stage_weights": bool(manifest.stages_digest),
         "image_size": manifest.image_size,
         "views": list(store.views),
         "codec": manifest.codec,

@@ -72,6 +72,7 @@ class StoreWriter:
         annotations: Annotations,
         contents: NDArray[np.uint64],  # (N,) hash of each image file, to notice changed ones
         fit: Fit,
+        stages: bytes | None = None,  # file of the stages' weights, whose digest the manifest has
     ) -> StoreWriter:
         """Create the store, or continue one made from the same inputs, with more views or not.
 
@@ -80,7 +81,9 @@ class StoreWriter:
             StoreError: the folder is something else, cannot be written, or the disk is too small
                 for what is missing even if it compresses as well as anything did.
         """
-        inputs = StoreInputs(manifest=manifest, annotations=annotations, contents=contents, fit=fit)
+        inputs = StoreInputs(
+            manifest=manifest, annotations=annotations, contents=contents, fit=fit, stages=stages
+        )
         try:
             writer = cls(root, open_or_create(root, inputs))
             require_space(root, writer._plan.layout.least_nbytes(writer.missing_blocks()))

@@ -64,7 +64,8 @@ class Checkpoint:
 
         Raises CheckpointError where a backbone was trained with them.
         """
-        return _of_heads(self.heads if self.average is None else self.average)
+        weights = self.heads if self.average is None else self.average
+        return weights if self.config.freeze_at is not None else _of_heads(weights)
 
 
 def load_weights(detector: nn.Module, weights: Mapping[str, Any]) -> None:

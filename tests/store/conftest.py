@@ -226,8 +226,10 @@ class Kit:
             categories=self.annotations.categories,
             skipped=(("bad.jpg", "truncated"),),
             versions={"torch": "2"},
+            network=SPEC,
         )
-        return replace(manifest, **changes)  # type: ignore[arg-type]
+        whole = {"network": changes.get("spec", SPEC), **changes}
+        return replace(manifest, **whole)  # type: ignore[arg-type]
 
     def open_writer(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 MANIFEST = "manifest.json"
 ANNOTATIONS = "annotations.npz"
 CODEC_STATE = "codec.npz"
+STAGES = "stages.safetensors"
 COMMITS = "commits"
 LEASES = "leases"
 METADATA = "zarr.json"
@@ -13,6 +14,7 @@ _MOST_NBYTES = {
     MANIFEST: 32 << 20,  # 200,000 skipped images; parsed it takes up to 25 times as much memory
     ANNOTATIONS: 16 << 30,  # 5 million images of 7 boxes with masks of 350 bytes take 13 GB
     CODEC_STATE: 1 << 30,  # bases of three levels of 8,192 channels take 0.8 GB
+    STAGES: 16 << 30,  # 4 billion parameters
     METADATA: 64 << 10,  # an array of five axes takes 2 kB
 }
 _MOST_RECORD_NBYTES = 1 << 20  # 64 levels of two parts and 256 images take 0.4 MB

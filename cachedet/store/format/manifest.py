@@ -91,7 +91,7 @@ _LIBRARIES = ("torch", "torchvision", "timm", "zarr", "numpy", "pillow")
 class Manifest:
     """Identity and description of a store."""
 
-    spec: FeatureSpec
+    spec: FeatureSpec  # the levels in the store
     preprocessing: Preprocessing
     backbone: str  # timm name
     weights: str  # where they came from, in words; not part of the identity
@@ -108,6 +108,13 @@ class Manifest:
     versions: dict[str, str]  # for people; not part of the identity
     codec_digest: str = ""  # of what the codec learnt from the sample; decided when a store is made
     metadata_digest: str = ""  # of all zarr.json files; decided when a store is made
+    network: FeatureSpec  # all levels of the backbone, those that are left out too
+    stages_digest: str = ""  # of the weights behind the first level; "": the store has none
+
+    @property
+    def pad_multiple(self) -> int:
+        """Sides of padded images are multiples of it, so that every level has whole cells."""
+        return self.network.pad_multiple
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide which features the store holds."""
@@ -124,6 +131,8 @@ class Manifest:
             "annotations_digest": self.annotations_digest,
             "images_digest": self.images_digest,
             "categories": {"ids": list(self.categories.ids), "names": list(self.categories.names)},
+            **({"network": self.network.to_json()} if self.network != self.spec else {}),
+            **({"stages_digest": self.stages_digest} if self.stages_digest else {}),
         }
 
     def fingerprint(self) -> str:
@@ -131,8 +140,9 @@ class Manifest:
         return digest_json(self._fingerprinted())
 
     def block_fingerprint(self) -> str:
-        """sha256 over what the bytes of one block depend on: all that but the list of views."""
-        return digest_json({k: v for k, v in self._fingerprinted().items() if k != "views"})
+        """sha256 over what the bytes of one block depend on: not the list of views, nor stages."""
+        fields = self._fingerprinted().items()
+        return digest_json({k: v for k, v in fields if k not in ("views", "stages_digest")})
 
     def _fingerprinted(self) -> dict[str, Any]:
         digest = self.codec_digest
@@ -142,9 +152,9 @@ class Manifest:
         """``"codec: 'fp16' here, 'fp32' there"`` for each identity field that differs."""
         ours, theirs = self.identity(), other.identity()
         return [
-            f"{field}: {_short(ours[field])} in the store, {_short(theirs[field])} now"
+            f"{field}: {_short(ours[field])} in the store, {_short(theirs.get(field))} now"
             for field in ours
-            if ours[field] != theirs[field]
+            if ours[field] != theirs.get(field)
         ]
 
     def incompatible_field(self, other: Manifest) -> str | None:
@@ -160,7 +170,7 @@ class Manifest:
             annotations=annotations,
             views=[view_named(name) for name in self.views],
             image_size=self.image_size,
-            pad_multiple=self.spec.pad_multiple,
+            pad_multiple=self.pad_multiple,
             block_size=self.block_size,
         )
 
@@ -182,10 +192,12 @@ class Manifest:
         """Raises StoreError: another format, a missing or malformed field, altered identity."""
         _require_version(values.get("format_version"), where)
         try:
-            given = {field.name: values[field.name] for field in fields(cls)}
+            optional = {"network": values["spec"], "stages_digest": ""}
+            given = {field.name: {**optional, **values}[field.name] for field in fields(cls)}
             categories = given["categories"]
             converted = {
                 "spec": FeatureSpec.from_json(given["spec"]),
+                "network": FeatureSpec.from_json(given["network"]),
                 "preprocessing": Preprocessing.from_json(given["preprocessing"]),
                 "views": tuple(given["views"]),
                 "categories": CategoryMap(
@@ -315,8 +327,10 @@ def _require_sane(manifest: Manifest) -> None:
         value = getattr(manifest, name)
         if not 1 <= value <= most:
             raise ValueError(f"{name} must be a whole number from 1 to {most}, got {value!r}")
-    if manifest.spec.pad_multiple > _LARGEST_SIDE:
+    if manifest.pad_multiple > _LARGEST_SIDE:
         raise ValueError(f"strides must have a common multiple of at most {_LARGEST_SIDE}")
+    if tuple(manifest.network)[: len(manifest.spec)] != tuple(manifest.spec):
+        raise ValueError("the levels are not the first ones of the network's")
     views = manifest.views
     if not views or len(set(views)) != len(views):
         raise ValueError(f"views must name each view once, got {reprlib.repr(views)}")

@@ -1,0 +1,77 @@
+"""A detector whose backbone stages behind a cached level learn with its heads.
+
+The stages start from the weights that the features were computed with, which the store keeps. Only
+here, and only where a config has `freeze_at`, training builds a part of the backbone (law L1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from cachedet.config.run import StagesConfig, TrainConfig
+from cachedet.detector.build import build_detector, choose_levels
+from cachedet.detector.end_to_end import EndToEndDetector
+from cachedet.errors import ConfigError
+from cachedet.store.format.manifest import Manifest
+from cachedet.structures import FeatureSpec
+
+if TYPE_CHECKING:
+    from cachedet.backbone.split import Stages
+
+
+def build_partial_detector(
+    config: TrainConfig, manifest: Manifest, *, weights: Mapping[str, Tensor] | None, where: str
+) -> EndToEndDetector:
+    """Stages behind `freeze_at` and heads, to be trained on the levels up to it.
+
+    `weights` are the initial ones of the stages, as the store `where` has them; None leaves random
+    ones, for those of a checkpoint.
+
+    Raises:
+        ConfigError: nothing of the stages would be trained, or the heads do not fit the levels.
+        BackboneError: the network cannot be cut there, or the weights are those of another.
+    """
+    from cachedet.backbone.split import make_stages
+
+    network, cut = manifest.network, config.freeze_at
+    assert cut is not None
+    stages = make_stages(manifest.backbone, spec=network, cut=cut, image_size=manifest.image_size)
+    if weights is not None:
+        stages.load(weights, where=where)
+    _choose_trained(stages, config.stages, network)
+    return EndToEndDetector(
+        backbone=stages,
+        heads=build_detector(config.detector, spec=network, num_classes=len(manifest.categories)),
+        levels=choose_levels(config.detector, network).names,
+        learns=True,
+        lr_scale=config.stages.lr_scale,
+        source=cut,
+    )
+
+
+def _choose_trained(stages: Stages, config: StagesConfig, network: FeatureSpec) -> None:
+    """Say which weights of the stages move. Raises ConfigError where none would."""
+    from cachedet.backbone.stage_adapters import insert_adapters
+    from cachedet.backbone.trained import freeze_batch_norms, train_norms_only
+
+    stages.requires_grad_(True)
+    if config.train == "norms":
+        train_norms_only(stages)
+    elif config.train == "adapters":
+        channels = next(level.channels for level in network if level.name == stages.cut)
+        adapters = insert_adapters(stages, in_channels=channels)
+        train_norms_only(stages)
+        if config.batch_norm == "frozen":
+            stages.requires_grad_(False)
+        for adapter in adapters:
+            adapter.requires_grad_(True)
+    if config.batch_norm == "frozen":
+        freeze_batch_norms(stages)
+    if not any(parameter.requires_grad for parameter in stages.parameters()):
+        raise ConfigError(
+            f"stages.train is {config.train} and stages.batch_norm frozen: the stages have no "
+            "other norms, so that nothing would be trained; set stages.batch_norm: trained"
+        )
