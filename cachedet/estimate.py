@@ -109,6 +109,11 @@ def open_inputs(
     config: ExtractConfig, heads: TrainConfig, sample: int, seconds: float
 ) -> EstimateInputs:
     """Open everything that is tried. Raises as `estimate`."""
+    if heads.freeze_at is not None:
+        raise ConfigError(
+            f"freeze_at is {heads.freeze_at!r}: the backbone that is estimated is frozen as a whole "
+            "and cached up to its last level; leave freeze_at out"
+        )
     views = parse_views(config.views or default_views(config.store))
     return EstimateInputs(
         extract=config,

@@ -194,7 +194,10 @@ class TrainConfig(Config):
         return self
 
 
-ONLY_CACHED: Mapping[str, object] = {"trainable": "all", "init_from": None, "early_stopping": None}
+ONLY_CACHED: Mapping[str, object] = {
+    "trainable": "all", "init_from": None, "early_stopping": None, "freeze_at": None,
+    "stages": StagesConfig(),
+}  # fmt: skip
 """Keys that only runs on a cache can set, with their value in all modes (`compare`, `estimate`)."""
 
 
