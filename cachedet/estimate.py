@@ -15,6 +15,7 @@ from cachedet.config.run import ExtractConfig, TrainConfig
 from cachedet.data.coco import read_coco
 from cachedet.data.views import parse_views
 from cachedet.device import choose_device
+from cachedet.errors import ConfigError
 from cachedet.estimation.advice import advise
 from cachedet.estimation.forecast import Forecast, make_forecast
 from cachedet.estimation.measure import EstimateInputs, measure
@@ -111,7 +112,7 @@ def open_inputs(
     """Open everything that is tried. Raises as `estimate`."""
     if heads.freeze_at is not None:
         raise ConfigError(
-            f"freeze_at is {heads.freeze_at!r}: the backbone that is estimated is frozen as a whole "
+            f"freeze_at is {heads.freeze_at!r}: what is estimated is a backbone frozen as a whole "
             "and cached up to its last level; leave freeze_at out"
         )
     views = parse_views(config.views or default_views(config.store))
