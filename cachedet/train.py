@@ -26,7 +26,7 @@ from cachedet.loading.loader import FeatureLoader, make_run_loader
 from cachedet.store.reader import FeatureStore
 from cachedet.training.loop import EARLY_STOPPING, Validator, is_signal, run_session
 from cachedet.training.optimizer import count_trained
-from cachedet.training.partial import build_partial_detector
+from cachedet.training.partial import build_partial_detector_of
 from cachedet.training.run_folder import RunFolder, TrainingData
 from cachedet.training.start import pin_views, require_fit, start_or_continue
 from cachedet.training.trainer import make_trainer
@@ -140,12 +140,11 @@ def _train_together(
     torch.manual_seed(config.seed)
     loader = make_run_loader(config, store, rank=rank(), world_size=world_size())
     total_steps = sum(_steps_of(loader, config, epoch) for epoch in range(config.schedule.epochs))
-    if config.freeze_at is not None and detector is None:
-        detector = build_partial_detector(
-            config, store.manifest, weights=store.read_stages(), where=store.location
-        )
     trainer = make_trainer(
-        config, manifest=store.manifest, total_steps=total_steps, detector=detector
+        config,
+        manifest=store.manifest,
+        total_steps=total_steps,
+        detector=detector or build_partial_detector_of(config, store),
     )
     start_or_continue(folder, config, trainer, store.manifest, resume=resume, restarts=restarts)
     if is_first():

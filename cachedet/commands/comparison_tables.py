@@ -44,6 +44,7 @@ def print_summary(summary: Summary) -> None:
         describe_agreement,
         describe_best,
         describe_freezing,
+        describe_partial,
         judge_difference,
     )
 
@@ -61,7 +62,11 @@ def print_summary(summary: Summary) -> None:
         shown = group.heads
         table.add_row(Text(name), group.mode, *_means(group, apart))
     console.print(table, highlight=False)
-    for line in (*describe_best(summary), *describe_freezing(summary)):
+    for line in (
+        *describe_best(summary),
+        *describe_freezing(summary),
+        *describe_partial(summary),
+    ):
         say(line)
     differences = summary.compare("cached", "tuned")
     if len(differences) > 1:

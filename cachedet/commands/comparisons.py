@@ -27,7 +27,7 @@ from cachedet.commands.options import (
 )
 from cachedet.commands.tables import say
 from cachedet.errors import InputError, nearest_names
-from cachedet.live.mode_names import MODES, Mode
+from cachedet.live.mode_names import MODES, PARTIAL, Mode, partial_mode
 from cachedet.progress import count_of
 
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
@@ -49,8 +49,15 @@ def compare(
         Path | None, typer.Option(help="Folder of the scored images; default: --images.")
     ] = None,
     modes: Annotated[
-        str, typer.Option(help="Of cached, live, tuned (fine-tuned), scratch.")
+        str,
+        typer.Option(
+            help="Of cached, partial (last stages trained from the cache), live, tuned "
+            "(fine-tuned), scratch."
+        ),
     ] = "cached,live,tuned,scratch",
+    freeze_at: Annotated[
+        str, typer.Option(help="Levels behind which the mode partial trains, such as C4,C3.")
+    ] = "C4",
     seeds: Annotated[str, typer.Option(help="Such as 0,1,2.")] = "0",
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Of every cell; default: those of its config.")
@@ -67,10 +74,11 @@ def compare(
     codec: Codec = "int8",
     on_bad_image: OnBadImage = "fail",
     backbone_lr: Annotated[
-        float, typer.Option(min=0, help="Of a fine-tuned backbone, as a share of the heads'.")
+        float,
+        typer.Option(min=0, help="Of what learns of the backbone; share of the heads'."),
     ] = 0.1,
     batch_norm: Annotated[
-        str, typer.Option(help="Of a fine-tuned backbone: frozen or trained.")
+        str, typer.Option(help="Of a backbone or stages that learn: frozen or trained.")
     ] = "frozen",
     overrides: Overrides = None,
     resamples: Annotated[int, typer.Option(min=1, help="For the intervals.")] = 1000,
@@ -103,7 +111,7 @@ def compare(
         train=make_extract_config(train),
         val=make_extract_config(train | val | {"images": val_images or images}),
         out=out,
-        modes=parse_modes(modes),
+        modes=parse_modes(modes, freeze_at=freeze_at),
         seeds=parse_seeds(seeds),
         epochs=epochs,
         budget=None if budget is None else parse_seconds(budget),
@@ -138,16 +146,24 @@ def load_heads(configs: Sequence[str], changes: Sequence[str]) -> dict[str, Trai
     return heads
 
 
-def parse_modes(text: str) -> tuple[Mode, ...]:
-    """``cached,tuned``. Raises InputError on other names."""
-    names = _split(text)
-    for name in names:
-        if name not in MODES:
+def parse_modes(text: str, *, freeze_at: str = "C4") -> tuple[Mode, ...]:
+    """``cached,tuned``; `partial` becomes one mode for each level of `freeze_at`.
+
+    Raises InputError on other names.
+    """
+    known = (*MODES, PARTIAL)
+    modes: list[Mode] = []
+    for name in _split(text):
+        if name not in known:
             raise InputError(
-                f"--modes: unknown mode {name!r}{nearest_names(name, MODES)}; "
-                f"known: {', '.join(MODES)}"
+                f"--modes: unknown mode {name!r}{nearest_names(name, known)}; "
+                f"known: {', '.join(known)}"
             )
-    return tuple(cast("Mode", name) for name in names)
+        cuts = _split(freeze_at)
+        if name == PARTIAL and not cuts:
+            raise InputError("--freeze-at expects levels such as C4 or C4,C3, got none")
+        modes += map(partial_mode, cuts) if name == PARTIAL else [name]
+    return tuple(modes)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

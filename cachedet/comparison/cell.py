@@ -21,11 +21,12 @@ from cachedet.comparison.folder import Extracted
 from cachedet.comparison.results import RESULT, CellKey, CellResult
 from cachedet.comparison.scoring import Scorer, figures_of
 from cachedet.comparison.step_plan import StepPlan, keep_peak_memory, plan_steps, time_left
-from cachedet.config.run import ExtractConfig, TrainConfig
+from cachedet.config.run import ExtractConfig, StagesConfig, TrainConfig
+from cachedet.detector.build import choose_read_levels
 from cachedet.errors import CachedetError
 from cachedet.evaluation.analysis import DEFAULT_RESAMPLES
 from cachedet.evaluation.plots import plot_training
-from cachedet.live.mode_names import MODES, Mode
+from cachedet.live.mode_names import MODES, Mode, cut_of, needs_cache
 from cachedet.live.modes import BackboneTraining, TrainingMode, make_training_mode
 from cachedet.loading.sampling import resolve_views
 from cachedet.store.reader import FeatureStore
@@ -85,13 +86,17 @@ class CellTask:
         if self.comparison.epochs is not None:
             schedule = schedule.model_copy(update={"epochs": self.comparison.epochs})
         views = self.extracted.views if heads.views is None else heads.views
+        backbone = self.comparison.backbone
+        stages = StagesConfig(lr_scale=backbone.lr_scale, batch_norm=backbone.batch_norm)
+        cut = cut_of(self.key.mode)
+        partial = {} if cut is None else {"freeze_at": cut, "stages": stages}
         return heads.model_copy(
-            update={"seed": self.key.seed, "schedule": schedule, "views": views}
+            update={"seed": self.key.seed, "schedule": schedule, "views": views, **partial}
         )
 
     @property
     def needs_cache(self) -> bool:
-        return self.key.mode == "cached"
+        return needs_cache(self.key.mode)
 
     @property
     def result(self) -> Path:
@@ -184,9 +189,15 @@ def train_cell(task: CellTask) -> CellResult:
         step_flops=plan.step_flops,
         parameters=count_trained(trainer.detector),
         extraction_seconds=task.extracted.seconds if is_cached else 0.0,
-        cache_nbytes=store.nbytes if is_cached else 0,
+        cache_nbytes=_nbytes_read(config, store) if is_cached else 0,
         **figures_of(analysis),
     )
+
+
+def _nbytes_read(config: TrainConfig, store: FeatureStore) -> int:
+    """Bytes on the disk of what a run of `config` trains on, all views of the store."""
+    levels = choose_read_levels(config, held=store.spec, network=store.manifest.network)
+    return store.encoded_nbytes(store.views, levels)[0]
 
 
 def _plan(task: CellTask, config: TrainConfig, store: FeatureStore) -> StepPlan:

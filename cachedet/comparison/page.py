@@ -18,7 +18,7 @@ from cachedet.comparison.summary import (
     compare_groups,
     summarise,
 )
-from cachedet.live.mode_names import MODE_LABELS
+from cachedet.live.mode_names import mode_label
 from cachedet.reporting.content import Cell, Fold, Headline, Report, Row, Section, Table, Tone
 from cachedet.reporting.figures import ABSENT, count_classes, figure, signed, span, tracks_of
 from cachedet.version import __version__
@@ -85,7 +85,7 @@ def _headlines(summary: Summary) -> tuple[Headline, ...]:
         verdict, tone = _headline_verdict(summary, group)
         headlines.append(
             Headline(
-                run=f"{MODE_LABELS[group.mode]}, {group.heads}",
+                run=f"{mode_label(group.mode)}, {group.heads}",
                 value=figure(group.ap.mean),
                 interval=span(*group.ends),
                 interval_name=f"{seeds} seeds" if seeds > 1 else "one seed, 95 % interval",
@@ -114,7 +114,11 @@ def _result_section(summary: Summary) -> Section:
         key="result",
         title="Does freezing work here?",
         short="Result",
-        leads=(*verdicts.describe_best(summary), *verdicts.describe_freezing(summary)),
+        leads=(
+            *verdicts.describe_best(summary),
+            *verdicts.describe_freezing(summary),
+            *verdicts.describe_partial(summary),
+        ),
         tables=(*page_tables.verdict_tables(summary), page_tables.summary_table(summary)),
         notes=(
             "A difference is beyond the spread where the means lie farther apart than the runs of "
@@ -228,7 +232,7 @@ def _bin_section(summary: Summary) -> Section:
         caption="Mean AP of the classes of each bin, and its least and most over the seeds. A "
         "dash: no such class has boxes in the scored images.",
         corner="Training boxes of a class",
-        columns=tuple(MODE_LABELS[mode] for mode in summary.modes),
+        columns=tuple(mode_label(mode) for mode in summary.modes),
         rows=tuple(rows),
     )
     return Section(

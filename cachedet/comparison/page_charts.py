@@ -15,9 +15,18 @@ from cachedet.comparison.summary import (
     class_differences,
     spread_of,
 )
-from cachedet.live.mode_names import FROZEN, MODE_LABELS, MODES, Mode
+from cachedet.live.mode_names import (
+    KINDS,
+    PARTIAL,
+    Mode,
+    is_frozen,
+    kind_of,
+    mode_label,
+    sort_modes,
+)
 from cachedet.reporting.charts import (
     CIRCLE,
+    DIAMOND,
     RING,
     SQUARE,
     TRIANGLE,
@@ -33,8 +42,9 @@ from cachedet.reporting.charts import (
 )
 from cachedet.reporting.figures import duration, figure, signed
 
-SHAPES: dict[Mode, Shape] = {
+SHAPES: dict[str, Shape] = {  # by kind of mode
     "cached": Shape(path=CIRCLE, tone="cached"),
+    PARTIAL: Shape(path=DIAMOND, tone=PARTIAL),
     "live": Shape(path=RING, tone="live", is_hollow=True),
     "tuned": Shape(path=SQUARE, tone="tuned"),
     "scratch": Shape(path=TRIANGLE, tone="scratch", is_hollow=True),
@@ -133,14 +143,14 @@ def time_charts(curves: Sequence[CurveOf]) -> tuple[Chart, ...]:
         unit, size = ("minutes", 60.0) if end >= _MINUTES_FROM else ("seconds", 1.0)
         series = [
             Series(
-                name=MODE_LABELS[mode],
+                name=mode_label(mode),
                 points=[(at / size, ap) for at, ap in curve.points],
-                look=MODES.index(mode),
-                tone=mode,
+                look=KINDS.index(kind_of(mode)),
+                tone=kind_of(mode),
                 dots=len(curve.points) == 1,  # of which no line can be drawn
                 in_legend=index == 0,
             )
-            for mode in MODES
+            for mode in sort_modes(curve.key.mode for curve in runs)
             for index, curve in enumerate(_of_mode(runs, mode))
         ]
         x = axis_from_zero(f"{unit} from the start", end / size)
@@ -156,8 +166,7 @@ def describe_race(curves: Sequence[CurveOf]) -> tuple[str, ...]:
     for heads, runs in _by_heads(curves).items():
         ends = {
             mode: min(curve.points[-1][0] for curve in _of_mode(runs, mode))
-            for mode in MODES
-            if _of_mode(runs, mode)
+            for mode in sort_modes(curve.key.mode for curve in runs)
         }
         if len(ends) < 2:
             continue
@@ -166,9 +175,9 @@ def describe_race(curves: Sequence[CurveOf]) -> tuple[str, ...]:
         for mode in ends:
             ap = spread_of(curve.best_until(ends[first]) for curve in _of_mode(runs, mode))
             where = figure(ap.mean) if ap.count else "not validated yet"
-            stands.append(f"{MODE_LABELS[mode]} {where}")
+            stands.append(f"{mode_label(mode)} {where}")
         lines.append(
-            f"{heads}: after {duration(ends[first])}, when the first run of {MODE_LABELS[first]} "
+            f"{heads}: after {duration(ends[first])}, when the first run of {mode_label(first)} "
             f"is done, the best validation AP so far is: {', '.join(stands)}."
         )
     return tuple(lines)
@@ -198,7 +207,7 @@ def _cost_chart(
     """Heads by their names where these find room, otherwise by letters."""
     ends = [end for group in summary.groups for end in (group.ap.least, group.ap.most)]
     known = [end for end in ends if not math.isnan(end)]
-    modes = [mode for mode in MODES if any(mode == scored for _, scored in costs)]
+    modes = sort_modes(mode for _, mode in costs)
 
     def draw(labels: dict[str, str], legend: str) -> Chart:
         spots, links = _cost_spots(summary, costs, labels)
@@ -211,7 +220,7 @@ def _cost_chart(
             y=span_axis("AP", min(known), max(known)),
             spots=spots,
             links=links,
-            keys=[(MODE_LABELS[mode], SHAPES[mode]) for mode in modes],
+            keys=[(mode_label(mode), SHAPES[kind_of(mode)]) for mode in modes],
         )
 
     chart = draw({heads: heads for heads in summary.heads}, "")
@@ -237,7 +246,7 @@ def _cost_spots(
             if group.heads == heads and costs.get((heads, group.mode), 0.0) > 0
         }
         named = groups.get("cached") or groups.get("live") or next(iter(groups.values()), None)
-        if named is not None and named.mode in FROZEN and "tuned" in groups:
+        if named is not None and is_frozen(named.mode) and "tuned" in groups:
             ends: tuple[Mode, Mode] = (named.mode, "tuned")
             links.append([(costs[heads, mode], groups[mode].ap.mean) for mode in ends])
         for group in reversed(groups.values()):  # cached last: above the ring of live
@@ -247,8 +256,8 @@ def _cost_spots(
                     y=group.ap.mean,
                     least=group.ap.least,
                     most=group.ap.most,
-                    shape=SHAPES[group.mode],
-                    title=f"{heads}, {MODE_LABELS[group.mode]}: {figure(group.ap.mean)}",
+                    shape=SHAPES[kind_of(group.mode)],
+                    title=f"{heads}, {mode_label(group.mode)}: {figure(group.ap.mean)}",
                     label=labels[heads] if group is named else "",
                 )
             )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from cachedet.comparison.results import CellResult
 from cachedet.comparison.summary import Comparison, Group, Spread, Summary, compare_groups
-from cachedet.live.mode_names import MODE_LABELS
+from cachedet.live.mode_names import mode_label
 from cachedet.reporting.content import Cell, Row, Section, Table, Tone
 from cachedet.reporting.figures import ABSENT, count, figure, rank_of, signed, signed_span, span
 
@@ -36,7 +36,7 @@ def summary_table(summary: Summary) -> Table:
         groups = [group for group in summary.groups if group.heads == heads]
         tuned = summary.find(heads, "tuned")
         rows += [
-            Row(name=MODE_LABELS[group.mode], cells=_group_cells(group, tuned)) for group in groups
+            Row(name=mode_label(group.mode), cells=_group_cells(group, tuned)) for group in groups
         ]
     return Table(
         caption="Means over the seeds. Below AP: the least and the most of the seeds, or the 95 % "
@@ -155,7 +155,7 @@ def _shared_cell(group: Group, ap: Spread, seeds: Sequence[int]) -> Cell:
 
 
 def _run_row(cell: CellResult, cells: tuple[Cell, ...]) -> Row:
-    note = f"{MODE_LABELS[cell.key.mode]}, seed {cell.key.seed}"
+    note = f"{mode_label(cell.key.mode)}, seed {cell.key.seed}"
     return Row(name=cell.key.heads, note=note, cells=cells)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from cachedet.errors import InputError
 from cachedet.evaluation.precision import to_json_values
-from cachedet.live.mode_names import MODES, Mode
+from cachedet.live.mode_names import Mode, is_mode
 from cachedet.store.files.durable import encode_json, write_durably
 
 RESULT = "cell.json"  # in the folder of a cell
@@ -94,7 +94,7 @@ class CellResult:
         try:
             values = _null_to_nan(values)
             key = CellKey(**values.pop("key"))
-            if key.mode not in MODES:
+            if not is_mode(key.mode):
                 raise ValueError(f"mode {key.mode!r}")
             classes = tuple(ClassFigure(**_null_to_nan(each)) for each in values.pop("classes"))
             bins = tuple(BinFigure(**_null_to_nan(each)) for each in values.pop("bins"))

@@ -13,7 +13,7 @@ from torch import nn
 
 from cachedet.comparison.results import BinFigure, ClassFigure
 from cachedet.config.run import VALIDATED, TrainConfig
-from cachedet.detector.build import choose_levels
+from cachedet.detector.build import choose_read_levels
 from cachedet.detector.end_to_end import EndToEndDetector
 from cachedet.evaluation.analysis import Analysis, analyse
 from cachedet.evaluation.detection_table import has_masks, tabulate
@@ -80,7 +80,7 @@ class Scorer:
         self, detector: nn.Module, *, on_progress: Callable[[int], None] | None = None
     ) -> list[Detections]:
         device = self.trainer.device
-        if isinstance(detector, EndToEndDetector):
+        if isinstance(detector, EndToEndDetector) and self.config.freeze_at is None:
             return detect_batches(
                 detector,
                 self.store,
@@ -92,7 +92,9 @@ class Scorer:
         return detect_store(
             detector,
             self.store,
-            levels=choose_levels(self.config.detector, self.store.manifest.spec).names,
+            levels=choose_read_levels(
+                self.config, held=self.store.spec, network=self.store.manifest.network
+            ),
             batch_size=_BATCH_SIZE,
             device=device,
             on_progress=on_progress,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from cachedet.comparison.results import CellResult
 from cachedet.evaluation.precision import nan_to_null
-from cachedet.live.mode_names import MODES, Mode
+from cachedet.live.mode_names import PARTIAL, Mode, kind_of, sort_modes
 
 Judgement = Literal["nothing", "one seed", "within", "beyond"]
 _FIGURES = (
@@ -138,16 +138,16 @@ class Summary:
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        present = {group.mode for group in self.groups}
-        return tuple(mode for mode in MODES if mode in present)
+        return sort_modes(group.mode for group in self.groups)
 
     @property
     def failed(self) -> tuple[CellResult, ...]:
         return tuple(cell for group in self.groups for cell in group.failed)
 
-    def best_of(self, modes: Sequence[Mode] = MODES) -> Group | None:
-        """The group with the highest mean AP; None where nothing was scored."""
-        scored = [group for group in self.groups if group.mode in modes and group.ap.count]
+    def best_of(self, modes: Sequence[Mode] | None = None) -> Group | None:
+        """The group with the highest mean AP, of all or these modes; None if none was scored."""
+        wanted = self.modes if modes is None else modes
+        scored = [group for group in self.groups if group.mode in wanted and group.ap.count]
         return max(scored, key=lambda group: group.ap.mean, default=None)
 
     def find(self, heads: str, mode: Mode) -> Group | None:
@@ -164,6 +164,12 @@ class Summary:
             "best": None if best is None else best.name_json(),
             "groups": [group.to_json() for group in self.groups],
             "cached_against_tuned": [c.to_json() for c in self.compare("cached", "tuned")],
+            "partial_against_tuned": [
+                comparison.to_json()
+                for mode in self.modes
+                if kind_of(mode) == PARTIAL
+                for comparison in self.compare(mode, "tuned")
+            ],
             "cached_against_live": [c.to_json() for c in self.compare("cached", "live")],
             "class_differences": {
                 heads: [asdict(difference) for difference in class_differences(self, heads)]
@@ -178,7 +184,7 @@ def summarise(cells: Sequence[CellResult]) -> Summary:
     groups = []
     by_seed = sorted(cells, key=lambda cell: cell.key.seed)
     for heads in dict.fromkeys(cell.key.heads for cell in cells):
-        for mode in MODES:
+        for mode in sort_modes(cell.key.mode for cell in cells):
             runs = [cell for cell in by_seed if (cell.key.heads, cell.key.mode) == (heads, mode)]
             good = tuple(cell for cell in runs if not cell.has_failed)
             failed = tuple(cell for cell in runs if cell.has_failed)

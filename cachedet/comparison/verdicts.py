@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from cachedet.comparison.results import CellResult
 from cachedet.comparison.summary import Comparison, Group, Spread, Summary, compare_groups
-from cachedet.live.mode_names import FROZEN, LEARNED, MODE_LABELS
+from cachedet.live.mode_names import PARTIAL, is_frozen, kind_of, mode_label
 
 # How often two modes whose runs differ by seed alone are judged "beyond", in words, by number of
 # seeds: 21.5 %, 4.9 %, 1.1 % for normal noise; tests/comparison/test_summary.py draws it again.
@@ -21,9 +21,10 @@ def describe_best(summary: Summary) -> tuple[str, ...]:
     if best is None:
         return ("No run was scored, so there is nothing to compare.",)
     lines = [f"The best mean AP is {_ap(best.ap)}: {_describe_group(best)}."]
-    other = summary.best_of(LEARNED if best.mode in FROZEN else FROZEN)
+    others = [mode for mode in summary.modes if is_frozen(mode) is not is_frozen(best.mode)]
+    other = summary.best_of(others)
     if other is not None:
-        kind = "a backbone that learns" if other.mode in LEARNED else "a frozen backbone"
+        kind = "a backbone that learns" if not is_frozen(other.mode) else "a frozen backbone"
         lines.append(
             f"The best with {kind} is {_ap(other.ap)}: {_describe_group(other)}. "
             + _describe_gap(compare_groups(best, other))
@@ -44,6 +45,18 @@ def describe_freezing(summary: Summary) -> tuple[str, ...]:
     return (line, *_caution(comparisons))
 
 
+def describe_partial(summary: Summary) -> tuple[str, ...]:
+    """Hold training of the last stages against fine-tuning and against all frozen."""
+    partial = [mode for mode in summary.modes if kind_of(mode) == PARTIAL]
+    comparisons = [
+        comparison
+        for mode in partial
+        for other in ("tuned", "cached")
+        for comparison in summary.compare(mode, other)
+    ]
+    return tuple(judge_difference(comparison) for comparison in comparisons)
+
+
 def describe_agreement(summary: Summary) -> tuple[str, ...]:
     """Hold cached against live: one computation on the same images, where there is no jitter."""
     comparisons = summary.compare("cached", "live")
@@ -55,7 +68,7 @@ def describe_agreement(summary: Summary) -> tuple[str, ...]:
 def judge_difference(comparison: Comparison) -> str:
     """Judge one heads, cached against fine-tuned or any other two."""
     gap, seeds = comparison.difference, len(comparison.seeds)
-    first, second = (MODE_LABELS[group.mode] for group in (comparison.first, comparison.second))
+    first, second = (mode_label(group.mode) for group in (comparison.first, comparison.second))
     heads = comparison.first.heads
     if comparison.judgement == "nothing":
         return f"{heads}: {first} and {second} have no scored seed in common."
@@ -149,7 +162,7 @@ def _describe_one_seed(comparison: Comparison) -> str:
         cell = group.of_seed(comparison.seeds[0])
         interval = _describe_interval(cell.low, cell.high)
         note = f" ({interval})" if interval else ""
-        described.append(f"{MODE_LABELS[group.mode]} {cell.ap:.3f}{note}")
+        described.append(f"{mode_label(group.mode)} {cell.ap:.3f}{note}")
     return f"{described[0]} is {_apart(comparison.difference.mean)} {described[1]}."
 
 
@@ -160,7 +173,7 @@ def _describe_group(group: Group) -> str:
         seeds = f"{low:.3f} to {high:.3f} over {group.ap.count} seeds"
     else:
         seeds = ", ".join(filter(None, ("one seed", _describe_interval(low, high))))
-    return f"{MODE_LABELS[group.mode]} with {group.heads} ({seeds})"
+    return f"{mode_label(group.mode)} with {group.heads} ({seeds})"
 
 
 def _describe_interval(low: float, high: float) -> str:

@@ -1,4 +1,4 @@
-"""The four ways to train a detector on the same images: what is trained, and on which batches."""
+"""The ways to train a detector on the same images: what is trained, and on which batches."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from cachedet.device import choose_device
 from cachedet.errors import ConfigError, InputError
 from cachedet.extraction.inputs import InputLoader, make_inputs
 from cachedet.live.image_loader import ImageLoader
-from cachedet.live.mode_names import Mode
+from cachedet.live.mode_names import Mode, cut_of, needs_cache
 from cachedet.loading.loader import BatchLoader, FeatureLoader, make_planner, make_run_loader
 from cachedet.loading.sampling import resolve_views
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Batch
+from cachedet.training.partial import build_partial_detector_of
 from cachedet.training.trainer import Trainer, make_trainer, make_trainer_of
 
 
@@ -58,7 +59,8 @@ def make_training_mode(
 ) -> TrainingMode:
     """Everything for one mode, seeded: heads start from the same weights in all modes.
 
-    In the mode cached heads learn on the store's features, in live on a frozen backbone that runs
+    In the mode cached heads learn on the store's features, in partial_C4 stages behind C4 with
+    them (`config` has freeze_at), in live on a frozen backbone that runs
     in every step; in tuned the backbone learns too, in scratch it does so from random weights. The
     views of `config` are those of the store.
 
@@ -67,11 +69,16 @@ def make_training_mode(
         InputError: the backbone's weights are not those of the store.
         BackboneError: the backbone cannot be had.
     """
-    require_shared(config)
-    if mode == "cached":
+    require_shared(config, partial=cut_of(mode) is not None)
+    if needs_cache(mode):
         loader = make_run_loader(config, store)
         torch.manual_seed(config.seed)
-        trainer = make_trainer(config, manifest=store.manifest, total_steps=total_steps)
+        trainer = make_trainer(
+            config,
+            manifest=store.manifest,
+            total_steps=total_steps,
+            detector=build_partial_detector_of(config, store),
+        )
         return TrainingMode(trainer=trainer, loader=loader)
     detector = _make_end_to_end(mode, config, store, weights, backbone or BackboneTraining())
     image_loader = ImageLoader(
@@ -117,9 +124,14 @@ def inputs_of(store: FeatureStore, images: Path) -> InputLoader:
     )
 
 
-def require_shared(config: TrainConfig) -> None:
-    """Refuse what only cached features can have. Raises ConfigError."""
+def require_shared(config: TrainConfig, *, partial: bool = False) -> None:
+    """Refuse what only cached features can have. Raises ConfigError.
+
+    With `partial` the config is that of a cell which trains stages from the cache.
+    """
     for key, default in ONLY_CACHED.items():
+        if partial and key in ("freeze_at", "stages"):
+            continue
         if (value := getattr(config, key)) != default:
             raise ConfigError(
                 f"{key} is {value!r}: all modes start from the same new heads, train all of them "

@@ -17,6 +17,7 @@ DASHES = ("", "7 4", "2 3", "10 3 2 3", "1 5")
 CIRCLE = "M-3.6 0A3.6 3.6 0 1 1 3.6 0A3.6 3.6 0 1 1 -3.6 0Z"
 RING = "M-5.4 0A5.4 5.4 0 1 1 5.4 0A5.4 5.4 0 1 1 -5.4 0Z"
 SQUARE = "M-3.4 -3.4L3.4 -3.4L3.4 3.4L-3.4 3.4Z"
+DIAMOND = "M0 -5L5 0L0 5L-5 0Z"
 TRIANGLE = "M0 -5.2L5 3.8L-5 3.8Z"
 _MOST_TICKS = 6
 _LETTER = 6.3  # width of one at 11 pixels, on the safe side

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from cachedet.config.run import StagesConfig, TrainConfig
 from cachedet.detector.build import build_detector, choose_levels
 from cachedet.detector.end_to_end import EndToEndDetector
 from cachedet.errors import ConfigError
 from cachedet.store.format.manifest import Manifest
+from cachedet.store.reader import FeatureStore
 from cachedet.structures import FeatureSpec
 
 if TYPE_CHECKING:
@@ -49,6 +50,15 @@ def build_partial_detector(
         learns=True,
         lr_scale=config.stages.lr_scale,
         source=cut,
+    )
+
+
+def build_partial_detector_of(config: TrainConfig, store: FeatureStore) -> nn.Module | None:
+    """`build_partial_detector` with the store's weights; None where no stages are trained."""
+    if config.freeze_at is None:
+        return None
+    return build_partial_detector(
+        config, store.manifest, weights=store.read_stages(), where=store.location
     )
 
 
