@@ -27,13 +27,13 @@ def partial_mode(cut: str) -> Mode:
 
 def kind_of(mode: Mode) -> str:
     """One of KINDS, or the text itself where it names no mode."""
-    kind, _, cut = mode.partition("_")
-    return kind if kind == PARTIAL and cut else mode
+    return mode if cut_of(mode) is None else PARTIAL
 
 
 def cut_of(mode: Mode) -> str | None:
     """The level behind which stages are trained; None of modes that have none."""
-    return mode.partition("_")[2] if kind_of(mode) == PARTIAL else None
+    kind, _, cut = mode.partition("_")
+    return cut if kind == PARTIAL and cut else None
 
 
 def is_mode(text: str) -> bool:

@@ -20,6 +20,13 @@ def test_modes() -> None:
     assert parse_modes("tuned, cached") == ("tuned", "cached")
     with pytest.raises(InputError, match="unknown mode 'tunned'; nearest: 'tuned'; known"):
         parse_modes("cached,tunned")
+    assert parse_modes("cached,partial", freeze_at="C4,C3") == (
+        "cached",
+        "partial_C4",
+        "partial_C3",
+    )
+    with pytest.raises(InputError, match="--freeze-at expects levels such as C4 or C4,C3, got no"):
+        parse_modes("partial", freeze_at="")
 
 
 def test_seeds() -> None:

@@ -23,7 +23,7 @@ from cachedet.comparison.results import CellKey, CellResult
 from cachedet.comparison.scoring import Scorer
 from cachedet.config.run import TrainConfig, load_train_config
 from cachedet.errors import InputError
-from cachedet.live.mode_names import MODES, Mode
+from cachedet.live.mode_names import MODES, Mode, needs_cache
 from cachedet.reporting.scored_run import read_runs
 from cachedet.store.reader import FeatureStore
 from cachedet.training.checkpoint import load_checkpoint
@@ -73,10 +73,10 @@ def wait_for_steps(metrics: Path) -> None:
 def cells(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[Mode, CellResult]:
     """One of each mode."""
     root = tmp_path_factory.mktemp("cells")
-    return {mode: train_cell(make_task(tiny, root, mode)) for mode in MODES}
+    return {mode: train_cell(make_task(tiny, root, mode)) for mode in (*MODES, "partial_C4")}
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [*MODES, "partial_C4"])
 def test_a_cell_tells_what_its_mode_cost(
     cells: dict[Mode, CellResult], mode: Mode, tmp_path: Path
 ) -> None:
@@ -87,7 +87,7 @@ def test_a_cell_tells_what_its_mode_cost(
     assert cell.low <= cell.ap <= cell.high or math.isclose(cell.ap, cell.low)
     assert cell.seconds > 0
     assert cell.peak_memory > 50e6
-    assert (cell.cache_nbytes > 0) == (cell.extraction_seconds > 0) == (mode == "cached")
+    assert (cell.cache_nbytes > 0) == (cell.extraction_seconds > 0) == needs_cache(mode)
     assert sum(figure.boxes for figure in cell.classes) > 8
     cell.write(tmp_path / "cell.json")
     assert CellResult.read(tmp_path / "cell.json").to_json() == cell.to_json()
@@ -95,6 +95,10 @@ def test_a_cell_tells_what_its_mode_cost(
 
 def test_modes_compute_and_train_more_and_more(cells: dict[Mode, CellResult]) -> None:
     cached, live, tuned, scratch = (cells[mode] for mode in MODES)
+    partial = cells["partial_C4"]
+    assert cached.step_flops < partial.step_flops < tuned.step_flops
+    assert cached.parameters < partial.parameters < tuned.parameters
+    assert partial.cache_nbytes < cached.cache_nbytes
     assert cached.step_flops < live.step_flops < tuned.step_flops == scratch.step_flops
     assert cached.parameters == live.parameters < tuned.parameters < scratch.parameters
     assert live.ap == pytest.approx(cached.ap, abs=1e-3)  # law L3, at the end of a run

@@ -23,6 +23,7 @@ from cachedet.comparison.verdicts import (
     describe_best,
     describe_failed,
     describe_freezing,
+    describe_partial,
     judge_difference,
 )
 from cachedet.evaluation.precision import nan_to_null
@@ -176,6 +177,18 @@ def test_one_seed_has_intervals_and_no_verdict() -> None:
     (line,) = describe_freezing(summary)
     assert "no verdict" in line
     assert "better" not in line
+
+
+def test_partial_is_held_against_fine_tuned_and_cached() -> None:
+    summary = summarise(
+        runs(partial_C4=[0.55, 0.56], cached=[0.5, 0.5], tuned=[0.6, 0.6], partial_C3=[0.5, 0.5])
+    )
+    assert summary.modes == ("cached", "partial_C4", "partial_C3", "tuned")
+    lines = describe_partial(summary)
+    assert len(lines) == 4
+    assert lines[0].startswith("fpn: last stages trained (from C4) 0.555 is 0.045 below fine-tuned")
+    assert "is 0.055 above cached 0.500" in lines[1]
+    assert len(summary.to_json()["partial_against_tuned"]) == 2
 
 
 def test_several_heads_are_counted() -> None:

@@ -12,7 +12,7 @@ import torch
 from cachedet.config.run import TrainConfig, load_train_config
 from cachedet.detector.end_to_end import PIXELS
 from cachedet.errors import ConfigError, InputError
-from cachedet.live.mode_names import MODES
+from cachedet.live.mode_names import MODES, cut_of, is_mode, mode_label, sort_modes
 from cachedet.live.modes import BackboneTraining, TrainingMode, make_training_mode
 from cachedet.store.reader import FeatureStore
 
@@ -164,3 +164,13 @@ def test_other_weights_than_the_store_are_refused(tiny: Any, tmp_path: Path) -> 
 def test_what_modes_cannot_share_is_refused(tiny: Any) -> None:
     with pytest.raises(ConfigError, match="init_from is 'somewhere': all modes start from the sam"):
         mode_of(tiny, "cached", make_config("init_from=somewhere"))
+
+
+def test_names_of_modes() -> None:
+    assert sort_modes(["tuned", "partial_C3", "cached", "partial_C4", "tuned"]) == (
+        "cached", "partial_C4", "partial_C3", "tuned",
+    )  # fmt: skip
+    assert cut_of("partial_C4") == "C4"
+    assert cut_of("partial") is cut_of("tuned") is None
+    assert mode_label("partial_C4") == "last stages trained (from C4)"
+    assert not is_mode("partial")
