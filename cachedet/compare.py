@@ -114,7 +114,7 @@ def _require_sensible(config: ComparisonConfig) -> None:
 
 def _settings(config: ComparisonConfig) -> dict[str, Any]:
     """What the cells of one folder share; seeds, modes and configs may be added later."""
-    not_shared = {"store", "device", "workers"}
+    not_shared = {"store", "device", "workers", "follow_links"}
     return {
         "train": config.train.model_dump(mode="json", exclude=not_shared),
         "val": config.val.model_dump(mode="json", exclude=not_shared),

@@ -29,6 +29,9 @@ Codec = Annotated[
 OnBadImage = Annotated[
     str, typer.Option(help="fail: list all bad images and stop; skip: leave them out.")
 ]
+FollowLinks = Annotated[
+    bool, typer.Option("--follow-links", help="Also links that lead out of the images' folder.")
+]
 BlockSize = Annotated[int, typer.Option(help="Images per shard and commit.")]
 BatchSize = Annotated[int, typer.Option(help="Images per backbone forward.")]
 Workers = Annotated[int, typer.Option(help="Decoding threads; 0: one per core.")]

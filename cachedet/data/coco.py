@@ -8,12 +8,13 @@ import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cachedet.data.file_names import require_inside
 from cachedet.data.masks import NO_MASK, encode_segmentation
 from cachedet.errors import DatasetError
 from cachedet.structures import Annotations, CategoryMap, MaskCodes
@@ -35,7 +36,7 @@ class CocoDataset:
         return self.images / self.annotations.file_names[row]
 
 
-def read_coco(*, annotations: Path, images: Path) -> CocoDataset:
+def read_coco(*, annotations: Path, images: Path, follow_links: bool = False) -> CocoDataset:
     """Read a COCO annotation file. The image files themselves are not opened here.
 
     Labels follow the order of category ids. Crowd boxes are kept and flagged, images without
@@ -43,14 +44,15 @@ def read_coco(*, annotations: Path, images: Path) -> CocoDataset:
     image are dropped and counted; a box whose mask cannot be used stays, without a mask.
 
     Raises DatasetError: a missing file, folder or key, a duplicate id, an annotation of an unknown
-    image or category, a path that leaves the image folder, or no images at all.
+    image or category, no images at all, or a path that leaves the image folder (by a link only
+    where `follow_links` does not allow it).
     """
     if not images.is_dir():
         raise DatasetError(f"--images expects a folder of images; there is no folder {images}")
     if next(images.iterdir(), None) is None:
         raise DatasetError(f"--images {images} is an empty folder, expected images in it")
     described, counts = annotations_of(load_annotations(annotations), where=annotations)
-    _require_inside(described.file_names, images, annotations)
+    require_inside(described.file_names, images, annotations, follow_links=follow_links)
     return CocoDataset(images=images, annotations=described, counts=counts)
 
 
@@ -235,24 +237,11 @@ def _file_name(entry: dict[str, Any], index: int, where: Path) -> str:
     name = entry.get("file_name")
     if name is None and isinstance(entry.get("coco_url"), str):
         name = "/".join(entry["coco_url"].split("/")[-2:])  # LVIS: .../train2017/000000391895.jpg
-    if not isinstance(name, str) or not name or any(ord(character) < 32 for character in name):
+    if not isinstance(name, str) or not name:
         raise DatasetError(
             f"{where}: images[{index}] (id {entry.get('id')}) needs a `file_name`, got {name!r}"
         )
     return name
-
-
-def _require_inside(file_names: Iterable[str], images: Path, where: Path) -> None:
-    """No image may lie outside the folder, be it by `..`, an absolute path or a link."""
-    root = images.resolve()
-    folders = {PurePosixPath(name).parent for name in file_names}
-    for folder in folders:
-        if not (root / folder).resolve().is_relative_to(root):
-            raise DatasetError(f"{where}: file_name in {str(folder)!r} leaves the folder {images}")
-    for name in file_names:
-        path = root / name
-        if path.name == ".." or (path.is_symlink() and not path.resolve().is_relative_to(root)):
-            raise DatasetError(f"{where}: file_name {name!r} leaves the folder {images}")
 
 
 def _size(entry: dict[str, Any], index: int, where: Path) -> tuple[int, int]:

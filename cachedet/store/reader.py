@@ -57,6 +57,7 @@ class FeatureStore:
         class_names: by label.
         num_classes: how many there are.
         annotations: its images and boxes.
+        contents: digests of its image files, by row.
         manifest: everything it says of itself.
         blocks: every block the finished store has, committed or not.
         codec: decodes what `read_encoded` gives.
@@ -69,6 +70,7 @@ class FeatureStore:
         self.class_names = plan.manifest.categories.names
         self.num_classes = len(self.class_names)
         self.annotations = plan.annotations
+        self.contents = plan.contents
         self.manifest = plan.manifest
         self.blocks = plan.blocks
         self.codec = plan.codec

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,11 +172,31 @@ def test_wrong_files(folder: Path, text: str, message: str) -> None:
         read(folder, text)
 
 
-def test_a_link_out_of_the_folder_is_refused(folder: Path) -> None:
-    (folder / "secret.jpg").touch()
-    (folder / "images" / "c.jpg").symlink_to(folder / "secret.jpg")
-    with pytest.raises(DatasetError, match=r"'c.jpg' leaves the folder"):
-        read(folder, coco())
+@pytest.mark.parametrize("linked", ["c.jpg", "sub", "loop"])
+def test_a_link_out_of_the_folder_needs_a_word(folder: Path, linked: str) -> None:
+    """A file, and a folder; a loop of links leads nowhere and is a bad image later on."""
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "b.jpg").touch()
+    target = {"c.jpg": folder / "elsewhere" / "b.jpg", "sub": folder / "elsewhere"}
+    shutil.rmtree(folder / "images" / linked, ignore_errors=True)
+    (folder / "images" / linked).symlink_to(target.get(linked, "loop"))
+    content = coco()
+    if linked == "loop":
+        content["images"][0]["file_name"] = "loop"
+        assert read(folder, content).annotations.file_names[0] == "loop"
+        return
+    message = f"'{linked}' is a link, or lies behind one, that leaves the folder .* --follow-links"
+    with pytest.raises(DatasetError, match=message):
+        read(folder, content)
+    followed = read_coco(annotations=folder / "a.json", images=folder / "images", follow_links=True)
+    assert followed.annotations.file_names == ("a.jpg", "sub/b.jpg", "c.jpg")
+
+
+def test_the_folder_itself_may_be_a_link(folder: Path) -> None:
+    content = coco()
+    read(folder, content)
+    (folder / "linked").symlink_to(folder / "images")
+    assert read_coco(annotations=folder / "a.json", images=folder / "linked").counts["images"] == 3
 
 
 def test_missing_places(folder: Path) -> None:

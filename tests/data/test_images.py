@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from cachedet.data.coco import CocoDataset, read_coco
-from cachedet.data.images import decode_bytes, decode_image, make_input, require_good, scan_images
+from cachedet.data.images import decode_bytes, decode_image, make_input
+from cachedet.data.survey import require_good, scan_images
 from cachedet.data.views import make_geometry, view_named
 from cachedet.errors import BadImageError
 from cachedet.structures import Preprocessing
@@ -152,7 +153,7 @@ def test_scan_finds_every_bad_file_at_once(dataset: CocoDataset) -> None:
     reasons = dict(scan.bad)
     assert "truncated" in reasons[1]
     assert reasons[2] == "the file is empty"
-    assert reasons[3] == "not an image"
+    assert reasons[3].startswith("not an image of a format that is read (AVIF, BMP")
     assert reasons[4] == "annotated as 64x48, the upright file is 48x64"
     assert scan.contents[0] != 0
     message = r"6 of 7 images cannot be used:(.|\n)*--on-bad-image skip"

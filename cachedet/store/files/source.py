@@ -7,7 +7,6 @@ import atexit
 import errno
 import functools
 import os
-import stat
 import threading
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
@@ -17,14 +16,12 @@ from zarr.abc.store import RangeByteRequest, Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import FsspecStore, LocalStore
 
+from cachedet.data.regular_files import open_regular
 from cachedet.errors import StoreError
 from cachedet.store.files.names import most_nbytes
 
 T = TypeVar("T")
 
-_OPEN_FLAGS = sum(  # O_NONBLOCK: opening a pipe waits for no writer; O_BINARY: Windows
-    getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NONBLOCK", "O_NOCTTY", "O_BINARY")
-)
 _ONE_REQUEST = 64 << 20  # smaller files of a storage are fetched without asking for their size
 
 
@@ -69,7 +66,7 @@ class LocalFiles:
         return str(self.root / key)
 
     def read(self, key: str) -> bytes:
-        descriptor = _open_regular(f"{self.root}/{key}")
+        descriptor = open_regular(f"{self.root}/{key}")
         with open(descriptor, "rb") as file:
             nbytes = os.fstat(descriptor).st_size
             _require_size(nbytes, key)
@@ -105,7 +102,7 @@ class _LocalFile:
 
     def __init__(self, path: str) -> None:
         self._descriptor = -1
-        self._descriptor = _open_regular(path)
+        self._descriptor = open_regular(path)
         status = os.fstat(self._descriptor)
         self.nbytes = status.st_size
         self.identity: tuple[int, ...] = (status.st_dev, status.st_ino, status.st_mtime_ns)
@@ -131,15 +128,6 @@ class _LocalFile:
     def __del__(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
-
-
-def _open_regular(path: str) -> int:
-    """A descriptor. Raises OSError, IsADirectoryError where it is anything but a regular file."""
-    descriptor = os.open(path, os.O_RDONLY | _OPEN_FLAGS)
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return descriptor
-    os.close(descriptor)
-    raise IsADirectoryError(errno.EISDIR, "it is a folder, pipe or device, not a file", path)
 
 
 def _require_size(nbytes: int, key: str) -> None:

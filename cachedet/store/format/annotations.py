@@ -43,7 +43,7 @@ def load_annotations(
     arrays = load_arrays(source, ANNOTATIONS, wanted=_ANNOTATION_ARRAYS, remedy=_REPAIR)
     try:
         _require_shapes(arrays)
-        names = arrays["file_names"].tobytes().decode()
+        names = arrays["file_names"].tobytes().decode(errors="surrogatepass")
         plain = ("image_ids", "sizes_hw", "offsets", "boxes", "labels", "crowd", "areas")
         annotations = Annotations(
             **{name: arrays[name] for name in plain},

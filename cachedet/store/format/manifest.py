@@ -217,7 +217,7 @@ def annotations_digest(annotations: Annotations) -> str:
 
 def annotation_arrays(annotations: Annotations) -> dict[str, NDArray[Any]]:
     """The arrays of `annotations`; file names as UTF-8 bytes with newlines between."""
-    names = "\n".join(annotations.file_names).encode()
+    names = "\n".join(annotations.file_names).encode(errors="surrogatepass")  # of bytes no UTF-8
     masks = annotations.masks
     of_masks: dict[str, NDArray[Any]] = (
         {} if masks is None else {"masks": masks.codes, "mask_offsets": masks.offsets}
