@@ -7,6 +7,7 @@ Exit status: 0 done; 1 the user's input or a check failed; 2 wrong usage; 75 a s
 from __future__ import annotations
 
 import gc
+import io
 import sys
 from typing import Annotated, Any
 
@@ -53,6 +54,9 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):  # a name that is no UTF-8 is shown escaped
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     finally:
