@@ -6,6 +6,7 @@ Exit status: 0 done; 1 the user's input or a check failed; 2 wrong usage; 75 a s
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import sys
@@ -54,9 +55,10 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line."""
-    for stream in (sys.stdout, sys.stderr):  # a name that is no UTF-8 is shown escaped
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # of ASCII and Latin-1 terminals: \u732b
+            with contextlib.suppress(OSError):  # a descriptor that became a pipe under Python
+                stream.reconfigure(errors="backslashreplace")
     try:
         app()
     finally:
