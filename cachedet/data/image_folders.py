@@ -28,10 +28,12 @@ def images_in(folder: Path) -> list[Path]:
                 ending = os.path.splitext(entry.name)[1].lower()
                 if entry.name.startswith("."):
                     hidden += 1
-                elif ending in image_suffixes() and not entry.is_dir():
+                elif _is_folder(entry):
+                    others["folders"] += 1
+                elif ending in image_suffixes():
                     images.append(entry.name)
                 else:
-                    others["folders" if entry.is_dir() else ending or "no ending"] += 1
+                    others[ending or "no ending"] += 1
     except OSError as error:
         raise InputError(f"cannot list {printable(folder)}: {error.strerror or error}") from error
     if not images:
@@ -40,6 +42,13 @@ def images_in(folder: Path) -> list[Path]:
     if hidden or others:
         _log.info("%s: %s", printable(folder), _passed_over(hidden, others))
     return [folder / name for name in sorted(images)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links: said when its turn comes
+        return False
 
 
 def _passed_over(hidden: int, others: Counter[str]) -> str:
