@@ -168,7 +168,7 @@ def predict(
             try:
                 reports.append(_predict_file(file, image_detector, out, min_score=min_score))
             except BadImageError as error:  # the others are not to blame
-                bad.append((file, str(error).removeprefix(f"{file}: ")))
+                bad.append((file, str(error).removeprefix(f"{printable(file)}: ")))
             progress.advance()
     report = PredictReport(images=tuple(reports), bad=tuple(bad), out=out)
     entries = report.to_json()["images"]

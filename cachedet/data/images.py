@@ -11,7 +11,7 @@ by its EXIF orientation (a broken orientation counts as upright and is reported)
   255, both with a note; anything else (NaN too) is an error.
 
 Threads decode at most MAX_PIXELS at once, so that giants wait for each other: some 8 bytes of
-memory a pixel. The annotation file's width and height must be those of the upright image.
+memory a pixel (up to 20 in JPEG 2000, AVIF and WebP, as their decoders hold it all). The annotation file's width and height must be those of the upright image.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from cachedet.data.file_names import printable
 from cachedet.data.geometry import Geometry
 from cachedet.data.regular_files import open_regular
 from cachedet.data.wholeness import require_covered, require_whole
@@ -59,7 +60,7 @@ def decode_image(path: Path) -> NDArray[np.uint8]:
         with opened(path) as content:
             return decode_bytes(content)[0]
     except BadImageError as error:
-        raise BadImageError(f"{path}: {error}") from error
+        raise BadImageError(f"{printable(path)}: {error}") from error
 
 
 def decode_bytes(content: bytes) -> tuple[NDArray[np.uint8], str | None]:
