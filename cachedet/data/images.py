@@ -11,7 +11,8 @@ by its EXIF orientation (a broken orientation counts as upright and is reported)
   255, both with a note; anything else (NaN too) is an error.
 
 Threads decode at most MAX_PIXELS at once, so that giants wait for each other: some 8 bytes of
-memory a pixel (up to 20 in JPEG 2000, AVIF and WebP, as their decoders hold it all). The annotation file's width and height must be those of the upright image.
+memory a pixel (up to 20 in JPEG 2000, AVIF and WebP, as their decoders hold it all). The
+annotation file's width and height must be those of the upright image.
 """
 
 from __future__ import annotations
