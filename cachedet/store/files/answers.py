@@ -51,14 +51,15 @@ class BadAnswerError(Exception):
 def classify(error: BaseException, hide: Callable[[str], str]) -> Answer:
     """The answer that an exception stands for; `hide` takes credentials out of foreign texts."""
     chain = list(_chain(error))
-    for find in (_own, _by_code, _by_status, _by_kind):
+    for find in (_own, _by_wire, _by_code, _by_status, _by_kind):
         for one in chain:
             answer = find(one)
             if answer is not None:
                 return answer
-    text = hide(str(error)).strip() or "no reason given"
-    what = f"the request failed ({type(error).__name__}: {text[:300]})"
-    return Answer(what=what, remedy=_URL, passes=isinstance(error, OSError))
+    first = chain[0]  # FileNotFoundError may stand for anything, see `_by_kind`
+    text = hide(str(first)).strip() or "no reason given"
+    what = f"the request failed ({type(first).__name__}: {text[:300]})"
+    return Answer(what=what, remedy=_URL, passes=isinstance(first, OSError))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -73,6 +74,13 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _own(error: BaseException) -> Answer | None:
     return error.answer if isinstance(error, BadAnswerError) else None
+
+
+def _by_wire(error: BaseException) -> Answer | None:
+    """Of aiohttp's parser, which gives what is cut off or no HTTP the status 400 of its own."""
+    if any(kind.__name__ == "HttpProcessingError" for kind in type(error).__mro__):
+        return Answer(what="the answer was cut off, or is no HTTP", passes=True)
+    return None
 
 
 _MISSING_CODES = frozenset({"NoSuchKey", "NoSuchBucket", "NoSuchVersion"})
@@ -120,8 +128,7 @@ def _by_status(error: BaseException) -> Answer | None:
     if status in (408, 425, 429) or (status >= 500 and status not in (501, 505, 511)):
         return Answer(what=what, passes=True, wait=_wait_of(error))
     if status < 400:
-        what += ": it leads elsewhere without an end (to a login page?)"
-        return Answer(what=what, remedy=CREDENTIALS, refused=True)
+        return Answer(what=f"{what}, and no file", remedy=CREDENTIALS, refused=True)
     return Answer(what=what, remedy=_URL, refused=True)
 
 
@@ -154,6 +161,9 @@ _KINDS = {  # by the names of classes, of any library
     "the server could not be reached": (
         "EndpointConnectionError", "ClientConnectorError", "ClientConnectionError",
     ),
+    "it leads from page to page without an end (to one that wants credentials?)": (
+        "TooManyRedirects",
+    ),
     "the URL cannot be used": ("InvalidURL", "NonHttpUrlClientError", "ParamValidationError"),
 }  # fmt: skip
 _WORDS_OF = {name: words for words, names in _KINDS.items() for name in names}
@@ -165,9 +175,9 @@ def _by_kind(error: BaseException) -> Answer | None:
     """By the class of the exception, or the number of a system error."""
     words = _words_of(error)
     if words is None:
-        return Answer(what="there is no such object", remedy=_URL, missing=True) if isinstance(
-            error, FileNotFoundError
-        ) else None  # fmt: skip
+        if not isinstance(error, FileNotFoundError) or error.__cause__ is not None:
+            return None  # fsspec makes one of whatever keeps it from asking for a size
+        return Answer(what="there is no such object", remedy=_URL, missing=True)
     remedy = CREDENTIALS if "credentials" in words else _URL
     if "certificate" in words:
         remedy = _CERTIFICATE
@@ -196,15 +206,18 @@ def _is_refused(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno == errno.ECONNREFUSED
 
 
+_STATUSES = (
+    ("response", "ResponseMetadata", "HTTPStatusCode"),  # botocore
+    ("status",),  # aiohttp
+    ("status_code",),  # azure
+    ("code",),  # gcsfs, urllib
+    ("response", "status_code"),  # requests, httpx
+)
+
+
 def _status_of(error: BaseException) -> int | None:
-    candidates = (
-        _look(error, "response", "ResponseMetadata", "HTTPStatusCode"),  # botocore
-        getattr(error, "status", None),  # aiohttp
-        getattr(error, "status_code", None),  # azure
-        getattr(error, "code", None),  # gcsfs, urllib
-        _look(error, "response", "status_code"),  # requests, httpx
-    )
-    for status in candidates:
+    for names in _STATUSES:  # in turn: aiohttp warns of who looks at its `code`
+        status = _look(error, *names)
         if isinstance(status, int) and 300 <= status <= 599:
             return status
     return None

@@ -149,7 +149,7 @@ class ZarrStorage:
             try:
                 content = self._read_pieces(key, most)
             except FileNotFoundError:
-                if key == MANIFEST or key.startswith(COMMITS):
+                if key.startswith(COMMITS) or (key == MANIFEST and not self.names(COMMITS)):
                     raise
                 misfit = ""
                 break
@@ -231,8 +231,8 @@ class ZarrStorage:
         return RemoteStoreError(
             f"{self.describe(key)}: the server sends other bytes than were written, also when it "
             f"is asked again: {finding}. Either the server, a proxy or a cache on the way answers "
-            "with something else, or the copy there is not whole: copy the store there once more, "
-            "then go on (`train-heads --resume`)"
+            "with something else (a login page, another file), or the copy there is not whole: "
+            "copy the store there once more, then go on (`train-heads --resume`)"
         )
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
