@@ -28,6 +28,7 @@ pytest.importorskip("aiohttp", reason="pip install 'cachedet[remote]'")
 
 CONFIG = TrainConfig.model_validate(
     {
+        "early_stopping": {"metric": "loss", "patience": 50},
         "detector": {"kind": "retinanet", "neck": {"kind": "fpn", "channels": 8}, "num_convs": 1},
         "schedule": {"epochs": 2, "batch_size": 4, "optimizer": "adamw", "lr": 1e-3},
         "device": "cpu",
@@ -159,7 +160,7 @@ def test_a_passing_fault_is_not_noticed(server: Server, tmp_path: Path) -> None:
     assert done.reason == "finished"
 
 
-@pytest.mark.parametrize("fault", [401, "cut"])
+@pytest.mark.parametrize("fault", [401, "cut", "validation"])
 def test_a_lasting_fault_ends_a_training_that_goes_on_as_if_there_had_been_none(
     server: Server, tiny: Any, tmp_path: Path, fault: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,7 +168,10 @@ def test_a_lasting_fault_ends_a_training_that_goes_on_as_if_there_had_been_none(
     whole, run, heads = tmp_path / "whole", tmp_path / "run", tmp_path / "heads.yaml"
     expected = train(CONFIG, train_store=tiny.train, val_store=tiny.val, run=whole)
     heads.write_text(dump_config(CONFIG))
-    lasting = after(40, 503 if fault == "cut" else fault)
+    lasting = after(40, fault if fault == 401 else 503)
+    if fault == "validation":
+        of_shards = after(0, 503)
+        lasting = lambda one: of_shards(one) if "/val.zarr/" in one.path else None  # noqa: E731
 
     def act(handler: Handler) -> Status | None:
         status = lasting(handler)
@@ -176,8 +180,8 @@ def test_a_lasting_fault_ends_a_training_that_goes_on_as_if_there_had_been_none(
         return status
 
     server.fault = act
-    url = server.url("train.zarr", user="alice:S3CRET@")
-    words = ["train-heads", str(heads), "--train", url, "--val", str(tiny.val), "--run", str(run)]
+    url, val = (server.url(name, user="alice:S3CRET@") for name in ("train.zarr", "val.zarr"))
+    words = ["train-heads", str(heads), "--train", url, "--val", val, "--run", str(run)]
     with pytest.raises(SystemExit) as ended:
         cli.app(words, standalone_mode=False)
     assert ended.value.code == 1
@@ -188,7 +192,7 @@ def test_a_lasting_fault_ends_a_training_that_goes_on_as_if_there_had_been_none(
     assert ("--resume" in shown.err) or ("Give credentials" in shown.err)
     assert (run / "weights" / "last.pt").exists()
     server.fault = lambda handler: None
-    went_on = train(CONFIG, train_store=url, val_store=tiny.val, run=run, resume=True)
+    went_on = train(CONFIG, train_store=url, val_store=val, run=run, resume=True)
     assert went_on.best_ap == expected.best_ap
     assert 0 < len(went_on.losses) < len(expected.losses)
     assert went_on.losses == expected.losses[-len(went_on.losses) :]
