@@ -31,7 +31,9 @@ class _Commands(TyperGroup):
             with show_progress():
                 return super().invoke(ctx)
         except CachedetError as error:
-            print(f"error: {error}", file=sys.stderr)
+            from cachedet.store.files.locations import redacted  # `--help` stays quick
+
+            print(f"error: {redacted(str(error))}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
             print(_INTERRUPTED, file=sys.stderr)

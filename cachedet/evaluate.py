@@ -29,6 +29,7 @@ from cachedet.evaluation.metrics import ClassScore, CocoScores, coco_results
 from cachedet.evaluation.precision import ProposalReport, proposal_recall
 from cachedet.evaluation.strata import DEFAULT_EDGES, check_edges
 from cachedet.progress import StageProgress
+from cachedet.store.files.locations import shown
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, Detections
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint, load_weights
@@ -183,7 +184,7 @@ def evaluate(
         coco_file=None if folder is None else folder.detections,
         provenance={
             "run": None if folder is None else str(subject),
-            "store": str(store),
+            "store": shown(store),
             "training": source,
             **scored.provenance,
             "store_fingerprint": features.manifest.fingerprint(),
@@ -344,7 +345,8 @@ def _find_counts(
 ) -> tuple[dict[int, int] | None, str | None]:
     """Training annotations of each class, and where they are from."""
     if questions.training is not None:
-        return read_counts(questions.training, features.annotations.categories), questions.training
+        counts = read_counts(questions.training, features.annotations.categories)
+        return counts, shown(questions.training)
     noted = None if folder is None else TrainingData.read(folder)
     if noted is not None:
         return noted.boxes, noted.store

@@ -127,7 +127,7 @@ def _open_store(run: ScoredRun, store: Path | str | None) -> FeatureStore:
             raise
         raise StoreError(
             f"{run.folder} was scored on {run.store}, which cannot be opened: {error}. If it has "
-            "moved, say where it is with --store"
+            "moved, or needs credentials, which are never kept, give its location with --store"
         ) from error
 
 

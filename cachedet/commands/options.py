@@ -62,11 +62,13 @@ def make_extraction(values: dict[str, Any], *, command: str) -> ExtractConfig:
 
 def local_folder(store: str, *, command: str) -> Path:
     """The folder. Raises InputError on a URL, which a path would quietly make a folder's name."""
-    if "://" in store:
+    from cachedet.store.files.locations import is_url, shown
+
+    if is_url(store):
         raise InputError(
-            f"`cachedet {command}` needs a local folder, got {store}: it writes and locks files "
-            "there. Copy or mount the store and give its folder; `info`, `train-heads` and `eval` "
-            "read URLs"
+            f"`cachedet {command}` needs a local folder, got {shown(store)}: it writes and locks "
+            "files there. Copy or mount the store and give its folder; `info`, `train-heads` and "
+            "`eval` read URLs"
         )
     return Path(store)
 

@@ -39,6 +39,7 @@ def train_heads(
     from cachedet.config.presets import load_config
     from cachedet.distributed.data_parallel import find_launch
     from cachedet.estimation.prediction import compare_training
+    from cachedet.store.files.locations import redacted
     from cachedet.train import train as run_train
     from cachedet.training.stopping import STOPPED_STATUS
 
@@ -60,7 +61,10 @@ def train_heads(
     if report.was_interrupted:
         words = [*launch.command, *sys.argv[1:], *([] if resume else ["--resume"])]
         if launch.is_first:
-            print(f"{report.reason}: saved; continue with\n  {shlex.join(words)}", file=sys.stderr)
+            again = shlex.join(words)
+            print(f"{report.reason}: saved; continue with\n  {redacted(again)}", file=sys.stderr)
+            if redacted(again) != again:
+                print("and the credentials, which are not shown here", file=sys.stderr)
         raise typer.Exit(STOPPED_STATUS)
 
 

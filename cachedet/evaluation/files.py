@@ -15,6 +15,7 @@ from cachedet.evaluation.analysis import Analysis, analyse, require_resamples
 from cachedet.evaluation.detection_table import read_results
 from cachedet.evaluation.lvis import Federated, read_federated
 from cachedet.evaluation.strata import DEFAULT_EDGES, check_edges
+from cachedet.store.files.locations import is_url, shown
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, CategoryMap
 from cachedet.training.run_folder import count_annotations
@@ -107,10 +108,10 @@ def read_counts(training: str, scored: CategoryMap) -> dict[int, int]:
         InputError: a class of that id has another name there.
         DatasetError, StoreError: neither of the two.
     """
-    if Path(training).is_file():
-        where = Path(training)
+    where = Path(training)
+    if not is_url(training) and where.is_file():
         trained_on, _ = annotations_of(load_annotations(where), where=where)
-    elif "://" in training or Path(training).exists():
+    elif is_url(training) or where.exists():
         trained_on = FeatureStore.open(training).annotations
     else:
         raise DatasetError(
@@ -121,8 +122,8 @@ def read_counts(training: str, scored: CategoryMap) -> dict[int, int]:
         if names.get(category_id, name) != name:
             raise InputError(
                 f"category id {category_id} is {names[category_id]!r} in the training data "
-                f"{training} and {name!r} in the scored images; give the data the detector was "
-                "trained on"
+                f"{shown(training)} and {name!r} in the scored images; give the data the detector "
+                "was trained on"
             )
     return count_annotations(trained_on)
 

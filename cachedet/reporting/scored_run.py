@@ -16,6 +16,7 @@ from typing import Any
 from cachedet.errors import CheckpointError, InputError
 from cachedet.evaluation.detection_table import DetectionTable, read_results
 from cachedet.evaluation.metrics import score_table
+from cachedet.store.files.locations import shown
 from cachedet.structures import Annotations
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 from cachedet.training.run_folder import RunFolder, TrainingData
@@ -41,7 +42,7 @@ class ScoredRun:
     name: str  # what the page calls it
     folder: Path
     results: dict[str, Any]  # results.json
-    store: str  # it was scored on, as results.json names it
+    store: str  # it was scored on, as results.json names it, without credentials
     checkpoint: Checkpoint
     config_text: str
     metrics: tuple[TrainingPoint, ...]
@@ -127,7 +128,7 @@ def _read_run(root: Path, name: str) -> ScoredRun:
         name=name,
         folder=root,
         results=results,
-        store=store,
+        store=shown(store),
         checkpoint=_any_checkpoint(folder),
         config_text=folder.config.read_text(encoding="utf-8"),
         metrics=read_metrics(folder.metrics),

@@ -12,6 +12,7 @@ import numpy as np
 
 from cachedet.errors import CheckpointError
 from cachedet.store.files.durable import encode_json, write_durably
+from cachedet.store.files.locations import shown
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, CategoryMap
 
@@ -70,7 +71,7 @@ class RunFolder:
 class TrainingData:
     """What a run learns from: a store in numbers."""
 
-    store: str  # where it lay
+    store: str  # where it lay, without credentials
     fingerprint: str
     images: int
     categories: CategoryMap
@@ -95,7 +96,7 @@ class TrainingData:
             values = json.loads(folder.training.read_text(encoding="utf-8"))
             classes = values["classes"]
             return cls(
-                store=str(values["store"]),
+                store=shown(str(values["store"])),
                 fingerprint=str(values["fingerprint"]),
                 images=int(values["images"]),
                 categories=CategoryMap(

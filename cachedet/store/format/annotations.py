@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedet.errors import StoreError
 from cachedet.store.files.names import ANNOTATIONS
 from cachedet.store.files.source import ByteSource
 from cachedet.store.format.manifest import Manifest, annotations_digest, images_digest
 from cachedet.store.format.npz import load_arrays
+from cachedet.store.format.shards import altered
 from cachedet.structures import Annotations, MaskCodes
 
 _LARGEST_SIDE = 1 << 20  # pixels of an image
 _MOST_IMAGES = 1 << 24  # each takes a few hundred bytes of memory beside its arrays
+_OTHER = "is not the one this store was extracted with"
 _REPAIR = "The same `cachedet extract` again writes it anew"
 _ANNOTATION_ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {  # type and shape
     "image_ids": ("int64", ("images",)),
@@ -57,10 +58,10 @@ def load_annotations(
         _require_consistent(annotations)
     except (KeyError, ValueError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise StoreError(f"{where} is damaged: {reason}. {_REPAIR}") from error
+        raise altered(where, str(reason), remedy=_REPAIR) from error
     digests = annotations_digest(annotations), images_digest(contents)
     if digests != (manifest.annotations_digest, manifest.images_digest):
-        raise StoreError(f"{where} is not the one this store was extracted with. {_REPAIR}")
+        raise altered(where, _OTHER, remedy=_REPAIR, verdict="")
     return annotations, contents
 
 
