@@ -161,6 +161,11 @@ class MaskCodes:
     def __getitem__(self, box: int) -> bytes:
         return self.codes[self.offsets[box] : self.offsets[box + 1]].tobytes()
 
+    @property
+    def are_missing(self) -> NDArray[np.bool_]:
+        """(M,) which boxes have no mask."""
+        return np.asarray(np.diff(self.offsets) == 0)
+
     def keep(self, boxes: Sequence[int] | NDArray[np.int64]) -> MaskCodes:
         """Only these boxes' masks, in the order given."""
         return MaskCodes.join([self[int(box)] for box in boxes])
