@@ -60,6 +60,13 @@ def read_coco(*, annotations: Path, images: Path) -> CocoDataset:
     return CocoDataset(images=images, annotations=described, counts=found.counts, notes=found.notes)
 
 
+def read_categories(path: Path) -> CategoryMap:
+    """The classes of a COCO file, without a look at anything else. Raises DatasetError."""
+    content = load_annotations(path)
+    number_ids(content)
+    return _read_categories(content["categories"], path)
+
+
 def annotations_of(
     content: dict[str, Any], *, where: Path, keep_all: bool = False
 ) -> tuple[Annotations, Findings]:
@@ -143,7 +150,7 @@ def _read_masks(
     counts = {"unusable masks dropped": len(unusable), "empty masks": len(blank)}
     notes = []
     if unusable:
-        dropped = f"{count_of(len(unusable), 'mask')} cannot be used and dropped"
+        dropped = f"{count_of(len(unusable), 'mask')} cannot be used and were dropped"
         notes.append(f"{dropped}, the first of {unusable[0]}")
     if blank:
         notes.append(

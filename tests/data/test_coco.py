@@ -310,7 +310,9 @@ def test_masks_that_cannot_be_used_are_named(folder: Path) -> None:
     assert dataset.counts["unusable masks dropped"] == 2
     assert dataset.counts["empty masks"] == 1
     unusable, empty = dataset.notes
-    assert unusable.startswith("2 masks cannot be used and dropped, the first of annotation id 11:")
+    assert unusable.startswith(
+        "2 masks cannot be used and were dropped, the first of annotation id 11:"
+    )
     assert unusable.endswith("got [100, 50]; they stand as [width, height]")
     assert empty.startswith(
         "1 mask without a pixel inside the image, the first of annotation id 13"
