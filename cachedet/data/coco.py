@@ -150,7 +150,8 @@ def _read_masks(
     counts = {"unusable masks dropped": len(unusable), "empty masks": len(blank)}
     notes = []
     if unusable:
-        dropped = f"{count_of(len(unusable), 'mask')} cannot be used and were dropped"
+        were = "was" if len(unusable) == 1 else "were"
+        dropped = f"{count_of(len(unusable), 'mask')} cannot be used and {were} dropped"
         notes.append(f"{dropped}, the first of {unusable[0]}")
     if blank:
         notes.append(
