@@ -144,9 +144,12 @@ def _encode_polygons(polygons: list[Any], size_hw: SizeHW) -> bytes:
     drawn = [points for points in map(_points_of, polygons) if len(points) >= 3]
     if not drawn:
         raise ValueError("expected a polygon of at least 3 points [x, y, x, y, x, y, ...]")
-    if any(np.abs(points).max() > FARTHEST for points in drawn):
+    reaches = [np.abs(points).max() for points in drawn]
+    if max(reaches) > FARTHEST:
         raise ValueError(f"a point is farther than {FARTHEST:,.0f} pixels from the image")
-    if sum(map(_boundary_of, drawn)) > MOST_BOUNDARY:  # pycocotools walks along all of it
+    most = sum(len(points) * (2 * reach + 1) for points, reach in zip(drawn, reaches, strict=True))
+    # pycocotools walks along all of it
+    if most > MOST_BOUNDARY and sum(map(_boundary_of, drawn)) > MOST_BOUNDARY:
         drawn = [_cut(points, size_hw) for points in drawn]
         boundary = sum(map(_boundary_of, drawn))
         if boundary > MOST_BOUNDARY:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import gzip
 import json
 import os
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cachedet.data.json_files import load_json
 from cachedet.errors import DatasetError
@@ -103,3 +106,21 @@ def test_a_sparse_giant_is_not_read(tmp_path: Path) -> None:
             file.truncate(1 << 43)
         with pytest.raises(DatasetError, match=r"does not fit into memory: it has 8,796,093"):
             load(tmp_path / "a.json")
+
+
+@settings(deadline=None, max_examples=150, derandomize=True)
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.binary(max_size=4)), min_size=1, max_size=5))
+def test_damaged_bytes_are_read_or_refused(tmp: Path, changes: list[tuple[int, bytes]]) -> None:
+    content = TEXT.encode()
+    for place, new in changes:
+        at = place % (len(content) + 1)
+        content = content[:at] + new + content[at + len(new) // 2 :]
+    (tmp / "a.json").write_bytes(content)
+    with contextlib.suppress(DatasetError):
+        load(tmp / "a.json")
+
+
+@pytest.fixture(scope="module")
+def tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all examples."""
+    return tmp_path_factory.mktemp("json")
