@@ -53,7 +53,7 @@ class ExtractReport:
     stages: dict[str, float]  # images per second each stage could have done
     slowest_stage: str | None
     skipped: tuple[tuple[str, str], ...]  # file name, reason
-    notes: tuple[tuple[str, str], ...]  # file name, what was noticed; the image is used
+    notes: tuple[tuple[str, str], ...]  # file name, what was noticed of annotations or an image
     counts: dict[str, int]  # of the annotation file
 
 
@@ -204,7 +204,10 @@ def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractRe
         stages={name: work.images_per_second for name, work in clock.stages.items()},
         slowest_stage=clock.slowest,
         skipped=skipped,
-        notes=_named(dataset.annotations, scan.notes),
+        notes=(
+            *((str(config.annotations), note) for note in dataset.notes),
+            *_named(dataset.annotations, scan.notes),
+        ),
         counts=dataset.counts,
     )
 
