@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,9 @@ import typer
 
 from cachedet.commands.options import ConfigName, Device, Json, Overrides, print_json
 from cachedet.commands.score_tables import print_scores
-from cachedet.commands.tables import console, print_cost, print_predicted_vs_actual, print_training
+from cachedet.commands.tables import print_cost, print_predicted_vs_actual, print_training, say
+from cachedet.progress import tell
+from cachedet.text import shell_line
 
 
 def train_heads(
@@ -48,7 +49,7 @@ def train_heads(
     settings = load_config(config, overrides=changes)
     launch = find_launch()
     if launch.is_first and not as_json:
-        print(settings.schedule.describe_lr())
+        say(settings.schedule.describe_lr())
     report = run_train(settings, train_store=train, val_store=val, run=run, resume=resume)
     predicted = compare_training(report, settings, store=train) if launch.world == 1 else {}
     if launch.is_first and as_json:
@@ -59,7 +60,8 @@ def train_heads(
     if report.was_interrupted:
         words = [*launch.command, *sys.argv[1:], *([] if resume else ["--resume"])]
         if launch.is_first:
-            print(f"{report.reason}: saved; continue with\n  {shlex.join(words)}", file=sys.stderr)
+            tell(f"{report.reason}: saved; continue with")
+            tell(f"  {shell_line(words)}")
         raise typer.Exit(STOPPED_STATUS)
 
 
@@ -121,8 +123,8 @@ def predict(
         return
     for image in report.to_json()["images"]:
         names = [f"{entry['name']} {entry['score']:.2f}" for entry in image["detections"]]
-        print(f"{image['file']}: {', '.join(names) or 'nothing'}")
-    print(f"drawings and detections.json in {out}")
+        say(f"{image['file']}: {', '.join(names) or 'nothing'}")
+    say(f"drawings and detections.json in {out}")
 
 
 def demo(
@@ -137,7 +139,8 @@ def demo(
         print_json(report.to_json())
     else:
         print_scores(report.scores, of="boxes")
-        console.print(report.summary(), highlight=False)
+        for line in report.summary():
+            say(line)
 
 
 COMMANDS = {"train-heads": train_heads, "model": model, "predict": predict, "demo": demo}
