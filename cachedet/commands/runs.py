@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -37,6 +36,7 @@ def train_heads(
     command that continues is printed, and the exit status is 75. A second Ctrl-C stops at once.
     """
     from cachedet.config.presets import load_config
+    from cachedet.config.yaml_text import quote_yaml
     from cachedet.distributed.data_parallel import find_launch
     from cachedet.estimation.prediction import compare_training
     from cachedet.train import train as run_train
@@ -44,7 +44,7 @@ def train_heads(
 
     changes = list(overrides or [])
     if init_from is not None:
-        changes.append(f"init_from={json.dumps(str(init_from))}")
+        changes.append(f"init_from={quote_yaml(str(init_from))}")
     changes += [f"residency={residency}"] if residency else []
     settings = load_config(config, overrides=changes)
     launch = find_launch()
