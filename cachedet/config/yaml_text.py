@@ -1,7 +1,8 @@
 """YAML as people write it, read within bounds: no file or `--set` value takes long or much memory.
 
-Of YAML 1.1 those readings are left out that nobody means in a config: 12:30 as 750, 1e-3 as words, 010 as 8,
-2024-01-01 as a date, no and on as false and true. A key that stands twice in a section is an error.
+Of YAML 1.1 those readings are left out that nobody means in a config: 12:30 as 750, 010 as 8, 1e-3
+as words, 2024-01-01 as a date, no and on as false and true. A key that stands twice in a section is
+an error.
 """
 
 from __future__ import annotations

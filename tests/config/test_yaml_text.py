@@ -113,7 +113,10 @@ def test_an_override_that_is_wrong_is_named(
 
 
 def test_what_people_write_is_read(tmp_path: Path) -> None:
-    text = '{"a": 010, "b": [1_000, 1.5, ~, true, 12:30, 1:30.5, 1e-3], "c": &c {d: x}, "e": *c, f: {<<: *c}}'
+    text = (
+        '{"a": 010, "b": [1_000, 1.5, ~, true, 12:30, 1:30.5, 1e-3], "c": &c {d: x}, "e": *c, '
+        "f: {<<: *c}}"
+    )
     assert parse_yaml(text, where="") == {
         "a": "010",  # a number where one is expected: 10
         "b": [1000, 1.5, None, True, "12:30", "1:30.5", 0.001],
