@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 from cachedet.commands import comparisons, configs, estimates, reports, runs, scores, stores
 from cachedet.errors import CachedetError
-from cachedet.progress import show_progress
+from cachedet.progress import show_progress, tell
 from cachedet.version import __version__
 
 
@@ -33,10 +33,12 @@ class _Commands(TyperGroup):
         except CachedetError as error:
             from cachedet.store.files.locations import redacted  # `--help` stays quick
 
-            print(f"error: {redacted(str(error))}", file=sys.stderr)
+            first, *more = error.args or [type(error).__name__]
+            for line in (f"error: {first}", *more):
+                tell(redacted(line))
             sys.exit(1)
         except KeyboardInterrupt:
-            print(_INTERRUPTED, file=sys.stderr)
+            tell(_INTERRUPTED)
             sys.exit(130)
 
 
@@ -55,6 +57,12 @@ app = typer.Typer(
 )
 
 
+# Wrong usage; typer has no public name for the parent of its errors.
+_UsageError: type[Exception] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
+
+
 def main() -> None:
     """Run the command line."""
     for stream in (sys.stdout, sys.stderr):
@@ -62,9 +70,25 @@ def main() -> None:
             with contextlib.suppress(OSError):  # a descriptor that became a pipe under Python
                 stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        status = app(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except _UsageError as error:
+        _tell_usage(error)
+        sys.exit(getattr(error, "exit_code", 2))
     finally:
         gc.freeze()  # else Python ends with a search of all that torch imported: seconds
+
+
+def _tell_usage(error: Any) -> None:
+    """What was wrong, on one line however long: typer's own frame breaks and cuts paths."""
+    message = error.format_message()
+    if not message:  # of a group without a command: its help has been shown
+        return
+    context = getattr(error, "ctx", None)
+    if context is not None:
+        tell(" ".join(context.get_usage().split()))
+        tell(f"Try '{context.command_path} --help' for help.")
+    tell(f"error: {message}")
 
 
 def _show_version(wanted: bool) -> None:

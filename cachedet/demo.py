@@ -48,19 +48,22 @@ class DemoReport:
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "scores": self.scores.to_json(), "sheet": str(self.sheet)}
 
-    def summary(self) -> str:
+    def summary(self) -> list[str]:
         """A few lines for a person."""
         stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items())
         extraction = self.seconds["extract"]
         saved = self.live_epoch - self.cached_epoch
         pays = f"after {extraction / saved:.1f} epochs" if saved > 0 else "never on this machine"
-        return (
+        return [
             f"AP {self.scores.ap:.3f}, AP50 {self.scores.ap50:.3f} on {VAL_IMAGES} validation "
-            f"images\ntime: {stages}\ncache: {self.nbytes / 1e6:.1f} MB; an epoch takes "
-            f"{self.cached_epoch:.1f} s from the cache, {self.live_epoch:.1f} s with the live "
+            "images",
+            f"time: {stages}",
+            f"cache: {self.nbytes / 1e6:.1f} MB; an epoch takes {self.cached_epoch:.1f} s from "
+            f"the cache, {self.live_epoch:.1f} s with the live "
             f"frozen backbone ({self.live_epoch / self.cached_epoch:.1f} times as long); the cache "
-            f"has paid for itself {pays}\nground truth beside prediction: {self.sheet}"
-        )
+            f"has paid for itself {pays}",
+            f"ground truth beside prediction: {self.sheet}",
+        ]
 
 
 def run_demo(out: Path) -> DemoReport:

@@ -28,7 +28,13 @@ from difflib import get_close_matches
 
 
 class CachedetError(Exception):
-    """Parent of all errors a user can cause; the command line prints it without a traceback."""
+    """Parent of all errors a user can cause; the command line prints it without a traceback.
+
+    Each argument is a line: names and paths inside of them begin no line of their own there.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class InputError(CachedetError, ValueError):

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
-from cachedet.data.file_names import printable
 from cachedet.data.image_folders import images_in
 from cachedet.data.images import decode_image, make_input
 from cachedet.data.masks import decode_mask, paste_masks, rle_of
@@ -31,6 +30,7 @@ from cachedet.evaluation.plots import Drawing, draw_boxes
 from cachedet.progress import StageProgress
 from cachedet.store.format.manifest import Manifest
 from cachedet.structures import CategoryMap, Detections, SizeHW
+from cachedet.text import printable
 from cachedet.training.checkpoint import load_checkpoint
 from cachedet.training.run_folder import RunFolder
 

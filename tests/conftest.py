@@ -67,10 +67,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--thorough", action="store_true", help="what is tried at some places: at all (slow)"
     )
+    parser.addoption("--fuzz-seconds", type=float, default=0.0, help="new seeds for so long")
+    parser.addoption("--fuzz-seed", type=int, help="this case of tests/fuzz only")
 
 
 # The files that take longest come first: the last ones then end together on all workers.
-SLOW_ROOMS = ("e2e", "store", "extraction", "comparison", "estimation", "detector")
+SLOW_ROOMS = ("fuzz", "e2e", "store", "extraction", "comparison", "estimation", "detector")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

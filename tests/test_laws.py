@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cachedet"
 # Each room may import those before it; verbs come last. What one does to train a detector:
 MAIN_JOB = (
-    "version", "errors", "structures", "progress", "device", "distributed", "config",
+    "version", "errors", "text", "structures", "progress", "device", "distributed", "config",
     "data", "backbone", "store", "extraction", "detector", "augmentation", "loading", "training",
     "evaluation",
     "train", "evaluate", "extract", "predict",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +28,8 @@ from cachedet.commands.options import (
 from cachedet.commands.tables import say
 from cachedet.errors import InputError, nearest_names
 from cachedet.live.mode_names import MODES, Mode
-from cachedet.progress import count_of
+from cachedet.progress import count_of, tell
+from cachedet.text import shell_line
 
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
     from cachedet.backbone.trained import BatchNorm
@@ -118,7 +118,7 @@ def compare(
         print_json(report.to_json())
     elif report.cells:
         print_summary(report.summary)
-        say(str(report.page), wraps=False)
+        say(report.page)
     _leave(report)
 
 
@@ -194,15 +194,13 @@ def _leave(report: ComparisonReport) -> None:
     from cachedet.training.stopping import STOPPED_STATUS
 
     if report.interrupted_by is not None:
-        again = shlex.join(["cachedet", *sys.argv[1:]])
+        again = shell_line(["cachedet", *sys.argv[1:]])
         left = count_of(report.left, "cell")
-        print(
-            f"{report.interrupted_by}: saved, {left} to go; continue with\n  {again}",
-            file=sys.stderr,
-        )
+        tell(f"{report.interrupted_by}: saved, {left} to go; continue with")
+        tell(f"  {again}")
         raise typer.Exit(STOPPED_STATUS)
     if report.left:
-        print("some cells failed, see above; the same command tries them again", file=sys.stderr)
+        tell("some cells failed, see above; the same command tries them again")
         raise typer.Exit(1)
 
 

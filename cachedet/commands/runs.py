@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +10,9 @@ import typer
 
 from cachedet.commands.options import ConfigName, Device, Json, Overrides, print_json
 from cachedet.commands.score_tables import print_scores
-from cachedet.commands.tables import console, print_cost, print_predicted_vs_actual, print_training
-from cachedet.progress import count_of
+from cachedet.commands.tables import print_cost, print_predicted_vs_actual, print_training, say
+from cachedet.progress import count_of, tell
+from cachedet.text import shell_line
 
 
 def train_heads(
@@ -37,6 +36,7 @@ def train_heads(
     command that continues is printed, and the exit status is 75. A second Ctrl-C stops at once.
     """
     from cachedet.config.presets import load_config
+    from cachedet.config.yaml_text import quote_yaml
     from cachedet.distributed.data_parallel import find_launch
     from cachedet.estimation.prediction import compare_training
     from cachedet.store.files.locations import redacted
@@ -45,12 +45,12 @@ def train_heads(
 
     changes = list(overrides or [])
     if init_from is not None:
-        changes.append(f"init_from={json.dumps(str(init_from))}")
+        changes.append(f"init_from={quote_yaml(str(init_from))}")
     changes += [f"residency={residency}"] if residency else []
     settings = load_config(config, overrides=changes)
     launch = find_launch()
     if launch.is_first and not as_json:
-        print(settings.schedule.describe_lr())
+        say(settings.schedule.describe_lr())
     report = run_train(settings, train_store=train, val_store=val, run=run, resume=resume)
     predicted = compare_training(report, settings, store=train) if launch.world == 1 else {}
     if launch.is_first and as_json:
@@ -61,10 +61,11 @@ def train_heads(
     if report.was_interrupted:
         words = [*launch.command, *sys.argv[1:], *([] if resume else ["--resume"])]
         if launch.is_first:
-            again = shlex.join(words)
-            print(f"{report.reason}: saved; continue with\n  {redacted(again)}", file=sys.stderr)
+            tell(f"{report.reason}: saved; continue with")
+            again = shell_line(words)
+            tell(f"  {redacted(again)}")
             if redacted(again) != again:
-                print("and the credentials, which are not shown here", file=sys.stderr)
+                tell("and the credentials, which are not shown here")
         raise typer.Exit(STOPPED_STATUS)
 
 
@@ -114,7 +115,6 @@ def predict(
     Files that cannot be used are listed at the end, and the exit status is 1; the results of the
     others are written.
     """
-    from cachedet.data.file_names import printable
     from cachedet.predict import predict as run_predict
 
     report = run_predict(
@@ -131,14 +131,14 @@ def predict(
     else:
         for image in report.to_json()["images"]:
             names = [f"{entry['name']} {entry['score']:.2f}" for entry in image["detections"]]
-            print(f"{image['file']}: {', '.join(names) or 'nothing'}")
+            say(f"{image['file']}: {', '.join(names) or 'nothing'}")
         if report.images and not any(len(image.detections) for image in report.images):
-            print(f"nothing scores {min_score:g} or more; a lower --min-score shows weaker ones")
-        print(f"drawings and detections.json in {out}")
+            say(f"nothing scores {min_score:g} or more; a lower --min-score shows weaker ones")
+        say(f"drawings and detections.json in {out}")
     if report.bad:
-        print(f"error: {count_of(len(report.bad), 'file')} cannot be used:", file=sys.stderr)
+        tell(f"error: {count_of(len(report.bad), 'file')} cannot be used:")
         for file, reason in report.bad:
-            print(f"  {printable(file)}: {reason}", file=sys.stderr)
+            tell(f"  {file}: {reason}")
         raise typer.Exit(1)
 
 
@@ -154,7 +154,8 @@ def demo(
         print_json(report.to_json())
     else:
         print_scores(report.scores, of="boxes")
-        console.print(report.summary(), highlight=False)
+        for line in report.summary():
+            say(line)
 
 
 COMMANDS = {"train-heads": train_heads, "model": model, "predict": predict, "demo": demo}

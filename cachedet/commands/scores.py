@@ -10,6 +10,7 @@ import typer
 
 from cachedet.commands.options import Json, print_json
 from cachedet.commands.score_tables import print_analysis, print_proposals
+from cachedet.commands.tables import say
 from cachedet.errors import InputError
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def evaluate(
     if as_json:
         print_json(report)
     elif out is not None:
-        print(out)
+        say(out)
 
 
 def _score_run(
@@ -128,11 +129,12 @@ def _print_run(report: EvalReport) -> None:
     if report.proposals is not None:
         print_proposals(report.proposals)
     if report.analysis.strata is None:
-        print(
+        say(
             "AP by training annotations is left out: the run was made before runs kept their "
             "numbers; name its training store or annotation file with --training"
         )
-    print(f"{report.results}\n{report.coco_file}")
+    say(report.results)
+    say(report.coco_file)
 
 
 def _score_files(detections: Path | None, questions: Questions, *, quiet: bool) -> dict[str, Any]:

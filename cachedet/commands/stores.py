@@ -32,6 +32,7 @@ from cachedet.commands.tables import (
     print_faults,
     print_predicted_vs_actual,
     print_waste,
+    say,
 )
 
 
@@ -121,7 +122,7 @@ def verify(
     else:
         print_faults(report)
         kind = "every byte" if deep else "records and lengths"
-        print(f"{store}: {report.good} of {report.planned} blocks are good ({kind} checked)")
+        say(f"{store}: {report.good} of {report.planned} blocks are good ({kind} checked)")
     if not report.is_good:
         raise typer.Exit(1)
 

@@ -65,14 +65,6 @@ def require_storable(name: str) -> None:
         raise BadImageError("its file name has control characters")
 
 
-def printable(text: object) -> str:
-    """The text with control characters and broken letters shown as escapes."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in str(text)
-    )
-
-
 class NearestFiles:
     """Knows the files of a folder by what people and systems change in names."""
 

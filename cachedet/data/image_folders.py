@@ -7,9 +7,9 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from cachedet.data.file_names import printable
 from cachedet.data.images import image_suffixes
 from cachedet.errors import InputError
+from cachedet.text import printable
 
 _log = logging.getLogger(__name__)
 

@@ -33,12 +33,12 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from cachedet.data.file_names import printable
 from cachedet.data.geometry import Geometry
 from cachedet.data.regular_files import open_regular
 from cachedet.data.wholeness import require_covered, require_whole
 from cachedet.errors import BadImageError
 from cachedet.structures import Preprocessing
+from cachedet.text import printable
 
 # Once for the process (filters are not kept per thread): what Pillow warns of is checked here.
 warnings.filterwarnings("ignore", module=r"PIL\.")

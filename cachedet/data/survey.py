@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.data.coco import CocoDataset
-from cachedet.data.file_names import NearestFiles, printable, require_storable
+from cachedet.data.file_names import NearestFiles, require_storable
 from cachedet.data.images import decoded, opened
 from cachedet.errors import BadImageError
 
@@ -87,15 +87,13 @@ def require_good(dataset: CocoDataset, scan: Scan) -> None:
     """Raises BadImageError that lists the bad files, if there are any."""
     if not scan.bad:
         return
-    listed = [
-        f"\n  {printable(dataset.path_of(row))}: {fault}" for row, fault in scan.bad[:_LISTED]
-    ]
+    listed = [f"  {dataset.path_of(row)}: {fault}" for row, fault in scan.bad[:_LISTED]]
     more = len(scan.bad) - len(listed)
     raise BadImageError(
-        f"{len(scan.bad)} of {len(dataset.annotations)} images cannot be used:"
-        + "".join(listed)
-        + (f"\n  and {more} more" if more else "")
-        + "\nNothing was written. Repair the files, or leave them out with --on-bad-image skip"
+        f"{len(scan.bad)} of {len(dataset.annotations)} images cannot be used:",
+        *listed,
+        *([f"  and {more} more"] if more else []),
+        "Nothing was written. Repair the files, or leave them out with --on-bad-image skip",
     )
 
 

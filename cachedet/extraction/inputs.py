@@ -12,7 +12,6 @@ from torch import Tensor
 
 from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.config.run import ExtractConfig
-from cachedet.data.file_names import printable
 from cachedet.data.images import decoded, make_input, opened
 from cachedet.data.survey import content_hash_of
 from cachedet.data.views import View, make_geometry, view_named
@@ -24,6 +23,7 @@ from cachedet.store.format.manifest import (
     library_versions,
 )
 from cachedet.structures import Annotations, Preprocessing
+from cachedet.text import printable
 
 _CHANGED = (
     "its bytes are not those that were checked: the file was changed since. Leave the images alone "

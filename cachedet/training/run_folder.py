@@ -15,6 +15,7 @@ from cachedet.store.files.durable import encode_json, write_durably
 from cachedet.store.files.locations import shown
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, CategoryMap
+from cachedet.text import printable
 
 
 class RunFolder:
@@ -64,7 +65,7 @@ class RunFolder:
     def log(self, line: str) -> None:
         """Append one line with the wall-clock time to log.txt."""
         with (self.root / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(line)}\n")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,3 +44,12 @@ def test_damaged(tmp_path: Path, content: str | None) -> None:
     folder.training.write_text(json.dumps(whole) if content is None else content)
     with pytest.raises(CheckpointError, match=r"training.json is damaged .* with --training"):
         TrainingData.read(folder)
+
+
+def test_a_line_of_the_log_is_one_line_of_utf8(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.log("reads caf\udce9\n\x1b[31m")
+    folder.log("goes on")
+    first, second = (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert first.endswith(r" reads caf\xe9\n\x1b[31m")
+    assert second.endswith(" goes on")
