@@ -1,7 +1,8 @@
 """The command line: which commands there are, and what becomes of their errors.
 
 Exit status: 0 done; 1 the user's input or a check failed; 2 wrong usage; 75 a signal ended
-`train-heads` or `compare`, which saved its state and goes on; 130 interrupted at once.
+`train-heads` or `compare`, which saved its state and goes on; 130 interrupted at once; 141 nobody
+reads the output any more.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from cachedet.commands import comparisons, configs, estimates, reports, runs, scores, stores
+from cachedet.commands.entry import run_command
 from cachedet.errors import CachedetError
 from cachedet.progress import show_progress
 from cachedet.version import __version__
@@ -52,7 +54,12 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; `cachedet.__main__` does so too, and guards these imports."""
+    run_command(run_app)
+
+
+def run_app() -> None:
+    """Run the command line, unguarded."""
     try:
         app()
     finally:

@@ -27,7 +27,7 @@ from cachedet.store.reader import FeatureStore
 from cachedet.training.loop import EARLY_STOPPING, Validator, is_signal, run_session
 from cachedet.training.optimizer import count_trained
 from cachedet.training.run_folder import RunFolder, TrainingData
-from cachedet.training.start import pin_views, require_fit, start_or_continue
+from cachedet.training.start import pin_views, require_fit, sole_run, start_or_continue
 from cachedet.training.trainer import make_trainer
 
 _NO_BOXES = "note: no training image holds a box, so only background is learnt"
@@ -76,7 +76,7 @@ def train(
 ) -> TrainReport:
     """Train the heads of `config` on a store; `best.pt` is chosen by validation AP.
 
-    SIGTERM, SIGUSR1 and a first Ctrl-C end it after the step under way, with its state saved.
+    SIGTERM, SIGHUP, SIGUSR1 and a first Ctrl-C end it after the step under way, its state saved.
     Started by torchrun, the processes share every batch, and the first writes the run folder.
 
     Args:
@@ -89,6 +89,7 @@ def train(
 
     Raises:
         ConfigError, CheckpointError: the config or run folder does not fit.
+        InputError: another process trains in the run folder.
         DetectorError: `detector` is none, or returns something else than losses or detections.
         StoreError: a store is incomplete or damaged.
         NonFiniteLossError: a loss or gradient became NaN or Inf.
@@ -103,12 +104,12 @@ def train(
     config = load_config(config, overrides=overrides)
     if detector is not None:
         config = config.model_copy(update={"detector": note_detector(detector, config)})
-    launch = find_launch()
-    with joined_ranks(launch, device=config.device):
+    launch, folder = find_launch(), RunFolder(Path(run))
+    with joined_ranks(launch, device=config.device), sole_run(folder, resume=resume):
         return _train_together(
             config,
             train_store=train_store,
-            folder=RunFolder(Path(run)),
+            folder=folder,
             val_store=val_store,
             resume=resume,
             restarts=launch.restarts,

@@ -10,8 +10,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from cachedet.errors import CheckpointError, DamagedCheckpointError
 from cachedet.store.files.durable import sync_directory, temporary_path, write_durably, write_synced
 from cachedet.store.format.manifest import Manifest
 from cachedet.structures import CategoryMap
+from cachedet.training.run_folder import cannot_write
 from cachedet.version import __version__
 
 _FORMAT = 2
@@ -85,8 +85,10 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
     Raises CheckpointError where it cannot be written.
     """
-    with _readable_failure(path):
+    try:
         write_durably(path, _encode(checkpoint))
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def save_rotating(path: Path, previous: Path, checkpoint: Checkpoint) -> None:
@@ -97,12 +99,14 @@ def save_rotating(path: Path, previous: Path, checkpoint: Checkpoint) -> None:
     Raises CheckpointError where it cannot be written.
     """
     temporary = temporary_path(path)
-    with _readable_failure(path):
+    try:
         write_synced(temporary, [_encode(checkpoint)])
         if path.exists():
             _keep_as(path, previous)
         os.replace(temporary, path)
         sync_directory(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -163,17 +167,6 @@ def _keep_as(path: Path, previous: Path) -> None:
         return
     os.replace(link, previous)
     link.unlink(missing_ok=True)  # renaming onto the same file does nothing
-
-
-@contextmanager
-def _readable_failure(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write {path}: {error.strerror}; the states saved before are whole. Make room "
-            "or repair the folder, then continue with --resume"
-        ) from error
 
 
 def _encode(checkpoint: Checkpoint) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +22,29 @@ from cachedet.training.checkpoint import Checkpoint
 from cachedet.training.checkpoint_writer import load_last
 from cachedet.training.records import require_tensorboard
 from cachedet.training.run_folder import RunFolder
+from cachedet.training.run_log import STARTED
 from cachedet.training.same_run import load_initial_weights, require_same_run
 from cachedet.training.trainer import Trainer
 
 _log = logging.getLogger("cachedet.training")
+
+
+@contextmanager
+def sole_run(folder: RunFolder, *, resume: bool) -> Iterator[None]:
+    """Inside, no other process trains in the folder; rank 0 holds it for all.
+
+    Raises InputError while another one does, CheckpointError where there is no run to resume, or
+    the folder cannot be made.
+    """
+
+    def hold() -> None:
+        if resume and not folder.is_begun():
+            RunFolder.open(folder.root)
+        held.enter_context(folder.owned())
+
+    with ExitStack() as held:
+        from_first(hold)
+        yield
 
 
 def pin_views(
@@ -39,7 +60,7 @@ def pin_views(
     """
     held, where = store.manifest.views, store.location
     started = None
-    if goes_on and folder.config.is_file():
+    if goes_on and folder.config.is_file() and not folder.is_begun():
         started = load_train_config(folder.config).views
     if started is not None:
         gone = [view for view in started if view not in held]
@@ -95,8 +116,9 @@ def start_or_continue(
     """Make the run folder or read its last state, and bring every rank's trainer there.
 
     Only rank 0 touches the folder: the state travels to the others, which need not see its disk.
-    With `resume` there must be a run. Where torchrun has started the processes anew (`restarts`
-    times), they continue the run that is there, or start it again where it had saved nothing yet.
+    With `resume` there must be a run; one that a signal ended before its first step starts now.
+    Where torchrun has started the processes anew (`restarts` times), they continue the run that is
+    there, or start it again where it had saved nothing yet.
 
     Raises CheckpointError: the folder does not fit.
     """
@@ -105,7 +127,7 @@ def start_or_continue(
         again = restarts > 0 and not resume and folder.config.is_file()
         if again:
             folder.log(f"the launcher started the processes anew (restart {restarts})")
-        if resume or (again and (folder.last.exists() or folder.previous.exists())):
+        if (resume and not folder.is_begun()) or (again and folder.has_state()):
             return _open_last(folder, config, manifest), None
         return None, _create(folder, config, trainer, manifest, again=again)
 
@@ -137,10 +159,12 @@ def _create(
     if config.init_from is not None:
         initial = load_initial_weights(Path(config.init_from), config, manifest)
     text = dump_config(config)
-    if not (again and folder.config.read_text(encoding="utf-8") == text):
+    is_made = again and folder.config.read_text(encoding="utf-8") == text
+    if not is_made:
         RunFolder.create(folder.root)
-        folder.config.write_text(text, encoding="utf-8")
-    folder.log(f"started; store fingerprint {manifest.fingerprint()}")
+    folder.log(f"{STARTED} {manifest.fingerprint()}")  # first: it says whose config.yaml that is
+    if not is_made:
+        folder.write_config(text)
     folder.log(config.schedule.describe_lr())
     folder.log(f"on {trainer.device}, {str(trainer.autocast or torch.float32)[6:]}")
     if world_size() > 1:
