@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cachedet.commands.output import CLOSED_STATUS, OutputFile, guard_output
 from cachedet.training.run_log import LOG, STOPPED, append_line
-from cachedet.training.stopping import STOPPED_STATUS, StoppedAtOnce, StopSignals
+from cachedet.training.stopping import STOPPED_STATUS, StopSignals
 
 _TRAINS = "train-heads"
 _LONG_WORK = (_TRAINS, "extract", "compare", "demo")  # what they print is the least of it
@@ -30,10 +30,10 @@ def run_command(run: Callable[[], None]) -> None:
             _train(run)
         else:
             run()
-        sys.stdout.flush()
+        print(end="", flush=True)
     except (OSError, SystemExit):
         with suppress(OSError):
-            sys.stdout.flush()
+            print(end="", flush=True)
         if command in _LONG_WORK or output is None or output.failure is None:
             raise
         _end_without_output(output)
@@ -42,11 +42,14 @@ def run_command(run: Callable[[], None]) -> None:
 def _train(run: Callable[[], None]) -> None:
     """A signal while training starts ends it with status 75."""
     is_alone = os.environ.get("WORLD_SIZE", "1") == "1"  # ranks agree on a step to stop after
+    signals = StopSignals(at_once=is_alone, announces=True)
     try:
-        with StopSignals(at_once=is_alone, announces=True):
+        with signals:
             run()
-    except StoppedAtOnce as stop:
-        _leave(str(stop), sys.argv)
+    except BaseException:  # imports that are cut off raise errors of any kind
+        if not signals.has_raised:
+            raise
+        _leave(signals.received or "", sys.argv)
         sys.exit(STOPPED_STATUS)
 
 

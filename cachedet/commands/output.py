@@ -68,7 +68,7 @@ def _guarded(stream: TextIO | None, *, lasts: bool) -> tuple[TextIO, OutputFile]
     except (OSError, ValueError):  # closed, or in memory
         return None
     text = io.TextIOWrapper(
-        io.BufferedWriter(raw),
+        raw if stream.write_through else io.BufferedWriter(raw),  # python -u has no buffer
         encoding=stream.encoding,
         errors=stream.errors,
         line_buffering=stream.line_buffering,

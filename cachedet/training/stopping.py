@@ -43,6 +43,7 @@ class StopSignals:
 
     def __init__(self, *, at_once: bool = False, announces: bool | None = None) -> None:
         self.received: str | None = None  # name of the first signal
+        self.has_raised = False  # StoppedAtOnce, whatever became of it
         self._at_once = at_once
         self._announces = announces  # to a person; None: where progress is shown
         self._interrupts = 0
@@ -97,6 +98,7 @@ class StopSignals:
             with suppress(OSError):  # the terminal is gone
                 os.write(2, f"\n{self.received}: {what}\n".encode())
         if self._at_once:
+            self.has_raised = True
             raise StoppedAtOnce(self.received)
 
 
