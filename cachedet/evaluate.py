@@ -31,7 +31,8 @@ from cachedet.evaluation.strata import DEFAULT_EDGES, check_edges
 from cachedet.progress import StageProgress
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, Detections
-from cachedet.training.checkpoint import Checkpoint, load_checkpoint, load_weights
+from cachedet.training.checkpoint import Checkpoint, load_checkpoint
+from cachedet.training.restoring import load_weights
 from cachedet.training.run_folder import RunFolder, TrainingData
 from cachedet.version import __version__
 
@@ -211,7 +212,7 @@ def load_detector(
             spec=checkpoint.manifest.spec,
             num_classes=len(checkpoint.categories),
         )
-    load_weights(detector, checkpoint.scored_heads)
+    load_weights(detector, checkpoint.scored_heads, where=checkpoint.name)
     return detector.to(device).to(memory_format=torch.channels_last).eval()
 
 

@@ -56,7 +56,14 @@ class RunFolder:
     def open(cls, root: Path) -> RunFolder:
         """Open a run that was started before. Raises CheckpointError where there is none."""
         folder = cls(root)
-        if not folder.config.is_file():
+        try:
+            is_run = folder.config.is_file()
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot read {folder.config}: {error.strerror or error}; nothing was changed: "
+                "repair the cause and run the same command again"
+            ) from error
+        if not is_run:
             raise CheckpointError(
                 f"{root} is not a run folder: it has no config.yaml; "
                 "expected a folder that `cachedet train-heads --run` made"
