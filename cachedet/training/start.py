@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from cachedet.config.detector import trains_masks
-from cachedet.config.run import TrainConfig, dump_config, load_train_config
+from cachedet.config.run import TrainConfig, ViewsConfig, dump_config, load_train_config
 from cachedet.distributed.collective import from_first, world_size
 from cachedet.distributed.data_parallel import describe_ranks
-from cachedet.errors import CheckpointError, ConfigError
+from cachedet.errors import CachedetError, CheckpointError, ConfigError
 from cachedet.loading.sampling import resolve_views
 from cachedet.store.format.manifest import Manifest
 from cachedet.store.reader import FeatureStore
-from cachedet.training.checkpoint import Checkpoint
+from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 from cachedet.training.checkpoint_writer import load_last
 from cachedet.training.records import require_tensorboard
 from cachedet.training.run_folder import RunFolder
@@ -61,7 +61,7 @@ def pin_views(
     held, where = store.manifest.views, store.location
     started = None
     if goes_on and folder.config.is_file() and not folder.is_begun():
-        started = load_train_config(folder.config).views
+        started = _views_of_run(folder)
     if started is not None:
         gone = [view for view in started if view not in held]
         if gone:
@@ -72,6 +72,19 @@ def pin_views(
             )
         held, where = tuple(started), f"{where} as the run found it"
     return resolve_views(config.views, held=held, where=where)
+
+
+def _views_of_run(folder: RunFolder) -> ViewsConfig:
+    """What config.yaml says, or a checkpoint where a crash has left nothing of it to read."""
+    try:
+        views = load_train_config(folder.config).views
+    except ConfigError:
+        views = None
+    for path in (folder.last, folder.previous):
+        if not views:
+            with suppress(CachedetError):  # said when it is loaded
+                views = load_checkpoint(path).config.views
+    return views
 
 
 def require_fit(config: TrainConfig, store: FeatureStore, validation: FeatureStore | None) -> None:
@@ -142,13 +155,25 @@ def _open_last(folder: RunFolder, config: TrainConfig, manifest: Manifest) -> Ch
     RunFolder.open(folder.root)
     checkpoint, note = load_last(folder)
     require_same_run(checkpoint, config, manifest, where=folder.last)
-    if note:
-        _log.warning("note: %s", note)
-        folder.log(note)
+    for line in filter(None, (note, _repair_config(folder, checkpoint))):
+        _log.warning("note: %s", line)
+        folder.log(line)
     folder.log(f"resumed at step {checkpoint.step}")
     if world_size() > 1:
         folder.log(describe_ranks(config.schedule.batch_size))
     return checkpoint
+
+
+def _repair_config(folder: RunFolder, checkpoint: Checkpoint) -> str:
+    """Write config.yaml anew where a crash has left nothing to read; a note on that, else ""."""
+    try:
+        load_train_config(folder.config)
+    except ConfigError as error:
+        aside = folder.config.with_name("config.yaml.damaged")
+        folder.config.replace(aside)
+        folder.write_config(dump_config(checkpoint.config))
+        return f"{error}; set aside as {aside.name}, and written anew from {checkpoint.name}"
+    return ""
 
 
 def _create(
