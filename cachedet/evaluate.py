@@ -33,7 +33,7 @@ from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, Detections
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 from cachedet.training.restoring import load_weights
-from cachedet.training.run_folder import RunFolder, TrainingData
+from cachedet.training.run_folder import RunFolder, TrainingData, noted_place
 from cachedet.version import __version__
 
 
@@ -53,8 +53,8 @@ class Questions:
     def describe(self) -> dict[str, Any]:
         """For results.json."""
         return {
-            "annotations": self.annotations and str(self.annotations),
-            "against": self.against and str(self.against),
+            "annotations": self.annotations and noted_place(self.annotations),
+            "against": self.against and noted_place(self.against),
         }
 
 
@@ -183,8 +183,8 @@ def evaluate(
         results=None if folder is None else folder.results,
         coco_file=None if folder is None else folder.detections,
         provenance={
-            "run": None if folder is None else str(subject),
-            "store": str(store),
+            "run": None if folder is None else noted_place(folder.root),
+            "store": noted_place(store),
             "training": source,
             **scored.provenance,
             "store_fingerprint": features.manifest.fingerprint(),

@@ -18,7 +18,7 @@ from cachedet.evaluation.detection_table import DetectionTable, read_results
 from cachedet.evaluation.metrics import score_table
 from cachedet.structures import Annotations
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
-from cachedet.training.run_folder import RunFolder, TrainingData
+from cachedet.training.run_folder import RunFolder, TrainingData, find_place
 from cachedet.training.run_log import STAMP, read_log
 
 _BEGINS = ("started;", "resumed at step")  # first words of log.txt's line when training goes on
@@ -42,7 +42,7 @@ class ScoredRun:
     name: str  # what the page calls it
     folder: Path
     results: dict[str, Any]  # results.json
-    store: str  # it was scored on, as results.json names it
+    store: str  # it was scored on; where results.json says, or beside a run that was moved
     checkpoint: Checkpoint
     config_text: str
     metrics: tuple[TrainingPoint, ...]
@@ -53,7 +53,9 @@ class ScoredRun:
     def annotations(self) -> str | None:
         """The file it was scored against, where that was not the store's own ground truth."""
         path = self.results.get("annotations")
-        return path if isinstance(path, str) else None
+        if not isinstance(path, str):
+            return None
+        return find_place(path, run=self.folder, noted_run=self.results.get("run"))
 
     @property
     def training_boxes(self) -> dict[int, int] | None:
@@ -128,7 +130,7 @@ def _read_run(root: Path, name: str) -> ScoredRun:
         name=name,
         folder=root,
         results=results,
-        store=store,
+        store=find_place(store, run=root, noted_run=results.get("run")),
         checkpoint=_any_checkpoint(folder),
         config_text=folder.config.read_text(encoding="utf-8", errors="replace"),
         metrics=read_metrics(folder.metrics),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -135,6 +136,25 @@ class RunFolder:
             raise cannot_write(self.root / LOG, error) from error
 
 
+def noted_place(place: Path | str) -> str:
+    """How a run notes where something lies: found from wherever it is read. URLs stay."""
+    text = str(place)
+    return text if "://" in text else os.path.abspath(text)
+
+
+def find_place(noted: str, *, run: Path, noted_run: object) -> str:
+    """Where it lies now: as noted or, where run and data were moved together, beside the run.
+
+    `noted_run` is where the run lay when this was noted, `run` where it lies now.
+    """
+    if "://" in noted or os.path.exists(noted) or not isinstance(noted_run, str):
+        return noted
+    if not (os.path.isabs(noted) and os.path.isabs(noted_run)):
+        return noted
+    moved = os.path.normpath(os.path.join(os.path.abspath(run), os.path.relpath(noted, noted_run)))
+    return moved if os.path.exists(moved) else noted
+
+
 def cannot_write(path: Path, error: OSError) -> CheckpointError:
     """What to tell the user when the system refuses to write into a run folder."""
     return CheckpointError(
@@ -156,7 +176,7 @@ class TrainingData:
     @classmethod
     def of(cls, store: FeatureStore) -> TrainingData:
         return cls(
-            store=str(store.location),
+            store=noted_place(store.location),
             fingerprint=store.manifest.fingerprint(),
             images=len(store),
             categories=store.annotations.categories,
