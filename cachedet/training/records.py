@@ -14,7 +14,7 @@ from cachedet.config.run import VALIDATED
 from cachedet.errors import ConfigError
 from cachedet.progress import StageProgress
 from cachedet.training.metrics_file import MetricsLog, repair
-from cachedet.training.run_folder import RunFolder
+from cachedet.training.run_folder import RunFolder, cannot_write
 from cachedet.training.trainer import StepStatistics, Trainer
 
 _log = logging.getLogger("cachedet.training")
@@ -180,14 +180,17 @@ def log_columns(loss_names: Sequence[str]) -> tuple[str, ...]:
 class TensorBoardLog:
     """Scalars of a run; events after the resumed step are purged.
 
-    Raises ConfigError where the package is missing.
+    Raises ConfigError where the package is missing, CheckpointError where it cannot write.
     """
 
     def __init__(self, folder: Path, *, first_step: int) -> None:
         require_tensorboard()
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+        try:
+            self._writer = SummaryWriter(str(folder), purge_step=first_step)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
 
     def append(self, values: Mapping[str, float], *, step: int) -> None:
         """`val_ap` becomes validation/ap, everything else training/<name>."""

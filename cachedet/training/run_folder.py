@@ -60,10 +60,7 @@ class RunFolder:
         try:
             is_run = folder.config.is_file()
         except OSError as error:
-            raise CheckpointError(
-                f"cannot read {folder.config}: {error.strerror or error}; nothing was changed: "
-                "repair the cause and run the same command again"
-            ) from error
+            raise _cannot_read(folder.config, error) from error
         if not is_run:
             raise CheckpointError(
                 f"{root} is not a run folder: it has no config.yaml; "
@@ -95,7 +92,10 @@ class RunFolder:
 
     def is_unused(self) -> bool:
         """Whether it is empty, or all in it is of a start that ended before anything was saved."""
-        names = {path.name for path in self.root.iterdir()} - {self.lock.name}
+        try:
+            names = set(os.listdir(self.root)) - {self.lock.name}
+        except OSError as error:
+            raise _cannot_read(self.root, error) from error
         weights = self.best.parent
         of_start = (self.config, self.training, self.tensorboard, weights, self.plots)
         if not names <= {LOG, *(path.name for path in of_start)}:
@@ -155,6 +155,13 @@ def find_place(noted: str, *, run: Path, noted_run: object) -> str:
     return moved if os.path.exists(moved) else noted
 
 
+def _cannot_read(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"cannot read {path}: {error.strerror or error}; nothing was changed: repair the cause and "
+        "run the same command again"
+    )
+
+
 def cannot_write(path: Path, error: OSError) -> CheckpointError:
     """What to tell the user when the system refuses to write into a run folder."""
     return CheckpointError(
@@ -201,7 +208,7 @@ class TrainingData:
                 ),
                 boxes={int(entry["id"]): int(entry["boxes"]) for entry in classes},
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, OverflowError, RecursionError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{folder.training} is damaged ({error!r}): expected store, fingerprint, images "
                 "and classes as `train-heads` writes them; remove the file, and name the training "

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from cachedet.training.records import EpochFigures, EpochTable
+from cachedet.errors import CheckpointError
+from cachedet.training.records import EpochFigures, EpochTable, TensorBoardLog
 
 MASKED = ("rpn_class", "rpn_box", "class", "box", "mask")
 
@@ -59,3 +62,10 @@ def test_the_header_comes_again() -> None:
     table = EpochTable(("class", "box"), width=80)
     counts = [len(table.lines(figures())) for _ in range(60)]
     assert [index for index, count in enumerate(counts) if count == 2] == [0, 25, 50]
+
+
+def test_events_that_cannot_be_written(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    (tmp_path / "tensorboard").write_text("")
+    with pytest.raises(CheckpointError, match="cannot write .*tensorboard: "):
+        TensorBoardLog(tmp_path / "tensorboard", first_step=1)

@@ -38,7 +38,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["training.json"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"store": 1}', None])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"store": 1}', "\0\0", "[" * 99_999, None])
 def test_damaged(tmp_path: Path, content: str | None) -> None:
     folder = RunFolder(tmp_path)
     whole = DATA.to_json()
@@ -116,6 +116,17 @@ def test_a_line_that_was_cut_off_is_ended(folder: RunFolder) -> None:
     lines = (folder.root / "log.txt").read_bytes().split(b"\n")
     assert lines[0].endswith(b"hal\xff\x00")
     assert lines[1].endswith(b" whole")
+
+
+def test_a_folder_that_cannot_be_read(folder: RunFolder) -> None:
+    """A file in its place, and a loop of links."""
+    folder.root.write_text("")
+    with pytest.raises(CheckpointError, match="cannot read .*run: Not a directory; nothing was"):
+        folder.is_unused()
+    folder.root.unlink()
+    folder.root.symlink_to(folder.root)
+    with pytest.raises(CheckpointError, match="cannot read .*run: .*; nothing was changed"):
+        folder.is_unused()
 
 
 def test_a_log_that_cannot_be_written(folder: RunFolder) -> None:
