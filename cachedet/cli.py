@@ -7,7 +7,9 @@ reads the output any more.
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import io
 import sys
 from typing import Annotated, Any
 
@@ -31,7 +33,9 @@ class _Commands(TyperGroup):
             with show_progress():
                 return super().invoke(ctx)
         except CachedetError as error:
-            print(f"error: {error}", file=sys.stderr)
+            from cachedet.store.files.locations import redacted  # `--help` stays quick
+
+            print(f"error: {redacted(str(error))}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
             print(_INTERRUPTED, file=sys.stderr)
@@ -60,6 +64,10 @@ def main() -> None:
 
 def run_app() -> None:
     """Run the command line, unguarded."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # of ASCII and Latin-1 terminals: \u732b
+            with contextlib.suppress(OSError):  # a descriptor that became a pipe under Python
+                stream.reconfigure(errors="backslashreplace")
     try:
         app()
     finally:

@@ -15,6 +15,7 @@ from cachedet.comparison.page_charts import CurveOf
 from cachedet.comparison.results import CellResult
 from cachedet.comparison.summary import Summary, summarise
 from cachedet.config.run import AugmentConfig, ExtractConfig
+from cachedet.data.coco import read_categories
 from cachedet.data.views import TRAINING_VIEWS, parse_views
 from cachedet.device import choose_device
 from cachedet.errors import CheckpointError, ConfigError, InputError, StoreError
@@ -97,7 +98,7 @@ def compare(config: ComparisonConfig, *, on_cell: OnCell | None = None) -> Compa
 def _require_sensible(config: ComparisonConfig) -> None:
     """Refuse what can be known to fail before anything is written.
 
-    Raises InputError, ConfigError.
+    Raises InputError, ConfigError, DatasetError.
     """
     if config.epochs is not None and config.budget is not None:
         raise InputError("--epochs and --budget are two ways to end training; give one of them")
@@ -110,11 +111,23 @@ def _require_sensible(config: ComparisonConfig) -> None:
     for heads in config.heads.values():
         require_shared(heads)
         choose_device(heads.device)
+    _require_same_classes(config.train.annotations, config.val.annotations)
+
+
+def _require_same_classes(train: Path, val: Path) -> None:
+    """Raises InputError, DatasetError."""
+    known, scored = read_categories(train), read_categories(val)
+    if known != scored:
+        raise InputError(
+            f"--val-annotations {val} has other classes than --annotations {train}: "
+            f"{scored.unlike(known, where='for training')}; give both files the same `categories` "
+            "(a class may be without boxes)"
+        )
 
 
 def _settings(config: ComparisonConfig) -> dict[str, Any]:
     """What the cells of one folder share; seeds, modes and configs may be added later."""
-    not_shared = {"store", "device", "workers"}
+    not_shared = {"store", "device", "workers", "follow_links"}
     return {
         "train": config.train.model_dump(mode="json", exclude=not_shared),
         "val": config.val.model_dump(mode="json", exclude=not_shared),

@@ -10,6 +10,8 @@
     │   ├── StoreMismatchError   extracted from other inputs than the ones given
     │   ├── MissingFeatureError  asked for features that were never committed
     │   ├── CorruptBlockError    committed bytes that are no longer what was written
+    │   ├── CorruptMetadataError its other files, likewise
+    │   ├── RemoteStoreError     a server that does not give the store's bytes
     │   └── CodecError           a value the codec cannot represent
     ├── CheckpointError       a run folder or checkpoint that cannot be used
     │   └── DamagedCheckpointError   its file is no longer what was written
@@ -56,6 +58,8 @@ class DetectorError(CachedetError, ValueError):
 class StoreError(CachedetError):
     """The feature store cannot be created, opened or written."""
 
+    finding = ""  # of bytes that are not what was written: what is wrong, without a remedy
+
 
 class StoreMismatchError(StoreError, ValueError):
     """The store was extracted from other inputs; names the fields that differ."""
@@ -67,6 +71,16 @@ class MissingFeatureError(StoreError, LookupError):
 
 class CorruptBlockError(StoreError, ValueError):
     """Committed bytes that are no longer what was written; names the file."""
+
+
+class CorruptMetadataError(StoreError, ValueError):
+    """A manifest, annotations, codec state or zarr.json that is not what was written."""
+
+
+class RemoteStoreError(StoreError):
+    """A server does not give what a store holds, which says nothing about the store itself."""
+
+    is_refusal = False  # it answered that it does not give this object
 
 
 class CodecError(StoreError, ValueError):

@@ -113,7 +113,9 @@ def open_inputs(
     return EstimateInputs(
         extract=config,
         heads=heads,
-        dataset=read_coco(annotations=config.annotations, images=config.images),
+        dataset=read_coco(
+            annotations=config.annotations, images=config.images, follow_links=config.follow_links
+        ),
         views=views,
         backbone=load_backbone(
             config.backbone,

@@ -21,20 +21,22 @@ from cachedet.device import choose_device
 from cachedet.errors import CheckpointError, InputError
 from cachedet.evaluation.analysis import Analysis, analyse, require_resamples
 from cachedet.evaluation.detection_table import DetectionTable, has_masks, tabulate
-from cachedet.evaluation.files import differing_classes, read_annotations_of, read_counts
+from cachedet.evaluation.files import TruthOfStore, read_annotations_of, read_counts
 from cachedet.evaluation.inference import detect_store
-from cachedet.evaluation.lvis import Federated
 from cachedet.evaluation.merging import Merging
 from cachedet.evaluation.metrics import ClassScore, CocoScores, coco_results
 from cachedet.evaluation.precision import ProposalReport, proposal_recall
 from cachedet.evaluation.strata import DEFAULT_EDGES, check_edges
-from cachedet.progress import StageProgress
+from cachedet.progress import StageProgress, count_of
+from cachedet.store.files.locations import shown
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, Detections
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 from cachedet.training.restoring import load_weights
 from cachedet.training.run_folder import RunFolder, TrainingData, noted_place
 from cachedet.version import __version__
+
+_NAMED = 10  # skipped images in one note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +162,8 @@ def evaluate(
         other = _Scored.of_run(questions.against, features, config, views, detector=detector)
     folder = scored.folder
     counts, source = _find_counts(questions, folder, features)
-    annotations, federated = _find_annotations(questions, features.annotations)
+    truth = _find_annotations(questions, features.annotations)
+    annotations = truth.annotations
     started = time.perf_counter()
     proposals = scored.recall_proposals(annotations) if questions.proposals else None
     detections = scored.detect("eval")
@@ -168,11 +171,12 @@ def evaluate(
     analysis = analyse(
         annotations,
         table,
-        federated=federated,
+        federated=truth.federated,
         other=None if other is None else _tabulate(annotations, other.detect("eval against")),
         counts=counts,
         edges=questions.edges or DEFAULT_EDGES,
         resamples=questions.resamples,
+        notes=[*_note_skipped(features), *truth.notes],
     )
     report = EvalReport(
         analysis=analysis,
@@ -188,6 +192,7 @@ def evaluate(
             "training": source,
             **scored.provenance,
             "store_fingerprint": features.manifest.fingerprint(),
+            "skipped": [list(pair) for pair in features.manifest.skipped],
             **questions.describe(),
         },
     )
@@ -332,12 +337,24 @@ def _require_answerable(questions: Questions, views: Sequence[str]) -> None:
         )
 
 
-def _find_annotations(
-    questions: Questions, stored: Annotations
-) -> tuple[Annotations, Federated | None]:
+def _find_annotations(questions: Questions, stored: Annotations) -> TruthOfStore:
     if questions.annotations is None:
-        return stored, None
+        return TruthOfStore(annotations=stored)
     return read_annotations_of(stored, questions.annotations, lvis=questions.lvis)
+
+
+def _note_skipped(features: FeatureStore) -> list[str]:
+    """The images that a store lacks of the annotation file it was extracted from."""
+    skipped = features.manifest.skipped
+    if not skipped:
+        return []
+    named = "; ".join(f"{name} ({reason})" for name, reason in skipped[:_NAMED])
+    more = f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
+    were = "was" if len(skipped) == 1 else "were"
+    return [
+        f"{count_of(len(skipped), 'image')} {were} skipped at extraction, and {were} not scored: "
+        f"{named}{more}"
+    ]
 
 
 def _find_counts(
@@ -345,7 +362,8 @@ def _find_counts(
 ) -> tuple[dict[int, int] | None, str | None]:
     """Training annotations of each class, and where they are from."""
     if questions.training is not None:
-        return read_counts(questions.training, features.annotations.categories), questions.training
+        counts = read_counts(questions.training, features.annotations.categories)
+        return counts, shown(questions.training)
     noted = None if folder is None else TrainingData.read(folder)
     if noted is not None:
         return noted.boxes, noted.store
@@ -367,7 +385,7 @@ def _require_fits(checkpoint: Checkpoint, store: FeatureStore, run: Path) -> Non
     if field == "categories":
         raise CheckpointError(
             f"the run {run} was trained on other classes than the store {store.location} has: "
-            f"{differing_classes(trained.categories, scored.categories)}; evaluate on a store "
+            f"{trained.categories.unlike(scored.categories)}; evaluate on a store "
             "extracted with the same ones"
         )
     if field is not None:

@@ -13,13 +13,14 @@ import numpy as np
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.config.run import ExtractConfig, make_extract_config
 from cachedet.data.coco import CocoDataset, read_coco
-from cachedet.data.images import Scan, require_good, scan_images
+from cachedet.data.survey import Scan, require_good, scan_images
 from cachedet.data.views import TRAINING_VIEWS, parse_views
 from cachedet.device import choose_device, usable_cores
 from cachedet.errors import BackboneError, ConfigError
 from cachedet.extraction.inputs import InputLoader, make_inputs, make_manifest
 from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
 from cachedet.extraction.ranks import Rank, blocks_to_write, find_rank
+from cachedet.loading.memory import free_ram
 from cachedet.progress import StageProgress, count_of
 from cachedet.store.codecs.codec import Codec
 from cachedet.store.codecs.registry import make_codec
@@ -33,6 +34,7 @@ from cachedet.store.writer import StoreWriter
 from cachedet.structures import Annotations
 
 FIT_IMAGES = 64  # spread evenly over the data set
+_KEPT_NBYTES = 512 << 20  # of decoded images, from their check until the last view
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ class ExtractReport:
     stages: dict[str, float]  # images per second each stage could have done
     slowest_stage: str | None
     skipped: tuple[tuple[str, str], ...]  # file name, reason
-    notes: tuple[tuple[str, str], ...]  # file name, what was noticed; the image is used
+    notes: tuple[tuple[str, str], ...]  # file name, what was noticed of annotations or an image
     counts: dict[str, int]  # of the annotation file
 
 
@@ -68,6 +70,7 @@ def extract(
     views: str | Sequence[str] | None = None,
     codec: str | None = None,
     on_bad_image: str | None = None,
+    follow_links: bool | None = None,
     block_size: int | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -92,6 +95,7 @@ def extract(
         views: such as "base,hflip".
         codec: such as "int8".
         on_bad_image: "fail" or "skip".
+        follow_links: whether links may lead out of the folder of the images.
         block_size, batch_size: images of a commit, and of a forward pass.
         workers: threads that read and decode images.
         device: "auto", "cpu", "cuda", ...
@@ -112,7 +116,8 @@ def extract(
         "images": images, "annotations": annotations, "store": store, "weights": weights,
         "backbone": _name_of(backbone), "levels": levels, "image_size": image_size,
         "views": ",".join(views) if isinstance(views, list | tuple) else views,
-        "codec": codec, "on_bad_image": on_bad_image, "block_size": block_size,
+        "codec": codec, "on_bad_image": on_bad_image, "follow_links": follow_links,
+        "block_size": block_size,
         "batch_size": batch_size, "workers": workers, "device": device, "rank": rank,
         "world_size": world_size,
     }  # fmt: skip
@@ -145,14 +150,21 @@ def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractRe
     views = parse_views(config.views or default_views(config.store))
     make_codec(config.codec)
     rank = find_rank(config.rank, config.world_size)
-    dataset = read_coco(annotations=config.annotations, images=config.images)
+    dataset = read_coco(
+        annotations=config.annotations, images=config.images, follow_links=config.follow_links
+    )
     device = choose_device(config.device)
     network = network or load_backbone(
         config.backbone, weights=config.weights, levels=config.levels, image_size=config.image_size
     )
     backbone = network.to(device)
     with StageProgress("check images", total=len(dataset.annotations), unit="images") as progress:
-        scan = scan_images(dataset, workers=config.workers, on_progress=progress.advance)
+        scan = scan_images(
+            dataset,
+            workers=config.workers,
+            keep_nbytes=min(_KEPT_NBYTES, free_ram() // 8),
+            on_progress=progress.advance,
+        )
     kept, skipped = _split_bad(dataset, scan, on_bad_image=config.on_bad_image)
     annotations = dataset.annotations.keep_rows(kept)
     contents = scan.contents[kept]
@@ -165,6 +177,8 @@ def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractRe
         image_size=config.image_size,
         pad_multiple=backbone.spec.pad_multiple,
         preprocessing=backbone.preprocessing,
+        contents=contents,
+        pixels={row: scan.pixels[old] for row, old in enumerate(kept) if old in scan.pixels},
     )
 
     def fit(codec: Codec) -> Codec:
@@ -190,7 +204,10 @@ def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractRe
         stages={name: work.images_per_second for name, work in clock.stages.items()},
         slowest_stage=clock.slowest,
         skipped=skipped,
-        notes=_named(dataset.annotations, scan.notes),
+        notes=(
+            *((str(config.annotations), note) for note in dataset.notes),
+            *_named(dataset.annotations, scan.notes),
+        ),
         counts=dataset.counts,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
+from cachedet.data.file_names import printable
+from cachedet.data.image_folders import images_in
 from cachedet.data.images import decode_image, make_input
 from cachedet.data.masks import decode_mask, paste_masks, rle_of
 from cachedet.data.views import View, make_geometry, parse_views
 from cachedet.detector.build import choose_levels
 from cachedet.detector.protocol import run_detector
 from cachedet.device import choose_device
-from cachedet.errors import BackboneError, InputError
+from cachedet.errors import BackboneError, BadImageError, InputError
 from cachedet.evaluate import load_detector
 from cachedet.evaluation.inference import EVAL_VIEW, drop_cut
 from cachedet.evaluation.merging import Merging
@@ -31,7 +34,6 @@ from cachedet.structures import CategoryMap, Detections, SizeHW
 from cachedet.training.checkpoint import load_checkpoint
 from cachedet.training.run_folder import RunFolder
 
-_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 _BASE = parse_views(EVAL_VIEW)
 
 
@@ -105,10 +107,15 @@ class PredictReport:
     """What one call of `predict` did."""
 
     images: tuple[ImageReport, ...]
+    bad: tuple[tuple[Path, str], ...]  # files that cannot be used, and why
     out: Path  # folder of the drawings and detections.json
 
     def to_json(self) -> dict[str, Any]:
-        return {"images": [image.to_json() for image in self.images]}
+        """What was detected, and the files that were left out."""
+        return {
+            "images": [image.to_json() for image in self.images],
+            "bad": [{"file": str(file), "reason": reason} for file, reason in self.bad],
+        }
 
 
 def predict(
@@ -127,7 +134,7 @@ def predict(
 
     Args:
         run: folder of the run; its best weights are taken.
-        images: files, or folders of files.
+        images: files, or folders of files; what cannot be decoded is named in the report.
         out: folder to write into; made where it is missing.
         weights: of the backbone: "auto", "none" or a file.
         views: of each image, as `parse_views` takes them; their detections are merged as
@@ -140,8 +147,7 @@ def predict(
     Raises:
         CheckpointError: no such run, or weights that do not fit `detector`.
         BackboneError: the run's backbone cannot be had, or has other weights now.
-        InputError, BadImageError: a view that files cannot have, no images, two of one name, or
-            one that cannot be decoded.
+        InputError: a view that files cannot have, no images, or two of one name.
 
     Example:
         >>> report = cachedet.predict("runs/first", images=["photos/"], out="drawn/")
@@ -155,12 +161,16 @@ def predict(
     )  # fmt: skip
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    reports = []
+    reports: list[ImageReport] = []
+    bad: list[tuple[Path, str]] = []
     with StageProgress("predict", total=len(files), unit="images") as progress:
         for file in files:
-            reports.append(_predict_file(file, image_detector, out, min_score=min_score))
+            try:
+                reports.append(_predict_file(file, image_detector, out, min_score=min_score))
+            except BadImageError as error:  # the others are not to blame
+                bad.append((file, str(error).removeprefix(f"{printable(file)}: ")))
             progress.advance()
-    report = PredictReport(images=tuple(reports), out=out)
+    report = PredictReport(images=tuple(reports), bad=tuple(bad), out=out)
     entries = report.to_json()["images"]
     (out / "detections.json").write_text(json.dumps(entries, indent=1), encoding="utf-8")
     return report
@@ -252,19 +262,17 @@ def _views_of_files(text: str) -> tuple[View, ...]:
 def _image_files(images: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in images:
-        if path.is_dir():
-            inside = sorted(f for f in path.iterdir() if f.suffix.lower() in _IMAGES)
-            if not inside:
-                raise InputError(f"{path} holds no images ({', '.join(_IMAGES)})")
-            files.extend(inside)
-        elif path.is_file():
+        if os.path.isdir(path):
+            files.extend(images_in(path))
+        elif os.path.lexists(path):  # whether it can be read is seen when its turn comes
             files.append(path)
         else:
-            raise InputError(f"there is no image {path}")
-    names = [file.name for file in files]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"two images are called {name!r}; give them in separate calls")
+            raise InputError(f"there is no image {printable(path)}")
+    seen: set[str] = set()
+    for file in files:
+        if file.name in seen:
+            raise InputError(f"two images are called {file.name!r}; give them in separate calls")
+        seen.add(file.name)
     if not files:
         raise InputError("expected at least one image or folder of images")
     return files

@@ -127,7 +127,7 @@ def _open_store(run: ScoredRun, store: Path | str | None) -> FeatureStore:
             raise
         raise StoreError(
             f"{run.folder} was scored on {run.store}, which cannot be opened: {error}. If it has "
-            "moved, say where it is with --store"
+            "moved, or needs credentials, which are never kept, give its location with --store"
         ) from error
 
 
@@ -136,7 +136,7 @@ def _annotations_of(run: ScoredRun, store: FeatureStore) -> Annotations:
     if run.annotations is None:
         return store.annotations
     try:
-        return read_annotations_of(store.annotations, Path(run.annotations))[0]
+        return read_annotations_of(store.annotations, Path(run.annotations)).annotations
     except InputError as error:
         raise InputError(
             f"{run.folder} was scored against {run.annotations}, which cannot be used now: "

@@ -16,6 +16,7 @@ from cachedet.commands.options import (
     Backbone,
     Codec,
     Device,
+    FollowLinks,
     Images,
     ImageSize,
     Json,
@@ -66,6 +67,7 @@ def compare(
     ] = "base,hflip,jitter=2:0.5-1.5",
     codec: Codec = "int8",
     on_bad_image: OnBadImage = "fail",
+    follow_links: FollowLinks = False,
     backbone_lr: Annotated[
         float, typer.Option(min=0, help="Of a fine-tuned backbone, as a share of the heads'.")
     ] = 0.1,
@@ -95,7 +97,8 @@ def compare(
     train = {
         "images": images, "annotations": annotations, "store": folder.train, "views": views,
         "backbone": backbone, "weights": weights, "image_size": image_size, "codec": codec,
-        "on_bad_image": on_bad_image, "device": device, "workers": workers or default_workers(),
+        "on_bad_image": on_bad_image, "follow_links": follow_links,
+        "device": device, "workers": workers or default_workers(),
     }  # fmt: skip
     val = {"annotations": val_annotations, "store": folder.val, "views": "base"}
     config = ComparisonConfig(

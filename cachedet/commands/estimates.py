@@ -14,6 +14,7 @@ from cachedet.commands.options import (
     BlockSize,
     Codec,
     Device,
+    FollowLinks,
     Images,
     ImageSize,
     Json,
@@ -43,6 +44,7 @@ def estimate(
     views: Annotated[str | None, typer.Option(help="As for `extract`.")] = None,
     codec: Codec = "int8",
     on_bad_image: OnBadImage = "fail",
+    follow_links: FollowLinks = False,
     block_size: BlockSize = 16,
     batch_size: BatchSize = 8,
     workers: Workers = 0,
@@ -71,7 +73,8 @@ def estimate(
     options = {
         "images": images, "annotations": annotations, "store": store, "backbone": backbone,
         "weights": weights, "levels": levels, "image_size": image_size, "views": views,
-        "codec": codec, "on_bad_image": on_bad_image, "block_size": block_size,
+        "codec": codec, "on_bad_image": on_bad_image, "follow_links": follow_links,
+        "block_size": block_size,
         "batch_size": batch_size, "workers": workers, "device": device,
     }  # fmt: skip
     extraction = make_extraction(options, command="estimate")

@@ -13,6 +13,7 @@ import typer
 from cachedet.commands.options import ConfigName, Device, Json, Overrides, print_json
 from cachedet.commands.score_tables import print_scores
 from cachedet.commands.tables import console, print_cost, print_predicted_vs_actual, print_training
+from cachedet.progress import count_of
 
 
 def train_heads(
@@ -38,6 +39,7 @@ def train_heads(
     from cachedet.config.presets import load_config
     from cachedet.distributed.data_parallel import find_launch
     from cachedet.estimation.prediction import compare_training
+    from cachedet.store.files.locations import redacted
     from cachedet.train import train as run_train
     from cachedet.training.stopping import STOPPED_STATUS
 
@@ -59,7 +61,10 @@ def train_heads(
     if report.was_interrupted:
         words = [*launch.command, *sys.argv[1:], *([] if resume else ["--resume"])]
         if launch.is_first:
-            print(f"{report.reason}: saved; continue with\n  {shlex.join(words)}", file=sys.stderr)
+            again = shlex.join(words)
+            print(f"{report.reason}: saved; continue with\n  {redacted(again)}", file=sys.stderr)
+            if redacted(again) != again:
+                print("and the credentials, which are not shown here", file=sys.stderr)
         raise typer.Exit(STOPPED_STATUS)
 
 
@@ -104,7 +109,12 @@ def predict(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Detect in image files; joins backbone and heads."""
+    """Detect in image files; joins backbone and heads.
+
+    Files that cannot be used are listed at the end, and the exit status is 1; the results of the
+    others are written.
+    """
+    from cachedet.data.file_names import printable
     from cachedet.predict import predict as run_predict
 
     report = run_predict(
@@ -118,11 +128,18 @@ def predict(
     )
     if as_json:
         print_json(report.to_json())
-        return
-    for image in report.to_json()["images"]:
-        names = [f"{entry['name']} {entry['score']:.2f}" for entry in image["detections"]]
-        print(f"{image['file']}: {', '.join(names) or 'nothing'}")
-    print(f"drawings and detections.json in {out}")
+    else:
+        for image in report.to_json()["images"]:
+            names = [f"{entry['name']} {entry['score']:.2f}" for entry in image["detections"]]
+            print(f"{image['file']}: {', '.join(names) or 'nothing'}")
+        if report.images and not any(len(image.detections) for image in report.images):
+            print(f"nothing scores {min_score:g} or more; a lower --min-score shows weaker ones")
+        print(f"drawings and detections.json in {out}")
+    if report.bad:
+        print(f"error: {count_of(len(report.bad), 'file')} cannot be used:", file=sys.stderr)
+        for file, reason in report.bad:
+            print(f"  {printable(file)}: {reason}", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def demo(

@@ -58,6 +58,8 @@ def print_analysis(analysis: Analysis) -> None:
     if analysis.comparison is not None:
         _print_comparison(analysis.comparison, analysis.scores.per_class)
     _print_oddities(analysis.oddities)
+    for note in analysis.notes:
+        say(f"note: {note}")
 
 
 def print_proposals(report: ProposalReport) -> None:

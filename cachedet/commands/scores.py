@@ -186,7 +186,9 @@ def _require_writable(out: Path | None, inputs: list[Path | str | None]) -> None
     if out.is_dir() or not out.parent.is_dir():
         raise InputError(f"--out expects a file in a folder that exists, got {out}")
     for path in inputs:
-        if path is not None and Path(path).resolve() == out.resolve():
+        if path is None or "://" in str(path):
+            continue
+        if Path(path).resolve() == out.resolve():
             raise InputError(f"--out {out} is one of the inputs; name another file")
 
 

@@ -13,6 +13,7 @@ from cachedet.commands.options import (
     BlockSize,
     Codec,
     Device,
+    FollowLinks,
     Images,
     ImageSize,
     Json,
@@ -52,6 +53,7 @@ def extract(
     ] = None,
     codec: Codec = "int8",
     on_bad_image: OnBadImage = "fail",
+    follow_links: FollowLinks = False,
     block_size: BlockSize = 16,
     batch_size: BatchSize = 8,
     workers: Workers = 0,
@@ -71,7 +73,8 @@ def extract(
     options = {
         "images": images, "annotations": annotations, "store": store, "backbone": backbone,
         "weights": weights, "levels": levels, "image_size": image_size, "views": views,
-        "codec": codec, "on_bad_image": on_bad_image, "block_size": block_size,
+        "codec": codec, "on_bad_image": on_bad_image, "follow_links": follow_links,
+        "block_size": block_size,
         "batch_size": batch_size, "workers": workers, "device": device,
         "rank": rank, "world_size": world_size,
     }  # fmt: skip

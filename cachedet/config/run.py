@@ -53,6 +53,7 @@ class ExtractConfig(Config):
     device: str = "auto"
     workers: Annotated[int, Field(ge=1, le=256)] = 2  # threads that read and decode images
     on_bad_image: Literal["fail", "skip"] = "fail"
+    follow_links: bool = False  # out of the folder of the images
     rank: Annotated[int, Field(ge=0)] | None = None  # of the processes that share the work
     world_size: Count | None = None  # None: what torchrun or SLURM say, else one
 

@@ -16,6 +16,7 @@ from typing import Any
 from cachedet.errors import CheckpointError, InputError
 from cachedet.evaluation.detection_table import DetectionTable, read_results
 from cachedet.evaluation.metrics import score_table
+from cachedet.store.files.locations import shown
 from cachedet.structures import Annotations
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 from cachedet.training.run_folder import RunFolder, TrainingData, find_place
@@ -42,7 +43,7 @@ class ScoredRun:
     name: str  # what the page calls it
     folder: Path
     results: dict[str, Any]  # results.json
-    store: str  # it was scored on; where results.json says, or beside a run that was moved
+    store: str  # it was scored on: as noted or beside a moved run; no credentials
     checkpoint: Checkpoint
     config_text: str
     metrics: tuple[TrainingPoint, ...]
@@ -130,7 +131,7 @@ def _read_run(root: Path, name: str) -> ScoredRun:
         name=name,
         folder=root,
         results=results,
-        store=find_place(store, run=root, noted_run=results.get("run")),
+        store=shown(find_place(store, run=root, noted_run=results.get("run"))),
         checkpoint=_any_checkpoint(folder),
         config_text=folder.config.read_text(encoding="utf-8", errors="replace"),
         metrics=read_metrics(folder.metrics),

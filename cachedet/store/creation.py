@@ -7,6 +7,7 @@ and of several writers that start together exactly one makes it. In a folder tha
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -32,7 +33,7 @@ from cachedet.store.files.leases import COMMIT_LOCK, commit_lock
 from cachedet.store.files.names import ANNOTATIONS, CODEC_STATE, COMMITS, LEASES, MANIFEST, METADATA
 from cachedet.store.files.owner import Owner
 from cachedet.store.files.source import LocalFiles
-from cachedet.store.format.annotations import load_annotations
+from cachedet.store.format.annotations import describe_changes, load_annotations
 from cachedet.store.format.layout import Layout, make_metadata, metadata_digest, metadata_keys
 from cachedet.store.format.manifest import (
     Manifest,
@@ -167,15 +168,15 @@ def _require_same_inputs(root: Path, inputs: StoreInputs) -> None:
     fields = stored.differing_fields(replace(manifest, views=stored.views))
     if not fields:
         return
-    message = f"{root} was extracted from other inputs. " + "; ".join(fields)
-    if stored.images_digest != manifest.images_digest:
-        old_annotations, old_contents = load_annotations(source, stored)
-        before = dict(zip(old_annotations.file_names, old_contents.tolist(), strict=True))
-        now = dict(zip(inputs.annotations.file_names, inputs.contents.tolist(), strict=True))
-        changed = sorted(name for name in before.keys() | now if before.get(name) != now.get(name))
-        message += f"; images changed, added or gone: {', '.join(changed[:10])}"
-        message += f" and {len(changed) - 10} more" if len(changed) > 10 else ""
-    raise StoreMismatchError(f"{message}. Extract into a new --store, or give the same inputs")
+    digests = (stored.annotations_digest, stored.images_digest)
+    if digests != (manifest.annotations_digest, manifest.images_digest):
+        with contextlib.suppress(StoreError):  # damaged: the digests alone must do
+            held = load_annotations(source, stored)
+            fields += describe_changes(held, (inputs.annotations, inputs.contents))
+    raise StoreMismatchError(
+        f"{root} was extracted from other inputs. {'; '.join(fields)}. Extract into a new --store, "
+        "or give the same inputs"
+    )
 
 
 def _repair_metadata(root: Path, inputs: StoreInputs) -> None:

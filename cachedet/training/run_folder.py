@@ -15,6 +15,7 @@ import numpy as np
 from cachedet.errors import CheckpointError
 from cachedet.store.files.durable import TEMPORARY_SUFFIX, encode_json, write_durably
 from cachedet.store.files.folder_lock import sole_owner
+from cachedet.store.files.locations import is_url, shown
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, CategoryMap
 from cachedet.training.run_log import LOG, STARTED, STOPPED, append_line, read_log
@@ -137,9 +138,9 @@ class RunFolder:
 
 
 def noted_place(place: Path | str) -> str:
-    """How a run notes where something lies: found from wherever it is read. URLs stay."""
+    """How a run notes where something lies: found from wherever it is read, no credentials."""
     text = str(place)
-    return text if "://" in text else os.path.abspath(text)
+    return shown(text) if is_url(text) else os.path.abspath(text)
 
 
 def find_place(noted: str, *, run: Path, noted_run: object) -> str:
@@ -147,7 +148,7 @@ def find_place(noted: str, *, run: Path, noted_run: object) -> str:
 
     `noted_run` is where the run lay when this was noted, `run` where it lies now.
     """
-    if "://" in noted or os.path.exists(noted) or not isinstance(noted_run, str):
+    if is_url(noted) or os.path.exists(noted) or not isinstance(noted_run, str):
         return noted
     if not (os.path.isabs(noted) and os.path.isabs(noted_run)):
         return noted
@@ -174,7 +175,7 @@ def cannot_write(path: Path, error: OSError) -> CheckpointError:
 class TrainingData:
     """What a run learns from: a store in numbers."""
 
-    store: str  # where it lay
+    store: str  # where it lay, without credentials
     fingerprint: str
     images: int
     categories: CategoryMap
@@ -199,7 +200,7 @@ class TrainingData:
             values = json.loads(folder.training.read_text(encoding="utf-8"))
             classes = values["classes"]
             return cls(
-                store=str(values["store"]),
+                store=shown(str(values["store"])),
                 fingerprint=str(values["fingerprint"]),
                 images=int(values["images"]),
                 categories=CategoryMap(

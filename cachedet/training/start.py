@@ -202,6 +202,13 @@ def _create(
 def _require_same_features(train: Manifest, validation: Manifest) -> None:
     """Validation features must come from the same backbone and classes. Raises CheckpointError."""
     field = train.incompatible_field(validation)
+    if field == "categories":
+        raise CheckpointError(
+            "the validation store has other classes than the training store: "
+            f"{validation.categories.unlike(train.categories, where='for training')}; give both "
+            "annotation files the same `categories` (a class may be without boxes), and extract "
+            "anew what has changed"
+        )
     if field is not None:
         raise CheckpointError(
             f"the validation store differs in {field}: expected {getattr(train, field)}, got "
