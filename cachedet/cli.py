@@ -1,14 +1,13 @@
 """The command line: which commands there are, and what becomes of their errors.
 
 Exit status: 0 done; 1 the user's input or a check failed; 2 wrong usage; 75 a signal ended
-`train-heads` or `compare`, which saved its state and goes on; 130 interrupted at once.
+`train-heads` or `compare`, which saved its state and goes on; 130 interrupted at once; 141 nobody
+reads the output any more.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import io
 import sys
 from typing import Annotated, Any
 
@@ -16,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from cachedet.commands import comparisons, configs, estimates, reports, runs, scores, stores
+from cachedet.commands.entry import run_command
 from cachedet.errors import CachedetError
 from cachedet.progress import show_progress, tell
 from cachedet.version import __version__
@@ -64,11 +64,12 @@ _UsageError: type[Exception] = next(
 
 
 def main() -> None:
-    """Run the command line."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # of ASCII and Latin-1 terminals: \u732b
-            with contextlib.suppress(OSError):  # a descriptor that became a pipe under Python
-                stream.reconfigure(errors="backslashreplace")
+    """Run the command line; `cachedet.__main__` does so too, and guards these imports."""
+    run_command(run_app)
+
+
+def run_app() -> None:
+    """Run the command line, unguarded."""
     try:
         status = app(standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)

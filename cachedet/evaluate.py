@@ -31,8 +31,9 @@ from cachedet.progress import StageProgress, count_of
 from cachedet.store.files.locations import shown
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, Detections
-from cachedet.training.checkpoint import Checkpoint, load_checkpoint, load_weights
-from cachedet.training.run_folder import RunFolder, TrainingData
+from cachedet.training.checkpoint import Checkpoint, load_checkpoint
+from cachedet.training.restoring import load_weights
+from cachedet.training.run_folder import RunFolder, TrainingData, noted_place
 from cachedet.version import __version__
 
 _NAMED = 10  # skipped images in one note
@@ -54,8 +55,8 @@ class Questions:
     def describe(self) -> dict[str, Any]:
         """For results.json."""
         return {
-            "annotations": self.annotations and str(self.annotations),
-            "against": self.against and str(self.against),
+            "annotations": self.annotations and noted_place(self.annotations),
+            "against": self.against and noted_place(self.against),
         }
 
 
@@ -186,8 +187,8 @@ def evaluate(
         results=None if folder is None else folder.results,
         coco_file=None if folder is None else folder.detections,
         provenance={
-            "run": None if folder is None else str(subject),
-            "store": shown(store),
+            "run": None if folder is None else noted_place(folder.root),
+            "store": noted_place(store),
             "training": source,
             **scored.provenance,
             "store_fingerprint": features.manifest.fingerprint(),
@@ -216,7 +217,7 @@ def load_detector(
             spec=checkpoint.manifest.spec,
             num_classes=len(checkpoint.categories),
         )
-    load_weights(detector, checkpoint.scored_heads)
+    load_weights(detector, checkpoint.scored_heads, where=checkpoint.name)
     return detector.to(device).to(memory_format=torch.channels_last).eval()
 
 

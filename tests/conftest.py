@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -192,3 +192,13 @@ def contract() -> ModuleType:
 def fcos() -> ModuleType:
     """A head that knows nothing of cachedet's; see detector/fcos.py."""
     return load_beside("detector/fcos.py")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, Any, Any]:
+    """What a test printed of halves of pairs is escaped: pytest-xdist sends nothing but UTF-8."""
+    report = yield
+    report.sections = [
+        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from cachedet.cli import app
 from cachedet.config.run import TrainConfig
 from cachedet.errors import CheckpointError, InputError, StoreError
-from cachedet.evaluate import evaluate
+from cachedet.evaluate import Questions, evaluate
 from cachedet.extract import extract
 from cachedet.report import report
 from cachedet.train import train
@@ -190,6 +191,30 @@ def test_a_store_that_has_moved_is_named_with_store(tiny: Any, runs: Any, tmp_pa
         report([run], store=tiny.train)
     with pytest.raises(StoreError):
         report([run], store=tmp_path / "no.zarr")
+
+
+def test_relative_places_are_found_from_anywhere(
+    tiny: Any, runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And after run, store and annotation file were moved together."""
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copytree(tiny.val, home / "val.zarr")
+    shutil.copy(tiny.paths.val, home / "val.json")
+    copy_of(runs[0], home).rename(home / "run")
+    monkeypatch.chdir(home)
+    asked = Questions(annotations=Path("val.json"))
+    scored = evaluate("run", "val.zarr", questions=asked)
+    for where in (home / "run", tmp_path):
+        monkeypatch.chdir(where)
+        written = report([Path(os.path.relpath(home / "run"))], resamples=2)
+        assert written.content["runs"][0]["ap"] == scored.ap
+    home.rename(tmp_path / "moved")
+    written = report([Path("moved/run")], resamples=2)
+    assert written.content["runs"][0]["store"] == str(tmp_path / "moved" / "val.zarr")
+    (tmp_path / "moved" / "val.zarr").rename(tmp_path / "elsewhere.zarr")
+    with pytest.raises(StoreError, match=r"was scored on .*home/val.zarr.* with --store"):
+        report([Path("moved/run")], resamples=2)
 
 
 def test_runs_on_different_images_do_not_stand_side_by_side(

@@ -32,8 +32,8 @@ def train_heads(
 ) -> None:
     """Stage 2: train neck and heads on cached features.
 
-    SIGTERM, SIGUSR1 and a first Ctrl-C end it after the step under way: the state is saved, the
-    command that continues is printed, and the exit status is 75. A second Ctrl-C stops at once.
+    SIGTERM, SIGHUP, SIGUSR1 and a first Ctrl-C end it after the step under way: the state is saved,
+    the command that continues is printed, and the exit status is 75. A second Ctrl-C stops at once.
     """
     from cachedet.config.presets import load_config
     from cachedet.config.yaml_text import quote_yaml

@@ -18,9 +18,8 @@ from typing import Any
 from cachedet.comparison.results import RESULT, CellKey, CellResult
 from cachedet.errors import InputError
 from cachedet.store.files.durable import TEMPORARY_SUFFIX, encode_json, write_durably
-from cachedet.store.files.leases import commit_lock
+from cachedet.store.files.folder_lock import sole_owner
 from cachedet.store.files.names import COMMITS
-from cachedet.store.files.owner import Life, Owner
 from cachedet.training.same_run import flatten
 
 _FILES = ("images", "annotations")  # settings that name files: these may be moved
@@ -62,17 +61,8 @@ class ComparisonFolder:
             raise InputError(
                 f"cannot make the folder {self.root}: {error.strerror}; choose another --out"
             ) from error
-        try:
-            with commit_lock(self.root / "features"):  # else two could clear one dead lock
-                self._make_lock()
-        except OSError as error:
-            raise InputError(
-                f"cannot write into {self.root}: {error.strerror}; choose another --out"
-            ) from error
-        try:
+        with sole_owner(self._lock, works="compares", instead="choose another --out"):
             yield
-        finally:
-            self._lock.unlink(missing_ok=True)
 
     def require_same(self, settings: Mapping[str, Any]) -> None:
         """Keep what the comparison is of, or hold it against what was kept.
@@ -133,33 +123,6 @@ class ComparisonFolder:
                 f"{self.root} holds other things than a comparison ({', '.join(others[:3])}); "
                 "choose another --out"
             )
-
-    def _make_lock(self) -> None:
-        """Make it under the commit lock. Raises InputError, OSError."""
-        for _ in range(2):
-            try:
-                with open(self._lock, "x", encoding="utf-8") as file:
-                    file.write(Owner.me().token)
-            except FileExistsError:
-                self._clear_lock()
-            else:
-                return
-        raise InputError(f"another comparison has just begun in {self.root}; choose another --out")
-
-    def _clear_lock(self) -> None:
-        """Raises InputError unless the process that made it is known to have ended."""
-        try:
-            owner = Owner.parse(self._lock.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return
-        if owner is not None and owner.life() is Life.DEAD:
-            self._lock.unlink(missing_ok=True)
-            return
-        who = f"process {owner.pid} on {owner.host}" if owner is not None else "somebody"
-        raise InputError(
-            f"{who} compares in {self.root} already; wait for it, or choose another --out. If it "
-            f"has ended, remove {self._lock}"
-        )
 
 
 def _differences(

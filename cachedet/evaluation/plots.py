@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from cachedet.evaluation.lettering import Lettering, plot_label
+from cachedet.training.metrics_file import read_table
 
 # Okabe and Ito's colours, which colour-blind people tell apart too; further classes start again.
 PALETTE = (
@@ -87,10 +87,9 @@ def contact_sheet(rows: Sequence[SheetRow], path: Path) -> None:
 
 def plot_training(metrics: Path, path: Path) -> None:
     """Losses, validation AP, learning rate and the wait for data over steps, from metrics.csv."""
-    with metrics.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    parts = [name for name in reader.fieldnames or () if name.startswith("loss_")]
+    table = read_table(metrics)
+    rows = table.rows
+    parts = [name for name in table.columns if name.startswith("loss_")]
     figure = Figure(figsize=(8, 9), layout="constrained")
     panels = figure.subplots(4, 1, sharex=True, height_ratios=(3, 3, 1.3, 1.3))
     losses, scores, rates, waits = panels

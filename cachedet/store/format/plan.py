@@ -127,8 +127,9 @@ class StorePlan:
 _MOST_IMAGE_NBYTES = 8 << 30  # of decoded features
 _REPAIR_ZARR = "The same `cachedet extract` again writes the zarr.json files anew"
 _REPAIR_CODEC = (
-    "The same `cachedet extract` again learns it anew and keeps that where it comes out the same; "
-    "else extract into a new --store"
+    "The same `cachedet extract` again learns it anew and keeps that where it comes out the same "
+    "(with as many threads, OMP_NUM_THREADS, on a machine of the same kind); else extract into a "
+    "new --store"
 )
 
 
