@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +21,19 @@ from cachedet.data.views import View, make_geometry, parse_views
 from cachedet.detector.build import choose_levels
 from cachedet.detector.protocol import run_detector
 from cachedet.device import choose_device
-from cachedet.errors import BackboneError, InputError
+from cachedet.errors import BackboneError, BadImageError, InputError, UnwrittenError
 from cachedet.evaluate import load_detector
 from cachedet.evaluation.inference import EVAL_VIEW, drop_cut
 from cachedet.evaluation.merging import Merging
 from cachedet.evaluation.plots import Drawing, draw_boxes
+from cachedet.outputs import (
+    DRAWING_COMMENT,
+    Kind,
+    distinct_names,
+    require_folder,
+    require_ours,
+    write_file,
+)
 from cachedet.progress import StageProgress
 from cachedet.store.format.manifest import Manifest
 from cachedet.structures import CategoryMap, Detections, SizeHW
@@ -32,6 +41,7 @@ from cachedet.training.checkpoint import load_checkpoint
 from cachedet.training.run_folder import RunFolder
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+_FOUND = "detections.json"
 _BASE = parse_views(EVAL_VIEW)
 
 
@@ -128,7 +138,8 @@ def predict(
     Args:
         run: folder of the run; its best weights are taken.
         images: files, or folders of files.
-        out: folder to write into; made where it is missing.
+        out: folder to write into; made where it is missing. Of what is there, only drawings and
+            detections that `predict` made are replaced.
         weights: of the backbone: "auto", "none" or a file.
         views: of each image, as `parse_views` takes them; their detections are merged as
             `evaluate` merges them.
@@ -140,8 +151,9 @@ def predict(
     Raises:
         CheckpointError: no such run, or weights that do not fit `detector`.
         BackboneError: the run's backbone cannot be had, or has other weights now.
-        InputError, BadImageError: a view that files cannot have, no images, two of one name, or
-            one that cannot be decoded.
+        InputError, BadImageError: a view that files cannot have, no images, two of one name, one
+            that cannot be decoded, or a file in `out` that another made.
+        UnwrittenError: the disk refused in the middle; it holds what was found so far.
 
     Example:
         >>> report = cachedet.predict("runs/first", images=["photos/"], out="drawn/")
@@ -149,32 +161,54 @@ def predict(
     """
     chosen = _views_of_files(views)
     files = _image_files([Path(path) for path in images])
+    out = Path(out)
+    drawings = _plan_drawings(files, out, images=images)
     image_detector = load_image_detector(
         Path(run), weights=weights, device=device, views=chosen, detector=detector,
         backbone=backbone,
     )  # fmt: skip
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    reports = []
-    with StageProgress("predict", total=len(files), unit="images") as progress:
-        for file in files:
-            reports.append(_predict_file(file, image_detector, out, min_score=min_score))
-            progress.advance()
-    report = PredictReport(images=tuple(reports), out=out)
-    entries = report.to_json()["images"]
-    (out / "detections.json").write_text(json.dumps(entries, indent=1), encoding="utf-8")
+    reports: list[ImageReport] = []
+    try:
+        with StageProgress("predict", total=len(files), unit="images") as progress:
+            for file, drawing in zip(files, drawings, strict=True):
+                reports.append(_predict_file(file, image_detector, drawing, min_score=min_score))
+                progress.advance()
+        report = PredictReport(images=tuple(reports), out=out)
+        content = json.dumps(report.to_json()["images"], indent=1).encode()
+        write_file(out / _FOUND, content, kind=Kind.FOUND)
+    except BadImageError:
+        raise
+    except InputError as error:
+        report = PredictReport(images=tuple(reports), out=out)
+        raise UnwrittenError(str(error), report=report) from error
     return report
 
 
+def _plan_drawings(files: Sequence[Path], out: Path, *, images: Sequence[Path | str]) -> list[Path]:
+    """Where each image is drawn: no two share a file, and nothing of the user's is replaced.
+
+    Raises InputError.
+    """
+    require_folder(out, inputs=[Path(path) for path in images])
+    names = (f"{file.stem}{'' if file.suffix == '.jpg' else file.suffix}.jpg" for file in files)
+    drawings = [out / name for name in distinct_names([*names])]
+    for drawing in drawings:
+        require_ours(drawing, kind=Kind.DRAWING)
+    require_ours(out / _FOUND, kind=Kind.FOUND)
+    return drawings
+
+
 def _predict_file(
-    file: Path, image_detector: ImageDetector, out: Path, *, min_score: float
+    file: Path, image_detector: ImageDetector, drawing: Path, *, min_score: float
 ) -> ImageReport:
     pixels = decode_image(file)
     detections = image_detector(pixels).above(min_score)
-    drawing = out / f"{file.stem}{'' if file.suffix == '.jpg' else file.suffix}.jpg"
     size_hw = (pixels.shape[0], pixels.shape[1])
     categories = image_detector.manifest.categories
-    draw_boxes(pixels, make_drawing(detections, categories, size_hw=size_hw)).save(drawing)
+    drawn = draw_boxes(pixels, make_drawing(detections, categories, size_hw=size_hw))
+    buffer = io.BytesIO()
+    drawn.save(buffer, "JPEG", comment=DRAWING_COMMENT)
+    write_file(drawing, buffer.getvalue(), kind=Kind.DRAWING)
     return ImageReport(
         file=file, drawing=drawing, detections=detections, categories=categories, size_hw=size_hw
     )

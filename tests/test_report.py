@@ -230,7 +230,7 @@ def test_a_run_scored_against_an_annotation_file_is_shown_against_it(
 def test_what_cannot_be_written_is_refused(runs: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--out expects a file that ends in .html, got r.pdf"):
         report(runs, out=Path("r.pdf"))
-    with pytest.raises(InputError, match=r"over .*results.json, which belongs to the run"):
+    with pytest.raises(InputError, match=r"results.json belongs to the run folder .*seed1, whose"):
         report(runs, out=runs[1] / "results.html")
     with pytest.raises(InputError, match="named more than once"):
         report([runs[0], runs[0] / "." / "weights" / ".."])

@@ -13,6 +13,7 @@ import typer
 from cachedet.commands.options import ConfigName, Device, Json, Overrides, print_json
 from cachedet.commands.score_tables import print_scores
 from cachedet.commands.tables import console, print_cost, print_predicted_vs_actual, print_training
+from cachedet.errors import UnwrittenError
 
 
 def train_heads(
@@ -107,22 +108,29 @@ def predict(
     """Detect in image files; joins backbone and heads."""
     from cachedet.predict import predict as run_predict
 
-    report = run_predict(
-        run,
-        images=images,
-        out=out,
-        weights=weights,
-        views=views,
-        min_score=min_score,
-        device=device,
-    )
+    unwritten = None
+    try:
+        report = run_predict(
+            run,
+            images=images,
+            out=out,
+            weights=weights,
+            views=views,
+            min_score=min_score,
+            device=device,
+        )
+    except UnwrittenError as error:
+        report, unwritten = error.report, error
     if as_json:
         print_json(report.to_json())
-        return
-    for image in report.to_json()["images"]:
-        names = [f"{entry['name']} {entry['score']:.2f}" for entry in image["detections"]]
-        print(f"{image['file']}: {', '.join(names) or 'nothing'}")
-    print(f"drawings and detections.json in {out}")
+    else:
+        for image in report.to_json()["images"]:
+            names = [f"{entry['name']} {entry['score']:.2f}" for entry in image["detections"]]
+            print(f"{image['file']}: {', '.join(names) or 'nothing'}")
+    if unwritten is not None:
+        raise unwritten
+    if not as_json:
+        print(f"drawings and detections.json in {out}")
 
 
 def demo(

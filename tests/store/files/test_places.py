@@ -1,4 +1,4 @@
-"""Places that cannot be written are known before anything is, and new folders survive a power cut."""
+"""Places that cannot be written are known before the work; new folders survive a power cut."""
 
 from __future__ import annotations
 
