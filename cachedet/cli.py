@@ -6,15 +6,16 @@ Exit status: 0 done; 1 the user's input or a check failed; 2 wrong usage; 75 a s
 
 from __future__ import annotations
 
+import errno
 import gc
 import sys
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from cachedet.commands import comparisons, configs, estimates, reports, runs, scores, stores
-from cachedet.errors import CachedetError
+from cachedet.errors import CachedetError, InputError
 from cachedet.progress import show_progress
 from cachedet.version import __version__
 
@@ -31,9 +32,38 @@ class _Commands(TyperGroup):
         except CachedetError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
+        except OSError as error:  # the last net: places are looked at before the work
+            if error.filename is None and error.errno not in _NO_ROOM:
+                raise
+            print(f"error: {_describe(error)}", file=sys.stderr)
+            sys.exit(1)
         except KeyboardInterrupt:
             print(_INTERRUPTED, file=sys.stderr)
             sys.exit(130)
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a write that fails names no file
+_MAY_BE_EMPTY = ("--levels", "--residency", "--keep-views", "--what-if", "--set")
+
+
+def _describe(error: OSError) -> str:
+    where = "" if error.filename is None else f"{error.filename}: "
+    return (
+        f"{where}{error.strerror or error}; repair the place or choose another, then run the same "
+        "command again"
+    )
+
+
+class _Command(TyperCommand):
+    """Refuses the empty text: as a path it would be the current folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for before, word in zip(["", *args], args, strict=False):
+            name, _, value = word.partition("=") if word.startswith("--") else (before, "", word)
+            if not value and (not word or word.endswith("=")) and name not in _MAY_BE_EMPTY:
+                name = name if name.startswith("-") else "an argument"
+                raise InputError(f"{name} expects a value, got an empty text")
+        return super().parse_args(ctx, args)
 
 
 _INTERRUPTED = (
@@ -77,5 +107,5 @@ def _root(
 
 for _module in (estimates, stores, runs, scores, reports, comparisons):
     for _name, _command in _module.COMMANDS.items():
-        app.command(_name)(_command)
+        app.command(_name, cls=_Command)(_command)
 app.add_typer(configs.app, name="configs")

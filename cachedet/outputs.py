@@ -52,7 +52,7 @@ class Kind(Enum):
     )
     FOUND = (
         "detections of `predict`",
-        rb'\A\s*\[\s*\{\s*"file":\s*"(?:[^"\\]|\\.)*",\s*"(drawing|error|reason|note)":',
+        rb'\A\s*\[\s*(\]\s*\Z|\{\s*"file":\s*"(?:[^"\\]|\\.)*",\s*"drawing":)',
     )
     DRAWING = ("a drawing of `predict`", rb"\A\xff\xd8.*\xff\xfe.." + DRAWING_COMMENT)
     FORECAST = (
@@ -133,7 +133,7 @@ def require_empty_folder(folder: Path) -> None:
     if obstacle is not None:
         raise _cannot_write(obstacle, folder)
     try:
-        is_empty = not folder.exists() or not any(os.scandir(folder))
+        is_empty = not folder.exists() or not os.listdir(folder)
     except OSError as error:
         raise _cannot_write(error, folder) from error
     if not is_empty:

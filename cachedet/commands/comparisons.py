@@ -26,7 +26,7 @@ from cachedet.commands.options import (
     print_json,
 )
 from cachedet.commands.tables import say
-from cachedet.errors import InputError, nearest_names
+from cachedet.errors import InputError, UnwrittenError, nearest_names
 from cachedet.live.mode_names import MODES, Mode
 from cachedet.progress import count_of
 
@@ -110,12 +110,18 @@ def compare(
         backbone=BackboneTraining(lr_scale=backbone_lr, batch_norm=parse_batch_norm(batch_norm)),
         resamples=resamples,
     )
-    report = run_compare(config, on_cell=None if as_json else print_cell)
+    unwritten = None
+    try:
+        report = run_compare(config, on_cell=None if as_json else print_cell)
+    except UnwrittenError as error:
+        report, unwritten = error.report, error
     if as_json:
         print_json(report.to_json())
     elif report.cells:
         print_summary(report.summary)
-        say(str(report.page), wraps=False)
+        say(str(report.page) if unwritten is None else "", wraps=False)
+    if unwritten is not None:
+        raise unwritten
     _leave(report)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from cachedet.store.files.durable import write_durably
+
+_log = logging.getLogger("cachedet.evaluation")
 
 # Okabe and Ito's colours, which colour-blind people tell apart too; further classes start again.
 PALETTE = (
@@ -84,7 +90,10 @@ def contact_sheet(rows: Sequence[SheetRow], path: Path) -> None:
 
 
 def plot_training(metrics: Path, path: Path) -> None:
-    """Losses, validation AP, learning rate and the wait for data over steps, from metrics.csv."""
+    """Losses, validation AP, learning rate and the wait for data over steps, from metrics.csv.
+
+    A plot that cannot be written is noted, and no error.
+    """
     with metrics.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
@@ -117,7 +126,12 @@ def plot_training(metrics: Path, path: Path) -> None:
     for axes in panels:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=120)
+    try:
+        write_durably(path, buffer.getvalue())
+    except OSError as error:  # the run is whole without it
+        _log.warning("note: cannot write %s: %s", path, error.strerror or error)
 
 
 def colour_of(label: int) -> tuple[int, int, int]:

@@ -73,3 +73,32 @@ def test_wrong_usage_has_status_2(words: list[str], message: str) -> None:
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 2
     assert message in done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["predict", "run", "a.jpg", "--out", ""], "--out expects a value, got an empty text"),
+        (["extract", "--images", "i", "--annotations", "a", "--store="], "--store expects a value"),
+        (["info", ""], "an argument expects a value, got an empty text"),
+        (["report", "run", ""], "an argument expects a value, got an empty text"),
+    ],
+)
+def test_an_empty_text_is_not_the_current_folder(words: list[str], message: str) -> None:
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["train-heads", "x" * 300], ["eval", "x" * 300, "--store", "s"]],
+    ids=["train-heads", "eval"],
+)
+def test_what_no_command_foresaw_of_a_file_is_one_message(words: list[str]) -> None:
+    """The last net: names that a file system does not take."""
+    options = ["--train", "t", "--run", "r"] if words[0] == "train-heads" else []
+    done = CliRunner().invoke(app, [*words, *options])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1

@@ -45,18 +45,17 @@ def remove_inside(root: Path, path: Path) -> None:
         if not any(one.is_symlink() for one in (path, *path.parents[: len(folders)])):
             path.unlink(missing_ok=True)
         return
-    descriptor = os.open(root, _FOLDER)
-    try:
-        for folder in folders:
-            below = os.open(folder, _FOLDER | _NOT_A_LINK, dir_fd=descriptor)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # a link is no folder here
+        descriptor = os.open(root, _FOLDER)
+        try:
+            for folder in folders:
+                below = os.open(folder, _FOLDER | _NOT_A_LINK, dir_fd=descriptor)
+                os.close(descriptor)
+                descriptor = below
+            if stat.S_ISREG(os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode):
+                os.unlink(name, dir_fd=descriptor)
+        finally:
             os.close(descriptor)
-            descriptor = below
-        if stat.S_ISREG(os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode):
-            os.unlink(name, dir_fd=descriptor)
-    except (FileNotFoundError, NotADirectoryError):  # a link is no folder here
-        pass
-    finally:
-        os.close(descriptor)
 
 
 def remove_empty_folders(folder: Path) -> None:
