@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,3 +103,19 @@ def test_what_no_command_foresaw_of_a_file_is_one_message(words: list[str]) -> N
     assert done.exit_code == 1
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_places_of_demo_and_estimate_are_looked_at_first(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    forecast = tmp_path / "s.zarr.estimate.json"
+    forecast.write_text('{"store": "mine"}')
+    estimate = ["estimate", "--images", "no", "--annotations", "no", "--store", "s.zarr"]
+    for words, message in (
+        (["demo", "--out", "file/demo"], "file: Not a directory; repair the cause, or choose an"),
+        (estimate, "s.zarr.estimate.json is there already and is not a forecast of `estimate`"),
+    ):
+        words = [str(tmp_path / word) if "/" in word or "zarr" in word else word for word in words]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 1
+        assert message in done.stderr
+    assert forecast.read_text() == '{"store": "mine"}'

@@ -7,6 +7,7 @@ anybody's, so that nothing behind one is ever removed, nor the link itself.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -45,7 +46,7 @@ def remove_inside(root: Path, path: Path) -> None:
         if not any(one.is_symlink() for one in (path, *path.parents[: len(folders)])):
             path.unlink(missing_ok=True)
         return
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # a link is no folder here
+    with _nothing_there():
         descriptor = os.open(root, _FOLDER)
         try:
             for folder in folders:
@@ -56,6 +57,16 @@ def remove_inside(root: Path, path: Path) -> None:
                 os.unlink(name, dir_fd=descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _nothing_there() -> Iterator[None]:
+    """Where a folder was expected, a link says that it is none (Linux) or one too many (macOS)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
 
 
 def remove_empty_folders(folder: Path) -> None:
