@@ -7,16 +7,17 @@ reads the output any more.
 
 from __future__ import annotations
 
+import errno
 import gc
 import sys
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from cachedet.commands import comparisons, configs, estimates, reports, runs, scores, stores
 from cachedet.commands.entry import run_command
-from cachedet.errors import CachedetError
+from cachedet.errors import CachedetError, InputError
 from cachedet.progress import show_progress, tell
 from cachedet.version import __version__
 
@@ -37,9 +38,38 @@ class _Commands(TyperGroup):
             for line in (f"error: {first}", *more):
                 tell(redacted(line))
             sys.exit(1)
+        except OSError as error:  # the last net: places are looked at before the work
+            if error.filename is None and error.errno not in _NO_ROOM:
+                raise
+            tell(f"error: {_describe(error)}")
+            sys.exit(1)
         except KeyboardInterrupt:
             tell(_INTERRUPTED)
             sys.exit(130)
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a write that fails names no file
+_MAY_BE_EMPTY = ("--levels", "--residency", "--keep-views", "--what-if", "--set")
+
+
+def _describe(error: OSError) -> str:
+    where = "" if error.filename is None else f"{error.filename}: "
+    return (
+        f"{where}{error.strerror or error}; repair the place or choose another, then run the same "
+        "command again"
+    )
+
+
+class _Command(TyperCommand):
+    """Refuses the empty text: as a path it would be the current folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for before, word in zip(["", *args], args, strict=False):
+            name, _, value = word.partition("=") if word.startswith("--") else (before, "", word)
+            if not value and (not word or word.endswith("=")) and name not in _MAY_BE_EMPTY:
+                name = name if name.startswith("-") else "an argument"
+                raise InputError(f"{name} expects a value, got an empty text")
+        return super().parse_args(ctx, args)
 
 
 _INTERRUPTED = (
@@ -110,5 +140,5 @@ def _root(
 
 for _module in (estimates, stores, runs, scores, reports, comparisons):
     for _name, _command in _module.COMMANDS.items():
-        app.command(_name)(_command)
+        app.command(_name, cls=_Command)(_command)
 app.add_typer(configs.app, name="configs")

@@ -15,13 +15,13 @@ from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.config.run import ExtractConfig, TrainConfig, load_train_config
 from cachedet.data.images import decode_image
 from cachedet.data.shapes import ShapesPaths, write_shapes
-from cachedet.errors import InputError
 from cachedet.evaluate import evaluate
 from cachedet.evaluation.metrics import CocoScores
 from cachedet.evaluation.plots import Drawing, SheetRow, contact_sheet
 from cachedet.extract import ExtractReport, default_workers, extract
 from cachedet.live.modes import inputs_of
 from cachedet.loading.loader import make_planner
+from cachedet.outputs import require_empty_folder
 from cachedet.predict import ImageDetector, load_image_detector, make_drawing
 from cachedet.store.reader import FeatureStore
 from cachedet.train import train
@@ -69,12 +69,9 @@ class DemoReport:
 def run_demo(out: Path) -> DemoReport:
     """Generate, extract, train, score and draw into the folder `out`.
 
-    Raises InputError where `out` exists and is not empty.
+    Raises InputError where `out` exists and is not empty, or cannot be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(
-            f"{out} exists already and is not empty; remove it or choose another --out"
-        )
+    require_empty_folder(out)
     seconds: dict[str, float] = {}
     with _timed(seconds, "draw images"):
         paths = write_shapes(out / "shapes", train=TRAIN_IMAGES, val=VAL_IMAGES)

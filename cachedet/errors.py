@@ -2,6 +2,7 @@
 
     CachedetError
     ├── InputError            the user's arguments or files
+    │   ├── UnwrittenError    all was computed, and a file of it cannot be written
     │   ├── DatasetError      an annotation file or image folder that cannot be used
     │   └── BadImageError     an image that cannot be decoded
     ├── ConfigError           a config key or value
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class CachedetError(Exception):
@@ -39,6 +41,14 @@ class CachedetError(Exception):
 
 class InputError(CachedetError, ValueError):
     """An argument or file of the user's that cannot be used."""
+
+
+class UnwrittenError(InputError):
+    """All was computed, and a file of it could not be written; `report` holds what was found."""
+
+    def __init__(self, message: str, *, report: Any) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class DatasetError(InputError):

@@ -18,7 +18,7 @@ from cachedet.data.views import parse_views
 from cachedet.detector.build import build_detector, choose_levels
 from cachedet.detector.protocol import max_proposals_of, require_detector
 from cachedet.device import choose_device
-from cachedet.errors import CheckpointError, InputError
+from cachedet.errors import CheckpointError, InputError, UnwrittenError
 from cachedet.evaluation.analysis import Analysis, analyse, require_resamples
 from cachedet.evaluation.detection_table import DetectionTable, has_masks, tabulate
 from cachedet.evaluation.files import TruthOfStore, read_annotations_of, read_counts
@@ -27,6 +27,7 @@ from cachedet.evaluation.merging import Merging
 from cachedet.evaluation.metrics import ClassScore, CocoScores, coco_results
 from cachedet.evaluation.precision import ProposalReport, proposal_recall
 from cachedet.evaluation.strata import DEFAULT_EDGES, check_edges
+from cachedet.outputs import Kind, require_ours, write_file
 from cachedet.progress import StageProgress, count_of
 from cachedet.store.files.locations import shown
 from cachedet.store.reader import FeatureStore
@@ -37,6 +38,8 @@ from cachedet.training.run_folder import RunFolder, TrainingData, noted_place
 from cachedet.version import __version__
 
 _NAMED = 10  # skipped images in one note
+EVALUATOR = {"evaluator": "cachedet, equal to pycocotools", "cachedet": __version__}
+"""How JSON of scores ends, by which they are known as such; see cachedet/outputs.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,16 +109,19 @@ class EvalReport:
             "seconds": self.seconds,
             "detections": self.coco_file and str(self.coco_file),
             **self.provenance,
-            "evaluator": "cachedet, equal to pycocotools",
-            "cachedet": __version__,
+            **EVALUATOR,
         }
 
     def write(self, coco_rows: list[dict[str, Any]]) -> None:
-        """Into the run folder, where there is one."""
-        if self.coco_file is not None and self.results is not None:
-            self.coco_file.write_text(json.dumps(coco_rows), encoding="utf-8")
-            text = json.dumps(self.to_json(), indent=2)
-            self.results.write_text(text + "\n", encoding="utf-8")
+        """Into the run folder, where there is one. Raises UnwrittenError, which holds it."""
+        if self.coco_file is None or self.results is None:
+            return
+        text = json.dumps(self.to_json(), indent=2) + "\n"
+        try:
+            write_file(self.coco_file, json.dumps(coco_rows).encode(), kind=Kind.RESULTS)
+            write_file(self.results, text.encode(), kind=Kind.SCORES)
+        except InputError as error:
+            raise UnwrittenError(str(error), report=self) from error
 
 
 def evaluate(
@@ -140,6 +146,7 @@ def evaluate(
 
     Raises:
         InputError: an unknown view, or a question that cannot be answered.
+        UnwrittenError: the run folder cannot be written; it holds the report.
         CheckpointError: no such run, or its features are not those of the store.
         DetectorError: the object is no detector, or returns something else than detections.
         StoreError: the store lacks a view, is incomplete or damaged.
@@ -161,6 +168,7 @@ def evaluate(
     if questions.against is not None:
         other = _Scored.of_run(questions.against, features, config, views, detector=detector)
     folder = scored.folder
+    _require_replaceable(folder)
     counts, source = _find_counts(questions, folder, features)
     truth = _find_annotations(questions, features.annotations)
     annotations = truth.annotations
@@ -335,6 +343,13 @@ def _require_answerable(questions: Questions, views: Sequence[str]) -> None:
         raise InputError(
             f"--proposals are those of one view, got {','.join(views)}; leave --views out"
         )
+
+
+def _require_replaceable(folder: RunFolder | None) -> None:
+    """Raises InputError where somebody's file has the name of one that is to be written."""
+    if folder is not None:
+        require_ours(folder.results, kind=Kind.SCORES)
+        require_ours(folder.detections, kind=Kind.RESULTS)
 
 
 def _find_annotations(questions: Questions, stored: Annotations) -> TruthOfStore:

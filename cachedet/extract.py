@@ -25,6 +25,7 @@ from cachedet.progress import StageProgress, count_of
 from cachedet.store.codecs.codec import Codec
 from cachedet.store.codecs.registry import make_codec
 from cachedet.store.codecs.statistics import FeatureStatistics
+from cachedet.store.creation import require_place
 from cachedet.store.files.leases import LeaseBook
 from cachedet.store.files.names import MANIFEST
 from cachedet.store.files.source import LocalFiles
@@ -147,6 +148,7 @@ def _name_of(backbone: object) -> str | None:
 
 
 def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractReport:
+    require_place(config.store)
     views = parse_views(config.views or default_views(config.store))
     make_codec(config.codec)
     rank = find_rank(config.rank, config.world_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -22,11 +23,19 @@ from cachedet.data.views import View, make_geometry, parse_views
 from cachedet.detector.build import choose_levels
 from cachedet.detector.protocol import run_detector
 from cachedet.device import choose_device
-from cachedet.errors import BackboneError, BadImageError, InputError
+from cachedet.errors import BackboneError, BadImageError, InputError, UnwrittenError
 from cachedet.evaluate import load_detector
 from cachedet.evaluation.inference import EVAL_VIEW, drop_cut
 from cachedet.evaluation.merging import Merging
 from cachedet.evaluation.plots import Drawing, draw_boxes
+from cachedet.outputs import (
+    DRAWING_COMMENT,
+    Kind,
+    distinct_names,
+    require_folder,
+    require_ours,
+    write_file,
+)
 from cachedet.progress import StageProgress
 from cachedet.store.format.manifest import Manifest
 from cachedet.structures import CategoryMap, Detections, SizeHW
@@ -34,6 +43,7 @@ from cachedet.text import printable
 from cachedet.training.checkpoint import load_checkpoint
 from cachedet.training.run_folder import RunFolder
 
+_FOUND = "detections.json"
 _BASE = parse_views(EVAL_VIEW)
 
 
@@ -135,7 +145,8 @@ def predict(
     Args:
         run: folder of the run; its best weights are taken.
         images: files, or folders of files; what cannot be decoded is named in the report.
-        out: folder to write into; made where it is missing.
+        out: folder to write into; made where it is missing. Of what is there, only drawings and
+            detections that `predict` made are replaced.
         weights: of the backbone: "auto", "none" or a file.
         views: of each image, as `parse_views` takes them; their detections are merged as
             `evaluate` merges them.
@@ -147,7 +158,9 @@ def predict(
     Raises:
         CheckpointError: no such run, or weights that do not fit `detector`.
         BackboneError: the run's backbone cannot be had, or has other weights now.
-        InputError: a view that files cannot have, no images, or two of one name.
+        InputError: a view that files cannot have, no images, or a file in `out` that another
+            made.
+        UnwrittenError: the disk refused in the middle; it holds what was found so far.
 
     Example:
         >>> report = cachedet.predict("runs/first", images=["photos/"], out="drawn/")
@@ -155,36 +168,58 @@ def predict(
     """
     chosen = _views_of_files(views)
     files = _image_files([Path(path) for path in images])
+    out = Path(out)
+    drawings = _plan_drawings(files, out, images=images)
     image_detector = load_image_detector(
         Path(run), weights=weights, device=device, views=chosen, detector=detector,
         backbone=backbone,
     )  # fmt: skip
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     reports: list[ImageReport] = []
     bad: list[tuple[Path, str]] = []
-    with StageProgress("predict", total=len(files), unit="images") as progress:
-        for file in files:
-            try:
-                reports.append(_predict_file(file, image_detector, out, min_score=min_score))
-            except BadImageError as error:  # the others are not to blame
-                bad.append((file, str(error).removeprefix(f"{printable(file)}: ")))
-            progress.advance()
-    report = PredictReport(images=tuple(reports), bad=tuple(bad), out=out)
-    entries = report.to_json()["images"]
-    (out / "detections.json").write_text(json.dumps(entries, indent=1), encoding="utf-8")
+    try:
+        with StageProgress("predict", total=len(files), unit="images") as progress:
+            for file, drawing in zip(files, drawings, strict=True):
+                try:
+                    reports.append(
+                        _predict_file(file, image_detector, drawing, min_score=min_score)
+                    )
+                except BadImageError as error:  # the others are not to blame
+                    bad.append((file, str(error).removeprefix(f"{printable(file)}: ")))
+                progress.advance()
+        report = PredictReport(images=tuple(reports), bad=tuple(bad), out=out)
+        content = json.dumps(report.to_json()["images"], indent=1).encode()
+        write_file(out / _FOUND, content, kind=Kind.FOUND)
+    except InputError as error:
+        report = PredictReport(images=tuple(reports), bad=tuple(bad), out=out)
+        raise UnwrittenError(str(error), report=report) from error
     return report
 
 
+def _plan_drawings(files: Sequence[Path], out: Path, *, images: Sequence[Path | str]) -> list[Path]:
+    """Where each image is drawn: no two share a file, and nothing of the user's is replaced.
+
+    Raises InputError.
+    """
+    require_folder(out, inputs=[Path(path) for path in images])
+    names = (f"{file.stem}{'' if file.suffix == '.jpg' else file.suffix}.jpg" for file in files)
+    drawings = [out / name for name in distinct_names([*names])]
+    for drawing in drawings:
+        require_ours(drawing, kind=Kind.DRAWING)
+    require_ours(out / _FOUND, kind=Kind.FOUND)
+    return drawings
+
+
 def _predict_file(
-    file: Path, image_detector: ImageDetector, out: Path, *, min_score: float
+    file: Path, image_detector: ImageDetector, drawing: Path, *, min_score: float
 ) -> ImageReport:
     pixels = decode_image(file)
     detections = image_detector(pixels).above(min_score)
-    drawing = out / f"{file.stem}{'' if file.suffix == '.jpg' else file.suffix}.jpg"
     size_hw = (pixels.shape[0], pixels.shape[1])
     categories = image_detector.manifest.categories
-    draw_boxes(pixels, make_drawing(detections, categories, size_hw=size_hw)).save(drawing)
+    drawn = draw_boxes(pixels, make_drawing(detections, categories, size_hw=size_hw))
+    buffer = io.BytesIO()
+    drawn.save(buffer, "JPEG", comment=DRAWING_COMMENT)
+    write_file(drawing, buffer.getvalue(), kind=Kind.DRAWING)
     return ImageReport(
         file=file, drawing=drawing, detections=detections, categories=categories, size_hw=size_hw
     )
@@ -268,11 +303,6 @@ def _image_files(images: Sequence[Path]) -> list[Path]:
             files.append(path)
         else:
             raise InputError(f"there is no image {printable(path)}")
-    seen: set[str] = set()
-    for file in files:
-        if file.name in seen:
-            raise InputError(f"two images are called {file.name!r}; give them in separate calls")
-        seen.add(file.name)
     if not files:
         raise InputError("expected at least one image or folder of images")
     return files

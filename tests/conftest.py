@@ -198,7 +198,11 @@ def fcos() -> ModuleType:
 def pytest_runtest_makereport() -> Generator[None, Any, Any]:
     """What a test printed of halves of pairs is escaped: pytest-xdist sends nothing but UTF-8."""
     report = yield
-    report.sections = [
-        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
-    ]
+    report.sections = [(name, _utf8(text)) for name, text in report.sections]
+    if report.failed and (text := str(report.longrepr)) != _utf8(text):
+        report.longrepr = _utf8(text)
     return report
+
+
+def _utf8(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()

@@ -255,7 +255,7 @@ def test_a_run_scored_against_an_annotation_file_is_shown_against_it(
 def test_what_cannot_be_written_is_refused(runs: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--out expects a file that ends in .html, got r.pdf"):
         report(runs, out=Path("r.pdf"))
-    with pytest.raises(InputError, match=r"over .*results.json, which belongs to the run"):
+    with pytest.raises(InputError, match=r"results.json belongs to the run folder .*seed1, whose"):
         report(runs, out=runs[1] / "results.html")
     with pytest.raises(InputError, match="named more than once"):
         report([runs[0], runs[0] / "." / "weights" / ".."])
@@ -264,3 +264,17 @@ def test_what_cannot_be_written_is_refused(runs: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write .*r.html"):
         report(runs, out=tmp_path / "file" / "r.html", resamples=2)
+
+
+@pytest.mark.parametrize("name", ["README.html", "README.md", "README.json"])
+def test_neighbours_of_the_page_are_kept(runs: Any, tmp_path: Path, name: str) -> None:
+    """Each of the three files, before anything is read; a page of ours is written anew."""
+    out = tmp_path / "README.html"
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match=f"{name} is there already and is not"):
+        report([tmp_path / "no run"], out=out)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"
+    (tmp_path / name).unlink()
+    for _ in range(2):
+        report(runs, out=out, resamples=2)

@@ -26,7 +26,7 @@ from cachedet.commands.options import (
     print_json,
 )
 from cachedet.commands.tables import say
-from cachedet.errors import InputError, nearest_names
+from cachedet.errors import InputError, UnwrittenError, nearest_names
 from cachedet.live.mode_names import MODES, Mode
 from cachedet.progress import count_of, tell
 from cachedet.text import shell_line
@@ -84,7 +84,7 @@ def compare(
 
     Every cell (config x mode x seed) is trained alike. Run again to go on, or with more of them.
     """
-    from cachedet.commands.comparison_tables import print_cell, print_summary
+    from cachedet.commands.comparison_tables import print_cell
     from cachedet.compare import compare as run_compare
     from cachedet.comparison.cell import ComparisonConfig
     from cachedet.comparison.folder import ComparisonFolder
@@ -113,13 +113,11 @@ def compare(
         backbone=BackboneTraining(lr_scale=backbone_lr, batch_norm=parse_batch_norm(batch_norm)),
         resamples=resamples,
     )
-    report = run_compare(config, on_cell=None if as_json else print_cell)
-    if as_json:
-        print_json(report.to_json())
-    elif report.cells:
-        print_summary(report.summary)
-        say(report.page)
-    _leave(report)
+    try:
+        report, unwritten = run_compare(config, on_cell=None if as_json else print_cell), None
+    except UnwrittenError as error:
+        report, unwritten = error.report, error
+    _leave(report, unwritten, as_json=as_json)
 
 
 def load_heads(configs: Sequence[str], changes: Sequence[str]) -> dict[str, TrainConfig]:
@@ -189,10 +187,19 @@ def _split(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _leave(report: ComparisonReport) -> None:
-    """End with the exit status that says whether all cells are there."""
+def _leave(report: ComparisonReport, unwritten: UnwrittenError | None, *, as_json: bool) -> None:
+    """Print it, and end with the exit status that says whether all cells are there."""
+    from cachedet.commands.comparison_tables import print_summary
     from cachedet.training.stopping import STOPPED_STATUS
 
+    if as_json:
+        print_json(report.to_json())
+    elif report.cells:
+        print_summary(report.summary)
+    if unwritten is not None:
+        raise unwritten
+    if report.cells and not as_json:
+        say(report.page)
     if report.interrupted_by is not None:
         again = shell_line(["cachedet", *sys.argv[1:]])
         left = count_of(report.left, "cell")

@@ -26,6 +26,7 @@ from cachedet.commands.options import (
     make_extraction,
     print_json,
 )
+from cachedet.errors import UnwrittenError
 
 
 def estimate(
@@ -80,11 +81,17 @@ def estimate(
     extraction = make_extraction(options, command="estimate")
     path = DEFAULT_HEADS if config is None else find_config(config)
     heads = load_train_config(path, overrides or [])
-    report = run_estimate(extraction, heads, sample=sample, seconds=seconds, what_if=change)
+    unwritten = None
+    try:
+        report = run_estimate(extraction, heads, sample=sample, seconds=seconds, what_if=change)
+    except UnwrittenError as error:
+        report, unwritten = error.report, error
     if as_json:
         print_json(report.to_json())
-        return
-    print_estimate(report, heads=path.stem)
+    else:
+        print_estimate(report, heads=path.stem)
+    if unwritten is not None:
+        raise unwritten
 
 
 COMMANDS = {"estimate": estimate}

@@ -11,6 +11,7 @@ import typer
 from cachedet.commands.options import ConfigName, Device, Json, Overrides, print_json
 from cachedet.commands.score_tables import print_scores
 from cachedet.commands.tables import print_cost, print_predicted_vs_actual, print_training, say
+from cachedet.errors import UnwrittenError
 from cachedet.progress import count_of, tell
 from cachedet.text import shell_line
 
@@ -117,15 +118,19 @@ def predict(
     """
     from cachedet.predict import predict as run_predict
 
-    report = run_predict(
-        run,
-        images=images,
-        out=out,
-        weights=weights,
-        views=views,
-        min_score=min_score,
-        device=device,
-    )
+    unwritten = None
+    try:
+        report = run_predict(
+            run,
+            images=images,
+            out=out,
+            weights=weights,
+            views=views,
+            min_score=min_score,
+            device=device,
+        )
+    except UnwrittenError as error:
+        report, unwritten = error.report, error
     if as_json:
         print_json(report.to_json())
     else:
@@ -134,6 +139,9 @@ def predict(
             say(f"{image['file']}: {', '.join(names) or 'nothing'}")
         if report.images and not any(len(image.detections) for image in report.images):
             say(f"nothing scores {min_score:g} or more; a lower --min-score shows weaker ones")
+    if unwritten is not None:
+        raise unwritten
+    if not as_json:
         say(f"drawings and detections.json in {out}")
     if report.bad:
         tell(f"error: {count_of(len(report.bad), 'file')} cannot be used:")

@@ -89,6 +89,9 @@ def print_waste(report: PruneReport, *, dry_run: bool) -> None:
     for waste in report.waste:
         table.add_row(waste.kind, str(len(waste.paths)), readable_nbytes(waste.nbytes))
     console.print(table)
+    for path in report.left:
+        what = "a link, and not followed" if path.is_symlink() else "not a file of the store's"
+        say(f"left alone: {path} is {what}")
 
 
 def print_cost(cost: ModelCost, *, title: str) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,10 @@ from cachedet.comparison.results import RESULT, CellKey, CellResult
 from cachedet.errors import InputError
 from cachedet.store.files.durable import TEMPORARY_SUFFIX, encode_json, write_durably
 from cachedet.store.files.folder_lock import sole_owner
-from cachedet.store.files.names import COMMITS
+from cachedet.store.files.inside import remove_inside
+from cachedet.store.files.leases import COMMIT_LOCK
+from cachedet.store.files.names import COMMITS, LEASES, MANIFEST
+from cachedet.store.files.places import find_obstacle
 from cachedet.training.same_run import flatten
 
 _FILES = ("images", "annotations")  # settings that name files: these may be moved
@@ -63,6 +66,41 @@ class ComparisonFolder:
             ) from error
         with sole_owner(self._lock, works="compares", instead="choose another --out"):
             yield
+
+    @contextmanager
+    def undone_if_refused(self) -> Iterator[None]:
+        """An error before the first feature of a new comparison leaves the folder as it was.
+
+        To be entered before `owned`. Raises InputError where the folder holds other things, or
+        nothing can be written.
+        """
+        obstacle = find_obstacle(self.root)
+        if obstacle is not None:
+            raise InputError(
+                f"cannot make the folder {self.root}: {obstacle.filename}: {obstacle.strerror}; "
+                "choose another --out"
+            )
+        is_new = not self._settings.exists()
+        if is_new and self.root.exists():
+            self._require_empty()
+        above = [path for path in (self.root, *self.root.parents) if not path.exists()]
+        had_features = (self.root / "features").exists()
+        try:
+            yield
+        except BaseException:
+            if is_new and not any((store / MANIFEST).exists() for store in (self.train, self.val)):
+                self._remove_begun(above, had_features=had_features)
+            raise
+
+    def _remove_begun(self, above: Sequence[Path], *, had_features: bool) -> None:
+        """Remove what a comparison begins with, and the folders that were made for it."""
+        features = self.root / "features"
+        for path in (self._settings, self.extraction.path, features / COMMIT_LOCK):
+            remove_inside(self.root, path)
+        made = [] if had_features else [features / LEASES, features]
+        for folder in (*made, *above):
+            with suppress(OSError):  # something is left in it
+                folder.rmdir()
 
     def require_same(self, settings: Mapping[str, Any]) -> None:
         """Keep what the comparison is of, or hold it against what was kept.

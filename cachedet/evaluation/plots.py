@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from cachedet.evaluation.lettering import Lettering, plot_label
+from cachedet.store.files.durable import write_durably
 from cachedet.training.metrics_file import read_table
+
+_log = logging.getLogger("cachedet.evaluation")
 
 # Okabe and Ito's colours, which colour-blind people tell apart too; further classes start again.
 PALETTE = (
@@ -86,7 +91,10 @@ def contact_sheet(rows: Sequence[SheetRow], path: Path) -> None:
 
 
 def plot_training(metrics: Path, path: Path) -> None:
-    """Losses, validation AP, learning rate and the wait for data over steps, from metrics.csv."""
+    """Losses, validation AP, learning rate and the wait for data over steps, from metrics.csv.
+
+    A plot that cannot be written is noted, and no error.
+    """
     table = read_table(metrics)
     rows = table.rows
     parts = [name for name in table.columns if name.startswith("loss_")]
@@ -118,7 +126,12 @@ def plot_training(metrics: Path, path: Path) -> None:
     for axes in panels:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=120)
+    try:
+        write_durably(path, buffer.getvalue())
+    except OSError as error:  # the run is whole without it
+        _log.warning("note: cannot write %s: %s", path, error.strerror or error)
 
 
 def colour_of(label: int) -> tuple[int, int, int]:

@@ -27,11 +27,11 @@ from cachedet.store.files.durable import (
     require_space,
     sync_directory,
     write_durably,
-    write_files,
 )
 from cachedet.store.files.leases import COMMIT_LOCK, commit_lock
 from cachedet.store.files.names import ANNOTATIONS, CODEC_STATE, COMMITS, LEASES, MANIFEST, METADATA
 from cachedet.store.files.owner import Owner
+from cachedet.store.files.places import find_obstacle, make_folder, write_files
 from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.annotations import describe_changes, load_annotations
 from cachedet.store.format.layout import Layout, make_metadata, metadata_digest, metadata_keys
@@ -65,6 +65,21 @@ class StoreInputs:
         return dump_arrays({**annotation_arrays(self.annotations), "contents": self.contents})
 
 
+def require_place(root: Path) -> None:
+    """Refuse what `open_or_create` could only find out after all images were looked at.
+
+    Raises StoreError: the folder is something else than a store, or cannot be written.
+    """
+    obstacle = find_obstacle(root)
+    if obstacle is not None:
+        raise StoreError(
+            f"cannot write {obstacle.filename}: {obstacle.strerror}; repair the cause and run the "
+            "same command again, or choose another --store"
+        )
+    if root.exists() and not (root / MANIFEST).exists():
+        _require_free(root)
+
+
 def open_or_create(root: Path, inputs: StoreInputs) -> StorePlan:
     """The plan of the store at `root`, made now or before from the same inputs.
 
@@ -86,13 +101,9 @@ def open_or_create(root: Path, inputs: StoreInputs) -> StorePlan:
 
 
 def _create(root: Path, inputs: StoreInputs) -> None:
-    if root.exists() and not _is_free(root):
-        if (root / MANIFEST).exists():  # another writer made the store since we looked
-            return
-        raise StoreError(
-            f"{root} exists and is not a feature store (it has no {MANIFEST}); "
-            "choose another --store"
-        )
+    if root.exists() and not _is_free(root) and (root / MANIFEST).exists():
+        return  # another writer made the store since we looked
+    _require_free(root)
     files = _make_files(root, inputs)
     if not root.exists():
         _create_beside(root, files)
@@ -100,6 +111,14 @@ def _create(root: Path, inputs: StoreInputs) -> None:
     with commit_lock(root):
         if not (root / MANIFEST).exists():
             write_files(root, files)
+
+
+def _require_free(root: Path) -> None:
+    if root.exists() and not _is_free(root) and not (root / COMMITS).is_dir():
+        raise StoreError(
+            f"{root} exists and is not a feature store (it has no {MANIFEST}); "
+            "choose another --store"
+        )
 
 
 def _is_free(root: Path) -> bool:
@@ -138,7 +157,7 @@ def _create_beside(root: Path, files: dict[str, bytes]) -> None:
     unborn = target.with_name(f".{target.name}.{Owner.me().token}{_CREATING}")
     try:
         for folder in (COMMITS, LEASES):
-            (unborn / folder).mkdir(parents=True)
+            make_folder(unborn / folder)
         write_files(unborn, files)
         os.rename(unborn, target)
     except OSError as error:
@@ -229,6 +248,4 @@ def _add_views(root: Path, views: Sequence[str]) -> None:
     decided = replace(larger, metadata_digest=metadata_digest({**kept, **new}))
     content = encode_manifest(decided)
     write_files(root, new)
-    for folder in sorted({(root / key).parent for key in new}):
-        sync_directory(folder)
     write_durably(root / MANIFEST, content)

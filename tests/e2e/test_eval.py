@@ -324,3 +324,58 @@ def test_notes_on_the_truth_are_printed(tmp_path: Path) -> None:
     told = " ".join(call(*files).stdout.split())
     assert "1 id read as whole numbers, the first is image_id '1' in annotations" in told
     assert "1 mask cannot be used and was dropped, the first of annotation id 5: expected" in told
+
+
+def test_figures_are_shown_where_the_run_cannot_be_written(
+    tiny: Any, runs: Path, tmp_path: Path, store_kit: Any
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "scores.json"
+    shutil.copytree(runs / "a", run)
+    with store_kit.read_only(run):
+        shown = call(run, "--store", tiny.val, "--device", "cpu")
+        as_json = call(run, "--store", tiny.val, "--device", "cpu", "--json", "--out", out)
+    for result in (shown, as_json):
+        assert result.exit_code == 1
+        assert re.search(r"error: cannot write .*detections.json: (Read-only|Perm)", result.stderr)
+    assert "AP50" in shown.stdout
+    assert "results.json" not in shown.stdout
+    assert json.loads(out.read_text()) == json.loads(as_json.stdout)
+
+
+def test_somebodys_files_in_a_run_folder_stay(tiny: Any, runs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs / "a", run)
+    for name in ("results.json", "detections.json"):
+        before = (run / name).read_bytes() if (run / name).exists() else None
+        (run / name).write_text('{"mine": 1}')
+        message = f"{name} is there already and is not"
+        assert message in refused(run, "--store", tiny.val, "--device", "cpu")
+        assert (run / name).read_text() == '{"mine": 1}'
+        (run / name).unlink() if before is None else (run / name).write_bytes(before)
+
+
+@pytest.mark.parametrize("name", ["best.pt", "train.json", "photo.jpg", "notes.txt"])
+def test_out_replaces_nothing_but_scores(tiny: Any, runs: Path, tmp_path: Path, name: str) -> None:
+    """Refused before anything is opened; twice to the same file is no harm."""
+    sources = {
+        "best.pt": runs / "a/weights/best.pt",
+        "train.json": tiny.paths.train,
+        "photo.jpg": next(tiny.paths.images.iterdir()),
+    }
+    out = tmp_path / name
+    out.write_bytes(sources[name].read_bytes() if name in sources else b"")
+    before = out.read_bytes()
+    assert f"{out} is there already and is not scores" in refused(
+        "no run", "--store", tiny.val, "--out", out
+    )
+    assert out.read_bytes() == before
+    again = tmp_path / "scores.json"
+    for _ in range(2):
+        files = ("--detections", tmp_path / "found.json", "--annotations", tiny.paths.val)
+        (tmp_path / "found.json").write_text("[]")
+        assert call(*files, "--out", again).exit_code == 0
+
+
+def test_out_in_a_run_folder_has_a_name_of_its_own(tiny: Any, runs: Path) -> None:
+    message = "config.yaml belongs to the run folder"
+    assert message in refused(runs / "a", "--store", tiny.val, "--out", runs / "b/config.yaml")

@@ -211,7 +211,44 @@ def test_files_are_listed_without_comparing_all_with_all(tmp_path: Path) -> None
     for name in names:
         (tmp_path / name).touch()
     assert [file.name for file in _image_files([tmp_path])] == names
-    with pytest.raises(InputError, match="two images are called '00007.jpg'"):
-        _image_files([tmp_path, tmp_path / "00007.jpg"])
+    assert len(_image_files([tmp_path, tmp_path / "00007.jpg"])) == 20_001
     with pytest.raises(InputError, match="there is no image .*gone.jpg"):
         _image_files([tmp_path / "gone.jpg"])
+
+
+def test_nothing_of_the_users_is_drawn_over(
+    tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
+) -> None:
+    """Refused before the run is opened; the same call again replaces its own drawings."""
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for number, file in enumerate(image_files(tiny, store)[:3]):
+        (photos / ("a.png", "a.png.jpg", "b.jpg")[number]).write_bytes(file.read_bytes())
+    before = {path.name: path.read_bytes() for path in photos.iterdir()}
+
+    def draw(out: Path, run: Path = tmp_path / "no run") -> dict[str, bytes]:
+        predict(run, images=[photos], out=out, weights=str(tiny.weights), device="cpu")
+        return {path.name: path.read_bytes() for path in out.iterdir()}
+
+    with pytest.raises(InputError, match="is also a folder of images"):
+        draw(photos)
+    out.mkdir()
+    (out / "b.jpg").write_bytes(before["b.jpg"])
+    with pytest.raises(InputError, match=r"out/b.jpg is there already and is not a drawing"):
+        draw(out)
+    (out / "b.jpg").unlink()
+    (out / "detections.json").write_text("[1]")
+    with pytest.raises(InputError, match=r"detections.json is there already and is not detec"):
+        draw(out)
+    (out / "detections.json").unlink()
+    with pytest.raises(InputError, match="is a run folder, whose files belong to it"):
+        draw(runs["masks"])
+    assert list(out.iterdir()) == []
+    drawn = draw(out, runs["retinanet"])
+    assert drawn.keys() == {"a.png.jpg", "a.png-2.jpg", "b.jpg", "detections.json"}
+    assert draw(out, runs["retinanet"]) == drawn
+    assert {path.name: path.read_bytes() for path in photos.iterdir()} == before
+    entries = json.loads(drawn["detections.json"])
+    assert [Path(entry["drawing"]).name for entry in entries] == [
+        "a.png.jpg", "a.png-2.jpg", "b.jpg",
+    ]  # fmt: skip
