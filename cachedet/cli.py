@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from cachedet.commands import comparisons, configs, estimates, reports, runs, scores, stores
 from cachedet.commands.entry import run_command
+from cachedet.commands.output import OutputError
 from cachedet.errors import CachedetError, InputError
 from cachedet.progress import show_progress, tell
 from cachedet.version import __version__
@@ -38,6 +39,8 @@ class _Commands(TyperGroup):
             for line in (f"error: {first}", *more):
                 tell(redacted(line))
             sys.exit(1)
+        except OutputError:
+            raise
         except OSError as error:  # the last net: places are looked at before the work
             if error.filename is None and error.errno not in _NO_ROOM:
                 raise

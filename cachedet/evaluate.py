@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,19 +161,18 @@ def evaluate(
     _require_answerable(questions, views)
     features = FeatureStore.open(store)
     features.require_complete(views)
+    of_run = partial(_Scored.of_run, detector=detector)
     if isinstance(subject, nn.Module):
         scored = _Scored.of_module(subject, features, config, views)
     else:
-        scored = _Scored.of_run(Path(subject), features, config, views, detector=detector)
-    other = None
-    if questions.against is not None:
-        other = _Scored.of_run(questions.against, features, config, views, detector=detector)
+        scored = of_run(Path(subject), features, config, views)
+    against = questions.against
+    other = None if against is None else of_run(against, features, config, views)
     folder = scored.folder
     _require_replaceable(folder)
     counts, source = _find_counts(questions, folder, features)
-    truth = _find_annotations(questions, features.annotations)
+    truth, started = _find_annotations(questions, features.annotations), time.perf_counter()
     annotations = truth.annotations
-    started = time.perf_counter()
     proposals = scored.recall_proposals(annotations) if questions.proposals else None
     detections = scored.detect("eval")
     table = _tabulate(annotations, detections)

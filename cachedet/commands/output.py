@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+_ERRORS = "backslashreplace"  # of ASCII and Latin-1 terminals: \u732b
 CLOSED_STATUS = 141  # as a shell says of a program that SIGPIPE ended
+
+
+class OutputError(OSError):
+    """Standard output cannot be written."""
 
 
 class OutputFile(io.FileIO):
@@ -36,7 +41,7 @@ class OutputFile(io.FileIO):
                 os.dup2(nowhere, self.fileno())
                 os.close(nowhere)
             if not self._lasts:
-                raise
+                raise OutputError(error.errno, error.strerror) from error
             return memoryview(data).nbytes
 
     @property
@@ -66,11 +71,13 @@ def _guarded(stream: TextIO | None, *, lasts: bool) -> tuple[TextIO, OutputFile]
         stream.flush()
         raw = OutputFile(stream.fileno(), lasts=lasts)
     except (OSError, ValueError):  # closed, or in memory
+        with suppress(OSError, ValueError):
+            stream.reconfigure(errors=_ERRORS)
         return None
     text = io.TextIOWrapper(
         raw if stream.write_through else io.BufferedWriter(raw),  # python -u has no buffer
         encoding=stream.encoding,
-        errors="backslashreplace",  # of ASCII and Latin-1 terminals: \u732b
+        errors=_ERRORS,
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )

@@ -15,6 +15,7 @@ from cachedet.data.coco import CocoDataset
 from cachedet.data.file_names import NearestFiles, require_storable
 from cachedet.data.images import decoded, opened
 from cachedet.errors import BadImageError
+from cachedet.text import printable
 
 _LISTED = 20  # bad files named in one message
 _LEAST_KEPT = 16  # images that fit into what is kept; larger ones are decoded again
@@ -87,7 +88,7 @@ def require_good(dataset: CocoDataset, scan: Scan) -> None:
     """Raises BadImageError that lists the bad files, if there are any."""
     if not scan.bad:
         return
-    listed = [f"  {dataset.path_of(row)}: {fault}" for row, fault in scan.bad[:_LISTED]]
+    listed = [f"  {printable(dataset.path_of(row))}: {fault}" for row, fault in scan.bad[:_LISTED]]
     more = len(scan.bad) - len(listed)
     raise BadImageError(
         f"{len(scan.bad)} of {len(dataset.annotations)} images cannot be used:",
