@@ -140,8 +140,7 @@ def evaluate(
     Args:
         subject: run folder, or the detector itself.
         store: with every view that is asked for.
-        detector: what the run trained, where that was an object (`train(..., detector=...)`); a
-            copy of it gets the run's weights.
+        detector: what `train` was given as an object; a copy of it gets the run's weights.
         config: views to merge, images at a time, device, and which weights of the run.
         questions: what is asked beyond COCO's figures.
 
