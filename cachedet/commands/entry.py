@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from cachedet.allocator import keep_freed_memory
 from cachedet.commands.output import CLOSED_STATUS, OutputFile, guard_output
 from cachedet.text import shell_line
 from cachedet.training.run_log import LOG, STOPPED, append_line
@@ -23,6 +24,7 @@ _RUN = ("--run", "--run-folder")
 
 def run_command(run: Callable[[], None]) -> None:
     """Call `run`, which reads the command line. Raises SystemExit."""
+    keep_freed_memory()
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     output = guard_output(lasts=command in _LONG_WORK)
     try:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from cachedet.allocator import keep_freed_memory
 from cachedet.comparison.folder import Extracted
 from cachedet.comparison.results import RESULT, CellKey, CellResult
 from cachedet.comparison.scoring import Scorer, figures_of
@@ -214,6 +215,7 @@ def _plan(task: CellTask, config: TrainConfig, store: FeatureStore) -> StepPlan:
 
 def _run(task: CellTask) -> None:
     """Train the cell in its process, and keep the result or the error."""
+    keep_freed_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         result = train_cell(task)
