@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test fuzz lint clean
 
 demo: $(VENV)/installed
 	rm -rf demo
@@ -11,6 +11,10 @@ demo: $(VENV)/installed
 
 test: lint
 	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+
+# Random input for five minutes, new at every call; `make test` has half a minute of it.
+fuzz: $(VENV)/installed
+	$(BIN)/pytest tests/fuzz --fuzz-seconds 300
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Launcher for a checkout: `python cli.py extract ...` without installing."""
 
-from cachedet.cli import main
+from cachedet.__main__ import main
 
 if __name__ == "__main__":
     main()

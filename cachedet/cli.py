@@ -1,21 +1,25 @@
 """The command line: which commands there are, and what becomes of their errors.
 
 Exit status: 0 done; 1 the user's input or a check failed; 2 wrong usage; 75 a signal ended
-`train-heads` or `compare`, which saved its state and goes on; 130 interrupted at once.
+`train-heads` or `compare`, which saved its state and goes on; 130 interrupted at once; 141 nobody
+reads the output any more.
 """
 
 from __future__ import annotations
 
+import errno
 import gc
 import sys
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from cachedet.commands import comparisons, configs, estimates, reports, runs, scores, stores
-from cachedet.errors import CachedetError
-from cachedet.progress import show_progress
+from cachedet.commands.entry import run_command
+from cachedet.commands.output import OutputError
+from cachedet.errors import CachedetError, InputError
+from cachedet.progress import show_progress, tell
 from cachedet.version import __version__
 
 
@@ -29,11 +33,46 @@ class _Commands(TyperGroup):
             with show_progress():
                 return super().invoke(ctx)
         except CachedetError as error:
-            print(f"error: {error}", file=sys.stderr)
+            from cachedet.store.files.locations import redacted  # `--help` stays quick
+
+            first, *more = error.args or [type(error).__name__]
+            for line in (f"error: {first}", *more):
+                tell(redacted(line))
+            sys.exit(1)
+        except OutputError:
+            raise
+        except OSError as error:  # the last net: places are looked at before the work
+            if error.filename is None and error.errno not in _NO_ROOM:
+                raise
+            tell(f"error: {_describe(error)}")
             sys.exit(1)
         except KeyboardInterrupt:
-            print(_INTERRUPTED, file=sys.stderr)
+            tell(_INTERRUPTED)
             sys.exit(130)
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a write that fails names no file
+_MAY_BE_EMPTY = ("--levels", "--residency", "--keep-views", "--what-if", "--set")
+
+
+def _describe(error: OSError) -> str:
+    where = "" if error.filename is None else f"{error.filename}: "
+    return (
+        f"{where}{error.strerror or error}; repair the place or choose another, then run the same "
+        "command again"
+    )
+
+
+class _Command(TyperCommand):
+    """Refuses the empty text: as a path it would be the current folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for before, word in zip(["", *args], args, strict=False):
+            name, _, value = word.partition("=") if word.startswith("--") else (before, "", word)
+            if not value and (not word or word.endswith("=")) and name not in _MAY_BE_EMPTY:
+                name = name if name.startswith("-") else "an argument"
+                raise InputError(f"{name} expects a value, got an empty text")
+        return super().parse_args(ctx, args)
 
 
 _INTERRUPTED = (
@@ -51,12 +90,39 @@ app = typer.Typer(
 )
 
 
+# Wrong usage; typer has no public name for the parent of its errors.
+_UsageError: type[Exception] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
+
+
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; `cachedet.__main__` does so too, and guards these imports."""
+    run_command(run_app)
+
+
+def run_app() -> None:
+    """Run the command line, unguarded."""
     try:
-        app()
+        status = app(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except _UsageError as error:
+        _tell_usage(error)
+        sys.exit(getattr(error, "exit_code", 2))
     finally:
         gc.freeze()  # else Python ends with a search of all that torch imported: seconds
+
+
+def _tell_usage(error: Any) -> None:
+    """What was wrong, on one line however long: typer's own frame breaks and cuts paths."""
+    message = error.format_message()
+    if not message:  # of a group without a command: its help has been shown
+        return
+    context = getattr(error, "ctx", None)
+    if context is not None:
+        tell(" ".join(context.get_usage().split()))
+        tell(f"Try '{context.command_path} --help' for help.")
+    tell(f"error: {message}")
 
 
 def _show_version(wanted: bool) -> None:
@@ -77,5 +143,5 @@ def _root(
 
 for _module in (estimates, stores, runs, scores, reports, comparisons):
     for _name, _command in _module.COMMANDS.items():
-        app.command(_name)(_command)
+        app.command(_name, cls=_Command)(_command)
 app.add_typer(configs.app, name="configs")

@@ -15,14 +15,22 @@ from cachedet.comparison.page_charts import CurveOf
 from cachedet.comparison.results import CellResult
 from cachedet.comparison.summary import Summary, summarise
 from cachedet.config.run import AugmentConfig, ExtractConfig
+from cachedet.data.coco import read_categories
 from cachedet.data.views import TRAINING_VIEWS, parse_views
 from cachedet.device import choose_device
-from cachedet.errors import CheckpointError, ConfigError, InputError, StoreError
+from cachedet.errors import (
+    CheckpointError,
+    ConfigError,
+    InputError,
+    StoreError,
+    UnwrittenError,
+)
 from cachedet.extract import extract
 from cachedet.live.modes import require_shared
+from cachedet.outputs import Kind, require_ours, write_file
 from cachedet.reporting.rendering import render_markdown, render_page
 from cachedet.reporting.scored_run import read_metrics
-from cachedet.store.files.durable import encode_json, write_durably
+from cachedet.store.files.durable import encode_json
 from cachedet.store.format.manifest import library_versions
 from cachedet.store.reader import FeatureStore
 from cachedet.training.run_folder import RunFolder
@@ -70,11 +78,14 @@ def compare(config: ComparisonConfig, *, on_cell: OnCell | None = None) -> Compa
             comparison or in use.
         DatasetError, BadImageError, BackboneError, StoreError: what extraction raises.
         CheckpointError: images to train on and to score on do not fit together.
+        UnwrittenError: the page could not be written; it holds the report.
     """
     _require_sensible(config)
     folder = ComparisonFolder(config.out)
-    with folder.owned():
-        folder.require_same(_settings(config))
+    settings = _settings(config)
+    _require_replaceable(folder)
+    with folder.undone_if_refused(), folder.owned():
+        folder.require_same(settings)
         extracted = extract_stores(config.train, config.val, folder.extraction)
         store = FeatureStore.open(folder.train)
         _require_fit(config, store, FeatureStore.open(folder.val))
@@ -83,21 +94,25 @@ def compare(config: ComparisonConfig, *, on_cell: OnCell | None = None) -> Compa
             require_known(extracted, store=folder.train)
         interrupted_by = _train_cells(config, folder, extracted, on_cell)
         cells = folder.results()
+        report = ComparisonReport(
+            out=config.out,
+            cells=cells,
+            left=sum(folder.result_of(key) is None for key in config.cell_keys()),
+            interrupted_by=interrupted_by,
+            page=folder.page,
+        )
         if cells:
-            _write_page(config, folder, store, extracted, cells)
-    return ComparisonReport(
-        out=config.out,
-        cells=cells,
-        left=sum(folder.result_of(key) is None for key in config.cell_keys()),
-        interrupted_by=interrupted_by,
-        page=folder.page,
-    )
+            try:
+                _write_page(config, folder, store, extracted, cells)
+            except InputError as error:
+                raise UnwrittenError(str(error), report=report) from error
+    return report
 
 
 def _require_sensible(config: ComparisonConfig) -> None:
     """Refuse what can be known to fail before anything is written.
 
-    Raises InputError, ConfigError.
+    Raises InputError, ConfigError, DatasetError.
     """
     if config.epochs is not None and config.budget is not None:
         raise InputError("--epochs and --budget are two ways to end training; give one of them")
@@ -110,11 +125,23 @@ def _require_sensible(config: ComparisonConfig) -> None:
     for heads in config.heads.values():
         require_shared(heads)
         choose_device(heads.device)
+    _require_same_classes(config.train.annotations, config.val.annotations)
+
+
+def _require_same_classes(train: Path, val: Path) -> None:
+    """Raises InputError, DatasetError."""
+    known, scored = read_categories(train), read_categories(val)
+    if known != scored:
+        raise InputError(
+            f"--val-annotations {val} has other classes than --annotations {train}: "
+            f"{scored.unlike(known, where='for training')}; give both files the same `categories` "
+            "(a class may be without boxes)"
+        )
 
 
 def _settings(config: ComparisonConfig) -> dict[str, Any]:
     """What the cells of one folder share; seeds, modes and configs may be added later."""
-    not_shared = {"store", "device", "workers"}
+    not_shared = {"store", "device", "workers", "follow_links"}
     return {
         "train": config.train.model_dump(mode="json", exclude=not_shared),
         "val": config.val.model_dump(mode="json", exclude=not_shared),
@@ -205,9 +232,25 @@ def _write_page(
         "cells": [cell.to_json() for cell in cells],
     }
     html, markdown = render_page(page, curves=(), sheet=None), render_markdown(page)
-    write_durably(folder.page, html.encode("utf-8"))
-    write_durably(folder.page.with_suffix(".md"), markdown.encode("utf-8"))
-    write_durably(folder.page.with_suffix(".json"), encode_json(values))
+    contents = (html.encode("utf-8"), markdown.encode("utf-8"), encode_json(values))
+    for (path, kind), content in zip(_files_of(folder), contents, strict=True):
+        write_file(path, content, kind=kind)
+
+
+def _files_of(folder: ComparisonFolder) -> list[tuple[Path, Kind]]:
+    """HTML, Markdown and JSON."""
+    page = folder.page
+    return [
+        (page, Kind.PAGE),
+        (page.with_suffix(".md"), Kind.MARKDOWN),
+        (page.with_suffix(".json"), Kind.COMPARISON),
+    ]
+
+
+def _require_replaceable(folder: ComparisonFolder) -> None:
+    """Raises InputError where somebody's file has the name of one that is to be written."""
+    for path, kind in _files_of(folder):
+        require_ours(path, kind=kind)
 
 
 def _standfirst(config: ComparisonConfig, store: FeatureStore) -> str:

@@ -15,13 +15,13 @@ from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.config.run import ExtractConfig, TrainConfig, load_train_config
 from cachedet.data.images import decode_image
 from cachedet.data.shapes import ShapesPaths, write_shapes
-from cachedet.errors import InputError
 from cachedet.evaluate import evaluate
 from cachedet.evaluation.metrics import CocoScores
 from cachedet.evaluation.plots import Drawing, SheetRow, contact_sheet
 from cachedet.extract import ExtractReport, default_workers, extract
 from cachedet.live.modes import inputs_of
 from cachedet.loading.loader import make_planner
+from cachedet.outputs import require_empty_folder
 from cachedet.predict import ImageDetector, load_image_detector, make_drawing
 from cachedet.store.reader import FeatureStore
 from cachedet.train import train
@@ -48,30 +48,30 @@ class DemoReport:
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "scores": self.scores.to_json(), "sheet": str(self.sheet)}
 
-    def summary(self) -> str:
+    def summary(self) -> list[str]:
         """A few lines for a person."""
         stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items())
         extraction = self.seconds["extract"]
         saved = self.live_epoch - self.cached_epoch
         pays = f"after {extraction / saved:.1f} epochs" if saved > 0 else "never on this machine"
-        return (
+        return [
             f"AP {self.scores.ap:.3f}, AP50 {self.scores.ap50:.3f} on {VAL_IMAGES} validation "
-            f"images\ntime: {stages}\ncache: {self.nbytes / 1e6:.1f} MB; an epoch takes "
-            f"{self.cached_epoch:.1f} s from the cache, {self.live_epoch:.1f} s with the live "
+            "images",
+            f"time: {stages}",
+            f"cache: {self.nbytes / 1e6:.1f} MB; an epoch takes {self.cached_epoch:.1f} s from "
+            f"the cache, {self.live_epoch:.1f} s with the live "
             f"frozen backbone ({self.live_epoch / self.cached_epoch:.1f} times as long); the cache "
-            f"has paid for itself {pays}\nground truth beside prediction: {self.sheet}"
-        )
+            f"has paid for itself {pays}",
+            f"ground truth beside prediction: {self.sheet}",
+        ]
 
 
 def run_demo(out: Path) -> DemoReport:
     """Generate, extract, train, score and draw into the folder `out`.
 
-    Raises InputError where `out` exists and is not empty.
+    Raises InputError where `out` exists and is not empty, or cannot be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(
-            f"{out} exists already and is not empty; remove it or choose another --out"
-        )
+    require_empty_folder(out)
     seconds: dict[str, float] = {}
     with _timed(seconds, "draw images"):
         paths = write_shapes(out / "shapes", train=TRAIN_IMAGES, val=VAL_IMAGES)

@@ -2,6 +2,7 @@
 
     CachedetError
     ├── InputError            the user's arguments or files
+    │   ├── UnwrittenError    all was computed, and a file of it cannot be written
     │   ├── DatasetError      an annotation file or image folder that cannot be used
     │   └── BadImageError     an image that cannot be decoded
     ├── ConfigError           a config key or value
@@ -10,6 +11,8 @@
     │   ├── StoreMismatchError   extracted from other inputs than the ones given
     │   ├── MissingFeatureError  asked for features that were never committed
     │   ├── CorruptBlockError    committed bytes that are no longer what was written
+    │   ├── CorruptMetadataError its other files, likewise
+    │   ├── RemoteStoreError     a server that does not give the store's bytes
     │   └── CodecError           a value the codec cannot represent
     ├── CheckpointError       a run folder or checkpoint that cannot be used
     │   └── DamagedCheckpointError   its file is no longer what was written
@@ -23,14 +26,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class CachedetError(Exception):
-    """Parent of all errors a user can cause; the command line prints it without a traceback."""
+    """Parent of all errors a user can cause; the command line prints it without a traceback.
+
+    Each argument is a line: names and paths inside of them begin no line of their own there.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class InputError(CachedetError, ValueError):
     """An argument or file of the user's that cannot be used."""
+
+
+class UnwrittenError(InputError):
+    """All was computed, and a file of it could not be written; `report` holds what was found."""
+
+    def __init__(self, message: str, *, report: Any) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class DatasetError(InputError):
@@ -56,6 +74,8 @@ class DetectorError(CachedetError, ValueError):
 class StoreError(CachedetError):
     """The feature store cannot be created, opened or written."""
 
+    finding = ""  # of bytes that are not what was written: what is wrong, without a remedy
+
 
 class StoreMismatchError(StoreError, ValueError):
     """The store was extracted from other inputs; names the fields that differ."""
@@ -67,6 +87,16 @@ class MissingFeatureError(StoreError, LookupError):
 
 class CorruptBlockError(StoreError, ValueError):
     """Committed bytes that are no longer what was written; names the file."""
+
+
+class CorruptMetadataError(StoreError, ValueError):
+    """A manifest, annotations, codec state or zarr.json that is not what was written."""
+
+
+class RemoteStoreError(StoreError):
+    """A server does not give what a store holds, which says nothing about the store itself."""
+
+    is_refusal = False  # it answered that it does not give this object
 
 
 class CodecError(StoreError, ValueError):

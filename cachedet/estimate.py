@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from cachedet.config.run import ExtractConfig, TrainConfig
 from cachedet.data.coco import read_coco
 from cachedet.data.views import parse_views
 from cachedet.device import choose_device
-from cachedet.errors import ConfigError
+from cachedet.errors import ConfigError, UnwrittenError
 from cachedet.estimation.advice import advise
 from cachedet.estimation.forecast import Forecast, make_forecast
 from cachedet.estimation.measure import EstimateInputs, measure
@@ -25,12 +25,14 @@ from cachedet.estimation.prediction import (
     describe_extraction,
     describe_store,
     describe_training,
+    prediction_path,
 )
 from cachedet.estimation.probe import measure_backbone
 from cachedet.estimation.sample import commonest_size, count_pixels
 from cachedet.estimation.what_if import BackboneChange, WhatIf, apply_what_if
 from cachedet.extract import FIT_IMAGES, default_views
 from cachedet.model import measure_model
+from cachedet.outputs import Kind, require_ours
 from cachedet.store.format.manifest import Manifest
 
 SAMPLE = 32  # images
@@ -84,15 +86,17 @@ def estimate(
     Raises:
         DatasetError, BadImageError, BackboneError, ConfigError: the inputs cannot be used.
         InputError: nothing can be written where the store shall lie, or an impossible what-if.
+        UnwrittenError: the forecast could not be kept; it holds the report.
     """
     started = time.perf_counter()
     change = what_if or WhatIf()
+    require_ours(prediction_path(config.store), kind=Kind.FORECAST)
     inputs = open_inputs(config, heads, sample, seconds)
     measured, trials = measure(inputs)
     measured = change_measured(measured, inputs, change)
     forecast = make_forecast(measured)
     manifest = trials.trial.manifest
-    return EstimateReport(
+    report = EstimateReport(
         extract=config,
         heads=heads,
         measured=measured,
@@ -100,10 +104,19 @@ def estimate(
         advice=advise(measured, forecast),
         what_if=change.to_json(),
         skipped=manifest.skipped,
-        prediction=_save(manifest, inputs, forecast) if change == WhatIf() else None,
+        prediction=None,
         sample=len(trials.sample.annotations),
         seconds=time.perf_counter() - started,
     )
+    if change != WhatIf():
+        return report
+    try:
+        return replace(report, prediction=_save(manifest, inputs, forecast))
+    except OSError as error:
+        why = f"cannot write {prediction_path(config.store)}: {error.strerror or error}"
+        raise UnwrittenError(
+            f"{why}; `extract` will not be able to compare what it takes", report=report
+        ) from error
 
 
 def open_inputs(
@@ -119,7 +132,9 @@ def open_inputs(
     return EstimateInputs(
         extract=config,
         heads=heads,
-        dataset=read_coco(annotations=config.annotations, images=config.images),
+        dataset=read_coco(
+            annotations=config.annotations, images=config.images, follow_links=config.follow_links
+        ),
         views=views,
         backbone=load_backbone(
             config.backbone,

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,29 @@ from cachedet.data.views import parse_views
 from cachedet.detector.build import build_detector, choose_read_levels
 from cachedet.detector.protocol import max_proposals_of, require_detector
 from cachedet.device import choose_device
-from cachedet.errors import CheckpointError, InputError
+from cachedet.errors import CheckpointError, InputError, UnwrittenError
 from cachedet.evaluation.analysis import Analysis, analyse, require_resamples
 from cachedet.evaluation.detection_table import DetectionTable, has_masks, tabulate
-from cachedet.evaluation.files import differing_classes, read_annotations_of, read_counts
+from cachedet.evaluation.files import TruthOfStore, read_annotations_of, read_counts
 from cachedet.evaluation.inference import detect_store
-from cachedet.evaluation.lvis import Federated
 from cachedet.evaluation.merging import Merging
 from cachedet.evaluation.metrics import ClassScore, CocoScores, coco_results
 from cachedet.evaluation.precision import ProposalReport, proposal_recall
 from cachedet.evaluation.strata import DEFAULT_EDGES, check_edges
-from cachedet.progress import StageProgress
+from cachedet.outputs import Kind, require_ours, write_file
+from cachedet.progress import StageProgress, count_of
+from cachedet.store.files.locations import shown
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, Detections
-from cachedet.training.checkpoint import Checkpoint, load_checkpoint, load_weights
+from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 from cachedet.training.partial import build_partial_detector
-from cachedet.training.run_folder import RunFolder, TrainingData
+from cachedet.training.restoring import load_weights
+from cachedet.training.run_folder import RunFolder, TrainingData, noted_place
 from cachedet.version import __version__
+
+_NAMED = 10  # skipped images in one note
+EVALUATOR = {"evaluator": "cachedet, equal to pycocotools", "cachedet": __version__}
+"""How JSON of scores ends, by which they are known as such; see cachedet/outputs.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +60,8 @@ class Questions:
     def describe(self) -> dict[str, Any]:
         """For results.json."""
         return {
-            "annotations": self.annotations and str(self.annotations),
-            "against": self.against and str(self.against),
+            "annotations": self.annotations and noted_place(self.annotations),
+            "against": self.against and noted_place(self.against),
         }
 
 
@@ -104,16 +111,19 @@ class EvalReport:
             "seconds": self.seconds,
             "detections": self.coco_file and str(self.coco_file),
             **self.provenance,
-            "evaluator": "cachedet, equal to pycocotools",
-            "cachedet": __version__,
+            **EVALUATOR,
         }
 
     def write(self, coco_rows: list[dict[str, Any]]) -> None:
-        """Into the run folder, where there is one."""
-        if self.coco_file is not None and self.results is not None:
-            self.coco_file.write_text(json.dumps(coco_rows), encoding="utf-8")
-            text = json.dumps(self.to_json(), indent=2)
-            self.results.write_text(text + "\n", encoding="utf-8")
+        """Into the run folder, where there is one. Raises UnwrittenError, which holds it."""
+        if self.coco_file is None or self.results is None:
+            return
+        text = json.dumps(self.to_json(), indent=2) + "\n"
+        try:
+            write_file(self.coco_file, json.dumps(coco_rows).encode(), kind=Kind.RESULTS)
+            write_file(self.results, text.encode(), kind=Kind.SCORES)
+        except InputError as error:
+            raise UnwrittenError(str(error), report=self) from error
 
 
 def evaluate(
@@ -131,13 +141,13 @@ def evaluate(
     Args:
         subject: run folder, or the detector itself.
         store: with every view that is asked for.
-        detector: what the run trained, where that was an object (`train(..., detector=...)`); a
-            copy of it gets the run's weights.
+        detector: what `train` was given as an object; a copy of it gets the run's weights.
         config: views to merge, images at a time, device, and which weights of the run.
         questions: what is asked beyond COCO's figures.
 
     Raises:
         InputError: an unknown view, or a question that cannot be answered.
+        UnwrittenError: the run folder cannot be written; it holds the report.
         CheckpointError: no such run, or its features are not those of the store.
         DetectorError: the object is no detector, or returns something else than detections.
         StoreError: the store lacks a view, is incomplete or damaged.
@@ -151,28 +161,30 @@ def evaluate(
     _require_answerable(questions, views)
     features = FeatureStore.open(store)
     features.require_complete(views)
+    of_run = partial(_Scored.of_run, detector=detector)
     if isinstance(subject, nn.Module):
         scored = _Scored.of_module(subject, features, config, views)
     else:
-        scored = _Scored.of_run(Path(subject), features, config, views, detector=detector)
-    other = None
-    if questions.against is not None:
-        other = _Scored.of_run(questions.against, features, config, views, detector=detector)
+        scored = of_run(Path(subject), features, config, views)
+    against = questions.against
+    other = None if against is None else of_run(against, features, config, views)
     folder = scored.folder
+    _require_replaceable(folder)
     counts, source = _find_counts(questions, folder, features)
-    annotations, federated = _find_annotations(questions, features.annotations)
-    started = time.perf_counter()
+    truth, started = _find_annotations(questions, features.annotations), time.perf_counter()
+    annotations = truth.annotations
     proposals = scored.recall_proposals(annotations) if questions.proposals else None
     detections = scored.detect("eval")
     table = _tabulate(annotations, detections)
     analysis = analyse(
         annotations,
         table,
-        federated=federated,
+        federated=truth.federated,
         other=None if other is None else _tabulate(annotations, other.detect("eval against")),
         counts=counts,
         edges=questions.edges or DEFAULT_EDGES,
         resamples=questions.resamples,
+        notes=[*_note_skipped(features), *truth.notes],
     )
     report = EvalReport(
         analysis=analysis,
@@ -183,11 +195,12 @@ def evaluate(
         results=None if folder is None else folder.results,
         coco_file=None if folder is None else folder.detections,
         provenance={
-            "run": None if folder is None else str(subject),
-            "store": str(store),
+            "run": None if folder is None else noted_place(folder.root),
+            "store": noted_place(store),
             "training": source,
             **scored.provenance,
             "store_fingerprint": features.manifest.fingerprint(),
+            "skipped": [list(pair) for pair in features.manifest.skipped],
             **questions.describe(),
         },
     )
@@ -216,7 +229,7 @@ def load_detector(
             spec=checkpoint.manifest.spec,
             num_classes=len(checkpoint.categories),
         )
-    load_weights(detector, checkpoint.scored_heads)
+    load_weights(detector, checkpoint.scored_heads, where=checkpoint.name)
     return detector.to(device).to(memory_format=torch.channels_last).eval()
 
 
@@ -340,12 +353,31 @@ def _require_answerable(questions: Questions, views: Sequence[str]) -> None:
         )
 
 
-def _find_annotations(
-    questions: Questions, stored: Annotations
-) -> tuple[Annotations, Federated | None]:
+def _require_replaceable(folder: RunFolder | None) -> None:
+    """Raises InputError where somebody's file has the name of one that is to be written."""
+    if folder is not None:
+        require_ours(folder.results, kind=Kind.SCORES)
+        require_ours(folder.detections, kind=Kind.RESULTS)
+
+
+def _find_annotations(questions: Questions, stored: Annotations) -> TruthOfStore:
     if questions.annotations is None:
-        return stored, None
+        return TruthOfStore(annotations=stored)
     return read_annotations_of(stored, questions.annotations, lvis=questions.lvis)
+
+
+def _note_skipped(features: FeatureStore) -> list[str]:
+    """The images that a store lacks of the annotation file it was extracted from."""
+    skipped = features.manifest.skipped
+    if not skipped:
+        return []
+    named = "; ".join(f"{name} ({reason})" for name, reason in skipped[:_NAMED])
+    more = f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
+    were = "was" if len(skipped) == 1 else "were"
+    return [
+        f"{count_of(len(skipped), 'image')} {were} skipped at extraction, and {were} not scored: "
+        f"{named}{more}"
+    ]
 
 
 def _find_counts(
@@ -353,7 +385,8 @@ def _find_counts(
 ) -> tuple[dict[int, int] | None, str | None]:
     """Training annotations of each class, and where they are from."""
     if questions.training is not None:
-        return read_counts(questions.training, features.annotations.categories), questions.training
+        counts = read_counts(questions.training, features.annotations.categories)
+        return counts, shown(questions.training)
     noted = None if folder is None else TrainingData.read(folder)
     if noted is not None:
         return noted.boxes, noted.store
@@ -375,7 +408,7 @@ def _require_fits(checkpoint: Checkpoint, store: FeatureStore, run: Path) -> Non
     if field == "categories":
         raise CheckpointError(
             f"the run {run} was trained on other classes than the store {store.location} has: "
-            f"{differing_classes(trained.categories, scored.categories)}; evaluate on a store "
+            f"{trained.categories.unlike(scored.categories)}; evaluate on a store "
             "extracted with the same ones"
         )
     if field is not None:

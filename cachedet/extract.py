@@ -15,17 +15,19 @@ from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.backbone.split import freeze_trunk, stage_weights
 from cachedet.config.run import ExtractConfig, make_extract_config
 from cachedet.data.coco import CocoDataset, read_coco
-from cachedet.data.images import Scan, require_good, scan_images
+from cachedet.data.survey import Scan, require_good, scan_images
 from cachedet.data.views import TRAINING_VIEWS, parse_views
 from cachedet.device import choose_device, usable_cores
 from cachedet.errors import BackboneError, ConfigError
 from cachedet.extraction.inputs import InputLoader, make_inputs, make_manifest
 from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
 from cachedet.extraction.ranks import Rank, blocks_to_write, find_rank
+from cachedet.loading.memory import free_ram
 from cachedet.progress import StageProgress, count_of
 from cachedet.store.codecs.codec import Codec
 from cachedet.store.codecs.registry import make_codec
 from cachedet.store.codecs.statistics import FeatureStatistics
+from cachedet.store.creation import require_place
 from cachedet.store.files.leases import LeaseBook
 from cachedet.store.files.names import MANIFEST
 from cachedet.store.files.source import LocalFiles
@@ -38,6 +40,7 @@ from cachedet.structures import Annotations
 _log = logging.getLogger("cachedet.extract")
 
 FIT_IMAGES = 64  # spread evenly over the data set
+_KEPT_NBYTES = 512 << 20  # of decoded images, from their check until the last view
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,7 @@ class ExtractReport:
     stages: dict[str, float]  # images per second each stage could have done
     slowest_stage: str | None
     skipped: tuple[tuple[str, str], ...]  # file name, reason
-    notes: tuple[tuple[str, str], ...]  # file name, what was noticed; the image is used
+    notes: tuple[tuple[str, str], ...]  # file name, what was noticed of annotations or an image
     counts: dict[str, int]  # of the annotation file
 
 
@@ -74,6 +77,7 @@ def extract(
     views: str | Sequence[str] | None = None,
     codec: str | None = None,
     on_bad_image: str | None = None,
+    follow_links: bool | None = None,
     block_size: int | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -99,6 +103,7 @@ def extract(
         views: such as "base,hflip".
         codec: such as "int8".
         on_bad_image: "fail" or "skip".
+        follow_links: whether links may lead out of the folder of the images.
         block_size, batch_size: images of a commit, and of a forward pass.
         workers: threads that read and decode images.
         device: "auto", "cpu", "cuda", ...
@@ -120,7 +125,8 @@ def extract(
         "backbone": _name_of(backbone), "levels": levels, "freeze_at": freeze_at,
         "image_size": image_size,
         "views": ",".join(views) if isinstance(views, list | tuple) else views,
-        "codec": codec, "on_bad_image": on_bad_image, "block_size": block_size,
+        "codec": codec, "on_bad_image": on_bad_image, "follow_links": follow_links,
+        "block_size": block_size,
         "batch_size": batch_size, "workers": workers, "device": device, "rank": rank,
         "world_size": world_size,
     }  # fmt: skip
@@ -150,10 +156,13 @@ def _name_of(backbone: object) -> str | None:
 
 
 def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractReport:
+    require_place(config.store)
     views = parse_views(config.views or default_views(config.store))
     make_codec(config.codec)
     rank = find_rank(config.rank, config.world_size)
-    dataset = read_coco(annotations=config.annotations, images=config.images)
+    dataset = read_coco(
+        annotations=config.annotations, images=config.images, follow_links=config.follow_links
+    )
     device = choose_device(config.device)
     network = network or load_backbone(
         config.backbone, weights=config.weights, levels=config.levels, image_size=config.image_size
@@ -162,7 +171,12 @@ def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractRe
     backbone = network if config.freeze_at is None else freeze_trunk(network, config.freeze_at)
     stages = _encode_stages(network)
     with StageProgress("check images", total=len(dataset.annotations), unit="images") as progress:
-        scan = scan_images(dataset, workers=config.workers, on_progress=progress.advance)
+        scan = scan_images(
+            dataset,
+            workers=config.workers,
+            keep_nbytes=min(_KEPT_NBYTES, free_ram() // 8),
+            on_progress=progress.advance,
+        )
     kept, skipped = _split_bad(dataset, scan, on_bad_image=config.on_bad_image)
     annotations = dataset.annotations.keep_rows(kept)
     contents = scan.contents[kept]
@@ -182,6 +196,8 @@ def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractRe
         image_size=config.image_size,
         pad_multiple=manifest.pad_multiple,
         preprocessing=backbone.preprocessing,
+        contents=contents,
+        pixels={row: scan.pixels[old] for row, old in enumerate(kept) if old in scan.pixels},
     )
 
     def fit(codec: Codec) -> Codec:
@@ -212,7 +228,10 @@ def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractRe
         stages={name: work.images_per_second for name, work in clock.stages.items()},
         slowest_stage=clock.slowest,
         skipped=skipped,
-        notes=_named(dataset.annotations, scan.notes),
+        notes=(
+            *((str(config.annotations), note) for note in dataset.notes),
+            *_named(dataset.annotations, scan.notes),
+        ),
         counts=dataset.counts,
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,24 +17,34 @@ from torch import nn
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.backbone.split import freeze_trunk
+from cachedet.data.image_folders import images_in
 from cachedet.data.images import decode_image, make_input
 from cachedet.data.masks import decode_mask, paste_masks, rle_of
 from cachedet.data.views import View, make_geometry, parse_views
 from cachedet.detector.build import choose_read_levels
 from cachedet.detector.protocol import run_detector
 from cachedet.device import choose_device
-from cachedet.errors import BackboneError, InputError
+from cachedet.errors import BackboneError, BadImageError, InputError, UnwrittenError
 from cachedet.evaluate import load_detector
 from cachedet.evaluation.inference import EVAL_VIEW, drop_cut
 from cachedet.evaluation.merging import Merging
 from cachedet.evaluation.plots import Drawing, draw_boxes
+from cachedet.outputs import (
+    DRAWING_COMMENT,
+    Kind,
+    distinct_names,
+    require_folder,
+    require_ours,
+    write_file,
+)
 from cachedet.progress import StageProgress
 from cachedet.store.format.manifest import Manifest
 from cachedet.structures import CategoryMap, Detections, SizeHW
+from cachedet.text import printable
 from cachedet.training.checkpoint import load_checkpoint
 from cachedet.training.run_folder import RunFolder
 
-_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+_FOUND = "detections.json"
 _BASE = parse_views(EVAL_VIEW)
 
 
@@ -106,10 +118,15 @@ class PredictReport:
     """What one call of `predict` did."""
 
     images: tuple[ImageReport, ...]
+    bad: tuple[tuple[Path, str], ...]  # files that cannot be used, and why
     out: Path  # folder of the drawings and detections.json
 
     def to_json(self) -> dict[str, Any]:
-        return {"images": [image.to_json() for image in self.images]}
+        """What was detected, and the files that were left out."""
+        return {
+            "images": [image.to_json() for image in self.images],
+            "bad": [{"file": str(file), "reason": reason} for file, reason in self.bad],
+        }
 
 
 def predict(
@@ -128,8 +145,9 @@ def predict(
 
     Args:
         run: folder of the run; its best weights are taken.
-        images: files, or folders of files.
-        out: folder to write into; made where it is missing.
+        images: files, or folders of files; what cannot be decoded is named in the report.
+        out: folder to write into; made where it is missing. Of what is there, only drawings and
+            detections that `predict` made are replaced.
         weights: of the backbone: "auto", "none" or a file.
         views: of each image, as `parse_views` takes them; their detections are merged as
             `evaluate` merges them.
@@ -141,8 +159,9 @@ def predict(
     Raises:
         CheckpointError: no such run, or weights that do not fit `detector`.
         BackboneError: the run's backbone cannot be had, or has other weights now.
-        InputError, BadImageError: a view that files cannot have, no images, two of one name, or
-            one that cannot be decoded.
+        InputError: a view that files cannot have, no images, or a file in `out` that another
+            made.
+        UnwrittenError: the disk refused in the middle; it holds what was found so far.
 
     Example:
         >>> report = cachedet.predict("runs/first", images=["photos/"], out="drawn/")
@@ -150,32 +169,58 @@ def predict(
     """
     chosen = _views_of_files(views)
     files = _image_files([Path(path) for path in images])
+    out = Path(out)
+    drawings = _plan_drawings(files, out, images=images)
     image_detector = load_image_detector(
         Path(run), weights=weights, device=device, views=chosen, detector=detector,
         backbone=backbone,
     )  # fmt: skip
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    reports = []
-    with StageProgress("predict", total=len(files), unit="images") as progress:
-        for file in files:
-            reports.append(_predict_file(file, image_detector, out, min_score=min_score))
-            progress.advance()
-    report = PredictReport(images=tuple(reports), out=out)
-    entries = report.to_json()["images"]
-    (out / "detections.json").write_text(json.dumps(entries, indent=1), encoding="utf-8")
+    reports: list[ImageReport] = []
+    bad: list[tuple[Path, str]] = []
+    try:
+        with StageProgress("predict", total=len(files), unit="images") as progress:
+            for file, drawing in zip(files, drawings, strict=True):
+                try:
+                    reports.append(
+                        _predict_file(file, image_detector, drawing, min_score=min_score)
+                    )
+                except BadImageError as error:  # the others are not to blame
+                    bad.append((file, str(error).removeprefix(f"{printable(file)}: ")))
+                progress.advance()
+        report = PredictReport(images=tuple(reports), bad=tuple(bad), out=out)
+        content = json.dumps(report.to_json()["images"], indent=1).encode()
+        write_file(out / _FOUND, content, kind=Kind.FOUND)
+    except InputError as error:
+        report = PredictReport(images=tuple(reports), bad=tuple(bad), out=out)
+        raise UnwrittenError(str(error), report=report) from error
     return report
 
 
+def _plan_drawings(files: Sequence[Path], out: Path, *, images: Sequence[Path | str]) -> list[Path]:
+    """Where each image is drawn: no two share a file, and nothing of the user's is replaced.
+
+    Raises InputError.
+    """
+    require_folder(out, inputs=[Path(path) for path in images])
+    names = (f"{file.stem}{'' if file.suffix == '.jpg' else file.suffix}.jpg" for file in files)
+    drawings = [out / name for name in distinct_names([*names])]
+    for drawing in drawings:
+        require_ours(drawing, kind=Kind.DRAWING)
+    require_ours(out / _FOUND, kind=Kind.FOUND)
+    return drawings
+
+
 def _predict_file(
-    file: Path, image_detector: ImageDetector, out: Path, *, min_score: float
+    file: Path, image_detector: ImageDetector, drawing: Path, *, min_score: float
 ) -> ImageReport:
     pixels = decode_image(file)
     detections = image_detector(pixels).above(min_score)
-    drawing = out / f"{file.stem}{'' if file.suffix == '.jpg' else file.suffix}.jpg"
     size_hw = (pixels.shape[0], pixels.shape[1])
     categories = image_detector.manifest.categories
-    draw_boxes(pixels, make_drawing(detections, categories, size_hw=size_hw)).save(drawing)
+    drawn = draw_boxes(pixels, make_drawing(detections, categories, size_hw=size_hw))
+    buffer = io.BytesIO()
+    drawn.save(buffer, "JPEG", comment=DRAWING_COMMENT)
+    write_file(drawing, buffer.getvalue(), kind=Kind.DRAWING)
     return ImageReport(
         file=file, drawing=drawing, detections=detections, categories=categories, size_hw=size_hw
     )
@@ -258,19 +303,12 @@ def _views_of_files(text: str) -> tuple[View, ...]:
 def _image_files(images: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in images:
-        if path.is_dir():
-            inside = sorted(f for f in path.iterdir() if f.suffix.lower() in _IMAGES)
-            if not inside:
-                raise InputError(f"{path} holds no images ({', '.join(_IMAGES)})")
-            files.extend(inside)
-        elif path.is_file():
+        if os.path.isdir(path):
+            files.extend(images_in(path))
+        elif os.path.lexists(path):  # whether it can be read is seen when its turn comes
             files.append(path)
         else:
-            raise InputError(f"there is no image {path}")
-    names = [file.name for file in files]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"two images are called {name!r}; give them in separate calls")
+            raise InputError(f"there is no image {printable(path)}")
     if not files:
         raise InputError("expected at least one image or folder of images")
     return files

@@ -18,6 +18,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+from cachedet.text import printable
+
 _PLAIN_INTERVAL = 15.0  # seconds between lines where the output is no terminal
 _log = logging.getLogger("cachedet")
 _log.addHandler(logging.NullHandler())  # else Python prints warnings of a program without handlers
@@ -55,7 +57,7 @@ class _BareLines(logging.Handler):
     """Writes to what is standard error at that moment: above a progress line while one is drawn."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        tell(self.format(record))
 
 
 class StageProgress:
@@ -77,10 +79,10 @@ class StageProgress:
         self._started = self._printed_at = time.monotonic()
         console = Console(stderr=True)
         self._bar = Progress(
-            TextColumn("{task.description:<14}"),
+            TextColumn("{task.description:<14}", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
             console=console,
         )
         self._is_drawn = _is_shown and console.is_terminal
@@ -113,7 +115,7 @@ class StageProgress:
         self.total = max(self.total, self._done)  # there may be more work than was known
         self.nbytes += nbytes
         self._note = self._note if note is None else note
-        self._detail = self._detail if detail is None else detail
+        self._detail = self._detail if detail is None else printable(detail)
         self._show()
 
     def note(self, note: str) -> None:
@@ -140,7 +142,7 @@ class StageProgress:
         if left > 0 and rate > 0 and not self._is_over:
             end = datetime.datetime.now() + datetime.timedelta(seconds=left / rate)
             parts.append(f"{format_seconds(left / rate)} left, ends {end:%H:%M}")
-        return "  ".join(parts)
+        return printable("  ".join(parts))
 
     def _show(self) -> None:
         self._bar.update(self._task, completed=self._done, total=self.total, status=self.status())
@@ -158,7 +160,12 @@ class StageProgress:
         self._printed_at = time.monotonic()
         detail = f"  ({self._detail})" if self._detail else ""
         line = f"{self.name}: {self._done}/{self.total}  {self.status()}{detail}"
-        print(line, file=sys.stderr)
+        tell(line)
+
+
+def tell(text: object) -> None:
+    """Write one line to standard error; what a name in it holds begins no other."""
+    print(printable(text), file=sys.stderr)
 
 
 def count_of(number: int, noun: str) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from cachedet.errors import InputError, StoreError
 from cachedet.evaluation.analysis import DEFAULT_RESAMPLES
 from cachedet.evaluation.files import read_annotations_of
+from cachedet.outputs import Kind, require_file, write_file
 from cachedet.progress import StageProgress
 from cachedet.reporting.class_sections import annotation_section, class_section
 from cachedet.reporting.content import Report
@@ -26,10 +27,8 @@ from cachedet.reporting.rendering import render_markdown, render_page
 from cachedet.reporting.run_analysis import RunAnalysis, RunInput, analyse_runs
 from cachedet.reporting.scored_run import ScoredRun, read_detections, read_runs
 from cachedet.reporting.scores_sections import describe_annotations, make_headlines, result_section
-from cachedet.store.files.durable import write_durably
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations
-from cachedet.training.run_folder import RunFolder
 from cachedet.version import __version__
 
 _RECORDED = ("lvis", "lvis_masks", "proposals")  # of results.json, in report.json too
@@ -106,16 +105,18 @@ def _target(out: Path | None, runs: Sequence[Path]) -> Path:
             f"--out expects a file that ends in .html, got {target}; the Markdown and JSON are "
             "written beside it under the same name"
         )
-    folders = [RunFolder(run) for run in runs]
-    kept = [
-        path for folder in folders for path in (folder.results, folder.detections, folder.training)
-    ]
-    if target.with_suffix(".json").resolve() in [path.resolve() for path in kept]:
-        raise InputError(
-            f"--out {target} would write its JSON over {target.with_suffix('.json')}, which "
-            "belongs to the run; choose another name, such as report.html"
-        )
+    for path, kind in _files_of(target):
+        require_file(path, kind=kind)
     return target
+
+
+def _files_of(target: Path) -> list[tuple[Path, Kind]]:
+    """HTML, Markdown and JSON."""
+    return [
+        (target, Kind.PAGE),
+        (target.with_suffix(".md"), Kind.MARKDOWN),
+        (target.with_suffix(".json"), Kind.REPORT),
+    ]
 
 
 def _open_store(run: ScoredRun, store: Path | str | None) -> FeatureStore:
@@ -127,7 +128,7 @@ def _open_store(run: ScoredRun, store: Path | str | None) -> FeatureStore:
             raise
         raise StoreError(
             f"{run.folder} was scored on {run.store}, which cannot be opened: {error}. If it has "
-            "moved, say where it is with --store"
+            "moved, or needs credentials, which are never kept, give its location with --store"
         ) from error
 
 
@@ -136,7 +137,7 @@ def _annotations_of(run: ScoredRun, store: FeatureStore) -> Annotations:
     if run.annotations is None:
         return store.annotations
     try:
-        return read_annotations_of(store.annotations, Path(run.annotations))[0]
+        return read_annotations_of(store.annotations, Path(run.annotations)).annotations
     except InputError as error:
         raise InputError(
             f"{run.folder} was scored against {run.annotations}, which cannot be used now: "
@@ -253,17 +254,11 @@ def _write(
         unreadable=() if sheet is None else sheet.unreadable,
         content=content,
     )
-    texts = {
-        files.html: render_page(page, curves=class_paths(analyses), sheet=sheet),
-        files.markdown: render_markdown(page),
-        files.json: json.dumps(content, indent=1, allow_nan=False) + "\n",
-    }
-    for path, text in texts.items():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_durably(path, text.encode("utf-8"))
-        except OSError as error:
-            raise InputError(
-                f"cannot write {path}: {error.strerror or error}; choose another --out"
-            ) from error
+    texts = (
+        render_page(page, curves=class_paths(analyses), sheet=sheet),
+        render_markdown(page),
+        json.dumps(content, indent=1, allow_nan=False) + "\n",
+    )
+    for (path, kind), text in zip(_files_of(target), texts, strict=True):
+        write_file(path, text.encode("utf-8"), kind=kind)
     return files

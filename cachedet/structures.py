@@ -136,6 +136,13 @@ class CategoryMap:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def unlike(self, other: CategoryMap, *, where: str = "in the store") -> str:
+        """Name the classes (id: name) that only one has; `where` says what the other ones are."""
+        ours, theirs = (dict(zip(each.ids, each.names, strict=True)) for each in (self, other))
+        only_ours = {key: name for key, name in ours.items() if theirs.get(key) != name}
+        only_theirs = {key: name for key, name in theirs.items() if ours.get(key) != name}
+        return f"only there {reprlib.repr(only_ours)}, only {where} {reprlib.repr(only_theirs)}"
+
     def label_of(self) -> dict[int, int]:
         """category_id -> label."""
         return {category_id: label for label, category_id in enumerate(self.ids)}
@@ -160,6 +167,11 @@ class MaskCodes:
 
     def __getitem__(self, box: int) -> bytes:
         return self.codes[self.offsets[box] : self.offsets[box + 1]].tobytes()
+
+    @property
+    def are_missing(self) -> NDArray[np.bool_]:
+        """(M,) which boxes have no mask."""
+        return np.asarray(np.diff(self.offsets) == 0)
 
     def keep(self, boxes: Sequence[int] | NDArray[np.int64]) -> MaskCodes:
         """Only these boxes' masks, in the order given."""

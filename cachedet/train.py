@@ -18,7 +18,7 @@ from cachedet.detector.build import choose_read_levels
 from cachedet.detector.protocol import require_detector, trains_masks
 from cachedet.distributed.collective import from_first, is_first, rank, world_size
 from cachedet.distributed.data_parallel import find_launch, joined_ranks
-from cachedet.errors import ConfigError
+from cachedet.errors import CheckpointError, ConfigError
 from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.metrics import score_detections
 from cachedet.evaluation.plots import plot_training
@@ -28,8 +28,8 @@ from cachedet.training.loop import EARLY_STOPPING, Validator, is_signal, run_ses
 from cachedet.training.optimizer import count_trained
 from cachedet.training.partial import build_partial_detector_of
 from cachedet.training.run_folder import RunFolder, TrainingData
-from cachedet.training.start import pin_views, require_fit, start_or_continue
-from cachedet.training.trainer import make_trainer
+from cachedet.training.start import pin_views, require_fit, sole_run, start_or_continue
+from cachedet.training.trainer import Trainer, make_trainer
 
 _NO_BOXES = "note: no training image holds a box, so only background is learnt"
 
@@ -77,7 +77,7 @@ def train(
 ) -> TrainReport:
     """Train the heads of `config` on a store; `best.pt` is chosen by validation AP.
 
-    SIGTERM, SIGUSR1 and a first Ctrl-C end it after the step under way, with its state saved.
+    SIGTERM, SIGHUP, SIGUSR1 and a first Ctrl-C end it after the step under way, its state saved.
     Started by torchrun, the processes share every batch, and the first writes the run folder.
 
     Args:
@@ -90,6 +90,7 @@ def train(
 
     Raises:
         ConfigError, CheckpointError: the config or run folder does not fit.
+        InputError: another process trains in the run folder.
         DetectorError: `detector` is none, or returns something else than losses or detections.
         StoreError: a store is incomplete or damaged.
         NonFiniteLossError: a loss or gradient became NaN or Inf.
@@ -104,12 +105,12 @@ def train(
     config = load_config(config, overrides=overrides)
     if detector is not None:
         config = config.model_copy(update={"detector": note_detector(detector, config)})
-    launch = find_launch()
-    with joined_ranks(launch, device=config.device):
+    launch, folder = find_launch(), RunFolder(Path(run))
+    with joined_ranks(launch, device=config.device), sole_run(folder, resume=resume):
         return _train_together(
             config,
             train_store=train_store,
-            folder=RunFolder(Path(run)),
+            folder=folder,
             val_store=val_store,
             resume=resume,
             restarts=launch.restarts,
@@ -147,6 +148,7 @@ def _train_together(
         detector=detector or build_partial_detector_of(config, store),
     )
     start_or_continue(folder, config, trainer, store.manifest, resume=resume, restarts=restarts)
+    _require_position(trainer, loader, config, folder)
     if is_first():
         TrainingData.of(store).write(folder)
     done = run_session(
@@ -210,6 +212,21 @@ def _make_validator(
         return {name: getattr(scores, name) for name in VALIDATED}
 
     return score
+
+
+def _require_position(
+    trainer: Trainer, loader: FeatureLoader, config: TrainConfig, folder: RunFolder
+) -> None:
+    """Raises CheckpointError where the run's state stands in a batch that its epoch lacks."""
+    if trainer.epoch >= config.schedule.epochs:
+        return
+    batches = len(loader.plan(trainer.epoch))
+    if trainer.batch > batches:
+        raise CheckpointError(
+            f"cannot resume {folder.root}: its state stands before batch {trainer.batch} of epoch "
+            f"{trainer.epoch}, which has {batches}; move {folder.last} away to go on from "
+            "previous.pt, or start again with another --run"
+        )
 
 
 def _steps_of(loader: FeatureLoader, config: TrainConfig, epoch: int) -> int:

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -67,10 +67,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--thorough", action="store_true", help="what is tried at some places: at all (slow)"
     )
+    parser.addoption("--fuzz-seconds", type=float, default=0.0, help="new seeds for so long")
+    parser.addoption("--fuzz-seed", type=int, help="this case of tests/fuzz only")
 
 
 # The files that take longest come first: the last ones then end together on all workers.
-SLOW_ROOMS = ("e2e", "store", "extraction", "comparison", "estimation", "detector")
+SLOW_ROOMS = ("fuzz", "e2e", "store", "extraction", "comparison", "estimation", "detector")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -190,3 +192,17 @@ def contract() -> ModuleType:
 def fcos() -> ModuleType:
     """A head that knows nothing of cachedet's; see detector/fcos.py."""
     return load_beside("detector/fcos.py")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, Any, Any]:
+    """What a test printed of halves of pairs is escaped: pytest-xdist sends nothing but UTF-8."""
+    report = yield
+    report.sections = [(name, _utf8(text)) for name, text in report.sections]
+    if report.failed and (text := str(report.longrepr)) != _utf8(text):
+        report.longrepr = _utf8(text)
+    return report
+
+
+def _utf8(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()

@@ -197,8 +197,11 @@ def _import_all() -> None:
     import torch
 
     import cachedet.cli
+    import cachedet.compare
     import cachedet.extract
     import cachedet.live.modes
+    import cachedet.predict
+    import cachedet.report
     import cachedet.train  # noqa: F401
 
     torch.set_num_threads(1)

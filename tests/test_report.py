@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from cachedet.cli import app
 from cachedet.config.run import TrainConfig
 from cachedet.errors import CheckpointError, InputError, StoreError
-from cachedet.evaluate import evaluate
+from cachedet.evaluate import Questions, evaluate
 from cachedet.extract import extract
 from cachedet.report import report
 from cachedet.train import train
@@ -192,6 +193,30 @@ def test_a_store_that_has_moved_is_named_with_store(tiny: Any, runs: Any, tmp_pa
         report([run], store=tmp_path / "no.zarr")
 
 
+def test_relative_places_are_found_from_anywhere(
+    tiny: Any, runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And after run, store and annotation file were moved together."""
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copytree(tiny.val, home / "val.zarr")
+    shutil.copy(tiny.paths.val, home / "val.json")
+    copy_of(runs[0], home).rename(home / "run")
+    monkeypatch.chdir(home)
+    asked = Questions(annotations=Path("val.json"))
+    scored = evaluate("run", "val.zarr", questions=asked)
+    for where in (home / "run", tmp_path):
+        monkeypatch.chdir(where)
+        written = report([Path(os.path.relpath(home / "run"))], resamples=2)
+        assert written.content["runs"][0]["ap"] == scored.ap
+    home.rename(tmp_path / "moved")
+    written = report([Path("moved/run")], resamples=2)
+    assert written.content["runs"][0]["store"] == str(tmp_path / "moved" / "val.zarr")
+    (tmp_path / "moved" / "val.zarr").rename(tmp_path / "elsewhere.zarr")
+    with pytest.raises(StoreError, match=r"was scored on .*home/val.zarr.* with --store"):
+        report([Path("moved/run")], resamples=2)
+
+
 def test_runs_on_different_images_do_not_stand_side_by_side(
     tiny: Any, runs: Any, tmp_path: Path
 ) -> None:
@@ -230,7 +255,7 @@ def test_a_run_scored_against_an_annotation_file_is_shown_against_it(
 def test_what_cannot_be_written_is_refused(runs: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--out expects a file that ends in .html, got r.pdf"):
         report(runs, out=Path("r.pdf"))
-    with pytest.raises(InputError, match=r"over .*results.json, which belongs to the run"):
+    with pytest.raises(InputError, match=r"results.json belongs to the run folder .*seed1, whose"):
         report(runs, out=runs[1] / "results.html")
     with pytest.raises(InputError, match="named more than once"):
         report([runs[0], runs[0] / "." / "weights" / ".."])
@@ -239,3 +264,17 @@ def test_what_cannot_be_written_is_refused(runs: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write .*r.html"):
         report(runs, out=tmp_path / "file" / "r.html", resamples=2)
+
+
+@pytest.mark.parametrize("name", ["README.html", "README.md", "README.json"])
+def test_neighbours_of_the_page_are_kept(runs: Any, tmp_path: Path, name: str) -> None:
+    """Each of the three files, before anything is read; a page of ours is written anew."""
+    out = tmp_path / "README.html"
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match=f"{name} is there already and is not"):
+        report([tmp_path / "no run"], out=out)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"
+    (tmp_path / name).unlink()
+    for _ in range(2):
+        report(runs, out=out, resamples=2)

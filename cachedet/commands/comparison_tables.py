@@ -6,9 +6,9 @@ import math
 from typing import TYPE_CHECKING
 
 from rich.table import Table
-from rich.text import Text
 
-from cachedet.commands.tables import console, figure, say, span
+from cachedet.commands.tables import console, figure, name_cell, say, say_prose, span
+from cachedet.text import printable
 
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
     from cachedet.comparison.results import CellResult
@@ -60,22 +60,22 @@ def print_summary(summary: Summary) -> None:
         apart = compare_groups(group, tuned).difference.mean if tuned and is_other else math.nan
         name = "" if group.heads == shown else group.heads
         shown = group.heads
-        table.add_row(Text(name), group.mode, *_means(group, apart))
-    console.print(table, highlight=False)
+        table.add_row(name_cell(name, most=20), group.mode, *_means(group, apart))
+    console.print(table)
     for line in (
         *describe_best(summary),
         *describe_freezing(summary),
         *describe_partial(summary),
     ):
-        say(line)
+        say_prose(line)
     differences = summary.compare("cached", "tuned")
     if len(differences) > 1:
         for difference in differences:
-            say(judge_difference(difference))
+            say_prose(judge_difference(difference))
     if summary.compare("cached", "live"):
-        say("Cached against live:")
+        say_prose("Cached against live:")
         for line in describe_agreement(summary):
-            say(line)
+            say_prose(line)
     for cell in summary.failed:
         say(f"failed: {cell.key.folder}: {cell.error}")
 
@@ -104,8 +104,8 @@ def _print_row(texts: list[str]) -> None:
             overflow="ellipsis",
             justify="left" if number in _FLUSH_LEFT else "right",
         )
-    row.add_row(*map(Text, texts))
-    console.print(row, highlight=False)
+    row.add_row(*map(printable, texts))
+    console.print(row)
 
 
 def _megabytes(nbytes: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from cachedet.commands.options import (
     Backbone,
     Codec,
     Device,
+    FollowLinks,
     Images,
     ImageSize,
     Json,
@@ -26,9 +26,10 @@ from cachedet.commands.options import (
     print_json,
 )
 from cachedet.commands.tables import say
-from cachedet.errors import InputError, nearest_names
+from cachedet.errors import InputError, UnwrittenError, nearest_names
 from cachedet.live.mode_names import MODES, PARTIAL, Mode, partial_mode
-from cachedet.progress import count_of
+from cachedet.progress import count_of, tell
+from cachedet.text import shell_line
 
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
     from cachedet.backbone.trained import BatchNorm
@@ -73,6 +74,7 @@ def compare(
     ] = "base,hflip,jitter=2:0.5-1.5",
     codec: Codec = "int8",
     on_bad_image: OnBadImage = "fail",
+    follow_links: FollowLinks = False,
     backbone_lr: Annotated[
         float,
         typer.Option(min=0, help="Of what learns of the backbone; share of the heads'."),
@@ -90,7 +92,7 @@ def compare(
 
     Every cell (config x mode x seed) is trained alike. Run again to go on, or with more of them.
     """
-    from cachedet.commands.comparison_tables import print_cell, print_summary
+    from cachedet.commands.comparison_tables import print_cell
     from cachedet.compare import compare as run_compare
     from cachedet.comparison.cell import ComparisonConfig
     from cachedet.comparison.folder import ComparisonFolder
@@ -103,7 +105,8 @@ def compare(
     train = {
         "images": images, "annotations": annotations, "store": folder.train, "views": views,
         "backbone": backbone, "weights": weights, "image_size": image_size, "codec": codec,
-        "on_bad_image": on_bad_image, "device": device, "workers": workers or default_workers(),
+        "on_bad_image": on_bad_image, "follow_links": follow_links,
+        "device": device, "workers": workers or default_workers(),
     }  # fmt: skip
     val = {"annotations": val_annotations, "store": folder.val, "views": "base"}
     config = ComparisonConfig(
@@ -118,13 +121,11 @@ def compare(
         backbone=BackboneTraining(lr_scale=backbone_lr, batch_norm=parse_batch_norm(batch_norm)),
         resamples=resamples,
     )
-    report = run_compare(config, on_cell=None if as_json else print_cell)
-    if as_json:
-        print_json(report.to_json())
-    elif report.cells:
-        print_summary(report.summary)
-        say(str(report.page), wraps=False)
-    _leave(report)
+    try:
+        report, unwritten = run_compare(config, on_cell=None if as_json else print_cell), None
+    except UnwrittenError as error:
+        report, unwritten = error.report, error
+    _leave(report, unwritten, as_json=as_json)
 
 
 def load_heads(configs: Sequence[str], changes: Sequence[str]) -> dict[str, TrainConfig]:
@@ -202,20 +203,27 @@ def _split(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _leave(report: ComparisonReport) -> None:
-    """End with the exit status that says whether all cells are there."""
+def _leave(report: ComparisonReport, unwritten: UnwrittenError | None, *, as_json: bool) -> None:
+    """Print it, and end with the exit status that says whether all cells are there."""
+    from cachedet.commands.comparison_tables import print_summary
     from cachedet.training.stopping import STOPPED_STATUS
 
+    if as_json:
+        print_json(report.to_json())
+    elif report.cells:
+        print_summary(report.summary)
+    if unwritten is not None:
+        raise unwritten
+    if report.cells and not as_json:
+        say(report.page)
     if report.interrupted_by is not None:
-        again = shlex.join(["cachedet", *sys.argv[1:]])
+        again = shell_line(["cachedet", *sys.argv[1:]])
         left = count_of(report.left, "cell")
-        print(
-            f"{report.interrupted_by}: saved, {left} to go; continue with\n  {again}",
-            file=sys.stderr,
-        )
+        tell(f"{report.interrupted_by}: saved, {left} to go; continue with")
+        tell(f"  {again}")
         raise typer.Exit(STOPPED_STATUS)
     if report.left:
-        print("some cells failed, see above; the same command tries them again", file=sys.stderr)
+        tell("some cells failed, see above; the same command tries them again")
         raise typer.Exit(1)
 
 

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from cachedet.commands.options import Json, print_json
-from cachedet.commands.tables import console
+from cachedet.commands.tables import console, say
 
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
     from cachedet.model import ModelCost
@@ -50,10 +50,8 @@ def configs(context: typer.Context, as_json: Json = False) -> None:
         return
     for tier in (_TINY, _PAPER):
         _print_tier(tier, {name: cost for name, cost in costs.items() if _tier_of(name) is tier})
-    print(
-        "M: trained parameters in millions; GFLOP: a training step of one image.\n"
-        "`cachedet configs show PRESET > mine.yaml` makes one yours to edit."
-    )
+    say("M: trained parameters in millions; GFLOP: a training step of one image.")
+    say("`cachedet configs show PRESET > mine.yaml` makes one yours to edit.")
 
 
 @app.command()
@@ -98,4 +96,4 @@ def _print_tier(tier: _Tier, costs: dict[str, ModelCost]) -> None:
         total = cost.total
         millions, gflop = f"{total.parameters / 1e6:.2f}", f"{total.step_flops / 1e9:.1f}"
         table.add_row(name, millions, gflop, describe_preset(name))
-    console.print(table, "", highlight=False)
+    console.print(table, "")

@@ -9,6 +9,7 @@ from rich.table import Table
 from cachedet.commands.tables import console, make_table, say
 from cachedet.progress import count_of, format_seconds
 from cachedet.store.files.durable import readable_nbytes
+from cachedet.text import printable
 
 if TYPE_CHECKING:
     from cachedet.estimate import EstimateReport
@@ -25,22 +26,20 @@ def print_estimate(report: EstimateReport, *, heads: str) -> None:
     views = count_of(len(measured.views), "view")
     say(
         f"{count_of(measured.images, 'image')} in {views} ({', '.join(measured.views)}), heads "
-        f"{heads}; tried on {count_of(report.sample, 'image')} in {report.seconds:.0f} s",
-        wraps=False,
+        f"{heads}; tried on {count_of(report.sample, 'image')} in {report.seconds:.0f} s"
     )
     if report.what_if:
         asked = ", ".join(f"{name}={_plain(value)}" for name, value in report.what_if.items())
-        say(f"what if {asked}: arithmetic on what was measured here, not measured", wraps=False)
+        say(f"what if {asked}: arithmetic on what was measured here, not measured")
     console.print(_cache_table(report))
     console.print(_extraction_table(report))
     console.print(_training_table(report))
     for line in (*_summary(report), *report.advice):
-        say(f"- {line}", wraps=False)
+        say(f"- {line}")
     if report.prediction is not None:
         say(
             f"saved as {report.prediction}: `extract` and `train-heads` will print predicted "
-            "against actual",
-            wraps=False,
+            "against actual"
         )
 
 
@@ -81,7 +80,7 @@ def _training_table(report: EstimateReport) -> Table:
 
 def _cells(mode: ModeForecast, *, has_device: bool) -> list[str]:
     if mode.seconds_per_epoch is None:
-        return ["-", mode.failure, "-", *(["-"] if has_device else [])]
+        return ["-", printable(mode.failure), "-", *(["-"] if has_device else [])]
     cells = [_time(mode.seconds_per_epoch), mode.bottleneck, _size(mode.ram)]
     return [*cells, *([_size(mode.device)] if has_device else [])]
 

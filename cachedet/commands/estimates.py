@@ -14,6 +14,7 @@ from cachedet.commands.options import (
     BlockSize,
     Codec,
     Device,
+    FollowLinks,
     Images,
     ImageSize,
     Json,
@@ -25,6 +26,7 @@ from cachedet.commands.options import (
     make_extraction,
     print_json,
 )
+from cachedet.errors import UnwrittenError
 
 
 def estimate(
@@ -43,6 +45,7 @@ def estimate(
     views: Annotated[str | None, typer.Option(help="As for `extract`.")] = None,
     codec: Codec = "int8",
     on_bad_image: OnBadImage = "fail",
+    follow_links: FollowLinks = False,
     block_size: BlockSize = 16,
     batch_size: BatchSize = 8,
     workers: Workers = 0,
@@ -71,17 +74,24 @@ def estimate(
     options = {
         "images": images, "annotations": annotations, "store": store, "backbone": backbone,
         "weights": weights, "levels": levels, "image_size": image_size, "views": views,
-        "codec": codec, "on_bad_image": on_bad_image, "block_size": block_size,
+        "codec": codec, "on_bad_image": on_bad_image, "follow_links": follow_links,
+        "block_size": block_size,
         "batch_size": batch_size, "workers": workers, "device": device,
     }  # fmt: skip
     extraction = make_extraction(options, command="estimate")
     path = DEFAULT_HEADS if config is None else find_config(config)
     heads = load_train_config(path, overrides or [])
-    report = run_estimate(extraction, heads, sample=sample, seconds=seconds, what_if=change)
+    unwritten = None
+    try:
+        report = run_estimate(extraction, heads, sample=sample, seconds=seconds, what_if=change)
+    except UnwrittenError as error:
+        report, unwritten = error.report, error
     if as_json:
         print_json(report.to_json())
-        return
-    print_estimate(report, heads=path.stem)
+    else:
+        print_estimate(report, heads=path.stem)
+    if unwritten is not None:
+        raise unwritten
 
 
 COMMANDS = {"estimate": estimate}

@@ -29,6 +29,9 @@ Codec = Annotated[
 OnBadImage = Annotated[
     str, typer.Option(help="fail: list all bad images and stop; skip: leave them out.")
 ]
+FollowLinks = Annotated[
+    bool, typer.Option("--follow-links", help="Also links that lead out of the images' folder.")
+]
 BlockSize = Annotated[int, typer.Option(help="Images per shard and commit.")]
 BatchSize = Annotated[int, typer.Option(help="Images per backbone forward.")]
 Workers = Annotated[int, typer.Option(help="Decoding threads; 0: one per core.")]
@@ -59,11 +62,13 @@ def make_extraction(values: dict[str, Any], *, command: str) -> ExtractConfig:
 
 def local_folder(store: str, *, command: str) -> Path:
     """The folder. Raises InputError on a URL, which a path would quietly make a folder's name."""
-    if "://" in store:
+    from cachedet.store.files.locations import is_url, shown
+
+    if is_url(store):
         raise InputError(
-            f"`cachedet {command}` needs a local folder, got {store}: it writes and locks files "
-            "there. Copy or mount the store and give its folder; `info`, `train-heads` and `eval` "
-            "read URLs"
+            f"`cachedet {command}` needs a local folder, got {shown(store)}: it writes and locks "
+            "files there. Copy or mount the store and give its folder; `info`, `train-heads` and "
+            "`eval` read URLs"
         )
     return Path(store)
 

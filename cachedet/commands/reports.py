@@ -47,9 +47,9 @@ def report(
         print_json(written.to_json())
         return
     for reason in written.unreadable:
-        say(f"not shown: {reason}", wraps=False)
+        say(f"not shown: {reason}")
     for path in (written.html, written.markdown, written.json):
-        say(str(path), wraps=False)
+        say(path)
 
 
 COMMANDS = {"report": report}

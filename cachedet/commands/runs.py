@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +10,10 @@ import typer
 
 from cachedet.commands.options import ConfigName, Device, Json, Overrides, print_json
 from cachedet.commands.score_tables import print_scores
-from cachedet.commands.tables import console, print_cost, print_predicted_vs_actual, print_training
+from cachedet.commands.tables import print_cost, print_predicted_vs_actual, print_training, say
+from cachedet.errors import UnwrittenError
+from cachedet.progress import count_of, tell
+from cachedet.text import shell_line
 
 
 def train_heads(
@@ -32,23 +33,25 @@ def train_heads(
 ) -> None:
     """Stage 2: train neck and heads on cached features.
 
-    SIGTERM, SIGUSR1 and a first Ctrl-C end it after the step under way: the state is saved, the
-    command that continues is printed, and the exit status is 75. A second Ctrl-C stops at once.
+    SIGTERM, SIGHUP, SIGUSR1 and a first Ctrl-C end it after the step under way: the state is saved,
+    the command that continues is printed, and the exit status is 75. A second Ctrl-C stops at once.
     """
     from cachedet.config.presets import load_config
+    from cachedet.config.yaml_text import quote_yaml
     from cachedet.distributed.data_parallel import find_launch
     from cachedet.estimation.prediction import compare_training
+    from cachedet.store.files.locations import redacted
     from cachedet.train import train as run_train
     from cachedet.training.stopping import STOPPED_STATUS
 
     changes = list(overrides or [])
     if init_from is not None:
-        changes.append(f"init_from={json.dumps(str(init_from))}")
+        changes.append(f"init_from={quote_yaml(str(init_from))}")
     changes += [f"residency={residency}"] if residency else []
     settings = load_config(config, overrides=changes)
     launch = find_launch()
     if launch.is_first and not as_json:
-        print(settings.schedule.describe_lr())
+        say(settings.schedule.describe_lr())
     report = run_train(settings, train_store=train, val_store=val, run=run, resume=resume)
     predicted = compare_training(report, settings, store=train) if launch.world == 1 else {}
     if launch.is_first and as_json:
@@ -59,7 +62,11 @@ def train_heads(
     if report.was_interrupted:
         words = [*launch.command, *sys.argv[1:], *([] if resume else ["--resume"])]
         if launch.is_first:
-            print(f"{report.reason}: saved; continue with\n  {shlex.join(words)}", file=sys.stderr)
+            tell(f"{report.reason}: saved; continue with")
+            again = shell_line(words)
+            tell(f"  {redacted(again)}")
+            if redacted(again) != again:
+                tell("and the credentials, which are not shown here")
         raise typer.Exit(STOPPED_STATUS)
 
 
@@ -104,25 +111,43 @@ def predict(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Detect in image files; joins backbone and heads."""
+    """Detect in image files; joins backbone and heads.
+
+    Files that cannot be used are listed at the end, and the exit status is 1; the results of the
+    others are written.
+    """
     from cachedet.predict import predict as run_predict
 
-    report = run_predict(
-        run,
-        images=images,
-        out=out,
-        weights=weights,
-        views=views,
-        min_score=min_score,
-        device=device,
-    )
+    unwritten = None
+    try:
+        report = run_predict(
+            run,
+            images=images,
+            out=out,
+            weights=weights,
+            views=views,
+            min_score=min_score,
+            device=device,
+        )
+    except UnwrittenError as error:
+        report, unwritten = error.report, error
     if as_json:
         print_json(report.to_json())
-        return
-    for image in report.to_json()["images"]:
-        names = [f"{entry['name']} {entry['score']:.2f}" for entry in image["detections"]]
-        print(f"{image['file']}: {', '.join(names) or 'nothing'}")
-    print(f"drawings and detections.json in {out}")
+    else:
+        for image in report.to_json()["images"]:
+            names = [f"{entry['name']} {entry['score']:.2f}" for entry in image["detections"]]
+            say(f"{image['file']}: {', '.join(names) or 'nothing'}")
+        if report.images and not any(len(image.detections) for image in report.images):
+            say(f"nothing scores {min_score:g} or more; a lower --min-score shows weaker ones")
+    if unwritten is not None:
+        raise unwritten
+    if not as_json:
+        say(f"drawings and detections.json in {out}")
+    if report.bad:
+        tell(f"error: {count_of(len(report.bad), 'file')} cannot be used:")
+        for file, reason in report.bad:
+            tell(f"  {file}: {reason}")
+        raise typer.Exit(1)
 
 
 def demo(
@@ -137,7 +162,8 @@ def demo(
         print_json(report.to_json())
     else:
         print_scores(report.scores, of="boxes")
-        console.print(report.summary(), highlight=False)
+        for line in report.summary():
+            say(line)
 
 
 COMMANDS = {"train-heads": train_heads, "model": model, "predict": predict, "demo": demo}

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
-from rich.text import Text
 
-from cachedet.commands.tables import console, figure, make_table, say, span
+from cachedet.commands.tables import console, figure, make_table, name_cell, say_prose, span
 from cachedet.progress import count_of
 
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
@@ -58,6 +57,8 @@ def print_analysis(analysis: Analysis) -> None:
     if analysis.comparison is not None:
         _print_comparison(analysis.comparison, analysis.scores.per_class)
     _print_oddities(analysis.oddities)
+    for note in analysis.notes:
+        say_prose(f"note: {note}")
 
 
 def print_proposals(report: ProposalReport) -> None:
@@ -132,11 +133,13 @@ def _print_classes(
         table.add_column(name, justify="right", no_wrap=True)
     shown = _choose_classes(scores)
     for index in shown:
-        table.add_row(_name(scores[index].name), *(column[index] for column in columns.values()))
+        table.add_row(
+            name_cell(scores[index].name), *(column[index] for column in columns.values())
+        )
     console.print(table)
     if len(shown) < len(scores):
         without = sum(math.isnan(score.ap) for score in scores)
-        say(
+        say_prose(
             f"best and worst by AP; {_count_classes(len(scores) - len(shown))} of {len(scores)} "
             f"left out, {without} of them without boxes here: --json has all"
         )
@@ -175,7 +178,7 @@ def _print_errors(errors: ErrorReport) -> None:
 
 def _print_intervals(report: BootstrapReport) -> None:
     for name, interval in (("AP", report.ap), ("AP50", report.ap50)):
-        say(
+        say_prose(
             f"{name} {figure(interval.value)}, 95 % interval {span(interval.low, interval.high)} "
             f"({report.resamples} resamples of {count_of(report.num_images, 'image')})"
         )
@@ -197,16 +200,16 @@ def _print_comparison(report: ComparisonReport, classes: Sequence[ClassScore]) -
     table.add_row("AP50", *cells, end_section=True)
     for n in shown:
         cells = _compared(first.per_class[n], second.per_class[n], difference.per_class[n])
-        table.add_row(_name(classes[n].name), *cells)
+        table.add_row(name_cell(classes[n].name), *cells)
     console.print(table)
     if len(classes) > 1:
         hidden = len(apart) - len(shown)
         left_out = f", {hidden} of them left out here" if hidden else ""
-        say(
+        say_prose(
             f"{_count_classes(len(apart))} of {len(classes)} with an interval without 0{left_out}; "
             "of classes that do not differ, one in twenty has one by chance"
         )
-    say(_verdict(report))
+    say_prose(_verdict(report))
 
 
 def _compared(first: Interval, second: Interval, difference: Interval) -> list[str]:
@@ -243,13 +246,8 @@ def _verdict(report: ComparisonReport) -> str:
 def _print_oddities(oddities: Mapping[str, int]) -> None:
     for what, count in oddities.items():
         if count:
-            say(f"note: {what}: {count}")
+            say_prose(f"note: {what}: {count}")
 
 
 def _count_classes(number: int) -> str:
     return "1 class" if number == 1 else f"{number} classes"
-
-
-def _name(name: str) -> Text:
-    """Brackets of names are no markup; what does not fit beside the figures is cut."""
-    return Text(" ".join(name.split()), no_wrap=True, overflow="ellipsis")

@@ -10,7 +10,9 @@ import typer
 
 from cachedet.commands.options import Json, print_json
 from cachedet.commands.score_tables import print_analysis, print_proposals
-from cachedet.errors import InputError
+from cachedet.commands.tables import say
+from cachedet.errors import InputError, UnwrittenError
+from cachedet.outputs import Kind, require_file, write_file
 
 if TYPE_CHECKING:
     from cachedet.evaluate import EvalReport, Questions
@@ -90,22 +92,30 @@ def evaluate(
         resamples=resamples if resamples is not None else DEFAULT_RESAMPLES if against else 0,
         proposals=proposals,
     )
-    settings = {"weights": weights, "views": views, "device": device}
     if run is not None:
-        report = _score_run(run, store, questions, settings, quiet=as_json)
+        settings = {"weights": weights, "views": views, "device": device}
+        report, unwritten = _score_run(run, store, questions, settings, quiet=as_json)
     else:
-        report = _score_files(detections, questions, quiet=as_json)
-    if out is not None:
-        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        report, unwritten = _score_files(detections, questions, quiet=as_json), None
     if as_json:
         print_json(report)
-    elif out is not None:
-        print(out)
+    _write(report, out, quiet=as_json)
+    if unwritten is not None:
+        raise unwritten
+
+
+def _write(report: dict[str, Any], out: Path | None, *, quiet: bool) -> None:
+    if out is None:
+        return
+    write_file(out, (json.dumps(report, indent=2) + "\n").encode(), kind=Kind.SCORES)
+    if not quiet:
+        say(out)
 
 
 def _score_run(
     run: Path, store: str | None, questions: Questions, settings: dict[str, Any], *, quiet: bool
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], UnwrittenError | None]:
+    """The figures, and why they could not be written into the run folder."""
     from cachedet.config.run import make_eval_config
     from cachedet.evaluate import evaluate as run_evaluate
 
@@ -117,10 +127,17 @@ def _score_run(
             f"{questions.against}; compare files with --detections {run}/detections.json"
         )
     given = {name: value for name, value in settings.items() if value is not None}
-    report = run_evaluate(run, store=store, config=make_eval_config(given), questions=questions)
+    unwritten = None
+    try:
+        report = run_evaluate(run, store=store, config=make_eval_config(given), questions=questions)
+    except UnwrittenError as error:
+        report, unwritten = error.report, error
     if not quiet:
         _print_run(report)
-    return report.to_json()
+    if not quiet and unwritten is None:
+        say(report.results)
+        say(report.coco_file)
+    return report.to_json(), unwritten
 
 
 def _print_run(report: EvalReport) -> None:
@@ -128,14 +145,14 @@ def _print_run(report: EvalReport) -> None:
     if report.proposals is not None:
         print_proposals(report.proposals)
     if report.analysis.strata is None:
-        print(
+        say(
             "AP by training annotations is left out: the run was made before runs kept their "
             "numbers; name its training store or annotation file with --training"
         )
-    print(f"{report.results}\n{report.coco_file}")
 
 
 def _score_files(detections: Path | None, questions: Questions, *, quiet: bool) -> dict[str, Any]:
+    from cachedet.evaluate import EVALUATOR
     from cachedet.evaluation.files import score_files
     from cachedet.evaluation.strata import DEFAULT_EDGES
 
@@ -162,7 +179,7 @@ def _score_files(detections: Path | None, questions: Questions, *, quiet: bool) 
     )
     if not quiet:
         print_analysis(analysis)
-    return analysis.to_json()
+    return {**analysis.to_json(), **EVALUATOR}
 
 
 def _require_one_kind(run: Path | None, detections: Path | None, of_a_run: dict[str, Any]) -> None:
@@ -186,8 +203,11 @@ def _require_writable(out: Path | None, inputs: list[Path | str | None]) -> None
     if out.is_dir() or not out.parent.is_dir():
         raise InputError(f"--out expects a file in a folder that exists, got {out}")
     for path in inputs:
-        if path is not None and Path(path).resolve() == out.resolve():
+        if path is None or "://" in str(path):
+            continue
+        if Path(path).resolve() == out.resolve():
             raise InputError(f"--out {out} is one of the inputs; name another file")
+    require_file(out, kind=Kind.SCORES)
 
 
 COMMANDS = {"eval": evaluate}

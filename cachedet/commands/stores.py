@@ -13,6 +13,7 @@ from cachedet.commands.options import (
     BlockSize,
     Codec,
     Device,
+    FollowLinks,
     Images,
     ImageSize,
     Json,
@@ -31,6 +32,7 @@ from cachedet.commands.tables import (
     print_faults,
     print_predicted_vs_actual,
     print_waste,
+    say,
 )
 
 
@@ -59,6 +61,7 @@ def extract(
     ] = None,
     codec: Codec = "int8",
     on_bad_image: OnBadImage = "fail",
+    follow_links: FollowLinks = False,
     block_size: BlockSize = 16,
     batch_size: BatchSize = 8,
     workers: Workers = 0,
@@ -77,9 +80,10 @@ def extract(
 
     options = {
         "images": images, "annotations": annotations, "store": store, "backbone": backbone,
-        "weights": weights, "levels": levels, "freeze_at": freeze_at, "image_size": image_size,
-        "views": views,
-        "codec": codec, "on_bad_image": on_bad_image, "block_size": block_size,
+        "weights": weights, "levels": levels, "freeze_at": freeze_at,
+        "image_size": image_size, "views": views,
+        "codec": codec, "on_bad_image": on_bad_image, "follow_links": follow_links,
+        "block_size": block_size,
         "batch_size": batch_size, "workers": workers, "device": device,
         "rank": rank, "world_size": world_size,
     }  # fmt: skip
@@ -126,7 +130,7 @@ def verify(
     else:
         print_faults(report)
         kind = "every byte" if deep else "records and lengths"
-        print(f"{store}: {report.good} of {report.planned} blocks are good ({kind} checked)")
+        say(f"{store}: {report.good} of {report.planned} blocks are good ({kind} checked)")
     if not report.is_good:
         raise typer.Exit(1)
 

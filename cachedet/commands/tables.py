@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from cachedet.progress import count_of
 from cachedet.store.files.durable import readable_nbytes
+from cachedet.text import printable, shorten
 
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
     from cachedet.estimation.prediction import PredictedVsActual
@@ -21,15 +23,28 @@ if TYPE_CHECKING:  # commands import what they need when they run: `--help` stay
     from cachedet.store.verify import VerifyReport
     from cachedet.train import TrainReport
 
-console = Console()
+console = Console(markup=False, emoji=False, highlight=False)  # names are not to be interpreted
 
 
-def say(text: str, *, wraps: bool = True) -> None:
-    """Print words as they are: brackets in names are no markup.
+def say(text: object) -> None:
+    """Print one line, however long: a path can be copied from it."""
+    print(printable(text))
 
-    Without `wraps` it is one line, however long, from which a path can be copied.
-    """
-    console.print(text, highlight=False, markup=False, soft_wrap=not wraps)
+
+def say_prose(text: str) -> None:
+    """Print sentences without paths, wrapped between words to the width of the terminal."""
+    lines = textwrap.wrap(
+        printable(text), console.width, break_long_words=False, break_on_hyphens=False
+    )
+    for line in lines:
+        print(line)
+
+
+def name_cell(name: str, *, most: int = 40) -> Text:
+    """A name in a table, of `most` characters; one too wide is folded over lines."""
+    text = shorten(printable(" ".join(name.split())), most)
+    encoding = console.encoding  # of an ASCII or Latin-1 terminal: the escapes need their room
+    return Text(text.encode(encoding, "backslashreplace").decode(encoding), overflow="fold")
 
 
 def make_table(title: str, *columns: str, left: Collection[str] = ()) -> Table:
@@ -56,14 +71,15 @@ def print_description(description: dict[str, Any]) -> None:
     """What `info` says of a store."""
     rows = [(name.replace("_", " "), _readable(name, value)) for name, value in description.items()]
     if not console.is_terminal:  # for other programs: a line each, however long
-        print("\n".join(f"{name:<28}{value}" for name, value in rows))
+        for name, value in rows:
+            say(f"{name:<28}{value}")
         return
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(Text(name), Text(value))  # brackets of names are no markup
-    console.print(table, highlight=False)
+        table.add_row(name, printable(value))
+    console.print(table)
 
 
 def print_waste(report: PruneReport, *, dry_run: bool) -> None:
@@ -73,6 +89,9 @@ def print_waste(report: PruneReport, *, dry_run: bool) -> None:
     for waste in report.waste:
         table.add_row(waste.kind, str(len(waste.paths)), readable_nbytes(waste.nbytes))
     console.print(table)
+    for path in report.left:
+        what = "a link, and not followed" if path.is_symlink() else "not a file of the store's"
+        say(f"left alone: {path} is {what}")
 
 
 def print_cost(cost: ModelCost, *, title: str) -> None:
@@ -80,10 +99,10 @@ def print_cost(cost: ModelCost, *, title: str) -> None:
     height, width = cost.size_hw
     title = f"{title}: one image of {height} x {width}, {cost.num_classes} classes"
     columns = ("part", "M parameters", "GFLOP forward", "GFLOP a step", "of the step")
-    table = make_table(title, *columns, left=["part"])
+    table = make_table(printable(title), *columns, left=["part"])
     for part in (*cost.parts, cost.total):
         table.add_row(
-            part.name,
+            name_cell(part.name),
             f"{part.parameters / 1e6:.2f}",
             f"{part.forward_flops / 1e9:.2f}",
             f"{part.step_flops / 1e9:.2f}",
@@ -108,17 +127,17 @@ def print_training(report: TrainReport) -> None:
 def print_faults(report: VerifyReport) -> None:
     """Blocks that `verify` misses or could not accept, and what to do about them."""
     for name in report.missing:
-        print(f"missing  {name}")
+        say(f"missing  {name}")
     for block in report.bad:
-        print(f"bad      {block.name}: {block.path}: {block.reason}")
+        say(f"bad      {block.name}: {block.path}: {block.reason}")
     for unread in report.unreadable:
-        print(f"unread   {unread.name}: {unread.reason}")
+        say(f"unread   {unread.name}: {unread.reason}")
     if report.stages is not None:
-        print(f"bad      {report.stages}")
+        say(f"bad      {report.stages}")
     if report.missing or any(block.withdrawn for block in report.bad):
-        print("the same `cachedet extract` again writes the missing and bad blocks, and no others")
+        say("the same `cachedet extract` again writes the missing and bad blocks, and no others")
     if not all(block.withdrawn for block in report.bad):
-        print("the store is read-only here: the bad blocks could not be withdrawn")
+        say("the store is read-only here: the bad blocks could not be withdrawn")
 
 
 def print_extraction(report: ExtractReport) -> None:
@@ -130,20 +149,18 @@ def print_extraction(report: ExtractReport) -> None:
     if report.views_kept:
         say(
             f"the store keeps views that were not asked for: {', '.join(report.views_kept)} "
-            "(`cachedet prune --keep-views` removes views)",
-            wraps=False,
+            "(`cachedet prune --keep-views` removes views)"
         )
-    console.print(", ".join(f"{count} {what}" for what, count in report.counts.items() if count))
+    say(", ".join(f"{count} {what}" for what, count in report.counts.items() if count))
     say(
         f"{report.store}: {report.images} images, {report.blocks_written} of "
         f"{report.blocks_total} blocks written now, {readable_nbytes(report.nbytes_written)} in "
-        f"{report.seconds:.1f} s",
-        wraps=False,
+        f"{report.seconds:.1f} s"
     )
     if report.blocks_missing:
         left = count_of(report.blocks_missing, "block")
-        print(
-            f"UNFINISHED: {left} of {report.blocks_total} left to other writers that are at work.\n"
+        say(f"UNFINISHED: {left} of {report.blocks_total} left to other writers that are at work.")
+        say(
             "When they have ended, run the same `cachedet extract` again: it writes what is still "
             "missing, or says that nothing is."
         )

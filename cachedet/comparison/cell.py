@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from cachedet.allocator import keep_freed_memory
 from cachedet.comparison.folder import Extracted
 from cachedet.comparison.results import RESULT, CellKey, CellResult
 from cachedet.comparison.scoring import Scorer, figures_of
@@ -29,6 +29,7 @@ from cachedet.evaluation.plots import plot_training
 from cachedet.live.mode_names import MODES, Mode, cut_of, needs_cache
 from cachedet.live.modes import BackboneTraining, TrainingMode, make_training_mode
 from cachedet.loading.sampling import resolve_views
+from cachedet.store.files.inside import remove_empty_folders, remove_inside
 from cachedet.store.reader import FeatureStore
 from cachedet.training.loop import run_session
 from cachedet.training.optimizer import count_trained
@@ -151,8 +152,8 @@ def train_cell(task: CellTask) -> CellResult:
     store, val = FeatureStore.open(comparison.train.store), FeatureStore.open(comparison.val.store)
     folder = RunFolder(task.folder)
     goes_on = folder.last.exists() or folder.previous.exists()
-    if not goes_on and folder.root.exists():
-        shutil.rmtree(folder.root)  # it ended before anything was saved
+    if not goes_on:
+        remove_unsaved(folder)
     config = task.config
     views = resolve_views(config.views, held=store.manifest.views, where=store.location)
     config = config.model_copy(update={"views": views})  # single ones, by probability
@@ -194,6 +195,19 @@ def train_cell(task: CellTask) -> CellResult:
     )
 
 
+def remove_unsaved(folder: RunFolder) -> None:
+    """Remove what a cell wrote that ended before it saved a state; other files and links stay."""
+    root = folder.root
+    files = (folder.config, folder.training, folder.metrics, folder.results, folder.detections)
+    names = ("log.txt", "steps.json", "memory.json", RESULT)
+    events = list(folder.tensorboard.glob("events.out.tfevents.*"))
+    plot = folder.plots / "training.png"
+    for path in (*files, *(root / name for name in names), *events, plot):
+        remove_inside(root, path)
+    for parent in (folder.plots, folder.tensorboard, folder.best.parent):
+        remove_empty_folders(parent)
+
+
 def _nbytes_read(config: TrainConfig, store: FeatureStore) -> int:
     """Bytes on the disk of what a run of `config` trains on, all views of the store."""
     levels = choose_read_levels(config, held=store.spec, network=store.manifest.network)
@@ -212,6 +226,7 @@ def _plan(task: CellTask, config: TrainConfig, store: FeatureStore) -> StepPlan:
 
 def _run(task: CellTask) -> None:
     """Train the cell in its process, and keep the result or the error."""
+    keep_freed_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         result = train_cell(task)
@@ -219,6 +234,8 @@ def _run(task: CellTask) -> None:
         sys.exit(STOPPED_STATUS)
     except CachedetError as error:
         result = _failed(task, str(error))
+    except OSError as error:  # a full disk, most often: the others may find room
+        result = _failed(task, f"{error.filename or task.folder}: {error.strerror or error}")
     except Exception as error:  # the other cells go on, whatever it was
         traceback.print_exc()
         result = _failed(task, f"{type(error).__name__}: {error}")

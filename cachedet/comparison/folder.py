@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from typing import Any
 from cachedet.comparison.results import RESULT, CellKey, CellResult
 from cachedet.errors import InputError
 from cachedet.store.files.durable import TEMPORARY_SUFFIX, encode_json, write_durably
-from cachedet.store.files.leases import commit_lock
-from cachedet.store.files.names import COMMITS
-from cachedet.store.files.owner import Life, Owner
+from cachedet.store.files.folder_lock import sole_owner
+from cachedet.store.files.inside import remove_inside
+from cachedet.store.files.leases import COMMIT_LOCK
+from cachedet.store.files.names import COMMITS, LEASES, MANIFEST
+from cachedet.store.files.places import find_obstacle
 from cachedet.training.same_run import flatten
 
 _FILES = ("images", "annotations")  # settings that name files: these may be moved
@@ -62,17 +64,43 @@ class ComparisonFolder:
             raise InputError(
                 f"cannot make the folder {self.root}: {error.strerror}; choose another --out"
             ) from error
-        try:
-            with commit_lock(self.root / "features"):  # else two could clear one dead lock
-                self._make_lock()
-        except OSError as error:
+        with sole_owner(self._lock, works="compares", instead="choose another --out"):
+            yield
+
+    @contextmanager
+    def undone_if_refused(self) -> Iterator[None]:
+        """An error before the first feature of a new comparison leaves the folder as it was.
+
+        To be entered before `owned`. Raises InputError where the folder holds other things, or
+        nothing can be written.
+        """
+        obstacle = find_obstacle(self.root)
+        if obstacle is not None:
             raise InputError(
-                f"cannot write into {self.root}: {error.strerror}; choose another --out"
-            ) from error
+                f"cannot make the folder {self.root}: {obstacle.filename}: {obstacle.strerror}; "
+                "choose another --out"
+            )
+        is_new = not self._settings.exists()
+        if is_new and self.root.exists():
+            self._require_empty()
+        above = [path for path in (self.root, *self.root.parents) if not path.exists()]
+        had_features = (self.root / "features").exists()
         try:
             yield
-        finally:
-            self._lock.unlink(missing_ok=True)
+        except BaseException:
+            if is_new and not any((store / MANIFEST).exists() for store in (self.train, self.val)):
+                self._remove_begun(above, had_features=had_features)
+            raise
+
+    def _remove_begun(self, above: Sequence[Path], *, had_features: bool) -> None:
+        """Remove what a comparison begins with, and the folders that were made for it."""
+        features = self.root / "features"
+        for path in (self._settings, self.extraction.path, features / COMMIT_LOCK):
+            remove_inside(self.root, path)
+        made = [] if had_features else [features / LEASES, features]
+        for folder in (*made, *above):
+            with suppress(OSError):  # something is left in it
+                folder.rmdir()
 
     def require_same(self, settings: Mapping[str, Any]) -> None:
         """Keep what the comparison is of, or hold it against what was kept.
@@ -133,33 +161,6 @@ class ComparisonFolder:
                 f"{self.root} holds other things than a comparison ({', '.join(others[:3])}); "
                 "choose another --out"
             )
-
-    def _make_lock(self) -> None:
-        """Make it under the commit lock. Raises InputError, OSError."""
-        for _ in range(2):
-            try:
-                with open(self._lock, "x", encoding="utf-8") as file:
-                    file.write(Owner.me().token)
-            except FileExistsError:
-                self._clear_lock()
-            else:
-                return
-        raise InputError(f"another comparison has just begun in {self.root}; choose another --out")
-
-    def _clear_lock(self) -> None:
-        """Raises InputError unless the process that made it is known to have ended."""
-        try:
-            owner = Owner.parse(self._lock.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return
-        if owner is not None and owner.life() is Life.DEAD:
-            self._lock.unlink(missing_ok=True)
-            return
-        who = f"process {owner.pid} on {owner.host}" if owner is not None else "somebody"
-        raise InputError(
-            f"{who} compares in {self.root} already; wait for it, or choose another --out. If it "
-            f"has ended, remove {self._lock}"
-        )
 
 
 def _differences(

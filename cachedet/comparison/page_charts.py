@@ -41,6 +41,7 @@ from cachedet.reporting.charts import (
     span_axis,
 )
 from cachedet.reporting.figures import duration, figure, signed
+from cachedet.text import shorten
 
 SHAPES: dict[str, Shape] = {  # by kind of mode
     "cached": Shape(path=CIRCLE, tone="cached"),
@@ -275,14 +276,10 @@ def _class_spots(differences: Sequence[ClassDifference]) -> list[Spot]:
             most=each.difference.most,
             shape=_SURE if is_one_sided(each.difference) else _UNSURE,
             title=f"{each.name}, {each.boxes:,} boxes: {signed(each.difference.mean)}",
-            label=_shorten(each.name) if index < _MOST_NAMED else "",
+            label=shorten(each.name, _LONGEST_NAME) if index < _MOST_NAMED else "",
         )
         for index, each in enumerate(falling)
     ]
-
-
-def _shorten(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 def _describe_differences(differences: Sequence[ClassDifference]) -> str:

@@ -24,7 +24,7 @@ from cachedet.store.files.durable import encode_json, write_durably
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Detections
 from cachedet.training.loop import Validator
-from cachedet.training.run_folder import RunFolder, TrainingData
+from cachedet.training.run_folder import RunFolder, TrainingData, noted_place
 from cachedet.training.trainer import Trainer
 from cachedet.version import __version__
 
@@ -61,8 +61,8 @@ class Scorer:
             **analysis.to_json(),
             "views": [EVAL_VIEW],
             "detections": str(folder.detections),
-            "run": str(folder.root),
-            "store": str(self.store.location),
+            "run": noted_place(folder.root),
+            "store": noted_place(self.store.location),
             "training": trained_on.store,
             "step": self.trainer.step,
             "weights": "last",

@@ -15,7 +15,6 @@ from typing import Any
 from cachedet.config.run import (
     Overrides,
     TrainConfig,
-    apply_overrides,
     load_train_config,
     make_train_config,
 )
@@ -87,8 +86,7 @@ def load_config(
             "expected a preset's name, the path of a YAML file, a mapping or a TrainConfig, "
             f"got {type(config).__name__}"
         )
-    apply_overrides(values, overrides)
-    return make_train_config(values, where="config")
+    return make_train_config(values, where="config", overrides=overrides)
 
 
 def _file_of(name: str) -> Path:

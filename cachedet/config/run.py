@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
@@ -23,7 +24,9 @@ from pydantic import (
 
 from cachedet.config.detector import Config, Count, DetectorConfig, Fraction, RetinaNetConfig
 from cachedet.config.schedule import ScheduleConfig
+from cachedet.config.yaml_text import parse_yaml, read_yaml
 from cachedet.errors import ConfigError, nearest_names
+from cachedet.text import shorten
 
 C = TypeVar("C", bound=Config)
 Metric = Literal["ap", "ap50", "ap75", "loss"]
@@ -34,6 +37,7 @@ Residency = Literal["stream", "ram", "device"]
 WantedResidency = Literal[Residency, "auto"]
 
 _LARGEST_WEIGHT = 1e6  # of a view
+_MOST_PROBLEMS = 8  # in one message
 
 
 class ExtractConfig(Config):
@@ -54,6 +58,7 @@ class ExtractConfig(Config):
     device: str = "auto"
     workers: Annotated[int, Field(ge=1, le=256)] = 2  # threads that read and decode images
     on_bad_image: Literal["fail", "skip"] = "fail"
+    follow_links: bool = False  # out of the folder of the images
     rank: Annotated[int, Field(ge=0)] | None = None  # of the processes that share the work
     world_size: Count | None = None  # None: what torchrun or SLURM say, else one
 
@@ -219,21 +224,21 @@ def load_train_config(path: Path, overrides: Overrides = ()) -> TrainConfig:
 
     Raises ConfigError: no such file, not a mapping, unknown key (with the nearest), bad value.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, got {type(values).__name__}")
-    apply_overrides(values, overrides)
-    return make_train_config(values, where=str(path))
+    return make_train_config(values, where=str(path), overrides=overrides)
 
 
-def make_train_config(values: dict[str, Any], *, where: str) -> TrainConfig:
-    """Validate; `where` names the source in messages. Raises ConfigError."""
-    return _validated(TrainConfig, values, where=where)
+def make_train_config(
+    values: dict[str, Any], *, where: str, overrides: Overrides = ()
+) -> TrainConfig:
+    """Apply `overrides` to `values` and validate; `where` names their source in messages.
+
+    Raises ConfigError.
+    """
+    changed = apply_overrides(values, overrides)
+    return _validated(TrainConfig, values, where=where, changed=changed)
 
 
 def make_extract_config(values: dict[str, Any]) -> ExtractConfig:
@@ -251,37 +256,72 @@ def dump_config(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def apply_overrides(values: dict[str, Any], overrides: Overrides) -> None:
-    """Set keys of nested `values`. Raises ConfigError where a value stands in a section's place."""
+def apply_overrides(values: dict[str, Any], overrides: Overrides) -> dict[tuple[str, ...], str]:
+    """Set keys of nested `values`; returns what set each key, for messages.
+
+    Raises ConfigError where a value stands in a section's place.
+    """
     pairs = overrides.items() if isinstance(overrides, Mapping) else map(_parse_override, overrides)
+    changed = {}
     for key, value in pairs:
-        *parents, last = key.strip().split(".")
+        *parents, last = parts = key.strip().split(".")
+        changed[tuple(parts)] = f"--set {key.strip()}"
         node = values
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"--set {key}: {parent!r} is a value, not a section")
         node[last] = value
+    return changed
 
 
 def _parse_override(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
-    if not separator or not key:
+    if not separator or not all(part.strip() for part in key.split(".")):
         raise ConfigError(f"--set expects key=value, got {text!r}; e.g. schedule.epochs=12")
-    return key, yaml.safe_load(value)
+    return key, parse_yaml(value, where=f"--set {shorten(text, 80)}")
 
 
-def _validated(kind: type[C], values: dict[str, Any], *, where: str) -> C:
+def _validated(
+    kind: type[C],
+    values: dict[str, Any],
+    *,
+    where: str,
+    changed: Mapping[tuple[str, ...], str] = MappingProxyType({}),
+) -> C:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         problems = [_describe(kind, problem) for problem in error.errors()]
-        raise ConfigError(f"{where}: " + "; ".join(problems)) from error
+    by_source: dict[str, list[str]] = {}
+    for location, words in problems[:_MOST_PROBLEMS]:
+        by_source.setdefault(_source_of(location, where, changed), []).append(words)
+    if len(problems) > _MOST_PROBLEMS:
+        by_source.setdefault(where, []).append(f"{len(problems) - _MOST_PROBLEMS} more")
+    raise ConfigError("; ".join(f"{name}: {'; '.join(each)}" for name, each in by_source.items()))
 
 
-def _describe(kind: type[BaseModel], problem: Any) -> str:
+def _source_of(
+    location: tuple[str, ...], where: str, changed: Mapping[tuple[str, ...], str]
+) -> str:
+    """The overrides that set what is wrong, its section or a part of it, else `where`."""
+    sources = [
+        text for key, text in changed.items() if key[: len(location)] == location[: len(key)]
+    ]
+    if sources and not location:  # of what does not fit together
+        return f"{where} with {', '.join(sources)}"
+    return ", ".join(sources) or where
+
+
+def _describe(kind: type[BaseModel], problem: Any) -> tuple[tuple[str, ...], str]:
+    """Where a problem is, and what it is."""
     location, section = _locate(kind, [str(part) for part in problem["loc"]])
-    key = ".".join(location) or "config"
+    return tuple(location), _describe_at(location, section, problem)
+
+
+def _describe_at(location: list[str], section: type[BaseModel] | None, problem: Any) -> str:
+    key = shorten(".".join(location), 100) or "config"
+    got = shorten(repr(problem["input"]), 200)
     if problem["type"] == "extra_forbidden":
         known = list(section.model_fields) if section else []
         return f"unknown key {key!r}{nearest_names(location[-1], known)}; known: {', '.join(known)}"
@@ -290,9 +330,9 @@ def _describe(kind: type[BaseModel], problem: Any) -> str:
         tag = problem["ctx"]["tag"]
         return f"{key}.kind: expected {', '.join(known)}, got {tag!r}{nearest_names(tag, known)}"
     if problem["type"] == "union_tag_not_found":
-        return f"{key}: expected a section with `kind:`, got {problem['input']!r}"
+        return f"{key}: expected a section with `kind:`, got {got}"
     message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{key}: {message}, got {problem['input']!r}"
+    return f"{key}: {message}, got {got}"
 
 
 def _locate(

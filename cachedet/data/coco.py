@@ -1,24 +1,29 @@
-"""COCO JSON (LVIS files too) into arrays: the only place that reads xywh boxes."""
+"""COCO JSON (LVIS files too) into arrays: the only place that reads xywh boxes.
+
+What is wrong with a file is refused, mended or counted as `repairs.py` states; nothing is dropped
+that `Findings` does not name.
+"""
 
 from __future__ import annotations
 
-import json
-import math
 import reprlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedet.data.masks import NO_MASK, encode_segmentation
+from cachedet.data.box_columns import LARGEST, BoxColumns
+from cachedet.data.file_names import require_inside
+from cachedet.data.json_files import load_json
+from cachedet.data.masks import NO_MASK, encode_segmentation, is_blank
+from cachedet.data.repairs import Findings, number_ids, whole_number
 from cachedet.errors import DatasetError
+from cachedet.progress import count_of
 from cachedet.structures import Annotations, CategoryMap, MaskCodes
 
-_LARGEST = 2**63
 _SECTIONS = ("images", "annotations", "categories")
 
 
@@ -28,55 +33,75 @@ class CocoDataset:
 
     images: Path
     annotations: Annotations
-    counts: dict[str, int]  # what was read and what was dropped, by name
+    counts: dict[str, int]  # what was read, mended and dropped, by name
+    notes: tuple[str, ...] = ()  # what a person should look at in the annotations
 
     def path_of(self, row: int) -> Path:
         """The image file of a row."""
         return self.images / self.annotations.file_names[row]
 
 
-def read_coco(*, annotations: Path, images: Path) -> CocoDataset:
+def read_coco(*, annotations: Path, images: Path, follow_links: bool = False) -> CocoDataset:
     """Read a COCO annotation file. The image files themselves are not opened here.
 
     Labels follow the order of category ids. Crowd boxes are kept and flagged, images without
-    boxes are kept as negatives. Boxes without area, with NaN or Inf, or wholly outside their
-    image are dropped and counted; a box whose mask cannot be used stays, without a mask.
+    boxes are kept as negatives. Boxes of negative width or height are turned round. Boxes without
+    area, with NaN or Inf, or wholly outside their image are dropped; a box whose mask cannot be
+    used stays, without a mask. All of that is counted and noted.
 
     Raises DatasetError: a missing file, folder or key, a duplicate id, an annotation of an unknown
-    image or category, a path that leaves the image folder, or no images at all.
+    image or category, no images at all, or a path that leaves the image folder (by a link only
+    where `follow_links` does not allow it).
     """
     if not images.is_dir():
         raise DatasetError(f"--images expects a folder of images; there is no folder {images}")
     if next(images.iterdir(), None) is None:
         raise DatasetError(f"--images {images} is an empty folder, expected images in it")
-    described, counts = annotations_of(load_annotations(annotations), where=annotations)
-    _require_inside(described.file_names, images, annotations)
-    return CocoDataset(images=images, annotations=described, counts=counts)
+    described, found = annotations_of(load_annotations(annotations), where=annotations)
+    require_inside(described.file_names, images, annotations, follow_links=follow_links)
+    return CocoDataset(images=images, annotations=described, counts=found.counts, notes=found.notes)
+
+
+def read_categories(path: Path) -> CategoryMap:
+    """The classes of a COCO file, without a look at anything else. Raises DatasetError."""
+    content = load_annotations(path)
+    number_ids(content)
+    return _read_categories(content["categories"], path)
 
 
 def annotations_of(
     content: dict[str, Any], *, where: Path, keep_all: bool = False
-) -> tuple[Annotations, dict[str, int]]:
-    """The ground truth in what `load_annotations` gave, and what was read and dropped, by name.
+) -> tuple[Annotations, Findings]:
+    """The ground truth in what `load_annotations` gave, and what was found in it.
 
-    `keep_all`, for scoring as the official tools do, keeps boxes without area or outside their
-    image, and sides to the last digit; NaN and Inf are dropped either way. Raises DatasetError.
+    `keep_all`, for scoring as the official tools do, keeps boxes without area, of negative sides or
+    outside their image, and sides to the last digit; NaN and Inf are dropped either way. It needs
+    neither names of image files nor, for boxes, sizes: those are 0 where there are none.
+
+    Raises DatasetError. Ids in `content` that are text of whole numbers become numbers.
     """
+    notes = number_ids(content)
     categories = _read_categories(content["categories"], where)
     rows = content["images"]
     if not rows:
         raise DatasetError(f"{where}: `images` is empty, expected at least one image")
     image_ids = _ids(rows, "images", where)
-    file_names = tuple(_file_name(row, index, where) for index, row in enumerate(rows))
-    _require_unique(file_names, "file_name", "images", where)
-    sizes_hw = np.array(
-        [_size(row, index, where) for index, row in enumerate(rows)], dtype=np.int64
+    if keep_all:
+        file_names = tuple(str(row.get("file_name") or f"image id {row['id']}") for row in rows)
+        sizes = [_size_of(row) or (0, 0) for row in rows]
+    else:
+        file_names = tuple(_file_name(row, index, where) for index, row in enumerate(rows))
+        _require_unique(file_names, "file_name", "images", where)
+        sizes = [_size(row, index, where) for index, row in enumerate(rows)]
+    sizes_hw = np.array(sizes, dtype=np.int64)
+    _ids(content["annotations"], "annotations", where)
+    boxes = BoxColumns.read(
+        content["annotations"], image_ids, categories, where, as_they_stand=keep_all
     )
-    boxes = _Boxes.read(content["annotations"], image_ids, categories, where)
-    kept, dropped = boxes.finite() if keep_all else boxes.usable(sizes_hw)
+    kept, found = boxes.finite(sizes_hw) if keep_all else boxes.usable(sizes_hw, where)
     order = np.flatnonzero(kept)[np.argsort(boxes.rows[kept], kind="stable")]
     per_image = np.bincount(boxes.rows[order], minlength=len(rows))
-    masks, unusable = _read_masks(content["annotations"], order, boxes.rows, sizes_hw)
+    masks, of_masks = _read_masks(content["annotations"], order, boxes.rows, sizes_hw)
     annotations = Annotations(
         image_ids=image_ids,
         file_names=file_names,
@@ -93,67 +118,14 @@ def annotations_of(
     counts = {
         "images": len(rows),
         "boxes": len(order),
-        "masks": 0 if masks is None else int((np.diff(masks.offsets) > 0).sum()),
+        "masks": 0 if masks is None else int((~masks.are_missing).sum()),
         "crowd boxes": int(annotations.crowd.sum()),
         "images without boxes": int((per_image == 0).sum()),
-        "unusable masks dropped": unusable,
-        **dropped,
+        **of_masks.counts,
+        **found.counts,
     }
-    return annotations, counts
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Boxes:
-    """All annotations as columns, in the order of the file."""
-
-    rows: NDArray[np.int64]  # (M,) image
-    labels: NDArray[np.int64]
-    xywh: NDArray[np.float64]  # (M, 4)
-    xyxy: NDArray[np.float64]  # (M, 4)
-    areas: NDArray[np.float64]
-    crowd: NDArray[np.bool_]
-
-    @classmethod
-    def read(
-        cls,
-        entries: Sequence[dict[str, Any]],
-        image_ids: NDArray[np.int64],
-        categories: CategoryMap,
-        where: Path,
-    ) -> _Boxes:
-        _ids(entries, "annotations", where)
-        row_of = {image_id: row for row, image_id in enumerate(image_ids.tolist())}
-        bboxes = _column(entries, "bbox", _is_box, "`bbox` [x, y, width, height]", where)
-        numbers = np.fromiter(chain.from_iterable(bboxes), dtype=np.float64, count=4 * len(bboxes))
-        xywh = numbers.reshape(-1, 4)
-        crowd = _column(entries, "iscrowd", (0, 1, None).__contains__, "0 or 1 as `iscrowd`", where)
-        return cls(
-            rows=_look_up(entries, "image_id", row_of, where),
-            labels=_look_up(entries, "category_id", categories.label_of(), where),
-            xywh=xywh,
-            xyxy=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
-            areas=_areas(entries, xywh, where),
-            crowd=np.array([bool(flag) for flag in crowd], dtype=np.bool_),
-        )
-
-    def finite(self) -> tuple[NDArray[np.bool_], dict[str, int]]:
-        """Which boxes are numbers, and how many are not."""
-        finite = np.asarray(np.isfinite(self.xyxy).all(axis=1))
-        return finite, {"boxes of NaN or Inf dropped": int((~finite).sum())}
-
-    def usable(self, sizes_hw: NDArray[np.int64]) -> tuple[NDArray[np.bool_], dict[str, int]]:
-        """Which boxes can teach, and how many cannot, by reason."""
-        x1, y1, x2, y2 = self.xyxy.T
-        height, width = sizes_hw[self.rows].T
-        solid = np.isfinite(self.xyxy).all(axis=1) & (x2 > x1) & (y2 > y1)
-        inside = (x2 > 0) & (y2 > 0) & (x1 < width) & (y1 < height)
-        partly = solid & inside & ((x1 < 0) | (y1 < 0) | (x2 > width) | (y2 > height))
-        counts = {
-            "degenerate boxes dropped": int((~solid).sum()),
-            "boxes outside the image dropped": int((solid & ~inside).sum()),
-            "boxes partly outside": int(partly.sum()),
-        }
-        return solid & inside, counts
+    notes += [*found.notes, *of_masks.notes]
+    return annotations, Findings(counts=counts, notes=tuple(notes))
 
 
 def _read_masks(
@@ -161,29 +133,35 @@ def _read_masks(
     order: NDArray[np.int64],
     rows: NDArray[np.int64],
     sizes_hw: NDArray[np.int64],
-) -> tuple[MaskCodes | None, int]:
-    """Masks of the annotations numbered `order` (None where none has one), and how many failed."""
-    if not any(entry.get("segmentation") for entry in entries):
-        return None, 0
-    codes, unusable = [], 0
+) -> tuple[MaskCodes | None, Findings]:
+    """Masks of the annotations numbered `order`; None where none can be used."""
+    codes = []
+    unusable: list[str] = []
+    blank: list[str] = []
     for number in order.tolist():
         height, width = sizes_hw[rows[number]].tolist()
+        named = f"annotation id {entries[number]['id']}"
         try:
-            codes.append(encode_segmentation(entries[number].get("segmentation"), (height, width)))
-        except ValueError:  # COCO itself holds polygons of two points
-            codes.append(NO_MASK)
-            unusable += 1
-    return MaskCodes.join(codes), unusable
-
-
-def load_json(path: Path, *, option: str, what: str) -> Any:
-    """What a JSON file of the user's holds. Raises DatasetError, which names `option`."""
-    if not path.is_file():
-        raise DatasetError(f"{option} expects {what}; there is no file {path}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path} is not JSON in UTF-8: {error}") from error
+            code = encode_segmentation(entries[number].get("segmentation"), (height, width))
+        except ValueError as error:  # COCO itself holds polygons of two points
+            code = NO_MASK
+            unusable.append(f"{named}: {error}")
+        if code != NO_MASK and is_blank(code):
+            blank.append(named)
+        codes.append(code)
+    counts = {"unusable masks dropped": len(unusable), "empty masks": len(blank)}
+    notes = []
+    if unusable:
+        were = "was" if len(unusable) == 1 else "were"
+        dropped = f"{count_of(len(unusable), 'mask')} cannot be used and {were} dropped"
+        notes.append(f"{dropped}, the first of {unusable[0]}")
+    if blank:
+        notes.append(
+            f"{count_of(len(blank), 'mask')} without a pixel inside the image, the first of "
+            f"{blank[0]}: such masks are not trained on, and matched by nothing"
+        )
+    masks = MaskCodes.join(codes) if any(codes) else None
+    return masks, Findings(counts=counts, notes=tuple(notes))
 
 
 def load_annotations(path: Path) -> dict[str, Any]:
@@ -192,18 +170,33 @@ def load_annotations(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DatasetError(
             f"{path} is not COCO: expected an object with {', '.join(_SECTIONS)}, "
-            f"got a {type(content).__name__}"
+            f"got a {type(content).__name__}{_like_results(content)}"
         )
     for section in _SECTIONS:
         if not isinstance(content.get(section), list):
-            keys = ", ".join(map(str, list(content)[:10])) or "no keys"
-            raise DatasetError(
-                f"{path} is not COCO: the list `{section}` is missing; it has {keys}"
-            )
+            raise DatasetError(f"{path} is not COCO: {_describe_section(content, section)}")
         for index, entry in enumerate(content[section]):
             if not isinstance(entry, dict):
-                raise DatasetError(f"{path}: {section}[{index}] is not an object, got {entry!r}")
+                got = reprlib.repr(entry)
+                raise DatasetError(f"{path}: {section}[{index}] is not an object, got {got}")
     return content
+
+
+def _like_results(content: Any) -> str:
+    first = content[0] if isinstance(content, list) and content else None
+    if isinstance(first, dict) and "score" in first:
+        return "; it seems to be a results file, which `cachedet eval` takes as --detections"
+    return ""
+
+
+def _describe_section(content: dict[str, Any], section: str) -> str:
+    """What is there in the place of a list."""
+    if section in content:
+        kind = {dict: "an object", type(None): "null"}.get(type(content[section]))
+        kind = kind or f"a {type(content[section]).__name__}"
+        return f"`{section}` is {kind}, expected a list of objects"
+    keys = ", ".join(key[:40] for key in list(content)[:10])
+    return f"the list `{section}` is missing; it has {keys or 'no keys'}"
 
 
 def _read_categories(entries: Sequence[dict[str, Any]], where: Path) -> CategoryMap:
@@ -217,8 +210,10 @@ def _read_categories(entries: Sequence[dict[str, Any]], where: Path) -> Category
 def _ids(entries: Sequence[dict[str, Any]], section: str, where: Path) -> NDArray[np.int64]:
     ids = [entry.get("id") for entry in entries]
     for index, value in enumerate(ids):
-        if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= _LARGEST:
-            raise DatasetError(f"{where}: {section}[{index}] needs an integer `id`, got {value!r}")
+        if type(value) is not int or abs(value) >= LARGEST:
+            raise DatasetError(
+                f"{where}: {section}[{index}] needs an integer `id`, got {reprlib.repr(value)}"
+            )
     _require_unique(ids, "id", section, where)
     return np.array(ids, dtype=np.int64)
 
@@ -227,7 +222,9 @@ def _require_unique(values: Iterable[Any], key: str, section: str, where: Path) 
     seen: set[Any] = set()
     for value in values:
         if value in seen:
-            raise DatasetError(f"{where}: {section} holds {key} {value!r} more than once")
+            raise DatasetError(
+                f"{where}: {section} holds {key} {reprlib.repr(value)} more than once"
+            )
         seen.add(value)
 
 
@@ -235,93 +232,31 @@ def _file_name(entry: dict[str, Any], index: int, where: Path) -> str:
     name = entry.get("file_name")
     if name is None and isinstance(entry.get("coco_url"), str):
         name = "/".join(entry["coco_url"].split("/")[-2:])  # LVIS: .../train2017/000000391895.jpg
-    if not isinstance(name, str) or not name or any(ord(character) < 32 for character in name):
+    if not isinstance(name, str) or not name:
         raise DatasetError(
-            f"{where}: images[{index}] (id {entry.get('id')}) needs a `file_name`, got {name!r}"
+            f"{where}: images[{index}] (id {entry.get('id')}) needs a `file_name`, "
+            f"got {reprlib.repr(name)}"
         )
     return name
 
 
-def _require_inside(file_names: Iterable[str], images: Path, where: Path) -> None:
-    """No image may lie outside the folder, be it by `..`, an absolute path or a link."""
-    root = images.resolve()
-    folders = {PurePosixPath(name).parent for name in file_names}
-    for folder in folders:
-        if not (root / folder).resolve().is_relative_to(root):
-            raise DatasetError(f"{where}: file_name in {str(folder)!r} leaves the folder {images}")
-    for name in file_names:
-        path = root / name
-        if path.name == ".." or (path.is_symlink() and not path.resolve().is_relative_to(root)):
-            raise DatasetError(f"{where}: file_name {name!r} leaves the folder {images}")
-
-
 def _size(entry: dict[str, Any], index: int, where: Path) -> tuple[int, int]:
-    size = entry.get("height"), entry.get("width")
-    if not all(isinstance(side, int) and 0 < side < _LARGEST for side in size):
+    size = _size_of(entry)
+    if size is None:
+        given = [f"{side}={reprlib.repr(entry.get(side))}" for side in ("height", "width")]
         raise DatasetError(
             f"{where}: images[{index}] (id {entry['id']}) needs `height` and `width` in pixels, "
-            f"got height={size[0]!r}, width={size[1]!r}"
+            f"got {', '.join(given)}"
         )
-    return entry["height"], entry["width"]
+    return size
 
 
-def _look_up(
-    entries: Sequence[dict[str, Any]], key: str, index_of: dict[Any, int], where: Path
-) -> NDArray[np.int64]:
-    values = [entry.get(key) for entry in entries]
-    indices = np.array(
-        [index_of.get(value, -1) if isinstance(value, int | float) else -1 for value in values],
-        dtype=np.int64,
-    )
-    unknown = np.flatnonzero(indices < 0)
-    if len(unknown):
-        first = int(unknown[0])
-        raise DatasetError(
-            f"{where}: annotation id {entries[first]['id']} has {key} {values[first]!r}, which is "
-            f"not in the file; {len(unknown)} annotations are like this"
-        )
-    return indices
-
-
-def _column(
-    entries: Sequence[dict[str, Any]],
-    key: str,
-    is_valid: Callable[[Any], bool],
-    needs: str,
-    where: Path,
-) -> list[Any]:
-    """One key of all annotations. Raises DatasetError on the first value that is not valid."""
-    values = [entry.get(key) for entry in entries]
-    for entry, value in zip(entries, values, strict=True):
-        if not is_valid(value):
-            raise DatasetError(
-                f"{where}: annotation id {entry['id']} needs {needs}, got {reprlib.repr(value)}"
-            )
-    return values
-
-
-def _areas(
-    entries: Sequence[dict[str, Any]], xywh: NDArray[np.float64], where: Path
-) -> NDArray[np.float64]:
-    """The file's; the box's where it has none (or NaN, as table libraries write it)."""
-    areas = xywh[:, 2] * xywh[:, 3]
-    given = _column(entries, "area", _is_area, "a number as `area`", where)
-    for index, area in enumerate(given):
-        if area is not None and math.isfinite(area):
-            areas[index] = area
-    return areas
-
-
-def _is_box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
-
-
-def _is_area(value: Any) -> bool:
-    return value is None or _is_number(value)
-
-
-def _is_number(value: Any) -> bool:
-    """JSON may hold whole numbers that no float can."""
-    if isinstance(value, float):
-        return True
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST
+def _size_of(entry: dict[str, Any]) -> tuple[int, int] | None:
+    """None where it is no size."""
+    sides = []
+    for value in (entry.get("height"), entry.get("width")):
+        side = value if type(value) is int else whole_number(value)
+        if side is None or not 0 < side < LARGEST:
+            return None
+        sides.append(side)
+    return sides[0], sides[1]

@@ -1,21 +1,30 @@
 """Image files: the one rule from any file to RGB pixels, and from pixels to backbone input.
 
-The rule: the first frame, decoded strictly (a truncated file is an error, never half an image);
-turned upright by its EXIF orientation (a broken orientation counts as upright and is reported);
-16-bit greys divided by 257, not clipped; palette, grey, 1-bit and CMYK converted by Pillow;
-transparent pixels laid over black. The annotation file's width and height must be those of the
-upright image.
+The rule: a regular file of at most MAX_NBYTES, of a format in FORMATS and at most MAX_PIXELS; the
+first frame, decoded strictly (a truncated file is an error, never half an image); turned upright
+by its EXIF orientation (a broken orientation counts as upright and is reported); palette, grey,
+1-bit and CMYK converted by Pillow; transparent pixels laid over black. Colours have 8 bits:
+
+- 16-bit greys are divided by 257, not clipped, and where they hold 14 bits or fewer a note says so.
+- 32-bit integers are taken as 16 bits where all are 0 to 65535, with a note; else it is an error.
+- Floats are multiplied by 255 where all are 0 to 1, taken as they are where the largest is 2 to
+  255, both with a note; anything else (NaN too) is an error.
+
+Threads decode at most MAX_PIXELS at once, so that giants wait for each other: some 8 bytes of
+memory a pixel (up to 20 in JPEG 2000, AVIF and WebP, as their decoders hold it all). The
+annotation file's width and height must be those of the upright image.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
-import hashlib
 import io
+import os
+import threading
 import warnings
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,45 +33,35 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from cachedet.data.coco import CocoDataset
 from cachedet.data.geometry import Geometry
+from cachedet.data.regular_files import open_regular
+from cachedet.data.wholeness import require_covered, require_whole
 from cachedet.errors import BadImageError
 from cachedet.structures import Preprocessing
+from cachedet.text import printable
 
 # Once for the process (filters are not kept per thread): what Pillow warns of is checked here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 MAX_PIXELS = 170_000_000  # just below where Pillow itself refuses to decode
+MAX_NBYTES = 512 << 20  # of a file: what so many pixels take without any compression
+# Pictures only: other formats that Pillow knows start programs, open other files, or have no
+# signature. JPEG includes MPO.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+_LARGE_FILE = 64 << 20  # of these one is in memory at a time
+_GIANT = 32_000_000  # pixels; of smaller images threads may keep the memory
+_STRIP_PIXELS = 1 << 24  # converted at once
+_FEW_BITS = 14  # of 16
 _ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_LISTED = 20  # bad files named in one message
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Scan:
-    """What one reading of all image files gave."""
-
-    contents: NDArray[np.uint64]  # (N,) hash of each file's bytes; 0 where it cannot be read
-    bad: tuple[tuple[int, str], ...]  # row, reason
-    notes: tuple[tuple[int, str], ...]  # row, what was noticed; the image is used
 
 
 def decode_image(path: Path) -> NDArray[np.uint8]:
     """Pixels (H, W, 3) RGB by the rule of this module. Raises BadImageError naming the file."""
     try:
-        return decode_bytes(path.read_bytes())[0]
-    except OSError as error:
-        raise BadImageError(f"{path}: {error.strerror or error}") from error
+        with opened(path) as content:
+            return decode_bytes(content)[0]
     except BadImageError as error:
-        raise BadImageError(f"{path}: {error}") from error
+        raise BadImageError(f"{printable(path)}: {error}") from error
 
 
 def decode_bytes(content: bytes) -> tuple[NDArray[np.uint8], str | None]:
@@ -70,26 +69,124 @@ def decode_bytes(content: bytes) -> tuple[NDArray[np.uint8], str | None]:
 
     Raises BadImageError (without the file's name): not an image, truncated, or too large.
     """
+    with decoded(content) as pixels_and_note:
+        return pixels_and_note
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[bytes]:
+    """The bytes of an image file; of large files one at a time is inside.
+
+    Raises BadImageError (without the file's name) where there is none, or it cannot be read.
+    """
+    try:
+        descriptor = open_regular(path)
+    except OSError as error:
+        raise BadImageError(error.strerror or str(error)) from error
+    except ValueError as error:  # NUL, or half a pair of surrogates
+        raise BadImageError("no file can have this name") from error
+    with open(descriptor, "rb") as file:
+        nbytes = os.fstat(descriptor).st_size
+        if nbytes > MAX_NBYTES:
+            raise BadImageError(f"{nbytes:,} bytes are more than the limit of {MAX_NBYTES:,}")
+        with _large_files if nbytes > _LARGE_FILE else contextlib.nullcontext():
+            try:
+                content = file.read(nbytes)
+            except OSError as error:
+                raise BadImageError(error.strerror or str(error)) from error
+            except MemoryError as error:
+                raise BadImageError(_NO_MEMORY) from error
+            yield content
+
+
+@contextlib.contextmanager
+def decoded(content: bytes) -> Iterator[tuple[NDArray[np.uint8], str | None]]:
+    """What `decode_bytes` gives; other giants are not decoded before the block has ended."""
+    with contextlib.ExitStack() as held:
+        yield _decode(content, held)
+
+
+class _Room:
+    """What all threads together have in hand: who finds too little left waits."""
+
+    def __init__(self) -> None:
+        self._used = 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, amount: int, *, of: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + amount <= of)
+            self._used += amount
+        try:
+            yield
+        finally:
+            if amount > _GIANT:
+                _return_free_memory()
+            with self._changed:
+                self._used -= amount
+                self._changed.notify_all()
+
+
+def _return_free_memory() -> None:
+    """To the system: else each thread keeps what a giant took there (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+
+
+_NO_MEMORY = "there is not enough memory to decode it"
+_large_files = threading.Lock()
+_pixels_in_hand = _Room()
+
+
+def _decode(content: bytes, held: contextlib.ExitStack) -> tuple[NDArray[np.uint8], str | None]:
     if not content:
         raise BadImageError("the file is empty")
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            if image.width * image.height > MAX_PIXELS:
+        # `closing` frees the memory at once
+        with contextlib.closing(Image.open(io.BytesIO(content), formats=_formats())) as image:
+            pixels = image.width * image.height
+            if pixels > MAX_PIXELS:
                 size = f"{image.width}x{image.height}"
                 raise BadImageError(f"{size} pixels are more than the limit of {MAX_PIXELS}")
+            held.enter_context(_pixels_in_hand.taken(pixels, of=MAX_PIXELS))
+            is_deep = image.format in ("PNG", "TIFF") and ";16" in str(image.tile)
+            require_covered(image)
             image.load()
-            orientation, note = _orientation(image)
-            upright = _to_rgb(image)
+            require_whole(image, content)
+            orientation, odd = _orientation(image)
+            upright, scaled = _to_rgb(image, is_deep=is_deep)
     except BadImageError:
         raise
     except UnidentifiedImageError as error:
-        raise BadImageError("not an image") from error
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError) as error:
-        reason = str(error).strip() or "it cannot be decoded"
-        raise BadImageError(reason.splitlines()[0]) from error
-    if orientation in _UPRIGHT:
-        upright = upright.transpose(_UPRIGHT[orientation])
-    return np.asarray(upright), note
+        known = ", ".join(_formats())
+        raise BadImageError(f"not an image of a format that is read ({known})") from error
+    except Exception as error:  # a decoder that meets damage may raise anything
+        raise BadImageError(_reason(error)) from error
+    return _turned(upright, orientation), "; ".join(filter(None, (odd, scaled))) or None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return _NO_MEMORY
+    text = (str(error).strip() or "it cannot be decoded").splitlines()[0]
+    is_plain = isinstance(error, (OSError, SyntaxError, ValueError, Image.DecompressionBombError))
+    return text if is_plain else f"it cannot be decoded ({type(error).__name__}: {text})"
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those that this Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """Endings of file names, as ``.jpg``, of the formats that are decoded."""
+    known = Image.registered_extensions().items()
+    return frozenset(ending for ending, name in known if name in (*_formats(), "MPO"))
 
 
 def make_input(
@@ -123,72 +220,91 @@ def _normalised_values(preprocessing: Preprocessing) -> NDArray[np.float32]:
     return table
 
 
-def scan_images(
-    dataset: CocoDataset, *, workers: int, on_progress: Callable[[int], None] | None = None
-) -> Scan:
-    """Read and decode every image once, in threads: hashes, and all bad files at once."""
-    findings = []
-    with ThreadPoolExecutor(workers, thread_name_prefix="scan") as readers:
-        rows = range(len(dataset.annotations))
-        for finding in readers.map(lambda row: _inspect(dataset, row), rows):
-            findings.append(finding)
-            if on_progress is not None:
-                on_progress(1)
-    contents = np.array([content_hash for content_hash, _, _ in findings], dtype=np.uint64)
-    bad = [(row, fault) for row, (_, fault, _) in enumerate(findings) if fault is not None]
-    notes = [(row, note) for row, (_, _, note) in enumerate(findings) if note is not None]
-    return Scan(contents=contents, bad=tuple(bad), notes=tuple(notes))
-
-
-def require_good(dataset: CocoDataset, scan: Scan) -> None:
-    """Raises BadImageError that lists the bad files, if there are any."""
-    if not scan.bad:
-        return
-    listed = [f"\n  {dataset.path_of(row)}: {fault}" for row, fault in scan.bad[:_LISTED]]
-    more = len(scan.bad) - len(listed)
-    raise BadImageError(
-        f"{len(scan.bad)} of {len(dataset.annotations)} images cannot be used:"
-        + "".join(listed)
-        + (f"\n  and {more} more" if more else "")
-        + "\nNothing was written. Repair the files, or leave them out with --on-bad-image skip"
-    )
-
-
-def _inspect(dataset: CocoDataset, row: int) -> tuple[int, str | None, str | None]:
-    """Content hash, fault and note of one image file."""
-    try:
-        content = dataset.path_of(row).read_bytes()
-    except OSError as error:
-        return 0, error.strerror or str(error), None
-    content_hash = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
-    try:
-        pixels, note = decode_bytes(content)
-    except BadImageError as error:
-        return content_hash, str(error), None
-    height, width = dataset.annotations.size_of(row)
-    if pixels.shape[:2] != (height, width):
-        upright = f"{pixels.shape[1]}x{pixels.shape[0]}"
-        return content_hash, f"annotated as {width}x{height}, the upright file is {upright}", note
-    return content_hash, None, note
-
-
 def _orientation(image: Image.Image) -> tuple[int, str | None]:
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception as error:  # broken EXIF makes Pillow raise many types
         return 1, f"EXIF cannot be read ({type(error).__name__}); taken as upright"
-    if orientation == 1 or orientation in _UPRIGHT:
+    if orientation in range(1, 9):
         return orientation, None
     return 1, f"EXIF orientation {orientation!r} is invalid (1 to 8); taken as upright"
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Upright: first swap the axes (5 to 8), then turn over what comes from the other end."""
+    if orientation == 1:
+        return pixels
+    swapped = pixels.swapaxes(0, 1) if orientation >= 5 else pixels
+    rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
+    columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
+    return np.ascontiguousarray(swapped[rows, columns])
+
+
+def _to_rgb(image: Image.Image, *, is_deep: bool) -> tuple[NDArray[np.uint8], str | None]:
+    """Pixels (H, W, 3) and a note; in strips, so that a giant is not in memory several times."""
+    scale, note = 1.0, None
+    if image.mode.startswith("I"):
+        scale, note = 1 / 257, _note_on_integers(image)
+    elif image.mode == "F":
+        scale, note = _scale_of_floats(image)
+    elif is_deep:  # Pillow keeps the upper 8 bits
+        note = _note_on_bits(256 * _brightest(image) + 255)
+    width, height = image.size
+    rows = max(1, _STRIP_PIXELS // width)
+    if rows >= height:
+        return _strip_to_rgb(image, scale), note
+    pixels = np.empty((height, width, 3), dtype=np.uint8)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        pixels[top : top + rows] = _strip_to_rgb(strip, scale)
+    return pixels, note
+
+
+def _strip_to_rgb(image: Image.Image, scale: float) -> NDArray[np.uint8]:
     if image.mode.startswith("I") or image.mode == "F":
-        greys = np.asarray(image, dtype=np.float64)
-        scale = 257.0 if image.mode.startswith("I") else 1.0
-        image = Image.fromarray((greys / scale).clip(0, 255).round().astype(np.uint8))
+        greys = np.asarray(image, dtype=np.float64) * scale
+        return np.repeat(greys.clip(0, 255).round().astype(np.uint8)[..., None], 3, axis=2)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         over_black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
-        return Image.alpha_composite(over_black, rgba).convert("RGB")
-    return image.convert("RGB")
+        image = Image.alpha_composite(over_black, rgba)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _note_on_integers(image: Image.Image) -> str | None:
+    values = np.asarray(image)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise BadImageError(
+            f"its integers range from {low} to {high}, expected 16 bits, 0 to 65535; save it with "
+            "8 or 16 bits"
+        )
+    if image.mode == "I" and image.format == "TIFF":
+        return f"its 32-bit integers, {low} to {high}, are taken as 16 bits (divided by 257)"
+    return _note_on_bits(high)
+
+
+def _scale_of_floats(image: Image.Image) -> tuple[float, str]:
+    values = np.asarray(image)
+    low, high = float(values.min()), float(values.max())
+    if 0 <= low <= high <= 1:
+        return 255.0, f"its floats, {low:g} to {high:g}, are multiplied by 255"
+    if low >= 0 and 2 <= high <= 255:
+        return 1.0, f"its floats, {low:g} to {high:g}, are taken as 0 to 255"
+    raise BadImageError(
+        f"its floats range from {low:g} to {high:g}, expected 0 to 1 or 0 to 255; save it with 8 "
+        "or 16 bits"
+    )
+
+
+def _note_on_bits(high: int) -> str | None:
+    """Where cameras of 10 to 14 bits were saved as 16 without scaling."""
+    bits = high.bit_length()
+    if not 0 < bits <= _FEW_BITS:
+        return None
+    return f"only {bits} of its 16 bits are used (up to {high} of 65535), so that it is dark"
+
+
+def _brightest(image: Image.Image) -> int:
+    colours = [band for band in image.getbands() if band != "A"]
+    return max(int(np.asarray(image.getchannel(band)).max()) for band in colours)

@@ -1,12 +1,15 @@
 """Masks of objects: in stores as codes of a few hundred bytes each, from heads as probabilities.
 
 A code is the `counts` of COCO's compressed run lengths (pycocotools), for a bitmap of a known
-size; the empty code stands for an annotation without a mask.
+size; the empty code stands for an annotation without a mask. Polygons become the very pixels that
+pycocotools draws: what lies outside the image is cut off, edges keep their direction. The limits
+below hold before pycocotools sees anything: it writes beyond its memory where they do not.
 """
 
 from __future__ import annotations
 
 import math
+import reprlib
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,10 @@ from cachedet.errors import StoreError
 from cachedet.structures import Detections, SizeHW
 
 NO_MASK = b""
+MOST_PIXELS = 1 << 28  # of a bitmap; images have at most 170 million
+MOST_RUNS = 1 << 22  # of a mask: as many are written for four million separate columns
+MOST_BOUNDARY = 4_000_000  # pixels around the polygons of one mask; 80 bytes of memory for each
+FARTHEST = 1e9  # pixels from the image's corner to a point of a polygon
 _THRESHOLD = 0.5  # probability from which a pixel belongs to the object
 
 
@@ -28,20 +35,16 @@ def encode_segmentation(segmentation: Any, size_hw: SizeHW) -> bytes:
 
     It may be None, an RLE, or polygons [[x, y, ...], ...] in pixels, of which those of fewer than
     3 points are left out: COCO itself holds some. Raises ValueError on anything else, where no
-    polygon is left, and on an RLE of another size.
+    polygon is left, on an RLE of another size, and beyond the limits of this module.
     """
     if segmentation is None or segmentation == []:
         return NO_MASK
+    _require_drawable(size_hw)
     if isinstance(segmentation, dict):
         return _encode_rle(segmentation, size_hw)
     if not isinstance(segmentation, list):
         raise ValueError(f"expected polygons or an RLE, got {type(segmentation).__name__}")
-    polygons = [_clipped(polygon, size_hw) for polygon in segmentation if _is_polygon(polygon)]
-    if not polygons:
-        raise ValueError("expected a polygon of at least 3 points [x, y, x, y, x, y, ...]")
-    height, width = size_hw
-    merged = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-    return bytes(merged["counts"])
+    return _encode_polygons(segmentation, size_hw)
 
 
 def encode_bitmap(bitmap: NDArray[np.bool_]) -> bytes:
@@ -71,6 +74,18 @@ def require_covers(code: bytes, size_hw: SizeHW) -> list[int]:
             f"{size_hw[1]} pixels; annotations.npz was not written by `cachedet extract`"
         )
     return runs
+
+
+def empty_code(size_hw: SizeHW) -> bytes:
+    """The code of a bitmap without a pixel of the object."""
+    height, width = size_hw
+    runs = {"size": [height, width], "counts": [height * width]}
+    return bytes(coco_mask.frPyObjects(runs, height, width)["counts"])
+
+
+def is_blank(code: bytes) -> bool:
+    """Whether a code says nothing of an object: none, or one run of background."""
+    return all(character - 48 & 32 for character in code[:-1])
 
 
 def rle_of(code: bytes, size_hw: SizeHW) -> dict[str, Any]:
@@ -111,18 +126,104 @@ def paste_mask(cells: Tensor, box: Tensor, size_hw: SizeHW) -> NDArray[np.bool_]
     return bitmap
 
 
+def _require_drawable(size_hw: SizeHW) -> None:
+    height, width = size_hw
+    if height < 1 or width < 1:
+        raise ValueError("the image's `height` and `width` are not given")
+    if height * width > MOST_PIXELS:
+        raise ValueError(
+            f"its image of {height} x {width} pixels is larger than masks may be, "
+            f"{MOST_PIXELS:,} pixels"
+        )
+
+
+def _encode_polygons(polygons: list[Any], size_hw: SizeHW) -> bytes:
+    height, width = size_hw
+    if set(map(type, polygons)) <= {int, float}:
+        raise ValueError("expected a list of polygons, got one alone; put it into a list")
+    drawn = [points for points in map(_points_of, polygons) if len(points) >= 3]
+    if not drawn:
+        raise ValueError("expected a polygon of at least 3 points [x, y, x, y, x, y, ...]")
+    reaches = [np.abs(points).max() for points in drawn]
+    if max(reaches) > FARTHEST:
+        raise ValueError(f"a point is farther than {FARTHEST:,.0f} pixels from the image")
+    most = sum(len(points) * (2 * reach + 1) for points, reach in zip(drawn, reaches, strict=True))
+    # pycocotools walks along all of it
+    if most > MOST_BOUNDARY and sum(map(_boundary_of, drawn)) > MOST_BOUNDARY:
+        drawn = [_cut(points, size_hw) for points in drawn]
+        boundary = sum(map(_boundary_of, drawn))
+        if boundary > MOST_BOUNDARY:
+            raise ValueError(
+                f"the polygons are {boundary:,.0f} pixels long, expected at most {MOST_BOUNDARY:,}"
+            )
+    drawn = [points for points in drawn if len(points) >= 3]
+    if not drawn:
+        return empty_code(size_hw)
+    runs = coco_mask.frPyObjects([points.ravel().tolist() for points in drawn], height, width)
+    return bytes(coco_mask.merge(runs)["counts"])
+
+
+def _points_of(polygon: Any) -> NDArray[np.float64]:
+    """(P, 2). Raises ValueError where it is no polygon."""
+    if not isinstance(polygon, list) or not set(map(type, polygon)) <= {int, float}:
+        raise ValueError(
+            f"expected polygons as lists of numbers [x, y, ...], got {reprlib.repr(polygon)}"
+        )
+    if len(polygon) % 2:
+        raise ValueError(f"expected an x and a y for each point, got {len(polygon)} numbers")
+    try:
+        points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
+    except OverflowError as error:
+        raise ValueError("a point of a polygon is no finite number") from error
+    if not np.isfinite(points).all():
+        raise ValueError("a point of a polygon is no finite number")
+    return points
+
+
+def _boundary_of(points: NDArray[np.float64]) -> float:
+    """Pixels that pycocotools steps through from point to point, around to the first."""
+    steps = np.abs(np.roll(points, -1, axis=0) - points).max(axis=1, initial=0)
+    return float(steps.sum()) + len(points) / 5  # it takes five steps a pixel, and one a point
+
+
+def _cut(points: NDArray[np.float64], size_hw: SizeHW) -> NDArray[np.float64]:
+    """What is left of a polygon just around the image; edges keep their direction."""
+    margin = 8.0
+    for axis, side in ((0, size_hw[1]), (1, size_hw[0])):
+        for sign, limit in ((1.0, side + margin), (-1.0, margin)):
+            ahead = np.roll(points, -1, axis=0)
+            inside = sign * points[:, axis] <= limit
+            crosses = inside != np.roll(inside, -1)
+            run = np.where(crosses, ahead[:, axis] - points[:, axis], 1.0)
+            share = (sign * limit - points[:, axis]) / run
+            crossing = points + share[:, None] * (ahead - points)
+            crossing[:, axis] = sign * limit
+            both = np.stack([points, crossing], axis=1)
+            points = both[np.stack([inside, crosses], axis=1)]
+    return points
+
+
 def _encode_rle(segmentation: dict[str, Any], size_hw: SizeHW) -> bytes:
     size, counts = segmentation.get("size"), segmentation.get("counts")
-    if size != list(size_hw):
-        raise ValueError(f"expected an RLE of size {list(size_hw)}, got {size}")
     height, width = size_hw
+    if size != [height, width]:
+        swapped = "; they stand as [width, height]" if size == [width, height] else ""
+        raise ValueError(
+            f"expected an RLE of size {list(size_hw)}, [height, width] of the image, got "
+            f"{reprlib.repr(size)}{swapped}"
+        )
     if isinstance(counts, list):
-        if not all(isinstance(run, int) and run >= 0 for run in counts):
+        if len(counts) > MOST_RUNS:
+            raise ValueError(f"expected at most {MOST_RUNS:,} run lengths, got {len(counts):,}")
+        if not all(type(run) is int and run >= 0 for run in counts):
             raise ValueError("expected run lengths that are whole numbers from 0")
         total, expected = sum(counts), height * width
         if total != expected:
-            raise ValueError(f"expected run lengths that sum to {expected}, got {total}")
-        return bytes(coco_mask.frPyObjects(segmentation, height, width)["counts"])
+            raise ValueError(
+                f"expected run lengths that sum to {expected}, got {reprlib.repr(total)}"
+            )
+        runs = {"size": [height, width], "counts": counts}
+        return bytes(coco_mask.frPyObjects(runs, height, width)["counts"])
     if not isinstance(counts, str) or not counts.isascii():
         raise ValueError(f"expected `counts` as a list or a string, got {type(counts).__name__}")
     if _covering_runs(counts.encode(), size_hw) is None:
@@ -132,8 +233,11 @@ def _encode_rle(segmentation: dict[str, Any], size_hw: SizeHW) -> bytes:
 
 def _covering_runs(code: bytes, size_hw: SizeHW) -> list[int] | None:
     """The code's run lengths where they make up a bitmap of this size."""
+    pixels = size_hw[0] * size_hw[1]
+    if pixels > MOST_PIXELS or len(code) > 6 * min(MOST_RUNS, pixels + 2):  # 6 characters a run
+        return None
     runs = _run_lengths(code)
-    return runs if runs is not None and sum(runs) == size_hw[0] * size_hw[1] else None
+    return runs if runs is not None and sum(runs) == pixels else None
 
 
 def _run_lengths(code: bytes) -> list[int] | None:
@@ -156,20 +260,3 @@ def _run_lengths(code: bytes) -> list[int] | None:
         if runs[-1] < 0:
             return None
     return runs
-
-
-def _is_polygon(polygon: Any) -> bool:
-    return (
-        isinstance(polygon, list)
-        and len(polygon) >= 6
-        and len(polygon) % 2 == 0
-        and all(isinstance(value, int | float) and math.isfinite(value) for value in polygon)
-    )
-
-
-def _clipped(polygon: list[float], size_hw: SizeHW) -> list[float]:
-    height, width = size_hw
-    return [
-        min(max(float(value), 0.0), float(width if number % 2 == 0 else height))
-        for number, value in enumerate(polygon)
-    ]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from cachedet.data.masks import NO_MASK, decode_mask
+from cachedet.data.masks import decode_mask, is_blank
 from cachedet.detector.layers import LayerStyle, init_he
 from cachedet.detector.roi_align import PyramidRoIAlign
 from cachedet.detector.towers import Tower, full_precision, init_normal
@@ -75,7 +75,7 @@ class MaskBranch(nn.Module):
     ) -> Tensor:
         """Mean binary cross-entropy over the cells of each RoI's own class (section 3).
 
-        RoIs whose gt box has no mask teach nothing.
+        RoIs whose gt box has no mask, or one without a pixel, teach nothing.
 
         Args:
             pyramid, targets: P levels and ground truth of N images.
@@ -85,7 +85,7 @@ class MaskBranch(nn.Module):
         """
         has_mask = torch.tensor(
             [
-                (masks := targets[n].masks) is not None and masks.codes[m] != NO_MASK
+                (masks := targets[n].masks) is not None and not is_blank(masks.codes[m])
                 for n, m in zip(image.tolist(), matched.tolist(), strict=True)
             ],
             dtype=torch.bool,

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cachedet.allocator import keep_freed_memory
 from cachedet.config.run import ONLY_CACHED, EvalConfig, TrainConfig
 from cachedet.detector.protocol import run_detector
 from cachedet.device import wait_for
@@ -191,6 +192,7 @@ def _detect_once(trainer: Trainer, loader: BatchLoader, keys: Keys) -> None:
 def _work(job: StepJob, sender: Connection) -> None:
     """Do the job in the process of the trial, and send its result or its error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends this one
+    keep_freed_memory()
     torch.set_num_threads(job.threads)
     try:
         with _silent():

@@ -11,6 +11,7 @@ from cachedet.config.run import ExtractConfig, TrainConfig
 from cachedet.device import choose_device
 from cachedet.loading.sampling import resolve_views
 from cachedet.store.files.durable import encode_json, write_durably
+from cachedet.store.files.locations import is_url
 from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.manifest import Manifest, load_manifest
 from cachedet.version import __version__
@@ -54,7 +55,7 @@ class Prediction:
     @classmethod
     def find(cls, store: Path | str) -> Prediction | None:
         """The one beside a local store; None where there is none that can be read."""
-        if "://" in str(store):
+        if is_url(store):
             return None
         try:
             values = json.loads(prediction_path(Path(store)).read_text(encoding="utf-8"))

@@ -21,7 +21,7 @@ import torch
 from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.config.run import ExtractConfig
 from cachedet.data.coco import CocoDataset
-from cachedet.data.images import Scan, require_good, scan_images
+from cachedet.data.survey import Scan, require_good, scan_images
 from cachedet.data.views import View
 from cachedet.errors import InputError
 from cachedet.estimation.sample import Keys
@@ -140,6 +140,7 @@ def take_sample(
             image_size=config.image_size,
             pad_multiple=backbone.spec.pad_multiple,
             preprocessing=backbone.preprocessing,
+            contents=scan.contents[good],
         ),
         scan=replace(scan, contents=scan.contents[good]),
         scan_seconds=seconds / len(rows),

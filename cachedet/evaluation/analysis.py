@@ -41,6 +41,7 @@ class Analysis:
     strata: tuple[Stratum, ...] | None
     training_boxes: dict[int, int] | None  # category id -> annotations to learn from
     oddities: dict[str, int]
+    notes: tuple[str, ...] = ()  # on the ground truth, for a person
 
     def to_json(self) -> dict[str, Any]:
         """COCO's figures by their names, every other part under a name of its own."""
@@ -62,6 +63,7 @@ class Analysis:
             **self.scores.to_json(),
             **values,
             "oddities": dict(self.oddities),
+            "notes": list(self.notes),
             "curves": self.curves.to_json(),
         }
 
@@ -76,6 +78,7 @@ def analyse(
     edges: Sequence[int] = DEFAULT_EDGES,  # of the bins of training annotations
     resamples: int = 0,  # of the bootstrap; 0: no intervals
     seed: int = 0,
+    notes: Sequence[str] = (),  # on the ground truth, handed through
 ) -> Analysis:
     """Score detections and say what kinds of errors they make, how sure the figures are.
 
@@ -103,6 +106,7 @@ def analyse(
         strata=None if counts is None else stratify(scores.per_class, counts, edges=edges),
         training_boxes=None if counts is None else dict(counts),
         oddities=count_oddities(annotations, table),
+        notes=tuple(notes),
     )
 
 

@@ -5,7 +5,6 @@ Letters: D detections, N images, K classes, S cells of a mask's side.
 
 from __future__ import annotations
 
-import math
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from cachedet.data.coco import load_json
+from cachedet.data.box_columns import LARGEST
+from cachedet.data.json_files import load_json
 from cachedet.data.masks import NO_MASK, encode_segmentation, paste_masks, rle_of
+from cachedet.data.repairs import reach_beyond
 from cachedet.errors import InputError
 from cachedet.structures import Annotations, Detections
 
@@ -101,9 +102,13 @@ def read_results(
     """
     entries = load_json(path, option=option, what="a COCO results file")
     if not isinstance(entries, list):
+        got = type(entries).__name__
+        if isinstance(entries, dict) and entries:
+            got += f" with {', '.join(key[:40] for key in list(entries)[:5])}"
+        if isinstance(entries, dict) and "annotations" in entries:
+            got += "; an annotation file is given as --annotations"
         raise InputError(
-            f"{path} is not a COCO results file: expected a list of detections, got a "
-            f"{type(entries).__name__}"
+            f"{path} is not a COCO results file: expected a list of detections, got a {got}"
         )
     return table_of_results(annotations, entries, where=str(path))
 
@@ -121,7 +126,7 @@ def table_of_results(
     rows = _look_up(entries, "image_id", row_of, "an image", where)
     labels = _look_up(entries, "category_id", annotations.categories.label_of(), "a class", where)
     masks = _masks_of(entries, annotations, rows, where)
-    boxes = [entry.get("bbox") for entry in entries]
+    boxes = [entry.get("bbox") or None for entry in entries]
     if masks is not None and None in boxes:
         of_masks = coco_mask.toBbox(list(masks)).tolist()
         boxes = [
@@ -141,15 +146,12 @@ def count_oddities(
 ) -> dict[str, int]:
     """What is scored as it stands but is seldom meant, by name: a line each for the user."""
     table = tabulate(annotations, detections)
-    x, y, width, height = table.xywh.T
-    heights, widths = annotations.sizes_hw[table.rows].T
+    _, _, width, height = table.xywh.T
     entries = np.column_stack([table.rows, table.labels, table.xywh, table.scores])
     groups = table.rows * len(annotations.categories) + table.labels
     in_group = np.unique(groups, return_counts=True)[1]
-    tolerance = 1.0  # a pixel: rounding of float32 and of resized images is no oddity
-    beyond = (x < -tolerance) | (y < -tolerance)
-    beyond |= (x + width > widths + tolerance) | (y + height > heights + tolerance)
-    return {
+    beyond = reach_beyond(table.xywh, annotations.sizes_hw[table.rows])
+    counts = {
         "boxes beyond their image": int(beyond.sum()),
         "boxes without area": int(((width <= 0) | (height <= 0)).sum()),
         "exact duplicates": len(table) - len(np.unique(entries, axis=0)),
@@ -157,6 +159,10 @@ def count_oddities(
         "past the limit of a class and image": int(np.maximum(in_group - most_per_class, 0).sum()),
         "images without detections": len(annotations) - len(np.unique(table.rows)),
     }
+    if annotations.masks is not None and table.masks is not None:
+        without = int(annotations.masks.are_missing.sum())
+        counts["annotations without a mask, left out of the figures of masks"] = without
+    return counts
 
 
 def _joined(parts: list[NDArray[Any]], dtype: Any, empty: tuple[int, ...]) -> NDArray[Any]:
@@ -179,14 +185,15 @@ def _require_result(entry: Any, where: str) -> None:
     if not isinstance(entry, dict):
         raise InputError(f"{where} is not an object, got {reprlib.repr(entry)}")
     if not _is_finite(entry.get("score")):
-        raise InputError(f"{where} needs a finite `score`, got {entry.get('score')!r}")
+        score = reprlib.repr(entry.get("score"))
+        raise InputError(f"{where} needs a finite `score`, got {score}")
     box = entry.get("bbox")
-    if box is None and "segmentation" in entry:
+    if box in (None, []) and entry.get("segmentation"):
         return
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
         raise InputError(
             f"{where} needs a finite `bbox` [x, y, width, height] or a `segmentation`, "
-            f"got {reprlib.repr(box)}"
+            f"got {reprlib.repr(box)}, {reprlib.repr(entry.get('segmentation'))}"
         )
 
 
@@ -199,9 +206,11 @@ def _look_up(
     unknown = np.flatnonzero(indices < 0)
     if len(unknown):
         first = int(unknown[0])
-        wrong = sorted({repr(ids[number]) for number in unknown.tolist()})
+        wrong = {reprlib.repr(ids[number]) for number in unknown.tolist()}
+        kind = "" if type(ids[first]) is int else ", whose ids are whole numbers"
         raise InputError(
-            f"{where}[{first}] has {key} {ids[first]!r}, which is not {what} of the annotations; "
+            f"{where}[{first}] has {key} {reprlib.repr(ids[first])}, which is not {what} of the "
+            f"annotations{kind}; "
             f"{len(unknown)} detections are like this, {len(wrong)} ids. The annotations know "
             f"{len(index_of)} ids from {min(index_of)} to {max(index_of)}: score against the file "
             "the detections were made for"
@@ -233,6 +242,5 @@ def _masks_of(
 
 
 def _is_finite(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    """Areas of larger ones would be infinite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST

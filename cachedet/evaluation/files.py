@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from cachedet.evaluation.analysis import Analysis, analyse, require_resamples
 from cachedet.evaluation.detection_table import read_results
 from cachedet.evaluation.lvis import Federated, read_federated
 from cachedet.evaluation.strata import DEFAULT_EDGES, check_edges
+from cachedet.progress import count_of
+from cachedet.store.files.locations import is_url, shown
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, CategoryMap
 from cachedet.training.run_folder import count_annotations
@@ -42,7 +44,7 @@ def score_files(
     check_edges(edges)
     content = load_annotations(annotations)
     # exactly as the official tools read them
-    scored, _ = annotations_of(content, where=annotations, keep_all=True)
+    scored, found = annotations_of(content, where=annotations, keep_all=True)
     federated = read_federated(content, scored, where=annotations) if lvis else None
     return analyse(
         scored,
@@ -53,26 +55,36 @@ def score_files(
         edges=edges,
         resamples=resamples,
         seed=seed,
+        notes=[f"{annotations}: {note}" for note in found.notes],
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruthOfStore:
+    """Ground truth of a store's images that is not the store's own."""
+
+    annotations: Annotations  # in the order of the store's rows
+    federated: Federated | None = None  # where LVIS was asked for
+    notes: tuple[str, ...] = ()  # for a person
 
 
 def read_annotations_of(
     held: Annotations, annotations: Path, *, lvis: bool = False
-) -> tuple[Annotations, Federated | None]:
+) -> TruthOfStore:
     """Ground truth of a store's images from an annotation file, in the order of the store's rows.
 
-    Images are matched by image id; the file may describe more of them.
+    Images are matched by image id; the file may describe more of them, which is noted.
 
     Raises:
         DatasetError: the file cannot be used.
         InputError: it lacks images of the store, or gives them other sizes or other classes.
     """
     content = load_annotations(annotations)
-    described, _ = annotations_of(content, where=annotations, keep_all=True)
+    described, found = annotations_of(content, where=annotations, keep_all=True)
     if held.categories != described.categories:
         raise InputError(
             f"{annotations} has other classes than the store: "
-            f"{differing_classes(described.categories, held.categories)}; give a file with the "
+            f"{described.categories.unlike(held.categories)}; give a file with the "
             "store's categories"
         )
     row_of = {image_id: row for row, image_id in enumerate(described.image_ids.tolist())}
@@ -86,7 +98,8 @@ def read_annotations_of(
         )
     rows = [row_of[image_id] for image_id in wanted]
     scored = described.keep_rows(rows)
-    wrong = np.flatnonzero((scored.sizes_hw != held.sizes_hw).any(axis=1))
+    is_known = (scored.sizes_hw > 0).all(axis=1)
+    wrong = np.flatnonzero((scored.sizes_hw != held.sizes_hw).any(axis=1) & is_known)
     if len(wrong):
         row = int(wrong[0])
         sizes = [" x ".join(map(str, each.size_of(row))) for each in (scored, held)]
@@ -94,10 +107,16 @@ def read_annotations_of(
             f"{annotations} says that image id {wanted[row]} has {sizes[0]} pixels, the store "
             f"{sizes[1]} ({len(wrong)} images differ); it is of other images"
         )
-    if not lvis:
-        return scored, None
-    of_store: dict[str, Any] = {**content, "images": [content["images"][row] for row in rows]}
-    return scored, read_federated(of_store, scored, where=annotations)
+    scored = replace(scored, sizes_hw=held.sizes_hw)
+    notes = [f"{annotations}: {note}" for note in found.notes]
+    if len(described) > len(held):
+        more = count_of(len(described) - len(held), "image")
+        notes.append(f"{annotations} describes {more} more than the store holds: not scored")
+    federated = None
+    if lvis:
+        of_store: dict[str, Any] = {**content, "images": [content["images"][row] for row in rows]}
+        federated = read_federated(of_store, scored, where=annotations)
+    return TruthOfStore(annotations=scored, federated=federated, notes=tuple(notes))
 
 
 def read_counts(training: str, scored: CategoryMap) -> dict[int, int]:
@@ -107,10 +126,10 @@ def read_counts(training: str, scored: CategoryMap) -> dict[int, int]:
         InputError: a class of that id has another name there.
         DatasetError, StoreError: neither of the two.
     """
-    if Path(training).is_file():
-        where = Path(training)
+    where = Path(training)
+    if not is_url(training) and where.is_file():
         trained_on, _ = annotations_of(load_annotations(where), where=where)
-    elif "://" in training or Path(training).exists():
+    elif is_url(training) or where.exists():
         trained_on = FeatureStore.open(training).annotations
     else:
         raise DatasetError(
@@ -121,15 +140,7 @@ def read_counts(training: str, scored: CategoryMap) -> dict[int, int]:
         if names.get(category_id, name) != name:
             raise InputError(
                 f"category id {category_id} is {names[category_id]!r} in the training data "
-                f"{training} and {name!r} in the scored images; give the data the detector was "
-                "trained on"
+                f"{shown(training)} and {name!r} in the scored images; give the data the detector "
+                "was trained on"
             )
     return count_annotations(trained_on)
-
-
-def differing_classes(here: CategoryMap, store: CategoryMap) -> str:
-    """Name the classes (id: name) that only one of the two has, shortened."""
-    first, second = (dict(zip(each.ids, each.names, strict=True)) for each in (here, store))
-    only_here = {key: name for key, name in first.items() if second.get(key) != name}
-    only_in_store = {key: name for key, name in second.items() if first.get(key) != name}
-    return f"only there {reprlib.repr(only_here)}, only in the store {reprlib.repr(only_in_store)}"

@@ -8,6 +8,7 @@ are never wrong. The best 300 detections of an image are scored, of all classes 
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,10 +74,10 @@ def read_federated(content: dict[str, Any], annotations: Annotations, *, where: 
         by_id[category_id].get("frequency") for category_id in annotations.categories.ids
     )
     for category_id, frequency in zip(annotations.categories.ids, frequencies, strict=True):
-        if frequency not in FREQUENCIES:
+        if not isinstance(frequency, str) or frequency not in FREQUENCIES:
             raise DatasetError(
                 f"{where}: category id {category_id} needs a `frequency` of r, c or f to be "
-                f"scored as LVIS v1, got {frequency!r}; score it as COCO instead"
+                f"scored as LVIS v1, got {reprlib.repr(frequency)}; score it as COCO instead"
             )
     return Federated(
         negative=_codes(content["images"], "neg_category_ids", label_of, where),
@@ -171,12 +172,13 @@ def _codes(
         if not isinstance(ids, list):
             raise DatasetError(
                 f"{where}: images[{row}] (id {image['id']}) needs a list `{key}` to be scored as "
-                f"LVIS v1, got {ids!r}; score it as COCO instead"
+                f"LVIS v1, got {reprlib.repr(ids)}; score it as COCO instead"
             )
         for category_id in ids:
-            if category_id not in label_of:
+            if type(category_id) is not int or category_id not in label_of:
                 raise DatasetError(
-                    f"{where}: images[{row}] (id {image['id']}) has {category_id!r} in `{key}`, "
+                    f"{where}: images[{row}] (id {image['id']}) has "
+                    f"{reprlib.repr(category_id)} in `{key}`, "
                     "which is not a category of the file"
                 )
             codes.append(row * len(label_of) + label_of[category_id])

@@ -87,8 +87,8 @@ def match_detections(
 
     In each image and class, best score first, each detection takes the free box of highest IoU (the
     last of equals), a box that counts before one that is ignored. Crowds may be matched by many and
-    are ignored, as are boxes whose annotated area is out of range, and detections without a match
-    whose own area is.
+    are ignored, as are boxes whose annotated area is out of range, detections without a match
+    whose own area is, and of masks the boxes that have none.
     """
     numbers, ranks = _ranked(annotations, table, most_per_class)
     kept = table.keep(numbers)
@@ -98,6 +98,8 @@ def match_detections(
     if unjudged is not None:
         outside |= unjudged[numbers]
     gt_ignored = annotations.crowd | _outside(annotations.areas, ranges)
+    if of == "segm" and annotations.masks is not None:
+        gt_ignored |= annotations.masks.are_missing
     state = _MatchState(len(ranges), len(iou_thresholds), len(kept), len(annotations.labels))
     capped = np.minimum(iou_thresholds, 1 - 1e-10)  # pycocotools: 1 is reached despite rounding
     pairs = _Pairs.sort(*candidate_pairs(annotations, kept, at_least=float(capped.min()), of=of))

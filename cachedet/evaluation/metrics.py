@@ -130,8 +130,9 @@ def ground_truth_json(annotations: Annotations) -> dict[str, Any]:
     ]
     if annotations.masks is not None:
         masks = (masks_of_image(annotations, row) for row in range(len(annotations)))
-        for annotation, mask in zip(rows, chain.from_iterable(masks), strict=True):
-            annotation["segmentation"] = mask
+        for number, mask in enumerate(chain.from_iterable(masks)):
+            if not annotations.masks.are_missing[number]:
+                rows[number]["segmentation"] = mask
     images = [
         {"id": int(image_id), "file_name": name, "height": int(size[0]), "width": int(size[1])}
         for image_id, name, size in zip(

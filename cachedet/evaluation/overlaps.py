@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from cachedet.data.masks import encode_bitmap, require_covers, rle_of
+from cachedet.data.masks import empty_code, require_covers, rle_of
 from cachedet.errors import InputError
 from cachedet.evaluation.detection_table import DetectionTable
-from cachedet.structures import Annotations, SizeHW
+from cachedet.structures import Annotations
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 
@@ -79,7 +79,7 @@ def mask_areas(table: DetectionTable) -> NDArray[np.float64]:
 
 
 def masks_of_image(annotations: Annotations, row: int) -> list[dict[str, Any]]:
-    """RLEs of the image's boxes; a box without a mask is its own mask.
+    """RLEs of the image's boxes; one that overlaps nothing where a box has no mask.
 
     Raises:
         InputError: the ground truth has no masks at all.
@@ -92,19 +92,10 @@ def masks_of_image(annotations: Annotations, row: int) -> list[dict[str, Any]]:
     span = annotations.boxes_of(row)
     masks = []
     for number in range(span.start, span.stop):
-        code = annotations.masks[number] or encode_bitmap(
-            _filled(annotations.boxes[number], size_hw)
-        )
+        code = annotations.masks[number] or empty_code(size_hw)
         require_covers(code, size_hw)
         masks.append(rle_of(code, size_hw))
     return masks
-
-
-def _filled(box: NDArray[np.float64], size_hw: SizeHW) -> NDArray[np.bool_]:
-    bitmap = np.zeros(size_hw, dtype=np.bool_)
-    x1, y1, x2, y2 = box.round().clip(min=0).astype(int)
-    bitmap[y1:y2, x1:x2] = True
-    return bitmap
 
 
 def _masks_of(table: DetectionTable) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import csv
+import io
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from cachedet.evaluation.lettering import Lettering, plot_label
+from cachedet.store.files.durable import write_durably
+from cachedet.training.metrics_file import read_table
+
+_log = logging.getLogger("cachedet.evaluation")
 
 # Okabe and Ito's colours, which colour-blind people tell apart too; further classes start again.
 PALETTE = (
@@ -56,14 +63,14 @@ def draw_boxes(pixels: NDArray[np.uint8], drawing: Drawing) -> Image.Image:
     canvas = ImageDraw.Draw(image)
     long_side = max(image.size)
     width = max(2, round(long_side / 250))
-    font = ImageFont.load_default(max(11, round(long_side / 40)))
+    lettering = Lettering(max(11, round(long_side / 40)))
     for box, label in zip(drawing.boxes, drawing.labels, strict=True):
         x1, y1, x2, y2 = (float(value) for value in box)
         # A dark rim keeps the line visible on a background of its own colour.
         canvas.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=(0, 0, 0), width=width + 2)
         canvas.rectangle((x1, y1, x2, y2), outline=colour_of(int(label)), width=width)
     for box, label, caption in zip(drawing.boxes, drawing.labels, drawing.captions, strict=True):
-        _tag(canvas, box, caption, colour_of(int(label)), font, image.size)
+        _tag(canvas, box, caption, colour_of(int(label)), lettering, image.size)
     return image
 
 
@@ -84,17 +91,19 @@ def contact_sheet(rows: Sequence[SheetRow], path: Path) -> None:
 
 
 def plot_training(metrics: Path, path: Path) -> None:
-    """Losses, validation AP, learning rate and the wait for data over steps, from metrics.csv."""
-    with metrics.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    parts = [name for name in reader.fieldnames or () if name.startswith("loss_")]
+    """Losses, validation AP, learning rate and the wait for data over steps, from metrics.csv.
+
+    A plot that cannot be written is noted, and no error.
+    """
+    table = read_table(metrics)
+    rows = table.rows
+    parts = [name for name in table.columns if name.startswith("loss_")]
     figure = Figure(figsize=(8, 9), layout="constrained")
     panels = figure.subplots(4, 1, sharex=True, height_ratios=(3, 3, 1.3, 1.3))
     losses, scores, rates, waits = panels
     for column in ("loss", *parts):
         name = column.removeprefix("loss_").replace("_", " ").replace("rpn", "RPN")
-        label = "total" if column == "loss" else name
+        label = "total" if column == "loss" else plot_label(name)
         losses.plot(*_series(rows, column), label=label, linewidth=1.4)
     losses.set_ylabel("training loss")
     losses.set_yscale("log")
@@ -117,7 +126,12 @@ def plot_training(metrics: Path, path: Path) -> None:
     for axes in panels:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=120)
+    try:
+        write_durably(path, buffer.getvalue())
+    except OSError as error:  # the run is whole without it
+        _log.warning("note: cannot write %s: %s", path, error.strerror or error)
 
 
 def colour_of(label: int) -> tuple[int, int, int]:
@@ -130,13 +144,13 @@ def _pair(row: SheetRow) -> Image.Image:
     height = round(row.pixels.shape[0] * scale)
     pair = Image.new("RGB", (2 * _CELL + _GAP // 2, height + _CAPTION), _PAPER)
     canvas = ImageDraw.Draw(pair)
-    font = ImageFont.load_default(13)
+    lettering = Lettering(13)
     size = (round(row.pixels.shape[1] * scale), height)
     small = np.asarray(Image.fromarray(row.pixels).resize(size, Image.Resampling.LANCZOS))
     titles = (f"{row.name}: ground truth", "prediction")
     for column, drawing in enumerate((row.annotations, row.prediction)):
         x = column * (_CELL + _GAP // 2)
-        canvas.text((x, 3), titles[column], fill=_INK, font=font)
+        lettering.draw(canvas, (x, 3), lettering.fit(titles[column], _CELL), fill=_INK)
         scaled = Drawing(
             boxes=drawing.boxes * scale, labels=drawing.labels, captions=drawing.captions
         )
@@ -149,19 +163,19 @@ def _tag(
     box: NDArray[np.float64],
     caption: str,
     colour: tuple[int, int, int],
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    lettering: Lettering,
     size: tuple[int, int],
 ) -> None:
     if not caption:
         return
-    left, top, right, bottom = canvas.textbbox((0, 0), caption, font=font)
-    width, height = right - left + 4, bottom - top + 4
+    shown = lettering.fit(caption, size[0] - 4)
+    width, height = lettering.width(shown) + 4, lettering.height + 2
     x = min(max(float(box[0]), 0), max(size[0] - width, 0))
     above = float(box[1]) - height
     y = above if above >= 0 else max(min(float(box[1]), size[1] - height), 0)
     canvas.rectangle((x, y, x + width, y + height), fill=colour)
     ink = (0, 0, 0) if sum(colour) > 330 else (255, 255, 255)
-    canvas.text((x + 2 - left, y + 2 - top), caption, font=font, fill=ink)
+    lettering.draw(canvas, (x + 2, y + 1), shown, fill=ink)
 
 
 def _series(rows: Sequence[dict[str, str]], column: str) -> tuple[list[int], list[float]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.config.run import ExtractConfig
-from cachedet.data.images import decode_image, make_input
+from cachedet.data.images import decoded, make_input, opened
+from cachedet.data.survey import content_hash_of
 from cachedet.data.views import View, make_geometry, view_named
+from cachedet.errors import BadImageError
 from cachedet.store.format.manifest import (
     Manifest,
     annotations_digest,
@@ -22,21 +24,44 @@ from cachedet.store.format.manifest import (
 )
 from cachedet.store.format.stages import stages_digest
 from cachedet.structures import Annotations, FeatureSpec, Preprocessing
+from cachedet.text import printable
+
+_CHANGED = (
+    "its bytes are not those that were checked: the file was changed since. Leave the images alone "
+    "while they are read, then give the same command again"
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InputLoader:
-    """Loads rows of one data set as backbone input."""
+    """Loads rows of one data set as backbone input: of the very bytes that were checked."""
 
     paths: Sequence[Path]  # by row
     image_ids: Sequence[int]  # by row
     image_size: int  # long side of the base view in pixels
     pad_multiple: int
     preprocessing: Preprocessing
+    contents: NDArray[np.uint64] | None = None  # (N,) digests the files must have; None: any
+    pixels: Mapping[int, NDArray[np.uint8]] = field(default_factory=dict)  # decoded already, by row
 
     def load(self, row: int, view: str) -> Tensor:
-        """One image in one view: (3, H, W), normalised and padded."""
-        pixels = decode_image(self.paths[row])
+        """One image in one view: (3, H, W), normalised and padded.
+
+        Raises BadImageError, also where the file is no longer the one that was checked.
+        """
+        if row in self.pixels:
+            return self._make_input(self.pixels[row], row, view)
+        path = self.paths[row]
+        try:
+            with opened(path) as content:
+                if self.contents is not None and content_hash_of(content) != self.contents[row]:
+                    raise BadImageError(_CHANGED)
+                with decoded(content) as (pixels, _):
+                    return self._make_input(pixels, row, view)
+        except BadImageError as error:
+            raise BadImageError(f"{printable(path)}: {error}") from error
+
+    def _make_input(self, pixels: NDArray[np.uint8], row: int, view: str) -> Tensor:
         geometry = make_geometry(
             view_named(view),
             image_hw=(pixels.shape[0], pixels.shape[1]),
@@ -54,14 +79,21 @@ def make_inputs(
     image_size: int,
     pad_multiple: int,
     preprocessing: Preprocessing,
+    contents: NDArray[np.uint64],
+    pixels: Mapping[int, NDArray[np.uint8]] | None = None,
 ) -> InputLoader:
-    """A loader of the images that `annotations` describe, in the folder `images`."""
+    """A loader of the images that `annotations` describe, in the folder `images`.
+
+    `contents` (N,) are digests of the image files, `pixels` what some of them hold, by row.
+    """
     return InputLoader(
         paths=[images / name for name in annotations.file_names],
         image_ids=annotations.image_ids.tolist(),
         image_size=image_size,
         pad_multiple=pad_multiple,
         preprocessing=preprocessing,
+        contents=contents,
+        pixels=pixels or {},
     )
 
 

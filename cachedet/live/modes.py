@@ -121,6 +121,7 @@ def inputs_of(store: FeatureStore, images: Path) -> InputLoader:
         image_size=manifest.image_size,
         pad_multiple=manifest.pad_multiple,
         preprocessing=manifest.preprocessing,
+        contents=store.contents,
     )
 
 

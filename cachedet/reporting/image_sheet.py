@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,7 +178,7 @@ def _read(images: Path, annotations: Annotations, row: int) -> NDArray[np.uint8]
     """Pixels of one image. Raises BadImageError; a path that leaves the folder is one."""
     name = annotations.file_names[row]
     path = images / name
-    if not path.resolve().is_relative_to(images.resolve()):
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(images)):
         raise BadImageError(f"{name!r} leaves the folder {images}")
     pixels = decode_image(path)
     if pixels.shape[:2] != annotations.size_of(row):

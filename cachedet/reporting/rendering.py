@@ -20,6 +20,7 @@ from markupsafe import Markup
 from cachedet.reporting.content import Report, Row, Section, Table
 from cachedet.reporting.curve_sections import PRECISION_CHART, ClassPaths
 from cachedet.reporting.image_sheet import Sheet
+from cachedet.text import printable
 
 _MARKDOWN_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&!])")
 
@@ -33,6 +34,7 @@ def render_page(report: Report, *, curves: Sequence[ClassPaths], sheet: Sheet | 
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_read),
         autoescape=True,
+        finalize=_visible,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -41,8 +43,8 @@ def render_page(report: Report, *, curves: Sequence[ClassPaths], sheet: Sheet | 
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     data: dict[str, Any] = {
         "chart": PRECISION_CHART,
-        "curves": [vars(paths) for paths in curves],
-        "sheet": None if sheet is None else sheet.to_json(),
+        "curves": [vars(paths) | {"name": _visible(paths.name)} for paths in curves],
+        "sheet": None if sheet is None else _sheet_data(sheet),
     }
     return environment.get_template("page.html").render(
         report=report,
@@ -56,6 +58,10 @@ def render_page(report: Report, *, curves: Sequence[ClassPaths], sheet: Sheet | 
     )
 
 
+def _sheet_data(sheet: Sheet) -> dict[str, Any]:
+    return sheet.to_json() | {"classes": [_visible(name) for name in sheet.class_names]}
+
+
 def render_markdown(report: Report) -> str:
     """The tables and sentences of a page; everything that came from outside is escaped."""
     parts = [f"# {escape(report.title)}", escape(report.standfirst)]
@@ -67,7 +73,14 @@ def render_markdown(report: Report) -> str:
 
 def escape(text: str) -> str:
     """Plain text that Markdown and the HTML in it show as it is, on one line."""
-    return _MARKDOWN_SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return _MARKDOWN_SPECIAL.sub(r"\\\1", printable(" ".join(text.split())))
+
+
+def _visible(value: object) -> object:
+    """What a template puts into the page: names as they are shown, the page's own code as it is."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return printable(value, keep="\n\u2028\u2029")  # these break nothing in HTML
 
 
 def _read(name: str) -> str:
@@ -112,4 +125,4 @@ def _block(text: str) -> str:
     """A fence longer than any in the text."""
     longest = max(map(len, re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}yaml\n{text.rstrip()}\n{fence}"
+    return f"{fence}yaml\n{printable(text.rstrip(), keep=chr(10))}\n{fence}"

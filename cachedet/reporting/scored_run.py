@@ -6,8 +6,8 @@ import csv
 import itertools
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,12 +16,14 @@ from typing import Any
 from cachedet.errors import CheckpointError, InputError
 from cachedet.evaluation.detection_table import DetectionTable, read_results
 from cachedet.evaluation.metrics import score_table
+from cachedet.store.files.locations import shown
 from cachedet.structures import Annotations
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
-from cachedet.training.run_folder import RunFolder, TrainingData
+from cachedet.training.run_folder import RunFolder, TrainingData, find_place
+from cachedet.training.run_log import STAMP, read_log
 
-_STAMP = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (.*)$")
 _BEGINS = ("started;", "resumed at step")  # first words of log.txt's line when training goes on
+_LONGEST_LINE = 100_000  # of metrics.csv; the module csv takes fields of 131,072
 _TOLERANCE = 1e-9  # of AP computed again from the same detections
 
 
@@ -41,7 +43,7 @@ class ScoredRun:
     name: str  # what the page calls it
     folder: Path
     results: dict[str, Any]  # results.json
-    store: str  # it was scored on, as results.json names it
+    store: str  # it was scored on: as noted or beside a moved run; no credentials
     checkpoint: Checkpoint
     config_text: str
     metrics: tuple[TrainingPoint, ...]
@@ -52,7 +54,9 @@ class ScoredRun:
     def annotations(self) -> str | None:
         """The file it was scored against, where that was not the store's own ground truth."""
         path = self.results.get("annotations")
-        return path if isinstance(path, str) else None
+        if not isinstance(path, str):
+            return None
+        return find_place(path, run=self.folder, noted_run=self.results.get("run"))
 
     @property
     def training_boxes(self) -> dict[int, int] | None:
@@ -127,9 +131,9 @@ def _read_run(root: Path, name: str) -> ScoredRun:
         name=name,
         folder=root,
         results=results,
-        store=store,
+        store=shown(find_place(store, run=root, noted_run=results.get("run"))),
         checkpoint=_any_checkpoint(folder),
-        config_text=folder.config.read_text(encoding="utf-8"),
+        config_text=folder.config.read_text(encoding="utf-8", errors="replace"),
         metrics=read_metrics(folder.metrics),
         trained_on=TrainingData.read(folder),
         training_seconds=_sum_sessions(root / "log.txt"),
@@ -170,8 +174,9 @@ def read_metrics(path: Path) -> tuple[TrainingPoint, ...]:
     """Rows of metrics.csv that can be read; a row that a crash cut short is left out."""
     if not path.is_file():
         return ()
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
+    lines = [line for line in text.splitlines() if len(line) <= _LONGEST_LINE]
+    rows = list(csv.DictReader(lines, quoting=csv.QUOTE_NONE))
     return tuple(
         TrainingPoint(step=int(step), loss=_number(row, "loss"), val_ap=_number(row, "val_ap"))
         for row in rows
@@ -189,16 +194,12 @@ def _number(row: Mapping[str, str | None], column: str) -> float | None:
 
 def _sum_sessions(path: Path) -> float | None:
     """Seconds between the first and the last line of each stretch of training."""
-    if not path.is_file():
-        return None
     stretches: list[list[datetime]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        stamped = _STAMP.match(line)
-        if stamped is None:
-            continue
+    for stamped in STAMP.finditer(read_log(path.parent)):
         if stamped[2].startswith(_BEGINS):
             stretches.append([])
         if stretches:
-            stretches[-1].append(datetime.strptime(stamped[1], "%Y-%m-%d %H:%M:%S"))
-    seconds = [max((times[-1] - times[0]).total_seconds(), 0.0) for times in stretches]
+            with suppress(ValueError):  # no date: a crash has left that
+                stretches[-1].append(datetime.strptime(stamped[1], "%Y-%m-%d %H:%M:%S"))
+    seconds = [max((times[-1] - times[0]).total_seconds(), 0.0) for times in stretches if times]
     return sum(seconds) if seconds else None

@@ -7,6 +7,7 @@ and of several writers that start together exactly one makes it. In a folder tha
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -26,7 +27,6 @@ from cachedet.store.files.durable import (
     require_space,
     sync_directory,
     write_durably,
-    write_files,
 )
 from cachedet.store.files.leases import COMMIT_LOCK, commit_lock
 from cachedet.store.files.names import (
@@ -39,8 +39,9 @@ from cachedet.store.files.names import (
     STAGES,
 )
 from cachedet.store.files.owner import Owner
+from cachedet.store.files.places import find_obstacle, make_folder, write_files
 from cachedet.store.files.source import LocalFiles
-from cachedet.store.format.annotations import load_annotations
+from cachedet.store.format.annotations import describe_changes, load_annotations
 from cachedet.store.format.layout import Layout, make_metadata, metadata_digest, metadata_keys
 from cachedet.store.format.manifest import (
     Manifest,
@@ -74,6 +75,21 @@ class StoreInputs:
         return dump_arrays({**annotation_arrays(self.annotations), "contents": self.contents})
 
 
+def require_place(root: Path) -> None:
+    """Refuse what `open_or_create` could only find out after all images were looked at.
+
+    Raises StoreError: the folder is something else than a store, or cannot be written.
+    """
+    obstacle = find_obstacle(root)
+    if obstacle is not None:
+        raise StoreError(
+            f"cannot write {obstacle.filename}: {obstacle.strerror}; repair the cause and run the "
+            "same command again, or choose another --store"
+        )
+    if root.exists() and not (root / MANIFEST).exists():
+        _require_free(root)
+
+
 def open_or_create(root: Path, inputs: StoreInputs) -> StorePlan:
     """The plan of the store at `root`, made now or before from the same inputs.
 
@@ -96,13 +112,9 @@ def open_or_create(root: Path, inputs: StoreInputs) -> StorePlan:
 
 
 def _create(root: Path, inputs: StoreInputs) -> None:
-    if root.exists() and not _is_free(root):
-        if (root / MANIFEST).exists():  # another writer made the store since we looked
-            return
-        raise StoreError(
-            f"{root} exists and is not a feature store (it has no {MANIFEST}); "
-            "choose another --store"
-        )
+    if root.exists() and not _is_free(root) and (root / MANIFEST).exists():
+        return  # another writer made the store since we looked
+    _require_free(root)
     files = _make_files(root, inputs)
     if not root.exists():
         _create_beside(root, files)
@@ -110,6 +122,14 @@ def _create(root: Path, inputs: StoreInputs) -> None:
     with commit_lock(root):
         if not (root / MANIFEST).exists():
             write_files(root, files)
+
+
+def _require_free(root: Path) -> None:
+    if root.exists() and not _is_free(root) and not (root / COMMITS).is_dir():
+        raise StoreError(
+            f"{root} exists and is not a feature store (it has no {MANIFEST}); "
+            "choose another --store"
+        )
 
 
 def _is_free(root: Path) -> bool:
@@ -150,7 +170,7 @@ def _create_beside(root: Path, files: dict[str, bytes]) -> None:
     unborn = target.with_name(f".{target.name}.{Owner.me().token}{_CREATING}")
     try:
         for folder in (COMMITS, LEASES):
-            (unborn / folder).mkdir(parents=True)
+            make_folder(unborn / folder)
         write_files(unborn, files)
         os.rename(unborn, target)
     except OSError as error:
@@ -182,15 +202,15 @@ def _require_same_inputs(root: Path, inputs: StoreInputs) -> None:
     fields = stored.differing_fields(replace(manifest, views=stored.views, stages_digest=digest))
     if not fields:
         return
-    message = f"{root} was extracted from other inputs. " + "; ".join(fields)
-    if stored.images_digest != manifest.images_digest:
-        old_annotations, old_contents = load_annotations(source, stored)
-        before = dict(zip(old_annotations.file_names, old_contents.tolist(), strict=True))
-        now = dict(zip(inputs.annotations.file_names, inputs.contents.tolist(), strict=True))
-        changed = sorted(name for name in before.keys() | now if before.get(name) != now.get(name))
-        message += f"; images changed, added or gone: {', '.join(changed[:10])}"
-        message += f" and {len(changed) - 10} more" if len(changed) > 10 else ""
-    raise StoreMismatchError(f"{message}. Extract into a new --store, or give the same inputs")
+    digests = (stored.annotations_digest, stored.images_digest)
+    if digests != (manifest.annotations_digest, manifest.images_digest):
+        with contextlib.suppress(StoreError):  # damaged: the digests alone must do
+            held = load_annotations(source, stored)
+            fields += describe_changes(held, (inputs.annotations, inputs.contents))
+    raise StoreMismatchError(
+        f"{root} was extracted from other inputs. {'; '.join(fields)}. Extract into a new --store, "
+        "or give the same inputs"
+    )
 
 
 def _repair_metadata(root: Path, inputs: StoreInputs) -> None:
@@ -258,6 +278,4 @@ def _add_views(root: Path, views: Sequence[str]) -> None:
     decided = replace(larger, metadata_digest=metadata_digest({**kept, **new}))
     content = encode_manifest(decided)
     write_files(root, new)
-    for folder in sorted({(root / key).parent for key in new}):
-        sync_directory(folder)
     write_durably(root / MANIFEST, content)

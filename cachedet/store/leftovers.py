@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from cachedet.store.files.durable import TEMPORARY_SUFFIX
+from cachedet.store.files.inside import remove_inside, walk_inside
 from cachedet.store.files.names import COMMITS, LEASES
-from cachedet.store.files.owner import Life, life_of
+from cachedet.store.files.owner import Life, Owner, life_of
 from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.layout import Block, Layout
 
@@ -18,7 +19,7 @@ LEASE_SUFFIX = ".lease"
 def remove_leftovers(root: Path) -> None:
     """Remove what dead writers of this machine left behind."""
     for path in dead_leftovers(root):
-        path.unlink(missing_ok=True)
+        remove_inside(root, path)
 
 
 def dead_leftovers(root: Path) -> list[Path]:
@@ -50,25 +51,20 @@ def is_dead(text: str) -> bool:
     return life_of(text) is Life.DEAD
 
 
-def walk_files(root: Path, folders: Iterable[str]) -> Iterator[Path]:
-    """Everything in these folders of a store but folders; what vanishes meanwhile is left out."""
-    for folder in folders:
-        for parent, _, names in os.walk(root / folder):
-            yield from (Path(parent, name) for name in names)
-
-
 def _of_writers(root: Path) -> list[Path]:
-    """Temporary files and leases, sorted."""
+    """Temporary files with the name of their owner, and leases; sorted, none behind a link."""
     with os.scandir(root) as entries:
-        top = {entry.name: entry.is_dir() for entry in entries}
-    files = [root / name for name, is_folder in top.items() if not is_folder]
-    files += walk_files(root, [name for name, is_folder in top.items() if is_folder])
+        top = list(entries)
+    folders = [entry.name for entry in top if entry.is_dir(follow_symlinks=False)]
     leases = root / LEASES
     return sorted(
         path
-        for path in files
-        if path.name.endswith(TEMPORARY_SUFFIX)
-        or (path.parent == leases and path.name.endswith(LEASE_SUFFIX))
+        for entry in (*top, *walk_inside(root, folders))
+        if entry.is_file(follow_symlinks=False)
+        and (
+            ((path := Path(entry.path)).name.endswith(TEMPORARY_SUFFIX) and Owner.parse(path.name))
+            or (path.parent == leases and path.name.endswith(LEASE_SUFFIX))
+        )
     )
 
 

@@ -1,10 +1,14 @@
-"""What in a store nobody needs: leftovers, orphans, withdrawn records, views no longer wanted."""
+"""What in a store nobody needs: leftovers, orphans, withdrawn records, views no longer wanted.
+
+Only files that a writer makes are ever removed: regular ones of its names, in the store itself.
+What else lies there, and all that links lead to, is left alone.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,16 +16,22 @@ from typing import Any, Literal
 
 from cachedet.data.views import is_view_name, parse_views
 from cachedet.errors import InputError
-from cachedet.store.files.durable import TEMPORARY_SUFFIX, cannot_write, write_durably
+from cachedet.store.files.durable import cannot_write, write_durably
+from cachedet.store.files.inside import remove_empty_folders, remove_inside, walk_inside
 from cachedet.store.files.leases import COMMIT_LOCK, commit_lock
-from cachedet.store.files.names import COMMITS, LEASES, MANIFEST, WITHDRAWN_SUFFIX
+from cachedet.store.files.names import COMMITS, LEASES, MANIFEST, METADATA, WITHDRAWN_SUFFIX
+from cachedet.store.files.owner import Owner
 from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.layout import Block, commit_key, metadata_digest, metadata_keys
 from cachedet.store.format.manifest import encode_manifest, load_manifest
 from cachedet.store.format.plan import StorePlan
-from cachedet.store.leftovers import LEASE_SUFFIX, dead_leftovers, spent_leftovers, walk_files
+from cachedet.store.leftovers import LEASE_SUFFIX, dead_leftovers, spent_leftovers
 
 Kind = Literal["leftover", "withdrawn", "orphan", "view"]
+
+# Of what writers make, below a view's folder and in commits/; docs/disk-format.md names them all.
+_IN_VIEW = re.compile(rf"({METADATA}|b\d+x\d+/([^/]+/){{0,2}}({METADATA}|[^/]+/c(/\d+)+))")
+_RECORD = re.compile(rf"[^/]+-b\d+x\d+-\d{{6,}}\.json({re.escape(WITHDRAWN_SUFFIX)})?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +48,13 @@ class PruneReport:
     """What `prune` found, and whether it was removed."""
 
     waste: tuple[Waste, ...]
+    left: tuple[Path, ...]  # links and files of others where only waste could lie
     removed: bool
 
     def to_json(self) -> dict[str, Any]:
         return {
             "removed": self.removed,
+            "left": [str(path) for path in self.left],
             "waste": [
                 {"kind": w.kind, "files": len(w.paths), "bytes": w.nbytes} for w in self.waste
             ],
@@ -57,37 +69,42 @@ def prune_store(
     - leftover: temporary files and leases of dead writers of this machine, and of writers
       elsewhere for blocks that are committed;
     - withdrawn: commit records that `verify` put aside;
-    - orphan: shards without a commit record, and files in the folders of views (also of views that
-      left the store), commits and leases that belong to no planned block (other files beside them
-      are nobody's business);
+    - orphan: shards without a commit record, and shards, zarr.json files and records in the folders
+      of views (also of views that left the store) and commits that belong to no planned block;
     - view: everything of the views not in `keep_views` (they leave the store for good).
 
     Nobody commits while it looks and removes, and what a living writer works on is never touched:
-    it may run beside any number of writers, and be killed and run again.
+    it may run beside any number of writers, and be killed and run again. What it has to leave in a
+    folder of which nothing is wanted, it names.
 
     Raises StoreError where the store cannot be opened or written, InputError on an unknown view.
     """
+    try:
+        return _prune(root, dry_run=dry_run, keep_views=keep_views)
+    except OSError as error:
+        raise cannot_write(root, error) from error
+
+
+def _prune(root: Path, *, dry_run: bool, keep_views: Sequence[str] | None) -> PruneReport:
     source = LocalFiles(root)
     plan = StorePlan.load(source)
     plan.require_metadata()
     kept = _kept_views(plan, keep_views)
     if dry_run:
-        return PruneReport(waste=_find_waste(root, plan, kept), removed=False)
-    try:
-        with commit_lock(root):
-            if load_manifest(source) != plan.manifest:  # another `prune` was at work
-                plan = StorePlan.load(source)
-                kept = _kept_views(plan, keep_views)
-            waste = _find_waste(root, plan, kept)
-            if kept != plan.manifest.views:
-                _drop_views(root, plan, kept)
-            for path in (path for some in waste for path in some.paths):
-                _remove(path)
-            for view in _view_folders(root, plan) - {*kept}:
-                _remove_empty_folders(root / view)
-    except OSError as error:
-        raise cannot_write(root, error) from error
-    return PruneReport(waste=waste, removed=True)
+        waste, left = _find_waste(root, plan, kept)
+        return PruneReport(waste=waste, left=left, removed=False)
+    with commit_lock(root):
+        if load_manifest(source) != plan.manifest:  # another `prune` was at work
+            plan = StorePlan.load(source)
+            kept = _kept_views(plan, keep_views)
+        waste, left = _find_waste(root, plan, kept)
+        if kept != plan.manifest.views:
+            _drop_views(root, plan, kept)
+        for path in (path for some in waste for path in some.paths):
+            remove_inside(root, path)
+        for view in _view_folders(root, plan) - {*kept}:
+            remove_empty_folders(root / view)
+    return PruneReport(waste=waste, left=left, removed=True)
 
 
 def _kept_views(plan: StorePlan, keep_views: Sequence[str] | None) -> tuple[str, ...]:
@@ -114,24 +131,38 @@ def _view_folders(root: Path, plan: StorePlan) -> set[str]:
     return {*filter(is_view_name, os.listdir(root)), *plan.manifest.views}
 
 
-def _find_waste(root: Path, plan: StorePlan, kept: tuple[str, ...]) -> tuple[Waste, ...]:
+def _find_waste(
+    root: Path, plan: StorePlan, kept: tuple[str, ...]
+) -> tuple[tuple[Waste, ...], tuple[Path, ...]]:
+    """Waste by kind, and what is left where nothing is wanted."""
     committed = [block for block in plan.blocks if (root / commit_key(block)).exists()]
     leftover = {*dead_leftovers(root), *spent_leftovers(root, committed, plan.layout)}
-    withdrawn = {*(root / COMMITS).glob(f"*{WITHDRAWN_SUFFIX}")}
     wanted = _wanted_files(root, plan, committed)
-    of_views = {path for path in wanted if _view_of(root, path) not in {*kept, None}}
-    folders = sorted({*_view_folders(root, plan), COMMITS, LEASES})
-    orphan = {
-        path
-        for path in {*walk_files(root, folders)} - wanted - leftover - withdrawn
-        if not path.name.endswith((TEMPORARY_SUFFIX, LEASE_SUFFIX))
-    }
+    folders = sorted({*_view_folders(root, plan), COMMITS})
+    links = [root / folder for folder in (*folders, LEASES) if (root / folder).is_symlink()]
+    files: set[Path] = set()
+    for entry in walk_inside(root, folders):
+        if entry.is_file(follow_symlinks=False):
+            files.add(Path(entry.path))
+        else:
+            links.append(Path(entry.path))
+    ours = {path for path in files if _is_of_writers(root, path)}
+    withdrawn = {path for path in ours if path.name.endswith(WITHDRAWN_SUFFIX)}
+    view = {path for path in ours & wanted if _view_of(root, path) not in {*kept, None}}
+    others = {path for path in files - ours - leftover if Owner.parse(path.name) is None}
+    read = {root / view for view in kept}  # what lies there may be anything
     return (
         _waste("leftover", leftover),
         _waste("withdrawn", withdrawn),
-        _waste("view", {path for path in of_views if path.exists()}),
-        _waste("orphan", orphan),
-    )
+        _waste("view", view),
+        _waste("orphan", ours - wanted - withdrawn),
+    ), tuple(sorted(path for path in {*links, *others} if read.isdisjoint((path, *path.parents))))
+
+
+def _is_of_writers(root: Path, path: Path) -> bool:
+    """Whether a writer gives a file this name; temporary files and leases are looked for apart."""
+    folder, _, below = path.relative_to(root).as_posix().partition("/")
+    return (_RECORD if folder == COMMITS else _IN_VIEW).fullmatch(below) is not None
 
 
 def _wanted_files(root: Path, plan: StorePlan, committed: Sequence[Block]) -> set[Path]:
@@ -147,9 +178,9 @@ def _wanted_files(root: Path, plan: StorePlan, committed: Sequence[Block]) -> se
 def _view_of(root: Path, path: Path) -> str | None:
     """The view a file of the store belongs to: its folder, or the start of its record's name."""
     first, *rest = path.relative_to(root).parts
-    if not rest or first == LEASES:
+    if first in (LEASES, METADATA):
         return None
-    return rest[0].partition("-b")[0] if first == COMMITS else first
+    return rest[0].partition("-b")[0] if first == COMMITS and rest else first
 
 
 def _drop_views(root: Path, plan: StorePlan, kept: tuple[str, ...]) -> None:
@@ -159,19 +190,6 @@ def _drop_views(root: Path, plan: StorePlan, kept: tuple[str, ...]) -> None:
     contents = {key: plan.source.read(key) for key in metadata_keys(blocks, plan.layout)}
     decided = replace(smaller, metadata_digest=metadata_digest(contents))
     write_durably(root / MANIFEST, encode_manifest(decided))
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():  # a record that was a folder
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _remove_empty_folders(root: Path) -> None:
-    for parent, _, _ in os.walk(root, topdown=False):
-        with contextlib.suppress(OSError):  # something is left in it
-            os.rmdir(parent)
 
 
 def _waste(kind: Kind, paths: Iterable[Path]) -> Waste:

@@ -14,7 +14,7 @@ from zarr.abc.store import Store
 
 from cachedet.errors import MissingFeatureError, StoreError
 from cachedet.store.codecs.codec import Part
-from cachedet.store.files.names import COMMITS
+from cachedet.store.files.names import COMMITS, MANIFEST
 from cachedet.store.files.source import open_source
 from cachedet.store.format.chunks import Chunk, ChunkReader, EncodedFeatures, Shard
 from cachedet.store.format.commits import Quality, read_records, total_quality
@@ -36,6 +36,7 @@ def open_store(location: Path | str | Store) -> FeatureStore:
     Raises:
         StoreError: no store there, another format, or damaged metadata.
         CorruptBlockError: a damaged commit record.
+        RemoteStoreError: a server did not give its bytes, which proves no damage.
 
     Example:
         >>> store = cachedet.open_store("train.zarr")
@@ -53,12 +54,13 @@ class FeatureStore:
     parent's). A pickled store is the same moment of the same store, opened in another process.
 
     Attributes:
-        location: where it lies, for people.
+        location: where it lies, for people: without credentials.
         spec: its levels, fine to coarse.
         views: names of the views it holds.
         class_names: by label.
         num_classes: how many there are.
         annotations: its images and boxes.
+        contents: digests of its image files, by row.
         manifest: everything it says of itself.
         blocks: every block the finished store has, committed or not.
         codec: decodes what `read_encoded` gives.
@@ -71,6 +73,7 @@ class FeatureStore:
         self.class_names = plan.manifest.categories.names
         self.num_classes = len(self.class_names)
         self.annotations = plan.annotations
+        self.contents = plan.contents
         self.manifest = plan.manifest
         self.blocks = plan.blocks
         self.codec = plan.codec
@@ -83,9 +86,14 @@ class FeatureStore:
     @classmethod
     def open(cls, location: Path | str | Store) -> FeatureStore:
         """Open a store for reading; takes and raises what `open_store` does."""
-        plan = StorePlan.load(open_source(location))
-        plan.require_metadata()
-        return cls(plan)
+        source = open_source(location)
+
+        def read() -> FeatureStore:
+            plan = StorePlan.load(source)
+            plan.require_metadata()
+            return cls(plan)
+
+        return source.confirm(read, MANIFEST)
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -118,7 +126,8 @@ class FeatureStore:
 
     def require_present(self) -> None:
         """Raises StoreError where the whole store is gone since it was opened."""
-        if not self._plan.source.names(COMMITS):
+        names = self._plan.source.names(COMMITS)
+        if names is not None and not names:
             raise StoreError(
                 f"{self.location} is gone: its folder was removed or its disk unmounted while it "
                 "was read; bring it back, then continue (`train-heads --resume`)"

@@ -12,6 +12,7 @@ import numpy as np
 
 from cachedet.errors import StoreError
 from cachedet.store.files.leases import commit_lock
+from cachedet.store.files.locations import shown
 from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.commits import Fault, check_block
 from cachedet.store.format.layout import Block, commit_key, withdrawn_key
@@ -154,7 +155,7 @@ def describe_store(root: Path | str) -> dict[str, Any]:
     boxes = np.bincount(annotations.labels, minlength=store.num_classes).tolist()
     keys = len(annotations) * len(store.views)
     return {
-        "store": str(root),
+        "store": shown(root),
         "backbone": manifest.backbone,
         "weights": manifest.weights,
         "weights_digest": manifest.weights_digest,

@@ -5,6 +5,7 @@ Letters: n images, C channels, h w feature cells, B images per shard.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -207,7 +208,8 @@ class StoreWriter:
             for folder in list(path.parents)[: len(part.shape) + 2]:  # up to the array's own
                 sync_directory(folder)
         write_durably(record_path, record.to_bytes())
-        (self.root / withdrawn_key(block)).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it may be what somebody made a folder
+            (self.root / withdrawn_key(block)).unlink(missing_ok=True)
 
 
 def _measure(codec: Codec, maps: Tensor, encoded: Encoded, level: str, shape: Shape) -> Quality:

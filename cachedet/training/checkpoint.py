@@ -9,21 +9,24 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
+import reprlib
+import stat
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cachedet.config.run import TrainConfig, make_train_config
-from cachedet.errors import CheckpointError, DamagedCheckpointError
+from cachedet.errors import CheckpointError, DamagedCheckpointError, StoreError
 from cachedet.store.files.durable import sync_directory, temporary_path, write_durably, write_synced
 from cachedet.store.format.manifest import Manifest
 from cachedet.structures import CategoryMap
+from cachedet.training.run_folder import cannot_write
 from cachedet.version import __version__
 
 _FORMAT = 2
@@ -53,6 +56,12 @@ class Checkpoint:
     torch_rng: torch.Tensor
     config: TrainConfig
     manifest: Manifest  # of the store it was trained on: features, backbone, categories
+    path: Path | None = None  # it was read from
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return "the checkpoint" if self.path is None else str(self.path)
 
     @property
     def categories(self) -> CategoryMap:
@@ -68,26 +77,15 @@ class Checkpoint:
         return weights if self.config.freeze_at is not None else _of_heads(weights)
 
 
-def load_weights(detector: nn.Module, weights: Mapping[str, Any]) -> None:
-    """Give a detector the weights of a checkpoint. Raises CheckpointError where they do not fit."""
-    try:
-        detector.load_state_dict(weights)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:]]
-        raise CheckpointError(
-            f"the weights of the checkpoint do not fit {type(detector).__name__}: "
-            f"{' '.join(lines[:3])[:300]}; give the detector that was trained, made with the same "
-            "arguments"
-        ) from error
-
-
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write atomically and durably; the previous file stays whole until the new one is.
 
     Raises CheckpointError where it cannot be written.
     """
-    with _readable_failure(path):
+    try:
         write_durably(path, _encode(checkpoint))
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def save_rotating(path: Path, previous: Path, checkpoint: Checkpoint) -> None:
@@ -98,12 +96,14 @@ def save_rotating(path: Path, previous: Path, checkpoint: Checkpoint) -> None:
     Raises CheckpointError where it cannot be written.
     """
     temporary = temporary_path(path)
-    with _readable_failure(path):
+    try:
         write_synced(temporary, [_encode(checkpoint)])
         if path.exists():
             _keep_as(path, previous)
         os.replace(temporary, path)
         sync_directory(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -111,9 +111,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         DamagedCheckpointError: the bytes are not those of a whole checkpoint.
-        CheckpointError: no such file, something else than a checkpoint, or another format.
+        CheckpointError: no such file, one that cannot be read now, something else than a
+            checkpoint, or another format.
     """
-    if not path.is_file():
+    if not is_there(path):
         raise CheckpointError(
             f"no checkpoint at {path}; expected the run folder of `train-heads`; "
             "one that was stopped before its first validation has only last.pt: --resume it"
@@ -129,15 +130,70 @@ def load_checkpoint(path: Path) -> Checkpoint:
             "train again"
         )
     for name, kind in _TYPES.items():
-        if not isinstance(values.get(name, _TYPES), kind):
-            raise CheckpointError(
-                f"{path} is not a checkpoint of cachedet: its {name} is missing or of a wrong type"
-            )
+        value = values.get(name, _TYPES)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise _is_none(path, f"its {name} is missing or of a wrong type")
     fields = {name: values[name] for name in _TYPES if name not in ("config", "manifest")}
+    _require_sane(path, fields)
     return Checkpoint(
         **fields,
-        config=make_train_config(json.loads(values["config"]), where=str(path)),
-        manifest=Manifest.from_json(json.loads(values["manifest"]), where=str(path)),
+        config=make_train_config(_object_in(path, values, "config"), where=str(path)),
+        manifest=_manifest_in(path, values),
+        path=path,
+    )
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file. Raises CheckpointError where the system does not say."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise _cannot_read(path, error) from error
+
+
+def _require_sane(path: Path, fields: Mapping[str, Any]) -> None:
+    """Raises CheckpointError on a position, figures or weights that no run can have."""
+    for name in ("step", "epoch", "batch", "seconds"):
+        if not 0 <= fields[name] < float("inf"):
+            raise _is_none(path, f"its {name} is {fields[name]}, expected 0 or more")
+    if not -1 <= fields["best_ap"] <= 1:
+        raise _is_none(path, f"its best_ap is {fields['best_ap']}, expected -1 to 1")
+    for name, value in {**fields["heads"], **(fields["average"] or {})}.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor)):
+            raise _is_none(path, f"its heads hold {reprlib.repr(name)} that is no tensor")
+
+
+def _object_in(path: Path, values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(values[name])
+    except (ValueError, RecursionError) as error:
+        raise _is_none(path, f"its {name} is no JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise _is_none(path, f"its {name} holds no keys, but a {type(value).__name__}")
+    return value
+
+
+def _manifest_in(path: Path, values: Mapping[str, Any]) -> Manifest:
+    try:
+        return Manifest.from_json(_object_in(path, values, "manifest"), where=f"that of {path}")
+    except StoreError as error:
+        raise _is_none(path, f"its manifest cannot be used: {error}") from error
+
+
+def _is_none(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not a checkpoint of cachedet: {reason}; expected a file that `train-heads` "
+        "wrote and nothing else changed: take another one of the run, or train again"
+    )
+
+
+def _cannot_read(path: Path, error: BaseException) -> CheckpointError:
+    reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or "no memory"
+    return CheckpointError(
+        f"cannot read {path}: {reason}; that is no damage, and nothing was changed. Repair the "
+        "cause (permissions, the disk or network, memory) and run the same command again"
     )
 
 
@@ -166,17 +222,6 @@ def _keep_as(path: Path, previous: Path) -> None:
     link.unlink(missing_ok=True)  # renaming onto the same file does nothing
 
 
-@contextmanager
-def _readable_failure(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write {path}: {error.strerror}; the states saved before are whole. Make room "
-            "or repair the folder, then continue with --resume"
-        ) from error
-
-
 def _encode(checkpoint: Checkpoint) -> bytes:
     buffer = io.BytesIO()
     fields = {name: getattr(checkpoint, name) for name in _TYPES}
@@ -195,14 +240,29 @@ def _encode(checkpoint: Checkpoint) -> bytes:
 
 
 def _read(path: Path) -> Any:
-    """Raises DamagedCheckpointError. torch does not compare the checksums of what it reads."""
+    """Raises CheckpointError. torch does not compare the checksums of what it reads."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        content = io.BytesIO(path.read_bytes())
+    except (OSError, MemoryError) as error:
+        raise _cannot_read(path, error) from error
+    what = f"{path} is damaged or not a checkpoint of cachedet"
+    bad: str | None = ""
+    is_torch = False
+    try:
+        with zipfile.ZipFile(content) as archive:
             bad = archive.testzip()
+            is_torch = any(name.endswith("/data.pkl") for name in archive.namelist())
         if bad is not None:
             raise ValueError(f"the checksum of {bad} is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content.seek(0)
+        return torch.load(content, map_location="cpu", weights_only=True)
+    except MemoryError as error:
+        raise _cannot_read(path, error) from error
+    except pickle.UnpicklingError as error:  # of bytes whose checksum is right
+        raise CheckpointError(f"{what}: it holds other things than weights and figures") from error
     except Exception as error:  # torch raises a different type for each kind of damage
-        raise DamagedCheckpointError(
-            f"{path} is damaged or not a checkpoint of cachedet"
-        ) from error
+        if "allocate memory" in str(error):
+            raise _cannot_read(path, error) from error
+        if bad is None and not is_torch:
+            raise CheckpointError(f"{what}: it is a zip file of something else") from error
+        raise DamagedCheckpointError(what) from error

@@ -8,7 +8,13 @@ from cachedet.config.run import TrainConfig
 from cachedet.errors import CheckpointError, DamagedCheckpointError
 from cachedet.store.format.manifest import Manifest
 from cachedet.store.leftovers import remove_leftovers
-from cachedet.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_rotating
+from cachedet.training.checkpoint import (
+    Checkpoint,
+    is_there,
+    load_checkpoint,
+    save_checkpoint,
+    save_rotating,
+)
 from cachedet.training.run_folder import RunFolder
 from cachedet.training.trainer import Trainer
 
@@ -72,20 +78,22 @@ def load_last(folder: RunFolder) -> tuple[Checkpoint, str]:
     A damaged `last.pt` is set aside as `last.pt.damaged`, so that it never replaces
     `previous.pt`. Files that a killed process left half written are removed.
 
-    Raises CheckpointError: there is no whole state, or one of another format.
+    Raises CheckpointError: there is no whole state, one that cannot be read now, or one of another
+    format. Nothing is then set aside.
     """
-    remove_leftovers(folder.last.parent)
-    if not folder.last.exists() and not folder.previous.exists():
+    has_last, has_previous = is_there(folder.last), is_there(folder.previous)
+    if not has_last and not has_previous:
         raise CheckpointError(
             f"{folder.root} has no saved state: the run ended before its first checkpoint; remove "
             "the folder and start again without --resume"
         )
+    remove_leftovers(folder.last.parent)
     try:
-        if folder.last.exists():
+        if has_last:
             return load_checkpoint(folder.last), ""
         reason = f"{folder.last} is missing"
     except DamagedCheckpointError as error:
-        if not folder.previous.exists():
+        if not has_previous:
             raise DamagedCheckpointError(
                 f"{error}, and there is no {folder.previous.name} before it; start again with "
                 "another --run, or with --init-from where best.pt is whole"
@@ -95,7 +103,7 @@ def load_last(folder: RunFolder) -> tuple[Checkpoint, str]:
         checkpoint = load_checkpoint(folder.previous)
     except CheckpointError as error:
         raise CheckpointError(f"{reason}; nor can the one before it be used: {error}") from error
-    if folder.last.exists():
+    if has_last:
         folder.last.replace(folder.last.with_name("last.pt.damaged"))
     return checkpoint, f"{reason}; going on from {folder.previous.name}, step {checkpoint.step}"
 

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from torch import nn
 
 from cachedet.config.run import TrainConfig
 from cachedet.distributed.collective import from_first, is_first
 from cachedet.distributed.data_parallel import first_of_ranks
+from cachedet.errors import StoreError
 from cachedet.loading.loader import BatchLoader
 from cachedet.loading.memory import peak_memory
 from cachedet.store.format.manifest import Manifest
@@ -139,19 +141,29 @@ class TrainingLoop:
         return reason
 
     def _train(self) -> str:
+        """Where the store can no longer be read, the steps that were taken are saved too."""
         trainer = self.trainer
         self._keep_pace()  # of a run that goes on
         with closing(
             self.loader.epoch(trainer.epoch, skip=trainer.batch, until=self.epochs)
         ) as read_ahead:
             batches = TimedBatches(read_ahead)
-            while trainer.epoch < self.epochs:
-                if trainer.stopping is not None and trainer.stopping.is_exhausted:
-                    self.records.note(f"stopped early: {trainer.stopping.describe()}")
-                    return EARLY_STOPPING
-                reason = self._train_epoch(batches) or self._close_epoch()
-                if reason is not None:
-                    return reason
+            try:
+                return self._train_epochs(batches)
+            except StoreError:
+                if not batches.images:  # else a step is half done, and its batches left traces
+                    self.checkpoints.save_unsaved(trainer)
+                raise
+
+    def _train_epochs(self, batches: TimedBatches) -> str:
+        trainer = self.trainer
+        while trainer.epoch < self.epochs:
+            if trainer.stopping is not None and trainer.stopping.is_exhausted:
+                self.records.note(f"stopped early: {trainer.stopping.describe()}")
+                return EARLY_STOPPING
+            reason = self._train_epoch(batches) or self._close_epoch()
+            if reason is not None:
+                return reason
         return FINISHED
 
     def _train_epoch(self, batches: TimedBatches) -> str | None:
@@ -174,7 +186,6 @@ class TrainingLoop:
 
     def _take_step(self, batches: TimedBatches, count: int) -> None:
         started = time.perf_counter()
-        batches.start_step()
         for batch in batches.take(count):
             self.trainer.add_gradients(batch)
         row = self.trainer.finish_step()
@@ -188,6 +199,7 @@ class TrainingLoop:
             seconds=seconds,
             waiting=batches.waiting,
         )
+        batches.finish_step()
         self.trainer.epoch_statistics.merge(taken)
         self.records.after_step(self.trainer, row, taken)
         self.losses.append(row["loss"])
@@ -210,10 +222,13 @@ class TrainingLoop:
         self._observe({"loss": trainer.epoch_statistics.means()["loss"]})
         scores = None
         if self.validator is not None and self._is_due():
-            scores, signal = from_first(partial(self._validate, self.validator))
-            if signal is not None:  # the epoch stays open: resuming closes it
-                if stopping is not None:
-                    stopping.load_state_dict(before)
+            try:
+                scores, signal = from_first(partial(self._validate, self.validator))
+            except StoreError:
+                self._reopen(before)
+                raise
+            if signal is not None:
+                self._reopen(before)
                 return signal
         improved = scores is not None and scores["ap"] > trainer.best_ap
         if scores is not None:
@@ -225,6 +240,11 @@ class TrainingLoop:
             self.checkpoints.save_best(trainer)
         self.checkpoints.save_last(trainer)
         return None
+
+    def _reopen(self, stopping: dict[str, Any] | None) -> None:
+        """Take back what early stopping saw of an epoch that stays open: resuming closes it."""
+        if self.trainer.stopping is not None and stopping is not None:
+            self.trainer.stopping.load_state_dict(stopping)
 
     def _observe(self, values: Mapping[str, float]) -> None:
         stopping = self.trainer.stopping
@@ -261,7 +281,7 @@ class TimedBatches:
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches
         self.waiting = 0.0  # seconds
-        self.images = 0  # taken by all ranks
+        self.images = 0  # taken by all ranks; 0 between steps
 
     def take(self, count: int) -> Iterator[Batch]:
         """The next `count` batches; there are as many."""
@@ -272,6 +292,6 @@ class TimedBatches:
             self.images += batch.global_images
             yield batch
 
-    def start_step(self) -> None:
+    def finish_step(self) -> None:
         """Count from zero."""
         self.waiting, self.images = 0.0, 0

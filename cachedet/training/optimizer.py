@@ -17,6 +17,7 @@ from cachedet.config.run import Precision
 from cachedet.config.schedule import ScheduleConfig
 from cachedet.detector.protocol import lr_scales_of
 from cachedet.errors import ConfigError
+from cachedet.training.restoring import load_weights
 
 
 def freeze_all_but(detector: nn.Module, trained: Sequence[nn.Module]) -> None:
@@ -97,9 +98,9 @@ class WeightAverage:
         state: dict[str, Tensor] = self._average.module.state_dict()
         return state
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from a saved average of the same module."""
-        self._average.module.load_state_dict(state)
+    def load_state_dict(self, state: Mapping[str, Any], *, where: str = "the average") -> None:
+        """Continue from a saved average of the same module. Raises CheckpointError."""
+        load_weights(self._average.module, state, where=where)
 
     def _mix(self, average: Tensor, current: Tensor, _: Tensor | int) -> Tensor:
         if not average.is_floating_point():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -12,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cachedet.config.run import VALIDATED
-from cachedet.errors import CheckpointError, ConfigError
+from cachedet.errors import ConfigError
 from cachedet.progress import StageProgress
-from cachedet.training.run_folder import RunFolder
+from cachedet.training.metrics_file import MetricsLog, repair
+from cachedet.training.run_folder import RunFolder, cannot_write
 from cachedet.training.trainer import StepStatistics, Trainer
 
 _log = logging.getLogger("cachedet.training")
@@ -48,6 +48,9 @@ class RunRecords:
         self._note = f"best AP {trainer.best_ap:.3f}" if trainer.best_ap >= 0 else ""
 
     def __enter__(self) -> RunRecords:
+        step, epoch = self._started_at
+        if step > 0:
+            self._say_damage(repair(self._folder.metrics, until_step=step, until_epoch=epoch))
         self._stack.enter_context(self._progress)
         if self._tensorboard is not None:
             self._stack.enter_context(contextlib.closing(self._tensorboard))
@@ -107,6 +110,11 @@ class RunRecords:
         _log.info(line)
         self._folder.log(line)
 
+    def _say_damage(self, note: str) -> None:
+        if note:
+            _log.warning("note: %s", note)
+            self._folder.log(note)
+
     def _tables_of(self, trainer: Trainer) -> _Tables:
         if self._tables is None:
             sums = trainer.epoch_statistics.loss_sums
@@ -118,6 +126,7 @@ class RunRecords:
                 keep_until_step=step,
                 keep_until_epoch=epoch,
             )
+            self._say_damage(metrics.note)
             self._tables = _Tables(
                 metrics=self._stack.enter_context(contextlib.closing(metrics)),
                 shown=EpochTable(names, width=shutil.get_terminal_size((_WIDE, 24)).columns),
@@ -160,55 +169,6 @@ class _Tables:
     logged: EpochTable  # in log.txt
 
 
-class MetricsLog:
-    """Appends rows with fixed columns; rows after the resumed step are dropped first.
-
-    A row of a validation counts the epochs that are done, so that one that will be made again is
-    dropped. Raises CheckpointError where the file has other columns.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        columns: Sequence[str],  # "step" and "epoch" among them
-        *,
-        keep_until_step: int = 0,
-        keep_until_epoch: int = 0,
-    ) -> None:
-        self.path = path
-        self.columns = tuple(columns)
-        kept = [
-            row
-            for row in self._rows()
-            if int(row["step"]) <= keep_until_step and int(row["epoch"]) <= keep_until_epoch
-        ]
-        self._file = path.open("w", encoding="utf-8", newline="", buffering=1)
-        self._writer = csv.DictWriter(self._file, self.columns)
-        self._writer.writeheader()
-        self._writer.writerows(kept)
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def append(self, row: Mapping[str, float]) -> None:
-        """Write one row; columns it lacks stay empty, unknown columns are a ValueError."""
-        self._writer.writerow(row)
-
-    def _rows(self) -> list[dict[str, str]]:
-        if not self.path.exists():
-            return []
-        with self.path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-        if tuple(reader.fieldnames or ()) != self.columns:
-            raise CheckpointError(
-                f"{self.path} has columns {reader.fieldnames}, expected {list(self.columns)}; "
-                "move the file away to start a new one"
-            )
-        return rows
-
-
 def log_columns(loss_names: Sequence[str]) -> tuple[str, ...]:
     """The columns of metrics.csv."""
     losses = (f"loss_{name}" for name in loss_names)
@@ -220,14 +180,17 @@ def log_columns(loss_names: Sequence[str]) -> tuple[str, ...]:
 class TensorBoardLog:
     """Scalars of a run; events after the resumed step are purged.
 
-    Raises ConfigError where the package is missing.
+    Raises ConfigError where the package is missing, CheckpointError where it cannot write.
     """
 
     def __init__(self, folder: Path, *, first_step: int) -> None:
         require_tensorboard()
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+        try:
+            self._writer = SummaryWriter(str(folder), purge_step=first_step)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
 
     def append(self, values: Mapping[str, float], *, step: int) -> None:
         """`val_ap` becomes validation/ap, everything else training/<name>."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,12 @@ from typing import Any
 import numpy as np
 
 from cachedet.errors import CheckpointError
-from cachedet.store.files.durable import encode_json, write_durably
+from cachedet.store.files.durable import TEMPORARY_SUFFIX, encode_json, write_durably
+from cachedet.store.files.folder_lock import sole_owner
+from cachedet.store.files.locations import is_url, shown
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, CategoryMap
+from cachedet.training.run_log import LOG, STARTED, STOPPED, append_line, read_log
 
 
 class RunFolder:
@@ -29,18 +34,22 @@ class RunFolder:
         self.best = root / "weights" / "best.pt"
         self.last = root / "weights" / "last.pt"
         self.previous = root / "weights" / "previous.pt"  # for when `last` is damaged
+        self.lock = root / "train.lock"  # while a process trains
         self.tensorboard = root / "tensorboard"
         self.plots = root / "plots"
 
     @classmethod
     def create(cls, root: Path) -> RunFolder:
-        """Make a new run folder. Raises CheckpointError where one exists already."""
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        """Make a new run folder, or begin again one whose start left nothing but its first files.
+
+        Raises CheckpointError where another one exists already.
+        """
+        folder = cls(root)
+        if root.exists() and not (root.is_dir() and folder.is_unused()):
             raise CheckpointError(
                 f"{root} exists already and is not empty; choose another --run, "
                 "or continue it with --resume"
             )
-        folder = cls(root)
         folder.best.parent.mkdir(parents=True, exist_ok=True)
         folder.plots.mkdir(exist_ok=True)
         return folder
@@ -49,28 +58,124 @@ class RunFolder:
     def open(cls, root: Path) -> RunFolder:
         """Open a run that was started before. Raises CheckpointError where there is none."""
         folder = cls(root)
-        if not folder.config.is_file():
+        try:
+            is_run = folder.config.is_file()
+        except OSError as error:
+            raise _cannot_read(folder.config, error) from error
+        if not is_run:
             raise CheckpointError(
                 f"{root} is not a run folder: it has no config.yaml; "
                 "expected a folder that `cachedet train-heads --run` made"
             )
         return folder
 
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """One process trains here at a time. A folder made for that and left empty goes again.
+
+        Raises InputError while another one does, CheckpointError where the folder cannot be made.
+        """
+        is_new = not self.root.exists()
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot make the run folder {self.root}: {error.strerror or error}; choose "
+                "another --run"
+            ) from error
+        try:
+            with sole_owner(self.lock, works="trains", instead="choose another --run"):
+                yield
+        finally:
+            if is_new:
+                with suppress(OSError):  # it holds a run
+                    self.root.rmdir()
+
+    def is_unused(self) -> bool:
+        """Whether it is empty, or all in it is of a start that ended before anything was saved."""
+        try:
+            names = set(os.listdir(self.root)) - {self.lock.name}
+        except OSError as error:
+            raise _cannot_read(self.root, error) from error
+        weights = self.best.parent
+        of_start = (self.config, self.training, self.tensorboard, weights, self.plots)
+        if not names <= {LOG, *(path.name for path in of_start)}:
+            return False
+        if any(path.suffix != TEMPORARY_SUFFIX for path in weights.glob("*")):
+            return False
+        return names <= {weights.name, self.plots.name} or self._is_begun()
+
+    def is_begun(self) -> bool:
+        """Whether a start that ended before anything was saved left it."""
+        return self.root.is_dir() and self.is_unused() and self._is_begun()
+
+    def _is_begun(self) -> bool:
+        """Only log.txt tells a config.yaml of ours from one that a person has put there."""
+        log = read_log(self.root)
+        return STARTED in log or (STOPPED in log and not self.config.exists())
+
+    def has_state(self) -> bool:
+        """Whether there is a checkpoint to go on from, whole or not."""
+        return self.last.exists() or self.previous.exists()
+
+    def write_config(self, text: str) -> None:
+        """Write config.yaml durably. Raises CheckpointError."""
+        try:
+            write_durably(self.config, text.encode())
+        except OSError as error:
+            raise cannot_write(self.config, error) from error
+
     def weights(self, which: str) -> Path:
         """Path of the "best" or "last" checkpoint."""
         return {"best": self.best, "last": self.last}[which]
 
     def log(self, line: str) -> None:
-        """Append one line with the wall-clock time to log.txt."""
-        with (self.root / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        """Append one line with the wall-clock time to log.txt. Raises CheckpointError."""
+        try:
+            append_line(self.root, line)
+        except OSError as error:
+            raise cannot_write(self.root / LOG, error) from error
+
+
+def noted_place(place: Path | str) -> str:
+    """How a run notes where something lies: found from wherever it is read, no credentials."""
+    text = str(place)
+    return shown(text) if is_url(text) else os.path.abspath(text)
+
+
+def find_place(noted: str, *, run: Path, noted_run: object) -> str:
+    """Where it lies now: as noted or, where run and data were moved together, beside the run.
+
+    `noted_run` is where the run lay when this was noted, `run` where it lies now.
+    """
+    if is_url(noted) or os.path.exists(noted) or not isinstance(noted_run, str):
+        return noted
+    if not (os.path.isabs(noted) and os.path.isabs(noted_run)):
+        return noted
+    moved = os.path.normpath(os.path.join(os.path.abspath(run), os.path.relpath(noted, noted_run)))
+    return moved if os.path.exists(moved) else noted
+
+
+def _cannot_read(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"cannot read {path}: {error.strerror or error}; nothing was changed: repair the cause and "
+        "run the same command again"
+    )
+
+
+def cannot_write(path: Path, error: OSError) -> CheckpointError:
+    """What to tell the user when the system refuses to write into a run folder."""
+    return CheckpointError(
+        f"cannot write {path}: {error.strerror or error}; the states saved before are whole. Make "
+        "room or repair the folder, then continue with --resume"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
     """What a run learns from: a store in numbers."""
 
-    store: str  # where it lay
+    store: str  # where it lay, without credentials
     fingerprint: str
     images: int
     categories: CategoryMap
@@ -79,7 +184,7 @@ class TrainingData:
     @classmethod
     def of(cls, store: FeatureStore) -> TrainingData:
         return cls(
-            store=str(store.location),
+            store=noted_place(store.location),
             fingerprint=store.manifest.fingerprint(),
             images=len(store),
             categories=store.annotations.categories,
@@ -95,7 +200,7 @@ class TrainingData:
             values = json.loads(folder.training.read_text(encoding="utf-8"))
             classes = values["classes"]
             return cls(
-                store=str(values["store"]),
+                store=shown(str(values["store"])),
                 fingerprint=str(values["fingerprint"]),
                 images=int(values["images"]),
                 categories=CategoryMap(
@@ -104,7 +209,7 @@ class TrainingData:
                 ),
                 boxes={int(entry["id"]): int(entry["boxes"]) for entry in classes},
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, OverflowError, RecursionError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{folder.training} is damaged ({error!r}): expected store, fingerprint, images "
                 "and classes as `train-heads` writes them; remove the file, and name the training "
@@ -112,8 +217,14 @@ class TrainingData:
             ) from error
 
     def write(self, folder: RunFolder) -> None:
-        """Write it into the run folder; a run that goes on writes the same content again."""
-        write_durably(folder.training, encode_json(self.to_json()))
+        """Write it into the run folder; a run that goes on writes the same content again.
+
+        Raises CheckpointError.
+        """
+        try:
+            write_durably(folder.training, encode_json(self.to_json()))
+        except OSError as error:
+            raise cannot_write(folder.training, error) from error
 
     def to_json(self) -> dict[str, Any]:
         classes = zip(self.categories.ids, self.categories.names, strict=True)

@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from cachedet.config.detector import trains_masks
-from cachedet.config.run import TrainConfig, dump_config, load_train_config
+from cachedet.config.run import TrainConfig, ViewsConfig, dump_config, load_train_config
 from cachedet.distributed.collective import from_first, world_size
 from cachedet.distributed.data_parallel import describe_ranks
-from cachedet.errors import CheckpointError, ConfigError
+from cachedet.errors import CachedetError, CheckpointError, ConfigError
 from cachedet.loading.sampling import resolve_views
 from cachedet.store.format.manifest import Manifest
 from cachedet.store.reader import FeatureStore
-from cachedet.training.checkpoint import Checkpoint
+from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 from cachedet.training.checkpoint_writer import load_last
 from cachedet.training.records import require_tensorboard
 from cachedet.training.run_folder import RunFolder
+from cachedet.training.run_log import STARTED
 from cachedet.training.same_run import load_initial_weights, require_same_run
 from cachedet.training.trainer import Trainer
 
 _log = logging.getLogger("cachedet.training")
+
+
+@contextmanager
+def sole_run(folder: RunFolder, *, resume: bool) -> Iterator[None]:
+    """Inside, no other process trains in the folder; rank 0 holds it for all.
+
+    Raises InputError while another one does, CheckpointError where there is no run to resume, or
+    the folder cannot be made.
+    """
+
+    def hold() -> None:
+        if resume and not folder.is_begun():
+            RunFolder.open(folder.root)
+        held.enter_context(folder.owned())
+
+    with ExitStack() as held:
+        from_first(hold)
+        yield
 
 
 def pin_views(
@@ -39,8 +60,8 @@ def pin_views(
     """
     held, where = store.manifest.views, store.location
     started = None
-    if goes_on and folder.config.is_file():
-        started = load_train_config(folder.config).views
+    if goes_on and folder.config.is_file() and not folder.is_begun():
+        started = _views_of_run(folder)
     if started is not None:
         gone = [view for view in started if view not in held]
         if gone:
@@ -51,6 +72,19 @@ def pin_views(
             )
         held, where = tuple(started), f"{where} as the run found it"
     return resolve_views(config.views, held=held, where=where)
+
+
+def _views_of_run(folder: RunFolder) -> ViewsConfig:
+    """What config.yaml says, or a checkpoint where a crash has left nothing of it to read."""
+    try:
+        views = load_train_config(folder.config).views
+    except ConfigError:
+        views = None
+    for path in (folder.last, folder.previous):
+        if not views:
+            with suppress(CachedetError):  # said when it is loaded
+                views = load_checkpoint(path).config.views
+    return views
 
 
 def require_fit(config: TrainConfig, store: FeatureStore, validation: FeatureStore | None) -> None:
@@ -95,8 +129,9 @@ def start_or_continue(
     """Make the run folder or read its last state, and bring every rank's trainer there.
 
     Only rank 0 touches the folder: the state travels to the others, which need not see its disk.
-    With `resume` there must be a run. Where torchrun has started the processes anew (`restarts`
-    times), they continue the run that is there, or start it again where it had saved nothing yet.
+    With `resume` there must be a run; one that a signal ended before its first step starts now.
+    Where torchrun has started the processes anew (`restarts` times), they continue the run that is
+    there, or start it again where it had saved nothing yet.
 
     Raises CheckpointError: the folder does not fit.
     """
@@ -105,7 +140,7 @@ def start_or_continue(
         again = restarts > 0 and not resume and folder.config.is_file()
         if again:
             folder.log(f"the launcher started the processes anew (restart {restarts})")
-        if resume or (again and (folder.last.exists() or folder.previous.exists())):
+        if (resume and not folder.is_begun()) or (again and folder.has_state()):
             return _open_last(folder, config, manifest), None
         return None, _create(folder, config, trainer, manifest, again=again)
 
@@ -120,13 +155,25 @@ def _open_last(folder: RunFolder, config: TrainConfig, manifest: Manifest) -> Ch
     RunFolder.open(folder.root)
     checkpoint, note = load_last(folder)
     require_same_run(checkpoint, config, manifest, where=folder.last)
-    if note:
-        _log.warning("note: %s", note)
-        folder.log(note)
+    for line in filter(None, (note, _repair_config(folder, checkpoint))):
+        _log.warning("note: %s", line)
+        folder.log(line)
     folder.log(f"resumed at step {checkpoint.step}")
     if world_size() > 1:
         folder.log(describe_ranks(config.schedule.batch_size))
     return checkpoint
+
+
+def _repair_config(folder: RunFolder, checkpoint: Checkpoint) -> str:
+    """Write config.yaml anew where a crash has left nothing to read; a note on that, else ""."""
+    try:
+        load_train_config(folder.config)
+    except ConfigError as error:
+        aside = folder.config.with_name("config.yaml.damaged")
+        folder.config.replace(aside)
+        folder.write_config(dump_config(checkpoint.config))
+        return f"{error}; set aside as {aside.name}, and written anew from {checkpoint.name}"
+    return ""
 
 
 def _create(
@@ -137,10 +184,12 @@ def _create(
     if config.init_from is not None:
         initial = load_initial_weights(Path(config.init_from), config, manifest)
     text = dump_config(config)
-    if not (again and folder.config.read_text(encoding="utf-8") == text):
+    is_made = again and folder.config.read_text(encoding="utf-8") == text
+    if not is_made:
         RunFolder.create(folder.root)
-        folder.config.write_text(text, encoding="utf-8")
-    folder.log(f"started; store fingerprint {manifest.fingerprint()}")
+    folder.log(f"{STARTED} {manifest.fingerprint()}")  # first: it says whose config.yaml that is
+    if not is_made:
+        folder.write_config(text)
     folder.log(config.schedule.describe_lr())
     folder.log(f"on {trainer.device}, {str(trainer.autocast or torch.float32)[6:]}")
     if world_size() > 1:
@@ -153,6 +202,13 @@ def _create(
 def _require_same_features(train: Manifest, validation: Manifest) -> None:
     """Validation features must come from the same backbone and classes. Raises CheckpointError."""
     field = train.incompatible_field(validation)
+    if field == "categories":
+        raise CheckpointError(
+            "the validation store has other classes than the training store: "
+            f"{validation.categories.unlike(train.categories, where='for training')}; give both "
+            "annotation files the same `categories` (a class may be without boxes), and extract "
+            "anew what has changed"
+        )
     if field is not None:
         raise CheckpointError(
             f"the validation store differs in {field}: expected {getattr(train, field)}, got "

@@ -1,19 +1,24 @@
-"""What ends a run before its last epoch: a signal, early stopping, or a budget of time."""
+"""What ends a run before its last epoch: a signal, early stopping, or a budget of time.
+
+The command line imports this before all else, so it imports nothing that takes time.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cachedet.config.run import Metric
-from cachedet.progress import is_shown
+if TYPE_CHECKING:
+    from cachedet.config.run import Metric
 
 STOPPED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: not done, run it again to continue
-_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")  # Windows has no SIGUSR1
+_SIGNALS = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT")  # Windows has no SIGHUP and SIGUSR1
+_SAVING = "finishing the step and saving; Ctrl-C stops at once"
 _TOO_EARLY = 0.02  # of a budget: the first steps are not yet those of the run
 
 
@@ -21,20 +26,35 @@ class StopRequested(Exception):
     """Leaves work that can be done again, such as a validation."""
 
 
-class StopSignals:
-    """Between enter and exit, SIGTERM, SIGUSR1 and the first Ctrl-C only leave a note here.
+class StoppedAtOnce(BaseException):
+    """Leaves work of which nothing is worth saving; no library takes it for an error of its own."""
 
-    A second Ctrl-C raises KeyboardInterrupt at once. Handlers are installed in the main thread
-    only (Python allows no other), not over signals that are ignored (as under nohup), and those
-    that were there before come back at the exit.
+
+class StopSignals:
+    """Between enter and exit, signals that ask this process to end only leave a note here.
+
+    These are SIGTERM, SIGHUP, SIGUSR1 and the first Ctrl-C; a second one raises KeyboardInterrupt
+    at once. Handlers are installed in the main thread only (Python allows no other), not over
+    signals that are ignored (as under nohup), and those that were there before come back at the
+    exit. One inside another takes over what the outer one has noted, and hands on what came.
+
+    With `at_once` the first signal raises StoppedAtOnce, for a start that can be made again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, at_once: bool = False, announces: bool | None = None) -> None:
         self.received: str | None = None  # name of the first signal
+        self.has_raised = False  # StoppedAtOnce, whatever became of it
+        self._at_once = at_once
+        self._announces = announces  # to a person; None: where progress is shown
         self._interrupts = 0
+        self._outer: StopSignals | None = None
         self._before: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> StopSignals:
+        if self._announces is None:
+            from cachedet.progress import is_shown
+
+            self._announces = is_shown()
         if threading.current_thread() is not threading.main_thread():
             return self
         for name in _SIGNALS:
@@ -42,9 +62,17 @@ class StopSignals:
             if number is None or signal.getsignal(number) is signal.SIG_IGN:
                 continue
             self._before[number] = signal.signal(number, self._receive)
+            owner = getattr(self._before[number], "__self__", None)
+            self._outer = owner if isinstance(owner, StopSignals) else self._outer
+        if self._outer is not None and self.received is None:
+            self.received = self._outer.received
+            self._interrupts = self._outer._interrupts
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._outer is not None:
+            self._outer.received = self._outer.received or self.received
+            self._outer._interrupts = self._interrupts
         for number, handler in self._before.items():
             # None: a handler that was not installed from Python, which cannot be put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -56,16 +84,22 @@ class StopSignals:
             raise StopRequested(self.received)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
         if number == signal.SIGINT:
             self._interrupts += 1
             if self._interrupts > 1:
                 raise KeyboardInterrupt
-        if self.received is None:
-            self.received = name
-            if is_shown():  # not logged: the signal may have come in the middle of that
-                line = f"\n{name}: finishing the step and saving; Ctrl-C stops at once\n"
-                os.write(2, line.encode())
+        if self.received is not None:
+            return
+        self.received = signal.Signals(number).name
+        what = (
+            "stopping" if self._at_once else "finishing the step and saving; Ctrl-C stops at once"
+        )
+        if self._announces:  # not logged: the signal may have come in the middle of that
+            with suppress(OSError):  # the terminal is gone
+                os.write(2, f"\n{self.received}: {what}\n".encode())
+        if self._at_once:
+            self.has_raised = True
+            raise StoppedAtOnce(self.received)
 
 
 @dataclass(kw_only=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -26,7 +27,7 @@ from cachedet.distributed.data_parallel import of_ranks, sum_gradients
 from cachedet.errors import NonFiniteLossError
 from cachedet.store.format.manifest import Manifest
 from cachedet.structures import Batch
-from cachedet.training.checkpoint import Checkpoint, load_weights
+from cachedet.training.checkpoint import Checkpoint
 from cachedet.training.optimizer import (
     WeightAverage,
     choose_autocast,
@@ -35,6 +36,7 @@ from cachedet.training.optimizer import (
     make_scaler,
     set_training_mode,
 )
+from cachedet.training.restoring import fitting, load_optimizer, load_weights
 from cachedet.training.stopping import EarlyStopping
 
 _SMALLEST_SCALE = 1.0  # of fp16 gradients; one that overflows unscaled will not get better
@@ -80,6 +82,16 @@ class StepStatistics:
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> StepStatistics:
+        """What `state_dict` gave. Raises TypeError, ValueError on anything else."""
+        sums = {str(name): float(value) for name, value in state.get("loss_sums", {}).items()}
+        counts = {name: float(value) for name, value in state.items() if name != "loss_sums"}
+        images = int(counts.pop("images", 0))
+        if images < 0 or not all(map(math.isfinite, (*sums.values(), *counts.values()))):
+            raise ValueError(f"sums over {images} images that are not finite")
+        return cls(images=images, loss_sums=sums, **counts)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -204,24 +216,37 @@ class Trainer:
 
     def start_from(self, checkpoint: Checkpoint) -> None:
         """Begin with the weights that another run was scored with, and nothing else of it."""
-        load_weights(self.detector, checkpoint.scored_heads)
+        load_weights(self.detector, checkpoint.scored_heads, where=checkpoint.name)
         if self.average is not None:
             self.average.load_state_dict(self.detector.state_dict())
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue where `checkpoint` was made, by a trainer of the same config."""
-        load_weights(self.detector, checkpoint.heads)
-        self.optimizer.load_state_dict(checkpoint.optimizer)
+        """Continue where `checkpoint` was made, by a trainer of the same config.
+
+        Raises CheckpointError where a part of it does not fit.
+        """
+        where = checkpoint.name
+        load_weights(self.detector, checkpoint.heads, where=where)
         if self.average is not None and checkpoint.average is not None:
-            self.average.load_state_dict(checkpoint.average)
+            self.average.load_state_dict(checkpoint.average, where=where)
+        with fitting("optimizer", where=where):
+            is_scaled = checkpoint.scaler is not None  # all steps may have been left out
+            needs_state = checkpoint.step > 0 and not is_scaled
+            load_optimizer(self.optimizer, checkpoint.optimizer, needs_state=needs_state)
         if self.scaler is not None and checkpoint.scaler is not None:
-            self.scaler.load_state_dict(checkpoint.scaler)
+            with fitting("scaler", where=where):
+                self.scaler.load_state_dict(checkpoint.scaler)
         if self.stopping is not None:
-            self.stopping.load_state_dict(checkpoint.stopping)
-        torch.set_rng_state(checkpoint.torch_rng)
+            with fitting("early stopping", where=where):
+                self.stopping.load_state_dict(checkpoint.stopping)
+        with fitting("epoch_statistics", where=where):
+            self.epoch_statistics = StepStatistics.of_state(checkpoint.epoch_statistics)
+            if checkpoint.batch > 0 and "loss" not in self.epoch_statistics.means():
+                raise ValueError(f"batch {checkpoint.batch} of an epoch without a loss before")
+        with fitting("torch_rng", where=where):
+            torch.set_rng_state(checkpoint.torch_rng)
         self.step, self.epoch, self.batch = checkpoint.step, checkpoint.epoch, checkpoint.batch
         self.best_ap, self.seconds = checkpoint.best_ap, checkpoint.seconds
-        self.epoch_statistics = StepStatistics(**checkpoint.epoch_statistics)
 
     def _move(self, norm: Tensor) -> None:
         is_finite = bool(torch.isfinite(norm))

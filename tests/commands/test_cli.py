@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,3 +74,48 @@ def test_wrong_usage_has_status_2(words: list[str], message: str) -> None:
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 2
     assert message in done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["predict", "run", "a.jpg", "--out", ""], "--out expects a value, got an empty text"),
+        (["extract", "--images", "i", "--annotations", "a", "--store="], "--store expects a value"),
+        (["info", ""], "an argument expects a value, got an empty text"),
+        (["report", "run", ""], "an argument expects a value, got an empty text"),
+    ],
+)
+def test_an_empty_text_is_not_the_current_folder(words: list[str], message: str) -> None:
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["train-heads", "x" * 300], ["eval", "x" * 300, "--store", "s"]],
+    ids=["train-heads", "eval"],
+)
+def test_what_no_command_foresaw_of_a_file_is_one_message(words: list[str]) -> None:
+    """The last net: names that a file system does not take."""
+    options = ["--train", "t", "--run", "r"] if words[0] == "train-heads" else []
+    done = CliRunner().invoke(app, [*words, *options])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_places_of_demo_and_estimate_are_looked_at_first(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    forecast = tmp_path / "s.zarr.estimate.json"
+    forecast.write_text('{"store": "mine"}')
+    estimate = ["estimate", "--images", "no", "--annotations", "no", "--store", "s.zarr"]
+    for words, message in (
+        (["demo", "--out", "file/demo"], "file: Not a directory; repair the cause, or choose an"),
+        (estimate, "s.zarr.estimate.json is there already and is not a forecast of `estimate`"),
+    ):
+        words = [str(tmp_path / word) if "/" in word or "zarr" in word else word for word in words]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 1
+        assert message in done.stderr
+    assert forecast.read_text() == '{"store": "mine"}'

@@ -17,7 +17,14 @@ from typing import Any
 
 import pytest
 
-from cachedet.comparison.cell import CellTask, ComparisonConfig, Interrupted, run_cell, train_cell
+from cachedet.comparison.cell import (
+    CellTask,
+    ComparisonConfig,
+    Interrupted,
+    remove_unsaved,
+    run_cell,
+    train_cell,
+)
 from cachedet.comparison.folder import Extracted
 from cachedet.comparison.results import CellKey, CellResult
 from cachedet.comparison.scoring import Scorer
@@ -256,3 +263,21 @@ def test_signals_reach_the_process_of_the_cell(
     ):
         run_cell(task, signals)
     assert (task.folder / "weights" / "last.pt").exists()
+
+
+def test_a_cell_begins_again_beside_what_is_somebody_elses(tmp_path: Path) -> None:
+    """Only files of a run are removed, and nothing behind a link."""
+    folder = RunFolder.create(tmp_path / "cell")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for path in (folder.config, folder.metrics, folder.root / "steps.json", outside / "a"):
+        path.write_text("x")
+    (folder.plots / "training.png").symlink_to(outside / "a")
+    folder.tensorboard.symlink_to(outside)
+    (outside / "events.out.tfevents.1").write_text("x")
+    (folder.root / "thesis.tex").write_text("x")
+    remove_unsaved(folder)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert left >= {"cell/thesis.tex", "outside/a", "outside/events.out.tfevents.1"}
+    assert not left & {"cell/config.yaml", "cell/metrics.csv", "cell/steps.json", "cell/weights"}
+    remove_unsaved(RunFolder(tmp_path / "not there"))

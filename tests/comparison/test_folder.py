@@ -299,3 +299,63 @@ def test_a_budget_needs_to_know_what_extraction_took(tmp_path: Path) -> None:
         match=r"--budget has to pay .*train.zarr took is not known: .*Remove it .* --epochs",
     ):
         require_known(unknown, store=tmp_path / "train.zarr")
+
+
+class _RefusedError(Exception):
+    pass
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    paths = (path for path in root.rglob("*"))
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in paths}
+
+
+@pytest.mark.parametrize("out", ["out", "a/b/out", "begun", "."])
+def test_a_comparison_that_is_refused_leaves_nothing_behind(tmp_path: Path, out: str) -> None:
+    (tmp_path / "there" / "begun" / "features").mkdir(parents=True)
+    before = tree(tmp_path)
+    folder = ComparisonFolder(tmp_path / "there" / out if out != "." else tmp_path / "here")
+    if out == ".":
+        folder.root.mkdir()
+        before = tree(tmp_path)
+
+    def refuse() -> None:
+        with folder.undone_if_refused(), folder.owned():
+            folder.require_same(settings())
+            folder.extraction.begin()
+            raise _RefusedError
+
+    for _ in range(2):
+        with pytest.raises(_RefusedError):
+            refuse()
+    left = {path for path in tree(tmp_path) if "leases" not in path}
+    assert left == before.keys()
+
+
+def test_a_folder_of_something_else_is_not_touched(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.jpg").write_text("mine")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for out, message in (
+        (photos, "holds other things than a comparison"),
+        (photos / "a.jpg", "cannot make the folder .*a.jpg: Not a directory; choose another --out"),
+        (tmp_path / "dangling", "dangling: is a link to nowhere, which is not there"),
+    ):
+        folder = ComparisonFolder(out)
+        with (
+            pytest.raises(InputError, match=message),
+            folder.undone_if_refused(),
+            folder.owned(),
+        ):
+            pass
+    assert [path.name for path in photos.iterdir()] == ["a.jpg"]
+
+
+def test_a_comparison_that_goes_on_loses_nothing(folder: ComparisonFolder) -> None:
+    with folder.undone_if_refused(), folder.owned():
+        folder.require_same(settings())
+    before = tree(folder.root)
+    with pytest.raises(_RefusedError), folder.undone_if_refused(), folder.owned():
+        raise _RefusedError
+    assert tree(folder.root) == before

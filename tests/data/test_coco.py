@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cachedet.data.coco import read_coco
+from cachedet.data.coco import annotations_of, read_coco
 from cachedet.data.masks import decode_mask
 from cachedet.errors import DatasetError
 
@@ -79,6 +80,8 @@ def test_reads_into_arrays(folder: Path) -> None:
         "unusable masks dropped": 0,
         "crowd boxes": 1,
         "images without boxes": 1,
+        "empty masks": 0,
+        "flipped boxes repaired": 0,
         "degenerate boxes dropped": 2,
         "boxes outside the image dropped": 1,
         "boxes partly outside": 1,
@@ -130,6 +133,9 @@ def edit(path: list[Any], value: object) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (edit(["images"], {"1": {"id": 1}}), "`images` is an object, expected a list of objects"),
+        (edit(["annotations"], "many"), "`annotations` is a str, expected a list of objects"),
+        (edit(["categories"], ["cat", "dog"]), r"categories\[0\] is not an object, got 'cat'"),
         (edit(["images"], None), "the list `images` is missing; it has annotations, categories"),
         (edit(["categories"], []), "`categories` is empty"),
         (edit(["images"], []), "`images` is empty, expected at least one image"),
@@ -145,6 +151,12 @@ def edit(path: list[Any], value: object) -> Callable[[dict[str, Any]], None]:
         (edit(["annotations", 0, "bbox"], [1, 2, 3]), r"annotation id 1 needs `bbox`"),
         (edit(["annotations", 0, "bbox"], None), r"annotation id 1 needs `bbox`"),
         (edit(["annotations", 0, "bbox"], [0, 0, 10**400, 5]), r"annotation id 1 needs `bbox`"),
+        (edit(["annotations", 0, "image_id"], "two"), "'two', which is not in the file; 1 .*whole"),
+        (edit(["annotations", 0, "image_id"], "02"), "ids are whole numbers, this is a str"),
+        (edit(["annotations", 0, "image_id"], True), "has image_id True, which is not in the file"),
+        (edit(["images", 1, "id"], "5"), "images holds id 5 more than once"),
+        (edit(["images", 1, "id"], "9" * 10**6), r"needs an integer `id`, got '9+\.\.\.9+'$"),
+        (edit(["images", 0, "width"], "wide"), "needs `height` and `width` .* width='wide'"),
         (edit(["annotations", 0, "area"], "big"), "needs a number as `area`, got 'big'"),
         (edit(["annotations", 0, "area"], 10**400), r"needs a number as `area`, got 1000\d+\.\.\."),
         (edit(["annotations", 0, "iscrowd"], "0"), "needs 0 or 1 as `iscrowd`, got '0'"),
@@ -165,17 +177,192 @@ def test_wrong_content(
         read(folder, content)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON in UTF-8"), ("[]", "got a list")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON in UTF-8"),
+        ("[]", "expected an object with images, annotations, categories, got a list$"),
+        ('[{"image_id": 1, "score": 0.5}]', "got a list; it seems to be a results file"),
+        ("3", "got a int"),
+        ("null", "got a NoneType"),
+        ("{}", "the list `images` is missing; it has no keys"),
+    ],
+)
 def test_wrong_files(folder: Path, text: str, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         read(folder, text)
 
 
-def test_a_link_out_of_the_folder_is_refused(folder: Path) -> None:
-    (folder / "secret.jpg").touch()
-    (folder / "images" / "c.jpg").symlink_to(folder / "secret.jpg")
-    with pytest.raises(DatasetError, match=r"'c.jpg' leaves the folder"):
-        read(folder, coco())
+@pytest.mark.parametrize("linked", ["c.jpg", "sub", "loop"])
+def test_a_link_out_of_the_folder_needs_a_word(folder: Path, linked: str) -> None:
+    """A file, and a folder; a loop of links leads nowhere and is a bad image later on."""
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "b.jpg").touch()
+    target = {"c.jpg": folder / "elsewhere" / "b.jpg", "sub": folder / "elsewhere"}
+    shutil.rmtree(folder / "images" / linked, ignore_errors=True)
+    (folder / "images" / linked).symlink_to(target.get(linked, "loop"))
+    content = coco()
+    if linked == "loop":
+        content["images"][0]["file_name"] = "loop"
+        assert read(folder, content).annotations.file_names[0] == "loop"
+        return
+    message = f"'{linked}' is a link, or lies behind one, that leaves the folder .* --follow-links"
+    with pytest.raises(DatasetError, match=message):
+        read(folder, content)
+    followed = read_coco(annotations=folder / "a.json", images=folder / "images", follow_links=True)
+    assert followed.annotations.file_names == ("a.jpg", "sub/b.jpg", "c.jpg")
+
+
+def test_the_folder_itself_may_be_a_link(folder: Path) -> None:
+    content = coco()
+    read(folder, content)
+    (folder / "linked").symlink_to(folder / "images")
+    assert read_coco(annotations=folder / "a.json", images=folder / "linked").counts["images"] == 3
+
+
+def boxes_of(*boxes: list[float], width: int = 100, height: int = 50) -> dict[str, Any]:
+    """One image."""
+    return {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": width, "height": height}],
+        "annotations": [
+            {"id": 11 + number, "image_id": 1, "category_id": 1, "bbox": box}
+            for number, box in enumerate(boxes)
+        ],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("drawn", "mended"),
+    [
+        ([50, 30, -30, -20], [20, 10, 50, 30]),
+        ([50, 10, -30, 20], [20, 10, 50, 30]),
+        ([20, 30, 30, -20], [20, 10, 50, 30]),
+        ([4, 10, -9, 20], [-5, 10, 4, 30]),
+    ],
+)
+def test_boxes_drawn_backwards_are_turned_round(
+    folder: Path, drawn: list[float], mended: list[float]
+) -> None:
+    content = boxes_of(drawn, [1, 1, 5, 5])
+    content["annotations"][0]["area"] = drawn[2] * drawn[3]
+    dataset = read(folder, content)
+    assert dataset.annotations.boxes.tolist() == [mended, [1, 1, 6, 6]]
+    assert dataset.annotations.areas.tolist() == [abs(drawn[2] * drawn[3]), 25]
+    assert dataset.counts["flipped boxes repaired"] == 1
+    assert dataset.counts["degenerate boxes dropped"] == 0
+    note = "1 box of negative width or height turned round (annotation id 11)"
+    assert dataset.notes[0] == note
+
+
+def test_what_is_dropped_is_named(folder: Path) -> None:
+    nan, inf = math.nan, math.inf
+    bad = [[nan, 0, 1, 1], [0, 0, inf, 1], [-inf, 0, inf, 1], [0, 0, 1e300, 1], [0, 0, 0, 5]]
+    content = boxes_of(*bad, [1, 1, 0, -4], [200, 1, 5, 5], [-9, 1, 8, 8], [-9, 1, 18, 8])
+    dataset = read(folder, content)
+    assert dataset.annotations.boxes.tolist() == [[-9, 1, 9, 9]]
+    assert dataset.notes == (
+        "1 box of negative width or height turned round (annotation id 16)",
+        "6 boxes without area, or of NaN or Inf, dropped (annotation ids 11, 12, 13, 14, 15, ...)",
+        "2 boxes outside the image dropped (annotation ids 17, 18)",
+        "1 box partly outside the image, cut at its border (annotation id 19)",
+    )
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [[0.1, 0.2, 0.3, 0.4]],
+        [[0, 0, 1, 1], [0.5, 0.5, 0.1, 0.1]],
+        [[0.25, 0.5, 0.75, 0.5], [math.nan, 0, 1, 1]],
+    ],
+)
+def test_fractions_are_refused(folder: Path, boxes: list[list[float]]) -> None:
+    with pytest.raises(
+        DatasetError, match="lie within 0..1: they seem to be fractions of the imag"
+    ):
+        read(folder, boxes_of(*boxes))
+    _, found = annotations_of(boxes_of(*boxes), where=folder, keep_all=True)
+    assert any("fractions of the image" in note for note in found.notes), "scored as they stand"
+
+
+@pytest.mark.parametrize("boxes", [[], [[0, 0, 1, 1]], [[0.5, 0.5, 0.5, 1.5]], [[0.5, 0, 9, 9]]])
+def test_small_boxes_are_no_fractions(folder: Path, boxes: list[list[float]]) -> None:
+    assert len(read(folder, boxes_of(*boxes)).annotations.boxes) == len(boxes)
+
+
+def test_corners_are_noticed(folder: Path) -> None:
+    corners = [[20, 10, 90, 45], [60, 5, 80, 30], [5, 5, 30, 20], [50, 30, 99, 49]]
+    notes = read(folder, boxes_of(*corners)).notes
+    assert "3 of 4 boxes reach beyond their image, and none would as corners" in notes[-1]
+    as_sides = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in corners]
+    assert read(folder, boxes_of(*as_sides)).notes == ()
+    _, found = annotations_of(boxes_of(*corners), where=folder, keep_all=True)
+    assert "COCO has [x, y, width, height]" in found.notes[-1]
+
+
+def test_ids_that_are_text(folder: Path) -> None:
+    content = coco()
+    expected = read(folder, coco()).annotations
+    for image in content["images"]:
+        image["id"] = str(image["id"])
+    content["images"][0].update(width="100", height=50.0)
+    for annotation in content["annotations"]:
+        annotation["image_id"] = str(annotation["image_id"])
+        annotation["category_id"] = float(annotation["category_id"])
+    content["categories"][2]["id"] = "7"
+    dataset = read(folder, content)
+    assert dataset.annotations.image_ids.tolist() == [5, 2, 9]
+    np.testing.assert_array_equal(dataset.annotations.boxes, expected.boxes)
+    assert dataset.annotations.categories == expected.categories
+    assert dataset.notes[0] == "14 ids read as whole numbers, the first is id '5' in images"
+
+
+def test_masks_that_cannot_be_used_are_named(folder: Path) -> None:
+    content = boxes_of([1, 1, 9, 9], [2, 2, 9, 9], [3, 3, 9, 9], [4, 4, 9, 9])
+    for annotation, segmentation in zip(
+        content["annotations"],
+        [
+            {"size": [100, 50], "counts": [5000]},
+            [[0, 0, 9, 0, 9]],
+            [[200, 0, 300, 0, 300, 40]],  # beside the image
+            [[0, 0, 9, 0, 9, 9], [1, 2]],
+        ],
+        strict=True,
+    ):
+        annotation["segmentation"] = segmentation
+    dataset = read(folder, content)
+    masks = dataset.annotations.masks
+    assert masks.are_missing.tolist() == [True, True, False, False]
+    assert decode_mask(masks[2], (50, 100)).sum() == 0
+    assert dataset.counts["unusable masks dropped"] == 2
+    assert dataset.counts["empty masks"] == 1
+    unusable, empty = dataset.notes
+    assert unusable.startswith(
+        "2 masks cannot be used and were dropped, the first of annotation id 11:"
+    )
+    assert unusable.endswith("got [100, 50]; they stand as [width, height]")
+    assert empty.startswith(
+        "1 mask without a pixel inside the image, the first of annotation id 13"
+    )
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = [[1, 2]]
+    assert read(folder, content).annotations.masks is None
+
+
+def test_the_least_that_pycocotools_scores(folder: Path) -> None:
+    content = boxes_of([1, 1, 9, 9], [2, 2, -9, -9])
+    content["images"] = [{"id": 1}, {"id": 2, "file_name": None}, {"id": 3, "width": "wide"}]
+    content["annotations"][0]["segmentation"] = [[1, 1, 9, 1, 9, 9]]
+    annotations, found = annotations_of(content, where=folder, keep_all=True)
+    assert annotations.sizes_hw.tolist() == [[0, 0]] * 3
+    assert annotations.xywh.tolist() == [[1, 1, 9, 9], [2, 2, -9, -9]]
+    assert annotations.masks is None
+    assert "2 boxes" not in found.notes[0]
+    assert found.notes[0].startswith("1 box of negative width or height, which match nothing")
+    assert "the image's `height` and `width` are not given" in found.notes[1]
+    with pytest.raises(DatasetError, match="needs a `file_name`"):
+        read(folder, content)
 
 
 def test_missing_places(folder: Path) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import io
-import json
+import os
+import struct
+import threading
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from cachedet.data.coco import CocoDataset, read_coco
-from cachedet.data.images import decode_bytes, decode_image, make_input, require_good, scan_images
+from cachedet.data.images import (
+    MAX_NBYTES,
+    decode_bytes,
+    decode_image,
+    decoded,
+    image_suffixes,
+    make_input,
+)
 from cachedet.data.views import make_geometry, view_named
 from cachedet.errors import BadImageError
 from cachedet.structures import Preprocessing
@@ -120,53 +129,6 @@ def test_make_input_normalises_flips_and_pads() -> None:
     torch.testing.assert_close(image[:, :, 80:], torch.zeros(3, 64, 16))
 
 
-@pytest.fixture
-def dataset(tmp_path: Path) -> CocoDataset:
-    images = tmp_path / "images"
-    images.mkdir()
-    whole = encoded(Image.effect_noise((64, 48), 50).convert("RGB"), "JPEG")
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    files = {
-        "good.jpg": whole,
-        "truncated.jpg": whole[: len(whole) // 2],
-        "empty.jpg": b"",
-        "page.jpg": b"<html>not found</html>",
-        "turned.jpg": encoded(Image.new("RGB", (64, 48)), "JPEG", exif=exif),
-    }
-    for name, content in files.items():
-        (images / name).write_bytes(content)
-    (images / "folder.jpg").mkdir()
-    entries = [
-        {"id": number, "file_name": name, "width": 64, "height": 48}
-        for number, name in enumerate([*files, "folder.jpg", "missing.jpg"])
-    ]
-    content = {"images": entries, "annotations": [], "categories": [{"id": 1, "name": "x"}]}
-    (tmp_path / "a.json").write_text(json.dumps(content))
-    return read_coco(annotations=tmp_path / "a.json", images=images)
-
-
-def test_scan_finds_every_bad_file_at_once(dataset: CocoDataset) -> None:
-    scan = scan_images(dataset, workers=2)
-    assert [row for row, _ in scan.bad] == [1, 2, 3, 4, 5, 6]
-    reasons = dict(scan.bad)
-    assert "truncated" in reasons[1]
-    assert reasons[2] == "the file is empty"
-    assert reasons[3] == "not an image"
-    assert reasons[4] == "annotated as 64x48, the upright file is 48x64"
-    assert scan.contents[0] != 0
-    message = r"6 of 7 images cannot be used:(.|\n)*--on-bad-image skip"
-    with pytest.raises(BadImageError, match=message):
-        require_good(dataset, scan)
-
-
-def test_decode_image_names_the_file(dataset: CocoDataset) -> None:
-    with pytest.raises(BadImageError, match=r"page.jpg: not an image"):
-        decode_image(dataset.path_of(3))
-    with pytest.raises(BadImageError, match=r"missing.jpg: No such file"):
-        decode_image(dataset.path_of(6))
-
-
 def test_too_many_pixels_are_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cachedet.data.images.MAX_PIXELS", 31)
     with pytest.raises(BadImageError, match="8x4 pixels are more than the limit of 31"):
@@ -187,3 +149,205 @@ def test_looked_up_values_are_the_computed_ones_to_the_bit() -> None:
     assert torch.equal(made[:, :16, :16], (values - mean) / std)
     assert not made[:, 16:].any()
     assert not made[:, :, 16:].any()
+
+
+def test_decode_image_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "page.jpg").write_bytes(b"<html>not found</html>")
+    with pytest.raises(BadImageError, match=r"page.jpg: not an image of a format that is read"):
+        decode_image(tmp_path / "page.jpg")
+    with pytest.raises(BadImageError, match=r"missing.jpg: No such file"):
+        decode_image(tmp_path / "missing.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pipe.jpg", "it is a folder, pipe or device, not a file"),
+        ("folder.jpg", "it is a folder, pipe or device, not a file"),
+        ("device.jpg", "it is a folder, pipe or device, not a file"),
+        ("loop.jpg", "Too many levels of symbolic links"),
+        ("sparse.jpg", "bytes are more than the limit of 536,870,912"),
+        ("a" * 300, "File name too long"),
+        ("half\ud83d.jpg", "no file can have this name"),
+        ("nul\0.jpg", "no file can have this name"),
+        ("page.jpg/x.jpg", "Not a directory"),
+    ],
+)
+def test_what_is_no_file_of_a_sensible_size_is_refused_unread(
+    tmp_path: Path, name: str, message: str
+) -> None:
+    """None of these may block, crash, or fill the memory."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "device.jpg").symlink_to("/dev/zero")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "page.jpg").touch()
+    with open(tmp_path / "sparse.jpg", "wb") as file:
+        file.truncate(MAX_NBYTES + 1)
+    with pytest.raises(BadImageError, match=message):
+        decode_image(tmp_path / name)
+
+
+PROGRAMS = {
+    "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 48\n%%EndComments\nshowpage\n%%EOF\n",
+    "PDF": b"%PDF-1.4\n1 0 obj\n<<>>\nendobj\n",
+    "WMF": b"\xd7\xcd\xc6\x9a" + bytes(40),
+    "compound file": bytes.fromhex("d0cf11e0a1b11ae1") + bytes(600),
+    "AppleDouble": b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(60),
+}
+
+
+@pytest.mark.parametrize("kind", PROGRAMS)
+def test_only_formats_of_pictures_are_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Pillow starts Ghostscript for EPS; here it would leave a file behind."""
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\necho 10.0\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(BadImageError, match="not an image of a format that is read"):
+        decode_bytes(PROGRAMS[kind])
+    assert not (tmp_path / "started").exists()
+
+
+def test_endings_are_those_of_the_formats_that_are_read() -> None:
+    wanted = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".jp2"}
+    assert wanted <= image_suffixes()
+    assert not image_suffixes() & {".eps", ".pdf", ".wmf", ".mpg", ".h5", ".fpx"}
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("Failed to decode frame 0: Decoding failed"), "RuntimeError: Failed to"),
+        (NotImplementedError("not yet"), "NotImplementedError: not yet"),
+        (MemoryError(), "there is not enough memory to decode it"),
+        (struct.error("unpack requires 4 bytes"), "error: unpack requires 4 bytes"),
+        (KeyError("x"), "KeyError: 'x'"),
+        (ZeroDivisionError(), "ZeroDivisionError: it cannot be decoded"),
+        (OSError("broken\nmore"), "^broken$"),
+    ],
+)
+def test_whatever_a_decoder_raises_is_a_bad_image(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    def load(self: object) -> None:
+        raise error
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load_prepare", load)
+    with pytest.raises(BadImageError, match=message):
+        decode_bytes(encoded(quadrants(), "PNG"))
+
+
+def test_an_interrupt_is_no_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(self: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load_prepare", load)
+    with pytest.raises(KeyboardInterrupt):
+        decode_bytes(encoded(quadrants(), "PNG"))
+
+
+def ramp(dtype: str, low: float, high: float) -> Image.Image:
+    return Image.fromarray(np.array([[low, (low + high) / 2, high]], dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "values", "note"),
+    [
+        (ramp("f4", 0, 1), "TIFF", [0, 128, 255], "its floats, 0 to 1, are multiplied by 255"),
+        (ramp("f4", 0, 1), "PPM", [0, 128, 255], "its floats, 0 to 1, are multiplied by 255"),
+        (ramp("f4", 0, 255), "TIFF", [0, 128, 255], "its floats, 0 to 255, are taken as 0 to 255"),
+        (ramp("i4", 0, 65535), "TIFF", [0, 127, 255], "32-bit integers, 0 to 65535, are taken as"),
+        (ramp("u2", 0, 4095), "PNG", [0, 8, 16], "only 12 of its 16 bits are used (up to 4095"),
+        (ramp("u2", 0, 1023), "TIFF", [0, 2, 4], "only 10 of its 16 bits are used"),
+        (ramp("u2", 0, 65535), "PNG", [0, 127, 255], None),
+        (ramp("u2", 0, 65535), "PPM", [0, 127, 255], None),
+        (ramp("u2", 0, 0), "PNG", [0, 0, 0], None),
+    ],
+)
+def test_deep_pixels_by_the_stated_rule(
+    image: Image.Image, kind: str, values: list[int], note: str | None
+) -> None:
+    pixels, noticed = decode_bytes(encoded(image, kind))
+    np.testing.assert_array_equal(pixels, np.repeat(np.array(values)[None, :, None], 3, axis=2))
+    assert (noticed is None) == (note is None)
+    assert note is None or note in str(noticed)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (ramp("f4", -1, 1), "its floats range from -1 to 1, expected 0 to 1 or 0 to 255"),
+        (ramp("f4", 0, 1.5), "its floats range from 0 to 1.5"),
+        (ramp("f4", 0, 1000), "its floats range from 0 to 1000"),
+        (ramp("f4", 0, float("nan")), "its floats range from nan to nan"),
+        (ramp("f4", 0, float("inf")), "its floats range from 0 to inf"),
+        (ramp("i4", 0, 2**31 - 1), "its integers range from 0 to 2147483647, expected 16 bits"),
+        (ramp("i4", -5, 100), "its integers range from -5 to 100"),
+    ],
+)
+def test_deep_pixels_without_a_rule_are_refused(image: Image.Image, message: str) -> None:
+    with pytest.raises(BadImageError, match=message):
+        decode_bytes(encoded(image, "TIFF"))
+
+
+def test_12_bits_in_16_are_noticed_in_colours_too() -> None:
+    """Pillow keeps the upper 8 bits of such a PNG."""
+    rows = (b"\0" + struct.pack(">9H", 4095, 0, 0, 0, 4095, 0, 7, 7, 7)) * 2
+    pixels, note = decode_bytes(png(3, 2, rows, bits=16))
+    assert pixels.max() == 15
+    assert note is not None
+    assert note.startswith("only 12 of its 16 bits are used")
+
+
+def png(width: int, height: int, rows: bytes, *, bits: int = 8, colours: int = 2) -> bytes:
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checksum = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "1", "CMYK", "I;16", "F"])
+def test_strips_give_the_pixels_of_the_whole(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    noise = Image.effect_noise((40, 30), 60)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(noise).astype(np.uint16) * 257)
+    else:
+        image = noise.convert(mode)
+    content = encoded(image, "TIFF")
+    whole, _ = decode_bytes(content)
+    monkeypatch.setattr("cachedet.data.images._STRIP_PIXELS", 40 * 7)
+    np.testing.assert_array_equal(decode_bytes(content)[0], whole)
+
+
+def test_giants_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two images that together have more pixels than may be decoded at once."""
+    monkeypatch.setattr("cachedet.data.images.MAX_PIXELS", 40)
+    content = encoded(quadrants(), "PNG")  # 32 pixels
+    second = threading.Event()
+
+    def decode() -> None:
+        with decoded(content):
+            second.set()
+
+    with decoded(content):
+        other = threading.Thread(target=decode)
+        other.start()
+        assert not second.wait(0.2)
+    other.join(60)
+    assert second.is_set()
+
+
+def test_a_giant_takes_some_bytes_a_pixel() -> None:
+    """40 million pixels: 4 bytes each in Pillow and 3 as an array, not 27 as before."""
+    resource = pytest.importorskip("resource")
+    content = encoded(Image.new("RGB", (8000, 5000), "navy"), "PNG")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pixels, _ = decode_bytes(content)
+    assert pixels.shape == (5000, 8000, 3)
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 10 * 40e6

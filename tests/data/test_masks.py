@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,17 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from cachedet.data.masks import (
+    FARTHEST,
+    MOST_RUNS,
     NO_MASK,
     decode_mask,
+    empty_code,
     encode_bitmap,
     encode_segmentation,
+    is_blank,
     paste_mask,
     paste_masks,
+    require_covers,
     rle_of,
 )
 from cachedet.errors import StoreError
@@ -63,8 +69,27 @@ def test_no_segmentation(nothing: Any) -> None:
     [
         ("polygon", "expected polygons or an RLE, got str"),
         ([[1, 2, 3, 4]], "expected a polygon of at least 3 points"),
-        ([[1, 2, 3, float("nan"), 5, 6]], "expected a polygon of at least 3 points"),
-        ({"size": [3, 2], "counts": [6]}, r"expected an RLE of size \[2, 3\], got \[3, 2\]"),
+        ([[0, 0, 2, 0, 2, 2], [1, 2, 3, math.nan, 5, 6]], "is no finite number"),
+        ([[1, 2, 3, math.inf, 5, 6]], "is no finite number"),
+        ([[1, 2, 3, 10**400, 5, 6]], "is no finite number"),
+        ([[1, 2, 3, 1e200, 5, 6]], "farther than 1,000,000,000 pixels from the image"),
+        ([[0, 0, 2, 0, 2, 2], [0, 0, 2, 0, 2]], "an x and a y for each point, got 5 numbers"),
+        ([[0, 0, 2, 0, 2, "2"]], r"lists of numbers .* got \[0, 0, 2, 0, 2, '2'\]"),
+        ([[0, 0, 2, 0, 2, True]], "lists of numbers"),
+        ([0, 0, 2, 0, 2, 2], "expected a list of polygons, got one alone"),
+        ([{"size": [2, 3], "counts": [6]}], "expected polygons as lists of numbers"),
+        ([[]], "expected a polygon of at least 3 points"),
+        ({}, r"expected an RLE of size \[2, 3\].* got None"),
+        (
+            {"size": [3, 2], "counts": [6]},
+            r"size \[2, 3\].* got \[3, 2\]; they stand as \[width, h",
+        ),
+        ({"size": [4, 2], "counts": [8]}, r"size \[2, 3\], \[height, width\] .* got \[4, 2\]$"),
+        ({"size": [2, 3], "counts": [True, 5]}, "whole numbers from 0"),
+        ({"size": [2, 3], "counts": [1.5, 4.5]}, "whole numbers from 0"),
+        ({"size": [2, 3], "counts": [10**400]}, r"sum to 6, got 10+\.\.\.0+$"),
+        ({"size": [2, 3], "counts": [0] * (MOST_RUNS + 1)}, "at most 4,194,304 run lengths, got"),
+        ({"size": [2, 3], "counts": ""}, "does not cover 2 x 3 pixels"),
         ({"size": [2, 3], "counts": [7]}, "run lengths that sum to 6, got 7"),
         ({"size": [2, 3], "counts": [9, -3]}, "whole numbers from 0"),
         ({"size": [2, 3], "counts": 6}, "expected `counts` as a list or a string, got int"),
@@ -75,6 +100,70 @@ def test_no_segmentation(nothing: Any) -> None:
 def test_segmentations_that_are_none(segmentation: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         encode_segmentation(segmentation, (2, 3))
+
+
+@pytest.mark.parametrize("size_hw", [(10**8, 10**8), (2**20, 2**20), (1, 2**31), (0, 0), (0, 7)])
+def test_sizes_that_pycocotools_never_sees(size_hw: tuple[int, int]) -> None:
+    """It ends the process on the first of them."""
+    height, width = size_hw
+    runs = {"size": [height, width], "counts": [height * width]}
+    for segmentation in ([[0, 0, 1e8, 0, 1e8, 1e8, 0, 1e8]], runs, {**runs, "counts": "0"}):
+        with pytest.raises(ValueError, match="larger than masks may be|are not given"):
+            encode_segmentation(segmentation, size_hw)
+    with pytest.raises(StoreError, match="does not cover"):
+        require_covers(b"0", (2**20, 2**20))
+
+
+POINT = st.one_of(st.floats(-400, 400), st.integers(-60, 60).map(float), st.integers(-9, 49))
+
+
+@settings(deadline=None, max_examples=400, derandomize=True)
+@given(
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.lists(st.lists(st.tuples(POINT, POINT), min_size=3, max_size=8), min_size=1, max_size=3),
+)
+def test_polygons_that_stick_out_are_pycocotools_own(
+    height: int, width: int, polygons: list[list[tuple[float, float]]]
+) -> None:
+    """To the bit: edges are cut at the border, points beyond it do not move."""
+    flat = [[float(value) for point in polygon for value in point] for polygon in polygons]
+    theirs = coco_mask.merge(coco_mask.frPyObjects(flat, height, width))["counts"]
+    assert encode_segmentation(flat, (height, width)) == theirs
+    scraps = [*flat, [1.0, 2, 3, 4], [5.0, 6], []]
+    assert encode_segmentation(scraps, (height, width)) == theirs
+
+
+@pytest.mark.parametrize("reach", [2e5, 3e7, 9e8])
+def test_an_edge_through_the_image_keeps_its_direction(reach: float) -> None:
+    """However far its ends are: beyond a boundary of 4 million pixels we cut before."""
+    diamond = [-reach, 50, 50, -reach, reach + 100, 50, 50, reach + 100]
+    assert decode_mask(encode_segmentation([diamond], (100, 100)), (100, 100)).all()
+    halves = [-reach, -reach, reach, reach, -reach, reach]  # below the diagonal
+    bitmap = decode_mask(encode_segmentation([halves], (100, 100)), (100, 100))
+    assert abs(int(bitmap.sum()) - 5000) <= 100
+    assert bitmap[60, :59].all()
+    assert not bitmap[60, 62:].any()
+    beside = [reach, 0, 2 * reach, 0, 2 * reach, 50]
+    if 2 * reach < FARTHEST:
+        assert encode_segmentation([beside], (100, 100)) == empty_code((100, 100))
+
+
+def test_a_polygon_that_fills_no_memory() -> None:
+    zigzag = np.column_stack([np.arange(20_000) % 2 * 900, np.arange(20_000) / 20]).ravel()
+    with pytest.raises(ValueError, match=r"polygons are 18,\d+,\d+ pixels long, .* most 4,000,000"):
+        encode_segmentation([zigzag.tolist()], (1000, 1000))
+
+
+def test_blank_masks() -> None:
+    assert is_blank(NO_MASK)
+    for size_hw in ((1, 1), (7, 9), (3000, 5000)):
+        assert is_blank(empty_code(size_hw))
+        assert not decode_mask(empty_code(size_hw), size_hw).any()
+        bitmap = np.zeros(size_hw, dtype=np.bool_)
+        bitmap[-1, -1] = True
+        assert not is_blank(encode_bitmap(bitmap))
+        assert not is_blank(encode_bitmap(~np.zeros(size_hw, dtype=np.bool_)))
 
 
 @settings(deadline=None, max_examples=200, derandomize=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from cachedet.data.coco import read_coco
-from cachedet.data.images import scan_images
 from cachedet.data.shapes import CLASS_NAMES, draw_image, write_shapes
+from cachedet.data.survey import scan_images
 
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
-from cachedet.data.masks import NO_MASK, encode_bitmap
+from cachedet.data.masks import NO_MASK, empty_code, encode_bitmap
 from cachedet.detector.layers import LayerStyle
 from cachedet.detector.mask_head import MaskHead, crop_masks
 from cachedet.structures import TargetMasks, Targets
@@ -79,13 +79,14 @@ def test_no_rois_and_no_masks(detectors: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["faster_rcnn", "cascade_rcnn"])
-def test_loss_by_hand(detectors: Any, kind: str) -> None:
-    """Three RoIs of two images; one box has no mask and teaches nothing."""
+@pytest.mark.parametrize("without", [NO_MASK, empty_code((64, 96))])
+def test_loss_by_hand(detectors: Any, kind: str, without: bytes) -> None:
+    """Three RoIs of two images; one box has no mask, or a blank one, and teaches nothing."""
     detector = detectors.detector(kind, **MASKED).eval()
     branch = detector.mask_branch
     torch.nn.init.normal_(branch.head.logits.weight, std=0.5)
     first = with_masks(detectors.targets([[10.0, 8, 50, 40], [40.0, 20, 90, 60]], labels=[2, 0]))
-    codes = (first.masks.codes[0], NO_MASK)
+    codes = (first.masks.codes[0], without)
     first = dataclasses.replace(first, masks=dataclasses.replace(first.masks, codes=codes))
     second = with_masks(detectors.targets([[5.0, 5, 60, 50]], labels=[1]), flip=True)
     boxes = torch.tensor([[4.0, 6, 55, 48], [41.0, 22, 88, 60], [12.0, 8, 50, 42.0]])

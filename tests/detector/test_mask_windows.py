@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 from torchvision.ops import roi_align
 
 from cachedet.data.geometry import Geometry
-from cachedet.data.masks import encode_bitmap
+from cachedet.data.masks import decode_mask, encode_bitmap, encode_segmentation
 from cachedet.data.views import make_geometry, make_targets, view_named
 from cachedet.detector.mask_head import crop_masks
 from cachedet.structures import MaskCodes
@@ -27,6 +28,12 @@ def ellipse(box: list[float]) -> np.ndarray:
     dx, dy = (x - (x1 + x2) / 2) / (x2 - x1) * 2, (y - (y1 + y2) / 2) / (y2 - y1) * 2
     half = (dx**2 + dy**2 < 1) & (x < 0.7 * x2 + 0.3 * x1)  # not its own mirror image
     return np.asarray(half)
+
+
+def sticking_out(box: list[float]) -> list[float]:
+    """A triangle with a corner above the image and one right of it."""
+    x1, y1, x2, y2 = box[:4]
+    return [x1, y2, (x1 + x2) / 2, y1 - 150.5, x2 + 220.25, y2 + 40]
 
 
 def rasterised(bitmap: np.ndarray, geometry: Geometry) -> torch.Tensor:
@@ -47,9 +54,20 @@ def rasterised(bitmap: np.ndarray, geometry: Geometry) -> torch.Tensor:
     [("base", 7), ("hflip", 7), ("scale-1.5", 7), ("crop-k0", 7), ("crop-k1", 27),
      ("jitter-1.2-3-s0", 7), ("jitter-1.2-3-s3", 7), ("jitter-1.2-3-s1", 17)],
 )  # fmt: skip
-def test_masks_cropped_are_masks_rasterised(annotations_of: Any, name: str, image_id: int) -> None:
-    bitmaps = [ellipse(box) for box in BOXES]
-    masks = MaskCodes.join([encode_bitmap(bitmap) for bitmap in bitmaps])
+@pytest.mark.parametrize("draw", ["ellipse", "polygon"])
+def test_masks_cropped_are_masks_rasterised(
+    annotations_of: Any, name: str, image_id: int, draw: str
+) -> None:
+    """Ellipses, and polygons that stick out of the image, as pycocotools draws them."""
+    if draw == "ellipse":
+        bitmaps = [ellipse(box) for box in BOXES]
+        codes = [encode_bitmap(bitmap) for bitmap in bitmaps]
+    else:
+        polygons = [sticking_out(box) for box in BOXES]
+        theirs = [coco_mask.merge(coco_mask.frPyObjects([p], *IMAGE_HW)) for p in polygons]
+        bitmaps = [decode_mask(runs["counts"], IMAGE_HW) > 0 for runs in theirs]
+        codes = [encode_segmentation([polygon], IMAGE_HW) for polygon in polygons]
+    masks = MaskCodes.join(codes)
     ground_truth = dataclasses.replace(annotations_of([IMAGE_HW], [BOXES]), masks=masks)
     geometry = make_geometry(
         view_named(name), image_hw=IMAGE_HW, image_id=image_id, image_size=256, pad_multiple=32

@@ -130,7 +130,6 @@ def _drop_class(values: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_drop_class, "the validation store differs in categories"),
         (lambda values: values["annotations"].clear(), "holds no boxes (crowds aside)"),
     ],
 )
@@ -144,6 +143,18 @@ def test_scored_images_that_do_not_fit_are_refused_before_training(
     assert message in result.stderr
     assert "with others, choose another --out" in result.stderr
     assert not (tmp_path / "out" / "cells").exists()
+
+
+def test_other_classes_are_refused_before_any_extraction(
+    run_compare: Any, tiny: Any, tmp_path: Path
+) -> None:
+    val = tiny.change(tiny.paths.val, tmp_path / "val.json", _drop_class)
+    result = run_compare("--modes", "cached", "--epochs", "1", val=val)
+    assert result.exit_code == 1
+    told = " ".join(result.stderr.split())
+    assert "has other classes than --annotations" in told
+    assert "only there {}, only for training {30: 'crescent'}; give both files the same" in told
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_failed_cell_leaves_the_others(run_compare: Any, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from cachedet.cli import app
 from cachedet.config.run import TrainConfig
 from cachedet.evaluate import Questions, evaluate
+from cachedet.extract import extract
 from cachedet.store.reader import FeatureStore
 from cachedet.train import train
 from cachedet.training.run_folder import count_annotations
@@ -272,3 +273,109 @@ def test_from_python(tiny: Any, runs: Path) -> None:
     assert report.analysis.intervals.ap.value == pytest.approx(report.scores.ap)
     assert report.to_json()["run"] == str(runs / "a")
     assert yaml.safe_load((runs / "a" / "config.yaml").read_text())["seed"] == 0
+
+
+def test_images_that_extraction_skipped_are_named(tiny: Any, runs: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(tiny.paths.images, images)
+    bad = FeatureStore.open(tiny.val).annotations.file_names[2]
+    (images / bad).write_bytes(b"")
+    backwards = tiny.change(tiny.paths.val, tmp_path / "val.json", _draw_backwards)
+    store = tmp_path / "val.zarr"
+    config = {"images": images, "annotations": backwards, "on_bad_image": "skip", "views": "base"}
+    report = extract(tiny.extract_config(store, **config))
+    note = "1 box of negative width or height turned round (annotation id 1)"
+    assert report.notes == ((str(backwards), note),)
+
+    options = (runs / "a", "--store", store, "--device", "cpu")
+    told = " ".join(call(*options).stdout.split())
+    expected = f"1 image was skipped at extraction, and was not scored: {bad} (the file is empty)"
+    assert f"note: {expected}" in told
+    printed = printed_by(*options, "--annotations", backwards)
+    assert printed["skipped"] == [[bad, "the file is empty"]]
+    as_it_stands = "1 box of negative width or height, which match nothing (annotation id 1)"
+    assert printed["notes"] == [
+        expected,
+        f"{backwards}: {as_it_stands}",
+        f"{backwards} describes 1 image more than the store holds: not scored",
+    ]
+    assert json.loads((runs / "a" / "results.json").read_text()) == printed
+
+
+def _draw_backwards(content: dict[str, Any]) -> None:
+    x, y, width, height = content["annotations"][0]["bbox"]
+    content["annotations"][0]["bbox"] = [x + width, y + height, -width, -height]
+
+
+def test_notes_on_the_truth_are_printed(tmp_path: Path) -> None:
+    truth = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 100, "height": 80}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [
+            {"id": 5, "image_id": "1", "category_id": 1, "bbox": [10, 10, 30, 30],
+             "segmentation": {"size": [100, 80], "counts": [8000]}}
+        ],
+    }  # fmt: skip
+    found = [{"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": [[1, 1, 9, 1, 9, 9]]}]
+    files = []
+    for option, content in {"--annotations": truth, "--detections": found}.items():
+        (tmp_path / f"{option[2:]}.json").write_text(json.dumps(content))
+        files += [option, tmp_path / f"{option[2:]}.json"]
+    told = " ".join(call(*files).stdout.split())
+    assert "1 id read as whole numbers, the first is image_id '1' in annotations" in told
+    assert "1 mask cannot be used and was dropped, the first of annotation id 5: expected" in told
+
+
+def test_figures_are_shown_where_the_run_cannot_be_written(
+    tiny: Any, runs: Path, tmp_path: Path, store_kit: Any
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "scores.json"
+    shutil.copytree(runs / "a", run)
+    with store_kit.read_only(run):
+        shown = call(run, "--store", tiny.val, "--device", "cpu")
+        as_json = call(run, "--store", tiny.val, "--device", "cpu", "--json", "--out", out)
+    for result in (shown, as_json):
+        assert result.exit_code == 1
+        assert re.search(r"error: cannot write .*detections.json: (Read-only|Perm)", result.stderr)
+    assert "AP50" in shown.stdout
+    assert "results.json" not in shown.stdout
+    assert json.loads(out.read_text()) == json.loads(as_json.stdout)
+
+
+def test_somebodys_files_in_a_run_folder_stay(tiny: Any, runs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs / "a", run)
+    for name in ("results.json", "detections.json"):
+        before = (run / name).read_bytes() if (run / name).exists() else None
+        (run / name).write_text('{"mine": 1}')
+        message = f"{name} is there already and is not"
+        assert message in refused(run, "--store", tiny.val, "--device", "cpu")
+        assert (run / name).read_text() == '{"mine": 1}'
+        (run / name).unlink() if before is None else (run / name).write_bytes(before)
+
+
+@pytest.mark.parametrize("name", ["best.pt", "train.json", "photo.jpg", "notes.txt"])
+def test_out_replaces_nothing_but_scores(tiny: Any, runs: Path, tmp_path: Path, name: str) -> None:
+    """Refused before anything is opened; twice to the same file is no harm."""
+    sources = {
+        "best.pt": runs / "a/weights/best.pt",
+        "train.json": tiny.paths.train,
+        "photo.jpg": next(tiny.paths.images.iterdir()),
+    }
+    out = tmp_path / name
+    out.write_bytes(sources[name].read_bytes() if name in sources else b"")
+    before = out.read_bytes()
+    assert f"{out} is there already and is not scores" in refused(
+        "no run", "--store", tiny.val, "--out", out
+    )
+    assert out.read_bytes() == before
+    again = tmp_path / "scores.json"
+    for _ in range(2):
+        files = ("--detections", tmp_path / "found.json", "--annotations", tiny.paths.val)
+        (tmp_path / "found.json").write_text("[]")
+        assert call(*files, "--out", again).exit_code == 0
+
+
+def test_out_in_a_run_folder_has_a_name_of_its_own(tiny: Any, runs: Path) -> None:
+    message = "config.yaml belongs to the run folder"
+    assert message in refused(runs / "a", "--store", tiny.val, "--out", runs / "b/config.yaml")

@@ -294,6 +294,12 @@ def test_a_store_of_other_classes(tiny: Any, run: Path, tmp_path: Path) -> None:
     message = "trained on other classes .*only in the store {77: 'zebra'}"
     with pytest.raises(CheckpointError, match=message):
         evaluate(run, store=tmp_path / "s.zarr")
+    message = (
+        "other classes than the training store: only there {77: 'zebra'}, only for training {}"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        train(CONFIG, train_store=tiny.train, val_store=tmp_path / "s.zarr", run=tmp_path / "r")
+    assert not (tmp_path / "r").exists()
 
 
 def test_runs_that_do_not_fit(tiny: Any, run: Path, tmp_path: Path) -> None:

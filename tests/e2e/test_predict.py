@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from cachedet.data.views import parse_views
 from cachedet.errors import InputError
 from cachedet.evaluate import evaluate
 from cachedet.extract import extract
-from cachedet.predict import load_image_detector, predict
+from cachedet.predict import _image_files, load_image_detector, predict
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Detections
 from cachedet.train import train
@@ -164,3 +165,90 @@ def test_through_the_command_line(
         refused = call("--views", views)
         assert refused.exit_code == 1
         assert message in refused.stderr
+
+
+def test_a_bad_file_costs_the_others_nothing(
+    tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
+) -> None:
+    """Nor do what macOS leaves beside images, a pipe's name, or half a file."""
+    good = image_files(tiny, store)[0]
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    shutil.copy(good, folder / f"good{good.suffix}")
+    shutil.copy(good, folder / "z.jfif")  # its content says what it is
+    (folder / "._good.jpg").write_bytes(b"\0\5\x16\7" + bytes(80))
+    (folder / "half.jpg").write_bytes(b"cut off")
+    (folder / "loop.png").symlink_to("loop.png")
+    command = ["predict", runs["retinanet"], folder, "--out", tmp_path / "out", "--device", "cpu"]
+    command += ["--weights", tiny.weights, "--min-score", "1", "--json"]
+    shown = CliRunner().invoke(app, [*map(str, command)])
+    assert shown.exit_code == 1
+    report = json.loads(shown.stdout)
+    assert [Path(entry["file"]).name for entry in report["images"]] == [
+        f"good{good.suffix}", "z.jfif",
+    ]  # fmt: skip
+    assert report["images"] == json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [Path(entry["file"]).name for entry in report["bad"]] == ["half.jpg", "loop.png"]
+    assert "passed over 1 hidden" in shown.stderr
+    assert "error: 2 files cannot be used:" in shown.stderr
+    assert "half.jpg: not an image of a format that is read" in shown.stderr
+    assert "loop.png: Too many levels of symbolic links" in shown.stderr
+
+
+def test_nothing_found_names_the_score(
+    tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
+) -> None:
+    command = ["predict", runs["retinanet"], image_files(tiny, store)[0], "--out", tmp_path]
+    command += ["--weights", tiny.weights, "--min-score", "1", "--device", "cpu"]
+    shown = CliRunner().invoke(app, [*map(str, command)])
+    assert shown.exit_code == 0
+    assert "nothing scores 1 or more; a lower --min-score shows weaker ones" in shown.stdout
+
+
+def test_files_are_listed_without_comparing_all_with_all(tmp_path: Path) -> None:
+    """20,000 names; each with each would be 400 million comparisons."""
+    names = [f"{number:05d}.jpg" for number in range(20_000)]
+    for name in names:
+        (tmp_path / name).touch()
+    assert [file.name for file in _image_files([tmp_path])] == names
+    assert len(_image_files([tmp_path, tmp_path / "00007.jpg"])) == 20_001
+    with pytest.raises(InputError, match="there is no image .*gone.jpg"):
+        _image_files([tmp_path / "gone.jpg"])
+
+
+def test_nothing_of_the_users_is_drawn_over(
+    tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
+) -> None:
+    """Refused before the run is opened; the same call again replaces its own drawings."""
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for number, file in enumerate(image_files(tiny, store)[:3]):
+        (photos / ("a.png", "a.png.jpg", "b.jpg")[number]).write_bytes(file.read_bytes())
+    before = {path.name: path.read_bytes() for path in photos.iterdir()}
+
+    def draw(out: Path, run: Path = tmp_path / "no run") -> dict[str, bytes]:
+        predict(run, images=[photos], out=out, weights=str(tiny.weights), device="cpu")
+        return {path.name: path.read_bytes() for path in out.iterdir()}
+
+    with pytest.raises(InputError, match="is also a folder of images"):
+        draw(photos)
+    out.mkdir()
+    (out / "b.jpg").write_bytes(before["b.jpg"])
+    with pytest.raises(InputError, match=r"out/b.jpg is there already and is not a drawing"):
+        draw(out)
+    (out / "b.jpg").unlink()
+    (out / "detections.json").write_text("[1]")
+    with pytest.raises(InputError, match=r"detections.json is there already and is not detec"):
+        draw(out)
+    (out / "detections.json").unlink()
+    with pytest.raises(InputError, match="is a run folder, whose files belong to it"):
+        draw(runs["masks"])
+    assert list(out.iterdir()) == []
+    drawn = draw(out, runs["retinanet"])
+    assert drawn.keys() == {"a.png.jpg", "a.png-2.jpg", "b.jpg", "detections.json"}
+    assert draw(out, runs["retinanet"]) == drawn
+    assert {path.name: path.read_bytes() for path in photos.iterdir()} == before
+    entries = json.loads(drawn["detections.json"])
+    assert [Path(entry["drawing"]).name for entry in entries] == [
+        "a.png.jpg", "a.png-2.jpg", "b.jpg",
+    ]  # fmt: skip

@@ -21,12 +21,13 @@ from typer.testing import CliRunner
 
 from cachedet.cli import app
 from cachedet.config.run import TrainConfig, dump_config
-from cachedet.errors import CheckpointError, ConfigError
+from cachedet.errors import CheckpointError, ConfigError, InputError
 from cachedet.evaluate import evaluate, load_detector
 from cachedet.extract import extract
 from cachedet.progress import show_progress
 from cachedet.train import TrainReport, train
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
+from cachedet.training.run_folder import RunFolder
 
 RETINANET = yaml.safe_load("""
     kind: retinanet
@@ -109,6 +110,18 @@ def test_stopped_after_any_step_the_rest_is_the_same(whole: Any, tiny: Any, tmp_
         assert first.losses + second.losses == report.losses
         assert_same_state(run, again)
         assert scores_in(run) == scores_in(again)
+
+
+def test_one_process_trains_in_a_folder_and_others_may_look(
+    whole: Any, tiny: Any, tmp_path: Path
+) -> None:
+    config, run, report = whole
+    with RunFolder(run).owned():
+        for resume in (False, True):
+            with pytest.raises(InputError, match=f"process {os.getpid()} on .* trains in"):
+                train(config, **tiny.stores, run=run, resume=resume)
+        assert evaluate(run, store=tiny.val).ap == report.best_ap
+    assert not (run / "train.lock").exists()
 
 
 def test_stopped_after_every_single_step(whole: Any, tiny: Any, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.config.run import ExtractConfig, TrainConfig
 from cachedet.data.coco import CocoDataset
-from cachedet.data.images import Scan
+from cachedet.data.survey import Scan
 from cachedet.data.views import parse_views
 from cachedet.estimation.disk import DiskRates
 from cachedet.estimation.measure import (
@@ -95,6 +95,7 @@ def trials(tiny: Any, backbone: FrozenBackbone, annotations_of: Any) -> Extracti
         image_size=128,
         pad_multiple=32,
         preprocessing=backbone.preprocessing,
+        contents=np.zeros(len(annotations), dtype=np.uint64),
     )
     scan = Scan(contents=np.zeros(6, dtype=np.uint64), bad=(), notes=())
     return ExtractionTrials(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pycocotools import mask as coco_mask
 
 from cachedet.data.coco import annotations_of, load_annotations
 from cachedet.errors import InputError
@@ -52,8 +53,8 @@ def test_files_of_any_producer_score_as_with_pycocotools(
     (tmp_path / "annotations.json").write_text(json.dumps(annotations))
     (tmp_path / "results.json").write_text(json.dumps(results))
     path = tmp_path / "annotations.json"
-    scored, counts = annotations_of(load_annotations(path), where=path, keep_all=True)
-    assert counts["boxes"] == len(annotations["annotations"])
+    scored, found = annotations_of(load_annotations(path), where=path, keep_all=True)
+    assert found.counts["boxes"] == len(annotations["annotations"])
     scores = score_table(scored, read_results(tmp_path / "results.json", scored))
     official = pycocotools(annotations, results).stats
     ours = [-1 if math.isnan(v) else v for v in dataclasses.astuple(scores)[:12]]
@@ -104,7 +105,18 @@ def raw_files(rng: np.random.Generator) -> tuple[dict[str, Any], list[dict[str, 
         ({"score": 10**400}, "needs a finite `score`"),
         ({"bbox": [1, 2, 3]}, r"needs a finite `bbox` \[x, y, width, height\] or a `segmentation`"),
         ({"bbox": [1, 2, 3, math.inf]}, r"needs a finite `bbox`"),
-        ({"bbox": None}, r"needs a finite `bbox`"),
+        ({"bbox": [1, 2, 3, 1e300]}, r"needs a finite `bbox`"),
+        ({"bbox": None}, r"needs a finite `bbox` .* or a `segmentation`, got None, None"),
+        ({"bbox": None, "segmentation": None}, r"\[1\] needs a finite `bbox`.* got None, None"),
+        ({"bbox": None, "segmentation": []}, r"\[1\] needs a finite `bbox`.* got None, \[\]"),
+        ({"bbox": [], "segmentation": {}}, r"\[1\] needs a finite `bbox`.* got \[\], \{\}"),
+        ({"score": "0.5"}, r"\[1\] needs a finite `score`, got '0.5'"),
+        ({"score": True}, r"\[1\] needs a finite `score`, got True"),
+        (
+            {"category_id": [2]},
+            r"has category_id \[2\], which is not a class .*whole numbers; 1 de",
+        ),
+        ({"image_id": "x" * 10**6}, r"has image_id 'x+\.\.\.x+', which is not an image"),
         (
             {"segmentation": {"size": [100, 120], "counts": "xx"}},
             r"results\[0\]: `segmentation`: the compressed RLE does not cover 100 x 120 pixels",
@@ -125,6 +137,12 @@ def test_rows_that_are_refused(one: Annotations, change: dict[str, Any], message
     ("text", "message"),
     [
         ("{}", "is not a COCO results file: expected a list of detections, got a dict"),
+        (
+            '{"annotations": [], "images": []}',
+            "got a dict with annotations, images; an annotation f",
+        ),
+        ("null", "got a NoneType"),
+        ('[{"image_id": 1', "it ends too early"),
         ("[", "is not JSON in UTF-8"),
         ("[" * 100_000, "is not JSON in UTF-8"),
         ("[3]", r"results.json\[0\] is not an object, got 3"),
@@ -148,6 +166,15 @@ def test_an_empty_file_scores_nothing(one: Annotations, tmp_path: Path) -> None:
 def test_a_file_that_is_not_there(one: Annotations, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--detections expects a COCO results file; there is no"):
         read_results(tmp_path / "none.json", one)
+
+
+@pytest.mark.parametrize("box", [{}, {"bbox": None}, {"bbox": []}])
+def test_a_box_that_is_null_is_the_masks(one: Annotations, box: dict[str, Any]) -> None:
+    row = {"image_id": 7, "category_id": 2, "score": 0.5, **box}
+    polygon = [[-30.0, 40, 60, -40, 160, 40, 60, 130]]
+    table = table_of_results(one, [{**row, "segmentation": polygon}] * 3)
+    theirs = coco_mask.toBbox(coco_mask.merge(coco_mask.frPyObjects(polygon, 100, 120)))
+    assert table.xywh.tolist() == [theirs.tolist()] * 3
 
 
 def test_boxes_of_masks_alone(one: Annotations) -> None:

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from cachedet.errors import DatasetError, InputError, StoreError
 from cachedet.evaluation.error_kinds import analyse_errors
@@ -116,10 +118,11 @@ def test_a_file_about_the_images_of_a_store(drawn: Scene, tmp_path: Path) -> Non
     """In the order of the store's rows, whatever the file's, which may describe more images."""
     annotations, _ = drawn
     store = annotations.keep_rows([5, 0, 3])
-    detections, federated = read_annotations_of(store, tmp_path / "annotations.json")
-    assert federated is None
+    truth = read_annotations_of(store, tmp_path / "annotations.json")
+    assert truth.federated is None
+    assert "describes 5 images more than the store holds: not scored" in truth.notes[0]
     for name in ("image_ids", "labels", "boxes", "crowd", "areas"):
-        assert getattr(detections, name).tolist() == getattr(store, name).tolist(), name
+        assert getattr(truth.annotations, name).tolist() == getattr(store, name).tolist(), name
     content = json.loads((tmp_path / "annotations.json").read_text())
     for category in content["categories"]:
         category["frequency"] = "c"
@@ -127,7 +130,8 @@ def test_a_file_about_the_images_of_a_store(drawn: Scene, tmp_path: Path) -> Non
         image["neg_category_ids"] = [0] if row == 3 else []
         image["not_exhaustive_category_ids"] = [6] if row == 0 else []
     (tmp_path / "lvis.json").write_text(json.dumps(content))
-    _, federated = read_annotations_of(store, tmp_path / "lvis.json", lvis=True)
+    federated = read_annotations_of(store, tmp_path / "lvis.json", lvis=True).federated
+    assert federated is not None
     assert federated.negative.tolist() == [2 * 3]  # row 3 of the file is row 2 of the store
     assert federated.not_exhaustive.tolist() == [1 * 3 + 2]
 
@@ -156,3 +160,100 @@ def test_a_file_about_other_images(
     (tmp_path / "annotations.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=message):
         read_annotations_of(annotations, tmp_path / "annotations.json")
+
+
+def polygon_files(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Masks that stick out on all sides, in the truth and in the results."""
+    rng = np.random.default_rng(seed)
+    images = [{"id": n, "file_name": f"{n}.png", "width": 90, "height": 60} for n in range(4)]
+    truth, results = [], []
+    for number in range(16):
+        center = rng.random(2) * [90, 60]
+        polygon = center + rng.normal(0, 60, (int(rng.integers(3, 7)), 2)).round(1)
+        moved = polygon + rng.normal(0, 3, polygon.shape).round(1)
+        runs = coco_mask.merge(coco_mask.frPyObjects([polygon.ravel().tolist()], 60, 90))
+        found = coco_mask.merge(coco_mask.frPyObjects([moved.ravel().tolist()], 60, 90))
+        shared = {"image_id": number % 4, "category_id": 1}
+        truth.append(
+            {**shared, "id": number + 1, "iscrowd": int(number == 7), "area": runs_area(runs),
+             "bbox": coco_mask.toBbox(runs).tolist(), "segmentation": [polygon.ravel().tolist()]}
+        )  # fmt: skip
+        text = {"size": [60, 90], "counts": found["counts"].decode()}
+        results.append({**shared, "score": float(rng.random()), "segmentation": text})
+    classes = [{"id": 1, "name": "a"}]
+    return {"images": images, "annotations": truth, "categories": classes}, results
+
+
+def runs_area(runs: dict[str, Any]) -> float:
+    return float(coco_mask.area(runs))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_polygons_that_stick_out_score_as_with_pycocotools(
+    seed: int, pycocotools: Any, tmp_path: Path
+) -> None:
+    truth, results = polygon_files(seed)
+    (tmp_path / "annotations.json").write_text(json.dumps(truth))
+    (tmp_path / "detections.json").write_text(json.dumps(results))
+    report = score_in(tmp_path)
+    theirs = pycocotools(truth, results, of="segm")
+    ours = list(report.mask_scores.to_json().values())[:12]
+    expected = [None if value == -1 else value for value in theirs.stats.tolist()]
+    assert [None if v is None else pytest.approx(v, abs=1e-12) for v in ours] == expected
+    assert report.mask_scores.ap > 0.1
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "reason"),
+    [
+        ({"size": [90, 60], "counts": [5400]}, "they stand as [width, height]"),
+        ({"size": [60, 90], "counts": [0, 54]}, "expected run lengths that sum to 5400, got 54"),
+        ([[1, 2, 30, 2, 30]], "expected an x and a y for each point, got 5 numbers"),
+        ([[1, 2, 30, 2]], "expected a polygon of at least 3 points"),
+        (None, None),
+    ],
+)
+def test_truth_without_a_usable_mask_is_said_and_no_filled_box(
+    segmentation: Any, reason: str | None, pycocotools: Any, tmp_path: Path
+) -> None:
+    """The figures are those of a file without these annotations."""
+    truth, results = polygon_files(3)
+    for index in (2, 5):
+        truth["annotations"][index]["segmentation"] = segmentation
+    (tmp_path / "annotations.json").write_text(json.dumps(truth))
+    (tmp_path / "detections.json").write_text(json.dumps(results))
+    report = score_in(tmp_path)
+    del truth["annotations"][5], truth["annotations"][2]
+    theirs = pycocotools(truth, results, of="segm")
+    assert report.mask_scores.ap == pytest.approx(theirs.stats[0], abs=1e-12)
+    assert report.mask_scores.ar100 == pytest.approx(theirs.stats[8], abs=1e-12)
+    counted = report.to_json()["oddities"]
+    assert counted["annotations without a mask, left out of the figures of masks"] == 2
+    named = (
+        "annotations.json: 2 masks cannot be used and were dropped, the first of annotation id 6: "
+    )
+    said = [note for note in report.to_json()["notes"] if named in note]
+    assert len(said) == (reason is not None)
+    assert all((reason or "") in note for note in said)
+
+
+def test_ground_truth_with_nothing_but_boxes(drawn: Scene, tmp_path: Path) -> None:
+    """As pycocotools takes it: no names, no sizes; here no areas and crowd flags either."""
+    path = tmp_path / "annotations.json"
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+    path.write_text(json.dumps(content))
+    expected = score_in(tmp_path).scores.to_json()
+    content["images"] = [{"id": image["id"]} for image in content["images"]]
+    for annotation in content["annotations"]:
+        del annotation["area"]
+        if not annotation["iscrowd"]:
+            del annotation["iscrowd"]
+    path.write_text(json.dumps(content))
+    report = score_in(tmp_path)
+    assert report.scores.to_json() == expected
+    assert report.oddities["boxes beyond their image"] <= 1, "left of the image, if anywhere"
+    store = drawn[0].keep_rows([1, 2])
+    truth = read_annotations_of(store, path).annotations
+    assert truth.sizes_hw.tolist() == store.sizes_hw.tolist()

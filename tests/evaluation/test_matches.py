@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachedet.data.masks import NO_MASK, encode_bitmap
+from cachedet.data.masks import encode_bitmap, encode_segmentation
 from cachedet.errors import InputError
 from cachedet.evaluation import matches as matches_module
 from cachedet.evaluation.detection_table import tabulate
@@ -88,7 +88,11 @@ def test_hundreds_of_masks(scene: Any, pycocotools: Any) -> None:
     """pycocotools' area of a list fails beyond 255; its loadRes asks one by one."""
     annotations, drawn = scene(images=2, boxes=8, classes=2, crowds=0.0, detections=900).draw(6)
     assert max(len(of_image) for of_image in drawn) > 300
-    codes = [NO_MASK] * len(annotations.labels)
+    codes = []
+    for row in np.repeat(np.arange(2), np.diff(annotations.offsets)):
+        x, y, w, h = annotations.xywh[len(codes)].tolist()
+        corners = [x, y, x, y + h, x + w, y + h, x + w, y]
+        codes.append(encode_segmentation([corners], annotations.size_of(int(row))))
     annotations = dataclasses.replace(annotations, masks=MaskCodes.join(codes))
     drawn = [dataclasses.replace(each, masks=torch.ones(len(each), 7, 7)) for each in drawn]
     assert_equals_pycocotools(annotations, drawn, pycocotools, of="segm")

@@ -145,7 +145,11 @@ def test_mask_figures_are_pycocotools_own(
     rows = coco_results(masked, seen)
     scores = score_table(masked, table_of_results(masked, rows), of="segm")
     plain = COCO()
-    plain.dataset = json.loads(json.dumps(ground_truth_json(masked)))
+    truth = ground_truth_json(masked)
+    held = len(truth["annotations"])
+    truth["annotations"] = [each for each in truth["annotations"] if "segmentation" in each]
+    assert len(truth["annotations"]) < held, "boxes without a mask are no truth about masks"
+    plain.dataset = json.loads(json.dumps(truth))
     with contextlib.redirect_stdout(io.StringIO()):
         plain.createIndex()
         results = plain.loadRes([{k: v for k, v in row.items() if k != "bbox"} for row in rows])

@@ -192,3 +192,29 @@ def test_a_read_only_disk(tiny: Any, tmp_path: Path, store_kit: Any) -> None:
     ):
         extract(config)
     assert store_kit.files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (
+            "file/s.zarr",
+            "cannot write .*file: Not a directory; repair the cause .* another --store",
+        ),
+        ("file", "cannot write .*file: Not a directory"),
+        ("photos", "exists and is not a feature store"),
+        ("dangling", "cannot write .*dangling: is a link to nowhere, which is not there"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_any_image_is_opened(
+    tiny: Any, tmp_path: Path, place: str, message: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_text("mine")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "no images").mkdir()  # they would be an error of their own
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(StoreError, match=message):
+        extract(tiny.extract_config(tmp_path / place, images=tmp_path / "no images"))
+    assert sorted(tmp_path.rglob("*")) == before

@@ -16,6 +16,7 @@ def test_what_came_from_outside_stays_text() -> None:
     escaped = escape(HOSTILE)
     for special in "<>|`*[]&":
         assert escaped.count("\\" + special) == HOSTILE.count(special)
+    assert escape("a\x1b[31m\udce9") == r"a\\x1b\[31m\\xe9"
     assert escape("two\nlines | # no heading") == r"two lines \| \# no heading"
 
 

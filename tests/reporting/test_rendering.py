@@ -70,6 +70,23 @@ def test_names_with_html_in_them_are_text(hostile: str) -> None:
     assert "<" not in page.scripts[0]
 
 
+def test_names_that_are_no_text_are_shown_escaped(kit: Any) -> None:
+    names = ("a\x00\x1b[31m\nb", "caf\udce9", "c\u202ed")
+    annotations = kit.annotations(names=names)
+    page = kit.page(
+        kit.analyse(annotations, run=kit.detections(annotations, seed=1, skill=0.8)),
+        names=["run \udce9\x07"],
+        sheet=None,
+    )
+    page.encode("utf-8")
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", page)
+    assert r"caf\xe9" in page
+    outline = Outline(page)
+    assert any(r"a\x00\x1b[31m" in text for text in outline.texts)
+    curves = json.loads(outline.scripts[0])["curves"]
+    assert r"caf\xe9" in [curve["name"] for curve in curves]
+
+
 def test_the_policy_allows_its_own_script_and_nothing_else(hostile: str) -> None:
     page = Outline(hostile)
     policy = next(

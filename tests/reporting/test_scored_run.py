@@ -16,6 +16,7 @@ def test_pauses_between_stretches_of_training_do_not_count(tmp_path: Path) -> No
         "2026-01-01 10:05:00   1/4 ...\n"
         "2026-01-02 09:00:00 resumed at step 100\n"
         "a line without a time\n"
+        "2026-99-99 99:99:99 torn\n"
         "2026-01-02 09:01:30 ended at step 200: finished\n"
     )
     assert _sum_sessions(log) == 5 * 60 + 90
@@ -38,6 +39,8 @@ def test_rows_of_metrics_that_a_crash_cut_short_are_left_out(tmp_path: Path) -> 
     assert (third.step, third.loss) == (6, None)
     path.write_text("step,loss\nx,1\n")
     assert read_metrics(path) == ()
+    path.write_bytes(b'step,loss\n1,2\n\xff\xfe,3\n\0\0\0\n"4,5\n' + b"9" * 200_000)
+    assert [point.step for point in read_metrics(path)][:1] == [1]
     assert read_metrics(tmp_path / "missing.csv") == ()
 
 

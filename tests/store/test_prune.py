@@ -16,6 +16,7 @@ from cachedet.errors import InputError, StoreError
 from cachedet.store.files.durable import temporary_path
 from cachedet.store.files.leases import LeaseBook
 from cachedet.store.files.owner import Owner
+from cachedet.store.leftovers import remove_leftovers
 from cachedet.store.prune import PruneReport, prune_store
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store
@@ -44,8 +45,8 @@ def test_waste_of_every_kind(root: Path, kit: Any) -> None:
     leftover.write_bytes(bytes(1000))
     LeaseBook(root, owner=DEAD).take("base-b96x128-000000")
     (root / "commits/base-b96x128-000009.json").write_bytes(b"{}")
-    (root / "base/b96x128/C4/values/c/9").mkdir()
-    (root / "base/b96x128/C4/values/c/9/old").write_bytes(bytes(500))
+    (root / "base/b96x128/C4/values/c/9/0").mkdir(parents=True)
+    (root / "base/b96x128/C4/values/c/9/0/0").write_bytes(bytes(500))
     kit.flip_bit(root / "hflip/b96x128/C4/values/c/0/0/0/0", 3)
     assert len(verify_store(root, deep=True).bad) == 1
     shown = prune_store(root, dry_run=True)
@@ -175,6 +176,7 @@ def test_prune_beside_a_running_writer(tmp_path: Path, kit: Any) -> None:
 
 PRUNE_KILLED_AT_EACH_STEP = """
 import shutil
+from cachedet.store.leftovers import remove_leftovers
 from cachedet.store.prune import prune_store
 def prune(folder):
     prune_store(folder, dry_run=False, keep_views=["base"])
@@ -214,14 +216,141 @@ def test_a_read_only_store_is_one_clear_message(root: Path, kit: Any) -> None:
     assert counts(prune_store(root, dry_run=False))["orphan"] == 2
 
 
-def test_a_withdrawn_record_that_was_a_folder(root: Path) -> None:
+def test_a_withdrawn_record_that_somebody_made_a_folder_is_left(root: Path, kit: Any) -> None:
     record = root / "commits/base-b96x128-000000.json"
+    whole = record.read_bytes()
     record.unlink()
     record.mkdir()
     (record / "a file").touch()
     assert verify_store(root, deep=False).bad[0].withdrawn
-    assert counts(prune_store(root, dry_run=False))["withdrawn"] == 1
-    assert not record.with_name(f"{record.name}.bad").exists()
+    aside = record.with_name(f"{record.name}.bad") / "a file"
+    report = prune_store(root, dry_run=False)
+    assert counts(report) == {**NOTHING, "orphan": 2}
+    assert report.left == (aside,)
+    kit.fill(root)
+    assert record.read_bytes() == whole
+    assert aside.exists()
+
+
+FOREIGN = ("thesis.tex", "zarr.json", "b96x128/C4/values/c/0/0/0/0", "commit.lock", "a.lease")
+
+
+def precious(folder: Path, *names: str) -> Path:
+    """A folder of somebody's, with names that the store has too, and an empty folder."""
+    for name in (*FOREIGN, *names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if not (folder / name).exists():
+            (folder / name).write_text(DEAD.token)
+    (folder / "empty").mkdir()
+    return folder
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    paths = folder.rglob("*")
+    return {str(p): p.read_bytes() if p.is_file() else None for p in paths if not p.is_symlink()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["jitter-k5", "crop-s0", "leases", "commits", "base", "hflip/b96x128", "base/b96x128/C4"],
+)
+@pytest.mark.parametrize("keep_views", [None, ["base"]])
+def test_nothing_behind_a_link_is_removed(
+    root: Path, tmp_path: Path, name: str, keep_views: list[str] | None
+) -> None:
+    """Whatever the link's name, and whatever lies there: tar and rsync keep such links."""
+    leftover = temporary_path(Path("base-b96x128-000000.json")).name
+    dead = leftover.replace(Owner.me().token, DEAD.token)
+    if (root / name).exists():
+        (root / name).rename(tmp_path / "precious")
+    folder = precious(tmp_path / "precious", dead, "base-b96x128-000000.json.bad")
+    (root / name).symlink_to(folder)
+    before = tree(folder)
+    prune_store(root, dry_run=False, keep_views=keep_views)
+    remove_leftovers(root)
+    assert (root / name).is_symlink()
+    assert {path: content for path, content in tree(folder).items() if path in before} == before
+
+
+@pytest.mark.parametrize("target", [".", "..", "base", "../s.zarr/hflip"])
+def test_a_link_to_the_store_itself_or_above_it(root: Path, target: str, kit: Any) -> None:
+    precious(root.parent / "beside")
+    (root / "jitter-s0").symlink_to(target)
+    before = tree(root.parent)
+    report = prune_store(root, dry_run=False)
+    assert counts(report) == NOTHING
+    assert report.left == (root / "jitter-s0",)
+    assert tree(root.parent) == before
+
+
+def test_links_to_files_are_left(root: Path, tmp_path: Path) -> None:
+    folder = precious(tmp_path / "precious")
+    shard = root / "base/b96x128/C4/values/c/7/0/0/0"
+    shard.parent.mkdir(parents=True)
+    dead = temporary_path(root / "leases/x")
+    links = [
+        shard,
+        root / "commits/base-b96x128-000007.json.bad",
+        root / "leases/base-b96x128-000007.lease",
+        dead.with_name(dead.name.replace(Owner.me().token, DEAD.token)),
+    ]
+    for link in links:
+        link.symlink_to(folder / "thesis.tex")
+    assert counts(prune_store(root, dry_run=False)) == NOTHING
+    assert all(link.is_symlink() for link in links)
+    assert (folder / "thesis.tex").exists()
+
+
+def test_files_that_no_writer_made_are_left(root: Path) -> None:
+    """In any folder of the store, also in those whose other files are waste."""
+    names = (
+        "hflip/thesis.tex", "hflip/b96x128/photo.jpg", "hflip/b96x128/C4/values/c/0/0/0/0.jpg",
+        "jitter-s7/zarr.txt", "leases/notes", "leases/notes.tmp", "commits/notes.bad",
+        "commits/b.tmp",
+    )  # fmt: skip
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("mine")
+    report = prune_store(root, dry_run=False, keep_views=["base"])
+    assert counts(report)["view"] > 10
+    assert all((root / name).read_text() == "mine" for name in names)
+    assert {path.relative_to(root).as_posix() for path in report.left} == {
+        *names[:4], "commits/notes.bad", "commits/b.tmp",
+    }  # fmt: skip
+    assert not (root / "hflip/b96x128/C5").exists()
+    assert FeatureStore.open(root).manifest.views == ("base",)
+
+
+def test_a_view_on_another_disk_is_read_and_its_data_stay_when_it_leaves(
+    root: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "another disk"
+    (root / "hflip").rename(disk)
+    (root / "hflip").symlink_to(disk)
+    before = tree(disk)
+    assert float(FeatureStore.open(root).read(4, "hflip")["C4"].max()) == 104.0
+    assert prune_store(root, dry_run=False).left == ()
+    shown = CliRunner().invoke(app, ["prune", str(root), "--keep-views", "base"])
+    assert shown.exit_code == 0, shown.output
+    assert f"left alone: {root}/hflip is a link, and not followed" in shown.output
+    assert tree(disk) == before
+    assert FeatureStore.open(root).manifest.views == ("base",)
+    assert verify_store(root, deep=True).is_good
+
+
+def test_a_folder_that_becomes_a_link_while_prune_removes(
+    root: Path, tmp_path: Path, kit: Any
+) -> None:
+    folder = precious(tmp_path / "precious", "b96x128/C5/values/c/0/0/0/0")
+    before = tree(folder)
+
+    def swap() -> None:
+        (root / "hflip").rename(tmp_path / "moved")
+        (root / "hflip").symlink_to(folder)
+
+    with kit.at_call("remove_inside", swap):
+        prune_store(root, dry_run=False, keep_views=["base"])
+    assert tree(folder) == before
 
 
 def test_through_the_command_line(root: Path) -> None:

@@ -1,45 +1,11 @@
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from cachedet.errors import CheckpointError
-from cachedet.training.records import EpochFigures, EpochTable, MetricsLog
-
-COLUMNS = ("step", "epoch", "loss", "val_ap")
-
-
-def test_a_resumed_log_has_no_row_twice(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.csv"
-    with closing(MetricsLog(path, COLUMNS)) as log:
-        for step in (1, 20, 40):
-            log.append({"step": step, "epoch": 0, "loss": step / 2})
-    with closing(MetricsLog(path, COLUMNS, keep_until_step=20)) as log:
-        log.append({"step": 40, "epoch": 0, "loss": 9.5})
-        assert path.read_text().splitlines() == [
-            "step,epoch,loss,val_ap", "1,0,0.5,", "20,0,10.0,", "40,0,9.5,",
-        ]  # fmt: skip
-
-
-def test_a_validation_that_will_be_made_again_is_dropped(tmp_path: Path) -> None:
-    """Killed between the row of a validation and the checkpoint after it."""
-    path = tmp_path / "metrics.csv"
-    with closing(MetricsLog(path, COLUMNS)) as log:
-        log.append({"step": 5, "epoch": 1, "val_ap": 0.25})
-        log.append({"step": 10, "epoch": 2, "val_ap": 0.5})
-    with closing(MetricsLog(path, COLUMNS, keep_until_step=10, keep_until_epoch=1)):
-        assert path.read_text().splitlines()[1:] == ["5,1,,0.25"]
-
-
-def test_unknown_columns(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.csv"
-    with closing(MetricsLog(path, COLUMNS)) as log, pytest.raises(ValueError, match="not in field"):
-        log.append({"step": 1, "accuracy": 2})
-    with pytest.raises(CheckpointError, match=r"has columns .*'val_ap'\], expected \['step', 'ep"):
-        MetricsLog(path, ("step", "epoch"))
-
+from cachedet.training.records import EpochFigures, EpochTable, TensorBoardLog
 
 MASKED = ("rpn_class", "rpn_box", "class", "box", "mask")
 
@@ -96,3 +62,10 @@ def test_the_header_comes_again() -> None:
     table = EpochTable(("class", "box"), width=80)
     counts = [len(table.lines(figures())) for _ in range(60)]
     assert [index for index, count in enumerate(counts) if count == 2] == [0, 25, 50]
+
+
+def test_events_that_cannot_be_written(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    (tmp_path / "tensorboard").write_text("")
+    with pytest.raises(CheckpointError, match="cannot write .*tensorboard: "):
+        TensorBoardLog(tmp_path / "tensorboard", first_step=1)

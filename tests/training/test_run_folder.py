@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cachedet.errors import CheckpointError
+from cachedet.errors import CheckpointError, InputError
+from cachedet.store.files.owner import Owner
 from cachedet.structures import CategoryMap
 from cachedet.training.run_folder import RunFolder, TrainingData, count_annotations
 
@@ -36,7 +38,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["training.json"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"store": 1}', None])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"store": 1}', "\0\0", "[" * 99_999, None])
 def test_damaged(tmp_path: Path, content: str | None) -> None:
     folder = RunFolder(tmp_path)
     whole = DATA.to_json()
@@ -44,3 +46,99 @@ def test_damaged(tmp_path: Path, content: str | None) -> None:
     folder.training.write_text(json.dumps(whole) if content is None else content)
     with pytest.raises(CheckpointError, match=r"training.json is damaged .* with --training"):
         TrainingData.read(folder)
+
+
+def test_a_line_of_the_log_is_one_line_of_utf8(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.log("reads caf\udce9\n\x1b[31m")
+    folder.log("goes on")
+    first, second = (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert first.endswith(r" reads caf\xe9\n\x1b[31m")
+    assert second.endswith(" goes on")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
+
+
+def test_a_second_process_is_refused_by_name(folder: RunFolder) -> None:
+    """Whether it wants to begin or to go on; the first one's lock stays."""
+    with folder.owned():
+        for _ in range(2):
+            match = rf"process {os.getpid()} on .* trains in .*run already; .* remove .*train.lock"
+            with pytest.raises(InputError, match=match), folder.owned():
+                pass
+            assert Owner.parse(folder.lock.read_text()) == Owner.me()
+    assert not folder.root.exists()  # it was made for the lock alone
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(folder: RunFolder, nursery: Any) -> None:
+    """Also where it died of a kill in the middle of a training."""
+    script = (
+        "import os, signal\nfrom pathlib import Path\n"
+        "from cachedet.training.run_folder import RunFolder\n"
+        f"with RunFolder(Path({str(folder.root)!r})).owned():\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    with nursery.start(script) as process:
+        assert process.wait() == -9
+    assert folder.lock.exists()
+    with folder.owned():
+        assert Owner.parse(folder.lock.read_text()) == Owner.me()
+
+
+def test_a_lock_of_another_machine_is_left_to_the_user(folder: RunFolder) -> None:
+    folder.root.mkdir()
+    folder.lock.write_text(Owner(host="elsewhere", pid=7, start=1).token)
+    with pytest.raises(InputError, match="process 7 on elsewhere trains in"), folder.owned():
+        pass
+    assert folder.lock.exists()
+
+
+def test_a_place_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    match = "cannot make the run folder .*: Not a directory; choose another --run"
+    with pytest.raises(CheckpointError, match=match), RunFolder(tmp_path / "file" / "run").owned():
+        pass
+
+
+def test_only_a_start_that_saved_nothing_is_begun_again(folder: RunFolder) -> None:
+    RunFolder.create(folder.root)
+    RunFolder.create(folder.root)  # killed before its first line
+    folder.log("started; store fingerprint 48")
+    folder.write_config("a: 1")
+    RunFolder.create(folder.root)
+    assert folder.is_begun()
+    for extra in ("weights/best.pt", "weights/last.pt.damaged", "thesis.tex", "metrics.csv"):
+        (folder.root / extra).write_text("")
+        with pytest.raises(CheckpointError, match="exists already and is not empty"):
+            RunFolder.create(folder.root)
+        assert not folder.is_begun()
+        (folder.root / extra).unlink()
+
+
+def test_a_line_that_was_cut_off_is_ended(folder: RunFolder) -> None:
+    folder.root.mkdir()
+    (folder.root / "log.txt").write_bytes(b"2026-01-01 10:00:00 hal\xff\x00")
+    folder.log("whole")
+    lines = (folder.root / "log.txt").read_bytes().split(b"\n")
+    assert lines[0].endswith(b"hal\xff\x00")
+    assert lines[1].endswith(b" whole")
+
+
+def test_a_folder_that_cannot_be_read(folder: RunFolder) -> None:
+    """A file in its place, and a loop of links."""
+    folder.root.write_text("")
+    with pytest.raises(CheckpointError, match="cannot read .*run: Not a directory; nothing was"):
+        folder.is_unused()
+    folder.root.unlink()
+    folder.root.symlink_to(folder.root)
+    with pytest.raises(CheckpointError, match="cannot read .*run: .*; nothing was changed"):
+        folder.is_unused()
+
+
+def test_a_log_that_cannot_be_written(folder: RunFolder) -> None:
+    (folder.root / "log.txt").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"cannot write .*log.txt: Is a directory; the stat"):
+        folder.log("line")

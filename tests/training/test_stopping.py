@@ -12,12 +12,18 @@ import pytest
 
 from cachedet.config.schedule import LearningRate
 from cachedet.progress import show_progress
-from cachedet.training.stopping import EarlyStopping, StopRequested, StopSignals, TimeBudget
+from cachedet.training.stopping import (
+    EarlyStopping,
+    StoppedAtOnce,
+    StopRequested,
+    StopSignals,
+    TimeBudget,
+)
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signals here")
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT"])
 def test_a_signal_leaves_a_note(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     number = getattr(signal, name)
     before = signal.getsignal(number)
@@ -40,6 +46,30 @@ def test_a_second_interrupt_stops_at_once_a_second_sigterm_does_not() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         assert signals.received == "SIGTERM"
+
+
+def test_what_the_outer_one_noted_the_inner_one_knows() -> None:
+    """And what came inside is known outside."""
+    with StopSignals() as outer:
+        with StopSignals() as quiet:
+            assert quiet.received is None
+        with StopSignals() as inner:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert (inner.received, outer.received) == ("SIGUSR1", None)
+        assert outer.received == "SIGUSR1"
+        with StopSignals() as later:
+            assert later.received == "SIGUSR1"
+
+
+def test_a_start_is_left_at_once_and_only_once() -> None:
+    with StopSignals(at_once=True) as signals:
+        with pytest.raises(StoppedAtOnce, match="SIGTERM"):
+            signal.raise_signal(signal.SIGTERM)
+        assert signals.has_raised
+        signal.raise_signal(signal.SIGTERM)  # while it ends
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_handlers_come_back_after_an_error() -> None:

@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +57,21 @@ def _free_nbytes(root: Path) -> int:
 
 
 TEMPORARY_SUFFIX = ".tmp"
+_KEPT_OF_NAME = 24  # characters, of up to 4 bytes: with the owner's token there are fewer than 255
 _counter = itertools.count()
 
 
 def temporary_path(path: Path) -> Path:
     """A name beside `path` that no other writer uses; it tells who left it behind."""
-    return path.with_name(f"{path.name}.{Owner.me().token}.{next(_counter)}{TEMPORARY_SUFFIX}")
+    name = path.name[:_KEPT_OF_NAME]
+    return path.with_name(f"{name}.{Owner.me().token}.{next(_counter)}{TEMPORARY_SUFFIX}")
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` in one step. Raises OSError; the old file then stays whole."""
+    """Replace `path` by `content` in one step. Raises OSError; the old file then stays whole.
+
+    Where `path` is a link, the link is replaced, and what it leads to is not.
+    """
     temporary = temporary_path(path)
     write_synced(temporary, [content])
     try:
@@ -75,13 +80,6 @@ def write_durably(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
-
-
-def write_files(root: Path, files: Mapping[str, bytes]) -> None:
-    """Write every file (by relative path) durably, with the folders on the way to it."""
-    for key, content in files.items():
-        (root / key).parent.mkdir(parents=True, exist_ok=True)
-        write_durably(root / key, content)
 
 
 def write_synced(path: Path, pieces: Iterable[bytes | memoryview]) -> tuple[int, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 MANIFEST = "manifest.json"
 ANNOTATIONS = "annotations.npz"
 CODEC_STATE = "codec.npz"
@@ -23,3 +25,11 @@ _MOST_RECORD_NBYTES = 1 << 20  # 64 levels of two parts and 256 images take 0.4 
 def most_nbytes(key: str) -> int:
     """Bytes of a file that is read whole beyond which it is not one that cachedet wrote."""
     return _MOST_NBYTES.get(key.rpartition("/")[2], _MOST_RECORD_NBYTES)
+
+
+def require_size(nbytes: int, key: str) -> None:
+    """Before anything is read, or kept. Raises OSError."""
+    most = most_nbytes(key)
+    if nbytes > most:
+        reason = f"it has {nbytes:,} bytes, which such a file never has (at most {most:,})"
+        raise OSError(errno.EFBIG, reason, key)

@@ -1,31 +1,23 @@
-"""Where the bytes of a store come from: local files read in place, or anything zarr can open."""
+"""Where the bytes of a store come from: local files read in place, or what `remote` can open."""
 
 from __future__ import annotations
 
-import asyncio
-import atexit
 import errno
-import functools
 import os
-import stat
-import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-from zarr.abc.store import RangeByteRequest, Store
-from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import FsspecStore, LocalStore
+from zarr.abc.store import Store
+from zarr.storage import LocalStore
 
+from cachedet.data.regular_files import open_regular
 from cachedet.errors import StoreError
-from cachedet.store.files.names import most_nbytes
+from cachedet.store.files.locations import is_url
+from cachedet.store.files.names import require_size
+from cachedet.store.files.remote import ZarrStorage, open_url
 
 T = TypeVar("T")
-
-_OPEN_FLAGS = sum(  # O_NONBLOCK: opening a pipe waits for no writer; O_BINARY: Windows
-    getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NONBLOCK", "O_NOCTTY", "O_BINARY")
-)
-_ONE_REQUEST = 64 << 20  # smaller files of a storage are fetched without asking for their size
 
 
 class OpenFile(Protocol):
@@ -41,17 +33,24 @@ class OpenFile(Protocol):
 class ByteSource(Protocol):
     """The files of a store by key (relative path with slashes)."""
 
+    is_remote: bool  # other bytes than were written may be the fault of what lies between
+
     def describe(self, key: str) -> str:
-        """The key as people can find it."""
+        """The key as people can find it, without credentials."""
 
     def read(self, key: str) -> bytes:
         """A whole file of metadata. Raises OSError, also where it is larger than it can be."""
 
-    def names(self, folder: str) -> set[str]:
-        """Names of the files in a folder; empty where there is none."""
+    def names(self, folder: str) -> set[str] | None:
+        """Names of the files in a folder; empty where there is none, None where nobody knows."""
 
     def open(self, key: str) -> OpenFile:
         """Raises OSError."""
+
+    def confirm(self, read: Callable[[], T], key: str) -> T:
+        """What `read` returns. Where it raises that bytes are not those written, a remote source
+        lets it read again, and then raises RemoteStoreError about `key`.
+        """
 
 
 class LocalFiles:
@@ -62,17 +61,22 @@ class LocalFiles:
     they lead to is handed out only where it is what was committed.
     """
 
+    is_remote = False
+
     def __init__(self, root: Path) -> None:
         self.root = root
+
+    def confirm(self, read: Callable[[], T], key: str) -> T:
+        return read()
 
     def describe(self, key: str) -> str:
         return str(self.root / key)
 
     def read(self, key: str) -> bytes:
-        descriptor = _open_regular(f"{self.root}/{key}")
+        descriptor = open_regular(f"{self.root}/{key}")
         with open(descriptor, "rb") as file:
             nbytes = os.fstat(descriptor).st_size
-            _require_size(nbytes, key)
+            require_size(nbytes, key)
             return file.read(nbytes)
 
     def names(self, folder: str) -> set[str]:
@@ -105,7 +109,7 @@ class _LocalFile:
 
     def __init__(self, path: str) -> None:
         self._descriptor = -1
-        self._descriptor = _open_regular(path)
+        self._descriptor = open_regular(path)
         status = os.fstat(self._descriptor)
         self.nbytes = status.st_size
         self.identity: tuple[int, ...] = (status.st_dev, status.st_ino, status.st_mtime_ns)
@@ -133,123 +137,12 @@ class _LocalFile:
             os.close(self._descriptor)
 
 
-def _open_regular(path: str) -> int:
-    """A descriptor. Raises OSError, IsADirectoryError where it is anything but a regular file."""
-    descriptor = os.open(path, os.O_RDONLY | _OPEN_FLAGS)
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return descriptor
-    os.close(descriptor)
-    raise IsADirectoryError(errno.EISDIR, "it is a folder, pipe or device, not a file", path)
-
-
-def _require_size(nbytes: int, key: str) -> None:
-    """Before anything is read. Raises OSError."""
-    most = most_nbytes(key)
-    if nbytes > most:
-        reason = f"it has {nbytes:,} bytes, which such a file never has (at most {most:,})"
-        raise OSError(errno.EFBIG, reason, key)
-
-
-class ZarrStorage:
-    """A store behind any zarr storage class (object storage, zip file, memory), read-only.
-
-    Its connections belong to the process that opened it: pickled it is opened again, after a fork
-    it refuses (StoreError) where it would wait for a thread that only the parent has.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._process = os.getpid()
-        self._wait(store._ensure_open())
-
-    def __reduce__(self) -> tuple[type[ZarrStorage], tuple[Store]]:
-        return ZarrStorage, (self._store,)
-
-    def describe(self, key: str) -> str:
-        return f"{self._store}/{key}"
-
-    def read(self, key: str) -> bytes:
-        most = most_nbytes(key)
-        if most > _ONE_REQUEST:
-            _require_size(self.open(key).nbytes, key)
-            return self._get(key, None)
-        content = self.read_range(key, 0, most + 1)
-        _require_size(len(content), key)
-        return content
-
-    def names(self, folder: str) -> set[str]:
-        return self._wait(self._list(folder))
-
-    def open(self, key: str) -> OpenFile:
-        return _StoredObject(self, key, self._wait(self._store.getsize(key)))
-
-    def read_range(self, key: str, start: int, stop: int) -> bytes:
-        return self._get(key, RangeByteRequest(start, stop))
-
-    def _get(self, key: str, byte_range: RangeByteRequest | None) -> bytes:
-        content = self._wait(self._store.get(key, default_buffer_prototype(), byte_range))
-        if content is None:
-            raise FileNotFoundError(errno.ENOENT, "there is no such object", self.describe(key))
-        return content.to_bytes()
-
-    async def _list(self, folder: str) -> set[str]:
-        return {name.rpartition("/")[2] async for name in self._store.list_dir(folder)}
-
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        if self._process != os.getpid():
-            work.close()
-            raise StoreError(
-                f"{self._store} was opened before this process was forked, and its connections are "
-                "the parent's; open the store in the child, or start it with `spawn`"
-            )
-        return asyncio.run_coroutine_threadsafe(work, _event_loop(self._process)).result()
-
-
-@functools.cache
-def _event_loop(process: int) -> asyncio.AbstractEventLoop:
-    """One loop in one thread of a process; zarr's storage classes are asynchronous."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True, name="zarr-storage")
-    thread.start()
-
-    def stop() -> None:
-        if process != os.getpid():  # a fork has this exit handler, but not the thread
-            return
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-    atexit.register(stop)
-    return loop
-
-
-class _StoredObject:
-    def __init__(self, storage: ZarrStorage, key: str, nbytes: int) -> None:
-        self._storage = storage
-        self._key = key
-        self.nbytes = nbytes
-        self.identity: tuple[int, ...] = (nbytes,)
-
-    def read_into(self, offset: int, buffers: Sequence[memoryview]) -> None:
-        wanted = sum(map(len, buffers))
-        content = self._storage.read_range(self._key, offset, offset + wanted)
-        if len(content) != wanted:
-            raise EOFError(f"the object ends at {offset + len(content)}")
-        start = 0
-        for buffer in buffers:
-            buffer[:] = content[start : start + len(buffer)]
-            start += len(buffer)
-
-
 def open_source(location: Path | str | Store) -> ByteSource:
     """A folder, a URL that fsspec knows (such as s3://...), or a zarr storage object."""
     if isinstance(location, Store):
         return ZarrStorage(location)
-    if isinstance(location, str) and "://" in location:
-        try:
-            return ZarrStorage(FsspecStore.from_url(location, read_only=True))
-        except (ImportError, ValueError) as error:
-            raise StoreError(f"cannot open {location}: {error}") from error
+    if isinstance(location, str) and is_url(location):
+        return open_url(location)
     if not hasattr(os, "pread"):  # Windows
         return ZarrStorage(LocalStore(location, read_only=True))
     return LocalFiles(Path(location))

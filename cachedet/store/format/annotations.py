@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedet.errors import StoreError
 from cachedet.store.files.names import ANNOTATIONS
 from cachedet.store.files.source import ByteSource
 from cachedet.store.format.manifest import Manifest, annotations_digest, images_digest
 from cachedet.store.format.npz import load_arrays
+from cachedet.store.format.shards import altered
 from cachedet.structures import Annotations, MaskCodes
 
 _LARGEST_SIDE = 1 << 20  # pixels of an image
 _MOST_IMAGES = 1 << 24  # each takes a few hundred bytes of memory beside its arrays
+_OTHER = "is not the one this store was extracted with"
+_LISTED = 10  # names in one message
+_PER_BOX = ("boxes", "classes", "areas", "crowds", "masks")
 _REPAIR = "The same `cachedet extract` again writes it anew"
 _ANNOTATION_ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {  # type and shape
     "image_ids": ("int64", ("images",)),
@@ -43,7 +47,7 @@ def load_annotations(
     arrays = load_arrays(source, ANNOTATIONS, wanted=_ANNOTATION_ARRAYS, remedy=_REPAIR)
     try:
         _require_shapes(arrays)
-        names = arrays["file_names"].tobytes().decode()
+        names = arrays["file_names"].tobytes().decode(errors="surrogatepass")
         plain = ("image_ids", "sizes_hw", "offsets", "boxes", "labels", "crowd", "areas")
         annotations = Annotations(
             **{name: arrays[name] for name in plain},
@@ -57,11 +61,62 @@ def load_annotations(
         _require_consistent(annotations)
     except (KeyError, ValueError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise StoreError(f"{where} is damaged: {reason}. {_REPAIR}") from error
+        raise altered(where, str(reason), remedy=_REPAIR) from error
     digests = annotations_digest(annotations), images_digest(contents)
     if digests != (manifest.annotations_digest, manifest.images_digest):
-        raise StoreError(f"{where} is not the one this store was extracted with. {_REPAIR}")
+        raise altered(where, _OTHER, remedy=_REPAIR, verdict="")
     return annotations, contents
+
+
+def describe_changes(
+    held: tuple[Annotations, NDArray[np.uint64]], given: tuple[Annotations, NDArray[np.uint64]]
+) -> list[str]:
+    """What differs between the images and annotations of a store and others, in words.
+
+    Both are annotations with the images' content hashes.
+    """
+    (before, old_contents), (now, new_contents) = held, given
+    old_rows, new_rows = (
+        {name: row for row, name in enumerate(each.file_names)} for each in (before, now)
+    )
+    shared = [(name, old_rows[name], row) for name, row in new_rows.items() if name in old_rows]
+    changes = {
+        "images gone": sorted(old_rows.keys() - new_rows),
+        "images added": sorted(new_rows.keys() - old_rows),
+        "image files changed": [
+            n for n, old, new in shared if old_contents[old] != new_contents[new]
+        ],
+    }
+    for what in ("ids", "sizes", *_PER_BOX):
+        changes[f"{what} changed in the annotations of"] = [
+            name for name, old, new in shared if _part(before, old, what) != _part(now, new, what)
+        ]
+    words = [f"{what}: {_listed(names)}" for what, names in changes.items() if names]
+    order = [old for _, old, _ in shared]
+    if order != sorted(order):
+        words.append("the images stand in another order: give `images` in the order they had")
+    return words
+
+
+def _part(annotations: Annotations, row: int, what: str) -> Any:
+    """What the annotations say of one image, in values that can be compared."""
+    if what == "ids":
+        return int(annotations.image_ids[row])
+    if what == "sizes":
+        return annotations.size_of(row)
+    boxes = annotations.boxes_of(row)
+    if what == "masks":
+        masks = annotations.masks
+        return [masks and masks[box] for box in range(boxes.start, boxes.stop)]
+    if what == "classes":
+        return [annotations.categories.ids[label] for label in annotations.labels[boxes]]
+    columns = {"boxes": annotations.boxes, "areas": annotations.areas, "crowds": annotations.crowd}
+    return columns[what][boxes].tolist()
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
 
 
 def _require_shapes(arrays: dict[str, NDArray[Any]]) -> None:

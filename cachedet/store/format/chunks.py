@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,7 +102,7 @@ class ChunkReader:
         thread's until its next read.
 
         Raises CorruptBlockError, naming file and block, where the bytes are not what was committed;
-        StoreError where they cannot be read now, which proves no damage.
+        StoreError where they cannot be read now, or came from a server, which proves no damage.
         """
         if self._process != os.getpid():  # forked: a thread that is gone may hold the lock
             self._start()
@@ -109,7 +110,16 @@ class ChunkReader:
             return self._read(chunk)
         except CorruptBlockError:
             self._require_unchanged(chunk.shard)
-            raise
+            if not self._source.is_remote:
+                raise
+        return self._source.confirm(partial(self._read_anew, chunk), chunk.shard.key)
+
+    def _read_anew(self, chunk: Chunk) -> memoryview:
+        """Nothing that is known of the shard is believed."""
+        with self._lock:
+            self._files.pop(chunk.shard.key, None)
+            self._indices.pop(chunk.shard.key, None)
+        return self._read(chunk)
 
     def _read(self, chunk: Chunk) -> memoryview:
         shard, slot = chunk.shard, chunk.slot
@@ -136,6 +146,8 @@ class ChunkReader:
         try:
             record = read_record(self._source, shard.block).shards.get(shard.array)
         except (FileNotFoundError, CorruptBlockError):
+            if self._source.is_remote:  # what lies between may have answered
+                return
             happened = "was withdrawn, or is being written anew,"
         except StoreError:
             return  # nothing is known, so the first error stands

@@ -164,7 +164,7 @@ def read_records(plan: StorePlan) -> dict[str, CommitRecord]:
     present = plan.source.names(COMMITS)
     records = {}
     for block in plan.blocks:
-        if f"{block.name}.json" not in present:
+        if present is not None and f"{block.name}.json" not in present:
             continue
         try:
             record = read_record(plan.source, block)

@@ -24,7 +24,7 @@ from cachedet.store.files.durable import encode_json
 from cachedet.store.files.names import COMMITS, MANIFEST, most_nbytes
 from cachedet.store.files.source import ByteSource
 from cachedet.store.format.layout import Block, plan_blocks
-from cachedet.store.format.shards import proves_damage, unreadable
+from cachedet.store.format.shards import altered, proves_damage, unreadable
 from cachedet.structures import Annotations, CategoryMap, FeatureSpec, Preprocessing
 from cachedet.version import __version__
 
@@ -229,7 +229,7 @@ def annotations_digest(annotations: Annotations) -> str:
 
 def annotation_arrays(annotations: Annotations) -> dict[str, NDArray[Any]]:
     """The arrays of `annotations`; file names as UTF-8 bytes with newlines between."""
-    names = "\n".join(annotations.file_names).encode()
+    names = "\n".join(annotations.file_names).encode(errors="surrogatepass")  # of bytes no UTF-8
     masks = annotations.masks
     of_masks: dict[str, NDArray[Any]] = (
         {} if masks is None else {"masks": masks.codes, "mask_offsets": masks.offsets}
@@ -281,9 +281,9 @@ def load_manifest(source: ByteSource) -> Manifest:
         body = {key: value for key, value in values.items() if key != "checksum"}
         is_whole = values.get("checksum") == digest_json(body)
     except (ValueError, RecursionError) as error:
-        raise StoreError(f"{where} is damaged: it is not JSON ({error}). {_LOST}") from error
+        raise altered(where, f"it is not JSON ({error})", remedy=_LOST) from error
     if not is_whole:
-        raise StoreError(f"{where} is damaged: its checksum does not fit its fields. {_LOST}")
+        raise altered(where, "its checksum does not fit its fields", remedy=_LOST)
     _require_version(values.get("format_version"), where)
     try:
         return Manifest.from_json(values, where=where)
@@ -310,7 +310,7 @@ def _read_manifest(source: ByteSource) -> bytes:
         return source.read(MANIFEST)
     except (FileNotFoundError, NotADirectoryError) as error:
         if source.names(COMMITS):
-            raise StoreError(f"{where} is missing. {_LOST}") from error
+            raise altered(where, "is missing", remedy=_LOST, verdict="") from error
         raise StoreError(
             f"{source.describe('')} is not a feature store: it has no {MANIFEST}; "
             "expected a folder written by `cachedet extract --store`"
@@ -318,7 +318,7 @@ def _read_manifest(source: ByteSource) -> bytes:
     except OSError as error:
         if not proves_damage(error):
             raise unreadable(where, error) from error
-        raise StoreError(f"{where} is damaged: {error.strerror}. {_LOST}") from error
+        raise altered(where, str(error.strerror), remedy=_LOST) from error
 
 
 def _require_sane(manifest: Manifest) -> None:

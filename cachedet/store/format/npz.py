@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from cachedet.errors import StoreError
 from cachedet.store.files.source import ByteSource
-from cachedet.store.format.shards import proves_damage, unreadable
+from cachedet.store.format.shards import altered, proves_damage, unreadable
 
 _ENTRY = struct.Struct("<4s2xHH8xIIHH")  # flags, method, sizes twice, lengths of name and extra
 _SIZES = struct.Struct("<HHQQ")  # the extra field that holds the sizes in 64 bits
 _END = struct.Struct("<4s6xH10x")
+_VERDICT = "is missing or damaged: "
 _MOST_HEADER_NBYTES = 10_010  # numpy itself refuses longer ones
 
 
@@ -38,17 +39,17 @@ def load_arrays(
         return dict(_arrays(source.read(key), wanted))
     except OSError as error:
         if isinstance(error, FileNotFoundError) or proves_damage(error):
-            raise StoreError(
-                f"{where} is missing or damaged: {error.strerror}. {remedy}"
-            ) from error
+            raise altered(where, str(error.strerror), remedy=remedy, verdict=_VERDICT) from error
         raise unreadable(where, error) from error
     except MemoryError as error:
         raise StoreError(
             f"{where} does not fit into the memory that this process may take; open the store on a "
             "larger machine, or fetch it again if it is foreign"
         ) from error
+    except StoreError:  # a server's answer, which says nothing about the file
+        raise
     except Exception as error:  # numpy raises a different type for each malformed header
-        raise StoreError(f"{where} is missing or damaged: {error}. {remedy}") from error
+        raise altered(where, str(error), remedy=remedy, verdict=_VERDICT) from error
 
 
 def dump_arrays(arrays: dict[str, NDArray[Any]]) -> bytes:

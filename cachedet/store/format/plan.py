@@ -28,7 +28,7 @@ from cachedet.store.format.layout import (
 )
 from cachedet.store.format.manifest import Manifest, load_manifest
 from cachedet.store.format.npz import load_arrays
-from cachedet.store.format.shards import proves_damage, unreadable
+from cachedet.store.format.shards import altered, proves_damage, unreadable
 from cachedet.structures import Annotations
 
 
@@ -98,7 +98,7 @@ class StorePlan:
         digest = digest_files((key, self._read_metadata(key)) for key in keys)
         if digest != self.manifest.metadata_digest:
             where = self._altered_metadata(keys)
-            raise StoreError(f"{where} is not the one that was written. {_REPAIR_ZARR}")
+            raise altered(where, "is not the one that was written", remedy=_REPAIR_ZARR, verdict="")
 
     def _read_metadata(self, key: str) -> bytes:
         try:
@@ -106,8 +106,11 @@ class StorePlan:
         except OSError as error:
             where = self.source.describe(key)
             if isinstance(error, FileNotFoundError) or proves_damage(error):
-                raise StoreError(
-                    f"{where} is missing or damaged: {error.strerror}. {_REPAIR_ZARR}"
+                raise altered(
+                    where,
+                    str(error.strerror),
+                    remedy=_REPAIR_ZARR,
+                    verdict="is missing or damaged: ",
                 ) from error
             raise unreadable(where, error) from error
 
@@ -124,8 +127,9 @@ class StorePlan:
 _MOST_IMAGE_NBYTES = 8 << 30  # of decoded features
 _REPAIR_ZARR = "The same `cachedet extract` again writes the zarr.json files anew"
 _REPAIR_CODEC = (
-    "The same `cachedet extract` again learns it anew and keeps that where it comes out the same; "
-    "else extract into a new --store"
+    "The same `cachedet extract` again learns it anew and keeps that where it comes out the same "
+    "(with as many threads, OMP_NUM_THREADS, on a machine of the same kind); else extract into a "
+    "new --store"
 )
 
 
@@ -153,10 +157,8 @@ def load_codec(source: ByteSource, manifest: Manifest) -> Codec:
         state = load_arrays(source, CODEC_STATE, wanted=wanted, remedy=_REPAIR_CODEC)
     where = source.describe(CODEC_STATE)
     if state_digest(state) != manifest.codec_digest:
-        raise StoreError(
-            f"{where} is not the one this store was made with; copy it from a backup. "
-            f"{_REPAIR_CODEC}"
-        )
+        reason = "is not the one this store was made with; copy it from a backup"
+        raise altered(where, reason, remedy=_REPAIR_CODEC, verdict="")
     try:
         return codec.with_state(state, spec=manifest.spec)
     except StoreError as error:

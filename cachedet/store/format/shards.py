@@ -15,7 +15,7 @@ import numpy as np
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
-from cachedet.errors import CorruptBlockError, StoreError
+from cachedet.errors import CorruptBlockError, CorruptMetadataError, StoreError
 from cachedet.store.codecs.codec import ZSTD_LEVEL, Part
 
 _UNUSED = 2**64 - 1
@@ -106,7 +106,16 @@ def raw_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def corrupt(where: str, reason: str) -> CorruptBlockError:
-    return CorruptBlockError(f"{where}: {reason}; {_REPAIR}")
+    error = CorruptBlockError(f"{where}: {reason}; {_REPAIR}")
+    error.finding = reason
+    return error
+
+
+def altered(where: str, reason: str, *, remedy: str, verdict: str = "is damaged: ") -> StoreError:
+    """The error of metadata that is not what was written."""
+    error = CorruptMetadataError(f"{where} {verdict}{reason}. {remedy}")
+    error.finding = reason
+    return error
 
 
 def proves_damage(error: OSError) -> bool:

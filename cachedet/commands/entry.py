@@ -1,0 +1,89 @@
+"""What surrounds every command: signals while training starts, and output that is closed early.
+
+It is at work before anything that takes time is imported: a scheduler does not wait for that.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from cachedet.allocator import keep_freed_memory
+from cachedet.commands.output import CLOSED_STATUS, OutputFile, guard_output
+from cachedet.text import shell_line
+from cachedet.training.run_log import LOG, STOPPED, append_line
+from cachedet.training.stopping import STOPPED_STATUS, StopSignals
+
+_TRAINS = "train-heads"
+_LONG_WORK = (_TRAINS, "extract", "compare", "demo")  # what they print is the least of it
+_RUN = ("--run", "--run-folder")
+
+
+def run_command(run: Callable[[], None]) -> None:
+    """Call `run`, which reads the command line. Raises SystemExit."""
+    keep_freed_memory()
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    output = guard_output(lasts=command in _LONG_WORK)
+    try:
+        if command == _TRAINS:
+            _train(run)
+        else:
+            run()
+        print(end="", flush=True)
+    except (OSError, SystemExit):
+        with suppress(OSError):
+            print(end="", flush=True)
+        if command in _LONG_WORK or output is None or output.failure is None:
+            raise
+        _end_without_output(output)
+
+
+def _train(run: Callable[[], None]) -> None:
+    """A signal while training starts ends it with status 75."""
+    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"  # ranks agree on a step to stop after
+    signals = StopSignals(at_once=is_alone, announces=True)
+    try:
+        with signals:
+            run()
+    except BaseException:  # imports that are cut off raise errors of any kind
+        if not signals.has_raised:
+            raise
+        _leave(signals.received or "", sys.argv)
+        sys.exit(STOPPED_STATUS)
+
+
+def _leave(signal_name: str, words: Sequence[str]) -> None:
+    """Say how to go on, and leave a run folder that both this command and --resume take."""
+    run = _run_folder(words)
+    again = ["cachedet", *words[1:]]
+    if run is not None and any(run.glob("weights/*.pt")):
+        again += [] if "--resume" in again else ["--resume"]
+    elif run is not None:
+        with suppress(OSError):
+            run.mkdir(parents=True, exist_ok=True)
+            if (run / LOG).exists() or not any(run.iterdir()):
+                append_line(run, f"{STOPPED}: {signal_name}")
+    from cachedet.store.files.locations import redacted  # only now: start-up is quick
+
+    print(f"{signal_name}: stopped; go on with\n  {redacted(shell_line(again))}", file=sys.stderr)
+
+
+def _run_folder(words: Sequence[str]) -> Path | None:
+    """The folder that the command line names; what reads it properly may not be imported yet."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, is_joined, value = word.partition("=")
+        if name in _RUN and (value or following):
+            return Path(value if is_joined else following)
+    return None
+
+
+def _end_without_output(output: OutputFile) -> None:
+    """As other programs do whose output nobody reads, or that cannot be written."""
+    if output.was_closed:
+        sys.exit(CLOSED_STATUS)
+    reason = output.failure and output.failure.strerror
+    print(f"error: cannot write to standard output: {reason}", file=sys.stderr)
+    sys.exit(1)

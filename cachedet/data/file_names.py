@@ -1,0 +1,108 @@
+"""File names as annotation files give them: where they lead, and what may have been meant."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import unicodedata
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from cachedet.errors import BadImageError, DatasetError
+
+_MOST_FILES = 200_000  # looked at for suggestions
+
+
+def require_inside(
+    file_names: Iterable[str], images: Path, where: Path, *, follow_links: bool
+) -> None:
+    """No image may lie outside the folder, be it by `..`, an absolute path or (unless they may be
+    followed) a link.
+
+    Raises DatasetError that names the first one.
+    """
+    root = os.path.realpath(images)
+    folders = {""}
+    for name in file_names:
+        inside = posixpath.normpath(name)
+        if posixpath.isabs(name) or inside == ".." or inside.startswith("../"):
+            hint = NearestFiles(images).hint(name)
+            raise DatasetError(f"{where}: file_name {name!r} leaves the folder {images}{hint}")
+        if follow_links:
+            continue
+        folder = posixpath.dirname(name)
+        if folder not in folders:
+            _require_no_link_out(folder, root, where)
+            folders.add(folder)
+        if _is_link(os.path.join(root, name)):
+            _require_no_link_out(name, root, where)
+
+
+def _is_link(path: str) -> bool:
+    try:
+        return os.path.islink(path)
+    except ValueError:  # no file can have this name: the look at all images will say so
+        return False
+
+
+def _require_no_link_out(name: str, root: str, where: Path) -> None:
+    try:
+        target = os.path.realpath(os.path.join(root, name))
+    except ValueError:
+        return
+    if target != root and not target.startswith(os.path.join(root, "")):
+        raise DatasetError(
+            f"{where}: {name!r} is a link, or lies behind one, that leaves the folder {root}: it "
+            f"leads to {target}. Links are followed with --follow-links; give it where you trust "
+            "the data set"
+        )
+
+
+def require_storable(name: str) -> None:
+    """Raises BadImageError where a store could not keep the name, nor a terminal show it."""
+    if any(ord(character) < 32 for character in name):
+        raise BadImageError("its file name has control characters")
+
+
+class NearestFiles:
+    """Knows the files of a folder by what people and systems change in names."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def hint(self, name: str) -> str:
+        """The end of a message on a file that is not there; empty where nothing is like it.
+
+        Case, Unicode form, suffix, backslashes and the folders before the name may differ.
+        """
+        wanted = _normalised(name)
+        near = self._by_stem.get(wanted.stem, [])
+        if not near:
+            return ""
+        return f"; nearest: {max(near, key=lambda path: _likeness(_normalised(path), wanted))!r}"
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        count = 0
+        for folder, _, files in os.walk(self._root):
+            inside = os.path.relpath(folder, self._root)
+            for file in files:
+                path = PurePosixPath(Path(inside) / file).as_posix()
+                found.setdefault(_normalised(path).stem, []).append(path)
+            count += len(files)
+            if count > _MOST_FILES:
+                break
+        return found
+
+
+def _normalised(name: str) -> PurePosixPath:
+    return PurePosixPath(unicodedata.normalize("NFC", name.replace("\\", "/")).casefold())
+
+
+def _likeness(path: PurePosixPath, wanted: PurePosixPath) -> tuple[bool, int]:
+    """Whether the endings agree, and in how many of the last folders they do."""
+    pairs = zip(path.parts[-2::-1], wanted.parts[-2::-1], strict=False)
+    same = [one == other for one, other in pairs]
+    return path.suffix == wanted.suffix, (*same, False).index(False)

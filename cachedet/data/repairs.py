@@ -1,0 +1,139 @@
+"""What is mended in an annotation file, what is only noticed, and how either is said.
+
+Mended, counted and named: boxes drawn from right to left or from bottom to top (negative width or
+height) are turned round, and ids that are text of a whole number ("7") are read as it. Refused:
+boxes in fractions of the image's sides. Only noticed: boxes that seem to be corners, and boxes that
+reach beyond their image. For scoring boxes stay as they stand, as the official tools take them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachedet.errors import DatasetError
+from cachedet.progress import count_of
+
+Flags = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+_WHOLE = re.compile(r"0|-?[1-9][0-9]{0,18}")
+_IDS = (
+    ("images", "id"), ("categories", "id"), ("annotations", "id"), ("annotations", "image_id"),
+    ("annotations", "category_id"),
+)  # fmt: skip
+_NAMED = 5  # ids in one note
+_TOLERANCE = 1.0  # pixels beyond the image that are rounding
+_MANY = 0.2  # of the boxes reach beyond their images where corners stand for sides
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What reading an annotation file came to."""
+
+    counts: dict[str, int]  # read, mended and dropped, by name
+    notes: tuple[str, ...]  # what a person should look at, with the first ids
+
+
+def number_ids(content: dict[str, Any]) -> list[str]:
+    """Make numbers of ids that are text or floats of whole numbers; what is to be said of it."""
+    mended: list[str] = []
+    for section, key in _IDS:
+        for entry in content[section]:
+            value = entry.get(key)
+            if type(value) is int:
+                continue
+            number = whole_number(value)
+            if number is not None:
+                entry[key] = number
+                mended.append(f"{key} {value!r} in {section}")
+    if not mended:
+        return []
+    return [f"{count_of(len(mended), 'id')} read as whole numbers, the first is {mended[0]}"]
+
+
+def whole_number(value: Any) -> int | None:
+    """The number that a text or float spells in one way only; None where there is none."""
+    if type(value) is float and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and _WHOLE.fullmatch(value):
+        return int(value)
+    return None
+
+
+def turn_round(xywh: Floats) -> Flags:
+    """Make negative sides positive, in place, without moving the box; which boxes had any."""
+    flipped = xywh[:, 2:] < 0
+    xywh[:, :2] = np.where(flipped, xywh[:, :2] + xywh[:, 2:], xywh[:, :2])
+    xywh[:, 2:] = np.abs(xywh[:, 2:])
+    return np.asarray(flipped.any(axis=1))
+
+
+def require_pixels(xywh: Floats, where: Path) -> None:
+    """Raises DatasetError where the boxes seem to be fractions of the image."""
+    if are_fractions(xywh):
+        raise DatasetError(
+            f"{where}: {describe_fractions(len(xywh))}; multiply x and width by the image's width, "
+            "y and height by its height"
+        )
+
+
+def are_fractions(xywh: Floats) -> bool:
+    """Whether all boxes lie within 0..1, and not at whole pixels."""
+    known = xywh[np.isfinite(xywh).all(axis=1)]
+    return bool(
+        len(known) and known.min() >= 0 and known.max() <= 1 + 1e-6 and (known % 1 != 0).any()
+    )
+
+
+def describe_fractions(boxes: int) -> str:
+    """For a message."""
+    return (
+        f"all of {_boxes(boxes)} lie within 0..1: they seem to be fractions of the image, "
+        "as YOLO writes them, where COCO has [x, y, width, height] in pixels"
+    )
+
+
+def notice_corners(xywh: Floats, sizes_hw: NDArray[np.int64]) -> list[str]:
+    """What is to be said where [x, y, width, height] seems to hold [x1, y1, x2, y2]."""
+    beyond = int(reach_beyond(xywh, sizes_hw).sum())
+    x, y, right, bottom = xywh.T
+    fits = (right > x) & (bottom > y)
+    fits &= (right <= sizes_hw[:, 1] + _TOLERANCE) & (bottom <= sizes_hw[:, 0] + _TOLERANCE)
+    if not beyond or beyond < _MANY * len(xywh) or not fits.all():
+        return []
+    return [
+        f"{beyond} of {_boxes(len(xywh))} reach beyond their image, and none would as "
+        "corners [x1, y1, x2, y2]: COCO has [x, y, width, height]; is the file of another format?"
+    ]
+
+
+def reach_beyond(xywh: Floats, sizes_hw: NDArray[np.int64]) -> Flags:
+    """Which boxes leave their images by more than rounding; sizes of 0 are not known."""
+    x, y, width, height = xywh.T
+    heights, widths = sizes_hw.T
+    beyond = (x < -_TOLERANCE) | (y < -_TOLERANCE)
+    beyond |= (widths > 0) & (x + width > widths + _TOLERANCE)
+    beyond |= (heights > 0) & (y + height > heights + _TOLERANCE)
+    return np.asarray(beyond)
+
+
+def note_boxes(which: Flags, entries: Sequence[dict[str, Any]], what: str) -> list[str]:
+    """``["2 boxes <what> (annotation ids 7, 9)"]``; nothing where there are none."""
+    numbers = np.flatnonzero(which).tolist()
+    if not numbers:
+        return []
+    ids = [str(entries[number]["id"]) for number in numbers[:_NAMED]]
+    more = ", ..." if len(numbers) > _NAMED else ""
+    word = "id" if len(numbers) == 1 else "ids"
+    return [f"{_boxes(len(numbers))} {what} (annotation {word} {', '.join(ids)}{more})"]
+
+
+def _boxes(number: int) -> str:
+    return "1 box" if number == 1 else f"{number} boxes"

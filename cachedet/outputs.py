@@ -1,0 +1,250 @@
+"""What may be written: the one place that decides it for files and folders that users name.
+
+A file that is there is replaced only where its content says that cachedet made it, for the same
+purpose (`Kind`). Everything else (images, weights, annotation files, what another command wrote) is
+somebody's, and refused by name before any work. A link is followed, and what it leads to is judged.
+The files of runs, stores and comparisons belong to these, whatever is in them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import unicodedata
+from collections.abc import Iterable, Sequence
+from enum import Enum
+from pathlib import Path
+
+from cachedet.errors import InputError
+from cachedet.store.files.durable import TEMPORARY_SUFFIX, write_durably
+from cachedet.store.files.names import (
+    ANNOTATIONS,
+    CODEC_STATE,
+    COMMITS,
+    MANIFEST,
+    METADATA,
+    STAGES,
+)
+from cachedet.store.files.places import find_obstacle, make_folder
+
+DRAWING_COMMENT = b"drawn by cachedet"  # a JPEG keeps it
+_LOOKED_AT = 4096  # bytes of the start and of the end of a file
+_LONGEST_NAME = 255  # bytes
+
+
+class Kind(Enum):
+    """What a file is for, with what its start or its end must look like."""
+
+    PAGE = (
+        "a page of cachedet's",
+        rb'\A\s*<!DOCTYPE html>.*<meta name="generator" content="cachedet',
+    )
+    MARKDOWN = (
+        "Markdown of cachedet's",
+        rb"\nWritten \d{4}-\d\d-\d\d by cachedet \S+\.\s*\Z",
+    )
+    REPORT = ("the JSON of a report", rb'\A\s*\{\s*"cachedet":\s*"[^"]*",\s*"resamples":')
+    COMPARISON = (
+        "the JSON of a comparison",
+        rb'\A\s*\{\s*"cachedet":\s*"[^"]*",\s*"settings":',
+    )
+    SCORES = (
+        "scores of `eval`",
+        rb'"evaluator": "cachedet, [^"]*",\s*"cachedet": "[^"]*".*\}\s*\Z',
+    )
+    RESULTS = (
+        "COCO results",
+        rb'\A\s*\[\s*(\]\s*\Z|\{\s*"image_id":\s*-?\d+,\s*"category_id":)',
+    )
+    FOUND = (
+        "detections of `predict`",
+        rb'\A\s*\[\s*(\]\s*\Z|\{\s*"file":\s*"(?:[^"\\]|\\.)*",\s*"drawing":)',
+    )
+    DRAWING = ("a drawing of `predict`", rb"\A\xff\xd8.*\xff\xfe.." + DRAWING_COMMENT)
+    FORECAST = (
+        "a forecast of `estimate`",
+        rb'\A\s*\{\s*"store":\s*\{\s*"backbone":.*"version":\s*"[^"]*"\s*\}\s*\Z',
+    )
+
+    def __init__(self, words: str, pattern: bytes) -> None:
+        self.words = words
+        self.pattern = re.compile(pattern, re.DOTALL)
+
+
+def require_file(path: Path, *, kind: Kind) -> None:
+    """Refuse, before the work, a file that may not or cannot be written. Raises InputError."""
+    owner = _owner_of(path.parent)
+    if owner is not None and path.name in _FILES_OF[owner]:
+        raise InputError(
+            f"{path} belongs to the {owner} {path.parent}, whose files other commands do not "
+            "write; choose another name"
+        )
+    require_ours(path, kind=kind)
+    obstacle = find_obstacle(Path(os.path.realpath(path)).parent)
+    if obstacle is not None:
+        raise _cannot_write(obstacle, path)
+
+
+def require_ours(path: Path, *, kind: Kind) -> None:
+    """Refuse to replace what is there, unless it is of this kind. Raises InputError."""
+    target = _target(path)
+    if target.exists() and not _is_of(target, kind):
+        raise InputError(
+            f"{path} is there already and is not {kind.words}: what cachedet did not make for this "
+            "is never replaced. Move it away, or choose another --out"
+        )
+
+
+def write_file(path: Path, content: bytes, *, kind: Kind) -> None:
+    """Write the whole file or nothing, with the folders on the way; looks again before.
+
+    Raises InputError.
+    """
+    require_ours(path, kind=kind)
+    try:
+        target = Path(os.path.realpath(path))
+        make_folder(target.parent)
+        write_durably(target, content)
+    except OSError as error:
+        raise _cannot_write(error, path) from error
+
+
+def require_folder(folder: Path, *, inputs: Iterable[Path] = ()) -> None:
+    """Refuse, before the work, a folder that belongs to something else or cannot be written.
+
+    `inputs` are the folders that are read: what is written into one would be read the next time.
+
+    Raises InputError.
+    """
+    obstacle = find_obstacle(folder)
+    if obstacle is not None:
+        raise _cannot_write(obstacle, folder)
+    owner = _owner_of(folder)
+    if owner is not None:
+        raise InputError(
+            f"--out {folder} is a {owner}, whose files belong to it; choose another folder, "
+            f"such as {folder / 'drawn'}"
+        )
+    for path in inputs:
+        if path.is_dir() and folder.is_dir() and os.path.samefile(path, folder):
+            raise InputError(
+                f"--out {folder} is also a folder of images: what is written there would be "
+                f"among them; choose another folder, such as {folder / 'drawn'}"
+            )
+
+
+def require_empty_folder(folder: Path) -> None:
+    """Refuse a folder in which something lies, or that cannot be written. Raises InputError."""
+    obstacle = find_obstacle(folder)
+    if obstacle is not None:
+        raise _cannot_write(obstacle, folder)
+    try:
+        is_empty = not folder.exists() or not os.listdir(folder)
+    except OSError as error:
+        raise _cannot_write(error, folder) from error
+    if not is_empty:
+        raise InputError(
+            f"{folder} exists already and is not empty; remove it or choose another --out"
+        )
+
+
+def distinct_names(wanted: Sequence[str]) -> list[str]:
+    """File names, none of which a file system could take for another: ``a.jpg``, ``A-2.jpg``.
+
+    Those that differ in capitals or in the Unicode form of an accent count as one; names that are
+    too long are cut.
+    """
+    taken: set[str] = set()
+    names = []
+    for name in wanted:
+        stem, suffix = os.path.splitext(name)
+        tail, number = suffix, 1
+        while True:
+            candidate = _cut(stem, _LONGEST_NAME - len(os.fsencode(tail))) + tail
+            key = unicodedata.normalize("NFC", candidate).casefold()
+            if key not in taken:
+                break
+            number += 1
+            tail = f"-{number}{suffix}"
+        taken.add(key)
+        names.append(candidate)
+    return names
+
+
+def _cut(text: str, nbytes: int) -> str:
+    while len(os.fsencode(text)) > nbytes:
+        text = text[:-1]
+    return text
+
+
+_FILES_OF = {
+    "run folder": (
+        "config.yaml",
+        "training.json",
+        "results.json",
+        "detections.json",
+        "metrics.csv",
+        "metrics.csv.damaged",
+        "config.yaml.damaged",
+        "train.lock",
+        "log.txt",
+        "steps.json",
+        "memory.json",
+        "cell.json",
+    ),
+    "feature store": (MANIFEST, METADATA, ANNOTATIONS, CODEC_STATE, STAGES),
+    "comparison": ("settings.json", "comparison.html", "comparison.md", "comparison.json"),
+}
+
+
+def _owner_of(folder: Path) -> str | None:
+    """What the folder is, where its files are not for other commands to write."""
+    if os.path.isfile(folder / "config.yaml") and os.path.isdir(folder / "weights"):
+        return "run folder"
+    if os.path.isfile(folder / MANIFEST) or os.path.isdir(folder / COMMITS):
+        return "feature store"
+    if os.path.isfile(folder / "settings.json") and os.path.isdir(folder / "features"):
+        return "comparison"
+    return None
+
+
+def _target(path: Path) -> Path:
+    """Where the bytes would come to lie. Raises InputError on what is no regular file."""
+    if path.name in ("", ".."):
+        raise InputError(f"--out expects a file, got {str(path)!r}")
+    target = Path(os.path.realpath(path))
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            raise InputError(
+                f"{path} is a link to {os.readlink(path)}, which is not there; remove the "
+                "link, or choose another --out"
+            ) from None
+        return target
+    except (OSError, ValueError) as error:
+        raise _cannot_write(error, path) from error
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise InputError(f"--out expects a file, and {path} is {what}; choose another")
+    return target
+
+
+def _is_of(path: Path, kind: Kind) -> bool:
+    """Whether cachedet made it for this; a file that cannot be read is not known to be ours."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(_LOOKED_AT)
+            file.seek(max(len(start), os.fstat(file.fileno()).st_size - _LOOKED_AT))
+            return kind.pattern.search(start + file.read(_LOOKED_AT)) is not None
+    except OSError:
+        return False
+
+
+def _cannot_write(error: OSError | ValueError, path: Path) -> InputError:
+    why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    where = error.filename if isinstance(error, OSError) else None
+    if where and str(where) != str(path) and not str(where).endswith(TEMPORARY_SUFFIX):
+        why = f"{where}: {why}"
+    return InputError(f"cannot write {path}: {why}; repair the cause, or choose another --out")

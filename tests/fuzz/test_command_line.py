@@ -1,0 +1,42 @@
+"""Whatever is given: no traceback, nothing of anybody's harmed, no more than 2 GB, an end in time.
+
+`make test` runs some seeds of each kind, `make fuzz` others for five minutes. One again:
+
+    pytest tests/fuzz -k images --fuzz-seed 17
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any
+
+import pytest
+
+CASES = 8  # of each kind, in `make test`
+KINDS = ("annotations", "results", "configs", "store", "images", "runs", "paths")
+MOST_SHOWN = 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_harms(kind: str, fuzz: Any, pytestconfig: pytest.Config) -> None:
+    seed, seconds = (pytestconfig.getoption(f"--fuzz-{name}") for name in ("seed", "seconds"))
+    if seed is not None:
+        seeds = iter([seed])
+    elif seconds:
+        seeds = iter(random.Random().sample(range(10**9), 10**5))
+    else:
+        seeds = iter(range(CASES))
+    until = time.monotonic() + seconds / len(KINDS) if seconds else None
+    faults: list[str] = []
+    for number in seeds:
+        fault = fuzz.check(kind, number)
+        faults += [] if fault is None else [fault]
+        if until is not None and time.monotonic() > until:
+            break
+    assert not faults, f"{len(faults)} faults\n\n" + "\n\n".join(faults[:MOST_SHOWN])
+
+
+def test_all_kinds_are_tried(fuzz: Any) -> None:
+    assert set(fuzz.cases.KINDS) == set(KINDS)
+    assert len(fuzz.cases.ENCODINGS) >= 24

@@ -1,0 +1,195 @@
+"""What may be written: only what cachedet made for the same purpose is ever replaced."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cachedet.errors import InputError
+from cachedet.outputs import (
+    DRAWING_COMMENT,
+    Kind,
+    distinct_names,
+    require_empty_folder,
+    require_file,
+    require_folder,
+    require_ours,
+    write_file,
+)
+
+
+def jpeg(comment: bytes | None = None) -> bytes:
+    buffer = io.BytesIO()
+    extra = {} if comment is None else {"comment": comment}
+    Image.new("RGB", (16, 16), (9, 99, 9)).save(buffer, "JPEG", **extra)
+    return buffer.getvalue()
+
+
+def as_json(value: object) -> bytes:
+    return json.dumps(value, indent=1).encode()
+
+
+OURS = {
+    Kind.PAGE: b'\n<!DOCTYPE html>\n<meta name="generator" content="cachedet 0.1">' + b" " * 9000,
+    Kind.MARKDOWN: b"# Runs\n" * 2000 + b"\nWritten 2026-11-28 by cachedet 0.1.\n",
+    Kind.REPORT: as_json({"cachedet": "0.1", "resamples": 9, "runs": ["x"] * 3000}),
+    Kind.COMPARISON: as_json({"cachedet": "0.1", "settings": {}, "cells": []}),
+    Kind.SCORES: as_json({"a": [0] * 5000, "evaluator": "cachedet, equal", "cachedet": "0.1"}),
+    Kind.RESULTS: as_json([{"image_id": 3, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]),
+    Kind.FOUND: as_json([{"file": 'a".jpg', "drawing": "b.jpg", "detections": []}]),
+    Kind.DRAWING: jpeg(DRAWING_COMMENT),
+    Kind.FORECAST: as_json({"store": {"backbone": "r"}, "nbytes": 1.0, "version": "0.1"}),
+}
+THEIRS = {
+    "page.html": b"<!DOCTYPE html><title>mine, about cachedet</title>",
+    "README.md": b"# Mine\n\nWritten 2026-11-28 by cachedet 0.1.\n\nAnd more.\n",
+    "empty": b"",
+    "best.pt": b"PK\x03\x04 cachedet",
+    "train.json": as_json({"images": [], "annotations": [], "categories": [], "cachedet": "0.1"}),
+    "list.json": as_json([{"file": "a.jpg", "label": "cat"}]),
+    "photo.jpg": jpeg(),
+    "photo of cachedet.jpg": jpeg(b"cachedet at the sea"),
+    "photo.png": b"\x89PNG\r\n\x1a\n" + DRAWING_COMMENT,
+}
+
+
+@pytest.mark.parametrize("kind", [*Kind], ids=lambda kind: kind.name)
+def test_only_what_was_made_for_the_same_purpose_is_replaced(tmp_path: Path, kind: Kind) -> None:
+    assert OURS.keys() == {*Kind}
+    path = tmp_path / "out"
+    others = [content for other, content in OURS.items() if other is not kind]
+    for content in (*others, *THEIRS.values()):
+        path.write_bytes(content)
+        for act in (
+            lambda: require_file(path, kind=kind),
+            lambda: require_ours(path, kind=kind),
+            lambda: write_file(path, b"new", kind=kind),
+        ):
+            with pytest.raises(InputError, match="out is there already and is not .* never repl"):
+                act()
+        assert path.read_bytes() == content
+    path.write_bytes(OURS[kind])
+    require_file(path, kind=kind)
+    write_file(path, b"new", kind=kind)
+    assert path.read_bytes() == b"new"
+    assert [one.name for one in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_link_is_followed_and_what_it_leads_to_is_judged(tmp_path: Path) -> None:
+    photo, drawing, link = (tmp_path / name for name in ("photo.jpg", "drawing.jpg", "link.jpg"))
+    photo.write_bytes(jpeg())
+    drawing.write_bytes(OURS[Kind.DRAWING])
+    link.symlink_to(photo)
+    with pytest.raises(InputError, match=r"link.jpg is there already and is not a drawing"):
+        write_file(link, b"new", kind=Kind.DRAWING)
+    link.unlink()
+    link.symlink_to(drawing)
+    write_file(link, b"new", kind=Kind.DRAWING)
+    assert link.is_symlink()
+    assert (drawing.read_bytes(), photo.read_bytes()) == (b"new", jpeg())
+    for target, message in (
+        ("nowhere", "is a link to nowhere, which is not there"),
+        ("link.jpg", "cannot write .*link.jpg: Too many levels"),
+    ):
+        link.unlink()
+        link.symlink_to(target)
+        with pytest.raises(InputError, match=message):
+            require_file(link, kind=Kind.DRAWING)
+    os.link(photo, tmp_path / "hard.jpg")
+    with pytest.raises(InputError, match=r"hard.jpg is there already"):
+        write_file(tmp_path / "hard.jpg", b"new", kind=Kind.DRAWING)
+
+
+def test_what_is_no_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, what in (
+        (tmp_path, "a folder"),
+        (tmp_path / "pipe", "no regular file"),  # opening it would wait for ever
+        (Path("/dev/null"), "no regular file"),  # root could put a file in its place
+    ):
+        with pytest.raises(InputError, match=f"expects a file, and {path} is {what}"):
+            require_file(path, kind=Kind.PAGE)
+    for text in ("", ".", ".."):
+        with pytest.raises(InputError, match="--out expects a file, got"):
+            require_file(Path(text), kind=Kind.PAGE)
+
+
+def folders(root: Path) -> dict[str, Path]:
+    """The beginnings of a run folder, a store and a comparison."""
+    made = {"run folder": "config.yaml", "feature store": "manifest.json"}
+    for name, file in {**made, "comparison": "settings.json"}.items():
+        for folder in ("weights", "commits", "features"):
+            (root / name / folder).mkdir(parents=True)
+        (root / name / file).touch()
+    (root / "run folder" / "commits").rmdir()
+    (root / "comparison" / "commits").rmdir()
+    return {name: root / name for name in (*made, "comparison")}
+
+
+def test_files_of_runs_stores_and_comparisons_are_theirs(tmp_path: Path) -> None:
+    """Whether or not they are there: a training.json of another kind would spoil a run."""
+    kinds = folders(tmp_path)
+    (kinds["run folder"] / "results.json").write_bytes(OURS[Kind.SCORES])
+    for name, file in (
+        ("run folder", "results.json"),
+        ("run folder", "training.json"),
+        ("feature store", "manifest.json"),
+        ("comparison", "comparison.json"),
+    ):
+        with pytest.raises(InputError, match=f"{file} belongs to the {name}"):
+            require_file(kinds[name] / file, kind=Kind.SCORES)
+        require_file(kinds[name] / "mine.json", kind=Kind.SCORES)
+    for name, folder in kinds.items():
+        with pytest.raises(InputError, match=f"is a {name}, whose files belong to it; choose an"):
+            require_folder(folder)
+        require_folder(folder / "drawn")
+
+
+def test_a_folder_that_is_read_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (tmp_path / "link").symlink_to(photos)
+    monkeypatch.chdir(photos)
+    for out in (photos, tmp_path / "link", Path("."), photos / ".." / "photos"):
+        with pytest.raises(InputError, match="is also a folder of images: what is written there"):
+            require_folder(out, inputs=[photos])
+    require_folder(photos / "drawn", inputs=[photos])
+
+
+def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    for check in (require_folder, require_empty_folder):
+        check(tmp_path / "a" / "b")
+        with pytest.raises(InputError, match=r"cannot write .*file/b: .*file: Not a directory; re"):
+            check(tmp_path / "file" / "b")
+        with pytest.raises(InputError, match=r"cannot write .*file: Not a directory; repair the"):
+            check(tmp_path / "file")
+    with pytest.raises(InputError, match="full exists already and is not empty; remove it or ch"):
+        require_empty_folder(tmp_path / "full")
+    with pytest.raises(InputError, match=r"cannot write .*b.md: .*file: (Not a dir|File ex)"):
+        write_file(tmp_path / "file" / "b.md", b"", kind=Kind.MARKDOWN)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given"),
+    [
+        (["a.jpg", "b.jpg"], ["a.jpg", "b.jpg"]),
+        (["a.jpg", "a.jpg", "a-2.jpg"], ["a.jpg", "a-2.jpg", "a-2-2.jpg"]),
+        (["a.jpg", "A.JPG.jpg", "A.jpg"], ["a.jpg", "A.JPG.jpg", "A-2.jpg"]),
+        (["\u00e9.jpg", "e\u0301.jpg"], ["\u00e9.jpg", "e\u0301-2.jpg"]),
+        (["\u00df.jpg", "SS.jpg"], ["\u00df.jpg", "SS-2.jpg"]),
+        (["x" * 300 + ".jpg", "x" * 299 + ".jpg"], ["x" * 251 + ".jpg", "x" * 249 + "-2.jpg"]),
+        (["\udcff.jpg"], ["\udcff.jpg"]),
+    ],
+)
+def test_names_that_no_file_system_mixes_up(wanted: list[str], given: list[str]) -> None:
+    assert distinct_names(wanted) == given
