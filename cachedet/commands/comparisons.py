@@ -37,6 +37,22 @@ if TYPE_CHECKING:  # commands import what they need when they run: `--help` stay
     from cachedet.config.run import TrainConfig
 
 _LARGEST_SEED = 2**63 - 1
+ModeNames = Annotated[
+    str,
+    typer.Option(
+        help="Of cached, partial (last stages trained from the cache), live, tuned (fine-tuned), "
+        "scratch."
+    ),
+]
+Cuts = Annotated[
+    str, typer.Option(help="Levels behind which the mode partial trains, such as C4,C3.")
+]
+BackboneRate = Annotated[
+    float, typer.Option(min=0, help="Of what learns of the backbone; share of the heads'.")
+]
+BatchNorms = Annotated[
+    str, typer.Option(help="Of a backbone or stages that learn: frozen or trained.")
+]
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -49,16 +65,8 @@ def compare(
     val_images: Annotated[
         Path | None, typer.Option(help="Folder of the scored images; default: --images.")
     ] = None,
-    modes: Annotated[
-        str,
-        typer.Option(
-            help="Of cached, partial (last stages trained from the cache), live, tuned "
-            "(fine-tuned), scratch."
-        ),
-    ] = "cached,live,tuned,scratch",
-    freeze_at: Annotated[
-        str, typer.Option(help="Levels behind which the mode partial trains, such as C4,C3.")
-    ] = "C4",
+    modes: ModeNames = "cached,live,tuned,scratch",
+    freeze_at: Cuts = "C4",
     seeds: Annotated[str, typer.Option(help="Such as 0,1,2.")] = "0",
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Of every cell; default: those of its config.")
@@ -75,13 +83,8 @@ def compare(
     codec: Codec = "int8",
     on_bad_image: OnBadImage = "fail",
     follow_links: FollowLinks = False,
-    backbone_lr: Annotated[
-        float,
-        typer.Option(min=0, help="Of what learns of the backbone; share of the heads'."),
-    ] = 0.1,
-    batch_norm: Annotated[
-        str, typer.Option(help="Of a backbone or stages that learn: frozen or trained.")
-    ] = "frozen",
+    backbone_lr: BackboneRate = 0.1,
+    batch_norm: BatchNorms = "frozen",
     overrides: Overrides = None,
     resamples: Annotated[int, typer.Option(min=1, help="For the intervals.")] = 1000,
     workers: Workers = 0,
