@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cachedet.config.run import StagesConfig, TrainConfig
 from cachedet.detector.build import build_detector, choose_levels
 from cachedet.detector.end_to_end import EndToEndDetector
-from cachedet.errors import ConfigError
+from cachedet.errors import BackboneError, ConfigError
 from cachedet.store.format.manifest import Manifest
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import FeatureSpec
@@ -35,8 +35,14 @@ def build_partial_detector(
         ConfigError: nothing of the stages would be trained, or the heads do not fit the levels.
         BackboneError: the network cannot be cut there, or the weights are those of another.
     """
-    from cachedet.backbone.split import make_stages
-
+    try:
+        from cachedet.backbone.split import make_stages
+    except ImportError as error:
+        raise BackboneError(
+            f"freeze_at {config.freeze_at} trains stages of {manifest.backbone}, which timm builds "
+            f"and which cannot be imported here ({error}): `pip install timm`, or leave freeze_at "
+            "out"
+        ) from error
     network, cut = manifest.network, config.freeze_at
     assert cut is not None
     stages = make_stages(manifest.backbone, spec=network, cut=cut, image_size=manifest.image_size)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -314,3 +316,21 @@ def test_the_command_line(tiny: Any, tmp_path: Path) -> None:
         "freeze_at=C4", "--set", "schedule.epochs=1",
     ])  # fmt: skip
     assert done.exit_code == 0, done.output
+
+
+def test_timm_missing_at_training_time(cut: Any, tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "sys.modules['timm'] = None\n"
+        "from cachedet.errors import BackboneError\n"
+        "from cachedet.train import train\n"
+        f"config = {_VALUES!r}\n"
+        "try:\n"
+        f"    train(config, train_store={str(cut['train_store'])!r}, run={str(tmp_path / 'r')!r})\n"
+        "except BackboneError as error:\n"
+        "    assert 'pip install timm' in str(error), error\n"
+        "    sys.exit(7)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 7, done.stderr
+    assert not (tmp_path / "r").exists()
