@@ -151,7 +151,7 @@ def _make_files(root: Path, inputs: StoreInputs) -> dict[str, bytes]:
     if codec.needs_fit:
         codec = inputs.fit(codec)
     layout = Layout(spec=manifest.spec, codec=codec)
-    require_space(root, layout.least_nbytes(blocks))
+    require_space(root, layout.least_nbytes(blocks) + len(inputs.stages or b""))
     files = make_metadata(blocks=blocks, layout=layout, block_size=manifest.block_size)
     decided = replace(
         manifest, codec_digest=state_digest(codec.state()), metadata_digest=metadata_digest(files)

@@ -131,10 +131,11 @@ def test_a_full_disk(launcher: Launcher, whole: Path, tmp_path: Path, store_kit:
     """Fault F3 on a real file system: one message, and the same command when there is room."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    with store_kit.mounted(disk, "-t tmpfs -o size=4m none"):
+    with store_kit.mounted(disk, "-t tmpfs -o size=8m none"):
         store = disk / "s.zarr"
         free = os.statvfs(disk).f_bavail * 4096
-        (disk / "ballast").write_bytes(bytes(free - 700_000))
+        stages = (whole / "stages.safetensors").stat().st_size
+        (disk / "ballast").write_bytes(bytes(free - stages - 700_000))
         status, output = launcher.run(store)
         assert status == 1, output
         assert "error: cannot write" in output
