@@ -29,7 +29,15 @@ from cachedet.store.files.durable import (
     write_durably,
 )
 from cachedet.store.files.leases import COMMIT_LOCK, commit_lock
-from cachedet.store.files.names import ANNOTATIONS, CODEC_STATE, COMMITS, LEASES, MANIFEST, METADATA
+from cachedet.store.files.names import (
+    ANNOTATIONS,
+    CODEC_STATE,
+    COMMITS,
+    LEASES,
+    MANIFEST,
+    METADATA,
+    holds_records,
+)
 from cachedet.store.files.owner import Owner
 from cachedet.store.files.places import find_obstacle, make_folder, write_files
 from cachedet.store.files.source import LocalFiles
@@ -88,7 +96,7 @@ def open_or_create(root: Path, inputs: StoreInputs) -> StorePlan:
     Raises StoreMismatchError, or StoreError where the folder is something else or too full.
     """
     _remove_unborn(root)
-    if not (root / MANIFEST).exists() and not (root / COMMITS).is_dir():
+    if not (root / MANIFEST).exists() and not holds_records(root):
         _create(root, inputs)
     _require_same_inputs(root, inputs)
     for folder in (COMMITS, LEASES):  # copying tools drop empty folders
@@ -114,7 +122,7 @@ def _create(root: Path, inputs: StoreInputs) -> None:
 
 
 def _require_free(root: Path) -> None:
-    if root.exists() and not _is_free(root) and not (root / COMMITS).is_dir():
+    if root.exists() and not _is_free(root) and not holds_records(root):
         raise StoreError(
             f"{root} exists and is not a feature store (it has no {MANIFEST}); "
             "choose another --store"
