@@ -109,7 +109,9 @@ class MetricsLog:
             path, until_step=keep_until_step, until_epoch=keep_until_epoch, columns=columns
         )
         try:
-            self._file = path.open("a", encoding="utf-8", newline="", buffering=1)
+            self._file = io.TextIOWrapper(
+                open_no_link(path), encoding="utf-8", newline="", line_buffering=True
+            )
         except OSError as error:
             raise cannot_write(path, error) from error
         self._writer = csv.DictWriter(self._file, self.columns)

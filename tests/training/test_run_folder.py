@@ -10,7 +10,7 @@ import pytest
 from cachedet.errors import CheckpointError, InputError
 from cachedet.store.files.owner import Owner
 from cachedet.structures import CategoryMap
-from cachedet.training.metrics_file import repair
+from cachedet.training.metrics_file import MetricsLog, repair
 from cachedet.training.run_folder import RunFolder, TrainingData, count_annotations
 
 DATA = TrainingData(
@@ -175,6 +175,12 @@ def test_links_are_not_followed_to_append(folder: RunFolder) -> None:
     folder.metrics.write_text("no header\n")
     with pytest.raises(CheckpointError, match=r"metrics.csv: it is a link, which is not follow"):
         repair(folder.metrics, until_step=1, until_epoch=1)
+    folder.metrics.unlink()
+    table = folder.root.parent / "table.csv"
+    table.write_text("step,epoch\n")
+    folder.metrics.symlink_to(table)
+    with pytest.raises(CheckpointError, match=r"metrics.csv: it is a link, which is not follow"):
+        MetricsLog(folder.metrics, ["step", "epoch"])
     assert mine.read_text() == "mine"
 
 
