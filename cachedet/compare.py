@@ -27,7 +27,7 @@ from cachedet.errors import (
 )
 from cachedet.extract import extract
 from cachedet.live.modes import require_shared
-from cachedet.outputs import Kind, require_ours, write_file
+from cachedet.outputs import Kind, require_local, require_ours, write_file
 from cachedet.reporting.rendering import render_markdown, render_page
 from cachedet.reporting.scored_run import read_metrics
 from cachedet.store.files.durable import encode_json
@@ -80,6 +80,7 @@ def compare(config: ComparisonConfig, *, on_cell: OnCell | None = None) -> Compa
         CheckpointError: images to train on and to score on do not fit together.
         UnwrittenError: the page could not be written; it holds the report.
     """
+    require_local(config.out)
     _require_sensible(config)
     folder = ComparisonFolder(config.out)
     settings = _settings(config)

@@ -18,53 +18,62 @@ from pathlib import Path
 
 from cachedet.errors import InputError
 from cachedet.store.files.durable import TEMPORARY_SUFFIX, write_durably
+from cachedet.store.files.locations import shown
 from cachedet.store.files.names import (
     ANNOTATIONS,
     CODEC_STATE,
-    COMMITS,
     MANIFEST,
     METADATA,
     STAGES,
+    holds_records,
 )
 from cachedet.store.files.places import find_obstacle, make_folder
 
 DRAWING_COMMENT = b"drawn by cachedet"  # a JPEG keeps it
+MARKDOWN_COMMENT = b"<!-- written by cachedet, which replaces it when it is asked to -->"
+_URL = re.compile(r"[A-Za-z][\w+.-]+:/")
 _LOOKED_AT = 4096  # bytes of the start and of the end of a file
 _LONGEST_NAME = 255  # bytes
 
 
 class Kind(Enum):
-    """What a file is for, with what its start or its end must look like."""
+    """What a file is for, with what its start and its end must look like."""
 
     PAGE = (
         "a page of cachedet's",
-        rb'\A\s*<!DOCTYPE html>.*<meta name="generator" content="cachedet',
+        rb'\A\s*<!DOCTYPE html>\s*<html lang="en">\s*<head>\s*<meta charset="utf-8">\s*'
+        rb'<meta name="generator" content="cachedet .*</script>\s*</body>\s*</html>\s*\Z',
     )
     MARKDOWN = (
         "Markdown of cachedet's",
-        rb"\nWritten \d{4}-\d\d-\d\d by cachedet \S+\.\s*\Z",
+        rb"\A" + MARKDOWN_COMMENT + rb"\n.*\nWritten \d{4}-\d\d-\d\d by cachedet \S+\.\s*\Z",
     )
-    REPORT = ("the JSON of a report", rb'\A\s*\{\s*"cachedet":\s*"[^"]*",\s*"resamples":')
+    REPORT = (
+        "the JSON of a report",
+        rb'\A\s*\{\s*"cachedet":\s*"[^"]*",\s*"resamples":.*\}\s*\Z',
+    )
     COMPARISON = (
         "the JSON of a comparison",
-        rb'\A\s*\{\s*"cachedet":\s*"[^"]*",\s*"settings":',
+        rb'\A\s*\{\s*"cachedet":\s*"[^"]*",\s*"settings":.*\}\s*\Z',
     )
     SCORES = (
         "scores of `eval`",
-        rb'"evaluator": "cachedet, [^"]*",\s*"cachedet": "[^"]*".*\}\s*\Z',
+        rb'\A\s*\{\s*"ap":\s*(null|-?[\d.e-]+),\s*"ap50":.*[\]}"el\d],\s*'
+        rb'"evaluator":\s*"cachedet, [^"]*",\s*"cachedet":\s*"[^"]*"\s*\}\s*\Z',
     )
     RESULTS = (
         "COCO results",
-        rb'\A\s*\[\s*(\]\s*\Z|\{\s*"image_id":\s*-?\d+,\s*"category_id":)',
+        rb'\A\s*\[\s*(\]\s*\Z|\{\s*"image_id":\s*-?\d+,\s*"category_id":.*\}\s*\]\s*\Z)',
     )
     FOUND = (
         "detections of `predict`",
-        rb'\A\s*\[\s*(\]\s*\Z|\{\s*"file":\s*"(?:[^"\\]|\\.)*",\s*"drawing":)',
+        rb'\A\s*\[\s*(\]\s*\Z|\{\s*"file":\s*"(?:[^"\\]|\\.)*",\s*"drawing":.*\}\s*\]\s*\Z)',
     )
     DRAWING = ("a drawing of `predict`", rb"\A\xff\xd8.*\xff\xfe.." + DRAWING_COMMENT)
     FORECAST = (
         "a forecast of `estimate`",
-        rb'\A\s*\{\s*"store":\s*\{\s*"backbone":.*"version":\s*"[^"]*"\s*\}\s*\Z',
+        rb'\A\s*\{\s*"store":\s*\{\s*"backbone":.*"peak_memory":\s*[^,{}]*,\s*'
+        rb'"version":\s*"[^"]*"\s*\}\s*\Z',
     )
 
     def __init__(self, words: str, pattern: bytes) -> None:
@@ -74,12 +83,14 @@ class Kind(Enum):
 
 def require_file(path: Path, *, kind: Kind) -> None:
     """Refuse, before the work, a file that may not or cannot be written. Raises InputError."""
-    owner = _owner_of(path.parent)
-    if owner is not None and path.name in _FILES_OF[owner]:
-        raise InputError(
-            f"{path} belongs to the {owner} {path.parent}, whose files other commands do not "
-            "write; choose another name"
-        )
+    require_local(path)
+    for place in (path, Path(os.path.realpath(path))):  # a link, and what it leads to
+        owner = _owner_of(place.parent)
+        if owner is not None and place.name in _FILES_OF[owner]:
+            raise InputError(
+                f"{place} belongs to the {owner} {place.parent}, whose files other commands do "
+                "not write; choose another name"
+            )
     require_ours(path, kind=kind)
     obstacle = find_obstacle(Path(os.path.realpath(path)).parent)
     if obstacle is not None:
@@ -88,6 +99,7 @@ def require_file(path: Path, *, kind: Kind) -> None:
 
 def require_ours(path: Path, *, kind: Kind) -> None:
     """Refuse to replace what is there, unless it is of this kind. Raises InputError."""
+    require_local(path)
     target = _target(path)
     if target.exists() and not _is_of(target, kind):
         raise InputError(
@@ -113,10 +125,12 @@ def write_file(path: Path, content: bytes, *, kind: Kind) -> None:
 def require_folder(folder: Path, *, inputs: Iterable[Path] = ()) -> None:
     """Refuse, before the work, a folder that belongs to something else or cannot be written.
 
-    `inputs` are the folders that are read: what is written into one would be read the next time.
+    `inputs` are the folders and files that are read: what is written among them would be read the
+    next time.
 
     Raises InputError.
     """
+    require_local(folder)
     obstacle = find_obstacle(folder)
     if obstacle is not None:
         raise _cannot_write(obstacle, folder)
@@ -127,15 +141,37 @@ def require_folder(folder: Path, *, inputs: Iterable[Path] = ()) -> None:
             f"such as {folder / 'drawn'}"
         )
     for path in inputs:
-        if path.is_dir() and folder.is_dir() and os.path.samefile(path, folder):
+        held = path if path.is_dir() else path.parent
+        if held.is_dir() and folder.is_dir() and os.path.samefile(held, folder):
             raise InputError(
                 f"--out {folder} is also a folder of images: what is written there would be "
                 f"among them; choose another folder, such as {folder / 'drawn'}"
             )
 
 
+def require_local(place: Path | str, *, option: str = "--out") -> None:
+    """Refuse a URL where something is written: it would become a folder. Raises InputError."""
+    text = str(place)
+    if _URL.match(text):  # a Path has one slash where the URL had two
+        url = shown(text if "://" in text else text.replace(":/", "://", 1))
+        raise InputError(f"{option} expects a place on this machine, a local folder; got {url}")
+
+
+def require_run_place(run: Path | str) -> None:
+    """Refuse a URL, and a run folder inside a feature store. Raises InputError."""
+    require_local(run, option="--run")
+    target = Path(os.path.realpath(run))
+    for folder in (target, *target.parents):
+        if _owner_of(folder) == "feature store":
+            raise InputError(
+                f"--run {run} lies inside the feature store {folder}, which holds features alone; "
+                "choose another --run"
+            )
+
+
 def require_empty_folder(folder: Path) -> None:
     """Refuse a folder in which something lies, or that cannot be written. Raises InputError."""
+    require_local(folder)
     obstacle = find_obstacle(folder)
     if obstacle is not None:
         raise _cannot_write(obstacle, folder)
@@ -202,7 +238,7 @@ def _owner_of(folder: Path) -> str | None:
     """What the folder is, where its files are not for other commands to write."""
     if os.path.isfile(folder / "config.yaml") and os.path.isdir(folder / "weights"):
         return "run folder"
-    if os.path.isfile(folder / MANIFEST) or os.path.isdir(folder / COMMITS):
+    if os.path.isfile(folder / MANIFEST) or holds_records(folder):
         return "feature store"
     if os.path.isfile(folder / "settings.json") and os.path.isdir(folder / "features"):
         return "comparison"

@@ -14,7 +14,7 @@ import numpy as np
 from cachedet.errors import InputError, StoreError
 from cachedet.evaluation.analysis import DEFAULT_RESAMPLES
 from cachedet.evaluation.files import read_annotations_of
-from cachedet.outputs import Kind, require_file, write_file
+from cachedet.outputs import Kind, require_file, require_local, write_file
 from cachedet.progress import StageProgress
 from cachedet.reporting.class_sections import annotation_section, class_section
 from cachedet.reporting.content import Report
@@ -100,6 +100,7 @@ def _target(out: Path | None, runs: Sequence[Path]) -> Path:
     if not runs:
         raise InputError("a report needs a run folder or more")
     target = out if out is not None else runs[0] / "report.html"
+    require_local(target)
     if target.suffix.lower() not in (".html", ".htm"):
         raise InputError(
             f"--out expects a file that ends in .html, got {target}; the Markdown and JSON are "

@@ -23,6 +23,7 @@ from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.metrics import score_detections
 from cachedet.evaluation.plots import plot_training
 from cachedet.loading.loader import FeatureLoader, make_run_loader
+from cachedet.outputs import require_run_place
 from cachedet.store.reader import FeatureStore
 from cachedet.training.loop import EARLY_STOPPING, Validator, is_signal, run_session
 from cachedet.training.optimizer import count_trained
@@ -102,6 +103,7 @@ def train(
         ... )
         >>> report.best_ap
     """
+    require_run_place(run)
     config = load_config(config, overrides=overrides)
     if detector is not None:
         config = config.model_copy(update={"detector": note_detector(detector, config)})

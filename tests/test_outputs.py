@@ -6,21 +6,28 @@ import io
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from cachedet.errors import InputError
+from cachedet.errors import InputError, StoreError
 from cachedet.outputs import (
     DRAWING_COMMENT,
+    MARKDOWN_COMMENT,
     Kind,
     distinct_names,
     require_empty_folder,
     require_file,
     require_folder,
+    require_local,
     require_ours,
+    require_run_place,
     write_file,
 )
+from cachedet.report import report
+from cachedet.store.creation import require_place
+from cachedet.train import train
 
 
 def jpeg(comment: bytes | None = None) -> bytes:
@@ -34,20 +41,37 @@ def as_json(value: object) -> bytes:
     return json.dumps(value, indent=1).encode()
 
 
+SCORES = {
+    "ap": None, "ap50": 0.5, "a": [0] * 5000, "evaluator": "cachedet, equal", "cachedet": "0.1"
+}  # fmt: skip
+FORECAST = {"store": {"backbone": "r"}, "nbytes": 1.0, "peak_memory": None, "version": "0.1"}
 OURS = {
-    Kind.PAGE: b'\n<!DOCTYPE html>\n<meta name="generator" content="cachedet 0.1">' + b" " * 9000,
-    Kind.MARKDOWN: b"# Runs\n" * 2000 + b"\nWritten 2026-11-28 by cachedet 0.1.\n",
+    Kind.PAGE: b'\n<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+    b'<meta name="generator" content="cachedet 0.1">' + b" " * 9000 + b"</script></body></html>\n",
+    Kind.MARKDOWN: MARKDOWN_COMMENT
+    + b"\n\n# Runs\n" * 2000
+    + b"\nWritten 2026-11-28 by cachedet 0.1.\n",
     Kind.REPORT: as_json({"cachedet": "0.1", "resamples": 9, "runs": ["x"] * 3000}),
     Kind.COMPARISON: as_json({"cachedet": "0.1", "settings": {}, "cells": []}),
-    Kind.SCORES: as_json({"a": [0] * 5000, "evaluator": "cachedet, equal", "cachedet": "0.1"}),
+    Kind.SCORES: as_json(SCORES),
     Kind.RESULTS: as_json([{"image_id": 3, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]),
     Kind.FOUND: as_json([{"file": 'a".jpg', "drawing": "b.jpg", "detections": []}]),
     Kind.DRAWING: jpeg(DRAWING_COMMENT),
-    Kind.FORECAST: as_json({"store": {"backbone": "r"}, "nbytes": 1.0, "version": "0.1"}),
+    Kind.FORECAST: as_json(FORECAST),
 }
 THEIRS = {
     "page.html": b"<!DOCTYPE html><title>mine, about cachedet</title>",
     "README.md": b"# Mine\n\nWritten 2026-11-28 by cachedet 0.1.\n\nAnd more.\n",
+    "pasted.md": b"# Mine\n\n" + OURS[Kind.MARKDOWN],
+    "continued.md": OURS[Kind.MARKDOWN] + b"\nAnd more.\n",
+    "continued.html": OURS[Kind.PAGE] + b"<p>And more.</p>",
+    "about.html": b"<!DOCTYPE html><pre>" + OURS[Kind.PAGE],
+    "holds.json": as_json({"mine": [1], "scores": SCORES}),
+    "around.json": as_json({"ap": SCORES, "scores": SCORES}),
+    "more.json": as_json({**SCORES, "mine": 1}),
+    "before.json": as_json({"mine": 1, **SCORES}),
+    "plan.json": as_json({**FORECAST, "mine": 1}),
+    "table.json": as_json({"store": {"backbone": "mine"}, "version": "2"}),
     "empty": b"",
     "best.pt": b"PK\x03\x04 cachedet",
     "train.json": as_json({"images": [], "annotations": [], "categories": [], "cachedet": "0.1"}),
@@ -150,6 +174,60 @@ def test_files_of_runs_stores_and_comparisons_are_theirs(tmp_path: Path) -> None
         require_folder(folder / "drawn")
 
 
+def test_a_link_to_a_file_of_a_run_is_judged_as_that_file(tmp_path: Path) -> None:
+    results = folders(tmp_path)["run folder"] / "results.json"
+    results.write_bytes(OURS[Kind.SCORES])
+    (tmp_path / "link.json").symlink_to(results)
+    (tmp_path / "linked").symlink_to(results.parent)
+    for path in (tmp_path / "link.json", tmp_path / "linked" / "results.json"):
+        with pytest.raises(InputError, match=r"results.json belongs to the run folder"):
+            require_file(path, kind=Kind.SCORES)
+
+
+def test_a_folder_of_commits_is_no_store(tmp_path: Path) -> None:
+    commits = tmp_path / "mine" / "commits"
+    commits.mkdir(parents=True)
+    (commits / "today.json").touch()
+    require_folder(tmp_path / "mine")
+    with pytest.raises(StoreError, match="mine exists and is not a feature store"):
+        require_place(tmp_path / "mine")
+    (commits / "base-b64x96-000001.json").touch()  # a store that has lost its manifest
+    with pytest.raises(InputError, match="is a feature store, whose files"):
+        require_folder(tmp_path / "mine")
+
+
+def test_no_run_in_a_store(tmp_path: Path) -> None:
+    store = folders(tmp_path)["feature store"]
+    (tmp_path / "link").symlink_to(store)
+    for run in (store, store / "run", tmp_path / "link" / "a" / "b"):
+        with pytest.raises(InputError, match="lies inside the feature store .*; choose another"):
+            require_run_place(run)
+        assert not run.exists() or run == store
+    require_run_place(store.parent / "run")
+
+
+@pytest.mark.parametrize("text", ["http://u:pw@host/x.html", "s3://b/x.html", "odd+x://u:pw@h/x"])
+def test_a_url_is_no_place_to_write(text: str, monkeypatch: Any, tmp_path: Path) -> None:
+    """As it was given, and as a path that has made one slash of two; no credentials are told."""
+    monkeypatch.chdir(tmp_path)
+    for place in (text, Path(text)):
+        for act in (
+            lambda place=place: require_local(place),
+            lambda place=place: require_run_place(place),
+            lambda place=place: require_file(Path(place), kind=Kind.PAGE),
+            lambda place=place: require_ours(Path(place), kind=Kind.PAGE),
+            lambda place=place: require_folder(Path(place)),
+            lambda place=place: require_empty_folder(Path(place)),
+            lambda place=place: train("retinanet_fpn_tiny", train_store="t", run=place),
+            lambda place=place: report([Path("run")], out=Path(place)),
+        ):
+            with pytest.raises(InputError, match=r"expects a place on this .*; got \S+://") as told:
+                act()
+            assert "pw" not in str(told.value)
+    require_local(tmp_path / "a:b" / "c")
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_folder_that_is_read_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,7 +238,10 @@ def test_a_folder_that_is_read_is_not_written(
     for out in (photos, tmp_path / "link", Path("."), photos / ".." / "photos"):
         with pytest.raises(InputError, match="is also a folder of images: what is written there"):
             require_folder(out, inputs=[photos])
-    require_folder(photos / "drawn", inputs=[photos])
+        (photos / "a.jpg").touch()
+        with pytest.raises(InputError, match="is also a folder of images: what is written there"):
+            require_folder(out, inputs=[photos / "a.jpg"])
+    require_folder(photos / "drawn", inputs=[photos, photos / "a.jpg"])
 
 
 def test_folders_that_cannot_be_written(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from cachedet.allocator import keep_freed_memory
 from cachedet.commands.output import CLOSED_STATUS, OutputFile, guard_output
 from cachedet.text import shell_line
-from cachedet.training.run_log import LOG, STOPPED, append_line
+from cachedet.training.run_log import LOG, STOPPED, append_line, is_our_log, read_log
 from cachedet.training.stopping import STOPPED_STATUS, StopSignals
 
 _TRAINS = "train-heads"
@@ -59,25 +59,41 @@ def _leave(signal_name: str, words: Sequence[str]) -> None:
     """Say how to go on, and leave a run folder that both this command and --resume take."""
     run = _run_folder(words)
     again = ["cachedet", *words[1:]]
+    advice = "stopped; go on with"
     if run is not None and any(run.glob("weights/*.pt")):
         again += [] if "--resume" in again else ["--resume"]
-    elif run is not None:
-        with suppress(OSError):
-            run.mkdir(parents=True, exist_ok=True)
-            if (run / LOG).exists() or not any(run.iterdir()):
-                append_line(run, f"{STOPPED}: {signal_name}")
+    elif run is not None and not _note_stop(run, f"{STOPPED}: {signal_name}"):
+        advice = "stopped; nothing can begin in that --run: choose another one in"
     from cachedet.store.files.locations import redacted  # only now: start-up is quick
 
-    print(f"{signal_name}: stopped; go on with\n  {redacted(shell_line(again))}", file=sys.stderr)
+    print(f"{signal_name}: {advice}\n  {redacted(shell_line(again))}", file=sys.stderr)
+
+
+def _note_stop(run: Path, line: str) -> bool:
+    """Leave a line in a folder that is new, empty or of a start of ours; whether it is one."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        names = set(os.listdir(run))
+        if LOG in names:
+            is_ours = not (run / LOG).is_symlink() and is_our_log(read_log(run))
+        else:
+            is_ours = not names - {"train.lock", "weights", "plots"}
+        if is_ours and (LOG in names or not names):
+            append_line(run, line)
+    except OSError:
+        return False
+    return is_ours
 
 
 def _run_folder(words: Sequence[str]) -> Path | None:
     """The folder that the command line names; what reads it properly may not be imported yet."""
+    found = None
     for word, following in zip(words, [*words[1:], ""], strict=True):
         name, is_joined, value = word.partition("=")
         if name in _RUN and (value or following):
-            return Path(value if is_joined else following)
-    return None
+            text = value if is_joined else following
+            found = None if "://" in text else Path(text)  # the last one counts
+    return found
 
 
 def _end_without_output(output: OutputFile) -> None:

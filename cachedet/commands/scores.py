@@ -12,7 +12,7 @@ from cachedet.commands.options import Json, print_json
 from cachedet.commands.score_tables import print_analysis, print_proposals
 from cachedet.commands.tables import say
 from cachedet.errors import InputError, UnwrittenError
-from cachedet.outputs import Kind, require_file, write_file
+from cachedet.outputs import Kind, require_file, require_local, write_file
 
 if TYPE_CHECKING:
     from cachedet.evaluate import EvalReport, Questions
@@ -200,6 +200,7 @@ def _require_writable(out: Path | None, inputs: list[Path | str | None]) -> None
     """Raises InputError before hours of work; no input is written over (law L8)."""
     if out is None:
         return
+    require_local(out)
     if out.is_dir() or not out.parent.is_dir():
         raise InputError(f"--out expects a file in a folder that exists, got {out}")
     for path in inputs:

@@ -81,7 +81,9 @@ class ComparisonFolder:
                 "choose another --out"
             )
         is_new = not self._settings.exists()
-        if is_new and self.root.exists():
+        if not is_new:
+            self._read_settings()
+        elif self.root.exists():
             self._require_empty()
         above = [path for path in (self.root, *self.root.parents) if not path.exists()]
         had_features = (self.root / "features").exists()
@@ -144,12 +146,20 @@ class ComparisonFolder:
 
     def _read_settings(self) -> dict[str, Any]:
         try:
-            kept: dict[str, Any] = json.loads(self._settings.read_text(encoding="utf-8"))
-        except ValueError as error:
+            kept = json.loads(self._settings.read_text(encoding="utf-8"))
+        except (OSError, RecursionError, ValueError) as error:
             raise InputError(
                 f"{self._settings} is damaged ({error}); choose another --out"
             ) from error
-        return kept
+        kept = kept if _is_map(kept) else {}
+        parts = [kept.get("heads"), kept.get("train"), kept.get("val", {})]
+        if not all(map(_is_map, parts)) or not all(map(_is_map, parts[0].values())):
+            raise InputError(
+                f"{self.root} holds other things than a comparison: {self._settings.name} is not "
+                "of cachedet's; choose another --out"
+            )
+        settings: dict[str, Any] = kept
+        return settings
 
     def _require_empty(self) -> None:
         """Refuse other things than stores put there before and what a killed write left."""
@@ -161,6 +171,10 @@ class ComparisonFolder:
                 f"{self.root} holds other things than a comparison ({', '.join(others[:3])}); "
                 "choose another --out"
             )
+
+
+def _is_map(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def _differences(

@@ -67,10 +67,10 @@ class Scorer:
             "step": self.trainer.step,
             "weights": "last",
             "store_fingerprint": self.store.manifest.fingerprint(),
-            "evaluator": "cachedet, equal to pycocotools",
-            "cachedet": __version__,
             "annotations": None,
             "against": None,
+            "evaluator": "cachedet, equal to pycocotools",
+            "cachedet": __version__,
         }
         write_durably(folder.detections, json.dumps(coco_results(annotations, table)).encode())
         write_durably(folder.results, encode_json(values))

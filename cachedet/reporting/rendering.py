@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from cachedet.outputs import MARKDOWN_COMMENT
 from cachedet.reporting.content import Report, Row, Section, Table
 from cachedet.reporting.curve_sections import PRECISION_CHART, ClassPaths
 from cachedet.reporting.image_sheet import Sheet
@@ -64,7 +65,8 @@ def _sheet_data(sheet: Sheet) -> dict[str, Any]:
 
 def render_markdown(report: Report) -> str:
     """The tables and sentences of a page; everything that came from outside is escaped."""
-    parts = [f"# {escape(report.title)}", escape(report.standfirst)]
+    title = f"{MARKDOWN_COMMENT.decode()}\n\n# {escape(report.title)}"
+    parts = [title, escape(report.standfirst)]
     for section in (*report.sections, *report.last):
         parts += _section(section)
     parts.append(f"Written {report.written} by cachedet {escape(report.version)}.")

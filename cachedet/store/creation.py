@@ -37,6 +37,7 @@ from cachedet.store.files.names import (
     MANIFEST,
     METADATA,
     STAGES,
+    holds_records,
 )
 from cachedet.store.files.owner import Owner
 from cachedet.store.files.places import find_obstacle, make_folder, write_files
@@ -98,7 +99,7 @@ def open_or_create(root: Path, inputs: StoreInputs) -> StorePlan:
     Raises StoreMismatchError, or StoreError where the folder is something else or too full.
     """
     _remove_unborn(root)
-    if not (root / MANIFEST).exists() and not (root / COMMITS).is_dir():
+    if not (root / MANIFEST).exists() and not holds_records(root):
         _create(root, inputs)
     _require_same_inputs(root, inputs)
     for folder in (COMMITS, LEASES):  # copying tools drop empty folders
@@ -125,7 +126,7 @@ def _create(root: Path, inputs: StoreInputs) -> None:
 
 
 def _require_free(root: Path) -> None:
-    if root.exists() and not _is_free(root) and not (root / COMMITS).is_dir():
+    if root.exists() and not _is_free(root) and not holds_records(root):
         raise StoreError(
             f"{root} exists and is not a feature store (it has no {MANIFEST}); "
             "choose another --store"

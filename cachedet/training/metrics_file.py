@@ -11,6 +11,7 @@ from pathlib import Path
 from cachedet.errors import CheckpointError
 from cachedet.store.files.durable import write_durably
 from cachedet.training.run_folder import cannot_write
+from cachedet.training.run_log import open_no_link
 
 _POSITION = ("step", "epoch")  # columns of every metrics.csv, whole numbers
 
@@ -78,7 +79,7 @@ def repair(
     aside = path.with_name(f"{path.name}.damaged")
     try:
         if damaged:
-            with aside.open("ab") as file:
+            with open_no_link(aside) as file:
                 file.write(b"\n".join(damaged) + b"\n")
         if damaged or rows != table.rows or header != table.columns:
             write_durably(path, _text(header, rows).encode() if header else b"")
@@ -108,7 +109,9 @@ class MetricsLog:
             path, until_step=keep_until_step, until_epoch=keep_until_epoch, columns=columns
         )
         try:
-            self._file = path.open("a", encoding="utf-8", newline="", buffering=1)
+            self._file = io.TextIOWrapper(
+                open_no_link(path), encoding="utf-8", newline="", line_buffering=True
+            )
         except OSError as error:
             raise cannot_write(path, error) from error
         self._writer = csv.DictWriter(self._file, self.columns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from cachedet.store.files.folder_lock import sole_owner
 from cachedet.store.files.locations import is_url, shown
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, CategoryMap
-from cachedet.training.run_log import LOG, STARTED, STOPPED, append_line, read_log
+from cachedet.training.run_log import LOG, append_line, is_our_log, read_log, tells_of_start
 
 
 class RunFolder:
@@ -94,25 +95,50 @@ class RunFolder:
     def is_unused(self) -> bool:
         """Whether it is empty, or all in it is of a start that ended before anything was saved."""
         try:
-            names = set(os.listdir(self.root)) - {self.lock.name}
+            entries = {entry.name: entry for entry in _entries(self.root)}
         except OSError as error:
             raise _cannot_read(self.root, error) from error
-        weights = self.best.parent
-        of_start = (self.config, self.training, self.tensorboard, weights, self.plots)
-        if not names <= {LOG, *(path.name for path in of_start)}:
-            return False
-        if any(path.suffix != TEMPORARY_SUFFIX for path in weights.glob("*")):
-            return False
-        return names <= {weights.name, self.plots.name} or self._is_begun()
+        entries.pop(self.lock.name, None)
+        folders = {path.name for path in (self.best.parent, self.plots)}
+        files = {LOG, self.config.name, self.training.name}
+        for entry in entries.values():
+            if entry.name in files:
+                is_of_start = entry.is_file(follow_symlinks=False)
+            else:
+                is_of_start = entry.is_dir(follow_symlinks=False) and self._is_of_start(entry)
+            if not is_of_start:
+                return False
+        if entries.keys() <= folders:
+            return not any(os.listdir(entry) for entry in entries.values())
+        return self._is_begun()
 
     def is_begun(self) -> bool:
         """Whether a start that ended before anything was saved left it."""
         return self.root.is_dir() and self.is_unused() and self._is_begun()
 
+    def _is_of_start(self, folder: os.DirEntry[str]) -> bool:
+        """Whether a start can have made all that is in this folder."""
+        endings = {
+            self.best.parent.name: re.compile(rf".*\.pt\..*{re.escape(TEMPORARY_SUFFIX)}"),
+            self.tensorboard.name: re.compile(r"events\.out\.tfevents\..*"),
+            self.plots.name: re.compile(r"(?!)"),  # nothing
+        }
+        pattern = endings.get(folder.name)
+        return pattern is not None and all(
+            pattern.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+            for entry in _entries(folder)
+        )
+
     def _is_begun(self) -> bool:
         """Only log.txt tells a config.yaml of ours from one that a person has put there."""
+        if (self.root / LOG).is_symlink():
+            return False
         log = read_log(self.root)
-        return STARTED in log or (STOPPED in log and not self.config.exists())
+        if not is_our_log(log) or (self.config.exists() and not tells_of_start(log)):
+            return False
+        with suppress(CheckpointError):
+            return not self.training.exists() or TrainingData.read(self) is not None
+        return False
 
     def has_state(self) -> bool:
         """Whether there is a checkpoint to go on from, whole or not."""
@@ -135,6 +161,11 @@ class RunFolder:
             append_line(self.root, line)
         except OSError as error:
             raise cannot_write(self.root / LOG, error) from error
+
+
+def _entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as found:
+        return [*found]
 
 
 def noted_place(place: Path | str) -> str:

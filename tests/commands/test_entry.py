@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cachedet.commands.entry import _leave
 from cachedet.errors import CheckpointError
 from cachedet.train import train
 
@@ -64,6 +65,29 @@ def test_a_signal_before_the_first_step(
             _, errors = process.communicate()
         assert process.returncode == 0, errors
         assert (run / "weights" / "last.pt").is_file()
+
+
+def test_a_signal_leaves_what_is_no_run_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A log of somebody's, a link, a regular file; of --run given twice the last counts."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "mine" / "log.txt").write_text("my notes\n")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "log.txt").symlink_to(tmp_path / "file")
+    first = tmp_path / "first"
+    for name in ("mine", "linked", "file"):
+        words = ["cachedet", "train-heads", "--run", str(first), f"--run={tmp_path / name}"]
+        _leave("SIGTERM", words)
+        assert "nothing can begin in that --run: choose another one" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "log.txt").read_text() == "my notes\n"
+    assert (tmp_path / "file").read_text() == "mine"
+    assert not first.exists()
+    for _ in range(2):
+        _leave("SIGTERM", ["cachedet", "train-heads", "--run", str(first)])
+        assert "stopped; go on with" in capsys.readouterr().err
+    assert (first / "log.txt").read_text().count("stopped before the first step") == 2
 
 
 def test_a_signal_while_torch_is_imported(tiny: Any, tmp_path: Path) -> None:

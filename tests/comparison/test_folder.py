@@ -127,6 +127,19 @@ def test_damaged_settings_are_named(folder: ComparisonFolder) -> None:
             folder.require_same(settings())
 
 
+@pytest.mark.parametrize(
+    "text", ['{"theme": "dark"}', "[]", "null", '{"heads": []}', '{"heads": {"a": 1}, "train": {}}']
+)
+def test_settings_of_something_else(folder: ComparisonFolder, text: str) -> None:
+    folder.root.mkdir()
+    (folder.root / "settings.json").write_text(text)
+    match = r"out holds other things than a comparison: settings.json is not of cachedet's; choose"
+    with pytest.raises(InputError, match=match), folder.undone_if_refused(), folder.owned():
+        raise AssertionError
+    assert [path.name for path in folder.root.iterdir()] == ["settings.json"]
+    assert (folder.root / "settings.json").read_text() == text
+
+
 def test_two_comparisons_in_one_folder(folder: ComparisonFolder) -> None:
     already = pytest.raises(InputError, match=f"process {os.getpid()} on .* already")
     with folder.owned(), already, folder.owned():

@@ -81,7 +81,7 @@ def page_of(cells: Sequence[CellResult], curves: Sequence[CurveOf] = ()) -> Repo
         for table in (*section.tables, *(fold.table for fold in section.folds if fold.table)):
             for row in table.rows:
                 assert row.group or len(row.cells) == len(table.columns), (section.key, row.name)
-    assert render_markdown(page).startswith("# T\n\nS\n")
+    assert "-->\n\n# T\n\nS\n" in render_markdown(page)
     return page
 
 

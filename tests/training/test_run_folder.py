@@ -10,6 +10,7 @@ import pytest
 from cachedet.errors import CheckpointError, InputError
 from cachedet.store.files.owner import Owner
 from cachedet.structures import CategoryMap
+from cachedet.training.metrics_file import MetricsLog, repair
 from cachedet.training.run_folder import RunFolder, TrainingData, count_annotations
 
 DATA = TrainingData(
@@ -116,6 +117,71 @@ def test_only_a_start_that_saved_nothing_is_begun_again(folder: RunFolder) -> No
             RunFolder.create(folder.root)
         assert not folder.is_begun()
         (folder.root / extra).unlink()
+
+
+LOG = "2026-11-28 16:00:00 started; store fingerprint 48\n"
+
+
+@pytest.mark.parametrize("log", ["", LOG])
+@pytest.mark.parametrize(
+    "file", ["plots/training.png", "tensorboard/notes.txt", "weights/mine.tmp", "weights/a/b"]
+)
+def test_files_in_the_folders_of_a_start_are_somebodys(
+    folder: RunFolder, file: str, log: str
+) -> None:
+    path = folder.root / file
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    if log:
+        (folder.root / "log.txt").write_text(log)
+    with pytest.raises(CheckpointError, match="exists already and is not empty"):
+        RunFolder.create(folder.root)
+    path.unlink()
+    for name in ("plots", "weights", "log.txt", "config.yaml"):  # a link leads elsewhere
+        (folder.root / name).unlink() if (folder.root / name).is_file() else None
+        if not (folder.root / name).exists():
+            (folder.root / name).symlink_to(folder.root.parent)
+            assert not folder.is_unused()
+            (folder.root / name).unlink()
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        "Monday: the run stopped before the first step\n",
+        "my notes\n" + LOG,
+        "my notes\n2026-11-28 16:00:00 stopped before the first step: SIGTERM\n",
+    ],
+)
+def test_a_log_is_ours_by_its_first_line(folder: RunFolder, log: str) -> None:
+    folder.root.mkdir()
+    (folder.root / "log.txt").write_text(log)
+    assert not folder.is_unused()
+    (folder.root / "log.txt").write_text(LOG)
+    (folder.root / "training.json").write_text('{"mine": 1}')
+    assert not folder.is_unused()
+    DATA.write(folder)
+    assert folder.is_begun()
+
+
+def test_links_are_not_followed_to_append(folder: RunFolder) -> None:
+    folder.root.mkdir()
+    mine = folder.root.parent / "mine.txt"
+    mine.write_text("mine")
+    for name in ("log.txt", "metrics.csv.damaged"):
+        (folder.root / name).symlink_to(mine)
+    with pytest.raises(CheckpointError, match=r"log.txt: it is a link, which is not followed; re"):
+        folder.log("line")
+    folder.metrics.write_text("no header\n")
+    with pytest.raises(CheckpointError, match=r"metrics.csv: it is a link, which is not follow"):
+        repair(folder.metrics, until_step=1, until_epoch=1)
+    folder.metrics.unlink()
+    table = folder.root.parent / "table.csv"
+    table.write_text("step,epoch\n")
+    folder.metrics.symlink_to(table)
+    with pytest.raises(CheckpointError, match=r"metrics.csv: it is a link, which is not follow"):
+        MetricsLog(folder.metrics, ["step", "epoch"])
+    assert mine.read_text() == "mine"
 
 
 def test_a_line_that_was_cut_off_is_ended(folder: RunFolder) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
+from pathlib import Path
 
 MANIFEST = "manifest.json"
 ANNOTATIONS = "annotations.npz"
@@ -12,6 +15,7 @@ COMMITS = "commits"
 LEASES = "leases"
 METADATA = "zarr.json"
 WITHDRAWN_SUFFIX = ".bad"
+_RECORD = re.compile(r".+-b\d+x\d+-\d{6,}\.json(\.bad)?", re.ASCII)  # see `Block.name`
 _MOST_NBYTES = {
     MANIFEST: 32 << 20,  # 200,000 skipped images; parsed it takes up to 25 times as much memory
     ANNOTATIONS: 16 << 30,  # 5 million images of 7 boxes with masks of 350 bytes take 13 GB
@@ -33,3 +37,11 @@ def require_size(nbytes: int, key: str) -> None:
     if nbytes > most:
         reason = f"it has {nbytes:,} bytes, which such a file never has (at most {most:,})"
         raise OSError(errno.EFBIG, reason, key)
+
+
+def holds_records(root: Path) -> bool:
+    """Whether commits/ has what can only be records of blocks: a store, also without a manifest."""
+    try:
+        return any(map(_RECORD.fullmatch, os.listdir(root / COMMITS)))
+    except OSError:
+        return False
