@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from cachedet.errors import BadImageError
 
@@ -31,7 +32,9 @@ _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _PIECE = 1 << 20
 _CODESTREAM, _SIZE = b"\xff\x4f\xff\x51", b"\xff\x51"  # of JPEG 2000
-_TILE_PART, _END_OF_STREAM = b"\xff\x90", b"\xff\xd9"
+_TILE_PART, _END_OF_STREAM = b"\xff\x90", b"\xff\xd9"  # the end is that of a JPEG too
+_COMPRESSION, _OF_JPEGS = 259, 7  # a TIFF's tag
+_PARTS = ((273, 279), (324, 325))  # tags: offsets and byte counts of strips, of tiles
 
 
 def require_covered(image: ImageFile.ImageFile) -> None:
@@ -51,7 +54,7 @@ def require_covered(image: ImageFile.ImageFile) -> None:
 def require_whole(image: Image.Image, content: bytes) -> None:
     """Raises BadImageError where rows, scans or tiles of a loaded image are missing in its file.
 
-    Of PNG, JPEG and JPEG 2000.
+    Of PNG, JPEG, JPEG 2000 and TIFFs that hold JPEGs.
     """
     if image.format == "PNG" and (image.info.get("interlace") or not _last_row(image).any()):
         _require_png_rows(content)
@@ -59,6 +62,8 @@ def require_whole(image: Image.Image, content: bytes) -> None:
         _require_jpeg(image, content)
     if image.format == "JPEG2000":
         _require_tiles(content)
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(_COMPRESSION) == _OF_JPEGS:
+        _require_ended(image, content)
 
 
 def _last_row(image: Image.Image) -> NDArray[Any]:
@@ -146,6 +151,16 @@ def _tiles_in(stream: memoryview) -> set[int] | None:
         else:
             return None
     return tiles
+
+
+def _require_ended(image: TiffImageFile, content: bytes) -> None:
+    """libtiff makes grey of what a strip or tile lacks that is a JPEG."""
+    tags = image.tag_v2
+    for offsets, counts in _PARTS:
+        parts = zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)
+        for number, (start, nbytes) in enumerate(parts):
+            if content.find(_END_OF_STREAM, start, start + nbytes) < 0:
+                raise BadImageError(f"the TIFF is truncated: its strip or tile {number} has no end")
 
 
 _Scan = tuple[tuple[int, ...], tuple[int, int, int]]  # components; first, last coefficient, bit

@@ -158,6 +158,46 @@ def test_a_tiff_of_too_few_strips_is_a_bad_image(
         decode_bytes(taller(whole))
 
 
+def with_counts(content: bytes, divisor: int) -> bytes:
+    """A TIFF whose later strips have fewer bytes: a share of them, or none (0)."""
+    changed = bytearray(content)
+    start = struct.unpack("<I", content[4:8])[0]
+    for entry in range(struct.unpack_from("<H", content, start)[0]):
+        tag, kind, number, at = struct.unpack_from("<HHII", content, start + 2 + 12 * entry)
+        if tag == 279:
+            counts = f"<{number}{'I' if kind == 4 else 'H'}"
+            few = [
+                count if row < number // 2 else divisor and count // divisor
+                for row, count in enumerate(struct.unpack_from(counts, content, at))
+            ]
+            struct.pack_into(counts, changed, at, *few)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    ("mode", "compression", "divisors"),
+    [
+        *[("RGB", kind, (0, 2)) for kind in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")],
+        ("L", "jpeg", (0, 2)),
+        ("1", "group4", (0,)),  # of half a strip libtiff makes white rows
+        ("1", "group3", (0,)),
+    ],
+)
+def test_a_tiff_whose_strips_lack_bytes_is_a_bad_image(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: Any,
+    mode: str,
+    compression: str,
+    divisors: tuple[int, ...],
+) -> None:
+    monkeypatch.setattr(TiffImagePlugin, "STRIP_SIZE", 512)
+    whole = encoded(PHOTO.convert(mode), "TIFF", compression=compression)
+    assert decode_bytes(whole)[1] is None
+    for divisor in divisors:
+        with pytest.raises(BadImageError):
+            decode_bytes(with_counts(whole, divisor))
+
+
 TILES: list[dict[str, Any]] = [
     {},
     {"tile_size": (64, 64)},
