@@ -130,7 +130,7 @@ def _codestream(content: bytes) -> memoryview:
         if nbytes == 1:
             nbytes = int.from_bytes(view[at + 8 : at + 16], "big")
         end = at + nbytes if nbytes else len(content)
-        if view[at + 4 : at + 8] == b"jp2c":
+        if content[at + 4 : at + 8] == b"jp2c":
             return view[start:end]
         at = max(start, end)
     return view[:0]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-import os
 from pathlib import Path
 from typing import Any
 
