@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,7 @@ class ImageReport:
     detections: Detections  # pixels of the image, best first
     categories: CategoryMap
     size_hw: SizeHW
+    highest: float | None = None  # score of all that was found, also below the least one
 
     def to_json(self) -> dict[str, Any]:
         """File, drawing and detections: name, category_id, score, box xyxy, COCO RLE of a mask."""
@@ -214,7 +216,8 @@ def _predict_file(
     file: Path, image_detector: ImageDetector, drawing: Path, *, min_score: float
 ) -> ImageReport:
     pixels = decode_image(file)
-    detections = image_detector(pixels).above(min_score)
+    found = image_detector(pixels)
+    detections = found.above(min_score)
     size_hw = (pixels.shape[0], pixels.shape[1])
     categories = image_detector.manifest.categories
     drawn = draw_boxes(pixels, make_drawing(detections, categories, size_hw=size_hw))
@@ -222,7 +225,12 @@ def _predict_file(
     drawn.save(buffer, "JPEG", comment=DRAWING_COMMENT)
     write_file(drawing, buffer.getvalue(), kind=Kind.DRAWING)
     return ImageReport(
-        file=file, drawing=drawing, detections=detections, categories=categories, size_hw=size_hw
+        file=file,
+        drawing=drawing,
+        detections=detections,
+        categories=categories,
+        size_hw=size_hw,
+        highest=float(found.scores.max()) if len(found) else None,
     )
 
 
@@ -308,7 +316,13 @@ def _image_files(images: Sequence[Path]) -> list[Path]:
         elif os.path.lexists(path):  # whether it can be read is seen when its turn comes
             files.append(path)
         else:
-            raise InputError(f"there is no image {printable(path)}")
+            raise InputError(f"there is no image {printable(path)}{_hint_of_url(path)}")
     if not files:
         raise InputError("expected at least one image or folder of images")
     return files
+
+
+def _hint_of_url(path: Path) -> str:
+    """A path has one slash where a URL has two."""
+    is_url = re.match(r"(https?|ftp|s3|gs):/", str(path), re.IGNORECASE)
+    return "; URLs are not taken: download the image and name the file" if is_url else ""

@@ -138,7 +138,10 @@ def predict(
             names = [f"{entry['name']} {entry['score']:.2f}" for entry in image["detections"]]
             say(f"{image['file']}: {', '.join(names) or 'nothing'}")
         if report.images and not any(len(image.detections) for image in report.images):
-            say(f"nothing scores {min_score:g} or more; a lower --min-score shows weaker ones")
+            scores = [image.highest for image in report.images if image.highest is not None]
+            highest = f" (the highest is {max(scores):.4g})" if scores else ""
+            hint = "a lower --min-score shows weaker ones"
+            say(f"nothing scores {min_score:g} or more{highest}; {hint}")
     if unwritten is not None:
         raise unwritten
     if not as_json:

@@ -6,6 +6,7 @@ that `Findings` does not name.
 
 from __future__ import annotations
 
+import posixpath
 import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ def annotations_of(
     """
     notes = number_ids(content)
     categories = _read_categories(content["categories"], where)
+    notes += _note_categories(content["categories"], categories)
     rows = content["images"]
     if not rows:
         raise DatasetError(f"{where}: `images` is empty, expected at least one image")
@@ -91,7 +93,7 @@ def annotations_of(
         sizes = [_size_of(row) or (0, 0) for row in rows]
     else:
         file_names = tuple(_file_name(row, index, where) for index, row in enumerate(rows))
-        _require_unique(file_names, "file_name", "images", where)
+        _require_unique(map(posixpath.normpath, file_names), "file_name", "images", where)
         sizes = [_size(row, index, where) for index, row in enumerate(rows)]
     sizes_hw = np.array(sizes, dtype=np.int64)
     _ids(content["annotations"], "annotations", where)
@@ -203,8 +205,31 @@ def _read_categories(entries: Sequence[dict[str, Any]], where: Path) -> Category
     if not entries:
         raise DatasetError(f"{where}: `categories` is empty, expected at least one class")
     _ids(entries, "categories", where)
-    named = sorted((entry["id"], str(entry.get("name", entry["id"]))) for entry in entries)
+    named = sorted((entry["id"], _name_of(entry)) for entry in entries)
     return CategoryMap(ids=tuple(i for i, _ in named), names=tuple(name for _, name in named))
+
+
+def _name_of(category: dict[str, Any]) -> str:
+    """Its id where it has none."""
+    name = category.get("name")
+    return str(category["id"] if name is None else name)
+
+
+def _note_categories(entries: Sequence[dict[str, Any]], categories: CategoryMap) -> list[str]:
+    nameless = [entry["id"] for entry in entries if entry.get("name") is None]
+    notes = []
+    if nameless:
+        notes.append(
+            f"without a name in `categories`: {len(nameless)}, the first of id {nameless[0]}; "
+            "the id is taken as the name"
+        )
+    first: dict[str, int] = {}
+    for number, name in zip(categories.ids, categories.names, strict=True):
+        if first.setdefault(name, number) != number:
+            both = f"category ids {first[name]} and {number}"
+            notes.append(f"{both} have the same name {name!r}; they stay two classes")
+            break
+    return notes
 
 
 def _ids(entries: Sequence[dict[str, Any]], section: str, where: Path) -> NDArray[np.int64]:

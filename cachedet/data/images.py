@@ -9,6 +9,7 @@ by its EXIF orientation (a broken orientation counts as upright and is reported)
 - 32-bit integers are taken as 16 bits where all are 0 to 65535, with a note; else it is an error.
 - Floats are multiplied by 255 where all are 0 to 1, taken as they are where the largest is 2 to
   255, both with a note; anything else (NaN too) is an error.
+- A TIFF of which 0 is white is turned into one of which 0 is black; beyond 8 bits with a note.
 
 Threads decode at most MAX_PIXELS at once, so that giants wait for each other: some 8 bytes of
 memory a pixel (up to 20 in JPEG 2000, AVIF and WebP, as their decoders hold it all). The
@@ -31,6 +32,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from cachedet.data.geometry import Geometry
@@ -53,6 +55,7 @@ _GIANT = 32_000_000  # pixels; of smaller images threads may keep the memory
 _STRIP_PIXELS = 1 << 24  # converted at once
 _FEW_BITS = 14  # of 16
 _ORIENTATION = 0x0112
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a TIFF's tag
 
 
 def decode_image(path: Path) -> NDArray[np.uint8]:
@@ -242,27 +245,36 @@ def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 def _to_rgb(image: Image.Image, *, is_deep: bool) -> tuple[NDArray[np.uint8], str | None]:
     """Pixels (H, W, 3) and a note; in strips, so that a giant is not in memory several times."""
-    scale, note = 1.0, None
+    scale, offset, note = 1.0, 0.0, None
     if image.mode.startswith("I"):
         scale, note = 1 / 257, _note_on_integers(image)
     elif image.mode == "F":
         scale, note = _scale_of_floats(image)
     elif is_deep:  # Pillow keeps the upper 8 bits
         note = _note_on_bits(256 * _brightest(image) + 255)
+    if _is_negative(image):
+        scale, offset = -scale, 255.0
+        note = "; ".join(filter(None, (note, "0 is white in it, so that it was inverted")))
     width, height = image.size
     rows = max(1, _STRIP_PIXELS // width)
     if rows >= height:
-        return _strip_to_rgb(image, scale), note
+        return _strip_to_rgb(image, scale, offset), note
     pixels = np.empty((height, width, 3), dtype=np.uint8)
     for top in range(0, height, rows):
         strip = image.crop((0, top, width, min(top + rows, height)))
-        pixels[top : top + rows] = _strip_to_rgb(strip, scale)
+        pixels[top : top + rows] = _strip_to_rgb(strip, scale, offset)
     return pixels, note
 
 
-def _strip_to_rgb(image: Image.Image, scale: float) -> NDArray[np.uint8]:
+def _is_negative(image: Image.Image) -> bool:
+    """Pillow inverts up to 8 bits itself."""
+    photometric = image.tag_v2.get(_PHOTOMETRIC) if isinstance(image, TiffImageFile) else None
+    return photometric == _WHITE_IS_ZERO and (image.mode.startswith("I") or image.mode == "F")
+
+
+def _strip_to_rgb(image: Image.Image, scale: float, offset: float) -> NDArray[np.uint8]:
     if image.mode.startswith("I") or image.mode == "F":
-        greys = np.asarray(image, dtype=np.float64) * scale
+        greys = np.asarray(image, dtype=np.float64) * scale + offset
         return np.repeat(greys.clip(0, 255).round().astype(np.uint8)[..., None], 3, axis=2)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
@@ -272,6 +284,7 @@ def _strip_to_rgb(image: Image.Image, scale: float) -> NDArray[np.uint8]:
 
 
 def _note_on_integers(image: Image.Image) -> str | None:
+    is_negative = _is_negative(image)
     values = np.asarray(image)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
@@ -280,8 +293,9 @@ def _note_on_integers(image: Image.Image) -> str | None:
             "8 or 16 bits"
         )
     if image.mode == "I" and image.format == "TIFF":
-        return f"its 32-bit integers, {low} to {high}, are taken as 16 bits (divided by 257)"
-    return _note_on_bits(high)
+        taken = f"its 32-bit integers, {low} to {high}, are taken as 16 bits (divided by 257)"
+        return "; ".join(filter(None, (taken, _note_on_bits(high, is_negative=is_negative))))
+    return _note_on_bits(high, is_negative=is_negative)
 
 
 def _scale_of_floats(image: Image.Image) -> tuple[float, str]:
@@ -297,12 +311,13 @@ def _scale_of_floats(image: Image.Image) -> tuple[float, str]:
     )
 
 
-def _note_on_bits(high: int) -> str | None:
+def _note_on_bits(high: int, *, is_negative: bool = False) -> str | None:
     """Where cameras of 10 to 14 bits were saved as 16 without scaling."""
     bits = high.bit_length()
     if not 0 < bits <= _FEW_BITS:
         return None
-    return f"only {bits} of its 16 bits are used (up to {high} of 65535), so that it is dark"
+    look = "bright" if is_negative else "dark"
+    return f"only {bits} of its 16 bits are used (up to {high} of 65535), so that it is {look}"
 
 
 def _brightest(image: Image.Image) -> int:

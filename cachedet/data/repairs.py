@@ -45,14 +45,25 @@ def number_ids(content: dict[str, Any]) -> list[str]:
     """Make numbers of ids that are text or floats of whole numbers; what is to be said of it."""
     mended: list[str] = []
     for section, key in _IDS:
-        for entry in content[section]:
-            value = entry.get(key)
-            if type(value) is int:
-                continue
-            number = whole_number(value)
-            if number is not None:
+        entries = content[section]
+        for entry, number in zip(entries, numbered(entries, key), strict=True):
+            if type(entry.get(key)) is not type(number):
+                mended.append(f"{key} {entry[key]!r} in {section}")
                 entry[key] = number
-                mended.append(f"{key} {value!r} in {section}")
+    return note_numbered(mended)
+
+
+def numbered(entries: Sequence[dict[str, Any]], key: str) -> list[Any]:
+    """The ids, those that are text or floats of whole numbers as numbers."""
+    ids = (entry.get(key) for entry in entries)
+    return [
+        value if type(value) is int or (number := whole_number(value)) is None else number
+        for value in ids
+    ]
+
+
+def note_numbered(mended: Sequence[str]) -> list[str]:
+    """What is to be said of ids that were no numbers."""
     if not mended:
         return []
     return [f"{count_of(len(mended), 'id')} read as whole numbers, the first is {mended[0]}"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import operator
 import re
+import struct
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from cachedet.errors import BadImageError
 
@@ -29,6 +31,10 @@ _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
           (0, 1, 1, 2))  # x, y, step in x, step in y  # fmt: skip
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _PIECE = 1 << 20
+_CODESTREAM, _SIZE = b"\xff\x4f\xff\x51", b"\xff\x51"  # of JPEG 2000
+_TILE_PART, _END_OF_STREAM = b"\xff\x90", b"\xff\xd9"  # the end is that of a JPEG too
+_COMPRESSION, _OF_JPEGS = 259, 7  # a TIFF's tag
+_PARTS = ((273, 279), (324, 325))  # tags: offsets and byte counts of strips, of tiles
 
 
 def require_covered(image: ImageFile.ImageFile) -> None:
@@ -46,11 +52,18 @@ def require_covered(image: ImageFile.ImageFile) -> None:
 
 
 def require_whole(image: Image.Image, content: bytes) -> None:
-    """Raises BadImageError where rows or scans of a loaded PNG or JPEG are missing in its file."""
+    """Raises BadImageError where rows, scans or tiles of a loaded image are missing in its file.
+
+    Of PNG, JPEG, JPEG 2000 and TIFFs that hold JPEGs.
+    """
     if image.format == "PNG" and (image.info.get("interlace") or not _last_row(image).any()):
         _require_png_rows(content)
     if image.format in ("JPEG", "MPO"):
         _require_jpeg(image, content)
+    if image.format == "JPEG2000":
+        _require_tiles(content)
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(_COMPRESSION) == _OF_JPEGS:
+        _require_ended(image, content)
 
 
 def _last_row(image: Image.Image) -> NDArray[Any]:
@@ -92,6 +105,62 @@ def _inflated_nbytes(stream: Iterator[bytes], *, most: int) -> int:
             held += len(inflater.decompress(compressed, _PIECE))
             compressed = inflater.unconsumed_tail
     return held
+
+
+def _require_tiles(content: bytes) -> None:
+    """OpenJPEG leaves tiles black that a JPEG 2000 codestream does not hold."""
+    stream = _codestream(content)
+    if stream[2:4] != _SIZE or len(stream) < 40:
+        return
+    right, bottom, _, _, width, height, x, y = struct.unpack_from(">8I", stream, 8)
+    wanted = -(-(right - x) // width) * -(-(bottom - y) // height)
+    held = _tiles_in(stream)
+    if held is not None and len(held) < wanted:
+        raise BadImageError(f"the JPEG 2000 is truncated: it holds {len(held)} of {wanted} tiles")
+
+
+def _codestream(content: bytes) -> memoryview:
+    """As it is, or in the first box of a JP2 that holds one; empty where there is none."""
+    view, at = memoryview(content), 0
+    if content.startswith(_CODESTREAM):
+        return view
+    while at + 16 <= len(content):
+        nbytes = int.from_bytes(view[at : at + 4], "big")
+        start = at + (16 if nbytes == 1 else 8)
+        if nbytes == 1:
+            nbytes = int.from_bytes(view[at + 8 : at + 16], "big")
+        end = at + nbytes if nbytes else len(content)
+        if content[at + 4 : at + 8] == b"jp2c":
+            return view[start:end]
+        at = max(start, end)
+    return view[:0]
+
+
+def _tiles_in(stream: memoryview) -> set[int] | None:
+    """Numbers of the tiles that have a part; None where the parts do not follow each other."""
+    at, tiles = 2, set[int]()
+    while at + 4 <= len(stream) and stream[at : at + 2] != _END_OF_STREAM:
+        if stream[at : at + 2] == _TILE_PART and at + 12 <= len(stream):
+            number, nbytes = struct.unpack_from(">HI", stream, at + 4)
+            tiles.add(number)
+            if nbytes == 0:  # up to the end
+                break
+            at += max(12, nbytes)
+        elif not tiles and stream[at] == 0xFF:  # the main header
+            at += 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+        else:
+            return None
+    return tiles
+
+
+def _require_ended(image: TiffImageFile, content: bytes) -> None:
+    """libtiff makes grey of what a strip or tile lacks that is a JPEG."""
+    tags = image.tag_v2
+    for offsets, counts in _PARTS:
+        parts = zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)
+        for number, (start, nbytes) in enumerate(parts):
+            if content.find(_END_OF_STREAM, start, start + nbytes) < 0:
+                raise BadImageError(f"the TIFF is truncated: its strip or tile {number} has no end")
 
 
 _Scan = tuple[tuple[int, ...], tuple[int, int, int]]  # components; first, last coefficient, bit

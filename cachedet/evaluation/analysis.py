@@ -106,7 +106,17 @@ def analyse(
         strata=None if counts is None else stratify(scores.per_class, counts, edges=edges),
         training_boxes=None if counts is None else dict(counts),
         oddities=count_oddities(annotations, table),
-        notes=tuple(notes),
+        notes=(*notes, *_notes_on(annotations, table), *(other.notes if other else ())),
+    )
+
+
+def _notes_on(annotations: Annotations, table: DetectionTable) -> tuple[str, ...]:
+    if table.masks is None or annotations.masks is not None:
+        return table.notes
+    return (
+        *table.notes,
+        "the detections have masks, the annotations have none that can be used: there are no "
+        "figures of masks",
     )
 
 

@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 from cachedet.data.box_columns import LARGEST
 from cachedet.data.json_files import load_json
 from cachedet.data.masks import NO_MASK, encode_segmentation, paste_masks, rle_of
-from cachedet.data.repairs import reach_beyond
+from cachedet.data.repairs import note_numbered, numbered, reach_beyond
 from cachedet.errors import InputError
 from cachedet.structures import Annotations, Detections
 
@@ -32,6 +32,7 @@ class DetectionTable:
     xywh: NDArray[np.float64]  # (D, 4) pixels of the image
     scores: NDArray[np.float64]  # (D,)
     masks: tuple[dict[str, Any], ...] | None = None  # D RLEs of the images' sizes
+    notes: tuple[str, ...] = ()  # what was mended in the file they came from
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -123,8 +124,10 @@ def table_of_results(
     for number, entry in enumerate(entries):
         _require_result(entry, f"{where}[{number}]")
     row_of = {image_id: row for row, image_id in enumerate(annotations.image_ids.tolist())}
-    rows = _look_up(entries, "image_id", row_of, "an image", where)
-    labels = _look_up(entries, "category_id", annotations.categories.label_of(), "a class", where)
+    mended: list[str] = []
+    rows = _look_up(entries, "image_id", row_of, "an image", where, mended)
+    label_of = annotations.categories.label_of()
+    labels = _look_up(entries, "category_id", label_of, "a class", where, mended)
     masks = _masks_of(entries, annotations, rows, where)
     boxes = [entry.get("bbox") or None for entry in entries]
     if masks is not None and None in boxes:
@@ -138,6 +141,7 @@ def table_of_results(
         xywh=np.array(boxes, dtype=np.float64).reshape(-1, 4),
         scores=np.array([entry["score"] for entry in entries], dtype=np.float64),
         masks=masks,
+        notes=tuple(f"{where}: {note}" for note in note_numbered(mended)),
     )
 
 
@@ -198,9 +202,17 @@ def _require_result(entry: Any, where: str) -> None:
 
 
 def _look_up(
-    entries: Sequence[dict[str, Any]], key: str, index_of: dict[int, int], what: str, where: str
+    entries: Sequence[dict[str, Any]],
+    key: str,
+    index_of: dict[int, int],
+    what: str,
+    where: str,
+    mended: list[str],  # takes what was text or a float
 ) -> NDArray[np.int64]:
-    ids = [entry.get(key) for entry in entries]
+    ids = numbered(entries, key)
+    for number, (value, entry) in enumerate(zip(ids, entries, strict=True)):
+        if type(value) is not type(entry.get(key)):
+            mended.append(f"{key} {entry[key]!r} of detection {number}")
     known = [index_of.get(value, -1) if type(value) is int else -1 for value in ids]  # bool is none
     indices = np.array(known, dtype=np.int64)
     unknown = np.flatnonzero(indices < 0)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from cachedet.data.views import is_view_name
@@ -57,6 +58,8 @@ from cachedet.store.leftovers import is_dead, remove_leftovers
 from cachedet.structures import Annotations
 
 _CREATING = ".creating"
+_MOST_OF_NAME = 96  # bytes of a store's name that a hidden folder keeps
+_KEPT_OF_NAME = 16  # characters of longer ones, of up to 4 bytes
 
 Fit = Callable[[Codec], Codec]
 """Gives the codec what it must learn; called only where that is not in the store yet."""
@@ -168,7 +171,7 @@ def _make_files(root: Path, inputs: StoreInputs) -> dict[str, bytes]:
 
 def _create_beside(root: Path, files: dict[str, bytes]) -> None:
     target = Path(os.path.realpath(root))
-    unborn = target.with_name(f".{target.name}.{Owner.me().token}{_CREATING}")
+    unborn = target.with_name(f"{_unborn_prefix(target)}{Owner.me().token}{_CREATING}")
     try:
         for folder in (COMMITS, LEASES):
             make_folder(unborn / folder)
@@ -190,9 +193,18 @@ def _remove_unborn(root: Path) -> None:
         names = os.listdir(target.parent)
     except OSError:  # not there yet, or not for us to see
         return
+    prefix = _unborn_prefix(target)
     for name in names:
-        if name.startswith(f".{target.name}.") and name.endswith(_CREATING) and is_dead(name):
+        if name.startswith(prefix) and name.endswith(_CREATING) and is_dead(name):
             shutil.rmtree(target.parent / name, ignore_errors=True)
+
+
+def _unborn_prefix(target: Path) -> str:
+    """With the owner's token and the ending a name has no more than 255 bytes."""
+    name = target.name
+    if len(os.fsencode(name)) > _MOST_OF_NAME:
+        name = f"{name[:_KEPT_OF_NAME]}-{xxhash.xxh3_64(os.fsencode(name)).hexdigest()}"
+    return f".{name}."
 
 
 def _require_same_inputs(root: Path, inputs: StoreInputs) -> None:

@@ -143,6 +143,8 @@ def edit(path: list[Any], value: object) -> Callable[[dict[str, Any]], None]:
         (edit(["images", 1, "id"], "x"), r"images\[1\] needs an integer `id`, got 'x'"),
         (edit(["images", 0], 3), r"images\[0\] is not an object"),
         (edit(["images", 1, "file_name"], "a.jpg"), "file_name 'a.jpg' more than once"),
+        (edit(["images", 1, "file_name"], "./a.jpg"), "file_name 'a.jpg' more than once"),
+        (edit(["images", 1, "file_name"], "x//../a.jpg"), "file_name 'a.jpg' more than once"),
         (edit(["images", 1, "file_name"], None), r"images\[1\] \(id 2\) needs a `file_name`"),
         (edit(["images", 0, "width"], None), r"needs `height` and `width` in pixels"),
         (edit(["annotations", 1, "id"], 1), "annotations holds id 1 more than once"),
@@ -316,6 +318,19 @@ def test_ids_that_are_text(folder: Path) -> None:
     np.testing.assert_array_equal(dataset.annotations.boxes, expected.boxes)
     assert dataset.annotations.categories == expected.categories
     assert dataset.notes[0] == "14 ids read as whole numbers, the first is id '5' in images"
+
+
+def test_names_of_categories_that_are_missing_or_twice(folder: Path) -> None:
+    content = coco()
+    first, second, third = content["categories"]
+    first["name"], second["name"], third["name"] = None, "same", "same"
+    dataset = read(folder, content)
+    names = dict(
+        zip(dataset.annotations.categories.ids, dataset.annotations.categories.names, strict=True)
+    )
+    assert names[first["id"]] == str(first["id"])
+    assert f"without a name in `categories`: 1, the first of id {first['id']}" in dataset.notes[0]
+    assert dataset.notes[1].endswith("have the same name 'same'; they stay two classes")
 
 
 def test_masks_that_cannot_be_used_are_named(folder: Path) -> None:

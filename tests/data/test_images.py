@@ -293,6 +293,32 @@ def test_deep_pixels_without_a_rule_are_refused(image: Image.Image, message: str
         decode_bytes(encoded(image, "TIFF"))
 
 
+@pytest.mark.parametrize(
+    ("image", "values", "note"),
+    [
+        (ramp("u2", 0, 65535), [255, 128, 0], "0 is white in it, so that it was inverted"),
+        (ramp("u2", 0, 4095), [255, 247, 239], "so that it is bright; 0 is white in it"),
+        (ramp("f4", 0, 1), [255, 128, 0], "are multiplied by 255; 0 is white in it"),
+        (ramp("f4", 0, 255), [255, 128, 0], "are taken as 0 to 255; 0 is white in it"),
+        (ramp("u1", 0, 254), [0, 127, 254], None),  # Pillow inverts it, also when it is written
+        (ramp("u1", 0, 255).convert("1", dither=Image.Dither.NONE), [0, 0, 255], None),
+    ],
+)
+def test_no_tiff_becomes_its_negative(
+    image: Image.Image, values: list[int], note: str | None
+) -> None:
+    pixels, noticed = decode_bytes(encoded(image, "TIFF", tiffinfo={262: 0}))
+    np.testing.assert_array_equal(pixels[0, :, 0], values)
+    assert (noticed is None) == (note is None)
+    assert note is None or note in str(noticed)
+
+
+def test_how_few_bits_are_used_is_said_of_32_bit_integers_too() -> None:
+    pixels, note = decode_bytes(encoded(ramp("i4", 0, 200), "TIFF"))
+    assert pixels.max() == 1
+    assert "taken as 16 bits (divided by 257); only 8 of its 16 bits are used" in str(note)
+
+
 def test_12_bits_in_16_are_noticed_in_colours_too() -> None:
     """Pillow keeps the upper 8 bits of such a PNG."""
     rows = (b"\0" + struct.pack(">9H", 4095, 0, 0, 0, 4095, 0, 7, 7, 7)) * 2

@@ -158,6 +158,104 @@ def test_a_tiff_of_too_few_strips_is_a_bad_image(
         decode_bytes(taller(whole))
 
 
+def with_counts(content: bytes, divisor: int) -> bytes:
+    """A TIFF whose later strips have fewer bytes: a share of them, or none (0)."""
+    changed = bytearray(content)
+    start = struct.unpack("<I", content[4:8])[0]
+    for entry in range(struct.unpack_from("<H", content, start)[0]):
+        tag, kind, number, at = struct.unpack_from("<HHII", content, start + 2 + 12 * entry)
+        if tag == 279:
+            counts = f"<{number}{'I' if kind == 4 else 'H'}"
+            few = [
+                count if row < number // 2 else divisor and count // divisor
+                for row, count in enumerate(struct.unpack_from(counts, content, at))
+            ]
+            struct.pack_into(counts, changed, at, *few)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    ("mode", "compression", "divisors"),
+    [
+        *[("RGB", kind, (0, 2)) for kind in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")],
+        ("L", "jpeg", (0, 2)),
+        ("1", "group4", (0,)),  # of half a strip libtiff makes white rows
+        ("1", "group3", (0,)),
+    ],
+)
+def test_a_tiff_whose_strips_lack_bytes_is_a_bad_image(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: Any,
+    mode: str,
+    compression: str,
+    divisors: tuple[int, ...],
+) -> None:
+    monkeypatch.setattr(TiffImagePlugin, "STRIP_SIZE", 512)
+    whole = encoded(PHOTO.convert(mode), "TIFF", compression=compression)
+    assert decode_bytes(whole)[1] is None
+    for divisor in divisors:
+        with pytest.raises(BadImageError):
+            decode_bytes(with_counts(whole, divisor))
+
+
+TILES: list[dict[str, Any]] = [
+    {},
+    {"tile_size": (64, 64)},
+    {"tile_size": (50, 37), "tile_offset": (0, 0), "offset": (3, 5)},
+    {"tile_size": (64, 64), "quality_layers": [40, 10], "irreversible": True},
+]
+
+
+def tile_parts(content: bytes) -> list[tuple[int, int]]:
+    """Where each lies in the file."""
+    at, parts = content.index(b"\xff\x90\x00\x0a"), []
+    while content[at : at + 2] == b"\xff\x90":
+        parts.append((at, struct.unpack_from(">I", content, at + 6)[0]))
+        at += parts[-1][1]
+    return parts
+
+
+@pytest.mark.parametrize("options", TILES)
+@pytest.mark.parametrize("no_jp2", [True, False])
+def test_whole_jpeg_2000_pass(options: dict[str, Any], no_jp2: bool) -> None:
+    whole = encoded(PHOTO, "JPEG2000", no_jp2=no_jp2, **options)
+    pixels, note = decode_bytes(whole)
+    assert (pixels.shape, note) == ((120, 160, 3), None)
+    last = tile_parts(whole)[-1][0]
+    to_the_end = whole[: last + 6] + bytes(4) + whole[last + 10 :]
+    np.testing.assert_array_equal(decode_bytes(to_the_end)[0], pixels)
+    if not no_jp2:
+        box = whole.index(b"jp2c") - 4
+        endless = whole[:box] + bytes(4) + whole[box + 4 :]
+        length = struct.pack(">Q", len(whole) - box + 8)
+        long = whole[:box] + b"\0\0\0\x01jp2c" + length + whole[box + 8 :]
+        for other in (endless, long):
+            np.testing.assert_array_equal(decode_bytes(other)[0], pixels)
+
+
+@pytest.mark.parametrize("number", [0, 2, -1])
+@pytest.mark.parametrize("no_jp2", [True, False])
+def test_a_jpeg_2000_without_one_of_its_tiles_is_a_bad_image(number: int, no_jp2: bool) -> None:
+    whole = encoded(PHOTO, "JPEG2000", no_jp2=no_jp2, tile_size=(64, 64))
+    start, nbytes = tile_parts(whole)[number]
+    cut = whole[:start] + whole[start + nbytes :]
+    if not no_jp2:
+        box = whole.index(b"jp2c") - 4
+        cut = cut[:box] + struct.pack(">I", len(cut) - box) + cut[box + 4 :]
+    with pytest.raises(BadImageError, match="is truncated: it holds 5 of 6 tiles"):
+        decode_bytes(cut)
+
+
+def test_a_tile_of_a_jpeg_2000_may_come_in_parts() -> None:
+    """The second part of the first tile, after the other tiles, holds nothing."""
+    whole = bytearray(encoded(PHOTO, "JPEG2000", no_jp2=True, tile_size=(64, 64)))
+    for start, _ in tile_parts(bytes(whole)):
+        whole[start + 11] = 0  # so many parts: not known
+    empty = struct.pack(">HHHIBBH", 0xFF90, 10, 0, 14, 1, 2, 0xFF93)
+    parts = bytes(whole[:-2]) + empty + bytes(whole[-2:])
+    np.testing.assert_array_equal(decode_bytes(parts)[0], decode_bytes(bytes(whole))[0])
+
+
 @pytest.mark.parametrize("kind", ["BMP", "GIF", "JPEG2000", "PPM", "TIFF", "WEBP", "AVIF"])
 def test_half_of_any_other_file_is_a_bad_image(kind: str) -> None:
     whole = encoded(PHOTO, kind)

@@ -96,7 +96,8 @@ def raw_files(rng: np.random.Generator) -> tuple[dict[str, Any], list[dict[str, 
     ("change", "message"),
     [
         ({"image_id": 8}, r"\[1\] has image_id 8, which is not an image of the annotations; 1 "),
-        ({"image_id": "7"}, r"\[1\] has image_id '7', which is not an image"),
+        ({"image_id": "07"}, r"\[1\] has image_id '07', which is not an image"),
+        ({"image_id": 7.5}, r"\[1\] has image_id 7\.5, which is not an image .* whole numbers"),
         ({"category_id": 0}, r"category_id 0, which is not a class .* know 3 ids from 2 to 90"),
         ({"category_id": True}, "has category_id True, which is not a class"),
         ({"score": math.nan}, r"\[1\] needs a finite `score`, got nan"),
@@ -131,6 +132,16 @@ def test_rows_that_are_refused(one: Annotations, change: dict[str, Any], message
     first = GOOD | change if "compressed" in message else GOOD
     with pytest.raises(InputError, match=message):
         table_of_results(one, [first, GOOD | change])
+
+
+def test_ids_that_are_text_or_floats_of_whole_numbers(one: Annotations) -> None:
+    table = table_of_results(one, [GOOD | {"image_id": "7"}, GOOD | {"category_id": 5.0}])
+    expected = table_of_results(one, [GOOD, GOOD])
+    np.testing.assert_array_equal(table.rows, expected.rows)
+    np.testing.assert_array_equal(table.labels, expected.labels)
+    assert expected.notes == ()
+    told = "2 ids read as whole numbers, the first is image_id '7' of detection 0"
+    assert table.notes == (f"results: {told}",)
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,15 @@ def test_masks_where_both_files_have_them(drawn: Scene, tmp_path: Path) -> None:
     assert report.mask_scores is not None
     assert report.mask_lvis is None
     assert report.to_json()["masks"]["ar100"] > 0.9
+    assert report.notes == ()
+    (tmp_path / "annotations.json").write_text(json.dumps(ground_truth_json(annotations)))
+    (tmp_path / "detections.json").write_text(
+        json.dumps([row | {"image_id": str(row["image_id"])} for row in rows])
+    )
+    report = score_in(tmp_path)
+    assert report.mask_scores is None
+    assert "ids read as whole numbers, the first is image_id" in report.notes[0]
+    assert report.notes[1].startswith("the detections have masks, the annotations have none")
 
 
 def test_what_a_detector_was_trained_on(drawn: Scene, tmp_path: Path) -> None:

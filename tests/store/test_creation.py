@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -71,6 +72,31 @@ def test_beside_names_that_look_like_patterns(tmp_path: Path, kit: Any) -> None:
     (tmp_path / f".{folder.name}.{dead}.creating").mkdir()
     kit.fill(folder)
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("name", ["a" * 240, "a" * 255, "\U0001f600" * 63, "b" * 96])
+def test_any_name_a_disk_takes_is_a_name_for_a_store(
+    tmp_path: Path, whole: Any, name: str, kit: Any
+) -> None:
+    """What a dead writer left of it is removed; what one left of another long name is not."""
+    me = Owner.me().token
+    dead = me.replace(f"~{Owner.me().pid}~", f"~{2**22 + 1}~")
+    made: list[str] = []
+
+    def interrupt() -> None:
+        made.extend(path.name for path in tmp_path.iterdir() if path.name.endswith(".creating"))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), kit.at_call("write_files", interrupt):
+        kit.open_writer(tmp_path / name)
+    assert len(os.fsencode(made[0])) <= 255
+    (tmp_path / made[0].replace(me, dead)).mkdir()
+    with pytest.raises(KeyboardInterrupt), kit.at_call("write_files", interrupt):
+        kit.open_writer(tmp_path / (name[:-1] + "c"))
+    assert len({*made}) == 3, "each store has a name of its own"
+    kit.fill(tmp_path / name)
+    assert {path.name for path in tmp_path.iterdir()} == {"whole.zarr", name}
+    assert kit.files(tmp_path / name) == whole
 
 
 @pytest.mark.parametrize("exists", [True, False])

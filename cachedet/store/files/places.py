@@ -8,13 +8,14 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from cachedet.store.files.durable import sync_directory, write_durably
+from cachedet.store.files.durable import sync_directory, temporary_path, write_durably
 
 
 def find_obstacle(folder: Path) -> OSError | None:
     """Why nothing can be written in a folder that is, or shall be, there; None: nothing is known.
 
-    Only asks: nothing is written, so that nothing can be left behind.
+    Only asks: nothing is written, so that nothing can be left behind. Where the filesystem tells
+    no size, as /proc does, whose flags do not tell either, a folder is made and removed.
     """
     for path in (folder, *folder.absolute().parents):
         try:
@@ -62,7 +63,19 @@ def _obstacle_in(folder: Path) -> OSError | None:
     if not hasattr(os, "statvfs"):  # Windows
         return None
     disk = os.statvfs(folder)
-    return _error(errno.ENOSPC, folder) if disk.f_blocks > 0 and disk.f_bfree == 0 else None
+    if disk.f_blocks == 0:
+        return _try(folder)
+    return _error(errno.ENOSPC, folder) if disk.f_bfree == 0 else None
+
+
+def _try(folder: Path) -> OSError | None:
+    probe = temporary_path(folder / "probe")
+    try:
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        return OSError(error.errno, "no folder can be made in it", str(folder))
+    return None
 
 
 def _is_read_only(folder: Path) -> bool:

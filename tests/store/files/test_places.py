@@ -62,6 +62,22 @@ def test_a_full_disk(tmp_path: Path, kit: Any) -> None:
         assert obstacle.errno == errno.ENOSPC
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="has /proc and /sys")
+@pytest.mark.parametrize("place", ["/proc/st", "/sys/fs/st", "/proc/self/a/b"])
+def test_a_filesystem_without_a_size_that_cannot_be_written(place: str) -> None:
+    obstacle = find_obstacle(Path(place))
+    assert obstacle is not None
+    assert place.startswith(obstacle.filename)
+
+
+def test_a_filesystem_without_a_size_that_can_be_written(tmp_path: Path, kit: Any) -> None:
+    """A tmpfs without a limit has 0 blocks."""
+    with kit.mounted(tmp_path, "-t tmpfs -o size=0 none"):
+        assert os.statvfs(tmp_path).f_blocks == 0
+        assert find_obstacle(tmp_path / "a") is None
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_a_long_name_is_written(tmp_path: Path) -> None:
     for name in ("a" * 255, "\U0001f600" * 63):
         write_durably(tmp_path / name, b"x")
