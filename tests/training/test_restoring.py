@@ -209,6 +209,42 @@ def test_what_cannot_be_read_is_not_damaged(run: Path, target: str) -> None:
     assert folder.previous.is_file()
 
 
+@pytest.mark.parametrize("cause", ["input/output", "permission"])
+def test_a_config_that_cannot_be_read_is_not_damaged(tiny: Any, run: Path, cause: str) -> None:
+    """Nothing is renamed or written anew, with or without a whole state beside it."""
+    config = run / "config.yaml"
+    if cause == "permission":
+        config.chmod(0)
+        if os.access(config, os.R_OK):
+            pytest.skip("this user reads all files")
+    else:
+        config.unlink()
+        config.symlink_to("/proc/self/mem")
+        if not config.exists():
+            pytest.skip("no such file here")
+    (run / "weights" / "last.pt").write_bytes(b"torn")
+    shutil.copy(run / "weights" / "best.pt", run / "weights" / "previous.pt")
+    before = sorted(map(str, run.rglob("*")))
+    with pytest.raises(CheckpointError, match=r"cannot read .*config.yaml: .* that is no damage"):
+        resume(tiny, run)
+    assert sorted(map(str, run.rglob("*"))) == before
+
+
+def test_what_was_set_aside_before_stays(tiny: Any, run: Path) -> None:
+    weights = run / "weights"
+    for times in (1, 2, 3):
+        shutil.copy(weights / "best.pt", weights / "previous.pt")
+        (run / "config.yaml").write_text(f"{times}")
+        (weights / "last.pt").write_text(f"{times}")
+        resume(tiny, run)
+        for times_before in range(1, times + 1):
+            more = "" if times_before == 1 else f"-{times_before}"
+            for path in (run / "config.yaml", weights / "last.pt"):
+                aside = path.with_name(f"{path.name}.damaged{more}")
+                assert aside.read_text() == f"{times_before}"
+    assert "set aside as last.pt.damaged-3" in (run / "log.txt").read_text()
+
+
 def test_memory_that_does_not_suffice_is_no_damage(run: Path, nursery: Any) -> None:
     folder = RunFolder(run)
     large = load_checkpoint(folder.last)
