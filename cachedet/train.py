@@ -139,7 +139,7 @@ def _train_together(
     require_fit(config, store, validation)
     torch.manual_seed(config.seed)
     loader = make_run_loader(config, store, rank=rank(), world_size=world_size())
-    total_steps = sum(_steps_of(loader, config, epoch) for epoch in range(config.schedule.epochs))
+    total_steps = _total_steps(loader, config)
     trainer = make_trainer(
         config, manifest=store.manifest, total_steps=total_steps, detector=detector
     )
@@ -221,6 +221,14 @@ def _require_position(
             f"{trainer.epoch}, which has {batches}; move {folder.last} away to go on from "
             "previous.pt, or start again with another --run"
         )
+
+
+def _total_steps(loader: FeatureLoader, config: TrainConfig) -> int:
+    """Of all epochs. Raises ConfigError where no step of one would be whole."""
+    epochs = config.schedule.epochs
+    if loader.plans_alike:
+        return epochs * _steps_of(loader, config, 0)
+    return sum(_steps_of(loader, config, epoch) for epoch in range(epochs))
 
 
 def _steps_of(loader: FeatureLoader, config: TrainConfig, epoch: int) -> int:
