@@ -149,6 +149,16 @@ OF_STATE: list[tuple[Callable[[Values], object], str]] = [
     (lambda v: v.update(epoch_statistics={}), "its epoch_statistics does not fit"),
     (lambda v: v.update(epoch_statistics={"other": 1.0}), "its epoch_statistics does not fit"),
     (lambda v: v.update(torch_rng=torch.zeros(3)), "its torch_rng does not fit"),
+    (lambda v: of_state(v)["exp_avg_sq"].fill_(-1.0), "exp_avg_sq of parameter 0 is negative"),
+    (lambda v: of_state(v)["step"].fill_(-1.0), "step of parameter 0 is negative"),
+    (lambda v: v["optimizer"]["param_groups"][0].update(lr="fast"), "lr of a group .* is 'fast'"),
+    (lambda v: v["optimizer"]["param_groups"][1].update(lr=-1.0), "lr of a group .* is -1.0"),
+    (lambda v: v.update(epoch=10**9), "stands in epoch 1000000000, of 2;"),
+    (
+        lambda v: v.update(step=10**9),
+        "says step 1000000000, and epoch 1, batch .*, which is step 4",
+    ),
+    (lambda v: v.update(epoch=0), "says step 4, and epoch 0, batch .*, which is step"),
     (lambda v: v.update(batch=99), "stands before batch 99 of epoch 1, which has"),
 ]
 
