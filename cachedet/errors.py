@@ -63,6 +63,10 @@ class ConfigError(CachedetError, ValueError):
     """A config key that does not exist, or a value out of range."""
 
 
+class UnreadableConfigError(ConfigError):
+    """A config file whose bytes the system does not give, which says nothing about them."""
+
+
 class BackboneError(CachedetError, ValueError):
     """An unknown backbone name, or weights that do not fit it."""
 

@@ -142,7 +142,7 @@ def _train_together(
     require_fit(config, store, validation)
     torch.manual_seed(config.seed)
     loader = make_run_loader(config, store, rank=rank(), world_size=world_size())
-    total_steps = sum(_steps_of(loader, config, epoch) for epoch in range(config.schedule.epochs))
+    total_steps = _steps_until(loader, config, config.schedule.epochs)
     trainer = make_trainer(
         config,
         manifest=store.manifest,
@@ -219,16 +219,33 @@ def _make_validator(
 def _require_position(
     trainer: Trainer, loader: FeatureLoader, config: TrainConfig, folder: RunFolder
 ) -> None:
-    """Raises CheckpointError where the run's state stands in a batch that its epoch lacks."""
-    if trainer.epoch >= config.schedule.epochs:
-        return
-    batches = len(loader.plan(trainer.epoch))
-    if trainer.batch > batches:
-        raise CheckpointError(
-            f"cannot resume {folder.root}: its state stands before batch {trainer.batch} of epoch "
-            f"{trainer.epoch}, which has {batches}; move {folder.last} away to go on from "
-            "previous.pt, or start again with another --run"
+    """Raises CheckpointError where the run's state stands at a step, epoch or batch it lacks."""
+    step, epoch, batch, epochs = trainer.step, trainer.epoch, trainer.batch, config.schedule.epochs
+    batches = len(loader.plan(epoch)) if epoch < epochs else 0
+    if epoch > epochs:
+        reason = f"its state stands in epoch {epoch}, of {epochs}"
+    elif batch > batches:
+        reason = f"its state stands before batch {batch} of epoch {epoch}, which has {batches}"
+    else:
+        accumulated = math.ceil(batch / config.schedule.accumulate)
+        expected = _steps_until(loader, config, epoch) + accumulated
+        if step == expected:
+            return
+        reason = (
+            f"its state says step {step}, and epoch {epoch}, batch {batch}, which is step "
+            f"{expected}"
         )
+    raise CheckpointError(
+        f"cannot resume {folder.root}: {reason}; move {folder.last} away to go on from "
+        "previous.pt, or start again with another --run"
+    )
+
+
+def _steps_until(loader: FeatureLoader, config: TrainConfig, epochs: int) -> int:
+    """Steps of the first epochs. Raises ConfigError where no step of one would be whole."""
+    if loader.plans_alike:
+        return epochs * _steps_of(loader, config, 0)
+    return sum(_steps_of(loader, config, epoch) for epoch in range(epochs))
 
 
 def _steps_of(loader: FeatureLoader, config: TrainConfig, epoch: int) -> int:

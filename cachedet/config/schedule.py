@@ -22,7 +22,7 @@ class ScheduleConfig(Config):
     step (arXiv 1706.02677); without `reference_batch` it is taken as it is.
     """
 
-    epochs: Count = 72
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 72  # each is planned before the first step
     batch_size: Count = 256
     accumulate: Count = 1  # batches of one optimiser step, for a memory that holds no larger batch
     reference_batch: Count | None = None

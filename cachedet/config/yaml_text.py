@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from cachedet.errors import ConfigError
+from cachedet.errors import ConfigError, UnreadableConfigError
 from cachedet.text import printable, shorten
 
 _MOST_NBYTES = 64 << 10  # of a file
@@ -64,15 +64,20 @@ for _name, _anew in _READ_ANEW.items():
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds. Raises ConfigError, which names the file and the line."""
+    """What a YAML file holds. Raises ConfigError, which names the file and the line.
+
+    Where the file cannot be read at all, that is an UnreadableConfigError.
+    """
     try:
         status = path.stat()
         if stat.S_ISREG(status.st_mode):  # a pipe or device may never end
             with path.open("rb") as file:
                 content = file.read(_MOST_NBYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"cannot read the config {path}: {reason}") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise UnreadableConfigError(f"cannot read the config {path}: {reason}") from error
+    except ValueError as error:  # of the path
+        raise ConfigError(f"cannot read the config {path}: {error}") from error
     if not stat.S_ISREG(status.st_mode):
         raise ConfigError(f"cannot read the config {path}: it is no regular file")
     if len(content) > _MOST_NBYTES:

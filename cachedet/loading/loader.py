@@ -159,6 +159,11 @@ class FeatureLoader:
             probabilities=self._probabilities,
         )
 
+    @property
+    def plans_alike(self) -> bool:
+        """Whether each epoch has the same number of batches, whatever is drawn."""
+        return self._sampler is None and bool((self._buckets == self._buckets[0]).all())
+
     def epoch(
         self, epoch: int, *, skip: int = 0, until: int | None = None
     ) -> Generator[Batch, None, None]:

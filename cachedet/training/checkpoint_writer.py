@@ -15,7 +15,7 @@ from cachedet.training.checkpoint import (
     save_checkpoint,
     save_rotating,
 )
-from cachedet.training.run_folder import RunFolder
+from cachedet.training.run_folder import RunFolder, set_aside
 from cachedet.training.trainer import Trainer
 
 
@@ -75,7 +75,7 @@ class NoOpCheckpointer:
 def load_last(folder: RunFolder) -> tuple[Checkpoint, str]:
     """The newest whole state of a run, and a note where that is not `last.pt` (else "").
 
-    A damaged `last.pt` is set aside as `last.pt.damaged`, so that it never replaces
+    A damaged `last.pt` is set aside (see `set_aside`), so that it never replaces
     `previous.pt`. Files that a killed process left half written are removed.
 
     Raises CheckpointError: there is no whole state, one that cannot be read now, or one of another
@@ -104,7 +104,7 @@ def load_last(folder: RunFolder) -> tuple[Checkpoint, str]:
     except CheckpointError as error:
         raise CheckpointError(f"{reason}; nor can the one before it be used: {error}") from error
     if has_last:
-        folder.last.replace(folder.last.with_name("last.pt.damaged"))
+        reason += f"; set aside as {set_aside(folder.last).name}"
     return checkpoint, f"{reason}; going on from {folder.previous.name}, step {checkpoint.step}"
 
 

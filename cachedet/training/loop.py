@@ -19,7 +19,7 @@ from torch import nn
 from cachedet.config.run import TrainConfig
 from cachedet.distributed.collective import from_first, is_first
 from cachedet.distributed.data_parallel import first_of_ranks
-from cachedet.errors import StoreError
+from cachedet.errors import RemoteStoreError, StoreError
 from cachedet.loading.loader import BatchLoader
 from cachedet.loading.memory import peak_memory
 from cachedet.store.format.manifest import Manifest
@@ -135,13 +135,15 @@ class TrainingLoop:
         The last state is saved in each case.
         """
         reason = self._train()
-        self.checkpoints.save_unsaved(self.trainer)
         if self.validator is None and reason in (FINISHED, EARLY_STOPPING):
             self.checkpoints.save_best(self.trainer)
         return reason
 
     def _train(self) -> str:
-        """Where the store can no longer be read, the steps that were taken are saved too."""
+        """Where the store can no longer be read, the steps that were taken are saved too.
+
+        Once a signal has come, a read that stalls is given up, and with it the step under way.
+        """
         trainer = self.trainer
         self._keep_pace()  # of a run that goes on
         with closing(
@@ -149,11 +151,19 @@ class TrainingLoop:
         ) as read_ahead:
             batches = TimedBatches(read_ahead)
             try:
-                return self._train_epochs(batches)
-            except StoreError:
-                if not batches.images:  # else a step is half done, and its batches left traces
-                    self.checkpoints.save_unsaved(trainer)
-                raise
+                reason = self._train_epochs(batches)
+            except StoreError as error:
+                self._save_whole_steps(batches)
+                signal = self.signals.received
+                if signal is None or not isinstance(error, RemoteStoreError):
+                    raise
+                return signal
+            self._save_whole_steps(batches)
+            return reason
+
+    def _save_whole_steps(self, batches: TimedBatches) -> None:
+        if not batches.images:  # else a step is half done, and its batches left traces
+            self.checkpoints.save_unsaved(self.trainer)
 
     def _train_epochs(self, batches: TimedBatches) -> str:
         trainer = self.trainer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -56,6 +57,9 @@ def load_optimizer(
         changed = [key for key in _SETTINGS if key in own and group[key] != own[key]]
         if changed:
             raise ValueError(f"its groups of parameters differ in {', '.join(changed)}")
+        lr = group["lr"]
+        if not isinstance(lr, int | float) or not 0 <= lr < float("inf"):
+            raise ValueError(f"lr of a group of parameters is {reprlib.repr(lr)}, expected a rate")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     expected = _STATE[type(optimizer)]
     for index, values in states.items():
@@ -113,6 +117,8 @@ def _require_of(parameter: Tensor, value: Any, *, name: str) -> None:
         raise ValueError(f"{name} has shape {shape}, expected {tuple(parameter.shape)}")
     if not (value.is_floating_point() and _is_finite(value)):
         raise ValueError(f"{name} is not finite")
+    if name.startswith(("exp_avg_sq", "step")) and bool((value < 0).any()):
+        raise ValueError(f"{name} is negative")
 
 
 def _is_finite(value: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -200,6 +201,19 @@ def cannot_write(path: Path, error: OSError) -> CheckpointError:
         f"cannot write {path}: {error.strerror or error}; the states saved before are whole. Make "
         "room or repair the folder, then continue with --resume"
     )
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file to X.damaged or, where that is there, X.damaged-2 and so on.
+
+    Returns the new path. Raises CheckpointError.
+    """
+    names = (f"{path.name}.damaged{'' if n == 1 else f'-{n}'}" for n in itertools.count(1))
+    aside = next(path.with_name(name) for name in names if not os.path.lexists(path.parent / name))
+    try:
+        return path.rename(aside)
+    except OSError as error:
+        raise cannot_write(aside, error) from error
 
 
 @dataclass(frozen=True, kw_only=True)

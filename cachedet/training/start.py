@@ -14,14 +14,14 @@ from cachedet.config.detector import trains_masks
 from cachedet.config.run import TrainConfig, ViewsConfig, dump_config, load_train_config
 from cachedet.distributed.collective import from_first, world_size
 from cachedet.distributed.data_parallel import describe_ranks
-from cachedet.errors import CachedetError, CheckpointError, ConfigError
+from cachedet.errors import CachedetError, CheckpointError, ConfigError, UnreadableConfigError
 from cachedet.loading.sampling import resolve_views
 from cachedet.store.format.manifest import Manifest
 from cachedet.store.reader import FeatureStore
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 from cachedet.training.checkpoint_writer import load_last
 from cachedet.training.records import require_tensorboard
-from cachedet.training.run_folder import RunFolder
+from cachedet.training.run_folder import RunFolder, set_aside
 from cachedet.training.run_log import STARTED
 from cachedet.training.same_run import load_initial_weights, require_same_run
 from cachedet.training.trainer import Trainer
@@ -75,9 +75,12 @@ def pin_views(
 
 
 def _views_of_run(folder: RunFolder) -> ViewsConfig:
-    """What config.yaml says, or a checkpoint where a crash has left nothing of it to read."""
+    """What config.yaml says, or a checkpoint where a crash has left nothing of it to read.
+
+    Raises CheckpointError where the system does not let it be read.
+    """
     try:
-        views = load_train_config(folder.config).views
+        views = _read_config(folder).views
     except ConfigError:
         views = None
     for path in (folder.last, folder.previous):
@@ -165,15 +168,28 @@ def _open_last(folder: RunFolder, config: TrainConfig, manifest: Manifest) -> Ch
 
 
 def _repair_config(folder: RunFolder, checkpoint: Checkpoint) -> str:
-    """Write config.yaml anew where a crash has left nothing to read; a note on that, else ""."""
+    """Write config.yaml anew where a crash has left nothing to read; a note on that, else "".
+
+    Raises CheckpointError where the system does not let it be read, or set aside.
+    """
     try:
-        load_train_config(folder.config)
+        _read_config(folder)
     except ConfigError as error:
-        aside = folder.config.with_name("config.yaml.damaged")
-        folder.config.replace(aside)
+        aside = set_aside(folder.config)
         folder.write_config(dump_config(checkpoint.config))
         return f"{error}; set aside as {aside.name}, and written anew from {checkpoint.name}"
     return ""
+
+
+def _read_config(folder: RunFolder) -> TrainConfig:
+    """Raises ConfigError on what is no config; CheckpointError where it cannot be read."""
+    try:
+        return load_train_config(folder.config)
+    except UnreadableConfigError as error:
+        raise CheckpointError(
+            f"{error}; that is no damage, and nothing was changed. Repair the cause (permissions, "
+            "the disk or network) and run the same command again"
+        ) from error
 
 
 def _create(

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from cachedet.store.files.farewell import forget_end, note_end
+
 if TYPE_CHECKING:
     from cachedet.config.run import Metric
 
@@ -37,6 +39,7 @@ class StopSignals:
     at once. Handlers are installed in the main thread only (Python allows no other), not over
     signals that are ignored (as under nohup), and those that were there before come back at the
     exit. One inside another takes over what the outer one has noted, and hands on what came.
+    After a signal, reads of a store that stall are given up.
 
     With `at_once` the first signal raises StoppedAtOnce, for a start that can be made again.
     """
@@ -67,9 +70,12 @@ class StopSignals:
         if self._outer is not None and self.received is None:
             self.received = self._outer.received
             self._interrupts = self._outer._interrupts
+        if self.received is not None:
+            note_end(self)
         return self
 
     def __exit__(self, *_: object) -> None:
+        forget_end(self)
         if self._outer is not None:
             self._outer.received = self._outer.received or self.received
             self._outer._interrupts = self._interrupts
@@ -91,6 +97,7 @@ class StopSignals:
         if self.received is not None:
             return
         self.received = signal.Signals(number).name
+        note_end(self)
         what = (
             "stopping" if self._at_once else "finishing the step and saving; Ctrl-C stops at once"
         )

@@ -102,6 +102,7 @@ def test_the_learning_rate_follows_the_batch(tmp_path: Path) -> None:
         ("detector: {kind: retinanet, mask_head: {}}", "unknown key 'detector.mask_head'"),
         ("detector: {kind: cascade_rcnn, class_agnostic: true}", "unknown key 'detector.class_ag"),
         ("schedule: {ema_decay: 1.0}", "schedule.ema_decay: .* less than 1, got 1.0"),
+        ("schedule: {epochs: 9999999999999}", r"schedule.epochs: .* less than or equal to 100000"),
         ("schedule: {accumulate: 0}", "schedule.accumulate: .* greater than or equal to 1, got 0"),
         ("early_stopping: {patience: 0}", "early_stopping.patience: .* equal to 1, got 0"),
         ("early_stopping: {metrics: ap}", "unknown key 'early_stopping.metrics'; nearest: 'metri"),

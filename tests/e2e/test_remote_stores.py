@@ -198,6 +198,39 @@ def test_a_lasting_fault_ends_a_training_that_goes_on_as_if_there_had_been_none(
     assert went_on.losses == expected.losses[-len(went_on.losses) :]
 
 
+@pytest.mark.parametrize("fault", ["stalls", "503", "validation"])
+def test_a_signal_ends_the_wait_for_a_server(
+    server: Server, tiny: Any, tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole steps are saved, the step under way is given up, no thread is left to wait for."""
+    monkeypatch.setenv("CACHEDET_REMOTE_PATIENCE", "3000")
+    monkeypatch.setenv("CACHEDET_REMOTE_TIMEOUT", "3000")
+    expected = train(CONFIG, train_store=tiny.train, val_store=tiny.val, run=tmp_path / "whole")
+    lasting, over, signals = after(0 if fault == "validation" else 40, 503), threading.Event(), []
+
+    def act(handler: Handler) -> Status | None:
+        if fault == "validation" and "/val.zarr/" not in handler.path:
+            return None
+        status = lasting(handler)
+        if status is not None and not signals:
+            signals.append(signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        if status is not None and fault != "503":
+            over.wait(1000)
+        return status
+
+    server.fault = act
+    stores = {"train_store": server.url("train.zarr"), "val_store": server.url("val.zarr")}
+    done = train(CONFIG, **stores, run=tmp_path / "run")
+    assert done.reason == "SIGTERM"
+    assert not [one for one in threading.enumerate() if one.name.startswith("feature-reader")]
+    over.set()
+    server.fault = lambda handler: None
+    went_on = train(CONFIG, **stores, run=tmp_path / "run", resume=True)
+    assert done.losses + went_on.losses == expected.losses
+    assert went_on.best_ap == expected.best_ap
+
+
 @pytest.mark.parametrize(
     ("status", "words"),
     [(401, "it wants credentials"), (403, "403 Forbidden"), (404, "has no manifest.json")],

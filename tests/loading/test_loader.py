@@ -335,3 +335,12 @@ def test_the_option_of_the_command_line(tmp_path: Path) -> None:
     )
     right = CliRunner().invoke(app, [*words, "--residency", "ram"])
     assert "is not a feature store" in right.output
+
+
+def test_where_plans_are_alike_each_epoch_has_as_many_batches(tiny: Any) -> None:
+    store = FeatureStore.open(tiny.train)
+    for views in ((store.views[0],), store.views):
+        loader = loader_of(store, views=tuple(views), batch_size=2)
+        counts = {len(loader.plan(epoch)) for epoch in range(50)}
+        assert len(counts) == 1 or not loader.plans_alike
+    assert loader_of(store, views=(store.views[0],)).plans_alike

@@ -149,6 +149,16 @@ OF_STATE: list[tuple[Callable[[Values], object], str]] = [
     (lambda v: v.update(epoch_statistics={}), "its epoch_statistics does not fit"),
     (lambda v: v.update(epoch_statistics={"other": 1.0}), "its epoch_statistics does not fit"),
     (lambda v: v.update(torch_rng=torch.zeros(3)), "its torch_rng does not fit"),
+    (lambda v: of_state(v)["exp_avg_sq"].fill_(-1.0), "exp_avg_sq of parameter 0 is negative"),
+    (lambda v: of_state(v)["step"].fill_(-1.0), "step of parameter 0 is negative"),
+    (lambda v: v["optimizer"]["param_groups"][0].update(lr="fast"), "lr of a group .* is 'fast'"),
+    (lambda v: v["optimizer"]["param_groups"][1].update(lr=-1.0), "lr of a group .* is -1.0"),
+    (lambda v: v.update(epoch=10**9), "stands in epoch 1000000000, of 2;"),
+    (
+        lambda v: v.update(step=10**9),
+        "says step 1000000000, and epoch 1, batch .*, which is step 4",
+    ),
+    (lambda v: v.update(epoch=0), "says step 4, and epoch 0, batch .*, which is step"),
     (lambda v: v.update(batch=99), "stands before batch 99 of epoch 1, which has"),
 ]
 
@@ -207,6 +217,42 @@ def test_what_cannot_be_read_is_not_damaged(run: Path, target: str) -> None:
     assert not isinstance(told.value, DamagedCheckpointError)
     assert folder.last.is_symlink()
     assert folder.previous.is_file()
+
+
+@pytest.mark.parametrize("cause", ["input/output", "permission"])
+def test_a_config_that_cannot_be_read_is_not_damaged(tiny: Any, run: Path, cause: str) -> None:
+    """Nothing is renamed or written anew, with or without a whole state beside it."""
+    config = run / "config.yaml"
+    if cause == "permission":
+        config.chmod(0)
+        if os.access(config, os.R_OK):
+            pytest.skip("this user reads all files")
+    else:
+        config.unlink()
+        config.symlink_to("/proc/self/mem")
+        if not config.exists():
+            pytest.skip("no such file here")
+    (run / "weights" / "last.pt").write_bytes(b"torn")
+    shutil.copy(run / "weights" / "best.pt", run / "weights" / "previous.pt")
+    before = sorted(map(str, run.rglob("*")))
+    with pytest.raises(CheckpointError, match=r"cannot read .*config.yaml: .* that is no damage"):
+        resume(tiny, run)
+    assert sorted(map(str, run.rglob("*"))) == before
+
+
+def test_what_was_set_aside_before_stays(tiny: Any, run: Path) -> None:
+    weights = run / "weights"
+    for times in (1, 2, 3):
+        shutil.copy(weights / "best.pt", weights / "previous.pt")
+        (run / "config.yaml").write_text(f"{times}")
+        (weights / "last.pt").write_text(f"{times}")
+        resume(tiny, run)
+        for times_before in range(1, times + 1):
+            more = "" if times_before == 1 else f"-{times_before}"
+            for path in (run / "config.yaml", weights / "last.pt"):
+                aside = path.with_name(f"{path.name}.damaged{more}")
+                assert aside.read_text() == f"{times_before}"
+    assert "set aside as last.pt.damaged-3" in (run / "log.txt").read_text()
 
 
 def test_memory_that_does_not_suffice_is_no_damage(run: Path, nursery: Any) -> None:

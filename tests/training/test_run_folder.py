@@ -208,3 +208,18 @@ def test_a_log_that_cannot_be_written(folder: RunFolder) -> None:
     (folder.root / "log.txt").mkdir(parents=True)
     with pytest.raises(CheckpointError, match=r"cannot write .*log.txt: Is a directory; the stat"):
         folder.log("line")
+
+
+def test_a_lock_that_is_empty_or_of_somebody_else(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.lock.write_text("my notes")
+    with pytest.raises(InputError, match="is no lock of cachedet's; move it away"), folder.owned():
+        pass
+    assert folder.lock.read_text() == "my notes"
+    folder.lock.write_text("")  # just made: its owner may be about to write
+    with pytest.raises(InputError, match=r"somebody trains in .* already"), folder.owned():
+        pass
+    os.utime(folder.lock, (1, 1))
+    with folder.owned():
+        assert folder.lock.read_text()
+    assert not folder.lock.exists()

@@ -20,6 +20,7 @@ CREDENTIALS = (
     "cachedet keeps none, so they are needed again wherever the store is opened"
 )
 _URL = "Look at the URL: its scheme, host, port and path"
+_PROXY = "Look at HTTP_PROXY, HTTPS_PROXY and NO_PROXY: user:password@ there is for the proxy"
 _CERTIFICATE = (
     "Look at the host name, at the machine's clock, and, where a proxy or a server signs its own "
     "certificates, at SSL_CERT_FILE"
@@ -118,6 +119,9 @@ def _by_status(error: BaseException) -> Answer | None:
     what = f"the server answered {status} {known.get(status, '')}".rstrip()
     if status == 401:
         return Answer(what=f"{what}: it wants credentials", remedy=CREDENTIALS, refused=True)
+    if status == 407:
+        what = f"a proxy on the way answered {status} {known[status]}: it wants credentials"
+        return Answer(what=what, remedy=_PROXY, refused=True)
     if status == 403:
         what += ": it refuses these credentials, or anybody without; some refuse so what is missing"
         return Answer(what=what, remedy=CREDENTIALS, refused=True)

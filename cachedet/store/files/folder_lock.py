@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+
+_EMPTY_SECONDS = 10.0  # after which nobody is about to write into an empty lock
 
 
 @contextmanager
@@ -80,12 +84,19 @@ def _write(file: TextIO, lock: Path) -> None:
 def _clear(lock: Path, *, works: str, instead: str) -> None:
     """Raises InputError unless the process that made it is known to have ended."""
     try:
-        owner = Owner.parse(lock.read_text(encoding="utf-8", errors="replace"))
+        text = lock.read_text(encoding="utf-8", errors="replace")
+        age = time.time() - lock.stat().st_mtime
     except FileNotFoundError:
         return
-    if owner is not None and owner.life() is Life.DEAD:
+    owner = Owner.parse(text)
+    is_torn = not text and age > _EMPTY_SECONDS  # a crash between making and writing it
+    if is_torn or (owner is not None and owner.life() is Life.DEAD):
         lock.unlink(missing_ok=True)
         return
+    if text and owner is None:
+        raise InputError(
+            f"{lock} is there and is no lock of cachedet's; move it away, or {instead}"
+        )
     who = f"process {owner.pid} on {owner.host}" if owner is not None else "somebody"
     raise InputError(
         f"{who} {works} in {lock.parent} already; wait for it, or {instead}. If it has ended, "

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from cachedet.errors import CachedetError, ConfigError, RemoteStoreError
+from cachedet.store.files import farewell
 from cachedet.store.files.answers import Answer, classify
 
 T = TypeVar("T")
@@ -50,7 +51,8 @@ class Patience:
         It is asked again while what it raises may pass. Nothing of those exceptions is kept: they
         name URLs with their credentials.
 
-        Raises FileNotFoundError where the server says so, RemoteStoreError on every other answer.
+        Raises FileNotFoundError where the server says so, RemoteStoreError on every other answer,
+        and soon where the process was asked to end.
         """
         begun, tries = time.monotonic(), 0
         while True:
@@ -71,7 +73,7 @@ class Patience:
             pause = max(answer.wait, self._pause(tries))
             if not answer.passes or spent + pause >= self._limit(answer):
                 raise self._give_up(answer, where, tries, spent)
-            time.sleep(pause)
+            farewell.pause(pause, where=where)
 
     def _left(self, spent: float) -> float:
         return max(0.01, min(self.request, self.total - spent))

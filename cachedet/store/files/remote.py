@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import base64
+import concurrent.futures
 import errno
 import functools
 import json
@@ -29,6 +30,7 @@ from cachedet.errors import (
     RemoteStoreError,
     StoreError,
 )
+from cachedet.store.files import farewell
 from cachedet.store.files.answers import Answer, BadAnswerError, classify
 from cachedet.store.files.locations import (
     WEB,
@@ -242,7 +244,16 @@ class ZarrStorage:
                 f"{self._location} was opened before this process was forked, and its connections "
                 "are the parent's; open the store in the child, or start it with `spawn`"
             )
-        return asyncio.run_coroutine_threadsafe(work, _event_loop(self._process)).result()
+        answer = asyncio.run_coroutine_threadsafe(work, _event_loop(self._process))
+        while True:
+            done, _ = concurrent.futures.wait([answer], timeout=farewell.POLL_SECONDS)
+            if done:
+                return answer.result()
+            try:
+                farewell.require_wanted(self._location)
+            except RemoteStoreError:
+                answer.cancel()
+                raise
 
 
 def _open_again(store: Store, location: str, secrets: frozenset[str]) -> ZarrStorage:

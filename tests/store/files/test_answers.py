@@ -127,3 +127,12 @@ def test_a_server_may_ask_to_wait() -> None:
 def test_foreign_texts_are_hidden() -> None:
     answer = classify(RuntimeError("S3CRET"), lambda text: text.replace("S3CRET", "***"))
     assert answer.what == "the request failed (RuntimeError: ***)"
+
+
+def test_a_proxy_is_called_a_proxy() -> None:
+    error = Exception("S3CRET")
+    error.status = 407  # type: ignore[attr-defined]
+    answer = classify(error, str)
+    assert answer.what.startswith("a proxy on the way answered 407")
+    assert "HTTPS_PROXY" in answer.remedy
+    assert answer.refused
