@@ -86,12 +86,8 @@ def measure_steps(job: StepJob) -> StepTrial:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(job, sender), daemon=True)
-    # Inherited: Ctrl-C while the process still imports would be a traceback of its own.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
+    with _interrupts_held():
         process.start()
-    finally:
-        signal.signal(signal.SIGINT, before)
     sender.close()
     try:
         deadline = time.monotonic() + _MOST_SECONDS
@@ -187,6 +183,22 @@ def _detect_once(trainer: Trainer, loader: BatchLoader, keys: Keys) -> None:
     for read in loader.read_ahead([PlannedBatch(as_many)]):
         batch = read.to(trainer.device)
         run_detector(detector, batch.features, sizes_hw=batch.sizes_hw, image_ids=batch.image_ids)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until the body is done; a process that is started inside never gets one.
+
+    While it imports, it would end with a traceback of its own.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(job: StepJob, sender: Connection) -> None:

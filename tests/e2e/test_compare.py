@@ -65,7 +65,7 @@ def test_two_cells_then_more(run_compare: Any, tiny: Any, tmp_path: Path) -> Non
     html = (tmp_path / "out" / "comparison.html").read_text()
     assert "fine-tuned" in html
     markdown = (tmp_path / "out" / "comparison.md").read_text()
-    assert markdown.startswith("# ")
+    assert markdown.startswith("<!-- written by cachedet")
     assert "what augment moves in maps is moved in the images" in markdown
     assert len(json.loads((tmp_path / "out" / "comparison.json").read_text())["cells"]) == 2
 
