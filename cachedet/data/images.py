@@ -19,7 +19,6 @@ annotation file's width and height must be those of the upright image.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import io
 import os
@@ -35,6 +34,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
+from cachedet.allocator import return_free_memory
 from cachedet.data.geometry import Geometry
 from cachedet.data.regular_files import open_regular
 from cachedet.data.wholeness import require_covered, require_whole
@@ -125,17 +125,10 @@ class _Room:
             yield
         finally:
             if amount > _GIANT:
-                _return_free_memory()
+                return_free_memory()
             with self._changed:
                 self._used -= amount
                 self._changed.notify_all()
-
-
-def _return_free_memory() -> None:
-    """To the system: else each thread keeps what a giant took there (glibc)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
 
 
 _NO_MEMORY = "there is not enough memory to decode it"
