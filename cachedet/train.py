@@ -147,7 +147,7 @@ def _train_together(
         config,
         manifest=store.manifest,
         total_steps=total_steps,
-        detector=detector or build_partial_detector_of(config, store),
+        detector=build_partial_detector_of(config, store) if detector is None else detector,
     )
     start_or_continue(folder, config, trainer, store.manifest, resume=resume, restarts=restarts)
     _require_position(trainer, loader, config, folder)

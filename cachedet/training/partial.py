@@ -79,9 +79,10 @@ def _choose_trained(stages: Stages, config: StagesConfig, network: FeatureSpec) 
     elif config.train == "adapters":
         channels = next(level.channels for level in network if level.name == stages.cut)
         adapters = insert_adapters(stages, in_channels=channels)
-        train_norms_only(stages)
         if config.batch_norm == "frozen":
             stages.requires_grad_(False)
+        else:
+            train_norms_only(stages)
         for adapter in adapters:
             adapter.requires_grad_(True)
     if config.batch_norm == "frozen":
