@@ -1,14 +1,17 @@
 """Training from the cache against the live frozen backbone and against fine-tuning it.
 
+With --cuts also training the stages behind these levels from the cache (docs/partial.md).
+
 python benchmarks/against_live.py --images DIR --annotations train.json --out DIR \
     [--backbones tf_efficientnet_lite0,resnet50,convnext_base,vit_base_patch16_224] \
     [--config configs/retinanet_fpn_tiny.yaml] [--image-size 384] [--count 48] [--steps 6] \
+    [--cuts C4,C3] \
     [--device cuda]
 
 Backbones have random weights: only time and memory are measured. The images are extracted first.
 Seconds a step are taken in turn, several rounds, in one process: `cached` (streamed from disk),
 `live` (images decoded ahead in threads, frozen backbone, the same heads), `tuned` (backbone with
-gradients), `memory` (heads on features that are there already: H), `backbone` (forward alone: B).
+gradients), `partial_C4` (stages behind C4 with gradients, from the cache), `memory` (heads on features that are there already: H), `backbone` (forward alone: B).
 The arithmetic limit of live / cached is (B + H) / H. Peak memory is that of a process that does
 nothing else. Prints one JSON object.
 """
@@ -42,14 +45,15 @@ from cachedet.config.run import TrainConfig, load_train_config, make_extract_con
 from cachedet.detector.end_to_end import PIXELS
 from cachedet.device import choose_device
 from cachedet.extract import extract
+from cachedet.live.mode_names import cut_of
 from cachedet.live.modes import TrainingMode, make_training_mode
 from cachedet.store.format.manifest import library_versions
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Batch, FeatureSpec
 
 BACKBONES = "tf_efficientnet_lite0,resnet50,convnext_base,vit_base_patch16_224"
-MODES = ("cached", "live", "tuned", "memory", "backbone")
 TRAINED = ("cached", "live", "tuned")
+PARTS = ("memory", "backbone")
 
 
 def main() -> None:
@@ -65,7 +69,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peak-of", choices=TRAINED, help="one step in this process, its memory")
+    parser.add_argument("--cuts", default="", help="levels behind which stages are trained too")
+    parser.add_argument("--peak-of", help="a way of training: two steps of it, and their memory")
     add_device_option(parser)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -109,7 +114,7 @@ class Bench:
         if mode not in self.training_modes:
             self.training_modes[mode] = make_training_mode(
                 mode,
-                self.config,
+                self.config.model_copy(update={"freeze_at": cut_of(mode)}),
                 store=self.store,
                 images=self.images,
                 weights="none",
@@ -133,7 +138,7 @@ class Bench:
         if mode == "backbone":
             detector = self.training_mode("live").trainer.detector
             for pixels in self.pixels:
-                detector.features(pixels)
+                detector.features({PIXELS: pixels})
         elif mode == "memory":
             for batch in self.in_memory:
                 self.training_mode("cached").trainer.take_step(batch)
@@ -170,18 +175,19 @@ def make_config(spec: FeatureSpec, options: argparse.Namespace) -> TrainConfig:
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     bench = Bench(name, options)
-    seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
+    trained = (*TRAINED, *(f"partial_{cut}" for cut in filter(None, options.cuts.split(","))))
+    modes = (*trained, *PARTS)
+    seconds: dict[str, list[float]] = {mode: [] for mode in modes}
     for turn in range(options.rounds + 1):
-        for mode in MODES:
+        for mode in modes:
             started = wall_seconds(bench.device)
             bench.run(mode)
             if turn:  # the first warms up
                 seconds[mode].append(wall_seconds(bench.device) - started)
     images = sum(len(batch.targets) for batch in bench.in_memory)
     a_image = {mode: statistics.median(found) / images for mode, found in seconds.items()}
-    rounds = list(zip(*seconds.values(), strict=True))
-    limit = [(b + h) / h for _, _, _, h, b in rounds]
-    gain = [live / cached for cached, live, *_ in rounds]
+    limit = [1 + ratio for ratio in ratios(seconds, "backbone", "memory")]
+    gain = ratios(seconds, "live", "cached")
     return {
         "backbone": name,
         "seconds_a_image": a_image,
@@ -189,9 +195,18 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "limit": statistics.median(limit),
         "share_of_limit": statistics.median(g / top for g, top in zip(gain, limit, strict=True)),
         "tuned_to_cached": a_image["tuned"] / a_image["cached"],
-        "memory_to_cached": statistics.median(h / cached for cached, _, _, h, _ in rounds),
-        "peak": {mode: peak_in_own_process(name, mode, options) for mode in TRAINED},
+        "memory_to_cached": statistics.median(ratios(seconds, "memory", "cached")),
+        "to_cached": {
+            mode: statistics.median(ratios(seconds, mode, "cached")) for mode in trained
+        },
+        "to_tuned": {mode: statistics.median(ratios(seconds, mode, "tuned")) for mode in trained},
+        "peak": {mode: peak_in_own_process(name, mode, options) for mode in trained},
     }
+
+
+def ratios(seconds: dict[str, list[float]], one: str, other: str) -> list[float]:
+    """Of two ways, round by round."""
+    return [ours / theirs for ours, theirs in zip(seconds[one], seconds[other], strict=True)]
 
 
 def peak_in_own_process(name: str, mode: str, options: argparse.Namespace) -> dict[str, float]:
