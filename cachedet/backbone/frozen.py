@@ -146,7 +146,9 @@ def _choose_levels(
     """Indices into timm's feature list and the spec they give."""
     info = _build(name, image_size=image_size, options={}).feature_info
     offered: dict[str, tuple[int, LevelSpec]] = {}
-    for index, (channels, stride) in enumerate(zip(info.channels(), info.reduction(), strict=True)):
+    # of a plain ViT timm offers its last three blocks, and counts all of them
+    places = zip(info.out_indices, info.channels(), info.reduction(), strict=True)
+    for index, channels, stride in places:
         level = LevelSpec(name=f"C{round(math.log2(stride))}", channels=channels, stride=stride)
         offered[level.name] = (index, level)  # of equal strides the deepest counts (plain ViTs)
     wanted = levels or [n for n, (_, level) in offered.items() if level.stride in DEFAULT_STRIDES]
