@@ -69,6 +69,10 @@ def test_levels_by_name() -> None:
     assert backbone.spec.names == ("C2", "C4")
     with pytest.raises(BackboneError, match=r"no level 'C9'; it offers C1 \(stride 2\), C2"):
         load_backbone("test_resnet", weights="none", levels=("C9",))
+    with pytest.raises(
+        BackboneError, match=r"'L6'; it offers L1 to L5 \(behind that block\), C4 \("
+    ):
+        load_backbone("test_vit", weights="none", levels=("L6",))
 
 
 def test_unknown_and_unsuitable_names() -> None:
