@@ -290,7 +290,7 @@ class _Scored:
             name=f"{name} has none",
             folder=None,
             features=features,
-            levels=features.manifest.spec.names,
+            levels=features.manifest.spec.pyramid.names,
             merging=Merging(),
             views=views,
             batch_size=config.batch_size,

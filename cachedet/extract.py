@@ -98,7 +98,8 @@ def extract(
         backbone: a timm model's name, or what `wrap_backbone` made of a module.
         weights: "auto", "none" or a checkpoint file.
         levels: such as ["C3", "C4"].
-        freeze_at: such as "C4": levels above it are left out, and trained stages make them.
+        freeze_at: such as "C4", or "L8" behind the eighth block of a plain ViT: levels above it
+            are left out, and trained stages make them.
         image_size: long side in pixels.
         views: such as "base,hflip".
         codec: such as "int8".
@@ -164,10 +165,7 @@ def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractRe
         annotations=config.annotations, images=config.images, follow_links=config.follow_links
     )
     device = choose_device(config.device)
-    network = network or load_backbone(
-        config.backbone, weights=config.weights, levels=config.levels, image_size=config.image_size
-    )
-    network.to(device)
+    network = (network or _load_network(config)).to(device)
     backbone = network if config.freeze_at is None else freeze_trunk(network, config.freeze_at)
     stages = _encode_stages(network)
     with StageProgress("check images", total=len(dataset.annotations), unit="images") as progress:
@@ -233,6 +231,16 @@ def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractRe
             *_named(dataset.annotations, scan.notes),
         ),
         counts=dataset.counts,
+    )
+
+
+def _load_network(config: ExtractConfig) -> FrozenBackbone:
+    return load_backbone(
+        config.backbone,
+        weights=config.weights,
+        levels=config.levels,
+        cut=config.freeze_at,
+        image_size=config.image_size,
     )
 
 

@@ -11,6 +11,7 @@ import re
 import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Features = dict[str, Tensor]
-"""One map per level, ordered fine to coarse: {"C3": (N, C, h, w), ...}."""
+"""One map per level, ordered fine to coarse: {"C3": (N, C, h, w), ...}; tokens (N, C, 1, T)."""
 
 SizeHW = tuple[int, int]
 
@@ -29,11 +30,16 @@ _LEVEL_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.-]{1,100}")
 
 @dataclass(frozen=True, kw_only=True)
 class LevelSpec:
-    """One feature level; `stride` is input pixels per feature cell."""
+    """One feature level; `stride` is input pixels per feature cell.
+
+    A level of `tokens` is no map: as many cells for any input, which belong to the map in front of
+    it and have its stride. They lie as a map of one row, (C, 1, T).
+    """
 
     name: str
     channels: int
     stride: int
+    tokens: int = 0  # 0: a map
 
     def __post_init__(self) -> None:
         """Raises ValueError; both may come from a foreign store, where the name is a folder."""
@@ -48,11 +54,27 @@ class LevelSpec:
                 f"level {self.name!r}: channels and stride must be whole numbers >= 1, got "
                 f"channels={reprlib.repr(self.channels)}, stride={reprlib.repr(self.stride)}"
             )
+        if type(self.tokens) is not int or self.tokens < 0:
+            raise ValueError(
+                f"level {self.name!r}: tokens must be a whole number >= 0, got "
+                f"{reprlib.repr(self.tokens)}"
+            )
+
+    def shape(self, padded_hw: SizeHW) -> tuple[int, int, int]:
+        """(C, h, w) for an input of `padded_hw` pixels."""
+        if self.tokens:
+            return self.channels, 1, self.tokens
+        return self.channels, padded_hw[0] // self.stride, padded_hw[1] // self.stride
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields; `tokens` only where there are any."""
+        values = asdict(self)
+        return values if self.tokens else {k: v for k, v in values.items() if k != "tokens"}
 
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """The levels a backbone gives, ordered fine to coarse.
+    """The levels a backbone gives, ordered fine to coarse; of equal strides the deepest last.
 
     The backbone declares it, the store keeps it, necks and heads are built from it.
     """
@@ -62,9 +84,13 @@ class FeatureSpec:
     def __post_init__(self) -> None:
         """Raises ValueError; the levels may come from a foreign store."""
         strides = [level.stride for level in self.levels]
-        if not strides or strides != sorted(set(strides)):
+        if not strides or strides != sorted(strides):
             raise ValueError(
                 f"levels must be ordered fine to coarse, got strides {reprlib.repr(strides)}"
+            )
+        if self.levels[0].tokens:
+            raise ValueError(
+                f"tokens belong to the map in front of them, got {self.names[0]} first"
             )
         if len(self.levels) > MOST_LEVELS or len(set(self.names)) != len(self.levels):
             raise ValueError(
@@ -83,20 +109,37 @@ class FeatureSpec:
         return tuple(level.name for level in self.levels)
 
     @property
+    def maps(self) -> FeatureSpec:
+        """Without the levels of tokens."""
+        return FeatureSpec(tuple(level for level in self.levels if not level.tokens))
+
+    @property
+    def pyramid(self) -> FeatureSpec:
+        """The deepest map of each stride: what heads take where they name no levels."""
+        return FeatureSpec(tuple({level.stride: level for level in self.maps}.values()))
+
+    def with_tokens(self, name: str) -> tuple[str, ...]:
+        """The map `name`, and the tokens that belong to it."""
+        start = self.names.index(name)
+        behind = takewhile(lambda level: level.tokens, self.levels[start + 1 :])
+        return name, *(level.name for level in behind)
+
+    def up_to(self, name: str) -> FeatureSpec:
+        """The levels up to the map `name` and its tokens."""
+        last = self.with_tokens(name)[-1]
+        return FeatureSpec(self.levels[: self.names.index(last) + 1])
+
+    @property
     def pad_multiple(self) -> int:
         """Input sides must be multiples of this so that every map has a whole number of cells."""
         return math.lcm(*(level.stride for level in self.levels))
 
     def map_shapes(self, padded_hw: SizeHW) -> dict[str, tuple[int, int, int]]:
         """(C, h, w) of each level for an input of `padded_hw` pixels."""
-        height, width = padded_hw
-        return {
-            level.name: (level.channels, height // level.stride, width // level.stride)
-            for level in self.levels
-        }
+        return {level.name: level.shape(padded_hw) for level in self.levels}
 
     def to_json(self) -> list[dict[str, Any]]:
-        return [asdict(level) for level in self.levels]
+        return [level.to_json() for level in self.levels]
 
     @classmethod
     def from_json(cls, levels: Sequence[dict[str, Any]]) -> FeatureSpec:

@@ -22,6 +22,30 @@ def test_feature_spec() -> None:
         FeatureSpec(spec.levels[::-1])
 
 
+def test_tokens_belong_to_the_map_in_front_of_them() -> None:
+    state = LevelSpec(name="L8", channels=8, stride=16)
+    prefix = LevelSpec(name="L8_prefix", channels=8, stride=16, tokens=5)
+    last = LevelSpec(name="C4", channels=8, stride=16)
+    spec = FeatureSpec((state, prefix, last))
+    assert spec.pad_multiple == 16
+    assert spec.map_shapes((32, 64)) == {"L8": (8, 2, 4), "L8_prefix": (8, 1, 5), "C4": (8, 2, 4)}
+    assert spec.maps.names == ("L8", "C4")
+    assert spec.pyramid.names == ("C4",)
+    assert spec.with_tokens("L8") == spec.up_to("L8").names == ("L8", "L8_prefix")
+    assert spec.with_tokens("C4") == ("C4",)
+    assert spec.up_to("C4") == spec
+    assert spec.to_json()[:2] == [
+        {"name": "L8", "channels": 8, "stride": 16},
+        {"name": "L8_prefix", "channels": 8, "stride": 16, "tokens": 5},
+    ]
+    assert FeatureSpec.from_json(spec.to_json()) == spec
+    with pytest.raises(ValueError, match="the map in front of them, got L8_prefix first"):
+        FeatureSpec((prefix, state))
+    for wrong in (-1, 1.0, True):
+        with pytest.raises(ValueError, match="'L8': tokens must be a whole number >= 0, got"):
+            replace(state, tokens=wrong)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("numbers", [(0, 8), (8, 0), (-1, 8), (1.5, 8), (8, True), ("8", 8)])
 def test_a_level_has_whole_numbers(numbers: tuple[Any, Any]) -> None:
     channels, stride = numbers

@@ -45,7 +45,7 @@ class Grid:
         """(R, S) of maps (n, C, h, w). Raises ValueError where they are not whole grid cells."""
         sizes = {
             (maps.shape[2] * self._stride(level), maps.shape[3] * self._stride(level))
-            for level, maps in features.items()
+            for level, maps in self.maps_in(features).items()
         }
         height, width = next(iter(sizes))
         if len(sizes) > 1 or height % self.cell or width % self.cell:
@@ -55,6 +55,11 @@ class Grid:
                 f"{sorted(sizes)} from {shapes}; read them with the spec of their store"
             )
         return height // self.cell, width // self.cell
+
+    def maps_in(self, features: Features) -> Features:
+        """Those that have places; tokens have none and stay as they are."""
+        tokens = {level.name for level in self.spec if level.tokens}
+        return {level: maps for level, maps in features.items() if level not in tokens}
 
     def slices(self, level: str, region: Region) -> tuple[slice, slice]:
         """Rows and columns of a level's map."""

@@ -60,7 +60,8 @@ def translate(
 
     `probability` is each image's, `most` the largest shift as a share of a side, at least one cell.
     """
-    features = {level: maps.clone() for level, maps in batch.features.items()}
+    maps_in = grid.maps_in(batch.features)
+    canvas = {level: maps.clone() for level, maps in maps_in.items()}
     targets = list(batch.targets)
     shape = grid.shape_of(batch.features)
     for image in draw_images(len(targets), probability=probability, draws=draws):
@@ -69,10 +70,10 @@ def translate(
             _draw_shift(side, touched=cells, most=most, generator=draws.of_image(image))
             for side, cells in zip(shape, touched, strict=True)
         )
-        _shift_maps(grid, batch.features, image=image, down=down, right=right, canvas=features)
+        _shift_maps(grid, maps_in, image=image, down=down, right=right, canvas=canvas)
         window = Region(top=-down, left=-right, height=shape[0], width=shape[1])
         targets[image] = show_boxes(targets[image], grid.window_of(window))
-    return replace(batch, features=features, targets=targets)
+    return replace(batch, features={**batch.features, **canvas}, targets=targets)
 
 
 def crop(
@@ -93,17 +94,17 @@ def crop(
         _draw_region((rows, columns), grid.touched(targets.size_hw), draws.of_image(image))
         for image, targets in enumerate(batch.targets)
     ]
-    features = {
+    shown_maps = {
         level: torch.stack(
             [one[:, *grid.slices(level, at)] for one, at in zip(maps, regions, strict=True)]
         )
-        for level, maps in batch.features.items()
+        for level, maps in grid.maps_in(batch.features).items()
     }
     shown = [
         show_boxes(targets, grid.window_of(at))
         for targets, at in zip(batch.targets, regions, strict=True)
     ]
-    return replace(batch, features=features, targets=shown)
+    return replace(batch, features={**batch.features, **shown_maps}, targets=shown)
 
 
 def flip(batch: Batch, draws: RandomDraws, *, grid: Grid, probability: float) -> Batch:
@@ -116,7 +117,7 @@ def flip(batch: Batch, draws: RandomDraws, *, grid: Grid, probability: float) ->
     targets = list(batch.targets)
     _, columns = grid.shape_of(batch.features)
     for image in draw_images(len(targets), probability=probability, draws=draws):
-        for maps in batch.features.values():
+        for maps in grid.maps_in(batch.features).values():
             maps[image].copy_(maps[image].flip(-1))
         targets[image] = mirror_boxes(targets[image], columns * grid.cell)
     return replace(batch, targets=targets)

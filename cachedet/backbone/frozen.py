@@ -1,4 +1,4 @@
-"""Any timm model as a frozen backbone that gives C levels.
+"""Any timm model as a frozen backbone that gives C levels, and states of a plain ViT.
 
 Letters: N images, C channels, H W input pixels, h w feature cells.
 """
@@ -15,6 +15,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from cachedet.backbone.vit import TappedViT, is_plain_vit, state_levels
 from cachedet.backbone.weights import PACKAGES, digest_weights, load_package_weights
 from cachedet.errors import BackboneError, nearest_names
 from cachedet.structures import Features, FeatureSpec, LevelSpec, Preprocessing
@@ -76,6 +77,7 @@ def load_backbone(
     *,
     weights: str = "auto",
     levels: tuple[str, ...] | None = None,
+    cut: str | None = None,
     image_size: int = 512,
     device: torch.device | None = None,
     seed: int = 0,
@@ -84,7 +86,9 @@ def load_backbone(
 
     `weights` are "auto" (an installed registry package, else timm's hub), "none" (random, by
     `seed`) or a file; `levels` names such as ("C3", "C4"), None takes C3-C5, or the one level of a
-    plain ViT. A ViT or Swin is built for `image_size`, the long side in pixels.
+    plain ViT; `cut` is one more, behind which the network is to be cut. A plain ViT also offers
+    what its blocks leave to the next ones: L8 behind the eighth, and with it L8_prefix, its class
+    and register tokens. A ViT or Swin is built for `image_size`, the long side in pixels.
 
     Raises BackboneError: unknown name or level, weights that cannot be had or do not fit.
     """
@@ -95,15 +99,19 @@ def load_backbone(
             "One that was given as an object is given again, in Python: backbone=..."
         )
     source = _weights_source(name, weights)
-    indices, spec = _choose_levels(name, levels, image_size=image_size)
+    offered = _offered_levels(_build(name, image_size=image_size, options={}))
+    chosen = _choose_levels(name, levels, cut=cut, offered=offered)
+    indices = tuple(offer.index for offer in chosen)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _create(name, image_size=image_size, indices=indices, source=source)
     config = model.pretrained_cfg
+    if any(offer.is_state for offer in chosen):
+        model = TappedViT(model.model, taps={offer.index: offer.is_state for offer in chosen})
     backbone = FrozenBackbone(
         name=name,
         model=model,
-        spec=spec,
+        spec=FeatureSpec(tuple(level for offer in chosen for level in offer.levels)),
         is_nhwc=getattr(model, "output_fmt", None) == "NHWC",
         preprocessing=Preprocessing(
             mean=tuple(config["mean"]),
@@ -140,25 +148,58 @@ def _weights_source(name: str, weights: str) -> _WeightsSource:
     return _WeightsSource(kind="file", file=Path(weights))
 
 
-def _choose_levels(
-    name: str, levels: tuple[str, ...] | None, *, image_size: int
-) -> tuple[tuple[int, ...], FeatureSpec]:
-    """Indices into timm's feature list and the spec they give."""
-    info = _build(name, image_size=image_size, options={}).feature_info
-    offered: dict[str, tuple[int, LevelSpec]] = {}
-    for index, (channels, stride) in enumerate(zip(info.channels(), info.reduction(), strict=True)):
+@dataclass(frozen=True, kw_only=True)
+class _Offer:
+    """What a network gives at one place of timm's feature list."""
+
+    index: int
+    levels: tuple[LevelSpec, ...]  # a map, and tokens that are taken with it
+    is_state: bool = False  # of a plain ViT between two blocks
+
+    @property
+    def level(self) -> LevelSpec:
+        return self.levels[0]
+
+
+def _offered_levels(network: Any) -> list[_Offer]:
+    """Fine to coarse, in the order in which the network computes them."""
+    info = network.feature_info
+    # of a plain ViT timm offers its last three blocks, and counts all of them
+    places = zip(info.out_indices, info.channels(), info.reduction(), strict=True)
+    maps: dict[str, _Offer] = {}
+    for index, channels, stride in places:
         level = LevelSpec(name=f"C{round(math.log2(stride))}", channels=channels, stride=stride)
-        offered[level.name] = (index, level)  # of equal strides the deepest counts (plain ViTs)
-    wanted = levels or [n for n, (_, level) in offered.items() if level.stride in DEFAULT_STRIDES]
-    wanted = wanted or list(offered)[-1:]
+        maps[level.name] = _Offer(index=index, levels=(level,))  # the deepest of equal strides
+    vit = getattr(network, "model", None)
+    if not is_plain_vit(vit):
+        return list(maps.values())
+    (last,) = maps.values()
+    states = state_levels(vit, channels=last.level.channels, stride=last.level.stride)
+    offers = [_Offer(index=i, levels=levels, is_state=True) for i, levels in enumerate(states)]
+    return [*offers, last]
+
+
+def _choose_levels(
+    name: str, levels: tuple[str, ...] | None, *, cut: str | None, offered: list[_Offer]
+) -> list[_Offer]:
+    """Those of the names `levels` and `cut`, in order. Raises BackboneError on an unknown name."""
+    maps = [offer for offer in offered if not offer.is_state]
+    usual = [offer.level.name for offer in maps if offer.level.stride in DEFAULT_STRIDES]
+    wanted = [*(levels or usual or [maps[-1].level.name]), *filter(None, [cut])]
+    named = {level.name: offer for offer in offered for level in offer.levels}
     for level_name in wanted:
-        if level_name not in offered:
-            raise BackboneError(
-                f"{name} has no level {level_name!r}; it offers "
-                + ", ".join(f"{n} (stride {level.stride})" for n, (_, level) in offered.items())
-            )
-    chosen = sorted((offered[level_name] for level_name in wanted), key=lambda pair: pair[0])
-    return tuple(index for index, _ in chosen), FeatureSpec(tuple(level for _, level in chosen))
+        if level_name not in named:
+            raise BackboneError(f"{name} has no level {level_name!r}; it offers {_listed(offered)}")
+    chosen = {named[level_name].index: named[level_name] for level_name in wanted}
+    return [chosen[index] for index in sorted(chosen)]
+
+
+def _listed(offered: list[_Offer]) -> str:
+    """``L1 to L11 (behind that block), C4 (stride 16)``"""
+    states = [offer.level.name for offer in offered if offer.is_state]
+    blocks = [f"{states[0]} to {states[-1]} (behind that block)"] if states else []
+    levels = [offer.level for offer in offered if not offer.is_state]
+    return ", ".join([*blocks, *(f"{level.name} (stride {level.stride})" for level in levels)])
 
 
 def _create(name: str, *, image_size: int, indices: tuple[int, ...], source: _WeightsSource) -> Any:

@@ -2,8 +2,8 @@
 
 What a trunk gives can be kept in a store, and the stages trained from it: trunk and stages one
 after the other give the whole network's maps, bit for bit on a CPU. Both are chains of the
-network's own modules. Networks whose features timm takes in another way than module after module
-(several resolutions side by side, hooks, tokens) cannot be cut.
+network's own modules. A plain ViT is cut between two blocks. Networks whose features timm takes in
+another way than module after module (several resolutions side by side, hooks) cannot be cut.
 
 Letters: N images, C channels, h w feature cells.
 """
@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
+from cachedet.backbone.vit import TappedViT, ViTBlocks, is_plain_vit
 from cachedet.backbone.weights import shape_of
 from cachedet.errors import BackboneError
 from cachedet.structures import Features, FeatureSpec
 
 _FAMILIES = (
-    "EfficientNet, MobileNet, ResNet, RegNet, ConvNeXt and Swin families can be cut, and other "
-    "networks whose stages follow each other"
+    "EfficientNet, MobileNet, ResNet, RegNet, ConvNeXt and Swin families can be cut, plain ViTs "
+    "(behind a block: L8), and other networks whose stages follow each other"
 )
 
 
@@ -57,21 +58,23 @@ class Stages(nn.Module):
     """What a network computes behind a level: from that level's map to the maps above it."""
 
     def __init__(
-        self, layers: nn.ModuleDict, *, cut: str, spec: FeatureSpec, is_nhwc: bool
+        self, layers: _Chain | ViTBlocks, *, cut: str, network: FeatureSpec, is_nhwc: bool
     ) -> None:
         super().__init__()
         self.layers = layers
-        self.cut = cut  # name of the level that it takes
-        self.spec = spec  # the levels that it gives
+        self.cut = cut
+        kept, taken = network.up_to(cut), network.with_tokens(cut)
+        self.inputs = tuple(level for level in kept if level.name in taken)  # that it takes
+        self.spec = FeatureSpec(network.levels[len(kept) :])  # the levels that it gives
         self.is_nhwc = is_nhwc
 
-    def forward(self, feature_map: Tensor) -> Features:
-        """Map (N, C, h, w) of the level `cut` -> those of `spec`."""
+    def forward(self, *maps: Tensor) -> Features:
+        """Maps (N, C, h, w) of `inputs` -> those of `spec`."""
         if self.is_nhwc:
-            feature_map = feature_map.permute(0, 2, 3, 1).contiguous()
-        maps = self.layers(feature_map)
+            maps = tuple(each.permute(0, 2, 3, 1).contiguous() for each in maps)
+        maps = tuple(self.layers(*maps))
         if self.is_nhwc:
-            maps = [each.permute(0, 3, 1, 2) for each in maps]
+            maps = tuple(each.permute(0, 3, 1, 2) for each in maps)
         return {name: each.contiguous() for name, each in zip(self.spec.names, maps, strict=True)}
 
     def load(self, weights: Mapping[str, Tensor], *, where: str) -> None:
@@ -122,19 +125,12 @@ def split_backbone(backbone: FrozenBackbone, cut: str) -> SplitBackbone:
 
     Raises BackboneError: no such level, none behind it, or a network that cannot be cut.
     """
-    names = backbone.spec.names
+    names = backbone.spec.maps.names
     if cut not in names[:-1]:
-        raise BackboneError(
-            f"{backbone.name} cannot be cut at {cut!r}: expected one of its levels but the last, "
-            + (", ".join(names[:-1]) or f"and it gives {names[0]} alone")
-        )
-    modules, taps = _sequence_of(backbone)
+        raise BackboneError(_no_such_cut(backbone, cut))
     kept = names.index(cut) + 1
-    end = list(modules).index(taps[kept - 1]) + 1
-    trunk = _Chain(dict(list(modules.items())[:end]), taps=taps[:kept])
-    behind = _Chain(dict(list(modules.items())[end:]), taps=taps[kept:])
-    spec = FeatureSpec(tuple(backbone.spec)[kept:])
-    stages = Stages(behind, cut=cut, spec=spec, is_nhwc=backbone.is_nhwc)
+    trunk, behind = _cut_network(backbone, kept)
+    stages = Stages(behind, cut=cut, network=backbone.spec, is_nhwc=backbone.is_nhwc)
     split = SplitBackbone(trunk=trunk.eval(), stages=stages.eval())
     _require_equal(backbone, split)
     return split
@@ -145,17 +141,43 @@ def freeze_trunk(backbone: FrozenBackbone, cut: str) -> FrozenBackbone:
 
     Raises BackboneError where the network cannot be cut there.
     """
-    kept = backbone.spec.names.index(cut) + 1 if cut in backbone.spec.names else 0
     trunk = split_backbone(backbone, cut).trunk
     return FrozenBackbone(
         name=backbone.name,
         model=trunk,
-        spec=FeatureSpec(tuple(backbone.spec)[:kept]),
+        spec=backbone.spec.up_to(cut),
         is_nhwc=backbone.is_nhwc,
         preprocessing=backbone.preprocessing,
         weights=backbone.weights,
         digest=backbone.digest,
     )
+
+
+def _no_such_cut(backbone: FrozenBackbone, cut: str) -> str:
+    names = backbone.spec.maps.names
+    cuts = ", ".join(names[:-1]) or f"and it gives {names[0]} alone"
+    vit: Any = getattr(backbone.model, "model", None)
+    hint = (
+        f"; a plain ViT is cut behind a block: L1 to L{len(vit.blocks) - 1}"
+        if is_plain_vit(vit)
+        else ""
+    )
+    return (
+        f"{backbone.name} cannot be cut at {cut!r}: expected one of its levels but the last, "
+        f"{cuts}{hint}"
+    )
+
+
+def _cut_network(
+    backbone: FrozenBackbone, kept: int
+) -> tuple[_Chain | TappedViT, _Chain | ViTBlocks]:
+    """What gives the first `kept` maps, and what lies behind. Raises BackboneError."""
+    if isinstance(backbone.model, TappedViT):
+        return backbone.model.cut(kept)
+    modules, taps = _sequence_of(backbone)
+    end = list(modules).index(taps[kept - 1]) + 1
+    parts = list(modules.items())
+    return _Chain(dict(parts[:end]), taps=taps[:kept]), _Chain(dict(parts[end:]), taps=taps[kept:])
 
 
 def _sequence_of(backbone: FrozenBackbone) -> tuple[dict[str, nn.Module], list[str]]:
@@ -178,15 +200,15 @@ def _sequence_of(backbone: FrozenBackbone) -> tuple[dict[str, nn.Module], list[s
 def _require_equal(backbone: FrozenBackbone, split: SplitBackbone) -> None:
     """Trunk and stages must give the network's own maps. Raises BackboneError."""
     parameter = next(backbone.parameters())
-    side = 2 * backbone.spec.pad_multiple
+    side = backbone.spec.pad_multiple
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(1, 3, side, side, generator=generator).to(parameter)
+    images = torch.randn(1, 3, 2 * side, 3 * side, generator=generator).to(parameter)
     try:
         whole = backbone(images)
         below = split.trunk(images)
         if backbone.is_nhwc:
             below = [each.permute(0, 3, 1, 2) for each in below]
-        maps = [*below, *split.stages(below[-1]).values()]
+        maps = [*below, *split.stages(*below[-len(split.stages.inputs) :]).values()]
         is_equal = all(map(torch.equal, whole.values(), maps))
     except (AttributeError, RuntimeError, TypeError):  # a stage takes more than one map
         is_equal = False

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+from timm.layers.norm import RmsNorm, RmsNormFp32
 from torch import Tensor, nn
 
 from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.structures import Features
 
 BatchNorm = Literal["frozen", "trained"]
+_NORMS = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, RmsNorm, RmsNormFp32)
 
 
 class TrainedBackbone(nn.Module):
@@ -43,5 +45,5 @@ def train_norms_only(network: nn.Module) -> None:
     """Keep everything but the weights and biases of norms, batch norms and others."""
     network.requires_grad_(False)
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm):
+        if isinstance(module, _NORMS):
             module.requires_grad_(True)

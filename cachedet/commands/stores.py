@@ -46,8 +46,8 @@ def extract(
     freeze_at: Annotated[
         str | None,
         typer.Option(
-            help="Such as C4: leave out the levels above it, for runs that train what makes them "
-            "(freeze_at of a run's config)."
+            help="Such as C4, or L8 behind block 8 of a plain ViT: leave out the levels above it, "
+            "for runs that train what makes them (freeze_at of a run's config)."
         ),
     ] = None,
     image_size: ImageSize = 512,

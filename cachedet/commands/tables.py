@@ -182,13 +182,21 @@ def _readable(name: str, value: Any) -> str:
         return "-" if value is None else readable_nbytes(round(value))
     if name == "quality":
         return ", ".join(f"{level} {_quality(noise)}" for level, noise in value.items()) or "-"
-    if name == "levels":
-        return ", ".join(f"{v['name']} {v['channels']}x/{v['stride']}" for v in value)
+    if name in ("levels", "network_levels"):
+        return ", ".join(map(_level, value))
     if isinstance(value, dict):
         return ", ".join(f"{key} {count}" for key, count in value.items())
     if name == "skipped":
         return ", ".join(f"{file} ({reason})" for file, reason in value) or "none"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _level(level: dict[str, Any]) -> str:
+    """``C4 112x/16``, or ``L8_prefix 192x5 tokens``"""
+    name, channels = level["name"], level["channels"]
+    if "tokens" in level:
+        return f"{name} {channels}x{level['tokens']} tokens"
+    return f"{name} {channels}x/{level['stride']}"
 
 
 def _quality(noise: dict[str, float | None]) -> str:

@@ -42,10 +42,18 @@ Neck = FPN | NASFPN | SimplePyramid
 
 
 def choose_levels(config: DetectorConfig, spec: FeatureSpec) -> FeatureSpec:
-    """The levels of `spec` the detector uses. Raises ConfigError on one the store lacks."""
+    """The levels of `spec` the detector uses: those it names, else the deepest of each stride.
+
+    Raises ConfigError on one the store lacks, or of tokens, which are no map.
+    """
     if config.levels is None:
-        return spec
+        return spec.pyramid
     for name in config.levels:
+        if name in spec.names and name not in spec.maps.names:
+            raise ConfigError(
+                f"detector.levels asks for {name!r}, which holds tokens: expected maps, "
+                f"{', '.join(spec.maps.names)}"
+            )
         if name not in spec.names:
             raise ConfigError(
                 f"detector.levels asks for {name!r}, the store holds {', '.join(spec.names)}; "
@@ -60,29 +68,28 @@ def choose_read_levels(
     """The levels that batches of a run need, fine to coarse.
 
     `held` are those of the store, `network` all that its backbone gives. Without `freeze_at` they
-    are those of the heads; with it the heads' below the cut, and the cut.
+    are those of the heads; with it the heads' below the cut, and the cut with its tokens.
 
     Raises ConfigError: the store lacks one of them, or nothing lies behind the cut.
     """
     cut = config.freeze_at
     if cut is None:
         if config.detector.levels is None and held != network:
+            last = held.maps.names[-1]
             raise ConfigError(
-                f"the store was extracted with --freeze-at {held.names[-1]} and lacks "
+                f"the store was extracted with --freeze-at {last} and lacks "
                 f"{', '.join(network.names[len(held) :])}: train the stages behind it with "
-                f"freeze_at: {held.names[-1]} (`--set freeze_at={held.names[-1]}`), or name "
-                "detector.levels"
+                f"freeze_at: {last} (`--set freeze_at={last}`), or name detector.levels"
             )
         return choose_levels(config.detector, held).names
-    if cut not in held.names or cut == network.names[-1]:
-        cuts = [name for name in network.names[:-1] if name in held.names]
+    cuts = [name for name in network.maps.names[:-1] if name in held.names]
+    if cut not in cuts:
         raise ConfigError(
             "freeze_at expects a level of the store that has stages behind it "
             f"({', '.join(cuts) or 'this one has none'}), got {cut!r}"
         )
-    wanted = {*choose_levels(config.detector, network).names, cut}
-    below = network.names[: network.names.index(cut) + 1]
-    return tuple(name for name in below if name in wanted)
+    wanted = {*choose_levels(config.detector, network).names, *network.with_tokens(cut)}
+    return tuple(name for name in network.up_to(cut).names if name in wanted)
 
 
 def build_detector(

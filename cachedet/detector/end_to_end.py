@@ -25,12 +25,12 @@ class EndToEndDetector(nn.Module):
     def __init__(
         self,
         *,
-        backbone: Callable[[Tensor], Features],  # the map `source` -> C levels (N, C, h, w)
+        backbone: Callable[..., Features],  # the maps `sources` -> C levels (N, C, h, w)
         heads: nn.Module,
         levels: Sequence[str],  # that the heads use
         learns: bool,  # whether the backbone is trained
         lr_scale: float,  # the backbone's learning rate, as a share of the heads'
-        source: str = PIXELS,  # the map of a batch that the backbone takes
+        sources: Sequence[str] = (PIXELS,),  # the maps of a batch that the backbone takes
     ) -> None:
         super().__init__()
         self.heads = heads
@@ -38,7 +38,7 @@ class EndToEndDetector(nn.Module):
         self.lr_scale = lr_scale
         self._run_backbone = (backbone,)  # in a tuple: modules in it are not registered
         self._levels = tuple(levels)
-        self._source = source
+        self._sources = tuple(sources)
         if hasattr(heads, "propose"):  # the protocol asks whether there is such a method
             self.propose, self.max_proposals = self._propose, heads.max_proposals
 
@@ -61,18 +61,19 @@ class EndToEndDetector(nn.Module):
 
     def features(self, maps: Features) -> Features:
         """C levels that the heads use, from the maps of a batch."""
-        levels = {**maps, **self._run_backbone[0](maps[self._source])}
+        taken = (maps[name] for name in self._sources)
+        levels = {**maps, **self._run_backbone[0](*taken)}
         return {name: levels[name] for name in self._levels}
 
     def forward(self, features: Features, targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """Losses of the heads; `features` holds the map that the backbone takes."""
+        """Losses of the heads; `features` holds the maps that the backbone takes."""
         losses: dict[str, Tensor] = self.heads(self.features(features), targets)
         return losses
 
     def detect(
         self, features: Features, *, sizes_hw: Sequence[SizeHW], image_ids: Sequence[int]
     ) -> list[Detections]:
-        """Detections of the heads; `features` holds the map that the backbone takes."""
+        """Detections of the heads; `features` holds the maps that the backbone takes."""
         maps = self.features(features)
         return run_detector(self.heads, maps, sizes_hw=sizes_hw, image_ids=image_ids)
 

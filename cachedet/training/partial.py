@@ -17,7 +17,6 @@ from cachedet.detector.end_to_end import EndToEndDetector
 from cachedet.errors import BackboneError, ConfigError
 from cachedet.store.format.manifest import Manifest
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import FeatureSpec
 
 if TYPE_CHECKING:
     from cachedet.backbone.split import Stages
@@ -48,14 +47,14 @@ def build_partial_detector(
     stages = make_stages(manifest.backbone, spec=network, cut=cut, image_size=manifest.image_size)
     if weights is not None:
         stages.load(weights, where=where)
-    _choose_trained(stages, config.stages, network)
+    _choose_trained(stages, config.stages)
     return EndToEndDetector(
         backbone=stages,
         heads=build_detector(config.detector, spec=network, num_classes=len(manifest.categories)),
         levels=choose_levels(config.detector, network).names,
         learns=True,
         lr_scale=config.stages.lr_scale,
-        source=cut,
+        sources=[level.name for level in stages.inputs],
     )
 
 
@@ -68,7 +67,7 @@ def build_partial_detector_of(config: TrainConfig, store: FeatureStore) -> nn.Mo
     )
 
 
-def _choose_trained(stages: Stages, config: StagesConfig, network: FeatureSpec) -> None:
+def _choose_trained(stages: Stages, config: StagesConfig) -> None:
     """Say which weights of the stages move. Raises ConfigError where none would."""
     from cachedet.backbone.stage_adapters import insert_adapters
     from cachedet.backbone.trained import freeze_batch_norms, train_norms_only
@@ -77,8 +76,7 @@ def _choose_trained(stages: Stages, config: StagesConfig, network: FeatureSpec) 
     if config.train == "norms":
         train_norms_only(stages)
     elif config.train == "adapters":
-        channels = next(level.channels for level in network if level.name == stages.cut)
-        adapters = insert_adapters(stages, in_channels=channels)
+        adapters = insert_adapters(stages)
         if config.batch_norm == "frozen":
             stages.requires_grad_(False)
         else:

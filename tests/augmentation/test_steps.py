@@ -19,7 +19,7 @@ from cachedet.errors import ConfigError
 from cachedet.loading.residency import StreamedFeatures
 from cachedet.loading.targets import targets_of
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Batch, TargetMasks
+from cachedet.structures import Batch, FeatureSpec, LevelSpec, TargetMasks
 
 STEPS: dict[str, Callable[..., Any]] = {
     "translate": lambda grid, probability: partial(
@@ -44,6 +44,20 @@ def test_each_image_is_drawn_with_its_probability(painting: Any, name: str) -> N
     # A drawn translation or window may also leave an image as it was.
     assert 0.2 < painting.share_changed(STEPS[name], 0.3) < 0.36
     assert painting.share_changed(STEPS[name], 0.0) == 0
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_tokens_stay_where_a_map_is_moved(painting: Any, name: str) -> None:
+    grid, batch = painting.one_level_batch([[[0, 0, 20, 20]]] * 2)
+    tokens = LevelSpec(name="S10_prefix", channels=3, stride=10, tokens=2)
+    with_tokens = Grid(FeatureSpec((*grid.spec, tokens)))
+    prefix = torch.randn(2, 3, 1, 2)
+    given = replace(batch, features={**batch.features, "S10_prefix": prefix.clone()})
+    moved = STEPS[name](grid, 1.0)(painting.with_own_maps(batch), painting.seeded())
+    after = STEPS[name](with_tokens, 1.0)(painting.with_own_maps(given), painting.seeded())
+    assert list(after.features) == ["S10", "S10_prefix"]
+    torch.testing.assert_close(after.features["S10"], moved.features["S10"], rtol=0, atol=0)
+    torch.testing.assert_close(after.features["S10_prefix"], prefix, rtol=0, atol=0)
 
 
 @settings(deadline=None, max_examples=120, derandomize=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 
 from cachedet.backbone.frozen import load_backbone
@@ -25,6 +26,20 @@ def test_opens_any_family_on_rectangles(name: str) -> None:
     assert {n: tuple(m.shape[1:]) for n, m in features.items()} == backbone.spec.map_shapes(
         (96, 128)
     )
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_vit3"])
+def test_the_map_of_a_plain_vit_is_taken_behind_its_last_block(name: str) -> None:
+    backbone = load_backbone(name, weights="none", image_size=64, seed=3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        whole = timm.create_model(name, img_size=64, dynamic_img_size=True).eval()
+    whole.load_state_dict(backbone.model.model.state_dict(), strict=False)
+    images = torch.randn(1, 3, 32, 64)
+    with torch.no_grad():
+        last = whole.forward_intermediates(images, indices=1, intermediates_only=True)[0]
+    assert len(backbone.model.model.blocks) == len(whole.blocks)
+    torch.testing.assert_close(backbone(images)["C4"], last, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit"])
@@ -54,6 +69,10 @@ def test_levels_by_name() -> None:
     assert backbone.spec.names == ("C2", "C4")
     with pytest.raises(BackboneError, match=r"no level 'C9'; it offers C1 \(stride 2\), C2"):
         load_backbone("test_resnet", weights="none", levels=("C9",))
+    with pytest.raises(
+        BackboneError, match=r"'L6'; it offers L1 to L5 \(behind that block\), C4 \("
+    ):
+        load_backbone("test_vit", weights="none", levels=("L6",))
 
 
 def test_unknown_and_unsuitable_names() -> None:

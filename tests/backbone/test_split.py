@@ -48,7 +48,7 @@ def test_each_tensor_is_in_one_part() -> None:
     [
         ("test_resnet", "C5", "cannot be cut at 'C5': expected one of its levels but the last, C3"),
         ("test_resnet", "C9", "cannot be cut at 'C9'"),
-        ("test_vit", "C4", "and it gives C4 alone"),
+        ("test_vit", "C4", "it gives C4 alone; a plain ViT is cut behind a block: L1 to L5"),
         ("xception41", "C4", "cannot be cut: timm gives its features through FeatureHookNet. Eff"),
         ("hrnet_w18_small", "C4", "families can be cut"),
     ],
