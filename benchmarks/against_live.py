@@ -11,9 +11,10 @@ python benchmarks/against_live.py --images DIR --annotations train.json --out DI
 Backbones have random weights: only time and memory are measured. The images are extracted first.
 Seconds a step are taken in turn, several rounds, in one process: `cached` (streamed from disk),
 `live` (images decoded ahead in threads, frozen backbone, the same heads), `tuned` (backbone with
-gradients), `partial_C4` (stages behind C4 with gradients, from the cache), `memory` (heads on features that are there already: H), `backbone` (forward alone: B).
-The arithmetic limit of live / cached is (B + H) / H. Peak memory is that of a process that does
-nothing else. Prints one JSON object.
+gradients), `partial_C4` (stages behind C4 with gradients, from the cache), `memory` (heads on
+features that are there already: H), `backbone` (forward alone: B). The arithmetic limit of live /
+cached is (B + H) / H. Peak memory is that of a process that does nothing else.
+Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -196,9 +197,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "share_of_limit": statistics.median(g / top for g, top in zip(gain, limit, strict=True)),
         "tuned_to_cached": a_image["tuned"] / a_image["cached"],
         "memory_to_cached": statistics.median(ratios(seconds, "memory", "cached")),
-        "to_cached": {
-            mode: statistics.median(ratios(seconds, mode, "cached")) for mode in trained
-        },
+        "to_cached": {mode: statistics.median(ratios(seconds, mode, "cached")) for mode in trained},
         "to_tuned": {mode: statistics.median(ratios(seconds, mode, "tuned")) for mode in trained},
         "peak": {mode: peak_in_own_process(name, mode, options) for mode in trained},
     }

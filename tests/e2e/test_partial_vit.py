@@ -82,7 +82,7 @@ def losses_of(trainer: Any, batches: Any) -> list[float]:
     return [trainer.take_step(batch)["loss"] for batch in batches]
 
 
-def test_a_store_holds_patches_and_tokens_bit_for_bit(tiny: Any, cut: Any) -> None:
+def test_a_store_holds_patches_and_tokens_as_the_network_gives_them(tiny: Any, cut: Any) -> None:
     store = FeatureStore.open(cut["train_store"])
     assert store.spec.names == ("L4", "L4_prefix")
     assert store.manifest.network.names == ("L4", "L4_prefix", "C4")
