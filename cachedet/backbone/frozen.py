@@ -226,6 +226,12 @@ def _build(name: str, *, image_size: int, options: dict[str, Any]) -> Any:
         options = {**options, "img_size": image_size, "dynamic_img_size": True}
     try:
         return timm.create_model(name, features_only=True, **options)
+    except AssertionError as error:  # timm's hybrids say no more
+        raise BackboneError(
+            f"{name} cannot be built for images of {image_size} pixels: its patches do not divide "
+            "the map in front of them; take a multiple of its own size "
+            f"({default.input_size[-1] if default else 'see timm'})"
+        ) from error
     except (TypeError, AttributeError) as error:
         raise BackboneError(
             f"{name} cannot be opened as a feature extractor for rectangular images: {error}"

@@ -80,3 +80,8 @@ def test_unknown_and_unsuitable_names() -> None:
         load_backbone("resnet5")
     with pytest.raises(BackboneError, match="cannot be opened as a feature extractor"):
         load_backbone("mixer_b16_224", weights="none")
+
+
+def test_a_hybrid_whose_patches_do_not_divide_its_map_is_one_message() -> None:
+    with pytest.raises(BackboneError, match=r"112 pixels: .* multiple of its own size \(224\)"):
+        load_backbone("vit_tiny_r_s16_p8_224", weights="none", image_size=112)
