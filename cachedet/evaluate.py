@@ -267,11 +267,7 @@ class _Scored:
             name=f"{run} is a {trained.kind}",
             folder=folder,
             features=features,
-            levels=choose_read_levels(
-                checkpoint.config,
-                held=features.manifest.spec,
-                network=features.manifest.network,
-            ),
+            levels=choose_read_levels(checkpoint.config, features.manifest),
             merging=Merging.like(trained.postprocess),
             views=views,
             batch_size=config.batch_size,

@@ -269,7 +269,7 @@ def load_image_detector(
     return ImageDetector(
         backbone=_up_to(cut, backbone.to(chosen)),
         detector=load_detector(checkpoint, device=chosen, detector=detector),
-        levels=choose_read_levels(checkpoint.config, held=manifest.spec, network=manifest.network),
+        levels=choose_read_levels(checkpoint.config, manifest),
         manifest=manifest,
         merging=Merging.like(checkpoint.config.detector.postprocess),
         views=views,

@@ -59,6 +59,18 @@ def build_partial_detector(
     )
 
 
+def require_stages(detector: nn.Module, config: TrainConfig) -> None:
+    """Raises ConfigError where `freeze_at` asks for stages that the given `detector` lacks."""
+    cut = detector.cut if isinstance(detector, EndToEndDetector) else None
+    if config.freeze_at not in (None, cut):
+        found = "trains none" if cut is None else f"has those behind {cut}"
+        raise ConfigError(
+            f"freeze_at is {config.freeze_at}, and the detector that was given as an object, a "
+            f"{type(detector).__name__}, {found}: stages are trained only inside a detector that "
+            "cachedet builds from the config; leave freeze_at out, or detector"
+        )
+
+
 def build_partial_detector_of(config: TrainConfig, store: FeatureStore) -> nn.Module | None:
     """`build_partial_detector` with the store's weights; None where no stages are trained."""
     if config.freeze_at is None:

@@ -283,6 +283,26 @@ def test_settings_that_contradict_each_other(changes: dict[str, Any], message: s
         config_of(**changes)
 
 
+def test_a_detector_given_as_an_object_must_have_the_stages(cut: Any, tmp_path: Path) -> None:
+    """Else none would be trained, and nobody told."""
+    store, config = FeatureStore.open(cut["train_store"]), config_of(max_steps=1)
+    heads = build_detector(
+        config.detector, spec=store.manifest.network, num_classes=store.num_classes
+    )
+    with pytest.raises(ConfigError, match="freeze_at is C4, .* a RetinaNet, trains none: stages"):
+        train(config, run=tmp_path / "run", detector=heads, **cut)
+    partial = build_partial_detector(
+        config, store.manifest, weights=store.read_stages(), where="store"
+    )
+    with pytest.raises(ConfigError, match="freeze_at is C3, .* has those behind C4: stages are"):
+        train(config_of(freeze_at="C3"), run=tmp_path / "run", detector=partial, **cut)
+    assert not (tmp_path / "run").exists()
+    before = {name: tensor.clone() for name, tensor in partial.backbone.state_dict().items()}
+    train(config, run=tmp_path / "run", detector=partial, **cut)
+    after = partial.backbone.state_dict()
+    assert any(not torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
 def test_another_cut_cannot_be_resumed(cut: Any, run: Path) -> None:
     with pytest.raises(CheckpointError, match="freeze_at was C4, is C3"):
         train(config_of(freeze_at="C3"), run=run, resume=True, **cut)
