@@ -170,11 +170,13 @@ def write_trial(
     *,
     config: ExtractConfig,
     views: Sequence[View],
+    stages: bytes | None,
     seconds: float,
 ) -> Trial:
     """Extract the sample into `folder`, view by view.
 
-    After `seconds` no other view is begun; the first is always finished.
+    After `seconds` no other view is begun; the first is always finished. `stages` is the file of
+    the weights that can be trained.
 
     Raises what `extract` raises.
     """
@@ -182,7 +184,7 @@ def write_trial(
         config,
         backbone,
         network=backbone.spec,
-        stages=None,
+        stages=stages,
         views=views,
         annotations=sample.annotations,
         contents=sample.scan.contents,
@@ -194,6 +196,7 @@ def write_trial(
         annotations=sample.annotations,
         contents=sample.scan.contents,
         fit=fit.fitted,
+        stages=stages,
     )
     blocks: list[Block] = []
     moments: list[float] = []  # when each was committed
