@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.backbone.split import freeze_trunk
@@ -18,6 +17,7 @@ from cachedet.device import wait_for
 from cachedet.estimation.measured import CodecFigures
 from cachedet.estimation.sample import Sizes, count_pixels
 from cachedet.estimation.trial import Fit
+from cachedet.flops import flop_counter
 from cachedet.store.codecs.codec import Codec
 from cachedet.store.codecs.registry import make_codec
 from cachedet.store.format.layout import Layout
@@ -61,7 +61,7 @@ def measure_backbone(
     The forwards up to `cuts` are timed in turn with it.
     """
     pixels = images.shape[0] * images.shape[2] * images.shape[3]
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         features = backbone(images[:1])
     flops = counter.get_total_flops() / (pixels / images.shape[0])
     backbone(images)

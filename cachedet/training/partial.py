@@ -35,20 +35,16 @@ def build_partial_detector(
         ConfigError: nothing of the stages would be trained, or the heads do not fit the levels.
         BackboneError: the network cannot be cut there, or the weights are those of another.
     """
-    try:
-        from cachedet.backbone.split import make_stages
-    except ImportError as error:
-        raise BackboneError(
-            f"freeze_at {config.freeze_at} trains stages of {manifest.backbone}, which timm builds "
-            f"and which cannot be imported here ({error}): `pip install timm`, or leave freeze_at "
-            "out"
-        ) from error
     network, cut = manifest.network, config.freeze_at
     assert cut is not None
-    stages = make_stages(manifest.backbone, spec=network, cut=cut, image_size=manifest.image_size)
-    if weights is not None:
-        stages.load(weights, where=where)
-    _choose_trained(stages, config.stages, network)
+    stages = make_trained_stages(
+        config,
+        backbone=manifest.backbone,
+        network=network,
+        image_size=manifest.image_size,
+        weights=weights,
+        where=where,
+    )
     return EndToEndDetector(
         backbone=stages,
         heads=build_detector(config.detector, spec=network, num_classes=len(manifest.categories)),
@@ -57,6 +53,34 @@ def build_partial_detector(
         lr_scale=config.stages.lr_scale,
         source=cut,
     )
+
+
+def make_trained_stages(
+    config: TrainConfig,
+    *,
+    backbone: str,  # name of a timm model
+    network: FeatureSpec,  # all levels that it gives
+    image_size: int,
+    weights: Mapping[str, Tensor] | None,
+    where: str,
+) -> Stages:
+    """The stages alone, those of their weights set to move that `config` trains.
+
+    Raises as `build_partial_detector`.
+    """
+    try:
+        from cachedet.backbone.split import make_stages
+    except ImportError as error:
+        raise BackboneError(
+            f"freeze_at {config.freeze_at} trains stages of {backbone}, which timm builds and "
+            f"which cannot be imported here ({error}): `pip install timm`, or leave freeze_at out"
+        ) from error
+    assert config.freeze_at is not None
+    stages = make_stages(backbone, spec=network, cut=config.freeze_at, image_size=image_size)
+    if weights is not None:
+        stages.load(weights, where=where)
+    _choose_trained(stages, config.stages, network)
+    return stages
 
 
 def require_stages(detector: nn.Module, config: TrainConfig) -> None:
