@@ -18,6 +18,7 @@ from cachedet.errors import BackboneError, ConfigError
 from cachedet.store.format.manifest import Manifest
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import FeatureSpec
+from cachedet.training.optimizer import count_trained
 
 if TYPE_CHECKING:
     from cachedet.backbone.split import Stages
@@ -101,6 +102,17 @@ def build_partial_detector_of(config: TrainConfig, store: FeatureStore) -> nn.Mo
         return None
     return build_partial_detector(
         config, store.manifest, weights=store.read_stages(), where=store.location
+    )
+
+
+def describe_stages(config: TrainConfig, detector: EndToEndDetector) -> str:
+    """For a person: what learns of the backbone, and in numbers."""
+    assert config.freeze_at is not None
+    assert detector.backbone is not None
+    ours, heads = count_trained(detector.backbone), count_trained(detector.heads)
+    return (
+        f"{config.stages.describe(config.freeze_at)}, {ours:,} parameters of the backbone and "
+        f"{heads:,} of the heads"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,10 +28,12 @@ from cachedet.live.image_loader import ImageLoader
 from cachedet.live.modes import inputs_of
 from cachedet.loading.loader import make_planner, make_run_loader
 from cachedet.predict import predict
+from cachedet.report import report
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store
 from cachedet.train import train
 from cachedet.training.checkpoint import load_checkpoint
+from cachedet.training.optimizer import count_trained
 from cachedet.training.partial import build_partial_detector
 from cachedet.training.trainer import make_trainer_of
 
@@ -213,6 +216,24 @@ def test_eval_and_predict_use_the_trained_stages(
         torch.testing.assert_close(ours.boxes, detections.boxes, rtol=1e-3, atol=1e-2)
 
 
+def test_log_and_report_say_what_learnt(cut: Any, run: Path, tmp_path: Path) -> None:
+    evaluate(run, store=cut["val_store"])
+    detector = build_partial_detector(
+        config_of(), FeatureStore.open(cut["train_store"]).manifest, weights=None, where="x"
+    )
+    ours, heads = count_trained(detector.backbone), count_trained(detector.heads)
+    words = (
+        f"stages behind C4, rate 0.1, frozen batch norms, {ours:,} parameters of the backbone and "
+        f"{heads:,} of the heads"
+    )
+    assert f"trains {words}" in (run / "log.txt").read_text()
+    assert words in report([run], out=tmp_path / "page.html", resamples=2).html.read_text()
+    old = shutil.copytree(run, tmp_path / "old")
+    (old / "log.txt").write_text((run / "log.txt").read_text().replace("trains stages", "t"))
+    page = report([old], out=tmp_path / "old.html", resamples=2).html.read_text()
+    assert "stages behind C4, rate 0.1, frozen batch norms; parameters: not recorded" in page
+
+
 def test_another_run_starts_from_the_stages(cut: Any, run: Path, tmp_path: Path) -> None:
     config = config_of(init_from=str(run), max_steps=1)
     train(config, run=tmp_path / "run", **cut)
@@ -333,9 +354,11 @@ def test_the_command_line(tiny: Any, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     done = invoke(app, [
         "train-heads", str(config), "--train", str(store), "--run", str(tmp_path / "r"), "--set",
-        "freeze_at=C4", "--set", "schedule.epochs=1",
+        "freeze_at=C4", "--set", "schedule.epochs=1", "--set", "stages.train=adapters",
     ])  # fmt: skip
     assert done.exit_code == 0, done.output
+    said = "trains stages behind C4, adapters alone, rate 0.1, frozen batch norms, and the heads"
+    assert said in done.output
 
 
 def test_timm_missing_at_training_time(cut: Any, tmp_path: Path) -> None:
