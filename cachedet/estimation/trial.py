@@ -35,6 +35,7 @@ from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.layout import Block
 from cachedet.store.format.manifest import Manifest
 from cachedet.store.format.plan import StorePlan
+from cachedet.store.format.stages import stages_digest
 from cachedet.store.leftovers import is_dead
 from cachedet.store.reader import FeatureStore
 from cachedet.store.writer import StoreWriter
@@ -184,7 +185,7 @@ def write_trial(
         config,
         backbone,
         network=backbone.spec,
-        stages=stages,
+        stages_digest="" if stages is None else stages_digest(stages),
         views=views,
         annotations=sample.annotations,
         contents=sample.scan.contents,

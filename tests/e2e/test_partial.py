@@ -29,6 +29,7 @@ from cachedet.live.modes import inputs_of
 from cachedet.loading.loader import make_planner, make_run_loader
 from cachedet.predict import predict
 from cachedet.report import report
+from cachedet.store.format.stages import encode_stages
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store
 from cachedet.train import train
@@ -257,6 +258,31 @@ def test_a_store_without_stage_weights_gets_them(tiny: Any, tmp_path: Path) -> N
     assert again.manifest == whole
     assert again.manifest.block_fingerprint() == old.block_fingerprint()
     assert again.read_stages()
+
+
+def test_stage_weights_are_encoded_once(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by calls and ranks that find them in the store; again where they are damaged."""
+    sizes: list[int] = []
+
+    def encode(weights: Any) -> bytes:
+        content = encode_stages(weights)
+        sizes.append(len(content))
+        return content
+
+    monkeypatch.setattr(sys.modules["cachedet.extract"], "encode_stages", encode)
+    config = tiny.extract_config(tmp_path / "s.zarr", views="base")
+    extract(config)
+    manifest = FeatureStore.open(config.store).manifest
+    for changes in ({}, {"views": "base,hflip"}, {"rank": 1, "world_size": 2}):
+        extract(config.model_copy(update=changes))
+    assert len(sizes) == 1
+    assert FeatureStore.open(config.store).manifest.stages_digest == manifest.stages_digest
+    (config.store / "stages.safetensors").write_bytes(b"")
+    extract(config)
+    assert len(sizes) == 2
+    assert FeatureStore.open(config.store).read_stages()
 
 
 def test_damaged_stage_weights_are_noticed_and_written_anew(tiny: Any, tmp_path: Path) -> None:
