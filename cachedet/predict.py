@@ -26,10 +26,10 @@ from cachedet.detector.build import choose_read_levels
 from cachedet.detector.protocol import run_detector
 from cachedet.device import choose_device
 from cachedet.errors import BackboneError, BadImageError, InputError, UnwrittenError
-from cachedet.evaluate import load_detector
 from cachedet.evaluation.inference import EVAL_VIEW, drop_cut
 from cachedet.evaluation.merging import Merging
 from cachedet.evaluation.plots import Drawing, draw_boxes
+from cachedet.evaluation.subject import load_detector
 from cachedet.outputs import (
     DRAWING_COMMENT,
     Kind,
