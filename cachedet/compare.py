@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cachedet.backbone.frozen import load_backbone
+from cachedet.backbone.split import split_backbone
 from cachedet.comparison.cell import CellTask, ComparisonConfig, Interrupted, run_cell
 from cachedet.comparison.folder import ComparisonFolder, Extracted, ExtractionLog, require_known
 from cachedet.comparison.page import comparison_page
@@ -19,6 +21,7 @@ from cachedet.data.coco import read_categories
 from cachedet.data.views import TRAINING_VIEWS, parse_views
 from cachedet.device import choose_device
 from cachedet.errors import (
+    BackboneError,
     CheckpointError,
     ConfigError,
     InputError,
@@ -26,6 +29,7 @@ from cachedet.errors import (
     UnwrittenError,
 )
 from cachedet.extract import extract
+from cachedet.live.mode_names import cut_of
 from cachedet.live.modes import require_shared
 from cachedet.outputs import Kind, require_local, require_ours, write_file
 from cachedet.reporting.rendering import render_markdown, render_page
@@ -127,6 +131,25 @@ def _require_sensible(config: ComparisonConfig) -> None:
         require_shared(heads)
         choose_device(heads.device)
     _require_same_classes(config.train.annotations, config.val.annotations)
+    _require_cuts(config)
+
+
+def _require_cuts(config: ComparisonConfig) -> None:
+    """Cut the backbone wherever a mode trains stages. Raises BackboneError where it cannot be."""
+    cuts = [cut for mode in config.modes if (cut := cut_of(mode)) is not None]
+    if not cuts:
+        return
+    train = config.train
+    backbone = load_backbone(  # which weights it has decides nothing
+        train.backbone, weights="none", levels=train.levels, image_size=train.image_size
+    )
+    for cut in cuts:
+        try:
+            split_backbone(backbone, cut)
+        except BackboneError as error:
+            raise BackboneError(
+                f"--modes partial trains the stages behind --freeze-at {cut}: {error}"
+            ) from error
 
 
 def _require_same_classes(train: Path, val: Path) -> None:

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
-from cachedet.backbone.frozen import load_backbone
+from cachedet.backbone.frozen import FrozenBackbone, load_backbone
+from cachedet.backbone.split import split_backbone
 from cachedet.config.run import ExtractConfig, TrainConfig
 from cachedet.data.coco import read_coco
 from cachedet.data.views import parse_views
+from cachedet.detector.build import choose_levels
 from cachedet.device import choose_device
-from cachedet.errors import ConfigError, UnwrittenError
+from cachedet.errors import BackboneError, ConfigError, UnwrittenError
 from cachedet.estimation.advice import advise
 from cachedet.estimation.forecast import Forecast, make_forecast
 from cachedet.estimation.measure import EstimateInputs, measure
@@ -27,7 +29,7 @@ from cachedet.estimation.prediction import (
     describe_training,
     prediction_path,
 )
-from cachedet.estimation.probe import measure_backbone
+from cachedet.estimation.probe import levels_to, measure_backbone
 from cachedet.estimation.sample import commonest_size, count_pixels
 from cachedet.estimation.what_if import BackboneChange, WhatIf, apply_what_if
 from cachedet.extract import FIT_IMAGES, default_views
@@ -123,30 +125,61 @@ def open_inputs(
     config: ExtractConfig, heads: TrainConfig, sample: int, seconds: float
 ) -> EstimateInputs:
     """Open everything that is tried. Raises as `estimate`."""
-    if heads.freeze_at is not None:
-        raise ConfigError(
-            f"freeze_at is {heads.freeze_at!r}: what is estimated is a backbone frozen as a whole "
-            "and cached up to its last level; leave freeze_at out"
-        )
     views = parse_views(config.views or default_views(config.store))
+    dataset = read_coco(
+        annotations=config.annotations, images=config.images, follow_links=config.follow_links
+    )
+    backbone = load_backbone(
+        config.backbone,
+        weights=config.weights,
+        levels=config.levels,
+        cut=config.freeze_at or heads.freeze_at,
+        image_size=config.image_size,
+        device=choose_device(config.device),
+    )
+    cuts, uncut = find_cuts(backbone, heads, stored_to=config.freeze_at)
     return EstimateInputs(
         extract=config,
         heads=heads,
-        dataset=read_coco(
-            annotations=config.annotations, images=config.images, follow_links=config.follow_links
-        ),
+        dataset=dataset,
         views=views,
-        backbone=load_backbone(
-            config.backbone,
-            weights=config.weights,
-            levels=config.levels,
-            image_size=config.image_size,
-            device=choose_device(config.device),
-        ),
+        backbone=backbone,
         sample=sample,
         seconds=seconds,
         fit_images=FIT_IMAGES,
+        cuts=cuts,
+        uncut=uncut,
     )
+
+
+def find_cuts(
+    backbone: FrozenBackbone, heads: TrainConfig, *, stored_to: str | None
+) -> tuple[tuple[str, ...], str]:
+    """The levels behind which stages can be trained, the latest first; else why there are none.
+
+    Raises ConfigError, BackboneError where config or store name a cut that cannot be.
+    """
+    asked = [cut for cut in (heads.freeze_at, stored_to) if cut is not None]
+    for cut in asked:
+        split_backbone(backbone, cut)
+    used = choose_levels(heads.detector, backbone.spec).names
+    names = backbone.spec.maps.names
+    if stored_to is not None:
+        kept = backbone.spec.up_to(stored_to).names
+        if any(name not in kept for name in (used if heads.freeze_at is None else asked)):
+            raise ConfigError(
+                f"a store extracted with --freeze-at {stored_to} lacks the levels above it: train "
+                f"the stages that make them with freeze_at: {stored_to} (`--set "
+                f"freeze_at={stored_to}`) or a lower level, or leave --freeze-at out"
+            )
+    behind = [cut for cut in names[: names.index(used[-1])] if cut not in asked]
+    try:
+        for cut in behind:
+            split_backbone(backbone, cut)
+    except BackboneError as error:
+        return (), str(error)
+    cuts = tuple(name for name in reversed(names) if name in (*behind, *asked))
+    return cuts, "" if cuts else f"the heads use no level above {names[0]}"
 
 
 def change_measured(measured: Measured, inputs: EstimateInputs, change: WhatIf) -> Measured:
@@ -190,14 +223,15 @@ def _other_backbone(inputs: EstimateInputs, name: str) -> BackboneChange:
 
 def _save(manifest: Manifest, inputs: EstimateInputs, forecast: Forecast) -> Path | None:
     """Save it for `extract` and `train-heads`; None where the store's folder is not there yet."""
-    config, cached = inputs.extract, forecast.modes["cached"]
+    config, trained = inputs.extract, forecast.modes[forecast.mode]
+    manifest = replace(manifest, spec=levels_to(manifest.spec, config.freeze_at))
     prediction = Prediction(
         store=describe_store(manifest, images=len(inputs.dataset.annotations)),
         extraction=describe_extraction(config),
         training=describe_training(inputs.heads, views=manifest.views),
         nbytes=forecast.nbytes,
         extract_seconds=forecast.extract_seconds,
-        seconds_per_epoch=cached.seconds_per_epoch,
-        peak_memory=cached.ram if cached.device is None else cached.device,
+        seconds_per_epoch=trained.seconds_per_epoch,
+        peak_memory=trained.ram if trained.device is None else trained.device,
     )
     return prediction.write(config.store) if config.store.parent.is_dir() else None

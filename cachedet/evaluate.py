@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from collections.abc import Sequence
@@ -11,31 +10,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from cachedet.config.run import EvalConfig
 from cachedet.data.views import parse_views
-from cachedet.detector.build import build_detector, choose_read_levels
-from cachedet.detector.protocol import max_proposals_of, require_detector
-from cachedet.device import choose_device
-from cachedet.errors import CheckpointError, InputError, UnwrittenError
+from cachedet.errors import InputError, UnwrittenError
 from cachedet.evaluation.analysis import Analysis, analyse, require_resamples
 from cachedet.evaluation.detection_table import DetectionTable, has_masks, tabulate
 from cachedet.evaluation.files import TruthOfStore, read_annotations_of, read_counts
-from cachedet.evaluation.inference import detect_store
-from cachedet.evaluation.merging import Merging
 from cachedet.evaluation.metrics import ClassScore, CocoScores, coco_results
-from cachedet.evaluation.precision import ProposalReport, proposal_recall
+from cachedet.evaluation.precision import ProposalReport
 from cachedet.evaluation.strata import DEFAULT_EDGES, check_edges
+from cachedet.evaluation.subject import Subject
 from cachedet.outputs import Kind, require_ours, write_file
-from cachedet.progress import StageProgress, count_of
+from cachedet.progress import count_of
 from cachedet.store.files.locations import shown
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, Detections
-from cachedet.training.checkpoint import Checkpoint, load_checkpoint
-from cachedet.training.partial import build_partial_detector
-from cachedet.training.restoring import load_weights
 from cachedet.training.run_folder import RunFolder, TrainingData, noted_place
 from cachedet.version import __version__
 
@@ -161,9 +152,9 @@ def evaluate(
     _require_answerable(questions, views)
     features = FeatureStore.open(store)
     features.require_complete(views)
-    of_run = partial(_Scored.of_run, detector=detector)
+    of_run = partial(Subject.of_run, detector=detector)
     if isinstance(subject, nn.Module):
-        scored = _Scored.of_module(subject, features, config, views)
+        scored = Subject.of_module(subject, features, config, views)
     else:
         scored = of_run(Path(subject), features, config, views)
     against = questions.against
@@ -206,135 +197,6 @@ def evaluate(
     )
     report.write(coco_results(annotations, table))
     return report
-
-
-def load_detector(
-    checkpoint: Checkpoint, *, device: torch.device, detector: nn.Module | None = None
-) -> nn.Module:
-    """The trained detector of a checkpoint, in eval mode.
-
-    A copy of `detector` gets the weights; without it one is built from the config.
-    Raises ConfigError where an object was trained and none is given, CheckpointError where the
-    weights do not fit it.
-    """
-    if detector is not None:
-        detector = copy.deepcopy(require_detector(detector))
-    elif checkpoint.config.freeze_at is not None:
-        detector = build_partial_detector(
-            checkpoint.config, checkpoint.manifest, weights=None, where="the checkpoint"
-        )
-    else:
-        detector = build_detector(
-            checkpoint.config.detector,
-            spec=checkpoint.manifest.spec,
-            num_classes=len(checkpoint.categories),
-        )
-    load_weights(detector, checkpoint.scored_heads, where=checkpoint.name)
-    return detector.to(device).to(memory_format=torch.channels_last).eval()
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Scored:
-    """A detector about to be scored on a store that fits it."""
-
-    detector: nn.Module
-    name: str  # for messages
-    folder: RunFolder | None  # of its run
-    features: FeatureStore
-    levels: tuple[str, ...]
-    merging: Merging
-    views: tuple[str, ...]
-    batch_size: int
-    device: torch.device
-    provenance: dict[str, Any]
-
-    @classmethod
-    def of_run(
-        cls,
-        run: Path,
-        features: FeatureStore,
-        config: EvalConfig,
-        views: tuple[str, ...],
-        *,
-        detector: nn.Module | None,
-    ) -> _Scored:
-        folder, device = RunFolder.open(run), choose_device(config.device)
-        checkpoint = load_checkpoint(folder.weights(config.weights))
-        _require_fits(checkpoint, features, run)
-        trained = checkpoint.config.detector
-        return cls(
-            detector=load_detector(checkpoint, device=device, detector=detector),
-            name=f"{run} is a {trained.kind}",
-            folder=folder,
-            features=features,
-            levels=choose_read_levels(
-                checkpoint.config,
-                held=features.manifest.spec,
-                network=features.manifest.network,
-            ),
-            merging=Merging.like(trained.postprocess),
-            views=views,
-            batch_size=config.batch_size,
-            device=device,
-            provenance={"step": checkpoint.step, "weights": config.weights},
-        )
-
-    @classmethod
-    def of_module(
-        cls, module: nn.Module, features: FeatureStore, config: EvalConfig, views: tuple[str, ...]
-    ) -> _Scored:
-        parameter = next(require_detector(module).parameters(), None)
-        name = type(module).__name__
-        return cls(
-            detector=module,
-            name=f"{name} has none",
-            folder=None,
-            features=features,
-            levels=features.manifest.spec.pyramid.names,
-            merging=Merging(),
-            views=views,
-            batch_size=config.batch_size,
-            device=torch.device("cpu") if parameter is None else parameter.device,
-            provenance={"detector": name},
-        )
-
-    def detect(self, stage: str) -> list[Detections]:
-        with self._progress(stage, len(self.views)) as progress:
-            return detect_store(
-                self.detector,
-                self.features,
-                views=self.views,
-                merging=self.merging,
-                levels=self.levels,
-                batch_size=self.batch_size,
-                device=self.device,
-                on_progress=progress.advance,
-            )
-
-    def recall_proposals(self, annotations: Annotations) -> ProposalReport:
-        """Raises InputError where the detector proposes nothing."""
-        most = max_proposals_of(self.detector)
-        if most is None:
-            raise InputError(
-                "--proposals needs a two-stage detector, whose first stage proposes boxes; "
-                f"{self.name}; leave it out"
-            )
-        with self._progress("proposals", 1) as progress:
-            proposals = detect_store(
-                self.detector,
-                self.features,
-                views=self.views[:1],
-                method="propose",
-                levels=self.levels,
-                batch_size=self.batch_size,
-                device=self.device,
-                on_progress=progress.advance,
-            )
-        recalls = proposal_recall(annotations, proposals)
-        return ProposalReport(most_per_image=most, at_limits=recalls)
-
-    def _progress(self, stage: str, passes: int) -> StageProgress:
-        return StageProgress(stage, total=len(self.features) * passes, unit="images")
 
 
 def _require_answerable(questions: Questions, views: Sequence[str]) -> None:
@@ -400,22 +262,3 @@ def _find_counts(
 
 def _tabulate(annotations: Annotations, detections: list[Detections]) -> DetectionTable:
     return tabulate(annotations, detections, with_masks=has_masks(detections))
-
-
-def _require_fits(checkpoint: Checkpoint, store: FeatureStore, run: Path) -> None:
-    trained, scored = checkpoint.manifest, store.manifest
-    field = trained.incompatible_field(scored)
-    if field == "categories":
-        raise CheckpointError(
-            f"the run {run} was trained on other classes than the store {store.location} has: "
-            f"{trained.categories.unlike(scored.categories)}; evaluate on a store "
-            "extracted with the same ones"
-        )
-    if field is not None:
-        raise CheckpointError(
-            f"the run {run} was trained on features with {field} = {getattr(trained, field)}, the "
-            f"store {store.location} has {getattr(scored, field)}; evaluate on a store extracted "
-            "with the same backbone and weights. Runs on features of different backbones are "
-            "compared by their results files: `cachedet eval --detections A/detections.json "
-            "--against B/detections.json --annotations FILE`"
-        )

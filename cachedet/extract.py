@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from cachedet.data.coco import CocoDataset, read_coco
 from cachedet.data.survey import Scan, require_good, scan_images
 from cachedet.data.views import TRAINING_VIEWS, parse_views
 from cachedet.device import choose_device, usable_cores
-from cachedet.errors import BackboneError, ConfigError
+from cachedet.errors import BackboneError, ConfigError, StoreError
 from cachedet.extraction.inputs import InputLoader, make_inputs, make_manifest
 from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
 from cachedet.extraction.ranks import Rank, blocks_to_write, find_rank
@@ -33,7 +34,7 @@ from cachedet.store.files.names import MANIFEST
 from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.layout import Block
 from cachedet.store.format.manifest import Manifest, load_manifest
-from cachedet.store.format.stages import encode_stages
+from cachedet.store.format.stages import encode_stages, load_stages, stages_digest
 from cachedet.store.writer import StoreWriter
 from cachedet.structures import Annotations
 
@@ -167,7 +168,7 @@ def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractRe
     device = choose_device(config.device)
     network = (network or _load_network(config)).to(device)
     backbone = network if config.freeze_at is None else freeze_trunk(network, config.freeze_at)
-    stages = _encode_stages(network)
+    stages, digest = _find_stages(network, config.store)
     with StageProgress("check images", total=len(dataset.annotations), unit="images") as progress:
         scan = scan_images(
             dataset,
@@ -182,7 +183,7 @@ def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractRe
         config,
         backbone,
         network=network.spec,
-        stages=stages,
+        stages_digest=digest,
         views=views,
         annotations=annotations,
         contents=contents,
@@ -244,13 +245,22 @@ def _load_network(config: ExtractConfig) -> FrozenBackbone:
     )
 
 
-def _encode_stages(network: FrozenBackbone) -> bytes | None:
-    """The file of the stages' weights; None where the network cannot be cut."""
+def _find_stages(network: FrozenBackbone, store: Path) -> tuple[bytes | None, str]:
+    """The file of the stages' weights, None where the store has it, and its digest.
+
+    Where the network cannot be cut there is no file, and the digest is empty.
+    """
+    held = _held_manifest(store)
+    if held is not None and (held.weights_digest, held.network) == (network.digest, network.spec):
+        with suppress(StoreError):  # it has none, or a damaged one
+            load_stages(LocalFiles(store), held)
+            return None, held.stages_digest
     try:
-        return encode_stages(stage_weights(network))
+        content = encode_stages(stage_weights(network))
     except BackboneError as error:
         _log.debug("no stage weights are kept: %s", error)
-        return None
+        return None, ""
+    return content, stages_digest(content)
 
 
 def fit_codec(codec: Codec, loader: InputLoader, backbone: FrozenBackbone, *, view: str) -> Codec:

@@ -7,19 +7,25 @@ activations, RoIAlign, losses and suppression are left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from cachedet.config.detector import DetectorConfig
+from cachedet.config.run import TrainConfig
 from cachedet.data.views import round_up
 from cachedet.detector.build import build_detector, choose_levels
 from cachedet.detector.protocol import CostedPart
 from cachedet.errors import InputError
+from cachedet.flops import flop_counter
 from cachedet.structures import FeatureSpec, LevelSpec, SizeHW
+from cachedet.training.optimizer import count_trained
+from cachedet.training.partial import make_trained_stages
+
+if TYPE_CHECKING:
+    from cachedet.backbone.split import Stages
 
 _META = torch.device("meta")  # shapes without values: nothing is computed
 
@@ -42,6 +48,7 @@ class ModelCost:
     size_hw: SizeHW
     num_classes: int
     parts: tuple[PartCost, ...]
+    left_out: str = ""  # what is trained besides and not counted
 
     @property
     def total(self) -> PartCost:
@@ -59,15 +66,63 @@ class ModelCost:
             "num_classes": self.num_classes,
             "parts": [vars(part) for part in self.parts],
             "total": vars(self.total),
+            "left_out": self.left_out,
         }
 
 
+def measure_config(
+    config: TrainConfig,
+    *,
+    features: FeatureSpec,
+    backbone: str | None,
+    num_classes: int,
+    size_hw: SizeHW,
+) -> ModelCost:
+    """Cost of all that `config` trains: heads and, behind `freeze_at`, stages of the backbone.
+
+    Of a timm model `backbone` the levels count, and not `features`; without it stages are left out.
+
+    Raises ConfigError, BackboneError: heads, stages and backbone do not fit together.
+    """
+    stages, left_out = None, ""
+    if backbone is not None:
+        from cachedet.backbone.frozen import load_backbone
+
+        image_size = max(size_hw)
+        features = load_backbone(
+            backbone, weights="none", cut=config.freeze_at, image_size=image_size
+        ).spec
+        if config.freeze_at is not None:
+            stages = make_trained_stages(
+                config,
+                backbone=backbone,
+                network=features,
+                image_size=image_size,
+                weights=None,
+                where=backbone,
+            )
+    elif config.freeze_at is not None:
+        left_out = (
+            f"the backbone's stages behind {config.freeze_at}, which freeze_at trains: name it "
+            "with --backbone to count them"
+        )
+    cost = measure_model(
+        config.detector, features=features, num_classes=num_classes, size_hw=size_hw, stages=stages
+    )
+    return replace(cost, left_out=left_out)
+
+
 def measure_model(
-    config: DetectorConfig, *, features: FeatureSpec, num_classes: int, size_hw: SizeHW
+    config: DetectorConfig,
+    *,
+    features: FeatureSpec,
+    num_classes: int,
+    size_hw: SizeHW,
+    stages: Stages | None = None,
 ) -> ModelCost:
     """Cost of the detector of `config` on images of this size, padded as the cache pads them.
 
-    Raises ConfigError where the detector cannot work on these features.
+    `stages` are trained with it. Raises ConfigError where it cannot work on these features.
     """
     multiple = features.pad_multiple
     padded_hw = round_up(size_hw[0], multiple), round_up(size_hw[1], multiple)
@@ -78,11 +133,18 @@ def measure_model(
         name: torch.empty(1, *shape, device=_META)
         for name, shape in levels.map_shapes(padded_hw).items()
     }
+    parts = []
+    if stages is not None:
+        for name in set(stages.spec.names) & set(maps):
+            maps[name].requires_grad_(True)  # the heads hand gradient on
+        below = torch.empty(1, *features.map_shapes(padded_hw)[stages.cut], device=_META)
+        parts.append(_stages_part(stages.to(_META), below))
+    parts += detector.costs(maps)
     return ModelCost(
         features=features,
         size_hw=padded_hw,
         num_classes=num_classes,
-        parts=tuple(_measure(part) for part in detector.costs(maps)),
+        parts=tuple(map(_measure, parts)),
     )
 
 
@@ -118,17 +180,27 @@ def parse_size(text: str) -> SizeHW:
     return numbers[0], numbers[-1]
 
 
+def _stages_part(stages: Stages, below: Tensor) -> CostedPart:
+    """`below` is the map of the cut."""
+
+    def forward() -> Any:
+        return stages(below)
+
+    name = f"stages behind {stages.cut}"
+    return CostedPart(name=name, module=stages, forward=forward, step=forward)
+
+
 def _measure(part: CostedPart) -> PartCost:
     forward, step = _count_flops(part.forward)
     if part.step is not part.forward:
         _, step = _count_flops(part.step)
-    parameters = sum(parameter.numel() for parameter in part.module.parameters())
+    parameters = count_trained(part.module)
     return PartCost(name=part.name, parameters=parameters, forward_flops=forward, step_flops=step)
 
 
 def _count_flops(run: Callable[[], Any]) -> tuple[int, int]:
     """FLOPs of a forward, and of a forward and its backward."""
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         outputs = _tensors_in(run())
         forward = int(counter.get_total_flops())
         torch.autograd.backward([output.sum() for output in outputs])

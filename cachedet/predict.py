@@ -26,10 +26,10 @@ from cachedet.detector.build import choose_read_levels
 from cachedet.detector.protocol import run_detector
 from cachedet.device import choose_device
 from cachedet.errors import BackboneError, BadImageError, InputError, UnwrittenError
-from cachedet.evaluate import load_detector
 from cachedet.evaluation.inference import EVAL_VIEW, drop_cut
 from cachedet.evaluation.merging import Merging
 from cachedet.evaluation.plots import Drawing, draw_boxes
+from cachedet.evaluation.subject import load_detector
 from cachedet.outputs import (
     DRAWING_COMMENT,
     Kind,
@@ -269,7 +269,7 @@ def load_image_detector(
     return ImageDetector(
         backbone=_up_to(cut, backbone.to(chosen)),
         detector=load_detector(checkpoint, device=chosen, detector=detector),
-        levels=choose_read_levels(checkpoint.config, held=manifest.spec, network=manifest.network),
+        levels=choose_read_levels(checkpoint.config, manifest),
         manifest=manifest,
         merging=Merging.like(checkpoint.config.detector.postprocess),
         views=views,

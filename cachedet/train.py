@@ -27,7 +27,7 @@ from cachedet.outputs import require_run_place
 from cachedet.store.reader import FeatureStore
 from cachedet.training.loop import EARLY_STOPPING, Validator, is_signal, run_session
 from cachedet.training.optimizer import count_trained
-from cachedet.training.partial import build_partial_detector_of
+from cachedet.training.partial import build_partial_detector_of, require_stages
 from cachedet.training.run_folder import RunFolder, TrainingData
 from cachedet.training.start import pin_views, require_fit, sole_run, start_or_continue
 from cachedet.training.trainer import Trainer, make_trainer
@@ -107,6 +107,7 @@ def train(
     config = load_config(config, overrides=overrides)
     if detector is not None:
         config = config.model_copy(update={"detector": note_detector(detector, config)})
+        require_stages(detector, config)
     launch, folder = find_launch(), RunFolder(Path(run))
     with joined_ranks(launch, device=config.device), sole_run(folder, resume=resume):
         return _train_together(
@@ -203,9 +204,7 @@ def _make_validator(
         detections = detect_store(
             detector,
             store,
-            levels=choose_read_levels(
-                config, held=store.manifest.spec, network=store.manifest.network
-            ),
+            levels=choose_read_levels(config, store.manifest),
             batch_size=EvalConfig().batch_size,
             device=device,
             on_progress=lambda _: between_batches(),

@@ -7,23 +7,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
+from cachedet.backbone.frozen import load_backbone
+from cachedet.backbone.split import make_stages
 from cachedet.config.run import load_train_config
-from cachedet.errors import ConfigError, InputError
-from cachedet.model import ModelCost, measure_model, parse_features, parse_size
+from cachedet.errors import BackboneError, ConfigError, InputError
+from cachedet.model import ModelCost, measure_config, measure_model, parse_features, parse_size
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RESNET = "C3:512:8,C4:1024:16,C5:2048:32"
 
 
 def cost_of(
-    name: str, *, features: str = RESNET, image_size: str = "256", overrides: tuple[str, ...] = ()
+    name: str,
+    *,
+    features: str = RESNET,
+    image_size: str = "256",
+    overrides: tuple[str, ...] = (),
+    num_classes: int = 90,
 ) -> ModelCost:
     config = load_train_config(CONFIGS / name, overrides)
     return measure_model(
         config.detector,
         features=parse_features(features),
-        num_classes=90,
+        num_classes=num_classes,
         size_hw=parse_size(image_size),
     )
 
@@ -107,6 +115,43 @@ def test_features_that_make_no_sense() -> None:
         cost_of("retinanet_fpn_tiny.yaml", overrides=("detector.neck.num_levels=2",))
 
 
+def cost_with_stages(backbone: str | None, *overrides: str) -> ModelCost:
+    config = load_train_config(CONFIGS / "retinanet_fpn_tiny.yaml", ("freeze_at=C4", *overrides))
+    return measure_config(
+        config,
+        features=parse_features(RESNET),
+        backbone=backbone,
+        num_classes=3,
+        size_hw=(256, 256),
+    )
+
+
+def test_stages_that_are_trained_count() -> None:
+    """Their weights, but for frozen batch norms; the neck then hands gradient on to them."""
+    plain = cost_with_stages("test_resnet", "freeze_at=null")
+    cost = cost_with_stages("test_resnet")
+    stages, heads = cost.parts[0], cost.parts[1:]
+    assert stages.name == "stages behind C4"
+    spec = load_backbone("test_resnet", weights="none").spec
+    network = make_stages("test_resnet", spec=spec, cut="C4", image_size=256)
+    norms = sum(2 * m.num_features for m in network.modules() if isinstance(m, nn.BatchNorm2d))
+    every = sum(parameter.numel() for parameter in network.parameters())
+    assert stages.parameters == every - norms
+    assert cost_with_stages("test_resnet", "stages.batch_norm=trained").parts[0].parameters == every
+    assert 2 * stages.forward_flops < stages.step_flops <= 3 * stages.forward_flops
+    assert [part.parameters for part in heads] == [part.parameters for part in plain.parts]
+    assert heads[0].step_flops > plain.parts[0].step_flops
+    assert cost.left_out == ""
+
+
+def test_stages_of_no_known_backbone_are_left_out_and_said() -> None:
+    cost = cost_with_stages(None)
+    assert cost.parts == cost_of("retinanet_fpn_tiny.yaml", num_classes=3).parts
+    assert cost.to_json()["left_out"].startswith("the backbone's stages behind C4, which freeze_at")
+    with pytest.raises(BackboneError, match="test_vit cannot be cut"):
+        cost_with_stages("test_vit")
+
+
 def call(*arguments: object) -> Any:
     from typer.testing import CliRunner
 
@@ -127,3 +172,10 @@ def test_the_command() -> None:
     assert printed["total"]["parameters"] == total
     wrong = call("model", config, "--features", "C3")
     assert wrong.exit_code == 1
+    both = call("model", config, "--features", RESNET, "--backbone", "test_resnet")
+    assert "--features and --backbone both name the levels; give one" in both.stderr
+    noted = call("model", config, "--set", "freeze_at=C4").output
+    assert "left out: the backbone's stages behind C4" in noted
+    counted = call("model", config, "--set", "freeze_at=C4", "--backbone", "test_resnet").output
+    assert "stages behind C4" in counted
+    assert "left out" not in counted

@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from cachedet.commands.tables import console, make_table, say
+from cachedet.live.mode_names import mode_label, partial_mode
 from cachedet.progress import count_of, format_seconds
 from cachedet.store.files.durable import readable_nbytes
 from cachedet.text import printable
 
 if TYPE_CHECKING:
     from cachedet.estimate import EstimateReport
-    from cachedet.estimation.forecast import ModeForecast
-
-_NAMES = {"cached": "cached", "live": "live frozen", "tuned": "fine-tuned"}
+    from cachedet.estimation.forecast import Forecast, ModeForecast
 
 
 def print_estimate(report: EstimateReport, *, heads: str) -> None:
-    """Tables of the cache, of its extraction and of training, and what follows."""
+    """Tables of the cache, of its extraction, of training and of cuts, and what follows."""
     measured = report.measured
     for name, reason in report.skipped:
         say(f"skipped {name}: {reason}")
@@ -34,6 +33,8 @@ def print_estimate(report: EstimateReport, *, heads: str) -> None:
     console.print(_cache_table(report))
     console.print(_extraction_table(report))
     console.print(_training_table(report))
+    if report.forecast.cuts:
+        console.print(_cut_table(report.forecast))
     for line in (*_summary(report), *report.advice):
         say(f"- {line}")
     if report.prediction is not None:
@@ -74,7 +75,27 @@ def _training_table(report: EstimateReport) -> Table:
     columns = ["", "an epoch", "bottleneck", "peak RAM", *(["device memory"] if has_device else [])]
     table = make_table("training", *columns, left=["", "bottleneck"])
     for name, mode in modes.items():
-        table.add_row(_NAMES[name], *_cells(mode, has_device=has_device))
+        mark = " (the config)" if name == report.forecast.mode != "cached" else ""
+        table.add_row(f"{mode_label(name)}{mark}", *_cells(mode, has_device=has_device))
+    return table
+
+
+def _cut_table(forecast: Forecast) -> Table:
+    title = "stages trained from a store up to a level (freeze_at); epochs until it is repaid"
+    columns = ("from", "of cached", "of tuned", "store", "extraction", "repaid: live", "tuned")
+    table = make_table(title, *columns, left=["from"])
+    live = forecast.modes["live"].seconds_per_epoch
+    for name, cut in forecast.cuts.items():
+        ours = forecast.modes[partial_mode(name)].seconds_per_epoch
+        table.add_row(
+            name,
+            _share(cut.of_cached),
+            _share(cut.of_tuned),
+            _size(cut.nbytes),
+            _time(cut.extraction_seconds),
+            _epochs(cut.break_even_live, is_known=None not in (ours, live)),
+            _epochs(cut.break_even_tuned, is_known=cut.of_tuned is not None),
+        )
     return table
 
 
@@ -88,11 +109,19 @@ def _cells(mode: ModeForecast, *, has_device: bool) -> list[str]:
 def _summary(report: EstimateReport) -> list[str]:
     forecast = report.forecast
     lines = []
-    if forecast.gain is not None and forecast.limit is not None:
+    if forecast.gain is not None:
+        limit = f"; the limit (B + H) / H is {forecast.limit:.2f}" if forecast.limit else ""
         lines.append(
-            f"an epoch from the cache is {forecast.gain:.2f} times as fast as live; the limit "
-            f"(B + H) / H is {forecast.limit:.2f}"
+            f"an epoch from the cache is {forecast.gain:.2f} times as fast as "
+            f"{mode_label(forecast.rival)}{limit}"
         )
+    for name, cut in forecast.cuts.items():
+        lines.append(
+            f"cut at {name}, B is {_time(cut.trunk_seconds)} of trunk, which a cache spares, and "
+            f"{_time(cut.stages_seconds)} of stages an epoch"
+        )
+    if forecast.uncut:
+        lines.append(f"stages trained from the cache are not forecast: {forecast.uncut}")
     if forecast.break_even is not None:
         lines.append(
             f"the cache has paid for itself after {forecast.break_even:.1f} epochs; the config "
@@ -110,6 +139,16 @@ def _summary(report: EstimateReport) -> list[str]:
 
 def _time(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else format_seconds(seconds)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _epochs(value: float | None, *, is_known: bool) -> str:
+    if value is None:
+        return "never" if is_known else "-"
+    return f"{value:.1f}"
 
 
 def _size(nbytes: float | None) -> str:

@@ -15,6 +15,7 @@ from cachedet.commands.options import (
     Codec,
     Device,
     FollowLinks,
+    FreezeAt,
     Images,
     ImageSize,
     Json,
@@ -41,6 +42,7 @@ def estimate(
     backbone: Backbone = "tf_efficientnet_lite0",
     weights: Weights = "auto",
     levels: Levels = "",
+    freeze_at: FreezeAt = None,
     image_size: ImageSize = 512,
     views: Annotated[str | None, typer.Option(help="As for `extract`.")] = None,
     codec: Codec = "int8",
@@ -73,7 +75,8 @@ def estimate(
     change = parse_what_if(what_if)
     options = {
         "images": images, "annotations": annotations, "store": store, "backbone": backbone,
-        "weights": weights, "levels": levels, "image_size": image_size, "views": views,
+        "weights": weights, "levels": levels, "freeze_at": freeze_at,
+        "image_size": image_size, "views": views,
         "codec": codec, "on_bad_image": on_bad_image, "follow_links": follow_links,
         "block_size": block_size,
         "batch_size": batch_size, "workers": workers, "device": device,

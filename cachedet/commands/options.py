@@ -22,6 +22,13 @@ Annotations = Annotated[Path, typer.Option(help="COCO (or LVIS) JSON file.")]
 Backbone = Annotated[str, typer.Option(help="Any timm model with features.")]
 Weights = Annotated[str, typer.Option(help="auto, none or a checkpoint file.")]
 Levels = Annotated[str, typer.Option(help="Such as C3,C4,C5; empty: the usual ones.")]
+FreezeAt = Annotated[
+    str | None,
+    typer.Option(
+        help="Such as C4, or L8 behind block 8 of a plain ViT: leave out the levels above it, for "
+        "runs that train what makes them (freeze_at of a run's config)."
+    ),
+]
 ImageSize = Annotated[int, typer.Option(help="Long side in pixels.")]
 Codec = Annotated[
     str, typer.Option(help="Such as fp16, int8, int8+zstd or snr12; a wrong name lists them all.")

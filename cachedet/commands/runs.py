@@ -11,9 +11,11 @@ import typer
 from cachedet.commands.options import ConfigName, Device, Json, Overrides, print_json
 from cachedet.commands.score_tables import print_scores
 from cachedet.commands.tables import print_cost, print_predicted_vs_actual, print_training, say
-from cachedet.errors import UnwrittenError
+from cachedet.errors import InputError, UnwrittenError
 from cachedet.progress import count_of, tell
 from cachedet.text import shell_line
+
+_RESNET = "C3:512:8,C4:1024:16,C5:2048:32"
 
 
 def train_heads(
@@ -52,6 +54,8 @@ def train_heads(
     launch = find_launch()
     if launch.is_first and not as_json:
         say(settings.schedule.describe_lr())
+        if settings.freeze_at is not None:
+            say(f"trains {settings.stages.describe(settings.freeze_at)}, and the heads")
     report = run_train(settings, train_store=train, val_store=val, run=run, resume=resume)
     predicted = compare_training(report, settings, store=train) if launch.world == 1 else {}
     if launch.is_first and as_json:
@@ -73,8 +77,13 @@ def train_heads(
 def model(
     config: ConfigName,
     features: Annotated[
-        str, typer.Option(help="Levels as NAME:CHANNELS:STRIDE; default: a ResNet-50's or -101's.")
-    ] = "C3:512:8,C4:1024:16,C5:2048:32",
+        str | None,
+        typer.Option(help="Levels as NAME:CHANNELS:STRIDE; default: a ResNet-50's or -101's."),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="A timm model whose levels these are; with freeze_at its stages count."),
+    ] = None,
     num_classes: Annotated[int, typer.Option(min=1, help="Foreground classes.")] = 80,
     image_size: Annotated[
         str, typer.Option(help="Pixels: the side of a square, or HEIGHTxWIDTH.")
@@ -84,11 +93,14 @@ def model(
 ) -> None:
     """Parameters and FLOPs of what a config trains, part by part; needs no store."""
     from cachedet.config.presets import load_config
-    from cachedet.model import measure_model, parse_features, parse_size
+    from cachedet.model import measure_config, parse_features, parse_size
 
-    cost = measure_model(
-        load_config(config, overrides=overrides or []).detector,
-        features=parse_features(features),
+    if features is not None and backbone is not None:
+        raise InputError("--features and --backbone both name the levels; give one of them")
+    cost = measure_config(
+        load_config(config, overrides=overrides or []),
+        features=parse_features(features or _RESNET),
+        backbone=backbone,
         num_classes=num_classes,
         size_hw=parse_size(image_size),
     )
@@ -96,6 +108,8 @@ def model(
         print_json(cost.to_json())
         return
     print_cost(cost, title=Path(config).name)
+    if cost.left_out:
+        say(f"left out: {cost.left_out}")
 
 
 def predict(

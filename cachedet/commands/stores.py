@@ -14,6 +14,7 @@ from cachedet.commands.options import (
     Codec,
     Device,
     FollowLinks,
+    FreezeAt,
     Images,
     ImageSize,
     Json,
@@ -43,13 +44,7 @@ def extract(
     backbone: Backbone = "tf_efficientnet_lite0",
     weights: Weights = "auto",
     levels: Levels = "",
-    freeze_at: Annotated[
-        str | None,
-        typer.Option(
-            help="Such as C4, or L8 behind block 8 of a plain ViT: leave out the levels above it, "
-            "for runs that train what makes them (freeze_at of a run's config)."
-        ),
-    ] = None,
+    freeze_at: FreezeAt = None,
     image_size: ImageSize = 512,
     views: Annotated[
         str | None,

@@ -210,7 +210,7 @@ def remove_unsaved(folder: RunFolder) -> None:
 
 def _nbytes_read(config: TrainConfig, store: FeatureStore) -> int:
     """Bytes on the disk of what a run of `config` trains on, all views of the store."""
-    levels = choose_read_levels(config, held=store.spec, network=store.manifest.network)
+    levels = choose_read_levels(config, store.manifest)
     return store.encoded_nbytes(store.views, levels)[0]
 
 

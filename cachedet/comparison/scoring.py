@@ -92,9 +92,7 @@ class Scorer:
         return detect_store(
             detector,
             self.store,
-            levels=choose_read_levels(
-                self.config, held=self.store.spec, network=self.store.manifest.network
-            ),
+            levels=choose_read_levels(self.config, self.store.manifest),
             batch_size=_BATCH_SIZE,
             device=device,
             on_progress=on_progress,

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.flop_counter import FlopCounterMode
 
 from cachedet.config.run import TrainConfig
 from cachedet.device import wait_for
 from cachedet.errors import InputError
+from cachedet.flops import flop_counter
 from cachedet.live.modes import TrainingMode
 from cachedet.loading.loader import FeatureLoader, make_planner
 from cachedet.loading.sampling import PlannedBatch, resolve_views
@@ -133,7 +133,7 @@ def try_steps(
     """
     flops = []
     for batch in training_mode.loader.read_ahead(map(PlannedBatch, counted)):
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             training_mode.trainer.take_step(batch)
         flops.append(counter.get_total_flops() // len(batch.targets))
     if seconds <= 0:

@@ -150,6 +150,12 @@ class StagesConfig(Config):
     batch_norm: Literal["frozen", "trained"] = "frozen"
     train: Literal["all", "norms", "adapters"] = "all"
 
+    def describe(self, cut: str) -> str:
+        """For a person: what learns behind the level `cut`, and how."""
+        only = "" if self.train == "all" else f", {self.train} alone"
+        norms = f"{self.batch_norm} batch norms"
+        return f"stages behind {cut}{only}, rate {self.lr_scale:g}, {norms}"
+
 
 class TrainConfig(Config):
     """Stage 2: one run of `train-heads`."""

@@ -36,6 +36,7 @@ from cachedet.detector.roi_head import RoIHead
 from cachedet.detector.rpn import RPN, ProposalCounts, RPNHead
 from cachedet.detector.simple_pyramid import SimplePyramid
 from cachedet.errors import ConfigError
+from cachedet.store.format.manifest import Manifest
 from cachedet.structures import FeatureSpec
 
 Neck = FPN | NASFPN | SimplePyramid
@@ -62,17 +63,15 @@ def choose_levels(config: DetectorConfig, spec: FeatureSpec) -> FeatureSpec:
     return FeatureSpec(tuple(level for level in spec if level.name in config.levels))
 
 
-def choose_read_levels(
-    config: TrainConfig, *, held: FeatureSpec, network: FeatureSpec
-) -> tuple[str, ...]:
-    """The levels that batches of a run need, fine to coarse.
+def choose_read_levels(config: TrainConfig, manifest: Manifest) -> tuple[str, ...]:
+    """The levels of a store that batches of a run need, fine to coarse.
 
-    `held` are those of the store, `network` all that its backbone gives. Without `freeze_at` they
-    are those of the heads; with it the heads' below the cut, and the cut with its tokens.
+    Without `freeze_at` they are those of the heads; with it the heads' below the cut, and the cut
+    with its tokens.
 
     Raises ConfigError: the store lacks one of them, or nothing lies behind the cut.
     """
-    cut = config.freeze_at
+    cut, held, network = config.freeze_at, manifest.spec, manifest.network
     if cut is None:
         if config.detector.levels is None and held != network:
             last = held.maps.names[-1]

@@ -43,6 +43,12 @@ class EndToEndDetector(nn.Module):
             self.propose, self.max_proposals = self._propose, heads.max_proposals
 
     @property
+    def cut(self) -> str | None:
+        """The level behind which stages learn; None where they do not, or the backbone is whole."""
+        map_name, *_tokens = self._sources
+        return map_name if self.backbone is not None and map_name != PIXELS else None
+
+    @property
     def normalizes_over_ranks(self) -> bool:
         return normalizes_over_ranks(self.heads)
 

@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cachedet.data.views import view_family
-from cachedet.estimation.forecast import Forecast, cached_phase, epoch_nbytes, reads_disk
+from cachedet.estimation.forecast import (
+    Forecast,
+    cached_phase,
+    epoch_nbytes,
+    mode_nbytes,
+    reads_disk,
+)
 from cachedet.estimation.measured import Measured
+from cachedet.live.mode_names import cut_of
 from cachedet.progress import count_of
 from cachedet.store.files.durable import readable_nbytes
 
 _WORTH_IT = 1.15  # times as fast an epoch from which on a cache is worth its disk
+_FAR_FROM_TUNED = 0.7  # of its epoch, up to which stages are worth training from a cache
 _FULL = 0.9  # of the disk
 _NOTICEABLE = 0.9  # of the epoch that is left, so that another codec is worth a line
 _FEW_IMAGES = 1000  # that heads learn by heart
@@ -48,14 +56,21 @@ def disk_nearly_full(measured: Measured, forecast: Forecast) -> str | None:
 
 def not_worth_it(measured: Measured, forecast: Forecast) -> str | None:
     """Advise against a cache that saves little, as where heads are nearly all of a step."""
-    if forecast.gain is None or forecast.limit is None or forecast.gain >= _WORTH_IT:
+    if forecast.gain is None or forecast.gain >= _WORTH_IT:
+        return None
+    if measured.freeze_at is not None:
+        return (
+            f"do not train from {measured.freeze_at} like this: an epoch takes "
+            f"{1 / forecast.gain:.2f} of fine-tuning's; a later cut, or leaner heads"
+        )
+    if forecast.limit is None:
         return None
     if forecast.limit < _WORTH_IT:
         return (
             f"do not cache: H is {forecast.heads_share:.0%} of the step, so that no cache gains "
             f"more than {forecast.limit:.2f}; train live, or take leaner heads"
         )
-    mode = forecast.modes["cached"]
+    mode = forecast.modes[measured.mode]
     return (
         f"do not cache like this: an epoch gains {forecast.gain:.2f} of at most "
         f"{forecast.limit:.2f}; what holds it up is {mode.bottleneck}"
@@ -73,15 +88,29 @@ def pays_late(measured: Measured, forecast: Forecast) -> str | None:
     )
 
 
+def train_stages(measured: Measured, forecast: Forecast) -> str | None:
+    """Name the latest cut, which costs least, where its epoch is far from fine-tuning's."""
+    cut, figures = next(iter(forecast.cuts.items()), (None, None))
+    if cut is None or figures is None or figures.of_cached is None or cut == measured.freeze_at:
+        return None
+    costs = f"{figures.of_cached:.2g} of the cached step"
+    if figures.of_tuned is None:
+        return f"train from {cut} (freeze_at: {cut}): {costs}; fine-tuning could not be tried"
+    both = f"{costs}, {figures.of_tuned:.2g} of fine-tuning's"
+    if figures.of_tuned > _FAR_FROM_TUNED:
+        return f"training from {cut} spares little: {both}"
+    return f"train from {cut} (freeze_at: {cut}): {both}"
+
+
 def disk_bound_epoch(measured: Measured, forecast: Forecast) -> str | None:
     """The codec that shortens an epoch most, where the disk holds it up."""
-    now = forecast.modes["cached"]
-    phase = measured.trainings["cached"].phase
+    now = forecast.modes[measured.mode]
+    phase = measured.trainings[measured.mode].phase
     if now.bottleneck != "disk" or phase is None or now.seconds_per_epoch is None:
         return None
     best, seconds = measured.codec, now.seconds_per_epoch
-    for name, figures in measured.codecs.items():
-        nbytes = epoch_nbytes(measured) * figures.nbytes / measured.stored.nbytes
+    for name, figures in measured.store_to(cut_of(measured.mode)).items():
+        nbytes = epoch_nbytes(measured) * figures.nbytes / mode_nbytes(measured.mode, measured)
         is_read = reads_disk(forecast.residency, figures.nbytes, measured.free_ram)
         with_codec = cached_phase(phase, nbytes, measured, is_read).seconds
         if with_codec < seconds:
@@ -149,6 +178,7 @@ RULES: tuple[Rule, ...] = (
     disk_too_small,
     not_worth_it,
     pays_late,
+    train_stages,
     disk_bound_epoch,
     does_not_fit,
     disk_nearly_full,

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from cachedet.backbone.frozen import FrozenBackbone
+from cachedet.backbone.split import stage_weights
 from cachedet.config.run import ExtractConfig, TrainConfig
 from cachedet.data.coco import CocoDataset
 from cachedet.data.views import View
-from cachedet.detector.build import build_detector, choose_levels
+from cachedet.detector.build import build_detector, choose_levels, choose_read_levels
 from cachedet.device import choose_device
 from cachedet.estimation.disk import DiskRates, measure_disk
 from cachedet.estimation.forecast import expected_residency, with_features
-from cachedet.estimation.measured import CodecFigures, Measured, Phase, Training
-from cachedet.estimation.mode_trials import StepJob, StepTrial, measure_steps, plain_heads, try_mode
+from cachedet.estimation.measured import CodecFigures, Cut, Measured, Phase, Training
+from cachedet.estimation.mode_trials import (
+    StepJob,
+    StepTrial,
+    cached_heads,
+    measure_steps,
+    partial_heads,
+    plain_heads,
+    try_mode,
+)
 from cachedet.estimation.probe import (
     BackboneCost,
     CodecCost,
@@ -50,16 +59,19 @@ from cachedet.estimation.trial import (
     write_trial,
 )
 from cachedet.live.image_loader import decoding_threads
-from cachedet.live.mode_names import Mode
+from cachedet.live.mode_names import Mode, mode_label, partial_mode
 from cachedet.loading.memory import free_memory, free_ram
 from cachedet.progress import StageProgress
 from cachedet.store.codecs.registry import make_codec
 from cachedet.store.files.durable import cannot_write
+from cachedet.store.format.stages import encode_stages
+from cachedet.structures import FeatureSpec
 from cachedet.training.optimizer import choose_autocast
 
 _FIT_IMAGES = 12  # fewer than `extract` shows a codec
 _PROBE_IMAGES = 8
-_PARTS = ("images", "backbone", "extraction", "disk", "cached", "live", "tuned")
+_PARTS = ("images", "backbone", "extraction", "disk")  # tried before the ways to train
+_CUT_SHARE = 0.25  # of the seconds of a trial, for a cut that the config does not train from
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,6 +86,13 @@ class EstimateInputs:
     sample: int  # most images to try
     seconds: float  # for each trial, about; extraction takes twice as long
     fit_images: int  # that `extract` shows a codec
+    cuts: tuple[str, ...] = ()  # levels behind which stages can be trained, the latest first
+    uncut: str = ""  # why there are none; empty where there are
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The ways to train that are tried."""
+        return ("cached", *map(partial_mode, self.cuts), "live", "tuned")
 
     def padded_sizes(
         self, *, image_size: int | None = None, pad_multiple: int | None = None
@@ -118,6 +137,7 @@ class ExtractionTrials:
     cost: BackboneCost
     trial: Trial
     figures: Mapping[str, CodecFigures]
+    cut_figures: Mapping[str, Mapping[str, CodecFigures]]  # of a store up to each cut
     disk: DiskRates
 
 
@@ -130,7 +150,7 @@ def measure(inputs: EstimateInputs) -> tuple[Measured, ExtractionTrials]:
     sizes = look_at_all(inputs)
     free_disk = shutil.disk_usage(existing_folder(inputs.extract.store)).free
     with (
-        StageProgress("estimate", total=len(_PARTS), unit="trials") as progress,
+        StageProgress("estimate", total=len(_PARTS) + len(inputs.modes), unit="trials") as progress,
         trial_folder(inputs.extract.store) as folder,
     ):
         trials = _try_extraction(inputs, sizes, folder, free_disk, progress)
@@ -152,13 +172,8 @@ def look_at_all(inputs: EstimateInputs) -> DatasetSizes:
         build_detector(detector, spec=spec, num_classes=len(annotations.categories))
     sizes = inputs.padded_sizes()
     batches, trained = epoch_batches(annotations, sizes, inputs.views, inputs.heads, where=where)
-    unit = (spec.pad_multiple, spec.pad_multiple)
-    values = [
-        sum(map(np.prod, each.map_shapes(unit).values()))
-        for each in (choose_levels(detector, spec), spec)
-    ]
     pixels, epoch_pixels = count_pixels(sizes), sum(batch.pixels for batch in batches)
-    level_share = float(values[0] / values[1])
+    level_share = share_of_levels(spec, choose_levels(detector, spec).names)
     view_share = count_pixels(sizes[trained]) / pixels
     return DatasetSizes(
         sizes=sizes,
@@ -171,6 +186,13 @@ def look_at_all(inputs: EstimateInputs) -> DatasetSizes:
         read_share=level_share * view_share,
         epoch_share=level_share * epoch_pixels / pixels,
     )
+
+
+def share_of_levels(spec: FeatureSpec, levels: Sequence[str]) -> float:
+    """Of the values of all levels; tokens, which do not grow with the image, count as none."""
+    unit = (spec.pad_multiple, spec.pad_multiple)
+    values = {name: math.prod(shape) for name, shape in spec.maps.map_shapes(unit).items()}
+    return sum(values.get(name, 0) for name in levels) / sum(values.values())
 
 
 def figures_of(
@@ -208,6 +230,7 @@ def _try_extraction(
         fit,
         config=inputs.extract,
         views=inputs.views,
+        stages=encode_stages(stage_weights(inputs.backbone)) if inputs.cuts else None,
         seconds=2 * inputs.seconds,
     )
     progress.advance(note=_PARTS[3])
@@ -220,8 +243,23 @@ def _try_extraction(
         disk = measure_disk(folder, nbytes=nbytes, piece=piece, free=free_disk, seconds=seconds)
     except OSError as error:
         raise cannot_write(inputs.extract.store, error) from error
+    cut_figures = {
+        cut: figures_of(
+            {name: each.stored_to(cut) for name, each in codecs.items()},
+            sizes.sizes,
+            trial,
+            codec=codec,
+        )
+        for cut in inputs.cuts
+    }
     return ExtractionTrials(
-        sample=sample, fit=fit, cost=cost, trial=trial, figures=figures, disk=disk
+        sample=sample,
+        fit=fit,
+        cost=cost,
+        trial=trial,
+        figures=figures,
+        cut_figures=cut_figures,
+        disk=disk,
     )
 
 
@@ -240,7 +278,7 @@ def _probe(
     # What a live step computes the backbone in, where that is the same device.
     is_enabled = dtype is not None and trains_on.type == device.type
     with torch.autocast(device.type, dtype=dtype if is_enabled else None, enabled=is_enabled):
-        cost, features = measure_backbone(inputs.backbone, images)
+        cost, features = measure_backbone(inputs.backbone, images, cuts=inputs.cuts)
     codec = inputs.extract.codec
     return cost, measure_codecs(features, fit, spec=spec, bucket=bucket, codec=codec)
 
@@ -251,9 +289,10 @@ def _try_trainings(
     """Try every mode; returns H too."""
     trial, epoch_pixels = trials.trial, sizes.epoch_pixels
     usual = epoch_pixels / sizes.showings
+    heads = inputs.heads.model_copy(update={"views": trial.views})
     job = StepJob(
         mode="cached",
-        config=inputs.heads.model_copy(update={"views": trial.views}),
+        config=cached_heads(heads),
         store=trial.store,
         images=inputs.dataset.images,
         weights=inputs.extract.weights,
@@ -264,13 +303,17 @@ def _try_trainings(
         threads=torch.get_num_threads(),
     )
     torch.cuda.empty_cache()  # for the processes of the trials; nothing without CUDA
-    progress.advance(note=_PARTS[4])
-    cached, heads_seconds = try_cached(inputs, sizes, trials, job)
+    progress.advance(note="cached")
+    cached, heads_seconds = try_from_store(inputs, sizes, trials, job)
     trainings = {"cached": cached}
-    plain = plain_heads(job.config).model_copy(update={"residency": "stream"})
+    for cut in inputs.cuts:
+        progress.advance(note=mode_label(mode := partial_mode(cut)))
+        seconds = inputs.seconds * (1.0 if cut == inputs.heads.freeze_at else _CUT_SHARE)
+        partial = replace(job, mode=mode, config=partial_heads(heads, cut), seconds=seconds)
+        trainings[mode], _ = try_from_store(inputs, sizes, trials, partial)
+    plain = plain_heads(heads).model_copy(update={"residency": "stream"})
     decoding = trial.stages["decode"] * inputs.extract.workers / decoding_threads()
-    modes: tuple[Mode, ...] = ("live", "tuned")
-    for mode in modes:
+    for mode in ("live", "tuned"):
         progress.advance(note=mode)
         trainings[mode], _ = try_mode(
             replace(job, mode=mode, config=plain),
@@ -282,7 +325,7 @@ def _try_trainings(
     return trainings, heads_seconds
 
 
-def try_cached(
+def try_from_store(
     inputs: EstimateInputs,
     sizes: DatasetSizes,
     trials: ExtractionTrials,
@@ -290,25 +333,28 @@ def try_cached(
     *,
     take_steps: Callable[[StepJob], StepTrial] = measure_steps,
 ) -> tuple[Training, float]:
-    """Try it with features waiting where the real ones will; their memory is taken off again."""
+    """Try it with features waiting where the real ones will; their memory is taken off again.
+
+    Returns the seconds of the steps without waiting too.
+    """
     trial, figures = trials.trial, trials.figures[inputs.extract.codec]
     free_device = inputs.free_device
-    residency = expected_residency(
-        inputs.heads.residency, figures.times(sizes.read_share), ram=free_ram(), device=free_device
-    )
-    levels = choose_levels(inputs.heads.detector, trial.manifest.spec).names
-    cached, heads_seconds = try_mode(
+    levels = choose_read_levels(job.config, trial.manifest)
+    level_share = share_of_levels(trial.manifest.spec, levels)
+    read = figures.times(level_share * sizes.view_share)
+    residency = expected_residency(inputs.heads.residency, read, ram=free_ram(), device=free_device)
+    training, computing = try_mode(
         replace(job, config=job.config.model_copy(update={"residency": residency})),
-        stage="heads",
+        stage="heads" if job.config.freeze_at is None else "stages and heads",
         beside={"read": read_seconds(trial, levels) * sizes.epoch_pixels},
         epoch_pixels=sizes.epoch_pixels,
         take_steps=take_steps,
     )
     held = CodecFigures(nbytes=trial.nbytes, unpacked=trial.unpacked, encode_seconds=0.0)
     memory = with_features(
-        cached.memory, residency, held.times(-sizes.level_share), has_own=free_device is not None
+        training.memory, residency, held.times(-level_share), has_own=free_device is not None
     )
-    return replace(cached, memory=memory), heads_seconds
+    return replace(training, memory=memory), computing
 
 
 def assemble(
@@ -348,4 +394,22 @@ def assemble(
         free_ram=free_ram(),
         free_device=inputs.free_device,
         residency=inputs.heads.residency,
+        cuts={cut: _measured_cut(cut, inputs, sizes, trials) for cut in inputs.cuts},
+        uncut=inputs.uncut,
+        freeze_at=inputs.heads.freeze_at,
+        stored_to=inputs.extract.freeze_at,
+    )
+
+
+def _measured_cut(
+    cut: str, inputs: EstimateInputs, sizes: DatasetSizes, trials: ExtractionTrials
+) -> Cut:
+    manifest = trials.trial.manifest
+    levels = choose_read_levels(partial_heads(inputs.heads, cut), manifest)
+    share = share_of_levels(manifest.spec, levels)
+    return Cut(
+        trunk=trials.cost.trunks[cut],
+        codecs=trials.cut_figures[cut],
+        read_share=share * sizes.view_share,
+        epoch_share=share * sizes.epoch_pixels / sizes.pixels,
     )

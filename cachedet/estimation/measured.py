@@ -8,6 +8,7 @@ from typing import Any
 
 from cachedet.config.run import WantedResidency
 from cachedet.estimation.disk import DiskRates
+from cachedet.live.mode_names import partial_mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,22 +83,32 @@ class CodecFigures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A level behind which stages of the backbone can be trained, and a store up to it."""
+
+    trunk: float  # seconds of a forward up to the level, over those of the whole backbone
+    codecs: Mapping[str, CodecFigures]  # what `extract --freeze-at` stores
+    read_share: float  # of the bytes of all levels: those that are trained on
+    epoch_share: float  # of the bytes of all levels: those that one epoch reads
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measured:
     """Everything a forecast needs."""
 
     images: int  # in the data set
     views: tuple[str, ...]  # of the cache
     showings: int  # of images in an epoch
-    read_share: float  # of the stored bytes: those of the levels and views trained on
-    epoch_share: float  # of the stored bytes: those that one epoch reads
+    read_share: float  # of the bytes of all levels: those of the levels and views trained on
+    epoch_share: float  # of the bytes of all levels: those that one epoch reads
     epochs: int  # that the config trains
     codec: str  # asked for
-    codecs: Mapping[str, CodecFigures]  # the one asked for among them
+    codecs: Mapping[str, CodecFigures]  # of all levels; the one asked for among them
     scan: Phase  # reading and checking every image
     fit: Phase  # what the codec learns from; 0 seconds where it learns nothing
     extract: Phase  # decode, backbone, encode and write, all at the same time
     start: float  # seconds that starting the extraction takes
-    trainings: Mapping[str, Training]  # by mode: cached, live, tuned
+    trainings: Mapping[str, Training]  # by mode: cached, partial_C4 and so on, live, tuned
     backbone_seconds: float  # B: the frozen forward alone, an epoch
     heads_seconds: float  # H: the step on features that are there, an epoch
     backbone_flops: float  # that B stands for
@@ -106,11 +117,29 @@ class Measured:
     free_ram: float  # bytes
     free_device: float | None  # bytes; None without an accelerator
     residency: WantedResidency  # that the config asks for
+    cuts: Mapping[str, Cut]  # by level, the latest first
+    uncut: str  # why there are none; empty where there are
+    freeze_at: str | None  # that the config trains from
+    stored_to: str | None  # the last level that the store shall have; None: it has all
+
+    @property
+    def mode(self) -> str:
+        """The way in which the config trains."""
+        return "cached" if self.freeze_at is None else partial_mode(self.freeze_at)
 
     @property
     def stored(self) -> CodecFigures:
         """The cache as it was asked for."""
+        return self.store_to(self.stored_to)[self.codec]
+
+    @property
+    def whole(self) -> CodecFigures:
+        """A cache of all levels."""
         return self.codecs[self.codec]
+
+    def store_to(self, level: str | None) -> Mapping[str, CodecFigures]:
+        """By codec: a cache up to a level that is a cut; None: of all levels."""
+        return self.codecs if level is None else self.cuts[level].codecs
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

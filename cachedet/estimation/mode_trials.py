@@ -22,17 +22,18 @@ import numpy as np
 import torch
 
 from cachedet.allocator import keep_freed_memory
-from cachedet.config.run import ONLY_CACHED, EvalConfig, TrainConfig
+from cachedet.config.run import ONLY_CACHED, EvalConfig, StagesConfig, TrainConfig
 from cachedet.detector.protocol import run_detector
 from cachedet.device import wait_for
 from cachedet.errors import CachedetError
 from cachedet.estimation.measured import Memory, Phase, Training
 from cachedet.estimation.sample import Keys, TrialBatches
-from cachedet.live.mode_names import Mode
+from cachedet.live.mode_names import Mode, needs_cache
 from cachedet.loading.loader import BatchLoader, make_run_loader
 from cachedet.loading.memory import peak_memory
 from cachedet.loading.sampling import PlannedBatch
 from cachedet.store.reader import FeatureStore
+from cachedet.training.partial import build_partial_detector_of
 from cachedet.training.trainer import Trainer, make_trainer
 
 _CPU = torch.device("cpu")
@@ -71,6 +72,17 @@ class StepTrial:
 
 class TrialFailedError(Exception):
     """The process ended without a result; says why in a few words."""
+
+
+def cached_heads(config: TrainConfig) -> TrainConfig:
+    """The config with a backbone that is frozen as a whole."""
+    return config.model_copy(update={"freeze_at": None, "stages": StagesConfig()})
+
+
+def partial_heads(config: TrainConfig, cut: str) -> TrainConfig:
+    """The config with the stages behind `cut` trained as it says."""
+    plain = plain_heads(config)
+    return plain.model_copy(update={"freeze_at": cut, "stages": config.stages})
 
 
 def plain_heads(config: TrainConfig) -> TrainConfig:
@@ -208,7 +220,7 @@ def _work(job: StepJob, sender: Connection) -> None:
     torch.set_num_threads(job.threads)
     try:
         with _silent():
-            answer: StepTrial | BaseException = time_steps(*_make_trainer(job), job)
+            answer: StepTrial | BaseException = time_steps(*make_job_trainer(job), job)
     except CachedetError as error:
         answer = error
     except Exception as error:  # the parent raises it
@@ -217,13 +229,19 @@ def _work(job: StepJob, sender: Connection) -> None:
         sender.send(answer)
 
 
-def _make_trainer(job: StepJob) -> tuple[Trainer, BatchLoader]:
+def make_job_trainer(job: StepJob) -> tuple[Trainer, BatchLoader]:
     """Make what `train-heads` trains on a cache, or `compare` with the backbone in the step."""
     store = FeatureStore.open(job.store)
-    if job.mode == "cached":
+    if needs_cache(job.mode):
         torch.manual_seed(job.config.seed)
         loader = make_run_loader(job.config, store)
-        return make_trainer(job.config, manifest=store.manifest, total_steps=_TOTAL_STEPS), loader
+        trainer = make_trainer(
+            job.config,
+            manifest=store.manifest,
+            total_steps=_TOTAL_STEPS,
+            detector=build_partial_detector_of(job.config, store),
+        )
+        return trainer, loader
     from cachedet.live.modes import make_training_mode
 
     training_mode = make_training_mode(

@@ -25,6 +25,7 @@ SUFFIX = ".estimate.json"
 _SCHEDULE = ("batch_size", "accumulate", "optimizer", "clip_norm", "ema_decay")
 _CONFIG = (
     "detector", "augment", "sampling", "residency", "device", "compile", "precision", "trainable",
+    "freeze_at", "stages",
 )  # fmt: skip
 
 _MANIFEST = ("backbone", "weights_digest", "image_size", "codec", "block_size", "batch_size")

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from cachedet.backbone.frozen import FrozenBackbone
+from cachedet.backbone.split import freeze_trunk
 from cachedet.device import wait_for
 from cachedet.estimation.measured import CodecFigures
 from cachedet.estimation.sample import Sizes, count_pixels
 from cachedet.estimation.trial import Fit
+from cachedet.flops import flop_counter
 from cachedet.store.codecs.codec import Codec
 from cachedet.store.codecs.registry import make_codec
 from cachedet.store.format.layout import Layout
@@ -26,6 +27,7 @@ from cachedet.structures import Features, FeatureSpec, SizeHW
 CODECS = ("fp32", "fp16", "int8", "int8+zstd", "int4", "int4+zstd")  # that are always compared
 _ROUNDS = 3
 _MOST_SECONDS = 5.0
+_WHOLE = ""  # no level's name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,29 +36,50 @@ class BackboneCost:
 
     seconds: float
     flops: float
+    trunks: Mapping[str, float] = field(default_factory=dict)  # share of the seconds up to each cut
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CodecCost:
     """One codec on the features of the sample."""
 
-    layout: Layout
+    spec: FeatureSpec  # the levels that are stored
+    codec: Codec  # fitted
     share: float  # of the bytes that zstd could need at most; 1 without it
     seconds: float  # of encoding and packing, in one thread, a padded pixel
 
+    def stored_to(self, level: str) -> CodecCost:
+        """The levels up to this one alone; zstd is taken to leave the same share of them."""
+        return replace(self, spec=levels_to(self.spec, level))
 
-def measure_backbone(backbone: FrozenBackbone, images: Tensor) -> tuple[BackboneCost, Features]:
-    """Cost of the forward alone, and the features of `images` (n, 3, H, W)."""
+
+def measure_backbone(
+    backbone: FrozenBackbone, images: Tensor, *, cuts: Sequence[str] = ()
+) -> tuple[BackboneCost, Features]:
+    """Cost of the forward alone, and the features of `images` (n, 3, H, W).
+
+    The forwards up to `cuts` are timed in turn with it.
+    """
     pixels = images.shape[0] * images.shape[2] * images.shape[3]
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         features = backbone(images[:1])
     flops = counter.get_total_flops() / (pixels / images.shape[0])
     backbone(images)
-    times: list[float] = []
-    while len(times) < _ROUNDS and sum(times) < _MOST_SECONDS:
-        with _timed(images.device, times):
+    trunks = {cut: freeze_trunk(backbone, cut) for cut in cuts}
+    times: dict[str, list[float]] = {name: [] for name in (_WHOLE, *trunks)}
+    while len(times[_WHOLE]) < _ROUNDS and sum(times[_WHOLE]) < _MOST_SECONDS:
+        with _timed(images.device, times[_WHOLE]):
             features = backbone(images)
-    return BackboneCost(seconds=sorted(times)[len(times) // 2] / pixels, flops=flops), features
+        for cut, trunk in trunks.items():
+            with _timed(images.device, times[cut]):
+                trunk(images)
+    seconds = {name: sorted(taken)[len(taken) // 2] for name, taken in times.items()}
+    cost = BackboneCost(
+        seconds=seconds[_WHOLE] / pixels,
+        flops=flops,
+        trunks={cut: min(1.0, seconds[cut] / seconds[_WHOLE]) for cut in cuts},
+    )
+    return cost, features
 
 
 def measure_codecs(
@@ -76,11 +99,11 @@ def codec_figures(cost: CodecCost, sizes: Sizes, *, share: float) -> CodecFigure
     `share` is of the bytes that zstd could need at most.
     """
     buckets, counts = np.unique(sizes.reshape(-1, 2), axis=0, return_counts=True)
-    nbytes = unpacked = 0.0
+    layout, nbytes, unpacked = Layout(spec=cost.spec, codec=cost.codec), 0.0, 0.0
     for (height, width), count in zip(buckets.tolist(), counts.tolist(), strict=True):
         bucket = (height, width)
-        nbytes += count * cost.layout.image_nbytes(bucket) * share
-        unpacked += count * sum(part.nbytes for part in cost.layout.parts(bucket).values())
+        nbytes += count * layout.image_nbytes(bucket) * share
+        unpacked += count * sum(part.nbytes for part in layout.parts(bucket).values())
     return CodecFigures(
         nbytes=nbytes, unpacked=unpacked, encode_seconds=cost.seconds * count_pixels(sizes)
     )
@@ -103,10 +126,17 @@ def _measure_codec(
                 packed_nbytes += sum(len(piece) for chunk in chunks for piece in chunk)
                 most += part.packed_nbytes * count
     return CodecCost(
-        layout=layout,
+        spec=spec,
+        codec=codec,
         share=packed_nbytes / most,
         seconds=times[0] / (count * bucket[0] * bucket[1]),
     )
+
+
+def levels_to(spec: FeatureSpec, level: str | None) -> FeatureSpec:
+    """Its levels up to this one; None: all."""
+    end = None if level is None else spec.names.index(level) + 1
+    return FeatureSpec(tuple(spec)[:end])
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.layout import Block
 from cachedet.store.format.manifest import Manifest
 from cachedet.store.format.plan import StorePlan
+from cachedet.store.format.stages import stages_digest
 from cachedet.store.leftovers import is_dead
 from cachedet.store.reader import FeatureStore
 from cachedet.store.writer import StoreWriter
@@ -170,11 +171,13 @@ def write_trial(
     *,
     config: ExtractConfig,
     views: Sequence[View],
+    stages: bytes | None,
     seconds: float,
 ) -> Trial:
     """Extract the sample into `folder`, view by view.
 
-    After `seconds` no other view is begun; the first is always finished.
+    After `seconds` no other view is begun; the first is always finished. `stages` is the file of
+    the weights that can be trained.
 
     Raises what `extract` raises.
     """
@@ -182,7 +185,7 @@ def write_trial(
         config,
         backbone,
         network=backbone.spec,
-        stages=None,
+        stages_digest="" if stages is None else stages_digest(stages),
         views=views,
         annotations=sample.annotations,
         contents=sample.scan.contents,
@@ -194,6 +197,7 @@ def write_trial(
         annotations=sample.annotations,
         contents=sample.scan.contents,
         fit=fit.fitted,
+        stages=stages,
     )
     blocks: list[Block] = []
     moments: list[float] = []  # when each was committed

@@ -14,7 +14,8 @@ from cachedet.estimation.measured import CodecFigures, Measured, Memory, Trainin
 _NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e([+-]?[0-9]+))?\s*(.*?)\s*")
 _PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15}
 _SIDES = range(32, 4097)  # pixels, as `--image-size` takes them
-_COMPUTED = ("backbone", "heads", "backbone and heads")  # stages that a device computes
+# stages that a device computes:
+_COMPUTED = ("backbone", "heads", "stages and heads", "backbone and heads")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +165,7 @@ def with_codec(measured: Measured, codec: str) -> Measured:
             f"--what-if codec: {codec!r} was not measured{nearest_names(codec, measured.codecs)}; "
             f"measured: {', '.join(measured.codecs)}. Give it as --codec to measure it"
         )
-    before, after = measured.stored, measured.codecs[codec]
+    before, after = measured.whole, measured.codecs[codec]
     factors = {
         "encode": after.encode_seconds / before.encode_seconds,
         "write": after.nbytes / before.nbytes,
@@ -176,8 +177,7 @@ def with_pixels(measured: Measured, factor: float) -> Measured:
     """Larger or smaller images: all but reading files goes with the pixels."""
     factors = dict.fromkeys((*_COMPUTED, "encode", "write", "read"), factor)
     return replace(
-        _with_work(measured, factor),
-        codecs=_times(measured.codecs, factor),
+        _with_bytes(_with_work(measured, factor), factor),
         fit=measured.fit.times(factor),
         extract=measured.extract.scaled(factors),
         trainings=_scale_all(measured, factors, working=factor),
@@ -188,10 +188,9 @@ def with_images(measured: Measured, images: int) -> Measured:
     """More or fewer images like these."""
     factor = images / measured.images
     return replace(
-        _with_work(measured, factor),
+        _with_bytes(_with_work(measured, factor), factor),
         images=images,
         showings=round(measured.showings * factor),
-        codecs=_times(measured.codecs, factor),
         scan=measured.scan.times(factor),
         extract=measured.extract.times(factor),
         trainings={
@@ -219,7 +218,16 @@ def with_device(measured: Measured, flops: float) -> Measured:
 
 
 def with_backbone(measured: Measured, change: BackboneChange) -> Measured:
-    """Another backbone: B, the heads' part of H, and the bytes change; memory is then unknown."""
+    """Another backbone: B, the heads' part of H, and the bytes change; memory is then unknown.
+
+    Raises InputError where stages shall be trained: nothing of its cuts was measured.
+    """
+    if measured.freeze_at is not None or measured.stored_to is not None:
+        raise InputError(
+            f"--what-if backbone: what the stages behind {measured.freeze_at or measured.stored_to}"
+            " cost in another backbone is not measured here; give it as --backbone, or leave "
+            "freeze_at out"
+        )
     before = measured.backbone_seconds, measured.heads_seconds
     after = before[0] * change.seconds, before[1] * change.heads
     encoded = {"backbone": change.seconds, "encode": change.values, "write": change.values}
@@ -237,6 +245,8 @@ def with_backbone(measured: Measured, change: BackboneChange) -> Measured:
         backbone_seconds=after[0],
         heads_seconds=after[1],
         backbone_flops=measured.backbone_flops * change.flops,
+        cuts={},
+        uncut="of another backbone no cut was measured",
     )
 
 
@@ -248,6 +258,16 @@ def _tuned(measured: Measured, heads: float, factor: float) -> Training:
     before = tuned.phase.stages["backbone and heads"]
     after = heads + max(0.0, before - measured.heads_seconds) * factor
     return _scale(tuned, {"backbone and heads": after / before})
+
+
+def _with_bytes(measured: Measured, factor: float) -> Measured:
+    """`factor` times as many bytes in a cache of any levels."""
+    cuts = measured.cuts.items()
+    return replace(
+        measured,
+        codecs=_times(measured.codecs, factor),
+        cuts={name: replace(cut, codecs=_times(cut.codecs, factor)) for name, cut in cuts},
+    )
 
 
 def _with_work(measured: Measured, factor: float) -> Measured:

@@ -22,7 +22,6 @@ from cachedet.store.format.manifest import (
     images_digest,
     library_versions,
 )
-from cachedet.store.format.stages import stages_digest
 from cachedet.structures import Annotations, FeatureSpec, Preprocessing
 from cachedet.text import printable
 
@@ -102,7 +101,7 @@ def make_manifest(
     backbone: FrozenBackbone,
     *,
     network: FeatureSpec,
-    stages: bytes | None,
+    stages_digest: str,
     views: Sequence[View],
     annotations: Annotations,
     contents: NDArray[np.uint64],
@@ -110,9 +109,9 @@ def make_manifest(
 ) -> Manifest:
     """What a store of these features says of itself.
 
-    `network` are all levels of the backbone, `stages` the file of its weights behind the first;
-    `contents` (N,) are digests of the image files; `skipped` are the file names and reasons of
-    images that were left out.
+    `network` are all levels of the backbone, `stages_digest` is that of the file of its weights
+    behind the first ("": it cannot be cut); `contents` (N,) are digests of the image files;
+    `skipped` are the file names and reasons of images that were left out.
     """
     return Manifest(
         spec=backbone.spec,
@@ -131,5 +130,5 @@ def make_manifest(
         skipped=skipped,
         versions=library_versions(),
         network=network,
-        stages_digest="" if stages is None else stages_digest(stages),
+        stages_digest=stages_digest,
     )

@@ -278,7 +278,7 @@ def make_run_loader(
     a residency that does not fit; StoreError where residency `ram` or `device` cannot read.
     """
     device = choose_device(config.device)
-    levels = choose_read_levels(config, held=store.spec, network=store.manifest.network)
+    levels = choose_read_levels(config, store.manifest)
     views = resolve_views(config.views, held=store.views, where=store.location)
     sampler = make_sampler(config.sampling, store.annotations)
     source = _make_source(config.residency, store, views, levels, device, logs=rank == 0)
@@ -341,7 +341,7 @@ def make_planner(config: TrainConfig, store: FeatureStore) -> FeatureLoader:
     return FeatureLoader(
         store,
         views=resolve_views(config.views, held=store.views, where=store.location),
-        levels=choose_read_levels(config, held=store.spec, network=store.manifest.network),
+        levels=choose_read_levels(config, store.manifest),
         batch_size=config.schedule.batch_size,
         seed=config.seed,
         sampler=make_sampler(config.sampling, store.annotations),

@@ -107,6 +107,7 @@ def _facts(run: ScoredRun, store: FeatureStore) -> dict[str, dict[str, str]]:
         "Training": {
             "Run": str(run.folder),
             "Detector": describe_detector(config.detector),
+            "Trained of the backbone": _describe_stages(run),
             "Seed": str(config.seed),
             "Epochs": str(config.schedule.epochs),
             "Step of the scored checkpoint": "" if step is None else str(step),
@@ -124,6 +125,13 @@ def _facts(run: ScoredRun, store: FeatureStore) -> dict[str, dict[str, str]]:
             "Extracted with": ", ".join(versions),
         },
     }
+
+
+def _describe_stages(run: ScoredRun) -> str:
+    config = run.checkpoint.config
+    if config.freeze_at is None:
+        return "nothing"
+    return run.stages or f"{config.stages.describe(config.freeze_at)}; parameters: {NOT_RECORDED}"
 
 
 def _store_fingerprint(run: ScoredRun, store: FeatureStore) -> str:

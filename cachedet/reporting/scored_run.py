@@ -20,7 +20,7 @@ from cachedet.store.files.locations import shown
 from cachedet.structures import Annotations
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 from cachedet.training.run_folder import RunFolder, TrainingData, find_place
-from cachedet.training.run_log import STAMP, read_log
+from cachedet.training.run_log import STAMP, find_stages, read_log
 
 _BEGINS = ("started;", "resumed at step")  # first words of log.txt's line when training goes on
 _LONGEST_LINE = 100_000  # of metrics.csv; the module csv takes fields of 131,072
@@ -48,6 +48,7 @@ class ScoredRun:
     config_text: str
     metrics: tuple[TrainingPoint, ...]
     trained_on: TrainingData | None  # None: not recorded
+    stages: str | None  # of the backbone that learnt, as log.txt has it; None: not recorded
     training_seconds: float | None  # wall clock of log.txt, pauses left out; None: not recorded
 
     @property
@@ -136,6 +137,7 @@ def _read_run(root: Path, name: str) -> ScoredRun:
         config_text=folder.config.read_text(encoding="utf-8", errors="replace"),
         metrics=read_metrics(folder.metrics),
         trained_on=TrainingData.read(folder),
+        stages=find_stages(read_log(root)),
         training_seconds=_sum_sessions(root / "log.txt"),
     )
 

@@ -17,6 +17,8 @@ from cachedet.detector.end_to_end import EndToEndDetector
 from cachedet.errors import BackboneError, ConfigError
 from cachedet.store.format.manifest import Manifest
 from cachedet.store.reader import FeatureStore
+from cachedet.structures import FeatureSpec
+from cachedet.training.optimizer import count_trained
 
 if TYPE_CHECKING:
     from cachedet.backbone.split import Stages
@@ -34,20 +36,16 @@ def build_partial_detector(
         ConfigError: nothing of the stages would be trained, or the heads do not fit the levels.
         BackboneError: the network cannot be cut there, or the weights are those of another.
     """
-    try:
-        from cachedet.backbone.split import make_stages
-    except ImportError as error:
-        raise BackboneError(
-            f"freeze_at {config.freeze_at} trains stages of {manifest.backbone}, which timm builds "
-            f"and which cannot be imported here ({error}): `pip install timm`, or leave freeze_at "
-            "out"
-        ) from error
     network, cut = manifest.network, config.freeze_at
     assert cut is not None
-    stages = make_stages(manifest.backbone, spec=network, cut=cut, image_size=manifest.image_size)
-    if weights is not None:
-        stages.load(weights, where=where)
-    _choose_trained(stages, config.stages)
+    stages = make_trained_stages(
+        config,
+        backbone=manifest.backbone,
+        network=network,
+        image_size=manifest.image_size,
+        weights=weights,
+        where=where,
+    )
     return EndToEndDetector(
         backbone=stages,
         heads=build_detector(config.detector, spec=network, num_classes=len(manifest.categories)),
@@ -58,12 +56,63 @@ def build_partial_detector(
     )
 
 
+def make_trained_stages(
+    config: TrainConfig,
+    *,
+    backbone: str,  # name of a timm model
+    network: FeatureSpec,  # all levels that it gives
+    image_size: int,
+    weights: Mapping[str, Tensor] | None,
+    where: str,
+) -> Stages:
+    """The stages alone, those of their weights set to move that `config` trains.
+
+    Raises as `build_partial_detector`.
+    """
+    try:
+        from cachedet.backbone.split import make_stages
+    except ImportError as error:
+        raise BackboneError(
+            f"freeze_at {config.freeze_at} trains stages of {backbone}, which timm builds and "
+            f"which cannot be imported here ({error}): `pip install timm`, or leave freeze_at out"
+        ) from error
+    assert config.freeze_at is not None
+    stages = make_stages(backbone, spec=network, cut=config.freeze_at, image_size=image_size)
+    if weights is not None:
+        stages.load(weights, where=where)
+    _choose_trained(stages, config.stages)
+    return stages
+
+
+def require_stages(detector: nn.Module, config: TrainConfig) -> None:
+    """Raises ConfigError where `freeze_at` asks for stages that the given `detector` lacks."""
+    cut = detector.cut if isinstance(detector, EndToEndDetector) else None
+    if config.freeze_at not in (None, cut):
+        found = "trains none" if cut is None else f"has those behind {cut}"
+        raise ConfigError(
+            f"freeze_at is {config.freeze_at}, and the detector that was given as an object, a "
+            f"{type(detector).__name__}, {found}: stages are trained only inside a detector that "
+            "cachedet builds from the config; leave freeze_at out, or detector"
+        )
+
+
 def build_partial_detector_of(config: TrainConfig, store: FeatureStore) -> nn.Module | None:
     """`build_partial_detector` with the store's weights; None where no stages are trained."""
     if config.freeze_at is None:
         return None
     return build_partial_detector(
         config, store.manifest, weights=store.read_stages(), where=store.location
+    )
+
+
+def describe_stages(config: TrainConfig, detector: EndToEndDetector) -> str:
+    """For a person: what learns of the backbone, and in numbers."""
+    assert config.freeze_at is not None
+    assert detector.backbone is not None
+    ours, heads = count_trained(detector.backbone), count_trained(detector.heads)
+    return (
+        f"{config.stages.describe(config.freeze_at)}, {ours:,} parameters of the backbone and "
+        f"{heads:,} of the heads"
     )
 
 

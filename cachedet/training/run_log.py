@@ -13,6 +13,7 @@ from cachedet.text import printable
 
 LOG = "log.txt"
 STARTED = "started; store fingerprint"  # the first words of a run's line once its config is known
+TRAINS = "trains stages behind"  # the first words of the line on what learns of the backbone
 STOPPED = "stopped before the first step"
 _OURS = re.compile(rf"\d{{4}}(-\d\d){{2}} \d\d(:\d\d){{2}} ({STARTED}|{STOPPED})\b", re.ASCII)
 STAMP = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (.*)$", re.MULTILINE | re.ASCII)
@@ -48,6 +49,12 @@ def open_no_link(path: Path) -> IO[bytes]:
     if path.is_symlink():
         raise OSError(errno.ELOOP, "it is a link, which is not followed; remove it", str(path))
     return open(path, "a+b", opener=without_links)
+
+
+def find_stages(log: str) -> str | None:
+    """What it says of the stages that learn, last; None: nothing."""
+    words = [line for _, line in STAMP.findall(log) if line.startswith(TRAINS)]
+    return words[-1].removeprefix("trains ") if words else None
 
 
 def is_our_log(log: str) -> bool:

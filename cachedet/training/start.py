@@ -12,6 +12,7 @@ import torch
 
 from cachedet.config.detector import trains_masks
 from cachedet.config.run import TrainConfig, ViewsConfig, dump_config, load_train_config
+from cachedet.detector.end_to_end import EndToEndDetector
 from cachedet.distributed.collective import from_first, world_size
 from cachedet.distributed.data_parallel import describe_ranks
 from cachedet.errors import CachedetError, CheckpointError, ConfigError, UnreadableConfigError
@@ -20,6 +21,7 @@ from cachedet.store.format.manifest import Manifest
 from cachedet.store.reader import FeatureStore
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 from cachedet.training.checkpoint_writer import load_last
+from cachedet.training.partial import describe_stages
 from cachedet.training.records import require_tensorboard
 from cachedet.training.run_folder import RunFolder, set_aside
 from cachedet.training.run_log import STARTED
@@ -207,6 +209,8 @@ def _create(
     if not is_made:
         folder.write_config(text)
     folder.log(config.schedule.describe_lr())
+    if isinstance(trainer.detector, EndToEndDetector) and config.freeze_at is not None:
+        folder.log(f"trains {describe_stages(config, trainer.detector)}")
     folder.log(f"on {trainer.device}, {str(trainer.autocast or torch.float32)[6:]}")
     if world_size() > 1:
         folder.log(describe_ranks(config.schedule.batch_size))

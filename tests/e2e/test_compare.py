@@ -193,6 +193,15 @@ def test_a_failed_cell_leaves_the_others(run_compare: Any, tmp_path: Path) -> No
         (("--set", "init_from=somewhere"), "init_from is 'somewhere': all modes start"),
         (("--set", "nonsense=1"), "unknown key 'nonsense'"),
         (("--device", "cuda:77"), "device 'cuda:77' cannot be used here"),
+        (
+            ("--modes", "cached,partial", "--freeze-at", "C4,C5"),
+            "--modes partial trains the stages behind --freeze-at C5: test_resnet cannot be cut at "
+            "'C5': expected one of its levels but the last, C3, C4",
+        ),
+        (
+            ("--modes", "partial", "--backbone", "test_vit", "--weights", "none"),
+            "--freeze-at C4: test_vit cannot be cut",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(

@@ -19,7 +19,7 @@ from cachedet.backbone.frozen import load_backbone
 from cachedet.cli import app
 from cachedet.commands.estimate_tables import print_estimate
 from cachedet.config.run import TrainConfig, dump_config
-from cachedet.estimate import EstimateReport, change_measured, estimate, open_inputs
+from cachedet.estimate import EstimateReport, change_measured, estimate, find_cuts, open_inputs
 from cachedet.estimation.forecast import make_forecast
 from cachedet.estimation.prediction import compare_extraction, compare_training
 from cachedet.estimation.what_if import parse_what_if
@@ -54,7 +54,14 @@ def test_nothing_stays_but_the_prediction(report: EstimateReport, folder: Path) 
 def test_every_figure_is_there(report: EstimateReport) -> None:
     assert report.sample == 8  # fewer images than the sample
     forecast = report.forecast
-    assert set(forecast.modes) == {"cached", "live", "tuned"}
+    assert list(forecast.modes) == ["cached", "partial_C4", "partial_C3", "live", "tuned"]
+    for cut in forecast.cuts.values():
+        assert cut.of_cached is not None
+        assert cut.of_tuned is not None
+        assert cut.trunk_seconds + cut.stages_seconds == pytest.approx(
+            report.measured.backbone_seconds
+        )
+    assert forecast.cuts["C3"].nbytes < forecast.cuts["C4"].nbytes < forecast.nbytes
     for mode in forecast.modes.values():
         assert mode.failure == ""
         assert mode.seconds_per_epoch is not None
@@ -71,7 +78,8 @@ def test_every_figure_is_there(report: EstimateReport) -> None:
 def test_what_a_person_reads(report: EstimateReport, capsys: pytest.CaptureFixture[str]) -> None:
     print_estimate(report, heads="small")
     shown = capsys.readouterr().out
-    for words in ("8 images in 2 views", "int8+zstd (asked for)", "live frozen", "(B + H) / H"):
+    for words in ("8 images in 2 views", "int8+zstd (asked for)", "live frozen", "(B + H) / H",
+                  "last stages trained (from C4)", "cut at C3, B is", "repaid: live"):  # fmt: skip
         assert words in shown
     assert "what if" not in shown
 
@@ -129,6 +137,16 @@ def options(tiny: Any, tmp_path: Path) -> list[str]:
         (["--views", "base,base"], "each view once"),
         (["--set", "detector.levels=[C9]"], "detector.levels asks for 'C9', the store holds C3"),
         (["--set", "views=[hflop]"], "has no 'hflop'; nearest: 'hflip'"),
+        (
+            ["--set", "freeze_at=C9"],
+            "test_resnet cannot be cut at 'C9': expected one of its levels",
+        ),
+        (["--freeze-at", "C4"], "extracted with --freeze-at C4 lacks the levels above it: train"),
+        (["--freeze-at", "C3", "--set", "freeze_at=C4"], "freeze_at: C3 (`--set freeze_at=C3`)"),
+        (
+            ["--backbone", "test_vit", "--weights", "none", "--set", "freeze_at=C4"],
+            "test_vit cannot be cut",
+        ),
         (["--store", "s3://bucket/x"], "`cachedet estimate` needs a local folder"),
     ],
 )
@@ -137,6 +155,40 @@ def test_bad_input_is_one_message(options: list[str], more: list[str], message: 
     assert done.exit_code == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_config_that_trains_stages_is_estimated_as_it_is(tiny: Any, tmp_path: Path) -> None:
+    """And compared with it, on a store that ends at its cut."""
+    heads = HEADS.model_copy(update={"freeze_at": "C4"})
+    config = tiny.extract_config(tmp_path / "t.zarr", views="base", freeze_at="C4")
+    report = estimate(config, heads, seconds=0.1)
+    forecast = report.forecast
+    assert (forecast.mode, forecast.rival) == ("partial_C4", "tuned")
+    assert forecast.nbytes == pytest.approx(forecast.cuts["C4"].nbytes)
+    done = compare_extraction(extract(config), config)
+    assert done["bytes"]["predicted"] == pytest.approx(done["bytes"]["actual"], rel=0.05)
+    trained = train(heads, train_store=config.store, run=tmp_path / "run")
+    assert set(compare_training(trained, heads, store=config.store)) == {
+        "seconds per epoch", "peak memory",
+    }  # fmt: skip
+    plain = train(heads.model_copy(update={"freeze_at": "C3"}), train_store=config.store,
+                  run=tmp_path / "other")  # fmt: skip
+    other = heads.model_copy(update={"freeze_at": "C3"})
+    assert compare_training(plain, other, store=config.store) == {}
+
+
+def test_cuts_that_there_are() -> None:
+    """All levels but the last that the heads use; else why there are none."""
+    hierarchical = load_backbone("test_resnet", weights="none")
+    assert find_cuts(hierarchical, HEADS, stored_to=None) == (("C4", "C3"), "")
+    detector = HEADS.detector.model_copy(update={"levels": ("C3", "C4")})
+    fine = HEADS.model_copy(update={"detector": detector})
+    assert find_cuts(hierarchical, fine, stored_to=None) == (("C3",), "")
+    one = HEADS.model_copy(update={"detector": detector.model_copy(update={"levels": ("C3",)})})
+    assert find_cuts(hierarchical, one, stored_to=None) == ((), "the heads use no level above C3")
+    cuts, why = find_cuts(load_backbone("test_vit", weights="none"), HEADS, stored_to=None)
+    assert cuts == ()
+    assert why
 
 
 def test_ctrl_c_leaves_nothing_behind(nursery: Any, options: list[str], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,10 +28,13 @@ from cachedet.live.image_loader import ImageLoader
 from cachedet.live.modes import inputs_of
 from cachedet.loading.loader import make_planner, make_run_loader
 from cachedet.predict import predict
+from cachedet.report import report
+from cachedet.store.format.stages import encode_stages
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store
 from cachedet.train import train
 from cachedet.training.checkpoint import load_checkpoint
+from cachedet.training.optimizer import count_trained
 from cachedet.training.partial import build_partial_detector
 from cachedet.training.trainer import make_trainer_of
 
@@ -213,6 +217,24 @@ def test_eval_and_predict_use_the_trained_stages(
         torch.testing.assert_close(ours.boxes, detections.boxes, rtol=1e-3, atol=1e-2)
 
 
+def test_log_and_report_say_what_learnt(cut: Any, run: Path, tmp_path: Path) -> None:
+    evaluate(run, store=cut["val_store"])
+    detector = build_partial_detector(
+        config_of(), FeatureStore.open(cut["train_store"]).manifest, weights=None, where="x"
+    )
+    ours, heads = count_trained(detector.backbone), count_trained(detector.heads)
+    words = (
+        f"stages behind C4, rate 0.1, frozen batch norms, {ours:,} parameters of the backbone and "
+        f"{heads:,} of the heads"
+    )
+    assert f"trains {words}" in (run / "log.txt").read_text()
+    assert words in report([run], out=tmp_path / "page.html", resamples=2).html.read_text()
+    old = shutil.copytree(run, tmp_path / "old")
+    (old / "log.txt").write_text((run / "log.txt").read_text().replace("trains stages", "t"))
+    page = report([old], out=tmp_path / "old.html", resamples=2).html.read_text()
+    assert "stages behind C4, rate 0.1, frozen batch norms; parameters: not recorded" in page
+
+
 def test_another_run_starts_from_the_stages(cut: Any, run: Path, tmp_path: Path) -> None:
     config = config_of(init_from=str(run), max_steps=1)
     train(config, run=tmp_path / "run", **cut)
@@ -236,6 +258,31 @@ def test_a_store_without_stage_weights_gets_them(tiny: Any, tmp_path: Path) -> N
     assert again.manifest == whole
     assert again.manifest.block_fingerprint() == old.block_fingerprint()
     assert again.read_stages()
+
+
+def test_stage_weights_are_encoded_once(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by calls and ranks that find them in the store; again where they are damaged."""
+    sizes: list[int] = []
+
+    def encode(weights: Any) -> bytes:
+        content = encode_stages(weights)
+        sizes.append(len(content))
+        return content
+
+    monkeypatch.setattr(sys.modules["cachedet.extract"], "encode_stages", encode)
+    config = tiny.extract_config(tmp_path / "s.zarr", views="base")
+    extract(config)
+    manifest = FeatureStore.open(config.store).manifest
+    for changes in ({}, {"views": "base,hflip"}, {"rank": 1, "world_size": 2}):
+        extract(config.model_copy(update=changes))
+    assert len(sizes) == 1
+    assert FeatureStore.open(config.store).manifest.stages_digest == manifest.stages_digest
+    (config.store / "stages.safetensors").write_bytes(b"")
+    extract(config)
+    assert len(sizes) == 2
+    assert FeatureStore.open(config.store).read_stages()
 
 
 def test_damaged_stage_weights_are_noticed_and_written_anew(tiny: Any, tmp_path: Path) -> None:
@@ -283,6 +330,26 @@ def test_settings_that_contradict_each_other(changes: dict[str, Any], message: s
         config_of(**changes)
 
 
+def test_a_detector_given_as_an_object_must_have_the_stages(cut: Any, tmp_path: Path) -> None:
+    """Else none would be trained, and nobody told."""
+    store, config = FeatureStore.open(cut["train_store"]), config_of(max_steps=1)
+    heads = build_detector(
+        config.detector, spec=store.manifest.network, num_classes=store.num_classes
+    )
+    with pytest.raises(ConfigError, match="freeze_at is C4, .* a RetinaNet, trains none: stages"):
+        train(config, run=tmp_path / "run", detector=heads, **cut)
+    partial = build_partial_detector(
+        config, store.manifest, weights=store.read_stages(), where="store"
+    )
+    with pytest.raises(ConfigError, match="freeze_at is C3, .* has those behind C4: stages are"):
+        train(config_of(freeze_at="C3"), run=tmp_path / "run", detector=partial, **cut)
+    assert not (tmp_path / "run").exists()
+    before = {name: tensor.clone() for name, tensor in partial.backbone.state_dict().items()}
+    train(config, run=tmp_path / "run", detector=partial, **cut)
+    after = partial.backbone.state_dict()
+    assert any(not torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
 def test_another_cut_cannot_be_resumed(cut: Any, run: Path) -> None:
     with pytest.raises(CheckpointError, match="freeze_at was C4, is C3"):
         train(config_of(freeze_at="C3"), run=run, resume=True, **cut)
@@ -313,9 +380,11 @@ def test_the_command_line(tiny: Any, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     done = invoke(app, [
         "train-heads", str(config), "--train", str(store), "--run", str(tmp_path / "r"), "--set",
-        "freeze_at=C4", "--set", "schedule.epochs=1",
+        "freeze_at=C4", "--set", "schedule.epochs=1", "--set", "stages.train=adapters",
     ])  # fmt: skip
     assert done.exit_code == 0, done.output
+    said = "trains stages behind C4, adapters alone, rate 0.1, frozen batch norms, and the heads"
+    assert said in done.output
 
 
 def test_timm_missing_at_training_time(cut: Any, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 from cachedet.cli import app
 from cachedet.config.run import TrainConfig, dump_config
 from cachedet.errors import CheckpointError, ConfigError, InputError
-from cachedet.evaluate import evaluate, load_detector
+from cachedet.evaluate import evaluate
+from cachedet.evaluation.subject import load_detector
 from cachedet.extract import extract
 from cachedet.progress import show_progress
 from cachedet.train import TrainReport, train

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cachedet.estimation.disk import DiskRates
-from cachedet.estimation.measured import CodecFigures, Measured, Memory, Phase, Training
+from cachedet.estimation.measured import CodecFigures, Cut, Measured, Memory, Phase, Training
 
 
 def make_measured(**changes: Any) -> Measured:
@@ -55,8 +55,35 @@ def make_measured(**changes: Any) -> Measured:
         free_ram=8e9,
         free_device=None,
         residency="auto",
+        cuts={},
+        uncut="it is made of one piece",
+        freeze_at=None,
+        stored_to=None,
     )
     return replace(measured, **changes)
+
+
+def make_measured_cut(**changes: Any) -> Measured:
+    """The same, which can be cut at C4: 4/5 of B lie below it, and 4/5 of the bytes."""
+    whole = make_measured()
+    cut = Cut(
+        trunk=0.8,
+        codecs={name: figures.times(0.8) for name, figures in whole.codecs.items()},
+        read_share=0.8,
+        epoch_share=0.4,
+    )
+    partial = Training(
+        phase=Phase(seconds=26.0, stages={"stages and heads": 24.0, "read": 4.0}),
+        memory=Memory(resting=0.7e9, working=0.5e9),
+    )
+    trainings = {**whole.trainings, "partial_C4": partial}
+    return replace(whole, **{"trainings": trainings, "cuts": {"C4": cut}, "uncut": "", **changes})
+
+
+@pytest.fixture
+def measured_cut_of() -> Callable[..., Measured]:
+    """The function `make_measured_cut`."""
+    return make_measured_cut
 
 
 @pytest.fixture

@@ -29,6 +29,31 @@ def test_on_a_good_machine_only_the_residency_is_said(measured_of: Make) -> None
     assert line == ["the cache fits into RAM (residency ram): epochs read no disk"]
 
 
+def test_the_latest_cut_is_named(measured_cut_of: Make) -> None:
+    measured = measured_cut_of()
+    line = advice.train_stages(*both(measured))
+    assert line == "train from C4 (freeze_at: C4): 1.3 of the cached step, 0.24 of fine-tuning's"
+    assert line in advice.advise(*both(measured))
+    assert advice.train_stages(*both(measured_cut_of(freeze_at="C4"))) is None  # it does
+
+
+def test_a_cut_that_spares_little(measured_cut_of: Make) -> None:
+    slow = Training(phase=Phase(seconds=99.0, stages={"stages and heads": 99.0}), memory=None)
+    measured = with_training(measured_cut_of(), "partial_C4", slow)
+    line = advice.train_stages(*both(measured))
+    assert line == "training from C4 spares little: 5 of the cached step, 0.9 of fine-tuning's"
+    assert advice.not_worth_it(*both(replace(measured, freeze_at="C4"))) == (
+        "do not train from C4 like this: an epoch takes 0.90 of fine-tuning's; a later cut, or "
+        "leaner heads"
+    )
+
+
+def test_a_cut_where_fine_tuning_does_not_fit(measured_cut_of: Make) -> None:
+    failed = Training(phase=None, memory=None, failure="memory does not suffice")
+    line = advice.train_stages(*both(with_training(measured_cut_of(), "tuned", failed)))
+    assert line.endswith("1.3 of the cached step; fine-tuning could not be tried")
+
+
 def test_a_disk_that_is_too_small(measured_of: Make) -> None:
     line = advice.disk_too_small(*both(measured_of(free_disk=1.5e9)))
     assert line == (

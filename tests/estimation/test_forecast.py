@@ -85,6 +85,56 @@ def test_without_a_live_figure_nothing_is_said_of_the_gain(measured_of: Make) ->
     assert forecast.modes["live"].seconds_per_epoch is None
 
 
+def test_a_cut(measured_cut_of: Make) -> None:
+    """Its backbone takes 160 of 240 s an extraction, the longest stage: 5 + 2 + 192 s in all."""
+    forecast = make_forecast(measured_cut_of())
+    cut = forecast.cuts["C4"]
+    assert (cut.trunk_seconds, cut.stages_seconds) == pytest.approx((24.0, 6.0))
+    assert (cut.of_cached, cut.of_tuned) == pytest.approx((1.3, 26 / 110))
+    assert cut.nbytes == pytest.approx(1.6e9)
+    assert cut.extraction_seconds == pytest.approx(199.0)
+    assert cut.break_even_live == pytest.approx(199 / 24)
+    assert cut.break_even_tuned == pytest.approx(199 / 84)
+    assert forecast.modes["partial_C4"].ram == pytest.approx(1.2e9 + 1.6e9)
+    # the config trains heads alone, on a store of all levels
+    assert (forecast.mode, forecast.rival, forecast.nbytes) == ("cached", "live", 2e9)
+
+
+def test_a_config_that_trains_stages_is_held_against_fine_tuning(measured_cut_of: Make) -> None:
+    forecast = make_forecast(measured_cut_of(freeze_at="C4"))
+    assert (forecast.mode, forecast.rival, forecast.limit) == ("partial_C4", "tuned", None)
+    assert forecast.nbytes == 2e9
+    assert forecast.gain == pytest.approx(110 / 26)
+    assert forecast.break_even == pytest.approx(247 / 84)
+    assert forecast.read_rate_needed == pytest.approx(0.8e9 / 26)
+
+
+def test_a_store_that_ends_at_the_cut(measured_cut_of: Make) -> None:
+    forecast = make_forecast(measured_cut_of(freeze_at="C4", stored_to="C4"))
+    assert forecast.nbytes == pytest.approx(1.6e9)
+    assert forecast.nbytes_by_codec["int4"] == pytest.approx(0.8e9)
+    assert forecast.extraction_seconds == pytest.approx(199.0)
+    assert forecast.break_even == pytest.approx(199 / 84)
+
+
+def test_a_cut_whose_store_is_read_from_the_disk(measured_cut_of: Make) -> None:
+    """0.8 GB an epoch at 20 MB/s take 40 s; all levels would be 50."""
+    disk = DiskRates(write=1e8, read=2e7, is_cold=True)
+    modes = make_forecast(measured_cut_of(disk=disk, free_ram=1e9)).modes
+    assert modes["partial_C4"].seconds_per_epoch == pytest.approx(40.0)
+    assert modes["cached"].seconds_per_epoch == pytest.approx(50.0)
+
+
+def test_a_cut_that_could_not_be_tried(measured_cut_of: Make) -> None:
+    measured = measured_cut_of()
+    failed = Training(phase=None, memory=None, failure="memory does not suffice")
+    cut = make_forecast(
+        replace(measured, trainings={**measured.trainings, "partial_C4": failed})
+    ).cuts["C4"]
+    assert (cut.of_cached, cut.of_tuned, cut.break_even_live) == (None, None, None)
+    assert cut.extraction_seconds == pytest.approx(199.0)
+
+
 @pytest.mark.parametrize(
     ("live", "cached", "expected"),
     [(50.0, 20.0, 4.0), (20.0, 20.0, None), (19.0, 20.0, None), (None, 20.0, None)],

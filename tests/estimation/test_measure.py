@@ -8,6 +8,7 @@ and hflip. Of the 768 + 768 + 96 values of 32 x 32 pixels C4 and C5 have 9/17.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from cachedet.estimation.measure import (
     assemble,
     figures_of,
     look_at_all,
-    try_cached,
+    try_from_store,
 )
 from cachedet.estimation.measured import CodecFigures, Measured, Memory, Phase
 from cachedet.estimation.mode_trials import StepJob, StepTrial
@@ -35,7 +36,6 @@ from cachedet.estimation.sample import TrialBatches
 from cachedet.estimation.trial import Fit, Sample, Trial
 from cachedet.extraction.inputs import make_inputs
 from cachedet.store.codecs.registry import make_codec
-from cachedet.store.format.layout import Layout
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import FeatureSpec, LevelSpec
 
@@ -103,7 +103,7 @@ def trials(tiny: Any, backbone: FrozenBackbone, annotations_of: Any) -> Extracti
             annotations=annotations, loader=loader, scan=scan, scan_seconds=0.5, skipped=()
         ),
         fit=Fit(statistics={}, seconds=0.25),
-        cost=BackboneCost(seconds=2e-4, flops=1e3),
+        cost=BackboneCost(seconds=2e-4, flops=1e3, trunks={"C4": 0.75}),
         trial=Trial(
             store=tiny.train,
             manifest=store.manifest,
@@ -117,6 +117,7 @@ def trials(tiny: Any, backbone: FrozenBackbone, annotations_of: Any) -> Extracti
             stored_share=0.75,
         ),
         figures={"int8": FIGURES, "fp32": FIGURES},
+        cut_figures={"C4": {"int8": FIGURES.times(0.5)}},
         disk=DiskRates(write=1e8, read=5e8, is_cold=True),
     )
 
@@ -179,6 +180,15 @@ def test_everything_is_extrapolated(make_inputs_of: Make, trials: ExtractionTria
     assert measured.stored == FIGURES
 
 
+def test_a_cut_reads_the_levels_up_to_it(make_inputs_of: Make, trials: ExtractionTrials) -> None:
+    """The heads use C4 and C5: 96 x 8 of 32 x 51 values are read, in 8/9 and 4/9 of the pixels."""
+    inputs = replace(make_inputs_of(), cuts=("C4",))
+    cut = assemble_all(inputs, trials).cuts["C4"]
+    assert cut.trunk == 0.75
+    assert cut.codecs["int8"].nbytes == 1e3
+    assert (cut.read_share, cut.epoch_share) == pytest.approx((8 / 17 * 8 / 9, 8 / 17 * 4 / 9))
+
+
 @pytest.mark.parametrize(
     ("codec", "fit_images", "seconds"),
     [
@@ -208,7 +218,7 @@ def test_what_zstd_left_of_the_trial_goes_for_its_codec_alone(
     """
     spec = FeatureSpec((LevelSpec(name="C5", channels=4, stride=32),))
     codecs = {
-        name: CodecCost(layout=Layout(spec=spec, codec=make_codec(name)), share=share, seconds=0.0)
+        name: CodecCost(spec=spec, codec=make_codec(name), share=share, seconds=0.0)
         for name, share in (("fp32", 0.5), ("fp16", 0.25))
     }
     figures = figures_of(codecs, np.full((1, 10, 2), 32), trials.trial, codec=codec)
@@ -242,7 +252,7 @@ def test_features_of_the_trial_are_taken_off_its_memory(
         seconds=1.0,
         threads=1,
     )
-    training, computing = try_cached(
+    training, computing = try_from_store(
         inputs, look_at_all(inputs), trials, job, take_steps=take_steps
     )
     assert training.memory.resting == pytest.approx(resting)

@@ -23,8 +23,11 @@ from cachedet.estimation.mode_trials import (
     StepJob,
     StepTrial,
     TrialFailedError,
+    cached_heads,
+    make_job_trainer,
     measure_steps,
     memory_of,
+    partial_heads,
     plain_heads,
     time_steps,
     try_mode,
@@ -112,6 +115,24 @@ def test_plain_heads_have_what_all_modes_can_have() -> None:
         }
     )
     assert plain_heads(config) == TrainConfig(seed=7, augment=AugmentConfig(flip=0.5))
+
+
+def test_a_config_that_trains_stages_is_plain_cached_and_partial() -> None:
+    stages = {"train": "norms", "batch_norm": "trained"}
+    config = TrainConfig.model_validate({"seed": 7, "freeze_at": "C3", "stages": stages})
+    assert cached_heads(config) == TrainConfig(seed=7)
+    assert partial_heads(config, "C4").freeze_at == "C4"
+    assert partial_heads(config, "C4").stages == config.stages
+    assert partial_heads(TrainConfig(trainable="all"), "C4").stages == TrainConfig().stages
+
+
+def test_stages_are_trained_in_a_process_of_their_own(job_of: Callable[..., StepJob]) -> None:
+    job = job_of(mode="partial_C4", config=partial_heads(CONFIG, "C4"), seconds=0.0)
+    trainer, _ = make_job_trainer(job)
+    assert trainer.detector.cut == "C4"
+    trial = measure_steps(job)
+    assert trial.numbers == (0,)
+    assert trial.memory.ram > 50e6
 
 
 def trainer_and_loader(job: StepJob) -> tuple[Any, Any]:

@@ -30,6 +30,14 @@ def test_flops_of_a_pixel_do_not_depend_on_the_batch() -> None:
     assert one.flops > 2 * first.weight.numel() / stride
 
 
+def test_trunks_take_a_share_of_the_forward() -> None:
+    backbone = load_backbone("test_resnet", weights="none", image_size=64)
+    cost, features = measure_backbone(backbone, torch.rand(2, 3, 64, 64), cuts=("C4", "C3"))
+    assert list(cost.trunks) == ["C4", "C3"]
+    assert all(0 < share <= 1 for share in cost.trunks.values())
+    assert list(features) == ["C3", "C4", "C5"]
+
+
 @pytest.mark.parametrize("codec", ["fp32", "int8"])
 def test_bytes_of_the_whole_cache_are_those_that_are_written(
     tiny: Any, tmp_path: Path, codec: str
@@ -57,5 +65,9 @@ def test_bytes_of_the_whole_cache_are_those_that_are_written(
     written = sum(path.stat().st_size for path in shards)
     assert figures.nbytes == pytest.approx(written, rel=0.02)
     assert figures.unpacked == pytest.approx(figures.nbytes, rel=0.02)
+    cut = codec_figures(costs["fp32"].stored_to("C4"), sizes, share=1.0)
+    written = sum(path.stat().st_size for path in shards if "/C5/" not in str(path))
+    assert cut.nbytes == pytest.approx(written, rel=0.02)
+    assert cut.nbytes < figures.nbytes
     half = codec_figures(costs["fp32"], sizes, share=0.5)
     assert half.nbytes == pytest.approx(figures.nbytes / 2)

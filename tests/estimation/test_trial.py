@@ -47,7 +47,7 @@ def write(tiny: Any, dataset: CocoDataset, backbone: FrozenBackbone, tmp_path: P
         sample = take_sample(dataset, range(6), config, backbone)
         fit = collect_statistics(sample, backbone, view="base", count=3)
         options = {"config": config, "views": parse_views("base,hflip"), "seconds": seconds}
-        return write_trial(tmp_path, sample, backbone, fit, **options)
+        return write_trial(tmp_path, sample, backbone, fit, stages=None, **options)
 
     return make
 

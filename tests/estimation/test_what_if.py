@@ -18,6 +18,7 @@ from cachedet.estimation.what_if import (
     parse_flops,
     parse_rate,
     parse_what_if,
+    with_backbone,
     with_codec,
     with_device,
     with_images,
@@ -47,6 +48,24 @@ def test_parsing_all_of_it() -> None:
         "images": 118_000,
         "codec": "int4",
     }
+
+
+def test_cuts_go_with_it(measured_cut_of: Make) -> None:
+    """Bytes with pixels; stages as fast as the rest of a device; of another backbone nothing."""
+    measured = measured_cut_of()
+    larger = make_forecast(with_pixels(measured, 4.0))
+    assert larger.cuts["C4"].nbytes == pytest.approx(6.4e9)
+    assert larger.modes["partial_C4"].seconds_per_epoch == pytest.approx(104.0)
+    assert make_forecast(with_images(measured, 200)).cuts["C4"].nbytes == pytest.approx(3.2e9)
+    quicker = with_device(measured, 2e12)  # twice what it reaches here
+    stages = quicker.trainings["partial_C4"].phase.stages
+    assert stages == pytest.approx({"stages and heads": 12.0, "read": 4.0})
+    change = BackboneChange(seconds=2.0, flops=2.0, heads=1.0, values=1.0)
+    other = with_backbone(measured, change)
+    assert (other.cuts, list(other.trainings)) == ({}, ["cached", "live", "tuned"])
+    assert other.uncut == "of another backbone no cut was measured"
+    with pytest.raises(InputError, match="what the stages behind C4 cost in another backbone is n"):
+        with_backbone(measured_cut_of(freeze_at="C4"), change)
 
 
 def test_nothing_is_otherwise() -> None:
