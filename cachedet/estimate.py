@@ -29,7 +29,7 @@ from cachedet.estimation.prediction import (
     describe_training,
     prediction_path,
 )
-from cachedet.estimation.probe import levels_to, measure_backbone
+from cachedet.estimation.probe import measure_backbone
 from cachedet.estimation.sample import commonest_size, count_pixels
 from cachedet.estimation.what_if import BackboneChange, WhatIf, apply_what_if
 from cachedet.extract import FIT_IMAGES, default_views
@@ -224,7 +224,8 @@ def _other_backbone(inputs: EstimateInputs, name: str) -> BackboneChange:
 def _save(manifest: Manifest, inputs: EstimateInputs, forecast: Forecast) -> Path | None:
     """Save it for `extract` and `train-heads`; None where the store's folder is not there yet."""
     config, trained = inputs.extract, forecast.modes[forecast.mode]
-    manifest = replace(manifest, spec=levels_to(manifest.spec, config.freeze_at))
+    if config.freeze_at is not None:
+        manifest = replace(manifest, spec=manifest.spec.up_to(config.freeze_at))
     prediction = Prediction(
         store=describe_store(manifest, images=len(inputs.dataset.annotations)),
         extraction=describe_extraction(config),

@@ -50,7 +50,7 @@ class CodecCost:
 
     def stored_to(self, level: str) -> CodecCost:
         """The levels up to this one alone; zstd is taken to leave the same share of them."""
-        return replace(self, spec=levels_to(self.spec, level))
+        return replace(self, spec=self.spec.up_to(level))
 
 
 def measure_backbone(
@@ -131,12 +131,6 @@ def _measure_codec(
         share=packed_nbytes / most,
         seconds=times[0] / (count * bucket[0] * bucket[1]),
     )
-
-
-def levels_to(spec: FeatureSpec, level: str | None) -> FeatureSpec:
-    """Its levels up to this one; None: all."""
-    end = None if level is None else spec.names.index(level) + 1
-    return FeatureSpec(tuple(spec)[:end])
 
 
 @contextmanager
