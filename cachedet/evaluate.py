@@ -26,7 +26,7 @@ from cachedet.evaluation.files import TruthOfStore, read_annotations_of, read_co
 from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.merging import Merging
 from cachedet.evaluation.metrics import ClassScore, CocoScores, coco_results
-from cachedet.evaluation.precision import ProposalReport, proposal_recall
+from cachedet.evaluation.proposals import ProposalReport, proposal_recall
 from cachedet.evaluation.strata import DEFAULT_EDGES, check_edges
 from cachedet.outputs import Kind, require_ours, write_file
 from cachedet.progress import StageProgress, count_of
