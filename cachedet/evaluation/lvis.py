@@ -26,10 +26,6 @@ from cachedet.evaluation.precision import to_json_values
 from cachedet.structures import Annotations
 
 MOST_PER_IMAGE = 300
-_FIGURES = (  # in the order of the protocol's own list
-    "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ap_rare", "ap_common",
-    "ap_frequent", "ar300", "ar_small", "ar_medium", "ar_large",
-)  # fmt: skip
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}  # 1-10, 11-100, > 100 train images
 
 
@@ -44,7 +40,7 @@ class Federated:
 
 @dataclass(frozen=True, kw_only=True)
 class LvisScores:
-    """LVIS's 13 figures (0..1; NaN where LVIS says -1) and AP per class."""
+    """LVIS's 13 figures, in its order (0..1; NaN where LVIS says -1), and AP per class."""
 
     ap: float
     ap50: float
@@ -120,7 +116,7 @@ def score_lvis(
         frequencies=federated.frequencies,
     )
     return LvisScores(
-        **dict(zip(_FIGURES, full.figures, strict=True)),
+        **full.named(LvisScores),
         per_class=tuple(full.ap_of_class(label) for label in range(classes)),
         num_images=len(annotations),
         num_detections=len(table),

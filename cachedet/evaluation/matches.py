@@ -58,7 +58,7 @@ def match_detections(
     last of equals), a box that counts before a crowd, which many may take.
     """
     numbers = _in_order(annotations, table)
-    found = judge(annotations, table, iou_thresholds=iou_thresholds)
+    partner, judged, precision = judge(annotations, table, iou_thresholds=iou_thresholds)
     return MatchTable(
         num_classes=len(annotations.categories),
         num_images=len(annotations),
@@ -66,10 +66,10 @@ def match_detections(
         rows=table.rows[numbers],
         labels=table.labels[numbers],
         scores=table.scores[numbers],
-        right=found.right[:, numbers],
-        judged=found.judged[:, numbers],
-        partner=found.partner[:, numbers],
-        precision=found.precision,
+        right=partner[:, numbers] >= 0,
+        judged=judged[:, numbers],
+        partner=partner[:, numbers],
+        precision=precision,
         gt_rows=np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets)),
         gt_labels=annotations.labels,
         gt_ignored=annotations.crowd | (annotations.areas < 0) | (annotations.areas > LARGEST_AREA),

@@ -12,9 +12,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import hotcoco
 import numpy as np
@@ -31,6 +31,9 @@ from cachedet.evaluation.overlaps import mask_areas, masks_of_image
 from cachedet.evaluation.precision import mean_known, to_json_values
 from cachedet.structures import Annotations, Detections
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Kind = Literal["bbox", "segm"]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -39,10 +42,6 @@ Flags = NDArray[np.bool_]
 LIMITS = (1, 10, 100)  # detections of a class in an image, of COCO's figures
 LARGEST_AREA = 1e5**2  # square pixels that count as "all" sizes
 _process: int | None = None  # that has started hotcoco's threads
-_FIGURES = (
-    "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
-    "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +57,10 @@ class ClassScore:
 
 @dataclass(frozen=True, kw_only=True)
 class CocoScores:
-    """The 12 COCO figures (0..1; NaN where COCO says -1: no such boxes) and AP per class."""
+    """The 12 COCO figures (0..1; NaN where COCO says -1: no such boxes) and AP per class.
+
+    In the order of COCO's own list.
+    """
 
     ap: float
     ap50: float
@@ -88,19 +90,15 @@ class Accumulated:
     recall: Floats  # (T, K, A, L)
     figures: tuple[float, ...]  # the protocol's own, in its order; NaN where it says -1
 
+    def named(self, record: type[DataclassInstance]) -> dict[str, float]:
+        """The figures by the names of the record's first fields."""
+        return {
+            field.name: value for field, value in zip(fields(record), self.figures, strict=False)
+        }
+
     def ap_of_class(self, label: int, *, thresholds: slice = slice(None)) -> float:
         """Mean precision over all sizes; NaN where the class has no box."""
         return mean_known(self.precision[thresholds, :, label, 0, -1])
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Judgement:
-    """What became of each detection, boxes of all sizes, best 100 of each class and image."""
-
-    right: Flags  # (T, D)
-    judged: Flags  # (T, D) right or wrong; not what lies in a crowd, or is past the 100
-    partner: Ints  # (T, D) box that a right one found, -1: none
-    precision: Floats  # (T, R, K) -1: a class without boxes
 
 
 def score_detections(annotations: Annotations, detections: Sequence[Detections]) -> CocoScores:
@@ -129,7 +127,7 @@ def score_table(
         for label, number in enumerate(num_boxes)
     )
     return CocoScores(
-        **dict(zip(_FIGURES, full.figures, strict=True)),
+        **full.named(CocoScores),
         per_class=per_class,
         num_images=len(annotations),
         num_detections=len(table),
@@ -167,25 +165,29 @@ def accumulate_lvis(
     return _accumulated(hotcoco.COCOeval(truth, uncapped, of, lvis_style=True), summed=True)
 
 
-def judge(annotations: Annotations, table: DetectionTable, *, iou_thresholds: Floats) -> Judgement:
-    """Which boxes the detections find, as in COCO, at some IoU thresholds."""
+def judge(
+    annotations: Annotations, table: DetectionTable, *, iou_thresholds: Floats
+) -> tuple[Ints, Flags, Floats]:
+    """Which boxes the detections find, as in COCO, of all sizes, at some IoU thresholds.
+
+    Boxes (T, D), -1: none; which detections are judged (T, D), not those in crowds or past the best
+    100 of a class and image; precision (T, R, K), -1: a class without boxes.
+    """
     evaluator = hotcoco.COCOeval(*_load(annotations, table, "bbox"), "bbox")
     params = evaluator.params
     params.iou_thrs, params.max_dets = iou_thresholds.tolist(), [LIMITS[-1]]
     params.area_rng, params.area_rng_lbl = [[0.0, LARGEST_AREA]], ["all"]
     precision = _accumulated(evaluator, summed=False).precision[:, :, :, 0, 0]
     shape = len(iou_thresholds), len(table)
-    right, judged = np.zeros(shape, dtype=np.bool_), np.zeros(shape, dtype=np.bool_)
-    partner = np.full(shape, -1, dtype=np.int64)
+    partner, judged = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=np.bool_)
     for at, iou in enumerate(params.iou_thrs):
         # No score reaches infinity: labels that look wrong are not searched for.
         found = evaluator.image_diagnostics(iou_thr=iou, score_thr=math.inf)
         pairs, known = found["dt_match"], found["dt_status"]
         numbers = np.fromiter(pairs, dtype=np.int64, count=len(pairs)) - 1
-        right[at, numbers] = True
         partner[at, numbers] = np.fromiter(pairs.values(), dtype=np.int64, count=len(pairs)) - 1
         judged[at, np.fromiter(known, dtype=np.int64, count=len(known)) - 1] = True
-    return Judgement(right=right, judged=judged, partner=partner, precision=precision)
+    return partner, judged, precision
 
 
 def _load(

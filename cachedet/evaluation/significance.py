@@ -23,6 +23,7 @@ from cachedet.evaluation.metrics import Floats, Ints
 from cachedet.evaluation.precision import RECALLS, TINY, to_json_values
 from cachedet.structures import Annotations
 
+Weights = NDArray[np.int32]
 Progress = Callable[[int], None]
 
 _VALUES_AT_ONCE = 4_000_000  # bounds the working memory: about 40 bytes each
@@ -116,14 +117,15 @@ def compare_runs(
     return ComparisonReport(first=reports[0], second=reports[1], difference=reports[2])
 
 
-def draw_images(num_images: int, *, resamples: int, seed: int) -> Ints:
+def draw_images(num_images: int, *, resamples: int, seed: int) -> Weights:
     """(B, N) how often each image is in a resample of N drawn with replacement."""
     if resamples < 1 or num_images < 1:
         raise ValueError(
             f"expected at least one resample and image, got {resamples} and {num_images}"
         )
     rng = np.random.default_rng(seed)
-    return rng.multinomial(num_images, [1 / num_images] * num_images, size=resamples)
+    drawn = rng.multinomial(num_images, [1 / num_images] * num_images, size=resamples)
+    return drawn.astype(np.int32)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -140,7 +142,7 @@ class WeightedAP:
 
 
 def weighted_ap(
-    matches: MatchTable, weights: Ints, *, on_progress: Progress | None = None
+    matches: MatchTable, weights: Weights, *, on_progress: Progress | None = None
 ) -> WeightedAP:
     """AP of boxes of all sizes for each row of weights (B, N), whole numbers from 0.
 
@@ -167,7 +169,7 @@ def weighted_ap(
     )
 
 
-def _of_class(matches: MatchTable, span: slice, weights: NDArray[np.int32], num_gt: Ints) -> Floats:
+def _of_class(matches: MatchTable, span: slice, weights: Weights, num_gt: Ints) -> Floats:
     """(T, B) AP of one class by weights (N, B).
 
     Precision only matters where recall grows: a right detection is worth the recalls it reaches
@@ -176,15 +178,15 @@ def _of_class(matches: MatchTable, span: slice, weights: NDArray[np.int32], num_
     rows, judged, right = matches.rows[span], matches.judged[:, span], matches.right[:, span]
     found = np.flatnonzero(right.any(axis=0))
     ap = np.zeros((len(right), weights.shape[1]))
-    so_far: Floats | None = None
-    for threshold, right_at in enumerate(right):
+    so_far: tuple[NDArray[np.bool_], Floats] | None = None
+    for threshold, (judged_at, right_at) in enumerate(zip(judged, right, strict=True)):
         at = np.flatnonzero(right_at)
         if not len(at):
             continue
-        if so_far is None or not np.array_equal(judged[threshold], judged[threshold - 1]):
-            so_far = _sum_down_to(found, weights, np.where(judged[threshold], rows, -1))
+        if so_far is None or not np.array_equal(so_far[0], judged_at):
+            so_far = judged_at, _sum_down_to(found, weights, np.where(judged_at, rows, -1))
         hits = _sum_down_to(np.arange(len(at)), weights, rows[at])
-        precision = hits / (so_far[np.searchsorted(found, at)] + TINY)
+        precision = hits / (so_far[1][np.searchsorted(found, at)] + TINY)
         envelope = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
         # recall 0 is reached by anything, even if the first right ones are of images not drawn
         newly = np.diff(_count_reached(hits / num_gt), axis=0, prepend=0)
@@ -192,7 +194,7 @@ def _of_class(matches: MatchTable, span: slice, weights: NDArray[np.int32], num_
     return ap
 
 
-def _sum_down_to(ends: Ints, weights: NDArray[np.int32], rows: Ints) -> Floats:
+def _sum_down_to(ends: Ints, weights: Weights, rows: Ints) -> Floats:
     """(n, B) sums of the weights of rows (-1: none) down to each end, itself included.
 
     Line by line: NumPy's cumsum down the columns takes ten times as long.
@@ -219,7 +221,7 @@ def _count_reached(recall: Floats) -> Ints:
 def _values(
     annotations: Annotations,
     detections: DetectionsOrTable,
-    weights: Ints,
+    weights: Weights,
     on_progress: Progress | None,
 ) -> WeightedAP:
     """Row 0: the images as they are."""
