@@ -190,6 +190,13 @@ def test_nothing_detected(annotations: Annotations) -> None:
     assert scores.num_images == 3
 
 
+def test_boxes_alone_need_no_sizes_of_images(scene: Any) -> None:
+    annotations, drawn = scene().draw(3)
+    odd = dataclasses.replace(annotations, sizes_hw=annotations.sizes_hw * 10**12 - 10**13)
+    scores = score_detections(annotations, drawn)
+    assert score_detections(odd, drawn).to_json() == scores.to_json()
+
+
 def test_boxes_travel_as_xywh(annotations: Annotations) -> None:
     annotation = ground_truth_json(annotations)["annotations"][-1]
     np.testing.assert_array_equal(annotation["bbox"], [20.5, 30.25, 20.25, 29.75])
