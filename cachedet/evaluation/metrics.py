@@ -207,11 +207,11 @@ def _load(
     _require_own_threads()
     order = np.argsort(annotations.image_ids, kind="stable")
     place = np.argsort(order)
-    fields = [image_fields[row] if image_fields else {} for row in order.tolist()]
+    more = [image_fields[row] if image_fields else {} for row in order.tolist()]
     # Only masks need sizes, and are never large: a file may say 10^12 pixels beside mere boxes.
     sizes = annotations.sizes_hw[order] if of == "segm" else np.ones((len(order), 2))
     images = [
-        {"id": number, "height": int(height), "width": int(width), **fields[number]}
+        {"id": number, "height": int(height), "width": int(width), **more[number]}
         for number, (height, width) in enumerate(sizes)
     ]
     rated: Sequence[str | None] = frequencies or [None] * len(annotations.categories)
