@@ -1,66 +1,36 @@
-"""The matches against plain loops."""
+"""The matches are pycocotools' own, at every threshold."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from cachedet.evaluation.detection_table import tabulate
-from cachedet.evaluation.matches import IOU_THRESHOLDS, match_detections
+from cachedet.evaluation.matches import match_detections
+from cachedet.evaluation.metrics import coco_results, ground_truth_json
 from cachedet.structures import Detections
 
 
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1))
-def test_partners_are_those_of_plain_loops(seed: int, scene: Any) -> None:
-    """COCO's loop as prose has it, for one threshold, with the number of the box drawn."""
-    annotations, drawn = scene(images=3).draw(seed)
+@pytest.mark.parametrize("seed", range(20))
+def test_every_partner_is_pycocotools_own(seed: int, scene: Any, pycocotools: Any) -> None:
+    kind = scene(images=3) if seed % 2 else scene(images=2, boxes=30, classes=1, detections=250)
+    annotations, drawn = kind.draw(seed)
     table = tabulate(annotations, drawn)
+    theirs = pycocotools(ground_truth_json(annotations), coco_results(annotations, table))
+    box_of, judged = np.full((10, len(table)), -1), np.zeros((10, len(table)), dtype=np.bool_)
+    for found in theirs.evalImgs:
+        if found is not None and found["aRng"] == theirs.params.areaRng[0]:
+            numbers = np.array(found["dtIds"], dtype=np.int64) - 1
+            judged[:, numbers] = ~found["dtIgnore"].astype(np.bool_)
+            box_of[:, numbers] = found["dtMatches"] - 1
     matches = match_detections(annotations, table)
-    threshold = seed % 10
-    expected = np.full(len(table), -1)
-    for row in range(len(annotations)):
-        for label in range(len(annotations.categories)):
-            mine = np.flatnonzero((table.rows == row) & (table.labels == label))
-            mine = mine[np.argsort(-table.scores[mine], kind="stable")]
-            span = annotations.boxes_of(row)
-            boxes = [b for b in range(span.start, span.stop) if annotations.labels[b] == label]
-            boxes.sort(key=lambda b: bool(annotations.crowd[b]))
-            taken: set[int] = set()
-            for number in mine.tolist():
-                best, most = -1, IOU_THRESHOLDS[threshold]
-                for box in boxes:
-                    if box in taken and not annotations.crowd[box]:
-                        continue
-                    if best >= 0 and not annotations.crowd[best] and annotations.crowd[box]:
-                        break
-                    overlap = iou(
-                        table.xywh[number], annotations.boxes[box], bool(annotations.crowd[box])
-                    )
-                    if overlap >= most:
-                        best, most = box, overlap
-                if best >= 0:
-                    expected[number] = best
-                    taken.add(best)
-    in_crowd = np.append(annotations.crowd, False)[expected]  # -1 is the last
-    found = np.where(in_crowd, -1, expected)
-    np.testing.assert_array_equal(matches.partner[threshold], found[matches.source])
-    np.testing.assert_array_equal(matches.right[threshold], matches.partner[threshold] >= 0)
-    np.testing.assert_array_equal(matches.judged[threshold], ~in_crowd[matches.source])
-
-
-def iou(xywh: Any, xyxy: Any, crowd: bool) -> float:
-    x1, y1, w, h = xywh
-    width = min(x1 + w, xyxy[2]) - max(x1, xyxy[0])
-    height = min(y1 + h, xyxy[3]) - max(y1, xyxy[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    union = w * h if crowd else w * h + (xyxy[2] - xyxy[0]) * (xyxy[3] - xyxy[1]) - width * height
-    return float(width * height / union)
+    np.testing.assert_array_equal(matches.judged, judged[:, matches.source])
+    expected = np.where(judged, box_of, -1)[:, matches.source]
+    np.testing.assert_array_equal(matches.partner, expected)
+    np.testing.assert_array_equal(matches.right, expected >= 0)
 
 
 def test_ten_thousand_detections_in_a_image(annotations_of: Any) -> None:
