@@ -19,7 +19,7 @@ from cachedet.evaluation.analysis import Analysis, analyse, require_resamples
 from cachedet.evaluation.detection_table import DetectionTable, has_masks, tabulate
 from cachedet.evaluation.files import TruthOfStore, read_annotations_of, read_counts
 from cachedet.evaluation.metrics import ClassScore, CocoScores, coco_results
-from cachedet.evaluation.precision import ProposalReport
+from cachedet.evaluation.proposals import ProposalReport
 from cachedet.evaluation.strata import DEFAULT_EDGES, check_edges
 from cachedet.evaluation.subject import Subject
 from cachedet.outputs import Kind, require_ours, write_file

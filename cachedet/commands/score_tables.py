@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # commands import what they need when they run: `--help` stay
     from cachedet.evaluation.error_kinds import ErrorReport
     from cachedet.evaluation.lvis import LvisScores
     from cachedet.evaluation.metrics import ClassScore, CocoScores
-    from cachedet.evaluation.precision import ProposalReport
+    from cachedet.evaluation.proposals import ProposalReport
     from cachedet.evaluation.significance import BootstrapReport, ComparisonReport, Interval
     from cachedet.evaluation.strata import Stratum
 

@@ -11,8 +11,7 @@ from cachedet.evaluation.curves import Curves, draw_curves
 from cachedet.evaluation.detection_table import DetectionTable, count_oddities
 from cachedet.evaluation.error_kinds import ErrorReport, analyse_errors
 from cachedet.evaluation.lvis import Federated, LvisScores, score_lvis
-from cachedet.evaluation.matches import Kind
-from cachedet.evaluation.metrics import CocoScores, score_table
+from cachedet.evaluation.metrics import CocoScores, Kind, score_table
 from cachedet.evaluation.significance import (
     BootstrapReport,
     ComparisonReport,

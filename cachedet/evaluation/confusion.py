@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from cachedet.evaluation.curves import draw_curves
 from cachedet.evaluation.detection_table import DetectionsOrTable, DetectionTable, tabulate
-from cachedet.evaluation.matches import ALL_SIZES, Flags, Ints, match_detections
+from cachedet.evaluation.matches import match_detections
+from cachedet.evaluation.metrics import Flags, Ints
 from cachedet.evaluation.overlaps import candidate_pairs
 from cachedet.structures import Annotations, CategoryMap
 
@@ -70,18 +71,16 @@ def confuse(
     if not 0 < iou <= 1:
         raise ValueError(f"expected an IoU in (0, 1], got {iou}")
     table = table.keep(table.scores >= min_score)
-    matches = match_detections(annotations, table, iou_thresholds=np.array([iou]), areas=ALL_SIZES)
+    matches = match_detections(annotations, table, iou_thresholds=np.array([iou]))
     kept = table.keep(matches.source)
-    ignored = matches.ignored[0, 0]
-    box_of = np.where(ignored, -1, matches.partner[0]).astype(np.int64)
+    judged, box_of = matches.judged[0], matches.partner[0].copy()
     free = ~annotations.crowd
     free[box_of[box_of >= 0]] = False
-    left = np.flatnonzero((box_of < 0) & ~ignored)
+    left = np.flatnonzero((box_of < 0) & judged)
     for detection, box in _take_others(annotations, kept, left, free, iou=iou).items():
         box_of[detection] = box
     classes = len(annotations.categories)
     counts = np.zeros((classes + 1, classes + 1), dtype=np.int64)
-    judged = ~ignored
     labels = np.append(annotations.labels, classes)  # box -1 is the background
     np.add.at(counts, (labels[box_of[judged]], kept.labels[judged]), 1)
     undetected = ~annotations.crowd
@@ -96,7 +95,7 @@ def _take_others(
     annotations: Annotations, kept: DetectionTable, left: Ints, free: Flags, *, iou: float
 ) -> dict[int, int]:
     """What the detections `left` take of the `free` boxes of any class."""
-    pairs = candidate_pairs(annotations, kept.keep(left), at_least=iou, same_class=False)
+    pairs = candidate_pairs(annotations, kept.keep(left), at_least=iou)
     open_pairs = free[pairs[1]]
     indices, boxes, overlaps = (column[open_pairs] for column in pairs)
     detections = left[indices]

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.evaluation.detection_table import DetectionsOrTable, tabulate
-from cachedet.evaluation.matches import ALL_SIZES, MatchTable, match_detections
-from cachedet.evaluation.precision import RECALLS, count_gt, interpolate, raw_curve, to_json_values
+from cachedet.evaluation.matches import MatchTable, match_detections
+from cachedet.evaluation.precision import RECALLS, TINY, to_json_values
 from cachedet.structures import Annotations
 
 
@@ -74,37 +74,33 @@ def draw_curves(
     if not 0 < iou <= 1 or num_bins < 1:
         raise ValueError(f"expected an IoU in (0, 1] and a bin or more, got {iou} and {num_bins}")
     table = tabulate(annotations, detections)
-    matches = match_detections(annotations, table, iou_thresholds=np.array([iou]), areas=ALL_SIZES)
-    judged = ~matches.ignored[0, 0]
-    right = matches.matched[0, 0][judged]
+    matches = match_detections(annotations, table, iou_thresholds=np.array([iou]))
+    judged, counts = matches.judged[0], matches.count_gt()
+    right = matches.right[0][judged]
     scores = matches.scores[judged]
     bins, error = _calibrate(scores, right, num_bins)
     order = np.argsort(-scores, kind="stable")
     return Curves(
         iou=iou,
         per_class=tuple(
-            _curve(annotations, matches, label) for label in range(len(annotations.categories))
+            _curve(annotations, matches, label, int(num_gt)) for label, num_gt in enumerate(counts)
         ),
-        best=_best_cut(scores[order], right[order], int(count_gt(matches).sum())),
+        best=_best_cut(scores[order], right[order], int(counts.sum())),
         calibration=bins,
         calibration_error=error,
     )
 
 
-def _curve(annotations: Annotations, matches: MatchTable, label: int) -> ClassCurve:
+def _curve(annotations: Annotations, matches: MatchTable, label: int, num_gt: int) -> ClassCurve:
     span = matches.of_class(label)
-    judged = ~matches.ignored[0, 0, span]
-    right = matches.matched[0, 0, span][judged]
-    num_gt = int(count_gt(matches)[0, label])
-    precision: tuple[float, ...] = ()
-    if num_gt:
-        precision = tuple(interpolate(right[None], ~right[None], num_gt)[0][0].tolist())
+    judged = matches.judged[0, span]
+    precision = tuple(matches.precision[0, :, label].tolist()) if num_gt else ()
     return ClassCurve(
         name=annotations.categories.names[label],
         category_id=annotations.categories.ids[label],
         ap=float(np.mean(precision)) if precision else math.nan,
         precision=precision,
-        best=_best_cut(matches.scores[span][judged], right, num_gt),
+        best=_best_cut(matches.scores[span][judged], matches.right[0, span][judged], num_gt),
     )
 
 
@@ -112,14 +108,14 @@ def _best_cut(scores: NDArray[np.float64], right: NDArray[np.bool_], num_gt: int
     """The best cut of falling scores; it keeps all detections of a score or none."""
     if not num_gt or not len(scores):
         return Cut(score=math.nan, precision=math.nan, recall=math.nan, f1=math.nan)
-    recall, precision = (curve[0] for curve in raw_curve(right[None], ~right[None], num_gt))
+    hits, kept = np.cumsum(right), np.arange(1, len(right) + 1)
     last = np.append(scores[:-1] != scores[1:], True)
-    f1 = 2 * np.cumsum(right) / (np.arange(1, len(right) + 1) + num_gt)
+    f1 = 2 * hits / (kept + num_gt)
     best = int(np.argmax(np.where(last, f1, -1.0)))
     return Cut(
         score=float(scores[best]),
-        precision=float(precision[best]),
-        recall=float(recall[best]),
+        precision=float(hits[best] / (kept[best] + TINY)),
+        recall=float(hits[best] / num_gt),
         f1=float(f1[best]),
     )
 

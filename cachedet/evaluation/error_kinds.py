@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.evaluation.detection_table import DetectionsOrTable, DetectionTable, tabulate
-from cachedet.evaluation.matches import ALL_SIZES, Floats, Ints, MatchTable, match_detections
+from cachedet.evaluation.matches import HALF, MatchTable, match_detections
+from cachedet.evaluation.metrics import Floats, Ints
 from cachedet.evaluation.overlaps import candidate_pairs
-from cachedet.evaluation.precision import interpolate, to_json_values
+from cachedet.evaluation.precision import average_precision, to_json_values
 from cachedet.structures import Annotations
 
 FOREGROUND = 0.5  # from this IoU on a box is found
@@ -104,18 +105,17 @@ def analyse_errors(annotations: Annotations, detections: DetectionsOrTable) -> E
 
 def sort_errors(annotations: Annotations, table: DetectionTable) -> DetectionKinds:
     """The kind of every detection and which boxes were missed."""
-    half = np.array([FOREGROUND])
-    matches = match_detections(annotations, table, iou_thresholds=half, areas=ALL_SIZES)
+    matches = match_detections(annotations, table, iou_thresholds=HALF)
     kept = table.keep(matches.source)
-    pairs = candidate_pairs(annotations, kept, at_least=BACKGROUND, same_class=False)
+    pairs = candidate_pairs(annotations, kept, at_least=BACKGROUND)
     counted = ~annotations.crowd[pairs[1]]
     detections, boxes, ious = (column[counted] for column in pairs)
     same = kept.labels[detections] == annotations.labels[boxes]
     own_iou, own_box = _best(detections[same], boxes[same], ious[same], len(kept))
     other_iou, other_box = _best(detections[~same], boxes[~same], ious[~same], len(kept))
-    right = matches.matched[0, 0] & ~matches.ignored[0, 0]
+    right = matches.right[0]
     tests = {
-        IGNORED: matches.ignored[0, 0],
+        IGNORED: ~matches.judged[0],
         RIGHT: right,
         "localisation": (own_iou >= BACKGROUND) & (own_iou < FOREGROUND),
         "classification": other_iou >= FOREGROUND,
@@ -184,7 +184,7 @@ class _State:
         starts = np.searchsorted(labels, present)
         stops = np.searchsorted(labels, present, side="right")
         values = [
-            interpolate(right[None, a:b], ~right[None, a:b], int(self.num_gt[label]))[0].mean()
+            average_precision(right[a:b], int(self.num_gt[label]))
             for label, a, b in zip(present.tolist(), starts, stops, strict=True)
         ]
         return float(np.mean(values)) if values else math.nan

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.errors import DatasetError
-from cachedet.evaluation.detection_table import DetectionsOrTable, DetectionTable, tabulate
-from cachedet.evaluation.matches import Kind, MatchTable, match_detections
+from cachedet.evaluation.detection_table import DetectionsOrTable, tabulate
+from cachedet.evaluation.matches import best_of_groups
+from cachedet.evaluation.metrics import Kind, accumulate_lvis
 from cachedet.evaluation.overlaps import box_areas, mask_areas
-from cachedet.evaluation.precision import accumulate, to_json_values
+from cachedet.evaluation.precision import to_json_values
 from cachedet.structures import Annotations
 
 MOST_PER_IMAGE = 300
@@ -39,7 +40,7 @@ class Federated:
 
 @dataclass(frozen=True, kw_only=True)
 class LvisScores:
-    """LVIS's 13 figures (0..1; NaN where LVIS says -1) and AP per class."""
+    """LVIS's 13 figures, in its order (0..1; NaN where LVIS says -1), and AP per class."""
 
     ap: float
     ap50: float
@@ -95,47 +96,38 @@ def score_lvis(
 ) -> LvisScores:
     """LVIS's figures of boxes or masks. Raises InputError as `tabulate`."""
     table = tabulate(annotations, detections, with_masks=of == "segm")
-    matches = match_lvis(annotations, federated, table, of=of)
-    full = accumulate(matches)
-    groups = {
-        f"ap_{name}": full.mean_precision(
-            labels=[k for k, rated in enumerate(federated.frequencies) if rated == letter]
-        )
-        for letter, name in FREQUENCIES.items()
-    }
-    return LvisScores(
-        ap=full.mean_precision(),
-        ap50=full.mean_precision(threshold=matches.threshold(0.5)),
-        ap75=full.mean_precision(threshold=matches.threshold(0.75)),
-        ar300=full.mean_recall(),
-        **groups,
-        **full.by_area(),
-        per_class=tuple(
-            full.mean_precision(labels=[label]) for label in range(len(annotations.categories))
-        ),
-        num_images=len(annotations),
-        num_detections=len(table),
-        num_judged=len(matches.scores),
-    )
-
-
-def match_lvis(
-    annotations: Annotations, federated: Federated, table: DetectionTable, *, of: Kind = "bbox"
-) -> MatchTable:
-    """Matches of the detections that LVIS judges."""
     classes = len(annotations.categories)
     boxes = _as_lvis(annotations)
-    kept = _best_of_images(table, MOST_PER_IMAGE)
+    held = np.repeat(np.arange(len(annotations)), np.diff(boxes.offsets)) * classes + boxes.labels
+    said = np.union1d(held, federated.negative)  # classes of images that something is known about
+    kept = best_of_groups(table, table.rows, most=MOST_PER_IMAGE)
     sizes = mask_areas(table) if of == "segm" else box_areas(table)
     kept = kept[sizes[kept] > 0]  # lvis-api leaves out what has no area, boxes and detections
-    codes = table.rows[kept] * classes + table.labels[kept]
-    held = np.repeat(np.arange(len(annotations)), np.diff(boxes.offsets)) * classes + boxes.labels
-    kept = kept[np.isin(codes, held) | np.isin(codes, federated.negative)]
-    judged = table.keep(kept)
-    codes = judged.rows * classes + judged.labels
-    return match_detections(
-        boxes, judged, most_per_class=None, of=of, unjudged=np.isin(codes, federated.not_exhaustive)
+    judged = table.keep(kept[np.isin(table.rows[kept] * classes + table.labels[kept], said)])
+    fields = {"neg_category_ids": said, "not_exhaustive_category_ids": federated.not_exhaustive}
+    full = accumulate_lvis(
+        boxes,
+        judged,
+        of=of,
+        image_fields=[
+            {name: _labels_of(row, codes, classes) for name, codes in fields.items()}
+            for row in range(len(annotations))
+        ],
+        frequencies=federated.frequencies,
     )
+    return LvisScores(
+        **full.named(LvisScores),
+        per_class=tuple(full.ap_of_class(label) for label in range(classes)),
+        num_images=len(annotations),
+        num_detections=len(table),
+        num_judged=len(judged),
+    )
+
+
+def _labels_of(row: int, codes: NDArray[np.int64], classes: int) -> list[int]:
+    first, last = np.searchsorted(codes, [row * classes, (row + 1) * classes])
+    labels: list[int] = (codes[first:last] - row * classes).tolist()
+    return labels
 
 
 def _as_lvis(annotations: Annotations) -> Annotations:
@@ -153,14 +145,6 @@ def _as_lvis(annotations: Annotations) -> Annotations:
         masks=annotations.masks.keep(solid) if annotations.masks is not None else None,
         sides_wh=annotations.sides_wh[solid] if annotations.sides_wh is not None else None,
     )
-
-
-def _best_of_images(table: DetectionTable, most: int) -> NDArray[np.int64]:
-    """Numbers of each image's best scores, in the order they came."""
-    order = np.lexsort((np.arange(len(table)), -table.scores, table.rows))
-    starts = np.flatnonzero(np.diff(table.rows[order], prepend=-1))
-    ranks = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
-    return np.sort(order[ranks < most])
 
 
 def _codes(

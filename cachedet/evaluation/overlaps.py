@@ -5,7 +5,7 @@ Letters: D detections, P candidate pairs.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,51 +19,25 @@ from cachedet.structures import Annotations
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 
 
-def candidate_pairs(
-    annotations: Annotations,
-    table: DetectionTable,
-    *,
-    at_least: float,
-    of: Literal["bbox", "segm"] = "bbox",
-    same_class: bool = True,
-) -> Pairs:
+def candidate_pairs(annotations: Annotations, table: DetectionTable, *, at_least: float) -> Pairs:
     """Detections, boxes and IoUs (P,) of pairs in one image that overlap `at_least` so much.
 
-    The "IoU" with a crowd is the part of the detection inside it, as in COCO. Masks are only paired
-    within a class.
+    Of whatever class; the "IoU" with a crowd is the part of the detection inside it, as in COCO.
     """
-    pairs = []
+    pairs = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0))]
     xywh = annotations.xywh
     order = np.argsort(table.rows, kind="stable")
     rows, starts = np.unique(table.rows[order], return_index=True)
     for row, numbers in zip(rows.tolist(), np.split(order, starts[1:]), strict=False):
         span = annotations.boxes_of(row)
-        boxes = np.arange(span.start, span.stop)
-        if not len(boxes):
+        if span.start == span.stop:
             continue
-        crowd = annotations.crowd[boxes]
-        if of == "bbox":
-            ious = np.asarray(coco_mask.iou(table.xywh[numbers], xywh[boxes], crowd.tolist()))
-            close = ious >= at_least
-            if same_class:
-                close &= table.labels[numbers][:, None] == annotations.labels[boxes]
-            detection, box = np.nonzero(close)
-            pairs.append((numbers[detection], boxes[box], ious[detection, box]))
-            continue
-        given, masks = _masks_of(table), masks_of_image(annotations, row)
-        for label in np.unique(table.labels[numbers]):  # masks of other classes cost too much
-            mine = numbers[table.labels[numbers] == label]
-            theirs = np.flatnonzero(annotations.labels[boxes] == label)
-            if not len(theirs):
-                continue
-            codes = [given[n] for n in mine], [masks[n] for n in theirs]
-            ious = np.asarray(coco_mask.iou(*codes, crowd[theirs].tolist()))
-            detection, box = np.nonzero(ious >= at_least)
-            pairs.append((mine[detection], boxes[theirs[box]], ious[detection, box]))
-    empty = np.zeros(0, dtype=np.int64)
-    columns = zip(*[(empty, empty, np.zeros(0)), *pairs], strict=True)
-    detections, partners, ious = (np.concatenate(column) for column in columns)
-    return detections, partners, ious
+        crowd = annotations.crowd[span].tolist()
+        ious = np.asarray(coco_mask.iou(table.xywh[numbers], xywh[span], crowd))
+        detection, box = np.nonzero(ious >= at_least)
+        pairs.append((numbers[detection], box + span.start, ious[detection, box]))
+    detections, boxes, ious = (np.concatenate(column) for column in zip(*pairs, strict=True))
+    return detections, boxes, ious
 
 
 def box_areas(table: DetectionTable) -> NDArray[np.float64]:
@@ -73,8 +47,10 @@ def box_areas(table: DetectionTable) -> NDArray[np.float64]:
 
 def mask_areas(table: DetectionTable) -> NDArray[np.float64]:
     """(D,) square pixels. Raises InputError where the detections have no masks."""
+    if table.masks is None and len(table):
+        raise InputError("scoring masks needs detections with masks; these have boxes only")
     # One by one: pycocotools 2.0.11 fails on a list of more than 255 (it counts them in a byte).
-    areas = [int(coco_mask.area(mask)) for mask in _masks_of(table)]
+    areas = [int(coco_mask.area(mask)) for mask in table.masks or ()]
     return np.array(areas, dtype=np.float64)
 
 
@@ -96,9 +72,3 @@ def masks_of_image(annotations: Annotations, row: int) -> list[dict[str, Any]]:
         require_covers(code, size_hw)
         masks.append(rle_of(code, size_hw))
     return masks
-
-
-def _masks_of(table: DetectionTable) -> list[dict[str, Any]]:
-    if table.masks is None and len(table):
-        raise InputError("scoring masks needs detections with masks; these have boxes only")
-    return list(table.masks or ())

@@ -17,7 +17,7 @@ from cachedet.device import choose_device
 from cachedet.errors import CheckpointError, InputError
 from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.merging import Merging
-from cachedet.evaluation.precision import ProposalReport, proposal_recall
+from cachedet.evaluation.proposals import ProposalReport, proposal_recall
 from cachedet.progress import StageProgress
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, Detections

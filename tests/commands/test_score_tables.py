@@ -15,7 +15,7 @@ from cachedet.evaluation.analysis import Analysis, analyse
 from cachedet.evaluation.detection_table import DetectionTable, tabulate
 from cachedet.evaluation.lvis import Federated
 from cachedet.evaluation.metrics import ClassScore, CocoScores
-from cachedet.evaluation.precision import ProposalRecall, ProposalReport
+from cachedet.evaluation.proposals import ProposalRecall, ProposalReport
 from cachedet.evaluation.significance import Interval
 from cachedet.structures import Annotations, CategoryMap, Detections
 

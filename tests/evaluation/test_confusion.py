@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from cachedet.evaluation.confusion import confuse
 from cachedet.evaluation.curves import draw_curves
 from cachedet.evaluation.detection_table import tabulate
-from cachedet.evaluation.matches import match_detections
-from cachedet.evaluation.precision import accumulate
+from cachedet.evaluation.metrics import accumulate
 from cachedet.structures import Detections
 
 BOXES = [[[0, 0, 40, 40, 0, 0], [100, 100, 140, 140, 1, 0], [0, 100, 60, 160, 2, 1]]]
@@ -77,8 +76,8 @@ def test_every_box_and_detection_is_counted_once(seed: int, scene: Any) -> None:
     np.testing.assert_array_equal(counts[:3].sum(axis=1), boxes)
     np.testing.assert_array_equal(counts[:, :3].sum(axis=0), kept)
     assert counts[3, 3] == 0
-    full = accumulate(match_detections(annotations, table.keep(table.scores >= 0.4)))
-    found_at_half = np.where(boxes > 0, full.recall[0, :, 0], 0) * boxes
+    full = accumulate(annotations, table.keep(table.scores >= 0.4))
+    found_at_half = np.where(boxes > 0, full.recall[0, :, 0, -1], 0) * boxes
     np.testing.assert_allclose(np.diagonal(counts)[:3], found_at_half, atol=1e-9)
 
 

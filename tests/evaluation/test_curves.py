@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cachedet.evaluation.curves import draw_curves
 from cachedet.evaluation.detection_table import tabulate
 from cachedet.evaluation.matches import match_detections
-from cachedet.evaluation.metrics import score_detections
+from cachedet.evaluation.metrics import accumulate, score_detections
 from cachedet.structures import Annotations, Detections
 
 few = settings(max_examples=25, deadline=None)
@@ -27,6 +27,9 @@ def test_curves_have_the_ap_of_the_figures(seed: int, scene: Any) -> None:
     for curve, score in zip(curves.per_class, scores.per_class, strict=True):
         assert curve.ap == pytest.approx(score.ap50, abs=1e-12, nan_ok=True)
         assert list(curve.precision) == sorted(curve.precision, reverse=True)
+    exact = accumulate(annotations, tabulate(annotations, detections)).precision[0, ..., 0, -1]
+    for label, curve in enumerate(curves.per_class):
+        assert curve.precision == (tuple(exact[:, label]) if curve.precision else ())
 
 
 @few
@@ -46,9 +49,9 @@ def assert_best(
     of_class = annotations.labels >= 0 if label is None else annotations.labels == label
     boxes = int((~annotations.crowd & of_class).sum())
     matches = match_detections(annotations, tabulate(annotations, detections))
-    judged = ~matches.ignored[0, 0]
+    judged = matches.judged[0].copy()
     judged &= True if label is None else matches.labels == label
-    right, scores = matches.matched[0, 0][judged], matches.scores[judged]
+    right, scores = matches.right[0][judged], matches.scores[judged]
     if not boxes or not len(scores):
         assert math.isnan(best.f1)
         assert math.isnan(best.score)

@@ -111,14 +111,14 @@ def test_equals_plain_loops(seed: int, scene: Any) -> None:
 def plain_tide(annotations: Annotations, table: DetectionTable) -> dict[str, Any]:
     """Section 2.2 of the paper, one detection after the other; matches as COCO makes them."""
     matches = sort_errors(annotations, table).matches
-    partner = np.full(len(table), -1)
-    partner[matches.source] = matches.partner[0]
-    used = {int(box) for box in partner if box >= 0 and not annotations.crowd[box]}
+    partner, judged = np.full(len(table), -1), np.zeros(len(table), dtype=np.bool_)
+    partner[matches.source], judged[matches.source] = matches.partner[0], matches.judged[0]
+    used = {int(box) for box in partner if box >= 0}
     kinds: dict[int, str] = {}
     target: dict[int, int] = {}
     for number in range(len(table)):
-        if partner[number] >= 0:
-            kinds[number] = "ignored" if annotations.crowd[partner[number]] else "right"
+        if partner[number] >= 0 or not judged[number]:
+            kinds[number] = "right" if judged[number] else "ignored"
             continue
         span = annotations.boxes_of(int(table.rows[number]))
         boxes = [b for b in range(span.start, span.stop) if not annotations.crowd[b]]

@@ -1,3 +1,5 @@
+"""COCO's figures are pycocotools' own, to the last bit."""
+
 from __future__ import annotations
 
 import contextlib
@@ -14,10 +16,12 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from cachedet.data.masks import NO_MASK, encode_bitmap
+from cachedet.data.masks import NO_MASK, encode_bitmap, encode_segmentation
 from cachedet.errors import InputError, StoreError
-from cachedet.evaluation.detection_table import table_of_results
+from cachedet.evaluation.detection_table import DetectionTable, table_of_results, tabulate
 from cachedet.evaluation.metrics import (
+    Kind,
+    accumulate,
     coco_results,
     ground_truth_json,
     score_detections,
@@ -57,6 +61,86 @@ def drawn() -> list[Detections]:
         detections(17, [([1.0, 1, 50, 50], 0.5, 0)]),
         detections(27, [([5.0, 8, 140, 150], 0.5, 0), ([20.0, 30, 44, 60], 0.3, 2)]),
     ]  # fmt: skip
+
+
+FUZZ_SEEDS = 200
+
+
+def assert_equals_pycocotools(
+    annotations: Annotations, table: DetectionTable, pycocotools: Any, of: Kind = "bbox"
+) -> None:
+    rows = coco_results(annotations, table)
+    if of == "segm":
+        rows = [{key: row[key] for key in row if key != "bbox"} for row in rows]
+    theirs = pycocotools(ground_truth_json(annotations), rows, of=of)
+    full = accumulate(annotations, table, of=of)
+    np.testing.assert_array_equal(full.precision, theirs.eval["precision"])
+    np.testing.assert_array_equal(full.recall, theirs.eval["recall"])
+    ours = dataclasses.astuple(score_table(annotations, table, of=of))[:12]
+    figures = [-1.0 if math.isnan(value) else value for value in ours]
+    np.testing.assert_array_equal(figures, theirs.stats)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_fuzz(part: int, scene: Any, pycocotools: Any) -> None:
+    """Crowds, empty images, ties, 0-based gapped ids, unsorted image ids, area bounds."""
+    for seed in range(part, FUZZ_SEEDS, 4):
+        images, boxes, classes, most = [(6, 6, 3, 12), (1, 30, 1, 240), (4, 9, 6, 30)][seed % 3]
+        kind = scene(images, boxes, classes, seed % 5 / 10, most if seed % 11 else 0)
+        annotations, drawn = kind.draw(seed)
+        table = tabulate(annotations, drawn)
+        if seed % 7 == 0:  # as files hold them: turned round, or without a side
+            table.xywh[::5, 2] *= -1
+            table.xywh[1::5, 3] = 0
+        assert_equals_pycocotools(annotations, table, pycocotools)
+
+
+def test_1203_classes(scene: Any, pycocotools: Any) -> None:
+    annotations, drawn = scene(classes=1203, boxes=4, detections=6).draw(2)
+    assert_equals_pycocotools(annotations, tabulate(annotations, drawn), pycocotools)
+    per_class = score_detections(annotations, drawn).per_class
+    assert len(per_class) == 1203
+    assert sum(score.num_boxes == 0 for score in per_class) > 1000
+    assert all(math.isnan(score.ap) for score in per_class if not score.num_boxes)
+
+
+def test_masks_equal_pycocotools(scene: Any, pycocotools: Any) -> None:
+    annotations, drawn = scene(images=4).draw(11)
+    y, x = np.mgrid[:200, :200]
+    codes = []
+    for x1, y1, x2, y2 in annotations.boxes.tolist():
+        inside = (x >= x1) & (x < x2) & (y >= y1) & (y < y2) & ((x + y) % 3 > 0)
+        codes.append(encode_bitmap(inside))
+    annotations = dataclasses.replace(annotations, masks=MaskCodes.join(codes))
+    drawn = [dataclasses.replace(each, masks=torch.rand(len(each), 7, 7)) for each in drawn]
+    table = tabulate(annotations, drawn, with_masks=True)
+    assert_equals_pycocotools(annotations, table, pycocotools, of="segm")
+
+
+def test_hundreds_of_masks(scene: Any, pycocotools: Any) -> None:
+    """pycocotools' area of a list fails beyond 255; its loadRes asks one by one."""
+    annotations, drawn = scene(images=2, boxes=8, classes=2, crowds=0.0, detections=900).draw(6)
+    assert max(len(of_image) for of_image in drawn) > 300
+    codes = []
+    for row in np.repeat(np.arange(2), np.diff(annotations.offsets)):
+        x, y, w, h = annotations.xywh[len(codes)].tolist()
+        corners = [x, y, x, y + h, x + w, y + h, x + w, y]
+        codes.append(encode_segmentation([corners], annotations.size_of(int(row))))
+    annotations = dataclasses.replace(annotations, masks=MaskCodes.join(codes))
+    drawn = [dataclasses.replace(each, masks=torch.ones(len(each), 7, 7)) for each in drawn]
+    table = tabulate(annotations, drawn, with_masks=True)
+    assert_equals_pycocotools(annotations, table, pycocotools, of="segm")
+
+
+def test_masks_are_asked_for_where_there_are_none(scene: Any) -> None:
+    annotations, drawn = scene().draw(1)
+    masked = [dataclasses.replace(each, masks=torch.rand(len(each), 7, 7)) for each in drawn]
+    with pytest.raises(InputError, match="scoring masks needs ground truth with masks"):
+        score_table(annotations, tabulate(annotations, masked, with_masks=True), of="segm")
+    blank = MaskCodes.join([NO_MASK] * len(annotations.labels))
+    annotations = dataclasses.replace(annotations, masks=blank)
+    with pytest.raises(InputError, match="scoring masks needs detections with masks"):
+        score_table(annotations, tabulate(annotations, drawn), of="segm")
 
 
 def test_the_results_file_scores_the_same_on_the_users_annotations(
@@ -104,6 +188,13 @@ def test_nothing_detected(annotations: Annotations) -> None:
     assert scores.ap == scores.ap50 == scores.ar100 == 0.0
     assert scores.num_detections == 0
     assert scores.num_images == 3
+
+
+def test_boxes_alone_need_no_sizes_of_images(scene: Any) -> None:
+    annotations, drawn = scene().draw(3)
+    odd = dataclasses.replace(annotations, sizes_hw=annotations.sizes_hw * 10**12 - 10**13)
+    scores = score_detections(annotations, drawn)
+    assert score_detections(odd, drawn).to_json() == scores.to_json()
 
 
 def test_boxes_travel_as_xywh(annotations: Annotations) -> None:
@@ -169,3 +260,31 @@ def test_masks_of_a_foreign_store_never_reach_pycocotools(annotations: Annotatio
     hostile = dataclasses.replace(annotations, masks=MaskCodes.join(codes))
     with pytest.raises(StoreError, match="a mask of 5 bytes does not cover its image of 200 x"):
         ground_truth_json(hostile)
+
+
+def test_a_child_forked_after_scoring_is_told_why_it_cannot(nursery: Any) -> None:
+    """It would wait for ever for its parent's threads."""
+    script = """
+import os
+import numpy as np
+from cachedet.evaluation.metrics import score_detections
+from cachedet.structures import Annotations, CategoryMap
+nothing = Annotations(
+    image_ids=np.zeros(0, dtype=int), file_names=(), sizes_hw=np.zeros((0, 2), dtype=int),
+    offsets=np.zeros(1, dtype=int), boxes=np.zeros((0, 4)), labels=np.zeros(0, dtype=int),
+    crowd=np.zeros(0, dtype=bool), areas=np.zeros(0),
+    categories=CategoryMap(ids=(1,), names=("a",)),
+)
+score_detections(nothing, [])
+if not os.fork():
+    try:
+        score_detections(nothing, [])
+    except ValueError as error:
+        print(error, flush=True)
+    os._exit(0)
+os.wait()
+"""
+    with nursery.start(script) as process:
+        out, err = process.communicate(timeout=60)
+    assert "forked by one that had scored detections" in out, err
+    assert "start it with `spawn`" in out

@@ -30,7 +30,7 @@ few = settings(max_examples=20, deadline=None)
 
 
 def repeated(
-    annotations: Annotations, drawn: list[Detections], weights: NDArray[np.int64]
+    annotations: Annotations, drawn: list[Detections], weights: NDArray[np.int32]
 ) -> tuple[Annotations, list[Detections]]:
     """A data set in which image n really stands `weights[n]` times, under ids of their own."""
     rows = np.repeat(np.arange(len(annotations)), weights)
@@ -51,7 +51,7 @@ def repeated(
 def test_weights_of_one_give_the_ap(seed: int, scene: Any) -> None:
     annotations, drawn = scene().draw(seed)
     matches = match_detections(annotations, tabulate(annotations, drawn))
-    ours = weighted_ap(matches, np.ones((1, len(annotations)), dtype=np.int64))
+    ours = weighted_ap(matches, np.ones((1, len(annotations)), dtype=np.int32))
     scores = score_detections(annotations, drawn)
     assert ours.ap[0] == pytest.approx(scores.ap, abs=1e-12, nan_ok=True)
     assert ours.ap50[0] == pytest.approx(scores.ap50, abs=1e-12, nan_ok=True)

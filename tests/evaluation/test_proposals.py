@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachedet.evaluation.metrics import coco_results, ground_truth_json
-from cachedet.evaluation.precision import ProposalReport, proposal_recall
+from cachedet.evaluation.proposals import ProposalReport, proposal_recall
 from cachedet.structures import Detections
 
 
