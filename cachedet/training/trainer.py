@@ -148,7 +148,7 @@ class Trainer:
         if not bool(torch.isfinite(reached.sum() * share)):
             is_own = not bool(torch.isfinite(stacked.sum() * share))
             raise NonFiniteLossError(
-                of_ranks(_describe_nonfinite(self.step, [batch], losses=losses) if is_own else "")
+                of_ranks(self._describe([batch], losses=losses) if is_own else "")
             )
         total = stacked.sum() * (share / copies)
         torch.autograd.backward(total if self.scaler is None else self.scaler.scale(total))
@@ -248,13 +248,25 @@ class Trainer:
         self.step, self.epoch, self.batch = checkpoint.step, checkpoint.epoch, checkpoint.batch
         self.best_ap, self.seconds = checkpoint.best_ap, checkpoint.seconds
 
+    def _describe(
+        self, batches: list[Batch], *, losses: dict[str, Tensor] | None = None, norm: float = 0.0
+    ) -> str:
+        """What was not finite, and whether features or weights are to blame."""
+        values = ", ".join(f"{name} {loss.item():g}" for name, loss in (losses or {}).items())
+        what = f"losses {values}" if losses else f"gradient norm {norm:g}"
+        ids = [image_id for batch in batches for image_id in batch.image_ids]
+        return (
+            f"step {self.step}: loss or gradient is not finite ({what}) on image ids {ids}; "
+            f"{_describe_features(batches)}{_describe_weights(self.detector)}. "
+            "Nothing was updated; the last checkpoint is whole. Lower schedule.lr, or set "
+            "schedule.clip_norm"
+        )
+
     def _move(self, norm: Tensor) -> None:
         is_finite = bool(torch.isfinite(norm))
         if self.scaler is None:
             if not is_finite:
-                raise NonFiniteLossError(
-                    of_ranks(_describe_nonfinite(self.step, self._pending, norm=norm.item()))
-                )
+                raise NonFiniteLossError(of_ranks(self._describe(self._pending, norm=norm.item())))
             self.optimizer.step()
             return
         self.scaler.step(self.optimizer)  # leaves out a step that overflowed
@@ -318,14 +330,7 @@ def make_trainer_of(detector: nn.Module, config: TrainConfig, *, total_steps: in
     )
 
 
-def _describe_nonfinite(
-    step: int,
-    batches: list[Batch],
-    *,
-    losses: dict[str, Tensor] | None = None,
-    norm: float | None = None,
-) -> str:
-    """What was not finite, and whether the features are to blame."""
+def _describe_features(batches: list[Batch]) -> str:
     largest: dict[str, float] = {}
     bad_levels = set()
     for batch in batches:
@@ -333,17 +338,15 @@ def _describe_nonfinite(
             largest[name] = max(largest.get(name, 0.0), float(maps.abs().max()))
             if not bool(torch.isfinite(maps).all()):
                 bad_levels.add(name)
-    where = (
-        f"the features of {', '.join(sorted(bad_levels))} are not finite"
-        if bad_levels
-        else "all features are finite, largest: "
-        + ", ".join(f"{name} {value:.3g}" for name, value in largest.items())
+    if bad_levels:
+        return f"the features of {', '.join(sorted(bad_levels))} are not finite"
+    return "all features are finite, largest: " + ", ".join(
+        f"{name} {value:.3g}" for name, value in largest.items()
     )
-    values = ", ".join(f"{name} {loss.item():g}" for name, loss in (losses or {}).items())
-    what = f"losses {values}" if losses else f"gradient norm {norm:g}"
-    ids = [image_id for batch in batches for image_id in batch.image_ids]
-    return (
-        f"step {step}: loss or gradient is not finite ({what}) on image ids {ids}; {where}. "
-        "Nothing was updated; the last checkpoint is whole. Lower schedule.lr, or set "
-        "schedule.clip_norm"
-    )
+
+
+def _describe_weights(detector: nn.Module) -> str:
+    """Nothing where all are finite."""
+    state = detector.state_dict().items()
+    bad = [name for name, value in state if not bool(torch.isfinite(value).all())]
+    return f"; the weights of {', '.join(bad[:3])} are not finite ({len(bad)})" if bad else ""

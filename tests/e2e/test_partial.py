@@ -21,7 +21,13 @@ from cachedet.cli import app
 from cachedet.config.run import EvalConfig, TrainConfig
 from cachedet.detector.build import build_detector
 from cachedet.detector.end_to_end import PIXELS, EndToEndDetector
-from cachedet.errors import BackboneError, CheckpointError, ConfigError, StoreError
+from cachedet.errors import (
+    BackboneError,
+    CheckpointError,
+    ConfigError,
+    NonFiniteLossError,
+    StoreError,
+)
 from cachedet.evaluate import evaluate
 from cachedet.extract import extract
 from cachedet.live.image_loader import ImageLoader
@@ -177,6 +183,7 @@ def test_stages_learn_and_batch_norms_stay(cut: Any, run: Path) -> None:
         {"freeze_at": "C3", "schedule": {**_VALUES["schedule"], "ema_decay": 0.9}},
         {"augment": {"translate": 1.0, "crop": 1.0, "flip": 0.5}},
         {"residency": "ram", "precision": "bf16"},
+        {"residency": "stream", "early_stopping": {"patience": 1}},
         {"detector": {"kind": "cascade_rcnn", "neck": {"kind": "nasfpn", "channels": 16},
                       "roi_head": {"samples": 16, "num_convs": 0, "fc_channels": 16}}},
     ],
@@ -348,6 +355,19 @@ def test_a_detector_given_as_an_object_must_have_the_stages(cut: Any, tmp_path: 
     train(config, run=tmp_path / "run", detector=partial, **cut)
     after = partial.backbone.state_dict()
     assert any(not torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_stages_that_are_not_finite_are_named(cut: Any, tmp_path: Path) -> None:
+    store, config = FeatureStore.open(cut["train_store"]), config_of(max_steps=1)
+    detector = build_partial_detector(
+        config, store.manifest, weights=store.read_stages(), where="store"
+    )
+    name, weight = next(
+        (name, weight) for name, weight in detector.named_parameters() if "backbone" in name
+    )
+    weight.data.fill_(torch.nan)
+    with pytest.raises(NonFiniteLossError, match=rf"; the weights of {name} are not finite \(1\)"):
+        train(config, run=tmp_path / "run", detector=detector, **cut)
 
 
 def test_another_cut_cannot_be_resumed(cut: Any, run: Path) -> None:

@@ -106,6 +106,17 @@ def test_a_run_is_the_same_on_any_number_of_ranks(tiny: Any, ranks: Any, tmp_pat
         assert log.count("started; store fingerprint") == 1
 
 
+def test_stages_of_the_backbone_learn_alike_on_any_number_of_ranks(
+    tiny: Any, ranks: Any, tmp_path: Path
+) -> None:
+    config = CONFIG.model_copy(update={"freeze_at": "C4", "max_steps": 4})
+    alone = train(**options_of(tiny, tmp_path / "1", config))
+    reports = ranks.run(train_in_ranks, options_of(tiny, tmp_path / "2", config), world=2)
+    assert reports[0].losses == pytest.approx(alone.losses, rel=1e-4)
+    assert_same(tmp_path / "2", tmp_path / "1", tolerance=1e-5)
+    assert any(name.startswith("backbone.") for name in last(tmp_path / "2").heads)
+
+
 def stop_one_rank(options: dict[str, Any]) -> TrainReport:
     """Rank 1 alone gets a signal once something is saved."""
 
