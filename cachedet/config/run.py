@@ -44,7 +44,7 @@ class ExtractConfig(Config):
     """Stage 1: which features of which images go into the store."""
 
     images: Path
-    annotations: Path
+    annotations: Path  # of any format of docs/data.md; a split behind a colon: data.yaml:train
     store: Path
     backbone: str = "tf_efficientnet_lite0"
     weights: str = "auto"  # auto | none | a file
@@ -59,6 +59,7 @@ class ExtractConfig(Config):
     workers: Annotated[int, Field(ge=1, le=256)] = 2  # threads that read and decode images
     on_bad_image: Literal["fail", "skip"] = "fail"
     follow_links: bool = False  # out of the folder of the images
+    rotated: Literal["refuse", "outer"] = "refuse"  # rotated boxes; outer: the box around each
     rank: Annotated[int, Field(ge=0)] | None = None  # of the processes that share the work
     world_size: Count | None = None  # None: what torchrun or SLURM say, else one
 
