@@ -136,7 +136,7 @@ def _require_same_classes(train: Path, val: Path) -> None:
         raise InputError(
             f"--val-annotations {val} has other classes than --annotations {train}: "
             f"{scored.unlike(known, where='for training')}; give both files the same `categories` "
-            "(a class may be without boxes)"
+            "(a class may be without boxes; a folder of VOC lists them in classes.txt)"
         )
 
 

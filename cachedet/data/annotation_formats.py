@@ -63,10 +63,6 @@ def read_dataset(
     no images at all, or a path that leaves the image folder (by a link only where `follow_links`
     does not allow it).
     """
-    if not images.is_dir():
-        raise DatasetError(f"--images expects a folder of images; there is no folder {images}")
-    if next(images.iterdir(), None) is None:
-        raise DatasetError(f"--images {images} is an empty folder, expected images in it")
     sections = read_sections(annotations, images=images, rotated=rotated)
     described, found = annotations_of(_with_sizes(sections), where=annotations)
     require_inside(described.file_names, images, annotations, follow_links=follow_links)
@@ -82,11 +78,20 @@ def read_sections(
     `images` is the folder that file names are to start from; without it the source says.
     Raises DatasetError.
     """
+    if images is not None:
+        _require_images(images)
     reference, split = _parse(annotations)
     read, source = _recognise(reference, split)
     sections = read(source, split=split, images=images, rotated=rotated)
     _log.info("%s", printable(sections.describe()))
     return sections if images is None else _with_names_there(sections, images)
+
+
+def _require_images(images: Path) -> None:
+    if not os.path.isdir(images):
+        raise DatasetError(f"--images expects a folder of images; there is no folder {images}")
+    if next(images.iterdir(), None) is None:
+        raise DatasetError(f"--images {images} is an empty folder, expected images in it")
 
 
 def read_categories(annotations: Path) -> CategoryMap:
@@ -95,7 +100,7 @@ def read_categories(annotations: Path) -> CategoryMap:
     read, source = _recognise(reference, split)
     of_format = {yolo.read_yolo: yolo.read_classes, cvat.read_cvat: cvat.read_classes}.get(read)
     if of_format is not None:
-        classes = of_format(source)
+        classes = of_format(source, split)
         return CategoryMap(ids=tuple(classes), names=tuple(classes.values()))
     sections = read(source, split=split, images=None, rotated="outer")
     return categories_of(sections.content, annotations)
@@ -104,8 +109,8 @@ def read_categories(annotations: Path) -> CategoryMap:
 def is_annotations(reference: Path) -> bool:
     """Whether something is there that can be read as annotations; a store cannot."""
     source, _ = _parse(reference)
-    if not source.is_dir():
-        return source.exists()
+    if not os.path.isdir(source):
+        return os.path.exists(source)
     try:
         return bool(_recognise_folder(source))
     except DatasetError:
@@ -115,7 +120,7 @@ def is_annotations(reference: Path) -> bool:
 def _parse(reference: Path) -> tuple[Path, str | None]:
     """The file or folder, and the split named behind it."""
     match = _SPLIT.fullmatch(str(reference))
-    if match is None or reference.exists():
+    if match is None or os.path.exists(reference):
         return reference, None
     return Path(match["source"]), match["split"]
 
@@ -124,7 +129,7 @@ def _read_coco(
     source: Path, *, split: str | None, images: Path | None, rotated: Rotated
 ) -> Sections:
     """A file of COCO or LVIS, or those of an exported folder; its boxes are upright."""
-    by_split = _jsons_in(source) if source.is_dir() else {"": source}
+    by_split = _jsons_in(source) if os.path.isdir(source) else {"": source}
     if list(by_split) == [""]:
         choose_split(split, [], source)
     else:
@@ -178,7 +183,7 @@ def _without_placeholder(content: dict[str, Any]) -> tuple[list[Any], tuple[str,
 
 def _recognise(source: Path, split: str | None) -> tuple[_Read, Path]:
     """How to read it, by its content, and which file. Raises DatasetError."""
-    if source.is_dir():
+    if os.path.isdir(source):
         return _recognise_folder(source)
     name = root_name(source)
     if name == "annotations":
@@ -191,7 +196,7 @@ def _recognise(source: Path, split: str | None) -> tuple[_Read, Path]:
     if name is not None and name.lower() != "html":
         raise DatasetError(f"--annotations {source} is XML of <{name}>. Expected {KNOWN}")
     is_yaml = source.suffix.lower() in _YAML_SUFFIXES
-    if not source.exists() and (is_yaml or split is not None):
+    if not os.path.exists(source) and (is_yaml or split is not None):
         of_split = "" if split is None else f" (of which {split} is a split)"
         raise DatasetError(f"--annotations expects {KNOWN}; there is no {source}{of_split}")
     if is_yaml or has_names(source):

@@ -56,8 +56,7 @@ def read_cvat(
         )
     if not elements:
         raise DatasetError(f"{source}: expected <image> elements of CVAT for images, found none")
-    subsets = sorted({one.get("subset", "") for one in elements})
-    split = choose_split(split, [] if subsets == [""] else subsets, source)
+    split = _choose_subset(split, root, source)
     classes = _classes(root, source)
     folder = images or _images_of(source)
     reader = _Reader(source, {name: number for number, name in classes.items()}, rotated)
@@ -78,9 +77,16 @@ def read_cvat(
     )
 
 
-def read_classes(source: Path) -> dict[int, str]:
-    """Category id -> name. Raises DatasetError."""
-    return _classes(read_xml(source), source)
+def read_classes(source: Path, split: str | None) -> dict[int, str]:
+    """Category id -> name. Raises DatasetError, also where there is no such split."""
+    root = read_xml(source)
+    _choose_subset(split, root, source)
+    return _classes(root, source)
+
+
+def _choose_subset(split: str | None, root: Element, source: Path) -> str | None:
+    subsets = sorted({one.get("subset", "") for one in root.iterfind("image")})
+    return choose_split(split, [] if subsets == [""] else subsets, source)
 
 
 def _classes(root: Element, source: Path) -> dict[int, str]:

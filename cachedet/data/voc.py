@@ -73,7 +73,9 @@ def read_voc(source: Path, *, split: str | None, images: Path | None, rotated: R
     split = choose_split(split, list(files), source) if list(files) != [""] else None
     refusals, counts = Refusals(source), {"difficult": 0, "rotated": 0}
     chosen = sorted(set(files[split or ""]))
-    others = {path for paths in files.values() for path in paths if path.is_file()}  # for classes
+    others = {
+        path for paths in files.values() for path in paths if os.path.isfile(path)
+    }  # for classes
     by_path = {
         path: _read_file(path, source, refusals, counts, rotated=rotated)
         for path in sorted(others.union(chosen))
@@ -87,6 +89,8 @@ def read_voc(source: Path, *, split: str | None, images: Path | None, rotated: R
     refusals.settle()
     root = images or _images_of(source)
     described, notes = _describe([by_path[path] for path in chosen], ids, root, source)
+    if not (source / _LISTS).is_dir():
+        notes += _note_others({one.file_name for one in described}, root)
     if counts["difficult"]:
         notes.append(f"`difficult` objects taken as crowd boxes: {counts['difficult']}")
     if counts["rotated"]:
@@ -169,7 +173,7 @@ def _read_file(
     path: Path, source: Path, refusals: Refusals, counts: dict[str, int], *, rotated: Rotated
 ) -> _File:
     place = path.relative_to(source).as_posix()
-    if not path.is_file():
+    if not os.path.isfile(path):
         refusals.add("XML files of the split that are not there", place, advice=_MISSING)
         return _File(path=path, file_name="", size_hw=None, objects=())
     root = read_xml(path)
@@ -283,6 +287,23 @@ def _describe(
             "boxes are left out. Repair the files"
         )
     return described, notes
+
+
+def _note_others(names: set[str], root: Path) -> list[str]:
+    """Images beside those that have an XML file."""
+    others = sorted(
+        name
+        for folder in {posixpath.dirname(name) for name in names}
+        for path in (root / folder).glob("*")
+        if path.suffix.lower() in image_suffixes() and not path.name.startswith(".")
+        if (name := posixpath.join(folder, path.name)) not in names
+    )
+    if not others:
+        return []
+    return [
+        f"images without an XML file: {len(others)} ({listed(others)}); they are no part of the "
+        "data set. An XML file without objects makes one background"
+    ]
 
 
 def _is_of_file(stated: SizeHW | None, size: SizeHW, boxes: Sequence[DescribedBox]) -> bool:

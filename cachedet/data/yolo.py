@@ -78,9 +78,11 @@ def read_yolo(
     )
 
 
-def read_classes(source: Path) -> dict[int, str]:
-    """Category id -> name. Raises DatasetError."""
-    return {number + 1: name for number, name in YoloSetup.read(source).classes.items()}
+def read_classes(source: Path, split: str | None) -> dict[int, str]:
+    """Category id -> name. Raises DatasetError, also where there is no such split."""
+    setup = YoloSetup.read(source)
+    choose_split(split, list(setup.splits), source)
+    return {number + 1: name for number, name in setup.classes.items()}
 
 
 def _root_of(images: Sequence[Path], folder: Path) -> Path:

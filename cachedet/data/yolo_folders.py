@@ -8,6 +8,7 @@ on, or to nothing: what is there is taken, in this order, and said where it is n
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -60,7 +61,7 @@ class YoloSetup:
             folder=source.parent,
             classes=_classes(values, source),
             splits=splits,
-            path=str(values.get("path") or ""),
+            path=_paths(values.get("path") or ".", f"{source}: `path`")[0],
             has_keypoints="kpt_shape" in values,
         )
 
@@ -105,8 +106,8 @@ def is_bare_folder(folder: Path) -> bool:
 
 def _paths(value: Any, where: str) -> list[str]:
     paths = value if isinstance(value, list) else [value]
-    if not all(isinstance(path, str) and path for path in paths):
-        raise DatasetError(f"{where} needs a folder, a list of images or several, got {value!r}")
+    if not all(isinstance(path, str) and path and "\0" not in path for path in paths):
+        raise DatasetError(f"{where} needs a folder or a list of images, got {reprlib.repr(value)}")
     return paths
 
 
@@ -160,8 +161,8 @@ def find_images(setup: YoloSetup, split: str | None, images: Path | None) -> Fou
         if taken not in as_written:
             notes.append(f"{split}: {entry} is not there as it stands; taken is {taken}")
         beside = (place for place in map(_of_labels, places) if place not in places)
-        labels += [next((place for place in beside if place.is_dir()), _of_labels(taken))]
-        if taken.is_dir():
+        labels += [next(filter(os.path.isdir, beside), _of_labels(taken))]
+        if os.path.isdir(taken):
             roots.append(taken)
             found += list(images_below(taken))
         else:
@@ -197,7 +198,7 @@ def _places(entry: str, setup: YoloSetup, split: str | None, images: Path | None
     if split is None:
         yield setup.folder / "obj_train_data"  # of darknet, as CVAT exports it
         yield setup.folder
-    if images is not None and any(map(_is_image, images.iterdir())):
+    if images is not None and any(map(_is_image, images.glob("*"))):
         yield images
 
 
@@ -207,7 +208,9 @@ def _tidy(path: Path) -> Path:
 
 def _has_images(place: Path) -> bool:
     """Whether it is a list, or a folder with an image in it."""
-    return place.is_file() or next(images_below(place), None) is not None
+    if os.path.isdir(place):
+        return next(images_below(place), None) is not None
+    return os.path.isfile(place)
 
 
 def _is_image(path: Path) -> bool:
@@ -225,7 +228,17 @@ def _listed_images(listing: Path, setup: YoloSetup) -> list[Path]:
         tails = [Path(line), *(Path(*parts[start:]) for start in range(1, min(len(parts), 4)))]
         places = (_tidy(base / tail) for tail in tails for base in bases)
         first = _tidy(bases[0] / line)
-        found.append(next((place for place in places if place.exists()), first))
+        found.append(next(filter(os.path.isfile, places), first))
+    strange = [
+        str(path)
+        for path in found
+        if path.suffix.lower() not in image_suffixes() or "\0" in str(path)
+    ]
+    if strange:
+        raise DatasetError(
+            f"{listing}: lines that name no image: {len(strange)} ({listed(strange)}). Give one "
+            "image a line"
+        )
     return found
 
 
@@ -247,7 +260,7 @@ class LabelFiles:
         beside = image.with_suffix(".txt")
         named = self._by_name.get(without_prefix(beside.name), [])
         for path in (_of_labels(beside), beside, *(named if len(named) == 1 else [])):
-            if path.is_file():
+            if os.path.isfile(path):
                 self._used.add(path)
                 return path
         return None

@@ -231,8 +231,9 @@ def test_a_split_is_named_where_there_are_several(exports: Any, tmp_path: Path) 
     path = exports.write_yolo(tmp_path / "yolo", {"train": shots, "val": shots[:2]})
     with pytest.raises(DatasetError, match=r"several splits \(train, val\): choose one with --spl"):
         read_sections(path)
-    with pytest.raises(DatasetError, match=r"no split 'test': it has train, val"):
-        read_sections(with_split(path, "test"))
+    for read in (read_sections, read_categories):
+        with pytest.raises(DatasetError, match=r"no split 'test': it has train, val"):
+            read(with_split(path, "test"))
     assert len(read_sections(with_split(path, "valid")).content["images"]) == 2  # by either name
     one = exports.write_yolo(tmp_path / "one", {"train": shots})
     assert read_sections(one).split == "train"

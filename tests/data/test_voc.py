@@ -189,3 +189,10 @@ def test_other_xml_among_them(root: Path) -> None:
         DatasetError, match=r"XML files that are not VOC: 1 .Annotations/z.xml: <kml"
     ):
         read_sections(root)
+
+
+def test_images_without_an_xml_file_are_named(root: Path) -> None:
+    (root / "Annotations" / "c.xml").unlink()
+    dataset = read_dataset(annotations=root, images=root / "JPEGImages")
+    assert dataset.counts["images"] == 3
+    assert "images without an XML file: 1 (c.jpg); they are no part of the data" in dataset.notes[0]

@@ -86,6 +86,13 @@ def test_a_list_of_images(root: Path) -> None:
     assert len(sections.content["annotations"]) == 3
 
 
+def test_a_list_of_something_else(root: Path) -> None:
+    (root / "train.txt").write_text("/\n..\nimages/train/a.jpg\na\0b.txt\n")
+    (root / "data.yaml").write_text("train: train.txt\nnames: [cat, dog, bird]\n")
+    with pytest.raises(DatasetError, match=r"train.txt: lines that name no image: 3 \(/; "):
+        read_sections(root / "data.yaml")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -99,7 +106,11 @@ def test_a_list_of_images(root: Path) -> None:
         ("names: {0: cat, 3: cat}\ntrain: x\n", "'cat' is [0, 3]). Rename them"),
         ("names: {a: cat}\ntrain: x\n", "`names` needs whole numbers from 0 before the names"),
         ("names: [cat]\nnc: 2\ntrain: x\n", "`nc` is 2, and `names` has 1"),
-        ("names: [cat]\ntrain: {a: 1}\n", "`train` needs a folder, a list of images or several"),
+        (
+            "names: [cat]\ntrain: {a: 1}\n",
+            "`train` needs a folder or a list of images, got {'a': 1}",
+        ),
+        ("names: [cat]\ntrain: x\npath: 3\n", "`path` needs a folder"),
         ("- names:\n- cat\n", "is no data.yaml of YOLO"),
         ("names: [cat\n", "is not YAML"),
     ],

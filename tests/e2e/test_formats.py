@@ -130,5 +130,22 @@ def test_commands_take_a_split(
     assert f"{tmp_path / 'out.json'}\n" in said
     status, said = run(["convert", data, tmp_path / "out.json", "--rotated", "x"], capsys)
     assert (status, "--rotated expects refuse or outer, got 'x'" in said) == (1, True)
+    words = ["estimate", *shared, "--store", tmp_path / "t.zarr", "--split", "train"]
+    status, said = run([*words, "--rotated", "inner"], capsys)
+    assert (status, "rotated" in said) == (1, True)
+    words = ["compare", "retinanet_fpn_tiny", *shared, "--split", "train", "--out", tmp_path / "c"]
+    words += ["--val-annotations", tiny.paths.val, "--device", "cpu"]
+    status, said = run(words, capsys)
+    assert (status, "has other classes than --annotations" in said) == (1, True), said
+    status, said = run([*words, "--val-annotations", data, "--val-split", "x"], capsys)
+    assert (status, "has no split 'x': it has train, val" in said) == (1, True), said
+    assert not (tmp_path / "c").exists()
+    (tmp_path / "found.json").write_text(
+        json.dumps([{"image_id": 1, "category_id": 1, "bbox": [10, 12, 40, 30], "score": 0.9}])
+    )
+    words = ["eval", "--detections", tmp_path / "found.json", "--annotations", data, "--json"]
+    status, said = run([*words, "--split", "train"], capsys)
+    assert status == 0, said
+    assert '"ap50": ' in said
     status, said = run(["eval", tmp_path, "--store", tmp_path, "--split", "val"], capsys)
     assert (status, "--split val is one of --annotations, which is missing" in said) == (1, True)
