@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cachedet.config.run import Rotated
 from cachedet.data.annotation_formats import read_sections
 from cachedet.data.coco import annotations_of
-from cachedet.data.sections import Rotated, listed
+from cachedet.data.sections import listed
 from cachedet.errors import DatasetError, InputError
 from cachedet.evaluation.metrics import ground_truth_json
 from cachedet.outputs import Kind, require_file, write_file

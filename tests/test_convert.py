@@ -38,6 +38,7 @@ def test_the_file_gives_the_same_annotations(exports: Any, tmp_path: Path) -> No
     content = json.loads((tmp_path / "out.json").read_text())
     assert list(content) == ["info", "images", "annotations", "categories"]
     assert content["images"][0]["file_name"] == "train/a.jpg"
+    assert content["info"] == {"description": "Written by `cachedet convert` from YOLO data set"}
 
 
 def test_a_coco_file_is_written_as_it_was_understood(exports: Any, tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ VALIDATED: tuple[str, ...] = tuple(name for name in get_args(Metric) if name != 
 """Figures of CocoScores that every validation gives: they are logged, and can stop a run."""
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
 Residency = Literal["stream", "ram", "device"]
+Rotated = Literal["refuse", "outer"]
+"""What becomes of rotated boxes: an error, or the upright box around each."""
 WantedResidency = Literal[Residency, "auto"]
 
 _LARGEST_WEIGHT = 1e6  # of a view
@@ -59,7 +61,7 @@ class ExtractConfig(Config):
     workers: Annotated[int, Field(ge=1, le=256)] = 2  # threads that read and decode images
     on_bad_image: Literal["fail", "skip"] = "fail"
     follow_links: bool = False  # out of the folder of the images
-    rotated: Literal["refuse", "outer"] = "refuse"  # rotated boxes; outer: the box around each
+    rotated: Rotated = "refuse"
     rank: Annotated[int, Field(ge=0)] | None = None  # of the processes that share the work
     world_size: Count | None = None  # None: what torchrun or SLURM say, else one
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cachedet.config.run import Rotated
 from cachedet.data import cvat, voc, yolo
 from cachedet.data.coco import (
     CocoDataset,
@@ -24,7 +25,7 @@ from cachedet.data.coco import (
     load_annotations,
 )
 from cachedet.data.file_names import require_inside, without_prefix
-from cachedet.data.sections import Rotated, Sections, choose_split, listed
+from cachedet.data.sections import Sections, choose_split, listed
 from cachedet.data.xml_files import root_name
 from cachedet.data.yolo_folders import SPLITS, has_names, is_bare_folder, yaml_in
 from cachedet.errors import DatasetError, ForeignFileError

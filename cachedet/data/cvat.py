@@ -17,6 +17,7 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
+from cachedet.config.run import Rotated
 from cachedet.data.file_names import without_prefix
 from cachedet.data.masks import MOST_PIXELS, encode_bitmap, rle_of
 from cachedet.data.sections import (
@@ -24,7 +25,6 @@ from cachedet.data.sections import (
     DescribedBox,
     DescribedImage,
     Refusals,
-    Rotated,
     Sections,
     box_of_outline,
     choose_split,

@@ -9,14 +9,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
+from cachedet.config.run import Rotated
 from cachedet.data.repairs import PLACE
 from cachedet.errors import DatasetError, InputError
 from cachedet.structures import SizeHW
-
-Rotated = Literal["refuse", "outer"]
-"""What becomes of rotated boxes: an error, or the upright box around each."""
 
 _NAMED = 5  # places in one message
 
@@ -49,6 +47,7 @@ class Sections:
     content: dict[str, Any]  # images, annotations and categories of COCO; sizes of 0 are unknown
     source: Path  # for messages
     kind: str  # for a person, such as "YOLO data set"
+    folders: str = ""  # for a person: where its images were found, as far as that was looked for
     split: str | None = None
     root: Path | None = None  # the folder that file names start from; None: only the user knows
     are_ids_ours: bool = False  # the format has no numbers of images: they are matched by name
@@ -63,6 +62,7 @@ class Sections:
     def describe(self) -> str:
         """One line for the screen."""
         of_split = "" if self.split is None else f", split {self.split}"
+        of_split += f", images in {self.folders}" if self.folders else ""
         images, boxes = len(self.content["images"]), len(self.content["annotations"])
         classes = len(self.content["categories"])
         counts = f"images: {images:,}, boxes: {boxes:,}, classes: {classes:,}"

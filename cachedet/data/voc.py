@@ -15,9 +15,11 @@ import os
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
+from cachedet.config.run import Rotated
 from cachedet.data.file_names import without_prefix
 from cachedet.data.images import image_suffixes, read_sizes
 from cachedet.data.regular_files import read_lines
@@ -26,7 +28,6 @@ from cachedet.data.sections import (
     DescribedBox,
     DescribedImage,
     Refusals,
-    Rotated,
     Sections,
     choose_split,
     listed,
@@ -48,6 +49,7 @@ _SLACK = 1.0  # pixels: a box may end so far beyond an image's border
 class _Object:
     name: str
     box: DescribedBox  # its category id is not known before all files are read
+    is_rotated: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +72,13 @@ def read_voc(source: Path, *, split: str | None, images: Path | None, rotated: R
     Raises DatasetError, after all files were read.
     """
     files = _files_of(source)
-    split = choose_split(split, list(files), source) if list(files) != [""] else None
-    refusals, counts = Refusals(source), {"difficult": 0, "rotated": 0}
+    split = choose_split(split, [] if list(files) == [""] else list(files), source)
+    refusals = Refusals(source)
     chosen = sorted(set(files[split or ""]))
-    others = {
-        path for paths in files.values() for path in paths if os.path.isfile(path)
-    }  # for classes
+    of_all = filter(os.path.isfile, chain.from_iterable(files.values()))  # they tell the classes
     by_path = {
-        path: _read_file(path, source, refusals, counts, rotated=rotated)
-        for path in sorted(others.union(chosen))
+        path: _read_file(path, source, refusals, rotated=rotated)
+        for path in sorted({*of_all, *chosen})
     }
     classes = _classes_file(source)
     if classes is None:
@@ -88,13 +88,11 @@ def read_voc(source: Path, *, split: str | None, images: Path | None, rotated: R
     _require_known(by_path.values(), ids, refusals)
     refusals.settle()
     root = images or _images_of(source)
-    described, notes = _describe([by_path[path] for path in chosen], ids, root, source)
+    read = [by_path[path] for path in chosen]
+    described, notes = _describe(read, ids, root, source)
     if not (source / _LISTS).is_dir():
         notes += _note_others({one.file_name for one in described}, root)
-    if counts["difficult"]:
-        notes.append(f"`difficult` objects taken as crowd boxes: {counts['difficult']}")
-    if counts["rotated"]:
-        notes.append(f"rotated boxes taken as the box around each: {counts['rotated']}")
+    notes += _note_objects([one for file in read for one in file.objects])
     return Sections(
         content=make_content(described, classes),
         source=source,
@@ -106,9 +104,18 @@ def read_voc(source: Path, *, split: str | None, images: Path | None, rotated: R
     )
 
 
+def _note_objects(objects: Sequence[_Object]) -> list[str]:
+    difficult = sum(one.box.is_crowd for one in objects)
+    rotated = sum(one.is_rotated for one in objects)
+    return [
+        *([f"`difficult` objects taken as crowd boxes: {difficult}"] if difficult else []),
+        *([f"rotated boxes taken as the box around each: {rotated}"] if rotated else []),
+    ]
+
+
 def is_voc(folder: Path) -> bool:
     """Whether a folder holds XML files of VOC, perhaps in the folders of its splits."""
-    first = next((paths[0] for paths in _files_of(folder).values() if paths), None)
+    first = next(_xml_below(folder), None)
     return first is not None and root_name(first) == "annotation"
 
 
@@ -129,7 +136,7 @@ def _files_of(source: Path) -> dict[str, list[Path]]:
 
 def _xml_below(folder: Path) -> Iterator[Path]:
     for inside, folders, names in os.walk(folder):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if name.lower().endswith(".xml") and not name.startswith("."):
                 yield Path(inside, name)
@@ -169,9 +176,7 @@ def _require_known(files: Iterable[_File], ids: Mapping[str, int], refusals: Ref
                 )
 
 
-def _read_file(
-    path: Path, source: Path, refusals: Refusals, counts: dict[str, int], *, rotated: Rotated
-) -> _File:
+def _read_file(path: Path, source: Path, refusals: Refusals, *, rotated: Rotated) -> _File:
     place = path.relative_to(source).as_posix()
     if not os.path.isfile(path):
         refusals.add("XML files of the split that are not there", place, advice=_MISSING)
@@ -183,15 +188,15 @@ def _read_file(
     objects = []
     for number, element in enumerate(root.iterfind("object"), start=1):
         where = f"{place} object {number}"
-        xywh = _box_of(element, where, shift, refusals, counts, rotated=rotated)
+        xywh = _box_of(element, where, shift, refusals, rotated=rotated)
         name = text_of(element, "name")
         if name is None:
             refusals.add("objects without a <name>", where, advice=_NAME)
         elif xywh is not None:
             is_crowd = text_of(element, "difficult") == "1"
-            counts["difficult"] += is_crowd
             box = DescribedBox(category_id=0, xywh=xywh, place=where, is_crowd=is_crowd)
-            objects.append(_Object(name=name, box=box))
+            is_rotated = element.find("robndbox") is not None
+            objects.append(_Object(name=name, box=box, is_rotated=is_rotated))
     return _File(
         path=path,
         file_name=(text_of(root, "filename") or path.stem).replace("\\", "/"),
@@ -219,14 +224,12 @@ def _box_of(
     place: str,
     shift: float,
     refusals: Refusals,
-    counts: dict[str, int],
     *,
     rotated: Rotated,
 ) -> tuple[float, float, float, float] | None:
     """In pixels; None where it is of no use, which is noted as a refusal."""
     tilted = element.find("robndbox")
     if tilted is not None:
-        counts["rotated"] += 1
         return _outer_box(tilted, place, refusals, rotated=rotated)
     if element.find("bndbox") is None:
         refusals.add("objects without a <bndbox>", place, advice=_BNDBOX)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cachedet.config.run import Rotated
 from cachedet.data.images import read_sizes
 from cachedet.data.regular_files import read_regular
 from cachedet.data.sections import (
@@ -23,7 +24,6 @@ from cachedet.data.sections import (
     DescribedBox,
     DescribedImage,
     Refusals,
-    Rotated,
     Sections,
     box_of_outline,
     choose_split,
@@ -70,7 +70,8 @@ def read_yolo(
     return Sections(
         content=make_content(described, {n + 1: name for n, name in setup.classes.items()}),
         source=source,
-        kind=f"YOLO data set, images in {listed([str(each) for each in found.roots]) or 'a list'}",
+        kind="YOLO data set",
+        folders=listed([str(each) for each in found.roots]) or "a list",
         split=split,
         root=root,
         are_ids_ours=True,

@@ -118,7 +118,7 @@ def test_one_data_set_is_the_same_in_every_format(
     [
         (coco, r"a\.json: COCO JSON \(images: 4, boxes: 5, classes: 3\)"),
         (roboflow_coco, r"_annotations.coco.json: COCO JSON, split train \(images: 4"),
-        (yolo, r"data\.yaml: YOLO data set, images in .*images/train, split train \(images: 4"),
+        (yolo, r"data\.yaml: YOLO data set, split train, images in .*images/train \(images: 4"),
         (voc, r"set: Pascal VOC, a folder of XML, split train \(images: 4, boxes: 5"),
         (cvat, r"annotations.xml: CVAT for images \(images: 4, boxes: 5, classes: 3\)"),
     ],

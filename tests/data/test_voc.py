@@ -170,6 +170,8 @@ def test_classes_are_those_of_all_splits_or_of_the_file(root: Path, exports: Any
 
 
 def test_lists_of_splits(root: Path) -> None:
+    with pytest.raises(DatasetError, match="no split 'train': it has none; leave --split out"):
+        read_sections(Path(f"{root}:train"))
     lists = root / "ImageSets" / "Main"
     lists.mkdir(parents=True)
     (lists / "train.txt").write_text("a\nnone\n")

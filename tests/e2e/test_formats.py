@@ -119,8 +119,8 @@ def test_commands_take_a_split(
     words = ["extract", *shared, "--store", tmp_path / "s.zarr", "--split", "valid"]
     status, said = run([*words, "--views", "base"], capsys)
     assert status == 0
-    assert "YOLO data set, images in " in said
-    assert ", split val (images: 1, boxes: 2, classes: 3)" in said
+    assert "data.yaml: YOLO data set, split val, images in " in said
+    assert "valid/images (images: 1, boxes: 2, classes: 3)" in said
     status, said = run([*words, "--rotated", "inner"], capsys)
     assert status == 1
     assert "rotated" in said
