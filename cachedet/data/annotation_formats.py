@@ -74,7 +74,7 @@ def read_dataset(
 def read_sections(
     annotations: Path, *, images: Path | None = None, rotated: Rotated = "refuse"
 ) -> Sections:
-    """What a file or folder holds, of whatever format; one line is logged that says it.
+    """What a file or folder holds, of whatever format; one line is logged that says which.
 
     `images` is the folder that file names are to start from; without it the source says.
     Raises DatasetError.
@@ -84,7 +84,8 @@ def read_sections(
     reference, split = _parse(annotations)
     read, source = _recognise(reference, split)
     sections = read(source, split=split, images=images, rotated=rotated)
-    _log.info("%s", printable(sections.describe()))
+    if images is not None or sections.are_ids_ours:  # a JSON file to score against is no surprise
+        _log.info("%s", printable(sections.describe()))
     return sections if images is None else _with_names_there(sections, images)
 
 

@@ -154,6 +154,31 @@ def test_outlines_become_masks_in_every_format(exports: Any, tmp_path: Path) -> 
     assert read[1].areas == pytest.approx([970.0, 799.5, 8160.0], abs=0.05)
 
 
+def test_formats_that_round_stay_within_half_a_pixel(exports: Any, tmp_path: Path) -> None:
+    """VOC writes whole pixels, CVAT two decimals, YOLO six of a fraction."""
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 60, (40, 2)), rng.uniform(2, 60, (40, 2))
+    boxes = tuple((n % 3, *xy, *wh) for n, (xy, wh) in enumerate(zip(*corners, strict=True)))
+    shots = (exports.Shot("a.jpg", (128, 120), boxes),)
+    images = exports.write_images(tmp_path / "images", shots)
+    expected = exports.write_coco(tmp_path / "a.json", shots)
+    voc, pascal = tmp_path / "voc", tmp_path / "pascal"
+    sources = {
+        exports.write_voc(voc, shots): 0.5,
+        exports.write_voc(pascal, shots, shift=1, database="The VOC2012 Database"): 0.5,
+        exports.write_cvat(tmp_path / "a.xml", shots): 0.006,
+    }
+    exports.write_labels(tmp_path / "images", shots)
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [cat, dog, bird]\n")
+    sources[tmp_path / "data.yaml"] = 1e-3
+    truth = read_dataset(annotations=expected, images=images).annotations
+    names = np.array(truth.categories.names)
+    for source, most in sources.items():
+        found = read_dataset(annotations=source, images=images).annotations
+        assert (np.array(found.categories.names)[found.labels] == names[truth.labels]).all()
+        assert np.abs(found.boxes - truth.boxes).max() <= most, source
+
+
 def test_the_order_of_files_means_nothing(exports: Any, tmp_path: Path) -> None:
     """Digests of stores are over what was understood."""
     first = exports.write_yolo(tmp_path / "one", {"train": exports.SHOTS})

@@ -149,3 +149,12 @@ def test_labels_without_meta_are_those_in_use(exports: Any, tmp_path: Path) -> N
     (tmp_path / "a.xml").write_text(empty)
     with pytest.raises(DatasetError, match="has no labels: expected <meta> with <labels>"):
         read_sections(tmp_path / "a.xml")
+
+
+def test_a_name_that_differs_in_case_is_found_by_the_survey(
+    exports: Any, images: Path, tmp_path: Path
+) -> None:
+    (images / "a.jpg").rename(images / "A.JPG")
+    dataset = read_dataset(annotations=exports.write_cvat(tmp_path / "a.xml"), images=images)
+    scan = scan_images(dataset, workers=1)
+    assert scan.bad == ((0, "No such file or directory; nearest: 'A.JPG'"),)
