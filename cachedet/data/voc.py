@@ -15,7 +15,7 @@ import os
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
@@ -42,6 +42,7 @@ _CLASS_FILES = ("labelmap.txt", "classes.txt", "labels.txt")
 _LISTS = Path("ImageSets", "Main")
 _SPLITS = ("train", "val", "valid", "trainval", "test")
 _FOLDERS = ("JPEGImages", "images")
+_LOOKED_AT = 500  # folders, for a first XML file: it may be any folder of the user's
 _SLACK = 1.0  # pixels: a box may end so far beyond an image's border
 
 
@@ -115,7 +116,7 @@ def _note_objects(objects: Sequence[_Object]) -> list[str]:
 
 def is_voc(folder: Path) -> bool:
     """Whether a folder holds XML files of VOC, perhaps in the folders of its splits."""
-    first = next(_xml_below(folder), None)
+    first = next(_xml_below(folder, most=_LOOKED_AT), None)
     return first is not None and root_name(first) == "annotation"
 
 
@@ -134,8 +135,9 @@ def _files_of(source: Path) -> dict[str, list[Path]]:
     return found or {"": list(_xml_below(folder))}
 
 
-def _xml_below(folder: Path) -> Iterator[Path]:
-    for inside, folders, names in os.walk(folder):
+def _xml_below(folder: Path, *, most: int | None = None) -> Iterator[Path]:
+    """In the first `most` folders; hidden ones are passed over."""
+    for inside, folders, names in islice(os.walk(folder), most):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if name.lower().endswith(".xml") and not name.startswith("."):

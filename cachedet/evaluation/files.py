@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from cachedet.evaluation.lvis import Federated, read_federated
 from cachedet.evaluation.strata import DEFAULT_EDGES, check_edges
 from cachedet.progress import count_of
 from cachedet.store.files.locations import is_url, shown
+from cachedet.store.files.names import MANIFEST
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, CategoryMap
 from cachedet.training.run_folder import count_annotations
@@ -156,16 +158,17 @@ def read_counts(training: str, scored: CategoryMap) -> dict[int, int]:
         DatasetError, StoreError: neither of the two.
     """
     where = Path(training)
-    if not is_url(training) and is_annotations(where):
+    is_store = is_url(training) or os.path.exists(where / MANIFEST)
+    if not is_store and is_annotations(where):
         sections = read_sections(where)
         trained_on, _ = annotations_of(sections.content, where=where)
         if sections.are_ids_ours:
             trained_on = _with_classes(scored, trained_on)
-    elif is_url(training) or where.exists():
+    elif is_store or where.exists():
         trained_on = FeatureStore.open(training).annotations
     else:
         raise DatasetError(
-            f"--training expects a COCO annotation file or a store; there is no {training}"
+            f"--training expects annotations (as `extract` takes them) or a store; there is no {training}"
         )
     names = dict(zip(trained_on.categories.ids, trained_on.categories.names, strict=True))
     for category_id, name in zip(scored.ids, scored.names, strict=True):
