@@ -168,7 +168,8 @@ def read_counts(training: str, scored: CategoryMap) -> dict[int, int]:
         trained_on = FeatureStore.open(training).annotations
     else:
         raise DatasetError(
-            f"--training expects annotations (as `extract` takes them) or a store; there is no {training}"
+            "--training expects annotations (as `extract` takes them) or a store; there is no "
+            f"{training}"
         )
     names = dict(zip(trained_on.categories.ids, trained_on.categories.names, strict=True))
     for category_id, name in zip(scored.ids, scored.names, strict=True):
