@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
-from cachedet.data.coco import CocoDataset, read_coco
+from cachedet.data.annotation_formats import read_dataset
+from cachedet.data.coco import CocoDataset
 from cachedet.data.geometry import Geometry
 from cachedet.data.images import decode_image, make_input
 from cachedet.data.views import View, make_geometry, make_targets, parse_views
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=3, help="pairs side by side")
     parser.add_argument("--colours", type=int, default=128, help="of the PNG's palette")
     options = parser.parse_args()
-    dataset = read_coco(annotations=options.annotations, images=options.images)
+    dataset = read_dataset(annotations=options.annotations, images=options.images)
     backbone = load_backbone(
         options.backbone, weights=options.weights, image_size=options.image_size
     )

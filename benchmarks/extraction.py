@@ -21,7 +21,7 @@ import torch
 from device_clock import add_device_option, describe_device, wall_seconds
 
 from cachedet.backbone.frozen import load_backbone
-from cachedet.data.coco import read_coco
+from cachedet.data.annotation_formats import read_dataset
 from cachedet.device import choose_device
 from cachedet.extract import default_workers, fit_codec
 from cachedet.extraction.inputs import InputLoader
@@ -71,7 +71,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Images per second of both ways."""
     device = choose_device(options.device)
     backbone = load_backbone(name, weights="none", image_size=options.image_size, device=device)
-    dataset = read_coco(annotations=options.annotations, images=options.images)
+    dataset = read_dataset(annotations=options.annotations, images=options.images)
     annotations = dataset.annotations.keep_rows(range(min(options.count, len(dataset.annotations))))
     loader = InputLoader(
         paths=[dataset.images / file for file in annotations.file_names],

@@ -15,7 +15,16 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from cachedet.commands import comparisons, configs, estimates, reports, runs, scores, stores
+from cachedet.commands import (
+    comparisons,
+    configs,
+    conversions,
+    estimates,
+    reports,
+    runs,
+    scores,
+    stores,
+)
 from cachedet.commands.entry import run_command
 from cachedet.commands.output import OutputError
 from cachedet.errors import CachedetError, InputError
@@ -141,7 +150,7 @@ def _root(
     pass
 
 
-for _module in (estimates, stores, runs, scores, reports, comparisons):
+for _module in (estimates, stores, runs, scores, reports, comparisons, conversions):
     for _name, _command in _module.COMMANDS.items():
         app.command(_name, cls=_Command)(_command)
 app.add_typer(configs.app, name="configs")

@@ -17,7 +17,7 @@ from cachedet.comparison.page_charts import CurveOf
 from cachedet.comparison.results import CellResult
 from cachedet.comparison.summary import Summary, summarise
 from cachedet.config.run import AugmentConfig, ExtractConfig
-from cachedet.data.coco import read_categories
+from cachedet.data.annotation_formats import read_categories
 from cachedet.data.views import TRAINING_VIEWS, parse_views
 from cachedet.device import choose_device
 from cachedet.errors import (
@@ -159,13 +159,13 @@ def _require_same_classes(train: Path, val: Path) -> None:
         raise InputError(
             f"--val-annotations {val} has other classes than --annotations {train}: "
             f"{scored.unlike(known, where='for training')}; give both files the same `categories` "
-            "(a class may be without boxes)"
+            "(a class may be without boxes; a folder of VOC lists them in classes.txt)"
         )
 
 
 def _settings(config: ComparisonConfig) -> dict[str, Any]:
     """What the cells of one folder share; seeds, modes and configs may be added later."""
-    not_shared = {"store", "device", "workers", "follow_links"}
+    not_shared = {"store", "device", "workers", "follow_links", "rotated"}
     return {
         "train": config.train.model_dump(mode="json", exclude=not_shared),
         "val": config.val.model_dump(mode="json", exclude=not_shared),

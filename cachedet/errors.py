@@ -3,7 +3,8 @@
     CachedetError
     ├── InputError            the user's arguments or files
     │   ├── UnwrittenError    all was computed, and a file of it cannot be written
-    │   ├── DatasetError      an annotation file or image folder that cannot be used
+    │   ├── DatasetError      annotations or a folder of images that cannot be used
+    │   │   └── ForeignFileError  a file of another format
     │   └── BadImageError     an image that cannot be decoded
     ├── ConfigError           a config key or value
     ├── BackboneError         an unknown backbone, or weights that do not fit it
@@ -52,7 +53,11 @@ class UnwrittenError(InputError):
 
 
 class DatasetError(InputError):
-    """An annotation file or image folder that is not a usable COCO data set."""
+    """Annotations or a folder of images that are no usable data set."""
+
+
+class ForeignFileError(DatasetError):
+    """A file of another format than the one that was expected."""
 
 
 class BadImageError(InputError):

@@ -13,7 +13,6 @@ import torch
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.backbone.split import split_backbone
 from cachedet.config.run import ExtractConfig, TrainConfig
-from cachedet.data.coco import read_coco
 from cachedet.data.views import parse_views
 from cachedet.detector.build import choose_levels
 from cachedet.device import choose_device
@@ -32,7 +31,7 @@ from cachedet.estimation.prediction import (
 from cachedet.estimation.probe import measure_backbone
 from cachedet.estimation.sample import commonest_size, count_pixels
 from cachedet.estimation.what_if import BackboneChange, WhatIf, apply_what_if
-from cachedet.extract import FIT_IMAGES, default_views
+from cachedet.extract import FIT_IMAGES, default_views, open_dataset
 from cachedet.model import measure_model
 from cachedet.outputs import Kind, require_ours
 from cachedet.store.format.manifest import Manifest
@@ -126,9 +125,7 @@ def open_inputs(
 ) -> EstimateInputs:
     """Open everything that is tried. Raises as `estimate`."""
     views = parse_views(config.views or default_views(config.store))
-    dataset = read_coco(
-        annotations=config.annotations, images=config.images, follow_links=config.follow_links
-    )
+    dataset = open_dataset(config)
     backbone = load_backbone(
         config.backbone,
         weights=config.weights,

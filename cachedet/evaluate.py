@@ -41,7 +41,7 @@ class Questions:
 
     against: Path | None = None  # another run, to compare detections on the same store with
     training: str | None = None  # an annotation file or store; None: what the run noted
-    annotations: Path | None = None  # a COCO or LVIS file to score against instead of the store's
+    annotations: Path | None = None  # of any format, to score against instead of the store's
     lvis: bool = False  # score as LVIS v1 too; `annotations` must be an LVIS file
     # Of the bins of training annotations; None: 0, 10, 100, 1000 where counts are known.
     edges: Sequence[int] | None = None

@@ -15,7 +15,8 @@ import numpy as np
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.backbone.split import freeze_trunk, stage_weights
 from cachedet.config.run import ExtractConfig, make_extract_config
-from cachedet.data.coco import CocoDataset, read_coco
+from cachedet.data.annotation_formats import read_dataset
+from cachedet.data.coco import CocoDataset
 from cachedet.data.survey import Scan, require_good, scan_images
 from cachedet.data.views import TRAINING_VIEWS, parse_views
 from cachedet.device import choose_device, usable_cores
@@ -79,6 +80,7 @@ def extract(
     codec: str | None = None,
     on_bad_image: str | None = None,
     follow_links: bool | None = None,
+    rotated: str | None = None,
     block_size: int | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -94,7 +96,8 @@ def extract(
     Args:
         config: all of it at once, or the plain arguments; what is left out has its default.
         images: folder of the images.
-        annotations: COCO or LVIS file.
+        annotations: COCO or LVIS file, YOLO data.yaml, folder of VOC XML, or CVAT XML; a split
+            stands behind a colon, as in "data.yaml:train".
         store: folder to write, or to go on writing.
         backbone: a timm model's name, or what `wrap_backbone` made of a module.
         weights: "auto", "none" or a checkpoint file.
@@ -106,6 +109,7 @@ def extract(
         codec: such as "int8".
         on_bad_image: "fail" or "skip".
         follow_links: whether links may lead out of the folder of the images.
+        rotated: "refuse", or "outer": upright boxes around rotated ones.
         block_size, batch_size: images of a commit, and of a forward pass.
         workers: threads that read and decode images.
         device: "auto", "cpu", "cuda", ...
@@ -128,7 +132,7 @@ def extract(
         "image_size": image_size,
         "views": ",".join(views) if isinstance(views, list | tuple) else views,
         "codec": codec, "on_bad_image": on_bad_image, "follow_links": follow_links,
-        "block_size": block_size,
+        "rotated": rotated, "block_size": block_size,
         "batch_size": batch_size, "workers": workers, "device": device, "rank": rank,
         "world_size": world_size,
     }  # fmt: skip
@@ -162,9 +166,7 @@ def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractRe
     views = parse_views(config.views or default_views(config.store))
     make_codec(config.codec)
     rank = find_rank(config.rank, config.world_size)
-    dataset = read_coco(
-        annotations=config.annotations, images=config.images, follow_links=config.follow_links
-    )
+    dataset = open_dataset(config)
     device = choose_device(config.device)
     network = (network or _load_network(config)).to(device)
     backbone = network if config.freeze_at is None else freeze_trunk(network, config.freeze_at)
@@ -232,6 +234,16 @@ def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractRe
             *_named(dataset.annotations, scan.notes),
         ),
         counts=dataset.counts,
+    )
+
+
+def open_dataset(config: ExtractConfig) -> CocoDataset:
+    """What is to be extracted. Raises DatasetError."""
+    return read_dataset(
+        annotations=config.annotations,
+        images=config.images,
+        follow_links=config.follow_links,
+        rotated=config.rotated,
     )
 
 

@@ -70,6 +70,11 @@ class Kind(Enum):
         rb'\A\s*\[\s*(\]\s*\Z|\{\s*"file":\s*"(?:[^"\\]|\\.)*",\s*"drawing":.*\}\s*\]\s*\Z)',
     )
     DRAWING = ("a drawing of `predict`", rb"\A\xff\xd8.*\xff\xfe.." + DRAWING_COMMENT)
+    ANNOTATIONS = (
+        "annotations of `convert`",
+        rb'\A\s*\{\s*"info":\s*\{\s*"description":\s*"Written by `cachedet convert`.*'
+        rb"\}\s*\]\s*\}\s*\Z",
+    )
     FORECAST = (
         "a forecast of `estimate`",
         rb'\A\s*\{\s*"store":\s*\{\s*"backbone":.*"peak_memory":\s*[^,{}]*,\s*'

@@ -163,6 +163,12 @@ def load_beside(name: str) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def exports() -> ModuleType:
+    """exports.py: one data set as each tool writes it."""
+    return load_beside("exports.py")
+
+
+@pytest.fixture(scope="session")
 def nursery() -> Iterator[Any]:
     """Starts processes that need not import anything; see forking.py."""
     opened = load_beside("forking.py").Nursery()

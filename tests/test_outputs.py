@@ -44,6 +44,10 @@ def as_json(value: object) -> bytes:
 SCORES = {
     "ap": None, "ap50": 0.5, "a": [0] * 5000, "evaluator": "cachedet, equal", "cachedet": "0.1"
 }  # fmt: skip
+ANNOTATIONS = {
+    "info": {"description": "Written by `cachedet convert` from CVAT for images"},
+    "images": [{"id": 1}] * 900, "annotations": [], "categories": [{"id": 1, "name": "a"}],
+}  # fmt: skip
 FORECAST = {"store": {"backbone": "r"}, "nbytes": 1.0, "peak_memory": None, "version": "0.1"}
 OURS = {
     Kind.PAGE: b'\n<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -57,6 +61,7 @@ OURS = {
     Kind.RESULTS: as_json([{"image_id": 3, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]),
     Kind.FOUND: as_json([{"file": 'a".jpg', "drawing": "b.jpg", "detections": []}]),
     Kind.DRAWING: jpeg(DRAWING_COMMENT),
+    Kind.ANNOTATIONS: as_json(ANNOTATIONS),
     Kind.FORECAST: as_json(FORECAST),
 }
 THEIRS = {
@@ -70,6 +75,8 @@ THEIRS = {
     "around.json": as_json({"ap": SCORES, "scores": SCORES}),
     "more.json": as_json({**SCORES, "mine": 1}),
     "before.json": as_json({"mine": 1, **SCORES}),
+    "mended.json": as_json({**ANNOTATIONS, "mine": 1}),
+    "mine.json": as_json({**ANNOTATIONS, "info": {"description": "from `cachedet convert`"}}),
     "plan.json": as_json({**FORECAST, "mine": 1}),
     "table.json": as_json({"store": {"backbone": "mine"}, "version": "2"}),
     "empty": b"",

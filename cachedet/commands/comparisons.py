@@ -21,6 +21,8 @@ from cachedet.commands.options import (
     Json,
     OnBadImage,
     Overrides,
+    Rotated,
+    Split,
     Weights,
     Workers,
     print_json,
@@ -60,11 +62,13 @@ def compare(
     configs: Annotated[list[str], typer.Argument(help="Of the heads: presets or YAML files.")],
     images: Images,
     annotations: Annotations,
-    val_annotations: Annotated[Path, typer.Option(help="The file to score on.")],
+    val_annotations: Annotated[Path, typer.Option(help="What to score on.")],
     out: Annotated[Path, typer.Option(help="Folder of the comparison, also to go on with it.")],
     val_images: Annotated[
         Path | None, typer.Option(help="Folder of the scored images; default: --images.")
     ] = None,
+    split: Split = None,
+    val_split: Annotated[str | None, typer.Option(help="Of --val-annotations.")] = None,
     modes: ModeNames = "cached,live,tuned,scratch",
     freeze_at: Cuts = "C4",
     seeds: Annotated[str, typer.Option(help="Such as 0,1,2.")] = "0",
@@ -83,6 +87,7 @@ def compare(
     codec: Codec = "int8",
     on_bad_image: OnBadImage = "fail",
     follow_links: FollowLinks = False,
+    rotated: Rotated = "refuse",
     backbone_lr: BackboneRate = 0.1,
     batch_norm: BatchNorms = "frozen",
     overrides: Overrides = None,
@@ -100,17 +105,20 @@ def compare(
     from cachedet.comparison.cell import ComparisonConfig
     from cachedet.comparison.folder import ComparisonFolder
     from cachedet.config.run import make_extract_config
+    from cachedet.data.annotation_formats import with_split
     from cachedet.extract import default_workers
     from cachedet.live.modes import BackboneTraining
 
     changes = [*(overrides or []), *([] if device == "auto" else [f"device={device}"])]
     folder = ComparisonFolder(out)
     train = {
-        "images": images, "annotations": annotations, "store": folder.train, "views": views,
+        "images": images, "annotations": with_split(annotations, split),
+        "store": folder.train, "views": views,
         "backbone": backbone, "weights": weights, "image_size": image_size, "codec": codec,
-        "on_bad_image": on_bad_image, "follow_links": follow_links,
+        "on_bad_image": on_bad_image, "follow_links": follow_links, "rotated": rotated,
         "device": device, "workers": workers or default_workers(),
     }  # fmt: skip
+    val_annotations = with_split(val_annotations, val_split)
     val = {"annotations": val_annotations, "store": folder.val, "views": "base"}
     config = ComparisonConfig(
         heads=load_heads(configs, changes),

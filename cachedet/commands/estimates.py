@@ -22,6 +22,8 @@ from cachedet.commands.options import (
     Levels,
     OnBadImage,
     Overrides,
+    Rotated,
+    Split,
     Weights,
     Workers,
     make_extraction,
@@ -39,6 +41,7 @@ def estimate(
         typer.Argument(help="Of the heads: a preset or a YAML file; default: the demo's."),
     ] = None,
     overrides: Overrides = None,
+    split: Split = None,
     backbone: Backbone = "tf_efficientnet_lite0",
     weights: Weights = "auto",
     levels: Levels = "",
@@ -48,6 +51,7 @@ def estimate(
     codec: Codec = "int8",
     on_bad_image: OnBadImage = "fail",
     follow_links: FollowLinks = False,
+    rotated: Rotated = "refuse",
     block_size: BlockSize = 16,
     batch_size: BatchSize = 8,
     workers: Workers = 0,
@@ -78,10 +82,10 @@ def estimate(
         "weights": weights, "levels": levels, "freeze_at": freeze_at,
         "image_size": image_size, "views": views,
         "codec": codec, "on_bad_image": on_bad_image, "follow_links": follow_links,
-        "block_size": block_size,
+        "rotated": rotated, "block_size": block_size,
         "batch_size": batch_size, "workers": workers, "device": device,
     }  # fmt: skip
-    extraction = make_extraction(options, command="estimate")
+    extraction = make_extraction(options, split=split, command="estimate")
     path = DEFAULT_HEADS if config is None else find_config(config)
     heads = load_train_config(path, overrides or [])
     unwritten = None

@@ -18,7 +18,18 @@ ConfigName = Annotated[
     str, typer.Argument(metavar="CONFIG", help="A preset, see `cachedet configs`, or a YAML file.")
 ]
 Images = Annotated[Path, typer.Option(help="Folder of the images.")]
-Annotations = Annotated[Path, typer.Option(help="COCO (or LVIS) JSON file.")]
+Annotations = Annotated[
+    Path,
+    typer.Option(
+        help="COCO or LVIS JSON, data.yaml of YOLO, folder of VOC XML, or XML of CVAT for images."
+    ),
+]
+Split = Annotated[
+    str | None, typer.Option(help="Of a data set with several, such as train; also FILE:train.")
+]
+Rotated = Annotated[
+    str, typer.Option(help="Rotated boxes. refuse: stop; outer: take the upright box around each.")
+]
 Backbone = Annotated[str, typer.Option(help="Any timm model with features.")]
 Weights = Annotated[str, typer.Option(help="auto, none or a checkpoint file.")]
 Levels = Annotated[str, typer.Option(help="Such as C3,C4,C5; empty: the usual ones.")]
@@ -54,13 +65,15 @@ def split_names(text: str) -> list[str] | None:
     return [name.strip() for name in text.split(",")] if text else None
 
 
-def make_extraction(values: dict[str, Any], *, command: str) -> ExtractConfig:
+def make_extraction(values: dict[str, Any], *, split: str | None, command: str) -> ExtractConfig:
     """The config of an extraction from options as they were typed. Raises ConfigError."""
     from cachedet.config.run import make_extract_config
+    from cachedet.data.annotation_formats import with_split
     from cachedet.extract import default_workers
 
     typed = {
         "store": local_folder(values["store"], command=command),
+        "annotations": with_split(values["annotations"], split),
         "levels": split_names(values["levels"]),
         "workers": values["workers"] or default_workers(),
     }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cachedet.commands.options import Json, print_json
+from cachedet.commands.options import Json, Split, print_json
 from cachedet.commands.score_tables import print_analysis, print_proposals
 from cachedet.commands.tables import say
 from cachedet.errors import InputError, UnwrittenError
@@ -23,16 +23,20 @@ _HOW = (
 )
 
 
+Truth = Annotated[
+    Path | None,
+    typer.Option(help="To score against, as `extract` takes them; for a run instead of its own."),
+]
+
+
 def evaluate(
     run: Annotated[Path | None, typer.Argument(help="Run folder; none with --detections.")] = None,
     store: Annotated[str | None, typer.Option(help="Store to score the run on.")] = None,
     detections: Annotated[
         Path | None, typer.Option(help="COCO results file of any producer, instead of a run.")
     ] = None,
-    annotations: Annotated[
-        Path | None,
-        typer.Option(help="COCO or LVIS file to score against; for a run instead of the store's."),
-    ] = None,
+    annotations: Truth = None,
+    split: Split = None,
     against: Annotated[
         Path | None,
         typer.Option(help="Another run, or results file, on the same images: is it noise?"),
@@ -86,7 +90,7 @@ def evaluate(
     questions = Questions(
         against=against,
         training=training,
-        annotations=annotations,
+        annotations=_with_split(annotations, split),
         lvis=lvis,
         edges=None if bins is None else parse_edges(bins),
         resamples=resamples if resamples is not None else DEFAULT_RESAMPLES if against else 0,
@@ -102,6 +106,15 @@ def evaluate(
     _write(report, out, quiet=as_json)
     if unwritten is not None:
         raise unwritten
+
+
+def _with_split(annotations: Path | None, split: str | None) -> Path | None:
+    """Raises InputError where there is nothing that could have splits."""
+    from cachedet.data.annotation_formats import with_split
+
+    if split is not None and annotations is None:
+        raise InputError(f"--split {split} is one of --annotations, which is missing; {_HOW}")
+    return None if annotations is None else with_split(annotations, split)
 
 
 def _write(report: dict[str, Any], out: Path | None, *, quiet: bool) -> None:

@@ -20,6 +20,8 @@ from cachedet.commands.options import (
     Json,
     Levels,
     OnBadImage,
+    Rotated,
+    Split,
     Weights,
     Workers,
     local_folder,
@@ -41,6 +43,7 @@ def extract(
     images: Images,
     annotations: Annotations,
     store: Annotated[str, typer.Option(help="Folder of the feature store to write.")],
+    split: Split = None,
     backbone: Backbone = "tf_efficientnet_lite0",
     weights: Weights = "auto",
     levels: Levels = "",
@@ -57,6 +60,7 @@ def extract(
     codec: Codec = "int8",
     on_bad_image: OnBadImage = "fail",
     follow_links: FollowLinks = False,
+    rotated: Rotated = "refuse",
     block_size: BlockSize = 16,
     batch_size: BatchSize = 8,
     workers: Workers = 0,
@@ -78,11 +82,11 @@ def extract(
         "weights": weights, "levels": levels, "freeze_at": freeze_at,
         "image_size": image_size, "views": views,
         "codec": codec, "on_bad_image": on_bad_image, "follow_links": follow_links,
-        "block_size": block_size,
+        "rotated": rotated, "block_size": block_size,
         "batch_size": batch_size, "workers": workers, "device": device,
         "rank": rank, "world_size": world_size,
     }  # fmt: skip
-    config = make_extraction(options, command="extract")
+    config = make_extraction(options, split=split, command="extract")
     report = run_extract(config)
     predicted = compare_extraction(report, config)
     if as_json:

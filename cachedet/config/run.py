@@ -34,6 +34,8 @@ VALIDATED: tuple[str, ...] = tuple(name for name in get_args(Metric) if name != 
 """Figures of CocoScores that every validation gives: they are logged, and can stop a run."""
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
 Residency = Literal["stream", "ram", "device"]
+Rotated = Literal["refuse", "outer"]
+"""What becomes of rotated boxes: an error, or the upright box around each."""
 WantedResidency = Literal[Residency, "auto"]
 
 _LARGEST_WEIGHT = 1e6  # of a view
@@ -44,7 +46,7 @@ class ExtractConfig(Config):
     """Stage 1: which features of which images go into the store."""
 
     images: Path
-    annotations: Path
+    annotations: Path  # of any format of docs/data.md; a split behind a colon: data.yaml:train
     store: Path
     backbone: str = "tf_efficientnet_lite0"
     weights: str = "auto"  # auto | none | a file
@@ -59,6 +61,7 @@ class ExtractConfig(Config):
     workers: Annotated[int, Field(ge=1, le=256)] = 2  # threads that read and decode images
     on_bad_image: Literal["fail", "skip"] = "fail"
     follow_links: bool = False  # out of the folder of the images
+    rotated: Rotated = "refuse"
     rank: Annotated[int, Field(ge=0)] | None = None  # of the processes that share the work
     world_size: Count | None = None  # None: what torchrun or SLURM say, else one
 

@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.data.box_columns import LARGEST, BoxColumns
-from cachedet.data.file_names import require_inside
 from cachedet.data.json_files import load_json
 from cachedet.data.masks import NO_MASK, encode_segmentation, is_blank
-from cachedet.data.repairs import Findings, number_ids, whole_number
+from cachedet.data.repairs import Findings, number_ids, place_of, whole_number
 from cachedet.errors import DatasetError
 from cachedet.progress import count_of
 from cachedet.structures import Annotations, CategoryMap, MaskCodes
@@ -42,32 +41,10 @@ class CocoDataset:
         return self.images / self.annotations.file_names[row]
 
 
-def read_coco(*, annotations: Path, images: Path, follow_links: bool = False) -> CocoDataset:
-    """Read a COCO annotation file. The image files themselves are not opened here.
-
-    Labels follow the order of category ids. Crowd boxes are kept and flagged, images without
-    boxes are kept as negatives. Boxes of negative width or height are turned round. Boxes without
-    area, with NaN or Inf, or wholly outside their image are dropped; a box whose mask cannot be
-    used stays, without a mask. All of that is counted and noted.
-
-    Raises DatasetError: a missing file, folder or key, a duplicate id, an annotation of an unknown
-    image or category, no images at all, or a path that leaves the image folder (by a link only
-    where `follow_links` does not allow it).
-    """
-    if not images.is_dir():
-        raise DatasetError(f"--images expects a folder of images; there is no folder {images}")
-    if next(images.iterdir(), None) is None:
-        raise DatasetError(f"--images {images} is an empty folder, expected images in it")
-    described, found = annotations_of(load_annotations(annotations), where=annotations)
-    require_inside(described.file_names, images, annotations, follow_links=follow_links)
-    return CocoDataset(images=images, annotations=described, counts=found.counts, notes=found.notes)
-
-
-def read_categories(path: Path) -> CategoryMap:
-    """The classes of a COCO file, without a look at anything else. Raises DatasetError."""
-    content = load_annotations(path)
+def categories_of(content: dict[str, Any], where: Path) -> CategoryMap:
+    """The classes of a file, without a look at anything else in it. Raises DatasetError."""
     number_ids(content)
-    return _read_categories(content["categories"], path)
+    return _read_categories(content["categories"], where)
 
 
 def annotations_of(
@@ -142,7 +119,7 @@ def _read_masks(
     blank: list[str] = []
     for number in order.tolist():
         height, width = sizes_hw[rows[number]].tolist()
-        named = f"annotation id {entries[number]['id']}"
+        named = place_of(entries[number])
         try:
             code = encode_segmentation(entries[number].get("segmentation"), (height, width))
         except ValueError as error:  # COCO itself holds polygons of two points

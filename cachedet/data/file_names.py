@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 import unicodedata
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from cachedet.errors import BadImageError, DatasetError
 
 _MOST_FILES = 200_000  # looked at for suggestions
+_UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")
 
 
 def require_inside(
@@ -106,3 +109,27 @@ def _likeness(path: PurePosixPath, wanted: PurePosixPath) -> tuple[bool, int]:
     pairs = zip(path.parts[-2::-1], wanted.parts[-2::-1], strict=False)
     same = [one == other for one, other in pairs]
     return path.suffix == wanted.suffix, (*same, False).index(False)
+
+
+def match_names(wanted: Sequence[str], known: Sequence[str]) -> list[int | None]:
+    """Which of `known` is each of `wanted`: by the whole name, its last part, or that without
+    Label Studio's prefix, as far as it is the only one.
+    """
+    found: list[int | None] = [None] * len(wanted)
+    for key in (posixpath.normpath, posixpath.basename, _bare):
+        ours, theirs = Counter(map(key, wanted)), Counter(map(key, known))
+        row_of = {key(name): row for row, name in enumerate(known) if theirs[key(name)] == 1}
+        for place, name in enumerate(wanted):
+            if found[place] is None and ours[key(name)] == 1:
+                found[place] = row_of.get(key(name))
+    return found
+
+
+def _bare(name: str) -> str:
+    return without_prefix(posixpath.basename(name))
+
+
+def without_prefix(name: str) -> str:
+    """``3f2a91bc-cat.jpg`` -> ``cat.jpg``: Label Studio writes 8 digits before uploaded files."""
+    folder, file = posixpath.split(name)
+    return posixpath.join(folder, _UPLOADED.sub("", file))

@@ -24,8 +24,11 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -39,7 +42,7 @@ from cachedet.data.geometry import Geometry
 from cachedet.data.regular_files import open_regular
 from cachedet.data.wholeness import require_covered, require_whole
 from cachedet.errors import BadImageError
-from cachedet.structures import Preprocessing
+from cachedet.structures import Preprocessing, SizeHW
 from cachedet.text import printable
 
 # Once for the process (filters are not kept per thread): what Pillow warns of is checked here.
@@ -54,6 +57,7 @@ _LARGE_FILE = 64 << 20  # of these one is in memory at a time
 _GIANT = 32_000_000  # pixels; of smaller images threads may keep the memory
 _STRIP_PIXELS = 1 << 24  # converted at once
 _FEW_BITS = 14  # of 16
+_HEADER_READERS = 8  # threads: they wait for the disk
 _ORIENTATION = 0x0112
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a TIFF's tag
 
@@ -151,7 +155,7 @@ def _decode(content: bytes, held: contextlib.ExitStack) -> tuple[NDArray[np.uint
             require_covered(image)
             image.load()
             require_whole(image, content)
-            orientation, odd = _orientation(image)
+            orientation, odd = _orientation(image.getexif)
             upright, scaled = _to_rgb(image, is_deep=is_deep)
     except BadImageError:
         raise
@@ -169,6 +173,37 @@ def _reason(error: Exception) -> str:
     text = (str(error).strip() or "it cannot be decoded").splitlines()[0]
     is_plain = isinstance(error, (OSError, SyntaxError, ValueError, Image.DecompressionBombError))
     return text if is_plain else f"it cannot be decoded ({type(error).__name__}: {text})"
+
+
+def read_sizes(paths: Sequence[Path]) -> list[SizeHW | None]:
+    """Height and width of upright images, of their headers alone; None where there is no image."""
+    with ThreadPoolExecutor(_HEADER_READERS, thread_name_prefix="sizes") as readers:
+        return list(readers.map(_read_size, paths))
+
+
+def _read_size(path: Path) -> SizeHW | None:
+    try:
+        with open(open_regular(path), "rb") as file:
+            looks_behind = _has_late_text(file)
+            with Image.open(file, formats=_formats()) as image:
+                width, height = image.size
+                # A PNG without EXIF would be decoded whole, to look behind its pixels.
+                kind = type(image) if image.format != "PNG" or looks_behind else Image.Image
+                orientation, _ = _orientation(partial(kind.getexif, image))
+    except Exception:  # the look at all images says what is wrong with it
+        return None
+    return (width, height) if orientation >= 5 else (height, width)
+
+
+def _has_late_text(file: BinaryIO) -> bool:
+    """Whether it is a PNG of chunks behind its pixels, which may tell its orientation."""
+    is_png, is_behind, found = file.read(8) == b"\x89PNG\r\n\x1a\n", False, False
+    while is_png and not found and len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+        is_behind |= head[4:] == b"IDAT"
+        found = is_behind and head[4:] in (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
+        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    file.seek(0)
+    return found
 
 
 @functools.cache
@@ -216,9 +251,9 @@ def _normalised_values(preprocessing: Preprocessing) -> NDArray[np.float32]:
     return table
 
 
-def _orientation(image: Image.Image) -> tuple[int, str | None]:
+def _orientation(read_exif: Callable[[], Image.Exif]) -> tuple[int, str | None]:
     try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        orientation = read_exif().get(_ORIENTATION, 1)
     except Exception as error:  # broken EXIF makes Pillow raise many types
         return 1, f"EXIF cannot be read ({type(error).__name__}); taken as upright"
     if orientation in range(1, 9):

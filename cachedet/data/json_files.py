@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from cachedet.errors import DatasetError
+from cachedet.errors import DatasetError, ForeignFileError
 
 _HEAD_NBYTES = 4096
 _LEAST_COPIES = 3  # of a file in memory while it is parsed: its bytes, its text, its values
@@ -33,10 +33,10 @@ _KINDS = (
     (rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc", "compressed; unpack it first"),
     (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF", "an image"),
     (rb"(?i)\s*<(!doctype html|html)", "a web page: was a download refused?"),
-    (rb"\s*<", "XML, such as Pascal VOC; convert it to COCO"),
+    (rb"\s*<", "XML, such as Pascal VOC"),
     (rb"---|%YAML|[A-Za-z_][\w ]*:(\s|$)", "YAML"),
     (rb"[^\n{\[]*[,;\t][^\n]*(\n|$)", "CSV or another table"),
-    (rb"[\d.]+( [-\d.]+){4}", "text of YOLO; convert it to COCO"),
+    (rb"[\d.]+( [-\d.]+){4}", "a label file of YOLO, whose data set has a data.yaml"),
 )
 
 
@@ -46,7 +46,9 @@ def load_json(path: Path, *, option: str, what: str) -> Any:
         text = _decoded(_read(path, option=option, what=what), path)
         return json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
-        raise DatasetError(f"{path} is not JSON in UTF-8: {error}{_cause(error)}") from error
+        is_foreign = error.doc.lstrip()[:1] not in ("{", "[", "")
+        kind = ForeignFileError if is_foreign else DatasetError
+        raise kind(f"{path} is not JSON in UTF-8: {error}{_cause(error)}") from error
     except RecursionError as error:
         raise DatasetError(f"{path} is not JSON in UTF-8: it is nested too deeply") from error
     except MemoryError as error:
@@ -94,7 +96,7 @@ def _require_text(head: bytes, path: Path) -> None:
     if not start.strip():
         raise DatasetError(f"{path} is not JSON in UTF-8: it is empty")
     if not _BEGINNINGS.match(start):
-        raise DatasetError(f"{path} is not JSON in UTF-8: it seems to be {_kind_of(start)}")
+        raise ForeignFileError(f"{path} is not JSON in UTF-8: it seems to be {_kind_of(start)}")
 
 
 def _kind_of(start: bytes) -> str:

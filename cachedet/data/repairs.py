@@ -29,6 +29,8 @@ _IDS = (
     ("annotations", "category_id"),
 )  # fmt: skip
 _NAMED = 5  # ids in one note
+PLACE = "cachedet place"
+"""Key of an annotation that is no COCO's: its file and line."""
 _TOLERANCE = 1.0  # pixels beyond the image that are rounding
 _MANY = 0.2  # of the boxes reach beyond their images where corners stand for sides
 
@@ -140,10 +142,19 @@ def note_boxes(which: Flags, entries: Sequence[dict[str, Any]], what: str) -> li
     numbers = np.flatnonzero(which).tolist()
     if not numbers:
         return []
-    ids = [str(entries[number]["id"]) for number in numbers[:_NAMED]]
+    first = [entries[number] for number in numbers[:_NAMED]]
+    if all(PLACE in entry for entry in first):
+        word, names = "", [place_of(entry) for entry in first]
+    else:
+        word = "annotation id " if len(numbers) == 1 else "annotation ids "
+        names = [str(entry["id"]) for entry in first]
     more = ", ..." if len(numbers) > _NAMED else ""
-    word = "id" if len(numbers) == 1 else "ids"
-    return [f"{_boxes(len(numbers))} {what} (annotation {word} {', '.join(ids)}{more})"]
+    return [f"{_boxes(len(numbers))} {what} ({word}{', '.join(names)}{more})"]
+
+
+def place_of(entry: dict[str, Any]) -> str:
+    """Where an annotation stands, for a message."""
+    return str(entry.get(PLACE) or f"annotation id {entry['id']}")
 
 
 def _boxes(number: int) -> str:

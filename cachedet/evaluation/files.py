@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from cachedet.data.coco import annotations_of, load_annotations
+from cachedet.data.annotation_formats import is_annotations, read_sections
+from cachedet.data.coco import annotations_of
+from cachedet.data.file_names import match_names
+from cachedet.data.sections import Sections
 from cachedet.errors import DatasetError, InputError
 from cachedet.evaluation.analysis import Analysis, analyse, require_resamples
 from cachedet.evaluation.detection_table import read_results
@@ -17,6 +21,7 @@ from cachedet.evaluation.lvis import Federated, read_federated
 from cachedet.evaluation.strata import DEFAULT_EDGES, check_edges
 from cachedet.progress import count_of
 from cachedet.store.files.locations import is_url, shown
+from cachedet.store.files.names import MANIFEST
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, CategoryMap
 from cachedet.training.run_folder import count_annotations
@@ -25,7 +30,7 @@ from cachedet.training.run_folder import count_annotations
 def score_files(
     *,
     detections: Path,  # a COCO results file
-    annotations: Path,  # COCO (or LVIS) file that describes the images; none of them is opened
+    annotations: Path,  # of any format that describes the images
     against: Path | None = None,  # a second results file on the same images; needs resamples
     training: str | None = None,  # annotation file or store, for AP by number of annotations
     edges: Sequence[int] = DEFAULT_EDGES,  # of the bins of training annotations
@@ -42,10 +47,10 @@ def score_files(
     """
     require_resamples(resamples, comparing=against is not None)
     check_edges(edges)
-    content = load_annotations(annotations)
+    sections = read_sections(annotations)
     # exactly as the official tools read them
-    scored, found = annotations_of(content, where=annotations, keep_all=True)
-    federated = read_federated(content, scored, where=annotations) if lvis else None
+    scored, found = annotations_of(sections.content, where=annotations, keep_all=True)
+    federated = read_federated(sections.content, scored, where=annotations) if lvis else None
     return analyse(
         scored,
         read_results(detections, scored),
@@ -55,7 +60,7 @@ def score_files(
         edges=edges,
         resamples=resamples,
         seed=seed,
-        notes=[f"{annotations}: {note}" for note in found.notes],
+        notes=[f"{annotations}: {note}" for note in (*sections.notes, *found.notes)],
     )
 
 
@@ -73,31 +78,27 @@ def read_annotations_of(
 ) -> TruthOfStore:
     """Ground truth of a store's images from an annotation file, in the order of the store's rows.
 
-    Images are matched by image id; the file may describe more of them, which is noted.
+    Images are matched by image id, or by file name where the format has no ids or these are of
+    other images; the file may describe more of them, which is noted.
 
     Raises:
         DatasetError: the file cannot be used.
         InputError: it lacks images of the store, or gives them other sizes or other classes.
     """
-    content = load_annotations(annotations)
+    sections = read_sections(annotations)
+    content = sections.content
     described, found = annotations_of(content, where=annotations, keep_all=True)
+    if sections.are_ids_ours:
+        described = _with_classes(held.categories, described)
     if held.categories != described.categories:
         raise InputError(
             f"{annotations} has other classes than the store: "
             f"{described.categories.unlike(held.categories)}; give a file with the "
             "store's categories"
         )
-    row_of = {image_id: row for row, image_id in enumerate(described.image_ids.tolist())}
     wanted = held.image_ids.tolist()
-    unknown = [image_id for image_id in wanted if image_id not in row_of]
-    if unknown:
-        raise InputError(
-            f"{annotations} does not describe image id {unknown[0]} of the store "
-            f"({len(unknown)} of its {len(wanted)} images are unknown to it); give the file the "
-            "store was extracted from, or one with the same image ids"
-        )
-    rows = [row_of[image_id] for image_id in wanted]
-    scored = described.keep_rows(rows)
+    rows = _rows_of(held, described, sections)
+    scored = replace(described.keep_rows(rows), image_ids=held.image_ids)
     is_known = (scored.sizes_hw > 0).all(axis=1)
     wrong = np.flatnonzero((scored.sizes_hw != held.sizes_hw).any(axis=1) & is_known)
     if len(wrong):
@@ -108,7 +109,7 @@ def read_annotations_of(
             f"{sizes[1]} ({len(wrong)} images differ); it is of other images"
         )
     scored = replace(scored, sizes_hw=held.sizes_hw)
-    notes = [f"{annotations}: {note}" for note in found.notes]
+    notes = [f"{annotations}: {note}" for note in (*sections.notes, *found.notes)]
     if len(described) > len(held):
         more = count_of(len(described) - len(held), "image")
         notes.append(f"{annotations} describes {more} more than the store holds: not scored")
@@ -119,6 +120,36 @@ def read_annotations_of(
     return TruthOfStore(annotations=scored, federated=federated, notes=tuple(notes))
 
 
+def _rows_of(held: Annotations, described: Annotations, sections: Sections) -> list[int]:
+    """The row in the file of each image of the store. Raises InputError where one is unknown."""
+    by_name = match_names(held.file_names, described.file_names)
+    row_of = {image_id: row for row, image_id in enumerate(described.image_ids.tolist())}
+    by_id = [row_of.get(image_id) for image_id in held.image_ids.tolist()]
+    are_of_others = None not in by_id and None not in by_name  # ids that a reader made count alike
+    found = by_name if sections.are_ids_ours or are_of_others else by_id
+    unknown = [row for row, other in enumerate(found) if other is None]
+    if unknown:
+        first, same = f"image id {held.image_ids[unknown[0]]}", "image ids"
+        if sections.are_ids_ours:
+            first, same = f"the image {held.file_names[unknown[0]]}", "file names"
+        raise InputError(
+            f"{sections.source} does not describe {first} of the store "
+            f"({len(unknown)} of its {len(held)} images are unknown to it); give the file the "
+            f"store was extracted from, or one with the same {same}"
+        )
+    return [row for row in found if row is not None]
+
+
+def _with_classes(categories: CategoryMap, described: Annotations) -> Annotations:
+    """These classes, where all of the described ones are among them by name: their ids are ours."""
+    label_of = {name: label for label, name in enumerate(categories.names)}
+    names = described.categories.names
+    if len(label_of) < len(categories) or any(name not in label_of for name in names):
+        return described
+    labels = np.array([label_of[name] for name in names], dtype=np.int64)
+    return replace(described, labels=labels[described.labels], categories=categories)
+
+
 def read_counts(training: str, scored: CategoryMap) -> dict[int, int]:
     """Category id -> training annotations, from an annotation file or a store.
 
@@ -127,13 +158,18 @@ def read_counts(training: str, scored: CategoryMap) -> dict[int, int]:
         DatasetError, StoreError: neither of the two.
     """
     where = Path(training)
-    if not is_url(training) and where.is_file():
-        trained_on, _ = annotations_of(load_annotations(where), where=where)
-    elif is_url(training) or where.exists():
+    is_store = is_url(training) or os.path.exists(where / MANIFEST)
+    if not is_store and is_annotations(where):
+        sections = read_sections(where)
+        trained_on, _ = annotations_of(sections.content, where=where)
+        if sections.are_ids_ours:
+            trained_on = _with_classes(scored, trained_on)
+    elif is_store or where.exists():
         trained_on = FeatureStore.open(training).annotations
     else:
         raise DatasetError(
-            f"--training expects a COCO annotation file or a store; there is no {training}"
+            "--training expects annotations (as `extract` takes them) or a store; there is no "
+            f"{training}"
         )
     names = dict(zip(trained_on.categories.ids, trained_on.categories.names, strict=True))
     for category_id, name in zip(scored.ids, scored.names, strict=True):

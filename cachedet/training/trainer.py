@@ -347,6 +347,6 @@ def _describe_features(batches: list[Batch]) -> str:
 
 def _describe_weights(detector: nn.Module) -> str:
     """Nothing where all are finite."""
-    state = detector.state_dict().items()
-    bad = [name for name, value in state if not bool(torch.isfinite(value).all())]
+    trained = detector.named_parameters()  # running statistics went with the losses
+    bad = [name for name, value in trained if not bool(torch.isfinite(value).all())]
     return f"; the weights of {', '.join(bad[:3])} are not finite ({len(bad)})" if bad else ""

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cachedet.data.coco import annotations_of, read_coco
+from cachedet.data.annotation_formats import read_dataset
+from cachedet.data.coco import annotations_of
 from cachedet.data.masks import decode_mask
 from cachedet.errors import DatasetError
 
@@ -48,7 +49,7 @@ def read(folder: Path, content: object) -> Any:
     (folder / "a.json").write_text(
         content if isinstance(content, str) else json.dumps(content), encoding="utf-8"
     )
-    return read_coco(annotations=folder / "a.json", images=folder / "images")
+    return read_dataset(annotations=folder / "a.json", images=folder / "images")
 
 
 @pytest.mark.parametrize("area", [math.nan, math.inf])
@@ -211,7 +212,9 @@ def test_a_link_out_of_the_folder_needs_a_word(folder: Path, linked: str) -> Non
     message = f"'{linked}' is a link, or lies behind one, that leaves the folder .* --follow-links"
     with pytest.raises(DatasetError, match=message):
         read(folder, content)
-    followed = read_coco(annotations=folder / "a.json", images=folder / "images", follow_links=True)
+    followed = read_dataset(
+        annotations=folder / "a.json", images=folder / "images", follow_links=True
+    )
     assert followed.annotations.file_names == ("a.jpg", "sub/b.jpg", "c.jpg")
 
 
@@ -219,7 +222,9 @@ def test_the_folder_itself_may_be_a_link(folder: Path) -> None:
     content = coco()
     read(folder, content)
     (folder / "linked").symlink_to(folder / "images")
-    assert read_coco(annotations=folder / "a.json", images=folder / "linked").counts["images"] == 3
+    assert (
+        read_dataset(annotations=folder / "a.json", images=folder / "linked").counts["images"] == 3
+    )
 
 
 def boxes_of(*boxes: list[float], width: int = 100, height: int = 50) -> dict[str, Any]:
@@ -382,9 +387,9 @@ def test_the_least_that_pycocotools_scores(folder: Path) -> None:
 
 def test_missing_places(folder: Path) -> None:
     with pytest.raises(DatasetError, match="there is no folder"):
-        read_coco(annotations=folder / "a.json", images=folder / "none")
+        read_dataset(annotations=folder / "a.json", images=folder / "none")
     with pytest.raises(DatasetError, match="there is no file"):
-        read_coco(annotations=folder / "none.json", images=folder / "images")
+        read_dataset(annotations=folder / "none.json", images=folder / "images")
     (folder / "empty").mkdir()
     with pytest.raises(DatasetError, match="is an empty folder"):
-        read_coco(annotations=folder / "a.json", images=folder / "empty")
+        read_dataset(annotations=folder / "a.json", images=folder / "empty")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cachedet.data.coco import read_coco
+from cachedet.data.annotation_formats import read_dataset
 from cachedet.errors import InputError
 from cachedet.evaluation.files import score_files
 
@@ -84,6 +84,6 @@ def test_read_scored_or_refused(seed: int, tmp_path: Path) -> None:
         gt.write_text(json.dumps(mutate(truth(), draw)))
         dt.write_text(json.dumps(mutate(results(), draw)))
         with contextlib.suppress(InputError):
-            read_coco(annotations=gt, images=tmp_path / "images")
+            read_dataset(annotations=gt, images=tmp_path / "images")
         with contextlib.suppress(InputError):
             score_files(detections=dt, annotations=gt, lvis=draw.random() < 0.3)

@@ -19,6 +19,7 @@ from cachedet.data.images import (
     decoded,
     image_suffixes,
     make_input,
+    read_sizes,
 )
 from cachedet.data.views import make_geometry, view_named
 from cachedet.errors import BadImageError
@@ -377,3 +378,27 @@ def test_a_giant_takes_some_bytes_a_pixel() -> None:
     pixels, _ = decode_bytes(content)
     assert pixels.shape == (5000, 8000, 3)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 10 * 40e6
+
+
+def test_sizes_of_headers_are_those_of_upright_images(tmp_path: Path) -> None:
+    """Of PNG too, whose orientation may stand behind the pixels; what is no image has none."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned, plain = Image.new("RGB", (20, 10)), Image.new("RGB", (30, 10))
+    turned.save(tmp_path / "a.jpg", exif=exif)
+    turned.save(tmp_path / "b.png", exif=exif)
+    plain.save(tmp_path / "c.png")
+    plain.save(tmp_path / "d.webp", exif=exif)
+    content = (tmp_path / "b.png").read_bytes()
+    at = content.index(b"eXIf") - 4
+    chunk = content[at : at + 12 + int.from_bytes(content[at : at + 4], "big")]
+    end = content.index(b"IEND") - 4
+    late = content[:at] + content[at + len(chunk) : end] + chunk + content[end:]
+    (tmp_path / "e.png").write_bytes(late)
+    (tmp_path / "f.png").write_bytes(b"\x89PNG\r\n\x1a\nno image")
+    os.mkfifo(tmp_path / "g.jpg")
+    names = ("a.jpg", "b.png", "c.png", "d.webp", "e.png", "f.png", "g.jpg", "none.jpg", "a\0b")
+    sizes = read_sizes([tmp_path / name for name in names])
+    assert sizes == [(20, 10), (20, 10), (10, 30), (30, 10), (20, 10), None, None, None, None]
+    for name, size in zip(names[:5], sizes[:5], strict=True):
+        assert decode_image(tmp_path / name).shape[:2] == size

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cachedet.data.coco import read_coco
+from cachedet.data.annotation_formats import read_dataset
 from cachedet.data.shapes import CLASS_NAMES, draw_image, write_shapes
 from cachedet.data.survey import scan_images
 
@@ -22,7 +22,7 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
 
 def test_is_a_usable_coco_set(tmp_path: Path) -> None:
     paths = write_shapes(tmp_path, train=6, val=4)
-    dataset = read_coco(annotations=paths.train, images=paths.images)
+    dataset = read_dataset(annotations=paths.train, images=paths.images)
     assert dataset.annotations.categories.names == CLASS_NAMES
     assert dataset.counts["degenerate boxes dropped"] == 0
     assert dataset.counts["boxes partly outside"] == 0

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cachedet.data.coco import CocoDataset, read_coco
+from cachedet.data.annotation_formats import read_dataset
+from cachedet.data.coco import CocoDataset
 from cachedet.data.images import decode_image
 from cachedet.data.survey import require_good, scan_images
 from cachedet.errors import BadImageError
@@ -44,7 +45,7 @@ def dataset(tmp_path: Path) -> CocoDataset:
     ]
     content = {"images": entries, "annotations": [], "categories": [{"id": 1, "name": "x"}]}
     (tmp_path / "a.json").write_text(json.dumps(content))
-    return read_coco(annotations=tmp_path / "a.json", images=images)
+    return read_dataset(annotations=tmp_path / "a.json", images=images)
 
 
 def test_scan_finds_every_bad_file_at_once(dataset: CocoDataset) -> None:
@@ -73,7 +74,7 @@ def data_set(folder: Path, names: list[str], there: list[str]) -> CocoDataset:
     ]
     content = {"images": entries, "annotations": [], "categories": [{"id": 1, "name": "x"}]}
     (folder / "a.json").write_text(json.dumps(content))
-    return read_coco(annotations=folder / "a.json", images=images)
+    return read_dataset(annotations=folder / "a.json", images=images)
 
 
 NFC, NFD = (unicodedata.normalize(form, "café.png") for form in ("NFC", "NFD"))

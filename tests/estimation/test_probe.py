@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cachedet.backbone.frozen import load_backbone
-from cachedet.data.coco import read_coco
+from cachedet.data.annotation_formats import read_dataset
 from cachedet.data.views import parse_views
 from cachedet.estimation.probe import CODECS, codec_figures, measure_backbone, measure_codecs
 from cachedet.estimation.sample import padded_sizes
@@ -43,7 +43,7 @@ def test_bytes_of_the_whole_cache_are_those_that_are_written(
     tiny: Any, tmp_path: Path, codec: str
 ) -> None:
     config = tiny.extract_config(tmp_path / "x.zarr", codec=codec)
-    dataset = read_coco(annotations=tiny.paths.train, images=tiny.paths.images)
+    dataset = read_dataset(annotations=tiny.paths.train, images=tiny.paths.images)
     backbone = load_backbone("test_resnet", weights=str(tiny.weights), image_size=128)
     sample = take_sample(dataset, range(4), config, backbone)
     fit = collect_statistics(sample, backbone, view="base", count=2)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
-from cachedet.data.coco import CocoDataset, read_coco
+from cachedet.data.annotation_formats import read_dataset
+from cachedet.data.coco import CocoDataset
 from cachedet.data.views import parse_views
 from cachedet.errors import BadImageError, InputError
 from cachedet.estimation.trial import (
@@ -35,7 +36,7 @@ def backbone(tiny: Any) -> FrozenBackbone:
 
 @pytest.fixture
 def dataset(tiny: Any) -> CocoDataset:
-    return read_coco(annotations=tiny.paths.train, images=tiny.paths.images)
+    return read_dataset(annotations=tiny.paths.train, images=tiny.paths.images)
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_a_bad_image_in_the_sample(
     name = dataset.annotations.file_names[2]
     content = (images / name).read_bytes()
     (images / name).write_bytes(content[: len(content) // 2])
-    damaged = read_coco(annotations=tiny.paths.train, images=images)
+    damaged = read_dataset(annotations=tiny.paths.train, images=images)
     with pytest.raises(BadImageError, match="1 of 8 images cannot be used") as error:
         take_sample(damaged, range(8), tiny.extract_config(tmp_path / "x"), backbone)
     assert name in str(error.value)

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from cachedet.backbone.frozen import load_backbone
-from cachedet.data.coco import CocoDataset, read_coco
+from cachedet.data.annotation_formats import read_dataset
+from cachedet.data.coco import CocoDataset
 from cachedet.data.survey import scan_images
 from cachedet.errors import BadImageError
 from cachedet.extract import extract
@@ -30,7 +31,7 @@ from cachedet.store.writer import StoreWriter
 @pytest.fixture
 def dataset(tiny: Any, tmp_path: Path) -> CocoDataset:
     images = shutil.copytree(tiny.paths.images, tmp_path / "images")
-    return read_coco(annotations=tiny.paths.train, images=images)
+    return read_dataset(annotations=tiny.paths.train, images=images)
 
 
 def loader_of(dataset: CocoDataset, tiny: Any, *, keep_nbytes: int = 0) -> InputLoader:

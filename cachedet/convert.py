@@ -1,0 +1,72 @@
+"""Any annotations that are read, as the COCO file that was understood."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cachedet.config.run import Rotated
+from cachedet.data.annotation_formats import read_sections
+from cachedet.data.coco import annotations_of
+from cachedet.data.sections import listed
+from cachedet.errors import DatasetError, InputError
+from cachedet.evaluation.metrics import ground_truth_json
+from cachedet.outputs import Kind, require_file, write_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertReport:
+    """What one call of `convert` did."""
+
+    out: Path
+    source: Path
+    kind: str  # the format that was recognised
+    split: str | None
+    images: Path | None  # the folder that file names start from; None: as the source has it
+    counts: dict[str, int]  # read, mended and dropped, by name
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        places = {"out": str(self.out), "source": str(self.source)}
+        images = None if self.images is None else str(self.images)
+        return {**vars(self), **places, "images": images, "notes": list(self.notes)}
+
+
+def convert(
+    source: Path, out: Path, *, images: Path | None = None, rotated: Rotated = "refuse"
+) -> ConvertReport:
+    """Write annotations of any format as COCO JSON: what `extract` would take of them.
+
+    File names start from `images`, without it from the folder that the source says.
+
+    Raises:
+        DatasetError: they cannot be used, or an image that gives their scale cannot be read.
+        InputError: `out` is somebody's file, or cannot be written.
+    """
+    if os.path.realpath(source) == os.path.realpath(out):
+        raise InputError(f"{out} is the source itself; name another file")
+    require_file(out, kind=Kind.ANNOTATIONS)
+    sections = read_sections(source, images=images, rotated=rotated)
+    if sections.are_ids_ours and sections.unread:
+        raise DatasetError(
+            f"{source}: images whose size is not known: {len(sections.unread)} "
+            f"({listed(sections.unread)}). COCO needs it: bring or repair the files, or leave "
+            "them and their annotations out"
+        )
+    annotations, found = annotations_of(sections.content, where=source)
+    description = f"Written by `cachedet convert` from {sections.kind}"
+    content = {**ground_truth_json(annotations), "info": {"description": description}}
+    ordered = {key: content[key] for key in ("info", "images", "annotations", "categories")}
+    write_file(out, json.dumps(ordered).encode(), kind=Kind.ANNOTATIONS)
+    return ConvertReport(
+        out=out,
+        source=sections.source,
+        kind=sections.kind,
+        split=sections.split,
+        images=images or sections.root,
+        counts=found.counts,
+        notes=(*sections.notes, *found.notes),
+    )

@@ -1,0 +1,271 @@
+"""Which format `--annotations` is of, by its content, and the data set in it.
+
+COCO and LVIS JSON, YOLO, Pascal VOC and CVAT for images are read; each becomes the sections of a
+COCO file (sections.py), which are checked and repaired in one place (coco.py). A split is named
+behind a colon, as in ``data.yaml:train``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import posixpath
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cachedet.config.run import Rotated
+from cachedet.data import cvat, voc, yolo
+from cachedet.data.coco import (
+    CocoDataset,
+    annotations_of,
+    categories_of,
+    load_annotations,
+)
+from cachedet.data.file_names import require_inside, without_prefix
+from cachedet.data.sections import Sections, choose_split, listed
+from cachedet.data.xml_files import root_name
+from cachedet.data.yolo_folders import SPLITS, has_names, is_bare_folder, yaml_in
+from cachedet.errors import DatasetError, ForeignFileError
+from cachedet.structures import CategoryMap
+from cachedet.text import printable
+
+_log = logging.getLogger(__name__)
+
+_SPLIT = re.compile(r"(?P<source>.+):(?P<split>[A-Za-z0-9_.-]+)", re.DOTALL)
+_JSON_NAMES = ("_annotations.coco.json", "result.json")  # of Roboflow and Label Studio
+_YAML_SUFFIXES = (".yaml", ".yml")
+KNOWN = (
+    "COCO or LVIS JSON, the data.yaml of a YOLO data set, a folder of Pascal VOC XML, or the XML "
+    "of CVAT for images 1.1; what `datumaro` or `labelformat` can read, they write as COCO"
+)
+
+_Read = Callable[..., Sections]
+
+
+def with_split(source: Path, split: str | None) -> Path:
+    """``data.yaml`` and ``train`` as one name, which every option takes."""
+    return source if split is None else Path(f"{source}:{split}")
+
+
+def read_dataset(
+    *, annotations: Path, images: Path, follow_links: bool = False, rotated: Rotated = "refuse"
+) -> CocoDataset:
+    """A data set on disk. Of the image files at most the headers are read here.
+
+    Labels follow the order of category ids. Crowd boxes are kept and flagged, images without
+    boxes are kept as negatives. Boxes of negative width or height are turned round. Boxes without
+    area, with NaN or Inf, or wholly outside their image are dropped; a box whose mask cannot be
+    used stays, without a mask. All of that is counted and noted.
+
+    Raises DatasetError: no format that is known, what it holds cannot be used, a missing folder,
+    no images at all, or a path that leaves the image folder (by a link only where `follow_links`
+    does not allow it).
+    """
+    sections = read_sections(annotations, images=images, rotated=rotated)
+    described, found = annotations_of(_with_sizes(sections), where=annotations)
+    require_inside(described.file_names, images, annotations, follow_links=follow_links)
+    notes = (*sections.notes, *found.notes)
+    return CocoDataset(images=images, annotations=described, counts=found.counts, notes=notes)
+
+
+def read_sections(
+    annotations: Path, *, images: Path | None = None, rotated: Rotated = "refuse"
+) -> Sections:
+    """What a file or folder holds, of whatever format; one line is logged that says which.
+
+    `images` is the folder that file names are to start from; without it the source says.
+    Raises DatasetError.
+    """
+    if images is not None:
+        _require_images(images)
+    reference, split = _parse(annotations)
+    read, source = _recognise(reference, split)
+    sections = read(source, split=split, images=images, rotated=rotated)
+    if images is not None or sections.are_ids_ours:  # a JSON file to score against is no surprise
+        _log.info("%s", printable(sections.describe()))
+    return sections if images is None else _with_names_there(sections, images)
+
+
+def _require_images(images: Path) -> None:
+    if not os.path.isdir(images):
+        raise DatasetError(f"--images expects a folder of images; there is no folder {images}")
+    if next(images.iterdir(), None) is None:
+        raise DatasetError(f"--images {images} is an empty folder, expected images in it")
+
+
+def read_categories(annotations: Path) -> CategoryMap:
+    """The classes of a data set. Raises DatasetError."""
+    reference, split = _parse(annotations)
+    read, source = _recognise(reference, split)
+    of_format = {yolo.read_yolo: yolo.read_classes, cvat.read_cvat: cvat.read_classes}.get(read)
+    if of_format is not None:
+        classes = of_format(source, split)
+        return CategoryMap(ids=tuple(classes), names=tuple(classes.values()))
+    sections = read(source, split=split, images=None, rotated="outer")
+    return categories_of(sections.content, annotations)
+
+
+def is_annotations(reference: Path) -> bool:
+    """Whether something is there that can be read as annotations; a store cannot."""
+    source, _ = _parse(reference)
+    if not os.path.isdir(source):
+        return os.path.exists(source)
+    try:
+        return bool(_recognise_folder(source))
+    except DatasetError:
+        return False
+
+
+def _parse(reference: Path) -> tuple[Path, str | None]:
+    """The file or folder, and the split named behind it."""
+    match = _SPLIT.fullmatch(str(reference))
+    if match is None or os.path.exists(reference):
+        return reference, None
+    return Path(match["source"]), match["split"]
+
+
+def _read_coco(
+    source: Path, *, split: str | None, images: Path | None, rotated: Rotated
+) -> Sections:
+    """A file of COCO or LVIS, or those of an exported folder; its boxes are upright."""
+    by_split = _jsons_in(source) if os.path.isdir(source) else {"": source}
+    if list(by_split) == [""]:
+        choose_split(split, [], source)
+    else:
+        split = choose_split(split, list(by_split), source)
+    path = by_split[split or ""]
+    try:
+        content = load_annotations(path)
+    except ForeignFileError as error:
+        raise DatasetError(f"{error}. --annotations takes {KNOWN}") from error
+    categories, notes = _without_placeholder(content)
+    return Sections(
+        content={**content, "categories": categories},
+        source=path,
+        kind=_kind_of(content),
+        split=split,
+        notes=notes,
+    )
+
+
+def _jsons_in(folder: Path) -> dict[str, Path]:
+    """The COCO files of a folder by split, as Roboflow, Label Studio, CVAT and COCO lay them."""
+    for name in _JSON_NAMES:
+        if (folder / name).is_file():
+            return {"": folder / name}
+    of_splits = {name: folder / name / _JSON_NAMES[0] for name in SPLITS}
+    found = {name: path for name, path in of_splits.items() if path.is_file()}
+    of_coco = sorted((folder / "annotations").glob("instances_*.json"))
+    return found or {path.stem.removeprefix("instances_"): path for path in of_coco}
+
+
+def _kind_of(content: dict[str, Any]) -> str:
+    is_lvis = any("neg_category_ids" in image for image in content["images"][:1])
+    return "LVIS JSON" if is_lvis else "COCO JSON"
+
+
+def _without_placeholder(content: dict[str, Any]) -> tuple[list[Any], tuple[str, ...]]:
+    """Roboflow's category 0 is the name of the project, which no object is of."""
+    categories: list[dict[str, Any]] = content["categories"]
+    zero = next((one for one in categories if one.get("id") == 0), {})
+    others = [one for one in categories if one is not zero]
+    is_above = zero.get("supercategory") == "none" and all(
+        one.get("supercategory") == zero.get("name") for one in others
+    )
+    if not is_above or not others:
+        return categories, ()
+    if any(one.get("category_id") == 0 for one in content["annotations"]):
+        return categories, ()
+    note = f"category 0, {zero.get('name')!r}, is Roboflow's placeholder without objects; left out"
+    return others, (note,)
+
+
+def _recognise(source: Path, split: str | None) -> tuple[_Read, Path]:
+    """How to read it, by its content, and which file. Raises DatasetError."""
+    if os.path.isdir(source):
+        return _recognise_folder(source)
+    name = root_name(source)
+    if name == "annotations":
+        return cvat.read_cvat, source
+    if name == "annotation":
+        raise DatasetError(
+            f"--annotations {source} is one XML file of Pascal VOC: give the folder of them all, "
+            f"{source.parent}"
+        )
+    if name is not None and name.lower() != "html":
+        raise DatasetError(f"--annotations {source} is XML of <{name}>. Expected {KNOWN}")
+    is_yaml = source.suffix.lower() in _YAML_SUFFIXES
+    if not os.path.exists(source) and (is_yaml or split is not None):
+        of_split = "" if split is None else f" (of which {split} is a split)"
+        raise DatasetError(f"--annotations expects {KNOWN}; there is no {source}{of_split}")
+    if is_yaml or has_names(source):
+        return yolo.read_yolo, source
+    return _read_coco, source
+
+
+def _recognise_folder(folder: Path) -> tuple[_Read, Path]:
+    try:
+        if yaml_in(folder) is not None:
+            return yolo.read_yolo, folder
+        if (folder / "annotations.xml").is_file():
+            return cvat.read_cvat, folder / "annotations.xml"
+        if _jsons_in(folder):
+            return _read_coco, folder
+        if voc.is_voc(folder):
+            return voc.read_voc, folder
+        if is_bare_folder(folder):
+            return yolo.read_yolo, folder
+        inside = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise DatasetError(f"--annotations {folder} cannot be read: {error.strerror}") from error
+    raise DatasetError(
+        f"--annotations {folder} is a folder without annotations that are known; it holds "
+        f"{listed(inside) or 'nothing'}. Expected {KNOWN}"
+    )
+
+
+def _with_sizes(sections: Sections) -> dict[str, Any]:
+    """Images whose files give no size get some: the look at all images will refuse them."""
+    if not sections.unread or not sections.are_ids_ours:
+        return sections.content
+    rows = [
+        row if row["width"] else {**row, "width": 1, "height": 1}
+        for row in sections.content["images"]
+    ]
+    return {**sections.content, "images": rows}
+
+
+def _with_names_there(sections: Sections, images: Path) -> Sections:
+    """Names that are there only below a split's folder, or without Label Studio's prefix."""
+    beside = posixpath.normpath(
+        os.path.relpath(sections.source.parent, images).replace(os.sep, "/")
+    )
+    folder = "" if beside.startswith("..") else beside
+    rows, changed = [], []
+    taken = {str(row.get("file_name")) for row in sections.content["images"]}
+    for row in sections.content["images"]:
+        name = row.get("file_name")
+        found = _found_as(name, images, folder) if isinstance(name, str) else None
+        if found is not None and found not in taken:
+            taken.add(found)
+            changed.append(f"{name} is {found}")
+            row = {**row, "file_name": found}
+        rows.append(row)
+    if not changed:
+        return sections
+    note = f"images found by another form of their names: {len(changed)} ({listed(changed)})"
+    content = {**sections.content, "images": rows}
+    return replace(sections, content=content, notes=(*sections.notes, note))
+
+
+def _found_as(name: str, images: Path, folder: str) -> str | None:
+    """The name of the file that is there; None where it is the name as it stands, or none is."""
+    places = [name, without_prefix(name)]
+    places += [posixpath.normpath(posixpath.join(folder, place)) for place in places]
+    forms = [place for place in dict.fromkeys(places) if place != name]
+    if not forms or os.path.isfile(images / name):
+        return None
+    return next((form for form in forms if os.path.isfile(images / form)), None)
