@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,7 @@ def compare(config: ComparisonConfig, *, on_cell: OnCell | None = None) -> Compa
     """
     require_local(config.out)
     _require_sensible(config)
+    config = _store_cuts(config)
     folder = ComparisonFolder(config.out)
     settings = _settings(config)
     _require_replaceable(folder)
@@ -131,25 +132,38 @@ def _require_sensible(config: ComparisonConfig) -> None:
         require_shared(heads)
         choose_device(heads.device)
     _require_same_classes(config.train.annotations, config.val.annotations)
-    _require_cuts(config)
 
 
-def _require_cuts(config: ComparisonConfig) -> None:
-    """Cut the backbone wherever a mode trains stages. Raises BackboneError where it cannot be."""
-    cuts = [cut for mode in config.modes if (cut := cut_of(mode)) is not None]
-    if not cuts:
-        return
-    train = config.train
-    backbone = load_backbone(  # which weights it has decides nothing
-        train.backbone, weights="none", levels=train.levels, image_size=train.image_size
-    )
-    for cut in cuts:
-        try:
-            split_backbone(backbone, cut)
-        except BackboneError as error:
-            raise BackboneError(
-                f"--modes partial trains the stages behind --freeze-at {cut}: {error}"
-            ) from error
+def _store_cuts(config: ComparisonConfig) -> ComparisonConfig:
+    """Cut the backbone wherever a mode trains stages; states of a ViT are stored for it, too.
+
+    Raises BackboneError where it cannot be cut.
+    """
+    levels = config.train.levels
+    for mode in config.modes:
+        if (cut := cut_of(mode)) is not None:
+            levels = _cut_levels(config.train, levels, cut)
+    stores = [store.model_copy(update={"levels": levels}) for store in (config.train, config.val)]
+    return replace(config, train=stores[0], val=stores[1])
+
+
+def _cut_levels(
+    train: ExtractConfig, levels: tuple[str, ...] | None, cut: str
+) -> tuple[str, ...] | None:
+    """The levels that a store needs to train behind `cut`, too."""
+    name, size = train.backbone, train.image_size
+    try:  # which weights it has decides nothing
+        backbone = load_backbone(name, weights="none", levels=levels, image_size=size)
+        if cut not in backbone.spec.names:
+            deeper = load_backbone(name, weights="none", levels=levels, cut=cut, image_size=size)
+            if cut not in deeper.spec.pyramid.names:  # other cells would train on it, too
+                backbone, levels = deeper, deeper.spec.names
+        split_backbone(backbone, cut)
+    except BackboneError as error:
+        raise BackboneError(
+            f"--modes partial trains the stages behind --freeze-at {cut}: {error}"
+        ) from error
+    return levels
 
 
 def _require_same_classes(train: Path, val: Path) -> None:

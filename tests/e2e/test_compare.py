@@ -99,6 +99,19 @@ def test_two_cells_then_more(run_compare: Any, tiny: Any, tmp_path: Path) -> Non
     assert f"heads.retinanet_fpn_tiny.device was elsewhere, is {here}" in elsewhere.stderr
 
 
+def test_a_plain_vit_is_cut_between_its_blocks(run_compare: Any) -> None:
+    """Its state is stored beside the map of the other modes."""
+    done = run_compare(
+        "--modes", "cached,partial,tuned", "--freeze-at", "L4", "--epochs", "1", "--json",
+        "--backbone", "test_vit", "--weights", "none", "--set",
+        "detector.neck={kind: simple, channels: 16, num_levels: 3}", "--set", "augment.flip=0",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    cells = cells_of(done)
+    assert [cell["error"] for cell in cells.values()] == ["", "", ""]
+    assert list(cells)[1] == "retinanet_fpn_tiny partial_L4 0"
+
+
 def test_a_store_that_was_there_before(run_compare: Any, tiny: Any, tmp_path: Path) -> None:
     """What it took is not known, and of its views those that are asked for are trained on."""
     store = tmp_path / "out" / "features" / "train.zarr"
