@@ -190,6 +190,11 @@ def _choose_levels(
     for level_name in wanted:
         if level_name not in named:
             raise BackboneError(f"{name} has no level {level_name!r}; it offers {_listed(offered)}")
+        if (of_map := named[level_name].level.name) not in wanted:
+            raise BackboneError(
+                f"{level_name} holds the tokens that belong to {of_map}: name {of_map}, which "
+                "brings them"
+            )
     chosen = {named[level_name].index: named[level_name] for level_name in wanted}
     return [chosen[index] for index in sorted(chosen)]
 

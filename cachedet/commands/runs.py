@@ -54,8 +54,6 @@ def train_heads(
     launch = find_launch()
     if launch.is_first and not as_json:
         say(settings.schedule.describe_lr())
-        if settings.freeze_at is not None:
-            say(f"trains {settings.stages.describe(settings.freeze_at)}, and the heads")
     report = run_train(settings, train_store=train, val_store=val, run=run, resume=resume)
     predicted = compare_training(report, settings, store=train) if launch.world == 1 else {}
     if launch.is_first and as_json:

@@ -341,7 +341,7 @@ def _describe_at(location: list[str], section: type[BaseModel] | None, problem: 
     if problem["type"] == "union_tag_not_found":
         return f"{key}: expected a section with `kind:`, got {got}"
     message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{key}: {message}, got {got}"
+    return f"{key}: {message}, got {got}" if location else f"{key}: {message}"
 
 
 def _locate(

@@ -85,7 +85,8 @@ def choose_read_levels(config: TrainConfig, manifest: Manifest) -> tuple[str, ..
     if cut not in cuts:
         raise ConfigError(
             "freeze_at expects a level of the store that has stages behind it "
-            f"({', '.join(cuts) or 'this one has none'}), got {cut!r}"
+            f"({', '.join(cuts) or 'this one has none'}), got {cut!r}; extract with --freeze-at "
+            "names a level that the store lacks"
         )
     wanted = {*choose_levels(config.detector, network).names, *network.with_tokens(cut)}
     return tuple(name for name in network.up_to(cut).names if name in wanted)

@@ -12,6 +12,7 @@ from torch import nn
 
 from cachedet.config.run import EvalConfig
 from cachedet.detector.build import build_detector, choose_read_levels
+from cachedet.detector.end_to_end import EndToEndDetector
 from cachedet.detector.protocol import max_proposals_of, require_detector
 from cachedet.device import choose_device
 from cachedet.errors import CheckpointError, InputError
@@ -105,7 +106,7 @@ class Subject:
             name=f"{name} has none",
             folder=None,
             features=features,
-            levels=features.manifest.spec.pyramid.names,
+            levels=_levels_of(module, features),
             merging=Merging(),
             views=views,
             batch_size=config.batch_size,
@@ -152,6 +153,13 @@ class Subject:
         return StageProgress(stage, total=len(self.features) * passes, unit="images")
 
 
+def _levels_of(module: nn.Module, features: FeatureStore) -> tuple[str, ...]:
+    """What a detector without a config is given."""
+    spec = features.manifest.spec
+    takes_states = isinstance(module, EndToEndDetector)  # it picks what its stages need
+    return spec.names if takes_states else spec.pyramid.names
+
+
 def _require_fits(checkpoint: Checkpoint, store: FeatureStore, run: Path) -> None:
     trained, scored = checkpoint.manifest, store.manifest
     field = trained.incompatible_field(scored)
@@ -162,9 +170,13 @@ def _require_fits(checkpoint: Checkpoint, store: FeatureStore, run: Path) -> Non
             "extracted with the same ones"
         )
     if field is not None:
+        theirs, ours = (
+            ", ".join(manifest.network.names) if field == "network" else getattr(manifest, field)
+            for manifest in (trained, scored)
+        )
         raise CheckpointError(
-            f"the run {run} was trained on features with {field} = {getattr(trained, field)}, the "
-            f"store {store.location} has {getattr(scored, field)}; evaluate on a store extracted "
+            f"the run {run} was trained on features with {field} = {theirs}, the "
+            f"store {store.location} has {ours}; evaluate on a store extracted "
             "with the same backbone and weights. Runs on features of different backbones are "
             "compared by their results files: `cachedet eval --detections A/detections.json "
             "--against B/detections.json --annotations FILE`"

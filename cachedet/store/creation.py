@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -56,6 +57,8 @@ from cachedet.store.format.plan import StorePlan, load_codec
 from cachedet.store.format.stages import load_stages
 from cachedet.store.leftovers import is_dead, remove_leftovers
 from cachedet.structures import Annotations
+
+_log = logging.getLogger(__name__)
 
 _CREATING = ".creating"
 _MOST_OF_NAME = 96  # bytes of a store's name that a hidden folder keeps
@@ -215,6 +218,13 @@ def _require_same_inputs(root: Path, inputs: StoreInputs) -> None:
     fields = stored.differing_fields(replace(manifest, views=stored.views, stages_digest=digest))
     if not fields:
         return
+    if fields and _differ_in_cut(stored, manifest):
+        there, asked = (", ".join(each.spec.names) for each in (stored, manifest))
+        raise StoreMismatchError(
+            f"{root} holds {there} of the network, and {asked} are asked for: --freeze-at is "
+            "another. A store with all levels serves every cut; extract into a new --store, or "
+            "give the same --freeze-at"
+        )
     digests = (stored.annotations_digest, stored.images_digest)
     if digests != (manifest.annotations_digest, manifest.images_digest):
         with contextlib.suppress(StoreError):  # damaged: the digests alone must do
@@ -224,6 +234,13 @@ def _require_same_inputs(root: Path, inputs: StoreInputs) -> None:
         f"{root} was extracted from other inputs. {'; '.join(fields)}. Extract into a new --store, "
         "or give the same inputs"
     )
+
+
+def _differ_in_cut(stored: Manifest, manifest: Manifest) -> bool:
+    """Whether a store holds more or fewer levels of the same network, and no more differs."""
+    same = replace(manifest, spec=stored.spec, views=stored.views)
+    same = replace(same, stages_digest=stored.stages_digest, network=stored.network)
+    return stored.network == manifest.network and not stored.differing_fields(same)
 
 
 def _repair_metadata(root: Path, inputs: StoreInputs) -> None:
@@ -266,6 +283,7 @@ def _repair_stages(root: Path, inputs: StoreInputs) -> None:
         load_stages(source, manifest)
     except StoreError:
         write_durably(root / STAGES, inputs.stages)
+        _log.info("wrote %s: the weights of the backbone's last stages", STAGES)
         decided = replace(manifest, stages_digest=inputs.manifest.stages_digest)
         if decided != manifest:
             write_durably(root / MANIFEST, encode_manifest(decided))

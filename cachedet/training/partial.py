@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cachedet.config.run import StagesConfig, TrainConfig
 from cachedet.detector.build import build_detector, choose_levels
 from cachedet.detector.end_to_end import EndToEndDetector
+from cachedet.distributed.collective import world_size
 from cachedet.errors import BackboneError, ConfigError
 from cachedet.store.format.manifest import Manifest
 from cachedet.store.reader import FeatureStore
@@ -36,8 +37,14 @@ def build_partial_detector(
         ConfigError: nothing of the stages would be trained, or the heads do not fit the levels.
         BackboneError: the network cannot be cut there, or the weights are those of another.
     """
-    network, cut = manifest.network, config.freeze_at
-    assert cut is not None
+    network, levels = manifest.network, choose_levels(config.detector, manifest.network).names
+    last = network.maps.names[-1]
+    if last not in levels:
+        raise ConfigError(
+            f"detector.levels leaves out {last}, so that the stages which make it would be run and "
+            f"trained for nothing: name {last} there, or extract with --levels "
+            f"{','.join(levels)} into a new store"
+        )
     stages = make_trained_stages(
         config,
         backbone=manifest.backbone,
@@ -49,7 +56,7 @@ def build_partial_detector(
     return EndToEndDetector(
         backbone=stages,
         heads=build_detector(config.detector, spec=network, num_classes=len(manifest.categories)),
-        levels=choose_levels(config.detector, network).names,
+        levels=levels,
         learns=True,
         lr_scale=config.stages.lr_scale,
         sources=[level.name for level in stages.inputs],
@@ -134,8 +141,14 @@ def _choose_trained(stages: Stages, config: StagesConfig) -> None:
             adapter.requires_grad_(True)
     if config.batch_norm == "frozen":
         freeze_batch_norms(stages)
+    elif world_size() > 1:
+        raise ConfigError(
+            f"stages.batch_norm: trained takes the statistics of one process's images, and "
+            f"{world_size()} processes share each batch: leave it frozen, or train in one process"
+        )
     if not any(parameter.requires_grad for parameter in stages.parameters()):
         raise ConfigError(
-            f"stages.train is {config.train} and stages.batch_norm frozen: the stages have no "
-            "other norms, so that nothing would be trained; set stages.batch_norm: trained"
+            f"stages.train is {config.train} and stages.batch_norm {config.batch_norm}: the stages "
+            "have no norms that this trains, so that nothing would be trained; set stages.train: "
+            "all, or stages.batch_norm: trained where they have batch norms"
         )

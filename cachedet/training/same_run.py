@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from cachedet.config.run import TrainConfig
 from cachedet.errors import CheckpointError
 from cachedet.store.format.manifest import Manifest
-from cachedet.structures import CategoryMap
+from cachedet.structures import CategoryMap, FeatureSpec
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 from cachedet.training.run_folder import RunFolder
 
@@ -95,7 +95,12 @@ def _misfit(checkpoint: Checkpoint, config: TrainConfig, manifest: Manifest) -> 
         return _describe_classes(checkpoint.categories, manifest.categories)
     if field is not None:
         theirs, ours = getattr(checkpoint.manifest, field), getattr(manifest, field)
+        if isinstance(theirs, FeatureSpec):
+            theirs, ours = ", ".join(theirs.names), ", ".join(ours.names)
         return f"{field} was {reprlib.repr(theirs)}, is {reprlib.repr(ours)}"
+    theirs_of, ours_of = _trained_of(checkpoint.config), _trained_of(config)
+    if theirs_of not in (None, ours_of):
+        return f"it trained {theirs_of}, this run {ours_of or 'nothing of the backbone'}"
     changed = [
         f"detector.{line}"
         for line in differing_keys(checkpoint.config.detector, config.detector)
@@ -103,6 +108,14 @@ def _misfit(checkpoint: Checkpoint, config: TrainConfig, manifest: Manifest) -> 
     ]
     kind = [line for line in changed if line.startswith("detector.kind ")]
     return "; ".join(kind or changed) or None
+
+
+def _trained_of(config: TrainConfig) -> str | None:
+    """What of the backbone has weights of its own in a run; None where it is frozen."""
+    if config.freeze_at is None:
+        return None
+    adapters = " with adapters" if config.stages.train == "adapters" else ""
+    return f"the stages behind {config.freeze_at}{adapters} (freeze_at)"
 
 
 def _describe_classes(theirs: CategoryMap, ours: CategoryMap) -> str:

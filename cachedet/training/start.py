@@ -210,7 +210,9 @@ def _create(
         folder.write_config(text)
     folder.log(config.schedule.describe_lr())
     if isinstance(trainer.detector, EndToEndDetector) and config.freeze_at is not None:
-        folder.log(f"trains {describe_stages(config, trainer.detector)}")
+        trained = f"trains {describe_stages(config, trainer.detector)}"
+        _log.info(trained)
+        folder.log(trained)
     folder.log(f"on {trainer.device}, {str(trainer.autocast or torch.float32)[6:]}")
     if world_size() > 1:
         folder.log(describe_ranks(config.schedule.batch_size))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cachedet.config.run import TrainConfig
 from cachedet.config.schedule import LearningRate
 from cachedet.detector.build import build_detector
+from cachedet.detector.end_to_end import EndToEndDetector
 from cachedet.detector.protocol import (
     classifiers_of,
     compute_losses,
@@ -215,8 +216,15 @@ class Trainer:
         )
 
     def start_from(self, checkpoint: Checkpoint) -> None:
-        """Begin with the weights that another run was scored with, and nothing else of it."""
-        load_weights(self.detector, checkpoint.scored_heads, where=checkpoint.name)
+        """Begin with the weights that another run was scored with, and nothing else of it.
+
+        Stages behind heads that were trained on a frozen backbone keep those of the store.
+        """
+        detector = self.detector
+        if isinstance(detector, EndToEndDetector) and checkpoint.config.freeze_at is None:
+            load_weights(detector.heads, checkpoint.scored_heads, where=checkpoint.name)
+        else:
+            load_weights(detector, checkpoint.scored_heads, where=checkpoint.name)
         if self.average is not None:
             self.average.load_state_dict(self.detector.state_dict())
 

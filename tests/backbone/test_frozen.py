@@ -85,3 +85,10 @@ def test_unknown_and_unsuitable_names() -> None:
 def test_a_hybrid_whose_patches_do_not_divide_its_map_is_one_message() -> None:
     with pytest.raises(BackboneError, match=r"112 pixels: .* multiple of its own size \(224\)"):
         load_backbone("vit_tiny_r_s16_p8_224", weights="none", image_size=112)
+
+
+def test_tokens_come_with_their_map() -> None:
+    with pytest.raises(
+        BackboneError, match="L3_prefix holds the tokens that belong to L3: name L3"
+    ):
+        load_backbone("test_vit", weights="none", levels=("L3_prefix",), image_size=96)

@@ -248,6 +248,61 @@ def test_another_run_starts_from_the_stages(cut: Any, run: Path, tmp_path: Path)
     assert "init_from" in (tmp_path / "run" / "config.yaml").read_text()
 
 
+def test_stages_follow_heads_that_were_trained_before(tiny: Any, tmp_path: Path) -> None:
+    """Heads first, on the whole backbone frozen; then the stages learn with them."""
+    train(config_of(freeze_at=None, max_steps=4), run=tmp_path / "heads", **tiny.stores)
+    config = config_of(init_from=str(tmp_path / "heads"), max_steps=1)
+    config = config.model_copy(
+        update={"schedule": config.schedule.model_copy(update={"lr": 1e-9, "warmup_steps": 0})}
+    )
+    train(config, run=tmp_path / "both", **tiny.stores)
+    before = load_checkpoint(tmp_path / "heads" / "weights" / "last.pt").heads
+    after = load_checkpoint(tmp_path / "both" / "weights" / "last.pt").heads
+    for name, value in before.items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(after[f"heads.{name}"], value, rtol=0, atol=1e-5)
+    initial = FeatureStore.open(tiny.stores["train_store"]).read_stages()
+    torch.testing.assert_close(
+        after["backbone.layers.layer4.0.conv1.weight"],
+        initial["layer4.0.conv1.weight"], rtol=0, atol=1e-5,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"freeze_at": None},
+            r"it trained the stages behind C4 \(freeze_at\), this run nothing of",
+        ),
+        ({"freeze_at": "C3"}, r"behind C4 \(freeze_at\), this run the stages behind C3"),
+        ({"stages": {"train": "adapters"}}, "this run the stages behind C4 with adapters"),
+    ],
+)
+def test_weights_of_other_stages_are_refused_before_anything_is_written(
+    tiny: Any, run: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    config = config_of(init_from=str(run), **changes)
+    with pytest.raises(CheckpointError, match=message):
+        train(config, run=tmp_path / "run", **tiny.stores)
+    assert not (tmp_path / "run").exists()
+
+
+def test_either_store_scores_a_run(tiny: Any, cut: Any, run: Path, tmp_path: Path) -> None:
+    of_cut = evaluate(run, store=cut["val_store"]).scores
+    assert evaluate(run, store=tiny.stores["val_store"]).scores.ap == of_cut.ap
+    mixed = {"train_store": tiny.stores["train_store"], "val_store": cut["val_store"]}
+    assert train(config_of(max_steps=1), run=tmp_path / "mixed", **mixed).steps == 1
+    train(config_of(freeze_at=None, max_steps=1), run=tmp_path / "frozen", **tiny.stores)
+    with pytest.raises(ConfigError, match="extracted with --freeze-at C4 and lacks C5"):
+        evaluate(tmp_path / "frozen", store=cut["val_store"], config=EvalConfig(weights="last"))
+
+
+def test_a_store_cut_elsewhere_is_told(tiny: Any, cut: Any) -> None:
+    with pytest.raises(StoreError, match="holds C3, C4 of the network, and C3, C4, C5 are asked"):
+        extract(tiny.extract_config(cut["train_store"]))
+
+
 def test_a_store_without_stage_weights_gets_them(tiny: Any, tmp_path: Path) -> None:
     """As one that was extracted before stores kept them; blocks and old runs stay valid."""
     config = tiny.extract_config(tmp_path / "s.zarr", views="base")
@@ -314,7 +369,11 @@ def test_damaged_stage_weights_are_noticed_and_written_anew(tiny: Any, tmp_path:
         ({"freeze_at": "C5"}, r"has stages behind it \(C3, C4\), got 'C5'"),
         ({"freeze_at": "C9"}, "got 'C9'"),
         ({"freeze_at": None}, "was extracted with --freeze-at C4 and lacks C5: train the stages"),
-        ({"stages": {"train": "norms"}}, "nothing would be trained; set stages.batch_norm"),
+        ({"stages": {"train": "norms"}}, "batch_norm frozen: .* nothing would be trained; set sta"),
+        (
+            {"detector": {**_VALUES["detector"], "levels": ["C3", "C4"]}},
+            "detector.levels leaves out C5, .* trained for nothing: name C5 there, or extract",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_told(
@@ -328,7 +387,7 @@ def test_what_cannot_be_trained_is_told(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"trainable": "classifier", "init_from": "r"}, "freeze_at C4 trains stages of the backb"),
+        ({"trainable": "classifier", "init_from": "r"}, "leave one of them out"),
         ({"freeze_at": None, "stages": {"lr_scale": 1.0}}, "set freeze_at, such as C4"),
     ],
 )
@@ -403,7 +462,7 @@ def test_the_command_line(tiny: Any, tmp_path: Path) -> None:
         "freeze_at=C4", "--set", "schedule.epochs=1", "--set", "stages.train=adapters",
     ])  # fmt: skip
     assert done.exit_code == 0, done.output
-    said = "trains stages behind C4, adapters alone, rate 0.1, frozen batch norms, and the heads"
+    said = "trains stages behind C4, adapters alone, rate 0.1, frozen batch norms, "
     assert said in done.output
 
 

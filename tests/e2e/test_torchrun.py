@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 
-from cachedet.config.run import TrainConfig, dump_config
+from cachedet.config.run import StagesConfig, TrainConfig, dump_config
 from cachedet.distributed.collective import rank
 from cachedet.errors import CachedetError
 from cachedet.train import TrainReport, train
@@ -115,6 +115,14 @@ def test_stages_of_the_backbone_learn_alike_on_any_number_of_ranks(
     assert reports[0].losses == pytest.approx(alone.losses, rel=1e-4)
     assert_same(tmp_path / "2", tmp_path / "1", tolerance=1e-5)
     assert any(name.startswith("backbone.") for name in last(tmp_path / "2").heads)
+
+
+def test_batch_norms_of_stages_want_one_process(tiny: Any, ranks: Any, tmp_path: Path) -> None:
+    """Their statistics are not shared, as those of the heads are."""
+    stages = StagesConfig(batch_norm="trained")
+    config = CONFIG.model_copy(update={"freeze_at": "C4", "stages": stages})
+    reports = ranks.run(train_in_ranks, options_of(tiny, tmp_path / "run", config), world=2)
+    assert all("2 processes share each batch: leave it frozen" in report for report in reports)
 
 
 def stop_one_rank(options: dict[str, Any]) -> TrainReport:

@@ -158,8 +158,11 @@ class Manifest:
         ]
 
     def incompatible_field(self, other: Manifest) -> str | None:
-        """The first field that keeps heads trained on this store from fitting `other`."""
-        for field in ("backbone", "weights_digest", "spec", "preprocessing", "categories"):
+        """The first field that keeps heads trained on this store from fitting `other`.
+
+        A store may hold fewer levels of the same network: `choose_read_levels` asks for those.
+        """
+        for field in ("backbone", "weights_digest", "network", "preprocessing", "categories"):
             if getattr(self, field) != getattr(other, field):
                 return field
         return None
