@@ -156,12 +156,7 @@ def find_images(setup: YoloSetup, split: str | None, images: Path | None) -> Fou
         places = list(dict.fromkeys(_places(entry, setup, split, images)))
         taken = next(filter(_has_images, places), None)
         if taken is None:
-            tried = listed([str(place) for place in places])
-            raise DatasetError(
-                f"{setup.source}: no images of {split or 'the data set'} ({entry}); places that "
-                f"were looked at: {len(places)} ({tried}). Correct the path (or `path`), or give "
-                "the folder above it as --images"
-            )
+            raise DatasetError(_nowhere(entry, setup, split, places))
         as_written = [_tidy(setup.folder / path / entry) for path in (setup.path, "")]
         if split is not None and taken not in as_written:
             notes.append(f"{split}: {entry} is not there as it stands; taken is {taken}")
@@ -180,6 +175,18 @@ def find_images(setup: YoloSetup, split: str | None, images: Path | None) -> Fou
             f"({listed(links)}). Put the folders themselves there, or name each in the data.yaml"
         )
     return Found(images=sorted(set(found)), roots=roots, labels=labels, notes=notes)
+
+
+def _nowhere(entry: str, setup: YoloSetup, split: str | None, places: Sequence[Path]) -> str:
+    links: list[str] = []
+    for place in places:
+        next(images_below(place, links), None)
+    linked = f" Folders that are links are not entered: {listed(links)}." if links else ""
+    return (
+        f"{setup.source}: no images of {split or 'the data set'} ({entry}); places that were "
+        f"looked at: {len(places)} ({listed([str(place) for place in places])}).{linked} Correct "
+        "the path (or `path`), or give the folder above it as --images"
+    )
 
 
 def images_below(folder: Path, links: list[str] | None = None) -> Iterator[Path]:

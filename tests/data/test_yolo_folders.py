@@ -168,6 +168,10 @@ def test_linked_folders_are_named(root: Path, exports: Any, tmp_path: Path) -> N
     notes = read_sections(root / "data.yaml").notes
     assert "which no images were looked for: 1 (" in notes[0]
     assert "train/more). Put the folders themselves there, or name each in the dat" in notes[0]
+    for shot in exports.SHOTS:
+        (root / "images" / "train" / shot.name).unlink()
+    with pytest.raises(DatasetError, match=r"no images of train .* not entered: .*train/more\. Co"):
+        read_sections(root / "data.yaml")
 
 
 def test_a_missing_image_keeps_its_subfolder(root: Path, exports: Any) -> None:
