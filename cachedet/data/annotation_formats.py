@@ -198,9 +198,9 @@ def _recognise(source: Path, split: str | None) -> tuple[_Read, Path]:
     if name is not None and name.lower() != "html":
         raise DatasetError(f"--annotations {source} is XML of <{name}>. Expected {KNOWN}")
     is_yaml = source.suffix.lower() in _YAML_SUFFIXES
-    if not os.path.exists(source) and (is_yaml or split is not None):
+    if not os.path.exists(source):
         of_split = "" if split is None else f" (of which {split} is a split)"
-        raise DatasetError(f"--annotations expects {KNOWN}; there is no {source}{of_split}")
+        raise DatasetError(f"there is no file {source}{of_split}; expected {KNOWN}")
     if is_yaml or has_names(source):
         return yolo.read_yolo, source
     return _read_coco, source
@@ -263,7 +263,11 @@ def _with_names_there(sections: Sections, images: Path) -> Sections:
 
 def _found_as(name: str, images: Path, folder: str) -> str | None:
     """The name of the file that is there; None where it is the name as it stands, or none is."""
-    places = [name, without_prefix(name)]
+    given = posixpath.normpath(name.replace("\\", "/"))
+    places = [name, without_prefix(name), given, without_prefix(given)]
+    last = posixpath.basename(given)
+    if last != without_prefix(last) or posixpath.isabs(given):  # folders are those of its server
+        places += [last, without_prefix(last)]
     places += [posixpath.normpath(posixpath.join(folder, place)) for place in places]
     forms = [place for place in dict.fromkeys(places) if place != name]
     if not forms or os.path.isfile(images / name):

@@ -114,7 +114,9 @@ class BoxColumns:
             *note_boxes(self.flipped, self.entries, "of negative width or height turned round"),
             *note_boxes(~solid, self.entries, "without area, or of NaN or Inf, dropped"),
             *note_boxes(solid & ~inside, self.entries, "outside the image dropped"),
-            *note_boxes(beyond, self.entries, "partly outside the image, cut at its border"),
+            *note_boxes(
+                beyond, self.entries, "partly outside the image, cut at its border in training"
+            ),
             *notice_corners(self.xywh[solid], sizes[solid]),
         ]
         return kept, Findings(counts=counts, notes=tuple(notes))

@@ -19,6 +19,7 @@ import numpy as np
 
 from cachedet.config.run import Rotated
 from cachedet.data.file_names import without_prefix
+from cachedet.data.images import image_suffixes
 from cachedet.data.masks import MOST_PIXELS, encode_bitmap, rle_of
 from cachedet.data.sections import (
     ROTATED_ADVICE,
@@ -32,11 +33,12 @@ from cachedet.data.sections import (
     require_distinct,
     turned_box,
 )
-from cachedet.data.xml_files import read_xml
+from cachedet.data.xml_files import read_xml, text_of
 from cachedet.errors import DatasetError
 from cachedet.structures import SizeHW
 
 _SHAPES = ("box", "polygon", "mask")
+_NO_SUBSET = "default"  # as CVAT calls it
 _LEFT_OUT = ("points", "polyline", "ellipse", "cuboid", "skeleton")
 
 
@@ -63,7 +65,7 @@ def read_cvat(
     described = [
         reader.read_image(one, folder)
         for one in elements
-        if split is None or one.get("subset", "") == split
+        if split is None or (one.get("subset") or _NO_SUBSET) == split
     ]
     reader.refusals.settle()
     return Sections(
@@ -86,12 +88,15 @@ def read_classes(source: Path, split: str | None) -> dict[int, str]:
 
 def _choose_subset(split: str | None, root: Element, source: Path) -> str | None:
     subsets = sorted({one.get("subset", "") for one in root.iterfind("image")})
-    return choose_split(split, [] if subsets == [""] else subsets, source)
+    known = [] if subsets == [""] else [subset or _NO_SUBSET for subset in subsets]
+    return choose_split(split, list(dict.fromkeys(known)), source)
 
 
 def _classes(root: Element, source: Path) -> dict[int, str]:
     """In the order of the task; without its `<meta>` those that are used, by name."""
-    names = [(label.text or "").strip() for label in root.iterfind("meta//labels/label/name")]
+    labels = root.iterfind("meta//labels/label")
+    tops = [one for one in labels if one.find("parent") is None]  # others: a skeleton's points
+    names = [text for one in tops if (text := text_of(one, "name")) is not None]
     if not names:
         used = {shape.get("label", "") for image in root.iterfind("image") for shape in image}
         names = sorted(used - {""})
@@ -218,6 +223,9 @@ def _find(name: str, subset: str, folder: Path) -> str:
     """The name of the file that is there, else as it stands."""
     folders = ("", "images", subset, posixpath.join("images", subset))
     places = [*(posixpath.join(each, name) for each in folders), without_prefix(name)]
+    if posixpath.splitext(name)[1].lower() not in image_suffixes():  # a frame of a video
+        endings = [form for each in sorted(image_suffixes()) for form in (each, each.upper())]
+        places += [place + ending for ending in endings for place in places]
     return next((place for place in places if os.path.isfile(folder / place)), name)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 import posixpath
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -44,6 +45,9 @@ _SPLITS = ("train", "val", "valid", "trainval", "test")
 _FOLDERS = ("JPEGImages", "images")
 _LOOKED_AT = 500  # folders, for a first XML file: it may be any folder of the user's
 _SLACK = 1.0  # pixels: a box may end so far beyond an image's border
+_LARGER = 1.05  # an image of the ratio of <size> that is so much larger was resized
+_FLAGGED = re.compile(r"(?P<name>.+?)\s+(-1|0|1)")  # a line of a list that tells one class
+_TRIED = 20  # XML files: those of other tools may come first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +94,8 @@ def read_voc(source: Path, *, split: str | None, images: Path | None, rotated: R
     refusals.settle()
     root = images or _images_of(source)
     read = [by_path[path] for path in chosen]
-    described, notes = _describe(read, ids, root, source)
+    described, notes = _describe(read, ids, root, source, refusals)
+    refusals.settle()
     if not (source / _LISTS).is_dir():
         notes += _note_others({one.file_name for one in described}, root)
     notes += _note_objects([one for file in read for one in file.objects])
@@ -116,23 +121,42 @@ def _note_objects(objects: Sequence[_Object]) -> list[str]:
 
 def is_voc(folder: Path) -> bool:
     """Whether a folder holds XML files of VOC, perhaps in the folders of its splits."""
-    first = next(_xml_below(folder, most=_LOOKED_AT), None)
-    return first is not None and root_name(first) == "annotation"
+    first = islice(_xml_below(folder, most=_LOOKED_AT), _TRIED)
+    return any(root_name(path) == "annotation" for path in first)
 
 
 def _files_of(source: Path) -> dict[str, list[Path]]:
     """XML files by split; one split of no name where there are none."""
     folder = source / "Annotations" if (source / "Annotations").is_dir() else source
     lists = {
-        path.stem: [folder / f"{line.split()[0]}.xml" for line in read_lines(path) if line.strip()]
+        path.stem: [line.strip() for line in read_lines(path) if line.strip()]
         for path in sorted((source / _LISTS).glob("*.txt"))
-        if "_" not in path.stem  # cat_train.txt says which images show cats
     }
-    if lists:
-        return lists
+    of_splits = {
+        name: [_listed_file(line, folder) for line in lines]
+        for name, lines in lists.items()
+        if not _is_of_class(name, lines, lists)
+    }
+    if of_splits:
+        return of_splits
     folders = {name: list(_xml_below(source / name)) for name in _SPLITS}
     found = {name: paths for name, paths in folders.items() if paths}
     return found or {"": list(_xml_below(folder))}
+
+
+def _is_of_class(name: str, lines: Sequence[str], known: Iterable[str]) -> bool:
+    """Whether a list says which images of a split show one class, as cat_train.txt does."""
+    if "_" not in name:
+        return False
+    return name.rsplit("_", 1)[1] in known or all(map(_FLAGGED.fullmatch, lines))
+
+
+def _listed_file(line: str, folder: Path) -> Path:
+    """The XML file of a line, which may have spaces, quotes, or a flag behind the name."""
+    flagged = _FLAGGED.fullmatch(line)
+    names = [line, *([flagged["name"]] if flagged is not None else [])]
+    paths = [folder / (name.strip("\"'") + ".xml") for name in names]
+    return paths[0] if len(paths) == 1 or paths[0].is_file() else paths[1]
 
 
 def _xml_below(folder: Path, *, most: int | None = None) -> Iterator[Path]:
@@ -268,7 +292,11 @@ def _number(text: str | None) -> float | None:
 
 
 def _describe(
-    files: Sequence[_File], ids: Mapping[str, int], root: Path, source: Path
+    files: Sequence[_File],
+    ids: Mapping[str, int],
+    root: Path,
+    source: Path,
+    refusals: Refusals,
 ) -> tuple[list[DescribedImage], list[str]]:
     """What the files say, with names and sizes of the images that are there; and notes."""
     names = [_image_of(file, root, source) for file in files]
@@ -278,7 +306,10 @@ def _describe(
         boxes = [replace(one.box, category_id=ids[one.name]) for one in file.objects]
         stated = file.size_hw
         if size is not None and stated != size and _is_of_file(stated, size, boxes):
-            wrong.append(f"{file.path.name}: {_shown(stated)}, the image {_shown(size)}")
+            place = f"{file.path.name}: {_shown(stated)}, the image {_shown(size)}"
+            if stated is not None and boxes and _is_enlarged(stated, size, boxes):
+                refusals.add(_RESIZED, place, advice=_RESIZED_ADVICE)
+            wrong.append(place)
             stated = size
         if stated is None:
             unread.append(name)
@@ -318,6 +349,17 @@ def _is_of_file(stated: SizeHW | None, size: SizeHW, boxes: Sequence[DescribedBo
     """
     if stated is not None and stated == size[::-1]:
         return False
+    return _are_inside(boxes, size)
+
+
+def _is_enlarged(stated: SizeHW, size: SizeHW, boxes: Sequence[DescribedBox]) -> bool:
+    """Whether the image is the annotated one made larger: of its ratio, the boxes in `<size>`."""
+    scale = size[1] / stated[1]
+    has_ratio = abs(stated[0] * scale - size[0]) <= 1
+    return scale >= _LARGER and has_ratio and _are_inside(boxes, stated)
+
+
+def _are_inside(boxes: Sequence[DescribedBox], size: SizeHW) -> bool:
     height, width = size
     corners = [(box.xywh[0] + box.xywh[2], box.xywh[1] + box.xywh[3]) for box in boxes]
     return all(x <= width + _SLACK and y <= height + _SLACK for x, y in corners)
@@ -331,22 +373,32 @@ def _image_of(file: _File, root: Path, source: Path) -> str:
     """The name of its image from `root` on: the one that is there, else as the file has it."""
     stated = [file.file_name, posixpath.basename(file.file_name)]
     beside = os.path.relpath(file.path.parent, root).replace(os.sep, "/")
-    folders = ["", *([] if beside.startswith("..") else [beside]), *_FOLDERS]
     inside = file.path.parent.relative_to(source).as_posix()
-    folders += [inside.removeprefix("Annotations").lstrip("/")]
+    folders = [] if beside.startswith("..") else [beside]
+    folders += [inside.removeprefix("Annotations").lstrip("/"), "", *_FOLDERS]
     folders += [f"{inside}/{folder}" for folder in _FOLDERS]
-    stems = [*stated, *map(without_prefix, stated), file.path.stem]
-    endings = ["", *sorted(image_suffixes())]
-    for folder in dict.fromkeys(folders):
-        for name in dict.fromkeys(stems):
-            for ending in endings if not posixpath.splitext(name)[1] else [""]:
-                candidate = posixpath.normpath(posixpath.join(folder, name + ending))
-                if os.path.isfile(root / candidate):
-                    return candidate
+    names = list(dict.fromkeys([*stated, *map(without_prefix, stated)]))
+    endings = [form for each in sorted(image_suffixes()) for form in (each, each.upper())]
+    bare = [each for each in (*names, file.path.stem) if not _has_suffix(each)]
+    names += [each + ending for each in dict.fromkeys(bare) for ending in endings]
+    for name in names:
+        for folder in dict.fromkeys(folders):
+            candidate = posixpath.normpath(posixpath.join(folder, name))
+            if os.path.isfile(root / candidate):
+                return candidate
     return file.file_name
 
 
+def _has_suffix(name: str) -> bool:
+    return posixpath.splitext(name)[1].lower() in image_suffixes()
+
+
 _MISSING = "Bring the files, or correct the list in ImageSets/Main"
+_RESIZED = "images that were made larger after their boxes were drawn"
+_RESIZED_ADVICE = (
+    "They have the ratio of <size>, and all boxes lie inside it: bring the images of that size, or "
+    "scale the boxes; where only <size> is wrong, write 0 in it"
+)
 _NOT_VOC = "Move other XML files out of the folder"
 _NAME = "Name their classes"
 _BNDBOX = "Draw the boxes, or remove the objects"

@@ -12,9 +12,10 @@ from cachedet.data.regular_files import read_regular
 from cachedet.errors import DatasetError
 
 _MOST_NBYTES = 1 << 30  # of a file; a million boxes of CVAT take a quarter of it
-_HEAD_NBYTES = 4096
+_HEAD_NBYTES = 1 << 16
 _ROOT = re.compile(rb"<([A-Za-z_][\w.-]*)")
 _ENTITY = b"<!ENTITY"
+_COMMENT = re.compile(rb"<!--.*?(-->|$)|<\?.*?(\?>|$)", re.DOTALL)
 
 
 def read_xml(path: Path) -> Element:
@@ -33,12 +34,21 @@ def read_xml(path: Path) -> Element:
             "bomb); no annotation tool writes them: remove the DOCTYPE, or export again"
         )
 
+    def refuse_outer(name: str, _: bool) -> None:
+        raise DatasetError(
+            f"{path} has &{name};, which another file declares; nothing outside of it is read: "
+            "write the text itself"
+        )
+
     parser.EntityDeclHandler = refuse
+    parser.SkippedEntityHandler = refuse_outer
     parser.StartElementHandler = builder.start
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.data
     try:
         parser.Parse(content, True)
+    except DatasetError:  # of the handlers; it is a ValueError
+        raise
     except expat.ExpatError as error:
         raise DatasetError(
             f"{path} is not XML: {error}; was a copy or download cut off?"
@@ -58,7 +68,7 @@ def root_name(path: Path) -> str | None:
         return None
     if _ENTITY in head:
         read_xml(path)  # says why it is not read
-    found = _ROOT.search(head)
+    found = _ROOT.search(_COMMENT.sub(b"", head))
     return found[1].decode() if found else None
 
 

@@ -30,7 +30,7 @@ from cachedet.data.sections import (
     listed,
     make_content,
 )
-from cachedet.data.yolo_folders import LabelFiles, YoloSetup, find_images
+from cachedet.data.yolo_folders import LabelFiles, YoloSetup, find_images, image_folder_of
 from cachedet.errors import DatasetError
 from cachedet.structures import SizeHW
 
@@ -57,7 +57,7 @@ def read_yolo(
     labels = LabelFiles(setup, found)
     of_image = [labels.of(path) for path in found.images]
     orphans = labels.without_image
-    _require_labels(of_image, orphans, source)
+    _require_labels(of_image, orphans, found.images, source)
     sizes = read_sizes(found.images)
     lines = _Lines.read(of_image, sizes, setup)
     described = [
@@ -66,7 +66,7 @@ def read_yolo(
             names, sizes, lines.boxes(len(names), rotated=rotated), strict=True
         )
     ]
-    described += _missing_images(orphans, names, found.images)
+    described += _missing_images(orphans, names, found.images, root)
     return Sections(
         content=make_content(described, {n + 1: name for n, name in setup.classes.items()}),
         source=source,
@@ -109,10 +109,17 @@ def _names_inside(root: Path, images: Sequence[Path], *, is_given: bool) -> list
     )
 
 
-def _require_labels(of_image: Sequence[Path | None], orphans: Sequence[Path], source: Path) -> None:
+def _require_labels(
+    of_image: Sequence[Path | None], orphans: Sequence[Path], images: Sequence[Path], source: Path
+) -> None:
     """Raises DatasetError where no image has any, which is never meant."""
     if any(of_image):
         return
+    if not any(map(os.path.isfile, images)):
+        raise DatasetError(
+            f"{source}: none of {len(images)} listed images is there "
+            f"({listed(list(map(str, images)))}); correct the list, or bring the images"
+        )
     there = f", and {len(orphans)} of other names ({listed(list(map(str, orphans)))})"
     raise DatasetError(
         f"{source}: none of {len(of_image)} images has a label file{there if orphans else ''}: "
@@ -121,14 +128,18 @@ def _require_labels(of_image: Sequence[Path | None], orphans: Sequence[Path], so
 
 
 def _missing_images(
-    orphans: Sequence[Path], names: Sequence[str], images: Sequence[Path]
+    orphans: Sequence[Path], names: Sequence[str], images: Sequence[Path], root: Path
 ) -> list[DescribedImage]:
     """What label files without an image tell of: images that are not there, to be named so."""
-    folder = os.path.dirname(names[0])
     suffixes = [path.suffix for path in images]
     usual = max(sorted(set(suffixes)), key=suffixes.count)
     taken = set(names)
-    missing = (Path(folder, path.stem + usual).as_posix() for path in orphans)
+    missing = []
+    for path in orphans:
+        folder = os.path.relpath(image_folder_of(path), root)
+        if folder.startswith("..") or not os.path.isdir(root / folder):
+            folder = os.path.dirname(names[0])
+        missing.append(Path(folder, path.stem + usual).as_posix())
     return [
         DescribedImage(file_name=name, size_hw=None)
         for name in dict.fromkeys(missing)

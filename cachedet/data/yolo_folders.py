@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import reprlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -100,8 +101,12 @@ def has_names(path: Path) -> bool:
 
 def is_bare_folder(folder: Path) -> bool:
     """Whether a folder is a YOLO data set without a data.yaml."""
+    if not any((folder / name).is_file() for name in _NAME_FILES):
+        return False
     has_labels = any((folder / name).is_dir() for name in ("labels", "obj_train_data"))
-    return has_labels and any((folder / name).is_file() for name in _NAME_FILES)
+    return has_labels or any(  # LabelImg: labels, images and classes.txt side by side
+        path.with_suffix(".txt").is_file() for path in folder.iterdir() if _is_image(path)
+    )
 
 
 def _paths(value: Any, where: str) -> list[str]:
@@ -146,36 +151,51 @@ class Found:
 def find_images(setup: YoloSetup, split: str | None, images: Path | None) -> Found:
     """Raises DatasetError where there are none."""
     found: list[Path] = []
-    roots, labels, notes = [], [], []
+    roots, labels, notes, links = [], [], [], list[str]()
     for entry in setup.splits[split] if split is not None else ["images"]:
         places = list(dict.fromkeys(_places(entry, setup, split, images)))
         taken = next(filter(_has_images, places), None)
         if taken is None:
-            tried = listed([str(place) for place in places])
-            raise DatasetError(
-                f"{setup.source}: no images of {split or 'the data set'} ({entry}); places that "
-                f"were looked at: {len(places)} ({tried}). Correct the path (or `path`), or give "
-                "the folder above it as --images"
-            )
+            raise DatasetError(_nowhere(entry, setup, split, places))
         as_written = [_tidy(setup.folder / path / entry) for path in (setup.path, "")]
-        if taken not in as_written:
+        if split is not None and taken not in as_written:
             notes.append(f"{split}: {entry} is not there as it stands; taken is {taken}")
         beside = (place for place in map(_of_labels, places) if place not in places)
         labels += [next(filter(os.path.isdir, beside), _of_labels(taken))]
         if os.path.isdir(taken):
             roots.append(taken)
-            found += list(images_below(taken))
+            found += list(images_below(taken, links))
         else:
             found += _listed_images(taken, setup)
     if not found:
         raise DatasetError(f"{setup.source}: the list of images of {split} is empty")
+    if links:
+        notes.append(
+            f"folders that are links, in which no images were looked for: {len(links)} "
+            f"({listed(links)}). Put the folders themselves there, or name each in the data.yaml"
+        )
     return Found(images=sorted(set(found)), roots=roots, labels=labels, notes=notes)
 
 
-def images_below(folder: Path) -> Iterator[Path]:
-    """In all folders below; hidden files are none."""
+def _nowhere(entry: str, setup: YoloSetup, split: str | None, places: Sequence[Path]) -> str:
+    links: list[str] = []
+    for place in places:
+        next(images_below(place, links), None)
+    linked = f" Folders that are links are not entered: {listed(links)}." if links else ""
+    return (
+        f"{setup.source}: no images of {split or 'the data set'} ({entry}); places that were "
+        f"looked at: {len(places)} ({listed([str(place) for place in places])}).{linked} Correct "
+        "the path (or `path`), or give the folder above it as --images"
+    )
+
+
+def images_below(folder: Path, links: list[str] | None = None) -> Iterator[Path]:
+    """In all folders below; hidden files are none. Adds folders that are links to `links`."""
     for inside, folders, files in os.walk(folder):
         folders.sort()
+        if links is not None:
+            paths = (os.path.join(inside, name) for name in folders)
+            links += filter(os.path.islink, paths)
         for name in files:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in image_suffixes():
                 yield Path(inside, name)
@@ -198,8 +218,16 @@ def _places(entry: str, setup: YoloSetup, split: str | None, images: Path | None
     if split is None:
         yield setup.folder / "obj_train_data"  # of darknet, as CVAT exports it
         yield setup.folder
+    if split is not None and parts and not _is_of_others(parts[-1], setup, split):
+        yield from (folder / parts[-1] for folder in folders)
     if images is not None and any(map(_is_image, images.glob("*"))):
         yield images
+
+
+def _is_of_others(name: str, setup: YoloSetup, split: str) -> bool:
+    """Whether a path of another split ends so, too: the name alone would be that of both."""
+    others = (each for key, entries in setup.splits.items() if key != split for each in entries)
+    return any(PurePosixPath(other.replace("\\", "/")).name == name for other in others)
 
 
 def _tidy(path: Path) -> Path:
@@ -224,10 +252,11 @@ def _listed_images(listing: Path, setup: YoloSetup) -> list[Path]:
     bases = [listing.parent, setup.folder / setup.path, setup.folder]
     found = []
     for line in filter(None, map(str.strip, read_lines(listing))):
-        parts = [part for part in PurePosixPath(line.replace("\\", "/")).parts if part != "."]
-        tails = [Path(line), *(Path(*parts[start:]) for start in range(1, min(len(parts), 4)))]
+        given = line.replace("\\", "/")
+        parts = [part for part in PurePosixPath(given).parts if part != "."]
+        tails = [Path(given), *(Path(*parts[start:]) for start in range(1, min(len(parts), 4)))]
         places = (_tidy(base / tail) for tail in tails for base in bases)
-        first = _tidy(bases[0] / line)
+        first = _tidy(bases[0] / given)
         found.append(next(filter(os.path.isfile, places), first))
     strange = [
         str(path)
@@ -250,26 +279,52 @@ class LabelFiles:
         folders = [*map(_of_labels, found.roots), *(found.labels if found.roots else [])]
         if not setup.splits:
             folders += [setup.folder / "labels", setup.folder / "obj_train_data"]
+        own = ((image, _own_label(image)) for image in found.images)
+        self._own = {image: path for image, path in own if path is not None}
+        self._owned = set(self._own.values())
+        self._bare = Counter(_bare_name(path) for path in found.images if path not in self._own)
         by_name: dict[str, list[Path]] = {}
-        for path in (path for each in dict.fromkeys(folders) for path in _texts_below(each)):
+        for path in (p for each in dict.fromkeys(map(_tidy, folders)) for p in _texts_below(each)):
             by_name.setdefault(without_prefix(path.name), []).append(path)
         self._by_name = {name: list(dict.fromkeys(paths)) for name, paths in by_name.items()}
 
     def of(self, image: Path) -> Path | None:
         """None where there is none: the image is background."""
-        beside = image.with_suffix(".txt")
-        named = self._by_name.get(without_prefix(beside.name), [])
-        for path in (_of_labels(beside), beside, *(named if len(named) == 1 else [])):
-            if os.path.isfile(path):
-                self._used.add(path)
-                return path
-        return None
+        path = self._own.get(image) or self._by_bare_name(image)
+        if path is not None:
+            self._used.add(path)
+        return path
+
+    def _by_bare_name(self, image: Path) -> Path | None:
+        """The only one of its name, where the image is the only one that lacks its own."""
+        name = _bare_name(image)
+        named = self._by_name.get(name, [])
+        is_free = len(named) == 1 and named[0] not in self._owned and self._bare[name] == 1
+        return named[0] if is_free and os.path.isfile(named[0]) else None
 
     @property
     def without_image(self) -> list[Path]:
         """Those that `of` was asked for by no image."""
         held = {path for paths in self._by_name.values() for path in paths}
         return sorted(held - self._used)
+
+
+def _own_label(image: Path) -> Path | None:
+    """The label file in the place that belongs to the image."""
+    beside = image.with_suffix(".txt")
+    return next(filter(os.path.isfile, (_of_labels(beside), beside)), None)
+
+
+def _bare_name(image: Path) -> str:
+    return without_prefix(f"{image.stem}.txt")
+
+
+def image_folder_of(label: Path) -> Path:
+    """…/labels/train/a.txt -> …/images/train, in the last folder of that name."""
+    parts = list(label.parent.parts)
+    if "labels" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("labels")] = "images"
+    return Path(*parts)
 
 
 def _of_labels(path: Path) -> Path:

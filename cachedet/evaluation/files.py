@@ -51,6 +51,9 @@ def score_files(
     # exactly as the official tools read them
     scored, found = annotations_of(sections.content, where=annotations, keep_all=True)
     federated = read_federated(sections.content, scored, where=annotations) if lvis else None
+    notes = [f"{annotations}: {note}" for note in (*sections.notes, *found.notes)]
+    if sections.are_ids_ours:
+        notes.append(f"{annotations}: {_OUR_IDS}")
     return analyse(
         scored,
         read_results(detections, scored),
@@ -60,8 +63,15 @@ def score_files(
         edges=edges,
         resamples=resamples,
         seed=seed,
-        notes=[f"{annotations}: {note}" for note in (*sections.notes, *found.notes)],
+        notes=notes,
     )
+
+
+_OUR_IDS = (
+    "the format has no ids; images are numbered from 1 by name, classes from 1 (YOLO's n is n + 1)."
+    " Detections that count otherwise are scored wrongly: make them for the file `cachedet "
+    "convert` writes, and score them against it"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -266,3 +266,23 @@ def test_a_split_is_named_where_there_are_several(exports: Any, tmp_path: Path) 
         read_sections(with_split(exports.write_coco(tmp_path / "a.json"), "train"))
     with pytest.raises(DatasetError, match=r"there is no .*none.yaml .of which train is a split"):
         read_sections(tmp_path / "none.yaml:train")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["images/3f2a91bc-a.jpg", "images\\3f2a91bc-a.jpg", "/data/upload/1/3f2a91bc-a.jpg",
+     "../../label-studio/media/upload/1/3f2a91bc-a.jpg", ".\\a.jpg"],
+)  # fmt: skip
+def test_own_images_beside_names_of_a_server(exports: Any, tmp_path: Path, name: str) -> None:
+    content = exports.coco_of(exports.SHOTS[:1])
+    content["images"][0]["file_name"] = name
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    images = exports.write_images(tmp_path / "own")
+    found = read_dataset(annotations=tmp_path / "a.json", images=images)
+    assert found.annotations.file_names == ("a.jpg",)
+    assert "images found by another form of their names: 1" in found.notes[0]
+
+
+def test_a_source_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"there is no file .*nope; expected COCO or LVIS JSON,"):
+        read_sections(tmp_path / "nope")

@@ -272,7 +272,7 @@ def test_what_is_dropped_is_named(folder: Path) -> None:
         "1 box of negative width or height turned round (annotation id 16)",
         "6 boxes without area, or of NaN or Inf, dropped (annotation ids 11, 12, 13, 14, 15, ...)",
         "2 boxes outside the image dropped (annotation ids 17, 18)",
-        "1 box partly outside the image, cut at its border (annotation id 19)",
+        "1 box partly outside the image, cut at its border in training (annotation id 19)",
     )
 
 

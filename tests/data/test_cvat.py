@@ -158,3 +158,29 @@ def test_a_name_that_differs_in_case_is_found_by_the_survey(
     dataset = read_dataset(annotations=exports.write_cvat(tmp_path / "a.xml"), images=images)
     scan = scan_images(dataset, workers=1)
     assert scan.bad == ((0, "No such file or directory; nearest: 'A.JPG'"),)
+
+
+def test_points_of_skeletons_are_no_classes(exports: Any, tmp_path: Path) -> None:
+    point = "<label><name>1</name><type>points</type><parent>{}</parent></label>"
+    text = exports.cvat_xml().replace("</labels>", f"{point.format('cat')}{point.format('dog')}</l")
+    text = text.replace("</l</task>", "</labels></task>")
+    (tmp_path / "a.xml").write_text(text)
+    names = [one["name"] for one in read_sections(tmp_path / "a.xml").content["categories"]]
+    assert names == list(exports.NAMES)
+
+
+def test_frames_of_a_video_have_no_suffix(exports: Any, images: Path, tmp_path: Path) -> None:
+    (images / "a.jpg").rename(images / "frame_000000.PNG")
+    (tmp_path / "a.xml").write_text(exports.cvat_xml().replace('"a.jpg"', '"frame_000000"'))
+    for folder, name in ((images, "frame"), (tmp_path, "images/frame")):
+        dataset = read_dataset(annotations=tmp_path / "a.xml", images=folder)
+        assert f"{name}_000000.PNG" in dataset.annotations.file_names
+        assert scan_images(dataset, workers=1).bad == ()
+
+
+def test_images_without_a_subset_are_of_the_default_one(exports: Any, tmp_path: Path) -> None:
+    text = exports.cvat_xml().replace('name="a.jpg"', 'name="a.jpg" subset="train"')
+    (tmp_path / "a.xml").write_text(text)
+    with pytest.raises(DatasetError, match=r"several splits .default, train.: choose"):
+        read_sections(tmp_path / "a.xml")
+    assert len(read_sections(Path(f"{tmp_path}/a.xml:default")).content["images"]) == 3

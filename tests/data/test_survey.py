@@ -86,7 +86,7 @@ NFC, NFD = (unicodedata.normalize(form, "café.png") for form in ("NFC", "NFD"))
         ("a.JPG", "a.jpg"),
         (NFC, NFD),
         (NFD, NFC),
-        ("train\\a.png", "train/a.png"),
+        ("train\\A.png", "train/a.png"),
         ("images/a.png", "a.png"),
         ("a.png", "train2017/a.png"),
         ("train/a.png", "val/a.png"),

@@ -198,3 +198,70 @@ def test_images_without_an_xml_file_are_named(root: Path) -> None:
     dataset = read_dataset(annotations=root, images=root / "JPEGImages")
     assert dataset.counts["images"] == 3
     assert "images without an XML file: 1 (c.jpg); they are no part of the data" in dataset.notes[0]
+
+
+def test_the_image_beside_its_file_comes_first(exports: Any, tmp_path: Path) -> None:
+    exports.write_voc(exports.write_images(tmp_path / "day"))
+    exports.write_images(tmp_path)
+    annotations = read_dataset(annotations=tmp_path, images=tmp_path).annotations
+    assert annotations.file_names == ("day/a.jpg", "day/b.png", "day/c.jpg", "day/d.jpg")
+
+
+@pytest.mark.parametrize(
+    ("said", "there"), [("a", "a.JPG"), ("a.v1", "a.v1.jpg"), ("a.v1", "a.v1.JPG"), ("q", "a.JPG")]
+)
+def test_the_suffix_of_the_image_is_found(root: Path, said: str, there: str) -> None:
+    text = (root / "Annotations" / "a.xml").read_text().replace(">a.jpg<", f">{said}<")
+    (root / "Annotations" / "a.xml").write_text(text)
+    (root / "JPEGImages" / "a.jpg").rename(root / "JPEGImages" / there)
+    for images in (root / "JPEGImages", root):
+        dataset = read_dataset(annotations=root, images=images)
+        assert dataset.annotations.file_names[0].endswith(there)
+
+
+def test_images_that_were_made_larger_are_refused(root: Path, exports: Any) -> None:
+    shot = exports.Shot("a.jpg", (384, 512))
+    exports.write_images(root / "JPEGImages", [shot])
+    message = (
+        r"made larger after their boxes were drawn: 1 .a.xml: 128x96, the image 512x384.*scale"
+    )
+    with pytest.raises(DatasetError, match=message):
+        read_sections(root)
+    write(root, "a", "")
+    assert "<size> corrected by the image file: 1 (a.xml: 128x96" in read_sections(root).notes[0]
+    write(root, "a", box(10, 20, 300, 50))
+    assert "<size> corrected by the image file: 1 (a.xml: 128x96" in read_sections(root).notes[0]
+
+
+def test_splits_with_an_underscore_are_splits(root: Path) -> None:
+    lists = root / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    for name, text in {
+        "part_1": "a\n",
+        "part_2": "b\nc\n",
+        "cat_val": "a  1\nb -1\n",
+        "dog_part_1": "a\n",
+        "part_1_extra": "d\n",
+    }.items():
+        (lists / f"{name}.txt").write_text(text)
+    with pytest.raises(DatasetError, match=r"several splits .dog_part_1, part_1, part_1_extra, pa"):
+        read_sections(root)
+    assert len(read_sections(Path(f"{root}:part_2")).content["images"]) == 2
+
+
+@pytest.mark.parametrize("line", ["my photo", '"my photo"', "my photo 1", "'my photo' -1"])
+def test_names_with_spaces_in_a_list(root: Path, line: str) -> None:
+    (root / "Annotations" / "a.xml").rename(root / "Annotations" / "my photo.xml")
+    lists = root / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text(f"{line}\n")
+    assert len(read_sections(root).content["annotations"]) == 2
+    (root / "Annotations" / "my photo.xml").rename(root / "Annotations" / "my photo 1.xml")
+    (lists / "train.txt").write_text("my photo 1\n")
+    assert len(read_sections(root).content["annotations"]) == 2
+
+
+def test_the_first_xml_may_be_of_another_tool(root: Path) -> None:
+    (root / "Annotations" / "_.xml").write_text("<kml/>")
+    with pytest.raises(DatasetError, match=r"XML files that are not VOC: 1 .*Move other XML"):
+        read_sections(root)

@@ -36,10 +36,15 @@ def test_files_outside_are_not_read(tmp_path: Path) -> None:
     path.write_text(
         f'<!DOCTYPE a [<!ENTITY x SYSTEM "file://{secret}">]><annotation>&x;</annotation>'
     )
-    with pytest.raises(DatasetError, match="declares entities"):
+    with pytest.raises(DatasetError, match="declares entities") as caught:
         read_xml(path)
+    assert "is not XML" not in str(caught.value)
     path.write_text(f'<!DOCTYPE annotation SYSTEM "file://{secret}"><annotation>a</annotation>')
     assert read_xml(path).text == "a"
+    path.write_text(f'<!DOCTYPE annotation SYSTEM "file://{secret}"><annotation>&x;</annotation>')
+    with pytest.raises(DatasetError, match=r"has &x;, which another file declares; nothing") as hit:
+        read_xml(path)
+    assert "is not XML" not in str(hit.value)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +87,10 @@ def test_the_root_is_found_behind_what_comes_first(tmp_path: Path) -> None:
     path = tmp_path / "a.xml"
     path.write_bytes(b"\xef\xbb\xbf \n<?xml version='1.0'?><!-- x > y --><annotation a='1'/>")
     assert root_name(path) == "annotation"
+    path.write_text("<?xml version='1.0'?><!-- <kml> --><!-- -->\n<annotations/>")
+    assert root_name(path) == "annotations"
+    path.write_text("<!-- <kml> never ended")
+    assert root_name(path) is None
     path.write_text('{"a": "<annotation>"}')
     assert root_name(path) is None
 

@@ -138,3 +138,80 @@ def test_splits_without_a_data_yaml(root: Path) -> None:
     (root / "data.yaml").unlink()
     (root / "classes.txt").write_text("cat\ndog\nbird\n")
     assert read_sections(root).split == "train"
+
+
+def test_no_image_gets_the_label_file_of_another(exports: Any, tmp_path: Path) -> None:
+    """Neither by its name in another folder, nor by Label Studio's prefix."""
+    shot = exports.SHOTS[0]
+    for folder in ("cam1", "cam2"):
+        exports.write_images(tmp_path / "images" / folder, [shot])
+    exports.write_labels(tmp_path / "labels" / "cam1", [shot])
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [cat, dog, bird]\n")
+    dataset = read_dataset(annotations=tmp_path / "data.yaml", images=tmp_path)
+    assert dataset.annotations.offsets.tolist() == [0, 2, 2]
+    assert "images without a label file: 1 (images/cam2/a.jpg)" in dataset.notes[0]
+    image = tmp_path / "images" / "cam2" / "a.jpg"
+    image.rename(tmp_path / "images" / "cam1" / "deadbeef-a.jpg")
+    label = tmp_path / "labels" / "cam1" / "a.txt"
+    label.rename(label.with_name("deadbeef-a.txt"))
+    dataset = read_dataset(annotations=tmp_path / "data.yaml", images=tmp_path)
+    assert dataset.annotations.file_names[1].endswith("deadbeef-a.jpg")
+    assert dataset.annotations.offsets.tolist() == [0, 0, 2]
+    (tmp_path / "images" / "cam1" / "deadbeef-a.jpg").rename(image)
+    with pytest.raises(DatasetError, match=r"none of 2 images has a label file, and 1 of other na"):
+        read_sections(tmp_path / "data.yaml")
+
+
+def test_linked_folders_are_named(root: Path, exports: Any, tmp_path: Path) -> None:
+    exports.write_images(tmp_path / "elsewhere", exports.SHOTS[:1])
+    (root / "images" / "train" / "more").symlink_to(tmp_path / "elsewhere")
+    notes = read_sections(root / "data.yaml").notes
+    assert "which no images were looked for: 1 (" in notes[0]
+    assert "train/more). Put the folders themselves there, or name each in the dat" in notes[0]
+    for shot in exports.SHOTS:
+        (root / "images" / "train" / shot.name).unlink()
+    with pytest.raises(DatasetError, match=r"no images of train .* not entered: .*train/more\. Co"):
+        read_sections(root / "data.yaml")
+
+
+def test_a_missing_image_keeps_its_subfolder(root: Path, exports: Any) -> None:
+    exports.write_images(root / "images" / "train" / "z", exports.SHOTS[:1])
+    exports.write_labels(root / "labels" / "train" / "z", exports.SHOTS[:2])
+    assert read_sections(root / "data.yaml").unread == ["images/train/z/b.jpg"]
+
+
+def test_a_list_with_backslashes(root: Path) -> None:
+    (root / "train.txt").write_text("images\\train\\a.jpg\nimages\\train\\no.jpg\n")
+    (root / "data.yaml").write_text("train: train.txt\nnames: [cat, dog, bird]\n")
+    sections = read_sections(root / "data.yaml")
+    assert len(sections.content["annotations"]) == 2
+    assert sections.unread == ["images/train/no.jpg"]
+    (root / "train.txt").write_text("images\\train\\no.jpg\n")
+    with pytest.raises(DatasetError, match=r"none of 1 listed images is there .*images/train/no"):
+        read_sections(root / "data.yaml")
+
+
+def test_the_last_part_of_a_path_from_another_machine(root: Path) -> None:
+    """Not where the path of another split ends so, too."""
+    for folder in ("images", "labels"):
+        (root / folder / "train").rename(root / "moved")
+        (root / folder).rmdir()
+        (root / "moved").rename(root / folder)
+    text = "train: /mnt/x/images\nnames: [cat, dog, bird]\n"
+    (root / "data.yaml").write_text(text)
+    sections = read_sections(root / "data.yaml")
+    assert len(sections.content["annotations"]) == 5
+    assert "train: /mnt/x/images is not there as it stands; taken is" in sections.notes[0]
+    (root / "data.yaml").write_text(text + "val: /mnt/y/images\n")
+    with pytest.raises(DatasetError, match="no images of train"):
+        read_sections(Path(f"{root}/data.yaml:train"))
+
+
+def test_labels_images_and_classes_in_one_folder(exports: Any, tmp_path: Path) -> None:
+    """As LabelImg writes them."""
+    exports.write_labels(exports.write_images(tmp_path))
+    (tmp_path / "classes.txt").write_text("cat\ndog\nbird\n")
+    dataset = read_dataset(annotations=tmp_path, images=tmp_path)
+    assert dataset.annotations.file_names == ("a.jpg", "b.png", "c.jpg", "d.jpg")
+    assert dataset.counts["boxes"] == 5
+    assert dataset.notes == ()

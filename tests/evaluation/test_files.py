@@ -266,3 +266,13 @@ def test_ground_truth_with_nothing_but_boxes(drawn: Scene, tmp_path: Path) -> No
     store = drawn[0].keep_rows([1, 2])
     truth = read_annotations_of(store, path).annotations
     assert truth.sizes_hw.tolist() == store.sizes_hw.tolist()
+
+
+def test_numbers_of_formats_without_ids_are_told(exports: Any, tmp_path: Path) -> None:
+    exports.write_images(tmp_path / "images")
+    exports.write_cvat(tmp_path / "a.xml")
+    row = {"image_id": 1, "category_id": 1, "bbox": [10, 12, 40, 30], "score": 0.9}
+    (tmp_path / "detections.json").write_text(json.dumps([row]))
+    report = score_files(detections=tmp_path / "detections.json", annotations=tmp_path / "a.xml")
+    assert "images are numbered from 1 by name, classes from 1" in report.notes[0]
+    assert "the file `cachedet convert` writes" in report.notes[0]
