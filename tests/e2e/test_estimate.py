@@ -137,10 +137,7 @@ def options(tiny: Any, tmp_path: Path) -> list[str]:
         (["--views", "base,base"], "each view once"),
         (["--set", "detector.levels=[C9]"], "detector.levels asks for 'C9', the store holds C3"),
         (["--set", "views=[hflop]"], "has no 'hflop'; nearest: 'hflip'"),
-        (
-            ["--set", "freeze_at=C9"],
-            "test_resnet cannot be cut at 'C9': expected one of its levels",
-        ),
+        (["--set", "freeze_at=C9"], "test_resnet has no level 'C9'; it offers C1 (stride 2), C2"),
         (["--freeze-at", "C4"], "extracted with --freeze-at C4 lacks the levels above it: train"),
         (["--freeze-at", "C3", "--set", "freeze_at=C4"], "freeze_at: C3 (`--set freeze_at=C3`)"),
         (

@@ -291,7 +291,7 @@ def test_what_cannot_be_trained_is_told(
 def test_cuts_that_a_vit_lacks_are_told(tiny: Any, tmp_path: Path, cut_name: str) -> None:
     message = {
         "C4": "test_vit cannot be cut at 'C4': .*is cut behind a block: L1 to L5",
-        "L4_prefix": "test_vit cannot be cut at 'L4_prefix': expected one of .* the last, L4",
+        "L4_prefix": "L4_prefix holds the tokens that belong to L4: name L4, which brings them",
     }.get(cut_name, f"has no level '{cut_name}'; it offers L1 to L5 ")
     with pytest.raises(BackboneError, match=message):
         extract_vit(tiny, tmp_path / "w.zarr", freeze_at=cut_name)
