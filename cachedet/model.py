@@ -137,7 +137,7 @@ def measure_model(
     if stages is not None:
         for name in set(stages.spec.names) & set(maps):
             maps[name].requires_grad_(True)  # the heads hand gradient on
-        below = torch.empty(1, *features.map_shapes(padded_hw)[stages.cut], device=_META)
+        below = [torch.empty(1, *level.shape(padded_hw), device=_META) for level in stages.inputs]
         parts.append(_stages_part(stages.to(_META), below))
     parts += detector.costs(maps)
     return ModelCost(
@@ -180,11 +180,11 @@ def parse_size(text: str) -> SizeHW:
     return numbers[0], numbers[-1]
 
 
-def _stages_part(stages: Stages, below: Tensor) -> CostedPart:
-    """`below` is the map of the cut."""
+def _stages_part(stages: Stages, below: list[Tensor]) -> CostedPart:
+    """`below` is the map of the cut, and the tokens that belong to it."""
 
     def forward() -> Any:
-        return stages(below)
+        return stages(*below)
 
     name = f"stages behind {stages.cut}"
     return CostedPart(name=name, module=stages, forward=forward, step=forward)

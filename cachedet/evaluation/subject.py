@@ -170,13 +170,9 @@ def _require_fits(checkpoint: Checkpoint, store: FeatureStore, run: Path) -> Non
             "extracted with the same ones"
         )
     if field is not None:
-        theirs, ours = (
-            ", ".join(manifest.network.names) if field == "network" else getattr(manifest, field)
-            for manifest in (trained, scored)
-        )
         raise CheckpointError(
-            f"the run {run} was trained on features with {field} = {theirs}, the "
-            f"store {store.location} has {ours}; evaluate on a store extracted "
+            f"the run {run} was trained on features with {field} = {trained.shown(field)}, "
+            f"the store {store.location} has {scored.shown(field)}; evaluate on a store extracted "
             "with the same backbone and weights. Runs on features of different backbones are "
             "compared by their results files: `cachedet eval --detections A/detections.json "
             "--against B/detections.json --annotations FILE`"

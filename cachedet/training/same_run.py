@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from cachedet.config.run import TrainConfig
 from cachedet.errors import CheckpointError
 from cachedet.store.format.manifest import Manifest
-from cachedet.structures import CategoryMap, FeatureSpec
+from cachedet.structures import CategoryMap
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 from cachedet.training.run_folder import RunFolder
 
@@ -94,9 +94,7 @@ def _misfit(checkpoint: Checkpoint, config: TrainConfig, manifest: Manifest) -> 
     if field == "categories":
         return _describe_classes(checkpoint.categories, manifest.categories)
     if field is not None:
-        theirs, ours = getattr(checkpoint.manifest, field), getattr(manifest, field)
-        if isinstance(theirs, FeatureSpec):
-            theirs, ours = ", ".join(theirs.names), ", ".join(ours.names)
+        theirs, ours = checkpoint.manifest.shown(field), manifest.shown(field)
         return f"{field} was {reprlib.repr(theirs)}, is {reprlib.repr(ours)}"
     theirs_of, ours_of = _trained_of(checkpoint.config), _trained_of(config)
     if theirs_of not in (None, ours_of):

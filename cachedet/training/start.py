@@ -233,6 +233,6 @@ def _require_same_features(train: Manifest, validation: Manifest) -> None:
         )
     if field is not None:
         raise CheckpointError(
-            f"the validation store differs in {field}: expected {getattr(train, field)}, got "
-            f"{getattr(validation, field)}; extract both stores with the same options"
+            f"the validation store differs in {field}: expected {train.shown(field)}, got "
+            f"{validation.shown(field)}; extract both stores with the same options"
         )

@@ -167,6 +167,11 @@ class Manifest:
                 return field
         return None
 
+    def shown(self, field: str) -> str:
+        """A field for messages; of levels the names."""
+        value = getattr(self, field)
+        return ", ".join(value.names) if isinstance(value, FeatureSpec) else str(value)
+
     def plan(self, annotations: Annotations) -> tuple[Block, ...]:
         """Every block of the finished store."""
         return plan_blocks(
