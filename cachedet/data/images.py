@@ -26,6 +26,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -80,6 +81,26 @@ def decode_bytes(content: bytes) -> tuple[NDArray[np.uint8], str | None]:
         return pixels_and_note
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SmallImage:
+    """An image decoded as small as its format allows, to be looked at as a whole."""
+
+    pixels: NDArray[np.uint8]  # (h, w, 3) RGB, upright
+    size_hw: SizeHW  # of the upright image in its file
+    is_turned: bool  # by its EXIF orientation
+    note: str | None  # where something was odd but harmless
+
+
+def decode_small(content: bytes, *, least: int) -> SmallImage:
+    """The image by the rule of this module; a JPEG at an eighth, a quarter or half of its size.
+
+    Sides stay at `least` pixels or more where the image has so many. Raises BadImageError (without
+    the file's name).
+    """
+    with contextlib.ExitStack() as held:
+        return _decode(content, held, draft=(least, least))
+
+
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[bytes]:
     """The bytes of an image file; of large files one at a time is inside.
@@ -110,7 +131,8 @@ def opened(path: Path) -> Iterator[bytes]:
 def decoded(content: bytes) -> Iterator[tuple[NDArray[np.uint8], str | None]]:
     """What `decode_bytes` gives; other giants are not decoded before the block has ended."""
     with contextlib.ExitStack() as held:
-        yield _decode(content, held)
+        image = _decode(content, held)
+        yield image.pixels, image.note
 
 
 class _Room:
@@ -140,21 +162,28 @@ _large_files = threading.Lock()
 _pixels_in_hand = _Room()
 
 
-def _decode(content: bytes, held: contextlib.ExitStack) -> tuple[NDArray[np.uint8], str | None]:
+def _decode(
+    content: bytes, held: contextlib.ExitStack, *, draft: tuple[int, int] | None = None
+) -> SmallImage:
     if not content:
         raise BadImageError("the file is empty")
     try:
         # `closing` frees the memory at once
         with contextlib.closing(Image.open(io.BytesIO(content), formats=_formats())) as image:
-            pixels = image.width * image.height
+            width, height = image.size
+            pixels = width * height
             if pixels > MAX_PIXELS:
-                size = f"{image.width}x{image.height}"
-                raise BadImageError(f"{size} pixels are more than the limit of {MAX_PIXELS}")
+                raise BadImageError(
+                    f"{width}x{height} pixels are more than the limit of {MAX_PIXELS}"
+                )
             held.enter_context(_pixels_in_hand.taken(pixels, of=MAX_PIXELS))
             is_deep = image.format in ("PNG", "TIFF") and ";16" in str(image.tile)
             require_covered(image)
+            draft = draft if image.format == "JPEG" else None
+            if draft is not None:
+                image.draft(None, draft)
             image.load()
-            require_whole(image, content)
+            require_whole(image, content, drafted=draft)
             orientation, odd = _orientation(image.getexif)
             upright, scaled = _to_rgb(image, is_deep=is_deep)
     except BadImageError:
@@ -164,7 +193,12 @@ def _decode(content: bytes, held: contextlib.ExitStack) -> tuple[NDArray[np.uint
         raise BadImageError(f"not an image of a format that is read ({known})") from error
     except Exception as error:  # a decoder that meets damage may raise anything
         raise BadImageError(_reason(error)) from error
-    return _turned(upright, orientation), "; ".join(filter(None, (odd, scaled))) or None
+    return SmallImage(
+        pixels=_turned(upright, orientation),
+        size_hw=(width, height) if orientation >= 5 else (height, width),
+        is_turned=orientation != 1,
+        note="; ".join(filter(None, (odd, scaled))) or None,
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from cachedet.data.coco import CocoDataset
 from cachedet.data.file_names import NearestFiles, require_storable
-from cachedet.data.images import decoded, opened
+from cachedet.data.images import SmallImage, decode_small, decoded, opened
 from cachedet.errors import BadImageError
+from cachedet.structures import SizeHW
 from cachedet.text import printable
 
 _LISTED = 20  # bad files named in one message
+_SMALL = 48  # pixels of the short side of an image that is only looked at
 _LEAST_KEPT = 16  # images that fit into what is kept; larger ones are decoded again
 
 
@@ -29,6 +31,7 @@ class Scan:
     bad: tuple[tuple[int, str], ...]  # row, reason
     notes: tuple[tuple[int, str], ...]  # row, what was noticed; the image is used
     pixels: dict[int, NDArray[np.uint8]] = field(default_factory=dict)  # by row, as many as fit
+    missing: frozenset[int] = frozenset()  # rows of the bad ones whose files are not there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +64,18 @@ def scan_images(
     *,
     workers: int,
     keep_nbytes: int = 0,  # of decoded images, which then need no second reading
+    on_small: Callable[[int, SmallImage], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Scan:
-    """Read and decode every image once, in threads: hashes, and all bad files at once."""
+    """Read and decode every image once, in threads: hashes, and all bad files at once.
+
+    With `on_small`, which is called in these threads with a row and what it holds, images are
+    decoded no larger than for a look, and none is kept.
+    """
     findings, kept = [], _Kept(keep_nbytes)
     with ThreadPoolExecutor(workers, thread_name_prefix="scan") as readers:
         rows = range(len(dataset.annotations))
-        for finding in readers.map(lambda row: _inspect(dataset, row, kept), rows):
+        for finding in readers.map(lambda row: _inspect(dataset, row, kept, on_small), rows):
             findings.append(finding)
             if on_progress is not None:
                 on_progress(1)
@@ -81,6 +89,7 @@ def scan_images(
         ),
         notes=tuple((one.row, one.note) for one in findings if one.note and not one.fault),
         pixels=kept.pixels,
+        missing=frozenset(one.row for one in findings if one.is_missing),
     )
 
 
@@ -103,15 +112,27 @@ def content_hash_of(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
-def _inspect(dataset: CocoDataset, row: int, kept: _Kept) -> _Finding:
+def _inspect(
+    dataset: CocoDataset,
+    row: int,
+    kept: _Kept,
+    on_small: Callable[[int, SmallImage], None] | None,
+) -> _Finding:
     content_hash, note = 0, None
     try:
         require_storable(dataset.annotations.file_names[row])
         with opened(dataset.path_of(row)) as content:
             content_hash = content_hash_of(content)
-            with decoded(content) as (pixels, note):
-                _require_size(pixels, dataset.annotations.size_of(row))
-                kept.offer(row, pixels)
+            annotated = dataset.annotations.size_of(row)
+            if on_small is not None:
+                small = decode_small(content, least=_SMALL)
+                note = small.note
+                on_small(row, small)
+                _require_size(small.size_hw, annotated)
+            else:
+                with decoded(content) as (pixels, note):
+                    _require_size((pixels.shape[0], pixels.shape[1]), annotated)
+                    kept.offer(row, pixels)
     except BadImageError as error:
         return _Finding(
             row=row,
@@ -122,8 +143,7 @@ def _inspect(dataset: CocoDataset, row: int, kept: _Kept) -> _Finding:
     return _Finding(row=row, content_hash=content_hash, note=note)
 
 
-def _require_size(pixels: NDArray[np.uint8], size_hw: tuple[int, int]) -> None:
-    height, width = size_hw
-    if pixels.shape[:2] != (height, width):
-        upright = f"{pixels.shape[1]}x{pixels.shape[0]}"
-        raise BadImageError(f"annotated as {width}x{height}, the upright file is {upright}")
+def _require_size(size_hw: SizeHW, annotated_hw: SizeHW) -> None:
+    if size_hw != annotated_hw:
+        (height, width), (tall, wide) = size_hw, annotated_hw
+        raise BadImageError(f"annotated as {wide}x{tall}, the upright file is {width}x{height}")
