@@ -2,8 +2,9 @@
 
 Mended, counted and named: boxes drawn from right to left or from bottom to top (negative width or
 height) are turned round, and ids that are text of a whole number ("7") are read as it. Refused:
-boxes in fractions of the image's sides, and those that plainly are corners; few that seem to be are
-only noticed, as are boxes that reach beyond their image. For scoring boxes stay as they stand, as the official tools take them.
+boxes in fractions of the image's sides, and those that plainly are corners. Only noticed: a few
+that seem to be corners, and boxes that reach beyond their image. For scoring boxes stay as they
+stand, as the official tools take them.
 """
 
 from __future__ import annotations
