@@ -19,7 +19,7 @@ from cachedet.data.annotation_formats import read_dataset
 from cachedet.data.coco import CocoDataset
 from cachedet.data.survey import Scan, require_good, scan_images
 from cachedet.data.views import TRAINING_VIEWS, parse_views
-from cachedet.device import choose_device, usable_cores
+from cachedet.device import choose_device, default_workers
 from cachedet.errors import BackboneError, ConfigError, StoreError
 from cachedet.extraction.inputs import InputLoader, make_inputs, make_manifest
 from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
@@ -300,11 +300,6 @@ def default_views(store: Path) -> str:
 def _held_manifest(store: Path) -> Manifest | None:
     """None where there is no store yet. Raises StoreError where it is damaged."""
     return load_manifest(LocalFiles(store)) if (store / MANIFEST).exists() else None
-
-
-def default_workers() -> int:
-    """Decoding threads for this machine."""
-    return max(1, min(16, usable_cores() or 4))
 
 
 def _split_bad(
