@@ -71,7 +71,7 @@ class Kind(Enum):
         rb'\A\s*\[\s*(\]\s*\Z|\{\s*"file":\s*"(?:[^"\\]|\\.)*",\s*"drawing":.*\}\s*\]\s*\Z)',
     )
     DRAWING = ("a drawing of `predict`", rb"\A\xff\xd8.*\xff\xfe.." + DRAWING_COMMENT)
-    SHEET = ("a sheet of `check`", rb"\A\x89PNG\r\n.{4}IHDR.*" + SHEET_COMMENT)
+    SHEET = ("a sheet of `check`", rb"\A\x89PNG\r\n.{6}IHDR.*" + SHEET_COMMENT)
     ANNOTATIONS = (
         "annotations of `convert`",
         rb'\A\s*\{\s*"info":\s*\{\s*"description":\s*"Written by `cachedet convert`.*'
