@@ -161,12 +161,19 @@ def _name_of(backbone: object) -> str | None:
     )
 
 
-def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractReport:
+def extract_dataset(config: ExtractConfig, dataset: CocoDataset) -> ExtractReport:
+    """`extract` of a data set that `open_dataset` has read already."""
+    return _extract(config, None, dataset)
+
+
+def _extract(
+    config: ExtractConfig, network: FrozenBackbone | None, dataset: CocoDataset | None = None
+) -> ExtractReport:
     require_place(config.store)
     views = parse_views(config.views or default_views(config.store))
     make_codec(config.codec)
     rank = find_rank(config.rank, config.world_size)
-    dataset = open_dataset(config)
+    dataset = open_dataset(config) if dataset is None else dataset
     device = choose_device(config.device)
     network = (network or _load_network(config)).to(device)
     backbone = network if config.freeze_at is None else freeze_trunk(network, config.freeze_at)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cachedet.data.coco import CocoDataset
 from cachedet.data.file_names import NearestFiles
 from cachedet.data.images import SmallImage
 from cachedet.data.survey import Scan, scan_images
@@ -193,15 +194,15 @@ def _repeated(look: ImageLook) -> Iterator[Finding]:
 
 def leak_findings(train: ImageLook, val: ImageLook) -> Iterator[Finding]:
     """Images that are in both sets: scores on them say nothing."""
-    in_train = {int(content): row for row, content in enumerate(train.scan.contents) if content}
-    names = {_path_of(train, row): row for row in range(len(train.thumbnails))}
-    same: list[tuple[int, int]] = []
+    assert train.annotated.dataset is not None
+    assert val.annotated.dataset is not None
+    row_of = {int(content): row for row, content in enumerate(train.scan.contents) if content}
+    found = dict(files_in_both(val.annotated.dataset, train.annotated.dataset))
     for row, content in enumerate(val.scan.contents.tolist()):
-        other = in_train.get(content, names.get(_path_of(val, row)))
-        if other is not None:
-            same.append((row, other))
-    known = {row for row, _ in same}
-    alike = [pair for pair in find_alike(val, train) if pair[0] not in known]
+        if content in row_of:
+            found.setdefault(row, row_of[content])
+    same = sorted(found.items())
+    alike = [pair for pair in find_alike(val, train) if pair[0] not in found]
     if same:
         advice = "Take them out of one of the two: scores on them are too good."
         yield _of_pairs(val, train, "in both", same, "are in train, too", advice)
@@ -212,9 +213,15 @@ def leak_findings(train: ImageLook, val: ImageLook) -> Iterator[Finding]:
         yield Finding(rank="fine", kind="leaks", text="no image of val is in train, or looks alike")
 
 
-def _path_of(look: ImageLook, row: int) -> str:
-    assert look.annotated.dataset is not None
-    return os.path.realpath(look.annotated.dataset.path_of(row))
+def files_in_both(dataset: CocoDataset, other: CocoDataset) -> list[tuple[int, int]]:
+    """Rows of `dataset` whose file is one of `other`, by its path, with the row there."""
+    row_of = {path: row for row, path in enumerate(_paths(other))}
+    return [(row, row_of[path]) for row, path in enumerate(_paths(dataset)) if path in row_of]
+
+
+def _paths(dataset: CocoDataset) -> list[str]:
+    folder = os.path.realpath(dataset.images)
+    return [os.path.normpath(os.path.join(folder, one)) for one in dataset.annotations.file_names]
 
 
 def _of_pairs(
