@@ -51,7 +51,7 @@ def measure_objects(annotated: AnnotatedSet, *, image_size: int) -> ObjectSizes 
     sides = (boxes[:, 2:] - boxes[:, :2])[~known.crowd]
     long_sides = known.sizes_hw.max(axis=1)
     of_box = long_sides[rows][~known.crowd]
-    solid = (sides > 0).all(axis=1)
+    solid = (sides >= 1).all(axis=1)  # the others are no objects
     sides, of_box = sides[solid], of_box[solid]
     if not len(sides):
         return None
@@ -103,7 +103,7 @@ def size_findings(name: str, sizes: ObjectSizes) -> Iterator[Finding]:
             text=f"{name}: {share} are longer than any anchor matches (1 % over "
             f"{sizes.most_oblong:g} : 1; anchors have {ratios})",
             advice="Give anchors such shapes, too: "
-            f"--set model.anchors.aspect_ratios=[0.2,{ratios.replace(' ', '')},5].",
+            f"--set detector.anchors.aspect_ratios=[0.2,{ratios.replace(' ', '')},5].",
             count=sizes.oblong,
         )
 
