@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cachedet.data.box_columns import BoxColumns
 from cachedet.inspection.annotated_set import AnnotatedSet
-from cachedet.inspection.finding import Finding, Rank, share_of
+from cachedet.inspection.finding import Finding, Rank, count_words
 
 _DOUBLED = 0.95  # IoU of two boxes of one class
 _WHOLE = 0.99  # of each side of the image
@@ -48,7 +48,7 @@ def box_findings(annotated: AnnotatedSet) -> Iterator[Finding]:
         yield Finding(
             rank=rank,
             kind=kind,
-            text=f"{annotated.name}: {share_of(count, total, 'boxes')} {what}",
+            text=f"{annotated.name}: {count_words(count, total, 'boxes', what)}",
             advice=_ADVICE[kind],
             count=count,
             places=annotated.places_of_boxes(which),

@@ -58,7 +58,15 @@ def most_important_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda finding: RANKS.index(finding.rank)))
 
 
-def share_of(count: int, total: int, noun: str) -> str:
-    """``3 of 203 boxes``, with the share where it is large enough to say something."""
-    share = f" ({count / total:.0%})" if total and count / total >= 0.01 and total > 100 else ""
-    return f"{count:,} of {total:,} {noun}{share}"
+def count_words(count: int, total: int, noun: str, what: str) -> str:
+    """``2, 60, "images", "are lost"`` -> ``2 of 60 images are lost``; ``1 of 60 images is lost``.
+
+    With the share, where it says something.
+    """
+    share = f" ({count / total:.0%})" if total > 100 and count / total >= 0.01 else ""
+    verb, space, rest = what.partition(" ")
+    verb = _OF_ONE.get(verb, verb) if count == 1 else verb
+    return f"{count:,} of {total:,} {noun}{share} {verb}{space}{rest}"
+
+
+_OF_ONE = {"are": "is", "have": "has", "look": "looks", "cover": "covers", "lie": "lies"}

@@ -27,7 +27,7 @@ _IN_LINE = 5
 _GAP = 10
 _WIDTH = _IN_LINE * (_CELL + _GAP) + _GAP
 _MARGIN = 0.15  # of the long side, around images of boxes that leave them
-_MOST_FINDINGS = 10
+_MOST_FINDINGS = 14
 _SAMPLE = 10
 _MOST_CAPTIONS = 6  # boxes of an image that carry the names of their classes
 _MOST_BOXES = 300  # drawn of an image
@@ -46,28 +46,39 @@ class _Tile:
     caption: str
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Section:
+    """What is said of one finding, and its images."""
+
+    rank: str
+    lines: tuple[str, ...]
+    tiles: tuple[_Tile, ...]
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether half of the width is enough."""
+        return len(self.tiles) <= _IN_LINE // 2
+
+
 def draw_sheet(
     findings: Sequence[Finding], sets: Sequence[AnnotatedSet], *, seed: int = 0
 ) -> bytes:
     """The PNG: of the findings those that have images or places, then a random sample."""
     by_name = {one.name: one for one in sets if one.dataset is not None}
-    parts = [_legend(sets)]
+    sections = []
     shown = [one for one in findings if one.rank != "fine" and one.places]
     for finding in shown[:_MOST_FINDINGS]:
         tiles = list(_tiles_of(finding, by_name))
         lines = [finding.text, finding.advice] if tiles else [finding.text, *finding.first_places]
-        parts.append(_section(finding.rank, lines, tiles))
+        sections.append(_Section(rank=finding.rank, lines=tuple(lines), tiles=tuple(tiles)))
     tiles = [
         tile
         for name, row in _sample(sets, seed=seed)
         if (tile := _tile(by_name[name], row, marked={})) is not None
     ]
-    parts.append(_section("sample", [f"a random sample of {len(tiles)} images"], tiles))
-    sheet = Image.new("RGB", (_WIDTH, sum(part.height for part in parts)), _PAPER)
-    y = 0
-    for part in parts:
-        sheet.paste(part, (0, y))
-        y += part.height
+    title = f"a random sample of {len(tiles)} images"
+    sections.append(_Section(rank="sample", lines=(title,), tiles=tuple(tiles)))
+    sheet = _stack([_legend(sets), *_laid_out(sections)])
     comment, buffer = PngInfo(), io.BytesIO()
     comment.add_text("Comment", SHEET_COMMENT.decode())
     sheet.save(buffer, "PNG", pnginfo=comment)
@@ -154,32 +165,60 @@ def _drawing(annotated: AnnotatedSet, row: int, marked: Mapping[int, str]) -> Dr
     return Drawing(boxes=columns.xyxy[order], labels=columns.labels[order], captions=captions)
 
 
-def _section(rank: str, lines: Sequence[str], tiles: Sequence[_Tile]) -> Image.Image:
+def _laid_out(sections: Sequence[_Section]) -> Iterator[Image.Image]:
+    """One below the other; of narrow ones two side by side."""
+    waiting: list[_Section] = []
+    for section in [*sections, None]:
+        is_narrow = section is not None and section.is_narrow
+        if waiting and (not is_narrow or len(waiting) == 2):
+            halves = [_draw_section(one, width=_WIDTH // len(waiting)) for one in waiting]
+            line = Image.new("RGB", (_WIDTH, max(half.height for half in halves)), _PAPER)
+            for number, half in enumerate(halves):
+                line.paste(half, (number * _WIDTH // 2, 0))
+            yield line
+            waiting = []
+        if section is not None and is_narrow:
+            waiting.append(section)
+        elif section is not None:
+            yield _draw_section(section, width=_WIDTH)
+
+
+def _stack(parts: Sequence[Image.Image]) -> Image.Image:
+    sheet = Image.new("RGB", (_WIDTH, sum(part.height for part in parts)), _PAPER)
+    y = 0
+    for part in parts:
+        sheet.paste(part, (0, y))
+        y += part.height
+    return sheet
+
+
+def _draw_section(section: _Section, *, width: int) -> Image.Image:
     """A bar in the colour of the rank, what is said, and lines of images under their names."""
     texts = [
         (part, _INK if number == 0 else _GREY)
-        for number, line in enumerate(lines)
-        for part in textwrap.wrap(drawable(line), _CHARACTERS)
+        for number, line in enumerate(section.lines)
+        for part in textwrap.wrap(drawable(line), _CHARACTERS * width // _WIDTH)
     ]
     lettering = Lettering(_LETTERS)
-    pitch, colour = lettering.height + 3, _COLOURS[rank]
-    rows = [tiles[at : at + _IN_LINE] for at in range(0, len(tiles), _IN_LINE)]
+    pitch, colour = lettering.height + 3, _COLOURS[section.rank]
+    rows = [section.tiles[at : at + _IN_LINE] for at in range(0, len(section.tiles), _IN_LINE)]
     heights = [max(tile.image.height for tile in row) + pitch + _GAP for row in rows]
     top = _GAP + len(texts) * pitch + _GAP // 2
-    section = Image.new("RGB", (_WIDTH, top + sum(heights) + _GAP), _PAPER)
-    canvas = ImageDraw.Draw(section)
+    drawn = Image.new("RGB", (width, top + sum(heights) + _GAP), _PAPER)
+    canvas = ImageDraw.Draw(drawn)
     canvas.rectangle((_GAP, _GAP, _GAP + 6, top - _GAP // 2), fill=colour)
     for number, (text, ink) in enumerate(texts):
         at = (_GAP + 14, _GAP + number * pitch)
-        lettering.draw(canvas, at, text, fill=colour if number == 0 and rank != "sample" else ink)
+        is_title = number == 0 and section.rank != "sample"
+        lettering.draw(canvas, at, text, fill=colour if is_title else ink)
     y = top
     for row, height in zip(rows, heights, strict=True):
         for column, tile in enumerate(row):
             x = _GAP + column * (_CELL + _GAP)
             lettering.draw(canvas, (x, y), lettering.fit(tile.caption, _CELL), fill=_INK)
-            section.paste(tile.image, (x, y + pitch))
+            drawn.paste(tile.image, (x, y + pitch))
         y += height
-    return section
+    return drawn
 
 
 def _legend(sets: Sequence[AnnotatedSet]) -> Image.Image:

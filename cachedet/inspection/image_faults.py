@@ -21,7 +21,7 @@ from cachedet.data.file_names import NearestFiles
 from cachedet.data.images import SmallImage
 from cachedet.data.survey import Scan, scan_images
 from cachedet.inspection.annotated_set import AnnotatedSet
-from cachedet.inspection.finding import Finding, Place, Rank, share_of
+from cachedet.inspection.finding import Finding, Place, Rank, count_words
 from cachedet.structures import SizeHW
 
 _SIDE = 16  # of a thumbnail
@@ -124,11 +124,11 @@ def _of_images(
     advice: str,
     places: Sequence[Place] | None = None,
 ) -> Finding:
-    share = share_of(len(rows), len(look.thumbnails), "images")
+    words = count_words(len(rows), len(look.thumbnails), "images", what)
     return Finding(
         rank=rank,
         kind=kind,
-        text=f"{look.annotated.name}: {share} {what}",
+        text=f"{look.annotated.name}: {words}",
         advice=advice,
         count=len(rows),
         places=tuple(look.annotated.places_of_images(rows) if places is None else places),
@@ -157,7 +157,7 @@ def _advise_on_missing(annotated: AnnotatedSet, rows: Sequence[int]) -> str:
         prefix = shorter.most_common(1)[0][0]
         return f"Most are there without {prefix!r}: take it out of the names."
     if other > len(rows) / 2:
-        return "Most are there under nearly the same name: rename the files, or the entries."
+        return "There are files of nearly the same names: rename them, or the entries."
     return "Bring the files, or take them out of the annotations; " + _SKIP
 
 

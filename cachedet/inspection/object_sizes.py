@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cachedet.config.detector import AnchorConfig
 from cachedet.inspection.annotated_set import AnnotatedSet
-from cachedet.inspection.finding import Finding, share_of
+from cachedet.inspection.finding import Finding, count_words
 
 STRIDE = 8  # pixels of a cell of the finest level that heads take where none are named
 _SHARES = (5, 25, 50, 75, 95)
@@ -86,8 +86,8 @@ def size_findings(name: str, sizes: ObjectSizes) -> Iterator[Finding]:
     middle, low = sizes.percentiles[50], sizes.percentiles[5]
     at = f"at --image-size {sizes.image_size}"
     if sizes.small > _FEW * sizes.objects:
-        share = share_of(sizes.small, sizes.objects, "objects")
-        text = f"{name}: {share} are under {STRIDE} pixels {at}, half of all under {middle:.0f}"
+        words = count_words(sizes.small, sizes.objects, "objects", f"are under {STRIDE} pixels")
+        text = f"{name}: {words} {at}, half of all under {middle:.0f}"
         yield Finding(
             rank="look at", kind="small", text=text, advice=_advise(sizes), count=sizes.small
         )
@@ -95,13 +95,14 @@ def size_findings(name: str, sizes: ObjectSizes) -> Iterator[Finding]:
         text = f"{name}: objects {at}: half over {middle:.0f} pixels, 95 % over {low:.0f}"
         yield Finding(rank="fine", kind="sizes", text=text)
     if sizes.oblong > _FEW * sizes.objects:
-        share = share_of(sizes.oblong, sizes.objects, "objects")
+        words = count_words(
+            sizes.oblong, sizes.objects, "objects", "are longer than any anchor matches"
+        )
         ratios = ", ".join(f"{ratio:g}" for ratio in AnchorConfig().aspect_ratios)
         yield Finding(
             rank="look at",
             kind="oblong",
-            text=f"{name}: {share} are longer than any anchor matches (1 % over "
-            f"{sizes.most_oblong:g} : 1; anchors have {ratios})",
+            text=f"{name}: {words} (1 % over {sizes.most_oblong:g} : 1; anchors have {ratios})",
             advice="Give anchors such shapes, too: "
             f"--set detector.anchors.aspect_ratios=[0.2,{ratios.replace(' ', '')},5].",
             count=sizes.oblong,
