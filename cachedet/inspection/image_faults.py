@@ -28,7 +28,7 @@ _SIDE = 16  # of a thumbnail
 _LEAST_CONTRAST = 2.0  # standard deviation of its greys; flatter ones say nothing
 _ALIKE = 0.97  # correlation of two thumbnails; strong JPEG at a third of the size keeps it
 _SAME_SHAPE = 1.03  # of the ratios of their sides
-_ROWS_AT_ONCE = 1024
+_ROWS_AT_ONCE = 256
 
 Thumbnails = NDArray[np.float32]
 
@@ -251,18 +251,20 @@ def find_alike(look: ImageLook, other: ImageLook) -> list[tuple[int, int]]:
 
     Within one set only earlier rows count.
     """
-    ratios = [_ratios(one) for one in (look, other)]
+    ratios, others = _ratios(look), _ratios(other)
     pairs: list[tuple[int, int]] = []
     for start in range(0, len(look.thumbnails), _ROWS_AT_ONCE):
-        rows = slice(start, min(start + _ROWS_AT_ONCE, len(look.thumbnails)))
-        likeness = look.thumbnails[rows] @ other.thumbnails.T
-        shapes = np.abs(ratios[0][rows, None] - ratios[1][None])
-        likeness[shapes > np.log(_SAME_SHAPE)] = 0
+        stop = start + _ROWS_AT_ONCE
+        known = other.thumbnails[: stop if look is other else None]
+        likeness = look.thumbnails[start:stop] @ known.T
+        rows, columns = np.nonzero(likeness >= _ALIKE)
+        kept = np.abs(ratios[start + rows] - others[columns]) < np.log(_SAME_SHAPE)
         if look is other:
-            likeness *= np.tri(len(likeness), likeness.shape[1], start - 1, dtype=np.float32)
-        best = likeness.argmax(axis=1)
-        found = likeness[np.arange(len(best)), best] >= _ALIKE
-        pairs += [(start + int(row), int(best[row])) for row in np.flatnonzero(found)]
+            kept &= columns < start + rows
+        rows, columns = rows[kept], columns[kept]
+        best = np.lexsort((-likeness[rows, columns], rows))
+        firsts = best[np.unique(rows[best], return_index=True)[1]]
+        pairs += zip((start + rows[firsts]).tolist(), columns[firsts].tolist(), strict=True)
     return pairs
 
 
