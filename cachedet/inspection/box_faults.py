@@ -53,6 +53,9 @@ def box_findings(annotated: AnnotatedSet) -> Iterator[Finding]:
             count=count,
             places=annotated.places_of_boxes(which),
         )
+    if empty := annotated.dataset.counts["images without boxes"]:
+        words = count_words(empty, len(annotated.sizes_hw), "images", "are without boxes")
+        yield Finding(rank="fine", kind="background", text=f"{annotated.name}: {words}")
     if not is_any:
         text = f"{annotated.name}: no box is outside, without area, drawn twice or a whole image"
         yield Finding(rank="fine", kind="boxes", text=text)

@@ -54,26 +54,24 @@ def class_findings(train: AnnotatedSet, val: AnnotatedSet | None) -> Iterator[Fi
     for one in (train, val):
         if one is not None and one.categories is not None:
             yield from _note_alike(one.name, one.categories)
-    counts = {one.name: one.boxes for one in count_classes(train)}
-    if not counts:
-        return
-    empty = [name for name, boxes in counts.items() if not boxes]
-    scored = {one.name: one.boxes for one in count_classes(val)} if val is not None else {}
-    unlearned = [name for name in empty if scored.get(name)]
+    counts = count_classes(train)
+    scored: dict[int, int] = {}
+    if val is not None and val.categories == train.categories:
+        scored = {one.category_id: one.boxes for one in count_classes(val)}
+    empty = [one for one in counts if not one.boxes]
+    unlearned = [one.name for one in empty if scored.get(one.category_id)]
     if unlearned:
         text = f"{_classes(len(unlearned))} of val without a box in train"
         yield _of_classes("val only", text, unlearned, "They will score 0: add images of them.")
-    if empty := [name for name in empty if name not in unlearned]:
-        text = f"train: {_classes(len(empty))} without a box"
-        yield _of_classes("no boxes", text, empty, "They cannot be learned, and cost a little.")
-    if unscored := [name for name, boxes in counts.items() if boxes and scored.get(name) == 0]:
+    if unused := [one.name for one in empty if not scored.get(one.category_id)]:
+        text = f"train: {_classes(len(unused))} without a box"
+        yield _of_classes("no boxes", text, unused, "They cannot be learned, and cost a little.")
+    if unscored := [one.name for one in counts if one.boxes and scored.get(one.category_id) == 0]:
         text = f"{_classes(len(unscored))} of train without a box in val"
         yield _of_classes("train only", text, unscored, "Their AP will be unknown.")
-    if few := [name for name, boxes in counts.items() if 0 < boxes < _FEW]:
+    if few := [one.name for one in counts if 0 < one.boxes < _FEW]:
         text = f"train: {_classes(len(few))} with fewer than {_FEW} boxes"
-        advice = (
-            "Little is learned of so few; --set sampling.kind=class_balanced shows them more often."
-        )
+        advice = "Little is learned of so few; --set sampling.kind=class_balanced draws them more."
         yield _of_classes("few boxes", text, few, advice)
 
 

@@ -103,8 +103,8 @@ def size_findings(name: str, sizes: ObjectSizes) -> Iterator[Finding]:
             rank="look at",
             kind="oblong",
             text=f"{name}: {words} (1 % over {sizes.most_oblong:g} : 1; anchors have {ratios})",
-            advice="Give anchors such shapes, too: "
-            f"--set detector.anchors.aspect_ratios=[0.2,{ratios.replace(' ', '')},5].",
+            advice=f"Give anchors such shapes, too: --set detector.anchors.aspect_ratios="
+            f"[0.2,{ratios.replace(' ', '')},5] (of R-CNNs detector.rpn.aspect_ratios).",
             count=sizes.oblong,
         )
 

@@ -60,6 +60,11 @@ def test_each_fault_is_counted_and_named(
     assert others <= {"whole image", "doubled"}, others  # equal faulty boxes lie on each other
 
 
+def test_images_without_boxes_are_counted(data: Any, of_kind: Any) -> None:
+    finding = of_kind(data.check(data.write("a.json", NAMES, GOOD[:4])), "background")
+    assert (finding.rank, finding.text) == ("fine", "train: 2 of 6 images are without boxes")
+
+
 def test_many_boxes_outside_stop(data: Any, of_kind: Any) -> None:
     """A fifth of them: they were drawn on other images."""
     report = data.check(data.write("a.json", NAMES, [*GOOD[:8], (0, 1, (200, 1, 9, 9))] * 3))

@@ -5,6 +5,9 @@ from typing import Any
 
 import pytest
 
+from cachedet.config.presets import find_config
+from cachedet.config.run import load_train_config
+
 NAMES = [f"{number}.png" for number in range(6)]
 BOXES = [(image, 1, (1 + n, 1, 30, 30)) for image in range(3) for n in range(0, 20, 4)]
 
@@ -48,6 +51,8 @@ def test_classes_without_boxes(data: Any, of_kind: Any) -> None:
     assert of_kind(report, "train only").text == "1 class of train without a box in val: cat"
     few = [*BOXES, (0, 2, (1, 1, 30, 30))]
     report = checked(data, few, few)
+    load_train_config(find_config("retinanet_fpn"), ["sampling.kind=class_balanced"])
+    assert of_kind(report, "few boxes").advice.endswith("class_balanced draws them more.")
     assert of_kind(report, "few boxes").text == "train: 1 class with fewer than 10 boxes: dog"
 
 

@@ -4,6 +4,9 @@ from typing import Any
 
 import pytest
 
+from cachedet.config.presets import find_config
+from cachedet.config.run import load_train_config
+
 NAMES = [f"{number}.png" for number in range(6)]
 
 
@@ -40,7 +43,11 @@ def test_shapes_that_no_anchor_has(data: Any, of_kind: Any) -> None:
     finding = of_kind(data.check(data.write("a.json", NAMES, boxes)), "oblong")
     assert (finding.rank, finding.count) == ("look at", 30)
     assert "1 % over 12.5 : 1" in finding.text
-    assert "--set" in finding.advice
+    override = "aspect_ratios=[0.2,0.5,1,2,5]"
+    assert f"--set detector.anchors.{override} (of R-CNNs detector.rpn." in finding.advice
+    presets = {"retinanet_fpn": "anchors", "faster_rcnn_fpn": "rpn"}
+    for preset, section in presets.items():
+        load_train_config(find_config(preset), [f"detector.{section}.{override}"])
 
 
 def test_crowds_and_what_lies_outside_are_not_measured(data: Any) -> None:
