@@ -27,6 +27,7 @@ class ObjectSizes:
     objects: int
     percentiles: dict[int, float]  # sides in pixels of the input
     small: int  # objects below STRIDE
+    small_in_images: int  # objects below it in pixels of their images
     wanted_size: int  # image size at which 95 % of the objects are STRIDE or more
     long_side: int  # of the middle one of the images
     oblong: int  # objects whose shape no anchor has (IoU below that of a match)
@@ -66,6 +67,7 @@ def measure_objects(annotated: AnnotatedSet, *, image_size: int) -> ObjectSizes 
         objects=len(sides),
         percentiles=dict(zip(_SHARES, percentiles, strict=True)),
         small=int((at_size < STRIDE).sum()),
+        small_in_images=int((roots * of_box < STRIDE).sum()),
         wanted_size=int(np.ceil(needed / _MULTIPLE - 1e-9)) * _MULTIPLE,
         long_side=int(np.median(long_sides)),
         oblong=int((_best_ious(ratios) < AnchorConfig().foreground_iou).sum()),
@@ -111,13 +113,15 @@ def size_findings(name: str, sizes: ObjectSizes) -> Iterator[Finding]:
 
 def _advise(sizes: ObjectSizes) -> str:
     """An object below a cell of the finest level shares its cell with what surrounds it."""
-    factor = (sizes.wanted_size / sizes.image_size) ** 2
-    advice = (
-        f"Below a cell of the finest level (C3, stride {STRIDE}) little is found. "
-        f"--image-size {sizes.wanted_size} brings 95 % above it, at {factor:.1f} times the work "
-        "and disk"
-    )
+    why = f"Below a cell of the finest level (C3, stride {STRIDE}) little is found."
     if sizes.wanted_size > sizes.long_side:
-        own = f"the images have {sizes.long_side} pixels"
-        return f"{advice}; but {own}: larger photographs would help more."
-    return f"{advice}; or cut images and boxes into tiles before."
+        share = sizes.small_in_images / sizes.objects
+        return (
+            f"{why} In the images themselves, of {sizes.long_side} pixels, {share:.0%} are: larger "
+            "photographs are needed."
+        )
+    factor = (sizes.wanted_size / sizes.image_size) ** 2
+    return (
+        f"{why} --image-size {sizes.wanted_size} brings 95 % above it, at {factor:.1f} times the "
+        "work and disk; or cut images and boxes into tiles before."
+    )
