@@ -83,7 +83,7 @@ def read_annotated(
         sections = read_sections(annotations, images=images, rotated=rotated)
         categories = categories_of(sections.content, annotations)
     except DatasetError as error:
-        return replace(nothing, refusals=(_refusal(name, error),))
+        return replace(nothing, refusals=(_refusal(name, error, annotations),))
     dataset, reasons = None, list[DatasetError]()
     for attempt in (sections, _without_boxes(sections)):
         try:
@@ -97,7 +97,8 @@ def read_annotated(
     if dataset is not None:
         found = replace(found, columns=_columns_of(sections, dataset, annotations))
     if reasons:
-        return replace(found, refusals=(_explained(found, reasons[0]),))
+        refusal = _refusal(name, reasons[0], annotations)
+        return replace(found, refusals=(_with_places(found, refusal),))
     return replace(found, notes=_notes_of(found))
 
 
@@ -119,13 +120,14 @@ def _columns_of(sections: Sections, dataset: CocoDataset, where: Path) -> BoxCol
         return None
 
 
-def _refusal(name: str, error: DatasetError, kind: str = "annotations") -> Finding:
-    return Finding(rank="stops", kind=kind, text=f"{name}: {error}", count=1)
+def _refusal(name: str, error: DatasetError, where: Path) -> Finding:
+    text = str(error).removeprefix(f"{where}: ")
+    return Finding(rank="stops", kind="annotations", text=f"{name}: {text}", count=1)
 
 
-def _explained(found: AnnotatedSet, error: DatasetError) -> Finding:
-    """The error of boxes in fractions or of corners, with its places."""
-    refusal, columns = _refusal(found.name, error), found.columns
+def _with_places(found: AnnotatedSet, refusal: Finding) -> Finding:
+    """The refusal of boxes in fractions or of corners, with its places."""
+    columns = found.columns
     if columns is None:
         return refusal
     sizes = found.sizes_hw[columns.rows]
@@ -135,8 +137,15 @@ def _explained(found: AnnotatedSet, error: DatasetError) -> Finding:
         kind, which = "corners", reach_beyond(columns.xywh, sizes)
     else:
         return refusal
-    places = found.places_of_boxes(which)
-    return replace(refusal, kind=kind, count=int(which.sum()), places=places)
+    text, _, advice = refusal.text.partition("; ")
+    return replace(
+        refusal,
+        kind=kind,
+        text=text,
+        advice=f"{advice[:1].upper()}{advice[1:]}.",
+        count=int(which.sum()),
+        places=found.places_of_boxes(which),
+    )
 
 
 def _notes_of(found: AnnotatedSet) -> tuple[Finding, ...]:

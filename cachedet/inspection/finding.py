@@ -63,7 +63,7 @@ def count_words(count: int, total: int, noun: str, what: str) -> str:
 
     With the share, where it says something.
     """
-    share = f" ({count / total:.0%})" if total > 100 and count / total >= 0.01 else ""
+    share = f" ({count / total:.0%})" if total > 100 and 0.01 <= count / total < 1 else ""
     verb, space, rest = what.partition(" ")
     verb = _OF_ONE.get(verb, verb) if count == 1 else verb
     return f"{count:,} of {total:,} {noun}{share} {verb}{space}{rest}"

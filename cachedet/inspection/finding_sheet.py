@@ -194,13 +194,14 @@ def _stack(parts: Sequence[Image.Image]) -> Image.Image:
 
 def _draw_section(section: _Section, *, width: int) -> Image.Image:
     """A bar in the colour of the rank, what is said, and lines of images under their names."""
+    colour = _COLOURS[section.rank]
     texts = [
-        (part, _INK if number == 0 else _GREY)
+        (part, (_GREY if number else _INK if section.rank == "sample" else colour))
         for number, line in enumerate(section.lines)
         for part in textwrap.wrap(drawable(line), _CHARACTERS * width // _WIDTH)
     ]
     lettering = Lettering(_LETTERS)
-    pitch, colour = lettering.height + 3, _COLOURS[section.rank]
+    pitch = lettering.height + 3
     rows = [section.tiles[at : at + _IN_LINE] for at in range(0, len(section.tiles), _IN_LINE)]
     heights = [max(tile.image.height for tile in row) + pitch + _GAP for row in rows]
     top = _GAP + len(texts) * pitch + _GAP // 2
@@ -208,9 +209,7 @@ def _draw_section(section: _Section, *, width: int) -> Image.Image:
     canvas = ImageDraw.Draw(drawn)
     canvas.rectangle((_GAP, _GAP, _GAP + 6, top - _GAP // 2), fill=colour)
     for number, (text, ink) in enumerate(texts):
-        at = (_GAP + 14, _GAP + number * pitch)
-        is_title = number == 0 and section.rank != "sample"
-        lettering.draw(canvas, at, text, fill=colour if is_title else ink)
+        lettering.draw(canvas, (_GAP + 14, _GAP + number * pitch), text, fill=ink)
     y = top
     for row, height in zip(rows, heights, strict=True):
         for column, tile in enumerate(row):

@@ -13,7 +13,8 @@ def test_boxes_in_fractions_stop(data: Any, of_kind: Any) -> None:
     report = data.check(data.write("a.json", NAMES, boxes))
     finding = of_kind(report, "normalised")
     assert (finding.rank, finding.count) == ("stops", 6)
-    assert "all of 6 boxes lie within 0..1" in finding.text
+    assert finding.text.startswith("train: all of 6 boxes lie within 0..1")
+    assert finding.advice.startswith("Multiply x and width by the image's width")
     assert finding.first_places[0] == "0.png (annotation id 1)"
     assert len(finding.first_places) == 5
     assert of_kind(report, "images").text == "train: all of 6 images can be read"
@@ -25,7 +26,7 @@ def test_corners_for_sides_stop(data: Any, of_kind: Any) -> None:
     finding = of_kind(report, "corners")
     assert (finding.rank, finding.count) == ("stops", 12)
     assert "as corners [x1, y1, x2, y2]" in finding.text
-    assert "write x2 - x1" in finding.text
+    assert finding.advice.startswith("Write x2 - x1 and y2 - y1 as the third")
     assert finding.first_places[0] == "0.png (annotation id 1)"
 
 
