@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from cachedet.data.coco import CocoDataset
 from cachedet.data.file_names import NearestFiles, require_storable
-from cachedet.data.images import decoded, opened
+from cachedet.data.images import DecodedImage, decoded, opened
 from cachedet.errors import BadImageError
+from cachedet.structures import SizeHW
 from cachedet.text import printable
 
 _LISTED = 20  # bad files named in one message
@@ -28,7 +29,7 @@ class Scan:
     contents: NDArray[np.uint64]  # (N,) hash of each file's bytes; 0 where it cannot be read
     bad: tuple[tuple[int, str], ...]  # row, reason
     notes: tuple[tuple[int, str], ...]  # row, what was noticed; the image is used
-    pixels: dict[int, NDArray[np.uint8]] = field(default_factory=dict)  # by row, as many as fit
+    images: dict[int, DecodedImage] = field(default_factory=dict)  # by row, as many as fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,25 +42,27 @@ class _Finding:
 
 
 class _Kept:
-    """Pixels of the images that came first, up to a number of bytes."""
+    """The images that came first, up to a number of bytes."""
 
     def __init__(self, nbytes: int) -> None:
-        self.pixels: dict[int, NDArray[np.uint8]] = {}
+        self.images: dict[int, DecodedImage] = {}
         self._left = nbytes
         self._largest = nbytes // _LEAST_KEPT
         self._lock = threading.Lock()
 
-    def offer(self, row: int, pixels: NDArray[np.uint8]) -> None:
+    def offer(self, row: int, image: DecodedImage) -> None:
+        nbytes = image.pixels.nbytes
         with self._lock:
-            if pixels.nbytes <= min(self._left, self._largest):
-                self._left -= pixels.nbytes
-                self.pixels[row] = pixels
+            if nbytes <= min(self._left, self._largest):
+                self._left -= nbytes
+                self.images[row] = image
 
 
 def scan_images(
     dataset: CocoDataset,
     *,
     workers: int,
+    image_size: int | None = None,  # long side of the base view; None: all pixels are decoded
     keep_nbytes: int = 0,  # of decoded images, which then need no second reading
     on_progress: Callable[[int], None] | None = None,
 ) -> Scan:
@@ -67,7 +70,7 @@ def scan_images(
     findings, kept = [], _Kept(keep_nbytes)
     with ThreadPoolExecutor(workers, thread_name_prefix="scan") as readers:
         rows = range(len(dataset.annotations))
-        for finding in readers.map(lambda row: _inspect(dataset, row, kept), rows):
+        for finding in readers.map(lambda row: _inspect(dataset, row, image_size, kept), rows):
             findings.append(finding)
             if on_progress is not None:
                 on_progress(1)
@@ -80,7 +83,7 @@ def scan_images(
             if one.fault is not None
         ),
         notes=tuple((one.row, one.note) for one in findings if one.note and not one.fault),
-        pixels=kept.pixels,
+        images=kept.images,
     )
 
 
@@ -103,15 +106,16 @@ def content_hash_of(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
-def _inspect(dataset: CocoDataset, row: int, kept: _Kept) -> _Finding:
+def _inspect(dataset: CocoDataset, row: int, image_size: int | None, kept: _Kept) -> _Finding:
     content_hash, note = 0, None
     try:
         require_storable(dataset.annotations.file_names[row])
         with opened(dataset.path_of(row)) as content:
             content_hash = content_hash_of(content)
-            with decoded(content) as (pixels, note):
-                _require_size(pixels, dataset.annotations.size_of(row))
-                kept.offer(row, pixels)
+            with decoded(content, image_size=image_size) as image:
+                note = image.note
+                _require_size(image.image_hw, dataset.annotations.size_of(row))
+                kept.offer(row, image)
     except BadImageError as error:
         return _Finding(
             row=row,
@@ -122,8 +126,7 @@ def _inspect(dataset: CocoDataset, row: int, kept: _Kept) -> _Finding:
     return _Finding(row=row, content_hash=content_hash, note=note)
 
 
-def _require_size(pixels: NDArray[np.uint8], size_hw: tuple[int, int]) -> None:
-    height, width = size_hw
-    if pixels.shape[:2] != (height, width):
-        upright = f"{pixels.shape[1]}x{pixels.shape[0]}"
+def _require_size(image_hw: SizeHW, annotated_hw: SizeHW) -> None:
+    if image_hw != annotated_hw:
+        (height, width), upright = annotated_hw, f"{image_hw[1]}x{image_hw[0]}"
         raise BadImageError(f"annotated as {width}x{height}, the upright file is {upright}")

@@ -225,6 +225,7 @@ def _require_independent(image: Image.Image, content: bytes, data: slice) -> Non
     filling = bytes(37 * k % 251 for k in range(512))
     longer = content[: data.stop] + filling + restart + filling + content[data.stop :]
     with Image.open(io.BytesIO(longer), formats=["JPEG"]) as other:
+        other.draft(None, image.size)
         other.load()
         if not _are_equal(image, other):
             raise BadImageError("the JPEG is truncated: its data ends before its last rows")

@@ -124,9 +124,9 @@ def test_pixels_are_kept_as_far_as_they_fit(tmp_path: Path) -> None:
     names = [f"{number}.png" for number in range(20)]
     dataset = data_set(tmp_path, names, names)
     nbytes = 8 * 4 * 3
-    assert scan_images(dataset, workers=2).pixels == {}
-    assert scan_images(dataset, workers=2, keep_nbytes=15 * nbytes).pixels == {}
-    kept = scan_images(dataset, workers=2, keep_nbytes=17 * nbytes).pixels
+    assert scan_images(dataset, workers=2).images == {}
+    assert scan_images(dataset, workers=2, keep_nbytes=15 * nbytes).images == {}
+    kept = scan_images(dataset, workers=2, keep_nbytes=17 * nbytes).images
     assert len(kept) == 17
-    for row, pixels in kept.items():
-        np.testing.assert_array_equal(pixels, decode_image(dataset.path_of(row)))
+    for row, image in kept.items():
+        np.testing.assert_array_equal(image.pixels, decode_image(dataset.path_of(row)))
