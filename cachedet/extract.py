@@ -182,6 +182,7 @@ def _extract(
         scan = scan_images(
             dataset,
             workers=config.workers,
+            image_size=config.image_size,
             keep_nbytes=min(_KEPT_NBYTES, free_ram() // 8),
             on_progress=progress.advance,
         )
@@ -205,7 +206,7 @@ def _extract(
         pad_multiple=manifest.pad_multiple,
         preprocessing=backbone.preprocessing,
         contents=contents,
-        pixels={row: scan.pixels[old] for row, old in enumerate(kept) if old in scan.pixels},
+        kept={row: scan.images[old] for row, old in enumerate(kept) if old in scan.images},
     )
 
     def fit(codec: Codec) -> Codec:

@@ -19,7 +19,7 @@ from torch import nn
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.backbone.split import freeze_trunk
 from cachedet.data.image_folders import images_in
-from cachedet.data.images import decode_image, make_input
+from cachedet.data.images import DecodedImage, decode_bytes, decoded, make_input, opened
 from cachedet.data.masks import decode_mask, paste_masks, rle_of
 from cachedet.data.views import View, make_geometry, parse_views
 from cachedet.detector.build import choose_read_levels
@@ -61,19 +61,28 @@ class ImageDetector:
     views: Sequence[View] = _BASE  # of an image; their detections are merged as `detect_store` does
 
     @torch.no_grad()
-    def __call__(self, pixels: NDArray[np.uint8], *, image_id: int = 0) -> Detections:
+    def __call__(
+        self,
+        pixels: NDArray[np.uint8],
+        *,
+        image_id: int = 0,
+        decoded_as: DecodedImage | None = None,  # by extraction; None: `pixels` are looked at
+    ) -> Detections:
         """Detections in pixels of an image (H, W, 3) RGB; windows are drawn from `image_id`."""
-        return self.merging([self._detect(pixels, view, image_id) for view in self.views])
+        whole = DecodedImage(pixels=pixels, image_hw=(pixels.shape[0], pixels.shape[1]))
+        images = [whole] if decoded_as is None else [decoded_as, whole]
+        return self.merging([self._detect(images, view, image_id) for view in self.views])
 
-    def _detect(self, pixels: NDArray[np.uint8], view: View, image_id: int) -> Detections:
-        """What is found in one view, in pixels of the image."""
+    def _detect(self, images: list[DecodedImage], view: View, image_id: int) -> Detections:
+        """What is found in one view, in pixels of the image: of the first that has the detail."""
         geometry = make_geometry(
             view,
-            image_hw=(pixels.shape[0], pixels.shape[1]),
+            image_hw=images[0].image_hw,
             image_id=image_id,
             image_size=self.manifest.image_size,
             pad_multiple=self.manifest.pad_multiple,
         )
+        pixels = next(image.pixels for image in images if image.suffices(geometry))
         device = next(self.detector.parameters()).device
         image = make_input(pixels, geometry, self.manifest.preprocessing).to(device)
         maps = self.backbone(image[None])
@@ -215,8 +224,8 @@ def _plan_drawings(files: Sequence[Path], out: Path, *, images: Sequence[Path | 
 def _predict_file(
     file: Path, image_detector: ImageDetector, drawing: Path, *, min_score: float
 ) -> ImageReport:
-    pixels = decode_image(file)
-    found = image_detector(pixels)
+    pixels, image = _read(file, image_detector.manifest.image_size)
+    found = image_detector(pixels, decoded_as=image)
     detections = found.above(min_score)
     size_hw = (pixels.shape[0], pixels.shape[1])
     categories = image_detector.manifest.categories
@@ -232,6 +241,17 @@ def _predict_file(
         size_hw=size_hw,
         highest=float(found.scores.max()) if len(found) else None,
     )
+
+
+def _read(file: Path, image_size: int) -> tuple[NDArray[np.uint8], DecodedImage]:
+    """All pixels, to draw on, and the image as extraction decodes it. Raises BadImageError."""
+    try:
+        with opened(file) as content:
+            with decoded(content, image_size=image_size) as image:
+                pass
+            return decode_bytes(content)[0] if image.is_reduced else image.pixels, image
+    except BadImageError as error:
+        raise BadImageError(f"{printable(file)}: {error}") from error
 
 
 def load_image_detector(

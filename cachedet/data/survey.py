@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 
 from cachedet.data.coco import CocoDataset
 from cachedet.data.file_names import NearestFiles, require_storable
-from cachedet.data.images import SmallImage, decode_small, decoded, opened
+from cachedet.data.images import DecodedImage, decoded, opened
 from cachedet.errors import BadImageError
 from cachedet.structures import SizeHW
 from cachedet.text import printable
 
 _LISTED = 20  # bad files named in one message
-_SMALL = 48  # pixels of the short side of an image that is only looked at
 _LEAST_KEPT = 16  # images that fit into what is kept; larger ones are decoded again
 
 
@@ -30,7 +29,7 @@ class Scan:
     contents: NDArray[np.uint64]  # (N,) hash of each file's bytes; 0 where it cannot be read
     bad: tuple[tuple[int, str], ...]  # row, reason
     notes: tuple[tuple[int, str], ...]  # row, what was noticed; the image is used
-    pixels: dict[int, NDArray[np.uint8]] = field(default_factory=dict)  # by row, as many as fit
+    images: dict[int, DecodedImage] = field(default_factory=dict)  # by row, as many as fit
     missing: frozenset[int] = frozenset()  # rows of the bad ones whose files are not there
 
 
@@ -44,38 +43,49 @@ class _Finding:
 
 
 class _Kept:
-    """Pixels of the images that came first, up to a number of bytes."""
+    """The images that came first, up to a number of bytes."""
 
     def __init__(self, nbytes: int) -> None:
-        self.pixels: dict[int, NDArray[np.uint8]] = {}
+        self.images: dict[int, DecodedImage] = {}
         self._left = nbytes
         self._largest = nbytes // _LEAST_KEPT
         self._lock = threading.Lock()
 
-    def offer(self, row: int, pixels: NDArray[np.uint8]) -> None:
+    def offer(self, row: int, image: DecodedImage) -> None:
+        nbytes = image.pixels.nbytes
         with self._lock:
-            if pixels.nbytes <= min(self._left, self._largest):
-                self._left -= pixels.nbytes
-                self.pixels[row] = pixels
+            if nbytes <= min(self._left, self._largest):
+                self._left -= nbytes
+                self.images[row] = image
 
 
 def scan_images(
     dataset: CocoDataset,
     *,
     workers: int,
+    image_size: int | None = None,  # long side of the base view; None: all pixels are decoded
     keep_nbytes: int = 0,  # of decoded images, which then need no second reading
-    on_small: Callable[[int, SmallImage], None] | None = None,
+    on_image: Callable[[int, DecodedImage], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Scan:
     """Read and decode every image once, in threads: hashes, and all bad files at once.
 
-    With `on_small`, which is called in these threads with a row and what it holds, images are
-    decoded no larger than for a look, and none is kept.
+    `on_image` is called in these threads with a row and what was decoded, whatever its size.
     """
     findings, kept = [], _Kept(keep_nbytes)
+
+    def look(row: int, image: DecodedImage) -> None:
+        if on_image is not None:
+            on_image(row, image)
+        _require_size(image.image_hw, dataset.annotations.size_of(row))
+        kept.offer(row, image)
+
+    def inspect(row: int) -> _Finding:
+        return _inspect(dataset, row, image_size, look)
+
     with ThreadPoolExecutor(workers, thread_name_prefix="scan") as readers:
         rows = range(len(dataset.annotations))
-        for finding in readers.map(lambda row: _inspect(dataset, row, kept, on_small), rows):
+        for finding in readers.map(inspect, rows):
             findings.append(finding)
             if on_progress is not None:
                 on_progress(1)
@@ -88,7 +98,7 @@ def scan_images(
             if one.fault is not None
         ),
         notes=tuple((one.row, one.note) for one in findings if one.note and not one.fault),
-        pixels=kept.pixels,
+        images=kept.images,
         missing=frozenset(one.row for one in findings if one.is_missing),
     )
 
@@ -115,24 +125,17 @@ def content_hash_of(content: bytes) -> int:
 def _inspect(
     dataset: CocoDataset,
     row: int,
-    kept: _Kept,
-    on_small: Callable[[int, SmallImage], None] | None,
+    image_size: int | None,
+    look: Callable[[int, DecodedImage], None],
 ) -> _Finding:
     content_hash, note = 0, None
     try:
         require_storable(dataset.annotations.file_names[row])
         with opened(dataset.path_of(row)) as content:
             content_hash = content_hash_of(content)
-            annotated = dataset.annotations.size_of(row)
-            if on_small is not None:
-                small = decode_small(content, least=_SMALL)
-                note = small.note
-                on_small(row, small)
-                _require_size(small.size_hw, annotated)
-            else:
-                with decoded(content) as (pixels, note):
-                    _require_size((pixels.shape[0], pixels.shape[1]), annotated)
-                    kept.offer(row, pixels)
+            with decoded(content, image_size=image_size) as image:
+                note = image.note
+                look(row, image)
     except BadImageError as error:
         return _Finding(
             row=row,
@@ -143,7 +146,7 @@ def _inspect(
     return _Finding(row=row, content_hash=content_hash, note=note)
 
 
-def _require_size(size_hw: SizeHW, annotated_hw: SizeHW) -> None:
-    if size_hw != annotated_hw:
-        (height, width), (tall, wide) = size_hw, annotated_hw
-        raise BadImageError(f"annotated as {wide}x{tall}, the upright file is {width}x{height}")
+def _require_size(image_hw: SizeHW, annotated_hw: SizeHW) -> None:
+    if image_hw != annotated_hw:
+        (height, width), upright = annotated_hw, f"{image_hw[1]}x{image_hw[0]}"
+        raise BadImageError(f"annotated as {width}x{height}, the upright file is {upright}")

@@ -51,18 +51,15 @@ def require_covered(image: ImageFile.ImageFile) -> None:
         )
 
 
-def require_whole(
-    image: Image.Image, content: bytes, *, drafted: tuple[int, int] | None = None
-) -> None:
+def require_whole(image: Image.Image, content: bytes) -> None:
     """Raises BadImageError where rows, scans or tiles of a loaded image are missing in its file.
 
-    Of PNG, JPEG, JPEG 2000 and TIFFs that hold JPEGs. `drafted` is the size that a JPEG was asked
-    for, where it was decoded smaller than it is.
+    Of PNG, JPEG, JPEG 2000 and TIFFs that hold JPEGs.
     """
     if image.format == "PNG" and (image.info.get("interlace") or not _last_row(image).any()):
         _require_png_rows(content)
     if image.format in ("JPEG", "MPO"):
-        _require_jpeg(image, content, drafted)
+        _require_jpeg(image, content)
     if image.format == "JPEG2000":
         _require_tiles(content)
     if isinstance(image, TiffImageFile) and image.tag_v2.get(_COMPRESSION) == _OF_JPEGS:
@@ -169,7 +166,7 @@ def _require_ended(image: TiffImageFile, content: bytes) -> None:
 _Scan = tuple[tuple[int, ...], tuple[int, int, int]]  # components; first, last coefficient, bit
 
 
-def _require_jpeg(image: Image.Image, content: bytes, drafted: tuple[int, int] | None) -> None:
+def _require_jpeg(image: Image.Image, content: bytes) -> None:
     """libjpeg makes grey of what is missing, and blurs where a progressive scan is."""
     frame, scans, data = _jpeg_layout(content)
     if frame is None or not scans:
@@ -180,7 +177,7 @@ def _require_jpeg(image: Image.Image, content: bytes, drafted: tuple[int, int] |
     if kind == _PROGRESSIVE:
         _require_details(components, scans)
     if kind in _SEQUENTIAL and (len(scans) > 1 or _ends_grey(image)):
-        _require_independent(image, content, data, drafted)
+        _require_independent(image, content, data)
 
 
 def _jpeg_layout(content: bytes) -> tuple[tuple[int, set[int]] | None, list[_Scan], slice]:
@@ -222,16 +219,13 @@ def _ends_grey(image: Image.Image) -> bool:
     return bool(np.isin(_last_row(image)[0, -1], (127, 128)).all())
 
 
-def _require_independent(
-    image: Image.Image, content: bytes, data: slice, drafted: tuple[int, int] | None
-) -> None:
+def _require_independent(image: Image.Image, content: bytes, data: slice) -> None:
     """What follows the data of a whole image changes nothing; a half one takes it for its data."""
     restart = bytes([0xFF, 0xD0 + len(_RESTART.findall(content[data])) % 8])
     filling = bytes(37 * k % 251 for k in range(512))
     longer = content[: data.stop] + filling + restart + filling + content[data.stop :]
     with Image.open(io.BytesIO(longer), formats=["JPEG"]) as other:
-        if drafted is not None:
-            other.draft(None, drafted)
+        other.draft(None, image.size)
         other.load()
         if not _are_equal(image, other):
             raise BadImageError("the JPEG is truncated: its data ends before its last rows")

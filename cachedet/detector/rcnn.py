@@ -161,10 +161,10 @@ class RCNN(nn.Module):
         output = self.rpn(pyramid)
         losses = self.rpn.losses(output, pyramid, ground_truth)
         rois = self._sample(self.rpn.propose(output, pyramid, sizes_hw=sizes_hw), ground_truth)
-        sampled = rois
+        sampled, pool = rois, self.roi_align.over(pyramid)
         class_losses, box_losses = [], []
         for number, (stage, head) in enumerate(zip(self.stages, self.heads, strict=True)):
-            logits, deltas = head(self.roi_align(pyramid, rois.boxes, rois.image))
+            logits, deltas = head(pool(rois.boxes, rois.image))
             class_losses.append(self._class_loss(logits, rois))
             box_losses.append(self._box_loss(deltas, rois, stage))
             if number + 1 < len(self.stages):
@@ -193,9 +193,9 @@ class RCNN(nn.Module):
         proposals = self.rpn.propose(self.rpn(pyramid), pyramid, sizes_hw=sizes_hw)
         image, slot = proposals.is_valid.nonzero(as_tuple=True)
         boxes = proposals.boxes[image, slot]
-        logits_of_stages = []
+        pool, logits_of_stages = self.roi_align.over(pyramid), []
         for number, (stage, head) in enumerate(zip(self.stages, self.heads, strict=True)):
-            logits, deltas = head(self.roi_align(pyramid, boxes, image))
+            logits, deltas = head(pool(boxes, image))
             logits_of_stages.append(logits.float())
             if number + 1 < len(self.stages):
                 boxes = clip_to_images(move_boxes(boxes, deltas[:, 0], stage), sizes_hw, image)

@@ -126,7 +126,7 @@ def take_sample(
     """
     chosen = replace(dataset, annotations=dataset.annotations.keep_rows(rows))
     started = time.perf_counter()
-    scan = scan_images(chosen, workers=config.workers)
+    scan = scan_images(chosen, workers=config.workers, image_size=config.image_size)
     seconds = time.perf_counter() - started
     bad = dict(scan.bad)
     good = [row for row in range(len(rows)) if row not in bad]

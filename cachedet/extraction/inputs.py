@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.config.run import ExtractConfig
-from cachedet.data.images import decoded, make_input, opened
+from cachedet.data.geometry import Geometry
+from cachedet.data.images import DecodedImage, decoded, make_input, opened
 from cachedet.data.survey import content_hash_of
 from cachedet.data.views import View, make_geometry, view_named
 from cachedet.errors import BadImageError
@@ -41,34 +42,38 @@ class InputLoader:
     pad_multiple: int
     preprocessing: Preprocessing
     contents: NDArray[np.uint64] | None = None  # (N,) digests the files must have; None: any
-    pixels: Mapping[int, NDArray[np.uint8]] = field(default_factory=dict)  # decoded already, by row
+    kept: Mapping[int, DecodedImage] = field(default_factory=dict)  # decoded already, by row
 
     def load(self, row: int, view: str) -> Tensor:
         """One image in one view: (3, H, W), normalised and padded.
 
         Raises BadImageError, also where the file is no longer the one that was checked.
         """
-        if row in self.pixels:
-            return self._make_input(self.pixels[row], row, view)
+        kept = self.kept.get(row)
+        if kept is not None and kept.suffices(geometry := self._geometry(kept, row, view)):
+            return make_input(kept.pixels, geometry, self.preprocessing)
         path = self.paths[row]
         try:
             with opened(path) as content:
                 if self.contents is not None and content_hash_of(content) != self.contents[row]:
                     raise BadImageError(_CHANGED)
-                with decoded(content) as (pixels, _):
-                    return self._make_input(pixels, row, view)
+                with decoded(content, image_size=self.image_size) as image:
+                    geometry = self._geometry(image, row, view)
+                    if image.suffices(geometry):
+                        return make_input(image.pixels, geometry, self.preprocessing)
+                with decoded(content) as image:
+                    return make_input(image.pixels, geometry, self.preprocessing)
         except BadImageError as error:
             raise BadImageError(f"{printable(path)}: {error}") from error
 
-    def _make_input(self, pixels: NDArray[np.uint8], row: int, view: str) -> Tensor:
-        geometry = make_geometry(
+    def _geometry(self, image: DecodedImage, row: int, view: str) -> Geometry:
+        return make_geometry(
             view_named(view),
-            image_hw=(pixels.shape[0], pixels.shape[1]),
+            image_hw=image.image_hw,
             image_id=self.image_ids[row],
             image_size=self.image_size,
             pad_multiple=self.pad_multiple,
         )
-        return make_input(pixels, geometry, self.preprocessing)
 
 
 def make_inputs(
@@ -79,11 +84,11 @@ def make_inputs(
     pad_multiple: int,
     preprocessing: Preprocessing,
     contents: NDArray[np.uint64],
-    pixels: Mapping[int, NDArray[np.uint8]] | None = None,
+    kept: Mapping[int, DecodedImage] | None = None,
 ) -> InputLoader:
     """A loader of the images that `annotations` describe, in the folder `images`.
 
-    `contents` (N,) are digests of the image files, `pixels` what some of them hold, by row.
+    `contents` (N,) are digests of the image files, `kept` what some of them hold, by row.
     """
     return InputLoader(
         paths=[images / name for name in annotations.file_names],
@@ -92,7 +97,7 @@ def make_inputs(
         pad_multiple=pad_multiple,
         preprocessing=preprocessing,
         contents=contents,
-        pixels=pixels or {},
+        kept=kept or {},
     )
 
 

@@ -18,13 +18,14 @@ from PIL import Image
 
 from cachedet.data.coco import CocoDataset
 from cachedet.data.file_names import NearestFiles
-from cachedet.data.images import SmallImage
+from cachedet.data.images import DecodedImage
 from cachedet.data.survey import Scan, scan_images
 from cachedet.inspection.annotated_set import AnnotatedSet
 from cachedet.inspection.finding import Finding, Place, Rank, count_words
 from cachedet.structures import SizeHW
 
 _SIDE = 16  # of a thumbnail
+_DECODED = 32  # long side of a view that images are decoded for, as JPEGs are quicker so
 _LEAST_CONTRAST = 2.0  # standard deviation of its greys; flatter ones say nothing
 _ALIKE = 0.97  # correlation of two thumbnails; strong JPEG at a third of the size keeps it
 _SAME_SHAPE = 1.03  # of the ratios of their sides
@@ -54,13 +55,19 @@ def look_at_images(
     sizes: dict[int, SizeHW] = {}
     turned: set[int] = set()
 
-    def look(row: int, small: SmallImage) -> None:
-        thumbnails[row] = _thumbnail(small.pixels)
-        sizes[row] = small.size_hw
-        if small.is_turned:
+    def look(row: int, image: DecodedImage) -> None:
+        thumbnails[row] = _thumbnail(image.pixels)
+        sizes[row] = image.image_hw
+        if image.is_turned:
             turned.add(row)
 
-    scan = scan_images(annotated.dataset, workers=workers, on_small=look, on_progress=on_progress)
+    scan = scan_images(
+        annotated.dataset,
+        workers=workers,
+        image_size=_DECODED,
+        on_image=look,
+        on_progress=on_progress,
+    )
     return ImageLook(
         annotated=annotated,
         scan=scan,

@@ -51,7 +51,8 @@ def make_optimizer(detector: nn.Module, schedule: ScheduleConfig) -> torch.optim
         for group in _groups(module, schedule, lr_scale=lr_scale)
     ]
     if schedule.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=schedule.scaled_lr, betas=(schedule.momentum, 0.999))
+        betas = (schedule.momentum, 0.999)
+        return torch.optim.AdamW(groups, lr=schedule.scaled_lr, betas=betas, fused=True)
     return torch.optim.SGD(groups, lr=schedule.scaled_lr, momentum=schedule.momentum)
 
 

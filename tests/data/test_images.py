@@ -3,6 +3,8 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from pathlib import Path
@@ -14,6 +16,7 @@ from PIL import Image
 
 from cachedet.data.images import (
     MAX_NBYTES,
+    DecodedImage,
     decode_bytes,
     decode_image,
     decoded,
@@ -402,3 +405,147 @@ def test_sizes_of_headers_are_those_of_upright_images(tmp_path: Path) -> None:
     assert sizes == [(20, 10), (20, 10), (10, 30), (30, 10), (20, 10), None, None, None, None]
     for name, size in zip(names[:5], sizes[:5], strict=True):
         assert decode_image(tmp_path / name).shape[:2] == size
+
+
+def photograph(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """Soft colours with some texture, as cameras give."""
+    rng = np.random.default_rng(width * height)
+    coarse = rng.integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8)
+    soft = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    texture = rng.integers(-6, 7, (height, width, 1))
+    pixels = (np.asarray(soft).astype(int) + texture).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def reduced_by(content: bytes, image_size: int | None) -> int:
+    with decoded(content, image_size=image_size) as image:
+        height, width = image.image_hw
+        factor = height // image.pixels.shape[0]
+        assert image.pixels.shape == (height // factor, width // factor, 3)
+        assert image.is_reduced == (factor > 1)
+    return factor
+
+
+@pytest.mark.parametrize(
+    ("size", "image_size", "factor"),
+    [
+        ((640, 480), 320, 1),  # at least twice the base view is kept
+        ((640, 480), 160, 2),
+        ((640, 480), 161, 1),
+        ((640, 480), 80, 4),
+        ((480, 640), 40, 8),
+        ((640, 480), 1, 8),
+        ((644, 480), 40, 4),  # 644 is no multiple of 8
+        ((642, 480), 40, 2),
+        ((641, 480), 40, 1),
+        ((640, 480), None, 1),
+    ],
+)
+def test_a_jpeg_is_decoded_at_a_fraction_that_divides_its_sides(
+    size: tuple[int, int], image_size: int | None, factor: int
+) -> None:
+    assert reduced_by(encoded(photograph(*size), "JPEG"), image_size) == factor
+
+
+def test_other_formats_are_decoded_whole() -> None:
+    for kind in ("PNG", "TIFF", "BMP", "WEBP", "JPEG2000"):
+        assert reduced_by(encoded(photograph(320, 240), kind), 40) == 1
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("view", ["base", "hflip", "scale-1.5", "jitter-1.2-1.9-s0"])
+def test_views_of_a_reduced_jpeg_are_nearly_those_of_all_its_pixels(
+    mode: str, progressive: bool, view: str
+) -> None:
+    content = encoded(photograph(640, 480, mode), "JPEG", progressive=progressive, quality=92)
+    geometry = make_geometry(
+        view_named(view), image_hw=(480, 640), image_id=3, image_size=80, pad_multiple=32
+    )
+    with decoded(content, image_size=80) as image:
+        assert image.pixels.shape == (120, 160, 3)
+        assert image.suffices(geometry)
+        reduced = make_input(image.pixels, geometry, PLAIN)
+    whole = make_input(decode_bytes(content)[0], geometry, PLAIN)
+    difference = (255 * (reduced - whole)).abs()
+    assert difference.mean() < 1.5
+    assert difference.max() < 20
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_reduced_jpeg_is_turned_upright(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(photograph(320, 160), "JPEG", exif=exif)
+    with decoded(content, image_size=40) as image:
+        assert image.image_hw == ((320, 160) if orientation >= 5 else (160, 320))
+        assert image.pixels.shape[:2] == tuple(side // 4 for side in image.image_hw)
+        small = Image.fromarray(decode_bytes(content)[0]).reduce(4)
+        assert np.abs(image.pixels.astype(int) - np.asarray(small)).mean() < 3
+
+
+def test_a_view_with_more_detail_wants_all_pixels() -> None:
+    whole = DecodedImage(pixels=np.zeros((480, 640, 3), np.uint8), image_hw=(480, 640))
+    reduced = DecodedImage(pixels=np.zeros((120, 160, 3), np.uint8), image_hw=(480, 640))
+    for scale, suffices in ((1, True), (2, True), (2.1, False)):
+        geometry = make_geometry(
+            view_named(f"scale-{scale}" if scale != 1 else "base"),
+            image_hw=(480, 640),
+            image_id=1,
+            image_size=80,
+            pad_multiple=32,
+        )
+        assert reduced.suffices(geometry) is suffices
+        assert whole.suffices(geometry)
+
+
+@pytest.mark.parametrize(
+    ("progressive", "share"),
+    [(False, 0.3), (False, 0.9), (False, 0.99), (True, 0.3), (True, 0.6)],
+)
+def test_a_half_jpeg_is_found_where_it_is_reduced(progressive: bool, share: float) -> None:
+    """Also one that was given an end: libjpeg fills the rest with grey."""
+    content = encoded(photograph(640, 480), "JPEG", progressive=progressive)
+    half = content[: int(share * len(content))]
+    for damaged in (half, half + b"\xff\xd9"):
+        with pytest.raises(BadImageError, match="truncated"), decoded(damaged, image_size=80):
+            pass
+
+
+@pytest.fixture
+def heic() -> bytes:
+    assert ".heic" in image_suffixes()  # the extra is there
+    return encoded(photograph(96, 64), "HEIF", quality=95)
+
+
+def test_a_heic_photo_is_read_by_its_content(heic: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "IMG_0001.JPG"  # as some phones name it
+    path.write_bytes(heic)
+    pixels = decode_image(path)
+    assert np.abs(pixels.astype(int) - np.asarray(photograph(96, 64))).mean() < 8
+    assert read_sizes([path]) == [(64, 96)]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.9])
+def test_a_half_heic_photo_is_refused(heic: bytes, share: float) -> None:
+    with pytest.raises(BadImageError, match="damaged or truncated|Unexpected end of file"):
+        decode_bytes(heic[: int(share * len(heic))])
+
+
+def test_a_heic_photo_without_the_extra_names_it(heic: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.heic"
+    path.write_bytes(heic)
+    result = run_without("pillow_heif", f"decode_image(Path({str(path)!r}))")
+    assert f"{path}: a HEIC image: reading it needs pip install 'cachedet[heif]'" in result
+
+
+def run_without(module: str, expression: str) -> str:
+    """What a fresh Python that lacks a module prints when it ends with an error."""
+    code = (
+        "import sys; from pathlib import Path; "
+        f"sys.modules[{module!r}] = None; "  # as if it were not installed
+        f"from cachedet.data.images import decode_image; {expression}"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    return result.stderr

@@ -12,7 +12,7 @@ from PIL import Image
 from cachedet.data.annotation_formats import read_dataset
 from cachedet.data.coco import CocoDataset
 from cachedet.data.file_names import NearestFiles
-from cachedet.data.images import SmallImage, decode_image
+from cachedet.data.images import DecodedImage, decode_image
 from cachedet.data.survey import require_good, scan_images
 from cachedet.errors import BadImageError
 
@@ -125,12 +125,12 @@ def test_pixels_are_kept_as_far_as_they_fit(tmp_path: Path) -> None:
     names = [f"{number}.png" for number in range(20)]
     dataset = data_set(tmp_path, names, names)
     nbytes = 8 * 4 * 3
-    assert scan_images(dataset, workers=2).pixels == {}
-    assert scan_images(dataset, workers=2, keep_nbytes=15 * nbytes).pixels == {}
-    kept = scan_images(dataset, workers=2, keep_nbytes=17 * nbytes).pixels
+    assert scan_images(dataset, workers=2).images == {}
+    assert scan_images(dataset, workers=2, keep_nbytes=15 * nbytes).images == {}
+    kept = scan_images(dataset, workers=2, keep_nbytes=17 * nbytes).images
     assert len(kept) == 17
-    for row, pixels in kept.items():
-        np.testing.assert_array_equal(pixels, decode_image(dataset.path_of(row)))
+    for row, image in kept.items():
+        np.testing.assert_array_equal(image.pixels, decode_image(dataset.path_of(row)))
 
 
 def test_a_small_look_finds_the_same_faults(dataset: CocoDataset) -> None:
@@ -148,17 +148,17 @@ def test_a_small_look_finds_the_same_faults(dataset: CocoDataset) -> None:
     for name, content in files.items():
         (dataset.images / name).write_bytes(content)
     dataset.annotations.sizes_hw[:] = (480, 640)
-    seen: dict[int, SmallImage] = {}
+    seen: dict[int, DecodedImage] = {}
     whole_scan = scan_images(dataset, workers=2)
-    scan = scan_images(dataset, workers=2, on_small=seen.__setitem__)
+    scan = scan_images(dataset, workers=2, image_size=32, on_image=seen.__setitem__)
     assert scan.bad == whole_scan.bad
     assert [row for row, _ in scan.bad] == [1, 2, 3, 4, 5, 6]
     assert scan.missing == {6}
     assert scan.contents.tolist() == whole_scan.contents.tolist()
-    assert scan.pixels == {}
+    assert scan.images == {}
     assert seen[0].pixels.shape == (60, 80, 3)
-    assert seen[0].size_hw == (480, 640)
-    assert seen[4].size_hw == (640, 480)
+    assert seen[0].image_hw == (480, 640)
+    assert seen[4].image_hw == (640, 480)
     assert [seen[row].is_turned for row in (0, 4)] == [False, True]
 
 

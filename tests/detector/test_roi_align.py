@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torchvision.ops import roi_align
@@ -48,7 +50,28 @@ def test_cells_equal_torchvisions_op_on_the_level_of_each_box() -> None:
         direct = roi_align(
             pyramid[f"P{place}"], rois, 7, 1 / stride, sampling_ratio=1, aligned=True
         )
-        torch.testing.assert_close(found[own], direct, rtol=0, atol=0)
+        torch.testing.assert_close(found[own], direct, rtol=1e-5, atol=5e-5)
+
+
+@pytest.mark.parametrize("resolution", [1, 7, 14])
+def test_cells_and_gradients_equal_those_of_torchvisions_op(resolution: int) -> None:
+    """In float64, of boxes within the image, across its border, far outside and without area."""
+    strides = (8, 16, 32)
+    pyramid = {name: level.double() for name, level in make_pyramid(strides, 512).items()}
+    boxes = torch.cat([random_boxes(60), random_boxes(60) - 300, random_boxes(20) + 900]).double()
+    boxes[:3, 2:] = boxes[:3, :2]
+    image = torch.arange(len(boxes)) % 2
+    align = PyramidRoIAlign(strides=strides, resolution=resolution)
+    cells, gradients = [], []
+    for pooling in (align.over, lambda levels: partial(align._pool, list(levels.values()))):
+        for level in pyramid.values():
+            level.requires_grad_().grad = None
+        pool = pooling(pyramid)
+        cells.append(pool(boxes, image))
+        (cells[-1] * torch.linspace(-1, 1, cells[-1].numel()).view_as(cells[-1])).sum().backward()
+        gradients.append([level.grad for level in pyramid.values()])
+    torch.testing.assert_close(*cells, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
 
 
 def test_order_and_gradient() -> None:

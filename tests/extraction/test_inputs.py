@@ -43,7 +43,7 @@ def loader_of(dataset: CocoDataset, tiny: Any, *, keep_nbytes: int = 0) -> Input
         pad_multiple=32,
         preprocessing=load_backbone("test_resnet", weights=str(tiny.weights)).preprocessing,
         contents=scan.contents,
-        pixels=scan.pixels,
+        kept=scan.images,
     )
 
 
