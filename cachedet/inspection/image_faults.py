@@ -187,7 +187,7 @@ def _repeated(look: ImageLook) -> Iterator[Finding]:
     is_copy = (contents != 0) & (first[inverse] != np.arange(len(contents)))
     copies = [(int(row), int(first[inverse[row]])) for row in np.flatnonzero(is_copy)]
     if copies:
-        advice = "Keep one of each; boxes on one of them only teach that the other holds nothing."
+        advice = "Keep one of each: a copy counts twice, and its boxes may be others."
         yield _of_pairs(look, look, "copies", copies, "are copies of another one", advice)
     alike = [
         (row, other)
