@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 from cachedet.config.run import ExtractConfig, load_train_config
+from cachedet.device import default_workers
 from cachedet.evaluate import evaluate
-from cachedet.extract import default_workers, extract
+from cachedet.extract import extract
 from cachedet.store.format.manifest import library_versions
 from cachedet.train import train
 

@@ -15,6 +15,7 @@ from cachedet.version import __version__
 
 if TYPE_CHECKING:
     from cachedet.backbone.custom import wrap_backbone
+    from cachedet.check import check
     from cachedet.config.presets import load_config
     from cachedet.config.run import EvalConfig, ExtractConfig, TrainConfig
     from cachedet.detector.build import build_detector
@@ -46,6 +47,7 @@ __all__ = [
     "TrainConfig",
     "__version__",
     "build_detector",
+    "check",
     "collate",
     "count_over_ranks",
     "evaluate",
@@ -73,6 +75,7 @@ _HOMES = {
     "Targets": "structures",
     "TrainConfig": "config.run",
     "build_detector": "detector.build",
+    "check": "check",
     "collate": "loading.dataset",
     "count_over_ranks": "distributed.collective",
     "evaluate": "evaluate",

@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from cachedet.commands import (
+    checks,
     comparisons,
     configs,
     conversions,
@@ -150,7 +151,16 @@ def _root(
     pass
 
 
-for _module in (estimates, stores, runs, scores, reports, comparisons, conversions):
+for _module in (
+    checks,
+    estimates,
+    stores,
+    runs,
+    scores,
+    reports,
+    comparisons,
+    conversions,
+):
     for _name, _command in _module.COMMANDS.items():
         app.command(_name, cls=_Command)(_command)
 app.add_typer(configs.app, name="configs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,8 @@ from cachedet.comparison.page_charts import CurveOf
 from cachedet.comparison.results import CellResult
 from cachedet.comparison.summary import Summary, summarise
 from cachedet.config.run import AugmentConfig, ExtractConfig
-from cachedet.data.annotation_formats import read_categories
+from cachedet.data.coco import CocoDataset
+from cachedet.data.sections import listed
 from cachedet.data.views import TRAINING_VIEWS, parse_views
 from cachedet.device import choose_device
 from cachedet.errors import (
@@ -28,19 +30,24 @@ from cachedet.errors import (
     StoreError,
     UnwrittenError,
 )
-from cachedet.extract import extract
+from cachedet.extract import extract_dataset, open_dataset
+from cachedet.inspection.image_faults import files_in_both
 from cachedet.live.mode_names import cut_of
 from cachedet.live.modes import require_shared
 from cachedet.outputs import Kind, require_local, require_ours, write_file
+from cachedet.progress import count_of
 from cachedet.reporting.rendering import render_markdown, render_page
 from cachedet.reporting.scored_run import read_metrics
 from cachedet.store.files.durable import encode_json
 from cachedet.store.format.manifest import library_versions
 from cachedet.store.reader import FeatureStore
+from cachedet.text import printable
 from cachedet.training.run_folder import RunFolder
 from cachedet.training.start import require_fit
 from cachedet.training.stopping import StopSignals
 from cachedet.version import __version__
+
+_log = logging.getLogger("cachedet.compare")
 
 OnCell = Callable[[CellResult, int, int], None]
 """Called with each cell that is done, its number and how many there are."""
@@ -86,13 +93,15 @@ def compare(config: ComparisonConfig, *, on_cell: OnCell | None = None) -> Compa
     """
     require_local(config.out)
     _require_sensible(config)
+    train, val = open_dataset(config.train), open_dataset(config.val)
+    _require_scorable(config, train, val)
     config = _store_cuts(config)
     folder = ComparisonFolder(config.out)
     settings = _settings(config)
     _require_replaceable(folder)
     with folder.undone_if_refused(), folder.owned():
         folder.require_same(settings)
-        extracted = extract_stores(config.train, config.val, folder.extraction)
+        extracted = extract_stores((config.train, train), (config.val, val), folder.extraction)
         store = FeatureStore.open(folder.train)
         _require_fit(config, store, FeatureStore.open(folder.val))
         left = [key for key in config.cell_keys() if folder.result_of(key) is None]
@@ -118,7 +127,7 @@ def compare(config: ComparisonConfig, *, on_cell: OnCell | None = None) -> Compa
 def _require_sensible(config: ComparisonConfig) -> None:
     """Refuse what can be known to fail before anything is written.
 
-    Raises InputError, ConfigError, DatasetError.
+    Raises InputError, ConfigError.
     """
     if config.epochs is not None and config.budget is not None:
         raise InputError("--epochs and --budget are two ways to end training; give one of them")
@@ -131,7 +140,6 @@ def _require_sensible(config: ComparisonConfig) -> None:
     for heads in config.heads.values():
         require_shared(heads)
         choose_device(heads.device)
-    _require_same_classes(config.train.annotations, config.val.annotations)
 
 
 def _store_cuts(config: ComparisonConfig) -> ComparisonConfig:
@@ -166,15 +174,22 @@ def _cut_levels(
     return levels
 
 
-def _require_same_classes(train: Path, val: Path) -> None:
-    """Raises InputError, DatasetError."""
-    known, scored = read_categories(train), read_categories(val)
+def _require_scorable(config: ComparisonConfig, train: CocoDataset, val: CocoDataset) -> None:
+    """Raises InputError where the classes differ; images in both sets are noted."""
+    where = f"--val-annotations {config.val.annotations}"
+    known, scored = train.annotations.categories, val.annotations.categories
     if known != scored:
         raise InputError(
-            f"--val-annotations {val} has other classes than --annotations {train}: "
+            f"{where} has other classes than --annotations {config.train.annotations}: "
             f"{scored.unlike(known, where='for training')}; give both files the same `categories` "
             "(a class may be without boxes; a folder of VOC lists them in classes.txt)"
         )
+    if shared := files_in_both(val, train):
+        names = [val.annotations.file_names[row] for row, _ in shared]
+        _log.warning(
+            "note: %s of %s are in --annotations, too (%s): scores on them are too good",
+            count_of(len(shared), "image"), printable(where), printable(listed(names)),
+        )  # fmt: skip
 
 
 def _settings(config: ComparisonConfig) -> dict[str, Any]:
@@ -194,24 +209,29 @@ def _settings(config: ComparisonConfig) -> dict[str, Any]:
     }
 
 
-def extract_stores(train: ExtractConfig, val: ExtractConfig, log: ExtractionLog) -> Extracted:
+def extract_stores(
+    train: tuple[ExtractConfig, CocoDataset],
+    val: tuple[ExtractConfig, CocoDataset],
+    log: ExtractionLog,
+) -> Extracted:
     """Extract both stores; where they are whole this only checks that the data is the same.
 
     Raises what `extract` raises.
     """
-    recipe = train.views or TRAINING_VIEWS
+    config, dataset = train
+    recipe = config.views or TRAINING_VIEWS
     views = tuple(view.name for view in parse_views(recipe))
     try:
         log.begin()
-        done = extract(train.model_copy(update={"views": recipe}))
+        done = extract_dataset(config.model_copy(update={"views": recipe}), dataset)
         log.end(seconds=done.seconds, blocks=done.blocks_written)
-        extract(val)
+        extract_dataset(*val)
     except StoreError as error:
         raise type(error)(
             f"{error}. The stores of a comparison lie in its own folder: instead of another "
             "--store choose another --out"
         ) from error
-    blocks = sum(block.view in views for block in FeatureStore.open(train.store).blocks)
+    blocks = sum(block.view in views for block in FeatureStore.open(config.store).blocks)
     return Extracted(views=views, seconds=log.seconds_of(blocks))
 
 

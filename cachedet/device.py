@@ -39,6 +39,11 @@ def usable_cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
+def default_workers() -> int:
+    """Decoding threads for this machine."""
+    return max(1, min(16, usable_cores() or 4))
+
+
 def wait_for(device: torch.device) -> None:
     """Return when the device has done all it was given; before that no clock tells its work."""
     if device.type == "cuda":

@@ -19,7 +19,7 @@ from cachedet.data.annotation_formats import read_dataset
 from cachedet.data.coco import CocoDataset
 from cachedet.data.survey import Scan, require_good, scan_images
 from cachedet.data.views import TRAINING_VIEWS, parse_views
-from cachedet.device import choose_device, usable_cores
+from cachedet.device import choose_device, default_workers
 from cachedet.errors import BackboneError, ConfigError, StoreError
 from cachedet.extraction.inputs import InputLoader, make_inputs, make_manifest
 from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
@@ -161,12 +161,19 @@ def _name_of(backbone: object) -> str | None:
     )
 
 
-def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractReport:
+def extract_dataset(config: ExtractConfig, dataset: CocoDataset) -> ExtractReport:
+    """`extract` of a data set that `open_dataset` has read already."""
+    return _extract(config, None, dataset)
+
+
+def _extract(
+    config: ExtractConfig, network: FrozenBackbone | None, dataset: CocoDataset | None = None
+) -> ExtractReport:
     require_place(config.store)
     views = parse_views(config.views or default_views(config.store))
     make_codec(config.codec)
     rank = find_rank(config.rank, config.world_size)
-    dataset = open_dataset(config)
+    dataset = open_dataset(config) if dataset is None else dataset
     device = choose_device(config.device)
     network = (network or _load_network(config)).to(device)
     backbone = network if config.freeze_at is None else freeze_trunk(network, config.freeze_at)
@@ -301,11 +308,6 @@ def default_views(store: Path) -> str:
 def _held_manifest(store: Path) -> Manifest | None:
     """None where there is no store yet. Raises StoreError where it is damaged."""
     return load_manifest(LocalFiles(store)) if (store / MANIFEST).exists() else None
-
-
-def default_workers() -> int:
-    """Decoding threads for this machine."""
-    return max(1, min(16, usable_cores() or 4))
 
 
 def _split_bad(

@@ -30,7 +30,9 @@ from cachedet.store.files.names import (
 from cachedet.store.files.places import find_obstacle, make_folder
 
 DRAWING_COMMENT = b"drawn by cachedet"  # a JPEG keeps it
+SHEET_COMMENT = b"drawn by cachedet check"  # a PNG keeps it
 MARKDOWN_COMMENT = b"<!-- written by cachedet, which replaces it when it is asked to -->"
+_PNG_COMMENT = rb"\A\x89PNG\r\n\x1a\n.{4}IHDR.{17}.{4}tEXtComment\x00"
 _URL = re.compile(r"[A-Za-z][\w+.-]+:/")
 _LOOKED_AT = 4096  # bytes of the start and of the end of a file
 _LONGEST_NAME = 255  # bytes
@@ -70,6 +72,7 @@ class Kind(Enum):
         rb'\A\s*\[\s*(\]\s*\Z|\{\s*"file":\s*"(?:[^"\\]|\\.)*",\s*"drawing":.*\}\s*\]\s*\Z)',
     )
     DRAWING = ("a drawing of `predict`", rb"\A\xff\xd8.*\xff\xfe.." + DRAWING_COMMENT)
+    SHEET = ("a sheet of `check`", _PNG_COMMENT + SHEET_COMMENT)
     ANNOTATIONS = (
         "annotations of `convert`",
         rb'\A\s*\{\s*"info":\s*\{\s*"description":\s*"Written by `cachedet convert`.*'

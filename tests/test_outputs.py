@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from cachedet.errors import InputError, StoreError
 from cachedet.outputs import (
     DRAWING_COMMENT,
     MARKDOWN_COMMENT,
+    SHEET_COMMENT,
     Kind,
     distinct_names,
     require_empty_folder,
@@ -34,6 +36,14 @@ def jpeg(comment: bytes | None = None) -> bytes:
     buffer = io.BytesIO()
     extra = {} if comment is None else {"comment": comment}
     Image.new("RGB", (16, 16), (9, 99, 9)).save(buffer, "JPEG", **extra)
+    return buffer.getvalue()
+
+
+def png(**texts: str) -> bytes:
+    buffer, info = io.BytesIO(), PngInfo()
+    for key, text in texts.items():
+        info.add_text(key, text)
+    Image.new("RGB", (16, 16), (9, 99, 9)).save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
 
 
@@ -61,6 +71,7 @@ OURS = {
     Kind.RESULTS: as_json([{"image_id": 3, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]),
     Kind.FOUND: as_json([{"file": 'a".jpg', "drawing": "b.jpg", "detections": []}]),
     Kind.DRAWING: jpeg(DRAWING_COMMENT),
+    Kind.SHEET: png(Comment=SHEET_COMMENT.decode()),
     Kind.ANNOTATIONS: as_json(ANNOTATIONS),
     Kind.FORECAST: as_json(FORECAST),
 }
@@ -86,6 +97,7 @@ THEIRS = {
     "photo.jpg": jpeg(),
     "photo of cachedet.jpg": jpeg(b"cachedet at the sea"),
     "photo.png": b"\x89PNG\r\n\x1a\n" + DRAWING_COMMENT,
+    "plot.png": png(Title="mine", Comment=SHEET_COMMENT.decode()),
 }
 
 

@@ -106,7 +106,7 @@ def compare(
     from cachedet.comparison.folder import ComparisonFolder
     from cachedet.config.run import make_extract_config
     from cachedet.data.annotation_formats import with_split
-    from cachedet.extract import default_workers
+    from cachedet.device import default_workers
     from cachedet.live.modes import BackboneTraining
 
     changes = [*(overrides or []), *([] if device == "auto" else [f"device={device}"])]

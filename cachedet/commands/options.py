@@ -69,7 +69,7 @@ def make_extraction(values: dict[str, Any], *, split: str | None, command: str) 
     """The config of an extraction from options as they were typed. Raises ConfigError."""
     from cachedet.config.run import make_extract_config
     from cachedet.data.annotation_formats import with_split
-    from cachedet.extract import default_workers
+    from cachedet.device import default_workers
 
     typed = {
         "store": local_folder(values["store"], command=command),

@@ -65,6 +65,13 @@ def read_dataset(
     does not allow it).
     """
     sections = read_sections(annotations, images=images, rotated=rotated)
+    return dataset_of(sections, annotations=annotations, images=images, follow_links=follow_links)
+
+
+def dataset_of(
+    sections: Sections, *, annotations: Path, images: Path, follow_links: bool
+) -> CocoDataset:
+    """What `read_dataset` makes of sections that have been read. Raises DatasetError."""
     described, found = annotations_of(_with_sizes(sections), where=annotations)
     require_inside(described.file_names, images, annotations, follow_links=follow_links)
     notes = (*sections.notes, *found.notes)

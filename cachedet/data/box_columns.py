@@ -21,12 +21,22 @@ from cachedet.data.repairs import (
     notice_corners,
     reach_beyond,
     require_pixels,
+    require_sides,
     turn_round,
 )
 from cachedet.errors import DatasetError
 from cachedet.structures import CategoryMap
 
 LARGEST = 2**63  # whole numbers go into int64, squares of it still into floats
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BoxFault:
+    """Boxes that have one fault, and what becomes of them."""
+
+    name: str
+    which: NDArray[np.bool_]  # (M,) of the boxes
+    what: str  # behind their number, in a note
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,14 +103,14 @@ class BoxColumns:
     ) -> tuple[NDArray[np.bool_], Findings]:
         """Which boxes can teach, and what is to be said of the others.
 
-        Raises DatasetError where they are fractions of the image.
+        Raises DatasetError where they are fractions of the image, or plainly corners.
         """
-        require_pixels(self.xywh, where)
         sizes = sizes_hw[self.rows]
+        solid, inside = self._solid_and_inside(sizes)
+        require_pixels(self.xywh, where)
+        require_sides(self.xywh[solid], sizes[solid], where)
         x1, y1, x2, y2 = self.xyxy.T
         height, width = sizes.T
-        solid = np.asarray((x2 > x1) & (y2 > y1))  # NaN is not
-        inside = np.asarray((x2 > 0) & (y2 > 0) & (x1 < width) & (y1 < height))
         kept = solid & inside
         partly = kept & ((x1 < 0) | (y1 < 0) | (x2 > width) | (y2 > height))
         counts = {
@@ -109,17 +119,35 @@ class BoxColumns:
             "boxes outside the image dropped": int((solid & ~inside).sum()),
             "boxes partly outside": int(partly.sum()),
         }
-        beyond = kept & reach_beyond(self.xywh, sizes)
         notes = [
-            *note_boxes(self.flipped, self.entries, "of negative width or height turned round"),
-            *note_boxes(~solid, self.entries, "without area, or of NaN or Inf, dropped"),
-            *note_boxes(solid & ~inside, self.entries, "outside the image dropped"),
-            *note_boxes(
-                beyond, self.entries, "partly outside the image, cut at its border in training"
-            ),
-            *notice_corners(self.xywh[solid], sizes[solid]),
+            note
+            for fault in self.faults(sizes_hw)
+            for note in note_boxes(fault.which, self.entries, fault.what)
         ]
+        notes += notice_corners(self.xywh[solid], sizes[solid])
         return kept, Findings(counts=counts, notes=tuple(notes))
+
+    def faults(self, sizes_hw: NDArray[np.int64]) -> list[BoxFault]:
+        """What is repaired, dropped or cut in training, one kind after the other."""
+        sizes = sizes_hw[self.rows]
+        solid, inside = self._solid_and_inside(sizes)
+        beyond = solid & inside & reach_beyond(self.xywh, sizes)
+        kinds = (
+            ("flipped", self.flipped, "of negative width or height turned round"),
+            ("degenerate", ~solid, "without area, or of NaN or Inf, dropped"),
+            ("outside", solid & ~inside, "outside the image dropped"),
+            ("partly outside", beyond, "partly outside the image, cut at its border in training"),
+        )
+        return [BoxFault(name=name, which=which, what=what) for name, which, what in kinds]
+
+    def _solid_and_inside(
+        self, sizes: NDArray[np.int64]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which boxes have an area (NaN has none), and which reach into their images (M, 2)."""
+        x1, y1, x2, y2 = self.xyxy.T
+        height, width = sizes.T
+        solid = np.asarray((x2 > x1) & (y2 > y1))
+        return solid, np.asarray((x2 > 0) & (y2 > 0) & (x1 < width) & (y1 < height))
 
 
 def _look_up(

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from cachedet.errors import BadImageError, DatasetError
 
@@ -75,15 +76,19 @@ class NearestFiles:
         self._root = root
 
     def hint(self, name: str) -> str:
-        """The end of a message on a file that is not there; empty where nothing is like it.
+        """The end of a message on a file that is not there; empty where nothing is like it."""
+        found = self.find(name)
+        return "" if found is None else f"; nearest: {found!r}"
 
-        Case, Unicode form, suffix, backslashes and the folders before the name may differ.
+    def find(self, name: str) -> str | None:
+        """The file that may have been meant, from the root.
+
+        Case, Unicode form, suffix, backslashes, percent-encoding and the folders before the name
+        may differ.
         """
         wanted = _normalised(name)
         near = self._by_stem.get(wanted.stem, [])
-        if not near:
-            return ""
-        return f"; nearest: {max(near, key=lambda path: _likeness(_normalised(path), wanted))!r}"
+        return max(near, key=lambda path: _likeness(_normalised(path), wanted), default=None)
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
@@ -101,7 +106,8 @@ class NearestFiles:
 
 
 def _normalised(name: str) -> PurePosixPath:
-    return PurePosixPath(unicodedata.normalize("NFC", name.replace("\\", "/")).casefold())
+    plain = unquote(name.replace("\\", "/"))
+    return PurePosixPath(unicodedata.normalize("NFC", plain).casefold())
 
 
 def _likeness(path: PurePosixPath, wanted: PurePosixPath) -> tuple[bool, int]:

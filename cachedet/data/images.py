@@ -78,6 +78,7 @@ class DecodedImage:
     pixels: NDArray[np.uint8]  # (H, W, 3) RGB
     image_hw: SizeHW  # of the file: that of `pixels`, or 2, 4 or 8 times it
     note: str | None = None  # where something was odd but harmless
+    is_turned: bool = False  # by its EXIF orientation
 
     @property
     def is_reduced(self) -> bool:
@@ -202,6 +203,7 @@ def _decode(content: bytes, image_size: int | None, held: contextlib.ExitStack) 
         pixels=_turned(upright, orientation),
         image_hw=(width, height) if orientation >= 5 else (height, width),
         note="; ".join(filter(None, (odd, scaled))) or None,
+        is_turned=orientation != 1,
     )
 
 

@@ -2,8 +2,9 @@
 
 Mended, counted and named: boxes drawn from right to left or from bottom to top (negative width or
 height) are turned round, and ids that are text of a whole number ("7") are read as it. Refused:
-boxes in fractions of the image's sides. Only noticed: boxes that seem to be corners, and boxes that
-reach beyond their image. For scoring boxes stay as they stand, as the official tools take them.
+boxes in fractions of the image's sides, and those that plainly are corners. Only noticed: a few
+that seem to be corners, and boxes that reach beyond their image. For scoring boxes stay as they
+stand, as the official tools take them.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ PLACE = "cachedet place"
 """Key of an annotation that is no COCO's: its file and line."""
 _TOLERANCE = 1.0  # pixels beyond the image that are rounding
 _MANY = 0.2  # of the boxes reach beyond their images where corners stand for sides
+_PLAIN = 10  # boxes that do so are no chance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,16 +117,34 @@ def describe_fractions(boxes: int) -> str:
 
 def notice_corners(xywh: Floats, sizes_hw: NDArray[np.int64]) -> list[str]:
     """What is to be said where [x, y, width, height] seems to hold [x1, y1, x2, y2]."""
+    beyond = count_corners(xywh, sizes_hw)
+    return [f"{_describe_corners(beyond, xywh)}; is the file of another format?"] if beyond else []
+
+
+def require_sides(xywh: Floats, sizes_hw: NDArray[np.int64], where: Path) -> None:
+    """Raises DatasetError where [x, y, width, height] plainly holds [x1, y1, x2, y2]."""
+    beyond = count_corners(xywh, sizes_hw)
+    if beyond >= _PLAIN:
+        raise DatasetError(
+            f"{where}: {_describe_corners(beyond, xywh)}; write x2 - x1 and y2 - y1 as the third "
+            "and fourth number of each"
+        )
+
+
+def _describe_corners(beyond: int, xywh: Floats) -> str:
+    return (
+        f"{beyond} of {_boxes(len(xywh))} reach beyond their image, and none would as corners "
+        "[x1, y1, x2, y2]: COCO has [x, y, width, height]"
+    )
+
+
+def count_corners(xywh: Floats, sizes_hw: NDArray[np.int64]) -> int:
+    """How many boxes leave their images where all are well as corners; else 0."""
     beyond = int(reach_beyond(xywh, sizes_hw).sum())
     x, y, right, bottom = xywh.T
     fits = (right > x) & (bottom > y)
     fits &= (right <= sizes_hw[:, 1] + _TOLERANCE) & (bottom <= sizes_hw[:, 0] + _TOLERANCE)
-    if not beyond or beyond < _MANY * len(xywh) or not fits.all():
-        return []
-    return [
-        f"{beyond} of {_boxes(len(xywh))} reach beyond their image, and none would as "
-        "corners [x1, y1, x2, y2]: COCO has [x, y, width, height]; is the file of another format?"
-    ]
+    return beyond if beyond >= _MANY * len(xywh) and fits.all() else 0
 
 
 def reach_beyond(xywh: Floats, sizes_hw: NDArray[np.int64]) -> Flags:

@@ -30,6 +30,7 @@ class Scan:
     bad: tuple[tuple[int, str], ...]  # row, reason
     notes: tuple[tuple[int, str], ...]  # row, what was noticed; the image is used
     images: dict[int, DecodedImage] = field(default_factory=dict)  # by row, as many as fit
+    missing: frozenset[int] = frozenset()  # rows of the bad ones whose files are not there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +65,27 @@ def scan_images(
     workers: int,
     image_size: int | None = None,  # long side of the base view; None: all pixels are decoded
     keep_nbytes: int = 0,  # of decoded images, which then need no second reading
+    on_image: Callable[[int, DecodedImage], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Scan:
-    """Read and decode every image once, in threads: hashes, and all bad files at once."""
+    """Read and decode every image once, in threads: hashes, and all bad files at once.
+
+    `on_image` is called in these threads with a row and what was decoded, whatever its size.
+    """
     findings, kept = [], _Kept(keep_nbytes)
+
+    def look(row: int, image: DecodedImage) -> None:
+        if on_image is not None:
+            on_image(row, image)
+        _require_size(image.image_hw, dataset.annotations.size_of(row))
+        kept.offer(row, image)
+
+    def inspect(row: int) -> _Finding:
+        return _inspect(dataset, row, image_size, look)
+
     with ThreadPoolExecutor(workers, thread_name_prefix="scan") as readers:
         rows = range(len(dataset.annotations))
-        for finding in readers.map(lambda row: _inspect(dataset, row, image_size, kept), rows):
+        for finding in readers.map(inspect, rows):
             findings.append(finding)
             if on_progress is not None:
                 on_progress(1)
@@ -84,6 +99,7 @@ def scan_images(
         ),
         notes=tuple((one.row, one.note) for one in findings if one.note and not one.fault),
         images=kept.images,
+        missing=frozenset(one.row for one in findings if one.is_missing),
     )
 
 
@@ -106,7 +122,12 @@ def content_hash_of(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
-def _inspect(dataset: CocoDataset, row: int, image_size: int | None, kept: _Kept) -> _Finding:
+def _inspect(
+    dataset: CocoDataset,
+    row: int,
+    image_size: int | None,
+    look: Callable[[int, DecodedImage], None],
+) -> _Finding:
     content_hash, note = 0, None
     try:
         require_storable(dataset.annotations.file_names[row])
@@ -114,8 +135,7 @@ def _inspect(dataset: CocoDataset, row: int, image_size: int | None, kept: _Kept
             content_hash = content_hash_of(content)
             with decoded(content, image_size=image_size) as image:
                 note = image.note
-                _require_size(image.image_hw, dataset.annotations.size_of(row))
-                kept.offer(row, image)
+                look(row, image)
     except BadImageError as error:
         return _Finding(
             row=row,

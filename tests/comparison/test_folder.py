@@ -19,6 +19,7 @@ from cachedet.compare import extract_stores
 from cachedet.comparison.folder import ComparisonFolder, Extracted, ExtractionLog, require_known
 from cachedet.comparison.results import CellKey, CellResult, ClassFigure
 from cachedet.errors import InputError
+from cachedet.extract import open_dataset
 from cachedet.store.files.durable import temporary_path
 from cachedet.store.files.owner import Owner
 from cachedet.store.reader import FeatureStore
@@ -299,7 +300,7 @@ def test_only_the_views_asked_for_are_charged(tiny: Any, log: ExtractionLog) -> 
     blocks = len(FeatureStore.open(log.store).blocks)
     log.path.write_text(json.dumps({"train": 12.0, "blocks": blocks, "is_open": False}))
     train, val = tiny.extract_config(log.store, views="hflip"), tiny.extract_config(tiny.train)
-    extracted = extract_stores(train, val, log)
+    extracted = extract_stores((train, open_dataset(train)), (val, open_dataset(val)), log)
     assert extracted.views == ("hflip",)
     assert extracted.seconds == pytest.approx(6.0)
     require_known(extracted, store=log.store)

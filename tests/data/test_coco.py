@@ -308,6 +308,19 @@ def test_corners_are_noticed(folder: Path) -> None:
     assert "COCO has [x, y, width, height]" in found.notes[-1]
 
 
+def test_many_corners_are_refused(folder: Path) -> None:
+    """What learns of such boxes learns nothing: it is said before hours of work."""
+    corners = [[60 + n, 20, 90 + n / 2, 45] for n in range(10)]
+    with pytest.raises(
+        DatasetError, match=r"10 of 10 boxes reach beyond .*; write x2 - x1 and y2 - y1 as the"
+    ):
+        read(folder, boxes_of(*corners))
+    assert read(folder, boxes_of(*corners[1:])).notes, "too few to be sure"
+    assert read(folder, boxes_of(*corners, [50, 5, 20, 20])).notes, "one that is no corner"
+    _, found = annotations_of(boxes_of(*corners), where=folder, keep_all=True)
+    assert any("as corners" in note for note in found.notes), "scored as they stand"
+
+
 def test_ids_that_are_text(folder: Path) -> None:
     content = coco()
     expected = read(folder, coco()).annotations

@@ -11,7 +11,8 @@ from PIL import Image
 
 from cachedet.data.annotation_formats import read_dataset
 from cachedet.data.coco import CocoDataset
-from cachedet.data.images import decode_image
+from cachedet.data.file_names import NearestFiles
+from cachedet.data.images import DecodedImage, decode_image
 from cachedet.data.survey import require_good, scan_images
 from cachedet.errors import BadImageError
 
@@ -130,3 +131,44 @@ def test_pixels_are_kept_as_far_as_they_fit(tmp_path: Path) -> None:
     assert len(kept) == 17
     for row, image in kept.items():
         np.testing.assert_array_equal(image.pixels, decode_image(dataset.path_of(row)))
+
+
+def test_a_small_look_finds_the_same_faults(dataset: CocoDataset) -> None:
+    """Reduced JPEGs too, and those that were cut and given an end."""
+    large = Image.effect_noise((640, 480), 50).convert("RGB")
+    whole = encoded(large, "JPEG", quality=60)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = {
+        "good.jpg": whole,
+        "truncated.jpg": whole[: len(whole) // 2],
+        "page.jpg": whole[: len(whole) // 3] + b"\xff\xd9",
+        "turned.jpg": encoded(large, "JPEG", exif=exif),
+    }
+    for name, content in files.items():
+        (dataset.images / name).write_bytes(content)
+    dataset.annotations.sizes_hw[:] = (480, 640)
+    seen: dict[int, DecodedImage] = {}
+    whole_scan = scan_images(dataset, workers=2)
+    scan = scan_images(dataset, workers=2, image_size=32, on_image=seen.__setitem__)
+    assert scan.bad == whole_scan.bad
+    assert [row for row, _ in scan.bad] == [1, 2, 3, 4, 5, 6]
+    assert scan.missing == {6}
+    assert scan.contents.tolist() == whole_scan.contents.tolist()
+    assert scan.images == {}
+    assert seen[0].pixels.shape == (60, 80, 3)
+    assert seen[0].image_hw == (480, 640)
+    assert seen[4].image_hw == (640, 480)
+    assert [seen[row].is_turned for row in (0, 4)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["IMAGES\\Cat 1.JPG", "cat%201.jpg", "train/images/cat 1.png", "./images//cat 1.jpg"],
+)
+def test_nearest_files_by_what_people_change(tmp_path: Path, name: str) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "cat 1.jpg").touch()
+    (tmp_path / "other.jpg").touch()
+    assert NearestFiles(tmp_path).find(name) == "images/cat 1.jpg"
+    assert NearestFiles(tmp_path).find("dog.jpg") is None

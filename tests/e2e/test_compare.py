@@ -170,6 +170,41 @@ def test_other_classes_are_refused_before_any_extraction(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w, h, box: [box[0] / w, box[1] / h, box[2] / w, box[3] / h], "lie within 0..1"),
+        (
+            lambda w, h, box: [w - 40, h - 40, w - 1, h - 1],
+            "none would as corners [x1, y1, x2, y2]",
+        ),
+    ],
+)
+def test_scored_boxes_that_are_none_are_refused_before_any_extraction(
+    run_compare: Any, tiny: Any, tmp_path: Path, change: Any, message: str
+) -> None:
+    def spoil(values: dict[str, Any]) -> None:
+        sizes = {image["id"]: (image["width"], image["height"]) for image in values["images"]}
+        for entry in values["annotations"]:
+            entry["bbox"] = change(*sizes[entry["image_id"]], entry["bbox"])
+
+    val = tiny.change(tiny.paths.val, tmp_path / "val.json", spoil)
+    result = run_compare("--modes", "cached", "--epochs", "1", val=val)
+    assert result.exit_code == 1
+    assert message in " ".join(result.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_in_both_sets_are_noted_first(run_compare: Any, tiny: Any) -> None:
+    """Here a mode is refused after it."""
+    result = run_compare("--modes", "partial", "--freeze-at", "C5", val=tiny.paths.train)
+    assert result.exit_code == 1
+    told = " ".join(result.stderr.split())
+    assert f"note: 8 images of --val-annotations {tiny.paths.train} are in --annotations" in told
+    assert "too (train_00000.jpg; train_00001.jpg; " in told
+    assert "cannot be cut at 'C5'" in told
+
+
 def test_a_failed_cell_leaves_the_others(run_compare: Any, tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text(CONFIG.read_text().replace("kind: retinanet", "kind: retinanet\n  levels: [C9]"))

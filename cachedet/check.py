@@ -1,0 +1,142 @@
+"""What is wrong with a data set, before hours of work: images, boxes, classes, sizes, leaks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cachedet.config.run import Rotated
+from cachedet.device import default_workers
+from cachedet.inspection.annotated_set import AnnotatedSet, read_annotated
+from cachedet.inspection.box_faults import box_findings
+from cachedet.inspection.class_faults import ClassCount, class_findings, count_classes
+from cachedet.inspection.finding import Finding, most_important_first
+from cachedet.inspection.finding_sheet import draw_sheet
+from cachedet.inspection.image_faults import (
+    ImageLook,
+    image_findings,
+    leak_findings,
+    look_at_images,
+)
+from cachedet.inspection.object_sizes import ObjectSizes, measure_objects, size_findings
+from cachedet.outputs import Kind, require_file, write_file
+from cachedet.progress import StageProgress
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """What a check came to."""
+
+    findings: tuple[Finding, ...]  # most important first
+    classes: tuple[ClassCount, ...]  # of each set, the most frequent first
+    counts: dict[str, dict[str, int]]  # by set: images, boxes, and what is mended and dropped
+    sizes: ObjectSizes | None  # of the objects of train
+    sheet: Path | None
+
+    @property
+    def stops(self) -> bool:
+        """Whether extract would refuse this, or training on it would be wrong."""
+        return any(finding.rank == "stops" for finding in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "stops": self.stops,
+            "findings": [finding.to_json() for finding in self.findings],
+            "classes": [one.to_json() for one in self.classes],
+            "counts": self.counts,
+            "sizes": None if self.sizes is None else self.sizes.to_json(),
+            "sheet": None if self.sheet is None else str(self.sheet),
+        }
+
+
+def check(
+    *,
+    images: Path | str,
+    annotations: Path | str,
+    val: Path | str | None = None,
+    val_images: Path | str | None = None,
+    image_size: int = 512,
+    rotated: Rotated = "refuse",
+    follow_links: bool = False,
+    workers: int = 0,
+    out: Path | str | None = None,
+) -> CheckReport:
+    """Look at all annotations and images as `extract` would take them, and change nothing.
+
+    Args:
+        images: folder of the images.
+        annotations: of any format that `extract` takes; a split stands behind a colon.
+        val: what is to be scored on, likewise.
+        val_images: folder of its images; None: the same.
+        image_size: long side in pixels, at which sizes of objects are measured.
+        rotated: "refuse", or "outer": upright boxes around rotated ones.
+        follow_links: whether links may lead out of the folder of the images.
+        workers: threads that read and decode images; 0: one per core.
+        out: PNG to write with the images of the findings and their boxes.
+
+    Raises:
+        InputError: `out` is somebody's file, or cannot be written.
+
+    What is wrong with the data is no error but a finding.
+
+    Example:
+        >>> report = cachedet.check(images="photos", annotations="train.json", val="val.json")
+        >>> report.stops, report.findings[0].text
+    """
+    sheet = None if out is None else Path(out)
+    if sheet is not None:
+        require_file(sheet, kind=Kind.SHEET)
+    places = {"train": (images, annotations), "val": (val_images or images, val)}
+    sets = [
+        read_annotated(
+            name,
+            annotations=Path(of_set),
+            images=Path(folder),
+            rotated=rotated,
+            follow_links=follow_links,
+        )
+        for name, (folder, of_set) in places.items()
+        if of_set is not None
+    ]
+    looks = _look(sets, workers=workers or default_workers())
+    sizes = measure_objects(sets[0], image_size=image_size)
+    findings = most_important_first(_all_findings(sets, looks, sizes))
+    if sheet is not None:
+        write_file(sheet, draw_sheet(findings, sets), kind=Kind.SHEET)
+    return CheckReport(
+        findings=findings,
+        classes=tuple(count for one in sets for count in count_classes(one)),
+        counts={one.name: one.dataset.counts for one in sets if one.dataset is not None},
+        sizes=sizes,
+        sheet=sheet,
+    )
+
+
+def _look(sets: Sequence[AnnotatedSet], *, workers: int) -> list[ImageLook]:
+    """Read the images of all sets, once each."""
+    total = sum(len(one.dataset.annotations) for one in sets if one.dataset is not None)
+    with StageProgress("check images", total=total, unit="images") as progress:
+        looks = [look_at_images(one, workers=workers, on_progress=progress.advance) for one in sets]
+    return [look for look in looks if look is not None]
+
+
+def _all_findings(
+    sets: Sequence[AnnotatedSet], looks: Sequence[ImageLook], sizes: ObjectSizes | None
+) -> Iterator[Finding]:
+    """Within a rank the first are the most important."""
+    train, *others = sets
+    for one in sets:
+        yield from one.refusals
+    yield from class_findings(train, others[0] if others else None)
+    if len(looks) == 2:
+        yield from leak_findings(*looks)
+    for look in looks:
+        yield from image_findings(look)
+    for one in sets:
+        yield from box_findings(one)
+    if sizes is not None:
+        yield from size_findings(train.name, sizes)
+    for one in sets:
+        yield from one.notes

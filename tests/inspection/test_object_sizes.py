@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cachedet.config.presets import find_config
+from cachedet.config.run import load_train_config
+
+NAMES = [f"{number}.png" for number in range(6)]
+
+
+def test_small_objects_and_the_size_they_want(data: Any, of_kind: Any) -> None:
+    """Of 4 pixels in images of 128: 512 makes 16 of them, 64 makes 2; they are too small."""
+    boxes = [(n % 6, 1, (n, n % 9, 4, 4)) for n in range(60)]
+    annotations = data.write("a.json", NAMES, boxes)
+    fine = of_kind(data.check(annotations), "sizes")
+    assert fine.text == "train: objects at --image-size 512: half over 16 pixels, 95 % over 16"
+    report = data.check(annotations, image_size=64)
+    finding = of_kind(report, "small")
+    assert (finding.rank, finding.count) == ("look at", 60)
+    assert "60 of 60 objects are under 8 pixels at --image-size 64" in finding.text
+    assert "In the images themselves, of 128 pixels, 100% are: larger photographs" in finding.advice
+    assert report.sizes is not None
+    assert report.sizes.to_json()["wanted_size"] == 256
+    assert report.sizes.to_json()["percentiles"]["50"] == pytest.approx(2.0)
+
+
+def test_large_images_of_small_objects_want_tiles(data: Any, of_kind: Any) -> None:
+    data.size_wh = (640, 480)
+    for number in range(6):
+        data.draw(f"{number}.png", number)
+    boxes = [(n % 6, 1, (9 * n, n, 16, 16)) for n in range(60)]
+    report = data.check(data.write("a.json", NAMES, boxes), image_size=128)
+    advice = of_kind(report, "small").advice
+    assert "--image-size 320 brings 95 % above it, at 6.2 times the work and disk" in advice
+    assert "or cut images and boxes into tiles before" in advice
+
+
+def test_shapes_that_no_anchor_has(data: Any, of_kind: Any) -> None:
+    boxes = [(n % 6, 1, (1, n, 100, 8 if n < 30 else 60)) for n in range(36)]
+    finding = of_kind(data.check(data.write("a.json", NAMES, boxes)), "oblong")
+    assert (finding.rank, finding.count) == ("look at", 30)
+    assert "1 % over 12.5 : 1" in finding.text
+    override = "aspect_ratios=[0.2,0.5,1,2,5]"
+    assert f"--set detector.anchors.{override} (of R-CNNs detector.rpn." in finding.advice
+    presets = {"retinanet_fpn": "anchors", "faster_rcnn_fpn": "rpn"}
+    for preset, section in presets.items():
+        load_train_config(find_config(preset), [f"detector.{section}.{override}"])
+
+
+def test_crowds_and_what_lies_outside_are_not_measured(data: Any) -> None:
+    report = data.check(data.write("a.json", NAMES, [(0, 1, (120, 0, 64, 64))]))
+    assert report.sizes is not None
+    assert report.sizes.percentiles[50] == pytest.approx(4 * (8 * 64) ** 0.5, abs=0.1)
+    assert data.check(data.write("a.json", NAMES, [])).sizes is None
