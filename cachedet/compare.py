@@ -28,7 +28,7 @@ from cachedet.errors import (
     StoreError,
     UnwrittenError,
 )
-from cachedet.extract import extract
+from cachedet.extract import extract, open_dataset
 from cachedet.live.mode_names import cut_of
 from cachedet.live.modes import require_shared
 from cachedet.outputs import Kind, require_local, require_ours, write_file
@@ -131,7 +131,7 @@ def _require_sensible(config: ComparisonConfig) -> None:
     for heads in config.heads.values():
         require_shared(heads)
         choose_device(heads.device)
-    _require_same_classes(config.train.annotations, config.val.annotations)
+    _require_same_classes(config.train, config.val)
 
 
 def _store_cuts(config: ComparisonConfig) -> ComparisonConfig:
@@ -166,12 +166,14 @@ def _cut_levels(
     return levels
 
 
-def _require_same_classes(train: Path, val: Path) -> None:
-    """Raises InputError, DatasetError."""
-    known, scored = read_categories(train), read_categories(val)
+def _require_same_classes(train: ExtractConfig, val: ExtractConfig) -> None:
+    """Raises InputError, DatasetError: of the annotations to score on whatever is wrong."""
+    known = read_categories(train.annotations, choose=train.choose)
+    scored = open_dataset(val).annotations.categories
     if known != scored:
         raise InputError(
-            f"--val-annotations {val} has other classes than --annotations {train}: "
+            f"--val-annotations {val.annotations} has other classes than --annotations "
+            f"{train.annotations}: "
             f"{scored.unlike(known, where='for training')}; give both files the same `categories` "
             "(a class may be without boxes; a folder of VOC lists them in classes.txt)"
         )
@@ -179,7 +181,7 @@ def _require_same_classes(train: Path, val: Path) -> None:
 
 def _settings(config: ComparisonConfig) -> dict[str, Any]:
     """What the cells of one folder share; seeds, modes and configs may be added later."""
-    not_shared = {"store", "device", "workers", "follow_links", "rotated"}
+    not_shared = {"store", "device", "workers", "follow_links", "rotated", "choose"}
     return {
         "train": config.train.model_dump(mode="json", exclude=not_shared),
         "val": config.val.model_dump(mode="json", exclude=not_shared),
