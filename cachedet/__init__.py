@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cachedet.backbone.custom import wrap_backbone
     from cachedet.config.presets import load_config
     from cachedet.config.run import EvalConfig, ExtractConfig, TrainConfig
+    from cachedet.convert import convert
     from cachedet.detector.build import build_detector
     from cachedet.detector.protocol import Detector
     from cachedet.distributed.collective import count_over_ranks
@@ -47,6 +48,7 @@ __all__ = [
     "__version__",
     "build_detector",
     "collate",
+    "convert",
     "count_over_ranks",
     "evaluate",
     "extract",
@@ -74,6 +76,7 @@ _HOMES = {
     "TrainConfig": "config.run",
     "build_detector": "detector.build",
     "collate": "loading.dataset",
+    "convert": "convert",
     "count_over_ranks": "distributed.collective",
     "evaluate": "evaluate",
     "extract": "extract",

@@ -272,9 +272,11 @@ def make_extract_config(values: dict[str, Any]) -> ExtractConfig:
     return _validated(ExtractConfig, values, where="extract")
 
 
-def make_class_choice(values: dict[str, Any], *, where: str) -> ClassChoice:
+def make_class_choice(values: ClassChoice | Mapping[str, Any], *, where: str) -> ClassChoice:
     """Validate what `where` says of classes. Raises ConfigError."""
-    return _validated(ClassChoice, values, where=where)
+    if isinstance(values, ClassChoice):
+        return values
+    return _validated(ClassChoice, dict(values), where=where)
 
 
 def make_eval_config(values: dict[str, Any]) -> EvalConfig:
