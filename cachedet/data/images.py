@@ -26,6 +26,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -42,6 +43,7 @@ from cachedet.data.geometry import Geometry
 from cachedet.data.regular_files import open_regular
 from cachedet.data.wholeness import require_covered, require_whole
 from cachedet.errors import BadImageError
+from cachedet.progress import StageProgress
 from cachedet.structures import Preprocessing, SizeHW
 from cachedet.text import printable
 
@@ -57,6 +59,7 @@ _LARGE_FILE = 64 << 20  # of these one is in memory at a time
 _GIANT = 32_000_000  # pixels; of smaller images threads may keep the memory
 _STRIP_PIXELS = 1 << 24  # converted at once
 _FEW_BITS = 14  # of 16
+_MANY_HEADERS = 1000  # of which a progress line tells
 _HEADER_READERS = 8  # threads: they wait for the disk
 _ORIENTATION = 0x0112
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a TIFF's tag
@@ -177,8 +180,17 @@ def _reason(error: Exception) -> str:
 
 def read_sizes(paths: Sequence[Path]) -> list[SizeHW | None]:
     """Height and width of upright images, of their headers alone; None where there is no image."""
-    with ThreadPoolExecutor(_HEADER_READERS, thread_name_prefix="sizes") as readers:
-        return list(readers.map(_read_size, paths))
+    progress = StageProgress("read sizes", total=len(paths), unit="images")
+    sizes = []
+    with (
+        ThreadPoolExecutor(_HEADER_READERS, thread_name_prefix="sizes") as readers,
+        progress if len(paths) >= _MANY_HEADERS else nullcontext() as shown,
+    ):
+        for size in readers.map(_read_size, paths):
+            sizes.append(size)
+            if shown is not None:
+                shown.advance()
+    return sizes
 
 
 def _read_size(path: Path) -> SizeHW | None:

@@ -23,6 +23,7 @@ from cachedet.data.images import (
 )
 from cachedet.data.views import make_geometry, view_named
 from cachedet.errors import BadImageError
+from cachedet.progress import show_progress
 from cachedet.structures import Preprocessing
 
 PLAIN = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bicubic")
@@ -402,3 +403,10 @@ def test_sizes_of_headers_are_those_of_upright_images(tmp_path: Path) -> None:
     assert sizes == [(20, 10), (20, 10), (10, 30), (30, 10), (20, 10), None, None, None, None]
     for name, size in zip(names[:5], sizes[:5], strict=True):
         assert decode_image(tmp_path / name).shape[:2] == size
+
+
+def test_a_line_tells_of_many_headers(capsys: pytest.CaptureFixture[str]) -> None:
+    with show_progress():
+        assert read_sizes([Path("nowhere.jpg")] * 1000) == [None] * 1000
+        read_sizes([Path("nowhere.jpg")] * 10)
+    assert capsys.readouterr().err.count("read sizes") == 1
