@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from cachedet.cli import app
 from cachedet.device import choose_device
 from cachedet.extract import extract
+from cachedet.store.reader import FeatureStore
 
 CONFIG = Path(__file__).parents[2] / "configs" / "retinanet_fpn_tiny.yaml"
 SMALL = (
@@ -168,6 +169,21 @@ def test_other_classes_are_refused_before_any_extraction(
     assert "has other classes than --annotations" in told
     assert "only there {}, only for training {30: 'crescent'}; give both files the same" in told
     assert not (tmp_path / "out").exists()
+
+
+def test_classes_are_chosen_for_both(run_compare: Any, tmp_path: Path) -> None:
+    """Also those that the annotations to score on have and the choice leaves out."""
+    choice = ("--merge-classes", "star,ring=shiny", "--classes", "disc,shiny")
+    result = run_compare("--modes", "cached", "--epochs", "1", "--json", *choice)
+    assert result.exit_code == 0, result.output
+    for kind in ("train", "val"):
+        store = FeatureStore.open(tmp_path / "out" / "features" / f"{kind}.zarr")
+        assert store.manifest.categories.names == ("disc", "shiny")
+    again = run_compare("--modes", "cached", "--epochs", "1", "--classes", "disc,star")
+    told = " ".join(again.stderr.split())
+    assert again.exit_code == 1
+    assert "classes: only there {12: 'shiny'}, only now {12: 'star'}" in told
+    assert "choose another --out" in told
 
 
 def test_a_failed_cell_leaves_the_others(run_compare: Any, tmp_path: Path) -> None:
