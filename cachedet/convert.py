@@ -69,7 +69,7 @@ def convert(
             f"({listed(sections.unread)}). COCO needs it: bring or repair the files, or leave "
             "them and their annotations out"
         )
-    annotations, found = describe_sections(sections, where=source, background=choose.background)
+    annotations, found = describe_sections(sections, background=choose.background)
     description = f"Written by `cachedet convert` from {sections.kind}"
     content = {**ground_truth_json(annotations), "info": {"description": description}}
     ordered = {key: content[key] for key in ("info", "images", "annotations", "categories")}

@@ -67,20 +67,18 @@ def read_dataset(
     (by a link only where `follow_links` does not allow it).
     """
     sections = read_sections(annotations, images=images, rotated=rotated, choose=choose)
-    described, found = describe_sections(sections, where=annotations, background=choose.background)
+    described, found = describe_sections(sections, background=choose.background)
     require_inside(described.file_names, images, annotations, follow_links=follow_links)
     notes = (*sections.notes, *found.notes)
     return CocoDataset(images=images, annotations=described, counts=found.counts, notes=notes)
 
 
-def describe_sections(
-    sections: Sections, *, where: Path, background: bool
-) -> tuple[Annotations, Findings]:
+def describe_sections(sections: Sections, *, background: bool) -> tuple[Annotations, Findings]:
     """What can be trained on. Raises DatasetError."""
-    described, found = annotations_of(_with_sizes(sections), where=where)
+    described, found = annotations_of(_with_sizes(sections), where=sections.source)
     if not background:
         described, found = without_background(
-            described, found, unread=set(sections.unread), where=where
+            described, found, unread=set(sections.unread), where=sections.source
         )
     return described, Findings(counts={**found.counts, **sections.counts}, notes=found.notes)
 
