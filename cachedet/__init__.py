@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cachedet.check import check
     from cachedet.config.presets import load_config
     from cachedet.config.run import EvalConfig, ExtractConfig, TrainConfig
+    from cachedet.convert import convert
     from cachedet.detector.build import build_detector
     from cachedet.detector.protocol import Detector
     from cachedet.distributed.collective import count_over_ranks
@@ -49,6 +50,7 @@ __all__ = [
     "build_detector",
     "check",
     "collate",
+    "convert",
     "count_over_ranks",
     "evaluate",
     "extract",
@@ -77,6 +79,7 @@ _HOMES = {
     "build_detector": "detector.build",
     "check": "check",
     "collate": "loading.dataset",
+    "convert": "convert",
     "count_over_ranks": "distributed.collective",
     "evaluate": "evaluate",
     "extract": "extract",

@@ -194,7 +194,7 @@ def _require_scorable(config: ComparisonConfig, train: CocoDataset, val: CocoDat
 
 def _settings(config: ComparisonConfig) -> dict[str, Any]:
     """What the cells of one folder share; seeds, modes and configs may be added later."""
-    not_shared = {"store", "device", "workers", "follow_links", "rotated"}
+    not_shared = {"store", "device", "workers", "follow_links", "rotated", "choose"}
     return {
         "train": config.train.model_dump(mode="json", exclude=not_shared),
         "val": config.val.model_dump(mode="json", exclude=not_shared),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cachedet.config.run import Rotated
-from cachedet.data.annotation_formats import read_sections
-from cachedet.data.coco import annotations_of
+from cachedet.config.run import ALL_CLASSES, ClassChoice, Rotated, make_class_choice
+from cachedet.data.annotation_formats import describe_sections, read_sections
 from cachedet.data.sections import listed
 from cachedet.errors import DatasetError, InputError
 from cachedet.evaluation.metrics import ground_truth_json
@@ -36,27 +36,40 @@ class ConvertReport:
 
 
 def convert(
-    source: Path, out: Path, *, images: Path | None = None, rotated: Rotated = "refuse"
+    source: Path | str,
+    out: Path | str,
+    *,
+    images: Path | str | None = None,
+    rotated: Rotated = "refuse",
+    choose: ClassChoice | Mapping[str, Any] = ALL_CLASSES,
 ) -> ConvertReport:
     """Write annotations of any format as COCO JSON: what `extract` would take of them.
 
-    File names start from `images`, without it from the folder that the source says.
+    File names start from `images`, without it from the folder that the source says. `choose` says
+    which classes, as for `extract`.
 
     Raises:
         DatasetError: they cannot be used, or an image that gives their scale cannot be read.
         InputError: `out` is somebody's file, or cannot be written.
+        ConfigError: `choose` has keys that do not exist.
+
+    Example:
+        >>> report = cachedet.convert("zoo/data.yaml:train", "train.json")
+        >>> report.kind, report.counts["boxes"]
     """
+    source, out, images = Path(source), Path(out), None if images is None else Path(images)
+    choose = make_class_choice(choose, where="choose")
     if os.path.realpath(source) == os.path.realpath(out):
         raise InputError(f"{out} is the source itself; name another file")
     require_file(out, kind=Kind.ANNOTATIONS)
-    sections = read_sections(source, images=images, rotated=rotated)
+    sections = read_sections(source, images=images, rotated=rotated, choose=choose)
     if sections.are_ids_ours and sections.unread:
         raise DatasetError(
             f"{source}: images whose size is not known: {len(sections.unread)} "
             f"({listed(sections.unread)}). COCO needs it: bring or repair the files, or leave "
             "them and their annotations out"
         )
-    annotations, found = annotations_of(sections.content, where=source)
+    annotations, found = describe_sections(sections, background=choose.background)
     description = f"Written by `cachedet convert` from {sections.kind}"
     content = {**ground_truth_json(annotations), "info": {"description": description}}
     ordered = {key: content[key] for key in ("info", "images", "annotations", "categories")}

@@ -12,12 +12,18 @@ from typing import Any
 
 from torch import nn
 
-from cachedet.config.run import EvalConfig
+from cachedet.config.run import ALL_CLASSES, ClassChoice, EvalConfig
 from cachedet.data.views import parse_views
 from cachedet.errors import InputError, UnwrittenError
 from cachedet.evaluation.analysis import Analysis, analyse, require_resamples
 from cachedet.evaluation.detection_table import DetectionTable, has_masks, tabulate
-from cachedet.evaluation.files import TruthOfStore, read_annotations_of, read_counts
+from cachedet.evaluation.files import (
+    TruthOfStore,
+    read_annotations_of,
+    read_counts,
+    require_separate,
+    truth_of_classes,
+)
 from cachedet.evaluation.metrics import ClassScore, CocoScores, coco_results
 from cachedet.evaluation.proposals import ProposalReport
 from cachedet.evaluation.strata import DEFAULT_EDGES, check_edges
@@ -42,17 +48,24 @@ class Questions:
     against: Path | None = None  # another run, to compare detections on the same store with
     training: str | None = None  # an annotation file or store; None: what the run noted
     annotations: Path | None = None  # of any format, to score against instead of the store's
+    choose: ClassChoice = ALL_CLASSES  # of `annotations`, and of a `training` file
     lvis: bool = False  # score as LVIS v1 too; `annotations` must be an LVIS file
     # Of the bins of training annotations; None: 0, 10, 100, 1000 where counts are known.
     edges: Sequence[int] | None = None
     resamples: int = 0  # of the bootstrap; 0: no intervals
     proposals: bool = False  # recall of the RPN's proposals too
 
+    @property
+    def chooses(self) -> bool:
+        """Whether some classes are left out or merged."""
+        return self.choose != ALL_CLASSES
+
     def describe(self) -> dict[str, Any]:
         """For results.json."""
         return {
             "annotations": self.annotations and noted_place(self.annotations),
             "against": self.against and noted_place(self.against),
+            **({"choose": self.choose.model_dump(mode="json")} if self.chooses else {}),
         }
 
 
@@ -157,12 +170,12 @@ def evaluate(
         scored = Subject.of_module(subject, features, config, views)
     else:
         scored = of_run(Path(subject), features, config, views)
-    against = questions.against
+    against, folder = questions.against, scored.folder
     other = None if against is None else of_run(against, features, config, views)
-    folder = scored.folder
+    _require_same_classes(scored, other)
     _require_replaceable(folder)
-    counts, source = _find_counts(questions, folder, features)
-    truth, started = _find_annotations(questions, features.annotations), time.perf_counter()
+    counts, source = _find_counts(questions, scored)
+    truth, started = _find_annotations(questions, scored), time.perf_counter()
     annotations = truth.annotations
     proposals = scored.recall_proposals(annotations) if questions.proposals else None
     detections = scored.detect("eval")
@@ -204,6 +217,13 @@ def _require_answerable(questions: Questions, views: Sequence[str]) -> None:
     require_resamples(questions.resamples, comparing=questions.against is not None)
     if questions.edges is not None:
         check_edges(questions.edges)
+    require_separate(questions.choose, lvis=questions.lvis)
+    if questions.chooses and questions.annotations is None:
+        raise InputError(
+            "--classes, --ignore-classes and --merge-classes are those of --annotations, which is "
+            "missing: a run is scored on the classes it knows as it is; leave them out, or give "
+            "the file"
+        )
     if questions.lvis and questions.annotations is None:
         raise InputError(
             "--lvis needs --annotations: a store does not keep which classes an image surely "
@@ -222,10 +242,29 @@ def _require_replaceable(folder: RunFolder | None) -> None:
         require_ours(folder.detections, kind=Kind.RESULTS)
 
 
-def _find_annotations(questions: Questions, stored: Annotations) -> TruthOfStore:
+def _require_same_classes(scored: Subject, other: Subject | None) -> None:
+    """Raises InputError."""
+    if other is not None and other.categories != scored.categories:
+        raise InputError(
+            f"--against was trained on other classes: "
+            f"{other.categories.unlike(scored.categories, where='of the run')}; compare runs of "
+            "the same classes"
+        )
+
+
+def _find_annotations(questions: Questions, scored: Subject) -> TruthOfStore:
+    stored = scored.features.annotations
     if questions.annotations is None:
-        return TruthOfStore(annotations=stored)
-    return read_annotations_of(stored, questions.annotations, lvis=questions.lvis)
+        run = "" if scored.folder is None else f"{scored.folder.root} "
+        where = str(scored.features.location)
+        return truth_of_classes(stored, scored.categories, store=where, run=run)
+    return read_annotations_of(
+        stored,
+        questions.annotations,
+        categories=scored.categories,
+        lvis=questions.lvis,
+        choose=questions.choose,
+    )
 
 
 def _note_skipped(features: FeatureStore) -> list[str]:
@@ -242,14 +281,12 @@ def _note_skipped(features: FeatureStore) -> list[str]:
     ]
 
 
-def _find_counts(
-    questions: Questions, folder: RunFolder | None, features: FeatureStore
-) -> tuple[dict[int, int] | None, str | None]:
+def _find_counts(questions: Questions, scored: Subject) -> tuple[dict[int, int] | None, str | None]:
     """Training annotations of each class, and where they are from."""
     if questions.training is not None:
-        counts = read_counts(questions.training, features.annotations.categories)
+        counts = read_counts(questions.training, scored.categories, choose=questions.choose)
         return counts, shown(questions.training)
-    noted = None if folder is None else TrainingData.read(folder)
+    noted = None if scored.folder is None else TrainingData.read(scored.folder)
     if noted is not None:
         return noted.boxes, noted.store
     if questions.edges is not None:

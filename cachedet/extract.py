@@ -14,7 +14,7 @@ import numpy as np
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.backbone.split import freeze_trunk, stage_weights
-from cachedet.config.run import ExtractConfig, make_extract_config
+from cachedet.config.run import ClassChoice, ExtractConfig, make_extract_config
 from cachedet.data.annotation_formats import read_dataset
 from cachedet.data.coco import CocoDataset
 from cachedet.data.survey import Scan, require_good, scan_images
@@ -81,6 +81,7 @@ def extract(
     on_bad_image: str | None = None,
     follow_links: bool | None = None,
     rotated: str | None = None,
+    choose: ClassChoice | Mapping[str, Any] | None = None,
     block_size: int | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -110,6 +111,8 @@ def extract(
         on_bad_image: "fail" or "skip".
         follow_links: whether links may lead out of the folder of the images.
         rotated: "refuse", or "outer": upright boxes around rotated ones.
+        choose: which classes, as {"classes": "cat,dog", "ignore": "bird", "background": False,
+            "merge": "car,truck=vehicle"}; one text or a list of them each.
         block_size, batch_size: images of a commit, and of a forward pass.
         workers: threads that read and decode images.
         device: "auto", "cpu", "cuda", ...
@@ -132,7 +135,7 @@ def extract(
         "image_size": image_size,
         "views": ",".join(views) if isinstance(views, list | tuple) else views,
         "codec": codec, "on_bad_image": on_bad_image, "follow_links": follow_links,
-        "rotated": rotated, "block_size": block_size,
+        "rotated": rotated, "choose": choose, "block_size": block_size,
         "batch_size": batch_size, "workers": workers, "device": device, "rank": rank,
         "world_size": world_size,
     }  # fmt: skip
@@ -252,6 +255,7 @@ def open_dataset(config: ExtractConfig) -> CocoDataset:
         images=config.images,
         follow_links=config.follow_links,
         rotated=config.rotated,
+        choose=config.choose,
     )
 
 

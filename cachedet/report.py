@@ -13,7 +13,7 @@ import numpy as np
 
 from cachedet.errors import InputError, StoreError
 from cachedet.evaluation.analysis import DEFAULT_RESAMPLES
-from cachedet.evaluation.files import read_annotations_of
+from cachedet.evaluation.files import read_annotations_of, truth_of_classes
 from cachedet.outputs import Kind, require_file, require_local, write_file
 from cachedet.progress import StageProgress
 from cachedet.reporting.class_sections import annotation_section, class_section
@@ -135,10 +135,15 @@ def _open_store(run: ScoredRun, store: Path | str | None) -> FeatureStore:
 
 def _annotations_of(run: ScoredRun, store: FeatureStore) -> Annotations:
     """The boxes that the run was scored against: the store's, or those of an annotation file."""
+    held, categories = store.annotations, run.checkpoint.categories
     if run.annotations is None:
-        return store.annotations
+        where = str(store.location)
+        truth = truth_of_classes(held, categories, store=where, run=f"{run.folder} ")
+        return truth.annotations
     try:
-        return read_annotations_of(store.annotations, Path(run.annotations)).annotations
+        path = Path(run.annotations)
+        truth = read_annotations_of(held, path, categories=categories, choose=run.choose)
+        return truth.annotations
     except InputError as error:
         raise InputError(
             f"{run.folder} was scored against {run.annotations}, which cannot be used now: "

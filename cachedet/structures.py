@@ -256,6 +256,27 @@ class Annotations:
     def size_of(self, row: int) -> SizeHW:
         return int(self.sizes_hw[row, 0]), int(self.sizes_hw[row, 1])
 
+    def keep_boxes(self, kept: NDArray[np.bool_]) -> Annotations:
+        """All images, with only the boxes where `kept` (M,) says so."""
+        before = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
+        picked = np.flatnonzero(kept)
+        return replace(
+            self,
+            offsets=before[self.offsets],
+            boxes=self.boxes[picked],
+            labels=self.labels[picked],
+            crowd=self.crowd[picked],
+            areas=self.areas[picked],
+            masks=self.masks.keep(picked) if self.masks is not None else None,
+            sides_wh=self.sides_wh[picked] if self.sides_wh is not None else None,
+        )
+
+    def with_classes(self, categories: CategoryMap, labels: Sequence[int]) -> Annotations:
+        """Label k as `labels[k]` of `categories`; boxes of a class with -1 are left out."""
+        now = np.array(labels, dtype=np.int64)[self.labels]
+        relabelled = replace(self, labels=now, categories=categories)
+        return relabelled if (now >= 0).all() else relabelled.keep_boxes(now >= 0)
+
     def keep_rows(self, rows: Sequence[int]) -> Annotations:
         """The same ground truth with only these images, in the order given."""
         counts = np.diff(self.offsets)[list(rows)]

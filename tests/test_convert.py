@@ -10,7 +10,7 @@ import pytest
 
 from cachedet.convert import convert
 from cachedet.data.annotation_formats import read_dataset, with_split
-from cachedet.errors import DatasetError, InputError
+from cachedet.errors import ConfigError, DatasetError, InputError
 
 
 def test_the_file_gives_the_same_annotations(exports: Any, tmp_path: Path) -> None:
@@ -45,11 +45,15 @@ def test_a_coco_file_is_written_as_it_was_understood(exports: Any, tmp_path: Pat
     content = exports.coco_of()
     content["annotations"][0]["bbox"] = [50, 42, -40, -30]
     (tmp_path / "a.json").write_text(json.dumps(content))
-    report = convert(tmp_path / "a.json", tmp_path / "out.json")
+    report = convert(str(tmp_path / "a.json"), str(tmp_path / "out.json"))
     assert report.images is None
     assert "turned round" in report.notes[0]
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["annotations"][0]["bbox"] == [10, 12, 40, 30]
+    report = convert(tmp_path / "a.json", tmp_path / "out.json", choose={"classes": "dog"})
+    assert report.counts["boxes"] == 2
+    with pytest.raises(ConfigError, match="choose: unknown key 'clases'; nearest: 'classes'"):
+        convert(tmp_path / "a.json", tmp_path / "out.json", choose={"clases": "dog"})
 
 
 def test_nothing_of_the_users_is_replaced(exports: Any, tmp_path: Path) -> None:

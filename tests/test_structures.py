@@ -85,6 +85,20 @@ def test_keeping_rows(annotations_of: Any) -> None:
     assert len(kept.keep_rows([])) == 0
 
 
+def test_keeping_boxes_and_other_classes(annotations_of: Any) -> None:
+    boxes = [[[0, 0, 1, 1, 0, 0]], [], [[2, 2, 3, 3, 1, 1], [4, 4, 5, 5, 2, 0]]]
+    annotations = annotations_of([(10, 10), (20, 20), (30, 30)], boxes)
+    kept = annotations.keep_boxes(annotations.labels != 1)
+    assert kept.offsets.tolist() == [0, 1, 1, 2]
+    assert kept.boxes.tolist() == [[0, 0, 1, 1], [4, 4, 5, 5]]
+    now = CategoryMap(ids=(5,), names=("class 5",))
+    other = annotations.with_classes(now, [-1, 0, -1])
+    assert (other.categories, other.offsets.tolist()) == (now, [0, 0, 0, 1])
+    assert (other.labels.tolist(), other.crowd.tolist()) == ([0], [True])
+    both = annotations.with_classes(now, [0, 0, 0])
+    assert (both.labels.tolist(), len(both.boxes)) == ([0, 0, 0], 3)
+
+
 def test_detections_above_a_score() -> None:
     found = Detections(
         image_id=1,

@@ -13,18 +13,23 @@ import typer
 from cachedet.commands.options import (
     Annotations,
     Backbone,
+    Classes,
     Codec,
     Device,
     FollowLinks,
+    IgnoreClasses,
     Images,
     ImageSize,
     Json,
+    MergeClasses,
+    NoBackground,
     OnBadImage,
     Overrides,
     Rotated,
     Split,
     Weights,
     Workers,
+    make_choice,
     print_json,
 )
 from cachedet.commands.tables import say
@@ -36,6 +41,7 @@ from cachedet.text import shell_line
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
     from cachedet.backbone.trained import BatchNorm
     from cachedet.compare import ComparisonReport
+    from cachedet.comparison.cell import ComparisonConfig
     from cachedet.config.run import TrainConfig
 
 _LARGEST_SEED = 2**63 - 1
@@ -88,6 +94,10 @@ def compare(
     on_bad_image: OnBadImage = "fail",
     follow_links: FollowLinks = False,
     rotated: Rotated = "refuse",
+    classes: Classes = None,
+    ignore_classes: IgnoreClasses = None,
+    merge_classes: MergeClasses = None,
+    no_background: NoBackground = False,
     backbone_lr: BackboneRate = 0.1,
     batch_norm: BatchNorms = "frozen",
     overrides: Overrides = None,
@@ -100,8 +110,6 @@ def compare(
 
     Every cell (config x mode x seed) is trained alike. Run again to go on, or with more of them.
     """
-    from cachedet.commands.comparison_tables import print_cell
-    from cachedet.compare import compare as run_compare
     from cachedet.comparison.cell import ComparisonConfig
     from cachedet.comparison.folder import ComparisonFolder
     from cachedet.config.run import make_extract_config
@@ -112,11 +120,11 @@ def compare(
     changes = [*(overrides or []), *([] if device == "auto" else [f"device={device}"])]
     folder = ComparisonFolder(out)
     train = {
-        "images": images, "annotations": with_split(annotations, split),
-        "store": folder.train, "views": views,
-        "backbone": backbone, "weights": weights, "image_size": image_size, "codec": codec,
-        "on_bad_image": on_bad_image, "follow_links": follow_links, "rotated": rotated,
-        "device": device, "workers": workers or default_workers(),
+        "images": images, "annotations": with_split(annotations, split), "store": folder.train,
+        "views": views, "backbone": backbone, "weights": weights, "image_size": image_size,
+        "codec": codec, "on_bad_image": on_bad_image, "rotated": rotated,
+        "choose": make_choice(classes, ignore_classes, merge_classes, no_background),
+        "follow_links": follow_links, "device": device, "workers": workers or default_workers(),
     }  # fmt: skip
     val_annotations = with_split(val_annotations, val_split)
     val = {"annotations": val_annotations, "store": folder.val, "views": "base"}
@@ -132,11 +140,7 @@ def compare(
         backbone=BackboneTraining(lr_scale=backbone_lr, batch_norm=parse_batch_norm(batch_norm)),
         resamples=resamples,
     )
-    try:
-        report, unwritten = run_compare(config, on_cell=None if as_json else print_cell), None
-    except UnwrittenError as error:
-        report, unwritten = error.report, error
-    _leave(report, unwritten, as_json=as_json)
+    _compare(config, as_json=as_json)
 
 
 def load_heads(configs: Sequence[str], changes: Sequence[str]) -> dict[str, TrainConfig]:
@@ -212,6 +216,17 @@ def parse_batch_norm(text: str) -> BatchNorm:
 
 def _split(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _compare(config: ComparisonConfig, *, as_json: bool) -> None:
+    from cachedet.commands.comparison_tables import print_cell
+    from cachedet.compare import compare as run_compare
+
+    try:
+        report, unwritten = run_compare(config, on_cell=None if as_json else print_cell), None
+    except UnwrittenError as error:
+        report, unwritten = error.report, error
+    _leave(report, unwritten, as_json=as_json)
 
 
 def _leave(report: ComparisonReport, unwritten: UnwrittenError | None, *, as_json: bool) -> None:

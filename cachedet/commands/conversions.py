@@ -7,8 +7,18 @@ from typing import Annotated
 
 import typer
 
-from cachedet.commands.options import Json, Rotated, Split, print_json
-from cachedet.commands.tables import say
+from cachedet.commands.options import (
+    Classes,
+    IgnoreClasses,
+    Json,
+    MergeClasses,
+    NoBackground,
+    Rotated,
+    Split,
+    make_choice,
+    print_json,
+)
+from cachedet.commands.tables import print_counts, say
 
 
 def convert(
@@ -19,6 +29,10 @@ def convert(
         Path | None, typer.Option(help="Folder that file names shall start from.")
     ] = None,
     rotated: Rotated = "refuse",
+    classes: Classes = None,
+    ignore_classes: IgnoreClasses = None,
+    merge_classes: MergeClasses = None,
+    no_background: NoBackground = False,
     as_json: Json = False,
 ) -> None:
     """Write annotations (YOLO, VOC, CVAT, COCO) as the COCO file that was understood."""
@@ -27,13 +41,18 @@ def convert(
     from cachedet.data.sections import parse_rotated
 
     report = run_convert(
-        with_split(source, split), out, images=images, rotated=parse_rotated(rotated)
+        with_split(source, split),
+        out,
+        images=images,
+        rotated=parse_rotated(rotated),
+        choose=make_choice(classes, ignore_classes, merge_classes, no_background),
     )
     if as_json:
         print_json(report.to_json())
         return
     for note in report.notes:
         say(f"note    {note}")
+    print_counts(report.counts)
     if report.images is not None:
         say(f"file names start from {report.images}")
     say(report.out)

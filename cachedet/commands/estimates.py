@@ -12,20 +12,25 @@ from cachedet.commands.options import (
     Backbone,
     BatchSize,
     BlockSize,
+    Classes,
     Codec,
     Device,
     FollowLinks,
     FreezeAt,
+    IgnoreClasses,
     Images,
     ImageSize,
     Json,
     Levels,
+    MergeClasses,
+    NoBackground,
     OnBadImage,
     Overrides,
     Rotated,
     Split,
     Weights,
     Workers,
+    make_choice,
     make_extraction,
     print_json,
 )
@@ -52,6 +57,10 @@ def estimate(
     on_bad_image: OnBadImage = "fail",
     follow_links: FollowLinks = False,
     rotated: Rotated = "refuse",
+    classes: Classes = None,
+    ignore_classes: IgnoreClasses = None,
+    merge_classes: MergeClasses = None,
+    no_background: NoBackground = False,
     block_size: BlockSize = 16,
     batch_size: BatchSize = 8,
     workers: Workers = 0,
@@ -77,12 +86,13 @@ def estimate(
     from cachedet.estimation.what_if import parse_what_if
 
     change = parse_what_if(what_if)
+    choose = make_choice(classes, ignore_classes, merge_classes, no_background)
     options = {
         "images": images, "annotations": annotations, "store": store, "backbone": backbone,
         "weights": weights, "levels": levels, "freeze_at": freeze_at,
         "image_size": image_size, "views": views,
         "codec": codec, "on_bad_image": on_bad_image, "follow_links": follow_links,
-        "rotated": rotated, "block_size": block_size,
+        "rotated": rotated, "choose": choose, "block_size": block_size,
         "batch_size": batch_size, "workers": workers, "device": device,
     }  # fmt: skip
     extraction = make_extraction(options, split=split, command="estimate")

@@ -11,7 +11,7 @@ import typer
 from cachedet.errors import InputError
 
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
-    from cachedet.config.run import ExtractConfig
+    from cachedet.config.run import ClassChoice, ExtractConfig
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 ConfigName = Annotated[
@@ -29,6 +29,18 @@ Split = Annotated[
 ]
 Rotated = Annotated[
     str, typer.Option(help="Rotated boxes. refuse: stop; outer: take the upright box around each.")
+]
+Classes = Annotated[
+    list[str] | None,
+    typer.Option(help="Only these, such as cat,dog; repeatable, as for a name with a comma."),
+]
+IgnoreClasses = Annotated[list[str] | None, typer.Option(help="All classes but these.")]
+MergeClasses = Annotated[
+    list[str] | None,
+    typer.Option(help="Classes that become one, such as car,truck=vehicle; repeatable."),
+]
+NoBackground = Annotated[
+    bool, typer.Option("--no-background", help="Leave out images without a box.")
 ]
 Backbone = Annotated[str, typer.Option(help="Any timm model with features.")]
 Weights = Annotated[str, typer.Option(help="auto, none or a checkpoint file.")]
@@ -63,6 +75,21 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 def split_names(text: str) -> list[str] | None:
     """``C3,C4`` -> its names; None of the empty text, where the option was not given."""
     return [name.strip() for name in text.split(",")] if text else None
+
+
+def make_choice(
+    classes: list[str] | None,
+    ignore: list[str] | None,
+    merge: list[str] | None,
+    no_background: bool = False,
+) -> ClassChoice:
+    """What the options say of classes."""
+    from cachedet.config.run import ClassChoice
+
+    given = [tuple(texts or ()) for texts in (classes, ignore, merge)]
+    return ClassChoice(
+        classes=given[0], ignore=given[1], merge=given[2], background=not no_background
+    )
 
 
 def make_extraction(values: dict[str, Any], *, split: str | None, command: str) -> ExtractConfig:

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cachedet.commands.options import Json, Split, print_json
+from cachedet.commands.options import (
+    Classes,
+    IgnoreClasses,
+    Json,
+    MergeClasses,
+    Split,
+    make_choice,
+    print_json,
+)
 from cachedet.commands.score_tables import print_analysis, print_proposals
 from cachedet.commands.tables import say
 from cachedet.errors import InputError, UnwrittenError
@@ -37,6 +45,9 @@ def evaluate(
     ] = None,
     annotations: Truth = None,
     split: Split = None,
+    classes: Classes = None,
+    ignore_classes: IgnoreClasses = None,
+    merge_classes: MergeClasses = None,
     against: Annotated[
         Path | None,
         typer.Option(help="Another run, or results file, on the same images: is it noise?"),
@@ -91,6 +102,7 @@ def evaluate(
         against=against,
         training=training,
         annotations=_with_split(annotations, split),
+        choose=make_choice(classes, ignore_classes, merge_classes),
         lvis=lvis,
         edges=None if bins is None else parse_edges(bins),
         resamples=resamples if resamples is not None else DEFAULT_RESAMPLES if against else 0,
@@ -101,9 +113,7 @@ def evaluate(
         report, unwritten = _score_run(run, store, questions, settings, quiet=as_json)
     else:
         report, unwritten = _score_files(detections, questions, quiet=as_json), None
-    if as_json:
-        print_json(report)
-    _write(report, out, quiet=as_json)
+    _leave(report, out, as_json=as_json)
     if unwritten is not None:
         raise unwritten
 
@@ -117,11 +127,14 @@ def _with_split(annotations: Path | None, split: str | None) -> Path | None:
     return None if annotations is None else with_split(annotations, split)
 
 
-def _write(report: dict[str, Any], out: Path | None, *, quiet: bool) -> None:
+def _leave(report: dict[str, Any], out: Path | None, *, as_json: bool) -> None:
+    """Print it as JSON where that was asked for, and write it where it shall go."""
+    if as_json:
+        print_json(report)
     if out is None:
         return
     write_file(out, (json.dumps(report, indent=2) + "\n").encode(), kind=Kind.SCORES)
-    if not quiet:
+    if not as_json:
         say(out)
 
 
@@ -187,6 +200,7 @@ def _score_files(detections: Path | None, questions: Questions, *, quiet: bool) 
         against=questions.against,
         training=questions.training,
         edges=questions.edges or DEFAULT_EDGES,
+        choose=questions.choose,
         lvis=questions.lvis,
         resamples=questions.resamples,
     )

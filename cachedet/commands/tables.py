@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -140,6 +140,11 @@ def print_faults(report: VerifyReport) -> None:
         say("the store is read-only here: the bad blocks could not be withdrawn")
 
 
+def print_counts(counts: Mapping[str, int]) -> None:
+    """What was read, mended and left out of annotations."""
+    say(", ".join(f"{count} {what}" for what, count in counts.items() if count))
+
+
 def print_extraction(report: ExtractReport) -> None:
     """What `extract` left out, noticed, kept and wrote."""
     for name, reason in report.skipped:
@@ -151,7 +156,7 @@ def print_extraction(report: ExtractReport) -> None:
             f"the store keeps views that were not asked for: {', '.join(report.views_kept)} "
             "(`cachedet prune --keep-views` removes views)"
         )
-    say(", ".join(f"{count} {what}" for what, count in report.counts.items() if count))
+    print_counts(report.counts)
     say(
         f"{report.store}: {report.images} images, {report.blocks_written} of "
         f"{report.blocks_total} blocks written now, {readable_nbytes(report.nbytes_written)} in "

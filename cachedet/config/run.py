@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     Field,
     PlainSerializer,
     PlainValidator,
@@ -37,9 +38,24 @@ Residency = Literal["stream", "ram", "device"]
 Rotated = Literal["refuse", "outer"]
 """What becomes of rotated boxes: an error, or the upright box around each."""
 WantedResidency = Literal[Residency, "auto"]
+Names = Annotated[
+    tuple[str, ...], BeforeValidator(lambda one: (one,) if isinstance(one, str) else one)
+]
 
 _LARGEST_WEIGHT = 1e6  # of a view
 _MOST_PROBLEMS = 8  # in one message
+
+
+class ClassChoice(Config):
+    """Which classes of a data set are used, as the options of the command line say it."""
+
+    classes: Names = ()  # only these, such as ("cat,dog",) or ("cat", "dog"); none: all
+    ignore: Names = ()  # all but these; both are names after merging
+    merge: Names = ()  # such as ("car,truck=vehicle", "cat,dog=pet")
+    background: bool = True  # images without a box of these classes are kept
+
+
+ALL_CLASSES = ClassChoice()
 
 
 class ExtractConfig(Config):
@@ -62,6 +78,7 @@ class ExtractConfig(Config):
     on_bad_image: Literal["fail", "skip"] = "fail"
     follow_links: bool = False  # out of the folder of the images
     rotated: Rotated = "refuse"
+    choose: ClassChoice = ALL_CLASSES
     rank: Annotated[int, Field(ge=0)] | None = None  # of the processes that share the work
     world_size: Count | None = None  # None: what torchrun or SLURM say, else one
 
@@ -253,6 +270,13 @@ def make_train_config(
 def make_extract_config(values: dict[str, Any]) -> ExtractConfig:
     """Validate the options of `extract`. Raises ConfigError."""
     return _validated(ExtractConfig, values, where="extract")
+
+
+def make_class_choice(values: ClassChoice | Mapping[str, Any], *, where: str) -> ClassChoice:
+    """Validate what `where` says of classes. Raises ConfigError."""
+    if isinstance(values, ClassChoice):
+        return values
+    return _validated(ClassChoice, dict(values), where=where)
 
 
 def make_eval_config(values: dict[str, Any]) -> EvalConfig:

@@ -63,16 +63,17 @@ for _name, _anew in _READ_ANEW.items():
         _Loader.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_anew[0]})$"), list(_anew[1]))
 
 
-def read_yaml(path: Path) -> Any:
-    """What a YAML file holds. Raises ConfigError, which names the file and the line.
+def read_yaml(path: Path, *, most_nbytes: int = _MOST_NBYTES) -> Any:
+    """What a YAML file of at most so many bytes holds.
 
-    Where the file cannot be read at all, that is an UnreadableConfigError.
+    Raises ConfigError, which names the file and the line. Where the file cannot be read at all,
+    that is an UnreadableConfigError.
     """
     try:
         status = path.stat()
         if stat.S_ISREG(status.st_mode):  # a pipe or device may never end
             with path.open("rb") as file:
-                content = file.read(_MOST_NBYTES + 1)
+                content = file.read(most_nbytes + 1)
     except OSError as error:
         reason = error.strerror or error
         raise UnreadableConfigError(f"cannot read the config {path}: {reason}") from error
@@ -80,10 +81,9 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"cannot read the config {path}: {error}") from error
     if not stat.S_ISREG(status.st_mode):
         raise ConfigError(f"cannot read the config {path}: it is no regular file")
-    if len(content) > _MOST_NBYTES:
+    if len(content) > most_nbytes:
         raise ConfigError(
-            f"{path} has {status.st_size:,} bytes; expected a YAML file of at most "
-            f"{_MOST_NBYTES:,}, as a config is"
+            f"{path} has {status.st_size:,} bytes; expected a YAML file of at most {most_nbytes:,}"
         )
     try:
         text = content.decode("utf-8-sig")
@@ -93,13 +93,14 @@ def read_yaml(path: Path) -> Any:
             f"{path} is not YAML: line {line} holds a byte that is no UTF-8 "
             f"({content[error.start]:#04x}); save it as UTF-8"
         ) from error
-    return parse_yaml(text, where=str(path))
+    most = max(_MOST_EXPANDED, 2 * most_nbytes)
+    return parse_yaml(text, where=str(path), most_expanded=most)
 
 
-def parse_yaml(text: str, *, where: str) -> Any:
+def parse_yaml(text: str, *, where: str, most_expanded: int = _MOST_EXPANDED) -> Any:
     """The value of a YAML text. Raises ConfigError, which begins with `where`."""
     try:
-        _require_bounds(text)
+        _require_bounds(text, most_expanded)
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         raise ConfigError(f"{where} is not YAML: {_describe(error)}") from error
@@ -118,7 +119,7 @@ def quote_yaml(text: str) -> str:
     return yaml.safe_dump(text, default_style='"', width=float("inf")).strip()
 
 
-def _require_bounds(text: str) -> None:
+def _require_bounds(text: str, most_expanded: int) -> None:
     """Raises MarkedYAMLError before anything is built that is too deep or too much."""
     size = 0  # values and their characters so far, those of aliases included
     began: list[tuple[str | None, int]] = []  # anchor of each open section, and the size before it
@@ -146,8 +147,8 @@ def _require_bounds(text: str) -> None:
                 sizes[anchor] = size - before
         if len(began) > _MOST_DEPTH:
             raise _error(f"more than {_MOST_DEPTH} sections and lists in one another", mark)
-        if size > _MOST_EXPANDED:
-            raise _error(f"more than {_MOST_EXPANDED:,} characters, with those of aliases", mark)
+        if size > most_expanded:
+            raise _error(f"more than {most_expanded:,} characters, with those of aliases", mark)
 
 
 def _error(problem: str, mark: Any) -> yaml.MarkedYAMLError:

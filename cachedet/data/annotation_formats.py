@@ -16,20 +16,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cachedet.config.run import Rotated
+from cachedet.config.run import ALL_CLASSES, ClassChoice, Rotated
 from cachedet.data import cvat, voc, yolo
-from cachedet.data.coco import (
-    CocoDataset,
-    annotations_of,
-    categories_of,
-    load_annotations,
-)
+from cachedet.data.class_choice import choose_classes, with_chosen, without_background
+from cachedet.data.coco import CocoDataset, annotations_of, categories_of, load_annotations
 from cachedet.data.file_names import require_inside, without_prefix
+from cachedet.data.repairs import Findings
 from cachedet.data.sections import Sections, choose_split, listed
 from cachedet.data.xml_files import root_name
 from cachedet.data.yolo_folders import SPLITS, has_names, is_bare_folder, yaml_in
 from cachedet.errors import DatasetError, ForeignFileError
-from cachedet.structures import CategoryMap
+from cachedet.structures import Annotations, CategoryMap
 from cachedet.text import printable
 
 _log = logging.getLogger(__name__)
@@ -51,7 +48,12 @@ def with_split(source: Path, split: str | None) -> Path:
 
 
 def read_dataset(
-    *, annotations: Path, images: Path, follow_links: bool = False, rotated: Rotated = "refuse"
+    *,
+    annotations: Path,
+    images: Path,
+    follow_links: bool = False,
+    rotated: Rotated = "refuse",
+    choose: ClassChoice = ALL_CLASSES,
 ) -> CocoDataset:
     """A data set on disk. Of the image files at most the headers are read here.
 
@@ -61,30 +63,55 @@ def read_dataset(
     used stays, without a mask. All of that is counted and noted.
 
     Raises DatasetError: no format that is known, what it holds cannot be used, a missing folder,
-    no images at all, or a path that leaves the image folder (by a link only where `follow_links`
-    does not allow it).
+    no images at all, a class of `choose` that is not there, or a path that leaves the image folder
+    (by a link only where `follow_links` does not allow it).
     """
-    sections = read_sections(annotations, images=images, rotated=rotated)
-    return dataset_of(sections, annotations=annotations, images=images, follow_links=follow_links)
+    sections = read_sections(annotations, images=images, rotated=rotated, choose=choose)
+    return dataset_of(
+        sections,
+        annotations=annotations,
+        images=images,
+        follow_links=follow_links,
+        background=choose.background,
+    )
 
 
 def dataset_of(
-    sections: Sections, *, annotations: Path, images: Path, follow_links: bool
+    sections: Sections,
+    *,
+    annotations: Path,
+    images: Path,
+    follow_links: bool,
+    background: bool = True,
 ) -> CocoDataset:
     """What `read_dataset` makes of sections that have been read. Raises DatasetError."""
-    described, found = annotations_of(_with_sizes(sections), where=annotations)
+    described, found = describe_sections(sections, background=background)
     require_inside(described.file_names, images, annotations, follow_links=follow_links)
     notes = (*sections.notes, *found.notes)
     return CocoDataset(images=images, annotations=described, counts=found.counts, notes=notes)
 
 
+def describe_sections(sections: Sections, *, background: bool) -> tuple[Annotations, Findings]:
+    """What can be trained on. Raises DatasetError."""
+    described, found = annotations_of(_with_sizes(sections), where=sections.source)
+    if not background:
+        described, found = without_background(
+            described, found, unread=set(sections.unread), where=sections.source
+        )
+    return described, Findings(counts={**found.counts, **sections.counts}, notes=found.notes)
+
+
 def read_sections(
-    annotations: Path, *, images: Path | None = None, rotated: Rotated = "refuse"
+    annotations: Path,
+    *,
+    images: Path | None = None,
+    rotated: Rotated = "refuse",
+    choose: ClassChoice = ALL_CLASSES,
 ) -> Sections:
     """What a file or folder holds, of whatever format; one line is logged that says which.
 
-    `images` is the folder that file names are to start from; without it the source says.
-    Raises DatasetError.
+    `images` is the folder that file names are to start from; without it the source says. Of
+    `choose` the classes are applied here. Raises DatasetError.
     """
     if images is not None:
         _require_images(images)
@@ -93,6 +120,7 @@ def read_sections(
     sections = read(source, split=split, images=images, rotated=rotated)
     if images is not None or sections.are_ids_ours:  # a JSON file to score against is no surprise
         _log.info("%s", printable(sections.describe()))
+    sections = with_chosen(sections, choose)
     return sections if images is None else _with_names_there(sections, images)
 
 
@@ -103,8 +131,12 @@ def _require_images(images: Path) -> None:
         raise DatasetError(f"--images {images} is an empty folder, expected images in it")
 
 
-def read_categories(annotations: Path) -> CategoryMap:
-    """The classes of a data set. Raises DatasetError."""
+def read_categories(annotations: Path, *, choose: ClassChoice = ALL_CLASSES) -> CategoryMap:
+    """The classes of a data set, those that were chosen. Raises DatasetError."""
+    return choose_classes(_categories_of(annotations), choose, where=annotations).categories
+
+
+def _categories_of(annotations: Path) -> CategoryMap:
     reference, split = _parse(annotations)
     read, source = _recognise(reference, split)
     of_format = {yolo.read_yolo: yolo.read_classes, cvat.read_cvat: cvat.read_classes}.get(read)

@@ -31,6 +31,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,7 @@ from cachedet.data.geometry import Geometry
 from cachedet.data.regular_files import open_regular
 from cachedet.data.wholeness import require_covered, require_whole
 from cachedet.errors import BadImageError
+from cachedet.progress import StageProgress
 from cachedet.structures import Preprocessing, SizeHW
 from cachedet.text import printable
 
@@ -63,6 +65,7 @@ _LARGE_FILE = 64 << 20  # of these one is in memory at a time
 _GIANT = 32_000_000  # pixels; of smaller images threads may keep the memory
 _STRIP_PIXELS = 1 << 24  # converted at once
 _FEW_BITS = 14  # of 16
+_MANY_HEADERS = 1000  # of which a progress line tells
 _HEADER_READERS = 8  # threads: they wait for the disk
 _REDUCTIONS = (8, 4, 2)  # that libjpeg decodes at
 _LEAST_REDUCED = 2  # long sides of the base view; below that the filter of `make_input` would show
@@ -237,8 +240,17 @@ def _reason(error: Exception) -> str:
 
 def read_sizes(paths: Sequence[Path]) -> list[SizeHW | None]:
     """Height and width of upright images, of their headers alone; None where there is no image."""
-    with ThreadPoolExecutor(_HEADER_READERS, thread_name_prefix="sizes") as readers:
-        return list(readers.map(_read_size, paths))
+    progress = StageProgress("read sizes", total=len(paths), unit="images")
+    sizes = []
+    with (
+        ThreadPoolExecutor(_HEADER_READERS, thread_name_prefix="sizes") as readers,
+        progress if len(paths) >= _MANY_HEADERS else nullcontext() as shown,
+    ):
+        for size in readers.map(_read_size, paths):
+            sizes.append(size)
+            if shown is not None:
+                shown.advance()
+    return sizes
 
 
 def _read_size(path: Path) -> SizeHW | None:

@@ -52,6 +52,9 @@ class Sections:
     root: Path | None = None  # the folder that file names start from; None: only the user knows
     are_ids_ours: bool = False  # the format has no numbers of images: they are matched by name
     notes: tuple[str, ...] = ()
+    counts: dict[str, int] = field(default_factory=dict)  # of what was left out, by name
+    # Where classes were chosen: id of each in the source -> its id now; None: left out.
+    id_of: Mapping[int, int | None] = field(default_factory=dict)
 
     @property
     def unread(self) -> list[str]:

@@ -37,6 +37,7 @@ from cachedet.data.sections import (
     turned_box,
 )
 from cachedet.data.xml_files import read_xml, root_name, text_of
+from cachedet.errors import DatasetError
 from cachedet.structures import SizeHW
 
 _CLASS_FILES = ("labelmap.txt", "classes.txt", "labels.txt")
@@ -47,6 +48,7 @@ _LOOKED_AT = 500  # folders, for a first XML file: it may be any folder of the u
 _SLACK = 1.0  # pixels: a box may end so far beyond an image's border
 _LARGER = 1.05  # an image of the ratio of <size> that is so much larger was resized
 _FLAGGED = re.compile(r"(?P<name>.+?)\s+(-1|0|1)")  # a line of a list that tells one class
+_TRUE = ("1", "true", "yes")
 _TRIED = 20  # XML files: those of other tools may come first
 
 
@@ -207,7 +209,12 @@ def _read_file(path: Path, source: Path, refusals: Refusals, *, rotated: Rotated
     if not os.path.isfile(path):
         refusals.add("XML files of the split that are not there", place, advice=_MISSING)
         return _File(path=path, file_name="", size_hw=None, objects=())
-    root = read_xml(path)
+    try:
+        root = read_xml(path)
+    except DatasetError as error:
+        reason = str(error).removeprefix(f"{path} ")
+        refusals.add("XML files that cannot be used", f"{place} {reason}", advice=_UNREAD)
+        return _File(path=path, file_name="", size_hw=None, objects=())
     if root.tag != "annotation":
         refusals.add("XML files that are not VOC", f"{place}: <{root.tag}>", advice=_NOT_VOC)
     shift = 1.0 if _counts_from_one(root) else 0.0
@@ -219,7 +226,7 @@ def _read_file(path: Path, source: Path, refusals: Refusals, *, rotated: Rotated
         if name is None:
             refusals.add("objects without a <name>", where, advice=_NAME)
         elif xywh is not None:
-            is_crowd = text_of(element, "difficult") == "1"
+            is_crowd = (text_of(element, "difficult") or "").lower() in _TRUE
             box = DescribedBox(category_id=0, xywh=xywh, place=where, is_crowd=is_crowd)
             is_rotated = element.find("robndbox") is not None
             objects.append(_Object(name=name, box=box, is_rotated=is_rotated))
@@ -300,6 +307,7 @@ def _describe(
 ) -> tuple[list[DescribedImage], list[str]]:
     """What the files say, with names and sizes of the images that are there; and notes."""
     names = [_image_of(file, root, source) for file in files]
+    _require_one_file_each(files, names, source, refusals)
     sizes = read_sizes([root / name for name in names])
     described, wrong, unread = [], [], []
     for file, name, size in zip(files, names, sizes, strict=True):
@@ -323,6 +331,19 @@ def _describe(
             "boxes are left out. Repair the files"
         )
     return described, notes
+
+
+def _require_one_file_each(
+    files: Sequence[_File], names: Sequence[str], source: Path, refusals: Refusals
+) -> None:
+    """Adds to the refusals."""
+    first: dict[str, Path] = {}
+    for file, name in zip(files, names, strict=True):
+        other = first.setdefault(posixpath.normpath(name), file.path)
+        if other != file.path:
+            places = [path.relative_to(source).as_posix() for path in (other, file.path)]
+            what, place = "images that two XML files describe", f"{name}: {' and '.join(places)}"
+            refusals.add(what, place, advice=_TWICE)
 
 
 def _note_others(names: set[str], root: Path) -> list[str]:
@@ -399,6 +420,8 @@ _RESIZED_ADVICE = (
     "They have the ratio of <size>, and all boxes lie inside it: bring the images of that size, or "
     "scale the boxes; where only <size> is wrong, write 0 in it"
 )
+_UNREAD = "Repair or remove them"
+_TWICE = "Remove one of the two, or correct its <filename>"
 _NOT_VOC = "Move other XML files out of the folder"
 _NAME = "Name their classes"
 _BNDBOX = "Draw the boxes, or remove the objects"

@@ -264,6 +264,11 @@ class _Lines:
         """Of each image. Raises DatasetError where the outlines are rotated boxes."""
         boxes: list[list[DescribedBox]] = [[] for _ in range(images)]
         are_rotated = self._are_rotated()
+        if not are_rotated and self._have_four_points():
+            self.notes.append(
+                "all outlines have four points, as rotated boxes (YOLO-OBB) do, and are not "
+                "rectangles, or none is tilted: taken as outlines, which become masks"
+            )
         if are_rotated and rotated == "refuse":
             for _, place, _ in self.places:
                 self.refusals.add("rotated boxes (YOLO-OBB)", place, advice=ROTATED_ADVICE)
@@ -274,12 +279,15 @@ class _Lines:
             boxes[number].append(_box_of(values, label, place, with_mask=not are_rotated))
         return boxes
 
+    def _have_four_points(self) -> bool:
+        return bool(self.values) and all(len(values) == 8 for values in self.values)
+
     def _are_rotated(self) -> bool:
         """Whether all lines have four points, and these are corners of rectangles, some tilted.
 
         A line of YOLO-OBB looks like an outline of four points.
         """
-        if not self.values or any(len(values) != 8 for values in self.values):
+        if not self._have_four_points():
             return False
         corners = np.array(self.values).reshape(-1, 4, 2)
         centre_apart = np.abs((corners[:, 0] + corners[:, 2]) - (corners[:, 1] + corners[:, 3]))

@@ -19,10 +19,12 @@ from cachedet.config.yaml_text import read_yaml
 from cachedet.data.file_names import without_prefix
 from cachedet.data.images import image_suffixes
 from cachedet.data.regular_files import read_lines, read_regular
+from cachedet.data.repairs import whole_number
 from cachedet.data.sections import listed, require_distinct
 from cachedet.errors import ConfigError, DatasetError
 
 SPLITS = ("train", "val", "valid", "validation", "test")
+_MOST_NBYTES = 1 << 20  # of a data.yaml: thousands of classes; PyYAML takes 8 s for it
 _NAME_FILES = ("classes.txt", "obj.names")
 NO_LABELS = ("classes.txt", "notes.txt", "README.txt", "README.roboflow.txt", "README.dataset.txt")
 
@@ -45,7 +47,7 @@ class YoloSetup:
             found = yaml_in(source)
             return cls.read(found) if found is not None else cls._of_folder(source)
         try:
-            values = read_yaml(source)
+            values = read_yaml(source, most_nbytes=_MOST_NBYTES)
         except ConfigError as error:
             raise DatasetError(str(error)) from error
         if not isinstance(values, dict):
@@ -93,7 +95,7 @@ def yaml_in(folder: Path) -> Path | None:
 def has_names(path: Path) -> bool:
     """Whether a file has a line that begins with ``names:``, as each data.yaml does."""
     try:
-        content = read_regular(path, first=1 << 16)
+        content = read_regular(path, first=_MOST_NBYTES)
     except OSError:
         return False
     return any(line.startswith((b"names:", b"names :")) for line in content.splitlines())
@@ -127,13 +129,19 @@ def _classes(values: dict[str, Any], where: Path) -> dict[int, str]:
         )
     if not all(type(key) is int and key >= 0 for key in names):
         raise DatasetError(f"{where}: `names` needs whole numbers from 0 before the names")
+    if nameless := [str(number) for number, name in names.items() if name is None]:
+        raise DatasetError(
+            f"{where}: `names` has no name for {len(nameless)} of its classes "
+            f"({listed(nameless)}); write them, in quotes where they are words such as null"
+        )
     classes = {int(number): str(name) for number, name in sorted(names.items())}
     require_distinct(classes, where)
     count = values.get("nc")
-    if isinstance(count, int) and count != len(classes):
+    number = count if isinstance(count, int) else whole_number(count)
+    if count is not None and number != len(classes):
         raise DatasetError(
-            f"{where}: `nc` is {count}, and `names` has {len(classes)}; correct the one that is "
-            "wrong"
+            f"{where}: `nc` is {reprlib.repr(count)}, and `names` has {len(classes)}; correct the "
+            "one that is wrong"
         )
     return classes
 

@@ -6,9 +6,10 @@ Letters: D detections, N images, K classes, S cells of a mask's side.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ class DetectionTable:
         )
 
 
+_SAME: Mapping[int, int | None] = MappingProxyType({})
 DetectionsOrTable = Sequence[Detections] | DetectionTable
 """What every analysis of this room takes: a detector's output or a table made before."""
 
@@ -94,9 +96,15 @@ def tabulate(
 
 
 def read_results(
-    path: Path, annotations: Annotations, *, option: str = "--detections"
+    path: Path,
+    annotations: Annotations,
+    *,
+    option: str = "--detections",
+    id_of: Mapping[int, int | None] = _SAME,
 ) -> DetectionTable:
     """A COCO (or LVIS) results file: a JSON list of image_id, category_id, score and bbox or mask.
+
+    `id_of` is the class of `annotations` that each class of the file became; None: left out.
 
     Raises InputError where it is missing (`option` named it), is no such list, or names unknown
     images or classes.
@@ -111,11 +119,15 @@ def read_results(
         raise InputError(
             f"{path} is not a COCO results file: expected a list of detections, got a {got}"
         )
-    return table_of_results(annotations, entries, where=str(path))
+    return table_of_results(annotations, entries, where=str(path), id_of=id_of)
 
 
 def table_of_results(
-    annotations: Annotations, entries: Sequence[Any], *, where: str = "results"
+    annotations: Annotations,
+    entries: Sequence[Any],
+    *,
+    where: str = "results",
+    id_of: Mapping[int, int | None] = _SAME,
 ) -> DetectionTable:
     """Rows of a COCO results file as a table; boxes of masks alone are the masks' own.
 
@@ -127,6 +139,8 @@ def table_of_results(
     mended: list[str] = []
     rows = _look_up(entries, "image_id", row_of, "an image", where, mended)
     label_of = annotations.categories.label_of()
+    none = len(label_of)  # the label of classes that are left out
+    label_of |= {old: none if new is None else label_of[new] for old, new in id_of.items()}
     labels = _look_up(entries, "category_id", label_of, "a class", where, mended)
     masks = _masks_of(entries, annotations, rows, where)
     boxes = [entry.get("bbox") or None for entry in entries]
@@ -135,14 +149,18 @@ def table_of_results(
         boxes = [
             of_mask if box is None else box for box, of_mask in zip(boxes, of_masks, strict=True)
         ]
-    return DetectionTable(
+    table = DetectionTable(
         rows=rows,
         labels=labels,
         xywh=np.array(boxes, dtype=np.float64).reshape(-1, 4),
         scores=np.array([entry["score"] for entry in entries], dtype=np.float64),
         masks=masks,
-        notes=tuple(f"{where}: {note}" for note in note_numbered(mended)),
     )
+    notes = note_numbered(mended)
+    if gone := int((labels == none).sum()):
+        table = table.keep(labels < none)
+        notes.append(f"detections of classes that are left out, not scored: {gone}")
+    return replace(table, notes=tuple(f"{where}: {note}" for note in notes))
 
 
 def count_oddities(

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from cachedet.config.run import ALL_CLASSES, ClassChoice
 from cachedet.data.annotation_formats import is_annotations, read_sections
 from cachedet.data.coco import annotations_of
 from cachedet.data.file_names import match_names
-from cachedet.data.sections import Sections
-from cachedet.errors import DatasetError, InputError
+from cachedet.data.sections import Sections, listed
+from cachedet.errors import CheckpointError, DatasetError, InputError
 from cachedet.evaluation.analysis import Analysis, analyse, require_resamples
 from cachedet.evaluation.detection_table import read_results
 from cachedet.evaluation.lvis import Federated, read_federated
@@ -37,6 +38,7 @@ def score_files(
     lvis: bool = False,  # also score as LVIS v1; `annotations` must be an LVIS file
     resamples: int = 0,  # of the bootstrap; 0: no intervals
     seed: int = 0,
+    choose: ClassChoice = ALL_CLASSES,  # of all files; detections of other classes are left out
 ) -> Analysis:
     """Score a results file as pycocotools would, and say what else the files tell.
 
@@ -47,7 +49,8 @@ def score_files(
     """
     require_resamples(resamples, comparing=against is not None)
     check_edges(edges)
-    sections = read_sections(annotations)
+    require_separate(choose, lvis=lvis)
+    sections = read_sections(annotations, choose=choose)
     # exactly as the official tools read them
     scored, found = annotations_of(sections.content, where=annotations, keep_all=True)
     federated = read_federated(sections.content, scored, where=annotations) if lvis else None
@@ -56,10 +59,14 @@ def score_files(
         notes.append(f"{annotations}: {_OUR_IDS}")
     return analyse(
         scored,
-        read_results(detections, scored),
+        read_results(detections, scored, id_of=sections.id_of),
         federated=federated,
-        other=None if against is None else read_results(against, scored, option="--against"),
-        counts=None if training is None else read_counts(training, scored.categories),
+        other=None
+        if against is None
+        else read_results(against, scored, option="--against", id_of=sections.id_of),
+        counts=None
+        if training is None
+        else read_counts(training, scored.categories, choose=choose),
         edges=edges,
         resamples=resamples,
         seed=seed,
@@ -83,29 +90,64 @@ class TruthOfStore:
     notes: tuple[str, ...] = ()  # for a person
 
 
+def require_separate(choose: ClassChoice, *, lvis: bool) -> None:
+    """Raises InputError where classes are merged that LVIS rates by their frequency."""
+    if lvis and choose.merge:
+        raise InputError(
+            "--merge-classes cannot be used with --lvis: it says of each class by itself how "
+            "frequent it is and which images lack it; leave one of them out"
+        )
+
+
+def truth_of_classes(
+    stored: Annotations, categories: CategoryMap, *, store: str, run: str = ""
+) -> TruthOfStore:
+    """The store's own ground truth, in the classes that a run knows.
+
+    Raises CheckpointError where it knows others than the store.
+    """
+    labels = _labels_in(categories, stored.categories)
+    if labels is None:
+        raise CheckpointError(
+            f"the run {run}was trained on other classes than the store {store} has: "
+            f"{categories.unlike(stored.categories)}; evaluate on a store extracted with the same "
+            "ones, or give --annotations, and the --merge-classes of its training data"
+        )
+    notes = _note_unknown(stored.categories, labels, store)
+    return TruthOfStore(annotations=stored.with_classes(categories, labels), notes=notes)
+
+
 def read_annotations_of(
-    held: Annotations, annotations: Path, *, lvis: bool = False
+    held: Annotations,
+    annotations: Path,
+    *,
+    categories: CategoryMap | None = None,
+    lvis: bool = False,
+    choose: ClassChoice = ALL_CLASSES,
 ) -> TruthOfStore:
     """Ground truth of a store's images from an annotation file, in the order of the store's rows.
 
     Images are matched by image id, or by file name where the format has no ids or these are of
-    other images; the file may describe more of them, which is noted.
+    other images; the file may describe more of them, which is noted. So are classes that are none
+    of `categories`, which the detector knows; without it they are those of the store.
 
     Raises:
         DatasetError: the file cannot be used.
         InputError: it lacks images of the store, or gives them other sizes or other classes.
     """
-    sections = read_sections(annotations)
-    content = sections.content
+    require_separate(choose, lvis=lvis)
+    sections = read_sections(annotations, choose=choose)
+    content, categories = sections.content, categories or held.categories
     described, found = annotations_of(content, where=annotations, keep_all=True)
-    if sections.are_ids_ours:
-        described = _with_classes(held.categories, described)
-    if held.categories != described.categories:
+    labels = _labels_in(categories, described.categories, by_name=sections.are_ids_ours)
+    if labels is None:
         raise InputError(
             f"{annotations} has other classes than the store: "
-            f"{described.categories.unlike(held.categories)}; give a file with the "
-            "store's categories"
+            f"{described.categories.unlike(categories)}; give a file with the store's categories, "
+            "and the --merge-classes that the store was extracted with"
         )
+    of_classes = _note_unknown(described.categories, labels, str(annotations))
+    described = described.with_classes(categories, labels)
     wanted = held.image_ids.tolist()
     rows = _rows_of(held, described, sections)
     scored = replace(described.keep_rows(rows), image_ids=held.image_ids)
@@ -120,6 +162,7 @@ def read_annotations_of(
         )
     scored = replace(scored, sizes_hw=held.sizes_hw)
     notes = [f"{annotations}: {note}" for note in (*sections.notes, *found.notes)]
+    notes += of_classes
     if len(described) > len(held):
         more = count_of(len(described) - len(held), "image")
         notes.append(f"{annotations} describes {more} more than the store holds: not scored")
@@ -150,17 +193,40 @@ def _rows_of(held: Annotations, described: Annotations, sections: Sections) -> l
     return [row for row in found if row is not None]
 
 
-def _with_classes(categories: CategoryMap, described: Annotations) -> Annotations:
-    """These classes, where all of the described ones are among them by name: their ids are ours."""
-    label_of = {name: label for label, name in enumerate(categories.names)}
-    names = described.categories.names
-    if len(label_of) < len(categories) or any(name not in label_of for name in names):
-        return described
-    labels = np.array([label_of[name] for name in names], dtype=np.int64)
-    return replace(described, labels=labels[described.labels], categories=categories)
+def _labels_in(
+    known: CategoryMap, described: CategoryMap, *, by_name: bool = False
+) -> list[int] | None:
+    """The label in `known` of each described class; -1 of those it lacks.
+
+    None where they are classes of something else: some of `known` are not described, or, where
+    only names tell (a reader made the ids), some on either side.
+    """
+    by_name &= len(set(known.names)) == len(known)
+    ours, theirs = (
+        each.names if by_name else tuple(zip(each.ids, each.names, strict=True))
+        for each in (known, described)
+    )
+    label_of = {one: label for label, one in enumerate(ours)}
+    is_within = by_name and all(one in label_of for one in theirs)
+    if not is_within and any(one not in theirs for one in ours):
+        return None
+    return [label_of.get(one, -1) for one in theirs]
 
 
-def read_counts(training: str, scored: CategoryMap) -> dict[int, int]:
+def _note_unknown(described: CategoryMap, labels: Sequence[int], where: str) -> tuple[str, ...]:
+    """Classes that a file or store has and the detector does not know."""
+    unknown = [name for name, label in zip(described.names, labels, strict=True) if label < 0]
+    if not unknown:
+        return ()
+    return (
+        f"scored on {len(labels) - len(unknown)} of {len(labels)} classes of {where}: what is "
+        f"scored does not know {listed(unknown)}",
+    )
+
+
+def read_counts(
+    training: str, scored: CategoryMap, *, choose: ClassChoice = ALL_CLASSES
+) -> dict[int, int]:
     """Category id -> training annotations, from an annotation file or a store.
 
     Raises:
@@ -170,10 +236,12 @@ def read_counts(training: str, scored: CategoryMap) -> dict[int, int]:
     where = Path(training)
     is_store = is_url(training) or os.path.exists(where / MANIFEST)
     if not is_store and is_annotations(where):
-        sections = read_sections(where)
+        sections = read_sections(where, choose=choose)
         trained_on, _ = annotations_of(sections.content, where=where)
-        if sections.are_ids_ours:
-            trained_on = _with_classes(scored, trained_on)
+        by_name = sections.are_ids_ours
+        labels = _labels_in(scored, trained_on.categories, by_name=True) if by_name else None
+        if labels is not None:
+            trained_on = trained_on.with_classes(scored, labels)
     elif is_store or where.exists():
         trained_on = FeatureStore.open(training).annotations
     else:

@@ -9,7 +9,6 @@ are never wrong. The best 300 detections of an image are scored, of all classes 
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,8 @@ class LvisScores:
 
 
 def read_federated(content: dict[str, Any], annotations: Annotations, *, where: Path) -> Federated:
-    """LVIS's own fields of an annotation file that `annotations` was read from.
+    """LVIS's own fields of an annotation file that `annotations` was read from, all or some
+    classes of it.
 
     Raises DatasetError where an image or class lacks them.
     """
@@ -81,8 +81,8 @@ def read_federated(content: dict[str, Any], annotations: Annotations, *, where: 
                 f"scored as LVIS v1, got {reprlib.repr(frequency)}; score it as COCO instead"
             )
     return Federated(
-        negative=_codes(content["images"], "neg_category_ids", label_of, where),
-        not_exhaustive=_codes(content["images"], "not_exhaustive_category_ids", label_of, where),
+        negative=_codes(content, "neg_category_ids", label_of, where),
+        not_exhaustive=_codes(content, "not_exhaustive_category_ids", label_of, where),
         frequencies=frequencies,
     )
 
@@ -132,26 +132,16 @@ def _labels_of(row: int, codes: NDArray[np.int64], classes: int) -> list[int]:
 
 def _as_lvis(annotations: Annotations) -> Annotations:
     """Leave out boxes of no area, and crowds, which LVIS does not know."""
-    solid = np.flatnonzero(annotations.areas > 0)
-    rows = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
-    counts = np.bincount(rows[solid], minlength=len(annotations))
-    return replace(
-        annotations,
-        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        boxes=annotations.boxes[solid],
-        labels=annotations.labels[solid],
-        areas=annotations.areas[solid],
-        crowd=np.zeros(len(solid), dtype=np.bool_),
-        masks=annotations.masks.keep(solid) if annotations.masks is not None else None,
-        sides_wh=annotations.sides_wh[solid] if annotations.sides_wh is not None else None,
-    )
+    solid = annotations.keep_boxes(annotations.areas > 0)
+    return replace(solid, crowd=np.zeros(len(solid.boxes), dtype=np.bool_))
 
 
 def _codes(
-    images: Sequence[dict[str, Any]], key: str, label_of: dict[int, int], where: Path
+    content: dict[str, Any], key: str, label_of: dict[int, int], where: Path
 ) -> NDArray[np.int64]:
     codes = []
-    for row, image in enumerate(images):
+    known = {entry["id"] for entry in content["categories"]}
+    for row, image in enumerate(content["images"]):
         ids = image.get(key)
         if not isinstance(ids, list):
             raise DatasetError(
@@ -159,11 +149,12 @@ def _codes(
                 f"LVIS v1, got {reprlib.repr(ids)}; score it as COCO instead"
             )
         for category_id in ids:
-            if type(category_id) is not int or category_id not in label_of:
+            if type(category_id) is not int or category_id not in known:
                 raise DatasetError(
                     f"{where}: images[{row}] (id {image['id']}) has "
                     f"{reprlib.repr(category_id)} in `{key}`, "
                     "which is not a category of the file"
                 )
-            codes.append(row * len(label_of) + label_of[category_id])
+            if category_id in label_of:
+                codes.append(row * len(label_of) + label_of[category_id])
     return np.unique(np.array(codes, dtype=np.int64))

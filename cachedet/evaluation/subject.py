@@ -21,7 +21,7 @@ from cachedet.evaluation.merging import Merging
 from cachedet.evaluation.proposals import ProposalReport, proposal_recall
 from cachedet.progress import StageProgress
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Annotations, Detections
+from cachedet.structures import Annotations, CategoryMap, Detections
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 from cachedet.training.partial import build_partial_detector
 from cachedet.training.restoring import load_weights
@@ -61,6 +61,7 @@ class Subject:
     name: str  # for messages
     folder: RunFolder | None  # of its run
     features: FeatureStore
+    categories: CategoryMap  # that it knows; some of the store's, or others
     levels: tuple[str, ...]
     merging: Merging
     views: tuple[str, ...]
@@ -87,6 +88,7 @@ class Subject:
             name=f"{run} is a {trained.kind}",
             folder=folder,
             features=features,
+            categories=checkpoint.categories,
             levels=choose_read_levels(checkpoint.config, features.manifest),
             merging=Merging.like(trained.postprocess),
             views=views,
@@ -106,6 +108,7 @@ class Subject:
             name=f"{name} has none",
             folder=None,
             features=features,
+            categories=features.annotations.categories,
             levels=_levels_of(module, features),
             merging=Merging(),
             views=views,
@@ -163,13 +166,7 @@ def _levels_of(module: nn.Module, features: FeatureStore) -> tuple[str, ...]:
 def _require_fits(checkpoint: Checkpoint, store: FeatureStore, run: Path) -> None:
     trained, scored = checkpoint.manifest, store.manifest
     field = trained.incompatible_field(scored)
-    if field == "categories":
-        raise CheckpointError(
-            f"the run {run} was trained on other classes than the store {store.location} has: "
-            f"{trained.categories.unlike(scored.categories)}; evaluate on a store "
-            "extracted with the same ones"
-        )
-    if field is not None:
+    if field not in (None, "categories"):  # classes are those of what it is scored against
         raise CheckpointError(
             f"the run {run} was trained on features with {field} = {trained.shown(field)}, "
             f"the store {store.location} has {scored.shown(field)}; evaluate on a store extracted "

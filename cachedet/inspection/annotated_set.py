@@ -97,7 +97,7 @@ def read_annotated(
     if dataset is not None:
         found = replace(found, columns=_columns_of(sections, dataset, annotations))
     if reasons:
-        refusal = _refusal(name, reasons[0], annotations)
+        refusal = _refusal(name, reasons[0], sections.source)
         return replace(found, refusals=(_with_places(found, refusal),))
     return replace(found, notes=_notes_of(found))
 

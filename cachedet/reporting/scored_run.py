@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from cachedet.config.run import ClassChoice, make_class_choice
 from cachedet.errors import CheckpointError, InputError
 from cachedet.evaluation.detection_table import DetectionTable, read_results
 from cachedet.evaluation.metrics import score_table
@@ -58,6 +59,13 @@ class ScoredRun:
         if not isinstance(path, str):
             return None
         return find_place(path, run=self.folder, noted_run=self.results.get("run"))
+
+    @property
+    def choose(self) -> ClassChoice:
+        """The classes of that file that it was scored on. Raises ConfigError."""
+        return make_class_choice(
+            self.results.get("choose") or {}, where=str(RunFolder(self.folder).results)
+        )
 
     @property
     def training_boxes(self) -> dict[int, int] | None:

@@ -232,8 +232,11 @@ def _require_same_inputs(root: Path, inputs: StoreInputs) -> None:
             fields += describe_changes(held, (inputs.annotations, inputs.contents))
     raise StoreMismatchError(
         f"{root} was extracted from other inputs. {'; '.join(fields)}. Extract into a new --store, "
-        "or give the same inputs"
+        f"or give the same inputs{_CHOICE if stored.categories != manifest.categories else ''}"
     )
+
+
+_CHOICE = " (the classes are also those of --classes, --ignore-classes and --merge-classes)"
 
 
 def _differ_in_cut(stored: Manifest, manifest: Manifest) -> bool:

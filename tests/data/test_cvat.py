@@ -184,3 +184,11 @@ def test_images_without_a_subset_are_of_the_default_one(exports: Any, tmp_path: 
     with pytest.raises(DatasetError, match=r"several splits .default, train.: choose"):
         read_sections(tmp_path / "a.xml")
     assert len(read_sections(Path(f"{tmp_path}/a.xml:default")).content["images"]) == 3
+
+
+def test_the_xml_file_of_a_folder_is_named(exports: Any, tmp_path: Path) -> None:
+    images = exports.write_images(tmp_path / "images")
+    exports.write_cvat(tmp_path / "annotations.xml", (*exports.SHOTS, exports.SHOTS[0]))
+    message = "annotations.xml: images holds file_name 'a.jpg' more than once"
+    with pytest.raises(DatasetError, match=message):
+        read_dataset(annotations=tmp_path, images=images)

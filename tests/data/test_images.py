@@ -26,6 +26,7 @@ from cachedet.data.images import (
 )
 from cachedet.data.views import make_geometry, view_named
 from cachedet.errors import BadImageError
+from cachedet.progress import show_progress
 from cachedet.structures import Preprocessing
 
 PLAIN = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bicubic")
@@ -549,3 +550,10 @@ def run_without(module: str, expression: str) -> str:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 1
     return result.stderr
+
+
+def test_a_line_tells_of_many_headers(capsys: pytest.CaptureFixture[str]) -> None:
+    with show_progress():
+        assert read_sizes([Path("nowhere.jpg")] * 1000) == [None] * 1000
+        read_sizes([Path("nowhere.jpg")] * 10)
+    assert capsys.readouterr().err.count("read sizes") == 1

@@ -265,3 +265,39 @@ def test_the_first_xml_may_be_of_another_tool(root: Path) -> None:
     (root / "Annotations" / "_.xml").write_text("<kml/>")
     with pytest.raises(DatasetError, match=r"XML files that are not VOC: 1 .*Move other XML"):
         read_sections(root)
+
+
+def test_unreadable_files_are_named_all_at_once(root: Path) -> None:
+    """The good ones among them do not hide the others, nor the other way round."""
+    folder = root / "Annotations"
+    (folder / "a.xml").write_text("<annotation><object>")
+    (folder / "b.xml").write_bytes(b"<annotation>\xff</annotation>")
+    for number in range(6):
+        (folder / f"x{number}.xml").write_text("")
+    write(root, "d", "<object><name>cat</name></object>")
+    with pytest.raises(DatasetError) as caught:
+        read_sections(root)
+    first, second = str(caught.value).split("\n")
+    assert (
+        "XML files that cannot be used: 8 (Annotations/a.xml is not XML: no element found" in first
+    )
+    assert "; Annotations/x2.xml is not XML:" in first
+    assert "; and 3 more). Repair or remove them" in first
+    assert second.startswith("objects without a <bndbox>: 1 (Annotations/d.xml object 1)")
+
+
+def test_two_files_of_one_image_are_named(root: Path) -> None:
+    (root / "Annotations" / "z.xml").write_text((root / "Annotations" / "a.xml").read_text())
+    message = (
+        r"images that two XML files describe: 1 \(a.jpg: Annotations/a.xml and Annotations/z.xml\)."
+        " Remove one of the two, or correct its <filename>"
+    )
+    with pytest.raises(DatasetError, match=message):
+        read_sections(root)
+
+
+@pytest.mark.parametrize(("text", "crowds"), [("1", 1), ("true", 1), ("True", 1), ("false", 0)])
+def test_difficult_in_words(root: Path, text: str, crowds: int) -> None:
+    write(root, "a", box(1, 2, 30, 40).replace("</name>", f"</name><difficult>{text}</difficult>"))
+    dataset = read_dataset(annotations=root, images=root / "JPEGImages")
+    assert dataset.counts["crowd boxes"] == crowds

@@ -143,9 +143,12 @@ def test_outlines_of_four_points_are_outlines_where_they_are_no_rectangles(root:
     """Or where others have more points, or lie upright."""
     upright = "0 .1 .1 .5 .1 .5 .5 .1 .5\n"
     more = "0 .1 .1 .5 .1 .5 .5 .2 .6 .1 .5\n"
-    for lines in (TILTED, upright, OBB + more):
+    for lines, is_said in ((TILTED, True), (upright, True), (OBB + more, False)):
         label(root, a=lines, b="", c="", d="")
-        assert read(root).masks is not None
+        dataset = read_dataset(annotations=root / "data.yaml", images=root)
+        assert dataset.annotations.masks is not None
+        said = "all outlines have four points, as rotated boxes (YOLO-OBB) do, and are not rect"
+        assert any(said in note for note in dataset.notes) == is_said
 
 
 def test_keypoints_are_left_out_where_data_yaml_tells_of_them(root: Path) -> None:

@@ -106,6 +106,12 @@ def test_a_list_of_something_else(root: Path) -> None:
         ("names: {0: cat, 3: cat}\ntrain: x\n", "'cat' is [0, 3]). Rename them"),
         ("names: {a: cat}\ntrain: x\n", "`names` needs whole numbers from 0 before the names"),
         ("names: [cat]\nnc: 2\ntrain: x\n", "`nc` is 2, and `names` has 1"),
+        ("names: [cat]\nnc: '2'\ntrain: x\n", "`nc` is '2', and `names` has 1"),
+        ("names: [cat]\nnc: one\ntrain: x\n", "`nc` is 'one', and `names` has 1"),
+        (
+            "names: [cat, null, ~]\ntrain: x\n",
+            "`names` has no name for 2 of its classes (1; 2); write them, in quotes where they",
+        ),
         (
             "names: [cat]\ntrain: {a: 1}\n",
             "`train` needs a folder or a list of images, got {'a': 1}",
@@ -120,6 +126,16 @@ def test_a_data_yaml_that_is_none(tmp_path: Path, text: str, message: str) -> No
     with pytest.raises(DatasetError) as caught:
         read_sections(tmp_path / "data.yaml")
     assert message in str(caught.value)
+
+
+def test_a_data_yaml_of_thousands_of_classes(root: Path) -> None:
+    """More than a config may hold, and its names behind the first 64 kB."""
+    text = f"# {'x' * 70_000}\ntrain: images/train\nnc: '3000'\nnames:\n"
+    (root / "data.yaml").write_text(text + "".join(f"  {n}: class {n}\n" for n in range(3000)))
+    assert len(read_categories(root)) == 3000
+    (root / "data.yaml").write_text(text + "#" * (1 << 20))
+    with pytest.raises(DatasetError, match="expected a YAML file of at most 1,048,576"):
+        read_sections(root / "data.yaml")
 
 
 def test_names_stay_text_and_keep_their_numbers(root: Path) -> None:

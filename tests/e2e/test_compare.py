@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from cachedet.cli import app
 from cachedet.device import choose_device
 from cachedet.extract import extract
+from cachedet.store.reader import FeatureStore
 
 CONFIG = Path(__file__).parents[2] / "configs" / "retinanet_fpn_tiny.yaml"
 SMALL = (
@@ -203,6 +204,21 @@ def test_images_in_both_sets_are_noted_first(run_compare: Any, tiny: Any) -> Non
     assert f"note: 8 images of --val-annotations {tiny.paths.train} are in --annotations" in told
     assert "too (train_00000.jpg; train_00001.jpg; " in told
     assert "cannot be cut at 'C5'" in told
+
+
+def test_classes_are_chosen_for_both(run_compare: Any, tmp_path: Path) -> None:
+    """Also those that the annotations to score on have and the choice leaves out."""
+    choice = ("--merge-classes", "star,ring=shiny", "--classes", "disc,shiny")
+    result = run_compare("--modes", "cached", "--epochs", "1", "--json", *choice)
+    assert result.exit_code == 0, result.output
+    for kind in ("train", "val"):
+        store = FeatureStore.open(tmp_path / "out" / "features" / f"{kind}.zarr")
+        assert store.manifest.categories.names == ("disc", "shiny")
+    again = run_compare("--modes", "cached", "--epochs", "1", "--classes", "disc,star")
+    told = " ".join(again.stderr.split())
+    assert again.exit_code == 1
+    assert "classes: only there {12: 'shiny'}, only now {12: 'star'}" in told
+    assert "choose another --out" in told
 
 
 def test_a_failed_cell_leaves_the_others(run_compare: Any, tmp_path: Path) -> None:

@@ -139,6 +139,12 @@ def test_commands_take_a_split(
     assert (status, "has other classes than --annotations" in said) == (1, True), said
     status, said = run([*words, "--val-annotations", data, "--val-split", "x"], capsys)
     assert (status, "has no split 'x': it has train, val" in said) == (1, True), said
+    label = folder / "valid" / "labels" / "a.txt"  # found out before anything is extracted
+    before = label.read_text()
+    label.write_text("7 .5 .5 .1 .1\n")
+    status, said = run([*words, "--val-annotations", data, "--val-split", "valid"], capsys)
+    label.write_text(before)
+    assert (status, "lines of a class number without a name: 1 (labels/a.txt" in said) == (1, True)
     assert not (tmp_path / "c").exists()
     (tmp_path / "found.json").write_text(
         json.dumps([{"image_id": 1, "category_id": 1, "bbox": [10, 12, 40, 30], "score": 0.9}])

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from cachedet.config.run import ClassChoice
 from cachedet.errors import DatasetError, InputError, StoreError
 from cachedet.evaluation.error_kinds import analyse_errors
 from cachedet.evaluation.files import read_annotations_of, read_counts, score_files
 from cachedet.evaluation.metrics import coco_results, ground_truth_json, score_detections
 from cachedet.evaluation.significance import compare_runs
-from cachedet.structures import Annotations, Detections
+from cachedet.structures import Annotations, CategoryMap, Detections
 from cachedet.training.run_folder import count_annotations
 
 Scene = tuple[Annotations, list[Detections]]
@@ -276,3 +277,31 @@ def test_numbers_of_formats_without_ids_are_told(exports: Any, tmp_path: Path) -
     report = score_files(detections=tmp_path / "detections.json", annotations=tmp_path / "a.xml")
     assert "images are numbered from 1 by name, classes from 1" in report.notes[0]
     assert "the file `cachedet convert` writes" in report.notes[0]
+
+
+def test_lvis_of_some_classes(drawn: Scene, tmp_path: Path) -> None:
+    """Lists of an image lose the classes that are left out, by choice or as none of the run's."""
+    annotations, _ = drawn
+    content = json.loads((tmp_path / "annotations.json").read_text())
+    for category in content["categories"]:
+        category["frequency"] = "c"
+    for image in content["images"]:
+        image["neg_category_ids"] = [0, 3]
+        image["not_exhaustive_category_ids"] = [6]
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(content))
+    last = CategoryMap(ids=annotations.categories.ids[1:], names=annotations.categories.names[1:])
+    choose = ClassChoice(ignore=(annotations.categories.names[0],))
+    cut = read_annotations_of(annotations, path, categories=last, lvis=True)
+    chosen = read_annotations_of(annotations, path, categories=last, lvis=True, choose=choose)
+    for truth in (cut, chosen):
+        assert truth.federated is not None
+        assert truth.federated.negative.tolist() == list(range(0, 16, 2))  # class 3 of 8 images
+        assert truth.federated.not_exhaustive.tolist() == list(range(1, 17, 2))
+        assert truth.federated.frequencies == ("c", "c")
+    assert cut.annotations.labels.tolist() == chosen.annotations.labels.tolist()
+    report = score_in(tmp_path, lvis=True, choose=choose)
+    assert report.lvis is not None
+    assert len(report.lvis.per_class) == 2
+    with pytest.raises(InputError, match="--merge-classes cannot be used with --lvis"):
+        score_in(tmp_path, lvis=True, choose=ClassChoice(merge=("class 0=a",)))

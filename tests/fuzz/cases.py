@@ -7,7 +7,8 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,17 @@ def mutate_bytes(rng: random.Random, content: bytes) -> bytes:
         else:
             data[at:at] = rng.choice((b"\xef\xbb\xbf", b"\0", b"9" * 400, b"[" * 300, b"\r\n"))
     return bytes(data)
+
+
+def seeds_of(pytestconfig: Any, *, usual: int, share: float = 1.0) -> Iterator[int]:
+    """The one that is asked for, new ones for a share of the time that is, else the first ones."""
+    seed, seconds = (pytestconfig.getoption(f"--fuzz-{name}") for name in ("seed", "seconds"))
+    if seed is not None or not seconds:
+        yield from range(usual) if seed is None else [seed]
+        return
+    until = time.monotonic() + seconds * share
+    while time.monotonic() < until:
+        yield random.randrange(10**9)
 
 
 def mutate_values(rng: random.Random, values: Any) -> Any:

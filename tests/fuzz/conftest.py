@@ -128,6 +128,12 @@ def harm_between(before: State, after: State, case: Any, shop: Any) -> Iterator[
             yield f"{path.relative_to(shop.root)} has appeared"
 
 
+@pytest.fixture(scope="session")
+def cases() -> Any:
+    """cases.py."""
+    return load_cases()
+
+
 @pytest.fixture(scope="module")
 def fuzz(tiny: Any, nursery: Any, tmp_path_factory: pytest.TempPathFactory) -> Fuzz:
     from cachedet.evaluate import evaluate

@@ -7,8 +7,6 @@
 
 from __future__ import annotations
 
-import random
-import time
 from typing import Any
 
 import pytest
@@ -20,20 +18,10 @@ MOST_SHOWN = 5
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_harms(kind: str, fuzz: Any, pytestconfig: pytest.Config) -> None:
-    seed, seconds = (pytestconfig.getoption(f"--fuzz-{name}") for name in ("seed", "seconds"))
-    if seed is not None:
-        seeds = iter([seed])
-    elif seconds:
-        seeds = iter(random.Random().sample(range(10**9), 10**5))
-    else:
-        seeds = iter(range(CASES))
-    until = time.monotonic() + seconds / len(KINDS) if seconds else None
     faults: list[str] = []
-    for number in seeds:
+    for number in fuzz.cases.seeds_of(pytestconfig, usual=CASES, share=1 / len(KINDS)):
         fault = fuzz.check(kind, number)
         faults += [] if fault is None else [fault]
-        if until is not None and time.monotonic() > until:
-            break
     assert not faults, f"{len(faults)} faults\n\n" + "\n\n".join(faults[:MOST_SHOWN])
 
 

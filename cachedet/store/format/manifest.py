@@ -151,8 +151,11 @@ class Manifest:
     def differing_fields(self, other: Manifest) -> list[str]:
         """``"codec: 'fp16' here, 'fp32' there"`` for each identity field that differs."""
         ours, theirs = self.identity(), other.identity()
+        classes = f"classes: {self.categories.unlike(other.categories, where='now')}"
         return [
-            f"{field}: {_short(ours[field])} in the store, {_short(theirs.get(field))} now"
+            classes
+            if field == "categories"
+            else f"{field}: {_short(ours[field])} in the store, {_short(theirs.get(field))} now"
             for field in ours
             if ours[field] != theirs.get(field)
         ]
