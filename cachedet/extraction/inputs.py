@@ -18,9 +18,9 @@ from cachedet.data.views import View, make_geometry, view_named
 from cachedet.errors import BadImageError
 from cachedet.store.format.manifest import (
     Manifest,
-    annotations_digest,
     images_digest,
     library_versions,
+    truth_digest,
 )
 from cachedet.structures import Annotations, FeatureSpec, Preprocessing
 from cachedet.text import printable
@@ -124,8 +124,8 @@ def make_manifest(
         codec=config.codec,
         block_size=config.block_size,
         batch_size=config.batch_size,
-        annotations_digest=annotations_digest(annotations),
-        images_digest=images_digest(contents),
+        images_digest=images_digest(annotations, contents),
+        truth_digest=truth_digest(annotations),
         categories=annotations.categories,
         skipped=skipped,
         versions=library_versions(),

@@ -94,7 +94,7 @@ def _facts(run: ScoredRun, store: FeatureStore) -> dict[str, dict[str, str]]:
             "Views scored": ", ".join(map(str, views)) if isinstance(views, list) else "",
             "Fingerprint of the store scored on": _store_fingerprint(run, store),
             "Fingerprint of the store trained on": manifest.fingerprint(),
-            "Digest of its annotations": manifest.annotations_digest,
+            "Digest of its boxes and classes": manifest.truth_digest,
             "Digest of its images": manifest.images_digest,
         },
         "Backbone": {

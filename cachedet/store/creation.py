@@ -32,14 +32,16 @@ from cachedet.store.files.durable import (
 )
 from cachedet.store.files.leases import COMMIT_LOCK, commit_lock
 from cachedet.store.files.names import (
-    ANNOTATIONS,
     CODEC_STATE,
     COMMITS,
+    IMAGES,
     LEASES,
     MANIFEST,
     METADATA,
     STAGES,
     holds_records,
+    is_truth_key,
+    truth_key,
 )
 from cachedet.store.files.owner import Owner
 from cachedet.store.files.places import find_obstacle, make_folder, write_files
@@ -48,9 +50,10 @@ from cachedet.store.format.annotations import describe_changes, load_annotations
 from cachedet.store.format.layout import Layout, make_metadata, metadata_digest, metadata_keys
 from cachedet.store.format.manifest import (
     Manifest,
-    annotation_arrays,
     encode_manifest,
+    image_arrays,
     load_manifest,
+    truth_arrays,
 )
 from cachedet.store.format.npz import dump_arrays
 from cachedet.store.format.plan import StorePlan, load_codec
@@ -78,8 +81,12 @@ class StoreInputs:
     fit: Fit
     stages: bytes | None = None  # content of the file of stage weights
 
-    def annotations_file(self) -> bytes:
-        return dump_arrays({**annotation_arrays(self.annotations), "contents": self.contents})
+    def annotation_files(self) -> dict[str, bytes]:
+        """Images and boxes, by key."""
+        return {
+            IMAGES: dump_arrays(image_arrays(self.annotations, self.contents)),
+            truth_key(self.manifest.truth_digest): dump_arrays(truth_arrays(self.annotations)),
+        }
 
 
 def require_place(root: Path) -> None:
@@ -146,7 +153,8 @@ def _is_free(root: Path) -> bool:
     names = {path.name for path in root.iterdir() if path.suffix != TEMPORARY_SUFFIX}
     names -= {LEASES, "lost+found"}  # the root of a disk has lost+found
     if (root / COMMIT_LOCK).exists():
-        names -= {METADATA, ANNOTATIONS, CODEC_STATE, STAGES, *filter(is_view_name, names)}
+        names -= {METADATA, IMAGES, CODEC_STATE, STAGES}
+        names -= {name for name in names if is_view_name(name) or is_truth_key(name)}
     return not names
 
 
@@ -165,7 +173,7 @@ def _make_files(root: Path, inputs: StoreInputs) -> dict[str, bytes]:
     )
     if codec.needs_fit:
         files[CODEC_STATE] = dump_arrays(codec.state())
-    files[ANNOTATIONS] = inputs.annotations_file()
+    files |= inputs.annotation_files()
     if inputs.stages is not None:
         files[STAGES] = inputs.stages
     files[MANIFEST] = encode_manifest(decided)
@@ -225,15 +233,30 @@ def _require_same_inputs(root: Path, inputs: StoreInputs) -> None:
             "another. A store with all levels serves every cut; extract into a new --store, or "
             "give the same --freeze-at"
         )
-    digests = (stored.annotations_digest, stored.images_digest)
-    if digests != (manifest.annotations_digest, manifest.images_digest):
+    if (stored.images_digest, stored.truth_digest) != (
+        manifest.images_digest,
+        manifest.truth_digest,
+    ):
         with contextlib.suppress(StoreError):  # damaged: the digests alone must do
             held = load_annotations(source, stored)
             fields += describe_changes(held, (inputs.annotations, inputs.contents))
+    if _differ_in_truth(stored, manifest):
+        raise StoreMismatchError(
+            f"{root} has other boxes or classes for the same images. {'; '.join(fields)}. Its "
+            f"features fit both: `cachedet relabel {root} --annotations FILE` takes the new ones "
+            "without extracting; else give the annotations that it has"
+        )
     raise StoreMismatchError(
         f"{root} was extracted from other inputs. {'; '.join(fields)}. Extract into a new --store, "
         "or give the same inputs"
     )
+
+
+def _differ_in_truth(stored: Manifest, manifest: Manifest) -> bool:
+    """Whether features are the same, and no more than boxes or classes differs."""
+    same = replace(manifest, truth_digest=stored.truth_digest, categories=stored.categories)
+    same = replace(same, views=stored.views, stages_digest=stored.stages_digest)
+    return not stored.differing_fields(same)
 
 
 def _differ_in_cut(stored: Manifest, manifest: Manifest) -> bool:
@@ -244,16 +267,19 @@ def _differ_in_cut(stored: Manifest, manifest: Manifest) -> bool:
 
 
 def _repair_metadata(root: Path, inputs: StoreInputs) -> None:
-    """Write damaged annotations.npz, codec.npz and zarr.json files anew.
+    """Write damaged images.npz, truth, codec.npz and zarr.json files anew.
 
-    Raises StoreError where the codec would not learn the same again.
+    Raises StoreError where the codec would not learn the same again, or the store was relabelled
+    since its inputs were compared and is damaged.
     """
     source = LocalFiles(root)
     manifest = load_manifest(source)
     try:
         load_annotations(source, manifest)
     except StoreError:
-        write_durably(root / ANNOTATIONS, inputs.annotations_file())
+        if manifest.truth_digest != inputs.manifest.truth_digest:
+            raise
+        write_files(root, inputs.annotation_files())
     try:
         load_codec(source, manifest)
     except StoreError:
