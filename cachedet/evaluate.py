@@ -191,6 +191,7 @@ def evaluate(
             "training": source,
             **scored.provenance,
             "store_fingerprint": features.manifest.fingerprint(),
+            "truth_digest": features.manifest.truth_digest,
             "skipped": [list(pair) for pair in features.manifest.skipped],
             **questions.describe(),
         },

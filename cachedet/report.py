@@ -136,6 +136,7 @@ def _open_store(run: ScoredRun, store: Path | str | None) -> FeatureStore:
 def _annotations_of(run: ScoredRun, store: FeatureStore) -> Annotations:
     """The boxes that the run was scored against: the store's, or those of an annotation file."""
     if run.annotations is None:
+        _require_same_truth(run, store)
         return store.annotations
     try:
         return read_annotations_of(store.annotations, Path(run.annotations)).annotations
@@ -144,6 +145,17 @@ def _annotations_of(run: ScoredRun, store: FeatureStore) -> Annotations:
             f"{run.folder} was scored against {run.annotations}, which cannot be used now: "
             f"{error}. Score the run again with `cachedet eval {run.folder} --store {run.store}`"
         ) from error
+
+
+def _require_same_truth(run: ScoredRun, store: FeatureStore) -> None:
+    """Raises InputError where the store was relabelled since the run was scored."""
+    recorded, now = run.results.get("truth_digest"), store.manifest.truth_digest
+    if isinstance(recorded, str) and recorded != now:
+        raise InputError(
+            f"{run.folder} was scored on boxes of {run.store} that are others now: labels "
+            f"{recorded[:12]} then, {now[:12]} in {store.location}. Score the run again with "
+            f"`cachedet eval {run.folder} --store {run.store}`"
+        )
 
 
 def _same_annotations(runs: Sequence[ScoredRun], gt: Sequence[Annotations]) -> Annotations:

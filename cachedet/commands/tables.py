@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # commands import what they need when they run: `--help` stay
     from cachedet.estimation.prediction import PredictedVsActual
     from cachedet.extract import ExtractReport
     from cachedet.model import ModelCost
+    from cachedet.relabel import RelabelReport
     from cachedet.store.prune import PruneReport
     from cachedet.store.verify import VerifyReport
     from cachedet.train import TrainReport
@@ -92,6 +93,22 @@ def print_waste(report: PruneReport, *, dry_run: bool) -> None:
     for path in report.left:
         what = "a link, and not followed" if path.is_symlink() else "not a file of the store's"
         say(f"left alone: {path} is {what}")
+
+
+def print_relabelling(report: RelabelReport, *, dry_run: bool) -> None:
+    """What `relabel` changed or would change."""
+    for note in report.notes:
+        say(f"note    {note}")
+    if report.changes is None:
+        say("the boxes it had are damaged, so that they cannot be compared with the new ones")
+    for line in [] if report.changes is None else report.changes.lines():
+        say(line)
+    verdict = f"labels {report.truth_before[:12]} became {report.truth[:12]}"
+    if report.truth == report.truth_before:
+        verdict = "written anew" if report.written else "it has these labels already"
+    elif dry_run:
+        verdict = "nothing was changed (--dry-run)"
+    say(f"{report.store}: {report.images} images, {report.boxes} boxes; {verdict}")
 
 
 def print_cost(cost: ModelCost, *, title: str) -> None:

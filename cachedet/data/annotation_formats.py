@@ -65,7 +65,7 @@ def read_dataset(
     does not allow it).
     """
     sections = read_sections(annotations, images=images, rotated=rotated)
-    described, found = annotations_of(_with_sizes(sections), where=annotations)
+    described, found = annotations_of(with_sizes(sections), where=annotations)
     require_inside(described.file_names, images, annotations, follow_links=follow_links)
     notes = (*sections.notes, *found.notes)
     return CocoDataset(images=images, annotations=described, counts=found.counts, notes=notes)
@@ -227,7 +227,7 @@ def _recognise_folder(folder: Path) -> tuple[_Read, Path]:
     )
 
 
-def _with_sizes(sections: Sections) -> dict[str, Any]:
+def with_sizes(sections: Sections) -> dict[str, Any]:
     """Images whose files give no size get some: the look at all images will refuse them."""
     if not sections.unread or not sections.are_ids_ours:
         return sections.content

@@ -96,10 +96,13 @@ def load_truth(source: ByteSource, manifest: Manifest, images: Annotations) -> A
     with _reading(source, key, _REPAIR_TRUTH):
         arrays = load_arrays(source, key, wanted=_TRUTH_ARRAYS, remedy=_REPAIR_TRUTH)
         _require_shapes(arrays, _TRUTH_ARRAYS, rows=len(images))
-        plain = ("offsets", "boxes", "labels", "crowd", "areas")
         annotations = replace(
             images,
-            **{name: arrays[name] for name in plain},
+            offsets=arrays["offsets"],
+            boxes=arrays["boxes"],
+            labels=arrays["labels"],
+            crowd=arrays["crowd"],
+            areas=arrays["areas"],
             masks=MaskCodes(codes=arrays["masks"], offsets=arrays["mask_offsets"])
             if "masks" in arrays
             else None,
