@@ -26,6 +26,7 @@ from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
 from cachedet.extraction.ranks import Rank, blocks_to_write, find_rank
 from cachedet.loading.memory import free_ram
 from cachedet.progress import StageProgress, count_of
+from cachedet.store.additions import order_as_stored
 from cachedet.store.codecs.codec import Codec
 from cachedet.store.codecs.registry import make_codec
 from cachedet.store.codecs.statistics import FeatureStatistics
@@ -53,6 +54,7 @@ class ExtractReport:
     views: tuple[str, ...]  # all that the store holds now
     views_kept: tuple[str, ...]  # of those the ones that were not asked for
     images: int  # in the data set, without the skipped ones
+    images_added: int  # to those the store had
     blocks_written: int
     blocks_missing: int  # left to other writers that were still at work
     blocks_total: int
@@ -90,7 +92,8 @@ def extract(
 ) -> ExtractReport:
     """Write the features of every (image, view) once; safe to interrupt and repeat.
 
-    Views that an existing store lacks are added to it; what it holds is not touched.
+    Views and images that an existing store lacks are added to it; what it holds is not touched.
+    Where images are added, the annotations are taken for all of them.
     Several processes may extract into one store at once; each block is written by one of them.
 
     Args:
@@ -171,14 +174,10 @@ def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractRe
     network = (network or _load_network(config)).to(device)
     backbone = network if config.freeze_at is None else freeze_trunk(network, config.freeze_at)
     stages, digest = _find_stages(network, config.store)
-    with StageProgress("check images", total=len(dataset.annotations), unit="images") as progress:
-        scan = scan_images(
-            dataset,
-            workers=config.workers,
-            keep_nbytes=min(_KEPT_NBYTES, free_ram() // 8),
-            on_progress=progress.advance,
-        )
+    scan = _scan(dataset, config)
     kept, skipped = _split_bad(dataset, scan, on_bad_image=config.on_bad_image)
+    order = order_as_stored(config.store, dataset.annotations.file_names, kept)
+    kept = order.rows
     annotations = dataset.annotations.keep_rows(kept)
     contents = scan.contents[kept]
     manifest = make_manifest(
@@ -190,6 +189,7 @@ def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractRe
         annotations=annotations,
         contents=contents,
         skipped=skipped,
+        starts=order.starts,
     )
     loader = make_inputs(
         annotations,
@@ -203,7 +203,8 @@ def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractRe
 
     def fit(codec: Codec) -> Codec:
         learns_from = _held_manifest(config.store) or manifest  # a store under repair: its own view
-        return fit_codec(codec, loader, backbone, view=learns_from.views[0])
+        first = learns_from.added[0][0] if learns_from.added else None  # it knew no others then
+        return fit_codec(codec, loader, backbone, view=learns_from.views[0], images=first)
 
     writer = StoreWriter.open(
         config.store,
@@ -221,6 +222,7 @@ def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractRe
         views=writer.manifest.views,
         views_kept=tuple(v for v in writer.manifest.views if v not in manifest.views),
         images=len(annotations),
+        images_added=order.added,
         blocks_written=blocks_written,
         blocks_missing=len(writer.missing_blocks()),
         blocks_total=len(writer.blocks),
@@ -235,6 +237,16 @@ def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractRe
         ),
         counts=dataset.counts,
     )
+
+
+def _scan(dataset: CocoDataset, config: ExtractConfig) -> Scan:
+    with StageProgress("check images", total=len(dataset.annotations), unit="images") as progress:
+        return scan_images(
+            dataset,
+            workers=config.workers,
+            keep_nbytes=min(_KEPT_NBYTES, free_ram() // 8),
+            on_progress=progress.advance,
+        )
 
 
 def open_dataset(config: ExtractConfig) -> CocoDataset:
@@ -275,10 +287,18 @@ def _find_stages(network: FrozenBackbone, store: Path) -> tuple[bytes | None, st
     return content, stages_digest(content)
 
 
-def fit_codec(codec: Codec, loader: InputLoader, backbone: FrozenBackbone, *, view: str) -> Codec:
-    """Show the codec the features of a sample of images, one by one and always the same."""
-    count = min(FIT_IMAGES, len(loader.paths))
-    rows = np.linspace(0, len(loader.paths) - 1, count).round().astype(int)
+def fit_codec(
+    codec: Codec,
+    loader: InputLoader,
+    backbone: FrozenBackbone,
+    *,
+    view: str,
+    images: int | None = None,
+) -> Codec:
+    """Show the codec the features of a sample of the first images, one by one, always the same."""
+    images = len(loader.paths) if images is None else images
+    count = min(FIT_IMAGES, images)
+    rows = np.linspace(0, images - 1, count).round().astype(int)
     device = next(backbone.parameters()).device
     statistics = FeatureStatistics()
     with StageProgress("fit codec", total=count, unit="images") as progress:

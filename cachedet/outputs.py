@@ -234,7 +234,7 @@ _FILES_OF = {
         "memory.json",
         "cell.json",
     ),
-    "feature store": (MANIFEST, METADATA, IMAGES, CODEC_STATE, STAGES),
+    "feature store": (MANIFEST, METADATA, f"{IMAGES}.npz", CODEC_STATE, STAGES),
     "comparison": ("settings.json", "comparison.html", "comparison.md", "comparison.json"),
 }
 

@@ -188,8 +188,8 @@ def _require_same_images(
     if added:
         raise InputError(
             f"{sections.source} has images that {root} lacks: {len(added)} ({listed(added)}). "
-            "Nothing was changed: leave them out of the file to relabel the others, or extract "
-            "all of it into a new --store"
+            "Nothing was changed: `cachedet extract` into this store with this file extracts them "
+            "alone, and takes what it says of all images; or leave them out of it"
         )
 
 

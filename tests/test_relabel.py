@@ -146,7 +146,7 @@ def resize(values: Json) -> None:
         (
             add_images,
             r"has images that .*s.zarr lacks: 7 \(added_0.jpg; .*; added_4.jpg; and 2 more\)\. "
-            r"Nothing was changed: leave them out of the file .*, or extract all of it into a new",
+            r"Nothing was changed: `cachedet extract` into this store with this file extracts them",
         ),
         (
             resize,
@@ -250,7 +250,7 @@ def test_the_command(root: Path, write: Any) -> None:
     assert "boxes: 1 added, 1 removed, 1 moved, 1 reclassified, in 4 images" in shown.output
     assert "5 images, 4 boxes; nothing was changed (--dry-run)" in shown.output
     done = runner.invoke(app, [*arguments, "--json"], catch_exceptions=False)
-    values = json.loads(done.output)
+    values = json.loads(done.stdout)
     assert values["written"] is True
     assert values["changes"]["classes_added"] == ["new (id 91)"]
     again = runner.invoke(app, arguments, catch_exceptions=False)

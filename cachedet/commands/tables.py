@@ -168,6 +168,11 @@ def print_extraction(report: ExtractReport) -> None:
             f"the store keeps views that were not asked for: {', '.join(report.views_kept)} "
             "(`cachedet prune --keep-views` removes views)"
         )
+    if report.images_added:
+        say(
+            f"added to the store: {count_of(report.images_added, 'image')}, and what the "
+            "annotations say of all"
+        )
     say(", ".join(f"{count} {what}" for what, count in report.counts.items() if count))
     say(
         f"{report.store}: {report.images} images, {report.blocks_written} of "

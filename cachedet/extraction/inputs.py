@@ -16,9 +16,9 @@ from cachedet.data.images import decoded, make_input, opened
 from cachedet.data.survey import content_hash_of
 from cachedet.data.views import View, make_geometry, view_named
 from cachedet.errors import BadImageError
+from cachedet.store.additions import digest_generations
 from cachedet.store.format.manifest import (
     Manifest,
-    images_digest,
     library_versions,
     truth_digest,
 )
@@ -106,13 +106,16 @@ def make_manifest(
     annotations: Annotations,
     contents: NDArray[np.uint64],
     skipped: tuple[tuple[str, str], ...],
+    starts: Sequence[int] = (0,),
 ) -> Manifest:
     """What a store of these features says of itself.
 
     `network` are all levels of the backbone, `stages_digest` is that of the file of its weights
     behind the first ("": it cannot be cut); `contents` (N,) are digests of the image files;
-    `skipped` are the file names and reasons of images that were left out.
+    `skipped` are the file names and reasons of images that were left out; `starts` the first rows
+    of images that came to the store later.
     """
+    images_digest, added = digest_generations(annotations, contents, starts)
     return Manifest(
         spec=backbone.spec,
         preprocessing=backbone.preprocessing,
@@ -124,7 +127,8 @@ def make_manifest(
         codec=config.codec,
         block_size=config.block_size,
         batch_size=config.batch_size,
-        images_digest=images_digest(annotations, contents),
+        images_digest=images_digest,
+        added=added,
         truth_digest=truth_digest(annotations),
         categories=annotations.categories,
         skipped=skipped,

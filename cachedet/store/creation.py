@@ -12,7 +12,7 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from cachedet.data.views import is_view_name
 from cachedet.errors import StoreError, StoreMismatchError
+from cachedet.store.additions import grows, split_rows
 from cachedet.store.codecs.codec import Codec, state_digest
 from cachedet.store.codecs.registry import make_codec
 from cachedet.store.files.durable import (
@@ -34,13 +35,13 @@ from cachedet.store.files.leases import COMMIT_LOCK, commit_lock
 from cachedet.store.files.names import (
     CODEC_STATE,
     COMMITS,
-    IMAGES,
     LEASES,
     MANIFEST,
     METADATA,
     STAGES,
     holds_records,
-    is_truth_key,
+    images_key,
+    is_table_key,
     truth_key,
 )
 from cachedet.store.files.owner import Owner
@@ -83,10 +84,15 @@ class StoreInputs:
 
     def annotation_files(self) -> dict[str, bytes]:
         """Images and boxes, by key."""
-        return {
-            IMAGES: dump_arrays(image_arrays(self.annotations, self.contents)),
-            truth_key(self.manifest.truth_digest): dump_arrays(truth_arrays(self.annotations)),
-        }
+        manifest, files = self.manifest, {}
+        split = split_rows(len(self.annotations), manifest.starts)
+        for generation, (digest, rows) in enumerate(
+            zip(manifest.image_digests, split, strict=True)
+        ):
+            table = image_arrays(self.annotations.keep_rows(rows), self.contents[rows])
+            files[images_key(generation, digest)] = dump_arrays(table)
+        files[truth_key(manifest.truth_digest)] = dump_arrays(truth_arrays(self.annotations))
+        return files
 
 
 def require_place(root: Path) -> None:
@@ -107,7 +113,7 @@ def require_place(root: Path) -> None:
 def open_or_create(root: Path, inputs: StoreInputs) -> StorePlan:
     """The plan of the store at `root`, made now or before from the same inputs.
 
-    Views that the store lacks become part of it; those it holds beside them stay.
+    Views and images that the store lacks become part of it; views it holds beside them stay.
 
     Raises StoreMismatchError, or StoreError where the folder is something else or too full.
     """
@@ -120,7 +126,7 @@ def open_or_create(root: Path, inputs: StoreInputs) -> StorePlan:
     with commit_lock(root):
         _repair_metadata(root, inputs)
         _repair_stages(root, inputs)
-        _add_views(root, inputs.manifest.views)
+        _extend(root, inputs)
     remove_leftovers(root)
     return StorePlan.load(LocalFiles(root))
 
@@ -153,8 +159,8 @@ def _is_free(root: Path) -> bool:
     names = {path.name for path in root.iterdir() if path.suffix != TEMPORARY_SUFFIX}
     names -= {LEASES, "lost+found"}  # the root of a disk has lost+found
     if (root / COMMIT_LOCK).exists():
-        names -= {METADATA, IMAGES, CODEC_STATE, STAGES}
-        names -= {name for name in names if is_view_name(name) or is_truth_key(name)}
+        names -= {METADATA, CODEC_STATE, STAGES}
+        names -= {name for name in names if is_view_name(name) or is_table_key(name)}
     return not names
 
 
@@ -223,7 +229,11 @@ def _require_same_inputs(root: Path, inputs: StoreInputs) -> None:
     stored = load_manifest(source)
     digest = stored.stages_digest and manifest.stages_digest  # one without them gets them
     stored = replace(stored, stages_digest=digest)
-    fields = stored.differing_fields(replace(manifest, views=stored.views, stages_digest=digest))
+    same = replace(manifest, views=stored.views, stages_digest=digest)
+    if grows(stored, manifest):  # the file of more images is what people say of all of them
+        same = replace(same, added=stored.added, truth_digest=stored.truth_digest)
+        same = replace(same, categories=stored.categories)
+    fields = stored.differing_fields(same)
     if not fields:
         return
     if fields and _differ_in_cut(stored, manifest):
@@ -233,10 +243,9 @@ def _require_same_inputs(root: Path, inputs: StoreInputs) -> None:
             "another. A store with all levels serves every cut; extract into a new --store, or "
             "give the same --freeze-at"
         )
-    if (stored.images_digest, stored.truth_digest) != (
-        manifest.images_digest,
-        manifest.truth_digest,
-    ):
+    fields = [text for text in fields if not text.startswith("added: ")]  # in words below
+    identities = [(each.image_digests, each.truth_digest) for each in (stored, manifest)]
+    if identities[0] != identities[1]:
         with contextlib.suppress(StoreError):  # damaged: the digests alone must do
             held = load_annotations(source, stored)
             fields += describe_changes(held, (inputs.annotations, inputs.contents))
@@ -246,9 +255,11 @@ def _require_same_inputs(root: Path, inputs: StoreInputs) -> None:
             f"features fit both: `cachedet relabel {root} --annotations FILE` takes the new ones "
             "without extracting; else give the annotations that it has"
         )
+    gone = any(text.startswith("images gone: ") for text in fields)
+    stay = "Images do not leave a store, others may be added to all of its own. " if gone else ""
     raise StoreMismatchError(
-        f"{root} was extracted from other inputs. {'; '.join(fields)}. Extract into a new --store, "
-        "or give the same inputs"
+        f"{root} was extracted from other inputs. {'; '.join(fields)}. {stay}Extract into a new "
+        "--store, or give the same inputs"
     )
 
 
@@ -315,24 +326,42 @@ def _repair_stages(root: Path, inputs: StoreInputs) -> None:
             write_durably(root / MANIFEST, encode_manifest(decided))
 
 
-def _add_views(root: Path, views: Sequence[str]) -> None:
-    """Make the store one that holds these views beside its own; only under the commit lock.
+def _extend(root: Path, inputs: StoreInputs) -> None:
+    """Make the store one that holds these views and images beside its own; under the commit lock.
 
-    What its codec learnt stays. Raises StoreError where the metadata is damaged or the disk cannot
-    hold what is to be extracted; the store then is as it was.
+    What its codec learnt stays, and its blocks. Where images come, what is said of all of them is
+    taken. Raises StoreError where the metadata is damaged or the disk cannot hold what is to be
+    extracted; the store then is as it was.
     """
     plan = StorePlan.load(LocalFiles(root))
-    held = plan.manifest.views
-    added = tuple(view for view in views if view not in held)
-    if not added:
+    held, wanted = plan.manifest, inputs.manifest
+    views = tuple(view for view in wanted.views if view not in held.views)
+    larger, annotations = replace(held, views=(*held.views, *views)), plan.annotations
+    tables: dict[str, bytes] = {}
+    if grows(held, wanted):
+        annotations, tables = inputs.annotations, inputs.annotation_files()
+        larger = replace(
+            larger,
+            added=wanted.added,
+            truth_digest=wanted.truth_digest,
+            categories=wanted.categories,
+            skipped=wanted.skipped,
+        )
+    elif held.image_digests != wanted.image_digests:
+        raise StoreMismatchError(
+            f"{root} was given other images by another process meanwhile; run the same command "
+            "again: it compares with what the store has now"
+        )
+    if larger == held:
         return
-    larger = replace(plan.manifest, views=(*held, *added))
-    blocks = [block for block in larger.plan(plan.annotations) if block.view in added]
+    known = {block.name for block in plan.blocks}
+    blocks = [block for block in larger.plan(annotations) if block.name not in known]
     require_space(root, plan.layout.least_nbytes(blocks))
     kept = {key: plan.source.read(key) for key in metadata_keys(plan.blocks, plan.layout)}
     made = make_metadata(blocks=blocks, layout=plan.layout, block_size=larger.block_size)
     new = {key: content for key, content in made.items() if key not in kept}
     decided = replace(larger, metadata_digest=metadata_digest({**kept, **new}))
     content = encode_manifest(decided)
-    write_files(root, new)
+    named = {images_key(*pair) for pair in enumerate(held.image_digests)}
+    write_files(root, new | {k: v for k, v in tables.items() if k not in named})
     write_durably(root / MANIFEST, content)

@@ -14,7 +14,7 @@ from cachedet.errors import StoreError
 from cachedet.store.files.durable import cannot_write, write_durably
 from cachedet.store.files.inside import remove_inside
 from cachedet.store.files.leases import commit_lock
-from cachedet.store.files.names import MANIFEST, is_truth_key, truth_key
+from cachedet.store.files.names import MANIFEST, images_key, is_table_key, truth_key
 from cachedet.store.files.places import find_obstacle
 from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.manifest import (
@@ -53,7 +53,7 @@ def replace_truth(root: Path, held: Manifest, annotations: Annotations) -> None:
                 )
             new = replace(now, truth_digest=digest, categories=annotations.categories)
             content = encode_manifest(new)
-            for path in old_truths(root, now):
+            for path in unnamed_tables(root, now):
                 remove_inside(root, path)
             write_durably(root / truth_key(digest), dump_arrays(truth_arrays(annotations)))
             write_durably(root / MANIFEST, content)
@@ -61,18 +61,22 @@ def replace_truth(root: Path, held: Manifest, annotations: Annotations) -> None:
         raise cannot_write(root, error) from error
 
 
-def old_truths(root: Path, manifest: Manifest) -> set[Path]:
-    """Files of boxes that the store had before, or that a writer left who died; links are none."""
-    current = truth_key(manifest.truth_digest)
+def unnamed_tables(root: Path, manifest: Manifest) -> set[Path]:
+    """Files of boxes or images that the manifest does not name; links are none.
+
+    The store had them before, or a writer left them who died.
+    """
+    named = {truth_key(manifest.truth_digest)}
+    named.update(images_key(*pair) for pair in enumerate(manifest.image_digests))
     with os.scandir(root) as entries:
         return {
             root / entry.name
             for entry in entries
-            if is_truth_key(entry.name)
-            and entry.name != current
+            if is_table_key(entry.name)
+            and entry.name not in named
             and entry.is_file(follow_symlinks=False)
         }
 
 
 def _identity(manifest: Manifest) -> tuple[str, str]:
-    return manifest.images_digest, manifest.truth_digest
+    return " ".join(manifest.image_digests), manifest.truth_digest

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from cachedet.config.run import TrainConfig
 from cachedet.errors import CheckpointError
+from cachedet.store.additions import grows
 from cachedet.store.format.manifest import Manifest
 from cachedet.structures import CategoryMap
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
@@ -45,7 +46,13 @@ def require_same_run(
             f"cannot resume {where}: the config differs: {'; '.join(changed)}; give the same "
             "config and --set, or another --run"
         )
-    if before.block_fingerprint() != manifest.block_fingerprint():
+    if before.image_digests != manifest.image_digests and grows(before, manifest):
+        raise CheckpointError(
+            f"cannot resume {where}: images were added to the store since, and the order of a "
+            "run's images hangs on all of them; start another --run from its weights with "
+            "--init-from"
+        )
+    if before.block_fingerprint() != manifest.block_fingerprint() or before.added != manifest.added:
         same = replace(manifest, views=before.views, truth_digest=before.truth_digest)
         fields = "; ".join(before.differing_fields(same))
         raise CheckpointError(

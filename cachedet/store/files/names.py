@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 MANIFEST = "manifest.json"
-IMAGES = "images.npz"
+IMAGES = "images"  # with the start of a digest behind it but for the first: see `images_key`
 TRUTH = "truth"  # with the start of its digest behind it: see `truth_key`
 CODEC_STATE = "codec.npz"
 STAGES = "stages.safetensors"
@@ -16,8 +16,8 @@ COMMITS = "commits"
 LEASES = "leases"
 METADATA = "zarr.json"
 WITHDRAWN_SUFFIX = ".bad"
-_TRUTH_KEY = re.compile(rf"{TRUTH}-[0-9a-f]{{16}}\.npz", re.ASCII)
-_RECORD = re.compile(r".+-b\d+x\d+-\d{6,}\.json(\.bad)?", re.ASCII)  # see `Block.name`
+_TABLE = re.compile(rf"({IMAGES}(?=\.)|({IMAGES}|{TRUTH})-[0-9a-f]{{16}})\.npz", re.ASCII)
+_RECORD = re.compile(r".+-b\d+x\d+(g\d+)?-\d{6,}\.json(\.bad)?", re.ASCII)  # see `Block.name`
 _MOST_NBYTES = {
     MANIFEST: 32 << 20,  # 200,000 skipped images; parsed it takes up to 25 times as much memory
     IMAGES: 4 << 30,  # 16 million images with names of 200 bytes
@@ -32,7 +32,8 @@ _MOST_RECORD_NBYTES = 1 << 20  # 64 levels of two parts and 256 images take 0.4 
 def most_nbytes(key: str) -> int:
     """Bytes of a file that is read whole beyond which it is not one that cachedet wrote."""
     name = key.rpartition("/")[2]
-    return _MOST_NBYTES.get(TRUTH if is_truth_key(name) else name, _MOST_RECORD_NBYTES)
+    kind = re.split(r"[-.]", name)[0] if is_table_key(name) else name
+    return _MOST_NBYTES.get(kind, _MOST_RECORD_NBYTES)
 
 
 def truth_key(digest: str) -> str:
@@ -40,9 +41,14 @@ def truth_key(digest: str) -> str:
     return f"{TRUTH}-{digest[:16]}.npz"
 
 
-def is_truth_key(name: str) -> bool:
-    """Whether a file of boxes has this name, of whatever boxes."""
-    return _TRUTH_KEY.fullmatch(name) is not None
+def images_key(generation: int, digest: str) -> str:
+    """The file of the images of a generation: the first, or one that was added later."""
+    return f"{IMAGES}.npz" if generation == 0 else f"{IMAGES}-{digest[:16]}.npz"
+
+
+def is_table_key(name: str) -> bool:
+    """Whether a file of images or boxes has this name, of whatever ones."""
+    return _TABLE.fullmatch(name) is not None
 
 
 def require_size(nbytes: int, key: str) -> None:

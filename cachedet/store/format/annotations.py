@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.errors import StoreError
-from cachedet.store.files.names import IMAGES, truth_key
+from cachedet.store.files.names import images_key, truth_key
 from cachedet.store.files.source import ByteSource
 from cachedet.store.format.manifest import Manifest, images_digest, truth_digest
 from cachedet.store.format.npz import load_arrays
 from cachedet.store.format.shards import altered
-from cachedet.structures import Annotations, MaskCodes
+from cachedet.structures import Annotations, CategoryMap, MaskCodes
 
 _LARGEST_SIDE = 1 << 20  # pixels of an image
 _MOST_IMAGES = 1 << 24  # each takes a few hundred bytes of memory beside its arrays
@@ -65,29 +65,62 @@ def load_images(source: ByteSource, manifest: Manifest) -> tuple[Annotations, ND
 
     Raises as `load_annotations`.
     """
-    with _reading(source, IMAGES, _REPAIR):
-        arrays = load_arrays(source, IMAGES, wanted=_IMAGE_ARRAYS, remedy=_REPAIR)
+    tables, rows = [], 0
+    for generation, (start, digest) in enumerate(
+        zip(manifest.starts, manifest.image_digests, strict=True)
+    ):
+        key = images_key(generation, digest)
+        if rows != start:
+            reason = f"there are {rows} images before it, {start} by the manifest"
+            raise altered(source.describe(key), reason, remedy=_REPAIR)
+        tables.append(_load_table(source, key, digest, manifest.categories))
+        rows += len(tables[-1][0])
+    if len(tables) == 1:
+        return tables[0]
+    images = [table for table, _ in tables]
+    return _without_boxes(
+        np.concatenate([table.image_ids for table in images]),
+        tuple(name for table in images for name in table.file_names),
+        np.concatenate([table.sizes_hw for table in images]),
+        manifest.categories,
+    ), np.concatenate([contents for _, contents in tables])
+
+
+def _load_table(
+    source: ByteSource, key: str, digest: str, categories: CategoryMap
+) -> tuple[Annotations, NDArray[np.uint64]]:
+    with _reading(source, key, _REPAIR):
+        arrays = load_arrays(source, key, wanted=_IMAGE_ARRAYS, remedy=_REPAIR)
         _require_shapes(arrays, _IMAGE_ARRAYS, rows=arrays["image_ids"].size)
         _require_names(arrays)
         names = arrays["file_names"].tobytes().decode(errors="surrogatepass")
-        rows = len(arrays["image_ids"])
-        images = Annotations(
-            image_ids=arrays["image_ids"],
-            file_names=tuple(names.split("\n")) if names else (),
-            sizes_hw=arrays["sizes_hw"],
-            offsets=np.zeros(rows + 1, dtype=np.int64),
-            boxes=np.zeros((0, 4)),
-            labels=np.zeros(0, dtype=np.int64),
-            crowd=np.zeros(0, dtype=np.bool_),
-            areas=np.zeros(0),
-            categories=manifest.categories,
-        )
-        sizes = images.sizes_hw
-        if rows and not 1 <= sizes.min() <= sizes.max() <= _LARGEST_SIDE:
+        listed = tuple(names.split("\n")) if names else ()
+        sizes, contents = arrays["sizes_hw"], arrays["contents"]
+        if len(sizes) and not 1 <= sizes.min() <= sizes.max() <= _LARGEST_SIDE:
             raise ValueError(f"sizes_hw must be 1 to {_LARGEST_SIDE}")
-    if images_digest(images, arrays["contents"]) != manifest.images_digest:
-        raise altered(source.describe(IMAGES), _OTHER, remedy=_REPAIR, verdict="")
-    return images, arrays["contents"]
+        images = _without_boxes(arrays["image_ids"], listed, sizes, categories)
+    if images_digest(images, contents) != digest:
+        raise altered(source.describe(key), _OTHER, remedy=_REPAIR, verdict="")
+    return images, contents
+
+
+def _without_boxes(
+    image_ids: NDArray[np.int64],
+    file_names: tuple[str, ...],
+    sizes_hw: NDArray[np.int64],
+    categories: CategoryMap,
+) -> Annotations:
+    return Annotations(
+        image_ids=image_ids,
+        file_names=file_names,
+        sizes_hw=sizes_hw,
+        offsets=np.zeros(len(image_ids) + 1, dtype=np.int64),
+        boxes=np.zeros((0, 4)),
+        labels=np.zeros(0, dtype=np.int64),
+        crowd=np.zeros(0, dtype=np.bool_),
+        areas=np.zeros(0),
+        categories=categories,
+    )
 
 
 def load_truth(source: ByteSource, manifest: Manifest, images: Annotations) -> Annotations:

@@ -16,6 +16,7 @@ import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -87,7 +88,8 @@ _REFETCH = (
     "cachedet writes no such file: fetch the store again from where it came from, or extract into "
     "a new --store"
 )
-_NOT_OF_BLOCKS = frozenset({"views", "stages_digest", "truth_digest", "categories"})
+_NOT_OF_BLOCKS = frozenset({"views", "stages_digest", "truth_digest", "categories", "added"})
+_MOST_ADDITIONS = 10_000
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LIBRARIES = ("torch", "torchvision", "timm", "zarr", "numpy", "pillow")
 
@@ -114,6 +116,7 @@ class Manifest:
     codec_digest: str = ""  # of what the codec learnt from the sample; decided when a store is made
     metadata_digest: str = ""  # of all zarr.json files; decided when a store is made
     network: FeatureSpec  # all levels of the backbone, those that are left out too
+    added: tuple[tuple[int, str], ...] = ()  # first row and images digest of those added later
     stages_digest: str = ""  # of the weights behind the first level; "": the store has none
 
     @property
@@ -136,6 +139,7 @@ class Manifest:
             "images_digest": self.images_digest,
             "truth_digest": self.truth_digest,
             "categories": {"ids": list(self.categories.ids), "names": list(self.categories.names)},
+            **({"added": [list(pair) for pair in self.added]} if self.added else {}),
             **({"network": self.network.to_json()} if self.network != self.spec else {}),
             **({"stages_digest": self.stages_digest} if self.stages_digest else {}),
         }
@@ -144,10 +148,23 @@ class Manifest:
         """sha256 over the identity fields, what the codec learnt and the format."""
         return digest_json(self._fingerprinted())
 
-    def block_fingerprint(self) -> str:
-        """sha256 over what the bytes of one block depend on: no list of views, stages nor boxes."""
-        fields = self._fingerprinted().items()
-        return digest_json({k: v for k, v in fields if k not in _NOT_OF_BLOCKS})
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """First row of each generation of images."""
+        return (0, *(row for row, _ in self.added))
+
+    @property
+    def image_digests(self) -> tuple[str, ...]:
+        """Of each generation of images."""
+        return (self.images_digest, *(digest for _, digest in self.added))
+
+    def block_fingerprint(self, generation: int = 0) -> str:
+        """sha256 over what the bytes of blocks of these images depend on.
+
+        That is no list of views, no stages, no boxes, and no other generation of images.
+        """
+        fields = self._fingerprinted() | {"images_digest": self.image_digests[generation]}
+        return digest_json({k: v for k, v in fields.items() if k not in _NOT_OF_BLOCKS})
 
     def _fingerprinted(self) -> dict[str, Any]:
         digest = self.codec_digest
@@ -185,6 +202,7 @@ class Manifest:
             image_size=self.image_size,
             pad_multiple=self.pad_multiple,
             block_size=self.block_size,
+            starts=self.starts,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -205,7 +223,7 @@ class Manifest:
         """Raises StoreError: another format, a missing or malformed field, altered identity."""
         _require_version(values.get("format_version"), where)
         try:
-            optional = {"network": values["spec"], "stages_digest": ""}
+            optional = {"network": values["spec"], "stages_digest": "", "added": []}
             given = {field.name: {**optional, **values}[field.name] for field in fields(cls)}
             categories = given["categories"]
             converted = {
@@ -218,6 +236,7 @@ class Manifest:
                 ),
                 "skipped": tuple((name, reason) for name, reason in given["skipped"]),
                 "versions": dict(given["versions"]),
+                "added": tuple((row, digest) for row, digest in given["added"]),
             }
             manifest = cls(**{**given, **converted})
             require_types(manifest, cls, name="manifest")
@@ -356,8 +375,13 @@ def _require_sane(manifest: Manifest) -> None:
         raise ValueError(f"strides must have a common multiple of at most {_LARGEST_SIDE}")
     if tuple(manifest.network)[: len(manifest.spec)] != tuple(manifest.spec):
         raise ValueError("the levels are not the first ones of the network's")
-    if not _DIGEST.fullmatch(manifest.truth_digest):  # a file has its name
-        raise ValueError(f"truth_digest is {reprlib.repr(manifest.truth_digest)}, no sha256")
+    for digest in (*manifest.image_digests, manifest.truth_digest):  # files have their names
+        if not _DIGEST.fullmatch(digest):
+            raise ValueError(f"a digest is {reprlib.repr(digest)}, no sha256")
+    if any(row >= beyond for row, beyond in pairwise(manifest.starts)):
+        raise ValueError(f"added must name rising rows, got {reprlib.repr(manifest.added)}")
+    if len(manifest.added) > _MOST_ADDITIONS:
+        raise ValueError(f"images were added more than {_MOST_ADDITIONS:,} times")
     views = manifest.views
     if not views or len(set(views)) != len(views):
         raise ValueError(f"views must name each view once, got {reprlib.repr(views)}")

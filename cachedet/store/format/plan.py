@@ -84,10 +84,13 @@ class StorePlan:
             blocks=blocks,
         )
 
+    def fingerprint_of(self, block: Block) -> str:
+        """What the commit record of a block must carry."""
+        return self._fingerprints[block.generation]
+
     @cached_property
-    def block_fingerprint(self) -> str:
-        """What every commit record of this store must carry."""
-        return self.manifest.block_fingerprint()
+    def _fingerprints(self) -> tuple[str, ...]:
+        return tuple(map(self.manifest.block_fingerprint, range(len(self.manifest.starts))))
 
     def image_ids_of(self, block: Block) -> tuple[int, ...]:
         """COCO's ids of the images of a block, in slot order."""
