@@ -203,13 +203,13 @@ def extract_stores(train: ExtractConfig, val: ExtractConfig, log: ExtractionLog)
     views = tuple(view.name for view in parse_views(recipe))
     try:
         log.begin()
-        done = extract(train.model_copy(update={"views": recipe}))
+        done = extract(train.model_copy(update={"views": recipe}), add_images=False)
         log.end(seconds=done.seconds, blocks=done.blocks_written)
-        extract(val)
+        extract(val, add_images=False)  # cells that are done have seen none of them
     except StoreError as error:
         raise type(error)(
-            f"{error}. The stores of a comparison lie in its own folder: instead of another "
-            "--store choose another --out"
+            f"{error}. The stores of a comparison lie in its own folder, and its cells have to see "
+            "the same labels: instead of another --store, or of relabelling, choose another --out"
         ) from error
     blocks = sum(block.view in views for block in FeatureStore.open(train.store).blocks)
     return Extracted(views=views, seconds=log.seconds_of(blocks))

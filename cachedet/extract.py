@@ -26,7 +26,7 @@ from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
 from cachedet.extraction.ranks import Rank, blocks_to_write, find_rank
 from cachedet.loading.memory import free_ram
 from cachedet.progress import StageProgress, count_of
-from cachedet.store.additions import order_as_stored
+from cachedet.store.additions import StoredOrder, order_as_stored
 from cachedet.store.codecs.codec import Codec
 from cachedet.store.codecs.registry import make_codec
 from cachedet.store.codecs.statistics import FeatureStatistics
@@ -89,6 +89,7 @@ def extract(
     device: str | None = None,
     rank: int | None = None,
     world_size: int | None = None,
+    add_images: bool = True,
 ) -> ExtractReport:
     """Write the features of every (image, view) once; safe to interrupt and repeat.
 
@@ -117,6 +118,7 @@ def extract(
         workers: threads that read and decode images.
         device: "auto", "cpu", "cuda", ...
         rank, world_size: of the processes that share the work.
+        add_images: whether images may be added to a store that is there.
 
     Raises:
         ConfigError: a value out of range, or both a config and plain arguments.
@@ -139,7 +141,7 @@ def extract(
         "batch_size": batch_size, "workers": workers, "device": device, "rank": rank,
         "world_size": world_size,
     }  # fmt: skip
-    return _extract(_join_config(config, given), network)
+    return _extract(_join_config(config, given), network, add_images=add_images)
 
 
 def _join_config(config: ExtractConfig | None, given: Mapping[str, Any]) -> ExtractConfig:
@@ -164,7 +166,9 @@ def _name_of(backbone: object) -> str | None:
     )
 
 
-def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractReport:
+def _extract(
+    config: ExtractConfig, network: FrozenBackbone | None, *, add_images: bool
+) -> ExtractReport:
     require_place(config.store)
     views = parse_views(config.views or default_views(config.store))
     make_codec(config.codec)
@@ -177,6 +181,8 @@ def _extract(config: ExtractConfig, network: FrozenBackbone | None) -> ExtractRe
     scan = _scan(dataset, config)
     kept, skipped = _split_bad(dataset, scan, on_bad_image=config.on_bad_image)
     order = order_as_stored(config.store, dataset.annotations.file_names, kept)
+    if order.added and not add_images:  # opening the store will refuse them by name
+        order = StoredOrder(rows=kept)
     kept = order.rows
     annotations = dataset.annotations.keep_rows(kept)
     contents = scan.contents[kept]

@@ -111,6 +111,14 @@ def test_fewer_images_are_refused(tiny: Any, tmp_path: Path) -> None:
         extract(tiny.extract_config(tmp_path / "s.zarr", annotations=path))
 
 
+def test_a_caller_may_want_none(tiny: Any, small: Path, store_kit: Any) -> None:
+    """`compare` does: its cells shall have seen the same images."""
+    before = store_kit.files(small)
+    with pytest.raises(StoreMismatchError, match="extracted from other inputs. .*images added: "):
+        extract(tiny.extract_config(small, codec="snr12"), add_images=False)
+    assert store_kit.files(small) == before
+
+
 def test_a_run_of_fewer_images_is_not_resumed(tiny: Any, tmp_path: Path) -> None:
     path = tiny.change(tiny.paths.train, tmp_path / "five.json", first_five)
     store, run = tmp_path / "s.zarr", tmp_path / "run"
