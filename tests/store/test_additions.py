@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 
 from cachedet.errors import StoreError, StoreMismatchError
 from cachedet.store.additions import digest_generations, order_as_stored
@@ -70,6 +71,7 @@ def test_only_blocks_of_new_images_are_written(root: Path, more: Annotations, ki
             )
     assert store.buckets("base")[96, 128].tolist() == [0, 1, 3, 4, 5]
     assert verify_store(root, deep=True).is_good
+    assert zarr.open_group(root, mode="r")["base/b96x128g1/C4/values"].shape == (1, 3, 6, 8)
     assert float(open_before.read(4, "base")["C4"].max()) == 4.0
     assert len(open_before) == 5
     grow(kit, root, more)  # the same again: nothing to do

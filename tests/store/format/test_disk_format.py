@@ -202,6 +202,33 @@ def test_the_page_is_enough_to_check_a_store(unpacked: Path, codec: str) -> None
         assert record["fingerprint"] == digest(identity)
 
 
+def test_the_page_is_enough_to_read_images_that_were_added(unpacked: Path) -> None:
+    root = unpacked / "added"
+    manifest = json.loads((root / "manifest.json").read_text())
+    ((first, images_digest),) = manifest["added"]
+    assert first == len(np.load(root / "images.npz")["image_ids"])
+    images = dict(np.load(root / f"images-{images_digest[:16]}.npz"))
+    assert digest_arrays(images, IMAGES, named=False).hexdigest() == images_digest
+    truth = dict(np.load(root / f"truth-{manifest['truth_digest'][:16]}.npz"))
+    assert len(truth["offsets"]) == first + len(images["image_ids"]) + 1
+    record = json.loads((root / "commits/base-b96x128g1-000000.json").read_text())
+    assert record["image_ids"] == images["image_ids"].tolist()
+    identity = {name: manifest[name] for name in (*IDENTITY, "codec_digest", "format_version")}
+    assert digest({**identity, "added": manifest["added"]}) == manifest["fingerprint"]
+    for name in ("views", "truth_digest", "categories"):
+        del identity[name]
+    assert record["fingerprint"] == digest({**identity, "images_digest": images_digest})
+    expected = np.load(root / "expected.npz")
+    for level in manifest["spec"]:
+        array = f"{level['name']}/values"
+        content = (root / "base/b96x128g1" / array / "c/0/0/0/0").read_bytes()
+        packed = chunks(content, manifest["block_size"])
+        assert len(packed) == 1
+        height, width = 96 // level["stride"], 128 // level["stride"]
+        value = np.frombuffer(packed[0][:-4], "<f4").reshape(height, width, -1)
+        np.testing.assert_array_equal(value.transpose(2, 0, 1), expected[f"3/{level['name']}"])
+
+
 @pytest.mark.parametrize("codec", CODECS)
 def test_the_page_is_enough_to_check_the_shards(unpacked: Path, codec: str) -> None:
     root = unpacked / codec
