@@ -59,16 +59,15 @@ def digest_generations(
     annotations: Annotations, contents: NDArray[np.uint64], starts: Sequence[int]
 ) -> tuple[str, Added]:
     """`images_digest` and `added` of a manifest; generations of images start at these rows."""
-    digests = []
-    for first, rows in zip(starts, split_rows(len(annotations), starts), strict=True):
-        digests.append((first, images_digest(annotations.keep_rows(rows), contents[rows])))
-    return digests[0][1], tuple(digests[1:])
+    first, *others = [
+        (rows.start, images_digest(annotations, contents, rows)) for rows in split_rows(starts)
+    ]
+    return first[1], tuple(others)
 
 
-def split_rows(images: int, starts: Sequence[int]) -> list[list[int]]:
+def split_rows(starts: Sequence[int]) -> list[slice]:
     """The rows of each generation."""
-    ends = [*starts[1:], images]
-    return [list(range(start, end)) for start, end in zip(starts, ends, strict=True)]
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], None], strict=True)]
 
 
 def grows(held: Manifest, wanted: Manifest) -> bool:

@@ -85,11 +85,9 @@ class StoreInputs:
     def annotation_files(self) -> dict[str, bytes]:
         """Images and boxes, by key."""
         manifest, files = self.manifest, {}
-        split = split_rows(len(self.annotations), manifest.starts)
-        for generation, (digest, rows) in enumerate(
-            zip(manifest.image_digests, split, strict=True)
-        ):
-            table = image_arrays(self.annotations.keep_rows(rows), self.contents[rows])
+        split = zip(manifest.image_digests, split_rows(manifest.starts), strict=True)
+        for generation, (digest, rows) in enumerate(split):
+            table = image_arrays(self.annotations, self.contents, rows)
             files[images_key(generation, digest)] = dump_arrays(table)
         files[truth_key(manifest.truth_digest)] = dump_arrays(truth_arrays(self.annotations))
         return files
@@ -243,11 +241,11 @@ def _require_same_inputs(root: Path, inputs: StoreInputs) -> None:
             "another. A store with all levels serves every cut; extract into a new --store, or "
             "give the same --freeze-at"
         )
-    fields = [text for text in fields if not text.startswith("added: ")]  # in words below
     identities = [(each.image_digests, each.truth_digest) for each in (stored, manifest)]
     if identities[0] != identities[1]:
         with contextlib.suppress(StoreError):  # damaged: the digests alone must do
             held = load_annotations(source, stored)
+            fields = [text for text in fields if not text.startswith("added: ")]  # in words now
             fields += describe_changes(held, (inputs.annotations, inputs.contents))
     if _differ_in_truth(stored, manifest):
         raise StoreMismatchError(

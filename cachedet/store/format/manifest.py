@@ -91,6 +91,7 @@ _REFETCH = (
 _NOT_OF_BLOCKS = frozenset({"views", "stages_digest", "truth_digest", "categories", "added"})
 _MOST_ADDITIONS = 10_000
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+ALL = slice(None)
 _LIBRARIES = ("torch", "torchvision", "timm", "zarr", "numpy", "pillow")
 
 
@@ -255,9 +256,9 @@ def truth_digest(annotations: Annotations) -> str:
     return _digest_arrays(truth_arrays(annotations), categories)
 
 
-def images_digest(annotations: Annotations, contents: NDArray[np.uint64]) -> str:
-    """sha256 over ids, names, sizes and the content hash of every image file."""
-    return _digest_arrays(image_arrays(annotations, contents))
+def images_digest(annotations: Annotations, contents: NDArray[np.uint64], rows: slice = ALL) -> str:
+    """sha256 over ids, names, sizes and the content hash of every image file of these rows."""
+    return _digest_arrays(image_arrays(annotations, contents, rows))
 
 
 def truth_arrays(annotations: Annotations) -> dict[str, NDArray[Any]]:
@@ -276,14 +277,17 @@ def truth_arrays(annotations: Annotations) -> dict[str, NDArray[Any]]:
     }
 
 
-def image_arrays(annotations: Annotations, contents: NDArray[np.uint64]) -> dict[str, NDArray[Any]]:
-    """The images of `annotations`; file names as UTF-8 bytes with newlines between."""
-    names = "\n".join(annotations.file_names).encode(errors="surrogatepass")  # of bytes no UTF-8
+def image_arrays(
+    annotations: Annotations, contents: NDArray[np.uint64], rows: slice = ALL
+) -> dict[str, NDArray[Any]]:
+    """The images of these rows; file names as UTF-8 bytes with newlines between."""
+    joined = "\n".join(annotations.file_names[rows])
+    names = joined.encode(errors="surrogatepass")  # of bytes no UTF-8
     return {
-        "image_ids": annotations.image_ids,
+        "image_ids": annotations.image_ids[rows],
         "file_names": np.frombuffer(names, dtype=np.uint8),
-        "sizes_hw": annotations.sizes_hw,
-        "contents": contents.astype("<u8"),
+        "sizes_hw": annotations.sizes_hw[rows],
+        "contents": contents[rows].astype("<u8"),
     }
 
 
