@@ -152,9 +152,9 @@ def _require_same_truth(run: ScoredRun, store: FeatureStore) -> None:
     recorded, now = run.results.get("truth_digest"), store.manifest.truth_digest
     if isinstance(recorded, str) and recorded != now:
         raise InputError(
-            f"{run.folder} was scored on boxes of {run.store} that are others now: labels "
-            f"{recorded[:12]} then, {now[:12]} in {store.location}. Score the run again with "
-            f"`cachedet eval {run.folder} --store {run.store}`"
+            f"{run.folder} was scored on other labels than {store.location} has: {recorded[:12]} "
+            f"then, {now[:12]} there. It was relabelled since, or is another store; score the run "
+            f"again with `cachedet eval {run.folder} --store {store.location}`"
         )
 
 
