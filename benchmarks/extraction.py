@@ -29,9 +29,9 @@ from cachedet.extraction.pipeline import ExtractionPipeline
 from cachedet.store.codecs.registry import make_codec
 from cachedet.store.format.manifest import (
     Manifest,
-    annotations_digest,
     images_digest,
     library_versions,
+    truth_digest,
 )
 from cachedet.store.writer import StoreWriter
 
@@ -94,8 +94,8 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         codec=codec.name,
         block_size=16,
         batch_size=BATCH,
-        annotations_digest=annotations_digest(annotations),
-        images_digest=images_digest(contents),
+        images_digest=images_digest(annotations, contents),
+        truth_digest=truth_digest(annotations),
         categories=annotations.categories,
         skipped=(),
         versions=library_versions(),

@@ -92,7 +92,7 @@ def build(root: Path, images: int) -> None:
         record = CommitRecord(
             block=block.name,
             image_ids=plan.image_ids_of(block),
-            fingerprint=plan.block_fingerprint,
+            fingerprint=plan.fingerprint_of(block),
             shards=dict.fromkeys(parts, shard),
             quality={
                 level.name: Quality(values=10**8, signal=1.5e9, noise=123.456, saturated=0)

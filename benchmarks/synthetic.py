@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from cachedet.store.format.manifest import (
     Manifest,
-    annotations_digest,
     images_digest,
     library_versions,
+    truth_digest,
 )
 from cachedet.structures import Annotations, FeatureSpec, Preprocessing
 
@@ -34,9 +34,10 @@ def make_manifest(
         codec=codec,
         block_size=16,
         batch_size=8,
-        annotations_digest=annotations_digest(annotations),
-        images_digest=images_digest(contents_of(annotations)),
+        images_digest=images_digest(annotations, contents_of(annotations)),
+        truth_digest=truth_digest(annotations),
         categories=annotations.categories,
         skipped=(),
         versions=library_versions(),
+        network=spec,
     )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cachedet.loading.loader import make_loader
     from cachedet.predict import predict
     from cachedet.progress import show_progress
+    from cachedet.relabel import relabel
     from cachedet.store.reader import FeatureStore, open_store
     from cachedet.structures import Batch, Detections, FeatureSpec, LevelSpec, Targets
     from cachedet.train import train
@@ -58,6 +59,7 @@ __all__ = [
     "make_loader",
     "open_store",
     "predict",
+    "relabel",
     "show_progress",
     "train",
     "wrap_backbone",
@@ -87,6 +89,7 @@ _HOMES = {
     "make_loader": "loading.loader",
     "open_store": "store.reader",
     "predict": "predict",
+    "relabel": "relabel",
     "show_progress": "progress",
     "train": "train",
     "wrap_backbone": "backbone.custom",

@@ -225,11 +225,11 @@ def extract_stores(
         log.begin()
         done = extract_dataset(config.model_copy(update={"views": recipe}), dataset)
         log.end(seconds=done.seconds, blocks=done.blocks_written)
-        extract_dataset(*val)
+        extract_dataset(*val)  # cells that are done have seen none of them
     except StoreError as error:
         raise type(error)(
-            f"{error}. The stores of a comparison lie in its own folder: instead of another "
-            "--store choose another --out"
+            f"{error}. The stores of a comparison lie in its own folder, and its cells have to see "
+            "the same labels: instead of another --store, or of relabelling, choose another --out"
         ) from error
     blocks = sum(block.view in views for block in FeatureStore.open(config.store).blocks)
     return Extracted(views=views, seconds=log.seconds_of(blocks))

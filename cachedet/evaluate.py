@@ -203,13 +203,21 @@ def evaluate(
             "store": noted_place(store),
             "training": source,
             **scored.provenance,
-            "store_fingerprint": features.manifest.fingerprint(),
-            "skipped": [list(pair) for pair in features.manifest.skipped],
+            **_describe_store(features),
             **questions.describe(),
         },
     )
     report.write(coco_results(annotations, table))
     return report
+
+
+def _describe_store(features: FeatureStore) -> dict[str, Any]:
+    manifest = features.manifest
+    return {
+        "store_fingerprint": manifest.fingerprint(),
+        "truth_digest": manifest.truth_digest,
+        "skipped": [list(pair) for pair in manifest.skipped],
+    }
 
 
 def _require_answerable(questions: Questions, views: Sequence[str]) -> None:

@@ -26,6 +26,7 @@ from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
 from cachedet.extraction.ranks import Rank, blocks_to_write, find_rank
 from cachedet.loading.memory import free_ram
 from cachedet.progress import StageProgress, count_of
+from cachedet.store.additions import StoredOrder, order_as_stored
 from cachedet.store.codecs.codec import Codec
 from cachedet.store.codecs.registry import make_codec
 from cachedet.store.codecs.statistics import FeatureStatistics
@@ -53,6 +54,7 @@ class ExtractReport:
     views: tuple[str, ...]  # all that the store holds now
     views_kept: tuple[str, ...]  # of those the ones that were not asked for
     images: int  # in the data set, without the skipped ones
+    images_added: int  # to those the store had
     blocks_written: int
     blocks_missing: int  # left to other writers that were still at work
     blocks_total: int
@@ -88,10 +90,12 @@ def extract(
     device: str | None = None,
     rank: int | None = None,
     world_size: int | None = None,
+    add_images: bool = True,
 ) -> ExtractReport:
     """Write the features of every (image, view) once; safe to interrupt and repeat.
 
-    Views that an existing store lacks are added to it; what it holds is not touched.
+    Views and images that an existing store lacks are added to it; what it holds is not touched.
+    Where images are added, the annotations are taken for all of them.
     Several processes may extract into one store at once; each block is written by one of them.
 
     Args:
@@ -117,6 +121,7 @@ def extract(
         workers: threads that read and decode images.
         device: "auto", "cpu", "cuda", ...
         rank, world_size: of the processes that share the work.
+        add_images: whether images may be added to a store that is there.
 
     Raises:
         ConfigError: a value out of range, or both a config and plain arguments.
@@ -139,7 +144,7 @@ def extract(
         "batch_size": batch_size, "workers": workers, "device": device, "rank": rank,
         "world_size": world_size,
     }  # fmt: skip
-    return _extract(_join_config(config, given), network)
+    return _extract(_join_config(config, given), network, add_images=add_images)
 
 
 def _join_config(config: ExtractConfig | None, given: Mapping[str, Any]) -> ExtractConfig:
@@ -165,12 +170,16 @@ def _name_of(backbone: object) -> str | None:
 
 
 def extract_dataset(config: ExtractConfig, dataset: CocoDataset) -> ExtractReport:
-    """`extract` of a data set that `open_dataset` has read already."""
-    return _extract(config, None, dataset)
+    """`extract` of a data set that `open_dataset` has read already; adds no images to a store."""
+    return _extract(config, None, dataset, add_images=False)
 
 
 def _extract(
-    config: ExtractConfig, network: FrozenBackbone | None, dataset: CocoDataset | None = None
+    config: ExtractConfig,
+    network: FrozenBackbone | None,
+    dataset: CocoDataset | None = None,
+    *,
+    add_images: bool,
 ) -> ExtractReport:
     require_place(config.store)
     views = parse_views(config.views or default_views(config.store))
@@ -181,15 +190,9 @@ def _extract(
     network = (network or _load_network(config)).to(device)
     backbone = network if config.freeze_at is None else freeze_trunk(network, config.freeze_at)
     stages, digest = _find_stages(network, config.store)
-    with StageProgress("check images", total=len(dataset.annotations), unit="images") as progress:
-        scan = scan_images(
-            dataset,
-            workers=config.workers,
-            image_size=config.image_size,
-            keep_nbytes=min(_KEPT_NBYTES, free_ram() // 8),
-            on_progress=progress.advance,
-        )
-    kept, skipped = _split_bad(dataset, scan, on_bad_image=config.on_bad_image)
+    scan = _scan(dataset, config)
+    order, skipped = _order_rows(dataset, scan, config, add_images=add_images)
+    kept = order.rows
     annotations = dataset.annotations.keep_rows(kept)
     contents = scan.contents[kept]
     manifest = make_manifest(
@@ -201,6 +204,7 @@ def _extract(
         annotations=annotations,
         contents=contents,
         skipped=skipped,
+        starts=order.starts,
     )
     loader = make_inputs(
         annotations,
@@ -214,7 +218,8 @@ def _extract(
 
     def fit(codec: Codec) -> Codec:
         learns_from = _held_manifest(config.store) or manifest  # a store under repair: its own view
-        return fit_codec(codec, loader, backbone, view=learns_from.views[0])
+        first = learns_from.added[0][0] if learns_from.added else None  # it knew no others then
+        return fit_codec(codec, loader, backbone, view=learns_from.views[0], images=first)
 
     writer = StoreWriter.open(
         config.store,
@@ -232,6 +237,7 @@ def _extract(
         views=writer.manifest.views,
         views_kept=tuple(v for v in writer.manifest.views if v not in manifest.views),
         images=len(annotations),
+        images_added=order.added,
         blocks_written=blocks_written,
         blocks_missing=len(writer.missing_blocks()),
         blocks_total=len(writer.blocks),
@@ -246,6 +252,28 @@ def _extract(
         ),
         counts=dataset.counts,
     )
+
+
+def _scan(dataset: CocoDataset, config: ExtractConfig) -> Scan:
+    with StageProgress("check images", total=len(dataset.annotations), unit="images") as progress:
+        return scan_images(
+            dataset,
+            workers=config.workers,
+            image_size=config.image_size,
+            keep_nbytes=min(_KEPT_NBYTES, free_ram() // 8),
+            on_progress=progress.advance,
+        )
+
+
+def _order_rows(
+    dataset: CocoDataset, scan: Scan, config: ExtractConfig, *, add_images: bool
+) -> tuple[StoredOrder, tuple[tuple[str, str], ...]]:
+    """The rows to extract as the store keeps them, and the skipped (file name, reason) pairs."""
+    kept, skipped = _split_bad(dataset, scan, on_bad_image=config.on_bad_image)
+    order = order_as_stored(config.store, dataset.annotations.file_names, kept)
+    if order.added and not add_images:  # opening the store will refuse them by name
+        order = StoredOrder(rows=kept)
+    return order, skipped
 
 
 def open_dataset(config: ExtractConfig) -> CocoDataset:
@@ -287,10 +315,18 @@ def _find_stages(network: FrozenBackbone, store: Path) -> tuple[bytes | None, st
     return content, stages_digest(content)
 
 
-def fit_codec(codec: Codec, loader: InputLoader, backbone: FrozenBackbone, *, view: str) -> Codec:
-    """Show the codec the features of a sample of images, one by one and always the same."""
-    count = min(FIT_IMAGES, len(loader.paths))
-    rows = np.linspace(0, len(loader.paths) - 1, count).round().astype(int)
+def fit_codec(
+    codec: Codec,
+    loader: InputLoader,
+    backbone: FrozenBackbone,
+    *,
+    view: str,
+    images: int | None = None,
+) -> Codec:
+    """Show the codec the features of a sample of the first images, one by one, always the same."""
+    images = len(loader.paths) if images is None else images
+    count = min(FIT_IMAGES, images)
+    rows = np.linspace(0, images - 1, count).round().astype(int)
     device = next(backbone.parameters()).device
     statistics = FeatureStatistics()
     with StageProgress("fit codec", total=count, unit="images") as progress:

@@ -20,8 +20,8 @@ from cachedet.errors import InputError
 from cachedet.store.files.durable import TEMPORARY_SUFFIX, write_durably
 from cachedet.store.files.locations import shown
 from cachedet.store.files.names import (
-    ANNOTATIONS,
     CODEC_STATE,
+    IMAGES,
     MANIFEST,
     METADATA,
     STAGES,
@@ -237,7 +237,7 @@ _FILES_OF = {
         "memory.json",
         "cell.json",
     ),
-    "feature store": (MANIFEST, METADATA, ANNOTATIONS, CODEC_STATE, STAGES),
+    "feature store": (MANIFEST, METADATA, f"{IMAGES}.npz", CODEC_STATE, STAGES),
     "comparison": ("settings.json", "comparison.html", "comparison.md", "comparison.json"),
 }
 

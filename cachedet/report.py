@@ -137,6 +137,7 @@ def _annotations_of(run: ScoredRun, store: FeatureStore) -> Annotations:
     """The boxes that the run was scored against: the store's, or those of an annotation file."""
     held, categories = store.annotations, run.checkpoint.categories
     if run.annotations is None:
+        _require_same_truth(run, store)
         where = str(store.location)
         truth = truth_of_classes(held, categories, store=where, run=f"{run.folder} ")
         return truth.annotations
@@ -149,6 +150,17 @@ def _annotations_of(run: ScoredRun, store: FeatureStore) -> Annotations:
             f"{run.folder} was scored against {run.annotations}, which cannot be used now: "
             f"{error}. Score the run again with `cachedet eval {run.folder} --store {run.store}`"
         ) from error
+
+
+def _require_same_truth(run: ScoredRun, store: FeatureStore) -> None:
+    """Raises InputError where the store was relabelled since the run was scored."""
+    recorded, now = run.results.get("truth_digest"), store.manifest.truth_digest
+    if isinstance(recorded, str) and recorded != now:
+        raise InputError(
+            f"{run.folder} was scored on other labels than {store.location} has: {recorded[:12]} "
+            f"then, {now[:12]} there. It was relabelled since, or is another store; score the run "
+            f"again with `cachedet eval {run.folder} --store {store.location}`"
+        )
 
 
 def _same_annotations(runs: Sequence[ScoredRun], gt: Sequence[Annotations]) -> Annotations:

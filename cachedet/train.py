@@ -29,7 +29,7 @@ from cachedet.training.loop import EARLY_STOPPING, Validator, is_signal, run_ses
 from cachedet.training.optimizer import count_trained
 from cachedet.training.partial import build_partial_detector_of, require_stages
 from cachedet.training.run_folder import RunFolder, TrainingData
-from cachedet.training.start import pin_views, require_fit, sole_run, start_or_continue
+from cachedet.training.start import pin_views, read_noted, require_fit, sole_run, start_or_continue
 from cachedet.training.trainer import Trainer, make_trainer
 
 _NO_BOXES = "note: no training image holds a box, so only background is learnt"
@@ -73,6 +73,7 @@ def train(
     run: Path | str,
     val_store: Path | str | None = None,
     resume: bool = False,
+    relabelled: bool = False,
     detector: nn.Module | None = None,
     overrides: Overrides = (),
 ) -> TrainReport:
@@ -86,6 +87,7 @@ def train(
         train_store, val_store: folders or URLs; without the second nothing is validated.
         run: folder to make, or to go on in.
         resume: go on where the run's last checkpoint is.
+        relabelled: with `resume`, also where boxes of the store were changed since.
         detector: trained in the place of what the config describes; see `Detector`.
         overrides: of the config, {"schedule.epochs": 12} or ["schedule.epochs=12"].
 
@@ -116,6 +118,7 @@ def train(
             folder=folder,
             val_store=val_store,
             resume=resume,
+            relabelled=relabelled,
             restarts=launch.restarts,
             detector=detector,
         )
@@ -128,6 +131,7 @@ def _train_together(
     folder: RunFolder,
     val_store: Path | str | None,
     resume: bool,
+    relabelled: bool,
     restarts: int,
     detector: nn.Module | None,
 ) -> TrainReport:
@@ -150,10 +154,20 @@ def _train_together(
         total_steps=total_steps,
         detector=build_partial_detector_of(config, store) if detector is None else detector,
     )
-    start_or_continue(folder, config, trainer, store.manifest, resume=resume, restarts=restarts)
+    data = TrainingData.of(store, validation=validation)
+    start_or_continue(
+        folder,
+        config,
+        trainer,
+        store.manifest,
+        data=data,
+        resume=resume,
+        relabelled=relabelled,
+        restarts=restarts,
+    )
     _require_position(trainer, loader, config, folder)
     if is_first():
-        TrainingData.of(store).write(folder)
+        data.after(read_noted(folder), step=trainer.step).write(folder)
     done = run_session(
         config,
         folder=folder,

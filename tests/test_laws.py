@@ -16,7 +16,7 @@ MAIN_JOB = (
     "version", "allocator", "errors", "text", "structures", "progress", "device", "flops",
     "distributed", "config", "data", "backbone", "store", "outputs", "extraction", "detector",
     "augmentation", "loading", "training", "evaluation",
-    "train", "evaluate", "extract", "predict", "convert",
+    "train", "evaluate", "extract", "predict", "convert", "relabel",
 )  # fmt: skip
 # What one does to learn about it; nothing of the main job knows these.
 LABORATORY = (

@@ -186,6 +186,10 @@ def test_a_store_that_has_moved_is_named_with_store(tiny: Any, runs: Any, tmp_pa
         report([run])
     written = report([run], store=tiny.val, resamples=2)
     assert written.content["runs"][0]["ap"] == results["ap"]
+    with pytest.raises(InputError, match="was scored on other labels than .*train.zarr has"):
+        report([run], store=tiny.train)
+    del results["truth_digest"]
+    (run / "results.json").write_text(json.dumps(results))
     message = "have AP .* the store is not the one the run was scored on"
     with pytest.raises(InputError, match=message):
         report([run], store=tiny.train)

@@ -31,6 +31,10 @@ def train_heads(
     ] = None,
     residency: Annotated[str, typer.Option(help="stream, ram, device or auto.")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run.")] = False,
+    relabelled: Annotated[
+        bool,
+        typer.Option("--relabelled", help="With --resume: although the store's boxes changed."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Stage 2: train neck and heads on cached features.
@@ -54,7 +58,9 @@ def train_heads(
     launch = find_launch()
     if launch.is_first and not as_json:
         say(settings.schedule.describe_lr())
-    report = run_train(settings, train_store=train, val_store=val, run=run, resume=resume)
+    report = run_train(
+        settings, train_store=train, val_store=val, run=run, resume=resume, relabelled=relabelled
+    )
     predicted = compare_training(report, settings, store=train) if launch.world == 1 else {}
     if launch.is_first and as_json:
         print_json({**report.to_json(), "predicted": predicted})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -39,6 +40,7 @@ from cachedet.commands.tables import (
     print_extraction,
     print_faults,
     print_predicted_vs_actual,
+    print_relabelling,
     print_waste,
     say,
 )
@@ -163,4 +165,44 @@ def prune(
     print_waste(report, dry_run=dry_run)
 
 
-COMMANDS = {"extract": extract, "info": info, "verify": verify, "prune": prune}
+def relabel(
+    store: str,
+    annotations: Annotations,
+    split: Split = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder that file names shall start from.")
+    ] = None,
+    rotated: Rotated = "refuse",
+    classes: Classes = None,
+    ignore_classes: IgnoreClasses = None,
+    merge_classes: MergeClasses = None,
+    no_background: NoBackground = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Give a store other boxes, masks and classes of the same images; no feature is touched."""
+    from cachedet.relabel import relabel as run_relabel
+
+    folder = local_folder(store, command="relabel")
+    report = run_relabel(
+        folder,
+        annotations=annotations,
+        split=split,
+        images=images,
+        rotated=rotated,
+        choose=make_choice(classes, ignore_classes, merge_classes, no_background),
+        dry_run=dry_run,
+    )
+    if as_json:
+        print_json(report.to_json())
+        return
+    print_relabelling(report, dry_run=dry_run)
+
+
+COMMANDS = {
+    "extract": extract,
+    "info": info,
+    "verify": verify,
+    "prune": prune,
+    "relabel": relabel,
+}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # commands import what they need when they run: `--help` stay
     from cachedet.estimation.prediction import PredictedVsActual
     from cachedet.extract import ExtractReport
     from cachedet.model import ModelCost
+    from cachedet.relabel import RelabelReport
     from cachedet.store.prune import PruneReport
     from cachedet.store.verify import VerifyReport
     from cachedet.train import TrainReport
@@ -94,6 +95,22 @@ def print_waste(report: PruneReport, *, dry_run: bool) -> None:
         say(f"left alone: {path} is {what}")
 
 
+def print_relabelling(report: RelabelReport, *, dry_run: bool) -> None:
+    """What `relabel` changed or would change."""
+    for note in report.notes:
+        say(f"note    {note}")
+    if report.changes is None:
+        say("the boxes it had are damaged, so that they cannot be compared with the new ones")
+    for line in [] if report.changes is None else report.changes.lines():
+        say(line)
+    verdict = f"labels {report.truth_before[:12]} became {report.truth[:12]}"
+    if report.truth == report.truth_before:
+        verdict = "written anew" if report.written else "it has these labels already"
+    elif dry_run:
+        verdict = "nothing was changed (--dry-run)"
+    say(f"{report.store}: {report.images} images, {report.boxes} boxes; {verdict}")
+
+
 def print_cost(cost: ModelCost, *, title: str) -> None:
     """Parameters and FLOPs, part by part."""
     height, width = cost.size_hw
@@ -155,6 +172,11 @@ def print_extraction(report: ExtractReport) -> None:
         say(
             f"the store keeps views that were not asked for: {', '.join(report.views_kept)} "
             "(`cachedet prune --keep-views` removes views)"
+        )
+    if report.images_added:
+        say(
+            f"added to the store: {count_of(report.images_added, 'image')}, and what the "
+            "annotations say of all"
         )
     print_counts(report.counts)
     say(

@@ -161,7 +161,16 @@ def train_cell(task: CellTask) -> CellResult:
     config = plan.fit(config)
     training_mode = task.training_mode(config, store, total_steps=plan.steps)
     trainer, trained_on = training_mode.trainer, TrainingData.of(store)
-    start_or_continue(folder, config, trainer, store.manifest, resume=goes_on, restarts=0)
+    start_or_continue(
+        folder,
+        config,
+        trainer,
+        store.manifest,
+        data=trained_on,
+        resume=goes_on,
+        relabelled=False,
+        restarts=0,
+    )
     plan.write(folder.root)
     trained_on.write(folder)
     scorer = Scorer(config=config, store=val, images=comparison.val.images, trainer=trainer)

@@ -67,6 +67,7 @@ class Scorer:
             "step": self.trainer.step,
             "weights": "last",
             "store_fingerprint": self.store.manifest.fingerprint(),
+            "truth_digest": self.store.manifest.truth_digest,
             "annotations": None,
             "against": None,
             "evaluator": "cachedet, equal to pycocotools",

@@ -71,7 +71,7 @@ def require_covers(code: bytes, size_hw: SizeHW) -> list[int]:
     if runs is None:
         raise StoreError(
             f"a mask of {len(code)} bytes does not cover its image of {size_hw[0]} x "
-            f"{size_hw[1]} pixels; annotations.npz was not written by `cachedet extract`"
+            f"{size_hw[1]} pixels; cachedet did not write the masks of this store"
         )
     return runs
 

@@ -17,11 +17,11 @@ from cachedet.data.images import DecodedImage, decoded, make_input, opened
 from cachedet.data.survey import content_hash_of
 from cachedet.data.views import View, make_geometry, view_named
 from cachedet.errors import BadImageError
+from cachedet.store.additions import digest_generations
 from cachedet.store.format.manifest import (
     Manifest,
-    annotations_digest,
-    images_digest,
     library_versions,
+    truth_digest,
 )
 from cachedet.structures import Annotations, FeatureSpec, Preprocessing
 from cachedet.text import printable
@@ -111,13 +111,16 @@ def make_manifest(
     annotations: Annotations,
     contents: NDArray[np.uint64],
     skipped: tuple[tuple[str, str], ...],
+    starts: Sequence[int] = (0,),
 ) -> Manifest:
     """What a store of these features says of itself.
 
     `network` are all levels of the backbone, `stages_digest` is that of the file of its weights
     behind the first ("": it cannot be cut); `contents` (N,) are digests of the image files;
-    `skipped` are the file names and reasons of images that were left out.
+    `skipped` are the file names and reasons of images that were left out; `starts` the first rows
+    of images that came to the store later.
     """
+    images_digest, added = digest_generations(annotations, contents, starts)
     return Manifest(
         spec=backbone.spec,
         preprocessing=backbone.preprocessing,
@@ -129,8 +132,9 @@ def make_manifest(
         codec=config.codec,
         block_size=config.block_size,
         batch_size=config.batch_size,
-        annotations_digest=annotations_digest(annotations),
-        images_digest=images_digest(contents),
+        images_digest=images_digest,
+        added=added,
+        truth_digest=truth_digest(annotations),
         categories=annotations.categories,
         skipped=skipped,
         versions=library_versions(),

@@ -94,7 +94,7 @@ def _facts(run: ScoredRun, store: FeatureStore) -> dict[str, dict[str, str]]:
             "Views scored": ", ".join(map(str, views)) if isinstance(views, list) else "",
             "Fingerprint of the store scored on": _store_fingerprint(run, store),
             "Fingerprint of the store trained on": manifest.fingerprint(),
-            "Digest of its annotations": manifest.annotations_digest,
+            "Digest of its boxes and classes": _describe_truth(run),
             "Digest of its images": manifest.images_digest,
         },
         "Backbone": {
@@ -125,6 +125,14 @@ def _facts(run: ScoredRun, store: FeatureStore) -> dict[str, dict[str, str]]:
             "Extracted with": ", ".join(versions),
         },
     }
+
+
+def _describe_truth(run: ScoredRun) -> str:
+    """The labels of the scored checkpoint, and those that the run saw before them."""
+    truth = run.checkpoint.manifest.truth_digest
+    past = () if run.trained_on is None else run.trained_on.relabelled
+    seen = [f"{digest} until step {step}" for step, digest in past]
+    return f"{truth} ({', '.join(seen)}: the store was relabelled)" if seen else truth
 
 
 def _describe_stages(run: ScoredRun) -> str:

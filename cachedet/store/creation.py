@@ -12,7 +12,7 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from cachedet.data.views import is_view_name
 from cachedet.errors import StoreError, StoreMismatchError
+from cachedet.store.additions import grows, split_rows
 from cachedet.store.codecs.codec import Codec, state_digest
 from cachedet.store.codecs.registry import make_codec
 from cachedet.store.files.durable import (
@@ -32,7 +33,6 @@ from cachedet.store.files.durable import (
 )
 from cachedet.store.files.leases import COMMIT_LOCK, commit_lock
 from cachedet.store.files.names import (
-    ANNOTATIONS,
     CODEC_STATE,
     COMMITS,
     LEASES,
@@ -40,6 +40,9 @@ from cachedet.store.files.names import (
     METADATA,
     STAGES,
     holds_records,
+    images_key,
+    is_table_key,
+    truth_key,
 )
 from cachedet.store.files.owner import Owner
 from cachedet.store.files.places import find_obstacle, make_folder, write_files
@@ -48,9 +51,10 @@ from cachedet.store.format.annotations import describe_changes, load_annotations
 from cachedet.store.format.layout import Layout, make_metadata, metadata_digest, metadata_keys
 from cachedet.store.format.manifest import (
     Manifest,
-    annotation_arrays,
     encode_manifest,
+    image_arrays,
     load_manifest,
+    truth_arrays,
 )
 from cachedet.store.format.npz import dump_arrays
 from cachedet.store.format.plan import StorePlan, load_codec
@@ -78,8 +82,15 @@ class StoreInputs:
     fit: Fit
     stages: bytes | None = None  # content of the file of stage weights
 
-    def annotations_file(self) -> bytes:
-        return dump_arrays({**annotation_arrays(self.annotations), "contents": self.contents})
+    def annotation_files(self) -> dict[str, bytes]:
+        """Images and boxes, by key."""
+        manifest, files = self.manifest, {}
+        split = zip(manifest.image_digests, split_rows(manifest.starts), strict=True)
+        for generation, (digest, rows) in enumerate(split):
+            table = image_arrays(self.annotations, self.contents, rows)
+            files[images_key(generation, digest)] = dump_arrays(table)
+        files[truth_key(manifest.truth_digest)] = dump_arrays(truth_arrays(self.annotations))
+        return files
 
 
 def require_place(root: Path) -> None:
@@ -100,7 +111,7 @@ def require_place(root: Path) -> None:
 def open_or_create(root: Path, inputs: StoreInputs) -> StorePlan:
     """The plan of the store at `root`, made now or before from the same inputs.
 
-    Views that the store lacks become part of it; those it holds beside them stay.
+    Views and images that the store lacks become part of it; views it holds beside them stay.
 
     Raises StoreMismatchError, or StoreError where the folder is something else or too full.
     """
@@ -113,7 +124,7 @@ def open_or_create(root: Path, inputs: StoreInputs) -> StorePlan:
     with commit_lock(root):
         _repair_metadata(root, inputs)
         _repair_stages(root, inputs)
-        _add_views(root, inputs.manifest.views)
+        _extend(root, inputs)
     remove_leftovers(root)
     return StorePlan.load(LocalFiles(root))
 
@@ -146,7 +157,8 @@ def _is_free(root: Path) -> bool:
     names = {path.name for path in root.iterdir() if path.suffix != TEMPORARY_SUFFIX}
     names -= {LEASES, "lost+found"}  # the root of a disk has lost+found
     if (root / COMMIT_LOCK).exists():
-        names -= {METADATA, ANNOTATIONS, CODEC_STATE, STAGES, *filter(is_view_name, names)}
+        names -= {METADATA, CODEC_STATE, STAGES}
+        names -= {name for name in names if is_view_name(name) or is_table_key(name)}
     return not names
 
 
@@ -165,7 +177,7 @@ def _make_files(root: Path, inputs: StoreInputs) -> dict[str, bytes]:
     )
     if codec.needs_fit:
         files[CODEC_STATE] = dump_arrays(codec.state())
-    files[ANNOTATIONS] = inputs.annotations_file()
+    files |= inputs.annotation_files()
     if inputs.stages is not None:
         files[STAGES] = inputs.stages
     files[MANIFEST] = encode_manifest(decided)
@@ -215,7 +227,11 @@ def _require_same_inputs(root: Path, inputs: StoreInputs) -> None:
     stored = load_manifest(source)
     digest = stored.stages_digest and manifest.stages_digest  # one without them gets them
     stored = replace(stored, stages_digest=digest)
-    fields = stored.differing_fields(replace(manifest, views=stored.views, stages_digest=digest))
+    same = replace(manifest, views=stored.views, stages_digest=digest)
+    if grows(stored, manifest):  # the file of more images is what people say of all of them
+        same = replace(same, added=stored.added, truth_digest=stored.truth_digest)
+        same = replace(same, categories=stored.categories)
+    fields = stored.differing_fields(same)
     if not fields:
         return
     if fields and _differ_in_cut(stored, manifest):
@@ -225,18 +241,35 @@ def _require_same_inputs(root: Path, inputs: StoreInputs) -> None:
             "another. A store with all levels serves every cut; extract into a new --store, or "
             "give the same --freeze-at"
         )
-    digests = (stored.annotations_digest, stored.images_digest)
-    if digests != (manifest.annotations_digest, manifest.images_digest):
+    identities = [(each.image_digests, each.truth_digest) for each in (stored, manifest)]
+    if identities[0] != identities[1]:
         with contextlib.suppress(StoreError):  # damaged: the digests alone must do
             held = load_annotations(source, stored)
+            fields = [text for text in fields if not text.startswith("added: ")]  # in words now
             fields += describe_changes(held, (inputs.annotations, inputs.contents))
+    choice = _CHOICE if stored.categories != manifest.categories else ""
+    if _differ_in_truth(stored, manifest):
+        raise StoreMismatchError(
+            f"{root} has other boxes or classes for the same images. {'; '.join(fields)}. Its "
+            f"features fit both: `cachedet relabel {root} --annotations FILE` takes the new ones "
+            f"without extracting; else give the annotations that it has{choice}"
+        )
+    gone = any(text.startswith("images gone: ") for text in fields)
+    stay = "Images do not leave a store, others may be added to all of its own. " if gone else ""
     raise StoreMismatchError(
-        f"{root} was extracted from other inputs. {'; '.join(fields)}. Extract into a new --store, "
-        f"or give the same inputs{_CHOICE if stored.categories != manifest.categories else ''}"
+        f"{root} was extracted from other inputs. {'; '.join(fields)}. {stay}Extract into a new "
+        f"--store, or give the same inputs{choice}"
     )
 
 
 _CHOICE = " (the classes are also those of --classes, --ignore-classes and --merge-classes)"
+
+
+def _differ_in_truth(stored: Manifest, manifest: Manifest) -> bool:
+    """Whether features are the same, and no more than boxes or classes differs."""
+    same = replace(manifest, truth_digest=stored.truth_digest, categories=stored.categories)
+    same = replace(same, views=stored.views, stages_digest=stored.stages_digest)
+    return not stored.differing_fields(same)
 
 
 def _differ_in_cut(stored: Manifest, manifest: Manifest) -> bool:
@@ -247,16 +280,19 @@ def _differ_in_cut(stored: Manifest, manifest: Manifest) -> bool:
 
 
 def _repair_metadata(root: Path, inputs: StoreInputs) -> None:
-    """Write damaged annotations.npz, codec.npz and zarr.json files anew.
+    """Write damaged images.npz, truth, codec.npz and zarr.json files anew.
 
-    Raises StoreError where the codec would not learn the same again.
+    Raises StoreError where the codec would not learn the same again, or the store was relabelled
+    since its inputs were compared and is damaged.
     """
     source = LocalFiles(root)
     manifest = load_manifest(source)
     try:
         load_annotations(source, manifest)
     except StoreError:
-        write_durably(root / ANNOTATIONS, inputs.annotations_file())
+        if manifest.truth_digest != inputs.manifest.truth_digest:
+            raise
+        write_files(root, inputs.annotation_files())
     try:
         load_codec(source, manifest)
     except StoreError:
@@ -292,24 +328,42 @@ def _repair_stages(root: Path, inputs: StoreInputs) -> None:
             write_durably(root / MANIFEST, encode_manifest(decided))
 
 
-def _add_views(root: Path, views: Sequence[str]) -> None:
-    """Make the store one that holds these views beside its own; only under the commit lock.
+def _extend(root: Path, inputs: StoreInputs) -> None:
+    """Make the store one that holds these views and images beside its own; under the commit lock.
 
-    What its codec learnt stays. Raises StoreError where the metadata is damaged or the disk cannot
-    hold what is to be extracted; the store then is as it was.
+    What its codec learnt stays, and its blocks. Where images come, what is said of all of them is
+    taken. Raises StoreError where the metadata is damaged or the disk cannot hold what is to be
+    extracted; the store then is as it was.
     """
     plan = StorePlan.load(LocalFiles(root))
-    held = plan.manifest.views
-    added = tuple(view for view in views if view not in held)
-    if not added:
+    held, wanted = plan.manifest, inputs.manifest
+    views = tuple(view for view in wanted.views if view not in held.views)
+    larger, annotations = replace(held, views=(*held.views, *views)), plan.annotations
+    tables: dict[str, bytes] = {}
+    if grows(held, wanted):
+        annotations, tables = inputs.annotations, inputs.annotation_files()
+        larger = replace(
+            larger,
+            added=wanted.added,
+            truth_digest=wanted.truth_digest,
+            categories=wanted.categories,
+            skipped=wanted.skipped,
+        )
+    elif held.image_digests != wanted.image_digests:
+        raise StoreMismatchError(
+            f"{root} was given other images by another process meanwhile; run the same command "
+            "again: it compares with what the store has now"
+        )
+    if larger == held:
         return
-    larger = replace(plan.manifest, views=(*held, *added))
-    blocks = [block for block in larger.plan(plan.annotations) if block.view in added]
+    known = {block.name for block in plan.blocks}
+    blocks = [block for block in larger.plan(annotations) if block.name not in known]
     require_space(root, plan.layout.least_nbytes(blocks))
     kept = {key: plan.source.read(key) for key in metadata_keys(plan.blocks, plan.layout)}
     made = make_metadata(blocks=blocks, layout=plan.layout, block_size=larger.block_size)
     new = {key: content for key, content in made.items() if key not in kept}
     decided = replace(larger, metadata_digest=metadata_digest({**kept, **new}))
     content = encode_manifest(decided)
-    write_files(root, new)
+    named = {images_key(*pair) for pair in enumerate(held.image_digests)}
+    write_files(root, new | {k: v for k, v in tables.items() if k not in named})
     write_durably(root / MANIFEST, content)

@@ -26,12 +26,13 @@ from cachedet.store.format.layout import Block, commit_key, metadata_digest, met
 from cachedet.store.format.manifest import encode_manifest, load_manifest
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.leftovers import LEASE_SUFFIX, dead_leftovers, spent_leftovers
+from cachedet.store.truth import unnamed_tables
 
 Kind = Literal["leftover", "withdrawn", "orphan", "view"]
 
 # Of what writers make, below a view's folder and in commits/; docs/disk-format.md names them all.
-_IN_VIEW = re.compile(rf"({METADATA}|b\d+x\d+/([^/]+/){{0,2}}({METADATA}|[^/]+/c(/\d+)+))")
-_RECORD = re.compile(rf"[^/]+-b\d+x\d+-\d{{6,}}\.json({re.escape(WITHDRAWN_SUFFIX)})?")
+_IN_VIEW = re.compile(rf"({METADATA}|b\d+x\d+(g\d+)?/([^/]+/){{0,2}}({METADATA}|[^/]+/c(/\d+)+))")
+_RECORD = re.compile(rf"[^/]+-b\d+x\d+(g\d+)?-\d{{6,}}\.json({re.escape(WITHDRAWN_SUFFIX)})?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,8 @@ def prune_store(
       elsewhere for blocks that are committed;
     - withdrawn: commit records that `verify` put aside;
     - orphan: shards without a commit record, and shards, zarr.json files and records in the folders
-      of views (also of views that left the store) and commits that belong to no planned block;
+      of views (also of views that left the store) and commits that belong to no planned block; and
+      files of boxes that the store had before it was relabelled, or of images it never got;
     - view: everything of the views not in `keep_views` (they leave the store for good).
 
     Nobody commits while it looks and removes, and what a living writer works on is never touched:
@@ -155,7 +157,7 @@ def _find_waste(
         _waste("leftover", leftover),
         _waste("withdrawn", withdrawn),
         _waste("view", view),
-        _waste("orphan", ours - wanted - withdrawn),
+        _waste("orphan", (ours - wanted - withdrawn) | unnamed_tables(root, plan.manifest)),
     ), tuple(sorted(path for path in {*links, *others} if read.isdisjoint((path, *path.parents))))
 
 

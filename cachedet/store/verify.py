@@ -184,5 +184,6 @@ def describe_store(root: Path | str) -> dict[str, Any]:
         "bytes_per_image_and_view": store.nbytes / keys if keys and not missing else None,
         "skipped": [list(pair) for pair in manifest.skipped],
         "fingerprint": manifest.fingerprint(),
+        "truth_digest": manifest.truth_digest,
         "versions": manifest.versions,
     }

@@ -162,7 +162,7 @@ class StoreWriter:
             record = CommitRecord(
                 block=block.name,
                 image_ids=self._plan.image_ids_of(block),
-                fingerprint=self._plan.block_fingerprint,
+                fingerprint=self._plan.fingerprint_of(block),
                 shards=shards,
                 quality=total_quality(some.quality for some in images),
             )
@@ -188,7 +188,9 @@ class StoreWriter:
     def _require_planned(self, block: Block) -> None:
         """Raises StoreError where the store was pruned or replaced since this writer opened it."""
         ours, now = self._plan.manifest, load_manifest(self._plan.source)
-        if block.view in now.views and now.block_fingerprint() == self._plan.block_fingerprint:
+        is_there = block.view in now.views and block.generation < len(now.starts)
+        fingerprint = self._plan.fingerprint_of(block)
+        if is_there and now.block_fingerprint(block.generation) == fingerprint:
             return
         changes = "; ".join(now.differing_fields(ours)) or "its codec learnt something else"
         raise StoreError(

@@ -8,12 +8,13 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cachedet.data.sections import listed
 from cachedet.errors import CheckpointError
 from cachedet.store.files.durable import TEMPORARY_SUFFIX, encode_json, write_durably
 from cachedet.store.files.folder_lock import sole_owner
@@ -222,18 +223,23 @@ class TrainingData:
 
     store: str  # where it lay, without credentials
     fingerprint: str
+    truth: str  # digest of its boxes and classes
     images: int
     categories: CategoryMap
     boxes: dict[int, int]  # category id -> boxes to learn from; crowds are none
+    validation: str = ""  # digest of the boxes and classes it is validated on
+    relabelled: tuple[tuple[int, str], ...] = ()  # until which step it saw which other truth
 
     @classmethod
-    def of(cls, store: FeatureStore) -> TrainingData:
+    def of(cls, store: FeatureStore, *, validation: FeatureStore | None = None) -> TrainingData:
         return cls(
             store=noted_place(store.location),
             fingerprint=store.manifest.fingerprint(),
+            truth=store.manifest.truth_digest,
             images=len(store),
             categories=store.annotations.categories,
             boxes=count_annotations(store.annotations),
+            validation="" if validation is None else validation.manifest.truth_digest,
         )
 
     @classmethod
@@ -247,12 +253,18 @@ class TrainingData:
             return cls(
                 store=shown(str(values["store"])),
                 fingerprint=str(values["fingerprint"]),
+                truth=str(values["truth_digest"]),
                 images=int(values["images"]),
                 categories=CategoryMap(
                     ids=tuple(int(entry["id"]) for entry in classes),
                     names=tuple(str(entry["name"]) for entry in classes),
                 ),
                 boxes={int(entry["id"]): int(entry["boxes"]) for entry in classes},
+                validation=str(values["validation_truth_digest"]),
+                relabelled=tuple(
+                    (int(entry["until_step"]), str(entry["truth_digest"]))
+                    for entry in values["relabelled"]
+                ),
             )
         except (LookupError, OverflowError, RecursionError, TypeError, ValueError) as error:
             raise CheckpointError(
@@ -260,6 +272,27 @@ class TrainingData:
                 "and classes as `train-heads` writes them; remove the file, and name the training "
                 "data with --training"
             ) from error
+
+    def changes_since(self, before: TrainingData | None) -> str:
+        """How the boxes differ from those of a run's start, as far as its counts tell."""
+        if before is None or before.boxes.keys() != self.boxes.keys():
+            return "what it had before is not recorded"
+        names = dict(zip(self.categories.ids, self.categories.names, strict=True))
+        counts = [
+            f"{names[number]}: {before.boxes[number]} boxes then, {now} now"
+            for number, now in self.boxes.items()
+            if now != before.boxes[number]
+        ]
+        return listed(counts) or "each class has as many boxes as before, but not the same ones"
+
+    def after(self, before: TrainingData | None, *, step: int) -> TrainingData:
+        """With the history of a run that goes on from `step`, where it learnt from `before`."""
+        if before is None or step == 0:
+            return self
+        past = before.relabelled
+        if before.truth != self.truth:
+            past = (*past, (step, before.truth))
+        return replace(self, relabelled=past)
 
     def write(self, folder: RunFolder) -> None:
         """Write it into the run folder; a run that goes on writes the same content again.
@@ -276,10 +309,15 @@ class TrainingData:
         return {
             "store": self.store,
             "fingerprint": self.fingerprint,
+            "truth_digest": self.truth,
             "images": self.images,
             "classes": [
                 {"id": category_id, "name": name, "boxes": self.boxes[category_id]}
                 for category_id, name in classes
+            ],
+            "validation_truth_digest": self.validation,
+            "relabelled": [
+                {"until_step": step, "truth_digest": truth} for step, truth in self.relabelled
             ],
         }
 

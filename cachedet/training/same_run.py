@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from cachedet.config.run import TrainConfig
 from cachedet.errors import CheckpointError
+from cachedet.store.additions import grows
 from cachedet.store.format.manifest import Manifest
 from cachedet.structures import CategoryMap
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
@@ -45,12 +46,58 @@ def require_same_run(
             f"cannot resume {where}: the config differs: {'; '.join(changed)}; give the same "
             "config and --set, or another --run"
         )
-    if before.block_fingerprint() != manifest.block_fingerprint():
-        fields = "; ".join(before.differing_fields(replace(manifest, views=before.views)))
+    if before.image_digests != manifest.image_digests and grows(before, manifest):
+        raise CheckpointError(
+            f"cannot resume {where}: images were added to the store since, and the order of a "
+            "run's images hangs on all of them; start another --run from its weights with "
+            "--init-from"
+        )
+    if before.block_fingerprint() != manifest.block_fingerprint() or before.added != manifest.added:
+        same = replace(manifest, views=before.views, truth_digest=before.truth_digest)
+        fields = "; ".join(before.differing_fields(same))
         raise CheckpointError(
             f"cannot resume {where}: it was trained on another store: "
             f"{fields or 'codec_digest (what the codec learnt)'}"
         )
+
+
+def require_same_labels(
+    checkpoint: Checkpoint,
+    config: TrainConfig,
+    manifest: Manifest,
+    *,
+    where: Path,
+    changes: str,
+    relabelled: bool,
+) -> str:
+    """A store may have been relabelled since; a note where a run goes on all the same, else "".
+
+    `changes` says how the boxes differ; `relabelled`: the user knows, and wants to go on.
+    Raises CheckpointError.
+    """
+    before = checkpoint.manifest
+    if before.categories != manifest.categories:
+        raise CheckpointError(
+            f"cannot resume {where}: the store has other classes than when it was trained: "
+            f"{before.categories.unlike(manifest.categories)}. The heads know theirs: train anew "
+            "with another --run (--init-from takes weights of a run with the same classes)"
+        )
+    if before.truth_digest == manifest.truth_digest:
+        return ""
+    anew = "start another --run from its weights with --init-from"
+    if config.sampling.kind != "uniform":
+        raise CheckpointError(
+            f"cannot resume {where}: the store was relabelled since ({changes}), and "
+            f"sampling.kind={config.sampling.kind} draws images by their labels, so that its "
+            f"epoch is another now; {anew}"
+        )
+    if not relabelled:
+        raise CheckpointError(
+            f"cannot resume {where}: the store was relabelled since ({changes}). The steps to come "
+            "would learn from other boxes than those before: go on so with --resume --relabelled, "
+            f"or {anew}"
+        )
+    return f"goes on with other labels than before ({changes})"
 
 
 def load_initial_weights(source: Path, config: TrainConfig, manifest: Manifest) -> Checkpoint:

@@ -23,12 +23,21 @@ from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 from cachedet.training.checkpoint_writer import load_last
 from cachedet.training.partial import describe_stages
 from cachedet.training.records import require_tensorboard
-from cachedet.training.run_folder import RunFolder, set_aside
+from cachedet.training.run_folder import RunFolder, TrainingData, set_aside
 from cachedet.training.run_log import STARTED
-from cachedet.training.same_run import load_initial_weights, require_same_run
+from cachedet.training.same_run import (
+    load_initial_weights,
+    require_same_labels,
+    require_same_run,
+)
 from cachedet.training.trainer import Trainer
 
 _log = logging.getLogger("cachedet.training")
+
+_OTHER_VALIDATION = (
+    "the validation store has other labels than when the run was last started: AP before and after "
+    "cannot be compared, and best.pt may be the best on those before"
+)
 
 
 @contextmanager
@@ -128,7 +137,9 @@ def start_or_continue(
     trainer: Trainer,
     manifest: Manifest,
     *,
+    data: TrainingData,
     resume: bool,
+    relabelled: bool,
     restarts: int,
 ) -> None:
     """Make the run folder or read its last state, and bring every rank's trainer there.
@@ -137,6 +148,7 @@ def start_or_continue(
     With `resume` there must be a run; one that a signal ended before its first step starts now.
     Where torchrun has started the processes anew (`restarts` times), they continue the run that is
     there, or start it again where it had saved nothing yet.
+    `data` is what it learns from now; with `relabelled` its boxes may have changed since.
 
     Raises CheckpointError: the folder does not fit.
     """
@@ -146,7 +158,8 @@ def start_or_continue(
         if again:
             folder.log(f"the launcher started the processes anew (restart {restarts})")
         if (resume and not folder.is_begun()) or (again and folder.has_state()):
-            return _open_last(folder, config, manifest), None
+            last = _open_last(folder, config, manifest, data=data, relabelled=relabelled)
+            return last, None
         return None, _create(folder, config, trainer, manifest, again=again)
 
     last, initial = from_first(open_folder)
@@ -156,17 +169,42 @@ def start_or_continue(
         trainer.start_from(initial)
 
 
-def _open_last(folder: RunFolder, config: TrainConfig, manifest: Manifest) -> Checkpoint:
+def _open_last(
+    folder: RunFolder,
+    config: TrainConfig,
+    manifest: Manifest,
+    *,
+    data: TrainingData,
+    relabelled: bool,
+) -> Checkpoint:
     RunFolder.open(folder.root)
     checkpoint, note = load_last(folder)
     require_same_run(checkpoint, config, manifest, where=folder.last)
-    for line in filter(None, (note, _repair_config(folder, checkpoint))):
+    before = read_noted(folder)
+    labels = require_same_labels(
+        checkpoint,
+        config,
+        manifest,
+        where=folder.last,
+        changes=data.changes_since(before),
+        relabelled=relabelled,
+    )
+    is_other = before is not None and data.validation and before.validation != data.validation
+    validated = _OTHER_VALIDATION if before is not None and before.validation and is_other else ""
+    for line in filter(None, (note, labels, validated, _repair_config(folder, checkpoint))):
         _log.warning("note: %s", line)
         folder.log(line)
     folder.log(f"resumed at step {checkpoint.step}")
     if world_size() > 1:
         folder.log(describe_ranks(config.schedule.batch_size))
     return checkpoint
+
+
+def read_noted(folder: RunFolder) -> TrainingData | None:
+    """What the run noted of its data; None where it did not, or that is damaged."""
+    with suppress(CheckpointError):
+        return TrainingData.read(folder)
+    return None
 
 
 def _repair_config(folder: RunFolder, checkpoint: Checkpoint) -> str:

@@ -89,8 +89,8 @@ def test_two_cells_then_more(run_compare: Any, tiny: Any, tmp_path: Path) -> Non
     )
     refused = run_compare("--modes", "cached", "--epochs", "2", train=changed)
     assert refused.exit_code == 1
-    assert "was extracted from other inputs" in refused.stderr
-    assert "instead of another --store choose another --out" in refused.stderr
+    assert "has other boxes or classes for the same images" in refused.stderr
+    assert "instead of another --store, or of relabelling, choose another --out" in refused.stderr
 
     kept = tmp_path / "out" / "settings.json"
     here = choose_device("auto").type

@@ -60,9 +60,10 @@ def store(manifest: Manifest, tmp_path: Path) -> Path:
 
 def extraction(store: Path, **changes: Any) -> PredictedVsActual:
     values: dict[str, Any] = {
-        "store": store, "views": (), "views_kept": (), "images": 8, "blocks_written": 4,
-        "blocks_missing": 0, "blocks_total": 4, "nbytes_written": 110, "seconds": 12.0,
-        "stages": {}, "slowest_stage": None, "skipped": (), "notes": (), "counts": {},
+        "store": store, "views": (), "views_kept": (), "images": 8, "images_added": 0,
+        "blocks_written": 4, "blocks_missing": 0, "blocks_total": 4, "nbytes_written": 110,
+        "seconds": 12.0, "stages": {}, "slowest_stage": None, "skipped": (), "notes": (),
+        "counts": {},
     }  # fmt: skip
     options = {key: changes.pop(key) for key in ("workers", "device") if key in changes}
     report = ExtractReport(**{**values, **changes})

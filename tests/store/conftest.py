@@ -18,14 +18,15 @@ import torch
 
 from cachedet.store.codecs.codec import Codec, state_digest
 from cachedet.store.codecs.statistics import FeatureStatistics
+from cachedet.store.files.names import truth_key
 from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.layout import Block
 from cachedet.store.format.manifest import (
     Manifest,
-    annotations_digest,
     digest_json,
     images_digest,
     load_manifest,
+    truth_digest,
 )
 from cachedet.store.format.npz import dump_arrays
 from cachedet.store.writer import StoreWriter
@@ -221,8 +222,8 @@ class Kit:
             codec="fp16",
             block_size=2,
             batch_size=2,
-            annotations_digest=annotations_digest(self.annotations),
-            images_digest=images_digest(contents_of(self.annotations)),
+            images_digest=images_digest(self.annotations, contents_of(self.annotations)),
+            truth_digest=truth_digest(self.annotations),
             categories=self.annotations.categories,
             skipped=(("bad.jpg", "truncated"),),
             versions={"torch": "2"},
@@ -273,6 +274,11 @@ class Kit:
         with self.start(root, body, **options) as process:
             output, errors = process.communicate()
         return output, errors
+
+    @staticmethod
+    def truth(root: Path) -> Path:
+        """The file of the boxes the store has now."""
+        return root / truth_key(load_manifest(LocalFiles(root)).truth_digest)
 
     @staticmethod
     def files(root: Path) -> dict[str, bytes]:

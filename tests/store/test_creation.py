@@ -295,7 +295,8 @@ def test_the_codec_keeps_what_it_learnt(fitted: Path, tmp_path: Path, kit: Any) 
 
 def test_damaged_metadata_is_repaired_first(plain: Path, tmp_path: Path, kit: Any) -> None:
     (plain / "base/b96x128/C4/values/zarr.json").unlink()
-    (plain / "annotations.npz").write_bytes(b"")
+    (plain / "images.npz").write_bytes(b"")
+    kit.truth(plain).unlink()
     kit.fill(plain, kit.noise_of, views=ALL)
     at_once = kit.fill(tmp_path / "once.zarr", kit.noise_of, views=ALL)
     assert kit.files(plain) == kit.files(at_once)

@@ -22,7 +22,12 @@ from cachedet.errors import CachedetError, CorruptBlockError, MissingFeatureErro
 from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.commits import ShardRecord, digest_of, read_record
 from cachedet.store.format.layout import commit_key, shard_key
-from cachedet.store.format.manifest import annotation_arrays, annotations_digest
+from cachedet.store.format.manifest import (
+    image_arrays,
+    images_digest,
+    truth_arrays,
+    truth_digest,
+)
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store
@@ -107,8 +112,8 @@ def test_any_flipped_bit_of_any_file_is_noticed_or_harmless(
         except CachedetError:
             noticed += 1
         else:
-            assert path.name in {"annotations.npz", "codec.npz"}, f"{path}: {position}, bit {bit}"
-            assert annotations_digest(store.annotations) == annotations_digest(annotations)
+            assert path.suffix == ".npz", f"{path}: {position}, bit {bit}"
+            assert truth_digest(store.annotations) == truth_digest(annotations)
             for key, features in expected.items():
                 for level, maps in store.read(*key).items():
                     np.testing.assert_array_equal(maps.numpy(), features[level].numpy())
@@ -138,14 +143,14 @@ def test_a_flipped_bit_in_the_manifest(root: Path, share: float, kit: Any) -> No
         FeatureStore.open(root)
 
 
-@pytest.mark.parametrize("version", [3, 5, None, "4"])
+@pytest.mark.parametrize("version", [4, 6, None, "5"])
 def test_a_store_of_another_format_is_refused_and_stays(
     root: Path, version: object, kit: Any, forger: Any
 ) -> None:
     values = json.loads((root / "manifest.json").read_text())
     forger.write_manifest(root, values | {"format_version": version})
     before = kit.files(root)
-    message = f"has store format {version!r}, cachedet .* reads and writes format 4; extract again"
+    message = f"has store format {version!r}, cachedet .* reads and writes format 5; extract again"
     for act in (FeatureStore.open, lambda root: kit.open_writer(root)):
         with pytest.raises(StoreError, match=message):
             act(root)
@@ -234,8 +239,8 @@ def test_an_array_file_that_claims_a_huge_shape(root: Path, kit: Any) -> None:
         stored = io.BytesIO()
         with zipfile.ZipFile(stored, "w", compression) as archive:
             archive.writestr("boxes.npy", npy)
-        (root / "annotations.npz").write_bytes(stored.getvalue())
-        message = r"annotations.npz is missing or damaged: entry boxes.npy"
+        kit.truth(root).write_bytes(stored.getvalue())
+        message = r"truth-[0-9a-f]{16}.npz is missing or damaged: entry boxes.npy"
         with pytest.raises(StoreError, match=message):
             FeatureStore.open(root)
 
@@ -254,9 +259,15 @@ def test_hostile_annotations(
 ) -> None:
     forged = replace(kit.annotations, **{name: value})
     contents = kit.contents_of(kit.annotations)
-    arrays: dict[str, Any] = {**annotation_arrays(forged), "contents": contents}
-    np.savez(root / "annotations.npz", **arrays)
-    forger.manifest(root, annotations_digest=annotations_digest(forged))
+    images: dict[str, Any] = image_arrays(forged, contents)
+    truth: dict[str, Any] = truth_arrays(forged)
+    np.savez(root / "images.npz", **images)
+    forger.manifest(
+        root,
+        images_digest=images_digest(forged, contents),
+        truth_digest=truth_digest(forged),
+    )
+    np.savez(kit.truth(root), **truth)
     with pytest.raises(StoreError, match=message):
         FeatureStore.open(root)
 

@@ -78,7 +78,8 @@ def test_killed_at_each_step(tmp_path: Path, kit: Any, thorough: bool) -> None:
     *steps, last = output.splitlines()
     assert last.startswith("died"), errors
     renamed = [step for step in steps if "os.rename" in step]
-    for name in ("creating", "manifest.json", "annotations.npz", "base-b96x128-000000.json", " 0."):
+    names = ("creating", "manifest.json", "images.npz", "truth-", "base-b96x128-000000.json", " 0.")
+    for name in names:
         assert any(name in step for step in renamed), f"no rename of {name}"
     assert len(steps) > 60, "the hook sees what a writer does"
     for step in steps[::every]:

@@ -15,7 +15,7 @@ from zarr.storage import LocalStore
 from cachedet.errors import CorruptBlockError, MissingFeatureError, StoreError
 from cachedet.store.files.names import MANIFEST, most_nbytes
 from cachedet.store.files.source import LocalFiles
-from cachedet.store.format.manifest import annotation_arrays, encode_manifest
+from cachedet.store.format.manifest import encode_manifest, image_arrays, truth_arrays
 from cachedet.store.format.npz import dump_arrays
 from cachedet.store.prune import prune_store
 from cachedet.store.reader import FeatureStore
@@ -24,7 +24,7 @@ from cachedet.store.verify import verify_store
 RECORD = "commits/base-b96x128-000000.json"
 SHARD = "base/b96x128/C4/nibbles/c/0/0/0"
 ZARR = "base/b96x128/C4/nibbles/zarr.json"
-METADATA = ("manifest.json", "annotations.npz", "codec.npz", "zarr.json", "base/zarr.json", ZARR)
+METADATA = ("manifest.json", "images.npz", "codec.npz", "zarr.json", "base/zarr.json", ZARR)
 Json = dict[str, Any]
 
 
@@ -126,7 +126,7 @@ def test_levels_cannot_lead_out_of_the_store(
 
 REMEDY = {
     "manifest.json": "Copy it from a backup, or delete this store or choose a new --store, and ext",
-    "annotations.npz": "The same `cachedet extract` again writes it anew",
+    "images.npz": "The same `cachedet extract` again writes it anew",
     "codec.npz": "The same `cachedet extract` again learns it anew and keeps that where it comes",
     **dict.fromkeys(
         METADATA[3:], "The same `cachedet extract` again writes the zarr.json files anew"
@@ -338,10 +338,13 @@ ANNOTATION_FILES: list[tuple[str, np.ndarray | None, str]] = [
 def test_forged_annotations(
     root: Path, name: str, value: np.ndarray | None, message: str, kit: Any
 ) -> None:
-    arrays = annotation_arrays(kit.annotations) | {"contents": kit.contents_of(kit.annotations)}
+    arrays = image_arrays(kit.annotations, kit.contents_of(kit.annotations))
+    path = root / "images.npz"
+    if name not in arrays:
+        arrays, path = truth_arrays(kit.annotations), kit.truth(root)
     arrays = {k: array for k, array in (arrays | {name: value}).items() if array is not None}
-    (root / "annotations.npz").write_bytes(dump_arrays(arrays))
-    with pytest.raises(StoreError, match=rf"{root}/annotations.npz is .*damaged: .*{message}"):
+    path.write_bytes(dump_arrays(arrays))
+    with pytest.raises(StoreError, match=rf"{path} is .*damaged: .*{message}"):
         FeatureStore.open(root)
 
 

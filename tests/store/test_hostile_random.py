@@ -20,10 +20,11 @@ from cachedet.store.files.names import MANIFEST
 from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.layout import metadata_digest, metadata_keys
 from cachedet.store.format.manifest import (
-    annotation_arrays,
-    annotations_digest,
+    image_arrays,
     images_digest,
     load_manifest,
+    truth_arrays,
+    truth_digest,
 )
 from cachedet.store.format.npz import dump_arrays
 from cachedet.store.format.plan import StorePlan
@@ -33,7 +34,7 @@ from cachedet.structures import Annotations
 
 RECORD = "commits/base-b96x128-000000.json"
 ZARR = "base/b96x128/C4/nibbles/zarr.json"
-METADATA = ("manifest.json", "annotations.npz", "codec.npz", "zarr.json", ZARR)
+METADATA = ("manifest.json", "images.npz", "codec.npz", "zarr.json", ZARR)
 GIGABYTE = 1 << 30
 Json = dict[str, Any]
 
@@ -73,14 +74,13 @@ def many_images(root: Path, kit: Any, forger: Any) -> None:
         categories=load_manifest(LocalFiles(root)).categories,
     )
     contents = kit.contents_of(annotations)
-    (root / "annotations.npz").write_bytes(
-        dump_arrays({**annotation_arrays(annotations), "contents": contents})
-    )
     digests = {
-        "annotations_digest": annotations_digest(annotations),
-        "images_digest": images_digest(contents),
+        "images_digest": images_digest(annotations, contents),
+        "truth_digest": truth_digest(annotations),
     }
     forger.manifest(root, **digests, block_size=1)
+    (root / "images.npz").write_bytes(dump_arrays(image_arrays(annotations, contents)))
+    kit.truth(root).write_bytes(dump_arrays(truth_arrays(annotations)))
 
 
 def wide_manifest(root: Path, kit: Any, forger: Any) -> None:
@@ -111,9 +111,9 @@ BOMBS: dict[str, tuple[Callable[[Path, Any, Any], None], int, str]] = {
         for number, name in enumerate((*METADATA, RECORD))
     },
     "large ground truth": (
-        sparse("annotations.npz", 10 * GIGABYTE),
+        sparse("images.npz", 3 * GIGABYTE),
         GIGABYTE,
-        "annotations.npz does not fit into the memory that this process may take; open the store",
+        "images.npz does not fit into the memory that this process may take; open the store",
     ),
     "large codec": (
         sparse("codec.npz", GIGABYTE),
@@ -204,7 +204,8 @@ def read_all(root: Path) -> dict[str, np.ndarray]:
         for row in range(5)
         for name, values in store.read(row, view).items()
     }
-    return {**annotation_arrays(store.annotations), **maps}
+    images = image_arrays(store.annotations, store.contents)
+    return {**images, **truth_arrays(store.annotations), **maps}
 
 
 def read_or_refuse(root: Path) -> dict[str, np.ndarray] | None:

@@ -76,7 +76,7 @@ def test_changed_inputs_are_refused_by_name(root: Path, annotations: Annotations
     with pytest.raises(
         StoreMismatchError, match=r"files changed: image_3.jpg\. Extract into a new"
     ):
-        kit.open_writer(root, contents=contents, images_digest=images_digest(contents))
+        kit.open_writer(root, contents=contents, images_digest=images_digest(annotations, contents))
     kit.open_writer(root, weights="other words", versions={})  # not part of the identity
 
 

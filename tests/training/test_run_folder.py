@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from cachedet.training.run_folder import RunFolder, TrainingData, count_annotati
 DATA = TrainingData(
     store="s3://bucket/train.zarr",
     fingerprint="f00",
+    truth="aa",
     images=7,
     categories=CategoryMap(ids=(0, 90), names=("cat", "<b>dog</b>")),
     boxes={0: 12, 90: 0},
+    validation="bb",
+    relabelled=((5, "cc"),),
 )
 
 
@@ -37,6 +41,17 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     DATA.write(folder)
     assert folder.training.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["training.json"]
+
+
+def test_the_history_of_labels() -> None:
+    now = replace(DATA, truth="dd", relabelled=(), boxes={0: 13, 90: 0})
+    assert now.after(None, step=7) == now
+    assert now.after(DATA, step=0) == now  # nothing was learnt before
+    assert now.after(DATA, step=7).relabelled == ((5, "cc"), (7, "aa"))
+    assert DATA.after(DATA, step=9) == DATA
+    assert now.changes_since(DATA) == "cat: 12 boxes then, 13 now"
+    assert DATA.changes_since(DATA).startswith("each class has as many boxes")
+    assert now.changes_since(None) == "what it had before is not recorded"
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"store": 1}', "\0\0", "[" * 99_999, None])

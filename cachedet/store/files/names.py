@@ -8,17 +8,20 @@ import re
 from pathlib import Path
 
 MANIFEST = "manifest.json"
-ANNOTATIONS = "annotations.npz"
+IMAGES = "images"  # with the start of a digest behind it but for the first: see `images_key`
+TRUTH = "truth"  # with the start of its digest behind it: see `truth_key`
 CODEC_STATE = "codec.npz"
 STAGES = "stages.safetensors"
 COMMITS = "commits"
 LEASES = "leases"
 METADATA = "zarr.json"
 WITHDRAWN_SUFFIX = ".bad"
-_RECORD = re.compile(r".+-b\d+x\d+-\d{6,}\.json(\.bad)?", re.ASCII)  # see `Block.name`
+_TABLE = re.compile(rf"({IMAGES}(?=\.)|({IMAGES}|{TRUTH})-[0-9a-f]{{16}})\.npz", re.ASCII)
+_RECORD = re.compile(r".+-b\d+x\d+(g\d+)?-\d{6,}\.json(\.bad)?", re.ASCII)  # see `Block.name`
 _MOST_NBYTES = {
     MANIFEST: 32 << 20,  # 200,000 skipped images; parsed it takes up to 25 times as much memory
-    ANNOTATIONS: 16 << 30,  # 5 million images of 7 boxes with masks of 350 bytes take 13 GB
+    IMAGES: 4 << 30,  # 16 million images with names of 200 bytes
+    TRUTH: 16 << 30,  # 5 million images of 7 boxes with masks of 350 bytes take 13 GB
     CODEC_STATE: 1 << 30,  # bases of three levels of 8,192 channels take 0.8 GB
     STAGES: 16 << 30,  # 4 billion parameters
     METADATA: 64 << 10,  # an array of five axes takes 2 kB
@@ -28,7 +31,24 @@ _MOST_RECORD_NBYTES = 1 << 20  # 64 levels of two parts and 256 images take 0.4 
 
 def most_nbytes(key: str) -> int:
     """Bytes of a file that is read whole beyond which it is not one that cachedet wrote."""
-    return _MOST_NBYTES.get(key.rpartition("/")[2], _MOST_RECORD_NBYTES)
+    name = key.rpartition("/")[2]
+    kind = re.split(r"[-.]", name)[0] if is_table_key(name) else name
+    return _MOST_NBYTES.get(kind, _MOST_RECORD_NBYTES)
+
+
+def truth_key(digest: str) -> str:
+    """The file of the boxes with this digest: others have another name, so that none is changed."""
+    return f"{TRUTH}-{digest[:16]}.npz"
+
+
+def images_key(generation: int, digest: str) -> str:
+    """The file of the images of a generation: the first, or one that was added later."""
+    return f"{IMAGES}.npz" if generation == 0 else f"{IMAGES}-{digest[:16]}.npz"
+
+
+def is_table_key(name: str) -> bool:
+    """Whether a file of images or boxes has this name, of whatever ones."""
+    return _TABLE.fullmatch(name) is not None
 
 
 def require_size(nbytes: int, key: str) -> None:

@@ -1,36 +1,49 @@
-"""Images and boxes in a store: annotations.npz as it is read back, whoever wrote it."""
+"""Images and boxes in a store: images.npz and the truth as they are read back, whoever wrote them.
+
+The images are for good, as features are of them; the truth is what `relabel` replaces.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedet.store.files.names import ANNOTATIONS
+from cachedet.errors import StoreError
+from cachedet.store.files.names import images_key, truth_key
 from cachedet.store.files.source import ByteSource
-from cachedet.store.format.manifest import Manifest, annotations_digest, images_digest
+from cachedet.store.format.manifest import Manifest, images_digest, truth_digest
 from cachedet.store.format.npz import load_arrays
 from cachedet.store.format.shards import altered
-from cachedet.structures import Annotations, MaskCodes
+from cachedet.structures import Annotations, CategoryMap, MaskCodes
 
 _LARGEST_SIDE = 1 << 20  # pixels of an image
 _MOST_IMAGES = 1 << 24  # each takes a few hundred bytes of memory beside its arrays
-_OTHER = "is not the one this store was extracted with"
+_OTHER = "is not the one the manifest names"
 _LISTED = 10  # names in one message
 _PER_BOX = ("boxes", "classes", "areas", "crowds", "masks")
 _REPAIR = "The same `cachedet extract` again writes it anew"
-_ANNOTATION_ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {  # type and shape
+_REPAIR_TRUTH = (
+    "`cachedet extract` or `cachedet relabel` with the annotations that were last given writes it "
+    "anew"
+)
+_Wanted = dict[str, tuple[str, tuple[str | int, ...]]]  # type and shape
+_IMAGE_ARRAYS: _Wanted = {
     "image_ids": ("int64", ("images",)),
     "file_names": ("uint8", ("bytes of names",)),
     "sizes_hw": ("int64", ("images", 2)),
+    "contents": ("uint64", ("images",)),
+}
+_TRUTH_ARRAYS: _Wanted = {
     "offsets": ("int64", ("images + 1",)),
     "boxes": ("float64", ("boxes", 4)),
     "labels": ("int64", ("boxes",)),
     "crowd": ("bool", ("boxes",)),
     "areas": ("float64", ("boxes",)),
-    "contents": ("uint64", ("images",)),
     "masks": ("uint8", ("bytes of masks",)),
     "mask_offsets": ("int64", ("boxes + 1",)),
 }
@@ -43,29 +56,106 @@ def load_annotations(
 
     Raises StoreError where they are missing, damaged or not the ones of the manifest.
     """
-    where = source.describe(ANNOTATIONS)
-    arrays = load_arrays(source, ANNOTATIONS, wanted=_ANNOTATION_ARRAYS, remedy=_REPAIR)
-    try:
-        _require_shapes(arrays)
+    images, contents = load_images(source, manifest)
+    return load_truth(source, manifest, images), contents
+
+
+def load_images(source: ByteSource, manifest: Manifest) -> tuple[Annotations, NDArray[np.uint64]]:
+    """The images of the store as if they had no boxes, with their content hashes.
+
+    Raises as `load_annotations`.
+    """
+    tables, rows = [], 0
+    for generation, (start, digest) in enumerate(
+        zip(manifest.starts, manifest.image_digests, strict=True)
+    ):
+        key = images_key(generation, digest)
+        if rows != start:
+            reason = f"there are {rows} images before it, {start} by the manifest"
+            raise altered(source.describe(key), reason, remedy=_REPAIR)
+        tables.append(_load_table(source, key, digest, manifest.categories))
+        rows += len(tables[-1][0])
+    if len(tables) == 1:
+        return tables[0]
+    images = [table for table, _ in tables]
+    return _without_boxes(
+        np.concatenate([table.image_ids for table in images]),
+        tuple(name for table in images for name in table.file_names),
+        np.concatenate([table.sizes_hw for table in images]),
+        manifest.categories,
+    ), np.concatenate([contents for _, contents in tables])
+
+
+def _load_table(
+    source: ByteSource, key: str, digest: str, categories: CategoryMap
+) -> tuple[Annotations, NDArray[np.uint64]]:
+    with _reading(source, key, _REPAIR):
+        arrays = load_arrays(source, key, wanted=_IMAGE_ARRAYS, remedy=_REPAIR)
+        _require_shapes(arrays, _IMAGE_ARRAYS, rows=arrays["image_ids"].size)
+        _require_names(arrays)
         names = arrays["file_names"].tobytes().decode(errors="surrogatepass")
-        plain = ("image_ids", "sizes_hw", "offsets", "boxes", "labels", "crowd", "areas")
-        annotations = Annotations(
-            **{name: arrays[name] for name in plain},
-            file_names=tuple(names.split("\n")) if names else (),
-            categories=manifest.categories,
+        listed = tuple(names.split("\n")) if names else ()
+        sizes, contents = arrays["sizes_hw"], arrays["contents"]
+        if len(sizes) and not 1 <= sizes.min() <= sizes.max() <= _LARGEST_SIDE:
+            raise ValueError(f"sizes_hw must be 1 to {_LARGEST_SIDE}")
+        images = _without_boxes(arrays["image_ids"], listed, sizes, categories)
+    if images_digest(images, contents) != digest:
+        raise altered(source.describe(key), _OTHER, remedy=_REPAIR, verdict="")
+    return images, contents
+
+
+def _without_boxes(
+    image_ids: NDArray[np.int64],
+    file_names: tuple[str, ...],
+    sizes_hw: NDArray[np.int64],
+    categories: CategoryMap,
+) -> Annotations:
+    return Annotations(
+        image_ids=image_ids,
+        file_names=file_names,
+        sizes_hw=sizes_hw,
+        offsets=np.zeros(len(image_ids) + 1, dtype=np.int64),
+        boxes=np.zeros((0, 4)),
+        labels=np.zeros(0, dtype=np.int64),
+        crowd=np.zeros(0, dtype=np.bool_),
+        areas=np.zeros(0),
+        categories=categories,
+    )
+
+
+def load_truth(source: ByteSource, manifest: Manifest, images: Annotations) -> Annotations:
+    """These images with the boxes that the store has now. Raises as `load_annotations`."""
+    key = truth_key(manifest.truth_digest)
+    with _reading(source, key, _REPAIR_TRUTH):
+        arrays = load_arrays(source, key, wanted=_TRUTH_ARRAYS, remedy=_REPAIR_TRUTH)
+        _require_shapes(arrays, _TRUTH_ARRAYS, rows=len(images))
+        annotations = replace(
+            images,
+            offsets=arrays["offsets"],
+            boxes=arrays["boxes"],
+            labels=arrays["labels"],
+            crowd=arrays["crowd"],
+            areas=arrays["areas"],
             masks=MaskCodes(codes=arrays["masks"], offsets=arrays["mask_offsets"])
             if "masks" in arrays
             else None,
         )
-        contents = arrays["contents"]
         _require_consistent(annotations)
+    if truth_digest(annotations) != manifest.truth_digest:
+        raise altered(source.describe(key), _OTHER, remedy=_REPAIR_TRUTH, verdict="")
+    return annotations
+
+
+@contextmanager
+def _reading(source: ByteSource, key: str, remedy: str) -> Iterator[None]:
+    """Inside, arrays that lack something or do not fit each other are a damaged file."""
+    try:
+        yield
+    except StoreError:
+        raise
     except (KeyError, ValueError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise altered(where, str(reason), remedy=_REPAIR) from error
-    digests = annotations_digest(annotations), images_digest(contents)
-    if digests != (manifest.annotations_digest, manifest.images_digest):
-        raise altered(where, _OTHER, remedy=_REPAIR, verdict="")
-    return annotations, contents
+        raise altered(source.describe(key), str(reason), remedy=remedy) from error
 
 
 def describe_changes(
@@ -119,25 +209,25 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_LISTED]) + more
 
 
-def _require_shapes(arrays: dict[str, NDArray[Any]]) -> None:
+def _require_shapes(arrays: dict[str, NDArray[Any]], wanted: _Wanted, *, rows: int) -> None:
     """Before any of them becomes Python objects. Raises KeyError or ValueError."""
-    rows, boxes = arrays["image_ids"].size, arrays["labels"].size
     if rows > _MOST_IMAGES:
         raise ValueError(f"{rows:,} images are more than a store may hold, {_MOST_IMAGES:,}")
-    lengths: dict[str | int, int] = {
-        "images": rows,
-        "images + 1": rows + 1,
-        "boxes": boxes,
-        "boxes + 1": boxes + 1,
-    }
+    lengths: dict[str | int, int] = {"images": rows, "images + 1": rows + 1}
+    if "labels" in wanted:
+        boxes = arrays["labels"].size
+        lengths |= {"boxes": boxes, "boxes + 1": boxes + 1}
     for name, array in arrays.items():
-        dtype, axes = _ANNOTATION_ARRAYS[name]
+        dtype, axes = wanted[name]
         shape = tuple(
             axis if isinstance(axis, int) else lengths.get(axis, array.size) for axis in axes
         )
         if array.dtype != dtype or array.shape != shape:
             raise ValueError(f"{name} is {array.dtype} {array.shape}, not {dtype} {shape}")
-    joined = arrays["file_names"]
+
+
+def _require_names(arrays: dict[str, NDArray[Any]]) -> None:
+    joined, rows = arrays["file_names"], arrays["image_ids"].size
     names = int(np.count_nonzero(joined == ord("\n"))) + bool(joined.size)
     if names != rows:
         raise ValueError(f"there are {names} file names for {rows} images")
@@ -146,9 +236,7 @@ def _require_shapes(arrays: dict[str, NDArray[Any]]) -> None:
 def _require_consistent(annotations: Annotations) -> None:
     """Raises ValueError where the values do not describe one set of images and boxes."""
     boxes, classes = len(annotations.labels), len(annotations.categories)
-    sizes, labels = annotations.sizes_hw, annotations.labels
-    if len(annotations) and not 1 <= sizes.min() <= sizes.max() <= _LARGEST_SIDE:
-        raise ValueError(f"sizes_hw must be 1 to {_LARGEST_SIDE}")
+    labels = annotations.labels
     if not _is_rising(annotations.offsets, boxes):
         raise ValueError("offsets must rise from 0 to the number of boxes")
     masks = annotations.masks

@@ -215,10 +215,10 @@ def _find_misfit(plan: StorePlan, block: Block, record: CommitRecord) -> str | N
     """Why a whole record is not the one of this block of this store; None where it is."""
     if record.block != block.name:
         return f"it is the record of block {record.block}"
-    if record.fingerprint != plan.block_fingerprint:
+    if record.fingerprint != plan.fingerprint_of(block):
         return "it is of a store with another backbone, preprocessing, codec or other images"
     if record.image_ids != plan.image_ids_of(block):
-        return "it lists other images than annotations.npz has in this block"
+        return "it lists other images than images.npz has in this block"
     parts = plan.layout.parts(block.bucket)
     if record.shards.keys() != parts.keys():
         return f"it lists {', '.join(record.shards)} instead of {', '.join(parts)}"

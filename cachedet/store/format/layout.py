@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import zarr
@@ -30,15 +31,21 @@ class Block:
     bucket: SizeHW  # padded (height, width)
     number: int
     rows: tuple[int, ...]  # rows of the ground truth, in slot order
+    generation: int = 0  # of its images: the first, or the how-manieth that were added
 
     @property
     def group(self) -> str:
         """Path of the zarr group that holds its arrays, relative to the store."""
-        return f"{self.view}/b{self.bucket[0]}x{self.bucket[1]}"
+        return f"{self.view}/{self._bucket}"
 
     @property
     def name(self) -> str:
-        return f"{self.view}-b{self.bucket[0]}x{self.bucket[1]}-{self.number:06d}"
+        return f"{self.view}-{self._bucket}-{self.number:06d}"
+
+    @property
+    def _bucket(self) -> str:
+        added = f"g{self.generation}" if self.generation else ""
+        return f"b{self.bucket[0]}x{self.bucket[1]}{added}"
 
 
 def plan_blocks(
@@ -48,27 +55,44 @@ def plan_blocks(
     image_size: int,
     pad_multiple: int,
     block_size: int,
+    starts: Sequence[int] = (0,),
 ) -> tuple[Block, ...]:
     """Every (image, view) in exactly one block: a pure function of its arguments.
 
     Images keep the order of their rows within a bucket, so a block never depends on which
-    blocks were written before it.
+    blocks were written before it. `starts` are the first rows of the generations of images: none
+    shares a block or an array with another, so that no block changes when images are added.
     """
     blocks = []
     for view in views:
-        for bucket, rows in _rows_by_bucket(annotations, view, image_size, pad_multiple).items():
-            for number, start in enumerate(range(0, len(rows), block_size)):
-                members = tuple(rows[start : start + block_size])
-                blocks.append(Block(view=view.name, bucket=bucket, number=number, rows=members))
+        for generation, (first, end) in enumerate(pairwise((*starts, len(annotations)))):
+            members = _rows_by_bucket(annotations, view, image_size, pad_multiple, first, end)
+            for bucket, rows in members.items():
+                blocks += [
+                    Block(
+                        view=view.name,
+                        bucket=bucket,
+                        number=number,
+                        rows=tuple(rows[start : start + block_size]),
+                        generation=generation,
+                    )
+                    for number, start in enumerate(range(0, len(rows), block_size))
+                ]
     return tuple(blocks)
 
 
 def _rows_by_bucket(
-    annotations: Annotations, view: View, image_size: int, pad_multiple: int
+    annotations: Annotations,
+    view: View,
+    image_size: int,
+    pad_multiple: int,
+    first: int,
+    end: int,
 ) -> dict[SizeHW, list[int]]:
     bucket_of: dict[SizeHW, SizeHW] = {}
     rows: dict[SizeHW, list[int]] = {}
-    for row, (height, width) in enumerate(annotations.sizes_hw.tolist()):
+    sizes = annotations.sizes_hw[first:end].tolist()
+    for row, (height, width) in enumerate(sizes, start=first):
         size = (height, width)
         if size not in bucket_of:
             bucket_of[size] = padded_size(

@@ -1,7 +1,8 @@
 """The manifest: what a store holds, of which inputs, in which format.
 
-Its fingerprint covers everything that changes features (weights content, preprocessing, views,
-codec, images, annotations), never workers or device.
+Two things have an identity: features (weights content, preprocessing, views, codec, images), which
+commit records name, and the truth, boxes and classes, which `relabel` replaces. The fingerprint
+covers both; neither ever depends on workers or device.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import hashlib
 import json
 import math
 import platform
+import re
 import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -76,7 +80,7 @@ def _require_sane_number(value: Any, name: str) -> None:
         raise ValueError(f"{name} must be finite, got {value}")
 
 
-FORMAT_VERSION = 4  # of the files; part of every fingerprint
+FORMAT_VERSION = 5  # of the files; part of every fingerprint
 _LARGEST_SIDE = 1 << 20  # pixels of an image with its padding
 _LONGEST_NAME = 200  # characters of a codec or view; folders and messages hold them
 _LOST = "Copy it from a backup, or delete this store or choose a new --store, and extract again"
@@ -84,6 +88,10 @@ _REFETCH = (
     "cachedet writes no such file: fetch the store again from where it came from, or extract into "
     "a new --store"
 )
+_NOT_OF_BLOCKS = frozenset({"views", "stages_digest", "truth_digest", "categories", "added"})
+_MOST_ADDITIONS = 10_000
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+ALL = slice(None)
 _LIBRARIES = ("torch", "torchvision", "timm", "zarr", "numpy", "pillow")
 
 
@@ -101,14 +109,15 @@ class Manifest:
     codec: str
     block_size: int
     batch_size: int
-    annotations_digest: str
-    images_digest: str
+    images_digest: str  # of their files, names, ids and sizes
+    truth_digest: str  # of their boxes, classes and masks
     categories: CategoryMap
     skipped: tuple[tuple[str, str], ...]  # file name, reason
     versions: dict[str, str]  # for people; not part of the identity
     codec_digest: str = ""  # of what the codec learnt from the sample; decided when a store is made
     metadata_digest: str = ""  # of all zarr.json files; decided when a store is made
     network: FeatureSpec  # all levels of the backbone, those that are left out too
+    added: tuple[tuple[int, str], ...] = ()  # first row and images digest of those added later
     stages_digest: str = ""  # of the weights behind the first level; "": the store has none
 
     @property
@@ -128,9 +137,10 @@ class Manifest:
             "codec": self.codec,
             "block_size": self.block_size,
             "batch_size": self.batch_size,
-            "annotations_digest": self.annotations_digest,
             "images_digest": self.images_digest,
+            "truth_digest": self.truth_digest,
             "categories": {"ids": list(self.categories.ids), "names": list(self.categories.names)},
+            **({"added": [list(pair) for pair in self.added]} if self.added else {}),
             **({"network": self.network.to_json()} if self.network != self.spec else {}),
             **({"stages_digest": self.stages_digest} if self.stages_digest else {}),
         }
@@ -139,10 +149,23 @@ class Manifest:
         """sha256 over the identity fields, what the codec learnt and the format."""
         return digest_json(self._fingerprinted())
 
-    def block_fingerprint(self) -> str:
-        """sha256 over what the bytes of one block depend on: not the list of views, nor stages."""
-        fields = self._fingerprinted().items()
-        return digest_json({k: v for k, v in fields if k not in ("views", "stages_digest")})
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """First row of each generation of images."""
+        return (0, *(row for row, _ in self.added))
+
+    @property
+    def image_digests(self) -> tuple[str, ...]:
+        """Of each generation of images."""
+        return (self.images_digest, *(digest for _, digest in self.added))
+
+    def block_fingerprint(self, generation: int = 0) -> str:
+        """sha256 over what the bytes of blocks of these images depend on.
+
+        That is no list of views, no stages, no boxes, and no other generation of images.
+        """
+        fields = self._fingerprinted() | {"images_digest": self.image_digests[generation]}
+        return digest_json({k: v for k, v in fields.items() if k not in _NOT_OF_BLOCKS})
 
     def _fingerprinted(self) -> dict[str, Any]:
         digest = self.codec_digest
@@ -183,6 +206,7 @@ class Manifest:
             image_size=self.image_size,
             pad_multiple=self.pad_multiple,
             block_size=self.block_size,
+            starts=self.starts,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -203,7 +227,7 @@ class Manifest:
         """Raises StoreError: another format, a missing or malformed field, altered identity."""
         _require_version(values.get("format_version"), where)
         try:
-            optional = {"network": values["spec"], "stages_digest": ""}
+            optional = {"network": values["spec"], "stages_digest": "", "added": []}
             given = {field.name: {**optional, **values}[field.name] for field in fields(cls)}
             categories = given["categories"]
             converted = {
@@ -216,6 +240,7 @@ class Manifest:
                 ),
                 "skipped": tuple((name, reason) for name, reason in given["skipped"]),
                 "versions": dict(given["versions"]),
+                "added": tuple((row, digest) for row, digest in given["added"]),
             }
             manifest = cls(**{**given, **converted})
             require_types(manifest, cls, name="manifest")
@@ -228,27 +253,24 @@ class Manifest:
         return manifest
 
 
-def annotations_digest(annotations: Annotations) -> str:
-    """sha256 over images, boxes and categories."""
-    digest = hashlib.sha256()
-    for array in annotation_arrays(annotations).values():
-        digest.update(f"{array.dtype} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    digest.update(json.dumps([annotations.categories.ids, annotations.categories.names]).encode())
-    return digest.hexdigest()
+def truth_digest(annotations: Annotations) -> str:
+    """sha256 over boxes, masks and categories."""
+    categories = json.dumps([annotations.categories.ids, annotations.categories.names])
+    return _digest_arrays(truth_arrays(annotations), categories)
 
 
-def annotation_arrays(annotations: Annotations) -> dict[str, NDArray[Any]]:
-    """The arrays of `annotations`; file names as UTF-8 bytes with newlines between."""
-    names = "\n".join(annotations.file_names).encode(errors="surrogatepass")  # of bytes no UTF-8
+def images_digest(annotations: Annotations, contents: NDArray[np.uint64], rows: slice = ALL) -> str:
+    """sha256 over ids, names, sizes and the content hash of every image file of these rows."""
+    return _digest_arrays(image_arrays(annotations, contents, rows))
+
+
+def truth_arrays(annotations: Annotations) -> dict[str, NDArray[Any]]:
+    """What `annotations` say of images: that can change while the images stay."""
     masks = annotations.masks
     of_masks: dict[str, NDArray[Any]] = (
         {} if masks is None else {"masks": masks.codes, "mask_offsets": masks.offsets}
     )
     return {
-        "image_ids": annotations.image_ids,
-        "file_names": np.frombuffer(names, dtype=np.uint8),
-        "sizes_hw": annotations.sizes_hw,
         "offsets": annotations.offsets,
         "boxes": annotations.boxes,
         "labels": annotations.labels,
@@ -258,9 +280,27 @@ def annotation_arrays(annotations: Annotations) -> dict[str, NDArray[Any]]:
     }
 
 
-def images_digest(contents: NDArray[np.uint64]) -> str:
-    """sha256 over the content hash of every image file, in the order of the rows."""
-    return hashlib.sha256(contents.astype("<u8").tobytes()).hexdigest()
+def image_arrays(
+    annotations: Annotations, contents: NDArray[np.uint64], rows: slice = ALL
+) -> dict[str, NDArray[Any]]:
+    """The images of these rows; file names as UTF-8 bytes with newlines between."""
+    joined = "\n".join(annotations.file_names[rows])
+    names = joined.encode(errors="surrogatepass")  # of bytes no UTF-8
+    return {
+        "image_ids": annotations.image_ids[rows],
+        "file_names": np.frombuffer(names, dtype=np.uint8),
+        "sizes_hw": annotations.sizes_hw[rows],
+        "contents": contents[rows].astype("<u8"),
+    }
+
+
+def _digest_arrays(arrays: Mapping[str, NDArray[Any]], text: str = "") -> str:
+    digest = hashlib.sha256()
+    for array in arrays.values():
+        digest.update(f"{array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update(text.encode())
+    return digest.hexdigest()
 
 
 def digest_json(value: Any) -> str:
@@ -342,6 +382,13 @@ def _require_sane(manifest: Manifest) -> None:
         raise ValueError(f"strides must have a common multiple of at most {_LARGEST_SIDE}")
     if tuple(manifest.network)[: len(manifest.spec)] != tuple(manifest.spec):
         raise ValueError("the levels are not the first ones of the network's")
+    for digest in (*manifest.image_digests, manifest.truth_digest):  # files have their names
+        if not _DIGEST.fullmatch(digest):
+            raise ValueError(f"a digest is {reprlib.repr(digest)}, no sha256")
+    if any(row >= beyond for row, beyond in pairwise(manifest.starts)):
+        raise ValueError(f"added must name rising rows, got {reprlib.repr(manifest.added)}")
+    if len(manifest.added) > _MOST_ADDITIONS:
+        raise ValueError(f"images were added more than {_MOST_ADDITIONS:,} times")
     views = manifest.views
     if not views or len(set(views)) != len(views):
         raise ValueError(f"views must name each view once, got {reprlib.repr(views)}")

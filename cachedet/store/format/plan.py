@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.data.views import is_view_name
-from cachedet.errors import InputError, StoreError
+from cachedet.errors import CorruptMetadataError, InputError, StoreError
 from cachedet.store.codecs.codec import Codec, State, state_digest
 from cachedet.store.codecs.registry import make_codec
 from cachedet.store.files.names import CODEC_STATE, MANIFEST
 from cachedet.store.files.source import ByteSource
-from cachedet.store.format.annotations import load_annotations
+from cachedet.store.format.annotations import load_images, load_truth
 from cachedet.store.format.layout import (
     Block,
     Layout,
@@ -64,7 +64,13 @@ class StorePlan:
             raise StoreError(
                 f"{where} holds views {reprlib.repr(unknown)} this cachedet does not know; upgrade"
             )
-        annotations, contents = load_annotations(source, manifest)
+        images, contents = load_images(source, manifest)
+        try:
+            annotations = load_truth(source, manifest, images)
+        except CorruptMetadataError:
+            if load_manifest(source) == manifest:
+                raise
+            return cls._load(source)  # it was relabelled between the two, and that truth is gone
         blocks = manifest.plan(annotations)
         _require_bounded(source, manifest, blocks)
         codec = load_codec(source, manifest)
@@ -78,10 +84,13 @@ class StorePlan:
             blocks=blocks,
         )
 
+    def fingerprint_of(self, block: Block) -> str:
+        """What the commit record of a block must carry."""
+        return self._fingerprints[block.generation]
+
     @cached_property
-    def block_fingerprint(self) -> str:
-        """What every commit record of this store must carry."""
-        return self.manifest.block_fingerprint()
+    def _fingerprints(self) -> tuple[str, ...]:
+        return tuple(map(self.manifest.block_fingerprint, range(len(self.manifest.starts))))
 
     def image_ids_of(self, block: Block) -> tuple[int, ...]:
         """COCO's ids of the images of a block, in slot order."""

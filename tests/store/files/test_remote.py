@@ -114,7 +114,7 @@ PASSING = {
 
 
 @pytest.mark.parametrize("fault", PASSING)
-@pytest.mark.parametrize("part", [SHARD, RECORD, "manifest.json", "annotations.npz", "zarr.json"])
+@pytest.mark.parametrize("part", [SHARD, RECORD, "manifest.json", "images.npz", "zarr.json"])
 def test_what_passes_is_not_noticed(faulty: FaultyStore, fault: str, part: str) -> None:
     faulty.fault = at(part, PASSING[fault], first=1)
     read_all(faulty)
@@ -139,7 +139,7 @@ LASTING = {
 
 
 @pytest.mark.parametrize("fault", LASTING)
-@pytest.mark.parametrize("part", [SHARD, "annotations.npz", "manifest.json"])
+@pytest.mark.parametrize("part", [SHARD, "images.npz", "manifest.json"])
 def test_what_lasts_is_called_what_it_is_and_never_damage(
     faulty: FaultyStore, fault: str, part: str
 ) -> None:

@@ -43,7 +43,7 @@ def test_a_record_keeps_the_end_of_every_chunk(root: Path) -> None:
 FOREIGN: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "block": (lambda body: body.update(block="base-b96x128-000001"), "the record of block base"),
     "fingerprint": (lambda body: body.update(fingerprint="0" * 64), "of a store with another back"),
-    "images": (lambda body: body["image_ids"].reverse(), "other images than annotations.npz has"),
+    "images": (lambda body: body["image_ids"].reverse(), "other images than images.npz has"),
     "shards": (lambda body: body["shards"].pop("C5/values"), "lists C4/values instead of C4/val"),
 }
 

@@ -14,14 +14,13 @@ import pytest
 import xxhash
 from numcodecs.zstd import Zstd
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "format-4.zip"
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "format-5.zip"
 IDENTITY = (
     "backbone", "weights_digest", "preprocessing", "spec", "image_size", "views", "codec",
-    "block_size", "batch_size", "annotations_digest", "images_digest", "categories",
+    "block_size", "batch_size", "images_digest", "truth_digest", "categories",
 )  # fmt: skip
-ANNOTATIONS = (
-    "image_ids", "file_names", "sizes_hw", "offsets", "boxes", "labels", "crowd", "areas",
-)  # fmt: skip
+IMAGES = ("image_ids", "file_names", "sizes_hw", "contents")
+TRUTH = ("offsets", "boxes", "labels", "crowd", "areas")
 GROUP = "base/b96x128"
 
 
@@ -179,13 +178,13 @@ def test_the_page_is_enough_to_check_a_store(unpacked: Path, codec: str) -> None
     identity["codec_digest"] = manifest["codec_digest"]
     identity["format_version"] = manifest["format_version"]
     assert digest(identity) == manifest["fingerprint"]
-    annotations = dict(np.load(root / "annotations.npz"))
+    images = digest_arrays(dict(np.load(root / "images.npz")), IMAGES, named=False)
+    assert images.hexdigest() == manifest["images_digest"]
+    named = root / f"truth-{manifest['truth_digest'][:16]}.npz"
+    truth = digest_arrays(dict(np.load(named)), TRUTH, named=False)
     categories = manifest["categories"]
-    of_annotations = digest_arrays(annotations, ANNOTATIONS, named=False)
-    of_annotations.update(json.dumps([categories["ids"], categories["names"]]).encode())
-    assert of_annotations.hexdigest() == manifest["annotations_digest"]
-    contents = hashlib.sha256(annotations["contents"].tobytes()).hexdigest()
-    assert contents == manifest["images_digest"]
+    truth.update(json.dumps([categories["ids"], categories["names"]]).encode())
+    assert truth.hexdigest() == manifest["truth_digest"]
     state = dict(np.load(root / "codec.npz")) if (root / "codec.npz").exists() else {}
     of_state = digest_arrays(state, sorted(state), named=True).hexdigest()
     assert of_state == manifest["codec_digest"]
@@ -194,7 +193,8 @@ def test_the_page_is_enough_to_check_a_store(unpacked: Path, codec: str) -> None
         content = (root / path).read_bytes()
         metadata.update(f"{path} {len(content)}\n".encode() + content)
     assert metadata.hexdigest() == manifest["metadata_digest"]
-    del identity["views"]
+    for name in ("views", "truth_digest", "categories"):
+        del identity[name]
     for path in (root / "commits").glob("*.json"):
         record = json.loads(path.read_text())
         checksum = record.pop("checksum")
@@ -202,11 +202,38 @@ def test_the_page_is_enough_to_check_a_store(unpacked: Path, codec: str) -> None
         assert record["fingerprint"] == digest(identity)
 
 
+def test_the_page_is_enough_to_read_images_that_were_added(unpacked: Path) -> None:
+    root = unpacked / "added"
+    manifest = json.loads((root / "manifest.json").read_text())
+    ((first, images_digest),) = manifest["added"]
+    assert first == len(np.load(root / "images.npz")["image_ids"])
+    images = dict(np.load(root / f"images-{images_digest[:16]}.npz"))
+    assert digest_arrays(images, IMAGES, named=False).hexdigest() == images_digest
+    truth = dict(np.load(root / f"truth-{manifest['truth_digest'][:16]}.npz"))
+    assert len(truth["offsets"]) == first + len(images["image_ids"]) + 1
+    record = json.loads((root / "commits/base-b96x128g1-000000.json").read_text())
+    assert record["image_ids"] == images["image_ids"].tolist()
+    identity = {name: manifest[name] for name in (*IDENTITY, "codec_digest", "format_version")}
+    assert digest({**identity, "added": manifest["added"]}) == manifest["fingerprint"]
+    for name in ("views", "truth_digest", "categories"):
+        del identity[name]
+    assert record["fingerprint"] == digest({**identity, "images_digest": images_digest})
+    expected = np.load(root / "expected.npz")
+    for level in manifest["spec"]:
+        array = f"{level['name']}/values"
+        content = (root / "base/b96x128g1" / array / "c/0/0/0/0").read_bytes()
+        packed = chunks(content, manifest["block_size"])
+        assert len(packed) == 1
+        height, width = 96 // level["stride"], 128 // level["stride"]
+        value = np.frombuffer(packed[0][:-4], "<f4").reshape(height, width, -1)
+        np.testing.assert_array_equal(value.transpose(2, 0, 1), expected[f"3/{level['name']}"])
+
+
 @pytest.mark.parametrize("codec", CODECS)
 def test_the_page_is_enough_to_check_the_shards(unpacked: Path, codec: str) -> None:
     root = unpacked / codec
     block_size = json.loads((root / "manifest.json").read_text())["block_size"]
-    image_ids = np.load(root / "annotations.npz")["image_ids"].tolist()
+    image_ids = np.load(root / "images.npz")["image_ids"].tolist()
     for path in (root / "commits").glob("*.json"):
         record = json.loads(path.read_text())
         number = int(path.stem.rpartition("-")[2])

@@ -123,8 +123,8 @@ def test_all_metadata_is_covered_by_the_digest(root: Path) -> None:
 
 def test_stores_written_once_are_read_for_ever(tmp_path: Path) -> None:
     shutil.unpack_archive(FIXTURE, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(NAMES)
-    for name in NAMES:
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*NAMES, "added"])
+    for name in (*NAMES, "added"):
         store = FeatureStore.open(tmp_path / name)
         store.require_complete()
         assert store.annotations.crowd.tolist() == [False, True]
