@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from cachedet.detector.fixed_rows import Candidates, FixedDetections
 from cachedet.detector.protocol import classifiers_of, normalizes_over_ranks, parts_of, run_detector
 from cachedet.structures import Detections, Features, SizeHW, Targets
 
@@ -82,6 +83,16 @@ class EndToEndDetector(nn.Module):
         """Detections of the heads; `features` holds the maps that the backbone takes."""
         maps = self.features(features)
         return run_detector(self.heads, maps, sizes_hw=sizes_hw, image_ids=image_ids)
+
+    def candidates(self, features: Features, sizes_hw: Tensor) -> Candidates:
+        """Those of the heads; see `Detector`."""
+        found: Candidates = self.heads.candidates(self.features(features), sizes_hw)
+        return found
+
+    def detect_rows(self, features: Features, sizes_hw: Tensor) -> FixedDetections:
+        """Those of the heads; see `Detector`."""
+        found: FixedDetections = self.heads.detect_rows(self.features(features), sizes_hw)
+        return found
 
     def _propose(
         self, features: Features, *, sizes_hw: Sequence[SizeHW], image_ids: Sequence[int]

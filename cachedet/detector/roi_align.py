@@ -51,7 +51,9 @@ class PyramidRoIAlign(nn.Module):
                     aligned=True,
                 ).to(level.dtype)
             )
-        return torch.cat(pooled).index_select(0, torch.cat(members).argsort())
+        cells = torch.cat(pooled)
+        ordered = cells.new_empty(boxes.shape[0], *cells.shape[1:])
+        return ordered.index_put((torch.cat(members),), cells)  # exporters cannot add up members
 
     def levels_of(self, boxes: Tensor) -> Tensor:
         """(R, 4) -> (R,) index of the level each box is pooled from.
