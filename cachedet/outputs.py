@@ -75,6 +75,7 @@ class Kind(Enum):
         rb'\A\s*\{\s*"info":\s*\{\s*"description":\s*"Written by `cachedet convert`.*'
         rb"\}\s*\]\s*\}\s*\Z",
     )
+    MODEL = ("a model of `export`", rb"\A\x08.\x12\x08cachedet")  # an ONNX file names its maker
     FORECAST = (
         "a forecast of `estimate`",
         rb'\A\s*\{\s*"store":\s*\{\s*"backbone":.*"peak_memory":\s*[^,{}]*,\s*'

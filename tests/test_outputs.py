@@ -62,6 +62,7 @@ OURS = {
     Kind.FOUND: as_json([{"file": 'a".jpg', "drawing": "b.jpg", "detections": []}]),
     Kind.DRAWING: jpeg(DRAWING_COMMENT),
     Kind.ANNOTATIONS: as_json(ANNOTATIONS),
+    Kind.MODEL: b"\x08\x0a\x12\x08cachedet\x1a\x050.1.0",
     Kind.FORECAST: as_json(FORECAST),
 }
 THEIRS = {

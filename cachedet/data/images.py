@@ -229,16 +229,22 @@ def make_input(
     are those of resizing the whole image and cutting, within rounding (2 of 255).
     """
     height, width = geometry.valid_hw
-    resample = Image.Resampling[preprocessing.interpolation.upper()]
-    window = geometry.window_in_image() if geometry.is_window else None
-    image = Image.fromarray(pixels)
-    resized = np.asarray(image.resize((width, height), resample, box=window))
-    if geometry.flip:
-        resized = resized[:, ::-1]
+    resized = resize(pixels, geometry, interpolation=preprocessing.interpolation)
     padded = np.zeros((3, *geometry.padded_hw), dtype=np.float32)
     for channel, values in enumerate(_normalised_values(preprocessing)):
         np.take(values, resized[..., channel], out=padded[channel, :height, :width], mode="clip")
     return torch.from_numpy(padded)
+
+
+def resize(
+    pixels: NDArray[np.uint8], geometry: Geometry, *, interpolation: str
+) -> NDArray[np.uint8]:
+    """Pixels (H, W, 3) -> the valid part of the view (*geometry.valid_hw, 3), without padding."""
+    height, width = geometry.valid_hw
+    resample = Image.Resampling[interpolation.upper()]
+    window = geometry.window_in_image() if geometry.is_window else None
+    resized = np.asarray(Image.fromarray(pixels).resize((width, height), resample, box=window))
+    return resized[:, ::-1] if geometry.flip else resized
 
 
 @functools.lru_cache(maxsize=8)

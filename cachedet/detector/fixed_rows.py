@@ -86,10 +86,7 @@ def select(postprocess: Postprocess, candidates: Candidates) -> FixedDetections:
     flat = torch.where(flat > postprocess.score_threshold, flat, -math.inf)
     before = _best(flat, postprocess.pre_nms)
     labels, rows = before.rows % num_classes, before.rows // num_classes
-    if boxes.ndim == 4:
-        chosen = _take(boxes.flatten(1, 2), before.rows)
-    else:
-        chosen = _take(boxes, rows)
+    chosen = _take(boxes.flatten(1, 2), before.rows) if boxes.ndim == 4 else _take(boxes, rows)
     after = rank(
         chosen,
         before.scores,

@@ -204,11 +204,10 @@ def lr_scales_of(detector: Any) -> list[tuple[nn.Module, float]]:
 
 def exportable(detector: nn.Module) -> Any:
     """The detector, which can be written as a graph. Raises DetectorError where it cannot."""
-    heads = getattr(detector, "heads", detector)
-    missing = [name for name in ("candidates", "detect_rows") if not hasattr(heads, name)]
+    missing = [name for name in ("candidates", "detect_rows") if not hasattr(detector, name)]
     if missing:
         raise DetectorError(
-            f"{type(heads).__name__} has no method {' and no '.join(missing)}, which `export` "
+            f"{type(detector).__name__} has no method {' and no '.join(missing)}, which `export` "
             "writes as a graph; cachedet's own detectors have both"
         )
     return detector

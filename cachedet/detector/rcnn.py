@@ -232,7 +232,7 @@ class RCNN(nn.Module):
         masks = self.mask_branch.of_boxes(
             pyramid, found.boxes.flatten(0, 1), image_of_rows(found.boxes), found.labels.flatten()
         )
-        return replace(found, masks=masks.unflatten(0, found.labels.shape))
+        return replace(found, masks=masks.view(*found.labels.shape, *masks.shape[1:]))
 
     @torch.no_grad()
     def propose(
@@ -260,10 +260,10 @@ class RCNN(nn.Module):
         image = image_of_rows(proposals.boxes)
         scores, boxes = self._classify(pyramid, proposals.boxes.flatten(0, 1), image, sizes_hw)
         rows = proposals.is_valid.shape
-        boxes = boxes.unflatten(0, rows)
+        boxes = boxes.view(*rows, *boxes.shape[1:])
         return Candidates(
             boxes=clip_to_sizes(boxes.flatten(1, -2), sizes_hw).view_as(boxes),
-            scores=scores.unflatten(0, rows) * proposals.is_valid[..., None],
+            scores=scores.view(*rows, scores.shape[1]) * proposals.is_valid[..., None],
         )
 
     def _classify(
