@@ -38,6 +38,7 @@ from cachedet.version import __version__
 
 MOST_IMAGES = 24  # of a folder, by default
 _GENERATED = (1.0, 0.75), (0.75, 1.0), (1.0, 1.0), (0.5, 1.0)  # sides, in shares of image_size
+_SCRIPT = Path(__file__).parent / "exporting" / "standalone.py"
 _OF_EACH = 3  # generated images
 
 
@@ -46,6 +47,7 @@ class ExportReport:
     """What one call of `export` did."""
 
     out: Path
+    script: Path | None
     nbytes: int
     facts: ModelFacts
     proof: tuple[SizeAgreement, ...]
@@ -55,6 +57,7 @@ class ExportReport:
     def to_json(self) -> dict[str, Any]:
         return {
             "out": str(self.out),
+            "script": self.script and str(self.script),
             "bytes": self.nbytes,
             "outputs": self.facts.outputs,
             "preprocess": self.facts.preprocess,
@@ -87,6 +90,7 @@ def export(
     tolerance: Tolerance | None = None,
     detector: nn.Module | None = None,
     backbone: FrozenBackbone | None = None,
+    with_script: bool = False,
 ) -> ExportReport:
     """Write a run as ONNX, after the file has found in images what torch finds in them.
 
@@ -100,6 +104,7 @@ def export(
         tolerance: how much the file may differ.
         detector: what the run trained, where that was an object.
         backbone: what the store was extracted with, where that was an object.
+        with_script: also write `out` with the ending .py, which needs no cachedet.
 
     Raises:
         ExportError: a package is missing, torch cannot write the graph, or the file differs.
@@ -111,6 +116,7 @@ def export(
     run, out, proof = Path(run), Path(out), proof or ProofImages()
     checkpoint = load_checkpoint(RunFolder.open(run).best)
     _require_place(out, run=run, images=proof.folder)
+    script = _plan_script(out, outputs) if with_script else None
     samples, described = _read_images(proof, checkpoint)
     joined = load_image_detector(
         run, weights=weights, device="cpu", detector=detector, backbone=backbone
@@ -123,8 +129,16 @@ def export(
     found = total(rows)
     found.require(tolerance or Tolerance())
     write_file(out, content, kind=Kind.MODEL)
+    if script is not None:
+        write_file(script, _SCRIPT.read_bytes(), kind=Kind.SCRIPT)
     return ExportReport(
-        out=out, nbytes=len(content), facts=facts, proof=tuple(rows), found=found, images=described
+        out=out,
+        script=script,
+        nbytes=len(content),
+        facts=facts,
+        proof=tuple(rows),
+        found=found,
+        images=described,
     )
 
 
@@ -139,6 +153,15 @@ def _require_place(out: Path, *, run: Path, images: Path | None) -> None:
                 f"--out {out} lies inside {what} {folder}, whose files are not for others; choose "
                 "another place"
             )
+
+
+def _plan_script(out: Path, outputs: Outputs) -> Path:
+    """Raises InputError where it cannot be written, or what it would run finds nothing itself."""
+    if outputs != "detections":
+        raise InputError("--with-script writes what the file detects: give --outputs detections")
+    script = out.with_suffix(".py")
+    require_file(script, kind=Kind.SCRIPT)
+    return script
 
 
 def _write(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from cachedet import export
 from cachedet.errors import InputError, StoreError
 from cachedet.outputs import (
     DRAWING_COMMENT,
@@ -63,6 +64,10 @@ OURS = {
     Kind.DRAWING: jpeg(DRAWING_COMMENT),
     Kind.ANNOTATIONS: as_json(ANNOTATIONS),
     Kind.MODEL: b"\x08\x0a\x12\x08cachedet\x1a\x050.1.0",
+    Kind.SCRIPT: Path(export.__file__)
+    .with_name("exporting")
+    .joinpath("standalone.py")
+    .read_bytes(),
     Kind.FORECAST: as_json(FORECAST),
 }
 THEIRS = {

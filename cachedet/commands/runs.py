@@ -196,6 +196,9 @@ def export(
     most_images: Annotated[int, typer.Option(min=1, help="Of the folder.")] = 24,
     tolerance_px: Annotated[float, typer.Option(min=0, help="Of boxes.")] = 0.01,
     tolerance_score: Annotated[float, typer.Option(min=0, help="Of scores and masks.")] = 1e-4,
+    with_script: Annotated[
+        bool, typer.Option("--with-script", help="Also a .py beside it that needs no cachedet.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write backbone and heads as one ONNX file, proven to find what the run finds."""
@@ -212,12 +215,15 @@ def export(
         weights=weights,
         proof=ProofImages(folder=images, annotations=annotations, most=most_images),
         tolerance=Tolerance(box_px=tolerance_px, score=tolerance_score),
+        with_script=with_script,
     )
     if as_json:
         print_json(report.to_json())
         return
     print_agreement(report.proof, report.found, of=report.images)
     say(report.out)
+    if report.script is not None:
+        say(report.script)
 
 
 def demo(

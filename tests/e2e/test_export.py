@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def model(run: Path, tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
     out = tmp_path_factory.mktemp("models") / "model.onnx"
     words = [
         "export", str(run), "--out", str(out), "--weights", str(tiny.weights),
-        "--images", str(tiny.paths.images), "--annotations", str(tiny.paths.val), "--json",
+        "--images", str(tiny.paths.images), "--annotations", str(tiny.paths.val), "--with-script",
+        "--json",
     ]  # fmt: skip
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
@@ -89,6 +91,40 @@ def test_it_detects_what_predict_detects(model: Path, run: Path, tiny: Any, tmp_
     found = json.loads((tmp_path / "drawn" / "detections.json").read_text())
     assert [Path(entry["file"]).name for entry in found] == [file.name for file in files]
     assert all((tmp_path / "drawn" / f"{file.stem}.jpg").exists() for file in files)
+
+
+def test_the_script_needs_no_cachedet(model: Path, tiny: Any) -> None:
+    """Not even torch: in a fresh process where neither can be imported."""
+    files = sorted(tiny.paths.images.iterdir())[:2]
+    code = (
+        "import sys, runpy\n"
+        "sys.modules.update({'torch': None, 'cachedet': None, 'timm': None})\n"
+        "script = sys.argv.pop(1)\n"
+        "scope = runpy.run_path(script)\n"
+        "import json, onnxruntime\n"
+        "from PIL import Image\n"
+        "session = onnxruntime.InferenceSession(sys.argv[1])\n"
+        "images = [Image.open(file).convert('RGB') for file in sys.argv[2:]]\n"
+        "print(json.dumps([scope['detect'](session, each, min_score=0.0) for each in images]))\n"
+    )
+    words = [
+        sys.executable,
+        "-c",
+        code,
+        str(model.with_suffix(".py")),
+        str(model),
+        *map(str, files),
+    ]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    exported = ExportedModel.open(model)
+    for file, found in zip(files, json.loads(done.stdout), strict=True):
+        ours = exported(decode_image(file))
+        assert [entry["score"] for entry in found] == pytest.approx(ours.scores.tolist(), abs=1e-6)
+        boxes = torch.tensor([entry["box"] for entry in found])
+        assert float((boxes - ours.boxes).abs().max()) < 1e-3
+        names = [exported.categories.names[label] for label in ours.labels]
+        assert [entry["name"] for entry in found] == names
 
 
 def test_its_scores_are_those_of_the_run(model: Path, run: Path, tiny: Any, tmp_path: Path) -> None:
@@ -163,6 +199,10 @@ def test_places_that_belong_to_others(run: Path, tiny: Any, tmp_path: Path) -> N
     proof = ProofImages(folder=images)
     inside = images / "m.onnx"
     refused(run, InputError, "lies inside the folder of images", out=inside, proof=proof)
+    raw = {"outputs": "raw", "with_script": True}
+    refused(run, InputError, "give --outputs detections", out=tmp_path / "r.onnx", **raw)
+    (tmp_path / "s.py").write_text("mine")
+    refused(run, InputError, "not a script of", out=tmp_path / "s.onnx", with_script=True)
     alone = ProofImages(annotations=tiny.paths.val)
     refused(run, InputError, "give it with --images", out=tmp_path / "n.onnx", proof=alone)
 
