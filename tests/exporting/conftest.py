@@ -75,7 +75,7 @@ class ExportKit:
         preprocess: Preprocess = "inside",
         **changes: Any,
     ) -> DetectionGraph:
-        network = load_backbone(backbone, weights="none", image_size=SIDE)
+        network = load_backbone(backbone, weights="none", cut=cut, image_size=SIDE)
         config = self.config(kind, neck, changes)
         torch.manual_seed(3)
         heads: Any = build_detector(config, spec=network.spec, num_classes=3).eval()
