@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fuzz lint clean
+.PHONY: demo test test-slow fuzz lint clean
 
 demo: $(VENV)/installed
 	rm -rf demo
@@ -11,6 +11,10 @@ demo: $(VENV)/installed
 
 test: lint
 	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+
+# Every detector, neck and kind of backbone as an exported file; some minutes.
+test-slow: $(VENV)/installed
+	$(BIN)/pytest -n auto --thorough tests/exporting
 
 # Random input for five minutes, new at every call; `make test` has half a minute of it.
 fuzz: $(VENV)/installed

@@ -5,7 +5,8 @@
     │   ├── UnwrittenError    all was computed, and a file of it cannot be written
     │   ├── DatasetError      annotations or a folder of images that cannot be used
     │   │   └── ForeignFileError  a file of another format
-    │   └── BadImageError     an image that cannot be decoded
+    │   ├── BadImageError     an image that cannot be decoded
+    │   └── ExportError       a detector that no graph can hold, or a model that is not ours
     ├── ConfigError           a config key or value
     ├── BackboneError         an unknown backbone, or weights that do not fit it
     ├── StoreError            the feature store on disk
@@ -62,6 +63,10 @@ class ForeignFileError(DatasetError):
 
 class BadImageError(InputError):
     """An image that cannot be decoded, or whose size contradicts its annotations."""
+
+
+class ExportError(InputError):
+    """A detector that cannot be written as a graph, one that differs, or a file that is none."""
 
 
 class ConfigError(CachedetError, ValueError):

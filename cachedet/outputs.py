@@ -78,6 +78,11 @@ class Kind(Enum):
         rb'\A\s*\{\s*"info":\s*\{\s*"description":\s*"Written by `cachedet convert`.*'
         rb"\}\s*\]\s*\}\s*\Z",
     )
+    MODEL = ("a model of `export`", rb"\A\x08.\x12\x08cachedet")  # an ONNX file names its maker
+    SCRIPT = (
+        "a script of `export`",
+        rb'\A"""Detect in images with a model of `cachedet export`: .*\n    main\(\)\s*\Z',
+    )
     FORECAST = (
         "a forecast of `estimate`",
         rb'\A\s*\{\s*"store":\s*\{\s*"backbone":.*"peak_memory":\s*[^,{}]*,\s*'

@@ -9,15 +9,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from cachedet.backbone.frozen import FrozenBackbone, load_backbone
-from cachedet.backbone.split import freeze_trunk
 from cachedet.data.image_folders import images_in
 from cachedet.data.images import DecodedImage, decode_bytes, decoded, make_input, opened
 from cachedet.data.masks import decode_mask, paste_masks, rle_of
@@ -30,6 +28,7 @@ from cachedet.evaluation.inference import EVAL_VIEW, drop_cut
 from cachedet.evaluation.merging import Merging
 from cachedet.evaluation.plots import Drawing, draw_boxes
 from cachedet.evaluation.subject import load_detector
+from cachedet.exporting.exported_model import ExportedModel
 from cachedet.outputs import (
     DRAWING_COMMENT,
     Kind,
@@ -45,6 +44,9 @@ from cachedet.text import printable
 from cachedet.training.checkpoint import load_checkpoint
 from cachedet.training.run_folder import RunFolder
 
+if TYPE_CHECKING:  # with an exported model timm is not needed
+    from cachedet.backbone.frozen import FrozenBackbone
+
 _FOUND = "detections.json"
 _BASE = parse_views(EVAL_VIEW)
 
@@ -59,6 +61,14 @@ class ImageDetector:
     manifest: Manifest
     merging: Merging
     views: Sequence[View] = _BASE  # of an image; their detections are merged as `detect_store` does
+
+    @property
+    def categories(self) -> CategoryMap:
+        return self.manifest.categories
+
+    @property
+    def image_size(self) -> int:
+        return self.manifest.image_size
 
     @torch.no_grad()
     def __call__(
@@ -141,10 +151,11 @@ class PredictReport:
 
 
 def predict(
-    run: Path | str,
+    run: Path | str | None = None,
     *,
     images: Sequence[Path | str],
     out: Path | str,
+    model: Path | str | None = None,
     weights: str = "auto",
     views: str = EVAL_VIEW,
     min_score: float = 0.3,
@@ -156,6 +167,8 @@ def predict(
 
     Args:
         run: folder of the run; its best weights are taken.
+        model: a file of `export`, instead of a run; `weights`, `device`, `detector` and `backbone`
+            are of runs.
         images: files, or folders of files; what cannot be decoded is named in the report.
         out: folder to write into; made where it is missing. Of what is there, only drawings and
             detections that `predict` made are replaced.
@@ -170,8 +183,9 @@ def predict(
     Raises:
         CheckpointError: no such run, or weights that do not fit `detector`.
         BackboneError: the run's backbone cannot be had, or has other weights now.
-        InputError: a view that files cannot have, no images, or a file in `out` that another
-            made.
+        ExportError: a model that `export` did not write, or no onnxruntime.
+        InputError: neither a run nor a model, or both; a view that files cannot have, no images,
+            or a file in `out` that another made.
         UnwrittenError: the disk refused in the middle; it holds what was found so far.
 
     Example:
@@ -182,10 +196,14 @@ def predict(
     files = _image_files([Path(path) for path in images])
     out = Path(out)
     drawings = _plan_drawings(files, out, images=images)
-    image_detector = load_image_detector(
-        Path(run), weights=weights, device=device, views=chosen, detector=detector,
-        backbone=backbone,
-    )  # fmt: skip
+    image_detector: ImageDetector | ExportedModel
+    if run is not None and model is None:
+        image_detector = load_image_detector(
+            Path(run), weights=weights, device=device, views=chosen, detector=detector,
+            backbone=backbone,
+        )  # fmt: skip
+    else:
+        image_detector = _open_model(run, model, views=views)
     reports: list[ImageReport] = []
     bad: list[tuple[Path, str]] = []
     try:
@@ -207,6 +225,18 @@ def predict(
     return report
 
 
+def _open_model(run: Path | str | None, model: Path | str | None, *, views: str) -> ExportedModel:
+    """Raises InputError where it is not clear what shall detect, ExportError."""
+    if run is not None or model is None:
+        raise InputError("predict expects a run or --model, a file of `export`: one of the two")
+    if views != EVAL_VIEW:
+        raise InputError(
+            f"an exported model sees each image once, in the view base; got --views {views}: leave "
+            "it out, or use the run"
+        )
+    return ExportedModel.open(Path(model))
+
+
 def _plan_drawings(files: Sequence[Path], out: Path, *, images: Sequence[Path | str]) -> list[Path]:
     """Where each image is drawn: no two share a file, and nothing of the user's is replaced.
 
@@ -222,13 +252,16 @@ def _plan_drawings(files: Sequence[Path], out: Path, *, images: Sequence[Path | 
 
 
 def _predict_file(
-    file: Path, image_detector: ImageDetector, drawing: Path, *, min_score: float
+    file: Path, image_detector: ImageDetector | ExportedModel, drawing: Path, *, min_score: float
 ) -> ImageReport:
-    pixels, image = _read(file, image_detector.manifest.image_size)
-    found = image_detector(pixels, decoded_as=image)
+    pixels, image = _read(file, image_detector.image_size)
+    if isinstance(image_detector, ExportedModel):
+        found = image_detector.of_image(image)
+    else:
+        found = image_detector(pixels, decoded_as=image)
     detections = found.above(min_score)
     size_hw = (pixels.shape[0], pixels.shape[1])
-    categories = image_detector.manifest.categories
+    categories = image_detector.categories
     drawn = draw_boxes(pixels, make_drawing(detections, categories, size_hw=size_hw))
     buffer = io.BytesIO()
     drawn.save(buffer, "JPEG", comment=DRAWING_COMMENT)
@@ -264,6 +297,8 @@ def load_image_detector(
     backbone: FrozenBackbone | None = None,
 ) -> ImageDetector:
     """Join the run's heads with its backbone, whose weights must be those it was trained on."""
+    from cachedet.backbone.frozen import FrozenBackbone, load_backbone
+
     checkpoint = load_checkpoint(RunFolder.open(run).best)
     manifest = checkpoint.manifest
     chosen, cut = choose_device(device), checkpoint.config.freeze_at
@@ -298,6 +333,8 @@ def load_image_detector(
 
 def _up_to(cut: str | None, backbone: FrozenBackbone) -> FrozenBackbone:
     """The part of the backbone in front of the stages that were trained."""
+    from cachedet.backbone.split import freeze_trunk
+
     return backbone if cut is None else freeze_trunk(backbone, cut)
 
 

@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parents[1] / "cachedet"
 MAIN_JOB = (
     "version", "allocator", "errors", "text", "structures", "progress", "device", "flops",
     "distributed", "config", "data", "backbone", "store", "outputs", "extraction", "detector",
-    "augmentation", "loading", "training", "evaluation",
-    "train", "evaluate", "extract", "predict", "convert", "relabel",
+    "augmentation", "loading", "training", "evaluation", "exporting",
+    "train", "evaluate", "extract", "predict", "export", "convert", "relabel",
 )  # fmt: skip
 # What one does to learn about it; nothing of the main job knows these.
 LABORATORY = (
@@ -120,6 +120,8 @@ def test_no_cycles_inside_a_room() -> None:
         "cachedet.train",
         "cachedet.evaluate",
         "cachedet.model",
+        "cachedet.predict",
+        "cachedet.exporting.model_scores",
         "cachedet.report",
         "cachedet.store.reader",
         "cachedet.store.verify",

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from cachedet import export
 from cachedet.errors import InputError, StoreError
 from cachedet.outputs import (
     DRAWING_COMMENT,
@@ -73,6 +74,11 @@ OURS = {
     Kind.DRAWING: jpeg(DRAWING_COMMENT),
     Kind.SHEET: png(Comment=SHEET_COMMENT.decode()),
     Kind.ANNOTATIONS: as_json(ANNOTATIONS),
+    Kind.MODEL: b"\x08\x0a\x12\x08cachedet\x1a\x050.1.0",
+    Kind.SCRIPT: Path(export.__file__)
+    .with_name("exporting")
+    .joinpath("standalone.py")
+    .read_bytes(),
     Kind.FORECAST: as_json(FORECAST),
 }
 THEIRS = {

@@ -10,7 +10,13 @@ import typer
 
 from cachedet.commands.options import ConfigName, Device, Json, Overrides, print_json
 from cachedet.commands.score_tables import print_scores
-from cachedet.commands.tables import print_cost, print_predicted_vs_actual, print_training, say
+from cachedet.commands.tables import (
+    print_agreement,
+    print_cost,
+    print_predicted_vs_actual,
+    print_training,
+    say,
+)
 from cachedet.errors import InputError, UnwrittenError
 from cachedet.progress import count_of, tell
 from cachedet.text import shell_line
@@ -117,9 +123,14 @@ def model(
 
 
 def predict(
-    run: Path,
-    images: Annotated[list[Path], typer.Argument(help="Image files or folders.")],
+    run: Annotated[Path, typer.Argument(help="Run folder; none with --model.")],
     out: Annotated[Path, typer.Option(help="Folder for drawings and detections.json.")],
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Image files or folders.", show_default=False)
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A file of `export`, instead of a run.")
+    ] = None,
     weights: Annotated[str, typer.Option(help="The backbone's: auto, none or a file.")] = "auto",
     views: Annotated[
         str,
@@ -139,9 +150,10 @@ def predict(
     unwritten = None
     try:
         report = run_predict(
-            run,
-            images=images,
+            run if model is None else None,
+            images=[*([] if model is None else [run]), *(images or [])],
             out=out,
+            model=model,
             weights=weights,
             views=views,
             min_score=min_score,
@@ -171,6 +183,55 @@ def predict(
         raise typer.Exit(1)
 
 
+def export(
+    run: Path,
+    out: Annotated[Path, typer.Option(help="ONNX file to write.")],
+    outputs: Annotated[
+        str, typer.Option(help="detections, or raw: boxes and scores before suppression.")
+    ] = "detections",
+    preprocess: Annotated[
+        str, typer.Option(help="inside: the file takes resized pixels; outside: normalised input.")
+    ] = "inside",
+    weights: Annotated[str, typer.Option(help="The backbone's: auto, none or a file.")] = "auto",
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of images to prove it on (default: generated).")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="That name the images to take of the folder.")
+    ] = None,
+    most_images: Annotated[int, typer.Option(min=1, help="Of the folder.")] = 24,
+    tolerance_px: Annotated[float, typer.Option(min=0, help="Of boxes.")] = 0.01,
+    tolerance_score: Annotated[float, typer.Option(min=0, help="Of scores and masks.")] = 1e-4,
+    with_script: Annotated[
+        bool, typer.Option("--with-script", help="Also a .py beside it that needs no cachedet.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write backbone and heads as one ONNX file, proven to find what the run finds."""
+    from cachedet.export import ProofImages
+    from cachedet.export import export as run_export
+    from cachedet.exporting.agreement import Tolerance
+    from cachedet.exporting.detection_graph import parse_outputs, parse_preprocess
+
+    report = run_export(
+        run,
+        out=out,
+        outputs=parse_outputs(outputs),
+        preprocess=parse_preprocess(preprocess),
+        weights=weights,
+        proof=ProofImages(folder=images, annotations=annotations, most=most_images),
+        tolerance=Tolerance(box_px=tolerance_px, score=tolerance_score),
+        with_script=with_script,
+    )
+    if as_json:
+        print_json(report.to_json())
+        return
+    print_agreement(report.proof, report.found, of=report.images)
+    say(report.out)
+    if report.script is not None:
+        say(report.script)
+
+
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to work in.")] = Path("demo"),
     as_json: Json = False,
@@ -187,4 +248,10 @@ def demo(
             say(line)
 
 
-COMMANDS = {"train-heads": train_heads, "model": model, "predict": predict, "demo": demo}
+COMMANDS = {
+    "train-heads": train_heads,
+    "model": model,
+    "predict": predict,
+    "export": export,
+    "demo": demo,
+}

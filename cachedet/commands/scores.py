@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from cachedet.evaluate import EvalReport, Questions
 
 _HOW = (
-    "give a run and its store, `cachedet eval RUN --store STORE`, or files of any producer, "
-    "`cachedet eval --detections FILE --annotations FILE`"
+    "give a run and its store, `cachedet eval RUN --store STORE`, files of any producer, "
+    "`cachedet eval --detections FILE --annotations FILE`, or an exported model, "
+    "`cachedet eval --model FILE --images DIR --annotations FILE`"
 )
 
 
@@ -37,12 +38,25 @@ Truth = Annotated[
 ]
 
 
+Resamples = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Of the bootstrap, for intervals (default: 1000 with --against, else none)"
+    ),
+]
+Model = Annotated[
+    Path | None, typer.Option(help="A file of `export` to score on --images, instead of a run.")
+]
+
+
 def evaluate(
     run: Annotated[Path | None, typer.Argument(help="Run folder; none with --detections.")] = None,
     store: Annotated[str | None, typer.Option(help="Store to score the run on.")] = None,
     detections: Annotated[
         Path | None, typer.Option(help="COCO results file of any producer, instead of a run.")
     ] = None,
+    model: Model = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of images, for --model.")] = None,
     annotations: Truth = None,
     split: Split = None,
     classes: Classes = None,
@@ -63,12 +77,7 @@ def evaluate(
     lvis: Annotated[
         bool, typer.Option("--lvis", help="LVIS v1 too; --annotations is an LVIS file.")
     ] = False,
-    resamples: Annotated[
-        int | None,
-        typer.Option(
-            min=0, help="Of the bootstrap, for intervals (default: 1000 with --against, else none)"
-        ),
-    ] = None,
+    resamples: Resamples = None,
     proposals: Annotated[
         bool, typer.Option("--proposals", help="Recall of the RPN's proposals too.")
     ] = False,
@@ -96,8 +105,9 @@ def evaluate(
         "--store": store, "--weights": weights, "--views": views, "--device": device,
         "--proposals": proposals or None,
     }  # fmt: skip
-    _require_one_kind(run, detections, of_a_run)
-    _require_writable(out, [detections, annotations, against, training])
+    subjects = {"the run": run, "--detections": detections, "--model": model}
+    _require_one_kind(subjects, of_a_run)
+    _require_writable(out, [detections, annotations, against, training, model])
     questions = Questions(
         against=against,
         training=training,
@@ -111,6 +121,8 @@ def evaluate(
     if run is not None:
         settings = {"weights": weights, "views": views, "device": device}
         report, unwritten = _score_run(run, store, questions, settings, quiet=as_json)
+    elif model is not None:
+        report, unwritten = _score_model(model, images, questions, quiet=as_json), None
     else:
         report, unwritten = _score_files(detections, questions, quiet=as_json), None
     _leave(report, out, as_json=as_json)
@@ -209,17 +221,43 @@ def _score_files(detections: Path | None, questions: Questions, *, quiet: bool) 
     return {**analysis.to_json(), **EVALUATOR}
 
 
-def _require_one_kind(run: Path | None, detections: Path | None, of_a_run: dict[str, Any]) -> None:
-    """Raises InputError where neither or both kinds of scoring are asked for."""
-    if run is None and detections is None:
+def _score_model(
+    model: Path, images: Path | None, questions: Questions, *, quiet: bool
+) -> dict[str, Any]:
+    from cachedet.evaluate import EVALUATOR
+    from cachedet.evaluation.strata import DEFAULT_EDGES
+    from cachedet.exporting.model_scores import score_model
+
+    if images is None or questions.annotations is None:
+        raise InputError(f"--model needs --images and --annotations; {_HOW}")
+    analysis = score_model(
+        model,
+        images=images,
+        annotations=questions.annotations,
+        against=questions.against,
+        training=questions.training,
+        edges=questions.edges or DEFAULT_EDGES,
+        lvis=questions.lvis,
+        resamples=questions.resamples,
+    )
+    if not quiet:
+        print_analysis(analysis)
+    return {**analysis.to_json(), "model": str(model), **EVALUATOR}
+
+
+def _require_one_kind(subjects: dict[str, Path | None], of_a_run: dict[str, Any]) -> None:
+    """Raises InputError where none or several kinds of scoring are asked for."""
+    asked = {name: path for name, path in subjects.items() if path is not None}
+    if not asked:
         raise InputError(f"there is nothing to score: {_HOW}")
-    if run is not None and detections is not None:
-        raise InputError(f"got both the run {run} and --detections {detections}; {_HOW}")
+    if len(asked) > 1:
+        both = " and ".join(f"{name} {path}" for name, path in asked.items())
+        raise InputError(f"got both {both}; {_HOW}")
     given = [name for name, value in of_a_run.items() if value is not None]
-    if detections is not None and given:
+    if "the run" not in asked and given:
         raise InputError(
-            f"{', '.join(given)} cannot be used with --detections: the file says what was found; "
-            "leave it out, or give a run"
+            f"{', '.join(given)} cannot be used with {next(iter(asked))}: the file says what was "
+            "found; leave it out, or give a run"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -17,6 +17,7 @@ from cachedet.text import printable, shorten
 
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
     from cachedet.estimation.prediction import PredictedVsActual
+    from cachedet.exporting.agreement import Agreement, SizeAgreement
     from cachedet.extract import ExtractReport
     from cachedet.model import ModelCost
     from cachedet.relabel import RelabelReport
@@ -138,6 +139,30 @@ def print_training(report: TrainReport) -> None:
         f"{count_of(report.steps, 'step')}, {count_of(report.epochs, 'epoch')}{early}, in "
         f"{report.seconds:.0f} s ({report.seconds_per_epoch:.1f} s an epoch), at most "
         f"{readable_nbytes(report.peak_memory)} of memory{best}"
+    )
+
+
+def print_agreement(rows: Sequence[SizeAgreement], found: Agreement, *, of: str) -> None:
+    """How far an exported file is from torch, size by size."""
+    table = make_table(
+        f"The file beside torch: {of}", "size", "images", "found", "px", "score", "changed"
+    )
+    sizes = [(f"{row.padded_hw[0]}x{row.padded_hw[1]}", row.found) for row in rows]
+    for size, part in [*sizes, ("all", found)]:
+        table.add_row(
+            size,
+            str(part.images),
+            str(part.detections),
+            f"{part.box_px:.0e}",
+            f"{max(part.score, part.mask):.0e}",
+            str(part.changed),
+        )
+    console.print(table)
+    batches = sorted({size for row in rows for size in row.batches})
+    say(
+        f"largest differences of boxes in pixels, of scores{' and masks' if found.mask else ''}; "
+        f"{found.changed} detections changed, {found.at_edge} more at the threshold or the last "
+        f"rank; {', '.join(map(str, batches))} images at a time"
     )
 
 

@@ -95,10 +95,15 @@ class DecodedImage:
 
 
 def decode_image(path: Path) -> NDArray[np.uint8]:
-    """Pixels (H, W, 3) RGB by the rule of this module. Raises BadImageError naming the file."""
+    """All pixels (H, W, 3) RGB by the rule of this module. Raises BadImageError naming the file."""
+    return decode_file(path).pixels
+
+
+def decode_file(path: Path, *, image_size: int | None = None) -> DecodedImage:
+    """What `decoded` gives of a file. Raises BadImageError naming it."""
     try:
-        with opened(path) as content:
-            return decode_bytes(content)[0]
+        with opened(path) as content, decoded(content, image_size=image_size) as image:
+            return image
     except BadImageError as error:
         raise BadImageError(f"{printable(path)}: {error}") from error
 
@@ -305,20 +310,26 @@ def make_input(
     the whole image and cutting, within rounding (2 of 255).
     """
     height, width = geometry.valid_hw
-    resample = Image.Resampling[preprocessing.interpolation.upper()]
+    resized = resize(pixels, geometry, interpolation=preprocessing.interpolation)
+    padded = np.zeros((3, *geometry.padded_hw), dtype=np.float32)
+    for channel, values in enumerate(_normalised_values(preprocessing)):
+        np.take(values, resized[..., channel], out=padded[channel, :height, :width], mode="clip")
+    return torch.from_numpy(padded)
+
+
+def resize(
+    pixels: NDArray[np.uint8], geometry: Geometry, *, interpolation: str
+) -> NDArray[np.uint8]:
+    """Pixels (H, W, 3) -> the valid part of the view (*geometry.valid_hw, 3), without padding."""
+    height, width = geometry.valid_hw
+    resample = Image.Resampling[interpolation.upper()]
     window = None
     if geometry.is_window:
         reduction = geometry.image_hw[0] // pixels.shape[0]
         x1, y1, x2, y2 = (edge / reduction for edge in geometry.window_in_image())
         window = (x1, y1, x2, y2)
-    image = Image.fromarray(pixels)
-    resized = np.asarray(image.resize((width, height), resample, box=window))
-    if geometry.flip:
-        resized = resized[:, ::-1]
-    padded = np.zeros((3, *geometry.padded_hw), dtype=np.float32)
-    for channel, values in enumerate(_normalised_values(preprocessing)):
-        np.take(values, resized[..., channel], out=padded[channel, :height, :width], mode="clip")
-    return torch.from_numpy(padded)
+    resized = np.asarray(Image.fromarray(pixels).resize((width, height), resample, box=window))
+    return resized[:, ::-1] if geometry.flip else resized
 
 
 @functools.lru_cache(maxsize=8)

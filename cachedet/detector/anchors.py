@@ -40,12 +40,17 @@ class AnchorGenerator:
         if key not in self._cache:
             if len(self._cache) >= _CACHED_SHAPES:
                 self._cache.clear()
-            anchors = [
-                self._of_level(level.shape[-2], level.shape[-1], stride)
-                for level, stride in zip(maps, self.strides, strict=True)
-            ]
-            self._cache[key] = torch.cat(anchors).float().to(maps[0].device)
+            self._cache[key] = self.make(features)
         return self._cache[key]
+
+    def make(self, features: Features) -> Tensor:
+        """The same, anew: for graphs, where the sides of maps are no numbers yet."""
+        maps = list(features.values())
+        anchors = [
+            self._of_level(level.shape[-2], level.shape[-1], stride)
+            for level, stride in zip(maps, self.strides, strict=True)
+        ]
+        return torch.cat(anchors).float().to(maps[0].device)
 
     def _of_level(self, height: int, width: int, stride: int) -> Tensor:
         """(h * w * A, 4), centred on the cells."""
@@ -55,4 +60,4 @@ class AnchorGenerator:
         centers = torch.stack([grid_x, grid_y, grid_x, grid_y], dim=-1)
         half_hw = self._shapes_hw * stride / 2
         corners = torch.stack([-half_hw[:, 1], -half_hw[:, 0], half_hw[:, 1], half_hw[:, 0]], -1)
-        return (centers[:, :, None] + corners).reshape(-1, 4)
+        return (centers[:, :, None] + corners).reshape(height * width * self.num_anchors, 4)

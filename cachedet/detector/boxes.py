@@ -16,6 +16,9 @@ from torchvision.ops import batched_nms
 
 from cachedet.structures import Detections, SizeHW
 
+Sizes = Sequence[SizeHW] | Tensor
+"""Valid pixels of N images; where shapes may not depend on data, a tensor (N, 2)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Postprocess:
@@ -76,12 +79,12 @@ def clip_boxes(boxes: Tensor, size_hw: SizeHW) -> Tensor:
     return boxes.clamp(min=0).minimum(_limits(boxes, [size_hw])[0])
 
 
-def clip_to_sizes(boxes: Tensor, sizes_hw: Sequence[SizeHW]) -> Tensor:
+def clip_to_sizes(boxes: Tensor, sizes_hw: Sizes) -> Tensor:
     """(N, R, 4) boxes of N images, each cut at the edges of its own image."""
     return boxes.clamp(min=0).minimum(_limits(boxes, sizes_hw)[:, None])
 
 
-def clip_to_images(boxes: Tensor, sizes_hw: Sequence[SizeHW], image: Tensor) -> Tensor:
+def clip_to_images(boxes: Tensor, sizes_hw: Sizes, image: Tensor) -> Tensor:
     """(R, 4) boxes, each cut at the edges of the image (R,) it lies in."""
     return boxes.clamp(min=0).minimum(_limits(boxes, sizes_hw)[image])
 
@@ -103,8 +106,10 @@ def box_areas(boxes: Tensor) -> Tensor:
     return (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
 
 
-def _limits(boxes: Tensor, sizes_hw: Sequence[SizeHW]) -> Tensor:
+def _limits(boxes: Tensor, sizes_hw: Sizes) -> Tensor:
     """(N, 4): the largest coordinates a box of each image may have."""
+    if isinstance(sizes_hw, Tensor):
+        return sizes_hw[:, [1, 0, 1, 0]].to(boxes.dtype)
     return boxes.new_tensor([[width, height, width, height] for height, width in sizes_hw])
 
 

@@ -7,9 +7,11 @@ Heads, losses and detections are the very same modules.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 from torch import Tensor, nn
 
+from cachedet.detector.fixed_rows import Candidates, FixedDetections
 from cachedet.detector.protocol import classifiers_of, normalizes_over_ranks, parts_of, run_detector
 from cachedet.structures import Detections, Features, SizeHW, Targets
 
@@ -41,6 +43,8 @@ class EndToEndDetector(nn.Module):
         self._sources = tuple(sources)
         if hasattr(heads, "propose"):  # the protocol asks whether there is such a method
             self.propose, self.max_proposals = self._propose, heads.max_proposals
+        if hasattr(heads, "candidates"):  # likewise
+            self.candidates, self.detect_rows = self._candidates, self._detect_rows
 
     @property
     def cut(self) -> str | None:
@@ -83,6 +87,18 @@ class EndToEndDetector(nn.Module):
         maps = self.features(features)
         return run_detector(self.heads, maps, sizes_hw=sizes_hw, image_ids=image_ids)
 
+    def _candidates(self, features: Features, sizes_hw: Tensor) -> Candidates:
+        """Those of the heads; see `Detector`."""
+        found: Candidates = cast(Any, self.heads).candidates(self.features(features), sizes_hw)
+        return found
+
+    def _detect_rows(self, features: Features, sizes_hw: Tensor) -> FixedDetections:
+        """Those of the heads; see `Detector`."""
+        found: FixedDetections = cast(Any, self.heads).detect_rows(
+            self.features(features), sizes_hw
+        )
+        return found
+
     def _propose(
         self, features: Features, *, sizes_hw: Sequence[SizeHW], image_ids: Sequence[int]
     ) -> list[Detections]:
@@ -91,3 +107,8 @@ class EndToEndDetector(nn.Module):
         return run_detector(
             self.heads, maps, sizes_hw=sizes_hw, image_ids=image_ids, method="propose"
         )
+
+
+def heads_of(detector: nn.Module) -> nn.Module:
+    """The heads alone, where the detector has stages of a backbone in front of them."""
+    return detector.heads if isinstance(detector, EndToEndDetector) else detector

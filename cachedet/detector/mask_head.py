@@ -114,12 +114,18 @@ class MaskBranch(nn.Module):
             torch.arange(len(counts), device=boxes.device),
             torch.tensor(counts, device=boxes.device),
         )
-        logits = self.head(self.roi_align(pyramid, boxes, image)).float()
-        probabilities = logits[torch.arange(len(labels), device=labels.device), labels].sigmoid()
+        probabilities = self.of_boxes(pyramid, boxes, image, labels)
         return [
             replace(of_image, masks=masks)
             for of_image, masks in zip(detections, torch.split(probabilities, counts), strict=True)
         ]
+
+    def of_boxes(self, pyramid: Features, boxes: Tensor, image: Tensor, labels: Tensor) -> Tensor:
+        """Probabilities (R, 2 S, 2 S) of boxes (R, 4), each of an image and a class (R,)."""
+        logits = self.head(self.roi_align(pyramid, boxes, image)).float()
+        rows = torch.arange(labels.shape[0], device=labels.device)
+        probabilities: Tensor = logits[rows, labels].sigmoid()
+        return probabilities
 
 
 def crop_masks(targets: Targets, boxes: Tensor, matched: Tensor, *, side: int) -> Tensor:

@@ -132,7 +132,8 @@ def _resample(level: Tensor, *, steps: int, size_hw: SizeHW) -> Tensor:
         level = coarsen(level, factor=2**steps)
     if steps < 0:
         level = F.interpolate(level, scale_factor=float(2**-steps), mode="nearest")
-    return level[..., : size_hw[0], : size_hw[1]]
+    cropped = level[..., : size_hw[0], : size_hw[1]]
+    return cropped.view(*level.shape[:2], *size_hw)  # said once more, for exporters
 
 
 def _check_consecutive(spec: FeatureSpec) -> None:

@@ -40,6 +40,10 @@ class Detector(Protocol):
         at the schedule's.
     `propose(features, *, sizes_hw, image_ids) -> list[Detections]` and `max_proposals: int`
         A first stage, whose recall `eval --proposals` measures.
+    `candidates(features, sizes_hw) -> Candidates`, `detect_rows(features, sizes_hw) ->
+    FixedDetections`
+        The same as `detect` before and after suppression, all tensors in and out (`sizes_hw` is
+        (N, 2)) and of shapes that do not depend on what is found: what `export` writes.
     """
 
     def forward(self, features: Features, targets: Sequence[Targets]) -> dict[str, Tensor]:
@@ -196,6 +200,17 @@ def lr_scales_of(detector: Any) -> list[tuple[nn.Module, float]]:
         return [(detector, 1.0)]
     scales: list[tuple[nn.Module, float]] = detector.lr_scales()
     return scales
+
+
+def exportable(detector: nn.Module) -> Any:
+    """The detector, which can be written as a graph. Raises DetectorError where it cannot."""
+    missing = [name for name in ("candidates", "detect_rows") if not hasattr(detector, name)]
+    if missing:
+        raise DetectorError(
+            f"{type(detector).__name__} has no method {' and no '.join(missing)}, which `export` "
+            "writes as a graph; cachedet's own detectors have both"
+        )
+    return detector
 
 
 def max_proposals_of(detector: Any) -> int | None:

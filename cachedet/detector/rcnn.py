@@ -7,7 +7,7 @@ Letters: N images, R RoIs of all images, M gt boxes of an image, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
@@ -15,8 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cachedet.detector.boxes import Postprocess, apply_deltas, clip_to_images, encode_deltas
+from cachedet.detector.boxes import (
+    Postprocess,
+    Sizes,
+    apply_deltas,
+    clip_to_images,
+    clip_to_sizes,
+    encode_deltas,
+)
 from cachedet.detector.costs import neck_costs, roi_head_cost
+from cachedet.detector.fixed_rows import Candidates, FixedDetections, image_of_rows, select
 from cachedet.detector.mask_head import MaskBranch
 from cachedet.detector.matching import (
     BACKGROUND,
@@ -193,16 +201,7 @@ class RCNN(nn.Module):
         proposals = self.rpn.propose(self.rpn(pyramid), pyramid, sizes_hw=sizes_hw)
         image, slot = proposals.is_valid.nonzero(as_tuple=True)
         boxes = proposals.boxes[image, slot]
-        pool, logits_of_stages = self.roi_align.over(pyramid), []
-        for number, (stage, head) in enumerate(zip(self.stages, self.heads, strict=True)):
-            logits, deltas = head(pool(boxes, image))
-            logits_of_stages.append(logits.float())
-            if number + 1 < len(self.stages):
-                boxes = clip_to_images(move_boxes(boxes, deltas[:, 0], stage), sizes_hw, image)
-        scores = torch.stack(logits_of_stages).mean(dim=0).softmax(dim=-1)[:, :-1]
-        moved = move_boxes(boxes[:, None], deltas.float(), self.stages[-1])
-        if moved.shape[1] == 1:
-            moved = moved[:, 0]
+        scores, moved = self._classify(pyramid, boxes, image, sizes_hw)
         counts = proposals.is_valid.sum(dim=1).tolist()
         detections = [
             self.postprocess(image_scores, image_boxes, size_hw=size_hw, image_id=image_id)
@@ -217,6 +216,23 @@ class RCNN(nn.Module):
         if self.mask_branch is None:
             return detections
         return self.mask_branch.predict(pyramid, detections)
+
+    @torch.no_grad()
+    def candidates(self, features: Features, sizes_hw: Tensor) -> Candidates:
+        """Scores and boxes of every proposal, for graphs; see `Detector`."""
+        return self._candidates(self.neck(self.adapters(features)), sizes_hw)
+
+    @torch.no_grad()
+    def detect_rows(self, features: Features, sizes_hw: Tensor) -> FixedDetections:
+        """`detect` for graphs; see `Detector`."""
+        pyramid = self.neck(self.adapters(features))
+        found = select(self.postprocess, self._candidates(pyramid, sizes_hw))
+        if self.mask_branch is None:
+            return found
+        masks = self.mask_branch.of_boxes(
+            pyramid, found.boxes.flatten(0, 1), image_of_rows(found.boxes), found.labels.flatten()
+        )
+        return replace(found, masks=masks.view(*found.labels.shape, *masks.shape[1:]))
 
     @torch.no_grad()
     def propose(
@@ -238,6 +254,34 @@ class RCNN(nn.Module):
                 Detections(image_id=image_id, boxes=boxes, scores=scores, labels=labels)
             )
         return detections
+
+    def _candidates(self, pyramid: Features, sizes_hw: Tensor) -> Candidates:
+        proposals = self.rpn.propose_rows(self.rpn(pyramid), pyramid, sizes_hw)
+        image = image_of_rows(proposals.boxes)
+        scores, boxes = self._classify(pyramid, proposals.boxes.flatten(0, 1), image, sizes_hw)
+        rows = proposals.is_valid.shape
+        boxes = boxes.view(*rows, *boxes.shape[1:])
+        return Candidates(
+            boxes=clip_to_sizes(boxes.flatten(1, -2), sizes_hw).view_as(boxes),
+            scores=scores.view(*rows, scores.shape[1]) * proposals.is_valid[..., None],
+        )
+
+    def _classify(
+        self, pyramid: Features, boxes: Tensor, image: Tensor, sizes_hw: Sizes
+    ) -> tuple[Tensor, Tensor]:
+        """Scores (R, K) of RoIs (R, 4), each of the image (R,), and where stages move them.
+
+        Boxes are (R, 4), or (R, K, 4) where every class has its own; the last are not clipped.
+        """
+        pool, logits_of_stages = self.roi_align.over(pyramid), []
+        for number, (stage, head) in enumerate(zip(self.stages, self.heads, strict=True)):
+            logits, deltas = head(pool(boxes, image))
+            logits_of_stages.append(logits.float())
+            if number + 1 < len(self.stages):
+                boxes = clip_to_images(move_boxes(boxes, deltas[:, 0], stage), sizes_hw, image)
+        scores = torch.stack(logits_of_stages).mean(dim=0).softmax(dim=-1)[:, :-1]
+        moved = move_boxes(boxes[:, None], deltas.float(), self.stages[-1])
+        return scores, moved[:, 0] if moved.shape[1] == 1 else moved
 
     @torch.no_grad()
     def _sample(self, proposals: Proposals, ground_truth: PaddedGroundTruth) -> RoIs:

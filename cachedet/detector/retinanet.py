@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from cachedet.detector.anchors import AnchorGenerator
-from cachedet.detector.boxes import Postprocess, apply_deltas, encode_deltas
+from cachedet.detector.boxes import Postprocess, apply_deltas, clip_to_sizes, encode_deltas
 from cachedet.detector.costs import neck_costs
+from cachedet.detector.fixed_rows import Candidates, FixedDetections, select
 from cachedet.detector.layers import LayerStyle
 from cachedet.detector.matching import (
     IGNORED,
@@ -159,6 +160,18 @@ class RetinaNet(nn.Module):
             self.postprocess(scores[n], boxes[n], size_hw=sizes_hw[n], image_id=image_id)
             for n, image_id in enumerate(image_ids)
         ]
+
+    @torch.no_grad()
+    def candidates(self, features: Features, sizes_hw: Tensor) -> Candidates:
+        """Scores and boxes of every anchor, for graphs; see `Detector`."""
+        pyramid = self.neck(self.adapters(features))
+        logits, deltas = self.head(pyramid)
+        boxes = apply_deltas(deltas.float(), self.anchors.make(pyramid))
+        return Candidates(boxes=clip_to_sizes(boxes, sizes_hw), scores=logits.float().sigmoid())
+
+    def detect_rows(self, features: Features, sizes_hw: Tensor) -> FixedDetections:
+        """`detect` for graphs; see `Detector`."""
+        return select(self.postprocess, self.candidates(features, sizes_hw))
 
     def _class_loss(self, logits: Tensor, wanted: Tensor, teaches: Tensor) -> Tensor:
         """Sum of the focal loss (N, T, K) over the anchors (N, T) that teach."""

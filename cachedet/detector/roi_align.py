@@ -76,7 +76,9 @@ class PyramidRoIAlign(nn.Module):
                     aligned=True,
                 ).to(level.dtype)
             )
-        return torch.cat(pooled).index_select(0, torch.cat(members).argsort())
+        cells = torch.cat(pooled)
+        ordered = cells.new_empty(boxes.shape[0], *cells.shape[1:])
+        return ordered.index_put((torch.cat(members),), cells)  # exporters cannot add up members
 
     def _sum_rows(self, rows: _Rows, boxes: Tensor, image: Tensor) -> Tensor:
         """The same as weighted sums of four rows each; that kernel's gradient is slow on a CPU."""

@@ -57,7 +57,7 @@ class RoIHead(nn.Module):
         flat = self.tower(cells).flatten(1)
         for layer in self.fcs:
             flat = layer(flat)
-        deltas = self.box_deltas(flat).view(len(flat), self.boxes_per_roi, 4)
+        deltas = self.box_deltas(flat).view(flat.shape[0], self.boxes_per_roi, 4)
         return full_precision(self.class_logits(flat)), full_precision(deltas)
 
 

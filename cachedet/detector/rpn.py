@@ -6,6 +6,7 @@ R proposals of an image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from torchvision.ops import batched_nms
 
 from cachedet.detector.anchors import AnchorGenerator
 from cachedet.detector.boxes import apply_deltas, clip_to_sizes, encode_deltas
+from cachedet.detector.fixed_rows import rank
 from cachedet.detector.layers import LayerStyle
 from cachedet.detector.matching import MatchRule, PaddedGroundTruth, match_boxes, sample_boxes
 from cachedet.detector.towers import Tower, init_normal, per_anchor
@@ -166,6 +168,29 @@ class RPN(nn.Module):
             is_valid[n, : len(kept)] = True
         return Proposals(boxes=kept_boxes, scores=objectness, is_valid=is_valid)
 
+    @torch.no_grad()
+    def propose_rows(self, output: RPNOutput, pyramid: Features, sizes_hw: Tensor) -> Proposals:
+        """`propose` for graphs, of images of the sizes (N, 2)."""
+        anchors, counts = self.anchors.make(pyramid), self.test_counts
+        scores, boxes, levels = self._candidates(output, anchors, counts.pre_nms)
+        boxes = clip_to_sizes(boxes, sizes_hw)
+        groups = levels.expand(scores.shape)
+        best = rank(
+            boxes,
+            scores,
+            groups,
+            num_groups=len(output.logits),
+            iou=self.nms_iou,
+            most=counts.post_nms,
+        )
+        is_valid = best.scores > -math.inf
+        kept = boxes.gather(1, best.rows[..., None].expand(-1, -1, 4))
+        return Proposals(
+            boxes=kept * is_valid[..., None],
+            scores=torch.where(is_valid, best.scores, 0.0),
+            is_valid=is_valid,
+        )
+
     def _candidates(
         self, output: RPNOutput, anchors: Tensor, pre_nms: int
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,7 +198,8 @@ class RPN(nn.Module):
         scores, boxes, levels = [], [], []
         per_level = torch.split(anchors, [logits.shape[1] for logits in output.logits])
         for index, level_anchors in enumerate(per_level):
-            best, idx = output.logits[index].float().topk(min(pre_nms, len(level_anchors)), dim=1)
+            taken = torch.sym_min(pre_nms, level_anchors.shape[0])
+            best, idx = output.logits[index].float().topk(taken, dim=1)
             deltas = output.deltas[index].float().gather(1, idx[..., None].expand(-1, -1, 4))
             scores.append(best)
             boxes.append(apply_deltas(deltas, level_anchors[idx]))

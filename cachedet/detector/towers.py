@@ -70,9 +70,10 @@ def init_normal(layer: nn.Conv2d | nn.Linear, *, std: float) -> None:
 
 def per_anchor(maps: Tensor, values: int) -> Tensor:
     """Predictor maps (N, A * values, h, w) -> (N, h * w * A, values), in the order of anchors."""
-    n, _, height, width = maps.shape
-    maps = maps.reshape(n, -1, values, height, width).permute(0, 3, 4, 1, 2)
-    return full_precision(maps.reshape(n, -1, values))
+    n, channels, height, width = maps.shape
+    anchors = channels // values
+    maps = maps.reshape(n, anchors, values, height, width).permute(0, 3, 4, 1, 2)
+    return full_precision(maps.reshape(n, height * width * anchors, values))
 
 
 def full_precision(predicted: Tensor) -> Tensor:

@@ -171,7 +171,7 @@ def test_proposals_of_two_stage_detectors(tiny: Any, runs: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "there is nothing to score: give a run and its store, .* or files of any producer"),
+        ("", "there is nothing to score: give a run and its store, .* files of any producer"),
         ("{a}", "--store is missing: the store to score .*a on; give a run and its store"),
         ("{a} {f}", "got both the run .* and --detections"),
         ("--store {store}", "there is nothing to score"),

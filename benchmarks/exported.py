@@ -1,0 +1,71 @@
+"""An exported file beside torch: the same images, turn by turn, in one process.
+
+    python -m benchmarks.exported RUN model.onnx --images DIR --annotations FILE
+
+Seconds are those of the processor, so that other work on the machine takes nothing away; what is
+counted is one image from pixels to detections, in turn by torch and by onnxruntime, on one thread
+each. With annotations the AP of both, on these images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cachedet.data.annotation_formats import read_dataset
+from cachedet.data.images import decode_image
+from cachedet.evaluation.detection_table import tabulate
+from cachedet.evaluation.metrics import score_table
+from cachedet.exporting.exported_model import ExportedModel
+from cachedet.predict import load_image_detector
+from cachedet.structures import Detections
+
+_WARM = 2  # images before any is counted
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--annotations", type=Path, required=True)
+    parser.add_argument("--weights", default="auto")
+    parser.add_argument("--most", type=int, default=10_000, help="images")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    content = arguments.model.read_bytes()
+    subjects: dict[str, Callable[..., Detections]] = {
+        "torch": load_image_detector(arguments.run, weights=arguments.weights, device="cpu"),
+        "onnxruntime": ExportedModel(content, where=str(arguments.model), threads=1),
+    }
+    dataset = read_dataset(annotations=arguments.annotations, images=arguments.images)
+    truth = dataset.annotations.keep_rows(range(min(arguments.most, len(dataset.annotations))))
+    seconds: dict[str, list[float]] = {name: [] for name in subjects}
+    found: dict[str, list[Detections]] = {name: [] for name in subjects}
+    for row, image_id in enumerate(truth.image_ids.tolist()):
+        pixels = decode_image(dataset.path_of(row))
+        for name, detect in subjects.items():
+            started = time.process_time()
+            found[name].append(detect(pixels, image_id=image_id))
+            seconds[name].append(time.process_time() - started)
+    figures: dict[str, Any] = {
+        name: {
+            "images": len(truth),
+            "median_ms": round(statistics.median(seconds[name][_WARM:]) * 1000, 1),
+            "ap": score_table(truth, tabulate(truth, found[name])).ap,
+        }
+        for name in subjects
+    }
+    figures["ratio"] = round(figures["torch"]["median_ms"] / figures["onnxruntime"]["median_ms"], 2)
+    print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cachedet.errors import ExportError
+from cachedet.export import generated_images
+from cachedet.exporting.agreement import Tolerance, prove, total
+from cachedet.exporting.onnx_file import OPSET, make_onnx, require_packages
+
+onnx = pytest.importorskip("onnx")
+
+MASKS = {"mask_head": {"resolution": 7, "num_convs": 1, "channels": 8}}
+CASES: dict[str, dict[str, Any]] = {
+    "retinanet": {"kind": "retinanet", "outputs": "raw", "preprocess": "outside"},
+    "faster masks": {"kind": "faster_rcnn", **MASKS},
+}
+MATRIX: dict[str, dict[str, Any]] = {
+    f"{kind} {neck} {outputs}": {"kind": kind, "neck": neck, "outputs": outputs}
+    for kind in ("retinanet", "faster_rcnn", "cascade_rcnn")
+    for neck in ("fpn", "nasfpn")
+    for outputs in ("raw", "detections")
+} | {
+    "cascade masks": {"kind": "cascade_rcnn", **MASKS},
+    "one box a RoI": {"kind": "faster_rcnn", "class_agnostic": True, "preprocess": "outside"},
+    "group norm": {"kind": "retinanet", "norm": "group"},
+    "adapters": {"kind": "retinanet", "adapters": {"kind": "bottleneck"}},
+    "vit": {"kind": "retinanet", "neck": "simple", "backbone": "test_vit"},
+    "vit faster": {"kind": "faster_rcnn", "neck": "simple", "backbone": "test_vit"},
+    "vit partial": {"kind": "retinanet", "neck": "simple", "backbone": "test_vit", "cut": "L3"},
+    "efficientnet": {"kind": "retinanet", "backbone": "test_efficientnet"},
+    "convnext": {"kind": "retinanet", "backbone": "test_convnext"},
+    "partial": {"kind": "cascade_rcnn", "cut": "C4"},
+}
+
+
+def check(kit: Any, case: dict[str, Any]) -> Any:
+    exported = kit.export(kit.graph(**case))
+    rows = prove(exported.model, exported.reference, generated_images(128))
+    found = total(rows)
+    assert found.detections > 50
+    assert {size for row in rows for size in row.batches} == {1, 2, 3}
+    assert len(rows) >= 4
+    found.require(Tolerance())
+    return exported
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_file_finds_what_torch_finds(kit: Any, name: str) -> None:
+    exported = check(kit, CASES[name])
+    model = onnx.load_model_from_string(exported.content)
+    assert {node.domain for node in model.graph.node} == {""}  # nothing custom
+    assert [(each.domain, each.version) for each in model.opset_import] == [("", OPSET)]
+    assert {value.name for value in model.graph.input} == {"images", "sizes_hw"}
+    shape = [
+        dim.dim_param or dim.dim_value for dim in model.graph.output[1].type.tensor_type.shape.dim
+    ]
+    raw = exported.graph.outputs == "raw"
+    assert shape == (["batch", "candidates", 3] if raw else ["batch", 100])
+    assert b"/cachedet/" not in exported.content  # no place of this machine
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_every_detector_and_neck(kit: Any, thorough: bool, name: str) -> None:
+    if not thorough:
+        pytest.skip("takes 10 to 30 s each: pytest --thorough")
+    check(kit, MATRIX[name])
+
+
+class _Asks(nn.Module):
+    """What no graph can hold: Python asks for a value."""
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [images[:, :, ::8, ::8] if float(images.sum()) > 0 else images]
+
+
+def test_the_part_that_fails_is_named(kit: Any) -> None:
+    graph = kit.graph("retinanet")
+    graph.backbone.model = _Asks()
+    with pytest.raises(ExportError, match="cannot write the backbone test_resnet as a graph"):
+        make_onnx(graph, pad_multiple=32, strides=[32], has_masks=False)
+    graph = kit.graph("retinanet")
+    graph.detector.neck = nn.Identity()
+    with pytest.raises(ExportError, match="cannot write the RetinaNet behind test_resnet"):
+        make_onnx(graph, pad_multiple=32, strides=[32], has_masks=False)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # Python refuses to import it
+    with pytest.raises(ExportError, match=r"needs the package onnxscript .*cachedet\[export"):
+        require_packages()
