@@ -113,6 +113,20 @@ def require_ours(path: Path, *, kind: Kind) -> None:
         )
 
 
+def require_all_ours(folder: Path, names: Iterable[str], *, kind: Kind) -> None:
+    """`require_ours` of each name in a folder; thousands cost one look at what it holds.
+
+    Raises InputError.
+    """
+    try:
+        held = set(map(_folded, os.listdir(folder)))
+    except OSError:  # not there, or what `require_folder` says
+        return
+    for name in names:
+        if _folded(name) in held:
+            require_ours(folder / name, kind=kind)
+
+
 def write_file(path: Path, content: bytes, *, kind: Kind) -> None:
     """Write the whole file or nothing, with the folders on the way; looks again before.
 
@@ -203,7 +217,7 @@ def distinct_names(wanted: Sequence[str]) -> list[str]:
         tail, number = suffix, 1
         while True:
             candidate = _cut(stem, _LONGEST_NAME - len(os.fsencode(tail))) + tail
-            key = unicodedata.normalize("NFC", candidate).casefold()
+            key = _folded(candidate)
             if key not in taken:
                 break
             number += 1
@@ -211,6 +225,11 @@ def distinct_names(wanted: Sequence[str]) -> list[str]:
         taken.add(key)
         names.append(candidate)
     return names
+
+
+def _folded(name: str) -> str:
+    """The same for names that some file system could take for one."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _cut(text: str, nbytes: int) -> str:

@@ -7,92 +7,43 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from cachedet.backbone.frozen import FrozenBackbone, load_backbone
-from cachedet.backbone.split import freeze_trunk
+from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.data.image_folders import images_in
-from cachedet.data.images import DecodedImage, decode_bytes, decoded, make_input, opened
 from cachedet.data.masks import decode_mask, paste_masks, rle_of
-from cachedet.data.views import View, make_geometry, parse_views
-from cachedet.detector.build import choose_read_levels
-from cachedet.detector.protocol import run_detector
-from cachedet.device import choose_device
-from cachedet.errors import BackboneError, BadImageError, InputError, UnwrittenError
-from cachedet.evaluation.inference import EVAL_VIEW, drop_cut
-from cachedet.evaluation.merging import Merging
+from cachedet.data.views import View, parse_views
+from cachedet.device import choose_device, usable_cores
+from cachedet.errors import BadImageError, ConfigError, InputError, UnwrittenError
+from cachedet.evaluation.inference import EVAL_VIEW
 from cachedet.evaluation.plots import Drawing, draw_boxes
-from cachedet.evaluation.subject import load_detector
+from cachedet.extract import default_workers
 from cachedet.outputs import (
     DRAWING_COMMENT,
     Kind,
     distinct_names,
+    require_all_ours,
     require_folder,
     require_ours,
     write_file,
 )
+from cachedet.prediction.finishing import Finisher
+from cachedet.prediction.image_detector import ImageDetector, PreparedImage, load_image_detector
+from cachedet.prediction.read_ahead import Batch, HeldMemory, ImageJob, read_batches, read_image
 from cachedet.progress import StageProgress
-from cachedet.store.format.manifest import Manifest
 from cachedet.structures import CategoryMap, Detections, SizeHW
 from cachedet.text import printable
-from cachedet.training.checkpoint import load_checkpoint
-from cachedet.training.run_folder import RunFolder
 
 _FOUND = "detections.json"
-_BASE = parse_views(EVAL_VIEW)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ImageDetector:
-    """Backbone and trained heads of one run, ready for images."""
-
-    backbone: FrozenBackbone
-    detector: nn.Module
-    levels: Sequence[str]  # that the detector takes
-    manifest: Manifest
-    merging: Merging
-    views: Sequence[View] = _BASE  # of an image; their detections are merged as `detect_store` does
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        pixels: NDArray[np.uint8],
-        *,
-        image_id: int = 0,
-        decoded_as: DecodedImage | None = None,  # by extraction; None: `pixels` are looked at
-    ) -> Detections:
-        """Detections in pixels of an image (H, W, 3) RGB; windows are drawn from `image_id`."""
-        whole = DecodedImage(pixels=pixels, image_hw=(pixels.shape[0], pixels.shape[1]))
-        images = [whole] if decoded_as is None else [decoded_as, whole]
-        return self.merging([self._detect(images, view, image_id) for view in self.views])
-
-    def _detect(self, images: list[DecodedImage], view: View, image_id: int) -> Detections:
-        """What is found in one view, in pixels of the image: of the first that has the detail."""
-        geometry = make_geometry(
-            view,
-            image_hw=images[0].image_hw,
-            image_id=image_id,
-            image_size=self.manifest.image_size,
-            pad_multiple=self.manifest.pad_multiple,
-        )
-        pixels = next(image.pixels for image in images if image.suffices(geometry))
-        device = next(self.detector.parameters()).device
-        image = make_input(pixels, geometry, self.manifest.preprocessing).to(device)
-        maps = self.backbone(image[None])
-        detections = run_detector(
-            self.detector,
-            {name: maps[name] for name in self.levels},
-            sizes_hw=[geometry.valid_hw],
-            image_ids=[image_id],
-        )[0]
-        return geometry.detections_to_image(drop_cut(detections, geometry))
+_DRAWERS = 4  # threads at most
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,7 +51,7 @@ class ImageReport:
     """What was detected in one image file."""
 
     file: Path
-    drawing: Path
+    drawing: Path | None  # None where none was asked for
     detections: Detections  # pixels of the image, best first
     categories: CategoryMap
     size_hw: SizeHW
@@ -121,7 +72,8 @@ class ImageReport:
         codes = paste_masks(self.detections, self.size_hw)
         for detection, code in zip(detections, codes, strict=False):
             detection["segmentation"] = rle_of(code, self.size_hw)
-        return {"file": str(self.file), "drawing": str(self.drawing), "detections": detections}
+        drawing = None if self.drawing is None else str(self.drawing)
+        return {"file": str(self.file), "drawing": drawing, "detections": detections}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -148,6 +100,9 @@ def predict(
     weights: str = "auto",
     views: str = EVAL_VIEW,
     min_score: float = 0.3,
+    drawings: bool = True,
+    batch_size: int = 0,
+    workers: int = 0,
     device: str = "auto",
     detector: nn.Module | None = None,
     backbone: FrozenBackbone | None = None,
@@ -163,6 +118,9 @@ def predict(
         views: of each image, as `parse_views` takes them; their detections are merged as
             `evaluate` merges them.
         min_score: least score of what is drawn and listed, 0..1.
+        drawings: whether images are drawn; without, large photos are read several times as fast.
+        batch_size: images per forward; 0: as suits the device.
+        workers: threads that read and decode images; 0: one per core.
         device: "auto", "cpu", "cuda", ...
         detector: what the run trained, where that was an object.
         backbone: what the store was extracted with, where that was an object.
@@ -170,6 +128,7 @@ def predict(
     Raises:
         CheckpointError: no such run, or weights that do not fit `detector`.
         BackboneError: the run's backbone cannot be had, or has other weights now.
+        ConfigError: a number out of range.
         InputError: a view that files cannot have, no images, or a file in `out` that another
             made.
         UnwrittenError: the disk refused in the middle; it holds what was found so far.
@@ -179,126 +138,141 @@ def predict(
         >>> report.images[0].detections.boxes  # (D, 4) xyxy in pixels
     """
     chosen = _views_of_files(views)
+    if batch_size < 0 or workers < 0:
+        raise ConfigError(
+            f"batch_size and workers expect 0 or more, got {batch_size} and {workers}"
+        )
     files = _image_files([Path(path) for path in images])
     out = Path(out)
-    drawings = _plan_drawings(files, out, images=images)
+    planned = _plan_drawings(files, out, images=images, drawings=drawings)
     image_detector = load_image_detector(
         Path(run), weights=weights, device=device, views=chosen, detector=detector,
         backbone=backbone,
     )  # fmt: skip
-    reports: list[ImageReport] = []
-    bad: list[tuple[Path, str]] = []
+    prediction = _Prediction(
+        detector=image_detector, files=files, drawings=planned, min_score=min_score
+    )
     try:
-        with StageProgress("predict", total=len(files), unit="images") as progress:
-            for file, drawing in zip(files, drawings, strict=True):
-                try:
-                    reports.append(
-                        _predict_file(file, image_detector, drawing, min_score=min_score)
-                    )
-                except BadImageError as error:  # the others are not to blame
-                    bad.append((file, str(error).removeprefix(f"{printable(file)}: ")))
-                progress.advance()
-        report = PredictReport(images=tuple(reports), bad=tuple(bad), out=out)
+        prediction.run(
+            batch_size=batch_size or _batch_size_for(choose_device(device).type),
+            workers=workers or default_workers(),
+        )
+        report = prediction.report(out)
         content = json.dumps(report.to_json()["images"], indent=1).encode()
         write_file(out / _FOUND, content, kind=Kind.FOUND)
     except InputError as error:
-        report = PredictReport(images=tuple(reports), bad=tuple(bad), out=out)
-        raise UnwrittenError(str(error), report=report) from error
+        raise UnwrittenError(str(error), report=prediction.report(out)) from error
     return report
 
 
-def _plan_drawings(files: Sequence[Path], out: Path, *, images: Sequence[Path | str]) -> list[Path]:
+def _batch_size_for(device: str) -> int:
+    """On a CPU the images of a batch are computed one after the other in any case."""
+    return 2 if device == "cpu" else 16
+
+
+class _Prediction:
+    """One call's images on their way, and what was found in them so far."""
+
+    def __init__(
+        self,
+        *,
+        detector: ImageDetector,
+        files: Sequence[Path],
+        drawings: Sequence[Path | None],
+        min_score: float,
+    ) -> None:
+        self._detector = detector
+        self._files = files
+        self._drawings = drawings
+        self._min_score = min_score
+        self._memory = HeldMemory()
+        self._found: dict[int, ImageReport] = {}
+        self._bad: dict[int, str] = {}
+
+    def run(self, *, batch_size: int, workers: int) -> None:
+        """All images. Raises InputError where a drawing cannot be written."""
+        jobs = [ImageJob(index=index, read=partial(self._read, index)) for index in self._indices]
+        drawers = max(1, min(_DRAWERS, (usable_cores() or 2) // 2))
+        with (
+            StageProgress("predict", total=len(jobs), unit="images") as progress,
+            Finisher(drawers) as finisher,
+        ):
+
+            def on_bad(job: ImageJob, error: BadImageError) -> None:
+                name = printable(self._files[job.index])
+                self._bad[job.index] = str(error).removeprefix(f"{name}: ")
+                progress.advance()
+
+            batches = read_batches(
+                jobs, workers=workers, batch_size=batch_size, memory=self._memory, on_bad=on_bad
+            )
+            with closing(batches):  # else its threads would outlive an error
+                for batch in batches:
+                    self._detect(batch, finisher)
+                    progress.advance(len(batch))
+
+    def report(self, out: Path) -> PredictReport:
+        """In the order of the files."""
+        return PredictReport(
+            images=tuple(self._found[index] for index in sorted(self._found)),
+            bad=tuple((self._files[index], self._bad[index]) for index in sorted(self._bad)),
+            out=out,
+        )
+
+    @property
+    def _indices(self) -> range:
+        return range(len(self._files))
+
+    def _read(self, index: int) -> PreparedImage:
+        """The others are not to blame for a file that cannot be read. Raises BadImageError."""
+        keeps_pixels = self._drawings[index] is not None
+        return read_image(self._files[index], self._detector, keeps_pixels=keeps_pixels)
+
+    def _detect(self, batch: Batch, finisher: Finisher) -> None:
+        found = self._detector.detect([image for _, image in batch])
+        for (job, image), of_image in zip(batch, found, strict=True):
+            report = ImageReport(
+                file=self._files[job.index],
+                drawing=self._drawings[job.index],
+                detections=of_image.above(self._min_score),
+                categories=self._detector.categories,
+                size_hw=image.image_hw,
+                highest=float(of_image.scores.max()) if len(of_image) else None,
+            )
+            self._found[job.index] = report
+            finisher.do(partial(self._finish, report, image))
+
+    def _finish(self, report: ImageReport, image: PreparedImage) -> None:
+        try:
+            if report.drawing is not None and image.pixels is not None:
+                _draw(report, image.pixels, report.drawing)
+        finally:
+            self._memory.release(image)
+
+
+def _draw(report: ImageReport, pixels: NDArray[np.uint8], to: Path) -> None:
+    drawing = make_drawing(report.detections, report.categories, size_hw=report.size_hw)
+    buffer = io.BytesIO()
+    draw_boxes(pixels, drawing).save(buffer, "JPEG", comment=DRAWING_COMMENT)
+    write_file(to, buffer.getvalue(), kind=Kind.DRAWING)
+
+
+def _plan_drawings(
+    files: Sequence[Path], out: Path, *, images: Sequence[Path | str], drawings: bool
+) -> list[Path | None]:
     """Where each image is drawn: no two share a file, and nothing of the user's is replaced.
 
     Raises InputError.
     """
     require_folder(out, inputs=[Path(path) for path in images])
-    names = (f"{file.stem}{'' if file.suffix == '.jpg' else file.suffix}.jpg" for file in files)
-    drawings = [out / name for name in distinct_names([*names])]
-    for drawing in drawings:
-        require_ours(drawing, kind=Kind.DRAWING)
     require_ours(out / _FOUND, kind=Kind.FOUND)
-    return drawings
-
-
-def _predict_file(
-    file: Path, image_detector: ImageDetector, drawing: Path, *, min_score: float
-) -> ImageReport:
-    pixels, image = _read(file, image_detector.manifest.image_size)
-    found = image_detector(pixels, decoded_as=image)
-    detections = found.above(min_score)
-    size_hw = (pixels.shape[0], pixels.shape[1])
-    categories = image_detector.manifest.categories
-    drawn = draw_boxes(pixels, make_drawing(detections, categories, size_hw=size_hw))
-    buffer = io.BytesIO()
-    drawn.save(buffer, "JPEG", comment=DRAWING_COMMENT)
-    write_file(drawing, buffer.getvalue(), kind=Kind.DRAWING)
-    return ImageReport(
-        file=file,
-        drawing=drawing,
-        detections=detections,
-        categories=categories,
-        size_hw=size_hw,
-        highest=float(found.scores.max()) if len(found) else None,
+    if not drawings:
+        return [None] * len(files)
+    names = distinct_names(
+        [f"{file.stem}{'' if file.suffix == '.jpg' else file.suffix}.jpg" for file in files]
     )
-
-
-def _read(file: Path, image_size: int) -> tuple[NDArray[np.uint8], DecodedImage]:
-    """All pixels, to draw on, and the image as extraction decodes it. Raises BadImageError."""
-    try:
-        with opened(file) as content:
-            with decoded(content, image_size=image_size) as image:
-                pass
-            return decode_bytes(content)[0] if image.is_reduced else image.pixels, image
-    except BadImageError as error:
-        raise BadImageError(f"{printable(file)}: {error}") from error
-
-
-def load_image_detector(
-    run: Path,
-    *,
-    weights: str = "auto",
-    device: str = "auto",
-    views: Sequence[View] = _BASE,
-    detector: nn.Module | None = None,
-    backbone: FrozenBackbone | None = None,
-) -> ImageDetector:
-    """Join the run's heads with its backbone, whose weights must be those it was trained on."""
-    checkpoint = load_checkpoint(RunFolder.open(run).best)
-    manifest = checkpoint.manifest
-    chosen, cut = choose_device(device), checkpoint.config.freeze_at
-    if backbone is not None and not isinstance(backbone, FrozenBackbone):
-        raise BackboneError(
-            "expected what cachedet.wrap_backbone(module, name=..., levels=[...]) returns, got "
-            f"{type(backbone).__name__}"
-        )
-    if backbone is None:
-        backbone = load_backbone(
-            manifest.backbone,
-            weights=weights,
-            levels=manifest.network.names,
-            image_size=manifest.image_size,
-            device=chosen,
-        )
-    if backbone.digest != manifest.weights_digest:
-        raise BackboneError(
-            f"{run} was trained on features of {manifest.backbone} with weights "
-            f"{manifest.weights} (sha256 {manifest.weights_digest[:12]}), got {backbone.weights} "
-            f"(sha256 {backbone.digest[:12]}); give the same ones with --weights"
-        )
-    return ImageDetector(
-        backbone=_up_to(cut, backbone.to(chosen)),
-        detector=load_detector(checkpoint, device=chosen, detector=detector),
-        levels=choose_read_levels(checkpoint.config, manifest),
-        manifest=manifest,
-        merging=Merging.like(checkpoint.config.detector.postprocess),
-        views=views,
-    )
-
-
-def _up_to(cut: str | None, backbone: FrozenBackbone) -> FrozenBackbone:
-    """The part of the backbone in front of the stages that were trained."""
-    return backbone if cut is None else freeze_trunk(backbone, cut)
+    require_all_ours(out, names, kind=Kind.DRAWING)
+    return [out / name for name in names]
 
 
 def make_drawing(detections: Detections, categories: CategoryMap, *, size_hw: SizeHW) -> Drawing:

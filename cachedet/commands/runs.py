@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cachedet.commands.options import ConfigName, Device, Json, Overrides, print_json
+from cachedet.commands.options import ConfigName, Device, Json, Overrides, Workers, print_json
 from cachedet.commands.score_tables import print_scores
 from cachedet.commands.tables import print_cost, print_predicted_vs_actual, print_training, say
 from cachedet.errors import InputError, UnwrittenError
@@ -120,6 +120,13 @@ def predict(
         typer.Option(help="Such as base,hflip,scale=1.5: their detections are merged, as in eval."),
     ] = "base",
     min_score: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.3,
+    no_drawings: Annotated[
+        bool, typer.Option("--no-drawings", help="Only the list; large photos are read faster.")
+    ] = False,
+    batch_size: Annotated[
+        int, typer.Option(min=0, help="Images per forward; 0: as suits the device.")
+    ] = 0,
+    workers: Workers = 0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -139,6 +146,9 @@ def predict(
             weights=weights,
             views=views,
             min_score=min_score,
+            drawings=not no_drawings,
+            batch_size=batch_size,
+            workers=workers,
             device=device,
         )
     except UnwrittenError as error:
@@ -157,7 +167,7 @@ def predict(
     if unwritten is not None:
         raise unwritten
     if not as_json:
-        say(f"drawings and detections.json in {out}")
+        say(f"{'' if no_drawings else 'drawings and '}detections.json in {out}")
     if report.bad:
         tell(f"error: {count_of(len(report.bad), 'file')} cannot be used:")
         for file, reason in report.bad:

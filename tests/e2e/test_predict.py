@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -12,16 +13,19 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
+from cachedet.backbone.frozen import load_backbone
 from cachedet.cli import app
 from cachedet.config.run import EvalConfig, TrainConfig
 from cachedet.data.images import decode_image
 from cachedet.data.views import parse_views
-from cachedet.errors import InputError
+from cachedet.errors import InputError, UnwrittenError
 from cachedet.evaluate import evaluate
 from cachedet.extract import extract
-from cachedet.predict import _image_files, load_image_detector, predict
+from cachedet.predict import _image_files, predict
+from cachedet.prediction.image_detector import load_image_detector
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Detections
 from cachedet.train import train
@@ -257,3 +261,51 @@ def test_nothing_of_the_users_is_drawn_over(
     assert [Path(entry["drawing"]).name for entry in entries] == [
         "a.png.jpg", "a.png-2.jpg", "b.jpg",
     ]  # fmt: skip
+
+
+def test_batches_change_neither_the_detections_nor_their_order(
+    tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
+) -> None:
+    """Images of two sizes in turn, two views, masks; a file that is none in the middle."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number, file in enumerate(2 * image_files(tiny, store)):
+        with Image.open(file) as image:
+            upright = image if number % 2 else image.transpose(Image.Transpose.ROTATE_90)
+            upright.crop((0, 0, 128, 160 - 64 * (number % 2))).save(photos / f"{number}.png")
+    (photos / "3 is none.png").write_bytes(b"none")
+    settings: dict[str, Any] = {"weights": str(tiny.weights), "min_score": 0.0, "device": "cpu"}
+    reports = [
+        predict(
+            runs["masks"], images=[photos], out=tmp_path / f"{size}", views="base,hflip",
+            batch_size=size, workers=workers, drawings=False, **settings,
+        )
+        for size, workers in ((1, 1), (3, 2), (64, 4))
+    ]  # fmt: skip
+    alone = reports[0]
+    assert [image.file.name for image in alone.images] == [f"{n}.png" for n in range(8)]
+    assert [file.name for file, _ in alone.bad] == ["3 is none.png"]
+    assert os.listdir(tmp_path / "1") == ["detections.json"]
+    for report in reports[1:]:
+        assert [image.file for image in report.images] == [image.file for image in alone.images]
+        assert report.bad == alone.bad
+        for image, expected in zip(report.images, alone.images, strict=True):
+            assert image.size_hw == expected.size_hw
+            assert image.drawing is None
+            assert_same(image.detections, expected.detections)
+
+
+def test_a_disk_that_refuses_costs_no_detections(
+    tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
+) -> None:
+    """Drawings are written beside the detection: what fails there is told all the same."""
+    out = tmp_path / "out"
+    file = image_files(tiny, store)[0]
+    drawing = out / f"{file.stem}.jpg"
+
+    settings: dict[str, Any] = {"weights": str(tiny.weights), "device": "cpu", "min_score": 0.0}
+    backbone = load_backbone("test_resnet", weights=str(tiny.weights), image_size=128)
+    backbone.register_forward_hook(lambda *_: drawing.mkdir(parents=True, exist_ok=True))
+    with pytest.raises(UnwrittenError, match="expects a file, and .* is a folder") as raised:
+        predict(runs["retinanet"], images=[file], out=out, backbone=backbone, **settings)
+    assert len(raised.value.report.images[0].detections)
