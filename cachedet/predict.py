@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import re
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cachedet.backbone.frozen import FrozenBackbone
-from cachedet.data.image_folders import images_in
+from cachedet.data.images import DecodedImage
 from cachedet.data.masks import decode_mask, paste_masks, rle_of
 from cachedet.data.views import View, parse_views
 from cachedet.device import choose_device, usable_cores
@@ -37,7 +35,9 @@ from cachedet.outputs import (
 )
 from cachedet.prediction.finishing import Finisher
 from cachedet.prediction.image_detector import ImageDetector, PreparedImage, load_image_detector
+from cachedet.prediction.image_list import list_images
 from cachedet.prediction.read_ahead import Batch, HeldMemory, ImageJob, read_batches, read_image
+from cachedet.prediction.videos import Frame, is_video, read_frames
 from cachedet.progress import StageProgress
 from cachedet.structures import CategoryMap, Detections, SizeHW
 from cachedet.text import printable
@@ -55,6 +55,8 @@ class ImageReport:
     detections: Detections  # pixels of the image, best first
     categories: CategoryMap
     size_hw: SizeHW
+    frame: int | None = None  # of a video: its number, from 0
+    time: float | None = None  # of a video: seconds
     highest: float | None = None  # score of all that was found, also below the least one
 
     def to_json(self) -> dict[str, Any]:
@@ -73,7 +75,8 @@ class ImageReport:
         for detection, code in zip(detections, codes, strict=False):
             detection["segmentation"] = rle_of(code, self.size_hw)
         drawing = None if self.drawing is None else str(self.drawing)
-        return {"file": str(self.file), "drawing": drawing, "detections": detections}
+        frame = {} if self.frame is None else {"frame": self.frame, "time": self.time}
+        return {"file": str(self.file), "drawing": drawing, **frame, "detections": detections}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,6 +102,8 @@ def predict(
     out: Path | str,
     weights: str = "auto",
     views: str = EVAL_VIEW,
+    recursive: bool = False,
+    every: int = 1,
     min_score: float = 0.3,
     drawings: bool = True,
     batch_size: int = 0,
@@ -107,16 +112,19 @@ def predict(
     detector: nn.Module | None = None,
     backbone: FrozenBackbone | None = None,
 ) -> PredictReport:
-    """Detect in image files or folders of them; writes drawn images and detections.json.
+    """Detect in image and video files; writes drawn images and detections.json.
 
     Args:
         run: folder of the run; its best weights are taken.
-        images: files, or folders of files; what cannot be decoded is named in the report.
+        images: image and video files, folders of images, or patterns such as "photos/**/*.jpg";
+            each file counts once. What cannot be decoded is named in the report.
         out: folder to write into; made where it is missing. Of what is there, only drawings and
             detections that `predict` made are replaced.
         weights: of the backbone: "auto", "none" or a file.
         views: of each image, as `parse_views` takes them; their detections are merged as
             `evaluate` merges them.
+        recursive: whether folders in folders are looked into; `out` is passed over.
+        every: only every so many frames of a video, and images of a folder.
         min_score: least score of what is drawn and listed, 0..1.
         drawings: whether images are drawn; without, large photos are read several times as fast.
         batch_size: images per forward; 0: as suits the device.
@@ -138,36 +146,53 @@ def predict(
         >>> report.images[0].detections.boxes  # (D, 4) xyxy in pixels
     """
     chosen = _views_of_files(views)
-    if batch_size < 0 or workers < 0:
-        raise ConfigError(
-            f"batch_size and workers expect 0 or more, got {batch_size} and {workers}"
-        )
-    files = _image_files([Path(path) for path in images])
-    out = Path(out)
-    planned = _plan_drawings(files, out, images=images, drawings=drawings)
+    _require_numbers(batch_size=batch_size, workers=workers, every=every)
+    out, named = Path(out), [Path(path) for path in images]
+    files = list_images(named, recursive=recursive, every=every, out=out)
+    planned = _plan_drawings(files, out, inputs=named, drawings=drawings)
     image_detector = load_image_detector(
         Path(run), weights=weights, device=device, views=chosen, detector=detector,
         backbone=backbone,
     )  # fmt: skip
     prediction = _Prediction(
-        detector=image_detector, files=files, drawings=planned, min_score=min_score
+        detector=image_detector, files=files, drawings=planned, every=every, min_score=min_score
     )
     try:
         prediction.run(
             batch_size=batch_size or _batch_size_for(choose_device(device).type),
             workers=workers or default_workers(),
         )
-        report = prediction.report(out)
-        content = json.dumps(report.to_json()["images"], indent=1).encode()
-        write_file(out / _FOUND, content, kind=Kind.FOUND)
+        return _write_found(prediction.report(out))
     except InputError as error:
         raise UnwrittenError(str(error), report=prediction.report(out)) from error
+
+
+def _require_numbers(*, batch_size: int, workers: int, every: int) -> None:
+    if min(batch_size, workers) < 0 or every < 1:
+        raise ConfigError(
+            f"batch_size and workers expect 0 or more, every 1 or more, got {batch_size}, "
+            f"{workers} and {every}"
+        )
+
+
+def _write_found(report: PredictReport) -> PredictReport:
+    content = json.dumps(report.to_json()["images"], indent=1).encode()
+    write_file(report.out / _FOUND, content, kind=Kind.FOUND)
     return report
 
 
 def _batch_size_for(device: str) -> int:
     """On a CPU the images of a batch are computed one after the other in any case."""
     return 2 if device == "cpu" else 16
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Item:
+    """One image or frame on its way."""
+
+    file: Path
+    drawing: Path | None
+    frame: Frame | None = None
 
 
 class _Prediction:
@@ -178,33 +203,33 @@ class _Prediction:
         *,
         detector: ImageDetector,
         files: Sequence[Path],
-        drawings: Sequence[Path | None],
+        drawings: Sequence[Path | None],  # of a video a folder
+        every: int,
         min_score: float,
     ) -> None:
         self._detector = detector
         self._files = files
         self._drawings = drawings
+        self._every = every
         self._min_score = min_score
         self._memory = HeldMemory()
         self._found: dict[int, ImageReport] = {}
-        self._bad: dict[int, str] = {}
+        self._bad: list[tuple[Path, str]] = []
 
     def run(self, *, batch_size: int, workers: int) -> None:
         """All images. Raises InputError where a drawing cannot be written."""
-        jobs = [ImageJob(index=index, read=partial(self._read, index)) for index in self._indices]
         drawers = max(1, min(_DRAWERS, (usable_cores() or 2) // 2))
         with (
-            StageProgress("predict", total=len(jobs), unit="images") as progress,
+            StageProgress("predict", total=len(self._files), unit="images") as progress,
             Finisher(drawers) as finisher,
+            closing(self._jobs(progress)) as jobs,
         ):
-
-            def on_bad(job: ImageJob, error: BadImageError) -> None:
-                name = printable(self._files[job.index])
-                self._bad[job.index] = str(error).removeprefix(f"{name}: ")
-                progress.advance()
-
             batches = read_batches(
-                jobs, workers=workers, batch_size=batch_size, memory=self._memory, on_bad=on_bad
+                jobs,
+                workers=workers,
+                batch_size=batch_size,
+                memory=self._memory,
+                on_bad=lambda job, error: self._note_bad(job.item.file, error, progress),
             )
             with closing(batches):  # else its threads would outlive an error
                 for batch in batches:
@@ -213,30 +238,55 @@ class _Prediction:
 
     def report(self, out: Path) -> PredictReport:
         """In the order of the files."""
+        place = {file: number for number, file in enumerate(self._files)}
         return PredictReport(
             images=tuple(self._found[index] for index in sorted(self._found)),
-            bad=tuple((self._files[index], self._bad[index]) for index in sorted(self._bad)),
+            bad=tuple(sorted(self._bad, key=lambda bad: place[bad[0]])),
             out=out,
         )
 
-    @property
-    def _indices(self) -> range:
-        return range(len(self._files))
+    def _jobs(self, progress: StageProgress) -> Generator[ImageJob[_Item], None, None]:
+        with closing(self._items(progress)) as items:
+            for index, item in enumerate(items):
+                yield ImageJob(index=index, item=item, read=partial(self._read, item))
 
-    def _read(self, index: int) -> PreparedImage:
-        """The others are not to blame for a file that cannot be read. Raises BadImageError."""
-        keeps_pixels = self._drawings[index] is not None
-        return read_image(self._files[index], self._detector, keeps_pixels=keeps_pixels)
+    def _items(self, progress: StageProgress) -> Generator[_Item, None, None]:
+        for file, drawing in zip(self._files, self._drawings, strict=True):
+            if not is_video(file):
+                yield _Item(file=file, drawing=drawing)
+                continue
+            try:
+                with closing(read_frames(file, every=self._every)) as frames:
+                    for frame in frames:
+                        path = drawing and drawing / f"{frame.number:06d}.jpg"
+                        yield _Item(file=file, drawing=path, frame=frame)
+            except BadImageError as error:
+                self._note_bad(file, error, progress)
 
-    def _detect(self, batch: Batch, finisher: Finisher) -> None:
+    def _note_bad(self, file: Path, error: BadImageError, progress: StageProgress) -> None:
+        """The others are not to blame for a file that cannot be read."""
+        self._bad.append((file, str(error).removeprefix(f"{printable(file)}: ")))
+        progress.advance()
+
+    def _read(self, item: _Item) -> PreparedImage:
+        keeps_pixels = item.drawing is not None
+        if item.frame is None:
+            return read_image(item.file, self._detector, keeps_pixels=keeps_pixels)
+        pixels = item.frame.pixels()
+        image = DecodedImage(pixels=pixels, image_hw=(pixels.shape[0], pixels.shape[1]))
+        return self._detector.prepare([image], keeps_pixels=keeps_pixels)
+
+    def _detect(self, batch: Batch[_Item], finisher: Finisher) -> None:
         found = self._detector.detect([image for _, image in batch])
         for (job, image), of_image in zip(batch, found, strict=True):
             report = ImageReport(
-                file=self._files[job.index],
-                drawing=self._drawings[job.index],
+                file=job.item.file,
+                drawing=job.item.drawing,
                 detections=of_image.above(self._min_score),
                 categories=self._detector.categories,
                 size_hw=image.image_hw,
+                frame=None if job.item.frame is None else job.item.frame.number,
+                time=None if job.item.frame is None else job.item.frame.time,
                 highest=float(of_image.scores.max()) if len(of_image) else None,
             )
             self._found[job.index] = report
@@ -258,21 +308,27 @@ def _draw(report: ImageReport, pixels: NDArray[np.uint8], to: Path) -> None:
 
 
 def _plan_drawings(
-    files: Sequence[Path], out: Path, *, images: Sequence[Path | str], drawings: bool
+    files: Sequence[Path], out: Path, *, inputs: Sequence[Path], drawings: bool
 ) -> list[Path | None]:
-    """Where each image is drawn: no two share a file, and nothing of the user's is replaced.
+    """Where each image is drawn, of a video a folder: no two share one, and nothing of the user's
+    is replaced.
 
     Raises InputError.
     """
-    require_folder(out, inputs=[Path(path) for path in images])
+    require_folder(out, inputs=inputs)
     require_ours(out / _FOUND, kind=Kind.FOUND)
     if not drawings:
         return [None] * len(files)
-    names = distinct_names(
-        [f"{file.stem}{'' if file.suffix == '.jpg' else file.suffix}.jpg" for file in files]
-    )
-    require_all_ours(out, names, kind=Kind.DRAWING)
+    names = distinct_names(list(map(_drawing_name, files)))
+    of_images = [name for name, file in zip(names, files, strict=True) if not is_video(file)]
+    require_all_ours(out, of_images, kind=Kind.DRAWING)
     return [out / name for name in names]
+
+
+def _drawing_name(file: Path) -> str:
+    if is_video(file):
+        return f"{file.stem}-frames"
+    return f"{file.stem}{'' if file.suffix == '.jpg' else file.suffix}.jpg"
 
 
 def make_drawing(detections: Detections, categories: CategoryMap, *, size_hw: SizeHW) -> Drawing:
@@ -300,23 +356,3 @@ def _views_of_files(text: str) -> tuple[View, ...]:
             "are drawn from a data set's image ids, which image files do not have; leave them out"
         )
     return views
-
-
-def _image_files(images: Sequence[Path]) -> list[Path]:
-    files: list[Path] = []
-    for path in images:
-        if os.path.isdir(path):
-            files.extend(images_in(path))
-        elif os.path.lexists(path):  # whether it can be read is seen when its turn comes
-            files.append(path)
-        else:
-            raise InputError(f"there is no image {printable(path)}{_hint_of_url(path)}")
-    if not files:
-        raise InputError("expected at least one image or folder of images")
-    return files
-
-
-def _hint_of_url(path: Path) -> str:
-    """A path has one slash where a URL has two."""
-    is_url = re.match(r"(https?|ftp|s3|gs):/", str(path), re.IGNORECASE)
-    return "; URLs are not taken: download the image and name the file" if is_url else ""

@@ -112,13 +112,22 @@ def model(
 
 def predict(
     run: Path,
-    images: Annotated[list[Path], typer.Argument(help="Image files or folders.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="Image or video files, folders, or patterns such as 'a/**/*.jpg'."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for drawings and detections.json.")],
     weights: Annotated[str, typer.Option(help="The backbone's: auto, none or a file.")] = "auto",
     views: Annotated[
         str,
         typer.Option(help="Such as base,hflip,scale=1.5: their detections are merged, as in eval."),
     ] = "base",
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="Folders in folders, too, but for --out.")
+    ] = False,
+    every: Annotated[
+        int, typer.Option(min=1, help="Only every so many frames of a video or images of a folder.")
+    ] = 1,
     min_score: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.3,
     no_drawings: Annotated[
         bool, typer.Option("--no-drawings", help="Only the list; large photos are read faster.")
@@ -145,6 +154,8 @@ def predict(
             out=out,
             weights=weights,
             views=views,
+            recursive=recursive,
+            every=every,
             min_score=min_score,
             drawings=not no_drawings,
             batch_size=batch_size,
@@ -158,7 +169,8 @@ def predict(
     else:
         for image in report.to_json()["images"]:
             names = [f"{entry['name']} {entry['score']:.2f}" for entry in image["detections"]]
-            say(f"{image['file']}: {', '.join(names) or 'nothing'}")
+            frame = f" frame {image['frame']}" if "frame" in image else ""
+            say(f"{image['file']}{frame}: {', '.join(names) or 'nothing'}")
         if report.images and not any(len(image.detections) for image in report.images):
             scores = [image.highest for image in report.images if image.highest is not None]
             highest = f" (the highest is {max(scores):.4g})" if scores else ""

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from cachedet.data.images import DecodedImage, decode_bytes, decoded, opened
 from cachedet.device import single_core_threads
@@ -17,14 +18,16 @@ from cachedet.prediction.image_detector import ImageDetector, PreparedImage
 from cachedet.text import printable
 
 _BUDGET = 512 << 20  # bytes of images in memory; one more per thread may be added
+Item = TypeVar("Item")
 _WAITING_BATCHES = 4  # of images that wait until there is a batch of their bucket
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ImageJob:
+class ImageJob(Generic[Item]):
     """One image of the input, and how it is read."""
 
     index: int  # place among all images
+    item: Item  # whatever the caller knows it by
     read: Callable[[], PreparedImage]  # raises BadImageError
 
 
@@ -61,7 +64,7 @@ class HeldMemory:
             self._wanted = index
             self._changed.notify_all()
 
-    def read(self, job: ImageJob) -> PreparedImage:
+    def read(self, job: ImageJob[Item]) -> PreparedImage:
         """Do the job, once there is room."""
         with self._changed:
             self._changed.wait_for(lambda: self._held < self._budget or job.index <= self._wanted)
@@ -77,24 +80,24 @@ class HeldMemory:
             self._changed.notify_all()
 
 
-Batch = list[tuple[ImageJob, PreparedImage]]
+Batch = list[tuple[ImageJob[Item], PreparedImage]]
 
 
 def read_batches(
-    jobs: Iterable[ImageJob],
+    jobs: Iterable[ImageJob[Item]],
     *,
     workers: int,
     batch_size: int,
     memory: HeldMemory,
-    on_bad: Callable[[ImageJob, BadImageError], None],
-) -> Generator[Batch, None, None]:
+    on_bad: Callable[[ImageJob[Item], BadImageError], None],
+) -> Generator[Batch[Item], None, None]:
     """Batches of one bucket, of images in the order of the jobs; which ones share a batch depends
     on nothing but that order.
 
     An image waits for others of its bucket while at most four batches wait. Whoever takes a batch
     releases its images from `memory`.
     """
-    waiting: dict[object, Batch] = {}
+    waiting: dict[object, Batch[Item]] = {}
     images = _read_in_order(jobs, workers=workers, ahead=2 * batch_size, memory=memory)
     with closing(images):
         for job, result in images:
@@ -112,19 +115,19 @@ def read_batches(
     yield from waiting.values()
 
 
-def _is_much(waiting: dict[object, Batch], batch_size: int) -> bool:
+def _is_much(waiting: dict[object, Batch[Item]], batch_size: int) -> bool:
     images = [image for batch in waiting.values() for _, image in batch]
     nbytes = sum(image.nbytes for image in images)
     return len(images) >= _WAITING_BATCHES * batch_size or nbytes > _BUDGET // 2
 
 
 def _read_in_order(
-    jobs: Iterable[ImageJob], *, workers: int, ahead: int, memory: HeldMemory
-) -> Generator[tuple[ImageJob, Future[PreparedImage]], None, None]:
-    reading: deque[tuple[ImageJob, Future[PreparedImage]]] = deque()
+    jobs: Iterable[ImageJob[Item]], *, workers: int, ahead: int, memory: HeldMemory
+) -> Generator[tuple[ImageJob[Item], Future[PreparedImage]], None, None]:
+    reading: deque[tuple[ImageJob[Item], Future[PreparedImage]]] = deque()
     pool = single_core_threads(workers, "decode")
 
-    def oldest() -> tuple[ImageJob, Future[PreparedImage]]:
+    def oldest() -> tuple[ImageJob[Item], Future[PreparedImage]]:
         job, result = reading.popleft()
         memory.want(job.index)
         return job, result

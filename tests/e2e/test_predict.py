@@ -21,10 +21,10 @@ from cachedet.cli import app
 from cachedet.config.run import EvalConfig, TrainConfig
 from cachedet.data.images import decode_image
 from cachedet.data.views import parse_views
-from cachedet.errors import InputError, UnwrittenError
+from cachedet.errors import ConfigError, InputError, UnwrittenError
 from cachedet.evaluate import evaluate
 from cachedet.extract import extract
-from cachedet.predict import _image_files, predict
+from cachedet.predict import predict
 from cachedet.prediction.image_detector import load_image_detector
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Detections
@@ -211,20 +211,6 @@ def test_nothing_found_names_the_score(
     assert re.search(told, shown.stdout)
 
 
-def test_files_are_listed_without_comparing_all_with_all(tmp_path: Path) -> None:
-    """20,000 names; each with each would be 400 million comparisons."""
-    names = [f"{number:05d}.jpg" for number in range(20_000)]
-    for name in names:
-        (tmp_path / name).touch()
-    assert [file.name for file in _image_files([tmp_path])] == names
-    assert len(_image_files([tmp_path, tmp_path / "00007.jpg"])) == 20_001
-    for url in ("http://127.0.0.1/x.png", "S3://bucket/x.png"):
-        with pytest.raises(InputError, match="x.png; URLs are not taken: download the image"):
-            _image_files([Path(url)])
-    with pytest.raises(InputError, match="there is no image .*gone.jpg$"):
-        _image_files([tmp_path / "gone.jpg"])
-
-
 def test_nothing_of_the_users_is_drawn_over(
     tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
 ) -> None:
@@ -309,3 +295,62 @@ def test_a_disk_that_refuses_costs_no_detections(
     with pytest.raises(UnwrittenError, match="expects a file, and .* is a folder") as raised:
         predict(runs["retinanet"], images=[file], out=out, backbone=backbone, **settings)
     assert len(raised.value.report.images[0].detections)
+
+
+def test_folders_in_folders_and_a_second_call(
+    tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
+) -> None:
+    """What is drawn inside of the folder of images is not read the next time."""
+    photos = tmp_path / "photos"
+    (photos / "inner").mkdir(parents=True)
+    for number, file in enumerate(image_files(tiny, store)[:3]):
+        shutil.copy(file, photos / ("a.jpg", "b.jpg", "inner/a.jpg")[number])
+    for _ in range(2):
+        command = ["predict", runs["retinanet"], photos, "--recursive", "--out", photos / "drawn"]
+        command += ["--weights", tiny.weights, "--device", "cpu"]
+        shown = CliRunner().invoke(app, [*map(str, command)])
+        assert shown.exit_code == 0, shown.output
+        entries = json.loads((photos / "drawn" / "detections.json").read_text())
+        assert [entry["file"] for entry in entries] == [
+            str(photos / name) for name in ("a.jpg", "b.jpg", "inner/a.jpg")
+        ]
+        assert [Path(entry["drawing"]).name for entry in entries] == [
+            "a.jpg", "b.jpg", "a-2.jpg",
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["batch_size", "workers", "every"])
+def test_numbers_out_of_range(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="expect 0 or more, every 1 or more, got "):
+        predict(tmp_path, images=[tmp_path], out=tmp_path / "out", **{name: -1})
+
+
+def test_frames_of_videos_among_images(
+    tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path, write_video: Any
+) -> None:
+    """Every third one, with its number and time; what is no video costs the others nothing."""
+    files = image_files(tiny, store)
+    frames = [decode_image(file)[:128, :128] for file in 2 * files]
+    write_video(tmp_path / "clip.mp4", frames, rate=4)
+    (tmp_path / "bad.mp4").write_bytes(b"none")
+    command = ["predict", runs["retinanet"], tmp_path / "bad.mp4", files[0], tmp_path / "*.mp4"]
+    command += ["--every", "3", "--out", tmp_path / "out", "--json", "--min-score", "0.3"]
+    command += ["--weights", tiny.weights, "--device", "cpu", "--batch-size", "2"]
+    shown = CliRunner().invoke(app, [*map(str, command)])
+    assert shown.exit_code == 1
+    report = json.loads(shown.stdout)
+    assert [(Path(e["file"]).name, e.get("frame"), e.get("time")) for e in report["images"]] == [
+        (files[0].name, None, None),
+        ("clip.mp4", 0, 0.0), ("clip.mp4", 3, 0.75), ("clip.mp4", 6, 1.5),
+    ]  # fmt: skip
+    assert [(Path(bad["file"]).name, bad["reason"]) for bad in report["bad"]] == [
+        ("bad.mp4", "Invalid data found when processing input")
+    ]
+    drawn = tmp_path / "out" / "clip-frames"
+    assert sorted(os.listdir(drawn)) == ["000000.jpg", "000003.jpg", "000006.jpg"]
+    with Image.open(drawn / "000003.jpg") as image:
+        assert image.size == (128, 128)
+    detector = load_image_detector(runs["retinanet"], weights=str(tiny.weights), device="cpu")
+    expected = detector(frames[3]).scores[:3]  # the codec loses a little
+    found = torch.tensor([entry["score"] for entry in report["images"][2]["detections"]][:3])
+    torch.testing.assert_close(found, expected[: len(found)], rtol=0.3, atol=0.1)

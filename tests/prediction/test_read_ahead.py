@@ -29,7 +29,7 @@ def prepared(index: int, side: int = 8, nbytes: int = 0) -> PreparedImage:
     )
 
 
-def batches_of(jobs: list[ImageJob], **settings: Any) -> tuple[list[list[int]], list[int]]:
+def batches_of(jobs: list[ImageJob[None]], **settings: Any) -> tuple[list[list[int]], list[int]]:
     bad: list[int] = []
     memory = settings.setdefault("memory", HeldMemory())
     found = []
@@ -48,7 +48,7 @@ def test_batches_are_of_one_bucket_and_depend_on_the_order_alone() -> None:
             raise BadImageError("none")
         return prepared(index, sides[index])
 
-    jobs = [ImageJob(index=n, read=lambda n=n: read(n)) for n in range(8)]  # type: ignore[misc]
+    jobs = [ImageJob(index=n, item=None, read=lambda n=n: read(n)) for n in range(8)]  # type: ignore[misc]
     for workers in (1, 3):
         found, bad = batches_of(jobs, workers=workers, batch_size=2)
         assert found == [[1, 3], [0, 4], [5], [6], [7]]
@@ -56,7 +56,7 @@ def test_batches_are_of_one_bucket_and_depend_on_the_order_alone() -> None:
 
 
 def test_an_image_waits_for_few_others() -> None:
-    jobs = [ImageJob(index=n, read=lambda n=n: prepared(n, 8 + n)) for n in range(9)]  # type: ignore[misc]
+    jobs = [ImageJob(index=n, item=None, read=lambda n=n: prepared(n, 8 + n)) for n in range(9)]  # type: ignore[misc]
     found, _ = batches_of(jobs, workers=1, batch_size=2)
     assert found == [[n] for n in range(9)]
     begun: list[int] = []
@@ -65,7 +65,7 @@ def test_an_image_waits_for_few_others() -> None:
         begun.append(index)
         return prepared(index, 8 + index)
 
-    jobs = [ImageJob(index=n, read=lambda n=n: read(n)) for n in range(99)]  # type: ignore[misc]
+    jobs = [ImageJob(index=n, item=None, read=lambda n=n: read(n)) for n in range(99)]  # type: ignore[misc]
     batches = read_batches(
         jobs, workers=2, batch_size=2, memory=HeldMemory(), on_bad=lambda *_: None
     )
@@ -88,7 +88,7 @@ def test_memory_is_bounded_and_nobody_waits_for_ever(workers: int) -> None:
             most = max(most, held)
         return prepared(index, nbytes=1000)
 
-    jobs = [ImageJob(index=n, read=lambda n=n: read(n)) for n in range(40)]  # type: ignore[misc]
+    jobs = [ImageJob(index=n, item=None, read=lambda n=n: read(n)) for n in range(40)]  # type: ignore[misc]
     memory = HeldMemory(2000)
     seen = []
     for batch in read_batches(
@@ -105,7 +105,9 @@ def test_memory_is_bounded_and_nobody_waits_for_ever(workers: int) -> None:
 
 def test_who_stops_leaves_no_thread_behind() -> None:
     """Also where threads wait for room that nobody will give."""
-    jobs = [ImageJob(index=n, read=lambda n=n: prepared(n, nbytes=99)) for n in range(40)]  # type: ignore[misc]
+    jobs = [
+        ImageJob(index=n, item=None, read=lambda n=n: prepared(n, nbytes=99)) for n in range(40)
+    ]  # type: ignore[misc]
     batches = read_batches(
         jobs, workers=3, batch_size=1, memory=HeldMemory(1), on_bad=lambda *_: None
     )
