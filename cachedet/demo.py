@@ -17,12 +17,11 @@ from cachedet.data.images import decode_image
 from cachedet.data.shapes import ShapesPaths, write_shapes
 from cachedet.evaluate import evaluate
 from cachedet.evaluation.metrics import CocoScores
-from cachedet.evaluation.plots import Drawing, SheetRow, contact_sheet
+from cachedet.evaluation.plots import Drawing, SheetRow, contact_sheet, make_drawing
 from cachedet.extract import ExtractReport, default_workers, extract
 from cachedet.live.modes import inputs_of
 from cachedet.loading.loader import make_planner
 from cachedet.outputs import require_empty_folder
-from cachedet.predict import make_drawing
 from cachedet.prediction.image_detector import ImageDetector, join_run
 from cachedet.store.reader import FeatureStore
 from cachedet.train import train

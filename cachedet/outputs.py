@@ -30,10 +30,16 @@ from cachedet.store.files.names import (
 from cachedet.store.files.places import find_obstacle, make_folder
 
 DRAWING_COMMENT = b"drawn by cachedet"  # a JPEG keeps it
+CROP_COMMENT = b"cut out by cachedet"
+YAML_COMMENT = "# classes of labels/, written by cachedet, which replaces it when it is asked to"
+COCO_IMAGES_DESCRIPTION = "Images of `cachedet predict`, of coco_results.json beside it"
+TABLE_COLUMNS = ("file", "frame", "time", "name", "category_id", "score", "x1", "y1", "x2", "y2")
 MARKDOWN_COMMENT = b"<!-- written by cachedet, which replaces it when it is asked to -->"
 _URL = re.compile(r"[A-Za-z][\w+.-]+:/")
 _LOOKED_AT = 4096  # bytes of the start and of the end of a file
 _LONGEST_NAME = 255  # bytes
+# With six digits in each number, and a score: neither annotations nor other tools' labels.
+_LABEL_LINE = rb"(?:\d+(?: \d\.\d{6}){4} \d\.\d{4}\n)"
 
 
 class Kind(Enum):
@@ -69,6 +75,23 @@ class Kind(Enum):
         "detections of `predict`",
         rb'\A\s*\[\s*(\]\s*\Z|\{\s*"file":\s*"(?:[^"\\]|\\.)*",\s*"drawing":.*\}\s*\]\s*\Z)',
     )
+    FOUND_COCO = (
+        "COCO results of `predict`",
+        rb'\A\[(\]\Z|\{"image_id": \d+, "score": [\d.e-]+, "category_id": .*\}\]\Z)',
+    )
+    FOUND_IMAGES = (
+        "a list of images of `predict`",
+        rb'\A\{\s*"info":\s*\{\s*"description":\s*"'
+        + COCO_IMAGES_DESCRIPTION.encode()
+        + rb'".*\}\s*\Z',
+    )
+    CLASSES = ("a list of classes of `predict`", rb"\A" + re.escape(YAML_COMMENT.encode()) + rb"\n")
+    LABELS = (
+        "labels of `predict`",
+        rb"\A(?:\n|" + _LABEL_LINE + rb"+|" + _LABEL_LINE + rb"{9}.*" + _LABEL_LINE + rb"{9})\Z",
+    )
+    TABLE = ("a table of `predict`", rb"\A" + ",".join(TABLE_COLUMNS).encode() + rb"\n")
+    CROP = ("a crop of `predict`", rb"\A\xff\xd8.*\xff\xfe.." + CROP_COMMENT)
     DRAWING = ("a drawing of `predict`", rb"\A\xff\xd8.*\xff\xfe.." + DRAWING_COMMENT)
     ANNOTATIONS = (
         "annotations of `convert`",

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cachedet.commands.options import ConfigName, Device, Json, Overrides, Workers, print_json
+from cachedet.commands.options import (
+    ConfigName,
+    Device,
+    Json,
+    Overrides,
+    Workers,
+    print_json,
+    split_names,
+)
 from cachedet.commands.score_tables import print_scores
 from cachedet.commands.tables import print_cost, print_predicted_vs_actual, print_training, say
 from cachedet.errors import InputError, UnwrittenError
 from cachedet.progress import count_of, tell
 from cachedet.text import shell_line
+
+if TYPE_CHECKING:
+    from cachedet.predict import PredictReport
 
 _RESNET = "C3:512:8,C4:1024:16,C5:2048:32"
 
@@ -110,13 +121,22 @@ def model(
         say(f"left out: {cost.left_out}")
 
 
+Named = Annotated[
+    list[Path],
+    typer.Argument(help="Image or video files, folders, or patterns such as 'a/**/*.jpg'."),
+]
+Every = Annotated[
+    int, typer.Option(min=1, help="Only every so many frames of a video or images of a folder.")
+]
+Formats = Annotated[
+    str, typer.Option("--format", help="Some of json, coco, yolo, csv, as in json,csv.")
+]
+
+
 def predict(
     run: Path,
-    images: Annotated[
-        list[Path],
-        typer.Argument(help="Image or video files, folders, or patterns such as 'a/**/*.jpg'."),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for drawings and detections.json.")],
+    images: Named,
+    out: Annotated[Path, typer.Option(help="Folder for drawings and lists.")],
     weights: Annotated[str, typer.Option(help="The backbone's: auto, none or a file.")] = "auto",
     views: Annotated[
         str,
@@ -125,10 +145,17 @@ def predict(
     recursive: Annotated[
         bool, typer.Option("--recursive", help="Folders in folders, too, but for --out.")
     ] = False,
-    every: Annotated[
-        int, typer.Option(min=1, help="Only every so many frames of a video or images of a folder.")
-    ] = 1,
+    every: Every = 1,
     min_score: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.3,
+    classes: Annotated[str, typer.Option(help="Only these, such as cat,dog.")] = "",
+    max_per_image: Annotated[
+        int | None, typer.Option(min=1, help="Only the best so many of an image.")
+    ] = None,
+    iou: Annotated[
+        float | None, typer.Option(help="Of suppression; default: the run's nms_iou.")
+    ] = None,
+    formats: Formats = "json",
+    crops: Annotated[bool, typer.Option("--crops", help="Cut out each box, too.")] = False,
     no_drawings: Annotated[
         bool, typer.Option("--no-drawings", help="Only the list; large photos are read faster.")
     ] = False,
@@ -157,6 +184,11 @@ def predict(
             recursive=recursive,
             every=every,
             min_score=min_score,
+            classes=split_names(classes),
+            max_per_image=max_per_image,
+            iou=iou,
+            formats=formats,
+            crops=crops,
             drawings=not no_drawings,
             batch_size=batch_size,
             workers=workers,
@@ -167,24 +199,30 @@ def predict(
     if as_json:
         print_json(report.to_json())
     else:
-        for image in report.to_json()["images"]:
-            names = [f"{entry['name']} {entry['score']:.2f}" for entry in image["detections"]]
-            frame = f" frame {image['frame']}" if "frame" in image else ""
-            say(f"{image['file']}{frame}: {', '.join(names) or 'nothing'}")
-        if report.images and not any(len(image.detections) for image in report.images):
-            scores = [image.highest for image in report.images if image.highest is not None]
-            highest = f" (the highest is {max(scores):.4g})" if scores else ""
-            hint = "a lower --min-score shows weaker ones"
-            say(f"nothing scores {min_score:g} or more{highest}; {hint}")
+        _print_found(report, min_score)
     if unwritten is not None:
         raise unwritten
     if not as_json:
-        say(f"{'' if no_drawings else 'drawings and '}detections.json in {out}")
+        say(f"written into {out}: {'' if no_drawings else 'drawings, '}{formats}")
     if report.bad:
         tell(f"error: {count_of(len(report.bad), 'file')} cannot be used:")
         for file, reason in report.bad:
             tell(f"  {file}: {reason}")
         raise typer.Exit(1)
+
+
+def _print_found(report: PredictReport, min_score: float) -> None:
+    for image in report.images:
+        found = image.detections
+        pairs = zip(found.labels.tolist(), found.scores.tolist(), strict=True)
+        names = [f"{image.categories.names[label]} {score:.2f}" for label, score in pairs]
+        frame = "" if image.frame is None else f" frame {image.frame}"
+        say(f"{image.file}{frame}: {', '.join(names) or 'nothing'}")
+    if report.images and not any(len(image.detections) for image in report.images):
+        scores = [image.highest for image in report.images if image.highest is not None]
+        highest = f" (the highest is {max(scores):.4g})" if scores else ""
+        hint = "a lower --min-score shows weaker ones"
+        say(f"nothing scores {min_score:g} or more{highest}; {hint}")
 
 
 def demo(

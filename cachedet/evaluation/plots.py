@@ -13,8 +13,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from cachedet.data.masks import decode_mask, paste_masks
 from cachedet.evaluation.lettering import Lettering, plot_label
 from cachedet.store.files.durable import write_durably
+from cachedet.structures import CategoryMap, Detections, SizeHW
 from cachedet.training.metrics_file import read_table
 
 _log = logging.getLogger("cachedet.evaluation")
@@ -51,6 +53,22 @@ class SheetRow:
     pixels: NDArray[np.uint8]  # (H, W, 3)
     annotations: Drawing
     prediction: Drawing
+
+
+def make_drawing(detections: Detections, categories: CategoryMap, *, size_hw: SizeHW) -> Drawing:
+    """Boxes with name and score, the weakest first so that the strongest lie on top."""
+    masks = [decode_mask(code, size_hw) > 0 for code in paste_masks(detections, size_hw)]
+    order = range(len(detections) - 1, -1, -1)
+    labels = detections.labels.numpy()[list(order)]
+    return Drawing(
+        boxes=detections.boxes.double().numpy()[list(order)],
+        labels=labels,
+        captions=tuple(
+            f"{categories.names[detections.labels[i]]} {float(detections.scores[i]):.2f}"
+            for i in order
+        ),
+        masks=tuple(masks[i] for i in order) if masks else (),
+    )
 
 
 def draw_boxes(pixels: NDArray[np.uint8], drawing: Drawing) -> Image.Image:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -20,13 +20,13 @@ from cachedet.data.views import View, make_geometry, parse_views
 from cachedet.detector.build import choose_read_levels
 from cachedet.detector.protocol import run_detector
 from cachedet.device import choose_device
-from cachedet.errors import BackboneError
+from cachedet.errors import BackboneError, ConfigError
 from cachedet.evaluation.inference import EVAL_VIEW, drop_cut
 from cachedet.evaluation.merging import Merging
 from cachedet.evaluation.subject import load_detector
 from cachedet.store.format.manifest import Manifest
 from cachedet.structures import CategoryMap, Detections, Preprocessing, SizeHW
-from cachedet.training.checkpoint import load_checkpoint
+from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 from cachedet.training.run_folder import RunFolder
 
 _BASE = parse_views(EVAL_VIEW)
@@ -184,11 +184,21 @@ def load_image_detector(
     weights: str = "auto",
     device: str = "auto",
     views: Sequence[View] = _BASE,
+    iou: float | None = None,
+    most: int | None = None,
     detector: nn.Module | None = None,
     backbone: FrozenBackbone | None = None,
 ) -> ImageDetector:
-    """The run's heads joined with its backbone, ready for images."""
-    joined = join_run(run, weights=weights, device=device, detector=detector, backbone=backbone)
+    """The run's heads joined with its backbone, ready for images; see `join_run`."""
+    joined = join_run(
+        run,
+        weights=weights,
+        device=device,
+        iou=iou,
+        most=most,
+        detector=detector,
+        backbone=backbone,
+    )
     return joined.on_images(views)
 
 
@@ -197,14 +207,20 @@ def join_run(
     *,
     weights: str = "auto",
     device: str = "auto",
+    iou: float | None = None,  # of suppression, in place of the run's
+    most: int | None = None,  # detections of an image that must be possible
     detector: nn.Module | None = None,
     backbone: FrozenBackbone | None = None,
 ) -> JoinedRun:
     """Join the run's heads with its backbone, whose weights must be those it was trained on.
 
-    Raises CheckpointError, BackboneError.
+    Raises CheckpointError, BackboneError, and ConfigError where `iou` is given with a detector that
+    no config describes.
     """
     checkpoint = load_checkpoint(RunFolder.open(run).best)
+    if iou is not None and (detector is not None or checkpoint.config.detector.kind == "custom"):
+        raise ConfigError("iou is of detectors that a config describes; yours suppresses by itself")
+    checkpoint = _selecting(checkpoint, iou=iou, most=most)
     manifest = checkpoint.manifest
     chosen, cut = choose_device(device), checkpoint.config.freeze_at
     if backbone is not None and not isinstance(backbone, FrozenBackbone):
@@ -234,3 +250,17 @@ def join_run(
         manifest=manifest,
         merging=Merging.like(checkpoint.config.detector.postprocess),
     )
+
+
+def _selecting(checkpoint: Checkpoint, *, iou: float | None, most: int | None) -> Checkpoint:
+    """The same weights, with other numbers for what is selected of their detections."""
+    config = checkpoint.config
+    postprocess = config.detector.postprocess
+    changed = {
+        "nms_iou": postprocess.nms_iou if iou is None else iou,
+        "max_detections": max(postprocess.max_detections, most or 0),
+    }
+    selecting = config.detector.model_copy(
+        update={"postprocess": postprocess.model_copy(update=changed)}
+    )
+    return replace(checkpoint, config=config.model_copy(update={"detector": selecting}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torchvision.ops import box_iou
 from typer.testing import CliRunner
 
 from cachedet.backbone.frozen import load_backbone
@@ -354,3 +356,111 @@ def test_frames_of_videos_among_images(
     expected = detector(frames[3]).scores[:3]  # the codec loses a little
     found = torch.tensor([entry["score"] for entry in report["images"][2]["detections"]][:3])
     torch.testing.assert_close(found, expected[: len(found)], rtol=0.3, atol=0.1)
+
+
+def test_lists_for_other_programs_and_crops(
+    tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
+) -> None:
+    """All formats say the same; a second call replaces its own files, and no others."""
+    files, out = image_files(tiny, store)[:3], tmp_path / "out"
+    command = ["predict", runs["masks"], *files, "--out", out, "--format", "json,coco,yolo,csv"]
+    command += ["--crops", "--no-drawings", "--min-score", "0", "--max-per-image", "4"]
+    command += ["--weights", tiny.weights, "--device", "cpu"]
+    for _ in range(2):
+        shown = CliRunner().invoke(app, [*map(str, command)])
+        assert shown.exit_code == 0, shown.output
+    assert f"written into {out}: json,coco,yolo,csv" in shown.stdout
+    found = json.loads((out / "detections.json").read_text())
+    assert [len(entry["detections"]) for entry in found] == [4, 4, 4]
+    assert [entry["drawing"] for entry in found] == [None] * 3
+    assert sorted(path.name for path in out.iterdir()) == [
+        "coco_images.json", "coco_results.json", "crops", "data.yaml", "detections.csv",
+        "detections.json", "labels",
+    ]  # fmt: skip
+    images = json.loads((out / "coco_images.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == list(map(str, files))
+    rows = json.loads((out / "coco_results.json").read_text())
+    lines = list(csv.DictReader((out / "detections.csv").read_text().splitlines()))
+    flat = [(entry["file"], each) for entry in found for each in entry["detections"]]
+    for (file, each), row, line in zip(flat, rows, lines, strict=True):
+        assert images[row["image_id"] - 1]["file_name"] == line["file"] == file
+        assert row["segmentation"] == each["segmentation"]
+        assert (row["category_id"], row["score"]) == (each["category_id"], each["score"])
+        (x, y, w, h), (x1, y1, x2, y2) = row["bbox"], each["box"]
+        np.testing.assert_allclose([x, y, x + w, y + h], each["box"], atol=1e-4)
+        np.testing.assert_allclose([float(line[k]) for k in ("x1", "y2")], [x1, y2], atol=1e-3)
+        assert (line["name"], line["frame"]) == (each["name"], "")
+    names = yaml.safe_load((out / "data.yaml").read_text())["names"]
+    labels = (out / "labels" / f"{files[0].stem}.txt").read_text().split("\n")
+    for label, each in zip(labels, found[0]["detections"], strict=False):
+        number, x, y, w, h, score = map(float, label.split())
+        assert names[int(number)] == each["name"]
+        scale = np.array([images[0]["width"], images[0]["height"]] * 2)
+        box = np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2]) * scale
+        np.testing.assert_allclose(box, each["box"], atol=1e-3)
+        assert abs(score - each["score"]) < 1e-4
+    crops = sorted((out / "crops").rglob("*.jpg"))
+    assert len(crops) == 12
+    strongest = found[0]["detections"][0]
+    with Image.open(out / "crops" / strongest["name"] / f"{files[0].stem}-1.jpg") as crop:
+        x1, y1, x2, y2 = strongest["box"]
+        assert abs(crop.width - (x2 - x1)) < 2
+        assert abs(crop.height - (y2 - y1)) < 2
+    (out / "labels" / f"{files[1].stem}.txt").write_text("0 0.5 0.5 1 1\n")
+    shown = CliRunner().invoke(app, [*map(str, command)])
+    assert shown.exit_code == 1
+    assert "is there already and is not labels of `predict`" in shown.stderr
+
+
+def test_only_what_is_asked_for(
+    tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
+) -> None:
+    files = image_files(tiny, store)[:2]
+    settings: dict[str, Any] = {
+        "weights": str(tiny.weights), "device": "cpu", "min_score": 0.0, "drawings": False,
+        "images": files, "out": tmp_path,
+    }  # fmt: skip
+    everything = predict(runs["retinanet"], **settings)
+    counts = [len(image.detections) for image in everything.images]
+    names = everything.images[0].categories.names
+    label = int(everything.images[0].detections.labels[1])
+    of_class = predict(runs["retinanet"], classes=[names[label]], max_per_image=2, **settings)
+    for image, whole in zip(of_class.images, everything.images, strict=True):
+        expected = whole.detections.keep((whole.detections.labels == label).nonzero()[:2, 0])
+        assert_same(image.detections, expected)
+    looser = predict(runs["retinanet"], iou=1.0, max_per_image=10_000, **settings)
+    tighter = predict(runs["retinanet"], iou=0.05, **settings)
+    assert counts[0] <= 30 < len(looser.images[0].detections)
+    for image in tighter.images:
+        for name in set(image.detections.labels.tolist()):
+            boxes = image.detections.boxes[image.detections.labels == name]
+            overlaps = box_iou(boxes, boxes).fill_diagonal_(0)
+            assert float(overlaps.max()) <= 0.05 + 1e-3
+    with pytest.raises(InputError, match=r"knows no class 'kat'.*; its \d+ classes: "):
+        predict(runs["retinanet"], classes=["kat"], **settings)
+    for changed, message in (
+        ({"formats": "json,voc"}, "--format expects some of json, coco, yolo, csv, got 'voc'"),
+        ({"min_score": 2}, "min_score expects 0 to 1, got 2"),
+        ({"max_per_image": 0}, "max_per_image expects 1 or more, got 0"),
+        ({"classes": "cat"}, "classes expects a list of names, got 'cat'"),
+        ({"iou": 0}, "iou expects more than 0 and at most 1, got 0"),
+        ({"iou": 0.5, "detector": torch.nn.Identity()}, "iou is of detectors that a config"),
+    ):
+        with pytest.raises((InputError, ConfigError), match=message):
+            predict(runs["retinanet"], **{**settings, **changed})
+
+
+def test_arrays_are_what_supervision_takes(
+    tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
+) -> None:
+    """Its names, types and shapes; it is not asked for."""
+    file = image_files(tiny, store)[0]
+    settings: dict[str, Any] = {"weights": str(tiny.weights), "device": "cpu", "min_score": 0.0}
+    for kind in ("masks", "retinanet"):
+        report = predict(runs[kind], images=[file], out=tmp_path, drawings=False, **settings)
+        (image,) = report.images
+        arrays, count = image.arrays(), len(image.detections)
+        assert list(arrays) == ["xyxy", "confidence", "class_id", "mask"]
+        shapes = [None if array is None else array.shape for array in arrays.values()]
+        mask = (count, *image.size_hw) if kind == "masks" else None
+        assert shapes == [(count, 4), (count,), (count,), mask]
