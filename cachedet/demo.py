@@ -15,9 +15,10 @@ from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.config.run import ExtractConfig, TrainConfig, load_train_config
 from cachedet.data.images import decode_image
 from cachedet.data.shapes import ShapesPaths, write_shapes
+from cachedet.drawing.contact_sheet import SheetRow, contact_sheet
+from cachedet.drawing.image_drawing import Drawing, make_drawing
 from cachedet.evaluate import evaluate
 from cachedet.evaluation.metrics import CocoScores
-from cachedet.evaluation.plots import Drawing, SheetRow, contact_sheet, make_drawing
 from cachedet.extract import ExtractReport, default_workers, extract
 from cachedet.live.modes import inputs_of
 from cachedet.loading.loader import make_planner

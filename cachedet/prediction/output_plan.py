@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cachedet.drawing.image_drawing import draw_boxes, make_drawing
 from cachedet.errors import InputError, nearest_names
-from cachedet.evaluation.plots import draw_boxes, make_drawing
 from cachedet.outputs import (
     CROP_COMMENT,
     DRAWING_COMMENT,
