@@ -73,7 +73,8 @@ def _overlap_any(
     """(n,) whether a tag at each corner would meet one of the rectangles (m, 4)."""
     starts, ends = corners[:, None], corners[:, None] + tag
     meets = (starts < taken[None, :, 2:]) & (ends > taken[None, :, :2])
-    return np.asarray(meets.all(axis=2).any(axis=1))
+    found: NDArray[np.bool_] = np.any(np.all(meets, axis=2), axis=1)
+    return found
 
 
 def _place(

@@ -59,7 +59,9 @@ def _matching(pattern: Path, out: Path | None) -> list[Path]:
         raise InputError(f"there is no image {printable(text)}{_hint_of_url(text)}")
     found = sorted(glob.iglob(text, recursive=True))
     endings = image_suffixes() | SUFFIXES
-    inside = None if out is None else os.path.abspath(out) + os.sep
+    inside = (
+        None if out is None or _begins_in(text, out) else os.path.join(os.path.abspath(out), "")
+    )
     files = [
         Path(name)
         for name in found
@@ -71,6 +73,16 @@ def _matching(pattern: Path, out: Path | None) -> list[Path]:
         others = f"; {len(found)} other files or folders match" if found else ""
         raise InputError(f"no image or video matches {printable(text)}{others}")
     return files
+
+
+def _begins_in(pattern: str, out: Path) -> bool:
+    """Whether all that could match lies in `out`: then it was meant."""
+    root = os.path.dirname(glob.escape(pattern).partition("[")[0])
+    return _folder(root).startswith(_folder(out))
+
+
+def _folder(path: Path | str) -> str:
+    return os.path.join(os.path.abspath(path), "")
 
 
 def _hint_of_url(text: str) -> str:

@@ -96,7 +96,7 @@ class OutputPlan:
 
     def require_ours(self, files: Sequence[Path], inputs: Sequence[Path]) -> None:
         """Refuse to write among the inputs, or over what is not ours. Raises InputError."""
-        require_folder(self.out, inputs=inputs)
+        require_folder(self.out, inputs=[*inputs, *{file.parent for file in files}])
         for name, kind in self._lists().items():
             require_ours(self.out / name, kind=kind)
         numbers = [number for number, file in enumerate(files) if not is_video(file)]

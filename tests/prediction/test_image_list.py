@@ -55,6 +55,7 @@ def test_patterns(tmp_path: Path) -> None:
     assert found("*/*") == ["in/b.JPG"]
     assert found("**/*") == ["a.jpg", "in/b.JPG", "in/deep/c.png"]
     assert found("in/**/[bc].*") == ["in/b.JPG", "in/deep/c.png"]
+    assert found("out/*") == ["out/a.jpg"]  # then it was meant
     with pytest.raises(InputError, match=r"no image or video matches .*/\*\.txt; 1 other files"):
         found("in/*.txt")
     with pytest.raises(InputError, match=r"no image or video matches .*/\*\.bmp$"):
