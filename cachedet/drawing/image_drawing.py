@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from cachedet.data.masks import decode_mask, paste_masks
+from cachedet.data.masks import decode_mask
 from cachedet.drawing.lettering import Lettering
 from cachedet.drawing.tag_places import Place, place_tags
 from cachedet.structures import CategoryMap, Detections, SizeHW
@@ -34,9 +35,15 @@ class Drawing:
     masks: tuple[NDArray[np.bool_], ...] = ()  # M bitmaps (H, W), or none
 
 
-def make_drawing(detections: Detections, categories: CategoryMap, *, size_hw: SizeHW) -> Drawing:
+def make_drawing(
+    detections: Detections,
+    categories: CategoryMap,
+    mask_codes: Sequence[bytes] = (),
+    *,
+    size_hw: SizeHW,
+) -> Drawing:
     """Boxes with name and score, the weakest first so that the strongest lie on top."""
-    masks = [decode_mask(code, size_hw) > 0 for code in paste_masks(detections, size_hw)]
+    masks = [decode_mask(code, size_hw) > 0 for code in mask_codes]
     order = range(len(detections) - 1, -1, -1)
     labels = detections.labels.numpy()[list(order)]
     return Drawing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ class ImageReport:
     time: float | None = None  # of a video: seconds
     highest: float | None = None  # score of all that was found, also below the least one
 
+    @cached_property
+    def mask_codes(self) -> list[bytes]:
+        """One for each detection, none without masks; made once, beside the detection."""
+        return paste_masks(self.detections, self.size_hw)
+
     def to_json(self) -> dict[str, Any]:
         """File, drawing and detections: name, category_id, score, box xyxy, COCO RLE of a mask."""
         columns = (self.detections.boxes, self.detections.scores, self.detections.labels)
@@ -39,8 +45,7 @@ class ImageReport:
             }
             for box, score, label in zip(*(column.tolist() for column in columns), strict=True)
         ]
-        codes = paste_masks(self.detections, self.size_hw)
-        for detection, code in zip(detections, codes, strict=False):
+        for detection, code in zip(detections, self.mask_codes, strict=False):
             detection["segmentation"] = rle_of(code, self.size_hw)
         drawing = None if self.drawing is None else str(self.drawing)
         frame = {} if self.frame is None else {"frame": self.frame, "time": self.time}
@@ -52,8 +57,7 @@ class ImageReport:
         Example:
             >>> supervision.Detections(**image.arrays())
         """
-        codes = paste_masks(self.detections, self.size_hw)
-        masks = [decode_mask(code, self.size_hw) > 0 for code in codes]
+        masks = [decode_mask(code, self.size_hw) > 0 for code in self.mask_codes]
         return {
             "xyxy": self.detections.boxes.numpy(),
             "confidence": self.detections.scores.numpy(),

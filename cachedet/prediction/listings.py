@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from cachedet.data.masks import paste_masks, rle_of
+from cachedet.data.masks import rle_of
 from cachedet.outputs import COCO_IMAGES_DESCRIPTION, TABLE_COLUMNS, YAML_COMMENT
 from cachedet.prediction.image_report import ImageReport
 from cachedet.structures import CategoryMap
@@ -19,7 +19,7 @@ def coco_rows(images: Sequence[ImageReport]) -> list[dict[str, Any]]:
     rows = []
     for image_id, image in enumerate(images, start=1):
         found = image.detections
-        codes = paste_masks(found, image.size_hw)
+        codes = image.mask_codes
         for place, (x1, y1, x2, y2) in enumerate(found.boxes.tolist()):
             row: dict[str, Any] = {
                 "image_id": image_id,

@@ -78,9 +78,12 @@ class OutputPlan:
         return self.crops or any(self.drawings)
 
     def write_image(self, image: ImageReport, pixels: NDArray[np.uint8] | None) -> None:
-        """The files of one image. Raises InputError."""
+        """The files of one image, and its masks for the lists. Raises InputError."""
+        _ = image.mask_codes
         if image.drawing is not None and pixels is not None:
-            drawing = make_drawing(image.detections, image.categories, size_hw=image.size_hw)
+            drawing = make_drawing(
+                image.detections, image.categories, image.mask_codes, size_hw=image.size_hw
+            )
             drawn = draw_boxes(pixels, drawing)
             write_file(image.drawing, _jpeg(drawn, DRAWING_COMMENT), kind=Kind.DRAWING)
         if self.crops and pixels is not None:

@@ -227,7 +227,7 @@ def test_nothing_of_the_users_is_drawn_over(
         predict(run, images=[photos], out=out, weights=str(tiny.weights), device="cpu")
         return {path.name: path.read_bytes() for path in out.iterdir()}
 
-    for named in (photos, photos / "*.jpg", tmp_path / "**" / "*.jpg"):
+    for named in (photos, photos / "*.jpg", photos / "b.jpg"):
         with pytest.raises(InputError, match="is also a folder of images"):
             predict(tmp_path / "no run", images=[named], out=photos)
     out.mkdir()
