@@ -56,12 +56,12 @@ def main() -> None:
         def whole(drawings: bool) -> None:
             predict(
                 args.run, images=[links], out=Path(temporary) / "out", drawings=drawings,
-                batch_size=args.batch_size, backbone=joined.backbone, **settings,
+                batch_size=args.batch_size, **settings,
             )  # fmt: skip
 
         work = {
             _ALONE: alone,
-            "open the run": lambda: join_run(args.run, backbone=joined.backbone, **settings),
+            "open the run": lambda: join_run(args.run, **settings),
             "predict, no drawings": lambda: whole(False),
             "predict": lambda: whole(True),
         }
