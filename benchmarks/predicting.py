@@ -1,9 +1,9 @@
 """`predict` against decoding and the model alone, on the same files, in one process.
 
 Each round times, turn about: decoding and the network in one thread after the other (what must be
-computed), `predict --no-drawings`, and `predict` with drawings; from the calls of `predict` what it
-takes to open the run is subtracted, which a thousand images hide. Beside the clock stands the CPU
-time of the process, which other work on the machine disturbs less.
+computed), `predict --no-drawings`, and `predict` with drawings; from the calls of `predict` that of
+one image is subtracted, most of which is opening the run: a thousand images hide it. Beside the
+clock stands the CPU time of the process, which other work on the machine disturbs less.
 
     python benchmarks/predicting.py RUN IMAGES [--images 100] [--rounds 3] [--batch-size 0]
 """
@@ -18,13 +18,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from cachedet.allocator import keep_freed_memory
 from cachedet.data.image_folders import images_in
 from cachedet.device import wait_for
 from cachedet.predict import predict
 from cachedet.prediction.image_detector import join_run
 from cachedet.prediction.read_ahead import read_image
 
-_ALONE = "decode + model"
+_ALONE, _ONE = "decode + model", "one image"
 
 
 def main() -> None:
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--weights", default="auto")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
+    keep_freed_memory()  # as the command line does
     files = list(itertools.islice(itertools.cycle(images_in(args.folder)), args.images))
     with tempfile.TemporaryDirectory() as temporary:
         links = Path(temporary) / "images"
@@ -53,26 +55,27 @@ def main() -> None:
                 detector.detect([read_image(file, detector, keeps_pixels=False)])
             wait_for(device)
 
-        def whole(drawings: bool) -> None:
+        def whole(drawings: bool, only: int | None = None) -> None:
             predict(
-                args.run, images=[links], out=Path(temporary) / "out", drawings=drawings,
-                batch_size=args.batch_size, **settings,
+                args.run, images=sorted(links.iterdir())[:only], out=Path(temporary) / "out",
+                drawings=drawings, batch_size=args.batch_size, **settings,
             )  # fmt: skip
 
         work = {
             _ALONE: alone,
-            "open the run": lambda: join_run(args.run, **settings),
+            _ONE: lambda: whole(False, only=1),
             "predict, no drawings": lambda: whole(False),
             "predict": lambda: whole(True),
         }
         timed = _time_turn_about(work, rounds=args.rounds)
-    opening = timed.pop("open the run")
+    first = timed.pop(_ONE)
+    share = (args.images - 1) / args.images
     for name, pairs in timed.items():
         ratios = []
         for clock in (0, 1):
             each = [
-                a[clock] / (b[clock] - (o[clock] if name != _ALONE else 0))
-                for a, b, o in zip(timed[_ALONE], pairs, opening, strict=True)
+                1 if name == _ALONE else share * a[clock] / (b[clock] - o[clock])
+                for a, b, o in zip(timed[_ALONE], pairs, first, strict=True)
             ]
             ratios.append(statistics.median(each))
         rate = args.images / statistics.median(seconds for seconds, _ in pairs)
