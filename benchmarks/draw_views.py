@@ -27,7 +27,7 @@ from cachedet.data.coco import CocoDataset
 from cachedet.data.geometry import Geometry
 from cachedet.data.images import decode_image, make_input
 from cachedet.data.views import View, make_geometry, make_targets, parse_views
-from cachedet.evaluation.plots import colour_of
+from cachedet.drawing.image_drawing import colour_of
 from cachedet.structures import Targets
 
 _PADDING = 0.82  # grey

@@ -24,7 +24,7 @@ from cachedet.data.images import decode_image
 from cachedet.evaluation.detection_table import tabulate
 from cachedet.evaluation.metrics import score_table
 from cachedet.exporting.exported_model import ExportedModel
-from cachedet.predict import load_image_detector
+from cachedet.prediction.image_detector import load_image_detector
 from cachedet.structures import Detections
 
 _WARM = 2  # images before any is counted

@@ -16,14 +16,15 @@ from cachedet.config.run import ExtractConfig, TrainConfig, load_train_config
 from cachedet.data.images import decode_image
 from cachedet.data.shapes import ShapesPaths, write_shapes
 from cachedet.device import default_workers
+from cachedet.drawing.contact_sheet import SheetRow, contact_sheet
+from cachedet.drawing.image_drawing import Drawing, make_drawing
 from cachedet.evaluate import evaluate
 from cachedet.evaluation.metrics import CocoScores
-from cachedet.evaluation.plots import Drawing, SheetRow, contact_sheet
 from cachedet.extract import ExtractReport, extract
 from cachedet.live.modes import inputs_of
 from cachedet.loading.loader import make_planner
 from cachedet.outputs import require_empty_folder
-from cachedet.predict import ImageDetector, load_image_detector, make_drawing
+from cachedet.prediction.image_detector import ImageDetector, join_run
 from cachedet.store.reader import FeatureStore
 from cachedet.train import train
 
@@ -91,13 +92,13 @@ def run_demo(out: Path) -> DemoReport:
         trained = train(config, train_store=train_store, val_store=val_store, run=out / "run")
     with _timed(seconds, "score and draw"):
         scored = evaluate(out / "run", store=val_store)
-        detector = load_image_detector(out / "run")
-        sheet = _draw_sheet(out, val_store, paths, detector)
+        joined = join_run(out / "run")
+        sheet = _draw_sheet(out, val_store, paths, joined.on_images())
     with _timed(seconds, "train the last stage too"):
         cut = config.model_copy(update={"freeze_at": _CUT})
         partial = train(cut, train_store=train_store, val_store=val_store, run=out / "run-partial")
         partial_scored = evaluate(out / "run-partial", store=val_store)
-    live = _live_backbone_seconds(train_store, paths, detector.backbone, config)
+    live = _live_backbone_seconds(train_store, paths, joined.backbone, config)
     return DemoReport(
         scores=scored.scores,
         partial_scores=partial_scored.scores,

@@ -20,7 +20,7 @@ from cachedet.data.image_folders import images_in
 from cachedet.data.images import decode_image
 from cachedet.detector.boxes import Postprocess
 from cachedet.detector.end_to_end import heads_of
-from cachedet.detector.protocol import run_detector, trains_masks
+from cachedet.detector.protocol import trains_masks
 from cachedet.errors import InputError
 from cachedet.exporting.agreement import Agreement, SizeAgreement, Tolerance, prove, total
 from cachedet.exporting.detection_graph import DetectionGraph, Outputs, Preprocess
@@ -29,7 +29,7 @@ from cachedet.exporting.model_facts import KEY, ModelFacts
 from cachedet.exporting.model_scores import require_classes
 from cachedet.exporting.onnx_file import OPSET, add_metadata, make_onnx, require_packages
 from cachedet.outputs import Kind, require_file, write_file
-from cachedet.predict import ImageDetector, load_image_detector
+from cachedet.prediction.image_detector import JoinedRun, join_run
 from cachedet.progress import StageProgress
 from cachedet.structures import Detections, SizeHW
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
@@ -118,9 +118,7 @@ def export(
     _require_place(out, run=run, images=proof.folder)
     script = _plan_script(out, outputs) if with_script else None
     samples, described = _read_images(proof, checkpoint)
-    joined = load_image_detector(
-        run, weights=weights, device="cpu", detector=detector, backbone=backbone
-    )
+    joined = join_run(run, weights=weights, device="cpu", detector=detector, backbone=backbone)
     content, facts = _write(joined, checkpoint, outputs=outputs, preprocess=preprocess)
     model = ExportedModel(content, where=str(out))
     with StageProgress("prove", total=len(samples), unit="images") as progress:
@@ -165,7 +163,7 @@ def _plan_script(out: Path, outputs: Outputs) -> Path:
 
 
 def _write(
-    joined: ImageDetector, checkpoint: Checkpoint, *, outputs: Outputs, preprocess: Preprocess
+    joined: JoinedRun, checkpoint: Checkpoint, *, outputs: Outputs, preprocess: Preprocess
 ) -> tuple[bytes, ModelFacts]:
     """The file of the detector, and what it says of itself."""
     manifest, has_masks = joined.manifest, trains_masks(heads_of(joined.detector))
@@ -198,7 +196,7 @@ def _write(
     return add_metadata(content, {KEY: facts.to_text()}), facts
 
 
-def _coarsest(joined: ImageDetector) -> int:
+def _coarsest(joined: JoinedRun) -> int:
     """The stride of the neck's last level; that of the backbone where it is not known."""
     neck = getattr(heads_of(joined.detector), "neck", None)
     spec = getattr(neck, "spec", joined.manifest.network)
@@ -221,15 +219,9 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _detect(joined: ImageDetector, images: Tensor, sizes_hw: Sequence[SizeHW]) -> list[Detections]:
+def _detect(joined: JoinedRun, images: Tensor, sizes_hw: Sequence[SizeHW]) -> list[Detections]:
     """What `predict` finds, in a batch."""
-    maps = joined.backbone(images)
-    return run_detector(
-        joined.detector,
-        {name: maps[name] for name in joined.levels},
-        sizes_hw=sizes_hw,
-        image_ids=range(len(sizes_hw)),
-    )
+    return joined(images, sizes_hw=sizes_hw, image_ids=range(len(sizes_hw)))
 
 
 def _read_images(proof: ProofImages, checkpoint: Checkpoint) -> tuple[list[NDArray[np.uint8]], str]:

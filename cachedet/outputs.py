@@ -31,11 +31,17 @@ from cachedet.store.files.places import find_obstacle, make_folder
 
 DRAWING_COMMENT = b"drawn by cachedet"  # a JPEG keeps it
 SHEET_COMMENT = b"drawn by cachedet check"  # a PNG keeps it
+CROP_COMMENT = b"cut out by cachedet"
+YAML_COMMENT = "# classes of labels/, written by cachedet, which replaces it when it is asked to"
+COCO_IMAGES_DESCRIPTION = "Images of `cachedet predict`, of coco_results.json beside it"
+TABLE_COLUMNS = ("file", "frame", "time", "name", "category_id", "score", "x1", "y1", "x2", "y2")
 MARKDOWN_COMMENT = b"<!-- written by cachedet, which replaces it when it is asked to -->"
 _PNG_COMMENT = rb"\A\x89PNG\r\n\x1a\n.{4}IHDR.{17}.{4}tEXtComment\x00"
 _URL = re.compile(r"[A-Za-z][\w+.-]+:/")
 _LOOKED_AT = 4096  # bytes of the start and of the end of a file
 _LONGEST_NAME = 255  # bytes
+# With six digits in each number, and a score: neither annotations nor other tools' labels.
+_LABEL_LINE = rb"(?:\d+(?: \d\.\d{6}){4} \d\.\d{4}\n)"
 
 
 class Kind(Enum):
@@ -71,6 +77,23 @@ class Kind(Enum):
         "detections of `predict`",
         rb'\A\s*\[\s*(\]\s*\Z|\{\s*"file":\s*"(?:[^"\\]|\\.)*",\s*"drawing":.*\}\s*\]\s*\Z)',
     )
+    FOUND_COCO = (
+        "COCO results of `predict`",
+        rb'\A\[(\]\Z|\{"image_id": \d+, "score": [\d.e-]+, "category_id": .*\}\]\Z)',
+    )
+    FOUND_IMAGES = (
+        "a list of images of `predict`",
+        rb'\A\{\s*"info":\s*\{\s*"description":\s*"'
+        + COCO_IMAGES_DESCRIPTION.encode()
+        + rb'".*\}\s*\Z',
+    )
+    CLASSES = ("a list of classes of `predict`", rb"\A" + re.escape(YAML_COMMENT.encode()) + rb"\n")
+    LABELS = (
+        "labels of `predict`",
+        rb"\A(?:\n|" + _LABEL_LINE + rb"+|" + _LABEL_LINE + rb"{9}.*" + _LABEL_LINE + rb"{9})\Z",
+    )
+    TABLE = ("a table of `predict`", rb"\A" + ",".join(TABLE_COLUMNS).encode() + rb"\n")
+    CROP = ("a crop of `predict`", rb"\A\xff\xd8.*\xff\xfe.." + CROP_COMMENT)
     DRAWING = ("a drawing of `predict`", rb"\A\xff\xd8.*\xff\xfe.." + DRAWING_COMMENT)
     SHEET = ("a sheet of `check`", _PNG_COMMENT + SHEET_COMMENT)
     ANNOTATIONS = (
@@ -119,6 +142,20 @@ def require_ours(path: Path, *, kind: Kind) -> None:
             f"{path} is there already and is not {kind.words}: what cachedet did not make for this "
             "is never replaced. Move it away, or choose another --out"
         )
+
+
+def require_all_ours(folder: Path, names: Iterable[str], *, kind: Kind) -> None:
+    """`require_ours` of each name in a folder; thousands cost one look at what it holds.
+
+    Raises InputError.
+    """
+    try:
+        held = set(map(_folded, os.listdir(folder)))
+    except OSError:  # not there, or what `require_folder` says
+        return
+    for name in names:
+        if _folded(name) in held:
+            require_ours(folder / name, kind=kind)
 
 
 def write_file(path: Path, content: bytes, *, kind: Kind) -> None:
@@ -211,7 +248,7 @@ def distinct_names(wanted: Sequence[str]) -> list[str]:
         tail, number = suffix, 1
         while True:
             candidate = _cut(stem, _LONGEST_NAME - len(os.fsencode(tail))) + tail
-            key = unicodedata.normalize("NFC", candidate).casefold()
+            key = _folded(candidate)
             if key not in taken:
                 break
             number += 1
@@ -219,6 +256,11 @@ def distinct_names(wanted: Sequence[str]) -> list[str]:
         taken.add(key)
         names.append(candidate)
     return names
+
+
+def _folded(name: str) -> str:
+    """The same for names that some file system could take for one."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _cut(text: str, nbytes: int) -> str:

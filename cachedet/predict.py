@@ -2,136 +2,41 @@
 
 from __future__ import annotations
 
-import io
-import json
-import os
-import re
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from cachedet.data.image_folders import images_in
-from cachedet.data.images import DecodedImage, decode_bytes, decoded, make_input, opened
-from cachedet.data.masks import decode_mask, paste_masks, rle_of
-from cachedet.data.views import View, make_geometry, parse_views
-from cachedet.detector.build import choose_read_levels
-from cachedet.detector.protocol import run_detector
-from cachedet.device import choose_device
-from cachedet.errors import BackboneError, BadImageError, InputError, UnwrittenError
-from cachedet.evaluation.inference import EVAL_VIEW, drop_cut
-from cachedet.evaluation.merging import Merging
-from cachedet.evaluation.plots import Drawing, draw_boxes
-from cachedet.evaluation.subject import load_detector
+from cachedet.data.images import DecodedImage
+from cachedet.data.views import View, parse_views
+from cachedet.device import choose_device, default_workers, usable_cores
+from cachedet.errors import BadImageError, ConfigError, InputError, UnwrittenError
+from cachedet.evaluation.inference import EVAL_VIEW
 from cachedet.exporting.exported_model import ExportedModel
-from cachedet.outputs import (
-    DRAWING_COMMENT,
-    Kind,
-    distinct_names,
-    require_folder,
-    require_ours,
-    write_file,
+from cachedet.prediction.finishing import Finisher
+from cachedet.prediction.image_detector import (
+    ImageDetector,
+    PreparedImage,
+    load_image_detector,
+    model_on_images,
 )
+from cachedet.prediction.image_list import list_images
+from cachedet.prediction.image_report import ImageReport
+from cachedet.prediction.output_plan import OutputPlan, parse_formats, plan_outputs
+from cachedet.prediction.read_ahead import Batch, HeldMemory, ImageJob, read_batches, read_image
+from cachedet.prediction.selection import Selection
+from cachedet.prediction.videos import Frame, is_video, read_frames
 from cachedet.progress import StageProgress
-from cachedet.store.format.manifest import Manifest
-from cachedet.structures import CategoryMap, Detections, SizeHW
 from cachedet.text import printable
-from cachedet.training.checkpoint import load_checkpoint
-from cachedet.training.run_folder import RunFolder
 
 if TYPE_CHECKING:  # with an exported model timm is not needed
     from cachedet.backbone.frozen import FrozenBackbone
 
-_FOUND = "detections.json"
-_BASE = parse_views(EVAL_VIEW)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ImageDetector:
-    """Backbone and trained heads of one run, ready for images."""
-
-    backbone: FrozenBackbone
-    detector: nn.Module
-    levels: Sequence[str]  # that the detector takes
-    manifest: Manifest
-    merging: Merging
-    views: Sequence[View] = _BASE  # of an image; their detections are merged as `detect_store` does
-
-    @property
-    def categories(self) -> CategoryMap:
-        return self.manifest.categories
-
-    @property
-    def image_size(self) -> int:
-        return self.manifest.image_size
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        pixels: NDArray[np.uint8],
-        *,
-        image_id: int = 0,
-        decoded_as: DecodedImage | None = None,  # by extraction; None: `pixels` are looked at
-    ) -> Detections:
-        """Detections in pixels of an image (H, W, 3) RGB; windows are drawn from `image_id`."""
-        whole = DecodedImage(pixels=pixels, image_hw=(pixels.shape[0], pixels.shape[1]))
-        images = [whole] if decoded_as is None else [decoded_as, whole]
-        return self.merging([self._detect(images, view, image_id) for view in self.views])
-
-    def _detect(self, images: list[DecodedImage], view: View, image_id: int) -> Detections:
-        """What is found in one view, in pixels of the image: of the first that has the detail."""
-        geometry = make_geometry(
-            view,
-            image_hw=images[0].image_hw,
-            image_id=image_id,
-            image_size=self.manifest.image_size,
-            pad_multiple=self.manifest.pad_multiple,
-        )
-        pixels = next(image.pixels for image in images if image.suffices(geometry))
-        device = next(self.detector.parameters()).device
-        image = make_input(pixels, geometry, self.manifest.preprocessing).to(device)
-        maps = self.backbone(image[None])
-        detections = run_detector(
-            self.detector,
-            {name: maps[name] for name in self.levels},
-            sizes_hw=[geometry.valid_hw],
-            image_ids=[image_id],
-        )[0]
-        return geometry.detections_to_image(drop_cut(detections, geometry))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ImageReport:
-    """What was detected in one image file."""
-
-    file: Path
-    drawing: Path
-    detections: Detections  # pixels of the image, best first
-    categories: CategoryMap
-    size_hw: SizeHW
-    highest: float | None = None  # score of all that was found, also below the least one
-
-    def to_json(self) -> dict[str, Any]:
-        """File, drawing and detections: name, category_id, score, box xyxy, COCO RLE of a mask."""
-        columns = (self.detections.boxes, self.detections.scores, self.detections.labels)
-        detections: list[dict[str, Any]] = [
-            {
-                "name": self.categories.names[label],
-                "category_id": self.categories.ids[label],
-                "score": score,
-                "box": box,
-            }
-            for box, score, label in zip(*(column.tolist() for column in columns), strict=True)
-        ]
-        codes = paste_masks(self.detections, self.size_hw)
-        for detection, code in zip(detections, codes, strict=False):
-            detection["segmentation"] = rle_of(code, self.size_hw)
-        return {"file": str(self.file), "drawing": str(self.drawing), "detections": detections}
+_FINISHERS = 4  # threads at most
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -140,7 +45,7 @@ class PredictReport:
 
     images: tuple[ImageReport, ...]
     bad: tuple[tuple[Path, str], ...]  # files that cannot be used, and why
-    out: Path  # folder of the drawings and detections.json
+    out: Path  # folder of the drawings and lists
 
     def to_json(self) -> dict[str, Any]:
         """What was detected, and the files that were left out."""
@@ -158,34 +63,49 @@ def predict(
     model: Path | str | None = None,
     weights: str = "auto",
     views: str = EVAL_VIEW,
+    recursive: bool = False,
+    every: int = 1,
     min_score: float = 0.3,
+    classes: Sequence[str] | None = None,
+    max_per_image: int | None = None,
+    iou: float | None = None,
+    formats: str = "json",
+    drawings: bool = True,
+    crops: bool = False,
+    batch_size: int = 0,
+    workers: int = 0,
     device: str = "auto",
     detector: nn.Module | None = None,
     backbone: FrozenBackbone | None = None,
 ) -> PredictReport:
-    """Detect in image files or folders of them; writes drawn images and detections.json.
+    """Detect in image and video files; writes drawn images, crops and lists of what was found.
 
     Args:
         run: folder of the run; its best weights are taken.
-        model: a file of `export`, instead of a run; `weights`, `device`, `detector` and `backbone`
-            are of runs.
-        images: files, or folders of files; what cannot be decoded is named in the report.
-        out: folder to write into; made where it is missing. Of what is there, only drawings and
-            detections that `predict` made are replaced.
+        model: a file of `export`, instead of a run.
+        images: image and video files, folders, or patterns such as "photos/**/*.jpg"; each file
+            counts once. What cannot be decoded is named in the report.
+        out: folder to write into. Of what is there, only what `predict` made is replaced.
         weights: of the backbone: "auto", "none" or a file.
-        views: of each image, as `parse_views` takes them; their detections are merged as
-            `evaluate` merges them.
-        min_score: least score of what is drawn and listed, 0..1.
+        views: of each image, as `parse_views` takes them; merged as `evaluate` merges them.
+        recursive: whether folders in folders are looked into; `out` is passed over.
+        every: only every so many frames of a video, and images of a folder.
+        min_score, classes, max_per_image: what is listed and drawn: the least score, 0..1; names
+            (None: all); the best so many of an image.
+        iou: of suppression, in place of the run's.
+        formats: of the lists, such as "json,coco,yolo,csv".
+        drawings, crops: whether images are drawn, and boxes cut out; without either, large photos
+            are read several times as fast.
+        batch_size, workers: images per forward, and threads that decode; 0: as suits the machine.
         device: "auto", "cpu", "cuda", ...
-        detector: what the run trained, where that was an object.
-        backbone: what the store was extracted with, where that was an object.
+        detector, backbone: what was trained, and extracted with, where that was an object.
 
     Raises:
-        CheckpointError: no such run, or weights that do not fit `detector`.
-        BackboneError: the run's backbone cannot be had, or has other weights now.
+        CheckpointError, BackboneError: no such run, or weights that do not fit.
+        ConfigError: a number out of range.
         ExportError: a model that `export` did not write, or no onnxruntime.
         InputError: neither a run nor a model, or both; a view that files cannot have, no images,
-            or a file in `out` that another made.
+            a class that the run does not know, or a file in `out` that another made.
         UnwrittenError: the disk refused in the middle; it holds what was found so far.
 
     Example:
@@ -193,39 +113,32 @@ def predict(
         >>> report.images[0].detections.boxes  # (D, 4) xyxy in pixels
     """
     chosen = _views_of_files(views)
-    files = _image_files([Path(path) for path in images])
-    out = Path(out)
-    drawings = _plan_drawings(files, out, images=images)
-    image_detector: ImageDetector | ExportedModel
+    _require_numbers(batch_size=batch_size, workers=workers, every=every, iou=iou)
+    selection = Selection(min_score=min_score, classes=classes, max_per_image=max_per_image)
+    named = [Path(path) for path in images]
+    files = list_images(named, recursive=recursive, every=every, out=Path(out))
+    plan = plan_outputs(
+        files, Path(out), inputs=named, formats=parse_formats(formats), drawings=drawings,
+        crops=crops,
+    )  # fmt: skip
     if run is not None and model is None:
         image_detector = load_image_detector(
-            Path(run), weights=weights, device=device, views=chosen, detector=detector,
-            backbone=backbone,
+            Path(run), weights=weights, device=device, views=chosen, iou=iou, most=max_per_image,
+            detector=detector, backbone=backbone,
         )  # fmt: skip
     else:
-        image_detector = _open_model(run, model, views=views)
-    reports: list[ImageReport] = []
-    bad: list[tuple[Path, str]] = []
-    try:
-        with StageProgress("predict", total=len(files), unit="images") as progress:
-            for file, drawing in zip(files, drawings, strict=True):
-                try:
-                    reports.append(
-                        _predict_file(file, image_detector, drawing, min_score=min_score)
-                    )
-                except BadImageError as error:  # the others are not to blame
-                    bad.append((file, str(error).removeprefix(f"{printable(file)}: ")))
-                progress.advance()
-        report = PredictReport(images=tuple(reports), bad=tuple(bad), out=out)
-        content = json.dumps(report.to_json()["images"], indent=1).encode()
-        write_file(out / _FOUND, content, kind=Kind.FOUND)
-    except InputError as error:
-        report = PredictReport(images=tuple(reports), bad=tuple(bad), out=out)
-        raise UnwrittenError(str(error), report=report) from error
-    return report
+        image_detector = _open_model(run, model, views=views, iou=iou)
+    selection.require_known(image_detector.categories)
+    prediction = _Prediction(image_detector, selection, plan, files=files, every=every)
+    return prediction.run(
+        batch_size=batch_size or _batch_size_for(choose_device(device).type),
+        workers=workers or default_workers(),
+    )
 
 
-def _open_model(run: Path | str | None, model: Path | str | None, *, views: str) -> ExportedModel:
+def _open_model(
+    run: Path | str | None, model: Path | str | None, *, views: str, iou: float | None
+) -> ImageDetector:
     """Raises InputError where it is not clear what shall detect, ExportError."""
     if run is not None or model is None:
         raise InputError("predict expects a run or --model, a file of `export`: one of the two")
@@ -234,124 +147,152 @@ def _open_model(run: Path | str | None, model: Path | str | None, *, views: str)
             f"an exported model sees each image once, in the view base; got --views {views}: leave "
             "it out, or use the run"
         )
-    return ExportedModel.open(Path(model))
+    if iou is not None:
+        raise InputError("an exported model suppresses as it was exported: leave --iou out")
+    return model_on_images(ExportedModel.open(Path(model)))
 
 
-def _plan_drawings(files: Sequence[Path], out: Path, *, images: Sequence[Path | str]) -> list[Path]:
-    """Where each image is drawn: no two share a file, and nothing of the user's is replaced.
-
-    Raises InputError.
-    """
-    require_folder(out, inputs=[Path(path) for path in images])
-    names = (f"{file.stem}{'' if file.suffix == '.jpg' else file.suffix}.jpg" for file in files)
-    drawings = [out / name for name in distinct_names([*names])]
-    for drawing in drawings:
-        require_ours(drawing, kind=Kind.DRAWING)
-    require_ours(out / _FOUND, kind=Kind.FOUND)
-    return drawings
-
-
-def _predict_file(
-    file: Path, image_detector: ImageDetector | ExportedModel, drawing: Path, *, min_score: float
-) -> ImageReport:
-    pixels, image = _read(file, image_detector.image_size)
-    if isinstance(image_detector, ExportedModel):
-        found = image_detector.of_image(image)
-    else:
-        found = image_detector(pixels, decoded_as=image)
-    detections = found.above(min_score)
-    size_hw = (pixels.shape[0], pixels.shape[1])
-    categories = image_detector.categories
-    drawn = draw_boxes(pixels, make_drawing(detections, categories, size_hw=size_hw))
-    buffer = io.BytesIO()
-    drawn.save(buffer, "JPEG", comment=DRAWING_COMMENT)
-    write_file(drawing, buffer.getvalue(), kind=Kind.DRAWING)
-    return ImageReport(
-        file=file,
-        drawing=drawing,
-        detections=detections,
-        categories=categories,
-        size_hw=size_hw,
-        highest=float(found.scores.max()) if len(found) else None,
-    )
-
-
-def _read(file: Path, image_size: int) -> tuple[NDArray[np.uint8], DecodedImage]:
-    """All pixels, to draw on, and the image as extraction decodes it. Raises BadImageError."""
-    try:
-        with opened(file) as content:
-            with decoded(content, image_size=image_size) as image:
-                pass
-            return decode_bytes(content)[0] if image.is_reduced else image.pixels, image
-    except BadImageError as error:
-        raise BadImageError(f"{printable(file)}: {error}") from error
-
-
-def load_image_detector(
-    run: Path,
-    *,
-    weights: str = "auto",
-    device: str = "auto",
-    views: Sequence[View] = _BASE,
-    detector: nn.Module | None = None,
-    backbone: FrozenBackbone | None = None,
-) -> ImageDetector:
-    """Join the run's heads with its backbone, whose weights must be those it was trained on."""
-    from cachedet.backbone.frozen import FrozenBackbone, load_backbone
-
-    checkpoint = load_checkpoint(RunFolder.open(run).best)
-    manifest = checkpoint.manifest
-    chosen, cut = choose_device(device), checkpoint.config.freeze_at
-    if backbone is not None and not isinstance(backbone, FrozenBackbone):
-        raise BackboneError(
-            "expected what cachedet.wrap_backbone(module, name=..., levels=[...]) returns, got "
-            f"{type(backbone).__name__}"
+def _require_numbers(*, batch_size: int, workers: int, every: int, iou: float | None) -> None:
+    if min(batch_size, workers) < 0 or every < 1:
+        raise ConfigError(
+            f"batch_size and workers expect 0 or more, every 1 or more, got {batch_size}, "
+            f"{workers} and {every}"
         )
-    if backbone is None:
-        backbone = load_backbone(
-            manifest.backbone,
-            weights=weights,
-            levels=manifest.network.names,
-            image_size=manifest.image_size,
-            device=chosen,
+    if iou is not None and not 0 < iou <= 1:
+        raise ConfigError(f"iou expects more than 0 and at most 1, got {iou}")
+
+
+def _batch_size_for(device: str) -> int:
+    """On a CPU the images of a batch are computed one after the other in any case."""
+    return 2 if device == "cpu" else 16
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Item:
+    """One image or frame on its way."""
+
+    file: Path
+    name: str
+    drawing: Path | None
+    frame: Frame | None = None
+
+
+class _Prediction:
+    """One call's images on their way, and what was found in them so far."""
+
+    def __init__(
+        self,
+        detector: ImageDetector,
+        selection: Selection,
+        plan: OutputPlan,
+        *,
+        files: Sequence[Path],
+        every: int,
+    ) -> None:
+        self._detector = detector
+        self._selection = selection
+        self._plan = plan
+        self._files = files
+        self._every = every
+        self._memory = HeldMemory()
+        self._found: dict[int, ImageReport] = {}
+        self._bad: list[tuple[Path, str]] = []
+
+    def run(self, *, batch_size: int, workers: int) -> PredictReport:
+        """All images. Raises UnwrittenError."""
+        try:
+            self._detect_all(batch_size=batch_size, workers=workers)
+            report = self._report()
+            self._plan.write_lists(report.images, self._detector.categories)
+        except InputError as error:
+            raise UnwrittenError(str(error), report=self._report()) from error
+        return report
+
+    def _report(self) -> PredictReport:
+        """In the order of the files."""
+        place = {file: number for number, file in enumerate(self._files)}
+        return PredictReport(
+            images=tuple(self._found[index] for index in sorted(self._found)),
+            bad=tuple(sorted(self._bad, key=lambda bad: place[bad[0]])),
+            out=self._plan.out,
         )
-    if backbone.digest != manifest.weights_digest:
-        raise BackboneError(
-            f"{run} was trained on features of {manifest.backbone} with weights "
-            f"{manifest.weights} (sha256 {manifest.weights_digest[:12]}), got {backbone.weights} "
-            f"(sha256 {backbone.digest[:12]}); give the same ones with --weights"
-        )
-    return ImageDetector(
-        backbone=_up_to(cut, backbone.to(chosen)),
-        detector=load_detector(checkpoint, device=chosen, detector=detector),
-        levels=choose_read_levels(checkpoint.config, manifest),
-        manifest=manifest,
-        merging=Merging.like(checkpoint.config.detector.postprocess),
-        views=views,
-    )
 
+    def _detect_all(self, *, batch_size: int, workers: int) -> None:
+        """Raises InputError where a file cannot be written."""
+        finishers = max(1, min(_FINISHERS, (usable_cores() or 2) // 2))
+        with (
+            StageProgress("predict", total=len(self._files), unit="images") as progress,
+            Finisher(finishers) as finisher,
+            closing(self._jobs(progress)) as jobs,
+        ):
+            batches = read_batches(
+                jobs,
+                workers=workers,
+                batch_size=batch_size,
+                memory=self._memory,
+                on_bad=lambda job, error: self._note_bad(job.item.file, error, progress),
+            )
+            with closing(batches):  # else its threads would outlive an error
+                for batch in batches:
+                    self._detect(batch, finisher)
+                    progress.advance(len(batch))
 
-def _up_to(cut: str | None, backbone: FrozenBackbone) -> FrozenBackbone:
-    """The part of the backbone in front of the stages that were trained."""
-    from cachedet.backbone.split import freeze_trunk
+    def _jobs(self, progress: StageProgress) -> Generator[ImageJob[_Item], None, None]:
+        with closing(self._items(progress)) as items:
+            for index, item in enumerate(items):
+                yield ImageJob(index=index, item=item, read=partial(self._read, item))
 
-    return backbone if cut is None else freeze_trunk(backbone, cut)
+    def _items(self, progress: StageProgress) -> Generator[_Item, None, None]:
+        plan = self._plan
+        for file, name, drawing in zip(self._files, plan.names, plan.drawings, strict=True):
+            if not is_video(file):
+                yield _Item(file=file, name=name, drawing=drawing)
+                continue
+            try:
+                with closing(read_frames(file, every=self._every)) as frames:
+                    for frame in frames:
+                        number = f"{frame.number:06d}"
+                        path = drawing and drawing / f"{number}.jpg"
+                        yield _Item(file=file, name=f"{name}/{number}", drawing=path, frame=frame)
+            except BadImageError as error:
+                self._note_bad(file, error, progress)
 
+    def _note_bad(self, file: Path, error: BadImageError, progress: StageProgress) -> None:
+        """The others are not to blame for a file that cannot be read."""
+        self._bad.append((file, str(error).removeprefix(f"{printable(file)}: ")))
+        progress.advance()
 
-def make_drawing(detections: Detections, categories: CategoryMap, *, size_hw: SizeHW) -> Drawing:
-    """Boxes with name and score, the weakest first so that the strongest lie on top."""
-    masks = [decode_mask(code, size_hw) > 0 for code in paste_masks(detections, size_hw)]
-    order = range(len(detections) - 1, -1, -1)
-    labels = detections.labels.numpy()[list(order)]
-    return Drawing(
-        boxes=detections.boxes.double().numpy()[list(order)],
-        labels=labels,
-        captions=tuple(
-            f"{categories.names[detections.labels[i]]} {float(detections.scores[i]):.2f}"
-            for i in order
-        ),
-        masks=tuple(masks[i] for i in order) if masks else (),
-    )
+    def _read(self, item: _Item) -> PreparedImage:
+        keeps_pixels = self._plan.needs_pixels
+        if item.frame is None:
+            return read_image(item.file, self._detector, keeps_pixels=keeps_pixels)
+        pixels = item.frame.pixels()
+        image = DecodedImage(pixels=pixels, image_hw=(pixels.shape[0], pixels.shape[1]))
+        return self._detector.prepare([image], keeps_pixels=keeps_pixels)
+
+    def _detect(self, batch: Batch[_Item], finisher: Finisher) -> None:
+        found = self._detector.detect([image for _, image in batch])
+        for (job, image), of_image in zip(batch, found, strict=True):
+            item, categories = job.item, self._detector.categories
+            report = ImageReport(
+                file=item.file,
+                name=item.name,
+                drawing=item.drawing,
+                detections=self._selection(of_image, categories),
+                categories=categories,
+                size_hw=image.image_hw,
+                frame=None if item.frame is None else item.frame.number,
+                time=None if item.frame is None else item.frame.time,
+                highest=float(of_image.scores.max()) if len(of_image) else None,
+            )
+            self._found[job.index] = report
+            finisher.do(partial(self._finish, report, image))
+
+    def _finish(self, report: ImageReport, image: PreparedImage) -> None:
+        try:
+            self._plan.write_image(report, image.pixels)
+        finally:
+            self._memory.release(image)
 
 
 def _views_of_files(text: str) -> tuple[View, ...]:
@@ -363,23 +304,3 @@ def _views_of_files(text: str) -> tuple[View, ...]:
             "are drawn from a data set's image ids, which image files do not have; leave them out"
         )
     return views
-
-
-def _image_files(images: Sequence[Path]) -> list[Path]:
-    files: list[Path] = []
-    for path in images:
-        if os.path.isdir(path):
-            files.extend(images_in(path))
-        elif os.path.lexists(path):  # whether it can be read is seen when its turn comes
-            files.append(path)
-        else:
-            raise InputError(f"there is no image {printable(path)}{_hint_of_url(path)}")
-    if not files:
-        raise InputError("expected at least one image or folder of images")
-    return files
-
-
-def _hint_of_url(path: Path) -> str:
-    """A path has one slash where a URL has two."""
-    is_url = re.match(r"(https?|ftp|s3|gs):/", str(path), re.IGNORECASE)
-    return "; URLs are not taken: download the image and name the file" if is_url else ""

@@ -212,3 +212,22 @@ def pytest_runtest_makereport() -> Generator[None, Any, Any]:
 
 def _utf8(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
+
+
+@pytest.fixture(scope="session")
+def write_video() -> Callable[..., None]:
+    """Writes RGB frames (H, W, 3) as a video file."""
+    av = pytest.importorskip("av")
+
+    def write(path: Path, frames: list[NDArray[np.uint8]], *, rate: int = 10) -> None:
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg4", rate=rate)
+            stream.height, stream.width = frames[0].shape[:2]
+            stream.pix_fmt, stream.bit_rate = "yuv420p", 10_000_000
+            for pixels in frames:
+                for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
+                    container.mux(packet)
+            for packet in stream.encode():
+                container.mux(packet)
+
+    return write

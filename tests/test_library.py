@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 import cachedet
 from cachedet.errors import BackboneError, ConfigError, DatasetError
-from cachedet.predict import load_image_detector
+from cachedet.prediction.image_detector import load_image_detector
 from cachedet.structures import LevelSpec
 
 CANNOT_FAIL = ("collate", "count_over_ranks", "show_progress")

@@ -15,9 +15,12 @@ from PIL.PngImagePlugin import PngInfo
 from cachedet import export
 from cachedet.errors import InputError, StoreError
 from cachedet.outputs import (
+    COCO_IMAGES_DESCRIPTION,
+    CROP_COMMENT,
     DRAWING_COMMENT,
     MARKDOWN_COMMENT,
     SHEET_COMMENT,
+    YAML_COMMENT,
     Kind,
     distinct_names,
     require_empty_folder,
@@ -71,6 +74,16 @@ OURS = {
     Kind.SCORES: as_json(SCORES),
     Kind.RESULTS: as_json([{"image_id": 3, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]),
     Kind.FOUND: as_json([{"file": 'a".jpg', "drawing": "b.jpg", "detections": []}]),
+    Kind.FOUND_COCO: json.dumps(
+        [{"image_id": 1, "score": 0.5, "category_id": 1, "bbox": [0.5] * 4}] * 300
+    ).encode(),
+    Kind.FOUND_IMAGES: as_json(
+        {"info": {"description": COCO_IMAGES_DESCRIPTION}, "images": [0] * 9000, "categories": []}
+    ),
+    Kind.CLASSES: f"{YAML_COMMENT}\nnames:\n".encode() + b"  0: 'cat'\n" * 900,
+    Kind.LABELS: b"0 0.500000 0.500000 1.000000 0.250000 0.9000\n" * 500,
+    Kind.TABLE: b"file,frame,time,name,category_id,score,x1,y1,x2,y2\n" + b"a.jpg,,,cat\n" * 900,
+    Kind.CROP: jpeg(CROP_COMMENT),
     Kind.DRAWING: jpeg(DRAWING_COMMENT),
     Kind.SHEET: png(Comment=SHEET_COMMENT.decode()),
     Kind.ANNOTATIONS: as_json(ANNOTATIONS),
@@ -97,6 +110,13 @@ THEIRS = {
     "plan.json": as_json({**FORECAST, "mine": 1}),
     "table.json": as_json({"store": {"backbone": "mine"}, "version": "2"}),
     "empty": b"",
+    "yolo.txt": b"0 0.500000 0.500000 1.000000 0.250000\n",
+    "ultralytics.txt": b"0 0.5 0.5 1 0.25 0.9\n0 0.512345 0.512345 0.512345 0.512345 0.912345\n",
+    "detectron.json": json.dumps(
+        [{"image_id": 1, "category_id": 1, "bbox": [0.5] * 4, "score": 0.5}]
+    ).encode()[:-1],  # whole, it is as `eval` writes results
+    "table.csv": b"file,frame,name\n",
+    "data.yaml": b"names:\n  0: cat\n",
     "best.pt": b"PK\x03\x04 cachedet",
     "train.json": as_json({"images": [], "annotations": [], "categories": [], "cachedet": "0.1"}),
     "list.json": as_json([{"file": "a.jpg", "label": "cat"}]),

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cachedet.commands.options import ConfigName, Device, Json, Overrides, print_json
+from cachedet.commands.options import (
+    ConfigName,
+    Device,
+    Json,
+    Overrides,
+    Workers,
+    print_json,
+    split_names,
+)
 from cachedet.commands.score_tables import print_scores
 from cachedet.commands.tables import (
     print_agreement,
@@ -20,6 +28,9 @@ from cachedet.commands.tables import (
 from cachedet.errors import InputError, UnwrittenError
 from cachedet.progress import count_of, tell
 from cachedet.text import shell_line
+
+if TYPE_CHECKING:
+    from cachedet.predict import PredictReport
 
 _RESNET = "C3:512:8,C4:1024:16,C5:2048:32"
 
@@ -122,12 +133,24 @@ def model(
         say(f"left out: {cost.left_out}")
 
 
+Named = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        help="Image or video files, folders, or patterns such as 'a/**/*.jpg'.", show_default=False
+    ),
+]
+Every = Annotated[
+    int, typer.Option(min=1, help="Only every so many frames of a video or images of a folder.")
+]
+Formats = Annotated[
+    str, typer.Option("--format", help="Some of json, coco, yolo, csv, as in json,csv.")
+]
+
+
 def predict(
     run: Annotated[Path, typer.Argument(help="Run folder; none with --model.")],
-    out: Annotated[Path, typer.Option(help="Folder for drawings and detections.json.")],
-    images: Annotated[
-        list[Path] | None, typer.Argument(help="Image files or folders.", show_default=False)
-    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for drawings and lists.")],
+    images: Named = None,
     model: Annotated[
         Path | None, typer.Option(help="A file of `export`, instead of a run.")
     ] = None,
@@ -136,7 +159,27 @@ def predict(
         str,
         typer.Option(help="Such as base,hflip,scale=1.5: their detections are merged, as in eval."),
     ] = "base",
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="Folders in folders, too, but for --out.")
+    ] = False,
+    every: Every = 1,
     min_score: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.3,
+    classes: Annotated[str, typer.Option(help="Only these, such as cat,dog.")] = "",
+    max_per_image: Annotated[
+        int | None, typer.Option(min=1, help="Only the best so many of an image.")
+    ] = None,
+    iou: Annotated[
+        float | None, typer.Option(help="Of suppression; default: the run's nms_iou.")
+    ] = None,
+    formats: Formats = "json",
+    crops: Annotated[bool, typer.Option("--crops", help="Cut out each box, too.")] = False,
+    no_drawings: Annotated[
+        bool, typer.Option("--no-drawings", help="Only the list; large photos are read faster.")
+    ] = False,
+    batch_size: Annotated[
+        int, typer.Option(min=0, help="Images per forward; 0: as suits the device.")
+    ] = 0,
+    workers: Workers = 0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -156,7 +199,17 @@ def predict(
             model=model,
             weights=weights,
             views=views,
+            recursive=recursive,
+            every=every,
             min_score=min_score,
+            classes=split_names(classes),
+            max_per_image=max_per_image,
+            iou=iou,
+            formats=formats,
+            crops=crops,
+            drawings=not no_drawings,
+            batch_size=batch_size,
+            workers=workers,
             device=device,
         )
     except UnwrittenError as error:
@@ -164,18 +217,11 @@ def predict(
     if as_json:
         print_json(report.to_json())
     else:
-        for image in report.to_json()["images"]:
-            names = [f"{entry['name']} {entry['score']:.2f}" for entry in image["detections"]]
-            say(f"{image['file']}: {', '.join(names) or 'nothing'}")
-        if report.images and not any(len(image.detections) for image in report.images):
-            scores = [image.highest for image in report.images if image.highest is not None]
-            highest = f" (the highest is {max(scores):.4g})" if scores else ""
-            hint = "a lower --min-score shows weaker ones"
-            say(f"nothing scores {min_score:g} or more{highest}; {hint}")
+        _print_found(report, min_score)
     if unwritten is not None:
         raise unwritten
     if not as_json:
-        say(f"drawings and detections.json in {out}")
+        say(f"written into {out}: {'' if no_drawings else 'drawings, '}{formats}")
     if report.bad:
         tell(f"error: {count_of(len(report.bad), 'file')} cannot be used:")
         for file, reason in report.bad:
@@ -230,6 +276,20 @@ def export(
     say(report.out)
     if report.script is not None:
         say(report.script)
+
+
+def _print_found(report: PredictReport, min_score: float) -> None:
+    for image in report.images:
+        found = image.detections
+        pairs = zip(found.labels.tolist(), found.scores.tolist(), strict=True)
+        names = [f"{image.categories.names[label]} {score:.2f}" for label, score in pairs]
+        frame = "" if image.frame is None else f" frame {image.frame}"
+        say(f"{image.file}{frame}: {', '.join(names) or 'nothing'}")
+    if report.images and not any(len(image.detections) for image in report.images):
+        scores = [image.highest for image in report.images if image.highest is not None]
+        highest = f" (the highest is {max(scores):.4g})" if scores else ""
+        hint = "a lower --min-score shows weaker ones"
+        say(f"nothing scores {min_score:g} or more{highest}; {hint}")
 
 
 def demo(

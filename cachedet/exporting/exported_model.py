@@ -5,7 +5,7 @@ Letters: N images, H W input pixels, D detections.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from cachedet.device import usable_cores
 from cachedet.errors import ExportError
 from cachedet.exporting.model_facts import KEY, ModelFacts
 from cachedet.exporting.onnx_file import require_packages
-from cachedet.structures import CategoryMap, Detections, SizeHW
+from cachedet.structures import CategoryMap, Detections, Preprocessing, SizeHW
 
 _BASE = parse_views("base")[0]
 
@@ -101,6 +101,10 @@ class ExportedModel:
             pad_multiple=self.facts.pad_multiple,
         )
 
+    def make_input(self, pixels: NDArray[np.uint8], geometry: Geometry) -> Tensor:
+        """What the graph takes of one image, without the axis of the batch."""
+        return _maker(self.facts)(pixels, geometry, self.facts.preprocessing)
+
     def run(self, inputs: Inputs) -> list[Tensor]:
         """The outputs of the graph. Raises ExportError on sides that it does not take."""
         at = (1, 2) if self.facts.preprocess == "inside" else (2, 3)
@@ -142,7 +146,7 @@ def stack(
     images: Sequence[NDArray[np.uint8]], geometries: Sequence[Geometry], facts: ModelFacts
 ) -> Inputs:
     """Images (H, W, 3) of any sizes, whose views have one padded size, as a batch."""
-    make = _raw_input if facts.preprocess == "inside" else make_input
+    make = _maker(facts)
     rows = [
         make(pixels, geometry, facts.preprocessing)
         for pixels, geometry in zip(images, geometries, strict=True)
@@ -151,7 +155,13 @@ def stack(
     return Inputs(images=torch.stack(rows), sizes_hw=sizes)
 
 
-def _raw_input(pixels: NDArray[np.uint8], geometry: Geometry, preprocessing: Any) -> Tensor:
+def _maker(facts: ModelFacts) -> Callable[[NDArray[np.uint8], Geometry, Preprocessing], Tensor]:
+    return _raw_input if facts.preprocess == "inside" else make_input
+
+
+def _raw_input(
+    pixels: NDArray[np.uint8], geometry: Geometry, preprocessing: Preprocessing
+) -> Tensor:
     """Resized and padded with zeros: (*geometry.padded_hw, 3) uint8."""
     height, width = geometry.valid_hw
     padded = np.zeros((*geometry.padded_hw, 3), dtype=np.uint8)

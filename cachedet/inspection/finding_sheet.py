@@ -15,9 +15,9 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from cachedet.data.images import decode_image
+from cachedet.drawing.image_drawing import Drawing, colour_of, draw_boxes
+from cachedet.drawing.lettering import Lettering, drawable
 from cachedet.errors import BadImageError
-from cachedet.evaluation.lettering import Lettering, drawable
-from cachedet.evaluation.plots import Drawing, colour_of, draw_boxes
 from cachedet.inspection.annotated_set import AnnotatedSet
 from cachedet.inspection.finding import Finding
 from cachedet.outputs import SHEET_COMMENT

@@ -37,3 +37,20 @@ def test_a_folder_without_images_is_an_error(tmp_path: Path) -> None:
 def test_names_that_are_no_utf8_are_listed(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.jpg")).touch()
     assert [os.fsencode(file.name) for file in images_in(tmp_path)] == [b"caf\xe9.jpg"]
+
+
+def test_folders_in_folders(tmp_path: Path) -> None:
+    """Its own images first; neither hidden folders, nor links, nor the one that is left out."""
+    for name in ("z.jpg", "a/b.jpg", "a/c/d.jpg", "b/e.jpg", ".git/f.jpg", "out/g.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+
+    def found(**how: object) -> list[str]:
+        files = images_in(tmp_path, recursive=True, **how)  # type: ignore[arg-type]
+        return [str(file.relative_to(tmp_path)) for file in files]
+
+    own = ["z.jpg", "a/b.jpg", "a/c/d.jpg", "b/e.jpg"]
+    assert found() == [*own, "out/g.jpg"]
+    assert found(without=tmp_path / "a" / ".." / "out") == own
+    assert found(without=tmp_path / "gone") == [*own, "out/g.jpg"]

@@ -24,7 +24,8 @@ from cachedet.export import ProofImages, export
 from cachedet.exporting.agreement import Tolerance, compare
 from cachedet.exporting.exported_model import ExportedModel, Inputs
 from cachedet.exporting.model_scores import score_model
-from cachedet.predict import load_image_detector, predict
+from cachedet.predict import predict
+from cachedet.prediction.image_detector import load_image_detector
 from cachedet.train import train
 
 onnx = pytest.importorskip("onnx")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -12,16 +14,20 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
+from torchvision.ops import box_iou
 from typer.testing import CliRunner
 
+from cachedet.backbone.frozen import load_backbone
 from cachedet.cli import app
 from cachedet.config.run import EvalConfig, TrainConfig
 from cachedet.data.images import decode_image
 from cachedet.data.views import parse_views
-from cachedet.errors import InputError
+from cachedet.errors import ConfigError, InputError, UnwrittenError
 from cachedet.evaluate import evaluate
 from cachedet.extract import extract
-from cachedet.predict import _image_files, load_image_detector, predict
+from cachedet.predict import predict
+from cachedet.prediction.image_detector import load_image_detector
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Detections
 from cachedet.train import train
@@ -207,20 +213,6 @@ def test_nothing_found_names_the_score(
     assert re.search(told, shown.stdout)
 
 
-def test_files_are_listed_without_comparing_all_with_all(tmp_path: Path) -> None:
-    """20,000 names; each with each would be 400 million comparisons."""
-    names = [f"{number:05d}.jpg" for number in range(20_000)]
-    for name in names:
-        (tmp_path / name).touch()
-    assert [file.name for file in _image_files([tmp_path])] == names
-    assert len(_image_files([tmp_path, tmp_path / "00007.jpg"])) == 20_001
-    for url in ("http://127.0.0.1/x.png", "S3://bucket/x.png"):
-        with pytest.raises(InputError, match="x.png; URLs are not taken: download the image"):
-            _image_files([Path(url)])
-    with pytest.raises(InputError, match="there is no image .*gone.jpg$"):
-        _image_files([tmp_path / "gone.jpg"])
-
-
 def test_nothing_of_the_users_is_drawn_over(
     tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
 ) -> None:
@@ -235,8 +227,9 @@ def test_nothing_of_the_users_is_drawn_over(
         predict(run, images=[photos], out=out, weights=str(tiny.weights), device="cpu")
         return {path.name: path.read_bytes() for path in out.iterdir()}
 
-    with pytest.raises(InputError, match="is also a folder of images"):
-        draw(photos)
+    for named in (photos, photos / "*.jpg", photos / "b.jpg"):
+        with pytest.raises(InputError, match="is also a folder of images"):
+            predict(tmp_path / "no run", images=[named], out=photos)
     out.mkdir()
     (out / "b.jpg").write_bytes(before["b.jpg"])
     with pytest.raises(InputError, match=r"out/b.jpg is there already and is not a drawing"):
@@ -257,3 +250,218 @@ def test_nothing_of_the_users_is_drawn_over(
     assert [Path(entry["drawing"]).name for entry in entries] == [
         "a.png.jpg", "a.png-2.jpg", "b.jpg",
     ]  # fmt: skip
+
+
+def test_batches_change_neither_the_detections_nor_their_order(
+    tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
+) -> None:
+    """Images of two sizes in turn, two views, masks; a file that is none in the middle."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number, file in enumerate(2 * image_files(tiny, store)):
+        with Image.open(file) as image:
+            upright = image if number % 2 else image.transpose(Image.Transpose.ROTATE_90)
+            upright.crop((0, 0, 128, 160 - 64 * (number % 2))).save(photos / f"{number}.png")
+    (photos / "3 is none.png").write_bytes(b"none")
+    settings: dict[str, Any] = {"weights": str(tiny.weights), "min_score": 0.0, "device": "cpu"}
+    reports = [
+        predict(
+            runs["masks"], images=[photos], out=tmp_path / f"{size}", views="base,hflip",
+            batch_size=size, workers=workers, drawings=False, **settings,
+        )
+        for size, workers in ((1, 1), (3, 2), (64, 4))
+    ]  # fmt: skip
+    alone = reports[0]
+    assert [image.file.name for image in alone.images] == [f"{n}.png" for n in range(8)]
+    assert [file.name for file, _ in alone.bad] == ["3 is none.png"]
+    assert os.listdir(tmp_path / "1") == ["detections.json"]
+    for report in reports[1:]:
+        assert [image.file for image in report.images] == [image.file for image in alone.images]
+        assert report.bad == alone.bad
+        for image, expected in zip(report.images, alone.images, strict=True):
+            assert image.size_hw == expected.size_hw
+            assert image.drawing is None
+            assert_same(image.detections, expected.detections)
+
+
+def test_a_disk_that_refuses_costs_no_detections(
+    tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
+) -> None:
+    """Drawings are written beside the detection: what fails there is told all the same."""
+    out = tmp_path / "out"
+    file = image_files(tiny, store)[0]
+    drawing = out / f"{file.stem}.jpg"
+
+    settings: dict[str, Any] = {"weights": str(tiny.weights), "device": "cpu", "min_score": 0.0}
+    backbone = load_backbone("test_resnet", weights=str(tiny.weights), image_size=128)
+    backbone.register_forward_hook(lambda *_: drawing.mkdir(parents=True, exist_ok=True))
+    with pytest.raises(UnwrittenError, match="expects a file, and .* is a folder") as raised:
+        predict(runs["retinanet"], images=[file], out=out, backbone=backbone, **settings)
+    assert len(raised.value.report.images[0].detections)
+
+
+def test_folders_in_folders_and_a_second_call(
+    tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
+) -> None:
+    """What is drawn inside of the folder of images is not read the next time."""
+    photos = tmp_path / "photos"
+    (photos / "inner").mkdir(parents=True)
+    for number, file in enumerate(image_files(tiny, store)[:3]):
+        shutil.copy(file, photos / ("a.jpg", "b.jpg", "inner/a.jpg")[number])
+    for _ in range(2):
+        command = ["predict", runs["retinanet"], photos, "--recursive", "--out", photos / "drawn"]
+        command += ["--weights", tiny.weights, "--device", "cpu"]
+        shown = CliRunner().invoke(app, [*map(str, command)])
+        assert shown.exit_code == 0, shown.output
+        entries = json.loads((photos / "drawn" / "detections.json").read_text())
+        assert [entry["file"] for entry in entries] == [
+            str(photos / name) for name in ("a.jpg", "b.jpg", "inner/a.jpg")
+        ]
+        assert [Path(entry["drawing"]).name for entry in entries] == [
+            "a.jpg", "b.jpg", "a-2.jpg",
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["batch_size", "workers", "every"])
+def test_numbers_out_of_range(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="expect 0 or more, every 1 or more, got "):
+        predict(tmp_path, images=[tmp_path], out=tmp_path / "out", **{name: -1})
+
+
+def test_frames_of_videos_among_images(
+    tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path, write_video: Any
+) -> None:
+    """Every third one, with its number and time; what is no video costs the others nothing."""
+    files = image_files(tiny, store)
+    frames = [decode_image(file)[:128, :128] for file in 2 * files]
+    write_video(tmp_path / "clip.mp4", frames, rate=4)
+    (tmp_path / "bad.mp4").write_bytes(b"none")
+    command = ["predict", runs["retinanet"], tmp_path / "bad.mp4", files[0], tmp_path / "*.mp4"]
+    command += ["--every", "3", "--out", tmp_path / "out", "--json", "--min-score", "0.3"]
+    command += ["--weights", tiny.weights, "--device", "cpu", "--batch-size", "2"]
+    shown = CliRunner().invoke(app, [*map(str, command)])
+    assert shown.exit_code == 1
+    report = json.loads(shown.stdout)
+    assert [(Path(e["file"]).name, e.get("frame"), e.get("time")) for e in report["images"]] == [
+        (files[0].name, None, None),
+        ("clip.mp4", 0, 0.0), ("clip.mp4", 3, 0.75), ("clip.mp4", 6, 1.5),
+    ]  # fmt: skip
+    assert [(Path(bad["file"]).name, bad["reason"]) for bad in report["bad"]] == [
+        ("bad.mp4", "Invalid data found when processing input")
+    ]
+    drawn = tmp_path / "out" / "clip-frames"
+    assert sorted(os.listdir(drawn)) == ["000000.jpg", "000003.jpg", "000006.jpg"]
+    with Image.open(drawn / "000003.jpg") as image:
+        assert image.size == (128, 128)
+    detector = load_image_detector(runs["retinanet"], weights=str(tiny.weights), device="cpu")
+    expected = detector(frames[3]).scores[:3]  # the codec loses a little
+    found = torch.tensor([entry["score"] for entry in report["images"][2]["detections"]][:3])
+    torch.testing.assert_close(found, expected[: len(found)], rtol=0.3, atol=0.1)
+
+
+def test_lists_for_other_programs_and_crops(
+    tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
+) -> None:
+    """All formats say the same; a second call replaces its own files, and no others."""
+    files, out = image_files(tiny, store)[:3], tmp_path / "out"
+    command = ["predict", runs["masks"], *files, "--out", out, "--format", "json,coco,yolo,csv"]
+    command += ["--crops", "--no-drawings", "--min-score", "0", "--max-per-image", "4"]
+    command += ["--weights", tiny.weights, "--device", "cpu"]
+    for _ in range(2):
+        shown = CliRunner().invoke(app, [*map(str, command)])
+        assert shown.exit_code == 0, shown.output
+    assert f"written into {out}: json,coco,yolo,csv" in shown.stdout
+    found = json.loads((out / "detections.json").read_text())
+    assert [len(entry["detections"]) for entry in found] == [4, 4, 4]
+    assert [entry["drawing"] for entry in found] == [None] * 3
+    assert sorted(path.name for path in out.iterdir()) == [
+        "coco_images.json", "coco_results.json", "crops", "data.yaml", "detections.csv",
+        "detections.json", "labels",
+    ]  # fmt: skip
+    images = json.loads((out / "coco_images.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == list(map(str, files))
+    rows = json.loads((out / "coco_results.json").read_text())
+    lines = list(csv.DictReader((out / "detections.csv").read_text().splitlines()))
+    flat = [(entry["file"], each) for entry in found for each in entry["detections"]]
+    for (file, each), row, line in zip(flat, rows, lines, strict=True):
+        assert images[row["image_id"] - 1]["file_name"] == line["file"] == file
+        assert row["segmentation"] == each["segmentation"]
+        assert (row["category_id"], row["score"]) == (each["category_id"], each["score"])
+        (x, y, w, h), (x1, y1, x2, y2) = row["bbox"], each["box"]
+        np.testing.assert_allclose([x, y, x + w, y + h], each["box"], atol=1e-4)
+        np.testing.assert_allclose([float(line[k]) for k in ("x1", "y2")], [x1, y2], atol=1e-3)
+        assert (line["name"], line["frame"]) == (each["name"], "")
+    names = yaml.safe_load((out / "data.yaml").read_text())["names"]
+    labels = (out / "labels" / f"{files[0].stem}.txt").read_text().split("\n")
+    for label, each in zip(labels, found[0]["detections"], strict=False):
+        number, x, y, w, h, score = map(float, label.split())
+        assert names[int(number)] == each["name"]
+        scale = np.array([images[0]["width"], images[0]["height"]] * 2)
+        box = np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2]) * scale
+        np.testing.assert_allclose(box, each["box"], atol=1e-3)
+        assert abs(score - each["score"]) < 1e-4
+    crops = sorted((out / "crops").rglob("*.jpg"))
+    assert len(crops) == 12
+    strongest = found[0]["detections"][0]
+    with Image.open(out / "crops" / strongest["name"] / f"{files[0].stem}-1.jpg") as crop:
+        x1, y1, x2, y2 = strongest["box"]
+        assert abs(crop.width - (x2 - x1)) < 2
+        assert abs(crop.height - (y2 - y1)) < 2
+    (out / "labels" / f"{files[1].stem}.txt").write_text("0 0.5 0.5 1 1\n")
+    shown = CliRunner().invoke(app, [*map(str, command)])
+    assert shown.exit_code == 1
+    assert "is there already and is not labels of `predict`" in shown.stderr
+
+
+def test_only_what_is_asked_for(
+    tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
+) -> None:
+    files = image_files(tiny, store)[:2]
+    settings: dict[str, Any] = {
+        "weights": str(tiny.weights), "device": "cpu", "min_score": 0.0, "drawings": False,
+        "images": files, "out": tmp_path,
+    }  # fmt: skip
+    everything = predict(runs["retinanet"], **settings)
+    counts = [len(image.detections) for image in everything.images]
+    names = everything.images[0].categories.names
+    label = int(everything.images[0].detections.labels[1])
+    of_class = predict(runs["retinanet"], classes=[names[label]], max_per_image=2, **settings)
+    for image, whole in zip(of_class.images, everything.images, strict=True):
+        expected = whole.detections.keep((whole.detections.labels == label).nonzero()[:2, 0])
+        assert_same(image.detections, expected)
+    looser = predict(runs["retinanet"], iou=1.0, max_per_image=10_000, **settings)
+    tighter = predict(runs["retinanet"], iou=0.05, **settings)
+    assert counts[0] <= 30 < len(looser.images[0].detections)
+    for image in tighter.images:
+        for name in set(image.detections.labels.tolist()):
+            boxes = image.detections.boxes[image.detections.labels == name]
+            overlaps = box_iou(boxes, boxes).fill_diagonal_(0)
+            assert float(overlaps.max()) <= 0.05 + 1e-3
+    with pytest.raises(InputError, match=r"knows no class 'kat'.*; its \d+ classes: "):
+        predict(runs["retinanet"], classes=["kat"], **settings)
+    for changed, message in (
+        ({"formats": "json,voc"}, "--format expects some of json, coco, yolo, csv, got 'voc'"),
+        ({"min_score": 2}, "min_score expects 0 to 1, got 2"),
+        ({"max_per_image": 0}, "max_per_image expects 1 or more, got 0"),
+        ({"classes": "cat"}, "classes expects a list of names, got 'cat'"),
+        ({"iou": 0}, "iou expects more than 0 and at most 1, got 0"),
+        ({"iou": 0.5, "detector": torch.nn.Identity()}, "iou is of detectors that a config"),
+    ):
+        with pytest.raises((InputError, ConfigError), match=message):
+            predict(runs["retinanet"], **{**settings, **changed})
+
+
+def test_arrays_are_what_supervision_takes(
+    tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
+) -> None:
+    """Its names, types and shapes; it is not asked for."""
+    file = image_files(tiny, store)[0]
+    settings: dict[str, Any] = {"weights": str(tiny.weights), "device": "cpu", "min_score": 0.0}
+    for kind in ("masks", "retinanet"):
+        report = predict(runs[kind], images=[file], out=tmp_path, drawings=False, **settings)
+        (image,) = report.images
+        arrays, count = image.arrays(), len(image.detections)
+        assert list(arrays) == ["xyxy", "confidence", "class_id", "mask"]
+        shapes = [None if array is None else array.shape for array in arrays.values()]
+        mask = (count, *image.size_hw) if kind == "masks" else None
+        assert shapes == [(count, 4), (count,), (count,), mask]

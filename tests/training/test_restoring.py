@@ -18,7 +18,7 @@ from torch import nn
 from cachedet.config.run import TrainConfig
 from cachedet.errors import CachedetError, CheckpointError, DamagedCheckpointError
 from cachedet.evaluate import evaluate
-from cachedet.predict import load_image_detector
+from cachedet.prediction.image_detector import load_image_detector
 from cachedet.train import train
 from cachedet.training.checkpoint import load_checkpoint, save_checkpoint
 from cachedet.training.checkpoint_writer import load_last

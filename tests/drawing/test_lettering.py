@@ -10,9 +10,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from cachedet.evaluation import lettering
-from cachedet.evaluation.lettering import Lettering, drawable
-from cachedet.evaluation.plots import Drawing, SheetRow, contact_sheet, draw_boxes, plot_training
+from cachedet.drawing import lettering
+from cachedet.drawing.contact_sheet import SheetRow, contact_sheet
+from cachedet.drawing.image_drawing import Drawing, draw_boxes
+from cachedet.drawing.lettering import Lettering, drawable
+from cachedet.evaluation.plots import plot_training
 
 NAMES = (
     "cat", "猫", "犬", "ねこ", "いぬ", "고양이", "개", "кот", "пёс", "γάτα", "Ω", "قطة", "كلب",
@@ -98,3 +100,29 @@ def test_names_of_images_end_where_the_next_one_begins(tmp_path: Path) -> None:
     assert (sheets[0] != sheets[1]).any()
     captions = sheets[0][10:30]
     assert captions[:, 320:324].min() > 240  # the gap between ground truth and prediction
+
+
+def test_words_of_one_font_stay_together() -> None:
+    """Letters that join, and marks that combine, are not torn apart: they are shaped together."""
+    for text in ("قِطّة 0.93", "cafe\u0301 nai\u0308ve", "क्\u200dष"):
+        assert len(lettering._split(text)) <= 3
+        assert "".join(part for _, part in lettering._split(text)) == text
+    ((_, alone),) = lettering._split("e\u0301")
+    assert alone == "e\u0301"
+
+
+def test_fonts_of_installed_packages_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what their metadata say, without importing them."""
+    package, metadata = tmp_path / "some_fonts", tmp_path / "some_fonts-1.0.dist-info"
+    (package / "files").mkdir(parents=True)
+    metadata.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    for name in ("A.ttf", "A-Italic.ttf", "B.otf", "C.woff2"):
+        (package / "files" / name).touch()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: some-fonts\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[fontpkg.family]\nsome = some_fonts\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = [Path(path).name for path in lettering._packaged_fonts() if "some_fonts" in path]
+    assert found == ["A.ttf", "B.otf"]

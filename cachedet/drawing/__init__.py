@@ -1,0 +1,1 @@
+"""Boxes, masks and names drawn on images, in any script."""

@@ -1,0 +1,1 @@
+"""Trained detectors on image files: what `predict` is made of."""

@@ -1,0 +1,292 @@
+"""From pixels to detections: a network behind the geometry of an image's views."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cachedet.data.geometry import Geometry
+from cachedet.data.images import DecodedImage, make_input
+from cachedet.data.views import View, make_geometry, parse_views
+from cachedet.detector.build import choose_read_levels
+from cachedet.detector.protocol import run_detector
+from cachedet.device import choose_device
+from cachedet.errors import BackboneError, ConfigError
+from cachedet.evaluation.inference import EVAL_VIEW, drop_cut
+from cachedet.evaluation.merging import Merging
+from cachedet.evaluation.subject import load_detector
+from cachedet.exporting.exported_model import ExportedModel, Inputs
+from cachedet.store.format.manifest import Manifest
+from cachedet.structures import CategoryMap, Detections, SizeHW
+from cachedet.training.checkpoint import Checkpoint, load_checkpoint
+from cachedet.training.run_folder import RunFolder
+
+if TYPE_CHECKING:  # with an exported model timm is not needed
+    from cachedet.backbone.frozen import FrozenBackbone
+
+_BASE = parse_views(EVAL_VIEW)
+
+
+class Network(Protocol):
+    """What detects in input that is made already: backbone and heads, or a file of both."""
+
+    def __call__(
+        self, images: Tensor, *, sizes_hw: Sequence[SizeHW], image_ids: Sequence[int]
+    ) -> list[Detections]:
+        """Detections of each image in pixels of its view, best first.
+
+        Args:
+            images: (N, ...) on the CPU, as the detector's `make` makes them.
+            sizes_hw: valid pixels of each, without padding.
+            image_ids: of the images, for the results.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedImage:
+    """One image as input of a network, in each view; and its pixels, where they are wanted."""
+
+    image_id: int
+    image_hw: SizeHW
+    geometries: tuple[Geometry, ...]
+    inputs: tuple[Tensor, ...]  # by view
+    pixels: NDArray[np.uint8] | None = None  # (H, W, 3), all of them
+
+    @property
+    def bucket(self) -> tuple[SizeHW, ...]:
+        """Images of one bucket can share a batch."""
+        return tuple(geometry.padded_hw for geometry in self.geometries)
+
+    @property
+    def nbytes(self) -> int:
+        """In memory."""
+        held = sum(view.nbytes for view in self.inputs)
+        return held + (0 if self.pixels is None else self.pixels.nbytes)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageDetector:
+    """A network with all that it takes to give it images."""
+
+    network: Network
+    categories: CategoryMap
+    image_size: int  # long side of the base view
+    pad_multiple: int
+    make: Callable[[NDArray[np.uint8], Geometry], Tensor]  # the network's input, padded
+    merging: Merging
+    views: Sequence[View] = _BASE  # of an image; their detections are merged as `detect_store` does
+
+    def __call__(
+        self,
+        pixels: NDArray[np.uint8],
+        *,
+        image_id: int = 0,
+        decoded_as: DecodedImage | None = None,  # by extraction; None: `pixels` are looked at
+    ) -> Detections:
+        """Detections in pixels of an image (H, W, 3) RGB; windows are drawn from `image_id`."""
+        whole = DecodedImage(pixels=pixels, image_hw=(pixels.shape[0], pixels.shape[1]))
+        images = [whole] if decoded_as is None else [decoded_as, whole]
+        return self.detect([self.prepare(images, image_id=image_id)])[0]
+
+    def needs_all_pixels(self, image: DecodedImage) -> bool:
+        """Whether some view has more detail than an image that was reduced."""
+        return not all(map(image.suffices, self._geometries(image.image_hw, 0)))
+
+    def prepare(
+        self, images: Sequence[DecodedImage], *, image_id: int = 0, keeps_pixels: bool = False
+    ) -> PreparedImage:
+        """Each view from the first of `images` that has its detail; the last one has all pixels."""
+        geometries = self._geometries(images[0].image_hw, image_id)
+        inputs = []
+        for geometry in geometries:
+            pixels = next(image.pixels for image in images if image.suffices(geometry))
+            inputs.append(self.make(pixels, geometry))
+        return PreparedImage(
+            image_id=image_id,
+            image_hw=images[0].image_hw,
+            geometries=geometries,
+            inputs=tuple(inputs),
+            pixels=images[-1].pixels if keeps_pixels else None,
+        )
+
+    @torch.no_grad()
+    def detect(self, batch: Sequence[PreparedImage]) -> list[Detections]:
+        """Detections in images of one bucket, each in pixels of its image, on the CPU."""
+        by_view = []
+        for number in range(len(self.views)):
+            geometries = [image.geometries[number] for image in batch]
+            found = self.network(
+                torch.stack([image.inputs[number] for image in batch]),
+                sizes_hw=[geometry.valid_hw for geometry in geometries],
+                image_ids=[image.image_id for image in batch],
+            )
+            by_view.append(
+                [
+                    geometry.detections_to_image(drop_cut(of_image, geometry))
+                    for of_image, geometry in zip(found, geometries, strict=True)
+                ]
+            )
+        return [self.merging(of_image) for of_image in zip(*by_view, strict=True)]
+
+    def _geometries(self, image_hw: SizeHW, image_id: int) -> tuple[Geometry, ...]:
+        return tuple(
+            make_geometry(
+                view,
+                image_hw=image_hw,
+                image_id=image_id,
+                image_size=self.image_size,
+                pad_multiple=self.pad_multiple,
+            )
+            for view in self.views
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class JoinedRun:
+    """Backbone and trained heads of one run: a `Network`."""
+
+    backbone: FrozenBackbone
+    detector: nn.Module
+    levels: Sequence[str]  # that the detector takes
+    manifest: Manifest
+    merging: Merging
+
+    def __call__(
+        self, images: Tensor, *, sizes_hw: Sequence[SizeHW], image_ids: Sequence[int]
+    ) -> list[Detections]:
+        device = next(self.detector.parameters()).device
+        maps = self.backbone(images.to(device))
+        features = {name: maps[name] for name in self.levels}
+        return run_detector(self.detector, features, sizes_hw=sizes_hw, image_ids=image_ids)
+
+    def on_images(self, views: Sequence[View] = _BASE) -> ImageDetector:
+        """Ready for images, in these views of each."""
+        return ImageDetector(
+            network=self,
+            categories=self.manifest.categories,
+            image_size=self.manifest.image_size,
+            pad_multiple=self.manifest.pad_multiple,
+            make=partial(make_input, preprocessing=self.manifest.preprocessing),
+            merging=self.merging,
+            views=views,
+        )
+
+
+def model_on_images(model: ExportedModel) -> ImageDetector:
+    """An exported file, ready for images."""
+    facts = model.facts
+    return ImageDetector(
+        network=partial(_run_model, model),
+        categories=facts.categories,
+        image_size=facts.image_size,
+        pad_multiple=facts.pad_multiple,
+        make=model.make_input,
+        merging=Merging(),  # of one view
+    )
+
+
+def _run_model(
+    model: ExportedModel, images: Tensor, *, sizes_hw: Sequence[SizeHW], image_ids: Sequence[int]
+) -> list[Detections]:
+    inputs = Inputs(images=images, sizes_hw=torch.tensor(sizes_hw))
+    return model.detect(inputs, image_ids=image_ids)
+
+
+def load_image_detector(
+    run: Path,
+    *,
+    weights: str = "auto",
+    device: str = "auto",
+    views: Sequence[View] = _BASE,
+    iou: float | None = None,
+    most: int | None = None,
+    detector: nn.Module | None = None,
+    backbone: FrozenBackbone | None = None,
+) -> ImageDetector:
+    """The run's heads joined with its backbone, ready for images; see `join_run`."""
+    joined = join_run(
+        run,
+        weights=weights,
+        device=device,
+        iou=iou,
+        most=most,
+        detector=detector,
+        backbone=backbone,
+    )
+    return joined.on_images(views)
+
+
+def join_run(
+    run: Path,
+    *,
+    weights: str = "auto",
+    device: str = "auto",
+    iou: float | None = None,  # of suppression, in place of the run's
+    most: int | None = None,  # detections of an image that must be possible
+    detector: nn.Module | None = None,
+    backbone: FrozenBackbone | None = None,
+) -> JoinedRun:
+    """Join the run's heads with its backbone, whose weights must be those it was trained on.
+
+    Raises CheckpointError, BackboneError, and ConfigError where `iou` is given with a detector that
+    no config describes.
+    """
+    from cachedet.backbone.frozen import FrozenBackbone, load_backbone
+    from cachedet.backbone.split import freeze_trunk
+
+    checkpoint = load_checkpoint(RunFolder.open(run).best)
+    if iou is not None and (detector is not None or checkpoint.config.detector.kind == "custom"):
+        raise ConfigError("iou is of detectors that a config describes; yours suppresses by itself")
+    checkpoint = _selecting(checkpoint, iou=iou, most=most)
+    manifest = checkpoint.manifest
+    chosen, cut = choose_device(device), checkpoint.config.freeze_at
+    if backbone is not None and not isinstance(backbone, FrozenBackbone):
+        raise BackboneError(
+            "expected what cachedet.wrap_backbone(module, name=..., levels=[...]) returns, got "
+            f"{type(backbone).__name__}"
+        )
+    if backbone is None:
+        backbone = load_backbone(
+            manifest.backbone,
+            weights=weights,
+            levels=manifest.network.names,
+            image_size=manifest.image_size,
+            device=chosen,
+        )
+    if backbone.digest != manifest.weights_digest:
+        raise BackboneError(
+            f"{run} was trained on features of {manifest.backbone} with weights "
+            f"{manifest.weights} (sha256 {manifest.weights_digest[:12]}), got {backbone.weights} "
+            f"(sha256 {backbone.digest[:12]}); give the same ones with --weights"
+        )
+    backbone = backbone.to(chosen)
+    return JoinedRun(
+        backbone=backbone if cut is None else freeze_trunk(backbone, cut),
+        detector=load_detector(checkpoint, device=chosen, detector=detector),
+        levels=choose_read_levels(checkpoint.config, manifest),
+        manifest=manifest,
+        merging=Merging.like(checkpoint.config.detector.postprocess),
+    )
+
+
+def _selecting(checkpoint: Checkpoint, *, iou: float | None, most: int | None) -> Checkpoint:
+    """The same weights, with other numbers for what is selected of their detections."""
+    config = checkpoint.config
+    postprocess = config.detector.postprocess
+    changed = {
+        "nms_iou": postprocess.nms_iou if iou is None else iou,
+        "max_detections": max(postprocess.max_detections, most or 0),
+    }
+    selecting = config.detector.model_copy(
+        update={"postprocess": postprocess.model_copy(update=changed)}
+    )
+    return replace(checkpoint, config=config.model_copy(update={"detector": selecting}))
