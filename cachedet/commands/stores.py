@@ -141,7 +141,9 @@ def verify(
     else:
         print_faults(report)
         kind = "every byte" if deep else "records and lengths"
-        say(f"{store}: {report.good} of {report.planned} blocks are good ({kind} checked)")
+        stages = "" if report.stages is None else "; the weights of its stages are not"
+        good = f"{report.good} of {report.planned} blocks are good ({kind} checked)"
+        say(f"{store}: {good}{stages}")
     if not report.is_good:
         raise typer.Exit(1)
 

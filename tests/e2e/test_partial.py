@@ -358,9 +358,18 @@ def test_damaged_stage_weights_are_noticed_and_written_anew(tiny: Any, tmp_path:
     report = verify_store(tmp_path / "s.zarr", deep=True)
     assert not report.is_good
     assert "stages.safetensors is damaged" in report.to_json()["stages"]
+    shown = CliRunner().invoke(app, ["verify", str(tmp_path / "s.zarr")])
+    assert shown.exit_code == 1
+    assert "(records and lengths checked); the weights of its stages are not" in shown.stdout
     extract(config)
     assert path.read_bytes() == content
     assert verify_store(tmp_path / "s.zarr", deep=True).is_good
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(
+        StoreError, match="cannot write .*s.zarr/stages.safetensors: Is a directory"
+    ):
+        extract(config)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,8 @@ def cannot_write(root: Path, error: OSError, *, needed: int | None = None) -> St
         wanted = f"this block needs {readable_nbytes(needed)}, " if needed is not None else ""
         room = f"; {wanted}{readable_nbytes(_free_nbytes(root))} are free"
     return StoreError(
-        f"cannot write {error.filename or root}: {error.strerror or error}{room}. What was "
+        f"cannot write {error.filename2 or error.filename or root}: {error.strerror or error}"
+        f"{room}. What was "
         "committed is safe: repair the cause and run the same command again"
     )
 
