@@ -99,6 +99,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         categories=annotations.categories,
         skipped=(),
         versions=library_versions(),
+        network=backbone.spec,
     )
     root = options.out / "extraction.zarr"
     seconds: dict[str, list[float]] = {"alone": [], "extraction": []}
