@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from cachedet.config.run import Rotated
 from cachedet.device import default_workers
+from cachedet.errors import InputError
 from cachedet.inspection.annotated_set import AnnotatedSet, read_annotated
 from cachedet.inspection.box_faults import box_findings
 from cachedet.inspection.class_faults import ClassCount, class_findings, count_classes
@@ -77,7 +79,8 @@ def check(
         out: PNG to write with the images of the findings and their boxes.
 
     Raises:
-        InputError: `out` is somebody's file, or cannot be written.
+        InputError: `out` is somebody's file, lies among the images or cannot be written; a number
+            out of range.
 
     What is wrong with the data is no error but a finding.
 
@@ -85,9 +88,14 @@ def check(
         >>> report = cachedet.check(images="photos", annotations="train.json", val="val.json")
         >>> report.stops, report.findings[0].text
     """
+    if image_size < 1 or workers < 0:
+        raise InputError(
+            f"check expects an image_size of 1 or more and workers of 0 or more, got {image_size} "
+            f"and {workers}"
+        )
     sheet = None if out is None else Path(out)
     if sheet is not None:
-        require_file(sheet, kind=Kind.SHEET)
+        _require_place(sheet, [Path(folder) for folder in (images, val_images) if folder])
     places = {"train": (images, annotations), "val": (val_images or images, val)}
     sets = [
         read_annotated(
@@ -112,6 +120,17 @@ def check(
         sizes=sizes,
         sheet=sheet,
     )
+
+
+def _require_place(sheet: Path, folders: Sequence[Path]) -> None:
+    """Raises InputError."""
+    require_file(sheet, kind=Kind.SHEET)
+    for folder in folders:
+        if Path(os.path.realpath(sheet)).is_relative_to(os.path.realpath(folder)):
+            raise InputError(
+                f"--out {sheet} lies in the folder of the images, where it would be taken for one "
+                "of them; choose another place"
+            )
 
 
 def _look(sets: Sequence[AnnotatedSet], *, workers: int) -> list[ImageLook]:

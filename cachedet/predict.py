@@ -127,7 +127,11 @@ def predict(
             detector=detector, backbone=backbone,
         )  # fmt: skip
     else:
-        image_detector = _open_model(run, model, views=views, iou=iou)
+        of_a_run = {
+            "--views": views != EVAL_VIEW, "--iou": iou is not None, "--weights": weights != "auto",
+            "--device": device not in ("auto", "cpu"),
+        }  # fmt: skip
+        image_detector = _open_model(run, model, [name for name, on in of_a_run.items() if on])
     selection.require_known(image_detector.categories)
     prediction = _Prediction(image_detector, selection, plan, files=files, every=every)
     return prediction.run(
@@ -137,18 +141,16 @@ def predict(
 
 
 def _open_model(
-    run: Path | str | None, model: Path | str | None, *, views: str, iou: float | None
+    run: Path | str | None, model: Path | str | None, of_a_run: Sequence[str]
 ) -> ImageDetector:
     """Raises InputError where it is not clear what shall detect, ExportError."""
     if run is not None or model is None:
         raise InputError("predict expects a run or --model, a file of `export`: one of the two")
-    if views != EVAL_VIEW:
+    if of_a_run:
         raise InputError(
-            f"an exported model sees each image once, in the view base; got --views {views}: leave "
-            "it out, or use the run"
+            f"{' and '.join(of_a_run)} cannot be used with --model: an exported model has its "
+            "weights, looks at each image once, suppresses as it was exported and runs on the CPU"
         )
-    if iou is not None:
-        raise InputError("an exported model suppresses as it was exported: leave --iou out")
     return model_on_images(ExportedModel.open(Path(model)))
 
 

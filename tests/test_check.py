@@ -89,3 +89,35 @@ def test_other_formats_and_their_splits(exports: Any, tmp_path: Path) -> None:
 def test_places_that_cannot_be_written(tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--out expects a file"):
         cachedet.check(images=tiny.paths.images, annotations=tiny.paths.train, out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--image-size", "0"), "expects an image_size of 1 or more"),
+        (("--workers", "-3"), "workers of 0 or more, got 512 and -3"),
+        (("--val-split", "x"), "--val-images and --val-split are of --val"),
+    ],
+)
+def test_words_that_cannot_be(tiny: Any, words: tuple[str, ...], message: str) -> None:
+    done = run("--images", tiny.paths.images, "--annotations", tiny.paths.train, *words)
+    assert done.exit_code != 0
+    assert message in " ".join(done.output.split())
+
+
+def test_a_sheet_among_the_images_is_refused(tiny: Any) -> None:
+    with pytest.raises(InputError, match="where it would be taken for one of them"):
+        cachedet.check(
+            images=tiny.paths.images,
+            annotations=tiny.paths.train,
+            out=tiny.paths.images / "sheet.png",
+        )
+
+
+def test_annotations_without_a_box_stop(tiny: Any, tmp_path: Path) -> None:
+    none = tiny.change(tiny.paths.train, tmp_path / "a.json", lambda v: v["annotations"].clear())
+    report = cachedet.check(images=tiny.paths.images, annotations=none)
+    assert report.stops
+    assert [finding.text for finding in report.findings if finding.rank == "stops"] == [
+        "train: not one box"
+    ]

@@ -19,6 +19,7 @@ from cachedet.commands.options import (
     print_json,
 )
 from cachedet.commands.tables import console, make_table, name_cell, say
+from cachedet.errors import InputError
 
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
     from cachedet.check import CheckReport
@@ -50,6 +51,8 @@ def check(
     from cachedet.data.annotation_formats import with_split
     from cachedet.data.sections import parse_rotated
 
+    if val is None and (val_images is not None or val_split is not None):
+        raise InputError("--val-images and --val-split are of --val: name it, or leave them out")
     report = run_check(
         images=images,
         annotations=with_split(annotations, split),

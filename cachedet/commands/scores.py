@@ -106,7 +106,7 @@ def evaluate(
         "--proposals": proposals or None,
     }  # fmt: skip
     subjects = {"the run": run, "--detections": detections, "--model": model}
-    _require_one_kind(subjects, of_a_run)
+    _require_one_kind(subjects, of_a_run, images)
     _require_writable(out, [detections, annotations, against, training, model])
     questions = Questions(
         against=against,
@@ -239,13 +239,16 @@ def _score_model(
         edges=questions.edges or DEFAULT_EDGES,
         lvis=questions.lvis,
         resamples=questions.resamples,
+        choose=questions.choose,
     )
     if not quiet:
         print_analysis(analysis)
     return {**analysis.to_json(), "model": str(model), **EVALUATOR}
 
 
-def _require_one_kind(subjects: dict[str, Path | None], of_a_run: dict[str, Any]) -> None:
+def _require_one_kind(
+    subjects: dict[str, Path | None], of_a_run: dict[str, Any], images: Path | None
+) -> None:
     """Raises InputError where none or several kinds of scoring are asked for."""
     asked = {name: path for name, path in subjects.items() if path is not None}
     if not asked:
@@ -259,6 +262,8 @@ def _require_one_kind(subjects: dict[str, Path | None], of_a_run: dict[str, Any]
             f"{', '.join(given)} cannot be used with {next(iter(asked))}: the file says what was "
             "found; leave it out, or give a run"
         )
+    if images is not None and "--model" not in asked:
+        raise InputError("--images are those that --model is scored on; leave them out")
 
 
 def _require_writable(out: Path | None, inputs: list[Path | str | None]) -> None:

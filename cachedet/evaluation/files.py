@@ -106,14 +106,14 @@ def truth_of_classes(
 
     Raises CheckpointError where it knows others than the store.
     """
-    labels = _labels_in(categories, stored.categories)
+    labels = labels_in(categories, stored.categories)
     if labels is None:
         raise CheckpointError(
             f"the run {run}was trained on other classes than the store {store} has: "
             f"{categories.unlike(stored.categories)}; evaluate on a store extracted with the same "
             "ones, or give --annotations, and the --merge-classes of its training data"
         )
-    notes = _note_unknown(stored.categories, labels, store)
+    notes = note_unknown(stored.categories, labels, store)
     return TruthOfStore(annotations=stored.with_classes(categories, labels), notes=notes)
 
 
@@ -139,14 +139,14 @@ def read_annotations_of(
     sections = read_sections(annotations, choose=choose)
     content, categories = sections.content, categories or held.categories
     described, found = annotations_of(content, where=annotations, keep_all=True)
-    labels = _labels_in(categories, described.categories, by_name=sections.are_ids_ours)
+    labels = labels_in(categories, described.categories, by_name=sections.are_ids_ours)
     if labels is None:
         raise InputError(
             f"{annotations} has other classes than the store: "
             f"{described.categories.unlike(categories)}; give a file with the store's categories, "
             "and the --merge-classes that the store was extracted with"
         )
-    of_classes = _note_unknown(described.categories, labels, str(annotations))
+    of_classes = note_unknown(described.categories, labels, str(annotations))
     described = described.with_classes(categories, labels)
     wanted = held.image_ids.tolist()
     rows = _rows_of(held, described, sections)
@@ -193,7 +193,7 @@ def _rows_of(held: Annotations, described: Annotations, sections: Sections) -> l
     return [row for row in found if row is not None]
 
 
-def _labels_in(
+def labels_in(
     known: CategoryMap, described: CategoryMap, *, by_name: bool = False
 ) -> list[int] | None:
     """The label in `known` of each described class; -1 of those it lacks.
@@ -213,7 +213,7 @@ def _labels_in(
     return [label_of.get(one, -1) for one in theirs]
 
 
-def _note_unknown(described: CategoryMap, labels: Sequence[int], where: str) -> tuple[str, ...]:
+def note_unknown(described: CategoryMap, labels: Sequence[int], where: str) -> tuple[str, ...]:
     """Classes that a file or store has and the detector does not know."""
     unknown = [name for name, label in zip(described.names, labels, strict=True) if label < 0]
     if not unknown:
@@ -239,7 +239,7 @@ def read_counts(
         sections = read_sections(where, choose=choose)
         trained_on, _ = annotations_of(sections.content, where=where)
         by_name = sections.are_ids_ours
-        labels = _labels_in(scored, trained_on.categories, by_name=True) if by_name else None
+        labels = labels_in(scored, trained_on.categories, by_name=True) if by_name else None
         if labels is not None:
             trained_on = trained_on.with_classes(scored, labels)
     elif is_store or where.exists():

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
+from cachedet.config.run import ALL_CLASSES, ClassChoice
 from cachedet.data.annotation_formats import read_dataset, read_sections
 from cachedet.data.coco import CocoDataset
 from cachedet.data.images import decode_file
-from cachedet.errors import ExportError
+from cachedet.data.survey import scan_images
+from cachedet.device import default_workers
+from cachedet.errors import BadImageError, ExportError
 from cachedet.evaluation.analysis import Analysis, analyse, require_resamples
 from cachedet.evaluation.detection_table import has_masks, read_results, tabulate
-from cachedet.evaluation.files import read_counts
+from cachedet.evaluation.files import labels_in, note_unknown, read_counts
 from cachedet.evaluation.lvis import read_federated
 from cachedet.evaluation.strata import DEFAULT_EDGES, check_edges
 from cachedet.exporting.exported_model import ExportedModel
 from cachedet.progress import StageProgress
-from cachedet.structures import CategoryMap, Detections
+from cachedet.structures import Annotations, CategoryMap, Detections
 
-_AHEAD = 8  # images decoded while the model works
+_KEPT_NBYTES = 512 << 20  # of images between their check and the model
+_LISTED = 5  # bad images in one message
 
 
 def score_model(
@@ -33,6 +35,7 @@ def score_model(
     edges: Sequence[int] = DEFAULT_EDGES,  # of the bins of training annotations
     lvis: bool = False,
     resamples: int = 0,  # of the bootstrap; 0: no intervals
+    choose: ClassChoice = ALL_CLASSES,  # of the annotations
 ) -> Analysis:
     """Detect in every image, and score it.
 
@@ -44,9 +47,8 @@ def score_model(
     require_resamples(resamples, comparing=against is not None)
     check_edges(edges)
     exported = ExportedModel.open(model)
-    dataset = read_dataset(annotations=annotations, images=images)
-    truth = dataset.annotations
-    require_classes(exported.categories, truth.categories, where=annotations)
+    dataset = read_dataset(annotations=annotations, images=images, choose=choose)
+    truth, notes = _in_classes_of(exported, dataset.annotations, where=annotations)
     federated = None
     if lvis:
         federated = read_federated(read_sections(annotations).content, truth, where=annotations)
@@ -59,7 +61,7 @@ def score_model(
         counts=None if training is None else read_counts(training, truth.categories),
         edges=edges,
         resamples=resamples,
-        notes=[f"{annotations}: {note}" for note in dataset.notes],
+        notes=[*notes, *(f"{annotations}: {note}" for note in dataset.notes)],
     )
 
 
@@ -72,21 +74,41 @@ def require_classes(ours: CategoryMap, theirs: CategoryMap, *, where: Path) -> N
         )
 
 
+def _in_classes_of(
+    model: ExportedModel, described: Annotations, *, where: Path
+) -> tuple[Annotations, tuple[str, ...]]:
+    """The annotations in the model's classes, and a note of those that it does not know.
+
+    Raises ExportError where they lack some of the model's.
+    """
+    ours, theirs = model.categories, described.categories
+    labels = labels_in(ours, theirs) or labels_in(ours, theirs, by_name=True)
+    if labels is None:
+        require_classes(ours, theirs, where=where)
+        return described, ()
+    return described.with_classes(ours, labels), note_unknown(theirs, labels, str(where))
+
+
 def _detect(model: ExportedModel, dataset: CocoDataset) -> list[Detections]:
-    """Of each row, in its order; images are decoded ahead."""
-    image_ids = dataset.annotations.image_ids.tolist()
-    paths = [dataset.path_of(row) for row in range(len(image_ids))]
-    decode = partial(decode_file, image_size=model.image_size)
+    """Of each row, in its order. Raises BadImageError that lists the images that are bad."""
+    truth, workers = dataset.annotations, default_workers()
+    with StageProgress("check images", total=len(truth), unit="images") as progress:
+        scan = scan_images(
+            dataset,
+            workers=workers,
+            image_size=model.image_size,
+            keep_nbytes=_KEPT_NBYTES,
+            on_progress=progress.advance,
+        )
+    if scan.bad:
+        listed = [f"  {dataset.path_of(row)}: {fault}" for row, fault in scan.bad[:_LISTED]]
+        raise BadImageError(f"{len(scan.bad)} of {len(truth)} images cannot be scored:", *listed)
     found = []
-    with (
-        ThreadPoolExecutor(1, thread_name_prefix="decode") as decoder,
-        StageProgress("eval", total=len(paths), unit="images") as progress,
-    ):
-        waiting = [decoder.submit(decode, path) for path in paths[:_AHEAD]]
-        for row, image_id in enumerate(image_ids):
-            image = waiting.pop(0).result()
-            if row + _AHEAD < len(paths):
-                waiting.append(decoder.submit(decode, paths[row + _AHEAD]))
+    with StageProgress("eval", total=len(truth), unit="images") as progress:
+        for row, image_id in enumerate(truth.image_ids.tolist()):
+            image = scan.images.get(row)
+            if image is None:
+                image = decode_file(dataset.path_of(row), image_size=model.image_size)
             found.append(model.of_image(image, image_id=image_id))
             progress.advance()
     return found

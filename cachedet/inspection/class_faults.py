@@ -55,6 +55,11 @@ def class_findings(train: AnnotatedSet, val: AnnotatedSet | None) -> Iterator[Fi
         if one is not None and one.categories is not None:
             yield from _note_alike(one.name, one.categories)
     counts = count_classes(train)
+    if counts and not any(one.boxes for one in counts):
+        advice = "Nothing can be learned: is it the annotation file, and the split, that you meant?"
+        text = f"{train.name}: not one box"
+        yield Finding(rank="stops", kind="no box", text=text, count=1, advice=advice)
+        return
     scored: dict[int, int] = {}
     if val is not None and val.categories == train.categories:
         scored = {one.category_id: one.boxes for one in count_classes(val)}

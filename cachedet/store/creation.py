@@ -20,6 +20,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from cachedet.data.label_changes import compare_labels
 from cachedet.data.views import is_view_name
 from cachedet.errors import StoreError, StoreMismatchError
 from cachedet.store.additions import grows, split_rows
@@ -229,8 +230,13 @@ def _require_same_inputs(root: Path, inputs: StoreInputs) -> None:
     stored = replace(stored, stages_digest=digest)
     same = replace(manifest, views=stored.views, stages_digest=digest)
     if grows(stored, manifest):  # the file of more images is what people say of all of them
+        if stored.categories != manifest.categories:
+            raise StoreMismatchError(
+                f"{root} has other classes than the annotations of more images: "
+                f"{manifest.categories.unlike(stored.categories)}. Give annotations of the same "
+                f"classes{_CHOICE}, or `cachedet relabel` the store first"
+            )
         same = replace(same, added=stored.added, truth_digest=stored.truth_digest)
-        same = replace(same, categories=stored.categories)
     fields = stored.differing_fields(same)
     if not fields:
         return
@@ -342,11 +348,13 @@ def _extend(root: Path, inputs: StoreInputs) -> None:
     tables: dict[str, bytes] = {}
     if grows(held, wanted):
         annotations, tables = inputs.annotations, inputs.annotation_files()
+        known = annotations.keep_rows(range(len(plan.annotations)))
+        if changes := compare_labels(plan.annotations, known).lines():
+            _log.info("note: of the images it had, other labels: %s", "; ".join(changes))
         larger = replace(
             larger,
             added=wanted.added,
             truth_digest=wanted.truth_digest,
-            categories=wanted.categories,
             skipped=wanted.skipped,
         )
     elif held.image_digests != wanted.image_digests:
@@ -356,8 +364,8 @@ def _extend(root: Path, inputs: StoreInputs) -> None:
         )
     if larger == held:
         return
-    known = {block.name for block in plan.blocks}
-    blocks = [block for block in larger.plan(annotations) if block.name not in known]
+    there = {block.name for block in plan.blocks}
+    blocks = [block for block in larger.plan(annotations) if block.name not in there]
     require_space(root, plan.layout.least_nbytes(blocks))
     kept = {key: plan.source.read(key) for key in metadata_keys(plan.blocks, plan.layout)}
     made = make_metadata(blocks=blocks, layout=plan.layout, block_size=larger.block_size)

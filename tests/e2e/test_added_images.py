@@ -111,6 +111,23 @@ def test_fewer_images_are_refused(tiny: Any, tmp_path: Path) -> None:
         extract(tiny.extract_config(tmp_path / "s.zarr", annotations=path))
 
 
+def test_other_labels_of_the_images_it_had_are_told(
+    tiny: Any, small: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And other classes refused: a choice of classes would take those of all images away."""
+    with pytest.raises(StoreMismatchError, match="other classes than the annotations of more"):
+        extract(tiny.extract_config(small, choose={"classes": "disc,square"}, codec="snr12"))
+
+    def move(values: dict[str, Any]) -> None:
+        values["annotations"][0]["bbox"][0] += 1
+
+    moved = tiny.change(tiny.paths.train, tmp_path / "moved.json", move)
+    with caplog.at_level("INFO", logger="cachedet"):
+        extract(tiny.extract_config(small, annotations=moved, codec="snr12"))
+    told = [record.getMessage() for record in caplog.records]
+    assert "note: of the images it had, other labels: boxes: 1 moved, in 1 images" in told
+
+
 def test_a_caller_may_want_none(tiny: Any, small: Path, store_kit: Any) -> None:
     """`compare` does: its cells shall have seen the same images."""
     before = store_kit.files(small)

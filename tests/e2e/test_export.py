@@ -16,9 +16,9 @@ import yaml
 from typer.testing import CliRunner
 
 from cachedet.cli import app
-from cachedet.config.run import EvalConfig, TrainConfig
+from cachedet.config.run import ClassChoice, EvalConfig, TrainConfig
 from cachedet.data.images import decode_image
-from cachedet.errors import BackboneError, CachedetError, ExportError, InputError
+from cachedet.errors import BackboneError, BadImageError, CachedetError, ExportError, InputError
 from cachedet.evaluate import evaluate
 from cachedet.export import ProofImages, export
 from cachedet.exporting.agreement import Tolerance, compare
@@ -178,6 +178,35 @@ def test_other_classes_are_refused(model: Path, tiny: Any, tmp_path: Path) -> No
         score_model(model, images=tiny.paths.images, annotations=renamed)
 
 
+def test_classes_are_chosen_and_sizes_compared(model: Path, tiny: Any, tmp_path: Path) -> None:
+    def more(values: Any) -> None:
+        values["categories"].append({"id": 99, "name": "other"})
+
+    larger = tiny.change(tiny.paths.val, tmp_path / "more.json", more)
+    analysis = score_model(model, images=tiny.paths.images, annotations=larger)
+    assert any("what is scored does not know other" in note for note in analysis.notes)
+    choose = ClassChoice(merge=("disc,square=blob",))
+    with pytest.raises(ExportError, match="has other classes than the model"):
+        score_model(model, images=tiny.paths.images, annotations=larger, choose=choose)
+
+    def double(values: Any) -> None:
+        values["images"][1]["width"] *= 2
+
+    resized = tiny.change(tiny.paths.val, tmp_path / "resized.json", double)
+    with pytest.raises(BadImageError, match=r"(?s)1 of 4 images cannot be scored:.*annotated as"):
+        score_model(model, images=tiny.paths.images, annotations=resized)
+
+
+def test_what_is_of_a_run_is_refused(model: Path, tiny: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--iou and --weights cannot be used with --model"):
+        predict(
+            images=[tiny.paths.images], out=tmp_path / "o", model=model, iou=0.5, weights="none"
+        )
+    words = ["eval", str(tmp_path), "--store", "s", "--images", str(tiny.paths.images)]
+    result = CliRunner().invoke(app, words)
+    assert "--images are those that --model is scored on" in " ".join(result.output.split())
+
+
 def test_a_missing_runtime_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # Python refuses to import it
     with pytest.raises(ExportError, match=r"onnxruntime .*pip install 'cachedet\[export\]'"):
@@ -233,7 +262,7 @@ def test_a_file_that_differs_is_not_left(run: Path, tiny: Any, model: Path, tmp_
         (["eval", "--model", "m", "--store", "s"], "--store cannot be used with --model"),
         (
             ["predict", "photos", "--model", "m.onnx", "--out", "o", "--views", "base,hflip"],
-            "sees each image once",
+            "looks at each image once",
         ),
     ],
 )
