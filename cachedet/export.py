@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from cachedet.errors import InputError
 from cachedet.exporting.agreement import Agreement, SizeAgreement, Tolerance, prove, total
 from cachedet.exporting.detection_graph import DetectionGraph, Outputs, Preprocess
 from cachedet.exporting.exported_model import ExportedModel
+from cachedet.exporting.model_card import CardFacts, KnownScores, make_card, read_training
 from cachedet.exporting.model_facts import KEY, ModelFacts
 from cachedet.exporting.model_scores import require_classes
 from cachedet.exporting.onnx_file import OPSET, add_metadata, make_onnx, require_packages
@@ -47,6 +49,7 @@ class ExportReport:
     """What one call of `export` did."""
 
     out: Path
+    card: Path
     script: Path | None
     nbytes: int
     facts: ModelFacts
@@ -57,6 +60,7 @@ class ExportReport:
     def to_json(self) -> dict[str, Any]:
         return {
             "out": str(self.out),
+            "card": str(self.card),
             "script": self.script and str(self.script),
             "bytes": self.nbytes,
             "outputs": self.facts.outputs,
@@ -94,6 +98,8 @@ def export(
 ) -> ExportReport:
     """Write a run as ONNX, after the file has found in images what torch finds in them.
 
+    A model card is written beside it, `out` with the ending .md.
+
     Args:
         run: folder of the run; its best weights are taken.
         out: file to write; one that is there is replaced only if `export` wrote it.
@@ -111,11 +117,17 @@ def export(
         CheckpointError: no such run.
         BackboneError: the run's backbone cannot be had, or has other weights now.
         InputError: a file in `out` that another made, or a place that belongs to something else.
+
+    Example:
+        >>> report = cachedet.export("runs/first", out="model.onnx")
+        >>> report.found.box_px, report.nbytes
     """
     require_packages()
     run, out, proof = Path(run), Path(out), proof or ProofImages()
+    card = out.with_suffix(".md")
     checkpoint = load_checkpoint(RunFolder.open(run).best)
     _require_place(out, run=run, images=proof.folder)
+    require_file(card, kind=Kind.CARD)
     script = _plan_script(out, outputs) if with_script else None
     samples, described = _read_images(proof, checkpoint)
     joined = load_image_detector(
@@ -129,16 +141,39 @@ def export(
     found = total(rows)
     found.require(tolerance or Tolerance())
     write_file(out, content, kind=Kind.MODEL)
+    told = _tell(joined, run=run, step=checkpoint.step, out=out, proof=(found, described))
+    content_of_card = make_card(told, facts, written=date.today().isoformat())
+    write_file(card, content_of_card, kind=Kind.CARD)
     if script is not None:
         write_file(script, _SCRIPT.read_bytes(), kind=Kind.SCRIPT)
     return ExportReport(
         out=out,
+        card=card,
         script=script,
         nbytes=len(content),
         facts=facts,
         proof=tuple(rows),
         found=found,
         images=described,
+    )
+
+
+def _tell(
+    joined: ImageDetector, *, run: Path, step: int, out: Path, proof: tuple[Agreement, str]
+) -> CardFacts:
+    """What the card says beyond the file's own facts, once the file is written."""
+    from cachedet.backbone.licences import licence_of
+
+    folder, backbone, network = RunFolder(run), joined.backbone, joined.manifest.network
+    return CardFacts(
+        file=out.name,
+        nbytes=out.stat().st_size,
+        finest_stride=min(level.stride for level in network if level.name in joined.levels),
+        licence=licence_of(backbone.name, weights=backbone.weights),
+        proof=proof[0],
+        proven_on=proof[1],
+        training=read_training(folder),
+        scores=KnownScores.read(folder, step=step),
     )
 
 
@@ -251,7 +286,9 @@ def _read_images(proof: ProofImages, checkpoint: Checkpoint) -> tuple[list[NDArr
         raise InputError(f"there is no image in {proof.folder}")
     steps = max(1, -(-len(files) // proof.most))  # spread over the folder
     taken = files[::steps]
-    return [decode_image(file) for file in taken], f"{len(taken)} images of {proof.folder}"
+    return [
+        decode_image(file) for file in taken
+    ], f"{len(taken)} images of the folder {proof.folder.name}"
 
 
 def generated_images(image_size: int) -> list[NDArray[np.uint8]]:

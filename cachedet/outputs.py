@@ -31,6 +31,7 @@ from cachedet.store.files.places import find_obstacle, make_folder
 
 DRAWING_COMMENT = b"drawn by cachedet"  # a JPEG keeps it
 SHEET_COMMENT = b"drawn by cachedet check"  # a PNG keeps it
+CARD_COMMENT = b"<!-- written by `cachedet export`, which replaces it when it is asked to -->"
 MARKDOWN_COMMENT = b"<!-- written by cachedet, which replaces it when it is asked to -->"
 _PNG_COMMENT = rb"\A\x89PNG\r\n\x1a\n.{4}IHDR.{17}.{4}tEXtComment\x00"
 _URL = re.compile(r"[A-Za-z][\w+.-]+:/")
@@ -79,6 +80,10 @@ class Kind(Enum):
         rb"\}\s*\]\s*\}\s*\Z",
     )
     MODEL = ("a model of `export`", rb"\A\x08.\x12\x08cachedet")  # an ONNX file names its maker
+    CARD = (
+        "a model card of `export`",
+        rb"\A" + CARD_COMMENT + rb"\n.*\nWritten \d{4}-\d\d-\d\d by cachedet \S+\.\s*\Z",
+    )
     SCRIPT = (
         "a script of `export`",
         rb'\A"""Detect in images with a model of `cachedet export`: .*\n    main\(\)\s*\Z',

@@ -207,7 +207,7 @@ def export(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write backbone and heads as one ONNX file, proven to find what the run finds."""
+    """Write backbone and heads as one ONNX file, proven to find what the run finds, and a card."""
     from cachedet.export import ProofImages
     from cachedet.export import export as run_export
     from cachedet.exporting.agreement import Tolerance
@@ -228,6 +228,7 @@ def export(
         return
     print_agreement(report.proof, report.found, of=report.images)
     say(report.out)
+    say(report.card)
     if report.script is not None:
         say(report.script)
 

@@ -76,6 +76,17 @@ def test_the_file_says_what_it_is(model: Path, run: Path) -> None:
     assert len(facts.provenance["store_fingerprint"]) == 64
 
 
+def test_a_card_lies_beside_it(model: Path) -> None:
+    card = model.with_suffix(".md").read_text()
+    assert "# model.onnx" in card
+    assert "Trained on 8 images with " in card
+    assert "boxes differ by up to " in card
+    assert "on 4 images of the folder " in card
+    assert str(model.parent) not in card
+    for name in ExportedModel.open(model).categories.names:
+        assert f"| {name} |" in card
+
+
 def test_it_detects_what_predict_detects(model: Path, run: Path, tiny: Any, tmp_path: Path) -> None:
     files = sorted(tiny.paths.images.iterdir())[:2]
     joined = load_image_detector(run, weights=str(tiny.weights), device="cpu")
@@ -203,6 +214,8 @@ def test_places_that_belong_to_others(run: Path, tiny: Any, tmp_path: Path) -> N
     refused(run, InputError, "give --outputs detections", out=tmp_path / "r.onnx", **raw)
     (tmp_path / "s.py").write_text("mine")
     refused(run, InputError, "not a script of", out=tmp_path / "s.onnx", with_script=True)
+    (tmp_path / "c.md").write_text("# Mine")
+    refused(run, InputError, "is not a model card of `export`", out=tmp_path / "c.onnx")
     alone = ProofImages(annotations=tiny.paths.val)
     refused(run, InputError, "give it with --images", out=tmp_path / "n.onnx", proof=alone)
 
