@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from cachedet.errors import InputError
 from cachedet.exporting.agreement import Agreement, SizeAgreement, Tolerance, prove, total
 from cachedet.exporting.detection_graph import DetectionGraph, Outputs, Preprocess
 from cachedet.exporting.exported_model import ExportedModel
+from cachedet.exporting.int8 import MOST_CALIBRATION_IMAGES, Int8Report, Truth, make_int8
 from cachedet.exporting.model_card import CardFacts, KnownScores, make_card, read_training
 from cachedet.exporting.model_facts import KEY, ModelFacts
 from cachedet.exporting.model_scores import require_classes
@@ -39,6 +40,7 @@ from cachedet.training.run_folder import RunFolder
 from cachedet.version import __version__
 
 MOST_IMAGES = 24  # of a folder, by default
+MOST_AP_LOST = 0.5  # by int8, in points of 100
 _GENERATED = (1.0, 0.75), (0.75, 1.0), (1.0, 1.0), (0.5, 1.0)  # sides, in shares of image_size
 _SCRIPT = Path(__file__).parent / "exporting" / "standalone.py"
 _OF_EACH = 3  # generated images
@@ -56,6 +58,7 @@ class ExportReport:
     proof: tuple[SizeAgreement, ...]
     found: Agreement  # over all sizes
     images: str  # what the proof ran on
+    int8: Int8Report | None  # where that was asked for; the proof is of the float file
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -70,6 +73,7 @@ class ExportReport:
             "pad_multiple": self.facts.pad_multiple,
             "images": self.images,
             "proof": self.found.to_json(),
+            "int8": self.int8 and self.int8.to_json(),
             "sizes": [row.to_json() for row in self.proof],
         }
 
@@ -95,6 +99,8 @@ def export(
     detector: nn.Module | None = None,
     backbone: FrozenBackbone | None = None,
     with_script: bool = False,
+    int8: bool = False,
+    most_ap_lost: float = MOST_AP_LOST,
 ) -> ExportReport:
     """Write a run as ONNX, after the file has found in images what torch finds in them.
 
@@ -111,9 +117,12 @@ def export(
         detector: what the run trained, where that was an object.
         backbone: what the store was extracted with, where that was an object.
         with_script: also write `out` with the ending .py, which needs no cachedet.
+        int8: quantise the file after the proof, with ranges from up to 64 images of `proof`.
+        most_ap_lost: by int8, in points of 100, where `proof` has annotations.
 
     Raises:
-        ExportError: a package is missing, torch cannot write the graph, or the file differs.
+        ExportError: a package is missing, torch cannot write the graph, the file differs, or int8
+            loses more AP.
         CheckpointError: no such run.
         BackboneError: the run's backbone cannot be had, or has other weights now.
         InputError: a file in `out` that another made, or a place that belongs to something else.
@@ -126,7 +135,7 @@ def export(
     run, out, proof = Path(run), Path(out), proof or ProofImages()
     card = out.with_suffix(".md")
     checkpoint = load_checkpoint(RunFolder.open(run).best)
-    _require_place(out, run=run, images=proof.folder)
+    _require_place(out, run=run, images=proof.folder, int8=int8)
     require_file(card, kind=Kind.CARD)
     script = _plan_script(out, outputs) if with_script else None
     samples, described = _read_images(proof, checkpoint)
@@ -135,15 +144,16 @@ def export(
     )
     content, facts = _write(joined, checkpoint, outputs=outputs, preprocess=preprocess)
     model = ExportedModel(content, where=str(out))
-    with StageProgress("prove", total=len(samples), unit="images") as progress:
-        rows = prove(model, partial(_detect, joined), samples)
-        progress.advance(len(samples))
+    rows = _prove(model, joined, samples)
     found = total(rows)
     found.require(tolerance or Tolerance())
+    int8_report = None
+    if int8:
+        content, facts, int8_report = _quantise(content, model, proof, checkpoint, out=out)
+        int8_report.require(most_ap_lost)
     write_file(out, content, kind=Kind.MODEL)
     told = _tell(joined, run=run, step=checkpoint.step, out=out, proof=(found, described))
-    content_of_card = make_card(told, facts, written=date.today().isoformat())
-    write_file(card, content_of_card, kind=Kind.CARD)
+    _write_card(card, replace(told, int8=int8_report), facts)
     if script is not None:
         write_file(script, _SCRIPT.read_bytes(), kind=Kind.SCRIPT)
     return ExportReport(
@@ -155,7 +165,32 @@ def export(
         proof=tuple(rows),
         found=found,
         images=described,
+        int8=int8_report,
     )
+
+
+def _prove(
+    model: ExportedModel, joined: ImageDetector, samples: Sequence[NDArray[np.uint8]]
+) -> list[SizeAgreement]:
+    with StageProgress("prove", total=len(samples), unit="images") as progress:
+        rows = prove(model, partial(_detect, joined), samples)
+        progress.advance(len(samples))
+    return rows
+
+
+def _write_card(path: Path, told: CardFacts, facts: ModelFacts) -> None:
+    content = make_card(told, facts, written=date.today().isoformat())
+    write_file(path, content, kind=Kind.CARD)
+
+
+def _quantise(
+    content: bytes, model: ExportedModel, proof: ProofImages, checkpoint: Checkpoint, *, out: Path
+) -> tuple[bytes, ModelFacts, Int8Report]:
+    pixels, _ = _read_images(replace(proof, most=MOST_CALIBRATION_IMAGES), checkpoint)
+    truth = None
+    if proof.folder is not None and proof.annotations is not None:
+        truth = Truth(images=proof.folder, annotations=proof.annotations)
+    return make_int8(content, model, pixels=pixels, truth=truth, where=str(out))
 
 
 def _tell(
@@ -177,8 +212,10 @@ def _tell(
     )
 
 
-def _require_place(out: Path, *, run: Path, images: Path | None) -> None:
+def _require_place(out: Path, *, run: Path, images: Path | None, int8: bool) -> None:
     """Raises InputError where `out` may not be written, is in the run, or among the images."""
+    if int8 and images is None:
+        raise InputError("--int8 takes the ranges of numbers from images: give a folder, --images")
     require_file(out, kind=Kind.MODEL)
     target = Path(os.path.realpath(out)).parent
     named = {"the run": run, "the folder of images": images}

@@ -9,6 +9,7 @@ from typing import Any
 
 from cachedet.errors import CheckpointError
 from cachedet.exporting.agreement import Agreement
+from cachedet.exporting.int8 import Int8Report
 from cachedet.exporting.model_facts import ModelFacts
 from cachedet.outputs import CARD_COMMENT
 from cachedet.text import escape_markdown, printable
@@ -69,6 +70,7 @@ class CardFacts:
     proven_on: str
     training: TrainingData | None
     scores: KnownScores | None
+    int8: Int8Report | None = None  # None: the file is float
 
 
 def read_training(folder: RunFolder) -> TrainingData | None:
@@ -85,7 +87,7 @@ def make_card(card: CardFacts, facts: ModelFacts, *, written: str) -> bytes:
         f"{CARD_COMMENT.decode()}\n\n# {escape_markdown(card.file)}",
         _summary(card, facts),
         "## Data\n\n" + _data(card, facts),
-        "## How good it is\n\n" + _quality(card),
+        "## How good it is\n\n" + _quality(card) + _cost_of_int8(card.int8),
         "## Limits\n\n" + _limits(card, facts),
         "## What goes in and comes out\n\n" + _contract(facts),
         "## Use\n\n" + _example(card.file),
@@ -100,10 +102,12 @@ def _summary(card: CardFacts, facts: ModelFacts) -> str:
     count, names = len(facts.categories), facts.categories.names
     what = escape_markdown(names[0]) if count == 1 else f"objects of {count} classes"
     masks = " and their masks" if facts.has_masks else ""
+    numbers = "float32" if card.int8 is None else "int8"
     return (
         f"Finds {what}{masks} in images: a {_KINDS.get(kind, kind)} on "
         f"{escape_markdown(facts.provenance['backbone'])}, in one ONNX file of "
-        f"{card.nbytes / 1e6:.1f} MB that onnxruntime runs alone."
+        f"{card.nbytes / 1e6:.1f} MB ({numbers}) that onnxruntime runs "
+        "alone."
     )
 
 
@@ -154,6 +158,13 @@ def _quality(card: CardFacts) -> str:
         f"{text}, on {scores.images:,} images of {escape_markdown(scores.store)}, by the run "
         "itself. Where these images also chose the best step, that is a little too good."
     )
+
+
+def _cost_of_int8(int8: Int8Report | None) -> str:
+    if int8 is None:
+        return ""
+    text = f"\n\nThat is the float network; this file is int8. {int8.in_words()}"
+    return text + " Times are onnxruntime's on the machine that exported it."
 
 
 def _limits(card: CardFacts, facts: ModelFacts) -> str:

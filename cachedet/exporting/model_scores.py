@@ -24,7 +24,7 @@ _AHEAD = 8  # images decoded while the model works
 
 
 def score_model(
-    model: Path,
+    model: Path | ExportedModel,
     *,
     images: Path,
     annotations: Path,  # of any format that `extract` takes
@@ -43,7 +43,7 @@ def score_model(
     """
     require_resamples(resamples, comparing=against is not None)
     check_edges(edges)
-    exported = ExportedModel.open(model)
+    exported = model if isinstance(model, ExportedModel) else ExportedModel.open(model)
     dataset = read_dataset(annotations=annotations, images=images)
     truth = dataset.annotations
     require_classes(exported.categories, truth.categories, where=annotations)

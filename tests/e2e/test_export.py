@@ -151,6 +151,26 @@ def test_its_scores_are_those_of_the_run(model: Path, run: Path, tiny: Any, tmp_
     assert json.loads(result.stdout)["ap"] == pytest.approx(of_run.ap, abs=1e-4)
 
 
+def test_int8(run: Path, tiny: Any, tmp_path: Path) -> None:
+    out = tmp_path / "int8.onnx"
+    words = [
+        "export", str(run), "--out", str(out), "--weights", str(tiny.weights), "--int8",
+        "--images", str(tiny.paths.images), "--annotations", str(tiny.paths.val), "--json",
+        "--most-ap-lost", "100",
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["proof"]["box_px"] < 0.01  # of the float file
+    assert report["int8"]["images"] == 4
+    assert report["int8"]["layers"] > 10
+    analysis = score_model(out, images=tiny.paths.images, annotations=tiny.paths.val)
+    assert report["int8"]["ap"] == pytest.approx(analysis.scores.ap, abs=1e-6)
+    assert "this file is int8. AP " in out.with_suffix(".md").read_text()
+    alone = tmp_path / "alone.onnx"
+    refused(run, InputError, "give a folder, --images", out=alone, int8=True)
+
+
 def test_sides_that_are_no_multiples_are_refused(model: Path) -> None:
     exported = ExportedModel.open(model)
     images = torch.zeros(1, 64, 100, 3, dtype=torch.uint8)
@@ -240,6 +260,7 @@ def test_a_file_that_differs_is_not_left(run: Path, tiny: Any, model: Path, tmp_
     [
         (["export", "r", "--out", "m.onnx", "--outputs", "all"], "--outputs expects raw or"),
         (["export", "r", "--out", "m.onnx", "--preprocess", "no"], "--preprocess expects inside"),
+        (["export", "r", "--out", "m.onnx", "--most-ap-lost", "1"], "--most-ap-lost needs --int8"),
         (["eval", "--model", "m.onnx"], "--model needs --images and --annotations"),
         (["eval", "r", "--model", "m.onnx"], "got both the run r and --model m.onnx"),
         (["eval", "--model", "m", "--store", "s"], "--store cannot be used with --model"),

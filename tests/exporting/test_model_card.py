@@ -9,11 +9,16 @@ import pytest
 
 from cachedet.detector.boxes import Postprocess
 from cachedet.exporting.agreement import Agreement
+from cachedet.exporting.int8 import Int8Report
 from cachedet.exporting.model_card import CardFacts, KnownScores, make_card
 from cachedet.exporting.model_facts import ModelFacts
 from cachedet.structures import CategoryMap, Preprocessing
 from cachedet.training.run_folder import RunFolder, TrainingData
 
+REPORT = Int8Report(
+    images=8, layers=80, float_layers=11, float_nbytes=13_800_000, nbytes=5_000_000, sure=50,
+    kept=49, milliseconds=31.6, float_milliseconds=48.1, ap=0.365, float_ap=0.372,
+)  # fmt: skip
 RESULTS: dict[str, Any] = {
     "ap": 0.25, "ap50": 0.5, "ap_small": None, "num_images": 41, "views": ["base"], "step": 7,
     "store": "/home/ana/val.zarr", "per_class": [{"category_id": 2, "ap": 0.25}],
@@ -99,6 +104,13 @@ def test_it_says_what_is_not_known() -> None:
     assert "The run does not tell what it was trained on." in text
     assert "| cat | 2 | ? | ? |" in text
     assert "Not known here. `cachedet eval --model` with this file" in text
+
+
+def test_int8_is_told() -> None:
+    text = text_of(card(int8=REPORT), facts())
+    assert "13.8 MB (int8)" in text
+    assert "this file is int8. AP 0.365, 0.372 in float. 80 of 91 layers are int8" in text
+    assert "int8." not in text_of(card(), facts())
 
 
 def test_many_classes_do_not_fill_it() -> None:
