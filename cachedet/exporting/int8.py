@@ -271,7 +271,7 @@ class _Reader:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """It divides by ranges of parts that are not quantised, and advises on its own steps."""
-    level = logging.root.manager.disable
+    level, handlers = logging.root.manager.disable, [*logging.root.handlers]
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -279,6 +279,7 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
+        logging.root.handlers[:] = handlers  # its notes add one that repeats ours
 
 
 def count_kept(

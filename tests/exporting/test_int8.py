@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -22,9 +23,11 @@ REPORT = Int8Report(
 def test_a_detector_in_int8(kit: Any) -> None:
     """RoIAlign, suppression and the last layers stay float; what is between layers does not."""
     exported = kit.export(kit.graph("faster_rcnn"))
+    handlers = [*logging.root.handlers]
     content, facts, report = make_int8(
         exported.content, exported.model, pixels=generated_images(128)[:4], truth=None, where="it"
     )
+    assert logging.root.handlers == handlers
     assert report.layers > 10
     assert report.float_layers >= 4  # of the proposals and of the boxes, scores and deltas each
     assert report.nbytes == len(content) < report.float_nbytes
