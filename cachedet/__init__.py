@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cachedet.distributed.collective import count_over_ranks
     from cachedet.errors import CachedetError
     from cachedet.evaluate import evaluate
+    from cachedet.export import export
     from cachedet.extract import extract
     from cachedet.loading.dataset import FeatureDataset, collate
     from cachedet.loading.loader import make_loader
@@ -54,6 +55,7 @@ __all__ = [
     "convert",
     "count_over_ranks",
     "evaluate",
+    "export",
     "extract",
     "load_config",
     "make_loader",
@@ -84,6 +86,7 @@ _HOMES = {
     "convert": "convert",
     "count_over_ranks": "distributed.collective",
     "evaluate": "evaluate",
+    "export": "export",
     "extract": "extract",
     "load_config": "config.presets",
     "make_loader": "loading.loader",

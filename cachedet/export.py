@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from cachedet.errors import InputError
 from cachedet.exporting.agreement import Agreement, SizeAgreement, Tolerance, prove, total
 from cachedet.exporting.detection_graph import DetectionGraph, Outputs, Preprocess
 from cachedet.exporting.exported_model import ExportedModel
+from cachedet.exporting.int8 import MOST_CALIBRATION_IMAGES, Int8Report, Truth, make_int8
+from cachedet.exporting.model_card import CardFacts, KnownScores, make_card, read_training
 from cachedet.exporting.model_facts import KEY, ModelFacts
-from cachedet.exporting.model_scores import require_classes
 from cachedet.exporting.onnx_file import OPSET, add_metadata, make_onnx, require_packages
 from cachedet.outputs import Kind, require_file, write_file
 from cachedet.prediction.image_detector import JoinedRun, join_run
@@ -37,6 +39,7 @@ from cachedet.training.run_folder import RunFolder
 from cachedet.version import __version__
 
 MOST_IMAGES = 24  # of a folder, by default
+MOST_AP_LOST = 0.5  # by int8, in points of 100
 _GENERATED = (1.0, 0.75), (0.75, 1.0), (1.0, 1.0), (0.5, 1.0)  # sides, in shares of image_size
 _SCRIPT = Path(__file__).parent / "exporting" / "standalone.py"
 _OF_EACH = 3  # generated images
@@ -47,16 +50,19 @@ class ExportReport:
     """What one call of `export` did."""
 
     out: Path
+    card: Path
     script: Path | None
     nbytes: int
     facts: ModelFacts
     proof: tuple[SizeAgreement, ...]
     found: Agreement  # over all sizes
     images: str  # what the proof ran on
+    int8: Int8Report | None  # where that was asked for; the proof is of the float file
 
     def to_json(self) -> dict[str, Any]:
         return {
             "out": str(self.out),
+            "card": str(self.card),
             "script": self.script and str(self.script),
             "bytes": self.nbytes,
             "outputs": self.facts.outputs,
@@ -66,6 +72,7 @@ class ExportReport:
             "pad_multiple": self.facts.pad_multiple,
             "images": self.images,
             "proof": self.found.to_json(),
+            "int8": self.int8 and self.int8.to_json(),
             "sizes": [row.to_json() for row in self.proof],
         }
 
@@ -91,8 +98,12 @@ def export(
     detector: nn.Module | None = None,
     backbone: FrozenBackbone | None = None,
     with_script: bool = False,
+    int8: bool = False,
+    most_ap_lost: float = MOST_AP_LOST,
 ) -> ExportReport:
     """Write a run as ONNX, after the file has found in images what torch finds in them.
+
+    A model card is written beside it, `out` with the ending .md.
 
     Args:
         run: folder of the run; its best weights are taken.
@@ -105,43 +116,103 @@ def export(
         detector: what the run trained, where that was an object.
         backbone: what the store was extracted with, where that was an object.
         with_script: also write `out` with the ending .py, which needs no cachedet.
+        int8: quantise the file after the proof, with ranges from up to 64 images of `proof`.
+        most_ap_lost: by int8, in points of 100, where `proof` has annotations.
 
     Raises:
-        ExportError: a package is missing, torch cannot write the graph, or the file differs.
+        ExportError: a package is missing, torch cannot write the graph, the file differs, or int8
+            loses more AP.
         CheckpointError: no such run.
         BackboneError: the run's backbone cannot be had, or has other weights now.
         InputError: a file in `out` that another made, or a place that belongs to something else.
+
+    Example:
+        >>> report = cachedet.export("runs/first", out="model.onnx")
+        >>> report.found.box_px, report.nbytes
     """
     require_packages()
     run, out, proof = Path(run), Path(out), proof or ProofImages()
+    card = out.with_suffix(".md")
     checkpoint = load_checkpoint(RunFolder.open(run).best)
-    _require_place(out, run=run, images=proof.folder)
+    _require_place(out, run=run, images=proof.folder, int8=int8)
+    require_file(card, kind=Kind.CARD)
     script = _plan_script(out, outputs) if with_script else None
     samples, described = _read_images(proof, checkpoint)
     joined = join_run(run, weights=weights, device="cpu", detector=detector, backbone=backbone)
     content, facts = _write(joined, checkpoint, outputs=outputs, preprocess=preprocess)
     model = ExportedModel(content, where=str(out))
-    with StageProgress("prove", total=len(samples), unit="images") as progress:
-        rows = prove(model, partial(_detect, joined), samples)
-        progress.advance(len(samples))
+    rows = _prove(model, joined, samples)
     found = total(rows)
     found.require(tolerance or Tolerance())
+    int8_report = None
+    if int8:
+        content, facts, int8_report = _quantise(content, model, proof, checkpoint, out=out)
+        int8_report.require(most_ap_lost)
     write_file(out, content, kind=Kind.MODEL)
+    told = _tell(joined, run=run, step=checkpoint.step, out=out, proof=(found, described))
+    _write_card(card, replace(told, int8=int8_report), facts)
     if script is not None:
         write_file(script, _SCRIPT.read_bytes(), kind=Kind.SCRIPT)
     return ExportReport(
         out=out,
+        card=card,
         script=script,
         nbytes=len(content),
         facts=facts,
         proof=tuple(rows),
         found=found,
         images=described,
+        int8=int8_report,
     )
 
 
-def _require_place(out: Path, *, run: Path, images: Path | None) -> None:
+def _prove(
+    model: ExportedModel, joined: JoinedRun, samples: Sequence[NDArray[np.uint8]]
+) -> list[SizeAgreement]:
+    with StageProgress("prove", total=len(samples), unit="images") as progress:
+        rows = prove(model, partial(_detect, joined), samples)
+        progress.advance(len(samples))
+    return rows
+
+
+def _write_card(path: Path, told: CardFacts, facts: ModelFacts) -> None:
+    content = make_card(told, facts, written=date.today().isoformat())
+    write_file(path, content, kind=Kind.CARD)
+
+
+def _quantise(
+    content: bytes, model: ExportedModel, proof: ProofImages, checkpoint: Checkpoint, *, out: Path
+) -> tuple[bytes, ModelFacts, Int8Report]:
+    pixels, _ = _read_images(replace(proof, most=MOST_CALIBRATION_IMAGES), checkpoint)
+    truth = None
+    if proof.folder is not None and proof.annotations is not None:
+        truth = Truth(images=proof.folder, annotations=proof.annotations)
+    return make_int8(content, model, pixels=pixels, truth=truth, where=str(out))
+
+
+def _tell(
+    joined: JoinedRun, *, run: Path, step: int, out: Path, proof: tuple[Agreement, str]
+) -> CardFacts:
+    """What the card says beyond the file's own facts, once the file is written."""
+    from cachedet.backbone.licences import licence_of
+
+    folder, backbone, network = RunFolder(run), joined.backbone, joined.manifest.network
+    return CardFacts(
+        file=out.name,
+        nbytes=out.stat().st_size,
+        finest_stride=min(level.stride for level in network if level.name in joined.levels),
+        licence=licence_of(backbone.name, weights=backbone.weights),
+        proof=proof[0],
+        proven_on=proof[1],
+        training=read_training(folder),
+        scores=KnownScores.read(folder, step=step),
+    )
+
+
+def _require_place(out: Path, *, run: Path, images: Path | None, int8: bool) -> None:
     """Raises InputError where `out` may not be written, is in the run, or among the images."""
+    if int8 and images is None:
+        raise InputError("--int8 takes the ranges of numbers from images: give a folder, --images")
     require_file(out, kind=Kind.MODEL)
     target = Path(os.path.realpath(out)).parent
     named = {"the run": run, "the folder of images": images}
@@ -158,7 +229,13 @@ def _plan_script(out: Path, outputs: Outputs) -> Path:
     if outputs != "detections":
         raise InputError("--with-script writes what the file detects: give --outputs detections")
     script = out.with_suffix(".py")
+    if script == out:
+        raise InputError(f"--with-script writes {script}, which is --out: choose another --out")
     require_file(script, kind=Kind.SCRIPT)
+    if script.exists() and script.read_bytes() != _SCRIPT.read_bytes():
+        raise InputError(
+            f"{script} was changed since `export` wrote it: move it away, or choose another --out"
+        )
     return script
 
 
@@ -235,15 +312,14 @@ def _read_images(proof: ProofImages, checkpoint: Checkpoint) -> tuple[list[NDArr
         files = images_in(proof.folder)
     else:
         dataset = read_dataset(annotations=proof.annotations, images=proof.folder)
-        require_classes(
-            checkpoint.categories, dataset.annotations.categories, where=proof.annotations
-        )
         files = [dataset.path_of(row) for row in range(len(dataset.annotations))]
     if not files:
         raise InputError(f"there is no image in {proof.folder}")
     steps = max(1, -(-len(files) // proof.most))  # spread over the folder
     taken = files[::steps]
-    return [decode_image(file) for file in taken], f"{len(taken)} images of {proof.folder}"
+    return [
+        decode_image(file) for file in taken
+    ], f"{len(taken)} images of the folder {proof.folder.name}"
 
 
 def generated_images(image_size: int) -> list[NDArray[np.uint8]]:

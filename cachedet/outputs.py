@@ -35,6 +35,7 @@ CROP_COMMENT = b"cut out by cachedet"
 YAML_COMMENT = "# classes of labels/, written by cachedet, which replaces it when it is asked to"
 COCO_IMAGES_DESCRIPTION = "Images of `cachedet predict`, of coco_results.json beside it"
 TABLE_COLUMNS = ("file", "frame", "time", "name", "category_id", "score", "x1", "y1", "x2", "y2")
+CARD_COMMENT = b"<!-- written by `cachedet export`, which replaces it when it is asked to -->"
 MARKDOWN_COMMENT = b"<!-- written by cachedet, which replaces it when it is asked to -->"
 _PNG_COMMENT = rb"\A\x89PNG\r\n\x1a\n.{4}IHDR.{17}.{4}tEXtComment\x00"
 _URL = re.compile(r"[A-Za-z][\w+.-]+:/")
@@ -102,6 +103,10 @@ class Kind(Enum):
         rb"\}\s*\]\s*\}\s*\Z",
     )
     MODEL = ("a model of `export`", rb"\A\x08.\x12\x08cachedet")  # an ONNX file names its maker
+    CARD = (
+        "a model card of `export`",
+        rb"\A" + CARD_COMMENT + rb"\n.*\nWritten \d{4}-\d\d-\d\d by cachedet \S+\.\s*\Z",
+    )
     SCRIPT = (
         "a script of `export`",
         rb'\A"""Detect in images with a model of `cachedet export`: .*\n    main\(\)\s*\Z',

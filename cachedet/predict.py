@@ -97,13 +97,13 @@ def predict(
         drawings, crops: whether images are drawn, and boxes cut out; without either, large photos
             are read several times as fast.
         batch_size, workers: images per forward, and threads that decode; 0: as suits the machine.
-        device: "auto", "cpu", "cuda", ...
-        detector, backbone: what was trained, and extracted with, where that was an object.
+        device, detector, backbone: "auto", "cpu", ...; what was trained, and extracted with, where
+            that was an object.
 
     Raises:
         CheckpointError, BackboneError: no such run, or weights that do not fit.
         ConfigError: a number out of range.
-        ExportError: a model that `export` did not write, or no onnxruntime.
+        ExportError: a model not of `export`, or no onnxruntime.
         InputError: neither a run nor a model, or both; a view that files cannot have, no images,
             a class that the run does not know, or a file in `out` that another made.
         UnwrittenError: the disk refused in the middle; it holds what was found so far.
@@ -127,11 +127,9 @@ def predict(
             detector=detector, backbone=backbone,
         )  # fmt: skip
     else:
-        of_a_run = {
-            "--views": views != EVAL_VIEW, "--iou": iou is not None, "--weights": weights != "auto",
-            "--device": device not in ("auto", "cpu"),
-        }  # fmt: skip
-        image_detector = _open_model(run, model, [name for name, on in of_a_run.items() if on])
+        image_detector = _open_model(
+            run, model, views=views, iou=iou, weights=weights, device=device
+        )
     selection.require_known(image_detector.categories)
     prediction = _Prediction(image_detector, selection, plan, files=files, every=every)
     return prediction.run(
@@ -141,14 +139,25 @@ def predict(
 
 
 def _open_model(
-    run: Path | str | None, model: Path | str | None, of_a_run: Sequence[str]
+    run: Path | str | None,
+    model: Path | str | None,
+    *,
+    views: str,
+    iou: float | None,
+    weights: str,
+    device: str,
 ) -> ImageDetector:
     """Raises InputError where it is not clear what shall detect, ExportError."""
+    of_a_run = {
+        "--views": views != EVAL_VIEW, "--iou": iou is not None, "--weights": weights != "auto",
+        "--device": device not in ("auto", "cpu"),
+    }  # fmt: skip
+    given = [name for name, is_given in of_a_run.items() if is_given]
     if run is not None or model is None:
         raise InputError("predict expects a run or --model, a file of `export`: one of the two")
-    if of_a_run:
+    if given:
         raise InputError(
-            f"{' and '.join(of_a_run)} cannot be used with --model: an exported model has its "
+            f"{' and '.join(given)} cannot be used with --model: an exported model has its "
             "weights, looks at each image once, suppresses as it was exported and runs on the CPU"
         )
     return model_on_images(ExportedModel.open(Path(model)))

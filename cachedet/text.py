@@ -19,6 +19,7 @@ _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
     "\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
 )
+_MARKDOWN_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&!])")
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _GAP = "\N{HORIZONTAL ELLIPSIS}"
 
@@ -33,6 +34,11 @@ def printable(text: object, *, keep: str = "") -> str:
         'a\\\\nb\\\\x1b[31m'
     """
     return _HIDDEN.sub(lambda match: _escape(match[0], keep), str(text))
+
+
+def escape_markdown(text: str) -> str:
+    """Plain text that Markdown and the HTML in it show as it is, on one line."""
+    return _MARKDOWN_SPECIAL.sub(r"\\\1", printable(" ".join(text.split())))
 
 
 def as_ascii(character: str) -> str:

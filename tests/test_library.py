@@ -43,11 +43,12 @@ def test_public_names_explain_themselves(name: str) -> None:
 def test_verbs_stay_functions_once_their_modules_are_loaded() -> None:
     import cachedet.convert
     import cachedet.evaluate
+    import cachedet.export
     import cachedet.extract
     import cachedet.predict
     import cachedet.train
 
-    for name in ("train", "convert", "extract", "evaluate", "predict"):
+    for name in ("train", "convert", "extract", "evaluate", "export", "predict"):
         assert inspect.isfunction(getattr(cachedet, name)), name
 
 

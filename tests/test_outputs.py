@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from cachedet import export
+import cachedet
 from cachedet.errors import InputError, StoreError
 from cachedet.outputs import (
+    CARD_COMMENT,
     COCO_IMAGES_DESCRIPTION,
     CROP_COMMENT,
     DRAWING_COMMENT,
@@ -88,10 +89,8 @@ OURS = {
     Kind.SHEET: png(Comment=SHEET_COMMENT.decode()),
     Kind.ANNOTATIONS: as_json(ANNOTATIONS),
     Kind.MODEL: b"\x08\x0a\x12\x08cachedet\x1a\x050.1.0",
-    Kind.SCRIPT: Path(export.__file__)
-    .with_name("exporting")
-    .joinpath("standalone.py")
-    .read_bytes(),
+    Kind.CARD: CARD_COMMENT + b"\n\n# model\n\nWritten 2026-11-29 by cachedet 0.1.0.\n",
+    Kind.SCRIPT: (Path(cachedet.__file__).parent / "exporting" / "standalone.py").read_bytes(),
     Kind.FORECAST: as_json(FORECAST),
 }
 THEIRS = {
@@ -109,6 +108,7 @@ THEIRS = {
     "mine.json": as_json({**ANNOTATIONS, "info": {"description": "from `cachedet convert`"}}),
     "plan.json": as_json({**FORECAST, "mine": 1}),
     "table.json": as_json({"store": {"backbone": "mine"}, "version": "2"}),
+    "card.md": b"# Mine\n\n" + OURS[Kind.CARD],
     "empty": b"",
     "yolo.txt": b"0 0.500000 0.500000 1.000000 0.250000\n",
     "ultralytics.txt": b"0 0.5 0.5 1 0.25 0.9\n0 0.512345 0.512345 0.512345 0.512345 0.912345\n",

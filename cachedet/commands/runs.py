@@ -248,17 +248,29 @@ def export(
     most_images: Annotated[int, typer.Option(min=1, help="Of the folder.")] = 24,
     tolerance_px: Annotated[float, typer.Option(min=0, help="Of boxes.")] = 0.01,
     tolerance_score: Annotated[float, typer.Option(min=0, help="Of scores and masks.")] = 1e-4,
+    tolerance_changed: Annotated[
+        float, typer.Option(min=0, help="Share of detections that only one of both finds.")
+    ] = 0.02,
     with_script: Annotated[
         bool, typer.Option("--with-script", help="Also a .py beside it that needs no cachedet.")
     ] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Quantise it, with ranges from up to 64 of --images.")
+    ] = False,
+    most_ap_lost: Annotated[
+        float | None,
+        typer.Option(min=0, help="By --int8 on --annotations, in points (default: 0.5)."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write backbone and heads as one ONNX file, proven to find what the run finds."""
-    from cachedet.export import ProofImages
+    """Write backbone and heads as one ONNX file, proven to find what the run finds, and a card."""
+    from cachedet.export import MOST_AP_LOST, ProofImages
     from cachedet.export import export as run_export
     from cachedet.exporting.agreement import Tolerance
     from cachedet.exporting.detection_graph import parse_outputs, parse_preprocess
 
+    if most_ap_lost is not None and (not int8 or annotations is None):
+        raise InputError("--most-ap-lost needs --int8, and --annotations to measure AP on")
     report = run_export(
         run,
         out=out,
@@ -266,14 +278,19 @@ def export(
         preprocess=parse_preprocess(preprocess),
         weights=weights,
         proof=ProofImages(folder=images, annotations=annotations, most=most_images),
-        tolerance=Tolerance(box_px=tolerance_px, score=tolerance_score),
+        tolerance=Tolerance(box_px=tolerance_px, score=tolerance_score, changed=tolerance_changed),
         with_script=with_script,
+        int8=int8,
+        most_ap_lost=MOST_AP_LOST if most_ap_lost is None else most_ap_lost,
     )
     if as_json:
         print_json(report.to_json())
         return
     print_agreement(report.proof, report.found, of=report.images)
+    if report.int8 is not None:
+        say(f"int8: {report.int8.in_words()}")
     say(report.out)
+    say(report.card)
     if report.script is not None:
         say(report.script)
 

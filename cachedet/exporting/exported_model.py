@@ -25,7 +25,7 @@ from cachedet.exporting.model_facts import KEY, ModelFacts
 from cachedet.exporting.onnx_file import require_packages
 from cachedet.structures import CategoryMap, Detections, Preprocessing, SizeHW
 
-_BASE = parse_views("base")[0]
+BASE = parse_views("base")[0]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,7 +78,7 @@ class ExportedModel:
 
     def of_image(self, image: DecodedImage, *, image_id: int = 0) -> Detections:
         """The same of an image as it was decoded for the base view."""
-        geometry = self.geometry(image.image_hw, _BASE)
+        geometry = self.geometry(image.image_hw, BASE)
         inputs = stack([image.pixels], [geometry], self.facts)
         found = self.detect(inputs, image_ids=[image_id])[0]
         return geometry.detections_to_image(found)

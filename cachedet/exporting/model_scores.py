@@ -26,7 +26,7 @@ _LISTED = 5  # bad images in one message
 
 
 def score_model(
-    model: Path,
+    model: Path | ExportedModel,
     *,
     images: Path,
     annotations: Path,  # of any format that `extract` takes
@@ -46,7 +46,7 @@ def score_model(
     """
     require_resamples(resamples, comparing=against is not None)
     check_edges(edges)
-    exported = ExportedModel.open(model)
+    exported = model if isinstance(model, ExportedModel) else ExportedModel.open(model)
     dataset = read_dataset(annotations=annotations, images=images, choose=choose)
     truth, notes = _in_classes_of(exported, dataset.annotations, where=annotations)
     federated = None

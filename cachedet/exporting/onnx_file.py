@@ -136,15 +136,8 @@ def _translations() -> dict[Any, Any]:
 
 
 def _finish(model: Any, shapes: Mapping[str, Sequence[str | int]]) -> bytes:
-    """Name the maker and the sides; guesses about sides inside mislead runtimes."""
-    from cachedet.version import __version__
-
-    model.producer_name, model.producer_version = "cachedet", __version__
-    model.ir_version = min(model.ir_version, _IR_VERSION)
-    del model.graph.value_info[:], model.metadata_props[:]
-    for node in model.graph.node:
-        del node.metadata_props[:]  # of each: where in the source it came from, on this machine
-        node.doc_string = ""
+    """Name the maker and the sides."""
+    _strip(model)
     for value in (*model.graph.input, *model.graph.output):
         del value.type.tensor_type.shape.dim[:]
         for size in shapes[value.name]:
@@ -155,6 +148,35 @@ def _finish(model: Any, shapes: Mapping[str, Sequence[str | int]]) -> bytes:
                 dim.dim_value = size
     content: bytes = model.SerializeToString()
     return content
+
+
+def _strip(model: Any) -> None:
+    """Name the maker, and leave nothing that others noted in the graph.
+
+    Guesses about sides inside mislead runtimes.
+    """
+    from cachedet.version import __version__
+
+    model.producer_name, model.producer_version = "cachedet", __version__
+    model.ir_version = min(model.ir_version, _IR_VERSION)
+    del model.graph.value_info[:], model.metadata_props[:]
+    domains = {node.domain for node in model.graph.node}
+    opsets = [each for each in model.opset_import if each.domain in domains]
+    del model.opset_import[:]
+    model.opset_import.extend(opsets)
+    for node in model.graph.node:
+        del node.metadata_props[:]  # of each: where in the source it came from, on this machine
+        node.doc_string = ""
+
+
+def strip(content: bytes) -> bytes:
+    """What another program made of a file of ours as such a file, without metadata."""
+    import onnx
+
+    model = onnx.load_model_from_string(content)
+    _strip(model)
+    stripped: bytes = model.SerializeToString()
+    return stripped
 
 
 def add_metadata(content: bytes, values: Mapping[str, str]) -> bytes:

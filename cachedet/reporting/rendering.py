@@ -21,9 +21,7 @@ from cachedet.outputs import MARKDOWN_COMMENT
 from cachedet.reporting.content import Report, Row, Section, Table
 from cachedet.reporting.curve_sections import PRECISION_CHART, ClassPaths
 from cachedet.reporting.image_sheet import Sheet
-from cachedet.text import printable
-
-_MARKDOWN_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&!])")
+from cachedet.text import escape_markdown, printable
 
 
 def render_page(report: Report, *, curves: Sequence[ClassPaths], sheet: Sheet | None) -> str:
@@ -65,17 +63,12 @@ def _sheet_data(sheet: Sheet) -> dict[str, Any]:
 
 def render_markdown(report: Report) -> str:
     """The tables and sentences of a page; everything that came from outside is escaped."""
-    title = f"{MARKDOWN_COMMENT.decode()}\n\n# {escape(report.title)}"
-    parts = [title, escape(report.standfirst)]
+    title = f"{MARKDOWN_COMMENT.decode()}\n\n# {escape_markdown(report.title)}"
+    parts = [title, escape_markdown(report.standfirst)]
     for section in (*report.sections, *report.last):
         parts += _section(section)
-    parts.append(f"Written {report.written} by cachedet {escape(report.version)}.")
+    parts.append(f"Written {report.written} by cachedet {escape_markdown(report.version)}.")
     return "\n\n".join(parts) + "\n"
-
-
-def escape(text: str) -> str:
-    """Plain text that Markdown and the HTML in it show as it is, on one line."""
-    return _MARKDOWN_SPECIAL.sub(r"\\\1", printable(" ".join(text.split())))
 
 
 def _visible(value: object) -> object:
@@ -90,16 +83,16 @@ def _read(name: str) -> str:
 
 
 def _section(section: Section) -> list[str]:
-    parts = [f"## {escape(section.title)}"]
-    parts += [escape(lead) for lead in section.leads]
+    parts = [f"## {escape_markdown(section.title)}"]
+    parts += [escape_markdown(lead) for lead in section.leads]
     parts += [_table(table) for table in section.tables]
     for fold in section.folds:
-        parts.append(f"### {escape(fold.title)}")
+        parts.append(f"### {escape_markdown(fold.title)}")
         if fold.table is not None:
             parts.append(_table(fold.table))
         if fold.text is not None:
             parts.append(_block(fold.text))
-    return parts + [escape(note) for note in section.notes]
+    return parts + [escape_markdown(note) for note in section.notes]
 
 
 def _table(table: Table) -> str:
@@ -109,7 +102,7 @@ def _table(table: Table) -> str:
         "|" + "|".join([":--", *(align for _ in table.columns)]) + "|",
         *(_line(_texts(row, table)) for row in table.rows),
     ]
-    return escape(table.caption) + "\n\n" + "\n".join(lines)
+    return escape_markdown(table.caption) + "\n\n" + "\n".join(lines)
 
 
 def _texts(row: Row, table: Table) -> list[str]:
@@ -120,7 +113,7 @@ def _texts(row: Row, table: Table) -> list[str]:
 
 
 def _line(texts: Sequence[str]) -> str:
-    return "| " + " | ".join(map(escape, texts)) + " |"
+    return "| " + " | ".join(map(escape_markdown, texts)) + " |"
 
 
 def _block(text: str) -> str:

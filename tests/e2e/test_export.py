@@ -15,6 +15,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+import cachedet.exporting
 from cachedet.cli import app
 from cachedet.config.run import ClassChoice, EvalConfig, TrainConfig
 from cachedet.data.images import decode_image
@@ -75,6 +76,17 @@ def test_the_file_says_what_it_is(model: Path, run: Path) -> None:
     assert facts.provenance["backbone"] == "test_resnet"
     assert facts.provenance["config"]["detector"]["kind"] == "retinanet"
     assert len(facts.provenance["store_fingerprint"]) == 64
+
+
+def test_a_card_lies_beside_it(model: Path) -> None:
+    card = model.with_suffix(".md").read_text()
+    assert "# model.onnx" in card
+    assert "Trained on 8 images with " in card
+    assert "boxes differ by up to " in card
+    assert "on 4 images of the folder " in card
+    assert str(model.parent) not in card
+    for name in ExportedModel.open(model).categories.names:
+        assert f"| {name} |" in card
 
 
 def test_it_detects_what_predict_detects(model: Path, run: Path, tiny: Any, tmp_path: Path) -> None:
@@ -139,6 +151,26 @@ def test_its_scores_are_those_of_the_run(model: Path, run: Path, tiny: Any, tmp_
     result = CliRunner().invoke(app, [*words, "--annotations", str(tiny.paths.val)])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["ap"] == pytest.approx(of_run.ap, abs=1e-4)
+
+
+def test_int8(run: Path, tiny: Any, tmp_path: Path) -> None:
+    out = tmp_path / "int8.onnx"
+    words = [
+        "export", str(run), "--out", str(out), "--weights", str(tiny.weights), "--int8",
+        "--images", str(tiny.paths.images), "--annotations", str(tiny.paths.val), "--json",
+        "--most-ap-lost", "100",
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["proof"]["box_px"] < 0.01  # of the float file
+    assert report["int8"]["images"] == 4
+    assert report["int8"]["layers"] > 10
+    analysis = score_model(out, images=tiny.paths.images, annotations=tiny.paths.val)
+    assert report["int8"]["ap"] == pytest.approx(analysis.scores.ap, abs=1e-6)
+    assert "this file is int8. AP " in out.with_suffix(".md").read_text()
+    alone = tmp_path / "alone.onnx"
+    refused(run, InputError, "give a folder, --images", out=alone, int8=True)
 
 
 def test_sides_that_are_no_multiples_are_refused(model: Path) -> None:
@@ -233,6 +265,12 @@ def test_places_that_belong_to_others(run: Path, tiny: Any, tmp_path: Path) -> N
     refused(run, InputError, "give --outputs detections", out=tmp_path / "r.onnx", **raw)
     (tmp_path / "s.py").write_text("mine")
     refused(run, InputError, "not a script of", out=tmp_path / "s.onnx", with_script=True)
+    refused(run, InputError, "which is --out", out=tmp_path / "m.py", with_script=True)
+    script = Path(cachedet.exporting.__file__).with_name("standalone.py").read_text()
+    (tmp_path / "e.py").write_text(script.replace("min_score", "least_score"))
+    refused(run, InputError, "was changed since", out=tmp_path / "e.onnx", with_script=True)
+    (tmp_path / "c.md").write_text("# Mine")
+    refused(run, InputError, "is not a model card of `export`", out=tmp_path / "c.onnx")
     alone = ProofImages(annotations=tiny.paths.val)
     refused(run, InputError, "give it with --images", out=tmp_path / "n.onnx", proof=alone)
 
@@ -246,7 +284,7 @@ def test_a_file_that_differs_is_not_left(run: Path, tiny: Any, model: Path, tmp_
     shutil.copy(model, out)
     proof = ProofImages(folder=tiny.paths.images, annotations=tiny.paths.val)
     exact = Tolerance(box_px=0.0, score=0.0)
-    message = r"differs from torch: boxes by up to .* nothing was written\. Widen --tolerance-px"
+    message = r"differs from torch: boxes by up to .* \(--tolerance-px .* nothing was written"
     refused(
         run, ExportError, message, out=out, proof=proof, tolerance=exact, weights=str(tiny.weights)
     )
@@ -257,6 +295,7 @@ def test_a_file_that_differs_is_not_left(run: Path, tiny: Any, model: Path, tmp_
     [
         (["export", "r", "--out", "m.onnx", "--outputs", "all"], "--outputs expects raw or"),
         (["export", "r", "--out", "m.onnx", "--preprocess", "no"], "--preprocess expects inside"),
+        (["export", "r", "--out", "m.onnx", "--most-ap-lost", "1"], "--most-ap-lost needs --int8"),
         (["eval", "--model", "m.onnx"], "--model needs --images and --annotations"),
         (["eval", "r", "--model", "m.onnx"], "got both the run r and --model m.onnx"),
         (["eval", "--model", "m", "--store", "s"], "--store cannot be used with --model"),

@@ -7,17 +7,18 @@ from typing import Any
 import pytest
 
 from cachedet.reporting.content import Fold, Report, Section
-from cachedet.reporting.rendering import escape, render_markdown
+from cachedet.reporting.rendering import render_markdown
+from cachedet.text import escape_markdown
 
 HOSTILE = '<script>alert("x")</script> | `a` *b* [c](d) &lt;'
 
 
 def test_what_came_from_outside_stays_text() -> None:
-    escaped = escape(HOSTILE)
+    escaped = escape_markdown(HOSTILE)
     for special in "<>|`*[]&":
         assert escaped.count("\\" + special) == HOSTILE.count(special)
-    assert escape("a\x1b[31m\udce9") == r"a\\x1b\[31m\\xe9"
-    assert escape("two\nlines | # no heading") == r"two lines \| \# no heading"
+    assert escape_markdown("a\x1b[31m\udce9") == r"a\\x1b\[31m\\xe9"
+    assert escape_markdown("two\nlines | # no heading") == r"two lines \| \# no heading"
 
 
 def test_tables_have_as_many_cells_in_every_line(kit: Any, two_runs: Any) -> None:

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cachedet.errors import ExportError
+from cachedet.export import generated_images
+from cachedet.exporting.int8 import Int8Report, choose_nodes, find_layers, make_int8, quantise
+from cachedet.exporting.onnx_file import OPSET
+
+onnx = pytest.importorskip("onnx")
+
+REPORT = Int8Report(
+    images=8, layers=80, float_layers=11, float_nbytes=13_800_000, nbytes=5_000_000, sure=50,
+    kept=49, milliseconds=31.6, float_milliseconds=48.1, ap=0.365, float_ap=0.372,
+)  # fmt: skip
+
+
+def test_a_detector_in_int8(kit: Any) -> None:
+    """RoIAlign, suppression and the last layers stay float; what is between layers does not."""
+    exported = kit.export(kit.graph("faster_rcnn"))
+    handlers = [*logging.root.handlers]
+    content, facts, report = make_int8(
+        exported.content, exported.model, pixels=generated_images(128)[:4], truth=None, where="it"
+    )
+    assert logging.root.handlers == handlers
+    assert report.layers > 10
+    assert report.float_layers >= 4  # of the proposals and of the boxes, scores and deltas each
+    assert report.nbytes == len(content) < report.float_nbytes
+    assert report.images == 4
+    assert report.kept <= report.sure
+    assert report.ap is None
+    assert facts.provenance["int8"] == {"calibration_images": 4}
+    model = onnx.load_model_from_string(content)
+    assert {node.domain for node in model.graph.node} == {""}  # nothing custom
+    assert [(each.domain, each.version) for each in model.opset_import] == [("", OPSET)]
+    assert model.producer_name == "cachedet"
+    assert [entry.key for entry in model.metadata_props] == ["cachedet"]
+    onnx.checker.check_model(model)
+
+
+def small_graph() -> Any:
+    """Two layers with an activation between them, boxes behind, and a third layer of its own."""
+    make = onnx.helper.make_node
+    nodes = [
+        make("Conv", ["x", "w"], ["a"], name="first"),
+        make("Relu", ["a"], ["b"], name="between"),
+        make("Conv", ["b", "w"], ["c"], name="second"),
+        make("Add", ["c", "c"], ["d"], name="boxes"),
+        make("TopK", ["d", "k"], ["e", "rows"], name="best"),
+        make("Gather", ["b", "rows"], ["f"], name="taken"),
+        make("MatMul", ["f", "w"], ["g"], name="third"),
+        make("MatMul", ["g", "g"], ["h"], name="attention"),
+    ]
+    weights = onnx.numpy_helper.from_array(np.zeros((1, 1, 1, 1), np.float32), "w")
+    return onnx.helper.make_graph(nodes, "small", [], [], initializer=[weights])
+
+
+def test_last_layers_and_boxes_stay_float() -> None:
+    graph = small_graph()
+    assert find_layers(graph) == {"first", "second", "third"}
+    assert choose_nodes(graph) == {"first", "between"}
+
+
+def test_what_cannot_be_quantised_is_said(kit: Any) -> None:
+    exported = kit.export(kit.graph("retinanet", outputs="raw"))
+    with pytest.raises(ExportError, match=r"cannot quantise this detector .*without --int8"):
+        quantise(exported.content, [])  # no image, so no range
+    nothing = onnx.load_model_from_string(exported.content)
+    del nothing.graph.node[:], nothing.graph.output[:]
+    nothing.graph.node.append(onnx.helper.make_node("Identity", ["sizes_hw"], ["same"]))
+    nothing.graph.output.append(
+        onnx.helper.make_tensor_value_info("same", onnx.TensorProto.INT64, ["batch", 2])
+    )
+    with pytest.raises(ExportError, match="finds nothing to quantise"):
+        quantise(nothing.SerializeToString(), [])
+
+
+def test_a_loss_of_ap_is_refused() -> None:
+    assert REPORT.ap_lost == pytest.approx(0.7)
+    REPORT.require(0.8)
+    with pytest.raises(ExportError, match=r"loses 0\.70 points of AP \(37\.20 in float, 36\.50"):
+        REPORT.require(0.5)
+    replace(REPORT, ap=None).require(0.0)
+
+
+def test_it_is_told_in_words() -> None:
+    text = REPORT.in_words()
+    assert text.startswith("AP 0.365, 0.372 in float. 80 of 91 layers are int8, their ranges from")
+    assert "with scores of 0.3 or more it finds 49. An image takes 32 ms, 48 ms in float;" in text
+    assert "AP was not measured" in replace(REPORT, ap=None).in_words()
