@@ -101,8 +101,7 @@ def predict(
             that was an object.
 
     Raises:
-        CheckpointError, BackboneError: no such run, or weights that do not fit.
-        ConfigError: a number out of range.
+        CheckpointError, BackboneError, ConfigError: no such run, other weights, a wrong number.
         ExportError: a model not of `export`, or no onnxruntime.
         InputError: neither a run nor a model, or both; a view that files cannot have, no images,
             a class that the run does not know, or a file in `out` that another made.
