@@ -132,10 +132,9 @@ def export(
     """
     require_packages()
     run, out, proof = Path(run), Path(out), proof or ProofImages()
-    card = out.with_suffix(".md")
+    card = _beside(out, ".md", kind=Kind.CARD)
     checkpoint = load_checkpoint(RunFolder.open(run).best)
     _require_place(out, run=run, images=proof.folder, int8=int8)
-    require_file(card, kind=Kind.CARD)
     script = _plan_script(out, outputs) if with_script else None
     samples, described = _read_images(proof, checkpoint)
     joined = join_run(run, weights=weights, device="cpu", detector=detector, backbone=backbone)
@@ -224,14 +223,22 @@ def _require_place(out: Path, *, run: Path, images: Path | None, int8: bool) -> 
             )
 
 
+def _beside(out: Path, ending: str, *, kind: Kind) -> Path:
+    """The file of this ending beside the model. Raises InputError where it may not be written."""
+    path = out.with_suffix(ending)
+    if path == out:
+        raise InputError(
+            f"export writes {path} beside the model, which is --out: choose another --out"
+        )
+    require_file(path, kind=kind)
+    return path
+
+
 def _plan_script(out: Path, outputs: Outputs) -> Path:
     """Raises InputError where it cannot be written, or what it would run finds nothing itself."""
     if outputs != "detections":
         raise InputError("--with-script writes what the file detects: give --outputs detections")
-    script = out.with_suffix(".py")
-    if script == out:
-        raise InputError(f"--with-script writes {script}, which is --out: choose another --out")
-    require_file(script, kind=Kind.SCRIPT)
+    script = _beside(out, ".py", kind=Kind.SCRIPT)
     if script.exists() and script.read_bytes() != _SCRIPT.read_bytes():
         raise InputError(
             f"{script} was changed since `export` wrote it: move it away, or choose another --out"

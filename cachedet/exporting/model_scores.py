@@ -14,12 +14,12 @@ from cachedet.device import default_workers
 from cachedet.errors import BadImageError, ExportError
 from cachedet.evaluation.analysis import Analysis, analyse, require_resamples
 from cachedet.evaluation.detection_table import has_masks, read_results, tabulate
-from cachedet.evaluation.files import labels_in, note_unknown, read_counts
+from cachedet.evaluation.files import labels_in, note_unknown, read_counts, require_separate
 from cachedet.evaluation.lvis import read_federated
 from cachedet.evaluation.strata import DEFAULT_EDGES, check_edges
 from cachedet.exporting.exported_model import ExportedModel
 from cachedet.progress import StageProgress
-from cachedet.structures import Annotations, CategoryMap, Detections
+from cachedet.structures import Annotations, Detections
 
 _KEPT_NBYTES = 512 << 20  # of images between their check and the model
 _LISTED = 5  # bad images in one message
@@ -46,32 +46,25 @@ def score_model(
     """
     require_resamples(resamples, comparing=against is not None)
     check_edges(edges)
+    require_separate(choose, lvis=lvis)
     exported = model if isinstance(model, ExportedModel) else ExportedModel.open(model)
     dataset = read_dataset(annotations=annotations, images=images, choose=choose)
     truth, notes = _in_classes_of(exported, dataset.annotations, where=annotations)
     federated = None
     if lvis:
-        federated = read_federated(read_sections(annotations).content, truth, where=annotations)
+        content = read_sections(annotations, choose=choose).content
+        federated = read_federated(content, truth, where=annotations)
     detections = _detect(exported, dataset)
     return analyse(
         truth,
         tabulate(truth, detections, with_masks=has_masks(detections)),
         federated=federated,
         other=None if against is None else read_results(against, truth, option="--against"),
-        counts=None if training is None else read_counts(training, truth.categories),
+        counts=None if training is None else read_counts(training, truth.categories, choose=choose),
         edges=edges,
         resamples=resamples,
         notes=[*notes, *(f"{annotations}: {note}" for note in dataset.notes)],
     )
-
-
-def require_classes(ours: CategoryMap, theirs: CategoryMap, *, where: Path) -> None:
-    """Raises ExportError where the classes of annotations are not those of the model."""
-    if ours != theirs:
-        raise ExportError(
-            f"{where} has other classes than the model: "
-            f"{theirs.unlike(ours, where='in the model')}; give the data set it was trained for"
-        )
 
 
 def _in_classes_of(
@@ -84,8 +77,10 @@ def _in_classes_of(
     ours, theirs = model.categories, described.categories
     labels = labels_in(ours, theirs) or labels_in(ours, theirs, by_name=True)
     if labels is None:
-        require_classes(ours, theirs, where=where)
-        return described, ()
+        raise ExportError(
+            f"{where} has other classes than the model: "
+            f"{theirs.unlike(ours, where='in the model')}; give the data set it was trained for"
+        )
     return described.with_classes(ours, labels), note_unknown(theirs, labels, str(where))
 
 

@@ -85,17 +85,10 @@ class ImageDetector:
     merging: Merging
     views: Sequence[View] = _BASE  # of an image; their detections are merged as `detect_store` does
 
-    def __call__(
-        self,
-        pixels: NDArray[np.uint8],
-        *,
-        image_id: int = 0,
-        decoded_as: DecodedImage | None = None,  # by extraction; None: `pixels` are looked at
-    ) -> Detections:
+    def __call__(self, pixels: NDArray[np.uint8], *, image_id: int = 0) -> Detections:
         """Detections in pixels of an image (H, W, 3) RGB; windows are drawn from `image_id`."""
         whole = DecodedImage(pixels=pixels, image_hw=(pixels.shape[0], pixels.shape[1]))
-        images = [whole] if decoded_as is None else [decoded_as, whole]
-        return self.detect([self.prepare(images, image_id=image_id)])[0]
+        return self.detect([self.prepare([whole], image_id=image_id)])[0]
 
     def needs_all_pixels(self, image: DecodedImage) -> bool:
         """Whether some view has more detail than an image that was reduced."""

@@ -220,6 +220,8 @@ def test_classes_are_chosen_and_sizes_compared(model: Path, tiny: Any, tmp_path:
     choose = ClassChoice(merge=("disc,square=blob",))
     with pytest.raises(ExportError, match="has other classes than the model"):
         score_model(model, images=tiny.paths.images, annotations=larger, choose=choose)
+    with pytest.raises(InputError, match="--merge-classes cannot be used with --lvis"):
+        score_model(model, images=tiny.paths.images, annotations=larger, choose=choose, lvis=True)
 
     def double(values: Any) -> None:
         values["images"][1]["width"] *= 2
@@ -266,6 +268,7 @@ def test_places_that_belong_to_others(run: Path, tiny: Any, tmp_path: Path) -> N
     (tmp_path / "s.py").write_text("mine")
     refused(run, InputError, "not a script of", out=tmp_path / "s.onnx", with_script=True)
     refused(run, InputError, "which is --out", out=tmp_path / "m.py", with_script=True)
+    refused(run, InputError, "which is --out", out=tmp_path / "m.md")
     script = Path(cachedet.exporting.__file__).with_name("standalone.py").read_text()
     (tmp_path / "e.py").write_text(script.replace("min_score", "least_score"))
     refused(run, InputError, "was changed since", out=tmp_path / "e.onnx", with_script=True)
