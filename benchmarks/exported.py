@@ -42,10 +42,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     clock = time.process_time if arguments.threads == 1 else time.perf_counter
-    content = arguments.model.read_bytes()
+    content, where = arguments.model.read_bytes(), str(arguments.model)
     subjects: dict[str, Callable[..., Detections]] = {
         "torch": load_image_detector(arguments.run, weights=arguments.weights, device="cpu"),
-        "onnxruntime": ExportedModel(content, where=str(arguments.model), threads=arguments.threads),
+        "onnxruntime": ExportedModel(content, where=where, threads=arguments.threads),
     }
     dataset = read_dataset(annotations=arguments.annotations, images=arguments.images)
     truth = dataset.annotations.keep_rows(range(min(arguments.most, len(dataset.annotations))))

@@ -334,7 +334,7 @@ def _facts(
         if config.budget is not None
         else f"{config.epochs or 'as the config says'} epochs"
     )
-    live = "the same views; jitter is drawn anew every epoch"
+    live = "the same views; jitter and colour are drawn anew every epoch"
     if any(heads.augment != AugmentConfig() for heads in config.heads.values()):
         live += "; what augment moves in maps is moved in the images"
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,9 @@ from cachedet.backbone.split import freeze_trunk, stage_weights
 from cachedet.config.run import ClassChoice, ExtractConfig, make_extract_config
 from cachedet.data.annotation_formats import read_dataset
 from cachedet.data.coco import CocoDataset
+from cachedet.data.colours import is_grey
 from cachedet.data.survey import Scan, require_good, scan_images
-from cachedet.data.views import TRAINING_VIEWS, parse_views
+from cachedet.data.views import TRAINING_VIEWS, View, parse_views
 from cachedet.device import choose_device, default_workers
 from cachedet.errors import BackboneError, ConfigError, StoreError
 from cachedet.extraction.inputs import InputLoader, make_inputs, make_manifest
@@ -44,6 +46,7 @@ _log = logging.getLogger("cachedet.extract")
 
 FIT_IMAGES = 64  # spread evenly over the data set
 _KEPT_NBYTES = 512 << 20  # of decoded images, from their check until the last view
+_LOOKED_AT = 64  # images, for colours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +251,7 @@ def _extract(
         skipped=skipped,
         notes=(
             *((str(config.annotations), note) for note in dataset.notes),
+            *((str(config.images), note) for note in _note_greys(views, scan)),
             *_named(dataset.annotations, scan.notes),
         ),
         counts=dataset.counts,
@@ -365,6 +369,20 @@ def _named(
     annotations: Annotations, findings: Sequence[tuple[int, str]]
 ) -> tuple[tuple[str, str], ...]:
     return tuple((annotations.file_names[row], reason) for row, reason in findings)
+
+
+def _note_greys(views: Sequence[View], scan: Scan) -> list[str]:
+    """Say that colours have little to change, where the first images have none."""
+    if not any(view.family == "colour" for view in views):
+        return []
+    first = list(itertools.islice(scan.images.values(), _LOOKED_AT))
+    if not first or not all(is_grey(image.pixels) for image in first):
+        return []
+    seen = "the first image is" if len(first) == 1 else f"the first {len(first)} images are"
+    return [
+        f"{seen} grey: of a colour view's changes saturation, hue and grey do nothing to them; "
+        "jitter may be the better use of the bytes"
+    ]
 
 
 def _write_blocks(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from cachedet.data.images import DecodedImage
-from cachedet.data.views import View, parse_views
+from cachedet.data.views import DRAWN_AFRESH, View, parse_views
 from cachedet.device import choose_device, default_workers, usable_cores
 from cachedet.errors import BadImageError, ConfigError, InputError, UnwrittenError
 from cachedet.evaluation.inference import EVAL_VIEW
@@ -308,9 +308,10 @@ class _Prediction:
 def _views_of_files(text: str) -> tuple[View, ...]:
     """Views that need nothing but the pixels. Raises InputError."""
     views = parse_views(text)
-    if any(view.family in ("crop", "jitter") for view in views):
+    if any(view.family in ("crop", *DRAWN_AFRESH) for view in views):
         raise InputError(
-            f"predict expects views among base, hflip and scale=<f>, got {text!r}: crop and jitter "
-            "are drawn from a data set's image ids, which image files do not have; leave them out"
+            f"predict expects views among base, hflip and scale=<f>, got {text!r}: crop, jitter "
+            "and colour are drawn from a data set's image ids, which image files do not have; "
+            "leave them out"
         )
     return views

@@ -59,8 +59,8 @@ def extract(
     views: Annotated[
         str | None,
         typer.Option(
-            help="Such as base,hflip,scale=0.5,crop=2,jitter=4,jitter=2:0.5-1.5; a store that is "
-            "there gets those it lacks. For validation: base. "
+            help="Such as base,hflip,scale=0.5,crop=2,jitter=4,jitter=2:0.5-1.5,colour=2; a store "
+            "that is there gets those it lacks. For validation: base. "
             "Default of a new store: base,hflip,jitter=2:0.5-1.5."
         ),
     ] = None,

@@ -270,8 +270,8 @@ def _time_section(curves: Sequence[CurveOf]) -> Section:
 def _agreement_section(summary: Summary) -> Section:
     note = (
         "Both train the same heads on the features of the same frozen backbone. Over equal epochs, "
-        "and without jitter (live draws it anew every epoch), they should differ by no more than "
-        "seeds do."
+        "and without jitter and colour (live draws them anew every epoch), they should differ by "
+        "no more than seeds do."
     )
     return Section(
         key="agreement",

@@ -1,7 +1,8 @@
 """One view of one image in numbers.
 
-The whole image is scaled, a window of it is kept (mostly all of it), mirrored or not, and padded
-at the bottom and right:  image -> scaled -> window = valid part of the view -> padding.
+The whole image is scaled, a window of it is kept (mostly all of it), mirrored or not, coloured
+anew or not, and padded at the bottom and right:
+image -> scaled -> window = valid part of the view -> padding.
 Letters: M boxes, D detections.
 """
 
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cachedet.data.colours import Colour
 from cachedet.structures import Detections, SizeHW
 
 
@@ -27,6 +29,7 @@ class Geometry:
     valid_hw: SizeHW  # of the window; the rest of the view up to `padded_hw` is padding
     padded_hw: SizeHW
     flip: bool  # the window is mirrored
+    colour: Colour | None = None  # None: that of the image
 
     @property
     def is_window(self) -> bool:

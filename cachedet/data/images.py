@@ -311,6 +311,8 @@ def make_input(
     """
     height, width = geometry.valid_hw
     resized = resize(pixels, geometry, interpolation=preprocessing.interpolation)
+    if geometry.colour is not None:
+        resized = geometry.colour.apply(resized)
     padded = np.zeros((3, *geometry.padded_hw), dtype=np.float32)
     for channel, values in enumerate(_normalised_values(preprocessing)):
         np.take(values, resized[..., channel], out=padded[channel, :height, :width], mode="clip")

@@ -8,9 +8,12 @@
     jitter-s3            draw 3 of PAPER 2.2's scale jitter: a factor in [0.1, 2.0], flipped or not,
                          a random window where it is larger than the base view's bucket
     jitter-0.5-1.5-s3    the same with another range of factors
+    colour-s3            draw 3 of other colours (see `colours`): the base view, mirrored or not
+    colour-0.5-1.5-s3    other colours of such a jitter
 
 What is drawn depends on the view and the image id alone: never on other images, on what else is
-drawn, the batch or the process. `crop` and `jitter` views share the bucket of the base view.
+drawn, the batch or the process. `crop`, `jitter` and `colour` views share the bucket of the base
+view.
 """
 
 from __future__ import annotations
@@ -22,14 +25,16 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
+from cachedet.data.colours import Colour
 from cachedet.data.geometry import Geometry
 from cachedet.errors import InputError, nearest_names
 from cachedet.structures import Annotations, SizeHW, TargetMasks, Targets
 
-Family = Literal["base", "hflip", "scale", "crop", "jitter"]
+Family = Literal["base", "hflip", "scale", "crop", "jitter", "colour"]
 
 TRAINING_VIEWS = "base,hflip,jitter=2:0.5-1.5"  # of a new store; docs/benchmarks/ablation_*.md
-PAPER_SCALES = (0.1, 2.0)  # PAPER 2.2
+DRAWN_AFRESH: tuple[Family, ...] = ("jitter", "colour")  # by training without a cache
+DEFAULT_SCALES = {"jitter": (0.1, 2.0), "colour": (1.0, 1.0)}  # PAPER 2.2, and the base view's
 CROP_SIDES = (0.5, 0.9)  # of a window over those of the image
 LEAST_SCALE, MOST_SCALE = 0.1, 4.0
 MOST_DRAWS = 64  # of one family and range
@@ -38,14 +43,22 @@ LEAST_VISIBLE = 0.25  # share of a box; with less in sight it is neither object 
 _NUMBER = r"([0-9]{1,2}(?:\.[0-9]{1,4})?)"
 _NAME = re.compile(
     rf"(base|hflip)|scale-{_NUMBER}|crop-k([0-9]{{1,4}})"
-    rf"|jitter-(?:{_NUMBER}-{_NUMBER}-)?s([0-9]{{1,4}})"
+    rf"|(jitter|colour)-(?:{_NUMBER}-{_NUMBER}-)?s([0-9]{{1,4}})"
 )
-_KNOWN = ("base", "hflip", "scale=<f>", "crop=<K>", "jitter=<K>[:<low>-<high>]")
-_STREAMS = {"crop": 1, "jitter": 3}  # each family has random numbers of its own
+_KNOWN = (
+    "base", "hflip", "scale=<f>", "crop=<K>", "jitter=<K>[:<low>-<high>]",
+    "colour=<K>[:<low>-<high>]",
+)  # fmt: skip
+_STREAMS = {"crop": 1, "jitter": 3, "colour": 4}  # each family has random numbers of its own
 _NOT_DRAWN = (0.0, 1.0, 0.0, 0.0)  # of other families, in place of those
-# From one jitter to the next, of 2^64: the golden ratio's fraction for the factor, a half for the
-# mirror, those of the plastic number for the window. Any few draws in a row are far apart.
+# From one draw to the next, of 2^64: the golden ratio's fraction for the factor, a half for the
+# mirror, those of the plastic number for the window, and for six numbers of a colour the powers of
+# 1 / x, x^7 = x + 1. Any few draws in a row are far apart.
 _STEPS = (0x9E3779B97F4A7C15, 1 << 63, 0xC13FA9A902A6328F, 0x91E10DA5C79E7B1C)
+_COLOUR_STEPS = (
+    0xE60E2B722B53AEEB, 0xCEBD76D9EDB6A8EF, 0xB9C9AA3A51D00B65, 0xA6F5777F6F88983F,
+    0x9609C71EB7D03F7A, 0x86D516E50B04AB1B,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +66,8 @@ class View:
     """A deterministic variant of an image; its features are cached under `name`."""
 
     family: Family
-    scales: tuple[float, float] = (1.0, 1.0)  # of `jitter` the range, of `scale` twice its factor
-    draw: int = 0  # number of the draw, of `crop` and `jitter`
+    scales: tuple[float, float] = (1.0, 1.0)  # a range; of `scale` twice its factor
+    draw: int = 0  # number of the draw, of `crop`, `jitter` and `colour`
 
     @property
     def name(self) -> str:
@@ -63,10 +76,10 @@ class View:
             return f"scale-{_text(self.scales[0])}"
         if self.family == "crop":
             return f"crop-k{self.draw}"
-        if self.family == "jitter":
+        if self.family in DEFAULT_SCALES:
             low, high = map(_text, self.scales)
-            own_range = "" if self.scales == PAPER_SCALES else f"{low}-{high}-"
-            return f"jitter-{own_range}s{self.draw}"
+            own_range = "" if self.scales == DEFAULT_SCALES[self.family] else f"{low}-{high}-"
+            return f"{self.family}-{own_range}s{self.draw}"
         return self.family
 
 
@@ -124,13 +137,14 @@ def make_geometry(
     padded_hw = padded_size(
         view, image_hw=image_hw, image_size=image_size, pad_multiple=pad_multiple
     )
-    at, mirror, at_y, at_x = _uniform(view, image_id) if view.family in _STREAMS else _NOT_DRAWN
+    drawn = _uniform(view, image_id) if view.family in _STREAMS else _NOT_DRAWN
+    at, mirror, at_y, at_x, *others = drawn
     low, high = CROP_SIDES if view.family == "crop" else view.scales
-    drawn = low + (high - low) * at
-    if view.family == "crop":  # `drawn` is the share of the image that fills the base view
-        scale, room_hw = 1 / drawn, _scaled(image_hw, image_size)
+    factor = low + (high - low) * at
+    if view.family == "crop":  # the factor is the share of the image that fills the base view
+        scale, room_hw = 1 / factor, _scaled(image_hw, image_size)
     else:
-        scale, room_hw = drawn, padded_hw
+        scale, room_hw = factor, padded_hw
     scaled_hw = _scaled(image_hw, image_size * scale)
     valid_hw = min(scaled_hw[0], room_hw[0]), min(scaled_hw[1], room_hw[1])
     rest_y, rest_x = scaled_hw[0] - valid_hw[0], scaled_hw[1] - valid_hw[1]
@@ -140,7 +154,8 @@ def make_geometry(
         offset_yx=(int(at_y * (rest_y + 1)), int(at_x * (rest_x + 1))),
         valid_hw=valid_hw,
         padded_hw=padded_hw,
-        flip=view.family == "hflip" or (view.family == "jitter" and mirror < 0.5),
+        flip=view.family == "hflip" or (view.family in DRAWN_AFRESH and mirror < 0.5),
+        colour=Colour.drawn(others) if others else None,
     )
 
 
@@ -187,7 +202,7 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def _uniform(view: View, image_id: int) -> list[float]:
-    """A factor, a flip and where the window lies: four numbers in [0, 1), of view and image alone.
+    """Numbers in [0, 1) of view and image alone: factor, flip, the window's place; six of a colour.
 
     Geometries are not stored, so this must be the same for ever: numpy keeps SeedSequence and the
     raw output of PCG64, but not what its Generator makes of it (NEP 19).
@@ -196,9 +211,10 @@ def _uniform(view: View, image_id: int) -> list[float]:
     scales = (round(scale * 10_000) for scale in view.scales)
     draw = (view.draw,) if view.family == "crop" else ()
     seed = np.random.SeedSequence([_STREAMS[view.family], *words, *draw, *scales])
-    raw = [int(number) for number in np.random.PCG64(seed).random_raw(len(_STEPS))]
-    if view.family == "jitter":  # the draws of an image keep apart from each other
-        raw = [(at + view.draw * by) % 2**64 for at, by in zip(raw, _STEPS, strict=True)]
+    steps = (*_STEPS, *_COLOUR_STEPS) if view.family == "colour" else _STEPS
+    raw = [int(number) for number in np.random.PCG64(seed).random_raw(len(steps))]
+    if view.family in DRAWN_AFRESH:  # the draws of an image keep apart from each other
+        raw = [(at + view.draw * by) % 2**64 for at, by in zip(raw, steps, strict=True)]
     return [(number >> 11) / 2**53 for number in raw]
 
 
@@ -221,24 +237,26 @@ def _expand(item: str) -> tuple[View, ...]:
         return (View(family="scale", scales=(scale, scale)),)
     if kind == "crop":
         return tuple(View(family="crop", draw=k) for k in _parse_draws(value, where=item))
-    if kind == "jitter":
-        count, colon, span = value.partition(":")
-        scales = _parse_range(span, where=item) if colon else PAPER_SCALES
-        draws = _parse_draws(count, where=item)
-        return tuple(View(family="jitter", scales=scales, draw=k) for k in draws)
+    for family in DRAWN_AFRESH:
+        if kind == family:
+            count, colon, span = value.partition(":")
+            scales = _parse_range(span, where=item) if colon else DEFAULT_SCALES[family]
+            draws = _parse_draws(count, where=item)
+            return tuple(View(family=family, scales=scales, draw=k) for k in draws)
     raise _unknown(item)
 
 
 def _view_of(match: re.Match[str]) -> View | None:
-    plain, scale, window, low, high, draw = match.groups()
+    plain, scale, window, drawn, low, high, draw = match.groups()
     if plain:
         return View(family="hflip" if plain == "hflip" else "base")
     if scale:
         return View(family="scale", scales=(float(scale), float(scale))) if scale != "1" else None
     if window:
         return View(family="crop", draw=int(window))
-    scales = (float(low), float(high)) if low else PAPER_SCALES
-    return View(family="jitter", scales=scales, draw=int(draw))
+    (family,) = (family for family in DRAWN_AFRESH if family == drawn)
+    scales = (float(low), float(high)) if low else DEFAULT_SCALES[family]
+    return View(family=family, scales=scales, draw=int(draw))
 
 
 def _unknown(text: str) -> InputError:

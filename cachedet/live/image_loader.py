@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cachedet.augmentation.draws import RandomDraws
 from cachedet.augmentation.steps import Augment
-from cachedet.data.views import MOST_DRAWS, make_geometry, make_targets, view_named
+from cachedet.data.views import DRAWN_AFRESH, MOST_DRAWS, make_geometry, make_targets, view_named
 from cachedet.detector.end_to_end import PIXELS
 from cachedet.device import single_core_threads, usable_cores
 from cachedet.extraction.inputs import InputLoader
@@ -33,8 +33,8 @@ _MOST_THREADS = 16
 class ImageLoader:
     """Decodes batches ahead of the training step, in background threads.
 
-    Where the plan says a jitter view, each epoch has a draw of its own of the same recipe, which no
-    cache can offer: this is what cached views are compared with.
+    Where the plan says a jitter or colour view, each epoch has a draw of its own of the same
+    recipe, which no cache can offer: this is what cached views are compared with.
     """
 
     plans: FeatureLoader  # says which images and views make up each batch
@@ -42,7 +42,7 @@ class ImageLoader:
     store: FeatureStore  # says which images and boxes there are; its features are not read
     inputs: InputLoader  # reads the image of a row
     device: torch.device
-    fresh: bool = True  # whether jitter is drawn anew every epoch; else as in the store
+    fresh: bool = True  # whether these are drawn anew every epoch; else as in the store
     augment: Augment | None = None  # with the draws that a cached run of this seed has
     seed: int = 0
 
@@ -107,12 +107,13 @@ class ImageLoader:
 
 
 def fresh_view(name: str, epoch: int) -> str:
-    """Name the view an epoch shows: of jitter the draw of this epoch, counted from the last one.
+    """Name the view an epoch shows: of jitter and colour the draw of this epoch.
 
-    A store's draws are numbered from the first, so that the two meet in long runs only.
+    They are counted from the last one, and those of a store from the first, so that the two meet in
+    long runs only.
     """
     view = view_named(name)
-    if view.family != "jitter":
+    if view.family not in DRAWN_AFRESH:
         return name
     return replace(view, draw=MOST_DRAWS - 1 - epoch % MOST_DRAWS).name
 

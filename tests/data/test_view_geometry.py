@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cachedet.data.colours import BRIGHTNESS, HUE, SATURATION
 from cachedet.data.geometry import Geometry
 from cachedet.data.images import make_input
 from cachedet.data.views import View, make_geometry, make_targets, parse_views, view_named
@@ -20,7 +21,9 @@ RULE = settings(deadline=None, max_examples=100, derandomize=True)
 PLAIN = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bicubic")
 NAMES = [
     view.name
-    for view in parse_views("base,hflip,scale=0.1,scale=3.7,crop=6,jitter=6,jitter=4:0.5-4")
+    for view in parse_views(
+        "base,hflip,scale=0.1,scale=3.7,crop=6,jitter=6,jitter=4:0.5-4,colour=2,colour=2:0.2-2"
+    )
 ]
 SIDES = st.integers(1, 900)
 IDS = st.integers(-(2**63), 2**63 - 1)
@@ -56,7 +59,7 @@ def test_every_geometry_is_sound(name: str, height: int, width: int, image_id: i
         assert geometry.padded_hw[axis] % 32 == 0
         room = geometry.scaled_hw[axis] - geometry.valid_hw[axis]
         assert 0 <= geometry.offset_yx[axis] <= room
-    if view_named(name).family in ("crop", "jitter"):
+    if view_named(name).family in ("crop", "jitter", "colour"):
         assert geometry.padded_hw == geometry_of("base", height, width).padded_hw
     x1, y1, x2, y2 = geometry.window_in_image()
     assert 0 <= x1 < x2 <= width
@@ -155,7 +158,7 @@ def test_boxes_lie_on_their_pixels_in_every_view() -> None:
 
 
 def test_what_is_drawn_depends_on_view_and_image_alone() -> None:
-    views = parse_views("crop=8,jitter=8,jitter=8:0.5-1.5")
+    views = parse_views("crop=8,jitter=8,jitter=8:0.5-1.5,colour=8")
     drawn = {(view.name, n): geometry_of(view.name, 480, 640, image_id=n) for view in views
              for n in (0, 1, -1, 2**32, 2**40 + 1)}  # fmt: skip
     assert len(set(drawn.values())) > 0.95 * len(drawn)
@@ -183,12 +186,12 @@ def by_the_page(
     """Section 3 of docs/disk-format.md, from its text alone: scaled size, place, window, mirror."""
     family, *numbers, (_, *digits) = name.split("-")
     draw = int("".join(digits))
-    low, high = map(float, numbers or (("1", "1") if family == "crop" else ("0.1", "2")))
+    low, high = map(float, numbers or (("0.1", "2") if family == "jitter" else ("1", "1")))
     words = [image_id % 2**32, image_id // 2**32 % 2**32]
-    first = [1, *words, draw] if family == "crop" else [3, *words]
+    first = {"crop": [1, *words, draw], "jitter": [3, *words], "colour": [4, *words]}[family]
     entropy = [*first, round(10_000 * low), round(10_000 * high)]
     raw = [int(n) for n in np.random.PCG64(np.random.SeedSequence(entropy)).random_raw(4)]
-    if family == "jitter":
+    if family != "crop":
         steps = (0x9E3779B97F4A7C15, 2**63, 0xC13FA9A902A6328F, 0x91E10DA5C79E7B1C)
         raw = [(n + draw * step) % 2**64 for n, step in zip(raw, steps, strict=True)]
     u1, u2, u3, u4 = (number // 2**11 / 2**53 for number in raw)
@@ -206,7 +209,7 @@ def by_the_page(
     window = tuple(min(pair) for pair in zip(scaled, room, strict=True))
     places = zip((u3, u4), scaled, window, strict=True)
     offset = tuple(int(u * (whole - part + 1)) for u, whole, part in places)
-    return scaled, offset, window, family == "jitter" and u2 < 0.5
+    return scaled, offset, window, family != "crop" and u2 < 0.5
 
 
 @RULE
@@ -240,6 +243,29 @@ def test_factors_flips_and_places_are_uniform(name: str) -> None:
     for axis in range(2):
         places = [g.offset_yx[axis] / (g.scaled_hw[axis] - g.valid_hw[axis]) for g in crops]
         assert np.histogram(places, 5, (0, 1))[0].min() > 300
+
+
+def test_colours_are_drawn_and_nothing_else_is_coloured() -> None:
+    """Uniform in their ranges; two draws of one image keep apart."""
+    drawn = [geometry_of("colour-s3", 480, 640, image_id=n).colour for n in range(2000)]
+    colours = [colour for colour in drawn if colour is not None]
+    assert len(colours) == 2000
+    for limits, values in {
+        BRIGHTNESS: [c.brightness for c in colours],
+        HUE: [c.hue for c in colours],
+        SATURATION: [c.saturation for c in colours if c.saturation > 0],
+    }.items():
+        found = np.histogram(values, 10, limits)[0]
+        assert found.sum() == len(values)
+        assert found.min() > 140
+    assert 0.08 < np.mean([c.saturation == 0 for c in colours]) < 0.12
+    assert 0.46 < np.mean([c.blur == 0 for c in colours]) < 0.54
+    assert all(geometry_of(name, 480, 640).colour is None for name in NAMES if "colour" not in name)
+    first, second = (geometry_of(f"colour-s{k}", 480, 640).colour for k in (0, 1))
+    assert first is not None
+    assert second is not None
+    assert abs(first.hue - second.hue) > 0.2 * (HUE[1] - HUE[0])
+    assert geometry_of("colour-s0", 480, 640).valid_hw == geometry_of("base", 480, 640).valid_hw
 
 
 @pytest.mark.parametrize(("draws", "apart"), [(2, 0.38), (3, 0.23), (4, 0.14), (8, 0.09)])

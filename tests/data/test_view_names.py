@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachedet.data.views import MOST_DRAWS, View, is_view_name, parse_views, view_family, view_named
+from cachedet.data.views import (
+    DRAWN_AFRESH,
+    MOST_DRAWS,
+    View,
+    is_view_name,
+    parse_views,
+    view_family,
+    view_named,
+)
 from cachedet.errors import InputError
 
 RULE = settings(deadline=None, max_examples=200, derandomize=True)
@@ -17,7 +25,8 @@ VIEWS = st.one_of(
     SCALES.filter(lambda s: s != 1).map(lambda s: View(family="scale", scales=(s, s))),
     DRAWS.map(lambda k: View(family="crop", draw=k)),
     st.builds(
-        lambda a, b, k: View(family="jitter", scales=(min(a, b), max(a, b)), draw=k),
+        lambda family, a, b, k: View(family=family, scales=(min(a, b), max(a, b)), draw=k),
+        st.sampled_from(DRAWN_AFRESH),
         SCALES,
         SCALES,
         DRAWS,
@@ -36,6 +45,7 @@ def test_families_expand_to_single_views() -> None:
     assert names(" jitter=2:0.5-1.5 , base,") == [
         "jitter-0.5-1.5-s0", "jitter-0.5-1.5-s1", "base",
     ]  # fmt: skip
+    assert names("colour=2,colour=1:0.5-1.5") == ["colour-s0", "colour-s1", "colour-0.5-1.5-s0"]
     assert names("scale=0.50,scale=2.0,scale=4,scale=0.1234") == [
         "scale-0.5", "scale-2", "scale-4", "scale-0.1234",
     ]  # fmt: skip
@@ -49,6 +59,9 @@ def test_the_papers_range_has_one_name_only() -> None:
     assert names("jitter=1:0.1-2.0") == ["jitter-s0"]
     with pytest.raises(InputError, match="unknown view 'jitter-0.1-2-s0'"):
         view_named("jitter-0.1-2-s0")
+    assert names("colour=1:1-1.0") == ["colour-s0"]
+    with pytest.raises(InputError, match="unknown view 'colour-1-1-s0'"):
+        view_named("colour-1-1-s0")
 
 
 def test_families() -> None:
@@ -70,7 +83,7 @@ def test_a_name_alone_gives_the_view_back(view: View) -> None:
 
 
 @RULE
-@given(text=st.text(alphabet="bascropjitterhflip-k0123456789.=٣", max_size=24))
+@given(text=st.text(alphabet="bascropjitterhflipou-k0123456789.=٣", max_size=24))
 def test_other_names_are_no_views(text: str) -> None:
     """Two names never stand for one view: folders would hold the same twice."""
     if is_view_name(text):

@@ -143,7 +143,7 @@ def test_views_are_merged_into_what_is_written(
 @pytest.mark.parametrize("views", ["jitter=2", "base,crop=1", "base,jitter-0.5-1.5-s3"])
 def test_views_drawn_from_an_image_id_are_refused(tmp_path: Path, views: str) -> None:
     """Before anything is opened or written."""
-    message = f"predict expects views among base, hflip and scale=<f>, got '{views}': crop and jit"
+    message = f"predict expects views among base, hflip and scale=<f>, got '{views}': crop, jit"
     with pytest.raises(InputError, match=message):
         predict(tmp_path / "no", images=[tmp_path], out=tmp_path / "out", views=views)
     assert not (tmp_path / "out").exists()
@@ -167,7 +167,8 @@ def test_through_the_command_line(
         "bse": "unknown view 'bse'; nearest: 'base', 'scale'; known: base, hflip",
         "base,base": "views must name each view once, got base more than once",
         "scale=9": "scale=9: expected scales from 0.1 to 4, got 9",
-        "base,jitter=2": "got 'base,jitter=2': crop and jitter are drawn from",
+        "base,jitter=2": "got 'base,jitter=2': crop, jitter and colour are drawn from",
+        "colour=1": "got 'colour=1': crop, jitter and colour are drawn from",
     }.items():
         refused = call("--views", views)
         assert refused.exit_code == 1

@@ -1,4 +1,4 @@
-"""Windowed and jittered views through the whole pipeline: laws L3, L4 and L5, adding, scoring."""
+"""Windows, jitter and colours through the whole pipeline: laws L3, L4 and L5, adding, scoring."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from cachedet.backbone.frozen import load_backbone
@@ -30,7 +31,7 @@ from cachedet.train import train
 from cachedet.training.checkpoint import load_checkpoint
 from cachedet.training.trainer import make_trainer
 
-ASKED = "base,hflip,scale=1.5,crop=1,jitter=2,jitter=1:0.5-1.5"
+ASKED = "base,hflip,scale=1.5,crop=1,jitter=2,jitter=1:0.5-1.5,colour=1,colour=1:0.5-1.5"
 VIEWS = tuple(view.name for view in parse_views(ASKED))
 CONFIG = TrainConfig.model_validate(
     yaml.safe_load("""
@@ -124,10 +125,25 @@ def test_adding_views_equals_extracting_them_at_once(
 
 def test_views_of_one_image_share_its_bucket(added: Path) -> None:
     store = FeatureStore.open(added)
-    for view in ("hflip", "crop-k0", "jitter-s0", "jitter-s1", "jitter-0.5-1.5-s0"):
+    for view in ("hflip", "crop-k0", "jitter-s0", "jitter-0.5-1.5-s0", "colour-s0"):
         assert str(store.buckets(view)) == str(store.buckets("base"))
     keys = [(0, view) for view in ("base", "crop-k0", "jitter-s0")]
     assert len({store.bucket_of(*key) for key in keys}) == 1
+
+
+def test_colours_of_grey_images_are_worth_a_note(tiny: Any, tmp_path: Path) -> None:
+    grey = tmp_path / "grey"
+    grey.mkdir()
+    for path in tiny.paths.images.iterdir():
+        Image.open(path).convert("L").convert("RGB").save(grey / path.name, quality=100)
+    asked = {"images": grey, "views": "base,colour=1"}
+    report = extract(tiny.extract_config(tmp_path / "grey.zarr", **asked))
+    ((where, note),) = report.notes
+    assert where == str(grey)
+    assert note.startswith("the first 8 images are grey: of a colour view's changes saturation")
+    assert not extract(tiny.extract_config(tmp_path / "s.zarr", views="colour=1")).notes
+    plain = tiny.extract_config(tmp_path / "plain.zarr", **asked | {"views": "base"})
+    assert not extract(plain).notes
 
 
 def test_a_codecs_statistics_stay_those_of_the_store(tiny: Any, tmp_path: Path) -> None:

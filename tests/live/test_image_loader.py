@@ -25,6 +25,7 @@ from cachedet.store.reader import FeatureStore
         ("jitter-s5", 1, "jitter-s62"),  # all draws of one recipe are one view here
         ("jitter-0.5-1.5-s1", 63, "jitter-0.5-1.5-s0"),
         ("jitter-0.5-1.5-s1", 64, "jitter-0.5-1.5-s63"),
+        ("colour-s0", 1, "colour-s62"),
     ],
 )
 def test_jitter_is_drawn_anew_from_the_last_draw_on(name: str, epoch: int, expected: str) -> None:
