@@ -50,7 +50,7 @@ def main() -> None:
     for name in ("images", "annotations", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--file", help="file name of the image; default: the most boxes")
-    parser.add_argument("--views", default="base,hflip,scale=0.5,crop=2,jitter=4")
+    parser.add_argument("--views", default="base,hflip,scale=0.5,crop=2,jitter=4,colour=3")
     parser.add_argument("--backbone", default="tf_efficientnet_lite0")
     parser.add_argument("--weights", default="auto")
     parser.add_argument("--image-size", type=int, default=384)

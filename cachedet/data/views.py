@@ -52,12 +52,12 @@ _KNOWN = (
 _STREAMS = {"crop": 1, "jitter": 3, "colour": 4}  # each family has random numbers of its own
 _NOT_DRAWN = (0.0, 1.0, 0.0, 0.0)  # of other families, in place of those
 # From one draw to the next, of 2^64: the golden ratio's fraction for the factor, a half for the
-# mirror, those of the plastic number for the window, and for six numbers of a colour the powers of
-# 1 / x, x^7 = x + 1. Any few draws in a row are far apart.
+# mirror, those of the plastic number for the window, and for the six numbers of a colour those of
+# the square roots of 31, 2, 7, 19, 11 and 13. Any few draws in a row are far apart.
 _STEPS = (0x9E3779B97F4A7C15, 1 << 63, 0xC13FA9A902A6328F, 0x91E10DA5C79E7B1C)
 _COLOUR_STEPS = (
-    0xE60E2B722B53AEEB, 0xCEBD76D9EDB6A8EF, 0xB9C9AA3A51D00B65, 0xA6F5777F6F88983F,
-    0x9609C71EB7D03F7A, 0x86D516E50B04AB1B,
+    0x9159015A3070DD17, 0x6A09E667F3BCC908, 0xA54FF53A5F1D36F1, 0x5BE0CD19137E2179,
+    0x510E527FADE682D1, 0x9B05688C2B3E6C1F,
 )  # fmt: skip
 
 
