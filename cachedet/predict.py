@@ -310,8 +310,8 @@ def _views_of_files(text: str) -> tuple[View, ...]:
     views = parse_views(text)
     if any(view.family in ("crop", *DRAWN_AFRESH) for view in views):
         raise InputError(
-            f"predict expects views among base, hflip and scale=<f>, got {text!r}: crop, jitter "
-            "and colour are drawn from a data set's image ids, which image files do not have; "
-            "leave them out"
+            f"predict expects views among base, hflip, scale=<f> and tile=<n>, got {text!r}: crop, "
+            "jitter and colour are drawn from a data set's image ids, which image files do not "
+            "have; leave them out"
         )
     return views

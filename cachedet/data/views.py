@@ -10,14 +10,16 @@
     jitter-0.5-1.5-s3    the same with another range of factors
     colour-s3            draw 3 of other colours (see `colours`): the base view, mirrored or not
     colour-0.5-1.5-s3    other colours of such a jitter
+    tile-2-r0c1          row 0, column 1 of 2 x 2 windows that overlap by a fifth of their side,
+                         enlarged to the size of the base view
 
 What is drawn depends on the view and the image id alone: never on other images, on what else is
-drawn, the batch or the process. `crop`, `jitter` and `colour` views share the bucket of the base
-view.
+drawn, the batch or the process. All but `scale` views share the bucket of the base view.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -30,12 +32,14 @@ from cachedet.data.geometry import Geometry
 from cachedet.errors import InputError, nearest_names
 from cachedet.structures import Annotations, SizeHW, TargetMasks, Targets
 
-Family = Literal["base", "hflip", "scale", "crop", "jitter", "colour"]
+Family = Literal["base", "hflip", "scale", "crop", "jitter", "colour", "tile"]
 
 TRAINING_VIEWS = "base,hflip,jitter=2:0.5-1.5"  # of a new store; docs/benchmarks/ablation_*.md
 DRAWN_AFRESH: tuple[Family, ...] = ("jitter", "colour")  # by training without a cache
 DEFAULT_SCALES = {"jitter": (0.1, 2.0), "colour": (1.0, 1.0)}  # PAPER 2.2, and the base view's
 CROP_SIDES = (0.5, 0.9)  # of a window over those of the image
+TILE_OVERLAP = 0.2  # of neighbours, over their side
+LEAST_TILES, MOST_TILES = 2, 8  # in a row and in a column
 LEAST_SCALE, MOST_SCALE = 0.1, 4.0
 MOST_DRAWS = 64  # of one family and range
 MOST_VIEWS = 256  # of a store
@@ -44,13 +48,13 @@ _NUMBER = r"([0-9]{1,2}(?:\.[0-9]{1,4})?)"
 _NAME = re.compile(
     rf"(base|hflip)|scale-{_NUMBER}|crop-k([0-9]{{1,4}})"
     rf"|(jitter|colour)-(?:{_NUMBER}-{_NUMBER}-)?s([0-9]{{1,4}})"
+    r"|tile-([2-8])-r([0-7])c([0-7])"
 )
 _KNOWN = (
     "base", "hflip", "scale=<f>", "crop=<K>", "jitter=<K>[:<low>-<high>]",
-    "colour=<K>[:<low>-<high>]",
+    "colour=<K>[:<low>-<high>]", "tile=<n>",
 )  # fmt: skip
 _STREAMS = {"crop": 1, "jitter": 3, "colour": 4}  # each family has random numbers of its own
-_NOT_DRAWN = (0.0, 1.0, 0.0, 0.0)  # of other families, in place of those
 # From one draw to the next, of 2^64: the golden ratio's fraction for the factor, a half for the
 # mirror, those of the plastic number for the window, and for the six numbers of a colour those of
 # the square roots of 31, 2, 7, 19, 11 and 13. Any few draws in a row are far apart.
@@ -68,6 +72,8 @@ class View:
     family: Family
     scales: tuple[float, float] = (1.0, 1.0)  # a range; of `scale` twice its factor
     draw: int = 0  # number of the draw, of `crop`, `jitter` and `colour`
+    tiles: int = 1  # in a row and in a column
+    row_column: tuple[int, int] = (0, 0)  # of a tile
 
     @property
     def name(self) -> str:
@@ -80,6 +86,9 @@ class View:
             low, high = map(_text, self.scales)
             own_range = "" if self.scales == DEFAULT_SCALES[self.family] else f"{low}-{high}-"
             return f"{self.family}-{own_range}s{self.draw}"
+        if self.family == "tile":
+            row, column = self.row_column
+            return f"tile-{self.tiles}-r{row}c{column}"
         return self.family
 
 
@@ -137,11 +146,10 @@ def make_geometry(
     padded_hw = padded_size(
         view, image_hw=image_hw, image_size=image_size, pad_multiple=pad_multiple
     )
-    drawn = _uniform(view, image_id) if view.family in _STREAMS else _NOT_DRAWN
-    at, mirror, at_y, at_x, *others = drawn
-    low, high = CROP_SIDES if view.family == "crop" else view.scales
+    at, mirror, at_y, at_x, *others = _numbers(view, image_id)
+    low, high = _range_of(view)
     factor = low + (high - low) * at
-    if view.family == "crop":  # the factor is the share of the image that fills the base view
+    if view.family in ("crop", "tile"):  # the factor is the share that fills the base view
         scale, room_hw = 1 / factor, _scaled(image_hw, image_size)
     else:
         scale, room_hw = factor, padded_hw
@@ -151,7 +159,7 @@ def make_geometry(
     return Geometry(
         image_hw=image_hw,
         scaled_hw=scaled_hw,
-        offset_yx=(int(at_y * (rest_y + 1)), int(at_x * (rest_x + 1))),
+        offset_yx=(min(int(at_y * (rest_y + 1)), rest_y), min(int(at_x * (rest_x + 1)), rest_x)),
         valid_hw=valid_hw,
         padded_hw=padded_hw,
         flip=view.family == "hflip" or (view.family in DRAWN_AFRESH and mirror < 0.5),
@@ -201,8 +209,28 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
+def _range_of(view: View) -> tuple[float, float]:
+    """Of the factor."""
+    if view.family == "crop":
+        return CROP_SIDES
+    if view.family == "tile":
+        share = 1 / (view.tiles - TILE_OVERLAP * (view.tiles - 1))
+        return share, share
+    return view.scales
+
+
+def _numbers(view: View, image_id: int) -> tuple[float, ...]:
+    """Where in its range the factor is, a flip, the window's place; six more of a colour."""
+    if view.family in _STREAMS:
+        return tuple(_uniform(view, image_id))
+    if view.family == "tile":
+        last, (row, column) = view.tiles - 1, view.row_column
+        return 0.0, 1.0, row / last, column / last
+    return 0.0, 1.0, 0.0, 0.0
+
+
 def _uniform(view: View, image_id: int) -> list[float]:
-    """Numbers in [0, 1) of view and image alone: factor, flip, the window's place; six of a colour.
+    """Numbers in [0, 1), drawn by view and image alone.
 
     Geometries are not stored, so this must be the same for ever: numpy keeps SeedSequence and the
     raw output of PCG64, but not what its Generator makes of it (NEP 19).
@@ -237,6 +265,15 @@ def _expand(item: str) -> tuple[View, ...]:
         return (View(family="scale", scales=(scale, scale)),)
     if kind == "crop":
         return tuple(View(family="crop", draw=k) for k in _parse_draws(value, where=item))
+    if kind == "tile":
+        tiles = int(value) if re.fullmatch(r"[0-9]{1,9}", value) else 0
+        if not LEAST_TILES <= tiles <= MOST_TILES:
+            raise InputError(
+                f"{item}: expected {LEAST_TILES} to {MOST_TILES} tiles in a row, as tile=2 for 2 x "
+                "2 of each image"
+            )
+        places = itertools.product(range(tiles), range(tiles))
+        return tuple(View(family="tile", tiles=tiles, row_column=place) for place in places)
     for family in DRAWN_AFRESH:
         if kind == family:
             count, colon, span = value.partition(":")
@@ -247,13 +284,19 @@ def _expand(item: str) -> tuple[View, ...]:
 
 
 def _view_of(match: re.Match[str]) -> View | None:
-    plain, scale, window, drawn, low, high, draw = match.groups()
+    plain, scale, window, drawn, low, high, draw, *grid = match.groups()
     if plain:
         return View(family="hflip" if plain == "hflip" else "base")
     if scale:
         return View(family="scale", scales=(float(scale), float(scale))) if scale != "1" else None
     if window:
         return View(family="crop", draw=int(window))
+    if grid[0]:
+        tiles, *place = map(int, grid)
+        row_column = (place[0], place[1])
+        return (
+            View(family="tile", tiles=tiles, row_column=row_column) if max(place) < tiles else None
+        )
     (family,) = (family for family in DRAWN_AFRESH if family == drawn)
     scales = (float(low), float(high)) if low else DEFAULT_SCALES[family]
     return View(family=family, scales=scales, draw=int(draw))

@@ -8,16 +8,14 @@ from typing import Literal
 import torch
 from torch import nn
 
-from cachedet.data.geometry import Geometry
 from cachedet.detector.protocol import run_detector
-from cachedet.evaluation.merging import Merging
+from cachedet.evaluation.merging import Merging, ViewDetections
 from cachedet.loading.loader import FeatureLoader
 from cachedet.loading.targets import geometry_of
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Batch, Detections
 
 EVAL_VIEW = "base"
-_CUT_MARGIN = 0.01  # of the window's long side; a detector finds an edge no better than this
 
 
 BatchSource = Callable[[str], Iterator[tuple[list[int], Batch]]]
@@ -70,7 +68,8 @@ def detect_batches(
     """`detect_store` on batches from anywhere: `store` only says what its images are."""
     was_training = detector.training
     detector.eval()
-    by_row: dict[int, list[Detections]] = {row: [] for row in range(len(store))}
+    in_image = ViewDetections.of if method == "detect" else ViewDetections.whole
+    by_row: dict[int, list[ViewDetections]] = {row: [] for row in range(len(store))}
     for view in views:
         for rows, batch in batches(view):
             detections = run_detector(
@@ -81,9 +80,7 @@ def detect_batches(
                 method=method,
             )
             for row, of_view in zip(rows, detections, strict=True):
-                geometry = geometry_of(store, row, view)
-                whole = drop_cut(of_view, geometry) if method == "detect" else of_view
-                by_row[row].append(geometry.detections_to_image(whole))
+                by_row[row].append(in_image(of_view, geometry_of(store, row, view)))
             if on_progress is not None:
                 on_progress(len(detections))
     detector.train(was_training)
@@ -100,15 +97,3 @@ def _batches(
     )
     for keys, batch in zip(loader.plan(0), loader.epoch(0), strict=True):
         yield [int(row) for _, row in keys], batch
-
-
-def drop_cut(detections: Detections, geometry: Geometry) -> Detections:
-    """Leave out detections that end where the view's window cuts the image (pixels of the view).
-
-    Part of an object overlaps the whole one too little for suppression to remove it. Where the
-    window ends with the image nothing is dropped.
-    """
-    if not geometry.is_window:
-        return detections
-    margin = _CUT_MARGIN * max(geometry.valid_hw)
-    return detections.keep(~geometry.cut_by_window(detections.boxes, margin=margin))

@@ -20,8 +20,8 @@ from cachedet.detector.build import choose_read_levels
 from cachedet.detector.protocol import run_detector
 from cachedet.device import choose_device
 from cachedet.errors import BackboneError, ConfigError
-from cachedet.evaluation.inference import EVAL_VIEW, drop_cut
-from cachedet.evaluation.merging import Merging
+from cachedet.evaluation.inference import EVAL_VIEW
+from cachedet.evaluation.merging import Merging, ViewDetections
 from cachedet.evaluation.subject import load_detector
 from cachedet.exporting.exported_model import ExportedModel, Inputs
 from cachedet.store.format.manifest import Manifest
@@ -124,7 +124,7 @@ class ImageDetector:
             )
             by_view.append(
                 [
-                    geometry.detections_to_image(drop_cut(of_image, geometry))
+                    ViewDetections.of(of_image, geometry)
                     for of_image, geometry in zip(found, geometries, strict=True)
                 ]
             )

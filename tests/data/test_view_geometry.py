@@ -22,7 +22,8 @@ PLAIN = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="
 NAMES = [
     view.name
     for view in parse_views(
-        "base,hflip,scale=0.1,scale=3.7,crop=6,jitter=6,jitter=4:0.5-4,colour=2,colour=2:0.2-2"
+        "base,hflip,scale=0.1,scale=3.7,crop=6,jitter=6,jitter=4:0.5-4,colour=2,colour=2:0.2-2,"
+        "tile=2,tile-8-r3c7"
     )
 ]
 SIDES = st.integers(1, 900)
@@ -59,7 +60,7 @@ def test_every_geometry_is_sound(name: str, height: int, width: int, image_id: i
         assert geometry.padded_hw[axis] % 32 == 0
         room = geometry.scaled_hw[axis] - geometry.valid_hw[axis]
         assert 0 <= geometry.offset_yx[axis] <= room
-    if view_named(name).family in ("crop", "jitter", "colour"):
+    if view_named(name).family in ("crop", "jitter", "colour", "tile"):
         assert geometry.padded_hw == geometry_of("base", height, width).padded_hw
     x1, y1, x2, y2 = geometry.window_in_image()
     assert 0 <= x1 < x2 <= width
@@ -243,6 +244,37 @@ def test_factors_flips_and_places_are_uniform(name: str) -> None:
     for axis in range(2):
         places = [g.offset_yx[axis] / (g.scaled_hw[axis] - g.valid_hw[axis]) for g in crops]
         assert np.histogram(places, 5, (0, 1))[0].min() > 300
+
+
+@RULE
+@given(height=SIDES, width=SIDES, tiles=st.integers(2, 8))
+def test_tiles_cover_the_image_and_overlap(height: int, width: int, tiles: int) -> None:
+    grid = {
+        view.row_column: geometry_of(view.name, height, width)
+        for view in parse_views(f"tile={tiles}")
+    }
+    for axis in range(2):
+        line = [grid[(n, 0) if axis == 0 else (0, n)] for n in range(tiles)]
+        ends = [g.offset_yx[axis] + g.valid_hw[axis] for g in line]
+        starts = [g.offset_yx[axis] for g in line]
+        assert starts[0] == 0
+        assert ends[-1] == line[-1].scaled_hw[axis]
+        overlaps = [end - start for end, start in zip(ends, starts[1:], strict=False)]
+        side = line[0].valid_hw[axis]
+        assert min(overlaps) >= 0.2 * side - 2  # pixels are whole
+        assert max(overlaps) <= 0.2 * side + 2 or side < 20
+
+
+def test_tiles_by_hand() -> None:
+    """Of 2 x 2 each has 1 / 1.8 of the sides."""
+    geometry = geometry_of("tile-2-r1c0", 480, 640, image_size=360)
+    assert geometry.scaled_hw == (486, 648)
+    assert geometry.valid_hw == (270, 360)
+    assert geometry.offset_yx == (216, 0)
+    assert not geometry.flip
+    middle = geometry_of("tile-3-r1c1", 300, 300, image_size=100)
+    assert middle.scaled_hw == (260, 260)
+    assert middle.offset_yx == (80, 80)
 
 
 def test_colours_are_drawn_and_nothing_else_is_coloured() -> None:

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from cachedet.data.views import (
     DRAWN_AFRESH,
+    LEAST_TILES,
     MOST_DRAWS,
+    MOST_TILES,
     View,
     is_view_name,
     parse_views,
@@ -31,6 +33,11 @@ VIEWS = st.one_of(
         SCALES,
         DRAWS,
     ),
+    st.builds(
+        lambda n, at: View(family="tile", tiles=n, row_column=(at // 8 % n, at % n)),
+        st.integers(LEAST_TILES, MOST_TILES),
+        st.integers(0, 63),
+    ),
 )
 
 
@@ -44,6 +51,9 @@ def test_families_expand_to_single_views() -> None:
     ]  # fmt: skip
     assert names(" jitter=2:0.5-1.5 , base,") == [
         "jitter-0.5-1.5-s0", "jitter-0.5-1.5-s1", "base",
+    ]  # fmt: skip
+    assert names("tile=2,tile-8-r7c0") == [
+        "tile-2-r0c0", "tile-2-r0c1", "tile-2-r1c0", "tile-2-r1c1", "tile-8-r7c0",
     ]  # fmt: skip
     assert names("colour=2,colour=1:0.5-1.5") == ["colour-s0", "colour-s1", "colour-0.5-1.5-s0"]
     assert names("scale=0.50,scale=2.0,scale=4,scale=0.1234") == [
@@ -83,7 +93,7 @@ def test_a_name_alone_gives_the_view_back(view: View) -> None:
 
 
 @RULE
-@given(text=st.text(alphabet="bascropjitterhflipou-k0123456789.=٣", max_size=24))
+@given(text=st.text(alphabet="bascropjitterhflipou-2r1k0123456789.=٣", max_size=24))
 def test_other_names_are_no_views(text: str) -> None:
     """Two names never stand for one view: folders would hold the same twice."""
     if is_view_name(text):
@@ -93,11 +103,14 @@ def test_other_names_are_no_views(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("scale", "unknown view 'scale'; nearest: 'scale', 'base'; known: base, hflip, scale=<f>"),
+        (
+            "scale",
+            "unknown view 'scale'; nearest: 'scale', 'tile', 'base'; known: base, hflip, scale=<f>",
+        ),
         ("base,hflp", "unknown view 'hflp'; nearest: 'hflip'; known: base, hflip"),
         ("base,base", "each view once"),
         ("", "each view once"),
-        ("jiter=4", "unknown view 'jiter=4'; nearest: 'jitter'; known: "),
+        ("jiter=4", "unknown view 'jiter=4'; nearest: 'jitter', 'tile'; known: "),
         ("base=1", "unknown view 'base=1'"),
         ("../x", "unknown view '../x'"),
         ("crop=2,crop=1", "each view once, got crop-k0 more than once in 'crop=2,crop=1'"),
@@ -111,6 +124,12 @@ def test_other_names_are_no_views(text: str) -> None:
         ("jitter-k0", "unknown view 'jitter-k0'"),
         ("crop-s0", "unknown view 'crop-s0'"),
         ("crop-k9999", "view crop-k9999: draws are numbered 0 to 63, got 9999"),
+        ("tile=1", "tile=1: expected 2 to 8 tiles in a row, as tile=2 for 2 x 2 of each image"),
+        ("tile=640", "tile=640: expected 2 to 8 tiles in a row"),
+        ("tile=", "tile=: expected 2 to 8 tiles in a row"),
+        ("tile-2-r2c0", "unknown view 'tile-2-r2c0'"),
+        ("tile-9-r0c0", "unknown view 'tile-9-r0c0'; nearest: 'tile'"),
+        ("tile=2,tile-2-r0c1", "got tile-2-r0c1 more than once"),
         ("scale=0.09", "scale=0.09: expected scales from 0.1 to 4, got 0.09"),
         ("scale=4.1", "scale=4.1: expected scales from 0.1 to 4, got 4.1"),
         ("scale=0", "scale=0: expected scales from 0.1 to 4, got 0"),

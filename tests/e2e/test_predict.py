@@ -32,7 +32,7 @@ from cachedet.store.reader import FeatureStore
 from cachedet.structures import Detections
 from cachedet.train import train
 
-ASKED = "base,hflip,scale=1.5"
+ASKED = "base,hflip,scale=1.5,tile-2-r0c1"
 SHARED = yaml.safe_load("""
     schedule: {epochs: 2, batch_size: 3, optimizer: adamw, lr: 0.003}
     device: cpu
@@ -143,7 +143,7 @@ def test_views_are_merged_into_what_is_written(
 @pytest.mark.parametrize("views", ["jitter=2", "base,crop=1", "base,jitter-0.5-1.5-s3"])
 def test_views_drawn_from_an_image_id_are_refused(tmp_path: Path, views: str) -> None:
     """Before anything is opened or written."""
-    message = f"predict expects views among base, hflip and scale=<f>, got '{views}': crop, jit"
+    message = f"predict expects views among base, hflip, scale=<f> and tile=<n>, got '{views}'"
     with pytest.raises(InputError, match=message):
         predict(tmp_path / "no", images=[tmp_path], out=tmp_path / "out", views=views)
     assert not (tmp_path / "out").exists()

@@ -31,7 +31,7 @@ from cachedet.train import train
 from cachedet.training.checkpoint import load_checkpoint
 from cachedet.training.trainer import make_trainer
 
-ASKED = "base,hflip,scale=1.5,crop=1,jitter=2,jitter=1:0.5-1.5,colour=1,colour=1:0.5-1.5"
+ASKED = "base,hflip,scale=1.5,crop=1,jitter=2,jitter=1:0.5-1.5,colour=1,colour=1:0.5-1.5,tile=2"
 VIEWS = tuple(view.name for view in parse_views(ASKED))
 CONFIG = TrainConfig.model_validate(
     yaml.safe_load("""

@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cachedet.data.geometry import Geometry
 from cachedet.errors import MissingFeatureError
-from cachedet.evaluation.inference import detect_store, drop_cut
+from cachedet.evaluation.inference import detect_store
 from cachedet.evaluation.merging import Merging
 from cachedet.loading.targets import geometry_of
 from cachedet.store.files.source import LocalFiles
@@ -120,16 +119,6 @@ def test_a_window_gives_whole_boxes_only(store: FeatureStore, view: str) -> None
             whole += 1
             torch.testing.assert_close(detections.boxes, torch.tensor([BOX[0][:4]]).float())
     assert whole < 3  # the draws of these images cut at least one
-
-
-def test_what_a_border_cuts_is_dropped() -> None:
-    geometry = Geometry(
-        image_hw=(100, 200), scaled_hw=(200, 400), offset_yx=(0, 100), valid_hw=(200, 300),
-        padded_hw=(224, 320), flip=False,
-    )  # fmt: skip
-    boxes = torch.tensor([[2.0, 10, 50, 60], [4, 10, 50, 60], [100, 1, 300, 200]])
-    kept = drop_cut(make(7, boxes, torch.ones(3)), geometry)
-    assert kept.boxes.tolist() == boxes[1:].tolist()  # right, top and bottom end with the image
 
 
 @pytest.mark.parametrize("view", ["base", "hflip", "scale-2"])
