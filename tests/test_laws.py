@@ -20,8 +20,8 @@ MAIN_JOB = (
 )  # fmt: skip
 # What one does to learn about it; nothing of the main job knows these.
 LABORATORY = (
-    "inspection", "live", "estimation", "reporting", "comparison",
-    "check", "report", "model", "estimate", "compare", "demo",
+    "inspection", "live", "estimation", "reporting", "serving", "comparison",
+    "check", "report", "serve", "model", "estimate", "compare", "demo",
 )  # fmt: skip
 ORDER = (*MAIN_JOB, *LABORATORY, "commands", "cli", "__main__")
 
