@@ -55,7 +55,7 @@ def serve(
     Args:
         detector: folder of a run, whose best weights are taken, or a file of `export`.
         images: folder to browse.
-        annotations: of it, shown beside the detections.
+        annotations: of it, shown beside the detections; only images that they name are listed.
         recursive, follow_links: whether folders in folders are looked into, and links out of the
             folder followed.
         port: 0 takes any that is free.

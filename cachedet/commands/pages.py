@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Folder = Annotated[Path | None, typer.Option(help="Folder of images to browse.")]
 Truth = Annotated[
     Path | None,
-    typer.Option(help="Of the folder, as `extract` takes them, to show beside detections."),
+    typer.Option(help="To show beside detections, of the images they name; as for `extract`."),
 ]
 
 
@@ -45,7 +45,7 @@ def serve(
 ) -> None:
     """A page on this machine: drop an image or browse a folder, and look at what is detected.
 
-    Ctrl-C ends it. Needs `pip install 'cachedet[serve]'`.
+    Ctrl-C ends it. It needs the extra `serve`, see docs/serve.md.
     """
     from cachedet.serve import serve as run_server
 

@@ -1,5 +1,4 @@
-"""What the page is told of one image: detections as `predict` lists them, and the pixels they lie
-on.
+"""What the page is told of one image: detections as `predict` lists them, and its pixels.
 
 The pixels are those that the detector saw (upright, with 8 bits, of any format that is decoded):
 a browser shows no TIFF and no HEIC, and turns some images another way.
@@ -34,12 +33,10 @@ class Truth:
     """Ground truth of one image of a folder."""
 
     annotations: Annotations
-    row: int | None  # None: they do not name the image
+    row: int
 
     def lack(self, size_hw: SizeHW) -> str | None:
         """Why there is nothing to show beside an image of this size."""
-        if self.row is None:
-            return "the annotations do not name this image"
         height, width = self.annotations.size_of(self.row)
         if (height, width) == size_hw:
             return None
@@ -50,7 +47,6 @@ class Truth:
 
     def to_json(self, categories: CategoryMap) -> list[dict[str, Any]]:
         """Name, box xyxy and whether it is a crowd; the label of the detector's class, or -1."""
-        assert self.row is not None
         ours = self.annotations.categories.names
         labels = {name: label for label, name in enumerate(categories.names)}
         boxes = self.annotations.boxes_of(self.row)

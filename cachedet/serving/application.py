@@ -77,8 +77,8 @@ def make_application(served: Served) -> Starlette:
     routes += [
         Route("/facts", handlers.facts),
         Route("/images", handlers.images),
-        Route("/images/{number:int}/thumbnail", handlers.thumbnail),
-        Route("/images/{number:int}/detect", handlers.detect_listed, methods=["POST"]),
+        Route("/images/{number}/thumbnail", handlers.thumbnail),
+        Route("/images/{number}/detect", handlers.detect_listed, methods=["POST"]),
         Route("/detect", handlers.detect_sent, methods=["POST"]),
     ]
     return Starlette(
@@ -116,9 +116,10 @@ class _Handlers:
         """The names on one page of the folder: ?start=24."""
         gallery = self._gallery()
         text = request.query_params.get("start", "0")
-        if not text.isascii() or not text.isdigit() or len(text) > 9:
+        start = _whole_number(text)
+        if start is None:
             raise HTTPException(400, f"start expects a number of an image, got {text!r}")
-        return JSONResponse({"images": gallery.listed(int(text)), "total": len(gallery)})
+        return JSONResponse({"images": gallery.listed(start), "total": len(gallery)})
 
     async def thumbnail(self, request: Request) -> Response:
         gallery, number = self._number(request)
@@ -129,6 +130,7 @@ class _Handlers:
     async def detect_listed(self, request: Request) -> Response:
         """In an image of the folder."""
         gallery, number = self._number(request)
+        await _read_body(request, self._served.most_nbytes)  # behind it is seen who has gone
 
         def detect() -> bytes:
             name, truth = gallery.names[number], gallery.truth_of(number)
@@ -151,15 +153,20 @@ class _Handlers:
 
     def _number(self, request: Request) -> tuple[Gallery, int]:
         """Raises HTTPException where there is no such image."""
-        gallery, number = self._gallery(), int(request.path_params["number"])
-        if number >= len(gallery):
-            raise HTTPException(404, f"there is no image {number}; the folder has {len(gallery)}")
+        gallery, text = self._gallery(), request.path_params["number"]
+        number = _whole_number(text)
+        if number is None or number >= len(gallery):
+            raise HTTPException(404, f"there is no image {text}; the folder has {len(gallery)}")
         return gallery, number
 
     def _gallery(self) -> Gallery:
         if self._served.gallery is None:
             raise HTTPException(404, "no folder was given: start `cachedet serve` with --images")
         return self._served.gallery
+
+
+def _whole_number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else None
 
 
 def _guarded(job: Callable[[], Value]) -> Value:

@@ -51,24 +51,26 @@ class Gallery:
     def open(
         cls, folder: Path, *, recursive: bool, follow_links: bool, annotations: Path | None
     ) -> Gallery:
-        """Raises InputError: no folder, no images, annotations of other images or that cannot be
-        read.
+        """The images of the folder; of those, with annotations, the ones that they name.
+
+        Raises InputError: no folder, no images, annotations of others or that cannot be read.
         """
         files = images_in(folder, recursive=recursive)
         names = [file.relative_to(folder).as_posix() for file in files]
-        described = None
-        if annotations is not None:
-            described = read_dataset(
-                annotations=annotations, images=folder, follow_links=follow_links, rotated="outer"
-            ).annotations
-        gallery = cls(folder, names, follow_links=follow_links, annotations=described)
-        if described is not None and not gallery._rows.keys() & set(names):
+        if annotations is None:
+            return cls(folder, names, follow_links=follow_links)
+        described = read_dataset(
+            annotations=annotations, images=folder, follow_links=follow_links, rotated="outer"
+        ).annotations
+        annotated = set(map(posixpath.normpath, described.file_names))
+        listed = [name for name in names if name in annotated]
+        if not listed:
             hint = "" if recursive else "; folders in it are looked into with --recursive"
             raise InputError(
                 f"none of the {len(names)} images in {printable(folder)} is named in "
                 f"{printable(annotations)}, which names {printable(described.file_names[0])}{hint}"
             )
-        return gallery
+        return cls(folder, listed, follow_links=follow_links, annotations=described)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -79,10 +81,10 @@ class Gallery:
         return [{"number": n, "name": printable(self.names[n])} for n in numbers]
 
     def truth_of(self, number: int) -> Truth | None:
-        """None where there are no annotations."""
+        """None without annotations."""
         if self.annotations is None:
             return None
-        return Truth(annotations=self.annotations, row=self._rows.get(self.names[number]))
+        return Truth(annotations=self.annotations, row=self._rows[self.names[number]])
 
     @contextlib.contextmanager
     def opened(self, number: int) -> Iterator[bytes]:

@@ -230,7 +230,7 @@
     const frame = byId("canvas"), ratio = answer.width / answer.height;
     frame.style.width = `min(100%, ${74 * ratio}vh, ${Math.max(answer.width * 3, 240)}px)`;
     frame.style.aspectRatio = `${answer.width} / ${answer.height}`;
-    const now = scene(Math.max(frame.clientWidth, 1), 12);
+    const width = Math.max(frame.clientWidth, 1), now = scene(width, width < 480 ? 10 : 12);
     drawBoxes(now);
     drawMasks(byId("masks"), now.width * Math.min(window.devicePixelRatio, 2));
     describe();
@@ -255,7 +255,8 @@
       hits.push(hit);
     }
     const labels = tags.map(({ x, y, wide, tall, text, label }) => {
-      const group = element("g", { class: "tag" }), words = element("text", { x: x + 3.6, y: y + tall - 4.4, fill: ink(colour(label)) });
+      const group = element("g", { class: "tag" }), letter = tall / 1.4;
+      const words = element("text", { x: x + letter * 0.3, y: y + letter * 1.05, "font-size": letter, fill: ink(colour(label)) });
       words.textContent = text;
       group.append(element("rect", { x, y, width: wide, height: tall, fill: css(colour(label)) }), words);
       return group;
@@ -332,7 +333,7 @@
     for (const row of byId("class-list").querySelectorAll("label")) {
       const label = Number(row.dataset.label), isIt = (one) => one.label === label;
       const above = found.filter((one) => isIt(one) && one.score >= cut()).length;
-      row.querySelector(".count").textContent = truth ? `${above} found · ${truth.filter(isIt).length} true` : String(above);
+      row.querySelector(".count").textContent = truth ? `${above} found · ${truth.filter(isIt).length} annotated` : String(above);
     }
     byId("truth-control").hidden = !truth;
   }
@@ -375,7 +376,8 @@
     pen.drawImage(masks, 0, 0);
     pen.globalAlpha = 1;
     const { ordered, tags } = scene(canvas.width, letter);
-    for (const { box: [x1, y1, x2, y2], label } of ordered) {
+    const isTruth = ({ label }) => label === undefined;
+    for (const { box: [x1, y1, x2, y2], label } of [...ordered.filter(isTruth), ...ordered.filter((one) => !isTruth(one))]) {
       for (const [width, stroke] of [[line + 2, "rgb(0 0 0 / .7)"], [line, css(colour(label ?? -1))]]) {
         pen.setLineDash(label === undefined && width === line ? [3 * line, 2 * line] : []);
         pen.lineWidth = width;
@@ -431,13 +433,13 @@
     const classes = facts.classes.length === 1 ? "1 class" : `${facts.classes.length} classes`;
     byId("about").textContent = `${classes} · images are resized to ${facts.image_size} pixels`;
     byId("score").value = Math.floor(facts.cut / STEP + 1e-9) * STEP; // what has this score is kept
+    redraw();
     if (facts.images) {
       byId("or-folder").hidden = byId("folder").hidden = false;
       byId("folder-title").textContent = facts.folder;
       place = { of: "folder", number: -1 };
       await list(0);
     }
-    redraw();
   }
   begin();
 })();

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import io
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,7 @@ from starlette.testclient import TestClient
 
 from cachedet.serving.application import Served, make_application
 from cachedet.serving.gallery import Gallery
+from cachedet.serving.local_server import LocalServer
 
 NAMES = (
     "cat", "dog", "<b>bold</b>", "bird", "fish", "ant", "bee", "yak", "emu", "\u732b"
@@ -103,6 +106,20 @@ class ServingKit:
 
     def client(self, **changes: Any) -> TestClient:
         return TestClient(make_application(self.served(**changes)), base_url="http://127.0.0.1")
+
+    @contextmanager
+    def running(self, served: Served) -> Iterator[str]:
+        """The address of a server in a thread."""
+        server = LocalServer(0)
+        server.listen()
+        thread = threading.Thread(target=server.run, args=[make_application(served)])
+        thread.start()
+        try:
+            yield server.url
+        finally:
+            while thread.is_alive():
+                server.stop()
+                thread.join(0.05)
 
     def gallery(self, folder: Path, **changes: Any) -> Gallery:
         options = {"recursive": False, "follow_links": False, "annotations": None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import itertools
 import json
 import re
 import struct
@@ -143,14 +144,6 @@ def test_what_is_no_image_is_one_sentence(kit: Any) -> None:
 
 def test_large_bodies_are_refused_before_they_are_read(kit: Any) -> None:
     client = kit.client(most_nbytes=1 << 20)
-    sent = 0
-
-    def endless() -> Iterator[bytes]:
-        nonlocal sent
-        while True:
-            sent += 1 << 16
-            yield bytes(1 << 16)
-
     declared = client.post("/detect", content=bytes((1 << 20) + 1))
     assert "up to 1 MB are taken; start with a larger --most-mb" in refused(declared, 413)
     for length in ("-1", "1_0", "x"):
@@ -159,49 +152,43 @@ def test_large_bodies_are_refused_before_they_are_read(kit: Any) -> None:
     assert client.post("/detect", content=bytes(1 << 20)).status_code == 422  # no image, but read
 
 
-def test_a_body_of_unknown_length_is_read_up_to_the_limit(kit: Any) -> None:
-    """By hand: the client of the tests would send all of it first."""
-    application, taken = kit.client(most_nbytes=1 << 20).app, 0
+def drive(application: Any, path: str, messages: Iterator[Any]) -> tuple[int, Any]:
+    """Status and answer, by hand: the client of the tests sends all before it looks."""
     sent: list[Any] = []
 
-    async def receive() -> dict[str, Any]:
-        nonlocal taken
-        taken += 1 << 16
-        return {"type": "http.request", "body": bytes(1 << 16), "more_body": True}
+    async def receive() -> Any:
+        return next(messages)
 
     async def send(message: Any) -> None:
         sent.append(message)
 
     scope = {
-        "type": "http", "method": "POST", "path": "/detect", "raw_path": b"/detect",
+        "type": "http", "method": "POST", "path": path, "raw_path": path.encode(),
         "query_string": b"", "headers": [(b"host", b"localhost:1")], "http_version": "1.1",
         "scheme": "http", "server": ("127.0.0.1", 1), "client": ("127.0.0.1", 2), "root_path": "",
     }  # fmt: skip
     asyncio.run(application(scope, receive, send))
-    assert sent[0]["status"] == 413
-    assert taken == (1 << 20) + (1 << 16)
+    return sent[0]["status"], json.loads(sent[1]["body"])
 
 
-def test_who_goes_while_sending_leaves_no_trace(kit: Any) -> None:
-    messages = [
-        {"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}
-    ]  # fmt: skip
-    sent: list[Any] = []
+def test_a_body_of_unknown_length_is_read_up_to_the_limit(kit: Any) -> None:
+    part = {"type": "http.request", "body": bytes(1 << 16), "more_body": True}
+    messages = itertools.repeat(part, 17)  # one more than the limit, and none further
+    status, _ = drive(kit.client(most_nbytes=1 << 20).app, "/detect", messages)
+    assert status == 413
 
-    async def receive() -> dict[str, Any]:
-        return messages.pop(0)
 
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope = {
-        "type": "http", "method": "POST", "path": "/detect", "raw_path": b"/detect",
-        "query_string": b"", "headers": [(b"host", b"localhost")], "http_version": "1.1",
-        "scheme": "http", "server": ("127.0.0.1", 1), "client": ("127.0.0.1", 2), "root_path": "",
-    }  # fmt: skip
-    asyncio.run(kit.client().app(scope, receive, send))
-    assert sent[0]["status"] == 499
-    assert json.loads(sent[1]["body"])["error"] == "the image was not sent to its end"
+def test_who_goes_is_passed_over(kit: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(kit.image())
+    gallery = kit.gallery(tmp_path)
+    gone = {"type": "http.disconnect"}
+    begun = {"type": "http.request", "body": b"x", "more_body": True}
+    status, answer = drive(kit.client().app, "/detect", iter([begun, gone]))
+    assert (status, answer["error"]) == (499, "the image was not sent to its end")
+    whole = {"type": "http.request", "body": b"", "more_body": False}
+    for path in ("/detect", "/images/0/detect"):
+        status, answer = drive(kit.client(gallery=gallery).app, path, iter([whole, gone]))
+        assert (status, answer["error"]) == (499, "nobody waits for this image any more")
 
 
 def test_a_detector_that_fails_leaves_the_page(kit: Any) -> None:
