@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import urllib.request
 from pathlib import Path
@@ -189,13 +187,12 @@ def test_a_missing_package_is_named(run: Path, monkeypatch: pytest.MonkeyPatch, 
     refused(InputError, rf"serve needs the package {name} .*pip install 'cachedet\[serve\]'", run)
 
 
-def test_nothing_else_needs_the_packages() -> None:
+def test_nothing_else_needs_the_packages(nursery: Any) -> None:
     """Neither the module nor the command line."""
     script = (
         "import sys\nsys.modules.update({'starlette': None, 'uvicorn': None})\n"
-        "import cachedet.cli, cachedet.serve\n"
+        "import cachedet.cli, cachedet.serve\nprint('imported')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ)
-    )
-    assert done.returncode == 0, done.stderr
+    with nursery.start(script) as process:
+        printed, errors = process.communicate()
+    assert (process.returncode, printed) == (0, "imported\n"), errors

@@ -184,7 +184,9 @@ def _guarded(job: Callable[[], Value]) -> Value:
 async def _read_body(request: Request, most: int) -> bytes:
     """Raises HTTPException as soon as it is known to be too large."""
     too_large = HTTPException(
-        413, f"images of up to {most >> 20} MB are taken; start with a larger --most-mb"
+        413,
+        f"images of up to {most >> 20} MB are taken; start with a larger --most-mb",
+        headers={"Connection": "close"},  # else the server would wait for the rest
     )
     declared = request.headers.get("content-length", "0")
     if not declared.isdigit() or int(declared) > most:
