@@ -21,6 +21,7 @@ from cachedet.commands import (
     configs,
     conversions,
     estimates,
+    pages,
     reports,
     runs,
     scores,
@@ -158,6 +159,7 @@ for _module in (
     runs,
     scores,
     reports,
+    pages,
     comparisons,
     conversions,
 ):

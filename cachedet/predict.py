@@ -16,13 +16,12 @@ from cachedet.data.views import DRAWN_AFRESH, View, parse_views
 from cachedet.device import choose_device, default_workers, usable_cores
 from cachedet.errors import BadImageError, ConfigError, InputError, UnwrittenError
 from cachedet.evaluation.inference import EVAL_VIEW
-from cachedet.exporting.exported_model import ExportedModel
 from cachedet.prediction.finishing import Finisher
 from cachedet.prediction.image_detector import (
     ImageDetector,
     PreparedImage,
     load_image_detector,
-    model_on_images,
+    load_model_detector,
 )
 from cachedet.prediction.image_list import list_images
 from cachedet.prediction.image_report import ImageReport
@@ -126,8 +125,8 @@ def predict(
             detector=detector, backbone=backbone,
         )  # fmt: skip
     else:
-        image_detector = _open_model(
-            run, model, views=views, iou=iou, weights=weights, device=device
+        image_detector = load_model_detector(
+            _model_alone(run, model), weights=weights, device=device, views=views, iou=iou
         )
     selection.require_known(image_detector.categories)
     prediction = _Prediction(image_detector, selection, plan, files=files, every=every)
@@ -137,29 +136,11 @@ def predict(
     )
 
 
-def _open_model(
-    run: Path | str | None,
-    model: Path | str | None,
-    *,
-    views: str,
-    iou: float | None,
-    weights: str,
-    device: str,
-) -> ImageDetector:
-    """Raises InputError where it is not clear what shall detect, ExportError."""
-    of_a_run = {
-        "--views": views != EVAL_VIEW, "--iou": iou is not None, "--weights": weights != "auto",
-        "--device": device not in ("auto", "cpu"),
-    }  # fmt: skip
-    given = [name for name, is_given in of_a_run.items() if is_given]
+def _model_alone(run: Path | str | None, model: Path | str | None) -> Path:
+    """Raises InputError where it is not clear what shall detect."""
     if run is not None or model is None:
         raise InputError("predict expects a run or --model, a file of `export`: one of the two")
-    if given:
-        raise InputError(
-            f"{' and '.join(given)} cannot be used with --model: an exported model has its "
-            "weights, looks at each image once, suppresses as it was exported and runs on the CPU"
-        )
-    return model_on_images(ExportedModel.open(Path(model)))
+    return Path(model)
 
 
 def _require_numbers(*, batch_size: int, workers: int, every: int, iou: float | None) -> None:

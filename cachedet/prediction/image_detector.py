@@ -19,7 +19,7 @@ from cachedet.data.views import View, make_geometry, parse_views
 from cachedet.detector.build import choose_read_levels
 from cachedet.detector.protocol import run_detector
 from cachedet.device import choose_device
-from cachedet.errors import BackboneError, ConfigError
+from cachedet.errors import BackboneError, ConfigError, InputError
 from cachedet.evaluation.inference import EVAL_VIEW
 from cachedet.evaluation.merging import Merging, ViewDetections
 from cachedet.evaluation.subject import load_detector
@@ -192,6 +192,31 @@ def _run_model(
 ) -> list[Detections]:
     inputs = Inputs(images=images, sizes_hw=torch.tensor(sizes_hw))
     return model.detect(inputs, image_ids=image_ids)
+
+
+def load_model_detector(
+    model: Path,
+    *,
+    weights: str = "auto",
+    device: str = "auto",
+    views: str = EVAL_VIEW,
+    iou: float | None = None,
+) -> ImageDetector:
+    """An exported file ready for images, which leaves nothing to choose.
+
+    Raises InputError where something was chosen, ExportError as `ExportedModel.open`.
+    """
+    of_a_run = {
+        "--views": views != EVAL_VIEW, "--iou": iou is not None, "--weights": weights != "auto",
+        "--device": device not in ("auto", "cpu"),
+    }  # fmt: skip
+    given = [name for name, is_given in of_a_run.items() if is_given]
+    if given:
+        raise InputError(
+            f"{' and '.join(given)} cannot be used with an exported model: it has its weights, "
+            "looks at each image once, suppresses as it was exported and runs on the CPU"
+        )
+    return model_on_images(ExportedModel.open(model))
 
 
 def load_image_detector(

@@ -38,15 +38,24 @@ def read_image(file: Path, detector: ImageDetector, *, keeps_pixels: bool) -> Pr
     """
     try:
         with opened(file) as content:
-            with decoded(content, image_size=detector.image_size) as image:
-                pass
-            images = [image]
-            if image.is_reduced and (keeps_pixels or detector.needs_all_pixels(image)):
-                pixels = decode_bytes(content)[0]
-                images.append(DecodedImage(pixels=pixels, image_hw=image.image_hw))
+            images = decode_for(detector, content, keeps_pixels=keeps_pixels)
     except BadImageError as error:
         raise BadImageError(f"{printable(file)}: {error}") from error
     return detector.prepare(images, keeps_pixels=keeps_pixels)
+
+
+def decode_for(
+    detector: ImageDetector, content: bytes, *, keeps_pixels: bool
+) -> list[DecodedImage]:
+    """What `prepare` takes of a file's bytes: the image as extraction decodes it, and behind it one
+    of all pixels where they are wanted. Raises BadImageError, without a name.
+    """
+    with decoded(content, image_size=detector.image_size) as image:
+        pass
+    if not image.is_reduced or not (keeps_pixels or detector.needs_all_pixels(image)):
+        return [image]
+    pixels = decode_bytes(content)[0]
+    return [image, DecodedImage(pixels=pixels, image_hw=image.image_hw)]
 
 
 class HeldMemory:

@@ -232,7 +232,7 @@ def test_classes_are_chosen_and_sizes_compared(model: Path, tiny: Any, tmp_path:
 
 
 def test_what_is_of_a_run_is_refused(model: Path, tiny: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--iou and --weights cannot be used with --model"):
+    with pytest.raises(InputError, match="--iou and --weights cannot be used with an exported"):
         predict(
             images=[tiny.paths.images], out=tmp_path / "o", model=model, iou=0.5, weights="none"
         )
