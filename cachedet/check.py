@@ -157,6 +157,9 @@ def _look(sets: Sequence[AnnotatedSet], *, workers: int) -> list[ImageLook]:
     return [look for look in looks if look is not None]
 
 
+_OF_READINGS = ("outside", "partly outside")  # follow from numbers that mean something else
+
+
 def _all_findings(
     sets: Sequence[AnnotatedSet], looks: Sequence[ImageLook], sizes: ObjectSizes | None
 ) -> Iterator[Finding]:
@@ -170,8 +173,10 @@ def _all_findings(
     for look in looks:
         yield from image_findings(look)
     for one in sets:
-        yield from reading_findings(one)
-        yield from box_findings(one)
+        readings = list(reading_findings(one))
+        yield from readings
+        told = _OF_READINGS if readings else ()
+        yield from (found for found in box_findings(one) if found.kind not in told)
     yield from unnamed_findings(sets)
     if sizes is not None:
         yield from size_findings(train.name, sizes)

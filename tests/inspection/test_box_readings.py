@@ -48,6 +48,7 @@ def test_each_is_recognised_with_its_numbers(data: Any, of_kind: Any, order: str
     finding = of_kind(report, kind)
     assert finding.rank == "stops"
     assert ".png (annotation id " in finding.first_places[0]
+    assert not [one for one in report.findings if "outside" in one.kind]
     assert finding.advice
     if order == "percents":
         assert finding.text.startswith("train: all of 120 boxes lie within 0..100, in one corner")
