@@ -159,11 +159,14 @@ def _is_of_name(cause: BaseException | None) -> bool:
     return cause is None or isinstance(cause, ValueError)
 
 
+_LYING = ": it was annotated lying, and EXIF turns it"
+
+
 def _require_size(image: DecodedImage, annotated_hw: SizeHW) -> None:
     if image.image_hw == annotated_hw:
         return
     (height, width), upright = annotated_hw, f"{image.image_hw[1]}x{image.image_hw[0]}"
     why = ""
     if image.image_hw == annotated_hw[::-1]:
-        why = ": it was annotated lying, and EXIF turns it" if image.is_turned else ": swapped"
+        why = _LYING if image.is_turned else ": width and height swapped"
     raise BadImageError(f"annotated as {width}x{height}, the upright file is {upright}{why}")

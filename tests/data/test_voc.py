@@ -82,7 +82,8 @@ def test_a_size_that_is_turned_stays_for_the_survey(root: Path, exports: Any) ->
     )
     dataset = read_dataset(annotations=root, images=root / "JPEGImages")
     scan = scan_images(dataset, workers=1)
-    assert scan.bad == ((0, "annotated as 96x128, the upright file is 128x96: swapped"),)
+    reason = "annotated as 96x128, the upright file is 128x96: width and height swapped"
+    assert scan.bad == ((0, reason),)
 
 
 def test_an_image_that_is_missing_is_named_by_the_survey(root: Path, exports: Any) -> None:

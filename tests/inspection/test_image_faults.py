@@ -90,7 +90,7 @@ def test_sizes_that_are_swapped_say_so(
     annotations = data.write("a.json", NAMES, [(1, 1, box) for box in boxes])
     finding = of_kind(data.check(annotations), "other size")
     assert finding.first_places == [
-        "1.png: annotated as 128x96, the upright file is 96x128: swapped"
+        "1.png: annotated as 128x96, the upright file is 96x128: width and height swapped"
     ]
     assert finding.advice.startswith(f"Width and height swapped: 1 ({counts}")
     assert finding.advice.endswith(advice)
