@@ -37,7 +37,7 @@ from cachedet.detector.end_to_end import EndToEndDetector
 from cachedet.detector.rcnn import RCNN
 from cachedet.detector.retinanet import RetinaNet
 from cachedet.device import choose_device
-from cachedet.evaluation.inference import detect_store
+from cachedet.evaluation.inference import detect_store, stored_batches
 from cachedet.evaluation.metrics import score_detections
 from cachedet.live.modes import make_training_mode
 from cachedet.loading.loader import BatchLoader, make_planner, make_run_loader
@@ -188,13 +188,10 @@ def train_and_score(
         for batch in loader.epoch(epoch):
             trainer.take_step(batch)
         print(f"epoch {epoch + 1}/{len(epochs)}", file=sys.stderr)
-    detections = detect_store(
-        heads_of(trainer),  # live as well: features of the store are those of the images (law L3)
-        val,
-        levels=store.manifest.spec.names,
-        batch_size=8,
-        device=trainer.device,
-    )
+    levels = store.manifest.spec.names
+    batches = stored_batches(val, levels=levels, batch_size=8, device=trainer.device)
+    # live as well: features of the store are those of the images (law L3)
+    detections = detect_store(heads_of(trainer), val, batches=batches)
     return score_detections(val.annotations, detections)
 
 

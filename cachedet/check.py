@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cachedet.config.run import Rotated
+from cachedet.config.run import (
+    ALL_CLASSES,
+    ClassChoice,
+    ExtractConfig,
+    Rotated,
+    make_class_choice,
+)
+from cachedet.data.annotation_formats import dataset_of, read_sections
+from cachedet.data.coco import CocoDataset
 from cachedet.device import default_workers
 from cachedet.errors import InputError
-from cachedet.inspection.annotated_set import AnnotatedSet, read_annotated
+from cachedet.inspection.annotated_set import AnnotatedSet, annotated_of, read_annotated
 from cachedet.inspection.box_faults import box_findings
+from cachedet.inspection.box_readings import reading_findings
 from cachedet.inspection.class_faults import ClassCount, class_findings, count_classes
 from cachedet.inspection.finding import Finding, most_important_first
 from cachedet.inspection.finding_sheet import draw_sheet
@@ -23,6 +32,7 @@ from cachedet.inspection.image_faults import (
     look_at_images,
 )
 from cachedet.inspection.object_sizes import ObjectSizes, measure_objects, size_findings
+from cachedet.inspection.unnamed_images import unnamed_findings
 from cachedet.outputs import Kind, require_file, write_file
 from cachedet.progress import StageProgress
 
@@ -62,6 +72,7 @@ def check(
     image_size: int = 512,
     rotated: Rotated = "refuse",
     follow_links: bool = False,
+    choose: ClassChoice | Mapping[str, Any] = ALL_CLASSES,
     workers: int = 0,
     out: Path | str | None = None,
 ) -> CheckReport:
@@ -75,12 +86,14 @@ def check(
         image_size: long side in pixels, at which sizes of objects are measured.
         rotated: "refuse", or "outer": upright boxes around rotated ones.
         follow_links: whether links may lead out of the folder of the images.
+        choose: which classes of both, as for `extract`.
         workers: threads that read and decode images; 0: one per core.
         out: PNG to write with the images of the findings and their boxes.
 
     Raises:
         InputError: `out` is somebody's file, lies among the images or cannot be written; a number
             out of range.
+        ConfigError: `choose` has keys that do not exist.
 
     What is wrong with the data is no error but a finding.
 
@@ -93,6 +106,7 @@ def check(
             f"check expects an image_size of 1 or more and workers of 0 or more, got {image_size} "
             f"and {workers}"
         )
+    choose = make_class_choice(choose, where="choose")
     sheet = None if out is None else Path(out)
     if sheet is not None:
         _require_place(sheet, [Path(folder) for folder in (images, val_images) if folder])
@@ -104,12 +118,14 @@ def check(
             images=Path(folder),
             rotated=rotated,
             follow_links=follow_links,
+            choose=choose,
         )
         for name, (folder, of_set) in places.items()
         if of_set is not None
     ]
     looks = _look(sets, workers=workers or default_workers())
-    sizes = measure_objects(sets[0], image_size=image_size)
+    wrong = [row for look in looks if look.annotated is sets[0] for row in look.other_sizes]
+    sizes = measure_objects(sets[0], image_size=image_size, without=wrong)
     findings = most_important_first(_all_findings(sets, looks, sizes))
     if sheet is not None:
         write_file(sheet, draw_sheet(findings, sets), kind=Kind.SHEET)
@@ -141,6 +157,9 @@ def _look(sets: Sequence[AnnotatedSet], *, workers: int) -> list[ImageLook]:
     return [look for look in looks if look is not None]
 
 
+_OF_READINGS = ("outside", "partly outside")  # follow from numbers that mean something else
+
+
 def _all_findings(
     sets: Sequence[AnnotatedSet], looks: Sequence[ImageLook], sizes: ObjectSizes | None
 ) -> Iterator[Finding]:
@@ -154,8 +173,44 @@ def _all_findings(
     for look in looks:
         yield from image_findings(look)
     for one in sets:
-        yield from box_findings(one)
+        readings = list(reading_findings(one))
+        yield from readings
+        told = _OF_READINGS if readings else ()
+        yield from (found for found in box_findings(one) if found.kind not in told)
+    yield from unnamed_findings(sets)
     if sizes is not None:
         yield from size_findings(train.name, sizes)
     for one in sets:
         yield from one.notes
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickLook:
+    """What the annotations of an extraction show before it begins; no image is read for it."""
+
+    dataset: CocoDataset
+    to_look_at: tuple[str, ...]  # most important first
+    unnamed: str | None = None  # images of the folder that the annotations do not name
+
+
+def look_before(config: ExtractConfig) -> QuickLook:
+    """Read what is to be extracted, once, and look at it. Raises DatasetError as `extract` does."""
+    sections = read_sections(
+        config.annotations, images=config.images, rotated=config.rotated, choose=config.choose
+    )
+    dataset = dataset_of(
+        sections,
+        annotations=config.annotations,
+        images=config.images,
+        follow_links=config.follow_links,
+        background=config.choose.background,
+    )
+    annotated = annotated_of(config.annotations.name, sections, dataset)
+    sizes = measure_objects(annotated, image_size=config.image_size)
+    found = most_important_first(_all_findings([annotated], [], sizes))
+    unnamed = [finding.text for finding in found if finding.kind == "unnamed"]
+    return QuickLook(
+        dataset=dataset,
+        to_look_at=tuple(finding.text for finding in found if finding.rank != "fine"),
+        unnamed=unnamed[0] if unnamed else None,
+    )

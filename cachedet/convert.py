@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cachedet.config.run import ALL_CLASSES, ClassChoice, Rotated, make_class_choice
 from cachedet.data.annotation_formats import describe_sections, read_sections
+from cachedet.data.file_names import leaves, require_inside
 from cachedet.data.sections import listed
 from cachedet.errors import DatasetError, InputError
 from cachedet.evaluation.metrics import ground_truth_json
@@ -70,6 +71,8 @@ def convert(
             "them and their annotations out"
         )
     annotations, found = describe_sections(sections, background=choose.background)
+    if images is not None:  # only named here: links may lead anywhere
+        require_inside(annotations.file_names, images, source, follow_links=True)
     description = f"Written by `cachedet convert` from {sections.kind}"
     content = {**ground_truth_json(annotations), "info": {"description": description}}
     ordered = {key: content[key] for key in ("info", "images", "annotations", "categories")}
@@ -81,5 +84,16 @@ def convert(
         split=sections.split,
         images=images or sections.root,
         counts=found.counts,
-        notes=(*sections.notes, *found.notes),
+        notes=(*sections.notes, *found.notes, *_note_leaving(annotations.file_names)),
     )
+
+
+def _note_leaving(file_names: Sequence[str]) -> list[str]:
+    """Names that no folder of images can have, where none was given to hold them against."""
+    outside = [name for name in file_names if leaves(name)]
+    if not outside:
+        return []
+    return [
+        f"file names that leave the folder they start from: {len(outside)} ({listed(outside)}); "
+        "`extract` refuses them: with --images DIR the files that are there are found"
+    ]

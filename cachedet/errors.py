@@ -134,6 +134,13 @@ class RankError(CachedetError, RuntimeError):
 
 
 def nearest_names(wanted: str, known: Iterable[str], *, most: int = 3) -> str:
-    """The known names closest to `wanted` as the end of a message: ``; nearest: 'a', 'b'``."""
-    close = get_close_matches(wanted, list(known), n=most, cutoff=0.4)
+    """The known names closest to `wanted` as the end of a message: ``; nearest: 'a', 'b'``.
+
+    Upper and lower case are one.
+    """
+    folded: dict[str, list[str]] = {}
+    for name in dict.fromkeys(known):
+        folded.setdefault(name.casefold(), []).append(name)
+    keys = get_close_matches(wanted.casefold(), list(folded), n=most, cutoff=0.4)
+    close = [name for key in keys for name in folded[key]][:most]
     return f"; nearest: {', '.join(repr(name) for name in close)}" if close else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,8 @@ from cachedet.store.writer import StoreWriter
 from cachedet.structures import Annotations
 
 _log = logging.getLogger("cachedet.extract")
+
+_Open = Callable[[ExtractConfig], CocoDataset]
 
 FIT_IMAGES = 64  # spread evenly over the data set
 _KEPT_NBYTES = 512 << 20  # of decoded images, from their check until the last view
@@ -147,7 +149,7 @@ def extract(
         "batch_size": batch_size, "workers": workers, "device": device, "rank": rank,
         "world_size": world_size,
     }  # fmt: skip
-    return _extract(_join_config(config, given), network, add_images=add_images)
+    return _extract(_join_config(config, given), network, open_dataset, add_images=add_images)
 
 
 def _join_config(config: ExtractConfig | None, given: Mapping[str, Any]) -> ExtractConfig:
@@ -174,13 +176,18 @@ def _name_of(backbone: object) -> str | None:
 
 def extract_dataset(config: ExtractConfig, dataset: CocoDataset) -> ExtractReport:
     """`extract` of a data set that `open_dataset` has read already; adds no images to a store."""
-    return _extract(config, None, dataset, add_images=False)
+    return _extract(config, None, lambda _: dataset, add_images=False)
+
+
+def extract_opened(config: ExtractConfig, opened: _Open) -> ExtractReport:
+    """`extract` of what `opened` gives; it is called once the rest of the config is known to do."""
+    return _extract(config, None, opened, add_images=True)
 
 
 def _extract(
     config: ExtractConfig,
     network: FrozenBackbone | None,
-    dataset: CocoDataset | None = None,
+    opened: _Open,
     *,
     add_images: bool,
 ) -> ExtractReport:
@@ -188,7 +195,7 @@ def _extract(
     views = parse_views(config.views or default_views(config.store))
     make_codec(config.codec)
     rank = find_rank(config.rank, config.world_size)
-    dataset = open_dataset(config) if dataset is None else dataset
+    dataset = opened(config)
     device = choose_device(config.device)
     network = (network or _load_network(config)).to(device)
     backbone = network if config.freeze_at is None else freeze_trunk(network, config.freeze_at)

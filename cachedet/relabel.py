@@ -100,7 +100,7 @@ def relabel(
         choose=chosen,
     )
     described, found = describe_sections(sections, background=chosen.background)
-    now, note = _fit_to(held, described, sections, manifest, root)
+    now, note = _fit_to(held, described, sections, manifest, root, background=chosen.background)
     before = _truth_of(source, manifest, held)
     digest = truth_digest(now)
     is_same = before is not None and digest == manifest.truth_digest
@@ -134,13 +134,15 @@ def _fit_to(
     sections: Sections,
     manifest: Manifest,
     root: Path,
+    *,
+    background: bool,
 ) -> tuple[Annotations, list[str]]:
     """What the file says of the store's images, in the order of its rows; and a note.
 
     Raises InputError.
     """
     rows = match_names(held.file_names, described.file_names)
-    _require_same_images(held, described, rows, sections, manifest, root)
+    _require_same_images(held, described, rows, sections, manifest, root, background=background)
     kept = described.keep_rows([row for row in rows if row is not None])
     differ = np.flatnonzero((kept.sizes_hw != held.sizes_hw).any(axis=1))
     if len(differ):
@@ -172,9 +174,13 @@ def _require_same_images(
     sections: Sections,
     manifest: Manifest,
     root: Path,
+    *,
+    background: bool,
 ) -> None:
     """Raises InputError where images are missing in the file, or it has some beside."""
     missing = [name for name, row in zip(held.file_names, rows, strict=True) if row is None]
+    if not background:
+        _require_background(missing, held, sections, root)
     if missing:
         raise InputError(
             f"{sections.source} lacks images of {root}: {len(missing)} of {len(held)} "
@@ -197,6 +203,21 @@ def _require_same_images(
             f"{sections.source} has images that {root} lacks: {len(added)} ({listed(added)}). "
             "Nothing was changed: `cachedet extract` into this store with this file extracts them "
             "alone, and takes what it says of all images; or leave them out of it"
+        )
+
+
+def _require_background(
+    missing: Sequence[str], held: Annotations, sections: Sections, root: Path
+) -> None:
+    """Raises InputError where it was the option that left out images of the store."""
+    everything = [str(image.get("file_name")) for image in sections.content["images"]]
+    there = match_names(missing, everything)
+    without = [name for name, row in zip(missing, there, strict=True) if row is not None]
+    if without:
+        raise InputError(
+            f"--no-background leaves out images of {root}, as {sections.source} has no box in "
+            f"them: {len(without)} of {len(held)} ({listed(without)}). A store keeps its images: "
+            "relabel without the option, or extract into a new --store with it"
         )
 
 

@@ -19,7 +19,7 @@ from cachedet.detector.protocol import require_detector, trains_masks
 from cachedet.distributed.collective import from_first, is_first, rank, world_size
 from cachedet.distributed.data_parallel import find_launch, joined_ranks
 from cachedet.errors import CheckpointError, ConfigError
-from cachedet.evaluation.inference import detect_store
+from cachedet.evaluation.inference import detect_store, stored_batches
 from cachedet.evaluation.metrics import score_detections
 from cachedet.evaluation.plots import plot_training
 from cachedet.loading.loader import FeatureLoader, make_run_loader
@@ -215,13 +215,12 @@ def _make_validator(
         return None
 
     def score(detector: nn.Module, between_batches: Callable[[], None]) -> dict[str, float]:
+        levels = choose_read_levels(config, store.manifest)
+        batches = stored_batches(
+            store, levels=levels, batch_size=EvalConfig().batch_size, device=device
+        )
         detections = detect_store(
-            detector,
-            store,
-            levels=choose_read_levels(config, store.manifest),
-            batch_size=EvalConfig().batch_size,
-            device=device,
-            on_progress=lambda _: between_batches(),
+            detector, store, batches=batches, on_progress=lambda _: between_batches()
         )
         scores = score_detections(store.annotations, detections)
         return {name: getattr(scores, name) for name in VALIDATED}

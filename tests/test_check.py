@@ -121,3 +121,40 @@ def test_annotations_without_a_box_stop(tiny: Any, tmp_path: Path) -> None:
     assert [finding.text for finding in report.findings if finding.rank == "stops"] == [
         "train: not one box"
     ]
+
+
+def test_the_command_takes_a_choice(tiny: Any) -> None:
+    words = ("--images", tiny.paths.images, "--annotations", tiny.paths.train, "--json")
+    done = run(*words, "--classes", "disc,shape", "--merge-classes", "square,star=shape")
+    assert done.exit_code == 0, done.output
+    values = json.loads(done.stdout)
+    assert [one["name"] for one in values["classes"]] == ["shape", "disc"]
+    assert values["counts"]["train"]["boxes of classes left out"] == 14
+
+
+def test_extract_says_what_it_would_look_at_before_it_begins(tiny: Any, tmp_path: Path) -> None:
+    """At most five lines, the rest by number; all of them in the JSON, where none is printed."""
+
+    def spoil(values: dict[str, Any]) -> None:
+        for number, entry in enumerate(values["annotations"][:9]):
+            entry["bbox"] = [[1, 1, -9, 9], [1, 1, 0, 9], [30, 1, 900, 9]][number % 3]
+        del values["images"][-1]
+        kept = {image["id"] for image in values["images"]}
+        values["annotations"] = [a for a in values["annotations"] if a["image_id"] in kept]
+
+    spoiled = tiny.change(tiny.paths.train, tmp_path / "a.json", spoil)
+    config = tiny.extract_config(tmp_path / "s.zarr", annotations=spoiled, views="base")
+    words = ["extract", "--images", config.images, "--annotations", spoiled, "--store"]
+    words += [config.store, "--backbone", config.backbone, "--weights", config.weights]
+    words += ["--image-size", config.image_size, "--views", "base", "--device", "cpu"]
+    done = CliRunner().invoke(app, [*map(str, words), "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)["look_at"]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("look at: ")]
+    assert lines[:5] == [f"look at: {text}" for text in told[:5]]
+    assert lines[5:] == ([f"look at: {len(told) - 5} more"] if len(told) > 5 else [])
+    assert any("boxes without area, or of NaN or Inf, dropped" in text for text in told)
+    assert "`cachedet check` with the same options" in done.stderr
+    assert "are not named by a.json (" in done.stderr
+    first = done.stderr.index("look at: ")
+    assert first < done.stderr.index("check images")

@@ -86,3 +86,20 @@ def test_rotated_boxes(exports: Any, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="rotated boxes: 1"):
         convert(source, tmp_path / "out.json")
     assert convert(source, tmp_path / "out.json", rotated="outer").counts["boxes"] == 3
+
+
+def test_names_that_leave_the_folder(exports: Any, tmp_path: Path) -> None:
+    """Refused where the folder is given; noted where only the file speaks."""
+    content = exports.coco_of()
+    for image in content["images"][:2]:
+        image["file_name"] = f"../{image['file_name']}x"
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    images = exports.write_images(tmp_path / "images")
+    with pytest.raises(DatasetError, match=r"names that leave the folder .*images: 2 .'../a.jpgx'"):
+        convert(tmp_path / "a.json", tmp_path / "out.json", images=images)
+    assert not (tmp_path / "out.json").exists()
+    notes = convert(tmp_path / "a.json", tmp_path / "out.json").notes
+    expected = (
+        "file names that leave the folder they start from: 2 (../a.jpgx; ../b.pngx); `extract`"
+    )
+    assert notes[-1].startswith(expected)

@@ -90,7 +90,7 @@ def test_every_snippet_of_the_page_runs_word_for_word(
     for number, snippet in enumerate(snippets):
         exec(compile(snippet, f"python.md, snippet {number}", "exec"), names)
     shown, complaints = capfd.readouterr()
-    assert len(shown.splitlines()) == 5, shown
+    assert len(shown.splitlines()) == 6, shown
     assert complaints == ""
     assert (folder / "runs" / "mine" / "weights" / "best.pt").is_file()
     assert names["scores"].ap >= 0

@@ -274,3 +274,19 @@ def test_the_command(root: Path, write: Any) -> None:
     assert values["changes"]["classes_added"] == ["new (id 91)"]
     again = runner.invoke(app, arguments, catch_exceptions=False)
     assert "5 images, 4 boxes; it has these labels already" in again.output
+
+
+def test_no_background_is_named_where_it_takes_images_away(root: Path, write: Any) -> None:
+    """Two images of the store have no box; the file has all five."""
+    message = (
+        r"--no-background leaves out images of .*s.zarr, as .*new.json has no box in them: 2 of 5 "
+        r"\(.*; .*\). A store keeps its images: relabel without the option"
+    )
+    with pytest.raises(InputError, match=message):
+        cachedet.relabel(root, annotations=write(), choose={"background": False})
+
+    def lose(values: Json) -> None:
+        del values["images"][1]
+
+    with pytest.raises(InputError, match=r"new.json lacks images of .*: 1 of 5"):
+        cachedet.relabel(root, annotations=write(lose))

@@ -9,13 +9,18 @@ import typer
 
 from cachedet.commands.options import (
     Annotations,
+    Classes,
     FollowLinks,
+    IgnoreClasses,
     Images,
     ImageSize,
     Json,
+    MergeClasses,
+    NoBackground,
     Rotated,
     Split,
     Workers,
+    make_choice,
     print_json,
 )
 from cachedet.commands.tables import console, make_table, name_cell, say
@@ -40,6 +45,10 @@ def check(
     image_size: ImageSize = 512,
     rotated: Rotated = "refuse",
     follow_links: FollowLinks = False,
+    classes: Classes = None,
+    ignore_classes: IgnoreClasses = None,
+    merge_classes: MergeClasses = None,
+    no_background: NoBackground = False,
     workers: Workers = 0,
     out: Annotated[
         Path | None, typer.Option(help="PNG to write: images of the findings, boxes drawn.")
@@ -61,6 +70,7 @@ def check(
         image_size=image_size,
         rotated=parse_rotated(rotated),
         follow_links=follow_links,
+        choose=make_choice(classes, ignore_classes, merge_classes, no_background),
         workers=workers,
         out=out,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -43,7 +43,12 @@ from cachedet.commands.tables import (
     print_relabelling,
     print_waste,
     say,
+    tell_before,
 )
+
+if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
+    from cachedet.config.run import ExtractConfig
+    from cachedet.data.coco import CocoDataset
 
 
 def extract(
@@ -85,8 +90,10 @@ def extract(
     as_json: Json = False,
 ) -> None:
     """Stage 1: write the frozen backbone's features. Run again to continue."""
+    from cachedet.check import look_before
     from cachedet.estimation.prediction import compare_extraction
-    from cachedet.extract import extract as run_extract
+    from cachedet.extract import extract_opened
+    from cachedet.extraction.ranks import find_rank
 
     choose = make_choice(classes, ignore_classes, merge_classes, no_background)
     options = {
@@ -99,10 +106,20 @@ def extract(
         "rank": rank, "world_size": world_size,
     }  # fmt: skip
     config = make_extraction(options, split=split, command="extract")
-    report = run_extract(config)
+    to_look_at: list[str] = []
+
+    def opened(config: ExtractConfig) -> CocoDataset:
+        look = look_before(config)
+        to_look_at.extend(look.to_look_at)
+        if find_rank(config.rank, config.world_size).number == 0:
+            tell_before(look)
+        return look.dataset
+
+    report = extract_opened(config, opened)
     predicted = compare_extraction(report, config)
     if as_json:
-        print_json({**vars(report), "store": str(report.store), "predicted": predicted})
+        own = {"store": str(report.store), "look_at": to_look_at, "predicted": predicted}
+        print_json({**vars(report), **own})
         return
     print_extraction(report)
     print_predicted_vs_actual(predicted)

@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cachedet.progress import count_of
+from cachedet.progress import count_of, tell
 from cachedet.store.files.durable import readable_nbytes
 from cachedet.text import printable, shorten
 
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
+    from cachedet.check import QuickLook
     from cachedet.estimation.prediction import PredictedVsActual
     from cachedet.exporting.agreement import Agreement, SizeAgreement
     from cachedet.extract import ExtractReport
@@ -24,6 +25,9 @@ if TYPE_CHECKING:  # commands import what they need when they run: `--help` stay
     from cachedet.store.prune import PruneReport
     from cachedet.store.verify import VerifyReport
     from cachedet.train import TrainReport
+
+_MOST_TOLD = 5  # findings, before an extraction
+_MOST_CHARACTERS = 240  # of each
 
 console = Console(markup=False, emoji=False, highlight=False)  # names are not to be interpreted
 
@@ -185,6 +189,19 @@ def print_faults(report: VerifyReport) -> None:
 def print_counts(counts: Mapping[str, int]) -> None:
     """What was read, mended and left out of annotations."""
     say(", ".join(f"{count} {what}" for what, count in counts.items() if count))
+
+
+def tell_before(look: QuickLook) -> None:
+    """A line each on standard error, before the work begins; `check` says more of them."""
+    for text in look.to_look_at[:_MOST_TOLD]:
+        tell(f"look at: {shorten(text, _MOST_CHARACTERS)}")
+    more = len(look.to_look_at) - _MOST_TOLD
+    if more > 0:
+        tell(f"look at: {more} more")
+    if look.to_look_at:
+        tell("`cachedet check` with the same options says where each is, and what to do")
+    if look.unnamed is not None:
+        tell(f"note: {shorten(look.unnamed, _MOST_CHARACTERS)}")
 
 
 def print_extraction(report: ExtractReport) -> None:

@@ -17,7 +17,7 @@ from cachedet.detector.build import choose_read_levels
 from cachedet.detector.end_to_end import EndToEndDetector
 from cachedet.evaluation.analysis import Analysis, analyse
 from cachedet.evaluation.detection_table import has_masks, tabulate
-from cachedet.evaluation.inference import EVAL_VIEW, detect_batches, detect_store
+from cachedet.evaluation.inference import EVAL_VIEW, detect_store, stored_batches
 from cachedet.evaluation.metrics import coco_results, score_detections
 from cachedet.live.modes import image_batches
 from cachedet.store.files.durable import encode_json, write_durably
@@ -81,8 +81,10 @@ class Scorer:
         self, detector: nn.Module, *, on_progress: Callable[[int], None] | None = None
     ) -> list[Detections]:
         device = self.trainer.device
+        levels = choose_read_levels(self.config, self.store.manifest)
+        batches = stored_batches(self.store, levels=levels, batch_size=_BATCH_SIZE, device=device)
         if isinstance(detector, EndToEndDetector) and self.config.freeze_at is None:
-            return detect_batches(
+            return detect_store(
                 detector,
                 self.store,
                 batches=lambda view: image_batches(
@@ -90,14 +92,7 @@ class Scorer:
                 ),
                 on_progress=on_progress,
             )
-        return detect_store(
-            detector,
-            self.store,
-            levels=choose_read_levels(self.config, self.store.manifest),
-            batch_size=_BATCH_SIZE,
-            device=device,
-            on_progress=on_progress,
-        )
+        return detect_store(detector, self.store, batches=batches, on_progress=on_progress)
 
 
 def figures_of(analysis: Analysis) -> dict[str, Any]:

@@ -18,15 +18,15 @@ from typing import Any
 
 from cachedet.config.run import ALL_CLASSES, ClassChoice, Rotated
 from cachedet.data import cvat, voc, yolo
-from cachedet.data.class_choice import choose_classes, with_chosen, without_background
-from cachedet.data.coco import CocoDataset, annotations_of, categories_of, load_annotations
+from cachedet.data.class_choice import with_chosen, without_background
+from cachedet.data.coco import CocoDataset, annotations_of, load_annotations
 from cachedet.data.file_names import require_inside, without_prefix
 from cachedet.data.repairs import Findings
 from cachedet.data.sections import Sections, choose_split, listed
 from cachedet.data.xml_files import root_name
 from cachedet.data.yolo_folders import SPLITS, has_names, is_bare_folder, yaml_in
 from cachedet.errors import DatasetError, ForeignFileError
-from cachedet.structures import Annotations, CategoryMap
+from cachedet.structures import Annotations
 from cachedet.text import printable
 
 _log = logging.getLogger(__name__)
@@ -129,22 +129,6 @@ def _require_images(images: Path) -> None:
         raise DatasetError(f"--images expects a folder of images; there is no folder {images}")
     if next(images.iterdir(), None) is None:
         raise DatasetError(f"--images {images} is an empty folder, expected images in it")
-
-
-def read_categories(annotations: Path, *, choose: ClassChoice = ALL_CLASSES) -> CategoryMap:
-    """The classes of a data set, those that were chosen. Raises DatasetError."""
-    return choose_classes(_categories_of(annotations), choose, where=annotations).categories
-
-
-def _categories_of(annotations: Path) -> CategoryMap:
-    reference, split = _parse(annotations)
-    read, source = _recognise(reference, split)
-    of_format = {yolo.read_yolo: yolo.read_classes, cvat.read_cvat: cvat.read_classes}.get(read)
-    if of_format is not None:
-        classes = of_format(source, split)
-        return CategoryMap(ids=tuple(classes), names=tuple(classes.values()))
-    sections = read(source, split=split, images=None, rotated="outer")
-    return categories_of(sections.content, annotations)
 
 
 def is_annotations(reference: Path) -> bool:

@@ -30,6 +30,7 @@ class ChosenClasses:
 
     categories: CategoryMap  # that are used
     id_of: dict[int, int | None]  # of every class of the source: its id now; None: left out
+    left_out: tuple[str, ...] = ()  # their names
     notes: tuple[str, ...] = ()
 
 
@@ -63,6 +64,7 @@ def choose_classes(categories: CategoryMap, choose: ClassChoice, *, where: Path)
     return ChosenClasses(
         categories=CategoryMap(ids=tuple(n for n, _ in used), names=tuple(n for _, n in used)),
         id_of=id_of,
+        left_out=tuple(dict.fromkeys(name for name in names if name not in kept)),
         notes=tuple(_notes(names, kept, become)),
     )
 
@@ -94,6 +96,7 @@ def with_chosen(sections: Sections, choose: ClassChoice) -> Sections:
         notes=(*sections.notes, *mended, *chosen.notes),
         counts={**sections.counts, "boxes of classes left out": gone},
         id_of=chosen.id_of,
+        left_out=chosen.left_out,
     )
 
 
@@ -136,6 +139,10 @@ def _merged(categories: CategoryMap, merges: Sequence[str], where: Path) -> dict
                 f"a,b,c={name}"
             )
         taken = _names_of("--merge-classes", [parts], categories.names, where, {})
+        if twice := [part for part in dict.fromkeys(taken) if taken.count(part) > 1]:
+            raise DatasetError(
+                f"--merge-classes names {_quoted(twice)} twice in {text!r}; name each part once"
+            )
         for number, part in zip(categories.ids, categories.names, strict=True):
             if part in taken and number in merged:
                 raise DatasetError(
@@ -179,6 +186,10 @@ def _names_of(
             f"{_shown(known)}"
         )
     return names
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:_NAMED]))
 
 
 def _shown(names: Sequence[str]) -> str:

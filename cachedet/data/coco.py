@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import reprlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from cachedet.data.box_columns import LARGEST, BoxColumns
 from cachedet.data.json_files import load_json
 from cachedet.data.masks import NO_MASK, encode_segmentation, is_blank
 from cachedet.data.repairs import Findings, number_ids, place_of, whole_number
+from cachedet.data.sections import listed
 from cachedet.errors import DatasetError
 from cachedet.progress import count_of
 from cachedet.structures import Annotations, CategoryMap, MaskCodes
@@ -221,13 +223,19 @@ def _ids(entries: Sequence[dict[str, Any]], section: str, where: Path) -> NDArra
 
 
 def _require_unique(values: Iterable[Any], key: str, section: str, where: Path) -> None:
-    seen: set[Any] = set()
-    for value in values:
-        if value in seen:
-            raise DatasetError(
-                f"{where}: {section} holds {key} {reprlib.repr(value)} more than once"
-            )
-        seen.add(value)
+    twice = [(value, times) for value, times in Counter(values).items() if times > 1]
+    if twice:
+        places = [f"{reprlib.repr(value)}, {times} times" for value, times in twice]
+        raise DatasetError(
+            f"{where}: {section} holds a `{key}` more than once: {len(twice)} of them "
+            f"({listed(places)}). {_ONCE[key]}"
+        )
+
+
+_ONCE = {
+    "id": "Number them anew, each by itself",
+    "file_name": "Give each image one entry, and all its boxes the id of that entry",
+}
 
 
 def _file_name(entry: dict[str, Any], index: int, where: Path) -> str:

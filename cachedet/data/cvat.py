@@ -79,13 +79,6 @@ def read_cvat(
     )
 
 
-def read_classes(source: Path, split: str | None) -> dict[int, str]:
-    """Category id -> name. Raises DatasetError, also where there is no such split."""
-    root = read_xml(source)
-    _choose_subset(split, root, source)
-    return _classes(root, source)
-
-
 def _choose_subset(split: str | None, root: Element, source: Path) -> str | None:
     subsets = sorted({one.get("subset", "") for one in root.iterfind("image")})
     known = [] if subsets == [""] else [subset or _NO_SUBSET for subset in subsets]

@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from cachedet.errors import BadImageError, DatasetError
+from cachedet.data.sections import Refusals
+from cachedet.errors import BadImageError
 
 _MOST_FILES = 200_000  # looked at for suggestions
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")
@@ -24,23 +25,37 @@ def require_inside(
     """No image may lie outside the folder, be it by `..`, an absolute path or (unless they may be
     followed) a link.
 
-    Raises DatasetError that names the first one.
+    Raises DatasetError that names them.
     """
-    root = os.path.realpath(images)
-    folders = {""}
+    root, nearest = os.path.realpath(images), NearestFiles(images)
+    folders, refusals = {""}, Refusals(where)
     for name in file_names:
-        inside = posixpath.normpath(name)
-        if posixpath.isabs(name) or inside == ".." or inside.startswith("../"):
-            hint = NearestFiles(images).hint(name)
-            raise DatasetError(f"{where}: file_name {name!r} leaves the folder {images}{hint}")
+        if leaves(name):
+            what = f"file names that leave the folder {images}"
+            refusals.add(what, f"{name!r}{nearest.hint(name, before=', ')}", advice=_LEAVES)
+            continue
         if follow_links:
             continue
         folder = posixpath.dirname(name)
-        if folder not in folders:
-            _require_no_link_out(folder, root, where)
-            folders.add(folder)
+        places = [] if folder in folders else [folder]
+        folders.add(folder)
         if _is_link(os.path.join(root, name)):
-            _require_no_link_out(name, root, where)
+            places.append(name)
+        for place in places:
+            if target := _way_out(place, root):
+                what = f"links, or names behind them, that leave the folder {root}"
+                refusals.add(what, f"{place!r} leads to {target}", advice=_LINKS)
+    refusals.settle()
+
+
+_LEAVES = "Give --images the folder that holds all of them, or take its parents out of the names"
+_LINKS = "Links are followed with --follow-links; give it where you trust the data set"
+
+
+def leaves(name: str) -> bool:
+    """Whether a file name leads out of the folder that it starts from, links aside."""
+    inside = posixpath.normpath(name)
+    return posixpath.isabs(name) or inside == ".." or inside.startswith("../")
 
 
 def _is_link(path: str) -> bool:
@@ -50,17 +65,14 @@ def _is_link(path: str) -> bool:
         return False
 
 
-def _require_no_link_out(name: str, root: str, where: Path) -> None:
+def _way_out(name: str, root: str) -> str | None:
+    """Where a name leads to through links; None where that is inside."""
     try:
         target = os.path.realpath(os.path.join(root, name))
     except ValueError:
-        return
-    if target != root and not target.startswith(os.path.join(root, "")):
-        raise DatasetError(
-            f"{where}: {name!r} is a link, or lies behind one, that leaves the folder {root}: it "
-            f"leads to {target}. Links are followed with --follow-links; give it where you trust "
-            "the data set"
-        )
+        return None
+    is_inside = target == root or target.startswith(os.path.join(root, ""))
+    return None if is_inside else target
 
 
 def require_storable(name: str) -> None:
@@ -75,10 +87,10 @@ class NearestFiles:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def hint(self, name: str) -> str:
+    def hint(self, name: str, *, before: str = "; ") -> str:
         """The end of a message on a file that is not there; empty where nothing is like it."""
         found = self.find(name)
-        return "" if found is None else f"; nearest: {found!r}"
+        return "" if found is None else f"{before}nearest: {found!r}"
 
     def find(self, name: str) -> str | None:
         """The file that may have been meant, from the root.

@@ -55,6 +55,7 @@ class Sections:
     counts: dict[str, int] = field(default_factory=dict)  # of what was left out, by name
     # Where classes were chosen: id of each in the source -> its id now; None: left out.
     id_of: Mapping[int, int | None] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()  # names of the classes that were not chosen
 
     @property
     def unread(self) -> list[str]:
@@ -166,7 +167,8 @@ def require_distinct(classes: dict[int, str], where: Path) -> None:
 
 ROTATED_ADVICE = (
     "Detectors here know upright boxes only: take the box around each with --rotated outer (of "
-    "extract, estimate, compare and convert; elsewhere give the file that convert writes)"
+    "extract, relabel, check, estimate, compare and convert; elsewhere give the file that convert "
+    "writes)"
 )
 
 

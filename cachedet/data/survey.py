@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import threading
 from collections.abc import Callable
@@ -31,6 +32,7 @@ class Scan:
     notes: tuple[tuple[int, str], ...]  # row, what was noticed; the image is used
     images: dict[int, DecodedImage] = field(default_factory=dict)  # by row, as many as fit
     missing: frozenset[int] = frozenset()  # rows of the bad ones whose files are not there
+    misnamed: frozenset[int] = frozenset()  # whose names no file or no store can have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,7 @@ class _Finding:
     content_hash: int = 0
     fault: str | None = None
     is_missing: bool = False
+    is_misnamed: bool = False
     note: str | None = None
 
 
@@ -77,7 +80,7 @@ def scan_images(
     def look(row: int, image: DecodedImage) -> None:
         if on_image is not None:
             on_image(row, image)
-        _require_size(image.image_hw, dataset.annotations.size_of(row))
+        _require_size(image, dataset.annotations.size_of(row))
         kept.offer(row, image)
 
     def inspect(row: int) -> _Finding:
@@ -100,6 +103,7 @@ def scan_images(
         notes=tuple((one.row, one.note) for one in findings if one.note and not one.fault),
         images=kept.images,
         missing=frozenset(one.row for one in findings if one.is_missing),
+        misnamed=frozenset(one.row for one in findings if one.is_misnamed),
     )
 
 
@@ -128,11 +132,12 @@ def _inspect(
     image_size: int | None,
     look: Callable[[int, DecodedImage], None],
 ) -> _Finding:
-    content_hash, note = 0, None
+    content_hash, note, is_opened = 0, None, False
+    name = dataset.annotations.file_names[row]
     try:
-        require_storable(dataset.annotations.file_names[row])
+        require_storable(name)
         with opened(dataset.path_of(row)) as content:
-            content_hash = content_hash_of(content)
+            is_opened, content_hash = True, content_hash_of(content)
             with decoded(content, image_size=image_size) as image:
                 note = image.note
                 look(row, image)
@@ -142,11 +147,26 @@ def _inspect(
             content_hash=content_hash,
             fault=str(error),
             is_missing=isinstance(error.__cause__, FileNotFoundError | NotADirectoryError),
+            is_misnamed=not is_opened and _is_of_name(error.__cause__),
         )
     return _Finding(row=row, content_hash=content_hash, note=note)
 
 
-def _require_size(image_hw: SizeHW, annotated_hw: SizeHW) -> None:
-    if image_hw != annotated_hw:
-        (height, width), upright = annotated_hw, f"{image_hw[1]}x{image_hw[0]}"
-        raise BadImageError(f"annotated as {width}x{height}, the upright file is {upright}")
+def _is_of_name(cause: BaseException | None) -> bool:
+    """Of what came before a file was open: control characters have no cause, NUL a ValueError."""
+    if isinstance(cause, OSError):
+        return cause.errno in (errno.ENAMETOOLONG, errno.EILSEQ)
+    return cause is None or isinstance(cause, ValueError)
+
+
+_LYING = ": it was annotated lying, and EXIF turns it"
+
+
+def _require_size(image: DecodedImage, annotated_hw: SizeHW) -> None:
+    if image.image_hw == annotated_hw:
+        return
+    (height, width), upright = annotated_hw, f"{image.image_hw[1]}x{image.image_hw[0]}"
+    why = ""
+    if image.image_hw == annotated_hw[::-1]:
+        why = _LYING if image.is_turned else ": width and height swapped"
+    raise BadImageError(f"annotated as {width}x{height}, the upright file is {upright}{why}")

@@ -122,9 +122,20 @@ def _note_objects(objects: Sequence[_Object]) -> list[str]:
 
 
 def is_voc(folder: Path) -> bool:
-    """Whether a folder holds XML files of VOC, perhaps in the folders of its splits."""
-    first = islice(_xml_below(folder, most=_LOOKED_AT), _TRIED)
-    return any(root_name(path) == "annotation" for path in first)
+    """Whether a folder holds XML files of VOC, perhaps in the folders of its splits.
+
+    Raises DatasetError where files with entities are all that looks like it.
+    """
+    unread: list[DatasetError] = []
+    for path in islice(_xml_below(folder, most=_LOOKED_AT), _TRIED):
+        try:
+            if root_name(path) == "annotation":
+                return True
+        except DatasetError as error:  # one file; it is named where all are read
+            unread.append(error)
+    if unread:
+        raise unread[0]
+    return False
 
 
 def _files_of(source: Path) -> dict[str, list[Path]]:

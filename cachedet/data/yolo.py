@@ -79,13 +79,6 @@ def read_yolo(
     )
 
 
-def read_classes(source: Path, split: str | None) -> dict[int, str]:
-    """Category id -> name. Raises DatasetError, also where there is no such split."""
-    setup = YoloSetup.read(source)
-    choose_split(split, list(setup.splits), source)
-    return {number + 1: name for number, name in setup.classes.items()}
-
-
 def _root_of(images: Sequence[Path], folder: Path) -> Path:
     """The folder of the data set, or the one that holds all images where they lie elsewhere."""
     paths = [os.path.abspath(path) for path in images]

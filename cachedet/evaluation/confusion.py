@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedet.evaluation.curves import draw_curves
-from cachedet.evaluation.detection_table import DetectionsOrTable, DetectionTable, tabulate
-from cachedet.evaluation.matches import match_detections
+from cachedet.evaluation.detection_table import DetectionTable
+from cachedet.evaluation.matches import HALF, match_detections
 from cachedet.evaluation.metrics import Flags, Ints
 from cachedet.evaluation.overlaps import candidate_pairs
 from cachedet.structures import Annotations, CategoryMap
@@ -29,55 +28,41 @@ class ConfusionMatrix:
     categories: CategoryMap
     counts: NDArray[np.int64]  # (K + 1, K + 1)
     min_score: float
-    iou: float
 
     def to_json(self) -> dict[str, Any]:
         """Only cells that are not 0, by category id; null is the background."""
         ids: list[int | None] = [*self.categories.ids, None]
         return {
             "min_score": self.min_score,
-            "iou": self.iou,
+            "iou": HALF[0].item(),
             "cells": [
                 {
-                    "ground_truth": ids[true_class],
-                    "detected": ids[detected],
-                    "count": int(self.counts[true_class, detected]),
+                    "ground_truth": ids[there],
+                    "detected": ids[found],
+                    "count": int(self.counts[there, found]),
                 }
-                for true_class, detected in np.argwhere(self.counts).tolist()
+                for there, found in np.argwhere(self.counts).tolist()
             ],
         }
 
 
 def confuse(
-    annotations: Annotations,
-    detections: DetectionsOrTable,
-    *,
-    min_score: float | None = None,
-    iou: float = 0.5,
+    annotations: Annotations, table: DetectionTable, *, min_score: float
 ) -> ConfusionMatrix:
-    """Count which classes are taken for which.
+    """Count which classes are taken for which at IoU 0.5, by detections of `min_score` or more.
 
     First each detection takes a box of its own class as in COCO; then, best score first, those left
     take the box of another class that they overlap most. Crowds are no boxes here, and detections
-    in a crowd of their class are left out. Detections below `min_score` do not count; None: below
-    the score where F1 of all classes together is best. From `iou` on a box is detected.
-
-    Raises InputError as `tabulate`, ValueError on an IoU outside (0, 1].
+    in a crowd of their class are left out.
     """
-    table = tabulate(annotations, detections)
-    if min_score is None:
-        best = draw_curves(annotations, table, iou=iou).best.score
-        min_score = 0.0 if np.isnan(best) else best
-    if not 0 < iou <= 1:
-        raise ValueError(f"expected an IoU in (0, 1], got {iou}")
     table = table.keep(table.scores >= min_score)
-    matches = match_detections(annotations, table, iou_thresholds=np.array([iou]))
+    matches = match_detections(annotations, table, iou_thresholds=HALF)
     kept = table.keep(matches.source)
     judged, box_of = matches.judged[0], matches.partner[0].copy()
     free = ~annotations.crowd
     free[box_of[box_of >= 0]] = False
     left = np.flatnonzero((box_of < 0) & judged)
-    for detection, box in _take_others(annotations, kept, left, free, iou=iou).items():
+    for detection, box in _take_others(annotations, kept, left, free).items():
         box_of[detection] = box
     classes = len(annotations.categories)
     counts = np.zeros((classes + 1, classes + 1), dtype=np.int64)
@@ -86,16 +71,14 @@ def confuse(
     undetected = ~annotations.crowd
     undetected[box_of[box_of >= 0]] = False
     counts[:classes, classes] = np.bincount(annotations.labels[undetected], minlength=classes)
-    return ConfusionMatrix(
-        categories=annotations.categories, counts=counts, min_score=min_score, iou=iou
-    )
+    return ConfusionMatrix(categories=annotations.categories, counts=counts, min_score=min_score)
 
 
 def _take_others(
-    annotations: Annotations, kept: DetectionTable, left: Ints, free: Flags, *, iou: float
+    annotations: Annotations, kept: DetectionTable, left: Ints, free: Flags
 ) -> dict[int, int]:
     """What the detections `left` take of the `free` boxes of any class."""
-    pairs = candidate_pairs(annotations, kept.keep(left), at_least=iou)
+    pairs = candidate_pairs(annotations, kept.keep(left), at_least=HALF[0])
     open_pairs = free[pairs[1]]
     indices, boxes, overlaps = (column[open_pairs] for column in pairs)
     detections = left[indices]

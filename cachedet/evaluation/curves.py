@@ -1,6 +1,6 @@
 """Precision against recall, the score to cut at, and whether scores mean what they say.
 
-All at one IoU, boxes of all sizes, detections in crowds left out.
+All at IoU 0.5, boxes of all sizes, detections in crowds left out.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.evaluation.detection_table import DetectionsOrTable, tabulate
-from cachedet.evaluation.matches import MatchTable, match_detections
+from cachedet.evaluation.matches import HALF, MatchTable, match_detections
 from cachedet.evaluation.precision import RECALLS, TINY, to_json_values
 from cachedet.structures import Annotations
+
+_BINS = 10  # of scores, for calibration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,34 +56,25 @@ class CalibrationBin:
 class Curves:
     """Curves of each class, the best cut of all classes together, and calibration."""
 
-    iou: float
     per_class: tuple[ClassCurve, ...]
     best: Cut
     calibration: tuple[CalibrationBin, ...]
     calibration_error: float  # mean |score - precision| of the bins, by count; NaN: no detections
 
     def to_json(self) -> dict[str, Any]:
-        return {"iou": self.iou, "recall": RECALLS.tolist(), **to_json_values(self)}
+        return {"iou": HALF[0].item(), "recall": RECALLS.tolist(), **to_json_values(self)}
 
 
-def draw_curves(
-    annotations: Annotations, detections: DetectionsOrTable, *, iou: float = 0.5, num_bins: int = 10
-) -> Curves:
-    """Curves, cuts and calibration at an IoU.
-
-    Raises InputError as `tabulate`, ValueError on an IoU outside (0, 1] or no bins.
-    """
-    if not 0 < iou <= 1 or num_bins < 1:
-        raise ValueError(f"expected an IoU in (0, 1] and a bin or more, got {iou} and {num_bins}")
+def draw_curves(annotations: Annotations, detections: DetectionsOrTable) -> Curves:
+    """Curves, cuts and calibration. Raises InputError as `tabulate`."""
     table = tabulate(annotations, detections)
-    matches = match_detections(annotations, table, iou_thresholds=np.array([iou]))
+    matches = match_detections(annotations, table, iou_thresholds=HALF)
     judged, counts = matches.judged[0], matches.count_gt()
     right = matches.right[0][judged]
     scores = matches.scores[judged]
-    bins, error = _calibrate(scores, right, num_bins)
+    bins, error = _calibrate(scores, right)
     order = np.argsort(-scores, kind="stable")
     return Curves(
-        iou=iou,
         per_class=tuple(
             _curve(annotations, matches, label, int(num_gt)) for label, num_gt in enumerate(counts)
         ),
@@ -121,15 +114,15 @@ def _best_cut(scores: NDArray[np.float64], right: NDArray[np.bool_], num_gt: int
 
 
 def _calibrate(
-    scores: NDArray[np.float64], right: NDArray[np.bool_], num_bins: int
+    scores: NDArray[np.float64], right: NDArray[np.bool_]
 ) -> tuple[tuple[CalibrationBin, ...], float]:
     """Guo et al., arXiv 1706.04599, section 2; scores outside 0..1 fall into the outer bins."""
-    edges = np.linspace(0.0, 1.0, num_bins + 1)
+    edges = np.linspace(0.0, 1.0, _BINS + 1)
     indices = np.searchsorted(edges[1:-1], scores, side="right")
-    counts = np.bincount(indices, minlength=num_bins)
+    counts = np.bincount(indices, minlength=_BINS)
     with np.errstate(invalid="ignore"):  # empty bins are NaN
-        mean_score = np.bincount(indices, weights=scores, minlength=num_bins) / counts
-        precision = np.bincount(indices, weights=right, minlength=num_bins) / counts
+        mean_score = np.bincount(indices, weights=scores, minlength=_BINS) / counts
+        precision = np.bincount(indices, weights=right, minlength=_BINS) / counts
     bins = tuple(
         CalibrationBin(
             low=float(edges[n]),
@@ -138,7 +131,7 @@ def _calibrate(
             mean_score=float(mean_score[n]),
             precision=float(precision[n]),
         )
-        for n in range(num_bins)
+        for n in range(_BINS)
     )
     if not len(scores):
         return bins, math.nan

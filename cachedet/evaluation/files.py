@@ -141,6 +141,7 @@ def read_annotations_of(
     described, found = annotations_of(content, where=annotations, keep_all=True)
     labels = labels_in(categories, described.categories, by_name=sections.are_ids_ours)
     if labels is None:
+        _require_chosen(categories, sections, choose)
         raise InputError(
             f"{annotations} has other classes than the store: "
             f"{described.categories.unlike(categories)}; give a file with the store's categories, "
@@ -171,6 +172,20 @@ def read_annotations_of(
         of_store: dict[str, Any] = {**content, "images": [content["images"][row] for row in rows]}
         federated = read_federated(of_store, scored, where=annotations)
     return TruthOfStore(annotations=scored, federated=federated, notes=tuple(notes))
+
+
+def _require_chosen(known: CategoryMap, sections: Sections, choose: ClassChoice) -> None:
+    """Raises InputError where the options leave out classes that shall be scored."""
+    missing = [name for name in dict.fromkeys(known.names) if name in sections.left_out]
+    if missing:
+        named = (("--classes", choose.classes), ("--ignore-classes", choose.ignore))
+        options = " and ".join(name for name, given in named if given)
+        verb = "leave" if " and " in options else "leaves"
+        raise InputError(
+            f"{options} {verb} out classes that the run knows: {len(missing)} of {len(known)} "
+            f"({listed(missing)}). A run is scored on all that it knows: drop the option, or name "
+            "them all; what the file has beside them is left out without it"
+        )
 
 
 def _rows_of(held: Annotations, described: Annotations, sections: Sections) -> list[int]:

@@ -22,40 +22,8 @@ BatchSource = Callable[[str], Iterator[tuple[list[int], Batch]]]
 """Gives every image of a view once, as rows of the store and what the detector takes."""
 
 
-def detect_store(
-    detector: nn.Module,
-    store: FeatureStore,
-    *,
-    levels: Sequence[str],
-    batch_size: int,
-    device: torch.device,
-    views: Sequence[str] = (EVAL_VIEW,),
-    method: Literal["detect", "propose"] = "detect",
-    merging: Merging | None = None,
-    on_progress: Callable[[int], None] | None = None,
-) -> list[Detections]:
-    """Detections of every image in pixels of the image, in the order of the store's rows.
-
-    Those of several `views` are merged, by default as `Merging` does. Where a view is a window,
-    what its border cuts is left to the other views. With "propose" they are what the first stage
-    proposes, see `Detector`, and a window cuts nothing. `on_progress` is called with the images
-    that are done, for each view.
-
-    Raises MissingFeatureError where the store lacks a view.
-    """
-    return detect_batches(
-        detector,
-        store,
-        batches=lambda view: _batches(store, view, levels, batch_size, device),
-        views=views,
-        method=method,
-        merging=merging,
-        on_progress=on_progress,
-    )
-
-
 @torch.no_grad()
-def detect_batches(
+def detect_store(
     detector: nn.Module,
     store: FeatureStore,
     *,
@@ -65,7 +33,14 @@ def detect_batches(
     merging: Merging | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Detections]:
-    """`detect_store` on batches from anywhere: `store` only says what its images are."""
+    """Detections of every image in pixels of the image, in the order of the store's rows.
+
+    `batches` may come from anywhere: `store` only says what its images are. Those of several
+    `views` are merged, by default as `Merging` does. Where a view is a window, what its border cuts
+    is left to the other views. With "propose" they are what the first stage proposes, see
+    `Detector`, and a window cuts nothing. `on_progress` is called with the images that are done,
+    for each view.
+    """
     was_training = detector.training
     detector.eval()
     in_image = ViewDetections.of if method == "detect" else ViewDetections.whole
@@ -88,12 +63,16 @@ def detect_batches(
     return [merge(of_image) for of_image in by_row.values()]
 
 
-def _batches(
-    store: FeatureStore, view: str, levels: Sequence[str], batch_size: int, device: torch.device
-) -> Iterator[tuple[list[int], Batch]]:
-    """Every image once: rows of the store, and their features."""
-    loader = FeatureLoader(
-        store, views=[view], levels=levels, batch_size=batch_size, seed=0, device=device
-    )
-    for keys, batch in zip(loader.plan(0), loader.epoch(0), strict=True):
-        yield [int(row) for _, row in keys], batch
+def stored_batches(
+    store: FeatureStore, *, levels: Sequence[str], batch_size: int, device: torch.device
+) -> BatchSource:
+    """The store's own features; they raise MissingFeatureError where it lacks a view."""
+
+    def of_view(view: str) -> Iterator[tuple[list[int], Batch]]:
+        loader = FeatureLoader(
+            store, views=[view], levels=levels, batch_size=batch_size, seed=0, device=device
+        )
+        for keys, batch in zip(loader.plan(0), loader.epoch(0), strict=True):
+            yield [int(row) for _, row in keys], batch
+
+    return of_view

@@ -52,10 +52,8 @@ def proposal_recall(
 ) -> tuple[ProposalRecall, ...]:
     """Recall at each limit; scores are objectness, labels of proposals are not looked at.
 
-    Raises InputError as `tabulate`, ValueError on a limit below 1.
+    Raises InputError as `tabulate`.
     """
-    if not limits or min(limits) < 1:
-        raise ValueError(f"expected limits of at least 1 proposal an image, got {list(limits)}")
     table = tabulate(annotations, proposals)
     table = replace(table, labels=np.zeros_like(table.labels))
     limits = sorted(limits)

@@ -26,13 +26,14 @@ from cachedet.structures import Annotations
 Weights = NDArray[np.int32]
 Progress = Callable[[int], None]
 
+CONFIDENCE = 0.95
 _VALUES_AT_ONCE = 4_000_000  # bounds the working memory: about 40 bytes each
 _NEXT_RECALL = np.append(RECALLS[1:], np.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A figure on the images as they are, and where `confidence` of the resamples lie."""
+    """A figure on the images as they are, and where CONFIDENCE of the resamples lie."""
 
     value: float
     low: float
@@ -53,7 +54,7 @@ class BootstrapReport:
     ap50: Interval
     per_class: tuple[Interval, ...]
     resamples: int
-    confidence: float
+    confidence: float = CONFIDENCE
     num_images: int
 
     def to_json(self) -> dict[str, Any]:
@@ -83,16 +84,12 @@ def bootstrap(
     *,
     resamples: int = 1000,
     seed: int = 0,
-    confidence: float = 0.95,
     on_progress: Progress | None = None,
 ) -> BootstrapReport:
-    """Intervals of one run; `on_progress` is called with 1 for each class done.
-
-    Raises ValueError on a count below 1 or a confidence outside (0, 1).
-    """
+    """Intervals of one run; `on_progress` is called with 1 for each class done."""
     weights = draw_images(len(annotations), resamples=resamples, seed=seed)
     values = _values(annotations, detections, weights, on_progress)
-    return _summarise(values, confidence=confidence, annotations=annotations)
+    return _summarise(values, num_images=len(annotations))
 
 
 def compare_runs(
@@ -111,18 +108,13 @@ def compare_runs(
     weights = draw_images(len(annotations), resamples=resamples, seed=seed)
     one, other = (_values(annotations, run, weights, on_progress) for run in (first, second))
     reports = [
-        _summarise(values, confidence=0.95, annotations=annotations)
-        for values in (one, other, one.minus(other))
+        _summarise(values, num_images=len(annotations)) for values in (one, other, one.minus(other))
     ]
     return ComparisonReport(first=reports[0], second=reports[1], difference=reports[2])
 
 
 def draw_images(num_images: int, *, resamples: int, seed: int) -> Weights:
     """(B, N) how often each image is in a resample of N drawn with replacement."""
-    if resamples < 1 or num_images < 1:
-        raise ValueError(
-            f"expected at least one resample and image, got {resamples} and {num_images}"
-        )
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(num_images, [1 / num_images] * num_images, size=resamples)
     return drawn.astype(np.int32)
@@ -230,27 +222,22 @@ def _values(
     return weighted_ap(matches, np.concatenate([once, weights]), on_progress=on_progress)
 
 
-def _summarise(
-    values: WeightedAP, *, confidence: float, annotations: Annotations
-) -> BootstrapReport:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, such as 0.95, got {confidence}")
+def _summarise(values: WeightedAP, *, num_images: int) -> BootstrapReport:
     return BootstrapReport(
-        ap=_interval(values.ap, confidence),
-        ap50=_interval(values.ap50, confidence),
-        per_class=tuple(_interval(of_class, confidence) for of_class in values.per_class.T),
+        ap=_interval(values.ap),
+        ap50=_interval(values.ap50),
+        per_class=tuple(map(_interval, values.per_class.T)),
         resamples=len(values.ap) - 1,
-        confidence=confidence,
-        num_images=len(annotations),
+        num_images=num_images,
     )
 
 
-def _interval(values: Floats, confidence: float) -> Interval:
+def _interval(values: Floats) -> Interval:
     """The interval of those resamples that hold the class at all."""
     resampled = values[1:][~np.isnan(values[1:])]
     low = high = share = math.nan
     if len(resampled):
-        ends = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
+        ends = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
         low, high, share = float(ends[0]), float(ends[1]), float((resampled > 0).mean())
     return Interval(value=float(values[0]), low=low, high=high, share_above_zero=share)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from cachedet.detector.end_to_end import EndToEndDetector
 from cachedet.detector.protocol import max_proposals_of, require_detector
 from cachedet.device import choose_device
 from cachedet.errors import CheckpointError, InputError
-from cachedet.evaluation.inference import detect_store
+from cachedet.evaluation.inference import detect_store, stored_batches
 from cachedet.evaluation.merging import Merging
 from cachedet.evaluation.proposals import ProposalReport, proposal_recall
 from cachedet.progress import StageProgress
@@ -118,17 +118,7 @@ class Subject:
         )
 
     def detect(self, stage: str) -> list[Detections]:
-        with self._progress(stage, len(self.views)) as progress:
-            return detect_store(
-                self.detector,
-                self.features,
-                views=self.views,
-                merging=self.merging,
-                levels=self.levels,
-                batch_size=self.batch_size,
-                device=self.device,
-                on_progress=progress.advance,
-            )
+        return self._run(stage, "detect", self.views)
 
     def recall_proposals(self, annotations: Annotations) -> ProposalReport:
         """Raises InputError where the detector proposes nothing."""
@@ -138,22 +128,27 @@ class Subject:
                 "--proposals needs a two-stage detector, whose first stage proposes boxes; "
                 f"{self.name}; leave it out"
             )
-        with self._progress("proposals", 1) as progress:
-            proposals = detect_store(
-                self.detector,
-                self.features,
-                views=self.views[:1],
-                method="propose",
-                levels=self.levels,
-                batch_size=self.batch_size,
-                device=self.device,
-                on_progress=progress.advance,
-            )
+        proposals = self._run("proposals", "propose", self.views[:1])
         recalls = proposal_recall(annotations, proposals)
         return ProposalReport(most_per_image=most, at_limits=recalls)
 
-    def _progress(self, stage: str, passes: int) -> StageProgress:
-        return StageProgress(stage, total=len(self.features) * passes, unit="images")
+    def _run(
+        self, stage: str, method: Literal["detect", "propose"], views: tuple[str, ...]
+    ) -> list[Detections]:
+        batches = stored_batches(
+            self.features, levels=self.levels, batch_size=self.batch_size, device=self.device
+        )
+        total = len(self.features) * len(views)
+        with StageProgress(stage, total=total, unit="images") as progress:
+            return detect_store(
+                self.detector,
+                self.features,
+                batches=batches,
+                views=views,
+                method=method,
+                merging=self.merging,
+                on_progress=progress.advance,
+            )
 
 
 def _levels_of(module: nn.Module, features: FeatureStore) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cachedet.config.run import Rotated
+from cachedet.config.run import ALL_CLASSES, ClassChoice, Rotated
 from cachedet.data.annotation_formats import dataset_of, read_sections
 from cachedet.data.box_columns import BoxColumns
 from cachedet.data.coco import CocoDataset, categories_of
@@ -37,6 +37,7 @@ class AnnotatedSet:
     columns: BoxColumns | None = None  # all boxes of the file
     refusals: tuple[Finding, ...] = ()  # why extract would refuse it
     notes: tuple[Finding, ...] = ()  # what else reading came to
+    named: tuple[str, ...] = ()  # all images of the file, also those that were not chosen
 
     @property
     def sizes_hw(self) -> NDArray[np.int64]:
@@ -75,12 +76,18 @@ class AnnotatedSet:
 
 
 def read_annotated(
-    name: str, *, annotations: Path, images: Path, rotated: Rotated, follow_links: bool
+    name: str,
+    *,
+    annotations: Path,
+    images: Path,
+    rotated: Rotated,
+    follow_links: bool,
+    choose: ClassChoice = ALL_CLASSES,
 ) -> AnnotatedSet:
     """Read as much as can be; what extract would refuse becomes a finding."""
     nothing = AnnotatedSet(name=name, images=images)
     try:
-        sections = read_sections(annotations, images=images, rotated=rotated)
+        sections = read_sections(annotations, images=images, rotated=rotated, choose=choose)
         categories = categories_of(sections.content, annotations)
     except DatasetError as error:
         return replace(nothing, refusals=(_refusal(name, error, annotations),))
@@ -88,18 +95,40 @@ def read_annotated(
     for attempt in (sections, _without_boxes(sections)):
         try:
             dataset = dataset_of(
-                attempt, annotations=annotations, images=images, follow_links=follow_links
+                attempt,
+                annotations=annotations,
+                images=images,
+                follow_links=follow_links,
+                background=choose.background or attempt is not sections,
             )
             break
         except DatasetError as error:
             reasons.append(error)
-    found = replace(nothing, categories=categories, dataset=dataset)
-    if dataset is not None:
-        found = replace(found, columns=_columns_of(sections, dataset, annotations))
-    if reasons:
+    if dataset is None or reasons:
+        found = replace(nothing, categories=categories)
+        if dataset is not None:
+            found = _with_dataset(found, sections, dataset)
         refusal = _refusal(name, reasons[0], sections.source)
         return replace(found, refusals=(_with_places(found, refusal),))
+    return annotated_of(name, sections, dataset)
+
+
+def annotated_of(name: str, sections: Sections, dataset: CocoDataset) -> AnnotatedSet:
+    """Of a data set that extract takes, with the sections it was made of."""
+    found = AnnotatedSet(
+        name=name, images=dataset.images, categories=dataset.annotations.categories
+    )
+    found = _with_dataset(found, sections, dataset)
     return replace(found, notes=_notes_of(found))
+
+
+def _with_dataset(found: AnnotatedSet, sections: Sections, dataset: CocoDataset) -> AnnotatedSet:
+    return replace(
+        found,
+        dataset=dataset,
+        columns=_columns_of(sections, dataset),
+        named=tuple(str(image.get("file_name")) for image in sections.content["images"]),
+    )
 
 
 def _without_boxes(sections: Sections) -> Sections:
@@ -107,21 +136,22 @@ def _without_boxes(sections: Sections) -> Sections:
     return replace(sections, content={**sections.content, "annotations": []})
 
 
-def _columns_of(sections: Sections, dataset: CocoDataset, where: Path) -> BoxColumns | None:
+def _columns_of(sections: Sections, dataset: CocoDataset) -> BoxColumns | None:
+    """All boxes of the images that are used."""
+    ids, entries = dataset.annotations.image_ids, sections.content["annotations"]
+    if len(ids) < len(sections.content["images"]):  # background was left out
+        used = set(ids.tolist())
+        entries = [entry for entry in entries if entry.get("image_id") in used]
     try:
         return BoxColumns.read(
-            sections.content["annotations"],
-            dataset.annotations.image_ids,
-            dataset.annotations.categories,
-            where,
-            as_they_stand=False,
+            entries, ids, dataset.annotations.categories, sections.source, as_they_stand=False
         )
     except DatasetError:  # the first error says the same
         return None
 
 
 def _refusal(name: str, error: DatasetError, where: Path) -> Finding:
-    text = str(error).removeprefix(f"{where}: ")
+    text = ". ".join(map(str, error.args)).removeprefix(f"{where}: ")
     return Finding(rank="stops", kind="annotations", text=f"{name}: {text}", count=1)
 
 

@@ -32,12 +32,19 @@ class ClassCount:
 
 
 def count_classes(annotated: AnnotatedSet) -> list[ClassCount]:
-    """Boxes and images of each class, crowds too; the most frequent class first."""
+    """Boxes and images of each class, crowds too; the most frequent class first.
+
+    Of those that extract takes; where it refuses them, of all.
+    """
     columns, categories = annotated.columns, annotated.categories
     if columns is None or categories is None:
         return []
-    boxes = np.bincount(columns.labels, minlength=len(categories))
-    pairs = np.unique(columns.rows * len(categories) + columns.labels)
+    labels, image_of = columns.labels, columns.rows
+    if annotated.dataset is not None and not annotated.refusals:
+        taken = annotated.dataset.annotations
+        labels, image_of = taken.labels, np.repeat(np.arange(len(taken)), np.diff(taken.offsets))
+    boxes = np.bincount(labels, minlength=len(categories))
+    pairs = np.unique(image_of * len(categories) + labels)
     images = np.bincount(pairs % len(categories), minlength=len(categories))
     rows = zip(categories.ids, categories.names, boxes.tolist(), images.tolist(), strict=True)
     counts = [

@@ -19,6 +19,7 @@ from PIL import Image
 from cachedet.data.coco import CocoDataset
 from cachedet.data.file_names import NearestFiles
 from cachedet.data.images import DecodedImage
+from cachedet.data.repairs import reach_beyond
 from cachedet.data.survey import Scan, scan_images
 from cachedet.inspection.annotated_set import AnnotatedSet
 from cachedet.inspection.finding import Finding, Place, Rank, count_words
@@ -43,6 +44,11 @@ class ImageLook:
     thumbnails: Thumbnails  # (N, S) of length 1; zeros of flat images and bad ones
     sizes: dict[int, SizeHW] = field(default_factory=dict)  # of upright files, by row
     turned: frozenset[int] = frozenset()  # rows that EXIF turns
+
+    @property
+    def other_sizes(self) -> list[int]:
+        """Rows of images that can be read, and have another size than annotated."""
+        return [row for row, _ in self.scan.bad if row in self.sizes]
 
 
 def look_at_images(
@@ -94,10 +100,13 @@ def image_findings(look: ImageLook) -> Iterator[Finding]:
     annotated, total = look.annotated, len(look.thumbnails)
     bad = dict(look.scan.bad)
     missing = [row for row in bad if row in look.scan.missing]
-    resized = [row for row in bad if row in look.sizes]
-    broken = [row for row in bad if row not in look.sizes and row not in look.scan.missing]
+    misnamed = [row for row in bad if row in look.scan.misnamed]
+    resized = look.other_sizes
+    known = {*missing, *misnamed, *resized}
+    broken = [row for row in bad if row not in known]
     for kind, rows, what, advice in (
         ("missing", missing, "are not there", _advise_on_missing(annotated, missing)),
+        ("bad names", misnamed, "have names that cannot be used", _RENAME + _SKIP),
         ("broken", broken, "cannot be decoded", "Repair or remove them; " + _SKIP),
         ("other size", resized, "have another size than annotated", _advise_on_sizes(look)),
     ):
@@ -119,6 +128,7 @@ def image_findings(look: ImageLook) -> Iterator[Finding]:
         yield Finding(rank="fine", kind="images", text=text)
 
 
+_RENAME = "Rename the files, and their entries: no control characters, at most 255 bytes; "
 _SKIP = "extract leaves them out with --on-bad-image skip."
 
 
@@ -169,15 +179,44 @@ def _advise_on_missing(annotated: AnnotatedSet, rows: Sequence[int]) -> str:
 
 
 def _advise_on_sizes(look: ImageLook) -> str:
+    """By kinds of images: lying ones that EXIF turns, sizes that are swapped, any other."""
     dataset = look.annotated.dataset
     assert dataset is not None
-    for row, _ in look.scan.bad:
-        if row in look.turned and look.sizes[row] == dataset.annotations.size_of(row)[::-1]:
-            return (
-                "They were annotated lying, and EXIF turns them: turn their boxes, or write the "
-                "images upright."
-            )
-    return "They were resized or cropped after they were annotated: scale their boxes, too."
+    differ = look.other_sizes
+    swapped = [row for row in differ if look.sizes[row] == dataset.annotations.size_of(row)[::-1]]
+    lying = [row for row in swapped if row in look.turned]
+    others = [row for row in swapped if row not in look.turned]
+    parts = []
+    if lying:
+        what = "Annotated lying, and turned upright by EXIF"
+        parts.append(_advise_on_swapped(look, lying, what, _TURN))
+    if others:
+        what = "Width and height swapped"
+        parts.append(_advise_on_swapped(look, others, what, _EXCHANGE))
+    if len(swapped) < len(differ):
+        rest = "They" if not swapped else "The others"
+        parts.append(
+            f"{rest} were resized or cropped after they were annotated: scale their boxes, too."
+        )
+    return " ".join(parts)
+
+
+_EXCHANGE = "Exchange the two in their entries"
+_TURN = "Turn their boxes, or write the images upright"
+
+
+def _advise_on_swapped(look: ImageLook, rows: Sequence[int], what: str, usual: str) -> str:
+    """Whether the boxes are drawn on the file as it is, or on one that lies on its side."""
+    columns, advice, shown = look.annotated.columns, usual, ""
+    if columns is not None and (of_rows := np.isin(columns.rows, rows)).any():
+        xywh, its = columns.xywh[of_rows], columns.rows[of_rows]
+        upright = np.array([look.sizes[row] for row in its.tolist()], dtype=np.int64)
+        beyond = [int(reach_beyond(xywh, sizes).sum()) for sizes in (upright, upright[:, ::-1])]
+        shown = f" ({len(its) - beyond[0]:,} of their {len(its):,} boxes lie inside the upright "
+        shown += f"files, {len(its) - beyond[1]:,} inside the stated sizes)"
+        if beyond[0] != beyond[1]:
+            advice = _EXCHANGE if beyond[0] < beyond[1] else _TURN
+    return f"{what}: {len(rows):,}{shown}. {advice}."
 
 
 def _repeated(look: ImageLook) -> Iterator[Finding]:

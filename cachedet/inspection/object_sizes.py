@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.config.detector import AnchorConfig
+from cachedet.data.images import MAX_PIXELS
 from cachedet.inspection.annotated_set import AnnotatedSet
 from cachedet.inspection.finding import Finding, count_words
 
@@ -41,8 +42,14 @@ class ObjectSizes:
         }
 
 
-def measure_objects(annotated: AnnotatedSet, *, image_size: int) -> ObjectSizes | None:
-    """Of the boxes that teach, as far as they lie in their images; None where there are none."""
+def measure_objects(
+    annotated: AnnotatedSet, *, image_size: int, without: Iterable[int] = ()
+) -> ObjectSizes | None:
+    """Of the boxes that teach, as far as they lie in their images; None where there are none.
+
+    Not of the images `without`, whose annotated sizes are known to be wrong, nor of sizes that no
+    image can have.
+    """
     if annotated.dataset is None:
         return None
     known = annotated.dataset.annotations
@@ -52,7 +59,9 @@ def measure_objects(annotated: AnnotatedSet, *, image_size: int) -> ObjectSizes 
     sides = (boxes[:, 2:] - boxes[:, :2])[~known.crowd]
     long_sides = known.sizes_hw.max(axis=1)
     of_box = long_sides[rows][~known.crowd]
-    solid = (sides >= 1).all(axis=1)  # the others are no objects
+    is_good = known.sizes_hw.astype(np.float64).prod(axis=1) <= MAX_PIXELS
+    is_good[list(without)] = False
+    solid = (sides >= 1).all(axis=1) & is_good[rows][~known.crowd]  # the others are no objects
     sides, of_box = sides[solid], of_box[solid]
     if not len(sides):
         return None
@@ -69,7 +78,7 @@ def measure_objects(annotated: AnnotatedSet, *, image_size: int) -> ObjectSizes 
         small=int((at_size < STRIDE).sum()),
         small_in_images=int((roots * of_box < STRIDE).sum()),
         wanted_size=int(np.ceil(needed / _MULTIPLE - 1e-9)) * _MULTIPLE,
-        long_side=int(np.median(long_sides)),
+        long_side=int(np.median(long_sides[is_good])),
         oblong=int((_best_ious(ratios) < AnchorConfig().foreground_iou).sum()),
         most_oblong=round(float(np.quantile(elongation, 0.99)), 1),
     )

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 STOPPED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: not done, run it again to continue
 _SIGNALS = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT")  # Windows has no SIGHUP and SIGUSR1
-_SAVING = "finishing the step and saving; Ctrl-C stops at once"
 _TOO_EARLY = 0.02  # of a budget: the first steps are not yet those of the run
 
 

@@ -14,7 +14,6 @@ import pytest
 
 from cachedet.data.annotation_formats import (
     is_annotations,
-    read_categories,
     read_dataset,
     read_sections,
     with_split,
@@ -109,7 +108,6 @@ def test_one_data_set_is_the_same_in_every_format(
     expected, folder = coco(exports, tmp_path / "coco")
     same(dataset.annotations, read_dataset(annotations=expected, images=folder).annotations)
     assert scan_images(dataset, workers=1).bad == ()
-    assert read_categories(annotations) == dataset.annotations.categories
     assert is_annotations(annotations)
 
 
@@ -199,7 +197,8 @@ def test_roboflows_placeholder_is_left_out_where_it_is_one(exports: Any, tmp_pat
     content = json.loads(path.read_text())
     content["annotations"][0]["category_id"] = 0
     path.write_text(json.dumps(content))
-    assert read_categories(annotations).ids == (0, 1, 2, 3)
+    again = read_dataset(annotations=annotations, images=images).annotations
+    assert again.categories.ids == (0, 1, 2, 3)
 
 
 def test_label_studios_prefixes_are_taken_off_where_files_lack_them(
@@ -256,9 +255,8 @@ def test_a_split_is_named_where_there_are_several(exports: Any, tmp_path: Path) 
     path = exports.write_yolo(tmp_path / "yolo", {"train": shots, "val": shots[:2]})
     with pytest.raises(DatasetError, match=r"several splits \(train, val\): choose one with --spl"):
         read_sections(path)
-    for read in (read_sections, read_categories):
-        with pytest.raises(DatasetError, match=r"no split 'test': it has train, val"):
-            read(with_split(path, "test"))
+    with pytest.raises(DatasetError, match=r"no split 'test': it has train, val"):
+        read_sections(with_split(path, "test"))
     assert len(read_sections(with_split(path, "valid")).content["images"]) == 2  # by either name
     one = exports.write_yolo(tmp_path / "one", {"train": shots})
     assert read_sections(one).split == "train"

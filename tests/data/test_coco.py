@@ -15,6 +15,10 @@ from cachedet.data.coco import annotations_of
 from cachedet.data.masks import decode_mask
 from cachedet.errors import DatasetError
 
+TWICE = "{} holds a `{}` more than once: 1 of them .{}, 2 times.. [GN]"
+SAME_FILE = TWICE.format("images", "file_name", "'a.jpg'")
+LEAVES = "file names that leave the folder .*: 1 .*Give --images"
+
 
 def coco() -> dict[str, Any]:
     return {
@@ -140,15 +144,15 @@ def edit(path: list[Any], value: object) -> Callable[[dict[str, Any]], None]:
         (edit(["images"], None), "the list `images` is missing; it has annotations, categories"),
         (edit(["categories"], []), "`categories` is empty"),
         (edit(["images"], []), "`images` is empty, expected at least one image"),
-        (edit(["images", 1, "id"], 5), "images holds id 5 more than once"),
+        (edit(["images", 1, "id"], 5), TWICE.format("images", "id", 5)),
         (edit(["images", 1, "id"], "x"), r"images\[1\] needs an integer `id`, got 'x'"),
         (edit(["images", 0], 3), r"images\[0\] is not an object"),
-        (edit(["images", 1, "file_name"], "a.jpg"), "file_name 'a.jpg' more than once"),
-        (edit(["images", 1, "file_name"], "./a.jpg"), "file_name 'a.jpg' more than once"),
-        (edit(["images", 1, "file_name"], "x//../a.jpg"), "file_name 'a.jpg' more than once"),
+        (edit(["images", 1, "file_name"], "a.jpg"), SAME_FILE),
+        (edit(["images", 1, "file_name"], "./a.jpg"), SAME_FILE),
+        (edit(["images", 1, "file_name"], "x//../a.jpg"), SAME_FILE),
         (edit(["images", 1, "file_name"], None), r"images\[1\] \(id 2\) needs a `file_name`"),
         (edit(["images", 0, "width"], None), r"needs `height` and `width` in pixels"),
-        (edit(["annotations", 1, "id"], 1), "annotations holds id 1 more than once"),
+        (edit(["annotations", 1, "id"], 1), TWICE.format("annotations", "id", 1)),
         (edit(["annotations", 0, "image_id"], 77), "annotation id 1 has image_id 77"),
         (edit(["annotations", 0, "category_id"], 3), "annotation id 1 has category_id 3"),
         (edit(["annotations", 0, "bbox"], [1, 2, 3]), r"annotation id 1 needs `bbox`"),
@@ -157,7 +161,7 @@ def edit(path: list[Any], value: object) -> Callable[[dict[str, Any]], None]:
         (edit(["annotations", 0, "image_id"], "two"), "'two', which is not in the file; 1 .*whole"),
         (edit(["annotations", 0, "image_id"], "02"), "ids are whole numbers, this is a str"),
         (edit(["annotations", 0, "image_id"], True), "has image_id True, which is not in the file"),
-        (edit(["images", 1, "id"], "5"), "images holds id 5 more than once"),
+        (edit(["images", 1, "id"], "5"), TWICE.format("images", "id", 5)),
         (edit(["images", 1, "id"], "9" * 10**6), r"needs an integer `id`, got '9+\.\.\.9+'$"),
         (edit(["images", 0, "width"], "wide"), "needs `height` and `width` .* width='wide'"),
         (edit(["annotations", 0, "area"], "big"), "needs a number as `area`, got 'big'"),
@@ -165,10 +169,10 @@ def edit(path: list[Any], value: object) -> Callable[[dict[str, Any]], None]:
         (edit(["annotations", 0, "iscrowd"], "0"), "needs 0 or 1 as `iscrowd`, got '0'"),
         (edit(["annotations", 0, "image_id"], [1]), r"annotation id 1 has image_id \[1\], which"),
         (edit(["images", 0, "width"], 10**30), r"needs `height` and `width` in pixels"),
-        (edit(["categories", 1, "id"], 91), "categories holds id 91 more than once"),
-        (edit(["images", 0, "file_name"], "../a.jpg"), "leaves the folder"),
-        (edit(["images", 0, "file_name"], "/etc/passwd"), "leaves the folder"),
-        (edit(["images", 0, "file_name"], ".."), "leaves the folder"),
+        (edit(["categories", 1, "id"], 91), TWICE.format("categories", "id", 91)),
+        (edit(["images", 0, "file_name"], "../a.jpg"), LEAVES),
+        (edit(["images", 0, "file_name"], "/etc/passwd"), LEAVES),
+        (edit(["images", 0, "file_name"], ".."), LEAVES),
     ],
 )
 def test_wrong_content(
@@ -209,7 +213,9 @@ def test_a_link_out_of_the_folder_needs_a_word(folder: Path, linked: str) -> Non
         content["images"][0]["file_name"] = "loop"
         assert read(folder, content).annotations.file_names[0] == "loop"
         return
-    message = f"'{linked}' is a link, or lies behind one, that leaves the folder .* --follow-links"
+    message = (
+        f"links, or names behind them, that leave .*: 1 .'{linked}' leads to .* --follow-links"
+    )
     with pytest.raises(DatasetError, match=message):
         read(folder, content)
     followed = read_dataset(

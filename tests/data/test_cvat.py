@@ -189,6 +189,8 @@ def test_images_without_a_subset_are_of_the_default_one(exports: Any, tmp_path: 
 def test_the_xml_file_of_a_folder_is_named(exports: Any, tmp_path: Path) -> None:
     images = exports.write_images(tmp_path / "images")
     exports.write_cvat(tmp_path / "annotations.xml", (*exports.SHOTS, exports.SHOTS[0]))
-    message = "annotations.xml: images holds file_name 'a.jpg' more than once"
+    message = (
+        r"annotations.xml: images holds a `file_name` more than once: 1 of them .'a.jpg', 2 times"
+    )
     with pytest.raises(DatasetError, match=message):
         read_dataset(annotations=tmp_path, images=images)

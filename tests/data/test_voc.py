@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cachedet.data.annotation_formats import read_categories, read_dataset, read_sections
+from cachedet.data.annotation_formats import read_dataset, read_sections
 from cachedet.data.survey import scan_images
 from cachedet.errors import DatasetError
 
@@ -82,7 +82,8 @@ def test_a_size_that_is_turned_stays_for_the_survey(root: Path, exports: Any) ->
     )
     dataset = read_dataset(annotations=root, images=root / "JPEGImages")
     scan = scan_images(dataset, workers=1)
-    assert scan.bad == ((0, "annotated as 96x128, the upright file is 128x96"),)
+    reason = "annotated as 96x128, the upright file is 128x96: width and height swapped"
+    assert scan.bad == ((0, reason),)
 
 
 def test_an_image_that_is_missing_is_named_by_the_survey(root: Path, exports: Any) -> None:
@@ -108,7 +109,7 @@ def test_names_that_leave_the_folder_are_refused(root: Path) -> None:
     text = (root / "Annotations" / "a.xml").read_text().replace(">a.jpg<", ">../../secret.jpg<")
     (root / "Annotations" / "a.xml").rename(root / "Annotations" / "q.xml")
     (root / "Annotations" / "q.xml").write_text(text)
-    with pytest.raises(DatasetError, match=r"'../../secret.jpg' leaves the folder"):
+    with pytest.raises(DatasetError, match=r"leave the folder .*: 1 .'../../secret.jpg'"):
         read_dataset(annotations=root, images=root / "JPEGImages")
 
 
@@ -155,10 +156,14 @@ def test_rotated_boxes_are_refused_or_their_outer_boxes_taken(root: Path) -> Non
         read_dataset(**options, rotated="outer")
 
 
+def classes_of(root: Path) -> tuple[str, ...]:
+    return read_dataset(annotations=root, images=root / "JPEGImages").annotations.categories.names
+
+
 def test_classes_are_those_of_all_splits_or_of_the_file(root: Path, exports: Any) -> None:
-    assert read_categories(root).names == ("bird", "cat", "dog")
+    assert classes_of(root) == ("bird", "cat", "dog")
     (root / "classes.txt").write_text("dog\ncat\nbird\nfish\n")
-    assert read_categories(root).names == ("dog", "cat", "bird", "fish")
+    assert classes_of(root) == ("dog", "cat", "bird", "fish")
     (root / "classes.txt").write_text("dog\ncat\n")
     with pytest.raises(
         DatasetError, match=r"a class that the file of classes lacks: 1 .*: bird.*Add"
@@ -301,3 +306,19 @@ def test_difficult_in_words(root: Path, text: str, crowds: int) -> None:
     write(root, "a", box(1, 2, 30, 40).replace("</name>", f"</name><difficult>{text}</difficult>"))
     dataset = read_dataset(annotations=root, images=root / "JPEGImages")
     assert dataset.counts["crowd boxes"] == crowds
+
+
+def test_a_bomb_among_the_first_files_is_named_as_one_files_fault(root: Path) -> None:
+    """The folder is one of VOC all the same; a folder of nothing else says what it met."""
+    bomb = '<!DOCTYPE a [<!ENTITY x "lol">]><annotation>&x;</annotation>'
+    (root / "Annotations" / "0.xml").write_text(bomb)
+    with pytest.raises(DatasetError) as caught:
+        read_sections(root)
+    text = str(caught.value)
+    assert "XML files that cannot be used: 1 (Annotations/0.xml declares entities" in text
+    assert text.endswith("Repair or remove them")
+    alone = root / "alone"
+    alone.mkdir()
+    (alone / "0.xml").write_text(bomb)
+    with pytest.raises(DatasetError, match="0.xml declares entities"):
+        read_sections(alone)

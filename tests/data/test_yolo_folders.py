@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cachedet.data.annotation_formats import read_categories, read_dataset, read_sections
+from cachedet.data.annotation_formats import read_dataset, read_sections
 from cachedet.errors import DatasetError
 
 
@@ -132,7 +132,7 @@ def test_a_data_yaml_of_thousands_of_classes(root: Path) -> None:
     """More than a config may hold, and its names behind the first 64 kB."""
     text = f"# {'x' * 70_000}\ntrain: images/train\nnc: '3000'\nnames:\n"
     (root / "data.yaml").write_text(text + "".join(f"  {n}: class {n}\n" for n in range(3000)))
-    assert len(read_categories(root)) == 3000
+    assert len(read_sections(root).content["categories"]) == 3000
     (root / "data.yaml").write_text(text + "#" * (1 << 20))
     with pytest.raises(DatasetError, match="expected a YAML file of at most 1,048,576"):
         read_sections(root / "data.yaml")
@@ -140,8 +140,9 @@ def test_a_data_yaml_of_thousands_of_classes(root: Path) -> None:
 
 def test_names_stay_text_and_keep_their_numbers(root: Path) -> None:
     (root / "data.yaml").write_text("train: images/train\nnames: {0: no, 2: 7, 1: on}\n")
-    assert read_categories(root / "data.yaml").names == ("no", "on", "7")
-    assert read_categories(root / "data.yaml").ids == (1, 2, 3)
+    categories = read_sections(root / "data.yaml").content["categories"]
+    assert [one["name"] for one in categories] == ["no", "on", "7"]
+    assert [one["id"] for one in categories] == [1, 2, 3]
 
 
 def test_a_folder_is_taken_for_its_data_yaml(root: Path) -> None:

@@ -140,6 +140,11 @@ def test_what_eval_refuses_about_classes(tiny: Any, made: Path) -> None:
     choose = ClassChoice(merge="disc,square=shape")
     refused = [
         (Questions(choose=choose), "are those of --annotations, which is missing: a run is scored"),
+        (Questions(choose=ClassChoice(classes="disc,ring"), annotations=tiny.paths.val),
+         r"--classes leaves out classes that the run knows: 1 of 2 .star.. A run is scored on all"),
+        (Questions(choose=ClassChoice(classes="disc,ring", ignore="star"),
+                   annotations=tiny.paths.val),
+         "--classes and --ignore-classes leave out classes that the run knows: 1 of 2"),
         (Questions(choose=choose, lvis=True, annotations=tiny.paths.val),
          "--merge-classes cannot be used with --lvis: it says of each class by itself how freq"),
         (Questions(against=made / "merged", resamples=3),

@@ -3,13 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachedet.evaluation.confusion import confuse
-from cachedet.evaluation.curves import draw_curves
 from cachedet.evaluation.detection_table import tabulate
 from cachedet.evaluation.metrics import accumulate
 from cachedet.structures import Detections
@@ -36,7 +34,8 @@ def test_by_hand(annotations_of: Any) -> None:
         ([10.0, 110, 30, 130], 0.6, 2),  # in the crowd
         ([100.0, 100, 140, 140], 0.1, 1),
     ]
-    matrix = confuse(annotations, [detections(rows)], min_score=0.5)
+    table = tabulate(annotations, [detections(rows)])
+    matrix = confuse(annotations, table, min_score=0.5)
     expected = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0]])
     np.testing.assert_array_equal(matrix.counts, expected)
     assert matrix.to_json()["cells"] == [
@@ -44,33 +43,24 @@ def test_by_hand(annotations_of: Any) -> None:
         {"ground_truth": 5, "detected": 90, "count": 1},
         {"ground_truth": None, "detected": 5, "count": 1},
     ]
-    low = confuse(annotations, [detections(rows)], min_score=0.0)
+    low = confuse(annotations, table, min_score=0.0)
     assert low.counts[1].tolist() == [0, 1, 0, 0], "the right class comes before a better score"
 
 
 def test_the_largest_overlap_is_taken(annotations_of: Any) -> None:
     annotations = annotations_of([(200, 200)], [[[0, 0, 40, 40, 0, 0], [0, 0, 40, 60, 1, 0]]])
-    matrix = confuse(annotations, [detections([([0.0, 0, 40, 55], 0.9, 2)])], min_score=0.5)
+    table = tabulate(annotations, [detections([([0.0, 0, 40, 55], 0.9, 2)])])
+    matrix = confuse(annotations, table, min_score=0.5)
     assert matrix.counts[1, 2] == 1
     assert matrix.counts[0, 3] == 1
-
-
-def test_the_score_is_that_of_the_best_f1_unless_told(scene: Any) -> None:
-    annotations, drawn = scene().draw(3)
-    matrix = confuse(annotations, drawn)
-    assert matrix.min_score == draw_curves(annotations, drawn).best.score
-    np.testing.assert_array_equal(
-        matrix.counts, confuse(annotations, drawn, min_score=matrix.min_score).counts
-    )
-    assert confuse(annotations, []).min_score == 0.0
 
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_every_box_and_detection_is_counted_once(seed: int, scene: Any) -> None:
     annotations, drawn = scene(crowds=0.0).draw(seed)
-    counts = confuse(annotations, drawn, min_score=0.4).counts
     table = tabulate(annotations, drawn)
+    counts = confuse(annotations, table, min_score=0.4).counts
     boxes = np.bincount(annotations.labels, minlength=3)
     kept = np.bincount(table.labels[table.scores >= 0.4], minlength=3)
     np.testing.assert_array_equal(counts[:3].sum(axis=1), boxes)
@@ -79,9 +69,3 @@ def test_every_box_and_detection_is_counted_once(seed: int, scene: Any) -> None:
     full = accumulate(annotations, table.keep(table.scores >= 0.4))
     found_at_half = np.where(boxes > 0, full.recall[0, :, 0, -1], 0) * boxes
     np.testing.assert_allclose(np.diagonal(counts)[:3], found_at_half, atol=1e-9)
-
-
-def test_an_impossible_iou(scene: Any) -> None:
-    annotations, drawn = scene().draw(1)
-    with pytest.raises(ValueError, match=r"expected an IoU in \(0, 1\], got 2"):
-        confuse(annotations, drawn, min_score=0.5, iou=2)

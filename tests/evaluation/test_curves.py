@@ -69,19 +69,18 @@ def test_calibration_by_hand(annotations_of: Any) -> None:
     detections = Detections(
         image_id=7,
         boxes=torch.tensor([[0.0, 0, 40, 40], [50, 50, 90, 90], [0, 50, 9, 60], [60, 0, 70, 9]]),
-        scores=torch.tensor([0.75, 0.875, 0.625, 1.0]),
+        scores=torch.tensor([0.75, 0.875, 0.78125, 1.0]),
         labels=torch.tensor([0, 0, 0, 1]),
     )
-    curves = draw_curves(annotations, [detections], num_bins=4)
-    first, _, third, last = curves.calibration
-    assert (first.count, third.count, last.count) == (0, 1, 3)
-    assert math.isnan(first.precision)
-    assert (third.mean_score, third.precision) == (0.625, 0.0)
-    assert (last.mean_score, last.precision) == pytest.approx((0.875, 2 / 3))
-    assert curves.calibration_error == pytest.approx((0.625 + 3 * (0.875 - 2 / 3)) / 4)
+    curves = draw_curves(annotations, [detections])
+    assert [each.count for each in curves.calibration] == [0] * 7 + [2, 1, 1]
+    assert math.isnan(curves.calibration[0].precision)
+    told = [(each.mean_score, each.precision) for each in curves.calibration[7:]]
+    assert told == [(0.765625, 0.5), (0.875, 1.0), (1.0, 0.0)]
+    assert curves.calibration_error == pytest.approx((2 * 0.265625 + 0.125 + 1) / 4)
     as_json = curves.to_json()
     assert as_json["calibration"][0]["precision"] is None
-    assert as_json["per_class"][0]["best"]["f1"] == 1.0
+    assert as_json["per_class"][0]["best"]["f1"] == 0.8
     assert as_json["per_class"][0]["best"]["score"] == 0.75
     assert as_json["per_class"][1]["precision"] == []
     assert len(as_json["recall"]) == len(as_json["per_class"][0]["precision"]) == 101
@@ -105,10 +104,3 @@ def test_nothing_detected(annotations_of: Any) -> None:
     assert curves.per_class[0].ap == 0.0
     assert math.isnan(curves.calibration_error)
     assert curves.to_json()["best"] == dict.fromkeys(("score", "precision", "recall", "f1"))
-
-
-@pytest.mark.parametrize(("iou", "bins"), [(0.0, 10), (1.5, 10), (0.5, 0)])
-def test_impossible_settings(scene: Any, iou: float, bins: int) -> None:
-    annotations, detections = scene().draw(1)
-    with pytest.raises(ValueError, match=r"an IoU in \(0, 1\] and a bin or more, got"):
-        draw_curves(annotations, detections, iou=iou, num_bins=bins)

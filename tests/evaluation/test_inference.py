@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cachedet.errors import MissingFeatureError
-from cachedet.evaluation.inference import detect_store
+from cachedet.evaluation.inference import detect_store, stored_batches
 from cachedet.evaluation.merging import Merging
 from cachedet.loading.targets import geometry_of
 from cachedet.store.files.source import LocalFiles
@@ -80,11 +80,11 @@ def store(tmp_path: Path, annotations_of: Any, store_kit: Any) -> FeatureStore:
     return FeatureStore.open(root)
 
 
-def detect(store: FeatureStore, views: Sequence[str], **options: Any) -> list[Detections]:
-    return detect_store(
-        Painted(), store, levels=["C4"], batch_size=2, device=torch.device("cpu"), views=views,
-        **options,
-    )  # fmt: skip
+def detect(
+    store: FeatureStore, views: Sequence[str], *, detector: nn.Module | None = None, **options: Any
+) -> list[Detections]:
+    batches = stored_batches(store, levels=["C4"], batch_size=2, device=torch.device("cpu"))
+    return detect_store(detector or Painted(), store, batches=batches, views=views, **options)
 
 
 @pytest.mark.parametrize("view", ["base", "hflip", "scale-2"])
@@ -125,10 +125,7 @@ def test_a_window_gives_whole_boxes_only(store: FeatureStore, view: str) -> None
 def test_proposals_are_in_pixels_of_the_image(store: FeatureStore, view: str) -> None:
     done: list[int] = []
     detector = Painted().train()
-    detections = detect_store(
-        detector, store, levels=["C4"], batch_size=2, device=torch.device("cpu"), views=[view],
-        method="propose", on_progress=done.append,
-    )  # fmt: skip
+    detections = detect(store, [view], detector=detector, method="propose", on_progress=done.append)
     assert [of_image.image_id for of_image in detections] == store.annotations.image_ids.tolist()
     for of_image in detections:
         torch.testing.assert_close(of_image.boxes, torch.tensor([BOX[0][:4]]).float())

@@ -56,9 +56,3 @@ def test_classes_do_not_matter(annotations_of: Any) -> None:
     assert values["most_per_image"] == 3
     assert [recall["limit"] for recall in values["at_limits"]] == [2, 3]
     assert values["at_limits"][0]["ar_small"] is None
-
-
-def test_impossible_limits(scene: Any) -> None:
-    annotations, drawn = scene().draw(1)
-    with pytest.raises(ValueError, match=r"limits of at least 1 proposal an image, got \[0\]"):
-        proposal_recall(annotations, drawn, limits=(0,))

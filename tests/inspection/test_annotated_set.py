@@ -52,7 +52,7 @@ def test_files_that_are_no_annotations(data: Any, tmp_path: Path, of_kind: Any, 
 def test_names_that_leave_the_folder_are_not_read(data: Any, of_kind: Any) -> None:
     data.draw("../outside.png", 3)
     report = data.check(data.write("a.json", ["../outside.png"], []))
-    assert "leaves the folder" in of_kind(report, "annotations").text
+    assert "file names that leave the folder" in of_kind(report, "annotations").text
     assert not [finding for finding in report.findings if finding.kind == "images"]
 
 
@@ -60,3 +60,30 @@ def test_other_notes_of_reading_are_shown(data: Any, of_kind: Any) -> None:
     path = data.write("a.json", NAMES, [(0, 1, (1, 1, 9, 9))], classes=((1, "cat"), (2, "cat")))
     finding = of_kind(data.check(path), "note")
     assert "have the same name 'cat'; they stay two classes" in finding.text
+
+
+def test_names_are_refused_all_at_once(data: Any, of_kind: Any) -> None:
+    """Those that leave the folder, with the nearest file, and those that are there twice."""
+    names = [*(f"../{n}.png" for n in range(6)), "/etc/passwd", "0.png"]
+    text = of_kind(data.check(data.write("a.json", names, [])), "annotations").text
+    assert text.startswith(
+        f"train: file names that leave the folder {data.images}: 7 ('../0.png', nearest: '0.png'; "
+    )
+    assert "'../4.png', nearest: '4.png'; and 2 more). Give --images the folder" in text
+    twice = [name for name in NAMES for _ in range(2)]
+    text = of_kind(data.check(data.write("a.json", twice, [])), "annotations").text
+    assert "images holds a `file_name` more than once: 6 of them ('0.png', 2 times; " in text
+    assert "; and 1 more). Give each image one entry" in text
+
+
+def test_classes_are_chosen_as_for_extract(data: Any, of_kind: Any) -> None:
+    """A box of another class does not count; a class that is not there is a refusal."""
+    boxes = [(image, 1 + image % 2, (10, 10, 40, 30)) for image in range(6)]
+    path = data.write("a.json", NAMES, [*boxes, (0, 2, (500, 1, 9, 9))])
+    assert of_kind(data.check(path), "outside").count == 1
+    report = data.check(path, choose={"classes": "cat", "background": False})
+    assert "outside" not in {one.kind for one in report.findings}
+    assert [(one.name, one.boxes) for one in report.classes] == [("cat", 3)]
+    assert report.counts["train"]["images"] == 3
+    text = of_kind(data.check(path, choose={"ignore": "Cat,Dog"}), "annotations").text
+    assert "has no class 'Cat'; nearest: 'cat'; it has cat, dog" in text

@@ -23,12 +23,24 @@ def test_images_that_cannot_be_decoded_stop(data: Any, of_kind: Any) -> None:
     for name, content in bad.items():
         (data.images / name).write_bytes(content)
     (data.images / "folder.jpg").mkdir()
-    names = [*NAMES, *bad, "folder.jpg", "\x07.jpg"]
+    names = [*NAMES, *bad, "folder.jpg"]
     finding = of_kind(data.check(data.write("a.json", names, BOXES)), "broken")
-    assert (finding.rank, finding.count) == ("stops", 6)
-    assert finding.text == "train: 6 of 12 images cannot be decoded"
+    assert (finding.rank, finding.count) == ("stops", 5)
+    assert finding.text == "train: 5 of 11 images cannot be decoded"
     assert finding.first_places[0] == "empty.jpg: the file is empty"
     assert "--on-bad-image skip" in finding.advice
+
+
+def test_names_that_no_file_can_have_are_named_so(data: Any, of_kind: Any) -> None:
+    """Control characters, NUL, and more bytes than a file system takes."""
+    names = [*NAMES, "\x07.jpg", "a\0b.jpg", f"{'é' * 150}.jpg"]
+    report = data.check(data.write("a.json", names, BOXES))
+    finding = of_kind(report, "bad names")
+    assert (finding.rank, finding.count) == ("stops", 3)
+    assert finding.text == "train: 3 of 9 images have names that cannot be used"
+    assert finding.first_places[0] == "\\x07.jpg: its file name has control characters"
+    assert "Rename the files, and their entries" in finding.advice
+    assert not [one for one in report.findings if one.kind == "broken"]
 
 
 def test_sizes_that_differ_stop(data: Any, of_kind: Any) -> None:
@@ -45,12 +57,47 @@ def test_images_that_exif_turns(data: Any, of_kind: Any) -> None:
     exif[0x0112] = 6
     data.draw("lying.jpg", 8, exif=exif)
     finding = of_kind(data.check(data.write("a.json", [*NAMES, "lying.jpg"], BOXES)), "other size")
-    assert finding.first_places == ["lying.jpg: annotated as 128x96, the upright file is 96x128"]
-    assert "EXIF turns them" in finding.advice
+    assert finding.first_places == [
+        "lying.jpg: annotated as 128x96, the upright file is 96x128: it was annotated lying, and "
+        "EXIF turns it"
+    ]
+    assert finding.advice == (
+        "Annotated lying, and turned upright by EXIF: 1. Turn their boxes, or write the images "
+        "upright."
+    )
     exif[0x0112] = 3
     data.draw("turned.jpg", 9, exif=exif)
     finding = of_kind(data.check(data.write("a.json", [*NAMES, "turned.jpg"], BOXES)), "EXIF turn")
     assert (finding.rank, finding.first_places) == ("look at", ["turned.jpg"])
+
+
+@pytest.mark.parametrize(
+    ("boxes", "counts", "advice"),
+    [
+        ([(5, 100, 20, 20)] * 3, "3 of their 3 boxes lie inside the upright files, 0 inside the "
+         "stated sizes", "Exchange the two in their entries."),
+        ([(100, 5, 20, 20)] * 3, "0 of their 3 boxes lie inside the upright files, 3 inside the "
+         "stated sizes", "Turn their boxes, or write the images upright."),
+        ([(5, 5, 20, 20)], "1 of their 1 boxes lie inside the upright files, 1 inside",
+         "Exchange the two in their entries."),
+    ],
+)  # fmt: skip
+def test_sizes_that_are_swapped_say_so(
+    data: Any, of_kind: Any, boxes: Any, counts: str, advice: str
+) -> None:
+    """By what the boxes fit; images resized among them are said apart."""
+    Image.fromarray(data.noise(1, (96, 128))).save(data.images / "1.png")
+    annotations = data.write("a.json", NAMES, [(1, 1, box) for box in boxes])
+    finding = of_kind(data.check(annotations), "other size")
+    assert finding.first_places == [
+        "1.png: annotated as 128x96, the upright file is 96x128: width and height swapped"
+    ]
+    assert finding.advice.startswith(f"Width and height swapped: 1 ({counts}")
+    assert finding.advice.endswith(advice)
+    Image.fromarray(data.noise(2, (64, 48))).save(data.images / "2.png")
+    finding = of_kind(data.check(annotations), "other size")
+    assert finding.advice.startswith("Width and height swapped: 1 (")
+    assert "The others were resized or cropped after they were annotated" in finding.advice
 
 
 def test_oddities_of_images_are_shown(data: Any, of_kind: Any) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -54,3 +55,26 @@ def test_crowds_and_what_lies_outside_are_not_measured(data: Any) -> None:
     assert report.sizes is not None
     assert report.sizes.percentiles[50] == pytest.approx(4 * (8 * 64) ** 0.5, abs=0.1)
     assert data.check(data.write("a.json", NAMES, [])).sizes is None
+
+
+def test_sizes_known_to_be_wrong_are_not_measured(data: Any) -> None:
+    """One entry says 10^6 x 10^6 pixels, one twice its file; a missing image counts."""
+    boxes = [(n % 6, 1, (n, n % 9, 40, 40)) for n in range(60)]
+    path = data.write("a.json", [*NAMES[:5], "gone.png"], boxes)
+    expected = data.check(path).sizes
+    assert expected is not None
+    content = json.loads(path.read_text())
+    content["images"][0] |= {"width": 10**6, "height": 10**6}
+    content["images"][1] |= {"width": 256, "height": 192}
+    path.write_text(json.dumps(content))
+    report = data.check(path)
+    assert report.sizes is not None
+    assert report.sizes.objects == 40
+    assert report.sizes.percentiles == expected.percentiles
+    assert "small" not in {one.kind for one in report.findings}
+
+
+def test_boxes_that_are_dropped_are_in_no_class(data: Any) -> None:
+    boxes = [(0, 1, (5, 5, 20, 20)), (0, 2, (5, 5, 0, 9)), (1, 2, (500, 5, 9, 9))]
+    report = data.check(data.write("a.json", NAMES, boxes))
+    assert {one.name: one.boxes for one in report.classes} == {"cat": 1, "dog": 0}
