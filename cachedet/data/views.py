@@ -209,12 +209,17 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
+def enlargement(tiles: int) -> float:
+    """How many times as large as in the base view an object is in one of tiles x tiles windows."""
+    return tiles - TILE_OVERLAP * (tiles - 1)
+
+
 def _range_of(view: View) -> tuple[float, float]:
     """Of the factor."""
     if view.family == "crop":
         return CROP_SIDES
     if view.family == "tile":
-        share = 1 / (view.tiles - TILE_OVERLAP * (view.tiles - 1))
+        share = 1 / enlargement(view.tiles)
         return share, share
     return view.scales
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cachedet.config.detector import AnchorConfig
 from cachedet.data.images import MAX_PIXELS
+from cachedet.data.views import LEAST_TILES, MOST_TILES, enlargement
 from cachedet.inspection.annotated_set import AnnotatedSet
 from cachedet.inspection.finding import Finding, count_words
 
@@ -132,5 +133,16 @@ def _advise(sizes: ObjectSizes) -> str:
     factor = (sizes.wanted_size / sizes.image_size) ** 2
     return (
         f"{why} --image-size {sizes.wanted_size} brings 95 % above it, at {factor:.1f} times the "
-        "work and disk; or cut images and boxes into tiles before."
+        f"work and disk{_or_tiles(sizes.wanted_size / sizes.image_size)}."
     )
+
+
+def _or_tiles(wanted: float) -> str:
+    """The least grid whose windows enlarge objects so many times."""
+    for tiles in range(LEAST_TILES, MOST_TILES + 1):
+        if enlargement(tiles) >= wanted:
+            return (
+                f"; or --views base,tile={tiles} beside the size you have, which enlarges them "
+                f"{enlargement(tiles):.1f} times in {tiles * tiles} windows"
+            )
+    return "; or cut images and boxes into tiles before"

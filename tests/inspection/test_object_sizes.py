@@ -35,7 +35,9 @@ def test_large_images_of_small_objects_want_tiles(data: Any, of_kind: Any) -> No
     report = data.check(data.write("a.json", NAMES, boxes), image_size=128)
     advice = of_kind(report, "small").advice
     assert "--image-size 320 brings 95 % above it, at 6.2 times the work and disk" in advice
-    assert "or cut images and boxes into tiles before" in advice
+    assert (
+        "; or --views base,tile=3 beside the size you have, which enlarges them 2.6 times" in advice
+    )
 
 
 def test_shapes_that_no_anchor_has(data: Any, of_kind: Any) -> None:
