@@ -120,7 +120,7 @@ def test_a_run_is_not_resumed_with_fewer_images(tiny: Any, tmp_path: Path) -> No
                 resume=True,
                 relabelled=relabelled,
             )
-    from_it = CONFIG.model_copy(update={"init_from": str(tmp_path / "run")})
+    from_it = CONFIG.model_copy(update={"init_from": str(tmp_path / "run/weights/last.pt")})
     assert train(from_it, train_store=store, run=tmp_path / "new").steps == 2
     relabel(store, annotations=tiny.paths.train)
     assert load_manifest(LocalFiles(store)).withdrawn_digest == ""
