@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +48,15 @@ from cachedet.store.files.names import (
 from cachedet.store.files.owner import Owner
 from cachedet.store.files.places import find_obstacle, make_folder, write_files
 from cachedet.store.files.source import LocalFiles
-from cachedet.store.format.annotations import describe_changes, load_annotations
+from cachedet.store.format.annotations import (
+    describe_changes,
+    load_annotations,
+    load_images,
+    rows_but,
+)
 from cachedet.store.format.layout import Layout, make_metadata, metadata_digest, metadata_keys
 from cachedet.store.format.manifest import (
+    NO_ROWS,
     Manifest,
     encode_manifest,
     image_arrays,
@@ -82,6 +88,7 @@ class StoreInputs:
     contents: NDArray[np.uint64]  # (N,) content hash of each image file
     fit: Fit
     stages: bytes | None = None  # content of the file of stage weights
+    withdrawn: NDArray[np.int64] = field(default_factory=NO_ROWS.copy)  # rows that were taken out
 
     def annotation_files(self) -> dict[str, bytes]:
         """Images and boxes, by key."""
@@ -90,8 +97,14 @@ class StoreInputs:
         for generation, (digest, rows) in enumerate(split):
             table = image_arrays(self.annotations, self.contents, rows)
             files[images_key(generation, digest)] = dump_arrays(table)
-        files[truth_key(manifest.truth_digest)] = dump_arrays(truth_arrays(self.annotations))
+        truth = truth_arrays(self.annotations, self.withdrawn)
+        files[truth_key(manifest.truth_digest)] = dump_arrays(truth)
         return files
+
+    def without_withdrawn(self) -> tuple[Annotations, NDArray[np.uint64]]:
+        """Images and boxes that the store shall have, with the images' content hashes."""
+        rows = rows_but(len(self.annotations), self.withdrawn)
+        return self.annotations.keep_rows(rows.tolist()), self.contents[rows]
 
 
 def require_place(root: Path) -> None:
@@ -119,13 +132,13 @@ def open_or_create(root: Path, inputs: StoreInputs) -> StorePlan:
     _remove_unborn(root)
     if not (root / MANIFEST).exists() and not holds_records(root):
         _create(root, inputs)
-    _require_same_inputs(root, inputs)
+    compared = _require_same_inputs(root, inputs)
     for folder in (COMMITS, LEASES):  # copying tools drop empty folders
         (root / folder).mkdir(exist_ok=True)
     with commit_lock(root):
         _repair_metadata(root, inputs)
         _repair_stages(root, inputs)
-        _extend(root, inputs)
+        _extend(root, inputs, compared)
     remove_leftovers(root)
     return StorePlan.load(LocalFiles(root))
 
@@ -223,23 +236,29 @@ def _unborn_prefix(target: Path) -> str:
     return f".{name}."
 
 
-def _require_same_inputs(root: Path, inputs: StoreInputs) -> None:
+def _require_same_inputs(root: Path, inputs: StoreInputs) -> Manifest:
+    """The manifest that was compared. Raises StoreMismatchError."""
     source, manifest = LocalFiles(root), inputs.manifest
     stored = load_manifest(source)
     digest = stored.stages_digest and manifest.stages_digest  # one without them gets them
     stored = replace(stored, stages_digest=digest)
     same = replace(manifest, views=stored.views, stages_digest=digest)
-    if grows(stored, manifest):  # the file of more images is what people say of all of them
+    if _gains(stored, manifest):  # the file of more images is what people say of all of them
         if stored.categories != manifest.categories:
             raise StoreMismatchError(
                 f"{root} has other classes than the annotations of more images: "
                 f"{manifest.categories.unlike(stored.categories)}. Give annotations of the same "
                 f"classes{_CHOICE}, or `cachedet relabel` the store first"
             )
-        same = replace(same, added=stored.added, truth_digest=stored.truth_digest)
+        same = replace(
+            same,
+            added=stored.added,
+            truth_digest=stored.truth_digest,
+            withdrawn_digest=stored.withdrawn_digest,
+        )
     fields = stored.differing_fields(same)
     if not fields:
-        return
+        return stored
     if fields and _differ_in_cut(stored, manifest):
         there, asked = (", ".join(each.spec.names) for each in (stored, manifest))
         raise StoreMismatchError(
@@ -251,8 +270,9 @@ def _require_same_inputs(root: Path, inputs: StoreInputs) -> None:
     if identities[0] != identities[1]:
         with contextlib.suppress(StoreError):  # damaged: the digests alone must do
             held = load_annotations(source, stored)
-            fields = [text for text in fields if not text.startswith("added: ")]  # in words now
-            fields += describe_changes(held, (inputs.annotations, inputs.contents))
+            in_words = ("added: ", "withdrawn_digest: ")
+            fields = [text for text in fields if not text.startswith(in_words)]
+            fields += describe_changes(held, inputs.without_withdrawn())
     choice = _CHOICE if stored.categories != manifest.categories else ""
     if _differ_in_truth(stored, manifest):
         raise StoreMismatchError(
@@ -260,15 +280,26 @@ def _require_same_inputs(root: Path, inputs: StoreInputs) -> None:
             f"features fit both: `cachedet relabel {root} --annotations FILE` takes the new ones "
             f"without extracting; else give the annotations that it has{choice}"
         )
-    gone = any(text.startswith("images gone: ") for text in fields)
-    stay = "Images do not leave a store, others may be added to all of its own. " if gone else ""
+    lacks = any(text.startswith(("images gone: ", "image files changed: ")) for text in fields)
+    leave = _LEAVE.format(root=root) if lacks else ""
     raise StoreMismatchError(
-        f"{root} was extracted from other inputs. {'; '.join(fields)}. {stay}Extract into a new "
+        f"{root} was extracted from other inputs. {'; '.join(fields)}. {leave}Extract into a new "
         f"--store, or give the same inputs{choice}"
     )
 
 
+_LEAVE = (
+    "`cachedet relabel {root} --annotations FILE --withdraw` takes images out that FILE lacks; "
+    "`extract` then adds them as they are now. "
+)
 _CHOICE = " (the classes are also those of --classes, --ignore-classes and --merge-classes)"
+
+
+def _gains(held: Manifest, wanted: Manifest) -> bool:
+    """Whether a store of `wanted` has the images of `held` and more, or some that had left it."""
+    if held.image_digests == wanted.image_digests:
+        return held.withdrawn_digest != wanted.withdrawn_digest
+    return grows(held, wanted)
 
 
 def _differ_in_truth(stored: Manifest, manifest: Manifest) -> bool:
@@ -293,12 +324,7 @@ def _repair_metadata(root: Path, inputs: StoreInputs) -> None:
     """
     source = LocalFiles(root)
     manifest = load_manifest(source)
-    try:
-        load_annotations(source, manifest)
-    except StoreError:
-        if manifest.truth_digest != inputs.manifest.truth_digest:
-            raise
-        write_files(root, inputs.annotation_files())
+    _repair_tables(root, inputs, manifest)
     try:
         load_codec(source, manifest)
     except StoreError:
@@ -318,6 +344,26 @@ def _repair_metadata(root: Path, inputs: StoreInputs) -> None:
             write_durably(root / MANIFEST, encode_manifest(decided))
 
 
+def _repair_tables(root: Path, inputs: StoreInputs, manifest: Manifest) -> None:
+    """Write tables of images and boxes anew where the inputs are those that they were made of."""
+    source = LocalFiles(root)
+    try:
+        load_images(source, manifest)
+    except StoreError:
+        digests = manifest.image_digests
+        if inputs.manifest.image_digests[: len(digests)] != digests:
+            raise
+        named = {images_key(*pair) for pair in enumerate(digests)}
+        tables = inputs.annotation_files().items()
+        write_files(root, {key: content for key, content in tables if key in named})
+    try:
+        load_annotations(source, manifest)
+    except StoreError:
+        if manifest.truth_digest != inputs.manifest.truth_digest:
+            raise
+        write_files(root, inputs.annotation_files())
+
+
 def _repair_stages(root: Path, inputs: StoreInputs) -> None:
     """Write the stages' weights where they are damaged, or were not kept when it was made."""
     source = LocalFiles(root)
@@ -334,39 +380,42 @@ def _repair_stages(root: Path, inputs: StoreInputs) -> None:
             write_durably(root / MANIFEST, encode_manifest(decided))
 
 
-def _extend(root: Path, inputs: StoreInputs) -> None:
+def _extend(root: Path, inputs: StoreInputs, compared: Manifest) -> None:
     """Make the store one that holds these views and images beside its own; under the commit lock.
 
-    What its codec learnt stays, and its blocks. Where images come, what is said of all of them is
-    taken. Raises StoreError where the metadata is damaged or the disk cannot hold what is to be
-    extracted; the store then is as it was.
+    What its codec learnt stays, and its blocks. Where images come, or come back, what is said of
+    all of them is taken. Raises StoreError where the metadata is damaged or the disk cannot hold
+    what is to be extracted; the store then is as it was.
     """
     plan = StorePlan.load(LocalFiles(root))
     held, wanted = plan.manifest, inputs.manifest
     views = tuple(view for view in wanted.views if view not in held.views)
     larger, annotations = replace(held, views=(*held.views, *views)), plan.annotations
     tables: dict[str, bytes] = {}
-    if grows(held, wanted):
+    is_same = held.withdrawn_digest == compared.withdrawn_digest
+    is_same = is_same and plan.gone.issuperset(inputs.withdrawn.tolist())
+    if not is_same or not (grows(held, wanted) or held.image_digests == wanted.image_digests):
+        raise StoreMismatchError(
+            f"{root} was given other images by another process meanwhile; run the same command "
+            "again: it compares with what the store has now"
+        )
+    if _gains(held, wanted):
         annotations, tables = inputs.annotations, inputs.annotation_files()
-        known = annotations.keep_rows(range(len(plan.annotations)))
-        if changes := compare_labels(plan.annotations, known).lines():
-            _log.info("note: of the images it had, other labels: %s", "; ".join(changes))
+        _tell_other_labels(plan, inputs)
         larger = replace(
             larger,
             added=wanted.added,
             truth_digest=wanted.truth_digest,
+            withdrawn_digest=wanted.withdrawn_digest,
             skipped=wanted.skipped,
-        )
-    elif held.image_digests != wanted.image_digests:
-        raise StoreMismatchError(
-            f"{root} was given other images by another process meanwhile; run the same command "
-            "again: it compares with what the store has now"
         )
     if larger == held:
         return
     there = {block.name for block in plan.blocks}
     blocks = [block for block in larger.plan(annotations) if block.name not in there]
-    require_space(root, plan.layout.least_nbytes(blocks))
+    gone = {*inputs.withdrawn.tolist()}
+    needed = [block for block in blocks if not gone.issuperset(block.rows)]
+    require_space(root, plan.layout.least_nbytes(needed))
     kept = {key: plan.source.read(key) for key in metadata_keys(plan.blocks, plan.layout)}
     made = make_metadata(blocks=blocks, layout=plan.layout, block_size=larger.block_size)
     new = {key: content for key, content in made.items() if key not in kept}
@@ -375,3 +424,11 @@ def _extend(root: Path, inputs: StoreInputs) -> None:
     named = {images_key(*pair) for pair in enumerate(held.image_digests)}
     write_files(root, new | {k: v for k, v in tables.items() if k not in named})
     write_durably(root / MANIFEST, content)
+
+
+def _tell_other_labels(plan: StorePlan, inputs: StoreInputs) -> None:
+    """Log what the inputs say otherwise of the images that the store has and keeps."""
+    rows = rows_but(len(plan.annotations), plan.withdrawn).tolist()
+    before, now = (each.keep_rows(rows) for each in (plan.annotations, inputs.annotations))
+    if changes := compare_labels(before, now).lines():
+        _log.info("note: of the images it had, other labels: %s", "; ".join(changes))

@@ -1,4 +1,4 @@
-"""What in a store nobody needs: leftovers, orphans, withdrawn records, views no longer wanted.
+"""What in a store nobody needs: leftovers, orphans, withdrawn records, views and images gone.
 
 Only files that a writer makes are ever removed: regular ones of its names, in the store itself.
 What else lies there, and all that links lead to, is left alone.
@@ -28,7 +28,7 @@ from cachedet.store.format.plan import StorePlan
 from cachedet.store.leftovers import LEASE_SUFFIX, dead_leftovers, spent_leftovers
 from cachedet.store.truth import unnamed_tables
 
-Kind = Literal["leftover", "withdrawn", "orphan", "view"]
+Kind = Literal["leftover", "withdrawn", "orphan", "view", "image"]
 
 # Of what writers make, below a view's folder and in commits/; docs/disk-format.md names them all.
 _IN_VIEW = re.compile(rf"({METADATA}|b\d+x\d+(g\d+)?/([^/]+/){{0,2}}({METADATA}|[^/]+/c(/\d+)+))")
@@ -73,7 +73,8 @@ def prune_store(
     - orphan: shards without a commit record, and shards, zarr.json files and records in the folders
       of views (also of views that left the store) and commits that belong to no planned block; and
       files of boxes that the store had before it was relabelled, or of images it never got;
-    - view: everything of the views not in `keep_views` (they leave the store for good).
+    - view: everything of the views not in `keep_views` (they leave the store for good);
+    - image: blocks of which every image was taken out (`relabel --withdraw`).
 
     Nobody commits while it looks and removes, and what a living writer works on is never touched:
     it may run beside any number of writers, and be killed and run again. What it has to leave in a
@@ -102,7 +103,8 @@ def _prune(root: Path, *, dry_run: bool, keep_views: Sequence[str] | None) -> Pr
         waste, left = _find_waste(root, plan, kept)
         if kept != plan.manifest.views:
             _drop_views(root, plan, kept)
-        for path in (path for some in waste for path in some.paths):
+        paths = [path for some in waste for path in some.paths]
+        for path in sorted(paths, key=lambda path: path.parent != root / COMMITS):  # records first
             remove_inside(root, path)
         for view in _view_folders(root, plan) - {*kept}:
             remove_empty_folders(root / view)
@@ -139,7 +141,8 @@ def _find_waste(
     """Waste by kind, and what is left where nothing is wanted."""
     committed = [block for block in plan.blocks if (root / commit_key(block)).exists()]
     leftover = {*dead_leftovers(root), *spent_leftovers(root, committed, plan.layout)}
-    wanted = _wanted_files(root, plan, committed)
+    needed = [block for block in committed if not plan.gone.issuperset(block.rows)]
+    wanted = _wanted_files(root, plan, needed)
     folders = sorted({*_view_folders(root, plan), COMMITS})
     links = [root / folder for folder in (*folders, LEASES) if (root / folder).is_symlink()]
     files: set[Path] = set()
@@ -151,13 +154,15 @@ def _find_waste(
     ours = {path for path in files if _is_of_writers(root, path)}
     withdrawn = {path for path in ours if path.name.endswith(WITHDRAWN_SUFFIX)}
     view = {path for path in ours & wanted if _view_of(root, path) not in {*kept, None}}
+    image = (ours & _files_of(root, plan, committed)) - wanted
     others = {path for path in files - ours - leftover if Owner.parse(path.name) is None}
     read = {root / view for view in kept}  # what lies there may be anything
     return (
         _waste("leftover", leftover),
         _waste("withdrawn", withdrawn),
         _waste("view", view),
-        _waste("orphan", (ours - wanted - withdrawn) | unnamed_tables(root, plan.manifest)),
+        _waste("image", image),
+        _waste("orphan", (ours - wanted - withdrawn - image) | unnamed_tables(root, plan.manifest)),
     ), tuple(sorted(path for path in {*links, *others} if read.isdisjoint((path, *path.parents))))
 
 
@@ -171,10 +176,16 @@ def _wanted_files(root: Path, plan: StorePlan, committed: Sequence[Block]) -> se
     """Metadata, and what is committed or being written by somebody."""
     keys = {COMMIT_LOCK, *metadata_keys(plan.blocks, plan.layout)}
     leased = [b for b in plan.blocks if (root / LEASES / f"{b.name}{LEASE_SUFFIX}").exists()]
-    for block in (*committed, *leased):
-        keys.add(commit_key(block))
-        keys.update(plan.layout.shard_keys(block).values())
-    return {root / key for key in keys}
+    return {root / key for key in keys} | _files_of(root, plan, (*committed, *leased))
+
+
+def _files_of(root: Path, plan: StorePlan, blocks: Iterable[Block]) -> set[Path]:
+    """Records and shards."""
+    return {
+        root / key
+        for block in blocks
+        for key in (commit_key(block), *plan.layout.shard_keys(block).values())
+    }
 
 
 def _view_of(root: Path, path: Path) -> str | None:

@@ -88,7 +88,7 @@ def verify_store(
     missing: list[str] = []
     bad: list[BadBlock] = []
     unreadable: list[UnreadableBlock] = []
-    for block in plan.blocks:
+    for block in plan.needed:
         nbytes = 0
         try:
             nbytes, fault = check_block(plan, block, deep=deep)
@@ -100,7 +100,7 @@ def verify_store(
         if on_progress is not None:
             on_progress(1, nbytes if deep else 0)
     return VerifyReport(
-        planned=len(plan.blocks),
+        planned=len(plan.needed),
         missing=tuple(missing),
         bad=tuple(bad),
         unreadable=tuple(unreadable),
@@ -144,7 +144,7 @@ def _withdraw(
 
 def count_blocks(root: Path) -> int:
     """Blocks of the finished store. Raises StoreError where the store cannot be opened."""
-    return len(StorePlan.load(LocalFiles(root)).blocks)
+    return len(StorePlan.load(LocalFiles(root)).needed)
 
 
 def describe_store(root: Path | str) -> dict[str, Any]:
@@ -170,6 +170,7 @@ def describe_store(root: Path | str) -> dict[str, Any]:
             for level, quality in store.quality.items()
         },
         "images": len(annotations),
+        "images_withdrawn": store.images_withdrawn,
         "boxes": len(annotations.labels),
         "crowd_boxes": int(annotations.crowd.sum()),
         "images_without_boxes": int((np.diff(annotations.offsets) == 0).sum()),
@@ -181,6 +182,7 @@ def describe_store(root: Path | str) -> dict[str, Any]:
         "blocks": len(store.blocks),
         "blocks_missing": missing,
         "bytes": store.nbytes,
+        "bytes_of_withdrawn": store.withdrawn_nbytes(),
         "bytes_per_image_and_view": store.nbytes / keys if keys and not missing else None,
         "skipped": [list(pair) for pair in manifest.skipped],
         "fingerprint": manifest.fingerprint(),

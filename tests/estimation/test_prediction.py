@@ -61,6 +61,7 @@ def store(manifest: Manifest, tmp_path: Path) -> Path:
 def extraction(store: Path, **changes: Any) -> PredictedVsActual:
     values: dict[str, Any] = {
         "store": store, "views": (), "views_kept": (), "images": 8, "images_added": 0,
+        "images_returned": 0,
         "blocks_written": 4, "blocks_missing": 0, "blocks_total": 4, "nbytes_written": 110,
         "seconds": 12.0, "stages": {}, "slowest_stage": None, "skipped": (), "notes": (),
         "counts": {},
