@@ -131,6 +131,8 @@ def open_inputs(
         weights=config.weights,
         levels=config.levels,
         cut=config.freeze_at or heads.freeze_at,
+        taps=config.taps,
+        global_token=config.global_token,
         image_size=config.image_size,
         device=choose_device(config.device),
     )
@@ -192,7 +194,13 @@ def change_measured(measured: Measured, inputs: EstimateInputs, change: WhatIf) 
 def _other_backbone(inputs: EstimateInputs, name: str) -> BackboneChange:
     """Time both backbones on the same noise; random weights take as long as trained ones."""
     device = next(inputs.backbone.parameters()).device
-    other = load_backbone(name, weights="none", image_size=inputs.extract.image_size, device=device)
+    other = load_backbone(
+        name,
+        weights="none",
+        taps=inputs.extract.taps,
+        image_size=inputs.extract.image_size,
+        device=device,
+    )
     both = (inputs.backbone, other)
     multiple = math.lcm(*(backbone.spec.pad_multiple for backbone in both))
     height, width = commonest_size(inputs.padded_sizes(pad_multiple=multiple)[0])[0]

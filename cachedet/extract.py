@@ -77,6 +77,8 @@ def extract(
     weights: str | None = None,
     levels: Sequence[str] | None = None,
     freeze_at: str | None = None,
+    taps: int | Sequence[int] | None = None,
+    global_token: bool | None = None,
     image_size: int | None = None,
     views: str | Sequence[str] | None = None,
     codec: str | None = None,
@@ -109,8 +111,9 @@ def extract(
         levels: such as ["C3", "C4"].
         freeze_at: such as "C4", or "L8" behind the eighth block of a plain ViT: levels above it
             are left out, and trained stages make them.
-        image_size: long side in pixels.
-        views: such as "base,hflip".
+        taps: of a plain ViT, in the place of levels: so many of its blocks, evenly spaced, or
+            which, counted from 1. global_token: whether the last one's class token is kept.
+        image_size, views: the long side in pixels; names such as "base,hflip".
         codec: such as "int8".
         on_bad_image: "fail" or "skip".
         follow_links: whether links may lead out of the folder of the images.
@@ -136,13 +139,12 @@ def extract(
     network = backbone if isinstance(backbone, FrozenBackbone) else None
     given = {
         "images": images, "annotations": annotations, "store": store, "weights": weights,
-        "backbone": _name_of(backbone), "levels": levels, "freeze_at": freeze_at,
-        "image_size": image_size,
-        "views": ",".join(views) if isinstance(views, list | tuple) else views,
-        "codec": codec, "on_bad_image": on_bad_image, "follow_links": follow_links,
-        "rotated": rotated, "choose": choose, "block_size": block_size,
-        "batch_size": batch_size, "workers": workers, "device": device, "rank": rank,
-        "world_size": world_size,
+        "backbone": _name_of(backbone), "levels": levels, "freeze_at": freeze_at, "taps": taps,
+        "global_token": global_token, "image_size": image_size,
+        "views": ",".join(views) if isinstance(views, list | tuple) else views, "codec": codec,
+        "on_bad_image": on_bad_image, "follow_links": follow_links, "rotated": rotated,
+        "choose": choose, "block_size": block_size, "batch_size": batch_size,
+        "workers": workers, "device": device, "rank": rank, "world_size": world_size,
     }  # fmt: skip
     return _extract(_join_config(config, given), network, add_images=add_images)
 
@@ -293,6 +295,8 @@ def _load_network(config: ExtractConfig) -> FrozenBackbone:
         weights=config.weights,
         levels=config.levels,
         cut=config.freeze_at,
+        taps=config.taps,
+        global_token=config.global_token,
         image_size=config.image_size,
     )
 
