@@ -65,7 +65,6 @@ _register(
 )  # fmt: skip
 _register(
     "family_hiera", hiera._create_hiera, embed_dim=12, num_heads=1, stages=(1, 1, 1, 1),
-    abs_win_pos_embed=True, window_pos_embed_bkg_spatial_size=(2, 2),
 )  # fmt: skip
 _register(
     "family_swinv2", swin_transformer_v2._create_swin_transformer_v2, embed_dim=12, window_size=4,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from cachedet.backbone.canvas import FixedCanvas, canvas_side, needs_canvas
 from cachedet.backbone.taps import NormedFeatures, ViTTaps, require_uncut, tap_levels, taps_of
 from cachedet.backbone.vit import TappedViT, is_plain_vit, state_levels
 from cachedet.backbone.weights import PACKAGES, digest_weights, load_package_weights
@@ -119,18 +121,15 @@ def load_backbone(
     options: dict[str, Any] = {"out_indices": tuple(offer.index for offer in chosen)}
     if taps is not None:
         options["feature_cls"] = NormedFeatures
+    spec = FeatureSpec(tuple(level for offer in chosen for level in offer.levels))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _create(name, image_size=image_size, options=options, source=source)
     config = model.pretrained_cfg
-    if taps is not None:
-        model = ViTTaps(model.model, indices=options["out_indices"], has_class=global_token)
-    elif any(offer.is_state for offer in chosen):
-        model = TappedViT(model.model, taps={offer.index: offer.is_state for offer in chosen})
     backbone = FrozenBackbone(
         name=name,
-        model=model,
-        spec=FeatureSpec(tuple(level for offer in chosen for level in offer.levels)),
+        model=_arrange(model, chosen, spec=spec, side=canvas_side(image_size)),
+        spec=spec,
         is_nhwc=getattr(model, "output_fmt", None) == "NHWC",
         preprocessing=Preprocessing(
             mean=tuple(config["mean"]),
@@ -140,6 +139,19 @@ def load_backbone(
         weights=source.describe(name),
     )
     return backbone.to(device) if device is not None else backbone
+
+
+def _arrange(model: Any, chosen: Sequence[_Offer], *, spec: FeatureSpec, side: int) -> nn.Module:
+    """What gives the chosen levels of the network that timm made, in their order."""
+    arranged: nn.Module = model
+    if any(level.tap for level in spec):
+        indices = [offer.index for offer in chosen]
+        arranged = ViTTaps(model.model, indices=indices, has_class=spec.maps != spec)
+    elif any(offer.is_state for offer in chosen):
+        arranged = TappedViT(model.model, taps={offer.index: offer.is_state for offer in chosen})
+    if needs_canvas(getattr(model, "model", None)):
+        arranged = FixedCanvas(arranged, spec=spec, side=side)
+    return arranged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,9 +256,13 @@ def _create(name: str, *, image_size: int, options: dict[str, Any], source: _Wei
 
 
 def _build(name: str, *, image_size: int, options: dict[str, Any]) -> Any:
-    """A timm feature extractor that takes rectangles; ViTs and Swins need their input size."""
-    default = timm.get_pretrained_cfg(name)
+    """A timm feature extractor that takes rectangles, or squares which can hold them.
+
+    ViTs and Swins need their input size.
+    """
+    default, square = timm.get_pretrained_cfg(name), dict(options)
     if default is not None and default.fixed_input_size:
+        square["img_size"] = canvas_side(image_size)
         options = {**options, "img_size": image_size, "dynamic_img_size": True}
     try:
         return timm.create_model(name, features_only=True, **options)
@@ -257,6 +273,10 @@ def _build(name: str, *, image_size: int, options: dict[str, Any]) -> Any:
             f"({default.input_size[-1] if default else 'see timm'})"
         ) from error
     except (TypeError, AttributeError) as error:
+        with suppress(TypeError, AttributeError):
+            network: Any = timm.create_model(name, features_only=True, **square)
+            if needs_canvas(getattr(network, "model", None)):
+                return network
         raise BackboneError(
             f"{name} cannot be opened as a feature extractor for rectangular images: {error}"
         ) from error

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from timm.models._features import FeatureGetterNet
+from timm.models.beit import Beit
 from torch import Tensor, nn
 
 from cachedet.backbone.vit import is_plain_vit
@@ -24,7 +25,7 @@ NormedFeatures = partial(FeatureGetterNet, norm=True)
 """timm's extractor of a network that keeps its last norm."""
 
 _FAMILIES = (
-    "plain ViTs have them (ViT, DeiT, DINOv2, DINOv3, EVA, EVA-02, CLIP, SigLIP, AIMv2 and "
+    "plain ViTs have them (ViT, DeiT, BEiT, DINOv2, DINOv3, EVA, EVA-02, CLIP, SigLIP, AIMv2 and "
     "Perception Encoder models)"
 )
 
@@ -87,7 +88,7 @@ def tap_levels(
 
     They are as the map `like` of the same network. Raises BackboneError where it has none of these.
     """
-    if not is_plain_vit(model):
+    if not (is_plain_vit(model) or isinstance(model, Beit)):
         raise BackboneError(
             f"{name} has no taps, {_FAMILIES}: its levels have strides of their own, so leave "
             "--taps out"

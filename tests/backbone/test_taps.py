@@ -151,7 +151,7 @@ def test_nothing_behind_a_tap_can_be_trained() -> None:
     [
         ("test_vit", 7, "test_vit has 6 blocks, counted from 1: taps cannot be 7"),
         ("test_vit", [2, 7, 9], "test_vit has 6 blocks, counted from 1: taps cannot be 7, 9"),
-        ("test_resnet", 4, r"test_resnet has no taps, plain ViTs have them \(ViT, DeiT, DINOv2"),
+        ("test_resnet", 4, r"test_resnet has no taps, plain ViTs have them \(ViT, DeiT, BEiT"),
         ("family_swinv2", 4, "family_swinv2 has no taps, .* so leave --taps out"),
     ],
 )

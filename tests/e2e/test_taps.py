@@ -27,9 +27,9 @@ from cachedet.train import train
 
 TAPPED = (
     "family_vit", "family_deit", "family_eva02", "family_dinov2", "family_dinov3",
-    "family_siglip2", "family_pe_core", "family_pe_spatial",
+    "family_siglip2", "family_pe_core", "family_pe_spatial", "family_beit",
 )  # fmt: skip
-HIERARCHICAL = ("family_swinv2",)
+HIERARCHICAL = ("family_swinv2", "family_hiera")
 
 _VALUES = yaml.safe_load("""
     detector:
