@@ -22,6 +22,7 @@ from cachedet.data.views import TRAINING_VIEWS, parse_views
 from cachedet.device import choose_device, default_workers
 from cachedet.errors import BackboneError, ConfigError, StoreError
 from cachedet.extraction.inputs import InputLoader, make_inputs, make_manifest
+from cachedet.extraction.lost_channels import describe_lost_channels
 from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
 from cachedet.extraction.ranks import Rank, blocks_to_write, find_rank
 from cachedet.loading.memory import free_ram
@@ -38,7 +39,7 @@ from cachedet.store.format.layout import Block
 from cachedet.store.format.manifest import Manifest, load_manifest
 from cachedet.store.format.stages import encode_stages, load_stages, stages_digest
 from cachedet.store.writer import StoreWriter
-from cachedet.structures import Annotations
+from cachedet.structures import Annotations, Features
 
 _log = logging.getLogger("cachedet.extract")
 
@@ -333,11 +334,16 @@ def fit_codec(
     rows = np.linspace(0, images - 1, count).round().astype(int)
     device = next(backbone.parameters()).device
     statistics = FeatureStatistics()
+    features: Features = {}
     with StageProgress("fit codec", total=count, unit="images") as progress:
         for row in rows.tolist():
-            statistics.add(backbone(loader.load(row, view)[None].to(device)))
+            features = backbone(loader.load(row, view)[None].to(device))
+            statistics.add(features)
             progress.advance()
-    return codec.fit(statistics.levels)
+    fitted = codec.fit(statistics.levels)
+    if note := describe_lost_channels(fitted, features):
+        _log.warning(note)
+    return fitted
 
 
 def default_views(store: Path) -> str:
