@@ -185,6 +185,11 @@ def _extract(
     add_images: bool,
 ) -> ExtractReport:
     require_place(config.store)
+    if network is not None and config.taps is not None:
+        raise ConfigError(
+            f"taps are chosen of a timm model that is named; {network.name} was given as an object "
+            "and gives the levels it declares: leave taps out"
+        )
     views = parse_views(config.views or default_views(config.store))
     make_codec(config.codec)
     rank = find_rank(config.rank, config.world_size)

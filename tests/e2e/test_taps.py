@@ -9,20 +9,23 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch import nn
 from typer.testing import CliRunner
 
+from cachedet.backbone.custom import wrap_backbone
 from cachedet.backbone.frozen import load_backbone
 from cachedet.cli import app
 from cachedet.config.run import EvalConfig, ExtractConfig, TrainConfig
 from cachedet.errors import BackboneError, CheckpointError, ConfigError, StoreMismatchError
 from cachedet.estimate import estimate
 from cachedet.evaluate import evaluate
-from cachedet.export import export
+from cachedet.export import ProofImages, export
 from cachedet.extract import extract
 from cachedet.live.modes import inputs_of, make_training_mode
 from cachedet.predict import predict
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import describe_store, verify_store
+from cachedet.structures import LevelSpec
 from cachedet.train import train
 
 TAPPED = (
@@ -176,21 +179,14 @@ def test_the_class_token_is_a_level_that_heads_leave(tiny: Any, tmp_path: Path) 
     assert len(report.images) == 12
 
 
-@pytest.mark.parametrize(
-    "neck",
-    [
-        {"kind": "tap_pyramid", "channels": 16, "num_levels": 3},
-        {"kind": "tap_pyramid", "channels": 16, "num_levels": 3, "join": "weighted",
-         "top": {"kind": "fpn", "channels": 16, "num_levels": 3}},
-    ],
-)  # fmt: skip
-def test_a_run_on_taps_is_exported(
-    tiny: Any, stores: Any, tmp_path: Path, neck: dict[str, Any]
-) -> None:
+def test_a_run_on_taps_is_exported(tiny: Any, stores: Any, tmp_path: Path) -> None:
     """The file finds what torch finds."""
     pytest.importorskip("onnx")
-    train(config_of(**with_neck(**neck)), run=tmp_path / "run", **stores)
-    report = export(tmp_path / "run", out=tmp_path / "m.onnx", weights="none")
+    top = {"kind": "fpn", "channels": 16, "num_levels": 3}
+    neck = with_neck(kind="tap_pyramid", channels=16, num_levels=3, join="weighted", top=top)
+    train(config_of(**neck), run=tmp_path / "run", **stores)
+    proof = ProofImages(folder=tiny.paths.images, most=2)
+    report = export(tmp_path / "run", out=tmp_path / "m.onnx", weights="none", proof=proof)
     assert report.found.images > 0
     assert report.found.box_px < 0.01
     assert report.found.score < 1e-4
@@ -302,3 +298,7 @@ def test_taps_in_python(tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match="taps cannot be 9"):
         extract(**paths, store=tmp_path / "t", taps=[9], **values)
     assert ExtractConfig(**paths, store=tmp_path, taps="L3").taps == (3,)
+    level = LevelSpec(name="C4", channels=8, stride=16)
+    wrapped = wrap_backbone(nn.Conv2d(3, 8, 16, 16), name="mine", levels=[level])
+    with pytest.raises(ConfigError, match="mine was given as an object and gives the levels it"):
+        extract(**paths, store=tmp_path / "t", taps=2, **values | {"backbone": wrapped})
