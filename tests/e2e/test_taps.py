@@ -234,6 +234,20 @@ def test_what_cannot_be_trained_is_told(
     assert not (tmp_path / "run").exists()
 
 
+def test_states_are_joined_over_a_stage_that_is_trained(tiny: Any, tmp_path: Path) -> None:
+    """What taps cannot have: heads on maps in front of the cut, of it and behind it."""
+    levels = {"taps": None, "levels": ("L2", "L4", "C4")}
+    stores = extract_both(tiny, tmp_path, views="base", **levels)
+    train(config_of(freeze_at="L4"), run=tmp_path / "run", **stores)
+    scored = evaluate(tmp_path / "run", store=stores["val_store"], config=EvalConfig())
+    found = predict(
+        tmp_path / "run", images=[tiny.paths.images], out=tmp_path / "out", weights="none",
+        min_score=0.0,
+    )  # fmt: skip
+    assert sum(map(len, scored.detections)) > 0
+    assert any(len(image.detections) for image in found.images)
+
+
 def test_a_single_tap_serves_other_necks(stores: Any, tmp_path: Path) -> None:
     detector = with_neck(kind="simple", channels=16)["detector"] | {"levels": ["L6"]}
     report = train(config_of(detector=detector, max_steps=1), run=tmp_path / "run", **stores)
