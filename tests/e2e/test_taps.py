@@ -16,7 +16,13 @@ from cachedet.backbone.custom import wrap_backbone
 from cachedet.backbone.frozen import load_backbone
 from cachedet.cli import app
 from cachedet.config.run import EvalConfig, ExtractConfig, TrainConfig
-from cachedet.errors import BackboneError, CheckpointError, ConfigError, StoreMismatchError
+from cachedet.errors import (
+    BackboneError,
+    CheckpointError,
+    ConfigError,
+    ExportError,
+    StoreMismatchError,
+)
 from cachedet.estimate import estimate
 from cachedet.evaluate import evaluate
 from cachedet.export import ProofImages, export
@@ -190,6 +196,16 @@ def test_a_run_on_taps_is_exported(tiny: Any, stores: Any, tmp_path: Path) -> No
     assert report.found.images > 0
     assert report.found.box_px < 0.01
     assert report.found.score < 1e-4
+
+
+@pytest.mark.usefixtures("families")
+def test_a_network_of_one_size_is_not_exported(tiny: Any, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    stores = extract_both(tiny, tmp_path, backbone="family_beit", taps=2, views="base")
+    train(config_of(), run=tmp_path / "run", **stores)
+    with pytest.raises(ExportError, match="family_beit is built for squares of one size, and the"):
+        export(tmp_path / "run", out=tmp_path / "m.onnx", weights="none")
+    assert not (tmp_path / "m.onnx").exists()
 
 
 def test_estimate_tries_them(tiny: Any, tmp_path: Path) -> None:
