@@ -185,17 +185,12 @@ def _extract(
     add_images: bool,
 ) -> ExtractReport:
     require_place(config.store)
-    if network is not None and config.taps is not None:
-        raise ConfigError(
-            f"taps are chosen of a timm model that is named; {network.name} was given as an object "
-            "and gives the levels it declares: leave taps out"
-        )
     views = parse_views(config.views or default_views(config.store))
     make_codec(config.codec)
     rank = find_rank(config.rank, config.world_size)
     dataset = open_dataset(config) if dataset is None else dataset
     device = choose_device(config.device)
-    network = (network or _load_network(config)).to(device)
+    network = _open_network(config, network).to(device)
     backbone = network if config.freeze_at is None else freeze_trunk(network, config.freeze_at)
     stages, digest = _find_stages(network, config.store)
     scan = _scan(dataset, config)
@@ -295,8 +290,14 @@ def open_dataset(config: ExtractConfig) -> CocoDataset:
     )
 
 
-def _load_network(config: ExtractConfig) -> FrozenBackbone:
-    return load_backbone(
+def _open_network(config: ExtractConfig, given: FrozenBackbone | None) -> FrozenBackbone:
+    """The one `given` as an object, else the one that is named. Raises ConfigError."""
+    if given is not None and config.taps is not None:
+        raise ConfigError(
+            f"taps are chosen of a timm model that is named; {given.name} was given as an object "
+            "and gives the levels it declares: leave taps out"
+        )
+    return given or load_backbone(
         config.backbone,
         weights=config.weights,
         levels=config.levels,
