@@ -23,7 +23,7 @@ from device_clock import add_device_option, describe_device, wall_seconds
 from cachedet.backbone.frozen import load_backbone
 from cachedet.data.annotation_formats import read_dataset
 from cachedet.device import choose_device, default_workers
-from cachedet.extract import fit_codec
+from cachedet.extraction.codec_sample import fit_codec
 from cachedet.extraction.inputs import InputLoader
 from cachedet.extraction.pipeline import ExtractionPipeline
 from cachedet.store.codecs.registry import make_codec

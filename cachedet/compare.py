@@ -11,6 +11,7 @@ from typing import Any
 
 from cachedet.backbone.frozen import load_backbone
 from cachedet.backbone.split import split_backbone
+from cachedet.backbone.taps import require_uncut
 from cachedet.comparison.cell import CellTask, ComparisonConfig, Interrupted, run_cell
 from cachedet.comparison.folder import ComparisonFolder, Extracted, ExtractionLog, require_known
 from cachedet.comparison.page import comparison_page
@@ -161,6 +162,8 @@ def _cut_levels(
     """The levels that a store needs to train behind `cut`, too."""
     name, size = train.backbone, train.image_size
     try:  # which weights it has decides nothing
+        if train.taps is not None:
+            require_uncut(cut)
         backbone = load_backbone(name, weights="none", levels=levels, image_size=size)
         if cut not in backbone.spec.names:
             deeper = load_backbone(name, weights="none", levels=levels, cut=cut, image_size=size)
@@ -194,7 +197,9 @@ def _require_scorable(config: ComparisonConfig, train: CocoDataset, val: CocoDat
 
 def _settings(config: ComparisonConfig) -> dict[str, Any]:
     """What the cells of one folder share; seeds, modes and configs may be added later."""
-    not_shared = {"store", "device", "workers", "follow_links", "rotated", "choose"}
+    not_shared = {
+        "store", "device", "workers", "follow_links", "rotated", "choose", "global_token",
+    }  # fmt: skip
     return {
         "train": config.train.model_dump(mode="json", exclude=not_shared),
         "val": config.val.model_dump(mode="json", exclude=not_shared),

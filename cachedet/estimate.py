@@ -31,7 +31,8 @@ from cachedet.estimation.prediction import (
 from cachedet.estimation.probe import measure_backbone
 from cachedet.estimation.sample import commonest_size, count_pixels
 from cachedet.estimation.what_if import BackboneChange, WhatIf, apply_what_if
-from cachedet.extract import FIT_IMAGES, default_views, open_dataset
+from cachedet.extract import default_views, open_dataset
+from cachedet.extraction.codec_sample import FIT_IMAGES
 from cachedet.model import measure_model
 from cachedet.outputs import Kind, require_ours
 from cachedet.store.format.manifest import Manifest
@@ -131,6 +132,8 @@ def open_inputs(
         weights=config.weights,
         levels=config.levels,
         cut=config.freeze_at or heads.freeze_at,
+        taps=config.taps,
+        global_token=config.global_token,
         image_size=config.image_size,
         device=choose_device(config.device),
     )
@@ -192,7 +195,13 @@ def change_measured(measured: Measured, inputs: EstimateInputs, change: WhatIf) 
 def _other_backbone(inputs: EstimateInputs, name: str) -> BackboneChange:
     """Time both backbones on the same noise; random weights take as long as trained ones."""
     device = next(inputs.backbone.parameters()).device
-    other = load_backbone(name, weights="none", image_size=inputs.extract.image_size, device=device)
+    other = load_backbone(
+        name,
+        weights="none",
+        taps=inputs.extract.taps,
+        image_size=inputs.extract.image_size,
+        device=device,
+    )
     both = (inputs.backbone, other)
     multiple = math.lcm(*(backbone.spec.pad_multiple for backbone in both))
     height, width = commonest_size(inputs.padded_sizes(pad_multiple=multiple)[0])[0]

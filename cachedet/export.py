@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cachedet.backbone.canvas import FixedCanvas
 from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.data.annotation_formats import read_dataset
 from cachedet.data.image_folders import images_in
@@ -22,7 +23,7 @@ from cachedet.data.images import decode_image
 from cachedet.detector.boxes import Postprocess
 from cachedet.detector.end_to_end import heads_of
 from cachedet.detector.protocol import trains_masks
-from cachedet.errors import InputError
+from cachedet.errors import ExportError, InputError
 from cachedet.exporting.agreement import Agreement, SizeAgreement, Tolerance, prove, total
 from cachedet.exporting.detection_graph import DetectionGraph, Outputs, Preprocess
 from cachedet.exporting.exported_model import ExportedModel
@@ -249,7 +250,12 @@ def _plan_script(out: Path, outputs: Outputs) -> Path:
 def _write(
     joined: JoinedRun, checkpoint: Checkpoint, *, outputs: Outputs, preprocess: Preprocess
 ) -> tuple[bytes, ModelFacts]:
-    """The file of the detector, and what it says of itself."""
+    """The file of the detector, and what it says of itself. Raises ExportError."""
+    if isinstance(joined.backbone.model, FixedCanvas):
+        raise ExportError(
+            f"{joined.backbone.name} is built for squares of one size, and the graphs that are "
+            "written take images of any: BEiT and Hiera cannot be exported"
+        )
     manifest, has_masks = joined.manifest, trains_masks(heads_of(joined.detector))
     graph = DetectionGraph(
         backbone=joined.backbone,

@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.backbone.split import freeze_trunk, stage_weights
 from cachedet.config.run import ClassChoice, ExtractConfig, make_extract_config
@@ -26,6 +23,7 @@ from cachedet.data.survey import Scan, require_good, scan_images
 from cachedet.data.views import TRAINING_VIEWS, View, parse_views
 from cachedet.device import choose_device, default_workers
 from cachedet.errors import BackboneError, ConfigError, StoreError, StoreMismatchError
+from cachedet.extraction.codec_sample import fit_codec, fitted_rows
 from cachedet.extraction.inputs import InputLoader, make_inputs, make_manifest
 from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
 from cachedet.extraction.ranks import Rank, blocks_to_write, find_rank
@@ -34,7 +32,6 @@ from cachedet.progress import StageProgress, count_of
 from cachedet.store.additions import StoredOrder, order_as_stored
 from cachedet.store.codecs.codec import Codec
 from cachedet.store.codecs.registry import make_codec
-from cachedet.store.codecs.statistics import FeatureStatistics
 from cachedet.store.creation import require_place
 from cachedet.store.files.leases import LeaseBook
 from cachedet.store.files.names import MANIFEST
@@ -49,7 +46,6 @@ _log = logging.getLogger("cachedet.extract")
 
 _Open = Callable[[ExtractConfig], CocoDataset]
 
-FIT_IMAGES = 64  # spread evenly over the data set
 _KEPT_NBYTES = 512 << 20  # of decoded images, from their check until the last view
 _LOOKED_AT = 64  # images, for colours
 
@@ -86,6 +82,8 @@ def extract(
     weights: str | None = None,
     levels: Sequence[str] | None = None,
     freeze_at: str | None = None,
+    taps: int | Sequence[int] | None = None,
+    global_token: bool | None = None,
     image_size: int | None = None,
     views: str | Sequence[str] | None = None,
     codec: str | None = None,
@@ -118,8 +116,9 @@ def extract(
         levels: such as ["C3", "C4"].
         freeze_at: such as "C4", or "L8" behind the eighth block of a plain ViT: levels above it
             are left out, and trained stages make them.
-        image_size: long side in pixels.
-        views: such as "base,hflip".
+        taps: of a plain ViT, in the place of levels: so many of its blocks, evenly spaced, or
+            which, counted from 1. global_token: whether the last one's class token is kept.
+        image_size, views: the long side in pixels; names such as "base,hflip".
         codec: such as "int8".
         on_bad_image: "fail" or "skip".
         follow_links: whether links may lead out of the folder of the images.
@@ -145,13 +144,12 @@ def extract(
     network = backbone if isinstance(backbone, FrozenBackbone) else None
     given = {
         "images": images, "annotations": annotations, "store": store, "weights": weights,
-        "backbone": _name_of(backbone), "levels": levels, "freeze_at": freeze_at,
-        "image_size": image_size,
-        "views": ",".join(views) if isinstance(views, list | tuple) else views,
-        "codec": codec, "on_bad_image": on_bad_image, "follow_links": follow_links,
-        "rotated": rotated, "choose": choose, "block_size": block_size,
-        "batch_size": batch_size, "workers": workers, "device": device, "rank": rank,
-        "world_size": world_size,
+        "backbone": _name_of(backbone), "levels": levels, "freeze_at": freeze_at, "taps": taps,
+        "global_token": global_token, "image_size": image_size,
+        "views": ",".join(views) if isinstance(views, list | tuple) else views, "codec": codec,
+        "on_bad_image": on_bad_image, "follow_links": follow_links, "rotated": rotated,
+        "choose": choose, "block_size": block_size, "batch_size": batch_size,
+        "workers": workers, "device": device, "rank": rank, "world_size": world_size,
     }  # fmt: skip
     return _extract(_join_config(config, given), network, open_dataset, add_images=add_images)
 
@@ -201,7 +199,7 @@ def _extract(
     rank = find_rank(config.rank, config.world_size)
     dataset = opened(config)
     device = choose_device(config.device)
-    network = (network or _load_network(config)).to(device)
+    network = _open_network(config, network).to(device)
     backbone = network if config.freeze_at is None else freeze_trunk(network, config.freeze_at)
     stages, digest = _find_stages(network, config.store)
     scan = _scan(dataset, config)
@@ -342,12 +340,20 @@ def open_dataset(config: ExtractConfig) -> CocoDataset:
     )
 
 
-def _load_network(config: ExtractConfig) -> FrozenBackbone:
-    return load_backbone(
+def _open_network(config: ExtractConfig, given: FrozenBackbone | None) -> FrozenBackbone:
+    """The one `given` as an object, else the one that is named. Raises ConfigError."""
+    if given is not None and config.taps is not None:
+        raise ConfigError(
+            f"taps are chosen of a timm model that is named; {given.name} was given as an object "
+            "and gives the levels it declares: leave taps out"
+        )
+    return given or load_backbone(
         config.backbone,
         weights=config.weights,
         levels=config.levels,
         cut=config.freeze_at,
+        taps=config.taps,
+        global_token=config.global_token,
         image_size=config.image_size,
     )
 
@@ -368,30 +374,6 @@ def _find_stages(network: FrozenBackbone, store: Path) -> tuple[bytes | None, st
         _log.debug("no stage weights are kept: %s", error)
         return None, ""
     return content, stages_digest(content)
-
-
-def fit_codec(
-    codec: Codec,
-    loader: InputLoader,
-    backbone: FrozenBackbone,
-    *,
-    view: str,
-    images: int | None = None,
-) -> Codec:
-    """Show the codec the features of a sample of the first images, one by one, always the same."""
-    rows = fitted_rows(len(loader.paths) if images is None else images)
-    device = next(backbone.parameters()).device
-    statistics = FeatureStatistics()
-    with StageProgress("fit codec", total=len(rows), unit="images") as progress:
-        for row in rows.tolist():
-            statistics.add(backbone(loader.load(row, view)[None].to(device)))
-            progress.advance()
-    return codec.fit(statistics.levels)
-
-
-def fitted_rows(images: int) -> NDArray[np.int64]:
-    """Which of so many images a codec learns from."""
-    return np.linspace(0, images - 1, min(FIT_IMAGES, images)).round().astype(np.int64)
 
 
 def default_views(store: Path) -> str:

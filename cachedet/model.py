@@ -6,7 +6,7 @@ activations, RoIAlign, losses and suppression are left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -77,10 +77,12 @@ def measure_config(
     backbone: str | None,
     num_classes: int,
     size_hw: SizeHW,
+    taps: int | Sequence[int] | None = None,
 ) -> ModelCost:
     """Cost of all that `config` trains: heads and, behind `freeze_at`, stages of the backbone.
 
-    Of a timm model `backbone` the levels count, and not `features`; without it stages are left out.
+    Of a timm model `backbone` the levels count, or its `taps`, and not `features`; without it
+    stages are left out.
 
     Raises ConfigError, BackboneError: heads, stages and backbone do not fit together.
     """
@@ -90,7 +92,7 @@ def measure_config(
 
         image_size = max(size_hw)
         features = load_backbone(
-            backbone, weights="none", cut=config.freeze_at, image_size=image_size
+            backbone, weights="none", cut=config.freeze_at, taps=taps, image_size=image_size
         ).spec
         if config.freeze_at is not None:
             stages = make_trained_stages(

@@ -34,12 +34,16 @@ class LevelSpec:
 
     A level of `tokens` is no map: as many cells for any input, which belong to the map in front of
     it and have its stride. They lie as a map of one row, (C, 1, T).
+
+    A `tap` is one of several maps of a plain ViT that are taken side by side, with the norm of its
+    last layer; a map without it is what the next block takes.
     """
 
     name: str
     channels: int
     stride: int
     tokens: int = 0  # 0: a map
+    tap: bool = False
 
     def __post_init__(self) -> None:
         """Raises ValueError; both may come from a foreign store, where the name is a folder."""
@@ -59,6 +63,10 @@ class LevelSpec:
                 f"level {self.name!r}: tokens must be a whole number >= 0, got "
                 f"{reprlib.repr(self.tokens)}"
             )
+        if type(self.tap) is not bool:
+            raise ValueError(
+                f"level {self.name!r}: tap must be true or false, got {reprlib.repr(self.tap)}"
+            )
 
     def shape(self, padded_hw: SizeHW) -> tuple[int, int, int]:
         """(C, h, w) for an input of `padded_hw` pixels."""
@@ -67,9 +75,8 @@ class LevelSpec:
         return self.channels, padded_hw[0] // self.stride, padded_hw[1] // self.stride
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields; `tokens` only where there are any."""
-        values = asdict(self)
-        return values if self.tokens else {k: v for k, v in values.items() if k != "tokens"}
+        """Its fields; `tokens` and `tap` only where they say something."""
+        return {name: value for name, value in asdict(self).items() if value}
 
 
 @dataclass(frozen=True)
@@ -115,8 +122,9 @@ class FeatureSpec:
 
     @property
     def pyramid(self) -> FeatureSpec:
-        """The deepest map of each stride: what heads take where they name no levels."""
-        return FeatureSpec(tuple({level.stride: level for level in self.maps}.values()))
+        """The deepest map of each stride, and all taps: what heads take where they name none."""
+        deepest = {level.stride: level for level in self.maps}.values()
+        return FeatureSpec(tuple(level for level in self.maps if level.tap or level in deepest))
 
     def with_tokens(self, name: str) -> tuple[str, ...]:
         """The map `name`, and the tokens that belong to it."""

@@ -169,6 +169,12 @@ def exports() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def families() -> ModuleType:
+    """families.py: tiny vision transformers that timm knows by name in this process."""
+    return load_beside("families.py")
+
+
+@pytest.fixture(scope="session")
 def nursery() -> Iterator[Any]:
     """Starts processes that need not import anything; see forking.py."""
     opened = load_beside("forking.py").Nursery()

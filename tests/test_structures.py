@@ -46,6 +46,26 @@ def test_tokens_belong_to_the_map_in_front_of_them() -> None:
             replace(state, tokens=wrong)  # type: ignore[arg-type]
 
 
+def test_taps_are_maps_of_one_stride() -> None:
+    """All of them are what heads take; a level says so in JSON only where it is one."""
+    taps = [LevelSpec(name=f"L{n}", channels=8, stride=14, tap=True) for n in (3, 6, 9)]
+    token = LevelSpec(name="L9_class", channels=8, stride=14, tokens=1, tap=True)
+    spec = FeatureSpec((*taps, token))
+    assert spec.pad_multiple == 14
+    assert spec.map_shapes((28, 56))["L3"] == (8, 2, 4)
+    assert spec.map_shapes((28, 56))["L9_class"] == (8, 1, 1)
+    assert spec.pyramid == spec.maps == FeatureSpec(tuple(taps))
+    assert spec.with_tokens("L9") == ("L9", "L9_class")
+    assert spec.to_json()[2:] == [
+        {"name": "L9", "channels": 8, "stride": 14, "tap": True},
+        {"name": "L9_class", "channels": 8, "stride": 14, "tokens": 1, "tap": True},
+    ]
+    assert FeatureSpec.from_json(spec.to_json()) == spec
+    for wrong in (1, None, "yes"):
+        with pytest.raises(ValueError, match="level 'L3': tap must be true or false, got"):
+            replace(taps[0], tap=wrong)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("numbers", [(0, 8), (8, 0), (-1, 8), (1.5, 8), (8, True), ("8", 8)])
 def test_a_level_has_whole_numbers(numbers: tuple[Any, Any]) -> None:
     channels, stride = numbers

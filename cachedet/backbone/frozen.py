@@ -1,4 +1,4 @@
-"""Any timm model as a frozen backbone that gives C levels, and states of a plain ViT.
+"""Any timm model as a frozen backbone that gives C levels, and states and taps of a plain ViT.
 
 Letters: N images, C channels, H W input pixels, h w feature cells.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from cachedet.backbone.canvas import FixedCanvas, canvas_side, needs_canvas
+from cachedet.backbone.taps import NormedFeatures, ViTTaps, require_uncut, tap_levels, taps_of
 from cachedet.backbone.vit import TappedViT, is_plain_vit, state_levels
 from cachedet.backbone.weights import PACKAGES, digest_weights, load_package_weights
 from cachedet.errors import BackboneError, nearest_names
@@ -76,8 +79,10 @@ def load_backbone(
     name: str,
     *,
     weights: str = "auto",
-    levels: tuple[str, ...] | None = None,
+    levels: Sequence[str] | FeatureSpec | None = None,
     cut: str | None = None,
+    taps: int | Sequence[int] | None = None,
+    global_token: bool = False,
     image_size: int = 512,
     device: torch.device | None = None,
     seed: int = 0,
@@ -88,10 +93,15 @@ def load_backbone(
     `seed`) or a file; `levels` names such as ("C3", "C4"), None takes C3-C5, or the one level of a
     plain ViT; `cut` is one more, behind which the network is to be cut. A plain ViT also offers
     what its blocks leave to the next ones: L8 behind the eighth, and with it L8_prefix, its class
-    and register tokens. A ViT or Swin is built for `image_size`, the long side in pixels.
+    and register tokens. In the place of levels `taps` are so many of its blocks, evenly spaced, or
+    these, from 1: their normed maps, and with `global_token` the last class token. The levels of a
+    store bring them as they were. A ViT or Swin is built for `image_size`, the long side in pixels.
 
     Raises BackboneError: unknown name or level, weights that cannot be had or do not fit.
     """
+    if isinstance(levels, FeatureSpec):
+        taps, global_token = taps_of(levels), any(level.tap and level.tokens for level in levels)
+        levels = None if taps else levels.names
     if not timm.is_model(name):
         near = nearest_names(name, timm.list_models())
         raise BackboneError(
@@ -99,19 +109,27 @@ def load_backbone(
             "One that was given as an object is given again, in Python: backbone=..."
         )
     source = _weights_source(name, weights)
-    offered = _offered_levels(_build(name, image_size=image_size, options={}))
-    chosen = _choose_levels(name, levels, cut=cut, offered=offered)
-    indices = tuple(offer.index for offer in chosen)
+    network = _build(name, image_size=image_size, options={})
+    offered = _offered_levels(network)
+    if taps is None:
+        chosen = _choose_levels(name, levels, cut=cut, offered=offered)
+    else:
+        require_uncut(cut)
+        vit, like = getattr(network, "model", None), offered[-1].level
+        tapped = tap_levels(vit, taps, like=like, has_class=global_token, name=name)
+        chosen = [_Offer(index=index, levels=each) for index, each in tapped.items()]
+    options: dict[str, Any] = {"out_indices": tuple(offer.index for offer in chosen)}
+    if taps is not None:
+        options["feature_cls"] = NormedFeatures
+    spec = FeatureSpec(tuple(level for offer in chosen for level in offer.levels))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _create(name, image_size=image_size, indices=indices, source=source)
+        model = _create(name, image_size=image_size, options=options, source=source)
     config = model.pretrained_cfg
-    if any(offer.is_state for offer in chosen):
-        model = TappedViT(model.model, taps={offer.index: offer.is_state for offer in chosen})
     backbone = FrozenBackbone(
         name=name,
-        model=model,
-        spec=FeatureSpec(tuple(level for offer in chosen for level in offer.levels)),
+        model=_arrange(model, chosen, spec=spec, side=canvas_side(image_size)),
+        spec=spec,
         is_nhwc=getattr(model, "output_fmt", None) == "NHWC",
         preprocessing=Preprocessing(
             mean=tuple(config["mean"]),
@@ -121,6 +139,19 @@ def load_backbone(
         weights=source.describe(name),
     )
     return backbone.to(device) if device is not None else backbone
+
+
+def _arrange(model: Any, chosen: Sequence[_Offer], *, spec: FeatureSpec, side: int) -> nn.Module:
+    """What gives the chosen levels of the network that timm made, in their order."""
+    arranged: nn.Module = model
+    if any(level.tap for level in spec):
+        indices = [offer.index for offer in chosen]
+        arranged = ViTTaps(model.model, indices=indices, has_class=spec.maps != spec)
+    elif any(offer.is_state for offer in chosen):
+        arranged = TappedViT(model.model, taps={offer.index: offer.is_state for offer in chosen})
+    if needs_canvas(getattr(model, "model", None)):
+        arranged = FixedCanvas(arranged, spec=spec, side=side)
+    return arranged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +211,7 @@ def _offered_levels(network: Any) -> list[_Offer]:
 
 
 def _choose_levels(
-    name: str, levels: tuple[str, ...] | None, *, cut: str | None, offered: list[_Offer]
+    name: str, levels: Sequence[str] | None, *, cut: str | None, offered: list[_Offer]
 ) -> list[_Offer]:
     """Those of the names `levels` and `cut`, in order. Raises BackboneError on an unknown name."""
     maps = [offer for offer in offered if not offer.is_state]
@@ -207,8 +238,8 @@ def _listed(offered: list[_Offer]) -> str:
     return ", ".join([*blocks, *(f"{level.name} (stride {level.stride})" for level in levels)])
 
 
-def _create(name: str, *, image_size: int, indices: tuple[int, ...], source: _WeightsSource) -> Any:
-    options: dict[str, Any] = {"out_indices": indices}
+def _create(name: str, *, image_size: int, options: dict[str, Any], source: _WeightsSource) -> Any:
+    options = dict(options)
     if source.kind == "hub":
         options["pretrained"] = True
     if source.kind == "file":
@@ -225,9 +256,13 @@ def _create(name: str, *, image_size: int, indices: tuple[int, ...], source: _We
 
 
 def _build(name: str, *, image_size: int, options: dict[str, Any]) -> Any:
-    """A timm feature extractor that takes rectangles; ViTs and Swins need their input size."""
-    default = timm.get_pretrained_cfg(name)
+    """A timm feature extractor that takes rectangles, or squares which can hold them.
+
+    ViTs and Swins need their input size.
+    """
+    default, square = timm.get_pretrained_cfg(name), dict(options)
     if default is not None and default.fixed_input_size:
+        square["img_size"] = canvas_side(image_size)
         options = {**options, "img_size": image_size, "dynamic_img_size": True}
     try:
         return timm.create_model(name, features_only=True, **options)
@@ -238,6 +273,10 @@ def _build(name: str, *, image_size: int, options: dict[str, Any]) -> Any:
             f"({default.input_size[-1] if default else 'see timm'})"
         ) from error
     except (TypeError, AttributeError) as error:
+        with suppress(TypeError, AttributeError):
+            network: Any = timm.create_model(name, features_only=True, **square)
+            if needs_canvas(getattr(network, "model", None)):
+                return network
         raise BackboneError(
             f"{name} cannot be opened as a feature extractor for rectangular images: {error}"
         ) from error

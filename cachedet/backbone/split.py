@@ -111,7 +111,7 @@ def make_stages(name: str, *, spec: FeatureSpec, cut: str, image_size: int) -> S
     Raises BackboneError: the network has other levels, or cannot be cut there.
     """
     with torch.random.fork_rng(devices=[]):  # heads start as they do without stages
-        backbone = load_backbone(name, weights="none", levels=spec.names, image_size=image_size)
+        backbone = load_backbone(name, weights="none", levels=spec, image_size=image_size)
     if backbone.spec != spec:
         raise BackboneError(
             f"this timm builds {name} with levels {backbone.spec.to_json()}, the store was "

@@ -27,6 +27,7 @@ from cachedet.commands.options import (
     Overrides,
     Rotated,
     Split,
+    Taps,
     Weights,
     Workers,
     make_choice,
@@ -86,6 +87,7 @@ def compare(
     ] = None,
     backbone: Backbone = "tf_efficientnet_lite0",
     weights: Weights = "auto",
+    taps: Taps = None,
     image_size: ImageSize = 512,
     views: Annotated[
         str, typer.Option(help="Of the cache; the other modes draw from the same recipe.")
@@ -121,7 +123,8 @@ def compare(
     folder = ComparisonFolder(out)
     train = {
         "images": images, "annotations": with_split(annotations, split), "store": folder.train,
-        "views": views, "backbone": backbone, "weights": weights, "image_size": image_size,
+        "views": views, "backbone": backbone, "weights": weights, "taps": taps,
+        "image_size": image_size,
         "codec": codec, "on_bad_image": on_bad_image, "rotated": rotated,
         "choose": make_choice(classes, ignore_classes, merge_classes, no_background),
         "follow_links": follow_links, "device": device, "workers": workers or default_workers(),

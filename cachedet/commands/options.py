@@ -52,6 +52,16 @@ FreezeAt = Annotated[
         "runs that train what makes them (freeze_at of a run's config)."
     ),
 ]
+Taps = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a plain ViT, in the place of --levels: 4 evenly spaced blocks, or those that "
+        "3,6,9,12 name, counted from 1. For the neck tap_pyramid."
+    ),
+]
+GlobalToken = Annotated[
+    bool, typer.Option("--global-token", help="Keep the class token of the last tap, too.")
+]
 ImageSize = Annotated[int, typer.Option(help="Long side in pixels.")]
 Codec = Annotated[
     str, typer.Option(help="Such as fp16, int8, int8+zstd or snr12; a wrong name lists them all.")
@@ -75,6 +85,17 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 def split_names(text: str) -> list[str] | None:
     """``C3,C4`` -> its names; None of the empty text, where the option was not given."""
     return [name.strip() for name in text.split(",")] if text else None
+
+
+def read_taps(text: str | None) -> int | tuple[int, ...] | None:
+    """What --taps says. Raises InputError."""
+    from cachedet.config.run import parse_taps
+
+    try:
+        taps: int | tuple[int, ...] | None = parse_taps(text)
+    except ValueError as error:
+        raise InputError(f"--taps: {error}, got {text!r}") from error
+    return taps
 
 
 def make_choice(

@@ -15,6 +15,7 @@ from cachedet.commands.options import (
     Overrides,
     Workers,
     print_json,
+    read_taps,
     split_names,
 )
 from cachedet.commands.score_tables import print_scores
@@ -105,6 +106,9 @@ def model(
         str | None,
         typer.Option(help="A timm model whose levels these are; with freeze_at its stages count."),
     ] = None,
+    taps: Annotated[
+        str | None, typer.Option(help="Of --backbone, a plain ViT, as for `extract`.")
+    ] = None,
     num_classes: Annotated[int, typer.Option(min=1, help="Foreground classes.")] = 80,
     image_size: Annotated[
         str, typer.Option(help="Pixels: the side of a square, or HEIGHTxWIDTH.")
@@ -118,10 +122,13 @@ def model(
 
     if features is not None and backbone is not None:
         raise InputError("--features and --backbone both name the levels; give one of them")
+    if taps is not None and backbone is None:
+        raise InputError("--taps are of a network: name it with --backbone")
     cost = measure_config(
         load_config(config, overrides=overrides or []),
         features=parse_features(features or _RESNET),
         backbone=backbone,
+        taps=read_taps(taps),
         num_classes=num_classes,
         size_hw=parse_size(image_size),
     )

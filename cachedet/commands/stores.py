@@ -17,6 +17,7 @@ from cachedet.commands.options import (
     Device,
     FollowLinks,
     FreezeAt,
+    GlobalToken,
     IgnoreClasses,
     Images,
     ImageSize,
@@ -27,6 +28,7 @@ from cachedet.commands.options import (
     OnBadImage,
     Rotated,
     Split,
+    Taps,
     Weights,
     Workers,
     local_folder,
@@ -60,6 +62,8 @@ def extract(
     weights: Weights = "auto",
     levels: Levels = "",
     freeze_at: FreezeAt = None,
+    taps: Taps = None,
+    global_token: GlobalToken = False,
     image_size: ImageSize = 512,
     views: Annotated[
         str | None,
@@ -99,7 +103,7 @@ def extract(
     options = {
         "images": images, "annotations": annotations, "store": store, "backbone": backbone,
         "weights": weights, "levels": levels, "freeze_at": freeze_at,
-        "image_size": image_size, "views": views,
+        "taps": taps, "global_token": global_token, "image_size": image_size, "views": views,
         "codec": codec, "on_bad_image": on_bad_image, "follow_links": follow_links,
         "rotated": rotated, "choose": choose, "block_size": block_size,
         "batch_size": batch_size, "workers": workers, "device": device,

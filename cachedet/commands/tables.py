@@ -281,11 +281,11 @@ def _readable(name: str, value: Any) -> str:
 
 
 def _level(level: dict[str, Any]) -> str:
-    """``C4 112x/16``, or ``L8_prefix 192x5 tokens``"""
+    """``C4 112x/16``, ``L9 384x/16 tap`` or ``L8_prefix 192x5 tokens``"""
     name, channels = level["name"], level["channels"]
     if "tokens" in level:
         return f"{name} {channels}x{level['tokens']} tokens"
-    return f"{name} {channels}x/{level['stride']}"
+    return f"{name} {channels}x/{level['stride']}{' tap' if 'tap' in level else ''}"
 
 
 def _quality(noise: dict[str, float | None]) -> str:

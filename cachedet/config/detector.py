@@ -54,7 +54,24 @@ class SimplePyramidConfig(Config):
     num_levels: Annotated[int, Field(ge=2, le=8)] = 4
 
 
-NeckConfig = Annotated[FPNConfig | NASFPNConfig | SimplePyramidConfig, Field(discriminator="kind")]
+Join = Literal["concatenate", "weighted"]
+"""Of taps: side by side, or a mean by weights that each level that goes out learns."""
+
+
+class TapPyramidConfig(Config):
+    """From several maps of one stride, the taps of a plain ViT; strides s/2, s, 2s, 4s, ..."""
+
+    kind: Literal["tap_pyramid"]
+    channels: Count = 256
+    num_levels: Annotated[int, Field(ge=2, le=8)] = 4  # P3-P6 from a stride of 16
+    join: Join = "concatenate"
+    separable: bool = False
+    top: Annotated[FPNConfig | NASFPNConfig, Field(discriminator="kind")] | None = None
+
+
+NeckConfig = Annotated[
+    FPNConfig | NASFPNConfig | SimplePyramidConfig | TapPyramidConfig, Field(discriminator="kind")
+]
 
 
 class PointwiseAdapterConfig(Config):
@@ -248,4 +265,5 @@ def describe_detector(config: DetectorConfig) -> str:
     """Its kind in a few words, such as "retinanet, fpn"."""
     if isinstance(config, CustomDetectorConfig):
         return f"{config.name} (custom)"
-    return f"{config.kind}, {config.neck.kind}"
+    top = config.neck.top if isinstance(config.neck, TapPyramidConfig) else None
+    return f"{config.kind}, {config.neck.kind}{f' with {top.kind}' if top else ''}"

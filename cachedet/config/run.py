@@ -58,6 +58,41 @@ class ClassChoice(Config):
 ALL_CLASSES = ClassChoice()
 
 
+def parse_taps(taps: Any) -> Any:
+    """How many blocks, evenly spaced, or which, counted from 1; also as text: 4, 3,6,9 or L9.
+
+    Raises ValueError.
+    """
+    if isinstance(taps, str):
+        names = [name.strip() for name in taps.split(",")]
+        blocks: list[Any] = [_block_of(name.removeprefix("L")) for name in names]
+        is_count = len(blocks) == 1 and not names[0].startswith("L")
+        taps = blocks[0] if is_count and blocks[0] else blocks
+    elif taps is None:
+        return None
+    if _is_block(taps):
+        return taps
+    if not isinstance(taps, list | tuple) or not taps or not all(map(_is_block, taps)):
+        raise ValueError(
+            "expected how many blocks, such as 4, or which ones, counted from 1, such as 3,6,9,12 "
+            "(a single one: L12)"
+        )
+    if len(set(taps)) != len(taps):
+        raise ValueError("taps must name each block once")
+    return tuple(sorted(taps))
+
+
+def _block_of(name: str) -> int | None:
+    return int(name) if name.isascii() and name.isdigit() and len(name) < 4 else None
+
+
+def _is_block(value: Any) -> bool:
+    return type(value) is int and 1 <= value < 1000
+
+
+Taps = Annotated[int | tuple[int, ...] | None, PlainValidator(parse_taps)]
+
+
 class ExtractConfig(Config):
     """Stage 1: which features of which images go into the store."""
 
@@ -68,6 +103,8 @@ class ExtractConfig(Config):
     weights: str = "auto"  # auto | none | a file
     levels: tuple[str, ...] | None = None  # None: C3-C5, or the one level a plain ViT has
     freeze_at: str | None = None  # a level such as C4: those above it are left out
+    taps: Taps = None  # in the place of levels: maps of one stride, of a plain ViT
+    global_token: bool = False  # with the last tap its class token
     image_size: Annotated[int, Field(ge=32, le=4096)] = 512  # long side of the view in pixels
     views: str | None = None  # None: those the store has; of a new one data.views.TRAINING_VIEWS
     codec: str = "int8"
@@ -81,6 +118,14 @@ class ExtractConfig(Config):
     choose: ClassChoice = ALL_CLASSES
     rank: Annotated[int, Field(ge=0)] | None = None  # of the processes that share the work
     world_size: Count | None = None  # None: what torchrun or SLURM say, else one
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ExtractConfig:
+        if self.taps is None and self.global_token:
+            raise ValueError("global_token is the class token of the last tap: set taps (--taps)")
+        if self.taps is not None and self.levels is not None:
+            raise ValueError("levels and taps both say what is stored: give one of them")
+        return self
 
 
 class EarlyStoppingConfig(Config):

@@ -16,9 +16,11 @@ from cachedet.config.detector import (
     FasterRCNNConfig,
     FPNConfig,
     NASFPNConfig,
+    NeckConfig,
     RetinaNetConfig,
     RPNConfig,
     SimplePyramidConfig,
+    TapPyramidConfig,
 )
 from cachedet.config.run import TrainConfig
 from cachedet.detector.adapters import Adapters
@@ -35,20 +37,24 @@ from cachedet.detector.roi_align import PyramidRoIAlign
 from cachedet.detector.roi_head import RoIHead
 from cachedet.detector.rpn import RPN, ProposalCounts, RPNHead
 from cachedet.detector.simple_pyramid import SimplePyramid
+from cachedet.detector.tap_pyramid import StackedNeck, TapPyramid
 from cachedet.errors import ConfigError
 from cachedet.store.format.manifest import Manifest
 from cachedet.structures import FeatureSpec
 
-Neck = FPN | NASFPN | SimplePyramid
+Neck = FPN | NASFPN | SimplePyramid | TapPyramid | StackedNeck
 
 
 def choose_levels(config: DetectorConfig, spec: FeatureSpec) -> FeatureSpec:
     """The levels of `spec` the detector uses: those it names, else the deepest of each stride.
 
+    Taps are all used, and a `tap_pyramid` uses all maps.
+
     Raises ConfigError on one the store lacks, or of tokens, which are no map.
     """
     if config.levels is None:
-        return spec.pyramid
+        joins = isinstance(config, BuiltDetectorConfig) and config.neck.kind == "tap_pyramid"
+        return spec.maps if joins else spec.pyramid
     for name in config.levels:
         if name in spec.names and name not in spec.maps.names:
             raise ConfigError(
@@ -81,12 +87,15 @@ def choose_read_levels(config: TrainConfig, manifest: Manifest) -> tuple[str, ..
                 f"freeze_at: {last} (`--set freeze_at={last}`), or name detector.levels"
             )
         return choose_levels(config.detector, held).names
-    cuts = [name for name in network.maps.names[:-1] if name in held.names]
+    below = [level.name for level in network.maps.levels[:-1] if not level.tap]
+    cuts = [name for name in below if name in held.names]
     if cut not in cuts:
+        hint = "extract with --freeze-at names a level that the store lacks"
+        if any(level.tap for level in network):
+            hint = "it holds taps: these are normed, and no block goes on from them"
         raise ConfigError(
             "freeze_at expects a level of the store that has stages behind it "
-            f"({', '.join(cuts) or 'this one has none'}), got {cut!r}; extract with --freeze-at "
-            "names a level that the store lacks"
+            f"({', '.join(cuts) or 'this one has none'}), got {cut!r}; {hint}"
         )
     wanted = {*choose_levels(config.detector, network).names, *network.with_tokens(cut)}
     return tuple(name for name in network.up_to(cut).names if name in wanted)
@@ -119,32 +128,48 @@ def build_detector(
 
 def build_neck(config: BuiltDetectorConfig, spec: FeatureSpec) -> Neck:
     """The neck alone, for the levels that the detector uses. Raises ConfigError."""
-    levels = choose_levels(config, spec)
-    neck = config.neck
     try:
-        match neck:
-            case FPNConfig():
-                return FPN(
-                    levels,
-                    channels=neck.channels,
-                    num_levels=neck.num_levels,
-                    style=_style(config, separable=neck.separable),
-                )
-            case NASFPNConfig():
-                return NASFPN(
-                    levels,
-                    channels=neck.channels,
-                    repeats=neck.repeats,
-                    style=_style(config, separable=neck.separable),
-                )
-            case SimplePyramidConfig():
-                return SimplePyramid(
-                    levels, channels=neck.channels, num_levels=neck.num_levels, norm=config.norm
-                )
-            case _:
-                assert_never(neck)
+        return _make_neck(config.neck, choose_levels(config, spec), config)
     except ValueError as error:
-        raise ConfigError(f"detector.neck {neck.kind!r}: {error}") from error
+        raise ConfigError(f"detector.neck {config.neck.kind!r}: {error}") from error
+
+
+def _make_neck(neck: NeckConfig, levels: FeatureSpec, config: BuiltDetectorConfig) -> Neck:
+    """Raises ValueError where it cannot work on these levels."""
+    match neck:
+        case FPNConfig() | NASFPNConfig():
+            return _make_fpn(neck, levels, config)
+        case SimplePyramidConfig():
+            return SimplePyramid(
+                levels, channels=neck.channels, num_levels=neck.num_levels, norm=config.norm
+            )
+        case TapPyramidConfig():
+            pyramid = TapPyramid(
+                levels,
+                channels=neck.channels,
+                num_levels=neck.num_levels,
+                join=neck.join,
+                style=_style(config, separable=neck.separable),
+            )
+            if neck.top is None:
+                return pyramid
+            return StackedNeck(pyramid, _make_fpn(neck.top, pyramid.spec, config))
+        case _:
+            assert_never(neck)
+
+
+def _make_fpn(
+    neck: FPNConfig | NASFPNConfig, levels: FeatureSpec, config: BuiltDetectorConfig
+) -> FPN | NASFPN:
+    style = _style(config, separable=neck.separable)
+    if isinstance(neck, NASFPNConfig):
+        return NASFPN(levels, channels=neck.channels, repeats=neck.repeats, style=style)
+    return FPN(levels, channels=neck.channels, num_levels=neck.num_levels, style=style)
+
+
+def _width(pyramid: FeatureSpec) -> int:
+    """Channels of the levels that a neck gives."""
+    return pyramid.levels[0].channels
 
 
 def build_adapters(config: BuiltDetectorConfig, spec: FeatureSpec) -> nn.Module:
@@ -165,8 +190,8 @@ def _build_retinanet(config: RetinaNetConfig, *, spec: FeatureSpec, num_classes:
     neck = build_neck(config, spec)
     anchors = _make_anchors(config.anchors, neck.spec)
     head = RetinaNetHead(
-        in_channels=config.neck.channels,
-        channels=config.channels or config.neck.channels,
+        in_channels=_width(neck.spec),
+        channels=config.channels or _width(neck.spec),
         num_levels=len(neck.spec),
         num_anchors=anchors.num_anchors,
         num_classes=num_classes,
@@ -199,7 +224,7 @@ def _build_rcnn(
     roi_head = config.roi_head
     heads = [
         RoIHead(
-            in_channels=config.neck.channels,
+            in_channels=_width(neck.spec),
             resolution=roi_head.resolution,
             num_classes=num_classes,
             class_agnostic=class_agnostic,
@@ -236,7 +261,7 @@ def _build_mask_branch(
     if mask_head is None:
         return None
     head = MaskHead(
-        in_channels=config.neck.channels,
+        in_channels=_width(pyramid),
         num_classes=num_classes,
         num_convs=mask_head.num_convs,
         channels=mask_head.channels,
@@ -251,8 +276,8 @@ def _build_rpn(config: FasterRCNNConfig | CascadeRCNNConfig, pyramid: FeatureSpe
     rpn = config.rpn
     anchors = _make_anchors(rpn, pyramid)
     head = RPNHead(
-        in_channels=config.neck.channels,
-        channels=rpn.channels or config.neck.channels,
+        in_channels=_width(pyramid),
+        channels=rpn.channels or _width(pyramid),
         num_levels=len(pyramid),
         num_anchors=anchors.num_anchors,
         num_convs=rpn.num_convs,

@@ -26,7 +26,8 @@ def pyramid_spec(strides: Sequence[int], *, channels: int) -> FeatureSpec:
         if name in levels:
             raise ValueError(
                 f"levels of strides {levels[name].stride} and {stride} would both be called "
-                f"{name}; choose levels whose strides differ by a factor of 2 with detector.levels"
+                f"{name}; choose levels whose strides differ by a factor of 2 with "
+                "detector.levels, or join maps of one stride with the neck tap_pyramid"
             )
         levels[name] = LevelSpec(name=name, channels=channels, stride=stride)
     return FeatureSpec(tuple(levels.values()))
@@ -63,12 +64,12 @@ class FPN(nn.Module):
         self, spec: FeatureSpec, *, channels: int, num_levels: int, style: LayerStyle
     ) -> None:
         super().__init__()
+        self.in_names = spec.names
+        self.spec = pyramid_spec(continued_strides(spec, num_levels=num_levels), channels=channels)
         if num_levels < len(spec):
             raise ValueError(
                 f"num_levels must be at least the {len(spec)} levels that come in, got {num_levels}"
             )
-        self.in_names = spec.names
-        self.spec = pyramid_spec(continued_strides(spec, num_levels=num_levels), channels=channels)
         self.laterals = nn.ModuleList(nn.Conv2d(level.channels, channels, 1) for level in spec)
         self.outputs = nn.ModuleList(
             make_conv(channels, channels, separable=style.separable) for _ in spec

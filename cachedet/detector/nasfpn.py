@@ -143,5 +143,6 @@ def _check_consecutive(spec: FeatureSpec) -> None:
         came = ", ".join(f"{level.name} (stride {level.stride})" for level in spec)
         raise ValueError(
             f"NASFPN takes 1 to {NUM_LEVELS} levels, each of twice the stride before it, "
-            f"got {came}; choose such levels with detector.levels"
+            f"got {came}; choose such levels with detector.levels, or join maps of one stride with "
+            "the neck tap_pyramid"
         )

@@ -66,7 +66,7 @@ def _only_level(spec: FeatureSpec) -> LevelSpec:
     if len(spec) > 1:
         raise ValueError(
             f"SimplePyramid takes one level, got {', '.join(spec.names)}; "
-            "choose one with detector.levels"
+            "choose one with detector.levels, or join them with the neck tap_pyramid"
         )
     level = spec.levels[0]
     if level.stride % 2:

@@ -147,7 +147,7 @@ def _make_end_to_end(
     frozen = load_backbone(
         manifest.backbone,
         weights="none" if is_new else weights,
-        levels=manifest.spec.names,
+        levels=manifest.spec,
         image_size=manifest.image_size,
         device=choose_device(config.device),
         seed=config.seed if is_new else 0,

@@ -276,7 +276,7 @@ def join_run(
         backbone = load_backbone(
             manifest.backbone,
             weights=weights,
-            levels=manifest.network.names,
+            levels=manifest.network,
             image_size=manifest.image_size,
             device=chosen,
         )

@@ -199,9 +199,11 @@ class Manifest:
         return None
 
     def shown(self, field: str) -> str:
-        """A field for messages; of levels the names."""
+        """A field for messages; of levels the names, and which are taps."""
         value = getattr(self, field)
-        return ", ".join(value.names) if isinstance(value, FeatureSpec) else str(value)
+        if not isinstance(value, FeatureSpec):
+            return str(value)
+        return ", ".join(f"{level.name} (a tap)" if level.tap else level.name for level in value)
 
     def plan(self, annotations: Annotations) -> tuple[Block, ...]:
         """Every block of the finished store."""
