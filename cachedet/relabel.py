@@ -15,8 +15,8 @@ from cachedet.data.file_names import match_names
 from cachedet.data.label_changes import LabelChanges, compare_labels
 from cachedet.data.sections import Sections, listed, parse_rotated
 from cachedet.errors import InputError, StoreError
-from cachedet.store.files.locations import is_url, shown
-from cachedet.store.files.source import LocalFiles
+from cachedet.store.files.depot import open_depot
+from cachedet.store.files.source import ByteSource
 from cachedet.store.format.annotations import load_images, load_truth
 from cachedet.store.format.manifest import Manifest, load_manifest, truth_digest
 from cachedet.store.leftovers import remove_leftovers
@@ -28,7 +28,7 @@ from cachedet.structures import Annotations, CategoryMap
 class RelabelReport:
     """What one call of `relabel` changed, or would have."""
 
-    store: Path
+    store: Path | str  # a folder, or the URL of an object storage
     images: int  # of the store
     boxes: int  # it has now
     changes: LabelChanges | None  # None: the boxes it had cannot be read
@@ -65,7 +65,7 @@ def relabel(
     that have the store open go on with the old ones.
 
     Args:
-        store: folder of the store, finished or not.
+        store: folder of the store, or such as s3://bucket/train.zarr, finished or not.
         annotations: as `extract` takes them, of exactly the store's images.
         split: of a data set with several.
         images: folder that file names shall start from; YOLO may need it.
@@ -83,14 +83,9 @@ def relabel(
         >>> report = cachedet.relabel("train.zarr", annotations="corrected.json")
         >>> report.changes.added, report.changes.moved
     """
-    if is_url(store):
-        raise InputError(
-            f"relabel needs a local folder, got {shown(store)}: it writes there. Relabel the "
-            "folder it was copied from, and copy manifest.json and the new truth file"
-        )
-    root, given = Path(store), with_split(Path(annotations), split)
+    depot, given = open_depot(store), with_split(Path(annotations), split)
     chosen = make_class_choice(choose, where="relabel")
-    source = LocalFiles(root)
+    source, root = depot.source, str(depot)
     manifest = load_manifest(source)
     held, _ = load_images(source, manifest)
     sections = read_sections(
@@ -105,10 +100,11 @@ def relabel(
     digest = truth_digest(now)
     is_same = before is not None and digest == manifest.truth_digest
     if not dry_run and not is_same:
-        replace_truth(root, manifest, now)
-        remove_leftovers(root)
+        replace_truth(depot, manifest, now)
+        if depot.folder is not None:
+            remove_leftovers(depot.folder)
     return RelabelReport(
-        store=root,
+        store=depot.folder or root,
         images=len(now),
         boxes=len(now.labels),
         changes=None if before is None else compare_labels(before, now),
@@ -120,7 +116,7 @@ def relabel(
     )
 
 
-def _truth_of(source: LocalFiles, manifest: Manifest, held: Annotations) -> Annotations | None:
+def _truth_of(source: ByteSource, manifest: Manifest, held: Annotations) -> Annotations | None:
     """The boxes the store has now; None where they are damaged, which new ones put right."""
     try:
         return load_truth(source, manifest, held)
@@ -133,7 +129,7 @@ def _fit_to(
     described: Annotations,
     sections: Sections,
     manifest: Manifest,
-    root: Path,
+    root: str,
 ) -> tuple[Annotations, list[str]]:
     """What the file says of the store's images, in the order of its rows; and a note.
 
@@ -171,7 +167,7 @@ def _require_same_images(
     rows: Sequence[int | None],
     sections: Sections,
     manifest: Manifest,
-    root: Path,
+    root: str,
 ) -> None:
     """Raises InputError where images are missing in the file, or it has some beside."""
     missing = [name for name, row in zip(held.file_names, rows, strict=True) if row is None]

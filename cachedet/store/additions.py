@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.errors import StoreError
+from cachedet.store.files.depot import Place, open_depot
 from cachedet.store.files.names import MANIFEST
-from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.annotations import load_images
 from cachedet.store.format.manifest import Manifest, images_digest, load_manifest
 from cachedet.structures import Annotations
@@ -28,7 +27,7 @@ class StoredOrder:
     added: int = 0  # images that the store lacks, the last ones
 
 
-def order_as_stored(root: Path, file_names: Sequence[str], rows: list[int]) -> StoredOrder:
+def order_as_stored(place: Place, file_names: Sequence[str], rows: list[int]) -> StoredOrder:
     """How the store keeps these rows of a data set whose images have these names.
 
     Images that the store has stand as they are in it; others are a generation of their own behind
@@ -37,9 +36,10 @@ def order_as_stored(root: Path, file_names: Sequence[str], rows: list[int]) -> S
 
     Raises StoreError where its manifest is damaged.
     """
-    if not (root / MANIFEST).exists():
+    depot = open_depot(place)
+    if not depot.has(MANIFEST):
         return StoredOrder(rows=rows)
-    source = LocalFiles(root)
+    source = depot.source
     manifest = load_manifest(source)
     try:
         held, _ = load_images(source, manifest)

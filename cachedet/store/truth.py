@@ -11,12 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from cachedet.errors import StoreError
-from cachedet.store.files.durable import cannot_write, write_durably
-from cachedet.store.files.inside import remove_inside
-from cachedet.store.files.leases import commit_lock
-from cachedet.store.files.names import MANIFEST, images_key, is_table_key, truth_key
+from cachedet.store.files.depot import Place, open_depot
+from cachedet.store.files.durable import cannot_write
+from cachedet.store.files.names import images_key, is_table_key, truth_key
 from cachedet.store.files.places import find_obstacle
-from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.manifest import (
     Manifest,
     encode_manifest,
@@ -28,7 +26,7 @@ from cachedet.store.format.npz import dump_arrays
 from cachedet.structures import Annotations
 
 
-def replace_truth(root: Path, held: Manifest, annotations: Annotations) -> None:
+def replace_truth(place: Place, held: Manifest, annotations: Annotations) -> None:
     """Give the store these boxes, masks and classes of its images; `held` is its manifest so far.
 
     Writers of blocks may be at work: blocks hang on no box. The boxes before stay in the store as
@@ -38,27 +36,29 @@ def replace_truth(root: Path, held: Manifest, annotations: Annotations) -> None:
     Raises StoreError where the store was relabelled or replaced since `held` was read, or cannot
     be written.
     """
-    obstacle = find_obstacle(root)
+    depot = open_depot(place)
+    root = depot.folder
+    obstacle = None if root is None else find_obstacle(root)
     if obstacle is not None:
-        raise cannot_write(root, obstacle)
+        raise cannot_write(root or Path(), obstacle)
     digest = truth_digest(annotations)
     try:
-        with commit_lock(root):
-            now = load_manifest(LocalFiles(root))
+        with depot.changing():
+            now = load_manifest(depot.source)
             if _identity(now) != _identity(held):
                 raise StoreError(
-                    f"{root} was relabelled or replaced by another process meanwhile; nothing was "
+                    f"{depot} was relabelled or replaced by another process meanwhile; nothing was "
                     "changed by this one. Run the same command again: it compares with what the "
                     "store has now"
                 )
             new = replace(now, truth_digest=digest, categories=annotations.categories)
             content = encode_manifest(new)
-            for path in unnamed_tables(root, now):
-                remove_inside(root, path)
-            write_durably(root / truth_key(digest), dump_arrays(truth_arrays(annotations)))
-            write_durably(root / MANIFEST, content)
+            if root is not None:  # in an object storage another one may just be written
+                depot.remove(path.name for path in unnamed_tables(root, now))
+            depot.put({truth_key(digest): dump_arrays(truth_arrays(annotations))})
+            depot.put_manifest(content)
     except OSError as error:
-        raise cannot_write(root, error) from error
+        raise cannot_write(root or Path(), error) from error
 
 
 def unnamed_tables(root: Path, manifest: Manifest) -> set[Path]:
@@ -66,8 +66,7 @@ def unnamed_tables(root: Path, manifest: Manifest) -> set[Path]:
 
     The store had them before, or a writer left them who died.
     """
-    named = {truth_key(manifest.truth_digest)}
-    named.update(images_key(*pair) for pair in enumerate(manifest.image_digests))
+    named = named_tables(manifest)
     with os.scandir(root) as entries:
         return {
             root / entry.name
@@ -76,6 +75,12 @@ def unnamed_tables(root: Path, manifest: Manifest) -> set[Path]:
             and entry.name not in named
             and entry.is_file(follow_symlinks=False)
         }
+
+
+def named_tables(manifest: Manifest) -> set[str]:
+    """Keys of the files of boxes and images that the manifest names."""
+    images = (images_key(*pair) for pair in enumerate(manifest.image_digests))
+    return {truth_key(manifest.truth_digest), *images}
 
 
 def _identity(manifest: Manifest) -> tuple[str, str]:
