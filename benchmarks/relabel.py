@@ -3,7 +3,8 @@
 python benchmarks/relabel.py --out DIR [--images 10000] [--boxes 7]
 
 The store is whole and synthetic: tiny maps, real shards and commit records. A tenth of the images
-get one box moved, and a class is added. The annotations are read from a COCO file, as users do it.
+get one box moved, and a class is added; then every second image leaves, and all come back. The
+annotations are read from COCO files, as users do it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import platform
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +51,18 @@ def main() -> None:
     report = relabel(root, annotations=corrected)
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
     assert report.changes is not None
+    halved = options.out / "halved.json"
+    halved.write_text(json.dumps(halve(json.loads(corrected.read_text()))))
+    leaves = measure(lambda: relabel(root, annotations=halved, withdraw=True))
+    assert len(FeatureStore.open(root)) == (options.images + 1) // 2
+    comes_back = measure(lambda: relabel(root, annotations=corrected))
     result = {
         "images": report.images,
         "boxes": report.boxes,
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,  # less, where other programs want the core too
+        "withdraw": leaves,
+        "bring_back": comes_back,
         "changes": report.changes.to_json(),
         "feature_bytes": FeatureStore.open(root).nbytes,
         "no_feature_byte_changed": digest_features(root) == before,
@@ -62,6 +71,22 @@ def main() -> None:
         "versions": library_versions(),
     }
     print(json.dumps(result, indent=1))
+
+
+def measure(act: Callable[[], object]) -> dict[str, float]:
+    started, worked = time.perf_counter(), time.process_time()
+    act()
+    return {
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - worked,
+    }
+
+
+def halve(values: dict[str, Any]) -> dict[str, Any]:
+    values["images"] = values["images"][::2]
+    kept = {image["id"] for image in values["images"]}
+    values["annotations"] = [box for box in values["annotations"] if box["image_id"] in kept]
+    return values
 
 
 def make_annotations(images: int, boxes: int) -> Annotations:

@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.backbone.split import freeze_trunk, stage_weights
 from cachedet.config.run import ClassChoice, ExtractConfig, make_extract_config
 from cachedet.data.annotation_formats import read_dataset
 from cachedet.data.coco import CocoDataset
+from cachedet.data.images import DecodedImage
+from cachedet.data.sections import listed
 from cachedet.data.survey import Scan, require_good, scan_images
 from cachedet.data.views import TRAINING_VIEWS, parse_views
 from cachedet.device import choose_device, default_workers
-from cachedet.errors import BackboneError, ConfigError, StoreError
+from cachedet.errors import BackboneError, ConfigError, StoreError, StoreMismatchError
 from cachedet.extraction.inputs import InputLoader, make_inputs, make_manifest
 from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
 from cachedet.extraction.ranks import Rank, blocks_to_try, blocks_to_write, find_rank
@@ -56,6 +59,7 @@ class ExtractReport:
     views_kept: tuple[str, ...]  # of those the ones that were not asked for
     images: int  # in the data set, without the skipped ones
     images_added: int  # to those the store had
+    images_returned: int  # of those that were taken out of it
     blocks_written: int
     blocks_missing: int  # left to other writers that were still at work
     blocks_total: int
@@ -96,7 +100,7 @@ def extract(
     """Write the features of every (image, view) once; safe to interrupt and repeat.
 
     Views and images that an existing store lacks are added to it; what it holds is not touched.
-    Where images are added, the annotations are taken for all of them.
+    Where images are added, or come back that `relabel` took out, the annotations are taken for all.
     Several processes may extract into one store at once; each block is written by one of them.
 
     Args:
@@ -122,7 +126,7 @@ def extract(
         workers: threads that read and decode images.
         device: "auto", "cpu", "cuda", ...
         rank, world_size: of the processes that share the work.
-        add_images: whether images may be added to a store that is there.
+        add_images: whether images may be added to a store that is there, or come back to it.
 
     Raises:
         ConfigError: a value out of range, or both a config and plain arguments.
@@ -194,9 +198,7 @@ def _extract(
     stages, digest = _find_stages(network, depot)
     scan = _scan(dataset, config)
     order, skipped = _order_rows(dataset, scan, config, depot, add_images=add_images)
-    kept = order.rows
-    annotations = dataset.annotations.keep_rows(kept)
-    contents = scan.contents[kept]
+    annotations, contents = order.annotations, order.contents
     manifest = make_manifest(
         config,
         backbone,
@@ -207,6 +209,7 @@ def _extract(
         contents=contents,
         skipped=skipped,
         starts=order.starts,
+        withdrawn=order.withdrawn,
     )
     loader = make_inputs(
         annotations,
@@ -215,13 +218,12 @@ def _extract(
         pad_multiple=manifest.pad_multiple,
         preprocessing=backbone.preprocessing,
         contents=contents,
-        kept={row: scan.images[old] for row, old in enumerate(kept) if old in scan.images},
+        kept=_kept_images(scan, order),
     )
 
     def fit(codec: Codec) -> Codec:
         learns_from = _held_manifest(depot) or manifest  # a store under repair: its own view
-        first = learns_from.added[0][0] if learns_from.added else None  # it knew no others then
-        return fit_codec(codec, loader, backbone, view=learns_from.views[0], images=first)
+        return _fit_to_first(codec, loader, backbone, order, learns_from, store=str(depot))
 
     writer = StoreWriter.open(
         depot,
@@ -230,6 +232,7 @@ def _extract(
         contents=contents,
         fit=fit,
         stages=stages,
+        withdrawn=order.withdrawn,
     )
     started = time.perf_counter()
     clock, blocks_written = _write_blocks(writer, loader, backbone, config, rank)
@@ -238,8 +241,9 @@ def _extract(
         store=config.store,
         views=writer.manifest.views,
         views_kept=tuple(v for v in writer.manifest.views if v not in manifest.views),
-        images=len(annotations),
+        images=len(annotations) - len(order.withdrawn),
         images_added=order.added,
+        images_returned=order.returned,
         blocks_written=blocks_written,
         blocks_missing=len(writer.missing_blocks()),
         blocks_total=len(writer.blocks),
@@ -275,12 +279,52 @@ def _order_rows(
     *,
     add_images: bool,
 ) -> tuple[StoredOrder, tuple[tuple[str, str], ...]]:
-    """The rows to extract as the store keeps them, and the skipped (file name, reason) pairs."""
+    """The images to extract as the store keeps them, and the skipped (file name, reason) pairs."""
     kept, skipped = _split_bad(dataset, scan, on_bad_image=config.on_bad_image)
-    order = order_as_stored(depot, dataset.annotations.file_names, kept)
+    data = dataset.annotations, scan.contents, kept
+    order = order_as_stored(depot, *data)
+    if order.returned and not add_images:
+        raise StoreMismatchError(
+            f"{config.store} lacks images of {config.annotations} that `cachedet relabel "
+            f"--withdraw` took out of it: {order.returned}. `cachedet extract` brings them back; "
+            "else give annotations without them"
+        )
     if order.added and not add_images:  # opening the store will refuse them by name
-        order = StoredOrder(rows=kept)
+        order = StoredOrder.as_given(*data)
     return order, skipped
+
+
+def _kept_images(scan: Scan, order: StoredOrder) -> dict[int, DecodedImage]:
+    """What was decoded when images were checked, by rows of the store."""
+    given = ((row, known) for row, known in enumerate(order.rows) if known is not None)
+    return {row: scan.images[known] for row, known in given if known in scan.images}
+
+
+def _fit_to_first(
+    codec: Codec,
+    loader: InputLoader,
+    backbone: FrozenBackbone,
+    order: StoredOrder,
+    manifest: Manifest,
+    *,
+    store: str,
+) -> Codec:
+    """Show the codec the first images of a store: when it was made there were no others."""
+    first = manifest.added[0][0] if manifest.added else len(order.annotations)
+    _require_sample(store, order, first)
+    return fit_codec(codec, loader, backbone, view=manifest.views[0], images=first)
+
+
+def _require_sample(store: str, order: StoredOrder, images: int) -> None:
+    """Raises StoreError where images that the codec learns from were taken out."""
+    lost = [row for row in fitted_rows(images).tolist() if order.rows[row] is None]
+    if lost:
+        names = listed([order.annotations.file_names[row] for row in lost])
+        raise StoreError(
+            f"{store}: what its codec learnt (codec.npz) is lost, and of the images that it learnt "
+            f"from {len(lost)} were taken out of the store ({names}). Give annotations that have "
+            "them again, copy codec.npz from a backup, or extract into a new --store"
+        )
 
 
 def open_dataset(config: ExtractConfig) -> CocoDataset:
@@ -331,16 +375,19 @@ def fit_codec(
     images: int | None = None,
 ) -> Codec:
     """Show the codec the features of a sample of the first images, one by one, always the same."""
-    images = len(loader.paths) if images is None else images
-    count = min(FIT_IMAGES, images)
-    rows = np.linspace(0, images - 1, count).round().astype(int)
+    rows = fitted_rows(len(loader.paths) if images is None else images)
     device = next(backbone.parameters()).device
     statistics = FeatureStatistics()
-    with StageProgress("fit codec", total=count, unit="images") as progress:
+    with StageProgress("fit codec", total=len(rows), unit="images") as progress:
         for row in rows.tolist():
             statistics.add(backbone(loader.load(row, view)[None].to(device)))
             progress.advance()
     return codec.fit(statistics.levels)
+
+
+def fitted_rows(images: int) -> NDArray[np.int64]:
+    """Which of so many images a codec learns from."""
+    return np.linspace(0, images - 1, min(FIT_IMAGES, images)).round().astype(np.int64)
 
 
 def default_views(store: Place) -> str:

@@ -16,6 +16,7 @@ import cachedet
 from cachedet.cli import app
 from cachedet.errors import DatasetError, InputError, StoreError
 from cachedet.evaluation.metrics import ground_truth_json
+from cachedet.store.prune import prune_store
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations
 
@@ -274,3 +275,146 @@ def test_the_command(root: Path, write: Any) -> None:
     assert values["changes"]["classes_added"] == ["new (id 91)"]
     again = runner.invoke(app, arguments, catch_exceptions=False)
     assert "5 images, 4 boxes; it has these labels already" in again.output
+
+
+def keep(*numbers: int) -> Callable[[Json], None]:
+    """Only these images of the file, with their boxes."""
+
+    def change(values: Json) -> None:
+        values["images"] = [values["images"][number] for number in numbers]
+        kept = {image["id"] for image in values["images"]}
+        values["annotations"] = [box for box in values["annotations"] if box["image_id"] in kept]
+
+    return change
+
+
+def names_of(root: Path) -> list[str]:
+    return [*FeatureStore.open(root).annotations.file_names]
+
+
+def test_images_leave_with_a_word(root: Path, write: Any, store_kit: Any) -> None:
+    before = store_kit.files(root)
+    with pytest.raises(InputError, match="or take these out of the store with --withdraw"):
+        cachedet.relabel(root, annotations=write(keep(0, 3, 4)))
+    shown = cachedet.relabel(root, annotations=write(keep(0, 3, 4)), withdraw=True, dry_run=True)
+    assert (shown.images, shown.images_withdrawn, shown.written) == (3, 2, False)
+    assert store_kit.files(root) == before
+    report = cachedet.relabel(root, annotations=write(keep(0, 3, 4)), withdraw=True)
+    assert (report.images, report.images_withdrawn, report.boxes) == (3, 2, 2)
+    assert report.changes is not None
+    assert report.changes.lines() == []  # of the images that stay
+    assert names_of(root) == ["image_0.jpg", "image_3.jpg", "image_4.jpg"]
+    after = store_kit.files(root)
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert changed == {"manifest.json", store_kit.truth(root).name}
+    again = cachedet.relabel(root, annotations=write(keep(0, 3, 4)), withdraw=True)
+    assert (again.images_withdrawn, again.written) == (0, False)
+    assert cachedet.relabel(root, annotations=write(keep(4, 0, 3))).written is False
+
+
+def test_images_come_back(root: Path, write: Any, store_kit: Any) -> None:
+    """As long as the store has their features; by `extract` where it does not."""
+    before = store_kit.files(root)
+    cachedet.relabel(root, annotations=write(keep(0, 4)), withdraw=True)
+    report = cachedet.relabel(root, annotations=write(keep(0, 1, 2, 4)))
+    assert (report.images, report.images_returned, report.images_withdrawn) == (4, 2, 0)
+    assert report.changes is not None
+    assert report.changes.lines() == []
+    assert names_of(root) == [f"image_{number}.jpg" for number in (0, 1, 2, 4)]
+    store = FeatureStore.open(root)
+    assert float(store.read(3, "base")["C4"].max()) == 4.0
+    cachedet.relabel(root, annotations=write())
+    assert {k: v for k, v in store_kit.files(root).items() if k in before} == before
+    cachedet.relabel(root, annotations=write(keep(0, 1, 3, 4)), withdraw=True)
+    prune_store(root, dry_run=False)
+    message = r"has images that .*s.zarr lacks: 1 \(image_2.jpg\)\. Nothing was changed: `cachedet"
+    with pytest.raises(InputError, match=message):
+        cachedet.relabel(root, annotations=write())
+    report = cachedet.relabel(root, annotations=write(), withdraw=True)
+    assert (report.images, report.images_lacking, report.written) == (4, 1, False)
+
+
+def test_others_take_their_places(root: Path, write: Any) -> None:
+    """With the word the file may have images that the store lacks, and need not share any more."""
+
+    def change(values: Json) -> None:
+        keep(1)(values)
+        values["images"].append({"id": 5, "file_name": "new.jpg", "width": 9, "height": 9})
+
+    report = cachedet.relabel(root, annotations=write(change), withdraw=True)
+    assert (report.images, report.images_withdrawn, report.images_lacking) == (1, 4, 1)
+    cachedet.relabel(root, annotations=write(keep(0, 2)), withdraw=True)
+    assert names_of(root) == ["image_0.jpg", "image_2.jpg"]
+
+
+def test_no_store_without_images(root: Path, write: Any, store_kit: Any) -> None:
+    def rename(values: Json) -> None:
+        for image in values["images"]:
+            image["file_name"] = f"x_{image['file_name']}"
+
+    before = store_kit.files(root)
+    message = (
+        r"has no image of .*s.zarr \(there image_0.jpg; .*; here x_image_0.jpg; .*\)\. A store "
+        "keeps at least one"
+    )
+    for withdraw in (True, False):
+        with pytest.raises(InputError, match=message):
+            cachedet.relabel(root, annotations=write(rename), withdraw=withdraw)
+    assert store_kit.files(root) == before
+
+
+def test_an_image_of_another_folder_is_another_image(
+    root: Path, write: Any, annotations: Annotations
+) -> None:
+    """Where the file's names start as the store's do, `other/image_3.jpg` is none of it."""
+
+    def move(values: Json) -> None:
+        values["images"][3]["file_name"] = "other/image_3.jpg"
+
+    report = cachedet.relabel(root, annotations=write(move), withdraw=True)
+    assert (report.images_withdrawn, report.images_lacking) == (1, 1)
+    with pytest.raises(InputError, match=r"lacks: 1 \(other/image_3.jpg\)"):
+        cachedet.relabel(root, annotations=write(move))
+
+    def start_elsewhere(values: Json) -> None:
+        for image in values["images"]:
+            image["file_name"] = f"train/{image['file_name']}"
+
+    assert cachedet.relabel(root, annotations=write(start_elsewhere)).images_returned == 1
+
+
+def test_one_that_comes_back_in_another_size_is_refused(root: Path, write: Any) -> None:
+    cachedet.relabel(root, annotations=write(keep(0, 1, 3, 4)), withdraw=True)
+    with pytest.raises(InputError, match=r"image_2.jpg: 96 x 128 pixels in the store, 48 x 64 in"):
+        cachedet.relabel(root, annotations=write(resize))
+
+
+def test_damaged_labels_of_a_store_that_images_left(root: Path, write: Any, store_kit: Any) -> None:
+    cachedet.relabel(root, annotations=write(keep(0, 3, 4)), withdraw=True)
+    whole = store_kit.files(root)
+    store_kit.truth(root).write_bytes(b"")
+    with pytest.raises(InputError, match=r"lacks images of .*: 3 of 5"):
+        cachedet.relabel(root, annotations=write(keep(0, 3)))
+    assert cachedet.relabel(root, annotations=write(keep(0, 3, 4))).changes is None
+    assert store_kit.files(root).items() <= whole.items()
+
+
+def test_the_command_tells_who_left_and_came(root: Path, write: Any, store_kit: Any) -> None:
+    def run(change: Callable[[Json], None], *words: str) -> str:
+        given = ["relabel", str(root), "--annotations", str(write(change)), *words]
+        done = CliRunner().invoke(app, given, catch_exceptions=False)
+        return " ".join(done.output.split())
+
+    assert "2 images would leave the store, 3 stay" in run(keep(0, 3, 4), "--withdraw", "--dry-run")
+    left = run(keep(0, 3, 4), "--withdraw")
+    assert "2 images left the store, 3 stay; `cachedet prune" in left
+    assert "frees what they alone hold" in left
+    values = json.loads(run(keep(0, 1, 3, 4), "--json"))
+    assert (values["images_returned"], values["images"]) == (1, 4)
+    prune_store(root, dry_run=False)
+    assert "the file has 1 image that the store lacks" in run(lambda _: None, "--withdraw")
+    run(keep(0, 3, 4), "--withdraw")
+    assert "1 image came back to the store" in run(keep(0, 1, 3, 4))
+    shown = CliRunner().invoke(app, ["info", str(root)], catch_exceptions=False).output
+    assert "images withdrawn" in shown
+    assert "bytes of withdrawn" in shown

@@ -156,7 +156,7 @@ def prune(
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """Free what nobody needs: leftovers, orphans, withdrawn records, views no longer wanted."""
+    """Free what nobody needs: leftovers, orphans, withdrawn records, views and images that left."""
     from cachedet.store.prune import prune_store
 
     report = prune_store(store, dry_run=dry_run, keep_views=split_names(keep_views))
@@ -178,10 +178,17 @@ def relabel(
     ignore_classes: IgnoreClasses = None,
     merge_classes: MergeClasses = None,
     no_background: NoBackground = False,
+    withdraw: Annotated[
+        bool,
+        typer.Option(
+            "--withdraw",
+            help="Images that the file lacks leave the store; `prune` then frees what they hold.",
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Give a store other boxes, masks and classes of the same images; no feature is touched."""
+    """Give a store other boxes, masks and classes, or fewer images; no feature is touched."""
     from cachedet.relabel import relabel as run_relabel
 
     report = run_relabel(
@@ -191,6 +198,7 @@ def relabel(
         images=images,
         rotated=rotated,
         choose=make_choice(classes, ignore_classes, merge_classes, no_background),
+        withdraw=withdraw,
         dry_run=dry_run,
     )
     if as_json:

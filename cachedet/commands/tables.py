@@ -105,12 +105,27 @@ def print_relabelling(report: RelabelReport, *, dry_run: bool) -> None:
         say("the boxes it had are damaged, so that they cannot be compared with the new ones")
     for line in [] if report.changes is None else report.changes.lines():
         say(line)
+    _say_which_images(report, dry_run=dry_run)
     verdict = f"labels {report.truth_before[:12]} became {report.truth[:12]}"
     if report.truth == report.truth_before:
         verdict = "written anew" if report.written else "it has these labels already"
     elif dry_run:
         verdict = "nothing was changed (--dry-run)"
     say(f"{report.store}: {report.images} images, {report.boxes} boxes; {verdict}")
+
+
+def _say_which_images(report: RelabelReport, *, dry_run: bool) -> None:
+    """Images that left the store, came back, or are not in it."""
+    left, back = ("would leave", "would come back to") if dry_run else ("left", "came back to")
+    if report.images_withdrawn:
+        freed = "" if dry_run else f"; `cachedet prune {report.store}` frees what they alone hold"
+        gone = count_of(report.images_withdrawn, "image")
+        say(f"{gone} {left} the store, {report.images} stay{freed}")
+    if report.images_returned:
+        say(f"{count_of(report.images_returned, 'image')} {back} the store")
+    if report.images_lacking:
+        lacking = count_of(report.images_lacking, "image")
+        say(f"the file has {lacking} that the store lacks: `cachedet extract` adds them")
 
 
 def print_cost(cost: ModelCost, *, title: str) -> None:
@@ -204,6 +219,11 @@ def print_extraction(report: ExtractReport) -> None:
             f"added to the store: {count_of(report.images_added, 'image')}, and what the "
             "annotations say of all"
         )
+    if report.images_returned:
+        say(
+            f"back in the store: {count_of(report.images_returned, 'image')} that had left it, and "
+            "what the annotations say of all"
+        )
     print_counts(report.counts)
     say(
         f"{report.store}: {report.images} images, {report.blocks_written} of "
@@ -231,7 +251,7 @@ def print_predicted_vs_actual(comparison: PredictedVsActual) -> None:
 
 
 def _readable(name: str, value: Any) -> str:
-    if name in ("bytes", "bytes_per_image_and_view"):
+    if name in ("bytes", "bytes_of_withdrawn", "bytes_per_image_and_view"):
         return "-" if value is None else readable_nbytes(round(value))
     if name == "quality":
         return ", ".join(f"{level} {_quality(noise)}" for level, noise in value.items()) or "-"

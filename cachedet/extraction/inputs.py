@@ -19,9 +19,11 @@ from cachedet.data.views import View, make_geometry, view_named
 from cachedet.errors import BadImageError
 from cachedet.store.additions import digest_generations
 from cachedet.store.format.manifest import (
+    NO_ROWS,
     Manifest,
     library_versions,
     truth_digest,
+    withdrawn_digest,
 )
 from cachedet.structures import Annotations, FeatureSpec, Preprocessing
 from cachedet.text import printable
@@ -112,13 +114,14 @@ def make_manifest(
     contents: NDArray[np.uint64],
     skipped: tuple[tuple[str, str], ...],
     starts: Sequence[int] = (0,),
+    withdrawn: NDArray[np.int64] = NO_ROWS,
 ) -> Manifest:
     """What a store of these features says of itself.
 
     `network` are all levels of the backbone, `stages_digest` is that of the file of its weights
     behind the first ("": it cannot be cut); `contents` (N,) are digests of the image files;
     `skipped` are the file names and reasons of images that were left out; `starts` the first rows
-    of images that came to the store later.
+    of images that came to the store later, `withdrawn` the rows of those that were taken out.
     """
     images_digest, added = digest_generations(annotations, contents, starts)
     return Manifest(
@@ -134,7 +137,8 @@ def make_manifest(
         batch_size=config.batch_size,
         images_digest=images_digest,
         added=added,
-        truth_digest=truth_digest(annotations),
+        truth_digest=truth_digest(annotations, withdrawn),
+        withdrawn_digest=withdrawn_digest(withdrawn),
         categories=annotations.categories,
         skipped=skipped,
         versions=library_versions(),

@@ -180,6 +180,9 @@ class ExtractionPipeline:
         return _Inputs(images, filled)
 
     def _load(self, row: int, view: str, out: Tensor) -> None:
+        if row in self._writer.gone:  # nobody has its file; the features are never read
+            out.zero_()
+            return
         with self.clock.busy("decode", 1) as work:
             out.copy_(self._loader.load(row, view))
             work.nbytes = out.nbytes

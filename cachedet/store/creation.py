@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +46,15 @@ from cachedet.store.files.names import (
 )
 from cachedet.store.files.owner import Owner
 from cachedet.store.files.places import find_obstacle, make_folder, write_files
-from cachedet.store.format.annotations import describe_changes, load_annotations
+from cachedet.store.format.annotations import (
+    describe_changes,
+    load_annotations,
+    load_images,
+    rows_but,
+)
 from cachedet.store.format.layout import Layout, make_metadata, metadata_digest, metadata_keys
 from cachedet.store.format.manifest import (
+    NO_ROWS,
     Manifest,
     encode_manifest,
     image_arrays,
@@ -81,6 +87,7 @@ class StoreInputs:
     contents: NDArray[np.uint64]  # (N,) content hash of each image file
     fit: Fit
     stages: bytes | None = None  # content of the file of stage weights
+    withdrawn: NDArray[np.int64] = field(default_factory=NO_ROWS.copy)  # rows that were taken out
 
     def annotation_files(self) -> dict[str, bytes]:
         """Images and boxes, by key."""
@@ -89,8 +96,14 @@ class StoreInputs:
         for generation, (digest, rows) in enumerate(split):
             table = image_arrays(self.annotations, self.contents, rows)
             files[images_key(generation, digest)] = dump_arrays(table)
-        files[truth_key(manifest.truth_digest)] = dump_arrays(truth_arrays(self.annotations))
+        truth = truth_arrays(self.annotations, self.withdrawn)
+        files[truth_key(manifest.truth_digest)] = dump_arrays(truth)
         return files
+
+    def without_withdrawn(self) -> tuple[Annotations, NDArray[np.uint64]]:
+        """Images and boxes that the store shall have, with the images' content hashes."""
+        rows = rows_but(len(self.annotations), self.withdrawn)
+        return self.annotations.keep_rows(rows.tolist()), self.contents[rows]
 
 
 def require_place(place: Place) -> None:
@@ -129,10 +142,10 @@ def open_or_create(place: Place, inputs: StoreInputs) -> StorePlan:
     _remove_unborn(root)
     if not (root / MANIFEST).exists() and not holds_records(root):
         _create(depot, inputs)
-    _require_same_inputs(depot, inputs)
+    compared = _require_same_inputs(depot, inputs)
     for folder in (COMMITS, LEASES):  # copying tools drop empty folders
         (root / folder).mkdir(exist_ok=True)
-    _repair_and_extend(depot, inputs)
+    _repair_and_extend(depot, inputs, compared)
     remove_leftovers(root)
     return StorePlan.load(depot.source)
 
@@ -146,20 +159,20 @@ def _open_or_create_bucket(bucket: Bucket, inputs: StoreInputs) -> None:
         bucket.put(files)
         bucket.create(MANIFEST, content)  # another's is compared like any other
     for left in reversed(range(_MOST_RACES)):
-        _require_same_inputs(bucket, inputs)
+        compared = _require_same_inputs(bucket, inputs)
         try:
-            _repair_and_extend(bucket, inputs)
+            _repair_and_extend(bucket, inputs, compared)
             return
         except ChangedMeanwhileError:
             if not left:
                 raise
 
 
-def _repair_and_extend(depot: Depot, inputs: StoreInputs) -> None:
+def _repair_and_extend(depot: Depot, inputs: StoreInputs, compared: Manifest) -> None:
     with depot.changing():
         _repair_metadata(depot, inputs)
         _repair_stages(depot, inputs)
-        _extend(depot, inputs)
+        _extend(depot, inputs, compared)
 
 
 def _create(folder: Folder, inputs: StoreInputs) -> None:
@@ -295,23 +308,29 @@ def _unborn_prefix(target: Path) -> str:
     return f".{name}."
 
 
-def _require_same_inputs(depot: Depot, inputs: StoreInputs) -> None:
+def _require_same_inputs(depot: Depot, inputs: StoreInputs) -> Manifest:
+    """The manifest that was compared. Raises StoreMismatchError."""
     source, manifest = depot.source, inputs.manifest
     stored = load_manifest(source)
     digest = stored.stages_digest and manifest.stages_digest  # one without them gets them
     stored = replace(stored, stages_digest=digest)
     same = replace(manifest, views=stored.views, stages_digest=digest)
-    if grows(stored, manifest):  # the file of more images is what people say of all of them
+    if _gains(stored, manifest):  # the file of more images is what people say of all of them
         if stored.categories != manifest.categories:
             raise StoreMismatchError(
                 f"{depot} has other classes than the annotations of more images: "
                 f"{manifest.categories.unlike(stored.categories)}. Give annotations of the same "
                 f"classes{_CHOICE}, or `cachedet relabel` the store first"
             )
-        same = replace(same, added=stored.added, truth_digest=stored.truth_digest)
+        same = replace(
+            same,
+            added=stored.added,
+            truth_digest=stored.truth_digest,
+            withdrawn_digest=stored.withdrawn_digest,
+        )
     fields = stored.differing_fields(same)
     if not fields:
-        return
+        return stored
     if fields and _differ_in_cut(stored, manifest):
         there, asked = (", ".join(each.spec.names) for each in (stored, manifest))
         raise StoreMismatchError(
@@ -323,8 +342,9 @@ def _require_same_inputs(depot: Depot, inputs: StoreInputs) -> None:
     if identities[0] != identities[1]:
         with contextlib.suppress(StoreError):  # damaged: the digests alone must do
             held = load_annotations(source, stored)
-            fields = [text for text in fields if not text.startswith("added: ")]  # in words now
-            fields += describe_changes(held, (inputs.annotations, inputs.contents))
+            in_words = ("added: ", "withdrawn_digest: ")
+            fields = [text for text in fields if not text.startswith(in_words)]
+            fields += describe_changes(held, inputs.without_withdrawn())
     choice = _CHOICE if stored.categories != manifest.categories else ""
     if _differ_in_truth(stored, manifest):
         raise StoreMismatchError(
@@ -332,15 +352,26 @@ def _require_same_inputs(depot: Depot, inputs: StoreInputs) -> None:
             f"features fit both: `cachedet relabel {depot} --annotations FILE` takes the new ones "
             f"without extracting; else give the annotations that it has{choice}"
         )
-    gone = any(text.startswith("images gone: ") for text in fields)
-    stay = "Images do not leave a store, others may be added to all of its own. " if gone else ""
+    lacks = any(text.startswith(("images gone: ", "image files changed: ")) for text in fields)
+    leave = _LEAVE.format(root=depot) if lacks else ""
     raise StoreMismatchError(
-        f"{depot} was extracted from other inputs. {'; '.join(fields)}. {stay}Extract into a new "
+        f"{depot} was extracted from other inputs. {'; '.join(fields)}. {leave}Extract into a new "
         f"--store, or give the same inputs{choice}"
     )
 
 
+_LEAVE = (
+    "`cachedet relabel {root} --annotations FILE --withdraw` takes images out that FILE lacks; "
+    "`extract` then adds them as they are now. "
+)
 _CHOICE = " (the classes are also those of --classes, --ignore-classes and --merge-classes)"
+
+
+def _gains(held: Manifest, wanted: Manifest) -> bool:
+    """Whether a store of `wanted` has the images of `held` and more, or some that had left it."""
+    if held.image_digests == wanted.image_digests:
+        return held.withdrawn_digest != wanted.withdrawn_digest
+    return grows(held, wanted)
 
 
 def _differ_in_truth(stored: Manifest, manifest: Manifest) -> bool:
@@ -365,12 +396,7 @@ def _repair_metadata(depot: Depot, inputs: StoreInputs) -> None:
     """
     source = depot.source
     manifest = load_manifest(source)
-    try:
-        load_annotations(source, manifest)
-    except StoreError:
-        if manifest.truth_digest != inputs.manifest.truth_digest:
-            raise
-        depot.put(inputs.annotation_files())
+    _repair_tables(depot, inputs, manifest)
     try:
         load_codec(source, manifest)
     except StoreError:
@@ -390,6 +416,26 @@ def _repair_metadata(depot: Depot, inputs: StoreInputs) -> None:
             depot.put_manifest(encode_manifest(decided))
 
 
+def _repair_tables(depot: Depot, inputs: StoreInputs, manifest: Manifest) -> None:
+    """Write tables of images and boxes anew where the inputs are those that they were made of."""
+    source = depot.source
+    try:
+        load_images(source, manifest)
+    except StoreError:
+        digests = manifest.image_digests
+        if inputs.manifest.image_digests[: len(digests)] != digests:
+            raise
+        named = {images_key(*pair) for pair in enumerate(digests)}
+        tables = inputs.annotation_files().items()
+        depot.put({key: content for key, content in tables if key in named})
+    try:
+        load_annotations(source, manifest)
+    except StoreError:
+        if manifest.truth_digest != inputs.manifest.truth_digest:
+            raise
+        depot.put(inputs.annotation_files())
+
+
 def _repair_stages(depot: Depot, inputs: StoreInputs) -> None:
     """Write the stages' weights where they are damaged, or were not kept when it was made."""
     source = depot.source
@@ -406,39 +452,42 @@ def _repair_stages(depot: Depot, inputs: StoreInputs) -> None:
             depot.put_manifest(encode_manifest(decided))
 
 
-def _extend(depot: Depot, inputs: StoreInputs) -> None:
+def _extend(depot: Depot, inputs: StoreInputs, compared: Manifest) -> None:
     """Make the store one that holds these views and images beside its own; under the commit lock.
 
-    What its codec learnt stays, and its blocks. Where images come, what is said of all of them is
-    taken. Raises StoreError where the metadata is damaged or the disk cannot hold what is to be
-    extracted; the store then is as it was.
+    What its codec learnt stays, and its blocks. Where images come, or come back, what is said of
+    all of them is taken. Raises StoreError where the metadata is damaged or the disk cannot hold
+    what is to be extracted; the store then is as it was.
     """
     plan = StorePlan.load(depot.source)
     held, wanted = plan.manifest, inputs.manifest
     views = tuple(view for view in wanted.views if view not in held.views)
     larger, annotations = replace(held, views=(*held.views, *views)), plan.annotations
     tables: dict[str, bytes] = {}
-    if grows(held, wanted):
+    is_same = held.withdrawn_digest == compared.withdrawn_digest
+    is_same = is_same and plan.gone.issuperset(inputs.withdrawn.tolist())
+    if not is_same or not (grows(held, wanted) or held.image_digests == wanted.image_digests):
+        raise StoreMismatchError(
+            f"{depot} was given other images by another process meanwhile; run the same command "
+            "again: it compares with what the store has now"
+        )
+    if _gains(held, wanted):
         annotations, tables = inputs.annotations, inputs.annotation_files()
-        known = annotations.keep_rows(range(len(plan.annotations)))
-        if changes := compare_labels(plan.annotations, known).lines():
-            _log.info("note: of the images it had, other labels: %s", "; ".join(changes))
+        _tell_other_labels(plan, inputs)
         larger = replace(
             larger,
             added=wanted.added,
             truth_digest=wanted.truth_digest,
+            withdrawn_digest=wanted.withdrawn_digest,
             skipped=wanted.skipped,
-        )
-    elif held.image_digests != wanted.image_digests:
-        raise StoreMismatchError(
-            f"{depot} was given other images by another process meanwhile; run the same command "
-            "again: it compares with what the store has now"
         )
     if larger == held:
         return
     there = {block.name for block in plan.blocks}
     blocks = [block for block in larger.plan(annotations) if block.name not in there]
-    depot.require_space(plan.layout.least_nbytes(blocks))
+    gone = {*inputs.withdrawn.tolist()}
+    needed = [block for block in blocks if not gone.issuperset(block.rows)]
+    depot.require_space(plan.layout.least_nbytes(needed))
     kept = {key: plan.source.read(key) for key in metadata_keys(plan.blocks, plan.layout)}
     made = make_metadata(blocks=blocks, layout=plan.layout, block_size=larger.block_size)
     new = {key: content for key, content in made.items() if key not in kept}
@@ -447,3 +496,11 @@ def _extend(depot: Depot, inputs: StoreInputs) -> None:
     named = {images_key(*pair) for pair in enumerate(held.image_digests)}
     depot.put(new | {k: v for k, v in tables.items() if k not in named})
     depot.put_manifest(content)
+
+
+def _tell_other_labels(plan: StorePlan, inputs: StoreInputs) -> None:
+    """Log what the inputs say otherwise of the images that the store has and keeps."""
+    rows = rows_but(len(plan.annotations), plan.withdrawn).tolist()
+    before, now = (each.keep_rows(rows) for each in (plan.annotations, inputs.annotations))
+    if changes := compare_labels(before, now).lines():
+        _log.info("note: of the images it had, other labels: %s", "; ".join(changes))

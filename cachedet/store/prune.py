@@ -1,4 +1,4 @@
-"""What in a store nobody needs: leftovers, orphans, withdrawn records, views no longer wanted.
+"""What in a store nobody needs: leftovers, orphans, withdrawn records, views and images gone.
 
 Only files that a writer makes are ever removed: regular ones of its names, in the store itself.
 What else lies there, and all that links lead to, is left alone.
@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +35,7 @@ from cachedet.store.files.names import (
 )
 from cachedet.store.files.owner import Owner
 from cachedet.store.files.source import LocalFiles
+from cachedet.store.format.commits import lacks_images
 from cachedet.store.format.layout import Block, commit_key, metadata_digest, metadata_keys
 from cachedet.store.format.manifest import encode_manifest, load_manifest
 from cachedet.store.format.plan import StorePlan
@@ -40,10 +43,11 @@ from cachedet.store.leftovers import LEASE_SUFFIX, dead_leftovers, spent_leftove
 from cachedet.store.settling import origin_of
 from cachedet.store.truth import named_tables, unnamed_tables
 
-Kind = Literal["leftover", "withdrawn", "orphan", "view"]
+Kind = Literal["leftover", "withdrawn", "orphan", "view", "image"]
 
 # Of what writers make, below a view's folder and in commits/; docs/disk-format.md names them all.
 _IN_VIEW = re.compile(rf"({METADATA}|b\d+x\d+(g\d+)?/([^/]+/){{0,2}}({METADATA}|[^/]+/c(/\d+)+))")
+_AT_ONCE = 16  # records that are read
 _RECORD = re.compile(rf"[^/]+-b\d+x\d+(g\d+)?-\d{{6,}}\.json({re.escape(WITHDRAWN_SUFFIX)})?")
 
 
@@ -85,7 +89,8 @@ def prune_store(
     - orphan: shards without a commit record, and shards, zarr.json files and records in the folders
       of views (also of views that left the store) and commits that belong to no planned block; and
       files of boxes that the store had before it was relabelled, or of images it never got;
-    - view: everything of the views not in `keep_views` (they leave the store for good).
+    - view: everything of the views not in `keep_views` (they leave the store for good);
+    - image: blocks of which every image was taken out (`relabel --withdraw`).
 
     Nobody commits while it looks and removes, and what a living writer works on is never touched:
     it may run beside any number of writers, and be killed and run again. What it has to leave in a
@@ -121,8 +126,9 @@ def _prune(root: Path, *, dry_run: bool, keep_views: Sequence[str] | None) -> Pr
         waste, left = _find_waste(root, plan, kept)
         if kept != plan.manifest.views:
             _drop_views(Folder(root), plan, kept)
-        for path in (path for some in waste for path in some.paths):
-            remove_inside(root, Path(path))
+        paths = [Path(path) for some in waste for path in some.paths]
+        for path in sorted(paths, key=lambda path: path.parent != root / COMMITS):  # records first
+            remove_inside(root, path)
         for view in _view_folders(root, plan) - {*kept}:
             remove_empty_folders(root / view)
     return PruneReport(waste=waste, left=left, removed=True)
@@ -139,7 +145,10 @@ def _prune_bucket(
         if not dry_run:
             if kept != plan.manifest.views:
                 _drop_views(bucket, plan, kept)
-            bucket.remove(str(key) for some in waste for key in some.paths)
+            keys = [str(key) for some in waste for key in some.paths]
+            records = [key for key in keys if key.startswith(COMMITS)]
+            bucket.remove(records)  # first: what is half removed is not there
+            bucket.remove(key for key in keys if not key.startswith(COMMITS))
     return PruneReport(waste=waste, left=left, removed=not dry_run)
 
 
@@ -150,27 +159,42 @@ def _find_objects(
     sizes = bucket.sizes()
     wanted = {COMMIT_LOCK, MANIFEST, CODEC_STATE, STAGES, *named_tables(plan.manifest)}
     wanted.update(metadata_keys(plan.blocks, plan.layout))
+    recorded = [block for block in plan.blocks if commit_key(block) in sizes]
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        lacking = list(threads.map(partial(lacks_images, plan), recorded))
+    held = {block.name for block, lacks in zip(recorded, lacking, strict=True) if not lacks}
+    gone: set[str] = set()
     for block in plan.blocks:
         shards = plan.layout.shard_keys(block)
-        if commit_key(block) in sizes:
-            wanted.update({commit_key(block), *shards.values()})
-            continue
-        for array, key in shards.items():  # of a writer that died, or is at work
-            found = bucket.find(key) if key in sizes else None
-            if found is not None and found.of == origin_of(plan, block, array):
-                wanted.add(key)
-    kinds: dict[Kind, list[str]] = {"leftover": [], "withdrawn": [], "view": [], "orphan": []}
+        if block.name in held:
+            is_gone = plan.gone.issuperset(block.rows)
+            (gone if is_gone else wanted).update({commit_key(block), *shards.values()})
+        elif commit_key(block) not in sizes:
+            wanted.update(_of_writers_at_work(bucket, plan, block, sizes))
+    kinds: dict[Kind, list[str]] = {
+        "leftover": [], "withdrawn": [], "view": [], "image": [], "orphan": [],
+    }  # fmt: skip
     left = []
-    for key in sorted(sizes):
+    for key in sorted(sizes, key=lambda key: (not key.startswith(COMMITS), key)):
         kind = _kind_of(key, is_wanted=key in wanted, kept=kept)
-        if kind == "other" and key.partition("/")[0] not in kept:
-            left.append(key)
-        elif kind is not None and kind != "other":
-            kinds[kind].append(key)
+        if kind == "other":
+            left += [key] if key.partition("/")[0] not in kept else []
+        elif kind is not None:
+            kinds["image" if key in gone else kind].append(key)
     return tuple(
         Waste(kind=kind, paths=tuple(keys), nbytes=sum(sizes[key] for key in keys))
         for kind, keys in kinds.items()
     ), tuple(left)
+
+
+def _of_writers_at_work(
+    bucket: Bucket, plan: StorePlan, block: Block, sizes: Mapping[str, int]
+) -> Iterator[str]:
+    """Shards without a record that the next writer takes over."""
+    for array, key in plan.layout.shard_keys(block).items():
+        found = bucket.find(key) if key in sizes else None
+        if found is not None and found.of == origin_of(plan, block, array):
+            yield key
 
 
 def _kind_of(key: str, *, is_wanted: bool, kept: tuple[str, ...]) -> Kind | Literal["other"] | None:
@@ -220,7 +244,8 @@ def _find_waste(
     """Waste by kind, and what is left where nothing is wanted."""
     committed = [block for block in plan.blocks if (root / commit_key(block)).exists()]
     leftover = {*dead_leftovers(root), *spent_leftovers(root, committed, plan.layout)}
-    wanted = _wanted_files(root, plan, committed)
+    needed = [block for block in committed if not plan.gone.issuperset(block.rows)]
+    wanted = _wanted_files(root, plan, needed)
     folders = sorted({*_view_folders(root, plan), COMMITS})
     links = [root / folder for folder in (*folders, LEASES) if (root / folder).is_symlink()]
     files: set[Path] = set()
@@ -232,13 +257,15 @@ def _find_waste(
     ours = {path for path in files if _is_of_writers(root, path)}
     withdrawn = {path for path in ours if path.name.endswith(WITHDRAWN_SUFFIX)}
     view = {path for path in ours & wanted if _view_of(root, path) not in {*kept, None}}
+    image = (ours & _files_of(root, plan, committed)) - wanted
     others = {path for path in files - ours - leftover if Owner.parse(path.name) is None}
     read = {root / view for view in kept}  # what lies there may be anything
     return (
         _waste("leftover", leftover),
         _waste("withdrawn", withdrawn),
         _waste("view", view),
-        _waste("orphan", (ours - wanted - withdrawn) | unnamed_tables(root, plan.manifest)),
+        _waste("image", image),
+        _waste("orphan", (ours - wanted - withdrawn - image) | unnamed_tables(root, plan.manifest)),
     ), tuple(sorted(path for path in {*links, *others} if read.isdisjoint((path, *path.parents))))
 
 
@@ -252,10 +279,16 @@ def _wanted_files(root: Path, plan: StorePlan, committed: Sequence[Block]) -> se
     """Metadata, and what is committed or being written by somebody."""
     keys = {COMMIT_LOCK, *metadata_keys(plan.blocks, plan.layout)}
     leased = [b for b in plan.blocks if (root / LEASES / f"{b.name}{LEASE_SUFFIX}").exists()]
-    for block in (*committed, *leased):
-        keys.add(commit_key(block))
-        keys.update(plan.layout.shard_keys(block).values())
-    return {root / key for key in keys}
+    return {root / key for key in keys} | _files_of(root, plan, (*committed, *leased))
+
+
+def _files_of(root: Path, plan: StorePlan, blocks: Iterable[Block]) -> set[Path]:
+    """Records and shards."""
+    return {
+        root / key
+        for block in blocks
+        for key in (commit_key(block), *plan.layout.shard_keys(block).values())
+    }
 
 
 def _view_of(root: Path, path: Path) -> str | None:

@@ -6,6 +6,8 @@ import functools
 import os
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from zarr.abc.store import Store
 
-from cachedet.errors import MissingFeatureError, StoreError
+from cachedet.errors import CorruptBlockError, MissingFeatureError, StoreError
 from cachedet.store.codecs.codec import Part
 from cachedet.store.files.names import COMMITS, MANIFEST
 from cachedet.store.files.source import open_source
+from cachedet.store.format.annotations import rows_but
 from cachedet.store.format.chunks import Chunk, ChunkReader, EncodedFeatures, Shard
-from cachedet.store.format.commits import Quality, read_records, total_quality
+from cachedet.store.format.commits import Quality, read_record, read_records, total_quality
 from cachedet.store.format.layout import Block, shard_key
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.format.stages import load_stages
-from cachedet.structures import Features, SizeHW
+from cachedet.structures import Annotations, Features, SizeHW
 
 _MOST_REQUESTS = 16  # to a server at once
 
@@ -64,10 +67,11 @@ class FeatureStore:
         views: names of the views it holds.
         class_names: by label.
         num_classes: how many there are.
-        annotations: its images and boxes.
+        annotations: its images and boxes; images that were taken out are none of them.
         contents: digests of its image files, by row.
         manifest: everything it says of itself.
-        blocks: every block the finished store has, committed or not.
+        blocks: every block the finished store has, committed or not, with its rows of
+            `annotations`.
         codec: decodes what `read_encoded` gives.
     """
 
@@ -77,10 +81,8 @@ class FeatureStore:
         self.views = plan.manifest.views
         self.class_names = plan.manifest.categories.names
         self.num_classes = len(self.class_names)
-        self.annotations = plan.annotations
-        self.contents = plan.contents
+        self.annotations, self.contents, self.blocks = _without_withdrawn(plan)
         self.manifest = plan.manifest
-        self.blocks = plan.blocks
         self.codec = plan.codec
         self._plan = plan
         self._records = read_records(plan)
@@ -107,6 +109,28 @@ class FeatureStore:
     def nbytes(self) -> int:
         """Bytes of all committed shards."""
         return sum(s.nbytes for record in self._records.values() for s in record.shards.values())
+
+    @property
+    def images_withdrawn(self) -> int:
+        """How many images were taken out."""
+        return len(self._plan.withdrawn)
+
+    def withdrawn_nbytes(self) -> int:
+        """Bytes that images that were taken out still hold: their shares of shards.
+
+        Raises StoreError where a block of them alone cannot be read now.
+        """
+        nbytes = 0
+        for block in self._plan.blocks if self._plan.gone else ():
+            record = self._records.get(block.name)
+            taken_out = len(self._plan.gone.intersection(block.rows))
+            if record is None and taken_out == len(block.rows):
+                with suppress(FileNotFoundError, CorruptBlockError):
+                    record = read_record(self._plan.source, block)
+            if record is not None:
+                shards = sum(shard.nbytes for shard in record.shards.values())
+                nbytes += shards * taken_out // len(block.rows)
+        return nbytes
 
     @property
     def quality(self) -> dict[str, Quality]:
@@ -145,7 +169,9 @@ class FeatureStore:
         for block in self.blocks:
             if block.view == view:
                 rows.setdefault(block.bucket, []).extend(block.rows)
-        return {bucket: np.array(members, dtype=np.int64) for bucket, members in rows.items()}
+        # their order decides that of batches: as if images that were taken out had never been there
+        by_first = sorted(rows.items(), key=lambda item: item[1][0])
+        return {bucket: np.array(members, dtype=np.int64) for bucket, members in by_first}
 
     def bucket_of(self, row: int, view: str) -> SizeHW:
         """Padded size of one image. Raises MissingFeatureError on an unknown image or view."""
@@ -153,12 +179,15 @@ class FeatureStore:
         return self.blocks[block].bucket
 
     def encoded_nbytes(self, views: Collection[str], levels: Sequence[str]) -> tuple[int, int]:
-        """Bytes of all images of these views as they are stored, and once decompressed."""
+        """Bytes of all images of these views as they are stored, and once decompressed.
+
+        Where images of a block were taken out, the former are a share of its shards.
+        """
         stored = unpacked = 0
         for index, block in enumerate(self.blocks):
             for level in levels if block.view in views else ():
                 for shard in self._shards_of(index, level):
-                    stored += shard.record.nbytes
+                    stored += shard.record.nbytes * len(block.rows) // len(shard.block.rows)
                     unpacked += shard.part.nbytes * len(block.rows)
         return stored, unpacked
 
@@ -270,7 +299,7 @@ class FeatureStore:
         known = self._shards.get((index, level))
         if known is not None:
             return known
-        block = self.blocks[index]
+        block = self._plan.needed[index]
         if block.name not in self._records:
             raise MissingFeatureError(
                 f"{self.location}: block {block.name} was never committed; "
@@ -319,13 +348,32 @@ def _remote_readers(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_MOST_REQUESTS, thread_name_prefix="storage-reader")
 
 
+def _without_withdrawn(
+    plan: StorePlan,
+) -> tuple[Annotations, NDArray[np.uint64], tuple[Block, ...]]:
+    """Images, digests of their files, and blocks with their rows, as if no others had been there.
+
+    The blocks are those of `plan.needed`.
+    """
+    if not plan.gone:
+        return plan.annotations, plan.contents, plan.blocks
+    rows = rows_but(len(plan.annotations), plan.withdrawn).tolist()
+    row_of = {row: number for number, row in enumerate(rows)}
+    blocks = tuple(
+        replace(block, rows=tuple(row_of[row] for row in block.rows if row in row_of))
+        for block in plan.needed
+    )
+    return plan.annotations.keep_rows(rows), plan.contents[rows], blocks
+
+
 def _index_rows(plan: StorePlan) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """(V, N) index of the block of each image in each view, and its slot in that block."""
     view_index = {view: index for index, view in enumerate(plan.manifest.views)}
     block_of = np.zeros((len(view_index), len(plan.annotations)), dtype=np.int32)
     slot_of = np.zeros_like(block_of)
-    for index, block in enumerate(plan.blocks):
+    for index, block in enumerate(plan.needed):
         rows = list(block.rows)
         block_of[view_index[block.view], rows] = index
         slot_of[view_index[block.view], rows] = np.arange(len(rows))
-    return block_of, slot_of
+    kept = rows_but(len(plan.annotations), plan.withdrawn) if plan.gone else slice(None)
+    return block_of[:, kept], slot_of[:, kept]

@@ -23,8 +23,10 @@ from cachedet.store.format.commits import (
     CommitRecord,
     ShardRecord,
     check_block,
+    is_recorded,
 )
 from cachedet.store.format.layout import Block, commit_key, withdrawn_key
+from cachedet.store.format.manifest import digest_json
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.format.shards import checksums_of
 
@@ -67,14 +69,16 @@ def _settle_shard(
             checksums(found.content)
         except CorruptBlockError:
             return False
-        if found.of != of and not _was_committed(bucket, block, array, found.content):
-            raise StoreError(
-                f"{where} is there without a commit record, and other than this process computes "
-                "it: it came with a copy, or is of another store. Nothing was replaced: "
-                f"`cachedet prune {bucket}` removes it while nobody writes there, then run the "
-                "same command again"
-            )
-        return True
+        if found.of == of or _was_committed(bucket, block, array, found.content):
+            return True
+        if is_recorded(plan, block):  # by another writer meanwhile
+            return True
+        raise StoreError(
+            f"{where} is there without a commit record, and other than this process computes it: "
+            "it came with a copy, is of another store, or was written while images that are back "
+            f"now were out of it. Nothing was replaced: `cachedet prune {bucket}` removes it while "
+            "nobody writes there, then run the same command again"
+        )
 
     settled = bucket.settle(key, content, of=of, stays=stays)
     return ShardRecord(
@@ -86,7 +90,9 @@ def _settle_shard(
 
 def origin_of(plan: StorePlan, block: Block, array: str) -> str:
     """What a shard says it belongs to, in the user metadata of its object."""
-    return f"{plan.fingerprint_of(block)} {block.name} {array}"
+    blank = [slot for slot, row in enumerate(block.rows) if row in plan.gone]
+    without = f" without {digest_json(blank)}" if blank else ""
+    return f"{plan.fingerprint_of(block)} {block.name} {array}{without}"
 
 
 def _was_committed(bucket: Bucket, block: Block, array: str, content: bytes) -> bool:
@@ -116,7 +122,8 @@ def publish_record(bucket: Bucket, block: Block, record: CommitRecord) -> bool:
         return False
     with contextlib.suppress(CorruptBlockError):
         there = CommitRecord.from_bytes(found.content, where=key)
-        if replace(there, quality=record.quality) == record:
+        ours, its = ((one.block, one.fingerprint, one.shards) for one in (record, there))
+        if ours == its:
             return False
     return bucket.replace(key, content, found)
 

@@ -89,7 +89,7 @@ def verify_store(
     missing: list[str] = []
     bad: list[BadBlock] = []
     unreadable: list[UnreadableBlock] = []
-    for block in plan.blocks:
+    for block in plan.needed:
         nbytes = 0
         try:
             nbytes, fault = check_block(plan, block, deep=deep)
@@ -101,7 +101,7 @@ def verify_store(
         if on_progress is not None:
             on_progress(1, nbytes if deep else 0)
     return VerifyReport(
-        planned=len(plan.blocks),
+        planned=len(plan.needed),
         missing=tuple(missing),
         bad=tuple(bad),
         unreadable=tuple(unreadable),
@@ -150,7 +150,7 @@ def _withdraw(
 
 def count_blocks(place: Place) -> int:
     """Blocks of the finished store. Raises StoreError where the store cannot be opened."""
-    return len(StorePlan.load(open_depot(place).source).blocks)
+    return len(StorePlan.load(open_depot(place).source).needed)
 
 
 def describe_store(root: Path | str) -> dict[str, Any]:
@@ -176,6 +176,7 @@ def describe_store(root: Path | str) -> dict[str, Any]:
             for level, quality in store.quality.items()
         },
         "images": len(annotations),
+        "images_withdrawn": store.images_withdrawn,
         "boxes": len(annotations.labels),
         "crowd_boxes": int(annotations.crowd.sum()),
         "images_without_boxes": int((np.diff(annotations.offsets) == 0).sum()),
@@ -187,6 +188,7 @@ def describe_store(root: Path | str) -> dict[str, Any]:
         "blocks": len(store.blocks),
         "blocks_missing": missing,
         "bytes": store.nbytes,
+        "bytes_of_withdrawn": store.withdrawn_nbytes(),
         "bytes_per_image_and_view": store.nbytes / keys if keys and not missing else None,
         "skipped": [list(pair) for pair in manifest.skipped],
         "fingerprint": manifest.fingerprint(),

@@ -39,7 +39,7 @@ from cachedet.store.format.commits import (
     total_quality,
 )
 from cachedet.store.format.layout import Block, commit_key, shard_key, withdrawn_key
-from cachedet.store.format.manifest import Manifest, load_manifest
+from cachedet.store.format.manifest import NO_ROWS, Manifest, load_manifest
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.format.shards import Packed, chunk_checksum, pack_chunk, pack_index
 from cachedet.store.settling import publish_record, settle_shards, whole_blocks
@@ -67,7 +67,8 @@ class StoreWriter:
     def __init__(self, place: Place, plan: StorePlan) -> None:
         self.depot = open_depot(place)
         self.manifest = plan.manifest
-        self.blocks = plan.blocks  # all that the finished store has
+        self.blocks = plan.needed  # all that the finished store has
+        self.gone = plan.gone  # rows of images that were taken out: their slots stay blank
         self.nbytes_written = 0  # of shards, by this writer
         self.blocks_lost = 0  # that another writer committed while this one wrote them
         self._plan = plan
@@ -91,6 +92,7 @@ class StoreWriter:
         contents: NDArray[np.uint64],  # (N,) hash of each image file, to notice changed ones
         fit: Fit,
         stages: bytes | None = None,  # file of the stages' weights, whose digest the manifest has
+        withdrawn: NDArray[np.int64] = NO_ROWS,  # images that were taken out, without boxes
     ) -> StoreWriter:
         """Create the store, or continue one made from the same inputs, with more views or not.
 
@@ -100,7 +102,12 @@ class StoreWriter:
                 for what is missing even if it compresses as well as anything did.
         """
         inputs = StoreInputs(
-            manifest=manifest, annotations=annotations, contents=contents, fit=fit, stages=stages
+            manifest=manifest,
+            annotations=annotations,
+            contents=contents,
+            fit=fit,
+            stages=stages,
+            withdrawn=withdrawn,
         )
         depot = open_depot(place)
         try:
@@ -225,11 +232,16 @@ class StoreWriter:
     ) -> CommitRecord:
         return CommitRecord(
             block=block.name,
-            image_ids=self._plan.image_ids_of(block),
+            image_ids=self._written_ids(block),
             fingerprint=self._plan.fingerprint_of(block),
             shards=shards,
             quality=total_quality(some.quality for some in images),
         )
+
+    def _written_ids(self, block: Block) -> tuple[int | None, ...]:
+        """Of its images, None of those whose slots are blank."""
+        pairs = zip(block.rows, self._plan.image_ids_of(block), strict=True)
+        return tuple(None if row in self.gone else image_id for row, image_id in pairs)
 
     def _shard(self, chunks: Sequence[Packed]) -> Iterator[bytes | memoryview]:
         yield from itertools.chain.from_iterable(chunks)
@@ -237,17 +249,29 @@ class StoreWriter:
         yield pack_index(lengths, slots=self._plan.manifest.block_size)
 
     def _require_planned(self, block: Block) -> None:
-        """Raises StoreError where the store was pruned or replaced since this writer opened it."""
+        """Raises StoreError where the store was pruned, replaced or got images back since then."""
         ours, now = self._plan.manifest, load_manifest(self._plan.source)
         is_there = block.view in now.views and block.generation < len(now.starts)
         fingerprint = self._plan.fingerprint_of(block)
         if is_there and now.block_fingerprint(block.generation) == fingerprint:
+            self._require_blank(block, now)
             return
         changes = "; ".join(now.differing_fields(ours)) or "its codec learnt something else"
         raise StoreError(
             f"{self.depot} was changed while this process wrote into it. {changes}. Give the "
             "inputs that the store has now, or extract into a new --store"
         )
+
+    def _require_blank(self, block: Block, now: Manifest) -> None:
+        """Raises StoreError where an image came back whose slot this writer left blank."""
+        blank = self.gone.intersection(block.rows)
+        if not blank or now.withdrawn_digest == self.manifest.withdrawn_digest:
+            return
+        if not blank <= StorePlan.load(self._plan.source).gone:
+            raise StoreError(
+                f"{self.root}: images came back to the store while this process wrote into it, "
+                f"which has not read them (block {block.name}). Run the same command again"
+            )
 
     def _publish(self, block: Block, record: CommitRecord, temporary: dict[str, Path]) -> None:
         """Give the shards their names, then write the record: only then the block exists."""

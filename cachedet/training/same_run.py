@@ -52,6 +52,12 @@ def require_same_run(
             "run's images hangs on all of them; start another --run from its weights with "
             "--init-from"
         )
+    if before.withdrawn_digest != manifest.withdrawn_digest:
+        raise CheckpointError(
+            f"cannot resume {where}: images left the store or came back since (`cachedet relabel "
+            "--withdraw`), and the order of a run's images hangs on all of them; start another "
+            "--run from its weights with --init-from"
+        )
     if before.block_fingerprint() != manifest.block_fingerprint() or before.added != manifest.added:
         same = replace(manifest, views=before.views, truth_digest=before.truth_digest)
         fields = "; ".join(before.differing_fields(same))

@@ -22,6 +22,7 @@ from cachedet.store.files.names import truth_key
 from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.layout import Block
 from cachedet.store.format.manifest import (
+    NO_ROWS,
     Manifest,
     digest_json,
     images_digest,
@@ -238,9 +239,10 @@ class Kit:
         *,
         fit: Callable[[Codec], Codec] = fit,
         contents: np.ndarray | None = None,
+        withdrawn: np.ndarray = NO_ROWS,
         **changes: object,
     ) -> StoreWriter:
-        """With another images' content its digest must be changed too."""
+        """With another images' content, or some taken out, digests must be changed too."""
         assert self.annotations is not None
         return StoreWriter.open(
             root,
@@ -248,6 +250,7 @@ class Kit:
             annotations=self.annotations,
             contents=contents_of(self.annotations) if contents is None else contents,
             fit=fit,
+            withdrawn=withdrawn,
         )
 
     def fill(

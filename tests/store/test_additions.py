@@ -75,8 +75,9 @@ def test_only_blocks_of_new_images_are_written(root: Path, more: Annotations, ki
     assert float(open_before.read(4, "base")["C4"].max()) == 4.0
     assert len(open_before) == 5
     grow(kit, root, more)  # the same again: nothing to do
+    # the old truth
     unneeded = {w.kind: len(w.paths) for w in prune_store(root, dry_run=False).waste}
-    assert unneeded == {"leftover": 0, "withdrawn": 0, "orphan": 1, "view": 0}  # the old truth
+    assert unneeded == {"leftover": 0, "withdrawn": 0, "orphan": 1, "view": 0, "image": 0}
 
 
 def test_again_and_with_views(root: Path, more: Annotations, kit: Any) -> None:
@@ -170,20 +171,28 @@ def test_forged_manifests(root: Path, added: Any, message: str, forger: Any) -> 
         FeatureStore.open(root)
 
 
-def test_the_order_in_which_a_store_keeps_images(root: Path, tmp_path: Path) -> None:
+def test_the_order_in_which_a_store_keeps_images(
+    root: Path, tmp_path: Path, annotations_of: Any
+) -> None:
     held = [f"image_{n}.jpg" for n in range(5)]
     mixed = ["new.jpg", *reversed(held), "bad.jpg", "other.jpg"]
-    order = order_as_stored(root, mixed, [0, 1, 2, 3, 4, 5, 7])
+
+    def order_of(root: Path, names: list[str], rows: list[int]) -> Any:
+        given = replace(annotations_of([(96, 128)] * len(names)), file_names=tuple(names))
+        return order_as_stored(root, given, np.zeros(len(names), dtype=np.uint64), rows)
+
+    order = order_of(root, mixed, [0, 1, 2, 3, 4, 5, 7])
+    assert order.annotations.file_names == (*held, "new.jpg", "other.jpg")
     assert [mixed[row] for row in order.rows] == [*held, "new.jpg", "other.jpg"]
     assert (order.starts, order.added) == ((0, 5), 2)
-    same = order_as_stored(root, held[::-1], list(range(5)))
+    same = order_of(root, held[::-1], list(range(5)))
     assert (same.rows, same.starts, same.added) == ([4, 3, 2, 1, 0], (0,), 0)
-    fewer = order_as_stored(root, held, [1, 2])
+    fewer = order_of(root, held, [1, 2])
     assert (fewer.rows, fewer.starts) == ([1, 2], (0,))
-    none = order_as_stored(tmp_path / "none.zarr", held, [3, 1])
+    none = order_of(tmp_path / "none.zarr", held, [3, 1])
     assert (none.rows, none.starts) == ([3, 1], (0,))
     (root / "images.npz").write_bytes(b"")
-    assert order_as_stored(root, held, [0, 1]).rows == [0, 1]
+    assert order_of(root, held, [0, 1]).rows == [0, 1]
 
 
 def test_generations_share_no_digest(more: Annotations, kit: Any) -> None:

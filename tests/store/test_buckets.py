@@ -26,6 +26,7 @@ from cachedet.store.prune import prune_store
 from cachedet.store.reader import FeatureStore
 from cachedet.store.truth import replace_truth
 from cachedet.store.verify import describe_store, verify_store
+from cachedet.store.writer import StoreWriter
 from cachedet.structures import Features
 
 pytest.importorskip("obstore", reason="pip install 'cachedet[remote]'")
@@ -435,3 +436,46 @@ def test_credentials_that_expire_half_way(kit: Kit, s3: Any) -> None:
     s3.forget()
     kit.fill(url, kit.noise_of)
     assert verify_store(url, deep=True).is_good
+
+
+def test_images_that_left_and_come_back(kit: Kit) -> None:
+    """Their blocks are freed; one that was written without them is never taken for one with."""
+    bucket = Watched(memory())
+    kit.fill(bucket, kit.noise_of, views=("base",))
+    held, gone = load_manifest(bucket.source), np.array([2, 4])
+    replace_truth(bucket, held, rows_without(kit.annotations, gone), withdrawn=gone)
+    waste = {some.kind: len(some.paths) for some in prune_store(bucket, dry_run=False).waste}
+    assert (waste["image"], waste["orphan"]) == (3, 1)  # row 2 had its block alone
+    assert verify_store(bucket, deep=True).is_good
+    plan = StorePlan.load(bucket.source)
+    half = next(block for block in plan.blocks if {*block.rows} & {4} and len(block.rows) > 1)
+    bucket.remove([commit_key(half), *plan.layout.shard_keys(half).values()])
+    writer = StoreWriter(bucket, plan)
+    writer.write(half, kit.noise_of(half))
+    assert verify_store(bucket, deep=True).is_good
+    replace_truth(bucket, load_manifest(bucket.source), kit.annotations)
+    back = StoreWriter(bucket, StorePlan.load(bucket.source))
+    assert half.name in {block.name for block in back.missing_blocks()}
+    assert not back.is_committed(half)
+    with pytest.raises(StoreError, match="written while images that are back now were out of it"):
+        back.write(half, others_of(half, kit))
+    assert {some.kind: len(some.paths) for some in prune_store(bucket, dry_run=False).waste}[
+        "orphan"
+    ] > 2
+    kit.fill(bucket, kit.noise_of, views=("base",))
+    assert verify_store(bucket, deep=True).is_good
+
+
+def rows_without(annotations: Any, rows: Any) -> Any:
+    """The same images; those of some rows have no boxes."""
+    kept = ~np.isin(np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets)), rows)
+    counts = np.diff(annotations.offsets)
+    counts[rows] = 0
+    return replace(
+        annotations,
+        offsets=np.cumsum([0, *counts]).astype(np.int64),
+        boxes=annotations.boxes[kept],
+        labels=annotations.labels[kept],
+        crowd=annotations.crowd[kept],
+        areas=annotations.areas[kept],
+    )

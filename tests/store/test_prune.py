@@ -28,7 +28,7 @@ def counts(report: PruneReport) -> dict[str, int]:
     return {waste.kind: len(waste.paths) for waste in report.waste}
 
 
-NOTHING = {"leftover": 0, "withdrawn": 0, "orphan": 0, "view": 0}
+NOTHING = {"leftover": 0, "withdrawn": 0, "orphan": 0, "view": 0, "image": 0}
 
 
 def test_a_clean_store_has_nothing_to_free(root: Path, kit: Any) -> None:
@@ -50,7 +50,7 @@ def test_waste_of_every_kind(root: Path, kit: Any) -> None:
     kit.flip_bit(root / "hflip/b96x128/C4/values/c/0/0/0/0", 3)
     assert len(verify_store(root, deep=True).bad) == 1
     shown = prune_store(root, dry_run=True)
-    assert counts(shown) == {"leftover": 2, "withdrawn": 1, "orphan": 4, "view": 0}
+    assert counts(shown) == {**NOTHING, "leftover": 2, "withdrawn": 1, "orphan": 4}
     sizes = {waste.kind: waste.nbytes for waste in shown.waste}
     assert sizes["leftover"] >= 1000
     assert shown.removed is False

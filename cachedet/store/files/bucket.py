@@ -187,18 +187,28 @@ class Bucket:
         """
         key = f"{LEASES}/probe-{_new_attempt()}"
         try:
-            first, second = (self._put(key, text, mode="create") for text in (b"1", b"2"))
+            self._put(key, b"1", mode="overwrite")
+            replaces = self._replaces(key)
             found = self.find(key)
         finally:
             with contextlib.suppress(StoreError):  # the first error is the one to be told
                 self.remove([key])
-        if first is None or second is not None or found is None or found.content != b"1":
+        if replaces or found is None or found.content != b"1":
             raise StoreError(
-                f"{self}: this storage replaces an object that was to be created only where there "
-                "is none (it ignores If-None-Match), so that writers cannot agree there. Extract "
+                f"{self}: this storage cannot create an object only where there is none (it "
+                "ignores or refuses If-None-Match), so that writers cannot agree there. Extract "
                 "into a folder, on several machines a shared one (--rank and --world-size divide "
                 "the work), and copy the store there"
             )
+
+    def _replaces(self, key: str) -> bool:
+        """Whether it does not keep an object from being created once more."""
+        try:
+            return self._put(key, b"2", mode="create") is not None
+        except RemoteStoreError as error:
+            if not error.is_refusal:
+                raise
+            return True
 
     def _put(
         self, key: str, content: bytes, *, mode: Any, of: str = "", attempt: str = ""

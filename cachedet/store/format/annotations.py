@@ -1,6 +1,7 @@
 """Images and boxes in a store: images.npz and the truth as they are read back, whoever wrote them.
 
-The images are for good, as features are of them; the truth is what `relabel` replaces.
+The images are for good, as features are of them; the truth, also which of them were taken out, is
+what `relabel` replaces. Annotations with all of them are said to be by rows of the store.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from numpy.typing import NDArray
 from cachedet.errors import StoreError
 from cachedet.store.files.names import images_key, truth_key
 from cachedet.store.files.source import ByteSource
-from cachedet.store.format.manifest import Manifest, images_digest, truth_digest
+from cachedet.store.format.manifest import (
+    NO_ROWS,
+    Manifest,
+    images_digest,
+    truth_digest,
+    withdrawn_digest,
+)
 from cachedet.store.format.npz import load_arrays
 from cachedet.store.format.shards import altered
 from cachedet.structures import Annotations, CategoryMap, MaskCodes
@@ -46,22 +53,56 @@ _TRUTH_ARRAYS: _Wanted = {
     "areas": ("float64", ("boxes",)),
     "masks": ("uint8", ("bytes of masks",)),
     "mask_offsets": ("int64", ("boxes + 1",)),
+    "withdrawn": ("int64", ("images taken out",)),
 }
 
 
 def load_annotations(
     source: ByteSource, manifest: Manifest
 ) -> tuple[Annotations, NDArray[np.uint64]]:
-    """Images and boxes kept in the store, with the images' content hashes.
+    """Images and boxes of the store, with the images' content hashes; none that was taken out.
 
     Raises StoreError where they are missing, damaged or not the ones of the manifest.
     """
     images, contents = load_images(source, manifest)
-    return load_truth(source, manifest, images), contents
+    annotations, withdrawn = load_truth(source, manifest, images)
+    rows = rows_but(len(annotations), withdrawn)
+    return annotations.keep_rows(rows.tolist()), contents[rows]
+
+
+def rows_but(count: int, withdrawn: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The first `count` rows without those that were taken out."""
+    return np.delete(np.arange(count), withdrawn)
+
+
+def spread_rows(
+    images: Annotations, rows: NDArray[np.int64], annotations: Annotations
+) -> Annotations:
+    """The images of `annotations` in these rising rows; in the others those of `images`, bare."""
+    count = max(len(images), int(rows[-1]) + 1)
+    numbers = np.zeros(count + 1, dtype=np.int64)  # of boxes, with a 0 in front
+    numbers[rows + 1] = np.diff(annotations.offsets)
+    names = dict(enumerate(images.file_names))
+    names.update(zip(rows.tolist(), annotations.file_names, strict=True))
+    return replace(
+        annotations,
+        image_ids=spread(images.image_ids, rows, annotations.image_ids),
+        file_names=tuple(names[row] for row in range(count)),
+        sizes_hw=spread(images.sizes_hw, rows, annotations.sizes_hw),
+        offsets=np.cumsum(numbers),
+    )
+
+
+def spread(before: NDArray[Any], rows: NDArray[np.int64], values: NDArray[Any]) -> NDArray[Any]:
+    """`before` with other values in these rows, and as many more as that takes."""
+    more = max(0, int(rows[-1]) + 1 - len(before))
+    made = np.concatenate([before, np.zeros((more, *before.shape[1:]), before.dtype)])
+    made[rows] = values
+    return made
 
 
 def load_images(source: ByteSource, manifest: Manifest) -> tuple[Annotations, NDArray[np.uint64]]:
-    """The images of the store as if they had no boxes, with their content hashes.
+    """All images of the store as if they had no boxes, with their content hashes.
 
     Raises as `load_annotations`.
     """
@@ -123,8 +164,13 @@ def _without_boxes(
     )
 
 
-def load_truth(source: ByteSource, manifest: Manifest, images: Annotations) -> Annotations:
-    """These images with the boxes that the store has now. Raises as `load_annotations`."""
+def load_truth(
+    source: ByteSource, manifest: Manifest, images: Annotations
+) -> tuple[Annotations, NDArray[np.int64]]:
+    """All images with the boxes that the store has now, and the rows of those taken out.
+
+    Raises as `load_annotations`.
+    """
     key = truth_key(manifest.truth_digest)
     with _reading(source, key, _REPAIR_TRUTH):
         arrays = load_arrays(source, key, wanted=_TRUTH_ARRAYS, remedy=_REPAIR_TRUTH)
@@ -141,9 +187,12 @@ def load_truth(source: ByteSource, manifest: Manifest, images: Annotations) -> A
             else None,
         )
         _require_consistent(annotations)
-    if truth_digest(annotations) != manifest.truth_digest:
+        withdrawn = arrays.get("withdrawn", NO_ROWS)
+        _require_taken_out(withdrawn, annotations)
+    digests = truth_digest(annotations, withdrawn), withdrawn_digest(withdrawn)
+    if digests != (manifest.truth_digest, manifest.withdrawn_digest):
         raise altered(source.describe(key), _OTHER, remedy=_REPAIR_TRUTH, verdict="")
-    return annotations
+    return annotations, withdrawn
 
 
 @contextmanager
@@ -246,6 +295,18 @@ def _require_consistent(annotations: Annotations) -> None:
         raise ValueError(f"labels must be 0 to {classes - 1}")
     if not np.isfinite(annotations.boxes).all():
         raise ValueError("boxes must be finite")
+
+
+def _require_taken_out(rows: NDArray[np.int64], annotations: Annotations) -> None:
+    """Raises ValueError where these cannot be the rows of images that were taken out."""
+    if not len(rows):
+        return
+    if rows[0] < 0 or rows[-1] >= len(annotations) or (np.diff(rows) <= 0).any():
+        raise ValueError(f"withdrawn must be rising rows up to {len(annotations) - 1}")
+    if len(rows) == len(annotations):
+        raise ValueError("every image was withdrawn")
+    if (np.diff(annotations.offsets)[rows] > 0).any():
+        raise ValueError("images that were withdrawn have boxes")
 
 
 def _is_rising(offsets: NDArray[np.int64], end: int) -> bool:

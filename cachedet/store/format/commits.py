@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from cachedet.errors import CorruptBlockError
 from cachedet.store.files.names import COMMITS
@@ -99,7 +101,7 @@ class CommitRecord:
     """Written after every shard of a block is on the disk; without it the block does not exist."""
 
     block: str
-    image_ids: tuple[int, ...]
+    image_ids: tuple[int | None, ...]  # None: it was not in the store when this was written
     fingerprint: str
     shards: dict[str, ShardRecord]  # by array, such as "C3/codes"
     quality: dict[str, Quality]  # by level
@@ -165,7 +167,7 @@ def read_records(plan: StorePlan) -> dict[str, CommitRecord]:
     one cannot be read now, which proves no damage.
     """
     present = plan.source.names(COMMITS)
-    blocks = [b for b in plan.blocks if present is None or f"{b.name}.json" in present]
+    blocks = [b for b in plan.needed if present is None or f"{b.name}.json" in present]
     if plan.source.is_remote:  # each request is waited for
         with ThreadPoolExecutor(_AT_ONCE) as threads:
             found = list(threads.map(partial(_read_fitting, plan), blocks))
@@ -186,7 +188,32 @@ def _read_fitting(plan: StorePlan, block: Block) -> CommitRecord | None:
             f"{plan.source.describe(commit_key(block))} belongs to another store or block: "
             f"{misfit}; the same `cachedet extract` again writes this block anew"
         )
-    return record
+    return None if _lacks_images(plan, block, record) else record
+
+
+def find_held(plan: StorePlan, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of these rows that have features in every view, as far as records and lengths tell.
+
+    Raises StoreError where a block cannot be read now.
+    """
+    lost: set[int] = set()
+    wanted = {*rows.tolist()}
+    for block in plan.blocks:
+        asked = wanted.intersection(block.rows)
+        if asked:
+            lost |= asked - _rows_in(plan, block)
+    return np.array(sorted(wanted - lost), dtype=np.int64)
+
+
+def _rows_in(plan: StorePlan, block: Block) -> set[int]:
+    """The rows of which a block has features; none where it is not whole."""
+    try:
+        _, fault = check_block(plan, block, deep=False)
+        ids = read_record(plan.source, block).image_ids
+    except (FileNotFoundError, CorruptBlockError):
+        return set()
+    pairs = zip(block.rows, ids, strict=True)
+    return {row for row, image_id in pairs if image_id is not None} if fault is None else set()
 
 
 class Fault(NamedTuple):
@@ -201,8 +228,8 @@ def check_block(plan: StorePlan, block: Block, *, deep: bool) -> tuple[int, Faul
 
     Lengths are always compared; `deep` reads every byte and compares digests too.
 
-    Raises FileNotFoundError where it was never committed, StoreError where it cannot be read now,
-    which proves no damage.
+    Raises FileNotFoundError where it was never committed, or without images that the store has
+    now; StoreError where it cannot be read now, which proves no damage.
     """
     where = plan.source.describe(commit_key(block))
     try:
@@ -213,6 +240,8 @@ def check_block(plan: StorePlan, block: Block, *, deep: bool) -> tuple[int, Faul
     misfit = _find_misfit(plan, block, record)
     if misfit is not None:
         return nbytes, Fault(where, f"the record belongs to another store or block: {misfit}")
+    if _lacks_images(plan, block, record):
+        raise FileNotFoundError(where)
     for array, key in plan.layout.shard_keys(block).items():
         reason = _shard_fault(plan.source, key, record.shards[array], deep=deep)
         if reason is not None:
@@ -221,13 +250,24 @@ def check_block(plan: StorePlan, block: Block, *, deep: bool) -> tuple[int, Faul
 
 
 def is_recorded(plan: StorePlan, block: Block) -> bool:
-    """Whether a whole record of this block is there; its shards are not looked at.
+    """Whether a whole record of all its images is there; its shards are not looked at.
 
     Raises StoreError where it cannot be read now.
     """
     try:
-        return _find_misfit(plan, block, read_record(plan.source, block)) is None
-    except (FileNotFoundError, CorruptBlockError):
+        return _read_fitting(plan, block) is not None
+    except CorruptBlockError:
+        return False
+
+
+def lacks_images(plan: StorePlan, block: Block) -> bool:
+    """Whether its record is of a time when images that are back now were out of the store.
+
+    Raises StoreError where it cannot be read now.
+    """
+    try:
+        return _lacks_images(plan, block, read_record(plan.source, block))
+    except (FileNotFoundError, CorruptBlockError, ValueError):
         return False
 
 
@@ -237,12 +277,28 @@ def _find_misfit(plan: StorePlan, block: Block, record: CommitRecord) -> str | N
         return f"it is the record of block {record.block}"
     if record.fingerprint != plan.fingerprint_of(block):
         return "it is of a store with another backbone, preprocessing, codec or other images"
-    if record.image_ids != plan.image_ids_of(block):
+    if not _are_same(record.image_ids, plan.image_ids_of(block)):
         return "it lists other images than images.npz has in this block"
     parts = plan.layout.parts(block.bucket)
     if record.shards.keys() != parts.keys():
         return f"it lists {', '.join(record.shards)} instead of {', '.join(parts)}"
     return None
+
+
+def _are_same(listed: Sequence[int | None], image_ids: Sequence[int]) -> bool:
+    if listed == image_ids:
+        return True
+    return len(listed) == len(image_ids) and all(
+        one is None or one == image_id for one, image_id in zip(listed, image_ids, strict=True)
+    )
+
+
+def _lacks_images(plan: StorePlan, block: Block, record: CommitRecord) -> bool:
+    """Whether a block was written without images that came back to the store since."""
+    pairs = zip(block.rows, record.image_ids, strict=True)
+    return None in record.image_ids and any(
+        image_id is None and row not in plan.gone for row, image_id in pairs
+    )
 
 
 def _shard_fault(source: ByteSource, key: str, shard: ShardRecord, *, deep: bool) -> str | None:

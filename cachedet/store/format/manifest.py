@@ -1,8 +1,8 @@
 """The manifest: what a store holds, of which inputs, in which format.
 
 Two things have an identity: features (weights content, preprocessing, views, codec, images), which
-commit records name, and the truth, boxes and classes, which `relabel` replaces. The fingerprint
-covers both; neither ever depends on workers or device.
+commit records name, and the truth, boxes, classes and which images were taken out, which `relabel`
+replaces. The fingerprint covers both; neither ever depends on workers or device.
 """
 
 from __future__ import annotations
@@ -88,10 +88,13 @@ _REFETCH = (
     "cachedet writes no such file: fetch the store again from where it came from, or extract into "
     "a new --store"
 )
-_NOT_OF_BLOCKS = frozenset({"views", "stages_digest", "truth_digest", "categories", "added"})
+_NOT_OF_BLOCKS = frozenset(
+    {"views", "stages_digest", "truth_digest", "withdrawn_digest", "categories", "added"}
+)
 _MOST_ADDITIONS = 10_000
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 ALL = slice(None)
+NO_ROWS = np.zeros(0, dtype=np.int64)
 _LIBRARIES = ("torch", "torchvision", "timm", "zarr", "numpy", "pillow")
 
 
@@ -110,7 +113,7 @@ class Manifest:
     block_size: int
     batch_size: int
     images_digest: str  # of their files, names, ids and sizes
-    truth_digest: str  # of their boxes, classes and masks
+    truth_digest: str  # of their boxes, classes and masks, and of which were taken out
     categories: CategoryMap
     skipped: tuple[tuple[str, str], ...]  # file name, reason
     versions: dict[str, str]  # for people; not part of the identity
@@ -119,6 +122,7 @@ class Manifest:
     network: FeatureSpec  # all levels of the backbone, those that are left out too
     added: tuple[tuple[int, str], ...] = ()  # first row and images digest of those added later
     stages_digest: str = ""  # of the weights behind the first level; "": the store has none
+    withdrawn_digest: str = ""  # of the rows of images that were taken out; "": none were
 
     @property
     def pad_multiple(self) -> int:
@@ -143,6 +147,7 @@ class Manifest:
             **({"added": [list(pair) for pair in self.added]} if self.added else {}),
             **({"network": self.network.to_json()} if self.network != self.spec else {}),
             **({"stages_digest": self.stages_digest} if self.stages_digest else {}),
+            **({"withdrawn_digest": self.withdrawn_digest} if self.withdrawn_digest else {}),
         }
 
     def fingerprint(self) -> str:
@@ -228,6 +233,7 @@ class Manifest:
         _require_version(values.get("format_version"), where)
         try:
             optional = {"network": values["spec"], "stages_digest": "", "added": []}
+            optional["withdrawn_digest"] = ""
             given = {field.name: {**optional, **values}[field.name] for field in fields(cls)}
             categories = given["categories"]
             converted = {
@@ -253,10 +259,15 @@ class Manifest:
         return manifest
 
 
-def truth_digest(annotations: Annotations) -> str:
-    """sha256 over boxes, masks and categories."""
+def truth_digest(annotations: Annotations, withdrawn: NDArray[np.int64] = NO_ROWS) -> str:
+    """sha256 over boxes, masks, rows of images that were taken out, and categories."""
     categories = json.dumps([annotations.categories.ids, annotations.categories.names])
-    return _digest_arrays(truth_arrays(annotations), categories)
+    return _digest_arrays(truth_arrays(annotations, withdrawn), categories)
+
+
+def withdrawn_digest(rows: NDArray[np.int64]) -> str:
+    """sha256 over the rows of images that were taken out; empty where none were."""
+    return _digest_arrays({"withdrawn": rows}) if len(rows) else ""
 
 
 def images_digest(annotations: Annotations, contents: NDArray[np.uint64], rows: slice = ALL) -> str:
@@ -264,8 +275,10 @@ def images_digest(annotations: Annotations, contents: NDArray[np.uint64], rows: 
     return _digest_arrays(image_arrays(annotations, contents, rows))
 
 
-def truth_arrays(annotations: Annotations) -> dict[str, NDArray[Any]]:
-    """What `annotations` say of images: that can change while the images stay."""
+def truth_arrays(
+    annotations: Annotations, withdrawn: NDArray[np.int64] = NO_ROWS
+) -> dict[str, NDArray[Any]]:
+    """What `annotations` say of images, and which rows were taken out: that can change."""
     masks = annotations.masks
     of_masks: dict[str, NDArray[Any]] = (
         {} if masks is None else {"masks": masks.codes, "mask_offsets": masks.offsets}
@@ -277,6 +290,7 @@ def truth_arrays(annotations: Annotations) -> dict[str, NDArray[Any]]:
         "crowd": annotations.crowd,
         "areas": annotations.areas,
         **of_masks,
+        **({"withdrawn": withdrawn} if len(withdrawn) else {}),
     }
 
 

@@ -38,11 +38,12 @@ class StorePlan:
 
     source: ByteSource
     manifest: Manifest
-    annotations: Annotations
+    annotations: Annotations  # of all N images, also of those that were taken out
     contents: NDArray[np.uint64]  # (N,) content hash of each image file
+    withdrawn: NDArray[np.int64]  # rows of the images that were taken out
     codec: Codec
     layout: Layout
-    blocks: tuple[Block, ...]
+    blocks: tuple[Block, ...]  # also those of which no image is left
 
     @classmethod
     def load(cls, source: ByteSource) -> StorePlan:
@@ -66,7 +67,7 @@ class StorePlan:
             )
         images, contents = load_images(source, manifest)
         try:
-            annotations = load_truth(source, manifest, images)
+            annotations, withdrawn = load_truth(source, manifest, images)
         except CorruptMetadataError:
             if load_manifest(source) == manifest:
                 raise
@@ -79,6 +80,7 @@ class StorePlan:
             manifest=manifest,
             annotations=annotations,
             contents=contents,
+            withdrawn=withdrawn,
             codec=codec,
             layout=Layout(spec=manifest.spec, codec=codec),
             blocks=blocks,
@@ -95,6 +97,18 @@ class StorePlan:
     def image_ids_of(self, block: Block) -> tuple[int, ...]:
         """COCO's ids of the images of a block, in slot order."""
         return tuple(self.annotations.image_ids[list(block.rows)].tolist())
+
+    @cached_property
+    def gone(self) -> frozenset[int]:
+        """`withdrawn` to be asked for single rows."""
+        return frozenset(self.withdrawn.tolist())
+
+    @cached_property
+    def needed(self) -> tuple[Block, ...]:
+        """The blocks that have an image which was not taken out."""
+        if not self.gone:
+            return self.blocks
+        return tuple(block for block in self.blocks if not self.gone.issuperset(block.rows))
 
     def make_metadata(self) -> dict[str, bytes]:
         """Key and content of every zarr.json."""

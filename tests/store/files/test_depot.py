@@ -195,7 +195,17 @@ def test_a_storage_that_ignores_conditions_is_refused() -> None:
     from obstore.store import MemoryStore
 
     bucket = Careless(MemoryStore(), location="s3://old/s.zarr")
-    with pytest.raises(StoreError, match="ignores If-None-Match.*--rank and --world-size"):
+    with pytest.raises(StoreError, match="refuses If-None-Match.*--rank and --world-size"):
+        bucket.require_writable()
+    assert bucket.sizes() == {}
+
+
+def test_a_storage_that_refuses_conditions_is_refused(s3: Any) -> None:
+    bucket = open_depot(s3.new_url())
+    assert isinstance(bucket, Bucket)
+    answers = iter([None, (501, "NotImplemented")])
+    s3.before = lambda method, key: next(answers) if method == "PUT" else None
+    with pytest.raises(StoreError, match="refuses If-None-Match"):
         bucket.require_writable()
     assert bucket.sizes() == {}
 
