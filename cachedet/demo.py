@@ -86,7 +86,7 @@ def run_demo(out: Path) -> DemoReport:
         paths = write_shapes(out / "shapes", train=TRAIN_IMAGES, val=VAL_IMAGES)
     with _timed(seconds, "extract"):
         reports = [_extract(out, paths, split) for split in ("train", "val")]
-    train_store, val_store = (report.store for report in reports)
+    train_store, val_store = (Path(report.store) for report in reports)
     with _timed(seconds, "train"):
         config = demo_config()
         trained = train(config, train_store=train_store, val_store=val_store, run=out / "run")

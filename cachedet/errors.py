@@ -15,6 +15,7 @@
     │   ├── CorruptBlockError    committed bytes that are no longer what was written
     │   ├── CorruptMetadataError its other files, likewise
     │   ├── RemoteStoreError     a server that does not give the store's bytes
+    │   ├── ChangedMeanwhileError another process changed the manifest first
     │   └── CodecError           a value the codec cannot represent
     ├── CheckpointError       a run folder or checkpoint that cannot be used
     │   └── DamagedCheckpointError   its file is no longer what was written
@@ -111,6 +112,10 @@ class RemoteStoreError(StoreError):
     """A server does not give what a store holds, which says nothing about the store itself."""
 
     is_refusal = False  # it answered that it does not give this object
+
+
+class ChangedMeanwhileError(StoreError):
+    """Another process changed the store's manifest first; nothing was changed by this one."""
 
 
 class CodecError(StoreError, ValueError):

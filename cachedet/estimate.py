@@ -92,7 +92,7 @@ def estimate(
     """
     started = time.perf_counter()
     change = what_if or WhatIf()
-    require_ours(prediction_path(config.store), kind=Kind.FORECAST)
+    require_ours(prediction_path(config.folder), kind=Kind.FORECAST)
     inputs = open_inputs(config, heads, sample, seconds)
     measured, trials = measure(inputs)
     measured = change_measured(measured, inputs, change)
@@ -115,7 +115,7 @@ def estimate(
     try:
         return replace(report, prediction=_save(manifest, inputs, forecast))
     except OSError as error:
-        why = f"cannot write {prediction_path(config.store)}: {error.strerror or error}"
+        why = f"cannot write {prediction_path(config.folder)}: {error.strerror or error}"
         raise UnwrittenError(
             f"{why}; `extract` will not be able to compare what it takes", report=report
         ) from error
@@ -241,4 +241,4 @@ def _save(manifest: Manifest, inputs: EstimateInputs, forecast: Forecast) -> Pat
         seconds_per_epoch=trained.seconds_per_epoch,
         peak_memory=trained.ram if trained.device is None else trained.device,
     )
-    return prediction.write(config.store) if config.store.parent.is_dir() else None
+    return prediction.write(config.folder) if config.folder.parent.is_dir() else None

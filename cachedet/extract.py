@@ -6,7 +6,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,16 @@ from cachedet.errors import BackboneError, ConfigError, StoreError, StoreMismatc
 from cachedet.extraction.codec_sample import fit_codec, fitted_rows
 from cachedet.extraction.inputs import InputLoader, make_inputs, make_manifest
 from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
-from cachedet.extraction.ranks import Rank, blocks_to_write, find_rank
+from cachedet.extraction.ranks import Rank, blocks_to_try, blocks_to_write, find_rank
 from cachedet.loading.memory import free_ram
 from cachedet.progress import StageProgress, count_of
 from cachedet.store.additions import StoredOrder, order_as_stored
 from cachedet.store.codecs.codec import Codec
 from cachedet.store.codecs.registry import make_codec
 from cachedet.store.creation import require_place
+from cachedet.store.files.depot import Depot, Place, open_depot
 from cachedet.store.files.leases import LeaseBook
 from cachedet.store.files.names import MANIFEST
-from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.layout import Block
 from cachedet.store.format.manifest import Manifest, load_manifest
 from cachedet.store.format.stages import encode_stages, load_stages, stages_digest
@@ -43,6 +43,8 @@ from cachedet.store.writer import StoreWriter
 from cachedet.structures import Annotations
 
 _log = logging.getLogger("cachedet.extract")
+
+_UPLOADS = 4  # blocks on their way to an object storage at once
 
 _Open = Callable[[ExtractConfig], CocoDataset]
 
@@ -54,7 +56,7 @@ _LOOKED_AT = 64  # images, for colours
 class ExtractReport:
     """What one call of `extract` did."""
 
-    store: Path
+    store: Path | str  # a folder, or the URL of an object storage
     views: tuple[str, ...]  # all that the store holds now
     views_kept: tuple[str, ...]  # of those the ones that were not asked for
     images: int  # in the data set, without the skipped ones
@@ -110,7 +112,7 @@ def extract(
         images: folder of the images.
         annotations: COCO or LVIS file, YOLO data.yaml, folder of VOC XML, or CVAT XML; a split
             stands behind a colon, as in "data.yaml:train".
-        store: folder to write, or to go on writing.
+        store: folder to write, or to go on writing; or such as s3://bucket/train.zarr.
         backbone: a timm model's name, or what `wrap_backbone` made of a module.
         weights: "auto", "none" or a checkpoint file.
         levels: such as ["C3", "C4"].
@@ -193,17 +195,18 @@ def _extract(
     *,
     add_images: bool,
 ) -> ExtractReport:
-    require_place(config.store)
-    views = parse_views(config.views or default_views(config.store))
+    depot = open_depot(config.store)
+    require_place(depot)
+    views = parse_views(config.views or default_views(depot))
     make_codec(config.codec)
     rank = find_rank(config.rank, config.world_size)
     dataset = opened(config)
     device = choose_device(config.device)
     network = _open_network(config, network).to(device)
     backbone = network if config.freeze_at is None else freeze_trunk(network, config.freeze_at)
-    stages, digest = _find_stages(network, config.store)
+    stages, digest = _find_stages(network, depot)
     scan = _scan(dataset, config)
-    order, skipped = _order_rows(dataset, scan, config, add_images=add_images)
+    order, skipped = _order_rows(dataset, scan, config, depot, add_images=add_images)
     annotations, contents = order.annotations, order.contents
     manifest = make_manifest(
         config,
@@ -228,11 +231,11 @@ def _extract(
     )
 
     def fit(codec: Codec) -> Codec:
-        learns_from = _held_manifest(config.store) or manifest  # a store under repair: its own view
-        return _fit_to_first(codec, loader, backbone, order, learns_from, store=config.store)
+        learns_from = _held_manifest(depot) or manifest  # a store under repair: its own view
+        return _fit_to_first(codec, loader, backbone, order, learns_from, store=str(depot))
 
     writer = StoreWriter.open(
-        config.store,
+        depot,
         manifest=manifest,
         annotations=annotations,
         contents=contents,
@@ -279,12 +282,17 @@ def _scan(dataset: CocoDataset, config: ExtractConfig) -> Scan:
 
 
 def _order_rows(
-    dataset: CocoDataset, scan: Scan, config: ExtractConfig, *, add_images: bool
+    dataset: CocoDataset,
+    scan: Scan,
+    config: ExtractConfig,
+    depot: Depot,
+    *,
+    add_images: bool,
 ) -> tuple[StoredOrder, tuple[tuple[str, str], ...]]:
     """The images to extract as the store keeps them, and the skipped (file name, reason) pairs."""
     kept, skipped = _split_bad(dataset, scan, on_bad_image=config.on_bad_image)
     data = dataset.annotations, scan.contents, kept
-    order = order_as_stored(config.store, *data)
+    order = order_as_stored(depot, *data)
     if order.returned and not add_images:
         raise StoreMismatchError(
             f"{config.store} lacks images of {config.annotations} that `cachedet relabel "
@@ -309,7 +317,7 @@ def _fit_to_first(
     order: StoredOrder,
     manifest: Manifest,
     *,
-    store: Path,
+    store: str,
 ) -> Codec:
     """Show the codec the first images of a store: when it was made there were no others."""
     first = manifest.added[0][0] if manifest.added else len(order.annotations)
@@ -317,7 +325,7 @@ def _fit_to_first(
     return fit_codec(codec, loader, backbone, view=manifest.views[0], images=first)
 
 
-def _require_sample(store: Path, order: StoredOrder, images: int) -> None:
+def _require_sample(store: str, order: StoredOrder, images: int) -> None:
     """Raises StoreError where images that the codec learns from were taken out."""
     lost = [row for row in fitted_rows(images).tolist() if order.rows[row] is None]
     if lost:
@@ -358,15 +366,15 @@ def _open_network(config: ExtractConfig, given: FrozenBackbone | None) -> Frozen
     )
 
 
-def _find_stages(network: FrozenBackbone, store: Path) -> tuple[bytes | None, str]:
+def _find_stages(network: FrozenBackbone, depot: Depot) -> tuple[bytes | None, str]:
     """The file of the stages' weights, None where the store has it, and its digest.
 
     Where the network cannot be cut there is no file, and the digest is empty.
     """
-    held = _held_manifest(store)
+    held = _held_manifest(depot)
     if held is not None and (held.weights_digest, held.network) == (network.digest, network.spec):
         with suppress(StoreError):  # it has none, or a damaged one
-            load_stages(LocalFiles(store), held)
+            load_stages(depot.source, held)
             return None, held.stages_digest
     try:
         content = encode_stages(stage_weights(network))
@@ -376,18 +384,18 @@ def _find_stages(network: FrozenBackbone, store: Path) -> tuple[bytes | None, st
     return content, stages_digest(content)
 
 
-def default_views(store: Path) -> str:
+def default_views(store: Place) -> str:
     """Those it has, so that nothing is added unasked; of a new store what training wants.
 
     Raises StoreError where its manifest is damaged.
     """
-    held = _held_manifest(store)
+    held = _held_manifest(open_depot(store))
     return TRAINING_VIEWS if held is None else ",".join(held.views)
 
 
-def _held_manifest(store: Path) -> Manifest | None:
+def _held_manifest(depot: Depot) -> Manifest | None:
     """None where there is no store yet. Raises StoreError where it is damaged."""
-    return load_manifest(LocalFiles(store)) if (store / MANIFEST).exists() else None
+    return load_manifest(depot.source) if depot.has(MANIFEST) else None
 
 
 def _split_bad(
@@ -429,17 +437,20 @@ def _write_blocks(
     rank: Rank,
 ) -> tuple[StageClock, int]:
     """Write what is missing; returns the stages' times and how many blocks this process wrote."""
-    missing = {block.name for block in writer.missing_blocks()}
+    missing = writer.missing_blocks()
+    lacking = {block.name for block in missing}
     ours = [block for number, block in enumerate(writer.blocks) if rank.owns(number)]
-    total = sum(len(block.rows) for block in ours if block.name in missing)
+    total = sum(len(block.rows) for block in ours if block.name in lacking)
     committed: list[Block] = []
+    folder = writer.depot.folder
     with (
         StageProgress("extract", total=total, unit="images") as progress,
-        LeaseBook(config.store) as leases,
+        nullcontext() if folder is None else LeaseBook(folder) as leases,
     ):
 
         def on_block(block: Block, is_ours: bool) -> None:
-            leases.release(block.name)
+            if leases is not None:
+                leases.release(block.name)
             if is_ours:
                 committed.append(block)
                 moved = writer.nbytes_written - progress.nbytes
@@ -456,8 +467,12 @@ def _write_blocks(
             batch_size=config.batch_size,
             workers=config.workers,
             on_block=on_block,
+            committers=1 if folder is not None else _UPLOADS,
         )
-        pipeline.run(blocks_to_write(writer, leases, rank, on_wait=on_wait))
+        if leases is None:
+            pipeline.run(blocks_to_try(writer, rank, missing))
+        else:
+            pipeline.run(blocks_to_write(writer, leases, rank, on_wait=on_wait))
         others = progress.total - sum(len(block.rows) for block in committed)
         if others > 0:
             progress.settle(f"{count_of(others, 'more image')} by other writers")

@@ -18,8 +18,8 @@ from cachedet.data.file_names import match_names
 from cachedet.data.label_changes import LabelChanges, compare_labels
 from cachedet.data.sections import Sections, listed, parse_rotated
 from cachedet.errors import InputError, StoreError
-from cachedet.store.files.locations import is_url, shown
-from cachedet.store.files.source import LocalFiles
+from cachedet.store.files.depot import open_depot
+from cachedet.store.files.source import ByteSource
 from cachedet.store.format.annotations import load_images, load_truth, rows_but, spread_rows
 from cachedet.store.format.commits import find_held
 from cachedet.store.format.manifest import (
@@ -41,7 +41,7 @@ Rows = NDArray[np.int64]
 class RelabelReport:
     """What one call of `relabel` changed, or would have."""
 
-    store: Path
+    store: Path | str  # a folder, or the URL of an object storage
     images: int  # of the store now
     images_withdrawn: int  # that were taken out of it by this call
     images_returned: int  # that had been taken out and are in it again
@@ -85,7 +85,7 @@ def relabel(
     that have the store open go on with the old ones.
 
     Args:
-        store: folder of the store, finished or not.
+        store: folder of the store, or such as s3://bucket/train.zarr, finished or not.
         annotations: as `extract` takes them, of exactly the store's images; with `withdraw` of any.
         split: of a data set with several.
         images: folder that file names shall start from; YOLO may need it.
@@ -105,9 +105,9 @@ def relabel(
         >>> report = cachedet.relabel("train.zarr", annotations="corrected.json")
         >>> report.changes.added, report.changes.moved
     """
-    root, given = _local_folder(store), with_split(Path(annotations), split)
+    depot, given = open_depot(store), with_split(Path(annotations), split)
     chosen = make_class_choice(choose, where="relabel")
-    source = LocalFiles(root)
+    source, root = depot.source, str(depot)
     manifest = load_manifest(source)
     held = _Held.read(source, manifest)
     sections = read_sections(
@@ -125,10 +125,11 @@ def relabel(
     digest = truth_digest(now, match.withdrawn)
     is_same = held.truth is not None and digest == manifest.truth_digest
     if not dry_run and not is_same:
-        replace_truth(root, manifest, now, withdrawn=match.withdrawn, back=match.back)
-        remove_leftovers(root)
+        replace_truth(depot, manifest, now, withdrawn=match.withdrawn, back=match.back)
+        if depot.folder is not None:
+            remove_leftovers(depot.folder)
     return RelabelReport(
-        store=root,
+        store=depot.folder or root,
         images=len(match.rows),
         images_withdrawn=len(match.lost),
         images_returned=len(match.back),
@@ -148,13 +149,13 @@ class _Held:
     """What a store has, by its rows."""
 
     manifest: Manifest
-    source: LocalFiles
+    source: ByteSource
     images: Annotations  # without boxes
     truth: Annotations | None  # None: damaged, which a new one puts right
     withdrawn: Rows  # of those that were taken out
 
     @classmethod
-    def read(cls, source: LocalFiles, manifest: Manifest) -> _Held:
+    def read(cls, source: ByteSource, manifest: Manifest) -> _Held:
         images, _ = load_images(source, manifest)
         truth, withdrawn = None, NO_ROWS
         with suppress(StoreError):
@@ -254,15 +255,6 @@ def _find_returned(
     return {row: others[place_of[row]] for row in there.tolist()}
 
 
-def _local_folder(store: Path | str) -> Path:
-    if is_url(store):
-        raise InputError(
-            f"relabel needs a local folder, got {shown(store)}: it writes there. Relabel the "
-            "folder it was copied from, and copy manifest.json and the new truth file"
-        )
-    return Path(store)
-
-
 def _compare(held: _Held, now: Annotations, match: _Match) -> LabelChanges | None:
     if held.truth is None:
         return None
@@ -271,7 +263,7 @@ def _compare(held: _Held, now: Annotations, match: _Match) -> LabelChanges | Non
 
 
 def _fit_to(
-    held: _Held, described: Annotations, match: _Match, sections: Sections, root: Path
+    held: _Held, described: Annotations, match: _Match, sections: Sections, root: str
 ) -> tuple[Annotations, list[str]]:
     """What the file says of the store's images, by rows of the store; and a note.
 
@@ -308,7 +300,7 @@ def _require_same_images(
     described: Annotations,
     match: _Match,
     sections: Sections,
-    root: Path,
+    root: str,
     *,
     withdraw: bool,
 ) -> None:
@@ -342,7 +334,7 @@ def _require_same_images(
         )
 
 
-def _require_background(match: _Match, held: _Held, sections: Sections, root: Path) -> None:
+def _require_background(match: _Match, held: _Held, sections: Sections, root: str) -> None:
     """Raises InputError where it was the option that left out images of the store."""
     missing = held.names(match.lost)
     everything = [str(image.get("file_name")) for image in sections.content["images"]]

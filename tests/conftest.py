@@ -195,6 +195,28 @@ def store_kit(nursery: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
+def s3_session() -> Iterator[Any]:
+    """An S3 server for all tests of this process; see buckets.py."""
+    pytest.importorskip("obstore", reason="pip install 'cachedet[remote]'")
+    pytest.importorskip("moto", reason="pip install 'moto[server]'")
+    before = dict(os.environ)
+    server = load_beside("buckets.py").S3Server()
+    yield server
+    server.stop()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def s3(s3_session: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """It without faults; writes are given up soon."""
+    monkeypatch.setenv("CACHEDET_REMOTE_PATIENCE", "5")
+    s3_session.forget()
+    yield s3_session
+    s3_session.forget()
+
+
+@pytest.fixture(scope="session")
 def contract() -> ModuleType:
     """What every detector must do; see detector/contract.py."""
     return load_beside("detector/contract.py")

@@ -113,14 +113,16 @@ def make_choice(
     )
 
 
-def make_extraction(values: dict[str, Any], *, split: str | None, command: str) -> ExtractConfig:
+def make_extraction(
+    values: dict[str, Any], *, split: str | None, command: str, writes_urls: bool = False
+) -> ExtractConfig:
     """The config of an extraction from options as they were typed. Raises ConfigError."""
     from cachedet.config.run import make_extract_config
     from cachedet.data.annotation_formats import with_split
     from cachedet.device import default_workers
 
     typed = {
-        "store": local_folder(values["store"], command=command),
+        "store": values["store"] if writes_urls else local_folder(values["store"], command=command),
         "annotations": with_split(values["annotations"], split),
         "levels": split_names(values["levels"]),
         "workers": values["workers"] or default_workers(),
@@ -135,8 +137,9 @@ def local_folder(store: str, *, command: str) -> Path:
     if is_url(store):
         raise InputError(
             f"`cachedet {command}` needs a local folder, got {shown(store)}: it writes and locks "
-            "files there. Copy or mount the store and give its folder; `info`, `train-heads` and "
-            "`eval` read URLs"
+            "files there. Copy or mount the store and give its folder; `extract`, `verify`, "
+            "`prune` and `relabel` write to s3://, gs:// and az://, and `info`, `train-heads` and "
+            "`eval` read any URL"
         )
     return Path(store)
 

@@ -31,7 +31,6 @@ from cachedet.commands.options import (
     Taps,
     Weights,
     Workers,
-    local_folder,
     make_choice,
     make_extraction,
     print_json,
@@ -56,7 +55,9 @@ if TYPE_CHECKING:  # commands import what they need when they run: `--help` stay
 def extract(
     images: Images,
     annotations: Annotations,
-    store: Annotated[str, typer.Option(help="Folder of the feature store to write.")],
+    store: Annotated[
+        str, typer.Option(help="Feature store to write: a folder, or s3://bucket/train.zarr.")
+    ],
     split: Split = None,
     backbone: Backbone = "tf_efficientnet_lite0",
     weights: Weights = "auto",
@@ -109,7 +110,7 @@ def extract(
         "batch_size": batch_size, "workers": workers, "device": device,
         "rank": rank, "world_size": world_size,
     }  # fmt: skip
-    config = make_extraction(options, split=split, command="extract")
+    config = make_extraction(options, split=split, command="extract", writes_urls=True)
     to_look_at: list[str] = []
 
     def opened(config: ExtractConfig) -> CocoDataset:
@@ -152,10 +153,9 @@ def verify(
     from cachedet.progress import StageProgress
     from cachedet.store.verify import count_blocks, verify_store
 
-    folder = local_folder(store, command="verify")
-    with StageProgress("verify", total=count_blocks(folder), unit="blocks") as progress:
+    with StageProgress("verify", total=count_blocks(store), unit="blocks") as progress:
         report = verify_store(
-            folder, deep=deep, on_progress=lambda n, nbytes: progress.advance(n, nbytes=nbytes)
+            store, deep=deep, on_progress=lambda n, nbytes: progress.advance(n, nbytes=nbytes)
         )
     if as_json:
         print_json(report.to_json())
@@ -180,8 +180,7 @@ def prune(
     """Free what nobody needs: leftovers, orphans, withdrawn records, views and images that left."""
     from cachedet.store.prune import prune_store
 
-    folder = local_folder(store, command="prune")
-    report = prune_store(folder, dry_run=dry_run, keep_views=split_names(keep_views))
+    report = prune_store(store, dry_run=dry_run, keep_views=split_names(keep_views))
     if as_json:
         print_json(report.to_json())
         return
@@ -213,9 +212,8 @@ def relabel(
     """Give a store other boxes, masks and classes, or fewer images; no feature is touched."""
     from cachedet.relabel import relabel as run_relabel
 
-    folder = local_folder(store, command="relabel")
     report = run_relabel(
-        folder,
+        store,
         annotations=annotations,
         split=split,
         images=images,

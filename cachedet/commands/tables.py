@@ -96,7 +96,8 @@ def print_waste(report: PruneReport, *, dry_run: bool) -> None:
         table.add_row(waste.kind, str(len(waste.paths)), readable_nbytes(waste.nbytes))
     console.print(table)
     for path in report.left:
-        what = "a link, and not followed" if path.is_symlink() else "not a file of the store's"
+        is_link = not isinstance(path, str) and path.is_symlink()
+        what = "a link, and not followed" if is_link else "not a file of the store's"
         say(f"left alone: {path} is {what}")
 
 

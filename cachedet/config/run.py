@@ -46,6 +46,11 @@ _LARGEST_WEIGHT = 1e6  # of a view
 _MOST_PROBLEMS = 8  # in one message
 
 
+def _place(store: Any) -> Any:
+    """A URL stays text: as a path it would quietly become the name of a folder."""
+    return store if isinstance(store, str) and "://" in store else Path(store)
+
+
 class ClassChoice(Config):
     """Which classes of a data set are used, as the options of the command line say it."""
 
@@ -98,7 +103,7 @@ class ExtractConfig(Config):
 
     images: Path
     annotations: Path  # of any format of docs/data.md; a split behind a colon: data.yaml:train
-    store: Path
+    store: Annotated[Path | str, PlainValidator(_place)]  # or such as s3://bucket/train.zarr
     backbone: str = "tf_efficientnet_lite0"
     weights: str = "auto"  # auto | none | a file
     levels: tuple[str, ...] | None = None  # None: C3-C5, or the one level a plain ViT has
@@ -126,6 +131,13 @@ class ExtractConfig(Config):
         if self.taps is not None and self.levels is not None:
             raise ValueError("levels and taps both say what is stored: give one of them")
         return self
+
+    @property
+    def folder(self) -> Path:
+        """The store's folder. Raises ConfigError where it lies in an object storage."""
+        if isinstance(self.store, str):
+            raise ConfigError(f"store must be a folder here, got {self.store}")
+        return self.store
 
 
 class EarlyStoppingConfig(Config):

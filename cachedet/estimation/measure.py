@@ -148,10 +148,10 @@ def measure(inputs: EstimateInputs) -> tuple[Measured, ExtractionTrials]:
     the store cannot be written.
     """
     sizes = look_at_all(inputs)
-    free_disk = shutil.disk_usage(existing_folder(inputs.extract.store)).free
+    free_disk = shutil.disk_usage(existing_folder(inputs.extract.folder)).free
     with (
         StageProgress("estimate", total=len(_PARTS) + len(inputs.modes), unit="trials") as progress,
-        trial_folder(inputs.extract.store) as folder,
+        trial_folder(inputs.extract.folder) as folder,
     ):
         trials = _try_extraction(inputs, sizes, folder, free_disk, progress)
         trainings, heads_seconds = _try_trainings(inputs, sizes, trials, progress)
@@ -242,7 +242,7 @@ def _try_extraction(
     try:
         disk = measure_disk(folder, nbytes=nbytes, piece=piece, free=free_disk, seconds=seconds)
     except OSError as error:
-        raise cannot_write(inputs.extract.store, error) from error
+        raise cannot_write(inputs.extract.folder, error) from error
     cut_figures = {
         cut: figures_of(
             {name: each.stored_to(cut) for name, each in codecs.items()},

@@ -1,8 +1,8 @@
 """Decoding, backbone, encoding and writing at the same time, in bounded memory.
 
 Each stage has its own threads; the backbone runs in the calling one. At most two blocks of encoded
-images exist at once, of features one batch more than threads encode, and the inputs of the block
-decoded ahead.
+images exist at once (one more than are written at once), of features one batch more than threads
+encode, and the inputs of the block decoded ahead.
 """
 
 from __future__ import annotations
@@ -82,7 +82,6 @@ class StageClock:
         return ", ".join(parts) + named
 
 
-_BLOCKS = 2  # being filled, and being written
 _MOST_ENCODERS = 4
 _CORES_OF_AN_ENCODER = 4  # the others decode
 
@@ -113,6 +112,7 @@ class ExtractionPipeline:
         batch_size: int,  # images per forward; a block is cut into batches from its start (law L5)
         workers: int,  # threads that decode
         on_block: Callable[[Block, bool], None],  # after each block: it, and whether we wrote it
+        committers: int = 1,  # blocks that are written at once
         encoders: int | None = None,  # threads that encode; None: as suits the backbone's device
     ) -> None:
         self._loader = loader
@@ -124,10 +124,12 @@ class ExtractionPipeline:
         self._workers = workers
         self._encoders = encoders or _encoding_threads(self._device)
         self._on_block = on_block
-        self._blocks = threading.Semaphore(_BLOCKS)
+        self._told = threading.Lock()
+        self._committers = committers
+        self._blocks = threading.Semaphore(committers + 1)  # one is being filled
         self._batches = threading.Semaphore(self._encoders + 1)  # one leaves the backbone
         self.clock = StageClock(
-            {"decode": workers, "backbone": 1, "encode": self._encoders, "write": 1}
+            {"decode": workers, "backbone": 1, "encode": self._encoders, "write": committers}
         )
 
     def run(self, blocks: Iterable[Block | None]) -> None:
@@ -139,7 +141,7 @@ class ExtractionPipeline:
         with (
             single_core_threads(self._workers, "decode") as decoders,
             single_core_threads(self._encoders, "encode") as encoder,
-            single_core_threads(1, "write") as committer,
+            single_core_threads(self._committers, "write") as committer,
         ):
             for block, batches in self._decoded_ahead(blocks, decoders):
                 self._blocks.acquire()
@@ -215,7 +217,8 @@ class ExtractionPipeline:
             with self.clock.busy("write", len(block.rows)) as work:
                 is_ours = self._writer.commit(block, images)
                 work.nbytes = sum(packed_images.nbytes for packed_images in images)
-            self._on_block(block, is_ours)
+            with self._told:
+                self._on_block(block, is_ours)
         finally:
             self._blocks.release()
 

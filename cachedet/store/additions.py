@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.errors import StoreError
+from cachedet.store.files.depot import Place, open_depot
 from cachedet.store.files.names import MANIFEST
-from cachedet.store.files.source import LocalFiles
+from cachedet.store.files.source import ByteSource
 from cachedet.store.format.annotations import load_images, load_truth, spread, spread_rows
 from cachedet.store.format.manifest import (
     Manifest,
@@ -50,7 +50,7 @@ class StoredOrder:
 
 
 def order_as_stored(
-    root: Path, annotations: Annotations, contents: NDArray[np.uint64], rows: list[int]
+    place: Place, annotations: Annotations, contents: NDArray[np.uint64], rows: list[int]
 ) -> StoredOrder:
     """How the store keeps these rows of a data set.
 
@@ -62,9 +62,10 @@ def order_as_stored(
     Raises StoreError where its manifest, or what it says of images taken out, is damaged.
     """
     as_given = StoredOrder.as_given(annotations, contents, rows)
-    if not (root / MANIFEST).exists():
+    depot = open_depot(place)
+    if not depot.has(MANIFEST):
         return as_given
-    source = LocalFiles(root)
+    source = depot.source
     manifest = load_manifest(source)
     try:
         held, held_contents = load_images(source, manifest)
@@ -100,7 +101,7 @@ def order_as_stored(
 
 
 def _find_withdrawn(
-    source: LocalFiles, manifest: Manifest, held: Annotations, names: Sequence[str]
+    source: ByteSource, manifest: Manifest, held: Annotations, names: Sequence[str]
 ) -> set[int]:
     """The rows that were taken out; of a damaged truth those not among `names`, if they fit it."""
     try:

@@ -3,6 +3,7 @@
 A store is made in a hidden folder beside its place and renamed, so it exists whole or not at all,
 and of several writers that start together exactly one makes it. In a folder that is there already
 (a mount point, `.`, a link) it is made in place under the commit lock, and its manifest comes last.
+So it is in an object storage, where the first manifest counts.
 """
 
 from __future__ import annotations
@@ -22,16 +23,13 @@ from numpy.typing import NDArray
 
 from cachedet.data.label_changes import compare_labels
 from cachedet.data.views import is_view_name
-from cachedet.errors import StoreError, StoreMismatchError
+from cachedet.errors import ChangedMeanwhileError, StoreError, StoreMismatchError
 from cachedet.store.additions import grows, split_rows
 from cachedet.store.codecs.codec import Codec, state_digest
 from cachedet.store.codecs.registry import make_codec
-from cachedet.store.files.durable import (
-    TEMPORARY_SUFFIX,
-    require_space,
-    sync_directory,
-    write_durably,
-)
+from cachedet.store.files.bucket import Bucket
+from cachedet.store.files.depot import Depot, Folder, Place, open_depot
+from cachedet.store.files.durable import TEMPORARY_SUFFIX, sync_directory
 from cachedet.store.files.leases import COMMIT_LOCK, commit_lock
 from cachedet.store.files.names import (
     CODEC_STATE,
@@ -42,12 +40,12 @@ from cachedet.store.files.names import (
     STAGES,
     holds_records,
     images_key,
+    is_record,
     is_table_key,
     truth_key,
 )
 from cachedet.store.files.owner import Owner
 from cachedet.store.files.places import find_obstacle, make_folder, write_files
-from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.annotations import (
     describe_changes,
     load_annotations,
@@ -64,7 +62,7 @@ from cachedet.store.format.manifest import (
     truth_arrays,
 )
 from cachedet.store.format.npz import dump_arrays
-from cachedet.store.format.plan import StorePlan, load_codec
+from cachedet.store.format.plan import StorePlan, load_codec, read_codec
 from cachedet.store.format.stages import load_stages
 from cachedet.store.leftovers import is_dead, remove_leftovers
 from cachedet.structures import Annotations
@@ -74,6 +72,7 @@ _log = logging.getLogger(__name__)
 _CREATING = ".creating"
 _MOST_OF_NAME = 96  # bytes of a store's name that a hidden folder keeps
 _KEPT_OF_NAME = 16  # characters of longer ones, of up to 4 bytes
+_MOST_RACES = 10  # with writers that add views or images at the same time
 
 Fit = Callable[[Codec], Codec]
 """Gives the codec what it must learn; called only where that is not in the store yet."""
@@ -107,11 +106,17 @@ class StoreInputs:
         return self.annotations.keep_rows(rows.tolist()), self.contents[rows]
 
 
-def require_place(root: Path) -> None:
+def require_place(place: Place) -> None:
     """Refuse what `open_or_create` could only find out after all images were looked at.
 
-    Raises StoreError: the folder is something else than a store, or cannot be written.
+    Raises StoreError: the place is something else than a store, or cannot be written.
     """
+    depot = open_depot(place)
+    if isinstance(depot, Bucket):
+        depot.require_writable()
+        _require_free_bucket(depot)
+        return
+    root = depot.folder
     obstacle = find_obstacle(root)
     if obstacle is not None:
         raise StoreError(
@@ -122,32 +127,60 @@ def require_place(root: Path) -> None:
         _require_free(root)
 
 
-def open_or_create(root: Path, inputs: StoreInputs) -> StorePlan:
-    """The plan of the store at `root`, made now or before from the same inputs.
+def open_or_create(place: Place, inputs: StoreInputs) -> StorePlan:
+    """The plan of the store at this place, made now or before from the same inputs.
 
     Views and images that the store lacks become part of it; views it holds beside them stay.
 
-    Raises StoreMismatchError, or StoreError where the folder is something else or too full.
+    Raises StoreMismatchError, or StoreError where the place is something else or too full.
     """
+    depot = open_depot(place)
+    if isinstance(depot, Bucket):
+        _open_or_create_bucket(depot, inputs)
+        return StorePlan.load(depot.source)
+    root = depot.folder
     _remove_unborn(root)
     if not (root / MANIFEST).exists() and not holds_records(root):
-        _create(root, inputs)
-    compared = _require_same_inputs(root, inputs)
+        _create(depot, inputs)
+    compared = _require_same_inputs(depot, inputs)
     for folder in (COMMITS, LEASES):  # copying tools drop empty folders
         (root / folder).mkdir(exist_ok=True)
-    with commit_lock(root):
-        _repair_metadata(root, inputs)
-        _repair_stages(root, inputs)
-        _extend(root, inputs, compared)
+    _repair_and_extend(depot, inputs, compared)
     remove_leftovers(root)
-    return StorePlan.load(LocalFiles(root))
+    return StorePlan.load(depot.source)
 
 
-def _create(root: Path, inputs: StoreInputs) -> None:
+def _open_or_create_bucket(bucket: Bucket, inputs: StoreInputs) -> None:
+    if not bucket.has(MANIFEST) and not _holds_records(bucket):
+        _require_free_bucket(bucket)
+        bucket.put({COMMIT_LOCK: b""})  # so that what follows is known as a writer's
+        files = _make_files(bucket, inputs)
+        content = files.pop(MANIFEST)
+        bucket.put(files)
+        bucket.create(MANIFEST, content)  # another's is compared like any other
+    for left in reversed(range(_MOST_RACES)):
+        compared = _require_same_inputs(bucket, inputs)
+        try:
+            _repair_and_extend(bucket, inputs, compared)
+            return
+        except ChangedMeanwhileError:
+            if not left:
+                raise
+
+
+def _repair_and_extend(depot: Depot, inputs: StoreInputs, compared: Manifest) -> None:
+    with depot.changing():
+        _repair_metadata(depot, inputs)
+        _repair_stages(depot, inputs)
+        _extend(depot, inputs, compared)
+
+
+def _create(folder: Folder, inputs: StoreInputs) -> None:
+    root = folder.folder
     if root.exists() and not _is_free(root) and (root / MANIFEST).exists():
         return  # another writer made the store since we looked
     _require_free(root)
-    files = _make_files(root, inputs)
+    files = _make_files(folder, inputs)
     if not root.exists():
         _create_beside(root, files)
         return
@@ -164,38 +197,77 @@ def _require_free(root: Path) -> None:
         )
 
 
+def _require_free_bucket(bucket: Bucket) -> None:
+    """Somebody else's objects are neither counted nor touched."""
+    names = bucket.names()
+    if MANIFEST in names or _holds_records(bucket):
+        return
+    others = _not_of_writers(names, was_begun=bucket.has(COMMIT_LOCK))
+    if others:
+        raise StoreError(
+            f"{bucket} holds {sorted(others)[0]!r} and is not a feature store (it has no "
+            f"{MANIFEST}); nothing was written or removed. Choose another --store"
+        )
+
+
+def _holds_records(bucket: Bucket) -> bool:
+    return any(is_record(key.rpartition("/")[2]) for key in bucket.sizes(COMMITS))
+
+
 def _is_free(root: Path) -> bool:
     """Whether a folder is empty, or holds what a writer wrote who died before the manifest."""
     if not root.is_dir():
         return False
     names = {path.name for path in root.iterdir() if path.suffix != TEMPORARY_SUFFIX}
-    names -= {LEASES, "lost+found"}  # the root of a disk has lost+found
-    if (root / COMMIT_LOCK).exists():
+    return not _not_of_writers(names, was_begun=(root / COMMIT_LOCK).exists())
+
+
+def _not_of_writers(names: set[str], *, was_begun: bool) -> set[str]:
+    """What at the top is not of a store whose manifest was never written."""
+    names = names - {LEASES, "lost+found"}  # the root of a disk has lost+found
+    if was_begun:
         names -= {METADATA, CODEC_STATE, STAGES}
         names -= {name for name in names if is_view_name(name) or is_table_key(name)}
-    return not names
+    return names
 
 
-def _make_files(root: Path, inputs: StoreInputs) -> dict[str, bytes]:
+def _make_files(depot: Depot, inputs: StoreInputs) -> dict[str, bytes]:
     """Every file of a store without blocks, the manifest last. Raises StoreError: too full."""
     manifest = inputs.manifest
     blocks = manifest.plan(inputs.annotations)
     codec = make_codec(manifest.codec)
+    files: dict[str, bytes] = {}
     if codec.needs_fit:
         codec = inputs.fit(codec)
+        if isinstance(depot, Bucket):
+            codec = _agree_on(depot, codec, manifest)
+        else:
+            files[CODEC_STATE] = dump_arrays(codec.state())
     layout = Layout(spec=manifest.spec, codec=codec)
-    require_space(root, layout.least_nbytes(blocks) + len(inputs.stages or b""))
-    files = make_metadata(blocks=blocks, layout=layout, block_size=manifest.block_size)
+    depot.require_space(layout.least_nbytes(blocks) + len(inputs.stages or b""))
+    metadata = make_metadata(blocks=blocks, layout=layout, block_size=manifest.block_size)
     decided = replace(
-        manifest, codec_digest=state_digest(codec.state()), metadata_digest=metadata_digest(files)
+        manifest,
+        codec_digest=state_digest(codec.state()),
+        metadata_digest=metadata_digest(metadata),
     )
-    if codec.needs_fit:
-        files[CODEC_STATE] = dump_arrays(codec.state())
-    files |= inputs.annotation_files()
+    files |= metadata | inputs.annotation_files()
     if inputs.stages is not None:
         files[STAGES] = inputs.stages
     files[MANIFEST] = encode_manifest(decided)
     return files
+
+
+def _agree_on(bucket: Bucket, codec: Codec, manifest: Manifest) -> Codec:
+    """What the first of the writers that start together has learnt, also if it died since.
+
+    Another machine may learn other digits of the same images.
+    """
+    of = manifest.block_fingerprint()
+    bucket.settle(
+        CODEC_STATE, dump_arrays(codec.state()), of=of, stays=lambda found: found.of == of
+    )
+    return read_codec(bucket.source, manifest)
 
 
 def _create_beside(root: Path, files: dict[str, bytes]) -> None:
@@ -236,9 +308,9 @@ def _unborn_prefix(target: Path) -> str:
     return f".{name}."
 
 
-def _require_same_inputs(root: Path, inputs: StoreInputs) -> Manifest:
+def _require_same_inputs(depot: Depot, inputs: StoreInputs) -> Manifest:
     """The manifest that was compared. Raises StoreMismatchError."""
-    source, manifest = LocalFiles(root), inputs.manifest
+    source, manifest = depot.source, inputs.manifest
     stored = load_manifest(source)
     digest = stored.stages_digest and manifest.stages_digest  # one without them gets them
     stored = replace(stored, stages_digest=digest)
@@ -246,7 +318,7 @@ def _require_same_inputs(root: Path, inputs: StoreInputs) -> Manifest:
     if _gains(stored, manifest):  # the file of more images is what people say of all of them
         if stored.categories != manifest.categories:
             raise StoreMismatchError(
-                f"{root} has other classes than the annotations of more images: "
+                f"{depot} has other classes than the annotations of more images: "
                 f"{manifest.categories.unlike(stored.categories)}. Give annotations of the same "
                 f"classes{_CHOICE}, or `cachedet relabel` the store first"
             )
@@ -262,7 +334,7 @@ def _require_same_inputs(root: Path, inputs: StoreInputs) -> Manifest:
     if fields and _differ_in_cut(stored, manifest):
         there, asked = (", ".join(each.spec.names) for each in (stored, manifest))
         raise StoreMismatchError(
-            f"{root} holds {there} of the network, and {asked} are asked for: --freeze-at is "
+            f"{depot} holds {there} of the network, and {asked} are asked for: --freeze-at is "
             "another. A store with all levels serves every cut; extract into a new --store, or "
             "give the same --freeze-at"
         )
@@ -276,14 +348,14 @@ def _require_same_inputs(root: Path, inputs: StoreInputs) -> Manifest:
     choice = _CHOICE if stored.categories != manifest.categories else ""
     if _differ_in_truth(stored, manifest):
         raise StoreMismatchError(
-            f"{root} has other boxes or classes for the same images. {'; '.join(fields)}. Its "
-            f"features fit both: `cachedet relabel {root} --annotations FILE` takes the new ones "
+            f"{depot} has other boxes or classes for the same images. {'; '.join(fields)}. Its "
+            f"features fit both: `cachedet relabel {depot} --annotations FILE` takes the new ones "
             f"without extracting; else give the annotations that it has{choice}"
         )
     lacks = any(text.startswith(("images gone: ", "image files changed: ")) for text in fields)
-    leave = _LEAVE.format(root=root) if lacks else ""
+    leave = _LEAVE.format(root=depot) if lacks else ""
     raise StoreMismatchError(
-        f"{root} was extracted from other inputs. {'; '.join(fields)}. {leave}Extract into a new "
+        f"{depot} was extracted from other inputs. {'; '.join(fields)}. {leave}Extract into a new "
         f"--store, or give the same inputs{choice}"
     )
 
@@ -316,37 +388,37 @@ def _differ_in_cut(stored: Manifest, manifest: Manifest) -> bool:
     return stored.network == manifest.network and not stored.differing_fields(same)
 
 
-def _repair_metadata(root: Path, inputs: StoreInputs) -> None:
+def _repair_metadata(depot: Depot, inputs: StoreInputs) -> None:
     """Write damaged images.npz, truth, codec.npz and zarr.json files anew.
 
     Raises StoreError where the codec would not learn the same again, or the store was relabelled
     since its inputs were compared and is damaged.
     """
-    source = LocalFiles(root)
+    source = depot.source
     manifest = load_manifest(source)
-    _repair_tables(root, inputs, manifest)
+    _repair_tables(depot, inputs, manifest)
     try:
         load_codec(source, manifest)
     except StoreError:
         state = inputs.fit(make_codec(manifest.codec)).state()
         if state_digest(state) != manifest.codec_digest:
             raise
-        write_durably(root / CODEC_STATE, dump_arrays(state))
+        depot.put({CODEC_STATE: dump_arrays(state)})
     plan = StorePlan.load(source)
     try:
         plan.require_metadata()
     except StoreError:
         files = plan.make_metadata()
-        write_files(root, files)
+        depot.put(files)
         # another zarr version may write other bytes, so the manifest takes the new digest
         decided = replace(manifest, metadata_digest=metadata_digest(files))
         if decided != manifest:
-            write_durably(root / MANIFEST, encode_manifest(decided))
+            depot.put_manifest(encode_manifest(decided))
 
 
-def _repair_tables(root: Path, inputs: StoreInputs, manifest: Manifest) -> None:
+def _repair_tables(depot: Depot, inputs: StoreInputs, manifest: Manifest) -> None:
     """Write tables of images and boxes anew where the inputs are those that they were made of."""
-    source = LocalFiles(root)
+    source = depot.source
     try:
         load_images(source, manifest)
     except StoreError:
@@ -355,39 +427,39 @@ def _repair_tables(root: Path, inputs: StoreInputs, manifest: Manifest) -> None:
             raise
         named = {images_key(*pair) for pair in enumerate(digests)}
         tables = inputs.annotation_files().items()
-        write_files(root, {key: content for key, content in tables if key in named})
+        depot.put({key: content for key, content in tables if key in named})
     try:
         load_annotations(source, manifest)
     except StoreError:
         if manifest.truth_digest != inputs.manifest.truth_digest:
             raise
-        write_files(root, inputs.annotation_files())
+        depot.put(inputs.annotation_files())
 
 
-def _repair_stages(root: Path, inputs: StoreInputs) -> None:
+def _repair_stages(depot: Depot, inputs: StoreInputs) -> None:
     """Write the stages' weights where they are damaged, or were not kept when it was made."""
-    source = LocalFiles(root)
+    source = depot.source
     manifest = load_manifest(source)
     if inputs.stages is None:
         return
     try:
         load_stages(source, manifest)
     except StoreError:
-        write_durably(root / STAGES, inputs.stages)
+        depot.put({STAGES: inputs.stages})
         _log.info("wrote %s: the weights of the backbone's last stages", STAGES)
         decided = replace(manifest, stages_digest=inputs.manifest.stages_digest)
         if decided != manifest:
-            write_durably(root / MANIFEST, encode_manifest(decided))
+            depot.put_manifest(encode_manifest(decided))
 
 
-def _extend(root: Path, inputs: StoreInputs, compared: Manifest) -> None:
+def _extend(depot: Depot, inputs: StoreInputs, compared: Manifest) -> None:
     """Make the store one that holds these views and images beside its own; under the commit lock.
 
     What its codec learnt stays, and its blocks. Where images come, or come back, what is said of
     all of them is taken. Raises StoreError where the metadata is damaged or the disk cannot hold
     what is to be extracted; the store then is as it was.
     """
-    plan = StorePlan.load(LocalFiles(root))
+    plan = StorePlan.load(depot.source)
     held, wanted = plan.manifest, inputs.manifest
     views = tuple(view for view in wanted.views if view not in held.views)
     larger, annotations = replace(held, views=(*held.views, *views)), plan.annotations
@@ -396,7 +468,7 @@ def _extend(root: Path, inputs: StoreInputs, compared: Manifest) -> None:
     is_same = is_same and plan.gone.issuperset(inputs.withdrawn.tolist())
     if not is_same or not (grows(held, wanted) or held.image_digests == wanted.image_digests):
         raise StoreMismatchError(
-            f"{root} was given other images by another process meanwhile; run the same command "
+            f"{depot} was given other images by another process meanwhile; run the same command "
             "again: it compares with what the store has now"
         )
     if _gains(held, wanted):
@@ -415,15 +487,15 @@ def _extend(root: Path, inputs: StoreInputs, compared: Manifest) -> None:
     blocks = [block for block in larger.plan(annotations) if block.name not in there]
     gone = {*inputs.withdrawn.tolist()}
     needed = [block for block in blocks if not gone.issuperset(block.rows)]
-    require_space(root, plan.layout.least_nbytes(needed))
+    depot.require_space(plan.layout.least_nbytes(needed))
     kept = {key: plan.source.read(key) for key in metadata_keys(plan.blocks, plan.layout)}
     made = make_metadata(blocks=blocks, layout=plan.layout, block_size=larger.block_size)
     new = {key: content for key, content in made.items() if key not in kept}
     decided = replace(larger, metadata_digest=metadata_digest({**kept, **new}))
     content = encode_manifest(decided)
     named = {images_key(*pair) for pair in enumerate(held.image_digests)}
-    write_files(root, new | {k: v for k, v in tables.items() if k not in named})
-    write_durably(root / MANIFEST, content)
+    depot.put(new | {k: v for k, v in tables.items() if k not in named})
+    depot.put_manifest(content)
 
 
 def _tell_other_labels(plan: StorePlan, inputs: StoreInputs) -> None:

@@ -9,29 +9,45 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from cachedet.data.views import is_view_name, parse_views
 from cachedet.errors import InputError
-from cachedet.store.files.durable import cannot_write, write_durably
+from cachedet.store.files.bucket import Bucket
+from cachedet.store.files.depot import Depot, Folder, Place, open_depot
+from cachedet.store.files.durable import cannot_write
 from cachedet.store.files.inside import remove_empty_folders, remove_inside, walk_inside
 from cachedet.store.files.leases import COMMIT_LOCK, commit_lock
-from cachedet.store.files.names import COMMITS, LEASES, MANIFEST, METADATA, WITHDRAWN_SUFFIX
+from cachedet.store.files.names import (
+    CODEC_STATE,
+    COMMITS,
+    LEASES,
+    MANIFEST,
+    METADATA,
+    STAGES,
+    WITHDRAWN_SUFFIX,
+    is_table_key,
+)
 from cachedet.store.files.owner import Owner
 from cachedet.store.files.source import LocalFiles
+from cachedet.store.format.commits import lacks_images
 from cachedet.store.format.layout import Block, commit_key, metadata_digest, metadata_keys
 from cachedet.store.format.manifest import encode_manifest, load_manifest
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.leftovers import LEASE_SUFFIX, dead_leftovers, spent_leftovers
-from cachedet.store.truth import unnamed_tables
+from cachedet.store.settling import origin_of
+from cachedet.store.truth import named_tables, unnamed_tables
 
 Kind = Literal["leftover", "withdrawn", "orphan", "view", "image"]
 
 # Of what writers make, below a view's folder and in commits/; docs/disk-format.md names them all.
 _IN_VIEW = re.compile(rf"({METADATA}|b\d+x\d+(g\d+)?/([^/]+/){{0,2}}({METADATA}|[^/]+/c(/\d+)+))")
+_AT_ONCE = 16  # records that are read
 _RECORD = re.compile(rf"[^/]+-b\d+x\d+(g\d+)?-\d{{6,}}\.json({re.escape(WITHDRAWN_SUFFIX)})?")
 
 
@@ -40,7 +56,7 @@ class Waste:
     """Files of one kind."""
 
     kind: Kind
-    paths: tuple[Path, ...]
+    paths: tuple[Path | str, ...]  # keys of an object storage
     nbytes: int
 
 
@@ -49,7 +65,7 @@ class PruneReport:
     """What `prune` found, and whether it was removed."""
 
     waste: tuple[Waste, ...]
-    left: tuple[Path, ...]  # links and files of others where only waste could lie
+    left: tuple[Path | str, ...]  # links and files of others where only waste could lie
     removed: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -63,7 +79,7 @@ class PruneReport:
 
 
 def prune_store(
-    root: Path, *, dry_run: bool, keep_views: Sequence[str] | None = None
+    place: Place, *, dry_run: bool, keep_views: Sequence[str] | None = None
 ) -> PruneReport:
     """Find what nobody needs and, without `dry_run`, remove it.
 
@@ -80,8 +96,15 @@ def prune_store(
     it may run beside any number of writers, and be killed and run again. What it has to leave in a
     folder of which nothing is wanted, it names.
 
+    In an object storage it keeps the shards of planned blocks that have no record yet, which the
+    next writer takes over. There nobody shall change the store's views or labels meanwhile.
+
     Raises StoreError where the store cannot be opened or written, InputError on an unknown view.
     """
+    depot = open_depot(place)
+    if isinstance(depot, Bucket):
+        return _prune_bucket(depot, dry_run=dry_run, keep_views=keep_views)
+    root = depot.folder
     try:
         return _prune(root, dry_run=dry_run, keep_views=keep_views)
     except OSError as error:
@@ -102,13 +125,93 @@ def _prune(root: Path, *, dry_run: bool, keep_views: Sequence[str] | None) -> Pr
             kept = _kept_views(plan, keep_views)
         waste, left = _find_waste(root, plan, kept)
         if kept != plan.manifest.views:
-            _drop_views(root, plan, kept)
-        paths = [path for some in waste for path in some.paths]
+            _drop_views(Folder(root), plan, kept)
+        paths = [Path(path) for some in waste for path in some.paths]
         for path in sorted(paths, key=lambda path: path.parent != root / COMMITS):  # records first
             remove_inside(root, path)
         for view in _view_folders(root, plan) - {*kept}:
             remove_empty_folders(root / view)
     return PruneReport(waste=waste, left=left, removed=True)
+
+
+def _prune_bucket(
+    bucket: Bucket, *, dry_run: bool, keep_views: Sequence[str] | None
+) -> PruneReport:
+    with bucket.changing():
+        plan = StorePlan.load(bucket.source)
+        plan.require_metadata()
+        kept = _kept_views(plan, keep_views)
+        waste, left = _find_objects(bucket, plan, kept)
+        if not dry_run:
+            if kept != plan.manifest.views:
+                _drop_views(bucket, plan, kept)
+            keys = [str(key) for some in waste for key in some.paths]
+            records = [key for key in keys if key.startswith(COMMITS)]
+            bucket.remove(records)  # first: what is half removed is not there
+            bucket.remove(key for key in keys if not key.startswith(COMMITS))
+    return PruneReport(waste=waste, left=left, removed=not dry_run)
+
+
+def _find_objects(
+    bucket: Bucket, plan: StorePlan, kept: tuple[str, ...]
+) -> tuple[tuple[Waste, ...], tuple[str, ...]]:
+    """Waste by kind, and what is left where nothing is wanted."""
+    sizes = bucket.sizes()
+    wanted = {COMMIT_LOCK, MANIFEST, CODEC_STATE, STAGES, *named_tables(plan.manifest)}
+    wanted.update(metadata_keys(plan.blocks, plan.layout))
+    recorded = [block for block in plan.blocks if commit_key(block) in sizes]
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        lacking = list(threads.map(partial(lacks_images, plan), recorded))
+    held = {block.name for block, lacks in zip(recorded, lacking, strict=True) if not lacks}
+    gone: set[str] = set()
+    for block in plan.blocks:
+        shards = plan.layout.shard_keys(block)
+        if block.name in held:
+            is_gone = plan.gone.issuperset(block.rows)
+            (gone if is_gone else wanted).update({commit_key(block), *shards.values()})
+        elif commit_key(block) not in sizes:
+            wanted.update(_of_writers_at_work(bucket, plan, block, sizes))
+    kinds: dict[Kind, list[str]] = {
+        "leftover": [], "withdrawn": [], "view": [], "image": [], "orphan": [],
+    }  # fmt: skip
+    left = []
+    for key in sorted(sizes, key=lambda key: (not key.startswith(COMMITS), key)):
+        kind = _kind_of(key, is_wanted=key in wanted, kept=kept)
+        if kind == "other":
+            left += [key] if key.partition("/")[0] not in kept else []
+        elif kind is not None:
+            kinds["image" if key in gone else kind].append(key)
+    return tuple(
+        Waste(kind=kind, paths=tuple(keys), nbytes=sum(sizes[key] for key in keys))
+        for kind, keys in kinds.items()
+    ), tuple(left)
+
+
+def _of_writers_at_work(
+    bucket: Bucket, plan: StorePlan, block: Block, sizes: Mapping[str, int]
+) -> Iterator[str]:
+    """Shards without a record that the next writer takes over."""
+    for array, key in plan.layout.shard_keys(block).items():
+        found = bucket.find(key) if key in sizes else None
+        if found is not None and found.of == origin_of(plan, block, array):
+            yield key
+
+
+def _kind_of(key: str, *, is_wanted: bool, kept: tuple[str, ...]) -> Kind | Literal["other"] | None:
+    """What an object is; None: it is wanted, "other": it is not of a writer's names."""
+    folder, _, below = key.partition("/")
+    if is_wanted:
+        view = below.partition("-b")[0] if folder == COMMITS else folder
+        return "view" if is_view_name(view) and view not in kept else None
+    if folder == LEASES:
+        return "leftover"
+    if not below:
+        return "orphan" if is_table_key(key) else "other"
+    if folder != COMMITS and not is_view_name(folder):
+        return "other"
+    if not (_RECORD if folder == COMMITS else _IN_VIEW).fullmatch(below):
+        return "other"
+    return "withdrawn" if below.endswith(WITHDRAWN_SUFFIX) else "orphan"
 
 
 def _kept_views(plan: StorePlan, keep_views: Sequence[str] | None) -> tuple[str, ...]:
@@ -196,13 +299,13 @@ def _view_of(root: Path, path: Path) -> str | None:
     return rest[0].partition("-b")[0] if first == COMMITS and rest else first
 
 
-def _drop_views(root: Path, plan: StorePlan, kept: tuple[str, ...]) -> None:
+def _drop_views(depot: Depot, plan: StorePlan, kept: tuple[str, ...]) -> None:
     """The smaller manifest first: what it no longer plans is an orphan if we die after it."""
     smaller = replace(plan.manifest, views=kept)
     blocks = smaller.plan(plan.annotations)
     contents = {key: plan.source.read(key) for key in metadata_keys(blocks, plan.layout)}
     decided = replace(smaller, metadata_digest=metadata_digest(contents))
-    write_durably(root / MANIFEST, encode_manifest(decided))
+    depot.put_manifest(encode_manifest(decided))
 
 
 def _waste(kind: Kind, paths: Iterable[Path]) -> Waste:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +28,8 @@ from cachedet.store.format.layout import Block, shard_key
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.format.stages import load_stages
 from cachedet.structures import Annotations, Features, SizeHW
+
+_MOST_REQUESTS = 16  # to a server at once
 
 Key = tuple[int, str]
 """(row, view) of one image."""
@@ -240,9 +245,25 @@ class FeatureStore:
         """
         if len(keys) != out.count:  # else the rest would be older images
             raise ValueError(f"the buffers are for {out.count} images, {len(keys)} are read")
+        if self._plan.source.is_remote:
+            self._read_at_once(keys, out)
+            return
         for index, key in enumerate(keys):
             for chunk in self._chunks_of(key, out, index):
                 self._chunks.read(chunk)
+
+    def _read_at_once(self, keys: Sequence[Key], out: EncodedFeatures) -> None:
+        """Shards beside each other, as each request to a server is waited for."""
+        by_shard: dict[str, list[Chunk]] = {}
+        for index, key in enumerate(keys):
+            for chunk in self._chunks_of(key, out, index):
+                by_shard.setdefault(chunk.shard.key, []).append(chunk)
+
+        def read(chunks: list[Chunk]) -> None:
+            for chunk in chunks:
+                self._chunks.read(chunk)
+
+        list(_remote_readers(os.getpid()).map(read, by_shard.values()))
 
     def read_stages(self) -> dict[str, Tensor]:
         """Initial weights of the backbone's stages behind the first level, by name.
@@ -319,6 +340,12 @@ class FeatureStore:
             f"{', '.join(map(repr, views))}; the same `cachedet extract` with these --views adds "
             "them"
         )
+
+
+@functools.cache
+def _remote_readers(process: int) -> ThreadPoolExecutor:
+    """Threads of a process that wait for servers; they compute next to nothing."""
+    return ThreadPoolExecutor(_MOST_REQUESTS, thread_name_prefix="storage-reader")
 
 
 def _without_withdrawn(

@@ -14,12 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.errors import StoreError
-from cachedet.store.files.durable import cannot_write, write_durably
-from cachedet.store.files.inside import remove_inside
-from cachedet.store.files.leases import commit_lock
-from cachedet.store.files.names import MANIFEST, images_key, is_table_key, truth_key
+from cachedet.store.files.depot import Depot, Place, open_depot
+from cachedet.store.files.durable import cannot_write
+from cachedet.store.files.names import images_key, is_table_key, truth_key
 from cachedet.store.files.places import find_obstacle
-from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.commits import find_held
 from cachedet.store.format.manifest import (
     NO_ROWS,
@@ -36,7 +34,7 @@ from cachedet.structures import Annotations
 
 
 def replace_truth(
-    root: Path,
+    place: Place,
     held: Manifest,
     annotations: Annotations,
     *,
@@ -55,21 +53,23 @@ def replace_truth(
     Raises StoreError where the store was relabelled or replaced since `held` was read, or cannot
     be written.
     """
-    obstacle = find_obstacle(root)
+    depot = open_depot(place)
+    root = depot.folder
+    obstacle = None if root is None else find_obstacle(root)
     if obstacle is not None:
-        raise cannot_write(root, obstacle)
+        raise cannot_write(root or Path(), obstacle)
     digest = truth_digest(annotations, withdrawn)
     try:
-        with commit_lock(root):
-            now = load_manifest(LocalFiles(root))
+        with depot.changing():
+            now = load_manifest(depot.source)
             if _identity(now) != _identity(held):
                 raise StoreError(
-                    f"{root} was relabelled or replaced by another process meanwhile; nothing was "
+                    f"{depot} was relabelled or replaced by another process meanwhile; nothing was "
                     "changed by this one. Run the same command again: it compares with what the "
                     "store has now"
                 )
             if len(back):
-                _require_features(root, back)
+                _require_features(depot, back)
             new = replace(
                 now,
                 truth_digest=digest,
@@ -77,20 +77,20 @@ def replace_truth(
                 categories=annotations.categories,
             )
             content = encode_manifest(new)
-            for path in unnamed_tables(root, now):
-                remove_inside(root, path)
+            if root is not None:  # in an object storage another one may just be written
+                depot.remove(path.name for path in unnamed_tables(root, now))
             arrays = truth_arrays(annotations, withdrawn)
-            write_durably(root / truth_key(digest), dump_arrays(arrays))
-            write_durably(root / MANIFEST, content)
+            depot.put({truth_key(digest): dump_arrays(arrays)})
+            depot.put_manifest(content)
     except OSError as error:
-        raise cannot_write(root, error) from error
+        raise cannot_write(root or Path(), error) from error
 
 
-def _require_features(root: Path, rows: NDArray[np.int64]) -> None:
+def _require_features(depot: Depot, rows: NDArray[np.int64]) -> None:
     """Under the lock: `prune` may have freed them since they were seen. Raises StoreError."""
-    if len(find_held(StorePlan.load(LocalFiles(root)), rows)) < len(rows):
+    if len(find_held(StorePlan.load(depot.source), rows)) < len(rows):
         raise StoreError(
-            f"{root}: features of images that come back were freed by another process meanwhile; "
+            f"{depot}: features of images that come back were freed by another process meanwhile; "
             "nothing was changed. Run the same command again: it looks at what the store has now"
         )
 
@@ -100,8 +100,7 @@ def unnamed_tables(root: Path, manifest: Manifest) -> set[Path]:
 
     The store had them before, or a writer left them who died.
     """
-    named = {truth_key(manifest.truth_digest)}
-    named.update(images_key(*pair) for pair in enumerate(manifest.image_digests))
+    named = named_tables(manifest)
     with os.scandir(root) as entries:
         return {
             root / entry.name
@@ -110,6 +109,12 @@ def unnamed_tables(root: Path, manifest: Manifest) -> set[Path]:
             and entry.name not in named
             and entry.is_file(follow_symlinks=False)
         }
+
+
+def named_tables(manifest: Manifest) -> set[str]:
+    """Keys of the files of boxes and images that the manifest names."""
+    images = (images_key(*pair) for pair in enumerate(manifest.image_digests))
+    return {truth_key(manifest.truth_digest), *images}
 
 
 def _identity(manifest: Manifest) -> tuple[str, str]:

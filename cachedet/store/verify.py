@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from cachedet.errors import StoreError
-from cachedet.store.files.leases import commit_lock
+from cachedet.errors import RemoteStoreError, StoreError
+from cachedet.store.files.bucket import Bucket
+from cachedet.store.files.depot import Depot, Place, open_depot
 from cachedet.store.files.locations import shown
-from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.commits import Fault, check_block
 from cachedet.store.format.layout import Block, commit_key, withdrawn_key
 from cachedet.store.format.plan import StorePlan
@@ -71,7 +71,7 @@ class VerifyReport:
 
 
 def verify_store(
-    root: Path, *, deep: bool, on_progress: Callable[[int, int], None] | None = None
+    place: Place, *, deep: bool, on_progress: Callable[[int, int], None] | None = None
 ) -> VerifyReport:
     """Compare every block with its commit record: lengths, and with `deep` every byte.
 
@@ -83,7 +83,8 @@ def verify_store(
 
     Raises StoreError where the store cannot be opened at all.
     """
-    plan = StorePlan.load(LocalFiles(root))
+    depot = open_depot(place)
+    plan = StorePlan.load(depot.source)
     plan.require_metadata()
     missing: list[str] = []
     bad: list[BadBlock] = []
@@ -92,7 +93,7 @@ def verify_store(
         nbytes = 0
         try:
             nbytes, fault = check_block(plan, block, deep=deep)
-            bad += _withdraw(root, plan, block, fault, deep=deep) if fault is not None else []
+            bad += _withdraw(depot, plan, block, fault, deep=deep) if fault is not None else []
         except FileNotFoundError:
             missing.append(block.name)
         except StoreError as error:
@@ -121,7 +122,7 @@ def _find_fault_of_stages(plan: StorePlan) -> str | None:
 
 
 def _withdraw(
-    root: Path, plan: StorePlan, block: Block, fault: Fault, *, deep: bool
+    depot: Depot, plan: StorePlan, block: Block, fault: Fault, *, deep: bool
 ) -> list[BadBlock]:
     """Put a bad record aside; empty where a writer has put the block right meanwhile.
 
@@ -129,22 +130,27 @@ def _withdraw(
     """
     withdrawn = True
     try:
-        with commit_lock(root):
+        with depot.changing():
             _, still = check_block(plan, block, deep=deep)
             if still is None:
                 return []
             fault = still
-            os.replace(root / commit_key(block), root / withdrawn_key(block))
+            if isinstance(depot, Bucket):
+                depot.put({withdrawn_key(block): depot.source.read(commit_key(block))})
+                depot.remove([commit_key(block)])
+            else:
+                root = depot.folder
+                os.replace(root / commit_key(block), root / withdrawn_key(block))
     except FileNotFoundError:
         raise
-    except OSError:  # read-only: reported, and left to its owner
+    except (OSError, RemoteStoreError):  # read-only: reported, and left to its owner
         withdrawn = False
     return [BadBlock(name=block.name, path=fault.where, reason=fault.reason, withdrawn=withdrawn)]
 
 
-def count_blocks(root: Path) -> int:
+def count_blocks(place: Place) -> int:
     """Blocks of the finished store. Raises StoreError where the store cannot be opened."""
-    return len(StorePlan.load(LocalFiles(root)).needed)
+    return len(StorePlan.load(open_depot(place).source).needed)
 
 
 def describe_store(root: Path | str) -> dict[str, Any]:

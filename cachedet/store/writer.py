@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,10 @@ from torch import Tensor
 from cachedet.errors import StoreError
 from cachedet.store.codecs.codec import Codec, Encoded, Shape
 from cachedet.store.creation import Fit, StoreInputs, open_or_create
+from cachedet.store.files.bucket import Bucket
+from cachedet.store.files.depot import Folder, Place, open_depot
 from cachedet.store.files.durable import (
     cannot_write,
-    require_space,
     sync_directory,
     temporary_path,
     write_durably,
@@ -33,12 +35,14 @@ from cachedet.store.format.commits import (
     Quality,
     ShardRecord,
     check_block,
+    is_recorded,
     total_quality,
 )
 from cachedet.store.format.layout import Block, commit_key, shard_key, withdrawn_key
 from cachedet.store.format.manifest import NO_ROWS, Manifest, load_manifest
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.format.shards import Packed, chunk_checksum, pack_chunk, pack_index
+from cachedet.store.settling import publish_record, settle_shards, whole_blocks
 from cachedet.structures import Annotations, Features
 
 
@@ -55,20 +59,33 @@ class PackedImages:
 
 
 class StoreWriter:
-    """Writes blocks of features into a new store or one that was interrupted."""
+    """Writes blocks of features into a new store or one that was interrupted.
 
-    def __init__(self, root: Path, plan: StorePlan) -> None:
-        self.root = root
+    In an object storage several threads may commit at once.
+    """
+
+    def __init__(self, place: Place, plan: StorePlan) -> None:
+        self.depot = open_depot(place)
         self.manifest = plan.manifest
         self.blocks = plan.needed  # all that the finished store has
         self.gone = plan.gone  # rows of images that were taken out: their slots stay blank
         self.nbytes_written = 0  # of shards, by this writer
+        self.blocks_lost = 0  # that another writer committed while this one wrote them
         self._plan = plan
+        self._committed: set[str] = set()  # seen in an object storage, where they stay
+        self._counting = threading.Lock()
+
+    @property
+    def root(self) -> Path:
+        """The folder of the store. Raises StoreError where it lies in an object storage."""
+        if self.depot.folder is None:
+            raise StoreError(f"{self.depot} is no folder of this machine")
+        return self.depot.folder
 
     @classmethod
     def open(
         cls,
-        root: Path,
+        place: Place,
         *,
         manifest: Manifest,
         annotations: Annotations,
@@ -92,19 +109,30 @@ class StoreWriter:
             stages=stages,
             withdrawn=withdrawn,
         )
+        depot = open_depot(place)
         try:
-            writer = cls(root, open_or_create(root, inputs))
-            require_space(root, writer._plan.layout.least_nbytes(writer.missing_blocks()))
+            writer = cls(depot, open_or_create(depot, inputs))
+            if isinstance(depot, Folder):
+                depot.require_space(writer._plan.layout.least_nbytes(writer.missing_blocks()))
         except OSError as error:
-            raise cannot_write(root, error) from error
+            raise cannot_write(depot.folder or Path(), error) from error
         return writer
 
     def missing_blocks(self) -> list[Block]:
         """Blocks that are not committed, or whose files no longer have the committed length."""
+        if isinstance(self.depot, Bucket):
+            unknown = [block for block in self.blocks if block.name not in self._committed]
+            self._committed |= whole_blocks(self.depot, self._plan, unknown)
+            return [block for block in unknown if block.name not in self._committed]
         return [block for block in self.blocks if not self.is_committed(block)]
 
     def is_committed(self, block: Block) -> bool:
-        """Whether a whole block lies in the store now, whoever wrote it."""
+        """Whether a whole block lies in the store now, whoever wrote it.
+
+        In an object storage its record says so: a shard is there before it, and stays.
+        """
+        if self.depot.folder is None:
+            return block.name in self._committed or is_recorded(self._plan, block)
         try:
             _, fault = check_block(self._plan, block, deep=False)
         except FileNotFoundError:
@@ -152,6 +180,8 @@ class StoreWriter:
         Raises StoreError where the disk refuses, or the store no longer wants the block; nothing
         half-written is visible then.
         """
+        if isinstance(self.depot, Bucket):
+            return self._commit_object(self.depot, block, images)
         temporary: dict[str, Path] = {}
         shards: dict[str, ShardRecord] = {}
         try:
@@ -166,13 +196,7 @@ class StoreWriter:
                     digest=digest,
                     chunk_checksums=b"".join(map(chunk_checksum, chunks)),
                 )
-            record = CommitRecord(
-                block=block.name,
-                image_ids=self._written_ids(block),
-                fingerprint=self._plan.fingerprint_of(block),
-                shards=shards,
-                quality=total_quality(some.quality for some in images),
-            )
+            record = self._make_record(block, shards, images)
             with commit_lock(self.root):
                 self._require_planned(block)
                 if self.is_committed(block):
@@ -186,6 +210,33 @@ class StoreWriter:
                 path.unlink(missing_ok=True)
         self.nbytes_written += sum(shard.nbytes for shard in shards.values())
         return True
+
+    def _commit_object(self, bucket: Bucket, block: Block, images: Sequence[PackedImages]) -> bool:
+        contents = {
+            array: b"".join(self._shard([chunk for some in images for chunk in some.chunks[array]]))
+            for array in self._plan.layout.shard_keys(block)
+        }
+        shards = settle_shards(bucket, self._plan, block, contents)
+        self._require_planned(block)
+        is_ours = publish_record(bucket, block, self._make_record(block, shards, images))
+        with self._counting:
+            self._committed.add(block.name)
+            if is_ours:
+                self.nbytes_written += sum(shard.nbytes for shard in shards.values())
+            else:
+                self.blocks_lost += 1
+        return is_ours
+
+    def _make_record(
+        self, block: Block, shards: dict[str, ShardRecord], images: Sequence[PackedImages]
+    ) -> CommitRecord:
+        return CommitRecord(
+            block=block.name,
+            image_ids=self._written_ids(block),
+            fingerprint=self._plan.fingerprint_of(block),
+            shards=shards,
+            quality=total_quality(some.quality for some in images),
+        )
 
     def _written_ids(self, block: Block) -> tuple[int | None, ...]:
         """Of its images, None of those whose slots are blank."""
@@ -207,7 +258,7 @@ class StoreWriter:
             return
         changes = "; ".join(now.differing_fields(ours)) or "its codec learnt something else"
         raise StoreError(
-            f"{self.root} was changed while this process wrote into it. {changes}. Give the "
+            f"{self.depot} was changed while this process wrote into it. {changes}. Give the "
             "inputs that the store has now, or extract into a new --store"
         )
 

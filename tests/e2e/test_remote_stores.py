@@ -21,6 +21,7 @@ from cachedet.config.run import TrainConfig, dump_config
 from cachedet.errors import RemoteStoreError, StoreError
 from cachedet.evaluate import Questions, evaluate
 from cachedet.report import report
+from cachedet.store.files.depot import open_depot
 from cachedet.store.reader import FeatureStore
 from cachedet.train import train
 
@@ -301,3 +302,21 @@ def test_commands_that_take_no_url_do_not_show_its_credentials(
         assert process.returncode == 1
         assert err.startswith("error: ")
         assert "S3CRET" not in out + err
+
+
+def test_training_and_scoring_from_an_object_storage(tiny: Any, s3: Any, tmp_path: Path) -> None:
+    """With faults that pass; the losses and figures are those of folders."""
+    expected = train(CONFIG, train_store=tiny.train, val_store=tiny.val, run=tmp_path / "whole")
+    urls = []
+    for root in (tiny.train, tiny.val):
+        urls.append(s3.new_url(root.name))
+        files = {str(path.relative_to(root)): path for path in root.rglob("*") if path.is_file()}
+        open_depot(urls[-1]).put({key: path.read_bytes() for key, path in files.items()})
+    count = iter(range(10**9))
+    s3.before = lambda method, key: (503, "SlowDown") if next(count) % 30 == 29 else None
+    done = train(CONFIG, train_store=urls[0], val_store=urls[1], run=tmp_path / "run")
+    assert done.losses == expected.losses
+    assert done.best_ap == expected.best_ap
+    evaluate(tmp_path / "run", store=urls[1])
+    assert urls[1] in (tmp_path / "run" / "results.json").read_text()
+    assert not leaks(tmp_path)

@@ -369,7 +369,10 @@ def test_through_the_command_line(root: Path) -> None:
     for arguments, message in (
         ([str(root), "--keep-views", "bse"], "error: --keep-views expects some of base, got 'bse'"),
         ([str(root / "base")], "is not a feature store"),
-        (["s3://b/x"], "error: `cachedet prune` needs a local folder, got s3://b/x: it writes"),
+        (
+            ["http://b/x"],
+            "error: http://b/x cannot be written: cachedet writes stores into folders",
+        ),
     ):
         refused = run.invoke(app, ["prune", *arguments])
         assert refused.exit_code == 1

@@ -7,6 +7,7 @@ their status, their code or their name, wherever in a chain of causes they stand
 from __future__ import annotations
 
 import errno
+import re
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -58,7 +59,7 @@ def classify(error: BaseException, hide: Callable[[str], str]) -> Answer:
             if answer is not None:
                 return answer
     first = chain[0]  # FileNotFoundError may stand for anything, see `_by_kind`
-    text = hide(str(first)).strip() or "no reason given"
+    text = hide(str(first).partition("\n")[0]).strip() or "no reason given"
     what = f"the request failed ({type(first).__name__}: {text[:300]})"
     return Answer(what=what, remedy=_URL, passes=isinstance(first, OSError))
 
@@ -99,7 +100,7 @@ _PASSING_CODES = frozenset(
 
 def _by_code(error: BaseException) -> Answer | None:
     """By the code of an S3 error."""
-    code = str(_look(error, "response", "Error", "Code") or "")
+    code = str(_look(error, "response", "Error", "Code") or _said_by_obstore(error, _CODE_TEXT))
     if code in _MISSING_CODES:
         return Answer(what=f"there is no such object ({code})", remedy=_URL, missing=True)
     if code in _CREDENTIAL_CODES:
@@ -108,6 +109,18 @@ def _by_code(error: BaseException) -> Answer | None:
     if code in _PASSING_CODES:
         return Answer(what=f"the server answered {code}", passes=True)
     return None
+
+
+_CODE_TEXT = re.compile(r"<Code>(\w+)</Code>")
+_STATUS_TEXT = re.compile(r"(?:status code: |HTTP status \w+ error \()(\d{3})")
+
+
+def _said_by_obstore(error: BaseException, pattern: re.Pattern[str]) -> str:
+    """Part of a message of obstore, whose exceptions have only their text."""
+    if type(error).__module__.partition(".")[0] != "obstore":
+        return ""
+    found = pattern.search(str(error))
+    return "" if found is None else found[1]
 
 
 def _by_status(error: BaseException) -> Answer | None:
@@ -177,7 +190,7 @@ _UNMET = ("the host", "the server refused the connection", "the server could")
 
 def _by_kind(error: BaseException) -> Answer | None:
     """By the class of the exception, or the number of a system error."""
-    words = _words_of(error)
+    words = _words_of(error) or _words_of_obstore(error)
     if words is None:
         if not isinstance(error, FileNotFoundError) or error.__cause__ is not None:
             return None  # fsspec makes one of whatever keeps it from asking for a size
@@ -205,6 +218,25 @@ def _words_of(error: BaseException) -> str | None:
     return _WORDS_OF["ConnectionRefusedError"] if _is_refused(error) else None
 
 
+_OBSTORE_TEXTS = {  # what its exceptions say, the first that fits
+    "169.254.169.254": "no credentials were found",  # it asked the cloud's machine for them
+    "incorrectly configured region": "the bucket is in another region than AWS_REGION says",
+    "certificate": "the server's certificate is not trusted",
+    "dns error": "the host's name could not be looked up (DNS)",
+    "ConnectionRefused": "the server refused the connection",
+    "timed out": "no answer came in time",
+    "kind: Connect,": "the server could not be reached",
+    "HTTP error": "the connection was cut",
+}
+
+
+def _words_of_obstore(error: BaseException) -> str | None:
+    for text, words in _OBSTORE_TEXTS.items():
+        if _said_by_obstore(error, re.compile(f"({re.escape(text)})")):
+            return words
+    return None
+
+
 def _is_refused(error: BaseException) -> bool:
     """Whether nobody listens at the port; aiohttp only keeps the number."""
     return isinstance(error, OSError) and error.errno == errno.ECONNREFUSED
@@ -224,7 +256,8 @@ def _status_of(error: BaseException) -> int | None:
         status = _look(error, *names)
         if isinstance(status, int) and 300 <= status <= 599:
             return status
-    return None
+    status = int(_said_by_obstore(error, _STATUS_TEXT) or 0)
+    return status if 300 <= status <= 599 else None
 
 
 def _wait_of(error: BaseException) -> float:

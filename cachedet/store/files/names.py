@@ -59,9 +59,14 @@ def require_size(nbytes: int, key: str) -> None:
         raise OSError(errno.EFBIG, reason, key)
 
 
+def is_record(name: str) -> bool:
+    """Whether it can only be the record of a block."""
+    return _RECORD.fullmatch(name) is not None
+
+
 def holds_records(root: Path) -> bool:
     """Whether commits/ has what can only be records of blocks: a store, also without a manifest."""
     try:
-        return any(map(_RECORD.fullmatch, os.listdir(root / COMMITS)))
+        return any(map(is_record, os.listdir(root / COMMITS)))
     except OSError:
         return False

@@ -7,13 +7,14 @@ import os
 import random
 import time
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from cachedet.errors import CachedetError, ConfigError, RemoteStoreError
 from cachedet.store.files import farewell
 from cachedet.store.files.answers import Answer, classify
 
 T = TypeVar("T")
+Deed = Literal["read", "written"]
 
 PATIENCE_NAME, TIMEOUT_NAME = "CACHEDET_REMOTE_PATIENCE", "CACHEDET_REMOTE_TIMEOUT"
 _PATIENCE_SECONDS, _TIMEOUT_SECONDS = 60.0, 30.0
@@ -21,6 +22,7 @@ _LONGEST_SECONDS = 86_400.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0  # seconds
 _UNMET_SHARE = 6  # of a server that never answered, patience is this part: its name may be wrong
 _GIVEN_UP_SECONDS = 10.0  # in which other reads that wait do not begin to hope anew
+_SAFE = "What was committed is safe, and what is missing is written then."
 _random = random.Random()  # of its own: the user's random numbers stay theirs
 
 
@@ -45,8 +47,15 @@ class Patience:
             hide=hide,
         )
 
-    def ask(self, request: Callable[[float], T], *, where: str) -> T:
-        """What `request` returns, which gets the seconds it may take.
+    def ask(
+        self,
+        request: Callable[[float], T],
+        *,
+        where: str,
+        deed: Deed = "read",
+        more: float = 0.0,
+    ) -> T:
+        """What `request` returns, which gets the seconds it may take; `more` for much to send.
 
         It is asked again while what it raises may pass. Nothing of those exceptions is kept: they
         name URLs with their credentials.
@@ -60,7 +69,7 @@ class Patience:
             spent = time.monotonic() - begun
             tries += 1
             try:
-                content = request(self.request if tries == 1 else self._left(spent))
+                content = request(more + (self.request if tries == 1 else self._left(spent)))
                 self._has_answered, self._given_up = True, None
                 return content
             except CachedetError:
@@ -72,7 +81,7 @@ class Patience:
             spent = time.monotonic() - begun
             pause = max(answer.wait, self._pause(tries))
             if not answer.passes or spent + pause >= self._limit(answer):
-                raise self._give_up(answer, where, tries, spent)
+                raise self._give_up(answer, f"{where} cannot be {deed}", tries, spent, deed)
             farewell.pause(pause, where=where)
 
     def _left(self, spent: float) -> float:
@@ -92,20 +101,27 @@ class Patience:
         if given_up is not None and begun - _GIVEN_UP_SECONDS < given_up[0]:
             raise RemoteStoreError(given_up[1])
 
-    def _give_up(self, answer: Answer, where: str, tries: int, spent: float) -> RemoteStoreError:
+    def _give_up(
+        self, answer: Answer, verdict: str, tries: int, spent: float, deed: Deed
+    ) -> RemoteStoreError:
         if not answer.passes:
-            error = RemoteStoreError(f"{where} cannot be read: {answer.what}. {answer.remedy}")
+            safe = f" {_SAFE}" if deed == "written" else ""
+            error = RemoteStoreError(f"{verdict}: {answer.what}. {answer.remedy}{safe}")
             error.is_refusal = answer.refused
             return error
         often = "once" if tries == 1 else f"{tries} times in {spent:.0f} s"
         asked = f", and asked to wait for {answer.wait:g} s" if answer.wait else ""
-        message = (
-            f"{where} cannot be read: {answer.what}{asked} (tried {often}). {self.how_to_go_on()}"
-        )
+        rest = self.how_to_go_on(deed)
+        message = f"{verdict}: {answer.what}{asked} (tried {often}). {rest}"
         self._given_up = time.monotonic(), message
         return RemoteStoreError(message)
 
-    def how_to_go_on(self) -> str:
+    def how_to_go_on(self, deed: Deed = "read") -> str:
+        if deed == "written":
+            return (
+                "Look after the network and the server, then give the same command again. "
+                f"{_SAFE} A write is tried for {self.total:g} s ({PATIENCE_NAME})"
+            )
         return (
             "That says nothing about the store itself: look after the URL, the network and the "
             "server, then give the same command again (`train-heads` with --resume: it goes on "

@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, unquote
 
 from zarr.abc.store import RangeByteRequest, Store
 from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import FsspecStore, LocalStore, MemoryStore, ZipStore
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, ZipStore
 
 from cachedet.errors import (
     CachedetError,
@@ -41,24 +41,36 @@ from cachedet.store.files.locations import (
     shown,
     split_web,
 )
-from cachedet.store.files.names import COMMITS, MANIFEST, METADATA, most_nbytes, require_size
-from cachedet.store.files.patience import Patience
+from cachedet.store.files.names import (
+    COMMITS,
+    MANIFEST,
+    METADATA,
+    STAGES,
+    most_nbytes,
+    require_size,
+)
+from cachedet.store.files.patience import Deed, Patience
+from cachedet.store.files.profiles import profile_credentials
 
 T = TypeVar("T")
 
 _ON_THIS_MACHINE = (LocalStore, MemoryStore, ZipStore)
+_SLOWEST = 500_000  # bytes a second in which what is sent must arrive
 _REQUEST_NBYTES = 4 << 20  # so that an answer which makes progress comes in time
 _ONE_REQUEST = 64 << 20  # smaller files of a storage are fetched without asking for their size
+_CLIENT_TIMEOUT = "1h"  # of obstore, for each request; `patience` is stricter
+_OBSTORE_NAMES = {"gcs": "gs"}
 _PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")
 _NO_RANGES = (
     "Serve the store from a server that knows range requests (nginx, Apache, any object storage; "
     "Python's http.server does not), or copy it to a folder"
 )
 _REMOTE = "'cachedet[remote]'"
+OBJECT_STORAGES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
+"""Schemes that obstore reads and writes; any other is fsspec's, and only read."""
 _PACKAGES = {
-    "http": _REMOTE, "https": _REMOTE, "s3": _REMOTE, "s3a": _REMOTE, "gs": "gcsfs",
-    "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs", "sftp": "paramiko",
-    "ssh": "paramiko",
+    "http": _REMOTE, "https": _REMOTE, **dict.fromkeys(OBJECT_STORAGES, _REMOTE),
+    "sftp": "paramiko", "ssh": "paramiko",
 }  # fmt: skip
 
 
@@ -81,7 +93,7 @@ class ZarrStorage:
         self.is_remote = not isinstance(store, _ON_THIS_MACHINE) and scheme not in ("file", "local")
         self._is_web = scheme in WEB
         self._patience = Patience.of_environment(hide=self._hide)
-        self._wait(store._ensure_open())
+        self.wait(store._ensure_open())
 
     def __reduce__(self) -> tuple[Callable[..., ZarrStorage], tuple[Any, ...]]:
         return _open_again, (self._store, self._location, self._secrets)
@@ -114,9 +126,9 @@ class ZarrStorage:
 
     def names(self, folder: str) -> set[str] | None:
         if not self.is_remote:
-            return self._wait(self._list(folder))
+            return self.wait(self._list(folder))
         try:
-            names = self._ask(lambda: self._list(folder), folder)
+            names = self.ask(lambda: self._list(folder), folder)
         except FileNotFoundError:
             names = set()
         except RemoteStoreError as error:
@@ -127,9 +139,9 @@ class ZarrStorage:
 
     def open(self, key: str) -> OpenObject:
         if not self.is_remote:
-            return OpenObject(self, key, self._wait(self._store.getsize(key)))
+            return OpenObject(self, key, self.wait(self._store.getsize(key)))
         try:
-            return OpenObject(self, key, self._ask(lambda: self._store.getsize(key), key))
+            return OpenObject(self, key, self.ask(lambda: self._store.getsize(key), key))
         except FileNotFoundError:
             pass
         raise self._incomplete(key)
@@ -162,7 +174,7 @@ class ZarrStorage:
 
     def _read_pieces(self, key: str, most: int) -> bytes:
         if most > _ONE_REQUEST:
-            nbytes = self._ask(lambda: self._store.getsize(key), key)
+            nbytes = self.ask(lambda: self._store.getsize(key), key)
             if nbytes > most:
                 finding = f"it has {nbytes:,} bytes, which such a file never has"
                 raise self._other_bytes(key, finding)
@@ -184,22 +196,30 @@ class ZarrStorage:
             return content
 
         try:
-            return self._ask(get, key)
+            return self.ask(get, key)
         except FileNotFoundError:
             if not exactly:
                 raise
         raise self._incomplete(key)
 
-    def _ask(self, make: Callable[[], Coroutine[Any, Any, T]], key: str) -> T:
+    def ask(
+        self,
+        make: Callable[[], Coroutine[Any, Any, T]],
+        key: str,
+        *,
+        nbytes: int = 0,  # that are sent
+        deed: Deed = "read",
+    ) -> T:
         """Raises FileNotFoundError, or RemoteStoreError on any other answer than this."""
 
         def request(seconds: float) -> T:
-            return self._wait(asyncio.wait_for(make(), seconds))
+            return self.wait(asyncio.wait_for(make(), seconds))
 
-        return self._patience.ask(request, where=self.describe(key))
+        more = nbytes / _SLOWEST
+        return self._patience.ask(request, where=self.describe(key), deed=deed, more=more)
 
     def _get(self, key: str, byte_range: RangeByteRequest | None) -> bytes:
-        return self._wait(self._fetch(key, byte_range))
+        return self.wait(self._fetch(key, byte_range))
 
     async def _fetch(self, key: str, byte_range: RangeByteRequest | None) -> bytes:
         content = await self._store.get(key, default_buffer_prototype(), byte_range)
@@ -237,7 +257,8 @@ class ZarrStorage:
             "copy the store there once more, then go on (`train-heads --resume`)"
         )
 
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """What it returns or raises; it runs in the thread of all storages."""
         if self._process != os.getpid():
             work.close()
             raise StoreError(
@@ -281,17 +302,64 @@ class OpenObject:
 
 
 def open_url(url: str) -> ZarrStorage:
-    """The storage behind a URL that fsspec knows. Raises StoreError where it cannot be opened."""
-    secrets = frozenset(secrets_in(url))
-    try:
+    """The storage behind a URL. Raises StoreError where it cannot be opened."""
+    if scheme_of(url) in OBJECT_STORAGES:
+        store, location, secrets = open_object_storage(url)
+        return ZarrStorage(ObjectStore(store, read_only=True), location=location, secrets=secrets)
+
+    def open_it() -> ZarrStorage:
         clean, options = _connection(url)
         store = FsspecStore.from_url(clean, storage_options=options, read_only=True)
-        return ZarrStorage(store, location=shown(url).rstrip("/"), secrets=secrets)
+        return ZarrStorage(
+            store, location=shown(url).rstrip("/"), secrets=frozenset(secrets_in(url))
+        )
+
+    return _opened(url, open_it)
+
+
+def open_object_storage(url: str) -> tuple[Any, str, frozenset[str]]:
+    """obstore's storage, its place as it may be shown, and what never may be.
+
+    Credentials, region and endpoint are those of the environment. Raises StoreError.
+    """
+    clean = shown(url).rstrip("/")
+
+    def open_it() -> Any:
+        from obstore.store import from_url
+
+        scheme, _, rest = clean.partition("://")
+        given = profile_credentials() if scheme in ("s3", "s3a") else None
+        return from_url(
+            f"{_OBSTORE_NAMES.get(scheme, scheme)}://{rest}",
+            credential_provider=given,
+            client_options={"timeout": _CLIENT_TIMEOUT, "allow_http": _allows_http()},
+            retry_config={"max_retries": 0},  # `patience` asks again, and says how often
+        )
+
+    return _opened(url, open_it), clean, frozenset(secrets_in(url))
+
+
+def _allows_http() -> bool:
+    """Whether the environment says so, or names an endpoint without TLS itself."""
+    said = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes")
+    return said or os.environ.get("AWS_ENDPOINT_URL", "").lower().startswith("http://")
+
+
+def scheme_of(url: str) -> str:
+    """``s3://bucket/x`` -> ``s3``; of fsspec's chains the last, with the chain in front."""
+    return url.partition("://")[0].lower()
+
+
+def _opened(url: str, open_it: Callable[[], T]) -> T:
+    """Raises StoreError without any credential of the URL."""
+    secrets = frozenset(secrets_in(url))
+    try:
+        return open_it()
     except CachedetError:
         raise
     except ImportError as error:
         problem = f"{redacted_foreign(str(error), secrets=secrets)}; {_package_of(url)}"
-    except Exception as error:  # each file system has its own
+    except Exception as error:  # each library has its own
         problem = redacted_foreign(str(error), secrets=secrets) or type(error).__name__
     raise StoreError(f"cannot open {shown(url)}: {problem}")
 
@@ -350,6 +418,8 @@ def _misfit(key: str, content: bytes, most: int) -> str:
     if key.endswith(".npz"):
         is_whole = content[:4] == b"PK\x03\x04" and content[-22:-18] == b"PK\x05\x06"
         return "" if is_whole else "it is cut off, or no .npz file"
+    if key == STAGES:  # its digest tells
+        return ""
     try:
         values = json.loads(content)
     except (ValueError, RecursionError):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +23,7 @@ from cachedet.store.format.plan import StorePlan
 from cachedet.store.format.shards import CHECKSUM_NBYTES, proves_damage, unreadable
 
 _READ_NBYTES = 1 << 20
+_AT_ONCE = 16  # records of a server
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,23 +167,28 @@ def read_records(plan: StorePlan) -> dict[str, CommitRecord]:
     one cannot be read now, which proves no damage.
     """
     present = plan.source.names(COMMITS)
-    records = {}
-    for block in plan.needed:
-        if present is not None and f"{block.name}.json" not in present:
-            continue
-        try:
-            record = read_record(plan.source, block)
-        except FileNotFoundError:  # since the listing: somebody writes the block anew
-            continue
-        misfit = _find_misfit(plan, block, record)
-        if misfit is not None:
-            raise CorruptBlockError(
-                f"{plan.source.describe(commit_key(block))} belongs to another store or block: "
-                f"{misfit}; the same `cachedet extract` again writes this block anew"
-            )
-        if not _lacks_images(plan, block, record):
-            records[block.name] = record
-    return records
+    blocks = [b for b in plan.needed if present is None or f"{b.name}.json" in present]
+    if plan.source.is_remote:  # each request is waited for
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            found = list(threads.map(partial(_read_fitting, plan), blocks))
+    else:
+        found = [_read_fitting(plan, block) for block in blocks]
+    records = zip(blocks, found, strict=True)
+    return {block.name: record for block, record in records if record is not None}
+
+
+def _read_fitting(plan: StorePlan, block: Block) -> CommitRecord | None:
+    try:
+        record = read_record(plan.source, block)
+    except FileNotFoundError:  # since the listing: somebody writes the block anew
+        return None
+    misfit = _find_misfit(plan, block, record)
+    if misfit is not None:
+        raise CorruptBlockError(
+            f"{plan.source.describe(commit_key(block))} belongs to another store or block: "
+            f"{misfit}; the same `cachedet extract` again writes this block anew"
+        )
+    return None if _lacks_images(plan, block, record) else record
 
 
 def find_held(plan: StorePlan, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -239,6 +247,28 @@ def check_block(plan: StorePlan, block: Block, *, deep: bool) -> tuple[int, Faul
         if reason is not None:
             return nbytes, Fault(plan.source.describe(key), reason)
     return nbytes, None
+
+
+def is_recorded(plan: StorePlan, block: Block) -> bool:
+    """Whether a whole record of all its images is there; its shards are not looked at.
+
+    Raises StoreError where it cannot be read now.
+    """
+    try:
+        return _read_fitting(plan, block) is not None
+    except CorruptBlockError:
+        return False
+
+
+def lacks_images(plan: StorePlan, block: Block) -> bool:
+    """Whether its record is of a time when images that are back now were out of the store.
+
+    Raises StoreError where it cannot be read now.
+    """
+    try:
+        return _lacks_images(plan, block, read_record(plan.source, block))
+    except (FileNotFoundError, CorruptBlockError, ValueError):
+        return False
 
 
 def _find_misfit(plan: StorePlan, block: Block, record: CommitRecord) -> str | None:

@@ -170,6 +170,14 @@ def _require_bounded(source: ByteSource, manifest: Manifest, blocks: Sequence[Bl
 
 def load_codec(source: ByteSource, manifest: Manifest) -> Codec:
     """The fitted codec of a store. Raises StoreError where its state is missing or damaged."""
+    return read_codec(source, manifest, digest=manifest.codec_digest)
+
+
+def read_codec(source: ByteSource, manifest: Manifest, *, digest: str | None = None) -> Codec:
+    """The codec with the state that lies there, of this digest where one is given.
+
+    Raises as `load_codec`.
+    """
     try:
         codec = make_codec(manifest.codec)
     except InputError as error:
@@ -179,7 +187,7 @@ def load_codec(source: ByteSource, manifest: Manifest) -> Codec:
         wanted = {f"{level}/{n}" for level in manifest.spec.names for n in codec.state_names}
         state = load_arrays(source, CODEC_STATE, wanted=wanted, remedy=_REPAIR_CODEC)
     where = source.describe(CODEC_STATE)
-    if state_digest(state) != manifest.codec_digest:
+    if digest is not None and state_digest(state) != digest:
         reason = "is not the one this store was made with; copy it from a backup"
         raise altered(where, reason, remedy=_REPAIR_CODEC, verdict="")
     try:

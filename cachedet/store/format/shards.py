@@ -83,6 +83,27 @@ def parse_index(
     return table[:used].astype(np.int64)
 
 
+def checksums_of(content: bytes, *, used: int, slots: int, part: Part, where: str) -> bytes:
+    """The last bytes of every chunk of a whole shard, each of which was checked.
+
+    Raises CorruptBlockError where it is not one of `used` images.
+    """
+    end = len(content) - index_nbytes(slots)
+    if end < 0:
+        raise corrupt(where, "the shard is shorter than its index")
+    table = parse_index(content[end:], used=used, file_nbytes=len(content), part=part, where=where)
+    found = []
+    for offset, nbytes in table.tolist():
+        packed = memoryview(content)[offset : offset + nbytes]
+        if part.packing == "zstd":
+            unpack_zstd(packed, part.empty(1)[0], where=where)
+        else:
+            raw = np.frombuffer(packed[:-CHECKSUM_NBYTES], dtype=np.uint8)
+            check_crc32c(raw, packed[-CHECKSUM_NBYTES:], where=where)
+        found.append(bytes(packed[-CHECKSUM_NBYTES:]))
+    return b"".join(found)
+
+
 def check_crc32c(raw: NDArray[np.uint8], stored: bytes | memoryview, *, where: str) -> None:
     """Raises CorruptBlockError where these bytes do not give the stored checksum."""
     if _crc32c(raw) != stored:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from cachedet.errors import CorruptBlockError, RemoteStoreError, StoreError
+from cachedet.store.files.depot import open_depot
 from cachedet.store.files.remote import ZarrStorage, open_url
 from cachedet.store.reader import FeatureStore
 
@@ -237,17 +239,27 @@ def test_storage_options_are_never_shown(root: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("gs://bucket/s.zarr", "pip install gcsfs"),
+        ("sftp://alice:S3CRET@host/s.zarr", "pip install paramiko"),
         ("nowhere://alice:S3CRET@host/x?sig=S3CRET", "cannot open nowhere://host/x: Protocol"),
     ],
 )
 def test_urls_that_cannot_be_opened(url: str, words: str) -> None:
-    if url.startswith("gs") and _is_installed("gcsfs"):
-        pytest.skip("gcsfs is installed")
+    if url.startswith("sftp") and _is_installed("paramiko"):
+        pytest.skip("paramiko is installed")
     with pytest.raises(StoreError, match=words) as raised:
         open_url(url)
     assert "S3CRET" not in str(raised.value)
     assert raised.value.__cause__ is None
+
+
+@pytest.mark.parametrize("open_it", [open_url, open_depot])
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
+def test_object_storages_without_the_extra(
+    open_it: Callable[[str], object], scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    with pytest.raises(StoreError, match=r"cannot open .*pip install 'cachedet\[remote\]'"):
+        open_it(f"{scheme}://bucket/s.zarr")
 
 
 def _is_installed(name: str) -> bool:
