@@ -22,7 +22,6 @@ from cachedet.prediction.image_detector import (
     ImageDetector,
     PreparedImage,
     load_image_detector,
-    model_on_images,
 )
 from cachedet.prediction.image_list import list_images
 from cachedet.prediction.image_report import ImageReport
@@ -111,6 +110,10 @@ def predict(
         >>> report = cachedet.predict("runs/first", images=["photos/"], out="drawn/")
         >>> report.images[0].detections.boxes  # (D, 4) xyxy in pixels
     """
+    if (run is None) == (model is None):
+        raise InputError("predict expects a run or --model, a file of `export`: one of the two")
+    if not images:
+        raise InputError("predict expects images to look at: files, folders, patterns or videos")
     chosen = _views_of_files(views)
     _require_numbers(batch_size=batch_size, workers=workers, every=every, iou=iou)
     selection = Selection(min_score=min_score, classes=classes, max_per_image=max_per_image)
@@ -120,14 +123,14 @@ def predict(
         files, Path(out), inputs=named, formats=parse_formats(formats), drawings=drawings,
         crops=crops,
     )  # fmt: skip
-    if run is not None and model is None:
+    if run is not None:
         image_detector = load_image_detector(
             Path(run), weights=weights, device=device, views=chosen, iou=iou, most=max_per_image,
             detector=detector, backbone=backbone,
         )  # fmt: skip
     else:
         image_detector = _open_model(
-            run, model, views=views, iou=iou, weights=weights, device=device
+            Path(str(model)), views=views, iou=iou, weights=weights, device=device
         )
     selection.require_known(image_detector.categories)
     prediction = _Prediction(image_detector, selection, plan, files=files, every=every)
@@ -138,28 +141,20 @@ def predict(
 
 
 def _open_model(
-    run: Path | str | None,
-    model: Path | str | None,
-    *,
-    views: str,
-    iou: float | None,
-    weights: str,
-    device: str,
+    model: Path, *, views: str, iou: float | None, weights: str, device: str
 ) -> ImageDetector:
-    """Raises InputError where it is not clear what shall detect, ExportError."""
+    """Raises InputError on what only a run can do, ExportError."""
     of_a_run = {
         "--views": views != EVAL_VIEW, "--iou": iou is not None, "--weights": weights != "auto",
         "--device": device not in ("auto", "cpu"),
     }  # fmt: skip
     given = [name for name, is_given in of_a_run.items() if is_given]
-    if run is not None or model is None:
-        raise InputError("predict expects a run or --model, a file of `export`: one of the two")
     if given:
         raise InputError(
             f"{' and '.join(given)} cannot be used with --model: an exported model has its "
             "weights, looks at each image once, suppresses as it was exported and runs on the CPU"
         )
-    return model_on_images(ExportedModel.open(Path(model)))
+    return ExportedModel.open(model).on_images()
 
 
 def _require_numbers(*, batch_size: int, workers: int, every: int, iou: float | None) -> None:
