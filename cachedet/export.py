@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cachedet.backbone.frozen import FrozenBackbone
-from cachedet.data.images import decode_image
 from cachedet.detector.boxes import Postprocess
 from cachedet.detector.end_to_end import heads_of
 from cachedet.detector.protocol import trains_masks
@@ -230,7 +229,7 @@ def _quantise(
     content, facts, report = make_int8(
         file.content,
         model,
-        pixels=[decode_image(each) for each in calibration.files],
+        pixels=calibration.read(),
         described=calibration.described,
         truth=calibration.truth,
         where=str(out),

@@ -308,6 +308,8 @@ def export(
     if report.int8 is not None:
         say(f"int8: {report.int8.in_words()}")
     say(report.out)
+    if report.format == "openvino":
+        say(report.out.with_suffix(".bin"))
     say(report.card)
     if report.script is not None:
         say(report.script)

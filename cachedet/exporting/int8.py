@@ -30,8 +30,9 @@ from cachedet.exporting.model_scores import score_model
 from cachedet.exporting.onnx_file import add_metadata, strip
 from cachedet.exporting.packages import require_packages
 from cachedet.exporting.proof_images import Truth
+from cachedet.progress import count_of
 
-_FLOAT_LAYERS = 0  # at the start of the network
+_FLOAT_LAYERS = 8  # at the start of the network: they cost 6 % of the time, and keep up to 1 AP
 _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _BETWEEN = {"Add", "AveragePool", "Clip", "GlobalAveragePool", "MaxPool", "Mul", "Pad", "Relu",
             "Resize", "Sigmoid"}  # fmt: skip
@@ -112,7 +113,7 @@ def make_int8(
     model: ExportedModel,
     *,
     pixels: Sequence[NDArray[np.uint8]],  # of the images that ranges are taken from
-    described: str,  # what these are
+    described: str,  # where these come from
     truth: Truth | None,  # None: AP is not measured
     where: str,
 ) -> tuple[bytes, ModelFacts, Int8Report]:
@@ -134,7 +135,7 @@ def make_int8(
     float_milliseconds, milliseconds = time_both(model, other, inputs)
     report = Int8Report(
         images=len(inputs),
-        calibrated_on=described,
+        calibrated_on=f"{count_of(len(inputs), 'image')} {described}",
         scored_images=0 if truth is None else len(truth.rows),
         layers=file.layers,
         float_layers=file.float_layers,

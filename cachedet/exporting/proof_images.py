@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 from cachedet.data.annotation_formats import read_dataset
 from cachedet.data.image_folders import images_in
 from cachedet.data.images import decode_image
-from cachedet.errors import InputError
+from cachedet.errors import BadImageError, InputError
+
+_log = logging.getLogger(__name__)
 
 MOST_IMAGES = 24  # of a folder, by default
 MOST_CALIBRATION_IMAGES = 64
@@ -64,8 +67,20 @@ class Calibration:
     """Images that int8 takes its ranges from, and others that score it."""
 
     files: tuple[Path, ...]
-    described: str  # what they are
+    described: str  # where they come from
     truth: Truth | None  # None: there are no annotations
+
+    def read(self) -> list[NDArray[np.uint8]]:
+        """Pixels; files that cannot be read are passed over, with a line. Raises InputError."""
+        found = []
+        for file in self.files:
+            try:
+                found.append(decode_image(file))
+            except BadImageError as error:
+                _log.info("passed over for int8: %s", error)
+        if not found:
+            raise InputError(f"none of the {len(self.files)} images for --int8 can be read")
+        return found
 
 
 def choose_calibration(proof: ProofImages, calibrate: Path | None) -> Calibration:
@@ -82,12 +97,12 @@ def choose_calibration(proof: ProofImages, calibrate: Path | None) -> Calibratio
     files = [
         file for file in images_in(source, recursive=True) if os.path.realpath(file) not in known
     ]
-    described, rows = f"of {source.name}", range(len(named))
+    described, rows = f"of the folder {source.name}", range(len(named))
     if named and calibrate is None:
         described += " that the annotations do not name"
         if len(files) < _LEAST_CALIBRATION_IMAGES:
             files, rows = [*files, *named[1::2]], range(0, len(named), 2)
-            described = f"of {source.name}, among them every second one that the annotations name"
+            described = f"of the folder {source.name}, every second one of the named among them"
     if not files:
         raise InputError(
             f"{source} has no images for --int8 besides those that score it: give a folder of "
@@ -97,14 +112,13 @@ def choose_calibration(proof: ProofImages, calibrate: Path | None) -> Calibratio
     truth = None
     if proof.folder is not None and proof.annotations is not None:
         truth = Truth(images=proof.folder, annotations=proof.annotations, rows=tuple(rows))
-    return Calibration(
-        files=tuple(taken), described=f"{len(taken)} images {described}", truth=truth
-    )
+    return Calibration(files=tuple(taken), described=described, truth=truth)
 
 
 def _spread(files: Sequence[Path], most: int) -> Sequence[Path]:
     """At most so many, from all over the folder."""
-    return files[:: max(1, -(-len(files) // most))]
+    count = min(most, len(files))
+    return [files[number * len(files) // count] for number in range(count)]
 
 
 def generated_images(image_size: int) -> list[NDArray[np.uint8]]:

@@ -31,13 +31,13 @@ def test_a_detector_in_int8(kit: Any) -> None:
         pixels=generated_images(128)[:4],
         truth=None,
         where="it",
-        described="four",
+        described="of b",
     )
     assert logging.root.handlers == handlers
     assert report.layers > 10
     assert report.float_layers >= 4  # of the proposals and of the boxes, scores and deltas each
     assert report.nbytes == len(content) < report.float_nbytes
-    assert report.images == 4
+    assert (report.images, report.calibrated_on) == (4, "4 images of b")
     assert report.kept <= report.sure
     assert report.ap is None
     assert facts.provenance["int8"] == {"calibration_images": 4}

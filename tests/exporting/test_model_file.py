@@ -6,12 +6,17 @@ import errno
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cachedet.errors import ExportError, InputError
 from cachedet.exporting.exported_model import ExportedModel
 from cachedet.exporting.model_file import ModelFile, choose_format, mark_of, require_model_place
+from cachedet.exporting.onnx_file import OPSET
+from cachedet.exporting.openvino_file import make_openvino
 from cachedet.store.files import durable
+
+onnx = pytest.importorskip("onnx")
 
 
 def test_the_format_is_that_of_the_ending() -> None:
@@ -64,7 +69,21 @@ def test_files_of_others_stay(tmp_path: Path) -> None:
         require_model_place(tmp_path / "n.pt2", "torch")
 
 
-def test_damaged_and_foreign_files_are_said(kit: Any, tmp_path: Path) -> None:
+def small_model() -> bytes:
+    """An ONNX file with one weight."""
+    make, kind = onnx.helper, onnx.TensorProto.FLOAT
+    values = [make.make_tensor_value_info(name, kind, ["n", 3]) for name in ("x", "y")]
+    weight = onnx.numpy_helper.from_array(np.arange(3, dtype=np.float32), "w")
+    node = make.make_node("Mul", ["x", "w"], ["y"])
+    graph = make.make_graph([node], "small", values[:1], values[1:], initializer=[weight])
+    opset = make.make_opsetid("", OPSET)
+    content: bytes = make.make_model(
+        graph, opset_imports=[opset], ir_version=10
+    ).SerializeToString()
+    return content
+
+
+def test_damaged_and_foreign_files_are_said(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     for name, words in (("a.pt2", "no torch.export program"), ("a.xml", "no OpenVINO model")):
         (tmp_path / name).write_bytes(b"something else")
@@ -74,7 +93,7 @@ def test_damaged_and_foreign_files_are_said(kit: Any, tmp_path: Path) -> None:
     (tmp_path / "b.xml").write_text("alone")
     with pytest.raises(ExportError, match=r"b.xml: .*b.bin: No such file"):
         ExportedModel.open(tmp_path / "b.xml")
-    whole = kit.export(kit.graph("retinanet", outputs="raw"), "openvino").file
+    whole = make_openvino(small_model(), "{}", part="it")
     other = ModelFile(content=whole.content, format="openvino", weights=whole.weights[:-1] + b"?")
     with pytest.raises(ExportError, match="the .bin beside it is damaged or of another export"):
         ExportedModel(other, where="m.xml")

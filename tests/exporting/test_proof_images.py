@@ -43,7 +43,7 @@ def test_the_others_of_the_folder_calibrate(folder: Path) -> None:
     proof = ProofImages(folder=folder, annotations=annotations(folder, 10))
     chosen = choose_calibration(proof, None)
     assert [file.name for file in chosen.files] == [f"{n:02d}.png" for n in range(10, 40)]
-    assert chosen.described == "30 images of images that the annotations do not name"
+    assert chosen.described == "of the folder images that the annotations do not name"
     assert chosen.truth is not None
     assert list(chosen.truth.rows) == list(range(10))
 
@@ -53,7 +53,7 @@ def test_halves_where_all_are_named(folder: Path) -> None:
         ProofImages(folder=folder, annotations=annotations(folder, 40)), None
     )
     assert [file.name for file in chosen.files] == [f"{n:02d}.png" for n in range(1, 40, 2)]
-    assert "every second one that the annotations name" in chosen.described
+    assert "every second one of the named among them" in chosen.described
     assert chosen.truth is not None
     assert list(chosen.truth.rows) == list(range(0, 40, 2))
 
@@ -65,12 +65,17 @@ def test_a_folder_of_their_own(folder: Path, tmp_path: Path) -> None:
         (own / f"{number:03d}.png").touch()
     proof = ProofImages(folder=folder, annotations=annotations(folder, 40))
     chosen = choose_calibration(proof, own)
-    assert len(chosen.files) == 44  # spread over the folder
-    assert chosen.described == "44 images of own"
+    assert len(chosen.files) == 64  # spread over the folder
+    assert chosen.described == "of the folder own"
     assert chosen.truth is not None
     assert list(chosen.truth.rows) == list(range(40))
     assert choose_calibration(ProofImages(), own).truth is None
     with pytest.raises(InputError, match="no images for --int8 besides those that score it"):
         choose_calibration(proof, folder)
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(own / "000.png")
+    assert len(chosen.read()) == 1  # the others are empty files, and passed over
+    (own / "000.png").write_bytes(b"")
+    with pytest.raises(InputError, match="none of the 64 images for --int8 can be read"):
+        chosen.read()
     with pytest.raises(InputError, match="give --images or --calibrate"):
         choose_calibration(ProofImages(), None)
