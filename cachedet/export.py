@@ -139,7 +139,9 @@ def export(
     card = _beside(out, out.with_suffix(".md"), kind=Kind.CARD)
     checkpoint = load_checkpoint(RunFolder.open(run).best)
     require_model_place(out, chosen)
-    _require_place(out, {"the run": run, "the images": proof.folder, "--calibrate": calibrate})
+    _require_place(
+        out, {"the run": run, "the folder of images": proof.folder, "--calibrate": calibrate}
+    )
     script = _plan_script(out, outputs) if with_script else None
     calibration = choose_calibration(proof, calibrate) if int8 else None
     samples, described = proof.read(image_size=checkpoint.manifest.image_size)
