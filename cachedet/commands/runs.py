@@ -133,6 +133,13 @@ def model(
         say(f"left out: {cost.left_out}")
 
 
+Calibrate = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder that --int8 takes up to 64 images from (default: those of --images that "
+        "--annotations do not name)."
+    ),
+]
 Run = Annotated[
     Path | None, typer.Argument(help="Run folder; none with --model.", show_default=False)
 ]
@@ -265,13 +272,7 @@ def export(
     int8: Annotated[
         bool, typer.Option("--int8", help="Quantise it, with ranges from images; of ONNX.")
     ] = False,
-    calibrate: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder that --int8 takes up to 64 images from (default: those of --images that "
-            "--annotations do not name)."
-        ),
-    ] = None,
+    calibrate: Calibrate = None,
     most_ap_lost: Annotated[
         float | None,
         typer.Option(min=0, help="By --int8 on --annotations, in points (default: 0.5)."),
