@@ -28,6 +28,7 @@ from cachedet.exporting.int8 import Int8Report, make_int8
 from cachedet.exporting.model_card import CardFacts, KnownScores, make_card, read_training
 from cachedet.exporting.model_facts import ModelFacts
 from cachedet.exporting.model_file import (
+    SUFFIXES,
     Format,
     ModelFile,
     choose_format,
@@ -139,9 +140,8 @@ def export(
     card = _beside(out, out.with_suffix(".md"), kind=Kind.CARD)
     checkpoint = load_checkpoint(RunFolder.open(run).best)
     require_model_place(out, chosen)
-    _require_place(
-        out, {"the run": run, "the folder of images": proof.folder, "--calibrate": calibrate}
-    )
+    inputs = {"the run": run, "the folder of images": proof.folder, "--calibrate": calibrate}
+    _require_place(out, inputs)
     script = _plan_script(out, outputs) if with_script else None
     calibration = choose_calibration(proof, calibrate) if int8 else None
     samples, described = proof.read(image_size=checkpoint.manifest.image_size)
@@ -158,23 +158,36 @@ def export(
     if calibration is not None:
         file, facts, int8_report = _quantise(file, model, calibration, out=out)
         int8_report.require(most_ap_lost)
+    told = _tell(joined, file, run=run, checkpoint=checkpoint, proof=(found, described))
+    told = replace(told, file=out.name, int8=int8_report)
+    return _leave(file, facts, told, rows=rows, places=(out, card, script))
+
+
+def _leave(
+    file: ModelFile,
+    facts: ModelFacts,
+    told: CardFacts,
+    *,
+    rows: Sequence[SizeAgreement],
+    places: tuple[Path, Path, Path | None],
+) -> ExportReport:
+    """Write model, card and script. Raises InputError."""
+    out, card, script = places
     file.write(out)
-    told = _tell(joined, run=run, step=checkpoint.step, out=out, proof=(found, described))
-    told = replace(told, format=chosen, nbytes=file.nbytes, int8=int8_report)
     _write_card(card, told, facts)
     if script is not None:
         write_file(script, _SCRIPT.read_bytes(), kind=Kind.SCRIPT)
     return ExportReport(
         out=out,
-        format=chosen,
+        format=file.format,
         card=card,
         script=script,
         nbytes=file.nbytes,
         facts=facts,
         proof=tuple(rows),
-        found=found,
-        images=described,
-        int8=int8_report,
+        found=told.proof,
+        images=told.proven_on,
+        int8=told.int8,
     )
 
 
@@ -240,21 +253,27 @@ def _quantise(
 
 
 def _tell(
-    joined: JoinedRun, *, run: Path, step: int, out: Path, proof: tuple[Agreement, str]
+    joined: JoinedRun,
+    file: ModelFile,
+    *,
+    run: Path,
+    checkpoint: Checkpoint,
+    proof: tuple[Agreement, str],
 ) -> CardFacts:
-    """What the card says beyond the file's own facts, once the file is written."""
+    """What the card says beyond the file's own facts."""
     from cachedet.backbone.licences import licence_of
 
     folder, backbone, network = RunFolder(run), joined.backbone, joined.manifest.network
     return CardFacts(
-        file=out.name,
-        nbytes=out.stat().st_size,
+        file=f"model{SUFFIXES[file.format]}",
+        format=file.format,
+        nbytes=file.nbytes,
         finest_stride=min(level.stride for level in network if level.name in joined.levels),
         licence=licence_of(backbone.name, weights=backbone.weights),
         proof=proof[0],
         proven_on=proof[1],
         training=read_training(folder),
-        scores=KnownScores.read(folder, step=step),
+        scores=KnownScores.read(folder, step=checkpoint.step),
     )
 
 

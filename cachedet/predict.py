@@ -110,10 +110,7 @@ def predict(
         >>> report = cachedet.predict("runs/first", images=["photos/"], out="drawn/")
         >>> report.images[0].detections.boxes  # (D, 4) xyxy in pixels
     """
-    if (run is None) == (model is None):
-        raise InputError("predict expects a run or --model, a file of `export`: one of the two")
-    if not images:
-        raise InputError("predict expects images to look at: files, folders, patterns or videos")
+    _require_given(run, model, images)
     chosen = _views_of_files(views)
     _require_numbers(batch_size=batch_size, workers=workers, every=every, iou=iou)
     selection = Selection(min_score=min_score, classes=classes, max_per_image=max_per_image)
@@ -155,6 +152,15 @@ def _open_model(
             "weights, looks at each image once, suppresses as it was exported and runs on the CPU"
         )
     return ExportedModel.open(model).on_images()
+
+
+def _require_given(
+    run: Path | str | None, model: Path | str | None, images: Sequence[Path | str]
+) -> None:
+    if (run is None) == (model is None):
+        raise InputError("predict expects a run or --model, a file of `export`: one of the two")
+    if not images:
+        raise InputError("predict expects images to look at: files, folders, patterns or videos")
 
 
 def _require_numbers(*, batch_size: int, workers: int, every: int, iou: float | None) -> None:
