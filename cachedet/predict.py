@@ -126,9 +126,7 @@ def predict(
             detector=detector, backbone=backbone,
         )  # fmt: skip
     else:
-        image_detector = _open_model(
-            Path(str(model)), views=views, iou=iou, weights=weights, device=device
-        )
+        image_detector = _open_model(model, views=views, iou=iou, weights=weights, device=device)
     selection.require_known(image_detector.categories)
     prediction = _Prediction(image_detector, selection, plan, files=files, every=every)
     return prediction.run(
@@ -138,7 +136,7 @@ def predict(
 
 
 def _open_model(
-    model: Path, *, views: str, iou: float | None, weights: str, device: str
+    model: Path | str | None, *, views: str, iou: float | None, weights: str, device: str
 ) -> ImageDetector:
     """Raises InputError on what only a run can do, ExportError."""
     of_a_run = {
@@ -151,7 +149,7 @@ def _open_model(
             f"{' and '.join(given)} cannot be used with --model: an exported model has its "
             "weights, looks at each image once, suppresses as it was exported and runs on the CPU"
         )
-    return ExportedModel.open(model).on_images()
+    return ExportedModel.open(Path(str(model))).on_images()
 
 
 def _require_given(
