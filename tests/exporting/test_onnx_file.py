@@ -42,7 +42,6 @@ MATRIX: dict[str, dict[str, Any]] = (
         "vit partial": {"kind": "retinanet", "neck": "simple", "backbone": "test_vit", "cut": "L3"},
         "efficientnet": {"kind": "retinanet", "backbone": "test_efficientnet"},
         "convnext": {"kind": "retinanet", "backbone": "test_convnext"},
-        "swin": {"kind": "retinanet", "backbone": "swin_tiny_patch4_window7_224"},
         "partial": {"kind": "cascade_rcnn", "cut": "C4"},
     }
     | {
