@@ -1,10 +1,10 @@
-"""An exported file beside torch: the same images, turn by turn, in one process.
+"""Exported files beside torch: the same images, turn by turn, in one process.
 
-    python -m benchmarks.exported RUN model.onnx --images DIR --annotations FILE
+    python -m benchmarks.exported RUN model.onnx model.xml --images DIR --annotations FILE
 
-What is counted is one image from pixels to detections, in turn by torch and by onnxruntime, on one
+What is counted is one image from pixels to detections, in turn by torch and by each file, on one
 thread each: seconds of the processor, so that other work on the machine takes nothing away. With
-`--threads 2` it is seconds of the clock, which want a quiet machine. Then the AP of both.
+`--threads 2` it is seconds of the clock, which want a quiet machine. Then the AP of all.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from cachedet.data.images import decode_image
 from cachedet.evaluation.detection_table import tabulate
 from cachedet.evaluation.metrics import score_table
 from cachedet.exporting.exported_model import ExportedModel
+from cachedet.exporting.model_file import ModelFile
 from cachedet.prediction.image_detector import load_image_detector
 from cachedet.structures import Detections
 
@@ -33,7 +34,7 @@ _WARM = 2  # images before any is counted
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
-    parser.add_argument("model", type=Path)
+    parser.add_argument("models", type=Path, nargs="+", help="onnx, xml and pt2 files")
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--annotations", type=Path, required=True)
     parser.add_argument("--weights", default="auto")
@@ -42,11 +43,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     clock = time.process_time if arguments.threads == 1 else time.perf_counter
-    content, where = arguments.model.read_bytes(), str(arguments.model)
     subjects: dict[str, Callable[..., Detections]] = {
-        "torch": load_image_detector(arguments.run, weights=arguments.weights, device="cpu"),
-        "onnxruntime": ExportedModel(content, where=where, threads=arguments.threads),
+        "torch": load_image_detector(arguments.run, weights=arguments.weights, device="cpu")
     }
+    for path in arguments.models:
+        model = ExportedModel(ModelFile.read(path), where=str(path), threads=arguments.threads)
+        subjects[path.name] = model.on_images()
     dataset = read_dataset(annotations=arguments.annotations, images=arguments.images)
     truth = dataset.annotations.keep_rows(range(min(arguments.most, len(dataset.annotations))))
     seconds: dict[str, list[float]] = {name: [] for name in subjects}
@@ -65,7 +67,9 @@ def main() -> None:
         }
         for name in subjects
     }
-    figures["ratio"] = round(figures["torch"]["median_ms"] / figures["onnxruntime"]["median_ms"], 2)
+    for name in subjects:
+        ratio = figures["torch"]["median_ms"] / figures[name]["median_ms"]
+        figures[name]["times_torch"] = round(ratio, 2)
     print(json.dumps(figures, indent=1))
 
 

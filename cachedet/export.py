@@ -1,9 +1,9 @@
-"""Take a run away: backbone, trained stages, neck and heads as one ONNX file, proven equal."""
+"""Take a run away: backbone, trained stages, neck and heads as one file, proven equal."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
@@ -17,9 +17,6 @@ from torch import Tensor, nn
 
 from cachedet.backbone.canvas import FixedCanvas
 from cachedet.backbone.frozen import FrozenBackbone
-from cachedet.data.annotation_formats import read_dataset
-from cachedet.data.image_folders import images_in
-from cachedet.data.images import decode_image
 from cachedet.detector.boxes import Postprocess
 from cachedet.detector.end_to_end import heads_of
 from cachedet.detector.protocol import trains_masks
@@ -27,10 +24,20 @@ from cachedet.errors import ExportError, InputError
 from cachedet.exporting.agreement import Agreement, SizeAgreement, Tolerance, prove, total
 from cachedet.exporting.detection_graph import DetectionGraph, Outputs, Preprocess
 from cachedet.exporting.exported_model import ExportedModel
-from cachedet.exporting.int8 import MOST_CALIBRATION_IMAGES, Int8Report, Truth, make_int8
+from cachedet.exporting.file_maker import make_file
+from cachedet.exporting.int8 import Int8Report, make_int8
 from cachedet.exporting.model_card import CardFacts, KnownScores, make_card, read_training
-from cachedet.exporting.model_facts import KEY, ModelFacts
-from cachedet.exporting.onnx_file import OPSET, add_metadata, make_onnx, require_packages
+from cachedet.exporting.model_facts import ModelFacts
+from cachedet.exporting.model_file import (
+    SUFFIXES,
+    Format,
+    ModelFile,
+    choose_format,
+    require_model_place,
+)
+from cachedet.exporting.onnx_file import OPSET
+from cachedet.exporting.packages import ONNX, require_packages
+from cachedet.exporting.proof_images import Calibration, ProofImages, choose_calibration
 from cachedet.outputs import Kind, require_file, write_file
 from cachedet.prediction.image_detector import JoinedRun, join_run
 from cachedet.progress import StageProgress
@@ -39,11 +46,8 @@ from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 from cachedet.training.run_folder import RunFolder
 from cachedet.version import __version__
 
-MOST_IMAGES = 24  # of a folder, by default
 MOST_AP_LOST = 0.5  # by int8, in points of 100
-_GENERATED = (1.0, 0.75), (0.75, 1.0), (1.0, 1.0), (0.5, 1.0)  # sides, in shares of image_size
 _SCRIPT = Path(__file__).parent / "exporting" / "standalone.py"
-_OF_EACH = 3  # generated images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +55,10 @@ class ExportReport:
     """What one call of `export` did."""
 
     out: Path
+    format: Format
     card: Path
     script: Path | None
-    nbytes: int
+    nbytes: int  # of OpenVINO's two files together
     facts: ModelFacts
     proof: tuple[SizeAgreement, ...]
     found: Agreement  # over all sizes
@@ -63,6 +68,7 @@ class ExportReport:
     def to_json(self) -> dict[str, Any]:
         return {
             "out": str(self.out),
+            "format": self.format,
             "card": str(self.card),
             "script": self.script and str(self.script),
             "bytes": self.nbytes,
@@ -78,19 +84,11 @@ class ExportReport:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProofImages:
-    """Which images the proof runs on; generated ones where no folder is named."""
-
-    folder: Path | None = None
-    annotations: Path | None = None  # that name the images to take, with the run's classes
-    most: int = MOST_IMAGES
-
-
 def export(
     run: Path | str,
     *,
     out: Path | str,
+    format: str | None = None,
     outputs: Outputs = "detections",
     preprocess: Preprocess = "inside",
     weights: str = "auto",
@@ -100,15 +98,18 @@ def export(
     backbone: FrozenBackbone | None = None,
     with_script: bool = False,
     int8: bool = False,
+    calibrate: Path | None = None,
     most_ap_lost: float = MOST_AP_LOST,
 ) -> ExportReport:
-    """Write a run as ONNX, after the file has found in images what torch finds in them.
+    """Write a run as one model, after the file has found in images what torch finds in them.
 
     A model card is written beside it, `out` with the ending .md.
 
     Args:
         run: folder of the run; its best weights are taken.
         out: file to write; one that is there is replaced only if `export` wrote it.
+        format: "onnx", "openvino" (.xml, with a .bin beside it) or "torch" (.pt2, a program of
+            `torch.export`); by default what the ending of `out` says.
         outputs: "raw" (boxes and scores before suppression) or "detections".
         preprocess: whether the graph takes resized pixels ("inside") or normalised input.
         weights: of the backbone: "auto", "none" or a file.
@@ -116,8 +117,10 @@ def export(
         tolerance: how much the file may differ.
         detector: what the run trained, where that was an object.
         backbone: what the store was extracted with, where that was an object.
-        with_script: also write `out` with the ending .py, which needs no cachedet.
-        int8: quantise the file after the proof, with ranges from up to 64 images of `proof`.
+        with_script: also write a script, detect_<name>.py, which needs no cachedet; of ONNX.
+        int8: quantise the file after the proof; of ONNX.
+        calibrate: folder whose images, up to 64, give int8 its ranges; by default those of `proof`
+            that its annotations do not name, for those score it.
         most_ap_lost: by int8, in points of 100, where `proof` has annotations.
 
     Raises:
@@ -131,39 +134,95 @@ def export(
         >>> report = cachedet.export("runs/first", out="model.onnx")
         >>> report.found.box_px, report.nbytes
     """
-    require_packages()
     run, out, proof = Path(run), Path(out), proof or ProofImages()
-    card = _beside(out, ".md", kind=Kind.CARD)
+    chosen = choose_format(format, out)
+    _require_fitting(chosen, with_script=with_script, int8=int8, calibrate=calibrate, proof=proof)
+    _require_packages(chosen)
+    card = _beside(out, out.with_suffix(".md"), kind=Kind.CARD)
     checkpoint = load_checkpoint(RunFolder.open(run).best)
-    _require_place(out, run=run, images=proof.folder, int8=int8)
+    require_model_place(out, chosen)
+    inputs = {"the run": run, "the folder of images": proof.folder, "--calibrate": calibrate}
+    _require_place(out, inputs)
     script = _plan_script(out, outputs) if with_script else None
-    samples, described = _read_images(proof, checkpoint)
-    joined = join_run(run, weights=weights, device="cpu", detector=detector, backbone=backbone)
-    content, facts = _write(joined, checkpoint, outputs=outputs, preprocess=preprocess)
-    model = ExportedModel(content, where=str(out))
+    calibration = choose_calibration(proof, calibrate) if int8 else None
+    samples, described = proof.read(image_size=checkpoint.manifest.image_size)
+    joined = join_run(
+        run, checkpoint=checkpoint, weights=weights, device="cpu", detector=detector,
+        backbone=backbone,
+    )  # fmt: skip
+    file, facts = _write(joined, checkpoint, chosen, outputs=outputs, preprocess=preprocess)
+    model = ExportedModel(file, where=str(out))
     rows = _prove(model, joined, samples)
     found = total(rows)
     found.require(tolerance or Tolerance())
     int8_report = None
-    if int8:
-        content, facts, int8_report = _quantise(content, model, proof, checkpoint, out=out)
+    if calibration is not None:
+        file, facts, int8_report = _quantise(file, model, calibration, out=out)
         int8_report.require(most_ap_lost)
-    write_file(out, content, kind=Kind.MODEL)
-    told = _tell(joined, run=run, step=checkpoint.step, out=out, proof=(found, described))
-    _write_card(card, replace(told, int8=int8_report), facts)
+    told = _tell(joined, file, run=run, checkpoint=checkpoint, proof=(found, described))
+    told = replace(told, file=out.name, int8=int8_report)
+    return _leave(file, facts, told, rows=rows, places=(out, card, script))
+
+
+def _leave(
+    file: ModelFile,
+    facts: ModelFacts,
+    told: CardFacts,
+    *,
+    rows: Sequence[SizeAgreement],
+    places: tuple[Path, Path, Path | None],
+) -> ExportReport:
+    """Write model, card and script. Raises InputError."""
+    out, card, script = places
+    file.write(out)
+    _write_card(card, told, facts)
     if script is not None:
         write_file(script, _SCRIPT.read_bytes(), kind=Kind.SCRIPT)
     return ExportReport(
         out=out,
+        format=file.format,
         card=card,
         script=script,
-        nbytes=len(content),
+        nbytes=file.nbytes,
         facts=facts,
         proof=tuple(rows),
-        found=found,
-        images=described,
-        int8=int8_report,
+        found=told.proof,
+        images=told.proven_on,
+        int8=told.int8,
     )
+
+
+def _require_fitting(
+    format: Format,
+    *,
+    with_script: bool,
+    int8: bool,
+    calibrate: Path | None,
+    proof: ProofImages,
+) -> None:
+    """Raises InputError where what is asked for does not go together."""
+    if format != "onnx":
+        of_onnx = {"--with-script": with_script, "--int8": int8}
+        given = [name for name, is_given in of_onnx.items() if is_given]
+        if given:
+            raise InputError(
+                f"{' and '.join(given)} work on ONNX files and cannot be used with --format "
+                f"{format}: export a second file with --format onnx"
+            )
+    if calibrate is not None and not int8:
+        raise InputError("--calibrate is the folder that --int8 takes its ranges from: give --int8")
+    if int8 and calibrate is None and proof.folder is None:
+        raise InputError(
+            "--int8 takes the ranges of numbers from images: give a folder, --images or --calibrate"
+        )
+
+
+def _require_packages(format: Format) -> None:
+    """Raises ExportError where an extra is missing."""
+    if format != "torch":
+        require_packages(ONNX if format == "onnx" else ONNX[:2])
+    if format == "openvino":
+        require_packages(["openvino"], extra="openvino")
 
 
 def _prove(
@@ -181,42 +240,48 @@ def _write_card(path: Path, told: CardFacts, facts: ModelFacts) -> None:
 
 
 def _quantise(
-    content: bytes, model: ExportedModel, proof: ProofImages, checkpoint: Checkpoint, *, out: Path
-) -> tuple[bytes, ModelFacts, Int8Report]:
-    pixels, _ = _read_images(replace(proof, most=MOST_CALIBRATION_IMAGES), checkpoint)
-    truth = None
-    if proof.folder is not None and proof.annotations is not None:
-        truth = Truth(images=proof.folder, annotations=proof.annotations)
-    return make_int8(content, model, pixels=pixels, truth=truth, where=str(out))
+    file: ModelFile, model: ExportedModel, calibration: Calibration, *, out: Path
+) -> tuple[ModelFile, ModelFacts, Int8Report]:
+    content, facts, report = make_int8(
+        file.content,
+        model,
+        pixels=calibration.read(),
+        described=calibration.described,
+        truth=calibration.truth,
+        where=str(out),
+    )
+    return ModelFile(content=content), facts, report
 
 
 def _tell(
-    joined: JoinedRun, *, run: Path, step: int, out: Path, proof: tuple[Agreement, str]
+    joined: JoinedRun,
+    file: ModelFile,
+    *,
+    run: Path,
+    checkpoint: Checkpoint,
+    proof: tuple[Agreement, str],
 ) -> CardFacts:
-    """What the card says beyond the file's own facts, once the file is written."""
+    """What the card says beyond the file's own facts."""
     from cachedet.backbone.licences import licence_of
 
     folder, backbone, network = RunFolder(run), joined.backbone, joined.manifest.network
     return CardFacts(
-        file=out.name,
-        nbytes=out.stat().st_size,
+        file=f"model{SUFFIXES[file.format]}",
+        format=file.format,
+        nbytes=file.nbytes,
         finest_stride=min(level.stride for level in network if level.name in joined.levels),
         licence=licence_of(backbone.name, weights=backbone.weights),
         proof=proof[0],
         proven_on=proof[1],
         training=read_training(folder),
-        scores=KnownScores.read(folder, step=step),
+        scores=KnownScores.read(folder, step=checkpoint.step),
     )
 
 
-def _require_place(out: Path, *, run: Path, images: Path | None, int8: bool) -> None:
-    """Raises InputError where `out` may not be written, is in the run, or among the images."""
-    if int8 and images is None:
-        raise InputError("--int8 takes the ranges of numbers from images: give a folder, --images")
-    require_file(out, kind=Kind.MODEL)
+def _require_place(out: Path, folders: Mapping[str, Path | None]) -> None:
+    """Raises InputError where `out` lies in the run, or among images."""
     target = Path(os.path.realpath(out)).parent
-    named = {"the run": run, "the folder of images": images}
-    for what, folder in named.items():
+    for what, folder in folders.items():
         if folder is not None and Path(os.path.realpath(folder)) in (target, *target.parents):
             raise InputError(
                 f"--out {out} lies inside {what} {folder}, whose files are not for others; choose "
@@ -224,9 +289,8 @@ def _require_place(out: Path, *, run: Path, images: Path | None, int8: bool) -> 
             )
 
 
-def _beside(out: Path, ending: str, *, kind: Kind) -> Path:
-    """The file of this ending beside the model. Raises InputError where it may not be written."""
-    path = out.with_suffix(ending)
+def _beside(out: Path, path: Path, *, kind: Kind) -> Path:
+    """A file beside the model. Raises InputError where it may not be written."""
     if path == out:
         raise InputError(
             f"export writes {path} beside the model, which is --out: choose another --out"
@@ -239,7 +303,8 @@ def _plan_script(out: Path, outputs: Outputs) -> Path:
     """Raises InputError where it cannot be written, or what it would run finds nothing itself."""
     if outputs != "detections":
         raise InputError("--with-script writes what the file detects: give --outputs detections")
-    script = _beside(out, ".py", kind=Kind.SCRIPT)
+    # Python looks for modules beside a script: numpy.py would be taken for numpy.
+    script = _beside(out, out.with_name(f"detect_{out.stem}.py"), kind=Kind.SCRIPT)
     if script.exists() and script.read_bytes() != _SCRIPT.read_bytes():
         raise InputError(
             f"{script} was changed since `export` wrote it: move it away, or choose another --out"
@@ -248,8 +313,13 @@ def _plan_script(out: Path, outputs: Outputs) -> Path:
 
 
 def _write(
-    joined: JoinedRun, checkpoint: Checkpoint, *, outputs: Outputs, preprocess: Preprocess
-) -> tuple[bytes, ModelFacts]:
+    joined: JoinedRun,
+    checkpoint: Checkpoint,
+    format: Format,
+    *,
+    outputs: Outputs,
+    preprocess: Preprocess,
+) -> tuple[ModelFile, ModelFacts]:
     """The file of the detector, and what it says of itself. Raises ExportError."""
     if isinstance(joined.backbone.model, FixedCanvas):
         raise ExportError(
@@ -274,16 +344,11 @@ def _write(
         pad_multiple=manifest.pad_multiple,
         preprocessing=manifest.preprocessing,
         postprocess=Postprocess(**checkpoint.config.detector.postprocess.model_dump()),
-        opset=OPSET,
+        opset=None if format == "torch" else OPSET,
         provenance=_provenance(checkpoint),
     )
-    content = make_onnx(
-        graph,
-        pad_multiple=manifest.pad_multiple,
-        strides=[*(level.stride for level in manifest.network), _coarsest(joined)],
-        has_masks=has_masks,
-    )
-    return add_metadata(content, {KEY: facts.to_text()}), facts
+    strides = [*(level.stride for level in manifest.network), _coarsest(joined)]
+    return make_file(graph, facts, format, strides=strides), facts
 
 
 def _coarsest(joined: JoinedRun) -> int:
@@ -312,40 +377,3 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
 def _detect(joined: JoinedRun, images: Tensor, sizes_hw: Sequence[SizeHW]) -> list[Detections]:
     """What `predict` finds, in a batch."""
     return joined(images, sizes_hw=sizes_hw, image_ids=range(len(sizes_hw)))
-
-
-def _read_images(proof: ProofImages, checkpoint: Checkpoint) -> tuple[list[NDArray[np.uint8]], str]:
-    """Pixels, and what they are. Raises InputError, DatasetError, BadImageError."""
-    if proof.folder is None:
-        if proof.annotations is not None:
-            raise InputError("--annotations name images of a folder: give it with --images")
-        images = generated_images(checkpoint.manifest.image_size)
-        return images, f"{len(images)} generated images"
-    if proof.annotations is None:
-        files = images_in(proof.folder)
-    else:
-        dataset = read_dataset(annotations=proof.annotations, images=proof.folder)
-        files = [dataset.path_of(row) for row in range(len(dataset.annotations))]
-    if not files:
-        raise InputError(f"there is no image in {proof.folder}")
-    steps = max(1, -(-len(files) // proof.most))  # spread over the folder
-    taken = files[::steps]
-    return [
-        decode_image(file) for file in taken
-    ], f"{len(taken)} images of the folder {proof.folder.name}"
-
-
-def generated_images(image_size: int) -> list[NDArray[np.uint8]]:
-    """Images of four shapes, always the same: coloured rectangles on soft noise."""
-    draws = np.random.default_rng(0)
-    images = []
-    for tall, wide in _GENERATED * _OF_EACH:
-        height, width = round(image_size * tall), round(image_size * wide)
-        coarse = draws.integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8)
-        image = coarse.repeat(16, axis=0).repeat(16, axis=1)[:height, :width].copy()
-        for _ in range(8):
-            top, left = draws.integers(0, height * 3 // 4), draws.integers(0, width * 3 // 4)
-            rows, columns = draws.integers(8, height // 2), draws.integers(8, width // 2)
-            image[top : top + rows, left : left + columns] = draws.integers(0, 256, 3)
-        images.append(image)
-    return images

@@ -17,7 +17,13 @@ from enum import Enum
 from pathlib import Path
 
 from cachedet.errors import InputError
-from cachedet.store.files.durable import TEMPORARY_SUFFIX, write_durably
+from cachedet.store.files.durable import (
+    TEMPORARY_SUFFIX,
+    sync_directory,
+    temporary_path,
+    write_durably,
+    write_synced,
+)
 from cachedet.store.files.locations import shown
 from cachedet.store.files.names import (
     CODEC_STATE,
@@ -35,6 +41,8 @@ CROP_COMMENT = b"cut out by cachedet"
 YAML_COMMENT = "# classes of labels/, written by cachedet, which replaces it when it is asked to"
 COCO_IMAGES_DESCRIPTION = "Images of `cachedet predict`, of coco_results.json beside it"
 TABLE_COLUMNS = ("file", "frame", "time", "name", "category_id", "score", "x1", "y1", "x2", "y2")
+MODEL_COMMENT = b"written by cachedet export"  # a zip file keeps it
+MODEL_WEIGHTS_MARK = b"\nweights written by cachedet, sha256 "
 CARD_COMMENT = b"<!-- written by `cachedet export`, which replaces it when it is asked to -->"
 MARKDOWN_COMMENT = b"<!-- written by cachedet, which replaces it when it is asked to -->"
 _PNG_COMMENT = rb"\A\x89PNG\r\n\x1a\n.{4}IHDR.{17}.{4}tEXtComment\x00"
@@ -103,13 +111,20 @@ class Kind(Enum):
         rb"\}\s*\]\s*\}\s*\Z",
     )
     MODEL = ("a model of `export`", rb"\A\x08.\x12\x08cachedet")  # an ONNX file names its maker
+    MODEL_GRAPH = ("a model of `export`", rb'\A<\?xml [^>]*>\s*<net name="cachedet"')
+    MODEL_WEIGHTS = (
+        "the weights of a model of `export`",
+        re.escape(MODEL_WEIGHTS_MARK) + rb"[0-9a-f]{64}\Z",
+    )
+    MODEL_PROGRAM = ("a model of `export`", rb"\APK.*" + re.escape(MODEL_COMMENT) + rb"\Z")
     CARD = (
         "a model card of `export`",
         rb"\A" + CARD_COMMENT + rb"\n.*\nWritten \d{4}-\d\d-\d\d by cachedet \S+\.\s*\Z",
     )
     SCRIPT = (
         "a script of `export`",
-        rb'\A"""Detect in images with a model of `cachedet export`: .*\n    main\(\)\s*\Z',
+        rb'\A"""Detect in images with a model of `cachedet export`: .*'
+        rb"\n    sys\.exit\(main\(\)\)\s*\Z",
     )
     FORECAST = (
         "a forecast of `estimate`",
@@ -175,6 +190,34 @@ def write_file(path: Path, content: bytes, *, kind: Kind) -> None:
         write_durably(target, content)
     except OSError as error:
         raise _cannot_write(error, path) from error
+
+
+def write_pair(first: tuple[Path, bytes, Kind], second: tuple[Path, bytes, Kind]) -> None:
+    """Write both files or none; where the first, which names the other, is there, both are new.
+
+    Raises InputError.
+    """
+    written: list[tuple[Path, Path]] = []
+    path = first[0]
+    try:
+        for path, content, kind in (second, first):
+            require_ours(path, kind=kind)
+            target = Path(os.path.realpath(path))
+            make_folder(target.parent)
+            temporary = temporary_path(target)
+            write_synced(temporary, [content])
+            written.append((temporary, target))
+        target.unlink(missing_ok=True)
+        while written:
+            temporary, target = written[0]
+            temporary.replace(target)
+            sync_directory(target.parent)
+            del written[0]
+    except OSError as error:
+        raise _cannot_write(error, path) from error
+    finally:
+        for temporary, _ in written:
+            temporary.unlink(missing_ok=True)
 
 
 def require_folder(folder: Path, *, inputs: Iterable[Path] = ()) -> None:

@@ -16,12 +16,12 @@ from cachedet.data.views import DRAWN_AFRESH, View, parse_views
 from cachedet.device import choose_device, default_workers, usable_cores
 from cachedet.errors import BadImageError, ConfigError, InputError, UnwrittenError
 from cachedet.evaluation.inference import EVAL_VIEW
+from cachedet.exporting.exported_model import load_model_detector
 from cachedet.prediction.finishing import Finisher
 from cachedet.prediction.image_detector import (
     ImageDetector,
     PreparedImage,
     load_image_detector,
-    load_model_detector,
 )
 from cachedet.prediction.image_list import list_images
 from cachedet.prediction.image_report import ImageReport
@@ -110,24 +110,24 @@ def predict(
         >>> report = cachedet.predict("runs/first", images=["photos/"], out="drawn/")
         >>> report.images[0].detections.boxes  # (D, 4) xyxy in pixels
     """
+    _require_given(run, model, images)
     chosen = _views_of_files(views)
     _require_numbers(batch_size=batch_size, workers=workers, every=every, iou=iou)
     selection = Selection(min_score=min_score, classes=classes, max_per_image=max_per_image)
     named = [Path(path) for path in images]
     files = list_images(named, recursive=recursive, every=every, out=Path(out))
+    lists = parse_formats(formats)
     plan = plan_outputs(
-        files, Path(out), inputs=named, formats=parse_formats(formats), drawings=drawings,
-        crops=crops,
-    )  # fmt: skip
-    if run is not None and model is None:
+        files, Path(out), inputs=named, formats=lists, drawings=drawings, crops=crops
+    )
+    if run is not None:
         image_detector = load_image_detector(
             Path(run), weights=weights, device=device, views=chosen, iou=iou, most=max_per_image,
             detector=detector, backbone=backbone,
         )  # fmt: skip
     else:
-        image_detector = load_model_detector(
-            _model_alone(run, model), weights=weights, device=device, views=views, iou=iou
-        )
+        settings = {"weights": weights, "device": device, "views": views}
+        image_detector = load_model_detector(Path(str(model)), **settings, iou=iou)
     selection.require_known(image_detector.categories)
     prediction = _Prediction(image_detector, selection, plan, files=files, every=every)
     return prediction.run(
@@ -136,11 +136,13 @@ def predict(
     )
 
 
-def _model_alone(run: Path | str | None, model: Path | str | None) -> Path:
-    """Raises InputError where it is not clear what shall detect."""
-    if run is not None or model is None:
+def _require_given(
+    run: Path | str | None, model: Path | str | None, images: Sequence[Path | str]
+) -> None:
+    if (run is None) == (model is None):
         raise InputError("predict expects a run or --model, a file of `export`: one of the two")
-    return Path(model)
+    if not images:
+        raise InputError("predict expects images to look at: files, folders, patterns or videos")
 
 
 def _require_numbers(*, batch_size: int, workers: int, every: int, iou: float | None) -> None:

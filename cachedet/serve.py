@@ -12,11 +12,8 @@ from typing import Any
 
 from cachedet.data.regular_files import read_regular
 from cachedet.errors import ConfigError, InputError
-from cachedet.prediction.image_detector import (
-    ImageDetector,
-    load_image_detector,
-    load_model_detector,
-)
+from cachedet.exporting.exported_model import load_model_detector
+from cachedet.prediction.image_detector import ImageDetector, load_image_detector
 from cachedet.serving.gallery import Gallery
 from cachedet.text import printable
 from cachedet.training.run_folder import RunFolder

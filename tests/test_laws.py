@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "cachedet"
 MAIN_JOB = (
     "version", "allocator", "errors", "text", "structures", "progress", "device", "flops",
     "distributed", "config", "data", "backbone", "store", "outputs", "extraction", "detector",
-    "augmentation", "loading", "training", "drawing", "evaluation", "exporting", "prediction",
+    "augmentation", "loading", "training", "drawing", "evaluation", "prediction", "exporting",
     "train", "evaluate", "extract", "predict", "export", "convert", "relabel",
 )  # fmt: skip
 # What one does to learn about it; nothing of the main job knows these.

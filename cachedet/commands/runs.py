@@ -140,6 +140,16 @@ def model(
         say(f"left out: {cost.left_out}")
 
 
+Calibrate = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder that --int8 takes up to 64 images from (default: those of --images that "
+        "--annotations do not name)."
+    ),
+]
+Run = Annotated[
+    Path | None, typer.Argument(help="Run folder; none with --model.", show_default=False)
+]
 Named = Annotated[
     list[Path] | None,
     typer.Argument(
@@ -155,8 +165,8 @@ Formats = Annotated[
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="Run folder; none with --model.")],
     out: Annotated[Path, typer.Option(help="Folder for drawings and lists.")],
+    run: Run = None,
     images: Named = None,
     model: Annotated[
         Path | None, typer.Option(help="A file of `export`, instead of a run.")
@@ -201,7 +211,7 @@ def predict(
     try:
         report = run_predict(
             run if model is None else None,
-            images=[*([] if model is None else [run]), *(images or [])],
+            images=[*([] if model is None or run is None else [run]), *(images or [])],
             out=out,
             model=model,
             weights=weights,
@@ -238,7 +248,11 @@ def predict(
 
 def export(
     run: Path,
-    out: Annotated[Path, typer.Option(help="ONNX file to write.")],
+    out: Annotated[Path, typer.Option(help="File to write: .onnx, .xml (and a .bin) or .pt2.")],
+    format: Annotated[
+        str | None,
+        typer.Option(help="onnx, openvino or torch (default: as --out ends, else onnx)."),
+    ] = None,
     outputs: Annotated[
         str, typer.Option(help="detections, or raw: boxes and scores before suppression.")
     ] = "detections",
@@ -259,28 +273,32 @@ def export(
         float, typer.Option(min=0, help="Share of detections that only one of both finds.")
     ] = 0.02,
     with_script: Annotated[
-        bool, typer.Option("--with-script", help="Also a .py beside it that needs no cachedet.")
+        bool,
+        typer.Option("--with-script", help="Also detect_<name>.py, of ONNX, without cachedet."),
     ] = False,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Quantise it, with ranges from up to 64 of --images.")
+        bool, typer.Option("--int8", help="Quantise it, with ranges from images; of ONNX.")
     ] = False,
+    calibrate: Calibrate = None,
     most_ap_lost: Annotated[
         float | None,
         typer.Option(min=0, help="By --int8 on --annotations, in points (default: 0.5)."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write backbone and heads as one ONNX file, proven to find what the run finds, and a card."""
-    from cachedet.export import MOST_AP_LOST, ProofImages
+    """Write backbone and heads as one model, proven to find what the run finds, and a card."""
+    from cachedet.export import MOST_AP_LOST
     from cachedet.export import export as run_export
     from cachedet.exporting.agreement import Tolerance
     from cachedet.exporting.detection_graph import parse_outputs, parse_preprocess
+    from cachedet.exporting.proof_images import ProofImages
 
     if most_ap_lost is not None and (not int8 or annotations is None):
         raise InputError("--most-ap-lost needs --int8, and --annotations to measure AP on")
     report = run_export(
         run,
         out=out,
+        format=format,
         outputs=parse_outputs(outputs),
         preprocess=parse_preprocess(preprocess),
         weights=weights,
@@ -288,6 +306,7 @@ def export(
         tolerance=Tolerance(box_px=tolerance_px, score=tolerance_score, changed=tolerance_changed),
         with_script=with_script,
         int8=int8,
+        calibrate=calibrate,
         most_ap_lost=MOST_AP_LOST if most_ap_lost is None else most_ap_lost,
     )
     if as_json:
@@ -297,6 +316,8 @@ def export(
     if report.int8 is not None:
         say(f"int8: {report.int8.in_words()}")
     say(report.out)
+    if report.format == "openvino":
+        say(report.out.with_suffix(".bin"))
     say(report.card)
     if report.script is not None:
         say(report.script)

@@ -14,12 +14,18 @@ from cachedet.text import printable
 _log = logging.getLogger(__name__)
 
 
-def images_in(folder: Path, *, recursive: bool = False, without: Path | None = None) -> list[Path]:
+def images_in(
+    folder: Path,
+    *,
+    recursive: bool = False,
+    without: Path | None = None,
+    others: Counter[str] | None = None,
+) -> list[Path]:
     """Files with an ending of an image format, by name; a line is logged on what is passed over.
 
     Hidden files are no images: `._x.jpg` is what macOS keeps beside x.jpg on foreign disks. With
     `recursive` its folders are looked into after its own images, but for hidden ones, links, and
-    the folder `without`.
+    the folder `without`. How many files of which other endings there are is added to `others`.
 
     Raises InputError where a folder cannot be listed, or there are no images.
     """
@@ -35,6 +41,8 @@ def images_in(folder: Path, *, recursive: bool = False, without: Path | None = N
             waiting += [each for each in inner if not _is_left_out(each, without)]
         else:
             passed_over["folders"] += len(folders)
+    if others is not None:
+        others.update(passed_over)
     if not images:
         endings = ", ".join(sorted(image_suffixes()))
         raise InputError(f"{printable(folder)} holds no images ({endings})")

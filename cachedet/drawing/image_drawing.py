@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +15,13 @@ from cachedet.drawing.lettering import Lettering
 from cachedet.drawing.tag_places import Place, place_tags
 from cachedet.structures import CategoryMap, Detections, SizeHW
 
-# Okabe and Ito's colours, which colour-blind people tell apart too; further classes start again.
+# Okabe and Ito's colours, which colour-blind people tell apart too; further classes take them again
+# with lines of other dashes.
 PALETTE = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66),
     (0, 114, 178), (213, 94, 0), (204, 121, 167), (255, 255, 255),
 )  # fmt: skip
+_DASHES = ((), (6, 3), (2, 2), (8, 2, 2, 2))  # lengths of line and gap, in widths of the line
 _TINT = 0.45  # of a mask's colour over the image
 _LEAST_LETTERS = 11  # pixels of a line
 _RIM = (0, 0, 0)  # keeps a line visible on a background of its own colour
@@ -75,9 +77,44 @@ def draw_boxes(pixels: NDArray[np.uint8], drawing: Drawing) -> Image.Image:
         rim = (x1 - 1, y1 - 1, max(x2, x1) + 1, max(y2, y1) + 1)
         canvas.rectangle(rim, outline=_RIM, width=width + 2)
         inner = (x1, y1, max(x2, x1), max(y2, y1))
-        canvas.rectangle(inner, outline=colour_of(int(label)), width=width)
+        _draw_outline(canvas, inner, int(label), width=width, most=max(image.size))
     _draw_tags(canvas, drawing, image.size)
     return image
+
+
+def _draw_outline(
+    canvas: ImageDraw.ImageDraw,
+    box: tuple[float, float, float, float],
+    label: int,
+    *,
+    width: int,
+    most: int,  # beyond it nothing is seen
+) -> None:
+    """In the class's colour; from the ninth class on dashed, over the rim."""
+    colour, dashes = colour_of(label), _DASHES[label // len(PALETTE) % len(_DASHES)]
+    x1, y1, x2, y2 = box
+    if not dashes:
+        canvas.rectangle(box, outline=colour, width=width)
+        return
+    canvas.rectangle(box, outline=_RIM, width=width)
+    for start, end in _dashes_of(max(x1, 0.0), min(x2, most), width, dashes):
+        for top in (y1, y2 - width + 1):
+            canvas.rectangle((start, top, end, top + width - 1), fill=colour)
+    for start, end in _dashes_of(max(y1, 0.0), min(y2, most), width, dashes):
+        for left in (x1, x2 - width + 1):
+            canvas.rectangle((left, start, left + width - 1, end), fill=colour)
+
+
+def _dashes_of(
+    start: float, end: float, width: int, dashes: Sequence[int]
+) -> Iterator[tuple[float, float]]:
+    """Where the pieces of a line begin and end."""
+    number = 0
+    while start <= end:
+        length = dashes[number % len(dashes)] * width
+        if number % 2 == 0:
+            yield start, min(start + length - 1, end)
+        start, number = start + length, number + 1
 
 
 def colour_of(label: int) -> tuple[int, int, int]:

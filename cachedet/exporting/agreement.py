@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedet.data.geometry import Geometry
-from cachedet.data.views import View, parse_views
+from cachedet.data.views import parse_views
 from cachedet.errors import ExportError
 from cachedet.exporting.exported_model import ExportedModel, stack
 from cachedet.structures import Detections, SizeHW
@@ -120,10 +120,10 @@ def prove(
     model: ExportedModel, reference: Reference, images: Sequence[NDArray[np.uint8]]
 ) -> list[SizeAgreement]:
     """Both on all images in two sizes, one, two and three at a time where sizes allow it."""
+    on_images = model.on_images(_VIEWS)
     by_size: dict[SizeHW, list[tuple[NDArray[np.uint8], Geometry]]] = {}
     for pixels in images:
-        for view in _VIEWS:
-            geometry = _geometry(model, pixels, view)
+        for geometry in on_images.geometries((pixels.shape[0], pixels.shape[1])):
             by_size.setdefault(geometry.padded_hw, []).append((pixels, geometry))
     return [_prove_size(model, reference, size, of_size) for size, of_size in by_size.items()]
 
@@ -131,10 +131,6 @@ def prove(
 def total(rows: Sequence[SizeAgreement]) -> Agreement:
     """Over all sizes."""
     return sum((row.found for row in rows), _NOTHING)
-
-
-def _geometry(model: ExportedModel, pixels: NDArray[np.uint8], view: View) -> Geometry:
-    return model.geometry((pixels.shape[0], pixels.shape[1]), view)
 
 
 def _prove_size(

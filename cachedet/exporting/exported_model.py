@@ -1,4 +1,4 @@
-"""A file of `cachedet export` at work in onnxruntime; needs neither heads nor a backbone.
+"""A file of `cachedet export` at work; needs neither heads nor a backbone.
 
 Letters: N images, H W input pixels, D detections.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedet.data.geometry import Geometry
-from cachedet.data.images import DecodedImage, make_input, resize
-from cachedet.data.views import View, make_geometry, parse_views
+from cachedet.data.images import make_input, resize
+from cachedet.data.views import View, parse_views
 from cachedet.detector.fixed_rows import Candidates, FixedDetections, select
 from cachedet.device import usable_cores
-from cachedet.errors import ExportError
-from cachedet.exporting.model_facts import KEY, ModelFacts
-from cachedet.exporting.onnx_file import require_packages
-from cachedet.structures import CategoryMap, Detections, Preprocessing, SizeHW
+from cachedet.errors import ExportError, InputError
+from cachedet.evaluation.inference import EVAL_VIEW
+from cachedet.evaluation.merging import Merging
+from cachedet.exporting.model_facts import ModelFacts
+from cachedet.exporting.model_file import ModelFile
+from cachedet.exporting.runtimes import open_runtime
+from cachedet.prediction.image_detector import ImageDetector
+from cachedet.structures import Detections, Preprocessing, SizeHW
 
-BASE = parse_views("base")[0]
+BASE = parse_views(EVAL_VIEW)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,70 +45,37 @@ class Inputs:
 
 
 class ExportedModel:
-    """An exported detector; called on an image it gives its detections."""
+    """An exported detector: a `Network`, which takes input that is made already."""
 
-    def __init__(self, content: bytes, *, where: str, threads: int | None = None) -> None:
-        """Raises ExportError: no onnxruntime, no ONNX file, or not one of ours."""
-        require_packages(["onnxruntime"], command="running an exported model")
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or usable_cores() or 1
-        options.log_severity_level = 3
-        try:
-            self._session: Any = onnxruntime.InferenceSession(
-                content, options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # its errors have no parent of their own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ExportError(f"{where} is no ONNX file that runs here: {reason}") from error
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        self.facts = ModelFacts.from_text(metadata.get(KEY), where=where)
+    def __init__(self, file: ModelFile, *, where: str, threads: int | None = None) -> None:
+        """Raises ExportError: a package is missing, or the file does not run or is not of ours."""
+        self._where = where
+        self._runtime = open_runtime(file, where=where, threads=threads or usable_cores() or 1)
+        self.facts = ModelFacts.from_text(self._runtime.text, where=where)
 
     @classmethod
     def open(cls, path: Path) -> ExportedModel:
         """Raises ExportError."""
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise ExportError(
-                f"--model {path}: {error.strerror or error}; expected a file of `cachedet export`"
-            ) from error
-        return cls(content, where=str(path))
+        return cls(ModelFile.read(path), where=str(path))
 
-    def __call__(self, pixels: NDArray[np.uint8], *, image_id: int = 0) -> Detections:
-        """Detections in pixels of an image (H, W, 3) RGB."""
-        whole = DecodedImage(pixels=pixels, image_hw=(pixels.shape[0], pixels.shape[1]))
-        return self.of_image(whole, image_id=image_id)
-
-    def of_image(self, image: DecodedImage, *, image_id: int = 0) -> Detections:
-        """The same of an image as it was decoded for the base view."""
-        geometry = self.geometry(image.image_hw, BASE)
-        inputs = stack([image.pixels], [geometry], self.facts)
-        found = self.detect(inputs, image_ids=[image_id])[0]
-        return geometry.detections_to_image(found)
-
-    @property
-    def categories(self) -> CategoryMap:
-        return self.facts.categories
-
-    @property
-    def image_size(self) -> int:
-        return self.facts.image_size
-
-    def geometry(self, image_hw: SizeHW, view: View) -> Geometry:
-        """How an image comes to lie in the input."""
-        return make_geometry(
-            view,
-            image_hw=image_hw,
-            image_id=0,
+    def on_images(self, views: Sequence[View] = BASE) -> ImageDetector:
+        """Ready for images; detections are in pixels of the image."""
+        return ImageDetector(
+            network=self,
+            categories=self.facts.categories,
             image_size=self.facts.image_size,
             pad_multiple=self.facts.pad_multiple,
+            make=partial(_maker(self.facts), preprocessing=self.facts.preprocessing),
+            merging=Merging(),  # of one view
+            views=views,
         )
 
-    def make_input(self, pixels: NDArray[np.uint8], geometry: Geometry) -> Tensor:
-        """What the graph takes of one image, without the axis of the batch."""
-        return _maker(self.facts)(pixels, geometry, self.facts.preprocessing)
+    def __call__(
+        self, images: Tensor, *, sizes_hw: Sequence[SizeHW], image_ids: Sequence[int]
+    ) -> list[Detections]:
+        """Detections of each image in pixels of its view."""
+        inputs = Inputs(images=images, sizes_hw=torch.tensor(sizes_hw))
+        return self.detect(inputs, image_ids=image_ids)
 
     def run(self, inputs: Inputs) -> list[Tensor]:
         """The outputs of the graph. Raises ExportError on sides that it does not take."""
@@ -114,7 +86,14 @@ class ExportedModel:
                 f"the model takes sides that are multiples of {self.facts.pad_multiple}, got "
                 f"{sides[0]} x {sides[1]}: pad at the bottom and right"
             )
-        return [torch.from_numpy(each) for each in self._session.run(None, inputs.numpy())]
+        try:
+            return [torch.from_numpy(each) for each in self._runtime.run(inputs.numpy())]
+        except Exception as error:  # runtimes raise errors of any kind
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise ExportError(
+                f"{self._where} fails on {len(inputs.images)} images of {sides[0]} x {sides[1]}: "
+                f"{reason}"
+            ) from error
 
     def detect(self, inputs: Inputs, *, image_ids: Sequence[int]) -> list[Detections]:
         """Detections of each of the N images, in pixels of the input."""
@@ -128,6 +107,31 @@ class ExportedModel:
                 boxes=boxes, scores=scores, labels=labels, masks=masks[0] if masks else None
             )
         return [_found(rows, n, image_id) for n, image_id in enumerate(image_ids)]
+
+
+def load_model_detector(
+    model: Path,
+    *,
+    weights: str = "auto",
+    device: str = "auto",
+    views: str = EVAL_VIEW,
+    iou: float | None = None,
+) -> ImageDetector:
+    """An exported file ready for images, which leaves nothing to choose.
+
+    Raises InputError where something was chosen, ExportError as `ExportedModel.open`.
+    """
+    of_a_run = {
+        "--views": views != EVAL_VIEW, "--iou": iou is not None, "--weights": weights != "auto",
+        "--device": device not in ("auto", "cpu"),
+    }  # fmt: skip
+    given = [name for name, is_given in of_a_run.items() if is_given]
+    if given:
+        raise InputError(
+            f"{' and '.join(given)} cannot be used with an exported model: it has its weights, "
+            "looks at each image once, suppresses as it was exported and runs on the CPU"
+        )
+    return ExportedModel.open(model).on_images()
 
 
 def _found(rows: FixedDetections, n: int, image_id: int) -> Detections:
@@ -148,14 +152,14 @@ def stack(
     """Images (H, W, 3) of any sizes, whose views have one padded size, as a batch."""
     make = _maker(facts)
     rows = [
-        make(pixels, geometry, facts.preprocessing)
+        make(pixels, geometry, preprocessing=facts.preprocessing)
         for pixels, geometry in zip(images, geometries, strict=True)
     ]
     sizes = torch.tensor([geometry.valid_hw for geometry in geometries])
     return Inputs(images=torch.stack(rows), sizes_hw=sizes)
 
 
-def _maker(facts: ModelFacts) -> Callable[[NDArray[np.uint8], Geometry, Preprocessing], Tensor]:
+def _maker(facts: ModelFacts) -> Callable[..., Tensor]:
     return _raw_input if facts.preprocess == "inside" else make_input
 
 

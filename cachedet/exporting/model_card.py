@@ -11,12 +11,37 @@ from cachedet.errors import CheckpointError
 from cachedet.exporting.agreement import Agreement
 from cachedet.exporting.int8 import Int8Report
 from cachedet.exporting.model_facts import ModelFacts
+from cachedet.exporting.model_file import Format
 from cachedet.outputs import CARD_COMMENT
 from cachedet.text import escape_markdown, printable
 from cachedet.training.run_folder import RunFolder, TrainingData
 from cachedet.version import __version__
 
 _MOST_CLASSES = 40  # in the table
+_FILES: dict[Format, str] = {
+    "onnx": "one ONNX file of {size} that onnxruntime runs alone",
+    "openvino": "an OpenVINO model of {size}, two files that stay together (.xml and .bin)",
+    "torch": "a program of `torch.export` of {size} that torch and torchvision run alone",
+}
+_RUNNERS: dict[Format, str] = {
+    "onnx": "onnxruntime", "openvino": "OpenVINO", "torch": "the program, loaded again,"
+}  # fmt: skip
+_EXAMPLES: dict[Format, str] = {
+    "onnx": """import json, onnxruntime
+session = onnxruntime.InferenceSession({file})
+facts = json.loads(session.get_modelmeta().custom_metadata_map["cachedet"])
+found = session.run(None, {{"images": images, "sizes_hw": sizes_hw}})""",
+    "openvino": """import json, openvino
+model = openvino.Core().read_model({file})
+facts = json.loads(model.get_rt_info(["cachedet"]).astype(str))
+run = openvino.compile_model(model, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})
+found = run({{"images": images, "sizes_hw": sizes_hw}})""",
+    "torch": """import json, torch, torchvision
+texts = {{"cachedet": ""}}
+program = torch.export.load({file}, extra_files=texts).module()
+facts = json.loads(texts["cachedet"])
+found = program(torch.from_numpy(images), torch.from_numpy(sizes_hw))""",
+}
 _KINDS = {"retinanet": "RetinaNet", "faster_rcnn": "Faster R-CNN", "cascade_rcnn": "Cascade R-CNN"}
 
 
@@ -70,6 +95,7 @@ class CardFacts:
     proven_on: str
     training: TrainingData | None
     scores: KnownScores | None
+    format: Format = "onnx"
     int8: Int8Report | None = None  # None: the file is float
 
 
@@ -90,7 +116,7 @@ def make_card(card: CardFacts, facts: ModelFacts, *, written: str) -> bytes:
         "## How good it is\n\n" + _quality(card) + _cost_of_int8(card.int8),
         "## Limits\n\n" + _limits(card, facts),
         "## What goes in and comes out\n\n" + _contract(facts),
-        "## Use\n\n" + _example(card.file),
+        "## Use\n\n" + _example(card),
         "## The file\n\n" + _origin(card, facts),
         f"Written {written} by cachedet {__version__}.",
     ]
@@ -103,11 +129,10 @@ def _summary(card: CardFacts, facts: ModelFacts) -> str:
     what = escape_markdown(names[0]) if count == 1 else f"objects of {count} classes"
     masks = " and their masks" if facts.has_masks else ""
     numbers = "float32" if card.int8 is None else "int8"
+    file = _FILES[card.format].format(size=f"{card.nbytes / 1e6:.1f} MB ({numbers})")
     return (
         f"Finds {what}{masks} in images: a {_KINDS.get(kind, kind)} on "
-        f"{escape_markdown(facts.provenance['backbone'])}, in one ONNX file of "
-        f"{card.nbytes / 1e6:.1f} MB ({numbers}) that onnxruntime runs "
-        "alone."
+        f"{escape_markdown(facts.provenance['backbone'])}, as {file}."
     )
 
 
@@ -209,16 +234,9 @@ def _contract(facts: ModelFacts) -> str:
     )
 
 
-def _example(file: str) -> str:
-    return (
-        "```python\n"
-        "import json, onnxruntime\n"
-        f"session = onnxruntime.InferenceSession({printable(file)!r})\n"
-        'facts = json.loads(session.get_modelmeta().custom_metadata_map["cachedet"])\n'
-        'found = session.run(None, {"images": images, "sizes_hw": sizes_hw})\n'
-        'names = facts["categories"]["names"]\n'
-        "```"
-    )
+def _example(card: CardFacts) -> str:
+    code = _EXAMPLES[card.format].format(file=repr(printable(card.file)))
+    return f'```python\n{code}\nnames = facts["categories"]["names"]\n```'
 
 
 def _origin(card: CardFacts, facts: ModelFacts) -> str:
@@ -229,7 +247,7 @@ def _origin(card: CardFacts, facts: ModelFacts) -> str:
         weights = f"file {Path(weights.removeprefix('file ')).name}"  # no place of this machine
     masks = f", masks by {proof.mask:.0e}" if facts.has_masks else ""
     rows = {
-        "Proof": f"onnxruntime beside torch on {card.proven_on}: boxes differ by up to "
+        "Proof": f"{_RUNNERS[card.format]} beside torch on {card.proven_on}: boxes differ by up to "
         f"{proof.box_px:.0e} px, scores by {proof.score:.0e}{masks}; {proof.changed} of "
         f"{proof.detections:,} detections changed",
         "Backbone": f"{made['backbone']}, "
@@ -237,7 +255,8 @@ def _origin(card: CardFacts, facts: ModelFacts) -> str:
         "Its weights": f"{weights}, sha256 {made['weights_digest'][:12]}",
         "Their licence": card.licence,
         "Run": f"step {made['step']:,}, store {made['store_fingerprint'][:12]}",
-        "Made with": f"cachedet {made['cachedet']}, torch {made['torch']}, opset {facts.opset}",
+        "Made with": f"cachedet {made['cachedet']}, torch {made['torch']}"
+        + ("" if facts.opset is None else f", opset {facts.opset}"),
     }
     lines = [f"| {name} | {escape_markdown(text)} |" for name, text in rows.items()]
     return "| | |\n|:--|:--|\n" + "\n".join(lines)

@@ -11,7 +11,7 @@ from cachedet.errors import ExportError
 from cachedet.exporting.detection_graph import Outputs, Preprocess
 from cachedet.structures import CategoryMap, Preprocessing
 
-KEY = "cachedet"  # of the text among the metadata of an ONNX file
+KEY = "cachedet"  # of the text among the metadata of a file
 _FORMAT = 1
 
 
@@ -27,7 +27,7 @@ class ModelFacts:
     pad_multiple: int  # of the sides of the input
     preprocessing: Preprocessing
     postprocess: Postprocess
-    opset: int
+    opset: int | None  # of ONNX; None in a program of torch
     provenance: dict[str, Any]  # backbone, weights, store, config, versions
 
     def to_text(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cachedet.config.run import ALL_CLASSES, ClassChoice
@@ -36,6 +37,7 @@ def score_model(
     lvis: bool = False,
     resamples: int = 0,  # of the bootstrap; 0: no intervals
     choose: ClassChoice = ALL_CLASSES,  # of the annotations
+    rows: Sequence[int] | None = None,  # of the annotations' images; None: all
 ) -> Analysis:
     """Detect in every image, and score it.
 
@@ -49,6 +51,8 @@ def score_model(
     require_separate(choose, lvis=lvis)
     exported = model if isinstance(model, ExportedModel) else ExportedModel.open(model)
     dataset = read_dataset(annotations=annotations, images=images, choose=choose)
+    if rows is not None:
+        dataset = replace(dataset, annotations=dataset.annotations.keep_rows(rows))
     truth, notes = _in_classes_of(exported, dataset.annotations, where=annotations)
     federated = None
     if lvis:
@@ -74,7 +78,7 @@ def _in_classes_of(
 
     Raises ExportError where they lack some of the model's.
     """
-    ours, theirs = model.categories, described.categories
+    ours, theirs = model.facts.categories, described.categories
     labels = labels_in(ours, theirs) or labels_in(ours, theirs, by_name=True)
     if labels is None:
         raise ExportError(
@@ -86,12 +90,12 @@ def _in_classes_of(
 
 def _detect(model: ExportedModel, dataset: CocoDataset) -> list[Detections]:
     """Of each row, in its order. Raises BadImageError that lists the images that are bad."""
-    truth, workers = dataset.annotations, default_workers()
+    truth, workers, on_images = dataset.annotations, default_workers(), model.on_images()
     with StageProgress("check images", total=len(truth), unit="images") as progress:
         scan = scan_images(
             dataset,
             workers=workers,
-            image_size=model.image_size,
+            image_size=on_images.image_size,
             keep_nbytes=_KEPT_NBYTES,
             on_progress=progress.advance,
         )
@@ -103,7 +107,7 @@ def _detect(model: ExportedModel, dataset: CocoDataset) -> list[Detections]:
         for row, image_id in enumerate(truth.image_ids.tolist()):
             image = scan.images.get(row)
             if image is None:
-                image = decode_file(dataset.path_of(row), image_size=model.image_size)
-            found.append(model.of_image(image, image_id=image_id))
+                image = decode_file(dataset.path_of(row), image_size=on_images.image_size)
+            found += on_images.detect([on_images.prepare([image], image_id=image_id)])
             progress.advance()
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import math
 import warnings
@@ -17,24 +16,37 @@ from cachedet.detector.end_to_end import heads_of
 from cachedet.errors import ExportError
 from cachedet.exporting.detection_graph import DetectionGraph, output_names
 from cachedet.exporting.known_sizes import known_sizes
+from cachedet.exporting.packages import ONNX, require_packages
 
 OPSET = 20
 _IR_VERSION = 10  # of the file format; the newest that runtimes of opset 20 know
-_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _CELLS = 3  # at least, of the coarsest level's side while tracing: a side of 1 is taken as constant
 _MOST_CELLS = 1024  # of a side
 _LOWEST = -3.0e38  # scores above it take part in a suppression; those below are -inf
 
 
-def require_packages(names: Sequence[str] = _PACKAGES, *, command: str = "export") -> None:
-    """Raises ExportError where the extra is missing."""
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise ExportError(
-                f"{command} needs the package {name} ({error}): pip install 'cachedet[export]'"
-            ) from error
+@contextlib.contextmanager
+def traced(graph: DetectionGraph, *, pad_multiple: int, strides: Sequence[int]) -> Iterator[Any]:
+    """The graph as torch writes it (an `ExportedProgram`), of batches and sides of any size.
+
+    `strides` are those of all maps inside. What fails inside of this raises ExportError, too.
+    """
+    cells = max(_CELLS, math.ceil(_CELLS * max(strides) / pad_multiple))
+    example = _example(graph, (cells * pad_multiple, (cells + 1) * pad_multiple))
+    side = {axis: torch.export.Dim(axis, max=_MOST_CELLS) for axis in ("height", "width")}
+    batch = torch.export.Dim("batch", max=4096)
+    image_dims = {0: batch} | {
+        place: pad_multiple * dim
+        for place, dim in zip(_sides_at(graph), side.values(), strict=True)
+    }
+    sizes = known_sizes(graph, example, multiple=pad_multiple)
+    with _quiet(), _named_parts(graph), sizes:
+        yield torch.export.export(
+            graph,
+            example,
+            dynamic_shapes=(image_dims, {0: batch}),
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
 
 
 def make_onnx(
@@ -44,26 +56,11 @@ def make_onnx(
 
     `strides` are those of all maps inside. Raises ExportError where torch cannot write the graph.
     """
-    require_packages()
+    require_packages(ONNX)
     names = output_names(graph.outputs, has_masks=has_masks)
-    cells = max(_CELLS, math.ceil(_CELLS * max(strides) / pad_multiple))
-    example = _example(graph, (cells * pad_multiple, (cells + 1) * pad_multiple))
-    side = {axis: torch.export.Dim(axis, max=_MOST_CELLS) for axis in ("height", "width")}
-    at = (1, 2) if graph.preprocess == "inside" else (2, 3)
-    batch = torch.export.Dim("batch", max=4096)
-    image_dims = {0: batch} | {
-        place: pad_multiple * dim for place, dim in zip(at, side.values(), strict=True)
-    }
-    sizes = known_sizes(graph, example, multiple=pad_multiple)
-    with _quiet(), _named_parts(graph), sizes:
-        traced = torch.export.export(
-            graph,
-            example,
-            dynamic_shapes=(image_dims, {0: batch}),
-            prefer_deferred_runtime_asserts_over_guards=True,
-        )
-        program: Any = torch.onnx.export(
-            traced,
+    with traced(graph, pad_multiple=pad_multiple, strides=strides) as program:
+        written: Any = torch.onnx.export(
+            program,
             (),
             input_names=["images", "sizes_hw"],
             output_names=list(names),
@@ -73,11 +70,15 @@ def make_onnx(
             verbose=False,
         )
     shapes: dict[str, Sequence[str | int]] = {
-        "images": _shape_of_images(at),
+        "images": _shape_of_images(_sides_at(graph)),
         "sizes_hw": ["batch", 2],
         **_shapes_of_outputs(graph, names),
     }
-    return _finish(program.model_proto, shapes)
+    return _finish(written.model_proto, shapes)
+
+
+def _sides_at(graph: DetectionGraph) -> tuple[int, int]:
+    return (1, 2) if graph.preprocess == "inside" else (2, 3)
 
 
 def _example(graph: DetectionGraph, size_hw: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,6 +1,7 @@
-"""Detect in images with a model of `cachedet export`: python model.py model.onnx IMAGE ...
+"""Detect in images with a model of `cachedet export`: python detect_x.py x.onnx IMAGE ...
 
-Needs numpy, onnxruntime and Pillow, and nothing else. Prints one JSON object for each image.
+Needs numpy, onnxruntime and Pillow, and nothing else. Prints one JSON object for each image; files
+that cannot be read are named on standard error, and the exit status is 1.
 """
 
 import json
@@ -47,15 +48,23 @@ def detect(session: Any, image: Image.Image, *, min_score: float = 0.3) -> list[
     ]
 
 
-def main() -> None:
-    """One line of JSON an image."""
-    session = onnxruntime.InferenceSession(sys.argv[1])
+def main() -> int:
+    """One line of JSON an image; the exit status."""
+    if len(sys.argv) < 3:
+        sys.stderr.write(f"usage: python {sys.argv[0]} MODEL.onnx IMAGE ...\n")
+        return 2
+    session, status = onnxruntime.InferenceSession(sys.argv[1]), 0
     for file in sys.argv[2:]:
-        with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-        found = {"file": file, "detections": detect(session, image)}
-        sys.stdout.write(json.dumps(found) + "\n")
+        try:
+            with Image.open(file) as opened:
+                image = ImageOps.exif_transpose(opened).convert("RGB")
+        except Exception as error:  # Pillow raises many kinds
+            sys.stderr.write(f"{file}: {error}\n")
+            status = 1
+            continue
+        sys.stdout.write(json.dumps({"file": file, "detections": detect(session, image)}) + "\n")
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

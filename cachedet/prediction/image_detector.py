@@ -19,11 +19,10 @@ from cachedet.data.views import View, make_geometry, parse_views
 from cachedet.detector.build import choose_read_levels
 from cachedet.detector.protocol import run_detector
 from cachedet.device import choose_device
-from cachedet.errors import BackboneError, ConfigError, InputError
+from cachedet.errors import BackboneError, ConfigError
 from cachedet.evaluation.inference import EVAL_VIEW
 from cachedet.evaluation.merging import Merging, ViewDetections
 from cachedet.evaluation.subject import load_detector
-from cachedet.exporting.exported_model import ExportedModel, Inputs
 from cachedet.store.format.manifest import Manifest
 from cachedet.structures import CategoryMap, Detections, SizeHW
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
@@ -92,13 +91,13 @@ class ImageDetector:
 
     def needs_all_pixels(self, image: DecodedImage) -> bool:
         """Whether some view has more detail than an image that was reduced."""
-        return not all(map(image.suffices, self._geometries(image.image_hw, 0)))
+        return not all(map(image.suffices, self.geometries(image.image_hw)))
 
     def prepare(
         self, images: Sequence[DecodedImage], *, image_id: int = 0, keeps_pixels: bool = False
     ) -> PreparedImage:
         """Each view from the first of `images` that has its detail; the last one has all pixels."""
-        geometries = self._geometries(images[0].image_hw, image_id)
+        geometries = self.geometries(images[0].image_hw, image_id=image_id)
         inputs = []
         for geometry in geometries:
             pixels = next(image.pixels for image in images if image.suffices(geometry))
@@ -130,7 +129,8 @@ class ImageDetector:
             )
         return [self.merging(of_image) for of_image in zip(*by_view, strict=True)]
 
-    def _geometries(self, image_hw: SizeHW, image_id: int) -> tuple[Geometry, ...]:
+    def geometries(self, image_hw: SizeHW, *, image_id: int = 0) -> tuple[Geometry, ...]:
+        """How an image comes to lie in the input, in each view."""
         return tuple(
             make_geometry(
                 view,
@@ -174,51 +174,6 @@ class JoinedRun:
         )
 
 
-def model_on_images(model: ExportedModel) -> ImageDetector:
-    """An exported file, ready for images."""
-    facts = model.facts
-    return ImageDetector(
-        network=partial(_run_model, model),
-        categories=facts.categories,
-        image_size=facts.image_size,
-        pad_multiple=facts.pad_multiple,
-        make=model.make_input,
-        merging=Merging(),  # of one view
-    )
-
-
-def _run_model(
-    model: ExportedModel, images: Tensor, *, sizes_hw: Sequence[SizeHW], image_ids: Sequence[int]
-) -> list[Detections]:
-    inputs = Inputs(images=images, sizes_hw=torch.tensor(sizes_hw))
-    return model.detect(inputs, image_ids=image_ids)
-
-
-def load_model_detector(
-    model: Path,
-    *,
-    weights: str = "auto",
-    device: str = "auto",
-    views: str = EVAL_VIEW,
-    iou: float | None = None,
-) -> ImageDetector:
-    """An exported file ready for images, which leaves nothing to choose.
-
-    Raises InputError where something was chosen, ExportError as `ExportedModel.open`.
-    """
-    of_a_run = {
-        "--views": views != EVAL_VIEW, "--iou": iou is not None, "--weights": weights != "auto",
-        "--device": device not in ("auto", "cpu"),
-    }  # fmt: skip
-    given = [name for name, is_given in of_a_run.items() if is_given]
-    if given:
-        raise InputError(
-            f"{' and '.join(given)} cannot be used with an exported model: it has its weights, "
-            "looks at each image once, suppresses as it was exported and runs on the CPU"
-        )
-    return model_on_images(ExportedModel.open(model))
-
-
 def load_image_detector(
     run: Path,
     *,
@@ -246,6 +201,7 @@ def load_image_detector(
 def join_run(
     run: Path,
     *,
+    checkpoint: Checkpoint | None = None,  # its best, where that was loaded already
     weights: str = "auto",
     device: str = "auto",
     iou: float | None = None,  # of suppression, in place of the run's
@@ -261,7 +217,7 @@ def join_run(
     from cachedet.backbone.frozen import FrozenBackbone, load_backbone
     from cachedet.backbone.split import freeze_trunk
 
-    checkpoint = load_checkpoint(RunFolder.open(run).best)
+    checkpoint = checkpoint or load_checkpoint(RunFolder.open(run).best)
     if iou is not None and (detector is not None or checkpoint.config.detector.kind == "custom"):
         raise ConfigError("iou is of detectors that a config describes; yours suppresses by itself")
     checkpoint = _selecting(checkpoint, iou=iou, most=most)

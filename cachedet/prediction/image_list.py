@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +14,10 @@ from cachedet.data.image_folders import images_in
 from cachedet.data.images import image_suffixes
 from cachedet.errors import InputError
 from cachedet.prediction.videos import SUFFIXES, is_video, require_videos_are_read
+from cachedet.progress import count_of
 from cachedet.text import printable
+
+_log = logging.getLogger(__name__)
 
 
 def list_images(
@@ -36,7 +41,7 @@ def list_images(
     files: dict[str, Path] = {}
     for path in images:
         if os.path.isdir(path):
-            found = images_in(path, recursive=recursive, without=out)[::every]
+            found = _images_in(path, recursive=recursive, without=out)[::every]
         elif os.path.lexists(path):  # whether it can be read is seen when its turn comes
             found = [path]
         else:
@@ -50,6 +55,28 @@ def list_images(
     if video is not None:
         require_videos_are_read(video)
     return listed
+
+
+def _images_in(folder: Path, *, recursive: bool, without: Path | None) -> list[Path]:
+    """Raises InputError; that videos are passed over is said."""
+    others = Counter[str]()
+    try:
+        images = images_in(folder, recursive=recursive, without=without, others=others)
+    except InputError as error:
+        hint = _hint_of_videos(folder, others)
+        raise InputError(f"{error}{hint and '; '}{hint}") from error
+    if hint := _hint_of_videos(folder, others):
+        _log.info("%s: %s", printable(folder), hint)
+    return images
+
+
+def _hint_of_videos(folder: Path, others: Counter[str]) -> str:
+    endings = [ending for ending in others if ending in SUFFIXES]
+    if not endings:
+        return ""
+    count = count_of(sum(others[ending] for ending in endings), "video")
+    pattern = printable(folder / "**" / f"*{endings[0]}")
+    return f"{count} passed over, for videos are named: '{pattern}'"
 
 
 def _matching(pattern: Path, out: Path | None) -> list[Path]:

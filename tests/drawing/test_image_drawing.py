@@ -54,3 +54,18 @@ def test_boxes_without_a_side_and_beyond_the_image_are_drawn() -> None:
     boxes = ([5.0, 5, 5, 5], [30.0, 10, 29.5, 20], [-90.0, -90, 190, 190])
     image = np.asarray(draw_boxes(black, drawing(*boxes, caption="a")))
     assert image.any()
+
+
+def test_classes_of_one_colour_have_other_lines() -> None:
+    """The ninth class and those behind it are dashed, each eight in another way."""
+    black = np.zeros((80, 200, 3), dtype=np.uint8)
+    lines = []
+    for label in (0, 8, 16, 24):
+        boxes = np.array([[10.0, 20, 190, 70]])
+        one = Drawing(boxes=boxes, labels=np.array([label]), captions=("",))
+        image = np.asarray(draw_boxes(black, one))
+        lines.append((image[20, 10:190] == colour_of(0)).all(axis=1))
+    shares = [float(line.mean()) for line in lines]
+    assert shares[0] == 1.0
+    assert all(0.3 < share < 0.9 for share in shares[1:])
+    assert len({line.tobytes() for line in lines}) == 4

@@ -21,10 +21,13 @@ from cachedet.config.run import ClassChoice, EvalConfig, TrainConfig
 from cachedet.data.images import decode_image
 from cachedet.errors import BackboneError, BadImageError, CachedetError, ExportError, InputError
 from cachedet.evaluate import evaluate
-from cachedet.export import ProofImages, export
+from cachedet.export import export
+from cachedet.exporting import standalone
 from cachedet.exporting.agreement import Tolerance, compare
 from cachedet.exporting.exported_model import ExportedModel, Inputs
+from cachedet.exporting.model_file import ModelFile
 from cachedet.exporting.model_scores import score_model
+from cachedet.exporting.proof_images import ProofImages
 from cachedet.predict import predict
 from cachedet.prediction.image_detector import load_image_detector
 from cachedet.train import train
@@ -85,7 +88,7 @@ def test_a_card_lies_beside_it(model: Path) -> None:
     assert "boxes differ by up to " in card
     assert "on 4 images of the folder " in card
     assert str(model.parent) not in card
-    for name in ExportedModel.open(model).categories.names:
+    for name in ExportedModel.open(model).facts.categories.names:
         assert f"| {name} |" in card
 
 
@@ -94,7 +97,8 @@ def test_it_detects_what_predict_detects(model: Path, run: Path, tiny: Any, tmp_
     joined = load_image_detector(run, weights=str(tiny.weights), device="cpu")
     exported = ExportedModel.open(model)
     for file in files:
-        ours, theirs = joined(decode_image(file)), exported(decode_image(file), image_id=4)
+        pixels = decode_image(file)
+        ours, theirs = joined(pixels), exported.on_images()(pixels, image_id=4)
         assert len(ours) == len(theirs) > 0
         assert theirs.image_id == 4
         compare(ours, theirs, model=exported).require(Tolerance(changed=0.05))
@@ -124,7 +128,7 @@ def test_the_script_needs_no_cachedet(model: Path, tiny: Any) -> None:
         sys.executable,
         "-c",
         code,
-        str(model.with_suffix(".py")),
+        str(model.with_name("detect_model.py")),
         str(model),
         *map(str, files),
     ]
@@ -132,12 +136,60 @@ def test_the_script_needs_no_cachedet(model: Path, tiny: Any) -> None:
     assert done.returncode == 0, done.stderr
     exported = ExportedModel.open(model)
     for file, found in zip(files, json.loads(done.stdout), strict=True):
-        ours = exported(decode_image(file))
+        ours = exported.on_images()(decode_image(file))
         assert [entry["score"] for entry in found] == pytest.approx(ours.scores.tolist(), abs=1e-6)
         boxes = torch.tensor([entry["box"] for entry in found])
         assert float((boxes - ours.boxes).abs().max()) < 1e-3
-        names = [exported.categories.names[label] for label in ours.labels]
+        names = [exported.facts.categories.names[label] for label in ours.labels]
         assert [entry["name"] for entry in found] == names
+
+
+def test_the_script_goes_on_behind_bad_files(
+    model: Path,
+    tiny: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    good, bad = str(sorted(tiny.paths.images.iterdir())[0]), tmp_path / "bad.jpg"
+    bad.write_bytes(b"no image")
+    monkeypatch.setattr(sys, "argv", ["s.py", str(model), str(bad), str(tmp_path / "gone"), good])
+    assert standalone.main() == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["file"] == good
+    assert [line.split(": ")[0] for line in err.splitlines()] == [str(bad), str(tmp_path / "gone")]
+    monkeypatch.setattr(sys, "argv", ["s.py"])
+    assert standalone.main() == 2
+    assert capsys.readouterr().err == "usage: python s.py MODEL.onnx IMAGE ...\n"
+
+
+@pytest.mark.parametrize("name", ["model.xml", "model.pt2"])
+def test_other_formats(run: Path, model: Path, tiny: Any, tmp_path: Path, name: str) -> None:
+    """Proven, scored and used as the ONNX file is, and replaced by the next."""
+    if name == "model.xml":
+        pytest.importorskip("openvino")
+    out, file = tmp_path / name, sorted(tiny.paths.images.iterdir())[0]
+    words = [
+        "export", str(run), "--out", str(out), "--weights", str(tiny.weights), "--images",
+        str(tiny.paths.images), "--annotations", str(tiny.paths.val), "--json",
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["format"] == {"model.xml": "openvino", "model.pt2": "torch"}[name]
+    assert report["proof"]["box_px"] < 0.01
+    assert report["bytes"] == sum(
+        path.stat().st_size for path in tmp_path.iterdir() if path.suffix != ".md"
+    )
+    written = ModelFile.read(out)
+    written.write(out)  # it knows its own files again
+    assert ModelFile.read(out).weights == written.weights
+    analysis = score_model(out, images=tiny.paths.images, annotations=tiny.paths.val)
+    of_onnx = score_model(model, images=tiny.paths.images, annotations=tiny.paths.val)
+    assert analysis.scores.ap == pytest.approx(of_onnx.scores.ap, abs=1e-4)
+    found = predict(images=[file], model=out, out=tmp_path / "drawn", min_score=0.01)
+    assert len(found.images[0].detections) > 0
+    assert str(tmp_path) not in out.with_suffix(".md").read_text()
 
 
 def test_its_scores_are_those_of_the_run(model: Path, run: Path, tiny: Any, tmp_path: Path) -> None:
@@ -164,13 +216,16 @@ def test_int8(run: Path, tiny: Any, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert report["proof"]["box_px"] < 0.01  # of the float file
-    assert report["int8"]["images"] == 4
-    assert report["int8"]["layers"] > 10
-    analysis = score_model(out, images=tiny.paths.images, annotations=tiny.paths.val)
+    assert report["int8"]["images"] == 8 + 2  # of training, and half of the others
+    assert "every second one of the named among them" in report["int8"]["calibrated_on"]
+    assert report["int8"]["scored_images"] == 2
+    assert report["int8"]["layers"] > 5  # of a small network
+    analysis = score_model(out, images=tiny.paths.images, annotations=tiny.paths.val, rows=[0, 2])
     assert report["int8"]["ap"] == pytest.approx(analysis.scores.ap, abs=1e-6)
     assert "this file is int8. AP " in out.with_suffix(".md").read_text()
     alone = tmp_path / "alone.onnx"
-    refused(run, InputError, "give a folder, --images", out=alone, int8=True)
+    refused(run, InputError, "give a folder, --images or --cal", out=alone, int8=True)
+    refused(run, InputError, "takes its ranges from: give --int8", out=alone, calibrate=tmp_path)
 
 
 def test_sides_that_are_no_multiples_are_refused(model: Path) -> None:
@@ -265,12 +320,14 @@ def test_places_that_belong_to_others(run: Path, tiny: Any, tmp_path: Path) -> N
     refused(run, InputError, "lies inside the folder of images", out=inside, proof=proof)
     raw = {"outputs": "raw", "with_script": True}
     refused(run, InputError, "give --outputs detections", out=tmp_path / "r.onnx", **raw)
-    (tmp_path / "s.py").write_text("mine")
+    (tmp_path / "detect_s.py").write_text("mine")
     refused(run, InputError, "not a script of", out=tmp_path / "s.onnx", with_script=True)
-    refused(run, InputError, "which is --out", out=tmp_path / "m.py", with_script=True)
+    twin = tmp_path / "xml" / "m.xml"
+    message = "--with-script and --int8 work on ONNX files"
+    refused(run, InputError, message, out=twin, with_script=True, int8=True)
     refused(run, InputError, "which is --out", out=tmp_path / "m.md")
     script = Path(cachedet.exporting.__file__).with_name("standalone.py").read_text()
-    (tmp_path / "e.py").write_text(script.replace("min_score", "least_score"))
+    (tmp_path / "detect_e.py").write_text(script.replace("min_score", "least_score"))
     refused(run, InputError, "was changed since", out=tmp_path / "e.onnx", with_script=True)
     (tmp_path / "c.md").write_text("# Mine")
     refused(run, InputError, "is not a model card of `export`", out=tmp_path / "c.onnx")
@@ -299,6 +356,9 @@ def test_a_file_that_differs_is_not_left(run: Path, tiny: Any, model: Path, tmp_
         (["export", "r", "--out", "m.onnx", "--outputs", "all"], "--outputs expects raw or"),
         (["export", "r", "--out", "m.onnx", "--preprocess", "no"], "--preprocess expects inside"),
         (["export", "r", "--out", "m.onnx", "--most-ap-lost", "1"], "--most-ap-lost needs --int8"),
+        (["export", "r", "--out", "m.xml", "--format", "torch"], "or --format openvino"),
+        (["predict", "--model", "m.onnx", "--out", "o"], "expects images to look at: files"),
+        (["predict", "--out", "o"], "predict expects a run or --model"),
         (["eval", "--model", "m.onnx"], "--model needs --images and --annotations"),
         (["eval", "r", "--model", "m.onnx"], "got both the run r and --model m.onnx"),
         (["eval", "--model", "m", "--store", "s"], "--store cannot be used with --model"),

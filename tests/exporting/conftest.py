@@ -19,8 +19,10 @@ from cachedet.detector.end_to_end import EndToEndDetector, heads_of
 from cachedet.detector.protocol import run_detector
 from cachedet.exporting.detection_graph import DetectionGraph, Outputs, Preprocess
 from cachedet.exporting.exported_model import ExportedModel
-from cachedet.exporting.model_facts import KEY, ModelFacts
-from cachedet.exporting.onnx_file import OPSET, add_metadata, make_onnx
+from cachedet.exporting.file_maker import make_file
+from cachedet.exporting.model_facts import ModelFacts
+from cachedet.exporting.model_file import Format, ModelFile
+from cachedet.exporting.onnx_file import OPSET
 from cachedet.structures import CategoryMap, Detections, SizeHW
 
 SIDE = 128
@@ -30,10 +32,10 @@ _PLACE = Path(__file__).parents[1] / "detector" / "conftest.py"
 class Exported:
     """A detector and the file of it."""
 
-    def __init__(self, graph: DetectionGraph, content: bytes, facts: ModelFacts) -> None:
-        self.graph = graph
-        self.content = add_metadata(content, {KEY: facts.to_text()})
-        self.model = ExportedModel(self.content, where="the file", threads=1)
+    def __init__(self, graph: DetectionGraph, file: ModelFile) -> None:
+        self.graph, self.file = graph, file
+        self.content = file.content
+        self.model = ExportedModel(file, where="the file", threads=1)
 
     def reference(self, images: torch.Tensor, sizes_hw: list[SizeHW]) -> list[Detections]:
         maps = self.graph.backbone(images)
@@ -110,7 +112,7 @@ class ExportKit:
         )
         return freeze_trunk(network, cut), partial.eval(), network.spec.up_to(cut).names
 
-    def export(self, graph: DetectionGraph) -> Exported:
+    def export(self, graph: DetectionGraph, format: Format = "onnx") -> Exported:
         heads: Any = heads_of(graph.detector)
         has_masks = bool(getattr(heads, "trains_masks", False))
         spec = heads.neck.spec
@@ -128,8 +130,7 @@ class ExportKit:
             provenance={},
         )
         strides = [level.stride for level in spec]
-        content = make_onnx(graph, pad_multiple=multiple, strides=strides, has_masks=has_masks)
-        return Exported(graph, content, facts)
+        return Exported(graph, make_file(graph, facts, format, strides=strides))
 
 
 @pytest.fixture(scope="session")

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from cachedet.errors import ExportError
-from cachedet.export import generated_images
 from cachedet.exporting.int8 import Int8Report, choose_nodes, find_layers, make_int8, quantise
 from cachedet.exporting.onnx_file import OPSET
+from cachedet.exporting.proof_images import generated_images
 
 onnx = pytest.importorskip("onnx")
 
 REPORT = Int8Report(
-    images=8, layers=80, float_layers=11, float_nbytes=13_800_000, nbytes=5_000_000, sure=50,
+    images=8, calibrated_on="8 images of b", scored_images=5, layers=80, float_layers=11,
+    float_nbytes=13_800_000, nbytes=5_000_000, sure=50,
     kept=49, milliseconds=31.6, float_milliseconds=48.1, ap=0.365, float_ap=0.372,
 )  # fmt: skip
 
@@ -25,13 +26,18 @@ def test_a_detector_in_int8(kit: Any) -> None:
     exported = kit.export(kit.graph("faster_rcnn"))
     handlers = [*logging.root.handlers]
     content, facts, report = make_int8(
-        exported.content, exported.model, pixels=generated_images(128)[:4], truth=None, where="it"
+        exported.content,
+        exported.model,
+        pixels=generated_images(128)[:4],
+        truth=None,
+        where="it",
+        described="of b",
     )
     assert logging.root.handlers == handlers
-    assert report.layers > 10
+    assert report.layers > 5
     assert report.float_layers >= 4  # of the proposals and of the boxes, scores and deltas each
     assert report.nbytes == len(content) < report.float_nbytes
-    assert report.images == 4
+    assert (report.images, report.calibrated_on) == (4, "4 images of b")
     assert report.kept <= report.sure
     assert report.ap is None
     assert facts.provenance["int8"] == {"calibration_images": 4}
@@ -64,6 +70,7 @@ def test_last_layers_and_boxes_stay_float() -> None:
     graph = small_graph()
     assert find_layers(graph) == {"first", "second", "third"}
     assert choose_nodes(graph) == {"first", "between"}
+    assert choose_nodes(graph, float_layers=1) == set()
 
 
 def test_what_cannot_be_quantised_is_said(kit: Any) -> None:
@@ -90,6 +97,7 @@ def test_a_loss_of_ap_is_refused() -> None:
 
 def test_it_is_told_in_words() -> None:
     text = REPORT.in_words()
-    assert text.startswith("AP 0.365, 0.372 in float. 80 of 91 layers are int8, their ranges from")
+    assert text.startswith("AP 0.365, 0.372 in float, on 5 images. 80 of 91 layers are int8, their")
+    assert "ranges from 8 images of b; the first layers" in text
     assert "with scores of 0.3 or more it finds 49. An image takes 32 ms, 48 ms in float;" in text
     assert "AP was not measured" in replace(REPORT, ap=None).in_words()

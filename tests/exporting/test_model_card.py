@@ -16,7 +16,8 @@ from cachedet.structures import CategoryMap, Preprocessing
 from cachedet.training.run_folder import RunFolder, TrainingData
 
 REPORT = Int8Report(
-    images=8, layers=80, float_layers=11, float_nbytes=13_800_000, nbytes=5_000_000, sure=50,
+    images=8, calibrated_on="8 images of b", scored_images=5, layers=80, float_layers=11,
+    float_nbytes=13_800_000, nbytes=5_000_000, sure=50,
     kept=49, milliseconds=31.6, float_milliseconds=48.1, ap=0.365, float_ap=0.372,
 )  # fmt: skip
 RESULTS: dict[str, Any] = {
@@ -109,8 +110,25 @@ def test_it_says_what_is_not_known() -> None:
 def test_int8_is_told() -> None:
     text = text_of(card(int8=REPORT), facts())
     assert "13.8 MB (int8)" in text
-    assert "this file is int8. AP 0.365, 0.372 in float. 80 of 91 layers are int8" in text
+    assert "this file is int8. AP 0.365, 0.372 in float, on 5 images. 80 of 91 layers" in text
     assert "int8." not in text_of(card(), facts())
+
+
+@pytest.mark.parametrize(
+    ("format", "words"),
+    [
+        ("onnx", ["as one ONNX file of 13.8 MB (float32)", "onnxruntime beside torch", "opset 20"]),
+        ("openvino", ["two files that stay together", "OpenVINO beside torch", "get_rt_info"]),
+        (
+            "torch",
+            ["that torch and torchvision run alone", "loaded again, beside torch", "from_numpy"],
+        ),
+    ],
+)
+def test_each_format_is_told(format: Any, words: list[str]) -> None:
+    text = text_of(card(format=format), facts(opset=None if format == "torch" else 20))
+    assert all(each in text for each in words)
+    assert ("opset" in text) == (format != "torch")
 
 
 def test_many_classes_do_not_fill_it() -> None:

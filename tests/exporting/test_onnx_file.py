@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from cachedet.errors import ExportError
-from cachedet.export import generated_images
 from cachedet.exporting.agreement import Tolerance, prove, total
-from cachedet.exporting.onnx_file import OPSET, make_onnx, require_packages
+from cachedet.exporting.onnx_file import OPSET, make_onnx
+from cachedet.exporting.openvino_file import make_openvino
+from cachedet.exporting.packages import ONNX, require_packages
+from cachedet.exporting.proof_images import generated_images
 
 onnx = pytest.importorskip("onnx")
 
@@ -19,27 +21,49 @@ CASES: dict[str, dict[str, Any]] = {
     "retinanet": {"kind": "retinanet", "outputs": "raw", "preprocess": "outside"},
     "faster masks": {"kind": "faster_rcnn", **MASKS},
 }
-MATRIX: dict[str, dict[str, Any]] = {
-    f"{kind} {neck} {outputs}": {"kind": kind, "neck": neck, "outputs": outputs}
-    for kind in ("retinanet", "faster_rcnn", "cascade_rcnn")
-    for neck in ("fpn", "nasfpn")
-    for outputs in ("raw", "detections")
-} | {
-    "cascade masks": {"kind": "cascade_rcnn", **MASKS},
-    "one box a RoI": {"kind": "faster_rcnn", "class_agnostic": True, "preprocess": "outside"},
-    "group norm": {"kind": "retinanet", "norm": "group"},
-    "adapters": {"kind": "retinanet", "adapters": {"kind": "bottleneck"}},
-    "vit": {"kind": "retinanet", "neck": "simple", "backbone": "test_vit"},
-    "vit faster": {"kind": "faster_rcnn", "neck": "simple", "backbone": "test_vit"},
-    "vit partial": {"kind": "retinanet", "neck": "simple", "backbone": "test_vit", "cut": "L3"},
-    "efficientnet": {"kind": "retinanet", "backbone": "test_efficientnet"},
-    "convnext": {"kind": "retinanet", "backbone": "test_convnext"},
-    "partial": {"kind": "cascade_rcnn", "cut": "C4"},
+FORMATS: dict[str, dict[str, Any]] = {
+    f"{format} masks": {"format": format, **CASES["faster masks"]}
+    for format in ("openvino", "torch")
 }
+MATRIX: dict[str, dict[str, Any]] = (
+    {
+        f"{kind} {neck} {outputs}": {"kind": kind, "neck": neck, "outputs": outputs}
+        for kind in ("retinanet", "faster_rcnn", "cascade_rcnn")
+        for neck in ("fpn", "nasfpn")
+        for outputs in ("raw", "detections")
+    }
+    | {
+        "cascade masks": {"kind": "cascade_rcnn", **MASKS},
+        "one box a RoI": {"kind": "faster_rcnn", "class_agnostic": True, "preprocess": "outside"},
+        "group norm": {"kind": "retinanet", "norm": "group"},
+        "adapters": {"kind": "retinanet", "adapters": {"kind": "bottleneck"}},
+        "vit": {"kind": "retinanet", "neck": "simple", "backbone": "test_vit"},
+        "vit faster": {"kind": "faster_rcnn", "neck": "simple", "backbone": "test_vit"},
+        "vit partial": {"kind": "retinanet", "neck": "simple", "backbone": "test_vit", "cut": "L3"},
+        "efficientnet": {"kind": "retinanet", "backbone": "test_efficientnet"},
+        "convnext": {"kind": "retinanet", "backbone": "test_convnext"},
+        "partial": {"kind": "cascade_rcnn", "cut": "C4"},
+    }
+    | {
+        f"{format} {name}": {"format": format, **case}
+        for format in ("openvino", "torch")
+        for name, case in {
+            "retinanet": CASES["retinanet"],
+            "cascade nasfpn": {"kind": "cascade_rcnn", "neck": "nasfpn"},
+            "raw cascade": {"kind": "cascade_rcnn", "outputs": "raw"},
+            "vit": {"kind": "retinanet", "neck": "simple", "backbone": "test_vit"},
+            "convnext": {"kind": "retinanet", "backbone": "test_convnext"},
+            "partial": {"kind": "retinanet", "cut": "C4"},
+        }.items()
+    }
+)
 
 
 def check(kit: Any, case: dict[str, Any]) -> Any:
-    exported = kit.export(kit.graph(**case))
+    format, case = case.get("format", "onnx"), {k: case[k] for k in case if k != "format"}
+    if format == "openvino":
+        pytest.importorskip("openvino")
+    exported = kit.export(kit.graph(**case), format)
     rows = prove(exported.model, exported.reference, generated_images(128))
     found = total(rows)
     assert found.detections > 50
@@ -62,6 +86,14 @@ def test_the_file_finds_what_torch_finds(kit: Any, name: str) -> None:
     raw = exported.graph.outputs == "raw"
     assert shape == (["batch", "candidates", 3] if raw else ["batch", 100])
     assert b"/cachedet/" not in exported.content  # no place of this machine
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_other_formats_find_it_too(kit: Any, name: str) -> None:
+    exported = check(kit, FORMATS[name])
+    assert b"/tmp/" not in exported.content
+    assert b"/cachedet/" not in exported.content  # no place of this machine
+    assert b"cachedet::" not in exported.content  # no operator of ours
 
 
 @pytest.mark.parametrize("name", MATRIX)
@@ -92,4 +124,14 @@ def test_the_part_that_fails_is_named(kit: Any) -> None:
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)  # Python refuses to import it
     with pytest.raises(ExportError, match=r"needs the package onnxscript .*cachedet\[export"):
-        require_packages()
+        require_packages(ONNX)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ExportError, match=r"needs the package openvino .*'cachedet\[openvino\]'"):
+        make_openvino(b"", "{}", part="it")
+
+
+def test_what_openvino_cannot_take_is_named() -> None:
+    pytest.importorskip("openvino")
+    message = r"OpenVINO .* cannot take the RCNN with masks: .*; export with --format onnx"
+    with pytest.raises(ExportError, match=message):
+        make_openvino(b"no model", "{}", part="the RCNN with masks")

@@ -85,3 +85,14 @@ def test_a_video_without_pyav_names_the_extra(
     (tmp_path / "clip.MP4").touch()
     with pytest.raises(InputError, match=r"clip.MP4 is a video: .* 'cachedet\[video\]'"):
         list_images([tmp_path / "clip.MP4"])
+
+
+def test_videos_in_folders_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("in/a.jpg", "in/deep/b.MP4", "in/deep/c.mov", "films/d.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    caplog.set_level("INFO", logger="cachedet")
+    assert list_images([tmp_path / "in"], recursive=True) == [tmp_path / "in" / "a.jpg"]
+    assert "2 videos passed over, for videos are named: '" in caplog.text
+    with pytest.raises(InputError, match=r"holds no images .*; 1 video passed over.*\*\*/\*.mp4'$"):
+        list_images([tmp_path / "films"])
