@@ -39,7 +39,7 @@ PackedParts = tuple[bytes | NDArray[Any], ...]
 
 
 def open_store(location: Path | str | Store) -> FeatureStore:
-    """Open a store for reading: a folder, a URL for fsspec, or a zarr storage object.
+    """Open a store for reading: a folder, a URL, or a zarr storage object.
 
     Raises:
         StoreError: no store there, another format, or damaged metadata.

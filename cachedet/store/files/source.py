@@ -138,7 +138,7 @@ class _LocalFile:
 
 
 def open_source(location: Path | str | Store) -> ByteSource:
-    """A folder, a URL that fsspec knows (such as s3://...), or a zarr storage object."""
+    """A folder, a URL (such as s3://...), or a zarr storage object."""
     if isinstance(location, Store):
         return ZarrStorage(location)
     if isinstance(location, str) and is_url(location):
