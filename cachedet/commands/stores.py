@@ -37,6 +37,7 @@ from cachedet.commands.options import (
     split_names,
 )
 from cachedet.commands.tables import (
+    print_copy,
     print_description,
     print_extraction,
     print_faults,
@@ -169,6 +170,26 @@ def verify(
         raise typer.Exit(1)
 
 
+def copy(
+    source: Annotated[str, typer.Argument(help="Folder or URL of the store.")],
+    target: Annotated[str, typer.Argument(help="Folder, s3://, gs:// or az://, new or begun.")],
+    as_json: Json = False,
+) -> None:
+    """Copy a store to another place, every byte compared; the same command goes on.
+
+    Exit status 1 where the source lacks blocks, or some are damaged.
+    """
+    from cachedet.store.copying import copy_store
+
+    report = copy_store(source, target)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print_copy(report)
+    if not report.is_whole:
+        raise typer.Exit(1)
+
+
 def prune(
     store: str,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show.")] = False,
@@ -232,6 +253,7 @@ COMMANDS = {
     "extract": extract,
     "info": info,
     "verify": verify,
+    "copy": copy,
     "prune": prune,
     "relabel": relabel,
 }

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # commands import what they need when they run: `--help` stay
     from cachedet.extract import ExtractReport
     from cachedet.model import ModelCost
     from cachedet.relabel import RelabelReport
+    from cachedet.store.copying import CopyReport
     from cachedet.store.prune import PruneReport
     from cachedet.store.verify import VerifyReport
     from cachedet.train import TrainReport
@@ -86,6 +87,16 @@ def print_description(description: dict[str, Any]) -> None:
     for name, value in rows:
         table.add_row(name, printable(value))
     console.print(table)
+
+
+def print_copy(report: CopyReport) -> None:
+    """Say what arrived, and what the source lacks."""
+    for reason in report.bad:
+        say(reason)
+    there = f"{report.copied} of {report.blocks} blocks copied, {report.held} were there"
+    lacking = f"; the source lacks {len(report.missing)}" if report.missing else ""
+    damaged = f"; {len(report.bad)} are damaged there" if report.bad else ""
+    say(f"{report.target}: {there} ({readable_nbytes(report.nbytes)}){lacking}{damaged}")
 
 
 def print_waste(report: PruneReport, *, dry_run: bool) -> None:

@@ -28,7 +28,7 @@ from cachedet.store.additions import grows, split_rows
 from cachedet.store.codecs.codec import Codec, state_digest
 from cachedet.store.codecs.registry import make_codec
 from cachedet.store.files.bucket import Bucket
-from cachedet.store.files.depot import Depot, Folder, Place, open_depot
+from cachedet.store.files.depot import Depot, Place, open_depot
 from cachedet.store.files.durable import TEMPORARY_SUFFIX, sync_directory
 from cachedet.store.files.leases import COMMIT_LOCK, commit_lock
 from cachedet.store.files.names import (
@@ -135,29 +135,39 @@ def open_or_create(place: Place, inputs: StoreInputs) -> StorePlan:
     Raises StoreMismatchError, or StoreError where the place is something else or too full.
     """
     depot = open_depot(place)
+    make_store(depot, lambda: _make_files(depot, inputs))
     if isinstance(depot, Bucket):
-        _open_or_create_bucket(depot, inputs)
+        _open_bucket(depot, inputs)
         return StorePlan.load(depot.source)
-    root = depot.folder
-    _remove_unborn(root)
-    if not (root / MANIFEST).exists() and not holds_records(root):
-        _create(depot, inputs)
     compared = _require_same_inputs(depot, inputs)
     for folder in (COMMITS, LEASES):  # copying tools drop empty folders
-        (root / folder).mkdir(exist_ok=True)
+        (depot.folder / folder).mkdir(exist_ok=True)
     _repair_and_extend(depot, inputs, compared)
-    remove_leftovers(root)
+    remove_leftovers(depot.folder)
     return StorePlan.load(depot.source)
 
 
-def _open_or_create_bucket(bucket: Bucket, inputs: StoreInputs) -> None:
-    if not bucket.has(MANIFEST) and not _holds_records(bucket):
-        _require_free_bucket(bucket)
-        bucket.put({COMMIT_LOCK: b""})  # so that what follows is known as a writer's
-        files = _make_files(bucket, inputs)
+def make_store(depot: Depot, make_files: Callable[[], dict[str, bytes]]) -> None:
+    """Make a store without blocks where there is none, of files whose last is the manifest.
+
+    Raises StoreError: the place is something else, or too full.
+    """
+    if isinstance(depot, Bucket):
+        if depot.has(MANIFEST) or _holds_records(depot):
+            return
+        _require_free_bucket(depot)
+        depot.put({COMMIT_LOCK: b""})  # so that what follows is known as a writer's
+        files = make_files()
         content = files.pop(MANIFEST)
-        bucket.put(files)
-        bucket.create(MANIFEST, content)  # another's is compared like any other
+        depot.put(files)
+        depot.create(MANIFEST, content)  # another's is compared like any other
+        return
+    _remove_unborn(depot.folder)
+    if not (depot.folder / MANIFEST).exists() and not holds_records(depot.folder):
+        _create(depot.folder, make_files)
+
+
+def _open_bucket(bucket: Bucket, inputs: StoreInputs) -> None:
     for left in reversed(range(_MOST_RACES)):
         compared = _require_same_inputs(bucket, inputs)
         try:
@@ -175,12 +185,11 @@ def _repair_and_extend(depot: Depot, inputs: StoreInputs, compared: Manifest) ->
         _extend(depot, inputs, compared)
 
 
-def _create(folder: Folder, inputs: StoreInputs) -> None:
-    root = folder.folder
+def _create(root: Path, make_files: Callable[[], dict[str, bytes]]) -> None:
     if root.exists() and not _is_free(root) and (root / MANIFEST).exists():
         return  # another writer made the store since we looked
     _require_free(root)
-    files = _make_files(folder, inputs)
+    files = make_files()
     if not root.exists():
         _create_beside(root, files)
         return

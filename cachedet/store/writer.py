@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -182,33 +182,70 @@ class StoreWriter:
         """
         if isinstance(self.depot, Bucket):
             return self._commit_object(self.depot, block, images)
+        chunks = {
+            array: [chunk for some in images for chunk in some.chunks[array]]
+            for array in self._plan.layout.shard_keys(block)
+        }
+
+        def describe(written: Mapping[str, tuple[int, str]]) -> CommitRecord:
+            shards = {
+                array: ShardRecord(
+                    nbytes=nbytes,
+                    digest=digest,
+                    chunk_checksums=b"".join(map(chunk_checksum, chunks[array])),
+                )
+                for array, (nbytes, digest) in written.items()
+            }
+            return self._make_record(block, shards, images)
+
+        pieces = {array: self._shard(of_array) for array, of_array in chunks.items()}
+        return self._commit_files(
+            block, pieces, describe, needed=sum(some.nbytes for some in images)
+        )
+
+    def adopt(self, block: Block, contents: Mapping[str, bytes], record: CommitRecord) -> bool:
+        """Commit a block of the same store elsewhere: its shards, by array, and its record.
+
+        Returns and raises as `commit` does.
+        """
+        if isinstance(self.depot, Bucket):
+            shards = settle_shards(self.depot, self._plan, block, contents)
+            return self._publish_object(self.depot, block, replace(record, shards=shards))
+        pieces = {array: [content] for array, content in contents.items()}
+        return self._commit_files(
+            block, pieces, lambda _: record, needed=sum(map(len, contents.values()))
+        )
+
+    def _commit_files(
+        self,
+        block: Block,
+        pieces: Mapping[str, Iterable[bytes | memoryview]],
+        describe: Callable[[Mapping[str, tuple[int, str]]], CommitRecord],
+        *,
+        needed: int,
+    ) -> bool:
+        """`describe` makes the record of lengths and digests, by array."""
         temporary: dict[str, Path] = {}
-        shards: dict[str, ShardRecord] = {}
+        written: dict[str, tuple[int, str]] = {}
         try:
             for array, key in self._plan.layout.shard_keys(block).items():
                 path = self.root / key
                 path.parent.mkdir(parents=True, exist_ok=True)
                 temporary[array] = temporary_path(path)
-                chunks = [chunk for some in images for chunk in some.chunks[array]]
-                nbytes, digest = write_synced(temporary[array], self._shard(chunks))
-                shards[array] = ShardRecord(
-                    nbytes=nbytes,
-                    digest=digest,
-                    chunk_checksums=b"".join(map(chunk_checksum, chunks)),
-                )
-            record = self._make_record(block, shards, images)
+                written[array] = write_synced(temporary[array], pieces[array])
+            record = describe(written)
             with commit_lock(self.root):
                 self._require_planned(block)
                 if self.is_committed(block):
                     return False
                 self._publish(block, record, temporary)
         except OSError as error:
-            needed = sum(some.nbytes for some in images)
             raise cannot_write(self.root, error, needed=needed) from error
         finally:
             for path in temporary.values():
                 path.unlink(missing_ok=True)
-        self.nbytes_written += sum(shard.nbytes for shard in shards.values())
+        with self._counting:
+            self.nbytes_written += sum(nbytes for nbytes, _ in written.values())
         return True
 
     def _commit_object(self, bucket: Bucket, block: Block, images: Sequence[PackedImages]) -> bool:
@@ -217,12 +254,15 @@ class StoreWriter:
             for array in self._plan.layout.shard_keys(block)
         }
         shards = settle_shards(bucket, self._plan, block, contents)
+        return self._publish_object(bucket, block, self._make_record(block, shards, images))
+
+    def _publish_object(self, bucket: Bucket, block: Block, record: CommitRecord) -> bool:
         self._require_planned(block)
-        is_ours = publish_record(bucket, block, self._make_record(block, shards, images))
+        is_ours = publish_record(bucket, block, record)
         with self._counting:
             self._committed.add(block.name)
             if is_ours:
-                self.nbytes_written += sum(shard.nbytes for shard in shards.values())
+                self.nbytes_written += sum(shard.nbytes for shard in record.shards.values())
             else:
                 self.blocks_lost += 1
         return is_ours

@@ -63,7 +63,7 @@ def test_completion_knows_the_commands() -> None:
     done = run_installed(
         _CACHEDET_COMPLETE="complete_bash", COMP_WORDS="cachedet co", COMP_CWORD="1"
     )
-    assert done.stdout.split() == ["compare", "convert", "configs"]
+    assert done.stdout.split() == ["copy", "compare", "convert", "configs"]
 
 
 @pytest.mark.parametrize(
