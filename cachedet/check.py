@@ -173,7 +173,8 @@ def _all_findings(
     for look in looks:
         yield from image_findings(look)
     for one in sets:
-        readings = list(reading_findings(one))
+        of_other_size = [row for look in looks if look.annotated is one for row in look.other_sizes]
+        readings = list(reading_findings(one, without=of_other_size))
         yield from readings
         told = _OF_READINGS if readings else ()
         yield from (found for found in box_findings(one) if found.kind not in told)

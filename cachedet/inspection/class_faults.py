@@ -76,13 +76,13 @@ def class_findings(train: AnnotatedSet, val: AnnotatedSet | None) -> Iterator[Fi
         text = f"{_classes(len(unlearned))} of val without a box in train"
         yield _of_classes("val only", text, unlearned, "They will score 0: add images of them.")
     if unused := [one.name for one in empty if not scored.get(one.category_id)]:
-        text = f"train: {_classes(len(unused))} without a box"
+        text = f"{train.name}: {_classes(len(unused))} without a box"
         yield _of_classes("no boxes", text, unused, "They cannot be learned, and cost a little.")
     if unscored := [one.name for one in counts if one.boxes and scored.get(one.category_id) == 0]:
         text = f"{_classes(len(unscored))} of train without a box in val"
         yield _of_classes("train only", text, unscored, "Their AP will be unknown.")
     if few := [one.name for one in counts if 0 < one.boxes < _FEW]:
-        text = f"train: {_classes(len(few))} with fewer than {_FEW} boxes"
+        text = f"{train.name}: {_classes(len(few))} with fewer than {_FEW} boxes"
         advice = "Little is learned of so few; --set sampling.kind=class_balanced draws them more."
         yield _of_classes("few boxes", text, few, advice)
 

@@ -17,7 +17,7 @@ from cachedet.data.annotation_formats import read_dataset
 from cachedet.data.file_names import require_inside
 from cachedet.data.image_folders import images_in
 from cachedet.data.images import decoded, opened
-from cachedet.errors import BadImageError, InputError
+from cachedet.errors import BadImageError, DatasetError, InputError
 from cachedet.serving.answer import Truth, as_jpeg
 from cachedet.structures import Annotations
 from cachedet.text import printable
@@ -88,14 +88,20 @@ class Gallery:
 
     @contextlib.contextmanager
     def opened(self, number: int) -> Iterator[bytes]:
-        """The bytes of an image. Raises BadImageError without its name, DatasetError on a link."""
+        """The bytes of an image. Raises BadImageError without its name, also on a link outwards."""
         name = self.names[number]
-        require_inside([name], self.folder, self.folder, follow_links=self._follow_links)
+        try:
+            require_inside([name], self.folder, self.folder, follow_links=self._follow_links)
+        except DatasetError as error:  # its words are of a data set, and say where the link leads
+            raise BadImageError(
+                "it is a link, or lies behind one, that leaves the folder; start with "
+                "--follow-links where you trust it"
+            ) from error
         with opened(self.folder / name) as content:
             yield content
 
     def thumbnail(self, number: int) -> bytes:
-        """A small JPEG. Raises BadImageError with its name, DatasetError on a link."""
+        """A small JPEG. Raises BadImageError with its name."""
         return self._thumbnails(number)
 
     def _make_thumbnail(self, number: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 
@@ -63,12 +64,20 @@ class LocalServer:
             timeout_graceful_shutdown=_PATIENCE,
         )
         self._server = uvicorn.Server(config)
+        log = logging.getLogger("uvicorn.error")
+        log.addFilter(self._is_to_be_told)
         try:
             self._server.run(sockets=[self._socket])
         except KeyboardInterrupt:
             return
+        finally:
+            log.removeFilter(self._is_to_be_told)
 
     def stop(self) -> None:
         """From another thread."""
         if self._server is not None:
             self._server.should_exit = True
+
+    def _is_to_be_told(self, record: logging.LogRecord) -> bool:
+        """Not the end of requests that were under way when it was stopped, with its traceback."""
+        return self._server is None or not self._server.should_exit

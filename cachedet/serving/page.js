@@ -56,7 +56,10 @@
       clear();
       say(`${name}: ${error.message}`);
     } finally {
-      if (mine === ticket) byId("stage").classList.remove("busy");
+      if (mine === ticket) {
+        byId("stage").classList.remove("busy");
+        byId("viewer").scrollIntoView({ block: "nearest" }); // who chose below would not see it
+      }
     }
   }
 

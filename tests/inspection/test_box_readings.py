@@ -20,11 +20,27 @@ KINDS = {"x and y swapped", "centres", "percents"}
 WRONG: dict[str, tuple[str, Callable[[Boxes, Boxes], Boxes]]] = {
     "[y, x, height, width]": ("x and y swapped", lambda xywh, sides: xywh[:, [1, 0, 3, 2]]),
     "[y, x, width, height]": ("x and y swapped", lambda xywh, sides: xywh[:, [1, 0, 2, 3]]),
+    "[y1, x1, y2, x2]": (
+        "x and y swapped",
+        lambda xywh, sides: np.hstack([xywh[:, 1::-1], xywh[:, 1::-1] + xywh[:, 3:1:-1]]),
+    ),
     "[centre x, centre y, width, height]": (
         "centres",
         lambda xywh, sides: np.hstack([xywh[:, :2] + xywh[:, 2:] / 2, xywh[:, 2:]]),
     ),
     "percents": ("percents", lambda xywh, sides: xywh / sides[:, [0, 1, 0, 1]] * 100),
+    "percents as [centre x, centre y, width, height]": (
+        "percents",
+        lambda xywh, sides: (
+            np.hstack([xywh[:, :2] + xywh[:, 2:] / 2, xywh[:, 2:]]) / sides[:, [0, 1, 0, 1]] * 100
+        ),
+    ),
+    "percents as [x1, y1, x2, y2]": (
+        "percents",
+        lambda xywh, sides: (
+            np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]]) / sides[:, [0, 1, 0, 1]] * 100
+        ),
+    ),
 }
 
 
@@ -50,7 +66,8 @@ def test_each_is_recognised_with_its_numbers(data: Any, of_kind: Any, order: str
     assert ".png (annotation id " in finding.first_places[0]
     assert not [one for one in report.findings if "outside" in one.kind]
     assert finding.advice
-    if order == "percents":
+    if kind == "percents":
+        assert order in finding.text
         assert finding.text.startswith("train: all of 120 boxes lie within 0..100, in one corner")
         assert "of images of 320x240 pixels" in finding.text
         return
@@ -105,3 +122,34 @@ def test_wrong_ones_are_found_in_any_set(seed: int, count: int, order: str) -> N
     found = find_reading(columns_of(xywh), sides[:, ::-1])
     assert found is not None
     assert found.kind == kind
+
+
+SIDES = (640, 480)
+STRANGE: dict[str, tuple[list[float], list[float]]] = {  # xywh of the first and the last box
+    "people cut at the waist": ([100, 190, 80, 300], [300, 230, 120, 340]),
+    "a row of feet": ([0, 440, 50, 80], [400, 440, 200, 80]),
+    "cars that leave to the right": ([350, 100, 280, 100], [400, 230, 320, 140]),
+    "a station's sign in one corner": ([5, 8, 60, 60], [30, 35, 65, 65]),
+}
+
+
+@pytest.mark.parametrize("which", STRANGE)
+def test_objects_drawn_beyond_one_border_or_in_one_corner_stop_nobody(which: str) -> None:
+    xywh = np.linspace(*STRANGE[which], 30)
+    found = find_reading(columns_of(xywh), np.full((30, 2), SIDES[::-1]))
+    assert found is not None
+    assert not found.is_plain
+    assert ": perhaps " in found.text
+    assert "most likely" not in found.text
+
+
+def test_images_annotated_in_another_size_say_nothing_of_their_boxes(data: Any) -> None:
+    """Width and height of the images are swapped, not x and y of the boxes."""
+    data.size_wh = (240, 320)
+    for number in range(6):
+        data.draw(f"{number}.png", number)
+    boxes = random_boxes(0, 120, data.size_wh).tolist()
+    data.size_wh = (320, 240)
+    report = data.check(data.write("a.json", NAMES, [(n % 6, 1, b) for n, b in enumerate(boxes)]))
+    assert "another size" in report.findings[0].text
+    assert not KINDS & {one.kind for one in report.findings}

@@ -54,3 +54,18 @@ def test_the_port_is_taken_at_once_and_given_back() -> None:
     second = LocalServer(port)
     assert second.url == f"http://127.0.0.1:{port}/"
     second.close()
+
+
+def test_half_an_upload_ends_without_a_word(
+    kit: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while an image is being sent: no traceback."""
+    monkeypatch.setattr("cachedet.serving.local_server._PATIENCE", 1)
+    with kit.running(kit.served()) as url:
+        place = urlsplit(url)
+        sender = socket.create_connection((place.hostname, place.port or 0), timeout=30)
+        sender.sendall(b"POST /detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\nabc")
+        with urllib.request.urlopen(f"{url}facts", timeout=30):
+            pass  # by now the first is being read
+    sender.close()
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []

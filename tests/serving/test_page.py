@@ -273,6 +273,22 @@ def test_arrows_go_through_the_folder_and_its_pages(browser: Browser, address: s
         assert page.locator("#range").inner_text() == "1 to 24 of 30"
 
 
+def test_what_was_chosen_below_is_scrolled_to(browser: Browser, address: str) -> None:
+    """On a phone, where the folder lies far below the image; an error, too."""
+    with Opened(browser, address, width=390) as page:
+        for thumbnail in ("more_15.png", "more_10.png"):
+            chosen = page.locator(f".thumbnail[data-name='{thumbnail}']")
+            chosen.scroll_into_view_if_needed()
+            expect(page.locator("#stage")).not_to_be_in_viewport(ratio=0.99)
+            chosen.click()
+            expect(page.locator("#name")).to_have_text(thumbnail)
+            expect(page.locator("#stage")).to_be_in_viewport(ratio=0.99)
+            expect(page.locator("#status")).to_be_in_viewport(ratio=0.99)
+        page.locator("#later").click()
+        page.locator(".thumbnail[data-name='zz.jpg']").click()
+        expect(page.locator("#message")).to_be_in_viewport(ratio=0.99)
+
+
 def test_what_cannot_be_shown_is_said_in_one_sentence(
     browser: Browser, address: str, kit: Any
 ) -> None:
