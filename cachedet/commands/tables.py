@@ -88,12 +88,21 @@ def print_description(description: dict[str, Any]) -> None:
     console.print(table)
 
 
+_WASTE = {  # `withdrawn` and `image` read alike to who has withdrawn images
+    "leftover": "left by dead writers",
+    "withdrawn": "bad blocks",
+    "view": "views that left",
+    "image": "images that left",
+    "orphan": "no longer named",
+}
+
+
 def print_waste(report: PruneReport, *, dry_run: bool) -> None:
     """What `prune` frees or would free."""
     title = "would be freed" if dry_run else "freed"
     table = make_table(title, "kind", "files", "size", left=["kind"])
     for waste in report.waste:
-        table.add_row(waste.kind, str(len(waste.paths)), readable_nbytes(waste.nbytes))
+        table.add_row(_WASTE[waste.kind], str(len(waste.paths)), readable_nbytes(waste.nbytes))
     console.print(table)
     for path in report.left:
         what = "a link, and not followed" if path.is_symlink() else "not a file of the store's"
@@ -226,8 +235,11 @@ def print_extraction(report: ExtractReport) -> None:
     for name, note in report.notes:
         say(f"note    {name}: {note}")
     if report.views_kept:
+        from cachedet.data.views import short_names  # `--help` stays quick
+
         say(
-            f"the store keeps views that were not asked for: {', '.join(report.views_kept)} "
+            "the store keeps views that were not asked for: "
+            f"{', '.join(short_names(report.views_kept))} "
             "(`cachedet prune --keep-views` removes views)"
         )
     if report.images_added:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cachedet.data.views import is_view_name, parse_views
+from cachedet.data.views import is_view_name, parse_views, short_names
 from cachedet.errors import InputError
 from cachedet.store.files.durable import cannot_write, write_durably
 from cachedet.store.files.inside import remove_empty_folders, remove_inside, walk_inside
@@ -117,7 +117,7 @@ def _kept_views(plan: StorePlan, keep_views: Sequence[str] | None) -> tuple[str,
     wanted = [name for view in keep_views for name in _expanded(view)]
     unknown = [view for view in wanted if view not in plan.manifest.views]
     if unknown or not wanted:
-        held = ", ".join(plan.manifest.views)
+        held = ", ".join(short_names(plan.manifest.views))
         raise InputError(f"--keep-views expects some of {held}, got {', '.join(keep_views)!r}")
     return tuple(view for view in plan.manifest.views if view in wanted)
 
