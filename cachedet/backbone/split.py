@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
+from cachedet.backbone.taps import ViTTaps
 from cachedet.backbone.vit import TappedViT, ViTBlocks, is_plain_vit
 from cachedet.backbone.weights import shape_of
 from cachedet.errors import BackboneError
@@ -191,6 +192,11 @@ def _sequence_of(backbone: FrozenBackbone) -> tuple[dict[str, nn.Module], list[s
         blocks = {f"blocks_{number}": block for number, block in enumerate(model.blocks)}
         behind = [list(stem)[-1], *blocks]  # stage 0 is the stem
         return {**stem, **blocks}, [behind[stage] for stage in sorted(model._stage_out_idx)]
+    if isinstance(backbone.model, ViTTaps):
+        raise BackboneError(
+            f"{backbone.name} cannot be cut behind taps: these are normed, and no block goes on "
+            "from them. Levels without --taps can be (--levels L8,C4)"
+        )
     raise BackboneError(
         f"{backbone.name} cannot be cut: timm gives its features through {kind}. {_FAMILIES}"
     )

@@ -99,12 +99,21 @@ def print_copy(report: CopyReport) -> None:
     say(f"{report.target}: {there} ({readable_nbytes(report.nbytes)}){lacking}{damaged}")
 
 
+_WASTE = {  # `withdrawn` and `image` read alike to who has withdrawn images
+    "leftover": "left by dead writers",
+    "withdrawn": "bad blocks",
+    "view": "views that left",
+    "image": "images that left",
+    "orphan": "no longer named",
+}
+
+
 def print_waste(report: PruneReport, *, dry_run: bool) -> None:
     """What `prune` frees or would free."""
     title = "would be freed" if dry_run else "freed"
     table = make_table(title, "kind", "files", "size", left=["kind"])
     for waste in report.waste:
-        table.add_row(waste.kind, str(len(waste.paths)), readable_nbytes(waste.nbytes))
+        table.add_row(_WASTE[waste.kind], str(len(waste.paths)), readable_nbytes(waste.nbytes))
     console.print(table)
     for path in report.left:
         is_link = not isinstance(path, str) and path.is_symlink()
@@ -238,8 +247,11 @@ def print_extraction(report: ExtractReport) -> None:
     for name, note in report.notes:
         say(f"note    {name}: {note}")
     if report.views_kept:
+        from cachedet.data.views import short_names  # `--help` stays quick
+
         say(
-            f"the store keeps views that were not asked for: {', '.join(report.views_kept)} "
+            "the store keeps views that were not asked for: "
+            f"{', '.join(short_names(report.views_kept))} "
             "(`cachedet prune --keep-views` removes views)"
         )
     if report.images_added:

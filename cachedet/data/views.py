@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -129,6 +130,16 @@ def is_view_name(name: str) -> bool:
     except InputError:
         return False
     return True
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Views as `--views` takes them: draws in a row as ``jitter=4``, a whole grid as ``tile=2``."""
+    left, result = list(names), []
+    while left:
+        item, members = _widest_item(left[0], {*left})
+        result.append(item)
+        left = [name for name in left if name not in members]
+    return result
 
 
 def view_family(name: str) -> Family:
@@ -288,6 +299,23 @@ def _expand(item: str) -> tuple[View, ...]:
     raise _unknown(item)
 
 
+def _widest_item(name: str, held: set[str]) -> tuple[str, set[str]]:
+    """The item of ``--views`` that asks for this view and as many others of those held."""
+    if not is_view_name(name):
+        return name, {name}
+    view, item = view_named(name), name
+    if view.family == "tile":
+        item = f"tile={view.tiles}"
+    elif view.family in _STREAMS:
+        count = next(k for k in range(MOST_DRAWS + 1) if replace(view, draw=k).name not in held)
+        low, high = map(_text, view.scales)
+        is_default = view.scales == DEFAULT_SCALES.get(view.family, (1.0, 1.0))
+        if count > 1:
+            item = f"{view.family}={count}" + ("" if is_default else f":{low}-{high}")
+    members = {each.name for each in _expand(item)}
+    return (item, members) if name in members and members <= held else (name, {name})
+
+
 def _view_of(match: re.Match[str]) -> View | None:
     plain, scale, window, drawn, low, high, draw, *grid = match.groups()
     if plain:
@@ -309,6 +337,8 @@ def _view_of(match: re.Match[str]) -> View | None:
 
 def _unknown(text: str) -> InputError:
     nearest = nearest_names(re.split("[-=]", text)[0], get_args(Family))
+    if full := [known for known in _KNOWN if known.startswith(f"{text}=")]:
+        nearest = f"; write {full[0]}"
     return InputError(f"unknown view {text!r}{nearest}; known: {', '.join(_KNOWN)}")
 
 

@@ -140,12 +140,12 @@ def few_draws(measured: Measured, forecast: Forecast) -> str | None:
 def slow_extraction(measured: Measured, forecast: Forecast) -> str | None:
     """Name the knob, where it is not the backbone that extraction waits for."""
     ways = {
-        "decode": "reading and decoding the images is: more --workers, or smaller files",
-        "encode": f"the codec {measured.codec} is: a simpler one encodes faster",
-        "write": "the disk is: a codec that writes less",
+        "decode": "reading and decoding the images: more --workers, or smaller files",
+        "encode": f"the codec {measured.codec}: a simpler one encodes faster",
+        "write": "the disk: a codec that writes less",
     }
     way = ways.get(forecast.extract_bottleneck)
-    return None if way is None else f"extraction waits not for the backbone, {way}"
+    return None if way is None else f"extraction waits not for the backbone but for {way}"
 
 
 def does_not_fit(measured: Measured, forecast: Forecast) -> str | None:

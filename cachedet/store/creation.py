@@ -59,6 +59,7 @@ from cachedet.store.format.manifest import (
     encode_manifest,
     image_arrays,
     load_manifest,
+    require_sane,
     truth_arrays,
 )
 from cachedet.store.format.npz import dump_arrays
@@ -492,6 +493,7 @@ def _extend(depot: Depot, inputs: StoreInputs, compared: Manifest) -> None:
         )
     if larger == held:
         return
+    _require_readable(root, larger)
     there = {block.name for block in plan.blocks}
     blocks = [block for block in larger.plan(annotations) if block.name not in there]
     gone = {*inputs.withdrawn.tolist()}
@@ -505,6 +507,17 @@ def _extend(depot: Depot, inputs: StoreInputs, compared: Manifest) -> None:
     named = {images_key(*pair) for pair in enumerate(held.image_digests)}
     depot.put(new | {k: v for k, v in tables.items() if k not in named})
     depot.put_manifest(content)
+
+
+def _require_readable(root: Path, larger: Manifest) -> None:
+    """Raises StoreError where no reader would take what the store is to become."""
+    try:
+        require_sane(larger)
+    except ValueError as error:
+        raise StoreError(
+            f"{root} cannot grow so far: {error}. Nothing was changed: remove views "
+            "(`cachedet prune --keep-views`), or extract into a new --store"
+        ) from error
 
 
 def _tell_other_labels(plan: StorePlan, inputs: StoreInputs) -> None:

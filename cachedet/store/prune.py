@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from cachedet.data.views import is_view_name, parse_views
+from cachedet.data.views import is_view_name, parse_views, short_names
 from cachedet.errors import InputError
 from cachedet.store.files.bucket import Bucket
 from cachedet.store.files.depot import Depot, Folder, Place, open_depot
@@ -220,7 +220,7 @@ def _kept_views(plan: StorePlan, keep_views: Sequence[str] | None) -> tuple[str,
     wanted = [name for view in keep_views for name in _expanded(view)]
     unknown = [view for view in wanted if view not in plan.manifest.views]
     if unknown or not wanted:
-        held = ", ".join(plan.manifest.views)
+        held = ", ".join(short_names(plan.manifest.views))
         raise InputError(f"--keep-views expects some of {held}, got {', '.join(keep_views)!r}")
     return tuple(view for view in plan.manifest.views if view in wanted)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from zarr.abc.store import Store
 
+from cachedet.data.views import short_names
 from cachedet.errors import CorruptBlockError, MissingFeatureError, StoreError
 from cachedet.store.codecs.codec import Part
 from cachedet.store.files.names import COMMITS, MANIFEST
@@ -335,9 +336,10 @@ class FeatureStore:
         return self.views.index(view)
 
     def _lacks(self, views: Sequence[str]) -> MissingFeatureError:
+        held, asked = short_names(self.views), short_names(views)
         return MissingFeatureError(
-            f"{self.location} holds views {', '.join(self.views)}, not "
-            f"{', '.join(map(repr, views))}; the same `cachedet extract` with these --views adds "
+            f"{self.location} holds views {', '.join(held)}, not "
+            f"{', '.join(map(repr, asked))}; the same `cachedet extract` with these --views adds "
             "them"
         )
 

@@ -59,6 +59,12 @@ def test_what_cannot_be_cut_is_named(name: str, cut: str, message: str) -> None:
         split_backbone(backbone, cut)
 
 
+def test_taps_cannot_be_cut() -> None:
+    backbone = load_backbone("test_vit", weights="none", image_size=64, taps=2)
+    with pytest.raises(BackboneError, match=r"behind taps: these are normed, .*--levels L8,C4"):
+        split_backbone(backbone, "L3")
+
+
 def test_a_wrapped_module_cannot_be_cut() -> None:
     levels = [
         LevelSpec(name="C3", channels=3, stride=8),

@@ -14,6 +14,7 @@ from cachedet.data.views import (
     View,
     is_view_name,
     parse_views,
+    short_names,
     view_family,
     view_named,
 )
@@ -74,6 +75,20 @@ def test_the_papers_range_has_one_name_only() -> None:
         view_named("colour-1-1-s0")
 
 
+def test_short_names_ask_for_the_same_views() -> None:
+    text = "base,tile=8,colour=4,colour=3:0.1-4,jitter=2:0.5-1.5,crop=3,scale-1.5"
+    assert ",".join(short_names(names(text))) == text
+    some = ["jitter-s1", "tile-2-r0c0", "base", "crop-k0", "no view"]  # nothing whole
+    assert short_names(some) == some
+
+
+@given(st.lists(VIEWS, unique=True))
+@RULE
+def test_short_names_lose_no_view(views: list[View]) -> None:
+    held = [view.name for view in views]
+    assert sorted(names(",".join(short_names(held)))) == sorted(held) if held else True
+
+
 def test_families() -> None:
     found = [view_family(name) for name in names("base,hflip,scale=2,crop=1,jitter=1:0.5-1.5")]
     assert found == ["base", "hflip", "scale", "crop", "jitter"]
@@ -103,10 +118,8 @@ def test_other_names_are_no_views(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (
-            "scale",
-            "unknown view 'scale'; nearest: 'scale', 'tile', 'base'; known: base, hflip, scale=<f>",
-        ),
+        ("scale", "unknown view 'scale'; write scale=<f>; known: base, hflip, scale=<f>"),
+        ("tile", "unknown view 'tile'; write tile=<n>; known: "),
         ("base,hflp", "unknown view 'hflp'; nearest: 'hflip'; known: base, hflip"),
         ("base,base", "each view once"),
         ("", "each view once"),

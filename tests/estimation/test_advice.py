@@ -128,6 +128,7 @@ def test_extraction_that_does_not_wait_for_the_backbone(
     line = advice.slow_extraction(*both(measured_of(extract=Phase(seconds=950.0, stages=stages))))
     assert line is not None
     assert words in line
+    assert line.startswith("extraction waits not for the backbone but for ")
     assert advice.slow_extraction(*both(measured_of())) is None
 
 

@@ -343,6 +343,16 @@ def test_a_view_leaves_and_comes_back(plain: Path, kit: Any) -> None:
         prune_store(plain, dry_run=True, keep_views=["jitter=2"])
 
 
+def test_views_beyond_the_most_change_nothing(plain: Path, kit: Any) -> None:
+    before = states(plain)
+    many = [view.name for n in range(2, 6) for view in parse_views(f"jitter=64:0.{n}-2")]
+    message = "cannot grow so far: a store holds at most 256 views, got 258. Nothing was changed"
+    with pytest.raises(StoreError, match=message):
+        kit.open_writer(plain, views=tuple(many))
+    assert states(plain) == before
+    assert FeatureStore.open(plain).views == PLAIN
+
+
 def test_forged_views(plain: Path, forger: Any) -> None:
     many = [view.name for n in range(2, 7) for view in parse_views(f"jitter=60:0.{n}-2")]
     forger.manifest(plain, views=many)

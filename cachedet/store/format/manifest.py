@@ -252,7 +252,7 @@ class Manifest:
             }
             manifest = cls(**{**given, **converted})
             require_types(manifest, cls, name="manifest")
-            _require_sane(manifest)
+            require_sane(manifest)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"it lacks {error}" if isinstance(error, KeyError) else error
             raise StoreError(f"{where} is not a manifest of cachedet: {reason}") from error
@@ -388,7 +388,7 @@ def _read_manifest(source: ByteSource) -> bytes:
         raise altered(where, str(error.strerror), remedy=_LOST) from error
 
 
-def _require_sane(manifest: Manifest) -> None:
+def require_sane(manifest: Manifest) -> None:
     """Raises ValueError where a field is not one that `extract` could have written."""
     for name, most in {"image_size": 1 << 16, "block_size": 256, "batch_size": 1 << 16}.items():
         value = getattr(manifest, name)
