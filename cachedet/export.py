@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cachedet.backbone.canvas import FixedCanvas
+from cachedet.backbone.canvas import FixedCanvas, has_shifted_windows
 from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.detector.boxes import Postprocess
 from cachedet.detector.end_to_end import heads_of
@@ -321,11 +321,7 @@ def _write(
     preprocess: Preprocess,
 ) -> tuple[ModelFile, ModelFacts]:
     """The file of the detector, and what it says of itself. Raises ExportError."""
-    if isinstance(joined.backbone.model, FixedCanvas):
-        raise ExportError(
-            f"{joined.backbone.name} is built for squares of one size, and the graphs that are "
-            "written take images of any: BEiT and Hiera cannot be exported"
-        )
+    _require_free_sides(joined.backbone)
     manifest, has_masks = joined.manifest, trains_masks(heads_of(joined.detector))
     graph = DetectionGraph(
         backbone=joined.backbone,
@@ -349,6 +345,21 @@ def _write(
     )
     strides = [*(level.stride for level in manifest.network), _coarsest(joined)]
     return make_file(graph, facts, format, strides=strides), facts
+
+
+def _require_free_sides(backbone: FrozenBackbone) -> None:
+    """Raises ExportError where a network cannot be written for images of any size."""
+    if isinstance(backbone.model, FixedCanvas):
+        raise ExportError(
+            f"{backbone.name} is built for squares of one size, and the graphs that are "
+            "written take images of any: BEiT and Hiera cannot be exported"
+        )
+    if has_shifted_windows(backbone.model):
+        raise ExportError(
+            f"{backbone.name} pads its maps to whole windows, and torch {torch.__version__} comes "
+            "to no end with such sides in graphs for images of any: Swins cannot be exported; "
+            "extract with a backbone of another family"
+        )
 
 
 def _coarsest(joined: JoinedRun) -> int:

@@ -23,6 +23,14 @@ def needs_canvas(model: object) -> bool:
     return isinstance(model, Beit | Hiera)
 
 
+def has_shifted_windows(network: nn.Module) -> bool:
+    """A Swin of any version: blocks that pad maps to windows and move them."""
+    return any(
+        hasattr(module, "window_size") and hasattr(module, "shift_size")
+        for module in network.modules()
+    )
+
+
 def canvas_side(image_size: int) -> int:
     """Of the square that holds every padded view of images of `image_size`."""
     return -(-image_size // _MULTIPLE) * _MULTIPLE

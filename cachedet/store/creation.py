@@ -493,7 +493,7 @@ def _extend(depot: Depot, inputs: StoreInputs, compared: Manifest) -> None:
         )
     if larger == held:
         return
-    _require_readable(root, larger)
+    _require_readable(depot, larger)
     there = {block.name for block in plan.blocks}
     blocks = [block for block in larger.plan(annotations) if block.name not in there]
     gone = {*inputs.withdrawn.tolist()}
@@ -509,13 +509,13 @@ def _extend(depot: Depot, inputs: StoreInputs, compared: Manifest) -> None:
     depot.put_manifest(content)
 
 
-def _require_readable(root: Path, larger: Manifest) -> None:
+def _require_readable(depot: Depot, larger: Manifest) -> None:
     """Raises StoreError where no reader would take what the store is to become."""
     try:
         require_sane(larger)
     except ValueError as error:
         raise StoreError(
-            f"{root} cannot grow so far: {error}. Nothing was changed: remove views "
+            f"{depot} cannot grow so far: {error}. Nothing was changed: remove views "
             "(`cachedet prune --keep-views`), or extract into a new --store"
         ) from error
 

@@ -199,11 +199,21 @@ def test_a_run_on_taps_is_exported(tiny: Any, stores: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("families")
-def test_a_network_of_one_size_is_not_exported(tiny: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "taps", "message"),
+    [
+        ("family_beit", 2, "family_beit is built for squares of one size, and the"),
+        ("family_swinv2", None, "family_swinv2 pads its maps to whole windows, .* another family"),
+    ],
+)
+def test_a_network_of_fixed_sizes_is_not_exported(
+    tiny: Any, tmp_path: Path, name: str, taps: int | None, message: str
+) -> None:
     pytest.importorskip("onnx")
-    stores = extract_both(tiny, tmp_path, backbone="family_beit", taps=2, views="base")
-    train(config_of(), run=tmp_path / "run", **stores)
-    with pytest.raises(ExportError, match="family_beit is built for squares of one size, and the"):
+    stores = extract_both(tiny, tmp_path, backbone=name, taps=taps, views="base")
+    neck = {} if taps else with_neck(kind="fpn", channels=16)
+    train(config_of(**neck), run=tmp_path / "run", **stores)
+    with pytest.raises(ExportError, match=message):
         export(tmp_path / "run", out=tmp_path / "m.onnx", weights="none")
     assert not (tmp_path / "m.onnx").exists()
 
