@@ -174,7 +174,10 @@ def predict(
     weights: Annotated[str, typer.Option(help="The backbone's: auto, none or a file.")] = "auto",
     views: Annotated[
         str,
-        typer.Option(help="Such as base,hflip,scale=1.5: their detections are merged, as in eval."),
+        typer.Option(
+            help="Such as base,hflip,scale=1.5: their detections are merged, as in eval; "
+            "tile=640px: windows of 640 pixels of large images."
+        ),
     ] = "base",
     recursive: Annotated[
         bool, typer.Option("--recursive", help="Folders in folders, too, but for --out.")
@@ -194,7 +197,7 @@ def predict(
         bool, typer.Option("--no-drawings", help="Only the list; large photos are read faster.")
     ] = False,
     batch_size: Annotated[
-        int, typer.Option(min=0, help="Images per forward; 0: as suits the device.")
+        int, typer.Option(min=0, help="Images or windows per forward; 0: as suits the device.")
     ] = 0,
     workers: Workers = 0,
     device: Device = "auto",

@@ -26,6 +26,7 @@ import contextlib
 import functools
 import importlib
 import io
+import math
 import os
 import threading
 import warnings
@@ -70,6 +71,7 @@ _HEADER_READERS = 8  # threads: they wait for the disk
 _REDUCTIONS = (8, 4, 2)  # that libjpeg decodes at
 _LEAST_REDUCED = 2  # long sides of the base view; below that the filter of `make_input` would show
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_FILTER_REACH = 3  # pixels to either side, of Lanczos, the widest
 _ORIENTATION = 0x0112
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a TIFF's tag
 
@@ -330,8 +332,22 @@ def resize(
         reduction = geometry.image_hw[0] // pixels.shape[0]
         x1, y1, x2, y2 = (edge / reduction for edge in geometry.window_in_image())
         window = (x1, y1, x2, y2)
+        if geometry.is_cut_out:
+            pixels, window = _cut_out(pixels, window, size_hw=(height, width))
     resized = np.asarray(Image.fromarray(pixels).resize((width, height), resample, box=window))
     return resized[:, ::-1] if geometry.flip else resized
+
+
+def _cut_out(
+    pixels: NDArray[np.uint8], window: tuple[float, float, float, float], *, size_hw: SizeHW
+) -> tuple[NDArray[np.uint8], tuple[float, float, float, float]]:
+    """What the filter sees of a window, and the window in it: Pillow copies all it is given."""
+    x1, y1, x2, y2 = window
+    reach_x = math.ceil(_FILTER_REACH * max(1.0, (x2 - x1) / size_hw[1])) + 1
+    reach_y = math.ceil(_FILTER_REACH * max(1.0, (y2 - y1) / size_hw[0])) + 1
+    left, top = max(0, math.floor(x1) - reach_x), max(0, math.floor(y1) - reach_y)
+    part = pixels[top : math.ceil(y2) + reach_y, left : math.ceil(x2) + reach_x]
+    return part, (x1 - left, y1 - top, x2 - left, y2 - top)
 
 
 @functools.lru_cache(maxsize=8)
