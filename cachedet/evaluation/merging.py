@@ -101,7 +101,9 @@ def _are_covered(boxes: Tensor, scores: Tensor, partial: Tensor) -> Tensor:
     if not partial.any() or partial.all():
         return covered
     wholes, whole_scores = boxes[~partial], scores[~partial]
-    for rows in partial.nonzero()[:, 0].split(max(1, _PAIRS // len(wholes))):
+    part_rows, at_once = partial.nonzero()[:, 0], max(1, _PAIRS // len(wholes))
+    for first in range(0, len(part_rows), at_once):
+        rows = part_rows[first : first + at_once]
         parts = boxes[rows]
         overlaps = (
             torch.minimum(parts[:, None, 2:], wholes[None, :, 2:])

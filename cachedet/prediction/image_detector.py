@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cachedet.data.geometry import Geometry
-from cachedet.data.images import DecodedImage, make_input
+from cachedet.data.images import DecodedImage, GiantImage, Pixels, make_input, nbytes_of
 from cachedet.data.pixel_windows import PixelWindows
 from cachedet.data.views import View, make_geometry, parse_views
 from cachedet.detector.build import choose_read_levels
@@ -63,7 +63,7 @@ class PreparedImage:
     inputs: tuple[Tensor, ...]  # by view
     pixels: NDArray[np.uint8] | None = None  # (H, W, 3), all of them
     windows: tuple[Geometry, ...] = ()  # whose inputs are made when their turn comes
-    sources: tuple[NDArray[np.uint8], ...] = ()  # by window: pixels of the image, or one reduced
+    sources: tuple[Pixels, ...] = ()  # by window: pixels of the image, or one reduced
 
     @property
     def bucket(self) -> tuple[SizeHW, ...]:
@@ -75,7 +75,7 @@ class PreparedImage:
         """In memory."""
         held = sum(view.nbytes for view in self.inputs)
         pixels = self.sources if self.pixels is None else (*self.sources, self.pixels)
-        return held + sum({id(each): each.nbytes for each in pixels}.values())
+        return held + sum({id(each): nbytes_of(each) for each in pixels}.values())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,7 +86,7 @@ class ImageDetector:
     categories: CategoryMap
     image_size: int  # long side of the base view
     pad_multiple: int
-    make: Callable[[NDArray[np.uint8], Geometry], Tensor]  # the network's input, padded
+    make: Callable[[Pixels, Geometry], Tensor]  # the network's input, padded
     merging: Merging
     views: Sequence[View] = _BASE  # of an image; their detections are merged as `detect_store` does
     windows: Sequence[PixelWindows] = ()  # beside them
@@ -102,11 +102,16 @@ class ImageDetector:
         return not all(map(image.suffices, (*geometries, *windows)))
 
     def prepare(
-        self, images: Sequence[DecodedImage], *, image_id: int = 0, keeps_pixels: bool = False
+        self,
+        images: Sequence[DecodedImage | GiantImage],
+        *,
+        image_id: int = 0,
+        keeps_pixels: bool = False,
     ) -> PreparedImage:
         """Each view from the first of `images` that has its detail; the last one has all pixels."""
+        whole = images[-1]
 
-        def pixels_for(geometry: Geometry) -> NDArray[np.uint8]:
+        def pixels_for(geometry: Geometry) -> Pixels:
             return next(image.pixels for image in images if image.suffices(geometry))
 
         geometries, windows = self._all_geometries(images[0].image_hw, image_id=image_id)
@@ -115,7 +120,7 @@ class ImageDetector:
             image_hw=images[0].image_hw,
             geometries=geometries,
             inputs=tuple(self.make(pixels_for(geometry), geometry) for geometry in geometries),
-            pixels=images[-1].pixels if keeps_pixels else None,
+            pixels=whole.pixels if keeps_pixels and isinstance(whole, DecodedImage) else None,
             windows=windows,
             sources=tuple(map(pixels_for, windows)),
         )

@@ -7,12 +7,11 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedet.data.geometry import Geometry
+from cachedet.data.images import Pixels
 from cachedet.device import single_core_threads, usable_cores
 
 _MOST_THREADS = 4
@@ -22,13 +21,13 @@ _MOST_THREADS = 4
 class Window:
     """One of many windows of an image, of which no input is made yet."""
 
-    pixels: NDArray[np.uint8]  # of the whole image, or one reduced
+    pixels: Pixels  # of the whole image, or one reduced
     geometry: Geometry
     image: int  # its place in the batch of images
 
 
 def window_batches(
-    windows: Sequence[Window], make: Callable[[NDArray[np.uint8], Geometry], Tensor], *, size: int
+    windows: Sequence[Window], make: Callable[[Pixels, Geometry], Tensor], *, size: int
 ) -> Generator[tuple[Sequence[Window], Tensor], None, None]:
     """Windows of one padded size and their inputs (N, ...), of any of the images; N up to `size`.
 

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
+from cachedet.data import images
 from cachedet.data.geometry import Geometry
-from cachedet.data.images import DecodedImage
+from cachedet.data.images import DecodedImage, Pixels, decode_giant, make_input
 from cachedet.data.pixel_windows import parse_file_views
+from cachedet.errors import BadImageError
 from cachedet.evaluation.merging import Merging
 from cachedet.prediction.image_detector import ImageDetector
+from cachedet.prediction.read_ahead import read_image
 from cachedet.prediction.window_inputs import Window, window_batches
-from cachedet.structures import CategoryMap, Detections, SizeHW
+from cachedet.structures import CategoryMap, Detections, Preprocessing, SizeHW
 
 
 class Finds:
@@ -49,7 +54,7 @@ class Makes:
     def __init__(self) -> None:
         self.alive = self.made = self.most = 0
 
-    def __call__(self, pixels: NDArray[np.uint8], geometry: Geometry) -> Tensor:
+    def __call__(self, pixels: Pixels, geometry: Geometry) -> Tensor:
         made = torch.zeros(1, *geometry.padded_hw)
         self.alive, self.made = self.alive + 1, self.made + 1
         self.most = max(self.most, self.alive)
@@ -125,6 +130,46 @@ def test_pixels_are_those_with_the_detail_and_counted_once() -> None:
     assert prepared.nbytes == held
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".tif"])
+def test_a_giant_is_not_in_memory_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """Windows are cut from what Pillow decoded, and are those of an array of all pixels."""
+    file = tmp_path / f"giant{suffix}"
+    monkeypatch.setattr(images, "_GIANT", 1_000_000)
+    pixels = np.random.default_rng(3).integers(0, 256, (1200, 1300, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file)
+    preprocessing = Preprocessing(
+        mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), interpolation="bicubic"
+    )
+    make = partial(make_input, preprocessing=preprocessing)
+    detector = detector_of("base,tile=100px", make=make)
+    spared = read_image(file, detector, keeps_pixels=False)
+    usual = read_image(file, detector, keeps_pixels=True)
+    assert isinstance(spared.sources[0], Image.Image)
+    assert usual.sources[0] is usual.pixels
+    assert len(spared.windows) == len(usual.windows) == 15 * 16
+    assert spared.nbytes == 4 * 1200 * 1300 + spared.inputs[0].nbytes
+    torch.testing.assert_close(spared.inputs[0], usual.inputs[0], rtol=0, atol=0.05)
+    for number in (0, 100, 239):
+        ours = detector.make(spared.sources[number], spared.windows[number])
+        theirs = detector.make(usual.sources[number], usual.windows[number])
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_others_are_decoded_as_ever(tmp_path: Path) -> None:
+    detector = detector_of("tile=64px")
+    for name in ("small.jpg", "small.tif", "small.png"):
+        Image.new("RGB", (200, 200)).save(tmp_path / name)
+        assert decode_giant((tmp_path / name).read_bytes()) is None
+        prepared = read_image(tmp_path / name, detector, keeps_pixels=False)
+        assert isinstance(prepared.sources[0], np.ndarray)
+    for content, message in {b"": "is empty", b"II*\0none": "none.tif: "}.items():
+        (tmp_path / "none.tif").write_bytes(content)
+        with pytest.raises(BadImageError, match=message):
+            read_image(tmp_path / "none.tif", detector, keeps_pixels=False)
+
+
 def test_what_fails_in_a_thread_is_raised() -> None:
     geometries = parse_file_views("tile=64px")[1][0].geometries(
         (64, 400), image_size=64, pad_multiple=32
@@ -132,7 +177,7 @@ def test_what_fails_in_a_thread_is_raised() -> None:
     pixels = image(64, 400).pixels
     windows = [Window(pixels=pixels, geometry=each, image=0) for each in geometries]
 
-    def fails(pixels: NDArray[np.uint8], geometry: Geometry) -> Tensor:
+    def fails(pixels: Pixels, geometry: Geometry) -> Tensor:
         raise MemoryError("none left")
 
     with pytest.raises(MemoryError, match="none left"):
