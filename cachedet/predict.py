@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from cachedet.data.images import DecodedImage
-from cachedet.data.views import DRAWN_AFRESH, View, parse_views
+from cachedet.data.pixel_windows import PixelWindows, parse_file_views
+from cachedet.data.views import DRAWN_AFRESH, View
 from cachedet.device import choose_device, default_workers, usable_cores
 from cachedet.errors import BadImageError, ConfigError, InputError, UnwrittenError
 from cachedet.evaluation.inference import EVAL_VIEW
@@ -86,7 +87,8 @@ def predict(
             counts once. What cannot be decoded is named in the report.
         out: folder to write into. Of what is there, only what `predict` made is replaced.
         weights: of the backbone: "auto", "none" or a file.
-        views: of each image, as `parse_views` takes them; merged as `evaluate` merges them.
+        views: of each image, as `parse_views` takes them, and tile=640px: as many windows of 640
+            pixels as it takes; merged as `evaluate` merges them.
         recursive: whether folders in folders are looked into; `out` is passed over.
         every: only every so many frames of a video, and images of a folder.
         min_score, classes, max_per_image: what is listed and drawn: the least score, 0..1; names
@@ -95,7 +97,8 @@ def predict(
         formats: of the lists, such as "json,coco,yolo,csv".
         drawings, crops: whether images are drawn, and boxes cut out; without either, large photos
             are read several times as fast.
-        batch_size, workers: images per forward, and threads that decode; 0: as suits the machine.
+        batch_size, workers: images or windows per forward, and threads that decode; 0: as suits
+            the machine.
         device, detector, backbone: "auto", "cpu", ...; what was trained, and extracted with, where
             that was an object.
 
@@ -111,7 +114,7 @@ def predict(
         >>> report.images[0].detections.boxes  # (D, 4) xyxy in pixels
     """
     _require_given(run, model, images)
-    chosen = _views_of_files(views)
+    chosen, windows = _views_of_files(views)
     _require_numbers(batch_size=batch_size, workers=workers, every=every, iou=iou)
     selection = Selection(min_score=min_score, classes=classes, max_per_image=max_per_image)
     named = [Path(path) for path in images]
@@ -122,8 +125,8 @@ def predict(
     )
     if run is not None:
         image_detector = load_image_detector(
-            Path(run), weights=weights, device=device, views=chosen, iou=iou, most=max_per_image,
-            detector=detector, backbone=backbone,
+            Path(run), weights=weights, device=device, views=chosen, windows=windows, iou=iou,
+            most=max_per_image, detector=detector, backbone=backbone,
         )  # fmt: skip
     else:
         settings = {"weights": weights, "device": device, "views": views}
@@ -227,7 +230,7 @@ class _Prediction:
             )
             with closing(batches):  # else its threads would outlive an error
                 for batch in batches:
-                    self._detect(batch, finisher)
+                    self._detect(batch, finisher, windows_at_once=batch_size)
                     progress.advance(len(batch))
 
     def _jobs(self, progress: StageProgress) -> Generator[ImageJob[_Item], None, None]:
@@ -263,8 +266,9 @@ class _Prediction:
         image = DecodedImage(pixels=pixels, image_hw=(pixels.shape[0], pixels.shape[1]))
         return self._detector.prepare([image], keeps_pixels=keeps_pixels)
 
-    def _detect(self, batch: Batch[_Item], finisher: Finisher) -> None:
-        found = self._detector.detect([image for _, image in batch])
+    def _detect(self, batch: Batch[_Item], finisher: Finisher, *, windows_at_once: int) -> None:
+        images = [image for _, image in batch]
+        found = self._detector.detect(images, windows_at_once=windows_at_once)
         for (job, image), of_image in zip(batch, found, strict=True):
             item, categories = job.item, self._detector.categories
             report = ImageReport(
@@ -288,13 +292,13 @@ class _Prediction:
             self._memory.release(image)
 
 
-def _views_of_files(text: str) -> tuple[View, ...]:
-    """Views that need nothing but the pixels. Raises InputError."""
-    views = parse_views(text)
+def _views_of_files(text: str) -> tuple[tuple[View, ...], tuple[PixelWindows, ...]]:
+    """Views and windows that need nothing but the pixels. Raises InputError."""
+    views, windows = parse_file_views(text)
     if any(view.family in ("crop", *DRAWN_AFRESH) for view in views):
         raise InputError(
-            f"predict expects views among base, hflip, scale=<f> and tile=<n>, got {text!r}: crop, "
-            "jitter and colour are drawn from a data set's image ids, which image files do not "
-            "have; leave them out"
+            "predict expects views among base, hflip, scale=<f>, tile=<n> and tile=<size>px, got "
+            f"{text!r}: crop, jitter and colour are drawn from a data set's image ids, which image "
+            "files do not have; leave them out"
         )
-    return views
+    return views, windows

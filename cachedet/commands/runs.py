@@ -156,6 +156,13 @@ Named = Annotated[
         help="Image or video files, folders, or patterns such as 'a/**/*.jpg'.", show_default=False
     ),
 ]
+FileViews = Annotated[
+    str,
+    typer.Option(
+        help="Such as base,hflip,scale=1.5: their detections are merged, as in eval; "
+        "tile=640px: windows of 640 pixels of large images."
+    ),
+]
 Every = Annotated[
     int, typer.Option(min=1, help="Only every so many frames of a video or images of a folder.")
 ]
@@ -172,10 +179,7 @@ def predict(
         Path | None, typer.Option(help="A file of `export`, instead of a run.")
     ] = None,
     weights: Annotated[str, typer.Option(help="The backbone's: auto, none or a file.")] = "auto",
-    views: Annotated[
-        str,
-        typer.Option(help="Such as base,hflip,scale=1.5: their detections are merged, as in eval."),
-    ] = "base",
+    views: FileViews = "base",
     recursive: Annotated[
         bool, typer.Option("--recursive", help="Folders in folders, too, but for --out.")
     ] = False,
@@ -194,7 +198,7 @@ def predict(
         bool, typer.Option("--no-drawings", help="Only the list; large photos are read faster.")
     ] = False,
     batch_size: Annotated[
-        int, typer.Option(min=0, help="Images per forward; 0: as suits the device.")
+        int, typer.Option(min=0, help="Images or windows per forward; 0: as suits the device.")
     ] = 0,
     workers: Workers = 0,
     device: Device = "auto",

@@ -30,6 +30,7 @@ class Geometry:
     padded_hw: SizeHW
     flip: bool  # the window is mirrored
     colour: Colour | None = None  # None: that of the image
+    is_cut_out: bool = False  # before it is resized: much faster, and off by rounding
 
     @property
     def is_window(self) -> bool:

@@ -26,6 +26,7 @@ import contextlib
 import functools
 import importlib
 import io
+import math
 import os
 import threading
 import warnings
@@ -35,7 +36,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import torch
@@ -70,6 +71,7 @@ _HEADER_READERS = 8  # threads: they wait for the disk
 _REDUCTIONS = (8, 4, 2)  # that libjpeg decodes at
 _LEAST_REDUCED = 2  # long sides of the base view; below that the filter of `make_input` would show
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_FILTER_REACH = 3  # pixels to either side, of Lanczos, the widest
 _ORIENTATION = 0x0112
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a TIFF's tag
 
@@ -115,6 +117,38 @@ def decode_bytes(content: bytes) -> tuple[NDArray[np.uint8], str | None]:
     """
     with decoded(content) as image:
         return image.pixels, image.note
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GiantImage:
+    """All pixels of a giant as Pillow holds them: an array beside them would be as large again."""
+
+    pixels: Image.Image  # upright RGB
+    image_hw: SizeHW
+
+    def suffices(self, geometry: Geometry) -> bool:
+        """As of DecodedImage."""
+        return True
+
+
+def decode_giant(content: bytes) -> GiantImage | None:
+    """A JPEG or TIFF of many pixels; None where it is no giant, or must be turned or converted.
+
+    Raises BadImageError as `decode_bytes` does.
+    """
+    with contextlib.ExitStack() as held, _reasons(content):
+        image = Image.open(io.BytesIO(content), formats=_formats())
+        is_plain = image.format in ("JPEG", "MPO", "TIFF") and image.mode == "RGB"
+        is_deep = ";16" in str(image.tile)
+        is_giant = image.width * image.height > _GIANT
+        if not (is_giant and is_plain) or is_deep or _orientation(image.getexif)[0] != 1:
+            image.close()
+            return None
+        _load(image, content, held)
+        return GiantImage(pixels=image, image_hw=(image.height, image.width))
+
+
+Pixels: TypeAlias = NDArray[np.uint8] | Image.Image  # (H, W, 3), or RGB
 
 
 @contextlib.contextmanager
@@ -182,37 +216,54 @@ _pixels_in_hand = _Room()
 
 
 def _decode(content: bytes, image_size: int | None, held: contextlib.ExitStack) -> DecodedImage:
-    if not content:
-        raise BadImageError("the file is empty")
-    try:
-        # `closing` frees the memory at once
-        with contextlib.closing(Image.open(io.BytesIO(content), formats=_formats())) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise BadImageError(
-                    f"{width}x{height} pixels are more than the limit of {MAX_PIXELS}"
-                )
-            _reduce(image, image_size)
-            taken = _pixels_in_hand.taken(image.width * image.height, of=MAX_PIXELS)
-            held.enter_context(taken)
-            is_deep = image.format in ("PNG", "TIFF") and ";16" in str(image.tile)
-            require_covered(image)
-            image.load()
-            require_whole(image, content)
-            orientation, odd = _orientation(image.getexif)
-            upright, scaled = _to_rgb(image, is_deep=is_deep)
-    except BadImageError:
-        raise
-    except UnidentifiedImageError as error:
-        raise BadImageError(_unread(content)) from error
-    except Exception as error:  # a decoder that meets damage may raise anything
-        raise BadImageError(_reason(error)) from error
+    # `closing` frees the memory at once
+    with (
+        _reasons(content),
+        contextlib.closing(Image.open(io.BytesIO(content), formats=_formats())) as image,
+    ):
+        width, height = image.size
+        is_deep = image.format in ("PNG", "TIFF") and ";16" in str(image.tile)
+        _load(image, content, held, image_size=image_size)
+        orientation, odd = _orientation(image.getexif)
+        upright, scaled = _to_rgb(image, is_deep=is_deep)
     return DecodedImage(
         pixels=_turned(upright, orientation),
         image_hw=(width, height) if orientation >= 5 else (height, width),
         note="; ".join(filter(None, (odd, scaled))) or None,
         is_turned=orientation != 1,
     )
+
+
+@contextlib.contextmanager
+def _reasons(content: bytes) -> Iterator[None]:
+    """Whatever a decoder raises becomes a BadImageError."""
+    if not content:
+        raise BadImageError("the file is empty")
+    try:
+        yield
+    except BadImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadImageError(_unread(content)) from error
+    except Exception as error:  # a decoder that meets damage may raise anything
+        raise BadImageError(_reason(error)) from error
+
+
+def _load(
+    image: ImageFile.ImageFile,
+    content: bytes,
+    held: contextlib.ExitStack,
+    *,
+    image_size: int | None = None,
+) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise BadImageError(f"{width}x{height} pixels are more than the limit of {MAX_PIXELS}")
+    _reduce(image, image_size)
+    held.enter_context(_pixels_in_hand.taken(image.width * image.height, of=MAX_PIXELS))
+    require_covered(image)
+    image.load()
+    require_whole(image, content)
 
 
 def _reduce(image: ImageFile.ImageFile, image_size: int | None) -> None:
@@ -300,9 +351,7 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(ending for ending, name in known if name in read)
 
 
-def make_input(
-    pixels: NDArray[np.uint8], geometry: Geometry, preprocessing: Preprocessing
-) -> Tensor:
+def make_input(pixels: Pixels, geometry: Geometry, preprocessing: Preprocessing) -> Tensor:
     """Pixels (H, W, 3) -> normalised input (3, *geometry.padded_hw) float32, padded with zeros.
 
     `pixels` are those of the image, or of one reduced as `decoded` does. Only the pixels of the
@@ -319,19 +368,47 @@ def make_input(
     return torch.from_numpy(padded)
 
 
-def resize(
-    pixels: NDArray[np.uint8], geometry: Geometry, *, interpolation: str
-) -> NDArray[np.uint8]:
+def resize(pixels: Pixels, geometry: Geometry, *, interpolation: str) -> NDArray[np.uint8]:
     """Pixels (H, W, 3) -> the valid part of the view (*geometry.valid_hw, 3), without padding."""
     height, width = geometry.valid_hw
     resample = Image.Resampling[interpolation.upper()]
     window = None
     if geometry.is_window:
-        reduction = geometry.image_hw[0] // pixels.shape[0]
+        reduction = geometry.image_hw[0] // _size_of(pixels)[0]
         x1, y1, x2, y2 = (edge / reduction for edge in geometry.window_in_image())
         window = (x1, y1, x2, y2)
-    resized = np.asarray(Image.fromarray(pixels).resize((width, height), resample, box=window))
+        if geometry.is_cut_out:
+            pixels, window = _cut_out(pixels, window, size_hw=(height, width))
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    resized = np.asarray(image.resize((width, height), resample, box=window))
     return resized[:, ::-1] if geometry.flip else resized
+
+
+def nbytes_of(pixels: Pixels) -> int:
+    """In memory; Pillow has four bytes for a pixel."""
+    return 4 * pixels.width * pixels.height if isinstance(pixels, Image.Image) else pixels.nbytes
+
+
+def _size_of(pixels: Pixels) -> SizeHW:
+    if isinstance(pixels, Image.Image):
+        return pixels.height, pixels.width
+    return pixels.shape[0], pixels.shape[1]
+
+
+def _cut_out(
+    pixels: Pixels, window: tuple[float, float, float, float], *, size_hw: SizeHW
+) -> tuple[Pixels, tuple[float, float, float, float]]:
+    """What the filter sees of a window, and the window in it: Pillow copies all it is given."""
+    x1, y1, x2, y2 = window
+    reach_x = math.ceil(_FILTER_REACH * max(1.0, (x2 - x1) / size_hw[1])) + 1
+    reach_y = math.ceil(_FILTER_REACH * max(1.0, (y2 - y1) / size_hw[0])) + 1
+    left, top = max(0, math.floor(x1) - reach_x), max(0, math.floor(y1) - reach_y)
+    bottom, right = math.ceil(y2) + reach_y, math.ceil(x2) + reach_x
+    inside = x1 - left, y1 - top, x2 - left, y2 - top
+    if not isinstance(pixels, Image.Image):
+        return pixels[top:bottom, left:right], inside
+    box = left, top, min(right, pixels.width), min(bottom, pixels.height)
+    return pixels.crop(box), inside
 
 
 @functools.lru_cache(maxsize=8)

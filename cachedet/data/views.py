@@ -282,11 +282,17 @@ def _expand(item: str) -> tuple[View, ...]:
     if kind == "crop":
         return tuple(View(family="crop", draw=k) for k in _parse_draws(value, where=item))
     if kind == "tile":
+        if re.fullmatch(r"[0-9]{1,9}px", value):
+            raise InputError(
+                f"{item}: only predict cuts windows of a size in pixels, whose number depends on "
+                "the image; the views of a store are the same for every image: name tile=<n>, as "
+                "tile=2 for 2 x 2 of each image"
+            )
         tiles = int(value) if re.fullmatch(r"[0-9]{1,9}", value) else 0
         if not LEAST_TILES <= tiles <= MOST_TILES:
             raise InputError(
                 f"{item}: expected {LEAST_TILES} to {MOST_TILES} tiles in a row, as tile=2 for 2 x "
-                "2 of each image"
+                "2 of each image; in predict, tile=640px for windows of 640 pixels"
             )
         places = itertools.product(range(tiles), range(tiles))
         return tuple(View(family="tile", tiles=tiles, row_column=place) for place in places)

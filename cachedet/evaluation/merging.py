@@ -20,6 +20,7 @@ _CUT_MARGIN = 0.01  # of the window's long side; a detector finds an edge no bet
 _PART_MARGIN = 0.1  # nearer to a cut than this a detection may be part of an object
 _COVERED = 0.7  # share of such a part that a whole detection must cover to take its place,
 _RIVAL_SCORE = 0.5  # and the least of its score over that of the part
+_PAIRS = 1 << 20  # of parts and wholes compared at once: hundreds of windows find 10,000s
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,12 +100,16 @@ def _are_covered(boxes: Tensor, scores: Tensor, partial: Tensor) -> Tensor:
     covered = torch.zeros_like(partial)
     if not partial.any() or partial.all():
         return covered
-    parts, wholes = boxes[partial], boxes[~partial]
-    overlaps = (
-        torch.minimum(parts[:, None, 2:], wholes[None, :, 2:])
-        - torch.maximum(parts[:, None, :2], wholes[None, :, :2])
-    ).clamp(min=0)
-    areas = (parts[:, 2:] - parts[:, :2]).prod(dim=1)
-    rivals = scores[~partial][None] >= _RIVAL_SCORE * scores[partial][:, None]
-    covered[partial] = (rivals & (overlaps.prod(dim=2) >= _COVERED * areas[:, None])).any(dim=1)
+    wholes, whole_scores = boxes[~partial], scores[~partial]
+    part_rows, at_once = partial.nonzero()[:, 0], max(1, _PAIRS // len(wholes))
+    for first in range(0, len(part_rows), at_once):
+        rows = part_rows[first : first + at_once]
+        parts = boxes[rows]
+        overlaps = (
+            torch.minimum(parts[:, None, 2:], wholes[None, :, 2:])
+            - torch.maximum(parts[:, None, :2], wholes[None, :, :2])
+        ).clamp(min=0)
+        areas = (parts[:, 2:] - parts[:, :2]).prod(dim=1)
+        rivals = whole_scores[None] >= _RIVAL_SCORE * scores[rows][:, None]
+        covered[rows] = (rivals & (overlaps.prod(dim=2) >= _COVERED * areas[:, None])).any(dim=1)
     return covered

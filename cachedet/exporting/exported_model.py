@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachedet.data.geometry import Geometry
-from cachedet.data.images import make_input, resize
+from cachedet.data.images import Pixels, make_input, resize
 from cachedet.data.views import View, parse_views
 from cachedet.detector.fixed_rows import Candidates, FixedDetections, select
 from cachedet.device import usable_cores
@@ -163,9 +163,7 @@ def _maker(facts: ModelFacts) -> Callable[..., Tensor]:
     return _raw_input if facts.preprocess == "inside" else make_input
 
 
-def _raw_input(
-    pixels: NDArray[np.uint8], geometry: Geometry, preprocessing: Preprocessing
-) -> Tensor:
+def _raw_input(pixels: Pixels, geometry: Geometry, preprocessing: Preprocessing) -> Tensor:
     """Resized and padded with zeros: (*geometry.padded_hw, 3) uint8."""
     height, width = geometry.valid_hw
     padded = np.zeros((*geometry.padded_hw, 3), dtype=np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cachedet.data.geometry import Geometry
-from cachedet.data.images import DecodedImage, make_input
+from cachedet.data.images import DecodedImage, GiantImage, Pixels, make_input, nbytes_of
+from cachedet.data.pixel_windows import PixelWindows
 from cachedet.data.views import View, make_geometry, parse_views
 from cachedet.detector.build import choose_read_levels
 from cachedet.detector.protocol import run_detector
@@ -23,6 +25,7 @@ from cachedet.errors import BackboneError, ConfigError
 from cachedet.evaluation.inference import EVAL_VIEW
 from cachedet.evaluation.merging import Merging, ViewDetections
 from cachedet.evaluation.subject import load_detector
+from cachedet.prediction.window_inputs import Window, window_batches
 from cachedet.store.format.manifest import Manifest
 from cachedet.structures import CategoryMap, Detections, SizeHW
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
@@ -59,6 +62,8 @@ class PreparedImage:
     geometries: tuple[Geometry, ...]
     inputs: tuple[Tensor, ...]  # by view
     pixels: NDArray[np.uint8] | None = None  # (H, W, 3), all of them
+    windows: tuple[Geometry, ...] = ()  # whose inputs are made when their turn comes
+    sources: tuple[Pixels, ...] = ()  # by window: pixels of the image, or one reduced
 
     @property
     def bucket(self) -> tuple[SizeHW, ...]:
@@ -69,7 +74,8 @@ class PreparedImage:
     def nbytes(self) -> int:
         """In memory."""
         held = sum(view.nbytes for view in self.inputs)
-        return held + (0 if self.pixels is None else self.pixels.nbytes)
+        pixels = self.sources if self.pixels is None else (*self.sources, self.pixels)
+        return held + sum({id(each): nbytes_of(each) for each in pixels}.values())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,9 +86,10 @@ class ImageDetector:
     categories: CategoryMap
     image_size: int  # long side of the base view
     pad_multiple: int
-    make: Callable[[NDArray[np.uint8], Geometry], Tensor]  # the network's input, padded
+    make: Callable[[Pixels, Geometry], Tensor]  # the network's input, padded
     merging: Merging
     views: Sequence[View] = _BASE  # of an image; their detections are merged as `detect_store` does
+    windows: Sequence[PixelWindows] = ()  # beside them
 
     def __call__(self, pixels: NDArray[np.uint8], *, image_id: int = 0) -> Detections:
         """Detections in pixels of an image (H, W, 3) RGB; windows are drawn from `image_id`."""
@@ -91,43 +98,85 @@ class ImageDetector:
 
     def needs_all_pixels(self, image: DecodedImage) -> bool:
         """Whether some view has more detail than an image that was reduced."""
-        return not all(map(image.suffices, self.geometries(image.image_hw)))
+        geometries, windows = self._all_geometries(image.image_hw, image_id=0)
+        return not all(map(image.suffices, (*geometries, *windows)))
 
     def prepare(
-        self, images: Sequence[DecodedImage], *, image_id: int = 0, keeps_pixels: bool = False
+        self,
+        images: Sequence[DecodedImage | GiantImage],
+        *,
+        image_id: int = 0,
+        keeps_pixels: bool = False,
     ) -> PreparedImage:
         """Each view from the first of `images` that has its detail; the last one has all pixels."""
-        geometries = self.geometries(images[0].image_hw, image_id=image_id)
-        inputs = []
-        for geometry in geometries:
-            pixels = next(image.pixels for image in images if image.suffices(geometry))
-            inputs.append(self.make(pixels, geometry))
+        whole = images[-1]
+
+        def pixels_for(geometry: Geometry) -> Pixels:
+            return next(image.pixels for image in images if image.suffices(geometry))
+
+        geometries, windows = self._all_geometries(images[0].image_hw, image_id=image_id)
         return PreparedImage(
             image_id=image_id,
             image_hw=images[0].image_hw,
             geometries=geometries,
-            inputs=tuple(inputs),
-            pixels=images[-1].pixels if keeps_pixels else None,
+            inputs=tuple(self.make(pixels_for(geometry), geometry) for geometry in geometries),
+            pixels=whole.pixels if keeps_pixels and isinstance(whole, DecodedImage) else None,
+            windows=windows,
+            sources=tuple(map(pixels_for, windows)),
         )
 
     @torch.no_grad()
-    def detect(self, batch: Sequence[PreparedImage]) -> list[Detections]:
-        """Detections in images of one bucket, each in pixels of its image, on the CPU."""
-        by_view = []
-        for number in range(len(self.views)):
+    def detect(
+        self, batch: Sequence[PreparedImage], *, windows_at_once: int = 2
+    ) -> list[Detections]:
+        """Detections in images of one bucket, each in pixels of its image, on the CPU.
+
+        Of images with windows in pixels each window may find as many as an image otherwise does.
+        """
+        by_image: list[list[ViewDetections]] = [[] for _ in batch]
+        for number in range(len(batch[0].inputs)):
             geometries = [image.geometries[number] for image in batch]
-            found = self.network(
-                torch.stack([image.inputs[number] for image in batch]),
-                sizes_hw=[geometry.valid_hw for geometry in geometries],
-                image_ids=[image.image_id for image in batch],
-            )
-            by_view.append(
-                [
-                    ViewDetections.of(of_image, geometry)
-                    for of_image, geometry in zip(found, geometries, strict=True)
-                ]
-            )
-        return [self.merging(of_image) for of_image in zip(*by_view, strict=True)]
+            inputs = torch.stack([image.inputs[number] for image in batch])
+            ids = [image.image_id for image in batch]
+            for of_image, found in zip(by_image, self._look(inputs, geometries, ids), strict=True):
+                of_image.append(found)
+        if any(image.windows for image in batch):
+            self._look_at_windows(batch, by_image, at_once=windows_at_once)
+        return [
+            replace(
+                self.merging,
+                max_detections=self.merging.max_detections * max(1, len(image.windows)),
+            )(found)
+            for image, found in zip(batch, by_image, strict=True)
+        ]
+
+    def _look(
+        self, inputs: Tensor, geometries: Sequence[Geometry], image_ids: Sequence[int]
+    ) -> list[ViewDetections]:
+        sizes = [geometry.valid_hw for geometry in geometries]
+        found = self.network(inputs, sizes_hw=sizes, image_ids=image_ids)
+        return list(map(ViewDetections.of, found, geometries))
+
+    def _look_at_windows(
+        self,
+        batch: Sequence[PreparedImage],
+        by_image: Sequence[list[ViewDetections]],
+        *,
+        at_once: int,
+    ) -> None:
+        """Adds what each window found."""
+        windows = [
+            Window(image=number, pixels=pixels, geometry=geometry)
+            for number, image in enumerate(batch)
+            for geometry, pixels in zip(image.windows, image.sources, strict=True)
+        ]
+        with closing(window_batches(windows, self.make, size=at_once)) as made:
+            for of_batch, inputs in made:
+                geometries = [window.geometry for window in of_batch]
+                ids = [batch[window.image].image_id for window in of_batch]
+                looked = self._look(inputs, geometries, ids)
+                for window, found in zip(of_batch, looked, strict=True):
+                    by_image[window.image].append(found)
 
     def geometries(self, image_hw: SizeHW, *, image_id: int = 0) -> tuple[Geometry, ...]:
         """How an image comes to lie in the input, in each view."""
@@ -141,6 +190,22 @@ class ImageDetector:
             )
             for view in self.views
         )
+
+    def _all_geometries(
+        self, image_hw: SizeHW, *, image_id: int
+    ) -> tuple[tuple[Geometry, ...], tuple[Geometry, ...]]:
+        """Of the views, and of windows; a single window shows the whole image, so is a view."""
+        geometries = self.geometries(image_hw, image_id=image_id)
+        many: tuple[Geometry, ...] = ()
+        for windows in self.windows:
+            found = windows.geometries(
+                image_hw, image_size=self.image_size, pad_multiple=self.pad_multiple
+            )
+            if len(found) > 1:
+                many += found
+            elif found[0] not in geometries:
+                geometries += found
+        return geometries, many
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -161,8 +226,10 @@ class JoinedRun:
         features = {name: maps[name] for name in self.levels}
         return run_detector(self.detector, features, sizes_hw=sizes_hw, image_ids=image_ids)
 
-    def on_images(self, views: Sequence[View] = _BASE) -> ImageDetector:
-        """Ready for images, in these views of each."""
+    def on_images(
+        self, views: Sequence[View] = _BASE, windows: Sequence[PixelWindows] = ()
+    ) -> ImageDetector:
+        """Ready for images, in these views and windows of each."""
         return ImageDetector(
             network=self,
             categories=self.manifest.categories,
@@ -171,6 +238,7 @@ class JoinedRun:
             make=partial(make_input, preprocessing=self.manifest.preprocessing),
             merging=self.merging,
             views=views,
+            windows=windows,
         )
 
 
@@ -180,6 +248,7 @@ def load_image_detector(
     weights: str = "auto",
     device: str = "auto",
     views: Sequence[View] = _BASE,
+    windows: Sequence[PixelWindows] = (),
     iou: float | None = None,
     most: int | None = None,
     detector: nn.Module | None = None,
@@ -195,7 +264,7 @@ def load_image_detector(
         detector=detector,
         backbone=backbone,
     )
-    return joined.on_images(views)
+    return joined.on_images(views, windows)
 
 
 def join_run(

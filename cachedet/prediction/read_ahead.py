@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from cachedet.data.images import DecodedImage, decode_bytes, decoded, opened
+from cachedet.data.images import (
+    DecodedImage,
+    GiantImage,
+    decode_bytes,
+    decode_giant,
+    decoded,
+    opened,
+)
 from cachedet.device import single_core_threads
 from cachedet.errors import BadImageError
 from cachedet.prediction.image_detector import ImageDetector, PreparedImage
@@ -19,6 +26,7 @@ from cachedet.text import printable
 
 _BUDGET = 512 << 20  # bytes of images in memory; one more per thread may be added
 Item = TypeVar("Item")
+_TIFF = (b"II", b"MM")  # a file's first bytes
 _WAITING_BATCHES = 4  # of images that wait until there is a batch of their bucket
 
 
@@ -38,7 +46,11 @@ def read_image(file: Path, detector: ImageDetector, *, keeps_pixels: bool) -> Pr
     """
     try:
         with opened(file) as content:
-            images = decode_for(detector, content, keeps_pixels=keeps_pixels)
+            images: Sequence[DecodedImage | GiantImage]
+            if detector.windows and not keeps_pixels:
+                images = _decode_sparingly(detector, content)
+            else:
+                images = decode_for(detector, content, keeps_pixels=keeps_pixels)
     except BadImageError as error:
         raise BadImageError(f"{printable(file)}: {error}") from error
     return detector.prepare(images, keeps_pixels=keeps_pixels)
@@ -54,8 +66,24 @@ def decode_for(
         pass
     if not image.is_reduced or not (keeps_pixels or detector.needs_all_pixels(image)):
         return [image]
-    pixels = decode_bytes(content)[0]
-    return [image, DecodedImage(pixels=pixels, image_hw=image.image_hw)]
+    return [image, _whole(image, content)]
+
+
+def _decode_sparingly(
+    detector: ImageDetector, content: bytes
+) -> Sequence[DecodedImage | GiantImage]:
+    """As `decode_for`, but of a giant no array of all pixels."""
+    if content[:2] in _TIFF and (giant := decode_giant(content)):
+        return [giant]  # that cannot be reduced
+    with decoded(content, image_size=detector.image_size) as image:
+        pass
+    if not image.is_reduced or not detector.needs_all_pixels(image):
+        return [image]
+    return [image, decode_giant(content) or _whole(image, content)]
+
+
+def _whole(image: DecodedImage, content: bytes) -> DecodedImage:
+    return DecodedImage(pixels=decode_bytes(content)[0], image_hw=image.image_hw)
 
 
 class HeldMemory:

@@ -139,6 +139,7 @@ def test_other_names_are_no_views(text: str) -> None:
         ("crop-k9999", "view crop-k9999: draws are numbered 0 to 63, got 9999"),
         ("tile=1", "tile=1: expected 2 to 8 tiles in a row, as tile=2 for 2 x 2 of each image"),
         ("tile=640", "tile=640: expected 2 to 8 tiles in a row"),
+        ("tile=640px", "the views of a store are the same for every image: name tile=<n>, as"),
         ("tile=", "tile=: expected 2 to 8 tiles in a row"),
         ("tile-2-r2c0", "unknown view 'tile-2-r2c0'"),
         ("tile-9-r0c0", "unknown view 'tile-9-r0c0'; nearest: 'tile'"),

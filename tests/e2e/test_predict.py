@@ -140,10 +140,54 @@ def test_views_are_merged_into_what_is_written(
         assert scores.tolist() != of_one_view.detections.scores.tolist()
 
 
+def test_windows_of_a_size_in_pixels(
+    tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
+) -> None:
+    """Larger than every image they are the base view; else detections of all are merged."""
+    files = image_files(tiny, store)[:2]
+    settings: dict[str, Any] = {"weights": str(tiny.weights), "min_score": 0.0, "device": "cpu"}
+    found = {
+        views: predict(
+            runs["masks"], images=files, out=tmp_path / views, views=views, drawings=False,
+            **settings,
+        ).images
+        for views in ("base", "base,tile=640px", "tile=640px", "base,tile=100px")
+    }  # fmt: skip
+    for number, expected in enumerate(found["base"]):
+        for views in ("base,tile=640px", "tile=640px"):
+            assert_same(found[views][number].detections, expected.detections)
+        merged = found["base,tile=100px"][number].detections
+        assert len(merged) > len(expected.detections)
+        assert merged.masks is not None
+        assert merged.boxes[:, 2].max() > 100  # also in the last windows
+
+
+def test_only_predict_with_a_run_takes_windows_of_a_size_in_pixels(
+    tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
+) -> None:
+    """In one message, before anything is read or written."""
+    named = "only predict cuts windows of a size in pixels, .* name tile=<n>, as tile=2"
+    config = tiny.extract_config(tmp_path / "new.zarr", views="base,tile=640px")
+    with pytest.raises(InputError, match=f"tile=640px: {named}"):
+        extract(config)
+    assert not (tmp_path / "new.zarr").exists()
+    with pytest.raises(InputError, match=f"tile=640px: {named}"):
+        stored_detections(runs["retinanet"], store, "base,tile=640px")
+    with pytest.raises(InputError, match="tile=10px: expected 64 to 8192 pixels of the image"):
+        predict(tmp_path / "no", images=[tmp_path], out=tmp_path, views="tile=10px")
+    with pytest.raises(InputError, match="--views cannot be used with an exported model"):
+        predict(
+            images=[image_files(tiny, store)[0]], out=tmp_path / "out", views="base,tile=640px",
+            model=tmp_path / "no.onnx",
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("views", ["jitter=2", "base,crop=1", "base,jitter-0.5-1.5-s3"])
 def test_views_drawn_from_an_image_id_are_refused(tmp_path: Path, views: str) -> None:
     """Before anything is opened or written."""
-    message = f"predict expects views among base, hflip, scale=<f> and tile=<n>, got '{views}'"
+    message = (
+        f"expects views among base, hflip, scale=<f>, tile=<n> and tile=<size>px, got '{views}'"
+    )
     with pytest.raises(InputError, match=message):
         predict(tmp_path / "no", images=[tmp_path], out=tmp_path / "out", views=views)
     assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cachedet.data.geometry import Geometry
-from cachedet.data.views import make_geometry, parse_views
+from cachedet.data.pixel_windows import parse_file_views
+from cachedet.data.views import make_geometry
 from cachedet.evaluation.merging import Merging, ViewDetections
 from cachedet.structures import Detections
 
@@ -154,7 +156,9 @@ OBJECTS = st.tuples(
 @settings(deadline=None, max_examples=150, derandomize=True)
 @given(
     objects=st.lists(OBJECTS, min_size=1, max_size=12),
-    views=st.sampled_from(["base,tile=2", "base,tile=3", "base,tile=2,tile=4"]),
+    views=st.sampled_from(
+        ["base,tile=2", "base,tile=3", "base,tile=2,tile=4", "base,tile=500px", "base,tile=330px"]
+    ),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_objects_on_seams_are_found_once(
@@ -164,10 +168,7 @@ def test_objects_on_seams_are_found_once(
     rng = np.random.default_rng(seed)
     truth = apart(objects)
     found = []
-    for view in parse_views(views):
-        geometry = make_geometry(
-            view, image_hw=(SIDE, SIDE), image_id=1, image_size=400, pad_multiple=32
-        )
+    for geometry in geometries_of(views):
         seen = geometry.boxes_to_view(truth).double()
         is_seen = geometry.visible_fraction(truth) > 0.3
         is_seen &= ((seen[:, 2:] - seen[:, :2]).amin(dim=1) >= 16).numpy()
@@ -183,6 +184,13 @@ def test_objects_on_seams_are_found_once(
         assert sum(iou(box, other) > 0.5 for other in merged.tolist()) == 1
     for box in merged.tolist():
         assert max(iou(box, other) for other in truth.tolist()) > 0.4
+
+
+def geometries_of(views: str) -> list[Geometry]:
+    named, windows = parse_file_views(views)
+    settings: dict[str, Any] = {"image_size": 400, "pad_multiple": 32}
+    of_views = [make_geometry(v, image_hw=(SIDE, SIDE), image_id=1, **settings) for v in named]
+    return of_views + [g for each in windows for g in each.geometries((SIDE, SIDE), **settings)]
 
 
 def apart(
