@@ -356,9 +356,9 @@ def _require_free_sides(backbone: FrozenBackbone) -> None:
         )
     if has_shifted_windows(backbone.model):
         raise ExportError(
-            f"{backbone.name} pads its maps to whole windows, and torch {torch.__version__} comes "
-            "to no end with such sides in graphs for images of any: Swins cannot be exported; "
-            "extract with a backbone of another family"
+            f"{backbone.name} pads its maps to whole windows, and torch {torch.__version__} takes "
+            "minutes and more over such sides in graphs for images of any: Swins cannot be "
+            "exported; extract with a backbone of another family"
         )
 
 
