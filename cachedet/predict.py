@@ -133,10 +133,8 @@ def predict(
         image_detector = load_model_detector(Path(str(model)), **settings, iou=iou)
     selection.require_known(image_detector.categories)
     prediction = _Prediction(image_detector, selection, plan, files=files, every=every)
-    return prediction.run(
-        batch_size=batch_size or _batch_size_for(choose_device(device).type),
-        workers=workers or default_workers(),
-    )
+    batch_size = batch_size or _batch_size_for(choose_device(device).type)
+    return prediction.run(batch_size=batch_size, workers=workers or default_workers())
 
 
 def _require_given(

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -202,17 +203,26 @@ def _detect_once(trainer: Trainer, loader: BatchLoader, keys: Keys) -> None:
 def _interrupts_held() -> Iterator[None]:
     """Ctrl-C waits until the body is done; a process that is started inside never gets one.
 
-    While it imports, it would end with a traceback of its own.
+    While it imports, it would end with a traceback of its own. Python's handler waits, too: it runs
+    in this thread whichever thread the system gives the signal to.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
     resource_tracker.ensure_running()  # else the first start would, and let signals through again
+    held: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main:
+        handler = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
+        if is_main:
+            signal.signal(signal.SIGINT, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _work(job: StepJob, sender: Connection) -> None:

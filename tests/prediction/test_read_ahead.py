@@ -66,13 +66,14 @@ def test_an_image_waits_for_few_others() -> None:
         return prepared(index, 8 + index)
 
     jobs = [ImageJob(index=n, item=None, read=lambda n=n: read(n)) for n in range(99)]  # type: ignore[misc]
+    before = threading.active_count()  # other tests leave some
     batches = read_batches(
         jobs, workers=2, batch_size=2, memory=HeldMemory(), on_bad=lambda *_: None
     )
     next(batches)
     assert len(begun) <= 8 + 2 + 2 * 2 + 1
     batches.close()
-    assert threading.active_count() < 20
+    assert threading.active_count() <= before
 
 
 @pytest.mark.parametrize("workers", [1, 4])
