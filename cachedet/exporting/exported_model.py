@@ -87,13 +87,20 @@ class ExportedModel:
                 f"{sides[0]} x {sides[1]}: pad at the bottom and right"
             )
         try:
-            return [torch.from_numpy(each) for each in self._runtime.run(inputs.numpy())]
+            outputs = [torch.from_numpy(each) for each in self._runtime.run(inputs.numpy())]
         except Exception as error:  # runtimes raise errors of any kind
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise ExportError(
                 f"{self._where} fails on {len(inputs.images)} images of {sides[0]} x {sides[1]}: "
                 f"{reason}"
             ) from error
+        if any(len(each) != len(inputs.images) for each in outputs):  # OpenVINO 2026.4, cascades
+            counts = ", ".join(str(len(each)) for each in outputs)
+            raise ExportError(
+                f"{self._where} gives outputs of {counts} images for {len(inputs.images)} of "
+                f"{sides[0]} x {sides[1]}: a fault of its runtime; export to another --format"
+            )
+        return outputs
 
     def detect(self, inputs: Inputs, *, image_ids: Sequence[int]) -> list[Detections]:
         """Detections of each of the N images, in pixels of the input."""

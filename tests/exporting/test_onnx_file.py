@@ -25,6 +25,10 @@ FORMATS: dict[str, dict[str, Any]] = {
     f"{format} masks": {"format": format, **CASES["faster masks"]}
     for format in ("openvino", "torch")
 }
+REFUSED = {  # OpenVINO 2026.4 computes them otherwise, and nothing is left
+    "openvino cascade nasfpn": "gives outputs of 0, 0, 0 images for .*another --format",
+    "openvino vit": "the exported file differs from torch: boxes by up to 0.5",
+}
 MATRIX: dict[str, dict[str, Any]] = (
     {
         f"{kind} {neck} {outputs}": {"kind": kind, "neck": neck, "outputs": outputs}
@@ -55,6 +59,7 @@ MATRIX: dict[str, dict[str, Any]] = (
             "convnext": {"kind": "retinanet", "backbone": "test_convnext"},
             "partial": {"kind": "retinanet", "cut": "C4"},
         }.items()
+        if f"{format} {name}" not in REFUSED
     }
 )
 
@@ -98,10 +103,21 @@ def test_other_formats_find_it_too(kit: Any, thorough: bool, name: str) -> None:
     assert b"cachedet::" not in exported.content  # no operator of ours
 
 
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_openvino_computes_otherwise_is_refused(kit: Any, thorough: bool, name: str) -> None:
+    if not thorough:
+        pytest.skip("takes 20 s each: pytest --thorough")
+    case: dict[str, Any] = {"kind": "cascade_rcnn", "neck": "nasfpn", "format": "openvino"}
+    if name == "openvino vit":
+        case |= {"kind": "retinanet", "neck": "simple", "backbone": "test_vit"}
+    with pytest.raises(ExportError, match=REFUSED[name]):
+        check(kit, case)
+
+
 @pytest.mark.parametrize("name", MATRIX)
 def test_every_detector_and_neck(kit: Any, thorough: bool, name: str) -> None:
     if not thorough:
-        pytest.skip("takes 10 to 30 s each: pytest --thorough")
+        pytest.skip("takes 10 to 40 s each: pytest --thorough")
     check(kit, MATRIX[name])
 
 
