@@ -72,10 +72,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 # The files that take longest come first: the last ones then end together on all workers.
-SLOW_ROOMS = ("fuzz", "e2e", "store", "extraction", "comparison", "estimation", "detector")
+SLOW_ROOMS = (
+    "fuzz", "e2e", "store", "extraction", "exporting", "comparison", "estimation", "detector",
+)  # fmt: skip
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--thorough"):
+        for item in items:
+            if item.get_closest_marker("thorough"):
+                item.add_marker(pytest.mark.skip(reason="takes 10 to 40 s: pytest --thorough"))
+
     def place_of(item: pytest.Item) -> int:
         room = item.path.parent.name
         return SLOW_ROOMS.index(room) if room in SLOW_ROOMS else len(SLOW_ROOMS)

@@ -100,6 +100,7 @@ def test_two_cells_then_more(run_compare: Any, tiny: Any, tmp_path: Path) -> Non
     assert f"heads.retinanet_fpn_tiny.device was elsewhere, is {here}" in elsewhere.stderr
 
 
+@pytest.mark.thorough
 def test_a_plain_vit_is_cut_between_its_blocks(run_compare: Any) -> None:
     """Its state is stored beside the map of the other modes."""
     done = run_compare(

@@ -205,6 +205,7 @@ def test_its_scores_are_those_of_the_run(model: Path, run: Path, tiny: Any, tmp_
     assert json.loads(result.stdout)["ap"] == pytest.approx(of_run.ap, abs=1e-4)
 
 
+@pytest.mark.thorough
 def test_int8(run: Path, tiny: Any, tmp_path: Path) -> None:
     out = tmp_path / "int8.onnx"
     words = [

@@ -185,6 +185,7 @@ def test_the_class_token_is_a_level_that_heads_leave(tiny: Any, tmp_path: Path) 
     assert len(report.images) == 12
 
 
+@pytest.mark.thorough
 def test_a_run_on_taps_is_exported(tiny: Any, stores: Any, tmp_path: Path) -> None:
     """The file finds what torch finds."""
     pytest.importorskip("onnx")

@@ -93,20 +93,18 @@ def test_the_file_finds_what_torch_finds(kit: Any, name: str) -> None:
     assert b"/cachedet/" not in exported.content  # no place of this machine
 
 
+@pytest.mark.thorough  # tests/e2e/test_export.py has these formats without masks
 @pytest.mark.parametrize("name", FORMATS)
-def test_other_formats_find_it_too(kit: Any, thorough: bool, name: str) -> None:
-    if not thorough:  # tests/e2e/test_export.py has these formats without masks
-        pytest.skip("takes 20 to 30 s each: pytest --thorough")
+def test_other_formats_find_it_too(kit: Any, name: str) -> None:
     exported = check(kit, FORMATS[name])
     assert b"/tmp/" not in exported.content
     assert b"/cachedet/" not in exported.content  # no place of this machine
     assert b"cachedet::" not in exported.content  # no operator of ours
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_openvino_computes_otherwise_is_refused(kit: Any, thorough: bool, name: str) -> None:
-    if not thorough:
-        pytest.skip("takes 20 s each: pytest --thorough")
+def test_what_openvino_computes_otherwise_is_refused(kit: Any, name: str) -> None:
     case: dict[str, Any] = {"kind": "cascade_rcnn", "neck": "nasfpn", "format": "openvino"}
     if name == "openvino vit":
         case |= {"kind": "retinanet", "neck": "simple", "backbone": "test_vit"}
@@ -114,10 +112,9 @@ def test_what_openvino_computes_otherwise_is_refused(kit: Any, thorough: bool, n
         check(kit, case)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", MATRIX)
-def test_every_detector_and_neck(kit: Any, thorough: bool, name: str) -> None:
-    if not thorough:
-        pytest.skip("takes 10 to 40 s each: pytest --thorough")
+def test_every_detector_and_neck(kit: Any, name: str) -> None:
     check(kit, MATRIX[name])
 
 
