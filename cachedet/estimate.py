@@ -134,6 +134,7 @@ def open_inputs(
         cut=config.freeze_at or heads.freeze_at,
         taps=config.taps,
         global_token=config.global_token,
+        bf16=config.precision == "bf16",
         image_size=config.image_size,
         device=choose_device(config.device),
     )
@@ -199,6 +200,7 @@ def _other_backbone(inputs: EstimateInputs, name: str) -> BackboneChange:
         name,
         weights="none",
         taps=inputs.extract.taps,
+        bf16=inputs.extract.precision == "bf16",
         image_size=inputs.extract.image_size,
         device=device,
     )

@@ -23,6 +23,7 @@ from cachedet.data.survey import Scan, require_good, scan_images
 from cachedet.data.views import TRAINING_VIEWS, View, parse_views
 from cachedet.device import choose_device, default_workers
 from cachedet.errors import BackboneError, ConfigError, StoreError, StoreMismatchError
+from cachedet.extraction.bf16_error import describe_bf16
 from cachedet.extraction.codec_sample import fit_codec, fitted_rows
 from cachedet.extraction.inputs import InputLoader, make_inputs, make_manifest
 from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
@@ -86,6 +87,7 @@ def extract(
     freeze_at: str | None = None,
     taps: int | Sequence[int] | None = None,
     global_token: bool | None = None,
+    precision: str | None = None,
     image_size: int | None = None,
     views: str | Sequence[str] | None = None,
     codec: str | None = None,
@@ -120,10 +122,9 @@ def extract(
             are left out, and trained stages make them.
         taps: of a plain ViT, in the place of levels: so many of its blocks, evenly spaced, or
             which, counted from 1. global_token: whether the last one's class token is kept.
-        image_size, views: the long side in pixels; names such as "base,hflip".
-        codec: such as "int8".
-        on_bad_image: "fail" or "skip".
-        follow_links: whether links may lead out of the folder of the images.
+        precision: "fp32", or "bf16": the backbone computes in bfloat16, about twice as fast.
+        image_size, views, codec: the long side in pixels; such as "base,hflip"; such as "int8".
+        on_bad_image, follow_links: "fail" or "skip"; whether links may lead out of `images`.
         rotated: "refuse", or "outer": upright boxes around rotated ones.
         choose: which classes, as {"classes": "cat,dog", "ignore": "bird", "background": False,
             "merge": "car,truck=vehicle"}; one text or a list of them each.
@@ -147,7 +148,7 @@ def extract(
     given = {
         "images": images, "annotations": annotations, "store": store, "weights": weights,
         "backbone": _name_of(backbone), "levels": levels, "freeze_at": freeze_at, "taps": taps,
-        "global_token": global_token, "image_size": image_size,
+        "global_token": global_token, "precision": precision, "image_size": image_size,
         "views": ",".join(views) if isinstance(views, list | tuple) else views, "codec": codec,
         "on_bad_image": on_bad_image, "follow_links": follow_links, "rotated": rotated,
         "choose": choose, "block_size": block_size, "batch_size": batch_size,
@@ -355,6 +356,11 @@ def _open_network(config: ExtractConfig, given: FrozenBackbone | None) -> Frozen
             f"taps are chosen of a timm model that is named; {given.name} was given as an object "
             "and gives the levels it declares: leave taps out"
         )
+    if given is not None and config.precision == "bf16" and not given.spec.bf16:
+        raise ConfigError(
+            f"{given.name} was given as an object, which declares its own precision: leave "
+            "precision out, and give its levels as LevelSpec(..., bf16=True)"
+        )
     return given or load_backbone(
         config.backbone,
         weights=config.weights,
@@ -362,6 +368,7 @@ def _open_network(config: ExtractConfig, given: FrozenBackbone | None) -> Frozen
         cut=config.freeze_at,
         taps=config.taps,
         global_token=config.global_token,
+        bf16=config.precision == "bf16",
         image_size=config.image_size,
     )
 
@@ -438,6 +445,9 @@ def _write_blocks(
 ) -> tuple[StageClock, int]:
     """Write what is missing; returns the stages' times and how many blocks this process wrote."""
     missing = writer.missing_blocks()
+    if backbone.spec.bf16 and missing:
+        row = next(row for row in missing[0].rows if row not in writer.gone)
+        _log.info(describe_bf16(backbone, loader.load(row, missing[0].view)[None]))
     lacking = {block.name for block in missing}
     ours = [block for number, block in enumerate(writer.blocks) if rank.owns(number)]
     total = sum(len(block.rows) for block in ours if block.name in lacking)

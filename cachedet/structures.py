@@ -36,7 +36,8 @@ class LevelSpec:
     it and have its stride. They lie as a map of one row, (C, 1, T).
 
     A `tap` is one of several maps of a plain ViT that are taken side by side, with the norm of its
-    last layer; a map without it is what the next block takes.
+    last layer; a map without it is what the next block takes. With `bf16` the backbone computes
+    it in bfloat16.
     """
 
     name: str
@@ -44,6 +45,7 @@ class LevelSpec:
     stride: int
     tokens: int = 0  # 0: a map
     tap: bool = False
+    bf16: bool = False
 
     def __post_init__(self) -> None:
         """Raises ValueError; both may come from a foreign store, where the name is a folder."""
@@ -63,10 +65,11 @@ class LevelSpec:
                 f"level {self.name!r}: tokens must be a whole number >= 0, got "
                 f"{reprlib.repr(self.tokens)}"
             )
-        if type(self.tap) is not bool:
-            raise ValueError(
-                f"level {self.name!r}: tap must be true or false, got {reprlib.repr(self.tap)}"
-            )
+        for field in ("tap", "bf16"):
+            if type(value := getattr(self, field)) is not bool:
+                raise ValueError(
+                    f"level {self.name!r}: {field} must be true or false, got {reprlib.repr(value)}"
+                )
 
     def shape(self, padded_hw: SizeHW) -> tuple[int, int, int]:
         """(C, h, w) for an input of `padded_hw` pixels."""
@@ -75,7 +78,7 @@ class LevelSpec:
         return self.channels, padded_hw[0] // self.stride, padded_hw[1] // self.stride
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields; `tokens` and `tap` only where they say something."""
+        """Its fields; `tokens`, `tap` and `bf16` only where they say something."""
         return {name: value for name, value in asdict(self).items() if value}
 
 
@@ -136,6 +139,11 @@ class FeatureSpec:
         """The levels up to the map `name` and its tokens."""
         last = self.with_tokens(name)[-1]
         return FeatureSpec(self.levels[: self.names.index(last) + 1])
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the backbone computes its maps in bfloat16."""
+        return any(level.bf16 for level in self.levels)
 
     @property
     def pad_multiple(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,11 +54,24 @@ class FrozenBackbone(nn.Module):
         """Ignored: a later `.train()` of a parent must not move running statistics."""
         return self
 
-    @torch.no_grad()
     def forward(self, images: Tensor) -> Features:
-        """(N, 3, H, W) normalised, sides multiples of `spec.pad_multiple` -> maps (N, C, h, w)."""
-        with torch.autocast(images.device.type, enabled=False):  # as cached features are computed
-            return self.name_maps(self.model(images), images)
+        """(N, 3, H, W) normalised, sides multiples of `spec.pad_multiple` -> maps (N, C, h, w).
+
+        float32 maps, which `spec` may say are computed in bf16 (statistics of norms stay float32).
+        """
+        return self._compute(images, bf16=self.spec.bf16)
+
+    def exact(self, images: Tensor) -> Features:
+        """The maps in float32 throughout, whatever `spec` says."""
+        return self._compute(images, bf16=False)
+
+    @torch.no_grad()
+    def _compute(self, images: Tensor, *, bf16: bool) -> Features:
+        # whatever autocast surrounds it: as cached features are computed
+        dtype = torch.bfloat16 if bf16 else None
+        with torch.autocast(images.device.type, dtype=dtype, enabled=bf16):
+            maps = self.name_maps(self.model(images), images)
+        return {name: feature_map.float() for name, feature_map in maps.items()}
 
     def name_maps(self, maps: Sequence[Tensor], images: Tensor) -> Features:
         """What the network gave for `images`, by level. Raises BackboneError on other shapes."""
@@ -83,6 +96,7 @@ def load_backbone(
     cut: str | None = None,
     taps: int | Sequence[int] | None = None,
     global_token: bool = False,
+    bf16: bool = False,
     image_size: int = 512,
     device: torch.device | None = None,
     seed: int = 0,
@@ -94,13 +108,15 @@ def load_backbone(
     plain ViT; `cut` is one more, behind which the network is to be cut. A plain ViT also offers
     what its blocks leave to the next ones: L8 behind the eighth, and with it L8_prefix, its class
     and register tokens. In the place of levels `taps` are so many of its blocks, evenly spaced, or
-    these, from 1: their normed maps, and with `global_token` the last class token. The levels of a
-    store bring them as they were. A ViT or Swin is built for `image_size`, the long side in pixels.
+    these, from 1: their normed maps, and with `global_token` the last class token. With `bf16` maps
+    are computed in bfloat16. The levels of a store bring them as they were. A ViT or Swin is built
+    for `image_size`, the long side in pixels.
 
     Raises BackboneError: unknown name or level, weights that cannot be had or do not fit.
     """
     if isinstance(levels, FeatureSpec):
         taps, global_token = taps_of(levels), any(level.tap and level.tokens for level in levels)
+        bf16 = levels.bf16
         levels = None if taps else levels.names
     if not timm.is_model(name):
         near = nearest_names(name, timm.list_models())
@@ -121,7 +137,9 @@ def load_backbone(
     options: dict[str, Any] = {"out_indices": tuple(offer.index for offer in chosen)}
     if taps is not None:
         options["feature_cls"] = NormedFeatures
-    spec = FeatureSpec(tuple(level for offer in chosen for level in offer.levels))
+    spec = FeatureSpec(
+        tuple(replace(level, bf16=bf16) for offer in chosen for level in offer.levels)
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _create(name, image_size=image_size, options=options, source=source)

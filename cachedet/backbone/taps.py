@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -106,13 +107,11 @@ def tap_levels(
     if has_class and model.cls_token is None:
         raise BackboneError(f"{name} has no class token: leave --global-token out")
     blocks = choose_blocks(taps, depth=len(model.blocks), name=name)
-    size = {"channels": like.channels, "stride": like.stride}
     levels: dict[int, tuple[LevelSpec, ...]] = {
-        block - 1: (LevelSpec(name=f"L{block}", tap=True, **size),) for block in blocks
+        block - 1: (replace(like, name=f"L{block}", tap=True),) for block in blocks
     }
     if has_class:
-        token = LevelSpec(name=f"L{blocks[-1]}_class", tokens=1, tap=True, **size)
-        levels[blocks[-1] - 1] += (token,)
+        levels[blocks[-1] - 1] += (replace(like, name=f"L{blocks[-1]}_class", tokens=1, tap=True),)
     return levels
 
 

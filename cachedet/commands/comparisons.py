@@ -13,6 +13,7 @@ import typer
 from cachedet.commands.options import (
     Annotations,
     Backbone,
+    BackbonePrecision,
     Classes,
     Codec,
     Device,
@@ -88,6 +89,7 @@ def compare(
     backbone: Backbone = "tf_efficientnet_lite0",
     weights: Weights = "auto",
     taps: Taps = None,
+    precision: BackbonePrecision = "fp32",
     image_size: ImageSize = 512,
     views: Annotated[
         str, typer.Option(help="Of the cache; the other modes draw from the same recipe.")
@@ -124,7 +126,7 @@ def compare(
     train = {
         "images": images, "annotations": with_split(annotations, split), "store": folder.train,
         "views": views, "backbone": backbone, "weights": weights, "taps": taps,
-        "image_size": image_size,
+        "precision": precision, "image_size": image_size,
         "codec": codec, "on_bad_image": on_bad_image, "rotated": rotated,
         "choose": make_choice(classes, ignore_classes, merge_classes, no_background),
         "follow_links": follow_links, "device": device, "workers": workers or default_workers(),

@@ -10,6 +10,7 @@ from cachedet.commands.estimate_tables import print_estimate
 from cachedet.commands.options import (
     Annotations,
     Backbone,
+    BackbonePrecision,
     BatchSize,
     BlockSize,
     Classes,
@@ -55,6 +56,7 @@ def estimate(
     freeze_at: FreezeAt = None,
     taps: Taps = None,
     global_token: GlobalToken = False,
+    precision: BackbonePrecision = "fp32",
     image_size: ImageSize = 512,
     views: Annotated[str | None, typer.Option(help="As for `extract`.")] = None,
     codec: Codec = "int8",
@@ -94,7 +96,8 @@ def estimate(
     options = {
         "images": images, "annotations": annotations, "store": store, "backbone": backbone,
         "weights": weights, "levels": levels, "freeze_at": freeze_at,
-        "taps": taps, "global_token": global_token, "image_size": image_size, "views": views,
+        "taps": taps, "global_token": global_token, "precision": precision,
+        "image_size": image_size, "views": views,
         "codec": codec, "on_bad_image": on_bad_image, "follow_links": follow_links,
         "rotated": rotated, "choose": choose, "block_size": block_size,
         "batch_size": batch_size, "workers": workers, "device": device,

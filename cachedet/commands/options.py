@@ -62,6 +62,14 @@ Taps = Annotated[
 GlobalToken = Annotated[
     bool, typer.Option("--global-token", help="Keep the class token of the last tap, too.")
 ]
+BackbonePrecision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        help="fp32 or bf16: what the backbone computes in. bf16 is 2 to 3 times as fast on GPUs "
+        "and on CPUs with units for it.",
+    ),
+]
 ImageSize = Annotated[int, typer.Option(help="Long side in pixels.")]
 Codec = Annotated[
     str, typer.Option(help="Such as fp16, int8, int8+zstd or snr12; a wrong name lists them all.")

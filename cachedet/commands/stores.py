@@ -10,6 +10,7 @@ import typer
 from cachedet.commands.options import (
     Annotations,
     Backbone,
+    BackbonePrecision,
     BatchSize,
     BlockSize,
     Classes,
@@ -66,6 +67,7 @@ def extract(
     freeze_at: FreezeAt = None,
     taps: Taps = None,
     global_token: GlobalToken = False,
+    precision: BackbonePrecision = "fp32",
     image_size: ImageSize = 512,
     views: Annotated[
         str | None,
@@ -105,7 +107,8 @@ def extract(
     options = {
         "images": images, "annotations": annotations, "store": store, "backbone": backbone,
         "weights": weights, "levels": levels, "freeze_at": freeze_at,
-        "taps": taps, "global_token": global_token, "image_size": image_size, "views": views,
+        "taps": taps, "global_token": global_token, "precision": precision,
+        "image_size": image_size, "views": views,
         "codec": codec, "on_bad_image": on_bad_image, "follow_links": follow_links,
         "rotated": rotated, "choose": choose, "block_size": block_size,
         "batch_size": batch_size, "workers": workers, "device": device,

@@ -305,11 +305,12 @@ def _readable(name: str, value: Any) -> str:
 
 
 def _level(level: dict[str, Any]) -> str:
-    """``C4 112x/16``, ``L9 384x/16 tap`` or ``L8_prefix 192x5 tokens``"""
+    """``C4 112x/16``, ``C4 112x/16 bf16``, ``L9 384x/16 tap`` or ``L8_prefix 192x5 tokens``"""
     name, channels = level["name"], level["channels"]
+    of = "".join(f" {word}" for word in ("tap", "bf16") if word in level)
     if "tokens" in level:
         return f"{name} {channels}x{level['tokens']} tokens"
-    return f"{name} {channels}x/{level['stride']}{' tap' if 'tap' in level else ''}"
+    return f"{name} {channels}x/{level['stride']}{of}"
 
 
 def _quality(noise: dict[str, float | None]) -> str:

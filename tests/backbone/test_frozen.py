@@ -7,6 +7,7 @@ import torch
 from cachedet.backbone.frozen import load_backbone
 from cachedet.backbone.weights import digest_weights
 from cachedet.errors import BackboneError
+from cachedet.structures import FeatureSpec
 
 OPENED = {  # name: (channels, strides)
     "test_resnet": ((48, 192, 96), (8, 16, 32)),
@@ -62,6 +63,27 @@ def test_stays_frozen() -> None:
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
     assert not any(level.requires_grad for level in features.values())
     assert digest_weights(backbone.model) == backbone.digest
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_in_bf16(name: str) -> None:
+    """float32 maps, rounded as bf16 rounds, whatever autocast surrounds them."""
+    exact = load_backbone(name, weights="none", image_size=64)
+    rounded = load_backbone(name, weights="none", bf16=True, image_size=64)
+    images = torch.randn(2, 3, 64, 64)
+    assert exact.digest == rounded.digest
+    assert rounded.spec != exact.spec
+    assert load_backbone(name, weights="none", levels=rounded.spec, image_size=64).spec.bf16
+    assert FeatureSpec.from_json(rounded.spec.to_json()) == rounded.spec
+    with torch.autocast("cpu", enabled=False):
+        maps = rounded(images)
+    for level, true in exact(images).items():
+        assert maps[level].dtype == torch.float32
+        error = (maps[level] - true).norm() / true.norm()
+        assert 1e-4 < error < 2e-2
+        torch.testing.assert_close(rounded.exact(images)[level], true, rtol=0, atol=0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(exact(images)[level], true, rtol=0, atol=0)
 
 
 def test_levels_by_name() -> None:
