@@ -66,7 +66,8 @@ def blocks(text: str) -> list[str]:
     """Paragraphs and list items of prose."""
     text = _IMAGE.sub("", _FENCED.sub("\n\n", text))
     text = _URL.sub("", _INLINE_CODE.sub("code", _LINK.sub(r"\1", text)))
-    found, lines = [], []
+    found: list[str] = []
+    lines: list[str] = []
     for line in [*text.splitlines(), ""]:
         is_item = _LIST_ITEM.match(line) is not None
         is_code = line.startswith("    ") and not is_item and not lines
