@@ -1,7 +1,8 @@
 """Extraction against the backbone alone on the same batches, and the rates of its stages.
 
 python benchmarks/extraction.py --images DIR --annotations train.json --out DIR \
-    [--backbones tf_efficientnet_lite0,resnet50] [--codec int8] [--device cuda]
+    [--backbones tf_efficientnet_lite0,resnet50] [--codec int8] [--precisions fp32,bf16] \
+    [--device cuda]
 
 Backbones have random weights: only time is measured. Both ways run in turn, three rounds; the
 ratio is the median of the rounds. Prints one JSON object.
@@ -46,11 +47,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--backbones", default="tf_efficientnet_lite0,resnet50")
     parser.add_argument("--codec", default="int8")
+    parser.add_argument("--precisions", default="fp32")
     parser.add_argument("--image-size", type=int, default=384)
     parser.add_argument("--count", type=int, default=64, help="images")
     add_device_option(parser)
     options = parser.parse_args()
-    results = [measure(name, options) for name in options.backbones.split(",")]
+    results = [
+        measure(name, options, bf16=precision == "bf16")
+        for name in options.backbones.split(",")
+        for precision in options.precisions.split(",")
+    ]
     print(
         json.dumps(
             {
@@ -67,10 +73,12 @@ def main() -> None:
     )
 
 
-def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+def measure(name: str, options: argparse.Namespace, *, bf16: bool) -> dict[str, Any]:
     """Images per second of both ways."""
     device = choose_device(options.device)
-    backbone = load_backbone(name, weights="none", image_size=options.image_size, device=device)
+    backbone = load_backbone(
+        name, weights="none", bf16=bf16, image_size=options.image_size, device=device
+    )
     dataset = read_dataset(annotations=options.annotations, images=options.images)
     annotations = dataset.annotations.keep_rows(range(min(options.count, len(dataset.annotations))))
     loader = InputLoader(
@@ -140,6 +148,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     pairs = zip(seconds["alone"], seconds["extraction"], strict=True)
     return {
         "backbone": name,
+        "precision": "bf16" if bf16 else "fp32",
         "images": len(annotations),
         "alone_images_per_second": len(annotations) / statistics.median(seconds["alone"]),
         "extraction_images_per_second": len(annotations) / statistics.median(seconds["extraction"]),

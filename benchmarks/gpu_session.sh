@@ -77,7 +77,7 @@ AT_ONCE=16
 IMAGES='--images $DATA/bccd/images --annotations $DATA/bccd/train.json'
 BASE='--config configs/retinanet_fpn.yaml --image-size 640 --count 96 --batch 16 --steps 6 --rounds 2'
 ALONE=(
-    "extraction|45|\$PYTHON benchmarks/extraction.py --device \$DEVICE $IMAGES --out \$WORK --count 192"
+    "extraction|80|\$PYTHON benchmarks/extraction.py --device \$DEVICE $IMAGES --out \$WORK --count 192 --precisions fp32,bf16"
     'stall|80|$PYTHON benchmarks/stall.py --device $DEVICE --store $WORK/bccd-train.zarr --residencies stream,ram,device --steps 30 --pairs 4'
     "against_base|75|\$PYTHON benchmarks/against_live.py --device \$DEVICE $IMAGES --out \$WORK/base $BASE --backbones resnet50"
     "against_convnext|80|\$PYTHON benchmarks/against_live.py --device \$DEVICE $IMAGES --out \$WORK/base $BASE --backbones convnext_base"
