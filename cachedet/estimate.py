@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.backbone.split import split_backbone
 from cachedet.config.run import ExtractConfig, TrainConfig
-from cachedet.data.views import parse_views
-from cachedet.detector.build import choose_levels
+from cachedet.data.views import padded_size, parse_views
+from cachedet.detector.build import choose_levels, choose_read_levels
 from cachedet.device import choose_device
 from cachedet.errors import BackboneError, ConfigError, UnwrittenError
 from cachedet.estimation.advice import advise
+from cachedet.estimation.cluster_plan import ClusterPlan, StoreShape, plan_cluster
 from cachedet.estimation.forecast import Forecast, make_forecast
 from cachedet.estimation.measure import EstimateInputs, measure
 from cachedet.estimation.measured import Measured
@@ -30,11 +34,14 @@ from cachedet.estimation.prediction import (
 )
 from cachedet.estimation.probe import measure_backbone
 from cachedet.estimation.sample import commonest_size, count_pixels
-from cachedet.estimation.what_if import BackboneChange, WhatIf, apply_what_if
+from cachedet.estimation.what_if import DATASETS, BackboneChange, WhatIf, apply_what_if
 from cachedet.extract import default_views, open_dataset
 from cachedet.extraction.codec_sample import FIT_IMAGES
 from cachedet.model import measure_model
 from cachedet.outputs import Kind, require_ours
+from cachedet.store.codecs.codec import Codec
+from cachedet.store.codecs.registry import make_codec
+from cachedet.store.format.layout import Layout
 from cachedet.store.format.manifest import Manifest
 
 SAMPLE = 32  # images
@@ -53,6 +60,7 @@ class EstimateReport:
     forecast: Forecast
     advice: list[str]
     what_if: dict[str, Any]  # what is otherwise than here; empty where everything was measured
+    cluster: ClusterPlan | None  # where the what-if is about machines and a storage
     skipped: tuple[tuple[str, str], ...]  # file name and reason of bad images of the sample
     prediction: Path | None  # for `extract` and `train-heads` to compare with; None of a what-if
     sample: int  # images that were tried
@@ -64,6 +72,7 @@ class EstimateReport:
             "heads": self.heads.model_dump(mode="json"),
             "what_if": self.what_if,
             "forecast": self.forecast.to_json(),
+            "cluster": None if self.cluster is None else self.cluster.to_json(),
             "advice": self.advice,
             "measured": self.measured.to_json(),
             "skipped": [list(pair) for pair in self.skipped],
@@ -96,6 +105,16 @@ def estimate(
     inputs = open_inputs(config, heads, sample, seconds)
     measured, trials = measure(inputs)
     measured = change_measured(measured, inputs, change)
+    cluster = None
+    if change.storage is not None:
+        shape = shape_store(
+            inputs,
+            measured,
+            change,
+            codec=trials.fit.fitted(make_codec(measured.codec)),
+            read=choose_read_levels(heads, trials.trial.manifest),
+        )
+        cluster = plan_cluster(measured, change, shape)
     forecast = make_forecast(measured)
     manifest = trials.trial.manifest
     report = EstimateReport(
@@ -105,6 +124,7 @@ def estimate(
         forecast=forecast,
         advice=advise(measured, forecast),
         what_if=change.to_json(),
+        cluster=cluster,
         skipped=manifest.skipped,
         prediction=None,
         sample=len(trials.sample.annotations),
@@ -186,11 +206,56 @@ def find_cuts(
 def change_measured(measured: Measured, inputs: EstimateInputs, change: WhatIf) -> Measured:
     """What a what-if makes of it; another backbone is timed here, with random weights."""
     other = None if change.backbone is None else _other_backbone(inputs, change.backbone)
-    pixels = 1.0
-    if change.image_size is not None:
-        there = count_pixels(inputs.padded_sizes(image_size=change.image_size))
-        pixels = there / count_pixels(inputs.padded_sizes())
-    return apply_what_if(measured, change, pixels=pixels, backbone=other)
+    return apply_what_if(measured, change, pixels=_more_pixels(inputs, change), backbone=other)
+
+
+def _more_pixels(inputs: EstimateInputs, change: WhatIf) -> float:
+    """Padded pixels of an image there over those of one here."""
+    here = count_pixels(inputs.padded_sizes())
+    there = count_pixels(inputs.padded_sizes(image_size=change.image_size))
+    if change.dataset is not None:
+        side = change.image_size or inputs.extract.image_size
+        size_of = partial(
+            padded_size,
+            image_hw=DATASETS[change.dataset].size_hw,
+            image_size=side,
+            pad_multiple=inputs.backbone.spec.pad_multiple,
+        )
+        there = len(inputs.dataset.annotations) * sum(math.prod(size_of(v)) for v in inputs.views)
+    return there / here
+
+
+def shape_store(
+    inputs: EstimateInputs,
+    measured: Measured,
+    change: WhatIf,
+    *,
+    codec: Codec,
+    read: Sequence[str],
+) -> StoreShape:
+    """Objects of the store, of which the levels `read` are trained on.
+
+    Another backbone is taken to have as many levels as this one.
+    """
+    spec = inputs.backbone.spec
+    spec = spec if measured.stored_to is None else spec.up_to(measured.stored_to)
+    sizes = inputs.padded_sizes()
+    arrays = Layout(spec=spec, codec=codec).levels(commonest_size(sizes[0])[0])
+    more = measured.images / len(inputs.dataset.annotations)
+    alike = [  # images of each padded size in each view
+        count * more
+        for of_view in sizes
+        for count in np.unique(of_view, axis=0, return_counts=True)[1].tolist()
+    ]
+    if change.dataset is not None:
+        alike = [measured.images] * len(inputs.views)
+    blocks = sum(math.ceil(count / inputs.extract.block_size) for count in alike)
+    return StoreShape(
+        blocks=blocks,
+        shards=sum(map(len, arrays.values())),
+        read_shards=sum(len(parts) for level, parts in arrays.items() if level in read),
+        block_images=sum(alike) / blocks,
+    )
 
 
 def _other_backbone(inputs: EstimateInputs, name: str) -> BackboneChange:

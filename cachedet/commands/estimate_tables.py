@@ -14,6 +14,7 @@ from cachedet.text import printable
 
 if TYPE_CHECKING:
     from cachedet.estimate import EstimateReport
+    from cachedet.estimation.cluster_plan import ClusterPlan
     from cachedet.estimation.forecast import Forecast, ModeForecast
 
 
@@ -35,6 +36,8 @@ def print_estimate(report: EstimateReport, *, heads: str) -> None:
     console.print(_training_table(report))
     if report.forecast.cuts:
         console.print(_cut_table(report.forecast))
+    if report.cluster is not None:
+        console.print(_cluster_table(report.cluster))
     for line in (*_summary(report), *report.advice):
         say(f"- {line}")
     if report.prediction is not None:
@@ -99,6 +102,32 @@ def _cut_table(forecast: Forecast) -> Table:
     return table
 
 
+def _cluster_table(plan: ClusterPlan) -> Table:
+    title = (
+        f"{count_of(plan.workers, 'machine')} and a bucket, simulated: "
+        f"{readable_nbytes(round(plan.nbytes))}, {plan.objects:,} objects"
+    )
+    traffic, epoch = plan.traffic, plan.epoch
+    rows = [
+        ("time", _time(plan.seconds)),
+        ("bottleneck", plan.bottleneck),
+        ("PUT", f"{traffic.puts:,}"),
+        ("GET", f"{traffic.gets:,}"),
+        ("HEAD", "0"),
+        ("LIST", f"{traffic.lists:,}"),
+        ("sent", _size(traffic.sent)),
+        ("received", _size(traffic.received)),
+    ]
+    there = ["-"] * len(rows)
+    if epoch is not None:
+        there = [_time(epoch.seconds), epoch.bottleneck, "0", f"{epoch.gets:,}"]
+        there += [f"{epoch.heads:,}", f"{epoch.lists:,}", "0", _size(epoch.nbytes)]
+    table = make_table(title, "", "extraction", "first epoch", left=[""])
+    for row, cell in zip(rows, there, strict=True):
+        table.add_row(*row, cell)
+    return table
+
+
 def _cells(mode: ModeForecast, *, has_device: bool) -> list[str]:
     if mode.seconds_per_epoch is None:
         return ["-", printable(mode.failure), "-", *(["-"] if has_device else [])]
@@ -115,6 +144,10 @@ def _summary(report: EstimateReport) -> list[str]:
             f"an epoch from the cache is {forecast.gain:.2f} times as fast as "
             f"{mode_label(forecast.rival)}{limit}"
         )
+    if report.cluster is not None:
+        parts = ", ".join(f"{name} {_time(s)}" for name, s in report.cluster.parts.items())
+        twice = f"{report.cluster.twice:,} of {report.cluster.blocks:,} blocks"
+        lines.append(f"into the bucket, alone: {parts}; {twice} are computed twice")
     for name, cut in forecast.cuts.items():
         lines.append(
             f"cut at {name}, B is {_time(cut.trunk_seconds)} of trunk, which a cache spares, and "

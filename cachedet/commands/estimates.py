@@ -79,7 +79,9 @@ def estimate(
         str,
         typer.Option(
             help="image-size=800,backbone=resnet101,disk=500MB/s,device-flops=60T,images=118k,"
-            "codec=int4: arithmetic for what is not here."
+            "codec=int4: arithmetic for what is not here. workers=64,storage=s3,bandwidth=2GB/s,"
+            "latency=30ms,failing=1%,image-file=160kB: machines like this one and a bucket. "
+            "dataset=coco or objects365 in the place of images."
         ),
     ] = "",
     as_json: Json = False,

@@ -121,15 +121,21 @@ def make_forecast(measured: Measured) -> Forecast:
 
 def forecast_extraction(measured: Measured, level: str | None) -> tuple[float, Phase]:
     """Seconds of fitting the codec, and the extraction, of a store up to `level` (None: all)."""
-    nbytes, extract = measured.store_to(level)[measured.codec].nbytes, measured.extract
-    trunk = 1.0
-    if level is not None:
-        trunk, share = measured.cuts[level].trunk, nbytes / measured.whole.nbytes
-        extract = extract.scaled({"backbone": trunk, "encode": share, "write": share})
+    fit_seconds, extract = compute_extraction(measured, level)
     # The disk takes what it sustains and not what its cache takes.
+    nbytes = measured.store_to(level)[measured.codec].nbytes
     extract = extract.at_least("write", nbytes / measured.disk.write)
-    extract = replace(extract, seconds=measured.start + extract.seconds)
-    return measured.fit.seconds * trunk, extract
+    return fit_seconds, replace(extract, seconds=measured.start + extract.seconds)
+
+
+def compute_extraction(measured: Measured, level: str | None) -> tuple[float, Phase]:
+    """The same without starting, and with a disk that takes everything at once."""
+    if level is None:
+        return measured.fit.seconds, measured.extract
+    trunk = measured.cuts[level].trunk
+    share = measured.store_to(level)[measured.codec].nbytes / measured.whole.nbytes
+    factors = {"backbone": trunk, "encode": share, "write": share}
+    return measured.fit.seconds * trunk, measured.extract.scaled(factors)
 
 
 def forecast_mode(mode: str, training: Training, measured: Measured) -> ModeForecast:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 from cachedet.errors import InputError, nearest_names
@@ -13,9 +14,29 @@ from cachedet.estimation.measured import CodecFigures, Measured, Memory, Trainin
 
 _NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e([+-]?[0-9]+))?\s*(.*?)\s*")
 _PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15}
+_DURATIONS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+_MOST_WORKERS = 4096
+_LONGEST_LATENCY = 60.0  # seconds
+_MOST_FAILING = 0.2  # of requests; beyond it some fail again and again, until they are given up
 _SIDES = range(32, 4097)  # pixels, as `--image-size` takes them
 # stages that a device computes:
 _COMPUTED = ("backbone", "heads", "stages and heads", "backbone and heads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownDataset:
+    """Training images that many have, in numbers."""
+
+    images: int
+    size_hw: tuple[int, int]  # that most of them have, about; only the ratio matters much
+
+
+DATASETS = {
+    "coco": KnownDataset(images=118_287, size_hw=(480, 640)),
+    "objects365": KnownDataset(images=1_742_292, size_hw=(480, 640)),
+}
+STORAGES = ("s3", "gs", "az")
+_OF_STORAGE = ("workers", "bandwidth", "latency", "failing", "image_file")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +49,13 @@ class WhatIf:
     device_flops: float | None = None  # per second, that a device sustains on this backbone
     images: int | None = None  # in the data set, of the same kind
     codec: str | None = None  # one of those that were measured
+    dataset: str | None = None  # one of DATASETS, in the place of `images`
+    storage: str | None = None  # where `workers` machines like this one write
+    workers: int | None = None
+    bandwidth: float | None = None  # bytes per second, of the storage to all machines together
+    latency: float | None = None  # seconds of a request
+    failing: float | None = None  # share of the requests
+    image_file: float | None = None  # bytes of an image file that lies in the storage too
 
     def to_json(self) -> dict[str, Any]:
         """Only what is otherwise, as it is written."""
@@ -65,15 +93,44 @@ def parse_what_if(text: str) -> WhatIf:
         if name in values:
             raise InputError(f"--what-if names {name} twice")
         values[name] = _parse(name, value)
-    return WhatIf(**{name.replace("-", "_"): value for name, value in values.items()})
+    change = WhatIf(**{name.replace("-", "_"): value for name, value in values.items()})
+    _require_storage(change)
+    return _with_dataset(change)
+
+
+def _require_storage(change: WhatIf) -> None:
+    """Raises InputError where what is said of machines and storage is half of it."""
+    said = [name for name in _OF_STORAGE if getattr(change, name) is not None]
+    if change.storage is None and said:
+        name = said[0].replace("_", "-")
+        raise InputError(
+            f"--what-if {name}: machines share a storage: add storage={STORAGES[0]} and bandwidth="
+            "2GB/s (a faster disk of one machine is disk=)"
+        )
+    if change.storage is not None and change.bandwidth is None:
+        raise InputError(
+            f"--what-if storage={change.storage}: how much does it take from all machines "
+            "together? Add such as bandwidth=2GB/s"
+        )
+
+
+def _with_dataset(change: WhatIf) -> WhatIf:
+    """With the number of its images. Raises InputError where another is given too."""
+    if change.dataset is None:
+        return change
+    images = DATASETS[change.dataset].images
+    if change.images is not None:
+        raise InputError(
+            f"--what-if dataset={change.dataset} has {images} images, and images={change.images} "
+            "is given too: leave one of them out"
+        )
+    return replace(change, images=images)
 
 
 def _parse(name: str, value: str) -> Any:
     where = f"--what-if {name}"
-    if name == "disk":
-        return parse_rate(value, where=where)
-    if name == "device-flops":
-        return parse_flops(value, where=where)
+    if name in _PARSERS:
+        return _PARSERS[name](value, where=where)
     if name in ("backbone", "codec"):
         return value
     number = parse_count(value, where=where)
@@ -81,6 +138,8 @@ def _parse(name: str, value: str) -> Any:
         raise InputError(
             f"{where}: expected {_SIDES.start} to {_SIDES.stop - 1} pixels, got {value!r}"
         )
+    if name == "workers" and number > _MOST_WORKERS:
+        raise InputError(f"{where}: expected 1 to {_MOST_WORKERS} machines, got {value!r}")
     return number
 
 
@@ -98,6 +157,45 @@ def parse_flops(text: str, *, where: str) -> float:
     such_as = "operations per second such as 60T"
     unit = r"(.*?)(?:flops?)?(?:/s)?"
     return _parse_speed(text, unit, where=where, such_as=such_as, units="G, T, P")
+
+
+def parse_nbytes(text: str, *, where: str) -> float:
+    """``160kB`` -> 160,000 bytes; the unit must be there. Raises InputError."""
+    return _parse_speed(
+        text, "(.*?)b", where=where, such_as="bytes such as 160kB", units="B, kB, MB"
+    )
+
+
+def parse_seconds(text: str, *, where: str) -> float:
+    """``30ms`` -> 0.03, from nothing to a minute; the unit must be there. Raises InputError."""
+    match = _NUMBER.fullmatch(text)
+    if match is None or match[2] or match[3].lower() not in _DURATIONS:
+        raise InputError(f"{where}: expected a time such as 30ms, got {text!r}; units: us, ms, s")
+    seconds = float(match[1]) * _DURATIONS[match[3].lower()]
+    if seconds > _LONGEST_LATENCY:
+        raise InputError(f"{where}: expected at most {_LONGEST_LATENCY:.0f} s, got {text!r}")
+    return seconds
+
+
+def parse_failing(text: str, *, where: str) -> float:
+    """``5%`` or ``0.05``. Raises InputError."""
+    match = _NUMBER.fullmatch(text)
+    if match is None or match[3] not in ("", "%"):
+        raise InputError(f"{where}: expected a share such as 5%, got {text!r}")
+    share = float(f"{match[1]}e{match[2] or 0}") / (100 if match[3] else 1)
+    if share > _MOST_FAILING:
+        raise InputError(
+            f"{where}: expected 0 to {_MOST_FAILING:.0%} of the requests, got {text!r}"
+        )
+    return share
+
+
+def _one_of(text: str, known: Iterable[str], *, where: str) -> str:
+    known = tuple(known)
+    if text in known:
+        return text
+    near = nearest_names(text, known)
+    raise InputError(f"{where}: unknown {text!r}{near}; known: {', '.join(known)}")
 
 
 def parse_count(text: str, *, where: str) -> int:
@@ -128,6 +226,18 @@ def _parse_speed(text: str, unit: str, *, where: str, such_as: str, units: str) 
     return value * _PREFIXES[prefix]
 
 
+_PARSERS: dict[str, Callable[..., Any]] = {
+    "disk": parse_rate,
+    "bandwidth": parse_rate,
+    "device-flops": parse_flops,
+    "latency": parse_seconds,
+    "failing": parse_failing,
+    "image-file": parse_nbytes,
+    "storage": partial(_one_of, known=STORAGES),
+    "dataset": partial(_one_of, known=DATASETS),
+}
+
+
 def apply_what_if(
     measured: Measured,
     change: WhatIf,
@@ -137,8 +247,8 @@ def apply_what_if(
 ) -> Measured:
     """What would have been measured.
 
-    `pixels` are the padded pixels at the other image size over those here, `backbone` says what the
-    other backbone changes.
+    `pixels` are the padded pixels of an image at the other size over those here, `backbone` says
+    what the other backbone changes.
 
     Raises InputError on a codec that was not measured.
     """
@@ -146,7 +256,7 @@ def apply_what_if(
         measured = with_codec(measured, change.codec)
     if backbone is not None:
         measured = with_backbone(measured, backbone)
-    if change.image_size is not None:
+    if pixels != 1.0:
         measured = with_pixels(measured, pixels)
     if change.images is not None:
         measured = with_images(measured, change.images)

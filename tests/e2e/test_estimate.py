@@ -19,11 +19,20 @@ from cachedet.backbone.frozen import load_backbone
 from cachedet.cli import app
 from cachedet.commands.estimate_tables import print_estimate
 from cachedet.config.run import TrainConfig, dump_config
-from cachedet.estimate import EstimateReport, change_measured, estimate, find_cuts, open_inputs
+from cachedet.estimate import (
+    EstimateReport,
+    change_measured,
+    estimate,
+    find_cuts,
+    open_inputs,
+    shape_store,
+)
+from cachedet.estimation.cluster_plan import plan_cluster
 from cachedet.estimation.forecast import make_forecast
 from cachedet.estimation.prediction import compare_extraction, compare_training
-from cachedet.estimation.what_if import parse_what_if
+from cachedet.estimation.what_if import WhatIf, parse_what_if
 from cachedet.extract import extract
+from cachedet.store.codecs.registry import make_codec
 from cachedet.train import train
 
 HEADS = TrainConfig.model_validate(
@@ -231,3 +240,30 @@ def test_a_what_if_is_arithmetic(
     assert "what if image-size=256, backbone=test_efficientnet" in shown
     assert "arithmetic on what was measured here" in shown
     assert "unknown" in shown  # its memory
+
+
+def test_machines_and_a_bucket_are_planned(
+    report: EstimateReport, tiny: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """COCO's images at 128 px: 96 x 128, two views; blocks of `block_size`, one size."""
+    change = parse_what_if("dataset=coco,workers=8,storage=s3,bandwidth=1GB/s,latency=30ms")
+    inputs = open_inputs(report.extract, HEADS, 8, 0.1)
+    measured = change_measured(report.measured, inputs, change)
+    pixels = sum(h * w for view in inputs.padded_sizes() for h, w in view.tolist())
+    views, images = len(inputs.views), len(inputs.dataset.annotations)
+    factor = 96 * 128 * views * images / pixels * 118_287 / images
+    assert measured.stored.nbytes == pytest.approx(report.measured.stored.nbytes * factor)
+    shape = shape_store(inputs, measured, change, codec=make_codec("fp16"), read=("C3", "C4"))
+    assert shape.blocks == views * math.ceil(118_287 / report.extract.block_size)
+    assert (shape.shards, shape.read_shards) == (len(inputs.backbone.spec), 2)
+    here = shape_store(
+        inputs, report.measured, WhatIf(), codec=make_codec("fp16"), read=("C3", "C4")
+    )
+    assert here.blocks * here.block_images == pytest.approx(images * views)
+    plan = plan_cluster(measured, change, shape)
+    changed = replace(report, what_if=change.to_json(), measured=measured, cluster=plan)
+    print_estimate(changed, heads="small")
+    shown = capsys.readouterr().out
+    assert "8 machines and a bucket, simulated" in shown
+    assert f"of {shape.blocks:,} blocks are computed twice" in shown
+    assert changed.to_json()["cluster"]["traffic"]["puts"] == plan.traffic.puts

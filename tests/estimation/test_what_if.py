@@ -50,6 +50,17 @@ def test_parsing_all_of_it() -> None:
     }
 
 
+def test_machines_and_a_storage() -> None:
+    changed = parse_what_if(
+        "workers=64,storage=s3,bandwidth=2GB/s,latency=30ms,failing=1%,image-file=160kB"
+    )
+    assert changed == WhatIf(
+        workers=64, storage="s3", bandwidth=2e9, latency=0.03, failing=0.01, image_file=1.6e5
+    )
+    assert parse_what_if("storage=s3,bandwidth=1GB/s,failing=0.05,latency=0s").failing == 0.05
+    assert parse_what_if("dataset=coco") == WhatIf(dataset="coco", images=118_287)
+
+
 def test_cuts_go_with_it(measured_cut_of: Make) -> None:
     """Bytes with pixels; stages as fast as the rest of a device; of another backbone nothing."""
     measured = measured_cut_of()
@@ -85,6 +96,21 @@ def test_nothing_is_otherwise() -> None:
         ("image-size=big", r"--what-if image-size: expected a number"),
         ("image-size=16", r"--what-if image-size: expected 32 to 4096 pixels, got '16'"),
         ("device-flops=60X", r"--what-if device-flops: expected operations per second"),
+        ("workers=4", r"--what-if workers: machines share a storage: add storage=s3 and bandw"),
+        ("image-file=1MB", r"--what-if image-file: machines share a storage"),
+        ("storage=s3", r"storage=s3: how much does it take .* bandwidth=2GB/s"),
+        ("storage=s4", r"--what-if storage: unknown 's4'; nearest: 's3'.*known: s3, gs, az"),
+        ("worker=4", r"unknown name 'worker'; nearest: 'workers'"),
+        ("workers=0", r"--what-if workers: expected a whole number"),
+        ("workers=9999", r"--what-if workers: expected 1 to 4096 machines, got '9999'"),
+        ("bandwidth=2Gbit/s", r"--what-if bandwidth: expected bytes per second .*units: B/s"),
+        ("latency=30", r"--what-if latency: expected a time such as 30ms, got '30'; units: us, ms"),
+        ("latency=99s", r"--what-if latency: expected at most 60 s, got '99s'"),
+        ("failing=50%", r"--what-if failing: expected 0 to 20% of the requests, got '50%'"),
+        ("failing=often", r"--what-if failing: expected a share such as 5%, got 'often'"),
+        ("image-file=160", r"--what-if image-file: expected bytes such as 160kB, got '160'"),
+        ("dataset=cocoo", r"--what-if dataset: unknown 'cocoo'; nearest: 'coco'"),
+        ("dataset=coco,images=5", r"dataset=coco has 118287 images, and images=5 is given too"),
         ("images=0", r"--what-if images: expected a whole number"),
     ],
 )
