@@ -203,7 +203,6 @@ class _Machine:
     """One process of `extract`: it looks for blocks and computes in one thread, sends in others."""
 
     cluster: _Cluster
-    looked: int = 0  # blocks that it will not look at again
     following: int | None = None  # the block it looks at next; None: any
     ahead: int | None = None  # the block that is decoded while one is computed
     wanted: int | None = None  # the block that is computed as soon as that is possible
@@ -233,28 +232,21 @@ class _Machine:
         self.cluster.link.carry(files * job.file_nbytes, then)
 
     def _look(self) -> None:
-        """Ask for records until there is none: of the next block, else of any."""
-        cluster, block, asked = self.cluster, self.following, 0
-        if self.lost or block is None or block in self.mine:
+        """Ask for the record of the next block; where it is there, list all and go elsewhere."""
+        cluster, block, asked = self.cluster, self.following, 1
+        lists = self.lost or self._free() == 0
+        if lists or block is None or block in self.mine:
             block = None
         elif cluster.is_committed(block):
-            block, asked = None, 1
+            block, asked, lists = None, 2, True
+        if self.own + len(self.mine) == cluster.job.blocks:  # nobody else has been here
+            asked, lists = 0, False
         self.lost = False
-        asked = self._asks(asked) if block is None else 1
-        self.looked += asked
+        pages = math.ceil(cluster.job.blocks / _PAGE) if lists else 0
         failed = cluster.failures(asked)
         cluster.traffic.gets += asked + failed
-        cluster.clock.after(cluster.waits(asked, failed), partial(self._found, block))
-
-    def _asks(self, asked: int) -> int:
-        """Records it looks at, at random places, up to a block that is free or to the end."""
-        left, free = self.cluster.job.blocks - self.looked, self._free()
-        if free <= 0:
-            return left
-        share = free / max(left - asked, free)
-        if share < 1:
-            asked += int(math.log(1.0 - self.cluster.dice.random()) / math.log(1.0 - share))
-        return max(1, min(asked + 1, left - free + 1))
+        cluster.traffic.lists += pages
+        cluster.clock.after(cluster.waits(asked + pages, failed), partial(self._found, block))
 
     def _free(self) -> int:
         """How many blocks are neither committed nor its own."""
@@ -272,7 +264,7 @@ class _Machine:
             self.following = (block + 1) % cluster.job.blocks
             self._read_files(cluster.job.block_files, partial(self._have_read, block))
             self._decode(block)
-        elif self._free() > 0 or self.looked < cluster.job.blocks:
+        elif self._free() > 0:
             self._look()
         else:
             self._end_looking()

@@ -112,8 +112,9 @@ def blocks_to_try(
     """The blocks this process shall write where no lease tells what others write: its own first.
 
     It begins at a random place and goes on from there; where it finds that somebody else has been,
-    it goes on at another one. So few blocks are computed twice, which costs time and nothing else:
-    of N blocks some log(N) for each process beside the first.
+    it lists which blocks are recorded, and goes on at another place. So few blocks are computed
+    twice, which costs time and nothing else: of N blocks some log(N) for each process beside the
+    first.
 
     Raises StoreError where the store cannot be read.
     """
@@ -121,13 +122,19 @@ def blocks_to_try(
     ours = [block for block in missing if rank.owns(number_of[block.name])]
     others = [block for block in missing if not rank.owns(number_of[block.name])]
     for left in (ours, others):
-        at = draw(len(left)) if left else 0
-        lost = writer.blocks_lost
+        if left is others and left:
+            left = _unrecorded(writer, left)
+        at, lost = draw(len(left)) if left else 0, writer.blocks_lost
         while left:
             block = left.pop(at % len(left))
-            if writer.is_committed(block):
-                lost = -1
-            else:
+            is_there = writer.is_committed(block)
+            if not is_there:
                 yield block
-            if left and lost != writer.blocks_lost:
-                at, lost = draw(len(left)), writer.blocks_lost
+            if left and (is_there or lost != writer.blocks_lost):
+                left = _unrecorded(writer, left)
+                at, lost = draw(len(left)) if left else 0, writer.blocks_lost
+
+
+def _unrecorded(writer: StoreWriter, blocks: Sequence[Block]) -> list[Block]:
+    recorded = writer.recorded_blocks()
+    return [block for block in blocks if block.name not in recorded]

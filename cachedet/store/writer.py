@@ -30,6 +30,7 @@ from cachedet.store.files.durable import (
     write_synced,
 )
 from cachedet.store.files.leases import commit_lock
+from cachedet.store.files.names import COMMITS
 from cachedet.store.format.commits import (
     CommitRecord,
     Quality,
@@ -125,6 +126,15 @@ class StoreWriter:
             self._committed |= whole_blocks(self.depot, self._plan, unknown)
             return [block for block in unknown if block.name not in self._committed]
         return [block for block in self.blocks if not self.is_committed(block)]
+
+    def recorded_blocks(self) -> set[str]:
+        """Names of the blocks that have a record in an object storage, by a listing alone.
+
+        Enough to leave them to others for now; `missing_blocks` reads the records.
+        """
+        assert isinstance(self.depot, Bucket)
+        records = self.depot.sizes(COMMITS)
+        return {block.name for block in self.blocks if commit_key(block) in records}
 
     def is_committed(self, block: Block) -> bool:
         """Whether a whole block lies in the store now, whoever wrote it.

@@ -211,9 +211,15 @@ class FakeWriter:
         self.blocks = blocks
         self.blocks_lost = 0
         self.done: set[str] = set()
+        self.asked = self.listed = 0
 
     def is_committed(self, block: Any) -> bool:
+        self.asked += 1
         return block.name in self.done
+
+    def recorded_blocks(self) -> set[str]:
+        self.listed += 1
+        return set(self.done)
 
 
 def test_without_leases_few_blocks_are_computed_twice(store_kit: Any, tmp_path: Path) -> None:
@@ -243,6 +249,8 @@ def test_without_leases_few_blocks_are_computed_twice(store_kit: Any, tmp_path: 
             shared.add(block.name)
     assert len(shared) == len(blocks)
     assert computed - len(blocks) < 40
+    assert sum(writer.asked for writer in writers) - computed < 40  # nobody asks for each record
+    assert sum(writer.listed for writer in writers) < 80
 
 
 def test_ranks_begin_with_their_own(store_kit: Any, tmp_path: Path) -> None:
