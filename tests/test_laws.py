@@ -20,8 +20,8 @@ MAIN_JOB = (
 )  # fmt: skip
 # What one does to learn about it; nothing of the main job knows these.
 LABORATORY = (
-    "inspection", "live", "estimation", "reporting", "serving", "comparison",
-    "check", "report", "serve", "model", "estimate", "compare", "demo",
+    "inspection", "live", "series", "estimation", "reporting", "serving", "comparison",
+    "sweeping", "check", "report", "serve", "model", "estimate", "compare", "sweep", "demo",
 )  # fmt: skip
 ORDER = (*MAIN_JOB, *LABORATORY, "commands", "cli", "__main__")
 
