@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cachedet.config.run import TrainConfig
+from cachedet.detector.build import choose_read_levels
 from cachedet.device import choose_device, usable_cores
 from cachedet.errors import ConfigError, InputError
+from cachedet.loading.sampling import resolve_views
 from cachedet.store.reader import FeatureStore
 from cachedet.sweeping.holdout import Split, split_images
 from cachedet.sweeping.job import Job
@@ -47,6 +49,8 @@ class SweepTask:
         for name, heads in config.heads.items():
             try:
                 require_fit(heads, store, validation)
+                resolve_views(heads.views, held=store.views, where=store.location)
+                choose_read_levels(heads, store.manifest)
             except ConfigError as error:
                 raise ConfigError(f"{name}: {error}") from error
         split = split_images(validation.annotations, holdout=config.holdout, seed=config.seed)
