@@ -1,8 +1,8 @@
 """The command line: which commands there are, and what becomes of their errors.
 
 Exit status: 0 done; 1 the user's input or a check failed; 2 wrong usage; 75 a signal ended
-`train-heads` or `compare`, which saved its state and goes on; 130 interrupted at once; 141 nobody
-reads the output any more.
+`train-heads`, `compare` or `sweep`, which saved its state and goes on; 130 interrupted at once;
+141 nobody reads the output any more.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from cachedet.commands import (
     runs,
     scores,
     stores,
+    sweeps,
 )
 from cachedet.commands.entry import run_command
 from cachedet.commands.output import OutputError
@@ -87,8 +88,8 @@ class _Command(TyperCommand):
 
 
 _INTERRUPTED = (
-    "interrupted; `extract` continues with the same command, and so does `compare`; `train-heads` "
-    "with --resume"
+    "interrupted; `extract` continues with the same command, and so do `compare` and `sweep`; "
+    "`train-heads` with --resume"
 )
 
 app = typer.Typer(
@@ -161,6 +162,7 @@ for _module in (
     reports,
     pages,
     comparisons,
+    sweeps,
     conversions,
 ):
     for _name, _command in _module.COMMANDS.items():

@@ -132,7 +132,7 @@ class EvalReport:
 
 def evaluate(
     subject: Path | str | nn.Module,
-    store: Path | str,
+    store: Path | str | FeatureStore,
     *,
     detector: nn.Module | None = None,
     config: EvalConfig | None = None,
@@ -144,7 +144,7 @@ def evaluate(
 
     Args:
         subject: run folder, or the detector itself.
-        store: with every view that is asked for.
+        store: with every view that is asked for; a folder, a URL or an open store.
         detector: what `train` was given as an object; a copy of it gets the run's weights.
         config: views to merge, images at a time, device, and which weights of the run.
         questions: what is asked beyond COCO's figures.
@@ -200,7 +200,7 @@ def evaluate(
         coco_file=None if folder is None else folder.detections,
         provenance={
             "run": None if folder is None else noted_place(folder.root),
-            "store": noted_place(store),
+            "store": noted_place(features.location),
             "training": source,
             **scored.provenance,
             **_describe_store(features),

@@ -334,6 +334,7 @@ _FILES_OF = {
     ),
     "feature store": (MANIFEST, METADATA, f"{IMAGES}.npz", CODEC_STATE, STAGES),
     "comparison": ("settings.json", "comparison.html", "comparison.md", "comparison.json"),
+    "sweep": ("settings.json", "study.journal", "sweep.json", "sweep.lock"),
 }
 
 
@@ -345,6 +346,8 @@ def _owner_of(folder: Path) -> str | None:
         return "feature store"
     if os.path.isfile(folder / "settings.json") and os.path.isdir(folder / "features"):
         return "comparison"
+    if os.path.isfile(folder / "settings.json") and os.path.isdir(folder / "trials"):
+        return "sweep"
     return None
 
 

@@ -25,7 +25,13 @@ from cachedet.evaluation.plots import plot_training
 from cachedet.loading.loader import FeatureLoader, make_run_loader
 from cachedet.outputs import require_run_place
 from cachedet.store.reader import FeatureStore
-from cachedet.training.loop import EARLY_STOPPING, Validator, is_signal, run_session
+from cachedet.training.loop import (
+    EARLY_STOPPING,
+    OnValidation,
+    Validator,
+    is_signal,
+    run_session,
+)
 from cachedet.training.optimizer import count_trained
 from cachedet.training.partial import build_partial_detector_of, require_stages
 from cachedet.training.run_folder import RunFolder, TrainingData
@@ -44,10 +50,11 @@ class TrainReport:
     views: dict[str, float]  # that were trained on, with their probabilities
     steps: int
     epochs: int  # that are done, validation included
-    reason: str  # it ended: finished, max_steps, early_stopping, or the name of a signal
+    reason: str  # it ended: finished, max_steps, early_stopping, given_up, or a signal's name
     seconds: float
     seconds_per_epoch: float
     step_seconds_per_epoch: float  # of them in steps, without validations and saving
+    step_seconds: float  # of all calls together
     peak_memory: int  # bytes: on an accelerator of its tensors, else all RAM of this process
     parameters: int  # that are trained
     best_ap: float | None  # None without a validation
@@ -71,11 +78,12 @@ def train(
     *,
     train_store: Path | str,
     run: Path | str,
-    val_store: Path | str | None = None,
+    val_store: Path | str | FeatureStore | None = None,
     resume: bool = False,
     relabelled: bool = False,
     detector: nn.Module | None = None,
     overrides: Overrides = (),
+    on_validation: OnValidation | None = None,
 ) -> TrainReport:
     """Train the heads of `config` on a store; `best.pt` is chosen by validation AP.
 
@@ -84,12 +92,15 @@ def train(
 
     Args:
         config: a preset's name, a path, keys and values, or a TrainConfig.
-        train_store, val_store: folders or URLs; without the second nothing is validated.
+        train_store, val_store: folders or URLs, the second also an open store; without it nothing
+            is validated.
         run: folder to make, or to go on in.
         resume: go on where the run's last checkpoint is.
         relabelled: with `resume`, also where boxes of the store were changed since.
         detector: trained in the place of what the config describes; see `Detector`.
         overrides: of the config, {"schedule.epochs": 12} or ["schedule.epochs=12"].
+        on_validation: called with the epochs done and their scores (ap, ap50, ap75); where it
+            returns True the run ends there.
 
     Raises:
         ConfigError, CheckpointError: the config or run folder does not fit.
@@ -121,6 +132,7 @@ def train(
             relabelled=relabelled,
             restarts=launch.restarts,
             detector=detector,
+            on_validation=on_validation,
         )
 
 
@@ -129,11 +141,12 @@ def _train_together(
     *,
     train_store: Path | str,
     folder: RunFolder,
-    val_store: Path | str | None,
+    val_store: Path | str | FeatureStore | None,
     resume: bool,
     relabelled: bool,
     restarts: int,
     detector: nn.Module | None,
+    on_validation: OnValidation | None,
 ) -> TrainReport:
     """`train` on each of the processes that have joined, or on the only one."""
     store = FeatureStore.open(train_store)
@@ -176,6 +189,7 @@ def _train_together(
         manifest=store.manifest,
         validator=_make_validator(config, validation, device=trainer.device),
         notes=() if len(store.annotations.boxes) else (_NO_BOXES,),
+        on_validation=on_validation,
     )
     if is_first():
         plot_training(folder.metrics, folder.plots / "training.png")
@@ -190,6 +204,7 @@ def _train_together(
         seconds=done.seconds,
         seconds_per_epoch=done.seconds / epochs,
         step_seconds_per_epoch=done.step_seconds / epochs,
+        step_seconds=trainer.seconds,
         peak_memory=done.peak_memory,
         parameters=count_trained(trainer.detector),
         best_ap=trainer.best_ap if trainer.best_ap >= 0 else None,

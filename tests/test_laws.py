@@ -20,8 +20,8 @@ MAIN_JOB = (
 )  # fmt: skip
 # What one does to learn about it; nothing of the main job knows these.
 LABORATORY = (
-    "inspection", "live", "estimation", "reporting", "serving", "comparison",
-    "check", "report", "serve", "model", "estimate", "compare", "demo",
+    "inspection", "live", "series", "estimation", "reporting", "serving", "comparison",
+    "sweeping", "check", "report", "serve", "model", "estimate", "compare", "sweep", "demo",
 )  # fmt: skip
 ORDER = (*MAIN_JOB, *LABORATORY, "commands", "cli", "__main__")
 
@@ -57,6 +57,8 @@ def test_imports_point_one_way(path: Path) -> None:
             assert own == ("evaluation", "metrics"), f"{path} imports hotcoco"
         if name.split(".")[0] in ("starlette", "uvicorn"):  # the extra `serve`
             assert own[0] == "serving", f"{path} imports {name}"
+        if name.split(".")[0] == "optuna" and own != ("sweep",):  # which asks whether it is there
+            assert own == ("sweeping", "study"), f"{path} imports {name}"
         if not name.startswith("cachedet."):
             continue
         room = room_of(name)

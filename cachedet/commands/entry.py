@@ -18,7 +18,7 @@ from cachedet.training.run_log import LOG, STOPPED, append_line, is_our_log, rea
 from cachedet.training.stopping import STOPPED_STATUS, StopSignals
 
 _TRAINS = "train-heads"
-_LONG_WORK = (_TRAINS, "extract", "compare", "demo")  # what they print is the least of it
+_LONG_WORK = (_TRAINS, "extract", "compare", "sweep", "demo")  # what they print is the least of it
 _RUN = ("--run", "--run-folder")
 
 

@@ -5,18 +5,12 @@ Each has a process of its own: its memory is its own, and what ends it does not 
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from cachedet.allocator import keep_freed_memory
 from cachedet.comparison.folder import Extracted
 from cachedet.comparison.results import RESULT, CellKey, CellResult
 from cachedet.comparison.scoring import Scorer, figures_of
@@ -29,7 +23,12 @@ from cachedet.evaluation.plots import plot_training
 from cachedet.live.mode_names import MODES, Mode, cut_of, needs_cache
 from cachedet.live.modes import BackboneTraining, TrainingMode, make_training_mode
 from cachedet.loading.sampling import resolve_views
-from cachedet.store.files.inside import remove_empty_folders, remove_inside
+from cachedet.series.own_process import (
+    describe_end,
+    goes_on,
+    start_process,
+    wait_for_end,
+)
 from cachedet.store.reader import FeatureStore
 from cachedet.training.loop import run_session
 from cachedet.training.optimizer import count_trained
@@ -37,7 +36,8 @@ from cachedet.training.run_folder import RunFolder, TrainingData
 from cachedet.training.start import start_or_continue
 from cachedet.training.stopping import STOPPED_STATUS, StopSignals
 
-_LOOK_EVERY = 0.2  # seconds
+OWN_FILES = ("steps.json", "memory.json", RESULT)
+"""In the folder of a cell, beside those of a run."""
 _TRIAL_STEPS = 1000  # length of the schedule of steps that are thrown away
 
 
@@ -126,19 +126,13 @@ def run_cell(task: CellTask, signals: StopSignals) -> CellResult:
     Raises Interrupted.
     """
     task.result.unlink(missing_ok=True)  # of an attempt that failed
-    process = multiprocessing.get_context("spawn").Process(target=_run, args=(task,))
-    process.start()
-    passed_on = False
-    while process.is_alive():
-        process.join(_LOOK_EVERY)
-        if signals.received is not None and not passed_on:
-            process.terminate()  # SIGTERM: where the terminal has sent it Ctrl-C, nothing changes
-            passed_on = True
+    process = start_process(_run, task)
+    wait_for_end(process, signals)
     if process.exitcode == STOPPED_STATUS or signals.received is not None:
         raise Interrupted(signals.received or "a signal")
     if task.result.is_file():
         return CellResult.read(task.result)
-    return _keep(task, CellResult(key=task.key, error=_describe_end(process)))
+    return _keep(task, CellResult(key=task.key, error=describe_end(process)))
 
 
 def train_cell(task: CellTask) -> CellResult:
@@ -151,9 +145,7 @@ def train_cell(task: CellTask) -> CellResult:
     comparison = task.comparison
     store, val = FeatureStore.open(comparison.train.store), FeatureStore.open(comparison.val.store)
     folder = RunFolder(task.folder)
-    goes_on = folder.last.exists() or folder.previous.exists()
-    if not goes_on:
-        remove_unsaved(folder)
+    resume = goes_on(folder, also=OWN_FILES)
     config = task.config
     views = resolve_views(config.views, held=store.manifest.views, where=store.location)
     config = config.model_copy(update={"views": views})  # single ones, by probability
@@ -167,7 +159,7 @@ def train_cell(task: CellTask) -> CellResult:
         trainer,
         store.manifest,
         data=trained_on,
-        resume=goes_on,
+        resume=resume,
         relabelled=False,
         restarts=0,
     )
@@ -204,19 +196,6 @@ def train_cell(task: CellTask) -> CellResult:
     )
 
 
-def remove_unsaved(folder: RunFolder) -> None:
-    """Remove what a cell wrote that ended before it saved a state; other files and links stay."""
-    root = folder.root
-    files = (folder.config, folder.training, folder.metrics, folder.results, folder.detections)
-    names = ("log.txt", "steps.json", "memory.json", RESULT)
-    events = list(folder.tensorboard.glob("events.out.tfevents.*"))
-    plot = folder.plots / "training.png"
-    for path in (*files, *(root / name for name in names), *events, plot):
-        remove_inside(root, path)
-    for parent in (folder.plots, folder.tensorboard, folder.best.parent):
-        remove_empty_folders(parent)
-
-
 def _nbytes_read(config: TrainConfig, store: FeatureStore) -> int:
     """Bytes on the disk of what a run of `config` trains on, all views of the store."""
     levels = choose_read_levels(config, store.manifest)
@@ -235,8 +214,6 @@ def _plan(task: CellTask, config: TrainConfig, store: FeatureStore) -> StepPlan:
 
 def _run(task: CellTask) -> None:
     """Train the cell in its process, and keep the result or the error."""
-    keep_freed_memory()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         result = train_cell(task)
     except (Interrupted, KeyboardInterrupt):
@@ -265,20 +242,3 @@ def _keep(task: CellTask, result: CellResult) -> CellResult:
     task.folder.mkdir(parents=True, exist_ok=True)
     result.write(task.result)
     return result
-
-
-def _end_with_parent() -> None:
-    """End where the parent was killed: its next call would train the cell too."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _describe_end(process: BaseProcess) -> str:
-    code = process.exitcode
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        hint = "; the system may have run out of memory" if name == "SIGKILL" else ""
-        return f"its process was ended by {name}{hint}"
-    return f"its process ended with status {code} and left no result"

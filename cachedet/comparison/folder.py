@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,13 +16,12 @@ from typing import Any
 
 from cachedet.comparison.results import RESULT, CellKey, CellResult
 from cachedet.errors import InputError
-from cachedet.store.files.durable import TEMPORARY_SUFFIX, encode_json, write_durably
-from cachedet.store.files.folder_lock import sole_owner
+from cachedet.series.settings_folder import SettingsFolder, differences
+from cachedet.store.files.durable import encode_json, write_durably
 from cachedet.store.files.inside import remove_inside
 from cachedet.store.files.leases import COMMIT_LOCK
 from cachedet.store.files.names import COMMITS, LEASES, MANIFEST
 from cachedet.store.files.places import find_obstacle
-from cachedet.training.same_run import flatten
 
 _FILES = ("images", "annotations")  # settings that name files: these may be moved
 
@@ -38,8 +36,10 @@ class ComparisonFolder:
         self.val = features / "val.zarr"
         self.extraction = ExtractionLog(path=features / "seconds.json", store=self.train)
         self.page = root / "comparison.html"
-        self._settings = root / "settings.json"
-        self._lock = root / "compare.lock"
+        self._kept = SettingsFolder(
+            root=root, of="comparison", works="compares", may_hold="features"
+        )
+        self._settings = self._kept.settings
 
     def cell(self, key: CellKey) -> Path:
         return self.root / "cells" / key.folder
@@ -58,13 +58,7 @@ class ComparisonFolder:
     @contextmanager
     def owned(self) -> Iterator[None]:
         """One comparison at a time. Raises InputError while another process works here."""
-        try:
-            (self.root / "features").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"cannot make the folder {self.root}: {error.strerror}; choose another --out"
-            ) from error
-        with sole_owner(self._lock, works="compares", instead="choose another --out"):
+        with self._kept.owned():
             yield
 
     @contextmanager
@@ -84,7 +78,7 @@ class ComparisonFolder:
         if not is_new:
             self._read_settings()
         elif self.root.exists():
-            self._require_empty()
+            self._kept.require_empty()
         above = [path for path in (self.root, *self.root.parents) if not path.exists()]
         had_features = (self.root / "features").exists()
         try:
@@ -114,7 +108,7 @@ class ComparisonFolder:
         """
         now = json.loads(json.dumps(dict(settings)))
         if not self._settings.is_file():
-            self._require_empty()
+            self._kept.require_empty()
         else:
             kept = self._read_settings()
             common = kept["heads"].keys() & now["heads"].keys()
@@ -126,7 +120,7 @@ class ComparisonFolder:
                 )
             self._set_aside({name for name in common if kept["heads"][name] != now["heads"][name]})
             now["heads"] = {**kept["heads"], **now["heads"]}
-        write_durably(self._settings, encode_json(now))
+        self._kept.write(now)
 
     def _settled_heads(self) -> set[str]:
         """Configs with a cell that is done or under way. Raises InputError on a damaged result."""
@@ -145,32 +139,11 @@ class ComparisonFolder:
                 cell.rename(failed / f"{len(list(failed.iterdir()))}-{cell.name}")
 
     def _read_settings(self) -> dict[str, Any]:
-        try:
-            kept = json.loads(self._settings.read_text(encoding="utf-8"))
-        except (OSError, RecursionError, ValueError) as error:
-            raise InputError(
-                f"{self._settings} is damaged ({error}); choose another --out"
-            ) from error
-        kept = kept if _is_map(kept) else {}
-        parts = [kept.get("heads"), kept.get("train"), kept.get("val", {})]
+        settings = self._kept.read()
+        parts = [settings.get("heads"), settings.get("train"), settings.get("val", {})]
         if not all(map(_is_map, parts)) or not all(map(_is_map, parts[0].values())):
-            raise InputError(
-                f"{self.root} holds other things than a comparison: {self._settings.name} is not "
-                "of cachedet's; choose another --out"
-            )
-        settings: dict[str, Any] = kept
+            raise self._kept.is_foreign()
         return settings
-
-    def _require_empty(self) -> None:
-        """Refuse other things than stores put there before and what a killed write left."""
-        names = {path.name for path in self.root.iterdir()} - {"features", self._lock.name}
-        cut_off = re.compile(rf"{re.escape(self._settings.name)}\..*{re.escape(TEMPORARY_SUFFIX)}")
-        others = sorted(name for name in names if not cut_off.fullmatch(name))
-        if others:
-            raise InputError(
-                f"{self.root} holds other things than a comparison ({', '.join(others[:3])}); "
-                "choose another --out"
-            )
 
 
 def _is_map(value: Any) -> bool:
@@ -182,14 +155,10 @@ def _differences(
 ) -> list[str]:
     """Say what differs, of the heads only in these, which are in both."""
     old, new = (
-        flatten({**_without_files(one), "heads": {name: one["heads"][name] for name in heads}})
+        {**_without_files(one), "heads": {name: one["heads"][name] for name in heads}}
         for one in (kept, now)
     )
-    return [
-        f"{name} was {old.get(name)}, is {new.get(name)}"
-        for name in {**old, **new}
-        if old.get(name) != new.get(name)
-    ]
+    return differences(old, new)
 
 
 def _without_files(settings: Mapping[str, Any]) -> dict[str, Any]:

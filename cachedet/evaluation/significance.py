@@ -10,7 +10,7 @@ Letters: B resamples, N images, K classes, T IoU thresholds, D detections.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +111,40 @@ def compare_runs(
         _summarise(values, num_images=len(annotations)) for values in (one, other, one.minus(other))
     ]
     return ComparisonReport(first=reports[0], second=reports[1], difference=reports[2])
+
+
+def compare_seeds(
+    annotations: Annotations,
+    first: Sequence[DetectionsOrTable],
+    second: Sequence[DetectionsOrTable],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> ComparisonReport:
+    """Intervals of the mean of several runs, of the mean of others, and of their difference.
+
+    Each resample draws images, the same for all, and runs of either side, with replacement: the
+    intervals are as wide as images and seeds make them.
+    """
+    weights = draw_images(len(annotations), resamples=resamples, seed=seed)
+    rng = np.random.default_rng([seed, 1])
+    one, other = (
+        _mean_of_drawn([_values(annotations, run, weights, None) for run in runs], rng)
+        for runs in (first, second)
+    )
+    reports = [
+        _summarise(values, num_images=len(annotations)) for values in (one, other, one.minus(other))
+    ]
+    return ComparisonReport(first=reports[0], second=reports[1], difference=reports[2])
+
+
+def _mean_of_drawn(runs: Sequence[WeightedAP], rng: np.random.Generator) -> WeightedAP:
+    """Of as many runs as there are, drawn anew for each resample; row 0: each once."""
+    count, rows = len(runs), np.arange(len(runs[0].ap))
+    drawn = rng.integers(count, size=(count, len(rows)))
+    drawn[:, 0] = np.arange(count)
+    stacked = {name: np.stack([vars(run)[name] for run in runs]) for name in vars(runs[0])}
+    return WeightedAP(**{name: of[drawn, rows].mean(axis=0) for name, of in stacked.items()})
 
 
 def draw_images(num_images: int, *, resamples: int, seed: int) -> Weights:

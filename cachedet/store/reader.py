@@ -26,6 +26,7 @@ from cachedet.store.format.annotations import rows_but
 from cachedet.store.format.chunks import Chunk, ChunkReader, EncodedFeatures, Shard
 from cachedet.store.format.commits import Quality, read_record, read_records, total_quality
 from cachedet.store.format.layout import Block, shard_key
+from cachedet.store.format.manifest import truth_digest, withdrawn_digest
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.format.stages import load_stages
 from cachedet.structures import Annotations, Features, SizeHW
@@ -92,8 +93,10 @@ class FeatureStore:
         self._chunks = ChunkReader(plan.source, plan.manifest.block_size)
 
     @classmethod
-    def open(cls, location: Path | str | Store) -> FeatureStore:
-        """Open a store for reading; takes and raises what `open_store` does."""
+    def open(cls, location: Path | str | Store | FeatureStore) -> FeatureStore:
+        """Open a store for reading, or take one that is open; raises what `open_store` does."""
+        if isinstance(location, FeatureStore):
+            return location
         source = open_source(location)
 
         def read() -> FeatureStore:
@@ -105,6 +108,21 @@ class FeatureStore:
 
     def __len__(self) -> int:
         return len(self.annotations)
+
+    def keep_rows(self, rows: Sequence[int]) -> FeatureStore:
+        """The same store as if only the images of these rows had been left in it.
+
+        Nothing is written: it is the same files at the same moment, read by fewer rows.
+        """
+        plan = self._plan
+        held = rows_but(len(plan.annotations), plan.withdrawn)
+        gone = np.setdiff1d(np.arange(len(plan.annotations)), held[list(rows)])
+        manifest = replace(
+            plan.manifest,
+            truth_digest=truth_digest(plan.annotations, gone),
+            withdrawn_digest=withdrawn_digest(gone),
+        )
+        return FeatureStore(replace(plan, withdrawn=gone, manifest=manifest))
 
     @property
     def nbytes(self) -> int:

@@ -33,16 +33,20 @@ from cachedet.training.trainer import StepStatistics, Trainer
 
 # Why a run ends, if not by a signal:
 FINISHED, MAX_STEPS, EARLY_STOPPING, BUDGET = "finished", "max_steps", "early_stopping", "budget"
+GIVEN_UP = "given_up"  # by whoever watches its validations
 
 Validator = Callable[[nn.Module, Callable[[], None]], Mapping[str, float]]
 """Scores (ap, ap50, ap75) of a detector; calls the function from time to time, which may raise."""
+
+OnValidation = Callable[[int, Mapping[str, float]], bool]
+"""Called with the epochs done and their scores, before these are saved; True gives the run up."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SessionReport:
     """What one stretch of a run did."""
 
-    reason: str  # it ended: finished, max_steps, early_stopping, budget, or a signal's name
+    reason: str  # it ended: finished, max_steps, early_stopping, budget, given_up, or a signal
     seconds: float
     step_seconds: float  # of those in steps, without validations and saving
     losses: tuple[float, ...]  # of every step
@@ -56,7 +60,7 @@ class SessionReport:
 
 def is_signal(reason: str) -> bool:
     """Whether a run ended by a signal, so that it can go on."""
-    return reason not in (FINISHED, MAX_STEPS, EARLY_STOPPING, BUDGET)
+    return reason not in (FINISHED, MAX_STEPS, EARLY_STOPPING, BUDGET, GIVEN_UP)
 
 
 def run_session(
@@ -69,6 +73,7 @@ def run_session(
     validator: Validator | None,
     notes: Sequence[str] = (),
     budget: TimeBudget | None = None,
+    on_validation: OnValidation | None = None,
 ) -> SessionReport:
     """Train from where `trainer` stands to an end of the run, or until a signal comes.
 
@@ -98,6 +103,7 @@ def run_session(
             checkpoints=checkpoints,
             signals=signals,
             budget=budget,
+            on_validation=on_validation,
         )
         for note in notes:
             records.note(note)
@@ -126,11 +132,12 @@ class TrainingLoop:
     checkpoints: CheckpointWriter | NoOpCheckpointer
     signals: StopSignals
     budget: TimeBudget | None
+    on_validation: OnValidation | None
     losses: list[float] = field(default_factory=list)  # of every step of this call
     seconds: list[float] = field(default_factory=list)  # likewise, waiting for batches included
 
     def run(self) -> str:
-        """Why it ended: FINISHED, MAX_STEPS, EARLY_STOPPING, BUDGET, or the name of a signal.
+        """Why it ended: one of the reasons above, or the name of a signal.
 
         The last state is saved in each case.
         """
@@ -226,7 +233,7 @@ class TrainingLoop:
         trainer.learning_rate = rate.stretched(total)
 
     def _close_epoch(self) -> str | None:
-        """Validate where it is due, and save; returns the signal that came meanwhile."""
+        """Validate where it is due, and save; returns why the run ends here, if it does."""
         trainer, stopping = self.trainer, self.trainer.stopping
         before = None if stopping is None else stopping.state_dict()
         self._observe({"loss": trainer.epoch_statistics.means()["loss"]})
@@ -240,6 +247,9 @@ class TrainingLoop:
             if signal is not None:
                 self._reopen(before)
                 return signal
+        given_up = False
+        if scores is not None and self.on_validation is not None:
+            given_up = self.on_validation(trainer.epoch + 1, scores)
         improved = scores is not None and scores["ap"] > trainer.best_ap
         if scores is not None:
             trainer.best_ap = max(trainer.best_ap, scores["ap"])
@@ -249,7 +259,7 @@ class TrainingLoop:
         if improved:
             self.checkpoints.save_best(trainer)
         self.checkpoints.save_last(trainer)
-        return None
+        return GIVEN_UP if given_up else None
 
     def _reopen(self, stopping: dict[str, Any] | None) -> None:
         """Take back what early stopping saw of an epoch that stays open: resuming closes it."""

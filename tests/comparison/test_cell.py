@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from cachedet.comparison.cell import (
+    OWN_FILES,
     CellTask,
     ComparisonConfig,
     Interrupted,
-    remove_unsaved,
     run_cell,
     train_cell,
 )
@@ -32,6 +32,7 @@ from cachedet.config.run import TrainConfig, load_train_config
 from cachedet.errors import InputError
 from cachedet.live.mode_names import MODES, Mode, needs_cache
 from cachedet.reporting.scored_run import read_runs
+from cachedet.series.own_process import remove_unsaved
 from cachedet.store.reader import FeatureStore
 from cachedet.training.checkpoint import load_checkpoint
 from cachedet.training.run_folder import RunFolder, TrainingData
@@ -276,7 +277,7 @@ def test_a_cell_begins_again_beside_what_is_somebody_elses(tmp_path: Path) -> No
     folder.tensorboard.symlink_to(outside)
     (outside / "events.out.tfevents.1").write_text("x")
     (folder.root / "thesis.tex").write_text("x")
-    remove_unsaved(folder)
+    remove_unsaved(folder, also=OWN_FILES)
     left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
     assert left >= {"cell/thesis.tex", "outside/a", "outside/events.out.tfevents.1"}
     assert not left & {"cell/config.yaml", "cell/metrics.csv", "cell/steps.json", "cell/weights"}

@@ -76,8 +76,8 @@ def training(store: Path | str, config: TrainConfig, views: tuple[str, ...]) -> 
     report = TrainReport(
         run=Path("run"), images=8, views=resolve_views(config.views, held=views, where="x"),
         steps=9, epochs=3, reason="finished", seconds=12.0, seconds_per_epoch=4.0,
-        step_seconds_per_epoch=2.5, peak_memory=2_000_000_000, parameters=7, best_ap=None,
-        losses=(),
+        step_seconds_per_epoch=2.5, step_seconds=7.5, peak_memory=2_000_000_000, parameters=7,
+        best_ap=None, losses=(),
     )  # fmt: skip
     return compare_training(report, config, store=store)
 

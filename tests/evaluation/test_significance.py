@@ -21,6 +21,7 @@ from cachedet.evaluation.significance import (
     Interval,
     bootstrap,
     compare_runs,
+    compare_seeds,
     draw_images,
     weighted_ap,
 )
@@ -186,3 +187,18 @@ def test_nothing_to_find(scene: Any) -> None:
 def test_an_interval_that_tells_runs_apart(low: float, high: float, apart: bool) -> None:
     interval = Interval(value=0.05, low=low, high=high, share_above_zero=0.5)
     assert interval.excludes_zero is apart
+
+
+def test_several_seeds_against_others(scene: Any) -> None:
+    """The mean over runs on the images as they are; runs that differ widen the interval."""
+    truth, detections = scene(images=12).draw(8)
+    none = [each.keep(torch.zeros(len(each), dtype=torch.bool)) for each in detections]
+    alone = compare_runs(truth, detections, none, resamples=200)
+    alike = compare_seeds(truth, [detections] * 3, [none] * 3, resamples=200)
+    assert alike.difference.ap.value == pytest.approx(alone.difference.ap.value)
+    assert alike.first.ap.low == pytest.approx(alone.first.ap.low)
+    assert alike.tells_apart
+    mixed = compare_seeds(truth, [detections, none], [none, none], resamples=200)
+    assert mixed.first.ap.value == pytest.approx(alone.first.ap.value / 2)
+    assert mixed.difference.ap.low == 0  # of resamples that drew the empty run alone
+    assert not mixed.tells_apart

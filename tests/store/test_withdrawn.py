@@ -444,3 +444,14 @@ def test_every_codec_leaves_slots_blank(
     after = FeatureStore.open(root).read(3, "base")
     for level, maps in before.items():
         torch.testing.assert_close(after[level], maps, rtol=0, atol=0)
+
+
+def test_some_rows_of_an_open_store(tiny: Any) -> None:
+    """As if only these images had been left in it; rows count those that are there."""
+    store = FeatureStore.open(tiny.train)
+    part = store.keep_rows([1, 4, 6]).keep_rows([0, 2])
+    assert list(part.annotations.image_ids) == list(store.annotations.image_ids[[1, 6]])
+    assert torch.equal(part.read(1, "hflip")["C4"], store.read(6, "hflip")["C4"])
+    assert part.manifest.truth_digest != store.manifest.truth_digest
+    assert (len(store), FeatureStore.open(part)) == (8, part)
+    part.require_complete()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from cachedet.config.run import TrainConfig
 from cachedet.loading.loader import make_run_loader
 from cachedet.store.reader import FeatureStore
+from cachedet.train import train
 from cachedet.training.checkpoint import load_checkpoint
 from cachedet.training.loop import SessionReport, run_session
 from cachedet.training.run_folder import RunFolder
@@ -73,3 +75,25 @@ def test_what_is_spent_is_part_of_the_state(tiny: Any, tmp_path: Path) -> None:
     again.restore(load_checkpoint(folder.last))
     assert spend(tiny, folder, again, seconds=0.6 + saved.seconds).losses == ()
     assert (again.step, again.seconds) == (trainer.step, trainer.seconds)
+
+
+def test_whoever_watches_the_validations_may_give_it_up(tiny: Any, tmp_path: Path) -> None:
+    """The state is whole then: the run can go on, and ends as one that nobody gave up."""
+    config = CONFIG.model_copy(
+        update={"schedule": CONFIG.schedule.model_copy(update={"epochs": 3})}
+    )
+    seen: list[tuple[int, float]] = []
+
+    def watch(epoch: int, scores: Mapping[str, float]) -> bool:
+        seen.append((epoch, scores["ap"]))
+        return epoch == 2
+
+    part = FeatureStore.open(tiny.val).keep_rows([0, 2])
+    stores = {"train_store": tiny.train, "val_store": part}
+    given_up = train(config, run=tmp_path / "a", on_validation=watch, **stores)
+    assert (given_up.reason, given_up.epochs, given_up.was_interrupted) == ("given_up", 2, False)
+    again = train(config, run=tmp_path / "a", resume=True, **stores)
+    whole = train(config, run=tmp_path / "b", on_validation=lambda *_: False, **stores)
+    assert [epoch for epoch, _ in seen] == [1, 2]
+    assert again.losses == whole.losses[-len(again.losses) :]
+    assert given_up.step_seconds < again.step_seconds

@@ -1,0 +1,43 @@
+"""A process for each training: it ends with its parent, and says how it ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+from cachedet.series.own_process import describe_end, start_process, wait_for_end
+from cachedet.training.stopping import StopSignals
+
+
+def work(seconds: float, status: int = 0) -> None:
+    time.sleep(seconds)
+    sys.exit(status)
+
+
+def test_what_ended_it_is_told() -> None:
+    process = start_process(work, 0.0, 3)
+    wait_for_end(process, StopSignals())
+    assert describe_end(process) == "its process ended with status 3 and left no result"
+    killed = start_process(work, 600.0)
+    assert killed.pid is not None
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.join()
+    assert "SIGKILL; the system may have run out of memory" in describe_end(killed)
+
+
+def test_a_signal_is_passed_on() -> None:
+    process, signals = start_process(work, 600.0), StopSignals()
+    signals.received = "SIGINT"
+    wait_for_end(process, signals)
+    assert process.exitcode == -signal.SIGTERM
+
+
+def test_one_start_pays_for_all() -> None:
+    """Forked from one process that has imported torch: else each would take seconds."""
+    start_process(work, 0.0).join()
+    started = time.perf_counter()
+    for process in [start_process(work, 0.0) for _ in range(3)]:
+        process.join()
+    assert time.perf_counter() - started < 5

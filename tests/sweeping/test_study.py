@@ -1,0 +1,124 @@
+"""What is tried next follows from the seed and the trials before, whatever was killed between."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cachedet.errors import InputError
+from cachedet.sweeping.parameters import Parameter
+from cachedet.sweeping.sweep_plan import Rules, Space
+
+pytest.importorskip("optuna", reason="pip install 'cachedet[sweep]'")
+from cachedet.sweeping.study import SweepStudy
+
+LR = Parameter(key="lr", low=1e-4, high=1e-2, log=True)
+WIDTH = Parameter(key="width", choices=(8, 16, [1, 2]))
+DEPTH = Parameter(key="depth", low=1, high=4, whole=True)
+SPACE = Space(of_config={"one": (LR, WIDTH, DEPTH)})
+EPOCHS = 9
+
+
+def rules(**changes: Any) -> Rules:
+    values: dict[str, Any] = {
+        "sampler": "tpe", "pruner": "halving", "seed": 0, "directions": ("maximize",),
+        "most_epochs": EPOCHS,
+    }  # fmt: skip
+    return Rules(**values | changes)
+
+
+def reached(values: Mapping[str, Any], epoch: int) -> float:
+    """AP of a training that was never made."""
+    return epoch * (1 - abs(values["lr"] - 2e-3) * 50 - 0.01 * values["depth"]) / EPOCHS
+
+
+def train(study: SweepStudy, draw: Any, *, until: int = EPOCHS) -> None:
+    for epoch in range(1, until + 1):
+        is_last = epoch == EPOCHS
+        if study.report(draw.number, epoch, reached(draw.values, epoch), is_last=is_last):
+            break
+    if until == EPOCHS:
+        study.finish(draw.number, {"seconds": 1.0}, [reached(draw.values, EPOCHS)])
+
+
+def tried(study: SweepStudy) -> list[Any]:
+    return [
+        (t.number, t.state.name, study.values_of(t.number).values, study.curve_of(t.number))
+        for t in study.trials
+    ]
+
+
+@pytest.mark.parametrize("pruner", ["halving", "hyperband", "none"])
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_killed_at_any_moment_it_tries_the_same(tmp_path: Path, pruner: Any, sampler: Any) -> None:
+    search = rules(pruner=pruner, sampler=sampler)
+    whole = SweepStudy(tmp_path / "whole", search, SPACE)
+    whole.begin_with("one", {"lr": 2e-3, "width": 8, "depth": 99})
+    while len(whole.drawn()) < 16:
+        train(whole, whole.ask())
+    killed = SweepStudy(tmp_path / "killed", search, SPACE)
+    killed.begin_with("one", {"lr": 2e-3, "width": 8, "depth": 99})
+    while True:
+        killed = SweepStudy(tmp_path / "killed", search, SPACE)
+        begun = killed.running()
+        if not begun and len(killed.drawn()) == 16:
+            break
+        if not begun:
+            begun = [killed.ask()]
+            train(killed, begun[0], until=begun[0].number % EPOCHS)  # and no further
+        else:
+            train(killed, begun[0])
+    assert tried(killed) == tried(whole)
+    assert killed.winner() == whole.winner()
+    first = tried(whole)[0][2]
+    assert (first["lr"], first["width"]) == (2e-3, 8)
+    assert 1 <= first["depth"] <= 4  # its default lies outside of the range
+
+
+def test_a_half_drawn_trial_is_drawn_to_its_end(tmp_path: Path) -> None:
+    """Every prefix of the journal leads to the same trial."""
+    study = SweepStudy(tmp_path / "whole", rules(), SPACE)
+    drawn = study.ask()
+    lines = (tmp_path / "whole").read_bytes().splitlines(keepends=True)
+    for count in range(len(lines)):
+        journal = tmp_path / f"cut-{count}"
+        journal.write_bytes(b"".join(lines[:count]) + lines[count][:9])  # a write was cut off
+        journal.with_name(journal.name + ".lock").symlink_to(journal)
+        again = SweepStudy(journal, rules(), SPACE)
+        assert (again.running() or [again.ask()]) == [drawn]
+
+
+def test_a_damaged_journal_is_said(tmp_path: Path) -> None:
+    (tmp_path / "study").write_bytes(b"{}\n\x00\n")
+    with pytest.raises(InputError, match="study is damaged .*; choose another --out"):
+        SweepStudy(tmp_path / "study", rules(), SPACE)
+
+
+def test_a_front_of_two_objectives(tmp_path: Path) -> None:
+    study = SweepStudy(
+        tmp_path / "study", rules(directions=("maximize", "minimize"), pruner="none"), SPACE
+    )
+    assert (study.winner(), study.best(), study.importances()) == (None, [], {})
+    for ap, seconds in ((0.5, 9.0), (0.4, 2.0), (0.3, 5.0)):
+        draw = study.ask()
+        assert not study.report(draw.number, 1, ap, is_last=False)
+        assert not study.report(draw.number, 2, ap, is_last=False)
+        study.finish(draw.number, {}, [ap, seconds])
+    assert study.best() == [0, 1]
+    assert study.winner() == 0
+    assert study.curve_of(2) == [(1, 0.3), (2, 0.3)]
+
+
+def test_what_mattered_and_what_it_took(tmp_path: Path) -> None:
+    study = SweepStudy(tmp_path / "study", rules(pruner="none", sampler="random"), SPACE)
+    while len(study.drawn()) < 30:
+        train(study, study.ask())
+    study.spend(2.0)
+    study.spend(1.5)
+    shares = study.importances()
+    assert max(shares, key=lambda name: shares[name]) == "lr"
+    assert sum(shares.values()) == pytest.approx(1)
+    assert SweepStudy(tmp_path / "study", rules(), SPACE).seconds == 3.5

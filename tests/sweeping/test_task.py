@@ -1,0 +1,65 @@
+"""A sweep made ready: each process reads the store, alone or beside others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cachedet.config.presets import load_config
+from cachedet.config.run import TrainConfig
+from cachedet.device import usable_cores
+from cachedet.errors import ConfigError
+from cachedet.sweeping.sweep_plan import SweepConfig
+from cachedet.sweeping.task import SweepTask
+
+PRESET = "retinanet_fpn_tiny"
+
+
+def cpu(**overrides: Any) -> TrainConfig:
+    return load_config(PRESET, overrides={"device": "cpu"} | overrides)
+
+
+def make(tiny: Any, heads: dict[str, TrainConfig], **changes: Any) -> SweepTask:
+    stores = {"train": str(tiny.train), "val": str(tiny.val), "out": Path("out")}
+    return SweepTask.of(SweepConfig(heads=heads, trials=3, **stores, **changes))
+
+
+@pytest.mark.parametrize(
+    ("residency", "parallel", "trained"),
+    [("auto", 1, "stream"), ("ram", 1, "ram"), ("auto", 2, "stream"), ("ram", 2, "stream")],
+)
+def test_features_lie_in_memory_once(
+    tiny: Any, residency: str, parallel: int, trained: str
+) -> None:
+    """Those of several processes in the system's cache of files alone."""
+    heads = cpu(residency=residency)
+    task = make(tiny, {PRESET: heads}, parallel=parallel)
+    job = task.job(heads, Path("run"))
+    assert job.config.residency == trained
+    assert job.threads == (None if parallel == 1 else max(1, (usable_cores() or 1) // 2))
+    is_said = any("residency is stream in all trials" in note for note in task.notes())
+    assert is_said == (residency == "ram" and parallel == 2)
+
+
+def test_a_final_run_is_scored_on_what_is_held_out(tiny: Any) -> None:
+    task = make(tiny, {PRESET: cpu()})
+    trial = task.job(cpu(), Path("run"))
+    final = task.job(cpu(), Path("run"), final=True)
+    assert (trial.reporting, trial.is_watched) == ((), True)
+    assert (final.reporting, final.is_watched) == (task.split.reporting, False)
+    assert not {*trial.choosing} & {*final.reporting}
+
+
+def test_the_longest_trial_that_can_be_drawn(tiny: Any) -> None:
+    assert make(tiny, {PRESET: cpu()}).rules.most_epochs == 30
+    drawn = make(tiny, {PRESET: cpu()}, params=("schedule.epochs=5..50",))
+    assert drawn.rules.most_epochs == 50
+    assert drawn.defaults() == {"schedule.epochs": 20}
+
+
+def test_a_config_that_does_not_fit_is_named(tiny: Any) -> None:
+    other = cpu(views=["hflop"])
+    with pytest.raises(ConfigError, match="second: views: .* has no 'hflop'; nearest: 'hflip'"):
+        make(tiny, {"first": cpu(), "second": other})

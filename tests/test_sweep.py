@@ -1,0 +1,312 @@
+"""A whole sweep: it searches, is killed and goes on, and says what its winner is worth."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cachedet.cli import app
+from cachedet.config.run import TrainConfig, load_train_config
+from cachedet.errors import ConfigError, InputError
+from cachedet.reporting.scored_run import read_runs
+from cachedet.series.own_process import start_process
+from cachedet.sweep import sweep
+from cachedet.sweeping.sweep_folder import SweepFolder
+from cachedet.sweeping.sweep_plan import Objective, SweepConfig
+from cachedet.sweeping.sweep_results import SweepReport
+
+pytest.importorskip("optuna", reason="pip install 'cachedet[sweep]'")
+CONFIGS = Path(__file__).parents[1] / "configs"
+PRESET = "retinanet_fpn_tiny"
+SMALL = (
+    "detector.neck.channels=8", "device=cpu", "schedule.epochs=2",
+    "eval_every=1", "detector.postprocess.score_threshold=0.001",
+)  # fmt: skip
+PARAMS = ("schedule.lr=log:1e-4..1e-2", "detector.neck.channels=8,16", "augment.flip=0..0.5")
+
+
+def heads(*overrides: str) -> TrainConfig:
+    small = [*SMALL, "detector.num_convs=1", *overrides]
+    return load_train_config(CONFIGS / "retinanet_fpn_tiny.yaml", small)
+
+
+def two_stages() -> TrainConfig:
+    small = [*SMALL, "detector.roi_head.fc_channels=8"]
+    return load_train_config(CONFIGS / "faster_rcnn_fpn_tiny.yaml", small)
+
+
+def make(tiny: Any, out: Path, **changes: Any) -> SweepConfig:
+    values: dict[str, Any] = {
+        "heads": {PRESET: heads()},
+        "train": str(tiny.train),
+        "val": str(tiny.val),
+        "out": out,
+        "trials": 3,
+        "params": PARAMS,
+        "resamples": 50,
+        "final_seeds": 2,
+    }
+    return SweepConfig(**values | changes)
+
+
+def what_was_tried(report: SweepReport) -> list[Any]:
+    """All but what the clock says."""
+    return [(t.number, t.state, t.values, t.objectives, t.curve) for t in report.trials]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[SweepConfig, SweepReport]:
+    config = make(tiny, tmp_path_factory.mktemp("sweep") / "out")
+    return config, sweep(config)
+
+
+def test_it_ends_with_a_verdict(whole: tuple[SweepConfig, SweepReport]) -> None:
+    config, report = whole
+    assert len(report.trials) == 3
+    first = report.trials[0]  # the default, as far as the space holds it
+    assert first.values["schedule.lr"] == config.heads[PRESET].schedule.lr
+    assert first.values["detector.neck.channels"] == 8
+    assert report.best == (report.winner,)
+    assert report.trials[report.winner].objectives[0] == max(
+        trial.objectives[0] for trial in report.trials if trial.objectives
+    )
+    assert (report.choosing, report.reporting) == (2, 2)
+    assert report.verdict is not None
+    assert report.verdict.images == 2
+    assert "only 2 validation images report" in report.notes[0]
+    sides = {run.trial for run in report.finals}
+    assert sides == {None, report.winner} or report.verdict.judgement == "default"
+    assert {run.seed for run in report.finals} == {1, 2}  # the search had seed 0
+    assert json.loads((config.out / "sweep.json").read_text()) == report.to_json()
+
+
+def test_trials_are_run_folders(whole: tuple[SweepConfig, SweepReport]) -> None:
+    config, report = whole
+    assert report.winner is not None
+    trial = report.trials[report.winner]
+    trained = load_train_config(trial.run / "config.yaml")
+    assert trained.schedule.lr == pytest.approx(trial.values["schedule.lr"])
+    assert trained.residency == "stream"
+    assert trial.run == config.out / "trials" / f"{trial.number:04d}"
+    (run,) = read_runs([report.finals[0].run])
+    assert run.results["ap"] == report.finals[0].ap
+
+
+def test_some_are_given_up(whole: tuple[SweepConfig, SweepReport]) -> None:
+    """By successive halving; a trial that is whole never is."""
+    _, report = whole
+    assert report.count("pruned") > 0
+    for trial in report.trials:
+        assert (len(trial.curve) < 2) == (trial.state == "pruned")
+
+
+def test_again_it_reads_and_trials_can_be_added(
+    whole: tuple[SweepConfig, SweepReport], tmp_path: Path
+) -> None:
+    config, report = whole
+    shutil.copytree(config.out, tmp_path / "out")
+    moved = replace(config, out=tmp_path / "out")
+    ended: list[int] = []
+    again = sweep(moved, on_trial=lambda trial: ended.append(trial.number))
+    assert ended == []
+    assert what_was_tried(again) == what_was_tried(report)
+    assert again.verdict == report.verdict
+    more = sweep(replace(moved, trials=4), on_trial=lambda trial: ended.append(trial.number))
+    assert ended == [3]
+    assert what_was_tried(more)[:3] == what_was_tried(report)
+
+
+def test_the_command_prints_a_table_a_verdict_and_json(
+    whole: tuple[SweepConfig, SweepReport], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, report = whole
+    shutil.copytree(config.out, tmp_path / "out")
+    words = ["sweep", "retinanet_fpn_tiny", "--train", config.train, "--val", config.val]
+    words += ["--out", str(tmp_path / "out"), "--trials", "3", "--parallel", "auto"]
+    words += [word for text in PARAMS for word in ("--param", text)]
+    words += [word for text in (*SMALL, "detector.num_convs=1") for word in ("--set", text)]
+    app(words, standalone_mode=False)
+    printed = capsys.readouterr().out
+    assert "best trials" in printed
+    assert f"final trial {report.winner}, seed 3: AP" in printed
+    assert "2 images chose, 2 report" in " ".join(printed.split())
+    app([*words, "--json"], standalone_mode=False)
+    values = json.loads(capsys.readouterr().out)
+    assert values["winner"] == report.winner
+    assert values["verdict"]["images"] == 2
+    with pytest.raises(SystemExit):
+        app([*words, "--budget", "1h"], standalone_mode=False)
+    assert "a sweep ends by --trials or by --budget" in capsys.readouterr().err
+
+
+def run(config: SweepConfig) -> None:
+    sweep(config)
+
+
+def test_killed_again_and_again_it_ends_alike(
+    whole: tuple[SweepConfig, SweepReport], tmp_path: Path, thorough: bool
+) -> None:
+    """SIGKILL at any moment: between trials, in a training, in the final ones."""
+    if not thorough:
+        pytest.skip("--thorough; tests/sweeping/test_study.py kills the search alone")
+    config, report = whole
+    killed = replace(config, out=tmp_path / "out")
+    for number in range(20):
+        process = start_process(run, killed)
+        journal, before = killed.out / "study.journal", _size(killed.out / "study.journal")
+        until = time.monotonic() + 30
+        while process.is_alive() and _size(journal) < before + 150 and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(0.01 * (number % 5))
+        process.kill()
+        process.join()
+    ended = sweep(killed)
+    assert what_was_tried(ended) == what_was_tried(report)
+    assert [run.ap for run in ended.finals] == [run.ap for run in report.finals]
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def test_a_signal_saves_and_the_same_call_goes_on(
+    whole: tuple[SweepConfig, SweepReport], tmp_path: Path
+) -> None:
+    config, report = whole
+    stopped = replace(config, out=tmp_path / "out", final_seeds=1)
+    ended = sweep(stopped, on_trial=lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    assert (ended.interrupted_by, ended.verdict) == ("SIGTERM", None)
+    assert len(ended.trials) < 3
+    assert what_was_tried(sweep(stopped)) == what_was_tried(report)
+
+
+def test_two_configs_two_objectives_two_processes(tiny: Any, tmp_path: Path) -> None:
+    config = make(
+        tiny,
+        tmp_path / "out",
+        heads={"one": heads(), "two": two_stages()},
+        params=("schedule.lr=log:1e-3..1e-2", "detector.rpn.box_weight=1..9"),
+        objective=Objective(figure="ar100", seconds=True),
+        pruner="none",
+        parallel=2,
+        trials=2,
+        final_seeds=1,
+    )
+    report = sweep(config)
+    assert [trial.state for trial in report.trials] == ["complete"] * 2
+    assert all(len(trial.objectives) == 2 for trial in report.trials)
+    assert {name: len(params) for name, params in report.space.items()} == {"one": 1, "two": 2}
+    assert set(report.best) >= {report.winner}
+    assert report.parallel == 2
+
+
+def test_a_trial_that_fails_is_recorded_and_the_others_go_on(tiny: Any, tmp_path: Path) -> None:
+    params = ("schedule.lr=1e-3,1e38", "schedule.warmup_steps=0,1")
+    config = make(tiny, tmp_path / "out", params=params, trials=4, final_seeds=1)
+    report = sweep(replace(config, sampler="random"))
+    failed = [trial for trial in report.trials if trial.state == "failed"]
+    assert 0 < len(failed) < 4
+    assert all("not finite" in trial.error for trial in failed)
+    assert report.verdict is not None
+
+
+def test_where_all_fail_it_says_once_why(tiny: Any, tmp_path: Path) -> None:
+    config = make(tiny, tmp_path / "out", params=("schedule.lr=1e37,1e38",), trials=2)
+    with pytest.raises(InputError, match="no trial came to its end: 2 of 2 failed, the first bec"):
+        sweep(config)
+    assert json.loads((tmp_path / "out" / "sweep.json").read_text())["winner"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trials": None}, "ends by --trials or by --budget"),
+        ({"budget": 60.0}, "ends by --trials or by --budget"),
+        ({"holdout": 1.0}, "--holdout expects a share between 0 and 1"),
+        ({"holdout": 0.01}, "leaves the part that is to report with 0 images and no box"),
+        ({"params": ("schedule.lrr=0..1",)}, r"--param schedule.lrr.*unknown key.*nearest: 'lr'"),
+        ({"params": ("schedule.epochs=0.5..3",)}, "--param schedule.epochs.*valid integer"),
+        ({"params": ("views.hflop=0.5..2",)}, "no 'hflop'; nearest: 'hflip'"),
+        (
+            {"params": ("freeze_at=null,C9",)},
+            "--param freeze_at=null,C9: freeze_at expects",
+        ),
+        ({"params": ("schedule.lr=0..1",)}, "--param schedule.lr: .*greater than 0"),
+    ],
+)
+def test_what_is_refused_before_anything_is_made(
+    tiny: Any, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((InputError, ConfigError), match=message):
+        sweep(make(tiny, tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 5}, "holds another sweep: seed was 0, is 5"),
+        (
+            {"heads": {PRESET: heads("schedule.momentum=0.5")}},
+            "momentum was 0.9, is 0.5",
+        ),
+        ({"params": PARAMS[:1]}, "space.retinanet_fpn_tiny was .*Give the same options to go on"),
+    ],
+)
+def test_a_folder_is_of_one_sweep(
+    whole: tuple[SweepConfig, SweepReport], changes: dict[str, Any], message: str
+) -> None:
+    config, _ = whole
+    with pytest.raises(InputError, match=message):
+        sweep(replace(config, **changes))
+
+
+def test_other_stores_versions_and_folders_are_refused(
+    whole: tuple[SweepConfig, SweepReport], tiny: Any, tmp_path: Path
+) -> None:
+    config, _ = whole
+    shutil.copytree(config.out, tmp_path / "out")
+    settings = tmp_path / "out" / "settings.json"
+    kept = json.loads(settings.read_text())
+    moved = replace(config, out=tmp_path / "out")
+    for key in ("optuna", "train"):
+        settings.write_text(json.dumps(kept | {key: "other"}))
+        with pytest.raises(InputError, match=f"{key} was other, is "):
+            sweep(moved)
+    settings.write_text("{}")
+    with pytest.raises(InputError, match="holds other things than a sweep"):
+        sweep(moved)
+    settings.unlink()
+    with pytest.raises(InputError, match="holds other things than a sweep .*final"):
+        sweep(moved)
+    with (config.out / "sweep.lock").open("w") as lock:
+        lock.write("mine")
+    try:
+        with pytest.raises(InputError, match="is no lock of cachedet's"):
+            sweep(config)
+    finally:
+        (config.out / "sweep.lock").unlink()
+
+
+def test_two_sweeps_in_one_folder(whole: tuple[SweepConfig, SweepReport]) -> None:
+    config, _ = whole
+    held = SweepFolder(config.out).owned()
+    with held, pytest.raises(InputError, match=r"process \d+ on .* sweeps in .* already; wait"):
+        sweep(config)
+
+
+def test_without_optuna(
+    whole: tuple[SweepConfig, SweepReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(InputError, match=r"sweep needs Optuna .*; pip install 'cachedet\[sweep\]'"):
+        sweep(whole[0])
