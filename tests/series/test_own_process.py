@@ -11,16 +11,11 @@ from cachedet.series.own_process import describe_end, start_process, wait_for_en
 from cachedet.training.stopping import StopSignals
 
 
-def work(seconds: float, status: int = 0) -> None:
-    time.sleep(seconds)
-    sys.exit(status)
-
-
 def test_what_ended_it_is_told() -> None:
-    process = start_process(work, 0.0, 3)
+    process = start_process(sys.exit, 3)
     wait_for_end(process, StopSignals())
     assert describe_end(process) == "its process ended with status 3 and left no result"
-    killed = start_process(work, 600.0)
+    killed = start_process(time.sleep, 600.0)
     assert killed.pid is not None
     os.kill(killed.pid, signal.SIGKILL)
     killed.join()
@@ -28,7 +23,7 @@ def test_what_ended_it_is_told() -> None:
 
 
 def test_a_signal_is_passed_on() -> None:
-    process, signals = start_process(work, 600.0), StopSignals()
+    process, signals = start_process(time.sleep, 600.0), StopSignals()
     signals.received = "SIGINT"
     wait_for_end(process, signals)
     assert process.exitcode == -signal.SIGTERM
