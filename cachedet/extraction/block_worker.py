@@ -40,7 +40,7 @@ Told = Receipt | Mapping[str, Work]
 
 
 class BlockWorker:
-    """Opens backbone, images and store once, with its first blocks, which may be none."""
+    """Opens backbone, images and store once, with its first blocks."""
 
     def __init__(self) -> None:
         self._opened: tuple[Job, StoreWriter, InputLoader] | None = None
@@ -50,6 +50,8 @@ class BlockWorker:
 
         Raises what opening, decoding, encoding or writing raised, with the name of the machine.
         """
+        if not names:  # somebody asks whether this process lives
+            return
         try:
             self._opened = self._opened or _open(fetch())
             yield from _write(names, *self._opened)
@@ -121,5 +123,5 @@ def tally(told: Iterable[Told], images: Mapping[str, int], *, workers: Sized) ->
             detail = written.clock.describe()
             progress.advance(count, nbytes=one.nbytes, note=note, detail=detail)
         if others:
-            progress.settle(f"{count_of(others, 'more image')} by other writers")
+            progress.settle(f"{count_of(others, 'more image')} without a receipt")
     return written

@@ -26,7 +26,8 @@ _PATIENCE = 5.0  # seconds for an answer, and between looks for room that came
 @contextlib.contextmanager
 def ray_cluster(engine: RayEngine) -> Iterator[Write]:
     """Connected to a Ray that has room for a worker. Raises EngineError."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_DEDUP_LOGS_AGG_WINDOW_S", "600")):
+        os.environ.setdefault(name, value)
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
@@ -46,8 +47,7 @@ def _connect(ray: Any, address: str) -> Any:
     try:
         if host:  # Ray itself would ask for minutes
             socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
-        said = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-        return ray.init(known, **said)
+        return ray.init(known, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     except (OSError, ValueError, RuntimeError) as error:
         raise EngineError(
             f"no Ray at {known} ({error}): `ray start --head`, or --ray-address HOST:PORT or local"
@@ -119,12 +119,10 @@ class _Crew:
             self._call(self._workers[-1], is_new=True)
 
     def _call(self, worker: Any, *, is_new: bool = False) -> None:
-        """Give it blocks; one that is new, or was lost, none before it has answered."""
+        """Give it blocks; one that is new, or was lost, none before it has a process again."""
         share = min(_MOST_BLOCKS, 1 + len(self._left) // (2 * len(self._workers)))
         names = None if is_new else [self._left.popleft() for _ in range(share)]
-        method = worker.write.options(
-            num_returns="streaming", max_task_retries=_MOST_LOSSES * is_new
-        )
+        method = worker.write.options(num_returns="streaming", max_task_retries=-1 if is_new else 0)
         self._calls[method.remote(self._fetch, names or [])] = worker, names
 
     def _hear(self, call: Any) -> Iterator[Told]:

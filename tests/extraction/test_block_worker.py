@@ -101,5 +101,9 @@ def test_relative_names_are_those_of_the_driver(
     monkeypatch.chdir(tmp_path)
     job = job_of(tiny, Path("s.zarr"))
     monkeypatch.chdir("/")
-    list(BlockWorker().write(lambda: job, []))
+    list(
+        BlockWorker().write(
+            lambda: job, [StorePlan.load(LocalFiles(tmp_path / "s.zarr")).blocks[0].name]
+        )
+    )
     assert Path.cwd() == tmp_path

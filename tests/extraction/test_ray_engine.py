@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +17,11 @@ import pytest
 from typer.testing import CliRunner
 
 from cachedet.cli import app
-from cachedet.errors import ConfigError, EngineError
+from cachedet.errors import BadImageError, ConfigError, EngineError
 from cachedet.extract import extract
 from cachedet.extraction import ray_engine
+from cachedet.store.prune import prune_store
+from cachedet.store.verify import verify_store
 
 ray = pytest.importorskip("ray", reason="pip install 'cachedet[ray]'")
 ONE = {"kind": "ray", "workers": 1}
@@ -110,3 +117,104 @@ def test_it_writes_the_store_of_one_process(
     assert report.slowest_stage in report.stages
     assert store_kit.files(tmp_path / "s.zarr") == store_kit.files(tiny.train)
     assert extract(tiny.extract_config(Path("s.zarr"), engine=ONE)).blocks_written == 0
+
+
+def workers_of_ray() -> list[int]:
+    """Processes of ours: children of the daemon that this process started."""
+    parents, found = {}, []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            stat, words = (folder / "stat").read_text(), (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        pid = int(folder.name)
+        parents[pid] = int(stat.rpartition(")")[2].split()[1])
+        if words.startswith(b"ray::BlockWorker"):
+            found.append(pid)
+    return [pid for pid in found if parents.get(parents[pid]) == os.getpid()]
+
+
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_workers_that_are_killed_lose_no_block(
+    tiny: Any, tmp_path: Path, s3: Any, store_kit: Any, cluster: None, thorough: bool, place: str
+) -> None:
+    if not thorough:
+        pytest.skip("takes 20 s each: pytest --thorough")
+    store = tmp_path / "s.zarr" if place == "folder" else s3.new_url()
+    kills: list[int] = []
+    is_over = threading.Event()
+
+    def kill() -> None:
+        while not is_over.wait(1.0) and len(kills) < 6:
+            for pid in workers_of_ray()[:1]:
+                os.kill(pid, signal.SIGKILL)
+                kills.append(pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        s3.before = lambda method, key: time.sleep(0.1) if method == "PUT" else None
+        config = tiny.extract_config(store, block_size=1, engine={"kind": "ray", "workers": 2})
+        report = extract(config)
+    finally:
+        is_over.set()
+        thread.join()
+    assert kills
+    assert report.blocks_missing == 0
+    s3.forget()
+    extract(tiny.extract_config(tmp_path / "whole.zarr", block_size=1))
+    assert verify_store(store, deep=True).good == report.blocks_total
+    prune_store(store, dry_run=False)
+    if place == "folder":
+        assert store_kit.files(tmp_path / "s.zarr") == store_kit.files(tmp_path / "whole.zarr")
+    report = prune_store(store, dry_run=True)
+    assert not any(some.paths for some in report.waste)
+
+
+def test_images_that_a_worker_cannot_read_end_it_with_one_message(
+    tiny: Any, tmp_path: Path, cluster: None, thorough: bool
+) -> None:
+    """They are there while the driver checks them."""
+    if not thorough:
+        pytest.skip("takes 5 s: pytest --thorough")
+    shutil.copytree(tiny.paths.images, tmp_path / "images")
+    config = tiny.extract_config(tmp_path / "s.zarr", images=tmp_path / "images", engine=ONE)
+
+    def fit_then_move() -> None:
+        while not (tmp_path / "s.zarr/manifest.json").exists():
+            time.sleep(0.001)
+        (tmp_path / "images").rename(tmp_path / "moved")
+
+    thread = threading.Thread(target=fit_then_move)
+    thread.start()
+    with pytest.raises(BadImageError, match=r"images/.* \(on the machine .*, which needs images"):
+        extract(config)
+    thread.join()
+    until = time.monotonic() + 20
+    while workers_of_ray() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert workers_of_ray() == []
+
+
+def test_ctrl_c_ends_it_and_the_next_call_goes_on(
+    tiny: Any, tmp_path: Path, store_kit: Any, nursery: Any, thorough: bool
+) -> None:
+    """With a Ray of its own, which ends with it."""
+    if not thorough:
+        pytest.skip("takes 30 s: pytest --thorough")
+    store = tmp_path / "s.zarr"
+    words = words_of(tiny, store, engine="ray", ray_address="local", ray_workers=1)
+    words[words.index("--block-size") + 1] = "1"
+    with nursery.start_command([*words, "--json"]) as process:
+        while process.poll() is None and len(list(store.glob("commits/*.json"))) < 2:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate()
+    assert process.wait() == 130
+    assert output == ""
+    assert "Traceback" not in errors
+    assert not verify_store(store, deep=True).bad
+    extract(tiny.extract_config(store, block_size=1))
+    extract(tiny.extract_config(tmp_path / "whole.zarr", block_size=1))
+    prune_store(store, dry_run=False)
+    assert store_kit.files(store) == store_kit.files(tmp_path / "whole.zarr")
