@@ -32,20 +32,20 @@ from cachedet.extract import extract
 from cachedet.store.prune import prune_store
 from cachedet.store.verify import verify_store
 
-ROUNDS = 3
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="an empty folder")
     parser.add_argument("--parts", default="speed,memory,kills")
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--images", type=int, default=96, help="of `speed` and `kills`")
+    parser.add_argument("--rounds", type=int, default=3, help="of `speed`")
     parser.add_argument("--blocks", type=int, default=10_000)
     options = parser.parse_args()
     parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "speed": lambda: speed(options.out),
+        "speed": lambda: speed(options.out, options.images, options.rounds),
         "memory": lambda: memory(options.out, options.blocks),
-        "kills": lambda: kills(options.out, options.kills),
+        "kills": lambda: kills(options.out, options.images, options.kills),
     }
     ray.init(
         "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
@@ -81,14 +81,14 @@ def commits(store: Path) -> list[Path]:
     return list((store / "commits").glob("*.json"))
 
 
-def speed(out: Path) -> dict[str, Any]:
+def speed(out: Path, images: int, rounds: int) -> dict[str, Any]:
     rates: dict[int, list[float]] = {1: [], 2: []}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for workers, found in rates.items():
             config = config_of(
                 out,
                 "speed.zarr",
-                96,
+                images,
                 backbone="resnet18",
                 weights="none",
                 image_size=384,
@@ -129,12 +129,12 @@ def memory(out: Path, blocks: int) -> dict[str, Any]:
     }
 
 
-def kills(out: Path, wanted: int) -> dict[str, Any]:
+def kills(out: Path, images: int, wanted: int) -> dict[str, Any]:
     draw = random.Random(0)
     killed: list[int] = []
     runs = given_up = 0
     changes: dict[str, Any] = {"image_size": 128, "views": "base,hflip,scale=0.5,crop=2,jitter=5"}
-    extract(config_of(out, "whole.zarr", 200, **changes))
+    extract(config_of(out, "whole.zarr", images, **changes))
 
     def kill() -> None:
         found = workers_of_ray()
@@ -149,7 +149,7 @@ def kills(out: Path, wanted: int) -> dict[str, Any]:
             while True:
                 try:
                     engine = {"kind": "ray", "workers": 2}
-                    extract(config_of(out, "killed.zarr", 200, engine=engine, **changes))
+                    extract(config_of(out, "killed.zarr", images, engine=engine, **changes))
                     break
                 except EngineError:
                     given_up += 1
