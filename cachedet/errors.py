@@ -19,6 +19,7 @@
     │   └── CodecError           a value the codec cannot represent
     ├── CheckpointError       a run folder or checkpoint that cannot be used
     │   └── DamagedCheckpointError   its file is no longer what was written
+    ├── EngineError           Ray is not there, has no room, or lost its workers
     ├── NonFiniteLossError    training stopped before the optimiser moved
     └── RankError             the processes of one run did not meet, or lost one
 
@@ -132,6 +133,10 @@ class DamagedCheckpointError(CheckpointError):
 
 class NonFiniteLossError(CachedetError, ArithmeticError):
     """A loss or gradient is NaN or Inf; names the step, the images and the levels."""
+
+
+class EngineError(CachedetError, RuntimeError):
+    """Ray cannot be reached, has no room for a worker, or loses one after the other."""
 
 
 class RankError(CachedetError, RuntimeError):

@@ -2,55 +2,55 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.backbone.split import freeze_trunk, stage_weights
+from cachedet.config.engine import RayEngine
 from cachedet.config.run import ClassChoice, ExtractConfig, make_extract_config
 from cachedet.data.annotation_formats import read_dataset
 from cachedet.data.coco import CocoDataset
-from cachedet.data.colours import is_grey
-from cachedet.data.images import DecodedImage
-from cachedet.data.sections import listed
-from cachedet.data.survey import Scan, require_good, scan_images
+from cachedet.data.survey import Scan, scan_images
 from cachedet.data.views import TRAINING_VIEWS, View, parse_views
 from cachedet.device import choose_device, default_workers
-from cachedet.errors import BackboneError, ConfigError, StoreError, StoreMismatchError
-from cachedet.extraction.bf16_error import describe_bf16
-from cachedet.extraction.codec_sample import fit_codec, fitted_rows
+from cachedet.errors import BackboneError, ConfigError, StoreError
+from cachedet.extraction.bf16_error import log_bf16
 from cachedet.extraction.inputs import InputLoader, make_inputs, make_manifest
-from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
-from cachedet.extraction.ranks import Rank, blocks_to_try, blocks_to_write, find_rank
+from cachedet.extraction.job import Job, Write, Written
+from cachedet.extraction.local_engine import write_here
+from cachedet.extraction.preparation import (
+    fit_to_first,
+    kept_images,
+    named_files,
+    note_greys,
+    order_rows,
+)
+from cachedet.extraction.ranks import find_rank
+from cachedet.extraction.ray_engine import ray_cluster
 from cachedet.loading.memory import free_ram
-from cachedet.progress import StageProgress, count_of
-from cachedet.store.additions import StoredOrder, order_as_stored
+from cachedet.progress import StageProgress
+from cachedet.store.additions import StoredOrder
 from cachedet.store.codecs.codec import Codec
 from cachedet.store.codecs.registry import make_codec
 from cachedet.store.creation import require_place
 from cachedet.store.files.depot import Depot, Place, open_depot
-from cachedet.store.files.leases import LeaseBook
 from cachedet.store.files.names import MANIFEST
-from cachedet.store.format.layout import Block
 from cachedet.store.format.manifest import Manifest, load_manifest
 from cachedet.store.format.stages import encode_stages, load_stages, stages_digest
 from cachedet.store.writer import StoreWriter
-from cachedet.structures import Annotations
 
 _log = logging.getLogger("cachedet.extract")
-
-_UPLOADS = 4  # blocks on their way to an object storage at once
 
 _Open = Callable[[ExtractConfig], CocoDataset]
 
 _KEPT_NBYTES = 512 << 20  # of decoded images, from their check until the last view
-_LOOKED_AT = 64  # images, for colours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +101,7 @@ def extract(
     device: str | None = None,
     rank: int | None = None,
     world_size: int | None = None,
+    engine: str | Mapping[str, Any] | None = None,
     add_images: bool = True,
 ) -> ExtractReport:
     """Write the features of every (image, view) once; safe to interrupt and repeat.
@@ -129,16 +130,16 @@ def extract(
         choose: which classes, as {"classes": "cat,dog", "ignore": "bird", "background": False,
             "merge": "car,truck=vehicle"}; one text or a list of them each.
         block_size, batch_size: images of a commit, and of a forward pass.
-        workers: threads that read and decode images.
-        device: "auto", "cpu", "cuda", ...
+        workers, device: threads that read and decode images; "auto", "cpu", "cuda", ...
         rank, world_size: of the processes that share the work.
+        engine: "local", "ray", or such as {"kind": "ray", "workers": 8, "cpus_per_worker": 4}.
         add_images: whether images may be added to a store that is there, or come back to it.
 
     Raises:
         ConfigError: a value out of range, or both a config and plain arguments.
         DatasetError, BadImageError, BackboneError: the inputs cannot be used.
         StoreMismatchError: the store holds features of other inputs.
-        StoreError, CodecError: the store cannot be written.
+        StoreError, CodecError, EngineError: the store cannot be written, or Ray not be used.
 
     Example:
         >>> report = cachedet.extract(images="photos", annotations="train.json", store="t.zarr")
@@ -151,8 +152,8 @@ def extract(
         "global_token": global_token, "precision": precision, "image_size": image_size,
         "views": ",".join(views) if isinstance(views, list | tuple) else views, "codec": codec,
         "on_bad_image": on_bad_image, "follow_links": follow_links, "rotated": rotated,
-        "choose": choose, "block_size": block_size, "batch_size": batch_size,
-        "workers": workers, "device": device, "rank": rank, "world_size": world_size,
+        "choose": choose, "block_size": block_size, "batch_size": batch_size, "workers": workers,
+        "device": device, "rank": rank, "world_size": world_size, "engine": engine,
     }  # fmt: skip
     return _extract(_join_config(config, given), network, open_dataset, add_images=add_images)
 
@@ -200,14 +201,36 @@ def _extract(
     require_place(depot)
     views = parse_views(config.views or default_views(depot))
     make_codec(config.codec)
-    rank = find_rank(config.rank, config.world_size)
-    dataset = opened(config)
-    device = choose_device(config.device)
-    network = _open_network(config, network).to(device)
+    with _open_engine(config) as write:
+        dataset = opened(config)
+        device = choose_device(config.device)
+        network = _open_network(config, network).to(device)
+        return _extract_dataset(
+            config, dataset, network, depot, views, write, add_images=add_images
+        )
+
+
+def _open_engine(config: ExtractConfig) -> AbstractContextManager[Write]:
+    """What writes the blocks. Raises ConfigError, EngineError."""
+    if isinstance(config.engine, RayEngine):
+        return ray_cluster(config.engine)
+    return nullcontext(partial(write_here, rank=find_rank(config.rank, config.world_size)))
+
+
+def _extract_dataset(
+    config: ExtractConfig,
+    dataset: CocoDataset,
+    network: FrozenBackbone,
+    depot: Depot,
+    views: Sequence[View],
+    write: Write,
+    *,
+    add_images: bool,
+) -> ExtractReport:
     backbone = network if config.freeze_at is None else freeze_trunk(network, config.freeze_at)
     stages, digest = _find_stages(network, depot)
     scan = _scan(dataset, config)
-    order, skipped = _order_rows(dataset, scan, config, depot, add_images=add_images)
+    order, skipped = order_rows(dataset, scan, config, depot, add_images=add_images)
     annotations, contents = order.annotations, order.contents
     manifest = make_manifest(
         config,
@@ -221,19 +244,20 @@ def _extract(
         starts=order.starts,
         withdrawn=order.withdrawn,
     )
-    loader = make_inputs(
+    inputs = partial(
+        make_inputs,
         annotations,
         images=dataset.images,
         image_size=config.image_size,
         pad_multiple=manifest.pad_multiple,
         preprocessing=backbone.preprocessing,
         contents=contents,
-        kept=_kept_images(scan, order),
     )
+    loader = inputs(kept=kept_images(scan, order))
 
     def fit(codec: Codec) -> Codec:
         learns_from = _held_manifest(depot) or manifest  # a store under repair: its own view
-        return _fit_to_first(codec, loader, backbone, order, learns_from, store=str(depot))
+        return fit_to_first(codec, loader, backbone, order, learns_from, store=str(depot))
 
     writer = StoreWriter.open(
         depot,
@@ -244,29 +268,74 @@ def _extract(
         stages=stages,
         withdrawn=order.withdrawn,
     )
+    job = _make_job(config, backbone, inputs, writer)
+    log_bf16(backbone, writer, loader)
     started = time.perf_counter()
-    clock, blocks_written = _write_blocks(writer, loader, backbone, config, rank)
+    written = write(job, writer, loader)
     seconds = time.perf_counter() - started
+    notes = (
+        *((str(config.annotations), note) for note in dataset.notes),
+        *((str(config.images), note) for note in note_greys(views, scan)),
+        *named_files(dataset.annotations, scan.notes),
+    )
+    return _report(
+        config,
+        dataset,
+        order,
+        writer,
+        written,
+        asked=manifest.views,
+        seconds=seconds,
+        skipped=skipped,
+        notes=notes,
+    )
+
+
+def _make_job(
+    config: ExtractConfig,
+    backbone: FrozenBackbone,
+    inputs: Callable[[], InputLoader],
+    writer: StoreWriter,
+) -> Job:
+    return Job(
+        store=config.store,
+        backbone=backbone,
+        make_inputs=inputs,
+        device=config.device,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        fingerprint=writer.manifest.block_fingerprint(0),
+    )
+
+
+def _report(
+    config: ExtractConfig,
+    dataset: CocoDataset,
+    order: StoredOrder,
+    writer: StoreWriter,
+    written: Written,
+    *,
+    asked: Sequence[str],
+    seconds: float,
+    skipped: tuple[tuple[str, str], ...],
+    notes: tuple[tuple[str, str], ...],
+) -> ExtractReport:
     return ExtractReport(
         store=config.store,
         views=writer.manifest.views,
-        views_kept=tuple(v for v in writer.manifest.views if v not in manifest.views),
-        images=len(annotations) - len(order.withdrawn),
+        views_kept=tuple(view for view in writer.manifest.views if view not in asked),
+        images=len(order.annotations) - len(order.withdrawn),
         images_added=order.added,
         images_returned=order.returned,
-        blocks_written=blocks_written,
+        blocks_written=written.blocks,
         blocks_missing=len(writer.missing_blocks()),
         blocks_total=len(writer.blocks),
-        nbytes_written=writer.nbytes_written,
+        nbytes_written=written.nbytes,
         seconds=seconds,
-        stages={name: work.images_per_second for name, work in clock.stages.items()},
-        slowest_stage=clock.slowest,
+        stages={name: work.images_per_second for name, work in written.clock.stages.items()},
+        slowest_stage=written.clock.slowest,
         skipped=skipped,
-        notes=(
-            *((str(config.annotations), note) for note in dataset.notes),
-            *((str(config.images), note) for note in _note_greys(views, scan)),
-            *_named(dataset.annotations, scan.notes),
-        ),
+        notes=notes,
         counts=dataset.counts,
     )
 
@@ -279,62 +348,6 @@ def _scan(dataset: CocoDataset, config: ExtractConfig) -> Scan:
             image_size=config.image_size,
             keep_nbytes=min(_KEPT_NBYTES, free_ram() // 8),
             on_progress=progress.advance,
-        )
-
-
-def _order_rows(
-    dataset: CocoDataset,
-    scan: Scan,
-    config: ExtractConfig,
-    depot: Depot,
-    *,
-    add_images: bool,
-) -> tuple[StoredOrder, tuple[tuple[str, str], ...]]:
-    """The images to extract as the store keeps them, and the skipped (file name, reason) pairs."""
-    kept, skipped = _split_bad(dataset, scan, on_bad_image=config.on_bad_image)
-    data = dataset.annotations, scan.contents, kept
-    order = order_as_stored(depot, *data)
-    if order.returned and not add_images:
-        raise StoreMismatchError(
-            f"{config.store} lacks images of {config.annotations} that `cachedet relabel "
-            f"--withdraw` took out of it: {order.returned}. `cachedet extract` brings them back; "
-            "else give annotations without them"
-        )
-    if order.added and not add_images:  # opening the store will refuse them by name
-        order = StoredOrder.as_given(*data)
-    return order, skipped
-
-
-def _kept_images(scan: Scan, order: StoredOrder) -> dict[int, DecodedImage]:
-    """What was decoded when images were checked, by rows of the store."""
-    given = ((row, known) for row, known in enumerate(order.rows) if known is not None)
-    return {row: scan.images[known] for row, known in given if known in scan.images}
-
-
-def _fit_to_first(
-    codec: Codec,
-    loader: InputLoader,
-    backbone: FrozenBackbone,
-    order: StoredOrder,
-    manifest: Manifest,
-    *,
-    store: str,
-) -> Codec:
-    """Show the codec the first images of a store: when it was made there were no others."""
-    first = manifest.added[0][0] if manifest.added else len(order.annotations)
-    _require_sample(store, order, first)
-    return fit_codec(codec, loader, backbone, view=manifest.views[0], images=first)
-
-
-def _require_sample(store: str, order: StoredOrder, images: int) -> None:
-    """Raises StoreError where images that the codec learns from were taken out."""
-    lost = [row for row in fitted_rows(images).tolist() if order.rows[row] is None]
-    if lost:
-        names = listed([order.annotations.file_names[row] for row in lost])
-        raise StoreError(
-            f"{store}: what its codec learnt (codec.npz) is lost, and of the images that it learnt "
-            f"from {len(lost)} were taken out of the store ({names}). Give annotations that have "
-            "them again, copy codec.npz from a backup, or extract into a new --store"
         )
 
 
@@ -403,87 +416,3 @@ def default_views(store: Place) -> str:
 def _held_manifest(depot: Depot) -> Manifest | None:
     """None where there is no store yet. Raises StoreError where it is damaged."""
     return load_manifest(depot.source) if depot.has(MANIFEST) else None
-
-
-def _split_bad(
-    dataset: CocoDataset, scan: Scan, *, on_bad_image: str
-) -> tuple[list[int], tuple[tuple[str, str], ...]]:
-    """Rows to extract, and the skipped (file name, reason) pairs."""
-    bad_rows = {row for row, _ in scan.bad}
-    kept = [row for row in range(len(dataset.annotations)) if row not in bad_rows]
-    if on_bad_image == "fail" or not kept:
-        require_good(dataset, scan)
-    return kept, _named(dataset.annotations, scan.bad)
-
-
-def _named(
-    annotations: Annotations, findings: Sequence[tuple[int, str]]
-) -> tuple[tuple[str, str], ...]:
-    return tuple((annotations.file_names[row], reason) for row, reason in findings)
-
-
-def _note_greys(views: Sequence[View], scan: Scan) -> list[str]:
-    """Say that colours have little to change, where the first images have none."""
-    if not any(view.family == "colour" for view in views):
-        return []
-    first = list(itertools.islice(scan.images.values(), _LOOKED_AT))
-    if not first or not all(is_grey(image.pixels) for image in first):
-        return []
-    seen = "the first image is" if len(first) == 1 else f"the first {len(first)} images are"
-    return [
-        f"{seen} grey: of a colour view's changes saturation, hue and grey do nothing to them; "
-        "jitter may be the better use of the bytes"
-    ]
-
-
-def _write_blocks(
-    writer: StoreWriter,
-    loader: InputLoader,
-    backbone: FrozenBackbone,
-    config: ExtractConfig,
-    rank: Rank,
-) -> tuple[StageClock, int]:
-    """Write what is missing; returns the stages' times and how many blocks this process wrote."""
-    missing = writer.missing_blocks()
-    if backbone.spec.bf16 and missing:
-        row = next(row for row in missing[0].rows if row not in writer.gone)
-        _log.info(describe_bf16(backbone, loader.load(row, missing[0].view)[None]))
-    lacking = {block.name for block in missing}
-    ours = [block for number, block in enumerate(writer.blocks) if rank.owns(number)]
-    total = sum(len(block.rows) for block in ours if block.name in lacking)
-    committed: list[Block] = []
-    folder = writer.depot.folder
-    with (
-        StageProgress("extract", total=total, unit="images") as progress,
-        nullcontext() if folder is None else LeaseBook(folder) as leases,
-    ):
-
-        def on_block(block: Block, is_ours: bool) -> None:
-            if leases is not None:
-                leases.release(block.name)
-            if is_ours:
-                committed.append(block)
-                moved = writer.nbytes_written - progress.nbytes
-                progress.advance(len(block.rows), nbytes=moved, detail=pipeline.clock.describe())
-
-        def on_wait(blocks: Sequence[Block]) -> None:
-            held = f"waiting for another machine, which holds {count_of(len(blocks), 'block')}"
-            progress.note(held if blocks else "")
-
-        pipeline = ExtractionPipeline(
-            loader=loader,
-            backbone=backbone,
-            writer=writer,
-            batch_size=config.batch_size,
-            workers=config.workers,
-            on_block=on_block,
-            committers=1 if folder is not None else _UPLOADS,
-        )
-        if leases is None:
-            pipeline.run(blocks_to_try(writer, rank, missing))
-        else:
-            pipeline.run(blocks_to_write(writer, leases, rank, on_wait=on_wait))
-        others = progress.total - sum(len(block.rows) for block in committed)
-        if others > 0:
-            progress.settle(f"{count_of(others, 'more image')} by other writers")
-    return pipeline.clock, len(committed)

@@ -83,6 +83,24 @@ FollowLinks = Annotated[
 BlockSize = Annotated[int, typer.Option(help="Images per shard and commit.")]
 BatchSize = Annotated[int, typer.Option(help="Images per backbone forward.")]
 Workers = Annotated[int, typer.Option(help="Decoding threads; 0: one per core.")]
+Rank = Annotated[int | None, typer.Option(help="Of the processes that share the work, from 0.")]
+WorldSize = Annotated[
+    int | None, typer.Option(help="How many they are; default: torchrun's or SLURM's.")
+]
+EngineKind = Annotated[
+    str, typer.Option("--engine", help="local: this process; ray: workers on a cluster of Ray.")
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="auto (default): the Ray of this machine; HOST:PORT; local: start one here."),
+]
+RayWorkers = Annotated[int | None, typer.Option(help="Default: as many as have room, also later.")]
+CpusPerWorker = Annotated[
+    float | None, typer.Option(help="As Ray counts them; as many threads decode. Default: 1.")
+]
+GpusPerWorker = Annotated[
+    float | None, typer.Option(help="As Ray counts them. Default: 1 where it has any.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="A key of the config, as schedule.epochs=12; repeatable."),
@@ -119,6 +137,15 @@ def make_choice(
     return ClassChoice(
         classes=given[0], ignore=given[1], merge=given[2], background=not no_background
     )
+
+
+def make_engine(kind: str, **options: str | float | None) -> dict[str, Any]:
+    """What --engine and the options of Ray say. Raises InputError."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if given and kind == "local":
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise InputError(f"{names}: of --engine ray; add it, or leave them out")
+    return {"kind": kind, **{name.removeprefix("ray_"): value for name, value in given.items()}}
 
 
 def make_extraction(

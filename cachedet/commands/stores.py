@@ -15,10 +15,13 @@ from cachedet.commands.options import (
     BlockSize,
     Classes,
     Codec,
+    CpusPerWorker,
     Device,
+    EngineKind,
     FollowLinks,
     FreezeAt,
     GlobalToken,
+    GpusPerWorker,
     IgnoreClasses,
     Images,
     ImageSize,
@@ -27,12 +30,17 @@ from cachedet.commands.options import (
     MergeClasses,
     NoBackground,
     OnBadImage,
+    Rank,
+    RayAddress,
+    RayWorkers,
     Rotated,
     Split,
     Taps,
     Weights,
     Workers,
+    WorldSize,
     make_choice,
+    make_engine,
     make_extraction,
     print_json,
     split_names,
@@ -89,12 +97,13 @@ def extract(
     batch_size: BatchSize = 8,
     workers: Workers = 0,
     device: Device = "auto",
-    rank: Annotated[
-        int | None, typer.Option(help="Of the processes that share the work, from 0.")
-    ] = None,
-    world_size: Annotated[
-        int | None, typer.Option(help="How many they are; default: torchrun's or SLURM's.")
-    ] = None,
+    rank: Rank = None,
+    world_size: WorldSize = None,
+    engine: EngineKind = "local",
+    ray_address: RayAddress = None,
+    ray_workers: RayWorkers = None,
+    cpus_per_worker: CpusPerWorker = None,
+    gpus_per_worker: GpusPerWorker = None,
     as_json: Json = False,
 ) -> None:
     """Stage 1: write the frozen backbone's features. Run again to continue."""
@@ -112,7 +121,10 @@ def extract(
         "codec": codec, "on_bad_image": on_bad_image, "follow_links": follow_links,
         "rotated": rotated, "choose": choose, "block_size": block_size,
         "batch_size": batch_size, "workers": workers, "device": device,
-        "rank": rank, "world_size": world_size,
+        "rank": rank, "world_size": world_size, "engine": make_engine(
+            engine, ray_address=ray_address, ray_workers=ray_workers,
+            cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker,
+        ),
     }  # fmt: skip
     config = make_extraction(options, split=split, command="extract", writes_urls=True)
     to_look_at: list[str] = []

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from cachedet.config.detector import Config, Count, DetectorConfig, Fraction, RetinaNetConfig
+from cachedet.config.engine import Engine, LocalEngine
 from cachedet.config.schedule import ScheduleConfig
 from cachedet.config.yaml_text import parse_yaml, read_yaml
 from cachedet.errors import ConfigError, nearest_names
@@ -124,6 +125,7 @@ class ExtractConfig(Config):
     choose: ClassChoice = ALL_CLASSES
     rank: Annotated[int, Field(ge=0)] | None = None  # of the processes that share the work
     world_size: Count | None = None  # None: what torchrun or SLURM say, else one
+    engine: Engine = LocalEngine()  # "ray": on a cluster
 
     @model_validator(mode="after")
     def _fits_together(self) -> ExtractConfig:
@@ -131,6 +133,11 @@ class ExtractConfig(Config):
             raise ValueError("global_token is the class token of the last tap: set taps (--taps)")
         if self.taps is not None and self.levels is not None:
             raise ValueError("levels and taps both say what is stored: give one of them")
+        if self.engine.kind != "local" and (self.rank, self.world_size) != (None, None):
+            raise ValueError(
+                f"engine {self.engine.kind} gives out the blocks itself: leave rank and world_size "
+                "(--rank, --world-size) out, and start it once"
+            )
         return self
 
     @property

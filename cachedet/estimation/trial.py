@@ -202,7 +202,7 @@ def write_trial(
     blocks: list[Block] = []
     moments: list[float] = []  # when each was committed
 
-    def note(block: Block, _: int) -> None:
+    def note(block: Block, _: object) -> None:
         blocks.append(block)
         moments.append(time.perf_counter())
 

@@ -11,7 +11,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.device import single_core_threads, usable_cores
 from cachedet.extraction.inputs import InputLoader
+from cachedet.store.format.commits import CommitRecord
 from cachedet.store.format.layout import Block
 from cachedet.store.writer import PackedImages, StoreWriter
 from cachedet.structures import Features
@@ -65,11 +66,20 @@ class StageClock:
             total.images += images
             total.nbytes += work.nbytes
 
+    def add(self, stages: Mapping[str, Work], *, processes: int) -> None:
+        """What one of `processes` alike has done."""
+        for name, work in stages.items():
+            total = self.stages.setdefault(name, Work(workers=0))
+            total.workers = work.workers * processes
+            total.seconds += work.seconds
+            total.images += work.images
+            total.nbytes += work.nbytes
+
     @property
     def slowest(self) -> str | None:
         """The stage with the lowest rate; None before all have done something."""
         rates = {name: work.images_per_second for name, work in self.stages.items()}
-        return min(rates, key=rates.__getitem__) if all(rates.values()) else None
+        return min(rates, key=rates.__getitem__) if rates and all(rates.values()) else None
 
     def describe(self) -> str:
         """``decode 210/s 55 MB/s, ...; slowest: backbone``"""
@@ -111,7 +121,7 @@ class ExtractionPipeline:
         writer: StoreWriter,
         batch_size: int,  # images per forward; a block is cut into batches from its start (law L5)
         workers: int,  # threads that decode
-        on_block: Callable[[Block, bool], None],  # after each block: it, and whether we wrote it
+        on_block: Callable[[Block, CommitRecord | None], None],  # after each; None: another's
         committers: int = 1,  # blocks that are written at once
         encoders: int | None = None,  # threads that encode; None: as suits the backbone's device
     ) -> None:
@@ -215,10 +225,10 @@ class ExtractionPipeline:
         try:
             images = [future.result() for future in packed]
             with self.clock.busy("write", len(block.rows)) as work:
-                is_ours = self._writer.commit(block, images)
+                record = self._writer.commit(block, images)
                 work.nbytes = sum(packed_images.nbytes for packed_images in images)
             with self._told:
-                self._on_block(block, is_ours)
+                self._on_block(block, record)
         finally:
             self._blocks.release()
 

@@ -155,8 +155,8 @@ class StoreWriter:
         return sum(len(block.rows) * layout.image_nbytes(block.bucket) for block in blocks)
 
     def write(self, block: Block, features: Features) -> bool:
-        """Encode and commit one whole block; see `encode` and `commit`."""
-        return self.commit(block, [self.encode(block, features)])
+        """Encode and commit one whole block, see `encode` and `commit`; whether it is ours."""
+        return self.commit(block, [self.encode(block, features)]) is not None
 
     def encode(self, block: Block, features: Features, *, start: int = 0) -> PackedImages:
         """Encode maps (n, C, h, w) by level, on any device, of images `start` and following.
@@ -183,10 +183,10 @@ class StoreWriter:
                 chunks[f"{level}/{part.name}"] = [pack_chunk(one, part) for one in values]
         return PackedImages(chunks=chunks, quality=quality)
 
-    def commit(self, block: Block, images: Sequence[PackedImages]) -> bool:
+    def commit(self, block: Block, images: Sequence[PackedImages]) -> CommitRecord | None:
         """Write, fsync and commit all images of one block, in order.
 
-        Returns False where another writer has committed the block meanwhile; its bytes then stay.
+        Returns None where another writer has committed the block meanwhile; its bytes then stay.
         Raises StoreError where the disk refuses, or the store no longer wants the block; nothing
         half-written is visible then.
         """
@@ -213,7 +213,9 @@ class StoreWriter:
             block, pieces, describe, needed=sum(some.nbytes for some in images)
         )
 
-    def adopt(self, block: Block, contents: Mapping[str, bytes], record: CommitRecord) -> bool:
+    def adopt(
+        self, block: Block, contents: Mapping[str, bytes], record: CommitRecord
+    ) -> CommitRecord | None:
         """Commit a block of the same store elsewhere: its shards, by array, and its record.
 
         Returns and raises as `commit` does.
@@ -233,7 +235,7 @@ class StoreWriter:
         describe: Callable[[Mapping[str, tuple[int, str]]], CommitRecord],
         *,
         needed: int,
-    ) -> bool:
+    ) -> CommitRecord | None:
         """`describe` makes the record of lengths and digests, by array."""
         temporary: dict[str, Path] = {}
         written: dict[str, tuple[int, str]] = {}
@@ -247,7 +249,7 @@ class StoreWriter:
             with commit_lock(self.root):
                 self._require_planned(block)
                 if self.is_committed(block):
-                    return False
+                    return None
                 self._publish(block, record, temporary)
         except OSError as error:
             raise cannot_write(self.root, error, needed=needed) from error
@@ -255,10 +257,12 @@ class StoreWriter:
             for path in temporary.values():
                 path.unlink(missing_ok=True)
         with self._counting:
-            self.nbytes_written += sum(nbytes for nbytes, _ in written.values())
-        return True
+            self.nbytes_written += record.nbytes
+        return record
 
-    def _commit_object(self, bucket: Bucket, block: Block, images: Sequence[PackedImages]) -> bool:
+    def _commit_object(
+        self, bucket: Bucket, block: Block, images: Sequence[PackedImages]
+    ) -> CommitRecord | None:
         contents = {
             array: b"".join(self._shard([chunk for some in images for chunk in some.chunks[array]]))
             for array in self._plan.layout.shard_keys(block)
@@ -266,16 +270,18 @@ class StoreWriter:
         shards = settle_shards(bucket, self._plan, block, contents)
         return self._publish_object(bucket, block, self._make_record(block, shards, images))
 
-    def _publish_object(self, bucket: Bucket, block: Block, record: CommitRecord) -> bool:
+    def _publish_object(
+        self, bucket: Bucket, block: Block, record: CommitRecord
+    ) -> CommitRecord | None:
         self._require_planned(block)
         is_ours = publish_record(bucket, block, record)
         with self._counting:
             self._committed.add(block.name)
             if is_ours:
-                self.nbytes_written += sum(shard.nbytes for shard in record.shards.values())
+                self.nbytes_written += record.nbytes
             else:
                 self.blocks_lost += 1
-        return is_ours
+        return record if is_ours else None
 
     def _make_record(
         self, block: Block, shards: dict[str, ShardRecord], images: Sequence[PackedImages]

@@ -82,12 +82,12 @@ class SlowWriter(StoreWriter):
             type(self).most = max(type(self).most, type(self).held)
         return super().encode(block, features, start=start)
 
-    def commit(self, block: Any, images: Any) -> bool:
+    def commit(self, block: Any, images: Any) -> Any:
         time.sleep(0.05)
-        is_ours = super().commit(block, images)
+        record = super().commit(block, images)
         with self.lock:
             type(self).held -= 1
-        return is_ours
+        return record
 
 
 def pipeline_of(tiny: Any, root: Path, kind: type[StoreWriter], **changes: Any) -> Any:

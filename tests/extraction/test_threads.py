@@ -60,7 +60,7 @@ def require_whole(store: Path) -> None:
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("function", ["_write_blocks", "commit"])
+@pytest.mark.parametrize("function", ["write_here", "commit"])
 def test_killed_after_the_fit(tiny: Any, nursery: Any, tmp_path: Path, function: str) -> None:
     """Before the first commit, and in it: the store has its codec, and others go on with that."""
     store = tmp_path / "s.zarr"

@@ -106,15 +106,27 @@ class CommitRecord:
     shards: dict[str, ShardRecord]  # by array, such as "C3/codes"
     quality: dict[str, Quality]  # by level
 
+    @property
+    def nbytes(self) -> int:
+        """Of its shards."""
+        return sum(shard.nbytes for shard in self.shards.values())
+
+    @property
+    def checksum(self) -> str:
+        """Of all it says, the shards' digests among it."""
+        return digest_json(self._body())
+
     def to_bytes(self) -> bytes:
-        body: dict[str, Any] = {
+        return json.dumps({**self._body(), "checksum": self.checksum}, indent=1).encode()
+
+    def _body(self) -> dict[str, Any]:
+        return {
             "block": self.block,
             "image_ids": list(self.image_ids),
             "fingerprint": self.fingerprint,
             "shards": {array: shard.to_json() for array, shard in self.shards.items()},
             "quality": {level: vars(quality) for level, quality in self.quality.items()},
         }
-        return json.dumps({**body, "checksum": digest_json(body)}, indent=1).encode()
 
     @classmethod
     def from_bytes(cls, content: bytes, *, where: str) -> CommitRecord:
@@ -236,7 +248,7 @@ def check_block(plan: StorePlan, block: Block, *, deep: bool) -> tuple[int, Faul
         record = read_record(plan.source, block)
     except CorruptBlockError as error:
         return 0, Fault(where, str(error).removeprefix(f"{where}: "))
-    nbytes = sum(shard.nbytes for shard in record.shards.values())
+    nbytes = record.nbytes
     misfit = _find_misfit(plan, block, record)
     if misfit is not None:
         return nbytes, Fault(where, f"the record belongs to another store or block: {misfit}")
