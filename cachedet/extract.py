@@ -22,8 +22,8 @@ from cachedet.data.views import TRAINING_VIEWS, View, parse_views
 from cachedet.device import choose_device, default_workers
 from cachedet.errors import BackboneError, ConfigError, StoreError
 from cachedet.extraction.bf16_error import log_bf16
+from cachedet.extraction.block_job import Job, Write, Written
 from cachedet.extraction.inputs import InputLoader, make_inputs, make_manifest
-from cachedet.extraction.job import Job, Write, Written
 from cachedet.extraction.local_engine import write_here
 from cachedet.extraction.preparation import (
     fit_to_first,
@@ -118,9 +118,8 @@ def extract(
         store: folder to write, or to go on writing; or such as s3://bucket/train.zarr.
         backbone: a timm model's name, or what `wrap_backbone` made of a module.
         weights: "auto", "none" or a checkpoint file.
-        levels: such as ["C3", "C4"].
-        freeze_at: such as "C4", or "L8" behind the eighth block of a plain ViT: levels above it
-            are left out, and trained stages make them.
+        levels, freeze_at: such as ["C3", "C4"]; such as "C4", or "L8" behind the eighth block of a
+            plain ViT: levels above it are left out, and trained stages make them.
         taps: of a plain ViT, in the place of levels: so many of its blocks, evenly spaced, or
             which, counted from 1. global_token: whether the last one's class token is kept.
         precision: "fp32", or "bf16": the backbone computes in bfloat16, about twice as fast.

@@ -115,12 +115,11 @@ def extract(
     choose = make_choice(classes, ignore_classes, merge_classes, no_background)
     options = {
         "images": images, "annotations": annotations, "store": store, "backbone": backbone,
-        "weights": weights, "levels": levels, "freeze_at": freeze_at,
-        "taps": taps, "global_token": global_token, "precision": precision,
-        "image_size": image_size, "views": views,
-        "codec": codec, "on_bad_image": on_bad_image, "follow_links": follow_links,
-        "rotated": rotated, "choose": choose, "block_size": block_size,
-        "batch_size": batch_size, "workers": workers, "device": device,
+        "weights": weights, "levels": levels, "freeze_at": freeze_at, "taps": taps,
+        "global_token": global_token, "precision": precision, "image_size": image_size,
+        "views": views, "codec": codec, "on_bad_image": on_bad_image,
+        "follow_links": follow_links, "rotated": rotated, "choose": choose,
+        "block_size": block_size, "batch_size": batch_size, "workers": workers, "device": device,
         "rank": rank, "world_size": world_size, "engine": make_engine(
             engine, ray_address=ray_address, ray_workers=ray_workers,
             cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker,
@@ -139,8 +138,8 @@ def extract(
     report = extract_opened(config, opened)
     predicted = compare_extraction(report, config)
     if as_json:
-        own = {"store": str(report.store), "look_at": to_look_at, "predicted": predicted}
-        print_json({**vars(report), **own})
+        own = {"look_at": to_look_at, "predicted": predicted}
+        print_json({**vars(report), "store": str(report.store), **own})
         return
     print_extraction(report)
     print_predicted_vs_actual(predicted)

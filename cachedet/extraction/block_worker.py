@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from cachedet.errors import CachedetError
+from cachedet.extraction.block_job import Job, Written
 from cachedet.extraction.inputs import InputLoader
-from cachedet.extraction.job import Job, Written
 from cachedet.extraction.pipeline import Work
 from cachedet.progress import StageProgress, count_of
 from cachedet.store.format.commits import CommitRecord

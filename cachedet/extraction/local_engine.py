@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 
+from cachedet.extraction.block_job import Job, Written
 from cachedet.extraction.inputs import InputLoader
-from cachedet.extraction.job import Job, Written
 from cachedet.extraction.ranks import Rank, blocks_to_try, blocks_to_write
 from cachedet.progress import StageProgress, count_of
 from cachedet.store.files.leases import LeaseBook

@@ -15,8 +15,8 @@ from typing import Any
 
 from cachedet.config.engine import RayEngine
 from cachedet.errors import EngineError
+from cachedet.extraction.block_job import Job, Write, Written
 from cachedet.extraction.block_worker import BlockWorker, Receipt, Told, tally
-from cachedet.extraction.job import Job, Write, Written
 from cachedet.store.writer import StoreWriter
 
 _MOST_BLOCKS, _MOST_LOSSES = 64, 5  # of a call; for each worker, without a block in between

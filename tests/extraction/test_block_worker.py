@@ -15,9 +15,9 @@ import pytest
 from cachedet.backbone.frozen import load_backbone
 from cachedet.errors import BadImageError, StoreError
 from cachedet.extract import extract
+from cachedet.extraction.block_job import Job
 from cachedet.extraction.block_worker import BlockWorker, Receipt, tally
 from cachedet.extraction.inputs import make_inputs
-from cachedet.extraction.job import Job
 from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.commits import read_record
 from cachedet.store.format.plan import StorePlan
