@@ -24,6 +24,7 @@ from cachedet.data.views import TRAINING_VIEWS, View, parse_views
 from cachedet.device import choose_device, default_workers
 from cachedet.errors import BackboneError, ConfigError, StoreError, StoreMismatchError
 from cachedet.extraction.codec_sample import fit_codec, fitted_rows
+from cachedet.extraction.image_bucket import open_images
 from cachedet.extraction.inputs import InputLoader, make_inputs, make_manifest
 from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
 from cachedet.extraction.ranks import Rank, blocks_to_try, blocks_to_write, find_rank
@@ -109,7 +110,7 @@ def extract(
 
     Args:
         config: all of it at once, or the plain arguments; what is left out has its default.
-        images: folder of the images.
+        images: folder of the images, or such as s3://bucket/photos.
         annotations: COCO or LVIS file, YOLO data.yaml, folder of VOC XML, or CVAT XML; a split
             stands behind a colon, as in "data.yaml:train".
         store: folder to write, or to go on writing; or such as s3://bucket/train.zarr.
@@ -222,7 +223,7 @@ def _extract(
     )
     loader = make_inputs(
         annotations,
-        images=dataset.images,
+        images=dataset.files,
         image_size=config.image_size,
         pad_multiple=manifest.pad_multiple,
         preprocessing=backbone.preprocessing,
@@ -341,7 +342,7 @@ def open_dataset(config: ExtractConfig) -> CocoDataset:
     """What is to be extracted. Raises DatasetError."""
     return read_dataset(
         annotations=config.annotations,
-        images=config.images,
+        images=open_images(config.images),
         follow_links=config.follow_links,
         rotated=config.rotated,
         choose=config.choose,

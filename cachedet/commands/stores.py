@@ -19,7 +19,6 @@ from cachedet.commands.options import (
     FreezeAt,
     GlobalToken,
     IgnoreClasses,
-    Images,
     ImageSize,
     Json,
     Levels,
@@ -54,7 +53,9 @@ if TYPE_CHECKING:  # commands import what they need when they run: `--help` stay
 
 
 def extract(
-    images: Images,
+    images: Annotated[
+        str, typer.Option(help="Folder of the images, or such as s3://bucket/photos.")
+    ],
     annotations: Annotations,
     store: Annotated[
         str, typer.Option(help="Feature store to write: a folder, or s3://bucket/train.zarr.")
