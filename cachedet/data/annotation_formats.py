@@ -21,7 +21,7 @@ from cachedet.data import cvat, voc, yolo
 from cachedet.data.class_choice import with_chosen, without_background
 from cachedet.data.coco import CocoDataset, annotations_of, load_annotations
 from cachedet.data.file_names import require_inside, without_prefix
-from cachedet.data.image_files import ImageFiles, ImageFolder, as_files
+from cachedet.data.image_files import ImageFiles, ImageFolder, as_files, was_url
 from cachedet.data.repairs import Findings
 from cachedet.data.sections import Sections, choose_split, listed
 from cachedet.data.xml_files import root_name
@@ -239,6 +239,8 @@ def _recognise(source: Path, split: str | None) -> tuple[_Read, Path]:
     is_yaml = source.suffix.lower() in _YAML_SUFFIXES
     if not os.path.exists(source):
         of_split = "" if split is None else f" (of which {split} is a split)"
+        if was_url(source):
+            of_split = ". Annotations are read from this machine: copy them from the bucket"
         raise DatasetError(f"there is no file {source}{of_split}; expected {KNOWN}")
     if is_yaml or has_names(source):
         return yolo.read_yolo, source

@@ -14,7 +14,7 @@ from cachedet.data.file_names import names_below
 from cachedet.data.images import opened
 from cachedet.errors import DatasetError
 
-_BUCKET = re.compile(r"(s3a?|gs|gcs|az|abfss?):/")  # a path, made of a URL
+_OBJECT = re.compile(r"(s3a?|gs|gcs|az|abfss?):/")
 
 
 class ImageFiles(Protocol):
@@ -61,9 +61,7 @@ class ImageFolder:
 
     def require_some(self) -> None:
         if not os.path.isdir(self.folder):
-            why = (
-                "; only `extract` takes images in a bucket" if _BUCKET.match(self.location) else ""
-            )
+            why = "; only `extract` takes images in a bucket" if was_url(self.folder) else ""
             raise DatasetError(
                 f"--images expects a folder of images; there is no folder {self.folder}{why}"
             )
@@ -84,6 +82,11 @@ class ImageFolder:
 
     def where(self, name: str) -> str:
         return str(self.folder / name)
+
+
+def was_url(path: Path) -> bool:
+    """Whether a path was made of the URL of an object."""
+    return _OBJECT.match(str(path)) is not None
 
 
 def as_files(images: Path | ImageFiles) -> ImageFiles:

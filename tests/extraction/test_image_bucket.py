@@ -200,6 +200,8 @@ def test_formats_that_look_into_the_folder_are_refused(
     message = failure_of(tiny, bucket, annotations=path)
     assert f"{path} is not COCO or LVIS JSON" in message
     assert "`cachedet convert`" in message
+    message = failure_of(tiny, bucket, annotations=f"{bucket}/train.json")
+    assert "train.json. Annotations are read from this machine: copy them from the" in message
 
 
 def test_other_commands_want_a_folder(tiny: Any, bucket: str, tmp_path: Path) -> None:
