@@ -82,7 +82,8 @@ def measure(name: str, options: argparse.Namespace, *, bf16: bool) -> dict[str, 
     dataset = read_dataset(annotations=options.annotations, images=options.images)
     annotations = dataset.annotations.keep_rows(range(min(options.count, len(dataset.annotations))))
     loader = InputLoader(
-        paths=[dataset.images / file for file in annotations.file_names],
+        files=dataset.files,
+        names=annotations.file_names,
         image_ids=annotations.image_ids.tolist(),
         image_size=options.image_size,
         pad_multiple=backbone.spec.pad_multiple,

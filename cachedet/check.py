@@ -19,6 +19,7 @@ from cachedet.data.annotation_formats import dataset_of, read_sections
 from cachedet.data.coco import CocoDataset
 from cachedet.device import default_workers
 from cachedet.errors import InputError
+from cachedet.extraction.image_bucket import open_images
 from cachedet.inspection.annotated_set import AnnotatedSet, annotated_of, read_annotated
 from cachedet.inspection.box_faults import box_findings
 from cachedet.inspection.box_readings import reading_findings
@@ -196,13 +197,14 @@ class QuickLook:
 
 def look_before(config: ExtractConfig) -> QuickLook:
     """Read what is to be extracted, once, and look at it. Raises DatasetError as `extract` does."""
+    images = open_images(config.images)
     sections = read_sections(
-        config.annotations, images=config.images, rotated=config.rotated, choose=config.choose
+        config.annotations, images=images, rotated=config.rotated, choose=config.choose
     )
     dataset = dataset_of(
         sections,
         annotations=config.annotations,
-        images=config.images,
+        images=images,
         follow_links=config.follow_links,
         background=config.choose.background,
     )

@@ -130,6 +130,8 @@ def _require_sensible(config: ComparisonConfig) -> None:
 
     Raises InputError, ConfigError.
     """
+    for part in (config.train, config.val):
+        part.require_image_folder()
     if config.epochs is not None and config.budget is not None:
         raise InputError("--epochs and --budget are two ways to end training; give one of them")
     if not config.cell_keys():

@@ -146,6 +146,7 @@ def open_inputs(
 ) -> EstimateInputs:
     """Open everything that is tried. Raises as `estimate`."""
     views = parse_views(config.views or default_views(config.store))
+    config.require_image_folder()
     dataset = open_dataset(config)
     backbone = load_backbone(
         config.backbone,

@@ -150,6 +150,7 @@ def export(
         run, checkpoint=checkpoint, weights=weights, device="cpu", detector=detector,
         backbone=backbone,
     )  # fmt: skip
+    joined = replace(joined, backbone=joined.backbone.in_float32())  # as files compute
     file, facts = _write(joined, checkpoint, chosen, outputs=outputs, preprocess=preprocess)
     model = ExportedModel(file, where=str(out))
     rows = _prove(model, joined, samples)

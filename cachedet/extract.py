@@ -23,6 +23,7 @@ from cachedet.device import choose_device, default_workers
 from cachedet.errors import BackboneError, ConfigError, StoreError
 from cachedet.extraction.bf16_error import log_bf16
 from cachedet.extraction.block_job import Job, Write, Written
+from cachedet.extraction.image_bucket import open_images
 from cachedet.extraction.inputs import InputLoader, make_inputs, make_manifest
 from cachedet.extraction.local_engine import write_here
 from cachedet.extraction.preparation import (
@@ -112,7 +113,7 @@ def extract(
 
     Args:
         config: all of it at once, or the plain arguments; what is left out has its default.
-        images: folder of the images.
+        images: folder of the images, or such as s3://bucket/photos.
         annotations: COCO or LVIS file, YOLO data.yaml, folder of VOC XML, or CVAT XML; a split
             stands behind a colon, as in "data.yaml:train".
         store: folder to write, or to go on writing; or such as s3://bucket/train.zarr.
@@ -246,7 +247,7 @@ def _extract_dataset(
     inputs = partial(
         make_inputs,
         annotations,
-        images=dataset.images,
+        images=dataset.files,
         image_size=config.image_size,
         pad_multiple=manifest.pad_multiple,
         preprocessing=backbone.preprocessing,
@@ -354,7 +355,7 @@ def open_dataset(config: ExtractConfig) -> CocoDataset:
     """What is to be extracted. Raises DatasetError."""
     return read_dataset(
         annotations=config.annotations,
-        images=config.images,
+        images=open_images(config.images),
         follow_links=config.follow_links,
         rotated=config.rotated,
         choose=config.choose,

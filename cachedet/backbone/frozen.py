@@ -5,6 +5,7 @@ Letters: N images, C channels, H W input pixels, h w feature cells.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from contextlib import suppress
@@ -60,6 +61,12 @@ class FrozenBackbone(nn.Module):
         float32 maps, which `spec` may say are computed in bf16 (statistics of norms stay float32).
         """
         return self._compute(images, bf16=self.spec.bf16)
+
+    def in_float32(self) -> FrozenBackbone:
+        """The same network, whose `spec` says float32."""
+        exact = copy.copy(self)  # its modules are shared
+        exact.spec = FeatureSpec(tuple(replace(level, bf16=False) for level in self.spec))
+        return exact
 
     def exact(self, images: Tensor) -> Features:
         """The maps in float32 throughout, whatever `spec` says."""

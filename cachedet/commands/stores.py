@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +24,6 @@ from cachedet.commands.options import (
     GlobalToken,
     GpusPerWorker,
     IgnoreClasses,
-    Images,
     ImageSize,
     Json,
     Levels,
@@ -63,7 +63,9 @@ if TYPE_CHECKING:  # commands import what they need when they run: `--help` stay
 
 
 def extract(
-    images: Images,
+    images: Annotated[
+        str, typer.Option(help="Folder of the images, or such as s3://bucket/photos.")
+    ],
     annotations: Annotations,
     store: Annotated[
         str, typer.Option(help="Feature store to write: a folder, or s3://bucket/train.zarr.")
@@ -107,10 +109,8 @@ def extract(
     as_json: Json = False,
 ) -> None:
     """Stage 1: write the frozen backbone's features. Run again to continue."""
-    from cachedet.check import look_before
     from cachedet.estimation.prediction import compare_extraction
     from cachedet.extract import extract_opened
-    from cachedet.extraction.ranks import find_rank
 
     choose = make_choice(classes, ignore_classes, merge_classes, no_background)
     options = {
@@ -127,6 +127,20 @@ def extract(
     }  # fmt: skip
     config = make_extraction(options, split=split, command="extract", writes_urls=True)
     to_look_at: list[str] = []
+    report = extract_opened(config, _open_and_tell(to_look_at))
+    predicted = compare_extraction(report, config)
+    if as_json:
+        own = {"look_at": to_look_at, "predicted": predicted}
+        print_json({**vars(report), "store": str(report.store), **own})
+        return
+    print_extraction(report)
+    print_predicted_vs_actual(predicted)
+
+
+def _open_and_tell(to_look_at: list[str]) -> Callable[[ExtractConfig], CocoDataset]:
+    """What opens the data set, and says what to look at before the work begins."""
+    from cachedet.check import look_before
+    from cachedet.extraction.ranks import find_rank
 
     def opened(config: ExtractConfig) -> CocoDataset:
         look = look_before(config)
@@ -135,14 +149,7 @@ def extract(
             tell_before(look)
         return look.dataset
 
-    report = extract_opened(config, opened)
-    predicted = compare_extraction(report, config)
-    if as_json:
-        own = {"look_at": to_look_at, "predicted": predicted}
-        print_json({**vars(report), "store": str(report.store), **own})
-        return
-    print_extraction(report)
-    print_predicted_vs_actual(predicted)
+    return opened
 
 
 def info(store: str, as_json: Json = False) -> None:

@@ -111,7 +111,7 @@ class CellTask:
             self.key.mode,
             config,
             store=store,
-            images=comparison.train.images,
+            images=comparison.train.require_image_folder(),
             weights=comparison.train.weights,
             total_steps=total_steps,
             backbone=comparison.backbone,
@@ -165,7 +165,9 @@ def train_cell(task: CellTask) -> CellResult:
     )
     plan.write(folder.root)
     trained_on.write(folder)
-    scorer = Scorer(config=config, store=val, images=comparison.val.images, trainer=trainer)
+    scorer = Scorer(
+        config=config, store=val, images=comparison.val.require_image_folder(), trainer=trainer
+    )
     session = run_session(
         config,
         folder=folder,

@@ -52,6 +52,9 @@ def _place(store: Any) -> Any:
     return store if isinstance(store, str) and "://" in store else Path(store)
 
 
+_Place = Annotated[Path | str, PlainValidator(_place)]
+
+
 class ClassChoice(Config):
     """Which classes of a data set are used, as the options of the command line say it."""
 
@@ -102,9 +105,9 @@ Taps = Annotated[int | tuple[int, ...] | None, PlainValidator(parse_taps)]
 class ExtractConfig(Config):
     """Stage 1: which features of which images go into the store."""
 
-    images: Path
+    images: _Place  # or such as s3://bucket/photos
     annotations: Path  # of any format of docs/data.md; a split behind a colon: data.yaml:train
-    store: Annotated[Path | str, PlainValidator(_place)]  # or such as s3://bucket/train.zarr
+    store: _Place  # or such as s3://bucket/train.zarr
     backbone: str = "tf_efficientnet_lite0"
     weights: str = "auto"  # auto | none | a file
     levels: tuple[str, ...] | None = None  # None: C3-C5, or the one level a plain ViT has
@@ -139,6 +142,15 @@ class ExtractConfig(Config):
                 "(--rank, --world-size) out, and start it once"
             )
         return self
+
+    def require_image_folder(self) -> Path:
+        """It. Raises ConfigError where the images lie in an object storage."""
+        if isinstance(self.images, str):
+            raise ConfigError(
+                f"images must be a folder here, got {self.images}: only `extract` reads images "
+                "from s3://, gs:// and az://. Mount or copy them"
+            )
+        return self.images
 
     @property
     def folder(self) -> Path:

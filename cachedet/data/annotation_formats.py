@@ -21,6 +21,7 @@ from cachedet.data import cvat, voc, yolo
 from cachedet.data.class_choice import with_chosen, without_background
 from cachedet.data.coco import CocoDataset, annotations_of, load_annotations
 from cachedet.data.file_names import require_inside, without_prefix
+from cachedet.data.image_files import ImageFiles, ImageFolder, as_files, was_url
 from cachedet.data.repairs import Findings
 from cachedet.data.sections import Sections, choose_split, listed
 from cachedet.data.xml_files import root_name
@@ -50,7 +51,7 @@ def with_split(source: Path, split: str | None) -> Path:
 def read_dataset(
     *,
     annotations: Path,
-    images: Path,
+    images: Path | ImageFiles,
     follow_links: bool = False,
     rotated: Rotated = "refuse",
     choose: ClassChoice = ALL_CLASSES,
@@ -80,15 +81,22 @@ def dataset_of(
     sections: Sections,
     *,
     annotations: Path,
-    images: Path,
+    images: Path | ImageFiles,
     follow_links: bool,
     background: bool = True,
 ) -> CocoDataset:
     """What `read_dataset` makes of sections that have been read. Raises DatasetError."""
     described, found = describe_sections(sections, background=background)
-    require_inside(described.file_names, images, annotations, follow_links=follow_links)
+    files = as_files(images)
+    require_inside(
+        described.file_names,
+        files.location,
+        annotations,
+        follow_links=follow_links,
+        known=None if isinstance(files, ImageFolder) else files.names(),
+    )
     notes = (*sections.notes, *found.notes)
-    return CocoDataset(images=images, annotations=described, counts=found.counts, notes=notes)
+    return CocoDataset(files=files, annotations=described, counts=found.counts, notes=notes)
 
 
 def describe_sections(sections: Sections, *, background: bool) -> tuple[Annotations, Findings]:
@@ -104,7 +112,7 @@ def describe_sections(sections: Sections, *, background: bool) -> tuple[Annotati
 def read_sections(
     annotations: Path,
     *,
-    images: Path | None = None,
+    images: Path | ImageFiles | None = None,
     rotated: Rotated = "refuse",
     choose: ClassChoice = ALL_CLASSES,
 ) -> Sections:
@@ -113,22 +121,30 @@ def read_sections(
     `images` is the folder that file names are to start from; without it the source says. Of
     `choose` the classes are applied here. Raises DatasetError.
     """
-    if images is not None:
-        _require_images(images)
+    files = None if images is None else as_files(images)
+    if files is not None:
+        files.require_some()
     reference, split = _parse(annotations)
     read, source = _recognise(reference, split)
-    sections = read(source, split=split, images=images, rotated=rotated)
+    folder = None if files is None else _folder_for(read, files, source)
+    sections = read(source, split=split, images=folder, rotated=rotated)
     if images is not None or sections.are_ids_ours:  # a JSON file to score against is no surprise
         _log.info("%s", printable(sections.describe()))
     sections = with_chosen(sections, choose)
-    return sections if images is None else _with_names_there(sections, images)
+    return sections if files is None else _with_names_there(sections, files)
 
 
-def _require_images(images: Path) -> None:
-    if not os.path.isdir(images):
-        raise DatasetError(f"--images expects a folder of images; there is no folder {images}")
-    if next(images.iterdir(), None) is None:
-        raise DatasetError(f"--images {images} is an empty folder, expected images in it")
+def _folder_for(read: _Read, files: ImageFiles, source: Path) -> Path | None:
+    """Where a format looks at image files itself; COCO does not. Raises DatasetError."""
+    if isinstance(files, ImageFolder):
+        return files.folder
+    if read is not _read_coco:
+        raise DatasetError(
+            f"--annotations {source} is not COCO or LVIS JSON, and other formats look into a "
+            f"folder of the images, which lie in {files.location}. Write it as COCO where they "
+            "are in a folder (`cachedet convert`), or mount or copy the images"
+        )
+    return None
 
 
 def is_annotations(reference: Path) -> bool:
@@ -223,6 +239,8 @@ def _recognise(source: Path, split: str | None) -> tuple[_Read, Path]:
     is_yaml = source.suffix.lower() in _YAML_SUFFIXES
     if not os.path.exists(source):
         of_split = "" if split is None else f" (of which {split} is a split)"
+        if was_url(source):
+            of_split = ". Annotations are read from this machine: copy them from the bucket"
         raise DatasetError(f"there is no file {source}{of_split}; expected {KNOWN}")
     if is_yaml or has_names(source):
         return yolo.read_yolo, source
@@ -261,17 +279,17 @@ def _with_sizes(sections: Sections) -> dict[str, Any]:
     return {**sections.content, "images": rows}
 
 
-def _with_names_there(sections: Sections, images: Path) -> Sections:
+def _with_names_there(sections: Sections, files: ImageFiles) -> Sections:
     """Names that are there only below a split's folder, or without Label Studio's prefix."""
-    beside = posixpath.normpath(
-        os.path.relpath(sections.source.parent, images).replace(os.sep, "/")
-    )
-    folder = "" if beside.startswith("..") else beside
+    folder = ""
+    if isinstance(files, ImageFolder):
+        beside = os.path.relpath(sections.source.parent, files.folder).replace(os.sep, "/")
+        folder = "" if beside.startswith("..") else posixpath.normpath(beside)
     rows, changed = [], []
     taken = {str(row.get("file_name")) for row in sections.content["images"]}
     for row in sections.content["images"]:
         name = row.get("file_name")
-        found = _found_as(name, images, folder) if isinstance(name, str) else None
+        found = _found_as(name, files, folder) if isinstance(name, str) else None
         if found is not None and found not in taken:
             taken.add(found)
             changed.append(f"{name} is {found}")
@@ -284,7 +302,7 @@ def _with_names_there(sections: Sections, images: Path) -> Sections:
     return replace(sections, content=content, notes=(*sections.notes, note))
 
 
-def _found_as(name: str, images: Path, folder: str) -> str | None:
+def _found_as(name: str, files: ImageFiles, folder: str) -> str | None:
     """The name of the file that is there; None where it is the name as it stands, or none is."""
     given = posixpath.normpath(name.replace("\\", "/"))
     places = [name, without_prefix(name), given, without_prefix(given)]
@@ -293,6 +311,6 @@ def _found_as(name: str, images: Path, folder: str) -> str | None:
         places += [last, without_prefix(last)]
     places += [posixpath.normpath(posixpath.join(folder, place)) for place in places]
     forms = [place for place in dict.fromkeys(places) if place != name]
-    if not forms or os.path.isfile(images / name):
+    if not forms or files.has(name):
         return None
-    return next((form for form in forms if os.path.isfile(images / form)), None)
+    return next((form for form in forms if files.has(form)), None)

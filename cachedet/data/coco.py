@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.data.box_columns import LARGEST, BoxColumns
+from cachedet.data.image_files import ImageFiles
 from cachedet.data.json_files import load_json
 from cachedet.data.masks import NO_MASK, encode_segmentation, is_blank
 from cachedet.data.repairs import Findings, number_ids, place_of, whole_number
@@ -31,12 +32,17 @@ _SECTIONS = ("images", "annotations", "categories")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CocoDataset:
-    """A data set on disk: a folder of images and their annotations."""
+    """A data set: where its images lie, and their annotations."""
 
-    images: Path
+    files: ImageFiles
     annotations: Annotations
     counts: dict[str, int]  # what was read, mended and dropped, by name
     notes: tuple[str, ...] = ()  # what a person should look at in the annotations
+
+    @property
+    def images(self) -> Path:
+        """The folder of the images. Raises DatasetError where they lie in none."""
+        return self.files.folder
 
     def path_of(self, row: int) -> Path:
         """The image file of a row."""

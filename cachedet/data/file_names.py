@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import posixpath
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
@@ -20,21 +21,28 @@ _UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")
 
 
 def require_inside(
-    file_names: Iterable[str], images: Path, where: Path, *, follow_links: bool
+    file_names: Iterable[str],
+    images: Path | str,
+    where: Path,
+    *,
+    follow_links: bool,
+    known: Iterable[str] | None = None,
 ) -> None:
     """No image may lie outside the folder, be it by `..`, an absolute path or (unless they may be
     followed) a link.
 
+    `known` are the names below `images`, where it is no folder; then there are no links.
     Raises DatasetError that names them.
     """
-    root, nearest = os.path.realpath(images), NearestFiles(images)
+    root = os.path.realpath(images)
+    nearest = NearestFiles(names_below(images) if known is None else known)
     folders, refusals = {""}, Refusals(where)
     for name in file_names:
         if leaves(name):
             what = f"file names that leave the folder {images}"
             refusals.add(what, f"{name!r}{nearest.hint(name, before=', ')}", advice=_LEAVES)
             continue
-        if follow_links:
+        if follow_links or known is not None:
             continue
         folder = posixpath.dirname(name)
         places = [] if folder in folders else [folder]
@@ -75,17 +83,30 @@ def _way_out(name: str, root: str) -> str | None:
     return None if is_inside else target
 
 
+def is_storable(name: str) -> bool:
+    """Whether it has no control characters."""
+    return all(ord(character) >= 32 for character in name)
+
+
 def require_storable(name: str) -> None:
     """Raises BadImageError where a store could not keep the name, nor a terminal show it."""
-    if any(ord(character) < 32 for character in name):
+    if not is_storable(name):
         raise BadImageError("its file name has control characters")
 
 
-class NearestFiles:
-    """Knows the files of a folder by what people and systems change in names."""
+def names_below(root: Path | str) -> Iterator[str]:
+    """Files of a folder and of those inside, from there on, listed while they are asked for."""
+    for folder, _, files in os.walk(root):
+        inside = Path(os.path.relpath(folder, root))
+        for file in files:
+            yield (inside / file).as_posix()
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+
+class NearestFiles:
+    """Knows files by what people and systems change in names; looks at them when it is asked."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = names
 
     def hint(self, name: str, *, before: str = "; ") -> str:
         """The end of a message on a file that is not there; empty where nothing is like it."""
@@ -105,15 +126,8 @@ class NearestFiles:
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
-        count = 0
-        for folder, _, files in os.walk(self._root):
-            inside = os.path.relpath(folder, self._root)
-            for file in files:
-                path = PurePosixPath(Path(inside) / file).as_posix()
-                found.setdefault(_normalised(path).stem, []).append(path)
-            count += len(files)
-            if count > _MOST_FILES:
-                break
+        for path in itertools.islice(self._names, _MOST_FILES):
+            found.setdefault(_normalised(path).stem, []).append(path)
         return found
 
 

@@ -32,7 +32,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -165,9 +165,7 @@ def opened(path: Path) -> Iterator[bytes]:
         raise BadImageError("no file can have this name") from error
     with open(descriptor, "rb") as file:
         nbytes = os.fstat(descriptor).st_size
-        if nbytes > MAX_NBYTES:
-            raise BadImageError(f"{nbytes:,} bytes are more than the limit of {MAX_NBYTES:,}")
-        with _large_files if nbytes > _LARGE_FILE else contextlib.nullcontext():
+        with room_for(nbytes):
             try:
                 content = file.read(nbytes)
             except OSError as error:
@@ -175,6 +173,16 @@ def opened(path: Path) -> Iterator[bytes]:
             except MemoryError as error:
                 raise BadImageError(_NO_MEMORY) from error
             yield content
+
+
+def room_for(nbytes: int) -> AbstractContextManager[object]:
+    """To hold a file of so many bytes: only one thread holds large ones.
+
+    Raises BadImageError where it has too many.
+    """
+    if nbytes > MAX_NBYTES:
+        raise BadImageError(f"{nbytes:,} bytes are more than the limit of {MAX_NBYTES:,}")
+    return _large_files if nbytes > _LARGE_FILE else nullcontext()
 
 
 @contextlib.contextmanager
@@ -211,7 +219,7 @@ class _Room:
 
 
 _NO_MEMORY = "there is not enough memory to decode it"
-_large_files = threading.Lock()
+_large_files = threading.RLock()
 _pixels_in_hand = _Room()
 
 

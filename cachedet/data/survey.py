@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachedet.data.coco import CocoDataset
-from cachedet.data.file_names import NearestFiles, require_storable
-from cachedet.data.images import DecodedImage, decoded, opened
+from cachedet.data.file_names import NearestFiles, is_storable, require_storable
+from cachedet.data.images import DecodedImage, decoded
 from cachedet.errors import BadImageError
 from cachedet.structures import SizeHW
 from cachedet.text import printable
@@ -86,13 +86,15 @@ def scan_images(
     def inspect(row: int) -> _Finding:
         return _inspect(dataset, row, image_size, look)
 
+    names = dataset.annotations.file_names
+    dataset.files.expect(filter(is_storable, names))
     with ThreadPoolExecutor(workers, thread_name_prefix="scan") as readers:
         rows = range(len(dataset.annotations))
         for finding in readers.map(inspect, rows):
             findings.append(finding)
             if on_progress is not None:
                 on_progress(1)
-    nearest, names = NearestFiles(dataset.images), dataset.annotations.file_names
+    nearest = NearestFiles(dataset.files.names())
     return Scan(
         contents=np.array([one.content_hash for one in findings], dtype=np.uint64),
         bad=tuple(
@@ -111,7 +113,10 @@ def require_good(dataset: CocoDataset, scan: Scan) -> None:
     """Raises BadImageError that lists the bad files, if there are any."""
     if not scan.bad:
         return
-    listed = [f"  {printable(dataset.path_of(row))}: {fault}" for row, fault in scan.bad[:_LISTED]]
+    listed = [
+        f"  {printable(dataset.files.where(dataset.annotations.file_names[row]))}: {fault}"
+        for row, fault in scan.bad[:_LISTED]
+    ]
     more = len(scan.bad) - len(listed)
     raise BadImageError(
         f"{len(scan.bad)} of {len(dataset.annotations)} images cannot be used:",
@@ -136,7 +141,7 @@ def _inspect(
     name = dataset.annotations.file_names[row]
     try:
         require_storable(name)
-        with opened(dataset.path_of(row)) as content:
+        with dataset.files.opened(name) as content:
             is_opened, content_hash = True, content_hash_of(content)
             with decoded(content, image_size=image_size) as image:
                 note = image.note

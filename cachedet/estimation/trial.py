@@ -137,7 +137,7 @@ def take_sample(
         annotations=annotations,
         loader=make_inputs(
             annotations,
-            images=dataset.images,
+            images=dataset.files,
             image_size=config.image_size,
             pad_multiple=backbone.spec.pad_multiple,
             preprocessing=backbone.preprocessing,

@@ -29,10 +29,11 @@ def fit_codec(
     images: int | None = None,
 ) -> Codec:
     """Show the codec the features of a sample of the first images, one by one, always the same."""
-    rows = fitted_rows(len(loader.paths) if images is None else images)
+    rows = fitted_rows(len(loader.names) if images is None else images)
     device = next(backbone.parameters()).device
     statistics = FeatureStatistics()
     features: Features = {}
+    loader.expect(rows.tolist())
     with StageProgress("fit codec", total=len(rows), unit="images") as progress:
         for row in rows.tolist():
             features = backbone(loader.load(row, view)[None].to(device))

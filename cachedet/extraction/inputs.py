@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from torch import Tensor
 from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.config.run import ExtractConfig
 from cachedet.data.geometry import Geometry
-from cachedet.data.images import DecodedImage, decoded, make_input, opened
+from cachedet.data.image_files import ImageFiles, as_files
+from cachedet.data.images import DecodedImage, decoded, make_input
 from cachedet.data.survey import content_hash_of
 from cachedet.data.views import View, make_geometry, view_named
 from cachedet.errors import BadImageError
@@ -38,13 +39,18 @@ _CHANGED = (
 class InputLoader:
     """Loads rows of one data set as backbone input: of the very bytes that were checked."""
 
-    paths: Sequence[Path]  # by row
+    files: ImageFiles
+    names: Sequence[str]  # by row
     image_ids: Sequence[int]  # by row
     image_size: int  # long side of the base view in pixels
     pad_multiple: int
     preprocessing: Preprocessing
     contents: NDArray[np.uint64] | None = None  # (N,) digests the files must have; None: any
     kept: Mapping[int, DecodedImage] = field(default_factory=dict)  # decoded already, by row
+
+    def expect(self, rows: Iterable[int]) -> None:
+        """Say which rows will be loaded next."""
+        self.files.expect(self.names[row] for row in rows if row not in self.kept)
 
     def load(self, row: int, view: str) -> Tensor:
         """One image in one view: (3, H, W), normalised and padded.
@@ -54,9 +60,9 @@ class InputLoader:
         kept = self.kept.get(row)
         if kept is not None and kept.suffices(geometry := self._geometry(kept, row, view)):
             return make_input(kept.pixels, geometry, self.preprocessing)
-        path = self.paths[row]
+        name = self.names[row]
         try:
-            with opened(path) as content:
+            with self.files.opened(name) as content:
                 if self.contents is not None and content_hash_of(content) != self.contents[row]:
                     raise BadImageError(_CHANGED)
                 with decoded(content, image_size=self.image_size) as image:
@@ -66,7 +72,7 @@ class InputLoader:
                 with decoded(content) as image:
                     return make_input(image.pixels, geometry, self.preprocessing)
         except BadImageError as error:
-            raise BadImageError(f"{printable(path)}: {error}") from error
+            raise BadImageError(f"{printable(self.files.where(name))}: {error}") from error
 
     def _geometry(self, image: DecodedImage, row: int, view: str) -> Geometry:
         return make_geometry(
@@ -81,19 +87,20 @@ class InputLoader:
 def make_inputs(
     annotations: Annotations,
     *,
-    images: Path,
+    images: Path | ImageFiles,
     image_size: int,
     pad_multiple: int,
     preprocessing: Preprocessing,
     contents: NDArray[np.uint64],
     kept: Mapping[int, DecodedImage] | None = None,
 ) -> InputLoader:
-    """A loader of the images that `annotations` describe, in the folder `images`.
+    """A loader of the images that `annotations` describe, in `images`.
 
     `contents` (N,) are digests of the image files, `kept` what some of them hold, by row.
     """
     return InputLoader(
-        paths=[images / name for name in annotations.file_names],
+        files=as_files(images),
+        names=annotations.file_names,
         image_ids=annotations.image_ids.tolist(),
         image_size=image_size,
         pad_multiple=pad_multiple,

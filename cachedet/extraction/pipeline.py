@@ -182,6 +182,7 @@ class ExtractionPipeline:
     def _decode(self, block: Block, start: int, decoders: ThreadPoolExecutor) -> _Inputs:
         """Begin to fill a batch, in memory from which a CUDA device copies by itself."""
         rows = block.rows[start : start + self._batch_size]
+        self._loader.expect(row for row in rows if row not in self._writer.gone)
         images = torch.empty((len(rows), 3, *block.bucket), pin_memory=self._is_cuda)
         filled = [
             decoders.submit(self._load, row, block.view, image)

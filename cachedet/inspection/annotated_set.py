@@ -13,6 +13,7 @@ from cachedet.config.run import ALL_CLASSES, ClassChoice, Rotated
 from cachedet.data.annotation_formats import dataset_of, read_sections
 from cachedet.data.box_columns import BoxColumns
 from cachedet.data.coco import CocoDataset, categories_of
+from cachedet.data.image_files import ImageFiles, ImageFolder
 from cachedet.data.repairs import (
     are_fractions,
     count_corners,
@@ -31,13 +32,18 @@ class AnnotatedSet:
     """A data set that may be broken; None is what could not be read."""
 
     name: str  # train or val
-    images: Path
+    files: ImageFiles
     categories: CategoryMap | None = None
     dataset: CocoDataset | None = None  # without boxes where extract would refuse them
     columns: BoxColumns | None = None  # all boxes of the file
     refusals: tuple[Finding, ...] = ()  # why extract would refuse it
     notes: tuple[Finding, ...] = ()  # what else reading came to
     named: tuple[str, ...] = ()  # all images of the file, also those that were not chosen
+
+    @property
+    def images(self) -> Path:
+        """Their folder. Raises DatasetError where they lie in none."""
+        return self.files.folder
 
     @property
     def sizes_hw(self) -> NDArray[np.int64]:
@@ -85,7 +91,7 @@ def read_annotated(
     choose: ClassChoice = ALL_CLASSES,
 ) -> AnnotatedSet:
     """Read as much as can be; what extract would refuse becomes a finding."""
-    nothing = AnnotatedSet(name=name, images=images)
+    nothing = AnnotatedSet(name=name, files=ImageFolder(images))
     try:
         sections = read_sections(annotations, images=images, rotated=rotated, choose=choose)
         categories = categories_of(sections.content, annotations)
@@ -115,9 +121,7 @@ def read_annotated(
 
 def annotated_of(name: str, sections: Sections, dataset: CocoDataset) -> AnnotatedSet:
     """Of a data set that extract takes, with the sections it was made of."""
-    found = AnnotatedSet(
-        name=name, images=dataset.images, categories=dataset.annotations.categories
-    )
+    found = AnnotatedSet(name=name, files=dataset.files, categories=dataset.annotations.categories)
     found = _with_dataset(found, sections, dataset)
     return replace(found, notes=_notes_of(found))
 

@@ -155,7 +155,7 @@ def _of_images(
 def _advise_on_missing(annotated: AnnotatedSet, rows: Sequence[int]) -> str:
     """Which change of --images or of the names would find most of them."""
     assert annotated.dataset is not None
-    nearest, names = NearestFiles(annotated.images), annotated.dataset.annotations.file_names
+    nearest, names = NearestFiles(annotated.files.names()), annotated.dataset.annotations.file_names
     deeper, shorter, other = Counter[str](), Counter[str](), 0
     for row in rows:
         name, found = names[row], nearest.find(names[row])

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cachedet.data.annotation_formats import read_dataset
 from cachedet.data.coco import CocoDataset
-from cachedet.data.file_names import NearestFiles
+from cachedet.data.file_names import NearestFiles, names_below
 from cachedet.data.images import DecodedImage, decode_image
 from cachedet.data.survey import require_good, scan_images
 from cachedet.errors import BadImageError
@@ -170,5 +170,5 @@ def test_nearest_files_by_what_people_change(tmp_path: Path, name: str) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "cat 1.jpg").touch()
     (tmp_path / "other.jpg").touch()
-    assert NearestFiles(tmp_path).find(name) == "images/cat 1.jpg"
-    assert NearestFiles(tmp_path).find("dog.jpg") is None
+    assert NearestFiles(names_below(tmp_path)).find(name) == "images/cat 1.jpg"
+    assert NearestFiles(names_below(tmp_path)).find("dog.jpg") is None

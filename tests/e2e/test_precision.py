@@ -15,6 +15,7 @@ import cachedet
 from cachedet.config.run import EvalConfig, TrainConfig
 from cachedet.errors import ConfigError, StoreError
 from cachedet.evaluate import evaluate
+from cachedet.export import ProofImages, export
 from cachedet.extract import extract
 from cachedet.live.modes import make_training_mode
 from cachedet.predict import predict
@@ -95,6 +96,16 @@ def test_from_images_to_detections(
         FeatureStore.open(store).annotations.file_names, scored.detections, strict=True
     ):
         torch.testing.assert_close(by_name[name].scores, theirs.scores, rtol=1e-2, atol=1e-3)
+
+
+def test_an_exported_file_computes_in_float32(tiny: Any, store: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    train(config_of(), train_store=store, val_store=store, run=tmp_path / "run")
+    report = export(
+        tmp_path / "run", out=tmp_path / "m.onnx", weights=str(tiny.weights),
+        proof=ProofImages(folder=tiny.paths.images, most=2),
+    )  # fmt: skip
+    assert report.found.box_px < 0.01
 
 
 def test_a_network_given_as_an_object_declares_its_own(tiny: Any, tmp_path: Path) -> None:

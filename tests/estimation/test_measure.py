@@ -18,6 +18,7 @@ import pytest
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.config.run import ExtractConfig, TrainConfig
 from cachedet.data.coco import CocoDataset
+from cachedet.data.image_files import ImageFolder
 from cachedet.data.survey import Scan
 from cachedet.data.views import parse_views
 from cachedet.estimation.disk import DiskRates
@@ -72,7 +73,7 @@ def make_inputs_of(tiny: Any, backbone: FrozenBackbone, annotations_of: Any) -> 
             extract=extract,
             heads=TrainConfig.model_validate(heads),
             dataset=CocoDataset(
-                images=Path("images"), annotations=annotations_of(SIZES_HW), counts={}
+                files=ImageFolder(Path("images")), annotations=annotations_of(SIZES_HW), counts={}
             ),
             views=parse_views("base,hflip,scale=0.5"),
             backbone=backbone,

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.cli import app
+from cachedet.data.image_files import ImageFolder
 from cachedet.errors import BadImageError, CodecError
 from cachedet.extract import extract
 from cachedet.extraction.inputs import InputLoader
@@ -98,7 +99,8 @@ def pipeline_of(tiny: Any, root: Path, kind: type[StoreWriter], **changes: Any) 
     plan = StorePlan.load(LocalFiles(root))
     writer = kind(root, plan)
     loader = InputLoader(
-        paths=[tiny.paths.images / name for name in plan.annotations.file_names],
+        files=ImageFolder(tiny.paths.images),
+        names=list(plan.annotations.file_names),
         image_ids=plan.annotations.image_ids.tolist(),
         image_size=128,
         pad_multiple=32,
@@ -188,7 +190,7 @@ def test_a_bad_feature_stops_the_run_and_names_the_image(tiny: Any, tmp_path: Pa
 
 def test_a_image_that_vanishes_stops_the_run(tiny: Any, tmp_path: Path) -> None:
     pipeline, writer, done = pipeline_of(tiny, tmp_path / "s.zarr", StoreWriter)
-    pipeline._loader.paths[4] = tmp_path / "gone.jpg"
+    pipeline._loader.names[4] = "gone.jpg"
     with pytest.raises(BadImageError, match=r"gone.jpg: No such file"):
         pipeline.run(writer.blocks)
     assert len(done) < len(writer.blocks)

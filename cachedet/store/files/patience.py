@@ -14,7 +14,7 @@ from cachedet.store.files import farewell
 from cachedet.store.files.answers import Answer, classify
 
 T = TypeVar("T")
-Deed = Literal["read", "written"]
+Deed = Literal["read", "written", "fetched"]  # of a store, or of what becomes one
 
 PATIENCE_NAME, TIMEOUT_NAME = "CACHEDET_REMOTE_PATIENCE", "CACHEDET_REMOTE_TIMEOUT"
 _PATIENCE_SECONDS, _TIMEOUT_SECONDS = 60.0, 30.0
@@ -105,7 +105,7 @@ class Patience:
         self, answer: Answer, verdict: str, tries: int, spent: float, deed: Deed
     ) -> RemoteStoreError:
         if not answer.passes:
-            safe = f" {_SAFE}" if deed == "written" else ""
+            safe = f". {_SAFE}" if deed != "read" else ""
             error = RemoteStoreError(f"{verdict}: {answer.what}. {answer.remedy}{safe}")
             error.is_refusal = answer.refused
             return error
@@ -117,10 +117,11 @@ class Patience:
         return RemoteStoreError(message)
 
     def how_to_go_on(self, deed: Deed = "read") -> str:
-        if deed == "written":
+        if deed != "read":
+            kind = "write" if deed == "written" else "read"
             return (
                 "Look after the network and the server, then give the same command again. "
-                f"{_SAFE} A write is tried for {self.total:g} s ({PATIENCE_NAME})"
+                f"{_SAFE} A {kind} is tried for {self.total:g} s ({PATIENCE_NAME})"
             )
         return (
             "That says nothing about the store itself: look after the URL, the network and the "

@@ -15,7 +15,8 @@ import functools
 import json
 import os
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote
 
@@ -189,6 +190,42 @@ class ZarrStorage:
                 break
         return bytes(content)
 
+    def begin(self, key: str) -> Future[bytes]:
+        """Ask once for the beginning of an object, without waiting for it: see `pieces`."""
+        work = self._piece(key, 0, _REQUEST_NBYTES)
+        return self._begun(asyncio.wait_for(work, self._patience.request))
+
+    def pieces(self, key: str, begun: Future[bytes] | None = None) -> Iterator[bytes]:
+        """A whole object of whatever size. What `begun` failed with is asked for once more.
+
+        Raises FileNotFoundError where there is none.
+        """
+        start = 0
+        while True:
+            stop = start + _REQUEST_NBYTES
+            piece = None if start or begun is None else self._piece_of(begun)
+            if piece is None:
+                get = functools.partial(self._piece, key, start, stop)
+                piece = self.ask(get, key, deed="fetched")
+            yield piece
+            start += len(piece)
+            if start < stop:
+                return
+
+    def _piece_of(self, begun: Future[bytes]) -> bytes | None:
+        """None where it failed, for whatever reason: asked again it is told."""
+        try:
+            return self._settled(begun)
+        except CachedetError:
+            raise
+        except Exception:  # each library has its own
+            return None
+
+    async def _piece(self, key: str, start: int, stop: int) -> bytes:
+        content = await self._fetch_up_to(key, start, stop)
+        _require_range(content, stop - start)
+        return content
+
     def _get_piece(self, key: str, start: int, stop: int, *, exactly: bool) -> bytes:
         async def get() -> bytes:
             content = await self._fetch_up_to(key, start, stop)
@@ -259,13 +296,18 @@ class ZarrStorage:
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """What it returns or raises; it runs in the thread of all storages."""
+        return self._settled(self._begun(work))
+
+    def _begun(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         if self._process != os.getpid():
             work.close()
             raise StoreError(
                 f"{self._location} was opened before this process was forked, and its connections "
                 "are the parent's; open the store in the child, or start it with `spawn`"
             )
-        answer = asyncio.run_coroutine_threadsafe(work, _event_loop(self._process))
+        return asyncio.run_coroutine_threadsafe(work, _event_loop(self._process))
+
+    def _settled(self, answer: Future[T]) -> T:
         while True:
             done, _ = concurrent.futures.wait([answer], timeout=farewell.POLL_SECONDS)
             if done:
@@ -400,15 +442,19 @@ def _require_answer(content: bytes, start: int, stop: int, *, exactly: bool) -> 
     if content[:256].lstrip().lower().startswith(_PAGES):
         what = "the server sends a web page instead of the file (a login or error page?)"
         raise BadAnswerError(Answer(what=what, passes=True, unmet=True))
+    _require_range(content, wanted)
+    if exactly:
+        what = f"the answer ended early, after {len(content):,} of {wanted:,} bytes"
+        raise BadAnswerError(Answer(what=what, passes=True))
+
+
+def _require_range(content: bytes, wanted: int) -> None:
     if len(content) > wanted:
         what = (
             f"the server knows no range requests: {wanted:,} bytes were asked for, "
             f"{len(content):,} came"
         )
         raise BadAnswerError(Answer(what=what, remedy=_NO_RANGES, refused=True))
-    if exactly:
-        what = f"the answer ended early, after {len(content):,} of {wanted:,} bytes"
-        raise BadAnswerError(Answer(what=what, passes=True))
 
 
 def _misfit(key: str, content: bytes, most: int) -> str:
