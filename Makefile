@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow fuzz lint clean
+.PHONY: demo test test-slow fuzz lint release-check clean
 
 demo: $(VENV)/installed
 	rm -rf demo
@@ -25,10 +25,16 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# What would be published: sdist, the wheel made from it, and that wheel alone in a new environment.
+release-check: $(VENV)/installed
+	rm -rf build dist
+	$(BIN)/python -m build
+	sh benchmarks/release_check.sh $(BIN)/python
+
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo,dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) demo build dist *.egg-info

@@ -83,7 +83,7 @@ def serve(
         served = Served(
             detector=_load(subject, weights=weights, device=device),
             title=subject.resolve().name,
-            cut=None if subject.is_file() else _best_cut(subject),
+            cut=None if subject.is_file() else best_cut(subject),
             gallery=gallery,
             most_nbytes=most_mb << 20,
         )
@@ -142,7 +142,7 @@ def _load(subject: Path, *, weights: str, device: str) -> ImageDetector:
     return load_image_detector(subject, weights=weights, device=device)
 
 
-def _best_cut(run: Path) -> float | None:
+def best_cut(run: Path) -> float | None:
     """The score that `eval` found to cut at best; None where it was not scored, or says none."""
     try:
         score = json.loads(read_regular(RunFolder(run).results))["curves"]["best"]["score"]

@@ -22,7 +22,7 @@ from cachedet.config.run import TrainConfig
 from cachedet.data.images import decode_image
 from cachedet.errors import CachedetError, CheckpointError, ConfigError, ExportError, InputError
 from cachedet.prediction.image_detector import load_image_detector
-from cachedet.serve import Ready, _best_cut, serve
+from cachedet.serve import Ready, best_cut, serve
 from cachedet.train import train
 
 CONFIG = yaml.safe_load("""
@@ -117,7 +117,7 @@ def test_a_person_is_told_the_address(nursery: Any, run: Path, tiny: Any, tmp_pa
 def test_the_best_cut_of_a_scored_run(run: Path, tiny: Any, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    assert _best_cut(copy) is None
+    assert best_cut(copy) is None
     for content, expected in (
         ('{"curves": {"best": {"score": 0.25}}}', 0.25),
         ('{"curves": {"best": {"score": null}}}', None),
@@ -127,7 +127,7 @@ def test_the_best_cut_of_a_scored_run(run: Path, tiny: Any, tmp_path: Path) -> N
         ("no JSON", None),
     ):
         (copy / "results.json").write_text(content)
-        assert _best_cut(copy) == expected
+        assert best_cut(copy) == expected
 
 
 def test_what_is_nothing_to_serve(run: Path, tmp_path: Path) -> None:

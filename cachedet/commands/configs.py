@@ -38,7 +38,7 @@ def configs(context: typer.Context, as_json: Json = False) -> None:
     """The presets: what each is for and what it costs. Their names serve as CONFIG."""
     if context.invoked_subcommand is not None:
         return
-    from cachedet.config.presets import describe_preset, preset_names
+    from cachedet.config.presets import START, describe_preset, preset_names
 
     costs = {name: _measure(name) for name in preset_names()}
     if as_json:
@@ -50,6 +50,7 @@ def configs(context: typer.Context, as_json: Json = False) -> None:
         return
     for tier in (_TINY, _PAPER):
         _print_tier(tier, {name: cost for name, cost in costs.items() if _tier_of(name) is tier})
+    say(f"Start here: {START}. The paper's presets want a GPU.")
     say("M: trained parameters in millions; GFLOP: a training step of one image.")
     say("`cachedet configs show PRESET > mine.yaml` makes one yours to edit.")
 

@@ -166,6 +166,10 @@ FileViews = Annotated[
 Every = Annotated[
     int, typer.Option(min=1, help="Only every so many frames of a video or images of a folder.")
 ]
+MinScore = Annotated[
+    float | None,
+    typer.Option(min=0.0, max=1.0, help="Default: the best cut that `eval` found, else 0.3."),
+]
 Formats = Annotated[
     str, typer.Option("--format", help="Some of json, coco, yolo, csv, as in json,csv.")
 ]
@@ -184,7 +188,7 @@ def predict(
         bool, typer.Option("--recursive", help="Folders in folders, too, but for --out.")
     ] = False,
     every: Every = 1,
-    min_score: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.3,
+    min_score: MinScore = None,
     classes: Annotated[str, typer.Option(help="Only these, such as cat,dog.")] = "",
     max_per_image: Annotated[
         int | None, typer.Option(min=1, help="Only the best so many of an image.")
@@ -211,6 +215,8 @@ def predict(
     """
     from cachedet.predict import predict as run_predict
 
+    cut = _found_cut(run) if model is None and min_score is None else None
+    min_score = next(score for score in (min_score, cut, 0.3) if score is not None)
     unwritten = None
     try:
         report = run_predict(
@@ -238,7 +244,7 @@ def predict(
     if as_json:
         print_json(report.to_json())
     else:
-        _print_found(report, min_score)
+        _print_found(report, min_score, is_cut=cut is not None)
     if unwritten is not None:
         raise unwritten
     if not as_json:
@@ -248,6 +254,12 @@ def predict(
         for file, reason in report.bad:
             tell(f"  {file}: {reason}")
         raise typer.Exit(1)
+
+
+def _found_cut(run: Path | None) -> float | None:
+    from cachedet.serve import best_cut
+
+    return None if run is None else best_cut(run)
 
 
 def export(
@@ -327,7 +339,7 @@ def export(
         say(report.script)
 
 
-def _print_found(report: PredictReport, min_score: float) -> None:
+def _print_found(report: PredictReport, min_score: float, *, is_cut: bool) -> None:
     for image in report.images:
         found = image.detections
         pairs = zip(found.labels.tolist(), found.scores.tolist(), strict=True)
@@ -339,6 +351,8 @@ def _print_found(report: PredictReport, min_score: float) -> None:
         highest = f" (the highest is {max(scores):.4g})" if scores else ""
         hint = "a lower --min-score shows weaker ones"
         say(f"nothing scores {min_score:g} or more{highest}; {hint}")
+    if is_cut:
+        say(f"shown from score {min_score:.3f} on, the run's best cut; --min-score sets another")
 
 
 def demo(

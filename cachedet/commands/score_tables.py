@@ -52,6 +52,7 @@ def print_analysis(analysis: Analysis) -> None:
     if analysis.strata is not None:
         _print_strata(analysis.strata)
     _print_errors(analysis.errors)
+    _print_cut(analysis)
     if analysis.intervals is not None:
         _print_intervals(analysis.intervals)
     if analysis.comparison is not None:
@@ -160,14 +161,31 @@ def _print_strata(strata: Sequence[Stratum]) -> None:
     columns = ("annotations", "classes", "with boxes here", "AP", "AP50")
     table = make_table("AP by training annotations of a class", *columns)
     for stratum in strata:
+        if stratum.num_classes == 0:
+            continue
         counts = str(stratum.num_classes), str(stratum.num_scored)
         table.add_row(stratum.name, *counts, figure(stratum.ap), figure(stratum.ap50))
     console.print(table)
 
 
+def _print_cut(analysis: Analysis) -> None:
+    """What a best cut is, and what is right and wrong there."""
+    best = analysis.curves.best
+    if math.isnan(best.f1) or best.precision == 0:
+        return
+    boxes = sum(score.num_boxes for score in analysis.scores.per_class)
+    right = round(best.recall * boxes)
+    wrong = round(best.recall * boxes / best.precision) - right
+    say_prose(
+        f"best cut: the score at which F1 is highest, {best.score:.3f} for all classes together. "
+        f"Of detections from there on {right} are right and {wrong} wrong; {boxes - right} of "
+        f"{boxes} boxes are missed."
+    )
+
+
 def _print_errors(errors: ErrorReport) -> None:
     columns = ("kind", "count", "AP50 it costs")
-    table = make_table("kinds of errors at IoU 0.5", *columns, left=["kind"])
+    table = make_table("errors at IoU 0.5, detections of any score", *columns, left=["kind"])
     for cost in errors.kinds:
         last = cost is errors.kinds[-1]
         table.add_row(cost.kind, str(cost.count), figure(cost.cost), end_section=last)

@@ -20,6 +20,7 @@ from cachedet.config.run import (
 )
 from cachedet.errors import ConfigError, nearest_names
 
+START = "cascade_rcnn_nasfpn_tiny"  # that of the README and of its results
 _FOLDER = Path(str(files("cachedet") / "configs"))
 
 
@@ -97,4 +98,5 @@ def _unknown(text: str, *, expected: str, kind: str = "") -> ConfigError:
     nearest = nearest_names(Path(text).stem, preset_names())
     return ConfigError(
         f"expected {expected}, got {kind}{text!r}{nearest}; `cachedet configs` lists the presets"
+        f", {START} is a good start"
     )

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cachedet.cli import app
-from cachedet.config.presets import describe_preset, preset_names
+from cachedet.config.presets import START, describe_preset, preset_names
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -28,6 +28,8 @@ def test_the_list() -> None:
     assert max(map(len, lines)) <= 80
     assert "on EfficientNet-lite0, 384 x 384 px, 80 classes" in shown.stdout
     assert "on a ResNet-50, 640 x 640 px, 80 classes" in shown.stdout
+    assert f"Start here: {START}." in shown.stdout
+    assert START in presets
     for name, preset in presets.items():
         millions, gflop = preset["total"]["parameters"] / 1e6, preset["total"]["step_flops"] / 1e9
         (line,) = [line for line in lines if line.startswith(f"{name} ")]
@@ -64,6 +66,7 @@ def test_every_command_knows_presets(words: tuple[str, ...], tmp_path: Path) -> 
     assert done.exit_code == 1
     assert "got 'retinanet_tiny'; nearest: 'retinanet_fpn_tiny'" in done.output
     assert "`cachedet configs` lists the presets" in done.output
+    assert f"{START} is a good start" in done.output
 
 
 def test_a_preset_and_its_file_cost_the_same() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,16 @@ def test_everything_at_once(drawn: Drawn, capsys: pytest.CaptureFixture[str]) ->
     missed = report.errors.kinds[-1]
     assert cells_of(lines, "missed") == ["missed", str(missed.count), f"{missed.cost:.3f}"]
     text = "\n".join(lines)
+    best = report.curves.best
+    words = " ".join(text.split())
+    assert f"F1 is highest, {best.score:.3f} for all classes together. Of detections" in words
+    found = re.search(r"on (\d+) are right and (\d+) wrong; (\d+) of (\d+) boxes are", words)
+    assert found is not None
+    right, wrong, missed_there, boxes = map(int, found.groups())
+    assert boxes == sum(score.num_boxes for score in report.scores.per_class)
+    assert right + missed_there == boxes
+    assert right / (right + wrong) == pytest.approx(best.precision)
+    assert right / boxes == pytest.approx(best.recall)
     assert f"AP {report.scores.ap:.3f}, 95 % interval" in text
     assert "AP by training annotations" in text
     assert "note: images without detections: 1" in text

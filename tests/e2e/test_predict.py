@@ -219,6 +219,28 @@ def test_through_the_command_line(
         assert message in refused.stderr
 
 
+def test_the_score_is_the_best_cut_of_a_scored_run(
+    tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs["retinanet"], run)
+    (run / "results.json").write_text('{"curves": {"best": {"score": 0.0078125}}}')
+    command = ["predict", run, image_files(tiny, store)[0], "--out", tmp_path / "out"]
+    command += ["--weights", tiny.weights, "--device", "cpu", "--no-drawings"]
+
+    def call(*more: str) -> str:
+        done = CliRunner().invoke(app, [*map(str, command), *more])
+        assert done.exit_code == 0, done.output
+        return str(done.stdout)
+
+    told = "shown from score 0.008 on, the run's best cut; --min-score sets another"
+    assert told in call()
+    found = json.loads(call("--json"))["images"][0]["detections"]
+    asked = json.loads(call("--json", "--min-score", "0.0078125"))["images"][0]["detections"]
+    assert found == asked
+    assert "best cut" not in call("--min-score", "0.5")
+
+
 def test_a_bad_file_costs_the_others_nothing(
     tiny: Any, runs: dict[str, Path], store: FeatureStore, tmp_path: Path
 ) -> None:
