@@ -35,6 +35,7 @@ from cachedet.loading.residency import (
     StreamedFeatures,
     choose_residency,
     make_source,
+    with_disk_cache,
 )
 from cachedet.loading.sampling import (
     PlannedBatch,
@@ -95,6 +96,7 @@ _LOWER_PRIORITY = 10  # on a machine full of other work it still gets a tenth of
 _AHEAD_NBYTES = 256 << 20  # of decoded features that wait for the step; at least two batches
 _MOST_AHEAD = 16  # batches
 _MOST_THREADS = 4
+_THREADS_OF_SERVER = 8  # that wait for its answers, so that batches are on their way beside others
 _CORES_OF_A_THREAD = 4  # torch computes a step on all cores: fewer leave nothing for a second one
 
 
@@ -179,8 +181,11 @@ class FeatureLoader:
         """This rank's share of each batch; see `epoch`. Closing ends the reading."""
         stream = PrefetchStream(self._device)
         waiting: deque[tuple[int, Future[PrefetchedBatch]]] = deque()
+        least = _THREADS_OF_SERVER if self._store.is_remote else 1
         readers = single_core_threads(
-            _reading_threads(), "feature-reader", begin=partial(give_way, self._device.type)
+            max(least, _reading_threads()),
+            "feature-reader",
+            begin=partial(give_way, self._device.type),
         )
         try:
             for keys, epoch, number in planned:
@@ -222,6 +227,7 @@ def make_loader(
     seed: int = 0,
     device: str = "cpu",
     residency: WantedResidency = "stream",
+    disk_cache: int | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> FeatureLoader:
@@ -235,8 +241,10 @@ def make_loader(
         batch_size: most images of a batch; images of a batch have one padded size.
         seed: of the order and of the views drawn; an epoch is the same for the same seed.
         device: where batches come to lie.
-        residency: "stream" reads from the disk in every epoch, "ram" and "device" keep the encoded
-            features, "auto" chooses by what is free.
+        residency: "stream" reads from the store in every epoch, "disk" keeps copies of a remote one
+            on this machine, "ram" and "device" keep the encoded features, "auto" chooses by what is
+            free.
+        disk_cache: most bytes of these copies; by default half of what their disk has.
         rank, world_size: this process's share of each batch, of how many.
 
     Raises:
@@ -252,6 +260,7 @@ def make_loader(
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
     store.require_complete(tuple(probabilities))
+    store = with_disk_cache(store, residency, disk_cache)
     chosen = choose_device(device)
     names = tuple(levels) if levels is not None else store.spec.names
     return FeatureLoader(
@@ -319,6 +328,7 @@ def _make_source(
         ram=free_ram() // processes,
         device=free_memory(device) // (1 if has_own_memory else processes),
         device_name=str(device),
+        disk=store.disk_cache,
     )
     residency, reason = choose_residency(wanted, need, has_own_memory=has_own_memory)
     if logs:
