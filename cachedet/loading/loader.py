@@ -12,7 +12,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,8 +48,9 @@ from cachedet.loading.sampling import (
     resolve_views,
 )
 from cachedet.loading.targets import targets_of
-from cachedet.store.reader import FeatureStore
-from cachedet.structures import Batch, SizeHW
+from cachedet.store.format.fetching import Fetched
+from cachedet.store.reader import FeatureStore, Key
+from cachedet.structures import Batch, Features, SizeHW
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,7 +97,9 @@ _LOWER_PRIORITY = 10  # on a machine full of other work it still gets a tenth of
 _AHEAD_NBYTES = 256 << 20  # of decoded features that wait for the step; at least two batches
 _MOST_AHEAD = 16  # batches
 _MOST_THREADS = 4
-_THREADS_OF_SERVER = 8  # that wait for its answers, so that batches are on their way beside others
+_FETCHED_AHEAD = (
+    8  # batches of a server that are on their way at once, beside those that are decoded
+)
 _CORES_OF_A_THREAD = 4  # torch computes a step on all cores: fewer leave nothing for a second one
 
 
@@ -181,12 +184,10 @@ class FeatureLoader:
         """This rank's share of each batch; see `epoch`. Closing ends the reading."""
         stream = PrefetchStream(self._device)
         waiting: deque[tuple[int, Future[PrefetchedBatch]]] = deque()
-        least = _THREADS_OF_SERVER if self._store.is_remote else 1
         readers = single_core_threads(
-            max(least, _reading_threads()),
-            "feature-reader",
-            begin=partial(give_way, self._device.type),
+            _reading_threads(), "feature-reader", begin=partial(give_way, self._device.type)
         )
+        fetchers = ThreadPoolExecutor(_FETCHED_AHEAD, "feature-fetcher")
         try:
             for keys, epoch, number in planned:
                 indices = indices_of_rank(len(keys), rank=self._rank, world_size=self._world_size)
@@ -196,23 +197,43 @@ class FeatureLoader:
                 while _is_enough(waiting, nbytes):
                     yield stream.take(waiting.popleft()[1].result())
                 draws = RandomDraws((self._seed, epoch, number), indices=indices)
-                make = partial(self._read, share, draws, others=len(keys) - len(share))
+                fetch = fetchers.submit(self._fetch, share) if self._store.is_remote else None
+                make = partial(self._read, share, draws, fetch, others=len(keys) - len(share))
                 waiting.append((nbytes, readers.submit(stream.make, make)))
             while waiting:
                 yield stream.take(waiting.popleft()[1].result())
         finally:
+            fetchers.shutdown(cancel_futures=True)  # first: readers wait for what it gives
             readers.shutdown(cancel_futures=True)
 
     def read(self, keys: NDArray[np.int64]) -> Batch:
         """(n, 2) pairs of view index and row, of one bucket, as in `plan`; not augmented."""
-        pairs = [(int(row), self._views[int(view)]) for view, row in keys]
-        return Batch(
-            features=self._source.read(pairs),
-            targets=[targets_of(self._store, row, view) for row, view in pairs],
-        )
+        return self._batch_of(keys, self._source.read(self._pairs(keys)))
 
-    def _read(self, keys: NDArray[np.int64], draws: RandomDraws, *, others: int) -> Batch:
-        batch = self.read(keys)
+    def _pairs(self, keys: NDArray[np.int64]) -> list[Key]:
+        return [(int(row), self._views[int(view)]) for view, row in keys]
+
+    def _batch_of(self, keys: NDArray[np.int64], features: Features) -> Batch:
+        targets = [targets_of(self._store, row, view) for row, view in self._pairs(keys)]
+        return Batch(features=features, targets=targets)
+
+    def _fetch(self, keys: NDArray[np.int64]) -> Fetched:
+        """What a server must be asked for; features that wait in memory need nothing."""
+        source = self._source
+        return source.fetch(self._pairs(keys)) if isinstance(source, StreamedFeatures) else {}
+
+    def _read(
+        self,
+        keys: NDArray[np.int64],
+        draws: RandomDraws,
+        fetch: Future[Fetched] | None,
+        *,
+        others: int,
+    ) -> Batch:
+        if fetch is None or not isinstance(self._source, StreamedFeatures):
+            batch = self.read(keys)
+        else:
+            batch = self._batch_of(keys, self._source.read(self._pairs(keys), fetch.result()))
         if self._augment is not None:
             batch = self._augment(batch, draws)
         return replace(batch.to(self._device), others=others)

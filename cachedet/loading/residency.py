@@ -29,6 +29,7 @@ from cachedet.progress import StageProgress
 from cachedet.store.files.disk_cache import DiskCache, default_folder
 from cachedet.store.files.durable import readable_nbytes
 from cachedet.store.format.chunks import EncodedFeatures
+from cachedet.store.format.fetching import Fetched
 from cachedet.store.format.layout import Block
 from cachedet.store.format.shards import unpack_zstd
 from cachedet.store.reader import FeatureStore, Key, PackedParts
@@ -141,12 +142,17 @@ class StreamedFeatures:
 
     def __init__(self, store: FeatureStore, *, levels: Sequence[str], device: torch.device) -> None:
         self._store = store
+        self._levels = tuple(levels)
         self._decoder = BatchDecoder(store, levels=levels, device=device)
 
-    def read(self, keys: Sequence[Key]) -> Features:
+    def fetch(self, keys: Sequence[Key]) -> Fetched:
+        """Ask the server of a remote store for a batch before its turn."""
+        return self._store.fetch(keys, self._levels)
+
+    def read(self, keys: Sequence[Key], fetched: Fetched | None = None) -> Features:
         encoded = self._decoder.make_buffers(self._store.bucket_of(*keys[0]), len(keys))
         with _tell_if_gone(self._store):
-            self._store.read_encoded(keys, out=encoded)
+            self._store.read_encoded(keys, out=encoded, fetched=fetched)
         _require_finite(self._store, encoded, keys)
         return self._decoder.decode(encoded)
 

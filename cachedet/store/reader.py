@@ -24,7 +24,7 @@ from cachedet.store.files.source import open_source
 from cachedet.store.format.annotations import rows_but
 from cachedet.store.format.chunks import Chunk, ChunkReader, EncodedFeatures, Shard
 from cachedet.store.format.commits import Quality, read_record, read_records, total_quality
-from cachedet.store.format.fetching import RemoteChunks
+from cachedet.store.format.fetching import Fetched, RemoteChunks
 from cachedet.store.format.layout import Block, shard_key
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.format.stages import load_stages
@@ -257,7 +257,26 @@ class FeatureStore:
             },
         )
 
-    def read_encoded(self, keys: Sequence[Key], *, out: EncodedFeatures) -> None:
+    def fetch(self, keys: Sequence[Key], levels: Sequence[str]) -> Fetched:
+        """What a server is asked for to read these images, for `read_encoded`.
+
+        Nothing of a local store. Raises MissingFeatureError, RemoteStoreError.
+        """
+        if self._remote is None:
+            return {}
+        located = [self._locate(*key) for key in keys]
+        return self._remote.fetch(
+            [
+                (shard, slot)
+                for block, slot in located
+                for level in levels
+                for shard in self._shards_of(block, level)
+            ]
+        )
+
+    def read_encoded(
+        self, keys: Sequence[Key], *, out: EncodedFeatures, fetched: Fetched | None = None
+    ) -> None:
         """Fill buffers of `make_buffers` with the stored parts of images of one bucket.
 
         Raises what `read` raises, and ValueError where the buffers are for other images; after an
@@ -269,7 +288,7 @@ class FeatureStore:
             chunk for index, key in enumerate(keys) for chunk in self._chunks_of(key, out, index)
         )
         if self._remote is not None:
-            self._remote.read(list(chunks))
+            self._remote.read(list(chunks), fetched=fetched)
             return
         for chunk in chunks:
             self._chunks.read(chunk)

@@ -13,7 +13,7 @@ import torch
 
 from cachedet.config.run import Residency
 from cachedet.errors import ConfigError, CorruptBlockError, StoreError
-from cachedet.loading.loader import FeatureLoader
+from cachedet.loading.loader import FeatureLoader, make_loader
 from cachedet.loading.residency import (
     FeatureSource,
     Need,
@@ -114,6 +114,40 @@ def test_batches_through_a_disk_cache_are_bit_identical(
     s3.requests.clear()
     source_of(store, "ram", levels=("C4", "C5"))
     assert not any("/c/" in key for _, key in s3.requests)
+
+
+def test_epochs_of_a_remote_store_are_those_of_a_folder_and_the_second_asks_nothing(
+    tmp_path: Path,
+    annotations: Annotations,
+    store_kit: Any,
+    s3: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Batches are fetched ahead; each chunk is asked for once, also where requests fail."""
+    monkeypatch.setenv("CACHEDET_DISK_CACHE", str(tmp_path / "cache"))
+    kit, url = store_kit.of(annotations), s3.new_url()
+    kit.fill(url, kit.noise_of, codec="int8")
+    local = make_loader(
+        FeatureStore.open(kit.fill(tmp_path / "s.zarr", kit.noise_of, codec="int8")), batch_size=2
+    )
+    store = FeatureStore.open(url)
+    loader = make_loader(store, batch_size=2, residency="disk", disk_cache=GB)
+    asked: list[int] = []
+    for epoch in (0, 0, 1):
+        s3.requests.clear()
+        failures = iter([True, False, True])
+        s3.before = lambda method, key, left=failures: (
+            (503, "SlowDown") if "/c/" in key and next(left, False) else None
+        )
+        for mine, its in zip(loader.epoch(epoch), local.epoch(epoch), strict=True):
+            assert all(
+                torch.equal(mine.features[name], its.features[name]) for name in ("C4", "C5")
+            )
+        asked.append(sum("/c/" in key for _, key in s3.requests))
+    assert asked[0] > 0 == asked[1]
+    (tmp_path / "cache").rename(tmp_path / "lost")  # copies that are open are read on
+    for mine, its in zip(loader.epoch(0), local.epoch(0), strict=True):
+        assert torch.equal(mine.features["C4"], its.features["C4"])
 
 
 def test_maps_in_huge_pages_are_the_same(

@@ -56,7 +56,7 @@ T = TypeVar("T")
 
 _ON_THIS_MACHINE = (LocalStore, MemoryStore, ZipStore)
 _SLOWEST = 500_000  # bytes a second in which what is sent must arrive
-REQUEST_NBYTES = 4 << 20  # so that an answer which makes progress comes in time
+_REQUEST_NBYTES = 4 << 20  # so that an answer which makes progress comes in time
 _ONE_REQUEST = 64 << 20  # smaller files of a storage are fetched without asking for their size
 _CLIENT_TIMEOUT = "1h"  # of obstore, for each request; `patience` is stricter
 _OBSTORE_NAMES = {"gcs": "gs"}
@@ -151,8 +151,8 @@ class ZarrStorage:
         if not self.is_remote:
             return self._get(key, RangeByteRequest(start, stop))
         pieces = []
-        for begin in range(start, stop, REQUEST_NBYTES):
-            end = min(begin + REQUEST_NBYTES, stop)
+        for begin in range(start, stop, _REQUEST_NBYTES):
+            end = min(begin + _REQUEST_NBYTES, stop)
             pieces.append(self._get_piece(key, begin, end, exactly=True))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -182,7 +182,7 @@ class ZarrStorage:
         content = bytearray()
         while len(content) <= most:
             start = len(content)
-            stop = start + min(REQUEST_NBYTES, most + 1 - start)
+            stop = start + min(_REQUEST_NBYTES, most + 1 - start)
             piece = self._get_piece(key, start, stop, exactly=False)
             content += piece
             if len(piece) < stop - start:

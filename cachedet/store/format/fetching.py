@@ -19,17 +19,23 @@ from numpy.typing import NDArray
 
 from cachedet.errors import CorruptBlockError, StoreError
 from cachedet.store.files.disk_cache import DiskCache
-from cachedet.store.files.remote import REQUEST_NBYTES
 from cachedet.store.files.source import OpenFile
 from cachedet.store.format.chunks import Chunk, ChunkReader, Shard, unpack_chunk
-from cachedet.store.format.shards import index_nbytes, pack_index
+from cachedet.store.format.shards import CHECKSUM_NBYTES, index_nbytes, pack_index
 
-_MOST_REQUESTS = 32  # to a server at once
+_MOST_REQUESTS = 64  # to a server at once
+_PIECE = 1 << 20  # bytes of a request: as many at once must come in time over a slow line, too
 _NEAR = 256 << 10  # bytes between two chunks that are fetched with them
 _MOST_OF_IT = 0.5  # of a shard, from which on all between its chunks is fetched, too
 
 S = TypeVar("S")
 T = TypeVar("T")
+Place = tuple[Shard, int]
+"""A shard and the slot of an image in it."""
+
+Fetched = dict[tuple[str, int], "memoryview | None"]
+"""Bytes of chunks by key of their shard and slot."""
+
 _Opened = tuple[OpenFile, NDArray[np.int64]]
 
 
@@ -54,18 +60,53 @@ class RemoteChunks:
         self._copies = None if cache is None else ChunkReader(cache, slots)
         self._copy_of: dict[str, Shard | None] = {}  # by key in the store
 
-    def read(self, chunks: Sequence[Chunk], *, packed: bool = False) -> list[bytes]:
+    def fetch(self, places: Sequence[Place]) -> Fetched:
+        """What these chunks have no copy of, of whatever worth; `read` takes it.
+
+        It computes next to nothing, so that many threads may do this beside those that decode.
+        Raises RemoteStoreError.
+        """
+        absent = [place for place in dict.fromkeys(places) if not self._has_copy(*place)]
+        contents = self._fetch(absent)
+        return {
+            (shard.key, slot): content
+            for (shard, slot), content in zip(absent, contents, strict=True)
+        }
+
+    def read(
+        self, chunks: Sequence[Chunk], *, packed: bool = False, fetched: Fetched | None = None
+    ) -> list[bytes]:
         """Fill the `out` of each; with `packed`, their bytes as they are stored.
 
         Raises what `ChunkReader.read` raises.
         """
-        found = [self._read_copy(chunk, packed) for chunk in chunks]
+        known = fetched or {}
+        found: list[bytes | None] = []
+        for chunk in chunks:
+            content = known.get((chunk.shard.key, chunk.slot))
+            if content is not None:
+                found.append(self._accept(chunk, content, packed))
+            else:
+                found.append(self._read_copy(chunk, packed))
         absent = [number for number, content in enumerate(found) if content is None]
         if absent:
-            fetched = self._fetch([chunks[number] for number in absent])
-            for number, content in zip(absent, fetched, strict=True):
-                found[number] = self._accept(chunks[number], content)
+            contents = self._fetch([chunks[number][:2] for number in absent])
+            for number, content in zip(absent, contents, strict=True):
+                found[number] = self._accept(chunks[number], content, packed)
         return [content or b"" for content in found]
+
+    def _has_copy(self, shard: Shard, slot: int) -> bool:
+        """Whether a copy ends as was committed: a hole does not. Who reads it compares the rest."""
+        copy = None if self._copies is None else self._find_copy(shard)
+        if self._copies is None or copy is None:
+            return False
+        end = bytearray(CHECKSUM_NBYTES)
+        try:
+            file, table = self._copies.find(copy)
+            file.read_into(int(table[slot].sum()) - CHECKSUM_NBYTES, [memoryview(end)])
+        except (StoreError, OSError, EOFError):
+            return False
+        return end == shard.record.checksum_of(slot)
 
     def _read_copy(self, chunk: Chunk, packed: bool) -> bytes | None:
         """None where it has no copy that is what was committed."""
@@ -87,24 +128,22 @@ class RemoteChunks:
             self._copy_of[shard.key] = None if key is None else replace(shard, key=key)
         return self._copy_of[shard.key]
 
-    def _fetch(self, chunks: Sequence[Chunk]) -> list[memoryview | None]:
+    def _fetch(self, places: Sequence[Place]) -> list[memoryview | None]:
         """The bytes of each chunk, of whatever worth; None where its shard has no good index."""
-        shards = {chunk.shard.key: chunk.shard for chunk in chunks}
+        shards = {shard.key: shard for shard, _ in places}
         opened = dict(zip(shards, _beside(self._open, shards.values()), strict=True))
         wanted: dict[str, list[tuple[int, int, int]]] = {}
-        for number, chunk in enumerate(chunks):
-            found = opened[chunk.shard.key]
+        for number, (shard, slot) in enumerate(places):
+            found = opened[shard.key]
             if found is not None:
-                offset, nbytes = found[1][chunk.slot].tolist()
-                wanted.setdefault(chunk.shard.key, []).append((number, offset, offset + nbytes))
+                offset, nbytes = found[1][slot].tolist()
+                wanted.setdefault(shard.key, []).append((number, offset, offset + nbytes))
         spans = [span for key, ranges in wanted.items() for span in _spans(opened[key], ranges)]
         requests = [
-            (span, start)
-            for span in spans
-            for start in range(span.start, span.stop, REQUEST_NBYTES)
+            (span, start) for span in spans for start in range(span.start, span.stop, _PIECE)
         ]
         _beside(_request, requests)
-        contents: list[memoryview | None] = [None] * len(chunks)
+        contents: list[memoryview | None] = [None] * len(places)
         for span in spans:
             content = memoryview(span.content)
             for number, start, stop in span.chunks:
@@ -117,7 +156,7 @@ class RemoteChunks:
         except CorruptBlockError:
             return None
 
-    def _accept(self, chunk: Chunk, content: memoryview | None) -> bytes:
+    def _accept(self, chunk: Chunk, content: memoryview | None, packed: bool) -> bytes:
         """The bytes of a chunk once they are found to be those; the disk cache keeps them."""
         if content is not None:
             try:
@@ -126,7 +165,7 @@ class RemoteChunks:
                 pass
             else:
                 self._keep(chunk, content)
-                return bytes(content)
+                return bytes(content) if packed else b""
         return bytes(self._reader.read(chunk))
 
     def _keep(self, chunk: Chunk, content: memoryview) -> None:
@@ -161,7 +200,7 @@ def _spans(opened: _Opened | None, ranges: list[tuple[int, int, int]]) -> list[_
 
 def _request(request: tuple[_Span, int]) -> None:
     span, start = request
-    stop = min(start + REQUEST_NBYTES, span.stop)
+    stop = min(start + _PIECE, span.stop)
     place = memoryview(span.content)[start - span.start : stop - span.start]
     span.file.read_into(start, [place])
 

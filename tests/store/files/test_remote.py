@@ -194,7 +194,7 @@ def test_requests_are_small_enough_to_be_answered_in_time(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A large file comes in pieces, each of which is asked again on its own."""
-    monkeypatch.setattr("cachedet.store.files.remote.REQUEST_NBYTES", 100)
+    monkeypatch.setattr("cachedet.store.files.remote._REQUEST_NBYTES", 100)
     faulty = FaultyStore(LocalStore(root, read_only=True))
     counts: dict[str, int] = {}
 
@@ -284,5 +284,5 @@ def test_a_range_that_begins_behind_the_end_is_nothing(faulty: FaultyStore) -> N
     storage = ZarrStorage(strict)
     nbytes = len(storage.read("manifest.json"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cachedet.store.files.remote.REQUEST_NBYTES", nbytes)
+        patch.setattr("cachedet.store.files.remote._REQUEST_NBYTES", nbytes)
         assert len(storage.read("manifest.json")) == nbytes

@@ -83,7 +83,7 @@ def test_neighbours_are_one_request(
     assert asked(s3) == 6 * PARTS
     require_same(store, local, [row for row in range(16) if row % 3])
     assert asked(s3) == PARTS  # most of a shard is asked for as a whole
-    monkeypatch.setattr("cachedet.store.format.fetching.REQUEST_NBYTES", 50)
+    monkeypatch.setattr("cachedet.store.format.fetching._PIECE", 50)
     require_same(store, local, range(16))
     assert asked(s3) > 2 * PARTS
 
