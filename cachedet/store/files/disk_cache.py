@@ -59,8 +59,13 @@ class DiskCache(LocalFiles):
     def make(cls, folder: Path, most: int | None = None) -> DiskCache:
         """Make the folder, and count what it holds; `most` bytes, or half of what the disk has.
 
-        Raises ConfigError where nothing can be written there.
+        Raises ConfigError where nothing can be written there, or the system cannot share files so.
         """
+        if not hasattr(os, "pwrite"):
+            raise ConfigError(
+                "a disk cache needs a system that writes into the middle of shared files (Linux, "
+                "macOS); here train without it (--residency stream)"
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with one_at_a_time(folder):

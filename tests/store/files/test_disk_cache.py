@@ -114,6 +114,12 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         DiskCache.make(tmp_path / "file" / "cache", NBYTES)
 
 
+def test_a_system_that_has_no_such_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "pwrite")
+    with pytest.raises(ConfigError, match="a disk cache needs a system that writes into"):
+        DiskCache.make(tmp_path, NBYTES)
+
+
 def test_a_disk_that_refuses_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cache = DiskCache.make(tmp_path, 10 * NBYTES)
     (tmp_path / key(1)).mkdir(parents=True)  # as good as a full disk, also for root
