@@ -43,6 +43,7 @@ ENVIRONMENT = {
     "AWS_ALLOW_HTTP": "true",
 }
 _PIECE = 32 << 10
+_BUFFER_SECONDS = 0.1  # that it may lag behind, as a busy machine wakes threads late
 _BURST_SECONDS = 0.005  # shorter sleeps are late by more than they last
 
 
@@ -137,7 +138,9 @@ class ThrottledServer:
             now = time.monotonic()
             if not self.bandwidth:
                 return
-            self._free_at = max(now, self._free_at) + (received + sent) / (self.bandwidth * 1e6)
+            self._free_at = max(now - _BUFFER_SECONDS, self._free_at) + (received + sent) / (
+                self.bandwidth * 1e6
+            )
             wait = self._free_at - now
         if wait > _BURST_SECONDS:
             time.sleep(wait)
