@@ -23,6 +23,7 @@ from cachedet.evaluation.inference import detect_store, stored_batches
 from cachedet.evaluation.metrics import score_detections
 from cachedet.evaluation.plots import plot_training
 from cachedet.loading.loader import FeatureLoader, make_run_loader
+from cachedet.loading.residency import with_disk_cache
 from cachedet.outputs import require_run_place
 from cachedet.store.reader import FeatureStore
 from cachedet.training.loop import (
@@ -149,7 +150,8 @@ def _train_together(
     on_validation: OnValidation | None,
 ) -> TrainReport:
     """`train` on each of the processes that have joined, or on the only one."""
-    store = FeatureStore.open(train_store)
+    opened = FeatureStore.open(train_store)
+    store = with_disk_cache(opened, config.residency, config.disk_cache)
     goes_on = resume or restarts > 0
     views = from_first(lambda: pin_views(config, store, folder, goes_on=goes_on))
     config = config.model_copy(update={"views": views})
@@ -157,6 +159,8 @@ def _train_together(
     validation = FeatureStore.open(val_store) if val_store else None
     if validation is not None:
         validation.require_complete(["base"])
+        if store.disk_cache and validation.is_remote:
+            validation = with_disk_cache(validation, config.residency, config.disk_cache)
     require_fit(config, store, validation)
     torch.manual_seed(config.seed)
     loader = make_run_loader(config, store, rank=rank(), world_size=world_size())

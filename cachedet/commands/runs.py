@@ -47,7 +47,10 @@ def train_heads(
     init_from: Annotated[
         Path | None, typer.Option(help="Run folder or checkpoint whose weights to start from.")
     ] = None,
-    residency: Annotated[str, typer.Option(help="stream, ram, device or auto.")] = "",
+    residency: Annotated[str, typer.Option(help="stream, disk, ram, device or auto.")] = "",
+    disk_cache: Annotated[
+        str, typer.Option(help="Most bytes of --residency disk, such as 200GB; see docs/scale.md.")
+    ] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run.")] = False,
     relabelled: Annotated[
         bool,
@@ -72,6 +75,7 @@ def train_heads(
     if init_from is not None:
         changes.append(f"init_from={quote_yaml(str(init_from))}")
     changes += [f"residency={residency}"] if residency else []
+    changes += [f"disk_cache={disk_cache}"] if disk_cache else []
     settings = load_config(config, overrides=changes)
     launch = find_launch()
     if launch.is_first and not as_json:

@@ -35,7 +35,7 @@ Metric = Literal["ap", "ap50", "ap75", "loss"]
 VALIDATED: tuple[str, ...] = tuple(name for name in get_args(Metric) if name != "loss")
 """Figures of CocoScores that every validation gives: they are logged, and can stop a run."""
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
-Residency = Literal["stream", "ram", "device"]
+Residency = Literal["stream", "disk", "ram", "device"]
 Rotated = Literal["refuse", "outer"]
 """What becomes of rotated boxes: an error, or the upright box around each."""
 WantedResidency = Literal[Residency, "auto"]
@@ -43,8 +43,22 @@ Names = Annotated[
     tuple[str, ...], BeforeValidator(lambda one: (one,) if isinstance(one, str) else one)
 ]
 
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _LARGEST_WEIGHT = 1e6  # of a view
 _MOST_PROBLEMS = 8  # in one message
+
+
+def _nbytes(value: Any) -> Any:
+    """``"200GB"`` -> 200,000,000,000; a number stays one. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?b|)\s*", value, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"expected bytes such as 200GB or 1.5TB, got {value!r}")
+    return round(float(match[1]) * _UNITS[match[2].lower()])
+
+
+Nbytes = Annotated[int, BeforeValidator(_nbytes), Field(ge=1)]
 
 
 def _place(store: Any) -> Any:
@@ -263,6 +277,7 @@ class TrainConfig(Config):
     views: ViewsConfig = None  # None: all the store has; one is drawn per image and epoch
     sampling: SamplingConfig = UniformConfig()
     residency: WantedResidency = "auto"  # where features wait
+    disk_cache: Nbytes | None = None  # most bytes of a copy of remote stores, such as 200GB
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     eval_every: Annotated[int, Field(ge=0)] = 1  # epochs between validations; 0: only at the end
     device: str = "auto"
@@ -284,6 +299,11 @@ class TrainConfig(Config):
             raise ValueError(
                 "trainable: classifier keeps everything else as it is, which needs weights: set "
                 "init_from (--init-from) to the run of stage 1"
+            )
+        if self.disk_cache is not None and self.residency not in ("disk", "auto"):
+            raise ValueError(
+                f"disk_cache is the room of residency disk, residency is {self.residency}: leave "
+                "one of them out"
             )
         if self.freeze_at is not None and self.trainable == "classifier":
             raise ValueError(

@@ -244,6 +244,8 @@ def expected_residency(
         device=round(ram if device is None else device),
         device_name="the device",
     )
+    if wanted == "disk":  # after the first epoch
+        return "stream"
     try:
         return choose_residency(wanted, need, has_own_memory=device is not None)[0]
     except ConfigError:

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,6 +35,7 @@ from cachedet.loading.residency import (
     StreamedFeatures,
     choose_residency,
     make_source,
+    with_disk_cache,
 )
 from cachedet.loading.sampling import (
     PlannedBatch,
@@ -47,8 +48,9 @@ from cachedet.loading.sampling import (
     resolve_views,
 )
 from cachedet.loading.targets import targets_of
-from cachedet.store.reader import FeatureStore
-from cachedet.structures import Batch, SizeHW
+from cachedet.store.format.fetching import Fetched
+from cachedet.store.reader import FeatureStore, Key
+from cachedet.structures import Batch, Features, SizeHW
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,6 +97,9 @@ _LOWER_PRIORITY = 10  # on a machine full of other work it still gets a tenth of
 _AHEAD_NBYTES = 256 << 20  # of decoded features that wait for the step; at least two batches
 _MOST_AHEAD = 16  # batches
 _MOST_THREADS = 4
+_FETCHED_AHEAD = (
+    8  # batches of a server that are on their way at once, beside those that are decoded
+)
 _CORES_OF_A_THREAD = 4  # torch computes a step on all cores: fewer leave nothing for a second one
 
 
@@ -182,6 +187,7 @@ class FeatureLoader:
         readers = single_core_threads(
             _reading_threads(), "feature-reader", begin=partial(give_way, self._device.type)
         )
+        fetchers = ThreadPoolExecutor(_FETCHED_AHEAD, "feature-fetcher")
         try:
             for keys, epoch, number in planned:
                 indices = indices_of_rank(len(keys), rank=self._rank, world_size=self._world_size)
@@ -191,23 +197,43 @@ class FeatureLoader:
                 while _is_enough(waiting, nbytes):
                     yield stream.take(waiting.popleft()[1].result())
                 draws = RandomDraws((self._seed, epoch, number), indices=indices)
-                make = partial(self._read, share, draws, others=len(keys) - len(share))
+                fetch = fetchers.submit(self._fetch, share) if self._store.is_remote else None
+                make = partial(self._read, share, draws, fetch, others=len(keys) - len(share))
                 waiting.append((nbytes, readers.submit(stream.make, make)))
             while waiting:
                 yield stream.take(waiting.popleft()[1].result())
         finally:
+            fetchers.shutdown(cancel_futures=True)  # first: readers wait for what it gives
             readers.shutdown(cancel_futures=True)
 
     def read(self, keys: NDArray[np.int64]) -> Batch:
         """(n, 2) pairs of view index and row, of one bucket, as in `plan`; not augmented."""
-        pairs = [(int(row), self._views[int(view)]) for view, row in keys]
-        return Batch(
-            features=self._source.read(pairs),
-            targets=[targets_of(self._store, row, view) for row, view in pairs],
-        )
+        return self._batch_of(keys, self._source.read(self._pairs(keys)))
 
-    def _read(self, keys: NDArray[np.int64], draws: RandomDraws, *, others: int) -> Batch:
-        batch = self.read(keys)
+    def _pairs(self, keys: NDArray[np.int64]) -> list[Key]:
+        return [(int(row), self._views[int(view)]) for view, row in keys]
+
+    def _batch_of(self, keys: NDArray[np.int64], features: Features) -> Batch:
+        targets = [targets_of(self._store, row, view) for row, view in self._pairs(keys)]
+        return Batch(features=features, targets=targets)
+
+    def _fetch(self, keys: NDArray[np.int64]) -> Fetched:
+        """What a server must be asked for; features that wait in memory need nothing."""
+        source = self._source
+        return source.fetch(self._pairs(keys)) if isinstance(source, StreamedFeatures) else {}
+
+    def _read(
+        self,
+        keys: NDArray[np.int64],
+        draws: RandomDraws,
+        fetch: Future[Fetched] | None,
+        *,
+        others: int,
+    ) -> Batch:
+        if fetch is None or not isinstance(self._source, StreamedFeatures):
+            batch = self.read(keys)
+        else:
+            batch = self._batch_of(keys, self._source.read(self._pairs(keys), fetch.result()))
         if self._augment is not None:
             batch = self._augment(batch, draws)
         return replace(batch.to(self._device), others=others)
@@ -222,6 +248,7 @@ def make_loader(
     seed: int = 0,
     device: str = "cpu",
     residency: WantedResidency = "stream",
+    disk_cache: int | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> FeatureLoader:
@@ -235,8 +262,10 @@ def make_loader(
         batch_size: most images of a batch; images of a batch have one padded size.
         seed: of the order and of the views drawn; an epoch is the same for the same seed.
         device: where batches come to lie.
-        residency: "stream" reads from the disk in every epoch, "ram" and "device" keep the encoded
-            features, "auto" chooses by what is free.
+        residency: "stream" reads from the store in every epoch, "disk" keeps copies of a remote one
+            on this machine, "ram" and "device" keep the encoded features, "auto" chooses by what is
+            free.
+        disk_cache: most bytes of these copies; by default half of what their disk has.
         rank, world_size: this process's share of each batch, of how many.
 
     Raises:
@@ -252,6 +281,7 @@ def make_loader(
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
     store.require_complete(tuple(probabilities))
+    store = with_disk_cache(store, residency, disk_cache)
     chosen = choose_device(device)
     names = tuple(levels) if levels is not None else store.spec.names
     return FeatureLoader(
@@ -319,6 +349,7 @@ def _make_source(
         ram=free_ram() // processes,
         device=free_memory(device) // (1 if has_own_memory else processes),
         device_name=str(device),
+        disk=store.disk_cache,
     )
     residency, reason = choose_residency(wanted, need, has_own_memory=has_own_memory)
     if logs:

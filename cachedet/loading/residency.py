@@ -1,10 +1,11 @@
-"""Where encoded features wait for their batch: on disk, in RAM or on the device.
+"""Where encoded features wait for their batch: in their store, on disk, in RAM or on the device.
 
     stream   read from the store, batch by batch
+    disk     likewise, of a remote store; what was read once is read from a disk of this machine
     ram      bytes as they are stored; what is entropy-coded is decompressed with its batch
     device   decompressed arrays, dequantised where they are
 
-Each image's checksums are checked when it is read from the store. All three end in the same
+Each image's checksums are checked when it is read from the store. All end in the same
 decoding of the same bytes, so their batches are bit-identical.
 """
 
@@ -25,14 +26,17 @@ from cachedet.config.run import Residency, WantedResidency
 from cachedet.errors import ConfigError, CorruptBlockError, StoreError
 from cachedet.loading.decoding import BatchDecoder, map_parts
 from cachedet.progress import StageProgress
+from cachedet.store.files.disk_cache import DiskCache, default_folder
 from cachedet.store.files.durable import readable_nbytes
 from cachedet.store.format.chunks import EncodedFeatures
+from cachedet.store.format.fetching import Fetched
 from cachedet.store.format.layout import Block
 from cachedet.store.format.shards import unpack_zstd
 from cachedet.store.reader import FeatureStore, Key, PackedParts
 from cachedet.structures import Features, SizeHW
 
 _SHARE = 0.5  # of what is free that `auto` takes: the step, validation and others need the rest
+_TOGETHER = 8  # images of a server that are loaded into RAM with one read
 _WORTH_A_LINE = 256 << 20  # bytes to load below which no progress is shown
 
 
@@ -53,6 +57,7 @@ class Need:
     ram: int  # free for this process
     device: int  # free
     device_name: str
+    disk: str = ""  # the disk cache that the features go through, and its bound; "": none
 
 
 def choose_residency(
@@ -61,7 +66,7 @@ def choose_residency(
     """The residency, and one line that says why.
 
     `auto` takes the first of device (where it has memory besides RAM), ram and stream that fits
-    into half of what is free.
+    into half of what is free; instead of stream disk, where there is a disk cache.
 
     Raises ConfigError where what was named does not fit; says by how much.
     """
@@ -71,6 +76,8 @@ def choose_residency(
     free_device = f"{readable_nbytes(need.device)} of {need.device_name}"
     if wanted == "stream":
         return wanted, f"residency stream: {in_ram}, read from disk in every epoch"
+    if wanted == "disk":
+        return wanted, f"residency disk: {in_ram}; {need.disk}"
     if wanted == "ram":
         _require_room(need.stored, need.ram, what=in_ram, free=free_ram, other="stream")
         return wanted, f"residency ram: {in_ram}; {free_ram} are free"
@@ -82,7 +89,10 @@ def choose_residency(
     tried = f"{on_device}, more than half of {free_device}; " if has_own_memory else ""
     if need.stored <= _SHARE * need.ram:
         return "ram", f"residency auto: ram, as {tried}{in_ram} and at most half of {free_ram} goes"
-    return "stream", f"residency auto: stream, as {tried}{in_ram}, more than half of {free_ram}"
+    why = f"as {tried}{in_ram}, more than half of {free_ram}"
+    if need.disk:
+        return "disk", f"residency auto: disk, {why}; {need.disk}"
+    return "stream", f"residency auto: stream, {why}"
 
 
 def _require_room(need: int, room: int, *, what: str, free: str, other: Residency) -> None:
@@ -102,12 +112,29 @@ def make_source(
     device: torch.device,
     threads: int = 1,
 ) -> FeatureSource:
-    """Loads everything now, except for `stream`. Raises what `FeatureStore.read` raises."""
-    if residency == "stream":
+    """Loads all now, except for `stream` and `disk`. Raises what `FeatureStore.read` raises."""
+    if residency in ("stream", "disk"):  # a store that has a disk cache uses it by itself
         return StreamedFeatures(store, levels=levels, device=device)
     if residency == "ram":
         return RamFeatures(store, views=views, levels=levels, device=device, threads=threads)
     return DeviceFeatures(store, views=views, levels=levels, device=device)
+
+
+def with_disk_cache(
+    store: FeatureStore, residency: WantedResidency, most: int | None
+) -> FeatureStore:
+    """The store, read through copies on this machine where the residency or its room says so.
+
+    Raises ConfigError where the store is no remote one, or nothing can be written.
+    """
+    if residency != "disk" and most is None:
+        return store
+    if not store.is_remote:
+        raise ConfigError(
+            f"residency disk keeps copies of a store in a bucket, {store.location} lies on this "
+            "machine: use --residency stream, ram or auto, without --disk-cache"
+        )
+    return store.cached_in(DiskCache.make(default_folder(), most))
 
 
 class StreamedFeatures:
@@ -115,12 +142,17 @@ class StreamedFeatures:
 
     def __init__(self, store: FeatureStore, *, levels: Sequence[str], device: torch.device) -> None:
         self._store = store
+        self._levels = tuple(levels)
         self._decoder = BatchDecoder(store, levels=levels, device=device)
 
-    def read(self, keys: Sequence[Key]) -> Features:
+    def fetch(self, keys: Sequence[Key]) -> Fetched:
+        """Ask the server of a remote store for a batch before its turn."""
+        return self._store.fetch(keys, self._levels)
+
+    def read(self, keys: Sequence[Key], fetched: Fetched | None = None) -> Features:
         encoded = self._decoder.make_buffers(self._store.bucket_of(*keys[0]), len(keys))
         with _tell_if_gone(self._store):
-            self._store.read_encoded(keys, out=encoded)
+            self._store.read_encoded(keys, out=encoded, fetched=fetched)
         _require_finite(self._store, encoded, keys)
         return self._decoder.decode(encoded)
 
@@ -141,12 +173,17 @@ class RamFeatures:
         self._decoder = BatchDecoder(store, levels=levels, device=device)
         self._packed: dict[Key, PackedParts] = {}
 
+        together = _TOGETHER if store.is_remote else 1  # neighbours are one request
+
         def load(block: Block) -> dict[Key, PackedParts]:
-            room = store.make_buffers(block.bucket, 1, levels)
-            return {
-                (row, block.view): store.read_packed(row, block.view, out=room)
-                for row in block.rows
-            }
+            images: dict[Key, PackedParts] = {}
+            room: EncodedFeatures | None = None
+            for start in range(0, len(block.rows), together):
+                keys = [(row, block.view) for row in block.rows[start : start + together]]
+                if room is None or room.count != len(keys):
+                    room = store.make_buffers(block.bucket, len(keys), levels)
+                images.update(zip(keys, store.read_packed(keys, out=room), strict=True))
+            return images
 
         blocks = [block for block in store.blocks if block.view in views]
         nbytes, _ = store.encoded_nbytes(views, levels)

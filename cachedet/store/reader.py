@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import os
+import copy
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,18 +18,18 @@ from zarr.abc.store import Store
 from cachedet.data.views import short_names
 from cachedet.errors import CorruptBlockError, MissingFeatureError, StoreError
 from cachedet.store.codecs.codec import Part
+from cachedet.store.files.disk_cache import DiskCache
 from cachedet.store.files.names import COMMITS, MANIFEST
 from cachedet.store.files.source import open_source
 from cachedet.store.format.annotations import rows_but
 from cachedet.store.format.chunks import Chunk, ChunkReader, EncodedFeatures, Shard
 from cachedet.store.format.commits import Quality, read_record, read_records, total_quality
+from cachedet.store.format.fetching import Fetched, RemoteChunks
 from cachedet.store.format.layout import Block, shard_key
 from cachedet.store.format.manifest import truth_digest, withdrawn_digest
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.format.stages import load_stages
 from cachedet.structures import Annotations, Features, SizeHW
-
-_MOST_REQUESTS = 16  # to a server at once
 
 Key = tuple[int, str]
 """(row, view) of one image."""
@@ -75,6 +73,8 @@ class FeatureStore:
         blocks: every block the finished store has, committed or not, with its rows of
             `annotations`.
         codec: decodes what `read_encoded` gives.
+        disk_cache: where copies of a remote store lie on this machine, and how large they may grow;
+            empty where none are made.
     """
 
     def __init__(self, plan: StorePlan) -> None:
@@ -91,6 +91,8 @@ class FeatureStore:
         self._block_of, self._slot_of = _index_rows(plan)
         self._shards: dict[tuple[int, str], list[Shard]] = {}  # by (block, level), as they are used
         self._chunks = ChunkReader(plan.source, plan.manifest.block_size)
+        self._remote = self._of_server(None) if self.is_remote else None
+        self.disk_cache = ""
 
     @classmethod
     def open(cls, location: Path | str | Store | FeatureStore) -> FeatureStore:
@@ -105,6 +107,18 @@ class FeatureStore:
             return cls(plan)
 
         return source.confirm(read, MANIFEST)
+
+    def cached_in(self, cache: DiskCache) -> FeatureStore:
+        """This store, read through copies on a disk of this machine; a local one is itself."""
+        if not self.is_remote:
+            return self
+        through = copy.copy(self)
+        through._remote = self._of_server(cache)
+        through.disk_cache = cache.describe_bound()
+        return through
+
+    def _of_server(self, cache: DiskCache | None) -> RemoteChunks:
+        return RemoteChunks(self._chunks, slots=self.manifest.block_size, cache=cache)
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -123,6 +137,11 @@ class FeatureStore:
             withdrawn_digest=withdrawn_digest(gone),
         )
         return FeatureStore(replace(plan, withdrawn=gone, manifest=manifest))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether each read is a request to a server."""
+        return self._plan.source.is_remote
 
     @property
     def nbytes(self) -> int:
@@ -256,7 +275,26 @@ class FeatureStore:
             },
         )
 
-    def read_encoded(self, keys: Sequence[Key], *, out: EncodedFeatures) -> None:
+    def fetch(self, keys: Sequence[Key], levels: Sequence[str]) -> Fetched:
+        """What a server is asked for to read these images, for `read_encoded`.
+
+        Nothing of a local store. Raises MissingFeatureError, RemoteStoreError.
+        """
+        if self._remote is None:
+            return {}
+        located = [self._locate(*key) for key in keys]
+        return self._remote.fetch(
+            [
+                (shard, slot)
+                for block, slot in located
+                for level in levels
+                for shard in self._shards_of(block, level)
+            ]
+        )
+
+    def read_encoded(
+        self, keys: Sequence[Key], *, out: EncodedFeatures, fetched: Fetched | None = None
+    ) -> None:
         """Fill buffers of `make_buffers` with the stored parts of images of one bucket.
 
         Raises what `read` raises, and ValueError where the buffers are for other images; after an
@@ -264,25 +302,14 @@ class FeatureStore:
         """
         if len(keys) != out.count:  # else the rest would be older images
             raise ValueError(f"the buffers are for {out.count} images, {len(keys)} are read")
-        if self._plan.source.is_remote:
-            self._read_at_once(keys, out)
+        chunks = (
+            chunk for index, key in enumerate(keys) for chunk in self._chunks_of(key, out, index)
+        )
+        if self._remote is not None:
+            self._remote.read(list(chunks), fetched=fetched)
             return
-        for index, key in enumerate(keys):
-            for chunk in self._chunks_of(key, out, index):
-                self._chunks.read(chunk)
-
-    def _read_at_once(self, keys: Sequence[Key], out: EncodedFeatures) -> None:
-        """Shards beside each other, as each request to a server is waited for."""
-        by_shard: dict[str, list[Chunk]] = {}
-        for index, key in enumerate(keys):
-            for chunk in self._chunks_of(key, out, index):
-                by_shard.setdefault(chunk.shard.key, []).append(chunk)
-
-        def read(chunks: list[Chunk]) -> None:
-            for chunk in chunks:
-                self._chunks.read(chunk)
-
-        list(_remote_readers(os.getpid()).map(read, by_shard.values()))
+        for chunk in chunks:
+            self._chunks.read(chunk)
 
     def read_stages(self) -> dict[str, Tensor]:
         """Initial weights of the backbone's stages behind the first level, by name.
@@ -291,17 +318,18 @@ class FeatureStore:
         """
         return load_stages(self._plan.source, self.manifest)
 
-    def read_packed(self, row: int, view: str, *, out: EncodedFeatures) -> PackedParts:
-        """The stored parts of one image; what is compressed stays so, tried in `out` for one image.
+    def read_packed(self, keys: Sequence[Key], *, out: EncodedFeatures) -> list[PackedParts]:
+        """The stored parts of images; what is compressed stays so, tried in `out` for as many.
 
         Raises as `read_encoded`.
         """
-        packed: list[bytes | NDArray[Any]] = []
-        for chunk in self._chunks_of((row, view), out, 0):
-            frame = self._chunks.read(chunk)
-            is_compressed = chunk.shard.part.packing == "zstd"
-            packed.append(bytes(frame) if is_compressed else chunk.out.copy(order="K"))
-        return tuple(packed)
+        images = [list(self._chunks_of(key, out, index)) for index, key in enumerate(keys)]
+        chunks = [chunk for image in images for chunk in image]
+        if self._remote is not None:
+            frames = iter(self._remote.read(chunks, packed=True))
+        else:
+            frames = (bytes(self._chunks.read(chunk)) for chunk in chunks)
+        return [tuple(_as_packed(chunk, next(frames)) for chunk in image) for image in images]
 
     def _chunks_of(self, key: Key, out: EncodedFeatures, index: int) -> Iterator[Chunk]:
         """The parts of one image, each with its room among those of image `index` in `out`."""
@@ -362,10 +390,8 @@ class FeatureStore:
         )
 
 
-@functools.cache
-def _remote_readers(process: int) -> ThreadPoolExecutor:
-    """Threads of a process that wait for servers; they compute next to nothing."""
-    return ThreadPoolExecutor(_MOST_REQUESTS, thread_name_prefix="storage-reader")
+def _as_packed(chunk: Chunk, frame: bytes) -> bytes | NDArray[Any]:
+    return frame if chunk.shard.part.packing == "zstd" else chunk.out.copy(order="K")
 
 
 def _without_withdrawn(

@@ -21,8 +21,8 @@ from cachedet.training.run_folder import RunFolder
 # A resumed run may change these keys: what the steps still to come compute hangs on none of them.
 MAY_CHANGE_ON_RESUME = frozenset(
     {
-        "max_steps", "device", "residency", "eval_every", "early_stopping", "tensorboard",
-        "checkpoint_every_seconds", "checkpoint_every_steps",
+        "max_steps", "device", "residency", "disk_cache", "eval_every", "early_stopping",
+        "tensorboard", "checkpoint_every_seconds", "checkpoint_every_steps",
     }
 )  # fmt: skip
 # Keys of a detector that decide how it is taught and read out, not what its weights mean.

@@ -328,11 +328,17 @@ def test_the_option_of_the_command_line(tmp_path: Path) -> None:
         "--run",
         f"{tmp_path}",
     ]
-    wrong = CliRunner().invoke(app, [*words, "--residency", "disk"])
+    wrong = CliRunner().invoke(app, [*words, "--residency", "tape"])
     assert wrong.exit_code == 1
-    assert "residency: Input should be 'stream', 'ram', 'device' or 'auto', got 'disk'" in (
+    assert "residency: Input should be 'stream', 'disk', 'ram', 'device' or 'auto', got 'tape'" in (
         wrong.output
     )
+    many = CliRunner().invoke(app, [*words, "--disk-cache", "plenty"])
+    assert many.exit_code == 1
+    assert "disk_cache: expected bytes such as 200GB or 1.5TB, got 'plenty'" in many.output
+    both = CliRunner().invoke(app, [*words, "--residency", "ram", "--disk-cache", "2GB"])
+    assert both.exit_code == 1
+    assert "disk_cache is the room of residency disk, residency is ram" in both.output
     right = CliRunner().invoke(app, [*words, "--residency", "ram"])
     assert "is not a feature store" in right.output
 

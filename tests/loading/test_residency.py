@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import torch
 
 from cachedet.config.run import Residency
 from cachedet.errors import ConfigError, CorruptBlockError, StoreError
-from cachedet.loading.loader import FeatureLoader
+from cachedet.loading.loader import FeatureLoader, make_loader
 from cachedet.loading.residency import (
     FeatureSource,
     Need,
     RamFeatures,
     choose_residency,
     make_source,
+    with_disk_cache,
 )
 from cachedet.progress import show_progress
 from cachedet.store.codecs.codec import Part
@@ -68,6 +70,86 @@ def test_batches_are_bit_identical(
                         assert torch.equal(batch.features[level][n], exact[level])
 
 
+def test_a_disk_cache_is_chosen_where_the_memory_is_too_small() -> None:
+    need = Need(stored=9 * GB, unpacked=9 * GB, ram=4 * GB, device=4 * GB, device_name="cpu")
+    cached = replace(need, disk="at most 200.00 GB in /cache")
+    assert choose_residency("auto", need, has_own_memory=False)[0] == "stream"
+    kind, reason = choose_residency("auto", cached, has_own_memory=False)
+    assert kind == "disk"
+    assert reason.endswith("more than half of 4.00 GB of RAM; at most 200.00 GB in /cache")
+    roomy = replace(cached, ram=100 * GB)
+    assert choose_residency("auto", roomy, has_own_memory=False)[0] == "ram"
+    assert choose_residency("disk", roomy, has_own_memory=False)[0] == "disk"
+
+
+def test_a_disk_cache_of_a_store_on_this_machine_is_refused(
+    tmp_path: Path, annotations: Annotations, store_kit: Any
+) -> None:
+    store = FeatureStore.open(store_kit.of(annotations).fill(tmp_path / "s.zarr"))
+    assert with_disk_cache(store, "stream", None) is store
+    for residency, most in (("disk", None), ("auto", GB)):
+        with pytest.raises(ConfigError, match="copies of a store in a bucket, .*lies on this"):
+            with_disk_cache(store, residency, most)  # type: ignore[arg-type]
+
+
+def test_batches_through_a_disk_cache_are_bit_identical(
+    tmp_path: Path,
+    annotations: Annotations,
+    store_kit: Any,
+    s3: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All residencies of a remote store fill it, and none asks twice."""
+    monkeypatch.setenv("CACHEDET_DISK_CACHE", str(tmp_path / "cache"))
+    kit, url = store_kit.of(annotations), s3.new_url()
+    kit.fill(url, kit.noise_of, codec="int8+zstd")
+    local = FeatureStore.open(kit.fill(tmp_path / "s.zarr", kit.noise_of, codec="int8+zstd"))
+    store = with_disk_cache(FeatureStore.open(url), "disk", GB)
+    assert store.disk_cache == f"at most 1.00 GB in {tmp_path / 'cache'}"
+    keys = [(0, "base"), (3, "hflip"), (1, "base")]
+    exact = source_of(local, "stream", levels=("C4", "C5")).read(keys)
+    for kind in ("disk", *KINDS):
+        maps = source_of(store, kind, levels=("C4", "C5")).read(keys)
+        assert all(torch.equal(maps[level], exact[level]) for level in exact)
+    s3.requests.clear()
+    source_of(store, "ram", levels=("C4", "C5"))
+    assert not any("/c/" in key for _, key in s3.requests)
+
+
+def test_epochs_of_a_remote_store_are_those_of_a_folder_and_the_second_asks_nothing(
+    tmp_path: Path,
+    annotations: Annotations,
+    store_kit: Any,
+    s3: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Batches are fetched ahead; each chunk is asked for once, also where requests fail."""
+    monkeypatch.setenv("CACHEDET_DISK_CACHE", str(tmp_path / "cache"))
+    kit, url = store_kit.of(annotations), s3.new_url()
+    kit.fill(url, kit.noise_of, codec="int8")
+    local = make_loader(
+        FeatureStore.open(kit.fill(tmp_path / "s.zarr", kit.noise_of, codec="int8")), batch_size=2
+    )
+    store = FeatureStore.open(url)
+    loader = make_loader(store, batch_size=2, residency="disk", disk_cache=GB)
+    asked: list[int] = []
+    for epoch in (0, 0, 1):
+        s3.requests.clear()
+        failures = iter([True, False, True])
+        s3.before = lambda method, key, left=failures: (
+            (503, "SlowDown") if "/c/" in key and next(left, False) else None
+        )
+        for mine, its in zip(loader.epoch(epoch), local.epoch(epoch), strict=True):
+            assert all(
+                torch.equal(mine.features[name], its.features[name]) for name in ("C4", "C5")
+            )
+        asked.append(sum("/c/" in key for _, key in s3.requests))
+    assert asked[0] > 0 == asked[1]
+    (tmp_path / "cache").rename(tmp_path / "lost")  # copies that are open are read on
+    for mine, its in zip(loader.epoch(0), local.epoch(0), strict=True):
+        assert torch.equal(mine.features["C4"], its.features["C4"])
+
+
 def test_maps_in_huge_pages_are_the_same(
     tmp_path: Path, annotations: Annotations, store_kit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +189,7 @@ def test_ram_keeps_what_is_compressed_compressed(
     root = store_kit.of(annotations).fill(tmp_path / "s.zarr", codec="int8+zstd")  # constant maps
     store = FeatureStore.open(root)
     room = store.make_buffers(store.bucket_of(0, "base"), 1, ("C4",))
-    codes, scale = store.read_packed(0, "base", out=room)
+    [(codes, scale)] = store.read_packed([(0, "base")], out=room)
     assert isinstance(codes, bytes)
     assert isinstance(scale, np.ndarray)
     assert len(codes) < 3 * 6 * 8  # C x h x w int8 codes

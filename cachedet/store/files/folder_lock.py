@@ -31,7 +31,7 @@ def sole_owner(lock: Path, *, works: str, instead: str) -> Iterator[None]:
     Raises InputError while another process may work there, or where nothing can be written.
     """
     try:
-        with _one_at_a_time(lock.parent):  # else two could clear one dead lock
+        with one_at_a_time(lock.parent):  # else two could clear one dead lock
             _make(lock, works=works, instead=instead)
     except OSError as error:
         raise InputError(
@@ -45,7 +45,7 @@ def sole_owner(lock: Path, *, works: str, instead: str) -> Iterator[None]:
 
 
 @contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
+def one_at_a_time(folder: Path) -> Iterator[None]:
     """On file systems that cannot lock folders, two that start together are not kept apart."""
     if fcntl is None:
         yield

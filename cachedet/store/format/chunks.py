@@ -72,8 +72,9 @@ class _Index:
 class ChunkReader:
     """Reads chunks from any thread. Open files are bounded, and so is its memory.
 
-    It keeps at most `file_limit()` files open and the parsed index of at most 65,536 shards, and
-    per thread one buffer as large as the largest compressed chunk. The checksum a chunk ends with
+    It keeps at most `file_limit()` files open (of a server the sizes of 65,536 objects), the parsed
+    index of at most 65,536 shards, and per thread one buffer as large as the largest compressed
+    chunk. The checksum a chunk ends with
     must be the one in its commit record, whatever storage it comes from: a shard in the wrong place
     or written anew is an error, unless it holds the committed bytes again.
     """
@@ -81,7 +82,7 @@ class ChunkReader:
     def __init__(self, source: ByteSource, slots: int) -> None:
         self._source = source
         self._slots = slots
-        self._most_files = file_limit()
+        self._most_files = _MOST_INDICES if source.is_remote else file_limit()
         self._start()
 
     def _start(self) -> None:
@@ -104,10 +105,8 @@ class ChunkReader:
         Raises CorruptBlockError, naming file and block, where the bytes are not what was committed;
         StoreError where they cannot be read now, or came from a server, which proves no damage.
         """
-        if self._process != os.getpid():  # forked: a thread that is gone may hold the lock
-            self._start()
         try:
-            return self._read(chunk)
+            return self.read_once(chunk)
         except CorruptBlockError:
             self._require_unchanged(chunk.shard)
             if not self._source.is_remote:
@@ -119,9 +118,18 @@ class ChunkReader:
         with self._lock:
             self._files.pop(chunk.shard.key, None)
             self._indices.pop(chunk.shard.key, None)
-        return self._read(chunk)
+        return self.read_once(chunk)
 
-    def _read(self, chunk: Chunk) -> memoryview:
+    def find(self, shard: Shard) -> tuple[OpenFile, NDArray[np.int64]]:
+        """A shard's file, and the (used, 2) offsets and lengths of its chunks.
+
+        Raises as `read_once`.
+        """
+        file, index = self._open_shard(shard)
+        return file, index.table
+
+    def read_once(self, chunk: Chunk) -> memoryview:
+        """As `read`; what is not as committed is CorruptBlockError, whatever is the cause."""
         shard, slot = chunk.shard, chunk.slot
         out = shard.part.in_order(chunk.out)
         file, index = self._open_shard(shard)
@@ -130,11 +138,7 @@ class ChunkReader:
         packed = self._buffer(nbytes) if is_compressed else memoryview(bytearray(CHECKSUM_NBYTES))
         raw = raw_bytes(out)
         _read_into(file, offset, [packed] if is_compressed else [raw.data, packed], shard=shard)
-        checksum, committed = bytes(packed[-CHECKSUM_NBYTES:]), shard.record.checksum_of(slot)
-        if checksum != committed:
-            reason = f"image {slot} of the block ends with the checksum {checksum.hex()}, "
-            reason += f"{committed.hex()} was committed: another shard lies in its place"
-            raise corrupt(shard.where, reason)
+        _require_committed(chunk, packed)
         if is_compressed:
             unpack_zstd(packed, out, where=shard.where)
         else:
@@ -161,6 +165,8 @@ class ChunkReader:
         )
 
     def _open_shard(self, shard: Shard) -> tuple[OpenFile, _Index]:
+        if self._process != os.getpid():  # forked: a thread that is gone may hold the lock
+            self._start()
         with self._lock:
             known = self._files.get(shard.key)
             if known is not None:
@@ -223,3 +229,26 @@ def _read_into(file: OpenFile, offset: int, buffers: Sequence[memoryview], *, sh
         raise corrupt(shard.where, f"the shard was cut off ({error})") from error
     except OSError as error:
         raise unreadable(shard.where, error) from error
+
+
+def unpack_chunk(chunk: Chunk, packed: memoryview) -> None:
+    """Fill `chunk.out` from the bytes of the whole chunk. Raises CorruptBlockError."""
+    shard = chunk.shard
+    out = shard.part.in_order(chunk.out)
+    _require_committed(chunk, packed)
+    if shard.part.packing == "zstd":
+        unpack_zstd(packed, out, where=shard.where)
+        return
+    raw = raw_bytes(out)
+    raw.data[:] = packed[:-CHECKSUM_NBYTES]
+    check_crc32c(raw, packed[-CHECKSUM_NBYTES:], where=shard.where)
+
+
+def _require_committed(chunk: Chunk, packed: memoryview) -> None:
+    """Raises CorruptBlockError where these bytes end with another checksum than was committed."""
+    shard, slot = chunk.shard, chunk.slot
+    checksum, committed = bytes(packed[-CHECKSUM_NBYTES:]), shard.record.checksum_of(slot)
+    if checksum != committed:
+        reason = f"image {slot} of the block ends with the checksum {checksum.hex()}, "
+        reason += f"{committed.hex()} was committed: another shard lies in its place"
+        raise corrupt(shard.where, reason)
