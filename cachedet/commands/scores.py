@@ -51,9 +51,7 @@ Model = Annotated[
 
 def evaluate(
     run: Annotated[Path | None, typer.Argument(help="Run folder; none with --detections.")] = None,
-    store: Annotated[
-        str | None, typer.Option(help="To score the run on; default: its own.")
-    ] = None,
+    store: Annotated[str | None, typer.Option(help="To score on; default: its own.")] = None,
     detections: Annotated[
         Path | None, typer.Option(help="COCO results file of any producer, instead of a run.")
     ] = None,
