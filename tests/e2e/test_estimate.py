@@ -87,9 +87,13 @@ def test_every_figure_is_there(report: EstimateReport) -> None:
 def test_what_a_person_reads(report: EstimateReport, capsys: pytest.CaptureFixture[str]) -> None:
     print_estimate(report, heads="small")
     shown = capsys.readouterr().out
-    for words in ("8 images in 2 views", "int8+zstd (asked for)", "live frozen", "(B + H) / H",
-                  "last stages trained (from C4)", "cut at C3, B is", "repaid: live"):  # fmt: skip
+    for words in ("8 images in 2 views", "int8+zstd (asked for)", "live frozen",
+                  "; sparing the whole backbone would be ",
+                  "last stages trained (from C4)", "cut at C3, the backbone is",
+                  "repaid: live"):  # fmt: skip
         assert words in shown
+    assert shown.startswith("is a cache worth it? ")
+    assert "B + H" not in shown
     assert "what if" not in shown
 
 
