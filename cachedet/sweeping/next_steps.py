@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from dataclasses import replace
+from typing import Any
 
 from cachedet.progress import count_of
 from cachedet.reporting.figures import signed
@@ -20,7 +21,7 @@ _MOST = 5  # that a person reads
 def next_steps(report: SweepReport, space: Space) -> tuple[str, ...]:
     """At most five sentences, what matters most first."""
     winner = None if report.winner is None else report.trials[report.winner]
-    steps = [*_after_failures(report), *_after_verdict(report)]
+    steps = [*_after_failures(report), *_after_verdict(report), *_after_pruning(report)]
     if winner is not None:
         steps += _at_edges(winner, space)
         steps += _still_rising(winner)
@@ -39,6 +40,17 @@ def _after_failures(report: SweepReport) -> list[str]:
     return [
         f"{len(failed)} of {count_of(len(report.trials), 'trial')} failed, the first because: "
         f"{shorten(failed[0].error.rstrip('. '), 200)}. Search nearer to the default's values."
+    ]
+
+
+def _after_pruning(report: SweepReport) -> list[str]:
+    """Where the choice was made after few validations."""
+    whole, given_up = report.count("complete"), report.count("pruned")
+    if whole > 2 or given_up < 2 * max(whole, 1):
+        return []
+    return [
+        f"{given_up} of {count_of(len(report.trials), 'trial')} were given up on the way: what "
+        "starts slowly had no chance. --pruner none, in another --out, trains all to the end."
     ]
 
 
@@ -65,12 +77,11 @@ def _after_verdict(report: SweepReport) -> list[str]:
 
 
 def _at_edges(winner: TrialRecord, space: Space) -> list[str]:
-    """Ranges whose end the winner has; what is there by itself, as in the default, tells less."""
+    """Ranges at whose end the winner lies."""
     steps = []
     for parameter in space.of_config[winner.config]:
         value = winner.values.get(parameter.key)
-        wider = _widened(parameter, value)
-        if wider:
+        if value is not None and (wider := _widened(parameter, value)):
             steps.append(
                 f"{parameter.key} of the best trial, {short_value(value)}, lies at the end of what "
                 f"was searched. Search beyond it, in another --out: --param {wider}."
@@ -78,33 +89,29 @@ def _at_edges(winner: TrialRecord, space: Space) -> list[str]:
     return steps
 
 
-def _widened(parameter: Parameter, value: object) -> str:
-    """The range moved on past the end where the value lies; empty where it lies at none."""
-    ends = parameter.choices or (parameter.low, parameter.high)
-    are_numbers = all(isinstance(e, int | float) and not isinstance(e, bool) for e in ends)
-    if not are_numbers or not isinstance(value, int | float) or isinstance(value, bool):
+def _widened(parameter: Parameter, value: Any) -> str:
+    """The range moved on past the end where the value lies, as --param takes it; empty: at none.
+
+    Zero is an end by itself, and of two choices one is always at an end.
+    """
+    ends = parameter.examples()
+    if not all(type(end) in (int, float) for end in ends) or min(ends) <= 0:
         return ""
-    low, high = min(ends), max(ends)
-    if low <= 0 or (parameter.choices and len(ends) < 3):
-        return ""  # zero ends by itself, and of two values one is always at an end
-    whole = all(isinstance(end, int) for end in ends) or parameter.whole
-    if parameter.choices:
-        place = 0.0 if value == low else 1.0 if value == high else 0.5
-    else:
-        place = parameter.share(value)
+    if parameter.choices and len(ends) < 3:
+        return ""
+    ends = tuple(sorted(ends))
+    place = (ends.index(value) / (len(ends) - 1)) if parameter.choices else parameter.share(value)
     if _EDGE < place < 1 - _EDGE:
         return ""
-    factor = 0.25 if place <= _EDGE else 4.0
+    factor = 2.0 if parameter.choices else 4.0
+    new = [end / factor if place <= _EDGE else end * factor for end in ends]
+    if all(isinstance(end, int) for end in ends):
+        new = sorted({max(1, round(end)) for end in new})
+    if len(new) < len(ends) or new == list(ends):
+        return ""
     if parameter.choices:
-        factor = factor**0.5
-    new = [end * factor for end in ends]
-    if whole:
-        new = [max(1, round(end)) for end in new]
-        if any(one >= other for one, other in pairwise(sorted(new))):
-            return ""
-    if parameter.choices:
-        return f"{parameter.key}={','.join(f'{end:.3g}' for end in new)}"
-    return f"{parameter.key}={'log:' if parameter.log else ''}{new[0]:.3g}..{new[1]:.3g}"
+        return replace(parameter, choices=tuple(new)).describe()
+    return replace(parameter, low=new[0], high=new[-1]).describe()
 
 
 def _still_rising(winner: TrialRecord) -> list[str]:

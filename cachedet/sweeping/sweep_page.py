@@ -31,6 +31,7 @@ from cachedet.sweeping.trial_charts import (
 from cachedet.version import __version__
 
 _TONES: dict[str, Tone] = {"better": "better", "worse": "worse"}
+_ORDER = ("waiting", "running", "failed", "pruned", "complete")  # as a table sorts them
 _STATES = {"complete": "trained", "pruned": "given up"}
 
 
@@ -119,7 +120,7 @@ def _result_section(report: SweepReport) -> Section:
         leads=(lead,),
         tables=_final_tables(report),
         notes=(
-            *report.notes,
+            *(f"{note[:1].upper()}{note[1:]}." for note in report.notes),
             *failed,
             "The best AP of the search is never the result: the best of many is partly luck.",
         ),
@@ -140,9 +141,11 @@ def _final_tables(report: SweepReport) -> tuple[Table, ...]:
         rows.append(Row(name=f"seed {seed}", cells=tuple(cells)))
     if report.verdict is not None:
         rows.append(_mean_row(report.verdict, sides=len(sides)))
+    caption = "AP of the final runs on the images that chose nothing."
+    if len(sides) > 1:
+        caption += " Below the mean difference: its 95 % interval over images and seeds."
     table = Table(
-        caption="AP of the final runs on the images that chose nothing. Below the mean difference: "
-        "its 95 % interval over images and seeds.",
+        caption=caption,
         corner="Final runs",
         columns=(*map(_name, sides), *(("difference",) if len(sides) > 1 else ())),
         rows=tuple(rows),
@@ -273,7 +276,10 @@ def _trial_cells(
 ) -> tuple[Cell, ...]:
     tone: Tone = "worse" if trial.state == "failed" else "faint" if trial.state == "pruned" else ""
     epochs = trial.curve[-1][0] if trial.curve else 0
-    cells = [Cell(text=_STATES.get(trial.state, trial.state), tone=tone)]
+    ended = Cell(
+        text=_STATES.get(trial.state, trial.state), tone=tone, rank=_ORDER.index(trial.state)
+    )
+    cells = [ended]
     if report.objectives[0] != "ap":
         value = trial.objectives[0] if trial.objectives else math.nan
         cells.append(Cell(text=figure(value), rank=rank_of(value)))

@@ -70,7 +70,7 @@ def report(*trials: TrialRecord, **changes: Any) -> SweepReport:
         "reporting": 40, "verdict": verdict(), "seconds": 90.0, "parallel": 1,
         "settings": {"sampler": "tpe", "seed": 0}, "notes": (), "interrupted_by": None,
         "finals": tuple(
-            FinalRun(trial=side, seed=seed, ap=ap + seed / 100, run=Path(f"out/final/{side}-{seed}"))
+            FinalRun(trial=side, seed=seed, ap=ap + seed / 100, run=Path(f"out/{side}-{seed}"))
             for side, ap in ((None, 0.4), (winner, 0.5)) for seed in (1, 2)
         ),
     }  # fmt: skip
@@ -137,7 +137,9 @@ def test_every_trial_is_drawn_and_listed() -> None:
 
 
 def test_two_objectives_have_a_front() -> None:
-    trials = [replace(trial(n, ap), objectives=(ap, 9.0 + n)) for n, ap in enumerate((0.2, 0.1, 0.5))]
+    trials = [
+        replace(trial(n, ap), objectives=(ap, 9.0 + n)) for n, ap in enumerate((0.2, 0.1, 0.5))
+    ]
     page = page_of(report(*trials, objectives=("ap", "seconds"), best=(0, 2), importances={}))
     (chart,) = section_of(page, "front").charts
     assert [label.text for label in chart.labels] == ["0", "2"]
@@ -182,7 +184,7 @@ def test_what_is_missing_is_said(changes: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize(
     ("of", "words"),
     [
-        (report(), "Use the winner: out/final/1-1 is a run folder"),
+        (report(), "Use the winner: out/1-1 is a run folder"),
         (report(), "5 trials is little"),
         (
             report(*(trial(n, 0.1, state="failed") for n in range(3)), verdict=None),
