@@ -140,7 +140,7 @@ def extract(
         StoreMismatchError: the store holds features of other inputs.
         StoreError, CodecError: the store cannot be written.
 
-    Example:
+    Examples:
         >>> report = cachedet.extract(images="photos", annotations="train.json", store="t.zarr")
         >>> report.images, report.nbytes_written
     """
