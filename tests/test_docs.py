@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import itertools
+import json
 import re
 import shlex
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 import typer
 import yaml
+from PIL import Image
+from typer.testing import CliRunner
 
 import cachedet
 from cachedet.cli import app
@@ -25,6 +32,7 @@ from cachedet.commands.options import read_taps, split_names
 from cachedet.config.presets import load_config
 from cachedet.config.run import ExtractConfig, make_extract_config
 from cachedet.data.pixel_windows import parse_file_views
+from cachedet.data.shapes import write_shapes
 from cachedet.data.views import parse_views
 from cachedet.errors import CachedetError
 from cachedet.store.codecs.registry import make_codec
@@ -43,7 +51,10 @@ _HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 _USAGE_ERROR: type[Exception] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
 )
-_ANY_CONFIG = ("CONFIG", "NAME", "PRESET")  # words of the pages that stand for one
+# Words of the pages that stand for something.
+_MEANT = dict.fromkeys(("CONFIG", "NAME", "PRESET"), "cascade_rcnn_nasfpn_tiny") | {
+    "STORE": "train.zarr"
+}
 
 
 def name_of(page: Path) -> str:
@@ -138,9 +149,7 @@ class Command:
         found = shlex.split(re.sub(r" \[(--[^\]]+)\]", r" \1", self.text), comments=True)[1:]
         end = next((n for n, word in enumerate(found) if word in (">", "|", "&&")), len(found))
         return [
-            "retinanet_fpn_tiny" if word in _ANY_CONFIG else re.sub(r"^\$\w+$", "0", word)
-            for word in found[:end]
-            if word != "..."
+            _MEANT.get(word, re.sub(r"^\$\w+$", "0", word)) for word in found[:end] if word != "..."
         ]
 
 
@@ -247,3 +256,112 @@ def check_values(verb: str, values: dict[str, Any]) -> None:
         keys = ExtractConfig.model_fields.keys() & {key for key in values if values[key]}
         texts = {"levels": split_names(values["levels"]), "taps": read_taps(values["taps"])}
         make_extract_config({key: values[key] for key in keys} | texts)
+
+
+# The guide at work
+
+# What makes a command quick: appended, so that the last one given counts.
+_SMALLER = {
+    "extract": "--image-size 128",
+    "estimate": "--image-size 128 --sample 4 --seconds 0.3",
+    "compare": "--image-size 128 --epochs 1 --seeds 0",
+    "train-heads": "--set schedule.epochs=1",
+}
+_NOT_RUN = re.compile(r"^<!-- not run: .+ -->\n+(```.*?^```|(?: {4}.*\n|\n(?= {4}))+)", re.M | re.S)
+GUIDE = [page for page in PAGES[1:] if page.parent == DOCS and commands_of(page.read_text())]
+
+
+def runnable(page: Path) -> list[list[str]]:
+    """Words of the commands that can run here.
+
+    A block under `<!-- not run: REASON -->` cannot, nor what names a bucket or ends in `...`.
+    """
+    found = []
+    for command in commands_of(_NOT_RUN.sub("", page.read_text())):
+        words = command.words
+        if command.is_abridged or "://" in command.text:
+            continue
+        words += _SMALLER.get(words[0], "").split()
+        words += ["--weights", "none"] if "--backbone" in words else []  # the others' are far away
+        found.append(words)
+    return found
+
+
+@pytest.fixture(scope="module")
+def first(exports: ModuleType, write_video: Any, tmp_path_factory: Any) -> Path:
+    """A folder with all that the pages speak of, in which the README's commands ran."""
+    root: Path = tmp_path_factory.mktemp("docs")
+    paths = write_shapes(root, train=8, val=4)
+    paths.images.rename(root / "photos")
+    photos = sorted((root / "photos").iterdir())
+    for name in ("new-photos", "aerial"):
+        (root / name).mkdir()
+        shutil.copy(photos[0], root / name)
+    write_video(root / "clip.mp4", [np.asarray(Image.open(photos[0]).resize((128, 96)))] * 6)
+    write_lists(root)
+    write_zoo(root, exports)
+    with contextlib.chdir(root):
+        for words in runnable(PAGES[0]):
+            run(words)
+    return root
+
+
+def write_lists(root: Path) -> None:
+    """Fewer annotations, and what programs found."""
+    content = json.loads((root / "train.json").read_text())
+    (root / "new.json").write_text(json.dumps(without_first(content)))
+    val = json.loads((root / "val.json").read_text())
+    keys = ("image_id", "category_id", "bbox")
+    found = [{key: one[key] for key in keys} | {"score": 0.5} for one in val["annotations"]]
+    for name in ("results.json", "a/detections.json", "b/detections.json"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(json.dumps(found))
+
+
+def write_zoo(root: Path, exports: ModuleType) -> None:
+    """A data set as YOLO, and files of its images for later."""
+    shots = exports.SHOTS
+    val = [replace(shot, name=f"val_{shot.name}") for shot in shots]
+    file = exports.write_yolo(root / "zoo", {"train": shots, "val": val})
+    cachedet.convert(f"{file}:val", root / "zoo" / "val.json")
+    cachedet.convert(f"{file}:train", root / "all.json")
+    content = json.loads((root / "all.json").read_text())
+    (root / "corrected.json").write_text(json.dumps(content | {"annotations": []}))
+    (root / "clean.json").write_text(json.dumps(without_first(content)))
+
+
+def without_first(content: dict[str, Any]) -> dict[str, Any]:
+    """Annotations without the first image."""
+    first, *images = content["images"]
+    kept = [one for one in content["annotations"] if one["image_id"] != first["id"]]
+    return content | {"images": images, "annotations": kept}
+
+
+def run(words: list[str]) -> None:
+    """In this process."""
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, f"cachedet {shlex.join(words)}\n{done.output}\n{done.exception!r}"
+
+
+@pytest.mark.thorough
+def test_the_commands_of_the_readme_run(first: Path) -> None:
+    assert (first / "runs" / "first" / "report.html").is_file()
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("page", GUIDE, ids=name_of)
+def test_the_commands_of_a_page_run(
+    page: Path, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other, beside what the README's commands left."""
+    root = tmp_path / "here"
+    shutil.copytree(first, root)
+    monkeypatch.chdir(root)
+    made: set[str] = set()
+    for words in runnable(page):
+        options = dict(itertools.pairwise(words))
+        target = options.get({"extract": "--store", "train-heads": "--run"}.get(words[0], ""))
+        if target is not None and target not in made:  # the page makes its own
+            shutil.rmtree(root / target, ignore_errors=True)
+            made.add(target)
+        run(words)
