@@ -281,7 +281,8 @@ def runnable(page: Path) -> list[list[str]]:
         words = command.words
         if command.is_abridged or "://" in command.text:
             continue
-        words += _SMALLER.get(words[0], "").split()
+        if (words[0], page.name) != ("train-heads", "README.md"):  # so that its run finds something
+            words += _SMALLER.get(words[0], "").split()
         words += ["--weights", "none"] if "--backbone" in words else []  # the others' are far away
         found.append(words)
     return found
