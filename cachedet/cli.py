@@ -134,7 +134,17 @@ def _tell_usage(error: Any) -> None:
     if context is not None:
         tell(" ".join(context.get_usage().split()))
         tell(f"Try '{context.command_path} --help' for help.")
-    tell(f"error: {message}")
+    tell(f"error: {_hint(error, context) or message}")
+
+
+def _hint(error: Any, context: Any) -> str:
+    """Where an argument is written as if it were an option; typer guesses another option."""
+    name = str(getattr(error, "option_name", "")).removeprefix("--")
+    params = [] if context is None else context.command.params
+    if name not in [param.name for param in params if param.param_type_name == "argument"]:
+        return ""
+    command = f"{context.command_path} {name.upper()}"
+    return f"No such option: --{name}; give it without the option's name: `{command}`"
 
 
 def _show_version(wanted: bool) -> None:

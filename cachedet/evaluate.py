@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations, Detections
 from cachedet.training.run_folder import RunFolder, TrainingData, noted_place
 from cachedet.version import __version__
+
+_log = logging.getLogger("cachedet.evaluate")
 
 _NAMED = 10  # skipped images in one note
 EVALUATOR = {"evaluator": "cachedet, equal to pycocotools", "cachedet": __version__}
@@ -132,7 +135,7 @@ class EvalReport:
 
 def evaluate(
     subject: Path | str | nn.Module,
-    store: Path | str | FeatureStore,
+    store: Path | str | FeatureStore | None = None,
     *,
     detector: nn.Module | None = None,
     config: EvalConfig | None = None,
@@ -144,7 +147,8 @@ def evaluate(
 
     Args:
         subject: run folder, or the detector itself.
-        store: with every view that is asked for; a folder, a URL or an open store.
+        store: with every view that is asked for; a folder, a URL or an open store. None: the one
+            that the run was validated on.
         detector: what `train` was given as an object; a copy of it gets the run's weights.
         config: views to merge, images at a time, device, and which weights of the run.
         questions: what is asked beyond COCO's figures.
@@ -163,7 +167,7 @@ def evaluate(
     config, questions = config or EvalConfig(), questions or Questions()
     views = tuple(view.name for view in parse_views(config.views))
     _require_answerable(questions, views)
-    features = FeatureStore.open(store)
+    features = FeatureStore.open(store) if store is not None else _open_own(subject)
     features.require_complete(views)
     of_run = partial(Subject.of_run, detector=detector)
     if isinstance(subject, nn.Module):
@@ -209,6 +213,32 @@ def evaluate(
     )
     report.write(coco_results(annotations, table))
     return report
+
+
+def _open_own(subject: Path | str | nn.Module) -> FeatureStore:
+    """The store that a run was validated on.
+
+    Raises InputError where none is noted, or another one lies there now.
+    """
+    noted = None
+    if not isinstance(subject, nn.Module):
+        folder = RunFolder.open(Path(subject))
+        noted = TrainingData.read(folder)
+    if noted is None or not noted.validation_store:
+        name = type(subject).__name__ if isinstance(subject, nn.Module) else subject
+        raise InputError(
+            f"--store is missing: the store to score {name} on; give a run and its store, "
+            "`cachedet eval RUN --store STORE`"
+        )
+    place = noted.find_validation(folder)
+    store = FeatureStore.open(place)
+    if store.manifest.truth_digest != noted.validation:
+        raise InputError(
+            f"--store is missing: {place} is no longer what {subject} was validated on: it has "
+            "other images or boxes now, or the run saw a part of it; name the store to score on"
+        )
+    _log.info("on %s, where the run was validated", place)
+    return store
 
 
 def _describe_store(features: FeatureStore) -> dict[str, Any]:

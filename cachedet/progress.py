@@ -10,7 +10,7 @@ import datetime
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console, Group, RenderableType
@@ -21,6 +21,8 @@ from rich.text import Text
 from cachedet.text import printable
 
 _PLAIN_INTERVAL = 15.0  # seconds between lines where the output is no terminal
+_WARM_UP = 5.0  # seconds; the first units are slow and tell nothing of the rest
+_LEAST = 5.0  # seconds that a rate is measured over before it forecasts an end
 _log = logging.getLogger("cachedet")
 _log.addHandler(logging.NullHandler())  # else Python prints warnings of a program without handlers
 
@@ -64,10 +66,19 @@ class StageProgress:
     """Bar, count, rate, MB/s where bytes move, a note, ETA and end time of one stage.
 
     On a terminal one line is redrawn; elsewhere (a log file, CI) a plain line appears at most
-    every 15 seconds and once at the end. Nothing appears outside of `show_progress`.
+    every 15 seconds and once at the end. Nothing appears outside of `show_progress`. The ETA comes
+    once the rate after a warm-up is known.
     """
 
-    def __init__(self, name: str, *, total: int, unit: str, done: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        total: int,
+        unit: str,
+        done: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.name = name
         self.total = total  # units of work in all
         self.unit = unit  # their name, in plural
@@ -76,7 +87,9 @@ class StageProgress:
         self._note = ""
         self._detail = ""
         self._is_over = False
-        self._started = self._printed_at = time.monotonic()
+        self._clock = clock
+        self._warm: tuple[float, int] | None = None  # when the warm-up ended, and units until then
+        self._started = self._printed_at = clock()
         console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description:<14}", markup=False),
@@ -93,7 +106,7 @@ class StageProgress:
     def __enter__(self) -> StageProgress:
         if self._is_drawn:
             self._live.start()
-        self._started = self._printed_at = time.monotonic()
+        self._started = self._printed_at = self._clock()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -112,6 +125,9 @@ class StageProgress:
         `note`, a few words for the line, and `detail`, a second line, are kept until the next.
         """
         self._done += count
+        now = self._clock()
+        if self._warm is None and now - self._started >= _WARM_UP:
+            self._warm = now, self._done
         self.total = max(self.total, self._done)  # there may be more work than was known
         self.nbytes += nbytes
         self._note = self._note if note is None else note
@@ -130,8 +146,10 @@ class StageProgress:
 
     def status(self) -> str:
         """Rate, bytes, note, elapsed and remaining time, as shown."""
-        elapsed = max(time.monotonic() - self._started, 1e-6)
-        rate = (self._done - self._first) / elapsed
+        now = self._clock()
+        elapsed = max(now - self._started, 1e-6)
+        steady = None if self._is_over else self._steady_rate(now)
+        rate = (self._done - self._first) / elapsed if steady is None else steady
         parts = [f"{rate:.1f} {self.unit}/s"]
         if self.nbytes:
             parts.append(f"{self.nbytes / elapsed / 1e6:.1f} MB/s")
@@ -139,14 +157,23 @@ class StageProgress:
             parts.append(self._note)
         parts.append(f"{format_seconds(elapsed)} gone")
         left = self.total - self._done
-        if left > 0 and rate > 0 and not self._is_over:
-            end = datetime.datetime.now() + datetime.timedelta(seconds=left / rate)
-            parts.append(f"{format_seconds(left / rate)} left, ends {end:%H:%M}")
+        if left > 0 and steady is not None:
+            end = datetime.datetime.now() + datetime.timedelta(seconds=left / steady)
+            parts.append(f"{format_seconds(left / steady)} left, ends {end:%H:%M}")
         return printable("  ".join(parts))
+
+    def _steady_rate(self, now: float) -> float | None:
+        """Units per second since the warm-up; None while that says too little."""
+        if self._warm is None:
+            return None
+        since, before = self._warm
+        if now - since < _LEAST or self._done == before:
+            return None
+        return (self._done - before) / (now - since)
 
     def _show(self) -> None:
         self._bar.update(self._task, completed=self._done, total=self.total, status=self.status())
-        if time.monotonic() - self._printed_at >= _PLAIN_INTERVAL:
+        if self._clock() - self._printed_at >= _PLAIN_INTERVAL:
             self._print()
 
     def _render(self) -> RenderableType:
@@ -157,7 +184,7 @@ class StageProgress:
     def _print(self) -> None:
         if not self._is_plain:
             return
-        self._printed_at = time.monotonic()
+        self._printed_at = self._clock()
         detail = f"  ({self._detail})" if self._detail else ""
         line = f"{self.name}: {self._done}/{self.total}  {self.status()}{detail}"
         tell(line)

@@ -171,7 +171,7 @@ def _train_together(
         total_steps=total_steps,
         detector=build_partial_detector_of(config, store) if detector is None else detector,
     )
-    data = TrainingData.of(store, validation=validation)
+    data = TrainingData.of(store, validation=validation, run=folder.root)
     start_or_continue(
         folder,
         config,

@@ -45,7 +45,6 @@ def test_what_is_asked_for_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_log_file_gets_a_last_line_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     with StageProgress("extract", total=10, unit="images", done=4) as progress:
         progress.advance(3, nbytes=5_000_000, note="loss 0.5")
-        assert "left, ends" in progress.status()
         progress.advance(3)
     output = capsys.readouterr()
     assert output.out == ""
@@ -85,10 +84,29 @@ def test_what_others_did_is_no_work_of_ours(capsys: pytest.CaptureFixture[str]) 
 @looked_at
 def test_the_end_promises_nothing_more(capsys: pytest.CaptureFixture[str]) -> None:
     """Also where the work stopped before its end."""
-    with StageProgress("extract", total=9, unit="images") as progress:
-        progress.advance(4)
+    now = iter(range(0, 900, 9))
+    with StageProgress("extract", total=9, unit="images", clock=lambda: next(now)) as progress:
+        progress.advance(2)
+        progress.advance(2)
         assert "left, ends" in progress.status()
-    assert "left, ends" not in capsys.readouterr().err
+    assert "left, ends" not in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_no_end_is_forecast_from_the_first_slow_units() -> None:
+    """The warm-up is left out of the rate."""
+    now = 0.0
+    with StageProgress("train", total=100, unit="steps", clock=lambda: now) as progress:
+        progress.advance(1)
+        now = 20.0  # seconds of one step
+        progress.advance(1)
+        assert "left" not in progress.status()
+        for second in (21.0, 22.0, 23.0, 24.0):
+            now = second
+            progress.advance(2)
+        assert "left" not in progress.status()
+        now = 25.0
+        progress.advance(2)
+        assert progress.status().startswith("2.0 steps/s  0:25 gone  0:44 left, ends ")
 
 
 def test_a_note_is_shown_though_nothing_was_done() -> None:

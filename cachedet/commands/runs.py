@@ -30,6 +30,7 @@ from cachedet.progress import count_of, tell
 from cachedet.text import shell_line
 
 if TYPE_CHECKING:
+    from cachedet.config.run import TrainConfig
     from cachedet.predict import PredictReport
 
 _RESNET = "C3:512:8,C4:1024:16,C5:2048:32"
@@ -79,6 +80,7 @@ def train_heads(
     launch = find_launch()
     if launch.is_first and not as_json:
         say(settings.schedule.describe_lr())
+        say(_describe_epochs(settings, changes, config=config))
     report = run_train(
         settings, train_store=train, val_store=val, run=run, resume=resume, relabelled=relabelled
     )
@@ -97,6 +99,18 @@ def train_heads(
             if redacted(again) != again:
                 tell("and the credentials, which are not shown here")
         raise typer.Exit(STOPPED_STATUS)
+
+
+def _describe_epochs(settings: TrainConfig, changes: list[str], *, config: str) -> str:
+    """How long it trains, who says so, and how to shorten that."""
+    is_set = any(change.startswith("schedule.epochs=") for change in changes)
+    source = "--set schedule.epochs" if is_set else config
+    epochs, stopping = count_of(settings.schedule.epochs, "epoch"), settings.early_stopping
+    if stopping is not None:
+        ends = f"ends before where {stopping.metric} stands still (early_stopping)"
+        return f"{epochs} at most, from {source}; {ends}"
+    shorter = "--set schedule.epochs=8, or --set early_stopping.patience=5 with --val"
+    return f"{epochs}, from {source}; shorter: {shorter}"
 
 
 def model(

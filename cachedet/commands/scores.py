@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cachedet.evaluate import EvalReport, Questions
 
 _HOW = (
-    "give a run and its store, `cachedet eval RUN --store STORE`, files of any producer, "
+    "give a run, `cachedet eval RUN`, files of any producer, "
     "`cachedet eval --detections FILE --annotations FILE`, or an exported model, "
     "`cachedet eval --model FILE --images DIR --annotations FILE`"
 )
@@ -51,7 +51,7 @@ Model = Annotated[
 
 def evaluate(
     run: Annotated[Path | None, typer.Argument(help="Run folder; none with --detections.")] = None,
-    store: Annotated[str | None, typer.Option(help="Store to score the run on.")] = None,
+    store: Annotated[str | None, typer.Option(help="To score on; default: its own.")] = None,
     detections: Annotated[
         Path | None, typer.Option(help="COCO results file of any producer, instead of a run.")
     ] = None,
@@ -157,8 +157,6 @@ def _score_run(
     from cachedet.config.run import make_eval_config
     from cachedet.evaluate import evaluate as run_evaluate
 
-    if store is None:
-        raise InputError(f"--store is missing: the store to score {run} on; {_HOW}")
     if questions.against is not None and questions.against.is_file():
         raise InputError(
             f"--against expects a run folder where a run is scored, got the file "

@@ -228,10 +228,18 @@ class TrainingData:
     categories: CategoryMap
     boxes: dict[int, int]  # category id -> boxes to learn from; crowds are none
     validation: str = ""  # digest of the boxes and classes it is validated on
+    validation_store: str = ""  # where that lay; "": validated on none, or not noted
+    run: str = ""  # where the run lay then, see find_place
     relabelled: tuple[tuple[int, str], ...] = ()  # until which step it saw which other truth
 
     @classmethod
-    def of(cls, store: FeatureStore, *, validation: FeatureStore | None = None) -> TrainingData:
+    def of(
+        cls,
+        store: FeatureStore,
+        *,
+        validation: FeatureStore | None = None,
+        run: Path | None = None,
+    ) -> TrainingData:
         return cls(
             store=noted_place(store.location),
             fingerprint=store.manifest.fingerprint(),
@@ -240,6 +248,8 @@ class TrainingData:
             categories=store.annotations.categories,
             boxes=count_annotations(store.annotations),
             validation="" if validation is None else validation.manifest.truth_digest,
+            validation_store="" if validation is None else noted_place(validation.location),
+            run="" if run is None else noted_place(run),
         )
 
     @classmethod
@@ -261,6 +271,8 @@ class TrainingData:
                 ),
                 boxes={int(entry["id"]): int(entry["boxes"]) for entry in classes},
                 validation=str(values["validation_truth_digest"]),
+                validation_store=shown(str(values.get("validation_store", ""))),
+                run=str(values.get("run", "")),
                 relabelled=tuple(
                     (int(entry["until_step"]), str(entry["truth_digest"]))
                     for entry in values["relabelled"]
@@ -272,6 +284,12 @@ class TrainingData:
                 "and classes as `train-heads` writes them; remove the file, and name the training "
                 "data with --training"
             ) from error
+
+    def find_validation(self, folder: RunFolder) -> str:
+        """Where the store that it was validated on lies now; "" where none is noted."""
+        if not self.validation_store:
+            return ""
+        return find_place(self.validation_store, run=folder.root, noted_run=self.run or None)
 
     def changes_since(self, before: TrainingData | None) -> str:
         """How the boxes differ from those of a run's start, as far as its counts tell."""
@@ -316,6 +334,8 @@ class TrainingData:
                 for category_id, name in classes
             ],
             "validation_truth_digest": self.validation,
+            "validation_store": self.validation_store,
+            "run": self.run,
             "relabelled": [
                 {"until_step": step, "truth_digest": truth} for step, truth in self.relabelled
             ],

@@ -12,7 +12,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from cachedet.cli import app
+from cachedet.cli import app, run_app
 
 COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
 
@@ -74,6 +74,18 @@ def test_wrong_usage_has_status_2(words: list[str], message: str) -> None:
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 2
     assert message in done.output
+
+
+def test_an_argument_written_as_an_option(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["cachedet", "eval", "--run", "r"])
+    with pytest.raises(SystemExit) as end:
+        run_app()
+    assert end.value.code == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: No such option: --run; give it without the option's name: ")
+    assert message.endswith(" eval RUN`")
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
+from torch import nn
 from typer.testing import CliRunner
 
 from cachedet.cli import app
 from cachedet.config.run import TrainConfig
+from cachedet.errors import InputError
 from cachedet.evaluate import Questions, evaluate
 from cachedet.extract import extract
 from cachedet.store.reader import FeatureStore
@@ -44,7 +46,7 @@ def runs(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the runs a and b."""
     folder = tmp_path_factory.mktemp("runs")
     train(make_config(RETINANET), train_store=tiny.train, run=folder / "a")
-    train(make_config(FASTER), train_store=tiny.train, run=folder / "b")
+    train(make_config(FASTER), train_store=tiny.train, val_store=tiny.val, run=folder / "b")
     return folder
 
 
@@ -93,6 +95,22 @@ def test_a_run_made_before_runs_noted_it(tiny: Any, runs: Path, tmp_path: Path) 
     named = printed_by(old, "--store", tiny.val, "--training", tiny.paths.train, "--bins", "0,3")
     assert named["strata"] == printed["strata"]
     assert "--bins needs training annotations" in refused(old, "--store", tiny.val, "--bins", "0,3")
+
+
+def test_a_run_is_scored_where_it_was_validated(tiny: Any, runs: Path, tmp_path: Path) -> None:
+    shown = call(runs / "b", "--device", "cpu")
+    assert shown.exit_code == 0, shown.output
+    assert f"on {tiny.val}, where the run was validated" in shown.stderr
+    assert json.loads((runs / "b" / "results.json").read_text())["store"] == str(tiny.val)
+    other = tmp_path / "other"
+    shutil.copytree(runs / "b", other)
+    noted = (other / "training.json").read_text()
+    (other / "training.json").write_text(noted.replace(str(tiny.val), str(tiny.train)))
+    message = refused(other)
+    assert f"{tiny.train} is no longer what {other} was validated on" in message
+    assert message.endswith("name the store to score on\n")
+    with pytest.raises(InputError, match="--store is missing: the store to score Linear on"):
+        evaluate(nn.Linear(1, 1))
 
 
 def test_two_runs_on_the_same_store(tiny: Any, runs: Path) -> None:
@@ -171,7 +189,7 @@ def test_proposals_of_two_stage_detectors(tiny: Any, runs: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "there is nothing to score: give a run and its store, .* files of any producer"),
+        ("", "there is nothing to score: give a run, .* files of any producer"),
         ("{a}", "--store is missing: the store to score .*a on; give a run and its store"),
         ("{a} {f}", "got both the run .* and --detections"),
         ("--store {store}", "there is nothing to score"),

@@ -22,6 +22,8 @@ DATA = TrainingData(
     categories=CategoryMap(ids=(0, 90), names=("cat", "<b>dog</b>")),
     boxes={0: 12, 90: 0},
     validation="bb",
+    validation_store="/before/val.zarr",
+    run="/before/runs/1",
     relabelled=((5, "cc"),),
 )
 
@@ -41,6 +43,20 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     DATA.write(folder)
     assert folder.training.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["training.json"]
+
+
+def test_the_validation_store_of_a_moved_run_is_found(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "runs" / "1")
+    folder.root.mkdir(parents=True)
+    assert DATA.find_validation(folder) == "/before/val.zarr"  # as noted: it lies nowhere else
+    (tmp_path / "val.zarr").mkdir()
+    assert DATA.find_validation(folder) == str(tmp_path / "val.zarr")
+    old = {name: value for name, value in DATA.to_json().items() if name != "run"}
+    del old["validation_store"]
+    folder.training.write_text(json.dumps(old))
+    read = TrainingData.read(folder)
+    assert read == replace(DATA, validation_store="", run="")
+    assert read.find_validation(folder) == ""
 
 
 def test_the_history_of_labels() -> None:
