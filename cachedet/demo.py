@@ -59,7 +59,8 @@ class DemoReport:
         return (
             f"the same heads, start weights, order of images and {self.cells[0].epochs:.0f} epochs "
             "each, one seed; generated images (shapes to find), "
-            f"{self.train_images} to train on with {self.boxes} boxes, {self.val_images} to score on"
+            f"{self.train_images} to train on with {self.boxes} boxes, "
+            f"{self.val_images} to score on"
         )
 
 
