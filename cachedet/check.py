@@ -98,7 +98,7 @@ def check(
 
     What is wrong with the data is no error but a finding.
 
-    Example:
+    Examples:
         >>> report = cachedet.check(images="photos", annotations="train.json", val="val.json")
         >>> report.stops, report.findings[0].text
     """

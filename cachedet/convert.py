@@ -54,7 +54,7 @@ def convert(
         InputError: `out` is somebody's file, or cannot be written.
         ConfigError: `choose` has keys that do not exist.
 
-    Example:
+    Examples:
         >>> report = cachedet.convert("zoo/data.yaml:train", "train.json")
         >>> report.kind, report.counts["boxes"]
     """

@@ -1,4 +1,4 @@
-"""The pipeline from images to scores on the built-in data set, and what the cache saved."""
+"""The pipeline from images to scores: one cache, heads trained in three ways, and a page."""
 
 from __future__ import annotations
 
@@ -9,105 +9,90 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from cachedet.backbone.frozen import FrozenBackbone
+from cachedet.compare import ComparisonReport, OnCell, compare
+from cachedet.comparison.cell import ComparisonConfig
+from cachedet.comparison.folder import ComparisonFolder
+from cachedet.comparison.results import CellResult
 from cachedet.config.run import ExtractConfig, TrainConfig, load_train_config
 from cachedet.data.images import decode_image
 from cachedet.data.shapes import ShapesPaths, write_shapes
 from cachedet.device import default_workers
 from cachedet.drawing.contact_sheet import SheetRow, contact_sheet
 from cachedet.drawing.image_drawing import Drawing, make_drawing
-from cachedet.evaluate import evaluate
-from cachedet.evaluation.metrics import CocoScores
-from cachedet.extract import ExtractReport, extract
-from cachedet.live.modes import inputs_of
-from cachedet.loading.loader import make_planner
+from cachedet.errors import InputError
+from cachedet.live.mode_names import partial_mode
 from cachedet.outputs import require_empty_folder
 from cachedet.prediction.image_detector import ImageDetector, join_run
+from cachedet.report import report
 from cachedet.store.reader import FeatureStore
-from cachedet.train import train
 
+MODES = ("cached", partial_mode("C4"), "tuned")
 TRAIN_IMAGES = 320
 VAL_IMAGES = 96
+_HEADS = "demo"  # name of the config
 _IMAGE_SIZE = 320
+_EPOCHS = 8
 _SHEET_IMAGES = 12
-_SHEET_SCORE = 0.4
-_LIVE_BATCHES = 8
-_CUT = "C4"
+_SHEET_SCORE = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoReport:
     """What the demo measured."""
 
-    scores: CocoScores
-    partial_scores: CocoScores  # with the last stage of the backbone trained too
+    cells: tuple[CellResult, ...]  # in the order of MODES
+    train_images: int
+    val_images: int
+    boxes: int  # to learn from
     seconds: dict[str, float]  # by stage
-    nbytes: int
-    cached_epoch: float  # seconds per epoch on the cache
-    partial_epoch: float  # with the last stage
-    live_epoch: float  # seconds if the backbone ran in every step
     sheet: Path
+    page: Path
+    comparison: Path
 
     def to_json(self) -> dict[str, Any]:
-        scores = {name: getattr(self, name).to_json() for name in ("scores", "partial_scores")}
-        return {**vars(self), **scores, "sheet": str(self.sheet)}
+        files = {name: str(getattr(self, name)) for name in ("sheet", "page", "comparison")}
+        return {**vars(self), **files, "cells": [cell.to_json() for cell in self.cells]}
 
-    def summary(self) -> list[str]:
-        """A few lines for a person."""
-        stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items())
-        extraction = self.seconds["extract"]
-        saved = self.live_epoch - self.cached_epoch
-        pays = f"after {extraction / saved:.1f} epochs" if saved > 0 else "never on this machine"
-        return [
-            f"AP {self.scores.ap:.3f}, AP50 {self.scores.ap50:.3f} on {VAL_IMAGES} validation "
-            "images",
-            f"time: {stages}",
-            f"cache: {self.nbytes / 1e6:.1f} MB; an epoch takes {self.cached_epoch:.1f} s from "
-            f"the cache, {self.live_epoch:.1f} s with the live "
-            f"frozen backbone ({self.live_epoch / self.cached_epoch:.1f} times as long); the cache "
-            f"has paid for itself {pays}",
-            f"the last stage of the backbone trained too, from the same cache (--set "
-            f"freeze_at={_CUT}): AP {self.partial_scores.ap:.3f}, AP50 "
-            f"{self.partial_scores.ap50:.3f}; an epoch takes {self.partial_epoch:.1f} s",
-            f"ground truth beside prediction: {self.sheet}",
-        ]
+    @property
+    def conditions(self) -> str:
+        """What was equal, in one line."""
+        return (
+            f"the same heads, start weights, order of images and {self.cells[0].epochs:.0f} epochs "
+            "each, one seed; generated images (shapes to find), "
+            f"{self.train_images} to train on with {self.boxes} boxes, "
+            f"{self.val_images} to score on"
+        )
 
 
-def run_demo(out: Path) -> DemoReport:
-    """Generate, extract, train, score and draw into the folder `out`.
+def run_demo(out: Path, *, on_cell: OnCell | None = None) -> DemoReport:
+    """Draw images, extract, train in three ways, score and draw into the folder `out`.
 
-    Raises InputError where `out` exists and is not empty, or cannot be written.
+    Raises:
+        InputError: `out` exists and is not empty, or cannot be written; or a run failed.
+        KeyboardInterrupt: a signal came.
     """
     require_empty_folder(out)
     seconds: dict[str, float] = {}
     with _timed(seconds, "draw images"):
         paths = write_shapes(out / "shapes", train=TRAIN_IMAGES, val=VAL_IMAGES)
-    with _timed(seconds, "extract"):
-        reports = [_extract(out, paths, split) for split in ("train", "val")]
-    train_store, val_store = (Path(report.store) for report in reports)
-    with _timed(seconds, "train"):
-        config = demo_config()
-        trained = train(config, train_store=train_store, val_store=val_store, run=out / "run")
-    with _timed(seconds, "score and draw"):
-        scored = evaluate(out / "run", store=val_store)
-        joined = join_run(out / "run")
-        sheet = _draw_sheet(out, val_store, paths, joined.on_images())
-    with _timed(seconds, "train the last stage too"):
-        cut = config.model_copy(update={"freeze_at": _CUT})
-        partial = train(cut, train_store=train_store, val_store=val_store, run=out / "run-partial")
-        partial_scored = evaluate(out / "run-partial", store=val_store)
-    live = _live_backbone_seconds(train_store, paths, joined.backbone, config)
+    with _timed(seconds, "extract, train and score"):
+        compared = compare(_comparison(out / "comparison", paths), on_cell=on_cell)
+    cells = _require_whole(compared)
+    folder = ComparisonFolder(compared.out)
+    runs = [folder.cell(cell.key) for cell in cells]
+    with _timed(seconds, "draw"):
+        sheet = _draw_sheet(out, folder.val, paths, join_run(runs[0]).on_images())
+        page = report(runs, images=paths.images, out=out / "report.html")
+    train, val = (FeatureStore.open(store).annotations for store in (folder.train, folder.val))
     return DemoReport(
-        scores=scored.scores,
-        partial_scores=partial_scored.scores,
+        cells=cells,
+        train_images=len(train),
+        val_images=len(val),
+        boxes=int((~train.crowd).sum()),
         seconds=seconds,
-        nbytes=sum(report.nbytes_written for report in reports),
-        cached_epoch=trained.seconds_per_epoch,
-        partial_epoch=partial.seconds_per_epoch,
-        live_epoch=trained.seconds_per_epoch + live,
         sheet=sheet,
+        page=page.html,
+        comparison=compared.page,
     )
 
 
@@ -123,37 +108,34 @@ def demo_config() -> TrainConfig:
     return load_train_config(Path(__file__).with_name("demo.yaml"))
 
 
-def _extract(out: Path, paths: ShapesPaths, split: str) -> ExtractReport:
-    return extract(
-        ExtractConfig(
-            images=paths.images,
-            annotations=paths.train if split == "train" else paths.val,
-            store=out / f"{split}.zarr",
-            image_size=_IMAGE_SIZE,
-            views="base,hflip" if split == "train" else "base",
-            workers=default_workers(),
-        )
+def _comparison(out: Path, paths: ShapesPaths) -> ComparisonConfig:
+    folder = ComparisonFolder(out)
+    train = ExtractConfig(
+        images=paths.images,
+        annotations=paths.train,
+        store=folder.train,
+        image_size=_IMAGE_SIZE,
+        views="base,hflip",
+        workers=default_workers(),
+    )
+    val = {"annotations": paths.val, "store": folder.val, "views": "base"}
+    return ComparisonConfig(
+        heads={_HEADS: demo_config()},
+        train=train,
+        val=train.model_copy(update=val),
+        out=out,
+        modes=MODES,
+        epochs=_EPOCHS,
     )
 
 
-def _live_backbone_seconds(
-    store_path: Path, paths: ShapesPaths, backbone: FrozenBackbone, config: TrainConfig
-) -> float:
-    """Seconds an epoch would take longer if images were decoded and forwarded in each step."""
-    store = FeatureStore.open(store_path)
-    inputs, device = inputs_of(store, paths.images), next(backbone.parameters()).device
-    batch_size = config.schedule.batch_size
-    plan = [keys for keys in make_planner(config, store).plan(0) if len(keys) == batch_size]
-    measured = plan[: _LIVE_BATCHES + 1]
-    started = time.perf_counter()
-    for number, keys in enumerate(measured):
-        if number == 1:  # the first one warms up
-            started = time.perf_counter()
-        images = [inputs.load(int(row), "base") for _, row in keys]
-        for level in backbone(torch.stack(images).to(device)).values():
-            level.cpu()
-    count = sum(len(keys) for keys in measured[1:])
-    return (time.perf_counter() - started) / count * len(store)
+def _require_whole(compared: ComparisonReport) -> tuple[CellResult, ...]:
+    """All cells in the order of MODES."""
+    if compared.interrupted_by is not None:
+        raise KeyboardInterrupt(compared.interrupted_by)
+    for cell in compared.summary.failed:
+        raise InputError(f"the demo's run {cell.key.mode} failed: {cell.error}")
+    return tuple(sorted(compared.cells, key=lambda cell: MODES.index(cell.key.mode)))
 
 
 def _draw_sheet(out: Path, val_store: Path, paths: ShapesPaths, detector: ImageDetector) -> Path:

@@ -160,7 +160,7 @@ def evaluate(
         DetectorError: the object is no detector, or returns something else than detections.
         StoreError: the store lacks a view, is incomplete or damaged.
 
-    Example:
+    Examples:
         >>> report = cachedet.evaluate("runs/first", "val.zarr")
         >>> report.ap, [score.name for score in report.per_class]
     """

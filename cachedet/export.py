@@ -130,7 +130,7 @@ def export(
         BackboneError: the run's backbone cannot be had, or has other weights now.
         InputError: a file in `out` that another made, or a place that belongs to something else.
 
-    Example:
+    Examples:
         >>> report = cachedet.export("runs/first", out="model.onnx")
         >>> report.found.box_px, report.nbytes
     """

@@ -141,7 +141,7 @@ def extract(
         StoreMismatchError: the store holds features of other inputs.
         StoreError, CodecError, EngineError: the store cannot be written, or Ray not be used.
 
-    Example:
+    Examples:
         >>> report = cachedet.extract(images="photos", annotations="train.json", store="t.zarr")
         >>> report.images, report.nbytes_written
     """

@@ -109,7 +109,7 @@ def predict(
             a class that the run does not know, or a file in `out` that another made.
         UnwrittenError: the disk refused in the middle; it holds what was found so far.
 
-    Example:
+    Examples:
         >>> report = cachedet.predict("runs/first", images=["photos/"], out="drawn/")
         >>> report.images[0].detections.boxes  # (D, 4) xyxy in pixels
     """

@@ -38,7 +38,7 @@ def is_shown() -> bool:
 def show_progress() -> Iterator[None]:
     """Inside, progress lines and what the library logs appear on standard error.
 
-    Example:
+    Examples:
         >>> with cachedet.show_progress():
         ...     cachedet.extract(images="photos", annotations="train.json", store="train.zarr")
     """

@@ -101,7 +101,7 @@ def relabel(
             differ.
         StoreError: the store cannot be read or written, or was relabelled meanwhile.
 
-    Example:
+    Examples:
         >>> report = cachedet.relabel("train.zarr", annotations="corrected.json")
         >>> report.changes.added, report.changes.moved
     """

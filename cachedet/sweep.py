@@ -8,12 +8,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cachedet.errors import InputError
-from cachedet.outputs import require_local
+from cachedet.outputs import Kind, require_local, write_file
 from cachedet.progress import count_of
+from cachedet.reporting.rendering import render_markdown, render_page
 from cachedet.store.files.durable import encode_json, write_durably
 from cachedet.sweeping.finals import Finals
 from cachedet.sweeping.search import Search
 from cachedet.sweeping.sweep_folder import SweepFolder
+from cachedet.sweeping.sweep_page import sweep_page
 from cachedet.sweeping.sweep_plan import SweepConfig, require_sensible
 from cachedet.sweeping.sweep_results import State, SweepReport, TrialRecord
 from cachedet.sweeping.task import SweepTask
@@ -68,10 +70,19 @@ def sweep(config: SweepConfig, *, on_trial: OnTrial | None = None) -> SweepRepor
                 finals = _make_finals(task, folder, study.values_of(winner))
                 interrupted_by = finals.run(signals)
         report = _report(task, folder, study, finals, interrupted_by)
-        write_durably(folder.results, encode_json(report.to_json()))
+        _write(report, task, folder)
     if winner is None and interrupted_by is None:
         raise InputError(_describe_failure(report))
     return report
+
+
+def _write(report: SweepReport, task: SweepTask, folder: SweepFolder) -> None:
+    """The JSON, and the page as HTML and as Markdown."""
+    write_durably(folder.results, encode_json(report.to_json()))
+    page = sweep_page(report, task.space)
+    html, markdown = render_page(page, curves=(), sheet=None), render_markdown(page)
+    write_file(report.page, html.encode("utf-8"), kind=Kind.PAGE)
+    write_file(report.page.with_suffix(".md"), markdown.encode("utf-8"), kind=Kind.MARKDOWN)
 
 
 def _require_optuna() -> None:

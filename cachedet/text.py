@@ -29,7 +29,7 @@ def printable(text: object, *, keep: str = "") -> str:
 
     A byte that is no UTF-8 is shown as that byte. Characters of `keep` stay as they are.
 
-    Example:
+    Examples:
         >>> printable("a\\nb\\x1b[31m")
         'a\\\\nb\\\\x1b[31m'
     """

@@ -111,7 +111,7 @@ def train(
         NonFiniteLossError: a loss or gradient became NaN or Inf.
         RankError: the processes did not meet, or one was lost.
 
-    Example:
+    Examples:
         >>> report = cachedet.train(
         ...     "retinanet_fpn_tiny", train_store="train.zarr", val_store="val.zarr", run="runs/1"
         ... )

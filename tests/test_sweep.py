@@ -87,6 +87,10 @@ def test_it_ends_with_a_verdict(whole: tuple[SweepConfig, SweepReport]) -> None:
     assert sides == {None, report.winner} or report.verdict.judgement == "default"
     assert {run.seed for run in report.finals} == {1, 2}  # the search had seed 0
     assert json.loads((config.out / "sweep.json").read_text()) == report.to_json()
+    page = report.page.read_text()
+    assert page.count('<th scope="row">trial ') >= 3
+    assert report.verdict.describe() in page
+    assert "What to try next" in report.page.with_suffix(".md").read_text()
 
 
 def test_trials_are_run_folders(whole: tuple[SweepConfig, SweepReport]) -> None:
@@ -137,6 +141,7 @@ def test_the_command_prints_a_table_a_verdict_and_json(
     app(words, standalone_mode=False)
     printed = capsys.readouterr().out
     assert "best trials" in printed
+    assert "sweep.html" in printed
     assert f"final trial {report.winner}, seed 3: AP" in printed
     assert "2 images chose, 2 report" in " ".join(printed.split())
     app([*words, "--json"], standalone_mode=False)
@@ -152,12 +157,11 @@ def run(config: SweepConfig) -> None:
     sweep(config)
 
 
+@pytest.mark.thorough
 def test_killed_again_and_again_it_ends_alike(
-    whole: tuple[SweepConfig, SweepReport], tmp_path: Path, thorough: bool
+    whole: tuple[SweepConfig, SweepReport], tmp_path: Path
 ) -> None:
     """SIGKILL at any moment: between trials, in a training, in the final ones."""
-    if not thorough:
-        pytest.skip("--thorough; tests/sweeping/test_study.py kills the search alone")
     config, report = whole
     killed = replace(config, out=tmp_path / "out")
     for number in range(20):
@@ -178,6 +182,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
+@pytest.mark.thorough
 def test_a_signal_saves_and_the_same_call_goes_on(
     whole: tuple[SweepConfig, SweepReport], tmp_path: Path
 ) -> None:
@@ -189,6 +194,7 @@ def test_a_signal_saves_and_the_same_call_goes_on(
     assert what_was_tried(sweep(stopped)) == what_was_tried(report)
 
 
+@pytest.mark.thorough
 def test_two_configs_two_objectives_two_processes(tiny: Any, tmp_path: Path) -> None:
     config = make(
         tiny,
@@ -209,6 +215,7 @@ def test_two_configs_two_objectives_two_processes(tiny: Any, tmp_path: Path) -> 
     assert report.parallel == 2
 
 
+@pytest.mark.thorough
 def test_a_trial_that_fails_is_recorded_and_the_others_go_on(tiny: Any, tmp_path: Path) -> None:
     params = ("schedule.lr=1e-3,1e38", "schedule.warmup_steps=0,1")
     config = make(tiny, tmp_path / "out", params=params, trials=4, final_seeds=1)
@@ -223,6 +230,7 @@ def test_where_all_fail_it_says_once_why(tiny: Any, tmp_path: Path) -> None:
     config = make(tiny, tmp_path / "out", params=("schedule.lr=1e37,1e38",), trials=2)
     with pytest.raises(InputError, match="no trial came to its end: 2 of 2 failed, the first bec"):
         sweep(config)
+    assert "2 of 2 trials failed" in (tmp_path / "out" / "sweep.html").read_text()
     assert json.loads((tmp_path / "out" / "sweep.json").read_text())["winner"] is None
 
 

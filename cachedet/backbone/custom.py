@@ -44,7 +44,7 @@ def wrap_backbone(
         BackboneError: something else than a module, or levels out of order. Maps of other shapes
             than declared are found when the first image is extracted.
 
-    Example:
+    Examples:
         >>> body = torchvision.models._utils.IntermediateLayerGetter(resnet, {"layer2": "C3"})
         >>> level = cachedet.LevelSpec(name="C3", channels=512, stride=8)
         >>> backbone = cachedet.wrap_backbone(body, name="resnet50_tv", levels=[level])

@@ -12,7 +12,7 @@ from cachedet.backbone.weights import PACKAGES
 def licence_of(name: str, *, weights: str) -> str:
     """In words, for weights that are described as `FrozenBackbone.weights` does.
 
-    Example:
+    Examples:
         >>> licence_of("resnet50", weights="timm hub")
         'apache-2.0, as timm says'
     """

@@ -7,12 +7,21 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from cachedet.commands.tables import console, figure, name_cell, say, say_prose, span
+from cachedet.commands.tables import (
+    console,
+    figure,
+    make_table,
+    name_cell,
+    say,
+    say_prose,
+    span,
+)
 from cachedet.text import printable
 
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
     from cachedet.comparison.results import CellResult
     from cachedet.comparison.summary import Group, Summary
+    from cachedet.demo import DemoReport
 
 # Fixed, so that rows printed one after another stand in line.
 _WIDTHS = (5, 18, 7, 8, 8, 11, 8, 8)
@@ -78,6 +87,26 @@ def print_summary(summary: Summary) -> None:
             say_prose(line)
     for cell in summary.failed:
         say(f"failed: {cell.key.folder}: {cell.error}")
+
+
+def print_demo(report: DemoReport) -> None:
+    """The last screen of `demo`: three ways side by side, and where to look."""
+    from cachedet.live.mode_names import mode_label
+
+    table = make_table("frozen, partial and fine-tuned", "", "AP", "AP50", "s", "MB", left=("",))
+    for cell in report.cells:
+        label = "frozen, from the cache" if cell.key.mode == "cached" else mode_label(cell.key.mode)
+        costs = f"{cell.seconds:,.0f}", _megabytes(cell.peak_memory)
+        table.add_row(label, figure(cell.ap), figure(cell.ap50), *costs)
+    console.print(table)
+    extraction = report.cells[0].extraction_seconds
+    say_prose(f"Equal for all: {report.conditions}.")
+    say_prose(
+        f"s: of training; extraction took {extraction:.0f} s, once for both that read the "
+        "cache. MB: peak memory."
+    )
+    say(f"ground truth beside prediction (frozen): {report.sheet}")
+    say(f"open {report.page} in a browser")
 
 
 def _means(group: Group, apart: float) -> list[str]:

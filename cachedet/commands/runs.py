@@ -18,7 +18,6 @@ from cachedet.commands.options import (
     read_taps,
     split_names,
 )
-from cachedet.commands.score_tables import print_scores
 from cachedet.commands.tables import (
     print_agreement,
     print_cost,
@@ -377,16 +376,15 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder to work in.")] = Path("demo"),
     as_json: Json = False,
 ) -> None:
-    """The whole pipeline on a built-in data set, on a CPU, in minutes."""
+    """The whole pipeline on generated images, on a CPU, in minutes: three ways side by side."""
+    from cachedet.commands.comparison_tables import print_cell, print_demo
     from cachedet.demo import run_demo
 
-    report = run_demo(out)
+    report = run_demo(out, on_cell=None if as_json else print_cell)
     if as_json:
         print_json(report.to_json())
     else:
-        print_scores(report.scores, of="boxes")
-        for line in report.summary():
-            say(line)
+        print_demo(report)
 
 
 COMMANDS = {

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from cachedet.commands.tables import console, figure, name_cell, say, say_prose
 from cachedet.progress import count_of, format_seconds
+from cachedet.sweeping.parameters import short_key, short_value
 
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
     from cachedet.sweeping.sweep_results import FinalRun, SweepReport, TrialRecord
@@ -33,7 +34,7 @@ def print_trial(trial: TrialRecord) -> None:
 
 def describe_values(values: Mapping[str, Any]) -> str:
     """Keys by their last parts, numbers with three digits."""
-    return "  ".join(f"{_short(key)}={_value(value)}" for key, value in values.items())
+    return "  ".join(f"{short_key(key)}={short_value(value)}" for key, value in values.items())
 
 
 def print_sweep(report: SweepReport) -> None:
@@ -55,7 +56,7 @@ def print_sweep(report: SweepReport) -> None:
         _print_final(run)
     if report.verdict is not None:
         say_prose(report.verdict.describe())
-    say(report.out / "sweep.json")
+    say(report.page)
 
 
 def _print_best(report: SweepReport) -> None:
@@ -95,13 +96,3 @@ def _describe_speed(report: SweepReport) -> str:
         return ""
     processes = "one process" if report.parallel == 1 else f"{report.parallel} processes"
     return f", {speed:.0f} images/s by {processes}"
-
-
-def _short(key: str) -> str:
-    """``schedule.lr`` -> ``lr``; a name that several sections have keeps its section."""
-    parts = key.split(".")
-    return ".".join(parts[-2:]) if parts[-1] in ("box_weight", "channels", "base") else parts[-1]
-
-
-def _value(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -69,7 +69,7 @@ def load_config(
     Raises:
         ConfigError: there is no such file or preset, or a key or value is wrong.
 
-    Example:
+    Examples:
         >>> config = cachedet.load_config("retinanet_fpn_tiny", overrides={"schedule.epochs": 12})
         >>> config.schedule.epochs
         12

@@ -110,7 +110,7 @@ def build_detector(
         ConfigError: the neck cannot work on the levels there are, or the config only names a
             detector that was given as an object.
 
-    Example:
+    Examples:
         >>> config = cachedet.load_config("retinanet_fpn_tiny")
         >>> head = cachedet.build_detector(
         ...     config.detector, spec=store.spec, num_classes=store.num_classes

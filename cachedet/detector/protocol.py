@@ -25,25 +25,22 @@ class Detector(Protocol):
 
     Two methods are required, `forward` and `detect`. It may have more, which this module asks for:
 
-    `normalizes_over_ranks: bool`
-        Its losses are this process's part of those of the global batch, since it divides by counts
-        over all processes (`count_over_ranks`). Without it they are taken for means over its own
-        images, and weighted by their number.
-    `trains_masks: bool`
-        It learns masks, so the store must hold some; `Detections.masks` is what it finds.
-    `parts() -> list[nn.Module]`
-        What `compile: true` compiles; without it, the whole.
-    `classifiers() -> list[nn.Module]`
-        The last layers that name classes: all that `trainable: classifier` trains.
-    `lr_scales() -> list[tuple[nn.Module, float]]`
-        What is trained, and its learning rate as a share of the schedule's; without it, all of it
-        at the schedule's.
-    `propose(features, *, sizes_hw, image_ids) -> list[Detections]` and `max_proposals: int`
-        A first stage, whose recall `eval --proposals` measures.
-    `candidates(features, sizes_hw) -> Candidates`, `detect_rows(features, sizes_hw) ->
-    FixedDetections`
-        The same as `detect` before and after suppression, all tensors in and out (`sizes_hw` is
-        (N, 2)) and of shapes that do not depend on what is found: what `export` writes.
+    - `normalizes_over_ranks: bool`: its losses are this process's part of those of the global
+      batch, since it divides by counts over all processes (`count_over_ranks`). Without it they
+      are taken for means over its own images, and weighted by their number.
+    - `trains_masks: bool`: it learns masks, so the store must hold some; `Detections.masks` is
+      what it finds.
+    - `parts() -> list[nn.Module]`: what `compile: true` compiles; without it, the whole.
+    - `classifiers() -> list[nn.Module]`: the last layers that name classes, all that
+      `trainable: classifier` trains.
+    - `lr_scales() -> list[tuple[nn.Module, float]]`: what is trained, and its learning rate as a
+      share of the schedule's; without it, all of it at the schedule's.
+    - `propose(features, *, sizes_hw, image_ids) -> list[Detections]` and `max_proposals: int`: a
+      first stage, whose recall `eval --proposals` measures.
+    - `candidates(features, sizes_hw) -> Candidates` and
+      `detect_rows(features, sizes_hw) -> FixedDetections`: the same as `detect` before and after
+      suppression, all tensors in and out (`sizes_hw` is (N, 2)) and of shapes that do not depend
+      on what is found: what `export` writes.
     """
 
     def forward(self, features: Features, targets: Sequence[Targets]) -> dict[str, Tensor]:

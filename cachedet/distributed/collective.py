@@ -118,7 +118,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 def count_over_ranks(count: int) -> int:
     """The sum of every rank's count, such as the positives that a loss is divided by.
 
-    Example:
+    Examples:
         >>> loss = summed / (cachedet.count_over_ranks(num_positives) + 1)
     """
     return count if _world == 1 else int(sum_over_ranks(torch.tensor(count)))

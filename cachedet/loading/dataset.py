@@ -42,7 +42,7 @@ class FeatureDataset(Dataset[Item]):
         ConfigError: views the store lacks.
         MissingFeatureError: levels the store lacks, or blocks of these views not extracted yet.
 
-    Example:
+    Examples:
         >>> dataset = cachedet.FeatureDataset(cachedet.open_store("train.zarr"), views=["base"])
         >>> loader = DataLoader(dataset, batch_size=4, collate_fn=cachedet.collate)
     """
@@ -108,7 +108,7 @@ def collate(items: Sequence[Item]) -> Batch:
     Returns:
         features (n, C, h, w) by level, and the targets of the n images.
 
-    Example:
+    Examples:
         >>> DataLoader(dataset, batch_size=4, collate_fn=cachedet.collate)
     """
     features = {}

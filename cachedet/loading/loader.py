@@ -272,7 +272,7 @@ def make_loader(
         ConfigError: views the store lacks, or a residency that does not fit.
         StoreError: blocks are missing, or cannot be read.
 
-    Example:
+    Examples:
         >>> loader = cachedet.make_loader(cachedet.open_store("train.zarr"), views=["base"])
         >>> for batch in loader.epoch(0):
         ...     batch.features["C3"].shape, batch.targets[0].boxes

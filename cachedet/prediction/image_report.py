@@ -54,7 +54,7 @@ class ImageReport:
     def arrays(self) -> dict[str, NDArray[Any] | None]:
         """xyxy, confidence, class_id (labels 0..K-1) and mask (D, H, W): what supervision takes.
 
-        Example:
+        Examples:
             >>> supervision.Detections(**image.arrays())
         """
         masks = [decode_mask(code, self.size_hw) > 0 for code in self.mask_codes]

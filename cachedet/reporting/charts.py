@@ -62,6 +62,7 @@ class Series:
     dots: bool = False
     look: int | None = None  # number of its dashes and tone; None: its index
     tone: str = ""  # class of its colour
+    share: float | None = None  # 0..1: how strong the colour is, of a tone that asks
     in_legend: bool = True
 
 

@@ -46,7 +46,7 @@ def open_store(location: Path | str | Store) -> FeatureStore:
         CorruptBlockError: a damaged commit record.
         RemoteStoreError: a server did not give its bytes, which proves no damage.
 
-    Example:
+    Examples:
         >>> store = cachedet.open_store("train.zarr")
         >>> store.spec, store.class_names, store.views, len(store)
         >>> store.read(0, "base")["C3"]  # (C, h, w) float32

@@ -15,6 +15,7 @@ from cachedet.config.yaml_text import parse_yaml
 from cachedet.detector.build import choose_read_levels
 from cachedet.errors import CachedetError, ConfigError, InputError
 from cachedet.loading.sampling import resolve_views
+from cachedet.reporting.charts import Axis
 from cachedet.store.reader import FeatureStore
 from cachedet.text import shorten
 
@@ -61,6 +62,11 @@ class Parameter:
             return value in self.choices
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return is_number and self.low <= value <= self.high
+
+    def share(self, value: float) -> float:
+        """Where a value of a range lies between its ends, 0..1."""
+        low, high = self.low, self.high
+        return Axis(name="", low=low, high=high, ticks=(), is_log=self.log).share(value)
 
     def examples(self) -> tuple[Any, ...]:
         """What has to be valid: all choices, or both ends."""
@@ -154,6 +160,17 @@ def yaml_of(value: Any) -> str:
     """A value as YAML on one line."""
     text: str = yaml.safe_dump(value, default_flow_style=True, width=math.inf)
     return text.removesuffix("...\n").strip()
+
+
+def short_key(key: str) -> str:
+    """``schedule.lr`` -> ``lr``; a name that several sections have keeps its section."""
+    parts = key.split(".")
+    return ".".join(parts[-2:]) if parts[-1] in ("box_weight", "channels", "base") else parts[-1]
+
+
+def short_value(value: Any) -> str:
+    """A number with three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else yaml_of(value)
 
 
 def _label_of(value: Any) -> Label:

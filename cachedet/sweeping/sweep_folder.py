@@ -1,4 +1,4 @@
-"""The folder of a sweep: settings.json, study.journal, trials/, final/, sweep.json."""
+"""The folder of a sweep: settings.json, study.journal, trials/, final/, sweep.json, sweep.html."""
 
 from __future__ import annotations
 

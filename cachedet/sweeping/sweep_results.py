@@ -146,13 +146,21 @@ class SweepReport:
         return sum(trial.state == state for trial in self.trials)
 
     @property
+    def page(self) -> Path:
+        return self.out / "sweep.html"
+
+    @property
     def images_per_second(self) -> float:
         """Trained on by all trials together, in the time the search took; NaN: not known."""
         images = math.fsum(each.images for each in self.trials if not math.isnan(each.images))
         return images / self.seconds if self.seconds else math.nan
 
     def to_json(self) -> dict[str, Any]:
-        plain = vars(self) | {"out": str(self.out), "images_per_second": self.images_per_second}
+        plain = vars(self) | {
+            "out": str(self.out),
+            "page": str(self.page),
+            "images_per_second": self.images_per_second,
+        }
         return {
             **dict(nan_to_null(plain | {"trials": (), "finals": (), "verdict": None})),
             "trials": [trial.to_json() for trial in self.trials],

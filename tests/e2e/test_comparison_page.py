@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page
 
 from cachedet.comparison.page import comparison_page
 from cachedet.comparison.page_charts import CurveOf
@@ -137,30 +136,6 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     heads = {HOSTILE: 0.5, "heads_without_end" * 9: 5.0}
     cells = experiment(heads, seeds=1, classes=MANY)
     return write_page(tmp_path_factory.mktemp("odd") / "comparison.html", cells)
-
-
-@pytest.fixture
-def opened(browser: Browser) -> Iterator[Any]:
-    """Opens a page; when the test is done, it must not have complained or fetched anything."""
-    contexts, complaints, requests = [], [], []
-
-    def open_page(file: Path, *, width: int, scheme: Any = "light") -> Page:
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda line: complaints.append(f"{line.type}: {line.text}"))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(file.as_uri())
-        for fold in page.locator("details").all():
-            fold.evaluate("fold => { fold.open = true; }")
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert complaints == []
-    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
 
 
 @pytest.mark.parametrize(  # each two of these meet once; all eight would take twice the time
