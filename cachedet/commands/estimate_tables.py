@@ -149,8 +149,10 @@ def _summary(report: EstimateReport) -> list[str]:
         )
     if report.cluster is not None:
         parts = ", ".join(f"{name} {_time(s)}" for name, s in report.cluster.parts.items())
-        twice = f"{report.cluster.twice:,} of {report.cluster.blocks:,} blocks"
-        lines.append(f"into the bucket, alone: {parts}; {twice} are computed twice")
+        lines.append(
+            f"into the bucket, alone: {parts}; beside {report.cluster.blocks:,} blocks "
+            f"{report.cluster.twice:,} are computed that another machine was faster with"
+        )
     for name, cut in forecast.cuts.items():
         lines.append(
             f"cut at {name}, the backbone is {_time(cut.trunk_seconds)} of trunk, which a cache "

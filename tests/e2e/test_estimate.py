@@ -269,5 +269,5 @@ def test_machines_and_a_bucket_are_planned(
     print_estimate(changed, heads="small")
     shown = capsys.readouterr().out
     assert "8 machines and a bucket, simulated" in shown
-    assert f"of {shape.blocks:,} blocks are computed twice" in shown
+    assert f"beside {shape.blocks:,} blocks" in shown
     assert changed.to_json()["cluster"]["traffic"]["puts"] == plan.traffic.puts
