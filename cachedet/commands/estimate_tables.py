@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 
 def print_estimate(report: EstimateReport, *, heads: str) -> None:
-    """Tables of the cache, of its extraction, of training and of cuts, and what follows."""
+    """The verdict, then tables of the cache, extraction, training and cuts, and what follows."""
+    from cachedet.estimation.advice import give_verdict
+
     measured = report.measured
+    say(f"is a cache worth it? {give_verdict(measured, report.forecast)}")
     for name, reason in report.skipped:
         say(f"skipped {name}: {reason}")
     views = count_of(len(measured.views), "view")
@@ -139,29 +142,24 @@ def _summary(report: EstimateReport) -> list[str]:
     forecast = report.forecast
     lines = []
     if forecast.gain is not None:
-        limit = f"; the limit (B + H) / H is {forecast.limit:.2f}" if forecast.limit else ""
+        limit = forecast.limit and f"; sparing the whole backbone would be {forecast.limit:.2f}"
         lines.append(
             f"an epoch from the cache is {forecast.gain:.2f} times as fast as "
-            f"{mode_label(forecast.rival)}{limit}"
+            f"{mode_label(forecast.rival)}{limit or ''}"
         )
     if report.cluster is not None:
         parts = ", ".join(f"{name} {_time(s)}" for name, s in report.cluster.parts.items())
-        twice = f"{report.cluster.twice:,} of {report.cluster.blocks:,} blocks"
-        lines.append(f"into the bucket, alone: {parts}; {twice} are computed twice")
+        lines.append(
+            f"into the bucket, alone: {parts}; beside {report.cluster.blocks:,} blocks "
+            f"{report.cluster.twice:,} are computed that another machine was faster with"
+        )
     for name, cut in forecast.cuts.items():
         lines.append(
-            f"cut at {name}, B is {_time(cut.trunk_seconds)} of trunk, which a cache spares, and "
-            f"{_time(cut.stages_seconds)} of stages an epoch"
+            f"cut at {name}, the backbone is {_time(cut.trunk_seconds)} of trunk, which a cache "
+            f"spares, and {_time(cut.stages_seconds)} of stages an epoch"
         )
     if forecast.uncut:
         lines.append(f"stages trained from the cache are not forecast: {forecast.uncut}")
-    if forecast.break_even is not None:
-        lines.append(
-            f"the cache has paid for itself after {forecast.break_even:.1f} epochs; the config "
-            f"trains for {report.measured.epochs}"
-        )
-    elif forecast.gain is not None:
-        lines.append("the cache never pays for itself")
     if forecast.read_rate_needed is not None:
         lines.append(
             f"an epoch reads {readable_nbytes(round(forecast.read_rate_needed))}/s, the disk gives "

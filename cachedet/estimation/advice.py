@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from cachedet.data.views import view_family
@@ -13,8 +14,8 @@ from cachedet.estimation.forecast import (
     reads_disk,
 )
 from cachedet.estimation.measured import Measured
-from cachedet.live.mode_names import cut_of
-from cachedet.progress import count_of
+from cachedet.live.mode_names import cut_of, mode_label
+from cachedet.progress import count_of, format_seconds
 from cachedet.store.files.durable import readable_nbytes
 
 _WORTH_IT = 1.15  # times as fast an epoch from which on a cache is worth its disk
@@ -29,6 +30,28 @@ _SPARE = 0.1  # of the disk
 def advise(measured: Measured, forecast: Forecast) -> list[str]:
     """Every rule that has something to say, the weightiest first."""
     return [line for rule in RULES if (line := rule(measured, forecast)) is not None]
+
+
+def give_verdict(measured: Measured, forecast: Forecast) -> str:
+    """Whether to cache, in one sentence."""
+    modes, rival = forecast.modes, mode_label(forecast.rival)
+    cached, live = (modes[name].seconds_per_epoch for name in (forecast.mode, forecast.rival))
+    if cached is None or live is None:
+        return f"no verdict: cached or {rival} could not be tried"
+    if forecast.nbytes > forecast.free_disk:
+        return "no: the cache does not fit on the disk"
+    ours = format_seconds(forecast.extraction_seconds + cached * measured.epochs)
+    theirs = format_seconds(live * measured.epochs)
+    times = f"{ours}, extraction included, instead of {theirs} {rival}"
+    run = f"{times}, for {count_of(measured.epochs, 'epoch')}"
+    if forecast.break_even is None:
+        return f"no: {run}; the cache never pays"
+    from_epoch = f"it pays from epoch {max(1, math.ceil(forecast.break_even))}"
+    if forecast.break_even > measured.epochs:
+        return f"not for one run: {run}; {from_epoch}, so in several runs"
+    if not_worth_it(measured, forecast) is not None:
+        return f"hardly: {run}; {from_epoch}, but saves little"
+    return f"yes: {run}; {from_epoch}"
 
 
 def disk_too_small(measured: Measured, forecast: Forecast) -> str | None:
@@ -67,8 +90,8 @@ def not_worth_it(measured: Measured, forecast: Forecast) -> str | None:
         return None
     if forecast.limit < _WORTH_IT:
         return (
-            f"do not cache: H is {forecast.heads_share:.0%} of the step, so that no cache gains "
-            f"more than {forecast.limit:.2f}; train live, or take leaner heads"
+            f"do not cache: the heads are {forecast.heads_share:.0%} of the step, so that no cache "
+            f"gains more than {forecast.limit:.2f}; train live, or take leaner heads"
         )
     mode = forecast.modes[measured.mode]
     return (

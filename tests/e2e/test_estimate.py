@@ -87,9 +87,13 @@ def test_every_figure_is_there(report: EstimateReport) -> None:
 def test_what_a_person_reads(report: EstimateReport, capsys: pytest.CaptureFixture[str]) -> None:
     print_estimate(report, heads="small")
     shown = capsys.readouterr().out
-    for words in ("8 images in 2 views", "int8+zstd (asked for)", "live frozen", "(B + H) / H",
-                  "last stages trained (from C4)", "cut at C3, B is", "repaid: live"):  # fmt: skip
+    for words in ("8 images in 2 views", "int8+zstd (asked for)", "live frozen",
+                  "; sparing the whole backbone would be ",
+                  "last stages trained (from C4)", "cut at C3, the backbone is",
+                  "repaid: live"):  # fmt: skip
         assert words in shown
+    assert shown.startswith("is a cache worth it? ")
+    assert "B + H" not in shown
     assert "what if" not in shown
 
 
@@ -265,5 +269,5 @@ def test_machines_and_a_bucket_are_planned(
     print_estimate(changed, heads="small")
     shown = capsys.readouterr().out
     assert "8 machines and a bucket, simulated" in shown
-    assert f"of {shape.blocks:,} blocks are computed twice" in shown
+    assert f"beside {shape.blocks:,} blocks" in shown
     assert changed.to_json()["cluster"]["traffic"]["puts"] == plan.traffic.puts

@@ -29,6 +29,31 @@ def test_on_a_good_machine_only_the_residency_is_said(measured_of: Make) -> None
     assert line == ["the cache fits into RAM (residency ram): epochs read no disk"]
 
 
+def test_the_verdict_in_one_sentence(measured_of: Make) -> None:
+    """247 s of extraction; an epoch is 20 s instead of 50 s."""
+    run = "10:47, extraction included, instead of 16:40 live frozen, for 20 epochs; it pays"
+    verdict = advice.give_verdict(*both(measured_of()))
+    assert verdict == f"yes: {run} from epoch 9"
+    short = advice.give_verdict(*both(measured_of(epochs=5)))
+    assert short.startswith("not for one run: 5:47, extraction included, instead of 4:10 live froz")
+    assert short.endswith("; it pays from epoch 9, so in several runs")
+    full = advice.give_verdict(*both(measured_of(free_disk=1e9)))
+    assert full == "no: the cache does not fit on the disk"
+    live = Training(phase=Phase(seconds=21.0, stages={"backbone and heads": 21.0}), memory=None)
+    slight = with_training(measured_of(epochs=1000), "live", live)
+    assert advice.give_verdict(*both(slight)).startswith("hardly: 5:37:27, extraction included,")
+    never = with_training(
+        measured_of(), "live", replace(live, phase=Phase(seconds=9.0, stages={"decode": 9.0}))
+    )
+    assert advice.give_verdict(*both(never)).endswith("; the cache never pays")
+    failed = Training(phase=None, memory=None, failure="no memory")
+    untried = with_training(measured_of(), "live", failed)
+    assert (
+        advice.give_verdict(*both(untried))
+        == "no verdict: cached or live frozen could not be tried"
+    )
+
+
 def test_the_latest_cut_is_named(measured_cut_of: Make) -> None:
     measured = measured_cut_of()
     line = advice.train_stages(*both(measured))
@@ -79,7 +104,9 @@ def test_heads_that_are_most_of_the_step(measured_of: Make) -> None:
     live = Training(phase=Phase(seconds=21.0, stages={"backbone and heads": 20.0}), memory=None)
     measured = with_training(measured_of(backbone_seconds=2.0), "live", live)
     line = advice.not_worth_it(*both(measured))
-    assert line.startswith("do not cache: H is 90% of the step, so that no cache gains more than")
+    assert line.startswith(
+        "do not cache: the heads are 90% of the step, so that no cache gains more"
+    )
     assert "1.11" in line
 
 

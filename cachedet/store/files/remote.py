@@ -370,6 +370,7 @@ def open_object_storage(url: str) -> tuple[Any, str, frozenset[str]]:
         from obstore.store import from_url
 
         scheme, _, rest = clean.partition("://")
+        _require_addresses(scheme_of(url), clean.partition("://")[2])
         given = profile_credentials() if scheme in ("s3", "s3a") else None
         return from_url(
             f"{_OBSTORE_NAMES.get(scheme, scheme)}://{rest}",
@@ -379,6 +380,19 @@ def open_object_storage(url: str) -> tuple[Any, str, frozenset[str]]:
         )
 
     return _opened(url, open_it), clean, frozenset(secrets_in(url))
+
+
+def _require_addresses(scheme: str, rest: str) -> None:
+    """Raises StoreError where the URL has no bucket, or the environment's endpoint no scheme."""
+    if not rest.partition("/")[0]:
+        raise StoreError(f"expected {scheme}://BUCKET/NAME, got {scheme}://{rest}")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
+    is_s3 = scheme in ("s3", "s3a")
+    if is_s3 and endpoint and not endpoint.lower().startswith(("http://", "https://")):
+        raise StoreError(
+            f"AWS_ENDPOINT_URL must begin with http:// or https://, got {endpoint}; for a server "
+            f"of your own take http://{endpoint}"
+        )
 
 
 def _allows_http() -> bool:

@@ -183,10 +183,16 @@ class Manifest:
         return [
             classes
             if field == "categories"
-            else f"{field}: {_short(ours[field])} in the store, {_short(theirs.get(field))} now"
+            else "{}: {} in the store, {} now".format(field, *self._both(other, field))
             for field in ours
             if ours[field] != theirs.get(field)
         ]
+
+    def _both(self, other: Manifest, field: str) -> tuple[str, str]:
+        """A field of both for messages: of levels their names, where these tell them apart."""
+        if field in ("spec", "network") and self.shown(field) != other.shown(field):
+            return self.shown(field), other.shown(field)
+        return _short(self.identity()[field]), _short(other.identity().get(field))
 
     def incompatible_field(self, other: Manifest) -> str | None:
         """The first field that keeps heads trained on this store from fitting `other`.
@@ -199,11 +205,12 @@ class Manifest:
         return None
 
     def shown(self, field: str) -> str:
-        """A field for messages; of levels the names, and which are taps."""
+        """A field for messages; of levels the names, which are taps, and which in bf16."""
         value = getattr(self, field)
         if not isinstance(value, FeatureSpec):
             return str(value)
-        return ", ".join(f"{level.name} (a tap)" if level.tap else level.name for level in value)
+        named = [f"{level.name} (a tap)" if level.tap else level.name for level in value]
+        return ", ".join(named) + (", computed in bf16" if value.bf16 else "")
 
     def plan(self, annotations: Annotations) -> tuple[Block, ...]:
         """Every block of the finished store."""

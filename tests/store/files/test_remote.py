@@ -17,7 +17,7 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from cachedet.errors import CorruptBlockError, RemoteStoreError, StoreError
 from cachedet.store.files.depot import open_depot
-from cachedet.store.files.remote import ZarrStorage, open_url
+from cachedet.store.files.remote import ZarrStorage, open_object_storage, open_url
 from cachedet.store.reader import FeatureStore
 
 Fault = Callable[[str, bytes], "bytes | None"]
@@ -286,3 +286,19 @@ def test_a_range_that_begins_behind_the_end_is_nothing(faulty: FaultyStore) -> N
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cachedet.store.files.remote._REQUEST_NBYTES", nbytes)
         assert len(storage.read("manifest.json")) == nbytes
+
+
+@pytest.mark.parametrize(
+    ("url", "endpoint", "said"),
+    [
+        ("s3://", "http://127.0.0.1:1", "expected s3://BUCKET/NAME, got s3://"),
+        ("s3:///x", "http://127.0.0.1:1", "expected s3://BUCKET/NAME, got s3:///x"),
+        ("s3://b/x", "127.0.0.1:1", "AWS_ENDPOINT_URL must begin with http:// or https://, got 1"),
+    ],
+)
+def test_addresses_that_cannot_be(
+    monkeypatch: pytest.MonkeyPatch, url: str, endpoint: str, said: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(StoreError, match=said):
+        open_object_storage(url)
