@@ -163,6 +163,7 @@ def test_the_script_goes_on_behind_bad_files(
     assert capsys.readouterr().err == "usage: python s.py MODEL.onnx IMAGE ...\n"
 
 
+@pytest.mark.thorough  # without masks, as tests/exporting has them
 @pytest.mark.parametrize("name", ["model.xml", "model.pt2"])
 def test_other_formats(run: Path, model: Path, tiny: Any, tmp_path: Path, name: str) -> None:
     """Proven, scored and used as the ONNX file is, and replaced by the next."""

@@ -100,6 +100,7 @@ def test_from_images_to_detections(
         torch.testing.assert_close(by_name[name].scores, theirs.scores, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.thorough
 def test_an_exported_file_computes_in_float32(tiny: Any, store: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     train(config_of(), train_store=store, val_store=store, run=tmp_path / "run")

@@ -219,6 +219,7 @@ def test_a_network_of_fixed_sizes_is_not_exported(
     assert not (tmp_path / "m.onnx").exists()
 
 
+@pytest.mark.thorough
 def test_estimate_tries_them(tiny: Any, tmp_path: Path) -> None:
     config = tiny.extract_config(tmp_path / "new.zarr", **_VIT)
     report = estimate(config, config_of(), seconds=0.1)
@@ -229,6 +230,7 @@ def test_estimate_tries_them(tiny: Any, tmp_path: Path) -> None:
     assert report.forecast.nbytes == pytest.approx(written.nbytes_written, rel=0.05)
 
 
+@pytest.mark.thorough
 def test_compare_trains_on_them(tiny: Any, tmp_path: Path) -> None:
     words = [
         "compare", "retinanet_fpn_tiny", "--images", str(tiny.paths.images), "--annotations",
