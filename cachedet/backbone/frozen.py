@@ -55,30 +55,24 @@ class FrozenBackbone(nn.Module):
         """Ignored: a later `.train()` of a parent must not move running statistics."""
         return self
 
+    @torch.no_grad()
     def forward(self, images: Tensor) -> Features:
         """(N, 3, H, W) normalised, sides multiples of `spec.pad_multiple` -> maps (N, C, h, w).
 
         float32 maps, which `spec` may say are computed in bf16 (statistics of norms stay float32).
         """
-        return self._compute(images, bf16=self.spec.bf16)
+        bf16 = self.spec.bf16
+        dtype = torch.bfloat16 if bf16 else None
+        # whatever autocast surrounds it: as cached features are computed
+        with torch.autocast(images.device.type, dtype=dtype, enabled=bf16):
+            maps = self.name_maps(self.model(images), images)
+        return {name: feature_map.float() for name, feature_map in maps.items()}
 
     def in_float32(self) -> FrozenBackbone:
         """The same network, whose `spec` says float32."""
         exact = copy.copy(self)  # its modules are shared
         exact.spec = FeatureSpec(tuple(replace(level, bf16=False) for level in self.spec))
         return exact
-
-    def exact(self, images: Tensor) -> Features:
-        """The maps in float32 throughout, whatever `spec` says."""
-        return self._compute(images, bf16=False)
-
-    @torch.no_grad()
-    def _compute(self, images: Tensor, *, bf16: bool) -> Features:
-        # whatever autocast surrounds it: as cached features are computed
-        dtype = torch.bfloat16 if bf16 else None
-        with torch.autocast(images.device.type, dtype=dtype, enabled=bf16):
-            maps = self.name_maps(self.model(images), images)
-        return {name: feature_map.float() for name, feature_map in maps.items()}
 
     def name_maps(self, maps: Sequence[Tensor], images: Tensor) -> Features:
         """What the network gave for `images`, by level. Raises BackboneError on other shapes."""

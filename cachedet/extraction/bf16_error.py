@@ -31,7 +31,7 @@ def describe_bf16(backbone: FrozenBackbone, images: Tensor) -> str:
     rounded = backbone(images)
     ratios = [
         f"{name} {_decibels(exact, rounded[name])}"
-        for name, exact in backbone.exact(images).items()
+        for name, exact in backbone.in_float32()(images).items()
     ]
     return f"the backbone computes in bf16: {', '.join(ratios)} above its rounding"
 
