@@ -269,9 +269,11 @@ def _extract_dataset(
         withdrawn=order.withdrawn,
     )
     job = _make_job(config, backbone, inputs, writer)
-    log_bf16(backbone, writer, loader)
+    missing = writer.missing_blocks()
+    if backbone.spec.bf16 and missing:
+        log_bf16(backbone, loader, missing[0], gone=writer.gone)
     started = time.perf_counter()
-    written = write(job, writer, loader)
+    written = write(job, writer, loader, missing)
     seconds = time.perf_counter() - started
     notes = (
         *((str(config.annotations), note) for note in dataset.notes),

@@ -19,7 +19,17 @@ from cachedet.comparison.summary import (
     summarise,
 )
 from cachedet.live.mode_names import mode_label
-from cachedet.reporting.content import Cell, Fold, Headline, Report, Row, Section, Table, Tone
+from cachedet.reporting.content import (
+    Cell,
+    Fold,
+    Headline,
+    Report,
+    Row,
+    Section,
+    Table,
+    Tone,
+    facts_section,
+)
 from cachedet.reporting.figures import ABSENT, count_classes, figure, signed, span, tracks_of
 from cachedet.version import __version__
 
@@ -283,17 +293,5 @@ def _agreement_section(summary: Summary) -> Section:
 
 
 def _facts_section(facts: Sequence[tuple[str, str]]) -> Section:
-    table = Table(
-        caption="What was the same for all runs, and what was not.",
-        corner="Fact",
-        columns=("In these runs",),
-        rows=tuple(Row(name=name, cells=(Cell(text=text),)) for name, text in facts),
-        numeric=False,
-    )
-    return Section(
-        key="conditions",
-        title="Conditions",
-        short="Conditions",
-        leads=() if facts else ("None were recorded.",),
-        tables=(table,) if facts else (),
-    )
+    caption = "What was the same for all runs, and what was not."
+    return facts_section(facts, caption=caption, column="In these runs")

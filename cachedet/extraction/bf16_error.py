@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Container
 
 from torch import Tensor
 
 from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.extraction.inputs import InputLoader
-from cachedet.store.writer import StoreWriter
+from cachedet.store.format.layout import Block
 
 _log = logging.getLogger("cachedet.extract")
 
 
-def log_bf16(backbone: FrozenBackbone, writer: StoreWriter, loader: InputLoader) -> None:
-    """Say how far it is off on the first image that is missing, where it computes in bf16."""
-    missing = writer.missing_blocks() if backbone.spec.bf16 else []
-    if missing:
-        row = next(row for row in missing[0].rows if row not in writer.gone)
-        _log.info(describe_bf16(backbone, loader.load(row, missing[0].view)[None]))
+def log_bf16(
+    backbone: FrozenBackbone, loader: InputLoader, block: Block, *, gone: Container[int]
+) -> None:
+    """Say how far it is off on the first image of a block whose file is not gone."""
+    row = next(row for row in block.rows if row not in gone)
+    _log.info(describe_bf16(backbone, loader.load(row, block.view)[None]))
 
 
 def describe_bf16(backbone: FrozenBackbone, images: Tensor) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -72,5 +72,5 @@ class Written:
     clock: StageClock = field(default_factory=lambda: StageClock({}))
 
 
-Write = Callable[[Job, StoreWriter, InputLoader], Written]
+Write = Callable[[Job, StoreWriter, InputLoader, Sequence[Block]], Written]
 """Writes the blocks that a store lacks, with a loader for those of this process."""

@@ -15,9 +15,10 @@ from cachedet.store.format.layout import Block
 from cachedet.store.writer import StoreWriter
 
 
-def write_here(job: Job, writer: StoreWriter, loader: InputLoader, *, rank: Rank) -> Written:
+def write_here(
+    job: Job, writer: StoreWriter, loader: InputLoader, missing: Sequence[Block], *, rank: Rank
+) -> Written:
     """Write what is missing and no other process writes: first what is this rank's."""
-    missing = writer.missing_blocks()
     lacking = {block.name for block in missing}
     ours = [block for number, block in enumerate(writer.blocks) if rank.owns(number)]
     total = sum(len(block.rows) for block in ours if block.name in lacking)

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from cachedet.config.engine import RayEngine
 from cachedet.errors import EngineError
 from cachedet.extraction.block_job import Job, Write, Written
 from cachedet.extraction.block_worker import BlockWorker, Receipt, Told, tally
-from cachedet.store.writer import StoreWriter
+from cachedet.store.format.layout import Block
 
 _MOST_BLOCKS, _MOST_LOSSES = 64, 5  # of a call; for each worker, without a block in between
 _PATIENCE = 5.0  # seconds for an answer, and between looks for room that came
@@ -36,7 +36,7 @@ def ray_cluster(engine: RayEngine) -> Iterator[Write]:
         gpus, has_any = engine.gpus_per_worker, ray.cluster_resources().get("GPU", 0) >= 1
         wanted = {"CPU": engine.cpus_per_worker, "GPU": float(has_any) if gpus is None else gpus}
         _require_room(ray, wanted, engine.address)
-        yield lambda job, writer, _: _Crew(ray, job, wanted, engine.workers).write(writer)
+        yield lambda job, _, __, missing: _Crew(ray, job, wanted, engine.workers).write(missing)
 
 
 def _connect(ray: Any, address: str) -> Any:
@@ -89,9 +89,9 @@ class _Crew:
         self._left = deque[str]()
         self._losses, self._looks_at = 0, 0.0  # since the last receipt; when room is looked for
 
-    def write(self, writer: StoreWriter) -> Written:
+    def write(self, missing: Sequence[Block]) -> Written:
         """All blocks that are missing; the workers end with it, whatever ends it."""
-        images = {block.name: len(block.rows) for block in writer.missing_blocks()}
+        images = {block.name: len(block.rows) for block in missing}
         self._left.extend(images)
         try:
             return tally(self._told(), images, workers=self._workers)

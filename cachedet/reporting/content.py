@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -108,3 +109,21 @@ class Report:
     written: str  # date
     kind: str = "report"
     has_images: bool = True  # whether the page has a place for them, be it empty
+
+
+def facts_section(facts: Sequence[tuple[str, str]], *, caption: str, column: str) -> Section:
+    """Names and what they are, under "Conditions"."""
+    table = Table(
+        caption=caption,
+        corner="Fact",
+        columns=(column,),
+        rows=tuple(Row(name=name, cells=(Cell(text=text),)) for name, text in facts),
+        numeric=False,
+    )
+    return Section(
+        key="conditions",
+        title="Conditions",
+        short="Conditions",
+        leads=() if facts else ("None were recorded.",),
+        tables=(table,) if facts else (),
+    )

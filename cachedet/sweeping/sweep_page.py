@@ -7,7 +7,16 @@ from datetime import date
 
 from cachedet.comparison.summary import Spread
 from cachedet.progress import count_of, format_seconds
-from cachedet.reporting.content import Cell, Headline, Report, Row, Section, Table, Tone
+from cachedet.reporting.content import (
+    Cell,
+    Headline,
+    Report,
+    Row,
+    Section,
+    Table,
+    Tone,
+    facts_section,
+)
 from cachedet.reporting.figures import (
     ABSENT,
     figure,
@@ -315,14 +324,8 @@ def _facts_section(report: SweepReport) -> Section:
     facts += [
         (f"space of {config}", ", ".join(texts) or ABSENT) for config, texts in report.space.items()
     ]
-    table = Table(
-        caption="What the sweep is of; settings.json holds all.",
-        corner="Fact",
-        columns=("In this sweep",),
-        rows=tuple(Row(name=name, cells=(Cell(text=text),)) for name, text in facts),
-        numeric=False,
-    )
-    return Section(key="conditions", title="Conditions", short="Conditions", tables=(table,))
+    caption = "What the sweep is of; settings.json holds all."
+    return facts_section(facts, caption=caption, column="In this sweep")
 
 
 def _name(trial: int | None) -> str:
