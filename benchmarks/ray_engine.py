@@ -2,7 +2,7 @@
 
 python benchmarks/ray_engine.py --out DIR [--parts speed,memory,kills] [--kills 200]
 
-Generated images, random weights. `speed`: resnet18 at 384 px, one core a worker, images per second
+Generated images, random weights. `speed`: ResNet-50 at 384 px, one core a worker, images per second
 from the first commit to the last, one and two workers in turn. `memory`: 10,000 blocks of one tiny
 image; resident memory of the driver at the first 5 % of the commits and at most after that.
 `kills`: SIGKILL to a random worker every 2 to 6 seconds, a new store whenever one is whole; each
@@ -40,10 +40,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--images", type=int, default=96, help="of `speed` and `kills`")
     parser.add_argument("--rounds", type=int, default=3, help="of `speed`")
+    parser.add_argument("--backbone", default="resnet50", help="of `speed`")
     parser.add_argument("--blocks", type=int, default=10_000)
     options = parser.parse_args()
     parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "speed": lambda: speed(options.out, options.images, options.rounds),
+        "speed": lambda: speed(options.out, options.images, options.rounds, options.backbone),
         "memory": lambda: memory(options.out, options.blocks),
         "kills": lambda: kills(options.out, options.images, options.kills),
     }
@@ -81,7 +82,7 @@ def commits(store: Path) -> list[Path]:
     return list((store / "commits").glob("*.json"))
 
 
-def speed(out: Path, images: int, rounds: int) -> dict[str, Any]:
+def speed(out: Path, images: int, rounds: int, backbone: str) -> dict[str, Any]:
     rates: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(rounds):
         for workers, found in rates.items():
@@ -89,7 +90,7 @@ def speed(out: Path, images: int, rounds: int) -> dict[str, Any]:
                 out,
                 "speed.zarr",
                 images,
-                backbone="resnet18",
+                backbone=backbone,
                 weights="none",
                 image_size=384,
                 views="base,hflip",

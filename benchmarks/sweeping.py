@@ -83,6 +83,7 @@ def measure_tuned(options: argparse.Namespace, heads: TrainConfig) -> dict[str, 
         "images": options.images, "annotations": options.annotations, "views": options.views,
         "backbone": options.backbone, "weights": options.weights, "workers": default_workers(),
         "image_size": options.image_size, "codec": "int8", "device": heads.device,
+        "on_bad_image": "skip",
         "store": options.out / "tuned/features/train.zarr",
     }  # fmt: skip
     val = {
