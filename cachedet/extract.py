@@ -330,7 +330,7 @@ def _report(
         images_added=order.added,
         images_returned=order.returned,
         blocks_written=written.blocks,
-        blocks_missing=len(writer.missing_blocks()),
+        blocks_missing=writer.blocks_left(),
         blocks_total=len(writer.blocks),
         nbytes_written=written.nbytes,
         seconds=seconds,

@@ -18,7 +18,6 @@ from heapq import heappop, heappush
 
 _UPLOADS = 4  # blocks a machine sends at once; one more is being computed
 _SHARDS_AT_ONCE = 8  # of a block
-_RECORDS_AT_ONCE = 16  # that are read at the end
 _PAGE = 1000  # objects in an answer to LIST
 PAUSE = 0.375  # seconds before a request is made again, on average; doubles from try to try
 
@@ -359,17 +358,13 @@ class _Machine:
             self._end()
 
     def _end(self) -> None:
-        """Count what is missing: a listing, and the records of others."""
+        """Count what is missing: a listing of the records."""
         if self.busy or self.wanted is not None or self.ahead is not None:
             return
         cluster, job = self.cluster, self.cluster.job
-        pages = math.ceil(job.blocks * (job.shards + 1) / _PAGE)
-        records = job.blocks - self.own
-        failed = cluster.failures(records)
+        pages = math.ceil(job.blocks / _PAGE)
         cluster.traffic.lists += pages
-        cluster.traffic.gets += records + failed
-        seconds = cluster.waits(pages, 0) + cluster.waits(records, failed) / _RECORDS_AT_ONCE
-        cluster.clock.after(seconds, _nothing)
+        cluster.clock.after(cluster.waits(pages, 0), _nothing)
 
 
 def _nothing() -> None:

@@ -136,6 +136,15 @@ class StoreWriter:
         records = self.depot.sizes(COMMITS)
         return {block.name for block in self.blocks if commit_key(block) in records}
 
+    def blocks_left(self) -> int:
+        """How many blocks nobody has written by now; in an object storage by a listing alone.
+
+        Records that `missing_blocks` has read at the start stay, and newer ones were made whole.
+        """
+        if isinstance(self.depot, Bucket):
+            return len(self.blocks) - len(self.recorded_blocks())
+        return len(self.missing_blocks())
+
     def is_committed(self, block: Block) -> bool:
         """Whether a whole block lies in the store now, whoever wrote it.
 
