@@ -8,9 +8,9 @@ python benchmarks/sweeping.py --images DIR --annotations train.json --val-annota
    times --tuned is what the search may take. `compare` extracts the stores, which all others read.
 2. A sweep of --trials trials with --parallel processes: seconds of the search, seconds with the
    final runs, and the verdict.
-3. --speed-trials random trials, none given up, by one process and by --parallel: images/s over all
-   trials, and the memory of the processes by their proportional share (PSS), which counts what
-   they share once; beside it what the stored features take.
+3. --speed-trials random trials (0: none), none given up, by one process and by --parallel:
+   images/s over all trials, and the memory of the processes by their proportional share (PSS),
+   which counts what they share once; beside it what the stored features take.
 
 Folders under --out are kept: a benchmark that was stopped goes on. Prints one JSON object.
 """
@@ -72,8 +72,9 @@ def main() -> None:
         "libraries": library_versions(),
         "tuned": tuned,
         "sweep": measure_sweep(config, tuned["step_seconds"] * options.tuned),
-        "speed": measure_speed(config, options),
     }
+    if options.speed_trials:
+        result["speed"] = measure_speed(config, options)
     print(json.dumps(result, indent=1))
 
 
