@@ -1,7 +1,7 @@
 """What a module must have to be trained, scored, resumed, averaged and shared among processes.
 
 Any `nn.Module` with `forward` and `detect` will do: RetinaNet, a cascade, or a head of your own.
-tests/detector/contract.py checks one; docs/python.md shows how to write one.
+tests/detector/contract.py checks one; docs/tutorials/own-head.md writes one.
 """
 
 from __future__ import annotations
