@@ -62,7 +62,7 @@ class PackedImages:
 class StoreWriter:
     """Writes blocks of features into a new store or one that was interrupted.
 
-    In an object storage several threads may commit at once.
+    Several threads may encode, and commit, at once.
     """
 
     def __init__(self, place: Place, plan: StorePlan) -> None:

@@ -87,6 +87,24 @@ def test_the_features_do_not_depend_on_the_batch(
             assert difference(alone.read(row, "base")[level], maps) < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore")  # the compiler's advice, such as to use TF32
+def test_a_compiled_backbone_gives_the_same_features(
+    tiny: Any, cuda_train: Path, tmp_path: Path, float32: None
+) -> None:
+    """Several sizes, a last batch that is smaller, graphs whose memory the next batch takes."""
+    store = tmp_path / "compiled.zarr"
+    extract(tiny.extract_config(store, device="cuda", compile=True))
+    compiled, plain = FeatureStore.open(store), FeatureStore.open(cuda_train)
+    assert compiled.manifest.fingerprint() == plain.manifest.fingerprint()
+    worst = 0.0
+    for row in range(len(plain)):
+        for view in ("base", "hflip"):
+            for level, maps in plain.read(row, view).items():
+                worst = max(worst, difference(compiled.read(row, view)[level], maps))
+    print(f"compiled to plain, test_resnet, float32: {worst:.2e}")
+    assert worst < FLOAT32
+
+
 @pytest.mark.parametrize("name", ["fp32", "fp16", "bf16", "int8", "int4"])
 def test_codes_are_made_on_the_gpu_and_are_those_of_the_cpu(name: str) -> None:
     """To the bit; no other maps than these are copied."""
