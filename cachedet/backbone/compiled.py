@@ -40,11 +40,15 @@ class CompiledBackbone(nn.Module):
         # torch before 2.14 records graphs of CUDA in the main thread only
         is_main = threading.current_thread() is threading.main_thread()
         self._has_graphs = device.type == "cuda" and is_main and compiler == _COMPILER
-        options = {"options": {"triton.cudagraphs": True}} if self._has_graphs else {}
+        model: Any = torch.compile(
+            backbone.model,
+            backend=compiler,
+            options={"triton.cudagraphs": True} if self._has_graphs else None,
+        )
         self._batch_size = batch_size
         self._network = FrozenBackbone(
             name=backbone.name,
-            model=torch.compile(backbone.model, backend=compiler, **options),
+            model=model,
             spec=backbone.spec,
             is_nhwc=backbone.is_nhwc,
             preprocessing=backbone.preprocessing,
@@ -58,7 +62,7 @@ class CompiledBackbone(nn.Module):
         count = len(images)
         whole = F.pad(images, (0, 0, 0, 0, 0, 0, 0, self._batch_size - count))
         if self._has_graphs:
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         try:
             features = self._network(whole)
         except RuntimeError as error:

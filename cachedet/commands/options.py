@@ -74,7 +74,7 @@ Compile = Annotated[
     bool,
     typer.Option(
         "--compile",
-        help="torch.compile the backbone, which takes minutes at first: for many images on a GPU.",
+        help="torch.compile the backbone, which takes a minute or more at first: for many images.",
     ),
 ]
 ImageSize = Annotated[int, typer.Option(help="Long side in pixels.")]

@@ -8,6 +8,7 @@ device work is not held up by it. On a CPU all of this is nothing: one thing fol
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,12 +56,13 @@ class Stretch:
 
     def wait(self) -> float:
         """Return when it is done: the seconds that it took there."""
-        if isinstance(self._began, float) or isinstance(self._ended, float):
-            return float(self._ended) - float(self._began)
-        self._ended.synchronize()
-        return self._began.elapsed_time(self._ended) / 1000
+        if self._device.type == "cuda":
+            self._ended.synchronize()
+            return float(self._began.elapsed_time(self._ended)) / 1000
+        return float(self._ended - self._began)
 
-    def _mark(self) -> torch.cuda.Event | float:
+    def _mark(self) -> Any:
+        """An event that happens when all before it is done, or a time."""
         if self._device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
