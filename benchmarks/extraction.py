@@ -1,11 +1,12 @@
 """Extraction against the backbone alone on the same batches, and the rates of its stages.
 
 python benchmarks/extraction.py --images DIR --annotations train.json --out DIR \
-    [--backbones tf_efficientnet_lite0,resnet50] [--codec int8] [--precisions fp32,bf16] \
-    [--device cuda]
+    [--backbones tf_efficientnet_lite0,resnet50] [--codec int8] [--batch-size 8] \
+    [--variants eager,compile,bf16,bf16+compile] [--device cuda]
 
 Backbones have random weights: only time is measured. Both ways run in turn, three rounds; the
-ratio is the median of the rounds. Prints one JSON object.
+ratio is the median of the rounds. "Alone" is the same variant, of decoded batches in pinned memory;
+its first round, which compiles, is told apart. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -15,19 +16,24 @@ import json
 import os
 import shutil
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from device_clock import add_device_option, describe_device, wall_seconds
+from torch import Tensor
 
+from cachedet.backbone.compiled import CompiledBackbone
 from cachedet.backbone.frozen import load_backbone
 from cachedet.data.annotation_formats import read_dataset
 from cachedet.device import choose_device, default_workers
+from cachedet.extraction.block_job import committers_to
 from cachedet.extraction.codec_sample import fit_codec
 from cachedet.extraction.inputs import InputLoader
 from cachedet.extraction.pipeline import ExtractionPipeline
 from cachedet.store.codecs.registry import make_codec
+from cachedet.store.format.layout import Block
 from cachedet.store.format.manifest import (
     Manifest,
     images_digest,
@@ -37,7 +43,7 @@ from cachedet.store.format.manifest import (
 from cachedet.store.writer import StoreWriter
 
 ROUNDS = 3
-BATCH = 8
+VARIANTS = ("eager", "compile", "bf16", "bf16+compile")
 
 
 def main() -> None:
@@ -47,15 +53,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--backbones", default="tf_efficientnet_lite0,resnet50")
     parser.add_argument("--codec", default="int8")
-    parser.add_argument("--precisions", default="fp32")
+    parser.add_argument("--variants", default="eager", help=f"of {','.join(VARIANTS)}")
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--image-size", type=int, default=384)
     parser.add_argument("--count", type=int, default=64, help="images")
     add_device_option(parser)
     options = parser.parse_args()
     results = [
-        measure(name, options, bf16=precision == "bf16")
+        measure(name, options, variant=variant)
         for name in options.backbones.split(",")
-        for precision in options.precisions.split(",")
+        for variant in options.variants.split(",")
     ]
     print(
         json.dumps(
@@ -73,12 +80,20 @@ def main() -> None:
     )
 
 
-def measure(name: str, options: argparse.Namespace, *, bf16: bool) -> dict[str, Any]:
+def measure(name: str, options: argparse.Namespace, *, variant: str) -> dict[str, Any]:
     """Images per second of both ways."""
+    assert variant in VARIANTS, f"expected one of {VARIANTS}, got {variant}"
     device = choose_device(options.device)
     backbone = load_backbone(
-        name, weights="none", bf16=bf16, image_size=options.image_size, device=device
+        name,
+        weights="none",
+        bf16="bf16" in variant,
+        image_size=options.image_size,
+        device=device,
     )
+    batch_size = options.batch_size
+    is_compiled = "compile" in variant
+    computing = CompiledBackbone(backbone, batch_size=batch_size) if is_compiled else backbone
     dataset = read_dataset(annotations=options.annotations, images=options.images)
     annotations = dataset.annotations.keep_rows(range(min(options.count, len(dataset.annotations))))
     loader = InputLoader(
@@ -101,8 +116,8 @@ def measure(name: str, options: argparse.Namespace, *, bf16: bool) -> dict[str, 
         image_size=options.image_size,
         views=("base",),
         codec=codec.name,
-        block_size=16,
-        batch_size=BATCH,
+        block_size=max(16, batch_size),
+        batch_size=batch_size,
         images_digest=images_digest(annotations, contents),
         truth_digest=truth_digest(annotations),
         categories=annotations.categories,
@@ -113,6 +128,8 @@ def measure(name: str, options: argparse.Namespace, *, bf16: bool) -> dict[str, 
     root = options.out / "extraction.zarr"
     seconds: dict[str, list[float]] = {"alone": [], "extraction": []}
     stages: dict[str, float] = {}
+    batches: list[Tensor] = []
+    first = 0.0
     for turn in range(ROUNDS + 1):
         shutil.rmtree(root, ignore_errors=True)
         writer = StoreWriter.open(
@@ -122,25 +139,23 @@ def measure(name: str, options: argparse.Namespace, *, bf16: bool) -> dict[str, 
             contents=contents,
             fit=lambda _: fitted,
         )
-        batches = [
-            torch.stack([loader.load(row, "base") for row in block.rows[start : start + BATCH]])
-            for block in writer.blocks
-            for start in range(0, len(block.rows), BATCH)
-        ]
+        batches = batches or decode(writer.blocks, loader, batch_size, device)
         started = wall_seconds(device)
         for batch in batches:
-            backbone(batch.to(device))
+            computing(batch.to(device, non_blocking=True))
         alone = wall_seconds(device) - started
         pipeline = ExtractionPipeline(
             loader=loader,
-            backbone=backbone,
+            backbone=computing,
             writer=writer,
-            batch_size=BATCH,
+            batch_size=batch_size,
             workers=default_workers(),
             on_block=lambda *_: None,
+            committers=committers_to(writer.depot, device),
         )
         started = wall_seconds(device)
         pipeline.run(writer.blocks)
+        first = first or alone
         if turn:  # the first warms up
             seconds["alone"].append(alone)
             seconds["extraction"].append(wall_seconds(device) - started)
@@ -149,13 +164,27 @@ def measure(name: str, options: argparse.Namespace, *, bf16: bool) -> dict[str, 
     pairs = zip(seconds["alone"], seconds["extraction"], strict=True)
     return {
         "backbone": name,
-        "precision": "bf16" if bf16 else "fp32",
+        "variant": variant,
         "images": len(annotations),
+        "batch_size": batch_size,
+        "first_seconds_alone": first,
         "alone_images_per_second": len(annotations) / statistics.median(seconds["alone"]),
         "extraction_images_per_second": len(annotations) / statistics.median(seconds["extraction"]),
         "extraction_to_alone": statistics.median(alone / whole for alone, whole in pairs),
         "stage_images_per_second": stages,
     }
+
+
+def decode(
+    blocks: Sequence[Block], loader: InputLoader, batch_size: int, device: torch.device
+) -> list[Tensor]:
+    """All batches, where a GPU copies from at its best."""
+    batches = [
+        torch.stack([loader.load(row, "base") for row in block.rows[start : start + batch_size]])
+        for block in blocks
+        for start in range(0, len(block.rows), batch_size)
+    ]
+    return [batch.pin_memory() for batch in batches] if device.type == "cuda" else batches
 
 
 if __name__ == "__main__":

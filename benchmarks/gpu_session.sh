@@ -2,6 +2,8 @@
 # What is done with a lent GPU machine that has no network and is bare at the start.
 #
 #   bash benchmarks/gpu_session.sh check              tests on the GPU, < 130 s
+#   bash benchmarks/gpu_session.sh extraction SECONDS variants of extraction, each with the share of
+#                                                     its backbone alone; 300 to 500 s
 #   bash benchmarks/gpu_session.sh alone SECONDS      the timings listed below, one after the other
 #   bash benchmarks/gpu_session.sh together SECONDS   the trainings listed below, many at once
 #
@@ -14,20 +16,24 @@
 # something failed; of the others jobs.txt says how each job ended.
 set -uo pipefail
 
-PHASE=${1:?check, alone or together}
+PHASE=${1:?check, extraction, alone or together}
 LIMIT=${2:-400}
 OUT=$(mkdir -p "${OUT:-gpu-session}" && cd "${OUT:-gpu-session}" && pwd)
 ROOT=$PWD
 SITE=/tmp/site
-DATA=$ROOT/.gpu/data
-WORK=/tmp/gpu-session
 PYTHON=${PYTHON:-python3}
-DEVICE=${DEVICE:-cuda} # cpu: to try the script itself
+# To try the script itself, as without a GPU and wheels:
+#   DEVICE=cpu COUNT=4 DATA=DIR WORK=DIR PYTHON=... bash benchmarks/gpu_session.sh extraction 300
+DEVICE=${DEVICE:-cuda}
+COUNT=${COUNT:-256} # images of extraction
+DATA=${DATA:-$ROOT/.gpu/data}
+WORK=${WORK:-/tmp/gpu-session}
 
 install_wheels() {
+    export PYTHONPATH=$SITE:$ROOT PYTHONUNBUFFERED=1
+    [ "$DEVICE" = cpu ] && return
     "$PYTHON" -m pip install -q --no-index --no-deps --no-compile \
         --no-cache-dir --upgrade --target "$SITE" .whl/*.whl || exit 1
-    export PYTHONPATH=$SITE:$ROOT PYTHONUNBUFFERED=1
 }
 
 print_facts() {
@@ -76,8 +82,18 @@ check() {
 AT_ONCE=16
 IMAGES='--images $DATA/bccd/images --annotations $DATA/bccd/train.json'
 BASE='--config configs/retinanet_fpn.yaml --image-size 640 --count 96 --batch 16 --steps 6 --rounds 2'
+# What compiles nothing comes first: no time that the compiler takes can cost it.
+EXTRACTION=()
+variants_of() { # backbones, images of a batch, variants, seconds
+    local backbone
+    for backbone in $1; do
+        EXTRACTION+=("extraction-$backbone-$2-$3|$4|\$PYTHON benchmarks/extraction.py --device \$DEVICE $IMAGES --out \$WORK --count \$COUNT --backbones $backbone --batch-size $2 --variants $3")
+    done
+}
+variants_of 'tf_efficientnet_lite0 resnet50 vit_small_patch16_224' 8 eager,bf16 60
+variants_of 'tf_efficientnet_lite0 resnet50 vit_small_patch16_224' 8 compile,bf16+compile 110
+variants_of 'tf_efficientnet_lite0 resnet50' 32 eager,bf16,bf16+compile 110
 ALONE=(
-    "extraction|80|\$PYTHON benchmarks/extraction.py --device \$DEVICE $IMAGES --out \$WORK --count 192 --precisions fp32,bf16"
     'stall|80|$PYTHON benchmarks/stall.py --device $DEVICE --store $WORK/bccd-train.zarr --residencies stream,ram,device --steps 30 --pairs 4'
     "against_base|75|\$PYTHON benchmarks/against_live.py --device \$DEVICE $IMAGES --out \$WORK/base $BASE --backbones resnet50"
     "against_convnext|80|\$PYTHON benchmarks/against_live.py --device \$DEVICE $IMAGES --out \$WORK/base $BASE --backbones convnext_base"
@@ -127,7 +143,7 @@ run_job() {
         echo "$name: no time left" >>"$WORK/jobs.txt"
         return
     fi
-    PYTHON=$PYTHON DEVICE=$DEVICE DATA=$DATA WORK=$WORK timeout "$seconds" \
+    PYTHON=$PYTHON DEVICE=$DEVICE DATA=$DATA WORK=$WORK COUNT=$COUNT timeout "$seconds" \
         bash -c "$command" >"$WORK/$name.json" 2>"$WORK/$name.log"
     status=$?
     echo "$name: exit $status after $((SECONDS - started)) s" | tee -a "$WORK/jobs.txt"
@@ -136,6 +152,22 @@ run_job() {
 pack() {
     tar -czf "$OUT/$PHASE.tar.gz" -C "$WORK" --exclude='*.zarr' --exclude=weights --exclude='*.pt' .
     ls -l "$OUT/$PHASE.tar.gz"
+}
+
+extraction() {
+    local job
+    for job in "${EXTRACTION[@]}"; do run_job "$job"; done
+    "$PYTHON" - "$WORK"/extraction-*.json <<'PY'
+import json, sys
+print("backbone, batch, variant: images/s alone, in extraction, share; of the stages")
+for name in sys.argv[1:]:
+    text = open(name).read()
+    for each in json.loads(text)["results"] if text else []:
+        stages = {key: round(rate) for key, rate in each["stage_images_per_second"].items()}
+        print(each["backbone"], each["batch_size"], f"{each['variant']}:",
+              round(each["alone_images_per_second"]), round(each["extraction_images_per_second"]),
+              f"{each['extraction_to_alone']:.2f};", stages)
+PY
 }
 
 alone() {
@@ -188,6 +220,6 @@ measure() {
 install_wheels
 case $PHASE in
     check) check ;;
-    alone | together) measure ;;
-    *) echo "expected check, alone or together, got $PHASE" >&2 && exit 2 ;;
+    extraction | alone | together) measure ;;
+    *) echo "expected check, extraction, alone or together, got $PHASE" >&2 && exit 2 ;;
 esac

@@ -86,15 +86,13 @@ def measure(codec: Codec, store: FeatureStore, images: Sequence[Features]) -> di
             shape = (maps.shape[1], maps.shape[2], maps.shape[3])
             started = time.perf_counter()
             encoded = codec.encode(maps, level=level, images=["one"])
-            packed = [
-                pack_chunk(encoded.parts[part.name][0], part) for part in codec.parts(level, shape)
-            ]
+            arrays = encoded.arrays()
+            packed = [pack_chunk(arrays[part.name][0], part) for part in codec.parts(level, shape)]
             seconds["encode"] += time.perf_counter() - started
             nbytes += sum(len(piece) for pieces in packed for piece in pieces)
             nbytes += 16 * len(packed)  # their places in the shard's index
-            stored = {name: torch.from_numpy(array) for name, array in encoded.parts.items()}
             started = time.perf_counter()
-            decoded = codec.decode(stored, level=level, shape=shape)
+            decoded = codec.decode(encoded.parts, level=level, shape=shape)
             seconds["decode"] += time.perf_counter() - started
             values += maps.numel()
             saturated += encoded.saturated

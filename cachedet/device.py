@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from torch import Tensor
 
 from cachedet.errors import ConfigError
 
@@ -48,6 +49,24 @@ def wait_for(device: torch.device) -> None:
     """Return when the device has done all it was given; before that no clock tells its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, in the order they lie in; what is there is not copied.
+
+    From CUDA all at once, into pinned memory, and when that is done.
+    """
+    copies, streams = {}, set()
+    for name, tensor in tensors.items():
+        if tensor.device.type != "cuda":
+            copies[name] = tensor.cpu()
+            continue
+        pinned = torch.empty_like(tensor, device="cpu", pin_memory=True)
+        copies[name] = pinned.copy_(tensor, non_blocking=True)
+        streams.add(torch.cuda.current_stream(tensor.device))
+    for stream in streams:
+        stream.synchronize()
+    return copies
 
 
 def single_core_threads(

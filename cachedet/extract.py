@@ -89,6 +89,7 @@ def extract(
     taps: int | Sequence[int] | None = None,
     global_token: bool | None = None,
     precision: str | None = None,
+    compile: bool | None = None,
     image_size: int | None = None,
     views: str | Sequence[str] | None = None,
     codec: str | None = None,
@@ -124,6 +125,7 @@ def extract(
         taps: of a plain ViT, in the place of levels: so many of its blocks, evenly spaced, or
             which, counted from 1. global_token: whether the last one's class token is kept.
         precision: "fp32", or "bf16": the backbone computes in bfloat16, about twice as fast.
+        compile: let torch compile the backbone first; its features differ by rounding.
         image_size, views, codec: the long side in pixels; such as "base,hflip"; such as "int8".
         on_bad_image, follow_links: "fail" or "skip"; whether links may lead out of `images`.
         rotated: "refuse", or "outer": upright boxes around rotated ones.
@@ -149,7 +151,8 @@ def extract(
     given = {
         "images": images, "annotations": annotations, "store": store, "weights": weights,
         "backbone": _name_of(backbone), "levels": levels, "freeze_at": freeze_at, "taps": taps,
-        "global_token": global_token, "precision": precision, "image_size": image_size,
+        "global_token": global_token, "precision": precision, "compile": compile,
+        "image_size": image_size,
         "views": ",".join(views) if isinstance(views, list | tuple) else views, "codec": codec,
         "on_bad_image": on_bad_image, "follow_links": follow_links, "rotated": rotated,
         "choose": choose, "block_size": block_size, "batch_size": batch_size, "workers": workers,
@@ -304,6 +307,7 @@ def _make_job(
         backbone=backbone,
         make_inputs=inputs,
         device=config.device,
+        compile=config.compile,
         batch_size=config.batch_size,
         workers=config.workers,
         fingerprint=writer.manifest.block_fingerprint(0),

@@ -70,6 +70,13 @@ BackbonePrecision = Annotated[
         "and on CPUs with units for it.",
     ),
 ]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="torch.compile the backbone, which takes a minute or more at first: for many images.",
+    ),
+]
 ImageSize = Annotated[int, typer.Option(help="Long side in pixels.")]
 Codec = Annotated[
     str, typer.Option(help="Such as fp16, int8, int8+zstd or snr12; a wrong name lists them all.")

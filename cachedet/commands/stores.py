@@ -16,6 +16,7 @@ from cachedet.commands.options import (
     BlockSize,
     Classes,
     Codec,
+    Compile,
     CpusPerWorker,
     Device,
     EngineKind,
@@ -78,6 +79,7 @@ def extract(
     taps: Taps = None,
     global_token: GlobalToken = False,
     precision: BackbonePrecision = "fp32",
+    compile: Compile = False,
     image_size: ImageSize = 512,
     views: Annotated[
         str | None,
@@ -116,8 +118,8 @@ def extract(
     options = {
         "images": images, "annotations": annotations, "store": store, "backbone": backbone,
         "weights": weights, "levels": levels, "freeze_at": freeze_at, "taps": taps,
-        "global_token": global_token, "precision": precision, "image_size": image_size,
-        "views": views, "codec": codec, "on_bad_image": on_bad_image,
+        "global_token": global_token, "precision": precision, "compile": compile,
+        "image_size": image_size, "views": views, "codec": codec, "on_bad_image": on_bad_image,
         "follow_links": follow_links, "rotated": rotated, "choose": choose,
         "block_size": block_size, "batch_size": batch_size, "workers": workers, "device": device,
         "rank": rank, "world_size": world_size, "engine": make_engine(

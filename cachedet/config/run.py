@@ -129,6 +129,7 @@ class ExtractConfig(Config):
     taps: Taps = None  # in the place of levels: maps of one stride, of a plain ViT
     global_token: bool = False  # with the last tap its class token
     precision: Literal["fp32", "bf16"] = "fp32"  # in which the backbone computes
+    compile: bool = False  # torch.compile the backbone
     image_size: Annotated[int, Field(ge=32, le=4096)] = 512  # long side of the view in pixels
     views: str | None = None  # None: those the store has; of a new one data.views.TRAINING_VIEWS
     codec: str = "int8"

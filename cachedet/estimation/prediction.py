@@ -96,7 +96,11 @@ def describe_training(config: TrainConfig, *, views: tuple[str, ...]) -> dict[st
 
 def describe_extraction(config: ExtractConfig) -> dict[str, Any]:
     """What its speed depends on beside what it writes."""
-    return {"device": str(choose_device(config.device)), "workers": config.workers}
+    return {
+        "device": str(choose_device(config.device)),
+        "workers": config.workers,
+        "compile": config.compile,
+    }
 
 
 def compare_extraction(report: ExtractReport, config: ExtractConfig) -> PredictedVsActual:

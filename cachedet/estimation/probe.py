@@ -120,9 +120,9 @@ def _measure_codec(
     times: list[float] = []
     with _timed(first.device, times):
         for level, parts in layout.levels(bucket).items():
-            encoded = codec.encode(features[level], level=level, images=images)
+            arrays = codec.encode(features[level], level=level, images=images).arrays()
             for part in parts:
-                chunks = [pack_chunk(values, part) for values in encoded.parts[part.name]]
+                chunks = [pack_chunk(values, part) for values in arrays[part.name]]
                 packed_nbytes += sum(len(piece) for chunk in chunks for piece in chunk)
                 most += part.packed_nbytes * count
     return CodecCost(

@@ -25,6 +25,7 @@ from cachedet.data.survey import Scan, require_good, scan_images
 from cachedet.data.views import View
 from cachedet.errors import InputError
 from cachedet.estimation.sample import Keys
+from cachedet.extraction.block_job import committers_to
 from cachedet.extraction.inputs import InputLoader, make_inputs, make_manifest
 from cachedet.extraction.pipeline import ExtractionPipeline
 from cachedet.loading.residency import StreamedFeatures
@@ -213,6 +214,7 @@ def write_trial(
         batch_size=config.batch_size,
         workers=config.workers,
         on_block=note,
+        committers=committers_to(writer.depot, next(backbone.parameters()).device),
     )
     started = time.perf_counter()
     pipeline.run(_until(writer.blocks, started + seconds))

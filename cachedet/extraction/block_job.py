@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
+import torch
+
+from cachedet.backbone.compiled import CompiledBackbone
 from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.device import choose_device
 from cachedet.errors import StoreError
 from cachedet.extraction.inputs import InputLoader
 from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
-from cachedet.store.files.depot import Place, open_depot
+from cachedet.store.files.depot import Depot, Place, open_depot
 from cachedet.store.format.commits import CommitRecord
 from cachedet.store.format.layout import Block
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.writer import StoreWriter
 
 UPLOADS = 4  # blocks on their way to an object storage at once
+_WRITES = (
+    3  # blocks on their way to a disk at once, where a GPU makes more than one writer can take
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,6 +37,7 @@ class Job:
     device: str
     batch_size: int
     workers: int  # threads that decode
+    compile: bool = False  # the backbone
     fingerprint: str  # of the store's first blocks, which says what is in it
     folder: Path = field(default_factory=Path.cwd)  # that relative names start from
 
@@ -54,13 +62,28 @@ class Job:
         """Of this process. Raises ConfigError where it lacks the device."""
         return ExtractionPipeline(
             loader=loader,
-            backbone=self.backbone.to(choose_device(self.device)),
+            backbone=self._on_device,
             writer=writer,
             batch_size=self.batch_size,
             workers=self.workers,
             on_block=on_block,
-            committers=1 if writer.depot.folder is not None else UPLOADS,
+            committers=committers_to(writer.depot, next(self._on_device.parameters()).device),
         )
+
+    @cached_property
+    def _on_device(self) -> FrozenBackbone | CompiledBackbone:
+        """Compiled once for all pipelines of this process."""
+        backbone = self.backbone.to(choose_device(self.device))
+        if not self.compile:
+            return backbone
+        return CompiledBackbone(backbone, batch_size=self.batch_size)
+
+
+def committers_to(depot: Depot, device: torch.device) -> int:
+    """How many blocks are written at once: waiting for a disk or a server costs no core."""
+    if depot.folder is None:
+        return UPLOADS
+    return 1 if device.type == "cpu" else _WRITES
 
 
 @dataclass(kw_only=True)

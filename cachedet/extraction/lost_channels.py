@@ -6,8 +6,6 @@ others, as in transformers, that noise can cover all the others, and no figure o
 
 from __future__ import annotations
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from cachedet.store.codecs.codec import Codec
@@ -37,9 +35,8 @@ def _lost_share(codec: Codec, maps: Tensor, *, level: str) -> float:
     """Of the channels that vary; 0 where the level as a whole is noisy, too."""
     exact = maps.detach().cpu().float()
     encoded = codec.encode(exact, level=level, images=["an image of the sample"])
-    parts = {key: torch.from_numpy(np.ascontiguousarray(v)) for key, v in encoded.parts.items()}
     shape = (exact.shape[1], exact.shape[2], exact.shape[3])
-    squares = (codec.decode(parts, level=level, shape=shape).double() - exact).square()
+    squares = (codec.decode(encoded.parts, level=level, shape=shape).double() - exact).square()
     variance = exact.double().var(dim=(2, 3), correction=0)[0]
     varies = variance > 0
     if exact.double().square().sum() < _LOUD * squares.sum() or not bool(varies.any()):

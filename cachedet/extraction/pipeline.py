@@ -1,8 +1,9 @@
 """Decoding, backbone, encoding and writing at the same time, in bounded memory.
 
-Each stage has its own threads; the backbone runs in the calling one. At most two blocks of encoded
-images exist at once (one more than are written at once), of features one batch more than threads
-encode, and the inputs of the block decoded ahead.
+Each stage has its own threads; the backbone runs in the calling one, which on CUDA goes on to the
+next batch before the device is done with this one. At most two blocks of encoded images exist at
+once (one more than are written at once), of features one batch more than threads encode, and the
+inputs of the block decoded ahead.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from cachedet.backbone.compiled import CompiledBackbone
 from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.device import single_core_threads, usable_cores
+from cachedet.extraction.device_work import Stretch, Uploads, take_own_stream
 from cachedet.extraction.inputs import InputLoader
 from cachedet.store.format.commits import CommitRecord
 from cachedet.store.format.layout import Block
@@ -60,11 +64,15 @@ class StageClock:
         started = time.perf_counter()
         yield work
         seconds = time.perf_counter() - started
+        self.count(stage, images, nbytes=work.nbytes, seconds=seconds)
+
+    def count(self, stage: str, images: int, *, nbytes: int, seconds: float) -> None:
+        """What a worker of the stage has done."""
         with self._lock:
             total = self.stages[stage]
             total.seconds += seconds
             total.images += images
-            total.nbytes += work.nbytes
+            total.nbytes += nbytes
 
     def add(self, stages: Mapping[str, Work], *, processes: int) -> None:
         """What one of `processes` alike has done."""
@@ -117,7 +125,7 @@ class ExtractionPipeline:
         self,
         *,
         loader: InputLoader,
-        backbone: FrozenBackbone,
+        backbone: FrozenBackbone | CompiledBackbone,
         writer: StoreWriter,
         batch_size: int,  # images per forward; a block is cut into batches from its start (law L5)
         workers: int,  # threads that decode
@@ -128,7 +136,7 @@ class ExtractionPipeline:
         self._loader = loader
         self._backbone = backbone
         self._device = next(backbone.parameters()).device
-        self._is_cuda = self._device.type == "cuda"
+        self._uploads = Uploads(self._device)
         self._writer = writer
         self._batch_size = batch_size
         self._workers = workers
@@ -148,9 +156,10 @@ class ExtractionPipeline:
         Raises what decoding, encoding or writing raised first.
         """
         commits: deque[Future[None]] = deque()
+        own_stream = partial(take_own_stream, self._device)
         with (
             single_core_threads(self._workers, "decode") as decoders,
-            single_core_threads(self._encoders, "encode") as encoder,
+            single_core_threads(self._encoders, "encode", begin=own_stream) as encoder,
             single_core_threads(self._committers, "write") as committer,
         ):
             for block, batches in self._decoded_ahead(blocks, decoders):
@@ -183,7 +192,8 @@ class ExtractionPipeline:
         """Begin to fill a batch, in memory from which a CUDA device copies by itself."""
         rows = block.rows[start : start + self._batch_size]
         self._loader.expect(row for row in rows if row not in self._writer.gone)
-        images = torch.empty((len(rows), 3, *block.bucket), pin_memory=self._is_cuda)
+        is_cuda = self._device.type == "cuda"
+        images = torch.empty((len(rows), 3, *block.bucket), pin_memory=is_cuda)
         filled = [
             decoders.submit(self._load, row, block.view, image)
             for row, image in zip(rows, images, strict=True)
@@ -205,17 +215,19 @@ class ExtractionPipeline:
         for start in range(0, len(block.rows), self._batch_size):
             images = batches.popleft().wait()
             self._batches.acquire()
-            with self.clock.busy("backbone", len(images)) as work:
-                features = self._backbone(images.to(self._device, non_blocking=self._is_cuda))
-                if self._is_cuda:
-                    torch.cuda.synchronize(self._device)
-                work.nbytes = sum(maps.nbytes for maps in features.values())
-            packed.append(encoder.submit(self._encode, block, features, start))
+            there = self._uploads.send(images)
+            with Stretch(self._device) as computing:
+                features = self._backbone(there)
+            packed.append(encoder.submit(self._encode, block, features, start, computing))
         return packed
 
-    def _encode(self, block: Block, features: Features, start: int) -> PackedImages:
+    def _encode(
+        self, block: Block, features: Features, start: int, computing: Stretch
+    ) -> PackedImages:
+        images, nbytes = len(next(iter(features.values()))), _nbytes(features)
         try:
-            with self.clock.busy("encode", len(next(iter(features.values())))) as work:
+            self.clock.count("backbone", images, nbytes=nbytes, seconds=computing.wait())
+            with self.clock.busy("encode", images) as work:
                 packed = self._writer.encode(block, features, start=start)
                 work.nbytes = packed.nbytes
         finally:
@@ -232,6 +244,10 @@ class ExtractionPipeline:
                 self._on_block(block, record)
         finally:
             self._blocks.release()
+
+
+def _nbytes(features: Features) -> int:
+    return sum(maps.nbytes for maps in features.values())
 
 
 def _encoding_threads(device: torch.device) -> int:

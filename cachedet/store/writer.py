@@ -62,7 +62,7 @@ class PackedImages:
 class StoreWriter:
     """Writes blocks of features into a new store or one that was interrupted.
 
-    In an object storage several threads may commit at once.
+    Several threads may encode, and commit, at once.
     """
 
     def __init__(self, place: Place, plan: StorePlan) -> None:
@@ -187,8 +187,9 @@ class StoreWriter:
             maps = features[level]
             encoded = self._plan.codec.encode(maps, level=level, images=images)
             quality[level] = _measure(self._plan.codec, maps, encoded, level, shapes[level])
+            arrays = encoded.arrays()
             for part in parts:
-                values = encoded.parts[part.name]
+                values = arrays[part.name]
                 chunks[f"{level}/{part.name}"] = [pack_chunk(one, part) for one in values]
         return PackedImages(chunks=chunks, quality=quality)
 
@@ -355,9 +356,8 @@ class StoreWriter:
 
 
 def _measure(codec: Codec, maps: Tensor, encoded: Encoded, level: str, shape: Shape) -> Quality:
-    """What encoding did to the maps, by decoding them again."""
-    stored = {name: torch.from_numpy(v).to(maps.device) for name, v in encoded.parts.items()}
-    decoded = codec.decode(stored, level=level, shape=shape)
+    """What encoding did to the maps, by decoding them again, where they lie."""
+    decoded = codec.decode(encoded.parts, level=level, shape=shape)
     exact = maps.detach().to(torch.float32)
     return Quality(
         values=exact.numel(),

@@ -6,12 +6,15 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from cachedet.backbone.frozen import load_backbone
 from cachedet.backbone.weights import PACKAGES
 from cachedet.extract import extract
+from cachedet.store.codecs.registry import make_codec
+from cachedet.store.codecs.statistics import FeatureStatistics
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import verify_store
 
@@ -82,3 +85,37 @@ def test_the_features_do_not_depend_on_the_batch(
     for row in range(len(together)):
         for level, maps in together.read(row, "base").items():
             assert difference(alone.read(row, "base")[level], maps) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's advice, such as to use TF32
+def test_a_compiled_backbone_gives_the_same_features(
+    tiny: Any, cuda_train: Path, tmp_path: Path, float32: None
+) -> None:
+    """Several sizes, a last batch that is smaller, graphs whose memory the next batch takes."""
+    store = tmp_path / "compiled.zarr"
+    extract(tiny.extract_config(store, device="cuda", compile=True))
+    compiled, plain = FeatureStore.open(store), FeatureStore.open(cuda_train)
+    assert compiled.manifest.fingerprint() == plain.manifest.fingerprint()
+    worst = 0.0
+    for row in range(len(plain)):
+        for view in ("base", "hflip"):
+            for level, maps in plain.read(row, view).items():
+                worst = max(worst, difference(compiled.read(row, view)[level], maps))
+    print(f"compiled to plain, test_resnet, float32: {worst:.2e}")
+    assert worst < FLOAT32
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16", "bf16", "int8", "int4"])
+def test_codes_are_made_on_the_gpu_and_are_those_of_the_cpu(name: str) -> None:
+    """To the bit; no other maps than these are copied."""
+    maps = torch.randn(4, 16, 12, 20, generator=torch.Generator().manual_seed(0))
+    maps[1] = 0
+    maps[2] *= 1e-30
+    statistics = FeatureStatistics()
+    statistics.add({"C4": maps})
+    codec = make_codec(name).fit(statistics.levels)
+    expected = codec.encode(maps, level="C4", images=["x"] * 4)
+    found = codec.encode(maps.cuda(), level="C4", images=["x"] * 4)
+    assert all(part.is_cuda for part in found.parts.values())
+    for part, array in found.arrays().items():
+        np.testing.assert_array_equal(array, expected.arrays()[part])

@@ -34,7 +34,7 @@ def manifest(tiny: Any) -> Manifest:
 def predict(manifest: Manifest, **changes: Any) -> Prediction:
     values: dict[str, Any] = {
         "store": describe_store(manifest, images=8),
-        "extraction": {"device": "cpu", "workers": 2},
+        "extraction": {"device": "cpu", "workers": 2, "compile": False},
         "training": describe_training(TrainConfig(), views=manifest.views),
         "nbytes": 100.0,
         "extract_seconds": 10.0,

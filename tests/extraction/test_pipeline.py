@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from cachedet.backbone.compiled import CompiledBackbone
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.cli import app
 from cachedet.data.image_files import ImageFolder
@@ -24,6 +26,8 @@ from cachedet.extraction.pipeline import ExtractionPipeline, StageClock
 from cachedet.store.files.leases import LeaseBook
 from cachedet.store.files.owner import Owner
 from cachedet.store.files.source import LocalFiles
+from cachedet.store.format.commits import CommitRecord
+from cachedet.store.format.layout import Block
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.reader import FeatureStore
 from cachedet.store.verify import describe_store, verify_store
@@ -129,6 +133,57 @@ def test_encoding_threads_do_not_change_a_byte(tiny: Any, tmp_path: Path) -> Non
     assert done == [block.name for block in writer.blocks]
     assert files(tmp_path / "s.zarr") == files(tiny.train)
     assert pipeline.clock.stages["encode"].workers == 3
+
+
+def test_blocks_written_at_once_do_not_change_a_byte(tiny: Any, tmp_path: Path) -> None:
+    """As on CUDA, where one thread that writes is slower than the backbone."""
+    pipeline, writer, done = pipeline_of(tiny, tmp_path / "s.zarr", PatientWriter, committers=3)
+    pipeline.run(writer.blocks)
+    assert sorted(done) == sorted(block.name for block in writer.blocks)
+    assert files(tmp_path / "s.zarr") == files(tiny.train)
+
+
+def test_a_compiled_backbone_fills_the_same_store(tiny: Any, tmp_path: Path) -> None:
+    """Blocks of three in batches of two: the last image of each is not compiled for anew."""
+    plain = load_backbone("test_resnet", weights=str(tiny.weights), image_size=128)
+    compiled = CompiledBackbone(plain, batch_size=2, compiler="eager")
+    pipeline, writer, _ = pipeline_of(tiny, tmp_path / "s.zarr", StoreWriter, backbone=compiled)
+    pipeline.run(writer.blocks)
+    require_alike(tmp_path / "s.zarr", tiny.train)
+
+
+@pytest.mark.thorough
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_what_was_begun_compiled_goes_on_without(tiny: Any, tmp_path: Path) -> None:
+    store = tmp_path / "s.zarr"
+    extract(tiny.extract_config(store, compile=True))
+    next((store / "commits").iterdir()).unlink()
+    report = extract(tiny.extract_config(store))
+    assert (report.blocks_written, report.blocks_missing) == (1, 0)
+    require_alike(store, tiny.train)
+
+
+def require_alike(store: Path, other: Path) -> None:
+    """Of the same inputs, and in every feature within what law L5 allows another batch."""
+    found, expected = FeatureStore.open(store), FeatureStore.open(other)
+    assert found.manifest.fingerprint() == expected.manifest.fingerprint()
+    for row in range(len(expected)):
+        for view in expected.manifest.views:
+            for level, maps in expected.read(row, view).items():
+                torch.testing.assert_close(found.read(row, view)[level], maps, rtol=1e-5, atol=1e-5)
+
+
+class PatientWriter(StoreWriter):
+    """Commits its first block when another one has been."""
+
+    other = threading.Event()
+
+    def commit(self, block: Block, images: Sequence[PackedImages]) -> CommitRecord | None:
+        is_first = block is self.blocks[0]
+        assert not is_first or self.other.wait(timeout=60)
+        record = super().commit(block, images)
+        self.other.set()
+        return record
 
 
 class UnevenWriter(StoreWriter):

@@ -312,9 +312,8 @@ class StoreMachine(RuleBasedStateMachine):
                 saturates = self.codec.startswith("snr")
                 assert saturates or ((maps[None] - exact).abs() <= bound).all()
                 encoded = codec.encode(exact, level=level, images=["x"])
-                stored = {k: torch.from_numpy(v) for k, v in encoded.parts.items()}
                 shape = (exact.shape[1], exact.shape[2], exact.shape[3])
-                again = codec.decode(stored, level=level, shape=shape)[0]
+                again = codec.decode(encoded.parts, level=level, shape=shape)[0]
                 torch.testing.assert_close(maps, again, rtol=1e-5, atol=1e-5)
 
     def check_damaged(self, store: FeatureStore, block: Any) -> None:

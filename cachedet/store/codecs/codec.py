@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cachedet.device import to_host
 from cachedet.errors import CodecError, StoreError
 from cachedet.store.codecs.statistics import LevelStatistics
 from cachedet.structures import FeatureSpec
@@ -77,10 +78,17 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Encoded:
-    """The arrays of n maps, by part, each (n, *part.shape), in any order of their bytes."""
+    """The arrays of n maps, by part, each (n, *part.shape), in any order of their bytes.
 
-    parts: dict[str, NDArray[Any]]
+    They lie where the maps did, so that of an accelerator only they cross, not the maps.
+    """
+
+    parts: dict[str, Tensor]
     saturated: int = 0  # values whose code was cut off at the end of its range
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The parts on the CPU, where they are not copied if they lie there."""
+        return {name: part.numpy() for name, part in to_host(self.parts).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +113,7 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, maps: Tensor, *, level: str, images: Sequence[str]) -> Encoded:
-        """(n, C, h, w) floats on any device -> arrays. Raises CodecError naming the image."""
+        """(n, C, h, w) floats on any device -> arrays there. Raises CodecError naming the image."""
 
     @abstractmethod
     def decode(
@@ -179,12 +187,6 @@ def refuse_values(
     slot = int(bad.flatten(1).any(dim=1).nonzero()[0, 0])
     value = float(exact[slot][bad[slot]][0])
     raise CodecError(f"{images[slot]}: level {level} holds {value:g}, which {remedy}")
-
-
-def as_array(codes: Tensor) -> NDArray[Any]:
-    """Copy codes to the CPU, in the order they lie in."""
-    array: NDArray[Any] = codes.detach().to("cpu").numpy()
-    return array
 
 
 def as_maps(values: Tensor, out: Tensor | None) -> Tensor:

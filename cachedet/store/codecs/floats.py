@@ -14,7 +14,6 @@ from cachedet.store.codecs.codec import (
     Part,
     Shape,
     Stored,
-    as_array,
     as_maps,
     refuse_values,
     require_finite,
@@ -40,7 +39,7 @@ class FloatCodec(Codec):
             remedy = f"is beyond the range of {self.name} (+-{largest:g}); use --codec fp32"
             refuse_values(exact, ~torch.isfinite(rounded), remedy, level=level, images=images)
         bits = rounded.view(torch.uint16) if self.stored == "uint16" else rounded
-        return Encoded(parts={"values": as_array(bits)})
+        return Encoded(parts={"values": bits})
 
     def decode(
         self, parts: Stored, *, level: str, shape: Shape, out: Tensor | None = None

@@ -24,7 +24,6 @@ from cachedet.store.codecs.codec import (
     Shape,
     State,
     Stored,
-    as_array,
     as_maps,
     refuse_values,
     require_finite,
@@ -79,7 +78,7 @@ class Int8Codec(Codec):
         divisor = torch.where(scale > 0, scale, 1.0)[:, :, None, None]
         dtype = torch.uint8 if nonnegative else torch.int8
         codes = (exact / divisor).round_()  # at most 127 or 255: no value is beyond the peak
-        return Encoded(parts={"codes": as_array(codes.to(dtype)), "scale": as_array(scale)})
+        return Encoded(parts={"codes": codes.to(dtype), "scale": scale})
 
     def decode(
         self, parts: Stored, *, level: str, shape: Shape, out: Tensor | None = None
@@ -137,7 +136,7 @@ class Int4Codec(Codec):
             refuse_values(exact, too_large, remedy, level=level, images=images)
         steps = _spread(scale.float(), exact.shape)
         codes = (exact / torch.where(steps > 0, steps, 1.0)).round_().clamp_(-7, 7)
-        return Encoded(parts={"nibbles": as_array(pack_nibbles(codes)), "scale": as_array(scale)})
+        return Encoded(parts={"nibbles": pack_nibbles(codes), "scale": scale})
 
     def decode(
         self, parts: Stored, *, level: str, shape: Shape, out: Tensor | None = None
@@ -180,8 +179,8 @@ def _group_scale(exact: Tensor) -> Tensor:
     padded = F.pad(flat, (0, -flat.shape[2] % _GROUP))
     peak = padded.reshape(*padded.shape[:2], -1, _GROUP).amax(dim=3) / 7
     rounded = peak.to(torch.float16)
-    up = torch.nextafter(rounded.cpu(), torch.full((), torch.inf, dtype=torch.float16))
-    return torch.where(rounded.float() < peak, up.to(rounded.device), rounded)
+    up = (rounded.view(torch.int16) + 1).view(torch.float16)  # the next one: none is below zero
+    return torch.where(rounded.float() < peak, up, rounded)
 
 
 def _spread(scale: Tensor, shape: torch.Size) -> Tensor:

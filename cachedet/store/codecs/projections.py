@@ -24,7 +24,6 @@ from cachedet.store.codecs.codec import (
     Shape,
     State,
     Stored,
-    as_array,
     as_maps,
     refuse_values,
     require_finite,
@@ -200,7 +199,7 @@ class SnrCodec(Codec):
             "nibbles": pack_nibbles(narrow.clamp(-_NARROW, _NARROW)),
         }
         return Encoded(
-            parts={name: as_array(part) for name, part in stored.items() if part.shape[1]},
+            parts={name: part for name, part in stored.items() if part.shape[1]},
             saturated=saturated,
         )
 

@@ -50,9 +50,10 @@ def round_trip(codec: Codec, maps: torch.Tensor) -> tuple[torch.Tensor, int]:
     count, *shape = maps.shape
     images = [f"{n}.jpg" for n in range(count)]
     encoded = codec.encode(maps, level="C4", images=images)
+    arrays = encoded.arrays()
     stored = {}
     for part in codec.parts("C4", (shape[0], shape[1], shape[2])):
-        array = encoded.parts[part.name]
+        array = arrays[part.name]
         assert array.shape == (count, *part.shape)
         assert array.dtype == np.dtype(part.dtype)
         out = np.empty_like(array)
@@ -89,7 +90,7 @@ def test_given_memory_takes_the_maps(name: str, stored_last: bool) -> None:
     maps = torch.randn(2, 6, 5, 4, generator=torch.Generator().manual_seed(0))
     codec = fitted(name, maps)
     encoded = codec.encode(maps, level="C4", images=["a.jpg", "b.jpg"])
-    parts = {key: torch.from_numpy(values.copy()) for key, values in encoded.parts.items()}
+    parts = {key: values.clone() for key, values in encoded.parts.items()}
     if stored_last:
         last = torch.channels_last
         parts = {
@@ -119,6 +120,36 @@ def test_what_comes_back_is_within_the_stated_bound(name: str, array: np.ndarray
     assert_within_bound(codec, maps, decoded, saturated)
 
 
+def plain_int8(maps: np.ndarray) -> dict[str, np.ndarray]:
+    """What `int8` is said to store, without torch: all in float32, halves to the even code."""
+    signed = bool((maps < 0).any())
+    scale = np.abs(maps).max(axis=(2, 3)) / np.float32(127 if signed else 255)
+    divisor = np.where(scale > 0, scale, np.float32(1))[:, :, None, None]
+    codes = np.rint(maps / divisor).astype(np.int8 if signed else np.uint8)
+    return {"codes": codes, "scale": scale}
+
+
+@settings(max_examples=200, deadline=None)
+@given(array=maps_of_any_values)
+def test_int8_is_what_numpy_makes_of_its_definition(array: np.ndarray) -> None:
+    """To the bit, so that it matters not which device computes it; see tests/cuda."""
+    maps = torch.from_numpy(array)
+    arrays = fitted("int8", maps).encode(maps, level="C4", images=["x.jpg"] * len(maps)).arrays()
+    for name, expected in plain_int8(array).items():
+        assert arrays[name].dtype == expected.dtype
+        np.testing.assert_array_equal(arrays[name], expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_arrays_are_the_parts(name: str) -> None:
+    """On a CPU without a copy."""
+    maps = torch.randn(2, 3, 6, 8)
+    encoded = fitted(name, maps).encode(maps, level="C4", images=["a", "b"])
+    for part, array in encoded.arrays().items():
+        assert array.ctypes.data == encoded.parts[part].data_ptr()
+        assert array.shape == tuple(encoded.parts[part].shape)
+
+
 @pytest.mark.parametrize("name", ["fp32", "fp16", "bf16", "int8", "int8+zstd", "int4", "int4+zstd"])
 def test_zeros_stay_exact(name: str) -> None:
     maps = torch.randn(2, 3, 6, 8).relu()
@@ -133,7 +164,7 @@ def test_the_true_values_are_not_changed_and_decoding_makes_new_ones(name: str) 
     before = maps.clone()
     codec = fitted(name, maps)
     encoded = codec.encode(maps, level="C4", images=["a", "b"])
-    stored = {key: torch.from_numpy(array) for key, array in encoded.parts.items()}
+    stored = encoded.parts
     kept = {key: tensor.clone() for key, tensor in stored.items()}
     codec.decode(stored, level="C4", shape=(3, 6, 8)).fill_(7)
     torch.testing.assert_close(maps, before, rtol=0, atol=0)
@@ -147,8 +178,8 @@ def test_images_do_not_influence_each_other(name: str) -> None:
     codec = fitted(name, maps)
     together = codec.encode(maps, level="C4", images=["a", "b", "c"])
     single_process = codec.encode(maps[1:2], level="C4", images=["b"])
-    for part, array in single_process.parts.items():
-        np.testing.assert_array_equal(array[0], together.parts[part][1])
+    for part, values_of in single_process.parts.items():
+        torch.testing.assert_close(values_of[0], together.parts[part][1], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -261,7 +292,7 @@ def test_a_shared_step_after_a_rotation_needs_fewer_bytes_at_the_same_noise() ->
         size = sum(
             len(piece)
             for part in parts
-            for one in encoded.parts[part.name]
+            for one in encoded.arrays()[part.name]
             for piece in pack_chunk(one, part)
         )
         decoded, _ = round_trip(codec, fresh)
