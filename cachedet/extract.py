@@ -119,21 +119,19 @@ def extract(
             stands behind a colon, as in "data.yaml:train".
         store: folder to write, or to go on writing; or such as s3://bucket/train.zarr.
         backbone: a timm model's name, or what `wrap_backbone` made of a module.
-        weights: "auto", "none" or a checkpoint file.
-        levels, freeze_at: such as ["C3", "C4"]; such as "C4", or "L8" behind the eighth block of a
-            plain ViT: levels above it are left out, and trained stages make them.
+        weights, levels: "auto", "none" or a checkpoint file; such as ["C3", "C4"].
+        freeze_at: such as "C4", or "L8" of a plain ViT: trained stages make the levels above it.
         taps: of a plain ViT, in the place of levels: so many of its blocks, evenly spaced, or
             which, counted from 1. global_token: whether the last one's class token is kept.
-        precision: "fp32", or "bf16": the backbone computes in bfloat16, about twice as fast.
-        compile: let torch compile the backbone first; its features differ by rounding.
+        precision, compile: "fp32", or "bf16", in which the backbone is about twice as fast; whether
+            torch compiles it first, which changes features by rounding.
         image_size, views, codec: the long side in pixels; such as "base,hflip"; such as "int8".
         on_bad_image, follow_links: "fail" or "skip"; whether links may lead out of `images`.
         rotated: "refuse", or "outer": upright boxes around rotated ones.
         choose: which classes, as {"classes": "cat,dog", "ignore": "bird", "background": False,
             "merge": "car,truck=vehicle"}; one text or a list of them each.
-        block_size, batch_size: images of a commit, and of a forward pass.
-        workers, device: threads that read and decode images; "auto", "cpu", "cuda", ...
-        rank, world_size: of the processes that share the work.
+        block_size, batch_size, workers: images of a commit, of a forward pass; decoding threads.
+        device, rank, world_size: "auto", "cpu", "cuda", ...; of processes that share the work.
         engine: "local", "ray", or such as {"kind": "ray", "workers": 8, "cpus_per_worker": 4}.
         add_images: whether images may be added to a store that is there, or come back to it.
 
@@ -147,17 +145,16 @@ def extract(
         >>> report = cachedet.extract(images="photos", annotations="train.json", store="t.zarr")
         >>> report.images, report.nbytes_written
     """
-    network = backbone if isinstance(backbone, FrozenBackbone) else None
     given = {
         "images": images, "annotations": annotations, "store": store, "weights": weights,
         "backbone": _name_of(backbone), "levels": levels, "freeze_at": freeze_at, "taps": taps,
-        "global_token": global_token, "precision": precision, "compile": compile,
-        "image_size": image_size,
-        "views": ",".join(views) if isinstance(views, list | tuple) else views, "codec": codec,
-        "on_bad_image": on_bad_image, "follow_links": follow_links, "rotated": rotated,
-        "choose": choose, "block_size": block_size, "batch_size": batch_size, "workers": workers,
-        "device": device, "rank": rank, "world_size": world_size, "engine": engine,
+        "global_token": global_token, "precision": precision, "compile": compile, "codec": codec,
+        "image_size": image_size, "views": _joined(views), "on_bad_image": on_bad_image,
+        "follow_links": follow_links, "rotated": rotated, "choose": choose, "engine": engine,
+        "block_size": block_size, "batch_size": batch_size, "workers": workers, "device": device,
+        "rank": rank, "world_size": world_size,
     }  # fmt: skip
+    network = backbone if isinstance(backbone, FrozenBackbone) else None
     return _extract(_join_config(config, given), network, open_dataset, add_images=add_images)
 
 
@@ -170,6 +167,10 @@ def _join_config(config: ExtractConfig | None, given: Mapping[str, Any]) -> Extr
             f"extract takes a config or plain arguments, got both: a config and {', '.join(plain)}"
         )
     return config.model_copy(update=plain)
+
+
+def _joined(views: str | Sequence[str] | None) -> str | None:
+    return ",".join(views) if isinstance(views, list | tuple) else views
 
 
 def _name_of(backbone: object) -> str | None:
