@@ -50,7 +50,8 @@ def work(options: Any) -> dict[str, Any]:
     """When writing began and ended, in seconds since 1970."""
     report = extract(
         images=options.images, annotations=options.annotations, store=options.store,
-        backbone="test_resnet", weights="none", image_size=256, views="base,hflip", block_size=2, batch_size=2, workers=1,
+        backbone="test_resnet", weights="none", image_size=256, views="base,hflip",
+        block_size=2, batch_size=2, workers=1,
     )  # fmt: skip
     end = time.time()
     return {

@@ -170,7 +170,7 @@ def _join_config(config: ExtractConfig | None, given: Mapping[str, Any]) -> Extr
 
 
 def _joined(views: str | Sequence[str] | None) -> str | None:
-    return ",".join(views) if isinstance(views, list | tuple) else views
+    return views if views is None or isinstance(views, str) else ",".join(views)
 
 
 def _name_of(backbone: object) -> str | None:
