@@ -50,7 +50,7 @@ class ComparisonConfig:
     """What is compared: every config with each mode and seed."""
 
     heads: Mapping[str, TrainConfig]  # configs by name
-    train: ExtractConfig  # its store lies in the comparison's folder, as that of `val`
+    train: ExtractConfig  # its store, as that of `val`: the folder's own, or one that is only read
     val: ExtractConfig
     out: Path  # the comparison's folder
     modes: Sequence[Mode] = MODES
