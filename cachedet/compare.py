@@ -12,6 +12,7 @@ from typing import Any
 from cachedet.backbone.frozen import load_backbone
 from cachedet.backbone.split import split_backbone
 from cachedet.backbone.taps import require_uncut
+from cachedet.comparison.cautions import find_cautions
 from cachedet.comparison.cell import CellTask, ComparisonConfig, Interrupted, run_cell
 from cachedet.comparison.folder import ComparisonFolder, Extracted, require_known
 from cachedet.comparison.given_store import identity_of, require_fitting
@@ -75,6 +76,7 @@ class ComparisonReport:
             "page": str(self.page),
             "left": self.left,
             "interrupted_by": self.interrupted_by,
+            "cautions": [vars(caution) for caution in find_cautions(self.summary)],
             "summary": self.summary.to_json(),
             "cells": [cell.to_json() for cell in self.cells],
         }
@@ -320,10 +322,12 @@ def _write_page(
         facts=_facts(config, store, extracted, cells),
         curves=[curve for cell in cells if (curve := _curve(folder, cell)) is not None],
     )
+    summary = summarise(cells)
     values = {
         "cachedet": __version__,
         "settings": _settings(config),
-        "summary": summarise(cells).to_json(),
+        "cautions": [vars(caution) for caution in find_cautions(summary)],
+        "summary": summary.to_json(),
         "cells": [cell.to_json() for cell in cells],
     }
     html, markdown = render_page(page, curves=(), sheet=None), render_markdown(page)

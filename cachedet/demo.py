@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from cachedet.compare import ComparisonReport, OnCell, compare
+from cachedet.comparison.cautions import find_cautions
 from cachedet.comparison.cell import ComparisonConfig
 from cachedet.comparison.folder import ComparisonFolder
 from cachedet.comparison.results import CellResult
+from cachedet.comparison.summary import summarise
 from cachedet.config.run import ExtractConfig, TrainConfig, load_train_config
 from cachedet.data.images import decode_image
 from cachedet.data.shapes import ShapesPaths, write_shapes
@@ -51,7 +53,9 @@ class DemoReport:
 
     def to_json(self) -> dict[str, Any]:
         files = {name: str(getattr(self, name)) for name in ("sheet", "page", "comparison")}
-        return {**vars(self), **files, "cells": [cell.to_json() for cell in self.cells]}
+        cautions = [vars(caution) for caution in find_cautions(summarise(self.cells))]
+        cells = [cell.to_json() for cell in self.cells]
+        return {**vars(self), **files, "cautions": cautions, "cells": cells}
 
     @property
     def conditions(self) -> str:

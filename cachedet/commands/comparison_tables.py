@@ -56,6 +56,7 @@ def print_cell(cell: CellResult, number: int, total: int) -> None:
 
 def print_summary(summary: Summary) -> None:
     """Means over the seeds, then what they allow to say."""
+    from cachedet.comparison.cautions import find_cautions
     from cachedet.comparison.verdicts import (
         describe_agreement,
         describe_best,
@@ -68,6 +69,8 @@ def print_summary(summary: Summary) -> None:
     for line in _table_lines(summary):
         say(line)
     say_prose(_EXPLAINED)
+    for caution in find_cautions(summary):
+        say_prose(caution.text)
     for line in (
         *describe_best(summary),
         *describe_freezing(summary),
@@ -88,6 +91,8 @@ def print_summary(summary: Summary) -> None:
 
 def print_demo(report: DemoReport) -> None:
     """The last screen of `demo`: three ways side by side, and where to look."""
+    from cachedet.comparison.cautions import find_cautions
+    from cachedet.comparison.summary import summarise
     from cachedet.live.mode_names import mode_label
 
     table = make_table("frozen, partial and fine-tuned", "", "AP", "AP50", "s", "MB", left=("",))
@@ -102,6 +107,8 @@ def print_demo(report: DemoReport) -> None:
         f"s: of training; extraction took {extraction:.0f} s, once for both that read the "
         "cache. MB: peak memory."
     )
+    for caution in find_cautions(summarise(report.cells)):
+        say_prose(caution.text)
     say(f"ground truth beside prediction (frozen): {report.sheet}")
     say(f"open {report.page} in a browser")
 

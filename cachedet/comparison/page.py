@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import date
 
 from cachedet.comparison import page_charts, page_tables, verdicts
+from cachedet.comparison.cautions import find_cautions
 from cachedet.comparison.page_charts import CurveOf
 from cachedet.comparison.results import CellResult
 from cachedet.comparison.summary import (
@@ -125,6 +126,7 @@ def _result_section(summary: Summary) -> Section:
         title="Does freezing work here?",
         short="Result",
         leads=(
+            *(caution.text for caution in find_cautions(summary)),
             *verdicts.describe_best(summary),
             *verdicts.describe_freezing(summary),
             *verdicts.describe_partial(summary),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from cachedet.comparison.results import BinFigure, ClassFigure
@@ -20,6 +21,7 @@ from cachedet.evaluation.detection_table import has_masks, tabulate
 from cachedet.evaluation.inference import EVAL_VIEW, detect_store, stored_batches
 from cachedet.evaluation.metrics import coco_results, score_detections
 from cachedet.live.modes import image_batches
+from cachedet.reporting.scored_run import TrainingPoint
 from cachedet.store.files.durable import encode_json, write_durably
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Detections
@@ -29,6 +31,7 @@ from cachedet.training.trainer import Trainer
 from cachedet.version import __version__
 
 _BATCH_SIZE = 8
+_LAST_QUARTER = 0.75  # of the steps: where it begins
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,6 +96,19 @@ class Scorer:
                 on_progress=on_progress,
             )
         return detect_store(detector, self.store, batches=batches, on_progress=on_progress)
+
+
+def late_rise(points: Sequence[TrainingPoint], *, steps: int, ap: float) -> float:
+    """What AP gained in the last quarter of the `steps` of a run that ended with `ap`.
+
+    Validations lie where they lie: between two of them AP is taken to rise evenly. NaN where none
+    came before the end.
+    """
+    earlier = {p.step: p.val_ap for p in points if p.val_ap is not None and p.step < steps}
+    if not earlier:
+        return math.nan
+    at, aps = zip(*sorted((earlier | {steps: ap}).items()), strict=True)
+    return ap - float(np.interp(_LAST_QUARTER * steps, at, aps))
 
 
 def figures_of(analysis: Analysis) -> dict[str, Any]:

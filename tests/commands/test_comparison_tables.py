@@ -96,6 +96,7 @@ def test_the_summary_has_means_and_verdicts(capsys: pytest.CaptureFixture[str]) 
     text = " ".join(lines)
     assert "lowest, highest: of the seeds; of a single seed, its 95 % interval" in text
     assert "against tuned: AP minus that of the same heads fine-tuned" in text
+    assert "Whether AP still rises is not known of cached with fpn; live frozen with" in text
     assert "The best mean AP is 0.700: cached with a_longer_name_than_any_column (one seed" in text
     assert "fpn: cached 0.510 is 0.100 below fine-tuned 0.610" in text
     assert (

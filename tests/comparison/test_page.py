@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -131,6 +132,13 @@ def test_the_verdict_stands_there_in_figures_and_words() -> None:
     assert texts(row_of(summary, "fine-tuned"))[1] == "itself"
     assert texts(row_of(summary, "from scratch"))[-1] == "–"
     assert any("cached 0.510 is 0.045 above fine-tuned 0.465" in lead for lead in section.leads)
+
+
+def test_cautions_come_first() -> None:
+    steep = [replace(cell, late_rise=0.2) for cell in FULL]
+    leads = section_of(page_of(steep), "result").leads
+    assert leads[0].startswith("Too early to tell: AP still rose steeply in the last quarter")
+    assert any(lead.startswith("The best mean AP is") for lead in leads[1:])
 
 
 def test_one_seed_gets_no_verdict() -> None:

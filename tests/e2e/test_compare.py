@@ -68,7 +68,11 @@ def test_two_cells_then_more(run_compare: Any, tiny: Any, tmp_path: Path) -> Non
     markdown = (tmp_path / "out" / "comparison.md").read_text()
     assert markdown.startswith("<!-- written by cachedet")
     assert "what augment moves in maps is moved in the images" in markdown
-    assert len(json.loads((tmp_path / "out" / "comparison.json").read_text())["cells"]) == 2
+    kept = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert len(kept["cells"]) == 2
+    assert kept["cautions"] == json.loads(result.stdout)["cautions"]  # two epochs say little
+    assert kept["cautions"][0]["text"] in " ".join(html.split())
+    assert all(cell["late_rise"] is not None for cell in kept["cells"])
 
     moved = shutil.copytree(tiny.paths.images, tmp_path / "moved")
     more = run_compare(
@@ -92,9 +96,9 @@ def test_two_cells_then_more(run_compare: Any, tiny: Any, tmp_path: Path) -> Non
     assert "has other boxes or classes for the same images" in refused.stderr
     assert "instead of another --store, or of relabelling, choose another --out" in refused.stderr
 
-    kept = tmp_path / "out" / "settings.json"
+    settings = tmp_path / "out" / "settings.json"
     here = choose_device("auto").type
-    kept.write_text(kept.read_text().replace('"device": "cpu"', '"device": "elsewhere"'))
+    settings.write_text(settings.read_text().replace('"device": "cpu"', '"device": "elsewhere"'))
     elsewhere = run_compare("--modes", "cached", "--epochs", "2", "--device", "auto")
     assert elsewhere.exit_code == 1
     assert f"heads.retinanet_fpn_tiny.device was elsewhere, is {here}" in elsewhere.stderr

@@ -26,6 +26,7 @@ REPORT = DemoReport(
             extraction_seconds=6.0,
             peak_memory=10**9,
             ap=0.1 + n / 100,
+            late_rise=0.03,
             ap50=0.4,
         )
         for n, mode in enumerate(MODES)
@@ -50,9 +51,12 @@ def test_the_last_screen(capsys: pytest.CaptureFixture[str]) -> None:
     assert "20 epochs each, one seed; generated images" in words
     assert "90 to train on with 607 boxes" in words
     assert "extraction took 6 s" in words
+    assert "Too early to tell: AP still rose steeply in the last quarter of training" in words
     assert "open demo/report.html in a browser" in words
     assert max(map(len, screen.splitlines())) <= 80
-    assert json.loads(json.dumps(REPORT.to_json()))["page"] == "demo/report.html"
+    values = json.loads(json.dumps(REPORT.to_json()))
+    assert values["page"] == "demo/report.html"
+    assert [caution["kind"] for caution in values["cautions"]] == ["still rising"]
 
 
 def whole(**changes: Any) -> ComparisonReport:
