@@ -29,6 +29,7 @@ from cachedet.report import report
 from cachedet.store.reader import FeatureStore
 
 MODES = ("cached", partial_mode("C4"), "tuned")
+_NAMES = ("frozen", "partial", "fine-tuned")  # of them, on the page
 TRAIN_IMAGES = 320
 VAL_IMAGES = 96
 _HEADS = "demo"  # name of the config
@@ -86,7 +87,7 @@ def run_demo(out: Path, *, on_cell: OnCell | None = None) -> DemoReport:
     runs = [folder.cell(cell.key) for cell in cells]
     with _timed(seconds, "draw"):
         sheet = _draw_sheet(out, folder.val, paths, join_run(runs[0]).on_images())
-        page = report(runs, images=paths.images, out=out / "report.html")
+        page = report(runs, names=_NAMES, images=paths.images, out=out / "report.html")
     train, val = (FeatureStore.open(store).annotations for store in (folder.train, folder.val))
     return DemoReport(
         cells=cells,
