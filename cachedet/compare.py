@@ -6,19 +6,21 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cachedet.backbone.frozen import load_backbone
 from cachedet.backbone.split import split_backbone
 from cachedet.backbone.taps import require_uncut
-from cachedet.comparison.cautions import find_cautions
+from cachedet.comparison.cautions import Caution, find_cautions
 from cachedet.comparison.cell import CellTask, ComparisonConfig, Interrupted, run_cell
 from cachedet.comparison.folder import ComparisonFolder, Extracted, require_known
 from cachedet.comparison.given_store import identity_of, require_fitting
 from cachedet.comparison.page import comparison_page
 from cachedet.comparison.page_charts import CurveOf
 from cachedet.comparison.results import CellResult
+from cachedet.comparison.scoring import compare_on_images
 from cachedet.comparison.summary import Summary, summarise
 from cachedet.config.run import AugmentConfig, ExtractConfig
 from cachedet.data.coco import CocoDataset
@@ -65,6 +67,7 @@ class ComparisonReport:
     left: int  # of those asked for: to be trained, failed ones among them
     interrupted_by: str | None  # a signal; the same command goes on
     page: Path
+    cautions: tuple[Caution, ...] = ()  # why it may be too early to believe
 
     @property
     def summary(self) -> Summary:
@@ -76,7 +79,7 @@ class ComparisonReport:
             "page": str(self.page),
             "left": self.left,
             "interrupted_by": self.interrupted_by,
-            "cautions": [vars(caution) for caution in find_cautions(self.summary)],
+            "cautions": [vars(caution) for caution in self.cautions],
             "summary": self.summary.to_json(),
             "cells": [cell.to_json() for cell in self.cells],
         }
@@ -108,7 +111,8 @@ def compare(config: ComparisonConfig, *, on_cell: OnCell | None = None) -> Compa
         folder.require_same(settings)
         extracted = extract_stores((config.train, train), (config.val, val), folder)
         store = FeatureStore.open(config.train.store)
-        _require_fit(config, store, FeatureStore.open(config.val.store))
+        validation = FeatureStore.open(config.val.store)
+        _require_fit(config, store, validation)
         left = [key for key in config.cell_keys() if folder.result_of(key) is None]
         if config.budget is not None and any(needs_cache(key.mode) for key in left):
             require_known(extracted, store=config.train.store, is_own=folder.owns(config.train))
@@ -120,10 +124,11 @@ def compare(config: ComparisonConfig, *, on_cell: OnCell | None = None) -> Compa
             left=sum(folder.result_of(key) is None for key in config.cell_keys()),
             interrupted_by=interrupted_by,
             page=folder.page,
+            cautions=_find_cautions(config, folder, validation, cells),
         )
         if cells:
             try:
-                _write_page(config, folder, store, extracted, cells)
+                _write_page(config, folder, store, extracted, report)
             except InputError as error:
                 raise UnwrittenError(str(error), report=report) from error
     return report
@@ -307,28 +312,43 @@ def _train_cells(
     return None
 
 
+def _find_cautions(
+    config: ComparisonConfig,
+    folder: ComparisonFolder,
+    validation: FeatureStore,
+    cells: Sequence[CellResult],
+) -> tuple[Caution, ...]:
+    on_images = partial(
+        compare_on_images,
+        folder=folder,
+        annotations=validation.annotations,
+        resamples=config.resamples,
+    )
+    return find_cautions(summarise(cells), on_images=on_images)
+
+
 def _write_page(
     config: ComparisonConfig,
     folder: ComparisonFolder,
     store: FeatureStore,
     extracted: Extracted,
-    cells: Sequence[CellResult],
+    report: ComparisonReport,
 ) -> None:
     """HTML, Markdown and JSON of everything in the folder."""
+    cells = report.cells
     page = comparison_page(
         cells,
         title=f"Frozen or fine-tuned: {' and '.join(sorted({cell.key.heads for cell in cells}))}",
         standfirst=_standfirst(config, store),
         facts=_facts(config, store, extracted, cells),
         curves=[curve for cell in cells if (curve := _curve(folder, cell)) is not None],
+        cautions=report.cautions,
     )
-    summary = summarise(cells)
+    found = report.to_json()
     values = {
         "cachedet": __version__,
         "settings": _settings(config),
-        "cautions": [vars(caution) for caution in find_cautions(summary)],
-        "summary": summary.to_json(),
-        "cells": [cell.to_json() for cell in cells],
+        **{name: found[name] for name in ("cautions", "summary", "cells")},
     }
     html, markdown = render_page(page, curves=(), sheet=None), render_markdown(page)
     contents = (html.encode("utf-8"), markdown.encode("utf-8"), encode_json(values))

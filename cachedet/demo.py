@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from cachedet.compare import ComparisonReport, OnCell, compare
-from cachedet.comparison.cautions import find_cautions
+from cachedet.comparison.cautions import Caution
 from cachedet.comparison.cell import ComparisonConfig
 from cachedet.comparison.folder import ComparisonFolder
 from cachedet.comparison.results import CellResult
-from cachedet.comparison.summary import summarise
 from cachedet.config.run import ExtractConfig, TrainConfig, load_train_config
 from cachedet.data.images import decode_image
 from cachedet.data.shapes import ShapesPaths, write_shapes
@@ -51,10 +50,11 @@ class DemoReport:
     sheet: Path
     page: Path
     comparison: Path
+    cautions: tuple[Caution, ...] = ()  # why it may be too early to believe
 
     def to_json(self) -> dict[str, Any]:
         files = {name: str(getattr(self, name)) for name in ("sheet", "page", "comparison")}
-        cautions = [vars(caution) for caution in find_cautions(summarise(self.cells))]
+        cautions = [vars(caution) for caution in self.cautions]
         cells = [cell.to_json() for cell in self.cells]
         return {**vars(self), **files, "cautions": cautions, "cells": cells}
 
@@ -98,6 +98,7 @@ def run_demo(out: Path, *, on_cell: OnCell | None = None) -> DemoReport:
         sheet=sheet,
         page=page.html,
         comparison=compared.page,
+        cautions=compared.cautions,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cachedet.commands.tables import (
@@ -15,16 +16,17 @@ from cachedet.commands.tables import (
 )
 
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
+    from cachedet.comparison.cautions import Caution
     from cachedet.comparison.results import CellResult
     from cachedet.comparison.summary import Group, Summary
     from cachedet.demo import DemoReport
 
 _ROW = 80  # columns of a row that can have them
 _HEADS, _MODE, _SEED = 18, 10, 6  # columns that line up while the names are no longer
-_COLUMNS = ("AP", "lowest", "highest", "against tuned", "seeds", "train s", "MB", "GFLOP")
+_COLUMNS = ("AP", "lowest", "highest", "against tuned", "seeds", "time s", "MB", "GFLOP")
 _EXPLAINED = (
     "lowest, highest: of the seeds; of a single seed, its 95 % interval over the images. against "
-    "tuned: AP minus that of the same heads fine-tuned, over the seeds that both have. train s: "
+    "tuned: AP minus that of the same heads fine-tuned, over the seeds that both have. time s: "
     "seconds of training. MB: peak memory. GFLOP: of a step and image."
 )
 
@@ -54,9 +56,8 @@ def print_cell(cell: CellResult, number: int, total: int) -> None:
         say(f"{figures:>{_ROW}}")
 
 
-def print_summary(summary: Summary) -> None:
-    """Means over the seeds, then what they allow to say."""
-    from cachedet.comparison.cautions import find_cautions
+def print_summary(summary: Summary, cautions: Sequence[Caution] = ()) -> None:
+    """Means over the seeds, why it may be too early to believe them, what they allow to say."""
     from cachedet.comparison.verdicts import (
         describe_agreement,
         describe_best,
@@ -69,7 +70,7 @@ def print_summary(summary: Summary) -> None:
     for line in _table_lines(summary):
         say(line)
     say_prose(_EXPLAINED)
-    for caution in find_cautions(summary):
+    for caution in cautions:
         say_prose(caution.text)
     for line in (
         *describe_best(summary),
@@ -91,8 +92,6 @@ def print_summary(summary: Summary) -> None:
 
 def print_demo(report: DemoReport) -> None:
     """The last screen of `demo`: three ways side by side, and where to look."""
-    from cachedet.comparison.cautions import find_cautions
-    from cachedet.comparison.summary import summarise
     from cachedet.live.mode_names import mode_label
 
     table = make_table("frozen, partial and fine-tuned", "", "AP", "AP50", "s", "MB", left=("",))
@@ -107,7 +106,7 @@ def print_demo(report: DemoReport) -> None:
         f"s: of training; extraction took {extraction:.0f} s, once for both that read the "
         "cache. MB: peak memory."
     )
-    for caution in find_cautions(summarise(report.cells)):
+    for caution in report.cautions:
         say_prose(caution.text)
     say(f"ground truth beside prediction (frozen): {report.sheet}")
     say(f"open {report.page} in a browser")

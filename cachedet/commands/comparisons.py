@@ -270,7 +270,7 @@ def _leave(report: ComparisonReport, unwritten: UnwrittenError | None, *, as_jso
     if as_json:
         print_json(report.to_json())
     elif report.cells:
-        print_summary(report.summary)
+        print_summary(report.summary, report.cautions)
     if unwritten is not None:
         raise unwritten
     if report.cells and not as_json:

@@ -1,20 +1,24 @@
 """Why a comparison may be too early to believe: runs that still learn, images that are too few.
 
-Whether seeds agree is told by the verdicts. The same sentences stand on the page, at the terminal
-and in JSON.
+Whether seeds agree is told by the verdicts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from cachedet.comparison.summary import Comparison, Group, Summary
+from cachedet.evaluation.significance import ComparisonReport
 from cachedet.live.mode_names import PARTIAL, kind_of, mode_label
 
 _STEEP = 0.1  # of the final AP, in the last quarter; runs that had levelled off gained up to 0.09
 _NOTHING_LEARNT = 0.01  # AP
+_OTHERS = ("tuned", "cached")  # what partial training is held against
+
+OnImages = Callable[[Comparison], ComparisonReport | None]
+"""Compares two groups image by image; None where their detections cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +29,8 @@ class Caution:
     text: str
 
 
-def find_cautions(summary: Summary) -> tuple[Caution, ...]:
-    """All there are; none where nothing was scored."""
+def find_cautions(summary: Summary, *, on_images: OnImages) -> tuple[Caution, ...]:
+    """All there are; none where nothing was scored. `on_images` is asked where it is close."""
     best = summary.best_of()
     if best is None:
         return ()
@@ -36,7 +40,7 @@ def find_cautions(summary: Summary) -> tuple[Caution, ...]:
             f"{best.ap.mean:.3f}. Train longer."
         )
         return (Caution(kind="nothing learnt", text=text),)
-    found = (_still_rising(summary), _scored_once(summary), _few_images(summary))
+    found = (_still_rising(summary), _scored_once(summary), _few_images(summary, on_images))
     return tuple(caution for caution in found if caution is not None)
 
 
@@ -70,32 +74,35 @@ def _scored_once(summary: Summary) -> Caution | None:
     return Caution(kind="scored once", text=text)
 
 
-def _few_images(summary: Summary) -> Caution | None:
+def _few_images(summary: Summary, on_images: OnImages) -> Caution | None:
     """Where seeds do not forbid a verdict, the scored images may."""
-    close = [
-        f"{c.first.heads}: {mode_label(c.first.mode)} and {mode_label(c.second.mode)} are "
-        f"{abs(c.difference.mean):.3f} apart, and a 95 % interval over the images is "
-        f"{_width(c):.3f} wide"
-        for c in _judged(summary)
-        if c.judgement in ("one seed", "beyond") and abs(c.difference.mean) < _width(c) / 2
-    ]
+    close = []
+    for comparison in _judged(summary):
+        gap = abs(comparison.difference.mean)
+        if comparison.judgement not in ("one seed", "beyond") or not gap < _width(comparison):
+            continue
+        report = on_images(comparison)
+        if report is not None and not report.tells_apart:
+            names = (mode_label(each.mode) for each in (comparison.first, comparison.second))
+            interval = report.difference.ap
+            close.append(
+                f"{comparison.first.heads}: {' and '.join(names)} are {gap:.3f} apart, with other "
+                f"images of the kind from {interval.low:+.3f} to {interval.high:+.3f}"
+            )
     if not close:
         return None
-    text = (
-        f"Too few images to tell. {'; '.join(close)}. Score on more images, or let `cachedet "
-        "report` compare two cells image by image."
-    )
+    text = f"Too few images to tell. {'; '.join(close)} (95 % interval). Score on more images."
     return Caution(kind="few images", text=text)
 
 
 def _judged(summary: Summary) -> Sequence[Comparison]:
     partial = [mode for mode in summary.modes if kind_of(mode) == PARTIAL]
-    pairs = [("cached", "tuned"), *((mode, "tuned") for mode in partial)]
+    pairs = [("cached", "tuned"), *((mode, other) for mode in partial for other in _OTHERS)]
     return [comparison for pair in pairs for comparison in summary.compare(*pair)]
 
 
 def _width(comparison: Comparison) -> float:
-    """Of the wider interval over the images."""
+    """Of the wider interval over the images: differences of that size need no second look."""
     groups = (comparison.first, comparison.second)
     return max(group.over_seeds("high").mean - group.over_seeds("low").mean for group in groups)
 

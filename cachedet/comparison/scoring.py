@@ -12,19 +12,23 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from cachedet.comparison.folder import ComparisonFolder
 from cachedet.comparison.results import BinFigure, ClassFigure
+from cachedet.comparison.summary import Comparison
 from cachedet.config.run import VALIDATED, TrainConfig
 from cachedet.detector.build import choose_read_levels
 from cachedet.detector.end_to_end import EndToEndDetector
+from cachedet.errors import InputError
 from cachedet.evaluation.analysis import Analysis, analyse
-from cachedet.evaluation.detection_table import has_masks, tabulate
+from cachedet.evaluation.detection_table import has_masks, read_results, tabulate
 from cachedet.evaluation.inference import EVAL_VIEW, detect_store, stored_batches
 from cachedet.evaluation.metrics import coco_results, score_detections
+from cachedet.evaluation.significance import ComparisonReport, compare_seeds
 from cachedet.live.modes import image_batches
 from cachedet.reporting.scored_run import TrainingPoint
 from cachedet.store.files.durable import encode_json, write_durably
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Detections
+from cachedet.structures import Annotations, Detections
 from cachedet.training.loop import Validator
 from cachedet.training.run_folder import RunFolder, TrainingData, noted_place
 from cachedet.training.trainer import Trainer
@@ -130,3 +134,25 @@ def figures_of(analysis: Analysis) -> dict[str, Any]:
             for stratum in analysis.strata or ()
         ),
     }
+
+
+def compare_on_images(
+    comparison: Comparison, *, folder: ComparisonFolder, annotations: Annotations, resamples: int
+) -> ComparisonReport | None:
+    """The first group against the second on the same resamples of images and seeds.
+
+    None where detections of their cells are gone.
+    """
+    try:
+        first, second = (
+            [
+                read_results(
+                    RunFolder(folder.cell(group.of_seed(seed).key)).detections, annotations
+                )
+                for seed in comparison.seeds
+            ]
+            for group in (comparison.first, comparison.second)
+        )
+    except InputError:
+        return None
+    return compare_seeds(annotations, first, second, resamples=resamples)

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from cachedet.commands.comparison_tables import print_cell, print_summary
+from cachedet.comparison.cautions import Caution
 from cachedet.comparison.results import CellKey, CellResult
 from cachedet.comparison.summary import summarise
 from cachedet.live.mode_names import Mode
@@ -80,11 +81,11 @@ def test_the_summary_has_means_and_verdicts(capsys: pytest.CaptureFixture[str]) 
         made("a_longer_name_than_any_column", "cached", 0, 0.7),
         made("a_longer_name_than_any_column", "tuned", 0, 0.4, error="[no] memory"),
     ]
-    print_summary(summarise(cells))
+    print_summary(summarise(cells), [Caution(kind="still rising", text="Too early to tell.")])
     lines = lines_of(capsys)
     table = [re.split(r"  +", line.strip()) for line in lines[1:9]]
     assert table == [
-        ["AP", "lowest", "highest", "against tuned", "seeds", "train s", "MB", "GFLOP"],
+        ["AP", "lowest", "highest", "against tuned", "seeds", "time s", "MB", "GFLOP"],
         ["fpn"],  # names stand on lines of their own: nothing cuts them
         ["cached", "0.510", "0.500", "0.520", "-0.100", "2", "1,234", "988", "2.34"],
         ["live", "0.505", "0.500", "0.510", "-0.105", "2", "1,234", "988", "2.34"],
@@ -96,7 +97,7 @@ def test_the_summary_has_means_and_verdicts(capsys: pytest.CaptureFixture[str]) 
     text = " ".join(lines)
     assert "lowest, highest: of the seeds; of a single seed, its 95 % interval" in text
     assert "against tuned: AP minus that of the same heads fine-tuned" in text
-    assert "Whether AP still rises is not known of cached with fpn; live frozen with" in text
+    assert "and image. Too early to tell. The best mean AP" in text
     assert "The best mean AP is 0.700: cached with a_longer_name_than_any_column (one seed" in text
     assert "fpn: cached 0.510 is 0.100 below fine-tuned 0.610" in text
     assert (

@@ -6,7 +6,8 @@ import math
 
 from cachedet.comparison.cautions import Caution, find_cautions
 from cachedet.comparison.results import CellKey, CellResult
-from cachedet.comparison.summary import summarise
+from cachedet.comparison.summary import Comparison, summarise
+from cachedet.evaluation.significance import BootstrapReport, ComparisonReport, Interval
 from cachedet.live.mode_names import Mode
 
 
@@ -26,8 +27,30 @@ def cells(
     ]
 
 
-def cautions(*runs: list[CellResult]) -> tuple[Caution, ...]:
-    return find_cautions(summarise([cell for run in runs for cell in run]))
+def interval(low: float, high: float) -> BootstrapReport:
+    found = Interval(value=(low + high) / 2, low=low, high=high, share_above_zero=0.5)
+    return BootstrapReport(ap=found, ap50=found, per_class=(), resamples=9, num_images=7)
+
+
+def apart(low: float, high: float) -> ComparisonReport:
+    """Two runs whose difference has this interval."""
+    both = interval(0.0, 1.0)
+    return ComparisonReport(first=both, second=both, difference=interval(low, high))
+
+
+def cautions(
+    *runs: list[CellResult], on_images: ComparisonReport | None = None, asked: int = 0
+) -> tuple[Caution, ...]:
+    """`asked`: how many pairs have to be compared image by image."""
+    compared = []
+
+    def compare(comparison: Comparison) -> ComparisonReport | None:
+        compared.append(comparison)
+        return on_images
+
+    found = find_cautions(summarise([c for run in runs for c in run]), on_images=compare)
+    assert len(compared) == asked
+    return found
 
 
 def test_nothing_to_warn_of() -> None:
@@ -67,24 +90,30 @@ def test_runs_that_learnt_nothing() -> None:
     )
 
 
-def test_differences_below_the_interval_over_the_images() -> None:
-    (caution,) = cautions(
+def test_differences_that_other_images_could_turn_round() -> None:
+    runs = (
         cells("cached", 0.50, wide=0.08),
         cells("tuned", 0.47, wide=0.05),
-        cells("partial_C4", 0.60),
+        cells("partial_C4", 0.90),  # so far off that nobody needs to look
         cells("cached", 0.50, heads="other"),
         cells("tuned", 0.47, heads="other"),
     )
+    (caution,) = cautions(*runs, on_images=apart(-0.01, 0.07), asked=1)
     assert caution.kind == "few images"
     assert caution.text == (
-        "Too few images to tell. fpn: cached and fine-tuned are 0.030 apart, and a 95 % interval "
-        "over the images is 0.080 wide. Score on more images, or let `cachedet report` compare "
-        "two cells image by image."
+        "Too few images to tell. fpn: cached and fine-tuned are 0.030 apart, with other images of "
+        "the kind from -0.010 to +0.070 (95 % interval). Score on more images."
     )
-    beyond = cautions(cells("cached", 0.50, 0.51, wide=0.1), cells("partial_C4", 0.9, 0.9),
-                      cells("tuned", 0.47, 0.48, wide=0.02))  # fmt: skip
-    assert [one.kind for one in beyond] == ["few images"]
-    within = cautions(cells("cached", 0.50, 0.58, wide=0.1), cells("tuned", 0.47, 0.48))
-    assert within == ()  # the verdict says already that seeds alone move AP by more
-    unknown = cautions(cells("cached", 0.5, wide=math.nan), cells("tuned", 0.49, wide=math.nan))
-    assert unknown == ()
+    assert cautions(*runs, on_images=apart(0.01, 0.05), asked=1) == ()
+    assert cautions(*runs, on_images=None, asked=1) == ()
+
+
+def test_seeds_that_forbid_a_verdict_are_enough() -> None:
+    within = (cells("cached", 0.50, 0.58, wide=0.1), cells("tuned", 0.47, 0.48))
+    assert cautions(*within) == ()
+    beyond = (cells("cached", 0.50, 0.51, wide=0.1), cells("tuned", 0.47, 0.48))
+    assert len(cautions(*beyond, on_images=apart(-0.01, 0.07), asked=1)) == 1
+    partial = (cells("partial_C4", 0.55, wide=0.2), cells("cached", 0.5))
+    (caution,) = cautions(*partial, on_images=apart(-0.01, 0.1), asked=1)
+    assert "fpn: last stages trained (from C4) and cached are 0.050 apart" in caution.text
+    assert cautions(cells("cached", 0.5, wide=math.nan), cells("tuned", 0.49)) == ()

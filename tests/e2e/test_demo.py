@@ -11,6 +11,7 @@ import pytest
 
 from cachedet.commands.comparison_tables import print_demo
 from cachedet.compare import ComparisonReport
+from cachedet.comparison.cautions import Caution
 from cachedet.comparison.cell import ComparisonConfig
 from cachedet.comparison.results import CellKey, CellResult
 from cachedet.data.shapes import ShapesPaths
@@ -26,7 +27,6 @@ REPORT = DemoReport(
             extraction_seconds=6.0,
             peak_memory=10**9,
             ap=0.1 + n / 100,
-            late_rise=0.03,
             ap50=0.4,
         )
         for n, mode in enumerate(MODES)
@@ -38,6 +38,7 @@ REPORT = DemoReport(
     sheet=Path("demo/ground_truth_and_prediction.png"),
     page=Path("demo/report.html"),
     comparison=Path("demo/comparison/comparison.html"),
+    cautions=(Caution(kind="still rising", text="Too early to tell."),),
 )
 
 
@@ -51,12 +52,12 @@ def test_the_last_screen(capsys: pytest.CaptureFixture[str]) -> None:
     assert "20 epochs each, one seed; generated images" in words
     assert "90 to train on with 607 boxes" in words
     assert "extraction took 6 s" in words
-    assert "Too early to tell: AP still rose steeply in the last quarter of training" in words
+    assert "MB: peak memory. Too early to tell. ground truth beside" in words
     assert "open demo/report.html in a browser" in words
     assert max(map(len, screen.splitlines())) <= 80
     values = json.loads(json.dumps(REPORT.to_json()))
     assert values["page"] == "demo/report.html"
-    assert [caution["kind"] for caution in values["cautions"]] == ["still rising"]
+    assert values["cautions"] == [{"kind": "still rising", "text": "Too early to tell."}]
 
 
 def whole(**changes: Any) -> ComparisonReport:
