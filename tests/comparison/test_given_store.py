@@ -86,6 +86,10 @@ def _drop_image(values: dict[str, Any]) -> None:
     values["annotations"] = [o for o in values["annotations"] if o["image_id"] != gone]
 
 
+def _widen_image(values: dict[str, Any]) -> None:
+    values["images"][0]["width"] += 1
+
+
 def _move_box(values: dict[str, Any]) -> None:
     values["annotations"][0]["bbox"][2] -= 3
 
@@ -99,6 +103,7 @@ def _drop_boxes(values: dict[str, Any]) -> None:
     [
         (_rename_class, r"classes: only there {.*}, only here {.*'other'}"),
         (_drop_image, r"it has 1 image that .*changed\.json lacks \(train_00007\.jpg\)"),
+        (_widen_image, r"changed\.json gives other sizes of its images"),
         (_move_box, "boxes: 1 moved, in 1 images"),
         (_drop_boxes, "boxes: 2 removed, in"),
     ],
