@@ -6,17 +6,21 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cachedet.backbone.frozen import load_backbone
 from cachedet.backbone.split import split_backbone
 from cachedet.backbone.taps import require_uncut
+from cachedet.comparison.cautions import Caution, find_cautions
 from cachedet.comparison.cell import CellTask, ComparisonConfig, Interrupted, run_cell
-from cachedet.comparison.folder import ComparisonFolder, Extracted, ExtractionLog, require_known
+from cachedet.comparison.folder import ComparisonFolder, Extracted, require_known
+from cachedet.comparison.given_store import identity_of, require_fitting
 from cachedet.comparison.page import comparison_page
 from cachedet.comparison.page_charts import CurveOf
 from cachedet.comparison.results import CellResult
+from cachedet.comparison.scoring import compare_on_images
 from cachedet.comparison.summary import Summary, summarise
 from cachedet.config.run import AugmentConfig, ExtractConfig
 from cachedet.data.coco import CocoDataset
@@ -31,9 +35,9 @@ from cachedet.errors import (
     StoreError,
     UnwrittenError,
 )
-from cachedet.extract import extract_dataset, open_dataset
+from cachedet.extract import extract_dataset, open_dataset, open_network
 from cachedet.inspection.image_faults import files_in_both
-from cachedet.live.mode_names import cut_of
+from cachedet.live.mode_names import cut_of, needs_cache
 from cachedet.live.modes import require_shared
 from cachedet.outputs import Kind, require_local, require_ours, write_file
 from cachedet.progress import count_of
@@ -63,6 +67,7 @@ class ComparisonReport:
     left: int  # of those asked for: to be trained, failed ones among them
     interrupted_by: str | None  # a signal; the same command goes on
     page: Path
+    cautions: tuple[Caution, ...] = ()  # why it may be too early to believe
 
     @property
     def summary(self) -> Summary:
@@ -74,6 +79,7 @@ class ComparisonReport:
             "page": str(self.page),
             "left": self.left,
             "interrupted_by": self.interrupted_by,
+            "cautions": [vars(caution) for caution in self.cautions],
             "summary": self.summary.to_json(),
             "cells": [cell.to_json() for cell in self.cells],
         }
@@ -83,12 +89,13 @@ def compare(config: ComparisonConfig, *, on_cell: OnCell | None = None) -> Compa
     """Train and score every cell, each in a process of its own, and write the page about them.
 
     Called again with the same config it goes on: finished cells are read, a begun one continues,
-    failed ones are tried again.
+    failed ones are tried again. Stores that do not lie in the comparison's folder are only read.
 
     Raises:
         InputError, ConfigError: the options do not fit together, or the folder is of another
             comparison or in use.
-        DatasetError, BadImageError, BackboneError, StoreError: what extraction raises.
+        DatasetError, BadImageError, BackboneError, StoreError: what extraction raises, or a store
+            that was given and is not one, or unfinished.
         CheckpointError: images to train on and to score on do not fit together.
         UnwrittenError: the page could not be written; it holds the report.
     """
@@ -98,16 +105,17 @@ def compare(config: ComparisonConfig, *, on_cell: OnCell | None = None) -> Compa
     _require_scorable(config, train, val)
     config = _store_cuts(config)
     folder = ComparisonFolder(config.out)
-    settings = _settings(config)
+    settings = _settings(config) | _given_stores(config, folder, train, val)
     _require_replaceable(folder)
     with folder.undone_if_refused(), folder.owned():
         folder.require_same(settings)
-        extracted = extract_stores((config.train, train), (config.val, val), folder.extraction)
-        store = FeatureStore.open(folder.train)
-        _require_fit(config, store, FeatureStore.open(folder.val))
+        extracted = extract_stores((config.train, train), (config.val, val), folder)
+        store = FeatureStore.open(config.train.store)
+        validation = FeatureStore.open(config.val.store)
+        _require_fit(config, store, validation)
         left = [key for key in config.cell_keys() if folder.result_of(key) is None]
-        if config.budget is not None and any(key.mode == "cached" for key in left):
-            require_known(extracted, store=folder.train)
+        if config.budget is not None and any(needs_cache(key.mode) for key in left):
+            require_known(extracted, store=config.train.store, is_own=folder.owns(config.train))
         interrupted_by = _train_cells(config, folder, extracted, on_cell)
         cells = folder.results()
         report = ComparisonReport(
@@ -116,10 +124,11 @@ def compare(config: ComparisonConfig, *, on_cell: OnCell | None = None) -> Compa
             left=sum(folder.result_of(key) is None for key in config.cell_keys()),
             interrupted_by=interrupted_by,
             page=folder.page,
+            cautions=_find_cautions(config, folder, validation, cells),
         )
         if cells:
             try:
-                _write_page(config, folder, store, extracted, cells)
+                _write_page(config, folder, store, extracted, report)
             except InputError as error:
                 raise UnwrittenError(str(error), report=report) from error
     return report
@@ -216,28 +225,56 @@ def _settings(config: ComparisonConfig) -> dict[str, Any]:
     }
 
 
+def _given_stores(
+    config: ComparisonConfig, folder: ComparisonFolder, train: CocoDataset, val: CocoDataset
+) -> dict[str, Any]:
+    """What cells share of stores that do not lie in the folder; nothing where there are none.
+
+    Raises InputError, StoreError where they are not what is asked for.
+    """
+    runs_backbone = any(mode in ("live", "tuned") for mode in config.modes)
+    identities = {}
+    for name, part, dataset in (("train", config.train, train), ("val", config.val, val)):
+        if not folder.owns(part):
+            weights = part.weights if runs_backbone else "none"
+            network = open_network(part.model_copy(update={"weights": weights}))
+            store, option = FeatureStore.open(part.store), f"--{name}-store"
+            require_fitting(
+                store, part, dataset, network, option=option, runs_backbone=runs_backbone
+            )
+            identities[name] = identity_of(store, part)
+    return {"stores": identities} if identities else {}
+
+
 def extract_stores(
     train: tuple[ExtractConfig, CocoDataset],
     val: tuple[ExtractConfig, CocoDataset],
-    log: ExtractionLog,
+    folder: ComparisonFolder,
 ) -> Extracted:
-    """Extract both stores; where they are whole this only checks that the data is the same.
+    """Extract the stores of the folder, others are left as they are.
+
+    Where they are whole this only checks that the data is the same.
 
     Raises what `extract` raises.
     """
     config, dataset = train
     recipe = config.views or TRAINING_VIEWS
     views = tuple(view.name for view in parse_views(recipe))
+    log = folder.extraction
     try:
-        log.begin()
-        done = extract_dataset(config.model_copy(update={"views": recipe}), dataset)
-        log.end(seconds=done.seconds, blocks=done.blocks_written)
-        extract_dataset(*val)  # cells that are done have seen none of them
+        if folder.owns(config):
+            log.begin()
+            done = extract_dataset(config.model_copy(update={"views": recipe}), dataset)
+            log.end(seconds=done.seconds, blocks=done.blocks_written)
+        if folder.owns(val[0]):
+            extract_dataset(*val)  # cells that are done have seen none of them
     except StoreError as error:
         raise type(error)(
             f"{error}. The stores of a comparison lie in its own folder, and its cells have to see "
             "the same labels: instead of another --store, or of relabelling, choose another --out"
         ) from error
+    if not folder.owns(config):
+        return Extracted(views=views, seconds=math.nan)
     blocks = sum(block.view in views for block in FeatureStore.open(config.store).blocks)
     return Extracted(views=views, seconds=log.seconds_of(blocks))
 
@@ -275,26 +312,43 @@ def _train_cells(
     return None
 
 
+def _find_cautions(
+    config: ComparisonConfig,
+    folder: ComparisonFolder,
+    validation: FeatureStore,
+    cells: Sequence[CellResult],
+) -> tuple[Caution, ...]:
+    on_images = partial(
+        compare_on_images,
+        folder=folder,
+        annotations=validation.annotations,
+        resamples=config.resamples,
+    )
+    return find_cautions(summarise(cells), on_images=on_images)
+
+
 def _write_page(
     config: ComparisonConfig,
     folder: ComparisonFolder,
     store: FeatureStore,
     extracted: Extracted,
-    cells: Sequence[CellResult],
+    report: ComparisonReport,
 ) -> None:
     """HTML, Markdown and JSON of everything in the folder."""
+    cells = report.cells
     page = comparison_page(
         cells,
         title=f"Frozen or fine-tuned: {' and '.join(sorted({cell.key.heads for cell in cells}))}",
         standfirst=_standfirst(config, store),
         facts=_facts(config, store, extracted, cells),
         curves=[curve for cell in cells if (curve := _curve(folder, cell)) is not None],
+        cautions=report.cautions,
     )
+    found = report.to_json()
     values = {
         "cachedet": __version__,
         "settings": _settings(config),
-        "summary": summarise(cells).to_json(),
-        "cells": [cell.to_json() for cell in cells],
+        **{name: found[name] for name in ("cautions", "summary", "cells")},
     }
     html, markdown = render_page(page, curves=(), sheet=None), render_markdown(page)
     contents = (html.encode("utf-8"), markdown.encode("utf-8"), encode_json(values))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cachedet.compare import ComparisonReport, OnCell, compare
+from cachedet.comparison.cautions import Caution
 from cachedet.comparison.cell import ComparisonConfig
 from cachedet.comparison.folder import ComparisonFolder
 from cachedet.comparison.results import CellResult
@@ -27,6 +28,7 @@ from cachedet.report import report
 from cachedet.store.reader import FeatureStore
 
 MODES = ("cached", partial_mode("C4"), "tuned")
+_NAMES = ("frozen", "partial", "fine-tuned")  # of them, on the page
 TRAIN_IMAGES = 320
 VAL_IMAGES = 96
 _HEADS = "demo"  # name of the config
@@ -48,10 +50,13 @@ class DemoReport:
     sheet: Path
     page: Path
     comparison: Path
+    cautions: tuple[Caution, ...] = ()  # why it may be too early to believe
 
     def to_json(self) -> dict[str, Any]:
         files = {name: str(getattr(self, name)) for name in ("sheet", "page", "comparison")}
-        return {**vars(self), **files, "cells": [cell.to_json() for cell in self.cells]}
+        cautions = [vars(caution) for caution in self.cautions]
+        cells = [cell.to_json() for cell in self.cells]
+        return {**vars(self), **files, "cautions": cautions, "cells": cells}
 
     @property
     def conditions(self) -> str:
@@ -82,7 +87,7 @@ def run_demo(out: Path, *, on_cell: OnCell | None = None) -> DemoReport:
     runs = [folder.cell(cell.key) for cell in cells]
     with _timed(seconds, "draw"):
         sheet = _draw_sheet(out, folder.val, paths, join_run(runs[0]).on_images())
-        page = report(runs, images=paths.images, out=out / "report.html")
+        page = report(runs, names=_NAMES, images=paths.images, out=out / "report.html")
     train, val = (FeatureStore.open(store).annotations for store in (folder.train, folder.val))
     return DemoReport(
         cells=cells,
@@ -93,6 +98,7 @@ def run_demo(out: Path, *, on_cell: OnCell | None = None) -> DemoReport:
         sheet=sheet,
         page=page.html,
         comparison=compared.page,
+        cautions=compared.cautions,
     )
 
 

@@ -208,7 +208,7 @@ def _extract(
     with _open_engine(config) as write:
         dataset = opened(config)
         device = choose_device(config.device)
-        network = _open_network(config, network).to(device)
+        network = open_network(config, network).to(device)
         return _extract_dataset(
             config, dataset, network, depot, views, write, add_images=add_images
         )
@@ -369,8 +369,8 @@ def open_dataset(config: ExtractConfig) -> CocoDataset:
     )
 
 
-def _open_network(config: ExtractConfig, given: FrozenBackbone | None) -> FrozenBackbone:
-    """The one `given` as an object, else the one that is named. Raises ConfigError."""
+def open_network(config: ExtractConfig, given: FrozenBackbone | None = None) -> FrozenBackbone:
+    """The backbone `given` as an object, else the one that is named. Raises ConfigError."""
     if given is not None and config.taps is not None:
         raise ConfigError(
             f"taps are chosen of a timm model that is named; {given.name} was given as an object "

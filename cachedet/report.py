@@ -53,6 +53,7 @@ class ReportFiles:
 def report(
     runs: Sequence[Path],  # folders that `cachedet eval` has been through
     *,
+    names: Sequence[str] | None = None,  # what the page calls them; None: by their folders
     store: Path | str | None = None,  # the ground truth; None: the store each run was scored on
     images: Path | None = None,  # folder of the image files; None: a page without images
     out: Path | None = None,  # HTML file, .md and .json beside it; None: report.html in runs[0]
@@ -64,13 +65,14 @@ def report(
 
     Raises:
         CheckpointError: no such run.
-        InputError: a run that was not scored, other images, or a file that cannot be written.
+        InputError: a run that was not scored, other images, names that are not one for each, or a
+            file that cannot be written.
         StoreError: a store that cannot be read.
     """
     target = _target(out, runs)
     if images is not None:
         require_folder(images)
-    scored = read_runs(runs)
+    scored = read_runs(runs, names)
     stores = [_open_store(run, store) for run in scored]
     annotations = _same_annotations(
         scored, [_annotations_of(run, held) for run, held in zip(scored, stores, strict=True)]

@@ -76,6 +76,16 @@ def test_every_file_is_written_and_holds_the_figures_of_eval(
     assert "seed" in text.split("Keys of the config that differ")[1]
 
 
+def test_the_page_names_runs_as_it_is_told(runs: Any, tmp_path: Path) -> None:
+    out = tmp_path / "r.html"
+    written = report(runs, names=["frozen", "fine-tuned"], out=out, resamples=2)
+    assert [run["name"] for run in written.content["runs"]] == ["frozen", "fine-tuned"]
+    assert "frozen against fine-tuned" in out.read_text()
+    for names in (["frozen"], ["frozen", "frozen"]):
+        with pytest.raises(InputError, match="names expects one for each run, all different, got "):
+            report(runs, names=names, out=out)
+
+
 def test_training_annotations_are_those_the_run_noted(tiny: Any, runs: Any, tmp_path: Path) -> None:
     values = report(runs[:1], out=tmp_path / "r.html", resamples=2).content["runs"][0]
     boxes = json.loads(tiny.paths.train.read_text())["annotations"]

@@ -3,52 +3,61 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
-
-from rich.table import Table
 
 from cachedet.commands.tables import (
     console,
     figure,
     make_table,
-    name_cell,
     say,
     say_prose,
     span,
 )
-from cachedet.text import printable
 
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
+    from cachedet.comparison.cautions import Caution
     from cachedet.comparison.results import CellResult
     from cachedet.comparison.summary import Group, Summary
     from cachedet.demo import DemoReport
 
-# Fixed, so that rows printed one after another stand in line.
-_WIDTHS = (5, 18, 7, 8, 8, 11, 8, 8)
-_FLUSH_LEFT = (1, 2, 3)
+_ROW = 80  # columns of a row that can have them
+_HEADS, _MODE, _SEED = 18, 10, 6  # columns that line up while the names are no longer
+_COLUMNS = ("AP", "lowest", "highest", "against tuned", "seeds", "time s", "MB", "GFLOP")
+_EXPLAINED = (
+    "lowest, highest: of the seeds; of a single seed, its 95 % interval over the images. against "
+    "tuned: AP minus that of the same heads fine-tuned, over the seeds that both have. time s: "
+    "seconds of training. MB: peak memory. GFLOP: of a step and image."
+)
 
 
 def print_cell(cell: CellResult, number: int, total: int) -> None:
-    """A row of 80 columns for a run that has ended, the `number`th; why it failed stands below."""
-    named = [f"{number}/{total}", cell.key.heads, cell.key.mode, f"seed {cell.key.seed}"]
+    """A row of 80 columns for a run that has ended, the `number`th; why it failed stands below.
+
+    What finds no room in it gets two lines: no name is cut.
+    """
+    key = cell.key
+    row = (
+        f"{f'{number}/{total}':>5} {key.heads:<{_HEADS}} {key.mode:<{_MODE}} "
+        f"{f'seed {key.seed}':<{_SEED}}"
+    )
     if cell.has_failed:
-        _print_row([*named, "failed"])
+        say(f"{row} failed")
         say(f"failed: {cell.error}")
         return
-    _print_row(
-        [
-            *named,
-            f"AP {figure(cell.ap)}",
-            span(cell.low, cell.high),
-            f"{cell.seconds:,.0f} s",
-            f"{_megabytes(cell.peak_memory)} MB",
-        ]
+    figures = (
+        f"AP {figure(cell.ap):<5} {span(cell.low, cell.high):>11} {f'{cell.seconds:,.0f} s':>7} "
+        f"{f'{_megabytes(cell.peak_memory)} MB':>8}"
     )
+    if len(row) + 1 + len(figures) <= _ROW:
+        say(f"{row} {figures}")
+    else:
+        say(" ".join(row.split()))
+        say(f"{figures:>{_ROW}}")
 
 
-def print_summary(summary: Summary) -> None:
-    """Means over the seeds, then what they allow to say."""
-    from cachedet.comparison.summary import compare_groups
+def print_summary(summary: Summary, cautions: Sequence[Caution] = ()) -> None:
+    """Means over the seeds, why it may be too early to believe them, what they allow to say."""
     from cachedet.comparison.verdicts import (
         describe_agreement,
         describe_best,
@@ -57,20 +66,12 @@ def print_summary(summary: Summary) -> None:
         judge_difference,
     )
 
-    table = Table(title="means over the seeds", box=None, padding=(0, 1, 0, 0))
-    table.add_column("heads", no_wrap=True, overflow="ellipsis", max_width=20)
-    table.add_column("mode", no_wrap=True)
-    for name in ("AP", "least-most", "- tuned", "seeds", "train s", "MB", "GFLOP"):
-        table.add_column(name, justify="right", no_wrap=True)
-    shown = ""
-    for group in summary.groups:
-        tuned = summary.find(group.heads, "tuned")
-        is_other = tuned is not None and group.mode != "tuned"
-        apart = compare_groups(group, tuned).difference.mean if tuned and is_other else math.nan
-        name = "" if group.heads == shown else group.heads
-        shown = group.heads
-        table.add_row(name_cell(name, most=20), group.mode, *_means(group, apart))
-    console.print(table)
+    say("means over the seeds")
+    for line in _table_lines(summary):
+        say(line)
+    say_prose(_EXPLAINED)
+    for caution in cautions:
+        say_prose(caution.text)
     for line in (
         *describe_best(summary),
         *describe_freezing(summary),
@@ -105,36 +106,43 @@ def print_demo(report: DemoReport) -> None:
         f"s: of training; extraction took {extraction:.0f} s, once for both that read the "
         "cache. MB: peak memory."
     )
+    for caution in report.cautions:
+        say_prose(caution.text)
     say(f"ground truth beside prediction (frozen): {report.sheet}")
     say(f"open {report.page} in a browser")
 
 
+def _table_lines(summary: Summary) -> list[str]:
+    """The columns' names, then heads on lines of their own above their modes."""
+    from cachedet.comparison.summary import compare_groups
+
+    rows: list[tuple[str, ...]] = [("", *_COLUMNS)]
+    for group in summary.groups:
+        tuned = summary.find(group.heads, "tuned")
+        is_other = tuned is not None and group.mode != "tuned"
+        apart = compare_groups(group, tuned).difference.mean if tuned and is_other else math.nan
+        rows.append((f"  {group.mode}", *_means(group, apart)))
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    gap = "  " if first + sum(widths) + 2 * len(widths) <= _ROW else " "
+    lines = [gap.join([row[0].ljust(first), *map(str.rjust, row[1:], widths)]) for row in rows]
+    for heads in reversed(summary.heads):
+        number = [group.heads for group in summary.groups].index(heads)
+        lines.insert(number + 1, heads)
+    return lines
+
+
 def _means(group: Group, apart: float) -> list[str]:
     if not group.cells:
-        return ["-", "-", "-", "0", "-", "-", "-"]
-    ap = group.ap
+        return ["-", "-", "-", "-", "0", "-", "-", "-"]
     return [
-        figure(ap.mean),
-        span(ap.least, ap.most) if ap.count > 1 else "-",
+        figure(group.ap.mean),
+        *map(figure, group.ends),
         figure(apart, signed=True),
-        str(ap.count),
+        str(group.ap.count),
         f"{group.over_seeds('seconds').mean:,.0f}",
         _megabytes(group.peak_memory),
         f"{group.over_seeds('step_flops').mean / 1e9:.2f}",
     ]
-
-
-def _print_row(texts: list[str]) -> None:
-    row = Table.grid(padding=(0, 1, 0, 0))
-    for number, width in enumerate(_WIDTHS):
-        row.add_column(
-            width=width,
-            no_wrap=True,
-            overflow="ellipsis",
-            justify="left" if number in _FLUSH_LEFT else "right",
-        )
-    row.add_row(*map(printable, texts))
-    console.print(row)
 
 
 def _megabytes(nbytes: int) -> str:

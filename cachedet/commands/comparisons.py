@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -44,9 +44,21 @@ if TYPE_CHECKING:  # commands import what they need when they run: `--help` stay
     from cachedet.backbone.trained import BatchNorm
     from cachedet.compare import ComparisonReport
     from cachedet.comparison.cell import ComparisonConfig
-    from cachedet.config.run import TrainConfig
+    from cachedet.config.run import ExtractConfig, TrainConfig
 
 _LARGEST_SEED = 2**63 - 1
+Configs = Annotated[list[str], typer.Argument(help="Of the heads: presets or YAML files.")]
+ValAnnotations = Annotated[Path, typer.Option(help="What to score on.")]
+Out = Annotated[Path, typer.Option(help="Folder of the comparison, also to go on with it.")]
+ValImages = Annotated[
+    Path | None, typer.Option(help="Folder of the scored images; default: --images.")
+]
+ValSplit = Annotated[str | None, typer.Option(help="Of --val-annotations.")]
+TrainStore = Annotated[
+    str | None,
+    typer.Option(help="To train on in the place of extracting: a store that fits; only read."),
+]
+ValStore = Annotated[str | None, typer.Option(help="To score on, likewise.")]
 ModeNames = Annotated[
     str,
     typer.Option(
@@ -57,43 +69,48 @@ ModeNames = Annotated[
 Cuts = Annotated[
     str, typer.Option(help="Levels behind which the mode partial trains, such as C4,C3.")
 ]
+Seeds = Annotated[str, typer.Option(help="Such as 0,1,2.")]
+Epochs = Annotated[
+    int | None, typer.Option(min=1, help="Of every cell; default: those of its config.")
+]
+Budget = Annotated[
+    str | None, typer.Option(help="Time of every cell instead, such as 10m, 90s, 1h.")
+]
+Views = Annotated[
+    str, typer.Option(help="Of the cache; the other modes draw from the same recipe.")
+]
 BackboneRate = Annotated[
     float, typer.Option(min=0, help="Of what learns of the backbone; share of the heads'.")
 ]
 BatchNorms = Annotated[
     str, typer.Option(help="Of a backbone or stages that learn: frozen or trained.")
 ]
+Resamples = Annotated[int, typer.Option(min=1, help="For the intervals.")]
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
 def compare(
-    configs: Annotated[list[str], typer.Argument(help="Of the heads: presets or YAML files.")],
+    configs: Configs,
     images: Images,
     annotations: Annotations,
-    val_annotations: Annotated[Path, typer.Option(help="What to score on.")],
-    out: Annotated[Path, typer.Option(help="Folder of the comparison, also to go on with it.")],
-    val_images: Annotated[
-        Path | None, typer.Option(help="Folder of the scored images; default: --images.")
-    ] = None,
+    val_annotations: ValAnnotations,
+    out: Out,
+    val_images: ValImages = None,
     split: Split = None,
-    val_split: Annotated[str | None, typer.Option(help="Of --val-annotations.")] = None,
+    val_split: ValSplit = None,
+    train_store: TrainStore = None,
+    val_store: ValStore = None,
     modes: ModeNames = "cached,live,tuned,scratch",
     freeze_at: Cuts = "C4",
-    seeds: Annotated[str, typer.Option(help="Such as 0,1,2.")] = "0",
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Of every cell; default: those of its config.")
-    ] = None,
-    budget: Annotated[
-        str | None, typer.Option(help="Time of every cell instead, such as 10m, 90s, 1h.")
-    ] = None,
+    seeds: Seeds = "0",
+    epochs: Epochs = None,
+    budget: Budget = None,
     backbone: Backbone = "tf_efficientnet_lite0",
     weights: Weights = "auto",
     taps: Taps = None,
     precision: BackbonePrecision = "fp32",
     image_size: ImageSize = 512,
-    views: Annotated[
-        str, typer.Option(help="Of the cache; the other modes draw from the same recipe.")
-    ] = "base,hflip,jitter=2:0.5-1.5",
+    views: Views = "base,hflip,jitter=2:0.5-1.5",
     codec: Codec = "int8",
     on_bad_image: OnBadImage = "fail",
     follow_links: FollowLinks = False,
@@ -105,7 +122,7 @@ def compare(
     backbone_lr: BackboneRate = 0.1,
     batch_norm: BatchNorms = "frozen",
     overrides: Overrides = None,
-    resamples: Annotated[int, typer.Option(min=1, help="For the intervals.")] = 1000,
+    resamples: Resamples = 1000,
     workers: Workers = 0,
     device: Device = "auto",
     as_json: Json = False,
@@ -116,27 +133,22 @@ def compare(
     """
     from cachedet.comparison.cell import ComparisonConfig
     from cachedet.comparison.folder import ComparisonFolder
-    from cachedet.config.run import make_extract_config
-    from cachedet.data.annotation_formats import with_split
-    from cachedet.device import default_workers
     from cachedet.live.modes import BackboneTraining
 
     changes = [*(overrides or []), *([] if device == "auto" else [f"device={device}"])]
     folder = ComparisonFolder(out)
     train = {
-        "images": images, "annotations": with_split(annotations, split), "store": folder.train,
-        "views": views, "backbone": backbone, "weights": weights, "taps": taps,
-        "precision": precision, "image_size": image_size,
-        "codec": codec, "on_bad_image": on_bad_image, "rotated": rotated,
+        "images": images, "annotations": annotations, "views": views, "backbone": backbone,
+        "weights": weights, "taps": taps, "precision": precision, "image_size": image_size,
+        "codec": codec, "on_bad_image": on_bad_image, "rotated": rotated, "workers": workers,
         "choose": make_choice(classes, ignore_classes, merge_classes, no_background),
-        "follow_links": follow_links, "device": device, "workers": workers or default_workers(),
+        "follow_links": follow_links, "device": device,
     }  # fmt: skip
-    val_annotations = with_split(val_annotations, val_split)
-    val = {"annotations": val_annotations, "store": folder.val, "views": "base"}
+    val = {"images": val_images or images, "annotations": val_annotations, "views": "base"}
     config = ComparisonConfig(
         heads=load_heads(configs, changes),
-        train=make_extract_config(train),
-        val=make_extract_config(train | val | {"images": val_images or images}),
+        train=_make_extraction(train, split=split, store=train_store or folder.train),
+        val=_make_extraction(train | val, split=val_split, store=val_store or folder.val),
         out=out,
         modes=parse_modes(modes, freeze_at=freeze_at),
         seeds=parse_seeds(seeds),
@@ -146,6 +158,22 @@ def compare(
         resamples=resamples,
     )
     _compare(config, as_json=as_json)
+
+
+def _make_extraction(
+    values: dict[str, Any], *, split: str | None, store: Path | str
+) -> ExtractConfig:
+    """One of the two, from options as they were typed. Raises ConfigError."""
+    from cachedet.config.run import make_extract_config
+    from cachedet.data.annotation_formats import with_split
+    from cachedet.device import default_workers
+
+    typed = {
+        "annotations": with_split(values["annotations"], split),
+        "workers": values["workers"] or default_workers(),
+        "store": store,
+    }
+    return make_extract_config(values | typed)
 
 
 def load_heads(configs: Sequence[str], changes: Sequence[str]) -> dict[str, TrainConfig]:
@@ -242,7 +270,7 @@ def _leave(report: ComparisonReport, unwritten: UnwrittenError | None, *, as_jso
     if as_json:
         print_json(report.to_json())
     elif report.cells:
-        print_summary(report.summary)
+        print_summary(report.summary, report.cautions)
     if unwritten is not None:
         raise unwritten
     if report.cells and not as_json:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cachedet.comparison.folder import Extracted
 from cachedet.comparison.results import RESULT, CellKey, CellResult
-from cachedet.comparison.scoring import Scorer, figures_of
+from cachedet.comparison.scoring import Scorer, figures_of, late_rise
 from cachedet.comparison.step_plan import StepPlan, keep_peak_memory, plan_steps, time_left
 from cachedet.config.run import ExtractConfig, StagesConfig, TrainConfig
 from cachedet.detector.build import choose_read_levels
@@ -23,6 +23,7 @@ from cachedet.evaluation.plots import plot_training
 from cachedet.live.mode_names import MODES, Mode, cut_of, needs_cache
 from cachedet.live.modes import BackboneTraining, TrainingMode, make_training_mode
 from cachedet.loading.sampling import resolve_views
+from cachedet.reporting.scored_run import read_metrics
 from cachedet.series.own_process import (
     describe_end,
     goes_on,
@@ -50,7 +51,7 @@ class ComparisonConfig:
     """What is compared: every config with each mode and seed."""
 
     heads: Mapping[str, TrainConfig]  # configs by name
-    train: ExtractConfig  # its store lies in the comparison's folder, as that of `val`
+    train: ExtractConfig  # its store, as that of `val`: the folder's own, or one that is only read
     val: ExtractConfig
     out: Path  # the comparison's folder
     modes: Sequence[Mode] = MODES
@@ -194,6 +195,9 @@ def train_cell(task: CellTask) -> CellResult:
         parameters=count_trained(trainer.detector),
         extraction_seconds=task.extracted.seconds if is_cached else 0.0,
         cache_nbytes=_nbytes_read(config, store) if is_cached else 0,
+        late_rise=late_rise(
+            read_metrics(folder.metrics), steps=trainer.step, ap=analysis.scores.ap
+        ),
         **figures_of(analysis),
     )
 

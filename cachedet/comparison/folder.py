@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from cachedet.comparison.results import RESULT, CellKey, CellResult
+from cachedet.config.run import ExtractConfig
 from cachedet.errors import InputError
 from cachedet.series.settings_folder import SettingsFolder, differences
 from cachedet.store.files.durable import encode_json, write_durably
 from cachedet.store.files.inside import remove_inside
 from cachedet.store.files.leases import COMMIT_LOCK
+from cachedet.store.files.locations import shown
 from cachedet.store.files.names import COMMITS, LEASES, MANIFEST
 from cachedet.store.files.places import find_obstacle
 
@@ -40,6 +42,10 @@ class ComparisonFolder:
             root=root, of="comparison", works="compares", may_hold="features"
         )
         self._settings = self._kept.settings
+
+    def owns(self, part: ExtractConfig) -> bool:
+        """Whether its store is one of the two here; any other one is only read."""
+        return part.store in (self.train, self.val)
 
     def cell(self, key: CellKey) -> Path:
         return self.root / "cells" / key.folder
@@ -84,7 +90,8 @@ class ComparisonFolder:
         try:
             yield
         except BaseException:
-            if is_new and not any((store / MANIFEST).exists() for store in (self.train, self.val)):
+            begun = (self.train / MANIFEST, self.val / MANIFEST, self.root / "cells")
+            if is_new and not any(path.exists() for path in begun):
                 self._remove_begun(above, had_features=had_features)
             raise
 
@@ -234,11 +241,16 @@ class Extracted:
     seconds: float  # to write their features once; NaN where that is not known
 
 
-def require_known(extracted: Extracted, *, store: Path) -> None:
+def require_known(extracted: Extracted, *, store: Path | str, is_own: bool) -> None:
     """Raises InputError where a budget cannot be charged with extraction."""
     if math.isnan(extracted.seconds):
+        instead = (
+            "Remove it and it is extracted anew, or move it to another --out and compare with "
+            "--epochs"
+            if is_own
+            else "Compare with --epochs, or leave --train-store out"
+        )
         raise InputError(
-            f"--budget has to pay for extraction, and how long {store} took is not known: it was "
-            "not written by this comparison. Remove it and it is extracted anew, or move it to "
-            "another --out and compare with --epochs"
+            f"--budget has to pay for extraction, and how long {shown(store)} took is not known: "
+            f"it was not written by this comparison. {instead}"
         )

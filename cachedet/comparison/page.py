@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import date
 
 from cachedet.comparison import page_charts, page_tables, verdicts
+from cachedet.comparison.cautions import Caution
 from cachedet.comparison.page_charts import CurveOf
 from cachedet.comparison.results import CellResult
 from cachedet.comparison.summary import (
@@ -58,6 +59,7 @@ def comparison_page(
     standfirst: str,
     facts: Sequence[tuple[str, str]],
     curves: Sequence[CurveOf],
+    cautions: Sequence[Caution] = (),
 ) -> Report:
     """Everything about the runs of a comparison, failed ones included.
 
@@ -69,7 +71,7 @@ def comparison_page(
         standfirst=standfirst,
         headlines=_headlines(summary),
         sections=(
-            _result_section(summary),
+            _result_section(summary, cautions),
             _cost_section(summary),
             _class_section(summary),
             _bin_section(summary),
@@ -118,13 +120,14 @@ def _headline_verdict(summary: Summary, group: Group) -> tuple[str, Tone]:
     return "; ".join(filter(None, (best, against))), page_tables.tone_of(comparison)
 
 
-def _result_section(summary: Summary) -> Section:
+def _result_section(summary: Summary, cautions: Sequence[Caution]) -> Section:
     failed = verdicts.describe_failed(summary.failed)
     return Section(
         key="result",
         title="Does freezing work here?",
         short="Result",
         leads=(
+            *(caution.text for caution in cautions),
             *verdicts.describe_best(summary),
             *verdicts.describe_freezing(summary),
             *verdicts.describe_partial(summary),

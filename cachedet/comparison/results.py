@@ -72,6 +72,7 @@ class CellResult:
     ap75: float = math.nan
     low: float = math.nan  # ends of the 95 % interval of AP over the scored images
     high: float = math.nan
+    late_rise: float = math.nan  # of AP in the last quarter of the steps; NaN: scored once alone
     classes: tuple[ClassFigure, ...] = ()
     bins: tuple[BinFigure, ...] = ()
 

@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
+from cachedet.comparison.folder import ComparisonFolder
 from cachedet.comparison.results import BinFigure, ClassFigure
+from cachedet.comparison.summary import Comparison
 from cachedet.config.run import VALIDATED, TrainConfig
 from cachedet.detector.build import choose_read_levels
 from cachedet.detector.end_to_end import EndToEndDetector
+from cachedet.errors import InputError
 from cachedet.evaluation.analysis import Analysis, analyse
-from cachedet.evaluation.detection_table import has_masks, tabulate
+from cachedet.evaluation.detection_table import has_masks, read_results, tabulate
 from cachedet.evaluation.inference import EVAL_VIEW, detect_store, stored_batches
 from cachedet.evaluation.metrics import coco_results, score_detections
+from cachedet.evaluation.significance import ComparisonReport, compare_seeds
 from cachedet.live.modes import image_batches
+from cachedet.reporting.scored_run import TrainingPoint
 from cachedet.store.files.durable import encode_json, write_durably
 from cachedet.store.reader import FeatureStore
-from cachedet.structures import Detections
+from cachedet.structures import Annotations, Detections
 from cachedet.training.loop import Validator
 from cachedet.training.run_folder import RunFolder, TrainingData, noted_place
 from cachedet.training.trainer import Trainer
 from cachedet.version import __version__
 
 _BATCH_SIZE = 8
+_LAST_QUARTER = 0.75  # of the steps: where it begins
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,6 +102,19 @@ class Scorer:
         return detect_store(detector, self.store, batches=batches, on_progress=on_progress)
 
 
+def late_rise(points: Sequence[TrainingPoint], *, steps: int, ap: float) -> float:
+    """What AP gained in the last quarter of the `steps` of a run that ended with `ap`.
+
+    Validations lie where they lie: between two of them AP is taken to rise evenly. NaN where none
+    came before the end.
+    """
+    earlier = {p.step: p.val_ap for p in points if p.val_ap is not None and p.step < steps}
+    if not earlier:
+        return math.nan
+    at, aps = zip(*sorted((earlier | {steps: ap}).items()), strict=True)
+    return ap - float(np.interp(_LAST_QUARTER * steps, at, aps))
+
+
 def figures_of(analysis: Analysis) -> dict[str, Any]:
     """The fields of a CellResult that scoring knows."""
     scores, intervals = analysis.scores, analysis.intervals
@@ -114,3 +134,25 @@ def figures_of(analysis: Analysis) -> dict[str, Any]:
             for stratum in analysis.strata or ()
         ),
     }
+
+
+def compare_on_images(
+    comparison: Comparison, *, folder: ComparisonFolder, annotations: Annotations, resamples: int
+) -> ComparisonReport | None:
+    """The first group against the second on the same resamples of images and seeds.
+
+    None where detections of their cells are gone.
+    """
+    try:
+        first, second = (
+            [
+                read_results(
+                    RunFolder(folder.cell(group.of_seed(seed).key)).detections, annotations
+                )
+                for seed in comparison.seeds
+            ]
+            for group in (comparison.first, comparison.second)
+        )
+    except InputError:
+        return None
+    return compare_seeds(annotations, first, second, resamples=resamples)

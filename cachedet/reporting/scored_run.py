@@ -83,20 +83,26 @@ class ScoredRun:
             ) from error
 
 
-def read_runs(folders: Sequence[Path]) -> tuple[ScoredRun, ...]:
-    """All runs of a page, with names that differ.
+def read_runs(folders: Sequence[Path], names: Sequence[str] | None = None) -> tuple[ScoredRun, ...]:
+    """All runs of a page, with names that differ: these, or those of the folders.
 
     Raises:
         CheckpointError: no run folder, or no checkpoint in it.
-        InputError: a run that has not been scored, or is named twice; a damaged file.
+        InputError: a run that has not been scored, or is named twice; a damaged file; names that
+            are not one for each run.
     """
     resolved = [folder.resolve() for folder in folders]
     for folder, path in zip(folders, resolved, strict=True):
         if resolved.count(path) > 1:
             raise InputError(f"the run {folder} is named more than once; name each run once")
-    return tuple(
-        _read_run(folder, name) for folder, name in zip(folders, _names(resolved), strict=True)
-    )
+    if names is None:
+        names = _names(resolved)
+    elif len(names) != len(folders) or len(set(names)) != len(names):
+        raise InputError(
+            f"names expects one for each run, all different, got {', '.join(map(repr, names))} for "
+            f"{len(folders)} runs"
+        )
+    return tuple(_read_run(folder, name) for folder, name in zip(folders, names, strict=True))
 
 
 def read_detections(run: ScoredRun, annotations: Annotations) -> DetectionTable:

@@ -295,15 +295,16 @@ def test_a_damaged_file_is_named(log: ExtractionLog, text: str) -> None:
         log.begin()
 
 
-def test_only_the_views_asked_for_are_charged(tiny: Any, log: ExtractionLog) -> None:
-    shutil.copytree(tiny.train, log.store)  # base,hflip
+def test_only_the_views_asked_for_are_charged(tiny: Any, folder: ComparisonFolder) -> None:
+    log = folder.extraction
+    shutil.copytree(tiny.train, folder.train)  # base,hflip
     blocks = len(FeatureStore.open(log.store).blocks)
     log.path.write_text(json.dumps({"train": 12.0, "blocks": blocks, "is_open": False}))
     train, val = tiny.extract_config(log.store, views="hflip"), tiny.extract_config(tiny.train)
-    extracted = extract_stores((train, open_dataset(train)), (val, open_dataset(val)), log)
+    extracted = extract_stores((train, open_dataset(train)), (val, open_dataset(val)), folder)
     assert extracted.views == ("hflip",)
     assert extracted.seconds == pytest.approx(6.0)
-    require_known(extracted, store=log.store)
+    require_known(extracted, store=log.store, is_own=True)
 
 
 def test_a_budget_needs_to_know_what_extraction_took(tmp_path: Path) -> None:
@@ -312,7 +313,11 @@ def test_a_budget_needs_to_know_what_extraction_took(tmp_path: Path) -> None:
         InputError,
         match=r"--budget has to pay .*train.zarr took is not known: .*Remove it .* --epochs",
     ):
-        require_known(unknown, store=tmp_path / "train.zarr")
+        require_known(unknown, store=tmp_path / "train.zarr", is_own=True)
+    with pytest.raises(
+        InputError, match="is not known: it was .* comparison. Compare with --epochs, or leave --tr"
+    ):
+        require_known(unknown, store=tmp_path / "train.zarr", is_own=False)
 
 
 class _RefusedError(Exception):
@@ -364,6 +369,20 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path: Path) -> None:
         ):
             pass
     assert [path.name for path in photos.iterdir()] == ["a.jpg"]
+
+
+def test_cells_on_given_stores_are_not_lost(folder: ComparisonFolder) -> None:
+    """Then there are no features of its own in the folder."""
+
+    def train() -> None:
+        with folder.undone_if_refused(), folder.owned():
+            folder.require_same(settings())
+            (folder.root / "cells" / "a-cached-0").mkdir(parents=True)
+            raise _RefusedError
+
+    with pytest.raises(_RefusedError):
+        train()
+    assert (folder.root / "settings.json").exists()
 
 
 def test_a_comparison_that_goes_on_loses_nothing(folder: ComparisonFolder) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from cachedet.comparison.cautions import Caution
 from cachedet.comparison.page import comparison_page
 from cachedet.comparison.page_charts import CurveOf
 from cachedet.comparison.results import BinFigure, CellKey, CellResult, ClassFigure
@@ -131,6 +132,14 @@ def test_the_verdict_stands_there_in_figures_and_words() -> None:
     assert texts(row_of(summary, "fine-tuned"))[1] == "itself"
     assert texts(row_of(summary, "from scratch"))[-1] == "–"
     assert any("cached 0.510 is 0.045 above fine-tuned 0.465" in lead for lead in section.leads)
+
+
+def test_cautions_come_first() -> None:
+    caution = Caution(kind="still rising", text="Too early to tell.")
+    page = comparison_page(FULL, title="T", standfirst="", facts=(), curves=(), cautions=[caution])
+    leads = section_of(page, "result").leads
+    assert leads[0] == "Too early to tell."
+    assert leads[1].startswith("The best mean AP is")
 
 
 def test_one_seed_gets_no_verdict() -> None:

@@ -68,7 +68,11 @@ def test_two_cells_then_more(run_compare: Any, tiny: Any, tmp_path: Path) -> Non
     markdown = (tmp_path / "out" / "comparison.md").read_text()
     assert markdown.startswith("<!-- written by cachedet")
     assert "what augment moves in maps is moved in the images" in markdown
-    assert len(json.loads((tmp_path / "out" / "comparison.json").read_text())["cells"]) == 2
+    kept = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert len(kept["cells"]) == 2
+    assert kept["cautions"] == json.loads(result.stdout)["cautions"]  # two epochs say little
+    assert kept["cautions"][0]["text"] in " ".join(html.split())
+    assert all(cell["late_rise"] is not None for cell in kept["cells"])
 
     moved = shutil.copytree(tiny.paths.images, tmp_path / "moved")
     more = run_compare(
@@ -92,9 +96,9 @@ def test_two_cells_then_more(run_compare: Any, tiny: Any, tmp_path: Path) -> Non
     assert "has other boxes or classes for the same images" in refused.stderr
     assert "instead of another --store, or of relabelling, choose another --out" in refused.stderr
 
-    kept = tmp_path / "out" / "settings.json"
+    settings = tmp_path / "out" / "settings.json"
     here = choose_device("auto").type
-    kept.write_text(kept.read_text().replace('"device": "cpu"', '"device": "elsewhere"'))
+    settings.write_text(settings.read_text().replace('"device": "cpu"', '"device": "elsewhere"'))
     elsewhere = run_compare("--modes", "cached", "--epochs", "2", "--device", "auto")
     assert elsewhere.exit_code == 1
     assert f"heads.retinanet_fpn_tiny.device was elsewhere, is {here}" in elsewhere.stderr
@@ -114,8 +118,12 @@ def test_a_plain_vit_is_cut_between_its_blocks(run_compare: Any) -> None:
     assert list(cells)[1] == "retinanet_fpn_tiny partial_L4 0"
 
 
-def test_a_store_that_was_there_before(run_compare: Any, tiny: Any, tmp_path: Path) -> None:
-    """What it took is not known, and of its views those that are asked for are trained on."""
+def bytes_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_stores_that_were_there_before(run_compare: Any, tiny: Any, tmp_path: Path) -> None:
+    """What they took is not known, and of their views those that are asked for are trained on."""
     store = tmp_path / "out" / "features" / "train.zarr"
     store.parent.mkdir(parents=True)
     extract(tiny.extract_config(store, block_size=16, batch_size=8, views="base,hflip,scale-0.5"))
@@ -125,16 +133,36 @@ def test_a_store_that_was_there_before(run_compare: Any, tiny: Any, tmp_path: Pa
     assert f"how long {store} took is not known" in refused.stderr
     assert not (tmp_path / "out" / "cells").exists()
 
-    (tmp_path / "out" / "settings.json").unlink()  # as another --out would be
-    result = run_compare(*options, "--epochs", "1", "--json")
+    shutil.rmtree(tmp_path / "out")  # from here on stores elsewhere
+    elsewhere = shutil.copytree(tiny.train, tmp_path / "before.zarr")
+    before = bytes_of(elsewhere) | bytes_of(tiny.val)
+    given = ("--train-store", str(elsewhere), "--val-store", str(tiny.val), "--modes", "cached")
+    refused = run_compare(*given, "--budget", "5m")
+    assert refused.exit_code == 1
+    assert "Compare with --epochs, or leave --train-store out" in refused.stderr
+    refused = run_compare(*given, "--epochs", "1", "--views", "base,scale-0.5")
+    assert "--views: base, hflip there, which lacks scale-0.5" in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+    options = (*given, "--epochs", "1", "--views", "hflip")
+    result = run_compare(*options, "--json")
     assert result.exit_code == 0, result.stderr
     (cell,) = cells_of(result).values()
     assert cell["extraction_seconds"] is None
     trained = tmp_path / "out" / "cells" / "retinanet_fpn_tiny-cached-0" / "config.yaml"
-    assert yaml.safe_load(trained.read_text())["views"] == {"base": 0.5, "hflip": 0.5}
+    assert yaml.safe_load(trained.read_text())["views"] == {"hflip": 1.0}
     markdown = (tmp_path / "out" / "comparison.md").read_text()
     assert "not known what it took" in markdown
-    assert "base, hflip (fp32)" in markdown
+    assert "hflip (fp32)" in markdown
+    assert bytes_of(elsewhere) | bytes_of(tiny.val) == before
+    assert [path.name for path in (tmp_path / "out" / "features").iterdir()] == []
+
+    moved = elsewhere.rename(tmp_path / "moved.zarr")
+    again = run_compare(*options, "--json", "--train-store", str(moved))
+    assert again.exit_code == 0, again.stderr
+    own = run_compare("--modes", "cached", "--epochs", "1", "--views", "hflip")
+    assert own.exit_code == 1
+    assert "holds another comparison: stores.train was" in own.stderr
 
 
 def _drop_class(values: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from cachedet.commands.comparison_tables import print_demo
 from cachedet.compare import ComparisonReport
+from cachedet.comparison.cautions import Caution
 from cachedet.comparison.cell import ComparisonConfig
 from cachedet.comparison.results import CellKey, CellResult
 from cachedet.data.shapes import ShapesPaths
@@ -37,6 +38,7 @@ REPORT = DemoReport(
     sheet=Path("demo/ground_truth_and_prediction.png"),
     page=Path("demo/report.html"),
     comparison=Path("demo/comparison/comparison.html"),
+    cautions=(Caution(kind="still rising", text="Too early to tell."),),
 )
 
 
@@ -50,9 +52,12 @@ def test_the_last_screen(capsys: pytest.CaptureFixture[str]) -> None:
     assert "20 epochs each, one seed; generated images" in words
     assert "90 to train on with 607 boxes" in words
     assert "extraction took 6 s" in words
+    assert "MB: peak memory. Too early to tell. ground truth beside" in words
     assert "open demo/report.html in a browser" in words
     assert max(map(len, screen.splitlines())) <= 80
-    assert json.loads(json.dumps(REPORT.to_json()))["page"] == "demo/report.html"
+    values = json.loads(json.dumps(REPORT.to_json()))
+    assert values["page"] == "demo/report.html"
+    assert values["cautions"] == [{"kind": "still rising", "text": "Too early to tell."}]
 
 
 def whole(**changes: Any) -> ComparisonReport:
@@ -89,5 +94,5 @@ def test_the_demo_from_images_to_page(tmp_path: Path, monkeypatch: pytest.Monkey
     report = run_demo(tmp_path / "demo")
     assert [cell.key.mode for cell in report.cells] == list(MODES)
     assert report.sheet.is_file()
-    assert "tuned" in report.page.read_text()
+    assert "frozen against partial against fine-tuned" in report.page.read_text()
     print_demo(report)
