@@ -118,14 +118,12 @@ def extract(
         annotations: COCO or LVIS file, YOLO data.yaml, folder of VOC XML, or CVAT XML; a split
             stands behind a colon, as in "data.yaml:train".
         store: folder to write, or to go on writing; or such as s3://bucket/train.zarr.
-        backbone: a timm model's name, or what `wrap_backbone` made of a module.
-        weights: "auto", "none" or a checkpoint file.
+        backbone, weights: a timm model or what `wrap_backbone` made; "auto", "none" or a file.
         levels, freeze_at: such as ["C3", "C4"]; such as "C4", or "L8" behind the eighth block of a
             plain ViT: levels above it are left out, and trained stages make them.
         taps: of a plain ViT, in the place of levels: so many of its blocks, evenly spaced, or
             which, counted from 1. global_token: whether the last one's class token is kept.
-        precision: "fp32", or "bf16": the backbone computes in bfloat16, about twice as fast.
-        compile: let torch compile the backbone first; its features differ by rounding.
+        precision, compile: "fp32", or "bf16", about twice as fast; let torch compile the backbone.
         image_size, views, codec: the long side in pixels; such as "base,hflip"; such as "int8".
         on_bad_image, follow_links: "fail" or "skip"; whether links may lead out of `images`.
         rotated: "refuse", or "outer": upright boxes around rotated ones.
@@ -151,12 +149,11 @@ def extract(
     given = {
         "images": images, "annotations": annotations, "store": store, "weights": weights,
         "backbone": _name_of(backbone), "levels": levels, "freeze_at": freeze_at, "taps": taps,
-        "global_token": global_token, "precision": precision, "compile": compile,
-        "image_size": image_size,
-        "views": ",".join(views) if isinstance(views, list | tuple) else views, "codec": codec,
-        "on_bad_image": on_bad_image, "follow_links": follow_links, "rotated": rotated,
-        "choose": choose, "block_size": block_size, "batch_size": batch_size, "workers": workers,
-        "device": device, "rank": rank, "world_size": world_size, "engine": engine,
+        "global_token": global_token, "precision": precision, "compile": compile, "codec": codec,
+        "image_size": image_size, "on_bad_image": on_bad_image, "follow_links": follow_links,
+        "views": ",".join(views) if isinstance(views, list | tuple) else views, "device": device,
+        "rotated": rotated, "choose": choose, "block_size": block_size, "batch_size": batch_size,
+        "workers": workers, "rank": rank, "world_size": world_size, "engine": engine,
     }  # fmt: skip
     return _extract(_join_config(config, given), network, open_dataset, add_images=add_images)
 
