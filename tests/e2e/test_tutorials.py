@@ -1,7 +1,7 @@
 """Every command and snippet of docs/tutorials runs word for word, on eight generated images.
 
-What takes minutes with the page's backbone runs with --thorough, in few epochs; the ViT is a tiny member of its
-family with random weights.
+What takes minutes with the page's backbone runs with --thorough, in few epochs; the ViT is a
+tiny member of its family with random weights.
 """
 
 from __future__ import annotations
