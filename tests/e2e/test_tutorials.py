@@ -1,7 +1,7 @@
 """Every command and snippet of docs/tutorials runs word for word, on eight generated images.
 
-What takes minutes with the page's backbone runs with --thorough; the ViT is a tiny member of its
-family with random weights.
+What takes minutes with the page's backbone runs with --thorough, in few epochs; the ViT is a
+tiny member of its family with random weights.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from typer.testing import CliRunner
 from cachedet.cli import app
 
 PAGES = Path(__file__).parents[2] / "docs" / "tutorials"
+QUICKER = {
+    "estimate": ["--sample", "4", "--seconds", "0.3"],
+    "train-heads": ["--set", "schedule.epochs=2"],
+}
 MOST_WORDS = {"own-photos.md": 450, "own-head.md": 350, "vit-on-a-laptop.md": 350}
 
 
@@ -93,7 +97,7 @@ def test_photos_of_a_phone_until_the_check(phone: Path) -> None:
 def test_photos_of_a_phone_to_the_end(phone: Path) -> None:
     run_snippets("own-photos.md")
     for words in commands_of("own-photos.md"):
-        run(words)
+        run([*words, *QUICKER.get(words[0], [])])
     assert (phone / "runs" / "first" / "report.html").is_file()
     assert len(list((phone / "drawn").glob("*.jpg"))) == 12
 
