@@ -39,8 +39,8 @@ from cachedet.comparison.cell import ComparisonConfig
 from cachedet.comparison.folder import ComparisonFolder
 from cachedet.comparison.results import RESULT, CellKey, CellResult
 from cachedet.comparison.summary import Group, Summary, summarise
-from cachedet.config.presets import find_config, preset_names
-from cachedet.config.run import load_train_config, make_extract_config
+from cachedet.config.presets import load_config, preset_names
+from cachedet.config.run import make_extract_config
 from cachedet.device import choose_device
 from cachedet.errors import BackboneError
 from cachedet.extract import open_dataset
@@ -180,7 +180,7 @@ def make_config(data: DataSet, key: CellKey, options: argparse.Namespace) -> Com
     val = {"annotations": data.root / "val.json", "store": data.folder.val, "views": "base"}
     changes = [f"device={options.device}", "eval_every=0"]
     return ComparisonConfig(
-        heads={key.heads: load_train_config(find_config(key.heads), changes)},
+        heads={key.heads: load_config(key.heads, overrides=changes)},
         train=make_extract_config(train),
         val=make_extract_config(train | val),
         out=data.folder.root,
@@ -217,11 +217,12 @@ def describe(
     """What stands between the marks."""
     begun = [data for data in sets if data.folder.results()]
     sections = [describe_set(data, options) for data in begun]
-    left = sum(data.folder.result_of(key) is None for data in sets for key in keys)
-    if left:
-        sections.append(f"{left} of {len(keys) * len(sets)} trainings are still to come.")
     if begun:
         sections.append(describe_conditions(begun, options))
+    left = sum(data.folder.result_of(key) is None for data in sets for key in keys)
+    if left:
+        of = len(keys) * len(sets)
+        sections.append(f"{left} of {of} trainings are still to come. This command adds them:")
     return "\n\n".join([*sections, f"    {command}"])
 
 
@@ -267,13 +268,14 @@ def row(group: Group, *, extraction: float, is_best: bool) -> str:
 
 def describe_conditions(begun: Sequence[DataSet], options: argparse.Namespace) -> str:
     versions = library_versions()
-    epochs = f"{options.epochs} epochs" if options.epochs else "the presets' epochs"
+    own = {load_config(name).schedule.epochs for name in options.presets.split(",")}
+    epochs = options.epochs or " or ".join(map(str, sorted(own)))
     seeds = "one seed" if options.seeds == 1 else f"{options.seeds} seeds, their spread in brackets"
     clock = "of the processor" if is_cpu(options.device) else "of the clock"
     return (
         f"{options.backbone}, {options.image_size} px, `{options.codec}`, views "
-        f"`{options.views}`, {epochs}, {seeds}. Seconds are {clock}, per training. "
-        f"{machine(options)}; {last_day(begun)}; cachedet {versions['cachedet']}, torch "
+        f"`{options.views}`, {epochs} epochs, {seeds}. Seconds are {clock}, per training. "
+        f"{machine(options)}, {last_day(begun)}, cachedet {versions['cachedet']}, torch "
         f"{versions['torch']}."
     )
 
@@ -287,7 +289,7 @@ def machine(options: argparse.Namespace) -> str:
         name = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
-    return f"{'one core' if options.threads == 1 else f'{options.threads} cores'} of {name}"
+    return f"{'One core' if options.threads == 1 else f'{options.threads} cores'} of {name}"
 
 
 def last_day(begun: Sequence[DataSet]) -> date:
