@@ -192,7 +192,9 @@ def make_config(data: DataSet, key: CellKey, options: argparse.Namespace) -> Com
 
 def extract_timed(data: DataSet, config: ComparisonConfig) -> None:
     """Write both stores in one go; what an earlier call left half done is written again."""
-    shutil.rmtree(data.folder.train.parent, ignore_errors=True)
+    features = data.folder.train.parent
+    shutil.rmtree(features, ignore_errors=True)
+    features.mkdir(parents=True)
     clock = time.process_time if is_cpu(config.train.device) else time.perf_counter
     started = clock()
     extract_stores(
