@@ -47,9 +47,9 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """``retinanet_fpn,num_convs=1``, without the sections the keys stand in."""
+        """``retinanet_fpn num_convs=1``, without the sections the keys stand in."""
         changes = [text.removeprefix("detector.").replace("neck.", "") for text in self.overrides]
-        return ",".join([self.config, *changes])
+        return " ".join([self.config, *changes])
 
 
 def width(channels: int) -> str:
