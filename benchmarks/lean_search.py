@@ -1,20 +1,20 @@
 """The lean corner: what AP costs in training-step FLOPs and seconds, and which heads are worth it.
 
-python benchmarks/lean_search.py --train train.zarr --val val.zarr --out DIR --epochs 12 \
-    [--seeds 0] [--only "retinanet_fpn,cascade_rcnn*"] [--device cuda]
+python benchmarks/lean_search.py --images DIR --annotations train.json --val-annotations val.json \
+    --out DIR --epochs 12 [--seeds 0] [--only "retinanet_fpn,cascade_rcnn*"] [--device cuda]
 
-Every variant changes one or two things of a tiny config and is trained for the same epochs. A run
-that is already in DIR is read, not repeated. Prints one JSON object on standard output, a Markdown
-table (a star marks the Pareto points: nothing cheaper is as good) on standard error, and draws
-DIR/lean.png.
+Every variant changes one or two things of a tiny config and is trained from the cache for the same
+epochs, by `compare`: what is already in --out is read, not repeated. Prints one JSON object on
+standard output, a Markdown table (a star marks the Pareto points: nothing cheaper is as good) on
+standard error, and draws DIR/lean.png.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,14 +23,19 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 import torch
-from detector_table import run_once
-from device_clock import add_device_option, busy_name, describe_device
+from device_clock import add_device_option, describe_device
 
-from cachedet.device import choose_device
+from cachedet.compare import compare
+from cachedet.comparison.cell import ComparisonConfig
+from cachedet.comparison.folder import ComparisonFolder
+from cachedet.comparison.summary import Group
+from cachedet.config.presets import load_config
+from cachedet.config.run import make_extract_config
+from cachedet.device import choose_device, default_workers
 from cachedet.store.format.manifest import library_versions
+from cachedet.store.reader import FeatureStore
 
 matplotlib.use("Agg")
-CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,10 @@ VARIANTS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("train", "val", "out"):
+    for name in ("images", "annotations", "val-annotations", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--image-size", type=int, default=384)
+    parser.add_argument("--views", default="base,hflip,jitter=2:0.5-1.5")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--only", default="*", help="names of variants, with commas; or with *")
@@ -98,43 +105,63 @@ def main() -> None:
         for variant in VARIANTS
         if any(fnmatchcase(variant.name, pattern) for pattern in options.only.split(","))
     ]
-    rows = [measure(variant, options) for variant in wanted]
+    summary = compare(make_comparison(wanted, options)).summary
+    groups = {group.heads: group for group in summary.groups if group.ap.count}
+    rows = [
+        measure(variant.name, groups[variant.name], options)
+        for variant in wanted
+        if variant.name in groups
+    ]
     rows.sort(key=lambda row: float(row["gflop"]))
     mark_pareto(rows)
     print_table(rows)
-    draw(rows, options.out / "lean.png", title=f"{options.train.stem}, {options.epochs} epochs")
+    draw(rows, options.out / "lean.png", title=f"{options.out.name}, {options.epochs} epochs")
     facts = {"epochs": options.epochs, "threads_of_torch": torch.get_num_threads()}
     facts |= {
         "machine": describe_device(choose_device(options.device)),
         "versions": library_versions(),
     }
-    print(json.dumps({"train": options.train.name, **facts, "rows": rows}, indent=1))
+    print(json.dumps({**facts, "rows": rows}, indent=1))
 
 
-def measure(variant: Variant, options: argparse.Namespace) -> dict[str, Any]:
-    """Mean over the seeds of one variant."""
-    folder = options.out / variant.name.replace(" ", ",").replace("/", "_")
-    one = argparse.Namespace(
-        train=options.train,
-        val=options.val,
-        out=folder,
-        overrides=list(variant.overrides),
-        minutes=None,
+def make_comparison(variants: Sequence[Variant], options: argparse.Namespace) -> ComparisonConfig:
+    folder, own = ComparisonFolder(options.out), ["eval_every=0", f"device={options.device}"]
+    train = {
+        "images": options.images, "annotations": options.annotations, "store": folder.train,
+        "image_size": options.image_size, "views": options.views, "device": options.device,
+        "workers": default_workers(), "on_bad_image": "skip",
+    }  # fmt: skip
+    val = {"annotations": options.val_annotations, "store": folder.val, "views": "base"}
+    return ComparisonConfig(
+        heads={
+            variant.name: load_config(
+                f"{variant.config}_tiny", overrides=[*variant.overrides, *own]
+            )
+            for variant in variants
+        },
+        train=make_extract_config(train),
+        val=make_extract_config(train | val),
+        out=options.out,
+        modes=("cached",),
+        seeds=tuple(map(int, options.seeds.split(","))),
         epochs=options.epochs,
-        device=options.device,
     )
-    path = CONFIGS / f"{variant.config}_tiny.yaml"
-    runs = [run_once(path, seed, one) for seed in map(int, options.seeds.split(","))]
-    means = {key: statistics.mean(run[key] for run in runs) for key in ("ap", "ap50", "ap75")}
-    seconds = statistics.mean(run[busy_name(choose_device(options.device))] for run in runs)
+
+
+def measure(name: str, group: Group, options: argparse.Namespace) -> dict[str, Any]:
+    """Mean over the seeds of one variant."""
+    means = {key: group.over_seeds(key).mean for key in ("ap", "ap50", "ap75")}
+    is_cpu = choose_device(options.device).type == "cpu"
+    seconds = group.over_seeds("processor_seconds" if is_cpu else "seconds").mean
+    images = len(FeatureStore.open(ComparisonFolder(options.out).train)) * options.epochs
     return {
-        "variant": variant.name,
+        "variant": name,
         **means,
-        "seeds": len(runs),
-        "gflop": runs[0]["step_gflop_per_image"],
-        "parameters": runs[0]["parameters"],
-        "peak_megabytes": max(run["peak_megabytes"] for run in runs),
-        "ms_a_image": seconds / runs[0]["images"] * 1e3,
+        "seeds": group.ap.count,
+        "gflop": group.over_seeds("step_flops").mean / 1e9,
+        "parameters": group.over_seeds("parameters").mean,
+        "peak_megabytes": group.peak_memory / 1e6,
+        "ms_a_image": seconds / images * 1e3,
     }
 
 

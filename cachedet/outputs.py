@@ -329,7 +329,7 @@ _FILES_OF = {
         "train.lock",
         "log.txt",
         "steps.json",
-        "memory.json",
+        "costs.json",
         "cell.json",
     ),
     "feature store": (MANIFEST, METADATA, f"{IMAGES}.npz", CODEC_STATE, STAGES),

@@ -14,7 +14,7 @@ from pathlib import Path
 from cachedet.comparison.folder import Extracted
 from cachedet.comparison.results import RESULT, CellKey, CellResult
 from cachedet.comparison.scoring import Scorer, figures_of, late_rise
-from cachedet.comparison.step_plan import StepPlan, keep_peak_memory, plan_steps, time_left
+from cachedet.comparison.step_plan import CellCosts, StepPlan, plan_steps, time_left
 from cachedet.config.run import ExtractConfig, StagesConfig, TrainConfig
 from cachedet.detector.build import choose_read_levels
 from cachedet.errors import CachedetError
@@ -37,7 +37,7 @@ from cachedet.training.run_folder import RunFolder, TrainingData
 from cachedet.training.start import start_or_continue
 from cachedet.training.stopping import STOPPED_STATUS, StopSignals
 
-OWN_FILES = ("steps.json", "memory.json", RESULT)
+OWN_FILES = ("steps.json", "costs.json", RESULT)
 """In the folder of a cell, beside those of a run."""
 _TRIAL_STEPS = 1000  # length of the schedule of steps that are thrown away
 
@@ -178,7 +178,7 @@ def train_cell(task: CellTask) -> CellResult:
         validator=scorer.validator(),
         budget=plan.budget,
     )
-    peak_memory = keep_peak_memory(folder.root, session.peak_memory)
+    costs = CellCosts.keep(folder.root, session)
     plot_training(folder.metrics, folder.plots / "training.png")
     if session.was_interrupted:
         raise Interrupted(session.reason)
@@ -190,7 +190,8 @@ def train_cell(task: CellTask) -> CellResult:
         steps=trainer.step,
         epochs=trainer.step / plan.steps_per_epoch,
         seconds=trainer.seconds,
-        peak_memory=peak_memory,
+        processor_seconds=costs.seconds_of(trainer.step),
+        peak_memory=costs.peak_memory,
         step_flops=plan.step_flops,
         parameters=count_trained(trainer.detector),
         extraction_seconds=task.extracted.seconds if is_cached else 0.0,

@@ -62,6 +62,7 @@ class CellResult:
     steps: int = 0
     epochs: float = 0.0  # that the steps make up
     seconds: float = 0.0  # in training steps, waiting for images and features included
+    processor_seconds: float = math.nan  # of training, with validations and saving
     extraction_seconds: float = 0.0  # NaN where not known; 0 in the modes that need no cache
     peak_memory: int = 0  # bytes of the process that trained (on an accelerator of its tensors)
     step_flops: int = 0  # of a training step, an image: everything the mode computes

@@ -26,6 +26,7 @@ from cachedet.loading.sampling import PlannedBatch, resolve_views
 from cachedet.store.files.durable import encode_json, write_durably
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Batch
+from cachedet.training.loop import SessionReport
 from cachedet.training.stopping import TimeBudget
 
 _TRIAL_SHARE = 0.03  # of the budget, for the steps that tell how many fit into it
@@ -110,17 +111,32 @@ def time_left(budget: float, *, spent: float) -> float:
     return budget - spent
 
 
-def keep_peak_memory(root: Path, peak: int) -> int:
-    """The most bytes of all stretches of a cell; `peak` is of the latest.
+@dataclass(frozen=True, kw_only=True)
+class CellCosts:
+    """What the stretches of a cell took, in a file of its folder.
 
     Nothing is known of a stretch that was killed before it ended: the next takes steps like those.
-
-    Raises InputError where what was kept is damaged.
     """
-    before = _read(root / "memory.json") or {"peak": 0}
-    most = max(int(before["peak"]), peak)
-    write_durably(root / "memory.json", encode_json({"peak": most}))
-    return most
+
+    peak_memory: int = 0  # bytes, the most of any stretch
+    processor_seconds: float = 0.0
+    steps: int = 0  # that were taken in them
+
+    def seconds_of(self, steps: int) -> float:
+        """Seconds of the processor for so many steps; NaN where no stretch is known."""
+        return self.processor_seconds / self.steps * steps if self.steps else math.nan
+
+    @classmethod
+    def keep(cls, root: Path, session: SessionReport) -> CellCosts:
+        """Add the latest stretch. Raises InputError where what was kept is damaged."""
+        before = cls(**(_read(root / "costs.json") or {}))
+        costs = cls(
+            peak_memory=max(before.peak_memory, session.peak_memory),
+            processor_seconds=before.processor_seconds + session.processor_seconds,
+            steps=before.steps + len(session.losses),
+        )
+        write_durably(root / "costs.json", encode_json(vars(costs)))
+        return costs
 
 
 def try_steps(

@@ -13,8 +13,8 @@ from cachedet.live.mode_names import PARTIAL, Mode, kind_of, sort_modes
 
 Judgement = Literal["nothing", "one seed", "within", "beyond"]
 _FIGURES = (
-    "ap", "ap50", "ap75", "seconds", "extraction_seconds", "step_flops", "parameters",
-    "cache_nbytes", "steps", "epochs", "late_rise",
+    "ap", "ap50", "ap75", "seconds", "processor_seconds", "extraction_seconds", "step_flops",
+    "parameters", "cache_nbytes", "steps", "epochs", "late_rise",
 )  # fmt: skip
 
 

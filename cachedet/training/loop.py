@@ -50,6 +50,7 @@ class SessionReport:
     seconds: float
     step_seconds: float  # of those in steps, without validations and saving
     losses: tuple[float, ...]  # of every step
+    processor_seconds: float  # of this process, with validations and saving
     peak_memory: int  # bytes, of this process until now
 
     @property
@@ -82,7 +83,7 @@ def run_session(
 
     Raises NonFiniteLossError, StoreError, CheckpointError, RankError.
     """
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     records: RunRecords | NoOpRecorder = NoOpRecorder()
     checkpoints: CheckpointWriter | NoOpCheckpointer = NoOpCheckpointer()
     if is_first():
@@ -115,6 +116,7 @@ def run_session(
         seconds=time.perf_counter() - started,
         step_seconds=sum(loop.seconds),
         losses=tuple(loop.losses),
+        processor_seconds=time.process_time() - busy,
         peak_memory=peak_memory(trainer.device),
     )
 

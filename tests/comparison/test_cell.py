@@ -94,6 +94,7 @@ def test_a_cell_tells_what_its_mode_cost(
     assert 0 <= cell.ap <= 1
     assert cell.low <= cell.ap <= cell.high or math.isclose(cell.ap, cell.low)
     assert cell.seconds > 0
+    assert cell.processor_seconds > 0
     assert cell.peak_memory > 50e6
     assert (cell.cache_nbytes > 0) == (cell.extraction_seconds > 0) == needs_cache(mode)
     assert sum(figure.boxes for figure in cell.classes) > 8
@@ -171,6 +172,7 @@ def test_a_cell_that_died_before_its_result_takes_no_more_steps(tiny: Any, tmp_p
     whole, again = train_cell(task), train_cell(task)
     assert (again.steps, again.seconds, again.ap) == (whole.steps, whole.seconds, whole.ap)
     assert again.peak_memory >= whole.peak_memory
+    assert again.processor_seconds >= whole.processor_seconds
 
 
 def detections_of(weights: dict[str, Any], task: CellTask, root: Path) -> bytes:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cachedet.comparison.step_plan import (
+    CellCosts,
     StepPlan,
-    keep_peak_memory,
     plan_steps,
     time_left,
     try_steps,
@@ -19,6 +20,7 @@ from cachedet.errors import InputError
 from cachedet.live.modes import TrainingMode, make_training_mode
 from cachedet.model import measure_model
 from cachedet.store.reader import FeatureStore
+from cachedet.training.loop import SessionReport
 from cachedet.training.stopping import TimeBudget
 
 CONFIG = Path(__file__).parents[2] / "configs" / "retinanet_fpn_tiny.yaml"
@@ -72,11 +74,22 @@ def test_plans_are_kept(tmp_path: Path) -> None:
         StepPlan.read(tmp_path)
 
 
-def test_the_most_memory_of_all_stretches_is_kept(tmp_path: Path) -> None:
-    assert [keep_peak_memory(tmp_path, peak) for peak in (200, 300, 100)] == [200, 300, 300]
-    (tmp_path / "memory.json").write_text("{")
-    with pytest.raises(InputError, match="memory.json is damaged .* trained again"):
-        keep_peak_memory(tmp_path, 400)
+def test_costs_of_all_stretches_are_kept(tmp_path: Path) -> None:
+    """The most memory; and seconds of the processor at the pace of the steps that are known."""
+    stretches = [
+        SessionReport(
+            reason="SIGTERM", seconds=9.0, step_seconds=8.0, losses=(0.5,) * steps,
+            processor_seconds=busy, peak_memory=peak,
+        )
+        for peak, busy, steps in ((200, 1.0, 2), (300, 2.0, 4), (100, 0.0, 0))
+    ]  # fmt: skip
+    costs = [CellCosts.keep(tmp_path, stretch) for stretch in stretches]
+    assert [each.peak_memory for each in costs] == [200, 300, 300]
+    assert [each.seconds_of(10) for each in costs] == [5.0, 5.0, 5.0]
+    assert math.isnan(CellCosts().seconds_of(10))
+    (tmp_path / "costs.json").write_text("{")
+    with pytest.raises(InputError, match="costs.json is damaged .* trained again"):
+        CellCosts.keep(tmp_path, stretches[0])
 
 
 def test_time_left() -> None:
