@@ -135,8 +135,8 @@ def compare(
     val = {"annotations": val_annotations, "store": folder.val, "views": "base"}
     config = ComparisonConfig(
         heads=load_heads(configs, changes),
-        train=make_extract_config(train),
-        val=make_extract_config(train | val | {"images": val_images or images}),
+        train=make_extract_config(train, is_typed=True),
+        val=make_extract_config(train | val | {"images": val_images or images}, is_typed=True),
         out=out,
         modes=parse_modes(modes, freeze_at=freeze_at),
         seeds=parse_seeds(seeds),
