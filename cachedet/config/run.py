@@ -47,7 +47,7 @@ Names = Annotated[
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _LARGEST_WEIGHT = 1e6  # of a view
 _MOST_PROBLEMS = 8  # in one message
-_OPTIONS = {  # of the command line, whose keys lie deeper
+_OPTIONS: Mapping[tuple[str, ...], str] = {  # of the command line, whose keys lie deeper
     ("engine", "workers"): "ray-workers",
     ("engine", "address"): "ray-address",
     ("engine", "cpus_per_worker"): "cpus-per-worker",
