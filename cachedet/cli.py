@@ -64,7 +64,7 @@ class _Commands(TyperGroup):
 
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a write that fails names no file
-_MAY_BE_EMPTY = ("--levels", "--residency", "--disk-cache", "--keep-views", "--what-if", "--set")
+_MAY_BE_EMPTY = ("--levels", "--residency", "--keep-views", "--what-if", "--set")
 
 
 def _describe(error: OSError) -> str:

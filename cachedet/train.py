@@ -37,6 +37,7 @@ from cachedet.training.optimizer import count_trained
 from cachedet.training.partial import build_partial_detector_of, require_stages
 from cachedet.training.run_folder import RunFolder, TrainingData
 from cachedet.training.start import pin_views, read_noted, require_fit, sole_run, start_or_continue
+from cachedet.training.thread_pace import advise_threads
 from cachedet.training.trainer import Trainer, make_trainer
 
 _NO_BOXES = "note: no training image holds a box, so only background is learnt"
@@ -183,6 +184,8 @@ def _train_together(
         restarts=restarts,
     )
     _require_position(trainer, loader, config, folder)
+    has_copies = detector is None and not config.compile  # others may not
+    pace = advise_threads(trainer, loader) if has_copies else ""
     if is_first():
         data.after(read_noted(folder), step=trainer.step).write(folder)
     done = run_session(
@@ -192,7 +195,7 @@ def _train_together(
         loader=loader,
         manifest=store.manifest,
         validator=_make_validator(config, validation, device=trainer.device),
-        notes=() if len(store.annotations.boxes) else (_NO_BOXES,),
+        notes=[*filter(None, ("" if len(store.annotations.boxes) else _NO_BOXES, pace))],
         on_validation=on_validation,
     )
     if is_first():

@@ -173,6 +173,9 @@ def _arrange(model: Any, chosen: Sequence[_Offer], *, spec: FeatureSpec, side: i
     return arranged
 
 
+RANDOM = "random"  # weights, as stores note them: those of a seed
+
+
 @dataclass(frozen=True, kw_only=True)
 class _WeightsSource:
     """Where weights come from, decided before the model is built."""
@@ -183,7 +186,7 @@ class _WeightsSource:
     def describe(self, name: str) -> str:
         if self.kind == "package":
             return PACKAGES[name].describe()
-        return {"none": "random", "hub": "timm hub", "file": f"file {self.file}"}[self.kind]
+        return {"none": RANDOM, "hub": "timm hub", "file": f"file {self.file}"}[self.kind]
 
 
 def _weights_source(name: str, weights: str) -> _WeightsSource:

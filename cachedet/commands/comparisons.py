@@ -173,7 +173,7 @@ def _make_extraction(
         "workers": values["workers"] or default_workers(),
         "store": store,
     }
-    return make_extract_config(values | typed)
+    return make_extract_config(values | typed, is_typed=True)
 
 
 def load_heads(configs: Sequence[str], changes: Sequence[str]) -> dict[str, TrainConfig]:

@@ -169,7 +169,7 @@ def make_extraction(
         "levels": split_names(values["levels"]),
         "workers": values["workers"] or default_workers(),
     }
-    return make_extract_config(values | typed)
+    return make_extract_config(values | typed, is_typed=True)
 
 
 def local_folder(store: str, *, command: str) -> Path:

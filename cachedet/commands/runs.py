@@ -73,9 +73,9 @@ def train_heads(
 
     changes = list(overrides or [])
     if init_from is not None:
-        changes.append(f"init_from={quote_yaml(str(init_from))}")
-    changes += [f"residency={residency}"] if residency else []
-    changes += [f"disk_cache={disk_cache}"] if disk_cache else []
+        changes.append(f"--init-from={quote_yaml(str(init_from))}")
+    changes += [f"--residency={residency}"] if residency else []
+    changes += [f"--disk-cache={disk_cache}"] if disk_cache else []
     settings = load_config(config, overrides=changes)
     launch = find_launch()
     if launch.is_first and not as_json:

@@ -26,6 +26,7 @@ from pydantic import (
 from cachedet.config.detector import Config, Count, DetectorConfig, Fraction, RetinaNetConfig
 from cachedet.config.engine import Engine, LocalEngine
 from cachedet.config.schedule import ScheduleConfig
+from cachedet.config.wording import describe_problem
 from cachedet.config.yaml_text import parse_yaml, read_yaml
 from cachedet.errors import ConfigError, nearest_names
 from cachedet.text import shorten
@@ -46,6 +47,12 @@ Names = Annotated[
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _LARGEST_WEIGHT = 1e6  # of a view
 _MOST_PROBLEMS = 8  # in one message
+_OPTIONS: Mapping[tuple[str, ...], str] = {  # of the command line, whose keys lie deeper
+    ("engine", "workers"): "ray-workers",
+    ("engine", "address"): "ray-address",
+    ("engine", "cpus_per_worker"): "cpus-per-worker",
+    ("engine", "gpus_per_worker"): "gpus-per-worker",
+}
 
 
 def _nbytes(value: Any) -> Any:
@@ -54,7 +61,7 @@ def _nbytes(value: Any) -> Any:
         return value
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?b|)\s*", value, re.IGNORECASE)
     if match is None:
-        raise ValueError(f"expected bytes such as 200GB or 1.5TB, got {value!r}")
+        raise ValueError("expected bytes such as 200GB or 1.5TB")
     return round(float(match[1]) * _UNITS[match[2].lower()])
 
 
@@ -340,7 +347,10 @@ class EvalConfig(Config):
 
 
 Overrides = Sequence[str] | Mapping[str, Any]
-"""`key.subkey=value`, as `--set` takes them (values are YAML), or values by their dotted keys."""
+"""`key.subkey=value`, as `--set` takes them (values are YAML), or values by their dotted keys.
+
+The command line gives the options that are keys as they are typed: `--disk-cache=2TB`.
+"""
 
 
 def load_train_config(path: Path, overrides: Overrides = ()) -> TrainConfig:
@@ -365,9 +375,12 @@ def make_train_config(
     return _validated(TrainConfig, values, where=where, changed=changed)
 
 
-def make_extract_config(values: dict[str, Any]) -> ExtractConfig:
-    """Validate the options of `extract`. Raises ConfigError."""
-    return _validated(ExtractConfig, values, where="extract")
+def make_extract_config(values: dict[str, Any], *, is_typed: bool = False) -> ExtractConfig:
+    """Validate the options of `extract`; where a person typed them, messages name them so.
+
+    Raises ConfigError.
+    """
+    return _validated(ExtractConfig, values, where="extract", is_typed=is_typed)
 
 
 def make_class_choice(values: ClassChoice | Mapping[str, Any], *, where: str) -> ClassChoice:
@@ -378,8 +391,8 @@ def make_class_choice(values: ClassChoice | Mapping[str, Any], *, where: str) ->
 
 
 def make_eval_config(values: dict[str, Any]) -> EvalConfig:
-    """Validate the options of `eval`. Raises ConfigError."""
-    return _validated(EvalConfig, values, where="eval")
+    """Validate the options of `eval` that a person typed. Raises ConfigError."""
+    return _validated(EvalConfig, values, where="eval", is_typed=True)
 
 
 def dump_config(config: BaseModel) -> str:
@@ -395,8 +408,10 @@ def apply_overrides(values: dict[str, Any], overrides: Overrides) -> dict[tuple[
     pairs = overrides.items() if isinstance(overrides, Mapping) else map(_parse_override, overrides)
     changed = {}
     for key, value in pairs:
-        *parents, last = parts = key.strip().split(".")
-        changed[tuple(parts)] = f"--set {key.strip()}"
+        name = key.strip()
+        is_option = name.startswith("--")
+        *parents, last = parts = (name[2:].replace("-", "_") if is_option else name).split(".")
+        changed[tuple(parts)] = name if is_option else f"--set {name}"
         node = values
         for parent in parents:
             node = node.setdefault(parent, {})
@@ -419,14 +434,18 @@ def _validated(
     *,
     where: str,
     changed: Mapping[tuple[str, ...], str] = MappingProxyType({}),
+    is_typed: bool = False,
 ) -> C:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         problems = [_describe(kind, problem) for problem in error.errors()]
     by_source: dict[str, list[str]] = {}
-    for location, words in problems[:_MOST_PROBLEMS]:
-        by_source.setdefault(_source_of(location, where, changed), []).append(words)
+    for location, key, words in problems[:_MOST_PROBLEMS]:
+        is_option = is_typed and location
+        source = _option_of(location) if is_option else _source_of(location, where, changed)
+        says_key = is_option or not key or source == changed.get(location)
+        by_source.setdefault(source, []).append(words if says_key else f"{key}: {words}")
     if len(problems) > _MOST_PROBLEMS:
         by_source.setdefault(where, []).append(f"{len(problems) - _MOST_PROBLEMS} more")
     raise ConfigError("; ".join(f"{name}: {'; '.join(each)}" for name, each in by_source.items()))
@@ -444,26 +463,36 @@ def _source_of(
     return ", ".join(sources) or where
 
 
-def _describe(kind: type[BaseModel], problem: Any) -> tuple[tuple[str, ...], str]:
-    """Where a problem is, and what it is."""
+def _option_of(location: tuple[str, ...]) -> str:
+    """The option of the command line that sets a key."""
+    name = _OPTIONS.get(location[:2], location[0])
+    return f"--{name.replace('_', '-')}"
+
+
+def _describe(kind: type[BaseModel], problem: Any) -> tuple[tuple[str, ...], str, str]:
+    """Where a problem is, its key ("" where the words name it), and what it is."""
     location, section = _locate(kind, [str(part) for part in problem["loc"]])
-    return tuple(location), _describe_at(location, section, problem)
+    return tuple(location), *_describe_at(location, section, problem)
 
 
-def _describe_at(location: list[str], section: type[BaseModel] | None, problem: Any) -> str:
+def _describe_at(
+    location: list[str], section: type[BaseModel] | None, problem: Any
+) -> tuple[str, str]:
     key = shorten(".".join(location), 100) or "config"
     got = shorten(repr(problem["input"]), 200)
     if problem["type"] == "extra_forbidden":
         known = list(section.model_fields) if section else []
-        return f"unknown key {key!r}{nearest_names(location[-1], known)}; known: {', '.join(known)}"
+        near = nearest_names(location[-1], known)
+        return "", f"unknown key {key!r}{near}; known: {', '.join(known)}"
     if problem["type"] == "union_tag_invalid":
         known = re.findall(r"'([^']+)'", problem["ctx"]["expected_tags"])
         tag = problem["ctx"]["tag"]
-        return f"{key}.kind: expected {', '.join(known)}, got {tag!r}{nearest_names(tag, known)}"
+        near = nearest_names(tag, known)
+        return f"{key}.kind", f"expected {', '.join(known)}, got {tag!r}{near}"
     if problem["type"] == "union_tag_not_found":
-        return f"{key}: expected a section with `kind:`, got {got}"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{key}: {message}, got {got}" if location else f"{key}: {message}"
+        return key, f"expected a section with `kind:`, got {got}"
+    message = describe_problem(problem)
+    return key, f"{message}, got {got}" if location else message
 
 
 def _locate(

@@ -12,6 +12,7 @@ import os
 import posixpath
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from cachedet.data.file_names import require_inside, without_prefix
 from cachedet.data.image_files import ImageFiles, ImageFolder, as_files, was_url
 from cachedet.data.repairs import Findings
 from cachedet.data.sections import Sections, choose_split, listed
+from cachedet.data.unknown_annotations import LABELME, describe_file, describe_folder, is_labelme
 from cachedet.data.xml_files import root_name
 from cachedet.data.yolo_folders import SPLITS, has_names, is_bare_folder, yaml_in
 from cachedet.errors import DatasetError, ForeignFileError
@@ -179,7 +181,14 @@ def _read_coco(
     try:
         content = load_annotations(path)
     except ForeignFileError as error:
+        with suppress(OSError):
+            if described := describe_file(path):
+                raise DatasetError(f"--annotations {path} is not read: {described}") from error
         raise DatasetError(f"{error}. --annotations takes {KNOWN}") from error
+    except DatasetError as error:
+        if not is_labelme(path):
+            raise
+        raise DatasetError(f"{error}: it is {LABELME}") from error
     categories, notes = _without_placeholder(content)
     return Sections(
         content={**content, "categories": categories},
@@ -260,8 +269,11 @@ def _recognise_folder(folder: Path) -> tuple[_Read, Path]:
         if is_bare_folder(folder):
             return yolo.read_yolo, folder
         inside = sorted(path.name for path in folder.iterdir())
+        described = describe_folder(folder)
     except OSError as error:
         raise DatasetError(f"--annotations {folder} cannot be read: {error.strerror}") from error
+    if described:
+        raise DatasetError(f"--annotations {folder} is not read: {described}")
     raise DatasetError(
         f"--annotations {folder} is a folder without annotations that are known; it holds "
         f"{listed(inside) or 'nothing'}. Expected {KNOWN}"

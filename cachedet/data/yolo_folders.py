@@ -25,7 +25,7 @@ from cachedet.errors import ConfigError, DatasetError
 
 SPLITS = ("train", "val", "valid", "validation", "test")
 _MOST_NBYTES = 1 << 20  # of a data.yaml: thousands of classes; PyYAML takes 8 s for it
-_NAME_FILES = ("classes.txt", "obj.names")
+NAME_FILES = ("classes.txt", "obj.names")
 NO_LABELS = ("classes.txt", "notes.txt", "README.txt", "README.roboflow.txt", "README.dataset.txt")
 
 
@@ -71,7 +71,7 @@ class YoloSetup:
     @classmethod
     def _of_folder(cls, folder: Path) -> YoloSetup:
         """As Label Studio exports it: classes.txt, images/ and labels/."""
-        names = next(folder / name for name in _NAME_FILES if (folder / name).is_file())
+        names = next(folder / name for name in NAME_FILES if (folder / name).is_file())
         lines = [line.strip() for line in read_lines(names)]
         while lines and not lines[-1]:
             lines.pop()
@@ -103,7 +103,7 @@ def has_names(path: Path) -> bool:
 
 def is_bare_folder(folder: Path) -> bool:
     """Whether a folder is a YOLO data set without a data.yaml."""
-    if not any((folder / name).is_file() for name in _NAME_FILES):
+    if not any((folder / name).is_file() for name in NAME_FILES):
         return False
     has_labels = any((folder / name).is_dir() for name in ("labels", "obj_train_data"))
     return has_labels or any(  # LabelImg: labels, images and classes.txt side by side

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from cachedet.estimation.measured import CodecFigures, Measured, Memory, Trainin
 _NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e([+-]?[0-9]+))?\s*(.*?)\s*")
 _PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15}
 _DURATIONS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
-_MOST_WORKERS = 4096
+_MACHINES = range(1, 4097)
 _LONGEST_LATENCY = 60.0  # seconds
 _MOST_FAILING = 0.2  # of requests; beyond it some fail again and again, until they are given up
 _SIDES = range(32, 4097)  # pixels, as `--image-size` takes them
@@ -133,14 +134,7 @@ def _parse(name: str, value: str) -> Any:
         return _PARSERS[name](value, where=where)
     if name in ("backbone", "codec"):
         return value
-    number = parse_count(value, where=where)
-    if name == "image-size" and number not in _SIDES:
-        raise InputError(
-            f"{where}: expected {_SIDES.start} to {_SIDES.stop - 1} pixels, got {value!r}"
-        )
-    if name == "workers" and number > _MOST_WORKERS:
-        raise InputError(f"{where}: expected 1 to {_MOST_WORKERS} machines, got {value!r}")
-    return number
+    return parse_count(value, where=where)
 
 
 def parse_rate(text: str, *, where: str) -> float:
@@ -203,8 +197,18 @@ def parse_count(text: str, *, where: str) -> int:
     value, prefix = _split(text, r"(.*)", where=where, example="118000")
     number = value * _PREFIXES.get(prefix, math.nan)
     if not (number >= 1 and number == int(number)):
-        raise InputError(f"{where}: expected a whole number such as 118000, got {text!r}")
+        raise InputError(
+            f"{where}: expected a whole number from 1 on, such as 118000, got {text!r}"
+        )
     return int(number)
+
+
+def _parse_within(text: str, known: range, unit: str, *, where: str) -> int:
+    """A whole number within bounds. Raises InputError."""
+    with suppress(InputError):
+        if (number := parse_count(text, where=where)) in known:
+            return number
+    raise InputError(f"{where}: expected {known.start} to {known.stop - 1} {unit}, got {text!r}")
 
 
 def _split(text: str, unit: str, *, where: str, example: str) -> tuple[float, str]:
@@ -235,6 +239,8 @@ _PARSERS: dict[str, Callable[..., Any]] = {
     "image-file": parse_nbytes,
     "storage": partial(_one_of, known=STORAGES),
     "dataset": partial(_one_of, known=DATASETS),
+    "image-size": partial(_parse_within, known=_SIDES, unit="pixels"),
+    "workers": partial(_parse_within, known=_MACHINES, unit="machines"),
 }
 
 

@@ -24,6 +24,7 @@ from cachedet.data.images import room_for
 from cachedet.errors import BadImageError, DatasetError
 from cachedet.store.files.locations import is_url, shown
 from cachedet.store.files.remote import (
+    NO_BUCKET,
     OBJECT_STORAGES,
     ZarrStorage,
     open_object_storage,
@@ -87,10 +88,7 @@ class ImageBucket:
             pass
         else:
             return [one["path"] for one in found]
-        raise DatasetError(
-            f"--images {self.location}: there is no such bucket (404 Not Found). Look at its name, "
-            "its region and the endpoint (AWS_ENDPOINT_URL)"
-        )
+        raise DatasetError(f"--images {self.location}: {NO_BUCKET}")
 
     def expect(self, names: Iterable[str]) -> None:
         with self._lock:

@@ -283,7 +283,7 @@ def join_run(
     Raises CheckpointError, BackboneError, and ConfigError where `iou` is given with a detector that
     no config describes.
     """
-    from cachedet.backbone.frozen import FrozenBackbone, load_backbone
+    from cachedet.backbone.frozen import RANDOM, FrozenBackbone, load_backbone
     from cachedet.backbone.split import freeze_trunk
 
     checkpoint = checkpoint or load_checkpoint(RunFolder.open(run).best)
@@ -300,7 +300,7 @@ def join_run(
     if backbone is None:
         backbone = load_backbone(
             manifest.backbone,
-            weights=weights,
+            weights="none" if weights == "auto" and manifest.weights == RANDOM else weights,
             levels=manifest.network,
             image_size=manifest.image_size,
             device=chosen,

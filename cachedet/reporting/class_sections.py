@@ -61,8 +61,8 @@ def class_section(runs: Sequence[RunAnalysis]) -> Section:
 
 
 def annotation_section(runs: Sequence[RunAnalysis]) -> Section:
-    """AP by the number of training annotations of a class."""
-    known = next((run.analysis.strata for run in runs if run.analysis.strata is not None), ())
+    """AP by the number of training annotations of a class; bins that no class is in are left out."""
+    noted = [run.analysis.strata for run in runs if run.analysis.strata is not None]
     rows = [
         Row(
             name=f"{stratum.name} annotations",
@@ -71,7 +71,8 @@ def annotation_section(runs: Sequence[RunAnalysis]) -> Section:
                 for run in runs
             ),
         )
-        for number, stratum in enumerate(known)
+        for number, stratum in enumerate(noted[0] if noted else ())
+        if any(strata[number].num_classes for strata in noted)
     ]
     table = Table(
         caption="Mean AP of the classes in each bin that have boxes in the scored images, and how "

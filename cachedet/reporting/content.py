@@ -10,6 +10,7 @@ from cachedet.reporting.charts import Chart
 from cachedet.reporting.figures import Track
 
 Tone = Literal["", "better", "worse", "faint"]
+_FEW_COLUMNS = 4  # that two thirds of the page have room for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,13 @@ class Section:
     charts: tuple[Chart, ...] = ()
     folds: tuple[Fold, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether its words stand beside its tables on a wide screen: these have few figures."""
+        tables = [*self.tables, *(fold.table for fold in self.folds if fold.table is not None)]
+        is_narrow = (each.numeric and len(each.columns) <= _FEW_COLUMNS for each in tables)
+        return bool(tables) and not self.charts and all(is_narrow)
 
 
 @dataclass(frozen=True, kw_only=True)

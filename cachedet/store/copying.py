@@ -107,13 +107,15 @@ def copy_store(source: Place, target: Place) -> CopyReport:
 
 
 def _require_apart(source: ByteSource, depot: Depot) -> None:
-    """Raises StoreError where a store would be copied onto itself."""
+    """Raises StoreError where a store would be copied onto itself, or into itself."""
     here, there = source.describe(MANIFEST), depot.source.describe(MANIFEST)
-    is_same = here == there
     if not isinstance(depot, Bucket) and not source.is_remote:
-        is_same = Path(here).resolve() == Path(there).resolve()
-    if is_same:
+        here, there = (str(Path(place).resolve()) for place in (here, there))
+    if here == there:
         raise StoreError(f"{depot} would be copied onto itself; name another place")
+    if there.startswith(here.removesuffix(MANIFEST)):
+        where = source.describe("").rstrip("/")
+        raise StoreError(f"{depot} lies inside of {where}, which is copied; name a place outside")
 
 
 def _files_of(plan: StorePlan) -> dict[str, bytes]:

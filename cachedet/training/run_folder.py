@@ -49,9 +49,9 @@ class RunFolder:
         """
         folder = cls(root)
         if root.exists() and not (root.is_dir() and folder.is_unused()):
+            goes_on = ", or continue it with --resume" if folder.has_state() else ""
             raise CheckpointError(
-                f"{root} exists already and is not empty; choose another --run, "
-                "or continue it with --resume"
+                f"{root} exists already and is not empty; choose another --run{goes_on}"
             )
         folder.best.parent.mkdir(parents=True, exist_ok=True)
         folder.plots.mkdir(exist_ok=True)
@@ -106,6 +106,8 @@ class RunFolder:
         for entry in entries.values():
             if entry.name in files:
                 is_of_start = entry.is_file(follow_symlinks=False)
+            elif entry.name == self.metrics.name:
+                is_of_start = entry.is_file(follow_symlinks=False) and self._is_first_epoch()
             else:
                 is_of_start = entry.is_dir(follow_symlinks=False) and self._is_of_start(entry)
             if not is_of_start:
@@ -130,6 +132,13 @@ class RunFolder:
             pattern.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
             for entry in _entries(folder)
         )
+
+    def _is_first_epoch(self) -> bool:
+        """Whether metrics.csv has no row that a run could have after its first checkpoint."""
+        lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+        if not "".join(lines[:1]).startswith("step,epoch"):
+            return not lines
+        return all(line.split(",")[1:2] in ([], ["0"]) for line in lines[1:])
 
     def _is_begun(self) -> bool:
         """Only log.txt tells a config.yaml of ours from one that a person has put there."""

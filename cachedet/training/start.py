@@ -160,6 +160,8 @@ def start_or_continue(
         if (resume and not folder.is_begun()) or (again and folder.has_state()):
             last = _open_last(folder, config, manifest, data=data, relabelled=relabelled)
             return last, None
+        if resume:
+            _log.info("nothing was saved before the run ended: it starts again")
         return None, _create(folder, config, trainer, manifest, again=again)
 
     last, initial = from_first(open_folder)

@@ -214,9 +214,9 @@ def test_boxes_follow_through_several_steps(painting: Any, data: st.DataObject, 
     ("values", "message"),
     [
         ({"flipp": 1}, "unknown key 'augment.flipp'; nearest: 'flip'"),
-        ({"flip": 1.5}, "augment.flip: Input should be less than or equal to 1, got 1.5"),
-        ({"crop_to": 0}, "augment.crop_to: Input should be greater than 0, got 0"),
-        ({"translate_by": 0}, "augment.translate_by: Input should be greater than 0, got 0"),
+        ({"flip": 1.5}, "augment.flip: expected at most 1, got 1.5"),
+        ({"crop_to": 0}, "augment.crop_to: expected more than 0, got 0"),
+        ({"translate_by": 0}, "augment.translate_by: expected more than 0, got 0"),
     ],
 )
 def test_values_out_of_range(values: dict[str, float], message: str) -> None:

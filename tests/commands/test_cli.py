@@ -93,6 +93,7 @@ def test_an_argument_written_as_an_option(
     [
         (["predict", "run", "a.jpg", "--out", ""], "--out expects a value, got an empty text"),
         (["extract", "--images", "i", "--annotations", "a", "--store="], "--store expects a value"),
+        (["train-heads", "c", "--disk-cache", ""], "--disk-cache expects a value, got an empty"),
         (["info", ""], "an argument expects a value, got an empty text"),
         (["report", "run", ""], "an argument expects a value, got an empty text"),
     ],

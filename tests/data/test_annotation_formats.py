@@ -233,7 +233,7 @@ def test_label_studios_prefixes_are_taken_off_where_files_lack_them(
         ("a.csv", "ImageID,Source,LabelName\n", "CSV or another table. --annotations takes COCO"),
         ("a.csv", "ImageID,Source,LabelName\n", "`datumaro` or `labelformat` can read"),
         ("a.zip", "PK\x03\x04...", "compressed; unpack it first"),
-        ("a.txt", "0 0.5 0.5 0.2 0.2\n", "a label file of YOLO, whose data set has a data.yaml"),
+        ("a.txt", "0 0.5 0.5 0.2 0.2\n", "it is one label file of YOLO; name the folder"),
         ("a.html", "<!DOCTYPE html><html></html>", "a web page: was a download refused?"),
         ("d/notes.md", "# hello", "a folder without annotations that are known; it holds notes.md"),
     ],

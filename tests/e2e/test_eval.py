@@ -230,7 +230,7 @@ def test_proposals_of_two_stage_detectors(tiny: Any, runs: Path) -> None:
         ),
         ("{a} --store {store} --against nowhere", "nowhere is not a run folder"),
         ("{a} --store {store} --against {b} --resamples 0", "comparisons of runs need resamples"),
-        ("{a} --store {store} --weights worst", "weights: Input should be 'best' or 'last'"),
+        ("{a} --store {store} --weights worst", "--weights: expected best or last"),
         (
             "{a} --store {store} --annotations {train}",
             "says that image id 1 has 256 x 320 pixels, the store",

@@ -532,3 +532,13 @@ def test_arrays_are_what_supervision_takes(
         shapes = [None if array is None else array.shape for array in arrays.values()]
         mask = (count, *image.size_hw) if kind == "masks" else None
         assert shapes == [(count, 4), (count,), (count,), mask]
+
+
+def test_a_run_on_random_weights_asks_no_hub(tiny: Any, tmp_path: Path) -> None:
+    """They are those of a seed; timm knows none for this network, nor is there a network here."""
+    extract(tiny.extract_config(tmp_path / "s.zarr", weights="none", views="base"))
+    config = {"detector": RETINANET, **SHARED, "max_steps": 1}
+    train(TrainConfig.model_validate(config), train_store=tmp_path / "s.zarr", run=tmp_path / "run")
+    (tmp_path / "run" / "weights" / "last.pt").rename(tmp_path / "run" / "weights" / "best.pt")
+    detector = load_image_detector(tmp_path / "run", device="cpu")
+    assert len(detector(decode_image(next(tiny.paths.images.iterdir()))).boxes) >= 0

@@ -65,16 +65,16 @@ def refused(tiny: Any, store: object, **changes: object) -> str:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"engine": "rya"}, "engine.kind: expected local, ray, got 'rya'; nearest: 'ray'"),
+        ({"engine": "rya"}, "--engine: expected local, ray, got 'rya'; nearest: 'ray'"),
         ({"ray_address": "auto"}, "--ray-address: of --engine ray; add it, or leave them out"),
         (
             {"engine": "ray", "rank": 0, "world_size": 2},
             "ray gives out the blocks itself: leave ra",
         ),
         ({"engine": "ray", "ray_address": "ray://a:1"}, "expected auto, HOST:PORT or local"),
-        ({"engine": "ray", "ray_workers": 0}, "engine.workers: .*greater than or equal to 1"),
-        ({"engine": "ray", "gpus_per_worker": -1}, "engine.gpus_per_worker: .*greater than or eq"),
-        ({"engine": "ray", "cpus_per_worker": 0}, "engine.cpus_per_worker: .*greater than 0"),
+        ({"engine": "ray", "ray_workers": 0}, "--ray-workers: expected at least 1"),
+        ({"engine": "ray", "gpus_per_worker": -1}, "--gpus-per-worker: expected at least 0"),
+        ({"engine": "ray", "cpus_per_worker": 0}, "--cpus-per-worker: expected more than 0"),
         ({"engine": "ray", "ray_address": "127.0.0.1:9"}, "no Ray at 127.0.0.1:9 .*refused"),
         ({"engine": "ray", "ray_address": "127.0.0.1:x"}, "no Ray at 127.0.0.1:x .*invalid"),
     ],

@@ -13,7 +13,7 @@ import pytest
 from cachedet.errors import InputError
 from cachedet.evaluation.significance import compare_runs
 from cachedet.reporting.class_sections import annotation_section, class_section
-from cachedet.reporting.content import Cell, Row, Table
+from cachedet.reporting.content import Cell, Row, Section, Table
 from cachedet.reporting.curve_sections import MOST_CURVES, class_paths, curve_section
 from cachedet.reporting.error_sections import MOST_PAIRS, confusion_section, error_section
 from cachedet.reporting.provenance import differing_keys
@@ -151,12 +151,11 @@ def test_strata_or_that_they_are_not_recorded(kit: Any, two_runs: Any) -> None:
     _, analyses = two_runs
     table = annotation_section(analyses).tables[0]
     assert [row.name for row in table.rows] == [
-        "0-9 annotations", "10-99 annotations", "100-999 annotations", "1000+ annotations",
+        "0-9 annotations", "10-99 annotations", "1000+ annotations",
     ]  # fmt: skip
     assert table.rows[0].cells[0].text == f"{analyses[0].scores.per_class[0].ap:.3f}"
     assert table.rows[0].cells[0].note == "1 of 1 class"
-    assert table.rows[2].cells[0] == Cell(text="–", note="no class")
-    assert table.rows[3].cells[1].note == "0 of 1 class"
+    assert table.rows[2].cells[1].note == "0 of 1 class"
     annotations = kit.annotations()
     unknown = kit.analyse(annotations, old=kit.detections(annotations, seed=1, skill=0.9))
     section = annotation_section(unknown)
@@ -239,3 +238,17 @@ def test_keys_of_configs_that_differ() -> None:
         "neck.n": ["-", "3"],
     }
     assert differing_keys([one, one]) == {}
+
+
+def test_words_stand_beside_tables_of_few_figures(two_runs: Any) -> None:
+    _, analyses = two_runs
+    section = class_section(analyses)
+    few = dataclasses.replace(section.tables[0], columns=("AP", "AP50"))
+    many = dataclasses.replace(few, columns=("AP",) * 5)
+    texts = dataclasses.replace(few, numeric=False)
+
+    def of(*tables: Any) -> Section:
+        return dataclasses.replace(section, tables=tables, charts=(), folds=())
+
+    assert of(few).is_beside
+    assert not any(of(*tables).is_beside for tables in ((), (many,), (few, many), (texts,)))

@@ -95,6 +95,11 @@ def test_other_stores_are_refused(kit: Kit, root: Path, tmp_path: Path, annotati
         copy_store(root, copy)
     with pytest.raises(StoreError, match="would be copied onto itself"):
         copy_store(root, root / ".." / root.name)
+    for inside in (root / "copy.zarr", root / ".." / root.name / "base" / "copy.zarr"):
+        with pytest.raises(StoreError, match=f"lies inside of {root}, which is copied; name a pl"):
+            copy_store(root, inside)
+    assert not (root / "copy.zarr").exists()
+    copy_store(root, root.with_name(f"{root.name}-2"))
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "photo.jpg").write_bytes(b"1")

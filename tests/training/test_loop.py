@@ -97,3 +97,21 @@ def test_whoever_watches_the_validations_may_give_it_up(tiny: Any, tmp_path: Pat
     assert [epoch for epoch, _ in seen] == [1, 2]
     assert again.losses == whole.losses[-len(again.losses) :]
     assert given_up.step_seconds < again.step_seconds
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_killed_before_its_first_checkpoint_a_run_starts_again(
+    tiny: Any, tmp_path: Path, resume: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same command does it, and so does --resume."""
+    config = CONFIG.model_copy(update={"max_steps": 1})
+    first = train(config, train_store=tiny.train, run=tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    for file in (folder.last, folder.plots / "training.png"):  # a kill leaves neither
+        file.unlink()
+    assert len(folder.metrics.read_text().splitlines()) == 2
+    with caplog.at_level("INFO", logger="cachedet"):
+        again = train(config, train_store=tiny.train, run=tmp_path / "run", resume=resume)
+    assert again.losses == first.losses
+    assert len(folder.metrics.read_text().splitlines()) == 2
+    assert ("nothing was saved before the run ended: it starts again" in caplog.messages) == resume

@@ -142,12 +142,33 @@ def test_only_a_start_that_saved_nothing_is_begun_again(folder: RunFolder) -> No
     folder.write_config("a: 1")
     RunFolder.create(folder.root)
     assert folder.is_begun()
-    for extra in ("weights/best.pt", "weights/last.pt.damaged", "thesis.tex", "metrics.csv"):
+    for extra in ("weights/best.pt", "weights/last.pt.damaged", "thesis.tex"):
         (folder.root / extra).write_text("")
-        with pytest.raises(CheckpointError, match="exists already and is not empty"):
+        with pytest.raises(CheckpointError, match="is not empty; choose another --run$"):
             RunFolder.create(folder.root)
         assert not folder.is_begun()
         (folder.root / extra).unlink()
+    folder.last.write_text("")
+    with pytest.raises(CheckpointError, match="another --run, or continue it with --resume$"):
+        RunFolder.create(folder.root)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "is_begun"),
+    [
+        ("", True),
+        ("step,epoch,lr\n1,0,0.1\n20,0,0.1\n4", True),  # killed in a row
+        ("step,epoch,lr\n1,0,0.1\n70,1,0.1\n", False),  # it had a checkpoint once
+        ("my notes\n", False),
+    ],
+)
+def test_a_run_killed_in_its_first_epoch_is_begun_again(
+    folder: RunFolder, metrics: str, is_begun: bool
+) -> None:
+    RunFolder.create(folder.root)
+    folder.log("started; store fingerprint 48")
+    folder.metrics.write_text(metrics)
+    assert folder.is_begun() == folder.is_unused() == is_begun
 
 
 LOG = "2026-11-28 16:00:00 started; store fingerprint 48\n"

@@ -20,7 +20,7 @@ from zarr.storage import ObjectStore
 from cachedet.errors import ChangedMeanwhileError, RemoteStoreError, StoreError
 from cachedet.store.files import farewell
 from cachedet.store.files.names import LEASES, MANIFEST
-from cachedet.store.files.remote import ZarrStorage, open_object_storage
+from cachedet.store.files.remote import NO_BUCKET, ZarrStorage, open_object_storage
 from cachedet.store.files.source import ByteSource
 
 T = TypeVar("T")
@@ -250,10 +250,7 @@ class Bucket:
             return self._storage.ask(make, key, nbytes=nbytes, deed="written")
         except FileNotFoundError:
             pass
-        raise RemoteStoreError(
-            f"{self} cannot be written: there is no such bucket (404 Not Found). Look at its name, "
-            "its region and the endpoint (AWS_ENDPOINT_URL), or make it"
-        )
+        raise RemoteStoreError(f"{self} cannot be written: {NO_BUCKET}, or make it")
 
     def _never_settles(self, key: str) -> RemoteStoreError:
         return RemoteStoreError(

@@ -69,6 +69,10 @@ _NO_RANGES = (
 _REMOTE = "'cachedet[remote]'"
 OBJECT_STORAGES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
 """Schemes that obstore reads and writes; any other is fsspec's, and only read."""
+NO_BUCKET = (
+    "there is no such bucket (404 Not Found). Look at its name, its region and the endpoint "
+    "(AWS_ENDPOINT_URL)"
+)
 _PACKAGES = {
     "http": _REMOTE, "https": _REMOTE, **dict.fromkeys(OBJECT_STORAGES, _REMOTE),
     "sftp": "paramiko", "ssh": "paramiko",
@@ -131,6 +135,8 @@ class ZarrStorage:
         try:
             names = self.ask(lambda: self._list(folder), folder)
         except FileNotFoundError:
+            if scheme_of(self._location) in OBJECT_STORAGES:  # which list what is not there
+                raise RemoteStoreError(f"{self._location}: {NO_BUCKET}") from None
             names = set()
         except RemoteStoreError as error:
             if not error.is_refusal:

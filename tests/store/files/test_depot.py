@@ -11,6 +11,8 @@ import pytest
 from cachedet.errors import ChangedMeanwhileError, RemoteStoreError, StoreError
 from cachedet.store.files.bucket import Bucket
 from cachedet.store.files.depot import Depot, Folder, open_depot
+from cachedet.store.files.source import open_source
+from cachedet.store.format.manifest import load_manifest
 
 pytest.importorskip("obstore", reason="pip install 'cachedet[remote]'")
 
@@ -182,6 +184,10 @@ def test_a_place_is_tried_before_the_work(s3: Any) -> None:
     assert isinstance(missing, Bucket)
     with pytest.raises(StoreError, match="s3://no-such-bucket/s.zarr.*no such bucket"):
         missing.require_writable()
+    with pytest.raises(StoreError, match="^s3://no-such-bucket/s.zarr: there is no such bucket"):
+        load_manifest(open_source("s3://no-such-bucket/s.zarr"))
+    with pytest.raises(StoreError, match="is not a feature store: it has no manifest.json"):
+        load_manifest(open_source(s3.new_url()))
     s3.before = lambda method, key: (403, "AccessDenied") if method == "PUT" else None
     with pytest.raises(StoreError, match="refuses the credentials .AccessDenied"):
         bucket.require_writable()
