@@ -61,7 +61,7 @@ def class_section(runs: Sequence[RunAnalysis]) -> Section:
 
 
 def annotation_section(runs: Sequence[RunAnalysis]) -> Section:
-    """AP by the number of training annotations of a class; bins that no class is in are left out."""
+    """AP by the number of training annotations of a class; bins without a class are left out."""
     noted = [run.analysis.strata for run in runs if run.analysis.strata is not None]
     rows = [
         Row(
