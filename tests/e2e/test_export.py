@@ -37,7 +37,7 @@ onnx = pytest.importorskip("onnx")
 CONFIG = yaml.safe_load("""
     detector:
       kind: retinanet
-      neck: {kind: fpn, channels: 16}
+      neck: {kind: fpn, channels: 16, num_levels: 3}
       num_convs: 1
       postprocess: {score_threshold: 0.005, nms_iou: 0.3, max_detections: 30}
     schedule: {epochs: 2, batch_size: 3, optimizer: adamw, lr: 0.003}
