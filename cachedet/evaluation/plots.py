@@ -6,6 +6,7 @@ import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -54,7 +55,8 @@ def plot_training(metrics: Path, path: Path) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)  # savefig draws twice
+    canvas: Any = FigureCanvasAgg(figure)  # without types
+    canvas.print_png(buffer)  # savefig draws twice
     try:
         write_durably(path, buffer.getvalue())
     except OSError as error:  # the run is whole without it

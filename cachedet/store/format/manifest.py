@@ -47,7 +47,7 @@ def require_types(value: Any, declared: Any, *, name: str) -> None:
     origin, inner = get_origin(declared), get_args(declared)
     if is_dataclass(declared):
         _require(type(value) is declared, value, declared, name)
-        hints = _hints_of(declared)
+        hints = _hints_of(type(value))
         for field in fields(declared):
             require_types(getattr(value, field.name), hints[field.name], name=field.name)
     elif origin is dict:
@@ -69,7 +69,7 @@ def require_types(value: Any, declared: Any, *, name: str) -> None:
 
 
 @cache
-def _hints_of(declared: Any) -> dict[str, Any]:
+def _hints_of(declared: type) -> dict[str, Any]:
     """As they are text in the source, Python compiles each of them at every call."""
     return get_type_hints(declared)
 
