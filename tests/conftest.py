@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+os.environ["OMP_WAIT_POLICY"] = "passive"  # threads of torch that spin keep other tests waiting
+
 import numpy as np
 import pytest
 import torch
