@@ -341,6 +341,7 @@ def test_other_weights_are_refused(run: Path, tmp_path: Path) -> None:
     refused(run, BackboneError, "give the same ones", out=tmp_path / "m.onnx", weights="none")
 
 
+@pytest.mark.thorough  # a second export
 def test_a_file_that_differs_is_not_left(run: Path, tiny: Any, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.onnx"
     shutil.copy(model, out)
