@@ -47,7 +47,8 @@ def require_types(value: Any, declared: Any, *, name: str) -> None:
     origin, inner = get_origin(declared), get_args(declared)
     if is_dataclass(declared):
         _require(type(value) is declared, value, declared, name)
-        hints = _hints_of(type(value))
+        kind: Any = type(value)  # as Any, since mypy takes no type for hashable
+        hints = _hints_of(kind)
         for field in fields(declared):
             require_types(getattr(value, field.name), hints[field.name], name=field.name)
     elif origin is dict:
@@ -69,7 +70,7 @@ def require_types(value: Any, declared: Any, *, name: str) -> None:
 
 
 @cache
-def _hints_of(declared: type) -> dict[str, Any]:
+def _hints_of(declared: Any) -> dict[str, Any]:
     """As they are text in the source, Python compiles each of them at every call."""
     return get_type_hints(declared)
 
