@@ -51,7 +51,7 @@ class DetectionGraph(nn.Module):
         self.register_buffer("mean", torch.tensor(preprocessing.mean))
         self.register_buffer("std", torch.tensor(preprocessing.std))
         self.to(memory_format=torch.contiguous_format).eval()
-        self.requires_grad_(False)  # for `torch.no_grad()` inside, tracing takes half as long again
+        self.requires_grad_(False)  # `torch.no_grad()` inside would be traced, too
 
     def forward(self, images: Tensor, sizes_hw: Tensor) -> tuple[Tensor, ...]:
         """Tensors in the order of `output_names`, boxes in pixels of the input."""
