@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo docs test test-slow fuzz lint release-check clean
+.PHONY: demo docs test fast-tests test-slow fuzz lint release-check clean
 
 demo: $(VENV)/installed
 	rm -rf demo
 	$(BIN)/cachedet demo --out demo
 
-test: lint
+# At once: mypy has one process, and the tests leave it a share of the cores.
+test: $(VENV)/installed
+	$(MAKE) --jobs 2 lint fast-tests
+
+fast-tests: $(VENV)/installed
 	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # The site in site/; it ends with an error where a link or an anchor leads nowhere.

@@ -6,7 +6,9 @@ import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cachedet.drawing.lettering import plot_label
@@ -24,7 +26,7 @@ def plot_training(metrics: Path, path: Path) -> None:
     table = read_table(metrics)
     rows = table.rows
     parts = [name for name in table.columns if name.startswith("loss_")]
-    figure = Figure(figsize=(8, 9), layout="constrained")
+    figure = Figure(figsize=(8, 9), dpi=120, layout="constrained")
     panels = figure.subplots(4, 1, sharex=True, height_ratios=(3, 3, 1.3, 1.3))
     losses, scores, rates, waits = panels
     for column in ("loss", *parts):
@@ -53,7 +55,8 @@ def plot_training(metrics: Path, path: Path) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=120)
+    canvas: Any = FigureCanvasAgg(figure)  # without types
+    canvas.print_png(buffer)  # savefig draws twice
     try:
         write_durably(path, buffer.getvalue())
     except OSError as error:  # the run is whole without it

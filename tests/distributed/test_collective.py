@@ -137,7 +137,7 @@ def test_a_rank_that_died_is_an_error_at_once(
     assert "continue with --resume, or let torchrun do so with --max-restarts" in message
 
 
-_PATIENCE = 10  # seconds; meeting anew takes two of them on a busy machine
+_PATIENCE = 5  # seconds; meeting anew takes two of them on a busy machine
 
 
 def wait_for_a_rank_that_hangs(folder: Path) -> tuple[str, float]:

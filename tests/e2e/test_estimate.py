@@ -167,6 +167,7 @@ def test_bad_input_is_one_message(options: list[str], more: list[str], message: 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.thorough
 def test_a_config_that_trains_stages_is_estimated_as_it_is(tiny: Any, tmp_path: Path) -> None:
     """And compared with it, on a store that ends at its cut."""
     heads = HEADS.model_copy(update={"freeze_at": "C4"})

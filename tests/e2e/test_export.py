@@ -37,7 +37,7 @@ onnx = pytest.importorskip("onnx")
 CONFIG = yaml.safe_load("""
     detector:
       kind: retinanet
-      neck: {kind: fpn, channels: 16}
+      neck: {kind: fpn, channels: 16, num_levels: 3}
       num_convs: 1
       postprocess: {score_threshold: 0.005, nms_iou: 0.3, max_detections: 30}
     schedule: {epochs: 2, batch_size: 3, optimizer: adamw, lr: 0.003}
@@ -341,6 +341,7 @@ def test_other_weights_are_refused(run: Path, tmp_path: Path) -> None:
     refused(run, BackboneError, "give the same ones", out=tmp_path / "m.onnx", weights="none")
 
 
+@pytest.mark.thorough  # a second export
 def test_a_file_that_differs_is_not_left(run: Path, tiny: Any, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.onnx"
     shutil.copy(model, out)

@@ -39,6 +39,7 @@ TAPPED = (
     "family_siglip2", "family_pe_core", "family_pe_spatial", "family_beit",
 )  # fmt: skip
 HIERARCHICAL = ("family_swinv2", "family_hiera")
+ALIKE = ("family_deit", "family_dinov2", "family_siglip2", "family_pe_spatial")  # to others here
 
 _VALUES = yaml.safe_load("""
     detector:
@@ -83,7 +84,13 @@ def run(stores: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.usefixtures("families")
-@pytest.mark.parametrize("name", [*TAPPED, *HIERARCHICAL])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.thorough if name in ALIKE else ())
+        for name in (*TAPPED, *HIERARCHICAL)
+    ],
+)
 def test_every_family_from_images_to_detections(tiny: Any, tmp_path: Path, name: str) -> None:
     """What `predict` finds in the files is what `eval` finds in the store."""
     taps = 2 if name in TAPPED else None

@@ -1,6 +1,7 @@
 """Many processes train one run: with torchrun where it matters, else forked ones that have joined.
 
-Each process of torchrun's takes seconds to import torch, so there are two such tests.
+Each process of torchrun's takes seconds to import torch, so there are two such tests, of which one
+is thorough.
 """
 
 from __future__ import annotations
@@ -225,6 +226,7 @@ def test_a_killed_rank_ends_the_job_soon_and_any_number_of_ranks_goes_on(
     assert_same(run, uninterrupted, tolerance=1e-4)
 
 
+@pytest.mark.thorough
 def test_torchruns_restart_goes_on_from_the_last_state(
     tiny: Any, uninterrupted: Path, tmp_path: Path
 ) -> None:

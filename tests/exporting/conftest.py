@@ -59,7 +59,8 @@ class ExportKit:
     def config(self, kind: str, neck: str, changes: dict[str, Any]) -> Any:
         values = self.detectors.config(kind, "fpn", **changes).model_dump()
         necks = {
-            "fpn": {"kind": "fpn", "channels": 16},
+            "fpn": {"kind": "fpn", "channels": 16, "num_levels": 3},
+            "long fpn": {"kind": "fpn", "channels": 16},
             "nasfpn": {"kind": "nasfpn", "channels": 16, "repeats": 1},
             "simple": {"kind": "simple", "channels": 16, "num_levels": 4},
         }

@@ -21,9 +21,13 @@ REPORT = Int8Report(
 )  # fmt: skip
 
 
-def test_a_detector_in_int8(kit: Any) -> None:
+@pytest.fixture(scope="module")
+def exported(kit: Any) -> Any:
+    return kit.export(kit.graph("faster_rcnn"))
+
+
+def test_a_detector_in_int8(exported: Any) -> None:
     """RoIAlign, suppression and the last layers stay float; what is between layers does not."""
-    exported = kit.export(kit.graph("faster_rcnn"))
     handlers = [*logging.root.handlers]
     content, facts, report = make_int8(
         exported.content,
@@ -73,8 +77,7 @@ def test_last_layers_and_boxes_stay_float() -> None:
     assert choose_nodes(graph, float_layers=1) == set()
 
 
-def test_what_cannot_be_quantised_is_said(kit: Any) -> None:
-    exported = kit.export(kit.graph("retinanet", outputs="raw"))
+def test_what_cannot_be_quantised_is_said(exported: Any) -> None:
     with pytest.raises(ExportError, match=r"cannot quantise this detector .*without --int8"):
         quantise(exported.content, [])  # no image, so no range
     nothing = onnx.load_model_from_string(exported.content)

@@ -39,6 +39,7 @@ MATRIX: dict[str, dict[str, Any]] = (
     | {
         "cascade masks": {"kind": "cascade_rcnn", **MASKS},
         "one box a RoI": {"kind": "faster_rcnn", "class_agnostic": True, "preprocess": "outside"},
+        "five levels": {"kind": "retinanet", "neck": "long fpn"},
         "group norm": {"kind": "retinanet", "norm": "group"},
         "adapters": {"kind": "retinanet", "adapters": {"kind": "bottleneck"}},
         "vit": {"kind": "retinanet", "neck": "simple", "backbone": "test_vit"},

@@ -92,19 +92,28 @@ def test_a_disk_cache_of_a_store_on_this_machine_is_refused(
             with_disk_cache(store, residency, most)  # type: ignore[arg-type]
 
 
-def test_batches_through_a_disk_cache_are_bit_identical(
+@pytest.fixture
+def twins(
     tmp_path: Path,
     annotations: Annotations,
     store_kit: Any,
     s3: Any,
     monkeypatch: pytest.MonkeyPatch,
+) -> tuple[FeatureStore, FeatureStore]:
+    """One store in a folder and in a bucket; copies from there go to `tmp_path / "cache"`."""
+    monkeypatch.setenv("CACHEDET_DISK_CACHE", str(tmp_path / "cache"))
+    kit, places = store_kit.of(annotations), (tmp_path / "s.zarr", s3.new_url())
+    for place in places:
+        kit.fill(place, kit.noise_of, codec="int8+zstd")
+    return FeatureStore.open(places[0]), FeatureStore.open(places[1])
+
+
+def test_batches_through_a_disk_cache_are_bit_identical(
+    tmp_path: Path, twins: tuple[FeatureStore, FeatureStore], s3: Any
 ) -> None:
     """All residencies of a remote store fill it, and none asks twice."""
-    monkeypatch.setenv("CACHEDET_DISK_CACHE", str(tmp_path / "cache"))
-    kit, url = store_kit.of(annotations), s3.new_url()
-    kit.fill(url, kit.noise_of, codec="int8+zstd")
-    local = FeatureStore.open(kit.fill(tmp_path / "s.zarr", kit.noise_of, codec="int8+zstd"))
-    store = with_disk_cache(FeatureStore.open(url), "disk", GB)
+    local, remote = twins
+    store = with_disk_cache(remote, "disk", GB)
     assert store.disk_cache == f"at most 1.00 GB in {tmp_path / 'cache'}"
     keys = [(0, "base"), (3, "hflip"), (1, "base")]
     exact = source_of(local, "stream", levels=("C4", "C5")).read(keys)
@@ -117,21 +126,11 @@ def test_batches_through_a_disk_cache_are_bit_identical(
 
 
 def test_epochs_of_a_remote_store_are_those_of_a_folder_and_the_second_asks_nothing(
-    tmp_path: Path,
-    annotations: Annotations,
-    store_kit: Any,
-    s3: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, twins: tuple[FeatureStore, FeatureStore], s3: Any
 ) -> None:
     """Batches are fetched ahead; each chunk is asked for once, also where requests fail."""
-    monkeypatch.setenv("CACHEDET_DISK_CACHE", str(tmp_path / "cache"))
-    kit, url = store_kit.of(annotations), s3.new_url()
-    kit.fill(url, kit.noise_of, codec="int8")
-    local = make_loader(
-        FeatureStore.open(kit.fill(tmp_path / "s.zarr", kit.noise_of, codec="int8")), batch_size=2
-    )
-    store = FeatureStore.open(url)
-    loader = make_loader(store, batch_size=2, residency="disk", disk_cache=GB)
+    local = make_loader(twins[0], batch_size=2)
+    loader = make_loader(twins[1], batch_size=2, residency="disk", disk_cache=GB)
     asked: list[int] = []
     for epoch in (0, 0, 1):
         s3.requests.clear()

@@ -283,6 +283,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert seen, "only a damaged record of a block that is needed may keep it from opening"
             return
         assert len(store) == len(self.kit.annotations) - len(self.gone)
+        codec = StorePlan.load(LocalFiles(self.root)).codec
         for name, block in self.blocks.items():
             if name not in self.needed():
                 continue
@@ -290,7 +291,7 @@ class StoreMachine(RuleBasedStateMachine):
                 with pytest.raises(MissingFeatureError):
                     store.read(self.rows_now(block)[0][1], block.view)
             elif name not in self.damaged:
-                self.check_features(store, block)
+                self.check_features(store, block, codec)
             else:
                 self.check_damaged(store, block)
 
@@ -302,9 +303,8 @@ class StoreMachine(RuleBasedStateMachine):
             if row not in self.gone
         ]
 
-    def check_features(self, store: FeatureStore, block: Any) -> None:
+    def check_features(self, store: FeatureStore, block: Any, codec: Any) -> None:
         true = self.kit.noise_of(block)
-        codec = StorePlan.load(LocalFiles(self.root)).codec
         for index, row in self.rows_now(block):
             for level, maps in store.read(row, block.view).items():
                 exact = true[level][index : index + 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -107,22 +108,27 @@ def test_a_folder_in_its_place(tmp_path: Path) -> None:
         MetricsLog(path, COLUMNS)
 
 
-@pytest.mark.parametrize("steps", [3, 6])
+CHANGES = (
+    "detector.neck.channels=8", "detector.levels=[C4,C5]", "detector.neck.num_levels=2",
+    "schedule.epochs=2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=[3, 6])
+def stopped(request: Any, tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run: Path = tmp_path_factory.mktemp("stopped") / "run"
+    changes = [*CHANGES, f"max_steps={request.param}"]
+    train("retinanet_fpn_tiny", **tiny.stores, run=run, overrides=changes)
+    return run
+
+
 @pytest.mark.parametrize("content", [None, b"", bytes(300), b"tail", b"a,b\n1,2\n"])
 def test_damage_never_keeps_a_run_from_going_on(
-    tiny: Any, tmp_path: Path, content: bytes | None, steps: int
+    tiny: Any, tmp_path: Path, content: bytes | None, stopped: Path
 ) -> None:
     """With steps to come, and at the end of a run, where nothing is added."""
     run = tmp_path / "run"
-    config: dict[str, Any] = {
-        "config": "retinanet_fpn_tiny", "train_store": tiny.train, "val_store": tiny.val,
-        "run": run,
-    }  # fmt: skip
-    changes = [
-        "detector.neck.channels=8", "detector.levels=[C4,C5]", "detector.neck.num_levels=2",
-        "schedule.epochs=2",
-    ]  # fmt: skip
-    train(**config, overrides=[*changes, f"max_steps={steps}"])
+    shutil.copytree(stopped, run)
     path = run / "metrics.csv"
     if content is None:
         path.unlink()
@@ -133,7 +139,7 @@ def test_damage_never_keeps_a_run_from_going_on(
         (run / name).write_bytes(content or b"torn\x00")
     with (run / "log.txt").open("ab") as log:
         log.write(b"2026-99-99 10:00:00 \xff\x00 torn")
-    report = train(**config, overrides=changes, resume=True)
+    report = train("retinanet_fpn_tiny", **tiny.stores, run=run, overrides=CHANGES, resume=True)
     assert report.steps >= 6
     assert (run / "metrics.csv.damaged").exists() == bool(content)
     said = "set aside as metrics.csv.damaged" in (run / "log.txt").read_text(errors="replace")

@@ -15,6 +15,7 @@ import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from importlib.metadata import version
 from itertools import pairwise
 from typing import Any, get_args, get_origin, get_type_hints
@@ -46,7 +47,8 @@ def require_types(value: Any, declared: Any, *, name: str) -> None:
     origin, inner = get_origin(declared), get_args(declared)
     if is_dataclass(declared):
         _require(type(value) is declared, value, declared, name)
-        hints = get_type_hints(declared)
+        kind: Any = type(value)  # as Any, since mypy takes no type for hashable
+        hints = _hints_of(kind)
         for field in fields(declared):
             require_types(getattr(value, field.name), hints[field.name], name=field.name)
     elif origin is dict:
@@ -65,6 +67,12 @@ def require_types(value: Any, declared: Any, *, name: str) -> None:
         fits = type(value) is declared or (declared is float and type(value) is int)
         _require(fits, value, declared, name)
         _require_sane_number(value, name)
+
+
+@cache
+def _hints_of(declared: Any) -> dict[str, Any]:
+    """As they are text in the source, Python compiles each of them at every call."""
+    return get_type_hints(declared)
 
 
 def _require(fits: bool, value: Any, declared: Any, name: str) -> None:
