@@ -217,10 +217,12 @@ class RCNN(nn.Module):
             return detections
         return self.mask_branch.predict(pyramid, detections)
 
+    @torch.no_grad()
     def candidates(self, features: Features, sizes_hw: Tensor) -> Candidates:
         """Scores and boxes of every proposal, for graphs; see `Detector`."""
         return self._candidates(self.neck(self.adapters(features)), sizes_hw)
 
+    @torch.no_grad()
     def detect_rows(self, features: Features, sizes_hw: Tensor) -> FixedDetections:
         """`detect` for graphs; see `Detector`."""
         pyramid = self.neck(self.adapters(features))

@@ -161,6 +161,7 @@ class RetinaNet(nn.Module):
             for n, image_id in enumerate(image_ids)
         ]
 
+    @torch.no_grad()
     def candidates(self, features: Features, sizes_hw: Tensor) -> Candidates:
         """Scores and boxes of every anchor, for graphs; see `Detector`."""
         pyramid = self.neck(self.adapters(features))

@@ -168,6 +168,7 @@ class RPN(nn.Module):
             is_valid[n, : len(kept)] = True
         return Proposals(boxes=kept_boxes, scores=objectness, is_valid=is_valid)
 
+    @torch.no_grad()
     def propose_rows(self, output: RPNOutput, pyramid: Features, sizes_hw: Tensor) -> Proposals:
         """`propose` for graphs, of images of the sizes (N, 2)."""
         anchors, counts = self.anchors.make(pyramid), self.test_counts

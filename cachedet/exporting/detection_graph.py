@@ -51,8 +51,8 @@ class DetectionGraph(nn.Module):
         self.register_buffer("mean", torch.tensor(preprocessing.mean))
         self.register_buffer("std", torch.tensor(preprocessing.std))
         self.to(memory_format=torch.contiguous_format).eval()
-        self.requires_grad_(False)  # `torch.no_grad()` inside would be traced, too
 
+    @torch.no_grad()
     def forward(self, images: Tensor, sizes_hw: Tensor) -> tuple[Tensor, ...]:
         """Tensors in the order of `output_names`, boxes in pixels of the input."""
         inputs = self._normalise(images, sizes_hw) if self.preprocess == "inside" else images
