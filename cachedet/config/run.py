@@ -491,6 +491,8 @@ def _describe_at(
         return f"{key}.kind", f"expected {', '.join(known)}, got {tag!r}{near}"
     if problem["type"] == "union_tag_not_found":
         return key, f"expected a section with `kind:`, got {got}"
+    if problem["type"] == "missing":
+        return key, "is missing"
     message = describe_problem(problem)
     return key, f"{message}, got {got}" if location else message
 

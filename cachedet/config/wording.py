@@ -13,7 +13,6 @@ _EXPECTED = {
     "finite_number": "a finite number",
     "too_short": "at least {min_length} of them",
     "too_long": "at most {max_length} of them",
-    "missing": "a value",
     "int_parsing_size": "a smaller number",
 }
 _KINDS = {

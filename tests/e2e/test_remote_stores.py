@@ -9,7 +9,9 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -131,6 +133,16 @@ def after(count: int, status: Status, *, times: int = 10**9) -> Fault:
     return fault
 
 
+def wait_for_step(run: Path) -> None:
+    """Until the training has taken one; at most ten seconds."""
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        with suppress(OSError):
+            if len((run / "metrics.csv").read_text().splitlines()) > 1:
+                return
+        time.sleep(0.01)
+
+
 def leaks(folder: Path) -> list[str]:
     return [
         str(path.relative_to(folder))
@@ -169,13 +181,15 @@ def test_a_lasting_fault_ends_a_training_that_goes_on_as_if_there_had_been_none(
     whole, run, heads = tmp_path / "whole", tmp_path / "run", tmp_path / "heads.yaml"
     expected = train(CONFIG, train_store=tiny.train, val_store=tiny.val, run=whole)
     heads.write_text(dump_config(CONFIG))
-    lasting = after(40, fault if fault == 401 else 503)
+    lasting = after(60, fault if fault == 401 else 503)  # an epoch has 48
     if fault == "validation":
         of_shards = after(0, 503)
         lasting = lambda one: of_shards(one) if "/val.zarr/" in one.path else None  # noqa: E731
 
     def act(handler: Handler) -> Status | None:
         status = lasting(handler)
+        if status is not None:  # what is read ahead may come to it before the first step
+            wait_for_step(run)
         if status is not None and fault == "cut":
             handler.connection.shutdown(socket.SHUT_RDWR)
         return status

@@ -300,8 +300,8 @@ def test_a_pyramid_is_not_joined(tiny: Any, tmp_path: Path) -> None:
     [
         (["--taps", "7"], "test_vit has 6 blocks, counted from 1: taps cannot be 7"),
         (["--taps", "2,9"], "test_vit has 6 blocks, counted from 1: taps cannot be 9"),
-        (["--taps", "3,3"], "extract: taps: taps must name each block once, got '3,3'"),
-        (["--taps", "0"], "extract: taps: expected how many blocks, such as 4, or which ones"),
+        (["--taps", "3,3"], "--taps: taps must name each block once, got '3,3'"),
+        (["--taps", "0"], "--taps: expected how many blocks, such as 4, or which ones"),
         (["--taps=-2"], "(a single one: L12), got '-2'"),
         (["--taps", "2", "--levels", "C4"], "levels and taps both say what is stored: give one"),
         (["--taps", "2", "--freeze-at", "L4"], "behind L4 (freeze_at) no stages can be trained"),
