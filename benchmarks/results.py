@@ -200,7 +200,7 @@ def extract_timed(data: DataSet, config: ComparisonConfig) -> None:
     extract_stores(
         (config.train, open_dataset(config.train)),
         (config.val, open_dataset(config.val)),
-        data.folder.extraction,
+        data.folder,
     )
     data.extraction.write_text(json.dumps({"seconds": clock() - started}))
 

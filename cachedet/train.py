@@ -185,7 +185,7 @@ def _train_together(
     )
     _require_position(trainer, loader, config, folder)
     has_copies = detector is None and not config.compile  # others may not
-    pace = advise_threads(trainer, loader) if has_copies else ""
+    pace = advise_threads(trainer, loader, max_steps=config.max_steps) if has_copies else ""
     if is_first():
         data.after(read_noted(folder), step=trainer.step).write(folder)
     done = run_session(

@@ -13,10 +13,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cachedet"
 # Each room may import those before it; verbs come last. What one does to train a detector:
 MAIN_JOB = (
-    "version", "allocator", "errors", "text", "structures", "progress", "device", "flops",
-    "distributed", "config", "data", "backbone", "store", "outputs", "extraction", "detector",
-    "augmentation", "loading", "training", "drawing", "evaluation", "prediction", "exporting",
-    "train", "evaluate", "extract", "predict", "export", "convert", "relabel",
+    "version", "allocator", "errors", "text", "structures", "progress", "device", "compiler",
+    "flops", "distributed", "config", "data", "backbone", "store", "outputs", "extraction",
+    "detector", "augmentation", "loading", "training", "drawing", "evaluation", "prediction",
+    "exporting", "train", "evaluate", "extract", "predict", "export", "convert", "relabel",
 )  # fmt: skip
 # What one does to learn about it; nothing of the main job knows these.
 LABORATORY = (

@@ -216,7 +216,7 @@ def test_a_url_and_a_word(root: Path, write: Any, tmp_path: Path) -> None:
         cachedet.relabel("http://host/a.zarr", annotations=write())
     with pytest.raises(InputError, match="--rotated expects refuse or outer"):
         cachedet.relabel(root, annotations=write(), rotated="some")
-    with pytest.raises(StoreError, match="has no manifest.json"):
+    with pytest.raises(StoreError, match="not a feature store: nothing is there"):
         cachedet.relabel(tmp_path / "none.zarr", annotations=write())
     with pytest.raises(DatasetError, match="there is no file"):
         cachedet.relabel(root, annotations=tmp_path / "none.json")

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cachedet.backbone.frozen import FrozenBackbone
+from cachedet.compiler import compiling
 from cachedet.errors import BackboneError
 from cachedet.structures import Features
 
@@ -23,6 +24,7 @@ _log = logging.getLogger("cachedet.extract")
 
 Compiler = str | Callable[..., Any]
 _COMPILER = "inductor"
+_OTHERWISE = "leave --compile out: the features are the same within rounding"
 
 
 class CompiledBackbone(nn.Module):
@@ -63,25 +65,8 @@ class CompiledBackbone(nn.Module):
         whole = F.pad(images, (0, 0, 0, 0, 0, 0, 0, self._batch_size - count))
         if self._has_graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        try:
+        with compiling(self._network.name, error=BackboneError, otherwise=_OTHERWISE):
             features = self._network(whole)
-        except RuntimeError as error:
-            if not _is_of_compiler(error):
-                raise
-            raise BackboneError(_cannot_compile(self._network.name, error)) from error
         maps = {name: each[:count] for name, each in features.items()}
         # the next batch overwrites what a graph gave
         return {k: v.clone() for k, v in maps.items()} if self._has_graphs else maps
-
-
-def _is_of_compiler(error: RuntimeError) -> bool:
-    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
-
-
-def _cannot_compile(name: str, error: RuntimeError) -> str:
-    cause = getattr(error, "inner_exception", error)
-    reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-    return (
-        f"torch cannot compile {name} here: {reason}. It needs a C++ compiler (g++), and on CUDA "
-        "Triton. Install them, or leave --compile out: the features are the same within rounding"
-    )

@@ -21,13 +21,13 @@ _MOST_IMPORTANT = 5
 
 def print_trial(trial: TrialRecord) -> None:
     """One line: how it ended, and what it was trained with."""
-    epochs = trial.curve[-1][0] if trial.curve else 0
+    epochs = count_of(trial.curve[-1][0] if trial.curve else 0, "epoch")
     if trial.state == "failed":
         say(f"trial {trial.number:>3}  failed: {trial.error}")
         return
     ended = "given up after" if trial.state == "pruned" else "trained for"
     say(
-        f"trial {trial.number:>3}  AP {figure(trial.best_ap)}  {ended} {epochs} epochs  "
+        f"trial {trial.number:>3}  AP {figure(trial.best_ap)}  {ended} {epochs}  "
         f"{trial.config}  {describe_values(trial.values)}"
     )
 

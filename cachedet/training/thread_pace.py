@@ -21,13 +21,14 @@ _ROUNDS = 3  # of each number in turn: the load changes meanwhile
 _FASTER = 1.25  # times, from which on it is worth a line
 
 
-def advise_threads(trainer: Trainer, loader: FeatureLoader) -> str:
+def advise_threads(trainer: Trainer, loader: FeatureLoader, *, max_steps: int | None = None) -> str:
     """One line where fewer threads are clearly faster for the run that begins here, else "".
 
     The trial is a copy's, on the first batch: neither weights nor random numbers move.
     """
     threads = torch.get_num_threads()
-    left = trainer.learning_rate.total_steps - trainer.step
+    total = trainer.learning_rate.total_steps
+    left = min(total, total if max_steps is None else max_steps) - trainer.step
     if trainer.device.type != "cpu" or threads == 1 or world_size() > 1 or left < LEAST_STEPS:
         return ""
     tried = copy.deepcopy(trainer)

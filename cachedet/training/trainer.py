@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cachedet.compiler import compiling
 from cachedet.config.run import TrainConfig
 from cachedet.config.schedule import LearningRate
 from cachedet.detector.build import build_detector
@@ -25,7 +26,7 @@ from cachedet.detector.protocol import (
 from cachedet.device import choose_device
 from cachedet.distributed.collective import single_process, sum_over_ranks, world_size
 from cachedet.distributed.data_parallel import of_ranks, sum_gradients
-from cachedet.errors import NonFiniteLossError
+from cachedet.errors import ConfigError, NonFiniteLossError
 from cachedet.store.format.manifest import Manifest
 from cachedet.structures import Batch
 from cachedet.training.checkpoint import Checkpoint
@@ -131,13 +132,17 @@ class Trainer:
         processes are those of the global batch. A batch that every process has whole is computed
         by each for itself, and counts in parts.
 
-        Raises NonFiniteLossError, on every process, before anything has moved.
+        Raises NonFiniteLossError, on every process, before anything has moved; ConfigError where
+        torch cannot compile what the config wants compiled.
         """
         batch = batch.to(self.device)
         copies = world_size() if batch.is_whole else 1
         with single_process(batch.is_whole):
-            with torch.autocast(
-                self.device.type, dtype=self.autocast, enabled=self.autocast is not None
+            with (
+                torch.autocast(
+                    self.device.type, dtype=self.autocast, enabled=self.autocast is not None
+                ),
+                compiling("neck and heads", error=ConfigError, otherwise="set compile: false"),
             ):
                 losses = compute_losses(self.detector, batch.features, batch.targets)
             stacked = torch.stack(list(losses.values()))

@@ -27,7 +27,7 @@ from cachedet.data.views import MOST_VIEWS, view_named
 from cachedet.errors import StoreError
 from cachedet.store.files.durable import encode_json
 from cachedet.store.files.names import COMMITS, MANIFEST, most_nbytes
-from cachedet.store.files.source import ByteSource
+from cachedet.store.files.source import ByteSource, LocalFiles
 from cachedet.store.format.layout import Block, plan_blocks
 from cachedet.store.format.shards import altered, proves_damage, unreadable
 from cachedet.structures import Annotations, CategoryMap, FeatureSpec, Preprocessing
@@ -393,8 +393,10 @@ def _read_manifest(source: ByteSource) -> bytes:
     except (FileNotFoundError, NotADirectoryError) as error:
         if source.names(COMMITS):
             raise altered(where, "is missing", remedy=_LOST, verdict="") from error
+        is_missing = isinstance(source, LocalFiles) and not source.root.exists()
+        problem = "nothing is there" if is_missing else f"it has no {MANIFEST}"
         raise StoreError(
-            f"{source.describe('')} is not a feature store: it has no {MANIFEST}; "
+            f"{source.describe('')} is not a feature store: {problem}; "
             "expected a folder written by `cachedet extract --store`"
         ) from error
     except OSError as error:
