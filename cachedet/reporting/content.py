@@ -10,7 +10,7 @@ from cachedet.reporting.charts import Chart
 from cachedet.reporting.figures import Track
 
 Tone = Literal["", "better", "worse", "faint"]
-_FEW_COLUMNS = 4  # that two thirds of the page have room for
+_FEW_COLUMNS = 2  # with their intervals, that two thirds of the page have room for
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -244,7 +244,7 @@ def test_words_stand_beside_tables_of_few_figures(two_runs: Any) -> None:
     _, analyses = two_runs
     section = class_section(analyses)
     few = dataclasses.replace(section.tables[0], columns=("AP", "AP50"))
-    many = dataclasses.replace(few, columns=("AP",) * 5)
+    many = dataclasses.replace(few, columns=("AP",) * 3)
     texts = dataclasses.replace(few, numeric=False)
 
     def of(*tables: Any) -> Section:
