@@ -195,6 +195,15 @@ def families() -> ModuleType:
     return load_beside("families.py")
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """In this process; those of the nursery have one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def nursery() -> Iterator[Any]:
     """Starts processes that need not import anything; see forking.py."""

@@ -38,6 +38,16 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.cpu().double() - expected.double()).abs().max() / expected.abs().max())
 
 
+def worst_difference(found: FeatureStore, expected: FeatureStore) -> float:
+    """Of any level of any image in its views base and hflip."""
+    return max(
+        difference(found.read(row, view)[level], maps)
+        for row in range(len(expected))
+        for view in ("base", "hflip")
+        for level, maps in expected.read(row, view).items()
+    )
+
+
 @pytest.mark.parametrize("codec", ["fp32", "int8", "int8+zstd", "int4+zstd", "snr12"])
 def test_extracting_again_is_bit_exact(tiny: Any, tmp_path: Path, codec: str) -> None:
     """Law L5 on one kind of processor, with torch's own defaults; other workers."""
@@ -51,11 +61,7 @@ def test_extracting_again_is_bit_exact(tiny: Any, tmp_path: Path, codec: str) ->
 def test_the_features_are_those_of_the_cpu(tiny: Any, cuda_train: Path) -> None:
     here, there = FeatureStore.open(tiny.train), FeatureStore.open(cuda_train)
     assert here.manifest.fingerprint() == there.manifest.fingerprint()
-    worst = 0.0
-    for row in range(len(here)):
-        for view in ("base", "hflip"):
-            for level, maps in here.read(row, view).items():
-                worst = max(worst, difference(there.read(row, view)[level], maps))
+    worst = worst_difference(there, here)
     print(f"cuda to cpu, test_resnet, float32: {worst:.2e}")
     assert 0 < worst < FLOAT32
 
@@ -96,11 +102,7 @@ def test_a_compiled_backbone_gives_the_same_features(
     extract(tiny.extract_config(store, device="cuda", compile=True))
     compiled, plain = FeatureStore.open(store), FeatureStore.open(cuda_train)
     assert compiled.manifest.fingerprint() == plain.manifest.fingerprint()
-    worst = 0.0
-    for row in range(len(plain)):
-        for view in ("base", "hflip"):
-            for level, maps in plain.read(row, view).items():
-                worst = max(worst, difference(compiled.read(row, view)[level], maps))
+    worst = worst_difference(compiled, plain)
     print(f"compiled to plain, test_resnet, float32: {worst:.2e}")
     assert worst < FLOAT32
 

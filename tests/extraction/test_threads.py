@@ -6,12 +6,10 @@ the sums that a codec is fitted on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from cachedet.errors import StoreError
 from cachedet.extract import extract
@@ -29,15 +27,6 @@ def kill(frame, event, argument):
 sys.setprofile(kill)
 threading.setprofile(kill)
 """
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    """In this process; those of the nursery have one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def script_of(tiny: Any, store: Path, *, before: str = "", **changes: object) -> str:
