@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from heapq import heappop, heappush
 
-_UPLOADS = 4  # blocks a machine sends at once; one more is being computed
-_SHARDS_AT_ONCE = 8  # of a block
+from cachedet.extraction.block_job import UPLOADS
+from cachedet.store.settling import SHARDS_AT_ONCE
+
 _PAGE = 1000  # objects in an answer to LIST
 PAUSE = 0.375  # seconds before a request is made again, on average; doubles from try to try
 
@@ -291,7 +292,7 @@ class _Machine:
     def _compute(self) -> None:
         """Compute what is wanted, if its images and a place in memory are there."""
         block = self.wanted
-        if block is None or block not in self.read or self.busy > _UPLOADS:
+        if block is None or block not in self.read or self.busy > UPLOADS:
             return
         self.wanted = None
         self.read.discard(block)
@@ -308,7 +309,7 @@ class _Machine:
 
     def _send(self) -> None:
         """Send the shards of a block; those that fail once more."""
-        if not self.queue or self.sending == _UPLOADS:
+        if not self.queue or self.sending == UPLOADS:
             return
         block = self.queue.popleft()
         self.sending += 1
@@ -317,8 +318,8 @@ class _Machine:
         cluster.traffic.puts += job.shards + failed
         nbytes = job.block_nbytes * (1 + failed / job.shards)
         cluster.traffic.sent += nbytes
-        turns = math.ceil(job.shards / _SHARDS_AT_ONCE)
-        seconds = cluster.waits(turns, math.ceil(failed / _SHARDS_AT_ONCE))
+        turns = math.ceil(job.shards / SHARDS_AT_ONCE)
+        seconds = cluster.waits(turns, math.ceil(failed / SHARDS_AT_ONCE))
         sent = partial(cluster.link.carry, nbytes, partial(self._sent, block))
         cluster.clock.after(seconds, sent)
 

@@ -22,9 +22,7 @@ from cachedet.store.format.plan import StorePlan
 from cachedet.store.writer import StoreWriter
 
 UPLOADS = 4  # blocks on their way to an object storage at once
-_WRITES = (
-    3  # blocks on their way to a disk at once, where a GPU makes more than one writer can take
-)
+_WRITES = 3  # to a disk, where a GPU makes more than one writer can take
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -30,7 +30,7 @@ from cachedet.store.format.manifest import digest_json
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.format.shards import checksums_of
 
-_AT_ONCE = 8  # shards of a block that are sent
+SHARDS_AT_ONCE = 8  # of a block that is sent
 _CHECKS = 16  # records that are read
 
 
@@ -46,7 +46,7 @@ def settle_shards(
     def settle(array: str) -> ShardRecord:
         return _settle_shard(bucket, plan, block, array, parts[array], contents[array])
 
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
+    with ThreadPoolExecutor(SHARDS_AT_ONCE) as threads:
         return dict(zip(contents, threads.map(settle, contents), strict=True))
 
 
