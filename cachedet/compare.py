@@ -236,12 +236,11 @@ def _given_stores(
     identities = {}
     for name, part, dataset in (("train", config.train, train), ("val", config.val, val)):
         if not folder.owns(part):
-            weights = part.weights if runs_backbone else "none"
+            has_weights = runs_backbone or part.weights != "auto"  # named ones are held against it
+            weights = part.weights if has_weights else "none"
             network = open_network(part.model_copy(update={"weights": weights}))
             store, option = FeatureStore.open(part.store), f"--{name}-store"
-            require_fitting(
-                store, part, dataset, network, option=option, runs_backbone=runs_backbone
-            )
+            require_fitting(store, part, dataset, network, option=option, has_weights=has_weights)
             identities[name] = identity_of(store, part)
     return {"stores": identities} if identities else {}
 

@@ -21,19 +21,18 @@ from cachedet.device import default_workers
 from cachedet.drawing.contact_sheet import SheetRow, contact_sheet
 from cachedet.drawing.image_drawing import Drawing, make_drawing
 from cachedet.errors import InputError
-from cachedet.live.mode_names import partial_mode
+from cachedet.live.mode_names import mode_label, partial_mode
 from cachedet.outputs import require_empty_folder
 from cachedet.prediction.image_detector import ImageDetector, join_run
 from cachedet.report import report
 from cachedet.store.reader import FeatureStore
 
 MODES = ("cached", partial_mode("C4"), "tuned")
-_NAMES = ("frozen", "partial", "fine-tuned")  # of them, on the page
 TRAIN_IMAGES = 320
 VAL_IMAGES = 96
 _HEADS = "demo"  # name of the config
 _IMAGE_SIZE = 320
-_EPOCHS = 8
+_EPOCHS = 12
 _SHEET_IMAGES = 12
 _SHEET_SCORE = 0.3
 
@@ -87,7 +86,8 @@ def run_demo(out: Path, *, on_cell: OnCell | None = None) -> DemoReport:
     runs = [folder.cell(cell.key) for cell in cells]
     with _timed(seconds, "draw"):
         sheet = _draw_sheet(out, folder.val, paths, join_run(runs[0]).on_images())
-        page = report(runs, names=_NAMES, images=paths.images, out=out / "report.html")
+        labels = tuple(map(mode_label, MODES))
+        page = report(runs, names=labels, images=paths.images, out=out / "report.html")
     train, val = (FeatureStore.open(store).annotations for store in (folder.train, folder.val))
     return DemoReport(
         cells=cells,

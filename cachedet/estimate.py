@@ -32,9 +32,15 @@ from cachedet.estimation.prediction import (
     describe_training,
     prediction_path,
 )
-from cachedet.estimation.probe import measure_backbone
+from cachedet.estimation.probe import CODECS, measure_backbone
 from cachedet.estimation.sample import commonest_size, count_pixels
-from cachedet.estimation.what_if import DATASETS, BackboneChange, WhatIf, apply_what_if
+from cachedet.estimation.what_if import (
+    DATASETS,
+    BackboneChange,
+    WhatIf,
+    apply_what_if,
+    require_measured,
+)
 from cachedet.extract import default_views, open_dataset
 from cachedet.extraction.codec_sample import FIT_IMAGES
 from cachedet.model import measure_model
@@ -101,6 +107,8 @@ def estimate(
     """
     started = time.perf_counter()
     change = what_if or WhatIf()
+    if change.codec is not None:
+        require_measured(change.codec, (config.codec, *CODECS))
     require_ours(prediction_path(config.folder), kind=Kind.FORECAST)
     inputs = open_inputs(config, heads, sample, seconds)
     measured, trials = measure(inputs)

@@ -94,21 +94,20 @@ def print_demo(report: DemoReport) -> None:
     """The last screen of `demo`: three ways side by side, and where to look."""
     from cachedet.live.mode_names import mode_label
 
-    table = make_table("frozen, partial and fine-tuned", "", "AP", "AP50", "s", "MB", left=("",))
+    table = make_table("three ways to train these heads", "", "AP", "AP50", "s", "MB", left=("",))
     for cell in report.cells:
-        label = "frozen, from the cache" if cell.key.mode == "cached" else mode_label(cell.key.mode)
         costs = f"{cell.seconds:,.0f}", _megabytes(cell.peak_memory)
-        table.add_row(label, figure(cell.ap), figure(cell.ap50), *costs)
+        table.add_row(mode_label(cell.key.mode), figure(cell.ap), figure(cell.ap50), *costs)
     console.print(table)
     extraction = report.cells[0].extraction_seconds
     say_prose(f"Equal for all: {report.conditions}.")
     say_prose(
-        f"s: of training; extraction took {extraction:.0f} s, once for both that read the "
-        "cache. MB: peak memory."
+        "cached: all of the backbone frozen. s: of training; extraction took "
+        f"{extraction:.0f} s, once for both that read the cache. MB: peak memory."
     )
     for caution in report.cautions:
         say_prose(caution.text)
-    say(f"ground truth beside prediction (frozen): {report.sheet}")
+    say(f"ground truth beside prediction ({mode_label(report.cells[0].key.mode)}): {report.sheet}")
     say(f"open {report.page} in a browser")
 
 

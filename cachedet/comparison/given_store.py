@@ -25,11 +25,11 @@ def require_fitting(
     network: FrozenBackbone,
     *,
     option: str,
-    runs_backbone: bool,
+    has_weights: bool,
 ) -> None:
     """Hold a store against what would be extracted in its place.
 
-    `network` is what `config` names; where no mode runs it (`runs_backbone`) its weights are not
+    `network` is what `config` names; without `has_weights` its weights are not
     looked at. `option` is the one that named the store. What it holds beside that is left alone.
 
     Raises:
@@ -37,7 +37,7 @@ def require_fitting(
         MissingFeatureError: it is unfinished.
     """
     differs = [
-        *_differing_features(store, config, network, runs_backbone=runs_backbone),
+        *_differing_features(store, config, network, has_weights=has_weights),
         *_differing_images(store, config, dataset),
     ]
     where = f"{option} {shown(str(config.store))}"
@@ -57,7 +57,7 @@ def identity_of(store: FeatureStore, config: ExtractConfig) -> str:
 
 
 def _differing_features(
-    store: FeatureStore, config: ExtractConfig, network: FrozenBackbone, *, runs_backbone: bool
+    store: FeatureStore, config: ExtractConfig, network: FrozenBackbone, *, has_weights: bool
 ) -> list[str]:
     held, differs = store.manifest, []
     for name, there, here in (
@@ -71,7 +71,7 @@ def _differing_features(
         wanted = replace(held, spec=network.spec).shown("spec")
         differs.append(f"levels: {held.shown('spec')} there, {wanted} here")
     is_same = held.backbone != network.name or held.weights_digest == network.digest
-    if runs_backbone and not is_same:
+    if has_weights and not is_same:
         differs.append(f"--weights: {held.weights} there, {network.weights} here, which differ")
     if lacking := [view for view in _views_of(config) if view not in held.views]:
         names = (", ".join(short_names(views)) for views in (held.views, lacking))

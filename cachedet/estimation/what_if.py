@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -276,17 +276,22 @@ def apply_what_if(
 
 def with_codec(measured: Measured, codec: str) -> Measured:
     """Another codec: its bytes are written, and encoding takes as it was measured alone."""
-    if codec not in measured.codecs:
-        raise InputError(
-            f"--what-if codec: {codec!r} was not measured{nearest_names(codec, measured.codecs)}; "
-            f"measured: {', '.join(measured.codecs)}. Give it as --codec to measure it"
-        )
+    require_measured(codec, tuple(measured.codecs))
     before, after = measured.whole, measured.codecs[codec]
     factors = {
         "encode": after.encode_seconds / before.encode_seconds,
         "write": after.nbytes / before.nbytes,
     }
     return replace(measured, codec=codec, extract=measured.extract.scaled(factors))
+
+
+def require_measured(codec: str, measured: Sequence[str]) -> None:
+    """Raises InputError where the codec of a what-if is none of those that are measured."""
+    if codec not in measured:
+        raise InputError(
+            f"--what-if codec: {codec!r} is not measured{nearest_names(codec, measured)}; "
+            f"measured: {', '.join(measured)}. Give it as --codec to measure it"
+        )
 
 
 def with_pixels(measured: Measured, factor: float) -> Measured:

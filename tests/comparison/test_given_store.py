@@ -16,7 +16,7 @@ from cachedet.extract import extract, open_dataset, open_network
 from cachedet.store.reader import FeatureStore
 
 
-def hold(config: ExtractConfig, *, runs_backbone: bool = True) -> FeatureStore:
+def hold(config: ExtractConfig, *, has_weights: bool = True) -> FeatureStore:
     """As `compare` holds a store against what is asked for."""
     store = FeatureStore.open(config.store)
     require_fitting(
@@ -25,7 +25,7 @@ def hold(config: ExtractConfig, *, runs_backbone: bool = True) -> FeatureStore:
         open_dataset(config),
         open_network(config),
         option="--train-store",
-        runs_backbone=runs_backbone,
+        has_weights=has_weights,
     )
     return store
 
@@ -73,8 +73,8 @@ def test_other_features_are_refused(
     )
 
 
-def test_weights_matter_where_a_mode_runs_the_backbone(asked: ExtractConfig) -> None:
-    hold(asked.model_copy(update={"weights": "none"}), runs_backbone=False)
+def test_weights_matter_where_they_are_named_or_run(asked: ExtractConfig) -> None:
+    hold(asked.model_copy(update={"weights": "none"}), has_weights=False)
 
 
 def _rename_class(values: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,8 @@ def test_stores_that_were_there_before(run_compare: Any, tiny: Any, tmp_path: Pa
     assert "Compare with --epochs, or leave --train-store out" in refused.stderr
     refused = run_compare(*given, "--epochs", "1", "--views", "base,scale-0.5")
     assert "--views: base, hflip there, which lacks scale-0.5" in refused.stderr
+    refused = run_compare(*given, "--epochs", "1", "--views", "hflip", "--weights", "none")
+    assert re.search("--weights: .* there, .* here, which differ", refused.stderr)
     assert not (tmp_path / "out").exists()
 
     options = (*given, "--epochs", "1", "--views", "hflip")

@@ -46,7 +46,7 @@ def test_the_last_screen(capsys: pytest.CaptureFixture[str]) -> None:
     print_demo(REPORT)
     screen = capsys.readouterr().out
     words = " ".join(screen.split())
-    for row in ("frozen, from the cache", "last stages trained (from C4)", "fine-tuned"):
+    for row in ("cached", "last stages trained (from C4)", "fine-tuned"):
         assert row in words
     assert "0.120" in words
     assert "20 epochs each, one seed; generated images" in words
@@ -82,7 +82,7 @@ def test_all_ways_get_the_same(tmp_path: Path) -> None:
     assert isinstance(config, ComparisonConfig)
     assert config.train.image_size == config.val.image_size
     assert (config.val.views, config.val.annotations) == ("base", paths.val)
-    assert config.epochs == 8
+    assert config.epochs == 12
     assert config.budget is None
 
 

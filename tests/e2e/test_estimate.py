@@ -19,6 +19,7 @@ from cachedet.backbone.frozen import load_backbone
 from cachedet.cli import app
 from cachedet.commands.estimate_tables import print_estimate
 from cachedet.config.run import TrainConfig, dump_config
+from cachedet.errors import InputError
 from cachedet.estimate import (
     EstimateReport,
     change_measured,
@@ -82,6 +83,12 @@ def test_every_figure_is_there(report: EstimateReport) -> None:
     assert forecast.residency == "ram"
     assert forecast.extract_seconds > 0
     assert json.loads(json.dumps(report.to_json()))["forecast"]["nbytes"] == forecast.nbytes
+
+
+def test_a_codec_that_is_not_measured_is_refused_at_once(report: EstimateReport) -> None:
+    nowhere = report.extract.model_copy(update={"images": Path("/nowhere")})
+    with pytest.raises(InputError, match=r"'int9' is not measured; nearest: 'int8'.*as --codec"):
+        estimate(nowhere, report.heads, what_if=WhatIf(codec="int9"))
 
 
 def test_what_a_person_reads(report: EstimateReport, capsys: pytest.CaptureFixture[str]) -> None:

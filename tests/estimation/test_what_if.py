@@ -181,7 +181,7 @@ def test_another_codec(measured_of: Make) -> None:
 
 
 def test_a_codec_that_was_not_measured(measured_of: Make) -> None:
-    message = r"'int5' was not measured; nearest: 'int8', 'int4'.*as --codec"
+    message = r"'int5' is not measured; nearest: 'int8', 'int4'.*as --codec"
     with pytest.raises(InputError, match=message):
         apply_what_if(measured_of(), WhatIf(codec="int5"))
 
