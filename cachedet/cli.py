@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import re
 import sys
 from typing import Annotated, Any
 
@@ -102,6 +103,19 @@ app = typer.Typer(
 )
 
 
+_NUMBERS = {
+    "Input should be a valid integer.*": "expected a whole number",
+    "Input should be a valid number.*": "expected a number",
+    "Input should be greater than or equal to": "expected at least",
+    "Input should be less than or equal to": "expected at most",
+}
+_OTHER_VERBS = {
+    "detect": "predict", "infer": "predict", "test": "eval", "val": "eval", "validate": "eval",
+    "evaluate": "eval", "score": "eval", "train": "train-heads", "fit": "train-heads",
+    "cache": "extract", "features": "extract", "tune": "sweep", "search": "sweep",
+    "benchmark": "compare", "plan": "estimate", "summary": "model",
+}  # fmt: skip
+
 # Wrong usage; typer has no public name for the parent of its errors.
 _UsageError: type[Exception] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
@@ -134,7 +148,16 @@ def _tell_usage(error: Any) -> None:
     if context is not None:
         tell(" ".join(context.get_usage().split()))
         tell(f"Try '{context.command_path} --help' for help.")
-    tell(f"error: {_hint(error, context) or message}")
+    tell(f"error: {_hint(error, context) or _plain(message)}")
+
+
+def _plain(message: str) -> str:
+    """Typer's words for a number, and for a verb of other tools, in ours."""
+    if (unknown := re.match("No such command '(.*?)'", message)) and unknown[1] in _OTHER_VERBS:
+        return f"No such command '{unknown[1]}'; it is `cachedet {_OTHER_VERBS[unknown[1]]}`"
+    for theirs, ours in _NUMBERS.items():
+        message = re.sub(theirs, ours, message)
+    return message
 
 
 def _hint(error: Any, context: Any) -> str:

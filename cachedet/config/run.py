@@ -483,6 +483,9 @@ def _describe_at(
     if problem["type"] == "extra_forbidden":
         known = list(section.model_fields) if section else []
         near = nearest_names(location[-1], known)
+        name, colon, value = location[-1].partition(":")
+        if colon and name in known:  # YAML takes {seed:1} for one long name
+            near = f"; a space after the colon is missing: {name}: {value}"
         return "", f"unknown key {key!r}{near}; known: {', '.join(known)}"
     if problem["type"] == "union_tag_invalid":
         known = re.findall(r"'([^']+)'", problem["ctx"]["expected_tags"])

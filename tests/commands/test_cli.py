@@ -12,7 +12,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from cachedet.cli import app, run_app
+from cachedet.cli import _OTHER_VERBS, app, run_app
 
 COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
 
@@ -74,6 +74,30 @@ def test_wrong_usage_has_status_2(words: list[str], message: str) -> None:
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 2
     assert message in done.output
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("extract --image-size big", "Invalid value for '--image-size': expected a whole number"),
+        ("estimate --seconds soon", "Invalid value for '--seconds': expected a number"),
+        ("sweep c --trials 0", "Invalid value for '--trials': expected at least 1"),
+        ("detect run a.jpg", "No such command 'detect'; it is `cachedet predict`"),
+        ("train c", "No such command 'train'; it is `cachedet train-heads`"),
+    ],
+)
+def test_wrong_usage_in_plain_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["cachedet", *line.split()])
+    with pytest.raises(SystemExit) as end:
+        run_app()
+    assert end.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {message}"
+
+
+def test_every_verb_that_is_pointed_to_exists() -> None:
+    assert {command.name for command in app.registered_commands} >= set(_OTHER_VERBS.values())
 
 
 def test_an_argument_written_as_an_option(

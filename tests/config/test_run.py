@@ -65,6 +65,7 @@ def test_the_learning_rate_follows_the_batch(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("schedule: {epoch: 3}", r"unknown key 'schedule.epoch'; nearest: 'epochs'"),
+        ("{seed:1}", r"unknown key 'seed:1'; a space after the colon is missing: seed: 1; known"),
         ("detecter: {}", r"unknown key 'detecter'; nearest: 'detector'"),
         (
             "detector: {kind: retinanet, anchors: {size: 3}}",

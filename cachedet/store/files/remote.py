@@ -30,6 +30,7 @@ from cachedet.errors import (
     CorruptMetadataError,
     RemoteStoreError,
     StoreError,
+    nearest_names,
 )
 from cachedet.store.files import farewell
 from cachedet.store.files.answers import Answer, BadAnswerError, classify
@@ -412,6 +413,12 @@ def scheme_of(url: str) -> str:
     return url.partition("://")[0].lower()
 
 
+def _unknown_scheme(url: str) -> str:
+    known = ("s3", "gs", "az", "http", "https", "sftp", "memory")
+    near = nearest_names(scheme_of(url), known)
+    return f"unknown kind of place {scheme_of(url)}://{near}; such as {', '.join(known)}"
+
+
 def _opened(url: str, open_it: Callable[[], T]) -> T:
     """Raises StoreError without any credential of the URL."""
     secrets = frozenset(secrets_in(url))
@@ -422,6 +429,8 @@ def _opened(url: str, open_it: Callable[[], T]) -> T:
     except ImportError as error:
         problem = f"{redacted_foreign(str(error), secrets=secrets)}; {_package_of(url)}"
     except Exception as error:  # each library has its own
+        if str(error).startswith("Protocol not known"):  # fsspec's words
+            raise StoreError(f"cannot open {shown(url)}: {_unknown_scheme(url)}") from None
         problem = redacted_foreign(str(error), secrets=secrets) or type(error).__name__
     raise StoreError(f"cannot open {shown(url)}: {problem}")
 

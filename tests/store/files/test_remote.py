@@ -240,7 +240,11 @@ def test_storage_options_are_never_shown(root: Path) -> None:
     ("url", "words"),
     [
         ("sftp://alice:S3CRET@host/s.zarr", "pip install paramiko"),
-        ("nowhere://alice:S3CRET@host/x?sig=S3CRET", "cannot open nowhere://host/x: Protocol"),
+        ("nowhere://alice:S3CRET@host/x?sig=S3CRET", "cannot open nowhere://host/x: unknown kind"),
+        (
+            "s4://b/x",
+            "unknown kind of place s4://; nearest: 's3', 'gs'; such as s3, ",
+        ),
     ],
 )
 def test_urls_that_cannot_be_opened(url: str, words: str) -> None:
