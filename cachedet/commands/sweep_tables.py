@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # commands import what they need when they run: `--help` stay
 
 _MOST_ROWS = 10
 _MOST_IMPORTANT = 5
+_CONFIG = 24  # columns: names of presets fit, longer ones take more lines
 
 
 def print_trial(trial: TrialRecord) -> None:
@@ -69,13 +70,13 @@ def _print_best(report: SweepReport) -> None:
     table = Table(title="the front" if is_front else "best trials", box=None, padding=(0, 1, 0, 0))
     for name in ("trial", *report.objectives):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("config", no_wrap=True, overflow="ellipsis", max_width=20)
+    table.add_column("config", overflow="fold", max_width=_CONFIG)
     table.add_column("values", overflow="fold")
     for trial in shown:
         table.add_row(
             str(trial.number),
             *(f"{value:.4g}" for value in trial.objectives),
-            name_cell(trial.config, most=20),
+            name_cell(trial.config, most=400),
             name_cell(describe_values(trial.values), most=400),
         )
     if shown:
