@@ -32,6 +32,7 @@ from cachedet.sweeping.sweep_results import SweepReport, TrialRecord
 from cachedet.text import shorten
 
 _FIRST_ROW, _ROW = 26, 47  # of the parallel coordinates, in units of the drawing
+_LEAST_HEIGHT = 141  # from the first row to the last, so that few rows leave their names room
 _LONGEST_CHOICE = 12  # letters
 _MOST_CHOICES = 6  # that are written below a row
 _LABELLED = 8  # trials of a front
@@ -57,18 +58,22 @@ def parallel_chart(report: SweepReport, space: Space) -> tuple[Chart, ...]:
     if not reached or not rows:
         return ()
     axis = span_axis(report.objectives[0], min(reached), max(reached))
+    step = max(_ROW, _LEAST_HEIGHT // len(rows))
+    heights = [_FIRST_ROW + step * at for at in range(len(rows) + 1)]
+    bottom = heights[-1]
     lines = [
         Line(
             series=series,
-            path=_path([*(row.share_of(trial) for row in rows), _share_of_figure(trial, axis)]),
+            path=_path(
+                [*(row.share_of(trial) for row in rows), _share_of_figure(trial, axis)], heights
+            ),
             dash=DASHES[series.look or 0],
             accent=False,
             dots=(),
         )
         for trial, series in zip(trials, _styled(report, trials), strict=True)
     ]
-    labels = [label for at, row in enumerate(rows) for label in row.labels(_height_of(at))]
-    bottom = _height_of(len(rows))
+    labels = [label for row, at in zip(rows, heights, strict=False) for label in row.labels(at)]
     ends = [(share, axis.text_of(at)) for share, at in ((0.0, axis.low), (1.0, axis.high))]
     labels += _row_labels(bottom, figure_name(report), ends)
     return (
@@ -80,7 +85,7 @@ def parallel_chart(report: SweepReport, space: Space) -> tuple[Chart, ...]:
             x_name="",
             y_name="",
             x_ticks=(),
-            y_ticks=tuple((_height_of(at), "") for at in range(len(rows))),
+            y_ticks=tuple((height, "") for height in heights[:-1]),
             lines=tuple(lines),
             diagonal="",
             zero="",
@@ -258,19 +263,16 @@ def _share_of_figure(trial: TrialRecord, axis: Axis) -> float | None:
     return axis.share(trial.objectives[0]) if trial.objectives else None
 
 
-def _height_of(row: int) -> int:
-    return _FIRST_ROW + _ROW * row
-
-
 def _across(share: float) -> float:
     return round(LEFT + share * (RIGHT - LEFT), 1)
 
 
-def _path(shares: Sequence[float | None]) -> str:
+def _path(shares: Sequence[float | None], heights: Sequence[int]) -> str:
     """From row to row; broken where the trial has no value."""
     parts = []
-    for is_there, group in groupby(enumerate(shares), key=lambda pair: pair[1] is not None):
-        corners = [f"{_across(share or 0.0)} {_height_of(row)}" for row, share in group]
+    placed = zip(heights, shares, strict=True)
+    for is_there, group in groupby(placed, key=lambda pair: pair[1] is not None):
+        corners = [f"{_across(share or 0.0)} {height}" for height, share in group]
         parts += [f"M{'L'.join(corners)}"] if is_there else []
     return "".join(parts)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,8 @@ def test_every_trial_is_drawn_and_listed() -> None:
     ]  # fmt: skip
     assert len({line.dash for line in learning.lines}) == 3  # never by colour alone
     assert [line.path.count("L") for line in parallel.lines] == [2, 2, 2, 1]  # given up: no end
+    heights = sorted({label.at[1] for label in parallel.labels})
+    assert min(below - above for above, below in pairwise(heights)) > 15  # no text on another
     texts = [label.text for label in parallel.labels]
     assert texts[:7] == ["lr, log", "0.0001", "0.01", "neck.channels", "16", "32", "64"]
     table, failures = section_of(page, "trials").tables
