@@ -3,10 +3,10 @@
 python benchmarks/results.py --data DIR --out DIR [--page FILE] [--seeds 1] [--epochs 20]
 
 --data holds a folder for each set, with images/, train.json and val.json as COCO writes them. Each
-preset is trained on each set with all frozen (cached), and with the last stage trained from the
-cache (partial) where the backbone can be cut; the first preset is fine-tuned, too (tuned). That is
+preset is trained on each set with all frozen (cached); the first one also with the last stage
+trained from the cache (partial) where the backbone can be cut, and fine-tuned (tuned). That is
 `cachedet compare` with one folder of --out a set: what is there already is not trained again, so
-the same command goes on after an interruption, or with more presets and seeds.
+the same command goes on after an interruption, or with more presets, modes and seeds.
 
 The page is written after each training: what stands between its two marks is replaced. A --page
 that does not exist is begun, for a table of other hardware. All trainings have the same epochs, by
@@ -105,8 +105,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="stores and runs, to go on with")
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--sets", help="such as bccd,kangaroo; default: all, the smallest first")
-    parser.add_argument("--presets", default=",".join(PRESETS), help="the first is fine-tuned, too")
-    parser.add_argument("--modes", default="cached,partial,tuned")
+    parser.add_argument("--presets", default=",".join(PRESETS))
+    parser.add_argument("--modes", default="cached,partial,tuned", help="of the first preset")
+    parser.add_argument("--other-modes", default="cached", help="of the other presets")
     parser.add_argument("--freeze-at", default="C4", help="the level behind which partial trains")
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     parser.add_argument("--epochs", type=int, help="default: those of the presets")
@@ -131,17 +132,18 @@ def find_sets(options: argparse.Namespace) -> list[DataSet]:
 
 def plan(options: argparse.Namespace) -> Iterator[CellKey]:
     """The trainings of a set: a seed of all first, the presets in their order."""
-    presets, modes = options.presets.split(","), options.modes.split(",")
+    presets = options.presets.split(",")
     if unknown := set(presets) - set(preset_names()):
         sys.exit(f"unknown presets: {', '.join(sorted(unknown))}")
-    if "partial" in modes and not can_cut(options):
-        modes.remove("partial")
+    first, others = (modes.split(",") for modes in (options.modes, options.other_modes))
+    cuts = "partial" in (*first, *others) and can_cut(options)
     for seed in range(options.seeds):
         for preset in presets:
-            for mode in modes:
-                if mode != "tuned" or preset == presets[0]:
-                    name = partial_mode(options.freeze_at) if mode == "partial" else mode
-                    yield CellKey(heads=preset, mode=name, seed=seed)
+            for mode in first if preset == presets[0] else others:
+                if mode != "partial":
+                    yield CellKey(heads=preset, mode=mode, seed=seed)
+                elif cuts:
+                    yield CellKey(heads=preset, mode=partial_mode(options.freeze_at), seed=seed)
 
 
 def can_cut(options: argparse.Namespace) -> bool:

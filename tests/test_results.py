@@ -89,7 +89,7 @@ def test_the_command_fills_a_page_and_goes_on(
     words = [
         "results.py", "--data", str(tmp_path / "sets"), "--out", str(out), "--page", str(page),
         "--epochs", "1", "--image-size", "128", "--weights", "none", "--views", "base",
-        "--presets", "retinanet_fpn_tiny,faster_rcnn_fpn_tiny",
+        "--presets", "retinanet_fpn_tiny,faster_rcnn_fpn_tiny", "--other-modes", "cached,partial",
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", words)
     script.main()
@@ -104,8 +104,8 @@ def test_the_command_fills_a_page_and_goes_on(
     ]
     assert "8 images to train on, 4 to score on; " in text
     assert "still to come" not in text
-    changed = "--epochs 1 --weights none --image-size 128 --views base\n"
-    assert f"--data DIR --out DIR --presets {words[-1]} {changed}" in text
+    changed = "--other-modes cached,partial --epochs 1 --weights none --image-size 128 --views base"
+    assert f"--data DIR --out DIR --presets {words[-3]} {changed}\n" in text
     cells = {path: path.stat().st_mtime_ns for path in out.glob("shapes/cells/*/cell.json")}
     assert len(cells) == 5
     script.main()
