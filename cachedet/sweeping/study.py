@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,9 @@ _CURVE = "curve"  # of a trial with two objectives
 _NAME = "sweep"
 _RANDOM_FIRST = 10  # trials before TPE has something to learn from
 _RATE = 3  # of successive halving: a third goes on
-_RUNGS = 9  # the first decision falls after a ninth of the epochs
+_RUNGS = 9  # the first decision falls after a ninth of the epochs, or when AP tells something:
+_TELLING = 0.5  # of the AP that the default ends with, on its way there
+_DEFAULT = 0  # number of the trial that is never given up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +69,15 @@ class SweepStudy:
                 study_name=_NAME,
                 directions=list(rules.directions),
                 sampler=_ReseededSampler(rules),
-                pruner=_make_pruner(rules),
+                pruner=_make_pruner(rules, {}),
                 load_if_exists=True,
             )
         except (KeyError, ValueError, OSError) as error:
             raise InputError(
                 f"{journal} is damaged ({error}); choose another --out, or copy it from a backup"
             ) from error
+        if self.trials and self.trials[_DEFAULT].state == TrialState.COMPLETE:
+            self._set_pruner()
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -128,13 +134,33 @@ class SweepStudy:
             return False
         if epoch not in self.trials[number].intermediate_values:
             trial.report(ap, epoch)
-        if is_last or not trial.should_prune():
+        if is_last or number == _DEFAULT or not self._can_decide() or not trial.should_prune():
             return False
         trial.set_user_attr(_GIVEN_UP, True)
         return True
 
+    def _set_pruner(self) -> None:
+        """Let decisions fall once AP tells something: the default's first trial knows when."""
+        self._study.pruner = _make_pruner(self._rules, self.trials[_DEFAULT].intermediate_values)
+
+    def _enter_default(self) -> None:
+        """Hold the later trials against the default's AP at the epochs where they are judged."""
+        for epoch in sorted(self.trials[_DEFAULT].intermediate_values):
+            then = copy(self.trials[_DEFAULT])
+            then.intermediate_values = {
+                at: ap for at, ap in then.intermediate_values.items() if at <= epoch
+            }
+            self._study.pruner.prune(self._study, then)
+
+    def _can_decide(self) -> bool:
+        """Whether the default's trial has ended: others that run beside it go on until then."""
+        return self.trials[_DEFAULT].state.is_finished()
+
     def finish(self, number: int, figures: Mapping[str, Any], values: Sequence[float]) -> None:
         """Keep what a trial reached."""
+        if number == _DEFAULT and len(self._rules.directions) == 1:
+            self._set_pruner()
+            self._enter_default()
         trial = self._trial(number)
         for name, value in figures.items():
             trial.set_user_attr(name, value)
@@ -235,8 +261,11 @@ class _ReseededSampler(BaseSampler):
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
 
-def _make_pruner(rules: Rules) -> BasePruner:
-    least = max(1, rules.most_epochs // _RUNGS)
+def _make_pruner(rules: Rules, curve: Mapping[int, float]) -> BasePruner:
+    """`curve` is the default's AP by epoch, empty where it is not known."""
+    epochs = sorted(epoch for epoch in curve if not math.isnan(curve[epoch]))
+    telling = (epoch for epoch in epochs if curve[epoch] >= _TELLING * curve[epochs[-1]] > 0)
+    least = max(1, rules.most_epochs // _RUNGS, next(telling, 0))
     if rules.pruner == "halving":
         return SuccessiveHalvingPruner(min_resource=least, reduction_factor=_RATE)
     if rules.pruner == "hyperband":

@@ -78,6 +78,40 @@ def test_killed_at_any_moment_it_tries_the_same(tmp_path: Path, pruner: Any, sam
     assert 1 <= first["depth"] <= 4  # its default lies outside of the range
 
 
+@pytest.mark.parametrize("pruner", ["halving", "hyperband"])
+def test_nothing_is_given_up_before_ap_tells_something(tmp_path: Path, pruner: Any) -> None:
+    """The default learns from epoch 5 on and is at half of its AP after 7: there it begins."""
+    study = SweepStudy(tmp_path / "study", rules(pruner=pruner), SPACE)
+    study.begin_with("one", {"lr": 2e-3, "width": 8, "depth": 1})
+    curve = (0.0, 0.0, 0.0, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+    for number in range(12):
+        assert study.ask().number == number
+        better = 1.1 if number == 5 else 0.99**number
+        for epoch, ap in enumerate(curve, start=1):
+            if study.report(number, epoch, better * ap, is_last=epoch == EPOCHS):
+                break
+        study.finish(number, {}, [better * ap])
+        study = SweepStudy(tmp_path / "study", rules(pruner=pruner), SPACE)  # another process
+    ends = [study.curve_of(number)[-1][0] for number in range(12)]
+    assert ends[0] == ends[5] == EPOCHS
+    assert min(ends) == 7
+    assert sum(end < EPOCHS for end in ends) >= 8
+
+
+def test_a_default_that_fails_holds_nothing_up(tmp_path: Path) -> None:
+    study = SweepStudy(tmp_path / "study", rules(), SPACE)
+    study.begin_with("one", {"lr": 2e-3, "width": 8, "depth": 1})
+    first, second = study.ask(), study.ask()
+    assert not study.report(first.number, 1, 0.5, is_last=False)
+    assert not study.report(second.number, 1, 0.1, is_last=False)  # the default is under way
+    study.fail(first.number, "NaN")
+    given_up = []
+    for ap in (0.4, 0.3, 0.2):
+        draw = study.ask()
+        given_up.append(study.report(draw.number, 1, ap, is_last=False))
+    assert given_up == [False, True, True]
+
+
 def test_a_half_drawn_trial_is_drawn_to_its_end(tmp_path: Path) -> None:
     """Every prefix of the journal leads to the same trial."""
     study = SweepStudy(tmp_path / "whole", rules(), SPACE)
