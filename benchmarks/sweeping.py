@@ -1,8 +1,8 @@
 """Many trainings from one cache against a few fine-tuned ones, and several processes against one.
 
 python benchmarks/sweeping.py --images DIR --annotations train.json --val-annotations val.json \
-    --out DIR [--config retinanet_fpn_tiny] [--set KEY=VALUE ...] [--image-size 384] \
-    [--trials 40] [--tuned 5] [--speed-trials 6] [--parallel 2] [--weights auto]
+    --out DIR [--config retinanet_fpn_tiny] [--set KEY=VALUE ...] [--param KEY=RANGE ...] \
+    [--image-size 384] [--trials 40] [--tuned 5] [--speed-trials 6] [--parallel 2] [--weights auto]
 
 1. One fine-tuned training, by `compare --modes tuned`, with the epochs of the config; its seconds
    times --tuned is what the search may take. `compare` extracts the stores, which all others read.
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--config", default="retinanet_fpn_tiny")
     parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--param", action="append", default=[], help="default: the shipped space")
     parser.add_argument("--backbone", default="tf_efficientnet_lite0")
     parser.add_argument("--weights", default="auto")
     parser.add_argument("--views", default="base,hflip")
@@ -65,6 +66,7 @@ def main() -> None:
         out=options.out / "sweep",
         trials=options.trials,
         parallel=options.parallel,
+        params=tuple(options.param),
     )
     result = {
         "cores": usable_cores(),
