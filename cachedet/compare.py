@@ -39,7 +39,7 @@ from cachedet.extract import extract_dataset, open_dataset, open_network
 from cachedet.inspection.image_faults import files_in_both
 from cachedet.live.mode_names import cut_of, needs_cache
 from cachedet.live.modes import require_shared
-from cachedet.outputs import Kind, require_local, require_ours, write_file
+from cachedet.outputs import Kind, require_ours, require_outside_stores, write_file
 from cachedet.progress import count_of
 from cachedet.reporting.rendering import render_markdown, render_page
 from cachedet.reporting.scored_run import read_metrics
@@ -99,7 +99,7 @@ def compare(config: ComparisonConfig, *, on_cell: OnCell | None = None) -> Compa
         CheckpointError: images to train on and to score on do not fit together.
         UnwrittenError: the page could not be written; it holds the report.
     """
-    require_local(config.out)
+    require_outside_stores(config.out)
     _require_sensible(config)
     train, val = open_dataset(config.train), open_dataset(config.val)
     _require_scorable(config, train, val)

@@ -255,15 +255,15 @@ def require_local(place: Path | str, *, option: str = "--out") -> None:
         raise InputError(f"{option} expects a place on this machine, a local folder; got {url}")
 
 
-def require_run_place(run: Path | str) -> None:
-    """Refuse a URL, and a run folder inside a feature store. Raises InputError."""
-    require_local(run, option="--run")
-    target = Path(os.path.realpath(run))
+def require_outside_stores(place: Path | str, *, option: str = "--out") -> None:
+    """Refuse a URL, and a folder for runs inside a feature store. Raises InputError."""
+    require_local(place, option=option)
+    target = Path(os.path.realpath(place))
     for folder in (target, *target.parents):
         if _owner_of(folder) == "feature store":
             raise InputError(
-                f"--run {run} lies inside the feature store {folder}, which holds features alone; "
-                "choose another --run"
+                f"{option} {place} lies inside the feature store {folder}, which holds features "
+                f"alone; choose another {option}"
             )
 
 

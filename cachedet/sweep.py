@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cachedet.errors import InputError
-from cachedet.outputs import Kind, require_local, write_file
+from cachedet.outputs import Kind, require_outside_stores, write_file
 from cachedet.progress import count_of
 from cachedet.reporting.rendering import render_markdown, render_page
 from cachedet.store.files.durable import encode_json, write_durably
@@ -45,7 +45,7 @@ def sweep(config: SweepConfig, *, on_trial: OnTrial | None = None) -> SweepRepor
         CheckpointError: the two stores do not fit together.
         StoreError: a store is incomplete or damaged.
     """
-    require_local(config.out)
+    require_outside_stores(config.out)
     require_sensible(config)
     _require_optuna()
     from cachedet.sweeping.study import OPTUNA, SweepStudy

@@ -24,7 +24,7 @@ from cachedet.evaluation.metrics import score_detections
 from cachedet.evaluation.plots import plot_training
 from cachedet.loading.loader import FeatureLoader, make_run_loader
 from cachedet.loading.residency import with_disk_cache
-from cachedet.outputs import require_run_place
+from cachedet.outputs import require_outside_stores
 from cachedet.store.reader import FeatureStore
 from cachedet.training.loop import (
     EARLY_STOPPING,
@@ -118,7 +118,7 @@ def train(
         ... )
         >>> report.best_ap
     """
-    require_run_place(run)
+    require_outside_stores(run, option="--run")
     config = load_config(config, overrides=overrides)
     if detector is not None:
         config = config.model_copy(update={"detector": note_detector(detector, config)})

@@ -31,7 +31,7 @@ from cachedet.outputs import (
     require_folder,
     require_local,
     require_ours,
-    require_run_place,
+    require_outside_stores,
     write_file,
 )
 from cachedet.report import report
@@ -252,9 +252,9 @@ def test_no_run_in_a_store(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(store)
     for run in (store, store / "run", tmp_path / "link" / "a" / "b"):
         with pytest.raises(InputError, match="lies inside the feature store .*; choose another"):
-            require_run_place(run)
+            require_outside_stores(run)
         assert not run.exists() or run == store
-    require_run_place(store.parent / "run")
+    require_outside_stores(store.parent / "run")
 
 
 @pytest.mark.parametrize("text", ["http://u:pw@host/x.html", "s3://b/x.html", "odd+x://u:pw@h/x"])
@@ -264,7 +264,7 @@ def test_a_url_is_no_place_to_write(text: str, monkeypatch: Any, tmp_path: Path)
     for place in (text, Path(text)):
         for act in (
             lambda place=place: require_local(place),
-            lambda place=place: require_run_place(place),
+            lambda place=place: require_outside_stores(place),
             lambda place=place: require_file(Path(place), kind=Kind.PAGE),
             lambda place=place: require_ours(Path(place), kind=Kind.PAGE),
             lambda place=place: require_folder(Path(place)),

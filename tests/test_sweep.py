@@ -178,6 +178,13 @@ def test_killed_again_and_again_it_ends_alike(
     assert [run.ap for run in ended.finals] == [run.ap for run in report.finals]
 
 
+def test_no_sweep_inside_a_store(tiny: Any) -> None:
+    out = Path(tiny.train) / "out"
+    with pytest.raises(InputError, match=r"--out .* lies inside the feature store .*another --out"):
+        sweep(make(tiny, out))
+    assert not out.exists()
+
+
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 

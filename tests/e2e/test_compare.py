@@ -143,6 +143,8 @@ def test_stores_that_were_there_before(run_compare: Any, tiny: Any, tmp_path: Pa
     assert "Compare with --epochs, or leave --train-store out" in refused.stderr
     refused = run_compare(*given, "--epochs", "1", "--views", "base,scale-0.5")
     assert "--views: base, hflip there, which lacks scale-0.5" in refused.stderr
+    refused = run_compare(*given, "--epochs", "1", "--out", str(elsewhere / "out"))
+    assert f"--out {elsewhere / 'out'} lies inside the feature store" in refused.stderr
     refused = run_compare(*given, "--epochs", "1", "--views", "hflip", "--weights", "none")
     assert re.search("--weights: .* there, .* here, which differ", refused.stderr)
     assert not (tmp_path / "out").exists()
