@@ -19,6 +19,12 @@ _MOST_FILES = 2000  # that are looked at below a folder
 _TRIED = 20  # text files of which one may be a label file
 _HEAD_NBYTES = 4096
 _LABEL = re.compile(rb"\s*\d+([ \t]+-?[\d.]+(e-?\d+)?){4,}\s*(\n|$)")  # of YOLO
+_WRITTEN = {
+    "feature store": ("manifest.json", "zarr.json"),
+    "run folder": ("config.yaml", "training.json"),
+    "comparison": ("settings.json", "cells"),
+    "sweep": ("settings.json", "trials"),
+}
 _NAMES = "a classes.txt (one name a line, in the order of their numbers)"
 LABELME = (
     "LabelMe's, one JSON file an image, which is not read: `labelme-to-yolo` or others write it as "
@@ -81,10 +87,13 @@ def is_labelme(path: Path) -> bool:
     return b'"shapes"' in head and b'"images"' not in head
 
 
-def _store(inside: _Inside) -> str:
-    if not all((inside.folder / name).is_file() for name in ("manifest.json", "zarr.json")):
-        return ""
-    return "it is a feature store: give the annotations that it was made of"
+def _ours(inside: _Inside) -> str:
+    """A folder that cachedet wrote, told by two names in it."""
+    kind = next(
+        (kind for kind, names in _WRITTEN.items()
+         if all((inside.folder / name).exists() for name in names)), ""
+    )  # fmt: skip
+    return f"it is a {kind}: give the annotations that it was made of" if kind else ""
 
 
 def _yolo(inside: _Inside) -> str:
@@ -137,7 +146,7 @@ def _images(inside: _Inside) -> str:
     return "it holds images, which are for --images, and no boxes"
 
 
-_RULES: tuple[Callable[[_Inside], str], ...] = (_store, _yolo, _json, _images)
+_RULES: tuple[Callable[[_Inside], str], ...] = (_ours, _yolo, _json, _images)
 
 
 def _is_label_file(path: Path) -> bool:

@@ -83,6 +83,18 @@ def test_what_holds_no_boxes(exports: Any, tiny: Any, tmp_path: Path) -> None:
         exports.write_images(tmp_path / "animals" / name)
     assert "images in folders (cat; dog), as for classification" in refusal(tmp_path / "animals")
     assert "is a feature store: give the annotations that it was made of" in refusal(tiny.train)
+    for kind, names in {
+        "run folder": ("config.yaml", "training.json", "results.json"),
+        "comparison": ("settings.json", "comparison.json", "cells/x"),
+        "sweep": ("settings.json", "sweep.json", "trials/0000"),
+    }.items():
+        for name in names:
+            path = tmp_path / kind / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}")
+        assert f"it is a {kind}: give the annotations that it was made of" in refusal(
+            tmp_path / kind
+        )
 
 
 def test_folders_of_json_files(exports: Any, tmp_path: Path) -> None:
