@@ -63,3 +63,15 @@ def test_a_config_that_does_not_fit_is_named(tiny: Any) -> None:
     other = cpu(views=["hflop"])
     with pytest.raises(ConfigError, match="second: views: .* has no 'hflop'; nearest: 'hflip'"):
         make(tiny, {"first": cpu(), "second": other})
+
+
+def test_the_default_drawn_is_the_default(tiny: Any) -> None:
+    """Spelled out in the space's words it is not trained a second time at the end."""
+    heads = cpu()
+    task = make(tiny, {PRESET: heads})
+    own = task.defaults()
+    assert own["views.base"] == 1.0
+    assert task.configured(PRESET, own) == heads
+    other = task.configured(PRESET, own | {"views.base": 2.0})
+    assert other.views is not None
+    assert other.model_copy(update={"views": None}) == heads
