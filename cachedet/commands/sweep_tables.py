@@ -70,13 +70,14 @@ def _print_best(report: SweepReport) -> None:
     table = Table(title="the front" if is_front else "best trials", box=None, padding=(0, 1, 0, 0))
     for name in ("trial", *report.objectives):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("config", overflow="fold", max_width=_CONFIG)
+    if has_several := len({trial.config for trial in report.trials}) > 1:
+        table.add_column("config", overflow="fold", max_width=_CONFIG)
     table.add_column("values", overflow="fold")
     for trial in shown:
         table.add_row(
             str(trial.number),
             *(f"{value:.4g}" for value in trial.objectives),
-            name_cell(trial.config, most=400),
+            *([name_cell(trial.config, most=400)] if has_several else []),
             name_cell(describe_values(trial.values), most=400),
         )
     if shown:
