@@ -72,6 +72,7 @@ def join(
         store.set_timeout(timeout)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
         errands = dist.new_group(backend="gloo", timeout=_LONGEST_ERRAND)
+        dist.all_reduce(torch.zeros(1))  # one that is done at once must not leave before all met
     except (RuntimeError, ValueError) as error:
         raise RankError(
             f"rank {rank} of {world} did not meet the others (it waits "

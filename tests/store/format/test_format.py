@@ -126,7 +126,7 @@ def test_buffers_are_read_into_again(filled: Path) -> None:
 def test_other_storages_say_what_is_missing() -> None:
     with pytest.raises(StoreError, match="is not a feature store: it has no manifest.json"):
         FeatureStore.open(MemoryStore())
-    with pytest.raises(StoreError, match="cannot open nowhere://x: Protocol not known"):
+    with pytest.raises(StoreError, match="cannot open nowhere://x: unknown kind of place"):
         FeatureStore.open("nowhere://x")
     storage = ZarrStorage(MemoryStore())
     assert storage.names("commits") == set()
