@@ -32,7 +32,7 @@ TRAIN_IMAGES = 320
 VAL_IMAGES = 96
 _HEADS = "demo"  # name of the config
 _IMAGE_SIZE = 320
-_EPOCHS = 10
+_EPOCHS = 8
 _SHEET_IMAGES = 12
 _SHEET_SCORE = 0.3
 

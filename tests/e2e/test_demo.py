@@ -82,7 +82,7 @@ def test_all_ways_get_the_same(tmp_path: Path) -> None:
     assert isinstance(config, ComparisonConfig)
     assert config.train.image_size == config.val.image_size
     assert (config.val.views, config.val.annotations) == ("base", paths.val)
-    assert config.epochs == 10
+    assert config.epochs == 8
     assert config.budget is None
 
 
