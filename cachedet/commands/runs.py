@@ -109,11 +109,11 @@ def _describe_epochs(settings: TrainConfig, changes: list[str], *, config: str) 
     if stopping is not None:
         ends = f"ends before where {stopping.metric} stands still (early_stopping)"
         return f"{epochs} at most, from {source}; {ends}"
-    fewer = max(settings.schedule.epochs // 2, 1)
+    fewer = settings.schedule.epochs // 2
+    if fewer < 2:
+        return f"{epochs}, from {source}"
     shorter = f"--set schedule.epochs={fewer}, or --set early_stopping.patience=5 with --val"
-    return (
-        f"{epochs}, from {source}; shorter: {shorter}" if fewer > 1 else f"{epochs}, from {source}"
-    )
+    return f"{epochs}, from {source}; shorter: {shorter}"
 
 
 def model(

@@ -29,8 +29,8 @@ def require_fitting(
 ) -> None:
     """Hold a store against what would be extracted in its place.
 
-    `network` is what `config` names; without `has_weights` its weights are not
-    looked at. `option` is the one that named the store. What it holds beside that is left alone.
+    `network` is what `config` names; without `has_weights` its weights are not looked at. `option`
+    is the one that named the store. What it holds beside that is left alone.
 
     Raises:
         InputError: it holds other features, images or labels; names all that differs.

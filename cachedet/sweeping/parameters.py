@@ -125,7 +125,10 @@ def view_weights(config: TrainConfig, store: FeatureStore) -> dict[str, float]:
 def configure(
     config: TrainConfig, values: Mapping[str, Any], *, store: FeatureStore
 ) -> TrainConfig:
-    """The config with these values by dotted key. Raises ConfigError."""
+    """The config with these values by dotted key; itself where it has them. Raises ConfigError."""
+    values = {
+        key: value for key, value in values.items() if value != default_of(config, key, store=store)
+    }
     dumped: dict[str, Any] = config.model_dump(mode="json")
     weights = {_view(key): value for key, value in values.items() if key.startswith(_VIEWS)}
     if weights:

@@ -134,13 +134,13 @@ class SweepStudy:
             return False
         if epoch not in self.trials[number].intermediate_values:
             trial.report(ap, epoch)
-        if is_last or number == _DEFAULT or not self._can_decide() or not trial.should_prune():
+        if is_last or not self._can_decide() or not trial.should_prune():
             return False
         trial.set_user_attr(_GIVEN_UP, True)
         return True
 
     def _set_pruner(self) -> None:
-        """Let decisions fall once AP tells something: the default's first trial knows when."""
+        """Let decisions fall once AP tells something: the default's curve says when."""
         self._study.pruner = _make_pruner(self._rules, self.trials[_DEFAULT].intermediate_values)
 
     def _enter_default(self) -> None:
@@ -153,7 +153,7 @@ class SweepStudy:
             self._study.pruner.prune(self._study, then)
 
     def _can_decide(self) -> bool:
-        """Whether the default's trial has ended: others that run beside it go on until then."""
+        """Whether the default's trial has ended: until then neither it nor others are judged."""
         return self.trials[_DEFAULT].state.is_finished()
 
     def finish(self, number: int, figures: Mapping[str, Any], values: Sequence[float]) -> None:

@@ -76,12 +76,12 @@ class SweepTask:
         """Name of the config that the winner is held against."""
         return next(iter(self.config.heads))
 
-    def defaults(self, name: str | None = None) -> dict[str, Any]:
-        """A config's own values of what is searched; without a name the default's."""
-        name = name or self.default
+    def defaults(self) -> dict[str, Any]:
+        """The default's own values of what is searched."""
+        heads = self.config.heads[self.default]
         return {
-            each.key: default_of(self.config.heads[name], each.key, store=self.store)
-            for each in self.space.of_config[name]
+            each.key: default_of(heads, each.key, store=self.store)
+            for each in self.space.of_config[self.default]
         }
 
     def notes(self) -> list[str]:
@@ -120,13 +120,8 @@ class SweepTask:
         }
 
     def configured(self, name: str, values: Mapping[str, Any]) -> TrainConfig:
-        """A config with what was drawn, itself where that is what it has already.
-
-        Raises ConfigError where the values do not go together.
-        """
-        own = self.defaults(name)
-        changed = {key: value for key, value in values.items() if value != own[key]}
-        return configure(self.config.heads[name], changed, store=self.store)
+        """A config with what was drawn. Raises ConfigError where the values do not go together."""
+        return configure(self.config.heads[name], values, store=self.store)
 
     def job(self, config: TrainConfig, folder: Path, *, final: bool = False) -> Job:
         """A training of it in this folder."""

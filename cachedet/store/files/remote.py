@@ -429,9 +429,9 @@ def _opened(url: str, open_it: Callable[[], T]) -> T:
     except ImportError as error:
         problem = f"{redacted_foreign(str(error), secrets=secrets)}; {_package_of(url)}"
     except Exception as error:  # each library has its own
-        if str(error).startswith("Protocol not known"):  # fsspec's words
-            raise StoreError(f"cannot open {shown(url)}: {_unknown_scheme(url)}") from None
         problem = redacted_foreign(str(error), secrets=secrets) or type(error).__name__
+        if problem.startswith("Protocol not known"):  # fsspec's words
+            problem = _unknown_scheme(url)
     raise StoreError(f"cannot open {shown(url)}: {problem}")
 
 
