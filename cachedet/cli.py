@@ -77,7 +77,12 @@ def _describe(error: OSError) -> str:
 
 
 class _Command(TyperCommand):
-    """Refuses the empty text: as a path it would be the current folder."""
+    """Refuses the empty text: as a path it would be the current folder. Its help fits any width."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        paragraphs = (self.help or "").split("\n\n")
+        self.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+        super().format_help(ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         for before, word in zip(["", *args], args, strict=False):
@@ -114,6 +119,14 @@ _OTHER_VERBS = {
     "evaluate": "eval", "score": "eval", "train": "train-heads", "fit": "train-heads",
     "cache": "extract", "features": "extract", "tune": "sweep", "search": "sweep",
     "benchmark": "compare", "plan": "estimate", "summary": "model",
+}  # fmt: skip
+_OTHER_OPTIONS = {
+    "store": ("train",), "train_store": ("train",), "val_store": ("val",),
+    "out": ("run", "store"), "output": ("out", "run", "store"), "output_dir": ("out", "run"),
+    "project": ("run",), "checkpoint": ("init_from",), "pretrained": ("weights", "init_from"),
+    "model": ("backbone",), "imgsz": ("image_size",), "size": ("image_size",),
+    "labels": ("annotations",), "data": ("images", "train"), "conf": ("min_score",),
+    "score": ("min_score",), "threshold": ("min_score",),
 }  # fmt: skip
 
 # Wrong usage; typer has no public name for the parent of its errors.
@@ -161,13 +174,30 @@ def _plain(message: str) -> str:
 
 
 def _hint(error: Any, context: Any) -> str:
-    """Where an argument is written as if it were an option; typer guesses another option."""
-    name = str(getattr(error, "option_name", "")).removeprefix("--")
-    params = [] if context is None else context.command.params
-    if name not in [param.name for param in params if param.param_type_name == "argument"]:
+    """What an unknown option is here: an argument, another option or a key of the config."""
+    written = str(getattr(error, "option_name", ""))
+    name = written.removeprefix("--").replace("-", "_")
+    if not written or context is None:
         return ""
-    command = f"{context.command_path} {name.upper()}"
-    return f"No such option: --{name}; give it without the option's name: `{command}`"
+    params = context.command.params
+    options = {option for param in params for option in param.opts}
+    others = [f"--{each.replace('_', '-')}" for each in _OTHER_OPTIONS.get(name, ())]
+    if name in [param.name for param in params if param.param_type_name == "argument"]:
+        known = f"give it without the option's name: `{context.command_path} {name.upper()}`"
+    elif here := [other for other in others if other in options]:
+        known = f"here it is {here[0]}"
+    elif "--set" in options and (keys := _keys_named(name)):
+        known = f"it is a key of the config: --set {' or '.join(keys[:3])}=..."
+    else:
+        return ""
+    return f"No such option: {written}; {known}"
+
+
+def _keys_named(name: str) -> list[str]:
+    from cachedet.config.problems import keys_named  # `--help` stays quick
+    from cachedet.config.run import TrainConfig
+
+    return keys_named(name, TrainConfig)
 
 
 def _show_version(wanted: bool) -> None:

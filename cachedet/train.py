@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from cachedet.config.detector import CustomDetectorConfig
+from cachedet.config.overrides import Overrides
 from cachedet.config.presets import load_config
-from cachedet.config.run import VALIDATED, EvalConfig, Overrides, TrainConfig
+from cachedet.config.run import VALIDATED, EvalConfig, TrainConfig
 from cachedet.detector.build import choose_read_levels
 from cachedet.detector.protocol import require_detector, trains_masks
 from cachedet.distributed.collective import from_first, is_first, rank, world_size

@@ -12,12 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from cachedet.config.run import (
-    Overrides,
-    TrainConfig,
-    load_train_config,
-    make_train_config,
-)
+from cachedet.config.overrides import Overrides
+from cachedet.config.run import TrainConfig, load_train_config, make_train_config
 from cachedet.errors import ConfigError, nearest_names
 
 START = "cascade_rcnn_nasfpn_tiny"  # that of the README and of its results

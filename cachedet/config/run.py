@@ -7,10 +7,9 @@ below them takes explicit arguments. The defaults are PAPER section 2 (RetinaNet
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -19,19 +18,17 @@ from pydantic import (
     Field,
     PlainSerializer,
     PlainValidator,
-    ValidationError,
     model_validator,
 )
 
 from cachedet.config.detector import Config, Count, DetectorConfig, Fraction, RetinaNetConfig
 from cachedet.config.engine import Engine, LocalEngine
+from cachedet.config.overrides import Overrides, apply_overrides
+from cachedet.config.problems import validated
 from cachedet.config.schedule import ScheduleConfig
-from cachedet.config.wording import describe_problem
-from cachedet.config.yaml_text import parse_yaml, read_yaml
-from cachedet.errors import ConfigError, nearest_names
-from cachedet.text import shorten
+from cachedet.config.yaml_text import read_yaml
+from cachedet.errors import ConfigError
 
-C = TypeVar("C", bound=Config)
 Metric = Literal["ap", "ap50", "ap75", "loss"]
 VALIDATED: tuple[str, ...] = tuple(name for name in get_args(Metric) if name != "loss")
 """Figures of CocoScores that every validation gives: they are logged, and can stop a run."""
@@ -46,13 +43,6 @@ Names = Annotated[
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _LARGEST_WEIGHT = 1e6  # of a view
-_MOST_PROBLEMS = 8  # in one message
-_OPTIONS: Mapping[tuple[str, ...], str] = {  # of the command line, whose keys lie deeper
-    ("engine", "workers"): "ray-workers",
-    ("engine", "address"): "ray-address",
-    ("engine", "cpus_per_worker"): "cpus-per-worker",
-    ("engine", "gpus_per_worker"): "gpus-per-worker",
-}
 
 
 def _nbytes(value: Any) -> Any:
@@ -346,13 +336,6 @@ class EvalConfig(Config):
     device: str = "auto"
 
 
-Overrides = Sequence[str] | Mapping[str, Any]
-"""`key.subkey=value`, as `--set` takes them (values are YAML), or values by their dotted keys.
-
-The command line gives the options that are keys as they are typed: `--disk-cache=2TB`.
-"""
-
-
 def load_train_config(path: Path, overrides: Overrides = ()) -> TrainConfig:
     """Read one YAML file and apply `overrides`.
 
@@ -372,7 +355,7 @@ def make_train_config(
     Raises ConfigError.
     """
     changed = apply_overrides(values, overrides)
-    return _validated(TrainConfig, values, where=where, changed=changed)
+    return validated(TrainConfig, values, where=where, changed=changed)
 
 
 def make_extract_config(values: dict[str, Any], *, is_typed: bool = False) -> ExtractConfig:
@@ -380,153 +363,21 @@ def make_extract_config(values: dict[str, Any], *, is_typed: bool = False) -> Ex
 
     Raises ConfigError.
     """
-    return _validated(ExtractConfig, values, where="extract", is_typed=is_typed)
+    return validated(ExtractConfig, values, where="extract", is_typed=is_typed)
 
 
 def make_class_choice(values: ClassChoice | Mapping[str, Any], *, where: str) -> ClassChoice:
     """Validate what `where` says of classes. Raises ConfigError."""
     if isinstance(values, ClassChoice):
         return values
-    return _validated(ClassChoice, dict(values), where=where)
+    return validated(ClassChoice, dict(values), where=where)
 
 
 def make_eval_config(values: dict[str, Any]) -> EvalConfig:
     """Validate the options of `eval` that a person typed. Raises ConfigError."""
-    return _validated(EvalConfig, values, where="eval", is_typed=True)
+    return validated(EvalConfig, values, where="eval", is_typed=True)
 
 
 def dump_config(config: BaseModel) -> str:
     """The fully resolved config as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def apply_overrides(values: dict[str, Any], overrides: Overrides) -> dict[tuple[str, ...], str]:
-    """Set keys of nested `values`; returns what set each key, for messages.
-
-    Raises ConfigError where a value stands in a section's place.
-    """
-    pairs = overrides.items() if isinstance(overrides, Mapping) else map(_parse_override, overrides)
-    changed = {}
-    for key, value in pairs:
-        name = key.strip()
-        is_option = name.startswith("--")
-        *parents, last = parts = (name[2:].replace("-", "_") if is_option else name).split(".")
-        changed[tuple(parts)] = name if is_option else f"--set {name}"
-        node = values
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"--set {key}: {parent!r} is a value, not a section")
-        node[last] = value
-    return changed
-
-
-def _parse_override(text: str) -> tuple[str, Any]:
-    key, separator, value = text.partition("=")
-    if not separator or not all(part.strip() for part in key.split(".")):
-        raise ConfigError(f"--set expects key=value, got {text!r}; e.g. schedule.epochs=12")
-    return key, parse_yaml(value, where=f"--set {shorten(text, 80)}")
-
-
-def _validated(
-    kind: type[C],
-    values: dict[str, Any],
-    *,
-    where: str,
-    changed: Mapping[tuple[str, ...], str] = MappingProxyType({}),
-    is_typed: bool = False,
-) -> C:
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        problems = [_describe(kind, problem) for problem in error.errors()]
-    by_source: dict[str, list[str]] = {}
-    for location, key, words in problems[:_MOST_PROBLEMS]:
-        is_option = is_typed and location
-        source = _option_of(location) if is_option else _source_of(location, where, changed)
-        says_key = is_option or not key or source == changed.get(location)
-        by_source.setdefault(source, []).append(words if says_key else f"{key}: {words}")
-    if len(problems) > _MOST_PROBLEMS:
-        by_source.setdefault(where, []).append(f"{len(problems) - _MOST_PROBLEMS} more")
-    raise ConfigError("; ".join(f"{name}: {'; '.join(each)}" for name, each in by_source.items()))
-
-
-def _source_of(
-    location: tuple[str, ...], where: str, changed: Mapping[tuple[str, ...], str]
-) -> str:
-    """The overrides that set what is wrong, its section or a part of it, else `where`."""
-    sources = [
-        text for key, text in changed.items() if key[: len(location)] == location[: len(key)]
-    ]
-    if sources and not location:  # of what does not fit together
-        return f"{where} with {', '.join(sources)}"
-    return ", ".join(sources) or where
-
-
-def _option_of(location: tuple[str, ...]) -> str:
-    """The option of the command line that sets a key."""
-    name = _OPTIONS.get(location[:2], location[0])
-    return f"--{name.replace('_', '-')}"
-
-
-def _describe(kind: type[BaseModel], problem: Any) -> tuple[tuple[str, ...], str, str]:
-    """Where a problem is, its key ("" where the words name it), and what it is."""
-    location, section = _locate(kind, [str(part) for part in problem["loc"]])
-    return tuple(location), *_describe_at(location, section, problem)
-
-
-def _describe_at(
-    location: list[str], section: type[BaseModel] | None, problem: Any
-) -> tuple[str, str]:
-    key = shorten(".".join(location), 100) or "config"
-    got = shorten(repr(problem["input"]), 200)
-    if problem["type"] == "extra_forbidden":
-        known = list(section.model_fields) if section else []
-        near = nearest_names(location[-1], known)
-        name, colon, value = location[-1].partition(":")
-        if colon and name in known:  # YAML takes {seed:1} for one long name
-            near = f"; a space after the colon is missing: {name}: {value}"
-        return "", f"unknown key {key!r}{near}; known: {', '.join(known)}"
-    if problem["type"] == "union_tag_invalid":
-        known = re.findall(r"'([^']+)'", problem["ctx"]["expected_tags"])
-        tag = problem["ctx"]["tag"]
-        near = nearest_names(tag, known)
-        return f"{key}.kind", f"expected {', '.join(known)}, got {tag!r}{near}"
-    if problem["type"] == "union_tag_not_found":
-        return key, f"expected a section with `kind:`, got {got}"
-    if problem["type"] == "missing":
-        return key, "is missing"
-    message = describe_problem(problem)
-    return key, f"{message}, got {got}" if location else message
-
-
-def _locate(
-    kind: type[BaseModel], parts: Sequence[str]
-) -> tuple[list[str], type[BaseModel] | None]:
-    """The key as a user writes it, without pydantic's tags, and the section it stands in."""
-    key: list[str] = []
-    section: type[BaseModel] | None = kind
-    choices: dict[str, type[BaseModel]] = {}
-    for part in parts:
-        if choices:  # pydantic names the chosen kind between a section and its keys
-            section, choices = choices[part], {}
-            continue
-        key.append(part)
-        field = section.model_fields.get(part) if section else None
-        if field is None:
-            continue
-        kinds = _sections_in(field.annotation)
-        section = kinds[0] if len(kinds) == 1 else section
-        choices = {_tag_of(one): one for one in kinds} if len(kinds) > 1 else {}
-    return key, section
-
-
-def _sections_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [section for part in get_args(annotation) for section in _sections_in(part)]
-
-
-def _tag_of(section: type[BaseModel]) -> str:
-    tag: str = get_args(section.model_fields["kind"].annotation)[0]
-    return tag

@@ -12,7 +12,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from cachedet.cli import _OTHER_VERBS, app, run_app
+from cachedet.cli import _OTHER_OPTIONS, _OTHER_VERBS, app, run_app
 
 COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
 
@@ -84,6 +84,17 @@ def test_wrong_usage_has_status_2(words: list[str], message: str) -> None:
         ("sweep c --trials 0", "Invalid value for '--trials': expected at least 1"),
         ("detect run a.jpg", "No such command 'detect'; it is `cachedet predict`"),
         ("train c", "No such command 'train'; it is `cachedet train-heads`"),
+        (
+            "train-heads c --epochs 3",
+            "No such option: --epochs; it is a key of the config: --set schedule.epochs=...",
+        ),
+        (
+            "sweep c --lr 3",
+            "No such option: --lr; it is a key of the config: --set schedule.lr=...",
+        ),
+        ("train-heads c --store s", "No such option: --store; here it is --train"),
+        ("extract --imgsz 3", "No such option: --imgsz; here it is --image-size"),
+        ("info --epochs 3", "No such option: --epochs"),
     ],
 )
 def test_wrong_usage_in_plain_words(
@@ -156,3 +167,15 @@ def test_places_of_demo_and_estimate_are_looked_at_first(tmp_path: Path) -> None
         assert done.exit_code == 1
         assert message in done.stderr
     assert forecast.read_text() == '{"store": "mine"}'
+
+
+def test_every_option_that_is_pointed_to_exists() -> None:
+    group = get_command(app)
+    options = {
+        option
+        for command in group.commands.values()  # type: ignore[attr-defined]
+        for param in command.params
+        for option in param.opts
+    }
+    pointed_to = {name for names in _OTHER_OPTIONS.values() for name in names}
+    assert options >= {f"--{name.replace('_', '-')}" for name in pointed_to}

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from cachedet.config.run import make_train_config
+from cachedet.config.problems import keys_named
+from cachedet.config.run import TrainConfig, make_train_config
 from cachedet.errors import ConfigError
 
 
@@ -26,3 +27,10 @@ def test_plain_words_name_what_was_typed(override: str, words: str) -> None:
     typed = override.partition("=")[0]
     name = typed if typed.startswith("--") else f"--set {typed}"
     assert str(wrong.value) == f"{name}: expected {words}"
+
+
+def test_keys_are_found_by_their_last_part() -> None:
+    assert keys_named("lr", TrainConfig) == ["schedule.lr"]
+    assert keys_named("seed", TrainConfig)[0] == "seed"
+    assert "detector.neck.channels" in keys_named("channels", TrainConfig)
+    assert keys_named("sed", TrainConfig) == []
