@@ -26,7 +26,8 @@ from device_clock import describe_device
 from numpy.typing import NDArray
 from PIL import Image
 
-from cachedet.data.images import decode_bytes, decoded, make_input
+from cachedet.data.backbone_input import make_input
+from cachedet.data.images import decode_bytes, decoded
 from cachedet.data.views import make_geometry, view_named
 from cachedet.store.format.manifest import library_versions
 from cachedet.structures import Preprocessing

@@ -23,9 +23,10 @@ from PIL import Image
 
 from cachedet.backbone.frozen import FrozenBackbone, load_backbone
 from cachedet.data.annotation_formats import read_dataset
+from cachedet.data.backbone_input import make_input
 from cachedet.data.coco import CocoDataset
 from cachedet.data.geometry import Geometry
-from cachedet.data.images import decode_image, make_input
+from cachedet.data.images import decode_image
 from cachedet.data.views import View, make_geometry, make_targets, parse_views
 from cachedet.drawing.image_drawing import colour_of
 from cachedet.structures import Targets

@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 from synthetic import contents_of, make_manifest
 
-from cachedet.store.creation import StoreInputs, open_or_create
+from cachedet.store.creation import open_or_create
 from cachedet.store.format.commits import CommitRecord, Quality, ShardRecord
 from cachedet.store.format.layout import commit_key
 from cachedet.store.format.manifest import library_versions
+from cachedet.store.store_inputs import StoreInputs
 from cachedet.structures import Annotations, CategoryMap, FeatureSpec, LevelSpec
 
 MEASURE = """

@@ -1,15 +1,10 @@
-"""Image files: the one rule from any file to RGB pixels, and from pixels to backbone input.
+"""Image files: the one rule from any file to RGB pixels.
 
 The rule: a regular file of at most MAX_NBYTES, of a format in FORMATS and at most MAX_PIXELS; the
 first frame, decoded strictly (a truncated file is an error, never half an image); turned upright
 by its EXIF orientation (a broken orientation counts as upright and is reported); palette, grey,
-1-bit and CMYK converted by Pillow; transparent pixels laid over black. Colours have 8 bits:
-
-- 16-bit greys are divided by 257, not clipped, and where they hold 14 bits or fewer a note says so.
-- 32-bit integers are taken as 16 bits where all are 0 to 65535, with a note; else it is an error.
-- Floats are multiplied by 255 where all are 0 to 1, taken as they are where the largest is 2 to
-  255, both with a note; anything else (NaN too) is an error.
-- A TIFF of which 0 is white is turned into one of which 0 is black; beyond 8 bits with a note.
+1-bit and CMYK converted by Pillow; transparent pixels laid over black; 8 bits a channel, see
+`bit_depth`.
 
 A JPEG that is going to be scaled down is decoded at a half, a quarter or an eighth of its sides
 where that divides them and leaves at least twice the long side of the base view: several times as
@@ -26,7 +21,6 @@ import contextlib
 import functools
 import importlib
 import io
-import math
 import os
 import threading
 import warnings
@@ -36,22 +30,20 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
-from PIL.TiffImagePlugin import TiffImageFile
-from torch import Tensor
 
 from cachedet.allocator import return_free_memory
+from cachedet.data.bit_depth import to_rgb
 from cachedet.data.geometry import Geometry
 from cachedet.data.regular_files import open_regular
 from cachedet.data.wholeness import require_covered, require_whole
 from cachedet.errors import BadImageError
 from cachedet.progress import StageProgress
-from cachedet.structures import Preprocessing, SizeHW
+from cachedet.structures import SizeHW
 from cachedet.text import printable
 
 # Once for the process (filters are not kept per thread): what Pillow warns of is checked here.
@@ -64,16 +56,12 @@ MAX_NBYTES = 512 << 20  # of a file: what so many pixels take without any compre
 FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _LARGE_FILE = 64 << 20  # of these one is in memory at a time
 _GIANT = 32_000_000  # pixels; of smaller images threads may keep the memory
-_STRIP_PIXELS = 1 << 24  # converted at once
-_FEW_BITS = 14  # of 16
 _MANY_HEADERS = 1000  # of which a progress line tells
 _HEADER_READERS = 8  # threads: they wait for the disk
 _REDUCTIONS = (8, 4, 2)  # that libjpeg decodes at
-_LEAST_REDUCED = 2  # long sides of the base view; below that the filter of `make_input` would show
+_LEAST_REDUCED = 2  # long sides of the base view; below, the filter of `make_input` would show
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-_FILTER_REACH = 3  # pixels to either side, of Lanczos, the widest
 _ORIENTATION = 0x0112
-_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a TIFF's tag
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -146,9 +134,6 @@ def decode_giant(content: bytes) -> GiantImage | None:
             return None
         _load(image, content, held)
         return GiantImage(pixels=image, image_hw=(image.height, image.width))
-
-
-Pixels: TypeAlias = NDArray[np.uint8] | Image.Image  # (H, W, 3), or RGB
 
 
 @contextlib.contextmanager
@@ -233,7 +218,7 @@ def _decode(content: bytes, image_size: int | None, held: contextlib.ExitStack) 
         is_deep = image.format in ("PNG", "TIFF") and ";16" in str(image.tile)
         _load(image, content, held, image_size=image_size)
         orientation, odd = _orientation(image.getexif)
-        upright, scaled = _to_rgb(image, is_deep=is_deep)
+        upright, scaled = to_rgb(image, is_deep=is_deep)
     return DecodedImage(
         pixels=_turned(upright, orientation),
         image_hw=(width, height) if orientation >= 5 else (height, width),
@@ -359,76 +344,6 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(ending for ending, name in known if name in read)
 
 
-def make_input(pixels: Pixels, geometry: Geometry, preprocessing: Preprocessing) -> Tensor:
-    """Pixels (H, W, 3) -> normalised input (3, *geometry.padded_hw) float32, padded with zeros.
-
-    `pixels` are those of the image, or of one reduced as `decoded` does. Only the pixels of the
-    window are computed. The filter still sees the image around it, so they are those of resizing
-    the whole image and cutting, within rounding (2 of 255).
-    """
-    height, width = geometry.valid_hw
-    resized = resize(pixels, geometry, interpolation=preprocessing.interpolation)
-    if geometry.colour is not None:
-        resized = geometry.colour.apply(resized)
-    padded = np.zeros((3, *geometry.padded_hw), dtype=np.float32)
-    for channel, values in enumerate(_normalised_values(preprocessing)):
-        np.take(values, resized[..., channel], out=padded[channel, :height, :width], mode="clip")
-    return torch.from_numpy(padded)
-
-
-def resize(pixels: Pixels, geometry: Geometry, *, interpolation: str) -> NDArray[np.uint8]:
-    """Pixels (H, W, 3) -> the valid part of the view (*geometry.valid_hw, 3), without padding."""
-    height, width = geometry.valid_hw
-    resample = Image.Resampling[interpolation.upper()]
-    window = None
-    if geometry.is_window:
-        reduction = geometry.image_hw[0] // _size_of(pixels)[0]
-        x1, y1, x2, y2 = (edge / reduction for edge in geometry.window_in_image())
-        window = (x1, y1, x2, y2)
-        if geometry.is_cut_out:
-            pixels, window = _cut_out(pixels, window, size_hw=(height, width))
-    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    resized = np.asarray(image.resize((width, height), resample, box=window))
-    return resized[:, ::-1] if geometry.flip else resized
-
-
-def nbytes_of(pixels: Pixels) -> int:
-    """In memory; Pillow has four bytes for a pixel."""
-    return 4 * pixels.width * pixels.height if isinstance(pixels, Image.Image) else pixels.nbytes
-
-
-def _size_of(pixels: Pixels) -> SizeHW:
-    if isinstance(pixels, Image.Image):
-        return pixels.height, pixels.width
-    return pixels.shape[0], pixels.shape[1]
-
-
-def _cut_out(
-    pixels: Pixels, window: tuple[float, float, float, float], *, size_hw: SizeHW
-) -> tuple[Pixels, tuple[float, float, float, float]]:
-    """What the filter sees of a window, and the window in it: Pillow copies all it is given."""
-    x1, y1, x2, y2 = window
-    reach_x = math.ceil(_FILTER_REACH * max(1.0, (x2 - x1) / size_hw[1])) + 1
-    reach_y = math.ceil(_FILTER_REACH * max(1.0, (y2 - y1) / size_hw[0])) + 1
-    left, top = max(0, math.floor(x1) - reach_x), max(0, math.floor(y1) - reach_y)
-    bottom, right = math.ceil(y2) + reach_y, math.ceil(x2) + reach_x
-    inside = x1 - left, y1 - top, x2 - left, y2 - top
-    if not isinstance(pixels, Image.Image):
-        return pixels[top:bottom, left:right], inside
-    box = left, top, min(right, pixels.width), min(bottom, pixels.height)
-    return pixels.crop(box), inside
-
-
-@functools.lru_cache(maxsize=8)
-def _normalised_values(preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """(3, 256): what each of the 256 values of a channel becomes; looking up beats computing."""
-    values = torch.arange(256, dtype=torch.float32).div_(255)
-    mean = torch.tensor(preprocessing.mean).view(3, 1)
-    std = torch.tensor(preprocessing.std).view(3, 1)
-    table: NDArray[np.float32] = ((values - mean) / std).numpy()
-    return table
-
-
 def _orientation(read_exif: Callable[[], Image.Exif]) -> tuple[int, str | None]:
     try:
         orientation = read_exif().get(_ORIENTATION, 1)
@@ -447,85 +362,3 @@ def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
     columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
     return np.ascontiguousarray(swapped[rows, columns])
-
-
-def _to_rgb(image: Image.Image, *, is_deep: bool) -> tuple[NDArray[np.uint8], str | None]:
-    """Pixels (H, W, 3) and a note; in strips, so that a giant is not in memory several times."""
-    scale, offset, note = 1.0, 0.0, None
-    if image.mode.startswith("I"):
-        scale, note = 1 / 257, _note_on_integers(image)
-    elif image.mode == "F":
-        scale, note = _scale_of_floats(image)
-    elif is_deep:  # Pillow keeps the upper 8 bits
-        note = _note_on_bits(256 * _brightest(image) + 255)
-    if _is_negative(image):
-        scale, offset = -scale, 255.0
-        note = "; ".join(filter(None, (note, "0 is white in it, so that it was inverted")))
-    width, height = image.size
-    rows = max(1, _STRIP_PIXELS // width)
-    if rows >= height:
-        return _strip_to_rgb(image, scale, offset), note
-    pixels = np.empty((height, width, 3), dtype=np.uint8)
-    for top in range(0, height, rows):
-        strip = image.crop((0, top, width, min(top + rows, height)))
-        pixels[top : top + rows] = _strip_to_rgb(strip, scale, offset)
-    return pixels, note
-
-
-def _is_negative(image: Image.Image) -> bool:
-    """Pillow inverts up to 8 bits itself."""
-    photometric = image.tag_v2.get(_PHOTOMETRIC) if isinstance(image, TiffImageFile) else None
-    return photometric == _WHITE_IS_ZERO and (image.mode.startswith("I") or image.mode == "F")
-
-
-def _strip_to_rgb(image: Image.Image, scale: float, offset: float) -> NDArray[np.uint8]:
-    if image.mode.startswith("I") or image.mode == "F":
-        greys = np.asarray(image, dtype=np.float64) * scale + offset
-        return np.repeat(greys.clip(0, 255).round().astype(np.uint8)[..., None], 3, axis=2)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        over_black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(over_black, rgba)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def _note_on_integers(image: Image.Image) -> str | None:
-    is_negative = _is_negative(image)
-    values = np.asarray(image)
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise BadImageError(
-            f"its integers range from {low} to {high}, expected 16 bits, 0 to 65535; save it with "
-            "8 or 16 bits"
-        )
-    if image.mode == "I" and image.format == "TIFF":
-        taken = f"its 32-bit integers, {low} to {high}, are taken as 16 bits (divided by 257)"
-        return "; ".join(filter(None, (taken, _note_on_bits(high, is_negative=is_negative))))
-    return _note_on_bits(high, is_negative=is_negative)
-
-
-def _scale_of_floats(image: Image.Image) -> tuple[float, str]:
-    values = np.asarray(image)
-    low, high = float(values.min()), float(values.max())
-    if 0 <= low <= high <= 1:
-        return 255.0, f"its floats, {low:g} to {high:g}, are multiplied by 255"
-    if low >= 0 and 2 <= high <= 255:
-        return 1.0, f"its floats, {low:g} to {high:g}, are taken as 0 to 255"
-    raise BadImageError(
-        f"its floats range from {low:g} to {high:g}, expected 0 to 1 or 0 to 255; save it with 8 "
-        "or 16 bits"
-    )
-
-
-def _note_on_bits(high: int, *, is_negative: bool = False) -> str | None:
-    """Where cameras of 10 to 14 bits were saved as 16 without scaling."""
-    bits = high.bit_length()
-    if not 0 < bits <= _FEW_BITS:
-        return None
-    look = "bright" if is_negative else "dark"
-    return f"only {bits} of its 16 bits are used (up to {high} of 65535), so that it is {look}"
-
-
-def _brightest(image: Image.Image) -> int:
-    colours = [band for band in image.getbands() if band != "A"]
-    return max(int(np.asarray(image.getchannel(band)).max()) for band in colours)

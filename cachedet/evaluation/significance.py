@@ -21,6 +21,7 @@ from cachedet.evaluation.detection_table import DetectionsOrTable, tabulate
 from cachedet.evaluation.matches import MatchTable, match_detections
 from cachedet.evaluation.metrics import Floats, Ints
 from cachedet.evaluation.precision import RECALLS, TINY, to_json_values
+from cachedet.progress import StageProgress
 from cachedet.structures import Annotations
 
 Weights = NDArray[np.int32]
@@ -124,14 +125,17 @@ def compare_seeds(
     """Intervals of the mean of several runs, of the mean of others, and of their difference.
 
     Each resample draws images, the same for all, and runs of either side, with replacement: the
-    intervals are as wide as images and seeds make them.
+    intervals are as wide as images and seeds make them. A progress line shows that it works.
     """
     weights = draw_images(len(annotations), resamples=resamples, seed=seed)
     rng = np.random.default_rng([seed, 1])
-    one, other = (
-        _mean_of_drawn([_values(annotations, run, weights, None) for run in runs], rng)
-        for runs in (first, second)
-    )
+    total = (len(first) + len(second)) * len(annotations.categories)
+    with StageProgress("resample", total=total, unit="classes") as progress:
+        values = [
+            [_values(annotations, run, weights, progress.advance) for run in runs]
+            for runs in (first, second)
+        ]
+    one, other = (_mean_of_drawn(each, rng) for each in values)
     reports = [
         _summarise(values, num_images=len(annotations)) for values in (one, other, one.minus(other))
     ]

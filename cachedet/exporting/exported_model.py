@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cachedet.data.backbone_input import Pixels, make_input, resize
 from cachedet.data.geometry import Geometry
-from cachedet.data.images import Pixels, make_input, resize
 from cachedet.data.views import View, parse_views
 from cachedet.detector.fixed_rows import Candidates, FixedDetections, select
 from cachedet.device import usable_cores

@@ -23,10 +23,10 @@ from cachedet.data.image_files import ImageFiles, ImageFolder
 from cachedet.data.images import room_for
 from cachedet.errors import BadImageError, DatasetError
 from cachedet.store.files.locations import is_url, shown
-from cachedet.store.files.remote import (
+from cachedet.store.files.remote import ZarrStorage
+from cachedet.store.files.schemes import (
     NO_BUCKET,
     OBJECT_STORAGES,
-    ZarrStorage,
     open_object_storage,
     scheme_of,
 )

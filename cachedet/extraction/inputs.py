@@ -12,9 +12,10 @@ from torch import Tensor
 
 from cachedet.backbone.frozen import FrozenBackbone
 from cachedet.config.run import ExtractConfig
+from cachedet.data.backbone_input import make_input
 from cachedet.data.geometry import Geometry
 from cachedet.data.image_files import ImageFiles, as_files
-from cachedet.data.images import DecodedImage, decoded, make_input
+from cachedet.data.images import DecodedImage, decoded
 from cachedet.data.survey import content_hash_of
 from cachedet.data.views import View, make_geometry, view_named
 from cachedet.errors import BadImageError

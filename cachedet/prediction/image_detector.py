@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cachedet.data.backbone_input import Pixels, make_input, nbytes_of
 from cachedet.data.geometry import Geometry
-from cachedet.data.images import DecodedImage, GiantImage, Pixels, make_input, nbytes_of
+from cachedet.data.images import DecodedImage, GiantImage
 from cachedet.data.pixel_windows import PixelWindows
 from cachedet.data.views import View, make_geometry, parse_views
 from cachedet.detector.build import choose_read_levels

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cachedet.data.backbone_input import Pixels
 from cachedet.data.geometry import Geometry
-from cachedet.data.images import Pixels
 from cachedet.device import single_core_threads, usable_cores
 
 _MOST_THREADS = 4

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cachedet.errors import StoreError
 from cachedet.store.codecs.codec import Codec, Encoded, Shape
-from cachedet.store.creation import Fit, StoreInputs, open_or_create
+from cachedet.store.creation import open_or_create
 from cachedet.store.files.bucket import Bucket
 from cachedet.store.files.depot import Folder, Place, open_depot
 from cachedet.store.files.durable import (
@@ -44,6 +44,7 @@ from cachedet.store.format.manifest import NO_ROWS, Manifest, load_manifest
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.format.shards import Packed, chunk_checksum, pack_chunk, pack_index
 from cachedet.store.settling import publish_record, settle_shards, whole_blocks
+from cachedet.store.store_inputs import Fit, StoreInputs
 from cachedet.structures import Annotations, Features
 
 

@@ -72,6 +72,14 @@ class RunFolder:
             )
         return folder
 
+    def require_run(self) -> None:
+        """Raises CheckpointError where there is none to go on with."""
+        if self.root.is_dir() and self.is_unused():
+            raise CheckpointError(
+                f"{self.root} holds no run yet; leave out --resume to begin one there"
+            )
+        self.open(self.root)
+
     @contextmanager
     def owned(self) -> Iterator[None]:
         """One process trains here at a time. A folder made for that and left empty goes again.

@@ -50,7 +50,7 @@ def sole_run(folder: RunFolder, *, resume: bool) -> Iterator[None]:
 
     def hold() -> None:
         if resume and not folder.is_begun():
-            RunFolder.open(folder.root)
+            folder.require_run()
         held.enter_context(folder.owned())
 
     with ExitStack() as held:

@@ -127,9 +127,13 @@ def test_a_signal_in_the_first_validation(tiny: Any, nursery: Any, tmp_path: Pat
 def test_a_config_that_a_person_put_there_is_not_replaced(tiny: Any, tmp_path: Path) -> None:
     """Nor is a folder that is merely empty taken for a run that was begun."""
     run = tmp_path / "run"
-    run.mkdir()
     with pytest.raises(CheckpointError, match="is not a run folder"):
         train("retinanet_fpn_tiny", train_store=tiny.train, run=run, resume=True)
+    run.mkdir()
+    (run / "train.lock").touch()  # all that a process leaves which is killed at once
+    with pytest.raises(CheckpointError, match="run holds no run yet; leave out --resume to begin"):
+        train("retinanet_fpn_tiny", train_store=tiny.train, run=run, resume=True)
+    (run / "train.lock").unlink()
     for log in (None, "my notes\n", "2026-11-28 16:00:00 stopped before the first step: SIGTERM\n"):
         (run / "config.yaml").write_text("mine: true\n")
         if log is not None:

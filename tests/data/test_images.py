@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cachedet.data.backbone_input import make_input
 from cachedet.data.images import (
     MAX_NBYTES,
     DecodedImage,
@@ -21,7 +22,6 @@ from cachedet.data.images import (
     decode_image,
     decoded,
     image_suffixes,
-    make_input,
     read_sizes,
 )
 from cachedet.data.views import make_geometry, view_named

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cachedet.data.backbone_input import resize
 from cachedet.data.geometry import Geometry
-from cachedet.data.images import resize
 from cachedet.data.pixel_windows import PixelWindows, parse_file_views
 from cachedet.data.views import View, make_geometry, parse_views
 from cachedet.errors import InputError

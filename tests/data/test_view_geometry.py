@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cachedet.data.backbone_input import make_input
 from cachedet.data.colours import BRIGHTNESS, HUE, SATURATION
 from cachedet.data.geometry import Geometry
-from cachedet.data.images import make_input
 from cachedet.data.views import View, make_geometry, make_targets, parse_views, view_named
 from cachedet.structures import Detections, Preprocessing
 

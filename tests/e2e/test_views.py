@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from cachedet.backbone.frozen import load_backbone
 from cachedet.cli import app
 from cachedet.config.run import EvalConfig, TrainConfig
-from cachedet.data.images import decode_image, make_input
+from cachedet.data.backbone_input import make_input
+from cachedet.data.images import decode_image
 from cachedet.data.views import TRAINING_VIEWS, make_geometry, parse_views, view_named
 from cachedet.errors import ConfigError, InputError, MissingFeatureError
 from cachedet.evaluate import evaluate

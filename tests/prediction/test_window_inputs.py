@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from cachedet.data import images
+from cachedet.data.backbone_input import Pixels, make_input
 from cachedet.data.geometry import Geometry
-from cachedet.data.images import DecodedImage, Pixels, decode_giant, make_input
+from cachedet.data.images import DecodedImage, decode_giant
 from cachedet.data.pixel_windows import parse_file_views
 from cachedet.errors import BadImageError
 from cachedet.evaluation.merging import Merging

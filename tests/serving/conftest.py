@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cachedet.data.images import make_input
+from cachedet.data.backbone_input import make_input
 from cachedet.evaluation.merging import Merging
 from cachedet.prediction.image_detector import ImageDetector
 from cachedet.structures import CategoryMap, Detections, Preprocessing, SizeHW

@@ -20,7 +20,8 @@ from zarr.storage import ObjectStore
 from cachedet.errors import ChangedMeanwhileError, RemoteStoreError, StoreError
 from cachedet.store.files import farewell
 from cachedet.store.files.names import LEASES, MANIFEST
-from cachedet.store.files.remote import NO_BUCKET, ZarrStorage, open_object_storage
+from cachedet.store.files.remote import ZarrStorage
+from cachedet.store.files.schemes import NO_BUCKET, open_object_storage
 from cachedet.store.files.source import ByteSource
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from cachedet.store.files.leases import commit_lock
 from cachedet.store.files.locations import is_url, shown
 from cachedet.store.files.names import MANIFEST
 from cachedet.store.files.places import write_files
-from cachedet.store.files.remote import OBJECT_STORAGES, scheme_of
+from cachedet.store.files.schemes import OBJECT_STORAGES, scheme_of
 from cachedet.store.files.source import ByteSource, LocalFiles
 
 

@@ -17,7 +17,8 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from cachedet.errors import CorruptBlockError, RemoteStoreError, StoreError
 from cachedet.store.files.depot import open_depot
-from cachedet.store.files.remote import ZarrStorage, open_object_storage, open_url
+from cachedet.store.files.remote import ZarrStorage, open_url
+from cachedet.store.files.schemes import open_object_storage
 from cachedet.store.reader import FeatureStore
 
 Fault = Callable[[str, bytes], "bytes | None"]
