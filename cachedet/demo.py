@@ -28,11 +28,10 @@ from cachedet.report import report
 from cachedet.store.reader import FeatureStore
 
 MODES = ("cached", partial_mode("C4"), "tuned")
-TRAIN_IMAGES = 320
+TRAIN_IMAGES = 200
 VAL_IMAGES = 96
 _HEADS = "demo"  # name of the config
 _IMAGE_SIZE = 320
-_EPOCHS = 8
 _SHEET_IMAGES = 12
 _SHEET_SCORE = 0.3
 
@@ -78,7 +77,9 @@ def run_demo(out: Path, *, on_cell: OnCell | None = None) -> DemoReport:
     require_empty_folder(out)
     seconds: dict[str, float] = {}
     with _timed(seconds, "draw images"):
-        paths = write_shapes(out / "shapes", train=TRAIN_IMAGES, val=VAL_IMAGES)
+        paths = write_shapes(
+            out / "shapes", train=TRAIN_IMAGES, val=VAL_IMAGES, workers=default_workers()
+        )
     with _timed(seconds, "extract, train and score"):
         compared = compare(_comparison(out / "comparison", paths), on_cell=on_cell)
     cells = _require_whole(compared)
@@ -131,7 +132,6 @@ def _comparison(out: Path, paths: ShapesPaths) -> ComparisonConfig:
         val=train.model_copy(update=val),
         out=out,
         modes=MODES,
-        epochs=_EPOCHS,
     )
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,24 +51,32 @@ class ShapesPaths:
     val: Path
 
 
-def write_shapes(folder: Path, *, train: int, val: int, seed: int = 0) -> ShapesPaths:
-    """Write `train` and `val` JPEG images and their COCO files; same seed, same bytes."""
+def write_shapes(
+    folder: Path, *, train: int, val: int, seed: int = 0, workers: int = 1
+) -> ShapesPaths:
+    """Write `train` and `val` JPEG images and their COCO files; same seed, same bytes.
+
+    As many threads as `workers` draw.
+    """
     paths = ShapesPaths(
         images=folder / "images", train=folder / "train.json", val=folder / "val.json"
     )
     paths.images.mkdir(parents=True, exist_ok=True)
-    for split, count, target in ((0, train, paths.train), (1, val, paths.val)):
-        name = target.stem
-        content = _write_split(paths.images, name, count=count, seed=[seed, split])
-        target.write_text(json.dumps(content), encoding="utf-8")
+    with ThreadPoolExecutor(workers) as pool:
+        for split, count, target in ((0, train, paths.train), (1, val, paths.val)):
+            seeds = ([seed, split, number] for number in range(count))
+            drawn = pool.map(lambda of_image: draw_image(np.random.default_rng(of_image)), seeds)
+            content = _write_split(paths.images, target.stem, drawn)
+            target.write_text(json.dumps(content), encoding="utf-8")
     return paths
 
 
-def _write_split(images: Path, name: str, *, count: int, seed: list[int]) -> dict[str, Any]:
+def _write_split(
+    images: Path, name: str, drawn_images: Iterable[tuple[NDArray[np.uint8], list[DrawnObject]]]
+) -> dict[str, Any]:
     rows = []
     annotations: list[dict[str, Any]] = []
-    for number in range(count):
-        pixels, objects = draw_image(np.random.default_rng([*seed, number]))
+    for number, (pixels, objects) in enumerate(drawn_images):
         file_name = f"{name}_{number:05d}.jpg"
         Image.fromarray(pixels).save(images / file_name, quality=90)
         height, width = pixels.shape[:2]

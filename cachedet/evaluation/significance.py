@@ -131,11 +131,11 @@ def compare_seeds(
     rng = np.random.default_rng([seed, 1])
     total = (len(first) + len(second)) * len(annotations.categories)
     with StageProgress("resample", total=total, unit="classes") as progress:
-        values = [
+        sides = [
             [_values(annotations, run, weights, progress.advance) for run in runs]
             for runs in (first, second)
         ]
-    one, other = (_mean_of_drawn(each, rng) for each in values)
+    one, other = (_mean_of_drawn(each, rng) for each in sides)
     reports = [
         _summarise(values, num_images=len(annotations)) for values in (one, other, one.minus(other))
     ]

