@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -119,20 +119,22 @@ class StorePlan:
     def require_metadata(self) -> None:
         """Raises StoreError where a zarr.json is not the one that was written."""
         keys = metadata_keys(self.blocks, self.layout)
-        digest = digest_files(self._listed_metadata(keys))
-        if digest != self.manifest.metadata_digest:
-            where = self._altered_metadata(keys)
-            raise altered(where, "is not the one that was written", remedy=_REPAIR_ZARR, verdict="")
-
-    def _listed_metadata(self, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-        """Each zarr.json, the root's without its listing, which has to say the same."""
         root, nodes = split_listing(self._read_metadata(METADATA))
-        for key in keys:
-            content = root if key == METADATA else self._read_metadata(key)
-            if key != METADATA and not agrees(nodes, key, content):
-                where, words = self.source.describe(METADATA), f"lists another {key}"
-                raise altered(where, words, remedy=_REPAIR_ZARR, verdict="")
-            yield key, content
+        lies = []  # of the root
+
+        def read(key: str) -> bytes:
+            if key == METADATA:
+                return root
+            content = self._read_metadata(key)
+            lies.extend([] if agrees(nodes, key, content) else [key])
+            return content
+
+        if digest_files((key, read(key)) for key in keys) != self.manifest.metadata_digest:
+            where, words = self._altered_metadata(keys), "is not the one that was written"
+            raise altered(where, words, remedy=_REPAIR_ZARR, verdict="")
+        if lies:
+            where, words = self.source.describe(METADATA), f"lists another {lies[0]}"
+            raise altered(where, words, remedy=_REPAIR_ZARR, verdict="")
 
     def _read_metadata(self, key: str) -> bytes:
         try:
