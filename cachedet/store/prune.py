@@ -37,6 +37,7 @@ from cachedet.store.files.owner import Owner
 from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.commits import lacks_images
 from cachedet.store.format.layout import Block, commit_key, metadata_digest, metadata_keys
+from cachedet.store.format.listing import with_listing
 from cachedet.store.format.manifest import encode_manifest, load_manifest
 from cachedet.store.format.plan import StorePlan
 from cachedet.store.leftovers import LEASE_SUFFIX, dead_leftovers, spent_leftovers
@@ -300,11 +301,15 @@ def _view_of(root: Path, path: Path) -> str | None:
 
 
 def _drop_views(depot: Depot, plan: StorePlan, kept: tuple[str, ...]) -> None:
-    """The smaller manifest first: what it no longer plans is an orphan if we die after it."""
+    """The smaller manifest before files go: what it no longer plans is an orphan if we die then.
+
+    What zarr lists gets smaller even before.
+    """
     smaller = replace(plan.manifest, views=kept)
     blocks = smaller.plan(plan.annotations)
     contents = {key: plan.source.read(key) for key in metadata_keys(blocks, plan.layout)}
     decided = replace(smaller, metadata_digest=metadata_digest(contents))
+    depot.put({METADATA: with_listing(contents)})
     depot.put_manifest(encode_manifest(decided))
 
 

@@ -13,6 +13,7 @@ from cachedet.store.codecs.registry import make_codec
 from cachedet.store.files.depot import Depot
 from cachedet.store.files.names import (
     CODEC_STATE,
+    METADATA,
     STAGES,
     images_key,
 )
@@ -22,6 +23,7 @@ from cachedet.store.format.annotations import (
     rows_but,
 )
 from cachedet.store.format.layout import make_metadata, metadata_digest, metadata_keys
+from cachedet.store.format.listing import lists_all, with_listing
 from cachedet.store.format.manifest import (
     Manifest,
     encode_manifest,
@@ -69,6 +71,14 @@ def _repair_metadata(depot: Depot, inputs: StoreInputs) -> None:
         decided = replace(manifest, metadata_digest=metadata_digest(files))
         if decided != manifest:
             depot.put_manifest(encode_manifest(decided))
+    _repair_listing(depot, plan)
+
+
+def _repair_listing(depot: Depot, plan: StorePlan) -> None:
+    """List all in the root's zarr.json where a writer died before, or an older one did not."""
+    keys = metadata_keys(plan.blocks, plan.layout)
+    if not lists_all(plan.source.read(METADATA), keys):
+        depot.put({METADATA: with_listing({key: plan.source.read(key) for key in keys})})
 
 
 def _repair_tables(depot: Depot, inputs: StoreInputs, manifest: Manifest) -> None:
@@ -152,6 +162,7 @@ def _extend(depot: Depot, inputs: StoreInputs, compared: Manifest) -> None:
     named = {images_key(*pair) for pair in enumerate(held.image_digests)}
     depot.put(new | {k: v for k, v in tables.items() if k not in named})
     depot.put_manifest(content)
+    depot.put({METADATA: with_listing({**kept, **new})})  # of what the manifest names by now
 
 
 def _require_readable(depot: Depot, larger: Manifest) -> None:

@@ -58,7 +58,7 @@ def test_only_blocks_of_new_images_are_written(root: Path, more: Annotations, ki
     )
     after = kit.files(root)
     changed = {k for k, content in before.items() if after[k] != content}
-    assert changed == {"manifest.json"}
+    assert changed == {"manifest.json", "zarr.json"}
     store = FeatureStore.open(root)
     assert store.missing_blocks() == []
     assert truth_digest(store.annotations) == truth_digest(more)

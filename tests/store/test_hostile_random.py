@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachedet.errors import StoreError
-from cachedet.store.files.names import MANIFEST
+from cachedet.store.files.names import MANIFEST, METADATA
 from cachedet.store.files.source import LocalFiles
 from cachedet.store.format.layout import metadata_digest, metadata_keys
+from cachedet.store.format.listing import with_listing
 from cachedet.store.format.manifest import (
     image_arrays,
     images_digest,
@@ -34,7 +35,7 @@ from cachedet.structures import Annotations
 
 RECORD = "commits/base-b96x128-000000.json"
 ZARR = "base/b96x128/C4/nibbles/zarr.json"
-METADATA = ("manifest.json", "images.npz", "codec.npz", "zarr.json", ZARR)
+FILES = ("manifest.json", "images.npz", "codec.npz", "zarr.json", ZARR)
 GIGABYTE = 1 << 30
 Json = dict[str, Any]
 
@@ -108,7 +109,7 @@ BOMBS: dict[str, tuple[Callable[[Path, Any, Any], None], int, str]] = {
             GIGABYTE,
             rf"{name}.*it has 21,474,836,480 bytes, which such a file never has",
         )
-        for number, name in enumerate((*METADATA, RECORD))
+        for number, name in enumerate((*FILES, RECORD))
     },
     "large ground truth": (
         sparse("images.npz", 3 * GIGABYTE),
@@ -221,7 +222,9 @@ def read_or_refuse(root: Path) -> dict[str, np.ndarray] | None:
 def forge_zarr(root: Path, forger: Any) -> None:
     plan = StorePlan.load(LocalFiles(root))
     keys = metadata_keys(plan.blocks, plan.layout)
-    digest = metadata_digest({key: (root / key).read_bytes() for key in keys})
+    files = {key: (root / key).read_bytes() for key in keys}
+    (root / METADATA).write_bytes(with_listing(files))
+    digest = metadata_digest(files)
     forger.manifest(root, metadata_digest=digest)
 
 

@@ -26,11 +26,14 @@ _MOST_NBYTES = {
     STAGES: 16 << 30,  # 4 billion parameters
     METADATA: 64 << 10,  # an array of five axes takes 2 kB
 }
+_MOST_ROOT_NBYTES = 4 << 20  # lists the metadata of up to 1,000 arrays and groups
 _MOST_RECORD_NBYTES = 1 << 20  # 64 levels of two parts and 256 images take 0.4 MB
 
 
 def most_nbytes(key: str) -> int:
     """Bytes of a file that is read whole beyond which it is not one that cachedet wrote."""
+    if key == METADATA:
+        return _MOST_ROOT_NBYTES
     name = key.rpartition("/")[2]
     kind = re.split(r"[-.]", name)[0] if is_table_key(name) else name
     return _MOST_NBYTES.get(kind, _MOST_RECORD_NBYTES)

@@ -20,6 +20,7 @@ from zarr.storage import MemoryStore
 from cachedet.data.views import View, padded_size
 from cachedet.store.codecs.codec import ZSTD_LEVEL, Codec, Part
 from cachedet.store.files.names import COMMITS, METADATA, WITHDRAWN_SUFFIX
+from cachedet.store.format.listing import split_listing, with_listing
 from cachedet.structures import Annotations, FeatureSpec, SizeHW
 
 
@@ -192,7 +193,8 @@ def make_metadata(*, blocks: Sequence[Block], layout: Layout, block_size: int) -
         for array, part in layout.parts(buckets[path]).items():
             level, _, name = array.partition("/")
             _create_array(bucket_group.require_group(level), name, part, num_slots, block_size)
-    return {key: content.to_bytes() for key, content in made.items()}
+    files = {key: content.to_bytes() for key, content in made.items()}
+    return {**files, METADATA: with_listing(files)}
 
 
 def metadata_keys(blocks: Iterable[Block], layout: Layout) -> list[str]:
@@ -208,8 +210,9 @@ def metadata_keys(blocks: Iterable[Block], layout: Layout) -> list[str]:
 
 
 def metadata_digest(contents: Mapping[str, bytes]) -> str:
-    """sha256 over the keys and contents of all zarr.json files."""
-    return digest_files(sorted(contents.items()))
+    """sha256 over the keys and contents of all zarr.json files, the root's without its listing."""
+    plain = {METADATA: split_listing(contents[METADATA])[0]}
+    return digest_files(sorted({**contents, **plain}.items()))
 
 
 def digest_files(contents: Iterable[tuple[str, bytes]]) -> str:

@@ -15,7 +15,7 @@ from cachedet.data.views import is_view_name
 from cachedet.errors import CorruptMetadataError, InputError, StoreError
 from cachedet.store.codecs.codec import Codec, State, state_digest
 from cachedet.store.codecs.registry import make_codec
-from cachedet.store.files.names import CODEC_STATE, MANIFEST
+from cachedet.store.files.names import CODEC_STATE, MANIFEST, METADATA
 from cachedet.store.files.source import ByteSource
 from cachedet.store.format.annotations import load_images, load_truth
 from cachedet.store.format.layout import (
@@ -26,6 +26,7 @@ from cachedet.store.format.layout import (
     metadata_digest,
     metadata_keys,
 )
+from cachedet.store.format.listing import agrees, split_listing
 from cachedet.store.format.manifest import Manifest, load_manifest
 from cachedet.store.format.npz import load_arrays
 from cachedet.store.format.shards import altered, proves_damage, unreadable
@@ -118,10 +119,22 @@ class StorePlan:
     def require_metadata(self) -> None:
         """Raises StoreError where a zarr.json is not the one that was written."""
         keys = metadata_keys(self.blocks, self.layout)
-        digest = digest_files((key, self._read_metadata(key)) for key in keys)
-        if digest != self.manifest.metadata_digest:
-            where = self._altered_metadata(keys)
-            raise altered(where, "is not the one that was written", remedy=_REPAIR_ZARR, verdict="")
+        root, nodes = split_listing(self._read_metadata(METADATA))
+        lies = []  # of the root
+
+        def read(key: str) -> bytes:
+            if key == METADATA:
+                return root
+            content = self._read_metadata(key)
+            lies.extend([] if agrees(nodes, key, content) else [key])
+            return content
+
+        if digest_files((key, read(key)) for key in keys) != self.manifest.metadata_digest:
+            where, words = self._altered_metadata(keys), "is not the one that was written"
+            raise altered(where, words, remedy=_REPAIR_ZARR, verdict="")
+        if lies:
+            where, words = self.source.describe(METADATA), f"lists another {lies[0]}"
+            raise altered(where, words, remedy=_REPAIR_ZARR, verdict="")
 
     def _read_metadata(self, key: str) -> bytes:
         try:
@@ -142,7 +155,7 @@ class StorePlan:
         written = self.make_metadata()
         if metadata_digest(written) == self.manifest.metadata_digest:
             for key in keys:
-                if self._read_metadata(key) != written[key]:
+                if split_listing(self._read_metadata(key))[0] != split_listing(written[key])[0]:
                     return self.source.describe(key)
         return f"one of the {len(keys)} zarr.json files of {self.source.describe('')}"
 

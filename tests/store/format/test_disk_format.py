@@ -191,6 +191,9 @@ def test_the_page_is_enough_to_check_a_store(unpacked: Path, codec: str) -> None
     metadata = hashlib.sha256()
     for path in sorted(str(path.relative_to(root)) for path in root.rglob("zarr.json")):
         content = (root / path).read_bytes()
+        values = json.loads(content)
+        if path == "zarr.json" and values.pop("consolidated_metadata", None):
+            content = json.dumps(values, indent=2).encode()
         metadata.update(f"{path} {len(content)}\n".encode() + content)
     assert metadata.hexdigest() == manifest["metadata_digest"]
     for name in ("views", "truth_digest", "categories"):

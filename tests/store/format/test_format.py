@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pickle
-import re
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,21 +75,6 @@ OPENERS: dict[str, Callable[[Path], FeatureStore]] = {
     "zip file": lambda root: FeatureStore.open(ZipStore(zip_of(root), mode="r")),
     "url": lambda root: FeatureStore.open(f"file://{root}"),
 }
-
-
-@pytest.mark.parametrize("filled", ["int8"], indirect=True)
-def test_zarr_lists_it_in_silence_with_the_filter_of_the_page(filled: Path) -> None:
-    """It warns of what is not its own, which the format has beside zarr's files on purpose."""
-    page = (Path(__file__).parents[3] / "docs" / "disk-format.md").read_text()
-    (line,) = re.findall(r"`warnings\.filterwarnings\(\"ignore\", \"(.*?)\"\)`", page)
-    group = zarr.open_group(filled, mode="r")
-    with pytest.warns(UserWarning, match=line):
-        views = {name for name, _ in group.members()}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", line)
-        assert (
-            {name for name, _ in group.members()} == views == set(FeatureStore.open(filled).views)
-        )
 
 
 @pytest.mark.parametrize("opener", OPENERS)
