@@ -125,8 +125,11 @@ _OTHER_OPTIONS = {
     "out": ("run", "store"), "output": ("out", "run", "store"), "output_dir": ("out", "run"),
     "project": ("run",), "checkpoint": ("init_from",), "pretrained": ("weights", "init_from"),
     "model": ("backbone",), "imgsz": ("image_size",), "size": ("image_size",),
-    "labels": ("annotations",), "data": ("images", "train"), "conf": ("min_score",),
-    "score": ("min_score",), "threshold": ("min_score",),
+    "labels": ("annotations",), "data": ("train", "images"), "conf": ("min_score",),
+    "score": ("min_score",), "threshold": ("min_score",), "score_threshold": ("min_score",),
+    "eval val": ("store",), "eval train": ("store",), "eval data": ("store",),
+    "predict source": ("images",), "predict input": ("images",), "save_dir": ("out", "run"),
+    "name": ("run",), "save": ("out",),
 }  # fmt: skip
 
 # Wrong usage; typer has no public name for the parent of its errors.
@@ -168,6 +171,8 @@ def _plain(message: str) -> str:
     """Typer's words for a number, and for a verb of other tools, in ours."""
     if (unknown := re.match("No such command '(.*?)'", message)) and unknown[1] in _OTHER_VERBS:
         return f"No such command '{unknown[1]}'; it is `cachedet {_OTHER_VERBS[unknown[1]]}`"
+    if message.startswith("Got unexpected extra argument") and "--set" in sys.argv:
+        return f"{message}; a key of the config is set as --set key=value, without a space"
     for theirs, ours in _NUMBERS.items():
         message = re.sub(theirs, ours, message)
     return message
@@ -181,9 +186,13 @@ def _hint(error: Any, context: Any) -> str:
         return ""
     params = context.command.params
     options = {option for param in params for option in param.opts}
-    others = [f"--{each.replace('_', '-')}" for each in _OTHER_OPTIONS.get(name, ())]
-    if name in [param.name for param in params if param.param_type_name == "argument"]:
-        known = f"give it without the option's name: `{context.command_path} {name.upper()}`"
+    arguments = [param.name for param in params if param.param_type_name == "argument"]
+    of_command = _OTHER_OPTIONS.get(f"{context.info_name} {name}", ())
+    meant = of_command or _OTHER_OPTIONS.get(name, ())
+    others = [f"--{each.replace('_', '-')}" for each in meant]
+    if name in arguments or {*of_command} & {*arguments}:
+        usual = " ".join(argument.upper() for argument in arguments)
+        known = f"give it without the option's name: `{context.command_path} {usual}`"
     elif here := [other for other in others if other in options]:
         known = f"here it is {here[0]}"
     elif "--set" in options and (keys := _keys_named(name)):

@@ -192,7 +192,7 @@ def evaluate(
         counts=counts,
         edges=questions.edges or DEFAULT_EDGES,
         resamples=questions.resamples,
-        notes=[*_note_skipped(features), *truth.notes],
+        notes=[*_note_trained_on(folder, features), *_note_skipped(features), *truth.notes],
     )
     report = EvalReport(
         analysis=analysis,
@@ -213,6 +213,14 @@ def evaluate(
     )
     report.write(coco_results(annotations, table))
     return report
+
+
+def _note_trained_on(folder: RunFolder | None, features: FeatureStore) -> list[str]:
+    """Where the run is scored on the store that it learnt from."""
+    noted = None if folder is None else TrainingData.read(folder)
+    if noted is None or noted.fingerprint != features.manifest.fingerprint():
+        return []
+    return ["the run was trained on these images: AP on others will be lower"]
 
 
 def _open_own(subject: Path | str | nn.Module) -> FeatureStore:

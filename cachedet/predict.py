@@ -32,6 +32,7 @@ from cachedet.prediction.selection import Selection
 from cachedet.prediction.videos import Frame, is_video, read_frames
 from cachedet.progress import StageProgress
 from cachedet.text import printable
+from cachedet.training.run_folder import RunFolder
 
 if TYPE_CHECKING:  # with an exported model timm is not needed
     from cachedet.backbone.frozen import FrozenBackbone
@@ -144,6 +145,8 @@ def _require_given(
         raise InputError("predict expects a run or --model, a file of `export`: one of the two")
     if not images:
         raise InputError("predict expects images to look at: files, folders, patterns or videos")
+    if run is not None:
+        RunFolder.open(Path(run))  # before anything that takes time
 
 
 def _require_numbers(*, batch_size: int, workers: int, every: int, iou: float | None) -> None:

@@ -23,6 +23,7 @@ from cachedet.text import printable
 _PLAIN_INTERVAL = 15.0  # seconds between lines where the output is no terminal
 _WARM_UP = 5.0  # seconds; the first units are slow and tell nothing of the rest
 _LEAST = 5.0  # seconds that a rate is measured over before it forecasts an end
+_BAR, _WIDE = 20, 110  # columns of the bar, and of a terminal that has room for it
 _log = logging.getLogger("cachedet")
 _log.addHandler(logging.NullHandler())  # else Python prints warnings of a program without handlers
 
@@ -91,9 +92,10 @@ class StageProgress:
         self._warm: tuple[float, int] | None = None  # when the warm-up ended, and units until then
         self._started = self._printed_at = clock()
         console = Console(stderr=True)
+        self._width = console.width
         self._bar = Progress(
             TextColumn("{task.description:<14}", markup=False),
-            BarColumn(bar_width=20),
+            *([BarColumn(bar_width=_BAR)] if self._width >= _WIDE else []),
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}", markup=False),
             console=console,
@@ -111,7 +113,7 @@ class StageProgress:
 
     def __exit__(self, *exception: object) -> None:
         self._is_over = True
-        self._bar.update(self._task, status=self.status())
+        self._bar.update(self._task, status=self.status(most=self._room()))
         if self._is_drawn:
             self._live.stop()
         elif self._done > self._first:
@@ -144,23 +146,29 @@ class StageProgress:
         self.total = self._done
         self.note(note)
 
-    def status(self) -> str:
-        """Rate, bytes, note, elapsed and remaining time, as shown."""
+    def _room(self) -> int:
+        """Characters of a terminal's line that name, bar and count leave."""
+        bar = _BAR + 1 if self._width >= _WIDE else 0
+        return self._width - max(len(self.name), 14) - bar - 2 * len(str(self.total)) - 4
+
+    def status(self, *, most: int | None = None) -> str:
+        """Rate, bytes, note, elapsed and remaining time, as shown; the needless go for `most`."""
         now = self._clock()
         elapsed = max(now - self._started, 1e-6)
         steady = None if self._is_over else self._steady_rate(now)
         rate = (self._done - self._first) / elapsed if steady is None else steady
-        parts = [f"{rate:.1f} {self.unit}/s"]
+        parts = {"rate": f"{rate:.1f} {self.unit}/s"}
         if self.nbytes:
-            parts.append(f"{self.nbytes / elapsed / 1e6:.1f} MB/s")
+            parts["bytes"] = f"{self.nbytes / elapsed / 1e6:.1f} MB/s"
         if self._note:
-            parts.append(self._note)
-        parts.append(f"{format_seconds(elapsed)} gone")
+            parts["note"] = self._note
+        parts["gone"] = f"{format_seconds(elapsed)} gone"
         left = self.total - self._done
         if left > 0 and steady is not None:
             end = datetime.datetime.now() + datetime.timedelta(seconds=left / steady)
-            parts.append(f"{format_seconds(left / steady)} left, ends {end:%H:%M}")
-        return printable("  ".join(parts))
+            parts["left"] = f"{format_seconds(left / steady)} left"
+            parts["end"] = f"ends {end:%H:%M}"
+        return printable(_join(parts, most))
 
     def _steady_rate(self, now: float) -> float | None:
         """Units per second since the warm-up; None while that says too little."""
@@ -172,7 +180,8 @@ class StageProgress:
         return (self._done - before) / (now - since)
 
     def _show(self) -> None:
-        self._bar.update(self._task, completed=self._done, total=self.total, status=self.status())
+        self._bar.update(self._task, completed=self._done, total=self.total)
+        self._bar.update(self._task, status=self.status(most=self._room()))
         if self._clock() - self._printed_at >= _PLAIN_INTERVAL:
             self._print()
 
@@ -188,6 +197,17 @@ class StageProgress:
         detail = f"  ({self._detail})" if self._detail else ""
         line = f"{self.name}: {self._done}/{self.total}  {self.status()}{detail}"
         tell(line)
+
+
+def _join(parts: dict[str, str], most: int | None) -> str:
+    """In one line of at most so many characters, as far as leaving out parts can do it."""
+    kept = dict(parts)
+    for needless in ("", "bytes", "end", "gone", "rate"):
+        kept.pop(needless, None)
+        line = "  ".join(kept.values()).replace(" left  ends", " left, ends")
+        if most is None or len(line) <= most:
+            break
+    return line
 
 
 def tell(text: object) -> None:

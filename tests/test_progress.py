@@ -119,3 +119,21 @@ def test_a_note_is_shown_though_nothing_was_done() -> None:
 
 def test_counts() -> None:
     assert [count_of(n, "block") for n in (0, 1, 2)] == ["0 blocks", "1 block", "2 blocks"]
+
+
+def test_a_line_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left to do stays longest, with what the work says of itself."""
+    now = [0.0]
+    progress = StageProgress("train", total=520, unit="steps", clock=lambda: now[0])
+    for _ in range(3):
+        now[0] += 6.0
+        progress.advance(12, nbytes=10**7, note="loss 1.234")
+    whole = progress.status()
+    for part in ("2.0 steps/s", "MB/s", "loss 1.234", "0:18 gone", "4:02 left, ends "):
+        assert part in whole
+    assert progress.status(most=len(whole)) == whole
+    for most, gone in ((60, "MB/s"), (44, "ends"), (33, "gone"), (22, "steps/s")):
+        line = progress.status(most=most)
+        assert len(line) <= most
+        assert gone not in line
+        assert "loss 1.234  4:02 left" in line or "4:02 left" in line

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from cachedet.config.run import TrainConfig
     from cachedet.predict import PredictReport
 
+_FEW_EPOCHS = 10  # fewer teach strong heads little
+_PAPER_SIZE = "note: {preset} has the paper's size, which is for GPUs; {preset}_tiny is for CPUs"
 _RESNET = "C3:512:8,C4:1024:16,C5:2048:32"
 
 
@@ -63,8 +65,9 @@ def train_heads(
     SIGTERM, SIGHUP, SIGUSR1 and a first Ctrl-C end it after the step under way: the state is saved,
     the command that continues is printed, and the exit status is 75. A second Ctrl-C stops at once.
     """
-    from cachedet.config.presets import load_config
+    from cachedet.config.presets import load_config, preset_names
     from cachedet.config.yaml_text import quote_yaml
+    from cachedet.device import choose_device
     from cachedet.distributed.data_parallel import find_launch
     from cachedet.estimation.prediction import compare_training
     from cachedet.store.files.locations import redacted
@@ -81,6 +84,8 @@ def train_heads(
     if launch.is_first and not as_json:
         say(settings.schedule.describe_lr())
         say(_describe_epochs(settings, changes, config=config))
+        if f"{config}_tiny" in preset_names() and choose_device(settings.device).type == "cpu":
+            say(_PAPER_SIZE.format(preset=config))
     report = run_train(
         settings, train_store=train, val_store=val, run=run, resume=resume, relabelled=relabelled
     )
@@ -110,7 +115,7 @@ def _describe_epochs(settings: TrainConfig, changes: list[str], *, config: str) 
         ends = f"ends before where {stopping.metric} stands still (early_stopping)"
         return f"{epochs} at most, from {source}; {ends}"
     fewer = settings.schedule.epochs // 2
-    if fewer < 2:
+    if fewer < _FEW_EPOCHS:
         return f"{epochs}, from {source}"
     shorter = f"--set schedule.epochs={fewer}, or --set early_stopping.patience=5 with --val"
     return f"{epochs}, from {source}; shorter: {shorter}"

@@ -16,6 +16,7 @@ from cachedet.text import shorten
 C = TypeVar("C", bound=Config)
 
 _MOST_PROBLEMS = 8  # in one message
+_KNOWN = "; known: "
 _OPTIONS: Mapping[tuple[str, ...], str] = {  # of the command line, whose keys lie deeper
     ("engine", "workers"): "ray-workers",
     ("engine", "address"): "ray-address",
@@ -66,7 +67,11 @@ def validated(
     except ValidationError as error:
         problems = [_describe(kind, problem) for problem in error.errors()]
     by_source: dict[str, list[str]] = {}
+    told: set[str] = set()
     for location, key, words in problems[:_MOST_PROBLEMS]:
+        words, _, known = words.partition(_KNOWN)
+        words += f"{_KNOWN}{known}" if known and known not in told else ""
+        told.add(known)
         is_option = is_typed and location
         source = _option_of(location) if is_option else _source_of(location, where, changed)
         says_key = is_option or not key or source == changed.get(location)
@@ -97,21 +102,24 @@ def _option_of(location: tuple[str, ...]) -> str:
 def _describe(kind: type[BaseModel], problem: Any) -> tuple[tuple[str, ...], str, str]:
     """Where a problem is, its key ("" where the words name it), and what it is."""
     location, section = _locate(kind, [str(part) for part in problem["loc"]])
-    return tuple(location), *_describe_at(location, section, problem)
+    return tuple(location), *_describe_at(kind, location, section, problem)
 
 
 def _describe_at(
-    location: list[str], section: type[BaseModel] | None, problem: Any
+    kind: type[BaseModel], location: list[str], section: type[BaseModel] | None, problem: Any
 ) -> tuple[str, str]:
     key = shorten(".".join(location), 100) or "config"
     got = shorten(repr(problem["input"]), 200)
     if problem["type"] == "extra_forbidden":
         known = list(section.model_fields) if section else []
+        deeper = keys_named(location[-1], kind)[:3]
+        if deeper and key not in deeper:  # there it is of another `kind:`
+            return "", f"unknown key {key!r}; it is {' or '.join(deeper)}"
         near = nearest_names(location[-1], known)
         name, colon, value = location[-1].partition(":")
         if colon and name in known:  # YAML takes {seed:1} for one long name
             near = f"; a space after the colon is missing: {name}: {value}"
-        return "", f"unknown key {key!r}{near}; known: {', '.join(known)}"
+        return "", f"unknown key {key!r}{near}{_KNOWN}{', '.join(known)}"
     if problem["type"] == "union_tag_invalid":
         known = re.findall(r"'([^']+)'", problem["ctx"]["expected_tags"])
         tag = problem["ctx"]["tag"]
@@ -150,9 +158,15 @@ def keys_named(name: str, kind: type[BaseModel]) -> list[str]:
     """The dotted keys of a config that end in `name`, those of few parts first."""
     found = [name] if name in kind.model_fields else []
     for key, field in kind.model_fields.items():
-        inner = (keys_named(name, section) for section in _sections_in(field.annotation))
+        sections = (each for each in _sections_in(field.annotation) if _can_be_set(each))
+        inner = (keys_named(name, section) for section in sections)
         found += [f"{key}.{each}" for keys in inner for each in keys]
     return sorted(dict.fromkeys(found), key=lambda each: each.count("."))
+
+
+def _can_be_set(section: type[BaseModel]) -> bool:
+    """Not so the notes on a detector that was given as an object."""
+    return "kind" not in section.model_fields or _tag_of(section) != "custom"
 
 
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:

@@ -14,6 +14,7 @@ Format = Literal["onnx", "openvino", "torch"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 _KINDS = {"onnx": Kind.MODEL, "openvino": Kind.MODEL_GRAPH, "torch": Kind.MODEL_PROGRAM}
 _WEIGHTS = ".bin"
+_OTHERS = (".pt", ".pth", ".ts", ".torchscript", ".engine", ".tflite", ".pb", ".mlpackage", ".bin")
 
 
 def choose_format(name: str | None, out: Path) -> Format:
@@ -21,6 +22,9 @@ def choose_format(name: str | None, out: Path) -> Format:
     by_suffix = {suffix: known for known, suffix in SUFFIXES.items()}
     of_suffix = by_suffix.get(out.suffix.lower())
     if name is None:
+        if out.suffix.lower() in _OTHERS:
+            endings = ", ".join(SUFFIXES.values())
+            raise InputError(f"--out expects a file that ends in {endings}, got {out}")
         return of_suffix or "onnx"
     if name not in get_args(Format):
         raise InputError(f"--format expects one of {', '.join(get_args(Format))}, got {name!r}")

@@ -19,6 +19,7 @@ from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 from cachedet.training.run_folder import RunFolder
 
 # A resumed run may change these keys: what the steps still to come compute hangs on none of them.
+_MOST_NAMED = 8  # differences, in one message
 MAY_CHANGE_ON_RESUME = frozenset(
     {
         "max_steps", "device", "residency", "disk_cache", "eval_every", "early_stopping",
@@ -42,6 +43,8 @@ def require_same_run(
     before = checkpoint.manifest
     changed = differing_keys(checkpoint.config, config, but=MAY_CHANGE_ON_RESUME)
     if changed:
+        changed, more = changed[:_MOST_NAMED], changed[_MOST_NAMED:]
+        changed += [f"and {len(more)} more"] if more else []
         raise CheckpointError(
             f"cannot resume {where}: the config differs: {'; '.join(changed)}; give the same "
             "config and --set, or another --run"

@@ -121,8 +121,8 @@ def require_fit(config: TrainConfig, store: FeatureStore, validation: FeatureSto
     stopping = config.early_stopping
     if stopping is not None and stopping.metric != "loss" and validation is None:
         raise ConfigError(
-            f"early_stopping on {stopping.metric} needs a validation store: give --val, or set "
-            "early_stopping.metric: loss"
+            f"early_stopping on {stopping.metric} needs a validation store: give --val, or --set "
+            "early_stopping.metric=loss"
         )
     if trains_masks(config.detector) and store.annotations.masks is None:
         raise ConfigError(

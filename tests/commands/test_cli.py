@@ -93,6 +93,12 @@ def test_wrong_usage_has_status_2(words: list[str], message: str) -> None:
             "No such option: --lr; it is a key of the config: --set schedule.lr=...",
         ),
         ("train-heads c --store s", "No such option: --store; here it is --train"),
+        ("eval r --val s", "No such option: --val; here it is --store"),
+        (
+            "train-heads c --train s --run r --set seed 3",
+            "Got unexpected extra argument(s) (3); a key of the config is set as --set key=value, "
+            "without a space",
+        ),
         ("extract --imgsz 3", "No such option: --imgsz; here it is --image-size"),
         ("info --epochs 3", "No such option: --epochs"),
     ],
@@ -111,16 +117,25 @@ def test_every_verb_that_is_pointed_to_exists() -> None:
     assert {command.name for command in app.registered_commands} >= set(_OTHER_VERBS.values())
 
 
+@pytest.mark.parametrize(
+    ("words", "name", "usual"),
+    [("eval --run r", "run", "eval RUN"), ("predict r --source a", "source", "predict RUN IMAGES")],
+)
 def test_an_argument_written_as_an_option(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: str,
+    name: str,
+    usual: str,
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["cachedet", "eval", "--run", "r"])
+    monkeypatch.setattr("sys.argv", ["cachedet", *words.split()])
     with pytest.raises(SystemExit) as end:
         run_app()
     assert end.value.code == 2
     message = capsys.readouterr().err.splitlines()[-1]
-    assert message.startswith("error: No such option: --run; give it without the option's name: ")
-    assert message.endswith(" eval RUN`")
+    advice = f"error: No such option: --{name}; give it without the option's name: "
+    assert message.startswith(advice)
+    assert message.endswith(f" {usual}`")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from cachedet.comparison.summary import summarise
 from cachedet.errors import BadImageError, CachedetError
 from cachedet.evaluation.metrics import ClassScore, CocoScores
 from cachedet.progress import StageProgress, show_progress
+from cachedet.train import TrainReport
 
 HOSTILE = "x\x1b[31m\x9b2J\r\n\u202e[bold]y[/] [link=z] :cat: 猫é" + os.fsdecode(b"\xe9")
 RAW = ("\x1b", "\x9b", "\r", "\u202e")
@@ -218,3 +219,18 @@ def test_say_prose_wraps_between_words(capsys: pytest.CaptureFixture[str]) -> No
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "n" * 100
     assert max(map(len, lines[:-1])) <= 80
+
+
+def test_a_training_says_what_this_call_did(capsys: pytest.CaptureFixture[str]) -> None:
+    report = TrainReport(
+        run=Path("run"), images=8, views={"base": 1.0}, steps=156, epochs=6, reason="finished",
+        seconds=12.0, seconds_per_epoch=4.0, step_seconds_per_epoch=2.5, step_seconds=7.5,
+        peak_memory=2_000_000_000, parameters=7, best_ap=0.005, losses=(1.0,) * 30,
+    )  # fmt: skip
+    tables.print_training(report)
+    first, second = capsys.readouterr().out.splitlines()
+    assert "156 steps, 30 of them by this call, 6 epochs, in 12 s" in first
+    assert second.startswith("AP is low after 156 steps: more epochs (--set schedule.epochs=...)")
+    tables.print_training(replace(report, steps=30, best_ap=0.4))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "30 steps, 6 epochs, in 12 s" in line

@@ -34,3 +34,4 @@ def test_keys_are_found_by_their_last_part() -> None:
     assert keys_named("seed", TrainConfig)[0] == "seed"
     assert "detector.neck.channels" in keys_named("channels", TrainConfig)
     assert keys_named("sed", TrainConfig) == []
+    assert keys_named("name", TrainConfig) == []  # of a detector that was given as an object

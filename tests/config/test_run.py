@@ -65,6 +65,8 @@ def test_the_learning_rate_follows_the_batch(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("schedule: {epoch: 3}", r"unknown key 'schedule.epoch'; nearest: 'epochs'"),
+        ("epochs: 3", r"unknown key 'epochs'; it is schedule.epochs$"),
+        ("{photos: 1, zzzz: 2}", r"'photos'; known: detector, [^;]*; unknown key 'zzzz'$"),
         ("{seed:1}", r"unknown key 'seed:1'; a space after the colon is missing: seed: 1; known"),
         ("detecter: {}", r"unknown key 'detecter'; nearest: 'detector'"),
         (

@@ -81,6 +81,9 @@ def test_a_run_knows_what_it_learnt_from(tiny: Any, runs: Path) -> None:
     assert printed["training"] == str(tiny.train)
     assert not {"intervals", "comparison", "lvis", "proposals"} & printed.keys()
     assert json.loads((runs / "a" / "results.json").read_text()) == printed
+    assert not [note for note in printed["notes"] if "trained on these" in note]
+    of_its_own = printed_by(runs / "a", "--store", tiny.train, "--device", "cpu")
+    assert "the run was trained on these images: AP on others will be lower" in of_its_own["notes"]
 
 
 def test_a_run_made_before_runs_noted_it(tiny: Any, runs: Path, tmp_path: Path) -> None:

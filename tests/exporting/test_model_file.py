@@ -23,6 +23,8 @@ def test_the_format_is_that_of_the_ending() -> None:
     named = {"m.onnx": "onnx", "m.XML": "openvino", "m.pt2": "torch", "m": "onnx", "m.b": "onnx"}
     assert {name: choose_format(None, Path(name)) for name in named} == named
     assert choose_format("onnx", Path("m.model")) == "onnx"
+    with pytest.raises(InputError, match=r"ends in .onnx, .*.pt2, got m.pt$"):
+        choose_format(None, Path("m.pt"))
     message = "--format torch writes a file that ends in .pt2, got --out m.onnx: choose --out m.pt2"
     with pytest.raises(InputError, match=f"{message}, or --format onnx"):
         choose_format("torch", Path("m.onnx"))
