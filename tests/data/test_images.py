@@ -352,7 +352,7 @@ def test_strips_give_the_pixels_of_the_whole(monkeypatch: pytest.MonkeyPatch, mo
         image = noise.convert(mode)
     content = encoded(image, "TIFF")
     whole, _ = decode_bytes(content)
-    monkeypatch.setattr("cachedet.data.images._STRIP_PIXELS", 40 * 7)
+    monkeypatch.setattr("cachedet.data.bit_depth._STRIP_PIXELS", 40 * 7)
     np.testing.assert_array_equal(decode_bytes(content)[0], whole)
 
 

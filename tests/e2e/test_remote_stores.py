@@ -134,8 +134,8 @@ def after(count: int, status: Status, *, times: int = 10**9) -> Fault:
 
 
 def wait_for_step(run: Path) -> None:
-    """Until the training has taken one; at most ten seconds."""
-    until = time.monotonic() + 10
+    """Until the training has taken one; at most half a minute."""
+    until = time.monotonic() + 30
     while time.monotonic() < until:
         with suppress(OSError):
             if len((run / "metrics.csv").read_text().splitlines()) > 1:
