@@ -12,7 +12,8 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from cachedet.cli import _OTHER_OPTIONS, _OTHER_VERBS, app, run_app
+from cachedet.cli import app, run_app
+from cachedet.commands.usage import OTHER_OPTIONS, OTHER_VERBS
 
 COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
 
@@ -114,7 +115,7 @@ def test_wrong_usage_in_plain_words(
 
 
 def test_every_verb_that_is_pointed_to_exists() -> None:
-    assert {command.name for command in app.registered_commands} >= set(_OTHER_VERBS.values())
+    assert {command.name for command in app.registered_commands} >= set(OTHER_VERBS.values())
 
 
 @pytest.mark.parametrize(
@@ -192,5 +193,5 @@ def test_every_option_that_is_pointed_to_exists() -> None:
         for param in command.params
         for option in param.opts
     }
-    pointed_to = {name for names in _OTHER_OPTIONS.values() for name in names}
+    pointed_to = {name for names in OTHER_OPTIONS.values() for name in names}
     assert options >= {f"--{name.replace('_', '-')}" for name in pointed_to}
