@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -119,7 +119,8 @@ def predict(
     _require_numbers(batch_size=batch_size, workers=workers, every=every, iou=iou)
     selection = Selection(min_score=min_score, classes=classes, max_per_image=max_per_image)
     named = [Path(path) for path in images]
-    files = list_images(named, recursive=recursive, every=every, out=Path(out))
+    with _swapped_with(run):
+        files = list_images(named, recursive=recursive, every=every, out=Path(out))
     lists = parse_formats(formats)
     plan = plan_outputs(
         files, Path(out), inputs=named, formats=lists, drawings=drawings, crops=crops
@@ -145,8 +146,17 @@ def _require_given(
         raise InputError("predict expects a run or --model, a file of `export`: one of the two")
     if not images:
         raise InputError("predict expects images to look at: files, folders, patterns or videos")
-    if run is not None:
-        RunFolder.open(Path(run))  # before anything that takes time
+
+
+@contextmanager
+def _swapped_with(run: Path | str | None) -> Iterator[None]:
+    """Where there are no images, a `run` that is none is the better thing to name."""
+    try:
+        yield
+    except InputError:
+        if run is not None:
+            RunFolder.open(Path(run))
+        raise
 
 
 def _require_numbers(*, batch_size: int, workers: int, every: int, iou: float | None) -> None:

@@ -23,7 +23,7 @@ from cachedet.cli import app
 from cachedet.config.run import EvalConfig, TrainConfig
 from cachedet.data.images import decode_image
 from cachedet.data.views import parse_views
-from cachedet.errors import ConfigError, InputError, UnwrittenError
+from cachedet.errors import CheckpointError, ConfigError, InputError, UnwrittenError
 from cachedet.evaluate import evaluate
 from cachedet.extract import extract
 from cachedet.predict import predict
@@ -542,3 +542,11 @@ def test_a_run_on_random_weights_asks_no_hub(tiny: Any, tmp_path: Path) -> None:
     (tmp_path / "run" / "weights" / "last.pt").rename(tmp_path / "run" / "weights" / "best.pt")
     detector = load_image_detector(tmp_path / "run", device="cpu")
     assert len(detector(decode_image(next(tiny.paths.images.iterdir()))).boxes) >= 0
+
+
+def test_a_run_and_images_that_were_swapped(tmp_path: Path) -> None:
+    photos, run = tmp_path / "photos", tmp_path / "run"
+    photos.mkdir()
+    run.mkdir()
+    with pytest.raises(CheckpointError, match="photos is not a run folder"):
+        predict(photos, images=[run], out=tmp_path / "out")
