@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -119,8 +119,7 @@ def predict(
     _require_numbers(batch_size=batch_size, workers=workers, every=every, iou=iou)
     selection = Selection(min_score=min_score, classes=classes, max_per_image=max_per_image)
     named = [Path(path) for path in images]
-    with _swapped_with(run):
-        files = list_images(named, recursive=recursive, every=every, out=Path(out))
+    files = _list_images(named, recursive=recursive, every=every, out=Path(out), run=run)
     lists = parse_formats(formats)
     plan = plan_outputs(
         files, Path(out), inputs=named, formats=lists, drawings=drawings, crops=crops
@@ -148,11 +147,12 @@ def _require_given(
         raise InputError("predict expects images to look at: files, folders, patterns or videos")
 
 
-@contextmanager
-def _swapped_with(run: Path | str | None) -> Iterator[None]:
-    """Where there are no images, a `run` that is none is the better thing to name."""
+def _list_images(
+    named: Sequence[Path], *, recursive: bool, every: int, out: Path, run: Path | str | None
+) -> list[Path]:
+    """`list_images`; where there are none, a `run` that is none is the better thing to name."""
     try:
-        yield
+        return list_images(named, recursive=recursive, every=every, out=out)
     except InputError:
         if run is not None:
             RunFolder.open(Path(run))
