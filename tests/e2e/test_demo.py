@@ -103,5 +103,7 @@ def test_the_demo_from_images_to_page(tmp_path: Path, monkeypatch: pytest.Monkey
     report = run_demo(tmp_path / "demo")
     assert [cell.key.mode for cell in report.cells] == list(MODES)
     assert report.sheet.is_file()
-    assert "frozen against partial against fine-tuned" in report.page.read_text()
+    assert (
+        "cached against last stages trained (from C4) against fine-tuned" in report.page.read_text()
+    )
     print_demo(report)
