@@ -22,19 +22,16 @@ from cachedet.commands.tables import (
     print_agreement,
     print_cost,
     print_predicted_vs_actual,
-    print_training,
     say,
 )
+from cachedet.commands.trainings import describe_epochs, hint_of_size, print_training
 from cachedet.errors import InputError, UnwrittenError
 from cachedet.progress import count_of, tell
 from cachedet.text import shell_line
 
 if TYPE_CHECKING:
-    from cachedet.config.run import TrainConfig
     from cachedet.predict import PredictReport
 
-_FEW_EPOCHS = 10  # fewer teach strong heads little
-_PAPER_SIZE = "note: {preset} has the paper's size, which is for GPUs; {preset}_tiny is for CPUs"
 _RESNET = "C3:512:8,C4:1024:16,C5:2048:32"
 
 
@@ -65,9 +62,8 @@ def train_heads(
     SIGTERM, SIGHUP, SIGUSR1 and a first Ctrl-C end it after the step under way: the state is saved,
     the command that continues is printed, and the exit status is 75. A second Ctrl-C stops at once.
     """
-    from cachedet.config.presets import load_config, preset_names
+    from cachedet.config.presets import load_config
     from cachedet.config.yaml_text import quote_yaml
-    from cachedet.device import choose_device
     from cachedet.distributed.data_parallel import find_launch
     from cachedet.estimation.prediction import compare_training
     from cachedet.store.files.locations import redacted
@@ -83,9 +79,9 @@ def train_heads(
     launch = find_launch()
     if launch.is_first and not as_json:
         say(settings.schedule.describe_lr())
-        say(_describe_epochs(settings, changes, config=config))
-        if f"{config}_tiny" in preset_names() and choose_device(settings.device).type == "cpu":
-            say(_PAPER_SIZE.format(preset=config))
+        say(describe_epochs(settings, changes, config=config))
+        if hint := hint_of_size(config, device=settings.device):
+            say(hint)
     report = run_train(
         settings, train_store=train, val_store=val, run=run, resume=resume, relabelled=relabelled
     )
@@ -104,21 +100,6 @@ def train_heads(
             if redacted(again) != again:
                 tell("and the credentials, which are not shown here")
         raise typer.Exit(STOPPED_STATUS)
-
-
-def _describe_epochs(settings: TrainConfig, changes: list[str], *, config: str) -> str:
-    """How long it trains, who says so, and how to shorten that."""
-    is_set = any(change.startswith("schedule.epochs=") for change in changes)
-    source = "--set schedule.epochs" if is_set else config
-    epochs, stopping = count_of(settings.schedule.epochs, "epoch"), settings.early_stopping
-    if stopping is not None:
-        ends = f"ends before where {stopping.metric} stands still (early_stopping)"
-        return f"{epochs} at most, from {source}; {ends}"
-    fewer = settings.schedule.epochs // 2
-    if fewer < _FEW_EPOCHS:
-        return f"{epochs}, from {source}"
-    shorter = f"--set schedule.epochs={fewer}, or --set early_stopping.patience=5 with --val"
-    return f"{epochs}, from {source}; shorter: {shorter}"
 
 
 def model(

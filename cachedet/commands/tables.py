@@ -25,11 +25,9 @@ if TYPE_CHECKING:  # commands import what they need when they run: `--help` stay
     from cachedet.store.copying import CopyReport
     from cachedet.store.prune import PruneReport
     from cachedet.store.verify import VerifyReport
-    from cachedet.train import TrainReport
 
 _MOST_TOLD = 5  # findings, before an extraction
 _MOST_CHARACTERS = 240  # of each
-_LOW_AP, _FEW_STEPS = 0.1, 1000
 
 console = Console(markup=False, emoji=False, highlight=False)  # names are not to be interpreted
 
@@ -169,22 +167,6 @@ def print_cost(cost: ModelCost, *, title: str) -> None:
             end_section=part is cost.parts[-1],
         )
     console.print(table)
-
-
-def print_training(report: TrainReport) -> None:
-    """What `train-heads` reached."""
-    best = f", best AP {report.best_ap:.3f}" if report.best_ap is not None else ""
-    early = " and stopped early" if report.stopped_early else ""
-    now = len(report.losses)
-    share = "" if now == report.steps else f", {now} of them by this call"
-    say(
-        f"{report.run}: {report.parameters / 1e6:.2f} M parameters trained for "
-        f"{count_of(report.steps, 'step')}{share}, {count_of(report.epochs, 'epoch')}{early}, in "
-        f"{report.seconds:.0f} s ({report.seconds_per_epoch:.1f} s an epoch), at most "
-        f"{readable_nbytes(report.peak_memory)} of memory{best}"
-    )
-    if report.best_ap is not None and report.best_ap < _LOW_AP and report.steps < _FEW_STEPS:
-        say(f"AP is low after {report.steps} steps: more epochs (--set schedule.epochs=...) help")
 
 
 def print_agreement(rows: Sequence[SizeAgreement], found: Agreement, *, of: str) -> None:

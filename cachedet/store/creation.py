@@ -39,10 +39,7 @@ from cachedet.store.files.names import (
 from cachedet.store.files.owner import Owner
 from cachedet.store.files.places import find_obstacle, make_folder, write_files
 from cachedet.store.format.layout import Layout, make_metadata, metadata_digest
-from cachedet.store.format.manifest import (
-    Manifest,
-    encode_manifest,
-)
+from cachedet.store.format.manifest import Manifest, encode_manifest
 from cachedet.store.format.npz import dump_arrays
 from cachedet.store.format.plan import StorePlan, read_codec
 from cachedet.store.leftovers import is_dead, remove_leftovers

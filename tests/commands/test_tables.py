@@ -18,6 +18,7 @@ from cachedet.cli import main
 from cachedet.commands import tables
 from cachedet.commands.comparison_tables import print_cell, print_summary
 from cachedet.commands.score_tables import print_scores
+from cachedet.commands.trainings import print_training
 from cachedet.comparison.results import CellKey, CellResult
 from cachedet.comparison.summary import summarise
 from cachedet.errors import BadImageError, CachedetError
@@ -227,10 +228,10 @@ def test_a_training_says_what_this_call_did(capsys: pytest.CaptureFixture[str]) 
         seconds=12.0, seconds_per_epoch=4.0, step_seconds_per_epoch=2.5, step_seconds=7.5,
         peak_memory=2_000_000_000, parameters=7, best_ap=0.005, losses=(1.0,) * 30,
     )  # fmt: skip
-    tables.print_training(report)
+    print_training(report)
     first, second = capsys.readouterr().out.splitlines()
     assert "156 steps, 30 of them by this call, 6 epochs, in 12 s" in first
     assert second.startswith("AP is low after 156 steps: more epochs (--set schedule.epochs=...)")
-    tables.print_training(replace(report, steps=30, best_ap=0.4))
+    print_training(replace(report, steps=30, best_ap=0.4))
     (line,) = capsys.readouterr().out.splitlines()
     assert "30 steps, 6 epochs, in 12 s" in line
