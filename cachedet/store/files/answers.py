@@ -39,6 +39,7 @@ class Answer:
     missing: bool = False  # the server says that there is no such object
     refused: bool = False  # it does not give this object, to us or in this way
     past_end: bool = False  # the object ends before the range
+    late: bool = False  # none came in the time that was given
     wait: float = 0.0  # seconds the server asks for
 
 
@@ -149,6 +150,7 @@ def _by_status(error: BaseException) -> Answer | None:
     return Answer(what=what, remedy=_URL, refused=True)
 
 
+_LATE = "no answer came in time"
 _KINDS = {  # by the names of classes, of any library
     "no credentials were found": (
         "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError",
@@ -166,7 +168,7 @@ _KINDS = {  # by the names of classes, of any library
         "ClientSSLError", "ClientConnectorSSLError", "SSLError",
     ),
     "the host's name could not be looked up (DNS)": ("gaierror", "ClientConnectorDNSError"),
-    "no answer came in time": (
+    _LATE: (
         "TimeoutError", "ServerTimeoutError", "ReadTimeoutError", "ConnectTimeoutError",
         "FSTimeoutError", "ReadTimeout",
     ),
@@ -184,7 +186,7 @@ _KINDS = {  # by the names of classes, of any library
     "the URL cannot be used": ("InvalidURL", "NonHttpUrlClientError", "ParamValidationError"),
 }  # fmt: skip
 _WORDS_OF = {name: words for words, names in _KINDS.items() for name in names}
-_PASSING = ("no answer", "the connection", "the server could", "the host", "the server refused the")
+_PASSING = (_LATE, "the connection", "the server could", "the host", "the server refused the")
 _UNMET = ("the host", "the server refused the connection", "the server could")
 
 
@@ -203,6 +205,7 @@ def _by_kind(error: BaseException) -> Answer | None:
         remedy=remedy,
         passes=words.startswith(_PASSING),
         unmet=words.startswith(_UNMET),
+        late=words == _LATE,
         refused="credentials" in words,
     )
 
@@ -224,7 +227,7 @@ _OBSTORE_TEXTS = {  # what its exceptions say, the first that fits
     "certificate": "the server's certificate is not trusted",
     "dns error": "the host's name could not be looked up (DNS)",
     "ConnectionRefused": "the server refused the connection",
-    "timed out": "no answer came in time",
+    "timed out": _LATE,
     "kind: Connect,": "the server could not be reached",
     "HTTP error": "the connection was cut",
 }

@@ -64,12 +64,14 @@ class Patience:
         and soon where the process was asked to end.
         """
         begun, tries = time.monotonic(), 0
+        before: Answer | None = None
         while True:
             self._require_hope(begun)
             spent = time.monotonic() - begun
             tries += 1
+            seconds = self.request if tries == 1 else self._left(spent)
             try:
-                content = request(more + (self.request if tries == 1 else self._left(spent)))
+                content = request(more + seconds)
                 self._has_answered, self._given_up = True, None
                 return content
             except CachedetError:
@@ -78,6 +80,9 @@ class Patience:
                 answer = classify(error, self._hide)
             if answer.missing:
                 raise FileNotFoundError(errno.ENOENT, "there is no such object", where)
+            if answer.late and before is not None and seconds < self.request:
+                answer = before  # the end of patience cut this try short; the last one tells why
+            before = answer
             spent = time.monotonic() - begun
             pause = max(answer.wait, self._pause(tries))
             if not answer.passes or spent + pause >= self._limit(answer):

@@ -60,6 +60,15 @@ def test_tries_are_bounded_and_their_pauses_grow() -> None:
     assert 2 <= tries <= 12
 
 
+def test_a_try_that_the_end_of_patience_cut_short_hides_no_answer() -> None:
+    """What the server said before is why it failed, not that its last answer was not waited for."""
+    errors: list[Exception] = [ConnectionResetError()] + [TimeoutError()] * 100
+    with pytest.raises(RemoteStoreError, match=r"the connection was cut \(tried [2-9]"):
+        Patience(total=0.2, request=30).ask(failing(errors), where=WHERE)
+    with pytest.raises(RemoteStoreError, match=r"no answer came in time \(tried [2-9]"):
+        Patience(total=0.2, request=0.01).ask(failing(errors), where=WHERE)
+
+
 def test_no_patience_is_one_try() -> None:
     with pytest.raises(RemoteStoreError, match="tried once"):
         Patience(total=0, request=30).ask(failing([TimeoutError()]), where=WHERE)
