@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from cachedet.config.detector import DetectorConfig
+from cachedet.config.preset_costs import NUM_CLASSES, usual_input
+from cachedet.config.presets import load_config
 from cachedet.config.run import TrainConfig
 from cachedet.data.views import round_up
 from cachedet.detector.build import build_detector, choose_levels
@@ -147,6 +149,17 @@ def measure_model(
         size_hw=padded_hw,
         num_classes=num_classes,
         parts=tuple(map(_measure, parts)),
+    )
+
+
+def measure_preset(name: str) -> ModelCost:
+    """Cost of a preset on its usual input. Raises ConfigError on an unknown name."""
+    usual = usual_input(name)
+    return measure_model(
+        load_config(name).detector,
+        features=parse_features(usual.features),
+        num_classes=NUM_CLASSES,
+        size_hw=(usual.side, usual.side),
     )
 
 

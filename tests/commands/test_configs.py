@@ -10,7 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from cachedet.cli import app
+from cachedet.config.preset_costs import read_costs
 from cachedet.config.presets import START, describe_preset, preset_names
+from cachedet.model import measure_preset
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -38,6 +40,14 @@ def test_the_list() -> None:
         is_small = name.endswith(("_tiny", "_small"))
         assert preset["size_hw"] == ([384, 384] if is_small else [640, 640])
         assert (gflop < 20) == is_small
+
+
+def test_the_costs_are_what_is_counted() -> None:
+    """Of each preset: else `python benchmarks/preset_costs.py` has to be run."""
+    costs = read_costs()
+    assert tuple(costs) == preset_names()
+    for name in preset_names():
+        assert costs[name] == measure_preset(name).to_json()
 
 
 def test_show_prints_the_file_as_it_is() -> None:
