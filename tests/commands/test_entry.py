@@ -42,10 +42,15 @@ def words_of(tiny: Any, run: Path, *more: str) -> list[object]:
     [
         ("SIGTERM", "load_config"),
         ("SIGHUP", "require_complete"),
-        ("SIGUSR1", "make_run_loader"),
-        ("SIGTERM", "make_trainer"),
         ("SIGINT", "write_config"),
-        ("SIGTERM", "write_config"),
+        *(
+            pytest.param(*case, marks=pytest.mark.thorough)
+            for case in (
+                ("SIGUSR1", "make_run_loader"),
+                ("SIGTERM", "make_trainer"),
+                ("SIGTERM", "write_config"),
+            )
+        ),
     ],
 )
 def test_a_signal_before_the_first_step(

@@ -31,8 +31,17 @@ def random_boxes(images: int) -> list[list[list[float]]]:
     return boxes
 
 
-@pytest.mark.parametrize("neck", ["fpn", "nasfpn"])
-@pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.parametrize(
+    ("kind", "neck"),
+    [
+        ("retinanet", "fpn"),
+        ("faster_rcnn", "fpn"),
+        ("cascade_rcnn", "nasfpn"),
+        pytest.param("retinanet", "nasfpn", marks=pytest.mark.thorough),
+        pytest.param("faster_rcnn", "nasfpn", marks=pytest.mark.thorough),
+        pytest.param("cascade_rcnn", "fpn", marks=pytest.mark.thorough),
+    ],
+)
 def test_eight_images_by_heart(detectors: Any, annotations_of: Any, kind: str, neck: str) -> None:
     ground_truth = annotations_of([SIZE_HW] * 8, random_boxes(8))
     features = detectors.features(*SIZE_HW, images=8)

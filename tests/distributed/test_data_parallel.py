@@ -138,7 +138,11 @@ def distances(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str
 
 
 @pytest.mark.parametrize(
-    ("dtype", "most"), [(torch.float64, 1e-10), (torch.float32, 1e-6)], ids=["float64", "float32"]
+    ("dtype", "most"),
+    [
+        pytest.param(torch.float64, 1e-10, id="float64"),
+        pytest.param(torch.float32, 1e-6, id="float32", marks=pytest.mark.thorough),
+    ],
 )
 @pytest.mark.parametrize("name", DETECTORS)
 def test_ranks_train_as_one_process_does(

@@ -173,7 +173,9 @@ def test_a_passing_fault_is_not_noticed(server: Server, tmp_path: Path) -> None:
     assert done.reason == "finished"
 
 
-@pytest.mark.parametrize("fault", [401, "cut", "validation"])
+@pytest.mark.parametrize(
+    "fault", [401, "validation", pytest.param("cut", marks=pytest.mark.thorough)]
+)
 def test_a_lasting_fault_ends_a_training_that_goes_on_as_if_there_had_been_none(
     server: Server, tiny: Any, tmp_path: Path, fault: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,7 +215,9 @@ def test_a_lasting_fault_ends_a_training_that_goes_on_as_if_there_had_been_none(
     assert went_on.losses == expected.losses[-len(went_on.losses) :]
 
 
-@pytest.mark.parametrize("fault", ["stalls", "503", "validation"])
+@pytest.mark.parametrize(
+    "fault", ["stalls", "validation", pytest.param("503", marks=pytest.mark.thorough)]
+)
 def test_a_signal_ends_the_wait_for_a_server(
     server: Server, tiny: Any, tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

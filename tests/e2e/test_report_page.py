@@ -98,8 +98,7 @@ def set_score(page: Page, value: float) -> None:
     page.locator("#score").fill(str(value))
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1600])
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1600, "dark")])
 def test_it_opens_without_errors_or_overflow(
     browser: Browser, page_file: Path, width: int, scheme: str
 ) -> None:

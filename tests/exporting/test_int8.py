@@ -26,6 +26,7 @@ def exported(kit: Any) -> Any:
     return kit.export(kit.graph("faster_rcnn"))
 
 
+@pytest.mark.thorough
 def test_a_detector_in_int8(exported: Any) -> None:
     """RoIAlign, suppression and the last layers stay float; what is between layers does not."""
     handlers = [*logging.root.handlers]

@@ -79,9 +79,8 @@ def check(kit: Any, case: dict[str, Any]) -> Any:
     return exported
 
 
-@pytest.mark.parametrize(
-    "name", ["retinanet", pytest.param("faster masks", marks=pytest.mark.thorough)]
-)
+@pytest.mark.thorough  # tests/e2e/test_export.py has one
+@pytest.mark.parametrize("name", CASES)
 def test_the_file_finds_what_torch_finds(kit: Any, name: str) -> None:
     exported = check(kit, CASES[name])
     model = onnx.load_model_from_string(exported.content)

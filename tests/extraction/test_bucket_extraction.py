@@ -126,7 +126,9 @@ def words_of(tiny: Any, url: str) -> list[str]:
     return ["extract", *itertools.chain.from_iterable(pairs)]
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "sent", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.thorough)]
+)
 def test_writers_that_are_ended_lose_no_block(
     tiny: Any, s3: Any, nursery: Any, store_kit: Any, tmp_path: Path, sent: signal.Signals
 ) -> None:

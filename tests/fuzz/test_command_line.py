@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-CASES = 8  # of each kind, in `make test`
+CASES = 4  # of each kind, in `make test`
 KINDS = ("annotations", "results", "configs", "store", "images", "runs", "paths")
 MOST_SHOWN = 5
 

@@ -356,8 +356,7 @@ def test_downloads(browser: Browser, address: str, tmp_path: Path) -> None:
             assert np.abs(near - colour_of(label)).sum(axis=1).min() < 30
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1600])
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1600, "dark")])
 def test_it_fits_and_follows_the_system(
     browser: Browser, address: str, width: int, scheme: str
 ) -> None:
