@@ -1,8 +1,8 @@
 """The command line: which commands there are, and what becomes of their errors.
 
 Exit status: 0 done; 1 the user's input or a check failed; 2 wrong usage; 75 a signal ended
-`train-heads`, `compare` or `sweep`, which saved its state and goes on; 130 interrupted at once;
-141 nobody reads the output any more.
+`train-heads`, `compare` or `sweep`, which saved its state and goes on; 130 interrupted at once,
+143 by SIGTERM; 141 nobody reads the output any more.
 """
 
 from __future__ import annotations

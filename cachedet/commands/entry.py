@@ -6,6 +6,7 @@ It is at work before anything that takes time is imported: a scheduler does not 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from cachedet.text import shell_line
 from cachedet.training.run_log import LOG, STOPPED, append_line, is_our_log, read_log
 from cachedet.training.stopping import STOPPED_STATUS, StopSignals
 
+TERMINATED_STATUS = 128 + signal.SIGTERM  # as shells tell of it
 _TRAINS = "train-heads"
 _LONG_WORK = (_TRAINS, "extract", "compare", "sweep", "demo")  # what they print is the least of it
 _RUN = ("--run", "--run-folder")
@@ -31,7 +33,7 @@ def run_command(run: Callable[[], None]) -> None:
         if command == _TRAINS:
             _train(run)
         else:
-            run()
+            _end_as_interrupted(run)
         print(end="", flush=True)
     except (OSError, SystemExit):
         with suppress(OSError):
@@ -39,6 +41,31 @@ def run_command(run: Callable[[], None]) -> None:
         if command in _LONG_WORK or output is None or output.failure is None:
             raise
         _end_without_output(output)
+
+
+def _end_as_interrupted(run: Callable[[], None]) -> None:
+    """SIGTERM ends these commands as Ctrl-C does: they say so, and give back what they hold.
+
+    A second one ends them at once. Those that save a state have handlers of their own by then.
+    """
+    ended = False
+
+    def end(number: int, _: object) -> None:
+        nonlocal ended
+        ended = True
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        run()
+    except BaseException as error:  # imports that are cut off raise errors of any kind
+        if not ended:
+            raise
+        if not isinstance(error, SystemExit):  # which has said so
+            print("interrupted", file=sys.stderr)
+        sys.exit(TERMINATED_STATUS)
 
 
 def _train(run: Callable[[], None]) -> None:

@@ -108,6 +108,22 @@ def test_killed_at_random_moments(
     assert [path.name for path in store.parent.iterdir()] == ["s.zarr"]
 
 
+def test_ended_by_a_scheduler(launcher: Launcher, whole: Path, tmp_path: Path) -> None:
+    """SIGTERM: it says so and gives its leases back, so that another machine need not wait."""
+    store = tmp_path / "s.zarr"
+    with launcher.start(store) as process:
+        while committed(store) < 3:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate()
+    assert process.wait() == 143
+    assert "interrupted; `extract` continues with the same command" in errors
+    assert "Traceback" not in errors
+    assert not list(store.glob("leases/*.lease"))
+    assert not list(store.rglob("*.tmp"))
+    assert 3 <= committed(store) < committed(whole)
+
+
 def test_files_that_may_not_grow(
     launcher: Launcher, whole: Path, tmp_path: Path, store_kit: Any
 ) -> None:
