@@ -29,6 +29,7 @@ from cachedet.reporting.scored_run import ScoredRun, read_detections, read_runs
 from cachedet.reporting.scores_sections import describe_annotations, make_headlines, result_section
 from cachedet.store.reader import FeatureStore
 from cachedet.structures import Annotations
+from cachedet.training.run_folder import RunFolder
 from cachedet.version import __version__
 
 _RECORDED = ("lvis", "lvis_masks", "proposals")  # of results.json, in report.json too
@@ -101,7 +102,7 @@ def report(
 def _target(out: Path | None, runs: Sequence[Path]) -> Path:
     if not runs:
         raise InputError("a report needs a run folder or more")
-    target = out if out is not None else runs[0] / "report.html"
+    target = RunFolder.open(runs[0]).root / "report.html" if out is None else out
     require_local(target)
     if target.suffix.lower() not in (".html", ".htm"):
         raise InputError(

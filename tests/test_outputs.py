@@ -301,13 +301,19 @@ def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "full" / "thesis.tex").touch()
     for check in (require_folder, require_empty_folder):
         check(tmp_path / "a" / "b")
-        with pytest.raises(InputError, match=r"cannot write .*file/b: .*file: Not a directory; re"):
+        with pytest.raises(
+            InputError, match=r"cannot write .*file/b: .*file: is a file, not a folder; re"
+        ):
             check(tmp_path / "file" / "b")
-        with pytest.raises(InputError, match=r"cannot write .*file: Not a directory; repair the"):
+        with pytest.raises(
+            InputError, match=r"cannot write .*file: is a file, not a folder; repair the"
+        ):
             check(tmp_path / "file")
     with pytest.raises(InputError, match="full exists already and is not empty; remove it or ch"):
         require_empty_folder(tmp_path / "full")
-    with pytest.raises(InputError, match=r"cannot write .*b.md: .*file: (Not a dir|File ex)"):
+    with pytest.raises(
+        InputError, match=r"cannot write .*b.md: .*file: (is a file|File ex|Not a dir)"
+    ):
         write_file(tmp_path / "file" / "b.md", b"", kind=Kind.MARKDOWN)
 
 

@@ -159,6 +159,8 @@ def test_a_run_that_was_not_scored_is_refused(runs: Any, tmp_path: Path) -> None
             report([run])
     with pytest.raises(CheckpointError, match="is not a run folder"):
         report([tmp_path])
+    with pytest.raises(CheckpointError, match="config.yaml is not a run folder"):
+        report([run / "config.yaml"])
 
 
 def test_damaged_files_are_named(runs: Any, tmp_path: Path) -> None:

@@ -61,6 +61,8 @@ class ImageFolder:
 
     def require_some(self) -> None:
         if not os.path.isdir(self.folder):
+            if os.path.exists(self.folder):
+                raise DatasetError(f"--images expects a folder of images; {self.folder} is a file")
             why = "; only `extract` takes images in a bucket" if was_url(self.folder) else ""
             raise DatasetError(
                 f"--images expects a folder of images; there is no folder {self.folder}{why}"

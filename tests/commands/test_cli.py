@@ -175,7 +175,10 @@ def test_places_of_demo_and_estimate_are_looked_at_first(tmp_path: Path) -> None
     forecast.write_text('{"store": "mine"}')
     estimate = ["estimate", "--images", "no", "--annotations", "no", "--store", "s.zarr"]
     for words, message in (
-        (["demo", "--out", "file/demo"], "file: Not a directory; repair the cause, or choose an"),
+        (
+            ["demo", "--out", "file/demo"],
+            "file: is a file, not a folder; repair the cause, or choose an",
+        ),
         (estimate, "s.zarr.estimate.json is there already and is not a forecast of `estimate`"),
     ):
         words = [str(tmp_path / word) if "/" in word or "zarr" in word else word for word in words]

@@ -358,7 +358,10 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "dangling").symlink_to("nowhere")
     for out, message in (
         (photos, "holds other things than a comparison"),
-        (photos / "a.jpg", "cannot make the folder .*a.jpg: Not a directory; choose another --out"),
+        (
+            photos / "a.jpg",
+            "cannot make the folder .*a.jpg: is a file, not a folder; choose another --out",
+        ),
         (tmp_path / "dangling", "dangling: is a link to nowhere, which is not there"),
     ):
         folder = ComparisonFolder(out)

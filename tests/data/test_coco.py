@@ -407,6 +407,9 @@ def test_the_least_that_pycocotools_scores(folder: Path) -> None:
 def test_missing_places(folder: Path) -> None:
     with pytest.raises(DatasetError, match="there is no folder"):
         read_dataset(annotations=folder / "a.json", images=folder / "none")
+    (folder / "photo.jpg").touch()
+    with pytest.raises(DatasetError, match=r"expects a folder of images; .*photo.jpg is a file"):
+        read_dataset(annotations=folder / "a.json", images=folder / "photo.jpg")
     with pytest.raises(DatasetError, match="there is no file"):
         read_dataset(annotations=folder / "none.json", images=folder / "images")
     (folder / "empty").mkdir()

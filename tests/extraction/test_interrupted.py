@@ -216,9 +216,9 @@ def test_a_read_only_disk(tiny: Any, tmp_path: Path, store_kit: Any) -> None:
     [
         (
             "file/s.zarr",
-            "cannot write .*file: Not a directory; repair the cause .* another --store",
+            "cannot write .*file: is a file, not a folder; repair the cause .* another --store",
         ),
-        ("file", "cannot write .*file: Not a directory"),
+        ("file", "cannot write .*file: is a file, not a folder"),
         ("photos", "exists and is not a feature store"),
         ("dangling", "cannot write .*dangling: is a link to nowhere, which is not there"),
     ],

@@ -107,6 +107,8 @@ def test_other_folders_are_left_alone(tmp_path: Path, kit: Any) -> None:
         kit.open_writer(tmp_path)
     with pytest.raises(StoreError, match=r"is not a feature store: it has no manifest.json"):
         FeatureStore.open(tmp_path)
+    with pytest.raises(StoreError, match=r"photo.jpg is not a feature store: it is a file; expec"):
+        FeatureStore.open(tmp_path / "photo.jpg")
     assert (tmp_path / "photo.jpg").exists()
 
 

@@ -28,7 +28,7 @@ def find_obstacle(folder: Path) -> OSError | None:
         except (OSError, ValueError) as error:
             return error if isinstance(error, OSError) else _error(errno.EINVAL, path)
         if not stat.S_ISDIR(mode):
-            return _error(errno.ENOTDIR, path)
+            return OSError(errno.ENOTDIR, "is a file, not a folder", str(path))
         return _obstacle_in(path)
     return None
 

@@ -393,16 +393,21 @@ def _read_manifest(source: ByteSource) -> bytes:
     except (FileNotFoundError, NotADirectoryError) as error:
         if source.names(COMMITS):
             raise altered(where, "is missing", remedy=_LOST, verdict="") from error
-        is_missing = isinstance(source, LocalFiles) and not source.root.exists()
-        problem = "nothing is there" if is_missing else f"it has no {MANIFEST}"
         raise StoreError(
-            f"{source.describe('')} is not a feature store: {problem}; "
+            f"{source.describe('')} is not a feature store: {_what_is_there(source)}; "
             "expected a folder written by `cachedet extract --store`"
         ) from error
     except OSError as error:
         if not proves_damage(error):
             raise unreadable(where, error) from error
         raise altered(where, str(error.strerror), remedy=_LOST) from error
+
+
+def _what_is_there(source: ByteSource) -> str:
+    """In the place of a store."""
+    if isinstance(source, LocalFiles) and not source.root.is_dir():
+        return "it is a file" if source.root.exists() else "nothing is there"
+    return f"it has no {MANIFEST}"
 
 
 def require_sane(manifest: Manifest) -> None:
