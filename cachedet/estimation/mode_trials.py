@@ -97,6 +97,7 @@ def measure_steps(job: StepJob) -> StepTrial:
 
     Raises what `make_training_mode` raises, and TrialFailedError where memory did not suffice.
     """
+    # Not forked from one that is ready: the pages of its libraries would not count as memory.
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(job, sender), daemon=True)
