@@ -123,7 +123,7 @@ def test_training_and_scoring_need_no_backbone() -> None:
     modules = (
         "cachedet.train", "cachedet.evaluate", "cachedet.model", "cachedet.predict",
         "cachedet.exporting.model_scores", "cachedet.report", "cachedet.store.reader",
-        "cachedet.store.verify",
+        "cachedet.store.verify", "cachedet.estimation.mode_trials",
     )  # fmt: skip
     script = (
         "import sys\n"

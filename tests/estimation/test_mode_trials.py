@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -198,13 +196,3 @@ def test_a_process_that_is_killed_had_too_little_memory(job_of: Callable[..., St
         measure_steps(job_of(seconds=60.0))
     killer.join()
     assert active_children() == []
-
-
-def test_the_cached_process_needs_no_backbone() -> None:
-    script = (
-        "import sys, cachedet.estimation.mode_trials\n"
-        "assert not any(n.split('.')[0] == 'timm' for n in sys.modules)\n"
-        "assert 'cachedet.backbone' not in sys.modules\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
