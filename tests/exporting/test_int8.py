@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from cachedet.errors import ExportError
+from cachedet.exporting.exported_model import Inputs
 from cachedet.exporting.int8 import Int8Report, choose_nodes, find_layers, make_int8, quantise
 from cachedet.exporting.onnx_file import OPSET
 from cachedet.exporting.proof_images import generated_images
@@ -78,17 +80,54 @@ def test_last_layers_and_boxes_stay_float() -> None:
     assert choose_nodes(graph, float_layers=1) == set()
 
 
-def test_what_cannot_be_quantised_is_said(exported: Any) -> None:
-    with pytest.raises(ExportError, match=r"cannot quantise this detector .*without --int8"):
-        quantise(exported.content, [])  # no image, so no range
-    nothing = onnx.load_model_from_string(exported.content)
-    del nothing.graph.node[:], nothing.graph.output[:]
-    nothing.graph.node.append(onnx.helper.make_node("Identity", ["sizes_hw"], ["same"]))
-    nothing.graph.output.append(
-        onnx.helper.make_tensor_value_info("same", onnx.TensorProto.INT64, ["batch", 2])
+def chain(layers: int) -> bytes:
+    """So many convolutions one behind the other."""
+    make, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    rng = np.random.default_rng(1)
+    nodes, weights, name = [], [], "images"
+    for number in range(layers):
+        kernel = rng.normal(size=(3, 3, 1, 1)).astype(np.float32)
+        weights.append(onnx.numpy_helper.from_array(kernel, f"w{number}"))
+        nodes.append(make("Conv", [name, f"w{number}"], [f"c{number}"], name=f"layer{number}"))
+        nodes.append(make("Relu", [f"c{number}"], [f"r{number}"], name=f"relu{number}"))
+        name = f"r{number}"
+    nodes += [make("Identity", [name], ["maps"]), make("Identity", ["sizes_hw"], ["sizes"])]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "chain",
+        [
+            value("images", onnx.TensorProto.FLOAT, [1, 3, 4, 4]),
+            value("sizes_hw", onnx.TensorProto.INT64, [1, 2]),
+        ],
+        [
+            value("maps", onnx.TensorProto.FLOAT, [1, 3, 4, 4]),
+            value("sizes", onnx.TensorProto.INT64, [1, 2]),
+        ],
+        initializer=weights,
     )
+    opset = [onnx.helper.make_opsetid("", OPSET)]
+    content: bytes = onnx.helper.make_model(graph, opset_imports=opset).SerializeToString()
+    return content
+
+
+def test_all_but_the_first_layers_and_the_last_become_int8() -> None:
+    torch.manual_seed(1)
+    inputs = [Inputs(images=torch.rand(1, 3, 4, 4), sizes_hw=torch.tensor([[4, 4]]))] * 2
+    file = quantise(chain(12), inputs)
+    assert (file.layers, file.float_layers) == (3, 9)
+    model = onnx.load_model_from_string(file.content)
+    onnx.checker.check_model(model)
+    int8 = [each.name for each in model.graph.initializer if each.data_type == 3]
+    assert sorted(name for name in int8 if name.startswith("w") and "zero" not in name) == [
+        "w10_quantized", "w8_quantized", "w9_quantized",
+    ]  # fmt: skip
+
+
+def test_what_cannot_be_quantised_is_said() -> None:
+    with pytest.raises(ExportError, match=r"cannot quantise this detector .*without --int8"):
+        quantise(chain(12), [])  # no image, so no range
     with pytest.raises(ExportError, match="finds nothing to quantise"):
-        quantise(nothing.SerializeToString(), [])
+        quantise(chain(9), [])
 
 
 def test_a_loss_of_ap_is_refused() -> None:
