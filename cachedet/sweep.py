@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cachedet.errors import InputError
 from cachedet.outputs import Kind, require_outside_stores, write_file
-from cachedet.progress import count_of
+from cachedet.progress import count_of, format_seconds
 from cachedet.reporting.rendering import render_markdown, render_page
 from cachedet.store.files.durable import encode_json, write_durably
 from cachedet.sweeping.finals import Finals
@@ -57,6 +57,7 @@ def sweep(config: SweepConfig, *, on_trial: OnTrial | None = None) -> SweepRepor
         study.begin_with(task.default, task.defaults())
         for note in task.notes():
             _log.warning("note: %s", note)
+        _log.info(_describe_work(config, begun=len(study.drawn())))
 
         def on_end(number: int) -> None:
             if on_trial is not None:
@@ -92,6 +93,16 @@ def _require_optuna() -> None:
         raise InputError(f"sweep needs Optuna ({error}); pip install 'cachedet[sweep]'") from error
 
 
+def _describe_work(config: SweepConfig, *, begun: int) -> str:
+    """What is to come, so that nobody takes the search for all of it."""
+    finals = f"then the winner and the default with {count_of(config.final_seeds, 'new seed')} each"
+    if config.trials is None:
+        return f"trials for {format_seconds(config.budget or 0.0)}, {finals}"
+    if begun >= config.trials:
+        return f"{count_of(begun, 'trial')} are here already; a larger --trials adds some"
+    return f"{count_of(config.trials, 'trial')}, {finals}"
+
+
 def _make_finals(task: SweepTask, folder: SweepFolder, winner: Draw) -> Finals:
     config = task.configured(winner.config, winner.values)
     return Finals(task, folder, winner=winner.number, config=config)
@@ -109,9 +120,9 @@ def _describe_failure(report: SweepReport) -> str:
     where = report.out / "sweep.json"
     more = f" (and {count_of(others, 'other reason')}: {where})" if others else ""
     return (
-        f"no trial came to its end: {len(failed)} of {len(report.trials)} failed, the first "
-        f"because: {failed[0].error.rstrip('. ')}{more}. They stay recorded: try other values in "
-        "another --out, or more --trials in this one"
+        f"no trial came to its end: {len(failed)} of {len(report.trials)} failed, the first, the "
+        f"default, because: {failed[0].error.rstrip('. ')}{more}. They stay recorded: try another "
+        "config, or values nearer to one that trains, in another --out"
     )
 
 

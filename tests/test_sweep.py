@@ -234,11 +234,48 @@ def test_a_trial_that_fails_is_recorded_and_the_others_go_on(tiny: Any, tmp_path
 
 
 def test_where_all_fail_it_says_once_why(tiny: Any, tmp_path: Path) -> None:
-    config = make(tiny, tmp_path / "out", params=("schedule.lr=1e37,1e38",), trials=2)
-    with pytest.raises(InputError, match="no trial came to its end: 2 of 2 failed, the first bec"):
-        sweep(config)
-    assert "2 of 2 trials failed" in (tmp_path / "out" / "sweep.html").read_text()
+    never = {PRESET: heads("schedule.lr=1e37", "schedule.warmup_steps=0")}
+    config = make(tiny, tmp_path / "out", heads=never, params=("schedule.lr=1e37,1e38",), trials=9)
+    words = "no trial came to its end: 5 of 5 failed, the first, the default, because: "
+    for _ in range(2):  # again it is said again, and nothing more is tried
+        with pytest.raises(InputError, match=words):
+            sweep(config)
+    page = (tmp_path / "out" / "sweep.html").read_text()
+    assert "5 of 5 trials failed" in page
+    assert "the figures above" not in page
+    assert "--trials 40" not in page
     assert json.loads((tmp_path / "out" / "sweep.json").read_text())["winner"] is None
+
+
+def test_the_default_is_trained_first_wherever_the_search_lies(tiny: Any, tmp_path: Path) -> None:
+    config = make(
+        tiny,
+        tmp_path / "out",
+        params=("schedule.lr=5e-3..6e-3", "detector.neck.channels=8,16"),
+        trials=2,
+        final_seeds=1,
+    )
+    report = sweep(config)
+    assert report.trials[0].values == {"detector.neck.channels": 8}
+    kept = load_train_config(report.trials[0].run / "config.yaml")
+    assert kept.schedule.lr == config.heads[PRESET].schedule.lr
+    assert "lr=0.0015 is not among what is searched (schedule.lr=0.005..0.006)" in report.notes[1]
+    assert 5e-3 <= report.trials[1].values["schedule.lr"] <= 6e-3
+
+
+def test_what_the_journal_lost_is_read_from_the_runs(
+    whole: tuple[SweepConfig, SweepReport], tmp_path: Path
+) -> None:
+    """Killed between the last validation and what the journal was to say of it."""
+    config, report = whole
+    shutil.copytree(config.out, tmp_path / "out")
+    journal = tmp_path / "out" / "study.journal"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    reported = [at for at, line in enumerate(lines) if b'"intermediate_value"' in line]
+    journal.write_bytes(b"".join(lines[: reported[0]]))  # the first trial's run is whole
+    for later in ("0001", "0002"):
+        shutil.rmtree(tmp_path / "out" / "trials" / later)
+    assert what_was_tried(sweep(replace(config, out=tmp_path / "out"))) == what_was_tried(report)
 
 
 @pytest.mark.parametrize(
@@ -256,6 +293,14 @@ def test_where_all_fail_it_says_once_why(tiny: Any, tmp_path: Path) -> None:
             "--param freeze_at=null,C9: freeze_at expects",
         ),
         ({"params": ("schedule.lr=0..1",)}, "--param schedule.lr: expected more than 0"),
+        (
+            {"params": ("detector.neck.kind=fpn,nasfpn",)},
+            "--param detector.neck.kind: 'nasfpn' has other keys .*; give a config of each kind",
+        ),
+        (
+            {"objective": Objective(figure="ap_large")},
+            "--objective ap_large: the validation images that choose have no such boxes",
+        ),
     ],
 )
 def test_what_is_refused_before_anything_is_made(
@@ -269,7 +314,14 @@ def test_what_is_refused_before_anything_is_made(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 5}, "holds another sweep: seed was 0, is 5"),
+        (
+            {"seed": 5, "heads": {PRESET: heads("seed=5")}},
+            "holds another sweep: seed was 0, is 5. Give",
+        ),
+        (
+            {"heads": {PRESET: heads(), "other": heads()}},
+            "configs were .*_tiny, are .*_tiny, other",
+        ),
         (
             {"heads": {PRESET: heads("schedule.momentum=0.5")}},
             "momentum was 0.9, is 0.5",
@@ -293,13 +345,26 @@ def test_other_stores_versions_and_folders_are_refused(
     settings = tmp_path / "out" / "settings.json"
     kept = json.loads(settings.read_text())
     moved = replace(config, out=tmp_path / "out")
-    for key in ("optuna", "train"):
-        settings.write_text(json.dumps(kept | {key: "other"}))
-        with pytest.raises(InputError, match=f"{key} was other, is "):
+    for changed, words in (
+        ({"optuna": "other"}, "another sweep: optuna was other, is "),
+        ({"train": "other"}, "another sweep: --train is another store than at its beginning. Give"),
+        ({"val_labels": "other"}, "another sweep: the annotations in --val are others. Give"),
+        ({"heads": {"mine": {}}}, f"another sweep: its configs were mine, are {PRESET}. Give"),
+    ):
+        settings.write_text(json.dumps(kept | changed))
+        with pytest.raises(InputError, match=words):
             sweep(moved)
     settings.write_text("{}")
     with pytest.raises(InputError, match="holds other things than a sweep"):
         sweep(moved)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "settings.json").write_text('{"a": 1}')
+    with pytest.raises(InputError, match=r"holds other things than a sweep: settings.json is not"):
+        sweep(replace(config, out=tmp_path / "mine"))
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["settings.json"]
+    (tmp_path / "mine" / "cells").mkdir()
+    with pytest.raises(InputError, match="mine holds a comparison; choose another --out"):
+        sweep(replace(config, out=tmp_path / "mine"))
     settings.unlink()
     with pytest.raises(InputError, match="holds other things than a sweep .*final"):
         sweep(moved)

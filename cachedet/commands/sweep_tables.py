@@ -11,6 +11,7 @@ from rich.table import Table
 from cachedet.commands.tables import console, figure, name_cell, say, say_prose
 from cachedet.progress import count_of, format_seconds
 from cachedet.sweeping.parameters import short_key, short_value
+from cachedet.sweeping.sweep_plan import figure_name
 
 if TYPE_CHECKING:  # commands import what they need when they run: `--help` stays quick
     from cachedet.sweeping.sweep_results import FinalRun, SweepReport, TrialRecord
@@ -68,15 +69,16 @@ def _print_best(report: SweepReport) -> None:
     if not is_front:
         shown = sorted(complete, key=lambda trial: -trial.objectives[0])[:_MOST_ROWS]
     table = Table(title="the front" if is_front else "best trials", box=None, padding=(0, 1, 0, 0))
-    for name in ("trial", *report.objectives):
+    for name in ("trial", *map(figure_name, report.objectives)):
         table.add_column(name, justify="right", no_wrap=True)
     if has_several := len({trial.config for trial in report.trials}) > 1:
         table.add_column("config", overflow="fold", max_width=_CONFIG)
     table.add_column("values", overflow="fold")
     for trial in shown:
         table.add_row(
-            str(trial.number),
-            *(f"{value:.4g}" for value in trial.objectives),
+            "default" if trial.number == 0 else str(trial.number),
+            figure(trial.objectives[0]),
+            *(f"{seconds:.1f}" for seconds in trial.objectives[1:]),
             *([name_cell(trial.config, most=400)] if has_several else []),
             name_cell(describe_values(trial.values), most=400),
         )

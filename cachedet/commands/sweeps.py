@@ -81,6 +81,7 @@ def sweep(
         trials=trials,
         budget=None if budget is None else parse_seconds(budget),
         params=tuple(params or ()),
+        fixed=tuple(change.partition("=")[0].strip() for change in overrides or []),
         objective=wanted,
         parallel=parse_parallel(parallel, next(iter(heads.values())).device),
         holdout=holdout,

@@ -84,6 +84,8 @@ def _read(name: str) -> str:
 
 def _section(section: Section) -> list[str]:
     parts = [f"## {escape_markdown(section.title)}"]
+    if section.charts and not (section.leads or section.tables or section.folds):
+        return []  # the page draws it
     parts += [escape_markdown(lead) for lead in section.leads]
     parts += [_table(table) for table in section.tables]
     for fold in section.folds:

@@ -18,6 +18,7 @@ from cachedet.evaluate import evaluate
 from cachedet.series.own_process import goes_on
 from cachedet.store.reader import FeatureStore
 from cachedet.train import TrainReport, train
+from cachedet.training.metrics_file import read_table
 from cachedet.training.run_folder import RunFolder
 from cachedet.training.stopping import STOPPED_STATUS
 
@@ -51,6 +52,7 @@ class Trained:
     """The training came to an end."""
 
     figures: dict[str, Any]
+    curve: tuple[tuple[int, float], ...]  # epochs done and AP of each validation, all calls'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,8 @@ def work(job: Job, pipe: Connection) -> None:
         report = _train(job, pipe)
         if report.was_interrupted:
             sys.exit(STOPPED_STATUS)
-        message: Message = Trained(figures=_figures_of(job, report))
+        figures, curve = _figures_of(job, report), _curve_of(RunFolder(job.folder))
+        message: Message = Trained(figures=figures, curve=curve)
     except CachedetError as error:
         message = Failed(error=str(error))
     except OSError as error:  # a full disk, most often: the others may find room
@@ -108,6 +111,12 @@ def _train(job: Job, pipe: Connection) -> TrainReport:
         resume=goes_on(RunFolder(job.folder)),
         on_validation=ask if job.is_watched else None,
     )
+
+
+def _curve_of(run: RunFolder) -> tuple[tuple[int, float], ...]:
+    """What metrics.csv holds of it, where an earlier call may have told nobody."""
+    rows = read_table(run.metrics).rows
+    return tuple((int(row["epoch"]), float(row["val_ap"])) for row in rows if row.get("val_ap"))
 
 
 def _figures_of(job: Job, report: TrainReport) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def next_steps(report: SweepReport, space: Space) -> tuple[str, ...]:
     if winner is not None:
         steps += _at_edges(winner, space)
         steps += _still_rising(winner)
-    if 0 < len(report.trials) <= _FEW_TRIALS:
+    if winner is not None and len(report.trials) <= _FEW_TRIALS:
         steps.append(
             f"{count_of(len(report.trials), 'trial')} is little: the search learns from the first "
             f"{_FEW_TRIALS}. The same command with --trials 40 adds to what is there."

@@ -143,7 +143,15 @@ def configure(
 def require_possible(parameter: Parameter, config: TrainConfig, store: FeatureStore) -> None:
     """Try both ends of a range, or all choices. Raises ConfigError where the config refuses one."""
     for value in parameter.examples():
-        changed = configure(config, {parameter.key: value}, store=store)
+        try:
+            changed = configure(config, {parameter.key: value}, store=store)
+        except ConfigError as error:
+            if not parameter.key.endswith(".kind"):
+                raise
+            raise ConfigError(
+                f"--param {parameter.key}: {value!r} has other keys than the config's kind "
+                f"({error}); give a config of each kind: `sweep A B` searches both"
+            ) from error
         try:
             resolve_views(changed.views, held=store.views, where=store.location)
             choose_read_levels(changed, store.manifest)

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cachedet.errors import ConfigError
-from cachedet.progress import StageProgress
+from cachedet.progress import StageProgress, format_seconds
 from cachedet.sweeping.crew import Crew
 from cachedet.sweeping.job import Failed, Message, Trained, Validated
 from cachedet.sweeping.sweep_folder import SweepFolder
+from cachedet.sweeping.sweep_plan import figure_name
 from cachedet.sweeping.task import SweepTask
 from cachedet.training.stopping import StopSignals
 
@@ -53,6 +54,8 @@ class Search:
 
     def _next(self) -> Draw | None:
         config = self._task.config
+        if self._study.is_hopeless():
+            return None
         if config.trials is not None:
             is_over = len(self._study.drawn()) >= config.trials
         else:
@@ -82,7 +85,7 @@ class Search:
             if any(value is None or math.isnan(value) for value in values):
                 self._end(number, progress, error=f"it has no {' and '.join(names)} to judge by")
                 return
-            self._study.finish(number, figures, values)
+            self._study.finish(number, figures, values, curve=message.curve)
             self._end(number, progress)
         elif isinstance(message, Failed):
             self._end(number, progress, error=message.error)
@@ -96,8 +99,17 @@ class Search:
 
     def _describe(self, now: str) -> str:
         figure, winner = self._task.config.objective.figure, self._study.winner()
-        best = "" if winner is None else f"best {figure} {self._study.value_of(winner):.3f}"
-        return "  ".join(filter(None, [best, now]))
+        best = "" if winner is None else f"best {figure_name(figure)} "
+        best += "" if winner is None else f"{self._study.value_of(winner):.3f}"
+        return "  ".join(filter(None, [best, now, self._describe_time()]))
+
+    def _describe_time(self) -> str:
+        """How much of a budget is gone; with a number of trials the progress line knows."""
+        budget = self._task.config.budget
+        if budget is None:
+            return ""
+        gone = self._study.seconds + time.monotonic() - self._since
+        return f"{format_seconds(gone)} of {format_seconds(budget)}"
 
     def _ended(self) -> int:
         return sum(trial.state.is_finished() for trial in self._study.trials)

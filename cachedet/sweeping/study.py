@@ -40,6 +40,8 @@ _RANDOM_FIRST = 10  # trials before TPE has something to learn from
 _RATE = 3  # of successive halving: a third goes on
 _RUNGS = 9  # the first decision falls after a ninth of the epochs, or when AP tells something:
 _TELLING = 0.5  # of the AP that the default ends with, on its way there
+_JUDGED = (TrialState.COMPLETE, TrialState.PRUNED)
+_HOPELESS = 5  # trials, the first ones, that all failed
 _DEFAULT = 0  # number of the trial that is never given up
 
 
@@ -63,6 +65,7 @@ class SweepStudy:
         _repair(journal)
         self._space = space
         self._rules = rules
+        self._outside: set[str] = set()  # keys of which the space does not hold the default's value
         try:
             self._study: Study = optuna.create_study(
                 storage=JournalStorage(JournalFileBackend(str(journal))),
@@ -92,13 +95,19 @@ class SweepStudy:
         self._study.set_user_attr("seconds", self.seconds + seconds)
 
     def begin_with(self, config: str, values: Mapping[str, Any]) -> None:
-        """Let the first trial of a new study be this one, as far as the space holds its values."""
+        """Let the first trial of a new study be this one, the default.
+
+        A value of it that the space does not hold is not drawn: the trial is trained with it.
+        """
+        of_default = self._space.of_config[config]
+        self._outside = {each.key for each in of_default if not each.holds(values.get(each.key))}
         if self.trials:
             return
         first: dict[str, Label] = {CONFIG: config} if len(self._space.of_config) > 1 else {}
-        for parameter in self._space.of_config[config]:
-            if parameter.holds(value := values.get(parameter.key)):
-                first[self._space.name_of(config, parameter)] = parameter.label_of(value)
+        for parameter in of_default:
+            if parameter.key not in self._outside:
+                name = self._space.name_of(config, parameter)
+                first[name] = parameter.label_of(values[parameter.key])
         self._study.enqueue_trial(first)
 
     def running(self) -> list[Draw]:
@@ -122,6 +131,8 @@ class SweepStudy:
             config = str(trial.suggest_categorical(CONFIG, names))
         values = {}
         for parameter in self._space.of_config[config]:
+            if trial.number == _DEFAULT and parameter.key in self._outside:
+                continue
             name = self._space.name_of(config, parameter)
             values[parameter.key] = parameter.value_of(_suggest(trial, name, parameter))
         return Draw(number=trial.number, config=config, values=values)
@@ -156,8 +167,16 @@ class SweepStudy:
         """Whether the default's trial has ended: until then neither it nor others are judged."""
         return self.trials[_DEFAULT].state.is_finished()
 
-    def finish(self, number: int, figures: Mapping[str, Any], values: Sequence[float]) -> None:
-        """Keep what a trial reached."""
+    def finish(
+        self,
+        number: int,
+        figures: Mapping[str, Any],
+        values: Sequence[float],
+        *,
+        curve: Sequence[tuple[int, float]] = (),
+    ) -> None:
+        """Keep what a trial reached, and of its curve what was not reported."""
+        self._complete_curve(number, curve)
         if number == _DEFAULT and len(self._rules.directions) == 1:
             self._set_pruner()
             self._enter_default()
@@ -169,14 +188,34 @@ class SweepStudy:
         else:
             self._study.tell(number, list(values))
 
+    def _complete_curve(self, number: int, curve: Sequence[tuple[int, float]]) -> None:
+        known = dict(self.curve_of(number))
+        missing = {epoch: ap for epoch, ap in curve if epoch not in known}
+        if len(self._rules.directions) > 1 and missing:
+            self._trial(number).set_user_attr(_CURVE, [*{**known, **missing}.items()])
+            return
+        for epoch, ap in missing.items():
+            self._trial(number).report(ap, epoch)
+
     def fail(self, number: int, error: str) -> None:
         """Keep why a trial failed."""
         self._trial(number).set_user_attr(ERROR, error)
         self._study.tell(number, state=TrialState.FAIL)
 
+    def is_hopeless(self) -> bool:
+        """Whether the default and the trials after it have failed, one and all."""
+        ended = [trial.state for trial in self.trials if trial.state.is_finished()]
+        return len(ended) >= _HOPELESS and set(ended) == {TrialState.FAIL}
+
     def importances(self) -> dict[str, float]:
-        """The share of each parameter in what sets good trials apart; empty where unknown."""
-        if len(self._rules.directions) > 1:
+        """The share of each parameter in what sets good trials apart; empty where unknown.
+
+        Of few trials it is noise, and of one parameter no news.
+        """
+        ended = self._study.get_trials(deepcopy=False, states=_JUDGED)
+        searched = {name for trial in ended for name in trial.params}
+        few = len(ended) < _RANDOM_FIRST
+        if len(self._rules.directions) > 1 or few or len(searched) < 2:
             return {}
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
         try:

@@ -12,6 +12,13 @@ from cachedet.errors import InputError
 from cachedet.series.settings_folder import SettingsFolder, differences
 from cachedet.training.run_folder import RunFolder
 
+_STORES = {
+    "train": "--train is another store than at its beginning",
+    "train_labels": "the annotations in --train are others",
+    "val": "--val is another store than at its beginning",
+    "val_labels": "the annotations in --val are others",
+}
+
 
 class SweepFolder:
     """Where each file of a sweep lies."""
@@ -33,7 +40,9 @@ class SweepFolder:
     @contextmanager
     def owned(self) -> Iterator[None]:
         """One sweep at a time. Raises InputError while another process works here."""
-        if self.root.is_dir() and not self._kept.settings.exists():
+        if self._kept.settings.is_file():
+            self._read()
+        elif self.root.is_dir():
             self._kept.require_empty()
         with self._kept.owned():
             yield
@@ -44,13 +53,29 @@ class SweepFolder:
         Raises InputError where the folder is of another sweep.
         """
         now = json.loads(json.dumps(dict(settings)))
-        if self._kept.settings.is_file():
-            kept = self._kept.read()
-            if "space" not in kept:
-                raise self._kept.is_foreign()
-            if changed := differences(kept, now):
-                raise InputError(
-                    f"{self.root} holds another sweep: {'; '.join(changed)}. Give the same options "
-                    "to go on with it or to add trials, or another --out"
-                )
+        changed = _changes(self._read(), now) if self._kept.settings.is_file() else []
+        if changed:
+            raise InputError(
+                f"{self.root} holds another sweep: {'; '.join(changed)}. Give the same options to "
+                "go on with it or to add trials, or another --out"
+            )
         self._kept.write(now)
+
+    def _read(self) -> dict[str, Any]:
+        kept = self._kept.read()
+        if "space" not in kept:
+            raise self._kept.is_foreign()
+        return kept
+
+
+def _changes(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs, by the options that a person gives."""
+    stores = [words for key, words in _STORES.items() if kept.get(key) != now[key]]
+    old, new = ({**one, **dict.fromkeys(_STORES)} for one in (kept, now))
+    names = [", ".join(one.get("heads", {})) for one in (old, new)]
+    if names[0] != names[1]:
+        return [*stores, f"its configs were {names[0]}, are {names[1]}"]
+    if old.get("seed") != new["seed"]:  # the configs' is the sweep's
+        for one in (old, new):
+            one["heads"] = {name: {**each, "seed": None} for name, each in one["heads"].items()}
+    return [*stores, *differences(old, new)]

@@ -28,10 +28,9 @@ from cachedet.reporting.figures import (
 )
 from cachedet.sweeping.next_steps import next_steps
 from cachedet.sweeping.parameters import short_key, short_value
-from cachedet.sweeping.sweep_plan import Space
+from cachedet.sweeping.sweep_plan import Space, figure_name
 from cachedet.sweeping.sweep_results import SweepReport, TrialRecord, Verdict
 from cachedet.sweeping.trial_charts import (
-    figure_name,
     front_chart,
     learning_chart,
     name_of,
@@ -111,15 +110,15 @@ def _describe_difference(verdict: Verdict) -> str:
 
 
 def _result_section(report: SweepReport) -> Section:
-    ended = (
-        f"{report.count('complete')} trained to the end, {report.count('pruned')} given up, "
-        f"{report.count('failed')} failed"
-    )
+    chose = f"{count_of(report.choosing, 'image')} chose the winner; the figures above are of "
     lead = (
-        f"{count_of(len(report.trials), 'trial')} ({ended}) in {format_seconds(report.seconds)}. "
-        f"{count_of(report.choosing, 'image')} chose the winner; the figures above are of "
-        f"{report.reporting} others, after training again with new seeds."
+        f"{count_of(len(report.trials), 'trial')} ({_describe_ends(report)}) in "
+        f"{format_seconds(report.seconds)}. "
     )
+    if report.verdict is None:
+        lead += f"{count_of(report.choosing, 'image')} choose, {report.reporting} others report."
+    else:
+        lead += f"{chose}{report.reporting} others, after training again with new seeds."
     failed = tuple(f"{_name(run.trial)}, seed {run.seed}, failed: {run.error}"
                    for run in report.finals if run.error)  # fmt: skip
     return Section(
@@ -133,6 +132,15 @@ def _result_section(report: SweepReport) -> Section:
             *failed,
             "The best AP of the search is never the result: the best of many is partly luck.",
         ),
+    )
+
+
+def _describe_ends(report: SweepReport) -> str:
+    """How the trials ended, those that did not included."""
+    under_way = report.count("running")
+    return (
+        f"{report.count('complete')} trained to the end, {report.count('pruned')} given up, "
+        f"{report.count('failed')} failed" + (f", {under_way} under way" if under_way else "")
     )
 
 
@@ -246,12 +254,13 @@ def _importance_section(report: SweepReport, space: Space) -> Section:
 def _trials_section(report: SweepReport, space: Space) -> Section:
     keys = list(dict.fromkeys(key for trial in report.trials for key in trial.values))
     several = len(space.of_config) > 1
+    chosen_by = report.objectives[0]
     table = Table(
         caption="AP is the best on the images that chose; of a trial that was given up, until then."
         " Seconds are those of its training steps.",
         corner="Trial",
         columns=(
-            "ended", *(() if report.objectives[0] == "ap" else (figure_name(report),)), "AP",
+            "ended", *(() if chosen_by == "ap" else (figure_name(chosen_by),)), "AP",
             "epochs", "seconds", *(("config",) if several else ()), *map(short_key, keys),
         ),
         rows=tuple(

@@ -79,6 +79,7 @@ class SweepConfig:
     trials: int | None = None  # in all calls together
     budget: float | None = None  # seconds of search instead, in all calls together
     params: Sequence[str] = ()  # as --param gives them; none: the shipped spaces
+    fixed: Sequence[str] = ()  # keys that the shipped spaces leave out
     objective: Objective = Objective()
     parallel: int = 1
     holdout: float = 0.5  # share of the validation images
@@ -87,6 +88,11 @@ class SweepConfig:
     pruner: PrunerName = "halving"
     final_seeds: int = 3
     resamples: int = 1000
+
+
+def figure_name(figure: str) -> str:
+    """As people write it: AP50, ap small."""
+    return figure.upper() if len(figure) <= 4 else figure.replace("_", " ")
 
 
 def parse_objective(text: str) -> Objective:

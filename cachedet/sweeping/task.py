@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cachedet.config.run import TrainConfig
 from cachedet.detector.build import choose_read_levels
 from cachedet.device import choose_device, usable_cores
 from cachedet.errors import ConfigError, InputError
+from cachedet.evaluation.metrics import score_detections
 from cachedet.loading.sampling import resolve_views
 from cachedet.store.reader import FeatureStore
+from cachedet.structures import Annotations
 from cachedet.sweeping.holdout import Split, split_images
 from cachedet.sweeping.job import Job
 from cachedet.sweeping.parameters import (
@@ -22,9 +27,10 @@ from cachedet.sweeping.parameters import (
     parse_parameter,
     require_distinct,
     require_possible,
+    yaml_of,
 )
 from cachedet.sweeping.spaces import shipped_space
-from cachedet.sweeping.sweep_plan import Rules, Space, SweepConfig
+from cachedet.sweeping.sweep_plan import Rules, Space, SweepConfig, figure_name
 from cachedet.training.start import require_fit
 from cachedet.version import __version__
 
@@ -53,7 +59,10 @@ class SweepTask:
                 choose_read_levels(heads, store.manifest)
             except ConfigError as error:
                 raise ConfigError(f"{name}: {error}") from error
+        if not np.any(~store.annotations.crowd):
+            raise InputError(f"{store.location} holds no box to learn from (crowds aside)")
         split = split_images(validation.annotations, holdout=config.holdout, seed=config.seed)
+        _require_figure(validation.annotations.keep_rows(split.choosing), config.objective.figure)
         space = _make_space(config, store)
         epochs = [heads.schedule.epochs for heads in config.heads.values()]
         for parameters in space.of_config.values():
@@ -87,6 +96,10 @@ class SweepTask:
     def notes(self) -> list[str]:
         """What a person should know before it begins."""
         notes = [self.split.note] if self.split.note else []
+        notes += self._notes_on_default()
+        if self.config.objective.figure != "ap":
+            name = figure_name(self.config.objective.figure)
+            notes.append(f"the search chooses by {name}; winner and default are compared by AP")
         if self.config.parallel > 1 and any(
             heads.residency in ("ram", "device") for heads in self.config.heads.values()
         ):
@@ -96,6 +109,16 @@ class SweepTask:
                 "cache of files"
             )
         return notes
+
+    def _notes_on_default(self) -> list[str]:
+        """Of values that the search cannot come to."""
+        defaults = self.defaults()
+        return [
+            f"the default's {each.key}={yaml_of(defaults[each.key])} is not among what is searched "
+            f"({each.describe()}): trial 0 is trained with it all the same"
+            for each in self.space.of_config[self.default]
+            if not each.holds(defaults[each.key])
+        ]
 
     def settings(self, *, optuna: str) -> dict[str, Any]:
         """What all calls of one folder share; trials, budget and processes may differ."""
@@ -151,7 +174,14 @@ class SweepTask:
 def _make_space(config: SweepConfig, store: FeatureStore) -> Space:
     if not config.params:
         return Space(
-            of_config={name: shipped_space(heads, store) for name, heads in config.heads.items()}
+            of_config={
+                name: [
+                    each
+                    for each in shipped_space(heads, store)
+                    if not _is_fixed(each, config.fixed)
+                ]
+                for name, heads in config.heads.items()
+            }
         )
     of_config: dict[str, list[Parameter]] = {name: [] for name in config.heads}
     for text in config.params:
@@ -170,6 +200,19 @@ def _make_space(config: SweepConfig, store: FeatureStore) -> Space:
         require_distinct(parameters)
     _require_searched(of_config)
     return Space(of_config=of_config)
+
+
+def _is_fixed(parameter: Parameter, keys: Sequence[str]) -> bool:
+    return any(parameter.key == key or parameter.key.startswith(f"{key}.") for key in keys)
+
+
+def _require_figure(choosing: Annotations, figure: str) -> None:
+    """Raises InputError where no detection could have this figure, as of boxes of another size."""
+    if math.isnan(getattr(score_detections(choosing, []), figure)):
+        raise InputError(
+            f"--objective {figure}: the validation images that choose have no such boxes, so that "
+            "no trial could have the figure; choose by AP, or validate on other images"
+        )
 
 
 def _require_searched(of_config: Mapping[str, Sequence[Parameter]]) -> None:

@@ -32,7 +32,8 @@ def rules(**changes: Any) -> Rules:
 
 def reached(values: Mapping[str, Any], epoch: int) -> float:
     """AP of a training that was never made."""
-    return epoch * (1 - abs(values["lr"] - 2e-3) * 50 - 0.01 * values["depth"]) / EPOCHS
+    depth = values.get("depth", 99)
+    return epoch * (1 - abs(values["lr"] - 2e-3) * 50 - 0.01 * depth) / EPOCHS
 
 
 def train(study: SweepStudy, draw: Any, *, until: int = EPOCHS) -> None:
@@ -60,9 +61,9 @@ def test_killed_at_any_moment_it_tries_the_same(tmp_path: Path, pruner: Any, sam
     while len(whole.drawn()) < 16:
         train(whole, whole.ask())
     killed = SweepStudy(tmp_path / "killed", search, SPACE)
-    killed.begin_with("one", {"lr": 2e-3, "width": 8, "depth": 99})
     while True:
         killed = SweepStudy(tmp_path / "killed", search, SPACE)
+        killed.begin_with("one", {"lr": 2e-3, "width": 8, "depth": 99})
         begun = killed.running()
         if not begun and len(killed.drawn()) == 16:
             break
@@ -73,9 +74,7 @@ def test_killed_at_any_moment_it_tries_the_same(tmp_path: Path, pruner: Any, sam
             train(killed, begun[0])
     assert tried(killed) == tried(whole)
     assert killed.winner() == whole.winner()
-    first = tried(whole)[0][2]
-    assert (first["lr"], first["width"]) == (2e-3, 8)
-    assert 1 <= first["depth"] <= 4  # its default lies outside of the range
+    assert tried(whole)[0][2] == {"lr": 2e-3, "width": 8}  # the default's depth is not searched
 
 
 @pytest.mark.parametrize("pruner", ["halving", "hyperband"])
@@ -112,6 +111,19 @@ def test_a_default_that_fails_holds_nothing_up(tmp_path: Path) -> None:
     assert given_up == [False, True, True]
 
 
+def test_where_the_first_five_fail_no_more_are_tried(tmp_path: Path) -> None:
+    study = SweepStudy(tmp_path / "study", rules(), SPACE)
+    for number in range(5):
+        assert not study.is_hopeless()
+        study.fail(study.ask().number, f"NaN {number}")
+    assert study.is_hopeless()
+    other = SweepStudy(tmp_path / "other", rules(), SPACE)
+    train(other, other.ask())
+    for _ in range(5):
+        other.fail(other.ask().number, "NaN")
+    assert not other.is_hopeless()
+
+
 def test_a_half_drawn_trial_is_drawn_to_its_end(tmp_path: Path) -> None:
     """Every prefix of the journal leads to the same trial."""
     study = SweepStudy(tmp_path / "whole", rules(), SPACE)
@@ -144,6 +156,19 @@ def test_a_front_of_two_objectives(tmp_path: Path) -> None:
     assert study.best() == [0, 1]
     assert study.winner() == 0
     assert study.curve_of(2) == [(1, 0.3), (2, 0.3)]
+
+
+def test_of_few_trials_or_one_parameter_nothing_mattered(tmp_path: Path) -> None:
+    study = SweepStudy(tmp_path / "study", rules(pruner="none"), SPACE)
+    while len(study.drawn()) < 9:
+        train(study, study.ask())
+    assert study.importances() == {}
+    train(study, study.ask())
+    assert study.importances() != {}
+    alone = SweepStudy(tmp_path / "alone", rules(pruner="none"), Space(of_config={"one": (LR,)}))
+    while len(alone.drawn()) < 12:
+        train(alone, alone.ask())
+    assert alone.importances() == {}
 
 
 def test_what_mattered_and_what_it_took(tmp_path: Path) -> None:

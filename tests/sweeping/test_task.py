@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 from cachedet.config.presets import load_config
 from cachedet.config.run import TrainConfig
 from cachedet.device import usable_cores
-from cachedet.errors import ConfigError
-from cachedet.sweeping.sweep_plan import SweepConfig
+from cachedet.errors import ConfigError, InputError
+from cachedet.extract import extract
+from cachedet.sweeping.sweep_plan import Objective, SweepConfig
 from cachedet.sweeping.task import SweepTask
 
 PRESET = "retinanet_fpn_tiny"
@@ -22,8 +24,8 @@ def cpu(**overrides: Any) -> TrainConfig:
 
 
 def make(tiny: Any, heads: dict[str, TrainConfig], **changes: Any) -> SweepTask:
-    stores = {"train": str(tiny.train), "val": str(tiny.val), "out": Path("out")}
-    return SweepTask.of(SweepConfig(heads=heads, trials=3, **stores, **changes))
+    values = {"train": str(tiny.train), "val": str(tiny.val), "out": Path("out"), **changes}
+    return SweepTask.of(SweepConfig(heads=heads, trials=3, **values))
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,30 @@ def test_the_longest_trial_that_can_be_drawn(tiny: Any) -> None:
     drawn = make(tiny, {PRESET: cpu()}, params=("schedule.epochs=5..50",))
     assert drawn.rules.most_epochs == 50
     assert drawn.defaults() == {"schedule.epochs": 20}
+
+
+def test_what_is_set_is_not_searched(tiny: Any) -> None:
+    heads = {PRESET: cpu()}
+    keys = [each.key for each in make(tiny, heads).space.of_config[PRESET]]
+    assert {"schedule.epochs", "schedule.lr", "views.base"} <= {*keys}
+    fixed = make(tiny, heads, fixed=("schedule.epochs", "views"))
+    left = [key for key in keys if key not in ("schedule.epochs", "views.base")]
+    assert [each.key for each in fixed.space.of_config[PRESET]] == left
+
+
+def test_another_objective_than_the_verdicts_is_said(tiny: Any) -> None:
+    task = make(tiny, {PRESET: cpu()}, objective=Objective(figure="ap50"))
+    assert "the search chooses by AP50; winner and default are compared by AP" in task.notes()
+    assert not any("compared by AP" in note for note in make(tiny, {PRESET: cpu()}).notes())
+
+
+def test_a_store_without_boxes_teaches_nothing(tiny: Any, tmp_path: Path) -> None:
+    content = json.loads(tiny.paths.train.read_text()) | {"annotations": []}
+    (tmp_path / "none.json").write_text(json.dumps(content))
+    config = tiny.extract_config(tmp_path / "none.zarr", annotations=tmp_path / "none.json")
+    extract(config)
+    with pytest.raises(InputError, match=r"none.zarr holds no box to learn from \(crowds aside\)"):
+        make(tiny, {PRESET: cpu()}, train=str(tmp_path / "none.zarr"))
 
 
 def test_a_config_that_does_not_fit_is_named(tiny: Any) -> None:
