@@ -88,6 +88,7 @@ class StageProgress:
         self._note = ""
         self._detail = ""
         self._is_over = False
+        self._printed = ""  # the last plain line
         self._clock = clock
         self._warm: tuple[float, int] | None = None  # when the warm-up ended, and units until then
         self._started = self._printed_at = clock()
@@ -196,7 +197,9 @@ class StageProgress:
         self._printed_at = self._clock()
         detail = f"  ({self._detail})" if self._detail else ""
         line = f"{self.name}: {self._done}/{self.total}  {self.status()}{detail}"
-        tell(line)
+        if line != self._printed:  # the end may come in the second of the line before
+            tell(line)
+        self._printed = line
 
 
 def _join(parts: dict[str, str], most: int | None) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator
 
@@ -51,6 +52,15 @@ def test_a_log_file_gets_a_last_line_on_standard_error(capsys: pytest.CaptureFix
     assert output.err.startswith("extract: 10/10  ")
     for part in ("images/s", "MB/s", "loss 0.5", "gone"):
         assert part in output.err
+
+
+@looked_at
+def test_nothing_is_said_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    """The last unit's line, and the end in the same second."""
+    now = itertools.chain((0.0, 0.0), itertools.repeat(20.0))
+    with StageProgress("extract", total=1, unit="images", clock=lambda: next(now)) as progress:
+        progress.advance(1)
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_seconds() -> None:

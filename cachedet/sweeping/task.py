@@ -97,6 +97,11 @@ class SweepTask:
         """What a person should know before it begins."""
         notes = [self.split.note] if self.split.note else []
         notes += self._notes_on_default()
+        if self.store.manifest.image_digests == self.validation.manifest.image_digests:
+            notes.append(
+                "--train and --val are the same images: nothing here tells how well others are "
+                "detected"
+            )
         if self.config.objective.figure != "ap":
             name = figure_name(self.config.objective.figure)
             notes.append(f"the search chooses by {name}; winner and default are compared by AP")

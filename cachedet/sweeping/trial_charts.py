@@ -62,14 +62,8 @@ def parallel_chart(report: SweepReport, space: Space) -> tuple[Chart, ...]:
     heights = [_FIRST_ROW + step * at for at in range(len(rows) + 1)]
     bottom = heights[-1]
     lines = [
-        Line(
-            series=series,
-            path=_path(
-                [*(row.share_of(trial) for row in rows), _share_of_figure(trial, axis)], heights
-            ),
-            dash=DASHES[series.look or 0],
-            accent=False,
-            dots=(),
+        _line(
+            series, [*(row.share_of(trial) for row in rows), _share_of_figure(trial, axis)], heights
         )
         for trial, series in zip(trials, _styled(report, trials), strict=True)
     ]
@@ -173,7 +167,7 @@ class _Row:
         name = self._name + (", log" if parameter.log else "")
         if not parameter.choices:
             ends = parameter.examples()
-            return _row_labels(height, name, [(0.0, f"{ends[0]:g}"), (1.0, f"{ends[1]:g}")])
+            return _row_labels(height, name, [(0.0, f"{ends[0]:.3g}"), (1.0, f"{ends[1]:.3g}")])
         shown = parameter.choices if len(parameter.choices) <= _MOST_CHOICES else (
             parameter.choices[0], parameter.choices[-1])  # fmt: skip
         texts = [(self._share(each), shorten(short_value(each), _LONGEST_CHOICE)) for each in shown]
@@ -263,6 +257,19 @@ def _share_of_figure(trial: TrialRecord, axis: Axis) -> float | None:
 
 def _across(share: float) -> float:
     return round(LEFT + share * (RIGHT - LEFT), 1)
+
+
+def _line(series: Series, shares: Sequence[float | None], heights: Sequence[int]) -> Line:
+    """Down all rows; a dot is the figure where the row above it is of another config."""
+    *_, above, reached = shares
+    is_alone = above is None and reached is not None
+    return Line(
+        series=series,
+        path=_path(shares, heights),
+        dash=DASHES[series.look or 0],
+        accent=False,
+        dots=((_across(reached or 0.0), heights[-1]),) if is_alone else (),
+    )
 
 
 def _path(shares: Sequence[float | None], heights: Sequence[int]) -> str:

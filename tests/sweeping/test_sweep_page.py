@@ -161,6 +161,20 @@ def test_two_configs_have_rows_of_their_own() -> None:
         "config", "fpn", "fpn: lr, log", "0.0001",
     ]  # fmt: skip
     assert [line.path.count("M") for line in parallel.lines] == [2, 2]  # broken where it has none
+    assert [len(line.dots) for line in parallel.lines] == [0, 1]  # its AP, behind rows of another
+
+
+def test_a_page_without_a_verdict_claims_none() -> None:
+    under_way = trial(5, 0.0, state="running")
+    page = page_of(report(trial(0, 0.4), under_way, verdict=None, finals=(), interrupted_by="INT"))
+    (lead,) = section_of(page, "result").leads
+    assert lead == (
+        "2 trials (1 trained to the end, 0 given up, 0 failed, 1 under way) in 1:30. "
+        "40 images choose, 40 others report."
+    )
+    assert "## What was tried" not in render_markdown(page)  # charts alone
+    failed = report(*(trial(n, 0.0, state="failed") for n in range(2)), verdict=None, finals=())
+    assert not any("--trials 40" in step for step in next_steps(failed, SPACE))
 
 
 @pytest.mark.parametrize(
