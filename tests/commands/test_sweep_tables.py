@@ -30,7 +30,9 @@ def test_the_best_trials_of_one_config(capsys: pytest.CaptureFixture[str]) -> No
     print_sweep(report("fpn", "fpn"))
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[1:4] == [
-        ["trial", "ap", "values"], ["0", "0.5", "lr=0.00123"], ["1", "0.4", "lr=0.00123"],
+        ["trial", "AP", "values"],
+        ["default", "0.500", "lr=0.00123"],
+        ["1", "0.400", "lr=0.00123"],
     ]  # fmt: skip
 
 
@@ -38,7 +40,7 @@ def test_no_name_of_a_config_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
     print_sweep(report("cascade_rcnn_nasfpn_tiny", "with_a_longer_name_than_any_preset"))
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split() for line in lines]
-    assert rows[1] == ["trial", "ap", "config", "values"]
-    assert rows[2] == ["0", "0.5", "cascade_rcnn_nasfpn_tiny", "lr=0.00123"]
+    assert rows[1] == ["trial", "AP", "config", "values"]
+    assert rows[2] == ["default", "0.500", "cascade_rcnn_nasfpn_tiny", "lr=0.00123"]
     assert rows[3][2] + rows[4][0] == "with_a_longer_name_than_any_preset"
     assert max(map(len, lines)) <= 80
