@@ -354,9 +354,10 @@ def test_other_stores_versions_and_folders_are_refused(
         settings.write_text(json.dumps(kept | changed))
         with pytest.raises(InputError, match=words):
             sweep(moved)
-    settings.write_text("{}")
-    with pytest.raises(InputError, match="holds other things than a sweep"):
-        sweep(moved)
+    for foreign in ({}, kept | {"heads": [PRESET]}, kept | {"heads": {PRESET: 1}}):
+        settings.write_text(json.dumps(foreign))
+        with pytest.raises(InputError, match="holds other things than a sweep"):
+            sweep(moved)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "settings.json").write_text('{"a": 1}')
     with pytest.raises(InputError, match=r"holds other things than a sweep: settings.json is not"):

@@ -63,7 +63,9 @@ class SweepFolder:
 
     def _read(self) -> dict[str, Any]:
         kept = self._kept.read()
-        if "space" not in kept:
+        heads = kept.get("heads")
+        parts = [heads, *heads.values()] if isinstance(heads, dict) else [heads]
+        if "space" not in kept or not all(isinstance(part, dict) for part in parts):
             raise self._kept.is_foreign()
         return kept
 
@@ -72,7 +74,7 @@ def _changes(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs, by the options that a person gives."""
     stores = [words for key, words in _STORES.items() if kept.get(key) != now[key]]
     old, new = ({**one, **dict.fromkeys(_STORES)} for one in (kept, now))
-    names = [", ".join(one.get("heads", {})) for one in (old, new)]
+    names = [", ".join(one["heads"]) for one in (old, new)]
     if names[0] != names[1]:
         return [*stores, f"its configs were {names[0]}, are {names[1]}"]
     if old.get("seed") != new["seed"]:  # the configs' is the sweep's
