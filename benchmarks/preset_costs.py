@@ -9,19 +9,16 @@ date.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from cachedet.config.preset_costs import COSTS
-from cachedet.config.presets import preset_names
+from cachedet.config.presets import FOLDER, preset_names
 from cachedet.model import measure_preset
-
-PLACE = Path(__file__).parents[1] / "configs" / COSTS
 
 
 def main() -> None:
     costs = {name: measure_preset(name).to_json() for name in preset_names()}
     lines = (f"{json.dumps(name)}: {json.dumps(cost)}" for name, cost in costs.items())
-    PLACE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    (FOLDER / COSTS).write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def require_file(path: Path, *, kind: Kind) -> None:
     """Refuse, before the work, a file that may not or cannot be written. Raises InputError."""
     require_local(path)
     for place in (path, Path(os.path.realpath(path))):  # a link, and what it leads to
-        owner = _owner_of(place.parent)
+        owner = owner_of(place.parent)
         if owner is not None and place.name in _FILES_OF[owner]:
             raise InputError(
                 f"{place} belongs to the {owner} {place.parent}, whose files other commands do "
@@ -232,7 +232,7 @@ def require_folder(folder: Path, *, inputs: Iterable[Path] = ()) -> None:
     obstacle = find_obstacle(folder)
     if obstacle is not None:
         raise _cannot_write(obstacle, folder)
-    owner = _owner_of(folder)
+    owner = owner_of(folder)
     if owner is not None:
         raise InputError(
             f"--out {folder} is a {owner}, whose files belong to it; choose another folder, "
@@ -260,7 +260,7 @@ def require_outside_stores(place: Path | str, *, option: str = "--out") -> None:
     require_local(place, option=option)
     target = Path(os.path.realpath(place))
     for folder in (target, *target.parents):
-        if _owner_of(folder) == "feature store":
+        if owner_of(folder) == "feature store":
             raise InputError(
                 f"{option} {place} lies inside the feature store {folder}, which holds features "
                 f"alone; choose another {option}"
@@ -338,7 +338,7 @@ _FILES_OF = {
 }
 
 
-def _owner_of(folder: Path) -> str | None:
+def owner_of(folder: Path) -> str | None:
     """What the folder is, where its files are not for other commands to write."""
     if os.path.isfile(folder / "config.yaml") and os.path.isdir(folder / "weights"):
         return "run folder"

@@ -363,7 +363,7 @@ def test_other_stores_versions_and_folders_are_refused(
     with pytest.raises(InputError, match=r"holds other things than a sweep: settings.json is not"):
         sweep(replace(config, out=tmp_path / "mine"))
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["settings.json"]
-    (tmp_path / "mine" / "cells").mkdir()
+    (tmp_path / "mine" / "features").mkdir()
     with pytest.raises(InputError, match="mine holds a comparison; choose another --out"):
         sweep(replace(config, out=tmp_path / "mine"))
     settings.unlink()

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
+
+from cachedet.config.presets import FOLDER
 
 NUM_CLASSES = 80
 COSTS = "costs.json"  # beside the presets
@@ -34,6 +35,5 @@ def usual_input(preset: str) -> UsualInput:
 
 def read_costs() -> dict[str, dict[str, Any]]:
     """Of each preset what `cachedet model --json` tells of it on its usual input."""
-    text = (files("cachedet") / "configs" / COSTS).read_text(encoding="utf-8")
-    costs: dict[str, dict[str, Any]] = json.loads(text)
+    costs: dict[str, dict[str, Any]] = json.loads((FOLDER / COSTS).read_text(encoding="utf-8"))
     return costs

@@ -17,12 +17,12 @@ from cachedet.config.run import TrainConfig, load_train_config, make_train_confi
 from cachedet.errors import ConfigError, nearest_names
 
 START = "cascade_rcnn_nasfpn_tiny"  # that of the README and of its results
-_FOLDER = Path(str(files("cachedet") / "configs"))
+FOLDER = Path(str(files("cachedet") / "configs"))
 
 
 def preset_names() -> tuple[str, ...]:
     """The names of all presets, sorted."""
-    return tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
 
 def read_preset(name: str) -> str:
@@ -87,7 +87,7 @@ def load_config(
 
 
 def _file_of(name: str) -> Path:
-    return _FOLDER / f"{name}.yaml"
+    return FOLDER / f"{name}.yaml"
 
 
 def _unknown(text: str, *, expected: str, kind: str = "") -> ConfigError:

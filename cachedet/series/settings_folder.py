@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from cachedet.errors import InputError
+from cachedet.outputs import owner_of
 from cachedet.store.files.durable import TEMPORARY_SUFFIX, encode_json, write_durably
 from cachedet.store.files.folder_lock import sole_owner
-from cachedet.training.same_run import flatten
-
-_FOLDERS = {"comparison": "cells", "sweep": "trials"}  # that tell what a folder is of
-_MOST_NAMED = 8  # differences, in one message
+from cachedet.training.same_run import first_named, flatten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +60,9 @@ class SettingsFolder:
 
     def is_foreign(self) -> InputError:
         """What to raise where the settings are of something else."""
-        for name, folder in _FOLDERS.items():
-            if name != self.of and (self.root / folder).is_dir():
-                return InputError(f"{self.root} holds a {name}; choose another --out")
+        owner = owner_of(self.root)
+        if owner not in (None, self.of):
+            return InputError(f"{self.root} holds a {owner}; choose another --out")
         return InputError(
             f"{self.root} holds other things than a {self.of}: {self.settings.name} is not "
             "of cachedet's; choose another --out"
@@ -88,10 +86,9 @@ class SettingsFolder:
 def differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Say what differs between two settings, the first eight of it."""
     old, new = flatten(dict(kept)), flatten(dict(now))
-    changed = [
+    changed = (
         f"{name} was {old.get(name)}, is {new.get(name)}"
         for name in {**old, **new}
         if old.get(name) != new.get(name)
-    ]
-    more = len(changed) - _MOST_NAMED
-    return [*changed[:_MOST_NAMED], *([f"and {more} more"] if more > 0 else [])]
+    )
+    return first_named(list(changed))

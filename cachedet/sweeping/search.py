@@ -99,8 +99,9 @@ class Search:
 
     def _describe(self, now: str) -> str:
         figure, winner = self._task.config.objective.figure, self._study.winner()
-        best = "" if winner is None else f"best {figure_name(figure)} "
-        best += "" if winner is None else f"{self._study.value_of(winner):.3f}"
+        best = ""
+        if winner is not None:
+            best = f"best {figure_name(figure)} {self._study.value_of(winner):.3f}"
         return "  ".join(filter(None, [best, now, self._describe_time()]))
 
     def _describe_time(self) -> str:

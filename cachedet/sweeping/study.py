@@ -34,6 +34,7 @@ OPTUNA = optuna.__version__
 CONFIG = "config"  # the parameter that says which of several configs
 ERROR = "error"  # an attribute of a trial that failed
 _GIVEN_UP = "given_up"  # of one whose end has been decided
+_UNDRAWN = "undrawn"  # keys of the default, whose values the space does not hold
 _CURVE = "curve"  # of a trial with two objectives
 _NAME = "sweep"
 _RANDOM_FIRST = 10  # trials before TPE has something to learn from
@@ -65,7 +66,6 @@ class SweepStudy:
         _repair(journal)
         self._space = space
         self._rules = rules
-        self._outside: set[str] = set()  # keys of which the space does not hold the default's value
         try:
             self._study: Study = optuna.create_study(
                 storage=JournalStorage(JournalFileBackend(str(journal))),
@@ -99,16 +99,16 @@ class SweepStudy:
 
         A value of it that the space does not hold is not drawn: the trial is trained with it.
         """
-        of_default = self._space.of_config[config]
-        self._outside = {each.key for each in of_default if not each.holds(values.get(each.key))}
         if self.trials:
             return
         first: dict[str, Label] = {CONFIG: config} if len(self._space.of_config) > 1 else {}
-        for parameter in of_default:
-            if parameter.key not in self._outside:
-                name = self._space.name_of(config, parameter)
-                first[name] = parameter.label_of(values[parameter.key])
-        self._study.enqueue_trial(first)
+        undrawn = []
+        for parameter in self._space.of_config[config]:
+            if parameter.holds(value := values.get(parameter.key)):
+                first[self._space.name_of(config, parameter)] = parameter.label_of(value)
+            else:
+                undrawn.append(parameter.key)
+        self._study.enqueue_trial(first, user_attrs={_UNDRAWN: undrawn})
 
     def running(self) -> list[Draw]:
         """Trials that an earlier call began and did not end."""
@@ -131,7 +131,7 @@ class SweepStudy:
             config = str(trial.suggest_categorical(CONFIG, names))
         values = {}
         for parameter in self._space.of_config[config]:
-            if trial.number == _DEFAULT and parameter.key in self._outside:
+            if parameter.key in trial.user_attrs.get(_UNDRAWN, ()):
                 continue
             name = self._space.name_of(config, parameter)
             values[parameter.key] = parameter.value_of(_suggest(trial, name, parameter))

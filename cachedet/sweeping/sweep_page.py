@@ -28,7 +28,7 @@ from cachedet.reporting.figures import (
 )
 from cachedet.sweeping.next_steps import next_steps
 from cachedet.sweeping.parameters import short_key, short_value
-from cachedet.sweeping.sweep_plan import Space, figure_name
+from cachedet.sweeping.sweep_plan import Space
 from cachedet.sweeping.sweep_results import SweepReport, TrialRecord, Verdict
 from cachedet.sweeping.trial_charts import (
     front_chart,
@@ -254,13 +254,12 @@ def _importance_section(report: SweepReport, space: Space) -> Section:
 def _trials_section(report: SweepReport, space: Space) -> Section:
     keys = list(dict.fromkeys(key for trial in report.trials for key in trial.values))
     several = len(space.of_config) > 1
-    chosen_by = report.objectives[0]
     table = Table(
         caption="AP is the best on the images that chose; of a trial that was given up, until then."
         " Seconds are those of its training steps.",
         corner="Trial",
         columns=(
-            "ended", *(() if chosen_by == "ap" else (figure_name(chosen_by),)), "AP",
+            "ended", *(() if report.objectives[0] == "ap" else (report.figure,)), "AP",
             "epochs", "seconds", *(("config",) if several else ()), *map(short_key, keys),
         ),
         rows=tuple(

@@ -12,6 +12,7 @@ from cachedet.comparison.summary import Spread, spread_of
 from cachedet.evaluation.precision import nan_to_null, to_json_values
 from cachedet.evaluation.significance import ComparisonReport, Interval
 from cachedet.progress import count_of
+from cachedet.sweeping.sweep_plan import figure_name
 
 State = Literal["complete", "pruned", "failed", "running", "waiting"]
 Judgement = Literal["better", "no difference told", "worse", "default", "one seed"]
@@ -141,6 +142,11 @@ class SweepReport:
     settings: Mapping[str, Any]
     notes: tuple[str, ...]
     interrupted_by: str | None  # a signal; the same command goes on
+
+    @property
+    def figure(self) -> str:
+        """The first objective, as people write it."""
+        return figure_name(self.objectives[0])
 
     def count(self, state: State) -> int:
         return sum(trial.state == state for trial in self.trials)

@@ -27,7 +27,7 @@ from cachedet.reporting.charts import (
 )
 from cachedet.reporting.figures import figure
 from cachedet.sweeping.parameters import Parameter, short_key, short_value
-from cachedet.sweeping.sweep_plan import Space, figure_name
+from cachedet.sweeping.sweep_plan import Space
 from cachedet.sweeping.sweep_results import SweepReport, TrialRecord
 from cachedet.text import shorten
 
@@ -69,7 +69,7 @@ def parallel_chart(report: SweepReport, space: Space) -> tuple[Chart, ...]:
     ]
     labels = [label for row, at in zip(rows, heights, strict=False) for label in row.labels(at)]
     ends = [(share, axis.text_of(at)) for share, at in ((0.0, axis.low), (1.0, axis.high))]
-    labels += _row_labels(bottom, figure_name(report.objectives[0]), ends)
+    labels += _row_labels(bottom, report.figure, ends)
     return (
         Chart(
             key="parallel",
@@ -118,11 +118,11 @@ def front_chart(report: SweepReport) -> tuple[Chart, ...]:
     return (
         draw_chart(
             "front",
-            f"{figure_name(report.objectives[0])} against seconds of training",
+            f"{report.figure} against seconds of training",
             "Numbers are those of the trials. A dotted line joins the front: trials of which none "
             "is beaten in both.",
             x=axis_from_zero("seconds", max(map(_seconds, trials))),
-            y=span_axis(figure_name(report.objectives[0]), min(values), max(values)),
+            y=span_axis(report.figure, min(values), max(values)),
             spots=[_spot(report, trial, at < _LABELLED) for at, trial in enumerate(front)]
             + [_spot(report, trial, False) for trial in others],
             links=[[(_seconds(trial), trial.objectives[0]) for trial in front]],
@@ -208,11 +208,7 @@ def _styled(report: SweepReport, trials: Sequence[TrialRecord]) -> list[Series]:
         elif trial.state == "pruned":
             name, tone, look = "given up", "scratch", _GIVEN_UP
         else:
-            name, tone, look = (
-                f"others, stronger the higher {figure_name(report.objectives[0])}",
-                "scaled",
-                0,
-            )
+            name, tone, look = f"others, stronger the higher {report.figure}", "scaled", 0
             share = ranked.index(trial.objectives[0]) / max(len(ranked) - 1, 1)
         series.append(
             Series(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from cachedet.structures import CategoryMap
 from cachedet.training.checkpoint import Checkpoint, load_checkpoint
 from cachedet.training.run_folder import RunFolder
 
-# A resumed run may change these keys: what the steps still to come compute hangs on none of them.
 _MOST_NAMED = 8  # differences, in one message
+# A resumed run may change these keys: what the steps still to come compute hangs on none of them.
 MAY_CHANGE_ON_RESUME = frozenset(
     {
         "max_steps", "device", "residency", "disk_cache", "eval_every", "early_stopping",
@@ -43,11 +43,9 @@ def require_same_run(
     before = checkpoint.manifest
     changed = differing_keys(checkpoint.config, config, but=MAY_CHANGE_ON_RESUME)
     if changed:
-        changed, more = changed[:_MOST_NAMED], changed[_MOST_NAMED:]
-        changed += [f"and {len(more)} more"] if more else []
         raise CheckpointError(
-            f"cannot resume {where}: the config differs: {'; '.join(changed)}; give the same "
-            "config and --set, or another --run"
+            f"cannot resume {where}: the config differs: {'; '.join(first_named(changed))}; give "
+            "the same config and --set, or another --run"
         )
     if before.image_digests != manifest.image_digests and grows(before, manifest):
         raise CheckpointError(
@@ -131,6 +129,12 @@ def differing_keys(before: BaseModel, now: BaseModel, *, but: Iterable[str] = ()
     absent = object()
     keys = [key for key in {**old, **new} if old.get(key, absent) != new.get(key, absent)]
     return [f"{key} was {_shown(old, key)}, is {_shown(new, key)}" for key in keys]
+
+
+def first_named(changed: Sequence[str]) -> list[str]:
+    """The first eight differences, and how many more there are."""
+    more = len(changed) - _MOST_NAMED
+    return [*changed[:_MOST_NAMED], *([f"and {more} more"] if more > 0 else [])]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
