@@ -178,7 +178,8 @@ def evaluate(
     other = None if against is None else of_run(against, features, config, views)
     _require_same_classes(scored, other)
     _require_replaceable(folder)
-    counts, source = _find_counts(questions, scored)
+    noted = None if folder is None else TrainingData.read(folder)
+    counts, source = _find_counts(questions, scored, noted)
     truth, started = _find_annotations(questions, scored), time.perf_counter()
     annotations = truth.annotations
     proposals = scored.recall_proposals(annotations) if questions.proposals else None
@@ -192,7 +193,7 @@ def evaluate(
         counts=counts,
         edges=questions.edges or DEFAULT_EDGES,
         resamples=questions.resamples,
-        notes=[*_note_trained_on(folder, features), *_note_skipped(features), *truth.notes],
+        notes=[*_note_trained_on(noted, features), *_note_skipped(features), *truth.notes],
     )
     report = EvalReport(
         analysis=analysis,
@@ -215,9 +216,8 @@ def evaluate(
     return report
 
 
-def _note_trained_on(folder: RunFolder | None, features: FeatureStore) -> list[str]:
+def _note_trained_on(noted: TrainingData | None, features: FeatureStore) -> list[str]:
     """Where the run is scored on the store that it learnt from."""
-    noted = None if folder is None else TrainingData.read(folder)
     if noted is None or noted.fingerprint != features.manifest.fingerprint():
         return []
     return ["the run was trained on these images: AP on others will be lower"]
@@ -327,12 +327,13 @@ def _note_skipped(features: FeatureStore) -> list[str]:
     ]
 
 
-def _find_counts(questions: Questions, scored: Subject) -> tuple[dict[int, int] | None, str | None]:
+def _find_counts(
+    questions: Questions, scored: Subject, noted: TrainingData | None
+) -> tuple[dict[int, int] | None, str | None]:
     """Training annotations of each class, and where they are from."""
     if questions.training is not None:
         counts = read_counts(questions.training, scored.categories, choose=questions.choose)
         return counts, shown(questions.training)
-    noted = None if scored.folder is None else TrainingData.read(scored.folder)
     if noted is not None:
         return noted.boxes, noted.store
     if questions.edges is not None:
