@@ -203,17 +203,23 @@ def evaluate(
         seconds=time.perf_counter() - started,
         results=None if folder is None else folder.results,
         coco_file=None if folder is None else folder.detections,
-        provenance={
-            "run": None if folder is None else noted_place(folder.root),
-            "store": noted_place(features.location),
-            "training": source,
-            **scored.provenance,
-            **_describe_store(features),
-            **questions.describe(),
-        },
+        provenance=_provenance(scored, features, questions, training=source),
     )
     report.write(coco_results(annotations, table))
     return report
+
+
+def _provenance(
+    scored: Subject, features: FeatureStore, questions: Questions, *, training: str | None
+) -> dict[str, Any]:
+    return {
+        "run": None if scored.folder is None else noted_place(scored.folder.root),
+        "store": noted_place(features.location),
+        "training": training,
+        **scored.provenance,
+        **_describe_store(features),
+        **questions.describe(),
+    }
 
 
 def _note_trained_on(noted: TrainingData | None, features: FeatureStore) -> list[str]:
